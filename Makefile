@@ -1,0 +1,46 @@
+# Every target makes the virtual environment itself, and again when pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types wheel bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# One pip call: torch and torchvision must be chosen together, or torchvision does not load.
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Expected Python 3.11 or later but got " \
+	  + sys.version.split()[0] + ": name another with make PYTHON=...")'
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet $(addprefix -c ,$(CONSTRAINTS)) -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## run the demo: a federated run on bundled data, with a table and plots at the end
+	$(BIN)/hetfl fit -c configs/demo.yaml
+
+test: $(STAMP) ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
+
+lint: $(STAMP) ## check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(STAMP) ## check the types
+	$(BIN)/mypy hetfl tests
+
+wheel: $(STAMP) ## build the wheel into dist/
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation
+
+bench: $(STAMP) ## measure speed
+	$(BIN)/python benchmarks/run.py
+
+clean: ## delete built files and caches; runs and the virtual environment stay
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

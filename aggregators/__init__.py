@@ -1,0 +1,12 @@
+"""How the server combines updates of different sizes: one rule per file."""
+
+if __name__ != "hetfl.aggregators":
+    raise ImportError(
+        f"Expected this package to be imported as hetfl.aggregators but got {__name__!r}: import hetfl.aggregators"
+    )
+
+from hetfl.aggregators.base import Aggregator
+from hetfl.aggregators.holder_mean import HolderMean
+from hetfl.aggregators.sample_mean import SampleMean
+
+__all__ = ["Aggregator", "HolderMean", "SampleMean"]

@@ -1,0 +1,39 @@
+"""What an aggregator is: torchmetrics' verbs over updates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from hetfl.types import Index, Report, Update
+
+
+class Aggregator(ABC):
+    """Takes the round's accepted updates one by one, in cohort order, and returns one step for the global model."""
+
+    @abstractmethod
+    def reset(self, tensors: Mapping[str, Tensor]) -> None:
+        """Begin a round.
+
+        Args:
+            tensors: the global model's tensors by name, for their shapes, type and device; they are only read.
+        """
+
+    @abstractmethod
+    def update(self, update: Update, index: Index, report: Report) -> None:
+        """Take one client's update.
+
+        Args:
+            update: what the server decoded; its vector, then its exact block, lie in the order of ``index``.
+            index: the global entries that the client holds and speaks for.
+            report: what the client said beside it.
+        """
+
+    @abstractmethod
+    def compute(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return per global tensor the step delta, and the number (or weight) of holders of each entry.
+
+        Entries without holders have delta 0 and holders 0: they must keep their value.
+        """

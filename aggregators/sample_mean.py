@@ -1,0 +1,19 @@
+"""FedAvg's mean by number of samples, over holders (McMahan et al., AISTATS 2017, algorithm 1)."""
+
+from __future__ import annotations
+
+from hetfl.aggregators.holder_mean import HolderMean
+from hetfl.types import Report
+
+
+class SampleMean(HolderMean):
+    r"""Mean over the holders of each entry, weighted by the size of their training sets.
+
+    .. math:: \Delta_j = \frac{\sum_{k \in H_j} n_k u_{k,j}}{\sum_{k \in H_j} n_k}
+
+    Use it with uniform selection: clients drawn in proportion to their size *and* weighted by it count twice.
+    """
+
+    def weight(self, report: Report) -> float:
+        """Return the client's number of training samples n_k."""
+        return float(report.num_samples)

@@ -1,0 +1,261 @@
+"""Plots of one run: accuracy of every level over rounds, and over uploaded bytes.
+
+Drawn on Figure objects, never through pyplot: no display is needed, and no global state is left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from hetfl.analysis.runs import Run, load_run
+from hetfl.errors import ConfigurationError
+
+FONT_POINTS = 9.0
+GREY = "0.35"
+BAND = 0.11
+"""Share of the axes' height, at the bottom, that is kept free of curves and their labels."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a plot: ``x`` and ``y`` without gaps, both of shape (rounds that reported,)."""
+
+    label: str
+    color: tuple[float, float, float, float] | str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+
+
+def spread(positions: Sequence[float], gap: float, low: float, high: float) -> NDArray[np.float64]:
+    """Return positions moved as little as possible so that neighbours are ``gap`` apart and all lie in [low, high].
+
+    The least-squares solution: for sorted x_i, minimise Σ (z_i − x_i)² subject to z_{i+1} − z_i ≥ gap, which is
+    isotonic regression on x_i − i·gap. If there is no room for all of them, they are evenly spaced.
+
+    >>> spread([1.0, 1.0, 5.0], gap=1.0, low=0.0, high=9.0).tolist()
+    [0.5, 1.5, 5.0]
+    """
+    wanted = np.asarray(positions, dtype=np.float64)
+    if len(wanted) < 2:
+        return wanted.clip(low, high)
+    gap = min(gap, (high - low) / (len(wanted) - 1))
+    order = np.argsort(wanted, kind="stable")
+    offsets = gap * np.arange(len(wanted))
+    # Clipping an isotonic fit gives the fit under bounds; offsets[-1] keeps room for those above.
+    fitted = isotonic_regression(wanted[order] - offsets).x.clip(low, high - offsets[-1])
+    result = np.empty_like(wanted)
+    result[order] = fitted + offsets
+    return result
+
+
+def accuracy_curves(run: Run, over: NDArray[np.float64]) -> list[Curve]:
+    """Return validation accuracy in percent, per level and of the global model, over one number per round.
+
+    Levels take colours in their order from dark to light (viridis, distinguishable without colour vision). The global
+    model's curve is left out where it is a level's curve, as it is when the largest level is the whole model.
+
+    Raises:
+        ConfigurationError: the run has no validation accuracy.
+    """
+    levels = [level for level in run.levels if f"val/accuracy/{level}" in run.metrics.columns]
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.75, max(len(levels), 1)))
+    curves = [
+        _curve(run, f"val/accuracy/{level}", level, tuple(shade), over)
+        for level, shade in zip(levels, shades, strict=False)
+    ]
+    if "val/accuracy" in run.metrics.columns or not curves:
+        whole = _curve(run, "val/accuracy", "global", "black", over)
+        if not any(len(curve.y) == len(whole.y) and np.allclose(curve.y, whole.y) for curve in curves):
+            curves.append(whole)
+    curves = [curve for curve in curves if len(curve.y)]
+    if not curves:
+        raise ConfigurationError(f"Expected a validation accuracy in {run.folder / 'metrics.csv'} but got none")
+    return curves
+
+
+def _curve(
+    run: Run, column: str, label: str, color: tuple[float, float, float, float] | str, over: NDArray[np.float64]
+) -> Curve:
+    accuracy = np.asarray(run.series(column), dtype=np.float64)
+    reported = ~(np.isnan(accuracy) | np.isnan(over))
+    return Curve(label, color, over[reported], 100 * accuracy[reported])
+
+
+def plot_accuracy_over_rounds(run: Run, ax: Axes | None = None) -> Axes:
+    """Plot the validation accuracy of every level over rounds.
+
+    Args:
+        run: the run.
+        ax: where to draw; None makes a figure, which is ``.figure`` of what is returned.
+
+    Raises:
+        ConfigurationError: the run has no validation accuracy.
+    """
+    ax = _new_axes() if ax is None else ax
+    curves = accuracy_curves(run, np.asarray(run.series("step"), dtype=np.float64))
+    _draw(ax, curves)
+    ax.set_xlabel("Round")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    first, last = min(curve.x[0] for curve in curves), max(curve.x[-1] for curve in curves)
+    ax.set_xlim(first, max(last, first + 1))
+    _title(ax, run, "Validation accuracy of each level over rounds")
+    _label_line_ends(ax, curves)
+    return ax
+
+
+def plot_accuracy_over_bytes(run: Run, ax: Axes | None = None) -> Axes:
+    """Plot the validation accuracy of every level over the bytes that all clients have uploaded.
+
+    A mark shows what the same uploads would have cost as dense float32: Σ_t up_bytes(t) · up_ratio(t).
+
+    Args:
+        run: the run.
+        ax: where to draw; None makes a figure, which is ``.figure`` of what is returned.
+
+    Raises:
+        ConfigurationError: the run has no validation accuracy, or lacks a column of ``comm/``.
+    """
+    ax = _new_axes() if ax is None else ax
+    megabytes = np.asarray(run.series("comm/up_bytes_total"), dtype=np.float64) / 1e6
+    curves = accuracy_curves(run, megabytes)
+    dense = float((run.series("comm/up_bytes") * run.series("comm/up_ratio")).sum()) / 1e6
+    sent = float(np.nanmax(megabytes))
+    _draw(ax, curves)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_xlabel("Uploaded by all clients (MB)")
+    ax.set_xlim(0.95 * min(curve.x[0] for curve in curves), 1.15 * max(dense, sent))
+    _title(ax, run, "Validation accuracy of each level over uploaded bytes")
+    _mark_dense(ax, sent, dense)
+    _label_line_ends(ax, curves)
+    return ax
+
+
+def plot_run(folder: str | Path) -> list[Path]:
+    """Write both plots of a run as PNG and SVG into its folder ``plots``, and return the files.
+
+    Raises:
+        ConfigurationError: the folder is not a run's, or the run lacks what the plots show.
+    """
+    run = load_run(folder)
+    target = run.folder / "plots"
+    target.mkdir(exist_ok=True)
+    files = []
+    for name, draw in (
+        ("accuracy_over_rounds", plot_accuracy_over_rounds),
+        ("accuracy_over_bytes", plot_accuracy_over_bytes),
+    ):
+        figure = draw(run).get_figure(root=True)
+        assert figure is not None  # an Axes that was just made has one
+        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
+            path = target / f"{name}.{suffix}"
+            # Text stays text, and the same run gives the same bytes.
+            with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hetfl"}):
+                figure.savefig(path, dpi=200, bbox_inches="tight", metadata=metadata)
+            files.append(path)
+    return files
+
+
+def _new_axes() -> Axes:
+    figure = Figure(figsize=(6.0, 3.8))
+    figure.subplots_adjust(left=0.1, right=0.84, bottom=0.13, top=0.86)
+    return figure.add_subplot()
+
+
+def _draw(ax: Axes, curves: Sequence[Curve]) -> None:
+    for curve in curves:
+        dashes = (0, (4, 2)) if curve.label == "global" else "solid"
+        ax.plot(curve.x, curve.y, color=curve.color, linewidth=1.6, linestyle=dashes, solid_capstyle="round")
+        if len(curve.x) == 1:
+            ax.plot(curve.x, curve.y, color=curve.color, marker="o", clip_on=False)
+    low, high = min(curve.y.min() for curve in curves), max(curve.y.max() for curve in curves)
+    margin = max(high - low, 10.0)
+    ax.set_ylim(low - 0.16 * margin, high + 0.06 * margin)
+    ax.set_ylabel("Accuracy (%)", fontsize=FONT_POINTS)
+    ax.xaxis.label.set_fontsize(FONT_POINTS)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=FONT_POINTS, color=GREY)
+    ax.grid(axis="y", color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+
+
+def _title(ax: Axes, run: Run, title: str) -> None:
+    ax.set_title(title, loc="left", fontsize=FONT_POINTS + 2, pad=20)
+    rounds = len(run.metrics)
+    ax.annotate(
+        f"run {run.folder.resolve().name}, {rounds} round{'s' if rounds != 1 else ''}",
+        (0, 1),
+        (0, 7),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=FONT_POINTS,
+        color=GREY,
+    )
+
+
+def _label_line_ends(ax: Axes, curves: Sequence[Curve]) -> None:
+    """Write each curve's name and last value beside its end, moved apart where ends are close."""
+    low, high = ax.get_ylim()
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    points = ax.get_window_extent().height * 72 / figure.get_dpi() / (high - low)  # per percent of accuracy
+    ends = [float(curve.y[-1]) for curve in curves]
+    places = spread(ends, 1.3 * FONT_POINTS / points, low + BAND * (high - low), high)
+    for curve, end, place in zip(curves, ends, places, strict=True):
+        ax.annotate(
+            f"{curve.label}  {end:.1f} %",
+            xy=(curve.x[-1], end),
+            xytext=(16, (place - end) * points),
+            textcoords="offset points",
+            va="center_baseline",
+            color=curve.color,
+            fontsize=FONT_POINTS,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": curve.color,
+                "lw": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 2,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def _mark_dense(ax: Axes, sent: float, dense: float) -> None:
+    """Mark, in the band below the curves, what was sent and what the same uploads would have cost as dense float32."""
+    place = ax.get_xaxis_transform()
+    ax.plot([dense, dense], [0, BAND / 2], transform=place, color=GREY, linewidth=1.0)
+    text = f"the same uploads, dense float32: {float(f'{dense:.3g}'):,g} MB"
+    if dense > 1.05 * sent:
+        ax.plot([sent, sent], [0, BAND / 2], transform=place, color=GREY, linewidth=1.0)
+        ax.annotate(
+            "",
+            xy=(dense, BAND / 4),
+            xytext=(sent, BAND / 4),
+            xycoords=place,
+            textcoords=place,
+            arrowprops={"arrowstyle": "<->", "color": GREY, "lw": 0.8, "shrinkA": 0, "shrinkB": 0},
+        )
+        text += f" ({dense / sent:.1f}×)"
+    ax.annotate(
+        text,
+        xy=(dense, 0.55 * BAND),
+        xytext=(-4, 0),
+        xycoords=place,
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=FONT_POINTS - 1,
+        color=GREY,
+    )

@@ -1,0 +1,33 @@
+"""jsonargparse explains a wrong value in a tree of lines; this keeps the one that matters."""
+
+from __future__ import annotations
+
+import re
+
+KEY = re.compile(r'(?:Parser key|[Kk]ey) "([^"]+)":?')
+NOISE = re.compile(
+    r"Does not validate against any of the Union subtypes|Subtypes:|Errors:|Given value type:|Given value:"
+    r"|Problem with given class_path .*:$|Problems? in config|Expected a <class 'NoneType'>|For details of accepted options"
+)
+
+
+def condense(message: str) -> str:
+    """Return the key path and the innermost reason of a message, on one line.
+
+    >>> condense('Parser key "model":\\n  Errors:\\n    - Problem with given class_path \\'X\\':\\n'
+    ...          '        Parser key "net":\\n          no such file\\n    - Expected a <class \\'NoneType\\'>')
+    'model.net: no such file'
+    """
+    path: list[str] = []
+    reasons: list[str] = []
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ").strip()
+        key = KEY.match(text)
+        if key:
+            path.append(key[1])
+            text = text[key.end() :].strip()
+        if text and not NOISE.match(text):
+            reasons.append(text)
+    said = "; ".join(dict.fromkeys(reasons)) or "not valid"
+    said = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", said)
+    return f"{'.'.join(path)}: {said}" if path else said

@@ -1,0 +1,22 @@
+"""How updates are made small, and how what was left out is sent later."""
+
+from hetfl.compression.base import Compressor
+from hetfl.compression.error_feedback import ErrorFeedback, Message
+from hetfl.compression.gamma_fedht import GammaFedHT
+from hetfl.compression.hard_threshold import HardThreshold
+from hetfl.compression.identity import Identity
+from hetfl.compression.residuals import DiskResiduals, MemoryResiduals, ResidualStore
+from hetfl.compression.top_k import TopK
+
+__all__ = [
+    "Compressor",
+    "DiskResiduals",
+    "ErrorFeedback",
+    "GammaFedHT",
+    "HardThreshold",
+    "Identity",
+    "MemoryResiduals",
+    "Message",
+    "ResidualStore",
+    "TopK",
+]

@@ -1,0 +1,42 @@
+"""Data sets and their partition over the clients."""
+
+from hetfl.data.arrays import Arrays, ClientData
+from hetfl.data.cifar import CIFAR10, CIFAR100
+from hetfl.data.csv_data import CSVData
+from hetfl.data.dataset_data import DatasetData
+from hetfl.data.digits import Digits
+from hetfl.data.dirichlet import Dirichlet
+from hetfl.data.image_folder import ImageFolder
+from hetfl.data.loaders import EvalBatch
+from hetfl.data.matched import matched_partition
+from hetfl.data.mnist import MNIST, FashionMNIST
+from hetfl.data.module import FederatedDataModule
+from hetfl.data.partition import IID, NaturalIds, Partitioner
+from hetfl.data.shards import LabelShards
+from hetfl.data.tensor_data import TensorData
+from hetfl.data.transform import ImageTransform, Plain, Transform
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "IID",
+    "MNIST",
+    "Arrays",
+    "CSVData",
+    "ClientData",
+    "DatasetData",
+    "Digits",
+    "Dirichlet",
+    "EvalBatch",
+    "FashionMNIST",
+    "FederatedDataModule",
+    "ImageFolder",
+    "ImageTransform",
+    "LabelShards",
+    "NaturalIds",
+    "Partitioner",
+    "Plain",
+    "TensorData",
+    "Transform",
+    "matched_partition",
+]

@@ -1,0 +1,68 @@
+"""What Lightning iterates over: the round, and batches for evaluation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hetfl.data.arrays import ClientData
+
+
+class EvalBatch(NamedTuple):
+    """Samples to evaluate on.
+
+    Attributes:
+        inputs: raw, shape (N, ...): the transform is the module's to apply.
+        targets: int64, shape (N,).
+        owner: int64, shape (N,): the client whose sample it is, or -1.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    owner: Tensor
+
+
+class OneRound(Dataset[int]):
+    """The only item of a training epoch: a place for the round to happen in, without data."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, position: int) -> int:
+        return range(1)[position]
+
+
+class EvalBatches(Dataset[EvalBatch]):
+    """Consecutive slices of tensors in memory.
+
+    Args:
+        data: the samples.
+        owner: int64, shape (n,): the client of each sample, or -1.
+        batch_size: samples in a batch; the last may be smaller.
+    """
+
+    def __init__(self, data: ClientData, owner: Tensor, batch_size: int) -> None:
+        self.data, self.owner, self.batch_size = data, owner, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.owner) // self.batch_size)
+
+    def __getitem__(self, position: int) -> EvalBatch:
+        start = range(len(self))[position] * self.batch_size
+        part = slice(start, start + self.batch_size)
+        return EvalBatch(self.data.inputs[part], self.data.targets[part], self.owner[part])
+
+
+def round_loader() -> DataLoader[int]:
+    """Return a loader with exactly one item."""
+    return DataLoader(OneRound(), batch_size=None, num_workers=0)
+
+
+def eval_loader(data: ClientData, batch_size: int, owner: Tensor | None = None) -> DataLoader[EvalBatch]:
+    """Return a loader of whole batches; without ``owner`` every sample is nobody's."""
+    owner = torch.full_like(data.targets, -1) if owner is None else owner
+    # batch_size=None: an item is a batch already; slicing in this process is faster than any worker.
+    return DataLoader(EvalBatches(data, owner, batch_size), batch_size=None, num_workers=0)

@@ -1,0 +1,179 @@
+"""The data of a federation: who has which samples, and what Lightning evaluates on."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from statistics import median
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hetfl.data.arrays import Arrays, ClientData
+from hetfl.data.loaders import EvalBatch, eval_loader, round_loader
+from hetfl.data.partition import IID, NaturalIds, Partitioner
+from hetfl.data.resident import Resident
+from hetfl.data.split import make_split
+from hetfl.data.transform import ImageTransform, Plain, Transform
+from hetfl.errors import ConfigurationError
+
+
+class FederatedDataModule(LightningDataModule):
+    """A data set, held in memory, and its partition over the clients.
+
+    A data set is a subclass with :meth:`load`, and with :meth:`default_transform` where it knows better. Which sample
+    is whose depends on ``seed`` and the other arguments, on nothing else.
+
+    Args:
+        num_clients: number of clients N; null: as many as there are client ids in the data.
+        partitioner: the rule that shares the training samples out; null: by the data's client ids, or
+            :class:`~hetfl.data.IID` where it has none.
+        transform: raw samples to the batches that nets take; null: the data set's own.
+        val_fraction: part of the training data held out for validation, before the clients get theirs.
+        min_samples: smallest number of training samples that a client may have; batch norm needs 2.
+        eval_batch_size: samples in a batch of validation and test.
+        local_metrics: whether validation also runs over the clients' own test samples.
+        seed: of the held-out samples and the partition.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_clients: int | None = 100,
+        partitioner: Partitioner | None = None,
+        transform: Transform | None = None,
+        val_fraction: float = 0.1,
+        min_samples: int = 2,
+        eval_batch_size: int = 1000,
+        local_metrics: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if eval_batch_size < 1:
+            raise ConfigurationError(f"Expected eval_batch_size of at least 1 but got {eval_batch_size}")
+        self.partitioner = partitioner
+        self.val_fraction, self.min_samples, self.seed = val_fraction, min_samples, seed
+        self.eval_batch_size, self.local_metrics = eval_batch_size, local_metrics
+        self._num_clients, self._transform = num_clients, transform
+        self._resident: Resident | None = None
+
+    @abstractmethod
+    def load(self) -> Arrays:
+        """Return the whole data set; called once.
+
+        Raises:
+            ConfigurationError: the data is not there or not as expected.
+        """
+
+    def default_transform(self, arrays: Arrays) -> Transform:
+        """Return the transform where none is given: uint8 images to [-1, 1], anything else as it is."""
+        inputs = arrays.train.inputs
+        if inputs.dtype == torch.uint8 and inputs.dim() == 4:
+            half = (0.5,) * inputs.shape[1]
+            return ImageTransform(mean=half, std=half)
+        return Plain()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the data and share it out; every later call does nothing.
+
+        Raises:
+            ConfigurationError: the data is missing, or the partition can't be made as asked.
+        """
+        if self._resident is not None:
+            return
+        arrays = self.load()
+        natural = NaturalIds() if arrays.train_clients is not None else IID()
+        split = make_split(
+            arrays,
+            self.partitioner or natural,
+            num_clients=self._num_clients,
+            val_fraction=self.val_fraction,
+            min_samples=self.min_samples,
+            seed=self.seed,
+        )
+        self._transform = self._transform or self.default_transform(arrays)
+        self._resident = Resident.of(arrays, split)
+        if split.unassigned:
+            rank_zero_info(f"{type(self).__name__}: {split.unassigned} training samples belong to no client")
+
+    @property
+    def resident(self) -> Resident:
+        """The samples in the order of the clients; there after :meth:`setup`."""
+        if self._resident is None:
+            raise RuntimeError(f"Expected {type(self).__name__}.setup() before its data is used but it was not called")
+        return self._resident
+
+    @property
+    def transform(self) -> Transform:
+        """Raw samples to float batches."""
+        if self._transform is None:
+            raise RuntimeError(f"Expected {type(self).__name__}.setup() before its transform is used")
+        return self._transform
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients N."""
+        return len(self.resident.train)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return self.resident.labels.shape[1]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of training samples per client."""
+        return tuple(len(data) for data in self.resident.train)
+
+    @property
+    def unassigned(self) -> int:
+        """Number of training samples that are neither held out nor any client's (:class:`~hetfl.data.LabelShards`)."""
+        return self.resident.unassigned
+
+    def client_data(self, client: int, split: Literal["train", "test"] = "train") -> ClientData:
+        """Return a client's samples: views of the resident tensors, the same objects at every call."""
+        return (self.resident.train if split == "train" else self.resident.test)[client]
+
+    def labels(self, client: int) -> Tensor:
+        """Return which classes a client's training data has, bool (K,)."""
+        return self.resident.labels[client]
+
+    def train_dataloader(self) -> DataLoader[int]:
+        """Return a loader whose one item stands for the round."""
+        return round_loader()
+
+    def val_dataloader(self) -> list[DataLoader[EvalBatch]]:
+        """Return the held-out samples and, with ``local_metrics``, the test samples that are some client's.
+
+        Raises:
+            ConfigurationError: nothing is held out.
+        """
+        if not len(self.resident.validation):
+            raise ConfigurationError(
+                f"Expected val_fraction > 0 for validation but got {self.val_fraction}: models are chosen on samples "
+                "held out from the training data, never on the test set (without validation: limit_val_batches=0)"
+            )
+        loaders = [eval_loader(self.resident.validation, self.eval_batch_size)]
+        if self.local_metrics:
+            owner = self.resident.test_owner
+            owned = int((owner >= 0).sum())  # nobody's samples stand last
+            test = self.resident.all_test
+            own = ClientData(test.inputs[:owned], test.targets[:owned])
+            loaders.append(eval_loader(own, self.eval_batch_size, owner[:owned]))
+        return loaders
+
+    def test_dataloader(self) -> list[DataLoader[EvalBatch]]:
+        """Return the whole test set."""
+        return [eval_loader(self.resident.all_test, self.eval_batch_size, self.resident.test_owner)]
+
+    def summary(self) -> str:
+        """Return one line: the data set, its samples, and how they lie on the clients."""
+        sizes, nobody = self.sizes, f", {self.unassigned} nobody's" if self.unassigned else ""
+        return (
+            f"{type(self).__name__}: {self.num_classes} classes, {sum(sizes)} training samples on {len(sizes)} clients "
+            f"(smallest {min(sizes)}, median {median(sizes):g}, largest {max(sizes)}){nobody}, "
+            f"{len(self.resident.validation)} held out, {len(self.resident.all_test)} test"
+        )

@@ -1,0 +1,64 @@
+"""The samples in memory, in the order of the clients: a client's data is a view, and costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hetfl.data.arrays import Arrays, ClientData
+from hetfl.data.partition import class_counts
+from hetfl.data.split import Split
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A data set after its split.
+
+    Attributes:
+        train: per client its training samples, views of one tensor.
+        test: per client its test samples, views of ``all_test``.
+        all_test: every test sample: client 0's, client 1's, ..., then nobody's.
+        test_owner: int64, shape (n_test,): the client of each sample of ``all_test``, or -1.
+        validation: the samples held out from the training data.
+        labels: bool, shape (N, K): the classes in each client's training data.
+        unassigned: number of training samples that the partitioner left out.
+    """
+
+    train: tuple[ClientData, ...]
+    test: tuple[ClientData, ...]
+    all_test: ClientData
+    test_owner: Tensor
+    validation: ClientData
+    labels: Tensor
+    unassigned: int
+
+    @staticmethod
+    def of(arrays: Arrays, split: Split) -> Resident:
+        """Copy the samples of a data set into the order of a split."""
+        nobody = torch.ones(len(arrays.test), dtype=torch.bool)
+        nobody[torch.cat(split.test)] = False
+        test_parts = [*split.test, nobody.nonzero().flatten()]
+        owners = torch.tensor([*range(len(split.test)), -1])
+        all_test = _take(arrays.test, torch.cat(test_parts))
+        return Resident(
+            train=_views(_take(arrays.train, torch.cat(split.train)), split.train),
+            test=_views(all_test, test_parts)[:-1],
+            all_test=all_test,
+            test_owner=owners.repeat_interleave(torch.tensor([len(part) for part in test_parts])),
+            validation=_take(arrays.train, split.validation),
+            labels=class_counts(arrays.train.targets, split.train, arrays.num_classes) > 0,
+            unassigned=split.unassigned,
+        )
+
+
+def _take(data: ClientData, positions: Tensor) -> ClientData:
+    return ClientData(data.inputs[positions], data.targets[positions])
+
+
+def _views(data: ClientData, parts: Sequence[Tensor]) -> tuple[ClientData, ...]:
+    """Return consecutive views of the sizes of ``parts``."""
+    sizes = [len(part) for part in parts]
+    return tuple(map(ClientData, data.inputs.split(sizes), data.targets.split(sizes)))

@@ -1,0 +1,78 @@
+"""The user's own tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hetfl.data.arrays import Arrays, ClientData, client_codes
+from hetfl.data.module import FederatedDataModule
+from hetfl.data.partition import Partitioner
+from hetfl.data.transform import Transform
+
+
+class TensorData(FederatedDataModule):
+    """Samples given in Python.
+
+    Args:
+        train_inputs: shape (n, ...), uint8 images (n, C, height, width) or floats.
+        train_targets: whole numbers, shape (n,): classes from 0.
+        test_inputs: shape (m, ...).
+        test_targets: whole numbers, shape (m,).
+        num_classes: number of classes K; None: the largest class that occurs, plus 1.
+        train_clients: per training sample the id of its client; None: the partitioner decides.
+        test_clients: per test sample the id of its client; None: matched to the training samples.
+        num_clients: see :class:`FederatedDataModule`, as the arguments that follow.
+        partitioner: the rule that shares the training samples out; None: by client ids if given, else IID.
+        transform: raw samples to batches; None: images to [-1, 1], floats as they are.
+        val_fraction: part of the training data held out for validation.
+        min_samples: smallest number of training samples of a client.
+        eval_batch_size: samples in a batch of validation and test.
+        local_metrics: whether validation also runs over the clients' own test samples.
+        seed: of the held-out samples and the partition.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_inputs: Tensor,
+        train_targets: Tensor,
+        test_inputs: Tensor,
+        test_targets: Tensor,
+        num_classes: int | None = None,
+        train_clients: Sequence[int] | Sequence[str] | None = None,
+        test_clients: Sequence[int] | Sequence[str] | None = None,
+        num_clients: int | None = None,
+        partitioner: Partitioner | None = None,
+        transform: Transform | None = None,
+        val_fraction: float = 0.1,
+        min_samples: int = 2,
+        eval_batch_size: int = 1000,
+        local_metrics: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            num_clients=num_clients,
+            partitioner=partitioner,
+            transform=transform,
+            val_fraction=val_fraction,
+            min_samples=min_samples,
+            eval_batch_size=eval_batch_size,
+            local_metrics=local_metrics,
+            seed=seed,
+        )
+        self.train_data, self.test_data = ClientData(train_inputs, train_targets), ClientData(test_inputs, test_targets)
+        self.train_clients, self.test_clients, self.num_labels = train_clients, test_clients, num_classes
+
+    def load(self) -> Arrays:  # noqa: D102
+        train_codes, test_codes = client_codes(self.train_clients, self.test_clients)
+        train, test = _with_int64_targets(self.train_data), _with_int64_targets(self.test_data)
+        highest = max((int(data.targets.max()) for data in (train, test) if len(data)), default=0)
+        num_classes = highest + 1 if self.num_labels is None else self.num_labels
+        return Arrays(train, test, num_classes, train_codes, test_codes)
+
+
+def _with_int64_targets(data: ClientData) -> ClientData:
+    # Whole numbers of any width; floats are left for Arrays to refuse, as a cast would cut them off.
+    return data if data.targets.is_floating_point() else ClientData(data.inputs, data.targets.long())

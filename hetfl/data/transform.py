@@ -1,0 +1,114 @@
+"""Raw resident samples to the float batches that nets take."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+
+
+class Transform(ABC):
+    """Turns a raw batch (N, ...) into a batch of ``torch.get_default_dtype()``; in training it may augment."""
+
+    @abstractmethod
+    def train(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the batch for a training step; random choices draw from ``generator``, one for each sample."""
+
+    @abstractmethod
+    def eval(self, inputs: Tensor) -> Tensor:
+        """Return the batch for evaluation: no randomness."""
+
+
+class Plain(Transform):
+    """Float features as they are, cast to the default type."""
+
+    def train(self, inputs: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
+        return self.eval(inputs)
+
+    def eval(self, inputs: Tensor) -> Tensor:  # noqa: D102
+        return inputs.to(torch.get_default_dtype())
+
+
+class ImageTransform(Transform):
+    r"""Crops and flips at random (training), then scales and normalises per channel.
+
+    .. math:: y_c = (x_c / \text{maximum} - \text{mean}_c) / \text{std}_c
+
+    Crops are cut from the raw image with ``padding`` black pixels on every side, as torchvision's ``RandomCrop`` before
+    ``ToTensor`` and ``Normalize`` does: the border is raw 0, not the mean. Inputs are uint8, shape (N, C, H, W).
+    ``eval`` admits further leading dimensions.
+
+    Args:
+        mean: per channel, in units of ``maximum``.
+        std: per channel, in units of ``maximum``.
+        padding: black pixels on every side before a crop of the image's own size; 0: no crop.
+        flip: mirror left and right with probability 1/2.
+        maximum: the raw value of white.
+
+    Raises:
+        ConfigurationError: not one std per mean, a std or the maximum that is not positive, or a negative padding.
+    """
+
+    def __init__(
+        self,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        padding: int = 0,
+        flip: bool = False,
+        maximum: float = 255.0,
+    ) -> None:
+        if len(mean) != len(std) or not mean:
+            raise ConfigurationError(f"Expected one mean and one std per channel but got {len(mean)} and {len(std)}")
+        if min(std) <= 0 or maximum <= 0 or padding < 0:
+            raise ConfigurationError(
+                f"Expected std > 0, maximum > 0 and padding >= 0 but got {std}, {maximum} and {padding}"
+            )
+        # YAML gives lists; tuples are hashable, as the cache below needs.
+        self.mean, self.std, self.padding, self.flip, self.maximum = tuple(mean), tuple(std), padding, flip, maximum
+
+    def train(self, inputs: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
+        if self.padding:
+            inputs = random_crop(inputs, self.padding, generator)
+        if self.flip:
+            inputs = random_flip(inputs, generator)
+        return self.eval(inputs)
+
+    def eval(self, inputs: Tensor) -> Tensor:  # noqa: D102
+        if inputs.dtype != torch.uint8 or inputs.dim() < 4 or inputs.shape[-3] != len(self.mean):
+            raise ConfigurationError(
+                f"Expected uint8 images of shape (N, {len(self.mean)}, height, width), one channel per mean, "
+                f"but got {inputs.dtype} {tuple(inputs.shape)}"
+            )
+        dtype = torch.get_default_dtype()
+        scale, shift = _affine(self.mean, self.std, self.maximum, dtype, inputs.device)
+        return torch.addcmul(shift, inputs.to(dtype), scale)
+
+
+def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Return each image (N, C, H, W), padded by zeros on every side, cut back to H x W at a random place of its own."""
+    offsets_2N = torch.randint(0, 2 * padding + 1, (2, len(images)), generator=generator).to(images.device)
+    padded = F.pad(images, (padding,) * 4)
+    # A view of every possible crop, (N, C, 2p+1, 2p+1, H, W): taking one per sample copies nothing else.
+    crops = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
+    return crops[torch.arange(len(images), device=images.device), :, offsets_2N[0], offsets_2N[1]]
+
+
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return each image (N, C, H, W) mirrored left and right with probability 1/2."""
+    flipped_N = torch.rand(len(images), generator=generator).lt(0.5).to(images.device)
+    return torch.where(flipped_N[:, None, None, None], images.flip(-1), images)
+
+
+@lru_cache(maxsize=32)
+def _affine(
+    mean: tuple[float, ...], std: tuple[float, ...], maximum: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return scale and shift, shape (C, 1, 1): the normalisation as one multiply-add, computed in float64."""
+    mean_C, std_C = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    scale, shift = 1 / (std_C * maximum), -mean_C / std_C
+    return scale.to(device, dtype)[:, None, None], shift.to(device, dtype)[:, None, None]

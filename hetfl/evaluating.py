@@ -1,0 +1,139 @@
+"""The part of the module that Lightning calls to evaluate: every level, and the clients' own test data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from hetfl.data import FederatedDataModule
+from hetfl.evaluation import ClientAccuracy, LevelMetrics
+from hetfl.fleet import LevelAssignment
+from hetfl.ledger import Ledger
+from hetfl.levels import LevelSet
+from hetfl.local import Executor, LocalTask
+from hetfl.seeding import generator
+from hetfl.statistics import StaticStatisticsStore
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Raw inputs, targets (N,), and the client that each sample belongs to (N,), -1 for nobody's."""
+
+
+class EvaluatingModule(LightningModule):
+    """Evaluates every level on the same batches, after its static batch-norm statistics have been gathered.
+
+    Subclasses provide the attributes below, ``submodel``, ``predict`` and ``restrict``.
+    """
+
+    levels: LevelSet
+    assignment: LevelAssignment
+    executor: Executor
+    ledger: Ledger
+    statistics: StaticStatisticsStore
+    statistics_clients: int | None
+    flops: Mapping[str, tuple[float, float]]
+    seed: int
+    version: int
+
+    def submodel(self, level: str) -> nn.Module:
+        """Return the resident net of a level, ready for evaluation."""
+        raise NotImplementedError
+
+    def predict(self, net: nn.Module, inputs: Tensor) -> Tensor:
+        """Return the logits that an evaluation uses."""
+        raise NotImplementedError
+
+    def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return logits as a client that has only some labels uses them."""
+        raise NotImplementedError
+
+    def log_columns(self, columns: Mapping[str, Tensor | float]) -> None:
+        """Log values at the present round; in float64, since Lightning would make float32 of Python numbers."""
+        values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in columns.items()}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
+        self.log("step", float(self.last_round), on_step=False, on_epoch=True, batch_size=1)
+
+    @property
+    def last_round(self) -> int:
+        """The round that the present global model came out of; 0 before the first."""
+        return max(self.version - 1, 0)
+
+    def setup_evaluation(self, data: FederatedDataModule) -> None:
+        """Make the metrics for a data set and fleet."""
+        self.level_metrics = LevelMetrics(list(self.levels), data.num_classes)
+        self.client_accuracy = ClientAccuracy(data.num_clients, data.labels, self.restrict)
+        self._transform = data.transform
+        self._num_clients = data.num_clients
+
+    def gather_statistics(self) -> None:
+        """Ask clients for static batch-norm sums of every level, unless the present model's are known."""
+        if self.statistics.version == self.version:
+            return
+        largest_first = sorted(self.levels, key=lambda level: -self.levels.sizes[level])
+        self.statistics.gather(
+            self.executor,
+            {level: self.submodel(level) for level in largest_first},
+            {level: self._statistics_tasks(level) for level in largest_first},
+            version=self.version,
+            forward_flops={level: flops[0] for level, flops in self.flops.items()},
+            ledger=self.ledger,
+        )
+
+    def _statistics_tasks(self, level: str) -> list[LocalTask]:
+        has = self.assignment.levels(self.last_round)
+        # One order for all levels, so that mostly the same clients are asked and need the model once.
+        order = torch.randperm(len(has), generator=generator(self.seed, "statistics", self.version)).tolist()
+        able = [client for client in order if self.levels.affords(has[client], level)]
+        if not able:
+            # Nobody can run this level: its statistics come from those that come nearest, as in a simulation.
+            largest = max(self.levels.sizes[own] for own in has)
+            able = [client for client in order if self.levels.sizes[has[client]] == largest]
+        asked = sorted(able[: self.statistics_clients])
+        return [LocalTask(client, level, self.last_round, self.version, 0.0) for client in asked]
+
+    def open_bench(self) -> None:
+        """Make the resident nets."""
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        self.open_bench()
+        self.gather_statistics()
+        self._nets = {level: self.submodel(level) for level in self.levels}
+
+    def _logits(self, inputs: Tensor, levels: list[str]) -> dict[str, Tensor]:
+        prepared = self._transform.eval(inputs)
+        return {level: self.predict(self._nets[level], prepared) for level in levels}
+
+    def on_validation_epoch_start(self) -> None:
+        """Bring all levels up to the present global model."""
+        self._begin()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Take a batch of the held-out part of the training data (loader 0) or of the clients' test data (loader 1)."""
+        inputs, targets, owner = batch
+        if dataloader_idx == 0:
+            self.level_metrics.update(self._logits(inputs, list(self.levels)), targets)
+        else:
+            logits = self._logits(inputs, [self.levels.largest])
+            self.client_accuracy.update(logits[self.levels.largest], targets, owner)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/*`` and ``local/*``."""
+        self.log_columns({**self.level_metrics.compute("val"), **self.client_accuracy.compute()})
+
+    def on_test_epoch_start(self) -> None:
+        """Bring all levels up to the present global model."""
+        self._begin()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Take a batch of the test set."""
+        inputs, targets, owner = batch
+        logits = self._logits(inputs, list(self.levels))
+        self.level_metrics.update(logits, targets)
+        self.client_accuracy.update(logits[self.levels.largest], targets, owner)
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/*`` and ``local/*``."""
+        self.log_columns({**self.level_metrics.compute("test"), **self.client_accuracy.compute()})

@@ -1,0 +1,86 @@
+"""Accuracy of every level, and of the global model on each client's own data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+
+class LevelMetrics(nn.Module):
+    """Loss of the global model and accuracy of each level over an evaluation.
+
+    Args:
+        levels: names of the levels, the global model's first.
+        num_classes: classes K.
+    """
+
+    def __init__(self, levels: Sequence[str], num_classes: int) -> None:
+        super().__init__()
+        self.levels = list(levels)
+        self.accuracy = nn.ModuleList(MulticlassAccuracy(num_classes, average="micro") for _ in levels)
+        self.loss = MeanMetric()
+
+    def update(self, logits_NK: Mapping[str, Tensor], targets_N: Tensor) -> None:
+        """Take one batch's logits of every level."""
+        for level, accuracy in zip(self.levels, self.accuracy, strict=True):
+            accuracy.update(logits_NK[level], targets_N)
+        self.loss.update(F.cross_entropy(logits_NK[self.levels[0]], targets_N), len(targets_N))
+
+    def compute(self, stage: str) -> dict[str, Tensor]:
+        """Return and forget: ``<stage>/loss``, ``<stage>/accuracy``, ``<stage>/accuracy/<level>``."""
+        values = {level: metric.compute() for level, metric in zip(self.levels, self.accuracy, strict=True)}
+        columns = {f"{stage}/loss": self.loss.compute(), f"{stage}/accuracy": values[self.levels[0]]}
+        columns |= {f"{stage}/accuracy/{level}": value for level, value in values.items()}
+        for metric in (self.loss, *self.accuracy):
+            metric.reset()
+        return columns
+
+
+class ClientAccuracy:
+    """Accuracy of the global model on each client's own test data: mean, worst tenth, variance.
+
+    Args:
+        num_clients: size N of the fleet.
+        labels: returns which classes a client's training data has, bool (K,).
+        restrict: what a method does to logits (N, K) of classes that a client does not own, given labels (N, K).
+    """
+
+    def __init__(
+        self, num_clients: int, labels: Callable[[int], Tensor], restrict: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        self.labels_SK = torch.stack([labels(client) for client in range(num_clients)])
+        self.restrict = restrict
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self.correct_S = torch.zeros(len(self.labels_SK), dtype=torch.float64)
+        self.count_S = torch.zeros(len(self.labels_SK), dtype=torch.float64)
+
+    def update(self, logits_NK: Tensor, targets_N: Tensor, owner_N: Tensor) -> None:
+        """Take one batch; ``owner_N`` is the client that each sample belongs to, -1 for nobody's."""
+        owned = owner_N >= 0
+        owner, targets = owner_N[owned].cpu(), targets_N[owned].cpu()
+        own_logits = self.restrict(logits_NK[owned].cpu(), self.labels_SK[owner])
+        correct = (own_logits.argmax(-1) == targets).double()
+        self.correct_S.index_add_(0, owner, correct)
+        self.count_S.index_add_(0, owner, torch.ones_like(correct))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return and forget: ``local/accuracy_mean``, ``_worst10``, ``_var`` over clients that have test data."""
+        has = self.count_S > 0
+        accuracy = (self.correct_S[has] / self.count_S[has]).sort().values
+        self.reset()
+        if not len(accuracy):
+            return {}
+        worst = accuracy[: max(1, len(accuracy) // 10)]
+        return {
+            "local/accuracy_mean": accuracy.mean(),
+            "local/accuracy_worst10": worst.mean(),
+            "local/accuracy_var": accuracy.var(correction=0),
+        }

@@ -1,0 +1,318 @@
+"""The round: a LightningModule whose one training step an epoch is one round of federated learning.
+
+select, extract, train locally, compress, send, aggregate, server step; Lightning then validates the new model. The module
+knows no method: a method overrides what a sub-model is (``index``), what is sent (``upload_index``), the local ``loss``
+and the prediction (``predict``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+
+from hetfl import wire
+from hetfl.aggregators import Aggregator, HolderMean
+from hetfl.compression import ErrorFeedback, Identity
+from hetfl.data import FederatedDataModule
+from hetfl.errors import ConfigurationError
+from hetfl.evaluating import EvaluatingModule
+from hetfl.fleet import Device, Dynamic, LevelAssignment
+from hetfl.ledger import Ledger
+from hetfl.levels import LevelSet
+from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential
+from hetfl.local.executor import Bench
+from hetfl.local.flops import flops_per_sample
+from hetfl.local.jobs import train
+from hetfl.local.nesting import check_nesting
+from hetfl.progress import FederatedCallback
+from hetfl.selection import Selection, Uniform
+from hetfl.server import server_step
+from hetfl.statistics import StaticStatisticsStore
+from hetfl.submodel import gather_flat, index_layout, parameters_of, relative, state_of
+from hetfl.types import ClientContext, Index, Level, NetFactory, Report
+
+
+def default_server_optimizer(params: Iterable[Tensor]) -> Optimizer:
+    """Return SGD(lr=1): the global model moves by the mean delta, which is federated averaging."""
+    return SGD(params, lr=1.0)
+
+
+class FederatedModule(EvaluatingModule):
+    """Federated learning of one global model by clients that train parts of it.
+
+    One epoch is one round; its one batch is the round itself. The server optimizer is the Lightning optimizer, so
+    ``max_epochs`` is the number of rounds and ``global_step`` the number of server steps. The clients' learning rate lives
+    in a second optimizer that steps nothing, so that schedulers, monitors and checkpoints see it.
+
+    Args:
+        net: builds the net of a level: a class, or a class with some arguments bound, that takes ``width``.
+        levels: what clients can afford, by name, the global model's first; None: the method's own.
+        assignment: which client has which level in which round; default: redrawn every round, all levels alike.
+        selection: which clients take part; default: 10 drawn uniformly.
+        local: what a client does with its data.
+        uplink: the compressor and its error feedback, through which every delta leaves a client; default: no compression.
+        aggregator: how updates are combined; None: the method's own.
+        server_optimizer: makes the server's optimizer; default: SGD(lr=1).
+        executor: runs the clients; default: one after the other.
+        client_device: what a device can do, for the simulated clock.
+        statistics_clients: how many clients gather static batch-norm statistics of each level before an evaluation, drawn
+            from those that can afford it; None: all of them.
+        check_nesting: refuse nets whose sub-models are not their leading channels.
+        seed: of every random choice; on the command line it follows ``seed_everything``.
+    """
+
+    default_levels: ClassVar[Mapping[str, Level]] = {"a": Level("a")}
+
+    def __init__(
+        self,
+        net: NetFactory,
+        levels: dict[str, Level] | None = None,
+        assignment: LevelAssignment | None = None,
+        selection: Selection | None = None,
+        local: LocalTraining | None = None,
+        uplink: ErrorFeedback | None = None,
+        aggregator: Aggregator | None = None,
+        server_optimizer: Callable[[Iterable[Tensor]], Optimizer] = default_server_optimizer,
+        executor: Executor | None = None,
+        client_device: Device | None = None,
+        statistics_clients: int | None = None,
+        check_nesting: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.levels = LevelSet(net, levels or self.default_levels, seed)
+        self.net = self.levels.net
+        self.assignment = assignment or Dynamic()
+        self.selection = selection or Uniform()
+        self.local = local or LocalTraining()
+        self.uplink = uplink or ErrorFeedback(Identity())
+        self.aggregator = aggregator or self.default_aggregator()
+        self.server_optimizer = server_optimizer
+        self.executor = executor or Sequential()
+        self.ledger = Ledger(client_device or Device())
+        self.statistics = StaticStatisticsStore()
+        self.statistics_clients = statistics_clients
+        self.check_nesting = check_nesting
+        self.seed = seed
+        self.version = 0
+        self.bench: Bench | None = None
+
+    # What a method overrides.
+
+    def default_aggregator(self) -> Aggregator:
+        """Return the method's own aggregator."""
+        return HolderMean()
+
+    def index(self, level: str, round: int) -> Index:
+        """Return what a level's sub-model holds: by default the leading block of every tensor."""
+        return self.levels.indices[level]
+
+    def upload_index(self, client: int, level: str, round: int) -> Index:
+        """Return what a client sends, and counts as a holder of: a part of its index; by default all of it."""
+        return self.index(level, round)
+
+    def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return logits (..., K) as a client that has only some ``labels`` (..., K) uses them; by default as they are."""
+        return logits
+
+    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        """Return the local loss of outputs (N, K) and targets (N,); with leading client dimensions, one loss each."""
+        logits = self.restrict(outputs, ctx.labels.unsqueeze(-2))
+        if logits.dim() == 2:
+            return F.cross_entropy(logits, targets)
+        losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+        return losses.view(targets.shape).mean(-1)
+
+    def predict(self, net: nn.Module, inputs: Tensor) -> Tensor:
+        """Return the logits that an evaluation uses."""
+        logits: Tensor = net(inputs)
+        return logits
+
+    # What Lightning calls.
+
+    def setup(self, stage: str) -> None:
+        """Meet the data: check everything that can be checked before the first round."""
+        data = self.data
+        if self.trainer.precision in ("16-mixed", "16-true"):
+            raise ConfigurationError(
+                f"Expected precision 32-true, bf16-mixed or 64-true but got {self.trainer.precision}: local steps have no "
+                "gradient scaler"
+            )
+        if self.trainer.world_size > 1:
+            raise ConfigurationError(f"Expected one device but got {self.trainer.world_size}: use executor Workers")
+        self.assignment.setup(list(self.levels), data.num_clients, self.seed)
+        self.selection.setup(data.sizes, self.seed)
+        samples = data.transform.eval(data.client_data(0).inputs[:4])
+        self.flops = {}
+        for level in self.levels:
+            part = self.levels.build(level)
+            if self.check_nesting:
+                check_nesting(self.net, part, self.index(level, 0), samples, level)
+            self.flops[level] = flops_per_sample(part, samples)
+        self.setup_evaluation(data)
+        self.uplink.residuals.bind(f"{self.trainer.log_dir or self.trainer.default_root_dir}/residuals")
+
+    def configure_optimizers(self) -> Any:
+        """Return the server's optimizer and the carrier of the clients' learning rate, with its schedule."""
+        carrier = self.local.optimizer([nn.Parameter(torch.zeros(1))])
+        schedules = [] if self.local.scheduler is None else [self.local.scheduler(carrier)]
+        return [self.server_optimizer(self.net.parameters()), carrier], schedules
+
+    def on_fit_start(self) -> None:
+        """Get ready to train."""
+        self.open_bench()
+
+    def training_step(self, batch: object, batch_idx: int) -> None:
+        """Run one round."""
+        round = self.current_epoch
+        server, carrier = self.optimizers()  # type: ignore[misc,union-attr]
+        lr = carrier.param_groups[0]["lr"]
+        levels = self.assignment.levels(round)
+        tasks = [LocalTask(k, levels[k], round, self.version, lr) for k in self.selection.select(round)]
+        self.ledger.begin_round()
+        self.aggregator.reset(self.tensors)
+        reports = []
+        for done, result in enumerate(self.executor.run(train, tasks), start=1):
+            report = self.receive(result)
+            reports += [] if report is None else [report]
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, FederatedCallback):
+                    callback.on_client_end(self.trainer, self, done, len(tasks))
+        delta, holders = self.aggregator.compute()
+        server_step(server.optimizer, server.step, self.tensors, delta, holders)
+        self.version += 1
+        threshold = self.uplink.compressor.threshold(lr)
+        self.uplink.end_round()
+        self.selection.observe(reports)
+        if self.lr_schedulers() is not None:
+            carrier.optimizer.step()  # moves nothing; tells the schedule that this round's step has been
+            self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
+        samples = sum(report.num_samples for report in reports)
+        loss = sum(report.loss * report.num_samples for report in reports) / samples if samples else float("nan")
+        self.log_columns({"train/loss": loss, "lr": lr, "threshold": float("nan") if threshold is None else threshold})
+
+    def on_train_epoch_end(self) -> None:
+        """Log the round's costs, an evaluation's included."""
+        self.log_columns({**self.ledger.columns(), "residual/norm": self.uplink.norm()})
+
+    # One client's update on its way.
+
+    def receive(self, result: LocalResult) -> Report | None:
+        """Pass a delta through the uplink to the aggregator.
+
+        Returns:
+            The client's report, or None if its update was refused: then its delta is lost and its residual is as it was.
+        """
+        task = result.task
+        flops = self.flops[task.level][1] * result.num_passes
+        report = Report(task.client, task.level, result.num_samples, result.loss, flops)
+        index = self.index(task.level, task.round)
+        upload = self.upload_index(task.client, task.level, task.round)
+        vector = result.vector
+        if upload is not index:
+            inside = {name: relative(entry, index[name]) for name, entry in upload.items()}
+            vector = gather_flat(index_layout(index).views(vector), inside)
+        held = {name: entry for name, entry in upload.items() if name in self.parameter_names}
+        size = index_layout(held).size
+        down_bytes = wire.dense_size(self.levels.sizes[task.level], 0)
+        try:
+            message = self.uplink.prepare(
+                task.client, vector[:size], exact=vector[size:], index=held, round=task.round, lr=task.lr
+            )
+            expected = wire.Expected(task.round, task.client, size, vector.numel() - size, dtype=vector.dtype)
+            update = wire.decode(message.payload, expected)
+        except ConfigurationError:
+            raise
+        except ValueError as error:
+            rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
+            self.ledger.charge(down_bytes=down_bytes, up_bytes=0, flops=flops)
+            self.ledger.refuse()
+            return None
+        self.aggregator.update(update, upload, report)
+        self.uplink.accept(message, update)
+        bytes_sent = len(message.payload)
+        self.ledger.charge(down_bytes=down_bytes, up_bytes=bytes_sent, flops=flops)
+        self.ledger.sent(entries=size, sent=update.num_sent, update_bytes=bytes_sent, dense_bytes=4 * vector.numel())
+        return report
+
+    # What executors use.
+
+    @property
+    def data(self) -> FederatedDataModule:
+        """The trainer's data module.
+
+        Raises:
+            ConfigurationError: it is not a federated one.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, FederatedDataModule):
+            raise ConfigurationError(
+                f"Expected a hetfl.FederatedDataModule as datamodule but got {type(data).__name__}"
+            )
+        return data
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The global model's parameters and float buffers by name; first used once the module is on its device."""
+        return state_of(self.net)
+
+    @cached_property
+    def parameter_names(self) -> frozenset[str]:
+        """Names of the tensors that are trained and compressed; the others travel exactly."""
+        return frozenset(parameters_of(self.net))
+
+    def open_bench(self) -> None:
+        """Make this process's resident nets, once the module is on its device, and hand them to the executor."""
+        if self.bench is None:
+            self.bench = Bench(self, self.data, self.tensors)
+            self.executor.setup(self.bench)
+
+    def build(self, level: str) -> nn.Module:
+        """Return a new net of a level on the module's device and in its dtype."""
+        return self.levels.build(level).to(device=self.device, dtype=next(self.net.parameters()).dtype)
+
+    def submodel(self, level: str) -> nn.Module:
+        """Return the resident net of a level with the present global model's values and, if known, its statistics."""
+        task = LocalTask(-1, level, self.current_epoch, self.version, 0.0)
+        assert self.bench is not None, "open_bench comes first"
+        resident = self.bench.resident(task)
+        resident.start()
+        if self.statistics.version == self.version:
+            self.statistics.load_into(level, resident.net)
+        return resident.net.eval()
+
+    def precision_context(self) -> AbstractContextManager[object]:
+        """Return the trainer's precision (autocast, default dtype) as a context."""
+        return self.trainer.precision_plugin.forward_context()
+
+    # State.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not know: residuals, thresholds, policy, statistics, costs."""
+        checkpoint["hetfl"] = {
+            "version": self.version,
+            "ledger": self.ledger.state_dict(),
+            "selection": self.selection.state_dict(),
+            "statistics": self.statistics.state_dict(),
+            "uplink": self.uplink.state_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        state = checkpoint["hetfl"]
+        self.version = state["version"]
+        for name in ("ledger", "selection", "statistics", "uplink"):
+            getattr(self, name).load_state_dict(state[name])
+
+    def teardown(self, stage: str) -> None:
+        """End the executor's processes."""
+        self.executor.close()

@@ -1,0 +1,103 @@
+"""The levels of a run: named sizes, their nets, and which block of the global model each one holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from hetfl.errors import ConfigurationError
+from hetfl.seeding import derive
+from hetfl.submodel import prefix_index, state_of
+from hetfl.types import IndexEntry, Level, NetFactory
+
+
+class LevelSet(Mapping[str, Level]):
+    """Levels by name; the first is the global model's and the largest.
+
+    Args:
+        factory: builds the net of a level.
+        levels: sizes by name; widths are relative to the global model, so the first is 1.
+        seed: seeds the global model's initial values.
+
+    Raises:
+        ConfigurationError: no levels; a name or width out of range; the first level is not the largest; the net lacks the
+            axis asked for; the net of a level is not a leading block of the global one.
+    """
+
+    def __init__(self, factory: NetFactory, levels: Mapping[str, Level], seed: int) -> None:
+        self._factory = factory
+        self._levels = {name: replace(level, name=name) for name, level in levels.items()}
+        if not levels:
+            raise ConfigurationError("Expected at least one level but got none")
+        for level in self._levels.values():
+            _check(level)
+        self.largest = next(iter(self._levels))
+        if self._levels[self.largest].width != 1.0:
+            raise ConfigurationError(
+                f"Expected the first level to be the global model, of width 1, but got level {self.largest} of width "
+                f"{self._levels[self.largest].width}: widths are relative; make the net itself smaller (its hidden sizes)"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "net"))
+            self.net = self.build(self.largest)
+        whole = state_of(self.net)
+        parts = {name: state_of(self.build(name)) for name in self}
+        self.indices: dict[str, dict[str, IndexEntry]] = {
+            name: prefix_index(whole, part, name) for name, part in parts.items()
+        }
+        self.sizes = {name: sum(tensor.numel() for tensor in part.values()) for name, part in parts.items()}
+        for name, size in self.sizes.items():
+            if size > self.sizes[self.largest]:
+                raise ConfigurationError(
+                    f"Expected the first level to be the largest but got {name} with {size} entries against "
+                    f"{self.sizes[self.largest]}"
+                )
+
+    def __getitem__(self, name: str) -> Level:
+        return self._levels[name]
+
+    def __iter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204
+        return iter(self._levels)
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def build(self, name: str) -> nn.Module:
+        """Return a new net of a level.
+
+        Raises:
+            ConfigurationError: the net's constructor does not take the axis that the level asks for.
+        """
+        level = self._levels[name]
+        arguments = {"width": level.width} if level.depth is None else {"width": level.width, "depth": level.depth}
+        try:
+            return self._factory(**arguments)
+        except TypeError as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None or unknown[1] not in arguments:
+                raise
+            # A net without a width is fine as long as no level asks for another width than 1.
+            if unknown[1] == "width" and all(other.width == 1.0 for other in self._levels.values()):
+                del arguments["width"]
+                return self._factory(**arguments)
+            raise ConfigurationError(
+                f"Expected a net whose constructor takes {unknown[1]!r}, which levels of different {unknown[1]} need, "
+                f"but got: {error}"
+            ) from None
+
+    def affords(self, has: str, level: str) -> bool:
+        """Return whether a client of level ``has`` can run the sub-model of ``level``: it is no larger."""
+        return self.sizes[level] <= self.sizes[has]
+
+
+def _check(level: Level) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", level.name):
+        raise ConfigurationError(f"Expected level names of letters, digits, - and _ but got {level.name!r}")
+    if not 0.0 < level.width <= 1.0:
+        raise ConfigurationError(f"Expected width in (0, 1] for level {level.name} but got {level.width}")
+    if level.depth is not None and level.depth < 1:
+        raise ConfigurationError(f"Expected depth of at least 1 for level {level.name} but got {level.depth}")

@@ -1,0 +1,8 @@
+"""Local training: what happens on a client, and the executors that run it."""
+
+from hetfl.local.executor import Executor, LocalProblem, LocalResult, LocalTask
+from hetfl.local.sequential import Sequential
+from hetfl.local.training import LocalTraining
+from hetfl.local.workers import Workers
+
+__all__ = ["Executor", "LocalProblem", "LocalResult", "LocalTask", "LocalTraining", "Sequential", "Workers"]

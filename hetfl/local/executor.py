@@ -1,0 +1,143 @@
+"""What an executor is: it runs jobs of clients on resident nets and returns their results in order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hetfl.data import ClientData, Transform
+from hetfl.local.resident import ResidentNet
+from hetfl.local.training import LocalTraining
+from hetfl.types import ClientContext, Index
+
+
+class ClientSource(Protocol):
+    """What local training needs of a data module."""
+
+    transform: Transform
+
+    def client_data(self, client: int, split: Literal["train", "test"] = "train") -> ClientData:
+        """Return a client's samples."""
+        ...
+
+    def labels(self, client: int) -> Tensor:
+        """Return which classes a client's training data has, bool (K,)."""
+        ...
+
+
+class LocalProblem(Protocol):
+    """What local training needs of a federated module."""
+
+    seed: int
+    local: LocalTraining
+
+    def build(self, level: str) -> nn.Module:
+        """Return a new net of a level on the module's device."""
+        ...
+
+    def index(self, level: str, round: int) -> Index:
+        """Return what a level's sub-model holds of the global model."""
+        ...
+
+    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        """Return the local loss."""
+        ...
+
+    def precision_context(self) -> AbstractContextManager[object]:
+        """Return the trainer's precision as a context, for other processes."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """One client's work in one round.
+
+    Attributes:
+        client: the client's id.
+        level: the level it works at.
+        round: the round.
+        version: number of server steps so far; tells when the global model has changed.
+        lr: the clients' learning rate γ of the round.
+    """
+
+    client: int
+    level: str
+    round: int
+    version: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a job returns: a flat vector whose meaning the job defines, the mean loss, and how much was done.
+
+    Attributes:
+        task: the task it answers.
+        vector: flat result, shape (D,); a delta for training.
+        loss: mean loss over all samples that were passed.
+        num_samples: size of the client's training set.
+        num_passes: number of samples passed through the net, repetitions counted.
+    """
+
+    task: LocalTask
+    vector: Tensor
+    loss: float
+    num_samples: int
+    num_passes: int
+
+
+class Bench:
+    """The resident nets of one process: one per level, built at first use."""
+
+    def __init__(self, problem: LocalProblem, data: ClientSource, tensors: Mapping[str, Tensor]) -> None:
+        self.problem, self.data, self.tensors = problem, data, tensors
+        self._residents: dict[str, ResidentNet] = {}
+
+    def resident(self, task: LocalTask) -> ResidentNet:
+        """Return the net of the task's level with its anchor at the present global model."""
+        if task.level not in self._residents:
+            # Lightning evaluates in inference mode; tensors born there could never be trained.
+            with torch.inference_mode(False):
+                net = self.problem.build(task.level)
+                self._residents[task.level] = ResidentNet(net, self.problem.local.optimizer)
+        resident = self._residents[task.level]
+        resident.anchor(self.tensors, self.problem.index(task.level, task.round), (task.round, task.version))
+        return resident
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the global model."""
+        return next(iter(self.tensors.values())).device
+
+
+Job = Callable[[Bench, LocalTask], LocalResult]
+"""A module-level function that does one client's work on a bench: training, statistics."""
+
+
+class Executor(ABC):
+    """Runs jobs for the clients of a cohort.
+
+    The result of a task depends on the task and the global model alone. For one kind of executor, thread setting and
+    device the bits are the same for any number of workers; between kinds they agree to rounding.
+    """
+
+    def setup(self, bench: Bench) -> None:
+        """Learn what is trained on what.
+
+        Args:
+            bench: this process's resident nets; its tensors are read whenever a task brings a new version.
+        """
+        self.bench = bench
+
+    @abstractmethod
+    def run(self, job: Job, tasks: Sequence[LocalTask]) -> Iterator[LocalResult]:
+        """Yield the results in the order of the tasks."""
+
+    def close(self) -> None:
+        """End whatever the executor started."""

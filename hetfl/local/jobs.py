@@ -1,0 +1,68 @@
+"""What one client does: local training, and the sums for static batch norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hetfl.local.executor import Bench, LocalResult, LocalTask
+from hetfl.local.training import batches
+from hetfl.models.static_batch_norm import StaticStatistics, gathering, static_layers
+from hetfl.seeding import generator
+from hetfl.types import ClientContext
+
+
+def train(bench: Bench, task: LocalTask) -> LocalResult:
+    r"""E epochs of SGD from the client's slice of the global model; the result is the delta.
+
+    .. math:: \Delta_k = \theta_k - \theta[\text{index}]
+    """
+    resident, local = bench.resident(task), bench.problem.local
+    data = bench.data.client_data(task.client)
+    ctx = ClientContext(task.client, task.round, bench.data.labels(task.client).to(bench.device))
+    resident.start(task.lr)
+    net = resident.net.train()
+    random = generator(bench.problem.seed, "local", task.round, task.client)
+    torch.manual_seed(random.initial_seed())  # dropout draws from torch's global generator
+    total, num_samples, passes = torch.zeros((), device=bench.device), len(data.targets), 0
+    for _ in range(local.epochs):
+        for batch in batches(num_samples, local.batch_size, random):
+            inputs = bench.data.transform.train(data.inputs[batch], random).to(bench.device)
+            loss = bench.problem.loss(net(inputs), data.targets[batch].to(bench.device), ctx)
+            resident.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if local.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(resident.vector, local.gradient_clip)
+            resident.optimizer.step()
+            total += loss.detach() * len(batch)
+            passes += len(batch)
+    return LocalResult(task, resident.delta(), total.item() / passes, num_samples, passes)
+
+
+def statistics(bench: Bench, task: LocalTask) -> LocalResult:
+    """One pass over the client's data that sums batch means and variances of every static norm layer.
+
+    The result lists, layer after layer, the sum of means (C,), the sum of variances (C,) and the number of batches:
+    :func:`unpack_statistics` reads it.
+    """
+    resident = bench.resident(task)
+    data = bench.data.client_data(task.client)
+    resident.start()
+    random = generator(bench.problem.seed, "statistics", task.round, task.client)
+    with torch.no_grad(), gathering(resident.net) as layers:
+        for batch in batches(len(data.targets), bench.problem.local.batch_size, random):
+            resident.net(bench.data.transform.train(data.inputs[batch], random).to(bench.device))
+        sums = [layer.sums for layer in layers.values()]
+    vector = torch.cat([part for s in sums if s for part in (s.mean_C, s.var_C, s.mean_C.new_tensor([s.batches]))])
+    return LocalResult(task, vector, 0.0, len(data.targets), len(data.targets))
+
+
+def unpack_statistics(net: torch.nn.Module, vector: Tensor) -> dict[str, StaticStatistics]:
+    """Return per static norm layer of ``net`` the sums that :func:`statistics` wrote."""
+    found, position = {}, 0
+    for name, layer in static_layers(net).items():
+        channels = layer.weight.numel()
+        mean_C, var_C, count = vector[position : position + 2 * channels + 1].split([channels, channels, 1])
+        found[name] = StaticStatistics(mean_C, var_C, int(count))
+        position += 2 * channels + 1
+    return found

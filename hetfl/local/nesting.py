@@ -1,0 +1,112 @@
+"""Does the leading block of every tensor make the sub-model? A check before a run, not a wrong result after it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hetfl.errors import ConfigurationError
+from hetfl.models.static_batch_norm import gathering
+from hetfl.submodel import put, state_of, take
+from hetfl.types import Index
+
+CROSS_CHANNEL_NORMS = (nn.GroupNorm, nn.LayerNorm)
+
+
+def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Tensor, level: str) -> None:
+    """Refuse a net whose sub-model is not its leading channels.
+
+    A net nests if the global net, with every entry outside the index set to zero, computes what the sub-model computes.
+    It does not where a tensor's positions mix channels with something else: a flatten in channels-last order before a
+    classifier, a concatenation of branches, attention heads. Both nets are compared in float64 as they act in
+    evaluation, batch norm by batch statistics; norms across channels, whose statistics rightly differ, are reduced to
+    their affine part.
+
+    Args:
+        whole: the global net.
+        part: the level's net; its values are replaced in a copy.
+        index: what the level holds of the global net.
+        inputs_N: a few samples, as the nets get them.
+        level: the level's name, for messages.
+
+    Raises:
+        ConfigurationError: the outputs differ; names the first tensor with entries that are dead in the global net.
+    """
+    whole, part = (_prepared(net) for net in (whole, part))
+    _randomise(whole)
+    tensors = state_of(whole)
+    for name, tensor in state_of(part).items():
+        tensor.data.copy_(take(tensors[name], index[name]))
+    _zero_outside(tensors, index)
+    outputs, gradients = zip(*(_run(net, inputs_N.double()) for net in (whole, part)), strict=True)
+    if outputs[0].shape == outputs[1].shape and torch.allclose(outputs[0], outputs[1], rtol=1e-6, atol=1e-9):
+        return
+    raise ConfigurationError(
+        f"Expected the net at level {level} to be the leading channels of the global net but got different outputs"
+        f"{_culprit(gradients[0], gradients[1], index)}: its positions are not channels alone (a flatten, a "
+        "concatenation or attention heads?); set check_nesting to false if that is meant"
+    )
+
+
+def _prepared(net: nn.Module) -> nn.Module:
+    net = copy.deepcopy(net).double().cpu()
+    for module in net.modules():
+        if isinstance(module, CROSS_CHANNEL_NORMS):
+            module.forward = _affine(module)  # type: ignore[method-assign]
+    return net
+
+
+def _affine(norm: nn.GroupNorm | nn.LayerNorm):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def forward(x: Tensor) -> Tensor:
+        if norm.weight is None:
+            return x
+        shape = [-1] + [1] * (x.dim() - 2) if isinstance(norm, nn.GroupNorm) else list(norm.weight.shape)
+        return x * norm.weight.view(shape) + norm.bias.view(shape)
+
+    return forward
+
+
+def _randomise(net: nn.Module) -> None:
+    """Move every value off the initial ones and zeros, which would hide differences."""
+    random = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        noise = torch.rand(parameter.shape, generator=random, dtype=parameter.dtype) + 0.5
+        parameter.data = parameter.data * noise + 0.05 * (noise - 1)
+
+
+def _zero_outside(tensors: Mapping[str, Tensor], index: Index) -> None:
+    for name, tensor in tensors.items():
+        inside = torch.zeros_like(tensor)
+        if name in index:
+            put(inside, index[name], torch.ones_like(take(tensor, index[name])))
+        tensor.data.mul_(inside)
+
+
+def _run(net: nn.Module, inputs_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with gathering(net):
+            outputs = net(inputs_N)
+    finally:
+        torch.set_default_dtype(default)
+    outputs = torch.stack(list(outputs)) if isinstance(outputs, list | tuple) else outputs
+    labels = torch.arange(len(inputs_N)) % outputs.shape[-1]
+    F.cross_entropy(
+        outputs.reshape(-1, outputs.shape[-1]), labels.repeat(outputs.shape[:-1].numel() // len(labels))
+    ).backward()  # type: ignore[no-untyped-call]
+    zero = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    return outputs.detach(), {n: zero[n] if p.grad is None else p.grad for n, p in net.named_parameters()}
+
+
+def _culprit(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], index: Index) -> str:
+    for name, gradient in part.items():
+        dead = (take(whole[name], index[name]) == 0) & (gradient != 0)
+        if bool(dead.any()):
+            share = dead.double().mean().item()
+            return f" ({share:.0%} of the entries of {name!r} meet channels that the level does not have)"
+    return ""

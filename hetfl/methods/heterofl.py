@@ -1,0 +1,67 @@
+"""HeteroFL: clients train the leading channels of the global model.
+
+Diao, Ding, Tarokh: HeteroFL: Computation and Communication Efficient Federated Learning for Heterogeneous Clients,
+ICLR 2021 (arXiv 2010.01264).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from hetfl.errors import ConfigurationError
+from hetfl.federation import FederatedModule
+from hetfl.types import Index, Level
+
+
+class HeteroFL(FederatedModule):
+    r"""Width-scaled sub-models, each entry averaged over its holders (section 3, algorithm 1).
+
+    A client of width :math:`\rho` trains the first :math:`\lceil \rho C \rceil` channels of every hidden layer. The net
+    carries the Scaler and the static batch norm. Beside these, the method is two rules about labels:
+
+    - masked cross-entropy: logits of classes that a client does not own are replaced by 0 in its local loss;
+    - a client speaks only for the classifier rows of the classes that it owns, masked loss or not.
+
+    The mean is unweighted, as in the paper; ``aggregator: hetfl.aggregators.SampleMean`` weights it by samples.
+    """
+
+    default_levels: ClassVar[Mapping[str, Level]] = {
+        name: Level(name, width) for name, width in zip("abcde", (1.0, 0.5, 0.25, 0.125, 0.0625), strict=True)
+    }
+
+    def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the logits with 0 (not minus infinity) where a class is not owned."""
+        return logits.masked_fill(~labels, 0.0)
+
+    def upload_index(self, client: int, level: str, round: int) -> Index:
+        """Return the client's index without the classifier rows of classes that it does not own."""
+        index, labels = self.index(level, round), self.data.labels(client)
+        if bool(labels.all()):
+            return index
+        rows = labels.nonzero().squeeze(1).to(self.device)
+        head = {name: (rows, *entry[1:]) for name, entry in index.items() if name in self.classifier}
+        return {**index, **head}
+
+    @cached_property
+    def classifier(self) -> frozenset[str]:
+        """Names of the tensors with a row per class: those of the last linear layer with K outputs.
+
+        Raises:
+            ConfigurationError: the net has no such layer.
+        """
+        classes = self.data.num_classes
+        layers = [
+            name
+            for name, layer in self.net.named_modules()
+            if isinstance(layer, nn.Linear) and layer.out_features == classes
+        ]
+        if not layers:
+            raise ConfigurationError(
+                f"Expected a linear layer with {classes} outputs, one per class, but the net has none"
+            )
+        prefix = f"{layers[-1]}." if layers[-1] else ""
+        return frozenset({f"{prefix}weight", f"{prefix}bias"} & set(self.parameter_names))

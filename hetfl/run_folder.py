@@ -1,0 +1,268 @@
+"""A run's folder: ``config.yaml``, ``metrics.csv``, ``checkpoints/``, as a Lightning logger.
+
+Lightning's own CSV logger deletes the file of the run that it continues, and writes one row per call. Here a round is
+one row, whatever the number of calls that report on it, and a continued run goes on below the rounds that it kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from hetfl.errors import ConfigurationError
+
+COLUMNS = (
+    "train/loss",
+    "val/loss",
+    "val/accuracy",
+    "val/accuracy/",
+    "test/loss",
+    "test/accuracy",
+    "test/accuracy/",
+    "local/accuracy_mean",
+    "local/accuracy_worst10",
+    "local/accuracy_var",
+    "lr",
+    "threshold",
+    "comm/up_bytes",
+    "comm/down_bytes",
+    "comm/up_bytes_total",
+    "comm/down_bytes_total",
+    "comm/up_density",
+    "comm/up_ratio",
+    "compute/flops_total",
+    "sim/round_seconds",
+    "sim/seconds_total",
+    "residual/norm",
+)
+"""Order of the columns after ``step``; a name that ends in a slash stands for one column per level."""
+
+_NOT_METRICS = ("epoch", "step")  # Lightning adds the epoch, which is the round, which is the step
+
+
+def _rank(column: str) -> int:
+    """Return the place of a column in :data:`COLUMNS`; columns that it does not name come last."""
+    if column in COLUMNS:
+        return COLUMNS.index(column)
+    family = column.rpartition("/")[0] + "/"
+    return COLUMNS.index(family) if family in COLUMNS else len(COLUMNS)
+
+
+def ordered(columns: Iterable[str]) -> list[str]:
+    """Return columns in the order of :data:`COLUMNS`, equals and unknown ones as they came."""
+    return sorted(columns, key=_rank)
+
+
+def format_value(value: float) -> str:
+    """Return a number as text that reads back as the same float64: integers without a point, others in shortest form.
+
+    >>> [format_value(value) for value in (1234567890123.0, 0.1, 1e300, float("nan"))]
+    ['1234567890123', '0.1', '1e+300', 'nan']
+    """
+    number = float(value)
+    return str(int(number)) if number.is_integer() and abs(number) <= 2**53 else repr(number)
+
+
+def _encoded(cells: Iterable[str]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().encode()
+
+
+class MetricsFile:
+    """A CSV file with one row per round, in rising order; only the last row is held in memory.
+
+    A row is written when its round is first heard of and replaced while more is said about it, so the file is complete
+    after every call. A process that is killed leaves whole rows and at most one torn last line, which is ignored.
+
+    Args:
+        path: the file; one that exists is continued.
+
+    Raises:
+        ConfigurationError: the file that exists is not such a file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._columns: list[str] = []
+        self._last: dict[str, str] = {}
+        self._start = 0  # where the last row starts in the file
+        self._end = 0  # and where whole rows end
+        if path.exists():
+            self._rewrite(self._columns_on_disk())
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Merge metrics into the row of a round; a metric that is there already is replaced."""
+        cells = {name: format_value(value) for name, value in metrics.items() if name not in _NOT_METRICS}
+        last_step = int(self._last["step"]) if self._last else -1
+        columns = ordered(dict.fromkeys([*self._columns, *cells]))
+        if step < last_step or columns != self._columns or not self.path.exists():
+            self._rewrite(columns, row={"step": str(step), **cells})
+        elif step == last_step:
+            self._last |= cells
+            self._write_last()
+        else:
+            self._last = {"step": str(step), **cells}
+            self._start = self._end
+            self._write_last()
+
+    def truncate(self, before_step: int) -> None:
+        """Remove the rows of rounds from ``before_step`` on."""
+        if self.path.exists():
+            self._rewrite(self._columns, before_step=before_step)
+
+    def _write_last(self) -> None:
+        """Write the last row. Cut, then append: whenever the process is killed, no row is a mixture of two."""
+        self._end = self._start
+        os.truncate(self.path, self._start)
+        line = _encoded(self._last.get(name, "") for name in ("step", *self._columns))
+        with self.path.open("ab") as file:
+            file.write(line)
+        self._end += len(line)
+
+    def _lines(self) -> Iterator[str]:
+        with self.path.open(encoding="utf-8", newline="") as file:
+            yield from (line for line in file if line.endswith("\n"))
+
+    def _columns_on_disk(self) -> list[str]:
+        header = next(csv.reader(self._lines()), ["step"])
+        if header[0] != "step":
+            raise ConfigurationError(f"Expected the first column of {self.path} to be 'step' but got {header[0]!r}")
+        return header[1:]
+
+    def _rows(self) -> Iterator[dict[str, str]]:
+        if not self.path.exists():
+            return
+        reader = csv.reader(self._lines())
+        header = next(reader, ["step"])
+        for cells in reader:
+            if len(cells) != len(header) or not cells[0].isdecimal():
+                raise ConfigurationError(
+                    f"Expected {len(header)} cells, the first a round, in line {reader.line_num} of {self.path} "
+                    f"but got {','.join(cells)!r}"
+                )
+            yield dict(zip(header, cells, strict=True))
+
+    def _rewrite(self, columns: list[str], row: dict[str, str] | None = None, before_step: int | None = None) -> None:
+        """Write the file anew, in one step for whoever reads it: with other columns, one more row, or fewer rows."""
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        last: dict[str, str] = {}
+        start = 0
+        with temporary.open("wb") as file:
+            file.write(_encoded(("step", *columns)))
+            for cells in _merged(self._rows(), row):
+                if before_step is not None and int(cells["step"]) >= before_step:
+                    break
+                last, start = cells, file.tell()
+                file.write(_encoded(cells.get(name, "") for name in ("step", *columns)))
+            end = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self._columns, self._last, self._start, self._end = columns, last, start, end
+
+
+def _merged(rows: Iterator[dict[str, str]], row: dict[str, str] | None) -> Iterator[dict[str, str]]:
+    """Yield rows, in order of their step, with one more among them; two of the same step are joined."""
+    for cells in rows:
+        if row is not None and int(row["step"]) <= int(cells["step"]):
+            if row["step"] == cells["step"]:
+                cells |= row
+            else:
+                yield row
+            row = None
+        yield cells
+    if row is not None:
+        yield row
+
+
+class RunFolder(Logger):
+    """The logger of a run: one new folder per run, one row of ``metrics.csv`` per round.
+
+    The folder is made when it is first needed, by rank zero, as ``root/name/<date>_<time>``, with ``-2``, ``-3``, ...
+    added when runs start within the same second. Checkpoints and the configuration go there too, through Lightning's
+    defaults.
+
+    Args:
+        root: the folder of all runs.
+        name: the folder, inside ``root``, of runs that belong together.
+        folder: a run to continue instead; its ``metrics.csv`` is kept.
+
+    Raises:
+        ConfigurationError: ``name`` is not the name of one folder; on first use: ``folder`` does not exist, or holds a
+            ``metrics.csv`` that this class did not write.
+    """
+
+    def __init__(self, root: str = "runs", name: str = "run", folder: str | None = None) -> None:
+        super().__init__()
+        if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+            raise ConfigurationError(f"Expected the run's name to be the name of one folder but got {name!r}")
+        self._parent = Path(root) / name
+        self._continued = None if folder is None else Path(folder)
+        self._metrics: MetricsFile | None = None
+
+    @property
+    def name(self) -> str:
+        """Empty: Lightning then puts checkpoints right below the folder."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty, as the name is."""
+        return ""
+
+    @property
+    @rank_zero_only
+    def save_dir(self) -> str:
+        """The run's folder; None on ranks other than zero, which write nothing."""
+        return str(self._open().path.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Merge metrics into the row of round ``step`` and write it.
+
+        Raises:
+            ValueError: ``step`` is not a round.
+        """
+        if step is None or step < 0:
+            raise ValueError(f"Expected step to be a round, from 0, but got {step}")
+        self._open().add(step, metrics)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the configuration is in ``config.yaml``."""
+
+    @rank_zero_only
+    def truncate(self, before_step: int) -> None:
+        """Forget the rounds from ``before_step`` on: what a run does that continues from a checkpoint of that round."""
+        self._open().truncate(before_step)
+
+    def _open(self) -> MetricsFile:
+        if self._metrics is None:
+            folder = self._new_folder() if self._continued is None else self._continued
+            if not folder.is_dir():
+                raise ConfigurationError(f"Expected the folder of a run to continue but got {str(folder)!r}")
+            self._metrics = MetricsFile(folder / "metrics.csv")
+        return self._metrics
+
+    def _new_folder(self) -> Path:
+        self._parent.mkdir(parents=True, exist_ok=True)
+        started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        attempt = 1
+        while True:
+            folder = self._parent / (started if attempt == 1 else f"{started}-{attempt}")
+            try:
+                folder.mkdir()  # fails if it exists: two runs never share a folder
+            except FileExistsError:
+                attempt += 1
+            else:
+                return folder

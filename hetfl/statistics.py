@@ -1,0 +1,99 @@
+"""Static batch norm's statistics: gathered from clients before an evaluation, kept for export and for ``hetfl test``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetfl import wire
+from hetfl.ledger import Ledger
+from hetfl.local import Executor, LocalTask
+from hetfl.local.jobs import statistics as gather
+from hetfl.local.jobs import unpack_statistics
+from hetfl.models.static_batch_norm import StaticStatistics, static_layers
+
+
+class StaticStatisticsStore:
+    """Per level, the sums that clients reported for the present global model.
+
+    The server never sees data: a client that can afford a level gets that sub-model, passes its data through it once and
+    reports sums; both ways and the passes are charged to the ledger.
+    """
+
+    def __init__(self) -> None:
+        self.version = -1
+        self.levels: dict[str, dict[str, StaticStatistics]] = {}
+
+    def gather(
+        self,
+        executor: Executor,
+        nets: Mapping[str, nn.Module],
+        tasks: Mapping[str, Iterable[LocalTask]],
+        *,
+        version: int,
+        forward_flops: Mapping[str, float],
+        ledger: Ledger,
+    ) -> None:
+        """Rebuild all levels' statistics.
+
+        Args:
+            executor: runs the clients' passes.
+            nets: a net of each level, the largest first, for the names and sizes of its norm layers.
+            tasks: per level the clients that are asked.
+            version: number of server steps of the model that the statistics belong to.
+            forward_flops: per level the FLOPs of a forward pass of one sample.
+            ledger: takes the costs.
+        """
+        phase_start = ledger.round.seconds
+        self.levels = {}
+        informed: set[int] = set()
+        for level, net in nets.items():
+            if not static_layers(net):
+                continue
+            # Summed in float64: with thousands of batches a float32 sum loses digits of the variances.
+            total: Tensor | None = None
+            down = wire.dense_size(sum(p.numel() for p in net.parameters()), 0)
+            for result in executor.run(gather, list(tasks[level])):
+                vector = result.vector.double()
+                total = vector if total is None else total + vector
+                # Who already has a larger level's model has this one too: it is a part of it.
+                ledger.charge(
+                    down_bytes=0 if result.task.client in informed else down,
+                    up_bytes=wire.dense_size(vector.numel(), 0),
+                    flops=forward_flops[level] * result.num_passes,
+                    phase_start=phase_start,
+                )
+                informed.add(result.task.client)
+            if total is None:
+                raise RuntimeError(f"Expected clients to gather statistics for level {level} but got none")
+            self.levels[level] = unpack_statistics(net, total)
+        self.version = version
+
+    def load_into(self, level: str, net: nn.Module) -> None:
+        """Give a level's net its statistics."""
+        for name, layer in static_layers(net).items():
+            layer.load(self.levels[level][name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics as tensors and plain types."""
+        return {
+            "version": self.version,
+            "levels": {
+                level: {n: {"mean": s.mean_C, "var": s.var_C, "batches": s.batches} for n, s in layers.items()}
+                for level, layers in self.levels.items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.version = state["version"]
+        self.levels = {
+            level: {
+                n: StaticStatistics(s["mean"].to(torch.float64), s["var"].to(torch.float64), s["batches"])
+                for n, s in layers.items()
+            }
+            for level, layers in state["levels"].items()
+        }

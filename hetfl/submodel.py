@@ -1,0 +1,150 @@
+"""A sub-model is an index into the global model: build indices, read through them, add through them.
+
+Everything that knows how clients' tensors lie in global tensors is in this file. An index entry holds, per dimension, a
+``slice(start, stop)`` (a view: no copy) or a sorted LongTensor of positions (a gather).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hetfl.errors import ConfigurationError
+from hetfl.types import Index, IndexEntry, Layout, iter_entries
+
+
+def parameters_of(net: nn.Module) -> dict[str, Tensor]:
+    """Return the net's parameters by name, in the order of registration."""
+    return dict(net.named_parameters())
+
+
+def buffers_of(net: nn.Module) -> dict[str, Tensor]:
+    """Return the net's persistent float buffers by name: statistics that travel with the parameters."""
+    persistent = net.state_dict(keep_vars=True).keys()
+    return {
+        name: buffer for name, buffer in net.named_buffers() if name in persistent and torch.is_floating_point(buffer)
+    }
+
+
+def state_of(net: nn.Module) -> dict[str, Tensor]:
+    """Return what a round moves: parameters first, then float buffers."""
+    return {**parameters_of(net), **buffers_of(net)}
+
+
+def prefix_index(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], level: str) -> dict[str, IndexEntry]:
+    """Return the leading block of every tensor, read off the shapes of a sub-model (HeteroFL, section 3).
+
+    Args:
+        whole: the global model's tensors.
+        part: the sub-model's tensors; a global name that it lacks is absent from the index.
+        level: name of the sub-model's level, for messages.
+
+    Raises:
+        ConfigurationError: a tensor of the sub-model is unknown to the global model, has another number of dimensions, or
+            is larger in one of them.
+    """
+    index: dict[str, IndexEntry] = {}
+    for name, tensor in part.items():
+        if name not in whole:
+            raise ConfigurationError(
+                f"Expected every tensor of the net at level {level} to be in the global model but got {name!r}, which is not"
+            )
+        if tensor.dim() != whole[name].dim() or any(
+            s > g for s, g in zip(tensor.shape, whole[name].shape, strict=True)
+        ):
+            raise ConfigurationError(
+                f"Expected tensor {name!r} at level {level} to be a leading block of the global "
+                f"{tuple(whole[name].shape)} but got shape {tuple(tensor.shape)}"
+            )
+        index[name] = tuple(slice(0, size) for size in tensor.shape)
+    return index
+
+
+def index_layout(index: Index) -> Layout:
+    """Return the layout of the flat vector that holds the entries of an index, name after name."""
+    return Layout(dict(iter_entries(index)))
+
+
+def extent(entry: IndexEntry) -> tuple[int, ...]:
+    """Return the smallest shape whose leading block covers an entry."""
+    return tuple(
+        part.stop if isinstance(part, slice) else (int(part.max()) + 1 if part.numel() else 0) for part in entry
+    )
+
+
+def _narrowed(tensor: Tensor, entry: IndexEntry) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+    """Return the view that the slices of an entry give, and the dimensions that are left to gather."""
+    view = tensor[tuple(part if isinstance(part, slice) else slice(None) for part in entry)]
+    return view, [(dim, part) for dim, part in enumerate(entry) if not isinstance(part, slice)]
+
+
+def take(tensor: Tensor, entry: IndexEntry) -> Tensor:
+    """Return ``tensor[entry]``, positions combined as an open mesh: a view if the entry has slices only."""
+    view, gathers = _narrowed(tensor, entry)
+    for dim, positions in gathers:
+        view = view.index_select(dim, positions)
+    return view
+
+
+def _mesh(view: Tensor, gathers: list[tuple[int, Tensor]]) -> tuple[Tensor, ...]:
+    axes = [torch.arange(size, device=view.device) for size in view.shape]
+    for dim, positions in gathers:
+        axes[dim] = positions
+    return torch.meshgrid(*axes, indexing="ij")
+
+
+def put(tensor: Tensor, entry: IndexEntry, values: Tensor) -> None:
+    """Write ``tensor[entry] = values`` in place."""
+    view, gathers = _narrowed(tensor, entry)
+    if not gathers:
+        view.copy_(values)
+    elif len(gathers) == 1:
+        view.index_copy_(gathers[0][0], gathers[0][1], values)
+    else:
+        view.index_put_(_mesh(view, gathers), values)
+
+
+def add(tensor: Tensor, entry: IndexEntry, values: Tensor | float, weight: float = 1.0) -> None:
+    """Compute ``tensor[entry] += weight * values`` in place; positions of one entry are distinct."""
+    view, gathers = _narrowed(tensor, entry)
+    if not isinstance(values, Tensor):
+        shape = [part.stop - part.start if isinstance(part, slice) else part.numel() for part in entry]
+        values = tensor.new_tensor(values).expand(shape)
+    if not gathers:
+        view.add_(values, alpha=weight)
+    elif len(gathers) == 1:
+        view.index_add_(gathers[0][0], gathers[0][1], values, alpha=weight)
+    else:
+        view.index_put_(_mesh(view, gathers), values * weight, accumulate=True)
+
+
+def relative(entry: IndexEntry, base: IndexEntry) -> IndexEntry:
+    """Return where the entries of ``entry`` lie inside ``base``, both in global coordinates; ``entry`` is a part of ``base``.
+
+    Raises:
+        ValueError: ``entry`` addresses something outside ``base``.
+    """
+    return tuple(_relative(part, of) for part, of in zip(entry, base, strict=True))
+
+
+def _relative(part: slice | Tensor, base: slice | Tensor) -> slice | Tensor:
+    if isinstance(base, slice):
+        if isinstance(part, slice):
+            if part.start < base.start or part.stop > base.stop:
+                raise ValueError(f"Expected positions inside {base} but got {part}")
+            return slice(part.start - base.start, part.stop - base.start)
+        if part.numel() and (int(part.min()) < base.start or int(part.max()) >= base.stop):
+            raise ValueError(f"Expected positions inside {base} but got {part.tolist()}")
+        return part - base.start
+    wanted = torch.arange(part.start, part.stop, device=base.device) if isinstance(part, slice) else part
+    where = torch.searchsorted(base, wanted)
+    if not torch.equal(base[where.clamp(max=base.numel() - 1)], wanted):
+        raise ValueError(f"Expected positions among {base.tolist()} but got {wanted.tolist()}")
+    return where
+
+
+def gather_flat(tensors: Mapping[str, Tensor], index: Index) -> Tensor:
+    """Return the entries of an index as one flat vector, shape (D,)."""
+    return torch.cat([take(tensors[name], entry).reshape(-1) for name, entry in index.items()])

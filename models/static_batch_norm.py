@@ -1,0 +1,114 @@
+"""Static batch norm: batch statistics in training, statistics gathered from the clients in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class StaticStatistics:
+    """Sums that clients report for one norm layer: they add up over batches and over clients.
+
+    Attributes:
+        mean_C: sum over batches of the batch means, shape (C,).
+        var_C: sum over batches of the unbiased batch variances, shape (C,).
+        batches: number of batches in the sums.
+    """
+
+    mean_C: Tensor
+    var_C: Tensor
+    batches: int
+
+    def __add__(self, other: StaticStatistics) -> StaticStatistics:
+        """Return the sums over both."""
+        return StaticStatistics(self.mean_C + other.mean_C, self.var_C + other.var_C, self.batches + other.batches)
+
+
+class StaticBatchNorm2d(nn.Module):
+    r"""Batch norm without running statistics (HeteroFL, section 3, "static batch normalization").
+
+    Training normalises by the batch. Evaluation normalises by statistics that :meth:`load` was given: the cumulative,
+    equally weighted means over batches of batch mean and unbiased batch variance, gathered from the clients with the
+    model as it is (:func:`gathering`). They are non-persistent buffers: no part of what clients send or average.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot w + b
+
+    Args:
+        num_features: channels C.
+        eps: added to the variance.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("mean", torch.full((num_features,), torch.nan), persistent=False)
+        self.register_buffer("var", torch.full((num_features,), torch.nan), persistent=False)
+        self.ready = False
+        self.sums: StaticStatistics | None = None
+        self.is_gathering = False
+
+    def load(self, statistics: StaticStatistics) -> None:
+        """Use these sums in evaluation."""
+        self.mean.copy_(statistics.mean_C / statistics.batches)
+        self.var.copy_(statistics.var_C / statistics.batches)
+        self.ready = True
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return the normalised activations, shape (N, C, H, W).
+
+        Raises:
+            RuntimeError: in evaluation, before any statistics were loaded.
+        """
+        if self.training or self.is_gathering:
+            if self.is_gathering:
+                self._gather(x_NCHW)
+            return F.batch_norm(x_NCHW, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        if not self.ready:
+            raise RuntimeError(
+                "Expected static batch-norm statistics before evaluation but got none: gather them first"
+            )
+        return F.batch_norm(x_NCHW, self.mean, self.var, self.weight, self.bias, training=False, eps=self.eps)
+
+    def _gather(self, x_NCHW: Tensor) -> None:
+        var_C, mean_C = torch.var_mean(x_NCHW.detach(), dim=(0, 2, 3), correction=1)
+        batch = StaticStatistics(mean_C, var_C, 1)
+        self.sums = batch if self.sums is None else self.sums + batch
+
+    def extra_repr(self) -> str:
+        """Return the sizes for ``print(net)``."""
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+def static_layers(net: nn.Module) -> dict[str, StaticBatchNorm2d]:
+    """Return the static batch-norm layers of a net by name."""
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, StaticBatchNorm2d)}
+
+
+@contextmanager
+def gathering(net: nn.Module) -> Iterator[dict[str, StaticBatchNorm2d]]:
+    """Put a net into the mode in which statistics are gathered, and back into evaluation afterwards.
+
+    Everything acts as in evaluation, the Scaler too, except that static norm layers normalise by the batch and add its
+    statistics to ``sums``. (Gathered in training mode, every level below the largest falls to chance: its activations
+    would be larger by 1/width than the ones it meets in evaluation.)
+    """
+    layers = static_layers(net)
+    net.eval()
+    for layer in layers.values():
+        layer.is_gathering, layer.sums = True, None
+    try:
+        yield layers
+    finally:
+        for layer in layers.values():
+            layer.is_gathering, layer.sums = False, None

@@ -1,0 +1,78 @@
+"""Small federations that tests train in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import nn
+from torch.optim import SGD
+
+from hetfl import FederatedModule, HeteroFL, Level
+from hetfl.data import Digits, Dirichlet, FederatedDataModule
+from hetfl.local import LocalTraining
+from hetfl.models import ConvNet
+from hetfl.run_folder import RunFolder
+from hetfl.selection import Uniform
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Two threads on tiny tensors only wait for each other, and summation order would depend on their number."""
+    torch.set_num_threads(1)
+
+
+def small_net(*, width: float = 1.0, norm: str = "static_batch") -> nn.Module:
+    """Return HeteroFL's CNN with two small blocks."""
+    return ConvNet(hidden=(8, 16), norm=norm, width=width)  # type: ignore[arg-type]
+
+
+def small_levels(*widths: float) -> dict[str, Level]:
+    """Return levels a, b, ... of the given widths."""
+    return {name: Level(name, width) for name, width in zip("abcdefgh", widths, strict=False)}
+
+
+def small_module(kind: type[FederatedModule] = HeteroFL, **changes: object) -> FederatedModule:
+    """Return a module over Digits that trains in milliseconds; keyword arguments replace its own."""
+    arguments: dict[str, object] = {
+        "net": small_net,
+        "levels": small_levels(1.0, 0.5, 0.25),
+        "selection": Uniform(4),
+        "local": LocalTraining(
+            epochs=1, batch_size=10, gradient_clip=1.0, optimizer=lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4)
+        ),
+    }
+    return kind(**{**arguments, **changes})  # type: ignore[arg-type]
+
+
+def small_data(**changes: object) -> FederatedDataModule:
+    """Return Digits over 12 clients, Dirichlet 0.5."""
+    arguments: dict[str, object] = {"num_clients": 12, "partitioner": Dirichlet(0.5)}
+    return Digits(**{**arguments, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Callable[..., Trainer]:
+    """Return a function that trains a module for some rounds in a run folder of its own."""
+
+    def run(
+        module: FederatedModule, data: FederatedDataModule | None = None, rounds: int = 3, name: str = "run", **options: object
+    ) -> Trainer:
+        settings: dict[str, object] = {
+            "max_epochs": rounds,
+            "accelerator": "cpu",
+            "logger": RunFolder(str(tmp_path), name),
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+        }
+        trainer = Trainer(**{**settings, **options})  # type: ignore[arg-type]
+        trainer.fit(module, datamodule=data or small_data())
+        return trainer
+
+    return run

@@ -1,0 +1,98 @@
+"""Means over holders against a NumPy loop over every scalar; one contract for all aggregators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hetfl.aggregators import Aggregator, HolderMean, SampleMean
+from hetfl.submodel import index_layout
+from hetfl.types import DenseUpdate, Index, Report, SparseUpdate
+
+Case = list[tuple[Index, Tensor, Report]]
+ALL: list[tuple[Callable[[], Aggregator], Callable[[Report], float]]] = [
+    (HolderMean, lambda report: 1.0),
+    (SampleMean, lambda report: float(report.num_samples)),
+]
+
+
+def tensors() -> dict[str, Tensor]:
+    return {"w": torch.zeros(4, 3, dtype=torch.float64), "b": torch.zeros(4, dtype=torch.float64)}
+
+
+@st.composite
+def cohorts(draw: st.DrawFn) -> Case:
+    """Draw clients with prefix blocks whose rows may be restricted to some labels."""
+    clients: Case = []
+    for client in range(draw(st.integers(1, 5))):
+        columns = draw(st.integers(1, 3))
+        rows = draw(st.sets(st.integers(0, 3), min_size=1))
+        row: slice | Tensor = slice(0, draw(st.integers(1, 4))) if draw(st.booleans()) else torch.tensor(sorted(rows))
+        index: Index = {"w": (row, slice(0, columns)), "b": (row,)}
+        size = index_layout(index).size
+        values = draw(st.lists(st.floats(-5, 5, width=32), min_size=size, max_size=size))
+        report = Report(client, "a", draw(st.integers(1, 40)), 0.0, 0.0)
+        clients.append((index, torch.tensor(values, dtype=torch.float64), report))
+    return clients
+
+
+def brute_force(clients: Case, weight: Callable[[Report], float]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Average every scalar by itself over the clients that hold it."""
+    sums = {name: np.zeros(tuple(t.shape)) for name, t in tensors().items()}
+    counts = {name: np.zeros(tuple(t.shape)) for name, t in tensors().items()}
+    for index, values, report in clients:
+        position = 0
+        for name, entry in index.items():
+            axes = [range(p.start, p.stop) if isinstance(p, slice) else p.tolist() for p in entry]
+            for where in np.ndindex(*[len(axis) for axis in axes]):
+                target = tuple(axis[i] for axis, i in zip(axes, where, strict=True))
+                sums[name][target] += weight(report) * float(values[position])
+                counts[name][target] += weight(report)
+                position += 1
+    return {n: np.divide(sums[n], counts[n], out=np.zeros_like(sums[n]), where=counts[n] > 0) for n in sums}, counts
+
+
+@pytest.mark.parametrize(("make", "weight"), ALL)
+@settings(max_examples=60)
+@given(clients=cohorts())
+def test_every_scalar_is_the_mean_over_its_holders(
+    make: Callable[[], Aggregator], weight: Callable[[Report], float], clients: Case
+) -> None:
+    aggregator = make()
+    for _ in range(2):  # the second round must not remember the first
+        aggregator.reset(tensors())
+        for index, values, report in clients:
+            aggregator.update(DenseUpdate(values), index, report)
+        delta, holders = aggregator.compute()
+        expected, counts = brute_force(clients, weight)
+        for name in expected:
+            assert np.allclose(delta[name].numpy(), expected[name], atol=1e-12)
+            assert np.array_equal(holders[name].numpy(), counts[name])
+
+
+@pytest.mark.parametrize(("make", "weight"), ALL)
+def test_the_divisor_counts_holders_not_senders(make: Callable[[], Aggregator], weight: Callable[[Report], float]) -> None:
+    aggregator = make()
+    aggregator.reset({"b": torch.zeros(2)})
+    index = {"b": (slice(0, 2),)}
+    report = Report(0, "a", 3, 0.0, 0.0)
+    aggregator.update(SparseUpdate(2, torch.tensor([0]), torch.tensor([6.0])), index, report)
+    aggregator.update(SparseUpdate(2, torch.tensor([1]), torch.tensor([2.0])), index, report)
+    assert aggregator.compute()[0]["b"].tolist() == [3.0, 1.0]
+
+
+@pytest.mark.parametrize(("make", "weight"), ALL)
+def test_the_exact_block_follows_the_vector(make: Callable[[], Aggregator], weight: Callable[[Report], float]) -> None:
+    aggregator = make()
+    aggregator.reset({"w": torch.zeros(2), "running_mean": torch.zeros(1)})
+    index = {"w": (slice(0, 2),), "running_mean": (slice(0, 1),)}
+    aggregator.update(DenseUpdate(torch.tensor([1.0, 2.0]), exact=torch.tensor([5.0])), index, Report(0, "a", 1, 0, 0))
+    delta, _ = aggregator.compute()
+    assert delta["w"].tolist() == [1.0, 2.0]
+    assert delta["running_mean"].tolist() == [5.0]

@@ -1,0 +1,121 @@
+"""The tree keeps its shape: who may import whom, and how long a file and a function may be."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "hetfl"
+
+LAYERS = (
+    {"errors", "seeding"},
+    {"types"},
+    {"submodel"},
+    {
+        *("aggregators", "clustering", "compression", "data", "fleet", "models", "selection", "wire"),
+        *("progress", "run_folder"),
+    },
+    {"local"},
+    {"evaluating", "evaluation", "federation", "ledger", "levels", "server", "statistics"},
+    {"methods"},
+    {"analysis", "cli", "cli_errors", "describe"},
+)
+"""Modules and packages of hetfl from the bottom up. Each imports from the layers below it."""
+
+WITHIN_A_LAYER = {"federation", "cli"}
+"""Members whose layer is made of their parts: there, imports may go any way that is not a circle."""
+
+ALLOWED = {("compression", "wire")}
+"""The residual is what the server won't decode, so error feedback encodes and decodes."""
+
+
+def source_files() -> list[Path]:
+    """Return the files of the package, those behind the links included."""
+    folders = os.walk(PACKAGE, followlinks=True)
+    return sorted(Path(folder, name) for folder, _, names in folders for name in names if name.endswith(".py"))
+
+
+def unit_of(file: Path) -> str:
+    """Return the module or package of hetfl that a file belongs to; "" for ``hetfl/__init__.py``."""
+    first = file.relative_to(PACKAGE).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def imported_units(file: Path) -> Iterator[str]:
+    """Yield what a file imports of hetfl, wherever in the file."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        yield from (name.split(".")[1] for name in names if name.startswith("hetfl."))
+
+
+UNITS = sorted({unit_of(file) for file in source_files()} - {""})
+
+
+def dependencies() -> dict[str, set[str]]:
+    """Return per unit the other units that it imports."""
+    graph: dict[str, set[str]] = {unit: set() for unit in UNITS}
+    for file in source_files():
+        if unit := unit_of(file):
+            graph[unit] |= set(imported_units(file)) - {unit}
+    return graph
+
+
+def layer_of(unit: str) -> int:
+    return next(number for number, layer in enumerate(LAYERS) if unit in layer)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_unit_has_a_layer(unit: str) -> None:
+    assert sum(unit in layer for layer in LAYERS) == 1, f"say in LAYERS of {Path(__file__).name} where {unit} belongs"
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_imports_go_down(unit: str) -> None:
+    own = layer_of(unit)
+    free = LAYERS[own] if LAYERS[own] & WITHIN_A_LAYER else set()
+    wrong = {
+        other
+        for other in dependencies()[unit]
+        if other not in free and (unit, other) not in ALLOWED and layer_of(other) >= own
+    }
+    assert not wrong, f"{unit} is in layer {own} and imports {sorted(wrong)}, which are not below it"
+
+
+def test_no_circle() -> None:
+    try:
+        TopologicalSorter(dependencies()).prepare()
+    except CycleError as error:
+        pytest.fail(f"these import each other: {' -> '.join(error.args[1])}")
+
+
+def test_a_wrong_import_would_be_seen(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text("import hetfl.cli\ndef f():\n    from hetfl import wire\n    from hetfl.data.split import x, y\n")
+    assert sorted(imported_units(file)) == ["cli", "data", "data", "wire"]
+
+
+def function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return the number of lines of a function, its docstring not counted."""
+    docstring = function.body[0] if ast.get_docstring(function) is not None else None
+    own = docstring.end_lineno - docstring.lineno + 1 if docstring is not None and docstring.end_lineno else 0
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1 - own
+
+
+@pytest.mark.parametrize("file", source_files(), ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_file_and_its_functions_are_short(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    functions = [
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    assert {node.name: function_lines(node) for node in functions if function_lines(node) > 40} == {}

@@ -1,0 +1,274 @@
+"""Local training against a bare PyTorch loop, and executors against each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Adam, Adafactor, Optimizer
+
+from hetfl.data import ClientData, Plain
+from hetfl.errors import ConfigurationError
+from hetfl.levels import LevelSet
+from hetfl.local import Executor, LocalTask, LocalTraining, Sequential, Workers
+from hetfl.local.executor import Bench
+from hetfl.local.flops import flops_per_sample
+from hetfl.local.jobs import statistics, train, unpack_statistics
+from hetfl.local.training import batches
+from hetfl.models import ConvNet
+from hetfl.models.static_batch_norm import static_layers
+from hetfl.seeding import generator
+from hetfl.submodel import state_of
+from hetfl.types import ClientContext, Index, Level
+from tests.conftest import small_levels, small_net
+
+
+class Source:
+    """Random images for some clients of different sizes."""
+
+    transform = Plain()
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        random = torch.Generator().manual_seed(3)
+        self.clients = [
+            ClientData(torch.rand(n, 1, 8, 8, generator=random), torch.randint(10, (n,), generator=random)) for n in sizes
+        ]
+
+    def client_data(self, client: int, split: str = "train") -> ClientData:
+        return self.clients[client]
+
+    def labels(self, client: int) -> Tensor:
+        return torch.bincount(self.clients[client].targets, minlength=10) > 0
+
+
+class Problem:
+    """Plain local problem over a level set."""
+
+    def __init__(
+        self,
+        local: LocalTraining,
+        net: Callable[..., nn.Module] = small_net,
+        levels: dict[str, Level] | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        self.seed, self.local, self.dtype = 5, local, dtype
+        self.levels = LevelSet(net, levels or small_levels(1.0, 0.5), 5)
+        self.net = self.levels.net.to(dtype)
+
+    def build(self, level: str) -> nn.Module:
+        return self.levels.build(level).to(self.dtype)
+
+    def index(self, level: str, round: int) -> Index:
+        return self.levels.indices[level]
+
+    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        return F.cross_entropy(outputs, targets)
+
+    def precision_context(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def bench_of(problem: Problem, sizes: tuple[int, ...] = (23, 31, 12)) -> Bench:
+    return Bench(problem, Source(sizes), state_of(problem.net))
+
+
+def bare_loop(problem: Problem, source: Source, task: LocalTask, make: Callable[..., Optimizer]) -> tuple[Tensor, float]:
+    """Train a freshly built net with one optimizer over its list of parameters, as anyone would write it."""
+    net = problem.build(task.level)
+    for name, tensor in state_of(net).items():
+        tensor.data.copy_(state_of(problem.net)[name][tuple(slice(0, s) for s in tensor.shape)])
+    start = torch.cat([t.detach().reshape(-1).clone() for t in state_of(net).values()])
+    optimizer = make(net.parameters())
+    for group in optimizer.param_groups:
+        group["lr"] = task.lr
+    random = generator(problem.seed, "local", task.round, task.client)
+    data, losses, seen = source.client_data(task.client), 0.0, 0
+    net.train()
+    for _ in range(problem.local.epochs):
+        for batch in batches(len(data.targets), problem.local.batch_size, random):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(data.inputs[batch]), data.targets[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
+            if problem.local.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(net.parameters(), problem.local.gradient_clip)
+            optimizer.step()
+            losses, seen = losses + loss.item() * len(batch), seen + len(batch)
+    end = torch.cat([t.detach().reshape(-1) for t in state_of(net).values()])
+    return end - start, losses / seen
+
+
+OPTIMIZERS: list[Callable[..., Optimizer]] = [
+    lambda p: SGD(p, lr=1.0, momentum=0.9, weight_decay=5e-4),
+    lambda p: SGD(p, lr=1.0, momentum=0.9, dampening=0.3),
+    # A large eps: the gradient of a bias before batch norm is rounding noise, which Adam would blow up.
+    lambda p: Adam(p, lr=1.0, eps=1e-3),
+    lambda p: Adafactor(p, lr=1.0, eps=(1e-3, 1e-3)),  # looks at rows and columns: must not be given one flat vector
+]
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+@pytest.mark.parametrize("norm", ["static_batch", "batch", "none"])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_training_equals_a_bare_loop(make: Callable[..., Optimizer], norm: str, clip: float | None) -> None:
+    problem = Problem(
+        LocalTraining(epochs=2, batch_size=10, gradient_clip=clip, optimizer=make),
+        net=lambda *, width=1.0: small_net(width=width, norm=norm),
+    )
+    bench = bench_of(problem)
+    # The second client must not see the first one's optimizer state, gradients or weights.
+    for client, level in ((0, "b"), (1, "b"), (1, "a"), (0, "b")):
+        task = LocalTask(client, level, round=4, version=4, lr=0.02)
+        result = train(bench, task)
+        expected, loss = bare_loop(problem, bench.data, task, make)  # type: ignore[arg-type]
+        assert torch.allclose(result.vector, expected, rtol=1e-9, atol=1e-12)
+        assert result.loss == pytest.approx(loss, rel=1e-9)
+        assert result.num_passes == 2 * result.num_samples
+
+
+def test_a_new_version_of_the_global_model_is_loaded() -> None:
+    problem = Problem(LocalTraining())
+    bench = bench_of(problem)
+    first = train(bench, LocalTask(0, "b", 0, 0, 0.05)).vector
+    with torch.no_grad():
+        for p in problem.net.parameters():
+            p.mul_(0.5)
+    assert torch.equal(train(bench, LocalTask(0, "b", 0, 0, 0.05)).vector, first)  # version 0 is what was loaded
+    assert not torch.equal(train(bench, LocalTask(0, "b", 0, 1, 0.05)).vector, first)
+
+
+@given(st.integers(1, 60), st.integers(1, 12))
+def test_batches_hold_every_sample_once_and_none_is_alone(num_samples: int, batch_size: int) -> None:
+    found = list(batches(num_samples, batch_size, torch.Generator().manual_seed(0)))
+    assert sorted(torch.cat(found).tolist()) == list(range(num_samples))
+    assert all(len(batch) <= batch_size + 1 for batch in found)
+    if batch_size > 1 and num_samples > 1:
+        assert min(len(batch) for batch in found) > 1
+    if batch_size == 1:
+        assert len(found) == num_samples
+
+
+def test_statistics_are_sums_over_the_clients_batches() -> None:
+    problem = Problem(LocalTraining(batch_size=10))
+    bench = bench_of(problem)
+    task = LocalTask(0, "b", 2, 2, 0.0)
+    result = statistics(bench, task)
+    net = bench.resident(task).net
+    first = unpack_statistics(net, result.vector)["blocks.0.norm"]
+    data, random = bench.data.client_data(0), generator(problem.seed, "statistics", 2, 0)
+    means, variances = 0.0, 0.0
+    for batch in batches(23, 10, random):
+        out = net.blocks[0].conv(data.inputs[batch])  # type: ignore[union-attr,index,operator]
+        means, variances = means + out.mean((0, 2, 3)), variances + out.var((0, 2, 3))
+    assert first.batches == 3
+    assert torch.allclose(first.mean_C, means, atol=1e-12)  # type: ignore[arg-type]
+    assert torch.allclose(first.var_C, variances, atol=1e-12)  # type: ignore[arg-type]
+    assert unpack_statistics(net, result.vector).keys() == static_layers(net).keys()
+
+
+TASKS = [LocalTask(k, level, 1, 1, 0.05) for k, level in ((2, "a"), (0, "b"), (1, "a"), (0, "a"), (2, "b"), (1, "b"), (0, "b"))]
+
+
+def deltas(executor: Executor, job: Callable[..., object] = train) -> list[Tensor]:
+    problem = Problem(LocalTraining(epochs=2))
+    executor.setup(bench_of(problem))
+    try:
+        results = list(executor.run(job, TASKS))  # type: ignore[arg-type]
+        again = list(executor.run(job, TASKS[::-1]))[::-1]  # type: ignore[arg-type]
+    finally:
+        executor.close()
+    assert [r.task for r in results] == TASKS
+    assert all(torch.equal(one.vector, two.vector) for one, two in zip(results, again, strict=True))
+    return [r.vector for r in results]
+
+
+@pytest.mark.parametrize("job", [train, statistics])
+def test_workers_give_the_sequential_result_for_any_number_of_workers(job: Callable[..., object]) -> None:
+    expected = deltas(Sequential(), job)
+    for num_workers in (1, 2, 5):
+        found = deltas(Workers(num_workers), job)
+        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+
+
+def test_workers_see_a_new_global_model() -> None:
+    problem = Problem(LocalTraining())
+    bench = bench_of(problem)
+    workers, sequential = Workers(2), Sequential()
+    workers.setup(bench)
+    sequential.setup(bench)
+    try:
+        for version in range(3):
+            tasks = [LocalTask(k, "b", version, version, 0.05) for k in range(3)]
+            pairs = zip(workers.run(train, tasks), sequential.run(train, tasks), strict=True)
+            assert all(torch.equal(one.vector, two.vector) for one, two in pairs)
+            with torch.no_grad():
+                for p in problem.net.parameters():
+                    p.add_(0.01)
+    finally:
+        workers.close()
+
+
+def fails(bench: Bench, task: LocalTask) -> object:
+    """A job that cannot be done."""
+    raise ValueError(f"no luck with client {task.client}")
+
+
+def dies(bench: Bench, task: LocalTask) -> object:
+    """A job that ends its process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return None
+
+
+@pytest.mark.parametrize(("job", "message"), [(fails, "no luck with client"), (dies, "worker died .exit code -9")])
+def test_a_failing_worker_is_reported_and_the_next_run_works(job: Callable[..., object], message: str) -> None:
+    workers = Workers(2)
+    workers.setup(bench_of(Problem(LocalTraining())))
+    try:
+        with pytest.raises(RuntimeError, match=message):
+            list(workers.run(job, TASKS))  # type: ignore[arg-type]
+        assert len(list(workers.run(train, TASKS))) == len(TASKS)
+    finally:
+        workers.close()
+
+
+def test_results_that_nobody_waits_for_do_not_reach_the_next_run() -> None:
+    workers = Workers(2)
+    workers.setup(bench_of(Problem(LocalTraining())))
+    try:
+        expected = [r.vector for r in workers.run(train, TASKS)]
+        next(iter(workers.run(train, TASKS[::-1])))
+        found = [r.vector for r in workers.run(train, TASKS)]
+        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+    finally:
+        workers.close()
+
+
+def test_flops_of_the_convnet_by_hand() -> None:
+    net = ConvNet(hidden=(8, 16), width=1.0).double()
+    forward, training = flops_per_sample(net, torch.rand(4, 1, 8, 8))
+    first, second, head = 2 * 64 * 9 * 1 * 8, 2 * 16 * 9 * 8 * 16, 2 * 16 * 10
+    assert forward == first + second + head
+    # Backward: gradients of weights and of inputs, but no gradient of the images.
+    assert training == 3 * (first + second + head) - first
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 0}, {"batch_size": 0}, {"gradient_clip": 0.0}])
+def test_impossible_settings_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(settings))):
+        LocalTraining(**settings)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="num_workers"):
+        Workers(0)

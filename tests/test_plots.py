@@ -1,0 +1,220 @@
+"""Run folders read back, and the plots made of them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+from hetfl.analysis import Run, load_run, plot_accuracy_over_bytes, plot_accuracy_over_rounds, plot_run
+from hetfl.analysis.plots import spread
+from hetfl.errors import ConfigurationError
+from hetfl.run_folder import MetricsFile
+
+RATIO = 25.0
+UP_BYTES = 400_000.0
+
+
+def write_run(folder: Path, levels: str = "abcde", rounds: int = 30, step_between_ends: float = 0.002) -> Path:
+    """Write a run whose levels end close together, as they do in practice."""
+    file = MetricsFile(folder / "metrics.csv")
+    for step in range(rounds):
+        learnt = 1 - np.exp(-step / 5)
+        accuracy = {level: 0.1 + (0.83 - step_between_ends * i) * learnt for i, level in enumerate(levels)}
+        file.add(step, {f"val/accuracy/{level}": value for level, value in accuracy.items()})
+        file.add(step, {"val/accuracy": accuracy[levels[0]], "comm/up_bytes": UP_BYTES, "comm/up_ratio": RATIO})
+        file.add(step, {"comm/up_bytes_total": UP_BYTES * (step + 1)})
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.yaml").write_text("model:\n  class_path: hetfl.HeteroFL\nseed_everything: 3\n")
+    return write_run(tmp_path)
+
+
+def test_run_is_read_back(folder: Path) -> None:
+    run = load_run(folder)
+    assert run.levels == ("a", "b", "c", "d", "e")
+    assert run.config == {"model": {"class_path": "hetfl.HeteroFL"}, "seed_everything": 3}
+    assert list(run.metrics["step"]) == list(range(30))
+    assert run.metrics["comm/up_bytes_total"].iloc[-1] == 30 * UP_BYTES
+    assert run.series("val/accuracy/e").iloc[0] == 0.1
+
+
+def test_run_without_config_was_started_from_python(tmp_path: Path) -> None:
+    assert load_run(write_run(tmp_path)).config == {}
+
+
+def test_torn_last_line_is_no_row(folder: Path) -> None:
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("30,0.1")
+    assert len(load_run(folder).metrics) == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "Expected a run folder with a metrics.csv but got no file '.*metrics.csv'"),
+        ("", "Expected a table of rounds in .*metrics.csv but got: No columns"),
+        ("step,lr\n", "Expected at least one round in .*metrics.csv but got a header alone"),
+        ("epoch,lr\n0,1\n", "Expected a column 'step' in .*metrics.csv but got epoch, lr"),
+        ("step,lr\n0,1\n1,2,3\n", "Expected a table of rounds in .*metrics.csv but got: .*line 3"),
+    ],
+)
+def test_unusable_metrics_are_named(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        load_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1,\n", "Expected YAML in .*config.yaml but got: "),
+        ("- 1\n", "Expected a mapping in .*config.yaml but got list"),
+        ("a: !!python/object/apply:os.getcwd []\n", "Expected YAML in .*config.yaml but got: could not determine"),
+    ],
+)
+def test_unusable_or_unsafe_config_is_refused(folder: Path, text: str, message: str) -> None:
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        load_run(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_plots_are_written_with_their_labels(folder: Path) -> None:
+    files = plot_run(folder)
+    assert sorted(path.relative_to(folder).as_posix() for path in files) == [
+        *("plots/accuracy_over_bytes.png", "plots/accuracy_over_bytes.svg"),
+        *("plots/accuracy_over_rounds.png", "plots/accuracy_over_rounds.svg"),
+    ]
+    for path in files:
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    rounds, sent = (re.findall(r">([^<>\n]+)</text>", path.read_text()) for path in files if path.suffix == ".svg")
+    ends = [f"{level}  {100 * load_run(folder).series(f'val/accuracy/{level}').iloc[-1]:.1f} %" for level in "abcde"]
+    assert set(ends) < set(rounds)
+    assert set(ends) < set(sent)
+    assert {"Round", "Accuracy (%)", "Validation accuracy of each level over rounds"} < set(rounds)
+    assert {"Uploaded by all clients (MB)", "Accuracy (%)"} < set(sent)
+    assert "the same uploads, dense float32: 300 MB (25.0×)" in sent  # 30 rounds of 0.4 MB at 25×
+    assert not any(text.startswith("global") for text in rounds)  # it is level a
+
+
+def test_same_run_gives_the_same_svg(folder: Path) -> None:
+    first = [path.read_bytes() for path in plot_run(folder) if path.suffix == ".svg"]
+    assert first == [path.read_bytes() for path in plot_run(folder) if path.suffix == ".svg"]
+
+
+def label_boxes(ax: Axes) -> list[Bbox]:
+    """Return where the labels of the line ends are drawn, in pixels."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    labels = [child for child in ax.get_children() if isinstance(child, Annotation) and child.get_text().endswith(" %")]
+    # The text alone, without the line that leads to it.
+    return [super(Annotation, label).get_window_extent(canvas.get_renderer()) for label in labels]
+
+
+@pytest.mark.parametrize("plot", [plot_accuracy_over_rounds, plot_accuracy_over_bytes])
+@pytest.mark.parametrize("step_between_ends", [0.0, 0.002, 0.1])
+def test_labels_do_not_overlap(tmp_path: Path, plot: Callable[[Run], Axes], step_between_ends: float) -> None:
+    ax = plot(load_run(write_run(tmp_path, "abcdefgh", step_between_ends=step_between_ends)))
+    boxes = label_boxes(ax)
+    assert len(boxes) == 8
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_level_colours_run_from_dark_to_light(folder: Path) -> None:
+    lines = plot_accuracy_over_rounds(load_run(folder)).get_lines()
+    luminance = [float(np.dot(to_rgb(line.get_color()), (0.2126, 0.7152, 0.0722))) for line in lines]
+    assert len(luminance) == 5
+    assert np.all(np.diff(luminance) > 0.05)
+
+
+def test_global_model_is_drawn_where_it_is_not_a_level(tmp_path: Path) -> None:
+    write_run(tmp_path, "ab")
+    MetricsFile(tmp_path / "metrics.csv").add(29, {"val/accuracy": 0.95})
+    ax = plot_accuracy_over_rounds(load_run(tmp_path))
+    assert len(ax.get_lines()) == 3
+    assert "global  95.0 %" in [text.get_text() for text in ax.texts]
+
+
+def test_curves_have_the_values_of_the_file_and_skip_gaps(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.csv")
+    for step in range(6):
+        file.add(step, {"comm/up_bytes": 2e6, "comm/up_bytes_total": 2e6 * (step + 1), "comm/up_ratio": 4.0})
+        if step % 2 == 1:  # validated every second round
+            file.add(step, {"val/accuracy": 0.1 * step})
+    run = load_run(tmp_path)
+    (line,) = plot_accuracy_over_rounds(run).get_lines()
+    assert np.allclose(line.get_xydata(), [(1, 10), (3, 30), (5, 50)])
+    line, *_ = plot_accuracy_over_bytes(run).get_lines()
+    assert np.allclose(line.get_xydata(), [(4, 10), (8, 30), (12, 50)])
+
+
+def test_plot_goes_where_it_is_told(folder: Path) -> None:
+    ax = Figure().add_subplot()
+    assert plot_accuracy_over_rounds(load_run(folder), ax) is ax
+    assert len(ax.get_lines()) == 5
+
+
+def test_one_round_can_be_plotted(tmp_path: Path) -> None:
+    assert len(plot_run(write_run(tmp_path, rounds=1))) == 4
+
+
+@pytest.mark.parametrize("column", ["comm/up_bytes", "comm/up_bytes_total", "comm/up_ratio"])
+def test_missing_column_is_named(folder: Path, column: str) -> None:
+    whole = load_run(folder)
+    run = replace(whole, metrics=whole.metrics.drop(columns=column))
+    with pytest.raises(ConfigurationError, match=f"Expected column '{column}' in .*metrics.csv but got none"):
+        plot_accuracy_over_bytes(run)
+
+
+def test_run_without_validation_is_named(tmp_path: Path) -> None:
+    MetricsFile(tmp_path / "metrics.csv").add(0, {"train/loss": 1.0})
+    with pytest.raises(ConfigurationError, match="Expected column 'val/accuracy' in .*metrics.csv but got none"):
+        plot_accuracy_over_rounds(load_run(tmp_path))
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=8), st.floats(0, 10))
+def test_spread_keeps_the_gap_the_bounds_and_the_order(positions: list[float], gap: float) -> None:
+    moved = spread(positions, gap, low=0.0, high=100.0)
+    order = np.argsort(positions, kind="stable")
+    assert np.all(np.diff(moved[order]) >= gap - 1e-9)
+    assert moved.min() >= -1e-9
+    assert moved.max() <= 100 + 1e-9
+
+
+@pytest.mark.parametrize("positions", [(1.0, 1.2, 1.1), (0.0, 0.1, 4.0), (3.9, 4.0, 4.0)])
+def test_spread_moves_as_little_as_possible(positions: tuple[float, ...]) -> None:
+    grid = np.linspace(0, 4, 41)
+    feasible = [
+        trial
+        for trial in itertools.product(grid, repeat=3)
+        if np.all(np.diff(np.array(trial)[np.argsort(positions, kind="stable")]) >= 1 - 1e-9)
+    ]
+    best = min(float(np.sum((np.array(trial) - positions) ** 2)) for trial in feasible)
+    moved = spread(positions, gap=1.0, low=0.0, high=4.0)
+    assert float(np.sum((moved - positions) ** 2)) <= best + 1e-9
+
+
+def test_spread_without_room_is_even() -> None:
+    assert spread([5.0, 5.0, 5.0], gap=10.0, low=0.0, high=10.0).tolist() == [0.0, 5.0, 10.0]

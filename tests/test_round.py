@@ -1,0 +1,324 @@
+"""Whole rounds against a plain NumPy server and a bare PyTorch client, and what must not change a result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor, nn
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import MultiStepLR
+
+from hetfl import ConfigurationError, FedAvg, FederatedModule, HeteroFL
+from hetfl.aggregators import SampleMean
+from hetfl.compression import ErrorFeedback, GammaFedHT, Identity, TopK
+from hetfl.data import IID, Dirichlet, LabelShards
+from hetfl.fleet import Dynamic, Fixed
+from hetfl.local import LocalTraining, Workers
+from hetfl.local.training import batches
+from hetfl.seeding import generator
+from hetfl.selection import Uniform
+from hetfl.types import ClientContext, Level
+from tests.conftest import small_data, small_levels, small_module, small_net
+
+Fit = Callable[..., Trainer]
+
+
+def masked_cross_entropy(logits: Tensor, targets: Tensor, owned: Tensor) -> Tensor:
+    """HeteroFL's loss, sample by sample and class by class."""
+    losses = []
+    for row, target in zip(logits, targets, strict=True):
+        filled = [row[k] if owned[k] else torch.zeros((), dtype=row.dtype) for k in range(len(row))]
+        losses.append(torch.logsumexp(torch.stack(filled), 0) - filled[int(target)])
+    return torch.stack(losses).mean()
+
+
+def plain_heterofl(
+    module: FederatedModule, rounds: int, lr: Callable[[int], float], weigh: Callable[[int], float], masked: bool
+) -> dict[str, np.ndarray]:
+    """Train as the paper's algorithm 1 says: dictionaries of arrays, one scalar at a time on the server."""
+    data, local = module.data, module.local
+    whole = {name: p.detach().numpy().copy() for name, p in module.levels.net.double().named_parameters()}
+    for round in range(rounds):
+        results = []
+        for client in module.selection.select(round):
+            width = module.levels[module.assignment.levels(round)[client]].width
+            net = small_net(width=width).double().train()
+            for name, p in net.named_parameters():
+                p.data = torch.from_numpy(whole[name][tuple(slice(0, s) for s in p.shape)].copy())
+            optimizer = SGD(net.parameters(), lr=lr(round), momentum=0.9, weight_decay=5e-4)
+            own, random = data.client_data(client), generator(module.seed, "local", round, client)
+            for _ in range(local.epochs):
+                for batch in batches(len(own.targets), local.batch_size, random):
+                    logits = net(data.transform.eval(own.inputs[batch]).double())
+                    owned = data.labels(client) if masked else torch.ones(10, dtype=torch.bool)
+                    optimizer.zero_grad()
+                    masked_cross_entropy(logits, own.targets[batch], owned).backward()  # type: ignore[no-untyped-call]
+                    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+                    optimizer.step()
+            results.append((client, {name: p.detach().numpy() for name, p in net.named_parameters()}))
+        for name, values in whole.items():
+            total, count = np.zeros_like(values), np.zeros_like(values)
+            for client, trained in results:
+                for where in np.ndindex(*trained[name].shape):
+                    if masked and name.startswith("classifier") and not data.labels(client)[where[0]]:
+                        continue
+                    total[where] += weigh(client) * trained[name][where]
+                    count[where] += weigh(client)
+            values[count > 0] = total[count > 0] / count[count > 0]
+    return whole
+
+
+LOCAL = LocalTraining(
+    epochs=2,
+    batch_size=10,
+    gradient_clip=1.0,
+    optimizer=lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4),
+    scheduler=lambda optimizer: MultiStepLR(optimizer, milestones=[2], gamma=0.1),
+)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_three_rounds_of_heterofl_equal_the_papers_algorithm(fit: Fit, weighted: bool) -> None:
+    module = small_module(local=LOCAL, levels=small_levels(1.0, 0.6, 0.25), aggregator=SampleMean() if weighted else None)
+    data = small_data(partitioner=LabelShards(2), num_clients=10)
+    trainer = fit(module, data, rounds=3, precision="64-true", limit_val_batches=0)
+    got = {name: p.detach().numpy().copy() for name, p in module.net.named_parameters()}
+    fresh = small_module(local=LOCAL, levels=small_levels(1.0, 0.6, 0.25))
+    fresh.trainer = trainer
+    fresh.setup("fit")
+    sizes = data.sizes
+    weigh = (lambda k: float(sizes[k])) if weighted else (lambda k: 1.0)
+    torch.set_default_dtype(torch.float64)  # as Lightning does in a run of precision 64-true
+    try:
+        expected = plain_heterofl(fresh, 3, lambda t: 0.05 if t < 2 else 0.005, weigh, masked=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    moved = 0.0
+    for name, values in expected.items():
+        assert np.allclose(got[name], values, rtol=0, atol=1e-10), name
+        moved = max(moved, float(np.abs(got[name] - fresh.net.state_dict()[name].numpy()).max()))
+    assert moved > 0.01
+
+
+def test_one_level_of_full_width_is_fedavg(fit: Fit) -> None:
+    heterofl = small_module(HeteroFL, levels=small_levels(1.0), aggregator=SampleMean())
+    fedavg = small_module(FedAvg, levels=None)
+    data = small_data(partitioner=IID(), num_clients=6)
+    for module in (heterofl, fedavg):
+        fit(module, data, rounds=3)
+    for one, two in zip(heterofl.net.parameters(), fedavg.net.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_an_absent_class_moves_no_row_and_gets_no_gradient_but_counts_in_the_softmax(fit: Fit) -> None:
+    module = small_module()
+    labels = torch.tensor([True, False, True])
+    logits = torch.tensor([[1.0, 5.0, -1.0]], requires_grad=True)
+    loss = module.loss(logits, torch.tensor([0]), ClientContext(0, 0, labels))
+    assert loss.item() == pytest.approx(float(np.log(np.e + 1 + 1 / np.e) - 1))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert logits.grad[0, 1] == 0
+    # With a leading client dimension: one loss each.
+    both = module.loss(
+        logits.detach().expand(2, 1, 3), torch.tensor([[0], [0]]), ClientContext(0, 0, torch.stack([labels, labels | True]))
+    )
+    assert both.shape == (2,)
+    assert both[0].item() == pytest.approx(loss.item())
+    assert both[1].item() != pytest.approx(loss.item())
+
+    data = small_data(partitioner=LabelShards(1), num_clients=10)
+    module = small_module(selection=Uniform(3))
+    before = module.net.classifier.weight.detach().clone()  # type: ignore[union-attr,operator]
+    fit(module, data, rounds=1, limit_val_batches=0)
+    owned = torch.stack([data.labels(k) for k in module.selection.select(0)]).any(0)
+    moved = (module.net.classifier.weight.detach() != before).any(1)  # type: ignore[union-attr,operator]
+    assert torch.equal(moved, owned)
+    assert 0 < int(owned.sum()) < 10
+
+
+def rows(trainer: Trainer) -> pd.DataFrame:
+    return pd.read_csv(Path(trainer.logger.save_dir) / "metrics.csv")  # type: ignore[union-attr,arg-type]
+
+
+def compressed() -> ErrorFeedback:
+    return ErrorFeedback(GammaFedHT(density=0.1))
+
+
+def test_the_same_seed_gives_the_same_run_for_any_executor_and_another_seed_does_not(fit: Fit) -> None:
+    tables = [
+        rows(fit(small_module(uplink=compressed(), seed=seed, **changes), small_data(seed=seed), name=name))
+        for name, seed, changes in (
+            ("first", 0, {}),
+            ("again", 0, {}),
+            ("workers1", 0, {"executor": Workers(1)}),
+            ("workers3", 0, {"executor": Workers(3)}),
+            ("other", 1, {}),
+        )
+    ]
+    assert len(tables[0]) == 3
+    assert tables[0]["val/accuracy"].notna().all()
+    for table in tables[1:4]:
+        pd.testing.assert_frame_equal(table, tables[0], check_exact=True)
+    assert not tables[4]["train/loss"].equals(tables[0]["train/loss"])
+
+
+def test_a_resumed_run_ends_like_one_that_was_not_interrupted(fit: Fit, tmp_path: Path) -> None:
+    def module() -> FederatedModule:
+        return small_module(uplink=compressed(), local=LOCAL, server_optimizer=lambda p: Adam(p, lr=0.01))
+
+    whole, first, second = module(), module(), module()
+    straight = fit(whole, rounds=4, name="straight")
+    interrupted = fit(first, rounds=2, name="interrupted")
+    interrupted.save_checkpoint(tmp_path / "half.ckpt")
+    assert torch.load(tmp_path / "half.ckpt", weights_only=True)["hetfl"]["version"] == 2
+    trainer = Trainer(
+        max_epochs=4,
+        accelerator="cpu",
+        logger=interrupted.logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(second, datamodule=small_data(), ckpt_path=str(tmp_path / "half.ckpt"), weights_only=True)
+    for one, two in zip(whole.net.parameters(), second.net.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert whole.uplink.norm() == second.uplink.norm() > 0
+    pd.testing.assert_frame_equal(rows(straight), rows(trainer), check_exact=True)
+
+
+def test_a_diverged_client_is_refused_and_the_round_goes_on(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = small_module(uplink=compressed())
+    bad = Uniform(4)
+    bad.setup([10] * 12, 0)
+    victim = bad.select(0)[1]
+    plain = module.loss
+
+    def loss(outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        return plain(outputs, targets, ctx) * (float("nan") if ctx.client == victim else 1.0)
+
+    monkeypatch.setattr(module, "loss", loss)
+    with pytest.warns(UserWarning, match=f"client {victim} at level . refused"):
+        trainer = fit(module, rounds=1)
+    assert rows(trainer)["comm/refused"].tolist() == [1]
+    assert all(bool(p.isfinite().all()) for p in module.net.parameters())
+    assert victim not in module.uplink.residuals.clients()
+
+
+def test_bytes_and_density_are_those_of_the_encoded_messages(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = small_module(uplink=ErrorFeedback(TopK(0.1)), levels=small_levels(1.0))
+    sizes: list[int] = []
+    prepare = module.uplink.prepare
+
+    def spy(*args: object, **kwargs: object) -> object:
+        message = prepare(*args, **kwargs)  # type: ignore[arg-type]
+        sizes.append(len(message.payload))
+        return message
+
+    monkeypatch.setattr(module.uplink, "prepare", spy)
+    trainer = fit(module, small_data(partitioner=IID()), rounds=2, limit_val_batches=0)
+    table = rows(trainer)
+    dense = 4 * sum(p.numel() for p in module.net.parameters())
+    assert table["comm/up_bytes"].tolist() == [sum(sizes[:4]), sum(sizes[4:])]
+    assert table["comm/up_bytes_total"].tolist() == [sum(sizes[:4]), sum(sizes)]
+    assert table["comm/up_ratio"].tolist() == pytest.approx([4 * dense / sum(sizes[:4]), 4 * dense / sum(sizes[4:])])
+    assert table["comm/up_density"].tolist() == pytest.approx([0.1, 0.1], abs=1e-3)
+    # Down: 4 dense models a round, each with a header shorter than 100 bytes.
+    assert 4 * dense < table["comm/down_bytes"][0] < 4 * (dense + 100)
+
+
+def test_statistics_cost_bytes_and_flops_and_are_gathered_only_for_an_evaluation(fit: Fit) -> None:
+    without = rows(fit(small_module(), rounds=2, name="without", limit_val_batches=0))
+    every = rows(fit(small_module(), rounds=2, name="every"))
+    second = rows(fit(small_module(), rounds=2, name="second", check_val_every_n_epoch=2))
+    for column in ("comm/up_bytes", "comm/down_bytes", "sim/round_seconds"):
+        assert (every[column] > without[column]).all()
+        assert second[column].tolist() == [without[column][0], every[column][1]]
+    assert every["compute/flops_total"][1] > second["compute/flops_total"][1] > without["compute/flops_total"][1]
+    assert without["train/loss"].tolist() == every["train/loss"].tolist() == second["train/loss"].tolist()
+
+
+def test_every_level_is_as_good_in_test_as_its_own_net_would_be(fit: Fit) -> None:
+    """Statistics, slices and the Scaler in evaluation: a few rounds on IID data must leave chance far behind."""
+    module = small_module(selection=Uniform(8), local=LocalTraining(5, 10, 1.0, lambda p: SGD(p, 0.05, 0.9)))
+    data = small_data(partitioner=IID(), num_clients=8)
+    trainer = fit(module, data, rounds=8)
+    result = trainer.test(module, datamodule=data, verbose=False)[0]
+    # Level c has 2 and 4 channels: little, but far from the 0.1 of wrong statistics.
+    for level, least in (("a", 0.85), ("b", 0.7), ("c", 0.3)):
+        assert result[f"test/accuracy/{level}"] > least
+    assert result["test/accuracy"] == result["test/accuracy/a"]
+    table = rows(trainer)
+    assert len(table) == 8
+    assert table["test/accuracy"].notna().tolist() == [False] * 7 + [True]
+
+
+def test_running_statistics_of_batch_norm_are_averaged_and_travel_exactly(fit: Fit) -> None:
+    module = small_module(net=lambda *, width=1.0: small_net(width=width, norm="batch"), uplink=ErrorFeedback(TopK(0.01)))
+    before = {name: b.clone() for name, b in module.net.named_buffers()}
+    trainer = fit(module, rounds=2)
+    mean, var = (module.net.get_buffer(f"blocks.0.norm.running_{which}") for which in ("mean", "var"))
+    assert not torch.equal(mean, before["blocks.0.norm.running_mean"])
+    assert bool((var > 0).all())
+    assert rows(trainer)["val/accuracy"].notna().all()
+
+
+def test_a_server_optimizer_is_any_torch_optimizer(fit: Fit) -> None:
+    module = small_module(FedAvg, levels=None, server_optimizer=lambda p: Adam(p, lr=0.01))
+    before = [p.detach().clone() for p in module.net.parameters()]
+    trainer = fit(module, rounds=2)
+    assert trainer.global_step == 2
+    # Adam's first steps move every entry by about the learning rate each.
+    for one, two in zip(before, module.net.parameters(), strict=True):
+        assert float((one - two.detach()).abs().max()) <= 0.0201
+
+
+def test_levels_of_a_run(fit: Fit) -> None:
+    fixed, dynamic = Fixed({"a": 2, "b": 1}), Dynamic({"a": 3, "b": 1})
+    fixed.setup(["a", "b"], 10, 0)
+    dynamic.setup(["a", "b"], 2000, 0)
+    # 10 div 3 = 3: six a, three b, and the one left over gets the last level.
+    assert fixed.levels(0) == fixed.levels(7) == ["a"] * 6 + ["b"] * 4
+    assert dynamic.levels(1) != dynamic.levels(0) == dynamic.levels(0)
+    assert dynamic.levels(0).count("a") / 2000 == pytest.approx(0.75, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"levels": {"a": Level("a", 0.5)}}, {}, "width 1, but got level a of width 0.5"),
+        ({"levels": {"a": Level("a"), "b": Level("b", 0.0)}}, {}, "width in .0, 1. for level b but got 0.0"),
+        ({"levels": {"a": Level("a"), "b": Level("b", 1.5)}}, {}, "width in .0, 1. for level b but got 1.5"),
+        ({"levels": {"a": Level("a"), "b/c": Level("b", 0.5)}}, {}, "level names .* 'b/c'"),
+        ({"levels": {"a": Level("a"), "b": Level("b", 0.5, depth=2)}}, {}, "'depth'"),
+        ({"assignment": Dynamic({"z": 1})}, {}, "'z'"),
+        ({"assignment": Fixed({"a": 0})}, {}, "positive proportion for level a but got 0"),
+        ({"selection": Uniform(13)}, {}, "number of clients, 12, but got 13"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_round(
+    fit: Fit, changes: dict[str, object], options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message) as error:
+        fit(small_module(**changes), rounds=1, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_identity_stores_no_residual(fit: Fit) -> None:
+    module = small_module(uplink=ErrorFeedback(Identity()))
+    trainer = fit(module, rounds=2)
+    assert not list(module.uplink.residuals.clients())
+    assert rows(trainer)["residual/norm"].tolist() == [0, 0]
+
+
+def test_dirichlet_clients_and_labels_reach_the_module(fit: Fit) -> None:
+    data = small_data(partitioner=Dirichlet(0.5))
+    fit(small_module(), data, rounds=1)
+    for client in range(12):
+        assert torch.equal(data.labels(client), torch.bincount(data.client_data(client).targets, minlength=10) > 0)
