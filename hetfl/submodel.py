@@ -42,14 +42,15 @@ def prefix_index(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], level:
         level: name of the sub-model's level, for messages.
 
     Raises:
-        ConfigurationError: a tensor of the sub-model is unknown to the global model, has another number of dimensions, or
-            is larger in one of them.
+        ConfigurationError: a tensor of the sub-model is unknown to the global model, has another number of
+            dimensions, or is larger in one of them.
     """
     index: dict[str, IndexEntry] = {}
     for name, tensor in part.items():
         if name not in whole:
             raise ConfigurationError(
-                f"Expected every tensor of the net at level {level} to be in the global model but got {name!r}, which is not"
+                f"Expected every tensor of the net at level {level} to be in the global model but got {name!r}, "
+                "which is not"
             )
         if tensor.dim() != whole[name].dim() or any(
             s > g for s, g in zip(tensor.shape, whole[name].shape, strict=True)
@@ -121,7 +122,7 @@ def add(tensor: Tensor, entry: IndexEntry, values: Tensor | float, weight: float
 
 
 def relative(entry: IndexEntry, base: IndexEntry) -> IndexEntry:
-    """Return where the entries of ``entry`` lie inside ``base``, both in global coordinates; ``entry`` is a part of ``base``.
+    """Return where the entries of ``entry`` lie inside ``base``, of which they are a part; both in global coordinates.
 
     Raises:
         ValueError: ``entry`` addresses something outside ``base``.
@@ -137,7 +138,8 @@ def _relative(part: slice | Tensor, base: slice | Tensor) -> slice | Tensor:
             return slice(part.start - base.start, part.stop - base.start)
         if part.numel() and (int(part.min()) < base.start or int(part.max()) >= base.stop):
             raise ValueError(f"Expected positions inside {base} but got {part.tolist()}")
-        return part - base.start
+        shifted: Tensor = part - base.start
+        return shifted
     wanted = torch.arange(part.start, part.stop, device=base.device) if isinstance(part, slice) else part
     where = torch.searchsorted(base, wanted)
     if not torch.equal(base[where.clamp(max=base.numel() - 1)], wanted):

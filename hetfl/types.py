@@ -1,7 +1,7 @@
 """The words of the design as types: levels, indices, updates, reports.
 
-Shape suffixes used in this package: N batch, C channels, K classes, D entries of a flat parameter vector, S clients of a
-cohort.
+Shape suffixes used in this package: N batch, C channels, K classes, D entries of a flat parameter vector,
+S clients of a cohort.
 """
 
 from __future__ import annotations

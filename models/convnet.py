@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class ConvNet(nn.Module):
         super().__init__()
         channels = [in_channels, *(scaled(size, width) for size in hidden)]
         self.blocks = nn.Sequential()
-        for i, (incoming, outgoing) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+        for i, (incoming, outgoing) in enumerate(itertools.pairwise(channels)):
             block = nn.Sequential()
             block.add_module("conv", nn.Conv2d(incoming, outgoing, kernel_size=3, padding=1))
             block.add_module("scaler", Scaler(width))

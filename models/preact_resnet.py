@@ -42,7 +42,8 @@ class PreActBlock(nn.Module):
         skip = x if self.shortcut is None else self.shortcut(out)
         out = self.conv1(out)
         out = self.conv2(F.relu(self.norm2(self.scaler(out))))
-        return out + skip
+        summed: Tensor = out + skip
+        return summed
 
 
 class PreActResNet(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,23 +36,26 @@ def small_levels(*widths: float) -> dict[str, Level]:
     return {name: Level(name, width) for name, width in zip("abcdefgh", widths, strict=False)}
 
 
-def small_module(kind: type[FederatedModule] = HeteroFL, **changes: object) -> FederatedModule:
+def small_module(kind: type[FederatedModule] = HeteroFL, **changes: Any) -> FederatedModule:
     """Return a module over Digits that trains in milliseconds; keyword arguments replace its own."""
-    arguments: dict[str, object] = {
+    arguments: dict[str, Any] = {
         "net": small_net,
         "levels": small_levels(1.0, 0.5, 0.25),
         "selection": Uniform(4),
         "local": LocalTraining(
-            epochs=1, batch_size=10, gradient_clip=1.0, optimizer=lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4)
+            epochs=1,
+            batch_size=10,
+            gradient_clip=1.0,
+            optimizer=lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4),
         ),
     }
-    return kind(**{**arguments, **changes})  # type: ignore[arg-type]
+    return kind(**{**arguments, **changes})
 
 
-def small_data(**changes: object) -> FederatedDataModule:
+def small_data(**changes: Any) -> FederatedDataModule:
     """Return Digits over 12 clients, Dirichlet 0.5."""
-    arguments: dict[str, object] = {"num_clients": 12, "partitioner": Dirichlet(0.5)}
-    return Digits(**{**arguments, **changes})  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {"num_clients": 12, "partitioner": Dirichlet(0.5)}
+    return Digits(**{**arguments, **changes})
 
 
 @pytest.fixture
@@ -59,9 +63,13 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
     """Return a function that trains a module for some rounds in a run folder of its own."""
 
     def run(
-        module: FederatedModule, data: FederatedDataModule | None = None, rounds: int = 3, name: str = "run", **options: object
+        module: FederatedModule,
+        data: FederatedDataModule | None = None,
+        rounds: int = 3,
+        name: str = "run",
+        **options: Any,
     ) -> Trainer:
-        settings: dict[str, object] = {
+        settings: dict[str, Any] = {
             "max_epochs": rounds,
             "accelerator": "cpu",
             "logger": RunFolder(str(tmp_path), name),
@@ -71,7 +79,7 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,
         }
-        trainer = Trainer(**{**settings, **options})  # type: ignore[arg-type]
+        trainer = Trainer(**{**settings, **options})
         trainer.fit(module, datamodule=data or small_data())
         return trainer
 

@@ -42,7 +42,9 @@ def cohorts(draw: st.DrawFn) -> Case:
     return clients
 
 
-def brute_force(clients: Case, weight: Callable[[Report], float]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def brute_force(
+    clients: Case, weight: Callable[[Report], float]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Average every scalar by itself over the clients that hold it."""
     sums = {name: np.zeros(tuple(t.shape)) for name, t in tensors().items()}
     counts = {name: np.zeros(tuple(t.shape)) for name, t in tensors().items()}
@@ -77,7 +79,9 @@ def test_every_scalar_is_the_mean_over_its_holders(
 
 
 @pytest.mark.parametrize(("make", "weight"), ALL)
-def test_the_divisor_counts_holders_not_senders(make: Callable[[], Aggregator], weight: Callable[[Report], float]) -> None:
+def test_the_divisor_counts_holders_not_senders(
+    make: Callable[[], Aggregator], weight: Callable[[Report], float]
+) -> None:
     aggregator = make()
     aggregator.reset({"b": torch.zeros(2)})
     index = {"b": (slice(0, 2),)}

@@ -18,17 +18,17 @@ LAYERS = (
     {"submodel"},
     {
         *("aggregators", "clustering", "compression", "data", "fleet", "models", "selection", "wire"),
-        *("progress", "run_folder"),
+        "run_folder",
     },
     {"local"},
-    {"evaluating", "evaluation", "federation", "ledger", "levels", "server", "statistics"},
+    {"federation"},
     {"methods"},
-    {"analysis", "cli", "cli_errors", "describe"},
+    {"analysis", "display", "cli"},
 )
 """Modules and packages of hetfl from the bottom up. Each imports from the layers below it."""
 
-WITHIN_A_LAYER = {"federation", "cli"}
-"""Members whose layer is made of their parts: there, imports may go any way that is not a circle."""
+WITHIN_A_LAYER = {"cli"}
+"""Members of a layer where imports may go any way that is not a circle: the command line uses display and analysis."""
 
 ALLOWED = {("compression", "wire")}
 """The residual is what the server won't decode, so error feedback encodes and decodes."""

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD, Adam, Adafactor, Optimizer
+from torch.optim import SGD, Adafactor, Adam, Optimizer
 
 from hetfl.data import ClientData, Plain
 from hetfl.errors import ConfigurationError
-from hetfl.levels import LevelSet
+from hetfl.federation.levels import LevelSet
 from hetfl.local import Executor, LocalTask, LocalTraining, Sequential, Workers
 from hetfl.local.executor import Bench
 from hetfl.local.flops import flops_per_sample
@@ -39,7 +39,8 @@ class Source:
     def __init__(self, sizes: tuple[int, ...]) -> None:
         random = torch.Generator().manual_seed(3)
         self.clients = [
-            ClientData(torch.rand(n, 1, 8, 8, generator=random), torch.randint(10, (n,), generator=random)) for n in sizes
+            ClientData(torch.rand(n, 1, 8, 8, generator=random), torch.randint(10, (n,), generator=random))
+            for n in sizes
         ]
 
     def client_data(self, client: int, split: str = "train") -> ClientData:
@@ -87,7 +88,9 @@ def bench_of(problem: Problem, sizes: tuple[int, ...] = (23, 31, 12)) -> Bench:
     return Bench(problem, Source(sizes), state_of(problem.net))
 
 
-def bare_loop(problem: Problem, source: Source, task: LocalTask, make: Callable[..., Optimizer]) -> tuple[Tensor, float]:
+def bare_loop(
+    problem: Problem, source: Source, task: LocalTask, make: Callable[..., Optimizer]
+) -> tuple[Tensor, float]:
     """Train a freshly built net with one optimizer over its list of parameters, as anyone would write it."""
     net = problem.build(task.level)
     for name, tensor in state_of(net).items():
@@ -103,7 +106,7 @@ def bare_loop(problem: Problem, source: Source, task: LocalTask, make: Callable[
         for batch in batches(len(data.targets), problem.local.batch_size, random):
             optimizer.zero_grad()
             loss = F.cross_entropy(net(data.inputs[batch]), data.targets[batch])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if problem.local.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(net.parameters(), problem.local.gradient_clip)
             optimizer.step()
@@ -172,7 +175,7 @@ def test_statistics_are_sums_over_the_clients_batches() -> None:
     data, random = bench.data.client_data(0), generator(problem.seed, "statistics", 2, 0)
     means, variances = 0.0, 0.0
     for batch in batches(23, 10, random):
-        out = net.blocks[0].conv(data.inputs[batch])  # type: ignore[union-attr,index,operator]
+        out = net.get_submodule("blocks.0.conv")(data.inputs[batch])
         means, variances = means + out.mean((0, 2, 3)), variances + out.var((0, 2, 3))
     assert first.batches == 3
     assert torch.allclose(first.mean_C, means, atol=1e-12)  # type: ignore[arg-type]
@@ -180,7 +183,10 @@ def test_statistics_are_sums_over_the_clients_batches() -> None:
     assert unpack_statistics(net, result.vector).keys() == static_layers(net).keys()
 
 
-TASKS = [LocalTask(k, level, 1, 1, 0.05) for k, level in ((2, "a"), (0, "b"), (1, "a"), (0, "a"), (2, "b"), (1, "b"), (0, "b"))]
+TASKS = [
+    LocalTask(k, level, 1, 1, 0.05)
+    for k, level in ((2, "a"), (0, "b"), (1, "a"), (0, "a"), (2, "b"), (1, "b"), (0, "b"))
+]
 
 
 def deltas(executor: Executor, job: Callable[..., object] = train) -> list[Tensor]:

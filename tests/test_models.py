@@ -87,7 +87,8 @@ def test_static_batch_norm_equals_numpy_in_training_and_evaluation() -> None:
     w, b = (p.detach().numpy().reshape(1, 3, 1, 1) for p in (layer.weight, layer.bias))
 
     def normalised(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
-        return (x - mean.reshape(1, 3, 1, 1)) / np.sqrt(var.reshape(1, 3, 1, 1) + 1e-5) * w + b
+        out: np.ndarray = (x - mean.reshape(1, 3, 1, 1)) / np.sqrt(var.reshape(1, 3, 1, 1) + 1e-5) * w + b
+        return out
 
     x = batches[0].numpy()
     expected = normalised(x, x.mean((0, 2, 3)), x.var((0, 2, 3)))

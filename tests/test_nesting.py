@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hetfl.errors import ConfigurationError
-from hetfl.levels import LevelSet
+from hetfl.federation.levels import LevelSet
 from hetfl.local.nesting import check_nesting
 from hetfl.models import ConvNet, PreActResNet, scaled
 from tests.conftest import small_levels
@@ -119,7 +119,9 @@ def test_nets_of_users_that_nest_are_accepted(factory: Callable[..., nn.Module])
 @pytest.mark.parametrize(
     ("factory", "tensor"), [(Branches, "merge.weight"), (Flat, "classifier.weight"), (Attention, "different outputs")]
 )
-def test_nets_that_do_not_nest_are_refused_and_the_tensor_is_named(factory: Callable[..., nn.Module], tensor: str) -> None:
+def test_nets_that_do_not_nest_are_refused_and_the_tensor_is_named(
+    factory: Callable[..., nn.Module], tensor: str
+) -> None:
     with pytest.raises(ConfigurationError, match=tensor) as error:
         check(factory)
     assert "level b" in str(error.value)

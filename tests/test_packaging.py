@@ -62,7 +62,7 @@ def test_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
 def test_wheel_installs_the_command(wheel: Path) -> None:
     entry_points = zipfile.ZipFile(wheel).read("hetfl-0.1.0.dist-info/entry_points.txt").decode()
     assert "hetfl = hetfl.cli:main" in entry_points.splitlines()
-    assert "hetfl/cli.py" in zipfile.ZipFile(wheel).namelist()
+    assert "hetfl/cli/__init__.py" in zipfile.ZipFile(wheel).namelist()
 
 
 def test_installed_wheel_is_imported_without_the_tree(wheel: Path, tmp_path: Path) -> None:

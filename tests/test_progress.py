@@ -16,15 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from hetfl.progress import (
-    FederatedCallback,
-    RoundProgress,
-    RunSummary,
-    format_quantity,
-    format_seconds,
-    is_milestone,
-    totals,
-)
+from hetfl.display.formats import format_quantity, format_seconds
+from hetfl.display.progress import RoundProgress, is_milestone
+from hetfl.display.summary import RunSummary, totals
+from hetfl.federation import FederatedCallback
 from hetfl.run_folder import RunFolder
 from hetfl.types import Level
 
@@ -140,7 +135,7 @@ def test_live_line_counts_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "160")
     clock = iter(range(1_000_000))
-    monkeypatch.setattr("hetfl.progress.time.monotonic", lambda: float(next(clock)))  # every drawing is due
+    monkeypatch.setattr("hetfl.display.progress.time.monotonic", lambda: float(next(clock)))  # every drawing is due
     trainer_with([RoundProgress()], 2, tmp_path).fit(Federation(), LOADER, LOADER)
     for round_shown in (1, 2):
         for done in range(1, CLIENTS + 1):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
-from hetfl.server import server_step
+from hetfl.federation.server import server_step
 
 OPTIMIZERS: list[Callable[[list[nn.Parameter]], Optimizer]] = [
     lambda p: SGD(p, lr=1.0),
@@ -34,7 +34,9 @@ def test_sgd_of_rate_one_adds_the_mean_delta() -> None:
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
-def test_entries_without_holders_keep_value_and_state_bit_for_bit(make: Callable[[list[nn.Parameter]], Optimizer]) -> None:
+def test_entries_without_holders_keep_value_and_state_bit_for_bit(
+    make: Callable[[list[nn.Parameter]], Optimizer],
+) -> None:
     torch.manual_seed(0)
     p = nn.Parameter(torch.randn(6))
     optimizer = make([p])
@@ -65,5 +67,7 @@ def test_float_buffers_take_the_delta_as_it_is() -> None:
     p, mean = nn.Parameter(torch.zeros(1)), torch.tensor([1.0, 2.0])
     optimizer = Adam([p], lr=0.1)
     ones = {"p": torch.ones(1), "mean": torch.ones(2)}
-    server_step(optimizer, optimizer.step, {"p": p, "mean": mean}, {"p": torch.ones(1), "mean": torch.tensor([0.5, -1.0])}, ones)
+    server_step(
+        optimizer, optimizer.step, {"p": p, "mean": mean}, {"p": torch.ones(1), "mean": torch.tensor([0.5, -1.0])}, ones
+    )
     assert mean.tolist() == [1.5, 1.0]

@@ -20,7 +20,10 @@ from hetfl.types import ClientContext, Index
 class ClientSource(Protocol):
     """What local training needs of a data module."""
 
-    transform: Transform
+    @property
+    def transform(self) -> Transform:
+        """Turns raw inputs into what the net takes."""
+        ...
 
     def client_data(self, client: int, split: Literal["train", "test"] = "train") -> ClientData:
         """Return a client's samples."""

@@ -30,7 +30,7 @@ def train(bench: Bench, task: LocalTask) -> LocalResult:
             inputs = bench.data.transform.train(data.inputs[batch], random).to(bench.device)
             loss = bench.problem.loss(net(inputs), data.targets[batch].to(bench.device), ctx)
             resident.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if local.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(resident.vector, local.gradient_clip)
             resident.optimizer.step()

@@ -98,7 +98,7 @@ def _run(net: nn.Module, inputs_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     labels = torch.arange(len(inputs_N)) % outputs.shape[-1]
     F.cross_entropy(
         outputs.reshape(-1, outputs.shape[-1]), labels.repeat(outputs.shape[:-1].numel() // len(labels))
-    ).backward()  # type: ignore[no-untyped-call]
+    ).backward()
     zero = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     return outputs.detach(), {n: zero[n] if p.grad is None else p.grad for n, p in net.named_parameters()}
 

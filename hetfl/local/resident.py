@@ -18,7 +18,8 @@ ELEMENTWISE = (ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, 
 class ResidentNet:
     """One level's net with its state as views of one flat vector: parameters first, then float buffers.
 
-    Loading, the delta, clipping and the optimizer are then operations on single vectors, however many tensors the net has.
+    Loading, the delta, clipping and the optimizer are then operations on single vectors, however many tensors the net
+    has.
 
     Args:
         net: the level's net, already on its device and in its dtype; it is taken over.

@@ -29,7 +29,8 @@ class Selection(ABC):
         """
         if self.clients_per_round > len(sizes):
             raise ConfigurationError(
-                f"Expected clients_per_round of at most the number of clients, {len(sizes)}, but got {self.clients_per_round}"
+                f"Expected clients_per_round of at most the number of clients, {len(sizes)}, "
+                f"but got {self.clients_per_round}"
             )
         self.sizes, self.seed = tuple(sizes), seed
 

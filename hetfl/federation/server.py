@@ -16,11 +16,13 @@ def server_step(
     delta: Mapping[str, Tensor],
     holders: Mapping[str, Tensor],
 ) -> None:
-    r"""Set :math:`\theta.\text{grad} = -\Delta`, step, and keep what nobody held (Reddi et al., Adaptive Federated Optimization).
+    r"""Set :math:`\theta.\text{grad} = -\Delta`, step, and keep what nobody held.
 
-    SGD(lr=1) adds the mean delta: FedAvg. Adam is FedAdam. Under momentum, weight decay or Adam a zero gradient still moves
-    a value: entries without holders, and the optimizer's state of them, are put back bit for bit. Float buffers have no
-    gradient: they take the delta as it is.
+    The server's optimizer is that of Reddi et al., Adaptive Federated Optimization (ICLR 2021, arXiv 2003.00295).
+
+    SGD(lr=1) adds the mean delta: FedAvg. Adam is FedAdam. Under momentum, weight decay or Adam a zero gradient still
+    moves a value: entries without holders, and the optimizer's state of them, are put back bit for bit. Float buffers
+    have no gradient: they take the delta as it is.
 
     Args:
         optimizer: holds the global parameters and their state.

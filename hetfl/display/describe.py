@@ -19,41 +19,30 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
         console: where to print; None: standard output.
     """
     console = console or Console()
-    table = Table(title=f"{type(module).__name__}: levels", title_justify="left")
-    for column in (
-        "level",
-        "width",
-        "depth",
-        "parameters",
-        "of global",
-        "MFLOP/sample\nforward",
-        "MFLOP/sample\ntraining",
-    ):
-        table.add_column(column, justify="left" if column == "level" else "right")
-    for column in ("kB down\na round", "kB up\na round, dense", "MB of\nstate a client"):
-        table.add_column(column, justify="right")
+    table = Table(
+        title=f"{type(module).__name__}: levels, and what one sample and one message cost", title_justify="left"
+    )
+    table.add_column("level")
+    for column in ("size", "parameters", "share", "MFLOP\nforward", "MFLOP\ntraining", "kB down", "kB up,\ndense"):
+        table.add_column(column, justify="right", no_wrap=True)
     whole = sum(p.numel() for p in module.net.parameters())
     for name, level in module.levels.items():
-        size = module.levels.sizes[name]
         parameters = sum(p.numel() for p in module.levels.build(name).parameters())
         forward, training = module.flops[name]
-        message = wire.dense_size(size, 0) / 1e3
+        kilobytes = f"{wire.dense_size(module.levels.sizes[name]) / 1e3:.1f}"
         table.add_row(
             name,
-            f"{level.width:g}",
-            "-" if level.depth is None else str(level.depth),
-            f"{parameters:,}".replace(",", " "),
+            f"{level.width:g}" if level.depth is None else f"{level.width:g} x {level.depth}",
+            f"{parameters:,}",
             f"{parameters / whole:.1%}",
             f"{forward / 1e6:.3g}",
             f"{training / 1e6:.3g}",
-            f"{message:,.1f}",
-            f"{message:,.1f}",
-            # Weights, gradients, momentum, anchor, delta and residual: six float32 vectors.
-            f"{6 * 4 * size / 1e6:.3g}",
+            kilobytes,
+            kilobytes,
         )
     console.print(table)
     console.print(data.summary())
     console.print(
         f"{module.selection.clients_per_round} of {data.num_clients} clients a round, "
-        f"{type(module.uplink.compressor).__name__} on every upload"
+        f"{type(module.uplink.compressor).__name__} on every upload, {type(module.executor).__name__} executor"
     )

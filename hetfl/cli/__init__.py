@@ -11,17 +11,16 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning import LightningDataModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from hetfl.analysis import plot_run
-from hetfl.cli_errors import condense
+from hetfl.cli.errors import condense
 from hetfl.data import FederatedDataModule
-from hetfl.describe import describe
+from hetfl.display import RoundProgress, RunSummary, describe
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
-from hetfl.progress import RoundProgress, RunSummary
 from hetfl.run_folder import RunFolder
 
 
@@ -41,7 +40,7 @@ class FederatedTrainer(Trainer):
         self.strategy.connect(model)
         self.state.fn = None
         model.trainer = self
-        self.datamodule = datamodule  # type: ignore[attr-defined]
+        self.datamodule = datamodule
         datamodule.prepare_data()
         datamodule.setup("fit")
         model.setup("fit")
@@ -82,7 +81,9 @@ class FederatedCLI(LightningCLI):
                 f"Expected trainer.precision 32-true, bf16-mixed or 64-true but got {config.trainer.precision}"
             )
         if checkpoint and not Path(checkpoint).is_file():
-            raise ConfigurationError(f"Expected a checkpoint file as ckpt_path but got {checkpoint}, which is not there")
+            raise ConfigurationError(
+                f"Expected a checkpoint file as ckpt_path but got {checkpoint}, which is not there"
+            )
         if self.subcommand != "fit" or not checkpoint or not isinstance(run_logger, Namespace):
             return
         folder = Path(checkpoint).parent.parent
@@ -110,7 +111,9 @@ class FederatedCLI(LightningCLI):
         checkpoints = [_checkpoint()] if config.enable_checkpointing is not False else []
         own = config.callbacks or []
         own = own if isinstance(own, list) else [own]
-        defaults: list[Callback] = [RunSummary()]
+        defaults: list[Callback] = [
+            RunSummary(after_fit=self.subcommand != "fit" or not self.config[self.subcommand].final_test)
+        ]
         for callbacks, kind in ((progress, ProgressBar), (checkpoints, ModelCheckpoint)):
             defaults += [] if any(isinstance(callback, kind) for callback in own) else callbacks
         self.trainer_defaults["callbacks"] = defaults
@@ -127,10 +130,11 @@ class FederatedCLI(LightningCLI):
         if self.config[self.subcommand].final_test:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         folders = [run_logger.save_dir for run_logger in self.trainer.loggers if isinstance(run_logger, RunFolder)]
-        if self.config[self.subcommand].plots and self.trainer.is_global_zero:
+        if self.config[self.subcommand].plots:
             for folder in folders:
-                for path in plot_run(folder):
-                    print(path)
+                if folder is not None:
+                    pictures = [path for path in plot_run(folder) if path.suffix == ".png"]
+                    print(f"{'pictures':<18}{' '.join(map(str, pictures))}")
 
 
 def _seed(seed: int | bool) -> int:
@@ -148,7 +152,12 @@ def _quiet() -> None:
     """Silence what Lightning says about training in general and what is not so here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*litlogger.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*exists and is not empty.*",
+        ".*litlogger.*",
+        ".*treespec, LeafSpec.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
 
 

@@ -9,13 +9,13 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from hetfl.data import FederatedDataModule
-from hetfl.evaluation import ClientAccuracy, LevelMetrics
+from hetfl.federation.ledger import Ledger
+from hetfl.federation.levels import LevelSet
+from hetfl.federation.metrics import ClientAccuracy, LevelMetrics
+from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.fleet import LevelAssignment
-from hetfl.ledger import Ledger
-from hetfl.levels import LevelSet
 from hetfl.local import Executor, LocalTask
 from hetfl.seeding import generator
-from hetfl.statistics import StaticStatisticsStore
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Raw inputs, targets (N,), and the client that each sample belongs to (N,), -1 for nobody's."""

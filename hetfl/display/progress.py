@@ -1,60 +1,19 @@
-"""What the terminal shows of a run: a line while it goes on, a table when it ends."""
+"""What the terminal shows while a run goes on."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
-from torch import nn
 
-from hetfl.types import Level
-
-
-class FederatedCallback(Callback):
-    """A Lightning callback with a hook for what happens inside a round."""
-
-    def on_client_end(self, trainer: Trainer, module: LightningModule, done: int, total: int) -> None:
-        """Follow a client's local training; called in the main process.
-
-        Args:
-            trainer: the trainer.
-            module: the federated module.
-            done: number of clients of this round that have finished, this one included.
-            total: number of clients in this round.
-        """
-
-
-def format_quantity(value: float, unit: str) -> str:
-    """Return a quantity with three digits and a decimal prefix (k is 10³).
-
-    >>> format_quantity(1_234_567, "B"), format_quantity(999, "B"), format_quantity(2.5e13, "FLOP")
-    ('1.23 MB', '999 B', '25.0 TFLOP')
-    """
-    prefixes = ("", "k", "M", "G", "T", "P", "E")
-    power = 0
-    while abs(value) >= 999.5 and power < len(prefixes) - 1:
-        value /= 1000
-        power += 1
-    digits = 0 if power == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
-    return f"{value:.{digits}f} {prefixes[power]}{unit}"
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds.
-
-    >>> format_seconds(3725.4)
-    '1:02:05'
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+from hetfl.display.formats import format_seconds
+from hetfl.federation import FederatedCallback
 
 
 def is_milestone(done: int, total: int | None) -> bool:
@@ -188,93 +147,3 @@ class RoundProgress(ProgressBar, FederatedCallback):
 def _rounds(trainer: Trainer) -> int | None:
     """Return the number of rounds of the run; None if it has no end."""
     return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-
-
-class _Leveled(Protocol):
-    """What the summary needs of a federated module."""
-
-    levels: Mapping[str, Level]
-
-    def submodel(self, level: str) -> nn.Module: ...
-
-
-class RunSummary(FederatedCallback):
-    """Prints, after training and after a test, what each level reached and what the run cost.
-
-    The module must have ``levels`` and ``submodel(level)``, as :class:`hetfl.FederatedModule` has.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._started = 0.0
-        self._seconds = 0.0
-        self._metrics: dict[str, float] = {}
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._started = time.monotonic()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._started = time.monotonic()
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the summary."""
-        self._print(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the summary; a test after training adds to what training reported."""
-        self._print(trainer, pl_module)
-
-    def _print(self, trainer: Trainer, module: LightningModule) -> None:
-        folder = trainer.log_dir if trainer.loggers else None  # on every rank: Lightning broadcasts it
-        self._seconds += time.monotonic() - self._started
-        # Lightning forgets the metrics of training when a test starts.
-        self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if not trainer.is_global_zero:
-            return
-        console = Console()
-        console.print(level_table(cast(_Leveled, module), self._metrics))
-        for name, text in totals(self._metrics, self._seconds).items():
-            console.print(f"{name:<18}{text}", highlight=False)
-        if folder is not None:
-            console.print(f"{'run folder':<18}{folder}", markup=False, highlight=False, soft_wrap=True)
-
-
-def level_table(module: _Leveled, metrics: Mapping[str, float]) -> Table:
-    """Return a table of the levels and, below them, the global model: size, parameters, accuracies."""
-    table = Table(title="Levels", title_justify="left")
-    for heading in ("level", "width", "depth", "parameters", "val accuracy", "test accuracy"):
-        table.add_column(heading, justify="left" if heading == "level" else "right", no_wrap=True)
-    for name, level in module.levels.items():
-        depth = "all" if level.depth is None else str(level.depth)
-        parameters = f"{sum(parameter.numel() for parameter in module.submodel(name).parameters()):,}"
-        table.add_row(name, f"{level.width:g}", depth, parameters, *_accuracies(metrics, f"/{name}"))
-    table.add_section()
-    table.add_row("global", "", "", "", *_accuracies(metrics, ""))
-    return table
-
-
-def _accuracies(metrics: Mapping[str, float], suffix: str) -> list[str]:
-    names = (f"{split}/accuracy{suffix}" for split in ("val", "test"))
-    return [f"{100 * metrics[name]:.2f} %" if name in metrics else "–" for name in names]
-
-
-def totals(metrics: Mapping[str, float], seconds: float) -> dict[str, str]:
-    """Return what a run cost, by name, as text; what was not measured is absent.
-
-    Args:
-        metrics: the latest value of each metric, with the names of ``metrics.csv``.
-        seconds: wall time.
-    """
-    formats: dict[str, tuple[str, Callable[[float], str]]] = {
-        "local accuracy": ("local/accuracy_mean", lambda value: f"{100 * value:.2f} % (mean over clients)"),
-        "worst tenth": ("local/accuracy_worst10", lambda value: f"{100 * value:.2f} % (mean over the worst clients)"),
-        "uploaded": ("comm/up_bytes_total", lambda value: format_quantity(value, "B")),
-        "downloaded": ("comm/down_bytes_total", lambda value: format_quantity(value, "B")),
-        "compression": ("comm/up_ratio", lambda value: f"{value:.1f}× fewer bytes than dense float32 (last round)"),
-        "computed": ("compute/flops_total", lambda value: format_quantity(value, "FLOP")),
-        "simulated time": ("sim/seconds_total", format_seconds),
-    }
-    texts = {name: text(metrics[column]) for name, (column, text) in formats.items() if column in metrics}
-    return {**texts, "wall time": format_seconds(seconds)}

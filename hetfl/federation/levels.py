@@ -24,8 +24,8 @@ class LevelSet(Mapping[str, Level]):
         seed: seeds the global model's initial values.
 
     Raises:
-        ConfigurationError: no levels; a name or width out of range; the first level is not the largest; the net lacks the
-            axis asked for; the net of a level is not a leading block of the global one.
+        ConfigurationError: no levels; a name or width out of range; the first level is not the largest; the net lacks
+            the axis asked for; the net of a level is not a leading block of the global one.
     """
 
     def __init__(self, factory: NetFactory, levels: Mapping[str, Level], seed: int) -> None:
@@ -38,8 +38,9 @@ class LevelSet(Mapping[str, Level]):
         self.largest = next(iter(self._levels))
         if self._levels[self.largest].width != 1.0:
             raise ConfigurationError(
-                f"Expected the first level to be the global model, of width 1, but got level {self.largest} of width "
-                f"{self._levels[self.largest].width}: widths are relative; make the net itself smaller (its hidden sizes)"
+                f"Expected the first level to be the global model, of width 1, but got level {self.largest} of "
+                f"width {self._levels[self.largest].width}: widths are relative; make the net itself smaller "
+                "(its hidden sizes)"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "net"))

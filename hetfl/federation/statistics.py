@@ -1,4 +1,4 @@
-"""Static batch norm's statistics: gathered from clients before an evaluation, kept for export and for ``hetfl test``."""
+"""Static batch norm's statistics: gathered from clients before an evaluation, kept with the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hetfl import wire
-from hetfl.ledger import Ledger
+from hetfl.federation.ledger import Ledger
 from hetfl.local import Executor, LocalTask
 from hetfl.local.jobs import statistics as gather
 from hetfl.local.jobs import unpack_statistics
@@ -19,8 +19,8 @@ from hetfl.models.static_batch_norm import StaticStatistics, static_layers
 class StaticStatisticsStore:
     """Per level, the sums that clients reported for the present global model.
 
-    The server never sees data: a client that can afford a level gets that sub-model, passes its data through it once and
-    reports sums; both ways and the passes are charged to the ledger.
+    The server never sees data: a client that can afford a level gets that sub-model, passes its data through it once
+    and reports sums; both ways and the passes are charged to the ledger.
     """
 
     def __init__(self) -> None:

@@ -7,15 +7,16 @@ import re
 KEY = re.compile(r'(?:Parser key|[Kk]ey) "([^"]+)":?')
 NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes:|Errors:|Given value type:|Given value:"
-    r"|Problem with given class_path .*:$|Problems? in config|Expected a <class 'NoneType'>|For details of accepted options"
+    r"|Problem with given class_path .*:$|Expected a <class 'NoneType'>"
+    r"|Expected a path but .* not accessible or invalid$"
 )
+VALUE = re.compile(r"^ *Given value: (.{1,60})$", re.MULTILINE)
 
 
 def condense(message: str) -> str:
-    """Return the key path and the innermost reason of a message, on one line.
+    r"""Return the key path and the innermost reason of a message, on one line.
 
-    >>> condense('Parser key "model":\\n  Errors:\\n    - Problem with given class_path \\'X\\':\\n'
-    ...          '        Parser key "net":\\n          no such file\\n    - Expected a <class \\'NoneType\\'>')
+    >>> condense('Parser key "model":\n  Errors:\n    - Parser key "net":\n        no such file')
     'model.net: no such file'
     """
     path: list[str] = []
@@ -30,4 +31,7 @@ def condense(message: str) -> str:
             reasons.append(text)
     said = "; ".join(dict.fromkeys(reasons)) or "not valid"
     said = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", said)
+    given = VALUE.findall(message)
+    if given and given[-1] not in said and "(" not in given[-1]:
+        said += f" but got {given[-1]}"
     return f"{'.'.join(path)}: {said}" if path else said

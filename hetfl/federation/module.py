@@ -1,8 +1,8 @@
 """The round: a LightningModule whose one training step an epoch is one round of federated learning.
 
-select, extract, train locally, compress, send, aggregate, server step; Lightning then validates the new model. The module
-knows no method: a method overrides what a sub-model is (``index``), what is sent (``upload_index``), the local ``loss``
-and the prediction (``predict``).
+select, extract, train locally, compress, send, aggregate, server step; Lightning then validates the new model. The
+module knows no method: a method overrides what a sub-model is (``index``), what is sent (``upload_index``), the local
+``loss`` and the prediction (``predict``).
 """
 
 from __future__ import annotations
@@ -10,33 +10,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
-from hetfl import wire
 from hetfl.aggregators import Aggregator, HolderMean
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
-from hetfl.evaluating import EvaluatingModule
+from hetfl.federation.callback import FederatedCallback
+from hetfl.federation.evaluating import EvaluatingModule
+from hetfl.federation.exchange import Exchange
+from hetfl.federation.ledger import Ledger
+from hetfl.federation.levels import LevelSet
+from hetfl.federation.server import server_step
+from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.fleet import Device, Dynamic, LevelAssignment
-from hetfl.ledger import Ledger
-from hetfl.levels import LevelSet
 from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential
 from hetfl.local.executor import Bench
 from hetfl.local.flops import flops_per_sample
 from hetfl.local.jobs import train
 from hetfl.local.nesting import check_nesting
-from hetfl.progress import FederatedCallback
+from hetfl.run_folder import RunFolder
 from hetfl.selection import Selection, Uniform
-from hetfl.server import server_step
-from hetfl.statistics import StaticStatisticsStore
-from hetfl.submodel import gather_flat, index_layout, parameters_of, relative, state_of
+from hetfl.submodel import parameters_of, state_of
 from hetfl.types import ClientContext, Index, Level, NetFactory, Report
 
 
@@ -49,8 +50,8 @@ class FederatedModule(EvaluatingModule):
     """Federated learning of one global model by clients that train parts of it.
 
     One epoch is one round; its one batch is the round itself. The server optimizer is the Lightning optimizer, so
-    ``max_epochs`` is the number of rounds and ``global_step`` the number of server steps. The clients' learning rate lives
-    in a second optimizer that steps nothing, so that schedulers, monitors and checkpoints see it.
+    ``max_epochs`` is the number of rounds and ``global_step`` the number of server steps. The clients' learning rate
+    lives in a second optimizer that steps nothing, so that schedulers, monitors and checkpoints see it.
 
     Args:
         net: builds the net of a level: a class, or a class with some arguments bound, that takes ``width``.
@@ -58,13 +59,14 @@ class FederatedModule(EvaluatingModule):
         assignment: which client has which level in which round; default: redrawn every round, all levels alike.
         selection: which clients take part; default: 10 drawn uniformly.
         local: what a client does with its data.
-        uplink: the compressor and its error feedback, through which every delta leaves a client; default: no compression.
+        uplink: the compressor and its error feedback, through which every delta leaves a client; default: everything
+            is sent.
         aggregator: how updates are combined; None: the method's own.
         server_optimizer: makes the server's optimizer; default: SGD(lr=1).
         executor: runs the clients; default: one after the other.
         client_device: what a device can do, for the simulated clock.
-        statistics_clients: how many clients gather static batch-norm statistics of each level before an evaluation, drawn
-            from those that can afford it; None: all of them.
+        statistics_clients: how many clients gather static batch-norm statistics of each level before an evaluation,
+            drawn from those that can afford it; None: all of them.
         check_nesting: refuse nets whose sub-models are not their leading channels.
         seed: of every random choice; on the command line it follows ``seed_everything``.
     """
@@ -99,6 +101,7 @@ class FederatedModule(EvaluatingModule):
         self.server_optimizer = server_optimizer
         self.executor = executor or Sequential()
         self.ledger = Ledger(client_device or Device())
+        self.exchange = Exchange(self.uplink, self.aggregator, self.ledger)
         self.statistics = StaticStatisticsStore()
         self.statistics_clients = statistics_clients
         self.check_nesting = check_nesting
@@ -121,7 +124,7 @@ class FederatedModule(EvaluatingModule):
         return self.index(level, round)
 
     def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return logits (..., K) as a client that has only some ``labels`` (..., K) uses them; by default as they are."""
+        """Return logits (..., K) as a client with only some ``labels`` (..., K) uses them; by default as they are."""
         return logits
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
@@ -144,8 +147,8 @@ class FederatedModule(EvaluatingModule):
         data = self.data
         if self.trainer.precision in ("16-mixed", "16-true"):
             raise ConfigurationError(
-                f"Expected precision 32-true, bf16-mixed or 64-true but got {self.trainer.precision}: local steps have no "
-                "gradient scaler"
+                f"Expected precision 32-true, bf16-mixed or 64-true but got {self.trainer.precision}: "
+                "local steps have no gradient scaler"
             )
         if self.trainer.world_size > 1:
             raise ConfigurationError(f"Expected one device but got {self.trainer.world_size}: use executor Workers")
@@ -168,13 +171,16 @@ class FederatedModule(EvaluatingModule):
         return [self.server_optimizer(self.net.parameters()), carrier], schedules
 
     def on_fit_start(self) -> None:
-        """Get ready to train."""
+        """Get ready to train; in a resumed run, forget the rows of rounds that will be run again."""
         self.open_bench()
+        for logger in self.loggers:
+            if isinstance(logger, RunFolder):
+                logger.truncate(self.version)
 
     def training_step(self, batch: object, batch_idx: int) -> None:
         """Run one round."""
         round = self.current_epoch
-        server, carrier = self.optimizers()  # type: ignore[misc,union-attr]
+        server, carrier = cast(list[LightningOptimizer], self.optimizers())
         lr = carrier.param_groups[0]["lr"]
         levels = self.assignment.levels(round)
         tasks = [LocalTask(k, levels[k], round, self.version, lr) for k in self.selection.select(round)]
@@ -195,54 +201,25 @@ class FederatedModule(EvaluatingModule):
         self.selection.observe(reports)
         if self.lr_schedulers() is not None:
             carrier.optimizer.step()  # moves nothing; tells the schedule that this round's step has been
-            self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
+            self.lr_schedulers().step()  # type: ignore[union-attr]
         samples = sum(report.num_samples for report in reports)
         loss = sum(report.loss * report.num_samples for report in reports) / samples if samples else float("nan")
         self.log_columns({"train/loss": loss, "lr": lr, "threshold": float("nan") if threshold is None else threshold})
 
+    def receive(self, result: LocalResult) -> Report | None:
+        """Pass a client's delta through the uplink to the aggregator; None if it was refused."""
+        task = result.task
+        return self.exchange.receive(
+            result,
+            index=self.index(task.level, task.round),
+            upload=self.upload_index(task.client, task.level, task.round),
+            trained=self.parameter_names,
+            flops=self.flops[task.level][1] * result.num_passes,
+        )
+
     def on_train_epoch_end(self) -> None:
         """Log the round's costs, an evaluation's included."""
         self.log_columns({**self.ledger.columns(), "residual/norm": self.uplink.norm()})
-
-    # One client's update on its way.
-
-    def receive(self, result: LocalResult) -> Report | None:
-        """Pass a delta through the uplink to the aggregator.
-
-        Returns:
-            The client's report, or None if its update was refused: then its delta is lost and its residual is as it was.
-        """
-        task = result.task
-        flops = self.flops[task.level][1] * result.num_passes
-        report = Report(task.client, task.level, result.num_samples, result.loss, flops)
-        index = self.index(task.level, task.round)
-        upload = self.upload_index(task.client, task.level, task.round)
-        vector = result.vector
-        if upload is not index:
-            inside = {name: relative(entry, index[name]) for name, entry in upload.items()}
-            vector = gather_flat(index_layout(index).views(vector), inside)
-        held = {name: entry for name, entry in upload.items() if name in self.parameter_names}
-        size = index_layout(held).size
-        down_bytes = wire.dense_size(self.levels.sizes[task.level], 0)
-        try:
-            message = self.uplink.prepare(
-                task.client, vector[:size], exact=vector[size:], index=held, round=task.round, lr=task.lr
-            )
-            expected = wire.Expected(task.round, task.client, size, vector.numel() - size, dtype=vector.dtype)
-            update = wire.decode(message.payload, expected)
-        except ConfigurationError:
-            raise
-        except ValueError as error:
-            rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
-            self.ledger.charge(down_bytes=down_bytes, up_bytes=0, flops=flops)
-            self.ledger.refuse()
-            return None
-        self.aggregator.update(update, upload, report)
-        self.uplink.accept(message, update)
-        bytes_sent = len(message.payload)
-        self.ledger.charge(down_bytes=down_bytes, up_bytes=bytes_sent, flops=flops)
-        self.ledger.sent(entries=size, sent=update.num_sent, update_bytes=bytes_sent, dense_bytes=4 * vector.numel())
-        return report
 
     # What executors use.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +28,21 @@ class LevelMetrics(nn.Module):
 
     def update(self, logits_NK: Mapping[str, Tensor], targets_N: Tensor) -> None:
         """Take one batch's logits of every level."""
-        for level, accuracy in zip(self.levels, self.accuracy, strict=True):
+        for level, accuracy in self._by_level().items():
             accuracy.update(logits_NK[level], targets_N)
         self.loss.update(F.cross_entropy(logits_NK[self.levels[0]], targets_N), len(targets_N))
 
     def compute(self, stage: str) -> dict[str, Tensor]:
         """Return and forget: ``<stage>/loss``, ``<stage>/accuracy``, ``<stage>/accuracy/<level>``."""
-        values = {level: metric.compute() for level, metric in zip(self.levels, self.accuracy, strict=True)}
+        values = {level: metric.compute() for level, metric in self._by_level().items()}
         columns = {f"{stage}/loss": self.loss.compute(), f"{stage}/accuracy": values[self.levels[0]]}
         columns |= {f"{stage}/accuracy/{level}": value for level, value in values.items()}
-        for metric in (self.loss, *self.accuracy):
+        for metric in (self.loss, *self._by_level().values()):
             metric.reset()
         return columns
+
+    def _by_level(self) -> dict[str, MulticlassAccuracy]:
+        return dict(zip(self.levels, cast(Iterable[MulticlassAccuracy], self.accuracy), strict=True))
 
 
 class ClientAccuracy:

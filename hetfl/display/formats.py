@@ -1,0 +1,28 @@
+"""Quantities and durations as people read them."""
+
+from __future__ import annotations
+
+
+def format_quantity(value: float, unit: str) -> str:
+    """Return a quantity with three digits and a decimal prefix (k is 10³).
+
+    >>> format_quantity(1_234_567, "B"), format_quantity(999, "B"), format_quantity(2.5e13, "FLOP")
+    ('1.23 MB', '999 B', '25.0 TFLOP')
+    """
+    prefixes = ("", "k", "M", "G", "T", "P", "E")
+    power = 0
+    while abs(value) >= 999.5 and power < len(prefixes) - 1:
+        value /= 1000
+        power += 1
+    digits = 0 if power == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:.{digits}f} {prefixes[power]}{unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds.
+
+    >>> format_seconds(3725.4)
+    '1:02:05'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -1,0 +1,114 @@
+"""What the terminal shows when a run ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from hetfl.display.formats import format_quantity, format_seconds
+from hetfl.types import Level
+
+
+class _Leveled(Protocol):
+    """What the summary needs of a federated module."""
+
+    levels: Mapping[str, Level]
+
+    def submodel(self, level: str) -> nn.Module: ...
+
+
+class RunSummary(Callback):
+    """Prints, after training and after a test, what each level reached and what the run cost.
+
+    The module must have ``levels`` and ``submodel(level)``, as :class:`hetfl.FederatedModule` has.
+
+    Args:
+        after_fit: print after training; switch off where a test follows, whose summary says it all.
+    """
+
+    def __init__(self, after_fit: bool = True) -> None:
+        super().__init__()
+        self.after_fit = after_fit
+        self._started = 0.0
+        self._seconds = 0.0
+        self._metrics: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the summary, unless a test follows."""
+        self._note(trainer)
+        if self.after_fit:
+            self._print(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the summary; a test after training adds to what training reported."""
+        self._note(trainer)
+        self._print(trainer, pl_module)
+
+    def _note(self, trainer: Trainer) -> None:
+        """Keep time and metrics: Lightning forgets those of training when a test starts."""
+        self._seconds += time.monotonic() - self._started
+        self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    def _print(self, trainer: Trainer, module: LightningModule) -> None:
+        folder = trainer.log_dir if trainer.loggers else None  # on every rank: Lightning broadcasts it
+        if not trainer.is_global_zero:
+            return
+        console = Console()
+        console.print(level_table(cast(_Leveled, module), self._metrics))
+        for name, text in totals(self._metrics, self._seconds).items():
+            console.print(f"{name:<18}{text}", highlight=False)
+        if folder is not None:
+            console.print(f"{'run folder':<18}{folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def level_table(module: _Leveled, metrics: Mapping[str, float]) -> Table:
+    """Return a table of the levels and, below them, the global model: size, parameters, accuracies."""
+    table = Table(title="Levels", title_justify="left")
+    for heading in ("level", "width", "depth", "parameters", "val accuracy", "test accuracy"):
+        table.add_column(heading, justify="left" if heading == "level" else "right", no_wrap=True)
+    for name, level in module.levels.items():
+        depth = "all" if level.depth is None else str(level.depth)
+        parameters = f"{sum(parameter.numel() for parameter in module.submodel(name).parameters()):,}"
+        table.add_row(name, f"{level.width:g}", depth, parameters, *_accuracies(metrics, f"/{name}"))
+    table.add_section()
+    table.add_row("global", "", "", "", *_accuracies(metrics, ""))
+    return table
+
+
+def _accuracies(metrics: Mapping[str, float], suffix: str) -> list[str]:
+    names = (f"{split}/accuracy{suffix}" for split in ("val", "test"))
+    return [f"{100 * metrics[name]:.2f} %" if name in metrics else "–" for name in names]
+
+
+def totals(metrics: Mapping[str, float], seconds: float) -> dict[str, str]:
+    """Return what a run cost, by name, as text; what was not measured is absent.
+
+    Args:
+        metrics: the latest value of each metric, with the names of ``metrics.csv``.
+        seconds: wall time.
+    """
+    formats: dict[str, tuple[str, Callable[[float], str]]] = {
+        "local accuracy": ("local/accuracy_mean", lambda value: f"{100 * value:.2f} % (mean over clients)"),
+        "worst tenth": ("local/accuracy_worst10", lambda value: f"{100 * value:.2f} % (mean over the worst clients)"),
+        "uploaded": ("comm/up_bytes_total", lambda value: format_quantity(value, "B")),
+        "downloaded": ("comm/down_bytes_total", lambda value: format_quantity(value, "B")),
+        "compression": ("comm/up_ratio", lambda value: f"{value:.1f}× fewer bytes than dense float32 (last round)"),
+        "computed": ("compute/flops_total", lambda value: format_quantity(value, "FLOP")),
+        "simulated time": ("sim/seconds_total", format_seconds),
+    }
+    texts = {name: text(metrics[column]) for name, (column, text) in formats.items() if column in metrics}
+    return {**texts, "wall time": format_seconds(seconds)}

@@ -1,0 +1,77 @@
+"""One client's update on its way: through the uplink and the wire, to the aggregator, into the books."""
+
+from __future__ import annotations
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from hetfl import wire
+from hetfl.aggregators import Aggregator
+from hetfl.compression import ErrorFeedback
+from hetfl.errors import ConfigurationError
+from hetfl.federation.ledger import Ledger
+from hetfl.local import LocalResult
+from hetfl.submodel import gather_flat, index_layout, relative
+from hetfl.types import Index, Report
+
+
+class Exchange:
+    """What lies between local training and the server's step; the aggregator sees only what was decoded.
+
+    Args:
+        uplink: the compressor with its error feedback.
+        aggregator: takes accepted updates.
+        ledger: takes their costs.
+    """
+
+    def __init__(self, uplink: ErrorFeedback, aggregator: Aggregator, ledger: Ledger) -> None:
+        self.uplink, self.aggregator, self.ledger = uplink, aggregator, ledger
+
+    def receive(
+        self, result: LocalResult, *, index: Index, upload: Index, trained: frozenset[str], flops: float
+    ) -> Report | None:
+        """Pass one client's delta on.
+
+        Args:
+            result: the client's delta in the coordinates of ``index``.
+            index: what the client trained.
+            upload: what it sends and is a holder of: a part of ``index``.
+            trained: names of parameters; other names of ``upload`` are buffers and travel exactly.
+            flops: what its training took.
+
+        Returns:
+            The client's report; None if its update was refused: then its delta is lost, its residual as it was.
+        """
+        task = result.task
+        down_bytes = wire.dense_size(result.vector.numel())
+        vector = _restricted(result.vector, index, upload)
+        held = {name: entry for name, entry in upload.items() if name in trained}
+        size = index_layout(held).size
+        try:
+            message = self.uplink.prepare(
+                task.client, vector[:size], exact=vector[size:], index=held, round=task.round, lr=task.lr
+            )
+            expected = wire.Expected(task.round, task.client, size, vector.numel() - size, dtype=vector.dtype)
+            update = wire.decode(message.payload, expected)
+        except ConfigurationError:
+            raise
+        except ValueError as error:
+            rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
+            self.ledger.charge(down_bytes=down_bytes, up_bytes=0, flops=flops)
+            self.ledger.refuse()
+            return None
+        report = Report(task.client, task.level, result.num_samples, result.loss, flops)
+        self.aggregator.update(update, upload, report)
+        self.uplink.accept(message, update)
+        up_bytes = len(message.payload)
+        self.ledger.charge(down_bytes=down_bytes, up_bytes=up_bytes, flops=flops)
+        dense_bytes = 4 * vector.numel()
+        self.ledger.sent(entries=size, sent=update.num_sent, update_bytes=up_bytes, dense_bytes=dense_bytes)
+        return report
+
+
+def _restricted(vector_D: Tensor, index: Index, upload: Index) -> Tensor:
+    if upload is index:
+        return vector_D
+    inside = {name: relative(entry, index[name]) for name, entry in upload.items()}
+    return gather_flat(index_layout(index).views(vector_D), inside)
