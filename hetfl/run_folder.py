@@ -115,6 +115,12 @@ class MetricsFile:
             self._start = self._end
             self._write_last()
 
+    def declare(self, columns: Iterable[str]) -> None:
+        """Have these columns, whether or not a round ever reports on them."""
+        wanted = ordered(dict.fromkeys([*self._columns, *columns]))
+        if wanted != self._columns:
+            self._rewrite(wanted)
+
     def truncate(self, before_step: int) -> None:
         """Remove the rows of rounds from ``before_step`` on."""
         if self.path.exists():
@@ -240,6 +246,15 @@ class RunFolder(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the configuration is in ``config.yaml``."""
+
+    @rank_zero_only
+    def declare(self, columns: Iterable[str]) -> None:
+        """Have these columns in ``metrics.csv``, whether or not a round ever reports on them.
+
+        Args:
+            columns: their names; names of families, which end in a slash, are passed over.
+        """
+        self._open().declare(name for name in columns if not name.endswith("/"))
 
     @rank_zero_only
     def truncate(self, before_step: int) -> None:

@@ -78,7 +78,8 @@ def extent(entry: IndexEntry) -> tuple[int, ...]:
 def _narrowed(tensor: Tensor, entry: IndexEntry) -> tuple[Tensor, list[tuple[int, Tensor]]]:
     """Return the view that the slices of an entry give, and the dimensions that are left to gather."""
     view = tensor[tuple(part if isinstance(part, slice) else slice(None) for part in entry)]
-    return view, [(dim, part) for dim, part in enumerate(entry) if not isinstance(part, slice)]
+    # An index lies on the CPU; the global model may not, and residuals do.
+    return view, [(dim, part.to(tensor.device)) for dim, part in enumerate(entry) if not isinstance(part, slice)]
 
 
 def take(tensor: Tensor, entry: IndexEntry) -> Tensor:

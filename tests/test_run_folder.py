@@ -304,3 +304,11 @@ def test_lightning_writes_rows_and_checkpoints_into_the_folder(logger: RunFolder
     )
     assert trainer.log_dir == logger.save_dir
     assert list((metrics_of(logger).parent / "checkpoints").glob("*.ckpt"))
+
+
+def test_declared_columns_are_there_from_the_start_and_stay_empty(tmp_path: Path) -> None:
+    logger = RunFolder(str(tmp_path))
+    logger.declare(["val/accuracy/", "threshold", "lr"])
+    logger.declare(["lr"])
+    logger.log_metrics({"lr": 0.1, "other": 2.0}, step=0)
+    assert metrics_of(logger).read_text() == "step,lr,threshold,other\n0,0.1,,2\n"

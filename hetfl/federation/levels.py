@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
+from hetfl.local.flops import flops_per_sample
+from hetfl.local.nesting import check_nesting
 from hetfl.seeding import derive
 from hetfl.submodel import prefix_index, state_of
 from hetfl.types import IndexEntry, Level, NetFactory
@@ -89,6 +91,24 @@ class LevelSet(Mapping[str, Level]):
                 f"Expected a net whose constructor takes {unknown[1]!r}, which levels of different {unknown[1]} need, "
                 f"but got: {error}"
             ) from None
+
+    def inspect(self, inputs_N: Tensor, check: bool) -> dict[str, tuple[float, float]]:
+        """Return per level the FLOPs of one sample, forward and with backward; ``check`` that every net nests.
+
+        Args:
+            inputs_N: a few samples, as the nets get them.
+            check: compare every level's net with the global one.
+
+        Raises:
+            ConfigurationError: a level's net is not the leading channels of the global net.
+        """
+        flops = {}
+        for name in self:
+            net = self.build(name)
+            if check:
+                check_nesting(self.net, net, self.indices[name], inputs_N, name)
+            flops[name] = flops_per_sample(net, inputs_N)
+        return flops
 
     def affords(self, has: str, level: str) -> bool:
         """Return whether a client of level ``has`` can run the sub-model of ``level``: it is no larger."""

@@ -32,10 +32,8 @@ from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.fleet import Device, Dynamic, LevelAssignment
 from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential
 from hetfl.local.executor import Bench
-from hetfl.local.flops import flops_per_sample
 from hetfl.local.jobs import train
-from hetfl.local.nesting import check_nesting
-from hetfl.run_folder import RunFolder
+from hetfl.run_folder import COLUMNS, RunFolder
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of, state_of
 from hetfl.types import ClientContext, Index, Level, NetFactory, Report
@@ -108,6 +106,7 @@ class FederatedModule(EvaluatingModule):
         self.seed = seed
         self.version = 0
         self.bench: Bench | None = None
+        self._met: FederatedDataModule | None = None
 
     # What a method overrides.
 
@@ -154,13 +153,9 @@ class FederatedModule(EvaluatingModule):
             raise ConfigurationError(f"Expected one device but got {self.trainer.world_size}: use executor Workers")
         self.assignment.setup(list(self.levels), data.num_clients, self.seed)
         self.selection.setup(data.sizes, self.seed)
-        samples = data.transform.eval(data.client_data(0).inputs[:4])
-        self.flops = {}
-        for level in self.levels:
-            part = self.levels.build(level)
-            if self.check_nesting:
-                check_nesting(self.net, part, self.index(level, 0), samples, level)
-            self.flops[level] = flops_per_sample(part, samples)
+        if self._met is not data:
+            self.flops = self.levels.inspect(data.transform.eval(data.client_data(0).inputs[:4]), self.check_nesting)
+            self._met = data
         self.setup_evaluation(data)
         self.uplink.residuals.bind(f"{self.trainer.log_dir or self.trainer.default_root_dir}/residuals")
 
@@ -176,6 +171,7 @@ class FederatedModule(EvaluatingModule):
         for logger in self.loggers:
             if isinstance(logger, RunFolder):
                 logger.truncate(self.version)
+                logger.declare([*COLUMNS, *(f"val/accuracy/{level}" for level in self.levels)])
 
     def training_step(self, batch: object, batch_idx: int) -> None:
         """Run one round."""
@@ -204,7 +200,7 @@ class FederatedModule(EvaluatingModule):
             self.lr_schedulers().step()  # type: ignore[union-attr]
         samples = sum(report.num_samples for report in reports)
         loss = sum(report.loss * report.num_samples for report in reports) / samples if samples else float("nan")
-        self.log_columns({"train/loss": loss, "lr": lr, "threshold": float("nan") if threshold is None else threshold})
+        self.log_columns({"train/loss": loss, "lr": lr, **({} if threshold is None else {"threshold": threshold})})
 
     def receive(self, result: LocalResult) -> Report | None:
         """Pass a client's delta through the uplink to the aggregator; None if it was refused."""

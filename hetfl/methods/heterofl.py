@@ -42,7 +42,7 @@ class HeteroFL(FederatedModule):
         index, labels = self.index(level, round), self.data.labels(client)
         if bool(labels.all()):
             return index
-        rows = labels.nonzero().squeeze(1).to(self.device)
+        rows = labels.nonzero().squeeze(1)
         head = {name: (rows, *entry[1:]) for name, entry in index.items() if name in self.classifier}
         return {**index, **head}
 

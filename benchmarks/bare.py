@@ -1,0 +1,93 @@
+"""The local steps of a round as an engineer would write them for one experiment, without the framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+
+class BareLoop:
+    """One resident net, list of parameters and optimizer per level; clients one after the other.
+
+    Args:
+        nets: the net of every level.
+        tensors: the global model's parameters, in the order of the nets'.
+        clients: uint8 images (n, C, H, W) and targets (n,) of every client.
+        mean: of the raw pixels.
+        std: of the raw pixels.
+        optimizer: makes the optimizer.
+        clip: largest 2-norm of the gradient.
+        epochs: passes over a client's data.
+        batch_size: samples of a step.
+        foreach: clip all tensors in one call.
+    """
+
+    def __init__(
+        self,
+        nets: Mapping[str, nn.Module],
+        tensors: Sequence[Tensor],
+        clients: Sequence[tuple[Tensor, Tensor]],
+        *,
+        mean: float,
+        std: float,
+        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        clip: float,
+        epochs: int,
+        batch_size: int,
+        foreach: bool,
+    ) -> None:
+        self.nets = {level: net.train() for level, net in nets.items()}
+        self.parameters = {level: list(net.parameters()) for level, net in nets.items()}
+        self.optimizers = {level: optimizer(parameters) for level, parameters in self.parameters.items()}
+        self.slices = {
+            level: [
+                whole.detach()[tuple(slice(0, size) for size in part.shape)]
+                for whole, part in zip(tensors, parameters, strict=True)
+            ]
+            for level, parameters in self.parameters.items()
+        }
+        self.clients = [(images, targets, torch.bincount(targets, minlength=10) == 0) for images, targets in clients]
+        self.dtype = torch.get_default_dtype()
+        self.mean, self.std, self.clip, self.foreach = mean, std, clip, foreach
+        self.epochs, self.batch_size = epochs, batch_size
+        self.loss = 0.0
+
+    def round(self, work: Sequence[tuple[int, str, int]]) -> list[list[Tensor]]:
+        """Return the delta of every client in a list of (client, level, seed)."""
+        levels = dict.fromkeys(level for _, level, _ in work)
+        starts = {level: [part.clone() for part in self.slices[level]] for level in levels}
+        return [self.train(client, level, seed, starts[level]) for client, level, seed in work]
+
+    def train(self, client: int, level: str, seed: int, start: Sequence[Tensor]) -> list[Tensor]:
+        """Return a client's delta, tensor by tensor."""
+        net, parameters, optimizer = self.nets[level], self.parameters[level], self.optimizers[level]
+        images, targets, absent_K = self.clients[client]
+        with torch.no_grad():
+            for parameter, value in zip(parameters, start, strict=True):
+                parameter.copy_(value)
+        optimizer.state.clear()
+        random = torch.Generator().manual_seed(seed)
+        total = 0.0
+        for _ in range(self.epochs):
+            for batch in self.batches(torch.randperm(len(targets), generator=random)):
+                inputs = images[batch].to(self.dtype).sub_(self.mean).div_(self.std)
+                loss = F.cross_entropy(net(inputs).masked_fill(absent_K, 0.0), targets[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, self.clip, foreach=self.foreach or None)
+                optimizer.step()
+                total += loss.item() * len(batch)
+        self.loss = total / (self.epochs * len(targets))
+        with torch.no_grad():
+            return [parameter - value for parameter, value in zip(parameters, start, strict=True)]
+
+    def batches(self, order: Tensor) -> list[Tensor]:
+        """Return the batches of an epoch; a last one of one sample joins the one before it."""
+        parts = list(order.split(self.batch_size))
+        if len(parts) > 1 and len(parts[-1]) == 1 < self.batch_size:
+            parts[-2:] = [torch.cat(parts[-2:])]
+        return parts

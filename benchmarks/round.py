@@ -1,0 +1,268 @@
+"""What the framework costs: a round of local training against a bare PyTorch loop that does the same steps.
+
+With --whole-round: a whole round against the local training in it.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from bare import BareLoop
+from timing import Row, double_precision, interleaved, no_collector, parser, report, rows, threads
+from torch import Tensor
+from torch.optim import SGD
+
+from hetfl import HeteroFL
+from hetfl.compression import ErrorFeedback, GammaFedHT
+from hetfl.data import ImageTransform, TensorData
+from hetfl.federation.module import default_server_optimizer
+from hetfl.federation.server import server_step
+from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential, Workers
+from hetfl.local.executor import Bench
+from hetfl.local.jobs import train
+from hetfl.models import ConvNet
+from hetfl.seeding import derive
+
+LR, MOMENTUM, WEIGHT_DECAY, CLIP, SEED = 0.1, 0.9, 5e-4, 1.0, 0
+MEAN, STD = 0.1307, 0.3081
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The work of a round. Client k is at level ``levels[k % len(levels)]``; a round takes the next clients in turn.
+
+    Attributes:
+        levels: HeteroFL's levels that take part.
+        clients: number of clients of the federation.
+        cohort: number of clients of a round.
+        samples: number of training samples of a client.
+        batch_size: samples of a step.
+        epochs: passes over a client's samples.
+        hidden: channels of ConvNet's blocks at width 1.
+        size: height and width of an image.
+    """
+
+    levels: str = "d"
+    clients: int = 100
+    cohort: int = 10
+    samples: int = 50
+    batch_size: int = 10
+    epochs: int = 1
+    hidden: tuple[int, ...] = (64, 128, 256, 512)
+    size: int = 28
+
+    def tasks(self, number: int) -> list[LocalTask]:
+        """Return a round's tasks. Every round counts as a new global model, to be loaded anew."""
+        clients = [(number * self.cohort + i) % self.clients for i in range(self.cohort)]
+        return [LocalTask(k, self.levels[k % len(self.levels)], number, number, LR) for k in clients]
+
+    def data(self) -> TensorData:
+        """Return uint8 noise; every client has 5 of the 10 classes, so that the mask of the loss has work to do."""
+        random = torch.Generator().manual_seed(1)
+        shape = (1, self.size, self.size)
+        count = self.clients * self.samples
+        images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=random)
+        owner = torch.arange(self.clients).repeat_interleave(self.samples)
+        targets = (torch.randint(5, (count,), generator=random) + owner) % 10
+        data = TensorData(
+            train_inputs=images,
+            train_targets=targets,
+            test_inputs=images[:: self.samples],
+            test_targets=targets[:: self.samples],
+            num_classes=10,
+            train_clients=owner.tolist(),
+            test_clients=list(range(self.clients)),
+            transform=ImageTransform(mean=(MEAN,), std=(STD,)),
+            val_fraction=0.0,
+        )
+        data.setup()
+        return data
+
+
+class Federation(HeteroFL):
+    """HeteroFL that is driven without a trainer.
+
+    Args:
+        setting: the work of a round.
+        data: the clients' samples.
+        executor: runs the clients.
+        uplink: the door of the deltas.
+    """
+
+    def __init__(
+        self, setting: Setting, data: TensorData, executor: Executor, uplink: ErrorFeedback | None = None
+    ) -> None:
+        local = LocalTraining(
+            epochs=setting.epochs,
+            batch_size=setting.batch_size,
+            gradient_clip=CLIP,
+            optimizer=partial(SGD, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
+        )
+        super().__init__(partial(ConvNet, hidden=setting.hidden), local=local, uplink=uplink, seed=SEED)
+        self.executor, self.setting, self.samples = executor, setting, data
+        self.flops = dict.fromkeys(self.levels, (0.0, 0.0))
+        self.server = default_server_optimizer(self.net.parameters())
+        executor.setup(Bench(self, data, self.tensors))
+
+    @property
+    def data(self) -> TensorData:
+        """The clients' samples."""
+        return self.samples
+
+    def precision_context(self) -> AbstractContextManager[object]:
+        """Return a context that changes nothing."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """End the executor's processes."""
+        self.executor.close()
+
+    def local_training(self, number: int) -> list[LocalResult]:
+        """Run the clients of a round."""
+        return list(self.executor.run(train, self.setting.tasks(number)))
+
+    def whole_round(self, number: int) -> Iterator[str]:
+        """Run a round as the trainer would, selection excepted; yield the name of each part when it is done."""
+        results = self.local_training(number)
+        yield "local training"
+        self.aggregator.reset(self.tensors)
+        refused = [result.task for result in results if self.receive(result) is None]
+        if refused:
+            raise RuntimeError(f"Expected every update to be accepted but got refusals of {refused}")
+        yield "uplink and sums"
+        delta, holders = self.aggregator.compute()
+        server_step(self.server, self.server.step, self.tensors, delta, holders)
+        self.version += 1
+        self.uplink.end_round()
+        yield "mean and server step"
+
+
+def bare_loop(setting: Setting, data: TensorData, tensors: dict[str, Tensor], foreach: bool = False) -> BareLoop:
+    """Return the bare loop over the same clients, starting from the same global tensors."""
+    nets = {
+        level: ConvNet(hidden=setting.hidden, width=HeteroFL.default_levels[level].width) for level in setting.levels
+    }
+    clients = [data.client_data(k) for k in range(setting.clients)]
+    return BareLoop(
+        nets,
+        list(tensors.values()),
+        [(client.inputs, client.targets) for client in clients],
+        mean=255 * MEAN,
+        std=255 * STD,
+        optimizer=partial(SGD, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, foreach=foreach or None),
+        clip=CLIP,
+        epochs=setting.epochs,
+        batch_size=setting.batch_size,
+        foreach=foreach,
+    )
+
+
+def bare_work(setting: Setting, number: int) -> list[tuple[int, str, int]]:
+    """Return client, level and seed of a round's clients, as the bare loop takes them."""
+    return [(t.client, t.level, derive(SEED, "local", number, t.client)) for t in setting.tasks(number)]
+
+
+def check(setting: Setting, executor: Executor, foreach: bool = False) -> None:
+    """Compare the deltas of both sides for two rounds in float64.
+
+    Raises:
+        RuntimeError: they differ by more than 1e-10.
+    """
+    with double_precision(), closing(Federation(setting, setting.data(), executor)) as federation:
+        bare = bare_loop(setting, federation.data, federation.tensors, foreach)
+        for number in range(2):
+            expected = [torch.cat([t.flatten() for t in delta]) for delta in bare.round(bare_work(setting, number))]
+            for result, delta_D in zip(federation.local_training(number), expected, strict=True):
+                difference = float((result.vector - delta_D).abs().max())
+                if not difference <= 1e-10 or not bool(delta_D.any()):
+                    raise RuntimeError(f"Expected equal deltas for {result.task} but got a difference of {difference}")
+
+
+def local_rounds(setting: Setting, make: Callable[[], Executor], *, num_threads: int, blocks: int) -> list[Row]:
+    """Return the times of bare loops and of an executor; before that, check that their deltas are equal.
+
+    Args:
+        setting: the work of a round.
+        make: makes the executor.
+        num_threads: torch's threads in the bare loops, and in an executor of this process.
+        blocks: number of timed blocks.
+    """
+    for foreach in (False, True):
+        with threads(1):
+            check(setting, make(), foreach)
+    executor, data, warmup = make(), setting.data(), 2
+    work = [bare_work(setting, number) for number in range(warmup + blocks)]
+    with threads(num_threads), closing(Federation(setting, data, executor)) as federation:
+        federation.local_training(0)  # starts worker processes before this one has started threads
+        sides: dict[str, Callable[[int], object]] = {}
+        for name, foreach, count in bare_sides(num_threads):
+            bare = bare_loop(setting, data, federation.tensors, foreach)
+            sides[name] = threads(count)(lambda number, bare=bare: bare.round(work[number]))
+        workers = f"({executor.num_workers})" if isinstance(executor, Workers) else ""
+        sides[f"{type(executor).__name__}{workers}"] = federation.local_training
+        numbers = {name: iter(range(warmup + blocks)) for name in sides}
+        times = interleaved(
+            {name: lambda name=name, side=side: side(next(numbers[name])) for name, side in sides.items()},  # type: ignore[misc]
+            blocks=blocks,
+            warmup=warmup,
+        )
+    return rows(f"local round, level {setting.levels}", times)
+
+
+def bare_sides(num_threads: int) -> list[tuple[str, bool, int]]:
+    """Return name, foreach and number of threads of the bare loops to compare with; the first is the baseline."""
+    name = f"bare loop, {num_threads} thread" + ("s" if num_threads > 1 else "")
+    sides = [(name, False, num_threads), (f"{name}, foreach", True, num_threads)]
+    # More threads can be slower on small nets: nobody should be compared with the worse choice alone.
+    return sides if num_threads == 1 else [*sides, ("bare loop, 1 thread", False, 1)]
+
+
+def whole_rounds(setting: Setting, *, blocks: int, density: float = 0.05) -> list[Row]:
+    """Return the times of local training, of what follows it, and of both, in the same rounds.
+
+    Every client has taken part once before the clock starts: all have residuals, and the threshold is calibrated.
+    """
+    check(setting, Sequential())
+    warmup = -(-setting.clients // setting.cohort)
+    federation = Federation(setting, setting.data(), Sequential(), ErrorFeedback(GammaFedHT(density=density)))
+    seconds: dict[str, list[float]] = {}
+    with threads(1), no_collector():
+        for number in range(warmup + blocks):
+            gc.collect()
+            begin = last = time.perf_counter()
+            for part in federation.whole_round(number):
+                now = time.perf_counter()
+                seconds.setdefault(part, []).append(now - last)
+                last = now
+            seconds.setdefault("whole round", []).append(last - begin)
+    timed = {part: times[warmup:] for part, times in seconds.items()}
+    return rows(f"whole round, levels {setting.levels}, density {density}", timed)
+
+
+def main() -> None:
+    """Run from the command line."""
+    options = parser(__doc__)
+    options.add_argument("--levels", default=None, help="levels, each a case of its own (default: d)")
+    options.add_argument("--workers", type=int, help="Workers(N) against the bare loop with N threads")
+    options.add_argument("--samples", type=int, default=50, help="samples per client (default: %(default)s)")
+    options.add_argument("--whole-round", action="store_true", help="a cohort of mixed levels (default: abcde)")
+    given = options.parse_args()
+    if given.whole_round:
+        found = whole_rounds(Setting(given.levels or "abcde", samples=given.samples), blocks=given.blocks)
+    else:
+        make: Callable[[], Executor] = partial(Workers, given.workers) if given.workers else Sequential
+        found = []
+        for level in given.levels or "d":
+            setting = Setting(level, samples=given.samples)
+            found += local_rounds(setting, make, num_threads=given.workers or 1, blocks=given.blocks)
+    report(found, given.json)
+
+
+if __name__ == "__main__":
+    main()

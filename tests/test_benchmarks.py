@@ -1,0 +1,85 @@
+"""The benchmarks run, and what they compare computes the same. How fast is not tested."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from aggregation import aggregation, uploads
+from bare import BareLoop
+from round import Federation, Setting, bare_loop, bare_work, check, local_rounds, whole_rounds
+from timing import Row, double_precision, interleaved, report, rows
+from uplink import upload
+
+from hetfl.local import Executor, Sequential, Workers
+
+SMALL = Setting("be", clients=8, cohort=4, samples=11, batch_size=5, epochs=2, hidden=(16, 32), size=8)
+
+
+@pytest.mark.parametrize("make", [Sequential, partial(Workers, 2)])
+def test_local_round_is_checked_and_timed(make: Callable[[], Executor]) -> None:
+    found = local_rounds(SMALL, make, num_threads=1, blocks=1)
+    assert [row.side for row in found[:2]] == ["bare loop, 1 thread", "bare loop, 1 thread, foreach"]
+    assert found[2].side in ("Sequential", "Workers(2)")
+    assert all(len(row.seconds) == 1 for row in found)
+
+
+def test_a_different_step_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = BareLoop.train
+    monkeypatch.setattr(BareLoop, "train", lambda self, k, level, seed, start: train(self, k, level, seed + 1, start))
+    with pytest.raises(RuntimeError, match="equal deltas"):
+        check(SMALL, Sequential())
+
+
+def test_whole_round_moves_the_model_by_the_mean_of_the_bare_deltas() -> None:
+    with double_precision():
+        federation = Federation(SMALL, SMALL.data(), Sequential())
+        before = {name: tensor.detach().clone() for name, tensor in federation.tensors.items()}
+        deltas = bare_loop(SMALL, federation.data, before).round(bare_work(SMALL, 0))
+        assert len(list(federation.whole_round(0))) == 3
+        for i, (name, tensor) in enumerate(federation.tensors.items()):
+            sums, counts = torch.zeros_like(tensor), torch.zeros_like(tensor)
+            for task, delta in zip(SMALL.tasks(0), deltas, strict=True):
+                held = torch.zeros_like(tensor)
+                held[tuple(slice(size) for size in delta[i].shape)] = 1.0
+                if name.startswith("classifier"):
+                    held[~federation.data.labels(task.client)] = 0.0
+                whole = torch.zeros_like(tensor)
+                whole[tuple(slice(size) for size in delta[i].shape)] = delta[i]
+                sums, counts = sums + held * whole, counts + held
+            expected = before[name] + torch.where(counts > 0, sums / counts.clamp(min=1), 0.0)
+            assert torch.allclose(tensor, expected, rtol=0, atol=1e-10)
+
+
+def test_whole_round_is_the_sum_of_its_parts() -> None:
+    *parts, whole = whole_rounds(SMALL, blocks=2)
+    assert whole.seconds == pytest.approx([sum(times) for times in zip(*(p.seconds for p in parts), strict=True)])
+
+
+def test_aggregation_is_checked_and_timed() -> None:
+    found = aggregation(uploads(clients=6, hidden=(16, 16, 32, 32)), num_threads=1, blocks=1)
+    assert [row.side for row in found] == ["copy of the same bytes", "HolderMean"]
+
+
+@pytest.mark.parametrize("density", [0.001, 0.1])
+def test_upload_is_checked_and_timed(density: float) -> None:
+    assert len(upload(2000, density, blocks=1)) == 6
+
+
+def test_blocks_take_turns() -> None:
+    calls: list[str] = []
+    times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, blocks=3, warmup=1)
+    assert "".join(calls) == "ba" + "ab" + "ba" + "ab"
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+
+
+def test_ratios_are_against_the_first_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found: list[Row] = rows("case", {"one": [1.0, 2.0, 9.0], "two": [3.0, 5.0, 4.0]})
+    report(found, tmp_path / "times.json")
+    assert (found[1].ratio_of_medians, found[1].ratio_of_minima) == (2.0, 3.0)
+    assert "2.000" in capsys.readouterr().out
+    assert json.loads((tmp_path / "times.json").read_text())["rows"][1]["seconds"] == [3.0, 5.0, 4.0]
