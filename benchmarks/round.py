@@ -205,14 +205,15 @@ def local_rounds(setting: Setting, make: Callable[[], Executor], *, num_threads:
             bare = bare_loop(setting, data, federation.tensors, foreach)
             sides[name] = threads(count)(lambda number, bare=bare: bare.round(work[number]))
         workers = f"({executor.num_workers})" if isinstance(executor, Workers) else ""
-        sides[f"{type(executor).__name__}{workers}"] = federation.local_training
+        name = f"{type(executor).__name__}{workers}"
+        sides[name] = federation.local_training
         numbers = {name: iter(range(warmup + blocks)) for name in sides}
         times = interleaved(
             {name: lambda name=name, side=side: side(next(numbers[name])) for name, side in sides.items()},  # type: ignore[misc]
             blocks=blocks,
             warmup=warmup,
         )
-    return rows(f"local round, level {setting.levels}", times)
+    return rows(f"local round, level {setting.levels}, {name}", times)
 
 
 def bare_sides(num_threads: int) -> list[tuple[str, bool, int]]:

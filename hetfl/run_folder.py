@@ -81,8 +81,8 @@ def _encoded(cells: Iterable[str]) -> bytes:
 class MetricsFile:
     """A CSV file with one row per round, in rising order; only the last row is held in memory.
 
-    A row is written when its round is first heard of and replaced while more is said about it, so the file is complete
-    after every call. A process that is killed leaves whole rows and at most one torn last line, which is ignored.
+    A row is appended when its round is first heard of; while more is said about it, the file is written anew and
+    renamed, so that a process killed at any instant leaves whole rows, and at most one torn last line, which is ignored.
 
     Args:
         path: the file; one that exists is continued.
@@ -95,8 +95,7 @@ class MetricsFile:
         self.path = path
         self._columns: list[str] = []
         self._last: dict[str, str] = {}
-        self._start = 0  # where the last row starts in the file
-        self._end = 0  # and where whole rows end
+        self._end = 0  # where whole rows end in the file
         if path.exists():
             self._rewrite(self._columns_on_disk())
 
@@ -105,15 +104,10 @@ class MetricsFile:
         cells = {name: format_value(value) for name, value in metrics.items() if name not in _NOT_METRICS}
         last_step = int(self._last["step"]) if self._last else -1
         columns = ordered(dict.fromkeys([*self._columns, *cells]))
-        if step < last_step or columns != self._columns or not self.path.exists():
+        if step <= last_step or columns != self._columns or not self.path.exists():
             self._rewrite(columns, row={"step": str(step), **cells})
-        elif step == last_step:
-            self._last |= cells
-            self._write_last()
         else:
-            self._last = {"step": str(step), **cells}
-            self._start = self._end
-            self._write_last()
+            self._append({"step": str(step), **cells})
 
     def declare(self, columns: Iterable[str]) -> None:
         """Have these columns, whether or not a round ever reports on them."""
@@ -126,14 +120,13 @@ class MetricsFile:
         if self.path.exists():
             self._rewrite(self._columns, before_step=before_step)
 
-    def _write_last(self) -> None:
-        """Write the last row. Cut, then append: whenever the process is killed, no row is a mixture of two."""
-        self._end = self._start
-        os.truncate(self.path, self._start)
-        line = _encoded(self._last.get(name, "") for name in ("step", *self._columns))
+    def _append(self, row: dict[str, str]) -> None:
+        """Write a new last row; a torn line that a failed write left behind the whole ones is cut off first."""
+        os.truncate(self.path, self._end)
+        line = _encoded(row.get(name, "") for name in ("step", *self._columns))
         with self.path.open("ab") as file:
             file.write(line)
-        self._end += len(line)
+        self._last, self._end = row, self._end + len(line)
 
     def _lines(self) -> Iterator[str]:
         with self.path.open(encoding="utf-8", newline="") as file:
@@ -162,19 +155,18 @@ class MetricsFile:
         """Write the file anew, in one step for whoever reads it: with other columns, one more row, or fewer rows."""
         temporary = self.path.with_name(self.path.name + ".tmp")
         last: dict[str, str] = {}
-        start = 0
         with temporary.open("wb") as file:
             file.write(_encoded(("step", *columns)))
             for cells in _merged(self._rows(), row):
                 if before_step is not None and int(cells["step"]) >= before_step:
                     break
-                last, start = cells, file.tell()
+                last = cells
                 file.write(_encoded(cells.get(name, "") for name in ("step", *columns)))
             end = file.tell()
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
-        self._columns, self._last, self._start, self._end = columns, last, start, end
+        self._columns, self._last, self._end = columns, last, end
 
 
 def _merged(rows: Iterator[dict[str, str]], row: dict[str, str] | None) -> Iterator[dict[str, str]]:

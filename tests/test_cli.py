@@ -79,6 +79,21 @@ def test_fit_makes_a_run_folder_with_the_contract_and_a_second_run_another() -> 
     assert longer["train/loss"][:2].tolist() == table["train/loss"].tolist()
 
 
+def test_a_net_of_the_users_needs_no_registration() -> None:
+    Path("nets.py").write_text(
+        "from torch import nn\n"
+        "class Mine(nn.Sequential):\n"
+        "    def __init__(self, hidden: int = 16, width: float = 1.0):\n"
+        "        channels = round(hidden * width)\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, channels), nn.ReLU(), nn.Linear(channels, 10))\n"
+    )
+    levels = "--model.levels={a: {width: 1.0}, b: {width: 0.5}}"
+    own = [option for option in SMALL if "hidden" not in option]
+    done = hetfl("fit", "-c", str(ROOT / "configs/demo.yaml"), "--model.net=nets.Mine", levels, "--plots=false", *own)
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+
+
 def test_describe_says_what_would_run_and_runs_nothing() -> None:
     done = hetfl(*demo(verb="describe"))
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ LAYERS = (
     {"submodel"},
     {
         *("aggregators", "clustering", "compression", "data", "fleet", "models", "selection", "wire"),
-        "run_folder",
+        *("run_folder", "checkpoint"),
     },
     {"local"},
     {"federation"},

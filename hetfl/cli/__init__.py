@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,11 +12,13 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning import LightningDataModule, Trainer
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from hetfl.analysis import plot_run
+from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.errors import condense
 from hetfl.data import FederatedDataModule
 from hetfl.display import RoundProgress, RunSummary, describe
@@ -117,6 +120,10 @@ class FederatedCLI(LightningCLI):
         for callbacks, kind in ((progress, ProgressBar), (checkpoints, ModelCheckpoint)):
             defaults += [] if any(isinstance(callback, kind) for callback in own) else callbacks
         self.trainer_defaults["callbacks"] = defaults
+        plugins = config.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, SafeCheckpointIO()]
         if self.subcommand == "describe":
             kwargs |= {"logger": False, "enable_checkpointing": False}
             self.trainer_defaults["callbacks"] = []
@@ -168,6 +175,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the arguments; None: those of the process.
     """
     _quiet()
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # classes of the user's own, beside where the command is typed
     try:
         FederatedCLI(
             FederatedModule,

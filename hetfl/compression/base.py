@@ -50,6 +50,10 @@ class Compressor(ABC):
         """Return the threshold λ in force at a learning rate; None if there is none, or none yet."""
         return None
 
+    def describe(self) -> str:
+        """Return the compressor with its settings in short text, by which a checkpoint knows it again."""
+        return f"{type(self).__name__}()"
+
     def state_dict(self) -> dict[str, Any]:
         """Return the server-shared state in plain types and tensors; settings of the constructor are not in it."""
         return {}

@@ -64,6 +64,10 @@ class GammaFedHT(HardThreshold):
         self.reference_lr = reference_lr
         self._first_lr: float | None = None
 
+    def describe(self) -> str:  # noqa: D102
+        settings = super().describe().removeprefix("HardThreshold(").removesuffix(")")
+        return f"GammaFedHT({settings}, alpha={self.alpha}, reference_lr={self.reference_lr})"
+
     def threshold(self, lr: float) -> float | None:  # noqa: D102
         if self.initial_threshold is None:
             return None

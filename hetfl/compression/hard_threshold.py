@@ -77,6 +77,9 @@ class HardThreshold(Compressor):
         self._calibrated: float | None = None
         self._reports: list[tuple[float, int]] = []  # k-th magnitude, length D
 
+    def describe(self) -> str:  # noqa: D102
+        return f"HardThreshold(threshold={self._given}, density={self.density})"
+
     @property
     def initial_threshold(self) -> float | None:
         """λ_0: given or calibrated; None as long as it is neither."""

@@ -48,6 +48,9 @@ class TopK(Compressor):
         require_density(density)
         self.density = density
 
+    def describe(self) -> str:  # noqa: D102
+        return f"TopK(density={self.density})"
+
     def compress(  # noqa: D102
         self,
         p_D: Tensor,

@@ -50,10 +50,17 @@ class EvaluatingModule(LightningModule):
         raise NotImplementedError
 
     def log_columns(self, columns: Mapping[str, Tensor | float]) -> None:
-        """Log values at the present round; in float64, since Lightning would make float32 of Python numbers."""
+        """Log values at the present round; in float64, since Lightning would make float32 of Python numbers.
+
+        In training loggers get them at once, not at the end of the epoch as by Lightning's own ``log``: that comes
+        after the round's checkpoint, and a process killed between the two would leave a round that is done but has no row.
+        """
+        training = self.trainer.state.fn == "fit"
         values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in columns.items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
+        self.log_dict(values, logger=not training, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
         self.log("step", float(self.last_round), on_step=False, on_epoch=True, batch_size=1)
+        for logger in self.loggers if training else ():
+            logger.log_metrics({name: value.item() for name, value in values.items()}, step=self.last_round)
 
     @property
     def last_round(self) -> int:

@@ -22,6 +22,7 @@ from hetfl.aggregators import Aggregator, HolderMean
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
+from hetfl.federation import state
 from hetfl.federation.callback import FederatedCallback
 from hetfl.federation.evaluating import EvaluatingModule
 from hetfl.federation.exchange import Exchange
@@ -270,21 +271,12 @@ class FederatedModule(EvaluatingModule):
     # State.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not know: residuals, thresholds, policy, statistics, costs."""
-        checkpoint["hetfl"] = {
-            "version": self.version,
-            "ledger": self.ledger.state_dict(),
-            "selection": self.selection.state_dict(),
-            "statistics": self.statistics.state_dict(),
-            "uplink": self.uplink.state_dict(),
-        }
+        """Add what Lightning does not know."""
+        state.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back."""
-        state = checkpoint["hetfl"]
-        self.version = state["version"]
-        for name in ("ledger", "selection", "statistics", "uplink"):
-            getattr(self, name).load_state_dict(state[name])
+        """Take it back; refuse the checkpoint of another federation."""
+        state.load(self, checkpoint)
 
     def teardown(self, stage: str) -> None:
         """End the executor's processes."""

@@ -1,0 +1,67 @@
+"""What a checkpoint holds beyond Lightning's own: residuals, thresholds, policy, statistics, costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hetfl.federation.fingerprint import compare, fingerprint
+
+if TYPE_CHECKING:
+    from hetfl.federation.module import FederatedModule
+
+PARTS = ("ledger", "selection", "statistics", "uplink")
+FOR_EVALUATION = ("net", "levels")
+"""What must agree when a checkpoint is only evaluated: its data and its uplink may be others."""
+
+
+def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
+    """Add the federation's state to Lightning's checkpoint: plain types and tensors."""
+    checkpoint["hetfl"] = {
+        "version": module.version,
+        "fingerprint": _fingerprint(module),
+        "client_lr": _client_lr(module),
+        **{part: getattr(module, part).state_dict() for part in PARTS},
+    }
+
+
+def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
+    """Take the federation's state back, before Lightning takes its own.
+
+    A client learning rate that was changed in the configuration since then scales the one in the checkpoint, and its
+    schedule: the optimizers' states would otherwise bring the old one back.
+
+    Raises:
+        ConfigurationError: the checkpoint belongs to another federation; names what differs.
+    """
+    state = checkpoint["hetfl"]
+    present = _fingerprint(module)
+    if not module.trainer.training:
+        present = {name: present[name] for name in FOR_EVALUATION}
+    compare(state["fingerprint"], present)
+    module.version = state["version"]
+    for part in PARTS:
+        getattr(module, part).load_state_dict(state[part])
+    ratio = _client_lr(module) / state["client_lr"]
+    if ratio != 1.0:
+        for group in checkpoint["optimizer_states"][1]["param_groups"]:
+            group |= {key: group[key] * ratio for key in ("lr", "initial_lr") if key in group}
+        for schedule in checkpoint["lr_schedulers"]:
+            schedule |= {key: [lr * ratio for lr in schedule[key]] for key in ("base_lrs", "_last_lr")}
+
+
+def _fingerprint(module: FederatedModule) -> dict[str, str]:
+    return fingerprint(
+        method=type(module).__name__,
+        levels=module.levels,
+        tensors=module.tensors,
+        data=module.data,
+        compressor=module.uplink.compressor,
+        seed=module.seed,
+    )
+
+
+def _client_lr(module: FederatedModule) -> float:
+    return float(module.local.optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"])
