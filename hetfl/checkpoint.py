@@ -109,8 +109,11 @@ class SafeCheckpointIO(CheckpointIO):
             if newer.exists():
                 link = older.with_name(f"{older.name}.tmp")
                 link.unlink(missing_ok=True)
-                os.link(newer, link)
-                os.replace(link, older)
+                try:
+                    os.link(newer, link)
+                    os.replace(link, older)
+                finally:
+                    link.unlink(missing_ok=True)
 
     def load_checkpoint(
         self,

@@ -82,7 +82,7 @@ class MetricsFile:
     """A CSV file with one row per round, in rising order; only the last row is held in memory.
 
     A row is appended when its round is first heard of; while more is said about it, the file is written anew and
-    renamed, so that a process killed at any instant leaves whole rows, and at most one torn last line, which is ignored.
+    renamed, so that a process killed at any instant leaves whole rows and at most one torn last line, which is no row.
 
     Args:
         path: the file; one that exists is continued.

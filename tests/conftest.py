@@ -67,6 +67,7 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
         data: FederatedDataModule | None = None,
         rounds: int = 3,
         name: str = "run",
+        ckpt: str | None = None,
         **options: Any,
     ) -> Trainer:
         settings: dict[str, Any] = {
@@ -80,7 +81,7 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
             "log_every_n_steps": 1,
         }
         trainer = Trainer(**{**settings, **options})
-        trainer.fit(module, datamodule=data or small_data())
+        trainer.fit(module, datamodule=data or small_data(), ckpt_path=ckpt, weights_only=True)
         return trainer
 
     return run

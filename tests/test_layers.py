@@ -23,7 +23,7 @@ LAYERS = (
     {"local"},
     {"federation"},
     {"methods"},
-    {"analysis", "display", "cli"},
+    {"analysis", "display", "interrupt", "cli"},
 )
 """Modules and packages of hetfl from the bottom up. Each imports from the layers below it."""
 

@@ -1,9 +1,10 @@
-"""The command line: ``hetfl fit | validate | test | describe``, Lightning's CLI over stacked YAML files."""
+"""The command line: ``hetfl fit | resume | validate | test | describe``, Lightning's CLI over stacked YAML files."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from hetfl.data import FederatedDataModule
 from hetfl.display import RoundProgress, RunSummary, describe
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
+from hetfl.interrupt import StopAtRoundEnd
 from hetfl.run_folder import RunFolder
 
 
@@ -117,6 +119,8 @@ class FederatedCLI(LightningCLI):
         defaults: list[Callback] = [
             RunSummary(after_fit=self.subcommand != "fit" or not self.config[self.subcommand].final_test)
         ]
+        self.stop = StopAtRoundEnd()
+        defaults.append(self.stop)
         for callbacks, kind in ((progress, ProgressBar), (checkpoints, ModelCheckpoint)):
             defaults += [] if any(isinstance(callback, kind) for callback in own) else callbacks
         self.trainer_defaults["callbacks"] = defaults
@@ -132,8 +136,8 @@ class FederatedCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the last model and draw the pictures, if asked."""
         assert self.trainer is not None
-        if self.trainer.interrupted:
-            return
+        if self.stop.interrupted:
+            sys.exit(128 + signal.SIGINT)
         if self.config[self.subcommand].final_test:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         folders = [run_logger.save_dir for run_logger in self.trainer.loggers if isinstance(run_logger, RunFolder)]
@@ -148,6 +152,21 @@ def _seed(seed: int | bool) -> int:
     if isinstance(seed, bool):
         raise ValueError(f"Expected a whole number for seed_everything but got {seed}")
     return seed
+
+
+def _resumed(args: list[str]) -> list[str]:
+    """Return ``resume RUN ...`` in long form: fit with the run's configuration and checkpoint; else what was given.
+
+    Raises:
+        ConfigurationError: no run folder is named, or it has no configuration.
+    """
+    if args[:1] != ["resume"]:
+        return args
+    folder = Path(args[1]) if len(args) > 1 else None
+    if folder is None or not (folder / "config.yaml").is_file():
+        raise ConfigurationError(f"Expected a run folder with a config.yaml after resume but got {folder or 'nothing'}")
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    return ["fit", "-c", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint), *args[2:]]
 
 
 def _checkpoint() -> ModelCheckpoint:
@@ -178,6 +197,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # classes of the user's own, beside where the command is typed
     try:
+        if args is None:
+            sys.argv[1:] = _resumed(sys.argv[1:])
         FederatedCLI(
             FederatedModule,
             FederatedDataModule,
@@ -195,7 +216,7 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
             parser_class=OneLineParser,
             auto_configure_optimizers=False,
-            args=None if args is None else list(args),
+            args=None if args is None else _resumed(list(args)),
         )
     except (ConfigurationError, MisconfigurationException) as error:
         sys.stderr.write(f"hetfl: error: {condense(str(error))}\n")

@@ -53,7 +53,7 @@ class EvaluatingModule(LightningModule):
         """Log values at the present round; in float64, since Lightning would make float32 of Python numbers.
 
         In training loggers get them at once, not at the end of the epoch as by Lightning's own ``log``: that comes
-        after the round's checkpoint, and a process killed between the two would leave a round that is done but has no row.
+        after the round's checkpoint, and a process killed between the two would leave a round without its row.
         """
         training = self.trainer.state.fn == "fit"
         values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in columns.items()}
