@@ -1,4 +1,4 @@
-"""The one exception for everything a user can put right."""
+"""What can go wrong that is not a mistake in this package: settings, and single updates."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class ConfigurationError(ValueError):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+class RefusedUpdate(ValueError):
+    """An update that cannot be sent or taken (NaN, Inf, overflow): its client loses it, and the round goes on."""

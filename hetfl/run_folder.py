@@ -104,8 +104,10 @@ class MetricsFile:
         cells = {name: format_value(value) for name, value in metrics.items() if name not in _NOT_METRICS}
         last_step = int(self._last["step"]) if self._last else -1
         columns = ordered(dict.fromkeys([*self._columns, *cells]))
-        if step <= last_step or columns != self._columns or not self.path.exists():
+        if step < last_step or columns != self._columns or not self.path.exists():
             self._rewrite(columns, row={"step": str(step), **cells})
+        elif step == last_step:
+            self._replace({**self._last, **cells})
         else:
             self._append({"step": str(step), **cells})
 
@@ -127,6 +129,20 @@ class MetricsFile:
         with self.path.open("ab") as file:
             file.write(line)
         self._last, self._end = row, self._end + len(line)
+
+    def _replace(self, row: dict[str, str]) -> None:
+        """Write the last row again, in one write over the old one: more cells make a line longer, rarely shorter."""
+        line = _encoded(row.get(name, "") for name in ("step", *self._columns))
+        old = _encoded(self._last.get(name, "") for name in ("step", *self._columns))
+        if len(line) < len(old):
+            self._rewrite(self._columns, row=row)
+            return
+        descriptor = os.open(self.path, os.O_WRONLY)
+        try:
+            os.pwrite(descriptor, line, self._end - len(old))
+        finally:
+            os.close(descriptor)
+        self._last, self._end = row, self._end - len(old) + len(line)
 
     def _lines(self) -> Iterator[str]:
         with self.path.open(encoding="utf-8", newline="") as file:

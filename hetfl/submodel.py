@@ -16,8 +16,8 @@ from hetfl.types import Index, IndexEntry, Layout, iter_entries
 
 
 def parameters_of(net: nn.Module) -> dict[str, Tensor]:
-    """Return the net's parameters by name, in the order of registration."""
-    return dict(net.named_parameters())
+    """Return the net's trained parameters by name, in the order of registration."""
+    return {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
 
 
 def buffers_of(net: nn.Module) -> dict[str, Tensor]:
@@ -29,8 +29,9 @@ def buffers_of(net: nn.Module) -> dict[str, Tensor]:
 
 
 def state_of(net: nn.Module) -> dict[str, Tensor]:
-    """Return what a round moves: parameters first, then float buffers."""
-    return {**parameters_of(net), **buffers_of(net)}
+    """Return what makes a net: trained parameters, float buffers, then frozen parameters, which never travel up."""
+    frozen = {name: parameter for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    return {**parameters_of(net), **buffers_of(net), **frozen}
 
 
 def prefix_index(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], level: str) -> dict[str, IndexEntry]:

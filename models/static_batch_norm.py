@@ -81,7 +81,9 @@ class StaticBatchNorm2d(nn.Module):
         return F.batch_norm(x_NCHW, self.mean, self.var, self.weight, self.bias, training=False, eps=self.eps)
 
     def _gather(self, x_NCHW: Tensor) -> None:
-        var_C, mean_C = torch.var_mean(x_NCHW.detach(), dim=(0, 2, 3), correction=1)
+        # Under autocast activations are bfloat16, which could not even count the batches.
+        x_NCHW = x_NCHW.detach().to(self.weight.dtype)
+        var_C, mean_C = torch.var_mean(x_NCHW, dim=(0, 2, 3), correction=1)
         batch = StaticStatistics(mean_C, var_C, 1)
         self.sums = batch if self.sums is None else self.sums + batch
 

@@ -266,18 +266,6 @@ def test_every_level_is_as_good_in_test_as_its_own_net_would_be(fit: Fit) -> Non
     assert table["test/accuracy"].notna().tolist() == [False] * 7 + [True]
 
 
-def test_running_statistics_of_batch_norm_are_averaged_and_travel_exactly(fit: Fit) -> None:
-    module = small_module(
-        net=lambda *, width=1.0: small_net(width=width, norm="batch"), uplink=ErrorFeedback(TopK(0.01))
-    )
-    before = {name: b.clone() for name, b in module.net.named_buffers()}
-    trainer = fit(module, rounds=2)
-    mean, var = (module.net.get_buffer(f"blocks.0.norm.running_{which}") for which in ("mean", "var"))
-    assert not torch.equal(mean, before["blocks.0.norm.running_mean"])
-    assert bool((var > 0).all())
-    assert rows(trainer)["val/accuracy"].notna().all()
-
-
 def test_a_server_optimizer_is_any_torch_optimizer(fit: Fit) -> None:
     module = small_module(FedAvg, levels=None, server_optimizer=lambda p: Adam(p, lr=0.01))
     before = [p.detach().clone() for p in module.net.parameters()]
@@ -285,7 +273,7 @@ def test_a_server_optimizer_is_any_torch_optimizer(fit: Fit) -> None:
     assert trainer.global_step == 2
     # Adam's first steps move every entry by about the learning rate each.
     for one, two in zip(before, module.net.parameters(), strict=True):
-        assert float((one - two.detach()).abs().max()) <= 0.0201
+        assert 0.001 < float((one - two.detach()).abs().max()) <= 0.0201
 
 
 def test_levels_of_a_run(fit: Fit) -> None:

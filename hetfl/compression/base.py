@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hetfl.errors import ConfigurationError
+from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.types import Layout, Update
 
 
@@ -66,7 +66,8 @@ def require_finite(p_D: Tensor, layout: Layout | None, client: int | None) -> No
     """Refuse a vector that cannot be compressed.
 
     Raises:
-        ValueError: ``p_D`` is not a flat vector, or holds NaN or Inf; the message names the client and the tensor.
+        ValueError: ``p_D`` is not a flat vector.
+        RefusedUpdate: it holds NaN or Inf; the message names the client and the tensor.
     """
     sender = "a client" if client is None else f"client {client}"
     if p_D.dim() != 1:
@@ -79,7 +80,7 @@ def require_finite(p_D: Tensor, layout: Layout | None, client: int | None) -> No
     if layout is not None:
         tensor = bisect_right(layout.offsets, position) - 1
         where = f"position {position - layout.offsets[tensor]} of tensor {list(layout.shapes)[tensor]!r}"
-    raise ValueError(f"Expected finite entries from {sender} but got {p_D[position].item()} at {where}")
+    raise RefusedUpdate(f"Expected finite entries from {sender} but got {p_D[position].item()} at {where}")
 
 
 def require_density(density: float) -> None:

@@ -5,41 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from hetfl.data import FederatedDataModule
+from hetfl.federation.hosting import HostingModule
 from hetfl.federation.ledger import Ledger
-from hetfl.federation.levels import LevelSet
 from hetfl.federation.metrics import ClientAccuracy, LevelMetrics
-from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.fleet import LevelAssignment
-from hetfl.local import Executor, LocalTask
+from hetfl.local import LocalTask
 from hetfl.seeding import generator
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Raw inputs, targets (N,), and the client that each sample belongs to (N,), -1 for nobody's."""
 
 
-class EvaluatingModule(LightningModule):
+class EvaluatingModule(HostingModule):
     """Evaluates every level on the same batches, after its static batch-norm statistics have been gathered.
 
-    Subclasses provide the attributes below, ``submodel``, ``predict`` and ``restrict``.
+    Subclasses provide the attributes below, ``predict`` and ``restrict``.
     """
 
-    levels: LevelSet
     assignment: LevelAssignment
-    executor: Executor
     ledger: Ledger
-    statistics: StaticStatisticsStore
     statistics_clients: int | None
     flops: Mapping[str, tuple[float, float]]
     seed: int
-    version: int
-
-    def submodel(self, level: str) -> nn.Module:
-        """Return the resident net of a level, ready for evaluation."""
-        raise NotImplementedError
 
     def predict(self, net: nn.Module, inputs: Tensor) -> Tensor:
         """Return the logits that an evaluation uses."""
@@ -57,15 +48,12 @@ class EvaluatingModule(LightningModule):
         """
         training = self.trainer.state.fn == "fit"
         values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in columns.items()}
-        self.log_dict(values, logger=not training, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
-        self.log("step", float(self.last_round), on_step=False, on_epoch=True, batch_size=1)
+        later = False if training else None  # None: if there is a logger
+        self.log_dict(values, logger=later, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
+        if self.loggers:
+            self.log("step", float(self.last_round), on_step=False, on_epoch=True, batch_size=1)
         for logger in self.loggers if training else ():
             logger.log_metrics({name: value.item() for name, value in values.items()}, step=self.last_round)
-
-    @property
-    def last_round(self) -> int:
-        """The round that the present global model came out of; 0 before the first."""
-        return max(self.version - 1, 0)
 
     def setup_evaluation(self, data: FederatedDataModule) -> None:
         """Make the metrics for a data set and fleet."""
@@ -76,14 +64,14 @@ class EvaluatingModule(LightningModule):
 
     def gather_statistics(self) -> None:
         """Ask clients for static batch-norm sums of every level, unless the present model's are known."""
-        if self.statistics.version == self.version:
+        if self.statistics.belong_to(self.weights_mark):
             return
         largest_first = sorted(self.levels, key=lambda level: -self.levels.sizes[level])
         self.statistics.gather(
             self.executor,
             {level: self.submodel(level) for level in largest_first},
             {level: self._statistics_tasks(level) for level in largest_first},
-            version=self.version,
+            weights=self.weights_mark,
             forward_flops={level: flops[0] for level, flops in self.flops.items()},
             ledger=self.ledger,
         )
@@ -94,19 +82,17 @@ class EvaluatingModule(LightningModule):
         order = torch.randperm(len(has), generator=generator(self.seed, "statistics", self.version)).tolist()
         able = [client for client in order if self.levels.affords(has[client], level)]
         if not able:
-            # Nobody can run this level: its statistics come from those that come nearest, as in a simulation.
-            largest = max(self.levels.sizes[own] for own in has)
-            able = [client for client in order if self.levels.sizes[has[client]] == largest]
+            largest = max(has, key=lambda own: self.levels.sizes[own])
+            rank_zero_warn(f"No client can run level {level}: clients of level {largest} gather its statistics")
+            able = [client for client in order if has[client] == largest]
         asked = sorted(able[: self.statistics_clients])
-        return [LocalTask(client, level, self.last_round, self.version, 0.0) for client in asked]
-
-    def open_bench(self) -> None:
-        """Make the resident nets."""
-        raise NotImplementedError
+        return [LocalTask(client, level, self.last_round, self.weights_mark, 0.0) for client in asked]
 
     def _begin(self) -> None:
         self.open_bench()
-        self.gather_statistics()
+        # Lightning enters the trainer's precision for steps, not for this hook.
+        with self.trainer.precision_plugin.forward_context():
+            self.gather_statistics()
         self._nets = {level: self.submodel(level) for level in self.levels}
 
     def _logits(self, inputs: Tensor, levels: list[str]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from hetfl import wire
 from hetfl.aggregators import Aggregator
 from hetfl.compression import ErrorFeedback
-from hetfl.errors import ConfigurationError
+from hetfl.errors import RefusedUpdate
 from hetfl.federation.ledger import Ledger
 from hetfl.local import LocalResult
 from hetfl.submodel import gather_flat, index_layout, relative
@@ -53,9 +53,7 @@ class Exchange:
             )
             expected = wire.Expected(task.round, task.client, size, vector.numel() - size, dtype=vector.dtype)
             update = wire.decode(message.payload, expected)
-        except ConfigurationError:
-            raise
-        except ValueError as error:
+        except (wire.MalformedPayload, RefusedUpdate) as error:
             rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
             self.ledger.charge(down_bytes=down_bytes, up_bytes=0, flops=flops)
             self.ledger.refuse()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from hetfl.compression import Compressor
+from hetfl.compression import ErrorFeedback
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.federation.levels import LevelSet
@@ -19,7 +19,8 @@ def fingerprint(
     levels: LevelSet,
     tensors: Mapping[str, Tensor],
     data: FederatedDataModule,
-    compressor: Compressor,
+    uplink: ErrorFeedback,
+    server_optimizer: str,
     seed: int,
 ) -> dict[str, str]:
     """Return by name what the state in a checkpoint depends on, in short text that can be compared and shown.
@@ -32,7 +33,9 @@ def fingerprint(
         "net": f"{sum(t.numel() for t in tensors.values())} entries, {_digest(shapes.encode())}",
         "levels": ", ".join(f"{n}: {level.width:g}x{level.depth or 'all'}" for n, level in levels.items()),
         "partition": f"{data.num_clients} clients of {sum(data.sizes)} samples, {_partition(data)}",
-        "compressor": compressor.describe(),
+        "compressor": uplink.compressor.describe(),
+        "residual store": type(uplink.residuals).__name__,
+        "server optimizer": server_optimizer,
         "seed": str(seed),
     }
 

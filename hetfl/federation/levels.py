@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hetfl.errors import ConfigurationError
 from hetfl.local.flops import flops_per_sample
 from hetfl.local.nesting import check_nesting
+from hetfl.models.static_batch_norm import gathering
 from hetfl.seeding import derive
 from hetfl.submodel import prefix_index, state_of
 from hetfl.types import IndexEntry, Level, NetFactory
@@ -92,23 +93,41 @@ class LevelSet(Mapping[str, Level]):
                 f"but got: {error}"
             ) from None
 
-    def inspect(self, inputs_N: Tensor, check: bool) -> dict[str, tuple[float, float]]:
+    def inspect(self, inputs_N: Tensor, num_classes: int, check: bool) -> dict[str, tuple[float, float]]:
         """Return per level the FLOPs of one sample, forward and with backward; ``check`` that every net nests.
 
         Args:
             inputs_N: a few samples, as the nets get them.
+            num_classes: classes K of the data.
             check: compare every level's net with the global one.
 
         Raises:
-            ConfigurationError: a level's net is not the leading channels of the global net.
+            ConfigurationError: a net cannot take the samples, gives other than K logits, or is not the leading channels
+                of the global net.
         """
         flops = {}
         for name in self:
             net = self.build(name)
+            self._probe(net, inputs_N, num_classes, name)
             if check:
                 check_nesting(self.net, net, self.indices[name], inputs_N, name)
             flops[name] = flops_per_sample(net, inputs_N)
         return flops
+
+    def _probe(self, net: nn.Module, inputs_N: Tensor, num_classes: int, name: str) -> None:
+        try:
+            with torch.no_grad(), gathering(net):
+                outputs = net(inputs_N)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ConfigurationError(
+                f"Expected the net at level {name} to take inputs of shape {tuple(inputs_N.shape)} but got: "
+                f"{str(error).splitlines()[0]}"
+            ) from None
+        if isinstance(outputs, Tensor) and outputs.shape != (len(inputs_N), num_classes):
+            raise ConfigurationError(
+                f"Expected logits of shape {(len(inputs_N), num_classes)} from the net at level {name}, one per class, "
+                f"but got {tuple(outputs.shape)}"
+            )
 
     def affords(self, has: str, level: str) -> bool:
         """Return whether a client of level ``has`` can run the sub-model of ``level``: it is no larger."""

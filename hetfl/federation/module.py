@@ -8,8 +8,6 @@ module knows no method: a method overrides what a sub-model is (``index``), what
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
@@ -34,9 +32,10 @@ from hetfl.fleet import Device, Dynamic, LevelAssignment
 from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential
 from hetfl.local.executor import Bench
 from hetfl.local.jobs import train
+from hetfl.local.training import check_optimizers
 from hetfl.run_folder import COLUMNS, RunFolder
 from hetfl.selection import Selection, Uniform
-from hetfl.submodel import parameters_of, state_of
+from hetfl.submodel import parameters_of
 from hetfl.types import ClientContext, Index, Level, NetFactory, Report
 
 
@@ -102,6 +101,8 @@ class FederatedModule(EvaluatingModule):
         self.ledger = Ledger(client_device or Device())
         self.exchange = Exchange(self.uplink, self.aggregator, self.ledger)
         self.statistics = StaticStatisticsStore()
+        if statistics_clients is not None and statistics_clients < 1:
+            raise ConfigurationError(f"Expected statistics_clients of at least 1 or null but got {statistics_clients}")
         self.statistics_clients = statistics_clients
         self.check_nesting = check_nesting
         self.seed = seed
@@ -120,8 +121,11 @@ class FederatedModule(EvaluatingModule):
         return self.levels.indices[level]
 
     def upload_index(self, client: int, level: str, round: int) -> Index:
-        """Return what a client sends, and counts as a holder of: a part of its index; by default all of it."""
-        return self.index(level, round)
+        """Return what a client sends, and counts as a holder of: by default its index without frozen parameters."""
+        index = self.index(level, round)
+        if not self.frozen:
+            return index
+        return {name: entry for name, entry in index.items() if name not in self.frozen}
 
     def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return logits (..., K) as a client with only some ``labels`` (..., K) uses them; by default as they are."""
@@ -145,17 +149,19 @@ class FederatedModule(EvaluatingModule):
     def setup(self, stage: str) -> None:
         """Meet the data: check everything that can be checked before the first round."""
         data = self.data
-        if self.trainer.precision in ("16-mixed", "16-true"):
+        if self.trainer.precision not in ("32-true", "bf16-mixed", "64-true"):
             raise ConfigurationError(
                 f"Expected precision 32-true, bf16-mixed or 64-true but got {self.trainer.precision}: "
-                "local steps have no gradient scaler"
+                "local steps have no gradient scaler, and their deltas need float32"
             )
         if self.trainer.world_size > 1:
             raise ConfigurationError(f"Expected one device but got {self.trainer.world_size}: use executor Workers")
         self.assignment.setup(list(self.levels), data.num_clients, self.seed)
         self.selection.setup(data.sizes, self.seed)
         if self._met is not data:
-            self.flops = self.levels.inspect(data.transform.eval(data.client_data(0).inputs[:4]), self.check_nesting)
+            check_optimizers(self.server_optimizer, parameters_of(self.net).values(), self.local)
+            samples = data.transform.eval(data.client_data(0).inputs[:4])
+            self.flops = self.levels.inspect(samples, data.num_classes, self.check_nesting)
             self._met = data
         self.setup_evaluation(data)
         self.uplink.residuals.bind(f"{self.trainer.log_dir or self.trainer.default_root_dir}/residuals")
@@ -164,7 +170,7 @@ class FederatedModule(EvaluatingModule):
         """Return the server's optimizer and the carrier of the clients' learning rate, with its schedule."""
         carrier = self.local.optimizer([nn.Parameter(torch.zeros(1))])
         schedules = [] if self.local.scheduler is None else [self.local.scheduler(carrier)]
-        return [self.server_optimizer(self.net.parameters()), carrier], schedules
+        return [self.server_optimizer(parameters_of(self.net).values()), carrier], schedules
 
     def on_fit_start(self) -> None:
         """Get ready to train; in a resumed run, forget the rows of rounds that will be run again."""
@@ -180,7 +186,7 @@ class FederatedModule(EvaluatingModule):
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
         lr = carrier.param_groups[0]["lr"]
         levels = self.assignment.levels(round)
-        tasks = [LocalTask(k, levels[k], round, self.version, lr) for k in self.selection.select(round)]
+        tasks = [LocalTask(k, levels[k], round, self.weights_mark, lr) for k in self.selection.select(round)]
         self.ledger.begin_round()
         self.aggregator.reset(self.tensors)
         reports = []
@@ -190,6 +196,11 @@ class FederatedModule(EvaluatingModule):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, FederatedCallback):
                     callback.on_client_end(self.trainer, self, done, len(tasks))
+        if not reports:
+            raise ConfigurationError(
+                f"Expected an update that can be used in round {round} but all {len(tasks)} were refused (training "
+                "diverged?): try a smaller learning rate or gradient_clip"
+            )
         delta, holders = self.aggregator.compute()
         server_step(server.optimizer, server.step, self.tensors, delta, holders)
         self.version += 1
@@ -218,58 +229,6 @@ class FederatedModule(EvaluatingModule):
         """Log the round's costs, an evaluation's included."""
         self.log_columns({**self.ledger.columns(), "residual/norm": self.uplink.norm()})
 
-    # What executors use.
-
-    @property
-    def data(self) -> FederatedDataModule:
-        """The trainer's data module.
-
-        Raises:
-            ConfigurationError: it is not a federated one.
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, FederatedDataModule):
-            raise ConfigurationError(
-                f"Expected a hetfl.FederatedDataModule as datamodule but got {type(data).__name__}"
-            )
-        return data
-
-    @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """The global model's parameters and float buffers by name; first used once the module is on its device."""
-        return state_of(self.net)
-
-    @cached_property
-    def parameter_names(self) -> frozenset[str]:
-        """Names of the tensors that are trained and compressed; the others travel exactly."""
-        return frozenset(parameters_of(self.net))
-
-    def open_bench(self) -> None:
-        """Make this process's resident nets, once the module is on its device, and hand them to the executor."""
-        if self.bench is None:
-            self.bench = Bench(self, self.data, self.tensors)
-            self.executor.setup(self.bench)
-
-    def build(self, level: str) -> nn.Module:
-        """Return a new net of a level on the module's device and in its dtype."""
-        return self.levels.build(level).to(device=self.device, dtype=next(self.net.parameters()).dtype)
-
-    def submodel(self, level: str) -> nn.Module:
-        """Return the resident net of a level with the present global model's values and, if known, its statistics."""
-        task = LocalTask(-1, level, self.current_epoch, self.version, 0.0)
-        assert self.bench is not None, "open_bench comes first"
-        resident = self.bench.resident(task)
-        resident.start()
-        if self.statistics.version == self.version:
-            self.statistics.load_into(level, resident.net)
-        return resident.net.eval()
-
-    def precision_context(self) -> AbstractContextManager[object]:
-        """Return the trainer's precision (autocast, default dtype) as a context."""
-        return self.trainer.precision_plugin.forward_context()
-
-    # State.
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know."""
         state.save(self, checkpoint)
@@ -277,7 +236,3 @@ class FederatedModule(EvaluatingModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back; refuse the checkpoint of another federation."""
         state.load(self, checkpoint)
-
-    def teardown(self, stage: str) -> None:
-        """End the executor's processes."""
-        self.executor.close()

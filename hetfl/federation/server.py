@@ -36,6 +36,8 @@ def server_step(
         if not isinstance(tensor, nn.Parameter):
             tensor.add_(delta[name])
             continue
+        if not tensor.requires_grad:
+            continue
         tensor.grad = delta[name].neg()
         unheld = holders[name] == 0
         if bool(unheld.any()):
@@ -45,9 +47,9 @@ def server_step(
         for parameter, (unheld, value, before) in untouched.items():
             parameter.copy_(torch.where(unheld, value, parameter))
             for key, state in _state(optimizer, parameter).items():
-                optimizer.state[parameter][key].copy_(
-                    torch.where(unheld, before.get(key, torch.zeros_like(state)), state)
-                )
+                # State begins at zero, but for Rprop's steps, which the first step leaves as they begin.
+                initial = state if key == "step_size" else torch.zeros_like(state)
+                optimizer.state[parameter][key].copy_(torch.where(unheld, before.get(key, initial), state))
     optimizer.zero_grad(set_to_none=True)
 
 

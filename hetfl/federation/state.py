@@ -12,7 +12,7 @@ from hetfl.federation.fingerprint import compare, fingerprint
 if TYPE_CHECKING:
     from hetfl.federation.module import FederatedModule
 
-PARTS = ("ledger", "selection", "statistics", "uplink")
+PARTS = ("ledger", "selection", "uplink")
 FOR_EVALUATION = ("net", "levels")
 """What must agree when a checkpoint is only evaluated: its data and its uplink may be others."""
 
@@ -24,6 +24,7 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         "fingerprint": _fingerprint(module),
         "client_lr": _client_lr(module),
         **{part: getattr(module, part).state_dict() for part in PARTS},
+        "statistics": module.statistics.state_dict(module.weights_mark),
     }
 
 
@@ -42,10 +43,11 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         present = {name: present[name] for name in FOR_EVALUATION}
     compare(state["fingerprint"], present)
     module.version = state["version"]
-    for part in PARTS:
+    for part in (*PARTS, "statistics"):
         getattr(module, part).load_state_dict(state[part])
-    ratio = _client_lr(module) / state["client_lr"]
-    if ratio != 1.0:
+    before, now = state["client_lr"], _client_lr(module)
+    if before != now:
+        ratio = now / before if before else 1.0
         for group in checkpoint["optimizer_states"][1]["param_groups"]:
             group |= {key: group[key] * ratio for key in ("lr", "initial_lr") if key in group}
         for schedule in checkpoint["lr_schedulers"]:
@@ -58,7 +60,8 @@ def _fingerprint(module: FederatedModule) -> dict[str, str]:
         levels=module.levels,
         tensors=module.tensors,
         data=module.data,
-        compressor=module.uplink.compressor,
+        uplink=module.uplink,
+        server_optimizer=type(module.server_optimizer(module.net.parameters())).__name__,
         seed=module.seed,
     )
 

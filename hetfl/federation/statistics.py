@@ -24,8 +24,20 @@ class StaticStatisticsStore:
     """
 
     def __init__(self) -> None:
-        self.version = -1
         self.levels: dict[str, dict[str, StaticStatistics]] = {}
+        self.weights: int | None = None
+        self._loaded = False
+
+    def belong_to(self, weights: int) -> bool:
+        """Return whether the statistics are those of the present global model.
+
+        Args:
+            weights: the global model's mark, which changes whenever its values do.
+        """
+        if self._loaded:
+            # They came with a checkpoint, and so did the weights, just after them.
+            self.weights, self._loaded = weights, False
+        return self.weights == weights
 
     def gather(
         self,
@@ -33,7 +45,7 @@ class StaticStatisticsStore:
         nets: Mapping[str, nn.Module],
         tasks: Mapping[str, Iterable[LocalTask]],
         *,
-        version: int,
+        weights: int,
         forward_flops: Mapping[str, float],
         ledger: Ledger,
     ) -> None:
@@ -43,7 +55,7 @@ class StaticStatisticsStore:
             executor: runs the clients' passes.
             nets: a net of each level, the largest first, for the names and sizes of its norm layers.
             tasks: per level the clients that are asked.
-            version: number of server steps of the model that the statistics belong to.
+            weights: mark of the model that the statistics belong to.
             forward_flops: per level the FLOPs of a forward pass of one sample.
             ledger: takes the costs.
         """
@@ -70,26 +82,30 @@ class StaticStatisticsStore:
             if total is None:
                 raise RuntimeError(f"Expected clients to gather statistics for level {level} but got none")
             self.levels[level] = unpack_statistics(net, total)
-        self.version = version
+        self.weights = weights
 
     def load_into(self, level: str, net: nn.Module) -> None:
         """Give a level's net its statistics."""
         for name, layer in static_layers(net).items():
             layer.load(self.levels[level][name])
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the statistics as tensors and plain types."""
+    def state_dict(self, weights: int) -> dict[str, Any]:
+        """Return the statistics as tensors and plain types; none if they are not those of the present model.
+
+        Args:
+            weights: the present model's mark.
+        """
+        present = self.levels if self.belong_to(weights) else {}
         return {
-            "version": self.version,
             "levels": {
                 level: {n: {"mean": s.mean_C, "var": s.var_C, "batches": s.batches} for n, s in layers.items()}
-                for level, layers in self.levels.items()
+                for level, layers in present.items()
             },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
-        self.version = state["version"]
+        self._loaded = bool(state["levels"])
         self.levels = {
             level: {
                 n: StaticStatistics(s["mean"].to(torch.float64), s["var"].to(torch.float64), s["batches"])

@@ -54,6 +54,18 @@ class Fixed(LevelAssignment):
         blocks = [name for name, share in zip(self.names, self.shares, strict=True) for _ in range(unit * share)]
         return blocks + [self.names[-1]] * (self.num_clients - len(blocks))
 
+    def setup(self, levels: Sequence[str], num_clients: int, seed: int) -> None:
+        """Learn the names of the levels and the size of the fleet.
+
+        Raises:
+            ConfigurationError: also if there are fewer clients than the proportions' sum: blocks would be empty.
+        """
+        super().setup(levels, num_clients, seed)
+        if num_clients < sum(self.shares):
+            raise ConfigurationError(
+                f"Expected at least {sum(self.shares)} clients, the sum of the proportions, but got {num_clients}"
+            )
+
 
 class Dynamic(LevelAssignment):
     """All levels are redrawn at every round, independently, with probabilities given by the proportions."""

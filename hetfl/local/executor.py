@@ -65,7 +65,7 @@ class LocalTask:
         client: the client's id.
         level: the level it works at.
         round: the round.
-        version: number of server steps so far; tells when the global model has changed.
+        version: mark of the global model; another one tells that its values have changed.
         lr: the clients' learning rate γ of the round.
     """
 

@@ -14,7 +14,7 @@ from hetfl.models.static_batch_norm import gathering
 from hetfl.submodel import put, state_of, take
 from hetfl.types import Index
 
-CROSS_CHANNEL_NORMS = (nn.GroupNorm, nn.LayerNorm)
+CROSS_CHANNEL_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Tensor, level: str) -> None:
@@ -41,6 +41,10 @@ def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Ten
     tensors = state_of(whole)
     for name, tensor in state_of(part).items():
         tensor.data.copy_(take(tensors[name], index[name]))
+    others = dict(whole.named_buffers())
+    for name, buffer in part.named_buffers():
+        if name not in tensors and name in others and buffer.shape == others[name].shape:
+            buffer.copy_(others[name])
     _zero_outside(tensors, index)
     outputs, gradients = zip(*(_run(net, inputs_N.double()) for net in (whole, part)), strict=True)
     if outputs[0].shape == outputs[1].shape and torch.allclose(outputs[0], outputs[1], rtol=1e-6, atol=1e-9):
@@ -60,12 +64,13 @@ def _prepared(net: nn.Module) -> nn.Module:
     return net
 
 
-def _affine(norm: nn.GroupNorm | nn.LayerNorm):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _affine(norm: nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):  # type: ignore[no-untyped-def]  # noqa: ANN202
     def forward(x: Tensor) -> Tensor:
         if norm.weight is None:
             return x
         shape = [-1] + [1] * (x.dim() - 2) if isinstance(norm, nn.GroupNorm) else list(norm.weight.shape)
-        return x * norm.weight.view(shape) + norm.bias.view(shape)
+        bias = getattr(norm, "bias", None)
+        return x * norm.weight.view(shape) + (0.0 if bias is None else bias.view(shape))
 
     return forward
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
-from hetfl.submodel import buffers_of, parameters_of, take
+from hetfl.models.static_batch_norm import StaticBatchNorm2d
+from hetfl.submodel import parameters_of, state_of, take
 from hetfl.types import Index, Layout
 
 ELEMENTWISE = (ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop)
@@ -16,7 +17,7 @@ ELEMENTWISE = (ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, 
 
 
 class ResidentNet:
-    """One level's net with its state as views of one flat vector: parameters first, then float buffers.
+    """One level's net, its state views of one flat vector: parameters, float buffers, then frozen parameters.
 
     Loading, the delta, clipping and the optimizer are then operations on single vectors, however many tensors the net
     has.
@@ -28,22 +29,23 @@ class ResidentNet:
 
     def __init__(self, net: nn.Module, optimizer: Callable[[Iterable[Tensor]], Optimizer]) -> None:
         self.net = net
-        parameters, buffers = parameters_of(net), buffers_of(net)
-        self.layout = Layout.of({**parameters, **buffers})
-        self.flat_D = torch.cat([t.detach().reshape(-1) for t in (*parameters.values(), *buffers.values())])
+        tensors = state_of(net)
+        self.layout = Layout.of(tensors)
+        self.flat_D = torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()])
         self.anchor_D = torch.empty_like(self.flat_D)
         self._anchor_views = self.layout.views(self.anchor_D)
-        self._adopt(parameters, buffers)
-        self._make_optimizer(parameters, optimizer)
+        self._counters = _other_buffers(net, tensors)
+        self._adopt(tensors)
+        self._make_optimizer(parameters_of(net), optimizer)
         self.loaded: tuple[int, int] | None = None
 
-    def _adopt(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
-        views = self.layout.views(self.flat_D)
-        for name, parameter in parameters.items():
-            parameter.data = views[name]
-        for name in buffers:
-            owner, _, leaf = name.rpartition(".")
-            self.net.get_submodule(owner)._buffers[leaf] = views[name]
+    def _adopt(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, view in self.layout.views(self.flat_D).items():
+            if isinstance(tensors[name], nn.Parameter):
+                tensors[name].data = view
+            else:
+                owner, _, leaf = name.rpartition(".")
+                self.net.get_submodule(owner)._buffers[leaf] = view
 
     def _make_optimizer(self, parameters: Mapping[str, Tensor], make: Callable[[Iterable[Tensor]], Optimizer]) -> None:
         layout = Layout.of(parameters)
@@ -52,17 +54,17 @@ class ResidentNet:
         for parameter, grad in zip(parameters.values(), layout.views(self.vector.grad).values(), strict=True):
             parameter.grad = grad
         self.optimizer = make([self.vector])
-        if not isinstance(self.optimizer, ELEMENTWISE):
+        if type(self.optimizer) not in ELEMENTWISE:  # a subclass may look at whole tensors
             self.optimizer = make(list(parameters.values()))
 
     @property
     def num_parameters(self) -> int:
-        """Number of trainable entries; what follows them in the flat vector are buffers."""
+        """Number of trained entries; what follows them in the flat vector are buffers and frozen parameters."""
         return self.vector.numel()
 
     @torch.no_grad()
     def anchor(self, tensors: Mapping[str, Tensor], index: Index, key: tuple[int, int]) -> None:
-        """Read the sub-model out of the global tensors, once per ``key`` = (round, number of server steps)."""
+        """Read the sub-model out of the global tensors, once per ``key`` = (round, mark of the global model)."""
         if self.loaded == key:
             return
         views = [take(tensors[name], index[name]) for name in self._anchor_views]
@@ -71,8 +73,10 @@ class ResidentNet:
 
     @torch.no_grad()
     def start(self, lr: float | None = None) -> None:
-        """Begin a client: the net at the anchor, the optimizer as new, gradients zero."""
+        """Begin a client: the net at the anchor, counters and optimizer as new, gradients zero."""
         self.flat_D.copy_(self.anchor_D)
+        for buffer, initial in self._counters:
+            buffer.copy_(initial)
         self.zero_grad()
         self.optimizer.state.clear()
         if lr is not None:
@@ -88,3 +92,13 @@ class ResidentNet:
     def delta(self) -> Tensor:
         """Return the state now minus the state at the anchor, shape (D,)."""
         return self.flat_D - self.anchor_D
+
+
+def _other_buffers(net: nn.Module, tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return buffers that do not travel, with their initial values: one client must not leave them to the next.
+
+    Static batch norm's statistics are not among them: they are loaded for evaluation only.
+    """
+    static = {id(b) for layer in net.modules() if isinstance(layer, StaticBatchNorm2d) for b in (layer.mean, layer.var)}
+    others = (buffer for name, buffer in net.named_buffers() if name not in tensors and id(buffer) not in static)
+    return [(buffer, buffer.clone()) for buffer in others]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor, nn
+from torch.optim import LBFGS, SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from hetfl.errors import ConfigurationError
 
@@ -60,3 +60,28 @@ def batches(num_samples: int, batch_size: int, generator: torch.Generator) -> It
         yield torch.cat([last, order[-1:]])
     else:
         yield from order.split(batch_size)
+
+
+def check_optimizers(
+    server: Callable[[Iterable[Tensor]], Optimizer], parameters: Iterable[Tensor], local: LocalTraining
+) -> None:
+    """Make both optimizers and the schedule once, before a run depends on them.
+
+    Raises:
+        ConfigurationError: one of them refuses its settings, or needs what a round cannot give: a closure, a metric.
+    """
+    try:
+        carrier = local.optimizer([nn.Parameter(torch.zeros(1))])
+        schedule = None if local.scheduler is None else local.scheduler(carrier)
+        optimizers = {"server_optimizer": server(parameters), "local.optimizer": carrier}
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"Expected settings that the optimizers and the scheduler take but got: {error}"
+        ) from None
+    for name, optimizer in optimizers.items():
+        if isinstance(optimizer, LBFGS):
+            raise ConfigurationError(
+                f"Expected a {name} that steps without a closure but got {type(optimizer).__name__}"
+            )
+    if isinstance(schedule, ReduceLROnPlateau):
+        raise ConfigurationError("Expected a local.scheduler that counts rounds but got ReduceLROnPlateau")

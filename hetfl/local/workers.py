@@ -154,6 +154,8 @@ def _serve(bench: Bench, connection: Connection, slots: Tensor, others: Sequence
         other.close()
     # Ctrl-C reaches the whole process group; the main process decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The main process ends its workers by SIGTERM; a handler inherited from a trainer would make it wait for ever.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # More than one thread in a forked process can hang: OpenMP's threads did not come along.
     torch.set_num_threads(1)
     own = Bench(bench.problem, bench.data, bench.tensors)

@@ -6,14 +6,17 @@ ICLR 2021 (arXiv 2010.01264).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import cached_property
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
+from hetfl.models.static_batch_norm import gathering
 from hetfl.types import Index, Level
 
 
@@ -39,7 +42,7 @@ class HeteroFL(FederatedModule):
 
     def upload_index(self, client: int, level: str, round: int) -> Index:
         """Return the client's index without the classifier rows of classes that it does not own."""
-        index, labels = self.index(level, round), self.data.labels(client)
+        index, labels = super().upload_index(client, level, round), self.data.labels(client)
         if bool(labels.all()):
             return index
         rows = labels.nonzero().squeeze(1)
@@ -48,20 +51,22 @@ class HeteroFL(FederatedModule):
 
     @cached_property
     def classifier(self) -> frozenset[str]:
-        """Names of the tensors with a row per class: those of the last linear layer with K outputs.
+        """Names of the tensors with a row per class: those of the layer whose output is the logits.
 
         Raises:
-            ConfigurationError: the net has no such layer.
+            ConfigurationError: no layer's output is the logits.
         """
-        classes = self.data.num_classes
-        layers = [
-            name
-            for name, layer in self.net.named_modules()
-            if isinstance(layer, nn.Linear) and layer.out_features == classes
-        ]
-        if not layers:
-            raise ConfigurationError(
-                f"Expected a linear layer with {classes} outputs, one per class, but the net has none"
-            )
-        prefix = f"{layers[-1]}." if layers[-1] else ""
-        return frozenset({f"{prefix}weight", f"{prefix}bias"} & set(self.parameter_names))
+        net = copy.deepcopy(self.net).float().cpu()
+        outputs: dict[str, Tensor] = {}
+        for name, layer in net.named_modules():
+            if isinstance(getattr(layer, "weight", None), nn.Parameter):
+                layer.register_forward_hook(lambda _, inputs, output, name=name: outputs.update({name: output}))
+        with torch.no_grad(), gathering(net):
+            logits = net(self.data.transform.eval(self.data.client_data(0).inputs[:2]).float())
+        for name, output in reversed(outputs.items()):
+            if output.numel() == logits.numel() and torch.equal(output.flatten(), logits.flatten()):
+                prefix = f"{name}." if name else ""
+                return frozenset({f"{prefix}weight", f"{prefix}bias"} & self.parameter_names)
+        raise ConfigurationError(
+            "Expected a net whose last layer gives the logits, a row of weights per class, but got none"
+        )

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hetfl.errors import RefusedUpdate
 from hetfl.types import DenseUpdate, SparseUpdate, Update
 from hetfl.wire.header import DTYPES, MAGIC, NUMPY_DTYPES, VERSION, Header, Kind
 from hetfl.wire.varint import encode_indices
@@ -85,7 +86,7 @@ def _finite_array(values: Tensor, dtype: torch.dtype, what: str, client: int) ->
     sent = values.detach().to("cpu", dtype)
     if not bool(torch.isfinite(sent).all()):
         largest = float(values.detach().abs().max())
-        raise ValueError(
+        raise RefusedUpdate(
             f"Expected client {client}'s {what} to be finite as {dtype} but got magnitudes up to {largest:g}"
         )
     array: NDArray[Any] = sent.contiguous().numpy()

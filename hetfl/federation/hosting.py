@@ -1,0 +1,115 @@
+"""The part of the module that keeps the nets: the global model, and a resident net of every level."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import cast
+
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from hetfl.data import FederatedDataModule
+from hetfl.errors import ConfigurationError
+from hetfl.federation.levels import LevelSet
+from hetfl.federation.statistics import StaticStatisticsStore
+from hetfl.local import Executor, LocalProblem, LocalTask, LocalTraining
+from hetfl.local.executor import Bench
+from hetfl.local.resident import ResidentNet
+from hetfl.submodel import parameters_of, state_of
+from hetfl.types import Index
+
+
+class HostingModule(LightningModule):
+    """Gives executors and evaluations the nets that they work on.
+
+    Subclasses set the attributes below and say what a sub-model is (``index``).
+    """
+
+    net: nn.Module
+    levels: LevelSet
+    local: LocalTraining
+    executor: Executor
+    statistics: StaticStatisticsStore
+    version: int
+    bench: Bench | None = None
+
+    def index(self, level: str, round: int) -> Index:
+        """Return what a level's sub-model holds of the global model."""
+        raise NotImplementedError
+
+    @property
+    def last_round(self) -> int:
+        """The round that the present global model came out of; 0 before the first."""
+        return max(self.version - 1, 0)
+
+    @property
+    def data(self) -> FederatedDataModule:
+        """The trainer's data module.
+
+        Raises:
+            ConfigurationError: it is not a federated one.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, FederatedDataModule):
+            raise ConfigurationError(
+                f"Expected a hetfl.FederatedDataModule as datamodule but got {type(data).__name__}"
+            )
+        return data
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The global model's parameters and float buffers by name; first used once the module is on its device."""
+        return state_of(self.net)
+
+    @cached_property
+    def parameter_names(self) -> frozenset[str]:
+        """Names of the tensors that are trained and compressed; buffers travel exactly."""
+        return frozenset(parameters_of(self.net))
+
+    @cached_property
+    def frozen(self) -> frozenset[str]:
+        """Names of parameters that nobody trains."""
+        return frozenset(name for name, parameter in self.net.named_parameters() if not parameter.requires_grad)
+
+    @property
+    def weights_mark(self) -> int:
+        """A number that changes whenever the global model's values do: torch's own count of in-place changes."""
+        return sum(tensor._version for tensor in self.tensors.values())
+
+    def open_bench(self) -> None:
+        """Make this process's resident nets, once the module is on its device, and hand them to the executor."""
+        if self.bench is None:
+            self.bench = Bench(cast(LocalProblem, self), self.data, self.tensors)
+            self.executor.setup(self.bench)
+        self.statistics.belong_to(self.weights_mark)
+
+    def build(self, level: str) -> nn.Module:
+        """Return a new net of a level on the module's device and in its dtype."""
+        return self.levels.build(level).to(device=self.device, dtype=next(self.net.parameters()).dtype)
+
+    def submodel(self, level: str) -> nn.Module:
+        """Return a level's net with the present global model's values and, if known, its statistics.
+
+        During a run it is the resident net, which the next client takes over; afterwards it is the caller's.
+        """
+        if self.bench is None:
+            resident = ResidentNet(self.build(level), self.local.optimizer)
+            resident.anchor(self.tensors, self.index(level, self.last_round), (self.last_round, self.weights_mark))
+        else:
+            resident = self.bench.resident(LocalTask(-1, level, self.last_round, self.weights_mark, 0.0))
+        resident.start()
+        if self.statistics.belong_to(self.weights_mark):
+            self.statistics.load_into(level, resident.net)
+        return resident.net.eval()
+
+    def precision_context(self) -> AbstractContextManager[object]:
+        """Return the trainer's precision (autocast, default dtype) as a context."""
+        return self.trainer.precision_plugin.forward_context()
+
+    def teardown(self, stage: str) -> None:
+        """End the executor's processes, and forget what another device or data set would change."""
+        self.executor.close()
+        self.bench = None
+        for name in ("tensors", "parameter_names", "frozen", "classifier"):
+            self.__dict__.pop(name, None)

@@ -1,0 +1,245 @@
+"""What one run, client or data set must not leave behind for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Rprop
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from hetfl import ConfigurationError
+from hetfl.compression import Compressor, ErrorFeedback, GammaFedHT, TopK
+from hetfl.data import IID
+from hetfl.federation.server import server_step
+from hetfl.fleet import Device, Fixed
+from hetfl.local import Executor, LocalTraining, Sequential, Workers
+from hetfl.models import ConvNet, scaled
+from hetfl.selection import Uniform
+from hetfl.types import Layout, Update
+from tests.conftest import small_data, small_levels, small_module, small_net
+
+Fit = Callable[..., Trainer]
+
+
+def weights(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
+
+
+def rows(trainer: Trainer) -> pd.DataFrame:
+    return pd.read_csv(Path(str(trainer.logger.save_dir)) / "metrics.csv")  # type: ignore[union-attr]
+
+
+def test_another_checkpoint_in_the_same_module_is_evaluated_as_itself(fit: Fit, tmp_path: Path) -> None:
+    paths, expected = [], []
+    for seed in (0, 1):
+        module = small_module(seed=seed)
+        trainer = fit(module, rounds=2, name=f"seed{seed}")
+        paths.append(tmp_path / f"{seed}.ckpt")
+        trainer.save_checkpoint(paths[-1])
+        expected.append(trainer.test(module, datamodule=small_data(), verbose=False)[0]["test/loss"])
+    assert expected[0] != expected[1]
+    one = small_module()
+    plain = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    for path, loss in zip([*paths, paths[0]], [*expected, expected[0]], strict=True):
+        found = plain.test(one, datamodule=small_data(), ckpt_path=str(path), verbose=False, weights_only=True)
+        assert found[0]["test/loss"] == loss
+
+
+def test_new_values_are_seen_by_a_second_validation(fit: Fit) -> None:
+    module, other = small_module(), small_module(seed=3)
+    plain = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    before = plain.validate(module, datamodule=small_data(), verbose=False)[0]["val/loss"]
+    module.load_state_dict(other.state_dict())
+    after = plain.validate(module, datamodule=small_data(), verbose=False)
+    expected = plain.validate(other, datamodule=small_data(), verbose=False)[0]["val/loss"]
+    assert after[0]["val/loss"] == pytest.approx(expected) != before
+
+
+def test_a_second_fit_trains_on_its_own_data(fit: Fit) -> None:
+    module, fresh = small_module(), small_module()
+    fit(module, small_data(), rounds=1)
+    second = small_data(partitioner=IID(), num_clients=6)
+    module.load_state_dict(fresh.state_dict())
+    module.version = 0
+    fit(module, second, rounds=1, name="second")
+    fit(fresh, second, rounds=1, name="fresh")
+    assert torch.equal(weights(module), weights(fresh))
+
+
+def test_a_submodel_can_be_taken_after_training(fit: Fit) -> None:
+    module = small_module()
+    trainer = fit(module, rounds=2)
+    net = module.submodel("b")
+    assert torch.equal(net.get_parameter("classifier.bias"), module.net.get_parameter("classifier.bias"))
+    assert net(torch.rand(1, 1, 8, 8)).isfinite().all()
+    assert trainer.state.finished
+
+
+class Odd(nn.Module):
+    """Has a frozen parameter, counters and dropout."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        h = scaled(16, width)
+        self.first, self.second, self.classifier = nn.Linear(64, h), nn.Linear(h, h), nn.Linear(h, 10)
+        self.norm = nn.BatchNorm1d(h, momentum=None)
+        self.second.weight.requires_grad_(False)
+        self.drop = nn.Dropout(0.3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.calls: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = self.drop(torch.relu(self.norm(self.first(x.flatten(1)))))
+        return self.classifier(torch.relu(self.second(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("server", [lambda p: SGD(p, lr=1.0), lambda p: AdamW(p, lr=0.1, weight_decay=0.5)])
+def test_frozen_parameters_reach_clients_but_are_never_trained_nor_sent(fit: Fit, server: Any) -> None:
+    local = LocalTraining(optimizer=lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1))
+    module = small_module(net=Odd, local=local, server_optimizer=server)
+    frozen, free = module.net.get_parameter("second.weight").clone(), module.net.get_parameter("second.bias").clone()
+    fit(module, rounds=2)
+    assert torch.equal(module.net.get_parameter("second.weight"), frozen)
+    assert not torch.equal(module.net.get_parameter("second.bias"), free)
+    assert torch.equal(module.submodel("b").get_parameter("second.weight"), frozen[:8, :8])
+    assert "second.weight" not in module.upload_index(0, "a", 0)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+@pytest.mark.parametrize("net", [Odd, lambda *, width=1.0: small_net(width=width, norm="batch"), small_net])
+def test_counters_dropout_and_precision_give_the_same_bits_for_any_number_of_workers(
+    fit: Fit, precision: str, net: Any
+) -> None:
+    executors: list[Executor] = [Sequential(), Workers(1), Workers(3)]
+    results = []
+    for number, executor in enumerate(executors):
+        module = small_module(net=net, executor=executor, uplink=ErrorFeedback(GammaFedHT(density=0.2)))
+        trainer = fit(module, rounds=2, name=f"run{number}", precision=precision)
+        results.append((torch.cat([t.flatten().double() for t in module.net.state_dict().values()]), rows(trainer)))
+    assert results[0][1]["val/accuracy"].notna().all()
+    for state, table in results[1:]:
+        assert torch.equal(state, results[0][0])
+        pd.testing.assert_frame_equal(table, results[0][1], check_exact=True)
+
+
+def test_running_statistics_are_the_mean_over_their_holders_whatever_the_compressor(fit: Fit) -> None:
+    def moved(uplink: ErrorFeedback) -> dict[str, Tensor]:
+        module = small_module(net=lambda *, width=1.0: small_net(width=width, norm="batch"), uplink=uplink)
+        fit(module, rounds=1, name=type(uplink.compressor).__name__, limit_val_batches=0)
+        return {name: buffer for name, buffer in module.net.named_buffers() if "running" in name}
+
+    sparse, exact = moved(ErrorFeedback(TopK(0.01))), moved(ErrorFeedback(TopK(1.0)))
+    assert all(torch.equal(sparse[name], exact[name]) for name in exact)
+
+
+class Broken(Compressor):
+    """Has a mistake."""
+
+    def compress(
+        self,
+        p_D: Tensor,
+        *,
+        lr: float,
+        layout: Layout | None = None,
+        client: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Update:
+        raise ValueError("a mistake")
+
+
+def test_a_mistake_in_a_compressor_is_no_refused_update(fit: Fit) -> None:
+    with pytest.raises(ValueError, match="a mistake"):
+        fit(small_module(uplink=ErrorFeedback(Broken())), rounds=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*refused")
+def test_a_round_without_any_usable_update_ends_the_run_with_the_reason(fit: Fit) -> None:
+    local = LocalTraining(optimizer=lambda p: SGD(p, lr=1e30))
+    with pytest.raises(ConfigurationError, match="round 0 but all 4 were refused"):
+        fit(small_module(local=local), rounds=1)
+
+
+def test_an_exception_in_the_main_process_does_not_leave_workers(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = Workers(2)
+    module = small_module(executor=executor)
+
+    def fail() -> None:
+        raise KeyError("main process")
+
+    monkeypatch.setattr(module, "on_train_epoch_end", fail)
+    with pytest.raises(KeyError, match="main process"):
+        fit(module, rounds=2)
+    processes = [worker.process for worker in executor._workers]
+    executor.close()
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_rprops_steps_of_entries_never_held_stay_as_they_begin() -> None:
+    p = nn.Parameter(torch.ones(2))
+    optimizer = Rprop([p], lr=0.1)
+    held = torch.tensor([1.0, 0.0])
+    server_step(optimizer, optimizer.step, {"p": p}, {"p": held}, {"p": held})
+    assert optimizer.state[p]["step_size"][1] == pytest.approx(0.1)
+
+
+class TwoHeads(nn.Module):
+    """Registers a layer of K outputs after the one that gives the logits."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        self.head = nn.Linear(10, 10)
+        self.middle = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.middle(x.flatten(1))))  # type: ignore[no-any-return]
+
+
+def test_the_classifier_is_the_layer_that_gives_the_logits(fit: Fit) -> None:
+    module = small_module(net=TwoHeads, levels=small_levels(1.0))
+    fit(module, rounds=1)
+    module.setup("fit")
+    assert module.classifier == {"head.weight", "head.bias"}
+
+
+def small_net_of(**changes: Any) -> Callable[..., nn.Module]:
+    return lambda *, width=1.0: ConvNet(**{"hidden": (8, 16), "width": width, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"net": small_net_of(in_channels=3)}, "inputs of shape .4, 1, 8, 8."),
+        ({"net": small_net_of(num_classes=5)}, "logits of shape .4, 10."),
+        ({"local": LocalTraining(optimizer=lambda p: SGD(p, lr=-1.0))}, "learning rate"),
+        ({"server_optimizer": lambda p: AdamW(p, lr=-1.0)}, "learning rate"),
+        ({"server_optimizer": lambda p: torch.optim.LBFGS(p)}, "closure"),
+        ({"local": LocalTraining(scheduler=lambda o: ReduceLROnPlateau(o))}, "ReduceLROnPlateau"),
+        ({"assignment": Fixed({"a": 10, "b": 10})}, "at least 20 clients"),
+        ({"selection": Uniform(50)}, "12, but got 50"),
+    ],
+)
+def test_what_would_fail_in_a_round_is_refused_before_it(fit: Fit, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as error:
+        fit(small_module(**changes), rounds=1)
+    assert "\n" not in str(error.value)
+
+
+def test_impossible_numbers_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="throughput"):
+        Device(throughput=0)
+    with pytest.raises(ConfigurationError, match="statistics_clients"):
+        small_module(statistics_clients=0)
+
+
+def test_a_level_that_nobody_can_run_is_said_and_still_evaluated(fit: Fit) -> None:
+    with pytest.warns(UserWarning, match="No client can run level a: clients of level b gather"):
+        trainer = fit(small_module(assignment=Fixed({"b": 1})), rounds=1)
+    assert rows(trainer)["val/accuracy"].notna().all()
