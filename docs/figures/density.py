@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from hetfl.analysis import load_run
+from hetfl.analysis.plots import spread
 
 
 def main(target: str, *named_runs: str) -> None:
@@ -20,16 +22,18 @@ def main(target: str, *named_runs: str) -> None:
     figure = Figure(figsize=(6.0, 5.2))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     shades = matplotlib.colormaps["viridis"]([0.0, 0.4, 0.75])
-    for (label, folder), color in zip((named.split("=", 1) for named in named_runs), shades, strict=True):
-        run = load_run(folder)
+    names = [named.split("=", 1)[0] for named in named_runs]
+    runs = [load_run(named.split("=", 1)[1]) for named in named_runs]
+    ends = [100 * float(run.series("comm/up_density").iloc[-1]) for run in runs]
+    places = 10 ** spread(np.log10(ends), gap=0.25, low=-3.0, high=2.0)
+    for label, run, place, color in zip(names, runs, places, shades, strict=True):
         rounds, density = run.series("step"), 100 * run.series("comm/up_density")
         upper.plot(rounds, density, color=color, linewidth=1.6)
-        upper.annotate(
-            f" {label}", (rounds.iloc[-1], density.iloc[-1]), color=color, va="center", annotation_clip=False
-        )
+        upper.annotate(f"  {label}", (rounds.iloc[-1], place), color=color, va="center", annotation_clip=False)
         threshold = run.series("threshold")
         lower.plot(rounds, threshold / threshold.dropna().iloc[0], color=color, linewidth=1.6)
-    upper.axhline(5.0, color="0.6", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+    upper.axhline(5.0, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    upper.annotate(" asked for", (0, 5.0), (0, -10), textcoords="offset points", color="0.4", fontsize=8)
     upper.set_yscale("log")
     upper.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
     upper.set_ylabel("Entries sent (%)")
