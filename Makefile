@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types wheel bench clean
+.PHONY: help demo test resilience lint types wheel bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # One pip call: torch and torchvision must be chosen together, or torchvision does not load.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -26,6 +26,9 @@ demo: $(STAMP) ## run the demo: a federated run on bundled data, with a table an
 
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
+
+resilience: $(STAMP) ## kill runs at 20 random instants and compare what they end with
+	OMP_NUM_THREADS=1 HETFL_KILLS=10 $(BIN)/pytest -n 2 -q tests/test_checkpoint.py -k killed
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check
