@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -64,7 +64,7 @@ class LevelSet(Mapping[str, Level]):
     def __getitem__(self, name: str) -> Level:
         return self._levels[name]
 
-    def __iter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204
+    def __iter__(self) -> Iterator[str]:
         return iter(self._levels)
 
     def __len__(self) -> int:

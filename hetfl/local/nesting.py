@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +60,11 @@ def _prepared(net: nn.Module) -> nn.Module:
     net = copy.deepcopy(net).double().cpu()
     for module in net.modules():
         if isinstance(module, CROSS_CHANNEL_NORMS):
-            module.forward = _affine(module)  # type: ignore[method-assign]
+            module.forward = _affine(module)  # type: ignore[method-assign,assignment]
     return net
 
 
-def _affine(norm: nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _affine(norm: nn.GroupNorm | nn.LayerNorm | nn.RMSNorm) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         if norm.weight is None:
             return x
