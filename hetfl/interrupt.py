@@ -1,4 +1,4 @@
-"""Ctrl-C: the first ends the run at the end of the round, with its checkpoint; the second ends it at once."""
+"""Ctrl-C and SIGTERM: the first ends the run at the end of the round, with its checkpoint; the second at once."""
 
 from __future__ import annotations
 
@@ -9,24 +9,32 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class StopAtRoundEnd(Callback):
-    """Lets a round that is under way end before an interrupted training stops."""
+    """Lets a round that is under way end before an interrupted training stops.
+
+    Attributes:
+        signal: the number of the signal that came; None: none.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.interrupted = False
-        self._before: Any = None
+        self.signal: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen."""
 
         def stop(number: int, frame: FrameType | None) -> None:
-            self.interrupted = trainer.should_stop = True
-            signal.signal(signal.SIGINT, self._before)
-            sys.stderr.write("hetfl: stopping after this round; once more Ctrl-C stops at once\n")
+            if self.signal is not None:
+                sys.exit(128 + number)
+            self.signal, trainer.should_stop = number, True
+            name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+            sys.stderr.write(f"hetfl: stopping after this round; once more {name} stops at once\n")
 
-        self._before = signal.signal(signal.SIGINT, stop)
+        self._before = {each: signal.signal(each, stop) for each in SIGNALS}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop listening."""
@@ -37,6 +45,6 @@ class StopAtRoundEnd(Callback):
         self._restore()
 
     def _restore(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+        self._before = {}

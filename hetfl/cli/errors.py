@@ -10,6 +10,8 @@ NOISE = re.compile(
     r"|Problem with given class_path .*:$|Expected a <class 'NoneType'>"
     r"|Expected a path but .* not accessible or invalid$"
 )
+BEFORE = re.compile(r"^(?:Type .* expects a function or a callable class: |Call to compute_fn of link .* failed: )")
+AFTER = re.compile(r"\.? Got value: Namespace\(.*$")
 VALUE = re.compile(r"^ *Given value: (.{1,60})$", re.MULTILINE)
 
 
@@ -23,6 +25,7 @@ def condense(message: str) -> str:
     reasons: list[str] = []
     for line in message.splitlines():
         text = line.strip().removeprefix("- ").strip()
+        text = AFTER.sub("", BEFORE.sub("", text))
         key = KEY.match(text)
         if key:
             path.append(key[1])
@@ -31,6 +34,7 @@ def condense(message: str) -> str:
             reasons.append(text)
     said = "; ".join(dict.fromkeys(reasons)) or "not valid"
     said = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", said)
+    said = said.replace("typing.Literal", "")
     given = VALUE.findall(message)
     if given and given[-1] not in said and "(" not in given[-1]:
         said += f" but got {given[-1]}"

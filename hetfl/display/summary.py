@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -24,7 +25,7 @@ class _Leveled(Protocol):
 
 
 class RunSummary(Callback):
-    """Prints, after training and after a test, what each level reached and what the run cost.
+    """Prints, after training, a test and a validation on its own, what each level reached and what the run cost.
 
     The module must have ``levels`` and ``submodel(level)``, as :class:`hetfl.FederatedModule` has.
 
@@ -46,6 +47,17 @@ class RunSummary(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._started = time.monotonic()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, unless the validation is a part of training."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._started = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the summary, unless the validation is a part of training."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._note(trainer)
+            self._print(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the summary, unless a test follows."""

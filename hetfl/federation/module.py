@@ -89,7 +89,7 @@ class FederatedModule(EvaluatingModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.levels = LevelSet(net, levels or self.default_levels, seed)
+        self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed)
         self.net = self.levels.net
         self.assignment = assignment or Dynamic()
         self.selection = selection or Uniform()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from hetfl.errors import ConfigurationError
 from hetfl.federation.fingerprint import compare, fingerprint
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: the checkpoint belongs to another federation; names what differs.
     """
-    state = checkpoint["hetfl"]
+    state = checkpoint.get("hetfl")
+    if state is None:
+        raise ConfigurationError("Expected a checkpoint of a federated run but got one without a federation's state")
     present = _fingerprint(module)
     if not module.trainer.training:
         present = {name: present[name] for name in FOR_EVALUATION}

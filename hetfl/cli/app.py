@@ -1,0 +1,170 @@
+"""Lightning's CLI with federated defaults: trainer, run folder, progress, summary, checkpoints."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import LightningDataModule, Trainer
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from hetfl.analysis import plot_run
+from hetfl.checkpoint import SafeCheckpointIO
+from hetfl.cli.callbacks import LastCheckpoint, RoundsLeft
+from hetfl.cli.checks import as_configuration, check_optimizers, check_settings, run_folders
+from hetfl.display import RoundProgress, RunSummary, describe
+from hetfl.federation import FederatedModule
+from hetfl.interrupt import StopAtRoundEnd
+from hetfl.run_folder import RunFolder
+
+
+class FederatedTrainer(Trainer):
+    """Lightning's Trainer with one more verb."""
+
+    def describe(
+        self,
+        model: FederatedModule,
+        datamodule: LightningDataModule,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Print levels, parameters, FLOPs and bytes per round, and who has what data; run nothing.
+
+        Args:
+            model: the module.
+            datamodule: its data.
+            ckpt_path: not used; there so that a configuration of fit is one of describe.
+            weights_only: not used, likewise.
+        """
+        self.strategy.connect(model)
+        self.state.fn = None
+        model.trainer = self
+        self.datamodule = datamodule
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        model.setup("fit")
+        describe(model, model.data)
+
+
+class FederatedCLI(LightningCLI):
+    """``model`` and ``data`` are given by class; run folder, progress, summary and checkpoints are there by default."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is ours, and let one seed serve model and data."""
+        parser.add_argument("--final_test", type=bool, default=True, help="Test the last model at the end of fit.")
+        parser.add_argument("--plots", type=bool, default=True, help="Draw the run's pictures at the end of fit.")
+        for part in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=_seed)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the verbs and which of their arguments are not the user's."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+            "test": {"model", "dataloaders", "datamodule"},
+            "describe": {"model", "datamodule"},
+        }
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # the summary says it, by level instead of by loader
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse.
+
+        Raises:
+            ConfigurationError: jsonargparse stumbled over a value.
+        """
+        with as_configuration():  # Lightning's own warns where a program calls main with arguments
+            self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Read nothing: our checkpoints hold no hyperparameters, and only SafeCheckpointIO knows a damaged one."""
+
+    def before_instantiate_classes(self) -> None:
+        """Check the settings, and go on in the old run folder when a run is resumed.
+
+        Raises:
+            ConfigurationError: a setting that cannot work.
+        """
+        config = self.config[self.subcommand]
+        check_settings(str(self.subcommand), config)
+        if self.subcommand != "fit" or not config.get("ckpt_path"):
+            return
+        folder = Path(config.ckpt_path).parent.parent
+        for run_folder in run_folders(config) if (folder / "metrics.csv").is_file() else []:
+            run_folder.init_args.folder = str(folder)
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer.
+
+        Raises:
+            ConfigurationError: one of their constructors refused its arguments.
+        """
+        with as_configuration():
+            super().instantiate_classes()
+        check_optimizers(self.model)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Return the trainer with our callbacks, less those that the user switched off."""
+        config = self.config_init[self.subcommand].trainer
+        own = _listed(config.callbacks)
+        if self.subcommand != "fit":
+            own = [callback for callback in own if not isinstance(callback, Checkpoint)]
+            kwargs["enable_checkpointing"] = False
+        kwargs["callbacks"] = own
+        self.trainer_defaults["callbacks"] = [] if self.subcommand == "describe" else self._callbacks(config, own)
+        plugins = _listed(config.plugins)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, SafeCheckpointIO()]
+        if isinstance(config.logger, list):  # checkpoints go where the first logger writes
+            kwargs["logger"] = sorted(config.logger, key=lambda each: not isinstance(each, RunFolder))
+        if self.subcommand == "describe":
+            kwargs["logger"] = False
+        return super().instantiate_trainer(**kwargs)
+
+    def _callbacks(self, config: Namespace, own: list[Callback]) -> list[Callback]:
+        summary = RunSummary(after_fit=self.subcommand != "fit" or not self.config[self.subcommand].final_test)
+        callbacks: list[Callback] = [summary]
+        if config.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in own):
+            callbacks.append(RoundProgress())
+        if self.subcommand == "fit":
+            self.stop = StopAtRoundEnd()
+            callbacks += [RoundsLeft(), self.stop]
+            if config.enable_checkpointing is not False:
+                callbacks.append(LastCheckpoint())
+        else:  # the checkpoint's callbacks are those of training
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
+        return callbacks
+
+    def after_fit(self) -> None:
+        """Test the last model and draw the pictures, if asked."""
+        assert self.trainer is not None
+        if self.stop.signal is not None:
+            sys.exit(128 + self.stop.signal)
+        if self.config[self.subcommand].final_test:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        folders = [run_logger.save_dir for run_logger in self.trainer.loggers if isinstance(run_logger, RunFolder)]
+        if self.config[self.subcommand].plots:
+            for folder in folders:
+                if folder is not None:
+                    pictures = [path for path in plot_run(folder) if path.suffix == ".png"]
+                    print(f"{'pictures':<18}{' '.join(map(str, pictures))}")
+
+
+def _listed(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
+def _seed(seed: int | bool) -> int:
+    if isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"Expected a whole number from 0 to {2**32 - 1} for seed_everything but got {seed}")
+    return seed

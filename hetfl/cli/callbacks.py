@@ -1,0 +1,69 @@
+"""Callbacks that belong to the command line: the saved configuration, the checkpoint, whether rounds are left."""
+
+from __future__ import annotations
+
+import os
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+
+from hetfl.cli.checks import run_folders
+from hetfl.errors import ConfigurationError
+from hetfl.run_folder import RunFolder
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Saves the configuration when training starts: one that fails before leaves an old folder as it was."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save nothing yet: a checkpoint may still be refused."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``config.yaml``, whole or not at all."""
+        folders = [logger.save_dir for logger in trainer.loggers if isinstance(logger, RunFolder)]
+        folder = folders[0] if folders else trainer.log_dir  # on every rank: Lightning broadcasts it
+        if folder is None or not trainer.loggers or not trainer.is_global_zero:
+            return
+        target = Path(folder) / self.config_filename
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{target.name}.tmp")
+        temporary.write_text(self.parser.dump(as_new_run(self.config), skip_unset=False), encoding="utf-8")
+        os.replace(temporary, target)
+
+
+def as_new_run(config: Namespace) -> Namespace:
+    """Return a configuration without what resuming put in: it starts a new run."""
+    config = deepcopy(config)
+    config.pop("ckpt_path", None)
+    for folder in run_folders(config):
+        folder.init_args.pop("folder", None)
+    return config
+
+
+class RoundsLeft(Callback):
+    """Refuses to go on from a checkpoint that has all rounds behind it."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Compare the rounds done with those asked for.
+
+        Raises:
+            ConfigurationError: none is left.
+        """
+        done, rounds = checkpoint.get("hetfl", {}).get("version", 0), trainer.max_epochs
+        if trainer.training and rounds is not None and 0 <= rounds <= done:
+            raise ConfigurationError(f"Expected trainer.max_epochs above the {done} rounds done but got {rounds}")
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps ``checkpoints/last.ckpt``, written after every round's validation, beside whatever else is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing back: paths from before a run folder was moved are none to delete."""

@@ -1,0 +1,105 @@
+"""The parser: what is wrong in one line, and configuration files checked before they are read."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentError
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from hetfl.cli.errors import condense
+from hetfl.errors import ConfigurationError
+
+SEED = re.compile(r"(?:--)?(model|data)\.(?:init_args\.)?seed(?:=|$)")
+
+
+class OneLineParser(LightningArgumentParser):
+    """Says what is wrong in one line, and exits with status 2; takes no abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Print the innermost reason of jsonargparse's message and where it lies."""
+        if not self.exit_on_error:  # the parser of one class among alternatives: the outer one says it
+            raise ArgumentError(None, message) from ex
+        self.exit(2, f"hetfl: error: {condense(message)}\n")
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parse arguments; a null for an option of an option arrives here as Python's None, as text."""
+        if args is not None and not self.exit_on_error:
+            args = [re.sub(r"^(--[^=]+)=None$", r"\1=null", argument) for argument in args]
+        return super().parse_args(args, *rest, **kwargs)
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Read a configuration file that has passed its check."""
+        check_file(Path(path))
+        config: Namespace = super().parse_path(path, *args, **kwargs)
+        return config
+
+
+def check_arguments(args: Sequence[str]) -> None:
+    """Refuse arguments that would be overwritten without a word.
+
+    Raises:
+        ConfigurationError: the seed of model or data is given apart from ``seed_everything``.
+    """
+    for argument in args:
+        _check_seed(argument, "")
+
+
+def check_file(path: Path) -> None:
+    """Refuse what YAML would read as something else than it looks.
+
+    Raises:
+        ConfigurationError: the file is not text, not YAML, empty or no mapping, has a key twice, or sets a seed other
+            than ``seed_everything``; names the file.
+    """
+    try:
+        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"Expected text in {path} but got other bytes ({error.reason})") from error
+    except OSError as error:
+        raise ConfigurationError(f"Expected a configuration file but got {path}: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigurationError(f"Expected YAML in {path} but got, in line {line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"Expected YAML in {path} but got: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, yaml.MappingNode):
+        raise ConfigurationError(f"Expected settings in {path} but got {'none' if tree is None else 'no mapping'}")
+    for key, line, again in _keys(tree):
+        if again:
+            raise ConfigurationError(f"Expected every key once in {path} but got {key} again in line {line}")
+        _check_seed(key, f" in {path}")
+
+
+def _keys(node: yaml.Node, prefix: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, int, bool]]:
+    """Yield each key below a node, in dotted form, with its line and whether it was there before."""
+    if id(node) in seen:  # an alias of what it stands in
+        return
+    seen |= {id(node)}
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield from _keys(item, f"{prefix}[{number}].", seen)
+    if isinstance(node, yaml.MappingNode):
+        known: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            yield prefix + name, key.start_mark.line + 1, name in known and name != "<<"
+            known.add(name)
+            yield from _keys(value, f"{prefix}{name}.", seen)
+
+
+def _check_seed(argument: str, where: str) -> None:
+    found = SEED.match(argument)
+    if found:
+        raise ConfigurationError(
+            f"Expected seed_everything but got {found[1]}.seed{where}: one seed serves model and data"
+        )

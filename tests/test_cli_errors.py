@@ -1,0 +1,99 @@
+"""The command line: one line, and status 2, for whatever is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hetfl.cli import main
+from tests.test_cli import demo, refused, tiny
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+WRONG = {
+    "unknown key": (["--model.nope=1"], "nope"),
+    "unknown key in YAML": (["-c", "unknown.yaml"], "surprise"),
+    "unknown class": (["--model.net=hetfl.models.Nope"], "Nope"),
+    "wrong type": (["--trainer.max_epochs=many"], "many"),
+    "width 0": (["--model.levels", "{a: {width: 1.0}, b: {width: 0.0}}"], "(0, 1] for level b but got 0.0"),
+    "width above 1": (["--model.levels", "{a: {width: 1.0}, b: {width: 1.5}}"], "(0, 1] for level b but got 1.5"),
+    "unknown level": (["--model.assignment.proportions", "{a: 1, z: 1}"], "'z'"),
+    "cohort too large": (["--model.selection.clients_per_round=11"], "number of clients, 10, but got 11"),
+    "no data": (["--data=hetfl.data.MNIST", "--data.root=nowhere"], "nowhere"),
+    "precision": (["--trainer.precision=16-mixed"], "16-mixed"),
+    "net without the axis": (["--model.net=torch.nn.Flatten"], "'width'"),
+    "threshold and density": (["--model.uplink.compressor.threshold=0.1"], "threshold"),
+    "no such config": (["-c", "missing.yaml"], "missing.yaml"),
+    "no such checkpoint": (["--ckpt_path=missing.ckpt"], "missing.ckpt"),
+    "checkpoint is a directory": (["--ckpt_path=."], "which is a directory"),
+    "checkpoint empty": (["--ckpt_path=empty.yaml"], "empty.yaml is damaged"),
+    "checkpoint is text": (["--ckpt_path=unknown.yaml"], "unknown.yaml is damaged"),
+    "checkpoint is torch's own": (["--ckpt_path=plain.ckpt"], "plain.ckpt is damaged"),
+    "checkpoint truncated": (["--ckpt_path=torn.ckpt"], "torn.ckpt is damaged"),
+    "seed": (["--seed_everything=true"], "seed_everything"),
+    "negative seed": (["--seed_everything=-1"], "from 0 to 4294967295 for seed_everything but got -1"),
+    "seed of the model": (["--model.seed", "3"], "Expected seed_everything but got model.seed"),
+    "seed of the data in YAML": (["-c", "seed.yaml"], "got data.seed in seed.yaml"),
+    "abbreviation": (["--trainer.max_epoch", "3"], "--trainer.max_epoch"),
+    "no levels": (["--model.levels", "{}"], "at least one level"),
+    "key twice": (["-c", "twice.yaml"], "trainer.max_epochs again in line 3"),
+    "YAML syntax": (["-c", "syntax.yaml"], "syntax.yaml but got, in line 2"),
+    "empty YAML": (["-c", "empty.yaml"], "empty.yaml"),
+    "binary YAML": (["-c", "binary.yaml"], "binary.yaml"),
+    "folder as YAML": (["-c", "."], "not a file"),
+    "no rounds": (["--trainer.max_epochs=0"], "max_epochs"),
+    "validation never": (["--trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch"),
+    "block of an unknown key": (["--model.local.epoch=3"], "model.local: Option 'epoch'"),
+    "unknown key of an optimizer": (["--model.local.optimizer.lrr=1"], "model.local.optimizer: Option 'lrr'"),
+    "wrong type in a schedule": (["--model.local.scheduler.T_max=x"], "model.local.scheduler.T_max: Expected a int"),
+    "an optimizer's refusal": (["--model.local.optimizer.lr=-1"], "Invalid learning rate: -1.0"),
+    "devices unknown": (["--trainer.devices=abc"], "devices"),
+    "devices": (["--trainer.devices=2"], "one device but got trainer.devices 2"),
+    "strategy": (["--trainer.strategy=ddp"], "ddp"),
+    "accelerator": (["--trainer.accelerator=foo"], "foo"),
+    "precision of half": (["--trainer.precision=bf16-true"], "bf16-true"),
+    "root below a file": (["--trainer.logger.root=empty.yaml/runs"], "empty.yaml is a file"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_said_in_one_line_with_status_2(
+    case: str, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    args, expected = WRONG[case]
+    Path("unknown.yaml").write_text("trainer: {surprise: 1}\n")
+    Path("twice.yaml").write_text("trainer:\n  max_epochs: 1\n  max_epochs: 2\n")
+    Path("seed.yaml").write_text("data: {init_args: {seed: 3}}\n")
+    Path("syntax.yaml").write_text("a: [1\nb: 2")
+    Path("empty.yaml").touch()
+    Path("binary.yaml").write_bytes(b"\x80\xff\0")
+    torch.save({"state_dict": {}}, "plain.ckpt")
+    Path("torn.ckpt").write_bytes(Path("plain.ckpt").read_bytes()[:-100])
+    with pytest.raises(SystemExit) as stop:
+        main(demo(*args))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert expected in error
+    assert error.startswith("hetfl: error: ")
+    assert error.count("\n") == 1
+    assert len(error) < 400
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_an_evaluation_needs_a_checkpoint(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Expected --ckpt_path" in refused(capsys, tiny(verb=verb))
+
+
+def test_an_unknown_metric_to_stop_at_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    stopping = "[{class_path: EarlyStopping, init_args: {monitor: nope}}]"
+    assert "metric `nope` which is not available" in refused(capsys, tiny(f"--trainer.callbacks={stopping}"))
+
+
+def test_an_unknown_verb_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "fitt" in refused(capsys, ["fitt"])
