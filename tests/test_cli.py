@@ -22,6 +22,7 @@ CONTRACT = (
 )
 SMALL = [
     "--trainer.max_epochs=2",
+    "--trainer.check_val_every_n_epoch=1",
     "--model.net.hidden=[8,8]",
     "--model.local.epochs=1",
     "--model.selection.clients_per_round=3",
