@@ -64,7 +64,7 @@ class Exchange:
         up_bytes = len(message.payload)
         self.ledger.charge(down_bytes=down_bytes, up_bytes=up_bytes, flops=flops)
         dense_bytes = 4 * vector.numel()
-        self.ledger.sent(entries=size, sent=update.num_sent, update_bytes=up_bytes, dense_bytes=dense_bytes)
+        self.ledger.sent(entries=size, sent=update.num_sent, dense_bytes=dense_bytes)
         return report
 
 

@@ -14,7 +14,6 @@ class Costs:
     Attributes:
         up_bytes: bytes of encoded messages from clients.
         down_bytes: bytes of messages to clients.
-        update_bytes: the part of ``up_bytes`` that is updates; the rest is statistics.
         dense_bytes: bytes that the same updates would take as dense float32 values.
         entries: entries that the updates could have carried.
         sent: entries that they did carry.
@@ -25,7 +24,6 @@ class Costs:
 
     up_bytes: int = 0
     down_bytes: int = 0
-    update_bytes: int = 0
     dense_bytes: int = 0
     entries: int = 0
     sent: int = 0
@@ -67,10 +65,9 @@ class Ledger:
             costs.flops += flops
             costs.seconds += longer
 
-    def sent(self, *, entries: int, sent: int, update_bytes: int, dense_bytes: int) -> None:
-        """Note how many of an update's entries travelled, in how many bytes."""
+    def sent(self, *, entries: int, sent: int, dense_bytes: int) -> None:
+        """Note how many of an update's entries travelled."""
         for costs in (self.round, self.total):
-            costs.update_bytes += update_bytes
             costs.entries += entries
             costs.sent += sent
             costs.dense_bytes += dense_bytes
@@ -89,7 +86,7 @@ class Ledger:
             "comm/up_bytes_total": total.up_bytes,
             "comm/down_bytes_total": total.down_bytes,
             "comm/up_density": now.sent / now.entries if now.entries else 0.0,
-            "comm/up_ratio": now.dense_bytes / now.update_bytes if now.update_bytes else 0.0,
+            "comm/up_ratio": now.dense_bytes / now.up_bytes if now.up_bytes else 0.0,
             "comm/refused": now.refused,
             "compute/flops_total": total.flops,
             "sim/round_seconds": now.seconds,
