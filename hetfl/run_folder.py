@@ -81,8 +81,9 @@ def _encoded(cells: Iterable[str]) -> bytes:
 class MetricsFile:
     """A CSV file with one row per round, in rising order; only the last row is held in memory.
 
-    A row is appended when its round is first heard of; while more is said about it, the file is written anew and
-    renamed, so that a process killed at any instant leaves whole rows and at most one torn last line, which is no row.
+    A row is appended when its round is first heard of, and written over in one write while more is said about it; other
+    columns, an earlier round or a shorter row make a new file, renamed. A process killed at any instant leaves whole
+    rows and at most one torn last line, which is no row.
 
     Args:
         path: the file; one that exists is continued.

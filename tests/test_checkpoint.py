@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
 import signal
@@ -36,12 +37,12 @@ def state(number: int) -> dict[str, Any]:
 
 
 def test_the_newest_checkpoints_are_kept_and_readable_by_torch(tmp_path: Path) -> None:
-    io, path = SafeCheckpointIO(keep=3), tmp_path / "new" / "last.ckpt"
+    checkpoints, path = SafeCheckpointIO(keep=3), tmp_path / "new" / "last.ckpt"
     for number in range(5):
-        io.save_checkpoint(state(number), path)
+        checkpoints.save_checkpoint(state(number), path)
     found = {name.name: torch.load(name, weights_only=True)["number"] for name in path.parent.iterdir()}  # noqa: TID251
     assert found == {"last.ckpt": 4, "last.1.ckpt": 3, "last.2.ckpt": 2}
-    io.remove_checkpoint(path)
+    checkpoints.remove_checkpoint(path)
     assert not list(path.parent.iterdir())
 
 
@@ -50,9 +51,9 @@ def test_the_newest_checkpoints_are_kept_and_readable_by_torch(tmp_path: Path) -
 def test_a_failing_write_is_a_warning_and_a_whole_checkpoint_remains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, error: int
 ) -> None:
-    io, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
-    io.save_checkpoint(state(0), path)
-    io.save_checkpoint(state(1), path)
+    checkpoints, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
+    checkpoints.save_checkpoint(state(0), path)
+    checkpoints.save_checkpoint(state(1), path)
 
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(error, os.strerror(error))
@@ -60,21 +61,31 @@ def test_a_failing_write_is_a_warning_and_a_whole_checkpoint_remains(
     with monkeypatch.context() as broken:
         broken.setattr(operation, fail)
         with pytest.warns(UserWarning, match="not written .* training goes on"):
-            io.save_checkpoint(state(2), path)
-    assert io.load_checkpoint(path)["number"] in (1, 2)
+            checkpoints.save_checkpoint(state(2), path)
+    assert checkpoints.load_checkpoint(path)["number"] in (1, 2)
     assert not list(tmp_path.glob("*.tmp"))
-    io.save_checkpoint(state(3), path)
-    assert io.load_checkpoint(path)["number"] == 3
+    checkpoints.save_checkpoint(state(3), path)
+    assert checkpoints.load_checkpoint(path)["number"] == 3
 
 
-def test_a_short_write_does_not_reach_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    io, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
-    io.save_checkpoint(state(0), path)
+class HalfWritten(io.FileIO):
+    """A file on a disk that fills up in the middle of a write."""
+
+    def write(self, data: Any) -> int:
+        super().write(bytes(data)[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "disk full")
+
+
+def test_half_a_write_does_not_reach_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
+    checkpoints.save_checkpoint(state(0), path)
     before = path.read_bytes()
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-    with pytest.warns(UserWarning, match="full"):
-        io.save_checkpoint(state(1), path)
+    with monkeypatch.context() as broken:
+        broken.setattr("pathlib.Path.open", lambda self, mode: HalfWritten(self, mode.replace("b", "")))
+        with pytest.warns(UserWarning, match="disk full"):
+            checkpoints.save_checkpoint(state(1), path)
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def damaged_copies(data: bytes, count: int) -> Iterator[bytes]:
@@ -89,9 +100,9 @@ def damaged_copies(data: bytes, count: int) -> Iterator[bytes]:
 
 
 def test_a_thousand_damages_are_detected_and_the_checkpoint_before_is_taken(tmp_path: Path) -> None:
-    io, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
-    io.save_checkpoint(state(0), path)
-    io.save_checkpoint(state(1), path)
+    checkpoints, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
+    checkpoints.save_checkpoint(state(0), path)
+    checkpoints.save_checkpoint(state(1), path)
     data = path.read_bytes()
     assert damage(data) is None
     for number, wrong in enumerate(damaged_copies(data, 1000)):
@@ -99,11 +110,11 @@ def test_a_thousand_damages_are_detected_and_the_checkpoint_before_is_taken(tmp_
         if number % 50 == 0:
             path.write_bytes(wrong)
             with pytest.warns(UserWarning, match=r"last.ckpt is damaged .*; taking .*last.1.ckpt") as said:
-                assert io.load_checkpoint(path)["number"] == 0
+                assert checkpoints.load_checkpoint(path)["number"] == 0
             assert len(said) == 1
     previous(path, 1).write_bytes(b"")
     with pytest.raises(ConfigurationError, match=r"last.ckpt is damaged .*last.1.ckpt is damaged") as error:
-        io.load_checkpoint(path)
+        checkpoints.load_checkpoint(path)
     assert "\n" not in str(error.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 from collections.abc import Callable
@@ -54,6 +55,13 @@ def sparse(update: Update) -> SparseUpdate:
 
 
 # The contract.
+
+
+@members
+def test_a_checkpoint_knows_it_by_every_argument_of_its_constructor(make: Callable[[], Compressor]) -> None:
+    compressor = make()
+    assert list(compressor.settings()) == list(inspect.signature(type(compressor)).parameters)
+    assert type(compressor)(**compressor.settings()).describe() == compressor.describe()
 
 
 @members

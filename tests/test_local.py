@@ -251,6 +251,24 @@ def test_a_failing_worker_is_reported_and_the_next_run_works(job: Callable[..., 
         workers.close()
 
 
+def test_workers_end_by_sigterm_whatever_handler_the_main_process_has() -> None:
+    """The main process terminates its workers at exit and waits: a handler of its own must not stay in them."""
+    executor = Workers(2)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # as Lightning's, which only takes a note
+    try:
+        executor.setup(bench_of(Problem(LocalTraining())))
+        assert len(list(executor.run(train, TASKS))) == len(TASKS)
+        processes = [worker.process for worker in executor._workers]
+        assert len(processes) == 2
+        for process in processes:
+            process.terminate()
+            process.join(timeout=10)
+        assert [process.exitcode for process in processes] == [-signal.SIGTERM, -signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        executor.close()
+
+
 def test_results_that_nobody_waits_for_do_not_reach_the_next_run() -> None:
     workers = Workers(2)
     workers.setup(bench_of(Problem(LocalTraining())))

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from hetfl.analysis import plot_run
 from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.callbacks import LastCheckpoint, RoundsLeft
-from hetfl.cli.checks import as_configuration, check_optimizers, check_settings, run_folders
+from hetfl.cli.checks import as_configuration, check_settings, run_folders
 from hetfl.display import RoundProgress, RunSummary, describe
 from hetfl.federation import FederatedModule
 from hetfl.interrupt import StopAtRoundEnd
@@ -111,7 +111,6 @@ class FederatedCLI(LightningCLI):
         """
         with as_configuration():
             super().instantiate_classes()
-        check_optimizers(self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return the trainer with our callbacks, less those that the user switched off."""

@@ -8,15 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
-from torch import nn
 
 from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
-from hetfl.federation import FederatedModule
-
-PRECISIONS = ("32-true", "32", "bf16-mixed", "64-true", "64")
+from hetfl.federation.module import PRECISIONS
 
 
 @contextmanager
@@ -54,9 +50,6 @@ def check_settings(verb: str, config: Namespace) -> None:
         raise ConfigurationError("Expected trainer.max_epochs, the number of rounds, of at least 1 but got 0")
     if config.trainer.check_val_every_n_epoch == 0:
         raise ConfigurationError("Expected trainer.check_val_every_n_epoch of at least 1 round or null but got 0")
-    levels = config.get("model.init_args.levels")
-    if levels is not None and not levels:
-        raise ConfigurationError("Expected at least one level in model.levels but got none")
     for folder in run_folders(config) if verb != "describe" else []:
         check_root(folder.init_args)
 
@@ -67,11 +60,9 @@ def check_trainer(trainer: Namespace) -> None:
     Raises:
         ConfigurationError: another precision, or more than one device.
     """
-    if trainer.precision is not None and str(trainer.precision) not in PRECISIONS:
+    if trainer.precision is not None and str(trainer.precision) not in (*PRECISIONS, "32", "64"):
         # Lightning would take bf16 in place of 16-mixed where the device has no float16, with a warning.
-        raise ConfigurationError(
-            f"Expected trainer.precision 32-true, bf16-mixed or 64-true but got {trainer.precision}"
-        )
+        raise ConfigurationError(f"Expected trainer.precision in {PRECISIONS} but got {trainer.precision}")
     devices = trainer.devices
     several = len(devices) > 1 if isinstance(devices, list) else str(devices).isdecimal() and int(devices) > 1
     if several or trainer.num_nodes > 1:
@@ -108,16 +99,3 @@ def check_root(folder: Namespace) -> None:
         raise ConfigurationError(f"Expected a folder for runs in trainer.logger but got {root}: {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigurationError(f"Expected a folder for runs in trainer.logger but got {root}: {there} is read-only")
-
-
-def check_optimizers(model: FederatedModule) -> None:
-    """Make each optimizer and schedule once, for a parameter that does not matter: their arguments are checked then.
-
-    Raises:
-        ConfigurationError: one of them refuses its arguments.
-    """
-    with as_configuration():
-        model.server_optimizer([nn.Parameter(torch.zeros(1))])
-        carrier = model.local.optimizer([nn.Parameter(torch.zeros(1))])
-        if model.local.scheduler is not None:
-            model.local.scheduler(carrier)

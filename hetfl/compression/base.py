@@ -52,7 +52,11 @@ class Compressor(ABC):
 
     def describe(self) -> str:
         """Return the compressor with its settings in short text, by which a checkpoint knows it again."""
-        return f"{type(self).__name__}()"
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.settings().items())})"
+
+    def settings(self) -> dict[str, object]:
+        """Return the constructor's arguments by name. By default none."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the server-shared state in plain types and tensors; settings of the constructor are not in it."""

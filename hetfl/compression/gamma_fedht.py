@@ -64,9 +64,8 @@ class GammaFedHT(HardThreshold):
         self.reference_lr = reference_lr
         self._first_lr: float | None = None
 
-    def describe(self) -> str:  # noqa: D102
-        settings = super().describe().removeprefix("HardThreshold(").removesuffix(")")
-        return f"GammaFedHT({settings}, alpha={self.alpha}, reference_lr={self.reference_lr})"
+    def settings(self) -> dict[str, object]:  # noqa: D102
+        return {**super().settings(), "alpha": self.alpha, "reference_lr": self.reference_lr}
 
     def threshold(self, lr: float) -> float | None:  # noqa: D102
         if self.initial_threshold is None:

@@ -77,8 +77,8 @@ class HardThreshold(Compressor):
         self._calibrated: float | None = None
         self._reports: list[tuple[float, int]] = []  # k-th magnitude, length D
 
-    def describe(self) -> str:  # noqa: D102
-        return f"HardThreshold(threshold={self._given}, density={self.density})"
+    def settings(self) -> dict[str, object]:  # noqa: D102
+        return {"threshold": self._given, "density": self.density}
 
     @property
     def initial_threshold(self) -> float | None:

@@ -48,8 +48,8 @@ class TopK(Compressor):
         require_density(density)
         self.density = density
 
-    def describe(self) -> str:  # noqa: D102
-        return f"TopK(density={self.density})"
+    def settings(self) -> dict[str, object]:  # noqa: D102
+        return {"density": self.density}
 
     def compress(  # noqa: D102
         self,

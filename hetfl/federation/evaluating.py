@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -60,33 +60,34 @@ class EvaluatingModule(HostingModule):
         self.level_metrics = LevelMetrics(list(self.levels), data.num_classes)
         self.client_accuracy = ClientAccuracy(data.num_clients, data.labels, self.restrict)
         self._transform = data.transform
-        self._num_clients = data.num_clients
 
     def gather_statistics(self) -> None:
         """Ask clients for static batch-norm sums of every level, unless the present model's are known."""
         if self.statistics.belong_to(self.weights_mark):
             return
         largest_first = sorted(self.levels, key=lambda level: -self.levels.sizes[level])
+        has = self.assignment.levels(self.last_round)
+        # One order for all levels, so that mostly the same clients are asked and need the model once.
+        order = torch.randperm(len(has), generator=generator(self.seed, "statistics", self.version)).tolist()
         self.statistics.gather(
             self.executor,
             {level: self.submodel(level) for level in largest_first},
-            {level: self._statistics_tasks(level) for level in largest_first},
+            {level: self._statistics_tasks(level, has, order) for level in largest_first},
             weights=self.weights_mark,
             forward_flops={level: flops[0] for level, flops in self.flops.items()},
             ledger=self.ledger,
         )
 
-    def _statistics_tasks(self, level: str) -> list[LocalTask]:
-        has = self.assignment.levels(self.last_round)
-        # One order for all levels, so that mostly the same clients are asked and need the model once.
-        order = torch.randperm(len(has), generator=generator(self.seed, "statistics", self.version)).tolist()
+    def _statistics_tasks(self, level: str, has: Sequence[str], order: Sequence[int]) -> list[LocalTask]:
         able = [client for client in order if self.levels.affords(has[client], level)]
         if not able:
             largest = max(has, key=lambda own: self.levels.sizes[own])
             rank_zero_warn(f"No client can run level {level}: clients of level {largest} gather its statistics")
             able = [client for client in order if has[client] == largest]
-        asked = sorted(able[: self.statistics_clients])
-        return [LocalTask(client, level, self.last_round, self.weights_mark, 0.0) for client in asked]
+        mark = self.weights_mark
+        return [
+            LocalTask(client, level, self.last_round, mark, 0.0) for client in sorted(able[: self.statistics_clients])
+        ]
 
     def _begin(self) -> None:
         self.open_bench()

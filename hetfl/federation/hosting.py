@@ -111,5 +111,5 @@ class HostingModule(LightningModule):
         """End the executor's processes, and forget what another device or data set would change."""
         self.executor.close()
         self.bench = None
-        for name in ("tensors", "parameter_names", "frozen", "classifier"):
-            self.__dict__.pop(name, None)
+        for name in [name for name in self.__dict__ if isinstance(getattr(type(self), name, None), cached_property)]:
+            del self.__dict__[name]

@@ -8,6 +8,7 @@ module knows no method: a method overrides what a sub-model is (``index``), what
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
@@ -24,19 +25,22 @@ from hetfl.federation import state
 from hetfl.federation.callback import FederatedCallback
 from hetfl.federation.evaluating import EvaluatingModule
 from hetfl.federation.exchange import Exchange
+from hetfl.federation.fingerprint import fingerprint
 from hetfl.federation.ledger import Ledger
 from hetfl.federation.levels import LevelSet
 from hetfl.federation.server import server_step
 from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.fleet import Device, Dynamic, LevelAssignment
 from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential
-from hetfl.local.executor import Bench
 from hetfl.local.jobs import train
 from hetfl.local.training import check_optimizers
 from hetfl.run_folder import COLUMNS, RunFolder
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
 from hetfl.types import ClientContext, Index, Level, NetFactory, Report
+
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
+"""Lightning's precisions in which local steps need no gradient scaler, and deltas keep at least float32."""
 
 
 def default_server_optimizer(params: Iterable[Tensor]) -> Optimizer:
@@ -107,7 +111,6 @@ class FederatedModule(EvaluatingModule):
         self.check_nesting = check_nesting
         self.seed = seed
         self.version = 0
-        self.bench: Bench | None = None
         self._met: FederatedDataModule | None = None
 
     # What a method overrides.
@@ -149,9 +152,9 @@ class FederatedModule(EvaluatingModule):
     def setup(self, stage: str) -> None:
         """Meet the data: check everything that can be checked before the first round."""
         data = self.data
-        if self.trainer.precision not in ("32-true", "bf16-mixed", "64-true"):
+        if self.trainer.precision not in PRECISIONS:
             raise ConfigurationError(
-                f"Expected precision 32-true, bf16-mixed or 64-true but got {self.trainer.precision}: "
+                f"Expected precision in {PRECISIONS} but got {self.trainer.precision}: "
                 "local steps have no gradient scaler, and their deltas need float32"
             )
         if self.trainer.world_size > 1:
@@ -186,7 +189,8 @@ class FederatedModule(EvaluatingModule):
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
         lr = carrier.param_groups[0]["lr"]
         levels = self.assignment.levels(round)
-        tasks = [LocalTask(k, levels[k], round, self.weights_mark, lr) for k in self.selection.select(round)]
+        mark = self.weights_mark
+        tasks = [LocalTask(k, levels[k], round, mark, lr) for k in self.selection.select(round)]
         self.ledger.begin_round()
         self.aggregator.reset(self.tensors)
         reports = []
@@ -211,7 +215,7 @@ class FederatedModule(EvaluatingModule):
             carrier.optimizer.step()  # moves nothing; tells the schedule that this round's step has been
             self.lr_schedulers().step()  # type: ignore[union-attr]
         samples = sum(report.num_samples for report in reports)
-        loss = sum(report.loss * report.num_samples for report in reports) / samples if samples else float("nan")
+        loss = sum(report.loss * report.num_samples for report in reports) / samples
         self.log_columns({"train/loss": loss, "lr": lr, **({} if threshold is None else {"threshold": threshold})})
 
     def receive(self, result: LocalResult) -> Report | None:
@@ -228,6 +232,19 @@ class FederatedModule(EvaluatingModule):
     def on_train_epoch_end(self) -> None:
         """Log the round's costs, an evaluation's included."""
         self.log_columns({**self.ledger.columns(), "residual/norm": self.uplink.norm()})
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """What a checkpoint of this federation depends on: taken once a run, not at every checkpoint."""
+        return fingerprint(
+            method=type(self).__name__,
+            levels=self.levels,
+            tensors=self.tensors,
+            data=self.data,
+            uplink=self.uplink,
+            server_optimizer=type(self.server_optimizer(parameters_of(self.net).values())).__name__,
+            seed=self.seed,
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know."""

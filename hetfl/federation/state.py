@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hetfl.errors import ConfigurationError
-from hetfl.federation.fingerprint import compare, fingerprint
+from hetfl.federation.fingerprint import compare
 
 if TYPE_CHECKING:
     from hetfl.federation.module import FederatedModule
@@ -22,7 +22,7 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     """Add the federation's state to Lightning's checkpoint: plain types and tensors."""
     checkpoint["hetfl"] = {
         "version": module.version,
-        "fingerprint": _fingerprint(module),
+        "fingerprint": module.fingerprint,
         "client_lr": _client_lr(module),
         **{part: getattr(module, part).state_dict() for part in PARTS},
         "statistics": module.statistics.state_dict(module.weights_mark),
@@ -41,7 +41,7 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     state = checkpoint.get("hetfl")
     if state is None:
         raise ConfigurationError("Expected a checkpoint of a federated run but got one without a federation's state")
-    present = _fingerprint(module)
+    present = module.fingerprint
     if not module.trainer.training:
         present = {name: present[name] for name in FOR_EVALUATION}
     compare(state["fingerprint"], present)
@@ -55,18 +55,6 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
             group |= {key: group[key] * ratio for key in ("lr", "initial_lr") if key in group}
         for schedule in checkpoint["lr_schedulers"]:
             schedule |= {key: [lr * ratio for lr in schedule[key]] for key in ("base_lrs", "_last_lr")}
-
-
-def _fingerprint(module: FederatedModule) -> dict[str, str]:
-    return fingerprint(
-        method=type(module).__name__,
-        levels=module.levels,
-        tensors=module.tensors,
-        data=module.data,
-        uplink=module.uplink,
-        server_optimizer=type(module.server_optimizer(module.net.parameters())).__name__,
-        seed=module.seed,
-    )
 
 
 def _client_lr(module: FederatedModule) -> float:

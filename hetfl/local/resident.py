@@ -57,11 +57,6 @@ class ResidentNet:
         if type(self.optimizer) not in ELEMENTWISE:  # a subclass may look at whole tensors
             self.optimizer = make(list(parameters.values()))
 
-    @property
-    def num_parameters(self) -> int:
-        """Number of trained entries; what follows them in the flat vector are buffers and frozen parameters."""
-        return self.vector.numel()
-
     @torch.no_grad()
     def anchor(self, tensors: Mapping[str, Tensor], index: Index, key: tuple[int, int]) -> None:
         """Read the sub-model out of the global tensors, once per ``key`` = (round, mark of the global model)."""

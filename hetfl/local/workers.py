@@ -77,7 +77,7 @@ class Workers(Executor):
         threads = torch.get_num_threads()
         try:
             # What the main process does between two results must not compete with the workers: threads of OpenMP that
-            # wait for each other on busy cores made rounds four times as long.
+            # wait for each other on busy cores make rounds several times as long.
             torch.set_num_threads(1)
             for _ in range(AHEAD):
                 for worker in self._workers:
