@@ -27,8 +27,8 @@ demo: $(STAMP) ## run the demo: a federated run on bundled data, with a table an
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
 
-resilience: $(STAMP) ## kill runs at 20 random instants and compare what they end with
-	OMP_NUM_THREADS=1 HETFL_KILLS=10 $(BIN)/pytest -n 2 -q tests/test_checkpoint.py -k killed
+resilience: $(STAMP) ## kill runs at 60 instants, 40 of them inside a checkpoint's write, and compare what they end with
+	OMP_NUM_THREADS=1 HETFL_KILLS=10 $(BIN)/pytest -n 2 -q tests/test_resilience.py -k killed
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check

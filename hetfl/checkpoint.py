@@ -7,12 +7,11 @@ archive's comment, which readers of the archive pass over.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
@@ -26,31 +25,82 @@ COMMENT_BYTES = len(MARK) + 2 * DIGEST_BYTES
 END_OF_ARCHIVE = b"PK\x05\x06"
 END_BYTES = 22
 """Length of a zip archive's end record without comment; its last two bytes are the comment's length."""
+CHUNK_BYTES = 1 << 22
+"""How much of a checkpoint is read at a time to compare its digest."""
 
 
-def seal(archive: bytes) -> bytes:
-    """Return a zip archive with the digest of its bytes as its comment.
+class SealedFile:
+    """Takes an archive as torch writes it, on to a file, and ends it with the digest of its bytes as its comment.
+
+    What is written passes through: a checkpoint may be much larger than what memory is left. torch turns an error in a
+    write into one of its own, which names neither the file nor the reason; so :meth:`seal` raises what a write met.
+
+    Args:
+        file: an empty file, open for writing.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self._end = b""  # held back: the archive's last bytes say how long its comment is
+        self._error: OSError | None = None
+
+    def write(self, data: memoryview) -> int:
+        """Take the next bytes."""
+        if len(data) < END_BYTES:
+            joined = self._end + data
+            self._pass_on(joined[:-END_BYTES])
+            self._end = joined[-END_BYTES:]
+        else:
+            self._pass_on(self._end)
+            self._pass_on(data[:-END_BYTES])
+            self._end = bytes(data[-END_BYTES:])
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: :meth:`seal` writes what is held back."""
+
+    def seal(self) -> None:
+        """Write the end of the archive.
+
+        Raises:
+            OSError: a write failed.
+            ValueError: what was written is no zip archive without comment.
+        """
+        if self._error is None and (self._end[:4] != END_OF_ARCHIVE or self._end[-2:] != b"\0\0"):
+            raise ValueError("Expected a zip archive without comment but got other bytes")
+        self._pass_on(self._end[:-2] + struct.pack("<H", COMMENT_BYTES))
+        self._pass_on(MARK + self._digest.hexdigest().encode())
+        if self._error is not None:
+            raise self._error
+
+    def _pass_on(self, data: bytes | memoryview) -> None:
+        try:
+            if self._error is None:
+                self._digest.update(data)
+                self._file.write(data)
+        except OSError as error:
+            self._error = error
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a sealed archive; None if it is as it was written.
 
     Raises:
-        ValueError: the bytes are no zip archive without comment.
+        OSError: the file cannot be read.
     """
-    end = len(archive) - END_BYTES
-    if archive[end : end + 4] != END_OF_ARCHIVE or archive[-2:] != b"\0\0":
-        raise ValueError("Expected a zip archive without comment but got other bytes")
-    body = archive[:-2] + struct.pack("<H", COMMENT_BYTES)
-    return body + MARK + hashlib.blake2b(body, digest_size=DIGEST_BYTES).hexdigest().encode()
-
-
-def damage(data: bytes) -> str | None:
-    """Return what is wrong with a sealed archive; None if it is as it was written."""
-    if len(data) <= COMMENT_BYTES or data[-COMMENT_BYTES : -COMMENT_BYTES + len(MARK)] != MARK:
-        return f"no digest at the end of its {len(data)} bytes"
-    digest = hashlib.blake2b(data[:-COMMENT_BYTES], digest_size=DIGEST_BYTES).hexdigest().encode()
-    return (
-        None
-        if digest == data[-2 * DIGEST_BYTES :]
-        else f"its {len(data)} bytes do not have the digest written with them"
-    )
+    size, digest = path.stat().st_size, hashlib.blake2b(digest_size=DIGEST_BYTES)
+    with path.open("rb") as file:
+        left = size - COMMENT_BYTES
+        while left > 0 and (data := file.read(min(left, CHUNK_BYTES))):
+            digest.update(data)
+            left -= len(data)
+        comment = file.read()
+    if comment[: len(MARK)] != MARK or len(comment) != COMMENT_BYTES:
+        return f"no digest at the end of its {size} bytes"
+    if comment[len(MARK) :] != digest.hexdigest().encode():
+        return f"its {size} bytes do not have the digest written with them"
+    return None
 
 
 def previous(path: Path, age: int) -> Path:
@@ -74,25 +124,29 @@ class SafeCheckpointIO(CheckpointIO):
         if keep < 1:
             raise ConfigurationError(f"Expected keep of at least 1 but got {keep}")
         self.keep = keep
+        self.failed = False
+        """Whether the last checkpoint could not be written."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
         """Write a checkpoint; afterwards either it or the one before is under ``path``, whole."""
         target = Path(path)
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
         try:
-            self._write(target, seal(buffer.getvalue()))
+            self._write(target, checkpoint)
+            self.failed = False
         except OSError as error:
+            self.failed = True
             rank_zero_warn(f"Checkpoint {target} not written ({error}); the one before is kept, training goes on")
 
-    def _write(self, target: Path, data: bytes) -> None:
+    def _write(self, target: Path, checkpoint: dict[str, Any]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{target.name}.tmp")
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                sealed = SealedFile(file)
+                torch.save(checkpoint, sealed)  # type: ignore[arg-type]
+                sealed.seal()
                 file.flush()
                 os.fsync(file.fileno())
             if target.exists():
@@ -130,16 +184,15 @@ class SafeCheckpointIO(CheckpointIO):
         for age in range(max(self.keep, 2)):
             candidate = previous(target, age)
             try:
-                data = candidate.read_bytes()
+                wrong = damage(candidate)
             except OSError as error:
                 reasons.append(f"{candidate}: {error.strerror}")
                 continue
-            wrong = damage(data)
             if wrong is None:
                 if reasons:
                     rank_zero_warn(f"Checkpoint {'; '.join(reasons)}; taking {candidate}")
                 location = map_location if map_location is not None else "cpu"
-                return torch.load(io.BytesIO(data), map_location=location, weights_only=True)  # type: ignore[no-any-return]  # noqa: TID251
+                return torch.load(candidate, map_location=location, weights_only=True)  # type: ignore[no-any-return]  # noqa: TID251
             reasons.append(f"{candidate} is damaged ({wrong})")
         raise ConfigurationError(f"Expected a whole checkpoint but got none: {'; '.join(reasons)}")
 

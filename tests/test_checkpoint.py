@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +14,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning import Trainer
 from torch.optim import SGD
 
 from hetfl import ConfigurationError, FedAvg
-from hetfl.checkpoint import SafeCheckpointIO, damage, previous, seal
-from hetfl.compression import ErrorFeedback, GammaFedHT, TopK
+from hetfl.checkpoint import END_OF_ARCHIVE, SafeCheckpointIO, SealedFile, damage, previous
+from hetfl.cli.callbacks import LastCheckpoint
+from hetfl.compression import DiskResiduals, ErrorFeedback, GammaFedHT, TopK
 from hetfl.data import IID
 from hetfl.local import LocalTraining
 from hetfl.models import ConvNet
@@ -68,24 +68,53 @@ def test_a_failing_write_is_a_warning_and_a_whole_checkpoint_remains(
     assert checkpoints.load_checkpoint(path)["number"] == 3
 
 
-class HalfWritten(io.FileIO):
-    """A file on a disk that fills up in the middle of a write."""
+class Disk:
+    """Counts what is done to files opened through it, and fails from the n-th write on."""
 
-    def write(self, data: Any) -> int:
-        super().write(bytes(data)[: len(data) // 2])
-        raise OSError(errno.ENOSPC, "disk full")
+    def __init__(self, fail_at: int, half: bool, error: int) -> None:
+        self.fail_at, self.half, self.error, self.writes = fail_at, half, error, 0
+
+    def open(self, path: Path, mode: str) -> io.FileIO:
+        disk = self
+
+        class File(io.FileIO):
+            def write(self, data: Any) -> int:
+                disk.writes += 1
+                if disk.writes < disk.fail_at:
+                    written = super().write(data)
+                    assert written == len(data)
+                    return written
+                if disk.half:
+                    super().write(bytes(data)[: len(data) // 2])
+                raise OSError(disk.error, os.strerror(disk.error))
+
+        return File(path, mode.replace("b", ""))
 
 
-def test_half_a_write_does_not_reach_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_anywhere_does_not_reach_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
     checkpoints.save_checkpoint(state(0), path)
     before = path.read_bytes()
-    with monkeypatch.context() as broken:
-        broken.setattr("pathlib.Path.open", lambda self, mode: HalfWritten(self, mode.replace("b", "")))
-        with pytest.warns(UserWarning, match="disk full"):
-            checkpoints.save_checkpoint(state(1), path)
+
+    def save(disk: Disk) -> None:
+        with monkeypatch.context() as broken:
+            broken.setattr("pathlib.Path.open", lambda self, mode: disk.open(self, mode))
+            checkpoints.save_checkpoint(state(0), path)
+
+    healthy = Disk(10**9, half=False, error=0)
+    save(healthy)
     assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+    previous(path, 1).unlink()
+    assert healthy.writes > 20
+    for number in range(1, healthy.writes + 1):
+        error = (errno.ENOSPC, errno.EIO)[number % 2]
+        with pytest.warns(UserWarning, match=f"not written .*{os.strerror(error)}.* training goes on"):
+            save(Disk(number, half=number % 3 == 0, error=error))
+        assert checkpoints.failed
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+    checkpoints.save_checkpoint(state(1), path)
+    assert not checkpoints.failed
 
 
 def damaged_copies(data: bytes, count: int) -> Iterator[bytes]:
@@ -103,12 +132,11 @@ def test_a_thousand_damages_are_detected_and_the_checkpoint_before_is_taken(tmp_
     checkpoints, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
     checkpoints.save_checkpoint(state(0), path)
     checkpoints.save_checkpoint(state(1), path)
-    data = path.read_bytes()
-    assert damage(data) is None
-    for number, wrong in enumerate(damaged_copies(data, 1000)):
-        assert damage(wrong) is not None
+    assert damage(path) is None
+    for number, wrong in enumerate(damaged_copies(path.read_bytes(), 1000)):
+        path.write_bytes(wrong)
+        assert damage(path) is not None
         if number % 50 == 0:
-            path.write_bytes(wrong)
             with pytest.warns(UserWarning, match=r"last.ckpt is damaged .*; taking .*last.1.ckpt") as said:
                 assert checkpoints.load_checkpoint(path)["number"] == 0
             assert len(said) == 1
@@ -119,8 +147,24 @@ def test_a_thousand_damages_are_detected_and_the_checkpoint_before_is_taken(tmp_
 
 
 def test_only_an_archive_can_be_sealed() -> None:
+    sealed = SealedFile(io.BytesIO())
+    sealed.write(memoryview(b"no archive, and long enough to be one"))
     with pytest.raises(ValueError, match="zip"):
-        seal(b"no archive, and long enough to be one")
+        sealed.seal()
+
+
+@given(st.lists(st.integers(0, 60), max_size=8))
+def test_what_is_sealed_passes_through_however_it_is_cut(sizes: list[int]) -> None:
+    archive = random.Random(0).randbytes(sum(sizes)) + END_OF_ARCHIVE + bytes(18)
+    file, position = io.BytesIO(), 0
+    sealed = SealedFile(file)
+    for size in [*sizes, 22]:
+        sealed.write(memoryview(archive)[position : position + size])
+        position += size
+    sealed.seal()
+    body, comment = file.getvalue()[: len(archive)], file.getvalue()[len(archive) :]
+    assert body == archive[:-2] + len(comment).to_bytes(2, "little")
+    assert comment == b"hetfl blake2b " + hashlib.blake2b(body, digest_size=32).hexdigest().encode()
 
 
 OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -156,89 +200,33 @@ def test_a_changed_learning_rate_is_used_after_resuming(fit: Callable[..., Train
     assert table["lr"].tolist() == [0.02]
 
 
-COMMAND = (
-    "fit -c {root}/configs/demo.yaml --final_test=false --plots=false --model.net.hidden=[8,8] --model.local.epochs=1 "
-    "--data.num_clients=12 --trainer.max_epochs={rounds} --trainer.logger.root={folder} --model.statistics_clients=2"
-)
-
-
-def start(args: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", "from hetfl.cli import main; main()", *args.split()]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def outcome(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    checkpoint = SafeCheckpointIO().load_checkpoint(folder / "checkpoints/last.ckpt")
-    return pd.read_csv(folder / "metrics.csv"), checkpoint
-
-
-def assert_same(one: Any, two: Any) -> None:
-    """Compare nested states bit for bit."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, two)
-    elif isinstance(one, dict):
-        assert one.keys() == two.keys()
-        for key in one:
-            assert_same(one[key], two[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(two)
-        for left, right in zip(one, two, strict=True):
-            assert_same(left, right)
-    else:
-        assert one == two
-
-
-def run_folder(root: Path) -> Path:
-    (folder,) = (root / "demo").iterdir()
-    return folder
-
-
-def checkpoint_time(root: Path) -> int:
-    """Return when the run's checkpoint was written, in nanoseconds; 0 before the first."""
-    return max((path.stat().st_mtime_ns for path in root.glob("demo/*/checkpoints/last.ckpt")), default=0)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run that nobody disturbed."""
-    root = tmp_path_factory.mktemp("whole")
-    _, error = start(COMMAND.format(root=ROOT, folder=root, rounds=12)).communicate()
-    assert not error
-    return run_folder(root)
-
-
-@pytest.mark.parametrize("seed", range(int(os.environ.get("HETFL_KILLS", "2"))))  # two kills each
-def test_a_run_killed_at_random_instants_and_resumed_ends_with_the_same_bits(
-    tmp_path: Path, whole: Path, seed: int
+def test_a_disk_that_stays_full_for_rounds_keeps_what_the_last_checkpoint_needs(
+    fit: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choose = random.Random(seed)
-    process = start(COMMAND.format(root=ROOT, folder=tmp_path, rounds=12))
-    for _ in range(2):
-        # The instant: after the next checkpoint that this process writes, anywhere in the rounds that follow.
-        seen = checkpoint_time(tmp_path)
-        while process.poll() is None and checkpoint_time(tmp_path) == seen:
-            time.sleep(0.01)
-        time.sleep(choose.uniform(0.0, 0.6))
-        process.kill()
-        process.communicate()
-        process = start(f"resume {run_folder(tmp_path)}")
-    _, error = process.communicate()
-    assert process.returncode == 0, error
-    (table, checkpoint), (expected_table, expected) = outcome(run_folder(tmp_path)), outcome(whole)
-    pd.testing.assert_frame_equal(table, expected_table, check_exact=True)
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "hetfl"):
-        assert_same(checkpoint[part], expected[part])
+    def uplink() -> ErrorFeedback:
+        return ErrorFeedback(TopK(0.1), DiskResiduals(str(tmp_path / "residuals")))
 
+    def options() -> dict[str, Any]:
+        return {"plugins": [SafeCheckpointIO()], "callbacks": [LastCheckpoint()], "enable_checkpointing": True}
 
-def test_ctrl_c_ends_at_a_round_with_a_checkpoint(tmp_path: Path) -> None:
-    process = start(COMMAND.format(root=ROOT, folder=tmp_path, rounds=2000))
-    while process.poll() is None and not list(tmp_path.glob("demo/*/checkpoints/last.ckpt")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "stopping after this round" in error
-    assert "Traceback" not in error
-    table, checkpoint = outcome(run_folder(tmp_path))
-    assert checkpoint["hetfl"]["version"] == len(table) < 2000
+    write, saves = SafeCheckpointIO._write, 0
+
+    def full_from_the_third(self: SafeCheckpointIO, target: Path, checkpoint: dict[str, Any]) -> None:
+        nonlocal saves
+        saves += 1
+        if saves > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, target, checkpoint)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(SafeCheckpointIO, "_write", full_from_the_third)
+        with pytest.warns(UserWarning, match="No space left .* training goes on"):
+            fit(small_module(uplink=uplink()), rounds=7, **options())
+    (last,) = tmp_path.glob("run/*/checkpoints/last.ckpt")
+    assert SafeCheckpointIO().load_checkpoint(last)["hetfl"]["version"] == 2
+    resumed, whole = small_module(uplink=uplink()), small_module(uplink=ErrorFeedback(TopK(0.1)))
+    fit(resumed, rounds=7, name="again", ckpt=str(last), **options())
+    fit(whole, rounds=7, name="whole")
+    assert all(torch.equal(resumed.tensors[name], tensor) for name, tensor in whole.tensors.items())
+    # Checkpoints reach the disk again: beside the clients' files there are those of the three rounds before, at most.
+    assert len(list((tmp_path / "residuals").iterdir())) <= 12 + 3 * 4

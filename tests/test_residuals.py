@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,13 @@ from hetfl.errors import ConfigurationError
 
 def save(store: ResidualStore, client: int, round: int, value: float = 1.0) -> None:
     store.save(client, {"w": torch.full((2,), value)}, round)
+
+
+def checkpoint(store: ResidualStore) -> dict[str, Any]:
+    """Return the state as a checkpoint that reaches the disk holds it."""
+    state = store.state_dict()
+    store.checkpointed()
+    return state
 
 
 def names(folder: Path) -> set[str]:
@@ -30,8 +39,8 @@ def test_files_stay_for_the_kept_checkpoints(keep: int, tmp_path: Path) -> None:
     states = []
     for round in range(8):
         save(store, 0, round, round)
-        states.append(store.state_dict())
-        states.append(store.state_dict())  # a second one of the same round is the same checkpoint
+        states.append(checkpoint(store))
+        states.append(checkpoint(store))  # a second one of the same round is the same checkpoint
         # Every kept checkpoint can be resumed from, and nothing is left over.
         assert names(tmp_path) == {file(0, kept) for kept in range(max(0, round - keep + 1), round + 1)}
         for kept in range(max(0, round - keep + 1), round + 1):
@@ -44,11 +53,11 @@ def test_files_between_checkpoints_go_too(tmp_path: Path) -> None:
     store = DiskResiduals(str(tmp_path))
     for round in range(3):
         save(store, 0, round)
-    store.state_dict()
-    assert names(tmp_path) == {file(0, round) for round in range(3)}  # no checkpoint before: nothing is known
+    checkpoint(store)
+    assert names(tmp_path) == {file(0, round) for round in range(3)}  # only one checkpoint so far
     for round in range(3, 5):
         save(store, 0, round)
-        store.state_dict()
+        checkpoint(store)
     assert names(tmp_path) == {file(0, 3), file(0, 4)}
 
 
@@ -56,7 +65,7 @@ def test_a_killed_run_resumes_over_its_own_leftovers(tmp_path: Path) -> None:
     store = DiskResiduals(str(tmp_path))
     save(store, 0, 0)
     save(store, 1, 0)
-    state = store.state_dict()
+    state = checkpoint(store)
     save(store, 0, 1)  # the round that is lost
     save(store, 1, 2)
     (tmp_path / "client-5-round-1.tmp").write_bytes(b"torn")
@@ -66,7 +75,7 @@ def test_a_killed_run_resumes_over_its_own_leftovers(tmp_path: Path) -> None:
     assert resumed.load(0)["w"].tolist() == [1.0, 1.0]
     for round in range(1, 5):
         save(resumed, 0, round, 10.0 + round)
-        resumed.state_dict()
+        checkpoint(resumed)
         assert resumed.load(0)["w"].tolist() == [10.0 + round] * 2
         assert resumed.load(1)["w"].tolist() == [1.0, 1.0]
     assert names(tmp_path) == {file(0, 3), file(0, 4), file(1, 0), "notes.txt"}
@@ -75,13 +84,85 @@ def test_a_killed_run_resumes_over_its_own_leftovers(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_too_old_says_so(tmp_path: Path) -> None:
     store = DiskResiduals(str(tmp_path))
     save(store, 7, 0)
-    old = store.state_dict()
+    old = checkpoint(store)
     for round in range(1, 4):
         save(store, 7, round)
-        store.state_dict()
+        checkpoint(store)
     store.load_state_dict(old)
     with pytest.raises(ConfigurationError, match=r"residual of client 7 .* last 2 checkpoints"):
         store.load(7)
+
+
+@pytest.mark.parametrize("lost", [1, 5])
+def test_checkpoints_that_do_not_reach_the_disk_let_nothing_go(tmp_path: Path, lost: int) -> None:
+    store = DiskResiduals(str(tmp_path))
+    save(store, 0, 0, 0.0)
+    state = checkpoint(store)
+    for round in range(1, 1 + lost):
+        save(store, 0, round)
+        store.state_dict()  # the disk is full
+        resumed = DiskResiduals(str(tmp_path))
+        resumed.load_state_dict(state)
+        assert resumed.load(0)["w"].tolist() == [0.0, 0.0]
+    for round in range(1 + lost, 4 + lost):
+        save(store, 0, round)
+        checkpoint(store)
+    assert names(tmp_path) == {file(0, lost + 2), file(0, lost + 3)}
+
+
+def test_a_checkpoint_on_its_way_keeps_its_files(tmp_path: Path) -> None:
+    """It is known to be on the disk only by the time the next one is made: files superseded meanwhile are its own."""
+    store = DiskResiduals(str(tmp_path))
+    states = []
+    for round in range(6):
+        save(store, 0, round, round)
+        store.checkpointed()  # the one before
+        states.append(store.state_dict())
+        for kept in range(max(0, round - 1), round + 1):
+            resumed = DiskResiduals(str(tmp_path))
+            resumed.load_state_dict(states[kept])
+            assert resumed.load(0)["w"].tolist() == [kept, kept]
+    assert len(names(tmp_path)) == 3
+
+
+def test_another_runs_residuals_are_not_touched(tmp_path: Path) -> None:
+    save(DiskResiduals(str(tmp_path)), 0, 0)
+    before = (tmp_path / file(0, 0)).read_bytes()
+    with pytest.raises(ConfigurationError, match=r"no residuals in .* another run"):
+        save(DiskResiduals(str(tmp_path)), 0, 0, 2.0)
+    assert (tmp_path / file(0, 0)).read_bytes() == before
+
+
+def test_residuals_of_the_run_before_come_along_into_a_new_folder(tmp_path: Path) -> None:
+    store = DiskResiduals()
+    store.bind(str(tmp_path / "one"))
+    save(store, 3, 5, 7.0)
+    store.bind(str(tmp_path / "one"))
+    store.bind(str(tmp_path / "two"))
+    assert names(tmp_path / "two") == names(tmp_path / "one") == {file(3, 5)}
+    assert store.load(3)["w"].tolist() == [7.0, 7.0]
+    save(store, 3, 6)
+    assert file(3, 6) not in names(tmp_path / "one")
+
+
+def test_damage_is_detected_and_names_the_file(tmp_path: Path) -> None:
+    store = DiskResiduals(str(tmp_path))
+    store.save(4, {"w": torch.arange(40.0), "b": torch.ones(3, dtype=torch.float64)}, 1)
+    path, whole = tmp_path / file(4, 1), store.load(4)
+    data, choose = path.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(data[:8], "little")
+    for _ in range(500):
+        position = choose.randrange(len(data))
+        wrong = bytearray(data)
+        wrong[position] ^= 1 << choose.randrange(8)
+        path.write_bytes(wrong if choose.random() < 0.7 else data[:position])
+        try:
+            blocks = store.load(4)
+        except ConfigurationError as error:
+            assert "client-4-round-1" in str(error)  # noqa: PT017
+        else:  # a name of the format's own, or a blank: what was read is what was written
+            assert position < header
+            assert all(torch.equal(blocks[name], whole[name]) for name in whole)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,9 +180,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_folder_may_come_later(tmp_path: Path) -> None:
-    store = DiskResiduals()
     with pytest.raises(ConfigurationError, match="folder for DiskResiduals"):
-        save(store, 0, 0)
+        save(DiskResiduals(), 0, 0)
+    with pytest.raises(ConfigurationError, match="folder for DiskResiduals"):
+        DiskResiduals().bind(None)
     store = DiskResiduals()
     store.bind(str(tmp_path / "run"))
     save(store, 0, 0)

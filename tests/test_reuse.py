@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW, Rprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hetfl import ConfigurationError
-from hetfl.compression import ErrorFeedback, GammaFedHT, Identity, TopK
+from hetfl.compression import DiskResiduals, ErrorFeedback, GammaFedHT, Identity, TopK
 from hetfl.data import IID
 from hetfl.federation.server import server_step
 from hetfl.fleet import Device, Fixed
@@ -218,3 +218,18 @@ def test_a_level_that_nobody_can_run_is_said_and_still_evaluated(fit: Fit) -> No
     with pytest.warns(UserWarning, match="No client can run level a: clients of level b gather"):
         trainer = fit(small_module(assignment=Fixed({"b": 1})), rounds=1)
     assert rows(trainer)["val/accuracy"].notna().all()
+
+
+def test_residuals_on_disk_need_a_run_folder_and_follow_into_the_next_runs(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="folder for DiskResiduals"):
+        fit(small_module(uplink=ErrorFeedback(TopK(0.1), DiskResiduals())), rounds=1, logger=False)
+    module = small_module(uplink=ErrorFeedback(TopK(0.1), DiskResiduals()))
+    fit(module, rounds=2, name="one")
+    before = {client: module.uplink.residuals.load(client) for client in module.uplink.residuals.clients()}
+    assert before
+    module.uplink.residuals.bind(str(tmp_path / "two"))
+    assert all(
+        torch.equal(module.uplink.residuals.load(client)[name], block)
+        for client, blocks in before.items()
+        for name, block in blocks.items()
+    )

@@ -147,14 +147,19 @@ class ErrorFeedback:
         return {
             "compressor": self.compressor.state_dict(),
             "residuals": self.residuals.state_dict(),
-            "squared_norms": dict(self._squared_norms),
+            "clients": torch.tensor(list(self._squared_norms), dtype=torch.int64),
+            "squared_norms": torch.tensor(list(self._squared_norms.values()), dtype=torch.float64),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
         self.compressor.load_state_dict(state["compressor"])
         self.residuals.load_state_dict(state["residuals"])
-        self._squared_norms = dict(state["squared_norms"])
+        self._squared_norms = dict(zip(state["clients"].tolist(), state["squared_norms"].tolist(), strict=True))
+
+    def checkpointed(self) -> None:
+        """Learn that a checkpoint with the last :meth:`state_dict` is on the disk."""
+        self.residuals.checkpointed()
 
 
 def _on_cpu(entry: IndexEntry) -> IndexEntry:

@@ -7,16 +7,24 @@ are never modified in place: a checkpoint may refer to them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+
+FILES = "client-*-round-*"
+"""The files of :class:`DiskResiduals`, torn ones of a killed run included."""
+DIGEST = "blake2b"
+"""Where the digest of a file's blocks stands in its metadata."""
 
 
 class ResidualStore(ABC):
@@ -42,8 +50,11 @@ class ResidualStore(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
 
-    def bind(self, folder: str) -> None:
-        """Learn the folder of this run, where a store may keep files. By default nothing."""
+    def bind(self, folder: str | None) -> None:
+        """Learn the folder of this run, where a store may keep files; None if it has none. By default nothing."""
+
+    def checkpointed(self) -> None:
+        """Learn that a checkpoint with the last :meth:`state_dict` is on the disk. By default nothing."""
 
 
 class MemoryResiduals(ResidualStore):
@@ -74,12 +85,12 @@ class DiskResiduals(ResidualStore):
     """Residuals in one immutable safetensors file per client and round; a checkpoint holds only which round is whose.
 
     A file is written under a temporary name, synced and renamed, so it is whole or absent. Once a later file supersedes
-    it, it stays for as long as one of the last ``keep`` checkpoints may refer to it. A checkpoint is a call of
-    :meth:`state_dict` after something was saved: several in a row count as one. Files in the folder that the state does
-    not know, left by a run that was killed, go the same way; so a folder is for one run.
+    it, it stays until ``keep`` checkpoints that do not refer to it are on the disk (:meth:`checkpointed`): a checkpoint
+    that could not be written lets nothing go. Checkpoints between which nothing was saved count as one. Files that a
+    killed run left behind go the same way.
 
     Args:
-        folder: where the files go, made if absent; None: the folder given to :meth:`bind`.
+        folder: where the files go, made if absent; for one run alone. None: ``residuals`` in the run's folder.
         keep: number of checkpoints, at least 2: while one is being written, the one before it is the last whole one.
 
     Raises:
@@ -89,75 +100,143 @@ class DiskResiduals(ResidualStore):
     def __init__(self, folder: str | None = None, keep: int = 2) -> None:
         if keep < 2:
             raise ConfigurationError(f"Expected keep of at least 2 checkpoints but got {keep}")
+        self._given, self._keep = folder, keep
         self._folder = None if folder is None else Path(folder)
-        self._keep = keep
         self._rounds: dict[int, int] = {}
-        self._checkpoint = 0
+        self._known = False  # whether the files in the folder are this run's
         self._changed = True
+        self._pending = False  # a checkpoint may be on its way to the disk
+        self._written = 0
         self._superseded: dict[Path, int] = {}  # the last checkpoint that may refer to the file
 
-    def bind(self, folder: str) -> None:
-        """Use a folder, unless the constructor was given one."""
-        if self._folder is None:
-            self._folder = Path(folder)
+    def bind(self, folder: str | None) -> None:
+        """Use a run's folder, unless the constructor was given one; residuals of a run before come along.
+
+        Raises:
+            ConfigurationError: there is no folder.
+        """
+        if self._given is not None:
+            return
+        before, self._folder = self._folder, None if folder is None else Path(folder)
+        if self._own == before or before is None:
+            return
+        self._superseded = {}
+        self._known = not any(self._own.glob(FILES))  # else only a checkpoint of the run that they belong to helps
+        for name in [self._name(*item) for item in self._rounds.items()] if self._known else []:
+            self._own.mkdir(parents=True, exist_ok=True)
+            _write_whole(self._own / name, (before / name).read_bytes())
 
     def load(self, client: int) -> dict[str, Tensor]:
         """Return the client's blocks by name; empty for a client without a residual.
 
         Raises:
-            ConfigurationError: no folder is known, or the file is gone: the checkpoint is older than the last ``keep``.
+            ConfigurationError: no folder is known; the file is damaged; or it is gone: the checkpoint is older than the
+                last ``keep``.
         """
         if client not in self._rounds:
             return {}
-        path = self._path(client, self._rounds[client])
+        path = self._own / self._name(client, self._rounds[client])
         if not path.exists():
             raise ConfigurationError(
                 f"Expected the residual of client {client} in {path} but got no such file: "
                 f"residuals are kept for the last {self._keep} checkpoints"
             )
-        return safetensors.torch.load(path.read_bytes())
+        return _read_whole(path)
 
-    def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:  # noqa: D102
+    def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:
+        """Replace the client's blocks as of a round; without blocks the client is forgotten.
+
+        Raises:
+            ConfigurationError: no folder is known, or it holds another run's residuals.
+            OSError: the file cannot be written; the one before it stays the client's.
+        """
+        self._claim()
+        before, path = self._rounds.get(client), self._own / self._name(client, round)
         if blocks:
-            path = self._path(client, round)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, safetensors.torch.save({name: block.contiguous() for name, block in blocks.items()}))
+            whole = {name: block.contiguous() for name, block in blocks.items()}
+            _write_whole(path, safetensors.torch.save(whole, {DIGEST: _digest(whole)}))
             self._rounds[client] = round
+            self._superseded.pop(path, None)
         else:
             self._rounds.pop(client, None)
+        if before is not None and before != self._rounds.get(client):
+            self._superseded[self._own / self._name(client, before)] = self._written + self._pending
         self._changed = True
 
     def clients(self) -> list[int]:  # noqa: D102
         return sorted(self._rounds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the round of each client's file; delete the files that no kept checkpoint refers to."""
-        if self._changed:
-            self._changed = False
-            self._checkpoint += 1
-            self._delete_unreferenced()
-        return {"rounds": dict(sorted(self._rounds.items()))}
+        """Return the round of each client's file: two integers a client."""
+        self._pending |= self._changed
+        self._changed = False
+        return {"rounds": torch.tensor(sorted(self._rounds.items()), dtype=torch.int64).reshape(-1, 2)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
-        self._rounds = dict(state["rounds"])
-        self._changed = True
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned; other files in the folder are left until they are superseded."""
+        self._rounds = dict(state["rounds"].tolist())
+        self._changed = self._known = True
+        if self._folder is not None:
+            present = {self._folder / self._name(*item) for item in self._rounds.items()}
+            self._superseded = dict.fromkeys(set(self._folder.glob(FILES)) - present, self._written + self._pending)
 
-    def _path(self, client: int, round: int) -> Path:
-        if self._folder is None:
-            raise ConfigurationError("Expected a folder for DiskResiduals, or a run that has one, but got none")
-        return self._folder / f"client-{client}-round-{round}.safetensors"
+    def checkpointed(self) -> None:
+        """Delete the files that none of the last ``keep`` checkpoints refers to."""
+        if self._pending:
+            self._written, self._pending = self._written + 1, False
+            for path in [path for path, last in self._superseded.items() if last <= self._written - self._keep]:
+                path.unlink(missing_ok=True)
+                del self._superseded[path]
 
-    def _delete_unreferenced(self) -> None:
-        if self._folder is None or not self._folder.is_dir():
+    def _claim(self) -> None:
+        """Make the folder this run's own.
+
+        Raises:
+            ConfigurationError: it holds residuals, and no checkpoint of theirs was loaded.
+        """
+        if self._known:
             return
-        present = {self._path(client, round) for client, round in self._rounds.items()}
-        gone = set(self._folder.glob("client-*-round-*.safetensors")) - present
-        self._superseded = {path: self._superseded.get(path, self._checkpoint - 1) for path in gone}
-        for path, last in self._superseded.items():
-            if last <= self._checkpoint - self._keep:
-                path.unlink()
-        for leftover in self._folder.glob("client-*-round-*.tmp"):
-            leftover.unlink()
+        self._own.mkdir(parents=True, exist_ok=True)
+        if any(self._own.glob(FILES)):
+            raise ConfigurationError(f"Expected no residuals in {self._own} but got those of another run")
+        self._known = True
+
+    @property
+    def _own(self) -> Path:
+        if self._folder is None:
+            raise ConfigurationError(
+                "Expected a folder for DiskResiduals, or a run folder, but got none"
+            )
+        return self._folder
+
+    @staticmethod
+    def _name(client: int, round: int) -> str:
+        return f"client-{client}-round-{round}.safetensors"
+
+
+def _digest(blocks: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=32)
+    for name in sorted(blocks):
+        digest.update(f"{name} {blocks[name].dtype} {tuple(blocks[name].shape)} ".encode())
+        digest.update(blocks[name].numpy().data)
+    return digest.hexdigest()
+
+
+def _read_whole(path: Path) -> dict[str, Tensor]:
+    """Return the blocks of a file.
+
+    Raises:
+        ConfigurationError: they are not those that were written.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            blocks = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            digest = (file.metadata() or {}).get(DIGEST)
+    except safetensors.SafetensorError:
+        digest = None
+    if digest is None or digest != _digest(blocks):
+        raise ConfigurationError(f"Expected the residual in {path} as it was written but got a damaged file")
+    return blocks
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -167,7 +167,8 @@ class FederatedModule(EvaluatingModule):
             self.flops = self.levels.inspect(samples, data.num_classes, self.check_nesting)
             self._met = data
         self.setup_evaluation(data)
-        self.uplink.residuals.bind(f"{self.trainer.log_dir or self.trainer.default_root_dir}/residuals")
+        if stage == "fit":
+            self.uplink.residuals.bind(f"{self.trainer.log_dir}/residuals" if self.trainer.loggers else None)
 
     def configure_optimizers(self) -> Any:
         """Return the server's optimizer and the carrier of the clients' learning rate, with its schedule."""

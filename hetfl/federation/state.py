@@ -20,6 +20,10 @@ FOR_EVALUATION = ("net", "levels")
 
 def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     """Add the federation's state to Lightning's checkpoint: plain types and tensors."""
+    # Lightning does not tell when a checkpoint is on the disk. By the next one the last one is, or SafeCheckpointIO
+    # knows better; every other checkpoint plugin ends the run.
+    if not getattr(module.trainer.strategy.checkpoint_io, "failed", False):
+        module.uplink.checkpointed()
     checkpoint["hetfl"] = {
         "version": module.version,
         "fingerprint": module.fingerprint,

@@ -1,0 +1,190 @@
+"""Runs that are killed, at any instant and inside the write of a checkpoint, resume to the same bits."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from hetfl.checkpoint import SafeCheckpointIO
+
+ROOT = Path(__file__).parent.parent
+KILLS = int(os.environ.get("HETFL_KILLS", "0"))
+"""For each number below it: two kills at random instants, and one at each place in the write of a checkpoint."""
+
+COMMAND = (
+    "fit -c {root}/configs/demo.yaml --final_test=false --plots=false --model.net.hidden=[8,8] --model.local.epochs=1 "
+    "--data.num_clients=12 --trainer.max_epochs={rounds} --trainer.logger.root={folder} --model.statistics_clients=2"
+)
+ROUNDS = 12
+STORES = ("MemoryResiduals", "DiskResiduals")
+PLACES = ("SealedFile.write", "_sync_folder", "SealedFile.seal", "SafeCheckpointIO._keep_previous")
+"""Functions of hetfl.checkpoint: in the middle of a file, after the renames, at the file's end, before the renames."""
+INSIDE = [(seed, place) for seed in range(KILLS) for place in PLACES] or [(0, place) for place in PLACES[:2]]
+
+KILLED = """
+import os, signal, sys
+from hetfl import checkpoint
+from hetfl.cli import main
+place, save, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+owner = checkpoint if "." not in place else getattr(checkpoint, place.split(".")[0])
+name = place.split(".")[-1]
+function, begin = getattr(owner, name), checkpoint.SealedFile.__init__
+calls = 0
+def saving(*args):
+    global save
+    save -= 1
+    begin(*args)
+def call(*args):
+    global calls
+    calls += save <= 0
+    if calls == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*args)
+checkpoint.SealedFile.__init__ = saving
+setattr(owner, name, call)
+main(sys.argv[4:])
+"""
+"""Ends itself at the ``number``-th call of a function, counted from the ``save``-th checkpoint on."""
+
+
+def start(args: str, *kill: str) -> subprocess.Popen[str]:
+    """Start a run; with arguments of ``KILLED``, one that kills itself."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    script = [KILLED, *kill] if kill else ["from hetfl.cli import main; main()"]
+    command = [sys.executable, "-c", *script, *args.split()]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def command(folder: Path, store: str, rounds: int = ROUNDS) -> str:
+    run = COMMAND.format(root=ROOT, folder=folder, rounds=rounds)
+    return f"{run} --model.uplink.residuals=hetfl.compression.{store}"
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return SafeCheckpointIO().load_checkpoint(folder / "checkpoints/last.ckpt")
+
+
+def files_of_residuals(folder: Path) -> dict[str, bytes]:
+    """Return the files that the checkpoint refers to; none of them for residuals in memory."""
+    rounds = state(folder)["hetfl"]["uplink"]["residuals"].get("rounds", torch.empty(0, 2)).tolist()
+    names = [f"client-{client}-round-{round}.safetensors" for client, round in rounds]
+    return {name: (folder / "residuals" / name).read_bytes() for name in names}
+
+
+def assert_same(one: Any, two: Any) -> None:
+    """Compare nested states bit for bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two)
+        for left, right in zip(one, two, strict=True):
+            assert_same(left, right)
+    else:
+        assert one == two
+
+
+def assert_same_runs(one: Path, two: Path) -> None:
+    assert (one / "metrics.csv").read_bytes() == (two / "metrics.csv").read_bytes()
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "hetfl"):
+        assert_same(state(one)[part], state(two)[part])
+    assert files_of_residuals(one) == files_of_residuals(two)
+
+
+def run_folder(root: Path) -> Path:
+    (folder,) = (root / "demo").iterdir()
+    return folder
+
+
+def checkpoint_time(root: Path) -> int:
+    """Return when the run's checkpoint was written, in nanoseconds; 0 before the first."""
+    return max((path.stat().st_mtime_ns for path in root.glob("demo/*/checkpoints/last.ckpt")), default=0)
+
+
+def assert_at_most_one_round_is_lost(folder: Path) -> None:
+    rows = (folder / "metrics.csv").read_text().count("\n") - 1
+    done: int = state(folder)["hetfl"]["version"]
+    assert 0 <= rows - done <= 1
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return, for a store of residuals, the folder of a run that nobody disturbed."""
+
+    @cache
+    def run(store: str) -> Path:
+        root = tmp_path_factory.mktemp("whole")
+        _, error = start(command(root, store)).communicate()
+        assert not error
+        return run_folder(root)
+
+    return run
+
+
+@pytest.mark.parametrize("seed", range(max(KILLS, 1)))
+def test_a_run_killed_at_random_instants_and_resumed_ends_with_the_same_bits(
+    tmp_path: Path, whole: Callable[[str], Path], seed: int
+) -> None:
+    choose, store = random.Random(seed), STORES[seed % 2]
+    process = start(command(tmp_path, store))
+    for _ in range(2):
+        # The instant: after the next checkpoint that this process writes, anywhere in the rounds that follow.
+        seen = checkpoint_time(tmp_path)
+        while process.poll() is None and checkpoint_time(tmp_path) == seen:
+            time.sleep(0.01)
+        time.sleep(choose.uniform(0.0, 0.6))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert_at_most_one_round_is_lost(run_folder(tmp_path))
+        process = start(f"resume {run_folder(tmp_path)}")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    assert_same_runs(run_folder(tmp_path), whole(store))
+
+
+@pytest.mark.parametrize(("seed", "place"), INSIDE)
+def test_a_run_killed_inside_the_write_of_a_checkpoint_ends_with_the_same_bits(
+    tmp_path: Path, whole: Callable[[str], Path], seed: int, place: str
+) -> None:
+    choose = random.Random(f"{seed} {place}")
+    store = STORES[(seed + PLACES.index(place)) % 2]
+    number = choose.randrange(1, 300) if place == "SealedFile.write" else 1
+    process = start(command(tmp_path, store), place, str(choose.randrange(2, ROUNDS)), str(number))
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert bool(list(run_folder(tmp_path).glob("checkpoints/*.tmp"))) == (place != "_sync_folder")
+    assert_at_most_one_round_is_lost(run_folder(tmp_path))
+    process = start(f"resume {run_folder(tmp_path)}")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    assert_same_runs(run_folder(tmp_path), whole(store))
+    assert not list(run_folder(tmp_path).glob("checkpoints/*.tmp"))
+
+
+def test_ctrl_c_ends_at_a_round_with_a_checkpoint(tmp_path: Path) -> None:
+    process = start(command(tmp_path, "MemoryResiduals", rounds=2000))
+    while process.poll() is None and not list(tmp_path.glob("demo/*/checkpoints/last.ckpt")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopping after this round" in error
+    assert "Traceback" not in error
+    table = pd.read_csv(run_folder(tmp_path) / "metrics.csv")
+    assert state(run_folder(tmp_path))["hetfl"]["version"] == len(table) < 2000
