@@ -22,10 +22,11 @@ from torch.optim import SGD
 from hetfl import ConfigurationError, FedAvg
 from hetfl.checkpoint import END_OF_ARCHIVE, SafeCheckpointIO, SealedFile, damage, previous
 from hetfl.cli.callbacks import LastCheckpoint
-from hetfl.compression import DiskResiduals, ErrorFeedback, GammaFedHT, TopK
+from hetfl.compression import ErrorFeedback, GammaFedHT, TopK
 from hetfl.data import IID
 from hetfl.local import LocalTraining
 from hetfl.models import ConvNet
+from hetfl.store import DiskStore
 from tests.conftest import small_data, small_levels, small_module
 
 ROOT = Path(__file__).parent.parent
@@ -204,7 +205,7 @@ def test_a_disk_that_stays_full_for_rounds_keeps_what_the_last_checkpoint_needs(
     fit: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def uplink() -> ErrorFeedback:
-        return ErrorFeedback(TopK(0.1), DiskResiduals(str(tmp_path / "residuals")))
+        return ErrorFeedback(TopK(0.1), DiskStore(str(tmp_path / "residuals")))
 
     def options() -> dict[str, Any]:
         return {"plugins": [SafeCheckpointIO()], "callbacks": [LastCheckpoint()], "enable_checkpointing": True}

@@ -18,15 +18,14 @@ from torch import Tensor
 
 from hetfl.compression import (
     Compressor,
-    DiskResiduals,
     ErrorFeedback,
     GammaFedHT,
     HardThreshold,
     Identity,
-    MemoryResiduals,
     Message,
     TopK,
 )
+from hetfl.store import DiskStore, MemoryStore
 from hetfl.types import Index, Update
 from hetfl.wire import Expected, decode
 
@@ -289,9 +288,7 @@ def reloaded(state: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_resuming_is_bit_exact(on_disk: bool, tmp_path: Path) -> None:
     def fresh() -> ErrorFeedback:
-        return ErrorFeedback(
-            GammaFedHT(density=0.2), residuals=DiskResiduals(str(tmp_path)) if on_disk else MemoryResiduals()
-        )
+        return ErrorFeedback(GammaFedHT(density=0.2), residuals=DiskStore(str(tmp_path)) if on_disk else MemoryStore())
 
     def payloads(feedback: ErrorFeedback, start: int, stop: int) -> list[bytes]:
         found = []
@@ -317,7 +314,7 @@ def test_resuming_is_bit_exact(on_disk: bool, tmp_path: Path) -> None:
 
 
 def test_disk_equals_memory(tmp_path: Path) -> None:
-    stores = (MemoryResiduals(), DiskResiduals(str(tmp_path)))
+    stores = (MemoryStore(), DiskStore(str(tmp_path)))
     feedbacks = [ErrorFeedback(TopK(density=0.1), residuals=store) for store in stores]
     for feedback in feedbacks:
         run(feedback, 20, 3, torch.float32, integers=False)

@@ -16,6 +16,7 @@ LAYERS = (
     {"errors", "seeding"},
     {"types"},
     {"submodel"},
+    {"store"},
     {
         *("aggregators", "clustering", "compression", "data", "fleet", "models", "selection", "wire"),
         *("run_folder", "checkpoint"),

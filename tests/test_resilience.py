@@ -28,7 +28,7 @@ COMMAND = (
     "--data.num_clients=12 --trainer.max_epochs={rounds} --trainer.logger.root={folder} --model.statistics_clients=2"
 )
 ROUNDS = 12
-STORES = ("MemoryResiduals", "DiskResiduals")
+STORES = ("MemoryStore", "DiskStore")
 PLACES = ("SealedFile.write", "_sync_folder", "SealedFile.seal", "SafeCheckpointIO._keep_previous")
 """Functions of hetfl.checkpoint: in the middle of a file, after the renames, at the file's end, before the renames."""
 INSIDE = [(seed, place) for seed in range(KILLS) for place in PLACES] or [(0, place) for place in PLACES[:2]]
@@ -69,7 +69,7 @@ def start(args: str, *kill: str) -> subprocess.Popen[str]:
 
 def command(folder: Path, store: str, rounds: int = ROUNDS) -> str:
     run = COMMAND.format(root=ROOT, folder=folder, rounds=rounds)
-    return f"{run} --model.uplink.residuals=hetfl.compression.{store}"
+    return f"{run} --model.uplink.residuals=hetfl.store.{store}"
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def test_a_run_killed_inside_the_write_of_a_checkpoint_ends_with_the_same_bits(
 
 
 def test_ctrl_c_ends_at_a_round_with_a_checkpoint(tmp_path: Path) -> None:
-    process = start(command(tmp_path, "MemoryResiduals", rounds=2000))
+    process = start(command(tmp_path, "MemoryStore", rounds=2000))
     while process.poll() is None and not list(tmp_path.glob("demo/*/checkpoints/last.ckpt")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

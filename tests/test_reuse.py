@@ -15,13 +15,14 @@ from torch.optim import SGD, AdamW, Rprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hetfl import ConfigurationError
-from hetfl.compression import DiskResiduals, ErrorFeedback, GammaFedHT, Identity, TopK
+from hetfl.compression import ErrorFeedback, GammaFedHT, Identity, TopK
 from hetfl.data import IID
 from hetfl.federation.server import server_step
 from hetfl.fleet import Device, Fixed
 from hetfl.local import Executor, LocalTraining, Sequential, Workers
 from hetfl.models import ConvNet, scaled
 from hetfl.selection import Uniform
+from hetfl.store import DiskStore
 from tests.conftest import small_data, small_levels, small_module, small_net
 
 Fit = Callable[..., Trainer]
@@ -221,9 +222,9 @@ def test_a_level_that_nobody_can_run_is_said_and_still_evaluated(fit: Fit) -> No
 
 
 def test_residuals_on_disk_need_a_run_folder_and_follow_into_the_next_runs(fit: Fit, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="folder for DiskResiduals"):
-        fit(small_module(uplink=ErrorFeedback(TopK(0.1), DiskResiduals())), rounds=1, logger=False)
-    module = small_module(uplink=ErrorFeedback(TopK(0.1), DiskResiduals()))
+    with pytest.raises(ConfigurationError, match="folder for DiskStore"):
+        fit(small_module(uplink=ErrorFeedback(TopK(0.1), DiskStore())), rounds=1, logger=False)
+    module = small_module(uplink=ErrorFeedback(TopK(0.1), DiskStore()))
     fit(module, rounds=2, name="one")
     before = {client: module.uplink.residuals.load(client) for client in module.uplink.residuals.clients()}
     assert before

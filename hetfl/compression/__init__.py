@@ -5,18 +5,14 @@ from hetfl.compression.error_feedback import ErrorFeedback, Message
 from hetfl.compression.gamma_fedht import GammaFedHT
 from hetfl.compression.hard_threshold import HardThreshold
 from hetfl.compression.identity import Identity
-from hetfl.compression.residuals import DiskResiduals, MemoryResiduals, ResidualStore
 from hetfl.compression.top_k import TopK
 
 __all__ = [
     "Compressor",
-    "DiskResiduals",
     "ErrorFeedback",
     "GammaFedHT",
     "HardThreshold",
     "Identity",
-    "MemoryResiduals",
     "Message",
-    "ResidualStore",
     "TopK",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hetfl.compression.base import Compressor
-from hetfl.compression.residuals import MemoryResiduals, ResidualStore
-from hetfl.submodel import extent, index_layout, put, take
-from hetfl.types import Index, IndexEntry, Update
+from hetfl.store import ClientStore, MemoryStore
+from hetfl.submodel import index_layout
+from hetfl.types import Index, Update
 from hetfl.wire import Expected, decode, encode
 
 
@@ -63,12 +62,12 @@ class ErrorFeedback:
     def __init__(
         self,
         compressor: Compressor,
-        residuals: ResidualStore | None = None,
+        residuals: ClientStore | None = None,
         half_precision: bool = False,
         enabled: bool = True,
     ) -> None:
         self.compressor = compressor
-        self.residuals = MemoryResiduals() if residuals is None else residuals
+        self.residuals = MemoryStore() if residuals is None else residuals
         self.half_precision = half_precision
         self.enabled = enabled
         self._squared_norms: dict[int, float] = {}
@@ -103,8 +102,8 @@ class ErrorFeedback:
             raise ValueError(
                 f"Expected a delta of shape ({layout.size},) from client {client} but got {tuple(delta_D.shape)}"
             )
-        blocks = self.residuals.load(client) if self.enabled else {}
-        p_D = delta_D + _read(blocks, index, delta_D) if blocks else delta_D
+        residual_D = self.residuals.read(client, index, delta_D) if self.enabled else None
+        p_D = delta_D if residual_D is None else delta_D + residual_D
         update = self.compressor.compress(p_D, lr=lr, layout=layout, client=client, generator=generator)
         if exact is not None:
             update = update.with_exact(exact)
@@ -112,8 +111,8 @@ class ErrorFeedback:
         if not self.enabled:
             return Message(client, round, index, payload, None)
         expected = Expected(round, client, layout.size, update.exact.numel(), p_D.dtype, update.exact.dtype)
-        residual_D = p_D - decode(payload, expected).to_dense().to(p_D.device)
-        return Message(client, round, index, payload, residual_D)
+        left_D = p_D - decode(payload, expected).to_dense().to(p_D.device)
+        return Message(client, round, index, payload, left_D)
 
     def accept(self, message: Message, update: Update) -> None:
         """Make the prepared residual the client's, and let the compressor learn: the server took the update.
@@ -125,11 +124,7 @@ class ErrorFeedback:
         self.compressor.observe(update)
         if message.residual_D is None:
             return
-        blocks = self.residuals.load(message.client)
-        if not blocks and not bool(message.residual_D.any()):
-            return
-        written = _written(blocks, message.index, message.residual_D.cpu())
-        self.residuals.save(message.client, written, message.round)
+        written = self.residuals.write(message.client, message.index, message.residual_D, message.round)
         self._squared_norms.pop(message.client, None)
         if written:
             self._squared_norms[message.client] = math.fsum(_squared_norm(block) for block in written.values())
@@ -160,41 +155,6 @@ class ErrorFeedback:
     def checkpointed(self) -> None:
         """Learn that a checkpoint with the last :meth:`state_dict` is on the disk."""
         self.residuals.checkpointed()
-
-
-def _on_cpu(entry: IndexEntry) -> IndexEntry:
-    return tuple(part if isinstance(part, slice) else part.cpu() for part in entry)
-
-
-def _grown(block: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return a block with zeros up to ``shape`` where it is smaller; the block itself if it is nowhere."""
-    wanted = [max(sizes) for sizes in zip(block.shape, shape, strict=True)]
-    if list(block.shape) == wanted:
-        return block
-    grown = block.new_zeros(wanted)
-    grown[tuple(slice(size) for size in block.shape)] = block
-    return grown
-
-
-def _read(blocks: Mapping[str, Tensor], index: Index, like: Tensor) -> Tensor:
-    """Return e[I] as a flat vector with the dtype and device of ``like``; 0 where no block reaches."""
-    parts = []
-    for (name, entry), size in zip(index.items(), index_layout(index).sizes, strict=True):
-        if name in blocks:
-            parts.append(take(_grown(blocks[name], extent(entry)), _on_cpu(entry)).reshape(-1))
-        else:
-            parts.append(torch.zeros(size, dtype=like.dtype))
-    return torch.cat(parts).to(like)
-
-
-def _written(blocks: Mapping[str, Tensor], index: Index, residual_D: Tensor) -> dict[str, Tensor]:
-    """Return blocks with e[I] ← residual, new ones where they change; one that is zero everywhere is dropped."""
-    written = dict(blocks)
-    for (name, entry), part in zip(index.items(), index_layout(index).views(residual_D).values(), strict=True):
-        shape = extent(entry)
-        written[name] = _grown(blocks[name], shape).clone() if name in blocks else residual_D.new_zeros(shape)
-        put(written[name], _on_cpu(entry), part)
-    return {name: block for name, block in written.items() if bool(block.any())}
 
 
 def _squared_norm(block: Tensor) -> float:

@@ -1,8 +1,9 @@
-"""Where residuals are kept between rounds: in memory, or in one file per client and round.
+"""Where what belongs to a client is kept between rounds: in memory, or in one file per client and round.
 
-A residual is, per name of a tensor, a block: the leading extent of the global tensor that covers everything the client
-has held so far. So a client that is always at a small level costs what its sub-model costs. Blocks are on the CPU and
-are never modified in place: a checkpoint may refer to them.
+Residuals of error feedback and a method's memories of its clients are vectors in global coordinates: per name of a
+tensor a block, the leading extent of the global tensor that covers everything the client has held so far. So a client
+that is always at a small level costs what its sub-model costs. Blocks are on the CPU and are never modified in place: a
+checkpoint may refer to them.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.submodel import extent, index_layout, put, take
+from hetfl.types import Index, IndexEntry
 
 FILES = "client-*-round-*"
-"""The files of :class:`DiskResiduals`, torn ones of a killed run included."""
+"""The files of :class:`DiskStore`, torn ones of a killed run included."""
 DIGEST = "blake2b"
 """Where the digest of a file's blocks stands in its metadata."""
 
 
-class ResidualStore(ABC):
-    """Residuals by client; a client without one is not in it."""
+class ClientStore(ABC):
+    """A vector per client in global coordinates; it is zero wherever nothing was written."""
 
     @abstractmethod
     def load(self, client: int) -> dict[str, Tensor]:
-        """Return the client's blocks by name, not to be modified; empty for a client without a residual."""
+        """Return the client's blocks by name, not to be modified; empty for a client without any."""
 
     @abstractmethod
     def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:
@@ -40,7 +43,7 @@ class ResidualStore(ABC):
 
     @abstractmethod
     def clients(self) -> list[int]:
-        """Return the ids of clients with a residual, ascending."""
+        """Return the ids of clients that have blocks, ascending."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -56,9 +59,40 @@ class ResidualStore(ABC):
     def checkpointed(self) -> None:
         """Learn that a checkpoint with the last :meth:`state_dict` is on the disk. By default nothing."""
 
+    def read(self, client: int, index: Index, like: Tensor) -> Tensor | None:
+        """Return the client's entries at an index, shape (D,), with dtype and device of ``like``; None: all zero."""
+        blocks = self.load(client)
+        if not blocks:
+            return None
+        parts = []
+        for (name, entry), size in zip(index.items(), index_layout(index).sizes, strict=True):
+            if name in blocks:
+                parts.append(take(_grown(blocks[name], extent(entry)), _on_cpu(entry)).reshape(-1))
+            else:
+                parts.append(torch.zeros(size, dtype=like.dtype))
+        return torch.cat(parts).to(like)
 
-class MemoryResiduals(ResidualStore):
-    """Residuals in memory, and whole in the checkpoint."""
+    def write(self, client: int, index: Index, vector_D: Tensor, round: int) -> dict[str, Tensor]:
+        """Replace the client's entries at an index as of a round; return all of its blocks.
+
+        Entries outside the index stay; a block that is zero everywhere is dropped.
+        """
+        vector_D = vector_D.cpu()
+        blocks = self.load(client)
+        if not blocks and not bool(vector_D.any()):
+            return {}
+        written = dict(blocks)
+        for (name, entry), part in zip(index.items(), index_layout(index).views(vector_D).values(), strict=True):
+            shape = extent(entry)
+            written[name] = _grown(blocks[name], shape).clone() if name in blocks else vector_D.new_zeros(shape)
+            put(written[name], _on_cpu(entry), part)
+        written = {name: block for name, block in written.items() if bool(block.any())}
+        self.save(client, written, round)
+        return written
+
+
+class MemoryStore(ClientStore):
+    """In memory, and whole in the checkpoint."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, dict[str, Tensor]] = {}
@@ -81,8 +115,8 @@ class MemoryResiduals(ResidualStore):
         self._blocks = {client: dict(blocks) for client, blocks in state["blocks"].items()}
 
 
-class DiskResiduals(ResidualStore):
-    """Residuals in one immutable safetensors file per client and round; a checkpoint holds only which round is whose.
+class DiskStore(ClientStore):
+    """In one immutable safetensors file per client and round; a checkpoint holds only which round is whose.
 
     A file is written under a temporary name, synced and renamed, so it is whole or absent. Once a later file supersedes
     it, it stays until ``keep`` checkpoints that do not refer to it are on the disk (:meth:`checkpointed`): a checkpoint
@@ -90,7 +124,7 @@ class DiskResiduals(ResidualStore):
     killed run left behind go the same way.
 
     Args:
-        folder: where the files go, made if absent; for one run alone. None: ``residuals`` in the run's folder.
+        folder: where the files go, made if absent; for one run and one store alone. None: a folder in the run's own.
         keep: number of checkpoints, at least 2: while one is being written, the one before it is the last whole one.
 
     Raises:
@@ -110,7 +144,7 @@ class DiskResiduals(ResidualStore):
         self._superseded: dict[Path, int] = {}  # the last checkpoint that may refer to the file
 
     def bind(self, folder: str | None) -> None:
-        """Use a run's folder, unless the constructor was given one; residuals of a run before come along.
+        """Use a run's folder, unless the constructor was given one; files of a run before come along.
 
         Raises:
             ConfigurationError: there is no folder.
@@ -127,7 +161,7 @@ class DiskResiduals(ResidualStore):
             _write_whole(self._own / name, (before / name).read_bytes())
 
     def load(self, client: int) -> dict[str, Tensor]:
-        """Return the client's blocks by name; empty for a client without a residual.
+        """Return the client's blocks by name; empty for a client without any.
 
         Raises:
             ConfigurationError: no folder is known; the file is damaged; or it is gone: the checkpoint is older than the
@@ -138,8 +172,8 @@ class DiskResiduals(ResidualStore):
         path = self._own / self._name(client, self._rounds[client])
         if not path.exists():
             raise ConfigurationError(
-                f"Expected the residual of client {client} in {path} but got no such file: "
-                f"residuals are kept for the last {self._keep} checkpoints"
+                f"Expected what belongs to client {client} in {path} but got no such file: "
+                f"files are kept for the last {self._keep} checkpoints"
             )
         return _read_whole(path)
 
@@ -147,7 +181,7 @@ class DiskResiduals(ResidualStore):
         """Replace the client's blocks as of a round; without blocks the client is forgotten.
 
         Raises:
-            ConfigurationError: no folder is known, or it holds another run's residuals.
+            ConfigurationError: no folder is known, or it holds another run's files.
             OSError: the file cannot be written; the one before it stays the client's.
         """
         self._claim()
@@ -192,26 +226,38 @@ class DiskResiduals(ResidualStore):
         """Make the folder this run's own.
 
         Raises:
-            ConfigurationError: it holds residuals, and no checkpoint of theirs was loaded.
+            ConfigurationError: it holds clients' files, and no checkpoint of theirs was loaded.
         """
         if self._known:
             return
         self._own.mkdir(parents=True, exist_ok=True)
         if any(self._own.glob(FILES)):
-            raise ConfigurationError(f"Expected no residuals in {self._own} but got those of another run")
+            raise ConfigurationError(f"Expected no clients' files in {self._own} but got those of another run")
         self._known = True
 
     @property
     def _own(self) -> Path:
         if self._folder is None:
-            raise ConfigurationError(
-                "Expected a folder for DiskResiduals, or a run folder, but got none"
-            )
+            raise ConfigurationError("Expected a folder for DiskStore, or a run folder, but got none")
         return self._folder
 
     @staticmethod
     def _name(client: int, round: int) -> str:
         return f"client-{client}-round-{round}.safetensors"
+
+
+def _on_cpu(entry: IndexEntry) -> IndexEntry:
+    return tuple(part if isinstance(part, slice) else part.cpu() for part in entry)
+
+
+def _grown(block: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return a block with zeros up to ``shape`` where it is smaller; the block itself if it is nowhere."""
+    wanted = [max(sizes) for sizes in zip(block.shape, shape, strict=True)]
+    if list(block.shape) == wanted:
+        return block
+    grown = block.new_zeros(wanted)
+    grown[tuple(slice(size) for size in block.shape)] = block
+    return grown
 
 
 def _digest(blocks: Mapping[str, Tensor]) -> str:
@@ -235,7 +281,7 @@ def _read_whole(path: Path) -> dict[str, Tensor]:
     except safetensors.SafetensorError:
         digest = None
     if digest is None or digest != _digest(blocks):
-        raise ConfigurationError(f"Expected the residual in {path} as it was written but got a damaged file")
+        raise ConfigurationError(f"Expected {path} as it was written but got a damaged file")
     return blocks
 
 

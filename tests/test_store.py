@@ -1,4 +1,4 @@
-"""Residual stores: which files there are, and for how long."""
+"""What belongs to a client: which files there are, and for how long."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from hetfl.compression import DiskResiduals, MemoryResiduals, ResidualStore
 from hetfl.errors import ConfigurationError
+from hetfl.store import ClientStore, DiskStore, MemoryStore
 
 
-def save(store: ResidualStore, client: int, round: int, value: float = 1.0) -> None:
+def save(store: ClientStore, client: int, round: int, value: float = 1.0) -> None:
     store.save(client, {"w": torch.full((2,), value)}, round)
 
 
-def checkpoint(store: ResidualStore) -> dict[str, Any]:
+def checkpoint(store: ClientStore) -> dict[str, Any]:
     """Return the state as a checkpoint that reaches the disk holds it."""
     state = store.state_dict()
     store.checkpointed()
@@ -35,7 +35,7 @@ def file(client: int, round: int) -> str:
 
 @pytest.mark.parametrize("keep", [2, 3])
 def test_files_stay_for_the_kept_checkpoints(keep: int, tmp_path: Path) -> None:
-    store = DiskResiduals(str(tmp_path), keep=keep)
+    store = DiskStore(str(tmp_path), keep=keep)
     states = []
     for round in range(8):
         save(store, 0, round, round)
@@ -44,13 +44,13 @@ def test_files_stay_for_the_kept_checkpoints(keep: int, tmp_path: Path) -> None:
         # Every kept checkpoint can be resumed from, and nothing is left over.
         assert names(tmp_path) == {file(0, kept) for kept in range(max(0, round - keep + 1), round + 1)}
         for kept in range(max(0, round - keep + 1), round + 1):
-            resumed = DiskResiduals(str(tmp_path), keep=keep)
+            resumed = DiskStore(str(tmp_path), keep=keep)
             resumed.load_state_dict(states[2 * kept])
             assert resumed.load(0)["w"].tolist() == [kept, kept]
 
 
 def test_files_between_checkpoints_go_too(tmp_path: Path) -> None:
-    store = DiskResiduals(str(tmp_path))
+    store = DiskStore(str(tmp_path))
     for round in range(3):
         save(store, 0, round)
     checkpoint(store)
@@ -62,7 +62,7 @@ def test_files_between_checkpoints_go_too(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_resumes_over_its_own_leftovers(tmp_path: Path) -> None:
-    store = DiskResiduals(str(tmp_path))
+    store = DiskStore(str(tmp_path))
     save(store, 0, 0)
     save(store, 1, 0)
     state = checkpoint(store)
@@ -70,7 +70,7 @@ def test_a_killed_run_resumes_over_its_own_leftovers(tmp_path: Path) -> None:
     save(store, 1, 2)
     (tmp_path / "client-5-round-1.tmp").write_bytes(b"torn")
     (tmp_path / "notes.txt").write_text("not ours")
-    resumed = DiskResiduals(str(tmp_path))
+    resumed = DiskStore(str(tmp_path))
     resumed.load_state_dict(state)
     assert resumed.load(0)["w"].tolist() == [1.0, 1.0]
     for round in range(1, 5):
@@ -82,26 +82,26 @@ def test_a_killed_run_resumes_over_its_own_leftovers(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_too_old_says_so(tmp_path: Path) -> None:
-    store = DiskResiduals(str(tmp_path))
+    store = DiskStore(str(tmp_path))
     save(store, 7, 0)
     old = checkpoint(store)
     for round in range(1, 4):
         save(store, 7, round)
         checkpoint(store)
     store.load_state_dict(old)
-    with pytest.raises(ConfigurationError, match=r"residual of client 7 .* last 2 checkpoints"):
+    with pytest.raises(ConfigurationError, match=r"belongs to client 7 .* last 2 checkpoints"):
         store.load(7)
 
 
 @pytest.mark.parametrize("lost", [1, 5])
 def test_checkpoints_that_do_not_reach_the_disk_let_nothing_go(tmp_path: Path, lost: int) -> None:
-    store = DiskResiduals(str(tmp_path))
+    store = DiskStore(str(tmp_path))
     save(store, 0, 0, 0.0)
     state = checkpoint(store)
     for round in range(1, 1 + lost):
         save(store, 0, round)
         store.state_dict()  # the disk is full
-        resumed = DiskResiduals(str(tmp_path))
+        resumed = DiskStore(str(tmp_path))
         resumed.load_state_dict(state)
         assert resumed.load(0)["w"].tolist() == [0.0, 0.0]
     for round in range(1 + lost, 4 + lost):
@@ -112,29 +112,29 @@ def test_checkpoints_that_do_not_reach_the_disk_let_nothing_go(tmp_path: Path, l
 
 def test_a_checkpoint_on_its_way_keeps_its_files(tmp_path: Path) -> None:
     """It is known to be on the disk only by the time the next one is made: files superseded meanwhile are its own."""
-    store = DiskResiduals(str(tmp_path))
+    store = DiskStore(str(tmp_path))
     states = []
     for round in range(6):
         save(store, 0, round, round)
         store.checkpointed()  # the one before
         states.append(store.state_dict())
         for kept in range(max(0, round - 1), round + 1):
-            resumed = DiskResiduals(str(tmp_path))
+            resumed = DiskStore(str(tmp_path))
             resumed.load_state_dict(states[kept])
             assert resumed.load(0)["w"].tolist() == [kept, kept]
     assert len(names(tmp_path)) == 3
 
 
-def test_another_runs_residuals_are_not_touched(tmp_path: Path) -> None:
-    save(DiskResiduals(str(tmp_path)), 0, 0)
+def test_another_runs_files_are_not_touched(tmp_path: Path) -> None:
+    save(DiskStore(str(tmp_path)), 0, 0)
     before = (tmp_path / file(0, 0)).read_bytes()
-    with pytest.raises(ConfigurationError, match=r"no residuals in .* another run"):
-        save(DiskResiduals(str(tmp_path)), 0, 0, 2.0)
+    with pytest.raises(ConfigurationError, match=r"no clients' files in .* another run"):
+        save(DiskStore(str(tmp_path)), 0, 0, 2.0)
     assert (tmp_path / file(0, 0)).read_bytes() == before
 
 
-def test_residuals_of_the_run_before_come_along_into_a_new_folder(tmp_path: Path) -> None:
-    store = DiskResiduals()
+def test_files_of_the_run_before_come_along_into_a_new_folder(tmp_path: Path) -> None:
+    store = DiskStore()
     store.bind(str(tmp_path / "one"))
     save(store, 3, 5, 7.0)
     store.bind(str(tmp_path / "one"))
@@ -146,7 +146,7 @@ def test_residuals_of_the_run_before_come_along_into_a_new_folder(tmp_path: Path
 
 
 def test_damage_is_detected_and_names_the_file(tmp_path: Path) -> None:
-    store = DiskResiduals(str(tmp_path))
+    store = DiskStore(str(tmp_path))
     store.save(4, {"w": torch.arange(40.0), "b": torch.ones(3, dtype=torch.float64)}, 1)
     path, whole = tmp_path / file(4, 1), store.load(4)
     data, choose = path.read_bytes(), random.Random(0)
@@ -166,7 +166,7 @@ def test_damage_is_detected_and_names_the_file(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = DiskResiduals(str(tmp_path))
+    store = DiskStore(str(tmp_path))
     save(store, 0, 0, 5.0)
 
     def full(descriptor: int) -> None:
@@ -180,18 +180,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_folder_may_come_later(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="folder for DiskResiduals"):
-        save(DiskResiduals(), 0, 0)
-    with pytest.raises(ConfigurationError, match="folder for DiskResiduals"):
-        DiskResiduals().bind(None)
-    store = DiskResiduals()
+    with pytest.raises(ConfigurationError, match="folder for DiskStore"):
+        save(DiskStore(), 0, 0)
+    with pytest.raises(ConfigurationError, match="folder for DiskStore"):
+        DiskStore().bind(None)
+    store = DiskStore()
     store.bind(str(tmp_path / "run"))
     save(store, 0, 0)
     assert names(tmp_path / "run") == {file(0, 0)}
-    given_one = DiskResiduals(str(tmp_path / "mine"))
+    given_one = DiskStore(str(tmp_path / "mine"))
     given_one.bind(str(tmp_path / "run"))
     save(given_one, 0, 0)
     assert names(tmp_path / "mine") == {file(0, 0)}
-    MemoryResiduals().bind(str(tmp_path))
+    MemoryStore().bind(str(tmp_path))
     with pytest.raises(ConfigurationError, match="keep of at least 2"):
-        DiskResiduals(keep=1)
+        DiskStore(keep=1)

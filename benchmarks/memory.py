@@ -1,0 +1,62 @@
+"""Peak memory of the demo over rounds: 300 of them, clients with the same levels in all."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import resource
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from hetfl.cli import main as hetfl
+
+CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
+
+
+class MemoryLog(Callback):
+    """Writes the process's peak and present memory after every round.
+
+    Args:
+        path: a CSV file with the columns round, peak and resident, in bytes.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a line."""
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        resident = resource.getpagesize() * int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        with self.path.open("a", encoding="ascii", newline="") as file:
+            csv.writer(file).writerow([trainer.current_epoch, peak, resident])
+
+
+def slope(rounds: np.ndarray, values: np.ndarray) -> float:
+    """Return the least-squares slope in bytes a round."""
+    return float(np.polyfit(rounds, values, 1)[0])
+
+
+def main() -> None:
+    """Run from the command line (Linux only)."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").strip())
+    options.add_argument("--rounds", type=int, default=300, help="(default: %(default)s)")
+    options.add_argument("--warmup", type=int, default=100, help="rounds before the slope (default: %(default)s)")
+    given, settings = options.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "memory.csv"
+        arguments = ["fit", "-c", str(CONFIG), "--model.assignment=hetfl.fleet.Fixed", "--plots=false"]
+        arguments += ["--final_test=false", f"--trainer.max_epochs={given.rounds}", f"--trainer.logger.root={folder}"]
+        arguments += ["--trainer.callbacks+=memory.MemoryLog", f"--trainer.callbacks.path={log}"]
+        hetfl([*arguments, *settings])
+        rounds, peak, resident = np.loadtxt(log, delimiter=",").T
+    late = rounds >= given.warmup
+    print(f"peak {peak[-1] / 2**20:.1f} MiB, {(peak[late][-1] - peak[late][0]) / 2**10:.0f} KiB of it since warm-up")
+    print(f"slope after {given.warmup} rounds: peak {slope(rounds[late], peak[late]):.0f} bytes a round, ", end="")
+    print(f"resident {slope(rounds[late], resident[late]):.0f} bytes a round")
+
+
+if __name__ == "__main__":
+    main()
