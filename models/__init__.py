@@ -1,11 +1,26 @@
-"""Nets whose constructor takes a width: building blocks in ``layers``, one architecture per file."""
+"""Nets whose constructor takes a width, a depth or both: what they are made of, and one architecture per file.
+
+Blocks of all nets are in ``layers``, those of nets with an exit per stage in ``exits``.
+"""
 
 if __name__ != "hetfl.models":
     raise ImportError(f"Expected this package to be imported as hetfl.models but got {__name__!r}: import hetfl.models")
 
 from hetfl.models.convnet import ConvNet
 from hetfl.models.layers import Scaler, make_norm, scaled
+from hetfl.models.multi_exit_convnet import MultiExitConvNet
+from hetfl.models.multi_exit_resnet import MultiExitResNet
 from hetfl.models.preact_resnet import PreActResNet
 from hetfl.models.static_batch_norm import StaticBatchNorm2d, StaticStatistics
 
-__all__ = ["ConvNet", "PreActResNet", "Scaler", "StaticBatchNorm2d", "StaticStatistics", "make_norm", "scaled"]
+__all__ = [
+    "ConvNet",
+    "MultiExitConvNet",
+    "MultiExitResNet",
+    "PreActResNet",
+    "Scaler",
+    "StaticBatchNorm2d",
+    "StaticStatistics",
+    "make_norm",
+    "scaled",
+]

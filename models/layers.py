@@ -29,6 +29,22 @@ def scaled(channels: int, width: float) -> int:
     return math.ceil(round(width * channels, 9))
 
 
+def kept_stages(depth: int | None, stages: int) -> int:
+    """Return how many of a net's stages a depth keeps: the first ``depth``, or all if it is None.
+
+    Raises:
+        ConfigurationError: the net has no stage, or ``depth`` is not in 1..``stages``.
+
+    >>> kept_stages(2, 4), kept_stages(None, 4)
+    (2, 4)
+    """
+    if stages < 1:
+        raise ConfigurationError("Expected at least one size in hidden, one per stage, but got none")
+    if depth is not None and not 1 <= depth <= stages:
+        raise ConfigurationError(f"Expected depth in 1..{stages}, the net's number of stages, but got {depth}")
+    return stages if depth is None else depth
+
+
 class Scaler(nn.Module):
     r"""Divide by the width ratio in training, pass through in evaluation (HeteroFL, section 3).
 
@@ -69,3 +85,19 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
         case "none":
             return nn.Identity()
     raise ConfigurationError(f"Expected norm in ('static_batch', 'batch', 'group', 'none') but got {norm!r}")
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution, the Scaler, a norm layer.
+
+    Args:
+        conv: the convolution; its output is what the Scaler divides.
+        norm: kind of norm layer.
+        width: ratio for the Scaler.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: Norm, width: float) -> None:
+        super().__init__()
+        self.add_module("conv", conv)
+        self.add_module("scaler", Scaler(width))
+        self.add_module("norm", make_norm(norm, conv.out_channels))

@@ -1,18 +1,22 @@
-"""Nets that prefixes cannot slice are refused, nets that they can are not."""
+"""Nets that prefixes cannot slice, in width or depth, are refused; nets that they can are not."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hetfl import Level
 from hetfl.errors import ConfigurationError
 from hetfl.federation.levels import LevelSet
 from hetfl.local.nesting import check_nesting
-from hetfl.models import ConvNet, PreActResNet, scaled
+from hetfl.models import ConvNet, MultiExitConvNet, MultiExitResNet, PreActResNet, scaled
+from hetfl.models.exits import AttentionGate
 from tests.conftest import small_levels
 
 
@@ -86,8 +90,92 @@ class NoAxis(nn.Module):
         return self.classifier(x.flatten(1))  # type: ignore[no-any-return]
 
 
-def check(factory: Callable[..., nn.Module], channels: int = 1, size: int = 8) -> None:
-    levels = LevelSet(factory, small_levels(1.0, 0.7, 0.5), seed=0)
+class Exits(nn.Module):
+    """A linear layer per stage and a linear exit for each: the right way, for the wrong ones below."""
+
+    def __init__(self, depth: int = 3, width: float = 1.0) -> None:
+        super().__init__()
+        c = scaled(8, width)
+        self.stages = nn.ModuleList(nn.Linear(64 if i == 0 else c, c) for i in range(depth))
+        self.heads = nn.ModuleDict({self.name(i, depth): nn.Linear(c, 10) for i in range(depth)})
+
+    def name(self, stage: int, depth: int) -> str:
+        return str(stage)
+
+    def read(self, features: list[Tensor], stage: int) -> Tensor:
+        return features[stage]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, features = x.flatten(1), []
+        for stage in self.stages:
+            x = F.relu(stage(x))
+            features.append(x)
+        heads = [self.heads[self.name(i, len(features))] for i in range(len(features))]
+        return torch.stack([head(self.read(features, i)) for i, head in enumerate(heads)])
+
+
+class ReadsLater(Exits):
+    """Every exit reads the stage after its own, if there is one."""
+
+    def read(self, features: list[Tensor], stage: int) -> Tensor:
+        return features[min(stage + 1, len(features) - 1)]
+
+
+class ReadsAll(Exits):
+    """Every exit reads the sum of all stages."""
+
+    def read(self, features: list[Tensor], stage: int) -> Tensor:
+        return torch.stack([feature + 1 for feature in features]).sum(0)
+
+
+class CountsFromTheEnd(Exits):
+    """The deepest exit, whichever it is, has the name 0."""
+
+    def name(self, stage: int, depth: int) -> str:
+        return str(depth - 1 - stage)
+
+
+class DeepestFirst(Exits):
+    """Stacks the deepest exit first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flip(0)
+
+
+class OneExitAlone(Exits):
+    """Does not stack a single exit."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze(0)
+
+
+class AddsItsGate(nn.Module):
+    """Adds a gate where the project's nets multiply by it: a channel without weights gets sigmoid(0), which is 1/2."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, scaled(8, width), 1)
+        self.gate = AttentionGate(scaled(8, width), "static_batch", width)
+        self.classifier = nn.Linear(scaled(8, width), 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + torch.sigmoid(self.gate(x))
+        norm = x.norm(dim=1).mean((1, 2))
+        return self.classifier(x.mean((2, 3))) / norm.unsqueeze(1)  # type: ignore[no-any-return]
+
+
+AXES = {
+    f"{width:.0%}-{depth}".replace("%", ""): Level("", width, depth)
+    for width, depth in itertools.product((1.0, 0.5, 0.25), (3, 2, 1))
+    if (width, depth) != (1.0, 3)
+}
+
+
+def check(
+    factory: Callable[..., nn.Module], channels: int = 1, size: int = 8, sizes: dict[str, Level] | None = None
+) -> None:
+    levels = LevelSet(factory, sizes or small_levels(1.0, 0.7, 0.5), seed=0)
     inputs = torch.rand(4, channels, size, size, generator=torch.Generator().manual_seed(1))
     before = {name: p.clone() for name, p in levels.net.named_parameters()}
     for level in levels:
@@ -132,3 +220,36 @@ def test_a_net_without_the_axis_is_refused_and_the_argument_is_named() -> None:
     with pytest.raises(ConfigurationError, match="takes 'width', which levels of different width need"):
         LevelSet(NoAxis, small_levels(1.0, 0.5), seed=0)  # type: ignore[arg-type]
     assert len(LevelSet(NoAxis, small_levels(1.0), seed=0)) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["static_batch", "batch", "group", "none"])
+@pytest.mark.parametrize("net", [MultiExitConvNet, MultiExitResNet])
+def test_the_projects_nets_nest_in_width_and_depth(net: type[nn.Module], norm: str) -> None:
+    factory = partial(net, in_channels=1, num_classes=10, hidden=(16, 16, 32), norm=norm)
+    check(factory, size=12, sizes={"a": Level("a"), **AXES})
+
+
+def test_a_net_with_an_exit_per_stage_is_accepted() -> None:
+    check(Exits, sizes={"a": Level("a"), **AXES})
+
+
+@pytest.mark.parametrize(
+    ("factory", "tensor"),
+    [
+        (ReadsLater, "100% of 'heads.0.weight'"),
+        (ReadsAll, "different outputs:"),
+        (CountsFromTheEnd, "100% of 'heads.0.bias'"),
+        (DeepestFirst, "100% of 'heads.0.bias'"),
+        (OneExitAlone, "different outputs:"),
+    ],
+)
+def test_nets_whose_exits_do_not_nest_are_refused(factory: Callable[..., nn.Module], tensor: str) -> None:
+    with pytest.raises(ConfigurationError, match=tensor) as error:
+        check(factory, sizes={"a": Level("a"), "b": Level("b", depth=1)})
+    assert "level b" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_gate_that_reaches_absent_channels_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="different outputs"):
+        check(AddsItsGate)

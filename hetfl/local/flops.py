@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hetfl.models.static_batch_norm import gathering
 
 
+def _convolution_backward(
+    gradient: Sequence[int], inputs: Sequence[int], weight: Sequence[int], *settings: Any, out_shape: object
+) -> int:
+    """Return the FLOPs of a convolution's backward pass from shapes: as many per gradient as the forward pass has.
+
+    torch's own formula counts the weight's gradient as if every output channel met every input channel: ``groups``
+    times too many, which is 512 times in a depthwise convolution of 512 channels.
+    """
+    _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted = settings
+    positions = (inputs if transposed else gradient)[2:]
+    return 2 * inputs[0] * math.prod(positions) * math.prod(weight) * int(sum(wanted[:2]))
+
+
+FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
+"""What is counted otherwise than by torch."""
+
+
 def flops_per_sample(net: nn.Module, inputs_N: Tensor) -> tuple[float, float]:
     """Return the FLOPs (2 per multiply-add) of a forward pass, and of forward and backward, for one sample.
 
+    Convolutions and matrix products count; norms, activations, pools and upsampling do not.
+
     Args:
-        net: the net; its parameters and gradients are left as they were.
+        net: the net, of one exit or several; its parameters and gradients are left as they were.
         inputs_N: a few samples, as the net gets them.
     """
     copied = copy.deepcopy(net)
     counts = []
     for backward in (False, True):
-        with FlopCounterMode(display=False) as counter, gathering(copied):
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, gathering(copied):
             outputs = copied(inputs_N)
             if backward:
                 outputs.sum().backward()

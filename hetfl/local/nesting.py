@@ -18,23 +18,23 @@ CROSS_CHANNEL_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Tensor, level: str) -> None:
-    """Refuse a net whose sub-model is not its leading channels.
+    """Refuse a net whose sub-model is not its leading channels, or its first stages.
 
     A net nests if the global net, with every entry outside the index set to zero, computes what the sub-model computes.
     It does not where a tensor's positions mix channels with something else: a flatten in channels-last order before a
-    classifier, a concatenation of branches, attention heads. Both nets are compared in float64 as they act in
-    evaluation, batch norm by batch statistics; norms across channels, whose statistics rightly differ, are reduced to
-    their affine part.
+    classifier, a concatenation of branches, attention heads. Nor where an exit reads a later stage than its own, or a
+    tensor's name depends on the depth. Both nets are compared in float64 as they act in evaluation, batch norm by batch
+    statistics; norms across channels, whose statistics rightly differ, are reduced to their affine part.
 
     Args:
-        whole: the global net.
-        part: the level's net; its values are replaced in a copy.
+        whole: the global net, whose outputs are logits (N, K), or (H, N, K) with an exit per stage.
+        part: the level's net; its values are replaced in a copy. Its exits are compared with the global net's first.
         index: what the level holds of the global net.
         inputs_N: a few samples, as the nets get them.
         level: the level's name, for messages.
 
     Raises:
-        ConfigurationError: the outputs differ; names the first tensor with entries that are dead in the global net.
+        ConfigurationError: the outputs differ; names the tensor with most entries that are dead in the global net.
     """
     whole, part = (_prepared(net) for net in (whole, part))
     _randomise(whole)
@@ -46,13 +46,15 @@ def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Ten
         if name not in tensors and name in others and buffer.shape == others[name].shape:
             buffer.copy_(others[name])
     _zero_outside(tensors, index)
-    outputs, gradients = zip(*(_run(net, inputs_N.double()) for net in (whole, part)), strict=True)
-    if outputs[0].shape == outputs[1].shape and torch.allclose(outputs[0], outputs[1], rtol=1e-6, atol=1e-9):
+    expected, wanted = _run(part, inputs_N.double())
+    outputs, gradients = _run(whole, inputs_N.double(), exits=len(expected))
+    if outputs.shape == expected.shape and torch.allclose(outputs, expected, rtol=1e-6, atol=1e-9):
         return
     raise ConfigurationError(
-        f"Expected the net at level {level} to be the leading channels of the global net but got different outputs"
-        f"{_culprit(gradients[0], gradients[1], index)}: its positions are not channels alone (a flatten, a "
-        "concatenation or attention heads?); set check_nesting to false if that is meant"
+        f"Expected the net at level {level} to be the leading channels and first stages of the global net but got "
+        f"different outputs{_culprit(gradients, wanted, index)}: its positions are not channels alone (a flatten, a "
+        "concatenation or attention heads?), an exit reads more than its own stage, or a name depends on the depth; "
+        "set check_nesting to false if that is meant"
     )
 
 
@@ -91,7 +93,8 @@ def _zero_outside(tensors: Mapping[str, Tensor], index: Index) -> None:
         tensor.data.mul_(inside)
 
 
-def _run(net: nn.Module, inputs_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _run(net: nn.Module, inputs_N: Tensor, exits: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the logits, of several exits only the first ``exits``, and the gradients of their loss."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -99,19 +102,19 @@ def _run(net: nn.Module, inputs_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             outputs = net(inputs_N)
     finally:
         torch.set_default_dtype(default)
-    outputs = torch.stack(list(outputs)) if isinstance(outputs, list | tuple) else outputs
+    outputs = outputs[:exits] if outputs.dim() == 3 else outputs
     labels = torch.arange(len(inputs_N)) % outputs.shape[-1]
-    F.cross_entropy(
-        outputs.reshape(-1, outputs.shape[-1]), labels.repeat(outputs.shape[:-1].numel() // len(labels))
-    ).backward()
+    F.cross_entropy(outputs.flatten(0, -2), labels.repeat(outputs.shape[:-1].numel() // len(labels))).backward()
     zero = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     return outputs.detach(), {n: zero[n] if p.grad is None else p.grad for n, p in net.named_parameters()}
 
 
 def _culprit(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], index: Index) -> str:
+    """Say which tensor has the largest share of dead entries; of several the last, which is nearest to the output."""
+    worst, text = 0.0, ""
     for name, gradient in part.items():
         dead = (take(whole[name], index[name]) == 0) & (gradient != 0)
-        if bool(dead.any()):
-            share = dead.double().mean().item()
-            return f" ({share:.0%} of the entries of {name!r} meet channels that the level does not have)"
-    return ""
+        share = dead.sum().item() / max(int(gradient.count_nonzero()), 1)
+        if share and share >= worst:
+            worst, text = share, f" ({share:.0%} of {name!r} meets channels or stages that the level does not have)"
+    return text
