@@ -39,6 +39,7 @@ def trained(store: ClientStore, clients: int, folder: Path) -> Trainer:
         train_targets=labels,
         test_inputs=images,
         test_targets=labels,
+        num_classes=10,
         num_clients=clients,
         val_fraction=0.0,
     )

@@ -1,7 +1,7 @@
 """The words of the design as types: levels, indices, updates, reports.
 
 Shape suffixes used in this package: N batch, C channels, K classes, D entries of a flat parameter vector,
-S clients of a cohort.
+S clients of a cohort, T tensors of a layout.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ class Level:
 
 
 class NetFactory(Protocol):
-    """What YAML's ``net:`` gives: a class, or a class with some arguments bound, that builds the net of a level."""
+    """What YAML's ``net:`` gives: a class, or a class with some arguments bound, that builds the net of a level.
+
+    It is also called with ``depth``, a number of stages, for levels that have one, and need not take what no level asks
+    for. The net's output is logits (N, K), or (H, N, K) if it has H exits, the shallowest first.
+    """
 
     def __call__(self, *, width: float = 1.0) -> nn.Module:
         """Return a freshly initialised net whose hidden channels are scaled by ``width``."""
@@ -104,8 +108,25 @@ class Update(ABC):
         """Number of entries whose value is in the message."""
 
     @abstractmethod
+    def num_sent_before(self, positions: Tensor) -> Tensor:
+        """Return, per position in [0, D], how many entries before it are in the message, int64 on the CPU."""
+
+    @abstractmethod
     def to_dense(self) -> Tensor:
         """Return the vector of D entries that the server reads; entries that were not sent are 0."""
+
+    def num_sent_per_tensor(self, layout: Layout) -> Tensor:
+        """Return how many entries of each tensor are in the message: int64, shape (T,), on the CPU.
+
+        Args:
+            layout: where the tensors lie in the vector of D entries; the exact block is no part of it.
+
+        Raises:
+            ValueError: the layout is that of a vector of another length.
+        """
+        if layout.size != self.size:
+            raise ValueError(f"Expected the layout of a vector of {self.size} entries but got one of {layout.size}")
+        return self.num_sent_before(torch.tensor([*layout.offsets, layout.size])).diff()
 
     def with_exact(self, exact: Tensor) -> Update:
         """Return the same update with an exact block."""
@@ -126,6 +147,9 @@ class DenseUpdate(Update):
     def num_sent(self) -> int:  # noqa: D102
         return self.values.numel()
 
+    def num_sent_before(self, positions: Tensor) -> Tensor:  # noqa: D102
+        return positions
+
     def to_dense(self) -> Tensor:  # noqa: D102
         return self.values
 
@@ -145,6 +169,9 @@ class SparseUpdate(Update):
     @property
     def num_sent(self) -> int:  # noqa: D102
         return self.indices.numel()
+
+    def num_sent_before(self, positions: Tensor) -> Tensor:  # noqa: D102
+        return torch.searchsorted(self.indices, positions.to(self.indices.device)).cpu()
 
     def to_dense(self) -> Tensor:  # noqa: D102
         return self.values.new_zeros(self.length).index_copy_(0, self.indices, self.values)

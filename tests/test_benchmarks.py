@@ -7,10 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from aggregation import aggregation, uploads
 from bare import BareLoop
+from checkpoint import checkpoints
+from memory import slope
 from round import Federation, Setting, bare_loop, bare_work, check, local_rounds, whole_rounds
 from timing import Row, double_precision, interleaved, report, rows
 from uplink import upload
@@ -83,3 +86,17 @@ def test_ratios_are_against_the_first_side(tmp_path: Path, capsys: pytest.Captur
     assert (found[1].ratio_of_medians, found[1].ratio_of_minima) == (2.0, 3.0)
     assert "2.000" in capsys.readouterr().out
     assert json.loads((tmp_path / "times.json").read_text())["rows"][1]["seconds"] == [3.0, 5.0, 4.0]
+
+
+def test_checkpoints_of_both_stores_are_timed_against_bare_weights() -> None:
+    found = checkpoints(2, blocks=1)
+    sizes = {row.side.split(",")[0]: float(row.side.split()[-2]) for row in found}
+    assert [row.case.split()[0] for row in found] == ["save"] * 3 + ["load"] * 3
+    weights = 4 * 11_172_170 / 1e6
+    assert sizes["weights alone"] == pytest.approx(weights, rel=0.01)
+    assert sizes["DiskStore"] == pytest.approx(weights, rel=0.01)
+    assert sizes["MemoryStore"] == pytest.approx(3 * weights, rel=0.01)
+
+
+def test_slope_is_in_bytes_a_round() -> None:
+    assert slope(np.arange(10.0), 5.0 + 3.0 * np.arange(10.0)) == pytest.approx(3.0)

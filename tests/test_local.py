@@ -6,6 +6,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from torch.optim import SGD, Adafactor, Adam, Optimizer
 from hetfl.data import ClientData, Plain
 from hetfl.errors import ConfigurationError
 from hetfl.federation.levels import LevelSet
-from hetfl.local import Executor, LocalTask, LocalTraining, Sequential, Workers
+from hetfl.local import Executor, FedDyn, LocalTask, LocalTraining, Penalty, Proximal, Sequential, Workers
 from hetfl.local.executor import Bench
 from hetfl.local.flops import flops_per_sample
 from hetfl.local.jobs import statistics, train, unpack_statistics
@@ -89,9 +91,16 @@ def bench_of(problem: Problem, sizes: tuple[int, ...] = (23, 31, 12)) -> Bench:
 
 
 def bare_loop(
-    problem: Problem, source: Source, task: LocalTask, make: Callable[..., Optimizer]
+    problem: Problem,
+    source: Source,
+    task: LocalTask,
+    make: Callable[..., Optimizer],
+    term: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, float]:
-    """Train a freshly built net with one optimizer over its list of parameters, as anyone would write it."""
+    """Train a freshly built net with one optimizer over its list of parameters, as anyone would write it.
+
+    ``term``, of the parameters now and at the start as vectors, is added to the loss.
+    """
     net = problem.build(task.level)
     for name, tensor in state_of(net).items():
         tensor.data.copy_(state_of(problem.net)[name][tuple(slice(0, s) for s in tensor.shape)])
@@ -102,11 +111,14 @@ def bare_loop(
     random = generator(problem.seed, "local", task.round, task.client)
     data, losses, seen = source.client_data(task.client), 0.0, 0
     net.train()
-    for _ in range(problem.local.epochs):
+    for _ in range(task.epochs or problem.local.epochs):
         for batch in batches(len(data.targets), problem.local.batch_size, random):
             optimizer.zero_grad()
             loss = F.cross_entropy(net(data.inputs[batch]), data.targets[batch])
             loss.backward()
+            if term is not None:
+                theta = torch.cat([p.reshape(-1) for p in net.parameters()])
+                term(theta, start[: theta.numel()]).backward()
             if problem.local.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(net.parameters(), problem.local.gradient_clip)
             optimizer.step()
@@ -141,6 +153,40 @@ def test_training_equals_a_bare_loop(make: Callable[..., Optimizer], norm: str, 
         assert torch.allclose(result.vector, expected, rtol=1e-9, atol=1e-12)
         assert result.loss == pytest.approx(loss, rel=1e-9)
         assert result.num_passes == 2 * result.num_samples
+
+
+@pytest.mark.parametrize("norm", ["static_batch", "batch"])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_penalised_training_equals_a_bare_loop_with_the_term_in_its_loss(norm: str, clip: float | None) -> None:
+    def make(parameters: Any) -> Optimizer:
+        return SGD(parameters, lr=1.0, momentum=0.9, weight_decay=5e-4)
+
+    def bench(penalty: Penalty) -> Bench:
+        local = LocalTraining(epochs=3, batch_size=10, gradient_clip=clip, optimizer=make, penalty=penalty)
+        return bench_of(Problem(local, net=lambda *, width=1.0: small_net(width=width, norm=norm)))
+
+    task = LocalTask(1, "b", round=4, version=4, lr=0.02, epochs=2)
+    proximal, feddyn = bench(Proximal(0.7)), bench(FedDyn(0.4))
+    expected, _ = bare_loop(
+        proximal.problem,  # type: ignore[arg-type]
+        proximal.data,  # type: ignore[arg-type]
+        task,
+        make,
+        lambda theta, start: 0.35 * (theta - start).square().sum(),
+    )
+    assert torch.allclose(train(proximal, task).vector, expected, rtol=1e-9, atol=1e-12)
+    size = feddyn.resident(task).vector.numel()
+    memory = 0.1 * torch.randn(size, generator=torch.Generator().manual_seed(0))
+    expected, _ = bare_loop(
+        feddyn.problem,  # type: ignore[arg-type]
+        feddyn.data,  # type: ignore[arg-type]
+        task,
+        make,
+        lambda theta, start: -(memory * theta).sum() + 0.2 * (theta - start).square().sum(),
+    )
+    found = train(feddyn, replace(task, memory_D=memory)).vector
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(train(feddyn, task).vector, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_a_new_version_of_the_global_model_is_loaded() -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``hetfl fit | resume | validate | test | describe``, Lightning's CLI over stacked YAML files."""
+"""The command line: ``hetfl fit | resume | validate | test | describe | export``, Lightning's CLI over YAML files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from hetfl.federation import FederatedModule
 
 __all__ = ["FederatedCLI", "FederatedTrainer", "main"]
 
+OF_RUNS = {"resume": "fit", "export": "export"}
+"""Verbs that take the folder of a run, and the verb that each is in long form."""
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
@@ -33,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # classes of the user's own, beside where the command is typed
     try:
-        given = _resumed(list(sys.argv[1:] if args is None else args))
+        given = _of_run(list(sys.argv[1:] if args is None else args))
         check_arguments(given)
         _run(given)
     except (ConfigurationError, MisconfigurationException) as error:
@@ -76,19 +79,23 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
-def _resumed(args: list[str]) -> list[str]:
-    """Return ``resume RUN ...`` in long form: fit with the run's configuration and checkpoint; else what was given.
+def _of_run(args: list[str]) -> list[str]:
+    """Return ``resume RUN ...`` and ``export RUN ...`` in long form: with the run's configuration and checkpoint.
+
+    Everything else is returned as it was given.
 
     Raises:
         ConfigurationError: no run folder is named, or it has no configuration.
     """
-    if args[:1] != ["resume"]:
+    verb = args[0] if args else ""
+    in_long_form = verb == "export" and len(args) > 1 and args[1].startswith("-")
+    if verb not in OF_RUNS or in_long_form:
         return args
     folder = Path(args[1]) if len(args) > 1 else None
     if folder is None or not (folder / "config.yaml").is_file():
-        raise ConfigurationError(f"Expected a run folder with a config.yaml after resume but got {folder or 'nothing'}")
+        raise ConfigurationError(f"Expected a run folder with a config.yaml after {verb} but got {folder or 'nothing'}")
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    return ["fit", "-c", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint), *args[2:]]
+    return [OF_RUNS[verb], "-c", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint), *args[2:]]
 
 
 def _quiet() -> None:

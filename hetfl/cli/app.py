@@ -13,18 +13,20 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from hetfl.analysis import plot_run
+from hetfl.analysis import Snapshots, plot_run
 from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.callbacks import LastCheckpoint, RoundsLeft
-from hetfl.cli.checks import as_configuration, check_settings, run_folders
+from hetfl.cli.checks import NOT_RUNS, as_configuration, check_settings, run_folders
+from hetfl.cli.exporting import FormatName, export_line, export_target
 from hetfl.display import RoundProgress, RunSummary, describe
+from hetfl.export import check_export, export_submodel
 from hetfl.federation import FederatedModule
 from hetfl.interrupt import StopAtRoundEnd
 from hetfl.run_folder import RunFolder
 
 
 class FederatedTrainer(Trainer):
-    """Lightning's Trainer with one more verb."""
+    """Lightning's Trainer with two more verbs."""
 
     def describe(
         self,
@@ -50,6 +52,34 @@ class FederatedTrainer(Trainer):
         model.setup("fit")
         describe(model, model.data)
 
+    def export(
+        self,
+        model: FederatedModule,
+        datamodule: LightningDataModule,
+        level: str | None = None,
+        format: FormatName | None = None,
+        out: str | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Test a checkpoint, then write one level's sub-model to a file of its own, and a card beside it.
+
+        Args:
+            model: the module.
+            datamodule: its data.
+            level: name of the level; null: the largest.
+            format: safetensors (the net, for Python), pt2 (the prediction, for PyTorch) or onnx (the prediction, for
+                onnxruntime and others); null: the one that ``out`` ends in, else safetensors.
+            out: a file with the suffix of a format, or a folder; null: the folder ``export`` of the run.
+            ckpt_path: the checkpoint; null: the model as it is.
+            weights_only: as in Lightning's ``test``.
+        """
+        level = model.levels.largest if level is None else level
+        path = export_target(level, format, out, ckpt_path)
+        check_export(model, level, path)
+        self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only, verbose=False)
+        print(export_line(path, export_submodel(model, level, path)))
+
 
 class FederatedCLI(LightningCLI):
     """``model`` and ``data`` are given by class; run folder, progress, summary and checkpoints are there by default."""
@@ -58,6 +88,7 @@ class FederatedCLI(LightningCLI):
         """Add what is ours, and let one seed serve model and data."""
         parser.add_argument("--final_test", type=bool, default=True, help="Test the last model at the end of fit.")
         parser.add_argument("--plots", type=bool, default=True, help="Draw the run's pictures at the end of fit.")
+        parser.add_lightning_class_args(Snapshots, "snapshots")
         for part in ("model", "data"):
             parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=_seed)
 
@@ -69,6 +100,7 @@ class FederatedCLI(LightningCLI):
             "validate": {"model", "dataloaders", "datamodule"},
             "test": {"model", "dataloaders", "datamodule"},
             "describe": {"model", "datamodule"},
+            "export": {"model", "datamodule"},
         }
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -115,19 +147,21 @@ class FederatedCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return the trainer with our callbacks, less those that the user switched off."""
         config = self.config_init[self.subcommand].trainer
-        own = _listed(config.callbacks)
+        own = [] if self.subcommand in NOT_RUNS else _listed(config.callbacks)
         if self.subcommand != "fit":
             own = [callback for callback in own if not isinstance(callback, Checkpoint)]
             kwargs["enable_checkpointing"] = False
+            # The checkpoint's callbacks are those of training.
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
         kwargs["callbacks"] = own
-        self.trainer_defaults["callbacks"] = [] if self.subcommand == "describe" else self._callbacks(config, own)
+        self.trainer_defaults["callbacks"] = [] if self.subcommand in NOT_RUNS else self._callbacks(config, own)
         plugins = _listed(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, SafeCheckpointIO()]
         if isinstance(config.logger, list):  # checkpoints go where the first logger writes
             kwargs["logger"] = sorted(config.logger, key=lambda each: not isinstance(each, RunFolder))
-        if self.subcommand == "describe":
-            kwargs["logger"] = False
+        if self.subcommand in NOT_RUNS:
+            kwargs |= {"logger": False, "enable_progress_bar": False}
         return super().instantiate_trainer(**kwargs)
 
     def _callbacks(self, config: Namespace, own: list[Callback]) -> list[Callback]:
@@ -140,8 +174,6 @@ class FederatedCLI(LightningCLI):
             callbacks += [RoundsLeft(), self.stop]
             if config.enable_checkpointing is not False:
                 callbacks.append(LastCheckpoint())
-        else:  # the checkpoint's callbacks are those of training
-            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
         return callbacks
 
     def after_fit(self) -> None:

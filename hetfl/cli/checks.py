@@ -14,6 +14,9 @@ from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
 from hetfl.federation.module import PRECISIONS
 
+NOT_RUNS = ("describe", "export")
+"""Verbs that make no run folder and print no summary."""
+
 
 @contextmanager
 def as_configuration() -> Iterator[None]:
@@ -50,7 +53,7 @@ def check_settings(verb: str, config: Namespace) -> None:
         raise ConfigurationError("Expected trainer.max_epochs, the number of rounds, of at least 1 but got 0")
     if config.trainer.check_val_every_n_epoch == 0:
         raise ConfigurationError("Expected trainer.check_val_every_n_epoch of at least 1 round or null but got 0")
-    for folder in run_folders(config) if verb != "describe" else []:
+    for folder in run_folders(config) if verb not in NOT_RUNS else []:
         check_root(folder.init_args)
 
 

@@ -15,6 +15,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
 
+EXPORT = ("--level", "--format", "--out")
+"""What to export, and where: one file a call."""
 SEED = re.compile(r"(?:--)?(model|data)\.(?:init_args\.)?seed(?:=|$)")
 
 
@@ -48,10 +50,17 @@ def check_arguments(args: Sequence[str]) -> None:
     """Refuse arguments that would be overwritten without a word.
 
     Raises:
-        ConfigurationError: the seed of model or data is given apart from ``seed_everything``.
+        ConfigurationError: the seed of model or data is given apart from ``seed_everything``; what to export is given
+            twice.
     """
     for argument in args:
         _check_seed(argument, "")
+    given = [argument.partition("=")[0] for argument in args] if args[:1] == ["export"] else []
+    for option in EXPORT:
+        if given.count(option) > 1:
+            raise ConfigurationError(
+                f"Expected {option} once but got it {given.count(option)} times: export one by one"
+            )
 
 
 def check_file(path: Path) -> None:

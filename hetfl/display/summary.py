@@ -88,7 +88,7 @@ class RunSummary(Callback):
 
 
 def level_table(module: _Leveled, metrics: Mapping[str, float]) -> Table:
-    """Return a table of the levels and, below them, the global model: size, parameters, accuracies."""
+    """Return a table of the levels and, below them, the global model and its heads: size, parameters, accuracies."""
     table = Table(title="Levels", title_justify="left")
     for heading in ("level", "width", "depth", "parameters", "val accuracy", "test accuracy"):
         table.add_column(heading, justify="left" if heading == "level" else "right", no_wrap=True)
@@ -98,7 +98,13 @@ def level_table(module: _Leveled, metrics: Mapping[str, float]) -> Table:
         table.add_row(name, f"{level.width:g}", depth, parameters, *_accuracies(metrics, f"/{name}"))
     table.add_section()
     table.add_row("global", "", "", "", *_accuracies(metrics, ""))
+    for name in sorted({column.rpartition("/")[2] for column in metrics if "/accuracy/head_" in column}, key=_number):
+        table.add_row(name.replace("_", " "), "", "", "", *_accuracies(metrics, f"/{name}"))
     return table
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2])
 
 
 def _accuracies(metrics: Mapping[str, float], suffix: str) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hetfl.types import Index, Report, Update
+
 
 class FederatedCallback(Callback):
-    """A Lightning callback with a hook for what happens inside a round."""
+    """A Lightning callback with hooks for what happens inside a round."""
 
     def on_client_end(self, trainer: Trainer, module: LightningModule, done: int, total: int) -> None:
         """Follow a client's local training; called in the main process.
@@ -16,4 +18,20 @@ class FederatedCallback(Callback):
             module: the federated module.
             done: number of clients of this round that have finished, this one included.
             total: number of clients in this round.
+        """
+
+    def on_update(
+        self, trainer: Trainer, module: LightningModule, update: Update, index: Index, report: Report
+    ) -> None:
+        """Follow an update that the server accepted; called in the main process, in the order of the cohort.
+
+        The client's ``on_client_end`` comes after it. Take what is needed from an update and let it go: those of a
+        whole cohort need not fit into memory.
+
+        Args:
+            trainer: the trainer.
+            module: the federated module.
+            update: what the server decoded.
+            index: where its entries lie in the global model: the upload index, parameters and then float buffers.
+            report: what the client says about its training; names the client and its level.
         """

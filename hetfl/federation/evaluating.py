@@ -23,7 +23,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 class EvaluatingModule(HostingModule):
     """Evaluates every level on the same batches, after its static batch-norm statistics have been gathered.
 
-    Subclasses provide the attributes below, ``predict`` and ``restrict``.
+    Subclasses provide the attributes below, ``predict_heads`` and ``restrict``.
     """
 
     assignment: LevelAssignment
@@ -32,8 +32,8 @@ class EvaluatingModule(HostingModule):
     flops: Mapping[str, tuple[float, float]]
     seed: int
 
-    def predict(self, net: nn.Module, inputs: Tensor) -> Tensor:
-        """Return the logits that an evaluation uses."""
+    def predict_heads(self, net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the logits that an evaluation uses, and those of single heads by name."""
         raise NotImplementedError
 
     def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -97,8 +97,10 @@ class EvaluatingModule(HostingModule):
         self._nets = {level: self.submodel(level) for level in self.levels}
 
     def _logits(self, inputs: Tensor, levels: list[str]) -> dict[str, Tensor]:
+        """Return the logits of levels, the largest first, and behind them those of the largest's heads."""
         prepared = self._transform.eval(inputs)
-        return {level: self.predict(self._nets[level], prepared) for level in levels}
+        found = {level: self.predict_heads(self._nets[level], prepared) for level in levels}
+        return {level: logits for level, (logits, _) in found.items()} | found[levels[0]][1]
 
     def on_validation_epoch_start(self) -> None:
         """Bring all levels up to the present global model."""

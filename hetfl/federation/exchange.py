@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -12,7 +14,22 @@ from hetfl.errors import RefusedUpdate
 from hetfl.federation.ledger import Ledger
 from hetfl.local import LocalResult
 from hetfl.submodel import gather_flat, index_layout, relative
-from hetfl.types import Index, Report
+from hetfl.types import Index, Report, Update
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A client's update that the server took.
+
+    Attributes:
+        report: what the client says about its training.
+        update: what the server decoded.
+        index: where the update's entries lie in the global model: the upload index, parameters and then float buffers.
+    """
+
+    report: Report
+    update: Update
+    index: Index
 
 
 class Exchange:
@@ -29,7 +46,7 @@ class Exchange:
 
     def receive(
         self, result: LocalResult, *, index: Index, upload: Index, trained: frozenset[str], flops: float
-    ) -> Report | None:
+    ) -> Accepted | None:
         """Pass one client's delta on.
 
         Args:
@@ -40,7 +57,7 @@ class Exchange:
             flops: what its training took.
 
         Returns:
-            The client's report; None if its update was refused: then its delta is lost, its residual as it was.
+            What was accepted; None if the update was refused: then its delta is lost, its residual as it was.
         """
         task = result.task
         down_bytes = wire.dense_size(result.vector.numel())
@@ -65,7 +82,7 @@ class Exchange:
         self.ledger.charge(down_bytes=down_bytes, up_bytes=up_bytes, flops=flops)
         dense_bytes = 4 * vector.numel()
         self.ledger.sent(entries=size, sent=update.num_sent, dense_bytes=dense_bytes)
-        return report
+        return Accepted(report, update, upload)
 
 
 def _restricted(vector_D: Tensor, index: Index, upload: Index) -> Tensor:

@@ -11,6 +11,7 @@ from hetfl.compression import ErrorFeedback
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.federation.levels import LevelSet
+from hetfl.local import Penalty
 
 
 def fingerprint(
@@ -20,6 +21,7 @@ def fingerprint(
     tensors: Mapping[str, Tensor],
     data: FederatedDataModule,
     uplink: ErrorFeedback,
+    penalty: Penalty | None,
     server_optimizer: str,
     seed: int,
 ) -> dict[str, str]:
@@ -35,6 +37,7 @@ def fingerprint(
         "partition": f"{data.num_clients} clients of {sum(data.sizes)} samples, {_partition(data)}",
         "compressor": uplink.compressor.describe(),
         "residual store": type(uplink.residuals).__name__,
+        "local penalty": "none" if penalty is None else penalty.describe(),
         "server optimizer": server_optimizer,
         "seed": str(seed),
     }

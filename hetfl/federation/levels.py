@@ -74,10 +74,16 @@ class LevelSet(Mapping[str, Level]):
         """Return a new net of a level.
 
         Raises:
-            ConfigurationError: the net's constructor does not take the axis that the level asks for.
+            ConfigurationError: the net's constructor does not take the axis, or the size, that the level asks for.
         """
         level = self._levels[name]
         arguments = {"width": level.width} if level.depth is None else {"width": level.width, "depth": level.depth}
+        try:
+            return self._make(arguments)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error} (level {name})") from None
+
+    def _make(self, arguments: Mapping[str, float]) -> nn.Module:
         try:
             return self._factory(**arguments)
         except TypeError as error:
@@ -86,8 +92,7 @@ class LevelSet(Mapping[str, Level]):
                 raise
             # A net without a width is fine as long as no level asks for another width than 1.
             if unknown[1] == "width" and all(other.width == 1.0 for other in self._levels.values()):
-                del arguments["width"]
-                return self._factory(**arguments)
+                return self._make({axis: size for axis, size in arguments.items() if axis != "width"})
             raise ConfigurationError(
                 f"Expected a net whose constructor takes {unknown[1]!r}, which levels of different {unknown[1]} need, "
                 f"but got: {error}"
@@ -102,8 +107,8 @@ class LevelSet(Mapping[str, Level]):
             check: compare every level's net with the global one.
 
         Raises:
-            ConfigurationError: a net cannot take the samples, gives other than K logits, or is not the leading channels
-                of the global net.
+            ConfigurationError: a net cannot take the samples, gives other than K logits from each of its exits, or is
+                not the leading channels and first stages of the global net.
         """
         flops = {}
         for name in self:
@@ -123,10 +128,12 @@ class LevelSet(Mapping[str, Level]):
                 f"Expected the net at level {name} to take inputs of shape {tuple(inputs_N.shape)} but got: "
                 f"{str(error).splitlines()[0]}"
             ) from None
-        if isinstance(outputs, Tensor) and outputs.shape != (len(inputs_N), num_classes):
+        logits = (len(inputs_N), num_classes)
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else ()
+        if got[-2:] != logits or len(got) not in (2, 3) or got[0] == 0:
             raise ConfigurationError(
-                f"Expected logits of shape {(len(inputs_N), num_classes)} from the net at level {name}, one per class, "
-                f"but got {tuple(outputs.shape)}"
+                f"Expected logits of shape {logits}, one per class, or (exits, {logits[0]}, {logits[1]}) from the net "
+                f"at level {name} but got {got or type(outputs).__name__}"
             )
 
     def affords(self, has: str, level: str) -> bool:
@@ -135,8 +142,10 @@ class LevelSet(Mapping[str, Level]):
 
 
 def _check(level: Level) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", level.name):
-        raise ConfigurationError(f"Expected level names of letters, digits, - and _ but got {level.name!r}")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", level.name) or level.name.startswith("head_"):
+        raise ConfigurationError(
+            f"Expected level names of letters, digits, - and _, none of them head_..., but got {level.name!r}"
+        )
     if not 0.0 < level.width <= 1.0:
         raise ConfigurationError(f"Expected width in (0, 1] for level {level.name} but got {level.width}")
     if level.depth is not None and level.depth < 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 
 class LevelMetrics(nn.Module):
-    """Loss of the global model and accuracy of each level over an evaluation.
+    """Loss of the global model, and accuracy of each level and of the global model's heads, over an evaluation.
 
     Args:
         levels: names of the levels, the global model's first.
@@ -22,27 +22,30 @@ class LevelMetrics(nn.Module):
 
     def __init__(self, levels: Sequence[str], num_classes: int) -> None:
         super().__init__()
-        self.levels = list(levels)
-        self.accuracy = nn.ModuleList(MulticlassAccuracy(num_classes, average="micro") for _ in levels)
+        self.largest, self.num_classes = levels[0], num_classes
+        self.accuracy = nn.ModuleDict({level: self._metric() for level in levels})
         self.loss = MeanMetric()
 
+    def _metric(self) -> MulticlassAccuracy:
+        return MulticlassAccuracy(self.num_classes, average="micro")
+
     def update(self, logits_NK: Mapping[str, Tensor], targets_N: Tensor) -> None:
-        """Take one batch's logits of every level."""
-        for level, accuracy in self._by_level().items():
-            accuracy.update(logits_NK[level], targets_N)
-        self.loss.update(F.cross_entropy(logits_NK[self.levels[0]], targets_N), len(targets_N))
+        """Take one batch's logits of every level, and of heads by their names."""
+        for name, logits in logits_NK.items():
+            if name not in self.accuracy:
+                self.accuracy[name] = self._metric().to(logits.device)
+            self.accuracy[name].update(logits, targets_N)  # type: ignore[operator]
+        self.loss.update(F.cross_entropy(logits_NK[self.largest], targets_N), len(targets_N))
 
     def compute(self, stage: str) -> dict[str, Tensor]:
-        """Return and forget: ``<stage>/loss``, ``<stage>/accuracy``, ``<stage>/accuracy/<level>``."""
-        values = {level: metric.compute() for level, metric in self._by_level().items()}
-        columns = {f"{stage}/loss": self.loss.compute(), f"{stage}/accuracy": values[self.levels[0]]}
-        columns |= {f"{stage}/accuracy/{level}": value for level, value in values.items()}
-        for metric in (self.loss, *self._by_level().values()):
+        """Return and forget: ``<stage>/loss``, ``<stage>/accuracy``, ``<stage>/accuracy/<level or head>``."""
+        metrics = cast(Mapping[str, MulticlassAccuracy], dict(self.accuracy.items()))
+        values = {name: metric.compute() for name, metric in metrics.items()}
+        columns = {f"{stage}/loss": self.loss.compute(), f"{stage}/accuracy": values[self.largest]}
+        columns |= {f"{stage}/accuracy/{name}": value for name, value in values.items()}
+        for metric in (self.loss, *metrics.values()):
             metric.reset()
         return columns
-
-    def _by_level(self) -> dict[str, MulticlassAccuracy]:
-        return dict(zip(self.levels, cast(Iterable[MulticlassAccuracy], self.accuracy), strict=True))
 
 
 class ClientAccuracy:

@@ -24,7 +24,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation import state
 from hetfl.federation.callback import FederatedCallback
 from hetfl.federation.evaluating import EvaluatingModule
-from hetfl.federation.exchange import Exchange
+from hetfl.federation.exchange import Accepted, Exchange
 from hetfl.federation.fingerprint import fingerprint
 from hetfl.federation.ledger import Ledger
 from hetfl.federation.levels import LevelSet
@@ -35,6 +35,7 @@ from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequent
 from hetfl.local.jobs import train
 from hetfl.local.training import check_optimizers
 from hetfl.run_folder import COLUMNS, RunFolder
+from hetfl.seeding import generator
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
 from hetfl.types import ClientContext, Index, Level, NetFactory, Report
@@ -147,6 +148,10 @@ class FederatedModule(EvaluatingModule):
         logits: Tensor = net(inputs)
         return logits
 
+    def predict_heads(self, net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the same, and the logits of single heads by name, from one pass: by default there are none."""
+        return self.predict(net, inputs), {}
+
     # What Lightning calls.
 
     def setup(self, stage: str) -> None:
@@ -168,7 +173,10 @@ class FederatedModule(EvaluatingModule):
             self._met = data
         self.setup_evaluation(data)
         if stage == "fit":
-            self.uplink.residuals.bind(f"{self.trainer.log_dir}/residuals" if self.trainer.loggers else None)
+            folder = self.trainer.log_dir if self.trainer.loggers else None
+            self.uplink.residuals.bind(f"{folder}/residuals" if folder else None)
+            if self.local.penalty is not None:
+                self.local.penalty.bind(f"{folder}/memories" if folder else None)
 
     def configure_optimizers(self) -> Any:
         """Return the server's optimizer and the carrier of the clients' learning rate, with its schedule."""
@@ -179,34 +187,44 @@ class FederatedModule(EvaluatingModule):
     def on_fit_start(self) -> None:
         """Get ready to train; in a resumed run, forget the rows of rounds that will be run again."""
         self.open_bench()
+        if self.local.penalty is not None:
+            self.local.penalty.setup(parameters_of(self.net), self.data.num_clients)
         for logger in self.loggers:
             if isinstance(logger, RunFolder):
                 logger.truncate(self.version)
                 logger.declare([*COLUMNS, *(f"val/accuracy/{level}" for level in self.levels)])
+
+    def tasks(self, round: int, lr: float) -> list[LocalTask]:
+        """Select the cohort of a round, and say what each client does."""
+        cohort, levels, mark = self.selection.select(round), self.assignment.levels(round), self.weights_mark
+        epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))
+        return [LocalTask(k, levels[k], round, mark, lr, e) for k, e in zip(cohort, epochs, strict=True)]
 
     def training_step(self, batch: object, batch_idx: int) -> None:
         """Run one round."""
         round = self.current_epoch
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
         lr = carrier.param_groups[0]["lr"]
-        levels = self.assignment.levels(round)
-        mark = self.weights_mark
-        tasks = [LocalTask(k, levels[k], round, mark, lr) for k in self.selection.select(round)]
+        tasks = self.tasks(round, lr)
         self.ledger.begin_round()
         self.aggregator.reset(self.tensors)
-        reports = []
-        for done, result in enumerate(self.executor.run(train, tasks), start=1):
-            report = self.receive(result)
-            reports += [] if report is None else [report]
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, FederatedCallback):
-                    callback.on_client_end(self.trainer, self, done, len(tasks))
+        reports: list[Report] = []
+        callbacks = [each for each in self.trainer.callbacks if isinstance(each, FederatedCallback)]  # type: ignore[attr-defined]
+        for done, result in enumerate(self.executor.run(train, tasks, self.memory), start=1):
+            accepted = self.receive(result)
+            reports += [] if accepted is None else [accepted.report]
+            for callback in callbacks:
+                if accepted is not None:
+                    callback.on_update(self.trainer, self, accepted.update, accepted.index, accepted.report)
+                callback.on_client_end(self.trainer, self, done, len(tasks))
         if not reports:
             raise ConfigurationError(
                 f"Expected an update that can be used in round {round} but all {len(tasks)} were refused (training "
                 "diverged?): try a smaller learning rate or gradient_clip"
             )
         delta, holders = self.aggregator.compute()
+        if self.local.penalty is not None:
+            delta = self.local.penalty.correct(delta, holders)
         server_step(server.optimizer, server.step, self.tensors, delta, holders)
         self.version += 1
         threshold = self.uplink.compressor.threshold(lr)
@@ -219,16 +237,29 @@ class FederatedModule(EvaluatingModule):
         loss = sum(report.loss * report.num_samples for report in reports) / samples
         self.log_columns({"train/loss": loss, "lr": lr, **({} if threshold is None else {"threshold": threshold})})
 
-    def receive(self, result: LocalResult) -> Report | None:
+    def receive(self, result: LocalResult) -> Accepted | None:
         """Pass a client's delta through the uplink to the aggregator; None if it was refused."""
         task = result.task
-        return self.exchange.receive(
+        accepted = self.exchange.receive(
             result,
             index=self.index(task.level, task.round),
             upload=self.upload_index(task.client, task.level, task.round),
             trained=self.parameter_names,
             flops=self.flops[task.level][1] * result.num_passes,
         )
+        if accepted is not None and self.local.penalty is not None:
+            self.local.penalty.accept(task.client, task.round, self._trained(accepted.index), accepted.update)
+        return accepted
+
+    def memory(self, task: LocalTask) -> Tensor | None:
+        """Return what the penalty keeps of a client, in the coordinates of its trained parameters; None for nothing."""
+        if self.local.penalty is None:
+            return None
+        like = next(iter(self.tensors.values())).detach()
+        return self.local.penalty.memory(task.client, self._trained(self.index(task.level, task.round)), like)
+
+    def _trained(self, index: Index) -> Index:
+        return {name: entry for name, entry in index.items() if name in self.parameter_names}
 
     def on_train_epoch_end(self) -> None:
         """Log the round's costs, an evaluation's included."""
@@ -243,6 +274,7 @@ class FederatedModule(EvaluatingModule):
             tensors=self.tensors,
             data=self.data,
             uplink=self.uplink,
+            penalty=self.local.penalty,
             server_optimizer=type(self.server_optimizer(parameters_of(self.net).values())).__name__,
             seed=self.seed,
         )

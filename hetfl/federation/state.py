@@ -24,12 +24,15 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     # knows better; every other checkpoint plugin ends the run.
     if not getattr(module.trainer.strategy.checkpoint_io, "failed", False):
         module.uplink.checkpointed()
+        if module.local.penalty is not None:
+            module.local.penalty.checkpointed()
     checkpoint["hetfl"] = {
         "version": module.version,
         "fingerprint": module.fingerprint,
         "client_lr": _client_lr(module),
         **{part: getattr(module, part).state_dict() for part in PARTS},
         "statistics": module.statistics.state_dict(module.weights_mark),
+        "penalty": {} if module.local.penalty is None else module.local.penalty.state_dict(),
     }
 
 
@@ -52,6 +55,8 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     module.version = state["version"]
     for part in (*PARTS, "statistics"):
         getattr(module, part).load_state_dict(state[part])
+    if module.local.penalty is not None and module.trainer.training:
+        module.local.penalty.load_state_dict(state["penalty"])
     before, now = state["client_lr"], _client_lr(module)
     if before != now:
         ratio = now / before if before else 1.0

@@ -1,8 +1,21 @@
 """Local training: what happens on a client, and the executors that run it."""
 
 from hetfl.local.executor import Executor, LocalProblem, LocalResult, LocalTask
+from hetfl.local.feddyn import FedDyn
+from hetfl.local.penalty import Penalty, Proximal
 from hetfl.local.sequential import Sequential
 from hetfl.local.training import LocalTraining
 from hetfl.local.workers import Workers
 
-__all__ = ["Executor", "LocalProblem", "LocalResult", "LocalTask", "LocalTraining", "Sequential", "Workers"]
+__all__ = [
+    "Executor",
+    "FedDyn",
+    "LocalProblem",
+    "LocalResult",
+    "LocalTask",
+    "LocalTraining",
+    "Penalty",
+    "Proximal",
+    "Sequential",
+    "Workers",
+]

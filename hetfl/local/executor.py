@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -67,13 +67,17 @@ class LocalTask:
         round: the round.
         version: mark of the global model; another one tells that its values have changed.
         lr: the clients' learning rate γ of the round.
+        epochs: passes over the client's data; None: as local training has it.
+        memory_D: what a penalty keeps of the client, shape (D,); None if it is all zero or not needed.
     """
 
     client: int
     level: str
     round: int
     version: int
-    lr: float
+    lr: float = 0.0
+    epochs: int | None = None
+    memory_D: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,16 @@ Job = Callable[[Bench, LocalTask], LocalResult]
 """A module-level function that does one client's work on a bench: training, statistics."""
 
 
+Memory = Callable[[LocalTask], Tensor | None]
+"""What is kept of a task's client, shape (D,), or None if it is all zero."""
+
+
+def remembering(task: LocalTask, memory: Memory | None) -> LocalTask:
+    """Return the task with what its client remembers."""
+    found = None if memory is None else memory(task)
+    return task if found is None else replace(task, memory_D=found)
+
+
 class Executor(ABC):
     """Runs jobs for the clients of a cohort.
 
@@ -139,8 +153,14 @@ class Executor(ABC):
         self.bench = bench
 
     @abstractmethod
-    def run(self, job: Job, tasks: Sequence[LocalTask]) -> Iterator[LocalResult]:
-        """Yield the results in the order of the tasks."""
+    def run(self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None) -> Iterator[LocalResult]:
+        """Yield the results in the order of the tasks.
+
+        Args:
+            job: what each client does.
+            tasks: one per client.
+            memory: gives what a task's client remembers, asked for just before the task is run; None: nothing.
+        """
 
     def close(self) -> None:
         """End whatever the executor started."""

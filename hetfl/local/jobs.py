@@ -13,7 +13,7 @@ from hetfl.types import ClientContext
 
 
 def train(bench: Bench, task: LocalTask) -> LocalResult:
-    r"""E epochs of SGD from the client's slice of the global model; the result is the delta.
+    r"""E epochs of SGD from the client's slice of the global model, penalties included; the result is the delta.
 
     .. math:: \Delta_k = \theta_k - \theta[\text{index}]
     """
@@ -25,12 +25,14 @@ def train(bench: Bench, task: LocalTask) -> LocalResult:
     random = generator(bench.problem.seed, "local", task.round, task.client)
     torch.manual_seed(random.initial_seed())  # dropout draws from torch's global generator
     total, num_samples, passes = torch.zeros((), device=bench.device), len(data.targets), 0
-    for _ in range(local.epochs):
+    for _ in range(task.epochs or local.epochs):
         for batch in batches(num_samples, local.batch_size, random):
             inputs = bench.data.transform.train(data.inputs[batch], random).to(bench.device)
             loss = bench.problem.loss(net(inputs), data.targets[batch].to(bench.device), ctx)
             resident.zero_grad()
             loss.backward()
+            if local.penalty is not None:
+                resident.penalise(local.penalty, task.memory_D)
             if local.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(resident.vector, local.gradient_clip)
             resident.optimizer.step()

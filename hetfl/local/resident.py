@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
+from hetfl.local.penalty import Penalty
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
 from hetfl.submodel import parameters_of, state_of, take
 from hetfl.types import Index, Layout
@@ -82,6 +83,12 @@ class ResidentNet:
         """Set all gradients to zero, in place: they stay views of one vector."""
         assert self.vector.grad is not None
         self.vector.grad.zero_()
+
+    @torch.no_grad()
+    def penalise(self, penalty: Penalty, memory_D: Tensor | None) -> None:
+        """Add a penalty's gradient, at the present parameters, to theirs."""
+        assert self.vector.grad is not None
+        penalty.add_gradient(self.vector.grad, self.vector, self.anchor_D[: self.vector.numel()], memory_D)
 
     @torch.no_grad()
     def delta(self) -> Tensor:

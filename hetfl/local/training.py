@@ -11,6 +11,7 @@ from torch.optim import LBFGS, SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from hetfl.errors import ConfigurationError
+from hetfl.local.penalty import Penalty
 
 
 def default_optimizer(params: Iterable[Tensor]) -> Optimizer:
@@ -28,9 +29,12 @@ class LocalTraining:
         gradient_clip: largest 2-norm of the whole gradient; None: no clipping.
         optimizer: makes the clients' optimizer; its state starts anew at every client and round.
         scheduler: makes the schedule of the clients' learning rate over *rounds*; None: constant.
+        penalty: a term of the objective beside the loss: :class:`~hetfl.local.Proximal`, :class:`~hetfl.local.FedDyn`.
+        stragglers: share of a cohort that has time for 1 to E − 1 epochs only, drawn anew every round; what they did
+            counts (FedProx, section 5.2).
 
     Raises:
-        ConfigurationError: a number is not positive.
+        ConfigurationError: a number is not positive, or ``stragglers`` is no share or leaves no epoch to leave out.
     """
 
     epochs: int = 1
@@ -38,6 +42,8 @@ class LocalTraining:
     gradient_clip: float | None = None
     optimizer: Callable[[Iterable[Tensor]], Optimizer] = default_optimizer
     scheduler: Callable[[Optimizer], LRScheduler] | None = None
+    penalty: Penalty | None = None
+    stragglers: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -46,6 +52,23 @@ class LocalTraining:
                 raise ConfigurationError(f"Expected local.{name} of at least 1 but got {value}")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             raise ConfigurationError(f"Expected local.gradient_clip above 0 or null but got {self.gradient_clip}")
+        if not 0.0 <= self.stragglers <= 1.0:
+            raise ConfigurationError(f"Expected local.stragglers in [0, 1] but got {self.stragglers}")
+        if self.stragglers and self.epochs < 2:
+            raise ConfigurationError("Expected local.epochs of at least 2 with stragglers, who do fewer, but got 1")
+
+    def epochs_of(self, cohort: int, generator: torch.Generator) -> list[int]:
+        """Return the epochs of each client of a cohort: E, or fewer for stragglers.
+
+        Args:
+            cohort: number of clients.
+            generator: of the round.
+        """
+        epochs = [self.epochs] * cohort
+        count = round(self.stragglers * cohort)
+        for client in torch.randperm(cohort, generator=generator)[:count].tolist():
+            epochs[client] = int(torch.randint(1, self.epochs, (), generator=generator))
+        return epochs
 
 
 def batches(num_samples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

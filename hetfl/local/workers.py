@@ -8,7 +8,7 @@ import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.executor import Bench, Executor, Job, LocalResult, LocalTask
+from hetfl.local.executor import Bench, Executor, Job, LocalResult, LocalTask, Memory, remembering
 
 AHEAD = 2
 """Tasks given to a worker at a time, so that it never waits for this process; each has a slot for its result."""
@@ -30,6 +30,10 @@ class _Worker:
     slots: Tensor
     given: deque[tuple[int, int]] = field(default_factory=deque)
     free: list[int] = field(default_factory=lambda: list(range(AHEAD)))
+
+
+_Give = Callable[[int], tuple[Job, LocalTask]]
+"""What a worker is sent for the task of a number."""
 
 
 class Workers(Executor):
@@ -66,13 +70,19 @@ class Workers(Executor):
         for tensor in bench.tensors.values():
             tensor.data.share_memory_()
 
-    def run(self, job: Job, tasks: Sequence[LocalTask]) -> Iterator[LocalResult]:  # noqa: D102
+    def run(  # noqa: D102
+        self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None
+    ) -> Iterator[LocalResult]:
         if not self._workers:
             self._workers = [self._start() for _ in range(self.num_workers)]
         # Largest first, so that no long task is left for the end; the order of the results does not change by it.
         data = self.bench.data
         cost = [len(data.client_data(task.client).targets) * self._size(task) for task in tasks]
         waiting = deque(sorted(range(len(tasks)), key=lambda i: (-cost[i], i)))
+
+        def give(i: int) -> tuple[Job, LocalTask]:
+            return job, remembering(tasks[i], memory)
+
         done: dict[int, LocalResult] = {}
         threads = torch.get_num_threads()
         try:
@@ -81,10 +91,10 @@ class Workers(Executor):
             torch.set_num_threads(1)
             for _ in range(AHEAD):
                 for worker in self._workers:
-                    self._give(worker, job, tasks, waiting)
+                    self._give(worker, give, waiting)
             for i in range(len(tasks)):
                 while i not in done:
-                    self._collect(job, tasks, waiting, done)
+                    self._collect(give, tasks, waiting, done)
                 yield done.pop(i)
         finally:
             torch.set_num_threads(threads)
@@ -95,13 +105,15 @@ class Workers(Executor):
     def _size(self, task: LocalTask) -> int:
         return self.bench.resident(task).layout.size
 
-    def _give(self, worker: _Worker, job: Job, tasks: Sequence[LocalTask], waiting: deque[int]) -> None:
+    def _give(self, worker: _Worker, give: _Give, waiting: deque[int]) -> None:
         if waiting and worker.free:
             i, slot = waiting.popleft(), worker.free.pop()
             worker.given.append((i, slot))
-            worker.connection.send((job, tasks[i], slot))
+            worker.connection.send((*give(i), slot))
 
-    def _collect(self, job: Job, tasks: Sequence[LocalTask], waiting: deque[int], done: dict[int, LocalResult]) -> None:
+    def _collect(
+        self, give: _Give, tasks: Sequence[LocalTask], waiting: deque[int], done: dict[int, LocalResult]
+    ) -> None:
         ready = wait([w.connection for w in self._workers if w.given])
         for worker in self._workers:
             if worker.connection not in ready:
@@ -119,7 +131,7 @@ class Workers(Executor):
                 raise RuntimeError(f"Expected a result for {who} but its worker failed:\n{answer}")
             done[i] = replace(answer, task=tasks[i], vector=worker.slots[slot, :size].clone())
             worker.free.append(slot)
-            self._give(worker, job, tasks, waiting)
+            self._give(worker, give, waiting)
 
     def _start(self) -> _Worker:
         context = multiprocessing.get_context("fork")
@@ -172,6 +184,7 @@ def _serve(bench: Bench, connection: Connection, slots: Tensor, others: Sequence
             try:
                 result = job(own, task)
                 slots[slot, : result.vector.numel()].copy_(result.vector)
-                connection.send((replace(result, vector=torch.empty(0)), result.vector.numel()))
+                small = replace(result, task=replace(task, memory_D=None), vector=torch.empty(0))
+                connection.send((small, result.vector.numel()))
             except Exception:
                 connection.send((traceback.format_exc(), 0))

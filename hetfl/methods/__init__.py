@@ -1,6 +1,7 @@
 """Methods: one paper, one file."""
 
+from hetfl.methods.depthfl import DepthFL
 from hetfl.methods.fedavg import FedAvg
 from hetfl.methods.heterofl import HeteroFL
 
-__all__ = ["FedAvg", "HeteroFL"]
+__all__ = ["DepthFL", "FedAvg", "HeteroFL"]

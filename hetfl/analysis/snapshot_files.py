@@ -1,0 +1,152 @@
+"""The file of a snapshot, ``snapshots/round-00009.safetensors`` in a run folder: what is in it, where it lies.
+
+A file holds, under these names,
+
+- ``weights/<tensor>``: the global model after the round, tensor by tensor;
+- ``statistics/<level>/<layer>/mean`` and ``/var``: static batch norm's, if the round was validated;
+- ``clients/<level>``, ``held/<level>``, ``sent/<level>``: int64 (T,), one entry per trained tensor.
+
+What else there is to know is JSON in one entry of the file's metadata: safetensors writes several entries in no fixed
+order, and the same run would not give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from hetfl.models.static_batch_norm import StaticStatistics
+
+FOLDER = "snapshots"
+COUNTS = ("clients", "held", "sent")
+METADATA = "hetfl"
+_NAME = re.compile(r"round-(\d{5,})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the metadata of a snapshot says about its tensors.
+
+    Attributes:
+        round: the round's number, from 0.
+        levels: names of the levels, each with the number of entries of its net.
+        weights: names of the global model's tensors, in their order.
+        trained: names of those that are trained and compressed: the order of the counts.
+        checksums: per name in the file, the CRC-32 of the tensor's bytes.
+    """
+
+    round: int
+    levels: dict[str, int]
+    weights: list[str]
+    trained: list[str]
+    checksums: dict[str, int]
+
+    def to_json(self) -> str:
+        """Return it as JSON with a checksum of its own."""
+        own = asdict(self)
+        return json.dumps({"contents": own, "checksum": zlib.crc32(json.dumps(own).encode())})
+
+    @staticmethod
+    def from_json(text: str) -> Contents:
+        """Take it back.
+
+        Raises:
+            ValueError: it is not as it was written.
+        """
+        read = json.loads(text)
+        own = read.get("contents")
+        if own is None or zlib.crc32(json.dumps(own).encode()) != read.get("checksum"):
+            raise ValueError("its metadata are not those of a snapshot")
+        return Contents(**own)
+
+
+def path_of(folder: Path, round: int) -> Path:
+    """Return where a run folder keeps the snapshot of a round."""
+    return folder / FOLDER / f"round-{round:05d}.safetensors"
+
+
+def rounds_in(folder: Path) -> list[int]:
+    """Return the rounds that a run folder has snapshots of, in their order."""
+    matches = (_NAME.fullmatch(path.name) for path in (folder / FOLDER).glob("round-*"))
+    rounds = sorted(int(match[1]) for match in matches if match)
+    return [round for round in rounds if path_of(folder, round).is_file()]
+
+
+def encode(
+    *,
+    round: int,
+    weights: Mapping[str, Tensor],
+    levels: Mapping[str, int],
+    statistics: Mapping[str, Mapping[str, StaticStatistics]],
+    trained: list[str],
+    counts: Mapping[str, Tensor],
+) -> bytes:
+    """Return the bytes of a snapshot: the same for the same arguments.
+
+    Args:
+        round: the round's number, from 0.
+        weights: the global model's tensors by name.
+        levels: names of the levels, each with the number of entries of its net.
+        statistics: per level and norm layer, static batch norm's sums for these weights; empty if there are none.
+        trained: names of the T trained tensors.
+        counts: per level, int64 (3, T): the rows of :data:`COUNTS`.
+    """
+    tensors = {f"weights/{name}": tensor.detach() for name, tensor in weights.items()}
+    dtype = next(iter(weights.values())).dtype
+    for level, layers in statistics.items():
+        for layer, sums in layers.items():
+            # Rounded as a norm layer's own buffers are: an evaluation from here has the bits of the run's.
+            tensors[f"statistics/{level}/{layer}/mean"] = (sums.mean_C / sums.batches).to(dtype)
+            tensors[f"statistics/{level}/{layer}/var"] = (sums.var_C / sums.batches).to(dtype)
+    for level, rows in counts.items():
+        tensors |= {f"{kind}/{level}": row for kind, row in zip(COUNTS, rows, strict=True)}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
+    contents = Contents(round, dict(levels), list(weights), trained, checksums)
+    return safetensors.torch.save(tensors, {METADATA: contents.to_json()})
+
+
+def checksum(tensor: Tensor) -> int:
+    """Return the CRC-32 of a tensor's bytes."""
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def forget(folder: Path, before_round: int) -> None:
+    """Delete a run folder's snapshots from a round on, and what a killed process left half written."""
+    for round in rounds_in(folder):
+        if round >= before_round:
+            path_of(folder, round).unlink()
+    for torn in (folder / FOLDER).glob("round-*.tmp"):
+        torn.unlink()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file in a folder, made if absent: whole and on the disk, or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    path.parent.mkdir(exist_ok=True)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the rename: a folder is a file of its own to the disk
+        finally:
+            os.close(descriptor)
+    finally:
+        temporary.unlink(missing_ok=True)

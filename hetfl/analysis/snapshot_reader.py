@@ -1,0 +1,204 @@
+"""The snapshots of a run, read back: nets of every level as they were after a round, and tables of who sent what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from hetfl.analysis.snapshot_files import COUNTS, FOLDER, METADATA, Contents, checksum, path_of, rounds_in
+from hetfl.errors import ConfigurationError
+from hetfl.models.static_batch_norm import StaticStatistics, static_layers
+from hetfl.submodel import prefix_index, state_of, take
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+class Snapshot:
+    """The global model after one round, and who held and sent what of it in that round.
+
+    Tensors are read when they are asked for.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ConfigurationError: there is no such file, or it is no whole snapshot; while reading: a tensor is damaged.
+
+    Attributes:
+        round: the round's number, from 0.
+        levels: names of the levels, the global model's first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            file: Any = safetensors.safe_open(path, framework="pt")
+            self._contents = Contents.from_json((file.metadata() or {}).get(METADATA, "{}"))
+        except OSError as error:
+            raise ConfigurationError(f"Expected a snapshot but got no file that can be read: {error}") from error
+        except (safetensors.SafetensorError, ValueError) as error:
+            raise _damaged(path, error) from error
+        self._file = file
+        self.round = self._contents.round
+        self.levels = tuple(self._contents.levels)
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The global model's tensors by name: parameters, float buffers, frozen parameters; each read when taken."""
+        return _Weights(self._contents.weights, self.read)
+
+    @property
+    def statistics(self) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+        """Per level and static norm layer: mean and variance, each (C,); empty if the round was not validated."""
+        found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+        for key in self._contents.checksums:
+            kind, _, rest = key.partition("/")
+            level, _, layer = rest.removesuffix("/mean").partition("/")
+            if kind == "statistics" and key.endswith("/mean"):
+                found.setdefault(level, {})[layer] = (self.read(key), self.read(f"statistics/{level}/{layer}/var"))
+        return found
+
+    def read(self, key: str) -> Tensor:
+        """Return a tensor by its name in the file; it is the caller's.
+
+        Raises:
+            ConfigurationError: it is damaged, or not there.
+        """
+        try:
+            tensor: Tensor = self._file.get_tensor(key).clone()  # else a change of it would show in the next reading
+            if checksum(tensor) == self._contents.checksums[key]:
+                return tensor
+        except (safetensors.SafetensorError, KeyError) as error:
+            raise _damaged(self.path, error) from error
+        raise _damaged(self.path, f"the bytes of {key} are not those written")
+
+    def layers(self) -> pd.DataFrame:
+        """Return who held and sent how much of each trained tensor in the round: one row per level and tensor.
+
+        Columns: ``step`` (the round), ``level``, ``tensor``; ``entries`` of the global tensor; ``clients`` of the level
+        whose upload index covers some of the tensor; ``held`` and ``sent``, how many of its entries their upload
+        indices cover and their messages contain, summed over these clients; ``density``, sent over held, NaN where
+        nobody holds any. Float buffers travel whole beside what is compressed, and are not among the tensors.
+        """
+        trained = self._contents.trained
+        of_all = {"tensor": trained, "entries": [self._entries(name) for name in trained]}
+        tables = []
+        for level in self.levels:
+            counts = {kind: self.read(f"{kind}/{level}").numpy() for kind in COUNTS}
+            tables.append(pd.DataFrame({"step": self.round, "level": level, **of_all, **counts}))
+        table = pd.concat(tables, ignore_index=True)
+        return table.assign(density=table["sent"] / table["held"])
+
+    def _entries(self, name: str) -> int:
+        try:
+            return torch.Size(self._file.get_slice(f"weights/{name}").get_shape()).numel()
+        except safetensors.SafetensorError as error:
+            raise _damaged(self.path, error) from error
+
+    def fill(self, net: Net, level: str) -> Net:
+        """Load a net with the leading block of every weight, and with its level's statistics; return it in evaluation.
+
+        Args:
+            net: a net of the level, as the run's net is built; any initial values.
+            level: name of the level.
+
+        Raises:
+            ConfigurationError: the net is not of that level, or it has static batch norm and the snapshot has no
+                statistics, because the round was not validated.
+        """
+        part, statistics, layers = state_of(net), self.statistics, static_layers(net)
+        size = sum(tensor.numel() for tensor in part.values())
+        if size != self._contents.levels.get(level):
+            known = ", ".join(f"{name} ({entries})" for name, entries in self._contents.levels.items())
+            raise ConfigurationError(
+                f"Expected a level and its net (entries) among {known} but got {level} ({size}) for {self.path}"
+            )
+        if layers and level not in statistics:
+            raise ConfigurationError(
+                f"Expected statistics of static batch norm in {self.path} but got none: its round was not validated"
+            )
+        whole = dict(self.weights)
+        with torch.no_grad():
+            for name, entry in prefix_index(whole, part, level).items():
+                part[name].copy_(take(whole[name], entry))
+        for name, layer in layers.items():
+            layer.load(StaticStatistics(*statistics[level][name], batches=1))
+        return net.eval()
+
+
+class _Weights(Mapping[str, Tensor]):
+    def __init__(self, names: Sequence[str], read: Callable[[str], Tensor]) -> None:
+        self._names, self._read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(f"weights/{name}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class RunSnapshots:
+    """A run's snapshots by round; a file is opened when it is asked for.
+
+    Args:
+        folder: the run's folder.
+
+    Raises:
+        ConfigurationError: it has no snapshots.
+
+    Attributes:
+        rounds: the rounds that there are snapshots of, in their order.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.rounds = folder, tuple(rounds_in(folder))
+        if not self.rounds:
+            raise ConfigurationError(
+                f"Expected snapshots in {folder / FOLDER} but got none: --snapshots.every keeps them"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rounds)
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        return (self[round] for round in self.rounds)
+
+    def __getitem__(self, round: int) -> Snapshot:
+        if round not in self.rounds:
+            kept = ", ".join(map(str, self.rounds))
+            raise ConfigurationError(f"Expected a round with a snapshot in {self.folder}, {kept}, but got {round}")
+        snapshot = Snapshot(path_of(self.folder, round))
+        if snapshot.round != round:
+            raise _damaged(snapshot.path, f"it is of round {snapshot.round}")
+        return snapshot
+
+    def layers(self) -> pd.DataFrame:
+        """Return :meth:`Snapshot.layers` of all rounds, one below the other."""
+        return pd.concat([snapshot.layers() for snapshot in self], ignore_index=True)
+
+
+def load_snapshots(folder: str | Path) -> RunSnapshots:
+    """Open the snapshots of a run folder.
+
+    Raises:
+        ConfigurationError: it has none.
+    """
+    return RunSnapshots(Path(folder))
+
+
+def _damaged(path: Path, reason: object) -> ConfigurationError:
+    return ConfigurationError(f"Expected a whole snapshot in {path} but got a damaged file: {reason}")

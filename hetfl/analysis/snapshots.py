@@ -1,0 +1,144 @@
+"""Keep snapshots while a run goes on: the global weights, static batch norm's statistics, who held and sent what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from hetfl.analysis.snapshot_files import encode, forget, path_of, write_whole
+from hetfl.errors import ConfigurationError
+from hetfl.federation import FederatedCallback, FederatedModule
+from hetfl.models.static_batch_norm import static_layers
+from hetfl.run_folder import RunFolder
+from hetfl.submodel import index_layout, parameters_of
+from hetfl.types import Index, Report, Update
+
+
+class LayerCounts:
+    r"""Per level, how many clients hold each trained tensor, and how many entries of it they hold and send.
+
+    Of the updates u of a round at one level, with :math:`U_u` their upload index and :math:`S_u \subseteq U_u` what
+    their messages contain, for tensor t: :math:`\sum_u [U_{u,t} \ne \emptyset]`, :math:`\sum_u |U_{u,t}|` and
+    :math:`\sum_u |S_{u,t}|`.
+
+    Args:
+        levels: names of the levels.
+        trained: names of the T trained tensors.
+
+    Attributes:
+        rows: per level, int64 (3, T): clients, held, sent.
+    """
+
+    def __init__(self, levels: Sequence[str], trained: Sequence[str]) -> None:
+        self._positions = {name: position for position, name in enumerate(trained)}
+        self.rows: dict[str, Tensor] = {level: torch.zeros(3, len(trained), dtype=torch.int64) for level in levels}
+
+    def add(self, level: str, index: Index, update: Update) -> None:
+        """Count an update whose entries lie at ``index``; float buffers in it, which travel whole, are passed over."""
+        layout = index_layout({name: entry for name, entry in index.items() if name in self._positions})
+        held_T, sent_T = torch.tensor(layout.sizes, dtype=torch.int64), update.num_sent_per_tensor(layout)
+        positions = torch.tensor([self._positions[name] for name in layout.shapes], dtype=torch.int64)
+        self.rows[level].index_add_(1, positions, torch.stack([held_T.sign(), held_T, sent_T]))
+
+
+class Snapshots(FederatedCallback):
+    """Keeps snapshots of a run in its folder: weights, statistics of static batch norm, who held and sent what.
+
+    :func:`hetfl.analysis.load_snapshots` reads them back. A snapshot is on the disk before its round's checkpoint is.
+    Statistics are in it if the round was validated: gathering them for the snapshot alone would change what the run
+    costs. A run that goes on from a checkpoint deletes the snapshots of the rounds that it runs again, whether or not
+    it keeps new ones.
+
+    Args:
+        every: keep a snapshot after every so many rounds: 10 for rounds 9, 19, ...; 0: none.
+
+    Raises:
+        ConfigurationError: ``every`` is negative; when training starts: there is no run folder.
+    """
+
+    def __init__(self, every: int = 0) -> None:
+        super().__init__()
+        if every < 0:
+            raise ConfigurationError(f"Expected snapshots.every of at least 1 round, or 0 for none, but got {every}")
+        self.every = every
+        self._counts: LayerCounts | None = None  # of the present round, while it has a snapshot to come
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to start where there is no place to write.
+
+        Raises:
+            ConfigurationError: none of the trainer's loggers is a run folder.
+        """
+        if stage == "fit" and self.every and not any(isinstance(logger, RunFolder) for logger in trainer.loggers):
+            raise ConfigurationError(
+                f"Expected a run folder, hetfl.run_folder.RunFolder as trainer.logger, to keep a snapshot every "
+                f"{self.every} rounds but got none"
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Delete the snapshots of rounds to come; say so if new ones will be without statistics."""
+        module, folder = cast(FederatedModule, pl_module), _run_folder(trainer)
+        if folder is not None:
+            forget(folder, module.version)
+        period = trainer.check_val_every_n_epoch
+        if self.every and static_layers(module.net) and period is not None and self.every % period:
+            rank_zero_warn(
+                f"Expected snapshots.every to be a multiple of trainer.check_val_every_n_epoch, {period}, but got "
+                f"{self.every}: snapshots of rounds without validation have no statistics of static batch norm"
+            )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count, if this round is to have a snapshot."""
+        module = cast(FederatedModule, pl_module)
+        due = self.every > 0 and (trainer.current_epoch + 1) % self.every == 0
+        self._counts = LayerCounts(list(module.levels), list(parameters_of(module.net))) if due else None
+
+    def on_update(
+        self, trainer: Trainer, module: LightningModule, update: Update, index: Index, report: Report
+    ) -> None:
+        """Count an update."""
+        if self._counts is not None:
+            self._counts.add(report.level, index, update)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the snapshot of a round that is validated: some checkpoints are written right after a validation."""
+        self._write(trainer, cast(FederatedModule, pl_module))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the snapshot of a round that is not validated."""
+        self._write(trainer, cast(FederatedModule, pl_module))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Drop the counts of a round that did not end."""
+        self._counts = None
+
+    def _write(self, trainer: Trainer, module: FederatedModule) -> None:
+        counts, self._counts = self._counts, None
+        folder = None if counts is None else _run_folder(trainer)
+        if counts is None or folder is None:
+            return
+        known = module.statistics.belong_to(module.weights_mark)
+        data = encode(
+            round=module.last_round,
+            weights=module.tensors,
+            levels=module.levels.sizes,
+            statistics=module.statistics.levels if known else {},
+            trained=list(parameters_of(module.net)),
+            counts=counts.rows,
+        )
+        path = path_of(folder, module.last_round)
+        try:
+            write_whole(path, data)
+        except OSError as error:
+            rank_zero_warn(f"Snapshot {path} not written ({error}); training goes on")
+
+
+def _run_folder(trainer: Trainer) -> Path | None:
+    folders = (logger.save_dir for logger in trainer.loggers if isinstance(logger, RunFolder))
+    return next((Path(folder) for folder in folders if folder is not None), None)

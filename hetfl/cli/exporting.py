@@ -1,0 +1,44 @@
+"""Where ``hetfl export`` writes, and what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from hetfl.display.formats import format_quantity
+from hetfl.errors import ConfigurationError
+from hetfl.export import FORMATS, Card
+
+FormatName = Literal["safetensors", "pt2", "onnx"]
+
+
+def export_target(level: str, format: FormatName | None, out: str | None, checkpoint: str | None) -> Path:
+    """Return the file to write.
+
+    Args:
+        level: name of the level.
+        format: the format; None: the one that ``out`` ends in, else safetensors.
+        out: a file with the suffix of a format, or a folder; None: ``export`` in the run's folder.
+        checkpoint: the run's checkpoint, in a folder inside the run's.
+
+    Raises:
+        ConfigurationError: ``out`` ends in another format.
+
+    >>> export_target("c", None, "phone.onnx", None).as_posix()
+    'phone.onnx'
+    >>> export_target("c", "pt2", None, "run/checkpoints/last.ckpt").as_posix()
+    'run/export/c.pt2'
+    """
+    if out is not None and not Path(out).is_dir() and (suffix := Path(out).suffix.removeprefix(".")) in FORMATS:
+        if format not in (None, suffix):
+            raise ConfigurationError(f"Expected --out to end in .{format}, as --format {format} says, but got {out}")
+        return Path(out)
+    run = Path() if checkpoint is None else Path(checkpoint).parent.parent
+    return (run / "export" if out is None else Path(out)) / f"{level}.{format or 'safetensors'}"
+
+
+def export_line(path: Path, card: Card) -> str:
+    """Return what was written, in one line."""
+    size = format_quantity(path.stat().st_size, "B")
+    accuracy = "" if card.accuracy is None else f", test accuracy {100 * card.accuracy['test/accuracy']:.2f} %"
+    return f"{'exported':<18}{path} (level {card.level.name}, {card.parameters:,} parameters, {size}{accuracy})"

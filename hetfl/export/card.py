@@ -1,0 +1,156 @@
+"""The card beside an exported file: what it is and where it comes from, in JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hetfl.errors import ConfigurationError
+from hetfl.types import Level
+
+VERSION = 1
+"""Of the card's format."""
+LARGEST = 1_000_000
+"""Bytes; a card has about a thousand."""
+
+
+@dataclass(frozen=True)
+class Constructor:
+    """What makes a net: a call of its class.
+
+    Attributes:
+        path: the class, as YAML names it.
+        arguments: all arguments, defaults included; None if some are no plain values.
+    """
+
+    path: str
+    arguments: dict[str, Any] | None
+
+    def __str__(self) -> str:
+        given = self.arguments
+        return f"{self.path}({'...' if given is None else ', '.join(f'{k}={v!r}' for k, v in given.items())})"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What stands beside an exported file.
+
+    Attributes:
+        file: the file's name when it was written; its suffix says the format.
+        sha256: of the file's bytes, in hexadecimal digits.
+        level: the level's name and size.
+        method: the class of the federated module.
+        rounds: number of rounds that the global model was trained for.
+        net: what made the net.
+        parameters: number of parameters.
+        dtype: of the parameters, and of the batches that the net takes: ``float32`` or ``float64``.
+        input: shape and dtype of a raw sample, and what turns raw batches into the net's (``normalisation``: class and
+            arguments, or None if these are no plain values).
+        classes: number of classes K.
+        accuracy: on the test set, and the number of samples; None: not measured.
+        hetfl: the version that wrote it.
+    """
+
+    file: str
+    sha256: str
+    level: Level
+    method: str
+    rounds: int
+    net: Constructor
+    parameters: int
+    dtype: str
+    input: dict[str, Any]
+    classes: int
+    accuracy: dict[str, float] | None
+    hetfl: str
+
+    def to_json(self) -> str:
+        """Return the card as text, the same for equal cards."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["level"] = dataclasses.asdict(self.level)
+        fields["net"] = {"class": self.net.path, "arguments": self.net.arguments}
+        return json.dumps({"card": VERSION, **fields}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The net's floating-point type."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+
+def card_path(path: Path) -> Path:
+    """Return where the card of a file is: ``c.safetensors.json`` beside ``c.safetensors``."""
+    return path.with_name(f"{path.name}.json")
+
+
+def read_card(path: Path) -> Card:
+    """Return a card that :meth:`Card.to_json` gave.
+
+    Raises:
+        ConfigurationError: there is none, or it is no such card; names the file, and the entry.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+        data = json.loads(text) if len(text) <= LARGEST else None
+    except OSError as error:
+        raise ConfigurationError(f"Expected the card of an exported file in {path} but got: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"Expected the card of an exported file in {path} but got no JSON: {error}") from None
+    if not isinstance(data, dict) or "card" not in data:
+        raise ConfigurationError(f"Expected the card of an exported file in {path} but got other content")
+    if data["card"] != VERSION:
+        raise ConfigurationError(f"Expected a card of version {VERSION} in {path} but got version {data['card']!r}")
+    return _parse(data, path)
+
+
+def _parse(data: Mapping[str, Any], path: Path) -> Card:
+    def take(source: Mapping[str, Any], name: str, *kinds: type | None) -> Any:
+        value = source.get(name)
+        if not any(value is None if kind is None else type(value) is kind for kind in kinds):
+            wanted = " or ".join("null" if kind is None else kind.__name__ for kind in kinds)
+            raise ConfigurationError(f"Expected {name} ({wanted}) in the card {path} but got {value!r:.60}")
+        return value
+
+    level, net = take(data, "level", dict), take(data, "net", dict)
+    dtype = take(data, "dtype", str)
+    if dtype not in ("float32", "float64"):
+        raise ConfigurationError(f"Expected dtype float32 or float64 in the card {path} but got {dtype!r:.60}")
+    return Card(
+        file=take(data, "file", str),
+        sha256=take(data, "sha256", str),
+        level=Level(take(level, "name", str), float(take(level, "width", float, int)), take(level, "depth", int, None)),
+        method=take(data, "method", str),
+        rounds=take(data, "rounds", int),
+        net=Constructor(take(net, "class", str), take(net, "arguments", dict, None)),
+        parameters=take(data, "parameters", int),
+        dtype=dtype,
+        input=take(data, "input", dict),
+        classes=take(data, "classes", int),
+        accuracy=take(data, "accuracy", dict, None),
+        hetfl=take(data, "hetfl", str),
+    )
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it, tuples as lists.
+
+    Raises:
+        TypeError: it is none of null, true, false, finite numbers, text, lists and mappings with text as keys.
+
+    >>> plain((1, 0.5, {"a": None}))
+    [1, 0.5, {'a': None}]
+    """
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping) and all(type(key) is str for key in value):
+        return {key: plain(item) for key, item in value.items()}
+    raise TypeError(f"Expected a plain value but got {type(value).__name__}")

@@ -1,0 +1,79 @@
+"""What a card says about where a sub-model comes from: its data, its accuracy."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from typing import Any
+
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+
+import hetfl
+from hetfl.data import FederatedDataModule, Transform
+from hetfl.export.card import Card, Constructor, plain
+from hetfl.export.constructor import class_path
+from hetfl.federation import FederatedModule
+
+
+def describe(
+    module: FederatedModule, level: str, net: nn.Module, constructor: Constructor, file: str, content: bytes
+) -> Card:
+    """Return the card of a file.
+
+    Args:
+        module: where the sub-model comes from.
+        level: name of its level.
+        net: the sub-model.
+        constructor: what made it.
+        file: the file's name.
+        content: the file's bytes.
+    """
+    parameters = list(net.parameters())
+    return Card(
+        file=file,
+        sha256=hashlib.sha256(content).hexdigest(),
+        level=module.levels[level],
+        method=class_path(type(module)),
+        rounds=module.version,
+        net=constructor,
+        parameters=sum(parameter.numel() for parameter in parameters),
+        dtype=str(parameters[0].dtype).removeprefix("torch."),
+        input=sample_description(module.data),
+        classes=module.data.num_classes,
+        accuracy=measured_accuracy(module, level),
+        hetfl=hetfl.__version__,
+    )
+
+
+def sample_description(data: FederatedDataModule) -> dict[str, Any]:
+    """Return shape and dtype of a raw sample, and what turns raw batches into those that nets take."""
+    sample = data.resident.all_test.inputs[0]
+    dtype = str(sample.dtype).removeprefix("torch.")
+    return {"shape": list(sample.shape), "dtype": dtype, "normalisation": normalisation(data.transform)}
+
+
+def normalisation(transform: Transform) -> dict[str, Any] | None:
+    """Return class and arguments of a transform that keeps its arguments under their names; else None.
+
+    >>> from hetfl.data import Plain
+    >>> normalisation(Plain())
+    {'class': 'hetfl.data.Plain', 'arguments': {}}
+    """
+    names = inspect.signature(type(transform)).parameters
+    try:
+        arguments = {name: plain(getattr(transform, name)) for name in names}
+    except (AttributeError, TypeError):
+        return None
+    return {"class": class_path(type(transform)), "arguments": arguments}
+
+
+def measured_accuracy(module: FederatedModule, level: str) -> dict[str, float] | None:
+    """Return a level's accuracy in the last test, and on how many samples; None if it was not tested last."""
+    trainer, data = module.trainer, module.data
+    value = trainer.callback_metrics.get(f"test/accuracy/{level}")
+    if trainer.state.fn != TrainerFn.TESTING or value is None:
+        return None
+    # limit_test_batches may have cut the test short.
+    samples = min(len(data.resident.all_test), int(trainer.num_test_batches[0]) * data.eval_batch_size)
+    return {"test/accuracy": value.item(), "samples": samples}

@@ -1,0 +1,99 @@
+"""ONNX: the prediction as a graph for onnxruntime and others, without torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hetfl.errors import ConfigurationError
+from hetfl.export.card import Card
+from hetfl.export.formats import Format, Predict, Prediction, Traced, quiet, reason
+from hetfl.types import NetFactory
+
+INPUT, OUTPUT = "input", "logits"
+DESCRIPTIONS = ("metadata_props", "doc_string")
+"""What the exporter notes at every node, source lines with paths on this machine among it."""
+
+
+class Onnx(Format):
+    """The prediction, ``input`` (batch, ...) to ``logits`` (batch, K); runs on the CPU by onnxruntime when loaded."""
+
+    name: ClassVar[str] = "onnx"
+    tolerance: ClassVar[float] = 1e-5
+
+    def require(self, *, writing: bool) -> None:  # noqa: D102
+        packages = ["onnx", "onnxscript", "onnxruntime"] if writing else ["onnxruntime"]
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        if missing:
+            raise ConfigurationError(
+                f"Expected packages {', '.join(packages)} for format onnx but got no {', '.join(missing)}: "
+                "pip install 'hetfl[onnx]'"
+            )
+
+    def encode(self, net: nn.Module, predict: Predict, inputs_N: Tensor) -> bytes:  # noqa: D102
+        try:
+            with quiet():
+                exported = torch.onnx.export(
+                    Traced(net, predict).eval(),
+                    (inputs_N,),
+                    dynamo=True,
+                    verbose=False,
+                    input_names=[INPUT],
+                    output_names=[OUTPUT],
+                    dynamic_shapes=({0: torch.export.Dim("batch")},),
+                )
+                assert exported is not None
+                model = exported.model_proto
+        except Exception as error:  # of many kinds, from deep inside
+            raise ConfigurationError(
+                f"Expected a net that torch.onnx can translate, for format onnx, but got: {reason(error)}"
+            ) from error
+        _strip(model)
+        data: bytes = model.SerializeToString(deterministic=True)
+        return data
+
+    def decode(self, data: bytes, card: Card, net: NetFactory | None) -> nn.Module:  # noqa: D102
+        self.require(writing=False)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # what is wrong is in the exception
+        try:
+            session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            hint = ": it has few operators for float64" if card.dtype == "float64" else ""
+            raise ConfigurationError(
+                f"Expected an ONNX model that onnxruntime can run but got{hint}: {reason(error)}"
+            ) from None
+        return LoadedOnnx(session)
+
+
+class LoadedOnnx(Prediction):
+    """A prediction that onnxruntime computes, on the CPU.
+
+    Args:
+        session: the model, loaded.
+    """
+
+    def __init__(self, session: Any) -> None:
+        super().__init__()
+        self._session = session
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, shape (N, K)."""
+        (logits,) = self._session.run([OUTPUT], {INPUT: x.detach().cpu().numpy()})
+        return torch.from_numpy(logits)
+
+
+def _strip(message: Any) -> None:
+    """Remove descriptions from a protobuf message and all that are in it."""
+    for field, value in message.ListFields():
+        if field.name in DESCRIPTIONS:
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in value if hasattr(value, "__len__") else [value]:
+                _strip(part)

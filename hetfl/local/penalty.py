@@ -1,0 +1,95 @@
+"""Terms of the local objective beside the loss: they pull a client towards where it began, or remember where it was."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+from hetfl.types import Index, Update
+
+
+class Penalty(ABC):
+    """Adds gradients to those of the local loss, before clipping; it may remember each client, and the server's steps.
+
+    A penalty knows no method: it acts on vectors of trained parameters in sub-model coordinates. What it keeps follows
+    what was *sent*: a refused update changes nothing, and a compressed one counts as the server decoded it.
+    """
+
+    @abstractmethod
+    def add_gradient(self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None) -> None:
+        """Add the penalty's gradient in place.
+
+        Args:
+            grad_D: the gradient so far, shape (..., D).
+            theta_D: the client's parameters, shape (..., D).
+            anchor_D: the parameters that it began the round with, shape (D,).
+            memory_D: what :meth:`memory` returned for the client, shape (..., D); None if all zero.
+        """
+
+    def settings(self) -> dict[str, object]:
+        """Return the constructor's arguments by name: a checkpoint knows the penalty by them. By default none."""
+        return {}
+
+    def describe(self) -> str:
+        """Return the penalty with its settings in short text."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.settings().items())})"
+
+    def setup(self, parameters: Mapping[str, Tensor], num_clients: int) -> None:
+        """Learn the global model's trained parameters and the number N of all clients. By default nothing."""
+
+    def bind(self, folder: str | None) -> None:
+        """Learn the folder of this run, where memories may lie in files; None if it has none. By default nothing."""
+
+    def memory(self, client: int, index: Index, like: Tensor) -> Tensor | None:
+        """Return what is kept of a client at an index, shape (D,), for its next round; None if all zero."""
+        return None
+
+    def accept(self, client: int, round: int, index: Index, update: Update) -> None:
+        """Learn an update that the server took, in the coordinates of the client's upload index. By default nothing."""
+
+    def correct(self, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the aggregated step as the server takes it; entries without holders stay. By default as it is."""
+        return delta
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is kept, in plain types and tensors. By default nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned. By default nothing."""
+
+    def checkpointed(self) -> None:
+        """Learn that a checkpoint with the last :meth:`state_dict` is on the disk. By default nothing."""
+
+
+class Proximal(Penalty):
+    r"""FedProx: stay near the global model (Li et al., MLSys 2020, arXiv 1812.06127, section 3.2).
+
+    .. math:: \min_\theta f_k(\theta) + \frac{\mu}{2} \lVert \theta - \theta_t \rVert^2
+
+    Its other half, counting the partial work of stragglers, is ``stragglers`` of
+    :class:`~hetfl.local.LocalTraining`.
+
+    Args:
+        proximal_mu: the weight μ.
+
+    Raises:
+        ConfigurationError: μ is not positive.
+    """
+
+    def __init__(self, proximal_mu: float) -> None:
+        if not proximal_mu > 0:
+            raise ConfigurationError(f"Expected proximal_mu above 0 but got {proximal_mu}")
+        self.proximal_mu = proximal_mu
+
+    def settings(self) -> dict[str, object]:  # noqa: D102
+        return {"proximal_mu": self.proximal_mu}
+
+    def add_gradient(  # noqa: D102
+        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None
+    ) -> None:
+        grad_D.add_(theta_D - anchor_D, alpha=self.proximal_mu)

@@ -1,0 +1,144 @@
+"""DepthFL: clients train the first stages of the global model, and every stage has a head.
+
+Kim, Yu, Kim, Moon: DepthFL: Depthwise Federated Learning for Heterogeneous Clients, ICLR 2023.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hetfl.errors import ConfigurationError
+from hetfl.federation import FederatedModule
+from hetfl.models.exits import Stage
+from hetfl.types import ClientContext, Index, Level, NetFactory
+
+EPSILON = 1e-7
+"""Added to the teachers' probabilities, which are not normalised again (the authors' code)."""
+
+
+def ramp(round: int, rounds: int) -> float:
+    r"""Return the weight of self-distillation, from 0.0067 in round 0 to 1 from round ``rounds`` on.
+
+    .. math:: w(t) = e^{-5 (1 - \min(t, R) / R)^2}
+    """
+    return math.exp(-5.0 * (1.0 - min(round, rounds) / rounds) ** 2) if rounds else 1.0
+
+
+def heads_loss(logits_HNK: Tensor, targets_N: Tensor) -> Tensor:
+    """Return the cross-entropy of every head, averaged over the batch: shape (..., H)."""
+    log_p = F.log_softmax(logits_HNK, dim=-1)
+    targets = targets_N.unsqueeze(-2).expand(log_p.shape[:-1]).unsqueeze(-1)
+    return -log_p.gather(-1, targets).squeeze(-1).mean(-1)
+
+
+def distillation_loss(logits_HNK: Tensor) -> Tensor:
+    r"""Return the mutual distillation of H heads, averaged over the batch, shape (...); 0 for a single head.
+
+    .. math:: \frac{1}{H - 1} \sum_i \sum_{j \ne i} \mathrm{KL}(p_j \,\Vert\, p_i), \qquad p_j \text{ detached}
+
+    The other head is the target, at temperature 1 (section 3.2).
+    """
+    heads = logits_HNK.shape[-3]
+    if heads == 1:
+        return logits_HNK.new_zeros(logits_HNK.shape[:-3])
+    log_p = F.log_softmax(logits_HNK, dim=-1)
+    teacher = log_p.detach().exp() + EPSILON
+    # Σ_i Σ_{j≠i} p_j (log p_j − log p_i), for all pairs at once: every head's own term is taken out again.
+    entropies = (heads - 1) * (teacher * teacher.log()).sum(-3)
+    crossed = teacher.sum(-3) * log_p.sum(-3) - (teacher * log_p).sum(-3)
+    return (entropies - crossed).sum(-1).mean(-1) / (heads - 1)
+
+
+class DepthFL(FederatedModule):
+    r"""Depth-scaled sub-models with a head per stage, averaged over their holders, distilled among themselves.
+
+    .. math:: L = \sum_i \mathrm{CE}(z_i, y)
+        + \frac{w(t)}{M - 1} \sum_i \sum_{j \ne i} \mathrm{KL}(p_j \,\Vert\, p_i)
+
+    for a client with M heads of logits :math:`z_i`. The prediction is the mean of the heads' logits. The paper adds
+    FedDyn: ``local.penalty: hetfl.local.FedDyn``. The net is one that takes ``depth`` and returns the logits of all its
+    heads, shape (H, N, K), such as :class:`~hetfl.models.MultiExitResNet`; levels may have a width too.
+
+    Args:
+        net: builds the net of a level.
+        levels: what clients can afford, the deepest first; None: depths 4, 3, 2, 1.
+        distillation: whether heads learn from each other.
+        ramp_rounds: rounds R until distillation has its full weight.
+        deepest_only: train and send a client's deepest head alone (InclusiveFL, KDD 2022, without its momentum); it
+            excludes distillation.
+        settings: the other arguments of :class:`~hetfl.FederatedModule`.
+
+    Raises:
+        ConfigurationError: ``ramp_rounds`` is negative, or both distillation and its opposite are asked for.
+    """
+
+    default_levels: ClassVar[Mapping[str, Level]] = {
+        name: Level(name, depth=depth) for name, depth in zip("abcd", (4, 3, 2, 1), strict=True)
+    }
+
+    def __init__(
+        self,
+        net: NetFactory,
+        levels: dict[str, Level] | None = None,
+        distillation: bool = True,
+        ramp_rounds: int = 300,
+        deepest_only: bool = False,
+        **settings: Any,
+    ) -> None:
+        if ramp_rounds < 0:
+            raise ConfigurationError(f"Expected ramp_rounds of at least 0 but got {ramp_rounds}")
+        if deepest_only and distillation:
+            raise ConfigurationError(
+                "Expected distillation false with deepest_only, where a client trains one head, but got true"
+            )
+        super().__init__(net, levels, **settings)
+        self.distillation, self.ramp_rounds, self.deepest_only = distillation, ramp_rounds, deepest_only
+
+    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        """Return the local loss of outputs (..., H, N, K) and targets (..., N); shape (...)."""
+        if self.deepest_only:
+            outputs = outputs[..., -1:, :, :]
+        loss = heads_loss(outputs, targets).sum(-1)
+        if self.distillation:
+            loss = loss + ramp(ctx.round, self.ramp_rounds) * distillation_loss(outputs)
+        return loss
+
+    def upload_index(self, client: int, level: str, round: int) -> Index:
+        """Return the client's index; without its shallower heads if it trains the deepest alone."""
+        index = super().upload_index(client, level, round)
+        if not self.deepest_only:
+            return index
+        return {name: entry for name, entry in index.items() if not name.startswith(self.shallower_heads[level])}
+
+    @cached_property
+    def shallower_heads(self) -> dict[str, tuple[str, ...]]:
+        """What the names of tensors begin with that belong to the heads before a level's deepest.
+
+        Raises:
+            ConfigurationError: the net is not made of stages with a head each.
+        """
+        found = {}
+        for level in self.levels:
+            stages = [name for name, part in self.levels.build(level).named_modules() if isinstance(part, Stage)]
+            if not stages:
+                raise ConfigurationError(
+                    "Expected a net of hetfl.models.exits.Stage for deepest_only, which tells heads from rest, but got "
+                    f"{type(self.net).__name__}"
+                )
+            found[level] = tuple(f"{stage}.{part}." for stage in stages[:-1] for part in ("exit", "classifier"))
+        return found
+
+    def predict(self, net: nn.Module, inputs: Tensor) -> Tensor:
+        """Return the mean of the heads' logits, shape (N, K)."""
+        return self.predict_heads(net, inputs)[0]
+
+    def predict_heads(self, net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean of the heads' logits, and each head's own: ``head_1`` is the shallowest."""
+        logits_HNK = net(inputs)
+        return logits_HNK.mean(0), {f"head_{i}": logits for i, logits in enumerate(logits_HNK, start=1)}

@@ -1,0 +1,214 @@
+"""Exported files from strangers and broken disks: refused in one line, and no code of theirs is run."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+import hetfl
+from hetfl import ConfigurationError, FederatedModule
+from hetfl.export import export_submodel
+from hetfl.export.card import read_card
+from hetfl.export.onnx_graph import Onnx
+from hetfl.export.tensors import Safetensors
+from tests.conftest import small_levels, small_module
+from tests.test_export import trained
+
+
+@pytest.fixture(scope="module")
+def federation() -> FederatedModule:
+    torch.set_num_threads(1)
+    return trained(small_module(levels=small_levels(1.0, 0.25)))
+
+
+@pytest.fixture(scope="module")
+def originals(federation: FederatedModule, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("originals")
+    for name in ("b.safetensors", "b.pt2"):
+        export_submodel(federation, "b", folder / name)
+    return folder
+
+
+@pytest.fixture
+def files(originals: Path, tmp_path: Path) -> Path:
+    """Return a folder with one file of each kind, to be damaged."""
+    return Path(shutil.copytree(originals, tmp_path / "files"))
+
+
+def said(path: Path) -> str:
+    """Return the one line with which a file is refused."""
+    with pytest.raises(ConfigurationError) as error:
+        hetfl.load(path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+    return str(error.value)
+
+
+def change_card(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    card = json.loads(path.with_name(f"{path.name}.json").read_text())
+    change(card)
+    path.with_name(f"{path.name}.json").write_text(json.dumps(card))
+
+
+def replace_content(path: Path, data: bytes) -> None:
+    """Write a file, and its digest into its card, as whoever means harm does."""
+    path.write_bytes(data)
+    change_card(path, lambda card: card.update(sha256=hashlib.sha256(data).hexdigest()))
+
+
+@pytest.mark.parametrize("name", ["b.safetensors", "b.pt2"])
+def test_any_damage_is_noticed(files: Path, name: str) -> None:
+    path, choose = files / name, random.Random(0)
+    data = path.read_bytes()
+    for _ in range(20):
+        position = choose.randrange(len(data))
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        assert "damaged, or another file" in said(path)
+        path.write_bytes(data[:position])
+        assert "damaged, or another file" in said(path)
+    path.unlink()
+    assert f"{name} but got: No such file" in said(path)
+    path.with_name(f"{name}.json").unlink()
+    assert "which is not there" in said(path)
+    path.write_bytes(data)
+    assert f"card of an exported file in {path}.json but got: No such file" in said(path)
+
+
+CARDS: dict[str, tuple[str, str]] = {
+    "empty": ("", "got no JSON"),
+    "torn": ('{"card": 1, "file": "b.s', "got no JSON"),
+    "nested": ("[" * 100_000, "got no JSON"),
+    "a list": ("[]", "got other content"),
+    "another object": ('{"a": 1}', "got other content"),
+    "huge": ('{"card": 1, "a": "' + "x" * 1_000_000 + '"}', "got other content"),
+    "of the future": ('{"card": 2}', "version 1 in .* but got version 2"),
+    "without a net": ('{"card": 1, "level": {}}', r"Expected net \(dict\) in the card"),
+    "level of text": ('{"card": 1, "level": "c"}', r"Expected level \(dict\) in the card .* but got 'c'"),
+}
+
+
+@pytest.mark.parametrize("case", CARDS)
+def test_a_card_that_is_none_is_refused(case: str, files: Path) -> None:
+    text, expected = CARDS[case]
+    (files / "b.pt2.json").write_text(text)
+    with pytest.raises(ConfigurationError, match=expected):
+        hetfl.load(files / "b.pt2")
+    said(files / "b.pt2")
+
+
+CLASSES = [
+    "os.system",
+    "stranger.Net",
+    "torch.nn.Linear",
+    "hetfl.HeteroFL",
+    "hetfl.cli.main",
+    "hetfl.models.make_norm",
+    "hetfl.models.os.system",
+    "hetfl.models.convnet.nn.Linear",
+    "hetfl.models.layers.Literal",
+    "hetfl.models.layers.Tensor",
+    "hetfl.models.stranger.Net",
+    "hetfl.models..ConvNet",
+    "hetfl.models.ConvNet.__init__",
+    "hetfl.models.Nope",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_card_makes_nothing_but_hetfls_own_nets(
+    name: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stranger.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nclass Net: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    change_card(files / "b.safetensors", lambda card: card["net"].update({"class": name}))
+    assert "only nets of hetfl.models with plain arguments are made from a card" in said(files / "b.safetensors")
+    assert "stranger" not in sys.modules
+    assert not (tmp_path / "ran").exists()
+
+
+ARGUMENTS: dict[str, tuple[Any, str]] = {
+    "unknown": ({"nope": 1}, "unexpected keyword argument 'nope'"),
+    "of a wrong type": ({"hidden": "many"}, "Expected a net from the card's"),
+    "out of range": ({"width": 7}, r"width in \(0, 1\] but got 7"),
+    "for another net": ({"hidden": [8, 8], "width": 0.25}, "Expected tensor 'blocks.1.conv.weight' of the net to be"),
+    "for more memory than there is": ({"hidden": [10**6, 10**6]}, "to be float32 .1000000, 1, 3, 3. but got"),
+    "none": (None, "only nets of hetfl.models with plain arguments"),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_arguments_that_make_another_net_are_refused(case: str, files: Path) -> None:
+    arguments, expected = ARGUMENTS[case]
+    change_card(files / "b.safetensors", lambda card: card["net"].update(arguments=arguments))
+    with pytest.raises(ConfigurationError, match=expected):
+        hetfl.load(files / "b.safetensors")
+    said(files / "b.safetensors")
+
+
+def test_tensors_must_be_the_nets(files: Path) -> None:
+    path = files / "b.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    bias = tensors["classifier.bias"]
+    changes: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+        "shape": ({"classifier.bias": bias[:5]}, "float32 (10,) but got float32 (5,)"),
+        "type": ({"classifier.bias": bias.double()}, "float32 (10,) but got float64 (10,)"),
+        "one more": ({"surprise": bias.clone()}, "'surprise' of the net to be none but got float32 (10,)"),
+    }
+    for change, expected in changes.values():
+        replace_content(path, safetensors.torch.save(tensors | change))
+        assert expected in said(path)
+    replace_content(path, safetensors.torch.save({name: t for name, t in tensors.items() if not name.endswith("mean")}))
+    assert "'blocks.0.norm.mean' of the net to be float32 (2,) but got none" in said(path)
+    replace_content(path, b"\xff" * 50)
+    assert "Expected a safetensors file" in said(path)
+
+
+def test_an_onnx_file_of_junk_is_refused(files: Path) -> None:
+    with pytest.raises(ConfigurationError, match="Expected an ONNX model that onnxruntime can run but got: "):
+        Onnx().decode(b"junk", read_card(files / "b.pt2.json"), None)
+
+
+def test_a_full_disk_leaves_the_file_before_and_nothing_else(
+    federation: FederatedModule, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = files / "b.safetensors"
+    before = {each.name: each.read_bytes() for each in files.iterdir()}
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for operation in ("os.fsync", "os.replace"):
+        with monkeypatch.context() as broken:
+            broken.setattr(operation, full)
+            with pytest.raises(OSError, match="No space left"):
+                export_submodel(federation, "a", path)
+        assert {each.name: each.read_bytes() for each in files.iterdir()} == before
+
+
+def test_a_file_that_reads_back_otherwise_never_gets_its_name(
+    federation: FederatedModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Safetensors.encode
+
+    def off_by_one_bit(self: Safetensors, *args: Any) -> bytes:
+        tensors = safetensors.torch.load(encode(self, *args))
+        tensors["classifier.bias"][0] = torch.nextafter(tensors["classifier.bias"][0], torch.tensor(9.0))
+        return safetensors.torch.save(tensors)
+
+    monkeypatch.setattr(Safetensors, "encode", off_by_one_bit)
+    with pytest.raises(ConfigurationError, match=r"framework's outputs \(64, 10\) from .*a\.safetensors but got"):
+        export_submodel(federation, "a", tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,109 @@
+"""Levels: a net is asked only for the axes that levels use, and must give logits of one exit or of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hetfl import Level
+from hetfl.errors import ConfigurationError
+from hetfl.federation.levels import LevelSet
+from hetfl.models import MultiExitConvNet, scaled
+from tests.conftest import small_levels
+
+
+class Exits(nn.Module):
+    """Linear layers, each with a linear exit."""
+
+    def __init__(self, depth: int = 3, width: float = 1.0) -> None:
+        super().__init__()
+        c = scaled(8, width)
+        self.stages = nn.ModuleList(nn.Linear(64 if i == 0 else c, c) for i in range(depth))
+        self.heads = nn.ModuleList(nn.Linear(c, 10) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, logits = x.flatten(1), []
+        for stage, head in zip(self.stages, self.heads, strict=True):
+            x = F.relu(stage(x))
+            logits.append(head(x))
+        return torch.stack(logits)
+
+
+def deep(*, depth: int = 3) -> nn.Module:
+    return Exits(depth)
+
+
+def wide(*, width: float = 1.0) -> nn.Module:
+    return Exits(width=width)
+
+
+def rigid() -> nn.Module:
+    return Exits()
+
+
+def test_an_axis_is_needed_only_by_levels_that_use_it() -> None:
+    depths, widths = {"a": Level("a"), "b": Level("b", depth=1)}, small_levels(1.0, 0.5)
+    found = LevelSet(deep, depths, seed=0)  # type: ignore[arg-type]
+    assert found.sizes == {"a": 64 * 8 + 8 + 2 * 72 + 3 * 90, "b": 520 + 90}
+    assert len(LevelSet(wide, widths, seed=0)) == 2
+    assert len(LevelSet(rigid, {"a": Level("a")}, seed=0)) == 1  # type: ignore[arg-type]
+    cases: list[tuple[str, Callable[..., nn.Module], dict[str, Level]]] = [
+        ("depth", wide, depths),
+        ("depth", rigid, depths),
+        ("width", deep, widths),
+        ("width", rigid, widths),
+        ("width", deep, {"a": Level("a"), "b": Level("b", 0.5, 1)}),
+    ]
+    for axis, net, levels in cases:
+        with pytest.raises(ConfigurationError, match=f"takes '{axis}', which levels of different {axis} need"):
+            LevelSet(net, levels, seed=0)
+
+
+def test_a_depth_that_the_net_does_not_have_is_refused_and_the_level_is_named() -> None:
+    net = partial(MultiExitConvNet, hidden=(8, 8))
+    with pytest.raises(ConfigurationError, match=r"^Expected depth in 1..2, .* but got 3 \(level b\)$"):
+        LevelSet(net, {"a": Level("a"), "b": Level("b", depth=3)}, seed=0)
+    with pytest.raises(ConfigurationError, match=r"level b to be in the global model but got 'stages.1"):
+        LevelSet(net, {"a": Level("a", depth=1), "b": Level("b", depth=2)}, seed=0)
+
+
+class Shaped(Exits):
+    """Gives back what a function makes of the logits."""
+
+    def __init__(self, change: Callable[[Tensor], object], depth: int = 3) -> None:
+        super().__init__(depth)
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(super().forward(x))  # type: ignore[return-value]
+
+
+def test_logits_of_one_exit_or_several_are_accepted_and_anything_else_is_refused() -> None:
+    inputs = torch.rand(4, 1, 8, 8)
+
+    def inspect(change: Callable[[Tensor], object]) -> dict[str, tuple[float, float]]:
+        return LevelSet(partial(Shaped, change), {"a": Level("a")}, seed=0).inspect(inputs, 10, check=True)
+
+    stages, heads = 2 * (64 * 8 + 8 * 8 + 8 * 8), 2 * 3 * 8 * 10
+    assert inspect(lambda logits: logits)["a"] == (stages + heads, 3 * (stages + heads) - 2 * 64 * 8)
+    assert inspect(lambda logits: logits[0])["a"][0] == stages + heads
+    inspect(lambda logits: logits[:1])
+    changes: list[tuple[Callable[[Tensor], object], str]] = [
+        (lambda logits: logits.transpose(0, 1), r"\(4, 3, 10\)"),
+        (lambda logits: logits[:0], r"\(0, 4, 10\)"),
+        (lambda logits: logits[..., :9], r"\(3, 4, 9\)"),
+        (lambda logits: logits[0, :3], r"\(3, 10\)"),
+        (lambda logits: logits[0, 0], r"\(10,\)"),
+        (lambda logits: logits.unsqueeze(0), r"\(1, 3, 4, 10\)"),
+        (list, "list"),
+    ]
+    for change, got in changes:
+        with pytest.raises(
+            ConfigurationError, match=rf"\(4, 10\).* or \(exits, 4, 10\) from the net at level a but got {got}$"
+        ):
+            inspect(change)
