@@ -18,6 +18,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from hetfl.errors import ConfigurationError
+from hetfl.files import replacing, to_disk
 
 MARK = b"hetfl blake2b "
 DIGEST_BYTES = 32
@@ -140,21 +141,13 @@ class SafeCheckpointIO(CheckpointIO):
             rank_zero_warn(f"Checkpoint {target} not written ({error}); the one before is kept, training goes on")
 
     def _write(self, target: Path, checkpoint: dict[str, Any]) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                sealed = SealedFile(file)
-                torch.save(checkpoint, sealed)  # type: ignore[arg-type]
-                sealed.seal()
-                file.flush()
-                os.fsync(file.fileno())
+        with replacing(target) as file:
+            sealed = SealedFile(file)
+            torch.save(checkpoint, sealed)  # type: ignore[arg-type]
+            sealed.seal()
+            to_disk(file)
             if target.exists():
                 self._keep_previous(target)
-            os.replace(temporary, target)
-            _sync_folder(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _keep_previous(self, target: Path) -> None:
         """Give the checkpoints one place back; each name changes in one step, and ``target`` stays until replaced."""
@@ -200,12 +193,3 @@ class SafeCheckpointIO(CheckpointIO):
         """Remove a checkpoint and those kept before it."""
         for age in range(self.keep):
             previous(Path(path), age).unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last: the folder is a file of its own to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

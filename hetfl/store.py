@@ -9,7 +9,6 @@ checkpoint may refer to them.
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.files import write_whole
 from hetfl.submodel import extent, index_layout, put, take
 from hetfl.types import Index, IndexEntry
 
@@ -158,7 +158,7 @@ class DiskStore(ClientStore):
         self._known = not any(self._own.glob(FILES))  # else only a checkpoint of the run that they belong to helps
         for name in [self._name(*item) for item in self._rounds.items()] if self._known else []:
             self._own.mkdir(parents=True, exist_ok=True)
-            _write_whole(self._own / name, (before / name).read_bytes())
+            write_whole(self._own / name, (before / name).read_bytes())
 
     def load(self, client: int) -> dict[str, Tensor]:
         """Return the client's blocks by name; empty for a client without any.
@@ -188,7 +188,7 @@ class DiskStore(ClientStore):
         before, path = self._rounds.get(client), self._own / self._name(client, round)
         if blocks:
             whole = {name: block.contiguous() for name, block in blocks.items()}
-            _write_whole(path, safetensors.torch.save(whole, {DIGEST: _digest(whole)}))
+            write_whole(path, safetensors.torch.save(whole, {DIGEST: _digest(whole)}))
             self._rounds[client] = round
             self._superseded.pop(path, None)
         else:
@@ -283,18 +283,3 @@ def _read_whole(path: Path) -> dict[str, Tensor]:
     if digest is None or digest != _digest(blocks):
         raise ConfigurationError(f"Expected {path} as it was written but got a damaged file")
     return blocks
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or absent whenever the machine stops."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -116,7 +116,7 @@ def test_a_full_disk_is_said_in_one_line_with_status_1(
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("hetfl.export.files.os.fsync", full)
+    monkeypatch.setattr("hetfl.files.os.fsync", full)
     with pytest.raises(SystemExit) as stop:
         main(["export", str(run), "--out=there"])
     assert stop.value.code == 1

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hetfl"
 
 LAYERS = (
-    {"errors", "seeding"},
+    {"errors", "files", "seeding"},
     {"types"},
     {"submodel"},
     {"store"},

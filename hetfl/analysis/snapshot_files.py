@@ -13,7 +13,6 @@ order, and the same run would not give the same bytes.
 from __future__ import annotations
 
 import json
-import os
 import re
 import zlib
 from collections.abc import Mapping
@@ -127,26 +126,3 @@ def forget(folder: Path, before_round: int) -> None:
             path_of(folder, round).unlink()
     for torn in (folder / FOLDER).glob("round-*.tmp"):
         torn.unlink()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file in a folder, made if absent: whole and on the disk, or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}.tmp")
-    path.parent.mkdir(exist_ok=True)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # the rename: a folder is a file of its own to the disk
-        finally:
-            os.close(descriptor)
-    finally:
-        temporary.unlink(missing_ok=True)

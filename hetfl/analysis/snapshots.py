@@ -11,9 +11,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from hetfl.analysis.snapshot_files import encode, forget, path_of, write_whole
+from hetfl.analysis.snapshot_files import encode, forget, path_of
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedCallback, FederatedModule
+from hetfl.files import write_whole
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.run_folder import RunFolder
 from hetfl.submodel import index_layout, parameters_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from hetfl.cli.checks import run_folders
 from hetfl.errors import ConfigurationError
+from hetfl.files import write_whole
 from hetfl.run_folder import RunFolder
 
 
@@ -29,11 +29,8 @@ class SaveRunConfig(SaveConfigCallback):
         folder = folders[0] if folders else trainer.log_dir  # on every rank: Lightning broadcasts it
         if folder is None or not trainer.loggers or not trainer.is_global_zero:
             return
-        target = Path(folder) / self.config_filename
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.tmp")
-        temporary.write_text(self.parser.dump(as_new_run(self.config), skip_unset=False), encoding="utf-8")
-        os.replace(temporary, target)
+        content = self.parser.dump(as_new_run(self.config), skip_unset=False)
+        write_whole(Path(folder) / self.config_filename, content.encode())
 
 
 def as_new_run(config: Namespace) -> Namespace:

@@ -1,41 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Where an export can be written."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from hetfl.errors import ConfigurationError
-
-
-@contextmanager
-def replacing(target: Path, content: bytes) -> Iterator[Path]:
-    """Write a file beside its target, on the disk and under another name; it replaces the target if the block succeeds.
-
-    Yields:
-        Where the file is meanwhile.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:  # a write that fails does not say where
-            raise OSError(error.errno, error.strerror, str(target)) from error
-        yield temporary
-        os.replace(temporary, target)
-        descriptor = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # the rename: a folder is a file of its own to the disk
-        finally:
-            os.close(descriptor)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_target(path: Path) -> None:

@@ -12,11 +12,12 @@ from hetfl.errors import ConfigurationError
 from hetfl.export.card import Card, Constructor, card_path
 from hetfl.export.constructor import construct, own_net
 from hetfl.export.describing import describe
-from hetfl.export.files import check_target, replacing
+from hetfl.export.files import check_target
 from hetfl.export.formats import Format
 from hetfl.export.loading import format_of, read_whole
 from hetfl.export.tensors import copied, fill
 from hetfl.federation import FederatedModule
+from hetfl.files import replacing, to_disk, write_whole
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.types import NetFactory
 
@@ -52,13 +53,15 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path) -> Ca
         content = format.encode(net, module.predict, batch_N[[0, -1]])
         card = describe(module, level, net, constructor, path.name, content)
         reference = copy.deepcopy(submodel).cpu()
-        with replacing(path, content) as file:
+        with replacing(path) as file:
+            file.write(content)
+            to_disk(file)
             factory = users_factory(module, card) if format.builds else None
-            loaded = format.decode(read_whole(file, card), card, factory)
+            loaded = format.decode(read_whole(Path(file.name), card), card, factory)
             for inputs_N in (batch_N, batch_N[:1]):
                 compare_outputs(loaded(inputs_N), format.outputs(reference, module.predict, inputs_N), format, path)
-    with replacing(card_path(path), card.to_json().encode()):
-        return card
+    write_whole(card_path(path), card.to_json().encode())
+    return card
 
 
 def check_export(module: FederatedModule, level: str, path: Path) -> Format:
