@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "hetfl"
 LAYERS = (
     {"errors", "files", "seeding"},
     {"types"},
-    {"submodel"},
+    {"submodel", "metrics_file"},
     {"store"},
     {
         *("aggregators", "clustering", "compression", "data", "fleet", "models", "selection", "wire"),

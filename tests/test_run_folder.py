@@ -16,7 +16,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from hetfl.errors import ConfigurationError
-from hetfl.run_folder import MetricsFile, RunFolder, format_value, ordered
+from hetfl.metrics_file import MetricsFile, format_value, ordered
+from hetfl.run_folder import RunFolder
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

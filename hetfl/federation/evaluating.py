@@ -14,10 +14,14 @@ from hetfl.federation.ledger import Ledger
 from hetfl.federation.metrics import ClientAccuracy, LevelMetrics
 from hetfl.fleet import LevelAssignment
 from hetfl.local import LocalTask
+from hetfl.run_folder import RunFolder
 from hetfl.seeding import generator
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Raw inputs, targets (N,), and the client that each sample belongs to (N,), -1 for nobody's."""
+
+CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples", "accuracy", "own_accuracy")
+"""Of ``clients.csv``: accuracies of the global model, and of the client's own sub-model, on its own test data."""
 
 
 class EvaluatingModule(HostingModule):
@@ -59,6 +63,8 @@ class EvaluatingModule(HostingModule):
         """Make the metrics for a data set and fleet."""
         self.level_metrics = LevelMetrics(list(self.levels), data.num_classes)
         self.client_accuracy = ClientAccuracy(data.num_clients, data.labels, self.restrict)
+        self.own_accuracy = ClientAccuracy(data.num_clients, data.labels, self.restrict)
+        self._train_samples = [len(data.client_data(client)) for client in range(data.num_clients)]
         self._transform = data.transform
 
     def gather_statistics(self) -> None:
@@ -129,7 +135,19 @@ class EvaluatingModule(HostingModule):
         logits = self._logits(inputs, list(self.levels))
         self.level_metrics.update(logits, targets)
         self.client_accuracy.update(logits[self.levels.largest], targets, owner)
+        order, has = list(self.levels), self.assignment.levels(self.last_round)
+        level_of = torch.tensor([order.index(level) for level in has], device=targets.device)
+        stacked_LNK = torch.stack([logits[level] for level in order])
+        own_NK = stacked_LNK[level_of[owner.clamp(min=0)], torch.arange(len(targets), device=targets.device)]
+        self.own_accuracy.update(own_NK, targets, owner)
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/*`` and ``local/*``."""
+        """Log ``test/*`` and ``local/*``; write ``clients.csv``, one row per client."""
+        has, tested = self.assignment.levels(self.last_round), self.client_accuracy.count_S.int().tolist()
+        accuracy, own = self.client_accuracy.per_client(), self.own_accuracy.per_client()
+        rows = list(zip(range(len(has)), has, self._train_samples, tested, accuracy, own, strict=True))
+        for logger in self.loggers:
+            if isinstance(logger, RunFolder):
+                logger.write_table("clients", CLIENT_COLUMNS, rows)
+        self.own_accuracy.reset()
         self.log_columns({**self.level_metrics.compute("test"), **self.client_accuracy.compute()})

@@ -49,7 +49,7 @@ class LevelMetrics(nn.Module):
 
 
 class ClientAccuracy:
-    """Accuracy of the global model on each client's own test data: mean, worst tenth, variance.
+    """Accuracy of one model per sample on each client's own test data: mean, worst tenth, variance.
 
     Args:
         num_clients: size N of the fleet.
@@ -77,6 +77,13 @@ class ClientAccuracy:
         correct = (own_logits.argmax(-1) == targets).double()
         self.correct_S.index_add_(0, owner, correct)
         self.count_S.index_add_(0, owner, torch.ones_like(correct))
+
+    def per_client(self) -> list[float | None]:
+        """Return each client's accuracy; None for one without test data."""
+        return [
+            correct / count if count else None
+            for correct, count in zip(self.correct_S.tolist(), self.count_S.tolist(), strict=True)
+        ]
 
     def compute(self) -> dict[str, Tensor]:
         """Return and forget: ``local/accuracy_mean``, ``_worst10``, ``_var`` over clients that have test data."""

@@ -34,7 +34,8 @@ from hetfl.fleet import Device, Dynamic, LevelAssignment
 from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential
 from hetfl.local.jobs import train
 from hetfl.local.training import check_optimizers
-from hetfl.run_folder import COLUMNS, RunFolder
+from hetfl.metrics_file import COLUMNS
+from hetfl.run_folder import RunFolder
 from hetfl.seeding import generator
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of

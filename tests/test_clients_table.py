@@ -1,0 +1,54 @@
+"""``clients.csv``: how well each client is served, by the global model and by its own level's."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+
+from hetfl import FedAvg, FederatedModule, HeteroFL
+from hetfl.fleet import Dynamic, Fixed
+from tests.conftest import small_data, small_levels, small_module
+
+
+def table(trainer: Trainer) -> list[dict[str, str]]:
+    assert trainer.log_dir is not None
+    with (Path(trainer.log_dir) / "clients.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("assignment", [Dynamic(), Fixed()])
+def test_every_client_is_counted_by_itself(fit: Callable[..., Trainer], assignment: Dynamic) -> None:
+    module, data = small_module(assignment=assignment), small_data()
+    trainer = fit(module, data)
+    trainer.test(module, datamodule=data, verbose=False)
+    rows, has = table(trainer), module.assignment.levels(2)
+    assert [row["client"] for row in rows] == [str(client) for client in range(12)]
+    for client, row in enumerate(rows):
+        own = data.client_data(client, "test")
+        assert row["level"] == has[client]
+        assert (int(row["train_samples"]), int(row["test_samples"])) == (len(data.client_data(client)), len(own))
+        for column, level in (("accuracy", "a"), ("own_accuracy", has[client])):
+            with torch.no_grad():
+                logits = module.submodel(level)(data.transform.eval(own.inputs))
+            absent = ~data.labels(client)
+            best = torch.where(absent, 0.0, logits).argmax(-1)  # HeteroFL fills absent logits with 0
+            expected = (best == own.targets).double().mean().item() if len(own) else None
+            assert row[column] == ("" if expected is None else str(expected))
+    accuracies = [float(row["accuracy"]) for row in rows if row["accuracy"]]
+    assert trainer.callback_metrics["local/accuracy_mean"].item() == pytest.approx(sum(accuracies) / len(accuracies))
+
+
+@pytest.mark.parametrize("kind", [FedAvg, HeteroFL])
+def test_another_test_writes_over_it(fit: Callable[..., Trainer], kind: type[FederatedModule]) -> None:
+    module, data = small_module(kind, levels=small_levels(1.0)), small_data()
+    trainer = fit(module, data, rounds=1)
+    trainer.test(module, datamodule=data, verbose=False)
+    before = table(trainer)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert table(trainer) == before
+    assert all(row["accuracy"] == row["own_accuracy"] for row in before)
