@@ -127,6 +127,8 @@ class SafeCheckpointIO(CheckpointIO):
         self.keep = keep
         self.failed = False
         """Whether the last checkpoint could not be written."""
+        self._readable = False
+        self._damaged: set[Path] = set()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -136,6 +138,7 @@ class SafeCheckpointIO(CheckpointIO):
         try:
             self._write(target, checkpoint)
             self.failed = False
+            self._damaged.discard(target)
         except OSError as error:
             self.failed = True
             rank_zero_warn(f"Checkpoint {target} not written ({error}); the one before is kept, training goes on")
@@ -146,14 +149,28 @@ class SafeCheckpointIO(CheckpointIO):
             torch.save(checkpoint, sealed)  # type: ignore[arg-type]
             sealed.seal()
             to_disk(file)
+            self._check_readable(Path(file.name))
             if target.exists():
                 self._keep_previous(target)
 
+    def _check_readable(self, written: Path) -> None:
+        """Read the first checkpoint back: what a callback keeps in its state may be nothing that can be read.
+
+        Raises:
+            ConfigurationError: it cannot be read.
+        """
+        if not self._readable:
+            _read(written, "cpu")
+            self._readable = True
+
     def _keep_previous(self, target: Path) -> None:
-        """Give the checkpoints one place back; each name changes in one step, and ``target`` stays until replaced."""
+        """Give the checkpoints one place back; each name changes in one step, and ``target`` stays until replaced.
+
+        One that was found to be damaged takes no other's place.
+        """
         for age in range(self.keep - 1, 0, -1):
             newer, older = previous(target, age - 1), previous(target, age)
-            if newer.exists():
+            if newer.exists() and newer not in self._damaged:
                 link = older.with_name(f"{older.name}.tmp")
                 link.unlink(missing_ok=True)
                 try:
@@ -184,8 +201,8 @@ class SafeCheckpointIO(CheckpointIO):
             if wrong is None:
                 if reasons:
                     rank_zero_warn(f"Checkpoint {'; '.join(reasons)}; taking {candidate}")
-                location = map_location if map_location is not None else "cpu"
-                return torch.load(candidate, map_location=location, weights_only=True)  # type: ignore[no-any-return]  # noqa: TID251
+                return _read(candidate, map_location if map_location is not None else "cpu")
+            self._damaged.add(candidate)
             reasons.append(f"{candidate} is damaged ({wrong})")
         raise ConfigurationError(f"Expected a whole checkpoint but got none: {'; '.join(reasons)}")
 
@@ -193,3 +210,22 @@ class SafeCheckpointIO(CheckpointIO):
         """Remove a checkpoint and those kept before it."""
         for age in range(self.keep):
             previous(Path(path), age).unlink(missing_ok=True)
+
+
+def _read(path: Path, location: Any) -> dict[str, Any]:
+    """Return the content of an intact archive.
+
+    Raises:
+        ConfigurationError: it holds what cannot be read without running its code, or no checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location=location, weights_only=True)  # noqa: TID251
+    except Exception as error:  # of the unpickler, of many kinds
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ConfigurationError(
+            f"Expected a checkpoint of plain values and tensors but got {path} with others (in a callback's state?): "
+            f"{reason[:200]}"
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"Expected a checkpoint in {path} but got a {type(content).__name__}")
+    return content

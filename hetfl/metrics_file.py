@@ -92,10 +92,15 @@ class MetricsFile:
         if path.exists():
             self._rewrite(self._columns_on_disk())
 
+    @property
+    def last_step(self) -> int:
+        """The round of the last row; -1 if there is none."""
+        return int(self._last["step"]) if self._last else -1
+
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Merge metrics into the row of a round; a metric that is there already is replaced."""
         cells = {name: format_value(value) for name, value in metrics.items() if name not in _NOT_METRICS}
-        last_step = int(self._last["step"]) if self._last else -1
+        last_step = self.last_step
         columns = ordered(dict.fromkeys([*self._columns, *cells]))
         if step < last_step or columns != self._columns or not self.path.exists():
             self._rewrite(columns, row={"step": str(step), **cells})

@@ -6,6 +6,10 @@ one row, whatever the number of calls that report on it, and a continued run goe
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import weakref
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -13,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
 from hetfl.metrics_file import MetricsFile, encoded
+
+LOCK = ".lock"
+"""Name of the file that keeps other processes out of a run's folder."""
 
 
 class RunFolder(Logger):
@@ -32,9 +39,12 @@ class RunFolder(Logger):
         name: the folder, inside ``root``, of runs that belong together.
         folder: a run to continue instead; its ``metrics.csv`` is kept.
 
+    While a process writes into the folder no other one can. A row that a full disk does not take is a warning; it is
+    written when there is space.
+
     Raises:
-        ConfigurationError: ``name`` is not the name of one folder; on first use: ``folder`` does not exist, or holds a
-            ``metrics.csv`` that this class did not write.
+        ConfigurationError: ``name`` is not the name of one folder; on first use: ``folder`` does not exist, is another
+            process's, or holds a ``metrics.csv`` that this class did not write.
     """
 
     def __init__(self, root: str = "runs", name: str = "run", folder: str | None = None) -> None:
@@ -44,6 +54,7 @@ class RunFolder(Logger):
         self._parent = Path(root) / name
         self._continued = None if folder is None else Path(folder)
         self._metrics: MetricsFile | None = None
+        self._waiting: list[tuple[int, dict[str, float]]] = []  # rows that the disk did not take
 
     @property
     def name(self) -> str:
@@ -70,7 +81,13 @@ class RunFolder(Logger):
         """
         if step is None or step < 0:
             raise ValueError(f"Expected step to be a round, from 0, but got {step}")
-        self._open().add(step, metrics)
+        self._waiting.append((step, dict(metrics)))
+        try:
+            while self._waiting:
+                self._open().add(*self._waiting[0])
+                del self._waiting[0]
+        except OSError as error:
+            rank_zero_warn(f"Row {step} of {self._open().path} not written ({error.strerror}); training goes on")
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -87,8 +104,18 @@ class RunFolder(Logger):
 
     @rank_zero_only
     def truncate(self, before_step: int) -> None:
-        """Forget the rounds from ``before_step`` on: what a run does that continues from a checkpoint of that round."""
-        self._open().truncate(before_step)
+        """Forget the rounds from ``before_step`` on: what a run does that continues from a checkpoint of that round.
+
+        Raises:
+            ConfigurationError: the folder to continue lacks rounds before it.
+        """
+        metrics = self._open()
+        if self._continued is not None and metrics.last_step + 1 < before_step:
+            raise ConfigurationError(
+                f"Expected {before_step} rounds in {metrics.path}, as in the checkpoint, but got "
+                f"{metrics.last_step + 1}: go on from an older checkpoint (--ckpt_path) and they are run again"
+            )
+        metrics.truncate(before_step)
 
     @rank_zero_only
     def write_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -101,13 +128,17 @@ class RunFolder(Logger):
         """
         cells = ([("" if cell is None else str(cell)) for cell in row] for row in rows)
         path = self._open().path.with_name(f"{name}.csv")
-        write_whole(path, b"".join(encoded(line) for line in (columns, *cells)))
+        try:
+            write_whole(path, b"".join(encoded(line) for line in (columns, *cells)))
+        except OSError as error:
+            rank_zero_warn(f"{path} not written ({error.strerror})")
 
     def _open(self) -> MetricsFile:
         if self._metrics is None:
             folder = self._new_folder() if self._continued is None else self._continued
             if not folder.is_dir():
                 raise ConfigurationError(f"Expected the folder of a run to continue but got {str(folder)!r}")
+            weakref.finalize(self, os.close, _locked(folder))
             self._metrics = MetricsFile(folder / "metrics.csv")
         return self._metrics
 
@@ -123,3 +154,22 @@ class RunFolder(Logger):
                 attempt += 1
             else:
                 return folder
+
+
+def _locked(folder: Path) -> int:
+    """Keep other processes out of a folder until the descriptor is closed, or this process ends.
+
+    Raises:
+        ConfigurationError: another process is in it.
+    """
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process's own: forked workers do not hold it
+    except OSError as error:
+        os.close(lock)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        raise ConfigurationError(
+            f"Expected a run folder for this process alone but got {folder}, in which another one is writing"
+        ) from None
+    return lock

@@ -59,6 +59,21 @@ WRONG = {
     "accelerator": (["--trainer.accelerator=foo"], "foo"),
     "precision of half": (["--trainer.precision=bf16-true"], "bf16-true"),
     "root below a file": (["--trainer.logger.root=empty.yaml/runs"], "empty.yaml is a file"),
+    "budgets of what": (["--model.levels", "{by: parms, budgets: [1.0]}"], "['params', 'flops', 'upload_bytes']"),
+    "budgets missing": (["--model.levels", "{by: params}"], "model.levels: "),
+    "budgets along what": (["--model.levels", "{by: params, budgets: [1.0], axis: up}"], "['width', 'depth']"),
+    "budget misspelt": (["--model.levels", "{by: params, budgets: [1], refrence: 1}"], "Option 'refrence'"),
+    "budgets rise": (
+        ["--model.levels", "{by: params, budgets: [0.5, 1.0]}"],
+        "falling budgets, the largest level first",
+    ),
+    "budget above 1": (["--model.levels", "{by: params, budgets: [2.0]}"], "got 2.0: more than 1 needs a reference"),
+    "budget too small": (["--model.levels", "{by: params, budgets: [1.0, 0.001]}"], "at least 44 parameters"),
+    "budgets of FLOPs": (["--model.levels", "{by: flops, budgets: [1.0]}"], "Expected sample_shape"),
+    "other FLOPs": (["--model.levels", "{by: flops, budgets: [1], sample_shape: [1, 9, 9]}"], "[1, 8, 8], the data's"),
+    "no such reference": (["--model.levels", "{by: params, budgets: [1], reference: hetfl.Nope}"], "Nope"),
+    "depth of a net without": (["--model.levels", "{by: params, budgets: [1.0], axis: depth}"], "takes 'depth'"),
+    "several exits": (["--model.net=hetfl.models.MultiExitConvNet"], "for HeteroFL"),
 }
 
 

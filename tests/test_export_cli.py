@@ -96,6 +96,11 @@ WRONG = {
     "unknown format": (["RUN", "--format=h5"], "format: Expected a ['safetensors', 'pt2', 'onnx'] but got h5"),
     "level twice": (["RUN", "--level=a", "--level", "b"], "--level once but got it 2 times"),
     "another suffix": (["RUN", "--format=pt2", "--out=x.onnx"], "--out to end in .pt2, as --format pt2 says"),
+    "no format": (
+        ["RUN", "--out=x.txt"],
+        "--out to be a folder or to end in .safetensors, .pt2, .onnx but got 'x.txt'",
+    ),
+    "nowhere": (["RUN", "--out="], "--out to be a folder or to end in .safetensors, .pt2, .onnx but got ''"),
     "below a file": (["RUN", "--out=file/x.onnx"], "file is a file"),
     "abbreviation": (["RUN", "--lev=a"], "--lev"),
 }

@@ -144,7 +144,7 @@ def test_precisions(precision: str, dtype: torch.dtype, tmp_path: Path) -> None:
             torch.testing.assert_close(loaded(inputs), expected, rtol=0, atol=0)
     assert json.loads((tmp_path / "b.pt2.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     if dtype == torch.float64:
-        with pytest.raises(ConfigurationError, match="onnxruntime can run but got: it has few operators for float64"):
+        with pytest.raises(ConfigurationError, match=r"onnxruntime \(it has few operators for float64\) can run"):
             export_submodel(module, "b", tmp_path / "b.onnx")
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -176,6 +179,47 @@ def test_tensors_must_be_the_nets(files: Path) -> None:
     assert "Expected a safetensors file" in said(path)
 
 
+@pytest.mark.parametrize("width", ["0", "-1", "1.5", "NaN", "1" + 400 * "0"])
+def test_a_card_with_a_width_that_no_level_has_is_refused(files: Path, width: str) -> None:
+    card = files / "b.safetensors.json"
+    card.write_text(re.sub(r'"width": [0-9.]+,', f'"width": {width},', card.read_text(), count=1))
+    assert "a width in (0, 1] in the card" in said(files / "b.safetensors")
+
+
+def test_a_card_of_a_huge_net_is_refused_before_it_is_made(files: Path) -> None:
+    card = files / "b.safetensors.json"
+    content = json.loads(card.read_text())
+    content["net"]["arguments"]["hidden"] = [1] * 100_000
+    card.write_text(json.dumps(content))
+    assert "at most 10000 characters of arguments" in said(files / "b.safetensors")
+
+
+@pytest.mark.parametrize("location", ["secret.bin", "../secret.bin"])
+def test_an_onnx_file_may_not_name_other_files(files: Path, federation: FederatedModule, location: str) -> None:
+    path = files / "b.onnx"
+    export_submodel(federation, "b", path)
+    model = onnx.load_from_string(path.read_bytes())
+    tensor = next(each for each in model.graph.initializer if each.raw_data)
+    (files / "secret.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    replace_content(path, model.SerializeToString())
+    assert "with all values inside but got one that may name other files" in said(path)
+
+
+def test_a_loaded_onnx_model_says_what_it_takes_and_can_be_copied(files: Path, federation: FederatedModule) -> None:
+    path = files / "b.onnx"
+    export_submodel(federation, "b", path)
+    loaded = hetfl.load(path)
+    inputs = torch.rand(3, 1, 8, 8)
+    assert torch.equal(copy.deepcopy(loaded)(inputs), loaded(inputs))
+    for wrong in (inputs.double(), inputs[0], torch.rand(3, 1, 9, 9)):
+        with pytest.raises(ValueError, match=r"^Expected a batch of tensor\(float\) .* but got torch") as error:
+            loaded(wrong)
+        assert "\n" not in str(error.value)
+
+
 def test_an_onnx_file_of_junk_is_refused(files: Path) -> None:
     with pytest.raises(ConfigurationError, match="Expected an ONNX model that onnxruntime can run but got: "):
         Onnx().decode(b"junk", read_card(files / "b.pt2.json"), None)
@@ -190,9 +234,18 @@ def test_a_full_disk_leaves_the_file_before_and_nothing_else(
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for operation in ("os.fsync", "os.replace"):
+    fsync, calls = os.fsync, 0
+
+    def full_for_the_card(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            full()
+        fsync(descriptor)
+
+    for operation, fault in [("os.fsync", full), ("os.replace", full), ("os.fsync", full_for_the_card)]:
         with monkeypatch.context() as broken:
-            broken.setattr(operation, full)
+            broken.setattr(operation, fault)
             with pytest.raises(OSError, match="No space left"):
                 export_submodel(federation, "a", path)
         assert {each.name: each.read_bytes() for each in files.iterdir()} == before

@@ -24,7 +24,7 @@ LAYERS = (
     {"local"},
     {"federation"},
     {"methods"},
-    {"analysis", "display", "export", "interrupt", "cli"},
+    {"analysis", "display", "export", "interrupt", "report", "cli"},
 )
 """Modules and packages of hetfl from the bottom up. Each imports from the layers below it."""
 

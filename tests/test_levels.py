@@ -7,14 +7,15 @@ from functools import partial
 
 import pytest
 import torch
+from lightning import Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hetfl import Level
+from hetfl import DepthFL, FedAvg, FederatedModule, HeteroFL, Level
 from hetfl.errors import ConfigurationError
 from hetfl.federation.levels import LevelSet
-from hetfl.models import MultiExitConvNet, scaled
-from tests.conftest import small_levels
+from hetfl.models import ConvNet, MultiExitConvNet, scaled
+from tests.conftest import small_data, small_levels, small_module
 
 
 class Exits(nn.Module):
@@ -107,3 +108,32 @@ def test_logits_of_one_exit_or_several_are_accepted_and_anything_else_is_refused
             ConfigurationError, match=rf"\(4, 10\).* or \(exits, 4, 10\) from the net at level a but got {got}$"
         ):
             inspect(change)
+
+
+@pytest.mark.parametrize(
+    ("method", "net", "levels", "message"),
+    [
+        (FedAvg, MultiExitConvNet, None, r"one exit, .* for FedAvg but got logits .*\(2, 4, 10\): .* hetfl.DepthFL$"),
+        (HeteroFL, MultiExitConvNet, small_levels(1.0, 0.5), r"for HeteroFL but got .* hetfl.DepthFL$"),
+        (DepthFL, ConvNet, {"a": Level("a")}, r"predict logits of shape \(4, 10\) but got \(10,\): .* exits"),
+    ],
+)
+def test_a_net_whose_exits_the_method_cannot_use_is_refused_before_the_first_round(
+    fit: Callable[..., Trainer],
+    method: type[FederatedModule],
+    net: type[nn.Module],
+    levels: dict[str, Level] | None,
+    message: str,
+) -> None:
+    module = small_module(method, net=partial(net, hidden=(8, 8)), levels=levels)
+    plain = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    for run in (lambda: fit(module, rounds=1), lambda: plain.validate(module, datamodule=small_data(), verbose=False)):
+        with pytest.raises(ConfigurationError, match=message) as error:
+            run()
+        assert "\n" not in str(error.value)
+
+
+def test_federated_averaging_of_a_net_with_exits_is_depthfl_with_one_level(fit: Callable[..., Trainer]) -> None:
+    net = partial(MultiExitConvNet, hidden=(8, 8))
+    trainer = fit(small_module(DepthFL, net=net, levels={"a": Level("a")}, distillation=False), rounds=1)
+    assert trainer.global_step == 1

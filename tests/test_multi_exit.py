@@ -277,6 +277,9 @@ class SumOfExits(FederatedModule):
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         return torch.stack([F.cross_entropy(logits, targets) for logits in outputs]).sum()
 
+    def predict(self, net: nn.Module, inputs: Tensor) -> Tensor:
+        return torch.as_tensor(net(inputs)).mean(0)
+
 
 @pytest.mark.parametrize(("make", "norm"), [(MultiExitConvNet, "static_batch"), (MultiExitResNet, "batch")])
 def test_a_federation_of_widths_and_depths_trains_and_leaves_stages_without_holders_alone(

@@ -253,3 +253,24 @@ def test_nets_whose_exits_do_not_nest_are_refused(factory: Callable[..., nn.Modu
 def test_a_gate_that_reaches_absent_channels_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="different outputs"):
         check(AddsItsGate)
+
+
+@pytest.mark.parametrize("size", [8, 28, 32, 64])
+@pytest.mark.parametrize("factory", [Branches, AddsItsGate])
+def test_fewer_samples_of_large_images_are_enough_to_refuse(factory: Callable[..., nn.Module], size: int) -> None:
+    with pytest.raises(ConfigurationError, match="different outputs"):
+        check(factory, size=size)
+
+
+class OneChannelTooMany(PreActResNet):
+    """Lets one channel of its last stage through to the first class, beside the way that nests."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return the logits."""
+        last = self.stages(self.stem(x_NCHW))[:, -1].mean((1, 2))
+        return super().forward(x_NCHW) + F.pad(last.unsqueeze(1), (0, 9))
+
+
+def test_a_single_channel_in_a_deep_net_is_found() -> None:
+    with pytest.raises(ConfigurationError, match="different outputs"):
+        check(partial(OneChannelTooMany, hidden=(8, 8, 8, 8)), channels=3, size=32)

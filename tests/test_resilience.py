@@ -29,16 +29,16 @@ COMMAND = (
 )
 ROUNDS = 12
 STORES = ("MemoryStore", "DiskStore")
-PLACES = ("SealedFile.write", "_sync_folder", "SealedFile.seal", "SafeCheckpointIO._keep_previous")
-"""Functions of hetfl.checkpoint: in the middle of a file, after the renames, at the file's end, before the renames."""
+PLACES = ("SealedFile.write", "files._sync_folder", "SealedFile.seal", "SafeCheckpointIO._keep_previous")
+"""Of hetfl.checkpoint and hetfl.files: inside a file, after the renames, at the file's end, before the renames."""
 INSIDE = [(seed, place) for seed in range(KILLS) for place in PLACES] or [(0, place) for place in PLACES[:2]]
 
 KILLED = """
 import os, signal, sys
-from hetfl import checkpoint
+from hetfl import checkpoint, files
 from hetfl.cli import main
 place, save, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-owner = checkpoint if "." not in place else getattr(checkpoint, place.split(".")[0])
+owner = files if place.startswith("files.") else getattr(checkpoint, place.split(".")[0])
 name = place.split(".")[-1]
 function, begin = getattr(owner, name), checkpoint.SealedFile.__init__
 calls = 0
@@ -168,7 +168,7 @@ def test_a_run_killed_inside_the_write_of_a_checkpoint_ends_with_the_same_bits(
     process = start(command(tmp_path, store), place, str(choose.randrange(2, ROUNDS)), str(number))
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert bool(list(run_folder(tmp_path).glob("checkpoints/*.tmp"))) == (place != "_sync_folder")
+    assert bool(list(run_folder(tmp_path).glob("checkpoints/*.tmp"))) == (place != "files._sync_folder")
     assert_at_most_one_round_is_lost(run_folder(tmp_path))
     process = start(f"resume {run_folder(tmp_path)}")
     _, error = process.communicate()

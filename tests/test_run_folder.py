@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -156,17 +158,18 @@ def test_failing_rewrite_leaves_the_old_file(logger: RunFolder, fault: str, monk
     before = metrics_of(logger).read_bytes()
 
     def fail(*_: object) -> None:
-        raise OSError("no space left on device")
+        raise OSError(28, "no space left on device")
 
     monkeypatch.setattr(fault, fail)
-    with pytest.raises(OSError, match="no space"):
-        logger.log_metrics({"train/loss": 1.0}, step=1)
+    for step in (1, 2):
+        with pytest.warns(UserWarning, match=f"Row {step} of .*metrics.csv not written .* training goes on"):
+            logger.log_metrics({"train/loss": 1.0}, step=step)
     assert metrics_of(logger).read_bytes() == before
 
     monkeypatch.undo()
-    logger.log_metrics({"train/loss": 1.0}, step=1)
-    assert metrics_of(logger).read_text() == "step,train/loss,lr\n0,,0.1\n1,1,\n"
-    assert os.listdir(metrics_of(logger).parent) == ["metrics.csv"]
+    logger.log_metrics({"train/loss": 2.0}, step=3)
+    assert metrics_of(logger).read_text() == "step,train/loss,lr\n0,,0.1\n1,1,\n2,1,\n3,2,\n"
+    assert sorted(os.listdir(metrics_of(logger).parent)) == [".lock", "metrics.csv"]
 
 
 def test_failing_append_does_not_spoil_the_next(logger: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,14 +179,37 @@ def test_failing_append_does_not_spoil_the_next(logger: RunFolder, monkeypatch: 
     def torn(file: Path, *_: object) -> None:
         with file.open("ab") as handle:
             handle.write(b"1,0.")
-        raise OSError("no space left on device")
+        raise OSError(28, "no space left on device")
 
     monkeypatch.setattr("os.truncate", torn)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.warns(UserWarning, match="Row 1 of"):
         logger.log_metrics({"lr": 0.2}, step=1)
     monkeypatch.undo()
     logger.log_metrics({"lr": 0.3}, step=2)
-    assert path.read_text() == "step,lr\n0,0.1\n2,0.3\n"
+    assert path.read_text() == "step,lr\n0,0.1\n1,0.2\n2,0.3\n"
+
+
+def test_a_folder_is_one_process_s_own(logger: RunFolder) -> None:
+    logger.log_metrics({"lr": 0.1}, step=0)
+    folder = str(metrics_of(logger).parent)
+    again = f"from hetfl.run_folder import RunFolder; RunFolder(folder={folder!r}).save_dir"
+    other = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=False)
+    assert "this process alone but got" in other.stderr.splitlines()[-1]
+    RunFolder(folder=folder).log_metrics({"lr": 0.2}, step=1)  # a resume in the same process
+    del logger
+
+
+def test_rounds_that_are_missing_are_refused(logger: RunFolder) -> None:
+    for step in range(4):
+        logger.log_metrics({"lr": 0.1}, step=step)
+    folder = str(metrics_of(logger).parent)
+    RunFolder(folder=folder).truncate(4)
+    with pytest.raises(ConfigurationError, match=r"Expected 5 rounds in .*metrics.csv.* but got 4: .*older checkpoint"):
+        RunFolder(folder=folder).truncate(5)
+    RunFolder(folder=folder).truncate(2)
+    with pytest.raises(ConfigurationError, match="Expected 3 rounds .* but got 2"):
+        RunFolder(folder=folder).truncate(3)
+    logger.truncate(9)  # a new folder has none yet
 
 
 def test_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:

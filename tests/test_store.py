@@ -88,9 +88,8 @@ def test_a_checkpoint_that_is_too_old_says_so(tmp_path: Path) -> None:
     for round in range(1, 4):
         save(store, 7, round)
         checkpoint(store)
-    store.load_state_dict(old)
-    with pytest.raises(ConfigurationError, match=r"belongs to client 7 .* last 2 checkpoints"):
-        store.load(7)
+    with pytest.raises(ConfigurationError, match=r"files of 1 clients in .* got 0 of them.* last 2 checkpoints"):
+        store.load_state_dict(old)
 
 
 @pytest.mark.parametrize("lost", [1, 5])
@@ -165,18 +164,30 @@ def test_damage_is_detected_and_names_the_file(tmp_path: Path) -> None:
             assert all(torch.equal(blocks[name], whole[name]) for name in whole)
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_full_disk_does_not_take_waits_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = DiskStore(str(tmp_path))
     save(store, 0, 0, 5.0)
+    before = checkpoint(store)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        save(store, 0, 1)
-    assert file(0, 1) not in names(tmp_path)
-    assert store.load(0)["w"].tolist() == [5.0, 5.0]
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)
+        for client in (0, 1):
+            with pytest.warns(UserWarning, match="not written .*No space.* training goes on"):
+                save(store, client, 1, 6.0 + client)
+    assert names(tmp_path) == {file(0, 0)}
+    assert [store.load(client)["w"].tolist() for client in (0, 1)] == [[6.0, 6.0], [7.0, 7.0]]
+    state = store.state_dict()
+    for saved, expected in [(before, {0: 5.0}), (state, {0: 6.0, 1: 7.0})]:
+        resumed = DiskStore(str(tmp_path))
+        resumed.load_state_dict(saved)
+        assert {client: resumed.load(client)["w"][0].item() for client in resumed.clients()} == expected
+    save(store, 2, 2)  # there is space again
+    assert {file(0, 1), file(1, 1), file(2, 2)} < names(tmp_path)
+    assert not store.state_dict()["unwritten"]
+    assert [store.load(client)["w"].tolist() for client in (0, 1)] == [[6.0, 6.0], [7.0, 7.0]]
 
 
 def test_the_folder_may_come_later(tmp_path: Path) -> None:

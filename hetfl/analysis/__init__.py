@@ -1,18 +1,53 @@
-"""Runs to tables and plots: what a run folder holds, read back; and snapshots, kept while a run goes on."""
+"""Runs to tables and plots: what a run folder holds, read back; snapshots kept while a run goes on; their anatomy."""
 
+from hetfl.analysis.anatomy import LevelDrift, channel_norms
+from hetfl.analysis.anatomy_plots import plot_channel_norms, plot_drift, plot_holders, plot_mean_holders
+from hetfl.analysis.holders import holders, mean_holders
 from hetfl.analysis.plots import plot_accuracy_over_bytes, plot_accuracy_over_rounds, plot_run
+from hetfl.analysis.quality import calibration_error, class_accuracy, reliability
+from hetfl.analysis.quality_plots import plot_class_accuracy, plot_comparison, plot_predictions, plot_reliability
 from hetfl.analysis.runs import Run, load_run
+from hetfl.analysis.similarity import activations, head_agreement, level_similarity, linear_cka
+from hetfl.analysis.similarity_plots import plot_heads, plot_level_similarity
 from hetfl.analysis.snapshot_reader import RunSnapshots, Snapshot, load_snapshots
 from hetfl.analysis.snapshots import Snapshots
+from hetfl.analysis.traffic import layer_density, layer_residuals, load_residuals
+from hetfl.analysis.traffic_plots import plot_layer_density, plot_residuals
 
 __all__ = [
+    "LevelDrift",
     "Run",
     "RunSnapshots",
     "Snapshot",
     "Snapshots",
+    "activations",
+    "calibration_error",
+    "channel_norms",
+    "class_accuracy",
+    "head_agreement",
+    "holders",
+    "layer_density",
+    "layer_residuals",
+    "level_similarity",
+    "linear_cka",
+    "load_residuals",
     "load_run",
     "load_snapshots",
+    "mean_holders",
     "plot_accuracy_over_bytes",
     "plot_accuracy_over_rounds",
+    "plot_channel_norms",
+    "plot_class_accuracy",
+    "plot_comparison",
+    "plot_drift",
+    "plot_heads",
+    "plot_holders",
+    "plot_layer_density",
+    "plot_level_similarity",
+    "plot_mean_holders",
+    "plot_predictions",
+    "plot_reliability",
+    "plot_residuals",
     "plot_run",
+    "reliability",
 ]

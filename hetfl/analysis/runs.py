@@ -12,6 +12,15 @@ import yaml
 
 from hetfl.errors import ConfigurationError
 
+HEAD = "head_"
+"""What the names of heads begin with, and those of levels do not."""
+
+LEVEL_COLUMNS = (
+    *("level", "width", "depth", "parameters", "forward_flops", "training_flops"),
+    *("down_bytes", "up_bytes"),
+)
+CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples", "accuracy", "own_accuracy")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -21,15 +30,27 @@ class Run:
         folder: the folder.
         metrics: one row per round, with the columns of ``metrics.csv``; NaN where a round did not report.
         config: the content of ``config.yaml``; empty for a run that was started from Python.
+        level_table: one row per level, with the columns of ``levels.csv``; None where the run has no such file.
+        clients: one row per client, with the columns of ``clients.csv``; None where the run has no such file.
     """
 
     folder: Path
     metrics: pd.DataFrame
     config: dict[str, Any] = field(default_factory=dict)
+    level_table: pd.DataFrame | None = None
+    clients: pd.DataFrame | None = None
 
     @property
     def levels(self) -> tuple[str, ...]:
         """Names of the levels with an accuracy of their own, in the order of their columns."""
+        return tuple(name for name in self._parts() if not name.startswith(HEAD))
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the global model's heads with an accuracy of their own, the shallowest first."""
+        return tuple(name for name in self._parts() if name.startswith(HEAD))
+
+    def _parts(self) -> tuple[str, ...]:
         families = ("val/accuracy/", "test/accuracy/")
         names = (
             str(column).removeprefix(family)
@@ -56,11 +77,35 @@ def load_run(folder: str | Path) -> Run:
     A last line of ``metrics.csv`` without its end, as a killed process can leave one, is no row.
 
     Raises:
-        ConfigurationError: ``metrics.csv`` is missing, has no rows or is not a table of rounds, or ``config.yaml``
-            cannot be read.
+        ConfigurationError: ``metrics.csv`` is missing, has no rows or is not a table of rounds, or another of the run's
+            files cannot be read.
     """
     folder = Path(folder)
-    return Run(folder, _read_metrics(folder / "metrics.csv"), _read_config(folder / "config.yaml"))
+    return Run(
+        folder,
+        _read_metrics(folder / "metrics.csv"),
+        _read_config(folder / "config.yaml"),
+        _read_table(folder / "levels.csv", LEVEL_COLUMNS),
+        _read_table(folder / "clients.csv", CLIENT_COLUMNS),
+    )
+
+
+def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    try:
+        # A level may be called NA: only an empty cell is none.
+        table = pd.read_csv(path, dtype={"level": str}, keep_default_na=False, na_values=[""])
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"Expected a table in {path} but got: {' '.join(str(error).split())}") from error
+    for column in columns:
+        if column not in table.columns:
+            raise ConfigurationError(
+                f"Expected a column {column!r} in {path} but got {', '.join(map(str, table.columns))}"
+            )
+        if column not in ("level", "width", "depth") and not pd.api.types.is_numeric_dtype(table[column]):
+            raise ConfigurationError(f"Expected numbers in column {column!r} of {path} but got text")
+    return table
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:

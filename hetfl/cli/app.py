@@ -132,7 +132,8 @@ class FederatedCLI(LightningCLI):
         if self.subcommand != "fit" or not config.get("ckpt_path"):
             return
         folder = Path(config.ckpt_path).parent.parent
-        for run_folder in run_folders(config) if (folder / "metrics.csv").is_file() else []:
+        is_run = (folder / "metrics.csv").is_file() or (folder / "config.yaml").is_file()
+        for run_folder in run_folders(config) if is_run else []:
             run_folder.init_args.folder = str(folder)
 
     def instantiate_classes(self) -> None:

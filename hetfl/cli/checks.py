@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from hetfl.checkpoint import previous
 from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
 from hetfl.federation.module import PRECISIONS
@@ -86,7 +87,7 @@ def check_checkpoint(verb: str, path: Any) -> None:
             raise ConfigurationError(f"Expected --ckpt_path, the checkpoint of a run, for {verb} but got none")
     elif Path(path).is_dir():
         raise ConfigurationError(f"Expected a checkpoint file as ckpt_path but got {path}, which is a directory")
-    elif not Path(path).is_file():
+    elif not any(previous(Path(path), age).is_file() for age in (0, 1)):  # a kept one is taken if the newest is gone
         raise ConfigurationError(f"Expected a checkpoint file as ckpt_path but got {path}, which is not there")
 
 

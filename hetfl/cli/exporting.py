@@ -22,7 +22,7 @@ def export_target(level: str, format: FormatName | None, out: str | None, checkp
         checkpoint: the run's checkpoint, in a folder inside the run's.
 
     Raises:
-        ConfigurationError: ``out`` ends in another format.
+        ConfigurationError: ``out`` ends in another format, or in something that is none.
 
     >>> export_target("c", None, "phone.onnx", None).as_posix()
     'phone.onnx'
@@ -33,6 +33,10 @@ def export_target(level: str, format: FormatName | None, out: str | None, checkp
         if format not in (None, suffix):
             raise ConfigurationError(f"Expected --out to end in .{format}, as --format {format} says, but got {out}")
         return Path(out)
+    if out == "" or (out is not None and not Path(out).is_dir() and Path(out).suffix):
+        raise ConfigurationError(
+            f"Expected --out to be a folder or to end in {', '.join(f'.{name}' for name in FORMATS)} but got {out!r}"
+        )
     run = Path() if checkpoint is None else Path(checkpoint).parent.parent
     return (run / "export" if out is None else Path(out)) / f"{level}.{format or 'safetensors'}"
 

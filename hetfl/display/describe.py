@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from hetfl import wire
 from hetfl.data import FederatedDataModule
 from hetfl.federation import FederatedModule
+from hetfl.federation.budgets import UNITS, Budgets
+from hetfl.federation.level_table import level_table, uploads_of
 
 
 def describe(module: FederatedModule, data: FederatedDataModule, console: Console | None = None) -> None:
-    """Print the levels with their costs, then the data.
+    """Print the levels with their costs and, if they were found by cost, their budgets; then the data.
 
     Args:
         module: the module, set up.
@@ -19,30 +23,57 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
         console: where to print; None: standard output.
     """
     console = console or Console()
-    table = Table(
-        title=f"{type(module).__name__}: levels, and what one sample and one message cost", title_justify="left"
-    )
-    table.add_column("level")
-    for column in ("size", "parameters", "share", "MFLOP\nforward", "MFLOP\ntraining", "kB down", "kB up,\ndense"):
-        table.add_column(column, justify="right", no_wrap=True)
-    whole = sum(p.numel() for p in module.net.parameters())
-    for name, level in module.levels.items():
-        parameters = sum(p.numel() for p in module.levels.build(name).parameters())
-        forward, training = module.flops[name]
-        kilobytes = f"{wire.dense_size(module.levels.sizes[name]) / 1e3:.1f}"
-        table.add_row(
-            name,
-            f"{level.width:g}" if level.depth is None else f"{level.width:g} x {level.depth}",
-            f"{parameters:,}",
-            f"{parameters / whole:.1%}",
-            f"{forward / 1e6:.3g}",
-            f"{training / 1e6:.3g}",
-            kilobytes,
-            kilobytes,
-        )
-    console.print(table)
+    console.print(cost_table(module), "")
+    if module.levels.budgets is not None:
+        console.print(budget_table(module, module.levels.budgets), "")
     console.print(data.summary())
     console.print(
         f"{module.selection.clients_per_round} of {data.num_clients} clients a round, "
         f"{type(module.uplink.compressor).__name__} on every upload, {type(module.executor).__name__} executor"
     )
+
+
+def cost_table(module: FederatedModule) -> Table:
+    """Return a table of the levels: sizes, parameters, FLOPs of a sample, bytes of a round.
+
+    Of width and depth only what the levels differ in has a column. A compressor with a density has one for the bytes
+    that are then expected up.
+    """
+    rows, uploads = level_table(module), uploads_of(module)
+    depths = any(row.depth is not None for row in rows)
+    widths = not depths or any(row.width != 1.0 for row in rows)
+    density = getattr(module.uplink.compressor, "density", None)
+    itemsize = 2 if module.uplink.half_precision else 4
+    table = _table(f"{type(module).__name__}: levels, what a sample costs them, and a round's messages")
+    table.add_column("level")
+    headings = ["width"] * widths + ["depth"] * depths + ["parameters", "share", "MFLOP\nforward", "MFLOP\ntraining"]
+    headings += ["kB down", "kB up,\ndense"] + ([] if density is None else [f"kB up,\nat {density:.3g}"])
+    _add_columns(table, headings)
+    for row in rows:
+        cells = [f"{row.width:.4g}"] * widths + ["all" if row.depth is None else str(row.depth)] * depths
+        cells += [f"{row.parameters:,}", f"{row.parameters / rows[0].parameters:.1%}"]
+        cells += [f"{flops / 1e6:.3g}" for flops in (row.forward_flops, row.training_flops)]
+        sizes: list[float] = [row.down_bytes, row.up_bytes]
+        sizes += [] if density is None else [uploads[row.level].sparse(density, itemsize)]
+        table.add_row(row.level, *cells, *(f"{size / 1e3:,.1f}" for size in sizes))
+    return table
+
+
+def budget_table(module: FederatedModule, budgets: Budgets) -> Table:
+    """Return a table of what each level may cost, and what it does."""
+    table = _table(f"Budgets: {UNITS[budgets.by]}")
+    table.add_column("level")
+    _add_columns(table, ["budget", "at most", "cost", "used", "of the net"])
+    for name, allowed in module.levels.allowances.items():
+        numbers = (f"{allowed.budget:g}", f"{allowed.limit:,.0f}", f"{allowed.cost:,.0f}")
+        table.add_row(name, *numbers, f"{allowed.cost / allowed.limit:.1%}", str(allowed.size))
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+
+
+def _add_columns(table: Table, headings: Sequence[str]) -> None:
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)

@@ -19,6 +19,8 @@ VERSION = 1
 """Of the card's format."""
 LARGEST = 1_000_000
 """Bytes; a card has about a thousand."""
+MOST_ARGUMENTS = 10_000
+"""Characters of a constructor's arguments: those of a net of a million layers would keep a machine busy for long."""
 
 
 @dataclass(frozen=True)
@@ -119,16 +121,22 @@ def _parse(data: Mapping[str, Any], path: Path) -> Card:
         return value
 
     level, net = take(data, "level", dict), take(data, "net", dict)
+    arguments = take(net, "arguments", dict, None)
+    if arguments is not None and len(json.dumps(arguments)) > MOST_ARGUMENTS:
+        raise ConfigurationError(f"Expected at most {MOST_ARGUMENTS} characters of arguments in the card {path}")
+    width = take(level, "width", float, int)
+    if not 0 < width <= 1:
+        raise ConfigurationError(f"Expected a width in (0, 1] in the card {path} but got {width!s:.60}")
     dtype = take(data, "dtype", str)
     if dtype not in ("float32", "float64"):
         raise ConfigurationError(f"Expected dtype float32 or float64 in the card {path} but got {dtype!r:.60}")
     return Card(
         file=take(data, "file", str),
         sha256=take(data, "sha256", str),
-        level=Level(take(level, "name", str), float(take(level, "width", float, int)), take(level, "depth", int, None)),
+        level=Level(take(level, "name", str), float(width), take(level, "depth", int, None)),
         method=take(data, "method", str),
         rounds=take(data, "rounds", int),
-        net=Constructor(take(net, "class", str), take(net, "arguments", dict, None)),
+        net=Constructor(take(net, "class", str), arguments),
         parameters=take(data, "parameters", int),
         dtype=dtype,
         input=take(data, "input", dict),

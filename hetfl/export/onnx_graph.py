@@ -57,6 +57,10 @@ class Onnx(Format):
 
     def decode(self, data: bytes, card: Card, net: NetFactory | None) -> nn.Module:  # noqa: D102
         self.require(writing=False)
+        if b"location" in data:  # the key of a tensor's place in another file, which the digest would not cover
+            raise ConfigurationError(
+                "Expected an ONNX model with all values inside but got one that may name other files"
+            )
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -65,9 +69,9 @@ class Onnx(Format):
         try:
             session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            hint = ": it has few operators for float64" if card.dtype == "float64" else ""
+            hint = " (it has few operators for float64)" if card.dtype == "float64" else ""
             raise ConfigurationError(
-                f"Expected an ONNX model that onnxruntime can run but got{hint}: {reason(error)}"
+                f"Expected an ONNX model that onnxruntime{hint} can run but got: {reason(error)}"
             ) from None
         return LoadedOnnx(session)
 
@@ -84,9 +88,23 @@ class LoadedOnnx(Prediction):
         self._session = session
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, shape (N, K)."""
-        (logits,) = self._session.run([OUTPUT], {INPUT: x.detach().cpu().numpy()})
+        """Return the logits, shape (N, K).
+
+        Raises:
+            ValueError: the batch has another dtype or shape than the model takes.
+        """
+        try:
+            (logits,) = self._session.run([OUTPUT], {INPUT: x.detach().cpu().numpy()})
+        except Exception as error:  # onnxruntime's own, of many kinds
+            wanted = self._session.get_inputs()[0]
+            raise ValueError(
+                f"Expected a batch of {wanted.type} and shape {tuple(wanted.shape)} but got {x.dtype} and "
+                f"{tuple(x.shape)}: {reason(error)}"
+            ) from None
         return torch.from_numpy(logits)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoadedOnnx:
+        return LoadedOnnx(self._session)  # it has no state that a copy could change
 
 
 def _strip(message: Any) -> None:

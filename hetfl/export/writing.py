@@ -60,7 +60,8 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path) -> Ca
             loaded = format.decode(read_whole(Path(file.name), card), card, factory)
             for inputs_N in (batch_N, batch_N[:1]):
                 compare_outputs(loaded(inputs_N), format.outputs(reference, module.predict, inputs_N), format, path)
-    write_whole(card_path(path), card.to_json().encode())
+            # Both are on the disk before either takes its name: a full disk leaves the export before as it was.
+            write_whole(card_path(path), card.to_json().encode())
     return card
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
+from hetfl.federation.budgets import Allowance, Axis, Budgets
+from hetfl.federation.sizes import make_net, rescale
 from hetfl.local.flops import flops_per_sample
 from hetfl.local.nesting import check_nesting
 from hetfl.models.static_batch_norm import gathering
 from hetfl.seeding import derive
-from hetfl.submodel import prefix_index, state_of
-from hetfl.types import IndexEntry, Level, NetFactory
+from hetfl.submodel import extent, prefix_index, state_of
+from hetfl.types import Index, IndexEntry, Level, NetFactory
+
+Predict = Callable[[nn.Module, Tensor], Tensor]
+"""Logits (N, K) that a method reads off a net and inputs."""
 
 
 class LevelSet(Mapping[str, Level]):
@@ -23,16 +28,32 @@ class LevelSet(Mapping[str, Level]):
 
     Args:
         factory: builds the net of a level.
-        levels: sizes by name; widths are relative to the global model, so the first is 1.
+        levels: sizes by name; widths are relative to the global model, so the first is 1; or what they may cost.
         seed: seeds the global model's initial values.
+        own_axis: which axis budgets are met on if they don't say.
+
+    Attributes:
+        budgets: what levels may cost; None for levels that are given by size.
+        allowances: by level, what it may cost and does; empty without budgets.
+        largest: name of the first level.
+        net: the global model.
+        indices: by level, the leading block of every tensor that its sub-model holds.
+        sizes: by level, the number of entries that it holds, float buffers and frozen parameters included.
+        parameters: by level, the number of parameters.
 
     Raises:
         ConfigurationError: no levels; a name or width out of range; the first level is not the largest; the net lacks
             the axis asked for; the net of a level is not a leading block of the global one.
     """
 
-    def __init__(self, factory: NetFactory, levels: Mapping[str, Level], seed: int) -> None:
+    def __init__(
+        self, factory: NetFactory, levels: Mapping[str, Level] | Budgets, seed: int, own_axis: Axis = "width"
+    ) -> None:
         self._factory = factory
+        self.budgets = levels if isinstance(levels, Budgets) else None
+        self.allowances: dict[str, Allowance] = {}
+        if isinstance(levels, Budgets):
+            levels, self.allowances = levels.choose(factory, own_axis)
         self._levels = {name: replace(level, name=name) for name, level in levels.items()}
         if not levels:
             raise ConfigurationError("Expected at least one level but got none")
@@ -49,11 +70,13 @@ class LevelSet(Mapping[str, Level]):
             torch.manual_seed(derive(seed, "net"))
             self.net = self.build(self.largest)
         whole = state_of(self.net)
-        parts = {name: state_of(self.build(name)) for name in self}
+        nets = {name: self.build(name) for name in self}
+        parts = {name: state_of(net) for name, net in nets.items()}
         self.indices: dict[str, dict[str, IndexEntry]] = {
             name: prefix_index(whole, part, name) for name, part in parts.items()
         }
         self.sizes = {name: sum(tensor.numel() for tensor in part.values()) for name, part in parts.items()}
+        self.parameters = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
         for name, size in self.sizes.items():
             if size > self.sizes[self.largest]:
                 raise ConfigurationError(
@@ -77,46 +100,45 @@ class LevelSet(Mapping[str, Level]):
             ConfigurationError: the net's constructor does not take the axis, or the size, that the level asks for.
         """
         level = self._levels[name]
-        arguments = {"width": level.width} if level.depth is None else {"width": level.width, "depth": level.depth}
         try:
-            return self._make(arguments)
+            if name not in self.allowances:
+                return make_net(self._factory, width=level.width, depth=level.depth)
+            net = self.allowances[name].size.make(self._factory)
         except ConfigurationError as error:
             raise ConfigurationError(f"{error} (level {name})") from None
+        rescale(net, float(self.allowances[self.largest].size.width))
+        return net
 
-    def _make(self, arguments: Mapping[str, float]) -> nn.Module:
-        try:
-            return self._factory(**arguments)
-        except TypeError as error:
-            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if unknown is None or unknown[1] not in arguments:
-                raise
-            # A net without a width is fine as long as no level asks for another width than 1.
-            if unknown[1] == "width" and all(other.width == 1.0 for other in self._levels.values()):
-                return self._make({axis: size for axis, size in arguments.items() if axis != "width"})
-            raise ConfigurationError(
-                f"Expected a net whose constructor takes {unknown[1]!r}, which levels of different {unknown[1]} need, "
-                f"but got: {error}"
-            ) from None
-
-    def inspect(self, inputs_N: Tensor, num_classes: int, check: bool) -> dict[str, tuple[float, float]]:
+    def inspect(
+        self, inputs_N: Tensor, num_classes: int, check: bool, predict: Predict | None = None
+    ) -> dict[str, tuple[float, float]]:
         """Return per level the FLOPs of one sample, forward and with backward; ``check`` that every net nests.
 
         Args:
             inputs_N: a few samples, as the nets get them.
             num_classes: classes K of the data.
             check: compare every level's net with the global one.
+            predict: makes logits (N, K) of a net and inputs, as the method does; None: that is not looked at.
 
         Raises:
             ConfigurationError: a net cannot take the samples, gives other than K logits from each of its exits, or is
-                not the leading channels and first stages of the global net.
+                not the leading channels and first stages of the global net; the method cannot use the net's exits; the
+                samples are not of the shape that budgets were met with.
         """
+        shape, wanted = list(inputs_N.shape[1:]), None if self.budgets is None else self.budgets.sample_shape
+        if wanted is not None and wanted != shape:
+            raise ConfigurationError(
+                f"Expected sample_shape {shape}, the data's, for budgets by flops but got {wanted}"
+            )
         flops = {}
         for name in self:
             net = self.build(name)
             self._probe(net, inputs_N, num_classes, name)
-            if check:
+            if predict is not None and name == self.largest:
+                _probe_method(predict, net, inputs_N, num_classes)
+            if check and name != self.largest:
                 check_nesting(self.net, net, self.indices[name], inputs_N, name)
-            flops[name] = flops_per_sample(net, inputs_N)
+            flops[name] = flops_per_sample(net, inputs_N[:2])
         return flops
 
     def _probe(self, net: nn.Module, inputs_N: Tensor, num_classes: int, name: str) -> None:
@@ -137,8 +159,26 @@ class LevelSet(Mapping[str, Level]):
             )
 
     def affords(self, has: str, level: str) -> bool:
-        """Return whether a client of level ``has`` can run the sub-model of ``level``: it is no larger."""
-        return self.sizes[level] <= self.sizes[has]
+        """Return whether a client of level ``has`` can run the sub-model of ``level``: it holds all of it."""
+        return _contains(self.indices[has], self.indices[level])
+
+
+def _probe_method(predict: Predict, net: nn.Module, inputs_N: Tensor, num_classes: int) -> None:
+    with torch.no_grad(), gathering(net):
+        got = tuple(predict(net, inputs_N).shape)
+    if got != (len(inputs_N), num_classes):
+        raise ConfigurationError(
+            f"Expected the method to predict logits of shape {(len(inputs_N), num_classes)} but got {got}: "
+            "does the net have the exits that the method needs?"
+        )
+
+
+def _contains(outer: Index, inner: Index) -> bool:
+    """Return whether every leading block of ``inner`` is a part of ``outer``'s."""
+    return all(
+        name in outer and all(i <= o for i, o in zip(extent(entry), extent(outer[name]), strict=True))
+        for name, entry in inner.items()
+    )
 
 
 def _check(level: Level) -> None:

@@ -22,11 +22,13 @@ from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.federation import state
+from hetfl.federation.budgets import Axis, Budgets
 from hetfl.federation.callback import FederatedCallback
 from hetfl.federation.evaluating import EvaluatingModule
 from hetfl.federation.exchange import Accepted, Exchange
 from hetfl.federation.fingerprint import fingerprint
 from hetfl.federation.ledger import Ledger
+from hetfl.federation.level_table import save_levels
 from hetfl.federation.levels import LevelSet
 from hetfl.federation.server import server_step
 from hetfl.federation.statistics import StaticStatisticsStore
@@ -59,7 +61,7 @@ class FederatedModule(EvaluatingModule):
 
     Args:
         net: builds the net of a level: a class, or a class with some arguments bound, that takes ``width``.
-        levels: what clients can afford, by name, the global model's first; None: the method's own.
+        levels: what clients can afford, by name, the global model's first; or its budgets; None: the method's own.
         assignment: which client has which level in which round; default: redrawn every round, all levels alike.
         selection: which clients take part; default: 10 drawn uniformly.
         local: what a client does with its data.
@@ -80,7 +82,7 @@ class FederatedModule(EvaluatingModule):
     def __init__(
         self,
         net: NetFactory,
-        levels: dict[str, Level] | None = None,
+        levels: dict[str, Level] | Budgets | None = None,
         assignment: LevelAssignment | None = None,
         selection: Selection | None = None,
         local: LocalTraining | None = None,
@@ -95,7 +97,8 @@ class FederatedModule(EvaluatingModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed)
+        own_axis: Axis = "width" if all(level.depth is None for level in self.default_levels.values()) else "depth"
+        self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed, own_axis)
         self.net = self.levels.net
         self.assignment = assignment or Dynamic()
         self.selection = selection or Uniform()
@@ -106,7 +109,7 @@ class FederatedModule(EvaluatingModule):
         self.executor = executor or Sequential()
         self.ledger = Ledger(client_device or Device())
         self.exchange = Exchange(self.uplink, self.aggregator, self.ledger)
-        self.statistics = StaticStatisticsStore()
+        self.statistics = StaticStatisticsStore(self.levels.affords)
         if statistics_clients is not None and statistics_clients < 1:
             raise ConfigurationError(f"Expected statistics_clients of at least 1 or null but got {statistics_clients}")
         self.statistics_clients = statistics_clients
@@ -145,8 +148,13 @@ class FederatedModule(EvaluatingModule):
         return losses.view(targets.shape).mean(-1)
 
     def predict(self, net: nn.Module, inputs: Tensor) -> Tensor:
-        """Return the logits that an evaluation uses."""
+        """Return the logits (N, K) that an evaluation uses; refuse several exits, which the loss cannot take."""
         logits: Tensor = net(inputs)
+        if logits.dim() != 2:
+            raise ConfigurationError(
+                f"Expected a net with one exit, of logits (N, K), for {type(self).__name__} but got logits of shape "
+                f"{tuple(logits.shape)}: nets with an exit per stage are for hetfl.DepthFL"
+            )
         return logits
 
     def predict_heads(self, net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -170,7 +178,7 @@ class FederatedModule(EvaluatingModule):
         if self._met is not data:
             check_optimizers(self.server_optimizer, parameters_of(self.net).values(), self.local)
             samples = data.transform.eval(data.client_data(0).inputs[:4])
-            self.flops = self.levels.inspect(samples, data.num_classes, self.check_nesting)
+            self.flops = self.levels.inspect(samples, data.num_classes, self.check_nesting, self.predict)
             self._met = data
         self.setup_evaluation(data)
         if stage == "fit":
@@ -194,6 +202,7 @@ class FederatedModule(EvaluatingModule):
             if isinstance(logger, RunFolder):
                 logger.truncate(self.version)
                 logger.declare([*COLUMNS, *(f"val/accuracy/{level}" for level in self.levels)])
+                save_levels(logger, self)
 
     def tasks(self, round: int, lr: float) -> list[LocalTask]:
         """Select the cohort of a round, and say what each client does."""
@@ -269,16 +278,7 @@ class FederatedModule(EvaluatingModule):
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """What a checkpoint of this federation depends on: taken once a run, not at every checkpoint."""
-        return fingerprint(
-            method=type(self).__name__,
-            levels=self.levels,
-            tensors=self.tensors,
-            data=self.data,
-            uplink=self.uplink,
-            penalty=self.local.penalty,
-            server_optimizer=type(self.server_optimizer(parameters_of(self.net).values())).__name__,
-            seed=self.seed,
-        )
+        return fingerprint(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know."""

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from hetfl.errors import ConfigurationError
-from hetfl.federation.fingerprint import compare
+from hetfl.federation.fingerprint import LEARNING_RATES, compare
 
 if TYPE_CHECKING:
     from hetfl.federation.module import FederatedModule
 
 PARTS = ("ledger", "selection", "uplink")
+OTHER_PARTS = ("statistics", "penalty")
 FOR_EVALUATION = ("net", "levels")
 """What must agree when a checkpoint is only evaluated: its data and its uplink may be others."""
 
@@ -29,7 +30,7 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     checkpoint["hetfl"] = {
         "version": module.version,
         "fingerprint": module.fingerprint,
-        "client_lr": _client_lr(module),
+        "learning_rates": _learning_rates(module),
         **{part: getattr(module, part).state_dict() for part in PARTS},
         "statistics": module.statistics.state_dict(module.weights_mark),
         "penalty": {} if module.local.penalty is None else module.local.penalty.state_dict(),
@@ -39,8 +40,8 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
 def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     """Take the federation's state back, before Lightning takes its own.
 
-    A client learning rate that was changed in the configuration since then scales the one in the checkpoint, and its
-    schedule: the optimizers' states would otherwise bring the old one back.
+    A learning rate that was changed in the configuration since then scales the one in the checkpoint, and its schedule:
+    the optimizers' states would otherwise bring the old one back.
 
     Raises:
         ConfigurationError: the checkpoint belongs to another federation; names what differs.
@@ -51,20 +52,38 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     present = module.fingerprint
     if not module.trainer.training:
         present = {name: present[name] for name in FOR_EVALUATION}
+    missing = [part for part in ("fingerprint", "version", "learning_rates", *PARTS, *OTHER_PARTS) if part not in state]
+    if missing:
+        raise ConfigurationError(f"Expected a whole federation's state in the checkpoint but got none of {missing}")
     compare(state["fingerprint"], present)
     module.version = state["version"]
     for part in (*PARTS, "statistics"):
         getattr(module, part).load_state_dict(state[part])
     if module.local.penalty is not None and module.trainer.training:
         module.local.penalty.load_state_dict(state["penalty"])
-    before, now = state["client_lr"], _client_lr(module)
-    if before != now:
-        ratio = now / before if before else 1.0
-        for group in checkpoint["optimizer_states"][1]["param_groups"]:
-            group |= {key: group[key] * ratio for key in ("lr", "initial_lr") if key in group}
-        for schedule in checkpoint["lr_schedulers"]:
-            schedule |= {key: [lr * ratio for lr in schedule[key]] for key in ("base_lrs", "_last_lr")}
+    for number, (name, now) in enumerate(_learning_rates(module).items()):
+        before = state["learning_rates"][name]
+        if module.trainer.training and before != now:
+            _rescale(checkpoint, number, before, now)
 
 
-def _client_lr(module: FederatedModule) -> float:
-    return float(module.local.optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"])
+def _learning_rates(module: FederatedModule) -> dict[str, float]:
+    """Return the configured learning rates, in the order of the module's optimizers."""
+    server = module.server_optimizer([nn.Parameter(torch.zeros(1))])
+    clients = module.local.optimizer([nn.Parameter(torch.zeros(1))])
+    return {"server": float(server.param_groups[0]["lr"]), "clients": float(clients.param_groups[0]["lr"])}
+
+
+def _rescale(checkpoint: dict[str, Any], number: int, before: float, now: float) -> None:
+    """Change an optimizer's learning rates in a checkpoint, and those that the clients' schedule goes by."""
+
+    def rescaled(lr: float) -> float:
+        return lr * now / before if before else now
+
+    for group in checkpoint["optimizer_states"][number]["param_groups"]:
+        group |= {key: rescaled(group[key]) for key in LEARNING_RATES if key in group}
+    schedules = list(checkpoint["lr_schedulers"]) if number == 1 else []
+    while schedules:
+        schedule = schedules.pop()
+        schedules += schedule.get("_schedulers", ())
+        schedule |= {key: [rescaled(lr) for lr in schedule[key]] for key in ("base_lrs", "_last_lr") if key in schedule}

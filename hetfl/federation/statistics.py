@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,9 +22,13 @@ class StaticStatisticsStore:
 
     The server never sees data: a client that can afford a level gets that sub-model, passes its data through it once
     and reports sums; both ways and the passes are charged to the ledger.
+
+    Args:
+        contains: whether the first of two levels, by name, holds everything that the second one does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, contains: Callable[[str, str], bool]) -> None:
+        self.contains = contains
         self.levels: dict[str, dict[str, StaticStatistics]] = {}
         self.weights: int | None = None
         self._loaded = False
@@ -61,7 +66,7 @@ class StaticStatisticsStore:
         """
         phase_start = ledger.round.seconds
         self.levels = {}
-        informed: set[int] = set()
+        informed: defaultdict[int, set[str]] = defaultdict(set)
         for level, net in nets.items():
             if not static_layers(net):
                 continue
@@ -71,14 +76,16 @@ class StaticStatisticsStore:
             for result in executor.run(gather, list(tasks[level])):
                 vector = result.vector.double()
                 total = vector if total is None else total + vector
-                # Who already has a larger level's model has this one too: it is a part of it.
+                # Who already has the model of a level that contains this one has it too. (A level that is narrower
+                # and deeper than another is no part of it, so some clients are sent several.)
+                known = informed[result.task.client]
                 ledger.charge(
-                    down_bytes=0 if result.task.client in informed else down,
+                    down_bytes=0 if any(self.contains(larger, level) for larger in known) else down,
                     up_bytes=wire.dense_size(vector.numel(), 0),
                     flops=forward_flops[level] * result.num_passes,
                     phase_start=phase_start,
                 )
-                informed.add(result.task.client)
+                known.add(level)
             if total is None:
                 raise RuntimeError(f"Expected clients to gather statistics for level {level} but got none")
             self.levels[level] = unpack_statistics(net, total)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
+from hetfl.federation.budgets import Budgets
 from hetfl.models.exits import Stage
 from hetfl.types import ClientContext, Index, Level, NetFactory
 
@@ -67,7 +68,7 @@ class DepthFL(FederatedModule):
 
     Args:
         net: builds the net of a level.
-        levels: what clients can afford, the deepest first; None: depths 4, 3, 2, 1.
+        levels: what clients can afford, the deepest first, or its budgets; None: depths 4, 3, 2, 1.
         distillation: whether heads learn from each other.
         ramp_rounds: rounds R until distillation has its full weight.
         deepest_only: train and send a client's deepest head alone (InclusiveFL, KDD 2022, without its momentum); it
@@ -85,7 +86,7 @@ class DepthFL(FederatedModule):
     def __init__(
         self,
         net: NetFactory,
-        levels: dict[str, Level] | None = None,
+        levels: dict[str, Level] | Budgets | None = None,
         distillation: bool = True,
         ramp_rounds: int = 300,
         deepest_only: bool = False,

@@ -1,0 +1,135 @@
+"""The anatomy of aggregated sub-models: how far a level's clients pull from the global model, where the norm lies."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import pandas as pd
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from hetfl.aggregators import Aggregator
+from hetfl.errors import ConfigurationError
+from hetfl.federation import FederatedCallback, FederatedModule
+from hetfl.submodel import index_layout
+from hetfl.types import Index, Report, Update
+
+
+class LevelDrift(FederatedCallback):
+    r"""Follows how far each level drifts from the global model: what its clients alone would have made of it.
+
+    .. math:: d_l = \frac{\lVert (\theta_t + \Delta_l - \theta_{t+1})_{H_l} \rVert_2}
+        {\lVert (\theta_{t+1})_{H_l} \rVert_2}
+
+    with :math:`\Delta_l` what the run's own aggregator makes of the updates of level l alone, as the server decoded
+    them, and :math:`H_l` the entries of the trained tensors that these clients hold. It is 0 where nobody else holds
+    them and the server takes the mean as it is, and where nobody trains. Snapshots have no updates, so this is gathered
+    while a run goes on; it changes nothing, and takes the memory of one global model and one more per level.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: list[dict[str, object]] = []
+        self._before: dict[str, Tensor] = {}
+        self._levels: dict[str, tuple[Aggregator, int]] = {}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the global model as the round finds it."""
+        module = cast(FederatedModule, pl_module)
+        self._before = {name: module.tensors[name].detach().clone() for name in module.parameter_names}
+        self._levels = {}
+
+    def on_update(
+        self, trainer: Trainer, module: LightningModule, update: Update, index: Index, report: Report
+    ) -> None:
+        """Add an update to those of its level."""
+        if report.level not in self._levels:
+            federated = cast(FederatedModule, module)
+            aggregator = copy.deepcopy(federated.aggregator)
+            aggregator.reset(federated.tensors)
+            self._levels[report.level] = aggregator, 0
+        aggregator, clients = self._levels[report.level]
+        aggregator.update(update, index, report)
+        self._levels[report.level] = aggregator, clients + 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare every level with the global model that came out of the round."""
+        module = cast(FederatedModule, pl_module)
+        for level in module.levels:
+            clients, (distance, norm) = 0, (math.nan, math.nan)
+            if level in self._levels:
+                aggregator, clients = self._levels[level]
+                distance, norm = _apart(self._before, aggregator, module.tensors)
+            self._rows.append(
+                {"step": module.last_round, "level": level, "clients": clients, "distance": distance, "norm": norm}
+            )
+        self._before, self._levels = {}, {}
+
+    def table(self) -> pd.DataFrame:
+        """Return a row per round and level.
+
+        Columns: ``step`` (the round), ``level``, ``clients`` of the level in the round, ``distance`` and ``norm`` (the
+        numerator and the denominator, in float64), ``drift``; the last three are NaN for a level without clients.
+        """
+        table = pd.DataFrame(self._rows, columns=["step", "level", "clients", "distance", "norm"])
+        return table.assign(drift=table["distance"] / table["norm"])
+
+
+def channel_norms(
+    weights: Mapping[str, Tensor], indices: Mapping[str, Index], tensors: Sequence[str] | None = None
+) -> pd.DataFrame:
+    r"""Return the norm of every output channel in index order, and how much of the layer's lies up to it.
+
+    .. math:: n_c = \lVert W_{c, \cdot} \rVert_2, \qquad s_c = \frac{\sum_{i \le c} n_i^2}{\sum_i n_i^2}
+
+    Args:
+        weights: the global model's tensors by name; the first dimension is the output channel.
+        indices: per level, what its sub-model holds: ``module.levels.indices``.
+        tensors: names of the tensors to look at; None: all of two or more dimensions.
+
+    Returns:
+        A row per tensor and channel: ``tensor``, ``channel``, ``norm`` and ``share`` in float64, and ``level``, the
+        smallest that holds the channel.
+
+    Raises:
+        ConfigurationError: there is no such tensor, or none is asked for.
+    """
+    names = [name for name in weights if weights[name].dim() > 1] if tensors is None else list(tensors)
+    unknown = [name for name in names if name not in weights]
+    if unknown or not names:
+        wrong = ", ".join(map(repr, unknown)) or "none"
+        raise ConfigurationError(f"Expected names of the model's tensors but got {wrong}")
+    largest_first = sorted(indices, key=lambda level: -index_layout(indices[level]).size)
+    tables = []
+    for name in names:
+        norms_C = torch.linalg.vector_norm(weights[name].double().flatten(1), dim=1)
+        smallest: list[str] = [largest_first[0]] * len(norms_C)
+        for level in largest_first:  # a smaller level writes over a larger one
+            for channel in _channels(indices[level], name):
+                smallest[channel] = level
+        share = norms_C.square().cumsum(0) / norms_C.square().sum()
+        columns = {"channel": range(len(norms_C)), "norm": norms_C, "share": share, "level": smallest}
+        tables.append(pd.DataFrame({"tensor": name, **columns}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _channels(index: Index, name: str) -> list[int]:
+    if name not in index:
+        return []
+    first = index[name][0]
+    return list(range(first.start, first.stop)) if isinstance(first, slice) else first.tolist()
+
+
+def _apart(before: Mapping[str, Tensor], aggregator: Aggregator, after: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Return how far a level's own step ends from the global model, and the norm of that, where the level holds it."""
+    delta, holders = aggregator.compute()
+    apart, size = 0.0, 0.0
+    for name, start in before.items():
+        end, held = after[name].detach(), holders[name] > 0
+        apart += float((start + delta[name] - end)[held].double().square().sum())
+        size += float(end[held].double().square().sum())
+    return math.sqrt(apart), math.sqrt(size)

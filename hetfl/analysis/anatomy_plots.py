@@ -1,0 +1,163 @@
+"""Figures of who holds what, how far the levels drift, and where a layer's norm lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from hetfl.analysis.figures import colour_bar, grid_figure, label_ends, level_colours, new_figure, plain
+from hetfl.analysis.plots import FONT_POINTS
+from hetfl.errors import ConfigurationError
+
+
+def plot_mean_holders(table: pd.DataFrame) -> Figure:
+    """Draw how many clients of each level hold an entry of a tensor in a round: stacked bars, one per tensor.
+
+    Args:
+        table: what :func:`hetfl.analysis.mean_holders` returns.
+    """
+    figure, axes = new_figure(
+        "Holders per layer and round",
+        "Look for short bars: an entry of such a layer is the mean of few clients' updates, and the bar's colours say "
+        "of which levels they are.",
+        height=0.9 + 0.24 * len(table),
+    )
+    ax, before = axes[0, 0], np.zeros(len(table))
+    for level, colour in level_colours([str(name) for name in table.columns]).items():
+        ax.barh(range(len(table)), table[level], left=before, color=colour, height=0.75)
+        if table[level].iloc[0]:
+            middle = before[0] + table[level].iloc[0] / 2
+            ax.text(middle, -0.5, level, color=colour, ha="center", va="bottom", fontsize=FONT_POINTS)
+        before = before + table[level].to_numpy()
+    ax.set_yticks(range(len(table)), [str(name) for name in table.index])
+    ax.set_ylim(len(table) - 0.5, -1.2)
+    ax.set_xlabel("Clients that hold an entry, mean per round")
+    plain(ax, "x")
+    return figure
+
+
+def plot_holders(holders: Mapping[str, Tensor], tensors: Sequence[str] | None = None) -> Figure:
+    """Draw how many clients ever held each entry: a map per tensor, output channels by input channels.
+
+    Further dimensions, those of a kernel, are averaged over; all maps have one scale.
+
+    Args:
+        holders: what :func:`hetfl.analysis.holders` returns.
+        tensors: names of the tensors to show, of two or more dimensions; None: all such.
+
+    Raises:
+        ConfigurationError: a name is of no such tensor.
+    """
+    maps = [name for name, counts in holders.items() if counts.dim() > 1]
+    names = maps if tensors is None else list(tensors)
+    if unknown := [name for name in names if name not in maps]:
+        raise ConfigurationError(
+            f"Expected names of tensors of two or more dimensions but got {', '.join(map(repr, unknown))}"
+        )
+    figure, axes = grid_figure(
+        "Clients that ever held an entry",
+        "Look for the dark rim: entries that few clients ever trained, so that what they learn comes from few clients' "
+        "data.",
+        len(names),
+        columns=3,
+        side=2.3,
+    )
+    most = max(int(holders[name].max()) for name in names)
+    for ax, name in zip(axes, names, strict=True):
+        counts = holders[name].double().flatten(2).mean(2) if holders[name].dim() > 2 else holders[name].double()
+        image = ax.imshow(counts.numpy(), cmap="viridis", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
+        ax.set_title(name, fontsize=FONT_POINTS)
+        ax.set_xlabel("input channel")
+        ax.set_ylabel("output channel")
+        for axis, size in ((ax.xaxis, counts.shape[1]), (ax.yaxis, counts.shape[0])):
+            axis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+            if size == 1:
+                axis.set_ticks([0])
+    colour_bar(image, "distinct clients", axes)
+    return figure
+
+
+def plot_drift(table: pd.DataFrame) -> Figure:
+    """Draw how far each level drifts from the global model, round by round.
+
+    Args:
+        table: what :meth:`hetfl.analysis.LevelDrift.table` returns.
+
+    Raises:
+        ConfigurationError: the table has no round.
+    """
+    known = table.dropna(subset="drift")
+    if known.empty:
+        raise ConfigurationError("Expected the drift of at least one round but got none: follow it while a run goes on")
+    figure, axes = new_figure(
+        "Drift of each level from the global model",
+        "Look for a line that stays above the others: this level's clients alone would have made something else of "
+        "their part of the model than the round did.",
+    )
+    ax = axes[0, 0]
+    colours, ends = level_colours([str(level) for level in table["level"].unique()]), {}
+    for level, colour in colours.items():
+        rows = known[known["level"] == level]
+        if rows.empty:
+            continue
+        ax.plot(rows["step"], 100 * rows["drift"], color=colour, linewidth=1.4, marker="o", markersize=2.5)
+        ends[level] = (float(rows["step"].iloc[-1]), 100 * float(rows["drift"].iloc[-1]))
+    ax.set_ylim(bottom=0)
+    ax.set_xlim(known["step"].min(), max(known["step"].max(), known["step"].min() + 1))
+    ax.set_xlabel("Round")
+    ax.set_ylabel("Distance (% of the norm of its part)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plain(ax)
+    label_ends(ax, ends, colours)
+    return figure
+
+
+def plot_channel_norms(table: pd.DataFrame) -> Figure:
+    """Draw the norm of every output channel in index order, coloured by the smallest level that holds it.
+
+    Args:
+        table: what :func:`hetfl.analysis.channel_norms` returns.
+    """
+    names = list(table["tensor"].unique())
+    figure, axes = grid_figure(
+        "Norm of every output channel, in index order",
+        "Look for a staircase: where the first channels, which all levels share, stand above the rest, the prefix "
+        "carries the layer, and small levels lose little; a letter names the smallest level that holds what is below.",
+        len(names),
+        columns=3,
+        side=2.0,
+    )
+    # In index order the smallest level comes first.
+    colours = level_colours([str(level) for level in table["level"].unique()][::-1])
+    for ax, name in zip(axes, names, strict=True):
+        rows = table[table["tensor"] == name]
+        ax.bar(rows["channel"], rows["norm"], width=1.0, color=[colours[level] for level in rows["level"]])
+        for level, part in rows.groupby("level"):
+            ax.text(
+                part["channel"].mean(),
+                1.0,
+                str(level),
+                transform=ax.get_xaxis_transform(),
+                color=colours[str(level)],
+                ha="center",
+                va="bottom",
+                fontsize=FONT_POINTS - 1,
+            )
+        first = rows[rows["level"] == rows["level"].iloc[0]]
+        part, share = len(first) / len(rows), first["share"].iloc[-1]
+        ax.set_title(
+            f"{name}\nfirst {100 * part:.3g} %: {100 * share:.3g} % of norm²",
+            fontsize=FONT_POINTS - 1,
+            pad=14,
+        )
+        ax.set_xlabel("channel")
+        if ax.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            ax.set_ylabel("norm of its weights")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+        plain(ax)
+    return figure

@@ -1,0 +1,157 @@
+"""What the figures share: a heading with a sentence on what to look for, colours of levels, maps of numbers."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+
+from hetfl.analysis.plots import FONT_POINTS, GREY, spread
+
+INCHES_PER_LETTER = 0.068
+"""Of text of :data:`FONT_POINTS`, with some room."""
+LINE_INCHES = 1.35 * FONT_POINTS / 72
+Colour = tuple[float, float, float, float]
+
+
+def new_figure(
+    title: str, look_for: str, *, width: float = 6.4, height: float = 3.4, rows: int = 1, columns: int = 1
+) -> tuple[Figure, NDArray[np.object_]]:
+    """Return a figure with a title and a sentence on what to look for, and its axes, shape (rows, columns).
+
+    Args:
+        title: what is shown.
+        look_for: one sentence, wrapped below the title.
+        width: of the figure in inches.
+        height: of what is below the heading in inches.
+        rows: rows of axes.
+        columns: columns of axes.
+    """
+    lines = textwrap.wrap(look_for, int(width / INCHES_PER_LETTER))
+    heading = (len(lines) + 2) * LINE_INCHES
+    whole = height + heading
+    figure = Figure(figsize=(width, whole), layout="constrained")
+    engine = figure.get_layout_engine()
+    assert engine is not None  # it was just asked for
+    engine.set(rect=(0, 0, 1, height / whole))  # type: ignore[call-arg]
+    figure.text(0.012, 1 - 0.4 * LINE_INCHES / whole, title, fontsize=FONT_POINTS + 2, va="top")
+    below = 1 - 1.8 * LINE_INCHES / whole
+    figure.text(0.012, below, "\n".join(lines), fontsize=FONT_POINTS, color=GREY, va="top", linespacing=1.3)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.tick_params(labelsize=FONT_POINTS - 1, color=GREY)
+        ax.xaxis.label.set_fontsize(FONT_POINTS)
+        ax.yaxis.label.set_fontsize(FONT_POINTS)
+    return figure, axes
+
+
+def grid_figure(title: str, look_for: str, panels: int, *, columns: int, side: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure of equal panels in rows, and its axes in reading order.
+
+    Args:
+        title: what is shown.
+        look_for: one sentence, wrapped below the title.
+        panels: how many.
+        columns: at most so many side by side; fewer if that fills the rows better.
+        side: height of a panel in inches; it is a little wider.
+    """
+    rows = -(-panels // columns)
+    columns = -(-panels // rows)
+    figure, axes = new_figure(
+        title, look_for, width=max(1.15 * side * columns, 5.0), height=side * rows, rows=rows, columns=columns
+    )
+    for ax in axes.flat[panels:]:
+        ax.remove()
+    return figure, list(axes.flat[:panels])
+
+
+def level_colours(levels: Sequence[str]) -> dict[str, Colour]:
+    """Return a colour per level, from dark to light in the order given: viridis, told apart without colour vision."""
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.8, max(len(levels), 2)))
+    return {level: tuple(shade) for level, shade in zip(levels, shades, strict=False)}
+
+
+def plain(ax: Axes, grid: str = "y") -> None:
+    """Draw axes without a box, with a light grid behind the data."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis=grid, color="0.92", linewidth=0.8)  # type: ignore[arg-type]
+    ax.set_axisbelow(True)
+
+
+def number_map(
+    ax: Axes,
+    values: NDArray[np.float64],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    low: float,
+    high: float,
+    form: str,
+) -> AxesImage:
+    """Draw a table as colours with its numbers in them, dark for ``low``; NaN is an empty cell.
+
+    Args:
+        ax: where to draw.
+        values: shape (rows, columns).
+        rows: their names.
+        columns: their names.
+        low: the value of the darkest colour.
+        high: the value of the lightest.
+        form: how to write a number, such as ``".2f"``.
+    """
+    image = ax.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            colour = "white" if (value - low) < 0.6 * (high - low) else "black"
+            ax.text(
+                column, row, format(value, form), ha="center", va="center", color=colour, fontsize=FONT_POINTS - 1.5
+            )
+    return image
+
+
+def colour_bar(image: AxesImage, label: str, axes: Axes | Sequence[Axes]) -> None:
+    """Draw the scale of colours beside axes."""
+    figure = image.get_figure(root=True)
+    assert figure is not None  # it is on axes
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label(label, fontsize=FONT_POINTS)
+    bar.ax.tick_params(labelsize=FONT_POINTS - 1, color=GREY)
+    bar.outline.set_visible(False)
+
+
+def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, Colour | str]) -> None:
+    """Write the name of each line beside its end, moved apart where ends are close.
+
+    Args:
+        ax: axes with their limits as they will be.
+        ends: per name, the last point of its line.
+        colours: per name.
+    """
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # axes are on one
+    figure.draw_without_rendering()  # only then a constrained layout knows how high the axes are
+    (low, high), right = ax.get_ylim(), max(x for x, _ in ends.values())
+    points = ax.get_window_extent().height * 72 / figure.get_dpi() / (high - low)  # per unit of y
+    line = 1.25 * FONT_POINTS / points
+    places = spread([y for _, y in ends.values()], line, low + line / 2, high)
+    for (name, _), place in zip(ends.items(), places, strict=True):
+        ax.annotate(
+            name,
+            xy=(right, place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colours[name],
+            fontsize=FONT_POINTS,
+            annotation_clip=False,
+        )

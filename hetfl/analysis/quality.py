@@ -1,0 +1,77 @@
+"""How good a level's predictions are: how far its confidence can be believed, and which classes it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+
+BELOW_ONE = 1.0 - 2.0**-24
+"""The largest float32 below 1: a confidence of 1 counts in the last bin, where torchmetrics has one more for it."""
+
+
+def calibration_error(logits_NK: Tensor, targets_N: Tensor, bins: int = 15) -> float:
+    r"""Return the expected calibration error of the predicted class, in [0, 1].
+
+    .. math:: \mathrm{ECE} = \sum_b \frac{|B_b|}{N} \left| \mathrm{acc}(B_b) - \mathrm{conf}(B_b) \right|
+
+    over B bins of equal width of the confidence, the largest softmax probability.
+
+    Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, equation 3.
+
+    Args:
+        logits_NK: logits.
+        targets_N: classes.
+        bins: number of bins B.
+    """
+    # Probabilities, not logits: torchmetrics would take logits that happen to lie in [0, 1] for probabilities.
+    probabilities = logits_NK.softmax(-1).clamp(max=BELOW_ONE)
+    return float(multiclass_calibration_error(probabilities, targets_N, logits_NK.shape[1], n_bins=bins))
+
+
+def reliability(logits_NK: Tensor, targets_N: Tensor, bins: int = 15) -> pd.DataFrame:
+    """Return what a reliability diagram shows: accuracy against confidence, bin by bin.
+
+    Σ samples · |accuracy − confidence| / N is :func:`calibration_error`.
+
+    Args:
+        logits_NK: logits.
+        targets_N: classes.
+        bins: number of bins B, of equal width, each without its upper end but the last.
+
+    Returns:
+        A row per bin: ``low``, ``high``, ``samples``, ``confidence`` (mean) and ``accuracy``, NaN in an empty bin.
+    """
+    confidence, predicted = logits_NK.softmax(-1).clamp(max=BELOW_ONE).float().max(-1)
+    right = (predicted == targets_N).double().numpy()
+    edges = torch.linspace(0, 1, bins + 1).numpy()
+    place = np.searchsorted(edges, confidence.numpy(), side="right") - 1
+    samples, confidences, rights = (
+        np.bincount(place, weights, minlength=bins) for weights in (None, confidence.double().numpy(), right)
+    )
+    table = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "samples": samples})
+    filled = table["samples"].where(table["samples"] > 0)
+    return table.assign(confidence=confidences / filled, accuracy=rights / filled)
+
+
+def class_accuracy(logits: Mapping[str, Tensor], targets_N: Tensor) -> pd.DataFrame:
+    r"""Return per level the share of each class's samples that it recognises (recall).
+
+    .. math:: a_{k} = C_{kk} / \sum_j C_{kj}, \qquad C_{kj} = |\{n : y_n = k,\ \hat y_n = j\}|
+
+    Args:
+        logits: per level, or per whatever model is to have a column, logits (N, K).
+        targets_N: classes.
+
+    Returns:
+        A row per class, a column per level, in [0, 1]; NaN for a class without samples.
+    """
+    columns = {}
+    for level, logits_NK in logits.items():
+        counts_KK = multiclass_confusion_matrix(logits_NK, targets_N, num_classes=logits_NK.shape[1]).double()
+        columns[level] = (counts_KK.diag() / counts_KK.sum(1)).numpy()
+    return pd.DataFrame(columns).rename_axis(index="class")

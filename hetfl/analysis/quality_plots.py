@@ -1,0 +1,163 @@
+"""Figures of how good the levels' predictions are."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from hetfl.analysis.figures import colour_bar, grid_figure, label_ends, level_colours, new_figure, number_map, plain
+from hetfl.analysis.plots import FONT_POINTS
+from hetfl.analysis.quality import calibration_error, reliability
+from hetfl.analysis.runs import Run
+from hetfl.errors import ConfigurationError
+
+WRONG = "#D55E00"
+"""Vermilion, told from grey and black without colour vision."""
+DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
+_AXES = {
+    "step": ("round", 1.0),
+    "comm/up_bytes_total": ("uploaded by all clients (MB)", 1e6),
+    "compute/flops_total": ("computed by all clients (GFLOP)", 1e9),
+}
+
+
+def plot_predictions(images_NHW: Tensor, predicted_N: Tensor, targets_N: Tensor) -> Figure:
+    """Draw grey images with what a model takes them for.
+
+    Args:
+        images_NHW: images, white the largest value.
+        predicted_N: predicted classes.
+        targets_N: true classes.
+    """
+    columns = min(8, len(images_NHW))
+    figure, axes = grid_figure(
+        "What the sub-model takes these images for",
+        "Look for labels in colour: these are mistakes, with the true class behind the prediction.",
+        len(images_NHW),
+        columns=columns,
+        side=0.8,
+    )
+    for ax, image_HW, predicted, target in zip(
+        axes, images_NHW.numpy(), predicted_N.tolist(), targets_N.tolist(), strict=True
+    ):
+        ax.imshow(image_HW, cmap="gray")
+        ax.set(xticks=[], yticks=[])
+        right = predicted == target
+        ax.set_title(
+            f"{predicted}" if right else f"{predicted}, not {target}",
+            fontsize=FONT_POINTS,
+            color="black" if right else WRONG,
+            pad=2,
+        )
+    return figure
+
+
+def plot_comparison(
+    runs: Mapping[str, Run], over: Literal["step", "comm/up_bytes_total", "compute/flops_total"] = "step"
+) -> Figure:
+    """Draw the validation accuracy of several runs, one panel per level that all of them have.
+
+    Args:
+        runs: runs by name.
+        over: the column of ``metrics.csv`` to the right.
+
+    Raises:
+        ConfigurationError: no level is in all of the runs, or a run lacks the column.
+    """
+    first, *others = runs.values()
+    levels = [level for level in first.levels if all(level in run.levels for run in others)]
+    if not levels:
+        raise ConfigurationError(
+            f"Expected a level that all runs have but got {'; '.join(', '.join(run.levels) for run in runs.values())}"
+        )
+    figure, axes = new_figure(
+        "Accuracy of each level, run against run",
+        "Look for the line that is on top in all panels: that run is better at every size; where lines cross, it "
+        "depends on the size or on how long you can wait.",
+        height=0.5 + 1.5 * len(levels),
+        rows=len(levels),
+    )
+    label, unit = _AXES[over]
+    axes[-1, 0].set_xlabel(label)
+    shades = level_colours(list(runs))
+    for ax, level in zip(axes[:, 0], levels, strict=True):
+        ends, colours = {}, {}
+        for (name, run), dashes in zip(runs.items(), itertools.cycle(DASHES), strict=False):
+            y = 100 * run.series(f"val/accuracy/{level}").dropna()
+            x = run.series(over)[y.index] / unit
+            ax.plot(x, y, color=shades[name], linestyle=dashes, linewidth=1.6)
+            text = f"{name} {y.iloc[-1]:.1f} %"
+            ends[text], colours[text] = (float(x.iloc[-1]), float(y.iloc[-1])), shades[name]
+        ax.set_xlim(left=0)
+        ax.set_title(f"level {level}", fontsize=FONT_POINTS, loc="left")
+        ax.set_ylabel("accuracy (%)")
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=over == "step"))
+        plain(ax)
+        label_ends(ax, ends, colours)
+    return figure
+
+
+def plot_reliability(logits: Mapping[str, Tensor], targets_N: Tensor, bins: int = 10) -> Figure:
+    """Draw a reliability diagram per level: accuracy against confidence, with the expected calibration error.
+
+    Args:
+        logits: per level, logits (N, K).
+        targets_N: classes.
+        bins: number of bins.
+    """
+    figure, axes = grid_figure(
+        "Can a level's confidence be believed?",
+        "Look for bars below the diagonal, where a level is surer than it is right, and above it, where it is too "
+        "modest; a dot's size is the share of samples in its bin.",
+        len(logits),
+        columns=3,
+        side=2.3,
+    )
+    for ax, (level, colour) in zip(axes, level_colours(list(logits)).items(), strict=True):
+        table = reliability(logits[level], targets_N, bins)
+        centre = 50 * (table["low"] + table["high"])
+        ax.bar(centre, 100 * table["accuracy"], width=90 / bins, color=colour, alpha=0.35)
+        size = 200 * table["samples"] / len(targets_N)
+        ax.scatter(100 * table["confidence"], 100 * table["accuracy"], s=size, color=colour, clip_on=False, zorder=3)
+        ax.plot([0, 100], [0, 100], color="0.35", linewidth=0.8, linestyle=(0, (4, 2)))
+        error = calibration_error(logits[level], targets_N, bins)
+        ax.set_title(f"level {level}: error {100 * error:.1f} points", fontsize=FONT_POINTS)
+        ax.set(xlim=(0, 102), ylim=(0, 104), xlabel="confidence (%)", ylabel="accuracy (%)")
+        plain(ax)
+    return figure
+
+
+def plot_class_accuracy(table: pd.DataFrame) -> Figure:
+    """Draw which classes each level recognises: a row per class, a column per level.
+
+    Args:
+        table: what :func:`hetfl.analysis.class_accuracy` returns.
+    """
+    percent = 100 * table.to_numpy()
+    figure, axes = new_figure(
+        "Accuracy on each class",
+        "Look for dark cells, classes that the column's model has not learnt, and for rows that change from column to "
+        "column: classes for which size matters.",
+        width=max(2.2 + 0.7 * table.shape[1], 5.0),
+        height=0.8 + 0.26 * len(table),
+    )
+    ax = axes[0, 0]
+    image = number_map(
+        ax,
+        percent,
+        rows=[str(name) for name in table.index],
+        columns=[str(name) for name in table.columns],
+        low=min(10 * np.floor(np.nanmin(percent) / 10), 90.0),
+        high=100.0,
+        form=".0f",
+    )
+    ax.set_ylabel("class")
+    colour_bar(image, "samples recognised (%)", ax)
+    return figure

@@ -1,0 +1,64 @@
+"""Figures of how alike levels and heads are."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from hetfl.analysis.figures import colour_bar, new_figure, number_map
+from hetfl.analysis.similarity import head_agreement
+
+
+def plot_level_similarity(table: pd.DataFrame) -> Figure:
+    """Draw the similarity of levels: a row per layer, a column per pair of levels.
+
+    Args:
+        table: what :func:`hetfl.analysis.level_similarity` returns.
+    """
+    pairs = table.assign(pair=table["level"] + "–" + table["other"])
+    values = pairs.pivot_table("cka", "layer", "pair", sort=False, dropna=False)
+    values = values.loc[pairs["layer"].unique(), pairs["pair"].unique()]
+    figure, axes = new_figure(
+        "Similarity of the levels' activations, layer by layer",
+        "Look for the row where a column turns dark: up to there two levels compute much the same, from there on the "
+        "smaller one goes its own way.",
+        width=max(2.8 + 0.55 * values.shape[1], 5.0),
+        height=0.9 + 0.3 * len(values),
+    )
+    ax = axes[0, 0]
+    image = number_map(
+        ax,
+        values.to_numpy(),
+        rows=[str(name) for name in values.index],
+        columns=[str(name) for name in values.columns],
+        low=0.0,
+        high=1.0,
+        form=".2f",
+    )
+    ax.set_xlabel("pair of levels")
+    colour_bar(image, "linear CKA", ax)
+    return figure
+
+
+def plot_heads(logits_HNK: Tensor) -> Figure:
+    """Draw how often two heads of a multi-exit net predict the same class.
+
+    Args:
+        logits_HNK: logits of all heads for the same samples, the shallowest first.
+    """
+    agreement = 100 * head_agreement(logits_HNK).numpy()
+    names = [str(number) for number in range(1, len(agreement) + 1)]
+    figure, axes = new_figure(
+        "Do the heads agree?",
+        "Look for the darkest cell: the two heads, 1 being the shallowest, that differ most often; their mean can be "
+        "better than either.",
+        width=4.6,
+        height=1.0 + 0.45 * len(agreement),
+    )
+    ax, lowest = axes[0, 0], float(agreement.min())
+    image = number_map(ax, agreement, rows=names, columns=names, low=min(lowest, 99.0), high=100.0, form=".1f")
+    ax.set_xlabel("head")
+    ax.set_ylabel("head")
+    colour_bar(image, "same prediction (% of samples)", ax)
+    return figure

@@ -1,0 +1,79 @@
+"""Where a compressor sends, and what it keeps back: density per layer over rounds, residuals per layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from hetfl.checkpoint import SafeCheckpointIO
+from hetfl.errors import ConfigurationError
+from hetfl.store import ClientStore, DiskStore, MemoryStore
+
+
+def layer_density(layers: pd.DataFrame) -> pd.DataFrame:
+    r"""Return the share of the entries held that were sent, per tensor and round, over all levels.
+
+    .. math:: \rho_{t,r} = \frac{\sum_l \mathrm{sent}_{l,t,r}}{\sum_l \mathrm{held}_{l,t,r}}
+
+    Args:
+        layers: what :meth:`hetfl.analysis.RunSnapshots.layers` returns.
+
+    Returns:
+        A row per tensor in the net's order, a column per round (``step``); NaN where nobody held any.
+    """
+    sums = layers.groupby(["tensor", "step"], sort=False)[["held", "sent"]].sum()
+    return (sums["sent"] / sums["held"]).unstack("step").loc[layers["tensor"].unique()]
+
+
+def load_residuals(checkpoint: str | Path, folder: str | Path | None = None) -> ClientStore:
+    """Open the residuals that a checkpoint holds, or refers to.
+
+    Args:
+        checkpoint: the file, such as ``checkpoints/last.ckpt`` in a run folder.
+        folder: where the residuals' own files lie, if they are on disk; None: ``residuals`` in the run folder.
+
+    Returns:
+        A store to read from, client by client.
+
+    Raises:
+        ConfigurationError: the checkpoint cannot be read, or is not of a federated run.
+    """
+    path = Path(checkpoint)
+    federation = SafeCheckpointIO().load_checkpoint(path).get("hetfl")
+    if federation is None:
+        raise ConfigurationError(f"Expected a checkpoint of a federated run but got {path}, which is of another")
+    state = federation["uplink"]["residuals"]
+    where = path.parent.parent / "residuals" if folder is None else Path(folder)
+    store: ClientStore = MemoryStore() if "blocks" in state else DiskStore(str(where))
+    store.load_state_dict(state)
+    return store
+
+
+def layer_residuals(store: ClientStore) -> pd.DataFrame:
+    r"""Return the norm of what error feedback keeps back, per tensor: of all clients together, and of an entry.
+
+    .. math:: \sqrt{\sum_k \lVert e_{k,t} \rVert^2}, \qquad \sqrt{\sum_k \lVert e_{k,t} \rVert^2 \Big/ \sum_k d_{k,t}}
+
+    with :math:`d_{k,t}` the entries of the block that covers what client k has held of tensor t. In units of the delta,
+    which contains the learning rate of its round. The root of the sum of squares over tensors is ``residual/norm`` of
+    ``metrics.csv``.
+
+    Args:
+        store: the residuals, from :func:`load_residuals` or ``module.uplink.residuals``.
+
+    Returns:
+        A row per tensor with a residual: ``clients`` with one, ``norm`` and ``rms``, the root mean
+        square of an entry, in float64.
+    """
+    rows = [
+        (name, block.numel(), float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2)
+        for client in store.clients()
+        for name, block in store.load(client).items()
+    ]
+    blocks = pd.DataFrame(rows, columns=["tensor", "entries", "square"]).groupby("tensor", sort=False)
+    square = blocks["square"].sum()
+    return pd.DataFrame(
+        {"clients": blocks.size(), "norm": square**0.5, "rms": (square / blocks["entries"].sum()) ** 0.5}
+    )

@@ -1,0 +1,245 @@
+"""The plan of a comparison: its runs, where each of them stands, and what is left to do with it."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from hetfl.checkpoint import SafeCheckpointIO
+from hetfl.cli.parser import check_file
+from hetfl.errors import ConfigurationError
+from hetfl.report.groups import ABSENT, SEED_OR_FOLDER, flat_settings
+
+T = TypeVar("T")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+ROUNDS = "trainer.max_epochs"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is compared: one configuration, under a name.
+
+    Attributes:
+        name: its name, and that of its runs' folder.
+        files: YAML files, later ones on top.
+    """
+
+    name: str
+    files: tuple[str, ...]
+
+
+def parse_contenders(given: Sequence[str]) -> list[Contender]:
+    """Return what ``NAME=FILE[,FILE...]`` say.
+
+    Raises:
+        ConfigurationError: there is none, one has another form, a name comes twice, or a file is not there.
+
+    >>> parse_contenders(["width=pyproject.toml"])
+    [Contender(name='width', files=('pyproject.toml',))]
+    """
+    if not given:
+        raise ConfigurationError("Expected at least one -r NAME=FILE to compare but got none")
+    contenders = []
+    for text in given:
+        name, equals, files = text.partition("=")
+        if not equals or not files:
+            raise ConfigurationError(f"Expected -r NAME=FILE[,FILE...] but got {text!r}")
+        if not NAME.fullmatch(name):
+            raise ConfigurationError(f"Expected a name of letters, digits, '-' and '_' in -r but got {name!r}")
+        for file in files.split(","):
+            if not Path(file).is_file():
+                raise ConfigurationError(f"Expected a configuration file for run {name} but got {file!r}: no such file")
+        contenders.append(Contender(name, tuple(files.split(","))))
+    if again := _twice([each.name for each in contenders]):
+        raise ConfigurationError(f"Expected every name once in -r but got {again} twice: files stack as NAME=FILE,FILE")
+    return contenders
+
+
+def parse_seeds(given: Sequence[str]) -> list[int]:
+    """Return seeds.
+
+    Raises:
+        ConfigurationError: one is no whole number from 0 to 2³² − 1, or comes twice.
+
+    >>> parse_seeds(["0", "17"])
+    [0, 17]
+    """
+    for text in given:
+        if not (text.isascii() and text.isdecimal() and int(text) < 2**32):
+            raise ConfigurationError(f"Expected a whole number from 0 to {2**32 - 1} in --seeds but got {text!r}")
+    seeds = [int(text) for text in given]
+    if (again := _twice(seeds)) is not None:
+        raise ConfigurationError(f"Expected every seed once in --seeds but got {again} twice")
+    return seeds
+
+
+def _twice(given: Sequence[T]) -> T | None:
+    return next((each for each, count in Counter(given).items() if count > 1), None)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a comparison.
+
+    Attributes:
+        name: of its configuration.
+        seed: its seed.
+        folder: its run folder.
+        text: its whole configuration, as YAML.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    text: str
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The configuration."""
+        settings: dict[str, Any] = yaml.safe_load(self.text)
+        return settings
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it has."""
+        return int(self.settings["trainer"]["max_epochs"])
+
+    @property
+    def title(self) -> str:
+        """What it is called where people read of it."""
+        return f"{self.name} seed {self.seed}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where its last checkpoint is."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def log(self) -> Path:
+        """The file that takes what the run says."""
+        return self.folder.with_suffix(".log")
+
+    @property
+    def mark(self) -> Path:
+        """The file that says that the run ended by itself: it holds how many rounds were asked for."""
+        return self.folder.with_suffix(".ended")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is, by its ``metrics.csv``.
+
+    Attributes:
+        done: rounds that have a row.
+        val_accuracy: the latest; None: none yet.
+        test_accuracy: that of the last row; None: not tested.
+        up_bytes: uploaded so far; None: not known.
+    """
+
+    done: int = 0
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    up_bytes: float | None = None
+
+
+def standing(folder: Path) -> Standing:
+    """Return how far a run is, which may be under way: a last line without its end is no row yet."""
+    try:
+        lines = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    except FileNotFoundError:
+        return Standing()
+    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+    if not rows:
+        return Standing()
+    evaluated = [row for row in rows if row.get("val/accuracy")]
+    return Standing(
+        done=int(rows[-1]["step"]) + 1,
+        val_accuracy=_number(evaluated[-1], "val/accuracy") if evaluated else None,
+        test_accuracy=_number(rows[-1], "test/accuracy"),
+        up_bytes=_number(rows[-1], "comm/up_bytes_total"),
+    )
+
+
+def _number(row: Mapping[str, str], column: str) -> float | None:
+    return float(row[column]) if row.get(column) else None
+
+
+class Action(Enum):
+    """What is left to do with a run, in the words of the plan."""
+
+    SKIP = "nothing: it is finished"
+    BEGIN = "begin"
+    ANEW = "begin anew: it was stopped before its first checkpoint"
+    RESUME = "go on"
+    TEST = "test: all rounds are done"
+
+
+def next_action(run: PlannedRun) -> Action:
+    """Return what is left to do with a run.
+
+    Raises:
+        ConfigurationError: its folder holds checkpoints, but none to go on from.
+    """
+    at = standing(run.folder)
+    if run.mark.is_file() and run.mark.read_text(encoding="utf-8") == str(run.rounds) and at.done:
+        return Action.SKIP  # perhaps before its last round: it may stop early by its settings
+    tests = run.settings["final_test"]
+    complete = at.done >= run.rounds and (at.test_accuracy is not None or not tests)
+    if not run.checkpoint.is_file():
+        if next(run.folder.rglob("*.ckpt"), None) is not None:
+            raise ConfigurationError(f"Expected {run.checkpoint}, to go on from, but got other checkpoints only")
+        if complete:  # checkpoints are switched off by its settings
+            return Action.SKIP
+        return Action.ANEW if run.folder.is_dir() and any(run.folder.iterdir()) else Action.BEGIN
+    if at.done < run.rounds:
+        return Action.RESUME
+    if complete and tests:
+        return Action.SKIP
+    # A row is written before its checkpoint: all rows may be there, and the last round's checkpoint not.
+    if SafeCheckpointIO().load_checkpoint(run.checkpoint)["hetfl"]["version"] < run.rounds:
+        return Action.RESUME
+    return Action.TEST if tests else Action.SKIP
+
+
+def differences(made: Mapping[str, Any], planned: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the settings that differ: key, what it was, what it is now; but not seeds, folders and more rounds.
+
+    >>> differences({"a": 1, "trainer": {"max_epochs": 2}}, {"a": None, "trainer": {"max_epochs": 3}})
+    [('a', '1', 'null')]
+    """
+    was, now = flat_settings(made), flat_settings(planned)
+    found = []
+    for key in dict.fromkeys([*was, *now]):
+        one, other = was.get(key, ABSENT), now.get(key, ABSENT)
+        longer = key == ROUNDS and one.isdecimal() and other.isdecimal() and int(one) < int(other)
+        if one != other and not longer and not SEED_OR_FOLDER.fullmatch(key):
+            found.append((key, one, other))
+    return found
+
+
+def check_unchanged(run: PlannedRun) -> None:
+    """Refuse to mix runs of one name with different settings in one folder; more rounds are none.
+
+    Raises:
+        ConfigurationError: a run of this name, with whatever seed, was made with other settings; names the first.
+    """
+    for saved in sorted(run.folder.parent.glob("seed_*/config.yaml")):
+        check_file(saved)
+        changed = differences(yaml.safe_load(saved.read_text(encoding="utf-8")), run.settings)
+        if changed:
+            key, was, now = changed[0]
+            least = "of at least " if key == ROUNDS else ""
+            more = f" (and {len(changed) - 1} more that differ)" if len(changed) > 1 else ""
+            raise ConfigurationError(
+                f"Expected {key} {least}{was}, which {saved.parent} was made with, but got {now} for run "
+                f"{run.name}{more}: take another --out, or the settings as they were"
+            )

@@ -1,0 +1,76 @@
+"""``hetfl report``: its arguments, and which runs belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hetfl.analysis import load_run
+from hetfl.cli.parser import OneLineParser
+from hetfl.errors import ConfigurationError
+from hetfl.report import group_runs, write_report
+
+
+def main(args: Sequence[str]) -> None:
+    """Write a report on run folders.
+
+    Args:
+        args: what follows the verb.
+
+    Raises:
+        ConfigurationError: the runs or the options cannot work.
+    """
+    options = report_parser().parse_args(list(args))
+    if not options.runs:
+        raise ConfigurationError("Expected run folders after report but got none: hetfl report RUN... --out DIR")
+    if options.out is None:
+        raise ConfigurationError("Expected --out, the folder to write the report into, but got none")
+    names, folders = zip(*(named_run(argument) for argument in options.runs), strict=True)
+    groups = group_runs([load_run(folder) for folder in folders], names)
+    html = write_report(
+        {name: [run.folder for run in runs] for name, runs in groups.items()},
+        Path(options.out),
+        target=options.target,
+        unfinished=options.unfinished,
+        mixed_data=options.mixed_data,
+    )
+    for name, runs in groups.items():
+        print(f"{name}: {len(runs)} run{'s' if len(runs) > 1 else ''}")
+    print(f"{'report':<18}{html}")
+
+
+def report_parser() -> OneLineParser:
+    """Return the parser of what follows the verb."""
+    parser = OneLineParser(
+        prog="hetfl report",
+        description="Compare finished runs: tables at equal budgets, plots, and a report in HTML and Markdown. Runs "
+        "that differ in their seed alone are one group.",
+    )
+    parser.add_argument("runs", nargs="*", metavar="[NAME=]RUN", help="A run folder, and the name of its group.")
+    parser.add_argument("--out", type=str, default=None, help="The folder to write into.")
+    parser.add_argument(
+        "--target",
+        type=float,
+        default=None,
+        help="The validation accuracy whose cost is reported, as 0.9; default: 0.95 of the lowest group's best.",
+    )
+    parser.add_argument("--unfinished", action="store_true", help="Take runs with fewer rounds than they should have.")
+    parser.add_argument("--mixed_data", action="store_true", help="Take runs on different data.")
+    return parser
+
+
+def named_run(argument: str) -> tuple[str | None, Path]:
+    """Return the group's name, None where there is none, and the run's folder.
+
+    Raises:
+        ConfigurationError: there is an equals sign, and no name or no folder beside it.
+
+    >>> named_run("width=runs/1"), named_run("runs/1")
+    (('width', PosixPath('runs/1')), (None, PosixPath('runs/1')))
+    """
+    name, equals, folder = argument.partition("=")
+    if not equals or Path(argument).is_dir():
+        return None, Path(argument)
+    if not name.strip() or not folder:
+        raise ConfigurationError(f"Expected NAME=RUN but got {argument}")
+    return name, Path(folder)

@@ -1,0 +1,101 @@
+"""How Lightning's CLI is started here: with our defaults, quietly, and with what is wrong in one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+import hetfl
+from hetfl.cli.app import FederatedCLI, FederatedTrainer
+from hetfl.cli.callbacks import SaveRunConfig
+from hetfl.cli.errors import condense
+from hetfl.cli.parser import OneLineParser
+from hetfl.data import FederatedDataModule
+from hetfl.errors import ConfigurationError
+from hetfl.federation import FederatedModule
+
+MORE_VERBS = "More verbs: resume RUN; compare -r NAME=FILE -r NAME=FILE --out DIR; report RUN... --out DIR."
+
+
+def start(
+    args: Sequence[str],
+    cli: Callable[..., FederatedCLI] = FederatedCLI,
+    trainer: type[FederatedTrainer] = FederatedTrainer,
+    parser: type[OneLineParser] = OneLineParser,
+) -> FederatedCLI:
+    """Parse arguments of ``fit`` or another of the CLI's verbs and do what they say.
+
+    Args:
+        args: the arguments, the verb first.
+        cli: makes the CLI.
+        trainer: the trainer's class.
+        parser: the parser's class.
+    """
+    return cli(
+        FederatedModule,
+        FederatedDataModule,
+        save_config_callback=SaveRunConfig,
+        trainer_class=trainer,
+        trainer_defaults={
+            "logger": {"class_path": "hetfl.run_folder.RunFolder"},
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+        },
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        parser_class=parser,
+        parser_kwargs={"prog": "hetfl", "version": hetfl.__version__, "epilog": MORE_VERBS},
+        auto_configure_optimizers=False,
+        args=list(args),
+    )
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """Be quiet, find classes of the user's own beside where the command is typed, and fail in one line.
+
+    Raises:
+        SystemExit: with status 2 for what the user can put right, with 1 for a disk that is full or read-only.
+    """
+    _quiet()
+    if os.getcwd() not in sys.path:  # by name: jsonargparse reads a file from within its folder
+        sys.path.append(os.getcwd())
+    try:
+        yield
+    except (ConfigurationError, MisconfigurationException) as error:
+        _fail(str(error), status=2)
+    except RuntimeError as error:
+        if "Early stopping conditioned on metric" not in str(error):
+            raise
+        _fail(str(error), status=2)
+    except OSError as error:  # a full or read-only disk is nobody's mistake in code
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}", status=1)
+
+
+def _fail(message: str, status: int) -> None:
+    sys.stderr.write(f"hetfl: error: {condense(message)}\n")
+    sys.exit(status)
+
+
+def _quiet() -> None:
+    """Silence what Lightning says about training in general and what is not so here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*exists and is not empty.*",
+        ".*litlogger.*",
+        ".*treespec, LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

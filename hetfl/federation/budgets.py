@@ -1,0 +1,201 @@
+"""Levels by cost: the largest sub-models along one axis that fit budgets of a common reference."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import nn
+
+from hetfl import wire
+from hetfl.errors import ConfigurationError
+from hetfl.federation.sizes import (
+    REFUSALS,
+    CostOf,
+    Size,
+    depths_of,
+    first_line,
+    largest_within,
+    widths_of,
+    without_values,
+)
+from hetfl.local.flops import flops_per_sample
+from hetfl.submodel import buffers_of, parameters_of
+from hetfl.types import Level, NetFactory
+
+Cost = Literal["params", "flops", "upload_bytes"]
+"""What a budget is of: parameters, training FLOPs of one sample, or bytes of a round's dense upload."""
+
+Axis = Literal["width", "depth"]
+"""What is made smaller."""
+
+UNITS: Mapping[Cost, str] = {"params": "parameters", "flops": "training FLOPs a sample", "upload_bytes": "bytes up"}
+"""What the numbers of a cost are numbers of."""
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a level may cost, and what its sub-model does cost.
+
+    Attributes:
+        budget: the share of the reference.
+        limit: the budget times the reference's cost.
+        cost: the sub-model's, at most ``limit``.
+        size: the sub-model's; a level's width is relative to the global model, this one is the net's own.
+    """
+
+    budget: float
+    limit: float
+    cost: float
+    size: Size
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """In place of levels: what each may cost. The largest sub-model within each budget becomes a level.
+
+    Levels are named a, b, c, ... in the order of the budgets. The first is the global model: where its budget is
+    smaller than the net, the net is cut to it, and the other levels' widths are relative to that. Methods that are to
+    be compared at equal budgets have each its own net, and the same ``reference``. A net comes in steps, of channels
+    or stages, so two budgets may give the same sub-model, as levels given one by one may be the same.
+
+    Args:
+        by: what is budgeted: ``params``; ``flops`` of training on one sample; ``upload_bytes`` of one round, dense.
+        budgets: shares of the reference, falling.
+        axis: width or depth; null: the method's own.
+        reference: what a budget of 1 stands for: a number (of parameters, FLOPs or bytes), or a net, by class, at its
+            full size; null: the run's own net.
+        sample_shape: shape of one input of the net, such as ``[1, 28, 28]``, for ``flops`` alone.
+
+    Raises:
+        ConfigurationError: an argument out of range, missing, or without use.
+    """
+
+    by: Cost
+    budgets: list[float]
+    axis: Axis | None = None
+    reference: float | NetFactory | None = None
+    sample_shape: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be met."""
+        if self.by not in UNITS:
+            raise ConfigurationError(f"Expected by in {tuple(UNITS)} for levels but got {self.by!r}")
+        if self.axis not in ("width", "depth", None):
+            raise ConfigurationError(f"Expected axis width, depth or null for levels but got {self.axis!r}")
+        _check_budgets(self.budgets)
+        if self.reference is None and self.budgets[0] > 1:
+            raise ConfigurationError(
+                f"Expected budgets in (0, 1], shares of the net, but got {self.budgets[0]}: more than 1 "
+                "needs a reference"
+            )
+        if isinstance(self.reference, int | float) and not 0 < self.reference < math.inf:
+            raise ConfigurationError(f"Expected a positive reference for budgets but got {self.reference}")
+        if (self.by == "flops") != (self.sample_shape is not None):
+            raise ConfigurationError(
+                "Expected sample_shape, the shape of an input such as [1, 28, 28], for budgets by flops, and only "
+                f"there, but got {self.sample_shape} by {self.by}"
+            )
+        if self.sample_shape is not None and min(self.sample_shape, default=0) < 1:
+            raise ConfigurationError(f"Expected positive sizes in sample_shape but got {self.sample_shape}")
+
+    def choose(self, net: NetFactory, own_axis: Axis) -> tuple[dict[str, Level], dict[str, Allowance]]:
+        """Return the levels, and by name what they may cost and do.
+
+        Args:
+            net: builds the run's net.
+            own_axis: the method's own, for ``axis`` null.
+
+        Raises:
+            ConfigurationError: the net does not come in sizes along the axis; or no sub-model meets a budget, and then
+                it says what the smallest one costs.
+        """
+
+        @cache
+        def cost(size: Size) -> float | None:
+            try:
+                return self.cost(lambda: size.make(net))
+            except REFUSALS:
+                return None
+
+        with torch.random.fork_rng(devices=[]):
+            full = self.cost(lambda: Size().make(net))
+            sizes = widths_of(net) if (self.axis or own_axis) == "width" else depths_of(net, cost, full)
+            whole = full if self.reference is None else self._reference_cost(self.reference)
+            allowances = {
+                name: self._allowance(name, budget, budget * whole, sizes, cost)
+                for name, budget in zip(string.ascii_lowercase, self.budgets, strict=False)
+            }
+        global_width = allowances["a"].size.width
+        levels = {
+            name: Level(name, float(allowed.size.width / global_width), allowed.size.depth)
+            for name, allowed in allowances.items()
+        }
+        return levels, allowances
+
+    def cost(self, build: Callable[[], nn.Module]) -> float:
+        """Return what a net costs, in the unit of ``by``.
+
+        Args:
+            build: builds the net.
+
+        Raises:
+            ConfigurationError: the net does not take samples of the shape given.
+        """
+        try:
+            return self._cost(without_values(build))
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            net = build()  # it looks at values while it runs, or it is wrong and says so again
+        try:
+            return self._cost(net)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ConfigurationError(
+                f"Expected the net to take inputs of sample_shape {self.sample_shape} but got: {first_line(error)}"
+            ) from None
+
+    def _cost(self, net: nn.Module) -> float:
+        if self.by == "params":
+            return sum(parameter.numel() for parameter in net.parameters())
+        if self.by == "upload_bytes":
+            sent = {**parameters_of(net), **buffers_of(net)}
+            return wire.dense_size(sum(tensor.numel() for tensor in sent.values()))
+        assert self.sample_shape is not None
+        # Two samples: batch norm needs more than one value per channel, and deep nets leave one pixel.
+        device = next((parameter.device for parameter in net.parameters()), None)
+        return flops_per_sample(net, torch.zeros(2, *self.sample_shape, device=device))[1]
+
+    def _reference_cost(self, reference: float | NetFactory) -> float:
+        if not callable(reference):
+            return float(reference)
+        try:
+            cost = self.cost(lambda: Size().make(reference))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ConfigurationError(f"Expected a net or a number as reference but got: {first_line(error)}") from None
+        if not cost:
+            raise ConfigurationError(f"Expected a net of more than 0 {UNITS[self.by]} as reference but got one of none")
+        return cost
+
+    def _allowance(self, name: str, budget: float, limit: float, sizes: Sequence[Size], cost: CostOf) -> Allowance:
+        found = largest_within(sizes, limit, cost)
+        if found is None:
+            least = next(size for size in sizes if cost(size) is not None)
+            raise ConfigurationError(
+                f"Expected a budget of at least {cost(least):,.0f} {UNITS[self.by]}, the smallest sub-model's "
+                f"({least}), for level {name} but got {math.floor(limit):,}, which is {budget:g} of the reference"
+            )
+        return Allowance(budget, limit, cost(found) or 0.0, found)
+
+
+def _check_budgets(budgets: Sequence[float]) -> None:
+    if not 1 <= len(budgets) <= len(string.ascii_lowercase):
+        raise ConfigurationError(f"Expected 1 to 26 budgets, one per level, but got {len(budgets)}")
+    if not all(0 < budget < math.inf for budget in budgets):
+        raise ConfigurationError(f"Expected positive budgets but got {list(budgets)}")
+    if any(after >= before for before, after in itertools.pairwise(budgets)):
+        raise ConfigurationError(f"Expected falling budgets, the largest level first, but got {list(budgets)}")

@@ -1,0 +1,174 @@
+"""The sizes that a net comes in, and a net at a size: what levels and budgets are made of."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from hetfl.errors import ConfigurationError
+from hetfl.models import Scaler
+from hetfl.types import NetFactory
+
+REFUSALS = (ValueError, AssertionError)
+"""What constructors raise for a size that a net does not come in: channels of a group norm, heads of an attention."""
+
+
+class Size(NamedTuple):
+    """A width of the net itself, exactly, and a depth; None leaves the net's own."""
+
+    width: Fraction = Fraction(1)
+    depth: int | None = None
+
+    def make(self, net: NetFactory) -> nn.Module:
+        """Return a new net of this size."""
+        return make_net(net, width=float(self.width), depth=self.depth)
+
+    def __str__(self) -> str:
+        """Return it as a message has it."""
+        return f"width {self.width}" if self.depth is None else f"depth {self.depth}"
+
+
+CostOf = Callable[[Size], float | None]
+"""What a sub-model costs; None if the net does not come in that size."""
+
+
+def make_net(factory: NetFactory, *, width: float = 1.0, depth: int | None = None) -> nn.Module:
+    """Return a new net of a width and depth; a net without a width of its own is fine at width 1.
+
+    Args:
+        factory: the net's class, or a class with some arguments bound.
+        width: ratio of the hidden channels.
+        depth: number of stages; None leaves the net's own.
+
+    Raises:
+        ConfigurationError: the net's constructor does not take the axis that is asked for.
+    """
+    arguments: dict[str, float] = {"width": width} if depth is None else {"width": width, "depth": depth}
+    return _call(factory, arguments)
+
+
+def _call(factory: NetFactory, arguments: Mapping[str, float]) -> nn.Module:
+    try:
+        return factory(**arguments)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in arguments:
+            raise
+        if unknown[1] == "width" and arguments["width"] == 1.0:
+            return _call(factory, {axis: size for axis, size in arguments.items() if axis != "width"})
+        raise ConfigurationError(
+            f"Expected a net whose constructor takes {unknown[1]!r}, which levels of different {unknown[1]} need, "
+            f"but got: {error}"
+        ) from None
+
+
+def without_values(build: Callable[[], nn.Module]) -> nn.Module:
+    """Return a net whose tensors have shapes alone, and no memory; a whole one if its constructor looks at values."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except (RuntimeError, TypeError):
+        return build()
+
+
+def rescale(net: nn.Module, whole: float) -> None:
+    """Make the Scalers of a net relative to a global model that is itself a cut of the net (the paper's ``b1-e1``).
+
+    Args:
+        net: the net of a level; its :class:`~hetfl.models.Scaler` layers have its own width.
+        whole: the width of the global model.
+    """
+    for module in net.modules():
+        if isinstance(module, Scaler):
+            module.width = module.width / whole
+
+
+def largest_within(sizes: Sequence[Size], limit: float, cost: CostOf) -> Size | None:
+    """Return the last size whose cost is within a limit, by bisection; None if there is none.
+
+    Args:
+        sizes: in the order of rising cost.
+        limit: what may be reached, not exceeded.
+        cost: of a size; sizes without one are passed over.
+    """
+    best: Size | None = None
+    low, high = 0, len(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        there = next((i for i in range(middle, low - 1, -1) if cost(sizes[i]) is not None), None)
+        if there is None:
+            low = middle + 1
+        elif (cost(sizes[there]) or 0.0) <= limit:
+            best, low = sizes[there], middle + 1
+        else:
+            high = there
+    return best
+
+
+def widths_of(net: NetFactory) -> list[Size]:
+    """Return the widths k/C at which a net of C hidden channels gets one more, for all of its hidden sizes; rising.
+
+    Hidden sizes are those that shrink with the width.
+
+    Raises:
+        ConfigurationError: the net does not come in smaller widths.
+    """
+    full = shapes(Size(), net)
+    for width in (Fraction(1, 2), Fraction(3, 4), Fraction(1, 4), Fraction(1, 8)):
+        try:
+            narrow = shapes(Size(width), net)
+        except REFUSALS as error:
+            reason = first_line(error)
+            continue
+        hidden = {
+            whole
+            for name, shape in full.items()
+            for whole, part in zip(shape, narrow.get(name, ()), strict=False)
+            if part < whole
+        }
+        widths = {Fraction(k, size) for size in hidden for k in range(1, size + 1)}
+        return [Size(width) for width in sorted({*widths, Fraction(1)})]
+    raise ConfigurationError(reason)
+
+
+def depths_of(net: NetFactory, cost: CostOf, full: float) -> list[Size]:
+    """Return the depths from 1 up to the net's own.
+
+    Args:
+        net: builds the net.
+        cost: of a size.
+        full: the cost of the net at its own depth.
+
+    Raises:
+        ConfigurationError: the net does not come in depths.
+    """
+    sizes: list[Size] = []
+    for depth in itertools.count(1):
+        here, before = cost(Size(depth=depth)), cost(sizes[-1]) if sizes else 0.0
+        if here is None or here > full or here <= (before or 0.0):
+            break
+        sizes.append(Size(depth=depth))
+    if not sizes:
+        try:
+            Size(depth=1).make(net)
+        except REFUSALS as error:
+            raise ConfigurationError(first_line(error)) from None
+        raise ConfigurationError("Expected a net that is smaller at depth 1 but got one that is larger")
+    return sizes
+
+
+def shapes(size: Size, net: NetFactory) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a net's parameters by name."""
+    made = without_values(lambda: size.make(net))
+    return {name: tuple(parameter.shape) for name, parameter in made.named_parameters()}
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, on one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,141 @@
+"""The order of a report: what came out first, then how, then what was different."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from hetfl.report.checks import differing_data, rounds_asked, rounds_done, unfinished
+from hetfl.report.document import Block, Document, Picture, Points, Section, Text
+from hetfl.report.matching import BY, TOLERANCE
+from hetfl.report.material import PART_OF_BEST, Material, left_out
+from hetfl.report.series import BYTES, COSTS, FLOPS, SECONDS, Cost
+from hetfl.report.spread import spread_says
+from hetfl.report.tables import (
+    budget_table,
+    client_table,
+    equal_cost_table,
+    final_table,
+    group_table,
+    settings_table,
+    target_table,
+)
+from hetfl.report.wording import LOOK_FOR, caution, findings
+
+
+def compose(material: Material, pictures: Collection[str]) -> Document:
+    """Return the whole report.
+
+    Args:
+        material: what it is made from.
+        pictures: names of the pictures that there are.
+    """
+    names = ", ".join(group.name for group in material.groups)
+    sections = [
+        Section("What was run", [*_warnings(material), group_table(material)]),
+        Section("What came out", list(_results(material, pictures))),
+        *(_over(material, cost, pictures) for cost in COSTS),
+        Section("At the same budget", list(_budgets(material))),
+        Section("To a target accuracy", [Text(_target_says(material)), target_table(material)]),
+        Section("Clients", list(_clients(material, pictures))),
+    ]
+    if "accuracy_of_heads" in pictures:
+        sections.append(Section("Heads", list(_heads())))
+    sections.append(Section("Settings", list(_settings(material))))
+    return Document(f"Report: {names}", sections)
+
+
+def _warnings(material: Material) -> Iterator[Block]:
+    said = [
+        f"Not finished: {run.folder.name} has {rounds_done(run)} of {rounds_asked(run)} rounds."
+        for run in unfinished(material.groups)
+    ]
+    said += [
+        f"Different data: {key} is {one} in {first} and {other} in {second}; accuracies on them are not comparable."
+        for key, first, one, second, other in differing_data(material.groups)
+    ]
+    said += [
+        f"No config.yaml in the runs of {group.name}: their data, seeds and settings could not be checked."
+        for group in material.groups
+        if not group.settings
+    ]
+    if said:
+        yield Points(said)
+
+
+def _results(material: Material, pictures: Collection[str]) -> Iterator[Block]:
+    counts = [len(group.runs) for group in material.groups]
+    yield Text(spread_says(counts))
+    if material.stage == "val":
+        yield Text("Not every run was tested after its last round, so final accuracies are those of its validation.")
+    if not material.own_global:
+        yield Text("The largest level is the global model.")
+    if len(material.groups) > 1:
+        yield Points(findings(material))
+        if (warning := caution(material)) is not None:
+            yield Text(warning)
+    if material.matched_by is None:
+        yield Text("Not every group has a levels.csv, so sizes are not known: levels are matched by their names.")
+    else:
+        cost = BY[material.matched_by]
+        if len(material.groups) > 1:
+            yield Text(f"Levels stand in one row where their {cost} differ by at most {100 * TOLERANCE - 100:.0f} %.")
+        yield equal_cost_table(material)
+    yield from _picture("accuracy_over_size", pictures, "size", "Accuracy after the last round over the level's size.")
+    yield final_table(material)
+
+
+def _picture(key: str, pictures: Collection[str], look_for: str, caption: str) -> Iterator[Block]:
+    if key in pictures:
+        yield Text(LOOK_FOR[look_for])
+        yield Picture(key, caption)
+
+
+def _over(material: Material, cost: Cost, pictures: Collection[str]) -> Section:
+    missing = left_out(material, cost)
+    blocks: list[Block] = [] if missing is None else [Text(missing)]
+    key = f"accuracy_over_{cost.key}"
+    spread = "line: mean over seeds, as far as all of them reach; band: their spread"
+    blocks += _picture(key, pictures, cost.key, f"Validation accuracy over {cost.name}; {spread}.")
+    return Section(f"Accuracy over {cost.name}", blocks)
+
+
+def _budgets(material: Material) -> Iterator[Block]:
+    yield Text(
+        "The largest budget is what every run of every group has spent at its last validation; the others are a half "
+        "and a quarter of it. An accuracy is the last one at or before the budget, a dash where a run has none yet."
+    )
+    for cost in (BYTES, FLOPS, SECONDS):
+        if material.spending(cost):
+            yield budget_table(material, cost)
+        else:
+            yield Text(str(left_out(material, cost)))
+
+
+def _target_says(material: Material) -> str:
+    target = f"The target is a validation accuracy of {100 * material.target:.2f} %"
+    if material.target_given:
+        return f"{target}, as asked for."
+    return f"{target}: {PART_OF_BEST:g} of the best accuracy of the group whose best is lowest."
+
+
+def _clients(material: Material, pictures: Collection[str]) -> Iterator[Block]:
+    without = [group.name for group in material.groups if all(run.clients is None for run in group.runs)]
+    yield client_table(material)
+    if without:
+        yield Text(f"No clients.csv in {', '.join(without)}: single clients' accuracies are not known there.")
+    caption = "Share of clients, of all seeds together, with at most that accuracy."
+    yield from _picture("accuracy_of_clients", pictures, "clients", caption)
+
+
+def _heads() -> Iterator[Block]:
+    yield Text(LOOK_FOR["heads"])
+    yield Picture("accuracy_of_heads", "Validation accuracy of each head over rounds, the shallowest first.")
+
+
+def _settings(material: Material) -> Iterator[Block]:
+    table = settings_table(material.groups)
+    if table is None:
+        yield Text("The groups' settings differ in nothing but seeds and folders.")
+    else:
+        yield Text("Seeds, folders and loggers are left out; a dash stands for a setting that a group does not have.")
+        yield table

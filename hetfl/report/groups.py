@@ -1,0 +1,204 @@
+"""Runs that differ in their seed alone are a group; which settings differ between groups."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hetfl.analysis import Run
+from hetfl.errors import ConfigurationError
+
+SEED_OR_FOLDER = re.compile(r"seed_everything|(model|data)\.seed|trainer\.logger(\[\d+\])?(\..*)?|ckpt_path")
+"""Settings in which runs of one group may differ: they say which run of an experiment this is, and where it is kept."""
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one experiment, one per seed.
+
+    Attributes:
+        name: what the report calls them.
+        runs: at least one, in the order of their seeds.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What all runs of the group have in common, as :func:`flat_settings` gives it."""
+        return common_settings(self.runs[0])
+
+    @property
+    def seeds(self) -> tuple[str, ...]:
+        """The runs' seeds as text."""
+        return tuple(seed_of(run) for run in self.runs)
+
+
+def flat_settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return settings by the dotted names that the command line takes, their values as JSON, text without quotes.
+
+    >>> flat_settings({"model": {"class_path": "hetfl.FedAvg", "init_args": {"net": None, "sizes": [1, 2]}}})
+    {'model': 'hetfl.FedAvg', 'model.net': 'null', 'model.sizes': '[1, 2]'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        _flatten(str(key), value, flat)
+    return flat
+
+
+def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
+    if isinstance(value, Mapping) and "class_path" in value:
+        flat[name] = str(value["class_path"])
+        value = {key: inner for key, inner in value.items() if key not in ("class_path", "init_args")} | dict(
+            value.get("init_args") or {}
+        )
+        if not value:
+            return
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            _flatten(f"{name}.{key}", inner, flat)
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for position, item in enumerate(value):
+            _flatten(f"{name}[{position}]", item, flat)
+    else:
+        flat[name] = value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def common_settings(run: Run) -> dict[str, str]:
+    """Return a run's settings without seed and folders."""
+    flat = flat_settings(run.config)
+    return {name: value for name, value in flat.items() if not SEED_OR_FOLDER.fullmatch(name)}
+
+
+def seed_of(run: Run) -> str:
+    """Return a run's seed as text; :data:`ABSENT` where its configuration does not say."""
+    return str(run.config.get("seed_everything", ABSENT))
+
+
+def differing_settings(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return the settings that are not the same in all groups, with each group's value, :data:`ABSENT` for none."""
+    rows = _differing([group.settings for group in groups])
+    # That a class has a setting which is not set says nothing beside one that has no such setting.
+    return {name: row for name, row in rows.items() if not set(row) <= {ABSENT, "null", ""}}
+
+
+def _differing(settings: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    names = dict.fromkeys(itertools.chain.from_iterable(settings))
+    values = {name: [each.get(name, ABSENT) for each in settings] for name in names}
+    return {name: row for name, row in values.items() if len(set(row)) > 1}
+
+
+def group_runs(runs: Sequence[Run], names: Sequence[str | None] | None = None) -> dict[str, list[Run]]:
+    """Put runs together that differ in their seed alone, or that the user gave one name.
+
+    A group without a name from the user takes that of the folder its runs lie in. Where several would take the same
+    one, what tells them apart is added.
+
+    Args:
+        runs: the runs. One without a configuration, started from Python, belongs with those in the same folder.
+        names: per run the name of its group, None where it has none; None: no run has one.
+    """
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run, name in zip(runs, names or [None] * len(runs), strict=True):
+        key: tuple[Any, ...]
+        if name is not None:
+            key = ("name", name)
+        elif run.config:
+            key = ("settings", *sorted(common_settings(run).items()))
+        else:
+            key = ("folder", run.folder.resolve().parent)
+        groups.setdefault(key, []).append(run)
+    members = list(groups.values())
+    fixed = [key[1] if key[0] == "name" else None for key in groups]
+    return dict(zip(_unique_names(members, fixed), members, strict=True))
+
+
+def _unique_names(groups: Sequence[Sequence[Run]], fixed: Sequence[str | None]) -> list[str]:
+    """Return the groups' names; those that several would have carry what differs if that is short, else a number.
+
+    Raises:
+        ConfigurationError: two are the same even so.
+    """
+    wanted = [name or runs[0].folder.resolve().parent.name for name, runs in zip(fixed, groups, strict=True)]
+    names = list(wanted)
+    for name in dict.fromkeys(wanted):
+        same = [position for position, each in enumerate(wanted) if each == name]
+        if len(same) > 1:
+            marks = _marks(_differing([common_settings(groups[position][0]) for position in same]), len(same))
+            for position, mark in zip(same, marks, strict=True):
+                names[position] = fixed[position] or f"{name} {mark}"
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(f"Expected group names that differ but got {name!r} twice: name them, NAME=RUN")
+    return names
+
+
+def _marks(rows: Mapping[str, Sequence[str]], number: int) -> list[str]:
+    short = {key: [_short(value) for value in row] for key, row in rows.items()}
+    if not 0 < len(short) <= 2 or any(len(value) > 24 for row in short.values() for value in row):
+        return [str(position + 1) for position in range(number)]
+    keys = [key.rpartition(".")[2] for key in short]
+    return [f"({', '.join(f'{key} {row[i]}' for key, row in zip(keys, short.values(), strict=True))})"
+            for i in range(number)]  # fmt: skip
+
+
+def _short(value: str) -> str:
+    """Return the class's name of a class path, anything else as it is."""
+    return value.rpartition(".")[2] if re.fullmatch(r"([A-Za-z_]\w*\.)+[A-Za-z_]\w*", value) else value
+
+
+def make_groups(runs: Mapping[str, Sequence[Run]]) -> list[Group]:
+    """Check what is said to be runs of one experiment each, and return them as groups, their runs by seed.
+
+    Raises:
+        ConfigurationError: nothing is there, a name cannot be shown, runs of one group differ in more than their seed,
+            or a run or a seed is there twice.
+    """
+    if not any(runs.values()):
+        raise ConfigurationError("Expected at least one run to report on but got none")
+    folders: dict[Any, str] = {}
+    groups = []
+    for name, members in runs.items():
+        if not name.strip() or not name.isprintable():
+            raise ConfigurationError(f"Expected a group's name to be printable text but got {name!r}")
+        if not members:
+            raise ConfigurationError(f"Expected at least one run in group {name} but got none")
+        for run in members:
+            before = folders.setdefault(run.folder.resolve(), name)
+            if before != name or sum(run.folder.resolve() == other.folder.resolve() for other in members) > 1:
+                raise ConfigurationError(f"Expected every run once but got {run.folder} again")
+        _check_group(name, members)
+        groups.append(Group(name, tuple(sorted(members, key=_by_seed))))
+    return groups
+
+
+def _by_seed(run: Run) -> tuple[int, str]:
+    seed = run.config.get("seed_everything")
+    return (seed if isinstance(seed, int) else -1, str(run.folder))
+
+
+def _check_group(name: str, runs: Sequence[Run]) -> None:
+    first = runs[0]
+    seeds: dict[str, Run] = {}
+    for run in runs:
+        rows = _differing([common_settings(first), common_settings(run)])
+        if rows:
+            key, (one, other) = next(iter(rows.items()))
+            raise ConfigurationError(
+                f"Expected runs of group {name} to differ in their seed alone but got {key} {one} in {first.folder} "
+                f"and {other} in {run.folder}"
+            )
+        seed = seed_of(run)
+        if seed != ABSENT and seed in seeds:
+            raise ConfigurationError(
+                f"Expected one run per seed in group {name} but got seed {seed} in {seeds[seed].folder} and in "
+                f"{run.folder}"
+            )
+        seeds[seed] = run

@@ -1,0 +1,118 @@
+"""What a report is made from: the groups, and what was decided before anything is drawn or written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hetfl.display.formats import format_quantity
+from hetfl.errors import ConfigurationError
+from hetfl.report.groups import Group
+from hetfl.report.matching import LevelRow, level_sizes, rows_by_cost, rows_by_name
+from hetfl.report.series import COSTS, GLOBAL, Cost, best_accuracy, column_of, final_accuracy, spends
+from hetfl.report.spread import Spread, span, spread_of
+
+UNITS = {"parameters": (" parameters", " param."), "training_flops": (" a sample", "")}
+"""What follows a level's size, by its column: in a sentence, and in a picture."""
+
+PART_OF_BEST = 0.95
+"""The target that nobody names: so much of the best accuracy of the group whose best is lowest."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a report is made from.
+
+    Attributes:
+        groups: the groups.
+        rows: levels that are compared with each other.
+        matched_by: the column of ``levels.csv`` that matched them; None: their names.
+        stage: where final accuracies come from: ``test``, or ``val`` where a run was not tested.
+        own_global: whether the global model's accuracy is another one than the first level's.
+        target: the validation accuracy whose cost is reported.
+        target_given: whether the user gave it.
+    """
+
+    groups: Sequence[Group]
+    rows: Sequence[LevelRow]
+    matched_by: str | None
+    stage: str
+    own_global: bool
+    target: float
+    target_given: bool
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of what has an accuracy: levels in their order, and the global model where it is none of them."""
+        return [row.name for row in rows_by_name(self.groups)] + [GLOBAL] * self.own_global
+
+    def spending(self, cost: Cost) -> list[Group]:
+        """Return the groups that count a cost."""
+        return [group for group in self.groups if spends(group, cost)]
+
+    def size_of(self, row: LevelRow, *, short: bool) -> str:
+        """Return what the levels of a row have in common, such as ``187–201 k parameters``; empty where not known."""
+        if self.matched_by is None:
+            return ""
+        known = {group.name: level_sizes(group) or {} for group in self.groups}
+        sizes = [known[group][level][self.matched_by] for group, level in row.levels.items()]
+        # format_quantity puts its prefix before the unit: MFLOP, but 1.2 M parameters.
+        unit = "FLOP" if self.matched_by == "training_flops" else ""
+        low, high = (format_quantity(size, unit).strip() for size in (min(sizes), max(sizes)))
+        return span(low, high) + UNITS[self.matched_by][short]
+
+    def final(self, group: Group, part: str) -> Spread | None:
+        """Return the accuracy of a part in the last round."""
+        return spread_of([final_accuracy(run, part, self.stage) for run in group.runs])
+
+
+def make_material(groups: Sequence[Group], target: float | None) -> Material:
+    """Decide what is compared with what.
+
+    Args:
+        groups: at least one group.
+        target: an accuracy, a share; None: :data:`PART_OF_BEST` of the lowest group's best.
+
+    Raises:
+        ConfigurationError: ``target`` is not a share above 0.
+    """
+    if target is not None and not 0 < target <= 1:
+        raise ConfigurationError(f"Expected --target, an accuracy, above 0 and at most 1 but got {target:g}")
+    matched = rows_by_cost(groups)
+    tested = all(final_accuracy(run, GLOBAL, "test") is not None for group in groups for run in group.runs)
+    return Material(
+        groups=groups,
+        rows=rows_by_name(groups) if matched is None else matched[0],
+        matched_by=None if matched is None else matched[1],
+        stage="test" if tested else "val",
+        own_global=any(_global_is_no_level(group) for group in groups),
+        target=PART_OF_BEST * min(best_accuracy(group) for group in groups) if target is None else target,
+        target_given=target is not None,
+    )
+
+
+def _global_is_no_level(group: Group) -> bool:
+    for run in group.runs:
+        columns = [column_of(run.levels[0]) if run.levels else "", column_of(GLOBAL)]
+        if columns[0] not in run.metrics.columns:
+            return True
+        level, whole = (np.asarray(run.series(column), dtype=np.float64) for column in columns)
+        if not np.allclose(level, whole, equal_nan=True):
+            return True
+    return False
+
+
+def left_out(material: Material, cost: Cost) -> str | None:
+    """Return a sentence about groups that do not count a cost; None where all do."""
+    without = [group.name for group in material.groups if not spends(group, cost)]
+    if not without:
+        return None
+    who = "any group" if len(without) == len(material.groups) else ", ".join(without)
+    return f"Accuracy over {cost.name} is left out for {who}: {cost.column} is missing or 0 there."
+
+
+def counted_costs(material: Material) -> list[Cost]:
+    """Return the costs that at least one group counts."""
+    return [cost for cost in COSTS if material.spending(cost)]

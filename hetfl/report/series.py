@@ -1,0 +1,181 @@
+"""Accuracy over what was spent: the last value at or before a budget, means over seeds, what a target took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hetfl.analysis import Run
+from hetfl.display.formats import format_quantity, format_seconds
+from hetfl.report.groups import Group
+from hetfl.report.spread import bands
+
+Numbers = NDArray[np.float64]
+
+GLOBAL = "global"
+"""Stands for the global model among the names of levels and heads."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Something that a run spends.
+
+    Attributes:
+        key: part of file names and of column names in ``summary.csv``.
+        column: the column of ``metrics.csv`` that adds it up.
+        name: what the text calls it, as in "at the same ...".
+        axis: what a plot's axis says, with the unit.
+        scale: what one unit of the axis is.
+        write: an amount as text.
+    """
+
+    key: str
+    column: str
+    name: str
+    axis: str
+    scale: float
+    write: Callable[[float], str]
+
+
+ROUNDS = Cost("rounds", "step", "rounds", "Rounds", 1.0, lambda value: f"{value:.0f}")
+BYTES = Cost(
+    "bytes",
+    "comm/up_bytes_total",
+    "uploaded bytes",
+    "Uploaded by all clients (MB)",
+    1e6,
+    lambda value: format_quantity(value, "B"),
+)
+FLOPS = Cost(
+    "flops",
+    "compute/flops_total",
+    "computed FLOPs",
+    "Computed by all clients (GFLOP)",
+    1e9,
+    lambda value: format_quantity(value, "FLOP"),
+)
+SECONDS = Cost("seconds", "sim/seconds_total", "simulated seconds", "Simulated time (s)", 1.0, format_seconds)
+COSTS = (ROUNDS, BYTES, FLOPS, SECONDS)
+
+
+def amounts(run: Run, cost: Cost) -> Numbers:
+    """Return what was spent by the end of each row's round; NaN in all rows where the run has no such column."""
+    if cost.column not in run.metrics.columns:
+        return np.full(len(run.metrics), np.nan)
+    spent = np.asarray(run.series(cost.column), dtype=np.float64)
+    return spent + 1 if cost is ROUNDS else spent  # round 0 is the first
+
+
+def column_of(part: str, stage: str = "val") -> str:
+    """Return the column of a level's, a head's or the global model's accuracy."""
+    return f"{stage}/accuracy" if part == GLOBAL else f"{stage}/accuracy/{part}"
+
+
+def curve(run: Run, part: str, cost: Cost) -> tuple[Numbers, Numbers]:
+    """Return what was spent, and the validation accuracy then, of the rounds that reported both."""
+    if column_of(part) not in run.metrics.columns:
+        return np.empty(0), np.empty(0)
+    spent, accuracy = amounts(run, cost), np.asarray(run.series(column_of(part)), dtype=np.float64)
+    reported = ~(np.isnan(spent) | np.isnan(accuracy))
+    return spent[reported], accuracy[reported]
+
+
+def values_at(spent: Numbers, accuracy: Numbers, budgets: Numbers) -> Numbers:
+    """Return the last accuracy at or before each budget, NaN before the first: nothing is interpolated.
+
+    >>> values_at(np.array([1.0, 3.0]), np.array([0.5, 0.75]), np.array([0.0, 1.0, 2.5, 3.0, 9.0])).tolist()
+    [nan, 0.5, 0.5, 0.75, 0.75]
+    """
+    places = np.searchsorted(spent, budgets, side="right")
+    return np.concatenate([[np.nan], accuracy])[places]
+
+
+def spends(group: Group, cost: Cost) -> bool:
+    """Return whether all runs of a group count a cost, and not as 0 throughout."""
+    return all(bool((curve(run, GLOBAL, cost)[0] > 0).any()) for run in group.runs)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Accuracy over a cost: mean and spread over seeds.
+
+    Attributes:
+        x: what was spent, rising.
+        mean: mean accuracy, a share.
+        low: lower end of the spread.
+        high: upper end.
+        n: number of seeds.
+    """
+
+    x: Numbers
+    mean: Numbers
+    low: Numbers
+    high: Numbers
+    n: int
+
+
+def band(runs: Sequence[Run], part: str, cost: Cost) -> Band | None:
+    """Return the mean curve of several seeds as far as all of them reach; None where one has nothing to show.
+
+    Its points are all amounts at which a seed reported; each seed counts with its last value at or before the point.
+    """
+    curves = [curve(run, part, cost) for run in runs]
+    if any(not len(spent) for spent, _ in curves):
+        return None
+    first, last = max(spent[0] for spent, _ in curves), min(spent[-1] for spent, _ in curves)
+    points = np.unique(np.concatenate([spent for spent, _ in curves]))
+    points = points[(points >= first) & (points <= last)]
+    if not len(points):
+        return None
+    mean, low, high = bands(np.stack([values_at(spent, accuracy, points) for spent, accuracy in curves]))
+    return Band(points, mean, low, high, len(runs))
+
+
+def common_budget(groups: Sequence[Group], cost: Cost) -> float:
+    """Return the largest amount that every run has spent by the last round in which it reported an accuracy."""
+    return float(min(curve(run, GLOBAL, cost)[0][-1] for group in groups for run in group.runs))
+
+
+def accuracy_at(run: Run, part: str, cost: Cost, budget: float) -> float | None:
+    """Return the last validation accuracy at or before a budget; None where there is none yet."""
+    value = float(values_at(*curve(run, part, cost), np.array([budget]))[0])
+    return None if np.isnan(value) else value
+
+
+def amount_to_reach(run: Run, target: float, cost: Cost) -> float | None:
+    """Return what was spent by the first round whose global model reached a validation accuracy; None if none did."""
+    spent, accuracy = curve(run, GLOBAL, cost)
+    reached = np.flatnonzero(accuracy >= target)
+    return float(spent[reached[0]]) if len(reached) else None
+
+
+def best_accuracy(group: Group) -> float:
+    """Return the best validation accuracy of the global model in a run, mean over the group's runs."""
+    return float(np.mean([np.nanmax(run.series("val/accuracy")) for run in group.runs]))
+
+
+def final_accuracy(run: Run, part: str, stage: str) -> float | None:
+    """Return the accuracy of the last round: for ``test`` that of the last row only, older tests were of older models.
+
+    Args:
+        run: the run.
+        part: a level, a head or :data:`GLOBAL`.
+        stage: ``test``, or ``val`` for the last one that was reported.
+    """
+    column = column_of(part, stage)
+    if column not in run.metrics.columns:
+        return None
+    ordered = run.metrics.sort_values("step", kind="stable")[column].astype("float64")
+    known = ordered.iloc[-1:].dropna() if stage == "test" else ordered.dropna()
+    return float(known.iloc[-1]) if len(known) else None
+
+
+def final_amount(run: Run, column: str) -> float | None:
+    """Return the last number that a column reports; None where there is none."""
+    if column not in run.metrics.columns:
+        return None
+    known = run.series(column).dropna()
+    return float(known.iloc[-1]) if len(known) else None

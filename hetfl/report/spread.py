@@ -1,0 +1,103 @@
+"""One number per seed, and what they say together: mean and spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+FEW = 5
+"""With fewer seeds than this the spread is from the smallest to the largest, else one standard deviation each way."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds with its spread.
+
+    Attributes:
+        mean: the mean.
+        low: the lower end of the spread.
+        high: the upper end.
+        n: number of seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def percent(self) -> str:
+        """Return a share as percent with its spread.
+
+        >>> Spread(0.5, 0.25, 0.75, 2).percent(), Spread(0.5, 0.5, 0.5, 1).percent(), Spread(0.5, 0.4, 0.6, 5).percent()
+        ('50.00 % (25.00–75.00)', '50.00 %', '50.00 ± 10.00 %')
+        """
+        if self.n == 1:
+            return f"{100 * self.mean:.2f} %"
+        if self.n < FEW:
+            return f"{100 * self.mean:.2f} % ({100 * self.low:.2f}–{100 * self.high:.2f})"
+        return f"{100 * self.mean:.2f} ± {100 * (self.high - self.mean):.2f} %"
+
+    def above(self, other: Spread) -> bool:
+        """Return whether this spread lies wholly above another one; never where a single seed has none."""
+        return self.n > 1 and other.n > 1 and self.low > other.high
+
+
+def bands(values_SX: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean, lower and upper end of the spread over seeds S, each of shape (X,)."""
+    mean = values_SX.mean(0)
+    if len(values_SX) < FEW:
+        return mean, values_SX.min(0), values_SX.max(0)
+    deviation = values_SX.std(0, ddof=1)
+    return mean, mean - deviation, mean + deviation
+
+
+def spread_of(values: Sequence[float | None]) -> Spread | None:
+    """Return mean and spread of one number per seed; None unless every seed has one.
+
+    >>> spread_of([0.5, 0.75])
+    Spread(mean=0.625, low=0.5, high=0.75, n=2)
+    """
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    mean, low, high = bands(np.asarray(known, dtype=np.float64)[:, None])
+    return Spread(float(mean[0]), float(low[0]), float(high[0]), len(known))
+
+
+def span(low: str, high: str) -> str:
+    """Return two amounts as a range, their unit once if they have the same.
+
+    >>> span("1.5 MB", "2.0 MB"), span("999 B", "1.0 kB"), span("3", "3")
+    ('1.5–2.0 MB', '999 B–1.0 kB', '3')
+    """
+    number, _, unit = low.partition(" ")
+    return low if low == high else f"{number if unit == high.partition(' ')[2] else low}–{high}"
+
+
+def chance_apart(one: int, other: int) -> float:
+    """Return how often ranges of so many seeds lie wholly apart if both groups are in truth the same.
+
+    All orders of the seeds are then alike likely, and in two of them one group is wholly above the other.
+
+    >>> round(chance_apart(2, 2), 4), round(chance_apart(3, 3), 4)
+    (0.3333, 0.1)
+    """
+    return 2 / comb(one + other, one)
+
+
+def spread_says(counts: Sequence[int]) -> str:
+    """Return what the spread is for groups with so many seeds, as a sentence."""
+    several = sorted({count for count in counts if count > 1})
+    if not several:
+        return "Every group has one run, so nothing is known of the spread over seeds."
+    parts = []
+    if several[0] < FEW:
+        parts.append(f"from the lowest to the highest seed (fewer than {FEW} seeds)")
+    if several[-1] >= FEW:
+        parts.append(f"one standard deviation each way ({FEW} seeds or more)")
+    alone = "; a group of one run has none" if min(counts) == 1 else ""
+    return f"Figures are means over seeds. The spread, where seeds differ, is {', or '.join(parts)}{alone}."

@@ -1,0 +1,172 @@
+"""The report's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import isnan
+
+import pandas as pd
+
+from hetfl.display.formats import format_quantity
+from hetfl.report.checks import rounds_done
+from hetfl.report.document import Cell, Table
+from hetfl.report.groups import Group, differing_settings
+from hetfl.report.matching import BY, level_sizes
+from hetfl.report.material import Material
+from hetfl.report.series import (
+    BYTES,
+    COSTS,
+    FLOPS,
+    SECONDS,
+    Cost,
+    accuracy_at,
+    amount_to_reach,
+    common_budget,
+    final_amount,
+)
+from hetfl.report.spread import FEW, Spread, span, spread_of
+
+NONE = "–"
+STAGES = {"test": "Test", "val": "Validation"}
+LOCAL = {"local/accuracy_mean": "mean over clients", "local/accuracy_worst10": "mean over the worst tenth"}
+
+
+def percent(spread: Spread | None) -> Cell:
+    """Return an accuracy with its spread, or a dash."""
+    return quantity(spread, lambda share: f"{100 * share:.2f} %")
+
+
+def quantity(spread: Spread | None, write: Callable[[float], str]) -> Cell:
+    """Return an amount, and in small print its spread, or a dash; a spread that cannot be seen is left out.
+
+    >>> quantity(Spread(2.0, 1.0, 3.0, 2), "{:g} MB".format), quantity(Spread(2.0, 2.0, 2.0, 2), "{:g} MB".format)
+    (Cell(text='2 MB', note='1–3 MB'), Cell(text='2 MB', note=''))
+    """
+    if spread is None:
+        return Cell(NONE)
+    mean, low, high = write(spread.mean), write(spread.low), write(spread.high)
+    if spread.n == 1 or low == high:
+        return Cell(mean)
+    if spread.n >= FEW:
+        return Cell(mean, f"± {write(spread.high - spread.mean)}")
+    return Cell(mean, span(low, high))
+
+
+def group_table(material: Material) -> Table:
+    """Return who is compared: runs, rounds, and what they spent in all."""
+    rows: list[list[str | Cell]] = []
+    for group in material.groups:
+        rounds = spread_of([rounds_done(run) for run in group.runs])
+        spent = [
+            quantity(spread_of([final_amount(run, cost.column) for run in group.runs]), cost.write)
+            for cost in (BYTES, FLOPS, SECONDS)
+        ]
+        name, seeds = group.name, ", ".join(group.seeds)
+        rows.append([name, str(len(group.runs)), seeds, quantity(rounds, "{:.0f}".format), *spent])
+    return Table(
+        "The groups, and what a run took in all.",
+        ["group", "runs", "seeds", "rounds", "uploaded", "computed", "simulated time"],
+        rows,
+    )
+
+
+def equal_cost_table(material: Material) -> Table:
+    """Return levels of nearly the same cost side by side: accuracy, and what the level is."""
+    rows: list[list[str | Cell]] = []
+    for row in material.rows:
+        cells = [
+            _level_cell(material, group, row.levels[group.name]) if group.name in row.levels else Cell(NONE)
+            for group in material.groups
+        ]
+        rows.append([row.name, *cells])
+    return Table(
+        f"{STAGES[material.stage]} accuracy of levels of nearly the same {BY[str(material.matched_by)]}, one row each.",
+        ["level", *(group.name for group in material.groups)],
+        rows,
+    )
+
+
+def _level_cell(material: Material, group: Group, level: str) -> Cell:
+    known = level_sizes(group)
+    assert known is not None  # else levels were not matched by cost
+    sizes = known[level]
+    depth = "" if isnan(sizes["depth"]) else f" × depth {sizes['depth']:g}"
+    flops = format_quantity(sizes["training_flops"], "FLOP")
+    size = f"{level}: width {sizes['width']:.4g}{depth}, {int(sizes['parameters']):,} parameters, {flops} a sample"
+    accuracy = percent(material.final(group, level))
+    return Cell(accuracy.text, "; ".join(filter(None, (accuracy.note, size))))
+
+
+def final_table(material: Material) -> Table:
+    """Return the accuracy of every level in the last round, a row per group."""
+    parts = material.parts
+    rows: list[list[str | Cell]] = [
+        [group.name, *(percent(material.final(group, part)) for part in parts)] for group in material.groups
+    ]
+    return Table(
+        f"{STAGES[material.stage]} accuracy after the last round, by name of the level.", ["group", *parts], rows
+    )
+
+
+def budget_table(material: Material, cost: Cost) -> Table:
+    """Return every group's validation accuracy at the largest amount that all of them spend, a half, and a quarter."""
+    groups = material.spending(cost)
+    largest = common_budget(groups, cost)
+    rows: list[list[str | Cell]] = []
+    for share, fraction in (("¼", 0.25), ("½", 0.5), ("all", 1.0)):
+        for group in groups:
+            budget = f"{share}: {cost.write(fraction * largest)}" if group is groups[0] else ""
+            cells = [
+                percent(spread_of([accuracy_at(run, part, cost, fraction * largest) for run in group.runs]))
+                for part in material.parts
+            ]
+            rows.append([budget, group.name, *cells])
+    return Table(f"Validation accuracy at the same {cost.name}.", ["budget", "group", *material.parts], rows)
+
+
+def target_table(material: Material) -> Table:
+    """Return what each group spent until its global model reached the target."""
+    rows: list[list[str | Cell]] = [
+        [group.name, *(_to_target(group, material, cost) for cost in COSTS)] for group in material.groups
+    ]
+    return Table(
+        f"Spent by the first validation of the global model at {100 * material.target:.2f} % or more.",
+        ["group", "rounds", "uploaded", "computed", "simulated time"],
+        rows,
+    )
+
+
+def _to_target(group: Group, material: Material, cost: Cost) -> Cell:
+    if group not in material.spending(cost):
+        return Cell(NONE)
+    amounts = [amount_to_reach(run, material.target, cost) for run in group.runs]
+    reached = sum(amount is not None for amount in amounts)
+    if 0 < reached < len(amounts):
+        return Cell(f"reached by {reached} of {len(amounts)} runs")
+    return quantity(spread_of(amounts), cost.write) if reached else Cell("not reached")
+
+
+def client_table(material: Material) -> Table:
+    """Return how the global model does on the clients' own test data, and sub-models on those of their clients."""
+    rows: list[list[str | Cell]] = []
+    for group in material.groups:
+        cells = [percent(spread_of([final_amount(run, column) for run in group.runs])) for column in LOCAL]
+        rows.append([group.name, *cells, percent(spread_of([_own_mean(run.clients) for run in group.runs]))])
+    return Table(
+        "Accuracy on clients' own test data after the last round.",
+        ["group", *(f"global model, {name}" for name in LOCAL.values()), "sub-model of the client's level, mean"],
+        rows,
+    )
+
+
+def _own_mean(clients: pd.DataFrame | None) -> float | None:
+    own = clients["own_accuracy"].dropna() if clients is not None else pd.Series(dtype="float64")
+    return float(own.mean()) if len(own) else None
+
+
+def settings_table(groups: Sequence[Group]) -> Table | None:
+    """Return the settings in which groups differ, a column per group; None where they differ in none."""
+    rows = [[name, *values] for name, values in differing_settings(groups).items()]
+    if not rows:
+        return None
+    return Table("Settings that differ.", ["setting", *(group.name for group in groups)], rows, code=True)

@@ -1,0 +1,74 @@
+"""From run folders to the files of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hetfl.analysis import load_run
+from hetfl.errors import ConfigurationError
+from hetfl.report.checks import check_comparable
+from hetfl.report.composing import compose
+from hetfl.report.figures import save_figure, styles_of
+from hetfl.report.groups import make_groups
+from hetfl.report.html import to_html
+from hetfl.report.markdown import to_markdown
+from hetfl.report.material import make_material
+from hetfl.report.pictures import PICTURES, draw_all
+from hetfl.report.summary import summary_table
+
+PLOTS = "plots"
+
+
+def write_report(
+    groups: Mapping[str, Sequence[Path]],
+    out: Path,
+    *,
+    target: float | None = None,
+    unfinished: bool = False,
+    mixed_data: bool = False,
+) -> Path:
+    """Write a report on groups of runs: ``report.html``, ``report.md``, ``summary.csv``, and the plots as PNG and SVG.
+
+    The same runs give the same bytes. What an earlier report left in the folder is replaced.
+
+    Args:
+        groups: per name of a group the folders of its runs, which differ in their seed alone.
+        out: the folder to write into; made if it is not there.
+        target: the validation accuracy, a share, whose cost is reported; None: 0.95 of the lowest group's best.
+        unfinished: whether to take runs with fewer rounds than their configuration asks for.
+        mixed_data: whether to take runs on different data.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        ConfigurationError: there are no runs, one cannot be read, or they cannot be compared.
+    """
+    made = make_groups({name: [load_run(folder) for folder in folders] for name, folders in groups.items()})
+    check_comparable(made, allow_unfinished=unfinished, allow_mixed_data=mixed_data)
+    material = make_material(made, target)
+    plots = _folder(out)
+    figures = draw_all(material, styles_of([group.name for group in made]))
+    for key in PICTURES:
+        for suffix in ("png", "svg") if key not in figures else ():
+            (plots / f"{key}.{suffix}").unlink(missing_ok=True)
+    for key, figure in figures.items():
+        save_figure(figure, plots, key)
+    document = compose(material, figures)
+    summary_table(made).to_csv(out / "summary.csv", index=False, lineterminator="\n")
+    (out / "report.md").write_text(to_markdown(document, PLOTS), encoding="utf-8")
+    html = out / "report.html"
+    html.write_text(to_html(document, {key: (plots / f"{key}.svg").read_bytes() for key in figures}), encoding="utf-8")
+    return html
+
+
+def _folder(out: Path) -> Path:
+    plots = out / PLOTS
+    try:
+        plots.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigurationError(
+            f"Expected a folder to write the report into but got {out}: a file is there"
+        ) from error
+    return plots

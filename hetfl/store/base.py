@@ -1,0 +1,118 @@
+"""Where what belongs to a client is kept between rounds: in memory, or in one file per client and round.
+
+Residuals of error feedback and a method's memories of its clients are vectors in global coordinates: per name of a
+tensor a block, the leading extent of the global tensor that covers everything the client has held so far. So a client
+that is always at a small level costs what its sub-model costs. Blocks are on the CPU and are never modified in place: a
+checkpoint may refer to them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hetfl.submodel import extent, index_layout, put, take
+from hetfl.types import Index, IndexEntry
+
+
+class ClientStore(ABC):
+    """A vector per client in global coordinates; it is zero wherever nothing was written."""
+
+    @abstractmethod
+    def load(self, client: int) -> dict[str, Tensor]:
+        """Return the client's blocks by name, not to be modified; empty for a client without any."""
+
+    @abstractmethod
+    def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:
+        """Replace the client's blocks as of a round; without blocks the client is forgotten."""
+
+    @abstractmethod
+    def clients(self) -> list[int]:
+        """Return the ids of clients that have blocks, ascending."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs, in plain types and tensors."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+
+    def bind(self, folder: str | None) -> None:
+        """Learn the folder of this run, where a store may keep files; None if it has none. By default nothing."""
+
+    def checkpointed(self) -> None:
+        """Learn that a checkpoint with the last :meth:`state_dict` is on the disk. By default nothing."""
+
+    def read(self, client: int, index: Index, like: Tensor) -> Tensor | None:
+        """Return the client's entries at an index, shape (D,), with dtype and device of ``like``; None: all zero."""
+        blocks = self.load(client)
+        if not blocks:
+            return None
+        parts = []
+        for (name, entry), size in zip(index.items(), index_layout(index).sizes, strict=True):
+            if name in blocks:
+                parts.append(take(_grown(blocks[name], extent(entry)), _on_cpu(entry)).reshape(-1))
+            else:
+                parts.append(torch.zeros(size, dtype=like.dtype))
+        return torch.cat(parts).to(like)
+
+    def write(self, client: int, index: Index, vector_D: Tensor, round: int) -> dict[str, Tensor]:
+        """Replace the client's entries at an index as of a round; return all of its blocks.
+
+        Entries outside the index stay; a block that is zero everywhere is dropped.
+        """
+        vector_D = vector_D.cpu()
+        blocks = self.load(client)
+        if not blocks and not bool(vector_D.any()):
+            return {}
+        written = dict(blocks)
+        for (name, entry), part in zip(index.items(), index_layout(index).views(vector_D).values(), strict=True):
+            shape = extent(entry)
+            written[name] = _grown(blocks[name], shape).clone() if name in blocks else vector_D.new_zeros(shape)
+            put(written[name], _on_cpu(entry), part)
+        written = {name: block for name, block in written.items() if bool(block.any())}
+        self.save(client, written, round)
+        return written
+
+
+class MemoryStore(ClientStore):
+    """In memory, and whole in the checkpoint."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, dict[str, Tensor]] = {}
+
+    def load(self, client: int) -> dict[str, Tensor]:  # noqa: D102
+        return dict(self._blocks.get(client, {}))
+
+    def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:  # noqa: D102
+        self._blocks.pop(client, None)
+        if blocks:
+            self._blocks[client] = dict(blocks)
+
+    def clients(self) -> list[int]:  # noqa: D102
+        return sorted(self._blocks)
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"blocks": {client: self.load(client) for client in self.clients()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
+        self._blocks = {client: dict(blocks) for client, blocks in state["blocks"].items()}
+
+
+def _on_cpu(entry: IndexEntry) -> IndexEntry:
+    return tuple(part if isinstance(part, slice) else part.cpu() for part in entry)
+
+
+def _grown(block: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return a block with zeros up to ``shape`` where it is smaller; the block itself if it is nowhere."""
+    wanted = [max(sizes) for sizes in zip(block.shape, shape, strict=True)]
+    if list(block.shape) == wanted:
+        return block
+    grown = block.new_zeros(wanted)
+    grown[tuple(slice(size) for size in block.shape)] = block
+    return grown

@@ -1,0 +1,58 @@
+"""A client's blocks as a file with a digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+from hetfl.files import write_whole
+
+FILES = "client-*-round-*"
+"""What the files are called, torn ones of a killed run included."""
+DIGEST = "blake2b"
+"""Where the digest of a file's blocks stands in its metadata."""
+
+
+def file_name(client: int, round: int) -> str:
+    """Return the name of the file of a client's blocks as of a round."""
+    return f"client-{client}-round-{round}.safetensors"
+
+
+def write_blocks(path: Path, blocks: Mapping[str, Tensor]) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_whole(path, safetensors.torch.save(dict(blocks), {DIGEST: _digest(blocks)}))
+
+
+def read_blocks(path: Path) -> dict[str, Tensor]:
+    """Return the blocks of a file.
+
+    Raises:
+        ConfigurationError: they are not those that were written.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            blocks = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            digest = (file.metadata() or {}).get(DIGEST)
+    except safetensors.SafetensorError:
+        digest = None
+    if digest is None or digest != _digest(blocks):
+        raise ConfigurationError(f"Expected {path} as it was written but got a damaged file")
+    return blocks
+
+
+def _digest(blocks: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=32)
+    for name in sorted(blocks):
+        digest.update(f"{name} {blocks[name].dtype} {tuple(blocks[name].shape)} ".encode())
+        digest.update(blocks[name].numpy().data)
+    return digest.hexdigest()

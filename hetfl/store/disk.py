@@ -1,0 +1,180 @@
+"""What belongs to a client, in one file per client and round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+from hetfl.files import write_whole
+from hetfl.store.base import ClientStore
+from hetfl.store.client_file import FILES, file_name, read_blocks, write_blocks
+
+
+class DiskStore(ClientStore):
+    """In one immutable safetensors file per client and round; a checkpoint holds only which round is whose.
+
+    A file is written under a temporary name, synced and renamed, so it is whole or absent. Once a later file supersedes
+    it, it stays until ``keep`` checkpoints that do not refer to it are on the disk (:meth:`checkpointed`): a checkpoint
+    that could not be written lets nothing go. Checkpoints between which nothing was saved count as one. Files that a
+    killed run left behind go the same way. What a full disk does not take stays in memory, and in checkpoints, until it
+    can be written.
+
+    Args:
+        folder: where the files go, made if absent; for one run and one store alone. None: a folder in the run's own.
+        keep: number of checkpoints, at least 2: while one is being written, the one before it is the last whole one.
+
+    Raises:
+        ConfigurationError: ``keep`` is below 2.
+    """
+
+    def __init__(self, folder: str | None = None, keep: int = 2) -> None:
+        if keep < 2:
+            raise ConfigurationError(f"Expected keep of at least 2 checkpoints but got {keep}")
+        self._given, self._keep = folder, keep
+        self._folder = None if folder is None else Path(folder)
+        self._rounds: dict[int, int] = {}
+        self._known = False  # whether the files in the folder are this run's
+        self._changed = True
+        self._pending = False  # a checkpoint may be on its way to the disk
+        self._written = 0
+        self._superseded: dict[Path, int] = {}  # the last checkpoint that may refer to the file
+        self._unwritten: dict[int, dict[str, Tensor]] = {}  # what the disk did not take
+
+    def bind(self, folder: str | None) -> None:
+        """Use a run's folder, unless the constructor was given one; files of a run before come along.
+
+        Raises:
+            ConfigurationError: there is no folder.
+        """
+        if self._given is not None:
+            return
+        before, self._folder = self._folder, None if folder is None else Path(folder)
+        if self._own == before or before is None:
+            return
+        self._superseded = {}
+        self._known = not any(self._own.glob(FILES))  # else only a checkpoint of the run that they belong to helps
+        names = [file_name(*item) for item in self._rounds.items() if item[0] not in self._unwritten]
+        for name in names if self._known else []:
+            write_whole(self._own / name, (before / name).read_bytes())
+
+    def load(self, client: int) -> dict[str, Tensor]:
+        """Return the client's blocks by name; empty for a client without any.
+
+        Raises:
+            ConfigurationError: no folder is known; the file is damaged; or it is gone: the checkpoint is older than the
+                last ``keep``.
+        """
+        if client not in self._rounds:
+            return {}
+        if client in self._unwritten:
+            return dict(self._unwritten[client])
+        path = self._own / file_name(client, self._rounds[client])
+        if not path.exists():
+            raise ConfigurationError(
+                f"Expected what belongs to client {client} in {path} but got no such file: "
+                f"files are kept for the last {self._keep} checkpoints"
+            )
+        return read_blocks(path)
+
+    def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:
+        """Replace the client's blocks as of a round; without blocks the client is forgotten.
+
+        A file that cannot be written is a warning.
+
+        Raises:
+            ConfigurationError: no folder is known, or it holds another run's files.
+        """
+        self._claim()
+        before, path = self._rounds.get(client), self._own / file_name(client, round)
+        self._unwritten.pop(client, None)
+        if blocks:
+            self._rounds[client] = round
+            self._unwritten[client] = {name: block.contiguous() for name, block in blocks.items()}
+            self._superseded.pop(path, None)
+            self._write()
+        else:
+            self._rounds.pop(client, None)
+        if before is not None and before != self._rounds.get(client):
+            self._superseded[self._own / file_name(client, before)] = self._written + self._pending
+        self._changed = True
+
+    def clients(self) -> list[int]:  # noqa: D102
+        return sorted(self._rounds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the round of each client's file: two integers a client."""
+        self._pending |= self._changed
+        self._changed = False
+        return {
+            "rounds": torch.tensor(sorted(self._rounds.items()), dtype=torch.int64).reshape(-1, 2),
+            "unwritten": {client: dict(blocks) for client, blocks in self._unwritten.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned; other files in the folder are left until they are superseded.
+
+        Raises:
+            ConfigurationError: files that it refers to are not in the folder.
+        """
+        self._rounds = dict(state["rounds"].tolist())
+        self._unwritten = {client: dict(blocks) for client, blocks in state["unwritten"].items()}
+        self._changed = self._known = True
+        if self._folder is None:
+            return
+        present, wanted = set(self._folder.glob(FILES)), self._files()
+        if not wanted <= present:
+            raise ConfigurationError(
+                f"Expected the files of {len(wanted)} clients in {self._folder.absolute()} but got "
+                f"{len(wanted & present)} of them: files are kept in the run's folder, for its last {self._keep} "
+                "checkpoints"
+            )
+        self._superseded = dict.fromkeys(present - wanted, self._written + self._pending)
+
+    def _files(self) -> set[Path]:
+        """Return the files of the present blocks that have been written."""
+        rounds = {client: round for client, round in self._rounds.items() if client not in self._unwritten}
+        return {self._own / file_name(*item) for item in rounds.items()}
+
+    def _write(self) -> None:
+        """Write what is not in files yet, as far as the disk takes it."""
+        for client, blocks in list(self._unwritten.items()):
+            path = self._own / file_name(client, self._rounds[client])
+            try:
+                write_blocks(path, blocks)
+            except OSError as error:
+                rank_zero_warn(f"{path} not written ({error.strerror}); kept in memory meanwhile, training goes on")
+                return
+            del self._unwritten[client]
+
+    def checkpointed(self) -> None:
+        """Delete the files that none of the last ``keep`` checkpoints refers to."""
+        if self._pending:
+            self._written, self._pending = self._written + 1, False
+            for path in [path for path, last in self._superseded.items() if last <= self._written - self._keep]:
+                path.unlink(missing_ok=True)
+                del self._superseded[path]
+
+    def _claim(self) -> None:
+        """Make the folder this run's own.
+
+        Raises:
+            ConfigurationError: it holds clients' files, and no checkpoint of theirs was loaded.
+        """
+        if self._known:
+            return
+        self._own.mkdir(parents=True, exist_ok=True)
+        if any(self._own.glob(FILES)):
+            raise ConfigurationError(f"Expected no clients' files in {self._own} but got those of another run")
+        self._known = True
+
+    @property
+    def _own(self) -> Path:
+        if self._folder is None:
+            raise ConfigurationError("Expected a folder for DiskStore, or a run folder, but got none")
+        return self._folder

@@ -1,0 +1,290 @@
+"""Who holds what, how far levels drift, where norms lie: against updates seen in the run, position by position."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning import Trainer
+from matplotlib.image import AxesImage
+from torch import Tensor, nn
+from torch.optim import SGD, Adam
+
+from hetfl import ConfigurationError, DepthFL, FederatedModule, HeteroFL, Level
+from hetfl.analysis import (
+    LevelDrift,
+    Snapshots,
+    channel_norms,
+    holders,
+    load_snapshots,
+    mean_holders,
+    plot_channel_norms,
+    plot_drift,
+    plot_holders,
+    plot_mean_holders,
+)
+from hetfl.compression import ErrorFeedback, GammaFedHT
+from hetfl.data import LabelShards
+from hetfl.local import LocalTraining
+from hetfl.models import MultiExitConvNet
+from hetfl.selection import Selection, Uniform
+from hetfl.types import Index
+from tests.conftest import small_data, small_levels, small_module
+from tests.test_snapshots import Recorder, SparesBiases, folder_of, mask
+
+Fit = Callable[..., Trainer]
+WIDTHS = {"a": 1.0, "b": 0.5, "c": 0.25}
+
+
+def small_depth(**changes: Any) -> FederatedModule:
+    net = lambda width=1.0, depth=3: MultiExitConvNet(hidden=(4, 8, 8), depth=depth, width=width)  # noqa: E731
+    levels = {"a": Level("a", depth=3), "b": Level("b", depth=2), "c": Level("c", depth=1)}
+    return small_module(DepthFL, net=net, levels=levels, **changes)
+
+
+def masks_of(held: Index, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    return {name: mask(shapes[name], entry) for name, entry in held.items() if name in shapes}
+
+
+# Holders.
+
+
+@pytest.mark.parametrize("kind", [HeteroFL, SparesBiases, DepthFL])
+def test_replayed_holders_are_those_of_the_updates_that_arrived(fit: Fit, kind: type[FederatedModule]) -> None:
+    module = small_depth() if kind is DepthFL else small_module(kind)  # levels are redrawn in every round
+    recorder = Recorder()
+    fit(module, small_data(num_clients=15, partitioner=LabelShards(2)), rounds=5, callbacks=[recorder])
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.net.named_parameters()}
+    ever: dict[int, dict[str, np.ndarray]] = {}
+    for _, index, report in (update for updates in recorder.updates for update in updates):
+        mine = ever.setdefault(report.client, {name: np.zeros(shape, dtype=bool) for name, shape in shapes.items()})
+        for name, covered in masks_of(index, shapes).items():
+            mine[name] |= covered
+    found = holders(module, rounds=5)
+    assert found.keys() == shapes.keys()
+    for name, counts in found.items():
+        assert counts.dtype == torch.int64
+        assert np.array_equal(counts.numpy(), sum(mine[name] for mine in ever.values()))
+    assert len(ever) < sum(map(len, recorder.updates)), "else nobody took part twice, which counts once"
+    if kind is HeteroFL:
+        rows = found["classifier.bias"].tolist()
+        assert len(set(rows)) > 1, "clients own two labels each, so rows of the classifier differ"
+
+
+entries = st.lists(st.integers(0, 4), unique=True, min_size=1).map(lambda own: torch.tensor(sorted(own)))
+parts = st.one_of(entries, st.integers(0, 5).map(lambda stop: slice(0, stop)))
+indices = st.fixed_dictionaries({}, optional={"weight": st.tuples(parts, parts), "bias": st.tuples(parts)})
+
+
+@settings(max_examples=50)
+@given(rounds=st.lists(st.lists(st.tuples(st.integers(0, 3), indices), max_size=4), max_size=4))
+def test_holders_of_any_indices_are_those_counted_one_by_one(rounds: list[list[tuple[int, Index]]]) -> None:
+    selection = Uniform(2)
+    selection.setup([9] * 4, seed=0)
+    stand_in = SimpleNamespace(
+        net=nn.Linear(5, 5),
+        selection=selection,
+        tasks=lambda round, lr: [SimpleNamespace(client=k, level=n) for n, (k, _) in enumerate(rounds[round])],
+        upload_index=lambda client, level, round: rounds[round][level][1],
+    )
+    found = holders(cast(FederatedModule, stand_in), len(rounds))
+    for name, shape in (("weight", (5, 5)), ("bias", (5,))):
+        for place in np.ndindex(*shape):
+            ever = {k for each in rounds for k, index in each if name in index and mask(shape, index[name])[place]}
+            assert found[name][place] == len(ever)
+
+
+def test_a_run_that_cannot_be_replayed_is_refused(fit: Fit) -> None:
+    class Learns(Uniform):
+        def observe(self, reports: object) -> None:
+            """Learn."""
+
+    module = small_module(selection=Learns(4))
+    fit(module, rounds=1)
+    with pytest.raises(ConfigurationError, match="Expected a selection .* replayed, but got Learns, which learns"):
+        holders(module, 1)
+    with pytest.raises(ConfigurationError, match=r"Expected a module that has met its data .* but got a new one"):
+        holders(small_module(), 1)
+    assert isinstance(module.selection, Selection)
+
+
+def test_mean_holders_are_the_entries_held_in_the_rounds_with_snapshots(fit: Fit) -> None:
+    module, recorder = small_module(), Recorder()
+    trainer = fit(module, rounds=4, callbacks=[recorder, Snapshots(2)])
+    table = mean_holders(load_snapshots(folder_of(trainer)).layers())
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.net.named_parameters()}
+    assert list(table.index) == list(shapes)
+    assert list(table.columns) == ["a", "b", "c"]
+    for level in table.columns:
+        for name, shape in shapes.items():
+            updates = [update for round in (1, 3) for update in recorder.updates[round]]
+            held = [masks_of(index, shapes)[name].sum() for _, index, report in updates if report.level == level]
+            assert table.loc[name, level] == pytest.approx(sum(held) / np.prod(shape) / 2)
+
+
+# Drift.
+
+
+class Models(Recorder):
+    """Also keeps the global model before every round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.models: list[dict[str, np.ndarray]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self.models.append(arrays(pl_module))
+
+
+def arrays(module: FederatedModule) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().double().numpy().copy() for name, tensor in module.net.named_parameters()}
+
+
+def expected_drift(recorder: Models, round: int, level: str) -> tuple[float, float, int]:
+    """Return distance, norm and clients of a level, entry by entry in float64."""
+    before, after = recorder.models[round], recorder.models[round + 1]
+    sums = {name: np.zeros_like(tensor) for name, tensor in before.items()}
+    counts = {name: np.zeros_like(tensor) for name, tensor in before.items()}
+    mine = [update for update in recorder.updates[round] if update[2].level == level]
+    for update, index, _ in mine:
+        dense, used = update.to_dense().double().numpy(), 0
+        for name, covered in masks_of(index, {name: tensor.shape for name, tensor in before.items()}).items():
+            sums[name][covered] += dense[used : used + covered.sum()]
+            counts[name] += covered
+            used += covered.sum()
+    apart = [(before[name] + sums[name] / counts[name].clip(1) - after[name])[counts[name] > 0] for name in before]
+    return (
+        float(np.sqrt(sum((part**2).sum() for part in apart))),
+        float(np.sqrt(sum((after[name][counts[name] > 0] ** 2).sum() for name in before))),
+        len(mine),
+    )
+
+
+@pytest.mark.parametrize("server", [SGD, Adam])
+def test_drift_is_that_of_the_levels_own_updates(fit: Fit, server: type[SGD | Adam]) -> None:
+    module, recorder, drift = small_module(server_optimizer=lambda p: server(p, lr=0.5)), Models(), LevelDrift()
+    module.uplink = module.exchange.uplink = ErrorFeedback(GammaFedHT(density=0.3))
+    fit(module, small_data(num_clients=15, partitioner=LabelShards(2)), rounds=5, callbacks=[recorder, drift])
+    recorder.models.append(arrays(module))
+    table = drift.table()
+    assert list(table.columns) == ["step", "level", "clients", "distance", "norm", "drift"]
+    assert list(table["step"]) == [round for round in range(5) for _ in WIDTHS]
+    assert list(table["level"]) == list(WIDTHS) * 5
+    for row in table.itertuples():
+        distance, norm, clients = expected_drift(recorder, cast(int, row.step), cast(str, row.level))
+        assert row.clients == clients
+        if clients:
+            assert row.distance == pytest.approx(distance, rel=1e-4)
+            assert row.norm == pytest.approx(norm, rel=1e-5)
+            assert row.drift == pytest.approx(distance / norm, rel=1e-4)
+        else:
+            assert np.isnan(cast(float, row.drift))
+    assert (table["clients"] == 0).any(), "else the case of a level without clients is not tested"
+    assert (table["clients"].groupby(table["step"]).sum() == 4).all()
+
+
+def test_nothing_drifts_where_nobody_trains_and_where_there_is_one_level(fit: Fit) -> None:
+    still, alone = LevelDrift(), LevelDrift()
+    fit(small_module(local=LocalTraining(epochs=1, optimizer=lambda p: SGD(p, lr=0.0))), callbacks=[still])
+    fit(small_module(levels=small_levels(1.0)), callbacks=[alone])
+    assert (still.table()["drift"].dropna() == 0).all()
+    assert (alone.table()["drift"] == 0).all()
+    assert (alone.table()["norm"] > 0).all()
+
+
+def test_following_the_drift_changes_nothing(fit: Fit) -> None:
+    plain, followed = small_module(), small_module()
+    fit(plain)
+    fit(followed, callbacks=[LevelDrift()])
+    assert all(torch.equal(plain.tensors[name], tensor) for name, tensor in followed.tensors.items())
+
+
+# Norms.
+
+
+@settings(max_examples=50)
+@given(data=st.data(), channels=st.integers(1, 8), gather=st.booleans())
+def test_channel_norms_are_those_of_one_channel_after_the_other(
+    data: st.DataObject, channels: int, gather: bool
+) -> None:
+    weights = {"conv": torch.randn(channels, 2, 3, generator=torch.Generator().manual_seed(channels))}
+    sizes = sorted({channels, *data.draw(st.lists(st.integers(1, channels), max_size=3))}, reverse=True)
+
+    def entry(size: int) -> tuple[slice | Tensor, ...]:
+        return (torch.arange(channels)[channels - size :] if gather else slice(0, size), slice(0, 2), slice(0, 3))
+
+    levels = {f"level {size}": {"conv": entry(size)} for size in data.draw(st.permutations(sizes))}
+    table = channel_norms(weights, levels)
+    norms = [np.sqrt((weights["conv"][c].double().numpy() ** 2).sum()) for c in range(channels)]
+    assert np.allclose(table["norm"], norms)
+    assert np.allclose(table["share"], np.cumsum(np.square(norms)) / np.square(norms).sum())
+    assert list(table["channel"]) == list(range(channels))
+    for c, level in enumerate(table["level"]):
+        place = channels - 1 - c if gather else c
+        assert level == f"level {min(size for size in sizes if size > place)}"
+
+
+def test_channel_norms_are_of_the_tensors_asked_for() -> None:
+    module = small_module()
+    weights = dict(module.net.state_dict())
+    both = channel_norms(weights, module.levels.indices, ["blocks.1.conv.weight", "blocks.0.conv.weight"])
+    assert list(both["tensor"].unique()) == ["blocks.1.conv.weight", "blocks.0.conv.weight"]
+    first = both[both["tensor"] == "blocks.0.conv.weight"]
+    assert list(first["level"]) == list("ccbbaaaa")
+    assert set(channel_norms(weights, module.levels.indices)["tensor"]) == {
+        name for name, tensor in weights.items() if tensor.dim() > 1
+    }
+    for asked, wrong in ((["conv"], "'conv'"), ([], "none")):
+        with pytest.raises(ConfigurationError, match=f"Expected names of the model's tensors but got {wrong}"):
+            channel_norms(weights, module.levels.indices, asked)
+
+
+# Figures.
+
+
+def test_figures_show_the_tables() -> None:
+    table = pd.DataFrame({"a": [1.0, 0.5], "b": [2.0, 0.0]}, index=["first", "second"])
+    ax = plot_mean_holders(table).axes[0]
+    assert [patch.get_width() for patch in ax.patches] == [1.0, 0.5, 2.0, 0.0]  # type: ignore[attr-defined]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
+    assert {"a", "b"} <= {text.get_text() for text in ax.texts}
+
+    counts = torch.arange(24).view(3, 4, 2)
+    figure = plot_holders({"conv": counts, "bias": torch.zeros(3)})
+    (image,) = (child for child in figure.axes[0].get_children() if isinstance(child, AxesImage))
+    assert np.array_equal(np.asarray(image.get_array()), counts.double().mean(2).numpy())
+
+    module = small_module()
+    norms = channel_norms(module.net.state_dict(), module.levels.indices, ["blocks.0.conv.weight"])
+    ax = plot_channel_norms(norms).axes[0]
+    assert np.allclose([patch.get_height() for patch in ax.patches], norms["norm"])  # type: ignore[attr-defined]
+    assert [text.get_text() for text in ax.texts] == ["a", "b", "c"]
+
+
+def test_lines_of_drift_are_named_at_their_ends_without_overlap() -> None:
+    rows = [(step, level, 1, 1.0, 10.0, 0.1) for step in range(3) for level in "abcd"]
+    table = pd.DataFrame(rows, columns=["step", "level", "clients", "distance", "norm", "drift"])
+    table.loc[table["level"] == "d", "drift"] = np.nan  # nobody was of this level
+    ax = plot_drift(table).axes[0]
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[10.0] * 3] * 3  # type: ignore[union-attr]
+    assert [text.get_text() for text in ax.texts] == ["a", "b", "c"]
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+def test_figures_of_nothing_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="Expected the drift of at least one round but got none"):
+        plot_drift(LevelDrift().table())
+    with pytest.raises(
+        ConfigurationError, match="Expected names of tensors of two or more dimensions but got 'bias', 'x'"
+    ):
+        plot_holders({"bias": torch.zeros(3)}, ["bias", "x"])

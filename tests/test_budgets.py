@@ -1,0 +1,214 @@
+"""Levels by cost against brute force over all sizes, the cut of a net to a budget, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning import Trainer
+from torch import Tensor, nn
+
+from hetfl import ConfigurationError, DepthFL, HeteroFL, Level
+from hetfl.federation.budgets import Budgets
+from hetfl.federation.levels import LevelSet
+from hetfl.federation.sizes import Size, largest_within
+from hetfl.models import ConvNet, MultiExitConvNet, PreActResNet, Scaler
+from hetfl.wire import dense_size
+from tests.conftest import small_data, small_module
+
+Fit = Callable[..., Trainer]
+HALVES = [1.0, 0.5, 0.25, 0.125]
+
+
+def conv_parameters(hidden: list[int]) -> int:
+    """Count a ConvNet's parameters: 3x3 weights, bias, two of the norm; then the classifier's."""
+    blocks = sum(9 * before * after + 3 * after for before, after in pairwise([1, *hidden]))
+    return blocks + 10 * hidden[-1] + 10
+
+
+def prefix(hidden: list[int], width: Fraction) -> list[int]:
+    return [math.ceil(width * channels) for channels in hidden]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    hidden=st.lists(st.integers(1, 24), min_size=1, max_size=3),
+    budgets=st.lists(st.floats(0.02, 1.0), min_size=1, max_size=4, unique=True),
+    by=st.sampled_from(["params", "upload_bytes"]),
+)
+def test_widths_are_the_best_of_all_channel_counts(hidden: list[int], budgets: list[float], by: Any) -> None:
+    def cost(width: Fraction) -> int:
+        parameters = conv_parameters(prefix(hidden, width))
+        return parameters if by == "params" else dense_size(parameters)
+
+    budgets = sorted(budgets, reverse=True)
+    net, fine = partial(ConvNet, hidden=hidden), math.lcm(*hidden)
+    every = [Fraction(k, fine) for k in range(1, fine + 1)]
+    if cost(every[0]) > budgets[-1] * cost(every[-1]):
+        with pytest.raises(ConfigurationError, match="budget of at least"):
+            LevelSet(net, Budgets(by, budgets), seed=0)
+        return
+    found = LevelSet(net, Budgets(by, budgets), seed=0)
+    assert list(found) == list("abcd")[: len(budgets)]
+    for (name, allowed), budget in zip(found.allowances.items(), budgets, strict=True):
+        limit = budget * cost(every[-1])
+        best = max((width for width in every if cost(width) <= limit), key=cost)
+        assert allowed.cost == cost(best) <= allowed.limit == limit
+        shapes = [p.shape[0] for n, p in found.build(name).named_parameters() if n.endswith("conv.weight")]
+        assert shapes == prefix(hidden, allowed.size.width) == prefix(hidden, best)
+
+
+@settings(max_examples=200, deadline=None)
+@given(costs=st.lists(st.integers(0, 9).map(float) | st.none(), max_size=12), limit=st.floats(0, 10))
+def test_bisection_passes_over_sizes_that_a_net_does_not_come_in(costs: list[float | None], limit: float) -> None:
+    rising = iter(sorted(cost for cost in costs if cost is not None))
+    table = {Size(depth=i): None if cost is None else next(rising) for i, cost in enumerate(costs)}
+    fitting = [size for size, cost in table.items() if cost is not None and cost <= limit]
+    assert largest_within(list(table), limit, table.__getitem__) == (fitting[-1] if fitting else None)
+
+
+def test_a_group_norm_takes_multiples_of_its_groups_only() -> None:
+    net = partial(ConvNet, hidden=(24, 48), norm="group")
+    found = LevelSet(net, Budgets("params", [1.0, 0.4, 0.2]), seed=0)
+    sizes = [(12 * k, 24 * k) for k in (1, 2)] + [(4 * k, 8 * k) for k in (1, 2, 4, 5)]
+    for allowed in found.allowances.values():
+        best = max(c for c in (conv_parameters(list(size)) for size in sizes) if c <= allowed.limit)
+        assert allowed.cost == best
+
+
+def test_depths_are_the_deepest_that_fit_and_two_budgets_may_give_the_same() -> None:
+    counts = (3930, 14564, 43502, 118904)
+    net = partial(MultiExitConvNet, hidden=(16, 32, 64, 128))
+    found = LevelSet(net, Budgets("params", HALVES), seed=0, own_axis="depth")
+    assert {name: level.depth for name, level in found.items()} == {"a": 4, "b": 3, "c": 2, "d": 2}
+    assert [allowed.cost for allowed in found.allowances.values()] == [counts[i] for i in (3, 2, 1, 1)]
+    assert found.affords("d", "c")
+    cut = LevelSet(net, Budgets("params", [1.0, 0.5], "depth", 50_000), seed=0)
+    assert {name: level.depth for name, level in cut.items()} == {"a": 3, "b": 2}
+    assert sum(p.numel() for p in cut.net.parameters()) == counts[2]
+    roomy = LevelSet(net, Budgets("params", [2.0, 1.0], "depth", 100_000), seed=0)
+    assert {name: level.depth for name, level in roomy.items()} == {"a": 4, "b": 3}
+
+
+def test_budgets_of_flops_are_of_those_that_are_counted() -> None:
+    inputs = torch.rand(4, 1, 8, 8)
+    found = LevelSet(partial(ConvNet, hidden=(8, 12)), Budgets("flops", [1.0, 0.3], sample_shape=[1, 8, 8]), seed=0)
+    flops = found.inspect(inputs, 10, check=True)
+    assert {name: allowed.cost for name, allowed in found.allowances.items()} == {n: f[1] for n, f in flops.items()}
+    one_more = found.allowances["b"].size.width + Fraction(1, 12)
+    wider = LevelSet(partial(ConvNet, hidden=prefix([8, 12], one_more)), {"a": Level("a")}, seed=0)
+    assert wider.inspect(inputs, 10, check=False)["a"][1] > found.allowances["b"].limit
+    with pytest.raises(ConfigurationError, match=r"sample_shape \[1, 9, 9\], the data's"):
+        found.inspect(torch.rand(4, 1, 9, 9), 10, check=False)
+
+
+def test_methods_at_the_same_reference_fit_the_same_budgets() -> None:
+    reference = partial(MultiExitConvNet, hidden=(16, 32, 64, 128))
+    wide = LevelSet(partial(ConvNet, hidden=(64, 96, 128)), Budgets("params", HALVES, "width", reference), seed=0)
+    deep = LevelSet(reference, Budgets("params", HALVES, "depth", reference), seed=0)
+    for one, other in zip(wide.allowances.values(), deep.allowances.values(), strict=True):
+        assert one.limit == other.limit
+        assert 0.93 * one.limit < one.cost <= one.limit
+        assert other.cost <= other.limit
+
+
+def test_a_net_that_is_cut_to_its_first_budget_is_the_smaller_net() -> None:
+    """The paper's b1-e1: everything is relative to the global model, the Scaler too."""
+    budgets = Budgets("params", [1.0, 0.3], reference=conv_parameters([8, 16]))
+    cut = LevelSet(partial(ConvNet, hidden=(16, 32), norm="none"), budgets, seed=0)
+    plain = partial(ConvNet, hidden=(8, 16), norm="none")
+    assert cut.allowances["a"].size.width == Fraction(1, 2)
+    assert cut["a"].width == 1.0
+    small = LevelSet(plain, {"a": Level("a"), "b": Level("b", cut["b"].width)}, seed=0)
+    assert cut.indices == small.indices
+    inputs = torch.rand(3, 1, 8, 8)
+    for name in "ab":
+        one, other = cut.build(name).train(), small.build(name).train()
+        other.load_state_dict(one.state_dict())
+        assert torch.allclose(one(inputs), other(inputs), rtol=1e-6)
+        ratios = {module.width for module in one.modules() if isinstance(module, Scaler)}
+        assert ratios == {cut[name].width}
+
+
+class Rounds(nn.Module):
+    """Rounds its channels, and looks at its own values."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        channels = max(1, round(20 * width))
+        self.first, self.second = nn.Linear(64, channels), nn.Linear(channels, 10)
+        self.scale = float(self.first.weight.abs().max())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x.flatten(1)) / self.scale))  # type: ignore[no-any-return]
+
+
+def test_nets_of_users_may_round_and_look_at_their_values_and_draws_are_left_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    chosen, allowed = Budgets("flops", [0.8, 0.33], sample_shape=[1, 8, 8]).choose(Rounds, "width")
+    assert torch.equal(torch.rand(1), expected)
+    assert [a.size.width for a in allowed.values()] == [Fraction(16, 20), Fraction(6, 20)]
+    assert chosen["b"].width == 6 / 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"by": "time"}, r"by in \('params', 'flops', 'upload_bytes'\) for levels but got 'time'"),
+        ({"axis": "length"}, "axis width, depth or null .* but got 'length'"),
+        ({"budgets": []}, "1 to 26 budgets, one per level, but got 0"),
+        ({"budgets": [1.0] * 27}, "but got 27"),
+        ({"budgets": [0.5, 1.0]}, r"falling budgets, .* but got \[0.5, 1.0\]"),
+        ({"budgets": [1.0, 1.0]}, "falling budgets"),
+        ({"budgets": [1.0, 0.0]}, r"positive budgets but got \[1.0, 0.0\]"),
+        ({"budgets": [float("nan")]}, "positive budgets"),
+        ({"budgets": [2.0, 1.0]}, "budgets in .0, 1., shares of the net, but got 2.0"),
+        ({"reference": -1.0}, "positive reference for budgets but got -1.0"),
+        ({"by": "flops"}, "sample_shape, the shape of an input .* but got None by flops"),
+        ({"sample_shape": [1, 8, 8]}, r"but got \[1, 8, 8\] by params"),
+        ({"by": "flops", "sample_shape": [1, 0, 8]}, "positive sizes in sample_shape"),
+        ({"by": "flops", "sample_shape": [3, 8, 8]}, r"take inputs of sample_shape \[3, 8, 8\] but got"),
+        ({"budgets": [1.0, 0.001]}, r"at least 44 parameters, .*\(width 1/16\), for level b but got 1, which is 0.001"),
+        ({"axis": "depth"}, "takes 'depth', which levels of different depth need"),
+        ({"reference": partial(nn.Linear, 3)}, "a net or a number as reference but got: .*out_features"),
+        ({"reference": nn.Flatten}, "more than 0 parameters as reference but got one of none"),
+    ],
+)
+def test_budgets_that_cannot_be_met_are_refused_in_one_line(arguments: dict[str, Any], message: str) -> None:
+    given = {"by": "params", "budgets": [1.0, 0.5], **arguments}
+    with pytest.raises(ConfigurationError, match=message) as error:
+        LevelSet(partial(ConvNet, hidden=(8, 16)), Budgets(**given), seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_resnet_is_searched_without_memory_for_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[torch.device] = []
+    original = PreActResNet.__init__
+
+    def spy(self: nn.Module, **arguments: Any) -> None:
+        original(self, **arguments)  # type: ignore[arg-type]
+        built.append(next(self.parameters()).device)
+
+    monkeypatch.setattr(PreActResNet, "__init__", spy)
+    _, allowed = Budgets("params", HALVES).choose(PreActResNet, "width")
+    assert {device.type for device in built[2:]} <= {"meta"}
+    assert [a.cost for a in allowed.values()] == [11_172_170, 5_573_343, 2_781_619, 1_385_250]
+
+
+@pytest.mark.parametrize(("method", "net"), [(HeteroFL, ConvNet), (DepthFL, MultiExitConvNet)])
+def test_a_run_by_budgets_has_its_methods_own_axis(fit: Fit, method: Any, net: Any) -> None:
+    budgets = Budgets("params", [1.0, 0.4], reference=2000)
+    module = small_module(method, net=partial(net, hidden=(8, 16)), levels=budgets)
+    fit(module, small_data(), rounds=1)
+    assert (module.levels["a"].depth is None) == (method is HeteroFL)
+    assert "levels" in module.fingerprint

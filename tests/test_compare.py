@@ -1,0 +1,194 @@
+"""``hetfl compare`` as a user meets it: what it refuses, what it says, and that a kill changes no number."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hetfl.cli import main
+from hetfl.cli.compared_run import RunInFolder
+from hetfl.cli.comparing import plan
+from hetfl.cli.comparison_plan import Action, PlannedRun, next_action, parse_contenders
+from hetfl.cli.running import command, only_one, prepare
+from hetfl.cli.starting import start
+from hetfl.errors import ConfigurationError
+from tests.test_cli import ROOT, refused
+
+WIDTH, DEPTH = (str(ROOT / f"configs/experiment/compare_digits_{side}.yaml") for side in ("width", "depth"))
+BOTH = ["-r", f"width={WIDTH}", "-r", f"depth={DEPTH}"]
+TINY = [
+    "--trainer.max_epochs=2",
+    "--model.net.hidden=[4,4,8]",
+    "--model.local.epochs=1",
+    "--model.selection.clients_per_round=3",
+    "--model.statistics_clients=2",
+    "--data.num_clients=10",
+    "--plots=false",
+]
+COMPARE = "from hetfl.cli import main; main()"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def compare(*args: str) -> list[str]:
+    return ["compare", *BOTH, *TINY, "--out", "out", *args]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["compare", *BOTH], "Expected --out DIR"),
+        (["compare", "--out", "out"], "Expected at least one -r"),
+        (["compare", *BOTH, "--out"], "argument --out: expected one argument"),
+        (compare("--seeds"), "argument --seeds"),
+        (compare("--seeds", "0", "1", "0"), "Expected every seed once in --seeds but got 0 twice"),
+        (compare("--seeds", "one"), "in --seeds but got 'one'"),
+        (compare("--jobs", "0"), "in --jobs but got '0'"),
+        (compare("--seed_everything=3"), "Expected no --seed_everything in compare but got it: --seeds"),
+        (compare("--ckpt_path", "x"), "Expected no --ckpt_path in compare"),
+        (["compare", "configs/b.yaml", *BOTH, "--out", "out"], "Expected --KEY VALUE or another option"),
+        (["compare", "-r", f"width={WIDTH}", "--out", WIDTH], "compare_digits_width.yaml is a file"),
+        (compare("--model.local.epoch=3"), "run width: "),
+        (compare("--model.ramp_rounds=3"), "run width: "),  # DepthFL's alone
+        (compare("--trainer.max_epochs=-1"), "run width: Expected trainer.max_epochs, the number of rounds, of at"),
+        (compare("--trainer.fast_dev_run=true"), "run width: Expected neither trainer.fast_dev_run"),
+        (
+            compare("--trainer.check_val_every_n_epoch=3"),
+            "run width: Expected trainer.check_val_every_n_epoch of at most",
+        ),
+        (compare("--trainer.logger=false"), "run width: Expected one hetfl.run_folder.RunFolder"),
+        (compare("--model.seed=3"), "Expected seed_everything but got model.seed"),
+        (compare("--model.levels={a: {width: 1.0, depth: 7}}"), "run width: "),  # found when the net is made
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, args)
+    assert not Path("out").exists()
+
+
+def test_a_wrong_key_in_the_last_file_is_found_first(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("last.yaml").write_text("model: {init_args: {local: {epoch: 3}}}\n")
+    error = refused(capsys, ["compare", *BOTH, "-r", f"other={WIDTH},last.yaml", *TINY, "--out", "out"])
+    assert "run other: " in error
+    assert "epoch" in error
+    Path("last.yaml").write_text("data: {class_path: hetfl.data.MNIST, init_args: {root: nowhere}}\n")
+    more = ["-r", f"other={WIDTH},last.yaml", *TINY, "--out", "out", "--mixed_data"]
+    assert "run other: " in refused(capsys, ["compare", *BOTH, *more])  # its files are not there
+    Path("last.yaml").write_text("data: {init_args: {num_clients: 12}}\n")
+    args = ["compare", "-r", f"width={WIDTH}", "-r", f"other={WIDTH},last.yaml", "--out", "out"]
+    assert "got data.num_clients 50 in width and 12 in other: allow it with --mixed_data" in refused(capsys, args)
+    assert not Path("out").exists()
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    main(compare("--seeds", "0", "7", "--dry_run"))
+    said = capsys.readouterr().out
+    assert [line.split("│")[1:5] for line in said.splitlines() if line.startswith("│")] == [
+        [f" {name:<5} ", f"    {seed} ", "    0/2 ", " begin "] for name in ("width", "depth") for seed in (0, 7)
+    ]
+    assert not Path("out").exists()
+
+
+def test_one_comparison_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hetfl.cli.running.PATIENCE_SECONDS", 0.4)
+    with (
+        only_one(Path("out")),
+        pytest.raises(ConfigurationError, match="one comparison at a time in out"),
+        only_one(Path("out")),
+    ):
+        pass  # pragma: no cover
+    with only_one(Path("out")):
+        pass
+
+
+def do(run: PlannedRun, action: Action = Action.BEGIN) -> None:
+    """Do in this process what that of a run does."""
+    prepare(run, action)
+    verb = command(run, action)[5:]
+    start(verb, cli=partial(RunInFolder, folder=run.folder))
+
+
+def undisturbed(root: Path) -> list[PlannedRun]:
+    """Do what the processes of a comparison do, without a break."""
+    runs = plan(parse_contenders(BOTH[1::2]), [0, 1], TINY, root)
+    for run in runs:
+        do(run)
+    return runs
+
+
+def test_a_run_that_was_killed_before_its_test_is_tested_and_ends_with_the_same_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The last round is not validated: the test gathers statistics of its own.
+    settings = [*TINY[:-1], "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2"]
+    whole, killed = (plan(parse_contenders(BOTH[3:]), [0], settings, Path(root))[0] for root in ("whole", "killed"))
+    do(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunInFolder, "after_fit", lambda self: None)
+        do(killed)
+    assert next_action(killed) is Action.TEST
+    do(killed, Action.TEST)
+    assert next_action(killed) is Action.SKIP
+    assert (killed.folder / "metrics.csv").read_bytes() == (whole.folder / "metrics.csv").read_bytes()
+    names = [sorted(path.relative_to(run.folder) for path in run.folder.rglob("*")) for run in (whole, killed)]
+    assert names[0] == names[1]
+
+
+def rows(folder: Path) -> int:
+    metrics = folder / "metrics.csv"
+    return max(0, metrics.read_bytes().count(b"\n") - 1) if metrics.is_file() else 0
+
+
+def test_a_killed_comparison_goes_on_to_the_same_numbers_and_repeats_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMPARE, *compare("--seeds", "0")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    reference = undisturbed(Path("whole"))  # done long before the other one has loaded torch twice
+    while process.poll() is None and not rows(Path("out/runs/width/seed_0")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    said = process.communicate()[0].decode()
+    assert process.returncode == -signal.SIGKILL, said
+    assert not Path("out/report.html").exists()
+
+    args = compare("--seeds", "0", "1", "--jobs", "2")
+    capfd.readouterr()
+    main(args)
+    said = capfd.readouterr().out
+    for run in reference:
+        folder = Path("out/runs", run.name, f"seed_{run.seed}")
+        assert (folder / "metrics.csv").read_bytes() == (run.folder / "metrics.csv").read_bytes(), run.title
+        assert (folder / "config.yaml").read_bytes() == (run.folder / "config.yaml").read_bytes(), run.title
+        accuracy = pd.read_csv(folder / "metrics.csv")["test/accuracy"].iloc[-1]
+        assert f"{run.title}: done in" in said
+        assert f"test accuracy {100 * accuracy:.1f} %" in said
+    assert "out/report.html" in said
+    assert Path("out/report.html").is_file()
+
+    before = {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*") if path.is_file()}
+    main(args)
+    assert "4 of 4 runs finished before" in capfd.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*") if path.is_file()} == before
+    with pytest.raises(SystemExit):
+        main([*args, "--model.local.epochs=2"])
+    assert "Expected model.local.epochs 1, which out/runs/width/seed_0 was made with, but" in capfd.readouterr().err

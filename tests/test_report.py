@@ -1,0 +1,287 @@
+"""``hetfl report`` on runs that were written by hand: what is in the files, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from hetfl.analysis import load_run
+from hetfl.metrics_file import MetricsFile
+from hetfl.report import write_report
+from hetfl.report.composing import compose
+from hetfl.report.groups import make_groups
+from hetfl.report.markdown import to_markdown
+from hetfl.report.material import make_material
+from hetfl.report.pictures import PICTURES
+
+ROUNDS = 8
+
+
+def settings(seed: int = 0, **changes: Any) -> dict[str, Any]:
+    """Return a configuration as a run folder holds it; changes replace settings of the model."""
+    return {
+        "seed_everything": seed,
+        "trainer": {
+            "max_epochs": ROUNDS,
+            "logger": {"class_path": "hetfl.run_folder.RunFolder", "init_args": {"root": f"/x/{seed}", "name": "n"}},
+        },
+        "model": {"class_path": "hetfl.HeteroFL", "init_args": {"levels": {"a": {"width": 1.0}}, "lr": 0.1, **changes}},
+        "data": {"class_path": "hetfl.data.Digits", "init_args": {"num_clients": 4, "partitioner": None}},
+    }
+
+
+def write_run(
+    folder: Path,
+    seed: int = 0,
+    *,
+    top: float = 0.9,
+    levels: str = "abc",
+    rounds: int = ROUNDS,
+    config: Mapping[str, Any] | None = None,
+    per_round: Mapping[str, float] | None = None,
+    heads: Sequence[str] = (),
+    tested: bool = True,
+) -> Path:
+    """Write a run whose levels end at ``top``, 10 points less for each level further down, a point more per seed."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings(seed) if config is None else dict(config)))
+    file = MetricsFile(folder / "metrics.csv")
+    costs = {"comm/up_bytes_total": 1e6, "compute/flops_total": 2e9, "sim/seconds_total": 3.0}
+    for step in range(rounds):
+        learnt = (step + 1) / rounds
+        ends = {level: top - 0.1 * i + 0.01 * seed for i, level in enumerate(levels)} | dict.fromkeys(heads, top - 0.05)
+        file.add(
+            step,
+            {"val/accuracy": ends[levels[0]] * learnt, **{f"val/accuracy/{k}": v * learnt for k, v in ends.items()}},
+        )
+        file.add(step, {k: v * (step + 1) for k, v in (costs if per_round is None else per_round).items()})
+        file.add(step, {"local/accuracy_mean": 0.8 * learnt, "local/accuracy_worst10": 0.4 * learnt})
+    if tested:
+        file.add(rounds - 1, {"test/accuracy": ends[levels[0]], **{f"test/accuracy/{k}": v for k, v in ends.items()}})
+    return folder
+
+
+def write_levels(folder: Path, parameters: Mapping[str, int], flops: Mapping[str, float] | None = None) -> None:
+    columns = ["level", "width", "depth", "parameters", "forward_flops", "training_flops", "down_bytes", "up_bytes"]
+    rows = [
+        [level, 0.5, None, size, size, (flops or parameters)[level], 4 * size, 4 * size]
+        for level, size in parameters.items()
+    ]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "levels.csv", index=False)
+
+
+def write_clients(folder: Path, accuracies: Sequence[float | None]) -> None:
+    columns = ["client", "level", "train_samples", "test_samples", "accuracy", "own_accuracy"]
+    rows = [[i, "a", 10, 0 if a is None else 10, a, a] for i, a in enumerate(accuracies)]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "clients.csv", index=False)
+
+
+def two_groups(
+    root: Path, seeds: Sequence[int] = (0, 1), gap: float = 0.2, levels: str = "abc"
+) -> dict[str, list[Path]]:
+    """Write runs of two groups that differ in a setting and, by ``gap``, in their accuracy."""
+    return {
+        "high": [write_run(root / "high" / str(seed), seed, top=0.9, levels=levels) for seed in seeds],
+        "low": [
+            write_run(root / "low" / str(seed), seed, top=0.9 - gap, levels=levels, config=settings(seed, lr=0.5))
+            for seed in seeds
+        ],
+    }
+
+
+class Page(HTMLParser):
+    """What a page loads, its tags, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def text_of(groups: Mapping[str, Sequence[Path]], target: float | None = None) -> str:
+    """Return the report as Markdown, without drawing anything."""
+    made = make_groups({name: [load_run(folder) for folder in folders] for name, folders in groups.items()})
+    return to_markdown(compose(make_material(made, target), PICTURES), "plots")
+
+
+def cells(markdown: str, caption: str) -> list[list[str]]:
+    """Return the rows of a table of the Markdown file, which begins below its caption."""
+    lines = markdown.split(caption, 1)[1].split("\n\n")[1].splitlines()
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if ":--" not in line]
+
+
+def test_files_are_written_and_the_page_loads_nothing(tmp_path: Path) -> None:
+    html = write_report(two_groups(tmp_path), tmp_path / "out")
+    made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    plots = {
+        f"plots/accuracy_over_{x}.{suffix}"
+        for x in ("rounds", "bytes", "flops", "seconds")
+        for suffix in ("png", "svg")
+    }
+    assert made == {"report.html", "report.md", "summary.csv"} | plots
+    page = Page(html.read_text())
+    assert len(page.loads) == 4
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in page.loads)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "url(" not in html.read_text()
+    assert "@import" not in html.read_text()
+    assert (
+        base64.b64decode(page.loads[0].partition(",")[2])
+        == (tmp_path / "out/plots/accuracy_over_rounds.svg").read_bytes()
+    )
+    links = re.findall(r"\]\(([^)]+)\)", (tmp_path / "out/report.md").read_text())
+    assert len(links) == 4
+    assert all((tmp_path / "out" / link).is_file() for link in links)
+
+
+def test_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    groups = two_groups(tmp_path, levels="a")
+    for out in ("one", "two"):
+        write_report(groups, tmp_path / out)
+    for path in (path for path in (tmp_path / "one").rglob("*") if path.is_file()):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path.name
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    names = ("<script>alert(1)</script>", '"><img src=x onerror=y>', "a|b", "$x_{1}$", "_under", "&lt;", "![](x)")
+    groups = {name: [write_run(tmp_path / str(i), levels="a", config=settings(lr=i))] for i, name in enumerate(names)}
+    page = Page(write_report(groups, tmp_path / "out").read_text())
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 4
+    assert set(names) <= set(page.words)
+    svg = (tmp_path / "out/plots/accuracy_over_rounds.svg").read_text()
+    assert "<script" not in svg
+    assert all(escape(name, quote=False) in svg for name in names)
+    markdown = (tmp_path / "out/report.md").read_text()
+    assert all(len(row) == 2 for row in cells(markdown, "by name of the level"))
+    assert not re.search(r"(?<!\\)<(?!br>)", markdown)
+    assert dict.fromkeys(pd.read_csv(tmp_path / "out/summary.csv")["group"]) == dict.fromkeys(names)
+
+
+def test_tables_say_what_the_runs_say(tmp_path: Path) -> None:
+    text = text_of(two_groups(tmp_path), target=0.5)
+    final = cells(text, "Test accuracy after the last round, by name of the level")
+    assert final[0] == ["group", "a", "b", "c"]
+    assert final[1] == [
+        "high",
+        *(f"{mean}.50 %<br>{mean}.00–{mean + 1}.00 %" for mean in (90, 80, 70)),
+    ]
+    spent = cells(text, "Spent by the first validation of the global model at 50.00 % or more")
+    # high reaches 0.90 · r / 8 ≥ 0.5 and 0.91 · r / 8 ≥ 0.5 in round 5, low with 0.70 and 0.71 in round 6
+    assert spent[1] == ["high", "5", "5.00 MB", "10.0 GFLOP", "0:00:15"]
+    assert spent[2] == ["low", "6", "6.00 MB", "12.0 GFLOP", "0:00:18"]
+    budgets = cells(text, "Validation accuracy at the same uploaded bytes")
+    labels = [[share, name] for share in ("¼: 2.00 MB", "½: 4.00 MB", "all: 8.00 MB") for name in ("high", "low")]
+    assert [row[:2] for row in budgets[1:]] == [[share if name == "high" else "", name] for share, name in labels]
+    assert budgets[1][2].startswith("22.62 %")  # (0.90 + 0.91) / 2 · 2 / 8
+    differing = cells(text, "Settings that differ")
+    assert differing == [["setting", "high", "low"], ["model.lr", "0.1", "0.5"]]
+
+
+def test_only_what_lies_apart_is_claimed(tmp_path: Path) -> None:
+    apart = text_of(two_groups(tmp_path))
+    assert "Level a: high is highest with 90.50 % (90.00–91.00). low with 70.50 % (70.00–71.00) is lower, by" in apart
+    assert "would lie wholly apart in 33 % of comparisons, by chance alone" in apart
+    near = text_of(two_groups(tmp_path / "near", gap=0.005))
+    assert "is highest with" not in near
+    assert near.count("are not told apart: the spreads overlap") == 3
+    alone = text_of(two_groups(tmp_path / "alone", seeds=[0]))
+    assert "is highest with" not in alone
+    assert "Of high with 90.00 % and low with 70.00 % there is one run each, and so no spread" in alone
+    assert "by chance alone" not in alone
+
+
+def test_levels_of_nearly_the_same_cost_stand_side_by_side(tmp_path: Path) -> None:
+    groups = two_groups(tmp_path)
+    for name, sizes in (("high", {"a": 1000, "b": 500, "c": 100}), ("low", {"a": 520, "b": 110, "c": 10})):
+        for folder in groups[name]:
+            write_levels(folder, sizes)
+    write_report(groups, tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    rows = cells(text, "Test accuracy of levels of nearly the same parameters")
+    assert [row[0] for row in rows] == ["level", "a", "b / a", "c / b", "c"]
+    assert (rows[1][2], rows[4][1]) == ("–", "–")
+    assert "b: width 0.5, 500 parameters" in rows[2][1]
+    assert "a: width 0.5, 520 parameters" in rows[2][2]
+    assert "Level a, 1.00 k parameters: only high has such a level" in text
+    assert "Level b / a, 500–520 parameters: high is highest with 80.50 %" in text
+    assert (tmp_path / "out/plots/accuracy_over_size.svg").is_file()
+
+
+def test_clients_and_heads_have_pictures_of_their_own(tmp_path: Path) -> None:
+    groups = {"g": [write_run(tmp_path / "g/0", heads=("head_1", "head_2"))]}
+    write_clients(groups["g"][0], [1.0, 0.5, None, 0.0])
+    assert load_run(groups["g"][0]).levels == ("a", "b", "c")
+    assert load_run(groups["g"][0]).heads == ("head_1", "head_2")
+    write_report(groups, tmp_path / "out")
+    heads = (tmp_path / "out/plots/accuracy_of_heads.svg").read_text()
+    assert ">head 1<" in heads
+    assert ">a<" not in heads
+    assert ">head 1<" not in (tmp_path / "out/plots/accuracy_over_rounds.svg").read_text()
+    row = cells((tmp_path / "out/report.md").read_text(), "Accuracy on clients' own test data")[1]
+    assert row == ["g", "80.00 %", "40.00 %", "50.00 %"]
+    assert (tmp_path / "out/plots/accuracy_of_clients.png").is_file()
+    parts = pd.read_csv(tmp_path / "out/summary.csv")["part"].tolist()
+    assert parts == ["global", "a", "b", "c", "head_1", "head_2"]
+
+
+def test_costs_that_nobody_counts_are_left_out_with_a_sentence(tmp_path: Path) -> None:
+    costs = {"comm/up_bytes_total": 1e6, "sim/seconds_total": 0.0}
+    groups = {"g": [write_run(tmp_path / "g/0", per_round=costs)]}
+    out = tmp_path / "out"
+    (out / "plots").mkdir(parents=True)
+    (out / "plots/accuracy_over_flops.png").write_bytes(b"an earlier report's")
+    write_report(groups, out)
+    text = (out / "report.md").read_text()
+    assert (
+        "Accuracy over computed FLOPs is left out for any group: compute/flops\\_total is missing or 0 there." in text
+    )
+    assert "Accuracy over simulated seconds is left out for any group" in text
+    assert sorted(path.name for path in (out / "plots").glob("*.png")) == [
+        "accuracy_over_bytes.png",
+        "accuracy_over_rounds.png",
+    ]
+
+
+def test_a_cost_that_one_group_counts_is_shown_for_it(tmp_path: Path) -> None:
+    groups = {"with": [write_run(tmp_path / "w/0")], "without": [write_run(tmp_path / "v/0", per_round={})]}
+    text = text_of(groups)
+    assert "Accuracy over uploaded bytes is left out for without" in text
+    assert "accuracy_over_bytes.png" in text
+    assert [row[1] for row in cells(text, "Validation accuracy at the same uploaded bytes")] == ["group", *["with"] * 3]
+
+
+def test_runs_that_were_not_tested_are_reported_by_their_validation(tmp_path: Path) -> None:
+    text = text_of({"g": [write_run(tmp_path / "g/0", tested=False)]})
+    assert "Not every run was tested after its last round" in text
+    assert "Validation accuracy after the last round, by name of the level" in text
+    assert "Test accuracy" not in text
+
+
+def test_a_test_of_an_earlier_model_is_not_the_last_one(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "g/0", rounds=4)
+    MetricsFile(folder / "metrics.csv").add(ROUNDS - 1, {"val/accuracy": 0.95, "val/accuracy/a": 0.95})
+    assert "Not every run was tested after its last round" in text_of({"g": [folder]})
+
+
+def test_target_that_is_not_reached_is_said_so(tmp_path: Path) -> None:
+    spent = cells(text_of(two_groups(tmp_path), target=0.905), "at 90.50 % or more")
+    assert spent[1] == ["high", *["reached by 1 of 2 runs"] * 4]
+    assert spent[2] == ["low", *["not reached"] * 4]

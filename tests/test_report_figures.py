@@ -1,0 +1,103 @@
+"""The report's pictures: nothing in them lies over something else, and each group looks the same everywhere."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
+
+from hetfl.report.figures import Axis, Panel, draw_panels, styles_of
+from hetfl.report.series import Band
+
+NAMES = ("width", "depth_with_a_long_name_that_goes_on", "γ-FedHT", "$dense$")
+
+
+def make_band(end: float, last: float = 50.0, n: int = 2) -> Band:
+    x = np.linspace(last / 10, last, 10)
+    mean = end * (1 - np.exp(-x / last * 4))
+    return Band(x, mean, mean - 0.05, mean + 0.05, n)
+
+
+def make_panels(number: int, ends: Sequence[float], lasts: Sequence[float]) -> list[Panel]:
+    bands = {name: make_band(end, last) for name, end, last in zip(NAMES, ends, lasts, strict=False)}
+    return [Panel(f"{'abcdefg'[i]}, 12.1–14.3 MFLOP", bands) for i in range(number)]
+
+
+def draw(panels: Sequence[Panel], axis: Axis | None = None) -> Figure:
+    return draw_panels(panels, axis or Axis("Rounds"), styles_of(NAMES[: len(panels[0].bands)]))
+
+
+def text_boxes(figure: Figure) -> dict[str, Bbox]:
+    """Return where the pictures' words are, in pixels: titles, names of axes and groups; not the axes' numbers."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    found: dict[str, Bbox] = {}
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if any(letter.isalpha() for letter in text.get_text()):
+            # Of an annotation the text alone, without the line that leads to it.
+            found[f"{len(found)}: {text.get_text()}"] = (
+                Text.get_window_extent(text, renderer)
+                if isinstance(text, Annotation)
+                else text.get_window_extent(renderer)
+            )
+    return found
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize(
+    ("ends", "lasts"),
+    [
+        ([0.9, 0.9, 0.9, 0.9], [50, 50, 50, 50]),
+        ([0.9, 0.899, 0.2, 0.1], [50, 50, 50, 50]),
+        ([0.9, 0.8, 0.7, 0.6], [50, 40, 30, 20]),
+        ([0.9, 0.8], [1000, 5]),
+    ],
+)
+def test_words_do_not_lie_over_each_other(number: int, ends: list[float], lasts: list[float]) -> None:
+    boxes = text_boxes(draw(make_panels(number, ends, lasts)))
+    over = [(a, b) for (a, one), (b, other) in itertools.combinations(boxes.items(), 2) if one.overlaps(other)]
+    assert over == []
+
+
+def test_groups_are_named_at_their_ends_where_these_are_at_the_right() -> None:
+    at_ends = draw(make_panels(2, [0.9, 0.5], [50, 50]))
+    assert not at_ends.legends
+    notes = [text.get_text() for text in at_ends.findobj(Annotation) if isinstance(text, Annotation)]
+    assert notes == ["width", "depth_with_a_long_name_that…"]
+    above = draw(make_panels(2, [0.9, 0.5], [50, 30]))
+    assert len(above.legends) == 1
+    assert not above.findobj(Annotation)
+
+
+def test_an_axis_is_logarithmic_where_ends_lie_far_apart() -> None:
+    assert draw(make_panels(1, [0.9, 0.5], [100, 30])).axes[0].get_xscale() == "linear"
+    assert draw(make_panels(1, [0.9, 0.5], [100, 10])).axes[0].get_xscale() == "log"
+    assert draw(make_panels(1, [0.9, 0.5], [100, 10]), Axis("x", log=False)).axes[0].get_xscale() == "linear"
+
+
+def test_a_group_looks_the_same_in_every_panel_and_its_values_are_the_band() -> None:
+    panels = make_panels(5, [0.9, 0.5, 0.3], [50, 50, 50])
+    figure = draw(panels, Axis("MB", scale=10.0))
+    for ax, panel in zip(figure.axes, panels, strict=True):
+        lines = [line for line in ax.get_lines() if isinstance(line, Line2D)]
+        for line, (name, style) in zip(lines, styles_of(NAMES[:3]).items(), strict=True):
+            assert line.get_color() == style.colour
+            assert np.allclose(line.get_xydata(), np.stack([panel.bands[name].x / 10, 100 * panel.bands[name].mean], 1))
+        assert len(ax.collections) == 3
+
+
+def test_a_single_run_has_no_band_and_a_single_point_is_marked() -> None:
+    alone = {"width": make_band(0.9, n=1)}
+    assert not draw([Panel("a", alone)]).axes[0].collections
+    point = Band(np.array([3.0]), np.array([0.5]), np.array([0.5]), np.array([0.5]), 1)
+    (line,) = draw([Panel("a", {"width": point})]).axes[0].get_lines()
+    assert line.get_marker() == "o"
