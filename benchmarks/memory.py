@@ -1,9 +1,10 @@
-"""Peak memory of the demo over rounds: 300 of them, clients with the same levels in all."""
+"""Memory of the demo over rounds: 600 of them, cohorts of the same clients at the same levels in all."""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import resource
 import tempfile
 from pathlib import Path
@@ -13,14 +14,29 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hetfl.cli import main as hetfl
 
+MALLINFO = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 
 
+class _Mallinfo(ctypes.Structure):
+    """What glibc's mallinfo2 returns."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO]
+
+
+def allocated() -> int:
+    """Return the bytes that glibc's malloc has given out and not got back (glibc 2.33 or later)."""
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = _Mallinfo
+    found = ask()
+    return int(found.uordblks + found.hblkhd)
+
+
 class MemoryLog(Callback):
-    """Writes the process's peak and present memory after every round.
+    """Writes the process's peak, present and allocated memory after every round.
 
     Args:
-        path: a CSV file with the columns round, peak and resident, in bytes.
+        path: a CSV file with the columns round, peak, resident and allocated, in bytes.
     """
 
     def __init__(self, path: str) -> None:
@@ -31,7 +47,7 @@ class MemoryLog(Callback):
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         resident = resource.getpagesize() * int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         with self.path.open("a", encoding="ascii", newline="") as file:
-            csv.writer(file).writerow([trainer.current_epoch, peak, resident])
+            csv.writer(file).writerow([trainer.current_epoch, peak, resident, allocated()])
 
 
 def slope(rounds: np.ndarray, values: np.ndarray) -> float:
@@ -42,20 +58,22 @@ def slope(rounds: np.ndarray, values: np.ndarray) -> float:
 def main() -> None:
     """Run from the command line (Linux only)."""
     options = argparse.ArgumentParser(description=(__doc__ or "").strip())
-    options.add_argument("--rounds", type=int, default=300, help="(default: %(default)s)")
-    options.add_argument("--warmup", type=int, default=100, help="rounds before the slope (default: %(default)s)")
+    options.add_argument("--rounds", type=int, default=600, help="(default: %(default)s)")
+    options.add_argument("--warmup", type=int, default=300, help="rounds before the slope (default: %(default)s)")
     given, settings = options.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "memory.csv"
         arguments = ["fit", "-c", str(CONFIG), "--model.assignment=hetfl.fleet.Fixed", "--plots=false"]
+        arguments += ["--data.num_clients=10"]  # the demo's cohort: everyone, every round
         arguments += ["--final_test=false", f"--trainer.max_epochs={given.rounds}", f"--trainer.logger.root={folder}"]
         arguments += ["--trainer.callbacks+=memory.MemoryLog", f"--trainer.callbacks.path={log}"]
         hetfl([*arguments, *settings])
-        rounds, peak, resident = np.loadtxt(log, delimiter=",").T
+        rounds, peak, resident, given_out = np.loadtxt(log, delimiter=",").T
     late = rounds >= given.warmup
     print(f"peak {peak[-1] / 2**20:.1f} MiB, {(peak[late][-1] - peak[late][0]) / 2**10:.0f} KiB of it since warm-up")
     print(f"slope after {given.warmup} rounds: peak {slope(rounds[late], peak[late]):.0f} bytes a round, ", end="")
-    print(f"resident {slope(rounds[late], resident[late]):.0f} bytes a round")
+    print(f"resident {slope(rounds[late], resident[late]):.0f} bytes a round, ", end="")
+    print(f"allocated {slope(rounds[late], given_out[late]):.0f} bytes a round")
 
 
 if __name__ == "__main__":
