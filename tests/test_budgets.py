@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hetfl import ConfigurationError, DepthFL, HeteroFL, Level
 from hetfl.federation.budgets import Budgets
 from hetfl.federation.levels import LevelSet
-from hetfl.federation.sizes import Size, largest_within
+from hetfl.federation.sizes import Size, largest_within, without_values
 from hetfl.models import ConvNet, MultiExitConvNet, PreActResNet, Scaler
 from hetfl.wire import dense_size
 from tests.conftest import small_data, small_module
@@ -212,3 +212,34 @@ def test_a_run_by_budgets_has_its_methods_own_axis(fit: Fit, method: Any, net: A
     fit(module, small_data(), rounds=1)
     assert (module.levels["a"].depth is None) == (method is HeteroFL)
     assert "levels" in module.fingerprint
+
+
+class Rounded(nn.Module):
+    """A net of two layers whose channels are rounded in a way of its own."""
+
+    def __init__(self, rounding: Callable[[float], float], width: float = 1.0) -> None:
+        super().__init__()
+        sizes = [5, *(max(1, int(rounding(width * c))) for c in (10, 29, 100)), 3]
+        self.layers = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
+
+
+@pytest.mark.parametrize("rounding", [math.ceil, math.floor, round], ids=["up", "down", "nearest"])
+def test_nets_that_round_their_channels_in_other_ways_are_found_in_all_their_sizes(
+    rounding: Callable[[float], float],
+) -> None:
+    def net(*, width: float = 1.0) -> nn.Module:
+        return Rounded(rounding, width)
+
+    def size(width: float) -> int:
+        return sum(p.numel() for p in without_values(lambda: net(width=width)).parameters())
+
+    thresholds = sorted({(k + shift) / c for c in (10, 29, 100) for k in range(c + 1) for shift in (0.0, 0.5)})
+    near = {
+        step + shift for step in thresholds for shift in (-1e-5, 1e-5)
+    }  # at the step itself binary fractions decide
+    costs = sorted({size(width) for width in near if 0.1 <= width <= 1})
+    for limit in sorted({cost + step for cost in costs[1:-1:3] for step in (-1, 0, 1)}):
+        levels, allowances = Budgets(by="params", budgets=[1.0], reference=float(limit)).choose(net, "width")
+        assert allowances["a"].cost == max(cost for cost in costs if cost <= limit)
+        assert size(float(allowances["a"].size.width)) == allowances["a"].cost
+        assert levels["a"].width == 1.0

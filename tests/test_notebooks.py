@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-SMALL = {"HETFL_ROUNDS": "2", "HETFL_EVERY": "1", "HETFL_CLIENTS": "12", "OMP_NUM_THREADS": "1"}
+SMALL = {"HETFL_ROUNDS": "2", "HETFL_CLIENTS": "12", "OMP_NUM_THREADS": "1"}
 LINES_OF_A_CELL = 45
 
 

@@ -23,9 +23,9 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
         console: where to print; None: standard output.
     """
     console = console or Console()
-    console.print(cost_table(module), "")
+    _print_whole(cost_table(module), console)
     if module.levels.budgets is not None:
-        console.print(budget_table(module, module.levels.budgets), "")
+        _print_whole(budget_table(module, module.levels.budgets), console)
     console.print(data.summary())
     console.print(
         f"{module.selection.clients_per_round} of {data.num_clients} clients a round, "
@@ -45,7 +45,7 @@ def cost_table(module: FederatedModule) -> Table:
     density = getattr(module.uplink.compressor, "density", None)
     itemsize = 2 if module.uplink.half_precision else 4
     table = _table(f"{type(module).__name__}: levels, what a sample costs them, and a round's messages")
-    table.add_column("level")
+    table.add_column("level", no_wrap=True)
     headings = ["width"] * widths + ["depth"] * depths + ["parameters", "share", "MFLOP\nforward", "MFLOP\ntraining"]
     headings += ["kB down", "kB up,\ndense"] + ([] if density is None else [f"kB up,\nat {density:.3g}"])
     _add_columns(table, headings)
@@ -62,7 +62,7 @@ def cost_table(module: FederatedModule) -> Table:
 def budget_table(module: FederatedModule, budgets: Budgets) -> Table:
     """Return a table of what each level may cost, and what it does."""
     table = _table(f"Budgets: {UNITS[budgets.by]}")
-    table.add_column("level")
+    table.add_column("level", no_wrap=True)
     _add_columns(table, ["budget", "at most", "cost", "used", "of the net"])
     for name, allowed in module.levels.allowances.items():
         numbers = (f"{allowed.budget:g}", f"{allowed.limit:,.0f}", f"{allowed.cost:,.0f}")
@@ -77,3 +77,12 @@ def _table(title: str) -> Table:
 def _add_columns(table: Table, headings: Sequence[str]) -> None:
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table with all of its columns, wherever a narrow terminal may break its lines: no number is cut."""
+    before = console.width
+    console.width = 10_000
+    console.width = max(before, console.measure(table).maximum)
+    console.print(table, "")
+    console.width = before

@@ -66,7 +66,8 @@ class Budgets:
     or stages, so two budgets may give the same sub-model, as levels given one by one may be the same.
 
     Args:
-        by: what is budgeted: ``params``; ``flops`` of training on one sample; ``upload_bytes`` of one round, dense.
+        by: what is budgeted: ``params``; ``flops`` of training on one sample; ``upload_bytes`` of one round, dense and
+            of the whole sub-model, whatever a method leaves out of it (labels that a client lacks, shallow heads).
         budgets: shares of the reference, falling.
         axis: width or depth; null: the method's own.
         reference: what a budget of 1 stands for: a number (of parameters, FLOPs or bytes), or a net, by class, at its

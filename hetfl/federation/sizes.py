@@ -17,6 +17,8 @@ from hetfl.types import NetFactory
 
 REFUSALS = (ValueError, AssertionError)
 """What constructors raise for a size that a net does not come in: channels of a group norm, heads of an attention."""
+ROUNDING = 1e-7
+"""Widths closer than this are one: nets round a little differently at the step itself."""
 
 
 class Size(NamedTuple):
@@ -92,12 +94,15 @@ def rescale(net: nn.Module, whole: float) -> None:
 def largest_within(sizes: Sequence[Size], limit: float, cost: CostOf) -> Size | None:
     """Return the last size whose cost is within a limit, by bisection; None if there is none.
 
+    Between two widths the net may come in more sizes, if its channels are not rounded up exactly: those are looked
+    through too.
+
     Args:
         sizes: in the order of rising cost.
         limit: what may be reached, not exceeded.
         cost: of a size; sizes without one are passed over.
     """
-    best: Size | None = None
+    best: int | None = None
     low, high = 0, len(sizes)
     while low < high:
         middle = (low + high) // 2
@@ -105,10 +110,35 @@ def largest_within(sizes: Sequence[Size], limit: float, cost: CostOf) -> Size | 
         if there is None:
             low = middle + 1
         elif (cost(sizes[there]) or 0.0) <= limit:
-            best, low = sizes[there], middle + 1
+            best, low = there, middle + 1
         else:
             high = there
-    return best
+    if best is None:
+        return None
+    above = next((size for size in sizes[best + 1 :] if cost(size) is not None), None)
+    return sizes[best] if above is None or above.depth is not None else _between(sizes[best], above, limit, cost)
+
+
+def _between(below: Size, above: Size, limit: float, cost: CostOf) -> Size:
+    """Return the largest size within a limit between two widths, the second of which exceeds it."""
+
+    def fits(width: float) -> bool:
+        found = cost(Size(Fraction(width)))
+        return found is not None and found <= limit
+
+    low, high = float(below.width) + ROUNDING, float(above.width) - ROUNDING
+    if high < low or not fits(low):
+        return below
+    if fits(high):
+        low = high
+    while high - low > ROUNDING:
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    best = Size(Fraction(low))
+    if cost(best) == cost(below):
+        return below
+    short = (Size(best.width.limit_denominator(most)) for most in (100, 10_000, 1_000_000))
+    return next((size for size in short if below.width < size.width < above.width and cost(size) == cost(best)), best)
 
 
 def widths_of(net: NetFactory) -> list[Size]:
