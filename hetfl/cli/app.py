@@ -178,14 +178,18 @@ class FederatedCLI(LightningCLI):
                 callbacks.append(LastCheckpoint())
         return callbacks
 
-    def before_fit(self) -> None:
-        """Take what is there for good out of the garbage collector's sight.
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a verb with what is there before it out of the garbage collector's sight.
 
         The half a million objects that imports leave behind would otherwise keep it from a full collection until
         garbage of a quarter as many has piled up, over hundreds of rounds.
         """
         gc.collect()
         gc.freeze()
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            gc.unfreeze()
 
     def after_fit(self) -> None:
         """Test the last model and draw the pictures, if asked."""
