@@ -155,6 +155,41 @@ def test_checkpoints_of_others_are_never_deleted(tmp_path: Path) -> None:
         next_action(run)
 
 
+def test_a_finished_run_without_its_metrics_says_what_to_do(tmp_path: Path) -> None:
+    run = stood(planned(tmp_path), 3, 3, tested=True)
+    run.mark.write_text("3")
+    (run.folder / "metrics.csv").unlink()
+    with pytest.raises(ConfigurationError, match=r"metrics.csv but got none: delete .*seed_0, and the run begins anew"):
+        next_action(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("metrics.csv", b"step,val/accuracy\n0,0.5\nzz,0.6\n", "whole numbers from 0 in column 'step' of .*got 'zz'"),
+        ("metrics.csv", b"step,val/accuracy\n0,0.5\n1,good\n", "shares from 0 to 1 in column 'val/accuracy' of"),
+        ("metrics.csv", b"step,val/accuracy\n0,\xff\n", "Expected text in .*metrics.csv but got byte 0xff at 20"),
+        ("config.yaml", b"a: \xff\n", "Expected text in .*config.yaml"),
+        ("config.yaml", b"a: !!python/name:os.getcwd\n", "Expected YAML in .*config.yaml"),
+        ("config.yaml", b"a: &a\n  b: *a\n", "some that lie in themselves"),
+        ("config.yaml", b"trainer: 5\n", "Expected settings below trainer in .*config.yaml but got 5"),
+        ("config.yaml", b"model: {class_path: x, init_args: [1]}\n", r"below init_args of x in .* but got \[1\]"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    run = stood(planned(tmp_path), 3, 3, tested=True)
+    (run.folder / name).write_bytes(content)
+    check = check_unchanged if name == "config.yaml" else next_action
+    with pytest.raises(ConfigurationError, match=said):
+        check(run)
+
+
+def test_a_mark_of_other_bytes_is_none(tmp_path: Path) -> None:
+    run = stood(planned(tmp_path), 2, 2)
+    run.mark.write_bytes(b"\xff")
+    assert next_action(run) is Action.RESUME
+
+
 def test_every_prefix_of_a_metrics_file_can_be_read(tmp_path: Path) -> None:
     run = stood(planned(tmp_path), 3, tested=True)
     whole = (run.folder / "metrics.csv").read_text()

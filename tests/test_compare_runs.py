@@ -80,20 +80,34 @@ def test_a_run_that_fails_is_said_in_one_line_and_others_go_on(runs: Runs, tmp_p
     ):
         (line,) = [line for line in text if line.startswith(f"{name} seed 0: failed")]
         assert line.endswith(f": {reason} ({log.format(name)})")
-    assert "two seed 0: done in 0 s, test accuracy 75.0 %" in text
+    (line,) = [line for line in text if line.startswith("two seed 0: done in ")]
+    assert line.endswith(" s, test accuracy 75.0 %")
     assert "bye" in (tmp_path / "runs/one/seed_0.log").read_text()
     assert [run.mark.is_file() for run in planned] == [False, True, False, False, False]
 
 
-def test_no_report_without_a_finished_run_of_every_name(
-    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("programs", "said"),
+    [
+        (
+            {"one": FAILS, "two": WORKS},
+            "hetfl: error: 1 of 2 runs failed, and are not in the report, nor is one, of which no run is finished\n",
+        ),
+        ({"one": FAILS, "two": DIES}, "hetfl: error: no report: no run is finished\n"),
+    ],
+)
+def test_what_is_finished_is_reported_on_and_what_is_missing_is_said(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], programs: dict[str, str], said: str
 ) -> None:
-    planned, _ = runs(one=FAILS, two=WORKS)
+    planned, _ = runs(**programs)
     with only_one(tmp_path) as lock, pytest.raises(SystemExit) as stop:
         compare(planned, tmp_path, lock=lock, jobs=1, mixed_data=False)
     assert stop.value.code == 1
-    assert "no report: no run of one is finished" in capsys.readouterr().err
-    assert not (tmp_path / "report.html").exists()
+    assert capsys.readouterr().err == said
+    report = tmp_path / "report.md"
+    assert report.is_file() == (WORKS in programs.values())
+    if report.is_file():
+        assert "# Report: two\n" in report.read_text()
 
 
 def test_finished_runs_are_not_started(runs: Runs, tmp_path: Path) -> None:
@@ -184,10 +198,10 @@ def test_a_terminal_shows_a_line_per_run() -> None:
         progress.end(lines[1], "failed", "no reason")
     table = [line.split() for line in drawn.getvalue().splitlines()]
     assert table[0] == ["run", "round", "accuracy", "time", "left"]
-    assert [word for word in table[1] if "━" not in word] == ["width", "seed", "0", "10/10", "97.2", "%", "0:00:52"]
+    assert [word for word in table[1] if "━" not in word] == ["width", "seed", "0", "10/10", "97.2", "%", "52", "s"]
     assert [word for word in table[2] if "━" not in word and word not in "╸╺"] == (
-        ["depth", "seed", "0", "5/10", "50.0", "%", "0:00:09", "0:00:15"]
+        ["depth", "seed", "0", "5/10", "50.0", "%", "9.0", "s", "15", "s"]
     )
     assert [word for word in table[3] if "━" not in word] == ["depth", "seed", "1", "0/10"]
     assert table[4][:6] == ["1", "of", "3", "runs", "done", "elapsed"]
-    assert "depth seed 0: failed after 9 s: no reason" in said.getvalue()
+    assert "depth seed 0: failed after 9.0 s: no reason" in said.getvalue()

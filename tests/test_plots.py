@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_plots_are_written_with_their_labels(folder: Path) -> None:
     ends = [f"{level}  {100 * load_run(folder).series(f'val/accuracy/{level}').iloc[-1]:.1f} %" for level in "abcde"]
     assert set(ends) < set(rounds)
     assert set(ends) < set(sent)
-    assert {"Round", "Accuracy (%)", "Validation accuracy of each level over rounds"} < set(rounds)
+    assert {"Rounds done", "Accuracy (%)", "Validation accuracy of each level over rounds"} < set(rounds)
     assert {"Uploaded by all clients (MB)", "Accuracy (%)"} < set(sent)
     assert "the same uploads, dense float32: 300 MB (25.0×)" in sent  # 30 rounds of 0.4 MB at 25×
     assert not any(text.startswith("global") for text in rounds)  # it is level a
@@ -142,6 +143,46 @@ def test_labels_do_not_overlap(tmp_path: Path, plot: Callable[[Run], Axes], step
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
+def tick_boxes(ax: Axes) -> list[Bbox]:
+    """Return where the numbers of the horizontal axis are drawn, those of minor ticks too."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    low, high = ax.get_xlim()
+    ticks = [*ax.xaxis.get_major_ticks(), *ax.xaxis.get_minor_ticks()]
+    shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+    return [label.get_window_extent(canvas.get_renderer()) for label in shown]
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5, 7, 30, 3000])
+@pytest.mark.parametrize("size", [0.017, 1e-4, 400.0])
+@pytest.mark.parametrize("ratio", [1.0, RATIO])
+def test_numbers_of_an_axis_of_bytes_do_not_overlap(folder: Path, rounds: int, size: float, ratio: float) -> None:
+    metrics = load_run(folder).metrics.iloc[[0] * rounds].reset_index(drop=True)
+    metrics["comm/up_bytes_total"] = size * UP_BYTES * (metrics.index + 1)
+    metrics["comm/up_bytes"] = size * UP_BYTES
+    metrics["comm/up_ratio"] = ratio
+    boxes = tick_boxes(plot_accuracy_over_bytes(Run(folder, metrics)))
+    assert len(boxes) > 1
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_rounds_that_sent_nothing_are_off_a_logarithmic_axis(folder: Path) -> None:
+    metrics = load_run(folder).metrics
+    metrics.loc[:3, "comm/up_bytes_total"] = 0
+    assert plot_accuracy_over_bytes(Run(folder, metrics)).get_xlim()[0] > 0
+    metrics["comm/up_bytes_total"] = metrics["comm/up_bytes"] = 0
+    assert plot_accuracy_over_bytes(Run(folder, metrics)).get_xscale() == "linear"
+
+
+def test_letters_that_the_font_lacks_are_drawn_without_a_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files = plot_run(write_run(tmp_path / "模型 مدل", "模b"))
+    assert any("模型 مدل" in path.read_text() for path in files if path.suffix == ".svg")
+
+
 def test_level_colours_run_from_dark_to_light(folder: Path) -> None:
     lines = plot_accuracy_over_rounds(load_run(folder)).get_lines()
     luminance = [float(np.dot(to_rgb(line.get_color()), (0.2126, 0.7152, 0.0722))) for line in lines]
@@ -165,7 +206,7 @@ def test_curves_have_the_values_of_the_file_and_skip_gaps(tmp_path: Path) -> Non
             file.add(step, {"val/accuracy": 0.1 * step})
     run = load_run(tmp_path)
     (line,) = plot_accuracy_over_rounds(run).get_lines()
-    assert np.allclose(line.get_xydata(), [(1, 10), (3, 30), (5, 50)])
+    assert np.allclose(line.get_xydata(), [(2, 10), (4, 30), (6, 50)])
     line, *_ = plot_accuracy_over_bytes(run).get_lines()
     assert np.allclose(line.get_xydata(), [(4, 10), (8, 30), (12, 50)])
 

@@ -185,8 +185,8 @@ def test_tables_say_what_the_runs_say(tmp_path: Path) -> None:
     ]
     spent = cells(text, "Spent by the first validation of the global model at 50.00 % or more")
     # high reaches 0.90 · r / 8 ≥ 0.5 and 0.91 · r / 8 ≥ 0.5 in round 5, low with 0.70 and 0.71 in round 6
-    assert spent[1] == ["high", "5", "5.00 MB", "10.0 GFLOP", "0:00:15"]
-    assert spent[2] == ["low", "6", "6.00 MB", "12.0 GFLOP", "0:00:18"]
+    assert spent[1] == ["high", "5", "5.00 MB", "10.0 GFLOP", "15 s"]
+    assert spent[2] == ["low", "6", "6.00 MB", "12.0 GFLOP", "18 s"]
     budgets = cells(text, "Validation accuracy at the same uploaded bytes")
     labels = [[share, name] for share in ("¼: 2.00 MB", "½: 4.00 MB", "all: 8.00 MB") for name in ("high", "low")]
     assert [row[:2] for row in budgets[1:]] == [[share if name == "high" else "", name] for share, name in labels]

@@ -85,7 +85,8 @@ def test_unfinished_runs_and_mixed_data_are_taken_if_asked_and_said(tmp_path: Pa
     runs = [write_run(tmp_path / "high/0"), write_run(tmp_path / "short/0", rounds=3, config=other)]
     report([*runs, "--out", tmp_path / "out", "--unfinished", "--mixed_data"])
     text = (tmp_path / "out/report.md").read_text()
-    assert "Not finished: 0 has 3 of 8 rounds." in text
+    assert "Not finished: 0 of short has 3 of 8 rounds." in text
+    assert "Runs have different numbers of rounds (high 8, short 3), and each is taken after its own last one." in text
     assert "Different data: data.num\\_clients is 4 in high and 5 in short" in text
 
 

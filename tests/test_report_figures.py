@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from hetfl.report.figures import Axis, Panel, draw_panels, styles_of
+from hetfl.report.figures import OKABE_ITO, Axis, Panel, draw_panels, styles_of
 from hetfl.report.series import Band
 
 NAMES = ("width", "depth_with_a_long_name_that_goes_on", "γ-FedHT", "$dense$")
@@ -76,6 +76,25 @@ def test_groups_are_named_at_their_ends_where_these_are_at_the_right() -> None:
     above = draw(make_panels(2, [0.9, 0.5], [50, 30]))
     assert len(above.legends) == 1
     assert not above.findobj(Annotation)
+
+
+def test_names_at_ends_have_a_colour_of_their_own() -> None:
+    for number in (len(OKABE_ITO), len(OKABE_ITO) + 1):
+        names = [f"group {i}" for i in range(number)]
+        bands = {name: make_band(0.1 * i + 0.05) for i, name in enumerate(names)}
+        figure = draw_panels([Panel("a", bands)], Axis("Rounds"), styles_of(names))
+        notes = [note for note in figure.findobj(Annotation) if isinstance(note, Annotation)]
+        assert len({note.get_color() for note in notes}) == len(notes)
+        shown = [text.get_text().strip() for legend in figure.legends for text in legend.get_texts()]
+        assert [note.get_text() for note in notes] + shown == names
+        looks = {(line.get_color(), str(line.get_linestyle())) for line in legend_lines(figure)}
+        assert len(looks) == len(shown)
+        boxes = text_boxes(figure)
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes.values(), 2))
+
+
+def legend_lines(figure: Figure) -> list[Line2D]:
+    return [line for legend in figure.legends for line in legend.get_lines()]
 
 
 def test_an_axis_is_logarithmic_where_ends_lie_far_apart() -> None:

@@ -145,7 +145,7 @@ def test_no_two_of_many_groups_look_the_same() -> None:
         (
             "clients.csv",
             "client,level,train_samples,test_samples,accuracy,own_accuracy\n0,a,1,1,good,1\n",
-            "Expected numbers in column 'accuracy' of .*clients.csv but got text",
+            "Expected shares from 0 to 1 in column 'accuracy' of .*clients.csv but got 'good' in line 2",
         ),
     ],
 )

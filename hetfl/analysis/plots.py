@@ -5,6 +5,7 @@ Drawn on Figure objects, never through pyplot: no display is needed, and no glob
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
@@ -24,6 +27,10 @@ FONT_POINTS = 9.0
 GREY = "0.35"
 BAND = 0.11
 """Share of the axes' height, at the bottom, that is kept free of curves and their labels."""
+LEADER = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
+"""A line from a curve's end to its name."""
+NOT_IN_THE_FONT = r"Glyph .* missing from|Matplotlib currently does not support .* natively"
+"""What matplotlib says of letters that its font lacks; an SVG has them all the same, in the reader's font."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +109,9 @@ def plot_accuracy_over_rounds(run: Run, ax: Axes | None = None) -> Axes:
         ConfigurationError: the run has no validation accuracy.
     """
     ax = _new_axes() if ax is None else ax
-    curves = accuracy_curves(run, np.asarray(run.series("step"), dtype=np.float64))
+    curves = accuracy_curves(run, np.asarray(run.series("step"), dtype=np.float64) + 1)  # round 0 is the first
     _draw(ax, curves)
-    ax.set_xlabel("Round")
+    ax.set_xlabel("Rounds done")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     first, last = min(curve.x[0] for curve in curves), max(curve.x[-1] for curve in curves)
     ax.set_xlim(first, max(last, first + 1))
@@ -131,10 +138,13 @@ def plot_accuracy_over_bytes(run: Run, ax: Axes | None = None) -> Axes:
     dense = float((run.series("comm/up_bytes") * run.series("comm/up_ratio")).sum()) / 1e6
     sent = float(np.nanmax(megabytes))
     _draw(ax, curves)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    # Nothing may have been sent yet, if all updates of the first rounds were refused.
+    above = [curve.x[curve.x > 0][0] for curve in curves if (curve.x > 0).any()]
+    if above:
+        ax.set_xscale("log")
+        ax.set_xlim(0.95 * min(above), 1.15 * max(dense, sent))
+        log_ticks(ax.xaxis, *ax.get_xlim())
     ax.set_xlabel("Uploaded by all clients (MB)")
-    ax.set_xlim(0.95 * min(curve.x[0] for curve in curves), 1.15 * max(dense, sent))
     _title(ax, run, "Validation accuracy of each level over uploaded bytes")
     _mark_dense(ax, sent, dense)
     _label_line_ends(ax, curves)
@@ -151,19 +161,60 @@ def plot_run(folder: str | Path) -> list[Path]:
     target = run.folder / "plots"
     target.mkdir(exist_ok=True)
     files = []
-    for name, draw in (
-        ("accuracy_over_rounds", plot_accuracy_over_rounds),
-        ("accuracy_over_bytes", plot_accuracy_over_bytes),
-    ):
+    draws = {"accuracy_over_rounds": plot_accuracy_over_rounds, "accuracy_over_bytes": plot_accuracy_over_bytes}
+    for name, draw in draws.items():
         figure = draw(run).get_figure(root=True)
         assert figure is not None  # an Axes that was just made has one
-        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-            path = target / f"{name}.{suffix}"
-            # Text stays text, and the same run gives the same bytes.
-            with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hetfl"}):
-                figure.savefig(path, dpi=200, bbox_inches="tight", metadata=metadata)
-            files.append(path)
+        files += save_figure(figure, target, name)
     return files
+
+
+def save_figure(figure: Figure, folder: Path, name: str, padding: float = 0.1) -> list[Path]:
+    """Write a figure as PNG and SVG; the same figure gives the same bytes, and text stays text.
+
+    Args:
+        figure: the figure.
+        folder: where to write.
+        name: of the files, without suffix.
+        padding: inches around what is drawn.
+    """
+    files = []
+    for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
+        path = folder / f"{name}.{suffix}"
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hetfl"}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=NOT_IN_THE_FONT)
+            figure.savefig(path, dpi=200, bbox_inches="tight", pad_inches=padding, metadata=metadata)
+        files.append(path)
+    return files
+
+
+def log_ticks(axis: Axis, low: float, high: float) -> None:
+    """Have a logarithmic axis say few numbers, all of them plain: powers of ten, and on short axes some between them.
+
+    Args:
+        axis: the axis.
+        low: its lower end.
+        high: its upper end.
+    """
+    decades = np.log10(high / low)
+    if decades < 0.5:  # there may be no power of ten, nor 2 nor 5 times one
+        axis.set_major_locator(MaxNLocator(nbins=5))
+    else:
+        subs = (1.0,) if decades > 2.2 else (1.0, 3.0) if decades > 1.4 else (1.0, 2.0, 5.0)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(plain_number))
+
+
+def plain_number(value: float, position: int | None = None) -> str:
+    """Return a tick's number without an exponent.
+
+    >>> [plain_number(value) for value in (0.00005, 0.05, 20.0, 200000.0)]
+    ['0.00005', '0.05', '20', '200 000']
+    """
+    if abs(value) >= 1e3:
+        return f"{value:,.0f}".replace(",", " ")
+    return np.format_float_positional(float(f"{value:.6g}"), trim="-")
 
 
 def _new_axes() -> Axes:
@@ -192,22 +243,16 @@ def _draw(ax: Axes, curves: Sequence[Curve]) -> None:
 def _title(ax: Axes, run: Run, title: str) -> None:
     ax.set_title(title, loc="left", fontsize=FONT_POINTS + 2, pad=20)
     rounds = len(run.metrics)
-    ax.annotate(
-        f"run {run.folder.resolve().name}, {rounds} round{'s' if rounds != 1 else ''}",
-        (0, 1),
-        (0, 7),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        fontsize=FONT_POINTS,
-        color=GREY,
-    )
+    said = f"run {run.folder.resolve().name}, {rounds} round{'s' if rounds != 1 else ''}"
+    place = offset_copy(ax.transAxes, ax.get_figure(root=True), y=7, units="points")
+    ax.text(0, 1, said, transform=place, fontsize=FONT_POINTS, color=GREY, parse_math=False)
 
 
 def _label_line_ends(ax: Axes, curves: Sequence[Curve]) -> None:
     """Write each curve's name and last value beside its end, moved apart where ends are close."""
     low, high = ax.get_ylim()
     figure = ax.get_figure(root=True)
-    assert figure is not None
+    assert figure is not None  # axes are on one
     points = ax.get_window_extent().height * 72 / figure.get_dpi() / (high - low)  # per percent of accuracy
     ends = [float(curve.y[-1]) for curve in curves]
     places = spread(ends, 1.3 * FONT_POINTS / points, low + BAND * (high - low), high)
@@ -221,14 +266,7 @@ def _label_line_ends(ax: Axes, curves: Sequence[Curve]) -> None:
             color=curve.color,
             fontsize=FONT_POINTS,
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": curve.color,
-                "lw": 0.6,
-                "shrinkA": 1,
-                "shrinkB": 2,
-                "relpos": (0, 0.5),
-            },
+            arrowprops=LEADER | {"color": curve.color},
         )
 
 

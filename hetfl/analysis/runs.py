@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
+import numpy as np
 import pandas as pd
 import yaml
+from numpy.typing import NDArray
 
 from hetfl.errors import ConfigurationError
 
 HEAD = "head_"
 """What the names of heads begin with, and those of levels do not."""
 
-LEVEL_COLUMNS = (
-    *("level", "width", "depth", "parameters", "forward_flops", "training_flops"),
-    *("down_bytes", "up_bytes"),
-)
-CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples", "accuracy", "own_accuracy")
+Rule: TypeAlias = tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]
+"""What the numbers of a column are, in words, and which of them are; NaN, an empty cell, is not asked about."""
+
+# A mean in float32 can lie a little above 1.
+SHARE: Rule = ("shares from 0 to 1", lambda x: (x >= 0) & (x <= 1 + 1e-6))
+AMOUNT: Rule = ("finite numbers from 0", lambda x: (x >= 0) & np.isfinite(x))
+WHOLE: Rule = ("whole numbers from 0", lambda x: (x >= 0) & np.isfinite(x) & (x == np.floor(x)))
+
+METRIC_RULES: Mapping[str, Rule] = {
+    r"step": WHOLE,
+    r"(val|test)/accuracy(/.+)?|local/accuracy_(mean|worst10)": SHARE,
+    r"comm/.*|compute/flops_total|sim/.*": AMOUNT,
+}
+"""By patterns of names; other columns of ``metrics.csv`` hold numbers of any kind."""
+TOTAL = re.compile(r"(comm|compute|sim)/.*_total")
+"""Columns of ``metrics.csv`` that never fall."""
+LEVEL_RULES: Mapping[str, Rule | None] = {
+    "level": None,
+    **dict.fromkeys(("width", "depth"), AMOUNT),
+    **dict.fromkeys(("parameters", "forward_flops", "training_flops", "down_bytes", "up_bytes"), AMOUNT),
+}
+"""The columns of ``levels.csv``, as those below are of ``clients.csv``; None: a name."""
+CLIENT_RULES: Mapping[str, Rule | None] = {
+    "client": WHOLE,
+    "level": None,
+    **dict.fromkeys(("train_samples", "test_samples"), WHOLE),
+    **dict.fromkeys(("accuracy", "own_accuracy"), SHARE),
+}
+MAPPINGS = ("trainer", "model", "data")
+"""Settings of ``config.yaml`` that are made of others."""
 
 
 @dataclass(frozen=True)
@@ -72,66 +102,173 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read a run folder.
+    """Read a run folder, and check that its files say what a run's can.
 
     A last line of ``metrics.csv`` without its end, as a killed process can leave one, is no row.
 
     Raises:
         ConfigurationError: ``metrics.csv`` is missing, has no rows or is not a table of rounds, or another of the run's
-            files cannot be read.
+            files cannot be read; names the file, what was expected and what came.
     """
     folder = Path(folder)
-    return Run(
-        folder,
-        _read_metrics(folder / "metrics.csv"),
-        _read_config(folder / "config.yaml"),
-        _read_table(folder / "levels.csv", LEVEL_COLUMNS),
-        _read_table(folder / "clients.csv", CLIENT_COLUMNS),
-    )
+    metrics = read_metrics(folder / "metrics.csv")
+    if metrics.empty:
+        raise ConfigurationError(f"Expected at least one round in {folder / 'metrics.csv'} but got a header alone")
+    levels = _read_table(folder / "levels.csv", LEVEL_RULES)
+    if levels is not None:
+        _check_names(levels["level"], folder / "levels.csv")
+    clients = _read_table(folder / "clients.csv", CLIENT_RULES)
+    return Run(folder, metrics, read_config(folder / "config.yaml"), levels, clients)
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
-    if not path.is_file():
-        return None
-    try:
-        # A level may be called NA: only an empty cell is none.
-        table = pd.read_csv(path, dtype={"level": str}, keep_default_na=False, na_values=[""])
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"Expected a table in {path} but got: {' '.join(str(error).split())}") from error
-    for column in columns:
-        if column not in table.columns:
-            raise ConfigurationError(
-                f"Expected a column {column!r} in {path} but got {', '.join(map(str, table.columns))}"
-            )
-        if column not in ("level", "width", "depth") and not pd.api.types.is_numeric_dtype(table[column]):
-            raise ConfigurationError(f"Expected numbers in column {column!r} of {path} but got text")
-    return table
+def read_metrics(path: Path) -> pd.DataFrame:
+    """Return the rows of a ``metrics.csv``, which may be none, as far as they are whole.
 
-
-def _read_metrics(path: Path) -> pd.DataFrame:
+    Raises:
+        ConfigurationError: there is no such file, or it is no table of rounds.
+    """
     if not path.is_file():
         raise ConfigurationError(f"Expected a run folder with a metrics.csv but got no file {str(path)!r}")
-    whole_lines = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    try:
-        metrics = pd.read_csv(io.StringIO(whole_lines))
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ConfigurationError(
-            f"Expected a table of rounds in {path} but got: {' '.join(str(error).split())}"
-        ) from error
+    metrics = _parse(_text(path).rpartition("\n")[0], path, "a table of rounds")
     if "step" not in metrics.columns:
-        raise ConfigurationError(f"Expected a column 'step' in {path} but got {', '.join(map(str, metrics.columns))}")
-    if metrics.empty:
-        raise ConfigurationError(f"Expected at least one round in {path} but got a header alone")
+        raise ConfigurationError(f"Expected a column 'step' in {path} but got {_listed(metrics)}")
+    for name in metrics.columns if len(metrics) else ():
+        rule = next((rule for pattern, rule in METRIC_RULES.items() if re.fullmatch(pattern, name)), None)
+        numbers = _numbers(metrics[name], rule, path)
+        if name == "step" or TOTAL.fullmatch(name):
+            _check_order(numbers, name, path)
     return metrics
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the content of a ``config.yaml``; empty where there is no such file.
+
+    Raises:
+        ConfigurationError: it is no YAML, or no configuration of a run.
+    """
     if not path.is_file():
         return {}
+    text = _text(path)
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise ConfigurationError(f"Expected YAML in {path} but got: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ConfigurationError(f"Expected a mapping in {path} but got {type(config).__name__}")
+    _check_settings(config, path)
+    for key in MAPPINGS:
+        if not isinstance(config.get(key), dict | None):
+            raise ConfigurationError(f"Expected settings below {key} in {path} but got {config[key]!r:.60}")
+    rounds, seed = (config.get("trainer") or {}).get("max_epochs"), config.get("seed_everything")
+    for key, value in (("trainer.max_epochs", rounds), ("seed_everything", seed)):
+        if not isinstance(value, int | None):
+            raise ConfigurationError(f"Expected a whole number for {key} in {path} but got {value!r:.60}")
     return config
+
+
+def _check_settings(settings: Any, path: Path, inside: frozenset[int] = frozenset()) -> None:
+    """Refuse settings that lie in themselves, by YAML's aliases, and arguments of a class that are none."""
+    if id(settings) in inside:
+        raise ConfigurationError(f"Expected settings with an end in {path} but got some that lie in themselves")
+    if isinstance(settings, dict) and "class_path" in settings:
+        arguments = settings.get("init_args")
+        if not isinstance(arguments, dict | None):
+            raise ConfigurationError(
+                f"Expected settings below init_args of {settings['class_path']} in {path} but got {arguments!r:.60}"
+            )
+    for inner in settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ():
+        _check_settings(inner, path, inside | {id(settings)})
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        came = f"byte {content[error.start]:#04x} at {error.start}"
+        raise ConfigurationError(f"Expected text in {path} but got {came}") from error
+    if "\0" in text:
+        raise ConfigurationError(f"Expected text in {path} but got byte 0x00 at {content.index(0)}")
+    return text
+
+
+def _parse(text: str, path: Path, expected: str) -> pd.DataFrame:
+    try:
+        names = next(csv.reader(io.StringIO(text)), [])
+        table = pd.read_csv(
+            io.StringIO(text),
+            dtype={"level": str},
+            keep_default_na=False,
+            # A level may be called nan.
+            na_values={name: [""] if name == "level" else ["", "nan"] for name in names},
+            skip_blank_lines=False,
+        )
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, csv.Error) as error:
+        raise ConfigurationError(f"Expected {expected} in {path} but got: {' '.join(str(error).split())}") from error
+    if again := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        raise ConfigurationError(f"Expected every column once in {path} but got {again!r} twice")
+    return table
+
+
+def _listed(table: pd.DataFrame) -> str:
+    return ", ".join(name if name.isprintable() else repr(name) for name in table.columns)
+
+
+def _read_table(path: Path, rules: Mapping[str, Rule | None]) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    table = _parse(_text(path), path, "a table")
+    for name in rules:
+        if name not in table.columns:
+            raise ConfigurationError(f"Expected a column {name!r} in {path} but got {_listed(table)}")
+    if table.empty:
+        raise ConfigurationError(f"Expected at least one row in {path} but got a header alone")
+    for name, rule in rules.items():
+        if rule is not None:
+            _numbers(table[name], rule, path)
+    return table
+
+
+def _numbers(column: pd.Series[Any], rule: Rule | None, path: Path) -> NDArray[np.float64]:
+    """Return a column's numbers, NaN for none.
+
+    Raises:
+        ConfigurationError: a cell holds text, or another number than the rule says; names the first.
+    """
+    is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    numbers = np.asarray(pd.to_numeric(column if is_number else column.astype(str), errors="coerce"), dtype=np.float64)
+    bad = column.notna().to_numpy() & np.isnan(numbers)
+    if rule is not None:
+        bad |= ~np.isnan(numbers) & ~rule[1](numbers)
+    if bad.any():
+        row = int(bad.argmax())
+        came = column.iloc[row]
+        expected = "numbers" if rule is None else rule[0]
+        _refuse(expected, column.name, path, row, f"{came:.15g}" if is_number else f"{came!r:.60}")
+    return numbers
+
+
+def _refuse(expected: str, name: object, path: Path, row: int, came: str) -> NoReturn:
+    raise ConfigurationError(f"Expected {expected} in column {name!r} of {path} but got {came} in line {row + 2}")
+
+
+def _check_order(numbers: NDArray[np.float64], name: str, path: Path) -> None:
+    """Refuse a total that falls, and rounds that do not rise or are not said."""
+    if name == "step" and np.isnan(numbers).any():
+        _refuse("a round", name, path, int(np.isnan(numbers).argmax()), "none")
+    rows = np.flatnonzero(~np.isnan(numbers))
+    steps = np.diff(numbers[rows])
+    bad = steps <= 0 if name == "step" else steps < 0
+    if bad.any():
+        place = int(bad.argmax())
+        said = "rounds that rise" if name == "step" else "a total that does not fall"
+        before, came = numbers[rows[place : place + 2]]
+        _refuse(said, name, path, int(rows[place + 1]), f"{came:.15g} after {before:.15g}")
+
+
+def _check_names(levels: pd.Series[str], path: Path) -> None:
+    if levels.isna().any():
+        _refuse("a name", "level", path, int(levels.isna().to_numpy().argmax()), "none")
+    if levels.duplicated().any():
+        row = int(levels.duplicated().to_numpy().argmax())
+        _refuse("every level once", "level", path, row, f"{levels.iloc[row]!r:.60} again")

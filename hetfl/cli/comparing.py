@@ -19,6 +19,7 @@ from hetfl.cli.comparison_plan import (
     Contender,
     PlannedRun,
     check_unchanged,
+    check_validated,
     next_action,
     parse_contenders,
     parse_seeds,
@@ -144,6 +145,7 @@ def plan(contenders: Sequence[Contender], seeds: Sequence[int], settings: Sequen
         folder = out / "runs" / contender.name
         runs += [PlannedRun(contender.name, seed, folder / f"seed_{seed}", text) for seed, text in texts.items()]
     for run in runs:
+        check_validated(run)
         check_unchanged(run)
     return runs
 
@@ -171,7 +173,7 @@ def compare(runs: Sequence[PlannedRun], out: Path, *, lock: int, jobs: int, mixe
     """Run what is not finished, and report on what is.
 
     Raises:
-        SystemExit: a run failed, or a signal stopped it all.
+        SystemExit: a run failed, or a signal stopped it all; what is finished is reported on in the first case.
     """
     lines = [_line(run) for run in runs]
     with RunsProgress(lines, jobs) as progress:
@@ -183,18 +185,19 @@ def compare(runs: Sequence[PlannedRun], out: Path, *, lock: int, jobs: int, mixe
         sys.exit(128 + stopped)
     over = [run for run, line in zip(runs, lines, strict=True) if line.state == "done"]
     names = list(dict.fromkeys(run.name for run in runs))
-    groups = {name: [run for run in over if run.name == name] for name in names}
-    _print_results({name: members for name, members in groups.items() if members})
-    failed = len(runs) - len(over)
-    if empty := [name for name, members in groups.items() if not members]:
-        sys.stderr.write(f"hetfl: error: no report: no run of {', '.join(empty)} is finished\n")
+    groups = {name: members for name in names if (members := [run for run in over if run.name == name])}
+    if not groups:
+        sys.stderr.write("hetfl: error: no report: no run is finished\n")
         sys.exit(1)
+    _print_results(groups)
     folders = {name: [run.folder for run in members] for name, members in groups.items()}
     # A run that ended by itself is finished, even if before its last round: it may stop early by its settings.
     report = write_report(folders, out, unfinished=True, mixed_data=mixed_data)
     print(f"{'report':<18}{report}")
-    if failed:
-        sys.stderr.write(f"hetfl: error: {failed} of {len(runs)} runs failed, and are not in the report\n")
+    if failed := len(runs) - len(over):
+        missing = ", ".join(name for name in names if name not in groups)
+        none = f", nor is {missing}, of which no run is finished" if missing else ""
+        sys.stderr.write(f"hetfl: error: {failed} of {len(runs)} runs failed, and are not in the report{none}\n")
         sys.exit(1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
 import yaml
 
+from hetfl.analysis.runs import read_config, read_metrics
 from hetfl.checkpoint import SafeCheckpointIO
-from hetfl.cli.parser import check_file
 from hetfl.errors import ConfigurationError
 from hetfl.report.groups import ABSENT, SEED_OR_FOLDER, flat_settings
 
@@ -152,25 +152,28 @@ class Standing:
 
 
 def standing(folder: Path) -> Standing:
-    """Return how far a run is, which may be under way: a last line without its end is no row yet."""
-    try:
-        lines = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
+    """Return how far a run is, which may be under way: a last line without its end is no row yet.
+
+    Raises:
+        ConfigurationError: its ``metrics.csv`` is no table of rounds.
+    """
+    path = folder / "metrics.csv"
+    if not path.is_file() or b"\n" not in path.read_bytes():
         return Standing()
-    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
-    if not rows:
+    metrics = read_metrics(path)
+    if metrics.empty:
         return Standing()
-    evaluated = [row for row in rows if row.get("val/accuracy")]
     return Standing(
-        done=int(rows[-1]["step"]) + 1,
-        val_accuracy=_number(evaluated[-1], "val/accuracy") if evaluated else None,
-        test_accuracy=_number(rows[-1], "test/accuracy"),
-        up_bytes=_number(rows[-1], "comm/up_bytes_total"),
+        done=int(metrics["step"].iloc[-1]) + 1,
+        val_accuracy=_last(metrics, "val/accuracy"),
+        test_accuracy=_last(metrics.iloc[-1:], "test/accuracy"),
+        up_bytes=_last(metrics.iloc[-1:], "comm/up_bytes_total"),
     )
 
 
-def _number(row: Mapping[str, str], column: str) -> float | None:
-    return float(row[column]) if row.get(column) else None
+def _last(metrics: pd.DataFrame, column: str) -> float | None:
+    known = metrics.get(column, pd.Series(dtype="float64")).dropna()
+    return float(known.iloc[-1]) if len(known) else None
 
 
 class Action(Enum):
@@ -187,10 +190,10 @@ def next_action(run: PlannedRun) -> Action:
     """Return what is left to do with a run.
 
     Raises:
-        ConfigurationError: its folder holds checkpoints, but none to go on from.
+        ConfigurationError: its folder holds checkpoints, but none to go on from, or not the rounds before it.
     """
     at = standing(run.folder)
-    if run.mark.is_file() and run.mark.read_text(encoding="utf-8") == str(run.rounds) and at.done:
+    if run.mark.is_file() and run.mark.read_bytes() == str(run.rounds).encode() and at.done:
         return Action.SKIP  # perhaps before its last round: it may stop early by its settings
     tests = run.settings["final_test"]
     complete = at.done >= run.rounds and (at.test_accuracy is not None or not tests)
@@ -200,6 +203,11 @@ def next_action(run: PlannedRun) -> Action:
         if complete:  # checkpoints are switched off by its settings
             return Action.SKIP
         return Action.ANEW if run.folder.is_dir() and any(run.folder.iterdir()) else Action.BEGIN
+    if not at.done:  # a row is written before its checkpoint, so there was one
+        raise ConfigurationError(
+            f"Expected the rounds before {run.checkpoint} in {run.folder / 'metrics.csv'} but got none: "
+            f"delete {run.folder}, and the run begins anew"
+        )
     if at.done < run.rounds:
         return Action.RESUME
     if complete and tests:
@@ -226,6 +234,24 @@ def differences(made: Mapping[str, Any], planned: Mapping[str, Any]) -> list[tup
     return found
 
 
+def check_validated(run: PlannedRun) -> None:
+    """Refuse a run that no round would validate.
+
+    Raises:
+        ConfigurationError: its settings switch validation off, or put it off beyond the last round.
+    """
+    trainer = run.settings["trainer"]
+    if trainer.get("limit_val_batches") == 0:
+        raise ConfigurationError(
+            f"run {run.name}: Expected trainer.limit_val_batches above 0 but got 0: runs are compared by validation"
+        )
+    interval = trainer.get("val_check_interval")  # in rounds, where epochs are not asked about: a round is a batch
+    if trainer.get("check_val_every_n_epoch", 1) is None and isinstance(interval, int) and interval > run.rounds:
+        raise ConfigurationError(
+            f"run {run.name}: Expected trainer.val_check_interval of at most {run.rounds} rounds but got {interval}"
+        )
+
+
 def check_unchanged(run: PlannedRun) -> None:
     """Refuse to mix runs of one name with different settings in one folder; more rounds are none.
 
@@ -233,8 +259,7 @@ def check_unchanged(run: PlannedRun) -> None:
         ConfigurationError: a run of this name, with whatever seed, was made with other settings; names the first.
     """
     for saved in sorted(run.folder.parent.glob("seed_*/config.yaml")):
-        check_file(saved)
-        changed = differences(yaml.safe_load(saved.read_text(encoding="utf-8")), run.settings)
+        changed = differences(read_config(saved), run.settings)
         if changed:
             key, was, now = changed[0]
             least = "of at least " if key == ROUNDS else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import floor, log10
+
 
 def format_quantity(value: float, unit: str) -> str:
     """Return a quantity with three digits and a decimal prefix (k is 10³).
@@ -19,10 +21,14 @@ def format_quantity(value: float, unit: str) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds.
+    """Return a duration as hours, minutes and seconds; below a minute as seconds, with two digits.
 
-    >>> format_seconds(3725.4)
-    '1:02:05'
+    >>> format_seconds(3725.4), format_seconds(52.3), format_seconds(0.0443), format_seconds(0.0)
+    ('1:02:05', '52 s', '0.044 s', '0 s')
     """
+    if 0 < seconds < 9.95:
+        return f"{seconds:.{1 - floor(log10(float(f'{seconds:.1e}')))}f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -138,10 +138,10 @@ class RunsProgress:
             reason: why it failed.
         """
         line.state, line.seconds = state, self.clock() - line.began
-        said = f"{line.name} seed {line.seed}: {state} after {format_span(line.seconds)}"
+        said = f"{line.name} seed {line.seed}: {state} after {format_seconds(line.seconds)}"
         if state == "done":
             accuracy = "" if line.accuracy is None else f", test accuracy {line.accuracy:.1%}".replace("%", " %")
-            said = f"{line.name} seed {line.seed}: done in {format_span(line.seconds)}{accuracy}"
+            said = f"{line.name} seed {line.seed}: done in {format_seconds(line.seconds)}{accuracy}"
         elif state == "stopped":
             said += f", {line.done} of {line.rounds} rounds done"
         if self._live is None or state == "failed":
@@ -186,12 +186,3 @@ def _cells(line: RunLine, now: float) -> tuple[str | ProgressBar, ...]:
         format_seconds(spent) if spent else "",
         left if running else "" if line.state in ("waiting", "done") else line.state,
     )
-
-
-def format_span(seconds: float) -> str:
-    """Return a duration as people say it: in seconds if there are few.
-
-    >>> format_span(52.3), format_span(725)
-    ('52 s', '0:12:05')
-    """
-    return f"{seconds:.0f} s" if seconds < 120 else format_seconds(seconds)

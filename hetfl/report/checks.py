@@ -23,10 +23,10 @@ def rounds_asked(run: Run) -> int | None:
     return rounds if isinstance(rounds, int) and rounds >= 0 else None
 
 
-def unfinished(groups: Sequence[Group]) -> list[Run]:
-    """Return the runs that have fewer rounds than their configuration asks for."""
-    runs = [run for group in groups for run in group.runs]
-    return [run for run in runs if rounds_done(run) < (rounds_asked(run) or 0)]
+def unfinished(groups: Sequence[Group]) -> list[tuple[str, Run]]:
+    """Return the runs that have fewer rounds than their configuration asks for, with their groups' names."""
+    runs = [(group.name, run) for group in groups for run in group.runs]
+    return [(name, run) for name, run in runs if rounds_done(run) < (rounds_asked(run) or 0)]
 
 
 def data_settings(group: Group) -> dict[str, str]:
@@ -69,9 +69,10 @@ def check_comparable(groups: Sequence[Group], *, allow_unfinished: bool, allow_m
             )
     short = unfinished(groups)
     if short and not allow_unfinished:
+        _, run = short[0]
         raise ConfigurationError(
-            f"Expected finished runs but got {rounds_done(short[0])} of {rounds_asked(short[0])} rounds in "
-            f"{short[0].folder}: hetfl resume it, or allow it with --unfinished"
+            f"Expected finished runs but got {rounds_done(run)} of {rounds_asked(run)} rounds in "
+            f"{run.folder}: hetfl resume it, or allow it with --unfinished"
         )
     different = differing_data(groups)
     if different and not allow_mixed_data:

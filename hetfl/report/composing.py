@@ -9,7 +9,7 @@ from hetfl.report.document import Block, Document, Picture, Points, Section, Tex
 from hetfl.report.matching import BY, TOLERANCE
 from hetfl.report.material import PART_OF_BEST, Material, left_out
 from hetfl.report.series import BYTES, COSTS, FLOPS, SECONDS, Cost
-from hetfl.report.spread import spread_says
+from hetfl.report.spread import span, spread_says
 from hetfl.report.tables import (
     budget_table,
     client_table,
@@ -46,8 +46,8 @@ def compose(material: Material, pictures: Collection[str]) -> Document:
 
 def _warnings(material: Material) -> Iterator[Block]:
     said = [
-        f"Not finished: {run.folder.name} has {rounds_done(run)} of {rounds_asked(run)} rounds."
-        for run in unfinished(material.groups)
+        f"Not finished: {run.folder.name} of {name} has {rounds_done(run)} of {rounds_asked(run)} rounds."
+        for name, run in unfinished(material.groups)
     ]
     said += [
         f"Different data: {key} is {one} in {first} and {other} in {second}; accuracies on them are not comparable."
@@ -65,8 +65,7 @@ def _warnings(material: Material) -> Iterator[Block]:
 def _results(material: Material, pictures: Collection[str]) -> Iterator[Block]:
     counts = [len(group.runs) for group in material.groups]
     yield Text(spread_says(counts))
-    if material.stage == "val":
-        yield Text("Not every run was tested after its last round, so final accuracies are those of its validation.")
+    yield from (Text(said) for said in _compared_after(material))
     if not material.own_global:
         yield Text("The largest level is the global model.")
     if len(material.groups) > 1:
@@ -80,8 +79,26 @@ def _results(material: Material, pictures: Collection[str]) -> Iterator[Block]:
         if len(material.groups) > 1:
             yield Text(f"Levels stand in one row where their {cost} differ by at most {100 * TOLERANCE - 100:.0f} %.")
         yield equal_cost_table(material)
-    yield from _picture("accuracy_over_size", pictures, "size", "Accuracy after the last round over the level's size.")
+    yield from _picture("accuracy_over_size", pictures, "size", f"Accuracy {material.when} over the level's size.")
     yield final_table(material)
+
+
+def _compared_after(material: Material) -> Iterator[str]:
+    """Yield what to know of the rounds after which groups are compared, if it is not the same last one."""
+    rounds = {group.name: [rounds_done(run) for run in group.runs] for group in material.groups}
+    if len({count for counts in rounds.values() for count in counts}) > 1:
+        counts = ", ".join(f"{name} {span(str(min(each)), str(max(each)))}" for name, each in rounds.items())
+        after = ", and each is taken after its own last one" if material.after_last else ""
+        yield f"Runs have different numbers of rounds ({counts}){after}."
+    if material.stage == "test":
+        return
+    untested = "Not every run was tested after its last round"
+    if material.validated is None:
+        yield f"{untested}, and there is no round that all of them validated, so there are no final accuracies."
+    elif material.after_last:
+        yield f"{untested}, so final accuracies are those of its validation."
+    else:
+        yield f"{untested}, so accuracies are those of validation {material.when}, the last that all runs validated."
 
 
 def _picture(key: str, pictures: Collection[str], look_for: str, caption: str) -> Iterator[Block]:
@@ -104,6 +121,12 @@ def _budgets(material: Material) -> Iterator[Block]:
         "The largest budget is what every run of every group has spent at its last validation; the others are a half "
         "and a quarter of it. An accuracy is the last one at or before the budget, a dash where a run has none yet."
     )
+    if material.matched_by is None:
+        yield Text("A column is a name of a level; sizes are not known.")
+    elif len(material.groups) > 1:
+        yield Text(
+            "A column holds levels of nearly the same cost, as a row above; small print names them where names differ."
+        )
     for cost in (BYTES, FLOPS, SECONDS):
         if material.spending(cost):
             yield budget_table(material, cost)

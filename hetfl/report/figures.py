@@ -8,19 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Transform, offset_copy
 
 from hetfl.analysis.figures import plain
-from hetfl.analysis.plots import FONT_POINTS, GREY, spread
+from hetfl.analysis.plots import FONT_POINTS, GREY, LEADER, log_ticks, plain_number, spread
 from hetfl.report.series import Band
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -89,7 +87,8 @@ def styles_of(names: Sequence[str]) -> dict[str, Style]:
 def draw_panels(panels: Sequence[Panel], axis: Axis, styles: Mapping[str, Style]) -> Figure:
     """Draw panels side by side with common axes, the mean of each group with its spread.
 
-    Groups are named at their lines' ends in the last panel of the first row, if all end at its right; else above.
+    Groups are named at their lines' ends in the last panel of the first row, if all end at its right and each has a
+    colour of its own; else above, with their dashes.
 
     Args:
         panels: at least one, each with at least one line.
@@ -102,8 +101,9 @@ def draw_panels(panels: Sequence[Panel], axis: Axis, styles: Mapping[str, Style]
     drawn = [name for name in styles if any(name in panel.bands for panel in panels)]
     log = _is_log(panels) if axis.log is None else axis.log
     last = panels[columns - 1]
-    # Stairs that all end in one corner cannot be told apart by their ends.
-    direct = set(last.bands) == set(drawn) and not axis.steps and _end_at_right(panels, last, log)
+    # Stairs that all end in one corner cannot be told apart by their ends, nor two names of one colour.
+    apart = not axis.steps and len(drawn) <= len(OKABE_ITO)
+    direct = apart and set(last.bands) == set(drawn) and _end_at_right(panels, last, log)
     right = 0.3 + LETTER * max(len(_short(name)) for name in drawn) if direct else 0.12
     top = TITLE if direct else TITLE + 0.24 * -(-len(drawn) // 3)
     height = BOTTOM + top + rows * tall + (rows - 1) * (GAP + TITLE)
@@ -158,13 +158,11 @@ def _set_axes(axes: Any, panels: Sequence[Panel], axis: Axis, log: bool) -> None
     if log:
         first.set_xscale("log")
         first.set_xlim(0.93 * min(starts) / axis.scale, 1.07 * max(ends) / axis.scale)
-        decades = np.log10(max(ends) / min(starts))
-        first.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 1.4 else (1.0, 2.0, 5.0), numticks=9))
-        first.xaxis.set_minor_formatter(NullFormatter())
+        log_ticks(first.xaxis, min(starts), max(ends))
     else:
         first.set_xlim(0, 1.02 * max(ends) / axis.scale)
         first.xaxis.set_major_locator(MaxNLocator(integer=axis.whole, nbins=5))
-    first.xaxis.set_major_formatter(FuncFormatter(_plain_number))
+        first.xaxis.set_major_formatter(FuncFormatter(plain_number))
     low, high = first.get_ylim()
     first.set_ylim(max(low, -2.0), min(high, 102.0))  # a standard deviation may reach beyond 100 %
     rows, columns = axes.shape
@@ -173,15 +171,6 @@ def _set_axes(axes: Any, panels: Sequence[Panel], axis: Axis, log: bool) -> None
     figure.text(middle, 0.06 / height, axis.x, ha="center", va="bottom", fontsize=FONT_POINTS)
     upright = (axes[rows - 1, 0].get_position().y0 + axes[0, 0].get_position().y1) / 2
     figure.text(0.04 / width, upright, axis.y, rotation=90, ha="left", va="center", fontsize=FONT_POINTS)
-
-
-def _plain_number(value: float, position: int | None = None) -> str:
-    """Return a tick's number without an exponent.
-
-    >>> [_plain_number(value) for value in (0.05, 20.0, 200000.0)]
-    ['0.05', '20', '200 000']
-    """
-    return f"{value:,.0f}".replace(",", " ") if abs(value) >= 1e3 else f"{value:g}"
 
 
 def _show_numbers(axes: Any, panels: int, columns: int) -> None:
@@ -229,14 +218,7 @@ def _name_ends(ax: Axes, panel: Panel, axis: Axis, styles: Mapping[str, Style]) 
             fontsize=FONT_POINTS,
             annotation_clip=False,
             parse_math=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": styles[name].colour,
-                "lw": 0.6,
-                "shrinkA": 1,
-                "shrinkB": 2,
-                "relpos": (0, 0.5),
-            },
+            arrowprops=LEADER | {"color": styles[name].colour},
         )
 
 
@@ -279,14 +261,3 @@ def _name_above(figure: Figure, names: Sequence[str], styles: Mapping[str, Style
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-def save_figure(figure: Figure, folder: Path, key: str) -> list[Path]:
-    """Write a figure as PNG and SVG; the same figure gives the same bytes."""
-    files = []
-    for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-        path = folder / f"{key}.{suffix}"
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hetfl"}):
-            figure.savefig(path, dpi=200, bbox_inches="tight", pad_inches=0.04, metadata=metadata)
-        files.append(path)
-    return files

@@ -7,11 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hetfl.analysis import Run
 from hetfl.display.formats import format_quantity
 from hetfl.errors import ConfigurationError
+from hetfl.report.checks import rounds_done
 from hetfl.report.groups import Group
 from hetfl.report.matching import LevelRow, level_sizes, rows_by_cost, rows_by_name
-from hetfl.report.series import COSTS, GLOBAL, Cost, best_accuracy, column_of, final_accuracy, spends
+from hetfl.report.series import (
+    COSTS,
+    GLOBAL,
+    Cost,
+    best_accuracy,
+    column_of,
+    last_validated,
+    spends,
+    value_after,
+)
 from hetfl.report.spread import Spread, span, spread_of
 
 UNITS = {"parameters": (" parameters", " param."), "training_flops": (" a sample", "")}
@@ -30,6 +41,7 @@ class Material:
         rows: levels that are compared with each other.
         matched_by: the column of ``levels.csv`` that matched them; None: their names.
         stage: where final accuracies come from: ``test``, or ``val`` where a run was not tested.
+        validated: the last round, from 0, that all runs validated; None where there is none.
         own_global: whether the global model's accuracy is another one than the first level's.
         target: the validation accuracy whose cost is reported.
         target_given: whether the user gave it.
@@ -39,6 +51,7 @@ class Material:
     rows: Sequence[LevelRow]
     matched_by: str | None
     stage: str
+    validated: int | None
     own_global: bool
     target: float
     target_given: bool
@@ -63,9 +76,28 @@ class Material:
         low, high = (format_quantity(size, unit).strip() for size in (min(sizes), max(sizes)))
         return span(low, high) + UNITS[self.matched_by][short]
 
+    @property
+    def after_last(self) -> bool:
+        """Whether every run is taken after its last round."""
+        runs = [run for group in self.groups for run in group.runs]
+        return self.stage == "test" or all(rounds_done(run) - 1 == self.validated for run in runs)
+
+    @property
+    def when(self) -> str:
+        """After which round groups are compared, in words."""
+        if self.after_last:
+            return "after the last round"
+        return "after a round that all validated" if self.validated is None else f"after round {self.validated + 1}"
+
+    def value(self, run: Run, column: str) -> float | None:
+        """Return what a column of a run says of the round after which groups are compared."""
+        if self.stage == "test":
+            return value_after(run, column)
+        return None if self.validated is None else value_after(run, column, self.validated)
+
     def final(self, group: Group, part: str) -> Spread | None:
-        """Return the accuracy of a part in the last round."""
-        return spread_of([final_accuracy(run, part, self.stage) for run in group.runs])
+        """Return the accuracy of a part after the round after which groups are compared."""
+        return spread_of([self.value(run, column_of(part, self.stage)) for run in group.runs])
 
 
 def make_material(groups: Sequence[Group], target: float | None) -> Material:
@@ -81,12 +113,13 @@ def make_material(groups: Sequence[Group], target: float | None) -> Material:
     if target is not None and not 0 < target <= 1:
         raise ConfigurationError(f"Expected --target, an accuracy, above 0 and at most 1 but got {target:g}")
     matched = rows_by_cost(groups)
-    tested = all(final_accuracy(run, GLOBAL, "test") is not None for group in groups for run in group.runs)
+    tested = all(value_after(run, column_of(GLOBAL, "test")) is not None for group in groups for run in group.runs)
     return Material(
         groups=groups,
         rows=rows_by_name(groups) if matched is None else matched[0],
         matched_by=None if matched is None else matched[1],
         stage="test" if tested else "val",
+        validated=last_validated(groups),
         own_global=any(_global_is_no_level(group) for group in groups),
         target=PART_OF_BEST * min(best_accuracy(group) for group in groups) if target is None else target,
         target_given=target is not None,

@@ -40,7 +40,7 @@ class Cost:
     write: Callable[[float], str]
 
 
-ROUNDS = Cost("rounds", "step", "rounds", "Rounds", 1.0, lambda value: f"{value:.0f}")
+ROUNDS = Cost("rounds", "step", "rounds", "Rounds done", 1.0, lambda value: f"{value:.0f}")
 BYTES = Cost(
     "bytes",
     "comm/up_bytes_total",
@@ -157,20 +157,26 @@ def best_accuracy(group: Group) -> float:
     return float(np.mean([np.nanmax(run.series("val/accuracy")) for run in group.runs]))
 
 
-def final_accuracy(run: Run, part: str, stage: str) -> float | None:
-    """Return the accuracy of the last round: for ``test`` that of the last row only, older tests were of older models.
+def last_validated(groups: Sequence[Group]) -> int | None:
+    """Return the last round, from 0, in which all runs reported a validation accuracy; None where there is none."""
+    reported = [set(curve(run, GLOBAL, ROUNDS)[0]) for group in groups for run in group.runs]
+    common = set.intersection(*reported)
+    return int(max(common)) - 1 if common else None
+
+
+def value_after(run: Run, column: str, step: float | None = None) -> float | None:
+    """Return what a column reports of one round; None where it reports nothing of it.
 
     Args:
         run: the run.
-        part: a level, a head or :data:`GLOBAL`.
-        stage: ``test``, or ``val`` for the last one that was reported.
+        column: of ``metrics.csv``.
+        step: the round, from 0; None: the last one. An older number is of an older model.
     """
-    column = column_of(part, stage)
     if column not in run.metrics.columns:
         return None
-    ordered = run.metrics.sort_values("step", kind="stable")[column].astype("float64")
-    known = ordered.iloc[-1:].dropna() if stage == "test" else ordered.dropna()
-    return float(known.iloc[-1]) if len(known) else None
+    steps = run.series("step")
+    known = run.series(column)[steps == (steps.max() if step is None else step)].dropna()
+    return float(known.iloc[0]) if len(known) else None
 
 
 def final_amount(run: Run, column: str) -> float | None:

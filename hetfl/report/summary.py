@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
 from hetfl.report.checks import rounds_done
 from hetfl.report.groups import Group
 from hetfl.report.matching import level_sizes
-from hetfl.report.series import BYTES, FLOPS, GLOBAL, SECONDS, final_accuracy, final_amount
+from hetfl.report.series import BYTES, FLOPS, GLOBAL, SECONDS, column_of, final_amount, value_after
 from hetfl.report.spread import spread_of
 
 TOTALS = {
@@ -20,17 +20,22 @@ TOTALS = {
 }
 
 
-def summary_table(groups: list[Group]) -> pd.DataFrame:
+def summary_table(groups: Sequence[Group], validated: int | None) -> pd.DataFrame:
     """Return a row per group and part: the global model, each level, each head.
 
-    Columns: ``group``, ``part``, ``runs``, ``rounds``; of ``test`` and ``val`` accuracy in the last round, shares, the
-    mean with the ends of its spread (``test_accuracy``, ``test_accuracy_low``, ``test_accuracy_high``); a level's
-    ``parameters`` and ``training_flops``; means of what the group's runs spent. A cell is empty where nothing is known.
+    Columns: ``group``, ``part``, ``runs``, ``rounds``; of ``test`` accuracy after the last round and ``val`` accuracy
+    after ``val_round``, shares, the mean with the ends of its spread (``test_accuracy``, ``test_accuracy_low``,
+    ``test_accuracy_high``); a level's ``parameters`` and ``training_flops``; means of what the group's runs spent. A
+    cell is empty where nothing is known.
+
+    Args:
+        groups: the groups.
+        validated: the last round, from 0, that all runs of all groups validated; None where there is none.
     """
-    return pd.DataFrame([row for group in groups for row in _rows(group)])
+    return pd.DataFrame([row for group in groups for row in _rows(group, validated)])
 
 
-def _rows(group: Group) -> Iterator[dict[str, object]]:
+def _rows(group: Group, validated: int | None) -> Iterator[dict[str, object]]:
     levels = dict.fromkeys(level for run in group.runs for level in run.levels)
     heads = dict.fromkeys(head for run in group.runs for head in run.heads)
     sizes = level_sizes(group) or {}
@@ -39,8 +44,10 @@ def _rows(group: Group) -> Iterator[dict[str, object]]:
     for part in (GLOBAL, *levels, *heads):
         row: dict[str, object] = {"group": group.name, "part": part, "runs": len(group.runs)}
         row["rounds"] = None if rounds is None else rounds.mean
-        for stage in ("test", "val"):
-            spread = spread_of([final_accuracy(run, part, stage) for run in group.runs])
+        row["val_round"] = None if validated is None else validated + 1
+        # No row is of round -1: a run without a common round has no accuracy here.
+        for stage, step in (("test", None), ("val", -1 if validated is None else validated)):
+            spread = spread_of([value_after(run, column_of(part, stage), step) for run in group.runs])
             for end, name in (("mean", ""), ("low", "_low"), ("high", "_high")):
                 row[f"{stage}_accuracy{name}"] = None if spread is None else getattr(spread, end)
         for cost in ("parameters", "training_flops"):

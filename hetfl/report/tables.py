@@ -11,12 +11,13 @@ from hetfl.display.formats import format_quantity
 from hetfl.report.checks import rounds_done
 from hetfl.report.document import Cell, Table
 from hetfl.report.groups import Group, differing_settings
-from hetfl.report.matching import BY, level_sizes
+from hetfl.report.matching import BY, LevelRow, level_sizes
 from hetfl.report.material import Material
 from hetfl.report.series import (
     BYTES,
     COSTS,
     FLOPS,
+    GLOBAL,
     SECONDS,
     Cost,
     accuracy_at,
@@ -80,7 +81,8 @@ def equal_cost_table(material: Material) -> Table:
         ]
         rows.append([row.name, *cells])
     return Table(
-        f"{STAGES[material.stage]} accuracy of levels of nearly the same {BY[str(material.matched_by)]}, one row each.",
+        f"{STAGES[material.stage]} accuracy of levels of nearly the same {BY[str(material.matched_by)]}, "
+        f"one row each, {material.when}.",
         ["level", *(group.name for group in material.groups)],
         rows,
     )
@@ -90,38 +92,50 @@ def _level_cell(material: Material, group: Group, level: str) -> Cell:
     known = level_sizes(group)
     assert known is not None  # else levels were not matched by cost
     sizes = known[level]
-    depth = "" if isnan(sizes["depth"]) else f" × depth {sizes['depth']:g}"
+    axes = [f"{axis} {sizes[axis]:.4g}" for axis in ("width", "depth") if not isnan(sizes[axis])]
     flops = format_quantity(sizes["training_flops"], "FLOP")
-    size = f"{level}: width {sizes['width']:.4g}{depth}, {int(sizes['parameters']):,} parameters, {flops} a sample"
+    what = [" × ".join(axes), f"{int(sizes['parameters']):,} parameters", f"{flops} a sample"]
+    size = f"{level}: {', '.join(filter(None, what))}"
     accuracy = percent(material.final(group, level))
     return Cell(accuracy.text, "; ".join(filter(None, (accuracy.note, size))))
 
 
 def final_table(material: Material) -> Table:
-    """Return the accuracy of every level in the last round, a row per group."""
+    """Return the accuracy of every level, by its name, a row per group."""
     parts = material.parts
     rows: list[list[str | Cell]] = [
         [group.name, *(percent(material.final(group, part)) for part in parts)] for group in material.groups
     ]
-    return Table(
-        f"{STAGES[material.stage]} accuracy after the last round, by name of the level.", ["group", *parts], rows
-    )
+    return Table(f"{STAGES[material.stage]} accuracy {material.when}, by name of the level.", ["group", *parts], rows)
 
 
 def budget_table(material: Material, cost: Cost) -> Table:
-    """Return every group's validation accuracy at the largest amount that all of them spend, a half, and a quarter."""
+    """Return every group's validation accuracy at the largest amount that all of them spend, a half, and a quarter.
+
+    A column is a row of levels that are compared; small print says whose level it is where their names differ.
+    """
     groups = material.spending(cost)
     largest = common_budget(groups, cost)
+    whole = LevelRow(GLOBAL, dict.fromkeys((group.name for group in groups), GLOBAL))
+    columns = [*material.rows, *[whole] * material.own_global]
     rows: list[list[str | Cell]] = []
     for share, fraction in (("¼", 0.25), ("½", 0.5), ("all", 1.0)):
         for group in groups:
             budget = f"{share}: {cost.write(fraction * largest)}" if group is groups[0] else ""
-            cells = [
-                percent(spread_of([accuracy_at(run, part, cost, fraction * largest) for run in group.runs]))
-                for part in material.parts
-            ]
+            cells = [_budget_cell(group, row, cost, fraction * largest) for row in columns]
             rows.append([budget, group.name, *cells])
-    return Table(f"Validation accuracy at the same {cost.name}.", ["budget", "group", *material.parts], rows)
+    heads = [", ".join(filter(None, (row.name, material.size_of(row, short=True)))) for row in material.rows]
+    heads += ["global model"] * material.own_global
+    return Table(f"Validation accuracy at the same {cost.name}.", ["budget", "group", *heads], rows)
+
+
+def _budget_cell(group: Group, row: LevelRow, cost: Cost, budget: float) -> Cell:
+    if group.name not in row.levels:
+        return Cell(NONE)
+    level = row.levels[group.name]
+    accuracy = percent(spread_of([accuracy_at(run, level, cost, budget) for run in group.runs]))
+    name = "" if level == row.name else f"level {level}"
+    return Cell(accuracy.text, "; ".join(filter(None, (accuracy.note, name))))
 
 
 def target_table(material: Material) -> Table:
@@ -150,10 +164,10 @@ def client_table(material: Material) -> Table:
     """Return how the global model does on the clients' own test data, and sub-models on those of their clients."""
     rows: list[list[str | Cell]] = []
     for group in material.groups:
-        cells = [percent(spread_of([final_amount(run, column) for run in group.runs])) for column in LOCAL]
+        cells = [percent(spread_of([material.value(run, column) for run in group.runs])) for column in LOCAL]
         rows.append([group.name, *cells, percent(spread_of([_own_mean(run.clients) for run in group.runs]))])
     return Table(
-        "Accuracy on clients' own test data after the last round.",
+        f"Accuracy on clients' own test data {material.when}.",
         ["group", *(f"global model, {name}" for name in LOCAL.values()), "sub-model of the client's level, mean"],
         rows,
     )

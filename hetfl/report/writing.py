@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hetfl.analysis import load_run
+from hetfl.analysis.plots import save_figure
 from hetfl.errors import ConfigurationError
 from hetfl.report.checks import check_comparable
 from hetfl.report.composing import compose
-from hetfl.report.figures import save_figure, styles_of
+from hetfl.report.figures import styles_of
 from hetfl.report.groups import make_groups
 from hetfl.report.html import to_html
 from hetfl.report.markdown import to_markdown
@@ -54,9 +55,9 @@ def write_report(
         for suffix in ("png", "svg") if key not in figures else ():
             (plots / f"{key}.{suffix}").unlink(missing_ok=True)
     for key, figure in figures.items():
-        save_figure(figure, plots, key)
+        save_figure(figure, plots, key, padding=0.04)
     document = compose(material, figures)
-    summary_table(made).to_csv(out / "summary.csv", index=False, lineterminator="\n")
+    summary_table(made, material.validated).to_csv(out / "summary.csv", index=False, lineterminator="\n")
     (out / "report.md").write_text(to_markdown(document, PLOTS), encoding="utf-8")
     html = out / "report.html"
     html.write_text(to_html(document, {key: (plots / f"{key}.svg").read_bytes() for key in figures}), encoding="utf-8")
