@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test resilience lint types wheel bench clean
+.PHONY: help demo test resilience fuzz lint types wheel bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(STAMP) ## run the tests
 
 resilience: $(STAMP) ## kill runs at 60 instants, 40 of them inside a checkpoint's write, and compare what they end with
 	OMP_NUM_THREADS=1 HETFL_KILLS=10 $(BIN)/pytest -n 2 -q tests/test_resilience.py -k killed
+
+fuzz: $(STAMP) ## decode mutated messages, 1 000 000 or HETFL_FUZZ of them, by a new seed each time or HETFL_FUZZ_SEED
+	OMP_NUM_THREADS=1 HETFL_FUZZ=$${HETFL_FUZZ:-1000000} $(BIN)/pytest -q -s tests/test_fuzz_wire.py -k mutated
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check

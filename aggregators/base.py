@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from hetfl.types import Index, Report, Update
+from hetfl.types import Index, Report
+from hetfl.updates import Update
 
 
 class Aggregator(ABC):

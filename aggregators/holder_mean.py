@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator
 from hetfl.submodel import add, index_layout
-from hetfl.types import Index, IndexEntry, Report, Update
+from hetfl.types import Index, IndexEntry, Report
+from hetfl.updates import Update
 
 
 class HolderMean(Aggregator):

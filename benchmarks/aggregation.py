@@ -15,7 +15,8 @@ from hetfl.aggregators import HolderMean
 from hetfl.federation.levels import LevelSet
 from hetfl.models import PreActResNet
 from hetfl.submodel import index_layout, state_of
-from hetfl.types import DenseUpdate, Index, Report
+from hetfl.types import Index, Report
+from hetfl.updates import DenseUpdate
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hetfl import wire
 from hetfl.compression import ErrorFeedback, HardThreshold
-from hetfl.types import Index, SparseUpdate
+from hetfl.types import Index
+from hetfl.updates import SparseUpdate
 
 
 @dataclass(frozen=True)

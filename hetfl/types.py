@@ -1,4 +1,4 @@
-"""The words of the design as types: levels, indices, updates, reports.
+"""The words of the design as types: levels, indices, layouts, reports.
 
 Shape suffixes used in this package: N batch, C channels, K classes, D entries of a flat parameter vector,
 S clients of a cohort, T tensors of a layout.
@@ -7,9 +7,8 @@ S clients of a cohort, T tensors of a layout.
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -85,96 +84,6 @@ class Layout:
         """Return per name a view of ``flat_D`` with that tensor's shape."""
         parts = flat_D.split(self.sizes)
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-
-
-@dataclass(frozen=True)
-class Update(ABC):
-    """What one client sends: a compressed vector of D entries, and an exact block beside it.
-
-    Attributes:
-        exact: entries that travel uncompressed (running statistics of a net that has them); often empty.
-    """
-
-    exact: Tensor = field(default_factory=lambda: torch.empty(0), kw_only=True)
-
-    @property
-    @abstractmethod
-    def size(self) -> int:
-        """Length D of the vector that was compressed."""
-
-    @property
-    @abstractmethod
-    def num_sent(self) -> int:
-        """Number of entries whose value is in the message."""
-
-    @abstractmethod
-    def num_sent_before(self, positions: Tensor) -> Tensor:
-        """Return, per position in [0, D], how many entries before it are in the message, int64 on the CPU."""
-
-    @abstractmethod
-    def to_dense(self) -> Tensor:
-        """Return the vector of D entries that the server reads; entries that were not sent are 0."""
-
-    def num_sent_per_tensor(self, layout: Layout) -> Tensor:
-        """Return how many entries of each tensor are in the message: int64, shape (T,), on the CPU.
-
-        Args:
-            layout: where the tensors lie in the vector of D entries; the exact block is no part of it.
-
-        Raises:
-            ValueError: the layout is that of a vector of another length.
-        """
-        if layout.size != self.size:
-            raise ValueError(f"Expected the layout of a vector of {self.size} entries but got one of {layout.size}")
-        return self.num_sent_before(torch.tensor([*layout.offsets, layout.size])).diff()
-
-    def with_exact(self, exact: Tensor) -> Update:
-        """Return the same update with an exact block."""
-        return replace(self, exact=exact)
-
-
-@dataclass(frozen=True)
-class DenseUpdate(Update):
-    """Every entry. ``values``: shape (D,)."""
-
-    values: Tensor
-
-    @property
-    def size(self) -> int:  # noqa: D102
-        return self.values.numel()
-
-    @property
-    def num_sent(self) -> int:  # noqa: D102
-        return self.values.numel()
-
-    def num_sent_before(self, positions: Tensor) -> Tensor:  # noqa: D102
-        return positions
-
-    def to_dense(self) -> Tensor:  # noqa: D102
-        return self.values
-
-
-@dataclass(frozen=True)
-class SparseUpdate(Update):
-    """Some entries: ``indices`` (k,) int64, strictly increasing in [0, D); ``values`` (k,); ``length`` D."""
-
-    length: int
-    indices: Tensor
-    values: Tensor
-
-    @property
-    def size(self) -> int:  # noqa: D102
-        return self.length
-
-    @property
-    def num_sent(self) -> int:  # noqa: D102
-        return self.indices.numel()
-
-    def num_sent_before(self, positions: Tensor) -> Tensor:  # noqa: D102
-        return torch.searchsorted(self.indices, positions.to(self.indices.device)).cpu()
-
-    def to_dense(self) -> Tensor:  # noqa: D102
-        return self.values.new_zeros(self.length).index_copy_(0, self.indices, self.values)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hetfl.aggregators import Aggregator, HolderMean, SampleMean
 from hetfl.submodel import index_layout
-from hetfl.types import DenseUpdate, Index, Report, SparseUpdate
+from hetfl.types import Index, Report
+from hetfl.updates import DenseUpdate, SparseUpdate
 
 Case = list[tuple[Index, Tensor, Report]]
 ALL: list[tuple[Callable[[], Aggregator], Callable[[Report], float]]] = [
@@ -86,8 +87,8 @@ def test_the_divisor_counts_holders_not_senders(
     aggregator.reset({"b": torch.zeros(2)})
     index = {"b": (slice(0, 2),)}
     report = Report(0, "a", 3, 0.0, 0.0)
-    aggregator.update(SparseUpdate(2, torch.tensor([0]), torch.tensor([6.0])), index, report)
-    aggregator.update(SparseUpdate(2, torch.tensor([1]), torch.tensor([2.0])), index, report)
+    aggregator.update(SparseUpdate(torch.tensor([6.0]), torch.tensor([0]), 2), index, report)
+    aggregator.update(SparseUpdate(torch.tensor([2.0]), torch.tensor([1]), 2), index, report)
     assert aggregator.compute()[0]["b"].tolist() == [3.0, 1.0]
 
 

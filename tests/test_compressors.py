@@ -14,9 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hetfl.compression import Compressor, ErrorFeedback, GammaFedHT, HardThreshold, Identity, TopK
+from hetfl.compression import (
+    Chain,
+    ChannelThreshold,
+    Compressor,
+    DynamicRange,
+    ErrorFeedback,
+    FixedPoint,
+    GammaFedHT,
+    HardThreshold,
+    Identity,
+    LowRank,
+    RandomK,
+    SignEF,
+    StochasticQuantizer,
+    TopK,
+)
 from hetfl.errors import ConfigurationError
-from hetfl.types import DenseUpdate, Layout, SparseUpdate, Update
+from hetfl.types import Layout
+from hetfl.updates import SparseUpdate, Update
 from hetfl.wire import Expected, decode
 
 MEMBERS: dict[str, Callable[[], Compressor]] = {
@@ -26,6 +42,39 @@ MEMBERS: dict[str, Callable[[], Compressor]] = {
     "HardThreshold, calibrated": lambda: HardThreshold(density=0.1),
     "GammaFedHT": lambda: GammaFedHT(threshold=0.5, alpha=0.5),
     "GammaFedHT, calibrated": lambda: GammaFedHT(density=0.1, reference_lr=0.1),
+    "TopK, by layer": lambda: TopK(density=0.1, scope="layer"),
+    "HardThreshold, by layer": lambda: HardThreshold(density=0.1, scope="layer"),
+    "GammaFedHT, by layer": lambda: GammaFedHT(density=0.1, scope="layer"),
+    "RandomK": lambda: RandomK(density=0.1),
+    "RandomK, by layer": lambda: RandomK(density=0.1, scope="layer"),
+    "ChannelThreshold": lambda: ChannelThreshold(threshold=0.5),
+    "ChannelThreshold, by density": lambda: ChannelThreshold(density=0.3),
+    "StochasticQuantizer": lambda: StochasticQuantizer(bits=4, bucket=16),
+    "StochasticQuantizer, l2, by tensor": lambda: StochasticQuantizer(bits=8, bucket=None, norm="l2"),
+    "FixedPoint": lambda: FixedPoint(bits=8, fraction_bits=6),
+    "FixedPoint, stochastic": lambda: FixedPoint(bits=12, fraction_bits=8, stochastic=True),
+    "DynamicRange": lambda: DynamicRange(bits=8, bucket=16),
+    "DynamicRange, stochastic, by tensor": lambda: DynamicRange(bits=3, bucket=None, stochastic=True),
+    "SignEF": SignEF,
+    "LowRank": lambda: LowRank(rank=1, min_reduction=1.0),
+    "LowRank, exact": lambda: LowRank(rank=2, steps=None, min_reduction=1.0),
+    "Chain": lambda: Chain(TopK(density=0.2), DynamicRange(bits=8, bucket=16)),
+    "Chain, random, by tensor": lambda: Chain(RandomK(density=0.5, scope="layer"), SignEF()),
+    "Chain, low rank": lambda: Chain(LowRank(rank=1, min_reduction=1.0), StochasticQuantizer(bits=8)),
+}
+
+SPARSIFIERS = {
+    *(name for name in MEMBERS if name.startswith(("Identity", "TopK", "HardThreshold", "GammaFedHT"))),
+    *("RandomK", "RandomK, by layer", "ChannelThreshold", "ChannelThreshold, by density"),
+}
+"""What sends values as they are."""
+
+LAYOUTS: dict[int, dict[str, tuple[int, ...]]] = {
+    0: {"none": (0,)},
+    1: {"scale": ()},
+    50: {"w": (5, 3, 3), "b": (5,)},
+    5: {"v": (5,)},
+    1000: {"conv": (10, 9, 3, 3), "conv.bias": (10,), "linear": (10, 17), "linear.bias": (10,)},
 }
 
 VECTORS = {
@@ -37,6 +86,8 @@ VECTORS = {
     "wide": torch.randn(1000, generator=torch.Generator().manual_seed(1)) * torch.logspace(-30, 30, 1000),
     "negative zero and denormal": torch.tensor([-0.0, 1e-45, -1e-40, 0.0, 2.0]),
 }
+
+VECTORS["linear"] = torch.arange(1000.0) / 500 - 1
 
 members = pytest.mark.parametrize("make", MEMBERS.values(), ids=MEMBERS.keys())
 
@@ -64,34 +115,56 @@ def test_a_checkpoint_knows_it_by_every_argument_of_its_constructor(make: Callab
     assert type(compressor)(**compressor.settings()).describe() == compressor.describe()
 
 
-@members
+def layout_of(vector: Tensor) -> Layout:
+    return Layout(LAYOUTS[vector.numel()])
+
+
+def chance(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
 @pytest.mark.parametrize("vector", VECTORS.values(), ids=VECTORS.keys())
-def test_update_covers_the_vector_and_leaves_it_alone(make: Callable[[], Compressor], vector: Tensor) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_update_covers_the_vector_and_leaves_it_alone(name: str, vector: Tensor, dtype: torch.dtype) -> None:
+    vector = vector.to(dtype)
     before = vector.clone()
-    update = make().compress(vector, lr=0.1)
-    assert isinstance(update, DenseUpdate | SparseUpdate)
-    assert update.size == vector.numel()
-    assert update.to_dense().shape == vector.shape
-    assert update.to_dense().dtype == vector.dtype
-    assert 0 <= update.num_sent <= update.size
-    assert torch.equal(bits(vector), bits(before))
-    if isinstance(update, SparseUpdate):
-        assert update.indices.dtype == torch.int64
-        assert bool((update.indices.diff() > 0).all())
-        assert torch.equal(bits(update.values), bits(vector[update.indices]))
+    for layout in (None, layout_of(vector)):
+        update = MEMBERS[name]().compress(vector, lr=0.1, layout=layout, generator=chance())
+        assert update.size == vector.numel()
+        assert update.to_dense().shape == vector.shape
+        assert update.to_dense().dtype == vector.dtype
+        assert 0 <= update.num_sent <= update.size
+        assert torch.equal(vector, before)
+        assert int(update.num_sent_per_tensor(layout_of(vector)).sum()) == update.num_sent
+        if isinstance(update, SparseUpdate):
+            assert update.indices.dtype == torch.int64
+            assert bool((update.indices.diff() > 0).all())
+            if name in SPARSIFIERS:
+                assert torch.equal(update.values, vector[update.indices])
 
 
-@members
+@pytest.mark.parametrize("name", MEMBERS)
 @pytest.mark.parametrize("vector", VECTORS.values(), ids=VECTORS.keys())
-def test_sent_plus_kept_is_delta_plus_residual(make: Callable[[], Compressor], vector: Tensor) -> None:
-    feedback = ErrorFeedback(make())
-    index = {"w": (slice(0, vector.numel()),)}
+@pytest.mark.parametrize("half_precision", [False, True])
+def test_sent_plus_kept_is_delta_plus_residual(name: str, vector: Tensor, half_precision: bool) -> None:
+    if half_precision and bool((vector.abs() > 60_000).any()):
+        pytest.skip("overflows float16")
+    layout = layout_of(vector)
+    feedback = ErrorFeedback(MEMBERS[name](), half_precision=half_precision)
+    index = {tensor: tuple(slice(0, size) for size in shape) for tensor, shape in layout.shapes.items()}
     before = torch.zeros_like(vector)
     for round in range(3):
-        message = feedback.prepare(5, vector, index=index, round=round, lr=0.1)
-        sent = decode(message.payload, Expected(round, 5, vector.numel()))
+        message = feedback.prepare(5, vector, index=index, round=round, lr=0.1, generator=chance(round))
+        sent = decode(message.payload, Expected(round, 5, vector.numel(), layout=layout))
         assert message.residual_D is not None
-        assert torch.equal(sent.to_dense() + message.residual_D, vector + before)
+        p_D, u_D = vector + before, sent.to_dense()
+        assert torch.equal(message.residual_D, p_D - u_D)
+        off_D = (u_D + message.residual_D - p_D).abs()
+        if name in SPARSIFIERS and not half_precision:
+            assert not bool(off_D.any())
+        else:  # the difference is rounded once, the sum once more
+            assert bool((off_D <= 2**-23 * torch.maximum(p_D.abs(), u_D.abs())).all())
         feedback.accept(message, sent)
         feedback.end_round()
         before = message.residual_D
@@ -120,12 +193,21 @@ def test_only_flat_vectors(make: Callable[[], Compressor]) -> None:
         make().compress(torch.ones(2, 3), lr=0.1, client=2)
 
 
+def same(one: object, other: object) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    return one == other
+
+
 @members
 def test_state_makes_the_same_compressor_again(make: Callable[[], Compressor]) -> None:
-    first = make()
+    first, layout = make(), Layout({"w": (10, 19), "b": (10,)})
     for round in range(3):
         for client in range(3):
-            first.observe(first.compress(normal(200, 10 * round + client), lr=0.1 * 0.9**round))
+            vector = normal(200, 10 * round + client)
+            first.observe(first.compress(vector, lr=0.1 * 0.9**round, layout=layout, generator=chance()), layout)
         if round < 2:
             first.end_round()
         buffer = io.BytesIO()
@@ -133,10 +215,13 @@ def test_state_makes_the_same_compressor_again(make: Callable[[], Compressor]) -
         buffer.seek(0)
         again = make()
         again.load_state_dict(torch.load(buffer, weights_only=True))  # noqa: TID251, as Lightning reads a checkpoint
-        assert again.state_dict() == first.state_dict()
+        assert same(again.state_dict(), first.state_dict())
         assert again.threshold(0.05) == first.threshold(0.05)
-        vector = normal(200, 99)
-        assert torch.equal(again.compress(vector, lr=0.05).to_dense(), first.compress(vector, lr=0.05).to_dense())
+        found = [
+            each.compress(normal(200, 99), lr=0.05, layout=layout, generator=chance()).to_dense()
+            for each in (first, again)
+        ]
+        assert torch.equal(*found)
 
 
 @members

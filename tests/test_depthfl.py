@@ -23,7 +23,8 @@ from hetfl.federation.callback import FederatedCallback
 from hetfl.local import FedDyn, LocalTraining, Workers
 from hetfl.methods.depthfl import distillation_loss, heads_loss, ramp
 from hetfl.models import MultiExitConvNet
-from hetfl.types import ClientContext, Index, Report, Update
+from hetfl.types import ClientContext, Index, Report
+from hetfl.updates import Update
 from tests.conftest import small_data, small_module
 
 Fit = Callable[..., Trainer]

@@ -26,7 +26,8 @@ from hetfl.compression import (
     TopK,
 )
 from hetfl.store import DiskStore, MemoryStore
-from hetfl.types import Index, Update
+from hetfl.types import Index
+from hetfl.updates import Update
 from hetfl.wire import Expected, decode
 
 SHAPES: dict[str, tuple[int, ...]] = {"conv": (6, 4, 3), "bias": (6,), "head": (5, 6), "scale": (), "deep": (4,)}

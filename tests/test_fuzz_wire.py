@@ -3,41 +3,85 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import json
+import os
 import random
 import struct
 import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from hetfl.types import DenseUpdate, SparseUpdate, Update
-from hetfl.wire import Expected, MalformedPayload, decode, dense_size, encode
+from hetfl.codes import Codes, bucket_sizes
+from hetfl.types import Layout
+from hetfl.updates import DenseUpdate, LowRankUpdate, SeededUpdate, SparseUpdate, Update
+from hetfl.wire import Expected, MalformedPayload, Reason, as_sent, decode, dense_size, encode
+from tests.wire_by_hand import HEADER, as_gaps, as_runs, mended, message
+from tests.wire_cases import assert_same
 
-CASES = 100_000
-HEADER = 56
+CASES = int(os.environ.get("HETFL_FUZZ", "0")) or 100_000
+FRESH = random.SystemRandom().randrange(2**32) if "HETFL_FUZZ" in os.environ else 20_240_601
+SEED = int(os.environ.get("HETFL_FUZZ_SEED", FRESH))
+CORPUS = sorted((Path(__file__).parent / "wire_corpus").glob("*.json"))
 FIELDS = [(0, 4), (4, 1), (5, 1), (6, 1), (7, 1), (8, 4), (12, 8), (20, 8), (28, 8), (36, 8), (44, 8), (52, 4)]
 TEMPTING = [0, 1, 2, 3, 127, 128, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1]
 
+Mutator = Callable[[bytearray, random.Random, bytes], None]
 
-def seeds(size: int) -> list[tuple[bytes, Expected]]:
+
+def supports(layout: Layout, generator: torch.Generator) -> list[Update]:
+    """Updates of every kind and fill, with random values."""
+    size = layout.size
+    dense = torch.randn(size, generator=generator)
+    found: list[Update] = [DenseUpdate(dense)]
+    for count in (0, 1, size // 20, size // 2, size):
+        indices = torch.randperm(size, generator=generator)[:count].sort().values
+        found.append(SparseUpdate(dense[indices], indices, size))
+    rows = torch.cat([torch.arange(size // 3), torch.arange(size // 2, size)])
+    found.append(SparseUpdate(dense[rows], rows, size))
+    for sizes in ((size,), layout.sizes):
+        counts = tuple(n // 3 for n in sizes)
+        positions = SeededUpdate.positions(99, sizes, counts)
+        found.append(SeededUpdate(dense[positions], positions, size, 99, counts))
+    for ranks in ((0, 0, 0), (2, 1, 1)):
+        count = sum(LowRankUpdate.lengths(layout, ranks))
+        found.append(LowRankUpdate(torch.randn(count, generator=generator), layout, ranks))
+    return found
+
+
+def coded(update: Update, layout: Layout, generator: torch.Generator) -> list[Update]:
+    """The same entries in four codings."""
+    found = []
+    for bits, bucket, own in ((1, 0, False), (5, 16, True), (8, 2**20, False), (16, 7, False)):
+        sizes = bucket_sizes(update.num_sent, bucket) if bucket else update.num_sent_per_tensor(layout)
+        scales = torch.rand(len(sizes), generator=generator)
+        zeros = torch.rand(len(sizes) if own else 1, generator=generator)
+        words = torch.randint(2**bits, (update.num_sent,), generator=generator, dtype=torch.int32)
+        found.append(update.with_codes(Codes(words, bits, scales, zeros, sizes, bucket)))
+    return found
+
+
+def honest(rows: int) -> list[tuple[bytes, Expected]]:
     """Honest payloads of every kind, dtype and fill."""
-    generator = torch.Generator().manual_seed(size)
+    generator = torch.Generator().manual_seed(rows)
+    layout = Layout({"w": (rows, 2, 3), "b": (rows,), "s": ()})
     found = []
     for dtype in (torch.float32, torch.float64):
         exact = torch.randn(3, generator=generator, dtype=dtype)
-        dense = torch.randn(size, generator=generator, dtype=dtype)
-        updates: list[Update] = [DenseUpdate(dense), DenseUpdate(dense, exact=exact)]
-        for count in (0, 1, size // 20, size // 2, size):
-            indices = torch.randperm(size, generator=generator)[:count].sort().values
-            updates.append(SparseUpdate(size, indices, dense[indices], exact=exact))
-        for update in updates:
-            for half_precision in (False, True):
-                payload = encode(update, round=7, client=11, half_precision=half_precision)
-                found.append((payload, Expected(7, 11, size, update.exact.numel(), dtype)))
+        for number, update in enumerate(supports(layout, generator)):
+            plain = update.with_values(update.values.to(dtype))
+            for sent in (plain, *(c.with_codes(c.codes, dtype) for c in coded(update, layout, generator) if c.codes)):
+                block = exact if number % 2 else exact[:0]
+                payload = encode(
+                    sent.with_exact(block), round=7, client=11, half_precision=sent is plain and number > 5
+                )
+                found.append((payload, Expected(7, 11, layout.size, block.numel(), dtype, layout=layout)))
     return found
 
 
@@ -61,7 +105,24 @@ def extend(data: bytearray, chance: random.Random, other: bytes) -> None:
 
 
 def edit_field(data: bytearray, chance: random.Random, other: bytes) -> None:
-    offset, length = chance.choice(FIELDS)
+    edit(data, chance, *chance.choice(FIELDS))
+
+
+def edit_support(data: bytearray, chance: random.Random, other: bytes) -> None:
+    """A seed, a count, a rank, a Rice parameter, a number of runs."""
+    length = chance.choice((1, 2, 8))
+    edit(data, chance, HEADER + chance.choice((0, 1, 2, 8, 9, 16, 17, 18, 24)), length)
+
+
+def edit_code_header(data: bytearray, chance: random.Random, other: bytes) -> None:
+    support = int.from_bytes(data[44:52], "little")
+    offset, length = chance.choice(((0, 1), (1, 1), (2, 2), (4, 4), (8, 4), (12, 4)))
+    edit(data, chance, HEADER + support + offset, length)
+
+
+def edit(data: bytearray, chance: random.Random, offset: int, length: int) -> None:
+    if offset + length > len(data):
+        return
     old = int.from_bytes(data[offset : offset + length], "little")
     number = chance.choice([*TEMPTING, old + 1, max(old - 1, 0), old * 2])
     data[offset : offset + length] = (number % 256**length).to_bytes(length, "little")
@@ -76,23 +137,29 @@ def swap_header(data: bytearray, chance: random.Random, other: bytes) -> None:
 
 
 def move_counts(data: bytearray, chance: random.Random, other: bytes) -> None:
-    """Lengths that still add up: bytes taken from the values and given to the indices."""
-    count, index_bytes = struct.unpack_from("<Q", data, 28)[0], struct.unpack_from("<Q", data, 44)[0]
+    """Lengths that still add up: bytes taken from the values and given to the support."""
+    count, support = struct.unpack_from("<Q", data, 28)[0], struct.unpack_from("<Q", data, 44)[0]
     moved = chance.choice((1, 2, 4))
     if count >= moved:
         struct.pack_into("<Q", data, 28, count - moved)
-        struct.pack_into("<Q", data, 44, (index_bytes + moved * chance.choice((2, 4, 8))) % 2**64)
+        struct.pack_into("<Q", data, 44, (support + moved * chance.choice((2, 4, 8))) % 2**64)
 
 
-MUTATORS: list[Callable[[bytearray, random.Random, bytes], None]] = [
-    flip_bits,
-    replace_bytes,
-    truncate,
-    extend,
-    edit_field,
-    splice,
-    swap_header,
-    move_counts,
+def other_indices(data: bytearray, chance: random.Random, other: bytes) -> None:
+    """Another block of indices in the same room, of as many, or nearly."""
+    count, support = struct.unpack_from("<Q", data, 28)[0], struct.unpack_from("<Q", data, 44)[0]
+    if data[5] == 1 and count < 1000 and support < 1000:
+        size = int.from_bytes(data[20:28], "little") % 4096 + chance.choice((0, 0, 1))
+        number = min(size, max(0, count + chance.choice((0, 0, 0, 1, -1))))
+        indices = sorted(chance.sample(range(size), number))
+        block = chance.choice((as_gaps, as_runs))(indices)
+        data[HEADER : HEADER + support] = block
+        struct.pack_into("<Q", data, 44, len(block))
+
+
+MUTATORS: list[Mutator] = [
+    *(flip_bits, replace_bytes, truncate, extend, edit_field, edit_support, edit_code_header),
+    *(splice, swap_header, move_counts),
 ]
 
 
@@ -102,47 +169,89 @@ def mutated(payload: bytes, other: bytes, chance: random.Random) -> bytes:
     for _ in range(chance.choice((1, 1, 2))):
         if len(data) >= HEADER:
             chance.choice(MUTATORS)(data, chance, other)
+    if len(data) >= HEADER and chance.random() < 0.02:
+        other_indices(data, chance, other)
     if len(data) >= HEADER and chance.random() < 0.5:
         struct.pack_into("<I", data, HEADER - 4, zlib.crc32(data[HEADER:], zlib.crc32(data[: HEADER - 4])))
     return bytes(data)
 
 
-def assert_sound(update: Update, data: bytes, expected: Expected) -> None:
-    """What the server may rely on, and that these bytes are the only ones for this update."""
-    assert isinstance(update, DenseUpdate | SparseUpdate)
+def assert_sound(update: Update, expected: Expected) -> None:
+    """What the server may rely on."""
+    dense = update.to_dense()
     assert update.size == expected.size
-    assert update.values.dtype == update.to_dense().dtype == expected.dtype
-    assert update.to_dense().shape == (expected.size,)
+    assert update.values.dtype == dense.dtype == expected.dtype
+    assert dense.shape == (expected.size,)
     assert update.exact.shape == (expected.exact_size,)
-    assert bool(torch.isfinite(update.values).all())
-    assert bool(torch.isfinite(update.exact).all())
+    assert all(bool(torch.isfinite(numbers).all()) for numbers in (update.values, update.exact, dense))
     if isinstance(update, SparseUpdate):
-        indices = update.indices.tolist()
-        assert len(indices) == len(update.values) <= expected.size
-        assert all(0 <= index < expected.size for index in indices)
-        assert all(before < after for before, after in itertools.pairwise(indices))
-    half_precision = data[6] == 0
-    assert encode(update, round=expected.round, client=expected.client, half_precision=half_precision) == data
+        assert update.values.shape == update.indices.shape
+        if update.num_sent:
+            assert int(update.indices[0]) >= 0
+            assert int(update.indices[-1]) < expected.size
+            assert bool((update.indices.diff() > 0).all())
+    if update.codes is not None:
+        assert bool((update.codes.codes < 2**update.codes.bits).all())
+        assert all(bool(torch.isfinite(numbers).all()) for numbers in (update.codes.scales, update.codes.zeros))
+
+
+def as_find(data: bytes, expected: Expected) -> str:
+    """A case in the form of the corpus."""
+    layout = None if expected.layout is None else [list(shape) for shape in expected.layout.shapes.values()]
+    known = {
+        "round": expected.round,
+        "client": expected.client,
+        "size": expected.size,
+        "exact_size": expected.exact_size,
+    }
+    dtype = str(expected.dtype).removeprefix("torch.")
+    return json.dumps({"why": "", "reason": "", **known, "dtype": dtype, "layout": layout, "payload": data.hex()})
+
+
+def outcome(data: bytes, expected: Expected) -> str:
+    """The reason of the refusal, or "accepted" where what came out is sound."""
+    try:
+        update = decode(data, expected)
+    except MalformedPayload as refusal:
+        return refusal.reason
+    assert_sound(update, expected)
+    return "accepted"
 
 
 def test_mutated_payloads_are_refused_or_sound() -> None:
-    chance = random.Random(20_240_601)
-    honest = seeds(60) + seeds(400)
+    print(f"seed {SEED}, {CASES} cases")
+    chance = random.Random(SEED)
+    seeds = honest(4) + honest(40)
     outcomes: Counter[str] = Counter()
     for _ in range(CASES):
-        payload, expected = chance.choice(honest)
-        data = mutated(payload, chance.choice(honest)[0], chance)
+        payload, expected = chance.choice(seeds)
+        data = mutated(payload, chance.choice(seeds)[0], chance)
+        if chance.random() < 0.05:
+            expected = replace(expected, layout=None)
         try:
-            update = decode(data, expected)
-        except MalformedPayload as refusal:
-            outcomes[refusal.reason] += 1
-        else:
-            outcomes["accepted"] += 1
-            assert_sound(update, data, expected)
+            outcomes[outcome(data, expected)] += 1
+        except Exception as error:
+            pytest.fail(f"{type(error).__name__}: {error}\nseed {SEED}; a find:\n{as_find(data, expected)}")
+    print(dict(outcomes))
     # Every check was reached, and so was the far end: mended payloads with other values or indices.
-    reached = {"length", "format", "dtype", "round", "client", "size", "count", "checksum", "indices", "values"}
-    assert set(outcomes) == reached | {"accepted"}
+    assert set(outcomes) == {*Reason, "accepted"}
     assert min(outcomes.values()) > CASES // 1000
+
+
+def test_what_is_accepted_can_be_sent_on() -> None:
+    chance = random.Random(3)
+    seeds = honest(5)
+    accepted = 0
+    for _ in range(3000):
+        payload, expected = chance.choice(seeds)
+        data = mended(mutated(payload, payload, chance).ljust(HEADER, b"\x00"))
+        with contextlib.suppress(MalformedPayload):
+            update = decode(data, expected)
+            again = encode(update, round=7, client=11)
+            assert again == message(update, 7, 11)
+            assert_same(decode(again, expected), as_sent(update))
+            accepted += 1
+    assert accepted > 300
 
 
 def test_random_bytes_are_refused() -> None:
@@ -154,19 +263,29 @@ def test_random_bytes_are_refused() -> None:
 
 
 def test_memory_stays_near_the_expected_size() -> None:
-    size = 20_000
     chance = random.Random(9)
-    honest = seeds(size)
-    limit = 10 * dense_size(size, 3)
+    seeds = honest(6000)
     tracemalloc.start()
     try:
-        for _ in range(300):
-            payload, expected = chance.choice(honest)
-            data = mutated(payload, chance.choice(honest)[0], chance)
+        for _ in range(400):
+            payload, expected = chance.choice(seeds)
+            data = mutated(payload, chance.choice(seeds)[0], chance)
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
             with contextlib.suppress(MalformedPayload):
                 decode(data, expected)
-            assert tracemalloc.get_traced_memory()[1] - before < limit
+            peak = tracemalloc.get_traced_memory()[1] - before
+            assert peak < 2**18 + 6 * dense_size(expected.size, 3)
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.stem)
+def test_past_finds(file: Path) -> None:
+    find: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    shapes = find["layout"]
+    layout = None if shapes is None else Layout({str(number): tuple(shape) for number, shape in enumerate(shapes)})
+    expected = Expected(
+        find["round"], find["client"], find["size"], find["exact_size"], getattr(torch, find["dtype"]), layout=layout
+    )
+    assert outcome(bytes.fromhex(find["payload"]), expected) == find["reason"]

@@ -13,8 +13,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hetfl"
 
 LAYERS = (
-    {"errors", "files", "seeding"},
+    {"errors", "files", "seeding", "codes", "permutation"},
     {"types"},
+    {"updates"},
     {"submodel", "metrics_file"},
     {"store"},
     {

@@ -23,7 +23,7 @@ from hetfl.fleet import Fixed
 from hetfl.models import ConvNet, MultiExitConvNet
 from hetfl.selection import Uniform
 from hetfl.submodel import put
-from hetfl.types import SparseUpdate
+from hetfl.updates import SparseUpdate
 from hetfl.wire import dense_size, encode
 from tests.conftest import small_data, small_levels, small_module
 
@@ -75,7 +75,7 @@ def test_expected_bytes_are_the_mean_of_encoded_ones() -> None:
         lengths = []
         for _ in range(20):
             indices = (torch.rand(size, generator=random) < density).nonzero().squeeze(1)
-            update = SparseUpdate(size, indices, torch.ones(len(indices)), exact=torch.ones(7))
+            update = SparseUpdate(torch.ones(len(indices)), indices, size, exact=torch.ones(7))
             lengths.append(len(encode(update, round=0, client=0, half_precision=half)))
         expected = Upload(size, 7).sparse(density, 2 if half else 4)
         assert expected == pytest.approx(sum(lengths) / 20, rel=0.1)

@@ -18,7 +18,8 @@ from hetfl import ConfigurationError
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.local import FedDyn, LocalTraining, Penalty, Proximal, Workers
 from hetfl.store import DiskStore
-from hetfl.types import DenseUpdate, Index
+from hetfl.types import Index
+from hetfl.updates import DenseUpdate
 from tests.conftest import small_module
 
 Fit = Callable[..., Trainer]

@@ -28,7 +28,8 @@ from hetfl.compression import ErrorFeedback, GammaFedHT, TopK
 from hetfl.federation import FederatedCallback
 from hetfl.local import Workers
 from hetfl.run_folder import RunFolder
-from hetfl.types import ClientContext, DenseUpdate, Index, Layout, Report, SparseUpdate, Update
+from hetfl.types import ClientContext, Index, Layout, Report
+from hetfl.updates import DenseUpdate, SparseUpdate, Update
 from tests.conftest import small_data, small_module, small_net
 from tests.test_cli import ROOT, tiny
 
@@ -60,7 +61,7 @@ def test_entries_sent_per_tensor_are_those_counted_one_by_one(sizes: list[int], 
     sent = data.draw(st.lists(st.sampled_from(range(layout.size)), unique=True) if layout.size else st.just([]))
     owner = [tensor for tensor, size in enumerate(sizes) for _ in range(size)]
     expected = [sum(owner[entry] == tensor for entry in sent) for tensor in range(len(sizes))]
-    sparse = SparseUpdate(layout.size, torch.tensor(sorted(sent), dtype=torch.int64), torch.ones(len(sent)))
+    sparse = SparseUpdate(torch.ones(len(sent)), torch.tensor(sorted(sent), dtype=torch.int64), layout.size)
     for update, counts in ((sparse, expected), (DenseUpdate(torch.zeros(layout.size)), sizes)):
         got = update.num_sent_per_tensor(layout)
         assert got.tolist() == counts

@@ -16,7 +16,8 @@ from hetfl.aggregators import Aggregator
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedCallback, FederatedModule
 from hetfl.submodel import index_layout
-from hetfl.types import Index, Report, Update
+from hetfl.types import Index, Report
+from hetfl.updates import Update
 
 
 class LevelDrift(FederatedCallback):

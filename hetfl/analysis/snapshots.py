@@ -18,7 +18,8 @@ from hetfl.files import write_whole
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.run_folder import RunFolder
 from hetfl.submodel import index_layout, parameters_of
-from hetfl.types import Index, Report, Update
+from hetfl.types import Index, Report
+from hetfl.updates import Update
 
 
 class LayerCounts:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError, RefusedUpdate
-from hetfl.types import Layout, Update
+from hetfl.types import Layout
+from hetfl.updates import Update
+from hetfl.wire import as_sent
 
 
 class Compressor(ABC):
@@ -40,8 +42,48 @@ class Compressor(ABC):
             ValueError: ``p_D`` is not a flat vector, or holds NaN or Inf.
         """
 
-    def observe(self, update: Update) -> None:
-        """Learn from an update that the server accepted. By default nothing."""
+    def split(
+        self,
+        delta_D: Tensor,
+        residual_D: Tensor | None,
+        *,
+        lr: float,
+        half_precision: bool = False,
+        layout: Layout | None = None,
+        client: int | None = None,
+        generator: torch.Generator | None = None,
+        out: Tensor | None = None,
+    ) -> tuple[Update, Tensor]:
+        """Return what is sent of p = Δ + e, and what is left: p − u with u as the receiver reads it, shape (D,).
+
+        Args:
+            delta_D: Δ, shape (D,); not modified.
+            residual_D: e, shape (D,); None: 0.
+            lr: as in :meth:`compress`.
+            half_precision: whether values travel as float16.
+            layout: as in :meth:`compress`.
+            client: as in :meth:`compress`.
+            generator: as in :meth:`compress`.
+            out: shape (D,), may take what is left.
+
+        Raises:
+            ValueError: as :meth:`compress` does.
+        """
+        p_D = delta_D if residual_D is None else delta_D + residual_D
+        update = self.compress(p_D, lr=lr, layout=layout, client=client, generator=generator)
+        return update, as_sent(update, half_precision).left_of(p_D)
+
+    @property
+    def expands(self) -> bool:
+        """Whether ‖C(p) − p‖ may exceed ‖p‖ by far, so that error feedback would not end. By default not."""
+        return False
+
+    def shared_bytes(self, layout: Layout) -> int:
+        """Return the bytes of server-shared state that a client must be sent to compress a vector. By default none."""
+        return 0
+
+    def observe(self, update: Update, layout: Layout | None = None) -> None:
+        """Learn from an update that the server accepted, of a vector with a layout. By default nothing."""
 
     def end_round(self) -> None:
         """Close the round after its last accepted update. By default nothing."""
@@ -53,6 +95,9 @@ class Compressor(ABC):
     def describe(self) -> str:
         """Return the compressor with its settings in short text, by which a checkpoint knows it again."""
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.settings().items())})"
+
+    def __repr__(self) -> str:
+        return self.describe()
 
     def settings(self) -> dict[str, object]:
         """Return the constructor's arguments by name. By default none."""

@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hetfl.compression import threshold_pass
 from hetfl.compression.base import Compressor
+from hetfl.compression.staleness import Keep, Staleness
+from hetfl.errors import ConfigurationError
 from hetfl.store import ClientStore, MemoryStore
 from hetfl.submodel import index_layout
-from hetfl.types import Index, Update
-from hetfl.wire import Expected, decode, encode
+from hetfl.types import Index
+from hetfl.updates import Update
+from hetfl.wire import encode
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Message:
         index: the entries of the global model that the vector covers.
         payload: the encoded update.
         residual_D: e' = p − decode(payload) in the coordinates of ``index``, shape (D,); None without error feedback.
+            Once the message is accepted its memory may be used again.
     """
 
     client: int
@@ -40,11 +45,15 @@ class ErrorFeedback:
 
     With e_k the residual of client k in global coordinates and I its upload index:
 
-        p = Δ_k + e_k[I],   u = decode(encode(C(p))),   e_k[I] ← p − u   once the server has accepted.
+        p = Δ_k + f(a) e_k[I],   u = decode(encode(C(p))),   e_k[I] ← p − u   once the server has accepted,
+
+    where a is the number of rounds since the server last took an update of the client, and f is 1 unless ``staleness``
+    says otherwise.
 
     Entries of e_k outside I are neither sent nor touched. A message that was never accepted changes nothing: the client
     loses its delta and keeps its residual. Rounding on the wire is in the residual, as u is what the server decodes.
-    Sparsifiers satisfy u + e' = fl(Δ + e) bit for bit, so over a run Σ u + e = Σ Δ up to the rounding of Δ + e.
+    Sparsifiers satisfy u + e' = fl(Δ + e) bit for bit, so over a run Σ u + e = Σ Δ up to the rounding of Δ + e; others
+    do within the rounding of the difference.
 
     Error feedback: Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019, arXiv 1901.09847. In global
     coordinates, for sub-models that change: ours.
@@ -57,6 +66,10 @@ class ErrorFeedback:
         residuals: where e_k is kept; None: in memory.
         half_precision: send values as float16.
         enabled: False sends C(Δ) and keeps nothing.
+        staleness: what becomes of the residual of a client that stays away; None: it is kept.
+
+    Raises:
+        ConfigurationError: error feedback with a compressor that expands: residuals would grow without end.
     """
 
     def __init__(
@@ -65,12 +78,20 @@ class ErrorFeedback:
         residuals: ClientStore | None = None,
         half_precision: bool = False,
         enabled: bool = True,
+        staleness: Staleness | None = None,
     ) -> None:
+        if enabled and compressor.expands:
+            raise ConfigurationError(
+                f"Expected enabled: false with a compressor that expands but got error feedback with {compressor}"
+            )
         self.compressor = compressor
         self.residuals = MemoryStore() if residuals is None else residuals
         self.half_precision = half_precision
         self.enabled = enabled
+        self.staleness = staleness or Keep()
         self._squared_norms: dict[int, float] = {}
+        self._spare: dict[int, Tensor] = {}  # by length: what a residual was left in that has been stored since
+        self._rounds: dict[int, int] = {}  # in which the server last took an update of the client
 
     def prepare(
         self,
@@ -102,17 +123,30 @@ class ErrorFeedback:
             raise ValueError(
                 f"Expected a delta of shape ({layout.size},) from client {client} but got {tuple(delta_D.shape)}"
             )
-        residual_D = self.residuals.read(client, index, delta_D) if self.enabled else None
-        p_D = delta_D if residual_D is None else delta_D + residual_D
-        update = self.compressor.compress(p_D, lr=lr, layout=layout, client=client, generator=generator)
+        left_D: Tensor | None = None
+        if self.enabled:
+            update, left_D = self.compressor.split(
+                delta_D,
+                self._residual(client, index, delta_D, round),
+                lr=lr,
+                half_precision=self.half_precision,
+                layout=layout,
+                client=client,
+                generator=generator,
+                out=self._spare.pop(layout.size, None),
+            )
+        else:
+            update = self.compressor.compress(delta_D, lr=lr, layout=layout, client=client, generator=generator)
         if exact is not None:
             update = update.with_exact(exact)
         payload = encode(update, round=round, client=client, half_precision=self.half_precision)
-        if not self.enabled:
-            return Message(client, round, index, payload, None)
-        expected = Expected(round, client, layout.size, update.exact.numel(), p_D.dtype, update.exact.dtype)
-        left_D = p_D - decode(payload, expected).to_dense().to(p_D.device)
         return Message(client, round, index, payload, left_D)
+
+    def _residual(self, client: int, index: Index, like_D: Tensor, round: int) -> Tensor | None:
+        """Return what is added to the delta: the client's residual, or what its age leaves of it; None for nothing."""
+        factor = self.staleness.factor(max(1, round - self._rounds.get(client, round)))
+        residual_D = self.residuals.read(client, index, like_D) if factor else None
+        return residual_D if residual_D is None or factor == 1 else residual_D * factor
 
     def accept(self, message: Message, update: Update) -> None:
         """Make the prepared residual the client's, and let the compressor learn: the server took the update.
@@ -121,10 +155,13 @@ class ErrorFeedback:
             message: what :meth:`prepare` returned.
             update: what the server decoded.
         """
-        self.compressor.observe(update)
+        self.compressor.observe(update, index_layout(message.index))
         if message.residual_D is None:
             return
+        self._rounds[message.client] = message.round
         written = self.residuals.write(message.client, message.index, message.residual_D, message.round)
+        if message.residual_D.numel() >= threshold_pass.SHORTEST:
+            self._spare[message.residual_D.numel()] = message.residual_D
         self._squared_norms.pop(message.client, None)
         if written:
             self._squared_norms[message.client] = math.fsum(_squared_norm(block) for block in written.values())
@@ -142,6 +179,7 @@ class ErrorFeedback:
         return {
             "compressor": self.compressor.state_dict(),
             "residuals": self.residuals.state_dict(),
+            "rounds": torch.tensor(list(self._rounds.items()), dtype=torch.int64).reshape(-1, 2),
             "clients": torch.tensor(list(self._squared_norms), dtype=torch.int64),
             "squared_norms": torch.tensor(list(self._squared_norms.values()), dtype=torch.float64),
         }
@@ -150,6 +188,7 @@ class ErrorFeedback:
         """Put back what :meth:`state_dict` returned."""
         self.compressor.load_state_dict(state["compressor"])
         self.residuals.load_state_dict(state["residuals"])
+        self._rounds = dict(state["rounds"].tolist())
         self._squared_norms = dict(zip(state["clients"].tolist(), state["squared_norms"].tolist(), strict=True))
 
     def checkpointed(self) -> None:

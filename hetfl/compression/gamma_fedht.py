@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from hetfl.compression.hard_threshold import HardThreshold
+from hetfl.compression.scope import Scope
 from hetfl.errors import ConfigurationError
-from hetfl.types import Layout, SparseUpdate
+from hetfl.types import Layout
+from hetfl.updates import SparseUpdate
 
 
 def stepsize_aware_threshold(initial: float, lr: float, reference_lr: float, alpha: float) -> float:
@@ -43,6 +45,7 @@ class GammaFedHT(HardThreshold):
         alpha: α, at least 0.
         reference_lr: γ_0, above 0; None: the learning rate at which λ_0 came into force, that is the first one seen, or
             that of the round of the calibration.
+        scope: calibrate one λ_0 (``global``), or one for every tensor (``layer``).
 
     Raises:
         ConfigurationError: not exactly one of ``threshold`` and ``density`` is given, or a setting is out of range.
@@ -54,8 +57,9 @@ class GammaFedHT(HardThreshold):
         density: float | None = None,
         alpha: float = 1.0,
         reference_lr: float | None = None,
+        scope: Scope = "global",
     ) -> None:
-        super().__init__(threshold, density)
+        super().__init__(threshold, density, scope)
         if not 0 <= alpha < math.inf:
             raise ConfigurationError(f"Expected a finite alpha of at least 0 but got {alpha}")
         if reference_lr is not None and not 0 < reference_lr < math.inf:
@@ -65,13 +69,13 @@ class GammaFedHT(HardThreshold):
         self._first_lr: float | None = None
 
     def settings(self) -> dict[str, object]:  # noqa: D102
-        return {**super().settings(), "alpha": self.alpha, "reference_lr": self.reference_lr}
+        given = super().settings()
+        own = {"alpha": self.alpha, "reference_lr": self.reference_lr}
+        return {"threshold": given["threshold"], "density": given["density"], **own, "scope": given["scope"]}
 
-    def threshold(self, lr: float) -> float | None:  # noqa: D102
-        if self.initial_threshold is None:
-            return None
-        reference_lr = self.reference_lr or self._first_lr or lr
-        return stepsize_aware_threshold(self.initial_threshold, lr, reference_lr, self.alpha)
+    def scale(self, lr: float) -> float:
+        """Return λ_t / λ_0 = (γ_t / γ_0)^α."""
+        return stepsize_aware_threshold(1.0, lr, self.reference_lr or self._first_lr or lr, self.alpha)
 
     def compress(
         self,
@@ -87,7 +91,7 @@ class GammaFedHT(HardThreshold):
         Raises:
             ConfigurationError: γ_0 is to be the first learning rate, and that is not above 0.
         """
-        if self._first_lr is None or self.initial_threshold is None:
+        if self._first_lr is None or not self.calibrated:
             if self.alpha > 0 and self.reference_lr is None and lr <= 0:
                 raise ConfigurationError(f"Expected reference_lr, or a first learning rate above 0, but got {lr}")
             self._first_lr = lr

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hetfl.compression import threshold_pass
 from hetfl.compression.base import Compressor, require_density, require_finite
+from hetfl.compression.scope import Scope, per_tensor
 from hetfl.compression.top_k import top_k
 from hetfl.errors import ConfigurationError
-from hetfl.types import Layout, SparseUpdate, Update
+from hetfl.types import Layout
+from hetfl.updates import SparseUpdate, Update
 
 
 def hard_threshold(p_D: Tensor, threshold: float) -> SparseUpdate:
@@ -23,7 +26,7 @@ def hard_threshold(p_D: Tensor, threshold: float) -> SparseUpdate:
         threshold: λ ≥ 0, compared in the dtype of ``p_D``.
     """
     indices = ((p_D.abs() >= threshold) & (p_D != 0)).nonzero().squeeze(1)
-    return SparseUpdate(p_D.numel(), indices, p_D[indices])
+    return SparseUpdate(p_D[indices], indices, p_D.numel())
 
 
 def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
@@ -43,6 +46,10 @@ def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
     raise ValueError("Expected at least one value but got none")
 
 
+WHOLE = ""
+"""In the place of a tensor's name: all of the vector."""
+
+
 class HardThreshold(Compressor):
     """Send every entry with |p_i| ≥ λ and p_i ≠ 0, λ the same for all clients and rounds.
 
@@ -58,12 +65,13 @@ class HardThreshold(Compressor):
     Args:
         threshold: λ, at least 0.
         density: share of entries that the calibration aims at, in (0, 1].
+        scope: calibrate one λ (``global``), or one for every tensor (``layer``).
 
     Raises:
         ConfigurationError: not exactly one of ``threshold`` and ``density`` is given, or it is out of range.
     """
 
-    def __init__(self, threshold: float | None = None, density: float | None = None) -> None:
+    def __init__(self, threshold: float | None = None, density: float | None = None, scope: Scope = "global") -> None:
         if (threshold is None) == (density is None):
             raise ConfigurationError(
                 f"Expected exactly one of threshold and density but got threshold={threshold}, density={density}"
@@ -72,21 +80,26 @@ class HardThreshold(Compressor):
             raise ConfigurationError(f"Expected a finite threshold of at least 0 but got {threshold}")
         if density is not None:
             require_density(density)
-        self.density = density
+        self.density, self.scope = density, scope
         self._given = threshold
-        self._calibrated: float | None = None
-        self._reports: list[tuple[float, int]] = []  # k-th magnitude, length D
+        self._calibrated: dict[str, float] = {}  # by tensor
+        self._reports: dict[str, list[tuple[float, int]]] = {}  # by tensor: k-th magnitude, length D
 
     def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"threshold": self._given, "density": self.density}
+        return {"threshold": self._given, "density": self.density, "scope": self.scope}
+
+    def scale(self, lr: float) -> float:
+        """Return λ_t / λ_0 at a learning rate: 1."""
+        return 1.0
 
     @property
-    def initial_threshold(self) -> float | None:
-        """λ_0: given or calibrated; None as long as it is neither."""
-        return self._calibrated if self._given is None else self._given
+    def calibrated(self) -> bool:
+        """Whether there is a λ_0, given or calibrated."""
+        return self._given is not None or bool(self._calibrated)
 
     def threshold(self, lr: float) -> float | None:  # noqa: D102
-        return self.initial_threshold
+        initial = self._calibrated.get(WHOLE) if self._given is None else self._given
+        return None if initial is None else initial * self.scale(lr)
 
     def compress(  # noqa: D102
         self,
@@ -101,22 +114,71 @@ class HardThreshold(Compressor):
         threshold = self.threshold(lr)
         if threshold is not None:
             return hard_threshold(p_D, threshold)
-        assert self.density is not None  # the constructor took exactly one of the two
-        return top_k(p_D, self.density)
+        if self.scope == "global" or layout is None:
+            return self._chosen(WHOLE, p_D, lr)
+        return per_tensor(p_D, layout, lambda name, part: self._chosen(name, part, lr))
 
-    def observe(self, update: Update) -> None:  # noqa: D102
-        if self.initial_threshold is None and isinstance(update, SparseUpdate) and update.num_sent:
-            self._reports.append((float(update.values.abs().min()), update.size))
+    def split(  # noqa: D102
+        self,
+        delta_D: Tensor,
+        residual_D: Tensor | None,
+        *,
+        lr: float,
+        half_precision: bool = False,
+        layout: Layout | None = None,
+        client: int | None = None,
+        generator: torch.Generator | None = None,
+        out: Tensor | None = None,
+    ) -> tuple[Update, Tensor]:
+        threshold = self.threshold(lr)
+        if threshold is None:
+            return super().split(
+                delta_D,
+                residual_D,
+                lr=lr,
+                half_precision=half_precision,
+                layout=layout,
+                client=client,
+                generator=generator,
+            )
+        parts = threshold_pass.split(delta_D, residual_D, threshold, out)
+        if not parts.finite:
+            require_finite(delta_D if residual_D is None else delta_D + residual_D, layout, client)
+        return threshold_pass.as_update(parts, half_precision)
+
+    def _chosen(self, name: str, part: Tensor, lr: float) -> SparseUpdate:
+        """Return what reaches a tensor's λ; while it has none, its top k."""
+        if name in self._calibrated:
+            return hard_threshold(part, self._calibrated[name] * self.scale(lr))
+        assert self.density is not None  # the constructor took exactly one of the two
+        return top_k(part, self.density)
+
+    def observe(self, update: Update, layout: Layout | None = None) -> None:  # noqa: D102
+        if self._given is not None or not isinstance(update, SparseUpdate):
+            return
+        magnitudes = update.values.abs()
+        if self.scope == "global" or layout is None:
+            parts = {WHOLE: (magnitudes, update.size)}
+        else:
+            split = magnitudes.split(update.num_sent_per_tensor(layout).tolist())
+            parts = dict(zip(layout.shapes, zip(split, layout.sizes, strict=True), strict=True))
+        for name, (sent, size) in parts.items():
+            if name not in self._calibrated and sent.numel():
+                self._reports.setdefault(name, []).append((float(sent.min()), size))
 
     def end_round(self) -> None:  # noqa: D102
-        if self._reports:
-            magnitudes, sizes = zip(*self._reports, strict=True)
-            self._calibrated = weighted_median(magnitudes, sizes) or None
-            self._reports = []
+        for name, reports in self._reports.items():
+            median = weighted_median(*zip(*reports, strict=True))
+            if median > 0:
+                self._calibrated[name] = median
+        self._reports = {}
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"calibrated": self._calibrated, "reports": list(self._reports)}
+        return {
+            "calibrated": dict(self._calibrated),
+            "reports": {name: list(reports) for name, reports in self._reports.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
-        self._calibrated = state["calibrated"]
-        self._reports = [(magnitude, size) for magnitude, size in state["reports"]]
+        self._calibrated = dict(state["calibrated"])
+        self._reports = {name: [tuple(each) for each in reports] for name, reports in state["reports"].items()}

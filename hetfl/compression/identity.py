@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from hetfl.compression.base import Compressor, require_finite
-from hetfl.types import DenseUpdate, Layout
+from hetfl.types import Layout
+from hetfl.updates import DenseUpdate
 
 
 class Identity(Compressor):

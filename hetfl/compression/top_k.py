@@ -7,8 +7,15 @@ import math
 import torch
 from torch import Tensor
 
+from hetfl.compression import threshold_pass
 from hetfl.compression.base import Compressor, require_density, require_finite
-from hetfl.types import Layout, SparseUpdate
+from hetfl.compression.scope import Scope, per_tensor
+from hetfl.compression.threshold_pass import Split
+from hetfl.types import Layout
+from hetfl.updates import SparseUpdate, Update
+
+SAMPLE = 1 << 16
+"""Entries from which a threshold is estimated."""
 
 
 def top_k(p_D: Tensor, density: float) -> SparseUpdate:
@@ -18,38 +25,81 @@ def top_k(p_D: Tensor, density: float) -> SparseUpdate:
         p_D: shape (D,).
         density: share of the entries, in (0, 1].
     """
-    count = min(p_D.numel(), max(1, math.floor(density * p_D.numel())))
+    count = count_of(density, p_D.numel())
     if not count:
-        return SparseUpdate(0, torch.empty(0, dtype=torch.int64, device=p_D.device), p_D.clone())
-    magnitude_D = p_D.abs()
+        return SparseUpdate(p_D.clone(), torch.empty(0, dtype=torch.int64, device=p_D.device), 0)
+    indices = largest(p_D.abs(), count).nonzero().squeeze(1)
+    return SparseUpdate(p_D[indices], indices, p_D.numel())
+
+
+def count_of(density: float, size: int) -> int:
+    """Return k = max(1, ⌊density · D⌋), and 0 for no entries."""
+    return min(size, max(1, math.floor(density * size)))
+
+
+def largest(magnitude_D: Tensor, count: int) -> Tensor:
+    """Return which magnitudes are the ``count`` largest, of equal ones those of lowest index: bool, shape (D,)."""
     least = magnitude_D.topk(count, sorted=False).values.min()
     keep_D = magnitude_D > least
     # torch.topk does not say which of equal entries it takes.
     ties = (magnitude_D == least).nonzero().squeeze(1)
     keep_D[ties[: count - int(keep_D.sum())]] = True
-    indices = keep_D.nonzero().squeeze(1)
-    return SparseUpdate(p_D.numel(), indices, p_D[indices])
+    return keep_D
+
+
+def estimated_threshold(delta_D: Tensor, residual_D: Tensor | None, count: int) -> float:
+    """Return a threshold that a few more than ``count`` entries of Δ + e reach, most likely, from an even sample.
+
+    Of m sampled entries about m k/D belong to the largest k, give or take the square root; four of those are let in.
+    """
+    stride = max(1, delta_D.numel() // SAMPLE)
+    sample = delta_D[::stride] if residual_D is None else delta_D[::stride] + residual_D[::stride]
+    share = sample.numel() * count / delta_D.numel()
+    rank = min(sample.numel(), math.ceil(share + 4 * math.sqrt(share) + 1))
+    return float(sample.abs().topk(rank, sorted=False).values.min())
+
+
+def split_top_k(delta_D: Tensor, residual_D: Tensor | None, density: float, out: Tensor | None) -> Split | None:
+    """Divide Δ + e into its top k and the rest by the fused pass; None if the estimate was too high.
+
+    Args:
+        delta_D: Δ, shape (D,), float32 on the CPU.
+        residual_D: e, shape (D,); None: 0.
+        density: share of the entries, in (0, 1].
+        out: as in :func:`hetfl.compression.threshold_pass.split`.
+    """
+    count = count_of(density, delta_D.numel())
+    reached = threshold_pass.split_fused(delta_D, residual_D, estimated_threshold(delta_D, residual_D, count), out)
+    if not reached.finite:
+        return reached
+    if reached.indices.numel() < count:
+        return None
+    keep = largest(reached.values.abs(), count)
+    back = ~keep
+    reached.left_D[reached.indices[back]] = reached.values[back]
+    return Split(reached.indices[keep], reached.values[keep], reached.left_D, True)
 
 
 class TopK(Compressor):
-    """Send the k entries of largest magnitude over the whole vector, k = max(1, ⌊density · D⌋).
+    """Send the k entries of largest magnitude, k = max(1, ⌊density · D⌋).
 
     A contraction: ‖C(p) − p‖² ≤ (1 − k/D) ‖p‖² (Stich et al., Sparsified SGD with Memory, NeurIPS 2018, arXiv
     1809.07599).
 
     Args:
         density: share of the entries, in (0, 1].
+        scope: choose over the whole vector (``global``), or the same share of every tensor (``layer``).
 
     Raises:
         ConfigurationError: ``density`` is outside (0, 1].
     """
 
-    def __init__(self, density: float) -> None:
+    def __init__(self, density: float, scope: Scope = "global") -> None:
         require_density(density)
-        self.density = density
+        self.density, self.scope = density, scope
 
     def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"density": self.density}
+        return {"density": self.density, "scope": self.scope}
 
     def compress(  # noqa: D102
         self,
@@ -61,4 +111,34 @@ class TopK(Compressor):
         generator: torch.Generator | None = None,
     ) -> SparseUpdate:
         require_finite(p_D, layout, client)
-        return top_k(p_D, self.density)
+        if self.scope == "global" or layout is None:
+            return top_k(p_D, self.density)
+        return per_tensor(p_D, layout, lambda name, part: top_k(part, self.density))
+
+    def split(  # noqa: D102
+        self,
+        delta_D: Tensor,
+        residual_D: Tensor | None,
+        *,
+        lr: float,
+        half_precision: bool = False,
+        layout: Layout | None = None,
+        client: int | None = None,
+        generator: torch.Generator | None = None,
+        out: Tensor | None = None,
+    ) -> tuple[Update, Tensor]:
+        whole = self.scope == "global" or layout is None
+        parts = None
+        if whole and threshold_pass.is_fused(delta_D):
+            parts = split_top_k(delta_D, residual_D, self.density, out)
+        if parts is None or not parts.finite:
+            return super().split(
+                delta_D,
+                residual_D,
+                lr=lr,
+                half_precision=half_precision,
+                layout=layout,
+                client=client,
+                generator=generator,
+            )
+        return threshold_pass.as_update(parts, half_precision)

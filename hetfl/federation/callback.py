@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hetfl.types import Index, Report, Update
+from hetfl.types import Index, Report
+from hetfl.updates import Update
 
 
 class FederatedCallback(Callback):

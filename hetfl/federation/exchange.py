@@ -13,8 +13,10 @@ from hetfl.compression import ErrorFeedback
 from hetfl.errors import RefusedUpdate
 from hetfl.federation.ledger import Ledger
 from hetfl.local import LocalResult
+from hetfl.seeding import generator
 from hetfl.submodel import gather_flat, index_layout, relative
-from hetfl.types import Index, Report, Update
+from hetfl.types import Index, Report
+from hetfl.updates import Update
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,11 @@ class Exchange:
         uplink: the compressor with its error feedback.
         aggregator: takes accepted updates.
         ledger: takes their costs.
+        seed: of what compressors draw.
     """
 
-    def __init__(self, uplink: ErrorFeedback, aggregator: Aggregator, ledger: Ledger) -> None:
-        self.uplink, self.aggregator, self.ledger = uplink, aggregator, ledger
+    def __init__(self, uplink: ErrorFeedback, aggregator: Aggregator, ledger: Ledger, seed: int) -> None:
+        self.uplink, self.aggregator, self.ledger, self.seed = uplink, aggregator, ledger, seed
 
     def receive(
         self, result: LocalResult, *, index: Index, upload: Index, trained: frozenset[str], flops: float
@@ -60,15 +63,24 @@ class Exchange:
             What was accepted; None if the update was refused: then its delta is lost, its residual as it was.
         """
         task = result.task
-        down_bytes = wire.dense_size(result.vector.numel())
         vector = _restricted(result.vector, index, upload)
         held = {name: entry for name, entry in upload.items() if name in trained}
-        size = index_layout(held).size
+        layout = index_layout(held)
+        size = layout.size
+        down_bytes = wire.dense_size(result.vector.numel()) + self.uplink.compressor.shared_bytes(layout)
         try:
             message = self.uplink.prepare(
-                task.client, vector[:size], exact=vector[size:], index=held, round=task.round, lr=task.lr
+                task.client,
+                vector[:size],
+                exact=vector[size:],
+                index=held,
+                round=task.round,
+                lr=task.lr,
+                generator=generator(self.seed, "compression", task.round, task.client),
             )
-            expected = wire.Expected(task.round, task.client, size, vector.numel() - size, dtype=vector.dtype)
+            expected = wire.Expected(
+                task.round, task.client, size, vector.numel() - size, dtype=vector.dtype, layout=layout
+            )
             update = wire.decode(message.payload, expected)
         except (wire.MalformedPayload, RefusedUpdate) as error:
             rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")

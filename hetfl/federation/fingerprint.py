@@ -51,6 +51,7 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "client schedule": schedule,
         "compressor": uplink.compressor.describe(),
         "uplink": f"{'float16' if uplink.half_precision else 'whole'} values{error_feedback}",
+        "staleness": uplink.staleness.describe(),
         "residual store": type(uplink.residuals).__name__,
         "aggregator": settings_of(module.aggregator),
         "server optimizer": optimizer_settings(module.server_optimizer(parameters_of(module.net).values())),

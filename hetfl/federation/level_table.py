@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
@@ -54,15 +55,16 @@ class Upload:
     def sparse(self, density: float, itemsize: int = 4) -> float:
         r"""Return the expected bytes if each entry is sent with probability p = ``density``, wherever it lies.
 
-        The gap g to the next entry that is sent takes a byte below 128, one more from 128 on, from 128² on, and so
-        forth; it is geometric, so :math:`P(g \ge n) = (1 - p)^n`.
+        An index takes the entropy of the gap to it, :math:`-\log_2 p - \frac{1 - p}{p} \log_2 (1 - p)` bits; the code
+        of the wire comes within 2 % of it from a few hundred indices on.
 
         Args:
             density: in (0, 1].
             itemsize: bytes of one value; the exact block has float32.
         """
-        index_bytes = 1.0 + sum((1.0 - density) ** (128**more) for more in range(1, 5))
-        return float(wire.dense_size(0, self.exact_size) + self.size * density * (itemsize + index_bytes))
+        rest = 1.0 - density
+        bits = -math.log2(density) - (rest / density * math.log2(rest) if rest else 0.0)
+        return float(wire.dense_size(0, self.exact_size) + self.size * density * (itemsize + bits / 8))
 
 
 def rows_of(

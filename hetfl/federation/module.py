@@ -108,7 +108,7 @@ class FederatedModule(EvaluatingModule):
         self.server_optimizer = server_optimizer
         self.executor = executor or Sequential()
         self.ledger = Ledger(client_device or Device())
-        self.exchange = Exchange(self.uplink, self.aggregator, self.ledger)
+        self.exchange = Exchange(self.uplink, self.aggregator, self.ledger, seed)
         self.statistics = StaticStatisticsStore(self.levels.affords)
         if statistics_clients is not None and statistics_clients < 1:
             raise ConfigurationError(f"Expected statistics_clients of at least 1 or null but got {statistics_clients}")

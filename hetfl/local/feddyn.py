@@ -12,7 +12,8 @@ from hetfl.errors import ConfigurationError
 from hetfl.local.penalty import Penalty
 from hetfl.store import ClientStore, MemoryStore
 from hetfl.submodel import add, index_layout
-from hetfl.types import Index, Update
+from hetfl.types import Index
+from hetfl.updates import Update
 
 
 class FedDyn(Penalty):

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.types import Index, Update
+from hetfl.types import Index
+from hetfl.updates import Update
 
 
 class Penalty(ABC):

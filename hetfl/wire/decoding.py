@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hetfl.types import DenseUpdate, SparseUpdate, Update
-from hetfl.wire.header import DTYPES, HEADER_SIZE, MAGIC, NUMPY_DTYPES, VERSION, Header, Kind, checksum_holds, unpack
+from hetfl.types import Layout
+from hetfl.updates import DenseUpdate, SparseUpdate, Update
+from hetfl.wire.code_block import block_size, decode_codes
+from hetfl.wire.header import (
+    CODES,
+    DTYPES,
+    HEADER_SIZE,
+    MAGIC,
+    NUMPY_DTYPES,
+    VERSION,
+    Header,
+    Kind,
+    checksum_holds,
+    unpack,
+)
 from hetfl.wire.malformed import MalformedPayload, Reason
-from hetfl.wire.varint import decode_indices, longest_encoding
+from hetfl.wire.support import decode_support, most_support_bytes
 
 
 @dataclass(frozen=True)
@@ -23,9 +36,14 @@ class Expected:
         client: the id of the client that was asked.
         size: length D of the vector in the coordinates of the client's index.
         exact_size: entries of the exact block.
-        dtype: dtype of the decoded values. They travel in it or as float16, which is widened.
+        dtype: dtype of the decoded values. They travel in it, as float16 or as codes, which are widened.
         exact_dtype: dtype of the exact block, if it has entries; None: ``dtype``.
-        max_count: the most values that a sparse message may have; None: D.
+        max_count: the most values that a message may have that is not dense. None: D; of a low-rank message 2 D, which
+            products of full rank come to at the most.
+        layout: the tensors of the vector; None: a message that speaks of single tensors is refused.
+
+    Raises:
+        ValueError: the layout is that of a vector of another length.
     """
 
     round: int
@@ -35,13 +53,18 @@ class Expected:
     dtype: torch.dtype = torch.float32
     exact_dtype: torch.dtype | None = None
     max_count: int | None = None
+    layout: Layout | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout is not None and self.layout.size != self.size:
+            raise ValueError(f"Expected the layout of a vector of {self.size} entries but got {self.layout.size}")
 
 
 def decode(data: bytes, expected: Expected) -> Update:
     """Return the update in a message, in tensors of its own; refuse whatever is not exactly what is expected.
 
     Nothing is allocated before every length in the header agrees with what is expected and with the length of the
-    message; memory stays within a small multiple of the expected dense message.
+    message; memory stays within some 20 times the expected dense message of float32, whatever the bytes.
 
     Args:
         data: the message.
@@ -54,22 +77,21 @@ def decode(data: bytes, expected: Expected) -> Update:
         raise MalformedPayload(Reason.LENGTH, f"Expected at least {HEADER_SIZE} bytes but got {len(data)}")
     header = unpack(data)
     _check_origin(header, expected)
-    dtype, exact_dtype = _check_dtypes(header, expected)
+    exact_dtype = _check_dtypes(header, expected)
     _check_counts(header, expected)
-    values_at = HEADER_SIZE + header.index_bytes
-    exact_at = values_at + header.num_sent * dtype.itemsize
+    values_at = HEADER_SIZE + header.support_bytes
+    exact_at = values_at + _value_bytes(data, values_at, header, expected)
     _require(len(data), exact_at + header.num_exact * exact_dtype.itemsize, Reason.LENGTH, "bytes", expected)
     if not checksum_holds(data):
         raise MalformedPayload(
             Reason.CHECKSUM, f"Expected an intact message from client {expected.client} but got damage"
         )
-    values = _read_values(data, values_at, header.num_sent, dtype).to(expected.dtype)
     exact = _read_values(data, exact_at, header.num_exact, exact_dtype)
-    if header.kind == Kind.DENSE:
-        return DenseUpdate(values, exact=exact)
-    encoded = np.frombuffer(data, dtype=np.uint8, count=header.index_bytes, offset=HEADER_SIZE)
-    indices = torch.from_numpy(decode_indices(encoded, header.num_sent, header.size))
-    return SparseUpdate(header.size, indices, values, exact=exact)
+    empty = decode_support(data, header, expected.size, expected.layout)
+    update = replace(_with_values(empty, data, values_at, header, expected), exact=exact)
+    if not (isinstance(update, DenseUpdate | SparseUpdate) or bool(torch.isfinite(update.to_dense()).all())):
+        raise MalformedPayload(Reason.VALUES, "Expected finite products but got an overflow")
+    return update
 
 
 def _require(got: int | bytes, wanted: int | bytes, reason: Reason, what: str, expected: Expected) -> None:
@@ -82,42 +104,62 @@ def _check_origin(header: Header, expected: Expected) -> None:
     _require(header.version, VERSION, Reason.FORMAT, "version", expected)
     if header.kind not in tuple(Kind):
         raise MalformedPayload(
-            Reason.FORMAT, f"Expected kind 0 or 1 from client {expected.client} but got {header.kind}"
+            Reason.FORMAT, f"Expected a kind up to {max(Kind)} from client {expected.client} but got {header.kind}"
         )
     _require(header.round, expected.round, Reason.ROUND, "round", expected)
     _require(header.client, expected.client, Reason.CLIENT, "client", expected)
 
 
-def _check_dtypes(header: Header, expected: Expected) -> tuple[torch.dtype, torch.dtype]:
+def _check_dtypes(header: Header, expected: Expected) -> torch.dtype:
+    """Return the dtype of the exact block."""
     exact_dtype = (expected.exact_dtype or expected.dtype) if expected.exact_size else torch.float32
-    if header.dtype not in (DTYPES.index(torch.float16), DTYPES.index(expected.dtype)):
+    if header.dtype not in (DTYPES.index(torch.float16), DTYPES.index(expected.dtype), CODES):
         raise MalformedPayload(
             Reason.DTYPE,
-            f"Expected {expected.dtype} or torch.float16 from client {expected.client} but got code {header.dtype}",
+            f"Expected {expected.dtype}, torch.float16 or codes from client {expected.client} but got {header.dtype}",
         )
     _require(header.exact_dtype, DTYPES.index(exact_dtype), Reason.DTYPE, "the exact block's dtype code", expected)
-    return DTYPES[header.dtype], exact_dtype
+    return exact_dtype
 
 
 def _check_counts(header: Header, expected: Expected) -> None:
     _require(header.size, expected.size, Reason.SIZE, "size", expected)
     _require(header.num_exact, expected.exact_size, Reason.COUNT, "exact count", expected)
+    most = 2 * expected.size if header.kind == Kind.LOW_RANK else expected.size
     if header.kind == Kind.DENSE:
         _require(header.num_sent, expected.size, Reason.COUNT, "count", expected)
-        _require(header.index_bytes, 0, Reason.LENGTH, "index bytes", expected)
-        return
-    most = expected.size if expected.max_count is None else min(expected.size, expected.max_count)
+    elif expected.max_count is not None:
+        most = min(most, expected.max_count)
     if header.num_sent > most:
         raise MalformedPayload(
             Reason.COUNT, f"Expected at most {most} values from client {expected.client} but got {header.num_sent}"
         )
-    longest = longest_encoding(header.num_sent, expected.size)
-    if not header.num_sent <= header.index_bytes <= longest:
+    longest = most_support_bytes(header, expected.size, expected.layout)
+    if header.support_bytes > longest:
         raise MalformedPayload(
             Reason.LENGTH,
-            f"Expected {header.num_sent} to {longest} index bytes from client {expected.client} but got "
-            f"{header.index_bytes}",
+            f"Expected at most {longest} support bytes from client {expected.client} but got {header.support_bytes}",
         )
+
+
+def _value_bytes(data: bytes, offset: int, header: Header, expected: Expected) -> int:
+    if header.dtype != CODES:
+        return header.num_sent * DTYPES[header.dtype].itemsize
+    sections = None if expected.layout is None else len(expected.layout.shapes)
+    return block_size(data, offset, header.num_sent, sections)
+
+
+def _with_values(empty: Update, data: bytes, offset: int, header: Header, expected: Expected) -> Update:
+    """Return an update whose entries are known with the values, or codes, that lie at an offset."""
+    if header.dtype != CODES:
+        values = _read_values(data, offset, header.num_sent, DTYPES[header.dtype])
+        return empty.with_values(values.to(expected.dtype))
+    layout = expected.layout or Layout({})
+    sections = empty.num_sent_per_tensor(layout) if layout.shapes else torch.empty(0, dtype=torch.int64)
+    update = empty.with_codes(decode_codes(data, offset, header.num_sent, sections), expected.dtype)
+    if not bool(torch.isfinite(update.values).all()):
+        raise MalformedPayload(Reason.VALUES, "Expected finite values but got codes that overflow")
+    return update
 
 
 def _read_values(data: bytes, offset: int, count: int, dtype: torch.dtype) -> Tensor:

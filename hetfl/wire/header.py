@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 MAGIC = b"HTFL"
-VERSION = 1
+VERSION = 2
 
 _FIELDS = struct.Struct("<4sBBBBIQQQQQ")
 _CHECKSUM = struct.Struct("<I")
@@ -21,6 +21,9 @@ HEADER_SIZE = _FIELDS.size + _CHECKSUM.size
 
 DTYPES = (torch.float16, torch.float32, torch.float64)
 """Value dtypes; the code in the header is the position."""
+
+CODES = len(DTYPES)
+"""In the place of a value dtype: the values are a block of codes."""
 
 NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float16: np.dtype("<f2"),
@@ -31,10 +34,12 @@ NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
 
 
 class Kind(IntEnum):
-    """What the body holds."""
+    """What the values stand for."""
 
     DENSE = 0
     SPARSE = 1
+    SEEDED = 2
+    LOW_RANK = 3
 
 
 class Header(NamedTuple):
@@ -50,7 +55,7 @@ class Header(NamedTuple):
     size: int
     num_sent: int
     num_exact: int
-    index_bytes: int
+    support_bytes: int
 
     def pack(self, body: Sequence[NDArray[Any]]) -> bytes:
         """Return the bytes of the header, the checksum over it and the parts of ``body`` included."""

@@ -1,0 +1,66 @@
+"""Sparsify, then quantise what is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hetfl.compression.base import Compressor
+from hetfl.compression.quantiser import Quantiser
+from hetfl.types import Layout
+from hetfl.updates import Update
+
+
+class Chain(Compressor):
+    """Send what a compressor chooses, and its values as a quantiser's codes: C(p) = Q(S(p)).
+
+    What is lost to rounding is in the residual, as what is not chosen. For error feedback with both at once see Basu et
+    al., Qsparse-local-SGD, NeurIPS 2019, arXiv 1906.02367.
+
+    Args:
+        sparsifier: S; any compressor that sends values as floating-point numbers.
+        quantiser: Q; its buckets are over the values that are sent.
+    """
+
+    def __init__(self, sparsifier: Compressor, quantiser: Quantiser) -> None:
+        self.sparsifier, self.quantiser = sparsifier, quantiser
+
+    def settings(self) -> dict[str, object]:  # noqa: D102
+        return {"sparsifier": self.sparsifier, "quantiser": self.quantiser}
+
+    def compress(  # noqa: D102
+        self,
+        p_D: Tensor,
+        *,
+        lr: float,
+        layout: Layout | None = None,
+        client: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Update:
+        update = self.sparsifier.compress(p_D, lr=lr, layout=layout, client=client, generator=generator)
+        return self.quantiser.quantised(update, layout, generator)
+
+    @property
+    def expands(self) -> bool:
+        """Whether the sparsifier does."""
+        return self.sparsifier.expands
+
+    def shared_bytes(self, layout: Layout) -> int:  # noqa: D102
+        return self.sparsifier.shared_bytes(layout)
+
+    def observe(self, update: Update, layout: Layout | None = None) -> None:  # noqa: D102
+        self.sparsifier.observe(update, layout)
+
+    def end_round(self) -> None:  # noqa: D102
+        self.sparsifier.end_round()
+
+    def threshold(self, lr: float) -> float | None:  # noqa: D102
+        return self.sparsifier.threshold(lr)
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return self.sparsifier.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
+        self.sparsifier.load_state_dict(state)

@@ -1,0 +1,111 @@
+"""Values as codes, in bytes: a header of 8, zero points, scales, then the codes."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hetfl.codes import MOST_BITS, Codes, bucket_sizes
+from hetfl.errors import RefusedUpdate
+from hetfl.wire.bits import Bytes, pack, packed_size, require_zero_padding, unpack
+from hetfl.wire.malformed import MalformedPayload, Reason
+
+_FIELDS = struct.Struct("<BBHI")
+_FLOAT = np.dtype("<f4")
+
+
+class CodeHeader(NamedTuple):
+    """The block's header: bits of a code, whether every bucket has a zero point of its own, 0, entries of a bucket."""
+
+    bits: int
+    own_zeros: int
+    reserved: int
+    bucket: int
+
+
+def encode_codes(codes: Codes, client: int) -> list[NDArray[np.uint8]]:
+    """Return the parts of the block.
+
+    Raises:
+        RefusedUpdate: a scale or a zero point is not finite.
+        ValueError: a code is outside [0, 2^bits), or the buckets are not all of the size that they should have.
+    """
+    words = codes.codes.cpu().numpy()
+    if words.size and not 0 <= words.min() <= words.max() < 1 << codes.bits:
+        raise ValueError(
+            f"Expected client {client}'s codes in [0, {1 << codes.bits}) but got {words.min()} to {words.max()}"
+        )
+    if codes.bucket and not torch.equal(codes.sizes.cpu(), bucket_sizes(words.size, codes.bucket)):
+        raise ValueError(f"Expected client {client}'s buckets to have {codes.bucket} entries each but got others")
+    scales, zeros = codes.scales.cpu().numpy().astype(_FLOAT), codes.zeros.cpu().numpy().astype(_FLOAT)
+    if not (np.isfinite(scales).all() and np.isfinite(zeros).all()):
+        raise RefusedUpdate(f"Expected finite scales from client {client} but got an overflow")
+    own = int(zeros.size == scales.size != 1)
+    header = np.frombuffer(_FIELDS.pack(codes.bits, own, 0, codes.bucket), dtype=np.uint8)
+    return [header, zeros.view(np.uint8), scales.view(np.uint8), pack(words.astype(np.int64), codes.bits)]
+
+
+def block_size(data: bytes, offset: int, count: int, sections: int | None) -> int:
+    """Return the bytes that the block at an offset must have, from its header alone.
+
+    Args:
+        data: the message.
+        offset: where the block begins.
+        count: number of codes.
+        sections: number of buckets where there is one per tensor; None: the server knows no tensors.
+
+    Raises:
+        MalformedPayload: no block begins there, or it has a bucket per tensor and there are none.
+    """
+    header = _header(data, offset)
+    if header.bucket == 0 and sections is None:
+        raise MalformedPayload(Reason.FORMAT, "Expected buckets of some size but got one per tensor, without a layout")
+    buckets = -(-count // header.bucket) if header.bucket else sections or 0
+    zeros = buckets if header.own_zeros else 1
+    return _FIELDS.size + 4 * (zeros + buckets) + packed_size(count, header.bits)
+
+
+def decode_codes(data: bytes, offset: int, count: int, sections: Tensor) -> Codes:
+    """Return the codes of the block at an offset of a message that is long enough for it.
+
+    Args:
+        data: the message.
+        offset: where the block begins.
+        count: number of codes.
+        sections: sizes of the buckets where there is one per tensor, int64.
+
+    Raises:
+        MalformedPayload: bits behind the last code, or a scale or a zero point that is not finite.
+    """
+    header = _header(data, offset)
+    sizes = sections if header.bucket == 0 else bucket_sizes(count, header.bucket)
+    start = offset + _FIELDS.size
+    zeros = _floats(data, start, len(sizes) if header.own_zeros else 1)
+    scales = _floats(data, start + 4 * zeros.numel(), len(sizes))
+    start += 4 * (zeros.numel() + scales.numel())
+    packed: Bytes = np.frombuffer(data, dtype=np.uint8, count=packed_size(count, header.bits), offset=start)
+    if packed.size:
+        require_zero_padding(int(packed[-1]), count * header.bits, Reason.VALUES)
+    words = torch.from_numpy(unpack(packed, count, header.bits).astype(np.int32))
+    return Codes(words, header.bits, scales, zeros, sizes, header.bucket)
+
+
+def _header(data: bytes, offset: int) -> CodeHeader:
+    if len(data) < offset + _FIELDS.size:
+        raise MalformedPayload(Reason.LENGTH, f"Expected a block of codes at byte {offset} but got the end")
+    header = CodeHeader(*_FIELDS.unpack_from(data, offset))
+    if not 1 <= header.bits <= MOST_BITS or header.own_zeros > 1 or header.reserved:
+        raise MalformedPayload(Reason.FORMAT, f"Expected codes of 1 to {MOST_BITS} bits but got {header}")
+    return header
+
+
+def _floats(data: bytes, offset: int, count: int) -> Tensor:
+    stored = np.frombuffer(data, dtype=_FLOAT, count=count, offset=offset)
+    if not np.isfinite(stored).all():
+        raise MalformedPayload(Reason.VALUES, "Expected finite scales and zero points but got NaN or Inf")
+    return torch.from_numpy(stored.astype(np.float32))

@@ -1,0 +1,217 @@
+"""What quantisers promise: values by the book, means that are right, contractions, zeros that stay zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hetfl.compression import (
+    Chain,
+    Compressor,
+    DynamicRange,
+    ErrorFeedback,
+    FixedPoint,
+    Quantiser,
+    RandomK,
+    SignEF,
+    StochasticQuantizer,
+    TopK,
+)
+from hetfl.errors import ConfigurationError
+from hetfl.types import Layout
+from hetfl.updates import SparseUpdate
+
+LAYOUT = Layout({"w": (6, 8), "none": (0,), "b": (6,), "scale": ()})
+
+
+def normal(size: int, seed: int = 0) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def dense(compressor: Compressor, vector: Tensor, layout: Layout | None = None, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return compressor.compress(vector, lr=0.1, layout=layout, generator=generator).to_dense()
+
+
+def buckets_of(vector: Tensor, bucket: int | None) -> list[np.ndarray]:
+    """Return the buckets of a vector, by hand."""
+    numbers = vector.numpy().astype(np.float64)
+    if bucket is None:
+        return np.split(numbers, np.cumsum([48, 0, 6])) if len(numbers) == 55 else [numbers]
+    return [numbers[start : start + bucket] for start in range(0, len(numbers), bucket)]
+
+
+def dynamic_range_by_hand(vector: Tensor, bits: int, bucket: int | None) -> list[float]:
+    found = []
+    for part in buckets_of(vector, bucket):
+        least, greatest = min([0.0, *part]), max([0.0, *part])
+        most = 2**bits - 1
+        zero = round(-least / (greatest - least) * most) if greatest > least else 0
+        zero = min(max(zero, least < 0), most - (greatest > 0))
+        steps = [-least / zero if zero else 0.0, greatest / (most - zero) if zero < most else 0.0]
+        scale = float(np.float32(max(steps)))
+        for number in part:
+            code = min(max(round(number / scale) + zero, 0), most) if scale else zero
+            found.append(float(np.float32((code - zero) * scale)))
+    return found
+
+
+@pytest.mark.parametrize("bits", [1, 3, 8, 16])
+@pytest.mark.parametrize("bucket", [1, 7, 16, None])
+def test_dynamic_range_is_the_affine_scheme(bits: int, bucket: int | None) -> None:
+    vector = normal(55, seed=bits)
+    got = dense(DynamicRange(bits=bits, bucket=bucket), vector, LAYOUT)
+    assert got.tolist() == pytest.approx(dynamic_range_by_hand(vector, bits, bucket), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("vector", [normal(55), normal(55).abs(), -normal(55).abs() - 1, torch.zeros(55)])
+def test_dynamic_range_keeps_zero_and_stays_within_half_a_step(vector: Tensor) -> None:
+    vector[3] = 0.0
+    got = dense(DynamicRange(bits=6, bucket=None), vector)
+    span = max(0.0, float(vector.max())) - min(0.0, float(vector.min()))
+    assert got[3] == 0
+    assert float((got - vector).abs().max()) <= span / 63 / 2 * 1.1
+
+
+@pytest.mark.parametrize(("bits", "fraction"), [(8, 6), (2, 0), (16, 12), (4, -3)])
+def test_fixed_point_rounds_and_saturates(bits: int, fraction: int) -> None:
+    vector = torch.cat([normal(500, 1) * 2.0 ** (bits - 2 - fraction), torch.tensor([0.0, 1e6, -1e6])])
+    steps = np.rint(vector.numpy().astype(np.float64) * 2.0**fraction)  # half to even
+    expected = np.clip(steps, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * 2.0**-fraction
+    assert dense(FixedPoint(bits, fraction), vector).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("bucket", [5, None])
+def test_signs_have_the_mean_magnitude_of_their_bucket(bucket: int | None) -> None:
+    vector = normal(55, seed=4)
+    vector[10] = 0.0
+    expected = [
+        np.float32(np.abs(part).mean()) * (1 if number >= 0 else -1)
+        for part in buckets_of(vector, bucket)
+        for number in part
+    ]
+    got = dense(SignEF(bucket), vector, LAYOUT)
+    assert got.tolist() == pytest.approx(expected, rel=1e-6)
+    parts = buckets_of(vector, bucket)
+    error = sum((part**2).sum() - np.abs(part).sum() ** 2 / max(1, len(part)) for part in parts)
+    assert float(((got - vector).double() ** 2).sum()) == pytest.approx(error, rel=1e-5)
+
+
+STOCHASTIC: dict[str, Callable[[], Compressor]] = {
+    "QSGD, l2": lambda: StochasticQuantizer(bits=3, bucket=10, norm="l2"),
+    "QSGD, max": lambda: StochasticQuantizer(bits=2, bucket=None, norm="max"),
+    "fixed point": lambda: FixedPoint(bits=10, fraction_bits=4, stochastic=True),
+    "dynamic range": lambda: DynamicRange(bits=2, bucket=10, stochastic=True),
+    "random-k, scaled": lambda: RandomK(density=0.25, scaled=True),
+    "random-k, scaled, by layer": lambda: RandomK(density=0.25, scaled=True, scope="layer"),
+    "random-k, scaled, then QSGD": lambda: Chain(RandomK(0.25, scaled=True), StochasticQuantizer(bits=4)),
+}
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_the_mean_over_many_draws_is_the_vector(name: str) -> None:
+    vector, draws = normal(55, seed=7), 2000
+    total, squares = torch.zeros(55, dtype=torch.float64), torch.zeros(55, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(11)
+    for _ in range(draws):
+        got = STOCHASTIC[name]().compress(vector, lr=0.1, layout=LAYOUT, generator=generator).to_dense().double()
+        total, squares = total + got, squares + got**2
+    mean = total / draws
+    error = ((squares / draws - mean**2).clamp(min=0) / draws).sqrt()
+    # The greatest of 55 normal deviations is below 5 but in a few runs of 100 000.
+    assert bool(((mean - vector).abs() <= 5 * error + 1e-6).all())
+    assert bool((error > 0).any())
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(2, 10), st.sampled_from(["l2", "max"]), st.integers(0, 2**32))
+def test_qsgd_takes_one_of_the_two_levels_around(bits: int, norm: str, seed: int) -> None:
+    vector = normal(40, seed)
+    vector[5] = 0.0
+    got = dense(StochasticQuantizer(bits, bucket=40, norm=norm), vector, seed=seed)  # type: ignore[arg-type]
+    size = float(vector.double().norm()) if norm == "l2" else float(vector.abs().max())
+    levels = got.double().abs() * (2 ** (bits - 1) - 1) / size
+    exact = vector.double().abs() * (2 ** (bits - 1) - 1) / size
+    assert bool(((levels - levels.round()).abs() < 1e-4).all())
+    assert bool(((levels.round() - exact).abs() < 1 + 1e-4).all())
+    assert bool(((got == 0) | (got.sign() == vector.sign())).all())
+    assert got[5] == 0
+
+
+def test_random_k_is_a_contraction_in_the_mean() -> None:
+    vector, generator = normal(200), torch.Generator().manual_seed(3)
+    errors = [
+        float((RandomK(0.3).compress(vector, lr=0.1, generator=generator).to_dense() - vector).square().sum())
+        for _ in range(1500)
+    ]
+    assert np.mean(errors) == pytest.approx(0.7 * float(vector.square().sum()), rel=0.02)
+
+
+def test_random_k_draws_every_entry_alike_and_from_every_tensor_by_layer() -> None:
+    generator, counts = torch.Generator().manual_seed(5), torch.zeros(55)
+    for _ in range(4000):
+        update = RandomK(0.2).compress(normal(55), lr=0.1, layout=LAYOUT, generator=generator)
+        counts[update.indices] += 1
+    deviation = (counts - 800) / math.sqrt(800 * 0.8)
+    assert float(deviation.abs().max()) < 5
+    update = RandomK(0.2, scope="layer").compress(normal(55), lr=0.1, layout=LAYOUT, generator=generator)
+    assert update.counts == (9, 0, 1, 1)
+    assert update.num_sent_per_tensor(LAYOUT).tolist() == [9, 0, 1, 1]
+
+
+def test_a_chain_sends_what_the_sparsifier_chooses_as_the_quantiser_rounds_it() -> None:
+    vector = normal(1000)
+    chosen = TopK(0.1).compress(vector, lr=0.1)
+    got = Chain(TopK(0.1), DynamicRange(bits=8, bucket=16)).compress(vector, lr=0.1)
+    assert isinstance(got, SparseUpdate)
+    assert torch.equal(got.indices, chosen.indices)
+    assert torch.equal(got.values, dense(DynamicRange(bits=8, bucket=16), chosen.values))
+    assert got.codes is not None
+
+
+def test_a_bucket_of_one_tensor_holds_only_what_is_sent_of_it() -> None:
+    vector = torch.cat([normal(48), torch.zeros(6), torch.tensor([3.0])])
+    got = Chain(TopK(0.2, scope="layer"), SignEF()).compress(vector, lr=0.1, layout=LAYOUT)
+    assert got.codes is not None
+    assert got.codes.sizes.tolist() == [9, 0, 1, 1]
+    sent = vector[:48].abs().topk(9).values.mean()
+    assert got.to_dense()[:48].abs().max() == pytest.approx(float(sent))
+    assert got.to_dense()[54] == 3.0
+
+
+WRONG: dict[str, tuple[Callable[[], object], str]] = {
+    "one bit": (lambda: StochasticQuantizer(bits=1), "bits in 2..16 for StochasticQuantizer but got 1"),
+    "too many": (lambda: DynamicRange(bits=17), "bits in 1..16 for DynamicRange but got 17"),
+    "no bucket": (lambda: DynamicRange(bucket=0), "bucket in 1..4294967295 or null but got 0"),
+    "fraction": (lambda: FixedPoint(fraction_bits=1000), "fraction_bits in -100..100 but got 1000"),
+    "expands": (lambda: ErrorFeedback(RandomK(0.1, scaled=True)), "enabled: false .* got error feedback with RandomK"),
+    "chain expands": (
+        lambda: ErrorFeedback(Chain(RandomK(0.1, scaled=True), SignEF())),
+        "got error feedback with Chain",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_work_is_refused(case: str) -> None:
+    make, expected = WRONG[case]
+    with pytest.raises(ConfigurationError, match=expected) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_every_quantiser_rounds_to_no_more_codes_than_its_bits_allow() -> None:
+    vector = normal(5000)
+    makers: list[Quantiser] = [StochasticQuantizer(bits=3), FixedPoint(bits=3), DynamicRange(bits=3), SignEF()]
+    for quantiser in makers:
+        codes = quantiser.compress(vector, lr=0.1, generator=torch.Generator().manual_seed(0)).codes
+        assert codes is not None
+        assert int(codes.codes.min()) >= 0
+        assert int(codes.codes.max()) < 2**codes.bits

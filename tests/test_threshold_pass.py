@@ -1,0 +1,173 @@
+"""The fused pass against the plain one, bit for bit, and both against a loop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hetfl.compression import ErrorFeedback, HardThreshold, TopK, kernels, threshold_pass
+from hetfl.compression.threshold_pass import Split, split, split_fused, split_plain
+from hetfl.compression.top_k import estimated_threshold, split_top_k, top_k
+from hetfl.errors import RefusedUpdate
+from hetfl.wire import Expected, decode
+
+
+def by_loop(delta_D: Tensor, residual_D: Tensor | None, threshold: float) -> tuple[list[int], list[float], list[float]]:
+    """Return indices, values and what is left, entry by entry in float32."""
+    indices, values, left = [], [], []
+    with np.errstate(over="ignore"):
+        limit = np.float32(threshold)
+    for i, delta in enumerate(delta_D.numpy()):
+        p = delta if residual_D is None else np.float32(delta + residual_D.numpy()[i])
+        if abs(p) >= limit and p != 0:
+            indices.append(i)
+            values.append(float(p))
+            left.append(0.0)
+        else:
+            left.append(float(p))
+    return indices, values, left
+
+
+def bits(vector: Tensor) -> Tensor:
+    return vector.view(torch.int32)
+
+
+def assert_same(got: Split, want: Split) -> None:
+    assert got.finite
+    assert want.finite
+    assert torch.equal(got.indices, want.indices)
+    assert torch.equal(bits(got.values), bits(want.values))
+    assert torch.equal(bits(got.left_D), bits(want.left_D))
+
+
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**126), max_value=2.0**126)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_all_three_agree_on_any_numbers(data: st.DataObject) -> None:
+    numbers = data.draw(st.lists(FLOATS | st.sampled_from([0.0, -0.0, 1e-45, 0.1, -0.1]), max_size=40))
+    delta_D = torch.tensor(numbers, dtype=torch.float32)
+    residual_D = torch.tensor(data.draw(st.permutations(numbers)), dtype=torch.float32)
+    residual = data.draw(st.sampled_from([None, residual_D]))
+    reached = [abs(number) for number in numbers] or [1.0]
+    threshold = data.draw(st.sampled_from([0.0, 0.1, 1e-45, 1e39, *reached]))
+    fused, plain = (way(delta_D, residual, threshold) for way in (split_fused, split_plain))
+    assert_same(fused, plain)
+    assert (plain.indices.tolist(), plain.values.tolist(), plain.left_D.tolist()) == by_loop(
+        delta_D, residual, threshold
+    )
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 2047, 2048, 2049, 100_003])
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.1, 0.9, 1.0])
+def test_any_length_and_any_density(size: int, density: float) -> None:
+    random = torch.Generator().manual_seed(size)
+    delta_D, residual_D = (torch.randn(size, generator=random) for _ in range(2))
+    threshold = math.sqrt(2) * torch.special.ndtri(torch.tensor(1 - density / 2)).item() if density else math.inf
+    for residual in (None, residual_D):
+        plain = split_plain(delta_D, residual, threshold)
+        assert_same(split_fused(delta_D, residual, threshold), plain)
+        out = torch.full((size,), math.nan)
+        into = split_fused(delta_D, residual, threshold, out)
+        assert_same(into, plain)
+        assert size == 0 or into.left_D.data_ptr() == out.data_ptr()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 2047, 2048, 4999])
+def test_what_is_not_finite_is_noticed(bad: float, position: int) -> None:
+    delta_D = torch.ones(5000)
+    delta_D[position] = bad
+    for residual in (None, torch.ones(5000)):
+        assert not split_fused(delta_D, residual, 2.0).finite
+        assert not split_plain(delta_D, residual, 2.0).finite
+
+
+def test_long_vectors_take_the_fused_pass_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, kernel = [], kernels.split
+
+    def counted(*args: Any) -> object:
+        calls.append(args)
+        return kernel(*args)
+
+    monkeypatch.setattr(kernels, "split", counted)
+    long = torch.randn(threshold_pass.SHORTEST, generator=torch.Generator().manual_seed(0))
+    for vector, taken in [(long, True), (long[1:], False), (long.double(), False)]:
+        calls.clear()
+        split(vector, None, 2.0)
+        assert bool(calls) == taken
+    monkeypatch.setattr(threshold_pass, "has_numba", lambda: False)
+    calls.clear()
+    split(long, None, 2.0)
+    assert not calls
+
+
+@pytest.mark.parametrize("half_precision", [False, True])
+def test_error_feedback_over_long_vectors_keeps_every_bit(half_precision: bool) -> None:
+    size, random = threshold_pass.SHORTEST + 5, torch.Generator().manual_seed(1)
+    index = {"w": (slice(0, size),)}
+    feedback = ErrorFeedback(HardThreshold(threshold=1.5), half_precision=half_precision)
+    kept = {0: torch.zeros(size), 1: torch.zeros(size)}
+    for round in range(3):
+        for client in kept:
+            delta_D = torch.randn(size, generator=random)
+            message = feedback.prepare(client, delta_D, index=index, round=round, lr=0.1)
+            sent = decode(message.payload, Expected(round, client, size))
+            assert message.residual_D is not None
+            assert torch.equal(sent.to_dense() + message.residual_D, delta_D + kept[client])
+            kept[client] = message.residual_D.clone()
+            feedback.accept(message, sent)
+            assert torch.equal(feedback.residuals.load(client)["w"], kept[client])
+    with pytest.raises(RefusedUpdate, match="client 1 but got nan at position 3 of tensor 'w'"):
+        feedback.prepare(
+            1, torch.full((size,), 0.0).index_fill(0, torch.tensor([3]), math.nan), index=index, round=3, lr=1
+        )
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32), st.sampled_from([1e-4, 0.01, 0.3, 1.0]), st.booleans(), st.booleans())
+def test_top_k_by_a_sampled_threshold_is_exact(seed: int, density: float, ties: bool, with_residual: bool) -> None:
+    random = torch.Generator().manual_seed(seed)
+    size = int(torch.randint(1, 200_000, (), generator=random))
+    delta_D, residual_D = (torch.randn(size, generator=random) for _ in range(2))
+    if ties:
+        delta_D, residual_D = delta_D.round(decimals=1), residual_D.round(decimals=1)
+    p_D = delta_D + residual_D if with_residual else delta_D
+    plain = top_k(p_D, density)
+    parts = split_top_k(delta_D, residual_D if with_residual else None, density, None)
+    if parts is None:  # the sample led astray, or zeros are among the largest k: then the plain way is taken
+        estimate = estimated_threshold(p_D, None, plain.num_sent)
+        assert int((p_D != 0).sum()) < plain.num_sent or estimate > plain.values.abs().min()
+        return
+    assert torch.equal(parts.indices, plain.indices)
+    assert torch.equal(bits(parts.values), bits(plain.values))
+    assert torch.equal(bits(parts.left_D), bits(plain.left_of(p_D)))
+
+
+@pytest.mark.parametrize("half_precision", [False, True])
+def test_long_vectors_are_divided_as_short_ones_are(half_precision: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, random = threshold_pass.SHORTEST + 77, torch.Generator().manual_seed(3)
+    delta_D, residual_D = (torch.randn(size, generator=random) for _ in range(2))
+    for compressor in (TopK(0.01), HardThreshold(threshold=2.0)):
+        fused = compressor.split(delta_D, residual_D, lr=0.1, half_precision=half_precision)
+        with monkeypatch.context() as without:
+            without.setattr(threshold_pass, "has_numba", lambda: False)
+            plain = compressor.split(delta_D, residual_D, lr=0.1, half_precision=half_precision)
+        assert torch.equal(fused[0].to_dense(), plain[0].to_dense())
+        assert torch.equal(fused[1], plain[1])
+
+
+def test_the_estimate_is_rarely_too_high() -> None:
+    for seed in range(20):
+        p_D = torch.randn(300_000, generator=torch.Generator().manual_seed(seed))
+        parts = split_top_k(p_D, None, 0.01, None)
+        assert parts is not None
+        assert parts.indices.numel() == 3000

@@ -1,0 +1,101 @@
+"""``docs/wire.md``: its examples and tables are what the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from index_bits import DENSITIES, LENGTHS, ratio
+
+from hetfl.permutation import permuted
+from hetfl.types import Layout
+from hetfl.updates import LowRankUpdate, SeededUpdate, SparseUpdate
+from hetfl.wire import Expected, Reason, decode, encode, rice
+from hetfl.wire.header import HEADER_SIZE
+from tests.wire_by_hand import message
+
+TEXT = (Path(__file__).parent.parent / "docs" / "wire.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"### (.+)\n\n```json\n(.+)\n(.+)\n```\n\n```hex\n([^`]+)```", TEXT)
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table whose first cell is this, its heading left out."""
+    table = TEXT.split(f"| {heading} |", 1)[1].split("\n\n", 1)[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def bytes_in(block: str) -> bytes:
+    return bytes.fromhex("".join(line.split("#")[0] for line in block.splitlines()))
+
+
+def expected_of(known: dict[str, Any]) -> Expected:
+    layout = None if known["layout"] is None else Layout({n: tuple(shape) for n, shape in known["layout"].items()})
+    dtype = getattr(torch, known["dtype"])
+    return Expected(3, 17, known["size"], known["exact_size"], dtype, exact_dtype=torch.float32, layout=layout)
+
+
+def test_there_is_an_example_of_everything() -> None:
+    payloads = [bytes_in(block) for *_, block in EXAMPLES]
+    assert {payload[5] for payload in payloads} == {0, 1, 2, 3}
+    assert {payload[6] for payload in payloads} == {0, 1, 2, 3}
+    assert {payload[HEADER_SIZE] == 255 for payload in payloads if payload[5] == 1} == {True, False}
+
+
+@pytest.mark.parametrize(("title", "known", "read", "block"), EXAMPLES, ids=[example[0] for example in EXAMPLES])
+def test_an_example_is_what_it_says(title: str, known: str, read: str, block: str) -> None:
+    payload, said = bytes_in(block), json.loads(read)["update"]
+    update = decode(payload, expected_of(json.loads(known)["expected"]))
+    half = payload[6] == 0
+    assert encode(update, round=3, client=17, half_precision=half) == payload
+    assert message(update, 3, 17, half) == payload
+    got: dict[str, Any] = {"values": update.values.tolist(), "exact": update.exact.tolist()}
+    if isinstance(update, SparseUpdate):
+        got["indices"] = update.indices.tolist()
+        got["runs"] = [[got["indices"][0], len(got["indices"])]] if got["indices"] else []
+    if isinstance(update, SeededUpdate):
+        got |= {"seed": update.seed, "counts": list(update.counts)}
+    if isinstance(update, LowRankUpdate):
+        got["ranks"] = list(update.ranks)
+    if (codes := update.codes) is not None:
+        got |= {"bits": codes.bits, "bucket": codes.bucket, "codes": codes.codes.tolist()}
+        got |= {"scales": codes.scales.tolist(), "zeros": codes.zeros.tolist()}
+    for name, want in said.items():
+        assert (got[name[6:]][: len(want)] if name.startswith("first_") else got[name]) == want, name
+
+
+def test_rice_streams() -> None:
+    for written, stream in rows("numbers"):
+        numbers = [] if written == "(none)" else [int(number) for number in written.split(",")]
+        data = np.frombuffer(bytes.fromhex(stream.strip("`")), dtype=np.uint8)
+        assert np.array_equal(rice.encode(np.array(numbers, dtype=np.int64)), data)
+        assert rice.decode(data, len(numbers), sum(numbers)).tolist() == numbers
+
+
+def test_permutations() -> None:
+    for size, seed, written in rows("n"):
+        positions = [int(position) for position in written.split(",")]
+        assert permuted(np.arange(len(positions), dtype=np.uint64), int(size), int(seed)).tolist() == positions
+
+
+def test_table_of_index_bits() -> None:
+    table = rows("density")
+    assert [row[0] for row in table] == [f"{100 * density:g} %" for density in DENSITIES]
+    ratios = np.array([[float(cell.split("=")[1]) for cell in row[1:]] for row in table])
+    assert ratios.shape == (len(DENSITIES), len(LENGTHS))
+    assert ratios.max() <= 1.15
+    assert ratios[:, 0] == pytest.approx([ratio(LENGTHS[0], density, draws=20) for density in DENSITIES], abs=6e-4)
+
+
+def test_every_field_and_reason_is_described() -> None:
+    offset = 0
+    for start, length, *_ in rows("offset")[:11]:
+        assert int(start) == offset
+        offset += int(length)
+    assert rows("offset")[-1][2] == "checksum"
+    assert offset + 4 == HEADER_SIZE
+    assert {name.strip() for row in rows("reason") for name in row[0].split(",")} == set(Reason)
