@@ -15,6 +15,7 @@ from torch import Tensor
 from hetfl.compression import (
     Chain,
     Compressor,
+    Context,
     DynamicRange,
     ErrorFeedback,
     FixedPoint,
@@ -157,18 +158,18 @@ def test_random_k_is_a_contraction_in_the_mean() -> None:
 def test_random_k_draws_every_entry_alike_and_from_every_tensor_by_layer() -> None:
     generator, counts = torch.Generator().manual_seed(5), torch.zeros(55)
     for _ in range(4000):
-        update = RandomK(0.2).compress(normal(55), lr=0.1, layout=LAYOUT, generator=generator)
+        update = RandomK(0.2).apply(normal(55), Context(0.1, LAYOUT, generator=generator))
         counts[update.indices] += 1
     deviation = (counts - 800) / math.sqrt(800 * 0.8)
     assert float(deviation.abs().max()) < 5
-    update = RandomK(0.2, scope="layer").compress(normal(55), lr=0.1, layout=LAYOUT, generator=generator)
+    update = RandomK(0.2, scope="layer").apply(normal(55), Context(0.1, LAYOUT, generator=generator))
     assert update.counts == (9, 0, 1, 1)
     assert update.num_sent_per_tensor(LAYOUT).tolist() == [9, 0, 1, 1]
 
 
 def test_a_chain_sends_what_the_sparsifier_chooses_as_the_quantiser_rounds_it() -> None:
     vector = normal(1000)
-    chosen = TopK(0.1).compress(vector, lr=0.1)
+    chosen = TopK(0.1).apply(vector, Context(0.1))
     got = Chain(TopK(0.1), DynamicRange(bits=8, bucket=16)).compress(vector, lr=0.1)
     assert isinstance(got, SparseUpdate)
     assert torch.equal(got.indices, chosen.indices)

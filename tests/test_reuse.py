@@ -143,10 +143,10 @@ def test_running_statistics_are_the_mean_over_their_holders_whatever_the_compres
 
 
 def test_a_mistake_in_a_compressor_is_no_refused_update(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compress(*args: object, **settings: object) -> None:
+    def apply(*args: object) -> None:
         raise ValueError("a mistake")
 
-    monkeypatch.setattr(Identity, "compress", compress)
+    monkeypatch.setattr(Identity, "apply", apply)
     with pytest.raises(ValueError, match="a mistake"):
         fit(small_module(), rounds=1)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hetfl.compression import (
     ChannelThreshold,
+    Context,
     Decay,
     DropAfter,
     ErrorFeedback,
@@ -52,7 +53,7 @@ def low_rank(rank: int = 2, **settings: object) -> LowRank:
 @pytest.mark.parametrize("rank", [1, 2, 5, 8, 100])
 def test_without_steps_the_product_is_the_best_of_its_rank(rank: int) -> None:
     vector = normal(LAYOUT.size)
-    update = low_rank(rank, steps=None).compress(vector, lr=0.1, layout=LAYOUT)
+    update = low_rank(rank, steps=None).apply(vector, Context(0.1, LAYOUT))
     got = matrices(update.to_dense())
     for name, matrix in matrices(vector).items():
         used = dict(zip(LAYOUT.shapes, update.ranks, strict=True))[name]
@@ -71,7 +72,7 @@ def test_one_step_is_powersgds() -> None:
         starts = {
             name: compressor._start(name, matrix.shape[1], 2).numpy() for name, matrix in matrices(vector).items()
         }
-        update = compressor.compress(vector, lr=0.1, layout=LAYOUT)
+        update = compressor.apply(vector, Context(0.1, LAYOUT))
         got, rights = matrices(update.to_dense()), {}
         for name, matrix in matrices(vector).items():
             if not dict(zip(LAYOUT.shapes, update.ranks, strict=True))[name]:
@@ -114,7 +115,7 @@ def test_small_levels_take_the_leading_rows_of_the_start_and_add_to_it() -> None
     small = Layout({"linear": (5, 6)})
     compressor = low_rank(1)
     for layout in (Layout({"linear": (10, 12)}), small):
-        compressor.observe(compressor.compress(normal(layout.size), lr=0.1, layout=layout), layout)
+        compressor.observe(compressor.apply(normal(layout.size), Context(0.1, layout)), layout)
     compressor.end_round()
     start = compressor._start("linear", 12, 1)
     assert start.shape == (12, 1)
@@ -127,7 +128,7 @@ def test_small_levels_take_the_leading_rows_of_the_start_and_add_to_it() -> None
 def test_what_does_not_shrink_is_sent_as_it_is_and_the_start_is_counted() -> None:
     compressor = LowRank(rank=2, min_reduction=2.0)
     vector = normal(LAYOUT.size)
-    update = compressor.compress(vector, lr=0.1, layout=LAYOUT)
+    update = compressor.apply(vector, Context(0.1, LAYOUT))
     ranks = dict(zip(LAYOUT.shapes, update.ranks, strict=True))
     assert ranks == {"conv": 2, "bias": 0, "linear": 2, "scale": 0, "none": 0}
     assert update.num_sent == 2 * (8 + 27) + 8 + 2 * (10 + 12) + 1
@@ -156,7 +157,7 @@ def filters(vector: Tensor, layout: Layout) -> list[tuple[int, int, float]]:
 
 def test_filters_are_sent_whole_or_not_at_all() -> None:
     vector = normal(LAYOUT.size)
-    update = ChannelThreshold(threshold=0.8).compress(vector, lr=0.1, layout=LAYOUT)
+    update = ChannelThreshold(threshold=0.8).apply(vector, Context(0.1, LAYOUT))
     expected = [i for first, end, mean in filters(vector, LAYOUT) if mean >= 0.8 for i in range(first, end)]
     assert 0 < len(expected) < LAYOUT.size
     assert update.indices.tolist() == expected
@@ -172,7 +173,7 @@ def test_a_density_takes_the_filters_of_largest_mean_that_fit(density: float) ->
         if number and taken > room:
             break
         expected |= set(range(first, end))
-    update = ChannelThreshold(density=density).compress(vector, lr=0.1, layout=LAYOUT)
+    update = ChannelThreshold(density=density).apply(vector, Context(0.1, LAYOUT))
     assert set(update.indices.tolist()) == expected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hetfl.compression import ErrorFeedback, HardThreshold, TopK, kernels, threshold_pass
-from hetfl.compression.threshold_pass import Split, split, split_fused, split_plain
+from hetfl.compression import (
+    Compressor,
+    Context,
+    ErrorFeedback,
+    GammaFedHT,
+    HardThreshold,
+    TopK,
+    kernels,
+    threshold_pass,
+)
+from hetfl.compression.hard_threshold import hard_threshold
+from hetfl.compression.threshold_pass import Parts, split_fused
 from hetfl.compression.top_k import estimated_threshold, split_top_k, top_k
 from hetfl.errors import RefusedUpdate
+from hetfl.types import Layout
 from hetfl.wire import Expected, decode
 
 
@@ -35,11 +47,18 @@ def by_loop(delta_D: Tensor, residual_D: Tensor | None, threshold: float) -> tup
     return indices, values, left
 
 
+def split_plain(delta_D: Tensor, residual_D: Tensor | None, threshold: float) -> Parts:
+    """Return what is done with vectors that no fused pass takes, operation by operation."""
+    p_D = delta_D if residual_D is None else delta_D + residual_D
+    update = hard_threshold(p_D, threshold)
+    return Parts(update.indices, update.values, update.left_of(p_D), True)
+
+
 def bits(vector: Tensor) -> Tensor:
     return vector.view(torch.int32)
 
 
-def assert_same(got: Split, want: Split) -> None:
+def assert_same(got: Parts, want: Parts) -> None:
     assert got.finite
     assert want.finite
     assert torch.equal(got.indices, want.indices)
@@ -88,7 +107,6 @@ def test_what_is_not_finite_is_noticed(bad: float, position: int) -> None:
     delta_D[position] = bad
     for residual in (None, torch.ones(5000)):
         assert not split_fused(delta_D, residual, 2.0).finite
-        assert not split_plain(delta_D, residual, 2.0).finite
 
 
 def test_long_vectors_take_the_fused_pass_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,11 +120,11 @@ def test_long_vectors_take_the_fused_pass_and_others_do_not(monkeypatch: pytest.
     long = torch.randn(threshold_pass.SHORTEST, generator=torch.Generator().manual_seed(0))
     for vector, taken in [(long, True), (long[1:], False), (long.double(), False)]:
         calls.clear()
-        split(vector, None, 2.0)
+        HardThreshold(2.0).split(vector, None, Context(0.1))
         assert bool(calls) == taken
     monkeypatch.setattr(threshold_pass, "has_numba", lambda: False)
     calls.clear()
-    split(long, None, 2.0)
+    HardThreshold(2.0).split(long, None, Context(0.1))
     assert not calls
 
 
@@ -153,16 +171,38 @@ def test_top_k_by_a_sampled_threshold_is_exact(seed: int, density: float, ties: 
 
 
 @pytest.mark.parametrize("half_precision", [False, True])
-def test_long_vectors_are_divided_as_short_ones_are(half_precision: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TopK(0.01),
+        lambda: TopK(0.01, scope="layer"),
+        lambda: HardThreshold(threshold=2.0),
+        lambda: HardThreshold(density=0.01),
+        lambda: GammaFedHT(threshold=2.0, alpha=0.5),
+        lambda: GammaFedHT(threshold=2.0, alpha=0.5, reference_lr=1.0),
+        lambda: GammaFedHT(density=0.01),
+    ],
+)
+def test_long_vectors_are_divided_as_short_ones_are_at_every_learning_rate(
+    make: Callable[[], Compressor], half_precision: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     size, random = threshold_pass.SHORTEST + 77, torch.Generator().manual_seed(3)
-    delta_D, residual_D = (torch.randn(size, generator=random) for _ in range(2))
-    for compressor in (TopK(0.01), HardThreshold(threshold=2.0)):
-        fused = compressor.split(delta_D, residual_D, lr=0.1, half_precision=half_precision)
+    layout = Layout({"w": (size - 77,), "b": (77,)})
+    compressor, plain = make(), make()
+    residual_D = None
+    for lr in (0.4, 0.1, 0.2):
+        delta_D, context = torch.randn(size, generator=random), Context(lr, layout)
+        update, left_D = compressor.split(delta_D, residual_D, context, half_precision=half_precision)
         with monkeypatch.context() as without:
             without.setattr(threshold_pass, "has_numba", lambda: False)
-            plain = compressor.split(delta_D, residual_D, lr=0.1, half_precision=half_precision)
-        assert torch.equal(fused[0].to_dense(), plain[0].to_dense())
-        assert torch.equal(fused[1], plain[1])
+            want, want_left_D = plain.split(delta_D, residual_D, context, half_precision=half_precision)
+        assert torch.equal(update.to_dense(), want.to_dense())
+        assert torch.equal(bits(left_D), bits(want_left_D))
+        assert compressor.threshold(lr) == plain.threshold(lr)
+        for each in (compressor, plain):
+            each.observe(update, layout)
+            each.end_round()
+        residual_D = left_D.clone()
 
 
 def test_the_estimate_is_rarely_too_high() -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hetfl.compression import GammaFedHT, HardThreshold
+from hetfl.compression import ErrorFeedback, GammaFedHT, HardThreshold
 from hetfl.compression.hard_threshold import weighted_median
+from hetfl.compression.threshold_pass import SHORTEST
 from hetfl.errors import ConfigurationError
 from hetfl.updates import SparseUpdate, Update
 from hetfl.wire import Expected, decode, encode
@@ -111,6 +112,20 @@ def test_the_reference_is_the_first_learning_rate() -> None:
     compressor.compress(torch.ones(1), lr=0.2)
     compressor.compress(torch.ones(1), lr=0.1)
     assert compressor.threshold(0.1) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("size", [300, SHORTEST])
+def test_the_threshold_falls_with_the_learning_rate_behind_the_door_too(size: int) -> None:
+    feedback = ErrorFeedback(GammaFedHT(threshold=2.0, alpha=2.0))
+    for round, lr in enumerate((0.4, 0.2, 0.1)):
+        delta_D = normal(size, round)
+        message = feedback.prepare(round, delta_D, index={"w": (slice(0, size),)}, round=round, lr=lr)
+        sent = decode(message.payload, Expected(round, round, size))
+        assert sent.num_sent == int((delta_D.abs() >= 2.0 * (lr / 0.4) ** 2).sum())
+    with pytest.raises(ConfigurationError, match=r"reference_lr.* but got 0\.0"):
+        ErrorFeedback(GammaFedHT(threshold=0.1)).prepare(
+            0, normal(size, 0), index={"w": (slice(0, size),)}, round=0, lr=0.0
+        )
 
 
 def test_density_under_a_falling_learning_rate() -> None:

@@ -1,6 +1,6 @@
 """How updates are made small, and how what was left out is sent later."""
 
-from hetfl.compression.base import Compressor
+from hetfl.compression.base import Compressor, Context
 from hetfl.compression.chain import Chain
 from hetfl.compression.channel_threshold import ChannelThreshold
 from hetfl.compression.dynamic_range import DynamicRange
@@ -21,6 +21,7 @@ __all__ = [
     "Chain",
     "ChannelThreshold",
     "Compressor",
+    "Context",
     "Decay",
     "DropAfter",
     "DynamicRange",

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hetfl.compression import threshold_pass
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.types import Layout
-from hetfl.updates import Update
+from hetfl.updates import SparseUpdate, Update
 from hetfl.wire import as_sent
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a compressor may know of a vector besides its entries.
+
+    Attributes:
+        lr: the clients' learning rate γ_t of the round.
+        layout: names, shapes and offsets of the tensors in the vector, for compressors that treat them apart and for
+            messages; None: not known.
+        client: the client's id, for messages.
+        generator: source of randomness of a compressor that draws; None: torch's own.
+    """
+
+    lr: float
+    layout: Layout | None = None
+    client: int | None = None
+    generator: torch.Generator | None = None
 
 
 class Compressor(ABC):
     """A compressor C: p -> u. It may keep state that the server shares with all clients, never a client's own."""
 
     @abstractmethod
+    def apply(self, p_D: Tensor, context: Context) -> Update:
+        """Return C(p); ``p_D`` is never modified, and the update may share its memory.
+
+        Args:
+            p_D: the delta plus the residual, shape (D,), finite floating-point numbers, on any device.
+            context: what else is known.
+        """
+
     def compress(
         self,
         p_D: Tensor,
@@ -28,30 +57,28 @@ class Compressor(ABC):
         client: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Update:
-        """Return what is sent of a vector; ``p_D`` is never modified, and the update may share its memory.
+        """Return what is sent of a vector: :meth:`apply`, once the vector is known to be finite.
 
         Args:
             p_D: the delta plus the residual, shape (D,), floating point, on any device.
-            lr: the clients' learning rate γ_t of the round.
-            layout: names, shapes and offsets of the tensors in ``p_D``, for compressors that treat them apart and for
-                messages.
-            client: the client's id, for messages.
-            generator: source of randomness of a compressor that draws.
+            lr: as in :class:`Context`, and so the others.
+            layout: names, shapes and offsets of the tensors in ``p_D``.
+            client: the client's id.
+            generator: source of randomness.
 
         Raises:
-            ValueError: ``p_D`` is not a flat vector, or holds NaN or Inf.
+            ValueError: ``p_D`` is not a flat vector.
+            RefusedUpdate: it holds NaN or Inf.
         """
+        return self._checked(p_D, Context(lr, layout, client, generator))
 
     def split(
         self,
         delta_D: Tensor,
         residual_D: Tensor | None,
+        context: Context,
         *,
-        lr: float,
         half_precision: bool = False,
-        layout: Layout | None = None,
-        client: int | None = None,
-        generator: torch.Generator | None = None,
         out: Tensor | None = None,
     ) -> tuple[Update, Tensor]:
         """Return what is sent of p = Δ + e, and what is left: p − u with u as the receiver reads it, shape (D,).
@@ -59,19 +86,41 @@ class Compressor(ABC):
         Args:
             delta_D: Δ, shape (D,); not modified.
             residual_D: e, shape (D,); None: 0.
-            lr: as in :meth:`compress`.
+            context: as in :meth:`apply`.
             half_precision: whether values travel as float16.
-            layout: as in :meth:`compress`.
-            client: as in :meth:`compress`.
-            generator: as in :meth:`compress`.
             out: shape (D,), may take what is left.
 
         Raises:
             ValueError: as :meth:`compress` does.
         """
-        p_D = delta_D if residual_D is None else delta_D + residual_D
-        update = self.compress(p_D, lr=lr, layout=layout, client=client, generator=generator)
-        return update, as_sent(update, half_precision).left_of(p_D)
+        parts = self.fused(delta_D, residual_D, context, out) if threshold_pass.is_fused(delta_D) else None
+        if parts is None or not parts.finite:
+            p_D = delta_D if residual_D is None else delta_D + residual_D
+            update = self._checked(p_D, context)
+            return update, as_sent(update, half_precision).left_of(p_D)
+        if half_precision:
+            parts.left_D[parts.indices] = parts.values - parts.values.half().to(parts.values.dtype)
+        return SparseUpdate(parts.values, parts.indices, parts.left_D.numel()), parts.left_D
+
+    def fused(
+        self, delta_D: Tensor, residual_D: Tensor | None, context: Context, out: Tensor | None
+    ) -> threshold_pass.Parts | None:
+        """Divide a long vector on the CPU in one pass, into the bits that :meth:`apply` and a difference give.
+
+        Args:
+            delta_D: Δ, shape (D,), float32.
+            residual_D: e, shape (D,); None: 0.
+            context: as in :meth:`apply`.
+            out: shape (D,), may take what is left.
+
+        Returns:
+            None if there is no such pass for this compressor, as by default, or for this vector.
+        """
+        return None
+
+    def _checked(self, p_D: Tensor, context: Context) -> Update:
+        require_finite(p_D, context)
+        return self.apply(p_D, context)
 
     @property
     def expands(self) -> bool:
@@ -111,14 +160,14 @@ class Compressor(ABC):
         """Put back what :meth:`state_dict` returned."""
 
 
-def require_finite(p_D: Tensor, layout: Layout | None, client: int | None) -> None:
+def require_finite(p_D: Tensor, context: Context) -> None:
     """Refuse a vector that cannot be compressed.
 
     Raises:
         ValueError: ``p_D`` is not a flat vector.
         RefusedUpdate: it holds NaN or Inf; the message names the client and the tensor.
     """
-    sender = "a client" if client is None else f"client {client}"
+    sender = "a client" if context.client is None else f"client {context.client}"
     if p_D.dim() != 1:
         raise ValueError(f"Expected a flat vector from {sender} but got shape {tuple(p_D.shape)}")
     finite_D = torch.isfinite(p_D)
@@ -126,7 +175,7 @@ def require_finite(p_D: Tensor, layout: Layout | None, client: int | None) -> No
         return
     position = int(finite_D.logical_not().nonzero()[0])
     where = f"position {position}"
-    if layout is not None:
+    if (layout := context.layout) is not None:
         tensor = bisect_right(layout.offsets, position) - 1
         where = f"position {position - layout.offsets[tensor]} of tensor {list(layout.shapes)[tensor]!r}"
     raise RefusedUpdate(f"Expected finite entries from {sender} but got {p_D[position].item()} at {where}")
@@ -140,3 +189,19 @@ def require_density(density: float) -> None:
     """
     if not 0 < density <= 1:
         raise ConfigurationError(f"Expected density in (0, 1] but got {density}")
+
+
+def require_threshold_or_density(threshold: float | None, density: float | None) -> None:
+    """Refuse settings that do not say how much is sent, or say it twice.
+
+    Raises:
+        ConfigurationError: not exactly one of ``threshold`` and ``density`` is given, or it is out of range.
+    """
+    if (threshold is None) == (density is None):
+        raise ConfigurationError(
+            f"Expected exactly one of threshold and density but got threshold={threshold}, density={density}"
+        )
+    if threshold is not None and not 0 <= threshold < math.inf:
+        raise ConfigurationError(f"Expected a finite threshold of at least 0 but got {threshold}")
+    if density is not None:
+        require_density(density)

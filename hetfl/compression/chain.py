@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hetfl.compression.base import Compressor
+from hetfl.compression.base import Compressor, Context
 from hetfl.compression.quantiser import Quantiser
 from hetfl.types import Layout
 from hetfl.updates import Update
@@ -30,17 +29,9 @@ class Chain(Compressor):
     def settings(self) -> dict[str, object]:  # noqa: D102
         return {"sparsifier": self.sparsifier, "quantiser": self.quantiser}
 
-    def compress(  # noqa: D102
-        self,
-        p_D: Tensor,
-        *,
-        lr: float,
-        layout: Layout | None = None,
-        client: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Update:
-        update = self.sparsifier.compress(p_D, lr=lr, layout=layout, client=client, generator=generator)
-        return self.quantiser.quantised(update, layout, generator)
+    def apply(self, p_D: Tensor, context: Context) -> Update:  # noqa: D102
+        update = self.sparsifier.apply(p_D, context)
+        return self.quantiser.quantised(update, context.layout, context.generator)
 
     @property
     def expands(self) -> bool:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from hetfl.compression.base import Compressor, require_density, require_finite
+from hetfl.compression.base import Compressor, Context, require_threshold_or_density
 from hetfl.compression.buckets import reduced
-from hetfl.errors import ConfigurationError
 from hetfl.types import Layout
 from hetfl.updates import SparseUpdate
 
@@ -35,14 +32,7 @@ class ChannelThreshold(Compressor):
     """
 
     def __init__(self, threshold: float | None = None, density: float | None = None) -> None:
-        if (threshold is None) == (density is None):
-            raise ConfigurationError(
-                f"Expected exactly one of threshold and density but got threshold={threshold}, density={density}"
-            )
-        if threshold is not None and not 0 <= threshold < math.inf:
-            raise ConfigurationError(f"Expected a finite threshold of at least 0 but got {threshold}")
-        if density is not None:
-            require_density(density)
+        require_threshold_or_density(threshold, density)
         self._given, self.density = threshold, density
 
     def settings(self) -> dict[str, object]:  # noqa: D102
@@ -51,17 +41,8 @@ class ChannelThreshold(Compressor):
     def threshold(self, lr: float) -> float | None:  # noqa: D102
         return self._given
 
-    def compress(  # noqa: D102
-        self,
-        p_D: Tensor,
-        *,
-        lr: float,
-        layout: Layout | None = None,
-        client: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> SparseUpdate:
-        require_finite(p_D, layout, client)
-        sizes_F = filter_sizes(layout or Layout({"vector": (p_D.numel(),)})).to(p_D.device)
+    def apply(self, p_D: Tensor, context: Context) -> SparseUpdate:  # noqa: D102
+        sizes_F = filter_sizes(context.layout or Layout({"vector": (p_D.numel(),)})).to(p_D.device)
         sums_F = reduced(p_D.abs().double(), sizes_F, "sum")
         means_F = sums_F / sizes_F
         if self._given is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hetfl.compression import threshold_pass
-from hetfl.compression.base import Compressor
+from hetfl.compression.base import Compressor, Context
 from hetfl.compression.staleness import Keep, Staleness
 from hetfl.errors import ConfigurationError
 from hetfl.store import ClientStore, MemoryStore
@@ -128,11 +128,8 @@ class ErrorFeedback:
             update, left_D = self.compressor.split(
                 delta_D,
                 self._residual(client, index, delta_D, round),
-                lr=lr,
+                Context(lr, layout, client, generator),
                 half_precision=self.half_precision,
-                layout=layout,
-                client=client,
-                generator=generator,
                 out=self._spare.pop(layout.size, None),
             )
         else:

@@ -5,14 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from hetfl.compression.hard_threshold import HardThreshold
 from hetfl.compression.scope import Scope
 from hetfl.errors import ConfigurationError
-from hetfl.types import Layout
-from hetfl.updates import SparseUpdate
 
 
 def stepsize_aware_threshold(initial: float, lr: float, reference_lr: float, alpha: float) -> float:
@@ -77,16 +72,8 @@ class GammaFedHT(HardThreshold):
         """Return λ_t / λ_0 = (γ_t / γ_0)^α."""
         return stepsize_aware_threshold(1.0, lr, self.reference_lr or self._first_lr or lr, self.alpha)
 
-    def compress(
-        self,
-        p_D: Tensor,
-        *,
-        lr: float,
-        layout: Layout | None = None,
-        client: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> SparseUpdate:
-        """Return the entries that reach λ_t; see :meth:`Compressor.compress`.
+    def in_force(self, lr: float) -> float | None:
+        """Return λ_t for a vector that is compressed now; see :meth:`HardThreshold.in_force`.
 
         Raises:
             ConfigurationError: γ_0 is to be the first learning rate, and that is not above 0.
@@ -95,7 +82,7 @@ class GammaFedHT(HardThreshold):
             if self.alpha > 0 and self.reference_lr is None and lr <= 0:
                 raise ConfigurationError(f"Expected reference_lr, or a first learning rate above 0, but got {lr}")
             self._first_lr = lr
-        return super().compress(p_D, lr=lr, layout=layout, client=client, generator=generator)
+        return super().in_force(lr)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {**super().state_dict(), "first_lr": self._first_lr}

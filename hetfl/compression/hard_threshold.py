@@ -6,14 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hetfl.compression import threshold_pass
-from hetfl.compression.base import Compressor, require_density, require_finite
+from hetfl.compression.base import Compressor, Context, require_threshold_or_density
 from hetfl.compression.scope import Scope, per_tensor
+from hetfl.compression.threshold_pass import Parts, split_fused
 from hetfl.compression.top_k import top_k
-from hetfl.errors import ConfigurationError
 from hetfl.types import Layout
 from hetfl.updates import SparseUpdate, Update
 
@@ -72,14 +70,7 @@ class HardThreshold(Compressor):
     """
 
     def __init__(self, threshold: float | None = None, density: float | None = None, scope: Scope = "global") -> None:
-        if (threshold is None) == (density is None):
-            raise ConfigurationError(
-                f"Expected exactly one of threshold and density but got threshold={threshold}, density={density}"
-            )
-        if threshold is not None and not 0 <= threshold < math.inf:
-            raise ConfigurationError(f"Expected a finite threshold of at least 0 but got {threshold}")
-        if density is not None:
-            require_density(density)
+        require_threshold_or_density(threshold, density)
         self.density, self.scope = density, scope
         self._given = threshold
         self._calibrated: dict[str, float] = {}  # by tensor
@@ -101,50 +92,23 @@ class HardThreshold(Compressor):
         initial = self._calibrated.get(WHOLE) if self._given is None else self._given
         return None if initial is None else initial * self.scale(lr)
 
-    def compress(  # noqa: D102
-        self,
-        p_D: Tensor,
-        *,
-        lr: float,
-        layout: Layout | None = None,
-        client: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> SparseUpdate:
-        require_finite(p_D, layout, client)
-        threshold = self.threshold(lr)
+    def in_force(self, lr: float) -> float | None:
+        """Return λ for a vector that is compressed now; None while it is to be calibrated, or of tensors apart."""
+        return self.threshold(lr)
+
+    def apply(self, p_D: Tensor, context: Context) -> SparseUpdate:  # noqa: D102
+        threshold = self.in_force(context.lr)
         if threshold is not None:
             return hard_threshold(p_D, threshold)
-        if self.scope == "global" or layout is None:
-            return self._chosen(WHOLE, p_D, lr)
-        return per_tensor(p_D, layout, lambda name, part: self._chosen(name, part, lr))
+        if self.scope == "global" or context.layout is None:
+            return self._chosen(WHOLE, p_D, context.lr)
+        return per_tensor(p_D, context.layout, lambda name, part: self._chosen(name, part, context.lr))
 
-    def split(  # noqa: D102
-        self,
-        delta_D: Tensor,
-        residual_D: Tensor | None,
-        *,
-        lr: float,
-        half_precision: bool = False,
-        layout: Layout | None = None,
-        client: int | None = None,
-        generator: torch.Generator | None = None,
-        out: Tensor | None = None,
-    ) -> tuple[Update, Tensor]:
-        threshold = self.threshold(lr)
-        if threshold is None:
-            return super().split(
-                delta_D,
-                residual_D,
-                lr=lr,
-                half_precision=half_precision,
-                layout=layout,
-                client=client,
-                generator=generator,
-            )
-        parts = threshold_pass.split(delta_D, residual_D, threshold, out)
-        if not parts.finite:
-            require_finite(delta_D if residual_D is None else delta_D + residual_D, layout, client)
-        return threshold_pass.as_update(parts, half_precision)
+    def fused(  # noqa: D102
+        self, delta_D: Tensor, residual_D: Tensor | None, context: Context, out: Tensor | None
+    ) -> Parts | None:
+        threshold = self.in_force(context.lr)
+        return None if threshold is None else split_fused(delta_D, residual_D, threshold, out)
 
     def _chosen(self, name: str, part: Tensor, lr: float) -> SparseUpdate:
         """Return what reaches a tensor's λ; while it has none, its top k."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hetfl.compression.base import Compressor, require_finite
+from hetfl.compression.base import Compressor, Context
 from hetfl.errors import ConfigurationError
 from hetfl.seeding import generator as named_generator
 from hetfl.types import Layout
@@ -73,17 +73,8 @@ class LowRank(Compressor):
             if name in self._starts
         )
 
-    def compress(  # noqa: D102
-        self,
-        p_D: Tensor,
-        *,
-        lr: float,
-        layout: Layout | None = None,
-        client: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> LowRankUpdate:
-        require_finite(p_D, layout, client)
-        layout = layout or Layout({"vector": (p_D.numel(),)})
+    def apply(self, p_D: Tensor, context: Context) -> LowRankUpdate:  # noqa: D102
+        layout = context.layout or Layout({"vector": (p_D.numel(),)})
         ranks, values = [], [p_D.new_empty(0)]
         for name, part in layout.views(p_D).items():
             rank = self.rank_of(tuple(part.shape))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hetfl.codes import MOST_BITS, Codes, bucket_sizes
-from hetfl.compression.base import Compressor, require_finite
+from hetfl.compression.base import Compressor, Context
 from hetfl.errors import ConfigurationError
 from hetfl.types import Layout
 from hetfl.updates import DenseUpdate, Update
@@ -47,17 +47,8 @@ class Quantiser(Compressor):
             Codes in any dtype; scales and zero points in float64.
         """
 
-    def compress(  # noqa: D102
-        self,
-        p_D: Tensor,
-        *,
-        lr: float,
-        layout: Layout | None = None,
-        client: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Update:
-        require_finite(p_D, layout, client)
-        return self.quantised(DenseUpdate(p_D), layout, generator)
+    def apply(self, p_D: Tensor, context: Context) -> Update:  # noqa: D102
+        return self.quantised(DenseUpdate(p_D), context.layout, context.generator)
 
     def quantised(self, update: Update, layout: Layout | None, generator: torch.Generator | None) -> Update:
         """Return the same update with codes in the place of its values."""

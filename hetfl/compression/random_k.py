@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from hetfl.compression.base import Compressor, require_density, require_finite
+from hetfl.compression.base import Compressor, Context, require_density
 from hetfl.compression.scope import Scope
-from hetfl.types import Layout
 from hetfl.updates import SeededUpdate
 
 
@@ -41,19 +40,10 @@ class RandomK(Compressor):
     def settings(self) -> dict[str, object]:  # noqa: D102
         return {"density": self.density, "scaled": self.scaled, "scope": self.scope}
 
-    def compress(  # noqa: D102
-        self,
-        p_D: Tensor,
-        *,
-        lr: float,
-        layout: Layout | None = None,
-        client: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> SeededUpdate:
-        require_finite(p_D, layout, client)
-        sizes = (p_D.numel(),) if self.scope == "global" or layout is None else layout.sizes
+    def apply(self, p_D: Tensor, context: Context) -> SeededUpdate:  # noqa: D102
+        sizes = (p_D.numel(),) if self.scope == "global" or context.layout is None else context.layout.sizes
         counts = tuple(min(size, max(1, math.floor(self.density * size))) for size in sizes)
-        seed = int(torch.randint(2**63 - 1, (), generator=generator))
+        seed = int(torch.randint(2**63 - 1, (), generator=context.generator))
         indices = SeededUpdate.positions(seed, sizes, counts).to(p_D.device)
         values = p_D[indices]
         if self.scaled:

@@ -1,7 +1,7 @@
 """Add the residual, compare with the threshold, collect what reaches it, keep the rest: in one pass over memory.
 
-The plain version says what is computed. The fused one needs numba (``pip install hetfl[fast]``) and float32 on the CPU,
-and returns the same bits; it is used for long vectors.
+It returns the bits that :meth:`hetfl.compression.base.Compressor.split` computes operation by operation. It needs numba
+(``pip install hetfl[fast]``) and float32 on the CPU, and is used for long vectors.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetfl.updates import SparseUpdate
-
 SHORTEST = 1 << 18
 """Entries from which on the fused pass is worth its call."""
 
 
-class Split(NamedTuple):
+class Parts(NamedTuple):
     """A vector p = Δ + e, divided.
 
     Attributes:
@@ -36,44 +34,21 @@ class Split(NamedTuple):
     finite: bool
 
 
-def split(delta_D: Tensor, residual_D: Tensor | None, threshold: float, out: Tensor | None = None) -> Split:
-    """Divide Δ + e at a threshold, by the fused pass where that is possible and worth it.
-
-    Args:
-        delta_D: Δ, shape (D,); not modified.
-        residual_D: e, shape (D,); None: 0.
-        threshold: λ ≥ 0, compared in the dtype of Δ.
-        out: shape (D,); the fused pass puts ``left_D`` there: memory that is new takes longer than the pass.
-    """
-    if is_fused(delta_D):
-        return split_fused(delta_D, residual_D, threshold, out)
-    return split_plain(delta_D, residual_D, threshold)
-
-
 def is_fused(delta_D: Tensor) -> bool:
     """Return whether a vector is long enough for the fused pass, and of its kind."""
     kind = delta_D.device.type == "cpu" and delta_D.dtype == torch.float32
     return kind and delta_D.numel() >= SHORTEST and has_numba()
 
 
-def as_update(parts: Split, half_precision: bool) -> tuple[SparseUpdate, Tensor]:
-    """Return what is sent, and what is left; as float16 values lose bits, which are left too."""
-    if half_precision:
-        parts.left_D[parts.indices] = parts.values - parts.values.half().to(parts.values.dtype)
-    return SparseUpdate(parts.values, parts.indices, parts.left_D.numel()), parts.left_D
+def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, out: Tensor | None = None) -> Parts:
+    """Divide Δ + e at a threshold in one pass.
 
-
-def split_plain(delta_D: Tensor, residual_D: Tensor | None, threshold: float) -> Split:
-    """Divide Δ + e at a threshold, operation by operation, on any device and in any dtype; see :func:`split`."""
-    p_D = delta_D if residual_D is None else delta_D + residual_D
-    reached_D = (p_D.abs() >= threshold) & (p_D != 0)
-    indices = reached_D.nonzero().squeeze(1)
-    left_D = p_D.masked_fill(reached_D, 0.0)
-    return Split(indices, p_D[indices], left_D, bool(torch.isfinite(p_D).all()))
-
-
-def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, out: Tensor | None = None) -> Split:
-    """Divide Δ + e at a threshold in one pass: float32 on the CPU; see :func:`split`."""
+    Args:
+        delta_D: Δ, shape (D,), float32 on the CPU; not modified.
+        residual_D: e, shape (D,); None: 0.
+        threshold: λ ≥ 0, compared in float32.
+        out: shape (D,), takes ``left_D``: memory that is new takes longer than the pass.
+    """
     kernels = _kernels()
     delta = delta_D.detach().contiguous().numpy()
     residual = delta if residual_D is None else residual_D.detach().contiguous().numpy()  # not read if None
@@ -88,7 +63,7 @@ def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, ou
             delta, residual, residual_D is not None, bits, left, indices, values, start
         )
         if not finite:
-            return Split(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.from_numpy(left), False)
+            return Parts(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.from_numpy(left), False)
         parts.append((indices[:found], values[:found]))
         capacity *= 4
     if len(parts) == 1:
@@ -96,7 +71,7 @@ def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, ou
     else:
         indices = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, dtype=np.int64)
         values = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, dtype=np.float32)
-    return Split(torch.from_numpy(indices), torch.from_numpy(values), torch.from_numpy(left), True)
+    return Parts(torch.from_numpy(indices), torch.from_numpy(values), torch.from_numpy(left), True)
 
 
 @cache

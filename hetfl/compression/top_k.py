@@ -7,12 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from hetfl.compression import threshold_pass
-from hetfl.compression.base import Compressor, require_density, require_finite
+from hetfl.compression.base import Compressor, Context, require_density
 from hetfl.compression.scope import Scope, per_tensor
-from hetfl.compression.threshold_pass import Split
-from hetfl.types import Layout
-from hetfl.updates import SparseUpdate, Update
+from hetfl.compression.threshold_pass import Parts, split_fused
+from hetfl.updates import SparseUpdate
 
 SAMPLE = 1 << 16
 """Entries from which a threshold is estimated."""
@@ -59,7 +57,7 @@ def estimated_threshold(delta_D: Tensor, residual_D: Tensor | None, count: int) 
     return float(sample.abs().topk(rank, sorted=False).values.min())
 
 
-def split_top_k(delta_D: Tensor, residual_D: Tensor | None, density: float, out: Tensor | None) -> Split | None:
+def split_top_k(delta_D: Tensor, residual_D: Tensor | None, density: float, out: Tensor | None) -> Parts | None:
     """Divide Δ + e into its top k and the rest by the fused pass; None if the estimate was too high.
 
     Args:
@@ -69,7 +67,7 @@ def split_top_k(delta_D: Tensor, residual_D: Tensor | None, density: float, out:
         out: as in :func:`hetfl.compression.threshold_pass.split`.
     """
     count = count_of(density, delta_D.numel())
-    reached = threshold_pass.split_fused(delta_D, residual_D, estimated_threshold(delta_D, residual_D, count), out)
+    reached = split_fused(delta_D, residual_D, estimated_threshold(delta_D, residual_D, count), out)
     if not reached.finite:
         return reached
     if reached.indices.numel() < count:
@@ -77,7 +75,7 @@ def split_top_k(delta_D: Tensor, residual_D: Tensor | None, density: float, out:
     keep = largest(reached.values.abs(), count)
     back = ~keep
     reached.left_D[reached.indices[back]] = reached.values[back]
-    return Split(reached.indices[keep], reached.values[keep], reached.left_D, True)
+    return Parts(reached.indices[keep], reached.values[keep], reached.left_D, True)
 
 
 class TopK(Compressor):
@@ -101,44 +99,14 @@ class TopK(Compressor):
     def settings(self) -> dict[str, object]:  # noqa: D102
         return {"density": self.density, "scope": self.scope}
 
-    def compress(  # noqa: D102
-        self,
-        p_D: Tensor,
-        *,
-        lr: float,
-        layout: Layout | None = None,
-        client: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> SparseUpdate:
-        require_finite(p_D, layout, client)
-        if self.scope == "global" or layout is None:
+    def apply(self, p_D: Tensor, context: Context) -> SparseUpdate:  # noqa: D102
+        if self.scope == "global" or context.layout is None:
             return top_k(p_D, self.density)
-        return per_tensor(p_D, layout, lambda name, part: top_k(part, self.density))
+        return per_tensor(p_D, context.layout, lambda name, part: top_k(part, self.density))
 
-    def split(  # noqa: D102
-        self,
-        delta_D: Tensor,
-        residual_D: Tensor | None,
-        *,
-        lr: float,
-        half_precision: bool = False,
-        layout: Layout | None = None,
-        client: int | None = None,
-        generator: torch.Generator | None = None,
-        out: Tensor | None = None,
-    ) -> tuple[Update, Tensor]:
-        whole = self.scope == "global" or layout is None
-        parts = None
-        if whole and threshold_pass.is_fused(delta_D):
-            parts = split_top_k(delta_D, residual_D, self.density, out)
-        if parts is None or not parts.finite:
-            return super().split(
-                delta_D,
-                residual_D,
-                lr=lr,
-                half_precision=half_precision,
-                layout=layout,
-                client=client,
-                generator=generator,
-            )
-        return threshold_pass.as_update(parts, half_precision)
+    def fused(  # noqa: D102
+        self, delta_D: Tensor, residual_D: Tensor | None, context: Context, out: Tensor | None
+    ) -> Parts | None:
+        if self.scope == "global" or context.layout is None:
+            return split_top_k(delta_D, residual_D, self.density, out)
+        return None
