@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from hetfl.updates import Update
 
 class Aggregator(ABC):
     """Takes the round's accepted updates one by one, in cohort order, and returns one step for the global model."""
+
+    asks_losses: ClassVar[bool] = False
+    """Whether reports must hold the loss of the model that was sent; it costs a pass over the clients' data."""
 
     @abstractmethod
     def reset(self, tensors: Mapping[str, Tensor]) -> None:

@@ -111,6 +111,8 @@ class Report:
         num_samples: size of its training set.
         loss: mean training loss over all local steps.
         flops: floating-point operations spent, forward and backward.
+        lr: the clients' learning rate γ_t of the round.
+        initial_loss: loss F_k of the model that it was sent, on all of its data; None: nobody asked for it.
     """
 
     client: int
@@ -118,6 +120,8 @@ class Report:
     num_samples: int
     loss: float
     flops: float
+    lr: float = 0.0
+    initial_loss: float | None = None
 
 
 def iter_entries(index: Index) -> Iterator[tuple[str, tuple[int, ...]]]:

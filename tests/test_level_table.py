@@ -21,7 +21,7 @@ from hetfl.federation.level_table import Upload
 from hetfl.federation.levels import LevelSet
 from hetfl.fleet import Fixed
 from hetfl.models import ConvNet, MultiExitConvNet
-from hetfl.selection import Uniform
+from hetfl.selection import Everyone, Uniform
 from hetfl.submodel import put
 from hetfl.updates import SparseUpdate
 from hetfl.wire import dense_size, encode
@@ -57,7 +57,10 @@ def test_the_table_is_what_a_round_is_charged(fit: Fit, kind: type[FederatedModu
     assert table["level"].tolist() == list(module.levels)
     assert table["width"].tolist() == [level.width for level in module.levels.values()]
     rows = table.set_index("level")
-    cohort = [(client, module.assignment.levels(0)[client]) for client in module.selection.select(0)]
+    cohort = [
+        (client, module.assignment.levels(0)[client])
+        for client in module.selection.select(0, Everyone(len(module.selection.sizes)))
+    ]
     assert len({level for _, level in cohort}) > 1
     metrics = table_of(trainer, "metrics").iloc[0]
     assert metrics["comm/down_bytes"] == sum(rows["down_bytes"][level] for _, level in cohort)

@@ -23,7 +23,7 @@ from hetfl.fleet import Dynamic, Fixed
 from hetfl.local import LocalTraining, Workers
 from hetfl.local.training import batches
 from hetfl.seeding import generator
-from hetfl.selection import Uniform
+from hetfl.selection import Everyone, Uniform
 from hetfl.types import ClientContext, Level
 from tests.conftest import small_data, small_levels, small_module, small_net
 
@@ -47,7 +47,7 @@ def plain_heterofl(
     whole = {name: p.detach().numpy().copy() for name, p in module.levels.net.double().named_parameters()}
     for round in range(rounds):
         results = []
-        for client in module.selection.select(round):
+        for client in module.selection.select(round, Everyone(len(module.selection.sizes))):
             width = module.levels[module.assignment.levels(round)[client]].width
             net = small_net(width=width).double().train()
             for name, p in net.named_parameters():
@@ -142,7 +142,7 @@ def test_an_absent_class_moves_no_row_and_gets_no_gradient_but_counts_in_the_sof
     module = small_module(selection=Uniform(3))
     before = module.net.classifier.weight.detach().clone()  # type: ignore[union-attr,operator]
     fit(module, data, rounds=1, limit_val_batches=0)
-    owned = torch.stack([data.labels(k) for k in module.selection.select(0)]).any(0)
+    owned = torch.stack([data.labels(k) for k in module.selection.select(0, Everyone(data.num_clients))]).any(0)
     moved = (module.net.classifier.weight.detach() != before).any(1)  # type: ignore[union-attr,operator]
     assert torch.equal(moved, owned)
     assert 0 < int(owned.sum()) < 10
@@ -204,7 +204,7 @@ def test_a_diverged_client_is_refused_and_the_round_goes_on(fit: Fit, monkeypatc
     module = small_module(uplink=compressed())
     bad = Uniform(4)
     bad.setup([10] * 12, 0)
-    victim = bad.select(0)[1]
+    victim = bad.select(0, Everyone(12))[1]
     plain = module.loss
 
     def loss(outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:

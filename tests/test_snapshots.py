@@ -28,6 +28,7 @@ from hetfl.compression import ErrorFeedback, GammaFedHT, TopK
 from hetfl.federation import FederatedCallback
 from hetfl.local import Workers
 from hetfl.run_folder import RunFolder
+from hetfl.selection import Everyone
 from hetfl.types import ClientContext, Index, Layout, Report
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 from tests.conftest import small_data, small_module, small_net
@@ -104,7 +105,7 @@ def test_callbacks_get_accepted_updates_in_the_order_of_the_cohort(fit: Fit, mon
 
     monkeypatch.setattr(module, "loss", loss)
     module.selection.setup([10] * 12, 0)
-    cohort = module.selection.select(0)
+    cohort = module.selection.select(0, Everyone(len(module.selection.sizes)))
     refused.append(cohort[1])
     with pytest.warns(UserWarning, match=f"client {cohort[1]} at level . refused"):
         trainer = fit(module, rounds=1, callbacks=[recorder, Snapshots(1)])
@@ -146,7 +147,7 @@ def test_holders_and_entries_are_those_counted_with_masks(fit: Fit, norm: str) -
     assert snapshots_of(trainer).rounds == (1, 3)
     for round in (1, 3):
         expected = {(level, name): [0, 0, 0] for level in module.levels for name in shapes}
-        for client in module.selection.select(round):
+        for client in module.selection.select(round, Everyone(len(module.selection.sizes))):
             level = module.assignment.levels(round)[client]
             for name, entry in module.upload_index(client, level, round).items():
                 covered = int(mask(shapes[name], entry).sum()) if name in shapes else 0

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
-from hetfl.selection import Selection
 from hetfl.submodel import add, parameters_of
 from hetfl.types import Index
 
@@ -50,7 +49,7 @@ def holders(module: FederatedModule, rounds: int) -> dict[str, Tensor]:
         Per name of a trained tensor, int64 of its shape.
 
     Raises:
-        ConfigurationError: the module has no data yet, or its selection depends on what earlier rounds taught it.
+        ConfigurationError: the module has no data yet, or its selection is not replayable.
     """
     counts = {name: torch.zeros(tensor.shape, dtype=torch.int64) for name, tensor in parameters_of(module.net).items()}
     for indices in _held_by_client(module, rounds).values():
@@ -66,10 +65,10 @@ def holders(module: FederatedModule, rounds: int) -> dict[str, Tensor]:
 
 def _held_by_client(module: FederatedModule, rounds: int) -> dict[int, list[Index]]:
     """Return per client the upload indices of the rounds that it took part in."""
-    if type(module.selection).observe is not Selection.observe:
+    if not module.selection.replayable:
         raise ConfigurationError(
             "Expected a selection that depends on seed and round alone, which can be replayed, but got "
-            f"{type(module.selection).__name__}, which learns from reports"
+            f"{type(module.selection).__name__}, which does not"
         )
     if not hasattr(module.selection, "sizes"):
         raise ConfigurationError(

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from hetfl import wire
 from hetfl.aggregators import Aggregator
-from hetfl.compression import ErrorFeedback
+from hetfl.compression import ErrorFeedback, Message
 from hetfl.errors import RefusedUpdate
 from hetfl.federation.ledger import Ledger
-from hetfl.local import LocalResult
+from hetfl.local import LocalResult, LocalTask
 from hetfl.seeding import generator
 from hetfl.submodel import gather_flat, index_layout, relative
-from hetfl.types import Index, Report
+from hetfl.types import Index, Layout, Report
 from hetfl.updates import Update
 
 
@@ -48,7 +48,15 @@ class Exchange:
         self.uplink, self.aggregator, self.ledger, self.seed = uplink, aggregator, ledger, seed
 
     def receive(
-        self, result: LocalResult, *, index: Index, upload: Index, trained: frozenset[str], flops: float
+        self,
+        result: LocalResult,
+        *,
+        index: Index,
+        upload: Index,
+        trained: frozenset[str],
+        flops: float,
+        initial_loss: float | None = None,
+        informed: bool = False,
     ) -> Accepted | None:
         """Pass one client's delta on.
 
@@ -58,6 +66,8 @@ class Exchange:
             upload: what it sends and is a holder of: a part of ``index``.
             trained: names of parameters; other names of ``upload`` are buffers and travel exactly.
             flops: what its training took.
+            initial_loss: of the model that it was sent, if it was asked for.
+            informed: whether the client had that model before its training was asked for.
 
         Returns:
             What was accepted; None if the update was refused: then its delta is lost, its residual as it was.
@@ -66,35 +76,40 @@ class Exchange:
         vector = _restricted(result.vector, index, upload)
         held = {name: entry for name, entry in upload.items() if name in trained}
         layout = index_layout(held)
-        size = layout.size
-        down_bytes = wire.dense_size(result.vector.numel()) + self.uplink.compressor.shared_bytes(layout)
+        down_bytes = 0 if informed else wire.dense_size(result.vector.numel())
+        down_bytes += self.uplink.compressor.shared_bytes(layout)
         try:
-            message = self.uplink.prepare(
-                task.client,
-                vector[:size],
-                exact=vector[size:],
-                index=held,
-                round=task.round,
-                lr=task.lr,
-                generator=generator(self.seed, "compression", task.round, task.client),
-            )
-            expected = wire.Expected(
-                task.round, task.client, size, vector.numel() - size, dtype=vector.dtype, layout=layout
-            )
-            update = wire.decode(message.payload, expected)
+            message, update = self._delivered(task, vector, held, layout)
         except (wire.MalformedPayload, RefusedUpdate) as error:
             rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
             self.ledger.charge(down_bytes=down_bytes, up_bytes=0, flops=flops)
             self.ledger.refuse()
             return None
-        report = Report(task.client, task.level, result.num_samples, result.loss, flops)
+        report = Report(task.client, task.level, result.num_samples, result.loss, flops, task.lr, initial_loss)
         self.aggregator.update(update, upload, report)
         self.uplink.accept(message, update)
         up_bytes = len(message.payload)
         self.ledger.charge(down_bytes=down_bytes, up_bytes=up_bytes, flops=flops)
         dense_bytes = 4 * vector.numel()
-        self.ledger.sent(entries=size, sent=update.num_sent, dense_bytes=dense_bytes)
+        self.ledger.sent(entries=layout.size, sent=update.num_sent, dense_bytes=dense_bytes)
         return Accepted(report, update, upload)
+
+    def _delivered(self, task: LocalTask, vector: Tensor, held: Index, layout: Layout) -> tuple[Message, Update]:
+        """Return the message that a client sends, and what the server reads in it."""
+        size = layout.size
+        message = self.uplink.prepare(
+            task.client,
+            vector[:size],
+            exact=vector[size:],
+            index=held,
+            round=task.round,
+            lr=task.lr,
+            generator=generator(self.seed, "compression", task.round, task.client),
+        )
+        expected = wire.Expected(
+            task.round, task.client, size, vector.numel() - size, dtype=vector.dtype, layout=layout
+        )
+        return message, wire.decode(message.payload, expected)
 
 
 def _restricted(vector_D: Tensor, index: Index, upload: Index) -> Tensor:

@@ -43,21 +43,26 @@ class Ledger:
     device: Device
     round: Costs = field(default_factory=Costs)
     total: Costs = field(default_factory=Costs)
+    phase_start: float = 0.0
 
     def begin_round(self) -> None:
         """Forget the last round; totals stay."""
         self.round = Costs()
+        self.phase_start = 0.0
 
-    def charge(self, *, down_bytes: int, up_bytes: int, flops: float, phase_start: float = 0.0) -> None:
-        """Add one client's traffic and work.
+    def begin_phase(self) -> None:
+        """Begin what clients do side by side, once all that was asked of them before is done."""
+        self.phase_start = self.round.seconds
+
+    def charge(self, *, down_bytes: int, up_bytes: int, flops: float) -> None:
+        """Add one client's traffic and work in the present phase.
 
         Args:
             down_bytes: bytes to the client.
             up_bytes: bytes from it.
             flops: its floating-point operations.
-            phase_start: simulated second of the round at which its phase began; clients of a phase work side by side.
         """
-        seconds = phase_start + self.device.seconds(flops=flops, down_bytes=down_bytes, up_bytes=up_bytes)
+        seconds = self.phase_start + self.device.seconds(flops=flops, down_bytes=down_bytes, up_bytes=up_bytes)
         longer = max(0.0, seconds - self.round.seconds)
         for costs in (self.round, self.total):
             costs.up_bytes += up_bytes

@@ -1,18 +1,16 @@
-"""The round: a LightningModule whose one training step an epoch is one round of federated learning.
+"""Federated learning as a LightningModule: its parts, what a method overrides, and what Lightning calls around rounds.
 
-select, extract, train locally, compress, send, aggregate, server step; Lightning then validates the new model. The
-module knows no method: a method overrides what a sub-model is (``index``), what is sent (``upload_index``), the local
-``loss`` and the prediction (``predict``).
+The module knows no method: a method overrides what a sub-model is (``index``), what is sent (``upload_index``), the
+local ``loss`` and the prediction (``predict``). The round itself is in :mod:`hetfl.federation.training`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
@@ -23,25 +21,21 @@ from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.federation import state
 from hetfl.federation.budgets import Axis, Budgets
-from hetfl.federation.callback import FederatedCallback
-from hetfl.federation.evaluating import EvaluatingModule
-from hetfl.federation.exchange import Accepted, Exchange
+from hetfl.federation.exchange import Exchange
 from hetfl.federation.fingerprint import fingerprint
 from hetfl.federation.ledger import Ledger
 from hetfl.federation.level_table import save_levels
 from hetfl.federation.levels import LevelSet
-from hetfl.federation.server import server_step
 from hetfl.federation.statistics import StaticStatisticsStore
+from hetfl.federation.training import TrainingModule
 from hetfl.fleet import Device, Dynamic, LevelAssignment
-from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential
-from hetfl.local.jobs import train
+from hetfl.local import Executor, LocalTraining, Sequential
 from hetfl.local.training import check_optimizers
 from hetfl.metrics_file import COLUMNS
 from hetfl.run_folder import RunFolder
-from hetfl.seeding import generator
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
-from hetfl.types import ClientContext, Index, Level, NetFactory, Report
+from hetfl.types import ClientContext, Index, Level, NetFactory
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 """Lightning's precisions in which local steps need no gradient scaler, and deltas keep at least float32."""
@@ -52,7 +46,7 @@ def default_server_optimizer(params: Iterable[Tensor]) -> Optimizer:
     return SGD(params, lr=1.0)
 
 
-class FederatedModule(EvaluatingModule):
+class FederatedModule(TrainingModule):
     """Federated learning of one global model by clients that train parts of it.
 
     One epoch is one round; its one batch is the round itself. The server optimizer is the Lightning optimizer, so
@@ -203,77 +197,6 @@ class FederatedModule(EvaluatingModule):
                 logger.truncate(self.version)
                 logger.declare([*COLUMNS, *(f"val/accuracy/{level}" for level in self.levels)])
                 save_levels(logger, self)
-
-    def tasks(self, round: int, lr: float) -> list[LocalTask]:
-        """Select the cohort of a round, and say what each client does."""
-        cohort, levels, mark = self.selection.select(round), self.assignment.levels(round), self.weights_mark
-        epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))
-        return [LocalTask(k, levels[k], round, mark, lr, e) for k, e in zip(cohort, epochs, strict=True)]
-
-    def training_step(self, batch: object, batch_idx: int) -> None:
-        """Run one round."""
-        round = self.current_epoch
-        server, carrier = cast(list[LightningOptimizer], self.optimizers())
-        lr = carrier.param_groups[0]["lr"]
-        tasks = self.tasks(round, lr)
-        self.ledger.begin_round()
-        self.aggregator.reset(self.tensors)
-        reports: list[Report] = []
-        callbacks = [each for each in self.trainer.callbacks if isinstance(each, FederatedCallback)]  # type: ignore[attr-defined]
-        for done, result in enumerate(self.executor.run(train, tasks, self.memory), start=1):
-            accepted = self.receive(result)
-            reports += [] if accepted is None else [accepted.report]
-            for callback in callbacks:
-                if accepted is not None:
-                    callback.on_update(self.trainer, self, accepted.update, accepted.index, accepted.report)
-                callback.on_client_end(self.trainer, self, done, len(tasks))
-        if not reports:
-            raise ConfigurationError(
-                f"Expected an update that can be used in round {round} but all {len(tasks)} were refused (training "
-                "diverged?): try a smaller learning rate or gradient_clip"
-            )
-        delta, holders = self.aggregator.compute()
-        if self.local.penalty is not None:
-            delta = self.local.penalty.correct(delta, holders)
-        server_step(server.optimizer, server.step, self.tensors, delta, holders)
-        self.version += 1
-        threshold = self.uplink.compressor.threshold(lr)
-        self.uplink.end_round()
-        self.selection.observe(reports)
-        if self.lr_schedulers() is not None:
-            carrier.optimizer.step()  # moves nothing; tells the schedule that this round's step has been
-            self.lr_schedulers().step()  # type: ignore[union-attr]
-        samples = sum(report.num_samples for report in reports)
-        loss = sum(report.loss * report.num_samples for report in reports) / samples
-        self.log_columns({"train/loss": loss, "lr": lr, **({} if threshold is None else {"threshold": threshold})})
-
-    def receive(self, result: LocalResult) -> Accepted | None:
-        """Pass a client's delta through the uplink to the aggregator; None if it was refused."""
-        task = result.task
-        accepted = self.exchange.receive(
-            result,
-            index=self.index(task.level, task.round),
-            upload=self.upload_index(task.client, task.level, task.round),
-            trained=self.parameter_names,
-            flops=self.flops[task.level][1] * result.num_passes,
-        )
-        if accepted is not None and self.local.penalty is not None:
-            self.local.penalty.accept(task.client, task.round, self._trained(accepted.index), accepted.update)
-        return accepted
-
-    def memory(self, task: LocalTask) -> Tensor | None:
-        """Return what the penalty keeps of a client, in the coordinates of its trained parameters; None for nothing."""
-        if self.local.penalty is None:
-            return None
-        like = next(iter(self.tensors.values())).detach()
-        return self.local.penalty.memory(task.client, self._trained(self.index(task.level, task.round)), like)
-
-    def _trained(self, index: Index) -> Index:
-        return {name: entry for name, entry in index.items() if name in self.parameter_names}
-
-    def on_train_epoch_end(self) -> None:
-        """Log the round's costs, an evaluation's included."""
-        self.log_columns({**self.ledger.columns(), "residual/norm": self.uplink.norm()})
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:

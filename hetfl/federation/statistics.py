@@ -64,7 +64,7 @@ class StaticStatisticsStore:
             forward_flops: per level the FLOPs of a forward pass of one sample.
             ledger: takes the costs.
         """
-        phase_start = ledger.round.seconds
+        ledger.begin_phase()
         self.levels = {}
         informed: defaultdict[int, set[str]] = defaultdict(set)
         for level, net in nets.items():
@@ -83,7 +83,6 @@ class StaticStatisticsStore:
                     down_bytes=0 if any(self.contains(larger, level) for larger in known) else down,
                     up_bytes=wire.dense_size(vector.numel(), 0),
                     flops=forward_flops[level] * result.num_passes,
-                    phase_start=phase_start,
                 )
                 known.add(level)
             if total is None:

@@ -11,6 +11,9 @@ from hetfl.models.static_batch_norm import StaticStatistics, gathering, static_l
 from hetfl.seeding import generator
 from hetfl.types import ClientContext
 
+LOSS_BATCH = 500
+"""Samples that pass at once where nothing is learnt."""
+
 
 def train(bench: Bench, task: LocalTask) -> LocalResult:
     r"""E epochs of SGD from the client's slice of the global model, penalties included; the result is the delta.
@@ -57,6 +60,31 @@ def statistics(bench: Bench, task: LocalTask) -> LocalResult:
         sums = [layer.sums for layer in layers.values()]
     vector = torch.cat([part for s in sums if s for part in (s.mean_C, s.var_C, s.mean_C.new_tensor([s.batches]))])
     return LocalResult(task, vector, 0.0, len(data.targets), len(data.targets))
+
+
+def losses(bench: Bench, task: LocalTask, samples: int | None) -> LocalResult:
+    """Mean loss of the present sub-model, as local training begins with it, on a client's data or on a part of it.
+
+    The net is in training mode, for the Scaler and for norm layers without statistics; samples are not augmented.
+
+    Args:
+        bench: the resident nets.
+        task: the client, level, round and model.
+        samples: how many of the client's samples, drawn at random; None: all.
+    """
+    resident, data = bench.resident(task), bench.data.client_data(task.client)
+    ctx = ClientContext(task.client, task.round, bench.data.labels(task.client).to(bench.device))
+    resident.start()
+    net = resident.net.train()
+    random = generator(bench.problem.seed, "losses", task.round, task.client)
+    torch.manual_seed(random.initial_seed())  # dropout draws from torch's global generator
+    order = torch.randperm(len(data.targets), generator=random)[:samples]
+    total = torch.zeros((), dtype=torch.float64, device=bench.device)
+    with torch.no_grad():
+        for batch in order.split(LOSS_BATCH):
+            inputs = bench.data.transform.eval(data.inputs[batch]).to(bench.device)
+            total += len(batch) * bench.problem.loss(net(inputs), data.targets[batch].to(bench.device), ctx).double()
+    return LocalResult(task, torch.empty(0), total.item() / len(order), len(data.targets), len(order))
 
 
 def unpack_statistics(net: torch.nn.Module, vector: Tensor) -> dict[str, StaticStatistics]:

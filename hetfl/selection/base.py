@@ -1,20 +1,62 @@
-"""What a selection policy is."""
+"""What a selection policy is, and what it may ask before it selects."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar, Protocol
 
 from hetfl.errors import ConfigurationError
-from hetfl.types import Report
+from hetfl.types import Index, Report
+from hetfl.updates import Update
+
+
+class Probe(Protocol):
+    """What a policy may ask of the round that begins; what an answer costs is charged to the round."""
+
+    @property
+    def clients(self) -> Sequence[int]:
+        """The ids of the clients that can be reached, ascending."""
+        ...
+
+    def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
+        """Return the mean loss of the present global model, at each client's level, on its own training data.
+
+        Args:
+            clients: ids, each once.
+            samples: of each client's data, drawn at random; None: all of it.
+        """
+        ...
+
+
+class Everyone:
+    """The probe of a round that is only looked at: all clients can be reached, none computes anything.
+
+    Args:
+        num_clients: number of clients N.
+    """
+
+    def __init__(self, num_clients: int) -> None:
+        self.clients = range(num_clients)
+
+    def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
+        """Refuse.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(f"Expected a round that is run to ask {len(clients)} clients for losses but got a replay")
 
 
 class Selection(ABC):
     """Chooses the cohort of a round.
 
     Args:
-        clients_per_round: size m of the cohort.
+        clients_per_round: size m of the cohort; with fewer clients within reach, all of these.
     """
+
+    replayable: ClassVar[bool] = False
+    """Whether cohorts are functions of the seed and the round alone: nothing is learnt or asked."""
 
     def __init__(self, clients_per_round: int = 10) -> None:
         if clients_per_round < 1:
@@ -35,14 +77,23 @@ class Selection(ABC):
         self.sizes, self.seed = tuple(sizes), seed
 
     @abstractmethod
-    def select(self, round: int) -> list[int]:
-        """Return the ids of the round's cohort, in the order in which their updates are aggregated."""
+    def select(self, round: int, probe: Probe) -> list[int]:
+        """Return the ids of the round's cohort, each once, in the order in which their updates are aggregated."""
 
-    def observe(self, reports: Sequence[Report]) -> None:
-        """Learn from the reports of a round's accepted clients; by default nothing."""
+    def observe(self, update: Update, index: Index, report: Report) -> None:
+        """Learn from an update that the server accepted, in cohort order; by default nothing.
+
+        Args:
+            update: what the server decoded.
+            index: the global entries that it covers.
+            report: what the client said beside it.
+        """
+
+    def end_round(self) -> None:
+        """Close the round after its last accepted update; by default nothing."""
 
     def state_dict(self) -> dict[str, object]:
-        """Return what a policy has learned, as plain types and tensors."""
+        """Return what a policy has learnt, as plain types and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, object]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from hetfl.seeding import generator
-from hetfl.selection.base import Selection
+from hetfl.selection.base import Probe, Selection
 
 
 class Uniform(Selection):
-    """m of the N clients, every subset equally likely; a function of (seed, round) alone."""
+    """m of the clients within reach, every subset equally likely; a function of (seed, round) alone."""
 
-    def select(self, round: int) -> list[int]:  # noqa: D102
-        order = torch.randperm(len(self.sizes), generator=generator(self.seed, "selection", round))
-        return order[: self.clients_per_round].tolist()
+    replayable: ClassVar[bool] = True
+
+    def select(self, round: int, probe: Probe) -> list[int]:  # noqa: D102
+        order = torch.randperm(len(probe.clients), generator=generator(self.seed, "selection", round))
+        return [probe.clients[i] for i in order[: self.clients_per_round].tolist()]

@@ -1,0 +1,113 @@
+"""Who has what data, as a figure: the labels of each client, and its size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from hetfl.analysis.figures import level_colours, new_figure, plain
+from hetfl.analysis.plots import FONT_POINTS, GREY, save_figure
+from hetfl.data.mix import evenly_spaced
+from hetfl.errors import ConfigurationError
+
+MOST_CLIENTS = 50
+"""Rows of the figure; of more clients, so many at even distances."""
+MOST_KINDS = 6
+"""Kinds of inputs that are told apart by colour."""
+PLAIN_COLOUR = "0.3"
+
+
+def plot_labels(clients: pd.DataFrame) -> Figure:
+    """Draw how many samples of each class each client has, as dots, and how many it has in all, as bars.
+
+    Args:
+        clients: what :func:`hetfl.data.client_table` returns.
+    """
+    classes = [name for name in clients.columns if name.startswith("class_")]
+    rows = clients.iloc[evenly_spaced(len(clients), MOST_CLIENTS)]
+    some = "" if len(rows) == len(clients) else f", {len(rows)} of {len(clients):,} clients at even distances"
+    row_inches = float(np.clip(9 / len(rows), 0.15, 0.3))
+    column_inches = float(np.clip(6.5 / len(classes), 0.07, 0.3))
+    dots, bars = max(column_inches * len(classes), 1.5), 2.0
+    figure, axes = new_figure(
+        f"Labels of each client{some}",
+        "Look for empty columns in a row: classes that the client never sees. Rows alike with bars of different length "
+        "are clients that differ in size alone.",
+        width=dots + bars + 1.0,
+        height=row_inches * len(rows) + 0.9,
+        columns=2,
+    )
+    left, right = axes[0]
+    left.get_gridspec().set_width_ratios([dots, bars])
+    counts_NK, colours = rows[classes].to_numpy(dtype=np.float64), _colours(rows)
+    _draw_dots(left, counts_NK, colours, points=0.95 * 72 * min(row_inches, column_inches))
+    right.barh(range(len(rows)), rows["train_samples"], color=colours, height=0.75)
+    _number_rows(left, rows["client"].tolist(), row_inches)
+    for ax in (left, right):
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    right.set_yticks([])
+    right.set_xlabel("training samples")
+    right.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    plain(right, "x")
+    if "inputs" in rows and rows["inputs"].nunique() <= MOST_KINDS:
+        _name_kinds(right, dict(zip(rows["inputs"], colours, strict=True)))
+    return figure
+
+
+def write_labels(clients: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write the figure as ``labels.png`` and ``labels.svg`` and the whole table as ``clients.csv``; return the files.
+
+    Raises:
+        ConfigurationError: the folder cannot be made, because a file is there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigurationError(f"Expected a folder to write into (--out) but got {folder}: a file is there") from error
+    table = folder / "clients.csv"
+    clients.to_csv(table, index=False, lineterminator="\n")
+    return [*save_figure(plot_labels(clients), folder, "labels"), table]
+
+
+def _colours(rows: pd.DataFrame) -> list[tuple[float, float, float, float] | str]:
+    if "inputs" not in rows or rows["inputs"].nunique() > MOST_KINDS:
+        return [PLAIN_COLOUR] * len(rows)
+    shades = level_colours(sorted(rows["inputs"].unique(), key=lambda kind: (len(kind), kind)))
+    return [shades[kind] for kind in rows["inputs"]]
+
+
+def _draw_dots(
+    ax: Axes, counts_NK: NDArray[np.float64], colours: list[tuple[float, float, float, float] | str], points: float
+) -> None:
+    """Draw dots whose area is the count; the largest is ``points`` wide."""
+    row, column = counts_NK.nonzero()
+    largest = counts_NK.max()
+    sizes = points**2 * counts_NK[row, column] / largest
+    ax.scatter(column, row, s=sizes, c=[colours[number] for number in row], linewidths=0)
+    ax.set_xlim(-0.7, counts_NK.shape[1] - 0.3)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=10 if counts_NK.shape[1] > 20 else 20, integer=True))
+    ax.set_xlabel(f"class (area of a dot: samples; the largest: {largest:,.0f})")
+    plain(ax, "both")
+
+
+def _number_rows(ax: Axes, clients: list[int], row_inches: float) -> None:
+    """Write the number of every row's client, or of every second where rows are close."""
+    step = 1 if row_inches >= 1.1 * FONT_POINTS / 72 else 2
+    ax.set_yticks(range(0, len(clients), step), [str(client) for client in clients[::step]])
+    ax.set_ylabel("client")
+
+
+def _name_kinds(ax: Axes, kinds: dict[str, tuple[float, float, float, float] | str]) -> None:
+    """Write which colour is which kind of inputs."""
+    handles = [ax.barh([0], [0], color=colour, label=kind) for kind, colour in sorted(kinds.items())]
+    ax.legend(
+        handles=handles, title="inputs", fontsize=FONT_POINTS - 1, title_fontsize=FONT_POINTS - 1, frameon=False,
+        labelcolor=GREY, loc="lower left", bbox_to_anchor=(1.0, 0.0),
+    )  # fmt: skip
