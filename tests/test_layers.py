@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hetfl"
 
 LAYERS = (
-    {"errors", "files", "seeding", "codes", "permutation"},
+    {"errors", "files", "seeding", "codes", "compiled", "permutation"},
     {"types"},
     {"updates"},
     {"submodel", "metrics_file"},

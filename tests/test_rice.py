@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 import tracemalloc
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,6 +19,14 @@ from hetfl.wire.indices import decode_indices, encode_indices
 from tests import wire_by_hand as by_hand
 
 numbers_lists = st.lists(st.one_of(st.integers(0, 3), st.integers(0, 300), st.integers(0, 2**40)), max_size=30)
+
+
+@pytest.fixture(scope="module", params=["plain", "compiled"], autouse=True)
+def _loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run every test without compiled loops, and with them however short a stream is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rice, "FEWEST", 2**62 if request.param == "plain" else 0)
+        yield
 
 
 def array(numbers: list[int]) -> np.ndarray:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hetfl import compiled
 from hetfl.compression import (
     Compressor,
     Context,
@@ -122,7 +123,7 @@ def test_long_vectors_take_the_fused_pass_and_others_do_not(monkeypatch: pytest.
         calls.clear()
         HardThreshold(2.0).split(vector, None, Context(0.1))
         assert bool(calls) == taken
-    monkeypatch.setattr(threshold_pass, "has_numba", lambda: False)
+    monkeypatch.setattr(compiled, "has_numba", lambda: False)
     calls.clear()
     HardThreshold(2.0).split(long, None, Context(0.1))
     assert not calls
@@ -194,7 +195,7 @@ def test_long_vectors_are_divided_as_short_ones_are_at_every_learning_rate(
         delta_D, context = torch.randn(size, generator=random), Context(lr, layout)
         update, left_D = compressor.split(delta_D, residual_D, context, half_precision=half_precision)
         with monkeypatch.context() as without:
-            without.setattr(threshold_pass, "has_numba", lambda: False)
+            without.setattr(compiled, "has_numba", lambda: False)
             want, want_left_D = plain.split(delta_D, residual_D, context, half_precision=half_precision)
         assert torch.equal(update.to_dense(), want.to_dense())
         assert torch.equal(bits(left_D), bits(want_left_D))

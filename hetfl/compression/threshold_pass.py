@@ -6,13 +6,14 @@ It returns the bits that :meth:`hetfl.compression.base.Compressor.split` compute
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from hetfl import compiled
 
 SHORTEST = 1 << 18
 """Entries from which on the fused pass is worth its call."""
@@ -37,7 +38,7 @@ class Parts(NamedTuple):
 def is_fused(delta_D: Tensor) -> bool:
     """Return whether a vector is long enough for the fused pass, and of its kind."""
     kind = delta_D.device.type == "cpu" and delta_D.dtype == torch.float32
-    return kind and delta_D.numel() >= SHORTEST and has_numba()
+    return kind and delta_D.numel() >= SHORTEST and compiled.has_numba()
 
 
 def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, out: Tensor | None = None) -> Parts:
@@ -72,12 +73,6 @@ def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, ou
         indices = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, dtype=np.int64)
         values = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, dtype=np.float32)
     return Parts(torch.from_numpy(indices), torch.from_numpy(values), torch.from_numpy(left), True)
-
-
-@cache
-def has_numba() -> bool:
-    """Return whether the fused pass can be compiled."""
-    return importlib.util.find_spec("numba") is not None
 
 
 @cache

@@ -164,7 +164,6 @@ def _with_values(empty: Update, data: bytes, offset: int, header: Header, expect
 
 def _read_values(data: bytes, offset: int, count: int, dtype: torch.dtype) -> Tensor:
     stored = np.frombuffer(data, dtype=NUMPY_DTYPES[dtype], count=count, offset=offset)
-    values = torch.from_numpy(stored.astype(stored.dtype.newbyteorder("=")))
-    if not bool(torch.isfinite(values).all()):
+    if not np.isfinite(stored).all():
         raise MalformedPayload(Reason.VALUES, "Expected finite values but got NaN or Inf")
-    return values
+    return torch.from_numpy(stored.astype(stored.dtype.newbyteorder("=")))

@@ -120,20 +120,19 @@ def _value_parts(update: Update, dtype: torch.dtype, client: int) -> list[NDArra
     if update.codes is None:
         return [_finite_array(update.values, dtype, "values", client)]
     _require_values(update, update.codes.codes.numel(), "one per code", client)
-    _require_finite(update.values.detach(), update.values, "values", client)
+    _require_finite(update.values.detach().cpu().numpy(), update.values, "values", client)
     return encode_codes(update.codes, client)
 
 
 def _finite_array(values: Tensor, dtype: torch.dtype, what: str, client: int) -> NDArray[Any]:
-    sent = values.detach().to("cpu", dtype)
+    sent = values.detach().to("cpu", dtype).contiguous().numpy().astype(NUMPY_DTYPES[dtype], copy=False)
     _require_finite(sent, values, what, client)
-    array: NDArray[Any] = sent.contiguous().numpy()
-    return array.astype(NUMPY_DTYPES[dtype], copy=False)
+    return sent
 
 
-def _require_finite(sent: Tensor, values: Tensor, what: str, client: int) -> None:
-    if not bool(torch.isfinite(sent).all()):
+def _require_finite(sent: NDArray[Any], values: Tensor, what: str, client: int) -> None:
+    if not np.isfinite(sent).all():  # several times faster than torch's
         largest = float(values.detach().abs().max())
         raise RefusedUpdate(
-            f"Expected client {client}'s {what} to be finite as {sent.dtype} but got magnitudes up to {largest:g}"
+            f"Expected client {client}'s {what} to be finite as torch.{sent.dtype} but got magnitudes up to {largest:g}"
         )

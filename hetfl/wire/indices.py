@@ -24,13 +24,14 @@ def encode_indices(indices: Integers) -> Bytes:
     the byte 255, the number of runs and the length of the first stream, 8 bytes each, then a stream of the gaps before
     runs, less 1 but for the first, and one of their lengths, less 1. It is used where it is shorter.
     """
-    gaps = np.diff(indices, prepend=-1) - 1
-    starts = np.flatnonzero(gaps)
-    if gaps.size and gaps[0] == 0:
-        starts = np.concatenate([[0], starts])
+    gaps = np.empty_like(indices)
+    gaps[:1] = indices[:1]
+    np.subtract(indices[1:], indices[:-1], out=gaps[1:])
+    gaps[1:] -= 1
     best = rice.encode(gaps)
-    if 2 * starts.size > gaps.size or not gaps.size:
+    if 2 * np.count_nonzero(gaps[1:]) > gaps.size - 2:
         return best
+    starts = np.flatnonzero(np.concatenate([[1], gaps[1:]]))
     between = gaps[starts]
     between[1:] -= 1
     first = rice.encode(between)

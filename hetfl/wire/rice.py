@@ -6,15 +6,24 @@ random positions are geometric; from a few hundred on the code is within 2 % of 
 to 10 %.
 
 R. F. Rice, Some practical universal noiseless coding techniques, JPL 79-22, 1979.
+
+Long streams are written and read by compiled loops where numba is there, with the same bytes and the same refusals.
 """
 
 from __future__ import annotations
 
+import sys
+from functools import cache
+from typing import Any
+
 import numpy as np
 
+from hetfl import compiled
 from hetfl.wire.bits import Bytes, Integers, pack, packed_size, unpack
 from hetfl.wire.malformed import MalformedPayload, Reason
 
+FEWEST = 1 << 10
+"""Integers from which on compiled loops are worth their call."""
 _MOST_LOW = 1 << 62  # what the low bits of all integers may add up to at most: int64 holds every sum below
 
 
@@ -27,18 +36,26 @@ def best_parameter(numbers: Integers) -> int:
     if not count:
         return 0
     parameter = max(0, (total // count).bit_length() - 2)
-    quotients = int((numbers >> parameter).sum())
-    while parameter and int((numbers >> parameter - 1).sum()) <= quotients + count:
-        parameter -= 1
-        quotients = int((numbers >> parameter).sum())
-    while (shorter := int((numbers >> parameter + 1).sum())) + count < quotients:
+    quotients = _quotients(numbers, parameter)
+    while parameter and (longer := _quotients(numbers, parameter - 1)) <= quotients + count:
+        parameter, quotients = parameter - 1, longer
+    while (shorter := _quotients(numbers, parameter + 1)) + count < quotients:
         parameter, quotients = parameter + 1, shorter
     return parameter
+
+
+def _quotients(numbers: Integers, parameter: int) -> int:
+    """Return Σ (g >> l)."""
+    if is_compiled(numbers.size):
+        return int(_kernels().quotients(numbers, parameter))
+    return int((numbers >> parameter).sum())
 
 
 def encode(numbers: Integers) -> Bytes:
     """Return a stream: a byte l, then the low bits and the quotients as one row of bits; of no numbers, the byte 0."""
     parameter = best_parameter(numbers)
+    if is_compiled(numbers.size):
+        return _encode_compiled(numbers, parameter)
     low = pack(numbers & (1 << parameter) - 1, parameter)
     begun = numbers.size * parameter % 8  # bits of the last byte of the low bits, in which the quotients go on
     ends = begun + ((numbers >> parameter) + 1).cumsum()
@@ -71,13 +88,58 @@ def decode(stream: Bytes, count: int, most: int) -> Integers:
     low, tail = stream[1 : 1 + packed_size(count, parameter)], stream[1 + whole :]
     if stream.size < 1 + whole or tail.size > packed_size(begun + count + (most >> parameter), 1):
         raise MalformedPayload(Reason.INDICES, f"Expected {count} integers of a sum up to {most} but got other bytes")
+    if is_compiled(count):
+        numbers = _read_compiled(stream, count, parameter)
+    else:
+        numbers = _read(low, tail, begun, count, parameter)
+    if numbers is None:
+        raise MalformedPayload(Reason.INDICES, f"Expected {count} unary numbers to the last byte but got others")
+    if int(numbers.sum()) > most:
+        raise MalformedPayload(Reason.INDICES, f"Expected integers of at most {most} together but got more")
+    return numbers
+
+
+def _read(low: Bytes, tail: Bytes, begun: int, count: int, parameter: int) -> Integers | None:
+    """Return the integers of low bits and quotients; None if there are not so many quotients, to the last byte."""
     ends = np.flatnonzero(np.unpackbits(tail, bitorder="little")[begun:])
     if ends.size != count or tail.size != packed_size(begun + int(ends[-1]) + 1 if count else 0, 1):
-        raise MalformedPayload(Reason.INDICES, f"Expected {count} unary numbers to the last byte but got others")
+        return None
     numbers = np.diff(ends, prepend=-1)
     numbers -= 1
     numbers <<= parameter
     numbers |= unpack(low, count, parameter)
-    if int(numbers.sum()) > most:
-        raise MalformedPayload(Reason.INDICES, f"Expected integers of at most {most} together but got more")
     return numbers
+
+
+def _encode_compiled(numbers: Integers, parameter: int) -> Bytes:
+    """Return the stream, as :func:`encode` does."""
+    size = 1 + packed_size(numbers.size * (parameter + 1) + _quotients(numbers, parameter), 1)
+    words = np.zeros(_words(size), dtype=np.uint64)
+    words[0] = parameter
+    _kernels().write(numbers, parameter, words)
+    return words.view(np.uint8)[:size]
+
+
+def _read_compiled(stream: Bytes, count: int, parameter: int) -> Integers | None:
+    """Return the integers of a stream that is long enough for their low bits, as :func:`_read` does."""
+    words, numbers = np.zeros(_words(stream.size), dtype=np.uint64), np.empty(count, dtype=np.int64)
+    words.view(np.uint8)[: stream.size] = stream
+    end = _kernels().read(words, parameter, numbers)
+    return numbers if packed_size(end, 1) == stream.size else None
+
+
+def _words(size: int) -> int:
+    """Return the words that hold ``size`` bytes, and one more."""
+    return (size + 7) // 8 + 1
+
+
+def is_compiled(count: int) -> bool:
+    """Return whether so many integers are coded by compiled loops, which take words of the machine for eight bytes."""
+    return count >= FEWEST and sys.byteorder == "little" and compiled.has_numba()
+
+
+@cache
+def _kernels() -> Any:
+    from hetfl.wire import kernels
+
+    return kernels
