@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from aggregation import aggregation, uploads
+from compression import upload
 from round import Setting, local_rounds, whole_rounds
 from timing import parser, report
-from uplink import upload
 
 from hetfl.local import Sequential, Workers
 

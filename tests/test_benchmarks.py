@@ -13,10 +13,10 @@ import torch
 from aggregation import aggregation, uploads
 from bare import BareLoop
 from checkpoint import checkpoints
+from compression import upload
 from memory import slope
 from round import Federation, Setting, bare_loop, bare_work, check, local_rounds, whole_rounds
 from timing import Row, double_precision, interleaved, report, rows
-from uplink import upload
 
 from hetfl.local import Executor, Sequential, Workers
 
@@ -70,7 +70,7 @@ def test_aggregation_is_checked_and_timed() -> None:
 
 @pytest.mark.parametrize("density", [0.001, 0.1])
 def test_upload_is_checked_and_timed(density: float) -> None:
-    assert len(upload(2000, density, blocks=1)) == 6
+    assert len(upload(2000, density, blocks=1, slow=True)) == 11
 
 
 def test_blocks_take_turns() -> None:

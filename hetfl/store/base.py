@@ -49,7 +49,10 @@ class ClientStore(ABC):
         """Learn that a checkpoint with the last :meth:`state_dict` is on the disk. By default nothing."""
 
     def read(self, client: int, index: Index, like: Tensor) -> Tensor | None:
-        """Return the client's entries at an index, shape (D,), with dtype and device of ``like``; None: all zero."""
+        """Return the client's entries at an index, shape (D,), with dtype and device of ``like``; None: all zero.
+
+        They may share the store's memory, and are not to be modified.
+        """
         blocks = self.load(client)
         if not blocks:
             return None
@@ -59,7 +62,7 @@ class ClientStore(ABC):
                 parts.append(take(_grown(blocks[name], extent(entry)), _on_cpu(entry)).reshape(-1))
             else:
                 parts.append(torch.zeros(size, dtype=like.dtype))
-        return torch.cat(parts).to(like)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(like)
 
     def write(self, client: int, index: Index, vector_D: Tensor, round: int) -> dict[str, Tensor]:
         """Replace the client's entries at an index as of a round; return all of its blocks.

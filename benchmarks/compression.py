@@ -1,0 +1,183 @@
+"""Compressing with error feedback, the wire and its checks, as multiples of a copy of the vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timing import Row, interleaved, parser, report, rows, threads
+from torch import Tensor
+
+from hetfl import wire
+from hetfl.aggregators import HolderMean
+from hetfl.compression import Context, ErrorFeedback, HardThreshold, TopK
+from hetfl.compression.top_k import count_of
+from hetfl.types import Index, Report
+from hetfl.updates import SparseUpdate, Update
+from hetfl.wire.header import checksum_holds
+
+
+@dataclass(frozen=True)
+class Case:
+    """One client's upload.
+
+    Attributes:
+        delta_D: the delta, normal.
+        residual_D: the residual, normal and half as large.
+        density: the share of their sum that is sent.
+        threshold: λ for that.
+    """
+
+    delta_D: Tensor
+    residual_D: Tensor
+    density: float
+    threshold: float
+
+    @staticmethod
+    def of(size: int, density: float) -> Case:
+        """Return random vectors of ``size`` entries, and the threshold for a density."""
+        random = torch.Generator().manual_seed(3)
+        delta_D, residual_D = torch.randn(size, generator=random), torch.randn(size, generator=random) / 2
+        kept = max(1, round(density * size))
+        return Case(delta_D, residual_D, density, float((delta_D + residual_D).abs().topk(kept).values.min()))
+
+    @property
+    def index(self) -> Index:
+        """All of one flat global tensor."""
+        return {"vector": (slice(0, self.delta_D.numel()),)}
+
+    def feedback(self) -> ErrorFeedback:
+        """Return an uplink in which client 0 has the residual."""
+        feedback = ErrorFeedback(HardThreshold(threshold=self.threshold))
+        feedback.residuals.save(0, {"vector": self.residual_D}, round=0)
+        return feedback
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Ways of dividing p = Δ + e into what is sent and what is left: the project's, and those that it is measured by.
+
+    Attributes:
+        case: the vectors.
+        left_D: takes what is left, shape (D,): memory that is there already.
+    """
+
+    case: Case
+    left_D: Tensor
+
+    def threshold(self) -> tuple[Update, Tensor]:
+        """Divide at the threshold, by the fused pass where it is used."""
+        case = self.case
+        return HardThreshold(case.threshold).split(case.delta_D, case.residual_D, Context(0.1), out=self.left_D)
+
+    def plain_threshold(self) -> tuple[Update, Tensor]:
+        """Divide at the threshold, operation by operation."""
+        p_D = self.case.delta_D + self.case.residual_D
+        update = HardThreshold(self.case.threshold).compress(p_D, lr=0.1)
+        return update, update.left_of(p_D)
+
+    def top_k(self) -> tuple[Update, Tensor]:
+        """Divide into the largest k and the rest, by the fused pass where it is used."""
+        case = self.case
+        return TopK(case.density).split(case.delta_D, case.residual_D, Context(0.1), out=self.left_D)
+
+    def torch_top_k(self) -> tuple[Tensor, Tensor]:
+        """Divide by ``torch.topk``, as one would write it."""
+        p_D = self.case.delta_D + self.case.residual_D
+        indices = p_D.abs().topk(count_of(self.case.density, p_D.numel()), sorted=False).indices
+        values = p_D[indices]
+        p_D[indices] = 0.0
+        return values, p_D
+
+    def check(self) -> None:
+        """Compare.
+
+        Raises:
+            RuntimeError: two ways send, or leave, something else.
+        """
+        sent, left_D = self.plain_threshold()
+        fused, fused_left_D = self.threshold()
+        if not (torch.equal(fused.to_dense(), sent.to_dense()) and torch.equal(fused_left_D, left_D)):
+            raise RuntimeError("Expected the entries that reach the threshold but got others")
+        if not torch.equal(self.torch_top_k()[1], self.top_k()[1]):
+            raise RuntimeError("Expected the largest k entries but got others")
+
+
+def checks(payload: bytes, update: SparseUpdate) -> bool:
+    """Do what a receiver would leave out if it trusted the sender: checksum, finiteness, range of the indices."""
+    values = update.values.numpy()
+    return checksum_holds(payload) and bool(np.isfinite(values).all()) and int(update.indices[-1]) < update.length
+
+
+def aggregated(mean: HolderMean, payload: bytes, expected: wire.Expected, index: Index) -> None:
+    """Read a message and add it to the mean."""
+    mean.update(wire.decode(payload, expected), index, Report(0, "a", num_samples=1, loss=0.0, flops=0.0))
+
+
+def sides(case: Case, slow: bool) -> dict[str, Callable[[], object]]:
+    """Return the parts of an upload, each to be run on its own; before that, check what they compute.
+
+    ``prepare`` is everything that the client does: read and add the residual, compress, encode.
+
+    Args:
+        case: the vectors.
+        slow: whether to run the ways without the fused pass too.
+
+    Raises:
+        RuntimeError: what is sent is not what reaches the threshold, or what is sent and what is kept don't add up.
+    """
+    feedback, accepting, mean = case.feedback(), case.feedback(), HolderMean()
+    p_D = case.delta_D + case.residual_D
+    ways = Ways(case, torch.empty_like(p_D))
+    ways.check()
+    update = feedback.compressor.compress(p_D, lr=0.1)
+    message = feedback.prepare(0, case.delta_D, index=case.index, round=1, lr=0.1)
+    expected = wire.Expected(round=1, client=0, size=p_D.numel())
+    decoded = wire.decode(message.payload, expected)
+    if message.residual_D is None or not torch.equal(decoded.to_dense() + message.residual_D, p_D):
+        raise RuntimeError("Expected sent and kept to add up to the whole but they don't")
+    if not isinstance(update, SparseUpdate) or wire.encode(update, round=1, client=0) != message.payload:
+        raise RuntimeError("Expected the parts to give the payload of the whole but got another")
+    mean.reset({"vector": p_D})
+    without = {"threshold, plain torch": ways.plain_threshold, "torch.topk": ways.torch_top_k} if slow else {}
+    return {
+        "copy of the vector": lambda: ways.left_D.copy_(p_D),
+        "threshold": ways.threshold,
+        "top-k": ways.top_k,
+        **without,
+        "encode": lambda: wire.encode(update, round=1, client=0),
+        "decode": lambda: wire.decode(message.payload, expected),
+        "checks of the message": lambda: checks(message.payload, update),
+        "decode and aggregate": lambda: aggregated(mean, message.payload, expected, case.index),
+        "prepare, all of it": lambda: feedback.prepare(0, case.delta_D, index=case.index, round=1, lr=0.1),
+        "accept": lambda: accepting.accept(message, decoded),
+    }
+
+
+def upload(size: int, density: float, *, blocks: int, slow: bool = False) -> list[Row]:
+    """Return the times of the copy and of the parts of an upload, on one thread; see :func:`sides`."""
+    with threads(1):
+        # One copy of a short vector would be too short to time.
+        times = interleaved(
+            sides(Case.of(size, density), slow), blocks=blocks, calls=max(1, min(10, 10_000_000 // size))
+        )
+    return rows(f"upload, D = {size:.0e}, {density:.1%} sent, 1 thread", times)
+
+
+def main() -> None:
+    """Run from the command line."""
+    options = parser(__doc__)
+    options.add_argument("--sizes", type=float, nargs="+", default=[1e6, 1e7], help="lengths D of the vector")
+    options.add_argument("--densities", type=float, nargs="+", default=[0.001, 0.01, 0.1], help="shares sent")
+    options.add_argument("--slow", action="store_true", help="plain torch and torch.topk, too")
+    given = options.parse_args()
+    found = [
+        upload(int(d), share, blocks=given.blocks, slow=given.slow) for d in given.sizes for share in given.densities
+    ]
+    report([row for case in found for row in case], given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Every compressor has a file in ``configs/compressor`` that can be stacked on a run, and makes its bytes fewer."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from hetfl import compression
+from hetfl.cli import main
+from hetfl.compression import Compressor
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = sorted((CONFIGS / "compressor").glob("*.yaml"))
+SMALL = [
+    "--trainer.max_epochs=2",
+    "--trainer.check_val_every_n_epoch=1",
+    "--model.net.hidden=[64,64]",
+    "--model.local.epochs=1",
+    "--model.selection.clients_per_round=3",
+    "--model.statistics_clients=2",
+    "--data.num_clients=10",
+    "--final_test=false",
+    "--plots=false",
+]
+
+
+def uplink(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(file.read_text())["model"]["init_args"]["uplink"]["init_args"]
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_makes_a_run(file: Path, tmp_path: Path) -> None:
+    main(["fit", "-c", str(CONFIGS / "demo.yaml"), "-c", str(file), *SMALL, f"--trainer.logger.root={tmp_path}"])
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    used = uplink(metrics.with_name("config.yaml"))
+    assert used["compressor"]["class_path"] == uplink(file)["compressor"]["class_path"]
+    assert used["half_precision"] == uplink(file)["half_precision"]
+    ratio = pd.read_csv(metrics)["comm/up_ratio"].iloc[-1]
+    assert ratio < 1 if file.stem == "none" else ratio > 1.5
+
+
+def test_no_compressor_lacks_a_file() -> None:
+    classes = [each for each in vars(compression).values() if inspect.isclass(each) and issubclass(each, Compressor)]
+    wanted = {f"hetfl.compression.{each.__name__}" for each in classes if not inspect.isabstract(each)}
+    assert {uplink(file)["compressor"]["class_path"] for file in FILES} == wanted
