@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hetfl.data import IID, Dirichlet, LabelShards, NaturalIds, Partitioner, matched_partition
-from hetfl.data.dirichlet import dirichlet
 from hetfl.data.matched import largest_remainder
 from hetfl.data.partition import class_counts, positions_by_owner
+from hetfl.data.redrawn import dirichlet
 from hetfl.errors import ConfigurationError
 
 
@@ -71,6 +71,7 @@ def test_a_partition_is_a_function_of_the_generator(partitioner: Partitioner) ->
     assert first != other
 
 
+@settings(deadline=None)
 @given(num_samples=st.integers(1, 200), num_clients=st.integers(1, 50))
 def test_iid_shares_differ_by_at_most_one_sample(num_samples: int, num_clients: int) -> None:
     assume(num_clients <= num_samples)
@@ -233,12 +234,14 @@ def test_natural_ids_follow_the_data() -> None:
         NaturalIds()(ids, 2, random_generator(0))
 
 
+@settings(deadline=None)
 @given(owners=st.lists(st.integers(-1, 5), min_size=1, max_size=60))
 def test_positions_by_owner_matches_a_loop(owners: list[int]) -> None:
     expected = [[i for i, owner in enumerate(owners) if owner == k] for k in range(6)]
     assert as_lists(positions_by_owner(torch.tensor(owners), 6)) == expected
 
 
+@settings(deadline=None)
 @given(
     total=st.integers(0, 200), weights=st.lists(st.integers(0, 30), min_size=1, max_size=20), seed=st.integers(0, 99)
 )

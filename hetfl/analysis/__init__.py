@@ -2,6 +2,7 @@
 
 from hetfl.analysis.anatomy import LevelDrift, channel_norms
 from hetfl.analysis.anatomy_plots import plot_channel_norms, plot_drift, plot_holders, plot_mean_holders
+from hetfl.analysis.data_plots import plot_labels
 from hetfl.analysis.holders import holders, mean_holders
 from hetfl.analysis.plots import plot_accuracy_over_bytes, plot_accuracy_over_rounds, plot_run
 from hetfl.analysis.quality import calibration_error, class_accuracy, reliability
@@ -42,6 +43,7 @@ __all__ = [
     "plot_drift",
     "plot_heads",
     "plot_holders",
+    "plot_labels",
     "plot_layer_density",
     "plot_level_similarity",
     "plot_mean_holders",

@@ -20,7 +20,7 @@ MOST_CLIENTS = 50
 """Rows of the figure; of more clients, so many at even distances."""
 MOST_KINDS = 6
 """Kinds of inputs that are told apart by colour."""
-PLAIN_COLOUR = "0.3"
+PLAIN_COLOUR = "0.4"
 
 
 def plot_labels(clients: pd.DataFrame) -> Figure:
@@ -35,18 +35,20 @@ def plot_labels(clients: pd.DataFrame) -> Figure:
     row_inches = float(np.clip(9 / len(rows), 0.15, 0.3))
     column_inches = float(np.clip(6.5 / len(classes), 0.07, 0.3))
     dots, bars = max(column_inches * len(classes), 1.5), 2.0
+    counts_NK, colours = rows[classes].to_numpy(dtype=np.float64), _colours(rows)
+    largest = counts_NK.max()
     figure, axes = new_figure(
         f"Labels of each client{some}",
-        "Look for empty columns in a row: classes that the client never sees. Rows alike with bars of different length "
-        "are clients that differ in size alone.",
+        f"The area of a dot is a number of training samples, {largest:,.0f} for the largest. Look for gaps in a row: "
+        "classes that the client never sees; and for bars of different length.",
         width=dots + bars + 1.0,
         height=row_inches * len(rows) + 0.9,
         columns=2,
     )
     left, right = axes[0]
     left.get_gridspec().set_width_ratios([dots, bars])
-    counts_NK, colours = rows[classes].to_numpy(dtype=np.float64), _colours(rows)
-    _draw_dots(left, counts_NK, colours, points=0.95 * 72 * min(row_inches, column_inches))
+    # Of many classes, dots are wider than a column: neighbours are seldom both large.
+    _draw_dots(left, counts_NK, colours, points=0.95 * 72 * float(np.sqrt(row_inches * column_inches)))
     right.barh(range(len(rows)), rows["train_samples"], color=colours, height=0.75)
     _number_rows(left, rows["client"].tolist(), row_inches)
     for ax in (left, right):
@@ -70,7 +72,9 @@ def write_labels(clients: pd.DataFrame, folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigurationError(f"Expected a folder to write into (--out) but got {folder}: a file is there") from error
+        raise ConfigurationError(
+            f"Expected a folder to write into (--out) but got {folder}: a file is there"
+        ) from error
     table = folder / "clients.csv"
     clients.to_csv(table, index=False, lineterminator="\n")
     return [*save_figure(plot_labels(clients), folder, "labels"), table]
@@ -79,8 +83,13 @@ def write_labels(clients: pd.DataFrame, folder: Path) -> list[Path]:
 def _colours(rows: pd.DataFrame) -> list[tuple[float, float, float, float] | str]:
     if "inputs" not in rows or rows["inputs"].nunique() > MOST_KINDS:
         return [PLAIN_COLOUR] * len(rows)
-    shades = level_colours(sorted(rows["inputs"].unique(), key=lambda kind: (len(kind), kind)))
+    shades = level_colours(sorted(rows["inputs"].unique(), key=_in_order))
     return [shades[kind] for kind in rows["inputs"]]
+
+
+def _in_order(kind: str) -> tuple[int, str]:
+    """Return what puts 90° before 180°."""
+    return len(kind), kind
 
 
 def _draw_dots(
@@ -88,12 +97,11 @@ def _draw_dots(
 ) -> None:
     """Draw dots whose area is the count; the largest is ``points`` wide."""
     row, column = counts_NK.nonzero()
-    largest = counts_NK.max()
-    sizes = points**2 * counts_NK[row, column] / largest
+    sizes = points**2 * counts_NK[row, column] / counts_NK.max()
     ax.scatter(column, row, s=sizes, c=[colours[number] for number in row], linewidths=0)
     ax.set_xlim(-0.7, counts_NK.shape[1] - 0.3)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=10 if counts_NK.shape[1] > 20 else 20, integer=True))
-    ax.set_xlabel(f"class (area of a dot: samples; the largest: {largest:,.0f})")
+    ax.set_xlabel("class")
     plain(ax, "both")
 
 
@@ -106,7 +114,7 @@ def _number_rows(ax: Axes, clients: list[int], row_inches: float) -> None:
 
 def _name_kinds(ax: Axes, kinds: dict[str, tuple[float, float, float, float] | str]) -> None:
     """Write which colour is which kind of inputs."""
-    handles = [ax.barh([0], [0], color=colour, label=kind) for kind, colour in sorted(kinds.items())]
+    handles = [ax.barh([0], [0], color=kinds[kind], label=kind) for kind in sorted(kinds, key=_in_order)]
     ax.legend(
         handles=handles, title="inputs", fontsize=FONT_POINTS - 1, title_fontsize=FONT_POINTS - 1, frameon=False,
         labelcolor=GREY, loc="lower left", bbox_to_anchor=(1.0, 0.0),

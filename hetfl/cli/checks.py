@@ -15,7 +15,7 @@ from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
 from hetfl.federation.module import PRECISIONS
 
-NOT_RUNS = ("describe", "export")
+NOT_RUNS = ("describe", "data", "export")
 """Verbs that make no run folder and print no summary."""
 
 

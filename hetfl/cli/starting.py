@@ -20,7 +20,9 @@ from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 
-MORE_VERBS = "More verbs: resume RUN; compare -r NAME=FILE -r NAME=FILE --out DIR; report RUN... --out DIR."
+MORE_VERBS = (
+    "More verbs: resume RUN; data -c FILE; compare -r NAME=FILE -r NAME=FILE --out DIR; report RUN... --out DIR."
+)
 
 
 def start(

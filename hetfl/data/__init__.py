@@ -2,16 +2,23 @@
 
 from hetfl.data.arrays import Arrays, ClientData
 from hetfl.data.cifar import CIFAR10, CIFAR100
+from hetfl.data.client_transform import ClientTransform
 from hetfl.data.csv_data import CSVData
 from hetfl.data.dataset_data import DatasetData
 from hetfl.data.digits import Digits
 from hetfl.data.dirichlet import Dirichlet
+from hetfl.data.feature_noise import FeatureNoise
+from hetfl.data.flower import FlowerPartitioner
 from hetfl.data.image_folder import ImageFolder
 from hetfl.data.loaders import EvalBatch
 from hetfl.data.matched import matched_partition
+from hetfl.data.mix import class_mix, client_table, divergence
 from hetfl.data.mnist import MNIST, FashionMNIST
 from hetfl.data.module import FederatedDataModule
 from hetfl.data.partition import IID, NaturalIds, Partitioner
+from hetfl.data.pathological import PathologicalLabels
+from hetfl.data.quantity_skew import QuantitySkew
+from hetfl.data.rotation_groups import RotationGroups
 from hetfl.data.shards import LabelShards
 from hetfl.data.tensor_data import TensorData
 from hetfl.data.transform import ImageTransform, Plain, Transform
@@ -24,19 +31,28 @@ __all__ = [
     "Arrays",
     "CSVData",
     "ClientData",
+    "ClientTransform",
     "DatasetData",
     "Digits",
     "Dirichlet",
     "EvalBatch",
     "FashionMNIST",
+    "FeatureNoise",
     "FederatedDataModule",
+    "FlowerPartitioner",
     "ImageFolder",
     "ImageTransform",
     "LabelShards",
     "NaturalIds",
     "Partitioner",
+    "PathologicalLabels",
     "Plain",
+    "QuantitySkew",
+    "RotationGroups",
     "TensorData",
     "Transform",
+    "class_mix",
+    "client_table",
+    "divergence",
     "matched_partition",
 ]

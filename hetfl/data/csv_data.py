@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hetfl.data.arrays import Arrays, ClientData, client_codes
+from hetfl.data.client_transform import ClientTransform
 from hetfl.data.module import FederatedDataModule
 from hetfl.data.partition import Partitioner
 from hetfl.data.split import hold_out
@@ -34,6 +35,7 @@ class CSVData(FederatedDataModule):
         num_clients: see :class:`FederatedDataModule`, as the arguments that follow.
         partitioner: the rule that shares the training samples out; null: by client ids if given, else IID.
         transform: raw samples to batches; null: features as they are.
+        client_transform: what the samples of each client look like to it; null: all see the same.
         val_fraction: part of the training data held out for validation.
         min_samples: smallest number of training samples of a client.
         eval_batch_size: samples in a batch of validation and test.
@@ -53,6 +55,7 @@ class CSVData(FederatedDataModule):
         num_clients: int | None = None,
         partitioner: Partitioner | None = None,
         transform: Transform | None = None,
+        client_transform: ClientTransform | None = None,
         val_fraction: float = 0.1,
         min_samples: int = 2,
         eval_batch_size: int = 1000,
@@ -63,6 +66,7 @@ class CSVData(FederatedDataModule):
             num_clients=num_clients,
             partitioner=partitioner,
             transform=transform,
+            client_transform=client_transform,
             val_fraction=val_fraction,
             min_samples=min_samples,
             eval_batch_size=eval_batch_size,

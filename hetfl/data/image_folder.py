@@ -9,6 +9,7 @@ from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor
 
 from hetfl.data.arrays import Arrays, ClientData
+from hetfl.data.client_transform import ClientTransform
 from hetfl.data.module import FederatedDataModule
 from hetfl.data.partition import Partitioner
 from hetfl.data.transform import Transform
@@ -25,6 +26,7 @@ class ImageFolder(FederatedDataModule):
         num_clients: see :class:`FederatedDataModule`, as the arguments that follow.
         partitioner: the rule that shares the training samples out; null: IID.
         transform: raw samples to batches; null: to [-1, 1], without augmentation.
+        client_transform: what the samples of each client look like to it; null: all see the same.
         val_fraction: part of the training data held out for validation.
         min_samples: smallest number of training samples of a client.
         eval_batch_size: samples in a batch of validation and test.
@@ -39,6 +41,7 @@ class ImageFolder(FederatedDataModule):
         num_clients: int = 100,
         partitioner: Partitioner | None = None,
         transform: Transform | None = None,
+        client_transform: ClientTransform | None = None,
         val_fraction: float = 0.1,
         min_samples: int = 2,
         eval_batch_size: int = 1000,
@@ -49,6 +52,7 @@ class ImageFolder(FederatedDataModule):
             num_clients=num_clients,
             partitioner=partitioner,
             transform=transform,
+            client_transform=client_transform,
             val_fraction=val_fraction,
             min_samples=min_samples,
             eval_batch_size=eval_batch_size,

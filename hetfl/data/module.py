@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hetfl.data.arrays import Arrays, ClientData
+from hetfl.data.client_transform import ClientTransform, as_clients_see
 from hetfl.data.loaders import EvalBatch, eval_loader, round_loader
 from hetfl.data.partition import IID, NaturalIds, Partitioner
 from hetfl.data.resident import Resident
 from hetfl.data.split import make_split
-from hetfl.data.transform import ImageTransform, Plain, Transform
+from hetfl.data.transform import ImageTransform, Plain, Transform, check_raw
 from hetfl.errors import ConfigurationError
 
 
@@ -32,6 +33,8 @@ class FederatedDataModule(LightningDataModule):
         partitioner: the rule that shares the training samples out; null: by the data's client ids, or
             :class:`~hetfl.data.IID` where it has none.
         transform: raw samples to the batches that nets take; null: the data set's own.
+        client_transform: what a client's samples look like to it, training and test samples alike, held-out and global
+            test samples as those of the client that they are matched to; null: all see the same.
         val_fraction: part of the training data held out for validation, before the clients get theirs.
         min_samples: smallest number of training samples that a client may have; batch norm needs 2.
         eval_batch_size: samples in a batch of validation and test.
@@ -45,6 +48,7 @@ class FederatedDataModule(LightningDataModule):
         num_clients: int | None = 100,
         partitioner: Partitioner | None = None,
         transform: Transform | None = None,
+        client_transform: ClientTransform | None = None,
         val_fraction: float = 0.1,
         min_samples: int = 2,
         eval_batch_size: int = 1000,
@@ -54,7 +58,7 @@ class FederatedDataModule(LightningDataModule):
         super().__init__()
         if eval_batch_size < 1:
             raise ConfigurationError(f"Expected eval_batch_size of at least 1 but got {eval_batch_size}")
-        self.partitioner = partitioner
+        self.partitioner, self.client_transform = partitioner, client_transform
         self.val_fraction, self.min_samples, self.seed = val_fraction, min_samples, seed
         self.eval_batch_size, self.local_metrics = eval_batch_size, local_metrics
         self._num_clients, self._transform = num_clients, transform
@@ -95,7 +99,11 @@ class FederatedDataModule(LightningDataModule):
             seed=self.seed,
         )
         self._transform = self._transform or self.default_transform(arrays)
-        self._resident = Resident.of(arrays, split)
+        check_raw(arrays, self._transform)
+        owner = None
+        if self.client_transform is not None:
+            arrays, owner = as_clients_see(arrays, split, self.client_transform, self._transform.unit, self.seed)
+        self._resident = Resident.of(arrays, split, owner)
         if split.unassigned:
             rank_zero_info(f"{type(self).__name__}: {split.unassigned} training samples belong to no client")
 
@@ -148,6 +156,8 @@ class FederatedDataModule(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[EvalBatch]]:
         """Return the held-out samples and, with ``local_metrics``, the test samples that are some client's.
 
+        Held-out samples are nobody's; under a client transform their owner is the client as which they are seen.
+
         Raises:
             ConfigurationError: nothing is held out.
         """
@@ -156,7 +166,7 @@ class FederatedDataModule(LightningDataModule):
                 f"Expected val_fraction > 0 for validation but got {self.val_fraction}: models are chosen on samples "
                 "held out from the training data, never on the test set (without validation: limit_val_batches=0)"
             )
-        loaders = [eval_loader(self.resident.validation, self.eval_batch_size)]
+        loaders = [eval_loader(self.resident.validation, self.eval_batch_size, self.resident.validation_owner)]
         if self.local_metrics:
             owner = self.resident.test_owner
             owned = int((owner >= 0).sum())  # nobody's samples stand last
@@ -172,8 +182,9 @@ class FederatedDataModule(LightningDataModule):
     def summary(self) -> str:
         """Return one line: the data set, its samples, and how they lie on the clients."""
         sizes, nobody = self.sizes, f", {self.unassigned} nobody's" if self.unassigned else ""
+        seen = "" if self.client_transform is None else f", seen through {type(self.client_transform).__name__}"
         return (
             f"{type(self).__name__}: {self.num_classes} classes, {sum(sizes)} training samples on {len(sizes)} clients "
             f"(smallest {min(sizes)}, median {median(sizes):g}, largest {max(sizes)}){nobody}, "
-            f"{len(self.resident.validation)} held out, {len(self.resident.all_test)} test"
+            f"{len(self.resident.validation)} held out, {len(self.resident.all_test)} test{seen}"
         )

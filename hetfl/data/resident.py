@@ -23,6 +23,7 @@ class Resident:
         all_test: every test sample: client 0's, client 1's, ..., then nobody's.
         test_owner: int64, shape (n_test,): the client of each sample of ``all_test``, or -1.
         validation: the samples held out from the training data.
+        validation_owner: int64, shape (n_validation,): the client as which each is seen, or -1.
         labels: bool, shape (N, K): the classes in each client's training data.
         unassigned: number of training samples that the partitioner left out.
     """
@@ -32,12 +33,19 @@ class Resident:
     all_test: ClientData
     test_owner: Tensor
     validation: ClientData
+    validation_owner: Tensor
     labels: Tensor
     unassigned: int
 
     @staticmethod
-    def of(arrays: Arrays, split: Split) -> Resident:
-        """Copy the samples of a data set into the order of a split."""
+    def of(arrays: Arrays, split: Split, validation_owner: Tensor | None = None) -> Resident:
+        """Copy the samples of a data set into the order of a split.
+
+        Args:
+            arrays: the data set.
+            split: who has which sample.
+            validation_owner: the client as which each held-out sample is seen; None: they are seen as they are.
+        """
         nobody = torch.ones(len(arrays.test), dtype=torch.bool)
         nobody[torch.cat(split.test)] = False
         test_parts = [*split.test, nobody.nonzero().flatten()]
@@ -49,6 +57,7 @@ class Resident:
             all_test=all_test,
             test_owner=owners.repeat_interleave(torch.tensor([len(part) for part in test_parts])),
             validation=_take(arrays.train, split.validation),
+            validation_owner=torch.full_like(split.validation, -1) if validation_owner is None else validation_owner,
             labels=class_counts(arrays.train.targets, split.train, arrays.num_classes) > 0,
             unassigned=split.unassigned,
         )

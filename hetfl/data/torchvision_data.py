@@ -10,6 +10,7 @@ import torch
 from torchvision.datasets import VisionDataset
 
 from hetfl.data.arrays import Arrays, ClientData
+from hetfl.data.client_transform import ClientTransform
 from hetfl.data.module import FederatedDataModule
 from hetfl.data.partition import Partitioner
 from hetfl.data.transform import Transform
@@ -25,6 +26,7 @@ class TorchvisionData(FederatedDataModule):
         num_clients: see :class:`FederatedDataModule`, as the arguments that follow.
         partitioner: the rule that shares the training samples out; null: IID.
         transform: raw samples to batches; null: the data set's own.
+        client_transform: what the samples of each client look like to it; null: all see the same.
         val_fraction: part of the training data held out for validation.
         min_samples: smallest number of training samples of a client.
         eval_batch_size: samples in a batch of validation and test.
@@ -46,6 +48,7 @@ class TorchvisionData(FederatedDataModule):
         num_clients: int = 100,
         partitioner: Partitioner | None = None,
         transform: Transform | None = None,
+        client_transform: ClientTransform | None = None,
         val_fraction: float = 0.1,
         min_samples: int = 2,
         eval_batch_size: int = 1000,
@@ -56,6 +59,7 @@ class TorchvisionData(FederatedDataModule):
             num_clients=num_clients,
             partitioner=partitioner,
             transform=transform,
+            client_transform=client_transform,
             val_fraction=val_fraction,
             min_samples=min_samples,
             eval_batch_size=eval_batch_size,

@@ -9,11 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hetfl.data.arrays import Arrays
 from hetfl.errors import ConfigurationError
 
 
 class Transform(ABC):
     """Turns a raw batch (N, ...) into a batch of ``torch.get_default_dtype()``; in training it may augment."""
+
+    @property
+    def unit(self) -> float:
+        """The raw value that stands for 1, in which noise on raw samples is measured."""
+        return 1.0
 
     @abstractmethod
     def train(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
@@ -40,8 +46,9 @@ class ImageTransform(Transform):
     .. math:: y_c = (x_c / \text{maximum} - \text{mean}_c) / \text{std}_c
 
     Crops are cut from the raw image with ``padding`` black pixels on every side, as torchvision's ``RandomCrop`` before
-    ``ToTensor`` and ``Normalize`` does: the border is raw 0, not the mean. Inputs are uint8, shape (N, C, H, W).
-    ``eval`` admits further leading dimensions.
+    ``ToTensor`` and ``Normalize`` does: the border is raw 0, not the mean. Inputs are uint8, or floats in the same
+    units if a :class:`~hetfl.data.ClientTransform` made such of them, shape (N, C, H, W). ``eval`` admits further
+    leading dimensions.
 
     Args:
         mean: per channel, in units of ``maximum``.
@@ -71,6 +78,10 @@ class ImageTransform(Transform):
         # YAML gives lists; tuples are hashable, as the cache below needs.
         self.mean, self.std, self.padding, self.flip, self.maximum = tuple(mean), tuple(std), padding, flip, maximum
 
+    @property
+    def unit(self) -> float:  # noqa: D102
+        return self.maximum
+
     def train(self, inputs: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
         if self.padding:
             inputs = random_crop(inputs, self.padding, generator)
@@ -79,7 +90,8 @@ class ImageTransform(Transform):
         return self.eval(inputs)
 
     def eval(self, inputs: Tensor) -> Tensor:  # noqa: D102
-        if inputs.dtype != torch.uint8 or inputs.dim() < 4 or inputs.shape[-3] != len(self.mean):
+        images = inputs.dtype == torch.uint8 or inputs.is_floating_point()
+        if not images or inputs.dim() < 4 or inputs.shape[-3] != len(self.mean):
             raise ConfigurationError(
                 f"Expected uint8 images of shape (N, {len(self.mean)}, height, width), one channel per mean, "
                 f"but got {inputs.dtype} {tuple(inputs.shape)}"
@@ -87,6 +99,17 @@ class ImageTransform(Transform):
         dtype = torch.get_default_dtype()
         scale, shift = _affine(self.mean, self.std, self.maximum, dtype, inputs.device)
         return torch.addcmul(shift, inputs.to(dtype), scale)
+
+
+def check_raw(arrays: Arrays, transform: Transform) -> None:
+    """Refuse floats as images: :class:`ImageTransform` would take 1.0 for nearly black.
+
+    Raises:
+        ConfigurationError: the data set's inputs are floats and the transform is for images.
+    """
+    dtype = arrays.train.inputs.dtype
+    if isinstance(transform, ImageTransform) and dtype != torch.uint8:
+        raise ConfigurationError(f"Expected uint8 images for ImageTransform but the data has {dtype}")
 
 
 def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:

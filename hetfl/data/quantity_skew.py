@@ -1,0 +1,38 @@
+"""Quantity skew: clients of one mix but of any size (Li et al., "NIID-Bench", ICDE 2022, arXiv 2102.02079)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hetfl.data.redrawn import Redrawn, dirichlet, whole_shares
+
+
+class QuantitySkew(Redrawn):
+    r"""The shuffled samples are cut by proportions :math:`q \sim \mathrm{Dir}(\beta \mathbf 1)` over the clients.
+
+    The proportions are redrawn until the smallest client has ``min_samples``.
+
+    Args:
+        beta: concentration; towards 0 one client has nearly everything, towards infinity all have as much.
+        min_samples: smallest client that is accepted.
+        max_tries: partitions that are drawn at most.
+
+    Raises:
+        ConfigurationError: an argument is out of range.
+    """
+
+    def partition(self, labels: Tensor, num_clients: int, generator: torch.Generator) -> list[Tensor]:
+        """Return per client the positions of its samples, ascending.
+
+        Raises:
+            ConfigurationError: no partition among ``max_tries`` has ``min_samples`` at every client.
+        """
+
+        def draw(rng: np.random.Generator) -> NDArray[np.int64]:
+            counts = whole_shares(dirichlet(self.beta, num_clients, rng), len(labels))
+            return rng.permutation(np.repeat(np.arange(num_clients), counts))
+
+        return self.redraw(draw, len(labels), num_clients, generator)

@@ -1,0 +1,71 @@
+"""Who has what data, as a table in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from hetfl.data import FederatedDataModule
+from hetfl.data.mix import evenly_spaced
+
+MOST_ROWS = 50
+"""Clients that are shown one by one; of more, so many at even distances."""
+COLUMNS = {
+    "train_samples": "training\nsamples",
+    "test_samples": "test\nsamples",
+    "labels": "labels",
+    "divergence": "divergence",
+}
+"""Numbers in the table of clients, and their headings."""
+
+
+def show_data(data: FederatedDataModule, clients: pd.DataFrame, console: Console | None = None) -> None:
+    """Print what each client has, then the smallest, the median and the largest, and what is nobody's.
+
+    Args:
+        data: the data module, set up.
+        clients: what :func:`hetfl.data.client_table` returns for it.
+        console: where to print; None: standard output.
+    """
+    console = console or Console()
+    console.print(data_table(clients), "")
+    console.print(data.summary(), soft_wrap=True)
+    console.print(f"not assigned: {data.unassigned:,} of {sum(data.sizes) + data.unassigned:,} training samples")
+    console.print(
+        "divergence: total variation distance of a client's class mix from that of all clients together", soft_wrap=True
+    )
+
+
+def data_table(clients: pd.DataFrame) -> Table:
+    """Return a row per client, at most :data:`MOST_ROWS`, and below them the smallest, the median and the largest.
+
+    Args:
+        clients: what :func:`hetfl.data.client_table` returns.
+    """
+    shown = evenly_spaced(len(clients), MOST_ROWS)
+    some = "" if len(shown) == len(clients) else f" ({len(shown)} of {len(clients):,}, evenly spaced)"
+    table = Table(title=f"Clients{some}", title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("client", justify="right", no_wrap=True)
+    for heading in COLUMNS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    texts = [name for name in ("inputs",) if name in clients.columns]
+    for name in texts:
+        table.add_column(name, no_wrap=True)
+    for row in clients.iloc[shown].to_dict("records"):
+        table.add_row(str(row["client"]), *_cells(row), *(row[name] for name in texts))
+    table.add_section()
+    numbers = clients[list(COLUMNS)]
+    for name, values in (("smallest", numbers.min()), ("median", numbers.median()), ("largest", numbers.max())):
+        table.add_row(name, *_cells(values))
+    return table
+
+
+def _cells(row: Mapping[Any, Any] | pd.Series[Any]) -> list[str]:
+    """Return the numbers of a row as text: counts, the median of which may be half of one, and a share."""
+    counts = [f"{row[name]:,.1f}".removesuffix(".0") for name in COLUMNS if name != "divergence"]
+    return [*counts, f"{row['divergence']:.3f}"]
