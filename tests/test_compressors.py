@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hetfl.compression import (
+    AdaptiveDensity,
     Chain,
     ChannelThreshold,
     Compressor,
@@ -37,6 +38,7 @@ from hetfl.wire import Expected, decode
 
 MEMBERS: dict[str, Callable[[], Compressor]] = {
     "Identity": Identity,
+    "AdaptiveDensity": lambda: AdaptiveDensity(seconds=2.0, default_uplink=60.0),
     "TopK": lambda: TopK(density=0.1),
     "HardThreshold": lambda: HardThreshold(threshold=0.5),
     "HardThreshold, calibrated": lambda: HardThreshold(density=0.1),
@@ -64,7 +66,11 @@ MEMBERS: dict[str, Callable[[], Compressor]] = {
 }
 
 SPARSIFIERS = {
-    *(name for name in MEMBERS if name.startswith(("Identity", "TopK", "HardThreshold", "GammaFedHT"))),
+    *(
+        name
+        for name in MEMBERS
+        if name.startswith(("Identity", "AdaptiveDensity", "TopK", "HardThreshold", "GammaFedHT"))
+    ),
     *("RandomK", "RandomK, by layer", "ChannelThreshold", "ChannelThreshold, by density"),
 }
 """What sends values as they are."""

@@ -26,7 +26,7 @@ from hetfl.compression import (
 )
 from hetfl.compression.hard_threshold import hard_threshold
 from hetfl.compression.threshold_pass import Parts, split_fused
-from hetfl.compression.top_k import estimated_threshold, split_top_k, top_k
+from hetfl.compression.top_k import estimated_threshold, split_largest, top_k
 from hetfl.errors import RefusedUpdate
 from hetfl.types import Layout
 from hetfl.wire import Expected, decode
@@ -161,7 +161,7 @@ def test_top_k_by_a_sampled_threshold_is_exact(seed: int, density: float, ties: 
         delta_D, residual_D = delta_D.round(decimals=1), residual_D.round(decimals=1)
     p_D = delta_D + residual_D if with_residual else delta_D
     plain = top_k(p_D, density)
-    parts = split_top_k(delta_D, residual_D if with_residual else None, density, None)
+    parts = split_largest(delta_D, residual_D if with_residual else None, plain.num_sent, None)
     if parts is None:  # the sample led astray, or zeros are among the largest k: then the plain way is taken
         estimate = estimated_threshold(p_D, None, plain.num_sent)
         assert int((p_D != 0).sum()) < plain.num_sent or estimate > plain.values.abs().min()
@@ -209,6 +209,6 @@ def test_long_vectors_are_divided_as_short_ones_are_at_every_learning_rate(
 def test_the_estimate_is_rarely_too_high() -> None:
     for seed in range(20):
         p_D = torch.randn(300_000, generator=torch.Generator().manual_seed(seed))
-        parts = split_top_k(p_D, None, 0.01, None)
+        parts = split_largest(p_D, None, 3000, None)
         assert parts is not None
         assert parts.indices.numel() == 3000

@@ -1,5 +1,6 @@
 """How updates are made small, and how what was left out is sent later."""
 
+from hetfl.compression.adaptive_density import AdaptiveDensity
 from hetfl.compression.base import Compressor, Context
 from hetfl.compression.chain import Chain
 from hetfl.compression.channel_threshold import ChannelThreshold
@@ -18,6 +19,7 @@ from hetfl.compression.stochastic_quantizer import StochasticQuantizer
 from hetfl.compression.top_k import TopK
 
 __all__ = [
+    "AdaptiveDensity",
     "Chain",
     "ChannelThreshold",
     "Compressor",

@@ -28,12 +28,16 @@ class Context:
             messages; None: not known.
         client: the client's id, for messages.
         generator: source of randomness of a compressor that draws; None: torch's own.
+        uplink: bytes per second from the client; None: not known.
+        itemsize: bytes that a value takes on the wire; None: those of the vector's dtype.
     """
 
     lr: float
     layout: Layout | None = None
     client: int | None = None
     generator: torch.Generator | None = None
+    uplink: float | None = None
+    itemsize: int | None = None
 
 
 class Compressor(ABC):
@@ -70,7 +74,7 @@ class Compressor(ABC):
             ValueError: ``p_D`` is not a flat vector.
             RefusedUpdate: it holds NaN or Inf.
         """
-        return self._checked(p_D, Context(lr, layout, client, generator))
+        return self.compress_in(p_D, Context(lr, layout, client, generator))
 
     def split(
         self,
@@ -96,7 +100,7 @@ class Compressor(ABC):
         parts = self.fused(delta_D, residual_D, context, out) if threshold_pass.is_fused(delta_D) else None
         if parts is None or not parts.finite:
             p_D = delta_D if residual_D is None else delta_D + residual_D
-            update = self._checked(p_D, context)
+            update = self.compress_in(p_D, context)
             return update, as_sent(update, half_precision).left_of(p_D)
         if half_precision:
             parts.left_D[parts.indices] = parts.values - parts.values.half().to(parts.values.dtype)
@@ -118,7 +122,8 @@ class Compressor(ABC):
         """
         return None
 
-    def _checked(self, p_D: Tensor, context: Context) -> Update:
+    def compress_in(self, p_D: Tensor, context: Context) -> Update:
+        """Return what is sent of a vector in a context; see :meth:`compress`."""
         require_finite(p_D, context)
         return self.apply(p_D, context)
 

@@ -103,6 +103,7 @@ class ErrorFeedback:
         lr: float,
         exact: Tensor | None = None,
         generator: torch.Generator | None = None,
+        uplink: float | None = None,
     ) -> Message:
         """Return the message for a delta; no client's state changes.
 
@@ -114,6 +115,7 @@ class ErrorFeedback:
             lr: the clients' learning rate γ_t.
             exact: entries that travel beside the vector, uncompressed.
             generator: source of randomness for a compressor that draws.
+            uplink: bytes per second from the client, for a compressor that goes by it.
 
         Raises:
             ValueError: ``delta_D`` has another length than ``index``, or Δ + e holds NaN or Inf or overflows float16.
@@ -123,17 +125,19 @@ class ErrorFeedback:
             raise ValueError(
                 f"Expected a delta of shape ({layout.size},) from client {client} but got {tuple(delta_D.shape)}"
             )
+        itemsize = 2 if self.half_precision else None
+        context = Context(lr, layout, client, generator, uplink, itemsize)
         left_D: Tensor | None = None
         if self.enabled:
             update, left_D = self.compressor.split(
                 delta_D,
                 self._residual(client, index, delta_D, round),
-                Context(lr, layout, client, generator),
+                context,
                 half_precision=self.half_precision,
                 out=self._spare.pop(layout.size, None),
             )
         else:
-            update = self.compressor.compress(delta_D, lr=lr, layout=layout, client=client, generator=generator)
+            update = self.compressor.compress_in(delta_D, context)
         if exact is not None:
             update = update.with_exact(exact)
         payload = encode(update, round=round, client=client, half_precision=self.half_precision)

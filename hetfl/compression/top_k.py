@@ -23,7 +23,16 @@ def top_k(p_D: Tensor, density: float) -> SparseUpdate:
         p_D: shape (D,).
         density: share of the entries, in (0, 1].
     """
-    count = count_of(density, p_D.numel())
+    return top_count(p_D, count_of(density, p_D.numel()))
+
+
+def top_count(p_D: Tensor, count: int) -> SparseUpdate:
+    """Return the ``count`` entries of largest magnitude, of equal ones those of lowest index.
+
+    Args:
+        p_D: shape (D,).
+        count: from 1, or 0 if there are no entries, to D.
+    """
     if not count:
         return SparseUpdate(p_D.clone(), torch.empty(0, dtype=torch.int64, device=p_D.device), 0)
     indices = largest(p_D.abs(), count).nonzero().squeeze(1)
@@ -57,16 +66,15 @@ def estimated_threshold(delta_D: Tensor, residual_D: Tensor | None, count: int) 
     return float(sample.abs().topk(rank, sorted=False).values.min())
 
 
-def split_top_k(delta_D: Tensor, residual_D: Tensor | None, density: float, out: Tensor | None) -> Parts | None:
-    """Divide Δ + e into its top k and the rest by the fused pass; None if the estimate was too high.
+def split_largest(delta_D: Tensor, residual_D: Tensor | None, count: int, out: Tensor | None) -> Parts | None:
+    """Divide Δ + e into the k largest entries and the rest by the fused pass; None if the estimate was too high.
 
     Args:
         delta_D: Δ, shape (D,), float32 on the CPU.
         residual_D: e, shape (D,); None: 0.
-        density: share of the entries, in (0, 1].
+        count: k, from 1 to D.
         out: as in :func:`hetfl.compression.threshold_pass.split`.
     """
-    count = count_of(density, delta_D.numel())
     reached = split_fused(delta_D, residual_D, estimated_threshold(delta_D, residual_D, count), out)
     if not reached.finite:
         return reached
@@ -108,5 +116,5 @@ class TopK(Compressor):
         self, delta_D: Tensor, residual_D: Tensor | None, context: Context, out: Tensor | None
     ) -> Parts | None:
         if self.scope == "global" or context.layout is None:
-            return split_top_k(delta_D, residual_D, self.density, out)
+            return split_largest(delta_D, residual_D, count_of(self.density, delta_D.numel()), out)
         return None
