@@ -7,6 +7,8 @@ if __name__ != "hetfl.aggregators":
 
 from hetfl.aggregators.base import Aggregator
 from hetfl.aggregators.holder_mean import HolderMean
+from hetfl.aggregators.q_fedavg import QFedAvg
 from hetfl.aggregators.sample_mean import SampleMean
+from hetfl.aggregators.selection_mean import SelectionMean
 
-__all__ = ["Aggregator", "HolderMean", "SampleMean"]
+__all__ = ["Aggregator", "HolderMean", "QFedAvg", "SampleMean", "SelectionMean"]

@@ -18,6 +18,9 @@ class Aggregator(ABC):
     asks_losses: ClassVar[bool] = False
     """Whether reports must hold the loss of the model that was sent; it costs a pass over the clients' data."""
 
+    by_size: ClassVar[bool] = False
+    """Whether an update counts in proportion to its client's number of samples."""
+
     @abstractmethod
     def reset(self, tensors: Mapping[str, Tensor]) -> None:
         """Begin a round.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from hetfl.aggregators.holder_mean import HolderMean
 from hetfl.types import Report
 
@@ -13,6 +15,8 @@ class SampleMean(HolderMean):
 
     Use it with uniform selection: clients drawn in proportion to their size *and* weighted by it count twice.
     """
+
+    by_size: ClassVar[bool] = True
 
     def weight(self, report: Report) -> float:
         """Return the client's number of training samples n_k."""

@@ -21,6 +21,7 @@ COLUMNS = (
     "test/accuracy/",
     "local/accuracy_mean",
     "local/accuracy_worst10",
+    "local/accuracy_std",
     "local/accuracy_var",
     "lr",
     "threshold",
@@ -33,6 +34,11 @@ COLUMNS = (
     "compute/flops_total",
     "sim/round_seconds",
     "sim/seconds_total",
+    "sim/waited",
+    "sim/reachable",
+    "sim/dropped",
+    "sim/failed",
+    "sim/lost_total",
     "residual/norm",
 )
 """Order of the columns after ``step``; a name that ends in a slash stands for one column per level."""

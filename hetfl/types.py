@@ -113,6 +113,7 @@ class Report:
         flops: floating-point operations spent, forward and backward.
         lr: the clients' learning rate γ_t of the round.
         initial_loss: loss F_k of the model that it was sent, on all of its data; None: nobody asked for it.
+        weight: what the selection lets it count; an aggregator may use it.
     """
 
     client: int
@@ -122,6 +123,7 @@ class Report:
     flops: float
     lr: float = 0.0
     initial_loss: float | None = None
+    weight: float = 1.0
 
 
 def iter_entries(index: Index) -> Iterator[tuple[str, tuple[int, ...]]]:

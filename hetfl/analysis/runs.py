@@ -30,7 +30,7 @@ WHOLE: Rule = ("whole numbers from 0", lambda x: (x >= 0) & np.isfinite(x) & (x 
 
 METRIC_RULES: Mapping[str, Rule] = {
     r"step": WHOLE,
-    r"(val|test)/accuracy(/.+)?|local/accuracy_(mean|worst10)": SHARE,
+    r"(val|test)/accuracy(/.+)?|local/accuracy_(mean|std|worst10)": SHARE,
     r"comm/.*|compute/flops_total|sim/.*": AMOUNT,
 }
 """By patterns of names; other columns of ``metrics.csv`` hold numbers of any kind."""

@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from hetfl.data import FederatedDataModule
+from hetfl.display.fleet_tables import comings_and_goings, fleet_table, seconds_table
 from hetfl.federation import FederatedModule
 from hetfl.federation.budgets import UNITS, Budgets
 from hetfl.federation.level_table import level_table, uploads_of
 
 
 def describe(module: FederatedModule, data: FederatedDataModule, console: Console | None = None) -> None:
-    """Print the levels with their costs and, if they were found by cost, their budgets; then the data.
+    """Print the levels with their costs and, if they were found by cost, their budgets; then the fleet and the data.
 
     Args:
         module: the module, set up.
@@ -26,6 +27,10 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
     _print_whole(cost_table(module), console)
     if module.levels.budgets is not None:
         _print_whole(budget_table(module, module.levels.budgets), console)
+    _print_whole(fleet_table(module.fleet), console)
+    _print_whole(seconds_table(module.assignment, module.forecast, module.deadline), console)
+    if moves := comings_and_goings(module.fleet):
+        console.print(moves)
     console.print(data.summary())
     console.print(
         f"{module.selection.clients_per_round} of {data.num_clients} clients a round, "

@@ -129,4 +129,7 @@ def totals(metrics: Mapping[str, float], seconds: float) -> dict[str, str]:
         "simulated time": ("sim/seconds_total", format_seconds),
     }
     texts = {name: text(metrics[column]) for name, (column, text) in formats.items() if column in metrics}
+    lost = metrics.get("sim/lost_total", 0.0)
+    if lost:
+        texts["updates lost"] = f"{lost:.0f} (too late, or the client failed)"
     return {**texts, "wall time": format_seconds(seconds)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from hetfl.federation.hosting import HostingModule
 from hetfl.federation.ledger import Ledger
 from hetfl.federation.metrics import ClientAccuracy, LevelMetrics
 from hetfl.fleet import LevelAssignment
+from hetfl.fleet.numbers import IntArray
 from hetfl.local import LocalTask
 from hetfl.run_folder import RunFolder
 from hetfl.seeding import generator
@@ -68,32 +70,36 @@ class EvaluatingModule(HostingModule):
         self._transform = data.transform
 
     def gather_statistics(self) -> None:
-        """Ask clients for static batch-norm sums of every level, unless the present model's are known."""
+        """Ask clients within reach for static batch-norm sums of every level, unless the present model's are known."""
         if self.statistics.belong_to(self.weights_mark):
             return
         largest_first = sorted(self.levels, key=lambda level: -self.levels.sizes[level])
-        has = self.assignment.levels(self.last_round)
+        clients = self.ledger.wait(self.last_round)
         # One order for all levels, so that mostly the same clients are asked and need the model once.
-        order = torch.randperm(len(has), generator=generator(self.seed, "statistics", self.version)).tolist()
+        order = torch.randperm(len(clients), generator=generator(self.seed, "statistics", self.version))
         self.statistics.gather(
             self.executor,
             {level: self.submodel(level) for level in largest_first},
-            {level: self._statistics_tasks(level, has, order) for level in largest_first},
+            {level: self._statistics_tasks(level, clients[order.numpy()]) for level in largest_first},
             weights=self.weights_mark,
             forward_flops={level: flops[0] for level, flops in self.flops.items()},
             ledger=self.ledger,
         )
 
-    def _statistics_tasks(self, level: str, has: Sequence[str], order: Sequence[int]) -> list[LocalTask]:
-        able = [client for client in order if self.levels.affords(has[client], level)]
-        if not able:
-            largest = max(has, key=lambda own: self.levels.sizes[own])
-            rank_zero_warn(f"No client can run level {level}: clients of level {largest} gather its statistics")
-            able = [client for client in order if has[client] == largest]
-        mark = self.weights_mark
-        return [
-            LocalTask(client, level, self.last_round, mark, 0.0) for client in sorted(able[: self.statistics_clients])
-        ]
+    def _statistics_tasks(self, level: str, order: IntArray) -> list[LocalTask]:
+        """Return what the first of some clients that can afford a level do, or of those that come nearest to it."""
+        names, positions = self.assignment.names, self.assignment.positions(self.last_round)
+        affording = [number for number, own in enumerate(names) if self.levels.affords(own, level)]
+        able = order[np.isin(positions[order], affording)]
+        if not len(able):
+            largest = max(np.unique(positions[order]).tolist(), key=lambda own: self.levels.sizes[names[own]])
+            some = "" if len(order) == len(positions) else " within reach"
+            rank_zero_warn(
+                f"No client{some} can run level {level}: clients of level {names[largest]} gather its statistics"
+            )
+            able = order[positions[order] == largest]
+        mark, asked = self.weights_mark, np.sort(able[: self.statistics_clients]).tolist()
+        return [LocalTask(client, level, self.last_round, mark, 0.0) for client in asked]
 
     def _begin(self) -> None:
         self.open_bench()

@@ -12,6 +12,7 @@ from hetfl.aggregators import Aggregator
 from hetfl.compression import ErrorFeedback, Message
 from hetfl.errors import RefusedUpdate
 from hetfl.federation.ledger import Ledger
+from hetfl.fleet import Work
 from hetfl.local import LocalResult, LocalTask
 from hetfl.seeding import generator
 from hetfl.submodel import gather_flat, index_layout, relative
@@ -57,8 +58,9 @@ class Exchange:
         flops: float,
         initial_loss: float | None = None,
         informed: bool = False,
+        weight: float = 1.0,
     ) -> Accepted | None:
-        """Pass one client's delta on.
+        """Pass one client's delta on, if it arrives in time.
 
         Args:
             result: the client's delta in the coordinates of ``index``.
@@ -68,31 +70,48 @@ class Exchange:
             flops: what its training took.
             initial_loss: of the model that it was sent, if it was asked for.
             informed: whether the client had that model before its training was asked for.
+            weight: what the selection lets it count.
 
         Returns:
-            What was accepted; None if the update was refused: then its delta is lost, its residual as it was.
+            What was accepted; None if the update was refused or late: then its delta is lost, its residual as it was.
         """
         task = result.task
         vector = _restricted(result.vector, index, upload)
         held = {name: entry for name, entry in upload.items() if name in trained}
         layout = index_layout(held)
-        down_bytes = 0 if informed else wire.dense_size(result.vector.numel())
-        down_bytes += self.uplink.compressor.shared_bytes(layout)
+        down_bytes = self.down_bytes(result.vector.numel(), layout, informed)
         try:
             message, update = self._delivered(task, vector, held, layout)
         except (wire.MalformedPayload, RefusedUpdate) as error:
             rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
-            self.ledger.charge(down_bytes=down_bytes, up_bytes=0, flops=flops)
+            self.ledger.charge(task.client, task.round, Work(down_bytes, flops))
             self.ledger.refuse()
             return None
-        report = Report(task.client, task.level, result.num_samples, result.loss, flops, task.lr, initial_loss)
+        work = Work(down_bytes, flops, len(message.payload))
+        if not self.ledger.in_time(task.client, task.round, work):
+            self.ledger.lose(task.client, task.round, work)
+            return None
+        report = Report(task.client, task.level, result.num_samples, result.loss, flops, task.lr, initial_loss, weight)
         self.aggregator.update(update, upload, report)
         self.uplink.accept(message, update)
-        up_bytes = len(message.payload)
-        self.ledger.charge(down_bytes=down_bytes, up_bytes=up_bytes, flops=flops)
-        dense_bytes = 4 * vector.numel()
-        self.ledger.sent(entries=layout.size, sent=update.num_sent, dense_bytes=dense_bytes)
+        self.ledger.charge(task.client, task.round, work)
+        self.ledger.sent(
+            entries=layout.size,
+            sent=update.num_sent,
+            update_bytes=len(message.payload),
+            dense_bytes=4 * vector.numel(),
+        )
         return Accepted(report, update, upload)
+
+    def down_bytes(self, entries: int, layout: Layout, informed: bool) -> int:
+        """Return the bytes that a client is sent before it trains.
+
+        Args:
+            entries: of its sub-model.
+            layout: of what it will compress.
+            informed: whether it has the model already.
+        """
+        return (0 if informed else wire.dense_size(entries)) + self.uplink.compressor.shared_bytes(layout)
 
     def _delivered(self, task: LocalTask, vector: Tensor, held: Index, layout: Layout) -> tuple[Message, Update]:
         """Return the message that a client sends, and what the server reads in it."""
@@ -105,6 +124,7 @@ class Exchange:
             round=task.round,
             lr=task.lr,
             generator=generator(self.seed, "compression", task.round, task.client),
+            uplink=float(self.ledger.fleet.devices.uplink[task.client]),
         )
         expected = wire.Expected(
             task.round, task.client, size, vector.numel() - size, dtype=vector.dtype, layout=layout

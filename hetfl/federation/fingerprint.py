@@ -44,6 +44,8 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "levels": ", ".join(f"{n}: {level.width:g}x{level.depth or 'all'}" for n, level in module.levels.items()),
         "partition": _partition(module.data),
         "level assignment": settings_of(module.assignment),
+        "fleet": module.fleet.describe(),
+        "deadline": str(module.deadline),
         "selection": settings_of(module.selection),
         "local training": settings_of(local, less={"optimizer", "scheduler", "penalty"}),
         "local penalty": "none" if local.penalty is None else local.penalty.describe(),

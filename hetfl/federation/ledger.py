@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 
-from hetfl.fleet import Device
+from hetfl.errors import ConfigurationError
+from hetfl.fleet import Fleet, Work
+from hetfl.fleet.numbers import IntArray
 
 
 @dataclass
@@ -12,69 +16,145 @@ class Costs:
     """Costs of one round, or of all rounds so far.
 
     Attributes:
-        up_bytes: bytes of encoded messages from clients.
-        down_bytes: bytes of messages to clients.
-        dense_bytes: bytes that the same updates would take as dense float32 values.
-        entries: entries that the updates could have carried.
+        up_bytes: bytes from clients.
+        down_bytes: bytes to clients.
+        update_bytes: of ``up_bytes``, those of accepted updates.
+        dense_bytes: bytes that accepted updates would take as dense float32 values.
+        entries: entries that they could have carried.
         sent: entries that they did carry.
         flops: floating-point operations of all clients.
-        seconds: simulated seconds: of the slowest client for a round.
+        seconds: simulated seconds, ``waited`` included.
+        waited: simulated seconds in which nobody was within reach.
         refused: updates that the server did not take.
+        dropped: updates that came too late, or would have.
+        failed: clients that failed while they trained.
     """
 
     up_bytes: int = 0
     down_bytes: int = 0
+    update_bytes: int = 0
     dense_bytes: int = 0
     entries: int = 0
     sent: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    waited: float = 0.0
     refused: int = 0
+    dropped: int = 0
+    failed: int = 0
 
 
 @dataclass
 class Ledger:
-    """Adds up costs over the clients of a round and over rounds.
+    """Adds up costs over the clients of a round and over rounds; its seconds are the simulated clock.
+
+    A round is a sequence of phases: clients are asked for losses, train, gather statistics. In a phase all clients work
+    side by side, each on one thing after the other, and the phase lasts until the server has nothing more to wait for:
+    the last answer has come, the last connection broken, or the deadline passed.
 
     Args:
-        device: what every client's device can do, for the simulated clock.
+        fleet: the clients' devices.
+        deadline: how many seconds after training began updates are still taken; None: however long it takes.
+
+    Raises:
+        ConfigurationError: the deadline is not positive.
     """
 
-    device: Device
+    fleet: Fleet
+    deadline: float | None = None
     round: Costs = field(default_factory=Costs)
     total: Costs = field(default_factory=Costs)
-    phase_start: float = 0.0
+    reachable: int = 0
+    _before: float = 0.0  # the clock when the round began
+    _phase_start: float = 0.0  # seconds of the round
+    _busy: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))  # seconds of the phase
+    _last_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the deadline."""
+        if self.deadline is not None and not 0 < self.deadline < math.inf:
+            raise ConfigurationError(f"Expected deadline, in seconds, above 0 or null but got {self.deadline}")
+
+    @property
+    def now(self) -> float:
+        """Simulated seconds since the beginning of the run."""
+        return self.total.seconds
+
+    @property
+    def up_share(self) -> float:
+        """Bytes of updates for each byte of dense ones, in the last round that had any; 1 before it."""
+        return self.round.update_bytes / self.round.dense_bytes if self.round.dense_bytes else self._last_share
 
     def begin_round(self) -> None:
         """Forget the last round; totals stay."""
-        self.round = Costs()
-        self.phase_start = 0.0
+        self._last_share = self.up_share
+        self.round, self._before, self._phase_start = Costs(), self.total.seconds, 0.0
 
     def begin_phase(self) -> None:
         """Begin what clients do side by side, once all that was asked of them before is done."""
-        self.phase_start = self.round.seconds
+        self._phase_start = self.round.seconds
+        self._busy.clear()
 
-    def charge(self, *, down_bytes: int, up_bytes: int, flops: float) -> None:
-        """Add one client's traffic and work in the present phase.
+    def wait(self, round: int) -> IntArray:
+        """Let the clock move on until somebody is within reach, if nobody is; return who then is, ascending.
+
+        Raises:
+            ConfigurationError: that will never be.
+        """
+        then = self.fleet.next_reachable(round, self.now)
+        if math.isinf(then):
+            raise ConfigurationError(f"Expected a client within reach in round {round} but the fleet will have none")
+        if then > self.now:
+            waited = then - self.now
+            self.round.waited += waited
+            self.total.waited += waited
+            self._let_pass(self.round.seconds + waited)
+        return self.fleet.reachable(round, then)
+
+    def charge(self, client: int, round: int, work: Work) -> None:
+        """Add what one client does in the present phase, after what it has done in it already."""
+        self._busy[client] += float(self.fleet.seconds(client, round, work))
+        self._add(work, self._busy[client])
+
+    def in_time(self, client: int, round: int, work: Work) -> bool:
+        """Return whether a client's training can be done by the deadline."""
+        return self.deadline is None or bool(self.fleet.seconds(client, round, work) <= self.deadline)
+
+    def lose(self, client: int, round: int, work: Work) -> None:
+        """Add a client whose update does not arrive: late, with what it got done until the deadline; else failed.
 
         Args:
-            down_bytes: bytes to the client.
-            up_bytes: bytes from it.
-            flops: its floating-point operations.
+            client: its id.
+            round: the round.
+            work: all of its work, or what it did before it failed.
         """
-        seconds = self.phase_start + self.device.seconds(flops=flops, down_bytes=down_bytes, up_bytes=up_bytes)
-        longer = max(0.0, seconds - self.round.seconds)
-        for costs in (self.round, self.total):
-            costs.up_bytes += up_bytes
-            costs.down_bytes += down_bytes
-            costs.flops += flops
-            costs.seconds += longer
+        if self.deadline is None or self.in_time(client, round, work):
+            self.charge(client, round, work)
+            self.round.failed += 1
+            self.total.failed += 1
+        else:
+            self._add(self.fleet.done(client, round, work, self.deadline), self.deadline)
+            self.round.dropped += 1
+            self.total.dropped += 1
 
-    def sent(self, *, entries: int, sent: int, dense_bytes: int) -> None:
-        """Note how many of an update's entries travelled."""
+    def _add(self, work: Work, seconds: float) -> None:
+        for costs in (self.round, self.total):
+            costs.up_bytes += int(work.up_bytes)
+            costs.down_bytes += int(work.down_bytes)
+            costs.flops += float(work.flops)
+        self._let_pass(max(self.round.seconds, self._phase_start + seconds))
+
+    def _let_pass(self, seconds: float) -> None:
+        """Set the clock to so many seconds after the round began."""
+        self.round.seconds = seconds
+        self.total.seconds = self._before + seconds
+
+    def sent(self, *, entries: int, sent: int, update_bytes: int, dense_bytes: int) -> None:
+        """Note how many of an accepted update's entries travelled, in how many bytes."""
         for costs in (self.round, self.total):
             costs.entries += entries
             costs.sent += sent
+            costs.update_bytes += update_bytes
             costs.dense_bytes += dense_bytes
 
     def refuse(self) -> None:
@@ -96,12 +176,20 @@ class Ledger:
             "compute/flops_total": total.flops,
             "sim/round_seconds": now.seconds,
             "sim/seconds_total": total.seconds,
+            "sim/waited": now.waited,
+            "sim/reachable": self.reachable,
+            "sim/dropped": now.dropped,
+            "sim/failed": now.failed,
+            "sim/lost_total": total.dropped + total.failed,
         }
 
     def state_dict(self) -> dict[str, float]:
-        """Return the totals as plain numbers."""
-        return asdict(self.total)
+        """Return the totals, and the last round's share, as plain numbers."""
+        return {**asdict(self.total), "up_share": self.up_share}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Take back the totals."""
-        self.total = Costs(**state)  # type: ignore[arg-type]
+        totals = dict(state)
+        self._last_share = totals.pop("up_share")
+        self.total, self.round = Costs(**totals), Costs()  # type: ignore[arg-type]
+        self._before = self.total.seconds

@@ -49,7 +49,7 @@ class LevelMetrics(nn.Module):
 
 
 class ClientAccuracy:
-    """Accuracy of one model per sample on each client's own test data: mean, worst tenth, variance.
+    """Accuracy of one model per sample on each client's own test data: mean, worst tenth, and how it spreads.
 
     Args:
         num_clients: size N of the fleet.
@@ -86,7 +86,13 @@ class ClientAccuracy:
         ]
 
     def compute(self) -> dict[str, Tensor]:
-        """Return and forget: ``local/accuracy_mean``, ``_worst10``, ``_var`` over clients that have test data."""
+        """Return and forget ``local/*``, over clients that have test data; every client counts the same.
+
+        - ``local/accuracy_mean``: the mean.
+        - ``local/accuracy_worst10``: the mean over the worst tenth of the clients, at least one.
+        - ``local/accuracy_std``, ``local/accuracy_var``: standard deviation and variance, of these very clients
+          (divided by their number, as q-FFL reports it).
+        """
         has = self.count_S > 0
         accuracy = (self.correct_S[has] / self.count_S[has]).sort().values
         self.reset()
@@ -96,5 +102,6 @@ class ClientAccuracy:
         return {
             "local/accuracy_mean": accuracy.mean(),
             "local/accuracy_worst10": worst.mean(),
+            "local/accuracy_std": accuracy.std(correction=0),
             "local/accuracy_var": accuracy.var(correction=0),
         }

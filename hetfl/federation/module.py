@@ -23,12 +23,13 @@ from hetfl.federation import state
 from hetfl.federation.budgets import Axis, Budgets
 from hetfl.federation.exchange import Exchange
 from hetfl.federation.fingerprint import fingerprint
+from hetfl.federation.forecast import Forecast
 from hetfl.federation.ledger import Ledger
 from hetfl.federation.level_table import save_levels
 from hetfl.federation.levels import LevelSet
 from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.federation.training import TrainingModule
-from hetfl.fleet import Device, Dynamic, LevelAssignment
+from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
 from hetfl.local import Executor, LocalTraining, Sequential
 from hetfl.local.training import check_optimizers
 from hetfl.metrics_file import COLUMNS
@@ -64,7 +65,8 @@ class FederatedModule(TrainingModule):
         aggregator: how updates are combined; None: the method's own.
         server_optimizer: makes the server's optimizer; default: SGD(lr=1).
         executor: runs the clients; default: one after the other.
-        client_device: what a device can do, for the simulated clock.
+        fleet: the clients' devices: how fast, when within reach, when they fail; default: all alike, always there.
+        deadline: simulated seconds from the beginning of training after which updates are dropped; None: all count.
         statistics_clients: how many clients gather static batch-norm statistics of each level before an evaluation,
             drawn from those that can afford it; None: all of them.
         check_nesting: refuse nets whose sub-models are not their leading channels.
@@ -84,7 +86,8 @@ class FederatedModule(TrainingModule):
         aggregator: Aggregator | None = None,
         server_optimizer: Callable[[Iterable[Tensor]], Optimizer] = default_server_optimizer,
         executor: Executor | None = None,
-        client_device: Device | None = None,
+        fleet: Fleet | None = None,
+        deadline: float | None = None,
         statistics_clients: int | None = None,
         check_nesting: bool = True,
         seed: int = 0,
@@ -101,7 +104,8 @@ class FederatedModule(TrainingModule):
         self.aggregator = aggregator or self.default_aggregator()
         self.server_optimizer = server_optimizer
         self.executor = executor or Sequential()
-        self.ledger = Ledger(client_device or Device())
+        self.fleet, self.deadline = fleet or SameDevice(), deadline
+        self.ledger = Ledger(self.fleet, deadline)
         self.exchange = Exchange(self.uplink, self.aggregator, self.ledger, seed)
         self.statistics = StaticStatisticsStore(self.levels.affords)
         if statistics_clients is not None and statistics_clients < 1:
@@ -167,17 +171,23 @@ class FederatedModule(TrainingModule):
             )
         if self.trainer.world_size > 1:
             raise ConfigurationError(f"Expected one device but got {self.trainer.world_size}: use executor Workers")
+        self.fleet.setup(data.num_clients, self.seed)
         self.assignment.setup(list(self.levels), data.num_clients, self.seed)
         self.selection.setup(data.sizes, self.seed)
+        self.selection.check_weighting(self.aggregator.by_size)
         if self._met is not data:
             check_optimizers(self.server_optimizer, parameters_of(self.net).values(), self.local)
             samples = data.transform.eval(data.client_data(0).inputs[:4])
             self.flops = self.levels.inspect(samples, data.num_classes, self.check_nesting, self.predict)
             self._met = data
+        self.forecast = Forecast(self.fleet, data.sizes, self.local.epochs, self.levels.sizes, self.flops)
+        self.assignment.meet(self.forecast.table())
         self.setup_evaluation(data)
         if stage == "fit":
+            self.fleet.check_rounds(self.trainer.max_epochs)
             folder = self.trainer.log_dir if self.trainer.loggers else None
             self.uplink.residuals.bind(f"{folder}/residuals" if folder else None)
+            self.selection.bind(f"{folder}/updates" if folder else None)
             if self.local.penalty is not None:
                 self.local.penalty.bind(f"{folder}/memories" if folder else None)
 

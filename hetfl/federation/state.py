@@ -13,8 +13,8 @@ from hetfl.federation.fingerprint import LEARNING_RATES, compare
 if TYPE_CHECKING:
     from hetfl.federation.module import FederatedModule
 
-PARTS = ("ledger", "selection", "uplink")
-OTHER_PARTS = ("statistics", "penalty")
+PARTS = ("ledger", "uplink")
+OTHER_PARTS = ("selection", "statistics", "penalty")
 FOR_EVALUATION = ("net", "levels")
 """What must agree when a checkpoint is only evaluated: its data and its uplink may be others."""
 
@@ -25,6 +25,7 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     # knows better; every other checkpoint plugin ends the run.
     if not getattr(module.trainer.strategy.checkpoint_io, "failed", False):
         module.uplink.checkpointed()
+        module.selection.checkpointed()
         if module.local.penalty is not None:
             module.local.penalty.checkpointed()
     checkpoint["hetfl"] = {
@@ -32,6 +33,7 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         "fingerprint": module.fingerprint,
         "learning_rates": _learning_rates(module),
         **{part: getattr(module, part).state_dict() for part in PARTS},
+        "selection": module.selection.state_dict(),
         "statistics": module.statistics.state_dict(module.weights_mark),
         "penalty": {} if module.local.penalty is None else module.local.penalty.state_dict(),
     }
@@ -59,6 +61,8 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     module.version = state["version"]
     for part in (*PARTS, "statistics"):
         getattr(module, part).load_state_dict(state[part])
+    if module.trainer.training:
+        module.selection.load_state_dict(state["selection"])
     if module.local.penalty is not None and module.trainer.training:
         module.local.penalty.load_state_dict(state["penalty"])
     for number, (name, now) in enumerate(_learning_rates(module).items()):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hetfl import wire
 from hetfl.federation.ledger import Ledger
+from hetfl.fleet import Work
 from hetfl.local import Executor, LocalTask
 from hetfl.local.jobs import statistics as gather
 from hetfl.local.jobs import unpack_statistics
@@ -78,13 +79,11 @@ class StaticStatisticsStore:
                 total = vector if total is None else total + vector
                 # Who already has the model of a level that contains this one has it too. (A level that is narrower
                 # and deeper than another is no part of it, so some clients are sent several.)
-                known = informed[result.task.client]
-                ledger.charge(
-                    down_bytes=0 if any(self.contains(larger, level) for larger in known) else down,
-                    up_bytes=wire.dense_size(vector.numel(), 0),
-                    flops=forward_flops[level] * result.num_passes,
-                )
-                known.add(level)
+                client, flops = result.task.client, forward_flops[level] * result.num_passes
+                has_it = any(self.contains(larger, level) for larger in informed[client])
+                work = Work(0 if has_it else down, flops, wire.dense_size(vector.numel(), 0))
+                ledger.charge(client, result.task.round, work)
+                informed[client].add(level)
             if total is None:
                 raise RuntimeError(f"Expected clients to gather statistics for level {level} but got none")
             self.levels[level] = unpack_statistics(net, total)

@@ -5,8 +5,10 @@ select, extract, train locally, compress, send, aggregate, server step; Lightnin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
@@ -17,12 +19,15 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation.callback import FederatedCallback
 from hetfl.federation.evaluating import EvaluatingModule
 from hetfl.federation.exchange import Accepted, Exchange
+from hetfl.federation.forecast import Forecast
 from hetfl.federation.probing import RoundProbe
 from hetfl.federation.server import server_step
+from hetfl.fleet import Fleet, Work
 from hetfl.local import LocalResult, LocalTask
 from hetfl.local.jobs import train
 from hetfl.seeding import generator
 from hetfl.selection import Everyone, Probe, Selection
+from hetfl.submodel import index_layout
 from hetfl.types import Index, Report
 
 
@@ -33,28 +38,50 @@ class TrainingModule(EvaluatingModule):
     uplink: ErrorFeedback
     aggregator: Aggregator
     exchange: Exchange
+    fleet: Fleet
+    deadline: float | None
+    forecast: Forecast
 
     def upload_index(self, client: int, level: str, round: int) -> Index:
         """Return what a client sends, and counts as a holder of."""
         raise NotImplementedError
 
     def tasks(self, round: int, lr: float, probe: Probe | None = None) -> list[LocalTask]:
-        """Select the cohort of a round, and say what each client does; without a probe nobody is asked anything."""
+        """Select the cohort of a round, and say what each client does; without a probe nobody is asked anything.
+
+        Raises:
+            ConfigurationError: there is no probe, and who can be selected depends on the simulated time.
+        """
+        if probe is None and not self.fleet.always:
+            raise ConfigurationError(
+                "Expected a fleet whose clients are always within reach, to replay who took part, but got "
+                f"{type(self.fleet).__name__}, where that depends on the simulated time"
+            )
         cohort = self.selection.select(round, probe or Everyone(len(self.selection.sizes)))
-        levels, mark = self.assignment.levels(round), self.weights_mark
+        level, mark = self.assignment.level, self.weights_mark
         epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))
-        return [LocalTask(k, levels[k], round, mark, lr, e) for k, e in zip(cohort, epochs, strict=True)]
+        return [LocalTask(k, level(k, round), round, mark, lr, e) for k, e in zip(cohort, epochs, strict=True)]
 
     def probe(self, round: int) -> RoundProbe:
-        """Return what policies may ask in a round that begins."""
-        levels, mark = self.assignment.levels(round), self.weights_mark
+        """Return what policies may ask in a round that begins; the clock waits for somebody to be within reach."""
+        there, mark = self.ledger.wait(round), self.weights_mark
+        self.ledger.reachable = len(there)
+        everyone = len(there) == self.data.num_clients
+        positions = self.assignment.positions(round)
+
+        def seconds(clients: Sequence[int]) -> list[float]:
+            ids_S = np.asarray(clients, np.int64)
+            predicted_S = self.forecast.seconds(ids_S, positions[ids_S], round, self.ledger.up_share)
+            return [float(each) for each in predicted_S]
+
         return RoundProbe(
-            range(self.data.num_clients),
-            lambda client: LocalTask(client, levels[client], round, mark),
+            range(self.data.num_clients) if everyone else there.tolist(),
+            lambda client: LocalTask(client, self.assignment.level(client, round), round, mark),
             self.executor,
             {level: wire.dense_size(size) for level, size in self.levels.sizes.items()},
             {level: forward for level, (forward, _) in self.flops.items()},
             self.ledger,
+            seconds,
         )
 
     def training_step(self, batch: object, batch_idx: int) -> None:
@@ -70,15 +97,7 @@ class TrainingModule(EvaluatingModule):
         self.ledger.begin_phase()
         self.aggregator.reset(self.tensors)
         reports = self._train(tasks, probe)
-        if not reports:
-            raise ConfigurationError(
-                f"Expected an update that can be used in round {round} but all {len(tasks)} were refused (training "
-                "diverged?): try a smaller learning rate or gradient_clip"
-            )
-        delta, holders = self.aggregator.compute()
-        if self.local.penalty is not None:
-            delta = self.local.penalty.correct(delta, holders)
-        server_step(server.optimizer, server.step, self.tensors, delta, holders)
+        self._step(server, reports, round)
         self.version += 1
         threshold = self.uplink.compressor.threshold(lr)
         self.uplink.end_round()
@@ -86,15 +105,39 @@ class TrainingModule(EvaluatingModule):
         if self.lr_schedulers() is not None:
             carrier.optimizer.step()  # moves nothing; tells the schedule that this round's step has been
             self.lr_schedulers().step()  # type: ignore[union-attr]
-        samples = sum(report.num_samples for report in reports)
-        loss = sum(report.loss * report.num_samples for report in reports) / samples
-        self.log_columns({"train/loss": loss, "lr": lr, **({} if threshold is None else {"threshold": threshold})})
+        columns = {"lr": lr, **({} if threshold is None else {"threshold": threshold})}
+        if reports:
+            samples = sum(report.num_samples for report in reports)
+            columns["train/loss"] = sum(report.loss * report.num_samples for report in reports) / samples
+        self.log_columns(columns)
+
+    def _step(self, server: LightningOptimizer, reports: list[Report], round: int) -> None:
+        """Take the server's step; a round whose updates were all lost on the way moves nothing.
+
+        Raises:
+            ConfigurationError: updates arrived, and all of them were refused.
+        """
+        refused = self.ledger.round.refused
+        if not reports and refused:
+            raise ConfigurationError(
+                f"Expected an update that can be used in round {round} but all {refused} were refused (training "
+                "diverged?): try a smaller learning rate or gradient_clip"
+            )
+        if not reports:
+            server.step()  # no parameter has a gradient, so none moves; Lightning counts the round, and keeps it
+            return
+        delta, holders = self.aggregator.compute()
+        if self.local.penalty is not None:
+            delta = self.local.penalty.correct(delta, holders)
+        server_step(server.optimizer, server.step, self.tensors, delta, holders)
 
     def _train(self, tasks: list[LocalTask], probe: RoundProbe) -> list[Report]:
         """Let the cohort train; return the reports of those whose updates were accepted."""
         reports: list[Report] = []
         callbacks = [each for each in self.trainer.callbacks if isinstance(each, FederatedCallback)]  # type: ignore[attr-defined]
-        for done, result in enumerate(self.executor.run(train, tasks, self.memory), start=1):
+        sending = [task for task in tasks if self._sends(task, probe)]
+        lost = len(tasks) - len(sending)
+        for done, result in enumerate(self.executor.run(train, sending, self.memory), start=lost + 1):
             accepted = self.receive(result, probe)
             reports += [] if accepted is None else [accepted.report]
             for callback in callbacks:
@@ -102,6 +145,24 @@ class TrainingModule(EvaluatingModule):
                     callback.on_update(self.trainer, self, accepted.update, accepted.index, accepted.report)
                 callback.on_client_end(self.trainer, self, done, len(tasks))
         return reports
+
+    def _sends(self, task: LocalTask, probe: RoundProbe) -> bool:
+        """Return whether a client gets as far as sending its update in time; if not, charge what it did.
+
+        What it would have computed for nothing is not computed here either.
+        """
+        share = self.fleet.fails(task.client, task.round)
+        if share is None and self.deadline is None:
+            return True
+        index, upload = self.index(task.level, task.round), self.upload_index(task.client, task.level, task.round)
+        informed = task.client in probe.informed
+        down_bytes = self.exchange.down_bytes(index_layout(index).size, index_layout(self._trained(upload)), informed)
+        flops = self.forecast.training_flops(task.client, task.level, task.epochs)
+        work = Work(down_bytes, flops * (1.0 if share is None else share))
+        if share is None and self.ledger.in_time(task.client, task.round, work):
+            return True
+        self.ledger.lose(task.client, task.round, work)
+        return False
 
     def receive(self, result: LocalResult, probe: RoundProbe | None = None) -> Accepted | None:
         """Pass a client's delta through the uplink to the aggregator and the policies; None if it was refused.
@@ -119,6 +180,7 @@ class TrainingModule(EvaluatingModule):
             flops=self.flops[task.level][1] * result.num_passes,
             initial_loss=None if probe is None else probe.initial_loss(task.client),
             informed=probe is not None and task.client in probe.informed,
+            weight=self.selection.weight(task.client),
         )
         if accepted is not None:
             self.selection.observe(accepted.update, accepted.index, accepted.report)

@@ -1,38 +1,36 @@
-"""What a client's round would take on a real device."""
+"""What one client's device can do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hetfl.errors import ConfigurationError
+import numpy as np
+
+from hetfl.fleet.numbers import check_column
 
 
 @dataclass(frozen=True)
 class Device:
-    r"""A device model for the simulated clock.
-
-    .. math:: t = \frac{\text{bytes down}}{\text{downlink}} + \frac{\text{FLOPs}}{\text{throughput}}
-                  + \frac{\text{bytes up}}{\text{uplink}}
+    """A device of the simulation.
 
     Args:
         throughput: floating-point operations per second; the default is a small phone's, 10 GFLOP/s.
         downlink: bytes per second to the client; the default is 20 Mbit/s.
         uplink: bytes per second from the client; the default is 5 Mbit/s.
+        availability: share of the time in which the device can be reached, from 0.001 to 1.
+        failure_rate: probability that it fails in the middle of a round that it takes part in.
 
     Raises:
-        ConfigurationError: one of them is not positive.
+        ConfigurationError: a number is out of its range.
     """
 
     throughput: float = 1e10
     downlink: float = 2.5e6
     uplink: float = 6.25e5
+    availability: float = 1.0
+    failure_rate: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         for name, value in vars(self).items():
-            if not value > 0:
-                raise ConfigurationError(f"Expected client_device.{name} above 0 but got {value}")
-
-    def seconds(self, *, flops: float, down_bytes: int, up_bytes: int) -> float:
-        """Return the simulated seconds of one client's round."""
-        return down_bytes / self.downlink + flops / self.throughput + up_bytes / self.uplink
+            check_column(name, np.array([value]), lambda _: "of a device")

@@ -29,7 +29,11 @@ from hetfl.report.spread import FEW, Spread, span, spread_of
 
 NONE = "–"
 STAGES = {"test": "Test", "val": "Validation"}
-LOCAL = {"local/accuracy_mean": "mean over clients", "local/accuracy_worst10": "mean over the worst tenth"}
+LOCAL = {
+    "local/accuracy_mean": "mean over clients",
+    "local/accuracy_std": "spread over clients",
+    "local/accuracy_worst10": "mean over the worst tenth",
+}
 
 
 def percent(spread: Spread | None) -> Cell:

@@ -15,7 +15,7 @@ LOOK_FOR = {
     "flops": "Look along one height: the line that gets there first needs the least computing by all clients for that "
     "accuracy.",
     "seconds": "Look along one height: the line that gets there first would be done first on devices as the "
-    "configuration says they are; a round lasts as long as its slowest client.",
+    "configuration says they are; a round lasts as long as its slowest client, or until its deadline.",
     "size": "Look at one size, up and down: the group whose point is higher makes more of models of that size, unless "
     "the bars, the spread over seeds, overlap.",
     "heads": "Look at how far the shallow heads are below the deep ones, and whether they still rise.",

@@ -1,6 +1,21 @@
 """Which clients take part in a round: one policy per file."""
 
 from hetfl.selection.base import Everyone, Probe, Selection
+from hetfl.selection.deadline_aware import DeadlineAware
+from hetfl.selection.divfl import DivFL
+from hetfl.selection.loss_times_size import LossTimesSize
+from hetfl.selection.power_of_choice import PowerOfChoice
+from hetfl.selection.size_weighted import SizeWeighted
 from hetfl.selection.uniform import Uniform
 
-__all__ = ["Everyone", "Probe", "Selection", "Uniform"]
+__all__ = [
+    "DeadlineAware",
+    "DivFL",
+    "Everyone",
+    "LossTimesSize",
+    "PowerOfChoice",
+    "Probe",
+    "Selection",
+    "SizeWeighted",
+    "Uniform",
+]

@@ -28,6 +28,10 @@ class Probe(Protocol):
         """
         ...
 
+    def seconds(self, clients: Sequence[int]) -> list[float]:
+        """Return the seconds that each client's round is predicted to take, transfers included; costs nothing."""
+        ...
+
 
 class Everyone:
     """The probe of a round that is only looked at: all clients can be reached, none computes anything.
@@ -47,6 +51,14 @@ class Everyone:
         """
         raise RuntimeError(f"Expected a round that is run to ask {len(clients)} clients for losses but got a replay")
 
+    def seconds(self, clients: Sequence[int]) -> list[float]:
+        """Refuse.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(f"Expected a round that is run to predict {len(clients)} clients' seconds but got a replay")
+
 
 class Selection(ABC):
     """Chooses the cohort of a round.
@@ -57,6 +69,8 @@ class Selection(ABC):
 
     replayable: ClassVar[bool] = False
     """Whether cohorts are functions of the seed and the round alone: nothing is learnt or asked."""
+    by_size: ClassVar[bool] = False
+    """Whether clients are drawn in proportion to their size: weighting their updates by it would count it twice."""
 
     def __init__(self, clients_per_round: int = 10) -> None:
         if clients_per_round < 1:
@@ -76,9 +90,32 @@ class Selection(ABC):
             )
         self.sizes, self.seed = tuple(sizes), seed
 
+    def check_weighting(self, by_size: bool) -> None:
+        """Refuse updates that are weighted by size where clients are drawn by it: q-FFL's sampling says either or.
+
+        Args:
+            by_size: whether the aggregator weights an update by its client's number of samples.
+
+        Raises:
+            ConfigurationError: both do.
+        """
+        if by_size and self.by_size:
+            raise ConfigurationError(
+                f"Expected an aggregator that weights all updates alike, as {type(self).__name__} draws clients in "
+                "proportion to their size, but got one that weights by size too: size would count twice; set "
+                "model.aggregator to hetfl.aggregators.HolderMean"
+            )
+
+    def bind(self, folder: str | None) -> None:
+        """Learn the folder of this run, where a policy may keep files; None if it has none. By default nothing."""
+
     @abstractmethod
     def select(self, round: int, probe: Probe) -> list[int]:
         """Return the ids of the round's cohort, each once, in the order in which their updates are aggregated."""
+
+    def weight(self, client: int) -> float:
+        """Return what a client of the last selected cohort counts in :class:`~hetfl.aggregators.SelectionMean`."""
+        return 1.0
 
     def observe(self, update: Update, index: Index, report: Report) -> None:
         """Learn from an update that the server accepted, in cohort order; by default nothing.
@@ -98,3 +135,6 @@ class Selection(ABC):
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Take back what :meth:`state_dict` gave."""
+
+    def checkpointed(self) -> None:
+        """Learn that a checkpoint with the last :meth:`state_dict` is on the disk. By default nothing."""

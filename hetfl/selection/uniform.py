@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-
 from hetfl.seeding import generator
 from hetfl.selection.base import Probe, Selection
+from hetfl.selection.draw import uniformly
 
 
 class Uniform(Selection):
@@ -16,5 +15,4 @@ class Uniform(Selection):
     replayable: ClassVar[bool] = True
 
     def select(self, round: int, probe: Probe) -> list[int]:  # noqa: D102
-        order = torch.randperm(len(probe.clients), generator=generator(self.seed, "selection", round))
-        return [probe.clients[i] for i in order[: self.clients_per_round].tolist()]
+        return uniformly(probe.clients, self.clients_per_round, generator(self.seed, "selection", round))

@@ -1,0 +1,104 @@
+"""q-FedAvg: clients that the model serves badly count more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hetfl.aggregators.holder_mean import HolderMean
+from hetfl.errors import ConfigurationError
+from hetfl.types import Index, Report
+from hetfl.updates import DenseUpdate, Update
+
+EPSILON = 1e-10
+"""Added to losses, whose power may be negative; as in the paper's code."""
+
+
+class QFedAvg(HolderMean):
+    r"""Fair aggregation by the q-FFL objective (Li et al., ICLR 2020, arXiv 1905.10497, algorithm 2), over holders.
+
+    The objective is :math:`\sum_k p_k F_k^{q+1} / (q + 1)`: the larger q, the more it asks for equal losses. With
+    :math:`F_k` the client's loss of the model that it was sent, :math:`u_k` its update as decoded, η the clients'
+    learning rate, whose inverse stands for the Lipschitz constant of their gradients, and :math:`H_j` the holders of
+    entry j:
+
+    .. math::
+        \Delta_j = \frac{\sum_{k \in H_j} F_k^q\, u_{k,j} / \eta}{\sum_{k \in H_j} h_k}, \qquad
+        h_k = q F_k^{q-1} \lVert u_k \rVert^2 / \eta^2 + F_k^q / \eta
+
+    :math:`h_k` bounds the curvature of :math:`F_k^{q+1} / (q+1)` along all that client k trains, so its norm is over
+    the whole update, and an entry adds up the bounds of its holders. With full models this is the paper's step. As η is
+    common to a round, it is a weighted mean over holders of shrunk updates,
+
+    .. math:: \Delta_j = \frac{\sum_{k \in H_j} F_k^q s_k \cdot u_{k,j} / s_k}{\sum_{k \in H_j} F_k^q s_k}, \qquad
+              s_k = 1 + \frac{q \lVert u_k \rVert^2}{\eta F_k}
+
+    and that is how it is computed: with q = 0 it is :class:`HolderMean` to the bit, and only ratios of losses matter,
+    so that neither very small nor very large ones overflow. Float buffers (running statistics) are not shrunk.
+
+    Sizes have no part in it: draw clients in proportion to them (:class:`~hetfl.selection.SizeWeighted`), as the paper
+    does, for :math:`p_k \propto n_k`. Every selected client passes its data through the model once more, which is
+    charged to the round. The server's optimizer should be SGD(lr=1).
+
+    Args:
+        q: weight of fairness, at least 0; the paper's range from 0.001 to 5, depending on the data.
+
+    Raises:
+        ConfigurationError: q is negative or not finite.
+    """
+
+    asks_losses: ClassVar[bool] = True
+
+    def __init__(self, q: float = 1.0) -> None:
+        if not 0 <= q < math.inf:
+            raise ConfigurationError(f"Expected a finite q of at least 0 for QFedAvg but got {q}")
+        self.q = q
+
+    def weight(self, report: Report) -> float:
+        """Return the weight of the client whose update is taken."""
+        return self._own_weight
+
+    def reset(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: D102
+        super().reset(tensors)
+        self._largest = 0.0
+
+    def update(self, update: Update, index: Index, report: Report) -> None:
+        """Take one client's update.
+
+        Args:
+            update: what the server decoded.
+            index: the global entries that the client holds.
+            report: what the client said beside it; its initial loss and learning rate are used.
+
+        Raises:
+            ConfigurationError: the loss is negative or not finite, or the learning rate is not positive.
+        """
+        loss = self._loss(report)
+        if loss > self._largest:
+            self._rescale((self._largest / loss) ** self.q)
+            self._largest = loss
+        u_D = update.to_dense()
+        norm = float(torch.linalg.vector_norm(u_D, dtype=torch.float64))
+        shrink = 1 + self.q * norm * norm / (report.lr * loss)
+        self._own_weight = float((loss / self._largest) ** self.q * shrink)
+        super().update(DenseUpdate(u_D / shrink, exact=update.exact), index, report)
+
+    def _loss(self, report: Report) -> float:
+        if report.initial_loss is None or not 0 <= report.initial_loss < math.inf:
+            raise ConfigurationError(
+                f"Expected a finite loss of at least 0 from client {report.client} for QFedAvg but got "
+                f"{report.initial_loss}"
+            )
+        if not report.lr > 0:
+            raise ConfigurationError(f"Expected a learning rate of clients above 0 for QFedAvg but got {report.lr}")
+        return report.initial_loss + EPSILON
+
+    def _rescale(self, factor: float) -> None:
+        """Express what was added up so far by a new largest loss."""
+        for name, total in self._sums.items():
+            total.mul_(factor)
+            self._weights[name] = {key: (entry, w * factor) for key, (entry, w) in self._weights[name].items()}

@@ -1,0 +1,20 @@
+"""Mean by what the selection lets each client count, over holders."""
+
+from __future__ import annotations
+
+from hetfl.aggregators.holder_mean import HolderMean
+from hetfl.types import Report
+
+
+class SelectionMean(HolderMean):
+    r"""Mean over the holders of each entry, weighted by the selection policy.
+
+    .. math:: \Delta_j = \frac{\sum_{k \in H_j} \gamma_k u_{k,j}}{\sum_{k \in H_j} \gamma_k}
+
+    With :class:`~hetfl.selection.DivFL` (Balakrishnan et al., ICLR 2022) :math:`\gamma_k` is the number of clients that
+    client k stands for; other policies let every client count 1, which is :class:`HolderMean`.
+    """
+
+    def weight(self, report: Report) -> float:
+        """Return what the selection lets the client count."""
+        return report.weight

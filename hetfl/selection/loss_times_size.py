@@ -1,0 +1,65 @@
+"""Selection by loss and size together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hetfl.errors import ConfigurationError
+from hetfl.seeding import generator
+from hetfl.selection.base import Probe, Selection
+from hetfl.selection.draw import highest, uniformly
+
+
+class LossTimesSize(Selection):
+    r"""The m clients with the highest score :math:`F_k(\theta_t)\, n_k^\beta`, the highest first, ties by id.
+
+    It asks *where the loss that is left lies*. With β = 1 a score is the sum of a client's losses over its samples, its
+    share of the global objective :math:`\sum_k n_k F_k`: who has most to give to the mean over all samples? With β = 0
+    it is the mean loss of the client: who is served worst? In between, one is traded for the other; the statistical
+    utility of Oort (Lai et al., OSDI 2021, arXiv 2010.06081) is the case β = 1 with a root mean square for the mean.
+
+    Greedy: with all clients asked, the same few may take part again and again, and those with little loss never do.
+    ``candidates`` leaves that to chance. :class:`~hetfl.selection.PowerOfChoice` draws its candidates by size and ranks
+    them by loss; here they are drawn uniformly, as size is in the score. Asked clients send and compute: that is
+    charged to the round. A loss that is NaN, of a diverged model, counts as ∞.
+
+    Args:
+        clients_per_round: size m of the cohort; with fewer clients within reach, all of these.
+        beta: exponent β of the size, at least 0.
+        candidates: number d of clients that are drawn and asked, from m to N; None: all within reach.
+
+    Raises:
+        ConfigurationError: β is negative, or d is below m.
+    """
+
+    def __init__(self, clients_per_round: int = 10, beta: float = 1.0, candidates: int | None = None) -> None:
+        super().__init__(clients_per_round)
+        if not 0 <= beta < float("inf"):
+            raise ConfigurationError(f"Expected a finite beta of at least 0 but got {beta}")
+        if candidates is not None and candidates < clients_per_round:
+            raise ConfigurationError(
+                f"Expected candidates of at least clients_per_round, {clients_per_round}, or null but got {candidates}"
+            )
+        self.beta, self.candidates = beta, candidates
+
+    def setup(self, sizes: Sequence[int], seed: int) -> None:
+        """Learn the clients' training-set sizes and the seed.
+
+        Raises:
+            ConfigurationError: there are more candidates than clients.
+        """
+        super().setup(sizes, seed)
+        if self.candidates is not None and self.candidates > len(sizes):
+            raise ConfigurationError(
+                f"Expected candidates of at most the number of clients, {len(sizes)}, but got {self.candidates}"
+            )
+
+    def select(self, round: int, probe: Probe) -> list[int]:  # noqa: D102
+        asked = list(probe.clients)
+        if self.candidates is not None:
+            asked = uniformly(asked, self.candidates, generator(self.seed, "selection", round))
+        if len(asked) <= self.clients_per_round:
+            return asked  # nothing to choose: nobody is asked
+        losses = probe.losses(asked)
+        scores = {k: loss * self.sizes[k] ** self.beta for k, loss in zip(asked, losses, strict=True)}
+        return highest(scores, self.clients_per_round)

@@ -1,0 +1,90 @@
+"""Power-of-Choice: of some candidates, those with the largest loss take part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal, get_args
+
+from hetfl.errors import ConfigurationError
+from hetfl.seeding import generator
+from hetfl.selection.base import Probe, Selection
+from hetfl.selection.draw import highest, proportionally
+from hetfl.types import Index, Report
+from hetfl.updates import Update
+
+Variant = Literal["pow", "cpow", "rpow"]
+
+
+class PowerOfChoice(Selection):
+    r"""Biased selection of Cho et al. (AISTATS 2022, arXiv 2010.01243).
+
+    d candidates are drawn without replacement, in proportion to their size; the m with the largest loss take part, the
+    largest first, ties by id. Their updates should count alike (``HolderMean``), as candidates were drawn by size.
+
+    - ``pow`` (π_pow-d): the loss :math:`F_k(\theta_t)` of the present model on all of a candidate's data.
+    - ``cpow`` (π_cpow-d): the same on ``batch`` of its samples, drawn at random.
+    - ``rpow`` (π_rpow-d): nothing is asked; the mean training loss of the client's last round that the server accepted,
+      and ∞ for a client that never took part.
+
+    What candidates send and compute is charged to the round. A loss that is NaN, of a diverged model, counts as ∞.
+    With d = m, or with no more than m clients within reach, there is nothing to choose and nobody is asked: that is
+    :class:`~hetfl.selection.SizeWeighted`. With d = N it is greedy.
+
+    Args:
+        candidates: number d, from m to N.
+        clients_per_round: size m of the cohort; with fewer clients within reach, all of these.
+        variant: which losses count.
+        batch: samples of a candidate in ``cpow``.
+
+    Raises:
+        ConfigurationError: d is below m, the variant is none of the three, or the batch is empty.
+    """
+
+    by_size: ClassVar[bool] = True
+
+    def __init__(self, candidates: int, clients_per_round: int = 10, variant: Variant = "pow", batch: int = 64) -> None:
+        super().__init__(clients_per_round)
+        if candidates < clients_per_round:
+            raise ConfigurationError(
+                f"Expected candidates of at least clients_per_round, {clients_per_round}, but got {candidates}"
+            )
+        if variant not in get_args(Variant):
+            raise ConfigurationError(f"Expected variant among {get_args(Variant)} but got {variant!r}")
+        if batch < 1:
+            raise ConfigurationError(f"Expected batch of at least 1 sample but got {batch}")
+        self.candidates, self.variant, self.batch = candidates, variant, batch
+        self.remembered: dict[int, float] = {}
+
+    def setup(self, sizes: Sequence[int], seed: int) -> None:
+        """Learn the clients' training-set sizes and the seed.
+
+        Raises:
+            ConfigurationError: there are more candidates than clients.
+        """
+        super().setup(sizes, seed)
+        if self.candidates > len(sizes):
+            raise ConfigurationError(
+                f"Expected candidates of at most the number of clients, {len(sizes)}, but got {self.candidates}"
+            )
+
+    def select(self, round: int, probe: Probe) -> list[int]:  # noqa: D102
+        drawn = proportionally(probe.clients, self.sizes, self.candidates, generator(self.seed, "selection", round))
+        if len(drawn) <= self.clients_per_round:
+            return drawn
+        return highest(dict(zip(drawn, self._losses(drawn, probe), strict=True)), self.clients_per_round)
+
+    def _losses(self, clients: list[int], probe: Probe) -> list[float]:
+        if self.variant == "rpow":
+            return [self.remembered.get(client, math.inf) for client in clients]
+        return probe.losses(clients, self.batch if self.variant == "cpow" else None)
+
+    def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
+        if self.variant == "rpow":
+            self.remembered[report.client] = report.loss
+
+    def state_dict(self) -> dict[str, object]:  # noqa: D102
+        return {"remembered": dict(self.remembered)}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:  # noqa: D102
+        self.remembered = dict(state["remembered"])  # type: ignore[call-overload]

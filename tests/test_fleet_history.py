@@ -1,0 +1,186 @@
+"""Runs of a fleet: the same history for the same seed, predictions, waiting, rounds that lose everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lightning import Trainer
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import StepLR
+
+from hetfl import ConfigurationError, FederatedModule
+from hetfl.analysis import holders
+from hetfl.compression import ErrorFeedback, TopK
+from hetfl.fleet import Between, ByDevice, Device, RandomFleet, SameDevice, Work
+from hetfl.local import LocalTraining, Workers
+from hetfl.selection import Probe, Selection, Uniform
+from hetfl.wire import dense_size
+from tests.conftest import small_data, small_levels, small_module
+from tests.fleet_cases import rows, varied
+
+Fit = Callable[..., Trainer]
+
+
+class Quick(Selection):
+    """The clients with the shortest predicted rounds; keeps the predictions."""
+
+    def __init__(self, clients_per_round: int = 4) -> None:
+        super().__init__(clients_per_round)
+        self.predicted: list[dict[int, float]] = []
+
+    def select(self, round: int, probe: Probe) -> list[int]:
+        found = dict(zip(probe.clients, probe.seconds(probe.clients), strict=True))
+        self.predicted.append(found)
+        return sorted(found, key=lambda client: (found[client], client))[: self.clients_per_round]
+
+
+def lively(**changes: Any) -> FederatedModule:
+    """Return a module in which everything that a fleet does happens."""
+    settings: dict[str, Any] = {
+        "fleet": varied(failure_rate=0.2, availability=Between(0.2, 0.8), first_round=Between(0, 1.5), period=30.0),
+        "deadline": 9.0,
+        "uplink": ErrorFeedback(TopK(0.2)),
+        "selection": Quick(6),
+        "levels": small_levels(1, 0.5, 0.25),
+        "statistics_clients": 3,
+    }
+    return small_module(**{**settings, **changes})
+
+
+@pytest.mark.filterwarnings("ignore:No client within reach can run level")
+def test_the_same_seed_gives_the_same_history_also_with_workers_and_after_a_kill(fit: Fit, tmp_path: Path) -> None:
+    whole = rows(fit(lively(), rounds=6, name="whole"))
+    again = rows(fit(lively(executor=Workers(2)), rounds=6, name="again"))
+    pd.testing.assert_frame_equal(again, whole, check_exact=True)
+    assert whole["sim/reachable"].nunique() > 1
+    assert whole["sim/failed"].sum() > 0
+    other = rows(fit(lively(seed=1), rounds=2, name="other"))
+    assert not other["sim/round_seconds"].equals(whole["sim/round_seconds"][:2])
+    path = tmp_path / "three.ckpt"
+    killed = fit(lively(), rounds=3, name="killed")
+    killed.save_checkpoint(path)
+    resumed = rows(fit(lively(), rounds=6, name="resumed", ckpt=str(path)))
+    pd.testing.assert_frame_equal(resumed, whole[3:].reset_index(drop=True), check_exact=True)
+    for changes in ({"fleet": varied()}, {"deadline": 8.0}):
+        with pytest.raises(ConfigurationError, match=f"checkpoint's {next(iter(changes))} \\("):
+            fit(lively(**changes), rounds=6, name="changed", ckpt=str(path))
+
+
+def test_predictions_are_dense_at_first_and_then_as_the_last_updates_were(fit: Fit) -> None:
+    selection, fleet = Quick(5), varied()
+    module = small_module(
+        selection=selection, fleet=fleet, uplink=ErrorFeedback(TopK(0.1)), levels=small_levels(1, 0.5)
+    )
+    data = small_data()
+    table = rows(fit(module, data, rounds=3, limit_val_batches=0))
+    dense = {level: 4 * size for level, size in module.levels.sizes.items()}
+    share = 1.0
+    for r in range(3):
+        cohort = sorted(selection.predicted[r], key=lambda k: (selection.predicted[r][k], k))[:5]
+        for k, found in selection.predicted[r].items():
+            level = module.assignment.level(k, r)
+            size = dense_size(module.levels.sizes[level])
+            flops = module.flops[level][1] * data.sizes[k]
+            assert found == pytest.approx(float(fleet.seconds(k, r, Work(size, flops, size * share))), rel=1e-12)
+        upload = table["comm/up_bytes"][r] * table["comm/up_ratio"][r]  # less than dense: of owned classes alone
+        assert upload <= sum(dense[module.assignment.level(k, r)] for k in cohort)
+        share = 1 / table["comm/up_ratio"][r]
+        assert 0.1 < share < 0.3
+
+
+def test_a_round_that_loses_everybody_moves_nothing_and_the_run_goes_on(fit: Fit) -> None:
+    module = small_module(
+        fleet=SameDevice(Device(failure_rate=1.0)),
+        server_optimizer=lambda p: Adam(p, lr=0.1),
+        local=LocalTraining(optimizer=lambda p: SGD(p, lr=0.1), scheduler=lambda o: StepLR(o, 1, 0.5)),
+    )
+    before = {name: tensor.clone() for name, tensor in module.net.state_dict().items()}
+    trainer = fit(module, rounds=3)
+    table = rows(trainer)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.net.state_dict().items())
+    assert (module.version, trainer.global_step) == (3, 3)
+    assert not trainer.optimizers[0].state
+    assert table["sim/failed"].tolist() == [4, 4, 4]
+    assert table["train/loss"].isna().all()
+    assert table["lr"].tolist() == [0.1, 0.05, 0.025]
+    assert (table["compute/flops_total"] > 0).all()
+    assert table["val/accuracy"].notna().all()  # those that gather statistics do not fail
+
+
+def test_all_that_arrive_diverged_still_ends_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = small_module(fleet=SameDevice(Device(failure_rate=0.5)), selection=Uniform(8))
+    monkeypatch.setattr(module, "loss", lambda outputs, targets, ctx: outputs.sum() * float("nan"))
+    with pytest.warns(UserWarning, match="refused"), pytest.raises(ConfigurationError, match="diverged"):
+        fit(module, rounds=1)
+
+
+@pytest.mark.filterwarnings("ignore:No client within reach can run level")
+def test_the_clock_waits_for_somebody_and_statistics_are_gathered_by_who_is_there(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = RandomFleet(availability=0.05, period=1000.0)
+    module = small_module(fleet=fleet, levels=small_levels(1, 0.5))
+    asked: list[set[int]] = []
+    there: list[tuple[float, list[int]]] = []
+    charge, wait = module.ledger.charge, module.ledger.wait
+
+    def waiting(round: int) -> Any:
+        found = wait(round)
+        there.append((module.ledger.now, found.tolist()))
+        asked.append(set())
+        return found
+
+    def charging(client: int, round: int, work: Work) -> None:
+        asked[-1].add(client)
+        charge(client, round, work)
+
+    monkeypatch.setattr(module.ledger, "wait", waiting)
+    monkeypatch.setattr(module.ledger, "charge", charging)
+    table = rows(fit(module, rounds=3))
+    assert table["sim/waited"][0] > 0
+    assert table["sim/round_seconds"][0] > table["sim/waited"][0]
+    assert 1 <= table["sim/reachable"].min() <= table["sim/reachable"].max() < 4
+    assert len(there) == 6  # before training and before statistics, of three rounds
+    for clients, (_, found) in zip(asked, there, strict=True):
+        assert clients
+        assert clients <= set(found)
+
+
+@pytest.mark.filterwarnings("ignore:No client within reach can run level a. clients of level b gather")
+def test_levels_by_device_meet_their_deadline(fit: Fit) -> None:
+    module = lively(
+        fleet=varied(variation=0.0), assignment=ByDevice(9.0), deadline=9.0, selection=Uniform(12), levels=None
+    )
+    table = rows(fit(module, rounds=1))
+    slow = (module.forecast.table().min(axis=0) > 9.0).sum()
+    assert table["sim/dropped"][0] <= slow < 4
+    assert len(set(module.assignment.levels(0))) > 2
+
+
+def test_who_took_part_by_the_clock_cannot_be_replayed(fit: Fit) -> None:
+    module = small_module(fleet=RandomFleet(availability=0.5))
+    fit(module, rounds=1, limit_val_batches=0)
+    with pytest.raises(ConfigurationError, match="always within reach, to replay .* RandomFleet"):
+        holders(module, 1)
+
+
+@pytest.mark.parametrize("deadline", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_impossible_deadline_is_refused(deadline: float) -> None:
+    with pytest.raises(ConfigurationError, match="deadline, in seconds, above 0 or null"):
+        small_module(deadline=deadline)
+
+
+def test_history_does_not_depend_on_what_was_asked_in_between() -> None:
+    one, other = varied(availability=0.5, period=50.0), varied(availability=0.5, period=50.0)
+    for fleet in (one, other):
+        fleet.setup(9, 5)
+    work = Work(100, 1e6, 100)
+    forwards = [one.seconds(np.arange(9), r, work) for r in range(5)]
+    backwards = [other.seconds(np.arange(9), r, work) for r in reversed(range(5))]
+    assert all(np.array_equal(*pair) for pair in zip(forwards, reversed(backwards), strict=True))

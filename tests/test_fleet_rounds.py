@@ -1,0 +1,177 @@
+"""Rounds of a fleet: the clock, deadlines, failures and waiting, against plain computations over every client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from hetfl import FederatedModule
+from hetfl.compression import ErrorFeedback, Message, TopK
+from hetfl.federation import FederatedCallback
+from hetfl.federation.ledger import Ledger
+from hetfl.fleet import Device, SameDevice, Work
+from hetfl.selection import Uniform
+from hetfl.types import Index, Report
+from hetfl.updates import Update
+from hetfl.wire import dense_size
+from tests.conftest import small_data, small_levels, small_module
+from tests.fleet_cases import rows, varied
+
+Fit = Callable[..., Trainer]
+
+
+class Witness(FederatedCallback):
+    """Notes of every round whose update was accepted, and the residuals before and after."""
+
+    def __init__(self) -> None:
+        self.accepted: list[set[int]] = []
+        self.residuals: list[list[dict[int, dict[str, Tensor]]]] = []
+
+    def copies(self, module: FederatedModule) -> dict[int, dict[str, Tensor]]:
+        store = module.uplink.residuals
+        return {k: {name: block.clone() for name, block in store.load(k).items()} for k in store.clients()}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.accepted.append(set())
+        self.residuals.append([self.copies(pl_module)])  # type: ignore[arg-type]
+
+    def on_update(
+        self, trainer: Trainer, module: LightningModule, update: Update, index: Index, report: Report
+    ) -> None:
+        self.accepted[-1].add(report.client)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.residuals[-1].append(self.copies(args[1]))
+
+
+def watched(module: FederatedModule, monkeypatch: pytest.MonkeyPatch) -> tuple[Witness, dict[tuple[int, int], int]]:
+    """Return a witness, and the lengths of the messages that clients prepare, by client and round."""
+    lengths: dict[tuple[int, int], int] = {}
+    prepare = module.uplink.prepare
+
+    def spy(client: int, *args: Any, **kwargs: Any) -> Message:
+        message = prepare(client, *args, **kwargs)
+        lengths[client, message.round] = len(message.payload)
+        return message
+
+    monkeypatch.setattr(module.uplink, "prepare", spy)
+    return Witness(), lengths
+
+
+def test_the_clock_and_the_costs_are_those_of_a_plain_computation(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    deadline = 8.0
+    fleet = varied(failure_rate=0.2)
+    module = small_module(
+        fleet=fleet,
+        deadline=deadline,
+        uplink=ErrorFeedback(TopK(0.2)),
+        selection=Uniform(8),
+        levels=small_levels(1, 0.5),
+    )
+    witness, lengths = watched(module, monkeypatch)
+    data = small_data()
+    table = rows(fit(module, data, rounds=6, limit_val_batches=0, callbacks=[witness]))
+    devices, clock = fleet.devices, 0.0
+    counts = {"dropped": 0, "failed": 0, "while sending": 0}
+    for r in range(6):
+        ends, down_total, up_total, flops_total, lost = [0.0], 0, 0, 0.0, {"dropped": 0, "failed": 0}
+        accepted = set()
+        for task in module.tasks(r, 0.0):
+            k = task.client
+            flops = module.flops[task.level][1] * data.sizes[k]
+            speed = flops / float(fleet.seconds(k, r, Work(0, flops)))  # of this round
+            down = dense_size(module.levels.sizes[task.level])
+            t_down, t_compute = down / devices.downlink[k], flops / speed
+            up = lengths.get((k, r), 0)
+            share = fleet.fails(k, r)
+            end = t_down + t_compute * (1.0 if share is None else share)
+            end += up / devices.uplink[k] if share is None else 0.0
+            if end > deadline:
+                lost["dropped"] += 1
+                left = max(0.0, deadline - t_down)
+                down_total += min(down, int(deadline * devices.downlink[k]))
+                flops_total += min(flops * (1.0 if share is None else share), left * speed)
+                sent = int(max(0.0, left - t_compute) * devices.uplink[k]) if share is None else 0
+                up_total += min(up, sent)
+                counts["while sending"] += sent > 0
+                end = deadline
+            elif share is not None:
+                lost["failed"] += 1
+                down_total, flops_total = down_total + down, flops_total + flops * share
+            else:
+                accepted.add(k)
+                down_total, flops_total, up_total = down_total + down, flops_total + flops, up_total + up
+            ends.append(end)
+        clock += max(ends)
+        before = table["compute/flops_total"][r - 1] if r else 0.0
+        assert witness.accepted[r] == accepted
+        assert table["sim/round_seconds"][r] == pytest.approx(max(ends), rel=1e-9)
+        assert table["sim/seconds_total"][r] == pytest.approx(clock, rel=1e-9)
+        assert table["comm/down_bytes"][r] == down_total
+        assert table["comm/up_bytes"][r] == pytest.approx(up_total, abs=len(ends))  # parts of a byte
+        assert table["compute/flops_total"][r] - before == pytest.approx(flops_total, rel=1e-9)
+        assert (table["sim/dropped"][r], table["sim/failed"][r]) == (lost["dropped"], lost["failed"])
+        counts["dropped"] += lost["dropped"]
+        counts["failed"] += lost["failed"]
+    assert min(counts.values()) > 0, counts
+    assert table["sim/lost_total"].iloc[-1] == counts["dropped"] + counts["failed"]
+    assert table["sim/reachable"].tolist() == [12] * 6
+
+
+def test_lost_updates_leave_residuals_as_they_were_and_accepted_ones_do_not(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = small_module(
+        fleet=varied(failure_rate=0.2, variation=1.0),
+        deadline=8.0,
+        uplink=ErrorFeedback(TopK(0.2)),
+        selection=Uniform(8),
+    )
+    witness, lengths = watched(module, monkeypatch)
+    fit(module, rounds=6, limit_val_batches=0, callbacks=[witness])
+    kept = prepared = 0
+    for r in range(6):
+        before, after = witness.residuals[r]
+        for task in module.tasks(r, 0.0):
+            k = task.client
+            if k in witness.accepted[r]:
+                same = k in before and all(torch.equal(before[k][name], block) for name, block in after[k].items())
+                assert not same
+                continue
+            assert (k in before) == (k in after)
+            for name, block in before.get(k, {}).items():
+                assert torch.equal(block, after[k][name])
+            kept += k in before
+            prepared += (k, r) in lengths
+    assert kept > 3
+    assert prepared > 0  # of those that were dropped, some had compressed what never arrived
+
+
+def test_phases_follow_each_other_and_a_client_does_one_thing_after_the_other() -> None:
+    fleet = SameDevice(Device(throughput=10.0, downlink=5.0, uplink=2.0))
+    fleet.setup(3, 0)
+    ledger = Ledger(fleet, deadline=100.0)
+    ledger.begin_round()
+    ledger.begin_phase()
+    ledger.charge(0, 0, Work(10, 20.0, 2))  # 2 + 2 + 1 s
+    ledger.charge(1, 0, Work(0, 30.0, 0))
+    ledger.charge(1, 0, Work(0, 30.0, 0))  # 6 s in all
+    assert ledger.round.seconds == 6.0
+    ledger.begin_phase()
+    ledger.charge(0, 0, Work(0, 5.0, 0))
+    assert ledger.now == 6.5
+    ledger.lose(2, 0, Work(500, 1e4, 9))  # late: the model in 100 s, and nothing more
+    assert (ledger.now, ledger.round.dropped) == (106.0, 1)
+    assert (ledger.round.down_bytes, ledger.round.up_bytes, ledger.round.flops) == (510, 2, 85.0)
+    ledger.begin_round()
+    ledger.lose(2, 1, Work(5, 10.0))
+    assert (ledger.now, ledger.round.seconds, ledger.round.failed, ledger.total.dropped) == (108.0, 2.0, 1, 1)
+    again = Ledger(fleet)
+    again.load_state_dict(ledger.state_dict())
+    assert (again.now, again.total, again.round.seconds) == (108.0, ledger.total, 0.0)
