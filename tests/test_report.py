@@ -25,6 +25,10 @@ from hetfl.report.pictures import PICTURES
 ROUNDS = 8
 
 
+CLIENTS = {"mean": 0.8, "std": 0.1, "worst10": 0.4}
+"""Of `local/accuracy_*`, what a run ends with."""
+
+
 def settings(seed: int = 0, **changes: Any) -> dict[str, Any]:
     """Return a configuration as a run folder holds it; changes replace settings of the model."""
     return {
@@ -63,7 +67,7 @@ def write_run(
             {"val/accuracy": ends[levels[0]] * learnt, **{f"val/accuracy/{k}": v * learnt for k, v in ends.items()}},
         )
         file.add(step, {k: v * (step + 1) for k, v in (costs if per_round is None else per_round).items()})
-        file.add(step, {"local/accuracy_mean": 0.8 * learnt, "local/accuracy_worst10": 0.4 * learnt})
+        file.add(step, {f"local/accuracy_{name}": share * learnt for name, share in CLIENTS.items()})
     if tested:
         file.add(rounds - 1, {"test/accuracy": ends[levels[0]], **{f"test/accuracy/{k}": v for k, v in ends.items()}})
     return folder
@@ -236,7 +240,7 @@ def test_clients_and_heads_have_pictures_of_their_own(tmp_path: Path) -> None:
     assert ">a<" not in heads
     assert ">head 1<" not in (tmp_path / "out/plots/accuracy_over_rounds.svg").read_text()
     row = cells((tmp_path / "out/report.md").read_text(), "Accuracy on clients' own test data")[1]
-    assert row == ["g", "80.00 %", "40.00 %", "50.00 %"]
+    assert row == ["g", "80.00 %", "10.00 %", "40.00 %", "50.00 %"]
     assert (tmp_path / "out/plots/accuracy_of_clients.png").is_file()
     parts = pd.read_csv(tmp_path / "out/summary.csv")["part"].tolist()
     assert parts == ["global", "a", "b", "c", "head_1", "head_2"]
