@@ -6,6 +6,7 @@ It returns the bits that :meth:`hetfl.compression.base.Compressor.split` compute
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, ou
     # The least magnitude above 0 stands for 0: entries that are 0 are never sent.
     with np.errstate(over="ignore"):  # a threshold beyond float32 is Inf there, which nothing finite reaches
         bits = np.maximum(np.float32(threshold).view(np.uint32), np.uint32(1))
-    parts, start, capacity = [], 0, kernels.BLOCK + delta.size // 64
+    parts, start, total, capacity = [], 0, 0, kernels.BLOCK + delta.size // 64
     while start < delta.size:
         indices, values = np.empty(capacity, dtype=np.int64), np.empty(capacity, dtype=np.float32)
         start, found, finite = kernels.split(
@@ -66,7 +67,9 @@ def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, ou
         if not finite:
             return Parts(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.from_numpy(left), False)
         parts.append((indices[:found], values[:found]))
-        capacity *= 4
+        total += found
+        # There was room for a block at least; the rest is, as a rule, as dense as what has been seen.
+        capacity = kernels.BLOCK + math.ceil(1.2 * (delta.size - start) * total / start)
     if len(parts) == 1:
         indices, values = parts[0]
     else:

@@ -10,12 +10,9 @@ from typing import Any
 import numba
 import numpy as np
 
-_compiled = numba.njit(nogil=True, boundscheck=False, error_model="numpy", cache=True)
+from hetfl.compiled import DE_BRUIJN, POSITION_OF
 
-_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-"""Its 64 windows of 6 bits are all different: times 2^n, the upper 6 bits tell n."""
-_POSITION_OF = np.empty(64, dtype=np.int64)
-_POSITION_OF[[(int(_DE_BRUIJN) << n & 2**64 - 1) >> 58 for n in range(64)]] = range(64)
+_compiled = numba.njit(nogil=True, boundscheck=False, error_model="numpy", cache=True)
 
 
 @_compiled
@@ -71,7 +68,7 @@ def read(words: Any, parameter: int, numbers: Any) -> int:
                 return -1
             lowest = word & (~word + one)
             word ^= lowest
-            position = (at << 6) + _POSITION_OF[(lowest * _DE_BRUIJN) >> np.uint64(58)]
+            position = (at << 6) + POSITION_OF[(lowest * DE_BRUIJN) >> np.uint64(58)]
             numbers[found] = (position - last - 1) << parameter
             last = position
             found += 1
