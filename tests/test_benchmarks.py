@@ -16,6 +16,7 @@ from checkpoint import checkpoints
 from compression import upload
 from memory import slope
 from round import Federation, Setting, bare_loop, bare_work, check, local_rounds, whole_rounds
+from scale import run as scale
 from timing import Row, double_precision, interleaved, report, rows
 
 from hetfl.local import Executor, Sequential, Workers
@@ -100,3 +101,9 @@ def test_checkpoints_of_both_stores_are_timed_against_bare_weights() -> None:
 
 def test_slope_is_in_bytes_a_round() -> None:
     assert slope(np.arange(10.0), 5.0 + 3.0 * np.arange(10.0)) == pytest.approx(3.0)
+
+
+def test_rounds_out_of_a_fleet_are_clocked() -> None:
+    first, clock = scale(clients=30, cohort=3, rounds=3)
+    assert first > 0
+    assert len(clock.ends) == len(clock.allocated) == 3
