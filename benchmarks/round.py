@@ -108,6 +108,7 @@ class Federation(HeteroFL):
         self.executor, self.setting, self.samples = executor, setting, data
         self.flops = dict.fromkeys(self.levels, (0.0, 0.0))
         self.server = default_server_optimizer(self.net.parameters())
+        self.fleet.setup(data.num_clients, SEED)
         executor.setup(Bench(self, data, self.tensors))
 
     @property
