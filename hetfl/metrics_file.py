@@ -40,6 +40,11 @@ COLUMNS = (
     "sim/failed",
     "sim/lost_total",
     "residual/norm",
+    "cluster/",
+    "cluster/size/",
+    "cluster/accuracy/",
+    "cluster/mean_norm/",
+    "cluster/max_norm/",
 )
 """Order of the columns after ``step``; a name that ends in a slash stands for one column per level."""
 

@@ -114,6 +114,7 @@ class Report:
         lr: the clients' learning rate γ_t of the round.
         initial_loss: loss F_k of the model that it was sent, on all of its data; None: nobody asked for it.
         weight: what the selection lets it count; an aggregator may use it.
+        cluster: number of the global model that it trained.
     """
 
     client: int
@@ -124,6 +125,7 @@ class Report:
     lr: float = 0.0
     initial_loss: float | None = None
     weight: float = 1.0
+    cluster: int = 0
 
 
 def iter_entries(index: Index) -> Iterator[tuple[str, tuple[int, ...]]]:

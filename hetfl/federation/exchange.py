@@ -8,9 +8,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl import wire
-from hetfl.aggregators import Aggregator
 from hetfl.compression import ErrorFeedback, Message
 from hetfl.errors import RefusedUpdate
+from hetfl.federation.aggregating import ClusterAggregators
 from hetfl.federation.ledger import Ledger
 from hetfl.fleet import Work
 from hetfl.local import LocalResult, LocalTask
@@ -40,13 +40,13 @@ class Exchange:
 
     Args:
         uplink: the compressor with its error feedback.
-        aggregator: takes accepted updates.
+        aggregators: take accepted updates.
         ledger: takes their costs.
         seed: of what compressors draw.
     """
 
-    def __init__(self, uplink: ErrorFeedback, aggregator: Aggregator, ledger: Ledger, seed: int) -> None:
-        self.uplink, self.aggregator, self.ledger, self.seed = uplink, aggregator, ledger, seed
+    def __init__(self, uplink: ErrorFeedback, aggregators: ClusterAggregators, ledger: Ledger, seed: int) -> None:
+        self.uplink, self.aggregators, self.ledger, self.seed = uplink, aggregators, ledger, seed
 
     def receive(
         self,
@@ -91,8 +91,9 @@ class Exchange:
         if not self.ledger.in_time(task.client, task.round, work):
             self.ledger.lose(task.client, task.round, work)
             return None
-        report = Report(task.client, task.level, result.num_samples, result.loss, flops, task.lr, initial_loss, weight)
-        self.aggregator.update(update, upload, report)
+        said = (result.num_samples, result.loss, flops, task.lr, initial_loss, weight, task.cluster)
+        report = Report(task.client, task.level, *said)
+        self.aggregators.update(update, upload, report)
         self.uplink.accept(message, update)
         self.ledger.charge(task.client, task.round, work)
         self.ledger.sent(

@@ -1,14 +1,17 @@
-"""The part of the module that keeps the nets: the global model, and a resident net of every level."""
+"""The part of the module that keeps the nets: the global models, and a resident net of every level."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import cast
 
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from hetfl.clustering import Clustering
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.federation.levels import LevelSet
@@ -23,10 +26,13 @@ from hetfl.types import Index
 class HostingModule(LightningModule):
     """Gives executors and evaluations the nets that they work on.
 
-    Subclasses set the attributes below and say what a sub-model is (``index``).
+    Subclasses set the attributes below and say what a sub-model is (``index``). ``net`` is the global model, of the
+    first cluster if there are several; ``other_nets`` are those of the others.
     """
 
     net: nn.Module
+    other_nets: nn.ModuleList
+    clustering: Clustering
     levels: LevelSet
     local: LocalTraining
     executor: Executor
@@ -63,6 +69,19 @@ class HostingModule(LightningModule):
         return state_of(self.net)
 
     @cached_property
+    def cluster_tensors(self) -> list[dict[str, Tensor]]:
+        """The same of every cluster's model, the first one's being :attr:`tensors`."""
+        others = list(self.other_nets)
+        for net in others:
+            share(net, {name: self.tensors[name] for name in self.shared})
+        return [self.tensors, *map(state_of, others)]
+
+    @cached_property
+    def shared(self) -> frozenset[str]:
+        """Names of the tensors that are one for all clusters."""
+        return frozenset(n for n in state_of(self.net) for p in self.clustering.shared if fnmatchcase(n, p))
+
+    @cached_property
     def parameter_names(self) -> frozenset[str]:
         """Names of the tensors that are trained and compressed; buffers travel exactly."""
         return frozenset(parameters_of(self.net))
@@ -74,13 +93,13 @@ class HostingModule(LightningModule):
 
     @property
     def weights_mark(self) -> int:
-        """A number that changes whenever the global model's values do: torch's own count of in-place changes."""
-        return sum(tensor._version for tensor in self.tensors.values())
+        """A number that changes whenever the global models' values do: torch's own count of in-place changes."""
+        return sum(tensor._version for tensors in self.cluster_tensors for tensor in tensors.values())
 
     def open_bench(self) -> None:
         """Make this process's resident nets, once the module is on its device, and hand them to the executor."""
         if self.bench is None:
-            self.bench = Bench(cast(LocalProblem, self), self.data, self.tensors)
+            self.bench = Bench(cast(LocalProblem, self), self.data, self.tensors, self.cluster_tensors[1:])
             self.executor.setup(self.bench)
         self.statistics.belong_to(self.weights_mark)
 
@@ -88,19 +107,25 @@ class HostingModule(LightningModule):
         """Return a new net of a level on the module's device and in its dtype."""
         return self.levels.build(level).to(device=self.device, dtype=next(self.net.parameters()).dtype)
 
-    def submodel(self, level: str) -> nn.Module:
+    def submodel(self, level: str, cluster: int = 0) -> nn.Module:
         """Return a level's net with the present global model's values and, if known, its statistics.
 
         During a run it is the resident net, which the next client takes over; afterwards it is the caller's.
+
+        Args:
+            level: the level's name.
+            cluster: whose global model.
         """
         if self.bench is None:
             resident = ResidentNet(self.build(level), self.local.optimizer)
-            resident.anchor(self.tensors, self.index(level, self.last_round), (self.last_round, self.weights_mark))
+            key = (cluster, self.last_round, self.weights_mark)
+            resident.anchor(self.cluster_tensors[cluster], self.index(level, self.last_round), key)
         else:
-            resident = self.bench.resident(LocalTask(-1, level, self.last_round, self.weights_mark, 0.0))
+            task = LocalTask(-1, level, self.last_round, self.weights_mark, 0.0, cluster=cluster)
+            resident = self.bench.resident(task)
         resident.start()
         if self.statistics.belong_to(self.weights_mark):
-            self.statistics.load_into(level, resident.net)
+            self.statistics.load_into(level, resident.net, cluster)
         return resident.net.eval()
 
     def precision_context(self) -> AbstractContextManager[object]:
@@ -109,7 +134,22 @@ class HostingModule(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """End the executor's processes, and forget what another device or data set would change."""
+        self.close_bench()
+
+    def close_bench(self) -> None:
+        """End the executor's processes, and forget the nets and what was read off them."""
         self.executor.close()
         self.bench = None
         for name in [name for name in self.__dict__ if isinstance(getattr(type(self), name, None), cached_property)]:
             del self.__dict__[name]
+
+
+def share(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Replace a net's parameters and buffers of some names by others' tensors."""
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        module = net.get_submodule(owner)
+        if isinstance(tensor, nn.Parameter):
+            module._parameters[leaf] = tensor
+        else:
+            module._buffers[leaf] = tensor

@@ -66,9 +66,8 @@ class LevelSet(Mapping[str, Level]):
                 f"width {self._levels[self.largest].width}: widths are relative; make the net itself smaller "
                 "(its hidden sizes)"
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "net"))
-            self.net = self.build(self.largest)
+        self._seed = seed
+        self.net = self.draw()
         whole = state_of(self.net)
         nets = {name: self.build(name) for name in self}
         parts = {name: state_of(net) for name, net in nets.items()}
@@ -108,6 +107,16 @@ class LevelSet(Mapping[str, Level]):
             raise ConfigurationError(f"{error} (level {name})") from None
         rescale(net, float(self.allowances[self.largest].size.width))
         return net
+
+    def draw(self, *names: str | int) -> nn.Module:
+        """Return a new net of the largest level with initial values of its own.
+
+        Args:
+            names: what it is for; none: the global model, the first if there are several.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(self._seed, "net", *names))
+            return self.build(self.largest)
 
     def inspect(
         self, inputs_N: Tensor, num_classes: int, check: bool, predict: Predict | None = None

@@ -25,6 +25,7 @@ class LevelMetrics(nn.Module):
         self.largest, self.num_classes = levels[0], num_classes
         self.accuracy = nn.ModuleDict({level: self._metric() for level in levels})
         self.loss = MeanMetric()
+        self.count = 0
 
     def _metric(self) -> MulticlassAccuracy:
         return MulticlassAccuracy(self.num_classes, average="micro")
@@ -36,6 +37,7 @@ class LevelMetrics(nn.Module):
                 self.accuracy[name] = self._metric().to(logits.device)
             self.accuracy[name].update(logits, targets_N)  # type: ignore[operator]
         self.loss.update(F.cross_entropy(logits_NK[self.largest], targets_N), len(targets_N))
+        self.count += len(targets_N)
 
     def compute(self, stage: str) -> dict[str, Tensor]:
         """Return and forget: ``<stage>/loss``, ``<stage>/accuracy``, ``<stage>/accuracy/<level or head>``."""
@@ -45,7 +47,17 @@ class LevelMetrics(nn.Module):
         columns |= {f"{stage}/accuracy/{name}": value for name, value in values.items()}
         for metric in (self.loss, *metrics.values()):
             metric.reset()
+        self.count = 0
         return columns
+
+
+def weighted_mean(parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """Return per column the mean over parts, each with its weight; of a single part as it is."""
+    if len(parts) == 1:
+        return dict(parts[0][1])
+    total = sum(weight for weight, _ in parts)
+    names = parts[0][1] if parts else ()
+    return {name: torch.stack([w / total * values[name] for w, values in parts]).sum(0) for name in names}
 
 
 class ClientAccuracy:

@@ -16,11 +16,14 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from hetfl.aggregators import Aggregator, HolderMean
+from hetfl.clustering import Clustering, OneCluster
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.federation import state
+from hetfl.federation.aggregating import ClusterAggregators
 from hetfl.federation.budgets import Axis, Budgets
+from hetfl.federation.clusters import add_group
 from hetfl.federation.exchange import Exchange
 from hetfl.federation.fingerprint import fingerprint
 from hetfl.federation.forecast import Forecast
@@ -65,6 +68,7 @@ class FederatedModule(TrainingModule):
         aggregator: how updates are combined; None: the method's own.
         server_optimizer: makes the server's optimizer; default: SGD(lr=1).
         executor: runs the clients; default: one after the other.
+        clustering: which clients share a global model; default: all of them one.
         fleet: the clients' devices: how fast, when within reach, when they fail; default: all alike, always there.
         deadline: simulated seconds from the beginning of training after which updates are dropped; None: all count.
         statistics_clients: how many clients gather static batch-norm statistics of each level before an evaluation,
@@ -86,6 +90,7 @@ class FederatedModule(TrainingModule):
         aggregator: Aggregator | None = None,
         server_optimizer: Callable[[Iterable[Tensor]], Optimizer] = default_server_optimizer,
         executor: Executor | None = None,
+        clustering: Clustering | None = None,
         fleet: Fleet | None = None,
         deadline: float | None = None,
         statistics_clients: int | None = None,
@@ -96,24 +101,23 @@ class FederatedModule(TrainingModule):
         self.automatic_optimization = False
         own_axis: Axis = "width" if all(level.depth is None for level in self.default_levels.values()) else "depth"
         self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed, own_axis)
+        self.clustering = clustering or OneCluster()
         self.net = self.levels.net
-        self.assignment = assignment or Dynamic()
-        self.selection = selection or Uniform()
+        self.other_nets = nn.ModuleList(self.levels.draw(number) for number in range(1, self.clustering.count))
+        self.assignment, self.selection = assignment or Dynamic(), selection or Uniform()
         self.local = local or LocalTraining()
         self.uplink = uplink or ErrorFeedback(Identity())
         self.aggregator = aggregator or self.default_aggregator()
-        self.server_optimizer = server_optimizer
-        self.executor = executor or Sequential()
+        self.server_optimizer, self.executor = server_optimizer, executor or Sequential()
         self.fleet, self.deadline = fleet or SameDevice(), deadline
         self.ledger = Ledger(self.fleet, deadline)
-        self.exchange = Exchange(self.uplink, self.aggregator, self.ledger, seed)
+        self.aggregators = ClusterAggregators(self.aggregator)
+        self.exchange = Exchange(self.uplink, self.aggregators, self.ledger, seed)
         self.statistics = StaticStatisticsStore(self.levels.affords)
         if statistics_clients is not None and statistics_clients < 1:
             raise ConfigurationError(f"Expected statistics_clients of at least 1 or null but got {statistics_clients}")
         self.statistics_clients = statistics_clients
-        self.check_nesting = check_nesting
-        self.seed = seed
-        self.version = 0
+        self.check_nesting, self.seed, self.version = check_nesting, seed, 0
         self._met: FederatedDataModule | None = None
 
     # What a method overrides.
@@ -175,6 +179,8 @@ class FederatedModule(TrainingModule):
         self.assignment.setup(list(self.levels), data.num_clients, self.seed)
         self.selection.setup(data.sizes, self.seed)
         self.selection.check_weighting(self.aggregator.by_size)
+        self.clustering.setup(data.num_clients, self.seed)
+        self.check_clustering()
         if self._met is not data:
             check_optimizers(self.server_optimizer, parameters_of(self.net).values(), self.local)
             samples = data.transform.eval(data.client_data(0).inputs[:4])
@@ -188,6 +194,7 @@ class FederatedModule(TrainingModule):
             folder = self.trainer.log_dir if self.trainer.loggers else None
             self.uplink.residuals.bind(f"{folder}/residuals" if folder else None)
             self.selection.bind(f"{folder}/updates" if folder else None)
+            self.clustering.bind(f"{folder}/clustering" if folder else None)
             if self.local.penalty is not None:
                 self.local.penalty.bind(f"{folder}/memories" if folder else None)
 
@@ -195,7 +202,10 @@ class FederatedModule(TrainingModule):
         """Return the server's optimizer and the carrier of the clients' learning rate, with its schedule."""
         carrier = self.local.optimizer([nn.Parameter(torch.zeros(1))])
         schedules = [] if self.local.scheduler is None else [self.local.scheduler(carrier)]
-        return [self.server_optimizer(parameters_of(self.net).values()), carrier], schedules
+        server = self.server_optimizer(parameters_of(self.net).values())
+        for net in self.other_nets:
+            add_group(server, (p for name, p in parameters_of(net).items() if name not in self.shared))
+        return [server, carrier], schedules
 
     def on_fit_start(self) -> None:
         """Get ready to train; in a resumed run, forget the rows of rounds that will be run again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from hetfl import wire
@@ -18,6 +19,8 @@ class RoundProbe:
     A client is sent its sub-model, passes its data through it once, and answers with one number. Whoever is then
     selected has the model already. Answers are kept: asking twice costs once.
 
+    If there are several global models, a client's is that of its cluster, unless it is asked for the losses of all.
+
     Args:
         clients: ids of those within reach, ascending.
         task: returns a client's task of the round, of which level, round and model are used.
@@ -26,6 +29,8 @@ class RoundProbe:
         forward_flops: by level, the FLOPs of a forward pass of one sample.
         ledger: takes the costs.
         forecast: predicts the seconds of clients' rounds.
+        clusters: number of global models.
+        further_bytes: by level, the bytes of a model beside another one: what they share travels once.
     """
 
     def __init__(
@@ -37,12 +42,15 @@ class RoundProbe:
         forward_flops: Mapping[str, float],
         ledger: Ledger,
         forecast: Callable[[Sequence[int]], list[float]],
+        clusters: int = 1,
+        further_bytes: Mapping[str, int] | None = None,
     ) -> None:
         self.clients = clients
         self.task, self.executor, self.ledger, self.forecast = task, executor, ledger, forecast
         self.model_bytes, self.forward_flops = model_bytes, forward_flops
-        self.answers: dict[tuple[int, int | None], float] = {}  # by client and samples
-        self.informed: set[int] = set()
+        self.clusters, self.further_bytes = clusters, model_bytes if further_bytes is None else further_bytes
+        self.answers: dict[tuple[int, int, int | None], float] = {}  # by client, cluster and samples
+        self.informed: set[tuple[int, int]] = set()  # clients, and of which cluster's model
 
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
         """Return the mean loss of the present global model, at each client's level, on its own training data.
@@ -51,16 +59,39 @@ class RoundProbe:
             clients: ids, each once.
             samples: of each client's data, drawn at random; None: all of it.
         """
-        asked = [self.task(client) for client in clients if (client, samples) not in self.answers]
+        tasks = [self.task(client) for client in clients]
+        self._ask(tasks, samples)
+        return [self.answers[task.client, task.cluster, samples] for task in tasks]
+
+    def cluster_losses(self, clients: Sequence[int]) -> list[list[float]]:
+        """Return per client the mean loss of every cluster's model, at the client's level, on its own training data.
+
+        Args:
+            clients: ids, each once.
+        """
+        tasks = [self.task(client) for client in clients]
+        # Cluster by cluster: the resident net then changes its model k times, not once a client.
+        self._ask([replace(task, cluster=cluster) for cluster in range(self.clusters) for task in tasks], None)
+        return [[self.answers[client, cluster, None] for cluster in range(self.clusters)] for client in clients]
+
+    def _ask(self, tasks: Sequence[LocalTask], samples: int | None) -> None:
+        """Have tasks that were not answered yet answered; a client sends one number, however many models it tries."""
+        asked = [task for task in tasks if (task.client, task.cluster, samples) not in self.answers]
         self.ledger.begin_phase()
+        answered: set[int] = set()
         for result in self.executor.run(partial(losses, samples=samples), asked):
-            client, level = result.task.client, result.task.level
-            self.answers[client, samples] = result.loss
-            down_bytes = 0 if client in self.informed else self.model_bytes[level]
+            client, level, cluster = result.task.client, result.task.level, result.task.cluster
+            self.answers[client, cluster, samples] = result.loss
+            down_bytes = 0 if (client, cluster) in self.informed else self._bytes(client, level)
             flops = self.forward_flops[level] * result.num_passes
-            self.ledger.charge(client, result.task.round, Work(down_bytes, flops, wire.dense_size(1)))
-            self.informed.add(client)
-        return [self.answers[client, samples] for client in clients]
+            up_bytes = 0 if client in answered else wire.dense_size(1)
+            self.ledger.charge(client, result.task.round, Work(down_bytes, flops, up_bytes))
+            self.informed.add((client, cluster))
+            answered.add(client)
+
+    def _bytes(self, client: int, level: str) -> int:
+        has_one = any((client, cluster) in self.informed for cluster in range(self.clusters))
+        return self.further_bytes[level] if has_one else self.model_bytes[level]
 
     def seconds(self, clients: Sequence[int]) -> list[float]:
         """Return how long each client's coming round will take: the model down, E epochs, and its update up.
@@ -73,6 +104,10 @@ class RoundProbe:
         """
         return self.forecast(clients)
 
-    def initial_loss(self, client: int) -> float | None:
-        """Return a client's loss over all of its data; None if it was not asked for."""
-        return self.answers.get((client, None))
+    def initial_loss(self, task: LocalTask) -> float | None:
+        """Return the loss, over all of a client's data, of the model of its task; None if it was not asked for."""
+        return self.answers.get((task.client, task.cluster, None))
+
+    def has_model(self, task: LocalTask) -> bool:
+        """Return whether a task's client was sent the model of the task before."""
+        return (task.client, task.cluster) in self.informed

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hetfl.federation.module import FederatedModule
 
 PARTS = ("ledger", "uplink")
-OTHER_PARTS = ("selection", "statistics", "penalty")
+OTHER_PARTS = ("selection", "clustering", "statistics", "penalty")
 FOR_EVALUATION = ("net", "levels")
 """What must agree when a checkpoint is only evaluated: its data and its uplink may be others."""
 
@@ -26,6 +26,7 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     if not getattr(module.trainer.strategy.checkpoint_io, "failed", False):
         module.uplink.checkpointed()
         module.selection.checkpointed()
+        module.clustering.checkpointed()
         if module.local.penalty is not None:
             module.local.penalty.checkpointed()
     checkpoint["hetfl"] = {
@@ -34,6 +35,7 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         "learning_rates": _learning_rates(module),
         **{part: getattr(module, part).state_dict() for part in PARTS},
         "selection": module.selection.state_dict(),
+        "clustering": module.clustering.state_dict(),
         "statistics": module.statistics.state_dict(module.weights_mark),
         "penalty": {} if module.local.penalty is None else module.local.penalty.state_dict(),
     }
@@ -63,6 +65,9 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         getattr(module, part).load_state_dict(state[part])
     if module.trainer.training:
         module.selection.load_state_dict(state["selection"])
+        module.clustering.load_own_state(state["clustering"]["own"])
+    module.clustering.load_assignments(state["clustering"])
+    module.set_models(module.clustering.count)
     if module.local.penalty is not None and module.trainer.training:
         module.local.penalty.load_state_dict(state["penalty"])
     for number, (name, now) in enumerate(_learning_rates(module).items()):

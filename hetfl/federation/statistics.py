@@ -19,13 +19,16 @@ from hetfl.models.static_batch_norm import StaticStatistics, static_layers
 
 
 class StaticStatisticsStore:
-    """Per level, the sums that clients reported for the present global model.
+    """Per level, and per cluster, the sums that clients reported for the present global models.
 
     The server never sees data: a client that can afford a level gets that sub-model, passes its data through it once
     and reports sums; both ways and the passes are charged to the ledger.
 
     Args:
         contains: whether the first of two levels, by name, holds everything that the second one does.
+
+    Attributes:
+        levels: sums by level; for a cluster other than the first by ``level/cluster``.
     """
 
     def __init__(self, contains: Callable[[str, str], bool]) -> None:
@@ -49,7 +52,7 @@ class StaticStatisticsStore:
         self,
         executor: Executor,
         nets: Mapping[str, nn.Module],
-        tasks: Mapping[str, Iterable[LocalTask]],
+        tasks: Mapping[tuple[int, str], Iterable[LocalTask]],
         *,
         weights: int,
         forward_flops: Mapping[str, float],
@@ -60,21 +63,22 @@ class StaticStatisticsStore:
         Args:
             executor: runs the clients' passes.
             nets: a net of each level, the largest first, for the names and sizes of its norm layers.
-            tasks: per level the clients that are asked.
+            tasks: per cluster and level the clients that are asked, the largest level of a cluster first.
             weights: mark of the model that the statistics belong to.
             forward_flops: per level the FLOPs of a forward pass of one sample.
             ledger: takes the costs.
         """
         ledger.begin_phase()
         self.levels = {}
-        informed: defaultdict[int, set[str]] = defaultdict(set)
-        for level, net in nets.items():
+        informed: defaultdict[int, set[str]] = defaultdict(set)  # a client is in one cluster
+        for (cluster, level), asked in tasks.items():
+            net = nets[level]
             if not static_layers(net):
                 continue
             # Summed in float64: with thousands of batches a float32 sum loses digits of the variances.
             total: Tensor | None = None
             down = wire.dense_size(sum(p.numel() for p in net.parameters()), 0)
-            for result in executor.run(gather, list(tasks[level])):
+            for result in executor.run(gather, list(asked)):
                 vector = result.vector.double()
                 total = vector if total is None else total + vector
                 # Who already has the model of a level that contains this one has it too. (A level that is narrower
@@ -86,13 +90,17 @@ class StaticStatisticsStore:
                 informed[client].add(level)
             if total is None:
                 raise RuntimeError(f"Expected clients to gather statistics for level {level} but got none")
-            self.levels[level] = unpack_statistics(net, total)
+            self.levels[_key(level, cluster)] = unpack_statistics(net, total)
         self.weights = weights
 
-    def load_into(self, level: str, net: nn.Module) -> None:
-        """Give a level's net its statistics."""
+    def load_into(self, level: str, net: nn.Module, cluster: int = 0) -> None:
+        """Give a level's net its statistics; none to a cluster's that nobody is in, which then can't be evaluated."""
+        known = self.levels.get(_key(level, cluster))
         for name, layer in static_layers(net).items():
-            layer.load(self.levels[level][name])
+            if known is None:
+                layer.ready = False
+            else:
+                layer.load(known[name])
 
     def state_dict(self, weights: int) -> dict[str, Any]:
         """Return the statistics as tensors and plain types; none if they are not those of the present model.
@@ -118,3 +126,7 @@ class StaticStatisticsStore:
             }
             for level, layers in state["levels"].items()
         }
+
+
+def _key(level: str, cluster: int) -> str:
+    return f"{level}/{cluster}" if cluster else level

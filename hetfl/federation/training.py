@@ -5,28 +5,25 @@ select, extract, train locally, compress, send, aggregate, server step; Lightnin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
-import numpy as np
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from hetfl import wire
 from hetfl.aggregators import Aggregator
 from hetfl.compression import ErrorFeedback
 from hetfl.errors import ConfigurationError
+from hetfl.federation.aggregating import ClusterAggregators
 from hetfl.federation.callback import FederatedCallback
 from hetfl.federation.evaluating import EvaluatingModule
 from hetfl.federation.exchange import Accepted, Exchange
-from hetfl.federation.forecast import Forecast
 from hetfl.federation.probing import RoundProbe
 from hetfl.federation.server import server_step
 from hetfl.fleet import Fleet, Work
 from hetfl.local import LocalResult, LocalTask
 from hetfl.local.jobs import train
 from hetfl.seeding import generator
-from hetfl.selection import Everyone, Probe, Selection
+from hetfl.selection import Everyone, Selection
 from hetfl.submodel import index_layout
 from hetfl.types import Index, Report
 
@@ -37,17 +34,19 @@ class TrainingModule(EvaluatingModule):
     selection: Selection
     uplink: ErrorFeedback
     aggregator: Aggregator
+    aggregators: ClusterAggregators
     exchange: Exchange
     fleet: Fleet
     deadline: float | None
-    forecast: Forecast
 
     def upload_index(self, client: int, level: str, round: int) -> Index:
         """Return what a client sends, and counts as a holder of."""
         raise NotImplementedError
 
-    def tasks(self, round: int, lr: float, probe: Probe | None = None) -> list[LocalTask]:
+    def tasks(self, round: int, lr: float, probe: RoundProbe | None = None) -> list[LocalTask]:
         """Select the cohort of a round, and say what each client does; without a probe nobody is asked anything.
+
+        Clusters are then the last known ones.
 
         Raises:
             ConfigurationError: there is no probe, and who can be selected depends on the simulated time.
@@ -58,31 +57,20 @@ class TrainingModule(EvaluatingModule):
                 f"{type(self.fleet).__name__}, where that depends on the simulated time"
             )
         cohort = self.selection.select(round, probe or Everyone(len(self.selection.sizes)))
-        level, mark = self.assignment.level, self.weights_mark
+        if probe is not None:
+            self.clustering.assign(round, cohort, probe)
+        level, cluster, mark = self.assignment.level, self.clustering.cluster_of, self.weights_mark
         epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))
-        return [LocalTask(k, level(k, round), round, mark, lr, e) for k, e in zip(cohort, epochs, strict=True)]
+        return [
+            LocalTask(k, level(k, round), round, mark, lr, e, cluster=cluster(k))
+            for k, e in zip(cohort, epochs, strict=True)
+        ]
 
     def probe(self, round: int) -> RoundProbe:
         """Return what policies may ask in a round that begins; the clock waits for somebody to be within reach."""
-        there, mark = self.ledger.wait(round), self.weights_mark
+        there = self.ledger.wait(round)
         self.ledger.reachable = len(there)
-        everyone = len(there) == self.data.num_clients
-        positions = self.assignment.positions(round)
-
-        def seconds(clients: Sequence[int]) -> list[float]:
-            ids_S = np.asarray(clients, np.int64)
-            predicted_S = self.forecast.seconds(ids_S, positions[ids_S], round, self.ledger.up_share)
-            return [float(each) for each in predicted_S]
-
-        return RoundProbe(
-            range(self.data.num_clients) if everyone else there.tolist(),
-            lambda client: LocalTask(client, self.assignment.level(client, round), round, mark),
-            self.executor,
-            {level: wire.dense_size(size) for level, size in self.levels.sizes.items()},
-            {level: forward for level, (forward, _) in self.flops.items()},
-            self.ledger,
-            seconds,
-        )
+        return self.probe_of(there, round)
 
     def training_step(self, batch: object, batch_idx: int) -> None:
         """Run one round."""
@@ -95,17 +83,22 @@ class TrainingModule(EvaluatingModule):
         if self.aggregator.asks_losses:
             probe.losses([task.client for task in tasks])
         self.ledger.begin_phase()
-        self.aggregator.reset(self.tensors)
+        self.aggregators.reset(self.cluster_tensors, self.shared)
         reports = self._train(tasks, probe)
         self._step(server, reports, round)
         self.version += 1
         threshold = self.uplink.compressor.threshold(lr)
         self.uplink.end_round()
         self.selection.end_round()
+        if models := self.clustering.end_round(round):
+            self.renew(models, server.optimizer, round)
+        self.save_clusters()
         if self.lr_schedulers() is not None:
             carrier.optimizer.step()  # moves nothing; tells the schedule that this round's step has been
             self.lr_schedulers().step()  # type: ignore[union-attr]
         columns = {"lr": lr, **({} if threshold is None else {"threshold": threshold})}
+        if self.clustering.several:
+            columns |= self.clustering.columns()
         if reports:
             samples = sum(report.num_samples for report in reports)
             columns["train/loss"] = sum(report.loss * report.num_samples for report in reports) / samples
@@ -126,10 +119,10 @@ class TrainingModule(EvaluatingModule):
         if not reports:
             server.step()  # no parameter has a gradient, so none moves; Lightning counts the round, and keeps it
             return
-        delta, holders = self.aggregator.compute()
+        tensors, delta, holders = self.aggregators.compute()
         if self.local.penalty is not None:
             delta = self.local.penalty.correct(delta, holders)
-        server_step(server.optimizer, server.step, self.tensors, delta, holders)
+        server_step(server.optimizer, server.step, tensors, delta, holders)
 
     def _train(self, tasks: list[LocalTask], probe: RoundProbe) -> list[Report]:
         """Let the cohort train; return the reports of those whose updates were accepted."""
@@ -155,7 +148,7 @@ class TrainingModule(EvaluatingModule):
         if share is None and self.deadline is None:
             return True
         index, upload = self.index(task.level, task.round), self.upload_index(task.client, task.level, task.round)
-        informed = task.client in probe.informed
+        informed = probe.has_model(task)
         down_bytes = self.exchange.down_bytes(index_layout(index).size, index_layout(self._trained(upload)), informed)
         flops = self.forecast.training_flops(task.client, task.level, task.epochs)
         work = Work(down_bytes, flops * (1.0 if share is None else share))
@@ -178,12 +171,13 @@ class TrainingModule(EvaluatingModule):
             upload=self.upload_index(task.client, task.level, task.round),
             trained=self.parameter_names,
             flops=self.flops[task.level][1] * result.num_passes,
-            initial_loss=None if probe is None else probe.initial_loss(task.client),
-            informed=probe is not None and task.client in probe.informed,
+            initial_loss=None if probe is None else probe.initial_loss(task),
+            informed=probe is not None and probe.has_model(task),
             weight=self.selection.weight(task.client),
         )
         if accepted is not None:
             self.selection.observe(accepted.update, accepted.index, accepted.report)
+            self.clustering.observe(accepted.update, accepted.index, accepted.report)
             if self.local.penalty is not None:
                 self.local.penalty.accept(task.client, task.round, self._trained(accepted.index), accepted.update)
         return accepted

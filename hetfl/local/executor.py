@@ -69,6 +69,7 @@ class LocalTask:
         lr: the clients' learning rate γ of the round.
         epochs: passes over the client's data; None: as local training has it.
         memory_D: what a penalty keeps of the client, shape (D,); None if it is all zero or not needed.
+        cluster: number of the global model that it works with.
     """
 
     client: int
@@ -78,6 +79,7 @@ class LocalTask:
     lr: float = 0.0
     epochs: int | None = None
     memory_D: Tensor | None = None
+    cluster: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,22 +102,43 @@ class LocalResult:
 
 
 class Bench:
-    """The resident nets of one process: one per level, built at first use."""
+    """The resident nets of one process: one per level, built at first use.
 
-    def __init__(self, problem: LocalProblem, data: ClientSource, tensors: Mapping[str, Tensor]) -> None:
-        self.problem, self.data, self.tensors = problem, data, tensors
+    Args:
+        problem: the federated module.
+        data: its data.
+        tensors: of the global model; of the first one if there are several.
+        others: of the global models of further clusters.
+    """
+
+    def __init__(
+        self,
+        problem: LocalProblem,
+        data: ClientSource,
+        tensors: Mapping[str, Tensor],
+        others: Sequence[Mapping[str, Tensor]] = (),
+    ) -> None:
+        self.problem, self.data, self.tensors, self.others = problem, data, tensors, others
         self._residents: dict[str, ResidentNet] = {}
 
     def resident(self, task: LocalTask) -> ResidentNet:
-        """Return the net of the task's level with its anchor at the present global model."""
-        if task.level not in self._residents:
+        """Return the net of the task's level with its anchor at the present global model of the task's cluster."""
+        resident = self._of_level(task.level)
+        tensors = self.others[task.cluster - 1] if task.cluster else self.tensors
+        key = (task.cluster, task.round, task.version)
+        resident.anchor(tensors, self.problem.index(task.level, task.round), key)
+        return resident
+
+    def size(self, level: str) -> int:
+        """Return the number of entries of a level's net."""
+        return self._of_level(level).layout.size
+
+    def _of_level(self, level: str) -> ResidentNet:
+        if level not in self._residents:
             # Lightning evaluates in inference mode; tensors born there could never be trained.
             with torch.inference_mode(False):
-                net = self.problem.build(task.level)
-                self._residents[task.level] = ResidentNet(net, self.problem.local.optimizer)
-        resident = self._residents[task.level]
-        resident.anchor(self.tensors, self.problem.index(task.level, task.round), (task.round, task.version))
-        return resident
+                self._residents[level] = ResidentNet(self.problem.build(level), self.problem.local.optimizer)
+        return self._residents[level]
 
     @property
     def device(self) -> torch.device:

@@ -38,7 +38,7 @@ class ResidentNet:
         self._counters = _other_buffers(net, tensors)
         self._adopt(tensors)
         self._make_optimizer(parameters_of(net), optimizer)
-        self.loaded: tuple[int, int] | None = None
+        self.loaded: tuple[int, int, int] | None = None
 
     def _adopt(self, tensors: Mapping[str, Tensor]) -> None:
         for name, view in self.layout.views(self.flat_D).items():
@@ -59,8 +59,8 @@ class ResidentNet:
             self.optimizer = make(list(parameters.values()))
 
     @torch.no_grad()
-    def anchor(self, tensors: Mapping[str, Tensor], index: Index, key: tuple[int, int]) -> None:
-        """Read the sub-model out of the global tensors, once per ``key`` = (round, mark of the global model)."""
+    def anchor(self, tensors: Mapping[str, Tensor], index: Index, key: tuple[int, int, int]) -> None:
+        """Read the sub-model out of global tensors, once per ``key`` = (cluster, round, mark of the global models)."""
         if self.loaded == key:
             return
         views = [take(tensors[name], index[name]) for name in self._anchor_views]

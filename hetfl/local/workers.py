@@ -67,8 +67,9 @@ class Workers(Executor):
             )
         self.close()
         super().setup(bench)
-        for tensor in bench.tensors.values():
-            tensor.data.share_memory_()
+        for tensors in (bench.tensors, *bench.others):
+            for tensor in tensors.values():
+                tensor.data.share_memory_()
 
     def run(  # noqa: D102
         self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None
@@ -77,7 +78,7 @@ class Workers(Executor):
             self._workers = [self._start() for _ in range(self.num_workers)]
         # Largest first, so that no long task is left for the end; the order of the results does not change by it.
         data = self.bench.data
-        cost = [len(data.client_data(task.client).targets) * self._size(task) for task in tasks]
+        cost = [len(data.client_data(task.client).targets) * self.bench.size(task.level) for task in tasks]
         waiting = deque(sorted(range(len(tasks)), key=lambda i: (-cost[i], i)))
 
         def give(i: int) -> tuple[Job, LocalTask]:
@@ -101,9 +102,6 @@ class Workers(Executor):
             # Left early, by an error or by the consumer: answers still under way belong to nobody.
             if any(worker.given for worker in self._workers):
                 self.close()
-
-    def _size(self, task: LocalTask) -> int:
-        return self.bench.resident(task).layout.size
 
     def _give(self, worker: _Worker, give: _Give, waiting: deque[int]) -> None:
         if waiting and worker.free:
@@ -170,7 +168,7 @@ def _serve(bench: Bench, connection: Connection, slots: Tensor, others: Sequence
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # More than one thread in a forked process can hang: OpenMP's threads did not come along.
     torch.set_num_threads(1)
-    own = Bench(bench.problem, bench.data, bench.tensors)
+    own = Bench(bench.problem, bench.data, bench.tensors, bench.others)
     # The fork may have happened in the middle of an evaluation.
     with torch.inference_mode(False), torch.enable_grad(), bench.problem.precision_context():
         while True:
