@@ -6,6 +6,7 @@ Everything that knows how clients' tensors lie in global tensors is in this file
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -152,3 +153,23 @@ def _relative(part: slice | Tensor, base: slice | Tensor) -> slice | Tensor:
 def gather_flat(tensors: Mapping[str, Tensor], index: Index) -> Tensor:
     """Return the entries of an index as one flat vector, shape (D,)."""
     return torch.cat([take(tensors[name], entry).reshape(-1) for name, entry in index.items()])
+
+
+def blocks_of(vector_D: Tensor, index: Index) -> dict[str, Tensor]:
+    """Return a vector's entries as blocks in global coordinates on the CPU, NaN where the index covers nothing.
+
+    Args:
+        vector_D: in the coordinates of the first tensors of the index; those behind its end are left out.
+        index: where the entries lie.
+    """
+    blocks: dict[str, Tensor] = {}
+    parts = index_layout(index)
+    position = 0
+    for (name, entry), size in zip(index.items(), parts.sizes, strict=True):
+        if position == vector_D.numel():  # float buffers are behind, in the exact block
+            break
+        values = vector_D[position : position + size].view(parts.shapes[name]).cpu()
+        blocks[name] = values.new_full(extent(entry), math.nan)
+        put(blocks[name], entry, values)
+        position += size
+    return blocks

@@ -14,7 +14,7 @@ from hetfl.selection.base import Probe, Selection
 from hetfl.selection.draw import uniformly
 from hetfl.selection.facility_location import lazy_greedy, stochastic_greedy
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.submodel import extent, index_layout, put
+from hetfl.submodel import blocks_of
 from hetfl.types import Index, Report
 from hetfl.updates import Update
 
@@ -146,18 +146,7 @@ class DivFL(Selection):
 
 def _gradient(update: Update, index: Index, lr: float) -> dict[str, Tensor]:
     """Return u/γ as blocks in global coordinates, NaN at entries of a block that the update does not cover."""
-    dense_D = update.to_dense() / lr if lr else update.to_dense()  # a rate of 0 moves nothing
-    blocks: dict[str, Tensor] = {}
-    parts = index_layout(index)
-    position = 0
-    for (name, entry), size in zip(index.items(), parts.sizes, strict=True):
-        if position == dense_D.numel():  # float buffers are behind, in the exact block
-            break
-        values = dense_D[position : position + size].view(parts.shapes[name]).cpu()
-        blocks[name] = values.new_full(extent(entry), math.nan)
-        put(blocks[name], entry, values)
-        position += size
-    return blocks
+    return blocks_of(update.to_dense() / lr if lr else update.to_dense(), index)  # a rate of 0 moves nothing
 
 
 def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

@@ -1,0 +1,82 @@
+"""Splitting clients into two groups by the directions of their updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import AgglomerativeClustering
+from torch import Tensor
+
+Blocks = Mapping[str, Tensor]
+"""An update in global coordinates: per tensor a leading block, NaN at entries that it does not cover."""
+
+FloatMatrix = NDArray[np.float64]
+
+
+def similarities(updates: Sequence[Blocks]) -> FloatMatrix:
+    r"""Return the cosine of the angle between every two updates, shape (S, S).
+
+    .. math:: \alpha_{ik} = \frac{\sum_{j \in C} u_{i,j} u_{k,j}}
+                                 {\sqrt{\sum_{j \in C} u_{i,j}^2} \sqrt{\sum_{j \in C} u_{k,j}^2}}
+
+    C are the entries that both cover. Two updates of which one is zero there, or that share no entry, have 0.
+
+    Args:
+        updates: one per client.
+    """
+    size = len(updates)
+    products = torch.zeros(size, size, dtype=torch.float64)
+    squares = torch.zeros(size, size, dtype=torch.float64)  # of row's update over the entries common with column's
+    for values_SD, covered_SD in _tensors(updates):
+        products += values_SD @ values_SD.T
+        squares += values_SD.square() @ covered_SD.T
+    lengths = (squares * squares.T).sqrt()
+    cosines = torch.where(lengths > 0, products / lengths, 0.0).clamp(-1.0, 1.0)
+    cosines.fill_diagonal_(1.0)
+    return cosines.numpy()
+
+
+def norms(updates: Sequence[Blocks]) -> tuple[float, float]:
+    """Return the norm of the mean update, each entry over the clients that cover it, and the largest norm of one.
+
+    Args:
+        updates: one per client.
+    """
+    of_mean, of_each = 0.0, torch.zeros(len(updates), dtype=torch.float64)
+    for values_SD, covered_SD in _tensors(updates):
+        of_mean += float((values_SD.sum(0) / covered_SD.sum(0).clamp(min=1)).square().sum())
+        of_each += values_SD.square().sum(1)
+    return of_mean**0.5, float(of_each.max()) ** 0.5
+
+
+def bipartition(cosines_SS: FloatMatrix) -> tuple[list[int], list[int]]:
+    """Return the rows of the two groups between which the largest similarity is smallest; row 0 is in the first.
+
+    Agglomerative clustering with complete linkage on 1 − cosine, down to two groups.
+
+    Args:
+        cosines_SS: similarities, shape (S, S), of at least two clients.
+    """
+    grouping = AgglomerativeClustering(n_clusters=2, metric="precomputed", linkage="complete")
+    labels = grouping.fit_predict(1.0 - cosines_SS)
+    rows = range(len(labels))
+    return [row for row in rows if labels[row] == labels[0]], [row for row in rows if labels[row] != labels[0]]
+
+
+def _tensors(updates: Sequence[Blocks]) -> list[tuple[Tensor, Tensor]]:
+    """Return per tensor all clients' entries, 0 where not covered, and whether they are; both float64, (S, entries)."""
+    found = []
+    for name in dict.fromkeys(name for blocks in updates for name in blocks):
+        own = [blocks[name] for blocks in updates if name in blocks]
+        shape = [max(sizes) for sizes in zip(*(block.shape for block in own), strict=True)]
+        values_SD = torch.full((len(updates), *shape), torch.nan, dtype=torch.float64)
+        for row, blocks in enumerate(updates):
+            if name in blocks:
+                part = tuple(slice(size) for size in blocks[name].shape)
+                values_SD[row][part] = blocks[name].double()
+        covered_SD = ~values_SD.isnan()
+        found.append((values_SD.nan_to_num(nan=0.0).flatten(1), covered_SD.double().flatten(1)))
+    return found

@@ -1,0 +1,164 @@
+"""Clustered federated learning: clusters are split in two once their clients pull in different directions.
+
+Sattler, Müller, Samek: Clustered Federated Learning: Model-Agnostic Distributed Multi-Task Optimization under Privacy
+Constraints, IEEE TNNLS 2020 (arXiv 1910.01991).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hetfl.clustering.base import Clustering, ClusterProbe, NewModel
+from hetfl.clustering.bipartition import bipartition, norms, similarities
+from hetfl.errors import ConfigurationError
+from hetfl.store import ClientStore, MemoryStore
+from hetfl.submodel import blocks_of
+from hetfl.types import Index, Report
+from hetfl.updates import Update
+
+
+class ClusteredFL(Clustering):
+    r"""Recursive bipartition by the cosine similarities of updates (algorithms 1 and 3).
+
+    All clients begin with one model. At the end of a round a cluster c is split if its model has come to rest while
+    single clients still pull,
+
+    .. math:: \Bigl\lVert \operatorname{mean}_{k \in c} u_k \Bigr\rVert < \epsilon_1 \quad \text{and} \quad
+              \max_{k \in c} \lVert u_k \rVert > \epsilon_2,
+
+    into the two groups between which the largest cosine similarity is smallest (agglomerative clustering with complete
+    linkage), and so on with each part. :math:`u_k` is what the server decoded of the client's latest update since the
+    cluster has existed, for trained parameters; with sub-models each entry is averaged, and two clients are compared,
+    over the entries that are covered.
+
+    Where not everyone takes part in every round, absent members count by the last of their updates; a cluster of which
+    a member has not been heard since it came to be is not split. The parts begin, after the server's step, with the
+    cluster's model and the server optimizer's state; the first keeps its number. (The paper's code splits before the
+    step, for which all updates of a round would have to be kept; the step is small, or there would be no split.)
+
+    ε₁ and ε₂ are in the units of an update, and depend on the net, the learning rate and the epochs: a run logs both
+    norms, ``cluster/mean_norm/<cluster>`` and ``cluster/max_norm/<cluster>``, to choose them by. The defaults are those
+    of the paper's code. N updates are kept.
+
+    Args:
+        eps1: ε₁; a cluster whose mean update is not shorter is not split.
+        eps2: ε₂; a cluster of which no update is longer is not split.
+        min_rounds: rounds before the first split.
+        min_size: smallest number of clients of a cluster that may be split, at least 3.
+        updates: where updates are kept; None: in memory.
+
+    Raises:
+        ConfigurationError: a number out of range.
+
+    Attributes:
+        tree: the splits: round, parent and child (numbers of clusters; the other part keeps the parent's), the clients
+            of both parts, and the largest similarity between them.
+    """
+
+    def __init__(
+        self,
+        eps1: float = 0.4,
+        eps2: float = 1.6,
+        min_rounds: int = 20,
+        min_size: int = 3,
+        updates: ClientStore | None = None,
+    ) -> None:
+        for name, value in (("eps1", eps1), ("eps2", eps2)):
+            if not 0 < value < math.inf:
+                raise ConfigurationError(f"Expected {name} above 0 for ClusteredFL but got {value}")
+        if min_rounds < 0:
+            raise ConfigurationError(f"Expected min_rounds of at least 0 for ClusteredFL but got {min_rounds}")
+        if min_size < 3:
+            raise ConfigurationError(f"Expected min_size of at least 3 clients for ClusteredFL but got {min_size}")
+        super().__init__(1)
+        self.eps1, self.eps2, self.min_rounds, self.min_size = eps1, eps2, min_rounds, min_size
+        self.updates = MemoryStore() if updates is None else updates
+        self.tree: list[dict[str, Any]] = []
+        self._norms: dict[int, tuple[float, float]] = {}
+        self._round = 0
+
+    def setup(self, num_clients: int, seed: int) -> None:  # noqa: D102
+        if len(self.assigned) != num_clients:
+            self._forget(self.updates.clients())
+            self.count, self.tree = 1, []
+        super().setup(num_clients, seed)
+        for client in range(num_clients if not self.history else 0):
+            self.put(0, client, 0)
+
+    def bind(self, folder: str | None) -> None:  # noqa: D102
+        self.updates.bind(folder)
+
+    def assign(self, round: int, cohort: Sequence[int], probe: ClusterProbe) -> None:  # noqa: D102
+        self._round = round
+
+    def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
+        self.updates.save(report.client, blocks_of(update.to_dense(), index), self._round)
+
+    def end_round(self, round: int) -> list[NewModel]:  # noqa: D102
+        heard, self._norms = set(self.updates.clients()), {}
+        models: list[NewModel] = []
+        for cluster in range(self.count):  # those that come to be in this round are not heard yet
+            members = [client for client, own in enumerate(self.assigned) if own == cluster]
+            if not members or not heard.issuperset(members):
+                continue
+            latest = [self.updates.load(client) for client in members]
+            self._norms[cluster] = mean_norm, max_norm = norms(latest)
+            ready = round >= self.min_rounds and len(members) >= self.min_size
+            if ready and mean_norm < self.eps1 and max_norm > self.eps2:
+                models.append(self._split(round, cluster, members, similarities(latest)))
+        return models
+
+    def _split(self, round: int, cluster: int, members: Sequence[int], cosines: Any) -> NewModel:
+        stay, leave = bipartition(cosines)
+        child, self.count = self.count, self.count + 1
+        for row in leave:
+            self.put(round, members[row], child)
+        self._forget(members)
+        self.tree.append(
+            {
+                "round": round,
+                "parent": cluster,
+                "child": child,
+                "stay": [members[row] for row in stay],
+                "leave": [members[row] for row in leave],
+                "similarity": float(cosines[stay][:, leave].max()),
+            }
+        )
+        return NewModel(child, cluster)
+
+    def _forget(self, clients: Sequence[int]) -> None:
+        for client in clients:
+            self.updates.save(client, {}, self._round)
+
+    def columns(self) -> dict[str, float]:
+        """Return the base's columns, and both norms of every cluster of which all members have been heard."""
+        found = super().columns()
+        for cluster, (mean_norm, max_norm) in self._norms.items():
+            found |= {f"cluster/mean_norm/{cluster}": mean_norm, f"cluster/max_norm/{cluster}": max_norm}
+        return found
+
+    def own_state(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "store": type(self.updates).__name__,
+            "updates": self.updates.state_dict(),
+            "tree": [dict(split) for split in self.tree],
+        }
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`own_state` gave.
+
+        Raises:
+            ConfigurationError: updates were kept in another kind of store.
+        """
+        if state["store"] != type(self.updates).__name__:
+            raise ConfigurationError(
+                f"Expected the checkpoint's store of updates ({state['store']}) for ClusteredFL but got "
+                f"{type(self.updates).__name__}"
+            )
+        self.updates.load_state_dict(state["updates"])
+        self.tree = [dict(split) for split in state["tree"]]
+
+    def checkpointed(self) -> None:  # noqa: D102
+        self.updates.checkpointed()
