@@ -42,9 +42,9 @@ class IFCA(Clustering):
 
     One model can win everybody: a head start makes it the better one for clients of every kind, and only what is chosen
     is trained. When all clients of 3 rounds in a row, and at least 12, chose the same one, a warning says so, once.
-    ``restarts`` then replaces the models that nobody chose, so many times at most: by copies of the chosen one with
-    noise, which start level with it and are told apart by what is left to learn; or, with ``jitter`` null, by new draws
-    as at the beginning, which can win only while the chosen one has learnt little.
+    ``restarts`` then replaces models, so many times at most: all of them by the chosen one, each with noise of its own,
+    so that they start level and clients of one kind tend to the same one; or, with ``jitter`` null, those that nobody
+    chose by new draws as at the beginning, which can win only while the chosen one has learnt little.
 
     Which number a cluster has means nothing.
 
@@ -52,7 +52,7 @@ class IFCA(Clustering):
         clusters: number k of models.
         shared: patterns of names of tensors that are one for all clusters, ``*`` for anything, such as ``blocks.*``:
             they are averaged over all clients (section 3.1, weight sharing).
-        restarts: how often models that nobody chooses are replaced.
+        restarts: how often models are replaced because nobody chooses them.
         jitter: standard deviation of the noise, per tensor, relative to its root mean square; null: new draws.
         ask_all: ask all clients within reach before an evaluation, not only those that never took part.
 
@@ -129,7 +129,7 @@ class IFCA(Clustering):
         self.restarted, self.alone, self.choices = self.restarted + 1, 0, 0
         if self.jitter is None:
             return [NewModel(cluster, None) for cluster in empty]
-        return [NewModel(cluster, winner, self.jitter) for cluster in empty]
+        return [NewModel(cluster, winner, self.jitter) for cluster in (*empty, winner)]
 
     def columns(self) -> dict[str, float]:
         """Return the base's columns, and in how many clusters nobody of the cohort was."""

@@ -1,0 +1,249 @@
+"""Whole runs with several global models: what a round does, what it costs, going on, workers, evaluation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import SGD, Adam, Optimizer
+
+from hetfl import FedAvg, FederatedModule, HeteroFL, Level, wire
+from hetfl.aggregators import HolderMean
+from hetfl.clustering import IFCA, ClusteredFL, Clustering, OneCluster
+from hetfl.compression import ErrorFeedback, TopK
+from hetfl.data import IID, FederatedDataModule, RotationGroups
+from hetfl.errors import ConfigurationError
+from hetfl.local import FedDyn, LocalTraining, Workers
+from hetfl.selection import Uniform
+from tests.conftest import small_data, small_module, small_net
+
+Fit = Callable[..., Trainer]
+
+QUICK = LocalTraining(batch_size=200, optimizer=lambda p: SGD(p, lr=0.1))
+
+LONGER = LocalTraining(epochs=2, batch_size=20, optimizer=lambda p: SGD(p, lr=0.1))
+
+
+def grouped() -> FederatedDataModule:
+    """Return Digits over 8 clients, the images of half of them upside down."""
+    return small_data(num_clients=8, partitioner=IID(), client_transform=RotationGroups([0, 180]))
+
+
+def module(clustering: Clustering | None, kind: type[FederatedModule] = FedAvg, **changes: Any) -> FederatedModule:
+    arguments: dict[str, Any] = {"levels": {"a": Level("a")}, "local": QUICK, "selection": Uniform(8)}
+    return small_module(kind, clustering=clustering, **{**arguments, **changes})
+
+
+def rows(trainer: Trainer, name: str = "metrics") -> pd.DataFrame:
+    return pd.read_csv(Path(str(trainer.log_dir)) / f"{name}.csv")
+
+
+def values(module: FederatedModule) -> list[list[Tensor]]:
+    return [[p.detach().clone() for p in net.parameters()] for net in (module.net, *module.other_nets)]
+
+
+def test_a_round_of_ifca_is_choose_train_and_average_within_clusters(fit: Fit) -> None:
+    net = partial(small_net, norm="none")
+    tested = module(IFCA(2), net=net, aggregator=HolderMean())
+    before = [copy.deepcopy(tested.net).double(), copy.deepcopy(tested.other_nets[0]).double()]
+    data = grouped()
+    precision = fit(tested, data, rounds=1, limit_val_batches=0, precision="64-true").precision_plugin
+    sums: list[list[Tensor]] = [[], []]
+    members: list[list[int]] = [[], []]
+    for client in range(8):
+        own = data.client_data(client)
+        with precision.forward_context():
+            inputs, targets = data.transform.eval(own.inputs), own.targets
+        losses = [F.cross_entropy(model(inputs), targets).item() for model in before]
+        chosen = losses.index(min(losses))
+        trained = copy.deepcopy(before[chosen])
+        F.cross_entropy(trained(inputs), targets).backward()
+        steps = [-0.1 * p.grad for p in trained.parameters() if p.grad is not None]
+        sums[chosen] = steps if not sums[chosen] else [a + b for a, b in zip(sums[chosen], steps, strict=True)]
+        members[chosen].append(client)
+    assert all(members)
+    assert [tested.clustering.assigned.index(c) in members[c] for c in range(2)] == [True, True]
+    for cluster, (model, found) in enumerate(zip(before, values(tested), strict=True)):
+        for start, step, end in zip(model.parameters(), sums[cluster], found, strict=True):
+            torch.testing.assert_close(end, start + step / len(members[cluster]), rtol=0, atol=1e-12)
+
+
+def adam(parameters: Iterable[Tensor]) -> Optimizer:
+    return Adam(parameters, lr=0.01, weight_decay=0.1)
+
+
+class Chosen(IFCA):
+    """Clients take cluster 1 in odd rounds, cluster 0 in even ones; nobody ever takes cluster 2."""
+
+    def assign(self, round: int, cohort: Any, probe: Any) -> None:
+        for client in cohort:
+            self.put(round, client, round % 2)
+        self._chosen = [0, 0, 0]
+
+
+def test_an_empty_cluster_keeps_values_and_the_optimizers_state(fit: Fit) -> None:
+    tested = module(Chosen(3), server_optimizer=adam)
+    start = values(tested)
+    trainer = fit(tested, grouped(), rounds=1, limit_val_batches=0)
+    after_one = values(tested)
+    assert all(torch.equal(a, b) for cluster in (1, 2) for a, b in zip(start[cluster], after_one[cluster], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(start[0], after_one[0], strict=True))
+    assert set(trainer.optimizers[0].state) == set(tested.net.parameters())
+    tested = module(Chosen(3), server_optimizer=adam)
+    trainer = fit(tested, grouped(), rounds=2, limit_val_batches=0, name="two")
+    two = values(tested)
+    assert all(torch.equal(a, b) for a, b in zip(after_one[0], two[0], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(start[2], two[2], strict=True))
+    steps = [trainer.optimizers[0].state[p]["step"].item() for p in tested.net.parameters()]
+    assert set(steps) == {1.0}
+
+
+@pytest.mark.filterwarnings("ignore:IFCA")
+def test_identical_models_never_separate_and_a_jitter_separates_them(fit: Fit) -> None:
+    for restarts, sizes in ((0, [8, 0]), (1, [4, 4])):
+        tested = module(IFCA(2, restarts=restarts), local=LONGER)
+        tested.other_nets[0].load_state_dict(tested.net.state_dict())
+        fit(tested, grouped(), rounds=8, limit_val_batches=0, name=f"{restarts}")
+        assert sorted(tested.clustering.sizes, reverse=True) == sizes
+
+
+def test_choosing_is_charged(fit: Fit) -> None:
+    one, two = module(None), module(IFCA(2))
+    plain, asked = (
+        rows(fit(each, grouped(), rounds=1, limit_val_batches=0, name=name)) for each, name in ((one, "1"), (two, "2"))
+    )
+    another = wire.dense_size(one.levels.sizes["a"])
+    assert asked["comm/down_bytes"][0] - plain["comm/down_bytes"][0] == 8 * another
+    assert asked["comm/up_bytes"][0] - plain["comm/up_bytes"][0] == 8 * wire.dense_size(1)
+    forward = two.levels.inspect(torch.zeros(2, 1, 8, 8), 10, check=False)["a"][0]
+    (data := grouped()).setup("fit")
+    assert asked["compute/flops_total"][0] - plain["compute/flops_total"][0] == 2 * forward * sum(data.sizes)
+
+
+def test_what_clusters_share_is_one_tensor_averaged_over_all(fit: Fit) -> None:
+    tested = module(IFCA(2, shared=["blocks.*"]))
+    trainer = fit(tested, grouped(), rounds=2, limit_val_batches=0)
+    one, other = dict(tested.net.named_parameters()), dict(tested.other_nets[0].named_parameters())
+    same = {name for name in one if one[name] is other[name]}
+    assert same == {name for name in one if name.startswith("blocks.")}
+    plain = module(IFCA(2))
+    down = rows(fit(plain, grouped(), rounds=2, limit_val_batches=0, name="plain"))["comm/down_bytes"]
+    shared = sum(one[name].numel() for name in same)
+    saved = wire.dense_size(plain.levels.sizes["a"]) - wire.dense_size(plain.levels.sizes["a"] - shared)
+    assert (down - rows(trainer)["comm/down_bytes"]).tolist() == [8 * saved] * 2
+
+
+def splitting() -> ClusteredFL:
+    return ClusteredFL(eps1=10.0, eps2=1e-6, min_rounds=1)
+
+
+POLICIES: dict[str, Callable[[], Clustering]] = {
+    "ifca": lambda: IFCA(3),
+    "shared": lambda: IFCA(2, shared=["blocks.0.*"]),
+    "restarts": lambda: IFCA(2, restarts=2),
+    "clustered_fl": splitting,
+}
+
+
+@pytest.mark.filterwarnings("ignore:IFCA", "ignore:No client")
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_resumed_run_ends_with_the_same_bits_splits_included(fit: Fit, tmp_path: Path, name: str) -> None:
+    def make() -> FederatedModule:
+        server = partial(SGD, lr=1.0, momentum=0.5)
+        uplink = ErrorFeedback(TopK(0.3))
+        levels = {"a": Level("a"), "b": Level("b", 0.5)}
+        changes = {"server_optimizer": server, "uplink": uplink, "levels": levels, "selection": Uniform(6)}
+        return module(POLICIES[name](), HeteroFL, **changes)
+
+    whole, second = make(), make()
+    straight = fit(whole, grouped(), rounds=5, name="whole")
+    for round in (1, 3):
+        path = tmp_path / f"{round}.ckpt"
+        fit(make(), grouped(), rounds=round, name=f"first {round}").save_checkpoint(path)
+        second = make()
+        again = fit(second, grouped(), rounds=5, name=f"again {round}", ckpt=str(path))
+        for one, two in zip(values(whole), values(second), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        assert str(whole.clustering.state_dict()) == str(second.clustering.state_dict())
+        left, right = rows(straight)[round:].reset_index(drop=True), rows(again)
+        left, right = (table.astype(float).dropna(axis=1, how="all") for table in (left, right))
+        pd.testing.assert_frame_equal(left, right, check_exact=True, check_like=True)
+        assert rows(again, "clusters").equals(rows(straight, "clusters"))
+    assert whole.clustering.count > 1
+
+
+@pytest.mark.parametrize("name", ["ifca", "clustered_fl"])
+def test_workers_equal_sequential(fit: Fit, name: str) -> None:
+    found = []
+    for number, executor in enumerate((None, Workers(2))):
+        tested = module(POLICIES[name](), executor=executor)
+        fit(tested, grouped(), rounds=4, name=str(number), precision="64-true")
+        found.append((values(tested), tested.clustering.assigned))
+    assert found[0][1] == found[1][1]
+    for one, two in zip(found[0][0], found[1][0], strict=True):
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_clients_are_evaluated_by_their_clusters_model(fit: Fit) -> None:
+    tested, data = module(IFCA(2), local=LONGER, seed=5), grouped()
+    trainer = fit(tested, data, rounds=4)
+    trainer.test(tested, datamodule=data, verbose=False)
+    table, last = rows(trainer, "clients"), rows(trainer).iloc[-1]
+    assert table["cluster"].tolist() == tested.clustering.assigned
+    correct: dict[int, list[bool]] = {0: [], 1: []}
+    for client in range(8):
+        cluster = tested.clustering.cluster_of(client)
+        own = data.client_data(client, "test")
+        net = tested.submodel("a", cluster)
+        right = net(data.transform.eval(own.inputs)).argmax(-1) == own.targets
+        assert table["accuracy"][client] == pytest.approx(right.double().mean().item())
+        correct[cluster] += right.tolist()
+    sizes = tested.clustering.sizes
+    mean = sum(sizes[c] / 8 * (sum(found) / len(found)) for c, found in correct.items())
+    assert trainer.callback_metrics["test/accuracy"].item() == pytest.approx(mean, abs=1e-6)
+    both = [last[f"cluster/accuracy/{cluster}"] for cluster in range(2)]
+    assert last["val/accuracy"] == pytest.approx(sum(s / 8 * a for s, a in zip(sizes, both, strict=True)), abs=1e-6)
+    assert [last[f"cluster/size/{cluster}"] for cluster in range(2)] == sizes
+
+
+def test_a_checkpoint_of_five_clusters_loads_where_one_is_configured(fit: Fit, tmp_path: Path) -> None:
+    path, data = tmp_path / "five.ckpt", grouped()
+    five = module(IFCA(5))
+    trainer = fit(five, data, rounds=2)
+    trainer.save_checkpoint(path)
+    trainer.test(five, datamodule=data, verbose=False)
+    expected = dict(trainer.callback_metrics)
+    one = module(OneCluster())
+    again = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    found = again.test(one, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
+    assert found["test/accuracy"] == expected["test/accuracy"].item()
+    for a, b in zip(values(five), values(one), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    with pytest.raises(ConfigurationError, match="checkpoint's clustering"):
+        fit(module(OneCluster()), data, rounds=3, name="other", ckpt=str(path))
+
+
+@pytest.mark.parametrize(
+    ("clustering", "changes", "message"),
+    [
+        (IFCA(2, shared=["body.*"]), {}, "patterns in clustering.shared that match .* but got 'body"),
+        (IFCA(2, shared=["*"]), {}, "tensors of the net that are not in clustering.shared but got none"),
+        (IFCA(2), {"local": LocalTraining(penalty=FedDyn(0.1))}, "one global model with FedDyn"),
+    ],
+)
+def test_what_several_models_cannot_do_is_refused(
+    fit: Fit, clustering: Clustering, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message) as error:
+        fit(module(clustering, **changes), grouped(), rounds=1)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,228 @@
+"""Policies of clustering on their own: choices, splits, state."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hetfl.clustering import IFCA, ClusteredFL, Clustering, NewModel, OneCluster
+from hetfl.clustering.bipartition import bipartition, norms, similarities
+from hetfl.errors import ConfigurationError
+from hetfl.types import Index, Report
+from hetfl.updates import DenseUpdate
+
+
+class Told:
+    """A probe that answers with given losses, by client."""
+
+    def __init__(self, losses: dict[int, list[float]]) -> None:
+        self.losses, self.asked = losses, list[int]()
+
+    def cluster_losses(self, clients: Sequence[int]) -> list[list[float]]:
+        self.asked += clients
+        return [self.losses[client] for client in clients]
+
+
+def ready(policy: Clustering, clients: int) -> Any:
+    policy.setup(clients, 0)
+    return policy
+
+
+def index_of(size: int) -> Index:
+    return {"w": (slice(0, size),)}
+
+
+def hear(policy: Clustering, client: int, values: Sequence[float], cluster: int = 0) -> None:
+    report = Report(client, "a", 10, 1.0, 0.0, 0.1, cluster=cluster)
+    policy.observe(DenseUpdate(torch.tensor(values)), index_of(len(values)), report)
+
+
+def test_the_least_loss_decides_ties_go_to_the_first_and_nan_loses() -> None:
+    policy = ready(IFCA(3), 4)
+    told = Told({0: [2.0, 1.0, 3.0], 1: [1.0, 1.0, 1.0], 3: [math.nan, math.inf, 5.0]})
+    policy.assign(0, [0, 1, 3], told)
+    assert policy.assigned == [1, 0, -1, 2]
+    assert policy.history == [(0, 0, 1), (0, 1, 0), (0, 3, 2)]
+    assert [policy.cluster_of(client) for client in range(4)] == [1, 0, 0, 2]
+    policy.assign(1, [0], Told({0: [2.0, 1.0, 3.0]}))
+    assert len(policy.history) == 3  # nothing changed
+
+
+def test_strangers_are_asked_before_an_evaluation_and_everyone_only_on_request() -> None:
+    losses = {client: [float(client % 2), 0.5] for client in range(4)}
+    for ask_all, asked in ((False, [2, 3]), (True, [0, 1, 2, 3])):
+        policy, told = ready(IFCA(2, ask_all=ask_all), 4), Told(losses)
+        policy.assign(0, [0, 1], Told(losses))
+        policy.settle(0, range(4), told)
+        assert told.asked == asked
+        assert policy.assigned == [0, 1, 0, 1]
+
+
+@given(st.permutations(range(3)), st.integers(0, 10**6))
+def test_choices_do_not_depend_on_the_models_numbers(order: list[int], seed: int) -> None:
+    losses = np.random.default_rng(seed).random((6, 3))
+    plain, other = ready(IFCA(3), 6), ready(IFCA(3), 6)
+    plain.assign(0, range(6), Told(dict(enumerate(losses.tolist()))))
+    other.assign(0, range(6), Told(dict(enumerate(losses[:, order].tolist()))))
+    assert [order[cluster] for cluster in other.assigned] == plain.assigned
+
+
+def collapse(policy: IFCA, rounds: int) -> list[list[NewModel]]:
+    same = Told({client: [2.0, 1.0, 3.0] for client in range(6)})
+    found = []
+    for round in range(rounds):
+        policy.assign(round, range(6), same)
+        found.append(policy.end_round(round))
+    return found
+
+
+def test_a_collapse_is_told_once() -> None:
+    with pytest.warns(UserWarning, match="all clients have chosen cluster 1 of 3 for 3 rounds up to round 2") as told:
+        assert collapse(ready(IFCA(3), 6), 8) == [[]] * 8
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(("jitter", "source"), [(0.2, 1), (None, None)])
+@pytest.mark.filterwarnings("ignore:IFCA")
+def test_restarts_replace_what_nobody_chose(jitter: float | None, source: int | None) -> None:
+    found = collapse(ready(IFCA(3, restarts=2, jitter=jitter), 6), 10)
+    models = [NewModel(cluster, source, jitter or 0.0) for cluster in ((0, 2) if jitter is None else (0, 2, 1))]
+    assert [bool(each) for each in found] == [False, False, True, False, False, True, False, False, False, False]
+    assert found[2] == found[5] == models
+
+
+def test_two_clients_of_one_kind_are_no_collapse() -> None:
+    policy = ready(IFCA(2), 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for round in range(3):
+            policy.assign(round, [0, 1], Told({0: [1.0, 2.0], 1: [1.0, 2.0]}))
+            policy.end_round(round)
+
+
+def slow_similarity(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    a: list[float] = []
+    b: list[float] = []
+    for name in one.keys() & other.keys():
+        for i in range(min(len(one[name]), len(other[name]))):
+            if not (one[name][i].isnan() or other[name][i].isnan()):
+                a.append(one[name][i].item())
+                b.append(other[name][i].item())
+    lengths = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(x * x for x in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / lengths if lengths else 0.0
+
+
+@given(st.integers(0, 10**6))
+def test_similarities_and_norms_are_over_entries_that_are_covered(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    updates = []
+    for _ in range(4):
+        blocks = {
+            name: torch.tensor(random.normal(size=random.integers(1, 5))) for name in "ab" if random.random() < 0.8
+        }
+        for block in blocks.values():
+            block[torch.tensor(random.random(len(block)) < 0.3)] = math.nan
+        updates.append(blocks or {"a": torch.tensor([1.0], dtype=torch.float64)})
+    found = similarities(updates)
+    for i in range(4):
+        for k in range(4):
+            expected = 1.0 if i == k else slow_similarity(updates[i], updates[k])
+            assert found[i, k] == pytest.approx(expected, abs=1e-9)
+    entries: dict[tuple[str, int], list[float]] = {}
+    for blocks in updates:
+        for name, block in blocks.items():
+            for position, value in enumerate(block.tolist()):
+                entries.setdefault((name, position), []).extend([] if math.isnan(value) else [value])
+    mean = math.sqrt(sum((sum(values) / len(values)) ** 2 for values in entries.values() if values))
+    longest = max(math.sqrt(sum(float(b.nan_to_num().square().sum()) for b in blocks.values())) for blocks in updates)
+    assert norms(updates) == pytest.approx((mean, longest), abs=1e-9)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 6))
+def test_two_orthogonal_groups_are_recovered_exactly(seed: int, first: int, second: int) -> None:
+    random = np.random.default_rng(seed)
+    groups = random.permutation([0] * first + [1] * second).tolist()
+    updates = []
+    for group in groups:
+        values = np.zeros(8)
+        values[4 * group : 4 * group + 4] = random.uniform(0.5, 1.0, 4)  # within a group at an acute angle
+        updates.append({"w": torch.tensor(values)})
+    stay, leave = bipartition(similarities(updates))
+    assert {groups[row] for row in stay} == {groups[0]}
+    assert {groups[row] for row in leave} == {1 - groups[0]}
+
+
+def pulling(policy: ClusteredFL, clients: int, round: int, scale: float = 1.0, drift: float = 0.0) -> list[NewModel]:
+    """Let even clients pull one way, odd ones the other way, and all of them along a third axis."""
+    policy.assign(round, range(clients), Told({}))
+    for client in range(clients):
+        hear(policy, client, [scale if client % 2 else -scale, drift], policy.cluster_of(client))
+    return policy.end_round(round)
+
+
+def test_a_cluster_at_rest_is_split_by_direction() -> None:
+    policy = ready(ClusteredFL(0.4, 0.9, min_rounds=2), 6)
+    assert [pulling(policy, 6, round) for round in range(3)] == [[], [], [NewModel(1, 0)]]
+    assert policy.assigned == [0, 1, 0, 1, 0, 1]
+    assert policy.tree[0].pop("similarity") == pytest.approx(-1.0)
+    assert policy.tree == [{"round": 2, "parent": 0, "child": 1, "stay": [0, 2, 4], "leave": [1, 3, 5]}]
+    assert pulling(policy, 6, 3) == []  # each part now agrees: its mean is long
+
+
+def test_no_split_while_the_mean_is_long_or_all_are_short_or_few() -> None:
+    assert pulling(ready(ClusteredFL(0.4, 0.9, min_rounds=0), 6), 6, 5, drift=0.5) == []
+    assert pulling(ready(ClusteredFL(0.4, 1.1, min_rounds=0), 6), 6, 5) == []
+    assert pulling(ready(ClusteredFL(0.4, 0.9, min_rounds=6), 6), 6, 5) == []
+    assert pulling(ready(ClusteredFL(0.4, 0.9, min_rounds=0), 2), 2, 5) == []
+    assert pulling(ready(ClusteredFL(0.4, 0.9, min_rounds=0, min_size=5), 4), 4, 5) == []
+
+
+def test_absent_members_count_by_their_last_update_and_unheard_ones_hold_a_split_back() -> None:
+    policy = ready(ClusteredFL(0.4, 0.9, min_rounds=0), 4)
+    policy.assign(0, [0, 1, 2], Told({}))
+    for client in (0, 1, 2):
+        hear(policy, client, [1.0 if client % 2 else -1.0, 0.0])
+    assert policy.end_round(0) == []
+    policy.assign(1, [3], Told({}))
+    hear(policy, 3, [1.0, 0.0])
+    assert policy.end_round(1) == [NewModel(1, 0)]
+    assert policy.assigned == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("make", [OneCluster, lambda: IFCA(2), lambda: ClusteredFL(0.4, 0.9, min_rounds=0)])
+def test_state_comes_back(make: Any) -> None:
+    policy, again = ready(make(), 4), ready(make(), 4)
+    policy.assign(0, range(4), Told({client: [client % 2, 0.5] for client in range(4)}))
+    for client in range(4):
+        hear(policy, client, [1.0 if client % 2 else -1.0, 0.0])
+    policy.end_round(0)
+    state = policy.state_dict()
+    again.load_assignments(state)
+    again.load_own_state(state["own"])
+    assert str(again.state_dict()) == str(state)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: IFCA(1), "clusters of at least 2 for IFCA but got 1"),
+        (lambda: IFCA(2, restarts=-1), "restarts of at least 0"),
+        (lambda: IFCA(2, jitter=0.0), "jitter above 0 or null"),
+        (lambda: ClusteredFL(eps1=0.0), "eps1 above 0"),
+        (lambda: ClusteredFL(eps2=math.inf), "eps2 above 0"),
+        (lambda: ClusteredFL(min_rounds=-1), "min_rounds of at least 0"),
+        (lambda: ClusteredFL(min_size=2), "min_size of at least 3 clients"),
+    ],
+)
+def test_wrong_settings_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make()
