@@ -2,6 +2,7 @@
 
 from hetfl.analysis.anatomy import LevelDrift, channel_norms
 from hetfl.analysis.anatomy_plots import plot_channel_norms, plot_drift, plot_holders, plot_mean_holders
+from hetfl.analysis.cluster_plots import load_clusters, plot_assignments, plot_cluster_tree, plot_clusters
 from hetfl.analysis.data_plots import plot_labels
 from hetfl.analysis.holders import holders, mean_holders
 from hetfl.analysis.plots import plot_accuracy_over_bytes, plot_accuracy_over_rounds, plot_run
@@ -31,14 +32,18 @@ __all__ = [
     "layer_residuals",
     "level_similarity",
     "linear_cka",
+    "load_clusters",
     "load_residuals",
     "load_run",
     "load_snapshots",
     "mean_holders",
     "plot_accuracy_over_bytes",
     "plot_accuracy_over_rounds",
+    "plot_assignments",
     "plot_channel_norms",
     "plot_class_accuracy",
+    "plot_cluster_tree",
+    "plot_clusters",
     "plot_comparison",
     "plot_drift",
     "plot_heads",

@@ -14,7 +14,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from hetfl.analysis import Snapshots, plot_run
+from hetfl.analysis import Snapshots, plot_clusters, plot_run
 from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.callbacks import LastCheckpoint, RoundsLeft
 from hetfl.cli.checks import NOT_RUNS, as_configuration, check_settings, run_folders
@@ -202,7 +202,8 @@ class FederatedCLI(LightningCLI):
         if self.config[self.subcommand].plots:
             for folder in folders:
                 if folder is not None:
-                    pictures = [path for path in plot_run(folder) if path.suffix == ".png"]
+                    drawn = [*plot_run(folder), *plot_clusters(folder)]
+                    pictures = [path for path in drawn if path.suffix == ".png"]
                     print(f"{'pictures':<18}{' '.join(map(str, pictures))}")
 
 
