@@ -61,7 +61,7 @@ class Snapshots(FederatedCallback):
         every: keep a snapshot after every so many rounds: 10 for rounds 9, 19, ...; 0: none.
 
     Raises:
-        ConfigurationError: ``every`` is negative; when training starts: there is no run folder.
+        ConfigurationError: ``every`` is negative; when training starts: there is no run folder, or a clustering.
     """
 
     def __init__(self, every: int = 0) -> None:
@@ -75,12 +75,18 @@ class Snapshots(FederatedCallback):
         """Refuse to start where there is no place to write.
 
         Raises:
-            ConfigurationError: none of the trainer's loggers is a run folder.
+            ConfigurationError: none of the trainer's loggers is a run folder, or there may be several global models.
         """
         if stage == "fit" and self.every and not any(isinstance(logger, RunFolder) for logger in trainer.loggers):
             raise ConfigurationError(
                 f"Expected a run folder, hetfl.run_folder.RunFolder as trainer.logger, to keep a snapshot every "
                 f"{self.every} rounds but got none"
+            )
+
+        if self.every and cast(FederatedModule, pl_module).clustering.several:
+            raise ConfigurationError(
+                f"Expected snapshots.every 0 with several global models, of which a snapshot would hold one, but got "
+                f"{self.every}"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

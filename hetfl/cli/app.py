@@ -60,6 +60,7 @@ class FederatedTrainer(Trainer):
         level: str | None = None,
         format: FormatName | None = None,
         out: str | None = None,
+        cluster: int | None = None,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
@@ -72,14 +73,15 @@ class FederatedTrainer(Trainer):
             format: safetensors (the net, for Python), pt2 (the prediction, for PyTorch) or onnx (the prediction, for
                 onnxruntime and others); null: the one that ``out`` ends in, else safetensors.
             out: a file with the suffix of a format, or a folder; null: the folder ``export`` of the run.
+            cluster: number of the global model, where there are several (the column ``cluster`` of ``clients.csv``).
             ckpt_path: the checkpoint; null: the model as it is.
             weights_only: as in Lightning's ``test``.
         """
         level = model.levels.largest if level is None else level
-        path = export_target(level, format, out, ckpt_path)
+        path = export_target(level if cluster is None else f"{level}-cluster-{cluster}", format, out, ckpt_path)
         check_export(model, level, path)
         self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only, verbose=False)
-        print(export_line(path, export_submodel(model, level, path)))
+        print(export_line(path, export_submodel(model, level, path, cluster)))
 
 
 class FederatedCLI(LightningCLI):

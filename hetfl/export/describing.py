@@ -72,7 +72,7 @@ def measured_accuracy(module: FederatedModule, level: str) -> dict[str, float] |
     """Return a level's accuracy in the last test, and on how many samples; None if it was not tested last."""
     trainer, data = module.trainer, module.data
     value = trainer.callback_metrics.get(f"test/accuracy/{level}")
-    if trainer.state.fn != TrainerFn.TESTING or value is None:
+    if trainer.state.fn != TrainerFn.TESTING or value is None or module.clustering.count > 1:
         return None
     # limit_test_batches may have cut the test short.
     samples = min(len(data.resident.all_test), int(trainer.num_test_batches[0]) * data.eval_batch_size)

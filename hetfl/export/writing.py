@@ -25,7 +25,7 @@ SAMPLES = 64
 """Test samples on which a file is compared with the framework."""
 
 
-def export_submodel(module: FederatedModule, level: str, path: str | Path) -> Card:
+def export_submodel(module: FederatedModule, level: str, path: str | Path, cluster: int | None = None) -> Card:
     """Write a level's sub-model to a file, and what it is to a card beside it (``<path>.json``).
 
     The file is read back as :func:`hetfl.load` does, and its outputs on test samples are compared with the framework's:
@@ -35,9 +35,10 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path) -> Ca
         module: the federated module, after ``trainer.fit``, ``validate`` or ``test``; a test makes the accuracy known.
         level: name of the level.
         path: the file; its suffix is the format: ``.safetensors``, ``.pt2`` or ``.onnx``.
+        cluster: whose global model, if there are several.
 
     Returns:
-        The card.
+        The card; of one of several models it says no accuracy, for a test is of all of them together.
 
     Raises:
         ConfigurationError: no such level or format, a missing package, no statistics for static batch norm, a net that
@@ -46,8 +47,9 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path) -> Ca
     """
     path = Path(path)
     format = check_export(module, level, path)
+    cluster = known_cluster(module, cluster)
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        submodel = present_submodel(module, level)
+        submodel = present_submodel(module, level, cluster)
         net, constructor = standalone(module, level, submodel)
         batch_N = sample_batch(module, next(net.parameters()).dtype)
         content = format.encode(net, module.predict, batch_N[[0, -1]])
@@ -79,7 +81,21 @@ def check_export(module: FederatedModule, level: str, path: Path) -> Format:
     return format
 
 
-def present_submodel(module: FederatedModule, level: str) -> nn.Module:
+def known_cluster(module: FederatedModule, cluster: int | None) -> int:
+    """Return the number of the cluster that is meant.
+
+    Raises:
+        ConfigurationError: there are several models and none was named, or the one that was is none of them.
+    """
+    count = module.clustering.count
+    if cluster is None and count == 1:
+        return 0
+    if cluster is None or not 0 <= cluster < count:
+        raise ConfigurationError(f"Expected a cluster from 0 to {count - 1} to export but got {cluster}")
+    return cluster
+
+
+def present_submodel(module: FederatedModule, level: str, cluster: int = 0) -> nn.Module:
     """Return a level's net with the present global model's values and statistics.
 
     Raises:
@@ -91,11 +107,13 @@ def present_submodel(module: FederatedModule, level: str) -> nn.Module:
         data = None
     if data is None:
         raise ConfigurationError("Expected a module that a trainer has trained or tested but got one without a trainer")
-    submodel = module.submodel(level)
-    if static_layers(submodel) and not module.statistics.belong_to(module.weights_mark):
+    submodel = module.submodel(level, cluster)
+    if any(not layer.ready for layer in static_layers(submodel).values()) or (
+        static_layers(submodel) and not module.statistics.belong_to(module.weights_mark)
+    ):
         raise ConfigurationError(
             f"Expected static batch-norm statistics of the present model for level {level} but got none: "
-            "trainer.validate or trainer.test gather them"
+            "trainer.validate or trainer.test gather them, for clusters that have clients"
         )
     return submodel
 
