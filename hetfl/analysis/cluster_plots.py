@@ -78,7 +78,10 @@ def splits_of(table: pd.DataFrame) -> list[Split]:
         present[client] = cluster
         if parent is None and cluster == 0:
             continue
-        if parent is None or splits.setdefault(cluster, Split(round, parent, cluster)) != Split(round, parent, cluster):
+        if parent is None or cluster == 0:
+            return []
+        split = Split(round, parent, cluster)
+        if splits.setdefault(cluster, split) != split:
             return []
     return list(splits.values())
 
