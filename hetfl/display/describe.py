@@ -32,9 +32,11 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
     if moves := comings_and_goings(module.fleet):
         console.print(moves)
     console.print(data.summary())
+    clustering = f", {type(module.clustering).__name__}" if module.clustering.several else ""
     console.print(
         f"{module.selection.clients_per_round} of {data.num_clients} clients a round, "
-        f"{type(module.uplink.compressor).__name__} on every upload, {type(module.executor).__name__} executor"
+        f"{type(module.uplink.compressor).__name__} on every upload, "
+        f"{type(module.executor).__name__} executor{clustering}"
     )
 
 
