@@ -132,13 +132,13 @@ class Federation(HeteroFL):
         """Run a round as the trainer would, selection excepted; yield the name of each part when it is done."""
         results = self.local_training(number)
         yield "local training"
-        self.aggregator.reset(self.tensors)
+        self.aggregators.reset(self.cluster_tensors, self.shared)
         refused = [result.task for result in results if self.receive(result) is None]
         if refused:
             raise RuntimeError(f"Expected every update to be accepted but got refusals of {refused}")
         yield "uplink and sums"
-        delta, holders = self.aggregator.compute()
-        server_step(self.server, self.server.step, self.tensors, delta, holders)
+        tensors, delta, holders = self.aggregators.compute()
+        server_step(self.server, self.server.step, tensors, delta, holders)
         self.version += 1
         self.uplink.end_round()
         yield "mean and server step"

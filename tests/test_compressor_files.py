@@ -41,7 +41,7 @@ def test_a_file_makes_a_run(file: Path, tmp_path: Path) -> None:
     used = uplink(metrics.with_name("config.yaml"))
     assert used["compressor"]["class_path"] == uplink(file)["compressor"]["class_path"]
     assert used["half_precision"] == uplink(file)["half_precision"]
-    ratio = pd.read_csv(metrics)["comm/up_ratio"].iloc[-1]
+    ratio = pd.read_csv(metrics)["comm/up_ratio"].max()  # AdaptiveDensity compresses only what takes too long
     assert ratio < 1 if file.stem == "none" else ratio > 1.5
 
 

@@ -198,8 +198,6 @@ class ErrorFeedback:
 
 
 def _squared_norm(block: Tensor) -> float:
-    """Return Σ x², the same bits for any number of threads: torch sums parts of this length in one of them."""
-    norms = torch.stack([torch.linalg.vector_norm(part) for part in block.flatten().split(1 << 15)]).double()
-    if bool(torch.isfinite(norms).all()):
-        return float(norms.square().sum())
-    return float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2  # squares that float32 cannot hold
+    """Return Σ x² in float64, the same bits for any number of threads: parts of this length are summed in one."""
+    parts = (part.double() for part in block.flatten().split(1 << 15))
+    return math.fsum(float(torch.dot(part, part)) for part in parts)
