@@ -8,6 +8,28 @@ from contextlib import contextmanager
 from io import BufferedWriter
 from pathlib import Path
 
+from hetfl.errors import ConfigurationError
+
+
+def make_folder(folder: Path, what: str, shown: Path | None = None) -> Path:
+    """Return a folder that is there now.
+
+    Args:
+        folder: to be made if absent, with those above it.
+        what: is to be written there, in words.
+        shown: what the user named; None: the folder.
+
+    Raises:
+        ConfigurationError: a file is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigurationError(
+            f"Expected a folder to write {what} but got {shown or folder}: a file is there"
+        ) from error
+    return folder
+
 
 @contextmanager
 def replacing(target: Path) -> Iterator[BufferedWriter]:

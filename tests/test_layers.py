@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hetfl"
 
 LAYERS = (
-    {"errors", "files", "seeding", "codes", "compiled", "permutation"},
-    {"types"},
+    {"errors", "seeding", "codes", "compiled", "permutation"},
+    {"files", "types"},
     {"updates"},
     {"submodel", "metrics_file"},
     {"store"},

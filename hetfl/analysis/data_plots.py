@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hetfl.analysis.figures import level_colours, new_figure, plain
 from hetfl.analysis.plots import FONT_POINTS, GREY, save_figure
 from hetfl.data.mix import evenly_spaced
-from hetfl.errors import ConfigurationError
+from hetfl.files import make_folder
 
 MOST_CLIENTS = 50
 """Rows of the figure; of more clients, so many at even distances."""
@@ -69,12 +69,7 @@ def write_labels(clients: pd.DataFrame, folder: Path) -> list[Path]:
     Raises:
         ConfigurationError: the folder cannot be made, because a file is there.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigurationError(
-            f"Expected a folder to write into (--out) but got {folder}: a file is there"
-        ) from error
+    make_folder(folder, "into (--out)")
     table = folder / "clients.csv"
     clients.to_csv(table, index=False, lineterminator="\n")
     return [*save_figure(plot_labels(clients), folder, "labels"), table]

@@ -141,8 +141,7 @@ class ClusteredFL(Clustering):
 
     def own_state(self) -> dict[str, Any]:  # noqa: D102
         return {
-            "store": type(self.updates).__name__,
-            "updates": self.updates.state_dict(),
+            "updates": self.updates.named_state(),
             "tree": [dict(split) for split in self.tree],
         }
 
@@ -152,12 +151,7 @@ class ClusteredFL(Clustering):
         Raises:
             ConfigurationError: updates were kept in another kind of store.
         """
-        if state["store"] != type(self.updates).__name__:
-            raise ConfigurationError(
-                f"Expected the checkpoint's store of updates ({state['store']}) for ClusteredFL but got "
-                f"{type(self.updates).__name__}"
-            )
-        self.updates.load_state_dict(state["updates"])
+        self.updates.load_named_state(state["updates"], "updates", "ClusteredFL")
         self.tree = [dict(split) for split in state["tree"]]
 
     def checkpointed(self) -> None:  # noqa: D102

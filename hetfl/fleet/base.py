@@ -60,15 +60,7 @@ class Fleet(ABC):
         """
 
     def setup(self, num_clients: int, seed: int) -> None:
-        """Draw the devices.
-
-        Args:
-            num_clients: number of clients N.
-            seed: of every random choice.
-
-        Raises:
-            ConfigurationError: there are no such devices.
-        """
+        """Draw the devices; see :meth:`draw`."""
         self.devices, self.seed = self.draw(num_clients, seed), seed
         self._phase_N = uniform(num_clients, seed, "fleet", "phase")
         self._everyone = np.arange(num_clients)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hetfl.analysis import load_run
 from hetfl.analysis.plots import save_figure
-from hetfl.errors import ConfigurationError
+from hetfl.files import make_folder
 from hetfl.report.checks import check_comparable
 from hetfl.report.composing import compose
 from hetfl.report.figures import styles_of
@@ -49,7 +49,7 @@ def write_report(
     made = make_groups({name: [load_run(folder) for folder in folders] for name, folders in groups.items()})
     check_comparable(made, allow_unfinished=unfinished, allow_mixed_data=mixed_data)
     material = make_material(made, target)
-    plots = _folder(out)
+    plots = make_folder(out / PLOTS, "the report into", out)
     figures = draw_all(material, styles_of([group.name for group in made]))
     for key in PICTURES:
         for suffix in ("png", "svg") if key not in figures else ():
@@ -62,14 +62,3 @@ def write_report(
     html = out / "report.html"
     html.write_text(to_html(document, {key: (plots / f"{key}.svg").read_bytes() for key in figures}), encoding="utf-8")
     return html
-
-
-def _folder(out: Path) -> Path:
-    plots = out / PLOTS
-    try:
-        plots.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigurationError(
-            f"Expected a folder to write the report into but got {out}: a file is there"
-        ) from error
-    return plots

@@ -120,11 +120,7 @@ class DivFL(Selection):
         self._fresh.clear()
 
     def state_dict(self) -> dict[str, object]:  # noqa: D102
-        return {
-            "store": type(self.updates).__name__,
-            "updates": self.updates.state_dict(),
-            "distances": self.distances_NN.clone(),
-        }
+        return {"updates": self.updates.named_state(), "distances": self.distances_NN.clone()}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Take back what :meth:`state_dict` gave.
@@ -132,12 +128,7 @@ class DivFL(Selection):
         Raises:
             ConfigurationError: updates were kept in another kind of store.
         """
-        if state["store"] != type(self.updates).__name__:
-            raise ConfigurationError(
-                f"Expected the checkpoint's store of updates ({state['store']}) for DivFL but got "
-                f"{type(self.updates).__name__}"
-            )
-        self.updates.load_state_dict(state["updates"])  # type: ignore[arg-type]
+        self.updates.load_named_state(state["updates"], "updates", "DivFL")  # type: ignore[arg-type]
         self.distances_NN = state["distances"].clone()  # type: ignore[attr-defined]
 
     def checkpointed(self) -> None:  # noqa: D102
