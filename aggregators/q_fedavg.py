@@ -54,6 +54,7 @@ class QFedAvg(HolderMean):
     asks_losses: ClassVar[bool] = True
 
     def __init__(self, q: float = 1.0) -> None:
+        super().__init__()
         if not 0 <= q < math.inf:
             raise ConfigurationError(f"Expected a finite q of at least 0 for QFedAvg but got {q}")
         self.q = q

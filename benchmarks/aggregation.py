@@ -47,9 +47,8 @@ def uploads(clients: int = 10, hidden: tuple[int, ...] = (64, 128, 256, 512)) ->
     return Uploads(tensors, vectors, indices, names)
 
 
-def holder_mean(given: Uploads) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return delta and holders as the framework computes them."""
-    mean = HolderMean()
+def holder_mean(mean: HolderMean, given: Uploads) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return delta and holders as the framework computes them, round after round by one aggregator."""
     mean.reset(given.tensors)
     for k, (vector, index, level) in enumerate(zip(given.vectors, given.indices, given.levels, strict=True)):
         mean.update(DenseUpdate(vector), index, Report(k, level, num_samples=1, loss=0.0, flops=0.0))
@@ -69,7 +68,7 @@ def check(given: Uploads) -> None:
     Raises:
         RuntimeError: they differ by more than 1e-6.
     """
-    delta, holders = holder_mean(given)
+    delta, holders = holder_mean(HolderMean(), given)
     parts = [index_layout(index).views(vector) for index, vector in zip(given.indices, given.vectors, strict=True)]
     for name, tensor in given.tensors.items():
         filled = torch.full((len(parts), *tensor.shape), torch.nan)
@@ -84,10 +83,10 @@ def check(given: Uploads) -> None:
 def aggregation(given: Uploads, *, num_threads: int, blocks: int) -> list[Row]:
     """Return the times of the copy and of the mean; before that, check the mean."""
     check(given)
-    target = torch.empty_like(given.vectors[0])
+    target, mean = torch.empty_like(given.vectors[0]), HolderMean()
     with threads(num_threads):
         times = interleaved(
-            {"copy of the same bytes": lambda: copy(given, target), "HolderMean": lambda: holder_mean(given)},
+            {"copy of the same bytes": lambda: copy(given, target), "HolderMean": lambda: holder_mean(mean, given)},
             blocks=blocks,
         )
     plural = "s" if num_threads > 1 else ""

@@ -101,3 +101,34 @@ def test_the_exact_block_follows_the_vector(make: Callable[[], Aggregator], weig
     delta, _ = aggregator.compute()
     assert delta["w"].tolist() == [1.0, 2.0]
     assert delta["running_mean"].tolist() == [5.0]
+
+
+@pytest.mark.parametrize(("make", "weight"), ALL)
+@settings(max_examples=30)
+@given(blocks=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(1, 9)), max_size=5))
+def test_kernels_and_scalars_are_means_over_their_holders(
+    make: Callable[[], Aggregator],
+    weight: Callable[[Report], float],
+    blocks: list[tuple[int, int, int]],
+) -> None:
+    whole = {"kernel": torch.zeros(4, 3, 2, 2), "scale": torch.zeros(()), "unheld": torch.zeros(2)}
+    aggregator = make()
+    aggregator.reset({"kernel": torch.zeros(9)})  # of another model: nothing of it may be left
+    aggregator.reset(whole)
+    filled = {name: np.full((len(blocks), *tensor.shape), np.nan) for name, tensor in whole.items()}
+    weights = np.zeros(len(blocks))
+    for k, (rows, columns, samples) in enumerate(blocks):
+        index: Index = {"kernel": (slice(0, rows), slice(0, columns), slice(0, 2), slice(0, 2)), "scale": ()}
+        values = torch.arange(rows * columns * 4 + 1.0) + k
+        report = Report(k, "a", samples, 0.0, 0.0)
+        aggregator.update(DenseUpdate(values), index, report)
+        filled["kernel"][k, :rows, :columns] = values[:-1].view(rows, columns, 2, 2)
+        filled["scale"][k] = values[-1]
+        weights[k] = weight(report)
+    delta, holders = aggregator.compute()
+    for name, blocks_K in filled.items():
+        each = weights.reshape(-1, *[1] * whole[name].dim()) * ~np.isnan(blocks_K)
+        count = each.sum(0)
+        mean = np.divide((each * np.nan_to_num(blocks_K)).sum(0), count, out=np.zeros_like(count), where=count > 0)
+        assert np.allclose(delta[name].numpy(), mean, rtol=1e-6)
+        assert np.array_equal(holders[name].numpy(), count)
