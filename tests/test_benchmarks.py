@@ -17,6 +17,7 @@ from compression import upload
 from memory import slope
 from round import Federation, Setting, bare_loop, bare_work, check, local_rounds, whole_rounds
 from scale import run as scale
+from startup import empty_rounds
 from timing import Row, double_precision, interleaved, report, rows
 
 from hetfl.local import Executor, Sequential, Workers
@@ -107,3 +108,9 @@ def test_rounds_out_of_a_fleet_are_clocked() -> None:
     first, clock = scale(clients=30, cohort=3, rounds=3)
     assert first > 0
     assert len(clock.ends) == len(clock.allocated) == 3
+
+
+def test_rounds_without_training_are_timed_beside_a_step() -> None:
+    step, round = empty_rounds(2)
+    assert len(step.seconds) == len(round.seconds) == 2
+    assert round.baseline is step.seconds

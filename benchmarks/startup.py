@@ -1,0 +1,126 @@
+"""What there is before any client trains: starting a process, and a round in which nobody has anything to do.
+
+The baseline of starting is a process that imports torch and Lightning; of the empty round, a step of the demo's net.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from scale import fleet_data
+from timing import Row, interleaved, no_collector, parser, report, rows, threads
+
+from hetfl import HeteroFL
+from hetfl.compression import ErrorFeedback, GammaFedHT
+from hetfl.local import Executor, LocalResult, LocalTask
+from hetfl.local.executor import Job, Memory
+from hetfl.models import ConvNet
+from hetfl.run_folder import RunFolder
+from hetfl.selection import Uniform
+
+ROOT = Path(__file__).parent.parent
+COHORT = 100
+WARMUP = 5
+"""Rounds that are not timed."""
+
+
+class Idle(Executor):
+    """Returns a delta of ones for every client, and trains nobody."""
+
+    def run(  # noqa: D102
+        self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None
+    ) -> Iterator[LocalResult]:
+        for task in tasks:
+            yield LocalResult(task, torch.ones(self.bench.size(task.level)), 0.0, 1, 1)
+
+
+class Stopwatch(Callback):
+    """Times every round, and between rounds a step of a net."""
+
+    def __init__(self) -> None:
+        self.rounds: list[float] = []
+        self.steps: list[float] = []
+        self.net, self.inputs = ConvNet(hidden=(16, 32, 64)), torch.randn(10, 1, 8, 8)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Time a step, then begin."""
+        begin = time.perf_counter()
+        self.net(self.inputs).sum().backward()
+        self.steps.append(time.perf_counter() - begin)
+        self.begin = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the round; Lightning writes its row before."""
+        self.rounds.append(time.perf_counter() - self.begin)
+
+
+def empty_rounds(blocks: int) -> list[Row]:
+    """Return the times of rounds of a hundred clients without their training, with γ-FedHT and without checkpoints."""
+    module = HeteroFL(
+        net=partial(ConvNet, hidden=(16, 32, 64)),
+        selection=Uniform(COHORT),
+        uplink=ErrorFeedback(GammaFedHT(density=0.05)),
+        executor=Idle(),
+        check_nesting=False,
+    )
+    watch = Stopwatch()
+    with tempfile.TemporaryDirectory() as folder, threads(1), no_collector():
+        trainer = Trainer(
+            max_epochs=blocks + WARMUP,
+            accelerator="cpu",
+            callbacks=[watch],
+            logger=RunFolder(root=folder),
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(module, datamodule=fleet_data(COHORT))
+    times = {"a step of the demo's net": watch.steps[WARMUP:], f"a round of {COHORT} clients": watch.rounds[WARMUP:]}
+    return rows("a round without training", times)
+
+
+def starts(blocks: int) -> list[Row]:
+    """Return the times of processes that import, and of one that trains the demo's first round."""
+    demo = ["fit", "-c", str(ROOT / "configs" / "demo.yaml"), "--trainer.max_epochs=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        demo += ["--final_test=false", "--plots=false", f"--trainer.logger.root={folder}"]
+        code = {
+            "import torch, lightning": "import torch, lightning.pytorch",
+            "import hetfl": "import hetfl",
+            "hetfl fit, the demo's first round": f"from hetfl.cli import main; main({demo!r})",
+        }
+        times = interleaved({name: partial(_process, line) for name, line in code.items()}, blocks=blocks, warmup=1)
+    return rows("starting", times)
+
+
+def _process(code: str) -> None:
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def main() -> None:
+    """Run from the command line."""
+    options = parser(__doc__)
+    options.add_argument("--starts", type=int, default=5, help="timed processes of each kind (default: %(default)s)")
+    given = options.parse_args()
+    report([*starts(given.starts), *empty_rounds(given.blocks)], given.json)
+
+
+if __name__ == "__main__":
+    main()
