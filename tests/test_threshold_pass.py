@@ -78,7 +78,7 @@ def test_all_three_agree_on_any_numbers(data: st.DataObject) -> None:
     residual_D = torch.tensor(data.draw(st.permutations(numbers)), dtype=torch.float32)
     residual = data.draw(st.sampled_from([None, residual_D]))
     reached = [abs(number) for number in numbers] or [1.0]
-    threshold = data.draw(st.sampled_from([0.0, 0.1, 1e-45, 1e39, *reached]))
+    threshold = data.draw(st.sampled_from([0.0, -0.0, 0.1, 1e-45, 1e39, *reached]))
     fused, plain = (way(delta_D, residual, threshold) for way in (split_fused, split_plain))
     assert_same(fused, plain)
     assert (plain.indices.tolist(), plain.values.tolist(), plain.left_D.tolist()) == by_loop(

@@ -57,7 +57,7 @@ def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, ou
     left = np.empty_like(delta) if out is None else out.numpy()
     # The least magnitude above 0 stands for 0: entries that are 0 are never sent.
     with np.errstate(over="ignore"):  # a threshold beyond float32 is Inf there, which nothing finite reaches
-        bits = np.maximum(np.float32(threshold).view(np.uint32), np.uint32(1))
+        bits = np.maximum(np.float32(abs(threshold)).view(np.uint32), np.uint32(1))  # abs: -0.0 is allowed, and is 0
     parts, start, total, capacity = [], 0, 0, kernels.BLOCK + delta.size // 64
     while start < delta.size:
         indices, values = np.empty(capacity, dtype=np.int64), np.empty(capacity, dtype=np.float32)
