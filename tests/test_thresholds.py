@@ -15,6 +15,7 @@ from hetfl.compression import ErrorFeedback, GammaFedHT, HardThreshold
 from hetfl.compression.hard_threshold import weighted_median
 from hetfl.compression.threshold_pass import SHORTEST
 from hetfl.errors import ConfigurationError
+from hetfl.types import Layout
 from hetfl.updates import SparseUpdate, Update
 from hetfl.wire import Expected, decode, encode
 
@@ -196,6 +197,27 @@ def test_calibration_goes_on_until_an_update_is_accepted() -> None:
     initial = float(np.median([np.sort(np.abs(normal(100, client).numpy()))[-10] for client in range(3)]))
     assert compressor.threshold(0.2) == initial  # γ_0 is that of the calibration
     assert compressor.threshold(0.1) == pytest.approx(initial / 2)
+
+
+def test_a_tensor_that_is_sent_later_has_the_learning_rate_of_its_calibration_for_reference() -> None:
+    """Deltas shrink with the learning rate: at α = 1 every tensor keeps its density, whenever it came."""
+    compressor = GammaFedHT(density=0.1, scope="layer")
+    shallow, deep = Layout({"first": (1000,)}), Layout({"first": (1000,), "last": (1000,)})
+    for round in range(8):
+        lr, layout = 0.1 * 0.5**round, shallow if round < 4 else deep
+        update = compressor.compress(lr * normal(layout.size, round), lr=lr, layout=layout)
+        assert all(70 <= sent <= 130 for sent in update.num_sent_per_tensor(layout).tolist()), round
+        compressor.observe(update, layout)
+        compressor.end_round()
+        again = GammaFedHT(density=0.1, scope="layer")
+        again.load_state_dict(compressor.state_dict())
+        compressor = again
+
+
+@pytest.mark.parametrize(("alpha", "reference_lr"), [(100.0, 1e-10), (1e6, 0.05)])
+def test_a_threshold_beyond_every_number_is_refused(alpha: float, reference_lr: float) -> None:
+    with pytest.raises(ConfigurationError, match="Expected alpha and reference_lr that give a finite threshold but"):
+        GammaFedHT(threshold=0.1, alpha=alpha, reference_lr=reference_lr).compress(normal(3, 0), lr=0.1)
 
 
 def test_calibration_never_settles_on_zero() -> None:

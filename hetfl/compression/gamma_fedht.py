@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hetfl.compression.hard_threshold import HardThreshold
+from hetfl.compression.hard_threshold import WHOLE, HardThreshold
 from hetfl.compression.scope import Scope
 from hetfl.errors import ConfigurationError
 
@@ -18,8 +18,16 @@ def stepsize_aware_threshold(initial: float, lr: float, reference_lr: float, alp
         lr: γ_t.
         reference_lr: γ_0 > 0.
         alpha: α ≥ 0.
+
+    Raises:
+        ConfigurationError: λ_t is beyond every number.
     """
-    return initial if alpha == 0 else initial * (lr / reference_lr) ** alpha
+    try:
+        return initial if alpha == 0 else initial * (lr / reference_lr) ** alpha
+    except OverflowError as error:
+        raise ConfigurationError(
+            f"Expected alpha and reference_lr that give a finite threshold but got ({lr} / {reference_lr}) ** {alpha}"
+        ) from error
 
 
 class GammaFedHT(HardThreshold):
@@ -39,7 +47,7 @@ class GammaFedHT(HardThreshold):
         density: share of entries that the calibration of λ_0 aims at, in (0, 1].
         alpha: α, at least 0.
         reference_lr: γ_0, above 0; None: the learning rate at which λ_0 came into force, that is the first one seen, or
-            that of the round of the calibration.
+            that of the round of the calibration; of a tensor that was first sent in a later round, of that one.
         scope: calibrate one λ_0 (``global``), or one for every tensor (``layer``).
 
     Raises:
@@ -61,16 +69,17 @@ class GammaFedHT(HardThreshold):
             raise ConfigurationError(f"Expected a finite reference_lr above 0 but got {reference_lr}")
         self.alpha = alpha
         self.reference_lr = reference_lr
-        self._first_lr: float | None = None
+        self._references: dict[str, float] = {}  # by tensor: γ_0 that was not given
+        self._lr: float | None = None  # of the round
 
     def settings(self) -> dict[str, object]:  # noqa: D102
         given = super().settings()
         own = {"alpha": self.alpha, "reference_lr": self.reference_lr}
         return {"threshold": given["threshold"], "density": given["density"], **own, "scope": given["scope"]}
 
-    def scale(self, lr: float) -> float:
+    def scale(self, lr: float, name: str = WHOLE) -> float:
         """Return λ_t / λ_0 = (γ_t / γ_0)^α."""
-        return stepsize_aware_threshold(1.0, lr, self.reference_lr or self._first_lr or lr, self.alpha)
+        return stepsize_aware_threshold(1.0, lr, self.reference_lr or self._references.get(name) or lr, self.alpha)
 
     def in_force(self, lr: float) -> float | None:
         """Return λ_t for a vector that is compressed now; see :meth:`HardThreshold.in_force`.
@@ -78,15 +87,21 @@ class GammaFedHT(HardThreshold):
         Raises:
             ConfigurationError: γ_0 is to be the first learning rate, and that is not above 0.
         """
-        if self._first_lr is None or not self.calibrated:
-            if self.alpha > 0 and self.reference_lr is None and lr <= 0:
-                raise ConfigurationError(f"Expected reference_lr, or a first learning rate above 0, but got {lr}")
-            self._first_lr = lr
+        if not self._references and self.alpha > 0 and self.reference_lr is None and lr <= 0:
+            raise ConfigurationError(f"Expected reference_lr, or a first learning rate above 0, but got {lr}")
+        self._lr = lr
+        if self._given is not None:
+            self._references.setdefault(WHOLE, lr)
         return super().in_force(lr)
 
+    def end_round(self) -> None:  # noqa: D102
+        super().end_round()
+        if self._lr is not None:
+            self._references |= {name: self._lr for name in self._calibrated if name not in self._references}
+
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {**super().state_dict(), "first_lr": self._first_lr}
+        return {**super().state_dict(), "references": dict(self._references), "lr": self._lr}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         super().load_state_dict(state)
-        self._first_lr = state["first_lr"]
+        self._references, self._lr = dict(state["references"]), state["lr"]

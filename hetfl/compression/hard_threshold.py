@@ -79,8 +79,8 @@ class HardThreshold(Compressor):
     def settings(self) -> dict[str, object]:  # noqa: D102
         return {"threshold": self._given, "density": self.density, "scope": self.scope}
 
-    def scale(self, lr: float) -> float:
-        """Return λ_t / λ_0 at a learning rate: 1."""
+    def scale(self, lr: float, name: str = WHOLE) -> float:
+        """Return λ_t / λ_0 of a tensor, or of all of the vector, at a learning rate: 1."""
         return 1.0
 
     @property
@@ -113,7 +113,7 @@ class HardThreshold(Compressor):
     def _chosen(self, name: str, part: Tensor, lr: float) -> SparseUpdate:
         """Return what reaches a tensor's λ; while it has none, its top k."""
         if name in self._calibrated:
-            return hard_threshold(part, self._calibrated[name] * self.scale(lr))
+            return hard_threshold(part, self._calibrated[name] * self.scale(lr, name))
         assert self.density is not None  # the constructor took exactly one of the two
         return top_k(part, self.density)
 
