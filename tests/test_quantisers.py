@@ -28,6 +28,7 @@ from hetfl.compression import (
 from hetfl.errors import ConfigurationError
 from hetfl.types import Layout
 from hetfl.updates import SparseUpdate
+from hetfl.wire import Expected, decode
 
 LAYOUT = Layout({"w": (6, 8), "none": (0,), "b": (6,), "scale": ()})
 
@@ -36,9 +37,12 @@ def normal(size: int, seed: int = 0) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
+def chance(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def dense(compressor: Compressor, vector: Tensor, layout: Layout | None = None, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return compressor.compress(vector, lr=0.1, layout=layout, generator=generator).to_dense()
+    return compressor.compress(vector, lr=0.1, layout=layout, generator=chance(seed)).to_dense()
 
 
 def buckets_of(vector: Tensor, bucket: int | None) -> list[np.ndarray]:
@@ -197,6 +201,18 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         lambda: ErrorFeedback(Chain(RandomK(0.1, scaled=True), SignEF())),
         "got error feedback with Chain",
     ),
+    "few levels of l2": (
+        lambda: ErrorFeedback(StochasticQuantizer(bits=4, bucket=50, norm="l2")),
+        "got error feedback with StochasticQuantizer",
+    ),
+    "few levels of l2 in a tensor": (
+        lambda: ErrorFeedback(StochasticQuantizer(bits=8, bucket=None, norm="l2")),
+        "got error feedback with StochasticQuantizer",
+    ),
+    "chain of few levels": (
+        lambda: ErrorFeedback(Chain(TopK(0.1), StochasticQuantizer(bits=2, norm="l2"))),
+        "got error feedback with Chain",
+    ),
 }
 
 
@@ -206,6 +222,27 @@ def test_what_cannot_work_is_refused(case: str) -> None:
     with pytest.raises(ConfigurationError, match=expected) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "quantiser",
+    [
+        StochasticQuantizer(bits=2, bucket=None),
+        StochasticQuantizer(bits=4, bucket=49, norm="l2"),
+        DynamicRange(bits=1, bucket=None, stochastic=True),
+        DynamicRange(bits=2, bucket=None),
+    ],
+    ids=repr,
+)
+def test_with_error_feedback_residuals_stay_bounded(quantiser: Quantiser) -> None:
+    feedback, norms = ErrorFeedback(quantiser), []
+    for round in range(120):
+        message = feedback.prepare(
+            0, normal(500, round), index={"w": (slice(0, 500),)}, round=round, lr=0.1, generator=chance(round)
+        )
+        feedback.accept(message, decode(message.payload, Expected(round, 0, 500, layout=Layout({"w": (500,)}))))
+        norms.append(feedback.norm())
+    assert max(norms[60:]) < 2 * max(norms[:60])
 
 
 def test_every_quantiser_rounds_to_no_more_codes_than_its_bits_allow() -> None:

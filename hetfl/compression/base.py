@@ -129,7 +129,7 @@ class Compressor(ABC):
 
     @property
     def expands(self) -> bool:
-        """Whether ‖C(p) − p‖ may exceed ‖p‖ by far, so that error feedback would not end. By default not."""
+        """Whether ‖C(p) − p‖ may exceed ‖p‖ by far, so that residuals would grow without end. By default not."""
         return False
 
     def shared_bytes(self, layout: Layout) -> int:

@@ -35,8 +35,8 @@ class Chain(Compressor):
 
     @property
     def expands(self) -> bool:
-        """Whether the sparsifier does."""
-        return self.sparsifier.expands
+        """Whether one of the two does."""
+        return self.sparsifier.expands or self.quantiser.expands
 
     def shared_bytes(self, layout: Layout) -> int:  # noqa: D102
         return self.sparsifier.shared_bytes(layout)

@@ -19,6 +19,10 @@ class StochasticQuantizer(Quantiser):
     where b is the bucket of p_i, s = 2^(bits − 1) − 1, and ξ_i is one of the two whole numbers around s |p_i| / ‖b‖,
     the upper one with the probability of the fraction. Smaller buckets mean less variance and more scales.
 
+    Meant without error feedback. With the norm ``l2``, E‖C(b) − b‖² is at most min(n / s², √n / s) ‖b‖² for n values
+    (the paper's lemma 3.1): with more than s² of them, or if their number is open, residuals could grow without end,
+    and error feedback is refused. With ``max`` every value is off by less than ‖b‖ / s.
+
     Alistarh et al., QSGD, NeurIPS 2017, arXiv 1610.02132 (with buckets as in its section 4, and codes of fixed length
     in the place of Elias's). The quantiser of FedPAQ, Reisizadeh et al., AISTATS 2020, arXiv 1909.13014.
 
@@ -35,6 +39,16 @@ class StochasticQuantizer(Quantiser):
         super().__init__(bits, bucket, fewest=2)
         self.norm = norm
 
+    @property
+    def levels(self) -> int:
+        """Number s of levels above zero."""
+        return int(2 ** (self.bits - 1) - 1)
+
+    @property
+    def expands(self) -> bool:
+        """Whether a bucket has more than s² values, or any number, and the norm ``l2``."""
+        return self.norm == "l2" and (self.bucket is None or self.bucket > self.levels**2)
+
     def settings(self) -> dict[str, object]:  # noqa: D102
         return {"bits": self.bits, "bucket": self.bucket, "norm": self.norm}
 
@@ -45,9 +59,8 @@ class StochasticQuantizer(Quantiser):
             norms_B = reduced(values_k.square(), sizes_B, "sum").sqrt()
         else:
             norms_B = reduced(values_k.abs(), sizes_B, "max")
-        levels = 2 ** (self.bits - 1) - 1
-        scales_B = (norms_B / levels).float().double()  # as they travel: the mean is that of what the server reads
+        scales_B = (norms_B / self.levels).float().double()  # as they travel: the mean is that of what the server reads
         scale_k = per_value(scales_B, sizes_B)
         steps_k = torch.where(scale_k > 0, values_k.abs() / scale_k, 0.0)
-        level_k = rounded(steps_k, True, generator).clamp(max=levels)
-        return levels + values_k.sign() * level_k, scales_B, values_k.new_tensor([levels])
+        level_k = rounded(steps_k, True, generator).clamp(max=self.levels)
+        return self.levels + values_k.sign() * level_k, scales_B, values_k.new_tensor([self.levels])
