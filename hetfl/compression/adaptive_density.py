@@ -20,8 +20,9 @@ class AdaptiveDensity(Compressor):
     .. math:: k_n = \max \{ k : \tfrac18 (32\,k + \log_2 \tbinom{D_n}{k}) + \text{header} \le T B_n \}
 
     with :math:`B_n` the uplink in bytes per second, :math:`D_n` the length of the client's vector, and 32 the bits of a
-    value, or those that values have on the wire. At least one entry is sent, and at most all. The indices' code is
-    within 15 % of their entropy; buffers that travel beside the vector are not counted.
+    value, or those that values (in a chain, codes) have on the wire. At least one entry is sent, and at most all. The
+    indices' code is within 15 % of their entropy; scales of a quantiser and buffers that travel beside the vector are
+    not counted.
 
     After FlexCom, Li et al., To talk or to work, INFOCOM 2021, where devices compress by what sending costs them in
     energy; here by time alone.
@@ -85,7 +86,7 @@ class AdaptiveDensity(Compressor):
         return least
 
 
-def sparse_bytes(size: int, count: int, itemsize: int) -> float:
+def sparse_bytes(size: int, count: int, itemsize: float) -> float:
     """Return the bytes of ``count`` of ``size`` entries, their indices at their entropy, log2 C(D, k) bits."""
     bits = (math.lgamma(size + 1) - math.lgamma(count + 1) - math.lgamma(size - count + 1)) / math.log(2)
     return dense_size(0) + count * itemsize + bits / 8

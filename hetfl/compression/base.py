@@ -29,7 +29,7 @@ class Context:
         client: the client's id, for messages.
         generator: source of randomness of a compressor that draws; None: torch's own.
         uplink: bytes per second from the client; None: not known.
-        itemsize: bytes that a value takes on the wire; None: those of the vector's dtype.
+        itemsize: bytes that a value takes on the wire, a part of one for a code; None: those of the vector's dtype.
     """
 
     lr: float
@@ -37,7 +37,7 @@ class Context:
     client: int | None = None
     generator: torch.Generator | None = None
     uplink: float | None = None
-    itemsize: int | None = None
+    itemsize: float | None = None
 
 
 class Compressor(ABC):
@@ -135,6 +135,15 @@ class Compressor(ABC):
     def shared_bytes(self, layout: Layout) -> int:
         """Return the bytes of server-shared state that a client must be sent to compress a vector. By default none."""
         return 0
+
+    def needs_values(self, update: Update, layout: Layout | None) -> bool:
+        """Return whether :meth:`observe` has to see the values of an update as they are, not quantised. By default not.
+
+        Args:
+            update: what :meth:`apply` returned.
+            layout: of the vector.
+        """
+        return False
 
     def observe(self, update: Update, layout: Layout | None = None) -> None:
         """Learn from an update that the server accepted, of a vector with a layout. By default nothing."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from hetfl.compression.base import Compressor, Context
 from hetfl.compression.quantiser import Quantiser
+from hetfl.errors import ConfigurationError
 from hetfl.types import Layout
 from hetfl.updates import Update
 
@@ -16,21 +18,31 @@ class Chain(Compressor):
     """Send what a compressor chooses, and its values as a quantiser's codes: C(p) = Q(S(p)).
 
     What is lost to rounding is in the residual, as what is not chosen. For error feedback with both at once see Basu et
-    al., Qsparse-local-SGD, NeurIPS 2019, arXiv 1906.02367.
+    al., Qsparse-local-SGD, NeurIPS 2019, arXiv 1906.02367. Updates by which a threshold is calibrated are not
+    quantised, so that the threshold is that of the sparsifier alone.
 
     Args:
         sparsifier: S; any compressor that sends values as floating-point numbers.
         quantiser: Q; its buckets are over the values that are sent.
+
+    Raises:
+        ConfigurationError: the sparsifier sends codes itself.
     """
 
     def __init__(self, sparsifier: Compressor, quantiser: Quantiser) -> None:
+        if isinstance(sparsifier, Quantiser | Chain):
+            raise ConfigurationError(
+                f"Expected a sparsifier that sends floating-point numbers for Chain but got {sparsifier}"
+            )
         self.sparsifier, self.quantiser = sparsifier, quantiser
 
     def settings(self) -> dict[str, object]:  # noqa: D102
         return {"sparsifier": self.sparsifier, "quantiser": self.quantiser}
 
     def apply(self, p_D: Tensor, context: Context) -> Update:  # noqa: D102
-        update = self.sparsifier.apply(p_D, context)
+        update = self.sparsifier.apply(p_D, replace(context, itemsize=self.quantiser.bits / 8))
+        if self.sparsifier.needs_values(update, context.layout):
+            return update
         return self.quantiser.quantised(update, context.layout, context.generator)
 
     @property

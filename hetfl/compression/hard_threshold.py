@@ -83,11 +83,6 @@ class HardThreshold(Compressor):
         """Return λ_t / λ_0 of a tensor, or of all of the vector, at a learning rate: 1."""
         return 1.0
 
-    @property
-    def calibrated(self) -> bool:
-        """Whether there is a λ_0, given or calibrated."""
-        return self._given is not None or bool(self._calibrated)
-
     def threshold(self, lr: float) -> float | None:  # noqa: D102
         initial = self._calibrated.get(WHOLE) if self._given is None else self._given
         return None if initial is None else initial * self.scale(lr)
@@ -117,18 +112,29 @@ class HardThreshold(Compressor):
         assert self.density is not None  # the constructor took exactly one of the two
         return top_k(part, self.density)
 
+    def needs_values(self, update: Update, layout: Layout | None) -> bool:
+        """Return whether a λ is calibrated by the update."""
+        return any(smallest > 0 for smallest, _ in self._calibrating(update, layout).values())
+
     def observe(self, update: Update, layout: Layout | None = None) -> None:  # noqa: D102
-        if self._given is not None or not isinstance(update, SparseUpdate):
-            return
+        for name, report in self._calibrating(update, layout).items():
+            self._reports.setdefault(name, []).append(report)
+
+    def _calibrating(self, update: Update, layout: Layout | None) -> dict[str, tuple[float, int]]:
+        """Return, by tensor that has no λ yet, the smallest magnitude that an update sends of it and its length."""
+        if self._given is not None or WHOLE in self._calibrated or not isinstance(update, SparseUpdate):
+            return {}
         magnitudes = update.values.abs()
         if self.scope == "global" or layout is None:
             parts = {WHOLE: (magnitudes, update.size)}
         else:
             split = magnitudes.split(update.num_sent_per_tensor(layout).tolist())
             parts = dict(zip(layout.shapes, zip(split, layout.sizes, strict=True), strict=True))
-        for name, (sent, size) in parts.items():
-            if name not in self._calibrated and sent.numel():
-                self._reports.setdefault(name, []).append((float(sent.min()), size))
+        return {
+            name: (float(sent.min()), size)
+            for name, (sent, size) in parts.items()
+            if name not in self._calibrated and sent.numel()
+        }
 
     def end_round(self) -> None:  # noqa: D102
         for name, reports in self._reports.items():
