@@ -59,7 +59,8 @@ def dynamic_range_by_hand(vector: Tensor, bits: int, bucket: int | None) -> list
         least, greatest = min([0.0, *part]), max([0.0, *part])
         most = 2**bits - 1
         zero = round(-least / (greatest - least) * most) if greatest > least else 0
-        zero = min(max(zero, least < 0), most - (greatest > 0))
+        if bits > 1:
+            zero = min(max(zero, least < 0), most - (greatest > 0))
         steps = [-least / zero if zero else 0.0, greatest / (most - zero) if zero < most else 0.0]
         scale = float(np.float32(max(steps)))
         for number in part:
@@ -74,6 +75,17 @@ def test_dynamic_range_is_the_affine_scheme(bits: int, bucket: int | None) -> No
     vector = normal(55, seed=bits)
     got = dense(DynamicRange(bits=bits, bucket=bucket), vector, LAYOUT)
     assert got.tolist() == pytest.approx(dynamic_range_by_hand(vector, bits, bucket), rel=1e-6, abs=1e-9)
+
+
+def test_a_single_bit_serves_the_sign_that_reaches_further() -> None:
+    for numbers, want in [([0.5, -2.0], [0.0, -2.0]), ([0.5, -0.25], [0.5, 0.0]), ([-1.0, -1.0], [-1.0, -1.0])]:
+        assert dense(DynamicRange(bits=1, bucket=None), torch.tensor(numbers)).tolist() == want
+    # Deltas that point both ways: each sign has its turn, and residuals end.
+    feedback, index = ErrorFeedback(DynamicRange(bits=1, bucket=None)), {"w": (slice(0, 2),)}
+    for round in range(100):
+        message = feedback.prepare(0, torch.tensor([1.0, -1.0]), index=index, round=round, lr=0.1)
+        feedback.accept(message, decode(message.payload, Expected(round, 0, 2, layout=Layout({"w": (2,)}))))
+        assert feedback.norm() < 4
 
 
 @pytest.mark.parametrize("vector", [normal(55), normal(55).abs(), -normal(55).abs() - 1, torch.zeros(55)])

@@ -16,9 +16,10 @@ class DynamicRange(Quantiser):
         s = \max\left(\frac{-\min}{z}, \frac{\max}{2^b - 1 - z}\right), \quad
         C(p)_i = s \, (\mathrm{clip}(\mathrm{round}(p_i / s) + z, 0, 2^b - 1) - z)
 
-    where max and min are over the bucket and 0. The step s is just wide enough for z to be whole, so nothing is clipped
-    but with a single bit. The affine scheme of Jacob et al., CVPR 2018, arXiv 1712.05877, section
-    2.1.
+    where max and min are over the bucket and 0, and a quotient by 0 is left out. With two bits or more z is moved to 1
+    or 2^b − 2 where else one of both signs had no code; so the step s is just wide enough for z to be whole, and
+    nothing is clipped. With a single bit only the sign that reaches further has a code; the other one is clipped to 0.
+    The affine scheme of Jacob et al., CVPR 2018, arXiv 1712.05877, section 2.1.
 
     Args:
         bits: b, 1 to 16.
@@ -44,8 +45,8 @@ class DynamicRange(Quantiser):
         greatest_B = reduced(values_k, sizes_B, "max")
         span_B = greatest_B - least_B
         zeros_B = torch.where(span_B > 0, (-least_B / span_B * most).round(), 0.0)
-        # Each sign that occurs has a code at least; with a single bit, the positive one.
-        zeros_B = torch.minimum(torch.maximum(zeros_B, (least_B < 0).double()), most - (greatest_B > 0).double())
+        if most > 1:  # each sign that occurs has a code
+            zeros_B = zeros_B.clamp((least_B < 0).double(), most - (greatest_B > 0).double())
         below_B = torch.where(zeros_B > 0, -least_B / zeros_B, 0.0)
         above_B = torch.where(zeros_B < most, greatest_B / (most - zeros_B), 0.0)
         scales_B = torch.maximum(below_B, above_B).float().double()  # as they travel
