@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -109,6 +110,15 @@ def test_low_rank_is_a_contraction(rank: int, seed: int, steps: bool) -> None:
     vector = normal(LAYOUT.size, seed)
     update = low_rank(rank, steps=1 if steps else None).compress(vector, lr=0.1, layout=LAYOUT)
     assert float((update.to_dense() - vector).norm()) <= float(vector.norm()) * (1 + 1e-5)
+
+
+def test_tensors_of_any_shape_can_be_products_where_none_has_to_shrink() -> None:
+    layout = Layout({"scale": (), "empty": (0, 3), "none": (3, 0), "vector": (5,), "matrix": (2, 3)})
+    vector = normal(layout.size)
+    update = LowRank(rank=3, min_reduction=0.1).compress(vector, lr=0.1, layout=layout)
+    assert isinstance(update, LowRankUpdate)
+    assert update.ranks == (1, 0, 0, 1, 2)
+    assert update.to_dense().tolist() == pytest.approx(vector.tolist(), abs=1e-6)
 
 
 def test_small_levels_take_the_leading_rows_of_the_start_and_add_to_it() -> None:
@@ -250,6 +260,7 @@ def test_an_idle_clients_residual_ages(name: str) -> None:
         (lambda: LowRank(rank=0), "rank in 1..65535 but got 0"),
         (lambda: LowRank(steps=0), "steps of at least 1, or null"),
         (lambda: LowRank(min_reduction=0), "min_reduction above 0 but got 0"),
+        (lambda: LowRank(min_reduction=math.inf), "finite min_reduction above 0 but got inf"),
         (lambda: ChannelThreshold(), "exactly one of threshold and density"),
         (lambda: ChannelThreshold(threshold=1.0, density=0.1), "exactly one of threshold and density"),
         (lambda: ChannelThreshold(density=0.0), r"density in \(0, 1\]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -45,8 +46,8 @@ class LowRank(Compressor):
             raise ConfigurationError(f"Expected rank in 1..{2**16 - 1} but got {rank}")
         if steps is not None and steps < 1:
             raise ConfigurationError(f"Expected steps of at least 1, or null for the exact best, but got {steps}")
-        if not min_reduction > 0:
-            raise ConfigurationError(f"Expected min_reduction above 0 but got {min_reduction}")
+        if not 0 < min_reduction < math.inf:
+            raise ConfigurationError(f"Expected a finite min_reduction above 0 but got {min_reduction}")
         self.rank, self.steps, self.warm_start, self.min_reduction = rank, steps, warm_start, min_reduction
         self._starts: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
@@ -79,7 +80,7 @@ class LowRank(Compressor):
         for name, part in layout.views(p_D).items():
             rank = self.rank_of(tuple(part.shape))
             ranks.append(rank)
-            values += [part.flatten()] if not rank else self._factors(name, part.reshape(part.shape[0], -1), rank)
+            values += [part.flatten()] if not rank else self._factors(name, part.reshape(matrix_shape(part.shape)), rank)
         return LowRankUpdate(torch.cat(values), layout, tuple(ranks))
 
     def _factors(self, name: str, matrix_nm: Tensor, rank: int) -> list[Tensor]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from hetfl.compression.base import Compressor, Context, require_density
 from hetfl.compression.scope import Scope
+from hetfl.compression.top_k import count_of
 from hetfl.updates import SeededUpdate
 
 
@@ -42,7 +41,7 @@ class RandomK(Compressor):
 
     def apply(self, p_D: Tensor, context: Context) -> SeededUpdate:  # noqa: D102
         sizes = (p_D.numel(),) if self.scope == "global" or context.layout is None else context.layout.sizes
-        counts = tuple(min(size, max(1, math.floor(self.density * size))) for size in sizes)
+        counts = tuple(count_of(self.density, size) for size in sizes)
         seed = int(torch.randint(2**63 - 1, (), generator=context.generator))
         indices = SeededUpdate.positions(seed, sizes, counts).to(p_D.device)
         values = p_D[indices]

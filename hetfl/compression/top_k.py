@@ -73,7 +73,7 @@ def split_largest(delta_D: Tensor, residual_D: Tensor | None, count: int, out: T
         delta_D: Δ, shape (D,), float32 on the CPU.
         residual_D: e, shape (D,); None: 0.
         count: k, from 1 to D.
-        out: as in :func:`hetfl.compression.threshold_pass.split`.
+        out: as in :func:`hetfl.compression.threshold_pass.split_fused`.
     """
     reached = split_fused(delta_D, residual_D, estimated_threshold(delta_D, residual_D, count), out)
     if not reached.finite:
