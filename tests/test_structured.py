@@ -252,6 +252,22 @@ def test_an_idle_clients_residual_ages(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_a_client_held_before_it_stayed_away_ages_wherever_it_lies(name: str) -> None:
+    """It comes back at a smaller level, and goes on at the larger one."""
+    policy, factor = POLICIES[name]
+    feedback, small = ErrorFeedback(HardThreshold(threshold=100.0), staleness=policy), {"w": (slice(0, 2),)}
+    kept = torch.zeros(4)
+    for round, index, age in [(0, INDEX, 1), (7, small, 7), (8, INDEX, 1)]:
+        held = 2 if index is small else 4
+        message = feedback.prepare(0, torch.ones(held), index=index, round=round, lr=0.1)
+        feedback.accept(message, decode(message.payload, Expected(round, 0, held)))
+        kept = kept * factor(age)
+        kept[:held] += 1
+        assert feedback.residuals.load(0)["w"].tolist() == kept.tolist()
+        assert feedback.norm() == pytest.approx(float(kept.norm()))
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [

@@ -50,10 +50,11 @@ class ErrorFeedback:
     where a is the number of rounds since the server last took an update of the client, and f is 1 unless ``staleness``
     says otherwise.
 
-    Entries of e_k outside I are neither sent nor touched. A message that was never accepted changes nothing: the client
-    loses its delta and keeps its residual. Rounding on the wire is in the residual, as u is what the server decodes.
-    Sparsifiers satisfy u + e' = fl(Δ + e) bit for bit, so over a run Σ u + e = Σ Δ up to the rounding of Δ + e; others
-    do within the rounding of the difference.
+    Entries of e_k outside I are not sent, and stay as they are but for f(a), by which they are multiplied too: what is
+    too old now does not come back later as if it were not. A message that was never accepted changes nothing: the
+    client loses its delta and keeps its residual. Rounding on the wire is in the residual, as u is what the server
+    decodes. Sparsifiers satisfy u + e' = fl(Δ + e) bit for bit, so over a run Σ u + e = Σ Δ up to the rounding of
+    Δ + e, while f is 1; others do within the rounding of the difference.
 
     Error feedback: Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019, arXiv 1901.09847. In global
     coordinates, for sub-models that change: ours.
@@ -145,9 +146,13 @@ class ErrorFeedback:
 
     def _residual(self, client: int, index: Index, like_D: Tensor, round: int) -> Tensor | None:
         """Return what is added to the delta: the client's residual, or what its age leaves of it; None for nothing."""
-        factor = self.staleness.factor(max(1, round - self._rounds.get(client, round)))
+        factor = self._factor(client, round)
         residual_D = self.residuals.read(client, index, like_D) if factor else None
         return residual_D if residual_D is None or factor == 1 else residual_D * factor
+
+    def _factor(self, client: int, round: int) -> float:
+        """Return f(a)."""
+        return self.staleness.factor(max(1, round - self._rounds.get(client, round)))
 
     def accept(self, message: Message, update: Update) -> None:
         """Make the prepared residual the client's, and let the compressor learn: the server took the update.
@@ -159,8 +164,11 @@ class ErrorFeedback:
         self.compressor.observe(update, index_layout(message.index))
         if message.residual_D is None:
             return
+        outside = self._factor(message.client, message.round)
         self._rounds[message.client] = message.round
-        written = self.residuals.write(message.client, message.index, message.residual_D, message.round)
+        written = self.residuals.write(
+            message.client, message.index, message.residual_D, message.round, outside=outside
+        )
         if message.residual_D.numel() >= threshold_pass.SHORTEST:
             self._spare[message.residual_D.numel()] = message.residual_D
         self._squared_norms.pop(message.client, None)

@@ -80,7 +80,9 @@ class LowRank(Compressor):
         for name, part in layout.views(p_D).items():
             rank = self.rank_of(tuple(part.shape))
             ranks.append(rank)
-            values += [part.flatten()] if not rank else self._factors(name, part.reshape(matrix_shape(part.shape)), rank)
+            values += (
+                [part.flatten()] if not rank else self._factors(name, part.reshape(matrix_shape(part.shape)), rank)
+            )
         return LowRankUpdate(torch.cat(values), layout, tuple(ranks))
 
     def _factors(self, name: str, matrix_nm: Tensor, rank: int) -> list[Tensor]:

@@ -87,13 +87,17 @@ class ClientStore(ABC):
                 parts.append(torch.zeros(size, dtype=like.dtype))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(like)
 
-    def write(self, client: int, index: Index, vector_D: Tensor, round: int) -> dict[str, Tensor]:
+    def write(
+        self, client: int, index: Index, vector_D: Tensor, round: int, *, outside: float = 1.0
+    ) -> dict[str, Tensor]:
         """Replace the client's entries at an index as of a round; return all of its blocks.
 
-        Entries outside the index stay; a block that is zero everywhere is dropped.
+        Entries outside the index are multiplied by ``outside``; a block that is zero everywhere is dropped.
         """
         vector_D = vector_D.cpu()
         blocks = self.load(client)
+        if outside != 1:
+            blocks = {name: block * outside for name, block in blocks.items()}
         if not blocks and not bool(vector_D.any()):
             return {}
         written = dict(blocks)
