@@ -29,6 +29,19 @@ WRONG = {
     "precision": (["--trainer.precision=16-mixed"], "16-mixed"),
     "net without the axis": (["--model.net=torch.nn.Flatten"], "'width'"),
     "threshold and density": (["--model.uplink.compressor.threshold=0.1"], "threshold"),
+    "nothing for a truth value": (["-c", "nothing.yaml"], "Expected model.uplink.enabled of type bool but got null"),
+    "null for a number": (
+        ["--model.uplink.staleness=hetfl.compression.Decay", "--model.uplink.staleness.rate=null"],
+        "Expected model.uplink.staleness.rate of type float but got null",
+    ),
+    "null for one of several": (
+        ["--model.uplink.compressor=hetfl.compression.StochasticQuantizer", "--model.uplink.compressor.norm=null"],
+        "compressor.norm of type Literal['l2', 'max'] but got null",
+    ),
+    "residuals in a file": (
+        ["--model.uplink.residuals=hetfl.store.DiskStore", "--model.uplink.residuals.folder=empty.yaml"],
+        "what belongs to clients into but got empty.yaml: a file is there",
+    ),
     "no such config": (["-c", "missing.yaml"], "missing.yaml"),
     "no such checkpoint": (["--ckpt_path=missing.ckpt"], "missing.ckpt"),
     "checkpoint is a directory": (["--ckpt_path=."], "which is a directory"),
@@ -85,6 +98,7 @@ def test_what_is_wrong_is_said_in_one_line_with_status_2(
     Path("unknown.yaml").write_text("trainer: {surprise: 1}\n")
     Path("twice.yaml").write_text("trainer:\n  max_epochs: 1\n  max_epochs: 2\n")
     Path("seed.yaml").write_text("data: {init_args: {seed: 3}}\n")
+    Path("nothing.yaml").write_text("model: {init_args: {uplink: {init_args: {enabled: }}}}\n")
     Path("syntax.yaml").write_text("a: [1\nb: 2")
     Path("empty.yaml").touch()
     Path("binary.yaml").write_bytes(b"\x80\xff\0")

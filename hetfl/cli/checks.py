@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, Literal, get_origin, get_type_hints
 
 from jsonargparse import Namespace
 
@@ -17,6 +19,10 @@ from hetfl.federation.module import PRECISIONS
 
 NOT_RUNS = ("describe", "data", "export")
 """Verbs that make no run folder and print no summary."""
+
+
+PLAIN = (bool, int, float, str)
+"""Types of arguments for which null stands for nothing."""
 
 
 @contextmanager
@@ -48,6 +54,8 @@ def check_settings(verb: str, config: Namespace) -> None:
         ConfigurationError: a setting that cannot work; names it.
     """
     check_trainer(config.trainer)
+    for part in ("model", "data"):
+        check_nulls(part, config[part])
     if verb != "describe":
         check_checkpoint(verb, config.get("ckpt_path"))
     if verb == "fit" and config.trainer.max_epochs == 0:
@@ -56,6 +64,41 @@ def check_settings(verb: str, config: Namespace) -> None:
         raise ConfigurationError("Expected trainer.check_val_every_n_epoch of at least 1 round or null but got 0")
     for folder in run_folders(config) if verb not in NOT_RUNS else []:
         check_root(folder.init_args)
+
+
+def check_nulls(where: str, given: Any) -> None:
+    """Refuse null for an argument of a class that has to be a number, a truth value or a text.
+
+    jsonargparse passes it on: ``enabled:`` with nothing behind it would be false.
+
+    Args:
+        where: the key of the value.
+        given: a value, that of a class with all below it; others are passed over.
+
+    Raises:
+        ConfigurationError: names the key and the type.
+    """
+    arguments = given.get("init_args") if isinstance(given, Namespace) and "class_path" in given else None
+    if not isinstance(arguments, Namespace):
+        return
+    kinds = _never_null(resolve_name(given.class_path))
+    for name, value in vars(arguments).items():
+        if value is None and name in kinds:
+            raise ConfigurationError(f"Expected {where}.{name} of type {kinds[name]} but got null")
+        check_nulls(f"{where}.{name}", value)
+
+
+def _never_null(made: Any) -> dict[str, str]:
+    """Return the arguments of a class or function that are plain values and not null by default, with their types."""
+    try:
+        hints = get_type_hints(made.__init__ if isinstance(made, type) else made)  # type: ignore[misc]
+    except (NameError, TypeError):  # a name that only type checkers import, in a class that is not ours
+        return {}
+    return {
+        name: inspect.formatannotation(hints[name])
+        for name, parameter in inspect.signature(made).parameters.items()
+        if parameter.default is not None and (hints.get(name) in PLAIN or get_origin(hints.get(name)) is Literal)
+    }
 
 
 def check_trainer(trainer: Namespace) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.files import write_whole
+from hetfl.files import make_folder, write_whole
 from hetfl.store.base import ClientStore
 from hetfl.store.client_file import FILES, file_name, read_blocks, write_blocks
 
@@ -88,7 +88,7 @@ class DiskStore(ClientStore):
         A file that cannot be written is a warning.
 
         Raises:
-            ConfigurationError: no folder is known, or it holds another run's files.
+            ConfigurationError: no folder is known, it holds another run's files, or a file is in its place.
         """
         self._claim()
         before, path = self._rounds.get(client), self._own / file_name(client, round)
@@ -164,11 +164,11 @@ class DiskStore(ClientStore):
         """Make the folder this run's own.
 
         Raises:
-            ConfigurationError: it holds clients' files, and no checkpoint of theirs was loaded.
+            ConfigurationError: a file is in its place; it holds clients' files, and no checkpoint of theirs was loaded.
         """
         if self._known:
             return
-        self._own.mkdir(parents=True, exist_ok=True)
+        make_folder(self._own, "what belongs to clients into")
         if any(self._own.glob(FILES)):
             raise ConfigurationError(f"Expected no clients' files in {self._own} but got those of another run")
         self._known = True
