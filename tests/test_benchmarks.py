@@ -19,8 +19,10 @@ from round import Federation, Setting, bare_loop, bare_work, check, local_rounds
 from scale import run as scale
 from startup import empty_rounds
 from timing import Row, double_precision, interleaved, report, rows
+from wire_memory import KINDS, coded, read, updated
 
 from hetfl.local import Executor, Sequential, Workers
+from hetfl.wire import encode
 
 SMALL = Setting("be", clients=8, cohort=4, samples=11, batch_size=5, epochs=2, hidden=(16, 32), size=8)
 
@@ -31,6 +33,13 @@ def test_local_round_is_checked_and_timed(make: Callable[[], Executor]) -> None:
     assert [row.side for row in found[:2]] == ["bare loop, 1 thread", "bare loop, 1 thread, foreach"]
     assert found[2].side in ("Sequential", "Workers(2)")
     assert all(len(row.seconds) == 1 for row in found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_memory_of_reading_a_message_is_measured(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "message"
+    file.write_bytes(encode(coded(updated(kind, 30), 5), round=0, client=0))
+    assert read(file, 30) >= 0
 
 
 def test_a_different_step_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

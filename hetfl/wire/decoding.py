@@ -64,7 +64,7 @@ def decode(data: bytes, expected: Expected) -> Update:
     """Return the update in a message, in tensors of its own; refuse whatever is not exactly what is expected.
 
     Nothing is allocated before every length in the header agrees with what is expected and with the length of the
-    message; memory stays within some 20 times the expected dense message of float32, whatever the bytes.
+    message; memory stays within some 25 times the expected dense message of float32, whatever the bytes.
 
     Args:
         data: the message.
