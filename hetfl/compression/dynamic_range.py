@@ -24,7 +24,8 @@ class DynamicRange(Quantiser):
     Args:
         bits: b, 1 to 16.
         bucket: number of consecutive values with a range of their own; None: those of one tensor.
-        stochastic: round up or down at random, so that the mean is kept; else to the nearest, half to even.
+        stochastic: round up or down at random, so that the mean is kept of what is not clipped; else to the nearest,
+            half to even.
 
     Raises:
         ConfigurationError: ``bits`` or ``bucket`` is out of range.

@@ -20,7 +20,8 @@ class FixedPoint(Quantiser):
     Args:
         bits: b, 2 to 16.
         fraction_bits: f.
-        stochastic: round up or down at random, so that the mean is kept; else to the nearest, half to even.
+        stochastic: round up or down at random, so that the mean is kept of what does not saturate; else to the nearest,
+            half to even.
 
     Raises:
         ConfigurationError: a setting is out of range.
