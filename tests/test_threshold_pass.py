@@ -129,6 +129,17 @@ def test_long_vectors_take_the_fused_pass_and_others_do_not(monkeypatch: pytest.
     assert not calls
 
 
+def test_memory_of_another_dtype_is_not_used_again() -> None:
+    size = threshold_pass.SHORTEST
+    feedback, index = ErrorFeedback(HardThreshold(2.0)), {"w": (slice(0, size),)}
+    for round, dtype in enumerate((torch.float64, torch.float32)):
+        delta_D = torch.ones(size, dtype=dtype)
+        message = feedback.prepare(round, delta_D, index=index, round=round, lr=0.1)
+        assert message.residual_D is not None
+        assert message.residual_D.dtype == dtype
+        feedback.accept(message, decode(message.payload, Expected(round, round, size, dtype=dtype)))
+
+
 @pytest.mark.parametrize("half_precision", [False, True])
 def test_error_feedback_over_long_vectors_keeps_every_bit(half_precision: bool) -> None:
     size, random = threshold_pass.SHORTEST + 5, torch.Generator().manual_seed(1)

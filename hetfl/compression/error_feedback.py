@@ -169,7 +169,7 @@ class ErrorFeedback:
         written = self.residuals.write(
             message.client, message.index, message.residual_D, message.round, outside=outside
         )
-        if message.residual_D.numel() >= threshold_pass.SHORTEST:
+        if threshold_pass.is_fused(message.residual_D):
             self._spare[message.residual_D.numel()] = message.residual_D
         self._squared_norms.pop(message.client, None)
         if written:
