@@ -21,6 +21,7 @@ from torch.optim import SGD
 from hetfl import HeteroFL
 from hetfl.compression import ErrorFeedback, GammaFedHT
 from hetfl.data import ImageTransform, TensorData
+from hetfl.federation.clients import send
 from hetfl.federation.module import default_server_optimizer
 from hetfl.federation.server import server_step
 from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential, Workers
@@ -133,7 +134,7 @@ class Federation(HeteroFL):
         results = self.local_training(number)
         yield "local training"
         self.aggregators.reset(self.cluster_tensors, self.shared)
-        refused = [result.task for result in results if self.receive(result) is None]
+        refused = [result.task for result in results if self.receive(send(self, result)) is None]
         if refused:
             raise RuntimeError(f"Expected every update to be accepted but got refusals of {refused}")
         yield "uplink and sums"

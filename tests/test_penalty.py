@@ -93,7 +93,8 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
                 parts.append(sent.ravel())
             update = DenseUpdate(torch.from_numpy(np.concatenate(parts)))
             before = feddyn.memory(client, index, update.values)
-            feddyn.accept(client, round, index, update)
+            feddyn.accept(index, update)
+            feddyn.remember(client, round, index, update)
             after = feddyn.memory(client, index, update.values)
             assert after is not None
             step = after if before is None else after - before

@@ -145,6 +145,9 @@ class Compressor(ABC):
         """
         return False
 
+    def begin_round(self, lr: float) -> None:
+        """Learn the clients' learning rate of a round before its first vector. By default nothing."""
+
     def observe(self, update: Update, layout: Layout | None = None) -> None:
         """Learn from an update that the server accepted, of a vector with a layout. By default nothing."""
 

@@ -53,6 +53,9 @@ class Chain(Compressor):
     def shared_bytes(self, layout: Layout) -> int:  # noqa: D102
         return self.sparsifier.shared_bytes(layout)
 
+    def begin_round(self, lr: float) -> None:  # noqa: D102
+        self.sparsifier.begin_round(lr)
+
     def observe(self, update: Update, layout: Layout | None = None) -> None:  # noqa: D102
         self.sparsifier.observe(update, layout)
 

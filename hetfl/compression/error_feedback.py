@@ -154,14 +154,31 @@ class ErrorFeedback:
         """Return f(a)."""
         return self.staleness.factor(max(1, round - self._rounds.get(client, round)))
 
+    def begin_round(self, lr: float) -> None:
+        """Begin a round before its first vector, at the clients' learning rate."""
+        self.compressor.begin_round(lr)
+
     def accept(self, message: Message, update: Update) -> None:
-        """Make the prepared residual the client's, and let the compressor learn: the server took the update.
+        """Do both parts of what follows once the server took a message: :meth:`observe` and :meth:`keep`.
 
         Args:
             message: what :meth:`prepare` returned.
             update: what the server decoded.
         """
-        self.compressor.observe(update, index_layout(message.index))
+        self.observe(update, message.index)
+        self.keep(message)
+
+    def observe(self, update: Update, index: Index) -> None:
+        """Let the compressor learn from an update that the server took: the server's part.
+
+        Args:
+            update: what the server decoded.
+            index: the entries of the global model that its vector covers.
+        """
+        self.compressor.observe(update, index_layout(index))
+
+    def keep(self, message: Message) -> None:
+        """Make the prepared residual the client's, as the server took the message: the client's part."""
         if message.residual_D is None:
             return
         outside = self._factor(message.client, message.round)

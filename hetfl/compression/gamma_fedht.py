@@ -81,8 +81,8 @@ class GammaFedHT(HardThreshold):
         """Return λ_t / λ_0 = (γ_t / γ_0)^α."""
         return stepsize_aware_threshold(1.0, lr, self.reference_lr or self._references.get(name) or lr, self.alpha)
 
-    def in_force(self, lr: float) -> float | None:
-        """Return λ_t for a vector that is compressed now; see :meth:`HardThreshold.in_force`.
+    def begin_round(self, lr: float) -> None:
+        """Take a learning rate for γ_0 while λ_0 is not yet in force.
 
         Raises:
             ConfigurationError: γ_0 is to be the first learning rate, and that is not above 0.
@@ -92,6 +92,14 @@ class GammaFedHT(HardThreshold):
         self._lr = lr
         if self._given is not None:
             self._references.setdefault(WHOLE, lr)
+
+    def in_force(self, lr: float) -> float | None:
+        """Return λ_t for a vector that is compressed now; see :meth:`HardThreshold.in_force`.
+
+        Raises:
+            ConfigurationError: as :meth:`begin_round`.
+        """
+        self.begin_round(lr)
         return super().in_force(lr)
 
     def end_round(self) -> None:  # noqa: D102

@@ -57,7 +57,7 @@ class ClusteringModule(HostingModule):
         return RoundProbe(
             range(self.data.num_clients) if everyone else there.tolist(),
             task,
-            self.executor,
+            self.clients,
             {level: wire.dense_size(size) for level, size in self.levels.sizes.items()},
             {level: forward for level, (forward, _) in self.flops.items()},
             self.ledger,

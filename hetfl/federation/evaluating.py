@@ -78,7 +78,7 @@ class EvaluatingModule(ClusteringModule):
         # One order for all levels, so that mostly the same clients are asked and need the model once.
         order = torch.randperm(len(clients), generator=generator(self.seed, "statistics", self.version))
         self.statistics.gather(
-            self.executor,
+            self.clients,
             {level: self.submodel(level) for level in largest_first},
             {
                 (cluster, level): self._statistics_tasks(level, part, cluster)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hetfl.clustering import Clustering
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
+from hetfl.federation.clients import Clients
 from hetfl.federation.levels import LevelSet
 from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.local import Executor, LocalProblem, LocalTask, LocalTraining
@@ -36,6 +37,7 @@ class HostingModule(LightningModule):
     levels: LevelSet
     local: LocalTraining
     executor: Executor
+    clients: Clients
     statistics: StaticStatisticsStore
     version: int
     bench: Bench | None = None

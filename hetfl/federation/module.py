@@ -23,6 +23,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation import state
 from hetfl.federation.aggregating import ClusterAggregators
 from hetfl.federation.budgets import Axis, Budgets
+from hetfl.federation.clients import Clients, OwnClients
 from hetfl.federation.clusters import add_group
 from hetfl.federation.exchange import Exchange
 from hetfl.federation.fingerprint import fingerprint
@@ -78,6 +79,7 @@ class FederatedModule(TrainingModule):
     """
 
     default_levels: ClassVar[Mapping[str, Level]] = {"a": Level("a")}
+    _met: FederatedDataModule | None = None
 
     def __init__(
         self,
@@ -112,13 +114,13 @@ class FederatedModule(TrainingModule):
         self.fleet, self.deadline = fleet or SameDevice(), deadline
         self.ledger = Ledger(self.fleet, deadline)
         self.aggregators = ClusterAggregators(self.aggregator)
-        self.exchange = Exchange(self.uplink, self.aggregators, self.ledger, seed)
+        self.exchange = Exchange(self.uplink, self.aggregators, self.ledger)
+        self.clients: Clients = OwnClients(self)
         self.statistics = StaticStatisticsStore(self.levels.affords)
         if statistics_clients is not None and statistics_clients < 1:
             raise ConfigurationError(f"Expected statistics_clients of at least 1 or null but got {statistics_clients}")
         self.statistics_clients = statistics_clients
         self.check_nesting, self.seed, self.version = check_nesting, seed, 0
-        self._met: FederatedDataModule | None = None
 
     # What a method overrides.
 

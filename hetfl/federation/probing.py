@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 
 from hetfl import wire
+from hetfl.federation.clients import Clients
 from hetfl.federation.ledger import Ledger
 from hetfl.fleet import Work
-from hetfl.local import Executor, LocalTask
+from hetfl.local import LocalTask
 from hetfl.local.jobs import losses
 
 
@@ -24,7 +25,7 @@ class RoundProbe:
     Args:
         clients: ids of those within reach, ascending.
         task: returns a client's task of the round, of which level, round and model are used.
-        executor: runs the clients.
+        runner: has clients do it.
         model_bytes: by level, the bytes of a sub-model on its way to a client.
         forward_flops: by level, the FLOPs of a forward pass of one sample.
         ledger: takes the costs.
@@ -37,7 +38,7 @@ class RoundProbe:
         self,
         clients: Sequence[int],
         task: Callable[[int], LocalTask],
-        executor: Executor,
+        runner: Clients,
         model_bytes: Mapping[str, int],
         forward_flops: Mapping[str, float],
         ledger: Ledger,
@@ -46,7 +47,7 @@ class RoundProbe:
         further_bytes: Mapping[str, int] | None = None,
     ) -> None:
         self.clients = clients
-        self.task, self.executor, self.ledger, self.forecast = task, executor, ledger, forecast
+        self.task, self.runner, self.ledger, self.forecast = task, runner, ledger, forecast
         self.model_bytes, self.forward_flops = model_bytes, forward_flops
         self.clusters, self.further_bytes = clusters, model_bytes if further_bytes is None else further_bytes
         self.answers: dict[tuple[int, int, int | None], float] = {}  # by client, cluster and samples
@@ -79,7 +80,7 @@ class RoundProbe:
         asked = [task for task in tasks if (task.client, task.cluster, samples) not in self.answers]
         self.ledger.begin_phase()
         answered: set[int] = set()
-        for result in self.executor.run(partial(losses, samples=samples), asked):
+        for result in self.runner.run(partial(losses, samples=samples), asked):
             client, level, cluster = result.task.client, result.task.level, result.task.cluster
             self.answers[client, cluster, samples] = result.loss
             down_bytes = 0 if (client, cluster) in self.informed else self._bytes(client, level)

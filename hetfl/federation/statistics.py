@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hetfl import wire
+from hetfl.federation.clients import Clients
 from hetfl.federation.ledger import Ledger
 from hetfl.fleet import Work
-from hetfl.local import Executor, LocalTask
+from hetfl.local import LocalTask
 from hetfl.local.jobs import statistics as gather
 from hetfl.local.jobs import unpack_statistics
 from hetfl.models.static_batch_norm import StaticStatistics, static_layers
@@ -50,7 +51,7 @@ class StaticStatisticsStore:
 
     def gather(
         self,
-        executor: Executor,
+        runner: Clients,
         nets: Mapping[str, nn.Module],
         tasks: Mapping[tuple[int, str], Iterable[LocalTask]],
         *,
@@ -61,7 +62,7 @@ class StaticStatisticsStore:
         """Rebuild all levels' statistics.
 
         Args:
-            executor: runs the clients' passes.
+            runner: has clients do their passes.
             nets: a net of each level, the largest first, for the names and sizes of its norm layers.
             tasks: per cluster and level the clients that are asked, the largest level of a cluster first.
             weights: mark of the model that the statistics belong to.
@@ -71,26 +72,24 @@ class StaticStatisticsStore:
         ledger.begin_phase()
         self.levels = {}
         informed: defaultdict[int, set[str]] = defaultdict(set)  # a client is in one cluster
-        for (cluster, level), asked in tasks.items():
-            net = nets[level]
-            if not static_layers(net):
-                continue
-            # Summed in float64: with thousands of batches a float32 sum loses digits of the variances.
-            total: Tensor | None = None
-            down = wire.dense_size(sum(p.numel() for p in net.parameters()), 0)
-            for result in executor.run(gather, list(asked)):
-                vector = result.vector.double()
-                total = vector if total is None else total + vector
-                # Who already has the model of a level that contains this one has it too. (A level that is narrower
-                # and deeper than another is no part of it, so some clients are sent several.)
-                client, flops = result.task.client, forward_flops[level] * result.num_passes
-                has_it = any(self.contains(larger, level) for larger in informed[client])
-                work = Work(0 if has_it else down, flops, wire.dense_size(vector.numel(), 0))
-                ledger.charge(client, result.task.round, work)
-                informed[client].add(level)
-            if total is None:
+        asked = {key: list(of_level) for key, of_level in tasks.items() if static_layers(nets[key[1]])}
+        # Summed in float64: with thousands of batches a float32 sum loses digits of the variances.
+        totals: dict[tuple[int, str], Tensor] = {}
+        for result in runner.run(gather, [task for of_level in asked.values() for task in of_level]):
+            client, level = result.task.client, result.task.level
+            key, vector = (result.task.cluster, level), result.vector.double()
+            totals[key] = totals[key] + vector if key in totals else vector
+            # Who already has the model of a level that contains this one has it too. (A level that is narrower and
+            # deeper than another is no part of it, so some clients are sent several.)
+            has_it = any(self.contains(larger, level) for larger in informed[client])
+            down = 0 if has_it else wire.dense_size(sum(p.numel() for p in nets[level].parameters()), 0)
+            work = Work(down, forward_flops[level] * result.num_passes, wire.dense_size(vector.numel(), 0))
+            ledger.charge(client, result.task.round, work)
+            informed[client].add(level)
+        for cluster, level in asked:
+            if (cluster, level) not in totals:
                 raise RuntimeError(f"Expected clients to gather statistics for level {level} but got none")
-            self.levels[_key(level, cluster)] = unpack_statistics(net, total)
+            self.levels[_key(level, cluster)] = unpack_statistics(nets[level], totals[cluster, level])
         self.weights = weights
 
     def load_into(self, level: str, net: nn.Module, cluster: int = 0) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import cast
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl.aggregators import Aggregator
@@ -15,13 +16,13 @@ from hetfl.compression import ErrorFeedback
 from hetfl.errors import ConfigurationError
 from hetfl.federation.aggregating import ClusterAggregators
 from hetfl.federation.callback import FederatedCallback
+from hetfl.federation.clients import Lost, Upload, held_index
 from hetfl.federation.evaluating import EvaluatingModule
 from hetfl.federation.exchange import Accepted, Exchange
 from hetfl.federation.probing import RoundProbe
 from hetfl.federation.server import server_step
 from hetfl.fleet import Fleet, Work
-from hetfl.local import LocalResult, LocalTask
-from hetfl.local.jobs import train
+from hetfl.local import LocalTask
 from hetfl.seeding import generator
 from hetfl.selection import Everyone, Selection
 from hetfl.submodel import index_layout
@@ -78,6 +79,7 @@ class TrainingModule(EvaluatingModule):
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
         lr = carrier.param_groups[0]["lr"]
         self.ledger.begin_round()
+        self.uplink.begin_round(lr)
         probe = self.probe(round)
         tasks = self.tasks(round, lr, probe)
         if self.aggregator.asks_losses:
@@ -130,8 +132,8 @@ class TrainingModule(EvaluatingModule):
         callbacks = [each for each in self.trainer.callbacks if isinstance(each, FederatedCallback)]  # type: ignore[attr-defined]
         sending = [task for task in tasks if self._sends(task, probe)]
         lost = len(tasks) - len(sending)
-        for done, result in enumerate(self.executor.run(train, sending, self.memory), start=lost + 1):
-            accepted = self.receive(result, probe)
+        for done, arrived in enumerate(self.clients.train(sending), start=lost + 1):
+            accepted = self.receive(arrived, probe)
             reports += [] if accepted is None else [accepted.report]
             for callback in callbacks:
                 if accepted is not None:
@@ -147,9 +149,7 @@ class TrainingModule(EvaluatingModule):
         share = self.fleet.fails(task.client, task.round)
         if share is None and self.deadline is None:
             return True
-        index, upload = self.index(task.level, task.round), self.upload_index(task.client, task.level, task.round)
-        informed = probe.has_model(task)
-        down_bytes = self.exchange.down_bytes(index_layout(index).size, index_layout(self._trained(upload)), informed)
+        down_bytes = self._down_bytes(task, probe)
         flops = self.forecast.training_flops(task.client, task.level, task.epochs)
         work = Work(down_bytes, flops * (1.0 if share is None else share))
         if share is None and self.ledger.in_time(task.client, task.round, work):
@@ -157,20 +157,31 @@ class TrainingModule(EvaluatingModule):
         self.ledger.lose(task.client, task.round, work)
         return False
 
-    def receive(self, result: LocalResult, probe: RoundProbe | None = None) -> Accepted | None:
-        """Pass a client's delta through the uplink to the aggregator and the policies; None if it was refused.
+    def _down_bytes(self, task: LocalTask, probe: RoundProbe | None) -> int:
+        """Return the bytes that a client is sent before it trains."""
+        entries, held = index_layout(self.index(task.level, task.round)).size, index_layout(held_index(self, task))
+        return self.exchange.down_bytes(entries, held, probe is not None and probe.has_model(task))
+
+    def receive(self, upload: Upload | Lost, probe: RoundProbe | None = None) -> Accepted | None:
+        """Pass a client's update to the aggregator and the policies; None if it was lost or refused.
 
         Args:
-            result: what local training returned.
+            upload: what came of the client.
             probe: who was asked what before; None: nobody.
         """
-        task = result.task
+        task = upload.task
+        if isinstance(upload, Lost):
+            rank_zero_warn(f"Round {task.round}: no update of client {task.client}: {upload.reason}")
+            self.ledger.lose(task.client, task.round, Work(self._down_bytes(task, probe), 0.0))
+            return None
+        held = held_index(self, task)
         accepted = self.exchange.receive(
-            result,
+            upload,
             index=self.index(task.level, task.round),
-            upload=self.upload_index(task.client, task.level, task.round),
-            trained=self.parameter_names,
-            flops=self.flops[task.level][1] * result.num_passes,
+            sent=self.upload_index(task.client, task.level, task.round),
+            held=held,
+            flops=self.flops[task.level][1] * upload.num_passes,
+            dtype=next(iter(self.tensors.values())).dtype,
             initial_loss=None if probe is None else probe.initial_loss(task),
             informed=probe is not None and probe.has_model(task),
             weight=self.selection.weight(task.client),
@@ -179,7 +190,8 @@ class TrainingModule(EvaluatingModule):
             self.selection.observe(accepted.update, accepted.index, accepted.report)
             self.clustering.observe(accepted.update, accepted.index, accepted.report)
             if self.local.penalty is not None:
-                self.local.penalty.accept(task.client, task.round, self._trained(accepted.index), accepted.update)
+                self.local.penalty.accept(held, accepted.update)
+            self.clients.take(upload, accepted.update)
         return accepted
 
     def memory(self, task: LocalTask) -> Tensor | None:

@@ -68,10 +68,13 @@ class FedDyn(Penalty):
     def memory(self, client: int, index: Index, like: Tensor) -> Tensor | None:  # noqa: D102
         return self.memories.read(client, index, like)
 
-    def accept(self, client: int, round: int, index: Index, update: Update) -> None:  # noqa: D102
+    def accept(self, index: Index, update: Update) -> None:  # noqa: D102
         sent_D = update.to_dense().to(next(iter(self.server.values())))
         for (name, entry), sent in zip(index.items(), index_layout(index).views(sent_D).values(), strict=True):
             add(self.server[name], entry, sent, -self.alpha / self.num_clients)
+
+    def remember(self, client: int, round: int, index: Index, update: Update) -> None:  # noqa: D102
+        sent_D = update.to_dense()
         before = self.memories.read(client, index, sent_D)
         step_D = -self.alpha * sent_D
         self.memories.write(client, index, step_D if before is None else before + step_D, round)

@@ -49,8 +49,11 @@ class Penalty(ABC):
         """Return what is kept of a client at an index, shape (D,), for its next round; None if all zero."""
         return None
 
-    def accept(self, client: int, round: int, index: Index, update: Update) -> None:
-        """Learn an update that the server took, in the coordinates of the client's upload index. By default nothing."""
+    def accept(self, index: Index, update: Update) -> None:
+        """Learn, at the server, an update that it took, in the coordinates of an upload index. By default nothing."""
+
+    def remember(self, client: int, round: int, index: Index, update: Update) -> None:
+        """Learn, at the client, its update that the server took, as decoded. By default nothing."""
 
     def correct(self, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the aggregated step as the server takes it; entries without holders stay. By default as it is."""
