@@ -25,7 +25,7 @@ LAYERS = (
     {"local"},
     {"federation"},
     {"methods"},
-    {"analysis", "display", "export", "interrupt", "report", "cli"},
+    {"analysis", "display", "export", "flower", "interrupt", "report", "cli"},
 )
 """Modules and packages of hetfl from the bottom up. Each imports from the layers below it."""
 

@@ -1,4 +1,4 @@
-"""The command line: ``hetfl fit | resume | validate | test | describe | data | export | compare | report``."""
+"""The command line: ``hetfl fit | resume | validate | test | describe | data | export | compare | report | flower``."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ def main(args: Sequence[str] | None = None) -> None:
             from hetfl.cli.reporting import main as report
 
             report(given[1:])
+        elif given[:1] == ["flower"]:
+            from hetfl.cli.flower_command import main as flower
+
+            flower(given[1:])
         elif given[:1] == ["data"]:
             from hetfl.cli.data_command import main as data
 

@@ -44,6 +44,16 @@ class FederatedTrainer(Trainer):
             ckpt_path: not used; there so that a configuration of fit is one of describe.
             weights_only: not used, likewise.
         """
+        self.introduce(model, datamodule)
+        describe(model, model.data)
+
+    def introduce(self, model: FederatedModule, datamodule: LightningDataModule) -> None:
+        """Have a module meet its data, and run nothing.
+
+        Args:
+            model: the module.
+            datamodule: its data.
+        """
         self.strategy.connect(model)
         self.state.fn = None
         model.trainer = self
@@ -51,7 +61,6 @@ class FederatedTrainer(Trainer):
         datamodule.prepare_data()
         datamodule.setup("fit")
         model.setup("fit")
-        describe(model, model.data)
 
     def export(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,6 +192,31 @@ class ErrorFeedback:
         self._squared_norms.pop(message.client, None)
         if written:
             self._squared_norms[message.client] = math.fsum(_squared_norm(block) for block in written.values())
+
+    def note(self, client: int, round: int, squared_norm: float) -> None:
+        """Do in place of :meth:`keep` what a server can whose clients keep their residuals themselves.
+
+        Args:
+            client: of which the server took an update.
+            round: in which it did.
+            squared_norm: ‖e_k‖², as the client says.
+        """
+        self._rounds[client] = round
+        self._squared_norms.pop(client, None)
+        if squared_norm:
+            self._squared_norms[client] = squared_norm
+
+    def restore(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:
+        """Put a client's residual back, as of the round in which the server last took an update; -1: it never did."""
+        self._rounds.pop(client, None)
+        self._squared_norms.pop(client, None)
+        self.residuals.save(client, blocks, round)
+        if round >= 0:
+            self._rounds[client] = round
+
+    def squared_norm(self, client: int) -> float:
+        """Return ‖e_k‖²."""
+        return self._squared_norms.get(client, 0.0)
 
     def end_round(self) -> None:
         """Close the round after its last accepted update."""

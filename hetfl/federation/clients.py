@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from hetfl.compression import ErrorFeedback, Message
-from hetfl.errors import RefusedUpdate
+from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.fleet import Fleet
 from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining
 from hetfl.local.executor import Job
@@ -130,7 +130,13 @@ def _restricted(vector_D: Tensor, index: Index, upload: Index) -> Tensor:
 
 
 class Clients(ABC):
-    """Runs what a round asks of its clients, wherever they are."""
+    """Runs what a round asks of its clients, wherever they are.
+
+    Attributes:
+        known: whether an update that the server refuses tells of training, and not of who sent it.
+    """
+
+    known: ClassVar[bool] = True
 
     @abstractmethod
     def train(self, tasks: Sequence[LocalTask]) -> Iterator[Upload | Lost]:
@@ -186,3 +192,15 @@ class OwnClients(Clients):
     def take(self, upload: Upload, update: Update) -> None:  # noqa: D102
         assert upload.prepared is not None
         keep(self._module.uplink, self._module.local, upload.prepared, update)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing: what belongs to clients is in the module's stores.
+
+        Raises:
+            ConfigurationError: in the checkpoint it is not.
+        """
+        if state:
+            raise ConfigurationError(
+                "Expected a checkpoint with its clients' residuals but got one of a run on Flower, where clients keep "
+                "them: go on with hetfl flower server"
+            )

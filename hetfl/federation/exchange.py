@@ -41,7 +41,12 @@ class Exchange:
         uplink: the compressor with its error feedback.
         aggregators: take accepted updates.
         ledger: takes their costs.
+
+    Attributes:
+        max_norm: largest 2-norm of an update, what travels exactly included; None: any.
     """
+
+    max_norm: float | None = None
 
     def __init__(self, uplink: ErrorFeedback, aggregators: ClusterAggregators, ledger: Ledger) -> None:
         self.uplink, self.aggregators, self.ledger = uplink, aggregators, ledger
@@ -79,6 +84,7 @@ class Exchange:
         down_bytes = self.down_bytes(index_layout(index).size, layout, informed)
         try:
             update = _decoded(upload, layout, entries, dtype)
+            self._check_norm(update)
         except (wire.MalformedPayload, RefusedUpdate) as error:
             rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
             self.ledger.charge(task.client, task.round, Work(down_bytes, flops))
@@ -97,6 +103,13 @@ class Exchange:
             entries=layout.size, sent=update.num_sent, update_bytes=len(upload.payload), dense_bytes=4 * entries
         )
         return Accepted(report, update, sent)
+
+    def _check_norm(self, update: Update) -> None:
+        if self.max_norm is None:
+            return
+        norm = float(torch.cat([update.to_dense().double(), update.exact.double()]).norm())
+        if norm > self.max_norm:
+            raise RefusedUpdate(f"Expected a norm of at most {self.max_norm:g} but got {norm:g}")
 
     def down_bytes(self, entries: int, layout: Layout, informed: bool) -> int:
         """Return the bytes that a client is sent before it trains.

@@ -18,7 +18,8 @@ class RoundProbe:
     """Asks clients for the loss of the present global model; see :class:`hetfl.selection.Probe`.
 
     A client is sent its sub-model, passes its data through it once, and answers with one number. Whoever is then
-    selected has the model already. Answers are kept: asking twice costs once.
+    selected has the model already. Answers are kept: asking twice costs once. A client that does not answer counts with
+    a loss of 0, so that nobody is keen on it.
 
     If there are several global models, a client's is that of its cluster, unless it is asked for the losses of all.
 
@@ -62,7 +63,7 @@ class RoundProbe:
         """
         tasks = [self.task(client) for client in clients]
         self._ask(tasks, samples)
-        return [self.answers[task.client, task.cluster, samples] for task in tasks]
+        return [self.answers.get((task.client, task.cluster, samples), 0.0) for task in tasks]
 
     def cluster_losses(self, clients: Sequence[int]) -> list[list[float]]:
         """Return per client the mean loss of every cluster's model, at the client's level, on its own training data.
@@ -73,7 +74,9 @@ class RoundProbe:
         tasks = [self.task(client) for client in clients]
         # Cluster by cluster: the resident net then changes its model k times, not once a client.
         self._ask([replace(task, cluster=cluster) for cluster in range(self.clusters) for task in tasks], None)
-        return [[self.answers[client, cluster, None] for cluster in range(self.clusters)] for client in clients]
+        return [
+            [self.answers.get((client, cluster, None), 0.0) for cluster in range(self.clusters)] for client in clients
+        ]
 
     def _ask(self, tasks: Sequence[LocalTask], samples: int | None) -> None:
         """Have tasks that were not answered yet answered; a client sends one number, however many models it tries."""

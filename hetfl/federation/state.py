@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hetfl.federation.module import FederatedModule
 
 PARTS = ("ledger", "uplink")
-OTHER_PARTS = ("selection", "clustering", "statistics", "penalty")
+OTHER_PARTS = ("selection", "clustering", "statistics", "penalty", "clients")
 FOR_EVALUATION = ("net", "levels")
 """What must agree when a checkpoint is only evaluated: its data and its uplink may be others."""
 
@@ -27,6 +27,7 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         module.uplink.checkpointed()
         module.selection.checkpointed()
         module.clustering.checkpointed()
+        module.clients.checkpointed()
         if module.local.penalty is not None:
             module.local.penalty.checkpointed()
     checkpoint["hetfl"] = {
@@ -37,6 +38,7 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         "selection": module.selection.state_dict(),
         "clustering": module.clustering.state_dict(),
         "statistics": module.statistics.state_dict(module.weights_mark),
+        "clients": module.clients.state_dict(),
         "penalty": {} if module.local.penalty is None else module.local.penalty.state_dict(),
     }
 
@@ -66,6 +68,7 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     if module.trainer.training:
         module.selection.load_state_dict(state["selection"])
         module.clustering.load_own_state(state["clustering"]["own"])
+        module.clients.load_state_dict(state["clients"])
     module.clustering.load_assignments(state["clustering"])
     module.set_models(module.clustering.count)
     if module.local.penalty is not None and module.trainer.training:

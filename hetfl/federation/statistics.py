@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from hetfl import wire
+from hetfl.errors import ConfigurationError
 from hetfl.federation.clients import Clients
 from hetfl.federation.ledger import Ledger
 from hetfl.fleet import Work
@@ -59,7 +61,7 @@ class StaticStatisticsStore:
         forward_flops: Mapping[str, float],
         ledger: Ledger,
     ) -> None:
-        """Rebuild all levels' statistics.
+        """Rebuild all levels' statistics; a level for which nobody answers keeps the last known ones.
 
         Args:
             runner: has clients do their passes.
@@ -68,17 +70,20 @@ class StaticStatisticsStore:
             weights: mark of the model that the statistics belong to.
             forward_flops: per level the FLOPs of a forward pass of one sample.
             ledger: takes the costs.
+
+        Raises:
+            ConfigurationError: nobody answered for a level, and none are known.
         """
         ledger.begin_phase()
-        self.levels = {}
+        before, self.levels = self.levels, {}
         informed: defaultdict[int, set[str]] = defaultdict(set)  # a client is in one cluster
         asked = {key: list(of_level) for key, of_level in tasks.items() if static_layers(nets[key[1]])}
         # Summed in float64: with thousands of batches a float32 sum loses digits of the variances.
         totals: dict[tuple[int, str], Tensor] = {}
         for result in runner.run(gather, [task for of_level in asked.values() for task in of_level]):
             client, level = result.task.client, result.task.level
-            key, vector = (result.task.cluster, level), result.vector.double()
-            totals[key] = totals[key] + vector if key in totals else vector
+            of, vector = (result.task.cluster, level), result.vector.double()
+            totals[of] = totals[of] + vector if of in totals else vector
             # Who already has the model of a level that contains this one has it too. (A level that is narrower and
             # deeper than another is no part of it, so some clients are sent several.)
             has_it = any(self.contains(larger, level) for larger in informed[client])
@@ -87,9 +92,14 @@ class StaticStatisticsStore:
             ledger.charge(client, result.task.round, work)
             informed[client].add(level)
         for cluster, level in asked:
-            if (cluster, level) not in totals:
-                raise RuntimeError(f"Expected clients to gather statistics for level {level} but got none")
-            self.levels[_key(level, cluster)] = unpack_statistics(nets[level], totals[cluster, level])
+            key = _key(level, cluster)
+            if (cluster, level) in totals:
+                self.levels[key] = unpack_statistics(nets[level], totals[cluster, level])
+            elif key in before:
+                rank_zero_warn(f"No client gathered statistics for level {level}: the last known ones stand in")
+                self.levels[key] = before[key]
+            else:
+                raise ConfigurationError(f"Expected a client to gather statistics for level {level} but got none")
         self.weights = weights
 
     def load_into(self, level: str, net: nn.Module, cluster: int = 0) -> None:

@@ -113,7 +113,7 @@ class TrainingModule(EvaluatingModule):
             ConfigurationError: updates arrived, and all of them were refused.
         """
         refused = self.ledger.round.refused
-        if not reports and refused:
+        if not reports and refused and self.clients.known:
             raise ConfigurationError(
                 f"Expected an update that can be used in round {round} but all {refused} were refused (training "
                 "diverged?): try a smaller learning rate or gradient_clip"

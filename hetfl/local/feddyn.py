@@ -44,7 +44,7 @@ class FedDyn(Penalty):
         if not alpha > 0:
             raise ConfigurationError(f"Expected alpha above 0 for FedDyn but got {alpha}")
         self.alpha = alpha
-        self.memories = MemoryStore() if memories is None else memories
+        self.memories: ClientStore = MemoryStore() if memories is None else memories
         self.server: dict[str, Tensor] = {}
 
     def settings(self) -> dict[str, object]:  # noqa: D102

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.store import ClientStore
 from hetfl.types import Index
 from hetfl.updates import Update
 
@@ -18,7 +19,12 @@ class Penalty(ABC):
 
     A penalty knows no method: it acts on vectors of trained parameters in sub-model coordinates. What it keeps follows
     what was *sent*: a refused update changes nothing, and a compressed one counts as the server decoded it.
+
+    Attributes:
+        memories: where it keeps what it remembers of clients; None: nothing.
     """
+
+    memories: ClientStore | None = None
 
     @abstractmethod
     def add_gradient(self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None) -> None:

@@ -30,7 +30,7 @@ def write_blocks(path: Path, blocks: Mapping[str, Tensor]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    write_whole(path, safetensors.torch.save(dict(blocks), {DIGEST: _digest(blocks)}))
+    write_whole(path, safetensors.torch.save(dict(blocks), {DIGEST: digest_of(blocks)}))
 
 
 def read_blocks(path: Path) -> dict[str, Tensor]:
@@ -45,14 +45,15 @@ def read_blocks(path: Path) -> dict[str, Tensor]:
             digest = (file.metadata() or {}).get(DIGEST)
     except safetensors.SafetensorError:
         digest = None
-    if digest is None or digest != _digest(blocks):
+    if digest is None or digest != digest_of(blocks):
         raise ConfigurationError(f"Expected {path} as it was written but got a damaged file")
     return blocks
 
 
-def _digest(blocks: Mapping[str, Tensor]) -> str:
+def digest_of(blocks: Mapping[str, Tensor]) -> str:
+    """Return a digest of blocks: their names, dtypes, shapes and bytes."""
     digest = hashlib.blake2b(digest_size=32)
     for name in sorted(blocks):
         digest.update(f"{name} {blocks[name].dtype} {tuple(blocks[name].shape)} ".encode())
-        digest.update(blocks[name].numpy().data)
+        digest.update(blocks[name].contiguous().numpy().data)
     return digest.hexdigest()

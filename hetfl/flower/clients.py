@@ -1,0 +1,240 @@
+"""The server's side of clients that are elsewhere: orders to their nodes, and what comes back, checked."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from hetfl import wire
+from hetfl.errors import ConfigurationError
+from hetfl.federation import FederatedModule
+from hetfl.federation.clients import Clients, Lost, Upload
+from hetfl.flower.messages import JobName, Order, Report, Request
+from hetfl.flower.nodes import Failure, Nodes
+from hetfl.flower.packing import pack
+from hetfl.flower.settings import shared_settings
+from hetfl.flower.states import NOTHING, STATE, StateBook
+from hetfl.local import LocalResult, LocalTask
+from hetfl.local.executor import Job
+from hetfl.local.jobs import losses, statistics
+from hetfl.models.static_batch_norm import static_layers
+from hetfl.submodel import gather_flat
+from hetfl.updates import DenseUpdate, Update
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When a round has waited long enough.
+
+    Args:
+        deadline: seconds that nodes have for an answer.
+        enough: share of the clients asked whose answers are enough: with more clients selected than are needed, the
+            slowest are not waited for.
+        start: seconds that the first round waits for a node for every client.
+
+    Raises:
+        ConfigurationError: a number is out of range.
+    """
+
+    deadline: float = 600.0
+    enough: float = 1.0
+    start: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("deadline", "start"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigurationError(f"Expected {name}, in seconds, above 0 but got {getattr(self, name)}")
+        if not 0 < self.enough <= 1:
+            raise ConfigurationError(f"Expected enough, a share of clients, in (0, 1] but got {self.enough}")
+
+
+class FlowerClients(Clients):
+    """Clients on nodes of Flower.
+
+    Every report is checked against the order: nonce, client, number of samples (from 1 to what the server's data module
+    says of the client) and of passes, finite values, and by the wire round, client and every length. What does not pass
+    is refused, by name, and the round goes on.
+
+    Args:
+        module: the server's federated module.
+        nodes: the nodes.
+        patience: when a round has waited long enough.
+    """
+
+    known = False
+
+    def __init__(self, module: FederatedModule, nodes: Nodes, patience: Patience | None = None) -> None:
+        self._module, self._nodes, self._patience = module, nodes, patience or Patience()
+        self._book = StateBook()
+        self._federation = secrets.token_hex(16)
+        self._reports: dict[int, Report] = {}
+        self._channels: dict[str, list[int]] = {}
+        self._met = False
+
+    def train(self, tasks: Sequence[LocalTask]) -> Iterator[Upload | Lost]:  # noqa: D102
+        found = self._ask("train", tasks)
+        self._reports = {}
+        for number, task in enumerate(tasks):
+            yield self._upload(task, found[number])
+
+    def run(self, job: Job, tasks: Sequence[LocalTask]) -> Iterator[LocalResult]:  # noqa: D102
+        name, samples = _named(job)
+        found = self._ask(name, tasks, samples)
+        for number, task in enumerate(tasks):
+            result = self._result(name, task, found[number], samples)
+            if isinstance(result, Failure):
+                rank_zero_warn(f"Round {task.round}: no {name} of client {task.client}: {result.reason}")
+            else:
+                yield result
+
+    def take(self, upload: Upload, update: Update) -> None:  # noqa: D102
+        task = upload.task
+        report = self._reports.pop(task.client)
+        self._book.take(task.client, report.state)
+        if self._module.uplink.enabled:
+            self._module.uplink.note(task.client, task.round, report.squared_norm)
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"federation": self._federation, **self._book.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned.
+
+        Raises:
+            ConfigurationError: the checkpoint's clients were in the server's process.
+        """
+        if "federation" not in state:
+            raise ConfigurationError("Expected a checkpoint of a run on Flower but got one with residuals of its own")
+        self._federation = state["federation"]
+        self._book.load_state_dict(state)
+
+    def checkpointed(self) -> None:  # noqa: D102
+        self._book.checkpointed()
+
+    def _ask(self, job: JobName, tasks: Sequence[LocalTask], samples: int | None = None) -> list[Report | Failure]:
+        """Return what came of each task."""
+        if not self._met:
+            everyone = frozenset(range(self._module.data.num_clients))
+            self._nodes.gather(shared_settings(self._module), everyone, self._patience.start)
+            self._met = True
+        self._nodes.refresh()
+        of_node: defaultdict[int, list[int]] = defaultdict(list)
+        for number, task in enumerate(tasks):
+            if (node := self._nodes.serving(task.client)) is not None:
+                of_node[node].append(number)
+        orders, compressor = self._orders(tasks), pack(self._module.uplink.compressor.state_dict())
+        requests = {
+            node: Request(
+                job, secrets.token_hex(16), self._federation, samples, compressor, orders=[orders[n] for n in numbers]
+            )
+            for node, numbers in of_node.items()
+        }
+        wanted = math.ceil(self._patience.enough * sum(map(len, of_node.values())))
+        found: list[Report | Failure] = [Failure("no node that serves it is there") for _ in tasks]
+        for node, answer in self._nodes.ask(requests, self._patience.deadline, wanted).items():
+            for position, number in enumerate(of_node[node]):
+                found[number] = answer if isinstance(answer, Failure) else answer.reports[position]
+        return found
+
+    def _upload(self, task: LocalTask, report: Report | Failure) -> Upload | Lost:
+        """Return what the server makes of a report on training."""
+        refusal = self._refusal(task, report)
+        if isinstance(report, Report) and report.status == "lost":
+            self._book.take(task.client, NOTHING)
+            return Lost(task, f"{report.reason}: it begins anew next time")
+        if isinstance(report, Failure) and not report.refused:
+            return Lost(task, report.reason)
+        if isinstance(report, Failure) or refusal:
+            return Upload(task, 0.0, 0, 0, refusal=refusal)
+        if report.status == "failed":
+            return Lost(task, report.reason)
+        self._reports[task.client] = report
+        refused = report.reason if report.status == "refused" else ""
+        return Upload(task, report.loss, report.num_samples, report.num_passes, report.payload, refused)
+
+    def _refusal(self, task: LocalTask, report: Report | Failure) -> str:
+        """Return why a report on training cannot be used; empty if it can, or if there is none."""
+        if isinstance(report, Failure):
+            return report.reason
+        if report.status != "done":
+            return ""
+        most, epochs = self._module.data.sizes[task.client], task.epochs or self._module.local.epochs
+        checks = {
+            f"from 1 to {most} samples": (1 <= report.num_samples <= most, report.num_samples),
+            f"{epochs} passes over its samples": (
+                report.num_passes == epochs * report.num_samples,
+                report.num_passes,
+            ),
+            "a finite loss": (math.isfinite(report.loss), report.loss),
+            "a finite norm from 0": (0 <= report.squared_norm < math.inf, report.squared_norm),
+            "the name of a state": (STATE.fullmatch(report.state) is not None, report.state[:40]),
+        }
+        wrong = [f"Expected {what} but got {got}" for what, (right, got) in checks.items() if not right]
+        return wrong[0] if wrong else ""
+
+    def _result(
+        self, job: JobName, task: LocalTask, report: Report | Failure, samples: int | None
+    ) -> LocalResult | Failure:
+        """Return a checked result of another job than training."""
+        if isinstance(report, Failure):
+            return report
+        if report.status != "done":
+            return Failure(report.reason)
+        size = self._module.data.sizes[task.client]
+        passes = size if samples is None else min(samples, size)
+        if report.num_passes != passes or not math.isfinite(report.loss):
+            return Failure(
+                f"Expected {passes} passes and a finite loss but got {report.num_passes}, {report.loss}", True
+            )
+        if job == "losses":
+            return LocalResult(task, torch.empty(0), report.loss, size, passes)
+        channels = self._channels_of(task.level)
+        dtype = next(iter(self._module.tensors.values())).dtype
+        expected = wire.Expected(task.round, task.client, 2 * sum(channels) + len(channels), dtype=dtype)
+        try:
+            sums = wire.decode(report.payload, expected).to_dense()
+        except wire.MalformedPayload as error:
+            return Failure(str(error), True)
+        batches = sums[2 * torch.tensor(channels).cumsum(0) + torch.arange(len(channels))]
+        if not bool(((batches >= 1) & (batches <= size)).all()):
+            return Failure(f"Expected from 1 to {size} batches but got {batches.tolist()}", True)
+        return LocalResult(task, sums, 0.0, size, passes)
+
+    def _channels_of(self, level: str) -> list[int]:
+        """Return the widths of a level's static norm layers."""
+        if level not in self._channels:
+            layers = static_layers(self._module.levels.build(level))
+            self._channels[level] = [layer.weight.numel() for layer in layers.values()]
+        return self._channels[level]
+
+    def _orders(self, tasks: Sequence[LocalTask]) -> list[Order]:
+        """Return the orders; one sub-model is encoded once, however many clients get it."""
+        models: dict[tuple[int, str], bytes] = {}
+        for task in tasks:
+            if (key := (task.cluster, task.level)) not in models:
+                tensors = self._module.cluster_tensors[task.cluster]
+                with torch.no_grad():
+                    values_D = gather_flat(tensors, self._module.index(task.level, task.round))
+                models[key] = wire.encode(DenseUpdate(values_D), round=task.round, client=task.cluster)
+        return [
+            Order(task, models[task.cluster, task.level], self._book.present(task.client), self._book.keep(task.client))
+            for task in tasks
+        ]
+
+
+def _named(job: Job) -> tuple[JobName, int | None]:
+    """Return the name of a job, and how many samples of each client it is about."""
+    if job is statistics:
+        return "statistics", None
+    if isinstance(job, partial) and job.func is losses:
+        return "losses", job.keywords["samples"]
+    raise TypeError(f"Expected statistics or losses but got {job}")

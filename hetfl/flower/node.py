@@ -1,0 +1,165 @@
+"""A node: it does what the server asks of its clients, with the same parts as a simulation does."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from hetfl import wire
+from hetfl.data import FederatedDataModule
+from hetfl.errors import ConfigurationError, RefusedUpdate
+from hetfl.federation import FederatedModule
+from hetfl.federation.clients import held_index, keep, send
+from hetfl.flower.messages import Answer, Order, Report, Request
+from hetfl.flower.packing import unpack
+from hetfl.flower.settings import disagreement, shared_settings
+from hetfl.flower.states import ClientState, ClientStates, StateLost
+from hetfl.local import LocalProblem, LocalTask
+from hetfl.local.executor import Bench, remembering
+from hetfl.local.jobs import losses, statistics, train
+from hetfl.local.resident import ResidentNet
+from hetfl.store import ClientStore, MemoryStore
+from hetfl.submodel import index_layout
+from hetfl.updates import DenseUpdate
+
+RESIDUAL, MEMORY = "residual/", "memory/"
+"""What the names of a state's blocks begin with."""
+
+
+class OrderBench(Bench):
+    """Resident nets that hold what came with an order, in place of parts of a global model."""
+
+    order: Order
+
+    def resident(self, task: LocalTask) -> ResidentNet:
+        """Return the net of the order's level with its anchor at the sub-model that came with it.
+
+        Raises:
+            MalformedPayload: the sub-model is not of the order's level.
+        """
+        resident, order = self._of_level(task.level), self.order.task
+        size, dtype = resident.layout.size, resident.anchor_D.dtype
+        expected = wire.Expected(order.round, order.cluster, size, dtype=dtype)
+        resident.anchor_D.copy_(wire.decode(self.order.model, expected).to_dense())
+        return resident
+
+
+class Node:
+    """Answers requests.
+
+    Args:
+        module: the federated module, set up with its data by a trainer that runs nothing.
+        data: the data; only what belongs to this node's clients is used.
+        clients: ids of the clients that it serves.
+        states: what belongs to them.
+
+    Raises:
+        ConfigurationError: there is no such client in the data.
+    """
+
+    def __init__(
+        self, module: FederatedModule, data: FederatedDataModule, clients: frozenset[int], states: ClientStates
+    ) -> None:
+        if not clients or min(clients) < 0 or max(clients) >= data.num_clients:
+            raise ConfigurationError(
+                f"Expected clients from 0 to {data.num_clients - 1} for a node but got {sorted(clients)}"
+            )
+        self.module, self.data, self.clients, self.states = module, data, clients, states
+        self.settings = shared_settings(module)
+        module.uplink.residuals = MemoryStore()
+        if module.local.penalty is not None and module.local.penalty.memories is not None:
+            module.local.penalty.memories = MemoryStore()
+        self.bench = OrderBench(cast(LocalProblem, module), data, module.tensors)
+        self._dtype = next(iter(module.tensors.values())).dtype
+
+    def answer(self, request: Request) -> Answer:
+        """Return the answer to a request; what goes wrong with one client is in its report."""
+        if request.job == "hello":
+            return self._hello(request)
+        self.module.uplink.compressor.load_state_dict(unpack(request.compressor))
+        with torch.inference_mode(False), torch.enable_grad(), self.module.precision_context():
+            return Answer(request.nonce, reports=[self._report(request, order) for order in request.orders])
+
+    def _hello(self, request: Request) -> Answer:
+        return Answer(request.nonce, sorted(self.clients), trouble=disagreement(request.settings, self.settings))
+
+    @property
+    def _memories(self) -> ClientStore | None:
+        return None if self.module.local.penalty is None else self.module.local.penalty.memories
+
+    def _report(self, request: Request, order: Order) -> Report:
+        client = order.task.client
+        try:
+            if client not in self.clients:
+                raise ConfigurationError(f"Expected a client among {sorted(self.clients)} but got {client}")
+            if request.job == "train":
+                return self._train(request, order)
+            return self._other(request, order)
+        except StateLost as lost:
+            return Report(client, "lost", str(lost))
+        except RefusedUpdate as refused:
+            return Report(client, "refused", str(refused))
+        except Exception as error:  # one client's trouble is not another's
+            traceback.print_exc()
+            return Report(client, "failed", f"{type(error).__name__}: {error}")
+
+    def _train(self, request: Request, order: Order) -> Report:
+        """Train, encode, and write the state that is in force if the server takes the update."""
+        module, task, federation = self.module, order.task, request.federation
+        before = self.states.load(federation, task.client, order.state)
+        self.states.prune(federation, task.client, {order.state, *order.keep})
+        self._restore(task.client, before)
+        self.bench.order = order
+        upload = send(module, train(self.bench, remembering(task, module.memory)))
+        if upload.prepared is None:
+            raise RefusedUpdate(upload.refusal)
+        held = held_index(module, task)
+        sent = index_layout(module.upload_index(task.client, task.level, task.round)).size
+        layout = index_layout(held)
+        expected = wire.Expected(
+            task.round, task.client, layout.size, sent - layout.size, dtype=self._dtype, layout=layout
+        )
+        keep(module.uplink, module.local, upload.prepared, wire.decode(upload.payload, expected))
+        state = self.states.save(federation, task.client, self._state(task))
+        return Report(
+            task.client,
+            loss=upload.loss,
+            num_samples=upload.num_samples,
+            num_passes=upload.num_passes,
+            state=state,
+            squared_norm=module.uplink.squared_norm(task.client),
+            payload=upload.payload,
+        )
+
+    def _restore(self, client: int, state: ClientState) -> None:
+        """Put a state where error feedback and the penalty look for it."""
+        self.module.uplink.restore(client, _part(state.blocks, RESIDUAL), state.round)
+        if (memories := self._memories) is not None:
+            memories.save(client, _part(state.blocks, MEMORY), state.round)
+
+    def _state(self, task: LocalTask) -> ClientState:
+        """Return what error feedback and the penalty now keep of a client."""
+        blocks = {RESIDUAL + name: block for name, block in self.module.uplink.residuals.load(task.client).items()}
+        if (memories := self._memories) is not None:
+            blocks |= {MEMORY + name: block for name, block in memories.load(task.client).items()}
+        return ClientState(task.round, blocks)
+
+    def _other(self, request: Request, order: Order) -> Report:
+        """Gather statistics or losses; nothing of the client changes."""
+        self.bench.order = order
+        if request.job == "losses":
+            result = losses(self.bench, order.task, request.samples)
+            return Report(order.task.client, loss=result.loss, num_passes=result.num_passes)
+        result = statistics(self.bench, order.task)
+        payload = wire.encode(
+            DenseUpdate(result.vector.to(self._dtype)), round=order.task.round, client=order.task.client
+        )
+        return Report(order.task.client, num_passes=result.num_passes, payload=payload)
+
+
+def _part(blocks: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): block for name, block in blocks.items() if name.startswith(prefix)}

@@ -1,0 +1,186 @@
+"""Who is there: nodes, the clients that they serve, and which of them are worth waiting for."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import RecordDict
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from hetfl.errors import ConfigurationError
+from hetfl.flower.messages import Answer, MalformedMessage, Request, read_answer, request_records
+
+POLL_SECONDS = 0.2
+HELLO_SECONDS = 600.0
+"""How long a node has to say who it is."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Nothing came, or nothing that can be used.
+
+    Attributes:
+        reason: why, in words.
+        refused: whether something came.
+    """
+
+    reason: str
+    refused: bool = False
+
+
+class Post(Protocol):
+    """How messages come to nodes and back."""
+
+    def online(self) -> Collection[int]:
+        """Return the nodes that are there, as far as is known."""
+        ...
+
+    def send(self, letters: Mapping[int, RecordDict], seconds: float) -> dict[int, str]:
+        """Send a message to each node, not to be delivered later than in so many seconds; return their ids by node."""
+        ...
+
+    def collect(self, ids: Collection[str]) -> dict[str, RecordDict | str]:
+        """Return the answers to messages that have come since, by the id of the message; text is an error's."""
+        ...
+
+
+class Nodes:
+    """The nodes of a federation.
+
+    A node is asked who it is when it appears. One that has not answered in time is not asked again until it has: it
+    costs one deadline. What it then answers comes too late, and is not looked at.
+
+    Args:
+        post: carries messages.
+        clock: seconds that never go back.
+        sleep: lets seconds pass.
+    """
+
+    def __init__(
+        self, post: Post, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._post, self._clock, self._sleep = post, clock, sleep
+        self._serves: dict[int, frozenset[int]] = {}
+        self._greeted: dict[int, tuple[str, str]] = {}  # node: id and nonce of the question who it is
+        self._overdue: dict[int, str] = {}  # node: id of a message that it has not answered in time
+        self._refused: set[int] = set()
+        self._settings: Mapping[str, str] = {}
+
+    def serving(self, client: int) -> int | None:
+        """Return the node that serves a client and is worth asking, the first that came; None if there is none."""
+        return next((node for node, clients in self._present().items() if client in clients), None)
+
+    def _present(self) -> dict[int, frozenset[int]]:
+        return {node: clients for node, clients in self._serves.items() if node not in self._overdue}
+
+    def gather(self, settings: Mapping[str, str], clients: frozenset[int], seconds: float) -> None:
+        """Wait until every client has a node, or until the time is over and some have.
+
+        Args:
+            settings: what nodes must agree in.
+            clients: all clients.
+            seconds: how long.
+
+        Raises:
+            ConfigurationError: no node came.
+        """
+        self._settings = settings
+        until = self._clock() + seconds
+        while True:
+            self.refresh()
+            missing = sorted(clients.difference(*self._present().values()))
+            if not missing:
+                return
+            if self._clock() >= until:
+                break
+            self._sleep(POLL_SECONDS)
+        if not self._present():
+            raise ConfigurationError(f"Expected a node that can take part within {seconds:g} s but none came")
+        rank_zero_warn(f"No node serves clients {missing} after {seconds:g} s: the first round begins without them")
+
+    def refresh(self) -> None:
+        """Look who has come, who has gone, and who has answered at last."""
+        online = set(self._post.online())
+        for known in (self._serves, self._greeted, self._overdue):
+            for node in [node for node in known if node not in online]:
+                del known[node]
+        self._hear_overdue()
+        self._hear_greeted()
+        new = [node for node in sorted(online) if node not in self._refused and node not in self._serves]
+        self._greet([node for node in new if node not in self._greeted])
+
+    def _hear_overdue(self) -> None:
+        late = {id: node for node, id in self._overdue.items()}
+        for id, came in self._post.collect(list(late)).items() if late else ():
+            node = late[id]
+            del self._overdue[node]
+            if isinstance(came, str):  # whoever is there now may be another process: ask it anew
+                self._serves.pop(node, None)
+            else:
+                rank_zero_info(f"Node {node} answered too late: ignored")
+
+    def _greet(self, nodes: Collection[int]) -> None:
+        nonces = {node: secrets.token_hex(16) for node in nodes}
+        letters = {node: self._hello(nonce) for node, nonce in nonces.items()}
+        for node, id in (self._post.send(letters, HELLO_SECONDS) if letters else {}).items():
+            self._greeted[node] = (id, nonces[node])
+
+    def _hello(self, nonce: str) -> RecordDict:
+        return request_records(Request("hello", nonce, "", settings=self._settings))
+
+    def _hear_greeted(self) -> None:
+        of_id = {id: node for node, (id, _) in self._greeted.items()}
+        for id, came in self._post.collect(list(of_id)).items() if of_id else ():
+            node = of_id[id]
+            _, nonce = self._greeted.pop(node)
+            answer = _read(came, nonce, ())
+            if isinstance(answer, Failure) and not answer.refused:
+                continue  # it is greeted again
+            trouble = answer.reason if isinstance(answer, Failure) else answer.trouble
+            clients: frozenset[int] = frozenset() if isinstance(answer, Failure) else frozenset(answer.clients)
+            if trouble:
+                rank_zero_warn(f"Node {node} of clients {sorted(clients)} cannot take part: {trouble}")
+                self._refused.add(node)
+            else:
+                if twice := clients.intersection(frozenset().union(*self._present().values())):
+                    rank_zero_warn(f"Node {node} serves clients {sorted(twice)}, as another does: it stands by")
+                self._serves[node] = clients
+
+    def ask(self, requests: Mapping[int, Request], deadline: float, wanted: int) -> dict[int, Answer | Failure]:
+        """Ask nodes, and wait until enough clients have answered, or the deadline.
+
+        Args:
+            requests: by node.
+            deadline: in seconds.
+            wanted: number of clients whose answers are enough.
+        """
+        until = self._clock() + deadline
+        letters = {node: request_records(request) for node, request in requests.items()}
+        waiting = {id: node for node, id in (self._post.send(letters, deadline) if letters else {}).items()}
+        found: dict[int, Answer | Failure] = {}
+        answered = 0
+        while waiting and answered < wanted and self._clock() < until:
+            came = self._post.collect(list(waiting))
+            for id, reply in came.items():
+                node = waiting.pop(id)
+                request = requests[node]
+                found[node] = _read(reply, request.nonce, [order.task.client for order in request.orders])
+                answered += len(request.orders)
+            if not came:
+                self._sleep(POLL_SECONDS)
+        why = "enough others had answered" if answered >= wanted else f"no answer within {deadline:g} s"
+        self._overdue |= {node: id for id, node in waiting.items()}
+        return {node: found.get(node, Failure(why)) for node in requests}
+
+
+def _read(came: RecordDict | str, nonce: str, asked: Collection[int]) -> Answer | Failure:
+    if isinstance(came, str):
+        return Failure(came)
+    try:
+        return read_answer(came, nonce, list(asked))
+    except MalformedMessage as error:
+        return Failure(str(error), refused=True)

@@ -1,0 +1,105 @@
+"""Nodes without a network: messages are passed from hand to hand, as bytes, by rules of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
+
+from flwr.app import RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+from hetfl import FederatedModule
+from hetfl.cli import FederatedTrainer
+from hetfl.data import FederatedDataModule
+from hetfl.flower.clients import FlowerClients, Patience
+from hetfl.flower.messages import answer_records, read_request
+from hetfl.flower.node import Node
+from hetfl.flower.nodes import Nodes
+from hetfl.flower.states import ClientStates
+from tests.conftest import small_data, small_module
+
+Tamper = Callable[[int, RecordDict], RecordDict | None]
+"""What becomes of the answer of a node: another one, or none for one that never comes."""
+
+
+def make_node(
+    clients: Iterable[int],
+    folder: Path,
+    make: Callable[[], FederatedModule] = small_module,
+    data: Callable[[], FederatedDataModule] = small_data,
+    **options: Any,
+) -> Node:
+    """Return a node that serves some clients, with a module and data of its own."""
+    trainer = FederatedTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, **options)
+    module, own = make(), data()
+    trainer.introduce(module, own)
+    return Node(trainer.precision_plugin.convert_module(module), own, frozenset(clients), ClientStates(folder))  # type: ignore[arg-type]
+
+
+class Clock:
+    """Seconds that pass when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Hands:
+    """A post that asks nodes at once, and hands their answers out.
+
+    Args:
+        nodes: by number.
+    """
+
+    def __init__(self, nodes: Mapping[int, Node]) -> None:
+        self.nodes = dict(nodes)
+        self.tamper: Tamper = lambda node, answer: answer
+        self.sent: list[tuple[int, RecordDict]] = []
+        self._answers: dict[str, RecordDict | str] = {}
+
+    def online(self) -> Collection[int]:
+        return list(self.nodes)
+
+    def send(self, letters: Mapping[int, RecordDict], seconds: float) -> dict[int, str]:
+        ids = {}
+        for node, letter in letters.items():
+            ids[node] = f"message {len(self.sent)}"
+            self.sent.append((node, letter))
+            request = read_request(over_the_wire(letter))
+            answer = self.tamper(node, over_the_wire(answer_records(self.nodes[node].answer(request))))
+            if answer is not None:
+                self._answers[ids[node]] = answer
+        return ids
+
+    def deliver(self, id: str, answer: RecordDict | str) -> None:
+        """Have an answer come late."""
+        self._answers[id] = answer
+
+    def collect(self, ids: Collection[str]) -> dict[str, RecordDict | str]:
+        return {id: self._answers.pop(id) for id in ids if id in self._answers}
+
+
+def over_the_wire(records: RecordDict) -> RecordDict:
+    """Return what Flower makes of records on the other side."""
+    contents = {id: part.deflate() for id, part in get_all_nested_objects(records).items()}
+    inflated = inflate_object_from_contents(records.object_id, contents)
+    assert isinstance(inflated, RecordDict)
+    return inflated
+
+
+def federated(module: FederatedModule, hands: Hands, **patience: float) -> FederatedModule:
+    """Return a module whose clients are on the nodes of a post."""
+    clock = Clock()
+    module.clients = FlowerClients(module, Nodes(hands, clock, clock.sleep), Patience(**patience))
+    return module

@@ -1,0 +1,78 @@
+"""A round over nodes is the round in one process, bit for bit; the nodes' messages go from hand to hand as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from lightning import Trainer
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from hetfl import FederatedModule
+from hetfl.clustering import IFCA
+from hetfl.compression import ErrorFeedback, GammaFedHT, Identity, LowRank, RandomK, TopK
+from hetfl.compression.staleness import Decay
+from hetfl.local import FedDyn, LocalTraining
+from hetfl.selection import PowerOfChoice
+from tests.conftest import small_levels, small_module
+from tests.flower_cases import Hands, federated, make_node
+
+Fit = Callable[..., Trainer]
+SPLIT = {11: range(5), 12: range(5, 8), 13: range(8, 12)}
+"""Which node serves whom."""
+
+
+def rows(trainer: Trainer) -> pd.DataFrame:
+    return pd.read_csv(Path(trainer.logger.save_dir) / "metrics.csv")  # type: ignore[union-attr,arg-type]
+
+
+def cosine(optimizer: Any) -> Any:
+    return CosineAnnealingLR(optimizer, 5, 0.01)
+
+
+def local(**changes: Any) -> LocalTraining:
+    return LocalTraining(1, 10, 1.0, lambda p: SGD(p, 0.05, 0.9), **changes)
+
+
+CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
+    "gamma-fedht": (
+        lambda: {
+            "uplink": ErrorFeedback(GammaFedHT(density=0.1), half_precision=True),
+            "levels": small_levels(1, 0.5, 0.25, 0.125, 0.0625),
+            "local": local(scheduler=cosine),
+            "server_optimizer": lambda p: Adam(p, lr=0.01),
+        },
+        {},
+    ),
+    "feddyn": (lambda: {"local": local(penalty=FedDyn(0.1)), "uplink": ErrorFeedback(TopK(0.2))}, {}),
+    "float64": (lambda: {"uplink": ErrorFeedback(TopK(0.2))}, {"precision": "64-true"}),
+    "low rank": (lambda: {"uplink": ErrorFeedback(LowRank(2))}, {}),
+    "decaying residuals": (lambda: {"uplink": ErrorFeedback(TopK(0.1), staleness=Decay(0.5))}, {}),
+    "no error feedback": (lambda: {"uplink": ErrorFeedback(RandomK(0.3), enabled=False)}, {}),
+    "everything sent": (lambda: {"uplink": ErrorFeedback(Identity())}, {}),
+    "clusters": (lambda: {"clustering": IFCA(2), "uplink": ErrorFeedback(TopK(0.2))}, {}),
+    "losses asked for": (lambda: {"selection": PowerOfChoice(8, 4)}, {}),
+    "stragglers": (lambda: {"local": LocalTraining(3, 10, optimizer=lambda p: SGD(p, 0.05), stragglers=0.5)}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nodes_give_the_bits_of_one_process(fit: Fit, tmp_path: Path, case: str) -> None:
+    changes, options = CASES[case]
+
+    def make() -> FederatedModule:
+        return small_module(**changes())
+
+    alone = make()
+    expected = rows(fit(alone, rounds=4, name="alone", **options))
+    nodes = {node: make_node(of, tmp_path / f"node{node}", make, **options) for node, of in SPLIT.items()}
+    there = federated(make(), Hands(nodes))
+    found = rows(fit(there, rounds=4, name="nodes", **options))
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, there.state_dict()[name]), name
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
