@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test resilience fuzz lint types wheel bench clean
+.PHONY: help demo demo-flower test test-all resilience fuzz lint types wheel bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # One pip call: torch and torchvision must be chosen together, or torchvision does not load.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -24,8 +24,16 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 demo: $(STAMP) ## run the demo: a federated run on bundled data, with a table and plots at the end
 	$(BIN)/hetfl fit -c configs/demo.yaml
 
+demo-flower: $(STAMP) ## run a federation of a server and three nodes over the loopback, with a table at the end
+	OMP_NUM_THREADS=1 $(BIN)/hetfl flower demo --clients 0-2 --clients 3-5 --clients 6-8 \
+	  -c configs/experiment/flower_digits.yaml
+
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
+
+test-all: $(STAMP) ## run the tests, also those that take minutes: federations of real processes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
 
 resilience: $(STAMP) ## kill runs at 60 instants, 40 of them inside a checkpoint's write, and compare what they end with
 	OMP_NUM_THREADS=1 HETFL_KILLS=10 $(BIN)/pytest -n 2 -q tests/test_resilience.py -k killed

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +106,13 @@ def federated(module: FederatedModule, hands: Hands, **patience: float) -> Feder
     clock = Clock()
     module.clients = FlowerClients(module, Nodes(hands, clock, clock.sleep), Patience(**patience))
     return module
+
+
+@contextmanager
+def warned(match: str) -> Iterator[None]:
+    """Expect a warning among whatever others there are: each client without an update is one."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield
+    texts = [str(each.message) for each in said]
+    assert any(re.search(match, text) for text in texts), texts

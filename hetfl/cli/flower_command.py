@@ -35,7 +35,6 @@ START_SECONDS = 60.0
 RETRY_SECONDS = 5.0
 """Between two starts of a SuperNode that ended by itself: the SuperLink takes it for alive for a while."""
 CONNECTION = "hetfl"
-SHELL = Path(__file__).parent
 
 APP = """\
 [project]
@@ -68,9 +67,8 @@ def main(args: Sequence[str]) -> None:
     """
     require_flower()
     given, rest = _parser().parse_known_args(list(args))
-    if given.role == "server":
-        sys.exit(_server(given, rest))
-    sys.exit(_client(given, rest))
+    roles = {"server": _server, "client": _client, "demo": _demo}
+    sys.exit(roles[given.role](given, rest))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,7 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     client.add_argument("--states", required=True, help="folder for what belongs to them, to be kept")
     client.add_argument("--certificates", help="folder of ca.crt, node.crt and node.key: TLS")
     client.add_argument("--key", help="this node's private key; its public key lies beside it, with .pub")
-    for role in (server, client):
+    demo = roles.add_parser("demo", allow_abbrev=False, help="a server and its nodes, all on this machine")
+    demo.epilog = "All other arguments are those of hetfl fit."
+    demo.add_argument("--clients", required=True, action="append", help="clients of a node: 0,3,7-9; one for each node")
+    for role in (server, client, demo):
         role.add_argument("--home", help="folder for Flower's files and logs, to be kept; else they go away")
     return parser
 
@@ -219,22 +220,69 @@ def _lives(process: int) -> bool:
 def _client(given: argparse.Namespace, rest: Sequence[str]) -> int:
     """Keep a SuperNode running until told to stop; return the exit status."""
     with home_folder(given.home) as home, taking_signals() as received:
-        warm = home / "bin" / "flower-superexec"
-        write_whole(warm, f'#!/bin/sh\nexec "{sys.executable}" -m hetfl.cli.flower_warm "$@"\n'.encode())
-        warm.chmod(0o755)
-        settings = {"arguments": list(rest), "clients": given.clients, "states": str(Path(given.states).absolute())}
-        env = environment(home, HETFL_NODE=json.dumps({**settings, "folder": os.getcwd()}))
         while not received:
-            node = Child(_supernode(given, rest), home / "supernode.log", env)
+            node = _start_node(given, rest, home)
             try:
-                while not received and node.process.poll() is None:
-                    time.sleep(POLL_SECONDS)
+                _watch_node(given, node, home / "report", received)
             finally:
                 node.stop()
             if not received:
                 sys.stderr.write(f"hetfl: flower-supernode ended, starting it again: {node.last_words()}\n")
                 _sleep(RETRY_SECONDS, received)
         return 0 if received[0] == signal.SIGTERM else 128 + received[0]
+
+
+def _watch_node(given: argparse.Namespace, node: Child, report: Path, received: Sequence[int]) -> None:
+    """Wait until a SuperNode ends or a signal comes, and say when the node is ready.
+
+    Raises:
+        ConfigurationError: the node cannot be made of its settings.
+    """
+    ready = False
+    while not received and node.process.poll() is None:
+        if not ready and report.is_file():
+            if trouble := report.read_text().strip():
+                raise ConfigurationError(trouble.splitlines()[-1].removeprefix("hetfl: error: "))
+            ready = True
+            print(f"node of clients {given.clients} is ready for {given.server}", flush=True)
+        time.sleep(POLL_SECONDS)
+
+
+def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run a server and its nodes here, over the loopback; return the run's exit status."""
+    port = str(free_port())
+    with home_folder(given.home) as home:
+        nodes: list[Child] = []
+        try:
+            for number, clients in enumerate(given.clients):
+                own = home / f"node{number}"
+                arguments = ["client", "--server", f"127.0.0.1:{port}", "--clients", clients]
+                arguments += ["--states", str(own / "states")]
+                nodes.append(_start_node(_parser().parse_args(arguments), rest, own))
+            return _server(*_parser().parse_known_args(["server", "--port", port, "--home", str(home), *rest]))
+        finally:
+            for node in nodes:
+                node.tell()
+            for node in nodes:
+                node.stop()
+
+
+def _start_node(given: argparse.Namespace, rest: Sequence[str], home: Path) -> Child:
+    """Start a SuperNode whose ClientApps are forked from a process that is ready."""
+    warm = home / "bin" / "flower-superexec"
+    write_whole(warm, f'#!/bin/sh\nexec "{sys.executable}" -m hetfl.cli.flower_warm "$@"\n'.encode())
+    warm.chmod(0o755)
+    report = home / "report"
+    report.unlink(missing_ok=True)
+    settings = {
+        "arguments": list(rest),
+        "clients": given.clients,
+        "states": str(Path(given.states).absolute()),
+        "folder": os.getcwd(),
+        "report": str(report),
+    }
+    env = environment(home, HETFL_NODE=json.dumps(settings))
+    return Child(_supernode(given, rest), home / "supernode.log", env)
 
 
 def _sleep(seconds: float, received: Sequence[int]) -> None:

@@ -78,11 +78,15 @@ class Child:
                 own, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=dict(env), start_new_session=True
             )
 
+    def tell(self, number: int = signal.SIGTERM) -> None:
+        """Send a signal to it and all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
     def stop(self) -> None:
         """End it and all that it started, gently at first."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
+            self.tell(number)
             until = time.monotonic() + PATIENCE_SECONDS
             while self._lives() and time.monotonic() < until:
                 time.sleep(POLL_SECONDS / 4)

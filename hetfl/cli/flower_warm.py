@@ -7,10 +7,13 @@ once, before any thread of PyTorch is started, and forks.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
+from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from flwr.supernode.cli import flwr_clientapp
 
 from hetfl.cli import flower_apps
 from hetfl.cli.starting import command_line
+from hetfl.files import write_whole
 
 
 def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
@@ -63,10 +67,15 @@ def main() -> None:
     torch.set_num_threads(1)  # threads of OpenMP would not come along into a fork, which then waits for them
     given: dict[str, Any] = json.loads(os.environ["HETFL_NODE"])
     os.chdir(given["folder"])
-    with command_line():
-        flower_apps.node = flower_apps.make_node(
-            given["arguments"], flower_apps.numbers(given["clients"]), given["states"]
-        )
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), command_line():
+            clients = flower_apps.numbers(given["clients"])
+            flower_apps.node = flower_apps.make_node(given["arguments"], clients, given["states"])
+    except SystemExit:  # Flower's SuperNode would go on without us, and answer nobody
+        write_whole(Path(given["report"]), said.getvalue().encode())
+        raise
+    write_whole(Path(given["report"]), b"")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forked: they leave no zombies
     SubprocessExecutor.launch = launch  # type: ignore[method-assign]
     flower_superexec()

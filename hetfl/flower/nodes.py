@@ -160,7 +160,8 @@ class Nodes:
         """
         until = self._clock() + deadline
         letters = {node: request_records(request) for node, request in requests.items()}
-        waiting = {id: node for node, id in (self._post.send(letters, deadline) if letters else {}).items()}
+        sent = self._post.send(letters, deadline) if letters else {}
+        waiting = {id: node for node, id in sent.items()}
         found: dict[int, Answer | Failure] = {}
         answered = 0
         while waiting and answered < wanted and self._clock() < until:
@@ -174,7 +175,7 @@ class Nodes:
                 self._sleep(POLL_SECONDS)
         why = "enough others had answered" if answered >= wanted else f"no answer within {deadline:g} s"
         self._overdue |= {node: id for id, node in waiting.items()}
-        return {node: found.get(node, Failure(why)) for node in requests}
+        return {node: found.get(node, Failure(why if node in sent else "Flower did not take it")) for node in requests}
 
 
 def _read(came: RecordDict | str, nonce: str, asked: Collection[int]) -> Answer | Failure:

@@ -1,0 +1,203 @@
+"""What nodes may do wrong: say nothing, come late, lie, lose their disk; the server goes on without them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from lightning import Trainer
+
+from hetfl import FederatedModule, wire
+from hetfl.compression import ErrorFeedback, TopK
+from hetfl.flower.messages import VALUES, Order, Request, read_request, request_records
+from hetfl.flower.packing import pack
+from hetfl.local import LocalTask
+from hetfl.updates import DenseUpdate
+from tests.conftest import small_module
+from tests.flower_cases import Hands, Tamper, federated, make_node, over_the_wire, warned
+
+Fit = Callable[..., Trainer]
+SPLIT = {11: range(5), 12: range(5, 8), 13: range(8, 12)}
+LIAR = 12
+
+
+def make(**changes: Any) -> FederatedModule:
+    return small_module(**{"uplink": ErrorFeedback(TopK(0.2)), **changes})
+
+
+def rows(trainer: Trainer) -> pd.DataFrame:
+    return pd.read_csv(Path(trainer.logger.save_dir) / "metrics.csv")  # type: ignore[union-attr,arg-type]
+
+
+def hands(folder: Path, tamper: Tamper | None = None, build: Callable[[], FederatedModule] = make) -> Hands:
+    post = Hands({node: make_node(of, folder / str(node), build) for node, of in SPLIT.items()})
+    if tamper is not None:
+        post.tamper = tamper
+    return post
+
+
+class LyingUpload:
+    """A module whose clients of one node send nothing that the server takes: what a run without them comes to."""
+
+    def __init__(self, module: FederatedModule, where: frozenset[int]) -> None:
+        self.inner, self.where, self.known = module.clients, where, False
+
+    def train(self, tasks: Any) -> Any:
+        yield from self.inner.train([task for task in tasks if task.client not in self.where])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def altered(answer: RecordDict, name: str, **values: Any) -> ConfigRecord:
+    record = answer[name]
+    assert isinstance(record, ConfigRecord)
+    return ConfigRecord({**record, **values})
+
+
+def changed(**values: Any) -> Tamper:
+    """Return a lie about all reports of the liar's."""
+
+    def tamper(node: int, answer: RecordDict) -> RecordDict:
+        for name in answer if node == LIAR else ():
+            if name.startswith("report."):
+                answer[name] = altered(answer, name, **values)
+        return answer
+
+    return tamper
+
+
+def with_payload(make_payload: Callable[[bytes], bytes]) -> Tamper:
+    def tamper(node: int, answer: RecordDict) -> RecordDict:
+        for name in list(answer) if node == LIAR else ():
+            if name.startswith("bytes."):
+                record = answer[name]
+                assert isinstance(record, ArrayRecord)
+                record[VALUES].data = make_payload(bytes(record[VALUES].data))
+        return answer
+
+    return tamper
+
+
+def other_header(answer: RecordDict, **values: Any) -> RecordDict:
+    answer["answer"] = altered(answer, "answer", **values)
+    return answer
+
+
+def replay() -> Tamper:
+    first: list[RecordDict] = []
+
+    def tamper(node: int, answer: RecordDict) -> RecordDict:
+        if node != LIAR or "report.0" not in answer:
+            return answer
+        first.append(answer)
+        return first[0] if len(first) > 1 else other_header(answer, nonce="0" * 32)
+
+    return tamper
+
+
+def wrong_values(payload: bytes) -> bytes:
+    return payload[:-4] + b"\x00\x00\xc0\x7f"  # NaN, with a checksum that no longer holds
+
+
+def dense(value: float, size: int) -> Callable[[bytes], bytes]:
+    def payload(honest: bytes) -> bytes:
+        header = wire.header.unpack(honest)
+        update = DenseUpdate(torch.full((size or header.size,), value))
+        return wire.encode(update, round=header.round, client=header.client)
+
+    return payload
+
+
+LIES: dict[str, tuple[Tamper, str]] = {
+    "a weight of 10^18": (changed(num_samples=10**18), "samples but got 1000000000000000000"),
+    "a weight of 0": (changed(num_samples=0), "samples but got 0"),
+    "a weight below 0": (changed(num_samples=-5), "samples but got -5"),
+    "a weight that is text": (changed(num_samples="many"), "num_samples to be int but got str"),
+    "a weight that is NaN": (changed(num_samples=math.nan), "num_samples to be int but got float"),
+    "more passes": (changed(num_passes=10**6), "passes"),
+    "a loss of NaN": (changed(loss=math.nan), "finite loss but got nan"),
+    "a residual of Inf": (changed(squared_norm=math.inf), "finite norm"),
+    "a state that is a path": (changed(state="../../etc/passwd"), "the name of a state"),
+    "another client": (changed(client=0), "Expected reports of clients"),
+    "a replay": (replay(), "Expected nonce"),
+    "values changed on the way": (with_payload(wrong_values), "intact message"),
+    "another level's size": (with_payload(dense(1.0, 999)), "Expected size"),
+    "half a message": (with_payload(lambda payload: payload[:20]), "bytes"),
+    "no bytes": (with_payload(lambda payload: b""), "bytes"),
+    "a huge norm": (with_payload(dense(1e30, 0)), "Expected a norm of at most"),
+    "an unknown status": (changed(status="king"), "status among"),
+    "no such records": (
+        lambda node, answer: RecordDict({}) if node == LIAR and "report.0" in answer else answer,
+        "Expected record answer",
+    ),
+    "fewer reports": (
+        lambda node, answer: other_header(answer, reports=0) if node == LIAR and "report.0" in answer else answer,
+        "Expected . reports but got 0",
+    ),
+    "another language": (
+        lambda node, answer: other_header(answer, protocol=99) if node == LIAR and "report.0" in answer else answer,
+        "Expected protocol 1 but got 99",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lying_node_changes_nothing(fit: Fit, tmp_path: Path, lie: str) -> None:
+    """The same weights as in a run in which nothing comes of that node's clients; and the log says which lie it was."""
+    tamper, message = LIES[lie]
+    without = federated(make(), hands(tmp_path / "without"))
+    without.clients = LyingUpload(without, frozenset(SPLIT[LIAR]))  # type: ignore[assignment]
+    fit(without, rounds=2, name="without", limit_val_batches=0)
+    lied = federated(make(), hands(tmp_path / "lied", tamper))
+    lied.exchange.max_norm = 1e6
+    with warned(f"refused: .*{message}"):
+        trainer = fit(lied, rounds=2, name="lied", limit_val_batches=0)
+    for name, value in without.state_dict().items():
+        assert torch.equal(value, lied.state_dict()[name]), name
+    assert rows(trainer)["comm/refused"].sum() > 0
+
+
+@pytest.mark.parametrize("lie", ["values changed on the way", "half a message", "more passes", "a replay"])
+def test_a_lie_about_statistics_is_left_out(fit: Fit, tmp_path: Path, lie: str) -> None:
+    """Of every level the others' sums are enough; levels are evaluated all the same."""
+    tamper, _ = LIES[lie]
+    module = federated(make(), hands(tmp_path, tamper))
+    with warned("Round 0: no statistics of client 5: "):
+        trainer = fit(module, rounds=1)
+    assert rows(trainer)[[f"val/accuracy/{level}" for level in module.levels]].notna().all(axis=None)
+
+
+def test_a_node_serves_its_own_clients_alone(tmp_path: Path) -> None:
+    """Asked for another's, it says so; the others' orders in the same request are done."""
+    node = make_node([3, 4], tmp_path, make)
+    model = wire.encode(DenseUpdate(torch.zeros(node.bench.size("c"))), round=0, client=0)
+    orders = [Order(LocalTask(client, "c", 0, 0, 0.1), model) for client in (3, 5, 4)]
+    request = Request("train", "nonce", "0" * 32, compressor=pack({}), orders=orders)
+    found = node.answer(request).reports
+    assert [report.status for report in found] == ["done", "failed", "done"]
+    assert "among [3, 4] but got 5" in found[1].reason
+
+
+def test_a_model_of_another_size_is_refused_by_the_node(tmp_path: Path) -> None:
+    node = make_node([3], tmp_path, make)
+    model = wire.encode(DenseUpdate(torch.zeros(17)), round=0, client=0)
+    request = Request("train", "n", "0" * 32, compressor=pack({}), orders=[Order(LocalTask(3, "c", 0, 0, 0.1), model)])
+    (report,) = node.answer(request).reports
+    assert report.status == "failed"
+    assert "Expected size 158 from client 0 but got 17" in report.reason
+
+
+def test_requests_come_back_as_they_were() -> None:
+    task = LocalTask(7, "b", 3, 0, 0.1 + 0.2, epochs=2, cluster=1)
+    order = Order(task, b"bytes", "0" * 32, ["0" * 32, "1" * 32])
+    request = Request("losses", "n", "f" * 32, 64, b"state", {"a": "b"}, [order, Order(task, b"others", keep=[])])
+    assert read_request(over_the_wire(request_records(request))) == request
+    hello = Request("hello", "n", "", settings={"seed": "0"})
+    assert read_request(over_the_wire(request_records(hello))) == hello

@@ -1,0 +1,212 @@
+"""Nodes that are silent, late, new or gone; clients that have lost their state; a server that begins again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from lightning import Trainer
+
+from hetfl import FederatedModule
+from hetfl.compression import ErrorFeedback, TopK
+from hetfl.errors import ConfigurationError
+from hetfl.flower.clients import FlowerClients, Patience
+from hetfl.flower.nodes import Nodes
+from hetfl.local import FedDyn, LocalTraining
+from hetfl.selection import Uniform
+from tests.conftest import small_module
+from tests.flower_cases import Clock, Hands, federated, make_node, warned
+
+Fit = Callable[..., Trainer]
+SPLIT = {11: range(5), 12: range(5, 8), 13: range(8, 12)}
+SILENT = 12
+DEADLINE = 30.0
+
+
+def make(**changes: Any) -> FederatedModule:
+    return small_module(**{"uplink": ErrorFeedback(TopK(0.2)), "selection": Uniform(12), **changes})
+
+
+def rows(trainer: Trainer) -> pd.DataFrame:
+    return pd.read_csv(Path(trainer.logger.save_dir) / "metrics.csv")  # type: ignore[union-attr,arg-type]
+
+
+def hands(folder: Path, build: Callable[[], FederatedModule] = make) -> Hands:
+    return Hands({node: make_node(of, folder / str(node), build) for node, of in SPLIT.items()})
+
+
+def timed(module: FederatedModule, post: Hands, **patience: float) -> Clock:
+    clock = Clock()
+    module.clients = FlowerClients(module, Nodes(post, clock, clock.sleep), Patience(**patience))
+    return clock
+
+
+def rounds_asked(post: Hands, node: int) -> list[int]:
+    """Return the rounds in which a node was asked for training."""
+    letters = [letter for to, letter in post.sent if to == node and letter["request"]["job"] == "train"]
+    return [int(letter["task.0"]["round"]) for letter in letters]  # type: ignore[arg-type]
+
+
+def test_a_silent_node_costs_one_deadline(fit: Fit, tmp_path: Path) -> None:
+    post = hands(tmp_path)
+    post.tamper = lambda node, answer: None if node == SILENT and "report.0" in answer else answer
+    module = make()
+    clock = timed(module, post, deadline=DEADLINE)
+    with warned("no update of client 5: no answer within 30 s"):
+        trainer = fit(module, rounds=4, limit_val_batches=0)
+    assert DEADLINE <= clock.now < DEADLINE + 1
+    assert rounds_asked(post, SILENT) == [0]
+    assert rounds_asked(post, 11) == [0, 1, 2, 3]
+    assert rows(trainer)["sim/failed"].tolist() == [3] * 4
+    assert rows(trainer)["comm/refused"].tolist() == [0] * 4
+
+
+def test_a_late_answer_is_ignored_and_its_node_is_asked_again(fit: Fit, tmp_path: Path) -> None:
+    """What came too late changes nothing: neither the model nor what its clients go on from."""
+    post, late = hands(tmp_path), {}
+
+    def tamper(node: int, answer: Any) -> Any:
+        if node == SILENT and "report.0" in answer and len(rounds_asked(post, SILENT)) == 1:
+            late["answer"], late["id"] = answer, f"message {len(post.sent) - 1}"
+            return None
+        if node == 13 and "report.0" in answer and len(rounds_asked(post, 13)) == 2:
+            post.deliver(late["id"], late["answer"])
+        return answer
+
+    post.tamper = tamper
+    module = make()
+    timed(module, post, deadline=DEADLINE)
+    with warned("no update of client 5"):
+        trainer = fit(module, rounds=4, limit_val_batches=0)
+    assert rounds_asked(post, SILENT) == [0, 2, 3]
+    assert rows(trainer)["sim/failed"].tolist() == [3, 3, 0, 0]
+    assert [letter["task.0"]["state"] for to, letter in post.sent if to == SILENT and "task.0" in letter][:2] == [
+        "",
+        "",
+    ]
+
+
+def test_enough_answers_end_a_round(fit: Fit, tmp_path: Path) -> None:
+    post = hands(tmp_path)
+    post.tamper = lambda node, answer: None if node == SILENT and "report.0" in answer else answer
+    module = make()
+    clock = timed(module, post, deadline=DEADLINE, enough=0.7)
+    with warned("enough others had answered"):
+        fit(module, rounds=2, limit_val_batches=0)
+    assert clock.now < 1
+
+
+def test_without_nodes_the_run_says_so(fit: Fit, tmp_path: Path) -> None:
+    module = make()
+    clock = timed(module, Hands({}), start=60.0)
+    with pytest.raises(ConfigurationError, match="a node that can take part within 60 s but none came"):
+        fit(module, rounds=1)
+    assert 60 <= clock.now < 61
+
+
+def test_a_node_with_other_settings_cannot_take_part(fit: Fit, tmp_path: Path) -> None:
+    post = hands(tmp_path)
+    post.nodes[SILENT] = make_node(SPLIT[SILENT], tmp_path, lambda: make(uplink=ErrorFeedback(TopK(0.3))))
+    module = make()
+    timed(module, post, start=1.0)
+    said = r"Node 12 of clients \[5, 6, 7\] cannot take part: Expected the server's compressor \(TopK"
+    with warned(said):
+        fit(module, rounds=1, limit_val_batches=0)
+
+
+def test_a_node_that_comes_later_takes_over(fit: Fit, tmp_path: Path) -> None:
+    """A node dies; its clients come back as another node, with their states."""
+    post = hands(tmp_path)
+    keeper = post.nodes[SILENT]
+
+    def tamper(node: int, answer: Any) -> Any:
+        if all(len(rounds_asked(post, each)) == 2 for each in SPLIT):
+            post.nodes.pop(SILENT, None)
+        if all(len(rounds_asked(post, each)) == 3 for each in (11, 13)):
+            post.nodes[99] = keeper
+        return answer
+
+    post.tamper = tamper
+    module = make()
+    timed(module, post, deadline=DEADLINE)
+    with warned("no node that serves it is there"):
+        trainer = fit(module, rounds=6, limit_val_batches=0)
+    failed = rows(trainer)["sim/failed"].tolist()
+    assert failed[:3] == [0, 0, 3]
+    assert failed[-1] == 0
+    assert rounds_asked(post, 99)
+
+
+@pytest.mark.parametrize("penalty", [False, True])
+def test_a_lost_disk_is_reported_and_its_clients_begin_anew(fit: Fit, tmp_path: Path, penalty: bool) -> None:
+    def build() -> FederatedModule:
+        return make(local=LocalTraining(1, 10, penalty=FedDyn(0.1) if penalty else None))
+
+    post = hands(tmp_path, build)
+
+    def tamper(node: int, answer: Any) -> Any:
+        if node == SILENT and "report.0" in answer and len(rounds_asked(post, SILENT)) == 2:
+            shutil.rmtree(tmp_path / str(SILENT))
+        return answer
+
+    post.tamper = tamper
+    module = build()
+    timed(module, post)
+    with warned("client 5: Expected state [0-9a-f]{32} of client 5 but got no state at all: it b"):
+        trainer = fit(module, rounds=5, limit_val_batches=0)
+    assert rows(trainer)["sim/failed"].tolist() == [0, 0, 3, 0, 0]
+    states = [letter["task.0"]["state"] for to, letter in post.sent if to == SILENT and "task.0" in letter]
+    assert [bool(state) for state in states] == [False, True, True, False, True]
+
+
+@pytest.mark.parametrize("killed", ["after a checkpoint", "in a round"])
+def test_a_server_that_begins_again_ends_as_one_that_did_not(fit: Fit, tmp_path: Path, killed: str) -> None:
+    """As a new run with new nodes' ids, but with the clients' disks: the bits of one process."""
+
+    def build() -> FederatedModule:
+        return make(local=LocalTraining(1, 10, penalty=FedDyn(0.1)), selection=Uniform(6))
+
+    alone = build()
+    expected = rows(fit(alone, rounds=5, name="alone"))
+    first = federated(build(), hands(tmp_path, build))
+    half = fit(first, rounds=2, name="nodes")
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    if killed == "in a round":  # what the clients did in a round of which the server knows nothing
+        half.fit_loop.max_epochs = 3
+        fit(federated(build(), hands(tmp_path, build)), rounds=3, name="lost", ckpt=str(tmp_path / "half.ckpt"))
+    post = hands(tmp_path, build)
+    post.nodes = {node + 100: each for node, each in post.nodes.items()}
+    again = federated(build(), post)
+    trainer = fit(again, rounds=5, name="nodes2", ckpt=str(tmp_path / "half.ckpt"), logger=half.logger)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    pd.testing.assert_frame_equal(rows(trainer), expected, check_exact=True)
+
+
+def test_checkpoints_of_the_two_kinds_do_not_mix(fit: Fit, tmp_path: Path) -> None:
+    alone, there = make(), federated(make(), hands(tmp_path))
+    fit(alone, rounds=1, name="alone").save_checkpoint(tmp_path / "alone.ckpt")
+    fit(there, rounds=1, name="nodes").save_checkpoint(tmp_path / "nodes.ckpt")
+    with pytest.raises(ConfigurationError, match="go on with hetfl flower server"):
+        fit(make(), rounds=2, name="a", ckpt=str(tmp_path / "nodes.ckpt"))
+    with pytest.raises(ConfigurationError, match="a run on Flower but got one with residuals of its own"):
+        fit(federated(make(), hands(tmp_path)), rounds=2, name="b", ckpt=str(tmp_path / "alone.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"deadline": 0.0}, "deadline"), ({"enough": 1.5}, "share"), ({"start": float("inf")}, "start")],
+)
+def test_patience_out_of_range_is_refused(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Patience(**changes)
+
+
+def test_a_node_of_unknown_clients_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="from 0 to 11 for a node but got .12."):
+        make_node([12], tmp_path)
