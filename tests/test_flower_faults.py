@@ -199,5 +199,5 @@ def test_requests_come_back_as_they_were() -> None:
     order = Order(task, b"bytes", "0" * 32, ["0" * 32, "1" * 32])
     request = Request("losses", "n", "f" * 32, 64, b"state", {"a": "b"}, [order, Order(task, b"others", keep=[])])
     assert read_request(over_the_wire(request_records(request))) == request
-    hello = Request("hello", "n", "", settings={"seed": "0"})
+    hello = Request("hello", "n", "", settings={"seed": "0"}, orders=[])
     assert read_request(over_the_wire(request_records(hello))) == hello
