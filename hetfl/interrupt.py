@@ -7,6 +7,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -30,15 +31,29 @@ class StopAtRoundEnd(Callback):
         def stop(number: int, frame: FrameType | None) -> None:
             if self.signal is not None:
                 sys.exit(128 + number)
-            self.signal, trainer.should_stop = number, True
+            self.signal = number
+            if trainer.world_size == 1:  # else all ranks must stop at the same place
+                trainer.should_stop = True
             name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
             sys.stderr.write(f"hetfl: stopping after this round; once more {name} stops at once\n")
 
         self._before = {each: signal.signal(each, stop) for each in SIGNALS}
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have all ranks of a distributed trainer stop if one of them is to, here or at the end of the next round."""
+        self._agree(trainer)
+        trainer.should_stop |= self.signal is not None
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop listening."""
+        self._agree(trainer)
         self._restore()
+
+    def _agree(self, trainer: Trainer) -> None:
+        """Have all ranks know of a signal that came to one of them."""
+        if trainer.world_size > 1:
+            own = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
+            self.signal = int(trainer.strategy.reduce(own, reduce_op="max")) or None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop listening."""

@@ -102,21 +102,17 @@ def _never_null(made: Any) -> dict[str, str]:
 
 
 def check_trainer(trainer: Namespace) -> None:
-    """Refuse precisions and devices that a federated module does not have.
+    """Refuse precisions and strategies that a federated module does not have.
 
     Raises:
-        ConfigurationError: another precision, or more than one device.
+        ConfigurationError: another precision, or a strategy that divides the model.
     """
     if trainer.precision is not None and str(trainer.precision) not in (*PRECISIONS, "32", "64"):
         # Lightning would take bf16 in place of 16-mixed where the device has no float16, with a warning.
         raise ConfigurationError(f"Expected trainer.precision in {PRECISIONS} but got {trainer.precision}")
-    devices = trainer.devices
-    several = len(devices) > 1 if isinstance(devices, list) else str(devices).isdecimal() and int(devices) > 1
-    if several or trainer.num_nodes > 1:
-        got = f"trainer.num_nodes {trainer.num_nodes}" if trainer.num_nodes > 1 else f"trainer.devices {devices}"
-        raise ConfigurationError(f"Expected one device but got {got}: use model.executor hetfl.local.Workers")
-    if isinstance(trainer.strategy, str) and trainer.strategy not in ("auto", "single_device"):
-        raise ConfigurationError(f"Expected trainer.strategy auto, one device, but got {trainer.strategy}")
+    strategy = trainer.strategy
+    if isinstance(strategy, str) and strategy not in ("auto", "single_device") and not strategy.startswith("ddp"):
+        raise ConfigurationError(f"Expected trainer.strategy auto, single_device or ddp but got {strategy}")
 
 
 def check_checkpoint(verb: str, path: Any) -> None:

@@ -86,7 +86,8 @@ def command_line() -> Iterator[None]:
 
 
 def _fail(message: str, status: int) -> None:
-    sys.stderr.write(f"hetfl: error: {condense(message)}\n")
+    rank = os.environ.get("LOCAL_RANK", "0")  # of a distributed trainer: most mistakes are those of all its processes
+    sys.stderr.write(f"hetfl: error: {'' if rank == '0' else f'rank {rank}: '}{condense(message)}\n")
     sys.exit(status)
 
 

@@ -155,6 +155,24 @@ class ErrorFeedback:
         """Return f(a)."""
         return self.staleness.factor(max(1, round - self._rounds.get(client, round)))
 
+    def lend(self, client: int, index: Index, like: Tensor) -> tuple[Tensor | None, int | None]:
+        """Return what another process needs to prepare a message: e_k[I], and the round of the client's last update.
+
+        Args:
+            client: the client's id.
+            index: its upload index I.
+            like: dtype and device.
+        """
+        return (self.residuals.read(client, index, like) if self.enabled else None), self._rounds.get(client)
+
+    def borrow(self, client: int, index: Index, residual_D: Tensor | None, last: int | None) -> None:
+        """Take what :meth:`lend` returned in another process; there is nothing to give back but the message."""
+        self._rounds.pop(client, None)
+        if last is not None:
+            self._rounds[client] = last
+        if residual_D is not None:
+            self.residuals.write(client, index, residual_D, -1 if last is None else last)
+
     def begin_round(self, lr: float) -> None:
         """Begin a round before its first vector, at the clients' learning rate."""
         self.compressor.begin_round(lr)

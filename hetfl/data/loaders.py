@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from hetfl.data.arrays import ClientData
+
+T = TypeVar("T")
 
 
 class EvalBatch(NamedTuple):
@@ -58,11 +60,20 @@ class EvalBatches(Dataset[EvalBatch]):
 
 def round_loader() -> DataLoader[int]:
     """Return a loader with exactly one item."""
-    return DataLoader(OneRound(), batch_size=None, num_workers=0)
+    return _on_every_rank(OneRound())
 
 
 def eval_loader(data: ClientData, batch_size: int, owner: Tensor | None = None) -> DataLoader[EvalBatch]:
     """Return a loader of whole batches; without ``owner`` every sample is nobody's."""
     owner = torch.full_like(data.targets, -1) if owner is None else owner
+    return _on_every_rank(EvalBatches(data, owner, batch_size))
+
+
+def _on_every_rank(items: Dataset[T]) -> DataLoader[T]:
+    """Return a loader that yields all items in order, in every process of a distributed trainer.
+
+    Lightning leaves loaders with this kind of sampler alone; else it would divide the items and repeat some.
+    """
+    sampler: DistributedSampler[int] = DistributedSampler(items, num_replicas=1, rank=0, shuffle=False)
     # batch_size=None: an item is a batch already; slicing in this process is faster than any worker.
-    return DataLoader(EvalBatches(data, owner, batch_size), batch_size=None, num_workers=0)
+    return DataLoader(items, batch_size=None, sampler=sampler, num_workers=0)

@@ -138,6 +138,9 @@ class Clients(ABC):
 
     known: ClassVar[bool] = True
 
+    def begin(self) -> None:
+        """Get ready to train, once a checkpoint has been loaded. By default nothing."""
+
     @abstractmethod
     def train(self, tasks: Sequence[LocalTask]) -> Iterator[Upload | Lost]:
         """Have clients train, and yield what they send, in the order of the tasks."""

@@ -24,11 +24,11 @@ class LevelMetrics(nn.Module):
         super().__init__()
         self.largest, self.num_classes = levels[0], num_classes
         self.accuracy = nn.ModuleDict({level: self._metric() for level in levels})
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(sync_on_compute=False)  # every rank evaluates everything
         self.count = 0
 
     def _metric(self) -> MulticlassAccuracy:
-        return MulticlassAccuracy(self.num_classes, average="micro")
+        return MulticlassAccuracy(self.num_classes, average="micro", sync_on_compute=False)
 
     def update(self, logits_NK: Mapping[str, Tensor], targets_N: Tensor) -> None:
         """Take one batch's logits of every level, and of heads by their names."""

@@ -6,11 +6,13 @@ local ``loss`` and the prediction (``predict``). The round itself is in :mod:`he
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
@@ -25,12 +27,14 @@ from hetfl.federation.aggregating import ClusterAggregators
 from hetfl.federation.budgets import Axis, Budgets
 from hetfl.federation.clients import Clients, OwnClients
 from hetfl.federation.clusters import add_group
+from hetfl.federation.collective import Ranks
 from hetfl.federation.exchange import Exchange
 from hetfl.federation.fingerprint import fingerprint
 from hetfl.federation.forecast import Forecast
 from hetfl.federation.ledger import Ledger
 from hetfl.federation.level_table import save_levels
 from hetfl.federation.levels import LevelSet
+from hetfl.federation.ranks import RankClients
 from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.federation.training import TrainingModule
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
@@ -175,8 +179,7 @@ class FederatedModule(TrainingModule):
                 f"Expected precision in {PRECISIONS} but got {self.trainer.precision}: "
                 "local steps have no gradient scaler, and their deltas need float32"
             )
-        if self.trainer.world_size > 1:
-            raise ConfigurationError(f"Expected one device but got {self.trainer.world_size}: use executor Workers")
+        self.clients = self._clients()
         self.fleet.setup(data.num_clients, self.seed)
         self.assignment.setup(list(self.levels), data.num_clients, self.seed)
         self.selection.setup(data.sizes, self.seed)
@@ -200,6 +203,23 @@ class FederatedModule(TrainingModule):
             if self.local.penalty is not None:
                 self.local.penalty.bind(f"{folder}/memories" if folder else None)
 
+    def _clients(self) -> Clients:
+        """Return this process's clients, or those that the ranks of a distributed trainer share.
+
+        Raises:
+            ConfigurationError: the trainer's processes do not all have the whole model.
+        """
+        if self.trainer.world_size == 1:
+            return OwnClients(self)
+        if not isinstance(self.trainer.strategy, DDPStrategy):
+            raise ConfigurationError(
+                f"Expected strategy ddp for {self.trainer.world_size} devices but got "
+                f"{type(self.trainer.strategy).__name__}"
+            )
+        # Every rank logs the same numbers, as each of them does the server's part.
+        warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(.*sync_dist=True")
+        return RankClients(self, Ranks())
+
     def configure_optimizers(self) -> Any:
         """Return the server's optimizer and the carrier of the clients' learning rate, with its schedule."""
         carrier = self.local.optimizer([nn.Parameter(torch.zeros(1))])
@@ -212,6 +232,7 @@ class FederatedModule(TrainingModule):
     def on_fit_start(self) -> None:
         """Get ready to train; in a resumed run, forget the rows of rounds that will be run again."""
         self.open_bench()
+        self.clients.begin()
         if self.local.penalty is not None:
             self.local.penalty.setup(parameters_of(self.net), self.data.num_clients)
         for logger in self.loggers:

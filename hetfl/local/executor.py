@@ -133,6 +133,11 @@ class Bench:
         """Return the number of entries of a level's net."""
         return self._of_level(level).layout.size
 
+    def cost(self, task: LocalTask) -> int:
+        """Return what a task's training costs, in entries times samples: good for comparisons."""
+        samples = len(self.data.client_data(task.client).targets)
+        return samples * self.size(task.level) * (task.epochs or self.problem.local.epochs)
+
     def _of_level(self, level: str) -> ResidentNet:
         if level not in self._residents:
             # Lightning evaluates in inference mode; tensors born there could never be trained.

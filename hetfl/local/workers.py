@@ -77,8 +77,7 @@ class Workers(Executor):
         if not self._workers:
             self._workers = [self._start() for _ in range(self.num_workers)]
         # Largest first, so that no long task is left for the end; the order of the results does not change by it.
-        data = self.bench.data
-        cost = [len(data.client_data(task.client).targets) * self.bench.size(task.level) for task in tasks]
+        cost = [self.bench.cost(task) for task in tasks]
         waiting = deque(sorted(range(len(tasks)), key=lambda i: (-cost[i], i)))
 
         def give(i: int) -> tuple[Job, LocalTask]:

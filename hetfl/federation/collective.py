@@ -1,0 +1,100 @@
+"""Bytes between the processes of a distributed trainer."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+LENGTH = struct.Struct("<q")
+CODES = (torch.float32, torch.float64)
+"""Of vectors, by number in their messages."""
+
+
+class Ranks:
+    """The processes of a trainer, in a group of their own on the CPU (Gloo), whatever carries the trainer's own.
+
+    To be made by all of them at the same time, once torch.distributed is set up; so is every call.
+    """
+
+    def __init__(self) -> None:
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self.rank, self.count = self._group.rank(), self._group.size()
+
+    def everyone(self, data: bytes) -> list[bytes]:
+        """Return what every rank has given, by rank."""
+        lengths = self._lengths(len(data))
+        parts = [torch.empty(max(lengths), dtype=torch.uint8) for _ in lengths]
+        dist.all_gather(parts, _padded(data, max(lengths)), group=self._group)
+        return _cut(parts, lengths)
+
+    def at_zero(self, data: bytes) -> list[bytes]:
+        """Return on rank zero what every rank has given, by rank; on others nothing."""
+        lengths = self._lengths(len(data))
+        parts = [torch.empty(max(lengths), dtype=torch.uint8) for _ in lengths] if self.rank == 0 else None
+        dist.gather(_padded(data, max(lengths)), parts, dst=0, group=self._group)
+        return [] if parts is None else _cut(parts, lengths)
+
+    def from_zero(self, parts: Sequence[bytes]) -> bytes:
+        """Return what rank zero has for this rank.
+
+        Args:
+            parts: on rank zero, by rank; not read on others.
+        """
+        zero = self.rank == 0
+        lengths = torch.tensor([len(part) for part in parts] if zero else [0] * self.count)
+        dist.broadcast(lengths, src=0, group=self._group)
+        longest = int(lengths.max())
+        mine = torch.empty(longest, dtype=torch.uint8)
+        dist.scatter(mine, [_padded(part, longest) for part in parts] if zero else None, src=0, group=self._group)
+        return mine[: int(lengths[self.rank])].numpy().tobytes()
+
+    def _lengths(self, own: int) -> list[int]:
+        lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.count)]
+        dist.all_gather(lengths, torch.tensor([own]), group=self._group)
+        return [int(length) for length in lengths]
+
+
+def _padded(data: bytes, length: int) -> Tensor:
+    padded = torch.zeros(length, dtype=torch.uint8)
+    padded[: len(data)] = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+    return padded
+
+
+def _cut(parts: Sequence[Tensor], lengths: Sequence[int]) -> list[bytes]:
+    return [part[:length].numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
+
+
+def pack(vectors: Sequence[Tensor | None]) -> bytes:
+    """Return vectors of float32 or float64, or their absence, as bytes."""
+    parts = []
+    for vector in vectors:
+        if vector is None:
+            parts.append(LENGTH.pack(-1))
+        else:
+            parts += [LENGTH.pack(vector.numel()), bytes([CODES.index(vector.dtype)])]
+            parts.append(vector.detach().cpu().contiguous().numpy().tobytes())
+    return b"".join(parts)
+
+
+def unpack(data: bytes) -> list[Tensor | None]:
+    """Return what :func:`pack` wrote, on the CPU."""
+    found: list[Tensor | None] = []
+    position = 0
+    while position < len(data):
+        (count,) = LENGTH.unpack_from(data, position)
+        position += LENGTH.size
+        if count < 0:
+            found.append(None)
+            continue
+        dtype = CODES[data[position]]
+        end = position + 1 + count * dtype.itemsize
+        numpy_type = np.float32 if dtype == torch.float32 else np.float64
+        found.append(torch.from_numpy(np.frombuffer(data[position + 1 : end], dtype=numpy_type).copy()))
+        position = end
+    return found

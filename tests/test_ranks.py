@@ -1,0 +1,158 @@
+"""Rounds shared over ranks: what crosses between processes, who gets what, and the same bits as in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning import Trainer
+from torch import Tensor
+
+from hetfl import DepthFL, FederatedModule, Level
+from hetfl.aggregators import QFedAvg
+from hetfl.checkpoint import SafeCheckpointIO
+from hetfl.cli.callbacks import LastCheckpoint
+from hetfl.clustering import IFCA
+from hetfl.compression import ErrorFeedback, GammaFedHT, RandomK, TopK
+from hetfl.compression.staleness import Decay
+from hetfl.federation.collective import Ranks, pack, unpack
+from hetfl.federation.ranks import RankClients, Shared
+from hetfl.local import FedDyn, LocalTask, LocalTraining, Sequential, Workers
+from hetfl.models import MultiExitConvNet
+from hetfl.selection import PowerOfChoice
+from hetfl.store import DiskStore
+from tests.conftest import small_module
+
+Fit = Callable[..., Trainer]
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(
+        st.none()
+        | st.tuples(st.lists(st.floats(width=32), max_size=4), st.sampled_from([torch.float32, torch.float64])),
+        max_size=4,
+    )
+)
+def test_vectors_arrive_to_the_bit(given: list[Any]) -> None:
+    vectors = [None if each is None else torch.tensor(each[0], dtype=each[1]) for each in given]
+    for sent, found in zip(vectors, unpack(pack(vectors)), strict=True):
+        assert (sent is None) == (found is None)
+        if sent is not None and found is not None:
+            assert sent.dtype == found.dtype
+            assert sent.numpy().tobytes() == found.numpy().tobytes()
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 3))
+def test_the_busiest_rank_has_at_most_a_third_more_to_do_than_it_must(costs: list[int], count: int) -> None:
+    bench = SimpleNamespace(cost=lambda task: costs[task.client])
+    module = cast(Shared, SimpleNamespace(bench=bench))
+    clients = RankClients(module, cast(Ranks, SimpleNamespace(rank=0, count=count)))
+    shares = clients.shares([LocalTask(k, "a", 0, 0) for k in range(len(costs))])
+
+    def busiest(ranks: Any) -> int:
+        return max(sum(cost for cost, rank in zip(costs, ranks, strict=True) if rank == r) for r in range(count))
+
+    best = min(busiest(ranks) for ranks in product(range(count), repeat=len(costs)))
+    # Largest first is within 4/3 − 1/(3 m) of the best (Graham, 1969).
+    assert busiest(shares) <= (4 / 3 - 1 / (3 * count)) * best + 1e-9
+
+
+def choosy(**changes: Any) -> FederatedModule:
+    """HeteroFL: losses asked for, losses that count, residuals in files, a calibrated threshold."""
+    uplink = ErrorFeedback(GammaFedHT(density=0.1), DiskStore(), half_precision=True)
+    selection = PowerOfChoice(candidates=6, clients_per_round=4)
+    return small_module(selection=selection, aggregator=QFedAvg(0.5), uplink=uplink, **changes)
+
+
+def dynamic(**changes: Any) -> FederatedModule:
+    """DepthFL with what FedDyn remembers of clients; residuals that age."""
+    return small_module(
+        DepthFL,
+        net=lambda width=1.0, depth=2: MultiExitConvNet(hidden=(8, 16), width=width, depth=depth),
+        levels={"a": Level("a", depth=2), "b": Level("b", depth=1)},
+        local=LocalTraining(epochs=1, batch_size=10, penalty=FedDyn(0.1)),
+        uplink=ErrorFeedback(TopK(0.1), staleness=Decay(0.5)),
+        **changes,
+    )
+
+
+def clustered(**changes: Any) -> FederatedModule:
+    """Two global models; a compressor that draws and keeps no residual."""
+    return small_module(clustering=IFCA(2), uplink=ErrorFeedback(RandomK(0.3), enabled=False), **changes)
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return one.shape == other.shape and torch.equal(one.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+def run(fit: Fit, tmp_path: Path, module: FederatedModule, name: str, **options: Any) -> tuple[dict[str, Any], str]:
+    """Return a run's last checkpoint, of rank zero, whose process has ended, and its metrics."""
+    callbacks = [LastCheckpoint()]
+    fit(module, name=name, callbacks=callbacks, plugins=[SafeCheckpointIO()], enable_checkpointing=True, **options)
+    folder = next((tmp_path / name).iterdir())
+    kept = SafeCheckpointIO().load_checkpoint(folder / "checkpoints/last.ckpt")
+    parts = {part: kept[part] for part in ("state_dict", "optimizer_states", "hetfl")}
+    return parts, (folder / "metrics.csv").read_text()
+
+
+def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], str]) -> None:
+    for part, state in one[0].items():
+        assert same(state, other[0][part]), part
+    assert one[1] == other[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "executor", "ranks"),
+    [(choosy, Sequential, 2), (dynamic, lambda: Workers(2), 2), (clustered, Sequential, 3)],
+    ids=["choosy", "dynamic", "clustered"],
+)
+def test_ranks_end_with_the_bits_of_one_process(
+    fit: Fit,
+    tmp_path: Path,
+    make: Callable[..., FederatedModule],
+    executor: Callable[[], Any],
+    ranks: int,
+) -> None:
+    one = run(fit, tmp_path, make(executor=executor()), "one")
+    several = run(fit, tmp_path, make(executor=executor()), "several", strategy="ddp_fork", devices=ranks)
+    assert_same(one, several)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(fit: Fit, tmp_path: Path) -> None:
+    whole = run(fit, tmp_path, dynamic(), "whole", rounds=4)
+    run(fit, tmp_path, dynamic(), "two", rounds=1)
+    path = next(tmp_path.glob("two/*/checkpoints/last.ckpt"))
+    run(fit, tmp_path, dynamic(), "three", rounds=3, ckpt=str(path), strategy="ddp_fork", devices=2)
+    path = next(tmp_path.glob("three/*/checkpoints/last.ckpt"))
+    assert same(whole[0], run(fit, tmp_path, dynamic(), "four", rounds=4, ckpt=str(path))[0])
+
+
+class Failing(Sequential):
+    """Fails on the rank that has client ``client``."""
+
+    def __init__(self, client: int) -> None:
+        self.client = client
+
+    def run(self, job: Any, tasks: Any, memory: Any = None) -> Any:
+        if any(task.client == self.client for task in tasks):
+            raise OSError("no such sensor")
+        return super().run(job, tasks, memory)
+
+
+def test_a_rank_that_fails_ends_all(fit: Fit) -> None:
+    with pytest.raises(Exception, match="no such sensor"):
+        fit(small_module(executor=Failing(5)), rounds=20, strategy="ddp_fork", devices=2)
