@@ -179,7 +179,7 @@ class FederatedModule(TrainingModule):
                 f"Expected precision in {PRECISIONS} but got {self.trainer.precision}: "
                 "local steps have no gradient scaler, and their deltas need float32"
             )
-        self.clients = self._clients()
+        self._meet_ranks()
         self.fleet.setup(data.num_clients, self.seed)
         self.assignment.setup(list(self.levels), data.num_clients, self.seed)
         self.selection.setup(data.sizes, self.seed)
@@ -203,22 +203,24 @@ class FederatedModule(TrainingModule):
             if self.local.penalty is not None:
                 self.local.penalty.bind(f"{folder}/memories" if folder else None)
 
-    def _clients(self) -> Clients:
-        """Return this process's clients, or those that the ranks of a distributed trainer share.
+    def _meet_ranks(self) -> None:
+        """Share clients of this process with the other processes of a distributed trainer, if it is one.
 
         Raises:
             ConfigurationError: the trainer's processes do not all have the whole model.
         """
         if self.trainer.world_size == 1:
-            return OwnClients(self)
-        if not isinstance(self.trainer.strategy, DDPStrategy):
+            if isinstance(self.clients, RankClients):
+                self.clients = OwnClients(self)
+            return
+        if not isinstance(self.trainer.strategy, DDPStrategy) or not isinstance(self.clients, OwnClients | RankClients):
             raise ConfigurationError(
-                f"Expected strategy ddp for {self.trainer.world_size} devices but got "
-                f"{type(self.trainer.strategy).__name__}"
+                f"Expected strategy ddp, and clients of the trainer's own, for {self.trainer.world_size} devices but "
+                f"got {type(self.trainer.strategy).__name__} and {type(self.clients).__name__}"
             )
         # Every rank logs the same numbers, as each of them does the server's part.
         warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(.*sync_dist=True")
-        return RankClients(self, Ranks())
+        self.clients = RankClients(self, Ranks())
 
     def configure_optimizers(self) -> Any:
         """Return the server's optimizer and the carrier of the clients' learning rate, with its schedule."""
