@@ -18,7 +18,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from hetfl import FedAvg, FederatedModule, HeteroFL, Level, wire
 from hetfl.aggregators import HolderMean
-from hetfl.clustering import IFCA, ClusteredFL, Clustering, OneCluster
+from hetfl.clustering import IFCA, ClusteredFL, Clustering
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import IID, FederatedDataModule, RotationGroups
 from hetfl.errors import ConfigurationError
@@ -214,23 +214,6 @@ def test_clients_are_evaluated_by_their_clusters_model(fit: Fit) -> None:
     both = [last[f"cluster/accuracy/{cluster}"] for cluster in range(2)]
     assert last["val/accuracy"] == pytest.approx(sum(s / 8 * a for s, a in zip(sizes, both, strict=True)), abs=1e-6)
     assert [last[f"cluster/size/{cluster}"] for cluster in range(2)] == sizes
-
-
-def test_a_checkpoint_of_five_clusters_loads_where_one_is_configured(fit: Fit, tmp_path: Path) -> None:
-    path, data = tmp_path / "five.ckpt", grouped()
-    five = module(IFCA(5))
-    trainer = fit(five, data, rounds=2)
-    trainer.save_checkpoint(path)
-    trainer.test(five, datamodule=data, verbose=False)
-    expected = dict(trainer.callback_metrics)
-    one = module(OneCluster())
-    again = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    found = again.test(one, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
-    assert found["test/accuracy"] == expected["test/accuracy"].item()
-    for a, b in zip(values(five), values(one), strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-    with pytest.raises(ConfigurationError, match="checkpoint's clustering"):
-        fit(module(OneCluster()), data, rounds=3, name="other", ckpt=str(path))
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,10 @@ class Clustering(ABC):
         history: (round, client, cluster), one entry for every time that a client's cluster changed.
     """
 
-    several: ClassVar[bool] = True
-    """Whether there are, or may be, several models."""
+    grows: ClassVar[bool] = False
+    """Whether a run may come to have more models than it began with."""
+    takes_over: ClassVar[bool] = False
+    """Whether a run goes on from a checkpoint of any other clustering, with the models that it holds."""
     shared: Sequence[str] = ()
     """Patterns of tensors that are one for all clusters; ``*`` stands for anything."""
 
@@ -92,6 +94,11 @@ class Clustering(ABC):
         """Return a client's cluster; for one that has none yet, the one that most clients are in, the first of them."""
         own = self.assigned[client]
         return self.largest if own == UNKNOWN else own
+
+    @property
+    def several(self) -> bool:
+        """Whether there are, or may be, several models."""
+        return True
 
     @property
     def largest(self) -> int:
@@ -141,6 +148,7 @@ class Clustering(ABC):
             "count": self.count,
             "assigned": torch.tensor(self.assigned, dtype=torch.int64),
             "history": torch.tensor(self.history, dtype=torch.int64).reshape(-1, 3),
+            "shared": list(self.shared),
             "own": self.own_state(),
         }
 
@@ -161,15 +169,31 @@ class Clustering(ABC):
 
 
 class OneCluster(Clustering):
-    """One global model for all clients."""
+    """One global model for all clients; or as many as a checkpoint brings, each trained on by the clients it has.
 
-    several: ClassVar[bool] = False
+    Nobody is assigned anew then, and what the models shared they go on to share. A client that had no cluster yet gets
+    the one that most are in.
+    """
+
+    takes_over: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__(1)
+
+    @property
+    def several(self) -> bool:
+        """Whether a checkpoint brought several models."""
+        return self.count > 1
 
     def assign(self, round: int, cohort: Sequence[int], probe: ClusterProbe) -> None:  # noqa: D102
         pass
 
     def cluster_of(self, client: int) -> int:  # noqa: D102
-        return super().cluster_of(client) if self.count > 1 else 0
+        return super().cluster_of(client) if self.several else 0
+
+    def load_assignments(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        super().load_assignments(state)
+        self.shared = tuple(state["shared"])
+        if self.several:
+            largest = self.largest
+            self.assigned = [largest if own == UNKNOWN else own for own in self.assigned]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from hetfl.clustering.base import Clustering, ClusterProbe, NewModel
 from hetfl.clustering.bipartition import bipartition, norms, similarities
@@ -56,6 +56,8 @@ class ClusteredFL(Clustering):
         tree: the splits: round, parent and child (numbers of clusters; the other part keeps the parent's), the clients
             of both parts, and the largest similarity between them.
     """
+
+    grows: ClassVar[bool] = True
 
     def __init__(
         self,

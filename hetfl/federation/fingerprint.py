@@ -47,7 +47,7 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "fleet": module.fleet.describe(),
         "deadline": str(module.deadline),
         "selection": settings_of(module.selection),
-        "clustering": settings_of(module.clustering),
+        "clustering": settings_of(module.clustering, less={"clusters"}),  # the models come with the checkpoint
         "local training": settings_of(local, less={"optimizer", "scheduler", "penalty"}),
         "local penalty": "none" if local.penalty is None else local.penalty.describe(),
         "client optimizer": optimizer,

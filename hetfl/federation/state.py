@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from hetfl.clustering import Clustering
 from hetfl.errors import ConfigurationError
 from hetfl.federation.fingerprint import LEARNING_RATES, compare
 
@@ -55,19 +57,14 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     state = checkpoint.get("hetfl")
     if state is None:
         raise ConfigurationError("Expected a checkpoint of a federated run but got one without a federation's state")
-    present = module.fingerprint
-    if not module.trainer.training:
-        present = {name: present[name] for name in FOR_EVALUATION}
-    missing = [part for part in ("fingerprint", "version", "learning_rates", *PARTS, *OTHER_PARTS) if part not in state]
-    if missing:
-        raise ConfigurationError(f"Expected a whole federation's state in the checkpoint but got none of {missing}")
-    compare(state["fingerprint"], present)
+    _check_agrees(module, state)
     module.version = state["version"]
     for part in (*PARTS, "statistics"):
         getattr(module, part).load_state_dict(state[part])
     if module.trainer.training:
         module.selection.load_state_dict(state["selection"])
-        module.clustering.load_own_state(state["clustering"]["own"])
+        if not module.clustering.takes_over:
+            module.clustering.load_own_state(state["clustering"]["own"])
         module.clients.load_state_dict(state["clients"])
     module.clustering.load_assignments(state["clustering"])
     module.set_models(module.clustering.count)
@@ -77,6 +74,48 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         before = state["learning_rates"][name]
         if module.trainer.training and before != now:
             _rescale(checkpoint, number, before, now)
+
+
+def _check_agrees(module: FederatedModule, state: dict[str, Any]) -> None:
+    """Refuse a state that is not whole, or not of such a federation.
+
+    Raises:
+        ConfigurationError: names what is missing, or what differs.
+    """
+    missing = [part for part in ("fingerprint", "version", "learning_rates", *PARTS, *OTHER_PARTS) if part not in state]
+    if missing:
+        raise ConfigurationError(f"Expected a whole federation's state in the checkpoint but got none of {missing}")
+    present = module.fingerprint
+    if not module.trainer.training:
+        present = {name: present[name] for name in FOR_EVALUATION}
+    elif module.clustering.takes_over:
+        present = {name: value for name, value in present.items() if name != "clustering"}
+    compare(state["fingerprint"], present)
+    if module.trainer.training:
+        _check_models(module.clustering, state["clustering"]["count"])
+
+
+def _check_models(clustering: Clustering, count: int) -> None:
+    """Say what becomes of a checkpoint's models, if there are more of them than the configuration asks for.
+
+    Args:
+        clustering: as configured.
+        count: number of the checkpoint's models.
+
+    Raises:
+        ConfigurationError: there are fewer.
+    """
+    if clustering.count > count:
+        raise ConfigurationError(
+            f"Expected at most {count} clusters, as many global models as the checkpoint holds, but got "
+            f"{clustering.count}: a run goes on with the models that it has"
+        )
+    if clustering.count < count and not clustering.grows:
+        members = ", each by the clients that it has" if clustering.takes_over else ""
+        rank_zero_warn(
+            f"The checkpoint holds {count} global models, the configuration asks for {clustering.count}: all {count} "
+            f"are trained on{members}"
+        )
 
 
 def _learning_rates(module: FederatedModule) -> dict[str, float]:

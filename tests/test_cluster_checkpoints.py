@@ -1,0 +1,149 @@
+"""Checkpoints with more global models than a configuration asks for: evaluated, trained on, stopped, gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from lightning import Trainer
+from torch.optim import SGD
+
+from hetfl import FederatedModule
+from hetfl.clustering import IFCA, ClusteredFL, Clustering, OneCluster
+from hetfl.compression import ErrorFeedback, TopK
+from hetfl.data import FederatedDataModule
+from hetfl.errors import ConfigurationError
+from hetfl.selection import Everyone, Uniform
+from tests.test_cluster_runs import Fit, grouped, module, rows, splitting, values
+
+Make = Callable[[Clustering | None], FederatedModule]
+
+
+def clustered(clustering: Clustering | None) -> FederatedModule:
+    """Return a module whose server and clients remember something, and of whose eight clients five take part."""
+    server, uplink = partial(SGD, lr=1.0, momentum=0.5), ErrorFeedback(TopK(0.3))
+    return module(clustering, server_optimizer=server, uplink=uplink, selection=Uniform(5))
+
+
+def same(one: FederatedModule, other: FederatedModule) -> bool:
+    """Return whether two modules have the same models, bit for bit."""
+    left, right = values(one), values(other)
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
+@pytest.fixture
+def five(fit: Fit, tmp_path: Path) -> tuple[Path, FederatedDataModule, FederatedModule, Trainer]:
+    """Return a checkpoint of five clusters, with what it is of."""
+    path, data, tested = tmp_path / "five.ckpt", grouped(), clustered(IFCA(5))
+    trainer = fit(tested, data, rounds=2, name="five")
+    trainer.save_checkpoint(path)
+    return path, data, tested, trainer
+
+
+Five = tuple[Path, FederatedDataModule, FederatedModule, Trainer]
+
+
+def test_it_is_evaluated_where_one_is_configured(five: Five) -> None:
+    path, data, tested, trainer = five
+    trainer.test(tested, datamodule=data, verbose=False)
+    expected = dict(trainer.callback_metrics)
+    one = clustered(None)
+    again = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    found = again.test(one, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
+    assert found["test/accuracy"] == expected["test/accuracy"].item()
+    assert same(tested, one)
+
+
+def test_all_models_are_trained_on_by_the_clients_they_have(fit: Fit, five: Five) -> None:
+    path, data, tested, _ = five
+    one, before = clustered(None), values(tested)
+    sent: set[int] = set()
+    with pytest.warns(UserWarning, match="holds 5 global models, the configuration asks for 1: all 5 are trained on"):
+        trainer = fit(one, data, rounds=4, name="one", ckpt=str(path), limit_val_batches=0)
+    largest = tested.clustering.largest
+    assert one.clustering.assigned == [largest if own < 0 else own for own in tested.clustering.assigned]
+    assert one.clustering.history == tested.clustering.history
+    for round in (2, 3):
+        sent |= {one.clustering.cluster_of(client) for client in one.selection.select(round, Everyone(8))}
+    pairs = enumerate(zip(before, values(one), strict=True))
+    moved = {c for c, (old, new) in pairs if not all(torch.equal(a, b) for a, b in zip(old, new, strict=True))}
+    assert moved == sent
+    table = rows(trainer)
+    assert table["cluster/count"].tolist() == [5.0, 5.0]
+    assert table["step"].tolist() == [2, 3]
+    assert rows(trainer, "clusters").to_numpy().tolist() == [list(entry) for entry in tested.clustering.history]
+    # Nobody is asked anything: each client is sent the model of its cluster alone.
+    plain = rows(fit(clustered(None), data, rounds=1, name="plain", limit_val_batches=0))
+    assert table["comm/down_bytes"].tolist() == [plain["comm/down_bytes"][0]] * 2
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint holds")
+@pytest.mark.parametrize("make", [lambda: None, lambda: IFCA(3)], ids=["null", "fewer"])
+def test_stopped_and_gone_on_with_it_ends_with_the_same_bits(
+    fit: Fit, five: Five, tmp_path: Path, make: Callable[[], Clustering | None]
+) -> None:
+    path, data, _, _ = five
+    whole, second, middle = clustered(make()), clustered(make()), tmp_path / "middle.ckpt"
+    straight = fit(whole, data, rounds=6, name="whole", ckpt=str(path))
+    fit(clustered(make()), data, rounds=4, name="first", ckpt=str(path)).save_checkpoint(middle)
+    again = fit(second, data, rounds=6, name="again", ckpt=str(middle))
+    assert same(whole, second)
+    assert str(whole.clustering.state_dict()) == str(second.clustering.state_dict())
+    left, right = rows(straight)[2:].reset_index(drop=True), rows(again)
+    left, right = (table.astype(float).dropna(axis=1, how="all") for table in (left, right))
+    pd.testing.assert_frame_equal(left, right, check_exact=True, check_like=True)
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint holds")
+def test_a_policy_configured_with_fewer_goes_on_as_it_would_have(fit: Fit, five: Five) -> None:
+    path, data, _, _ = five
+    found = []
+    for clusters in (5, 2):
+        found.append(clustered(IFCA(clusters)))
+        fit(found[-1], data, rounds=4, name=str(clusters), ckpt=str(path))
+    assert same(*found)
+    assert str(found[0].clustering.state_dict()) == str(found[1].clustering.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint holds")
+def test_splits_stay_where_no_clustering_is_configured(fit: Fit, tmp_path: Path) -> None:
+    path, data, split = tmp_path / "split.ckpt", grouped(), module(splitting())
+    fit(split, data, rounds=3).save_checkpoint(path)
+    assert split.clustering.count > 1
+    one = module(OneCluster())
+    fit(one, data, rounds=5, name="one", ckpt=str(path))
+    assert one.clustering.assigned == split.clustering.assigned
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint holds", "ignore:IFCA")
+def test_what_models_share_they_go_on_to_share(fit: Fit, tmp_path: Path) -> None:
+    path, data, shared = tmp_path / "shared.ckpt", grouped(), module(IFCA(3, shared=["blocks.*"]))
+    fit(shared, data, rounds=2).save_checkpoint(path)
+    one = module(None)
+    fit(one, data, rounds=4, name="one", ckpt=str(path))
+    first, others = dict(one.net.named_parameters()), [dict(net.named_parameters()) for net in one.other_nets]
+    for name, parameter in first.items():
+        assert all((other[name] is parameter) == name.startswith("blocks.") for other in others)
+    assert any(not torch.equal(first[name], p) for name, p in shared.net.named_parameters() if "blocks" in name)
+
+
+@pytest.mark.parametrize(
+    ("clustering", "message"),
+    [
+        (IFCA(7), "at most 5 clusters, as many global models as the checkpoint holds, but got 7"),
+        (IFCA(5, restarts=1), "checkpoint's clustering .* but got IFCA"),
+        (ClusteredFL(), "checkpoint's clustering .* but got ClusteredFL"),
+    ],
+)
+def test_what_conflicts_is_refused(fit: Fit, five: Five, clustering: Any, message: str) -> None:
+    path, data, _, _ = five
+    with pytest.raises(ConfigurationError, match=message) as error:
+        fit(clustered(clustering), data, rounds=3, name="other", ckpt=str(path))
+    assert "\n" not in str(error.value)
