@@ -22,7 +22,7 @@ from hetfl.clustering import IFCA, ClusteredFL, Clustering
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import IID, FederatedDataModule, RotationGroups
 from hetfl.errors import ConfigurationError
-from hetfl.local import FedDyn, LocalTraining, Workers
+from hetfl.local import LocalTraining, Workers
 from hetfl.selection import Uniform
 from tests.conftest import small_data, small_module, small_net
 
@@ -217,16 +217,13 @@ def test_clients_are_evaluated_by_their_clusters_model(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("clustering", "changes", "message"),
+    ("clustering", "message"),
     [
-        (IFCA(2, shared=["body.*"]), {}, "patterns in clustering.shared that match .* but got 'body"),
-        (IFCA(2, shared=["*"]), {}, "tensors of the net that are not in clustering.shared but got none"),
-        (IFCA(2), {"local": LocalTraining(penalty=FedDyn(0.1))}, "one global model with FedDyn"),
+        (IFCA(2, shared=["body.*"]), "patterns in clustering.shared that match .* but got 'body"),
+        (IFCA(2, shared=["*"]), "tensors of the net that are not in clustering.shared but got none"),
     ],
 )
-def test_what_several_models_cannot_do_is_refused(
-    fit: Fit, clustering: Clustering, changes: dict[str, Any], message: str
-) -> None:
+def test_what_several_models_cannot_do_is_refused(fit: Fit, clustering: Clustering, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
-        fit(module(clustering, **changes), grouped(), rounds=1)
+        fit(module(clustering), grouped(), rounds=1)
     assert "\n" not in str(error.value)

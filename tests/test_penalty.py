@@ -93,7 +93,7 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
                 parts.append(sent.ravel())
             update = DenseUpdate(torch.from_numpy(np.concatenate(parts)))
             before = feddyn.memory(client, index, update.values)
-            feddyn.accept(index, update)
+            feddyn.accept(client, 0, index, update)
             feddyn.remember(client, round, index, update)
             after = feddyn.memory(client, index, update.values)
             assert after is not None
@@ -105,11 +105,12 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
         for name in SHAPES:
             h[name] -= alpha * counts[name] / CLIENTS * mean[name]  # as the authors write it: h ← h − α c/N (mean step)
         corrected = feddyn.correct(
+            0,
             {name: torch.from_numpy(value) for name, value in mean.items()},
             {name: torch.from_numpy(value) for name, value in counts.items()},
         )
         for name in SHAPES:
-            np.testing.assert_allclose(feddyn.server[name].numpy(), h[name], atol=1e-12)
+            np.testing.assert_allclose(feddyn.server[0][name].numpy(), h[name], atol=1e-12)
             np.testing.assert_allclose(h[name], np.mean([memory[name] for memory in g], axis=0), atol=1e-12)
             expected = np.where(counts[name] > 0, mean[name] - h[name] / alpha, 0.0)
             np.testing.assert_allclose(corrected[name].numpy(), expected, atol=1e-12)
@@ -119,14 +120,14 @@ def test_the_servers_memory_stays_the_mean_of_the_clients_under_compression(fit:
     feddyn = FedDyn(0.2)
     fit(small_module(local=local(feddyn), uplink=ErrorFeedback(TopK(0.1))), rounds=5, precision="64-true")
     assert len(feddyn.memories.clients()) > 4
-    for name, h in feddyn.server.items():
+    for name, h in feddyn.server[0].items():
         total = torch.zeros_like(h)
         for client in feddyn.memories.clients():
             blocks = feddyn.memories.load(client)
             if name in blocks:
                 total[tuple(slice(size) for size in blocks[name].shape)] += blocks[name]
         assert torch.allclose(h, total / 12, rtol=0, atol=1e-12)
-    assert any(bool(h.any()) for h in feddyn.server.values())
+    assert any(bool(h.any()) for h in feddyn.server[0].values())
 
 
 @pytest.mark.parametrize("penalty", [lambda: FedDyn(0.1), lambda: Proximal(0.5)])

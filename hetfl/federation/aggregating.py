@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
 from hetfl.aggregators import Aggregator
+from hetfl.local.penalty import SHARED
 from hetfl.types import Index, Report
 from hetfl.updates import Update
 
-ALL = -1
+ALL = SHARED
 """The aggregator over all clients."""
+
+Tensors = dict[str, Tensor]
 
 
 class ClusterAggregators:
@@ -44,21 +47,29 @@ class ClusterAggregators:
         if self.shared:
             self._of(ALL).update(update, index, report)
 
-    def compute(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    def compute(
+        self, correct: Callable[[int, Tensors, Tensors], Tensors] | None = None
+    ) -> tuple[Tensors, Tensors, Tensors]:
         """Return by name the global tensors that the round is about, their steps and their holders.
 
         Tensors of a cluster without updates are not among them: they and the optimizer's state of them stay as they
         are. Names of a cluster other than the first are made up.
+
+        Args:
+            correct: returns the step that is taken, of a cluster, its own tensors' mean steps and their holders.
         """
-        tensors: dict[str, Tensor] = {}
-        steps: dict[str, Tensor] = {}
-        held: dict[str, Tensor] = {}
+        tensors: Tensors = {}
+        steps: Tensors = {}
+        held: Tensors = {}
         for cluster in sorted(self._used):
             delta, holders = self._of(cluster).compute()
-            for name, tensor in self.clusters[max(cluster, 0)].items():
-                if (name in self.shared) == (cluster == ALL):
-                    key = f"{cluster}:{name}" if cluster > 0 else name
-                    tensors[key], steps[key], held[key] = tensor, delta[name], holders[name]
+            own = {n: t for n, t in self.clusters[max(cluster, 0)].items() if (n in self.shared) == (cluster == ALL)}
+            taken = {name: delta[name] for name in own}
+            if correct is not None:
+                taken = correct(cluster, taken, holders)
+            for name, tensor in own.items():
+                key = f"{cluster}:{name}" if cluster > 0 else name
+                tensors[key], steps[key], held[key] = tensor, taken[name], holders[name]
         return tensors, steps, held
 
     def _of(self, cluster: int) -> Aggregator:

@@ -21,7 +21,6 @@ from hetfl.federation.probing import RoundProbe
 from hetfl.fleet import LevelAssignment
 from hetfl.fleet.numbers import IntArray
 from hetfl.local import LocalTask
-from hetfl.local.penalty import Penalty
 from hetfl.run_folder import RunFolder
 from hetfl.seeding import generator
 from hetfl.submodel import index_layout, parameters_of
@@ -75,7 +74,7 @@ class ClusteringModule(HostingModule):
         """Refuse what several models cannot do.
 
         Raises:
-            ConfigurationError: shared tensors that the net lacks, or a penalty with one memory for all models.
+            ConfigurationError: shared tensors that the net lacks, or nothing that is not shared.
         """
         for pattern in self.clustering.shared:
             if not self.shared:
@@ -85,12 +84,6 @@ class ClusteringModule(HostingModule):
                 )
         if len(self.shared) == len(self.tensors):
             raise ConfigurationError("Expected tensors of the net that are not in clustering.shared but got none")
-        penalty = self.local.penalty
-        if self.clustering.several and penalty is not None and type(penalty).correct is not Penalty.correct:
-            raise ConfigurationError(
-                f"Expected one global model with {type(penalty).__name__}, whose memory is the server's, but got "
-                f"{type(self.clustering).__name__}"
-            )
 
     def set_models(self, count: int) -> None:
         """Have so many global models: those at the end go, or new ones come, whose values are to be loaded."""

@@ -236,7 +236,7 @@ class FederatedModule(TrainingModule):
         self.open_bench()
         self.clients.begin()
         if self.local.penalty is not None:
-            self.local.penalty.setup(parameters_of(self.net), self.data.num_clients)
+            self.local.penalty.setup(parameters_of(self.net), self.data.num_clients, self.shared)
         for logger in self.loggers:
             if isinstance(logger, RunFolder):
                 logger.truncate(self.version)

@@ -86,6 +86,8 @@ class TrainingModule(EvaluatingModule):
             probe.losses([task.client for task in tasks])
         self.ledger.begin_phase()
         self.aggregators.reset(self.cluster_tensors, self.shared)
+        if self.local.penalty is not None and self.clustering.several:
+            self.local.penalty.regroup(self.clustering.assigned)
         reports = self._train(tasks, probe)
         self._step(server, reports, round)
         self.version += 1
@@ -121,9 +123,8 @@ class TrainingModule(EvaluatingModule):
         if not reports:
             server.step()  # no parameter has a gradient, so none moves; Lightning counts the round, and keeps it
             return
-        tensors, delta, holders = self.aggregators.compute()
-        if self.local.penalty is not None:
-            delta = self.local.penalty.correct(delta, holders)
+        penalty = self.local.penalty
+        tensors, delta, holders = self.aggregators.compute(None if penalty is None else penalty.correct)
         server_step(server.optimizer, server.step, tensors, delta, holders)
 
     def _train(self, tasks: list[LocalTask], probe: RoundProbe) -> list[Report]:
@@ -190,7 +191,7 @@ class TrainingModule(EvaluatingModule):
             self.selection.observe(accepted.update, accepted.index, accepted.report)
             self.clustering.observe(accepted.update, accepted.index, accepted.report)
             if self.local.penalty is not None:
-                self.local.penalty.accept(held, accepted.update)
+                self.local.penalty.accept(task.client, task.cluster, held, accepted.update)
             self.clients.take(upload, accepted.update)
         return accepted
 

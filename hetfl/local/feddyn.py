@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.penalty import Penalty
+from hetfl.local.penalty import SHARED, Penalty
 from hetfl.store import ClientStore, MemoryStore
 from hetfl.submodel import add, index_layout
 from hetfl.types import Index
@@ -29,7 +29,24 @@ class FedDyn(Penalty):
             \theta_{t+1} = \bar\theta - h / \alpha \ \text{ where someone holds the entry}
 
     So h stays the mean of all :math:`g_k`, of which those of clients never asked are 0. Only trained parameters take
-    part. With few clients a round and a large α it can diverge: h grows with partial participation. DepthFL (ICLR 2023,
+    part.
+
+    With several global models, every cluster c is such a federation of its own, and keeps what makes it one: its h is
+    the mean over its members at any time,
+
+    .. math:: h_c = \frac{1}{N_c} \textstyle\sum_{k \in c} g_k, \qquad N_c = N \, \frac{n_c}{\sum_{c'} n_{c'}},
+
+    with :math:`n_c` clients known to be in it; those that no cluster is known of count as spread like the others. A
+    client takes its memory, the gradient of its own loss where it last was, along into another cluster, as it keeps it
+    through rounds without it; both clusters' h change at once. A split is a change of cluster of those who leave.
+    Nothing else would do: where a model is at rest its clients' memories hold them in place, in sum 0, and only their
+    mean over a part moves that part's model. What clusters share has one h, over all clients. (The paper has one
+    model; this is its definition of h, kept.)
+
+    :class:`~hetfl.clustering.ClusteredFL` judges by updates, out of which memories take the pull towards a client's own
+    optimum as rounds go by: its split must come before they have, or its norms be chosen with FedDyn on.
+
+    With few clients a round and a large α it can diverge: h grows with partial participation. DepthFL (ICLR 2023,
     section 3.3) uses it with α = 0.1.
 
     Args:
@@ -38,6 +55,11 @@ class FedDyn(Penalty):
 
     Raises:
         ConfigurationError: α is not positive.
+
+    Attributes:
+        server: by cluster, and for :data:`~hetfl.local.penalty.SHARED`, :math:`\frac{1}{N} \sum_{k \in c} g_k`, by
+            name of a tensor.
+        where: shape (N,), the cluster in whose sum a client's memory is; -1: none.
     """
 
     def __init__(self, alpha: float = 0.1, memories: ClientStore | None = None) -> None:
@@ -45,7 +67,8 @@ class FedDyn(Penalty):
             raise ConfigurationError(f"Expected alpha above 0 for FedDyn but got {alpha}")
         self.alpha = alpha
         self.memories: ClientStore = MemoryStore() if memories is None else memories
-        self.server: dict[str, Tensor] = {}
+        self.server: dict[int, dict[str, Tensor]] = {}
+        self.where = torch.empty(0, dtype=torch.int64)
 
     def settings(self) -> dict[str, object]:  # noqa: D102
         return {"alpha": self.alpha, "memories": type(self.memories).__name__}
@@ -57,10 +80,18 @@ class FedDyn(Penalty):
         if memory_D is not None:
             grad_D.sub_(memory_D)
 
-    def setup(self, parameters: Mapping[str, Tensor], num_clients: int) -> None:  # noqa: D102
-        self.num_clients = num_clients
-        known = self.server if self.server.keys() == parameters.keys() else {}  # of the run before, or a checkpoint's
-        self.server = {name: known.get(name, torch.zeros_like(p)).to(p).detach() for name, p in parameters.items()}
+    def setup(  # noqa: D102
+        self, parameters: Mapping[str, Tensor], num_clients: int, shared: frozenset[str] = frozenset()
+    ) -> None:
+        self.num_clients, self.shared, self._parameters = num_clients, shared, parameters
+        fits = all(sums.keys() <= parameters.keys() for sums in self.server.values())
+        known = self.server if fits else {}  # of the run before, or a checkpoint's
+        self.server = {
+            cluster: {name: total.to(parameters[name]).detach() for name, total in sums.items()}
+            for cluster, sums in known.items()
+        }
+        if len(self.where) != num_clients:
+            self.where = torch.full((num_clients,), -1)
 
     def bind(self, folder: str | None) -> None:  # noqa: D102
         self.memories.bind(folder)
@@ -68,10 +99,16 @@ class FedDyn(Penalty):
     def memory(self, client: int, index: Index, like: Tensor) -> Tensor | None:  # noqa: D102
         return self.memories.read(client, index, like)
 
-    def accept(self, index: Index, update: Update) -> None:  # noqa: D102
-        sent_D = update.to_dense().to(next(iter(self.server.values())))
+    def regroup(self, clusters: Sequence[int]) -> None:  # noqa: D102
+        new = torch.tensor(clusters, dtype=torch.int64)
+        for client in ((new >= 0) & (new != self.where)).nonzero().flatten().tolist():
+            self._put(client, clusters[client])
+
+    def accept(self, client: int, cluster: int, index: Index, update: Update) -> None:  # noqa: D102
+        self._put(client, cluster)
+        sent_D = update.to_dense().to(next(iter(self._parameters.values())))
         for (name, entry), sent in zip(index.items(), index_layout(index).views(sent_D).values(), strict=True):
-            add(self.server[name], entry, sent, -self.alpha / self.num_clients)
+            add(self._sum(cluster, name), entry, sent, -self.alpha / self.num_clients)
 
     def remember(self, client: int, round: int, index: Index, update: Update) -> None:  # noqa: D102
         sent_D = update.to_dense()
@@ -79,18 +116,40 @@ class FedDyn(Penalty):
         step_D = -self.alpha * sent_D
         self.memories.write(client, index, step_D if before is None else before + step_D, round)
 
-    def correct(self, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: D102
+    def correct(  # noqa: D102
+        self, cluster: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        share = 1.0 if cluster == SHARED else int((self.where == cluster).sum()) / int((self.where >= 0).sum())
         corrected = {
-            name: torch.where(holders[name] > 0, delta[name] - h / self.alpha, delta[name])
-            for name, h in self.server.items()
+            name: torch.where(holders[name] > 0, delta[name] - total / share / self.alpha, delta[name])
+            for name, total in self.server.get(cluster, {}).items()
         }
         return {**delta, **corrected}
 
+    def _put(self, client: int, cluster: int) -> None:
+        """Move a client's memory from the sum of the cluster that it was in to that of another."""
+        before, self.where[client] = int(self.where[client]), cluster
+        if before in (-1, cluster):
+            return
+        for name, block in self.memories.load(client).items():
+            if name not in self.shared:
+                part = tuple(slice(size) for size in block.shape)
+                for total, sign in ((self._sum(before, name), -1), (self._sum(cluster, name), 1)):
+                    total[part].add_(block.to(total), alpha=sign / self.num_clients)
+
+    def _sum(self, cluster: int, name: str) -> Tensor:
+        """Return what the server keeps of a tensor for a cluster."""
+        sums = self.server.setdefault(SHARED if name in self.shared else cluster, {})
+        if name not in sums:
+            sums[name] = torch.zeros_like(self._parameters[name]).detach()
+        return sums[name]
+
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"server": self.server, "memories": self.memories.state_dict()}
+        return {"server": self.server, "where": self.where, "memories": self.memories.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
-        self.server = dict(state["server"])
+        self.server = {cluster: dict(sums) for cluster, sums in state["server"].items()}
+        self.where = state["where"].clone()
         self.memories.load_state_dict(state["memories"])
 
     def checkpointed(self) -> None:  # noqa: D102

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,9 @@ from hetfl.errors import ConfigurationError
 from hetfl.store import ClientStore
 from hetfl.types import Index
 from hetfl.updates import Update
+
+SHARED = -1
+"""Stands for a cluster where the tensors are meant that all clusters share."""
 
 
 class Penalty(ABC):
@@ -45,8 +48,17 @@ class Penalty(ABC):
         """Return the penalty with its settings in short text."""
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.settings().items())})"
 
-    def setup(self, parameters: Mapping[str, Tensor], num_clients: int) -> None:
-        """Learn the global model's trained parameters and the number N of all clients. By default nothing."""
+    def setup(self, parameters: Mapping[str, Tensor], num_clients: int, shared: frozenset[str] = frozenset()) -> None:
+        """Learn the number N of all clients, and what the global models are made of. By default nothing.
+
+        Args:
+            parameters: the first one's trained parameters by name.
+            num_clients: N.
+            shared: names of those that are one for all clusters.
+        """
+
+    def regroup(self, clusters: Sequence[int]) -> None:
+        """Learn every client's cluster, -1 for none yet, before a round's first update. By default nothing."""
 
     def bind(self, folder: str | None) -> None:
         """Learn the folder of this run, where memories may lie in files; None if it has none. By default nothing."""
@@ -55,14 +67,20 @@ class Penalty(ABC):
         """Return what is kept of a client at an index, shape (D,), for its next round; None if all zero."""
         return None
 
-    def accept(self, index: Index, update: Update) -> None:
+    def accept(self, client: int, cluster: int, index: Index, update: Update) -> None:
         """Learn, at the server, an update that it took, in the coordinates of an upload index. By default nothing."""
 
     def remember(self, client: int, round: int, index: Index, update: Update) -> None:
         """Learn, at the client, its update that the server took, as decoded. By default nothing."""
 
-    def correct(self, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the aggregated step as the server takes it; entries without holders stay. By default as it is."""
+    def correct(self, cluster: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a cluster's aggregated step as the server takes it; entries without holders stay. By default as it is.
+
+        Args:
+            cluster: which; :data:`SHARED` for what all clusters share.
+            delta: the step of each of its own tensors, by name.
+            holders: number or weight of holders of each entry; 0: nobody.
+        """
         return delta
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,153 @@
+"""FedDyn with several global models: every cluster's memory is the mean of its members', whatever they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.optim import SGD
+
+from hetfl import DepthFL, FederatedModule, HeteroFL, Level
+from hetfl.clustering import IFCA, Clustering
+from hetfl.compression import ErrorFeedback, TopK
+from hetfl.local import FedDyn, LocalTraining, Workers
+from hetfl.local.penalty import SHARED
+from hetfl.models import MultiExitConvNet
+from hetfl.selection import Uniform
+from hetfl.store import DiskStore
+from hetfl.types import Index
+from hetfl.updates import DenseUpdate
+from tests.test_cluster_runs import Fit, grouped, module, rows, splitting, values
+from tests.test_penalty import SHAPES, index_of, positions
+
+CLIENTS = 9
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_each_clusters_memory_is_the_mean_of_its_members_over_moves_and_splits(tmp_path: Path, on_disk: bool) -> None:
+    """Against dense NumPy memories, over 30 rounds in which clients join and change clusters, of which one splits."""
+    alpha, random = 0.07, np.random.default_rng(1)
+    feddyn = FedDyn(alpha, DiskStore(str(tmp_path)) if on_disk else None)
+    shared = frozenset({"bias"})
+    feddyn.setup({name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}, CLIENTS, shared)
+    g = [{name: np.zeros(shape) for name, shape in SHAPES.items()} for _ in range(CLIENTS)]
+    assigned = np.full(CLIENTS, -1)
+    for round in range(30):
+        cohort = random.permutation(CLIENTS)[:4].tolist()
+        assigned[cohort] = random.integers(0, 2 + round // 15, size=4)
+        feddyn.regroup(assigned.tolist())
+        for client in cohort:
+            index: Index = index_of(random)
+            parts = []
+            for name in index:
+                where = positions(index, name)
+                sent = random.normal(size=g[client][name][where].shape)
+                g[client][name][where] -= alpha * sent
+                parts.append(sent.ravel())
+            update = DenseUpdate(torch.from_numpy(np.concatenate(parts)))
+            feddyn.accept(client, int(assigned[client]), index, update)
+            feddyn.remember(client, round, index, update)
+        known = int((assigned >= 0).sum())
+        for cluster in (SHARED, *np.unique(assigned[assigned >= 0]).tolist()):
+            names = [name for name in SHAPES if (name in shared) == (cluster == SHARED)]
+            members = [k for k in range(CLIENTS) if assigned[k] == cluster or cluster == SHARED]
+            counted = CLIENTS if cluster == SHARED else CLIENTS * len(members) / known
+            step = {name: torch.from_numpy(random.normal(size=SHAPES[name])) for name in names}
+            held = {name: torch.from_numpy(random.integers(0, 2, size=SHAPES[name])) for name in names}
+            found = feddyn.correct(cluster, step, held)
+            assert found.keys() == step.keys()
+            for name in names:
+                h = sum(g[k][name] for k in members) / counted
+                expected = np.where(held[name] > 0, step[name].numpy() - h / alpha, step[name].numpy())
+                np.testing.assert_allclose(found[name].numpy(), expected, atol=1e-12)
+
+
+def test_after_a_split_each_part_goes_to_its_own_optimum() -> None:
+    """Quadratic losses around four points: at rest, only the members' memories still move the model of a part."""
+    alpha, points = 0.5, torch.tensor([[0.0, 1.0], [1.0, 2.0], [10.0, 5.0], [11.0, 8.0]], dtype=torch.float64)
+    feddyn, models = FedDyn(alpha), [torch.zeros(2, dtype=torch.float64)] * 2
+    index: Index = {"x": (slice(0, 2),)}
+    feddyn.setup({"x": models[0]}, 4)
+    for round in range(120):
+        clusters = [0, 0, 0, 0] if round < 60 else [0, 0, 1, 1]
+        if round == 60:
+            assert torch.allclose(models[0], points.mean(0), atol=1e-9)
+            models = [models[0], models[0]]
+        feddyn.regroup(clusters)
+        steps: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+        for client, cluster in enumerate(clusters):
+            memory = feddyn.memory(client, index, points[0])
+            g = torch.zeros(2) if memory is None else memory
+            # argmin of ½|x − a|² − <g, x> + α/2 |x − θ|²
+            update = (points[client] + g + alpha * models[cluster]) / (1 + alpha) - models[cluster]
+            steps[cluster].append(update)
+            feddyn.accept(client, cluster, index, DenseUpdate(update))
+        feddyn.remember(client, round, index, DenseUpdate(update))
+        for cluster, own in steps.items():
+            if own:
+                mean = {"x": torch.stack(own).mean(0)}
+                models[cluster] = models[cluster] + feddyn.correct(cluster, mean, {"x": torch.ones(2)})["x"]
+    assert torch.allclose(models[0], points[:2].mean(0), atol=1e-9)
+    assert torch.allclose(models[1], points[2:].mean(0), atol=1e-9)
+
+
+MAKE: dict[str, Callable[[], Clustering]] = {
+    "ifca": lambda: IFCA(3),
+    "shared": lambda: IFCA(3, shared=["*s.0.*"]),
+    "clustered_fl": splitting,
+}
+
+
+def remembering(clustering: Clustering, **changes: Any) -> FederatedModule:
+    """Return HeteroFL with FedDyn and sparse uploads, of whose eight clients six take part."""
+    local = LocalTraining(batch_size=20, optimizer=lambda p: SGD(p, lr=0.1), penalty=FedDyn(0.2))
+    levels = {"a": Level("a"), "b": Level("b", 0.5)}
+    arguments = {"local": local, "levels": levels, "uplink": ErrorFeedback(TopK(0.3)), "selection": Uniform(6)}
+    return module(clustering, HeteroFL, **{**arguments, **changes})
+
+
+@pytest.mark.filterwarnings("ignore:IFCA", "ignore:No client")
+@pytest.mark.parametrize("name", MAKE)
+def test_it_reaches_workers_and_survives_resuming_bit_by_bit(fit: Fit, tmp_path: Path, name: str) -> None:
+    path, whole, workers = tmp_path / "half.ckpt", remembering(MAKE[name]()), remembering(MAKE[name]())
+    fit(whole, grouped(), rounds=4, name="whole")
+    workers.executor = Workers(2)
+    fit(workers, grouped(), rounds=4, name="workers")
+    fit(remembering(MAKE[name]()), grouped(), rounds=2, name="half").save_checkpoint(path)
+    resumed = remembering(MAKE[name]())
+    fit(resumed, grouped(), rounds=4, name="resumed", ckpt=str(path))
+    for other in (resumed, workers):
+        for one, two in zip(values(whole), values(other), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    penalty = whole.local.penalty
+    assert isinstance(penalty, FedDyn)
+    for cluster, sums in penalty.server.items():
+        members = (penalty.where == cluster).nonzero().flatten().tolist() if cluster != SHARED else range(8)
+        for tensor, kept in sums.items():
+            total = torch.zeros_like(kept)
+            for client in members:
+                if (block := penalty.memories.load(client).get(tensor)) is not None:
+                    total[tuple(slice(size) for size in block.shape)] += block
+            torch.testing.assert_close(kept, total / 8, rtol=0, atol=1e-6)
+    assert sum(cluster != SHARED for cluster in penalty.server) > 1
+
+
+@pytest.mark.filterwarnings("ignore:IFCA", "ignore:No client")
+@pytest.mark.parametrize("name", MAKE)
+def test_depthfl_has_clusters_too(fit: Fit, name: str) -> None:
+    levels = {"a": Level("a", depth=2), "b": Level("b", depth=1)}
+    local = LocalTraining(batch_size=40, optimizer=lambda p: SGD(p, lr=0.1), penalty=FedDyn(0.1))
+    changes = {"levels": levels, "local": local, "net": small_exits}
+    tested = module(MAKE[name](), DepthFL, **changes)
+    trainer = fit(tested, grouped(), rounds=3)
+    assert len(tested.other_nets) == tested.clustering.count - 1 >= 1
+    assert 0 < rows(trainer)["val/accuracy"].iloc[-1] <= 1
+
+
+def small_exits(*, depth: int = 2) -> torch.nn.Module:
+    """Return a net of two stages with an exit each."""
+    return MultiExitConvNet(hidden=(8, 16), depth=depth)
