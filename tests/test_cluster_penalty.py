@@ -86,7 +86,7 @@ def test_after_a_split_each_part_goes_to_its_own_optimum() -> None:
             update = (points[client] + g + alpha * models[cluster]) / (1 + alpha) - models[cluster]
             steps[cluster].append(update)
             feddyn.accept(client, cluster, index, DenseUpdate(update))
-        feddyn.remember(client, round, index, DenseUpdate(update))
+            feddyn.remember(client, round, index, DenseUpdate(update))
         for cluster, own in steps.items():
             if own:
                 mean = {"x": torch.stack(own).mean(0)}

@@ -14,7 +14,6 @@ from lightning import Trainer
 
 from hetfl.analysis import load_clusters, plot_cluster_tree, plot_clusters
 from hetfl.analysis.cluster_plots import COLUMNS, Split, assignments, plot_assignments, splits_of
-from hetfl.analysis.snapshots import Snapshots
 from hetfl.cli import main
 from hetfl.clustering import IFCA, ClusteredFL
 from hetfl.errors import ConfigurationError
@@ -94,11 +93,6 @@ def test_one_of_several_models_is_exported_by_number(fit: Fit, tmp_path: Path) -
         card = export_submodel(tested, "a", tmp_path / f"{cluster}.safetensors", cluster)
         assert card.accuracy is None
     assert (tmp_path / "0.safetensors").read_bytes() != (tmp_path / "1.safetensors").read_bytes()
-
-
-def test_snapshots_refuse_several_models(fit: Fit) -> None:
-    with pytest.raises(ConfigurationError, match=r"snapshots\.every 0 with several global models"):
-        fit(module(IFCA(2)), grouped(), rounds=1, callbacks=[Snapshots(1)])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

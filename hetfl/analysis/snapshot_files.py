@@ -6,6 +6,8 @@ A file holds, under these names,
 - ``statistics/<level>/<layer>/mean`` and ``/var``: static batch norm's, if the round was validated;
 - ``clients/<level>``, ``held/<level>``, ``sent/<level>``: int64 (T,), one entry per trained tensor.
 
+With several global models every further one has a file of its own, ``round-00009-cluster-1.safetensors``.
+
 What else there is to know is JSON in one entry of the file's metadata: safetensors writes several entries in no fixed
 order, and the same run would not give the same bytes.
 """
@@ -28,7 +30,7 @@ from hetfl.models.static_batch_norm import StaticStatistics
 FOLDER = "snapshots"
 COUNTS = ("clients", "held", "sent")
 METADATA = "hetfl"
-_NAME = re.compile(r"round-(\d{5,})\.safetensors")
+_NAME = re.compile(r"round-(\d{5,})(?:-cluster-([1-9]\d*))?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Contents:
         weights: names of the global model's tensors, in their order.
         trained: names of those that are trained and compressed: the order of the counts.
         checksums: per name in the file, the CRC-32 of the tensor's bytes.
+        cluster: whose model it is, with several global models.
     """
 
     round: int
@@ -48,6 +51,7 @@ class Contents:
     weights: list[str]
     trained: list[str]
     checksums: dict[str, int]
+    cluster: int = 0
 
     def to_json(self) -> str:
         """Return it as JSON with a checksum of its own."""
@@ -68,16 +72,17 @@ class Contents:
         return Contents(**own)
 
 
-def path_of(folder: Path, round: int) -> Path:
-    """Return where a run folder keeps the snapshot of a round."""
-    return folder / FOLDER / f"round-{round:05d}.safetensors"
+def path_of(folder: Path, round: int, cluster: int = 0) -> Path:
+    """Return where a run folder keeps the snapshot of a round, of a cluster's model."""
+    of_cluster = f"-cluster-{cluster}" if cluster else ""
+    return folder / FOLDER / f"round-{round:05d}{of_cluster}.safetensors"
 
 
-def rounds_in(folder: Path) -> list[int]:
-    """Return the rounds that a run folder has snapshots of, in their order."""
+def rounds_in(folder: Path, cluster: int = 0) -> list[int]:
+    """Return the rounds that a run folder has snapshots of, in their order, of a cluster's model."""
     matches = (_NAME.fullmatch(path.name) for path in (folder / FOLDER).glob("round-*"))
-    rounds = sorted(int(match[1]) for match in matches if match)
-    return [round for round in rounds if path_of(folder, round).is_file()]
+    rounds = sorted(int(match[1]) for match in matches if match and int(match[2] or 0) == cluster)
+    return [round for round in rounds if path_of(folder, round, cluster).is_file()]
 
 
 def encode(
@@ -88,6 +93,7 @@ def encode(
     statistics: Mapping[str, Mapping[str, StaticStatistics]],
     trained: list[str],
     counts: Mapping[str, Tensor],
+    cluster: int = 0,
 ) -> bytes:
     """Return the bytes of a snapshot: the same for the same arguments.
 
@@ -98,6 +104,7 @@ def encode(
         statistics: per level and norm layer, static batch norm's sums for these weights; empty if there are none.
         trained: names of the T trained tensors.
         counts: per level, int64 (3, T): the rows of :data:`COUNTS`.
+        cluster: whose model it is.
     """
     tensors = {f"weights/{name}": tensor.detach() for name, tensor in weights.items()}
     dtype = next(iter(weights.values())).dtype
@@ -110,7 +117,7 @@ def encode(
         tensors |= {f"{kind}/{level}": row for kind, row in zip(COUNTS, rows, strict=True)}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
-    contents = Contents(round, dict(levels), list(weights), trained, checksums)
+    contents = Contents(round, dict(levels), list(weights), trained, checksums, cluster)
     return safetensors.torch.save(tensors, {METADATA: contents.to_json()})
 
 
@@ -121,8 +128,9 @@ def checksum(tensor: Tensor) -> int:
 
 def forget(folder: Path, before_round: int) -> None:
     """Delete a run folder's snapshots from a round on, and what a killed process left half written."""
-    for round in rounds_in(folder):
-        if round >= before_round:
-            path_of(folder, round).unlink()
+    for path in (folder / FOLDER).glob("round-*"):
+        match = _NAME.fullmatch(path.name)
+        if match and int(match[1]) >= before_round and path.is_file():
+            path.unlink()
     for torn in (folder / FOLDER).glob("round-*.tmp"):
         torn.unlink()

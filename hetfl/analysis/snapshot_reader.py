@@ -33,6 +33,7 @@ class Snapshot:
     Attributes:
         round: the round's number, from 0.
         levels: names of the levels, the global model's first.
+        cluster: whose model it is, with several global models.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +46,7 @@ class Snapshot:
         except (safetensors.SafetensorError, ValueError) as error:
             raise _damaged(path, error) from error
         self._file = file
-        self.round = self._contents.round
+        self.round, self.cluster = self._contents.round, self._contents.cluster
         self.levels = tuple(self._contents.levels)
 
     @property
@@ -156,19 +157,21 @@ class RunSnapshots:
 
     Args:
         folder: the run's folder.
+        cluster: whose model, with several global models.
 
     Raises:
-        ConfigurationError: it has no snapshots.
+        ConfigurationError: it has no such snapshots.
 
     Attributes:
         rounds: the rounds that there are snapshots of, in their order.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.rounds = folder, tuple(rounds_in(folder))
+    def __init__(self, folder: Path, cluster: int = 0) -> None:
+        self.folder, self.cluster, self.rounds = folder, cluster, tuple(rounds_in(folder, cluster))
         if not self.rounds:
+            whose = f" of cluster {cluster}" if cluster else ""
             raise ConfigurationError(
-                f"Expected snapshots in {folder / FOLDER} but got none: --snapshots.every keeps them"
+                f"Expected snapshots{whose} in {folder / FOLDER} but got none: --snapshots.every keeps them"
             )
 
     def __len__(self) -> int:
@@ -181,9 +184,10 @@ class RunSnapshots:
         if round not in self.rounds:
             kept = ", ".join(map(str, self.rounds))
             raise ConfigurationError(f"Expected a round with a snapshot in {self.folder}, {kept}, but got {round}")
-        snapshot = Snapshot(path_of(self.folder, round))
-        if snapshot.round != round:
-            raise _damaged(snapshot.path, f"it is of round {snapshot.round}")
+        snapshot = Snapshot(path_of(self.folder, round, self.cluster))
+        if (snapshot.round, snapshot.cluster) != (round, self.cluster):
+            whose = f" and cluster {snapshot.cluster}" if snapshot.cluster or self.cluster else ""
+            raise _damaged(snapshot.path, f"it is of round {snapshot.round}{whose}")
         return snapshot
 
     def layers(self) -> pd.DataFrame:
@@ -191,13 +195,17 @@ class RunSnapshots:
         return pd.concat([snapshot.layers() for snapshot in self], ignore_index=True)
 
 
-def load_snapshots(folder: str | Path) -> RunSnapshots:
+def load_snapshots(folder: str | Path, cluster: int = 0) -> RunSnapshots:
     """Open the snapshots of a run folder.
+
+    Args:
+        folder: the run's folder.
+        cluster: whose model, with several global models; one that came out of a split has snapshots from then on.
 
     Raises:
         ConfigurationError: it has none.
     """
-    return RunSnapshots(Path(folder))
+    return RunSnapshots(Path(folder), cluster)
 
 
 def _damaged(path: Path, reason: object) -> ConfigurationError:

@@ -54,14 +54,14 @@ class Snapshots(FederatedCallback):
 
     :func:`hetfl.analysis.load_snapshots` reads them back. A snapshot is on the disk before its round's checkpoint is.
     Statistics are in it if the round was validated: gathering them for the snapshot alone would change what the run
-    costs. A run that goes on from a checkpoint deletes the snapshots of the rounds that it runs again, whether or not
-    it keeps new ones.
+    costs. With several global models there is one of every cluster's. A run that goes on from a checkpoint deletes the
+    snapshots of the rounds that it runs again, whether or not it keeps new ones.
 
     Args:
         every: keep a snapshot after every so many rounds: 10 for rounds 9, 19, ...; 0: none.
 
     Raises:
-        ConfigurationError: ``every`` is negative; when training starts: there is no run folder, or a clustering.
+        ConfigurationError: ``every`` is negative; when training starts: there is no run folder.
     """
 
     def __init__(self, every: int = 0) -> None:
@@ -69,24 +69,18 @@ class Snapshots(FederatedCallback):
         if every < 0:
             raise ConfigurationError(f"Expected snapshots.every of at least 1 round, or 0 for none, but got {every}")
         self.every = every
-        self._counts: LayerCounts | None = None  # of the present round, while it has a snapshot to come
+        self._counts: dict[int, LayerCounts] | None = None  # by cluster, while the round has a snapshot to come
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse to start where there is no place to write.
 
         Raises:
-            ConfigurationError: none of the trainer's loggers is a run folder, or there may be several global models.
+            ConfigurationError: none of the trainer's loggers is a run folder.
         """
         if stage == "fit" and self.every and not any(isinstance(logger, RunFolder) for logger in trainer.loggers):
             raise ConfigurationError(
                 f"Expected a run folder, hetfl.run_folder.RunFolder as trainer.logger, to keep a snapshot every "
                 f"{self.every} rounds but got none"
-            )
-
-        if self.every and cast(FederatedModule, pl_module).clustering.several:
-            raise ConfigurationError(
-                f"Expected snapshots.every 0 with several global models, of which a snapshot would hold one, but got "
-                f"{self.every}"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,16 +97,16 @@ class Snapshots(FederatedCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count, if this round is to have a snapshot."""
-        module = cast(FederatedModule, pl_module)
-        due = self.every > 0 and (trainer.current_epoch + 1) % self.every == 0
-        self._counts = LayerCounts(list(module.levels), list(parameters_of(module.net))) if due else None
+        self._counts = {} if self.every > 0 and (trainer.current_epoch + 1) % self.every == 0 else None
 
     def on_update(
         self, trainer: Trainer, module: LightningModule, update: Update, index: Index, report: Report
     ) -> None:
         """Count an update."""
         if self._counts is not None:
-            self._counts.add(report.level, index, update)
+            if report.cluster not in self._counts:
+                self._counts[report.cluster] = _nothing(cast(FederatedModule, module))
+            self._counts[report.cluster].add(report.level, index, update)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the snapshot of a round that is validated: some checkpoints are written right after a validation."""
@@ -132,19 +126,25 @@ class Snapshots(FederatedCallback):
         if counts is None or folder is None:
             return
         known = module.statistics.belong_to(module.weights_mark)
-        data = encode(
-            round=module.last_round,
-            weights=module.tensors,
-            levels=module.levels.sizes,
-            statistics=module.statistics.levels if known else {},
-            trained=list(parameters_of(module.net)),
-            counts=counts.rows,
-        )
-        path = path_of(folder, module.last_round)
-        try:
-            write_whole(path, data)
-        except OSError as error:
-            rank_zero_warn(f"Snapshot {path} not written ({error}); training goes on")
+        for cluster, weights in enumerate(module.cluster_tensors):
+            data = encode(
+                round=module.last_round,
+                weights=weights,
+                levels=module.levels.sizes,
+                statistics=module.statistics.of_cluster(module.levels, cluster) if known else {},
+                trained=list(parameters_of(module.net)),
+                counts=counts.get(cluster, _nothing(module)).rows,
+                cluster=cluster,
+            )
+            path = path_of(folder, module.last_round, cluster)
+            try:
+                write_whole(path, data)
+            except OSError as error:
+                rank_zero_warn(f"Snapshot {path} not written ({error}); training goes on")
+
+
+def _nothing(module: FederatedModule) -> LayerCounts:
+    return LayerCounts(list(module.levels), list(parameters_of(module.net)))
 
 
 def _run_folder(trainer: Trainer) -> Path | None:

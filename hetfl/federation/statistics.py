@@ -102,6 +102,10 @@ class StaticStatisticsStore:
                 raise ConfigurationError(f"Expected a client to gather statistics for level {level} but got none")
         self.weights = weights
 
+    def of_cluster(self, levels: Iterable[str], cluster: int) -> dict[str, dict[str, StaticStatistics]]:
+        """Return by level the sums of a cluster's model; empty if nobody is in it."""
+        return {level: self.levels[_key(level, cluster)] for level in levels if _key(level, cluster) in self.levels}
+
     def load_into(self, level: str, net: nn.Module, cluster: int = 0) -> None:
         """Give a level's net its statistics; none to a cluster's that nobody is in, which then can't be evaluated."""
         known = self.levels.get(_key(level, cluster))
