@@ -31,6 +31,7 @@ COLUMNS = (
     "comm/down_bytes_total",
     "comm/up_density",
     "comm/up_ratio",
+    "comm/refused",
     "compute/flops_total",
     "sim/round_seconds",
     "sim/seconds_total",

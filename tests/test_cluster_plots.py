@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from lightning import Trainer
 
 from hetfl.analysis import load_clusters, plot_cluster_tree, plot_clusters
-from hetfl.analysis.cluster_plots import COLUMNS, Split, assignments, plot_assignments, splits_of
+from hetfl.analysis.cluster_plots import plot_assignments
+from hetfl.analysis.clusters import COLUMNS, Split, assignments, splits_of
 from hetfl.cli import main
 from hetfl.clustering import IFCA, ClusteredFL
 from hetfl.errors import ConfigurationError
@@ -54,14 +55,18 @@ def test_splits_are_read_off_the_table_and_other_changes_are_none() -> None:
 
 def test_figures_show_sizes_and_every_client() -> None:
     rows = table([*BEGIN, (5, 1, 1), (5, 2, 1)])
-    texts = [text.get_text() for text in plot_cluster_tree(rows, 10).axes[0].texts]
-    assert texts == ["6", "4 clients", "2 clients"]
+    tree = plot_cluster_tree(rows, 10).axes[0]
+    assert [text.get_text() for text in tree.texts] == ["6", "4 clients", "2 clients"]
+    assert np.asarray(tree.lines[-1].get_xdata()).tolist() == [6, 6]  # split in round 5, the sixth
+    assert tree.get_xlabel() == "Rounds done"
     axes = plot_assignments(rows, 10).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "3", "4", "5", "1", "2"]
     legend = axes.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["0: 4", "1: 2"]
     assert np.asarray(axes.images[0].get_array())[4].tolist() == [0] * 5 + [1] * 5
+    assert axes.get_xlabel() == "Rounds done"
+    assert list(axes.images[0].get_extent())[:2] == [0.5, 10.5]
 
 
 def test_a_run_writes_its_clusters_and_their_figures(fit: Fit) -> None:
@@ -69,6 +74,10 @@ def test_a_run_writes_its_clusters_and_their_figures(fit: Fit) -> None:
     trainer = fit(module(clustering), grouped(), rounds=3)
     folder = Path(str(trainer.log_dir))
     assert [tuple(row) for row in load_clusters(folder).itertuples(index=False)] == clustering.history
+    tree = pd.read_csv(folder / "cluster_tree.csv")
+    assert len(tree) == len(clustering.tree) > 0
+    for row, split in zip(tree.to_dict("records"), clustering.tree, strict=True):
+        assert row == {**split, "stay": len(split["stay"]), "leave": len(split["leave"])}
     assert [file.name for file in plot_clusters(folder)] == [
         *("clusters.png", "clusters.svg", "cluster_tree.png", "cluster_tree.svg")
     ]

@@ -2,7 +2,8 @@
 
 from hetfl.analysis.anatomy import LevelDrift, channel_norms
 from hetfl.analysis.anatomy_plots import plot_channel_norms, plot_drift, plot_holders, plot_mean_holders
-from hetfl.analysis.cluster_plots import load_clusters, plot_assignments, plot_cluster_tree, plot_clusters
+from hetfl.analysis.cluster_plots import plot_assignments, plot_cluster_tree, plot_clusters
+from hetfl.analysis.clusters import load_clusters
 from hetfl.analysis.data_plots import plot_labels
 from hetfl.analysis.holders import holders, mean_holders
 from hetfl.analysis.plots import plot_accuracy_over_bytes, plot_accuracy_over_rounds, plot_run

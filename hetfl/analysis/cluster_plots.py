@@ -3,87 +3,29 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
+from hetfl.analysis.clusters import Split, assignments, load_clusters, splits_of
 from hetfl.analysis.figures import Colour, new_figure, plain
 from hetfl.analysis.plots import FONT_POINTS, GREY, save_figure
 from hetfl.errors import ConfigurationError
 
-COLUMNS = ["round", "client", "cluster"]
 ROW_INCHES = 0.13
-"""Height of a client's row."""
+"""Height of a client's row; ..."""
+HIGHEST = 8.0
+"""... of all rows together at most so much, in inches."""
 NOBODY = (0.93, 0.93, 0.93, 1.0)
 """The colour of a client that has no cluster yet."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """A cluster that became two.
-
-    Attributes:
-        round: at the end of which it was split.
-        parent: its number, which one part keeps.
-        child: the number of the other part.
-    """
-
-    round: int
-    parent: int
-    child: int
-
-
-def load_clusters(folder: str | Path) -> pd.DataFrame:
-    """Return a run's ``clusters.csv``: a row for every time that a client's cluster changed.
-
-    Raises:
-        ConfigurationError: there is no such file, or it is another table.
-    """
-    path = Path(folder) / "clusters.csv"
-    if not path.is_file():
-        raise ConfigurationError(f"Expected {path}, of a run with model.clustering, but got no such file")
-    table = pd.read_csv(path)
-    if list(table.columns) != COLUMNS or not len(table) or not all(kind.kind == "i" for kind in table.dtypes):
-        raise ConfigurationError(f"Expected whole numbers in columns {', '.join(COLUMNS)} of {path} but got others")
-    return table
-
-
-def assignments(table: pd.DataFrame, rounds: int) -> NDArray[np.int64]:
-    """Return each client's cluster after each round, shape (N, rounds), -1 while it has none.
-
-    Args:
-        table: what :func:`load_clusters` returned.
-        rounds: number of rounds.
-    """
-    found = np.full((int(table["client"].max()) + 1, rounds), -1, dtype=np.int64)
-    for round, client, cluster in table[COLUMNS].itertuples(index=False):
-        found[client, round:] = cluster
-    return found
-
-
-def splits_of(table: pd.DataFrame) -> list[Split]:
-    """Return the splits that a table tells of; none if clients changed clusters in another way."""
-    present: dict[int, int] = {}
-    splits: dict[int, Split] = {}
-    for round, client, cluster in table[COLUMNS].itertuples(index=False):
-        parent = present.get(client)
-        present[client] = cluster
-        if parent is None and cluster == 0:
-            continue
-        if parent is None or cluster == 0:
-            return []
-        split = Split(round, parent, cluster)
-        if splits.setdefault(cluster, split) != split:
-            return []
-    return list(splits.values())
 
 
 def plot_assignments(table: pd.DataFrame, rounds: int) -> Figure:
@@ -93,29 +35,40 @@ def plot_assignments(table: pd.DataFrame, rounds: int) -> Figure:
         table: what :func:`load_clusters` returned.
         rounds: number of rounds.
     """
-    clusters_NR = assignments(table, rounds)
-    order = np.lexsort((np.arange(len(clusters_NR)), clusters_NR[:, -1]))
-    count = int(clusters_NR.max()) + 1
     figure, axes = new_figure(
         "Who is in which cluster",
         "Look for rows that change colour late: clients between two clusters. Grey: not asked yet.",
-        height=max(1.6, 0.9 + ROW_INCHES * len(order)),
+        height=assignments_height(table),
     )
-    ax, colours = axes[0, 0], _colours(count)
+    draw_assignments(axes[0, 0], table, rounds)
+    return figure
+
+
+def assignments_height(table: pd.DataFrame) -> float:
+    """Return how high axes with every client's cluster are to be, in inches."""
+    return max(1.6, 0.9 + min(ROW_INCHES * (int(table["client"].max()) + 1), HIGHEST))
+
+
+def draw_assignments(ax: Axes, table: pd.DataFrame, rounds: int) -> None:
+    """Draw every client's cluster over the rounds into axes; see :func:`plot_assignments`."""
+    clusters_NR = assignments(table, rounds)
+    order = np.lexsort((np.arange(len(clusters_NR)), clusters_NR[:, -1]))
+    colours = cluster_colours(int(clusters_NR.max()) + 1)
     ax.imshow(
         clusters_NR[order],
         cmap=ListedColormap([NOBODY, *colours]),
         vmin=-1.5,
-        vmax=count - 0.5,
+        vmax=len(colours) - 0.5,
         aspect="auto",
         interpolation="nearest",
+        extent=(0.5, rounds + 0.5, len(order) - 0.5, -0.5),  # the first column is of the first round done
     )
     few = len(order) <= 100
     ax.set_yticks(range(len(order)) if few else [], [str(client) for client in order] if few else [])
     ax.tick_params(axis="y", length=0, labelsize=FONT_POINTS - 3)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("round")
-    ax.set_ylabel("client")
+    ax.set_xlabel("Rounds done")
+    ax.set_ylabel("Client")
     ax.spines[:].set_visible(False)
     last = clusters_NR[:, -1]
     handles = [Patch(color=colour, label=f"{c}: {int((last == c).sum())}") for c, colour in enumerate(colours)]
@@ -125,7 +78,6 @@ def plot_assignments(table: pd.DataFrame, rounds: int) -> Figure:
     legend.get_title().set_fontsize(FONT_POINTS)
     for text in legend.get_texts():
         text.set_fontsize(FONT_POINTS)
-    return figure
 
 
 def plot_cluster_tree(table: pd.DataFrame, rounds: int) -> Figure:
@@ -141,34 +93,43 @@ def plot_cluster_tree(table: pd.DataFrame, rounds: int) -> Figure:
     splits = splits_of(table)
     if not splits:
         raise ConfigurationError("Expected clusters that were split but got none")
-    order = [0]
-    for split in splits:  # a child lies right below its parent and what came out of it before
-        order.insert(order.index(split.parent) + 1, split.child)
-    clusters_NR, colours = assignments(table, rounds), _colours(len(order))
     figure, axes = new_figure(
         "How clusters split",
         "Look for when a line forks, and into how many clients: a fork late in the run leaves its parts little time.",
-        height=max(1.4, 0.9 + 0.42 * len(order)),
+        height=tree_height(splits),
     )
-    ax = axes[0, 0]
-    begins = {0: 0, **{split.child: split.round for split in splits}}
+    draw_tree(axes[0, 0], table, splits, rounds)
+    return figure
+
+
+def tree_height(splits: Sequence[Split]) -> float:
+    """Return how high axes with the tree of clusters are to be, in inches."""
+    return max(1.4, 0.9 + 0.42 * (len(splits) + 1))
+
+
+def draw_tree(ax: Axes, table: pd.DataFrame, splits: Sequence[Split], rounds: int) -> None:
+    """Draw how clusters split into axes; see :func:`plot_cluster_tree`."""
+    order = [0]
+    for split in splits:  # a child lies right below its parent and what came out of it before
+        order.insert(order.index(split.parent) + 1, split.child)
+    clusters_NR, colours = assignments(table, rounds), cluster_colours(len(order))
+    begins = {0: 0, **{split.child: split.round + 1 for split in splits}}  # a split is at the end of its round
     for row, cluster in enumerate(order):
-        changes = [begins[cluster], *(split.round for split in splits if split.parent == cluster), rounds]
+        changes = [begins[cluster], *(split.round + 1 for split in splits if split.parent == cluster), rounds]
         ax.plot([changes[0], rounds], [row, row], color=colours[cluster], lw=2.5, solid_capstyle="butt")
         for start, end in itertools.pairwise(changes):
-            size = int((clusters_NR[:, min(start, rounds - 1)] == cluster).sum())
+            size = int((clusters_NR[:, max(start - 1, 0)] == cluster).sum())
             text = f"{size} clients" if end == rounds else str(size)
             ax.annotate(text, (start, row), (4, 3), textcoords="offset points", fontsize=FONT_POINTS, color=GREY)
     for split in splits:
         top, bottom = order.index(split.parent), order.index(split.child)
-        ax.plot([split.round] * 2, [top, bottom], color=colours[split.child], lw=1.0)
+        ax.plot([split.round + 1] * 2, [top, bottom], color=colours[split.child], lw=1.0)
     ax.set_yticks(range(len(order)), [f"cluster {cluster}" for cluster in order])
     ax.set_ylim(len(order) - 0.5, -0.7)
     ax.set_xlim(0, rounds)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("round")
+    ax.set_xlabel("Rounds done")
     plain(ax, "x")
-    return figure
 
 
 def plot_clusters(folder: str | Path) -> list[Path]:
@@ -190,7 +151,7 @@ def plot_clusters(folder: str | Path) -> list[Path]:
     return files
 
 
-def _colours(count: int) -> list[Colour]:
+def cluster_colours(count: int) -> list[Colour]:
     """Return a colour per cluster: of ten for ten or fewer, else along a map."""
     if count <= 10:
         return [colormaps["tab10"](cluster) for cluster in range(count)]

@@ -139,6 +139,10 @@ class Clustering(ABC):
         sizes = {f"cluster/size/{cluster}": float(size) for cluster, size in enumerate(self.sizes)}
         return {"cluster/count": float(self.count), **sizes}
 
+    def tables(self) -> dict[str, tuple[Sequence[str], list[Sequence[object]]]]:
+        """Return what is to be read beside ``clusters.csv``: by name of a table its columns and rows. Default: none."""
+        return {}
+
     def bind(self, folder: str | None) -> None:
         """Learn the folder of this run, where files may be kept; None if it has none. By default nothing."""
 

@@ -18,6 +18,9 @@ from hetfl.submodel import blocks_of
 from hetfl.types import Index, Report
 from hetfl.updates import Update
 
+TREE = ("round", "parent", "child", "stay", "leave", "similarity")
+"""Columns of ``cluster_tree.csv``."""
+
 
 class ClusteredFL(Clustering):
     r"""Recursive bipartition by the cosine similarities of updates (algorithms 1 and 3).
@@ -140,6 +143,13 @@ class ClusteredFL(Clustering):
         for cluster, (mean_norm, max_norm) in self._norms.items():
             found |= {f"cluster/mean_norm/{cluster}": mean_norm, f"cluster/max_norm/{cluster}": max_norm}
         return found
+
+    def tables(self) -> dict[str, tuple[Sequence[str], list[Sequence[object]]]]:
+        """Return ``cluster_tree``: a row per split, with numbers of clients; who they are is in ``clusters.csv``."""
+        rows: list[Sequence[object]] = [
+            [len(cell) if isinstance(cell := split[name], list) else cell for name in TREE] for split in self.tree
+        ]
+        return {"cluster_tree": (TREE, rows)}
 
     def own_state(self) -> dict[str, Any]:  # noqa: D102
         return {

@@ -127,10 +127,12 @@ class ClusteringModule(HostingModule):
         self.open_bench()
 
     def save_clusters(self) -> None:
-        """Write ``clusters.csv``, if clusters can differ."""
+        """Write ``clusters.csv``, if clusters can differ, and what else the clustering has to tell."""
         for logger in self.loggers if self.clustering.several else ():
             if isinstance(logger, RunFolder):
                 logger.write_table("clusters", CLUSTER_COLUMNS, self.clustering.history)
+                for name, (columns, rows) in self.clustering.tables().items():
+                    logger.write_table(name, columns, rows)
 
 
 def add_group(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
