@@ -125,6 +125,7 @@ def draw_tree(ax: Axes, table: pd.DataFrame, splits: Sequence[Split], rounds: in
         top, bottom = order.index(split.parent), order.index(split.child)
         ax.plot([split.round + 1] * 2, [top, bottom], color=colours[split.child], lw=1.0)
     ax.set_yticks(range(len(order)), [f"cluster {cluster}" for cluster in order])
+    ax.tick_params(axis="y", labelsize=FONT_POINTS - 1)
     ax.set_ylim(len(order) - 0.5, -0.7)
     ax.set_xlim(0, rounds)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

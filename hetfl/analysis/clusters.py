@@ -38,8 +38,13 @@ def load_clusters(folder: str | Path) -> pd.DataFrame:
     path = Path(folder) / "clusters.csv"
     if not path.is_file():
         raise ConfigurationError(f"Expected {path}, of a run with model.clustering, but got no such file")
-    table = pd.read_csv(path)
-    if list(table.columns) != COLUMNS or not len(table) or not all(kind.kind == "i" for kind in table.dtypes):
+    try:
+        table = pd.read_csv(path)
+        whole = list(table.columns) == COLUMNS and all(kind.kind == "i" for kind in table.dtypes)
+        whole = whole and isinstance(table.index, pd.RangeIndex)  # else a line has a cell too many
+    except ValueError:  # no table at all
+        whole = False
+    if not whole or not len(table) or int(table.to_numpy().min()) < 0:
         raise ConfigurationError(f"Expected whole numbers in columns {', '.join(COLUMNS)} of {path} but got others")
     return table
 

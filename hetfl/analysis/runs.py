@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
+from hetfl.analysis.clusters import load_clusters
 from hetfl.errors import ConfigurationError
 
 HEAD = "head_"
@@ -30,7 +31,7 @@ WHOLE: Rule = ("whole numbers from 0", lambda x: (x >= 0) & np.isfinite(x) & (x 
 
 METRIC_RULES: Mapping[str, Rule] = {
     r"step": WHOLE,
-    r"(val|test)/accuracy(/.+)?|local/accuracy_(mean|std|worst10)": SHARE,
+    r"(val|test|cluster)/accuracy(/.+)?|local/accuracy_(mean|std|worst10)": SHARE,
     r"comm/.*|compute/flops_total|sim/.*": AMOUNT,
 }
 """By patterns of names; other columns of ``metrics.csv`` hold numbers of any kind."""
@@ -62,6 +63,8 @@ class Run:
         config: the content of ``config.yaml``; empty for a run that was started from Python.
         level_table: one row per level, with the columns of ``levels.csv``; None where the run has no such file.
         clients: one row per client, with the columns of ``clients.csv``; None where the run has no such file.
+        clusters: the rows of ``clusters.csv``, one for every time that a client's cluster changed; None where the run
+            has no such file, because it had one model.
     """
 
     folder: Path
@@ -69,6 +72,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     level_table: pd.DataFrame | None = None
     clients: pd.DataFrame | None = None
+    clusters: pd.DataFrame | None = None
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -118,7 +122,8 @@ def load_run(folder: str | Path) -> Run:
     if levels is not None:
         _check_names(levels["level"], folder / "levels.csv")
     clients = _read_table(folder / "clients.csv", CLIENT_RULES)
-    return Run(folder, metrics, read_config(folder / "config.yaml"), levels, clients)
+    clusters = load_clusters(folder) if (folder / "clusters.csv").is_file() else None
+    return Run(folder, metrics, read_config(folder / "config.yaml"), levels, clients, clusters)
 
 
 def read_metrics(path: Path) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from hetfl.report.checks import differing_data, rounds_asked, rounds_done, unfinished
+from hetfl.report.clusters import cluster_table, clustered
 from hetfl.report.document import Block, Document, Picture, Points, Section, Text
 from hetfl.report.matching import BY, TOLERANCE
 from hetfl.report.material import PART_OF_BEST, Material, left_out
@@ -38,6 +39,8 @@ def compose(material: Material, pictures: Collection[str]) -> Document:
         Section("To a target accuracy", [Text(_target_says(material)), target_table(material)]),
         Section("Clients", list(_clients(material, pictures))),
     ]
+    if clustered(material.groups):
+        sections.append(Section("Clusters", list(_clusters(material, pictures))))
     if "accuracy_of_heads" in pictures:
         sections.append(Section("Heads", list(_heads())))
     sections.append(Section("Settings", list(_settings(material))))
@@ -148,6 +151,21 @@ def _clients(material: Material, pictures: Collection[str]) -> Iterator[Block]:
         yield Text(f"No clients.csv in {', '.join(without)}: single clients' accuracies are not known there.")
     caption = "Share of clients, of all seeds together, with at most that accuracy."
     yield from _picture("accuracy_of_clients", pictures, "clients", caption)
+
+
+def _clusters(material: Material, pictures: Collection[str]) -> Iterator[Block]:
+    runs = clustered(material.groups)
+    without = [group.name for group in material.groups if all(each.group != group.name for each in runs)]
+    yield cluster_table(runs)
+    if without:
+        yield Text(f"One global model for all clients in {', '.join(without)}.")
+    first = "of each group's first run"
+    members = f"The cluster of every client over rounds, {first}."
+    yield from _picture("cluster_members", pictures, "cluster_members", members)
+    each = f"Validation accuracy of each cluster's model, for its clients, over rounds, {first}."
+    yield from _picture("cluster_accuracy", pictures, "cluster_accuracy", each)
+    tree = f"How clusters split, with numbers of clients, {first}."
+    yield from _picture("cluster_tree", pictures, "cluster_tree", tree)
 
 
 def _heads() -> Iterator[Block]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from hetfl.report.clusters import cluster_figures
 from hetfl.report.figures import Axis, Panel, Style, draw_panels
 from hetfl.report.groups import Group
 from hetfl.report.matching import level_sizes
@@ -106,6 +107,7 @@ def draw_all(material: Material, styles: dict[str, Style]) -> dict[str, Figure]:
         made[f"accuracy_over_{cost.key}"] = accuracy_over(material, cost, styles)
     made["accuracy_of_heads"] = accuracy_of_heads(material, styles)
     made["accuracy_of_clients"] = accuracy_of_clients(material, styles)
+    made |= cluster_figures(material.groups)
     return {key: figure for key, figure in made.items() if figure is not None}
 
 
@@ -114,5 +116,8 @@ PICTURES = (
     *(f"accuracy_over_{cost.key}" for cost in COSTS),
     "accuracy_of_heads",
     "accuracy_of_clients",
+    "cluster_members",
+    "cluster_accuracy",
+    "cluster_tree",
 )
 """Names of all pictures' files that a report may have, without suffix."""

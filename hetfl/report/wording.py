@@ -19,6 +19,11 @@ LOOK_FOR = {
     "size": "Look at one size, up and down: the group whose point is higher makes more of models of that size, unless "
     "the bars, the spread over seeds, overlap.",
     "heads": "Look at how far the shallow heads are below the deep ones, and whether they still rise.",
+    "cluster_members": "Look for rows that change colour late: clients between two clusters. Grey: no cluster yet. The "
+    "number of a cluster means nothing.",
+    "cluster_accuracy": "Look for a line that stays low or falls: a cluster of few clients, or of two kinds of them.",
+    "cluster_tree": "Look for when a line forks, and into how many clients: a fork late in the run leaves its parts "
+    "little time.",
     "clients": "Look at the left: a line that rises there has clients whom the model serves badly; one that stays low "
     "and then rises steeply serves all alike.",
 }

@@ -1,0 +1,170 @@
+"""What a report shows of runs with several global models: who was in which cluster, how clusters split, how they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hetfl.analysis import Run
+from hetfl.analysis.cluster_plots import (
+    assignments_height,
+    cluster_colours,
+    draw_assignments,
+    draw_tree,
+    tree_height,
+)
+from hetfl.analysis.clusters import Split, assignments, splits_of
+from hetfl.analysis.plots import FONT_POINTS, GREY
+from hetfl.report.checks import rounds_done
+from hetfl.report.document import Cell, Table
+from hetfl.report.figures import WIDTH, Axis, Panel, Style, draw_panels
+from hetfl.report.groups import Group, seed_of
+from hetfl.report.series import ROUNDS, Band, final_amount
+
+MOST = 6
+"""So many clusters have their numbers in a table; of more, the smallest and the largest."""
+
+
+@dataclass(frozen=True)
+class ClusteredRun:
+    """A run that had, or could have had, several models.
+
+    Attributes:
+        group: the name of its group.
+        run: the run.
+        table: its ``clusters.csv``.
+    """
+
+    group: str
+    run: Run
+    table: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        """What a picture calls it."""
+        return f"{self.group}, seed {seed_of(self.run)}"
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds done."""
+        return rounds_done(self.run)
+
+    @cached_property
+    def members(self) -> NDArray[np.int64]:
+        """Each client's cluster after each round, shape (N, rounds), -1 while it has none."""
+        return assignments(self.table, self.rounds)
+
+    @cached_property
+    def splits(self) -> list[Split]:
+        """How clusters split, if they did."""
+        return splits_of(self.table)
+
+    @cached_property
+    def count(self) -> int:
+        """Number of models in the end, those included that nobody was in."""
+        return max(int(self.members.max()) + 1, int(final_amount(self.run, "cluster/count") or 0))
+
+    @cached_property
+    def accuracies(self) -> dict[int, Band]:
+        """Each cluster's validation accuracy over rounds, of those that have any."""
+        rounds, found = np.asarray(self.run.series("step"), dtype=np.float64) + 1, {}
+        for cluster in range(self.count):
+            column = f"cluster/accuracy/{cluster}"
+            if column in self.run.metrics.columns:
+                accuracy = np.asarray(self.run.series(column), dtype=np.float64)
+                there = ~np.isnan(accuracy)
+                if there.any():
+                    mean = accuracy[there]
+                    found[cluster] = Band(rounds[there], mean, mean, mean, n=1)
+        return found
+
+
+def clustered(groups: Sequence[Group]) -> list[ClusteredRun]:
+    """Return the runs that have a ``clusters.csv``."""
+    pairs = [(group.name, run) for group in groups for run in group.runs]
+    return [ClusteredRun(name, run, run.clusters) for name, run in pairs if run.clusters is not None]
+
+
+def cluster_table(runs: Sequence[ClusteredRun]) -> Table:
+    """Return a row per run: how many clusters, their clients, their accuracies, and when clients changed."""
+    rows: list[list[str | Cell]] = []
+    for each in runs:
+        before_NR, after_NR = each.members[:, :-1], each.members[:, 1:]
+        moves_NR = (before_NR != after_NR) & (before_NR >= 0)
+        when = np.flatnonzero(moves_NR.any(axis=0)) + 2  # rounds count from 1, and the first one has none before it
+        changes = Cell(str(int(moves_NR.sum())), f"the last in round {when[-1]}" if len(when) else "")
+        sizes = [float((each.members[:, -1] == cluster).sum()) for cluster in range(each.count)]
+        ends = [float(band.mean[-1]) for band in each.accuracies.values()]
+        numbers = [_all_or_ends(sizes, "{:.0f}".format), _all_or_ends(ends, lambda share: f"{100 * share:.2f} %")]
+        rows.append([each.group, seed_of(each.run), str(each.count), *numbers, changes])
+    return Table(
+        "Clusters after the last round, by their numbers: clients, and the validation accuracy last measured.",
+        ["group", "seed", "clusters", "clients", "accuracy", "changes of cluster"],
+        rows,
+    )
+
+
+def _all_or_ends(values: Sequence[float], write: Callable[[float], str]) -> str:
+    """Return all values, or of many the smallest and the largest."""
+    if len(values) > MOST:
+        return f"{write(min(values))} to {write(max(values))}"
+    return ", ".join(map(write, values)) or "–"
+
+
+def cluster_figures(groups: Sequence[Group]) -> dict[str, Figure | None]:
+    """Return pictures of every group's first run that has clusters, by the names of their files."""
+    runs = list({each.group: each for each in reversed(clustered(groups))}.values())[::-1]
+    split = [each for each in runs if each.splits]
+    return {
+        "cluster_members": _stacked(
+            runs,
+            [assignments_height(each.table) for each in runs],
+            lambda ax, each: draw_assignments(ax, each.table, each.rounds),
+        ),
+        "cluster_accuracy": _accuracy(runs),
+        "cluster_tree": _stacked(
+            split,
+            [tree_height(each.splits) for each in split],
+            lambda ax, each: draw_tree(ax, each.table, each.splits, each.rounds),
+        ),
+    }
+
+
+def _accuracy(runs: Sequence[ClusteredRun]) -> Figure | None:
+    """Draw every cluster's validation accuracy over rounds, a panel per run, in the colours of the other pictures."""
+    numbers = sorted({cluster for each in runs for cluster in each.accuracies})
+    if not numbers:
+        return None
+    colours = cluster_colours(max(each.count for each in runs))
+    styles = {f"cluster {cluster}": Style(to_hex(colours[cluster]), "solid", "o") for cluster in numbers}
+    panels = [
+        Panel(each.title, {f"cluster {cluster}": band for cluster, band in each.accuracies.items()})
+        for each in runs
+        if each.accuracies
+    ]
+    return draw_panels(panels, Axis(ROUNDS.axis, whole=True), styles)
+
+
+def _stacked(
+    runs: Sequence[ClusteredRun], heights: Sequence[float], draw: Callable[[Axes, ClusteredRun], None]
+) -> Figure | None:
+    """Draw axes one below the other, one per run."""
+    if not runs:
+        return None
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    axes = figure.subplots(len(runs), 1, squeeze=False, height_ratios=list(heights))
+    for ax, each in zip(axes[:, 0], runs, strict=True):
+        draw(ax, each)
+        ax.set_title(each.title, loc="left", fontsize=FONT_POINTS - 0.5, pad=4, parse_math=False)
+        ax.tick_params(axis="x", labelsize=FONT_POINTS - 1, color=GREY)
+        ax.xaxis.label.set_fontsize(FONT_POINTS)
+        ax.yaxis.label.set_fontsize(FONT_POINTS)
+    return figure
