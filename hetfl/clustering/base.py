@@ -58,6 +58,8 @@ class Clustering(ABC):
 
     grows: ClassVar[bool] = False
     """Whether a run may come to have more models than it began with."""
+    asks: ClassVar[bool] = False
+    """Whether the clients of a cohort are sent all models, and pass their data through each, before they train."""
     takes_over: ClassVar[bool] = False
     """Whether a run goes on from a checkpoint of any other clustering, with the models that it holds."""
     shared: Sequence[str] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -59,6 +59,8 @@ class IFCA(Clustering):
     Raises:
         ConfigurationError: fewer than two clusters, a negative number of restarts, or a jitter that is not positive.
     """
+
+    asks: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -33,6 +33,8 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
         console.print(moves)
     console.print(data.summary())
     clustering = f", {type(module.clustering).__name__}" if module.clustering.several else ""
+    if module.clustering.asks:
+        clustering += f" (each of them is sent {module.clustering.count} models, and tries them on its data)"
     console.print(
         f"{module.selection.clients_per_round} of {data.num_clients} clients a round, "
         f"{type(module.uplink.compressor).__name__} on every upload, "

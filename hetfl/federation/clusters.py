@@ -62,10 +62,10 @@ class ClusteringModule(HostingModule):
             self.ledger,
             seconds,
             self.clustering.count,
-            {level: wire.dense_size(self._own_size(level, round)) for level in self.levels},
+            {level: wire.dense_size(self.own_size(level, round)) for level in self.levels},
         )
 
-    def _own_size(self, level: str, round: int) -> int:
+    def own_size(self, level: str, round: int) -> int:
         """Return the number of entries of a level that clusters do not share."""
         own = {name: entry for name, entry in self.index(level, round).items() if name not in self.shared}
         return index_layout(own).size

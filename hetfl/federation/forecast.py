@@ -15,7 +15,9 @@ class Forecast:
     r"""Predicts the work and the seconds of clients' rounds.
 
     A client of level l with n samples is sent the sub-model's W bytes, does :math:`E \, n F_l` FLOPs, and sends a share
-    of W bytes: how much of a dense update the last round's updates were, all of it at first.
+    of W bytes: how much of a dense update the last round's updates were, all of it at first. A clustering may have it
+    try m models before: then :math:`(m - 1) W'` bytes more come down, W' being what a model does not share with others,
+    :math:`m \, n F'_l` FLOPs are done, :math:`F'_l` being those of a forward pass, and one number goes up.
 
     Args:
         fleet: the clients' devices, drawn.
@@ -23,6 +25,8 @@ class Forecast:
         epochs: E, passes over a client's data.
         entries: by level, in order, the entries of the sub-model.
         flops: by level the FLOPs of one sample, forward and with backward.
+        tried: m, how many models a client tries; 0: it is not asked.
+        further: by level, the entries of a model beside another one; None: all of them.
     """
 
     def __init__(
@@ -32,11 +36,17 @@ class Forecast:
         epochs: int,
         entries: Mapping[str, int],
         flops: Mapping[str, tuple[float, float]],
+        tried: int = 0,
+        further: Mapping[str, int] | None = None,
     ) -> None:
         self.fleet, self.epochs, self.levels = fleet, epochs, list(entries)
         self.samples_N = np.array(sizes)
         self.bytes_L = np.array([wire.dense_size(size) for size in entries.values()])
         self.flops_L = np.array([flops[level][1] for level in entries])
+        self.trying_L = tried * np.array([flops[level][0] for level in entries])
+        own = entries if further is None else further
+        more_L = max(tried - 1, 0) * np.array([wire.dense_size(own[level]) for level in entries])
+        self.down_L, self.answer = self.bytes_L + more_L, wire.dense_size(1) if tried else 0
 
     def seconds(
         self, clients: Sequence[int] | IntArray, positions_S: IntArray, round: int | None, up_share: float = 1.0
@@ -50,8 +60,10 @@ class Forecast:
             up_share: bytes of an update for each byte of a dense one.
         """
         ids_S = np.asarray(clients, np.int64)
-        bytes_S = self.bytes_L[positions_S]
-        work = Work(bytes_S, self.flops_L[positions_S] * self.samples_N[ids_S] * self.epochs, bytes_S * up_share)
+        samples_S = self.samples_N[ids_S]
+        flops_S = self.flops_L[positions_S] * samples_S * self.epochs + self.trying_L[positions_S] * samples_S
+        up_S = self.bytes_L[positions_S] * up_share + self.answer
+        work = Work(self.down_L[positions_S], flops_S, up_S)
         return self.fleet.seconds(ids_S, round, work)
 
     def table(self) -> FloatArray:

@@ -27,7 +27,7 @@ class LevelRow:
         parameters: of its sub-model.
         forward_flops: FLOPs of a forward pass, for one sample.
         training_flops: FLOPs of forward and backward, for one sample.
-        down_bytes: of the message to a client in a round.
+        down_bytes: to a client in a round: of the sub-model, or of those of all clusters, if it is to choose.
         up_bytes: of a client's message in a round, if it sent every entry as float32.
     """
 
@@ -68,7 +68,10 @@ class Upload:
 
 
 def rows_of(
-    levels: LevelSet, flops: Mapping[str, tuple[float, float]], uploads: Mapping[str, Upload]
+    levels: LevelSet,
+    flops: Mapping[str, tuple[float, float]],
+    uploads: Mapping[str, Upload],
+    down: Mapping[str, int],
 ) -> list[LevelRow]:
     """Return one row per level.
 
@@ -76,6 +79,7 @@ def rows_of(
         levels: the levels.
         flops: by level, FLOPs of one sample, forward and with backward.
         uploads: by level, what a client sends.
+        down: by level, the bytes to a client.
     """
     return [
         LevelRow(
@@ -85,7 +89,7 @@ def rows_of(
             parameters=levels.parameters[name],
             forward_flops=flops[name][0],
             training_flops=flops[name][1],
-            down_bytes=wire.dense_size(levels.sizes[name]),
+            down_bytes=down[name],
             up_bytes=uploads[name].dense(),
         )
         for name, level in levels.items()
@@ -111,7 +115,8 @@ def uploads_of(module: FederatedModule) -> dict[str, Upload]:
 
 def level_table(module: FederatedModule) -> list[LevelRow]:
     """Return the rows of a module that is set up."""
-    return rows_of(module.levels, module.flops, uploads_of(module))
+    down = dict(zip(module.forecast.levels, module.forecast.down_L.tolist(), strict=True))
+    return rows_of(module.levels, module.flops, uploads_of(module), down)
 
 
 def save_levels(folder: RunFolder, module: FederatedModule) -> None:

@@ -191,8 +191,7 @@ class FederatedModule(TrainingModule):
             samples = data.transform.eval(data.client_data(0).inputs[:4])
             self.flops = self.levels.inspect(samples, data.num_classes, self.check_nesting, self.predict)
             self._met = data
-        self.forecast = Forecast(self.fleet, data.sizes, self.local.epochs, self.levels.sizes, self.flops)
-        self.assignment.meet(self.forecast.table())
+        self.predict_seconds()
         self.setup_evaluation(data)
         if stage == "fit":
             self.fleet.check_rounds(self.trainer.max_epochs)
@@ -221,6 +220,14 @@ class FederatedModule(TrainingModule):
         # Every rank logs the same numbers, as each of them does the server's part.
         warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(.*sync_dist=True")
         self.clients = RankClients(self, Ranks())
+
+    def predict_seconds(self) -> None:
+        """Make the forecast for the present number of models, and tell who assigns levels by it."""
+        tried = self.clustering.count if self.clustering.asks else 0
+        further = {level: self.own_size(level, 0) for level in self.levels}
+        sizes, epochs = self.data.sizes, self.local.epochs
+        self.forecast = Forecast(self.fleet, sizes, epochs, self.levels.sizes, self.flops, tried, further)
+        self.assignment.meet(self.forecast.table())
 
     def configure_optimizers(self) -> Any:
         """Return the server's optimizer and the carrier of the clients' learning rate, with its schedule."""

@@ -68,6 +68,7 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         module.clients.load_state_dict(state["clients"])
     module.clustering.load_assignments(state["clustering"])
     module.set_models(module.clustering.count)
+    module.predict_seconds()
     if module.local.penalty is not None and module.trainer.training:
         module.local.penalty.load_state_dict(state["penalty"])
     for number, (name, now) in enumerate(_learning_rates(module).items()):

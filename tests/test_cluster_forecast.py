@@ -1,0 +1,92 @@
+"""What choosing among models costs is predicted as it is charged: bytes down, passes, seconds, levels by device."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hetfl import FederatedModule, HeteroFL, Level, wire
+from hetfl.cli import main
+from hetfl.clustering import IFCA, ClusteredFL, Clustering
+from hetfl.federation.level_table import level_table
+from hetfl.fleet import ByDevice, Device, Fleet, SameDevice
+from hetfl.fleet.devices import Devices
+from tests.test_cluster_runs import Fit, grouped, module, rows
+
+ROOT = Path(__file__).parent.parent
+
+
+class OneSlow(Fleet):
+    """Client 3 takes a thousand times as long as the others."""
+
+    def draw(self, num_clients: int, seed: int) -> Devices:
+        devices = Devices.of_kinds({"device": Device()}, np.zeros(num_clients, np.int64))
+        factors = np.where(np.arange(num_clients) == 3, 1e-3, 1.0)
+        slow = {name: getattr(devices, name) * factors for name in ("throughput", "downlink", "uplink")}
+        return dataclasses.replace(devices, **slow)
+
+
+def sized(clustering: Clustering | None, fleet: Fleet | None = None) -> FederatedModule:
+    levels = {"a": Level("a"), "b": Level("b", 0.5)}
+    return module(clustering, HeteroFL, levels=levels, fleet=fleet or SameDevice())
+
+
+@pytest.mark.parametrize("shared", [(), ("blocks.*",)])
+def test_the_slowest_clients_round_takes_what_was_predicted(fit: Fit, shared: tuple[str, ...]) -> None:
+    tested = sized(IFCA(3, shared=shared), OneSlow())
+    trainer = fit(tested, grouped(), rounds=1, limit_val_batches=0)
+    position = tested.assignment.positions(0)[[3]]
+    predicted = tested.forecast.seconds([3], position, 0)[0]
+    assert rows(trainer)["sim/round_seconds"][0] == pytest.approx(predicted, rel=1e-4)  # the update's own header
+
+
+def test_the_levels_say_what_is_sent_down(fit: Fit) -> None:
+    found = {}
+    for name, clustering in {"one": None, "ifca": IFCA(3), "shared": IFCA(3, shared=["blocks.*"]),
+                             "cfl": ClusteredFL()}.items():  # fmt: skip
+        tested = sized(clustering)
+        down = rows(fit(tested, grouped(), rounds=1, name=name, limit_val_batches=0))["comm/down_bytes"][0]
+        has = tested.assignment.levels(0)
+        table = {row.level: row.down_bytes for row in level_table(tested)}
+        assert sum(table[level] for level in has) == down
+        found[name] = table["a"]
+    assert found["one"] == found["cfl"] == wire.dense_size(tested.levels.sizes["a"])
+    assert found["ifca"] == 3 * found["one"]
+    assert found["one"] < found["shared"] < found["ifca"]
+
+
+def test_a_level_by_device_leaves_time_to_choose(fit: Fit) -> None:
+    counts = {}
+    for name, clustering in {"one": None, "ifca": IFCA(5)}.items():
+        tested = sized(clustering)
+        fit(tested, grouped(), rounds=1, name=name, limit_val_batches=0)
+        counts[name] = tested.forecast.table()
+        if name == "one":
+            between = float(counts["one"][0].max()) * 1.01
+    assert (counts["ifca"] > counts["one"]).all()
+    assignment = ByDevice(between)
+    for name, level in (("one", 0), ("ifca", 1)):
+        assignment.meet(counts[name])
+        assert set(assignment.draw(0).tolist()) == {level}
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint holds", "ignore:No client")
+def test_models_that_a_checkpoint_brings_are_counted(fit: Fit, tmp_path: Path) -> None:
+    path, data, five = tmp_path / "five.ckpt", grouped(), sized(IFCA(5))
+    fit(five, data, rounds=1).save_checkpoint(path)
+    one, two = sized(None), sized(IFCA(2))
+    fit(one, data, rounds=2, name="one", ckpt=str(path))
+    fit(two, data, rounds=2, name="two", ckpt=str(path))
+    assert (two.forecast.table() == five.forecast.table()).all()
+    assert (one.forecast.table() < five.forecast.table()).all()
+
+
+def test_describe_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["experiment/clusters_digits", "clustering/ifca"]
+    arguments = [part for file in files for part in ("-c", str(ROOT / f"configs/{file}.yaml"))]
+    main(["describe", *arguments, "--model.clustering.clusters=4"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "IFCA (each of them is sent 4 models, and tries them on its data)" in said
