@@ -22,5 +22,6 @@ def varied(**changes: Any) -> RandomFleet:
         "downlink": LogNormal(2e4, 2),
         "uplink": LogNormal(1e3, 2),
         "variation": 0.3,
+        "link_variation": 0.3,
     }
     return RandomFleet(**{**settings, **changes})

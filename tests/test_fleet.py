@@ -134,10 +134,29 @@ def test_variation_is_the_standard_deviation_of_the_logarithm() -> None:
     assert abs(np.corrcoef(factors)[0, 1]) < 0.08
 
 
+def test_links_vary_both_ways_alike_and_apart_from_speeds() -> None:
+    fleet = ready(SameDevice(variation=0.4, link_variation=0.7), 2000)
+    everyone, device = np.arange(2000), Device()
+    down, speed, up = fleet.rates(everyone, 6)
+    assert np.allclose(down / device.downlink, up / device.uplink, rtol=1e-14)
+    factors = np.log(np.stack([down / device.downlink, speed / device.throughput]))
+    assert np.std(factors, axis=1) == pytest.approx([0.7, 0.4], rel=0.05)
+    assert abs(np.corrcoef(factors)[0, 1]) < 0.08
+    again = fleet.rates(everyone, 7)[0]
+    assert abs(np.corrcoef(np.log(down), np.log(again))[0, 1]) < 0.08
+    assert np.array_equal(fleet.rates(everyone, 6)[0], down)  # whatever was asked in between
+    seconds = fleet.seconds(everyone, 6, Work(1000, 1e9, 500))
+    assert np.allclose(seconds, 1000 / down + 1e9 / speed + 500 / up, rtol=1e-14)
+    usual = fleet.rates(everyone, None)
+    assert all((rate == float(rate[0])).all() for rate in usual)
+    only_speed = ready(SameDevice(variation=0.4), 2000)
+    assert np.array_equal(only_speed.rates(everyone, 6)[1], speed)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 10**7), st.floats(0, 1e12), st.integers(0, 10**7), st.floats(0, 2), st.integers(0, 19))
 def test_work_is_done_in_its_order_until_time_is_up(down: int, flops: float, up: int, part: float, client: int) -> None:
-    fleet = ready(RandomFleet(**VARIED, variation=0.5))  # type: ignore[arg-type]
+    fleet = ready(RandomFleet(**VARIED, variation=0.5, link_variation=0.5))  # type: ignore[arg-type]
     work = Work(down, flops, up)
     needed = float(fleet.seconds(client, 1, work))
     done = fleet.done(client, 1, work, part * needed)
@@ -146,7 +165,7 @@ def test_work_is_done_in_its_order_until_time_is_up(down: int, flops: float, up:
     assert done.up_bytes == 0 or done.flops == flops
     assert done.flops == 0 or done.down_bytes == down
     took = float(fleet.seconds(client, 1, done))
-    byte = max(1 / fleet.devices.downlink[client], 1 / fleet.devices.uplink[client])  # parts of bytes do not count
+    byte = max(1 / fleet.rates(client, 1)[0], 1 / fleet.rates(client, 1)[2])  # parts of bytes do not count
     assert min(part, 1) * needed - byte * 1.001 <= took * (1 + 1e-9) + 1e-9
     assert took <= min(part, 1) * needed * (1 + 1e-9) + 1e-9
 
@@ -168,7 +187,7 @@ def test_failures_have_their_rate_and_come_at_any_time_of_the_training() -> None
     "fleet",
     [
         lambda: RandomFleet(**VARIED, availability=0.5, variation=0.2),  # type: ignore[arg-type]
-        lambda: Preset("mixed", variation=0.2),
+        lambda: Preset("mixed", variation=0.2, link_variation=0.2),
     ],
 )
 def test_a_fleet_is_a_function_of_its_settings_and_the_seed(fleet: type[Fleet]) -> None:
@@ -219,6 +238,7 @@ def test_a_preset_shares_its_kinds_out_as_it_says() -> None:
         (lambda: Device(failure_rate=1.5), "failure_rate of a device to be a probability"),
         (lambda: SameDevice(period=0), "period"),
         (lambda: SameDevice(variation=math.nan), "variation"),
+        (lambda: Preset("phones", link_variation=-0.1), r"link_variation in \[0, 3\]"),
         (lambda: Between(3, 2), "low 3 and high 2"),
         (lambda: LogUniform(0, 2), "low 0 and high 2"),
         (lambda: LogNormal(1, 0.5), "spread"),

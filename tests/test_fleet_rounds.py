@@ -77,7 +77,7 @@ def test_the_clock_and_the_costs_are_those_of_a_plain_computation(fit: Fit, monk
     witness, lengths = watched(module, monkeypatch)
     data = small_data()
     table = rows(fit(module, data, rounds=6, limit_val_batches=0, callbacks=[witness]))
-    devices, clock = fleet.devices, 0.0
+    clock = 0.0
     counts = {"dropped": 0, "failed": 0, "while sending": 0}
     for r in range(6):
         ends, down_total, up_total, flops_total, lost = [0.0], 0, 0, 0.0, {"dropped": 0, "failed": 0}
@@ -85,19 +85,19 @@ def test_the_clock_and_the_costs_are_those_of_a_plain_computation(fit: Fit, monk
         for task in module.tasks(r, 0.0):
             k = task.client
             flops = module.flops[task.level][1] * data.sizes[k]
-            speed = flops / float(fleet.seconds(k, r, Work(0, flops)))  # of this round
+            downlink, speed, uplink = map(float, fleet.rates(k, r))  # of this round
             down = dense_size(module.levels.sizes[task.level])
-            t_down, t_compute = down / devices.downlink[k], flops / speed
+            t_down, t_compute = down / downlink, flops / speed
             up = lengths.get((k, r), 0)
             share = fleet.fails(k, r)
             end = t_down + t_compute * (1.0 if share is None else share)
-            end += up / devices.uplink[k] if share is None else 0.0
+            end += up / uplink if share is None else 0.0
             if end > deadline:
                 lost["dropped"] += 1
                 left = max(0.0, deadline - t_down)
-                down_total += min(down, int(deadline * devices.downlink[k]))
+                down_total += min(down, int(deadline * downlink))
                 flops_total += min(flops * (1.0 if share is None else share), left * speed)
-                sent = int(max(0.0, left - t_compute) * devices.uplink[k]) if share is None else 0
+                sent = int(max(0.0, left - t_compute) * uplink) if share is None else 0
                 up_total += min(up, sent)
                 counts["while sending"] += sent > 0
                 end = deadline

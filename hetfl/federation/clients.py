@@ -101,7 +101,7 @@ def send(problem: Sending, result: LocalResult) -> Upload:
             round=task.round,
             lr=task.lr,
             generator=generator(problem.seed, "compression", task.round, task.client),
-            uplink=float(problem.fleet.devices.uplink[task.client]),
+            uplink=float(problem.fleet.rates(task.client, task.round)[2]),
         )
     except RefusedUpdate as error:
         return Upload(*said, refusal=str(error))

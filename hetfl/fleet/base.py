@@ -22,11 +22,13 @@ class Fleet(ABC):
 
     With W bytes down, F floating-point operations and U bytes up, a round takes client k
 
-    .. math:: t_k = \frac{W}{\text{downlink}_k} + \frac{F}{c_{k,r} \, \text{throughput}_k} + \frac{U}{\text{uplink}_k},
-        \qquad c_{k,r} = e^{\sigma z}, \; z \sim N(0, 1)
+    .. math:: t_k = \frac{W}{d_{k,r} \, \text{downlink}_k} + \frac{F}{c_{k,r} \, \text{throughput}_k}
+        + \frac{U}{d_{k,r} \, \text{uplink}_k}, \qquad c_{k,r} = e^{\sigma z}, \; d_{k,r} = e^{\sigma' z'}, \;
+        z, z' \sim N(0, 1)
 
-    seconds, with σ the ``variation``, drawn anew for every client and round r. A client is within reach for a share
-    ``availability`` of every period P, from a moment of its own on: at time t while
+    seconds, with σ the ``variation`` and σ' the ``link_variation``, drawn anew for every client and round r; a link
+    that is slow is so both ways. A client is within reach for a share ``availability`` of every period P, from a moment
+    of its own on: at time t while
 
     .. math:: (t / P + \varphi_k) \bmod 1 < \text{availability}_k, \qquad \varphi_k \sim U(0, 1).
 
@@ -35,17 +37,19 @@ class Fleet(ABC):
     Args:
         period: P, seconds after which a client's availability repeats.
         variation: σ, how much throughput varies from round to round; 0: not at all.
+        link_variation: σ', how much both links vary from round to round; 0: not at all.
 
     Raises:
         ConfigurationError: one of them is out of its range.
     """
 
-    def __init__(self, period: float = DAY, variation: float = 0.0) -> None:
+    def __init__(self, period: float = DAY, variation: float = 0.0, link_variation: float = 0.0) -> None:
         if not 0 < period < math.inf:
             raise ConfigurationError(f"Expected period, in seconds, above 0 but got {period}")
-        if not 0 <= variation <= 3:
-            raise ConfigurationError(f"Expected variation in [0, 3], a standard deviation of logs, but got {variation}")
-        self.period, self.variation = period, variation
+        for name, value in (("variation", variation), ("link_variation", link_variation)):
+            if not 0 <= value <= 3:
+                raise ConfigurationError(f"Expected {name} in [0, 3], a standard deviation of logs, but got {value}")
+        self.period, self.variation, self.link_variation = period, variation, link_variation
 
     @abstractmethod
     def draw(self, num_clients: int, seed: int) -> Devices:
@@ -64,7 +68,7 @@ class Fleet(ABC):
         self.devices, self.seed = self.draw(num_clients, seed), seed
         self._phase_N = uniform(num_clients, seed, "fleet", "phase")
         self._everyone = np.arange(num_clients)
-        self._factor: tuple[int, FloatArray] = (-1, np.ones(num_clients))  # of the round asked for last
+        self._factor: dict[str, tuple[int, FloatArray]] = {}  # of the round asked for last
         present = self.devices.first_round.max() == 0 and self.devices.last_round.min() == FOREVER
         self._always = bool(present and self.devices.availability.min() == 1.0)
 
@@ -84,29 +88,36 @@ class Fleet(ABC):
         Returns:
             Seconds, shape (S,).
         """
-        devices = self.devices
-        throughput = devices.throughput[clients] * self._speed(clients, round)
-        down = work.down_bytes / devices.downlink[clients]
-        seconds: FloatArray = down + work.flops / throughput + work.up_bytes / devices.uplink[clients]
+        down, speed, up = self.rates(clients, round)
+        seconds: FloatArray = work.down_bytes / down + work.flops / speed + work.up_bytes / up
         return seconds
 
-    def _speed(self, clients: IntArray | int, round: int | None) -> FloatArray | float:
-        """Return the factors on the throughput of clients in a round."""
-        if round is None or not self.variation:
+    def rates(self, clients: IntArray | int, round: int | None) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return what clients can do in a round: bytes a second down, FLOP/s, bytes a second up, each of shape (S,).
+
+        Args:
+            clients: ids, shape (S,), or one.
+            round: the round; None: as fast as usual.
+        """
+        devices, link = self.devices, self._varied("link", self.link_variation, clients, round)
+        speed = devices.throughput[clients] * self._varied("speed", self.variation, clients, round)
+        return devices.downlink[clients] * link, speed, devices.uplink[clients] * link
+
+    def _varied(self, what: str, deviation: float, clients: IntArray | int, round: int | None) -> FloatArray | float:
+        """Return the factors on a rate of clients in a round."""
+        if round is None or not deviation:
             return 1.0
-        if self._factor[0] != round:
-            random = generator(self.seed, "fleet", "speed", round)
+        if self._factor.get(what, (-1,))[0] != round:
+            random = generator(self.seed, "fleet", what, round)
             drawn = torch.randn(len(self.devices), dtype=torch.float64, generator=random).numpy()
-            self._factor = (round, np.exp(self.variation * drawn))
-        factors: FloatArray = self._factor[1][clients]
+            self._factor[what] = (round, np.exp(deviation * drawn))
+        factors: FloatArray = self._factor[what][1][clients]
         return factors
 
     def done(self, client: int, round: int, work: Work, seconds: float) -> Work:
         """Return how far one client gets with its work in so many seconds: first down, then computing, then up."""
-        devices, left, amounts = self.devices, seconds, []
-        throughput = devices.throughput[client] * self._speed(client, round)
-        rates = (devices.downlink[client], throughput, devices.uplink[client])
-        for amount, rate in zip((work.down_bytes, work.flops, work.up_bytes), rates, strict=True):
+        left, amounts = seconds, []
+        for amount, rate in zip((work.down_bytes, work.flops, work.up_bytes), self.rates(client, round), strict=True):
             amounts.append(min(float(amount), left * float(rate)))
             left = max(0.0, left - float(amount / rate))
         down, flops, up = amounts
@@ -187,5 +198,5 @@ class Fleet(ABC):
 
     def describe(self) -> str:
         """Return in short text all that answers depend on; the devices themselves as a digest."""
-        settings = f"period={self.period}, variation={self.variation}"
+        settings = f"period={self.period}, variation={self.variation}, link_variation={self.link_variation}"
         return f"{type(self).__name__}({settings}), {len(self.devices)} devices, {self.devices.digest()}"

@@ -32,10 +32,11 @@ class CsvFleet(Fleet):
         path: the file, with a header line.
         period: see :class:`Fleet`, as the argument that follows.
         variation: how much throughput varies from round to round.
+        link_variation: how much both links do.
     """
 
-    def __init__(self, path: str, period: float = DAY, variation: float = 0.0) -> None:
-        super().__init__(period, variation)
+    def __init__(self, path: str, period: float = DAY, variation: float = 0.0, link_variation: float = 0.0) -> None:
+        super().__init__(period, variation, link_variation)
         self.path = path
 
     def draw(self, num_clients: int, seed: int) -> Devices:

@@ -54,6 +54,7 @@ class Preset(Fleet):
         reliable: all devices are always within reach and never fail: only their speeds differ.
         period: see :class:`Fleet`, as the argument that follows.
         variation: how much throughput varies from round to round.
+        link_variation: how much both links do.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class Preset(Fleet):
         reliable: bool = False,
         period: float = DAY,
         variation: float = 0.0,
+        link_variation: float = 0.0,
     ) -> None:
-        super().__init__(period, variation)
+        super().__init__(period, variation, link_variation)
         self.name, self.reliable = name, reliable
 
     def draw(self, num_clients: int, seed: int) -> Devices:  # noqa: D102

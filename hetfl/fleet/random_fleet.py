@@ -26,6 +26,7 @@ class RandomFleet(Fleet):
         stays: how many rounds it is there for, rounded up; null: to the end.
         period: see :class:`Fleet`, as the argument that follows.
         variation: how much throughput varies from round to round.
+        link_variation: how much both links do.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class RandomFleet(Fleet):
         stays: Draw | float | None = None,
         period: float = DAY,
         variation: float = 0.0,
+        link_variation: float = 0.0,
     ) -> None:
-        super().__init__(period, variation)
+        super().__init__(period, variation, link_variation)
         self.throughput, self.downlink, self.uplink = throughput, downlink, uplink
         self.availability, self.failure_rate = availability, failure_rate
         self.first_round, self.stays = first_round, stays
