@@ -1,0 +1,83 @@
+"""Every file of configs/selection, clustering, fleet and method can be stacked with others on the command line."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+
+from hetfl import clustering, fleet, selection
+from hetfl.cli import main
+from hetfl.clustering import Clustering, OneCluster
+from hetfl.fleet import Fleet, SameDevice
+from hetfl.selection import Selection, Uniform
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SMALL = [
+    "--trainer.max_epochs=2",
+    "--trainer.check_val_every_n_epoch=1",
+    "--model.local.epochs=1",
+    "--model.selection.clients_per_round=3",
+    "--data.num_clients=10",
+    "--plots=false",
+]
+FILES = {kind: sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("selection", "clustering", "fleet", "method")}
+STACKS = [
+    tuple(files[number % len(files)] for files in (FILES["selection"], FILES["clustering"], FILES["fleet"]))
+    for number in range(len(FILES["selection"]))
+]
+"""Every selection, with the other kinds in turn."""
+
+
+def run(tmp_path: Path, files: list[Path], *settings: str) -> pd.DataFrame:
+    """Train two rounds of stacked files; return what metrics.csv says."""
+    devices = tmp_path / "devices.csv"
+    lines = [f"{client},1e9,1e6,{1e5 * (client + 1)},0.9" for client in range(10)]
+    devices.write_text("\n".join(["client,throughput,downlink,uplink,availability", *lines]))
+    stacked = [part for file in files for part in ("-c", str(file))]
+    own = [f"--model.fleet.path={devices}"] if any(file.stem == "csv" for file in files) else []
+    own += ["--model.selection.candidates=5"] if any(file.stem == "power_of_choice" for file in files) else []
+    main(["fit", *stacked, *SMALL, *own, *settings, f"--trainer.logger.root={tmp_path}"])
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    table = pd.read_csv(metrics)
+    assert table["step"].tolist() == [0, 1]
+    assert 0 < table["test/accuracy"].iloc[-1] <= 1
+    return table
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stack", STACKS, ids=lambda stack: "-".join(file.stem for file in stack))
+def test_selections_with_clusterings_and_fleets(tmp_path: Path, stack: tuple[Path, ...]) -> None:
+    table = run(tmp_path, [CONFIGS / "demo.yaml", *stack], "--model.net.hidden=[8,8]", "--model.statistics_clients=2")
+    assert table["cluster/count"].min() >= 1
+    assert table["sim/seconds_total"].iloc[-1] > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("groups", FILES["clustering"], ids=lambda file: file.stem)
+@pytest.mark.parametrize("method", FILES["method"], ids=lambda file: file.stem)
+def test_methods_with_clusterings(tmp_path: Path, method: Path, groups: Path) -> None:
+    stages = method.stem in ("depthfl", "inclusivefl")
+    hidden = "--model.net.hidden=[4,4,4,4]" if stages else "--model.net.hidden=[8,8]"
+    below = [CONFIGS / "method/depthfl.yaml"] if method.stem == "inclusivefl" else []
+    files = [CONFIGS / "base.yaml", *below, method, CONFIGS / "data/digits.yaml", groups]
+    table = run(tmp_path, files, hidden, "--model.local.epochs=2")  # of which stragglers do one
+    assert table["cluster/count"].iloc[-1] == (2 if groups.stem == "ifca" else 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "plain"),
+    [(selection, Selection, Uniform), (clustering, Clustering, OneCluster), (fleet, Fleet, SameDevice)],
+    ids=["selection", "clustering", "fleet"],
+)
+def test_no_policy_lacks_a_file(module: ModuleType, kind: type, plain: type) -> None:
+    """But for the ones that hold where nothing is said."""
+    folder = kind.__name__.lower()
+    text = "".join(file.read_text() for file in FILES[folder])
+    classes = [each for each in vars(module).values() if inspect.isclass(each) and issubclass(each, kind)]
+    for each in classes:
+        if not inspect.isabstract(each) and each is not plain:
+            assert f"hetfl.{folder}.{each.__name__}" in text
