@@ -19,6 +19,7 @@ from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.selection import Everyone, Uniform
+from tests.conftest import small_data
 from tests.test_cluster_runs import Fit, grouped, module, rows, splitting, values
 
 Make = Callable[[Clustering | None], FederatedModule]
@@ -59,6 +60,14 @@ def test_it_is_evaluated_where_one_is_configured(five: Five) -> None:
     found = again.test(one, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
     assert found["test/accuracy"] == expected["test/accuracy"].item()
     assert same(tested, one)
+
+
+def test_clusters_are_not_taken_over_to_other_clients(five: Five) -> None:
+    path = five[0]
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    for other in (small_data(num_clients=8), small_data(num_clients=12)):
+        with pytest.raises(ConfigurationError, match=r"checkpoint's partition \(8 clients of"):
+            trainer.test(clustered(None), datamodule=other, ckpt_path=str(path), verbose=False, weights_only=True)
 
 
 def test_all_models_are_trained_on_by_the_clients_they_have(fit: Fit, five: Five) -> None:

@@ -220,6 +220,8 @@ def test_clients_are_evaluated_by_their_clusters_model(fit: Fit) -> None:
     ("clustering", "message"),
     [
         (IFCA(2, shared=["body.*"]), "patterns in clustering.shared that match .* but got 'body"),
+        (IFCA(2, shared=["blocks.*", "body.*"]), "patterns in clustering.shared that match .* but got 'body"),
+        (IFCA(9), "clusters of at most the number of clients, 8, for IFCA but got 9"),
         (IFCA(2, shared=["*"]), "tensors of the net that are not in clustering.shared but got none"),
     ],
 )

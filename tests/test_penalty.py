@@ -189,8 +189,11 @@ def test_partial_work_is_counted_in_flops_and_in_the_mean(fit: Fit) -> None:
     ("make", "message"),
     [
         (lambda: Proximal(0.0), "proximal_mu above 0"),
-        (lambda: FedDyn(-1.0), "alpha above 0"),
-        (lambda: FedDyn(float("nan")), "alpha above 0"),
+        (lambda: Proximal(1e300), "proximal_mu above 0 and at most 1e.06 but got 1e.300"),
+        (lambda: FedDyn(-1.0), "alpha from 1e-06 to 1e.06 for FedDyn but got -1.0"),
+        (lambda: FedDyn(1e-300), "alpha from"),
+        (lambda: FedDyn(1e300), "alpha from"),
+        (lambda: FedDyn(float("nan")), "alpha from"),
         (lambda: LocalTraining(stragglers=1.5, epochs=2), r"stragglers in \[0, 1\]"),
         (lambda: LocalTraining(stragglers=0.5), "epochs of at least 2"),
     ],

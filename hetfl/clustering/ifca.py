@@ -88,7 +88,16 @@ class IFCA(Clustering):
         self.restarted, self.warned = 0, False
         self._chosen: list[int] = []  # how many of the present cohort chose each
 
-    def setup(self, num_clients: int, seed: int) -> None:  # noqa: D102
+    def setup(self, num_clients: int, seed: int) -> None:
+        """Learn the number of clients and the seed.
+
+        Raises:
+            ConfigurationError: there are more models than clients.
+        """
+        if self.clusters > num_clients:
+            raise ConfigurationError(
+                f"Expected clusters of at most the number of clients, {num_clients}, for IFCA but got {self.clusters}"
+            )
         if len(self.assigned) != num_clients:
             self._forget()
         super().setup(num_clients, seed)

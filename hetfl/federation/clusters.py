@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ class ClusteringModule(HostingModule):
             ConfigurationError: shared tensors that the net lacks, or nothing that is not shared.
         """
         for pattern in self.clustering.shared:
-            if not self.shared:
+            if not any(fnmatchcase(name, pattern) for name in self.tensors):
                 raise ConfigurationError(
                     f"Expected patterns in clustering.shared that match tensors of the net, such as "
                     f"{next(iter(self.tensors))!r}, but got {pattern!r}"

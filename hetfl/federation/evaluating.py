@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hetfl.data import FederatedDataModule
 from hetfl.federation.clusters import ClusteringModule
 from hetfl.federation.metrics import ClientAccuracy, LevelMetrics, weighted_mean
+from hetfl.fleet import Fleet
 from hetfl.fleet.numbers import IntArray
 from hetfl.local import LocalTask
 from hetfl.run_folder import RunFolder
@@ -34,6 +35,7 @@ class EvaluatingModule(ClusteringModule):
     """
 
     statistics_clients: int | None
+    fleet: Fleet
 
     def predict_heads(self, net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the logits that an evaluation uses, and those of single heads by name."""
@@ -110,7 +112,9 @@ class EvaluatingModule(ClusteringModule):
         able = order[np.isin(positions[order], affording)]
         if not len(able):
             largest = max(np.unique(positions[order]).tolist(), key=lambda own: self.levels.sizes[names[own]])
-            some = "" if len(order) == len(positions) else " within reach"
+            several = self.clustering.several
+            some = f" of cluster {cluster}" if several else ""
+            some += " within reach" if (not self.fleet.always if several else len(order) < len(positions)) else ""
             rank_zero_warn(
                 f"No client{some} can run level {level}: clients of level {names[largest]} gather its statistics"
             )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PARTS = ("ledger", "uplink")
 OTHER_PARTS = ("selection", "clustering", "statistics", "penalty", "clients")
 FOR_EVALUATION = ("net", "levels")
-"""What must agree when a checkpoint is only evaluated: its data and its uplink may be others."""
+"""What must agree when a checkpoint with one model is only evaluated: its data and its uplink may be others."""
 
 
 def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
@@ -88,7 +88,9 @@ def _check_agrees(module: FederatedModule, state: dict[str, Any]) -> None:
         raise ConfigurationError(f"Expected a whole federation's state in the checkpoint but got none of {missing}")
     present = module.fingerprint
     if not module.trainer.training:
-        present = {name: present[name] for name in FOR_EVALUATION}
+        # Who is in which cluster is known by a client's number, which is another client's in other data.
+        names = (*FOR_EVALUATION, "partition") if state["clustering"]["count"] > 1 else FOR_EVALUATION
+        present = {name: present[name] for name in names}
     elif module.clustering.takes_over:
         present = {name: value for name, value in present.items() if name != "clustering"}
     compare(state["fingerprint"], present)

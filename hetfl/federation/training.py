@@ -121,6 +121,7 @@ class TrainingModule(EvaluatingModule):
                 "diverged?): try a smaller learning rate or gradient_clip"
             )
         if not reports:
+            rank_zero_warn("No update of a round arrived: all were late or failed, and the models stay as they are")
             server.step()  # no parameter has a gradient, so none moves; Lightning counts the round, and keeps it
             return
         penalty = self.local.penalty

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.penalty import SHARED, Penalty
+from hetfl.local.penalty import LARGEST, SHARED, Penalty
 from hetfl.store import ClientStore, MemoryStore
 from hetfl.submodel import add, index_layout
 from hetfl.types import Index
@@ -54,7 +54,7 @@ class FedDyn(Penalty):
         memories: where :math:`g_k` is kept; None: in memory.
 
     Raises:
-        ConfigurationError: α is not positive.
+        ConfigurationError: α is so small, or so large, that float32 cannot hold what is divided or multiplied by it.
 
     Attributes:
         server: by cluster, and for :data:`~hetfl.local.penalty.SHARED`, :math:`\frac{1}{N} \sum_{k \in c} g_k`, by
@@ -63,8 +63,8 @@ class FedDyn(Penalty):
     """
 
     def __init__(self, alpha: float = 0.1, memories: ClientStore | None = None) -> None:
-        if not alpha > 0:
-            raise ConfigurationError(f"Expected alpha above 0 for FedDyn but got {alpha}")
+        if not 1 / LARGEST <= alpha <= LARGEST:
+            raise ConfigurationError(f"Expected alpha from {1 / LARGEST:g} to {LARGEST:g} for FedDyn but got {alpha}")
         self.alpha = alpha
         self.memories: ClientStore = MemoryStore() if memories is None else memories
         self.server: dict[int, dict[str, Tensor]] = {}

@@ -16,6 +16,9 @@ from hetfl.updates import Update
 SHARED = -1
 """Stands for a cluster where the tensors are meant that all clusters share."""
 
+LARGEST = 1e6
+"""The largest weight of a penalty."""
+
 
 class Penalty(ABC):
     """Adds gradients to those of the local loss, before clipping; it may remember each client, and the server's steps.
@@ -106,12 +109,12 @@ class Proximal(Penalty):
         proximal_mu: the weight μ.
 
     Raises:
-        ConfigurationError: μ is not positive.
+        ConfigurationError: μ is not positive, or so large that float32 cannot hold the gradient.
     """
 
     def __init__(self, proximal_mu: float) -> None:
-        if not proximal_mu > 0:
-            raise ConfigurationError(f"Expected proximal_mu above 0 but got {proximal_mu}")
+        if not 0 < proximal_mu <= LARGEST:
+            raise ConfigurationError(f"Expected proximal_mu above 0 and at most {LARGEST:g} but got {proximal_mu}")
         self.proximal_mu = proximal_mu
 
     def settings(self) -> dict[str, object]:  # noqa: D102
