@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from hetfl.federation.clients import Clients, Lost
 
 pytestmark = pytest.mark.slow
 
+DEPLOYMENT = Path(__file__).parent.parent / "docs" / "deployment.md"
 CONFIG = Path(__file__).parent.parent / "configs" / "experiment" / "flower_digits.yaml"
 NODES = {0: "0-2", 1: "3-5", 2: "6-8"}
 HETFL = str(Path(sys.executable).parent / "hetfl")
@@ -233,10 +235,35 @@ def test_ctrl_c_ends_a_run_at_its_rounds_end_and_leaves_nothing(tmp_path: Path) 
 
 
 def left_behind_lines(name: str) -> list[str]:
-    return [
-        line
-        for line in subprocess.run(
-            ["ps", "-eo", "args"], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        if name in line
+    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in lines.splitlines() if name in line]
+
+
+@pytest.mark.skipif(not shutil.which("openssl") or not shutil.which("ssh-keygen"), reason="makes certificates and keys")
+def test_only_nodes_with_a_registered_key_and_the_right_ca_join(federation: Federation) -> None:
+    """With certificates and keys made by the commands of docs/deployment.md."""
+    folder = federation.folder
+    (commands,) = re.findall(r"```sh\n(mkdir tls.*?)```", DEPLOYMENT.read_text(), re.DOTALL)
+    for name in ("own", "other"):
+        (folder / name).mkdir()
+        subprocess.run(["bash", "-ec", commands], cwd=folder / name, check=True, capture_output=True)
+    tls, keys = ["--certificates", str(folder / "own/tls")], folder / "own/keys"
+    settings = args(folder, "--trainer.max_epochs=1")
+    federation.server(*tls, "--node_keys", str(keys), "--start", "60", settings=settings)
+    federation.node(0, *tls, "--key", str(keys / "one"), settings=settings)
+    federation.node(1, *tls, "--key", str(folder / "other/keys/one"), settings=settings)  # nobody knows this key
+    federation.node(2, "--certificates", str(folder / "other/tls"), "--key", str(keys / "two"), settings=settings)
+    plain = [
+        "client",
+        "--clients",
+        "3-5",
+        "--server",
+        f"127.0.0.1:{federation.port}",
+        "--states",
+        str(folder / "plain"),
     ]
+    federation.command("in the clear", [*plain, *settings])
+    assert federation.end() == 0, federation.log()
+    assert re.search(r"No node serves clients \[3, 4, 5, 6, 7, 8\]", federation.log())
+    assert "305 Failed to initialize" in federation.log("node1")
+    assert "CERTIFICATE_VERIFY_FAILED" in federation.log("node2")

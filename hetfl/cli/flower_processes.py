@@ -17,6 +17,8 @@ from pathlib import Path
 from hetfl.errors import ConfigurationError
 
 POLL_SECONDS = 0.2
+EXIT = "Exit Code:"
+"""What Flower says before it says why it ends."""
 PATIENCE_SECONDS = 10.0
 """How long a process that was told to end may take."""
 QUIET = {
@@ -102,9 +104,13 @@ class Child:
         return True
 
     def last_words(self) -> str:
-        """Return the last line that it said, and where all of it stands."""
-        said = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"{said[-1].strip() if said else 'it said nothing'} ({self.log})"
+        """Return why it ended, or else the last line that it said; and where all of it stands."""
+        text = self.log.read_text(errors="replace")
+        if EXIT in text:
+            said = " ".join(text.rsplit(EXIT, 1)[1].split("For more information")[0].split())
+        else:
+            said = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+        return f"{said[:300]} ({self.log})"
 
 
 def free_port() -> int:
@@ -151,3 +157,15 @@ def listens(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def certificate(folder: str, name: str) -> Path:
+    """Return a file of a folder of certificates and keys.
+
+    Raises:
+        ConfigurationError: it is not there.
+    """
+    path = Path(folder).absolute() / name
+    if not path.is_file():
+        raise ConfigurationError(f"Expected {name} in the folder of certificates but got no such file: {path}")
+    return path

@@ -21,7 +21,8 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 
 MORE_VERBS = (
-    "More verbs: resume RUN; data -c FILE; compare -r NAME=FILE -r NAME=FILE --out DIR; report RUN... --out DIR."
+    "More verbs: resume RUN; data -c FILE; compare -r NAME=FILE -r NAME=FILE --out DIR; report RUN... --out DIR; "
+    "flower server|client|demo ..."
 )
 
 
