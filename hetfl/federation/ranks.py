@@ -1,8 +1,9 @@
 """A round's clients shared over the processes of a distributed trainer, its ranks: the same rounds, the same bits.
 
 Every rank trains its share of a cohort, and all ranks get all messages; then each does the server's part by itself, in
-the order of the cohort, so their models stay alike to the bit. What clients keep between rounds is kept by rank zero,
-as in a run of one process: it lends residuals and memories to the rank that trains a client, and takes them back.
+the order of the cohort, so their models stay alike to the bit. Residuals are kept by rank zero, as in a run of one
+process: it lends one to the rank that trains its client, and takes it back. What penalties remember of clients follows
+from updates that all ranks have; so every rank keeps it.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class RankClients(Clients):
     def begin(self) -> None:
         """Get ready to train, once a checkpoint has been loaded.
 
-        Files in the run's folder are rank zero's. On other ranks, policies keep theirs in a folder of this process, and
-        residuals are only ever lent.
+        Files in the run's folder are rank zero's. On other ranks, policies and penalties keep theirs in a folder of
+        this process, and residuals are only ever lent.
         """
         if self._ranks.rank == 0:
             return
@@ -70,11 +71,11 @@ class RankClients(Clients):
 
     def train(self, tasks: Sequence[LocalTask]) -> Iterator[Upload | Lost]:  # noqa: D102
         shares = self.shares(tasks)
-        memories = self._lend(tasks, shares)
+        self._lend(tasks, shares)
         mine = [task for task, rank in zip(tasks, shares, strict=True) if rank == self._ranks.rank]
 
         def work() -> list[Upload]:
-            results = self._module.executor.run(train, mine, lambda task: memories.get(task.client))
+            results = self._module.executor.run(train, mine, self._module.memory)
             return [send(self._module, result) for result in results]
 
         uploads = self._attempt(work)
@@ -103,8 +104,11 @@ class RankClients(Clients):
             yield LocalResult(task, vector.to(self._bench.device), loss, num_samples, num_passes)
 
     def take(self, upload: Upload, update: Update) -> None:  # noqa: D102
+        task, penalty = upload.task, self._module.local.penalty
         if self._ranks.rank == 0:
             self._own.take(upload, update)
+        elif penalty is not None:  # the server's part of it may read what clients remember
+            penalty.remember(task.client, task.round, held_index(self._module, task), update)
 
     def shares(self, tasks: Sequence[LocalTask]) -> list[int]:
         """Return the rank of each task: the most expensive first, to the rank with the least cost so far."""
@@ -120,28 +124,22 @@ class RankClients(Clients):
         assert self._module.bench is not None
         return self._module.bench
 
-    def _lend(self, tasks: Sequence[LocalTask], shares: Sequence[int]) -> dict[int, Tensor]:
-        """Hand out to each rank what the clients that it trains keep; return the memories of this rank's clients."""
+    def _lend(self, tasks: Sequence[LocalTask], shares: Sequence[int]) -> None:
+        """Hand out the residuals of clients to the ranks that train them."""
         uplink, zero = self._module.uplink, self._ranks.rank == 0
         like = next(iter(self._bench.tensors.values())).detach()
         lent: list[list[Tensor | None]] = [[] for _ in range(self._ranks.count)]
         for task, rank in zip(tasks, shares, strict=True) if zero else ():
             residual_D, last = uplink.lend(task.client, held_index(self._module, task), like)
-            last_1 = None if last is None else torch.tensor([last], dtype=torch.float64)
-            lent[rank] += [residual_D, last_1, self._module.memory(task)]
+            lent[rank] += [residual_D, None if last is None else torch.tensor([last], dtype=torch.float64)]
         parts = unpack(self._ranks.from_zero([pack(vectors) for vectors in lent]))
-        if not zero:
-            uplink.residuals = MemoryStore()
-        memories: dict[int, Tensor] = {}
+        if zero:
+            return
+        uplink.residuals = MemoryStore()
         mine = [task for task, rank in zip(tasks, shares, strict=True) if rank == self._ranks.rank]
-        for number, task in enumerate(mine):
-            residual_D, last_1, memory_D = parts[3 * number : 3 * number + 3]
-            if not zero:
-                last = None if last_1 is None else int(last_1)
-                uplink.borrow(task.client, held_index(self._module, task), residual_D, last)
-            if memory_D is not None:
-                memories[task.client] = memory_D.to(like)
-        return memories
+        for task, residual_D, last_1 in zip(mine, parts[::2], parts[1::2], strict=True):
+            last = None if last_1 is None else int(last_1)
+            uplink.borrow(task.client, held_index(self._module, task), residual_D, last)
 
     def _returned(
         self, tasks: Sequence[LocalTask], shares: Sequence[int], uploads: Sequence[Upload]

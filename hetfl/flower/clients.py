@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from hetfl import wire
+from hetfl.clustering import OneCluster
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.federation.clients import Clients, Lost, Upload
@@ -79,6 +80,19 @@ class FlowerClients(Clients):
         self._reports: dict[int, Report] = {}
         self._channels: dict[str, list[int]] = {}
         self._met = False
+
+    def begin(self) -> None:
+        """Get ready to train.
+
+        Raises:
+            ConfigurationError: the server would have to read what only nodes remember of their clients.
+        """
+        penalty, clustering = self._module.local.penalty, self._module.clustering
+        if penalty is not None and penalty.memories is not None and not isinstance(clustering, OneCluster):
+            raise ConfigurationError(
+                f"Expected one global model on Flower for {type(penalty).__name__}, whose memories are with the nodes, "
+                f"but got clustering {type(clustering).__name__}"
+            )
 
     def train(self, tasks: Sequence[LocalTask]) -> Iterator[Upload | Lost]:  # noqa: D102
         found = self._ask("train", tasks)
