@@ -101,6 +101,28 @@ class ClientContext:
     labels: Tensor
 
 
+class CohortContext(ClientContext):
+    """The same for several clients at once: labels (S, K), and no single client.
+
+    Args:
+        round: the round's number, from 0.
+        labels: bool, shape (S, K): the classes in the clients' training data.
+    """
+
+    def __init__(self, round: int, labels: Tensor) -> None:
+        object.__setattr__(self, "round", round)
+        object.__setattr__(self, "labels", labels)
+
+    @property
+    def client(self) -> int:
+        """There is none.
+
+        Raises:
+            NotImplementedError: always; a loss that asks for it is computed client by client.
+        """
+        raise NotImplementedError("Expected a loss of single clients but got several clients at once")
+
+
 @dataclass(frozen=True)
 class Report:
     """What a client says about its local training, beside its update.

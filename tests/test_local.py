@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adafactor, Adam, Optimizer
 
-from hetfl.data import ClientData, Plain
 from hetfl.errors import ConfigurationError
-from hetfl.federation.levels import LevelSet
 from hetfl.local import Executor, FedDyn, LocalTask, LocalTraining, Penalty, Proximal, Sequential, Workers
 from hetfl.local.executor import Bench
 from hetfl.local.flops import flops_per_sample
@@ -29,54 +26,8 @@ from hetfl.models import ConvNet
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.seeding import generator
 from hetfl.submodel import state_of
-from hetfl.types import ClientContext, Index, Level
-from tests.conftest import small_levels, small_net
-
-
-class Source:
-    """Random images for some clients of different sizes."""
-
-    transform = Plain()
-
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        random = torch.Generator().manual_seed(3)
-        self.clients = [
-            ClientData(torch.rand(n, 1, 8, 8, generator=random), torch.randint(10, (n,), generator=random))
-            for n in sizes
-        ]
-
-    def client_data(self, client: int, split: str = "train") -> ClientData:
-        return self.clients[client]
-
-    def labels(self, client: int) -> Tensor:
-        return torch.bincount(self.clients[client].targets, minlength=10) > 0
-
-
-class Problem:
-    """Plain local problem over a level set."""
-
-    def __init__(
-        self,
-        local: LocalTraining,
-        net: Callable[..., nn.Module] = small_net,
-        levels: dict[str, Level] | None = None,
-        dtype: torch.dtype = torch.float64,
-    ) -> None:
-        self.seed, self.local, self.dtype = 5, local, dtype
-        self.levels = LevelSet(net, levels or small_levels(1.0, 0.5), 5)
-        self.net = self.levels.net.to(dtype)
-
-    def build(self, level: str) -> nn.Module:
-        return self.levels.build(level).to(self.dtype)
-
-    def index(self, level: str, round: int) -> Index:
-        return self.levels.indices[level]
-
-    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
-        return F.cross_entropy(outputs, targets)
-
-    def precision_context(self) -> AbstractContextManager[object]:
-        return nullcontext()
+from tests.conftest import small_net
+from tests.local_cases import Problem, Source, bench_of
 
 
 @pytest.fixture(autouse=True)
@@ -84,10 +35,6 @@ def _double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-def bench_of(problem: Problem, sizes: tuple[int, ...] = (23, 31, 12)) -> Bench:
-    return Bench(problem, Source(sizes), state_of(problem.net))
 
 
 def bare_loop(

@@ -4,6 +4,7 @@ from hetfl.local.executor import Executor, LocalProblem, LocalResult, LocalTask
 from hetfl.local.feddyn import FedDyn
 from hetfl.local.penalty import Penalty, Proximal
 from hetfl.local.sequential import Sequential
+from hetfl.local.stacked import Stacked
 from hetfl.local.training import LocalTraining
 from hetfl.local.workers import Workers
 
@@ -17,5 +18,6 @@ __all__ = [
     "Penalty",
     "Proximal",
     "Sequential",
+    "Stacked",
     "Workers",
 ]

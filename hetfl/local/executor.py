@@ -70,6 +70,7 @@ class LocalTask:
         epochs: passes over the client's data; None: as local training has it.
         memory_D: what a penalty keeps of the client, shape (D,); None if it is all zero or not needed.
         cluster: number of the global model that it works with.
+        steps: largest number of steps, for those who only want to know how long they take; None: all.
     """
 
     client: int
@@ -80,6 +81,7 @@ class LocalTask:
     epochs: int | None = None
     memory_D: Tensor | None = None
     cluster: int = 0
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,12 @@ class Bench:
         samples = len(self.data.client_data(task.client).targets)
         return samples * self.size(task.level) * (task.epochs or self.problem.local.epochs)
 
+    @property
+    def capacity(self) -> int:
+        """The number of entries that hold any job's result."""
+        # Statistics can be longer than the parameters only by their counts: one entry per norm layer.
+        return sum(tensor.numel() for tensor in self.tensors.values()) + len(self.tensors)
+
     def _of_level(self, level: str) -> ResidentNet:
         if level not in self._residents:
             # Lightning evaluates in inference mode; tensors born there could never be trained.
@@ -192,3 +200,39 @@ class Executor(ABC):
 
     def close(self) -> None:
         """End whatever the executor started."""
+
+
+class InProcess(Executor):
+    """Runs jobs in one process, so many clients at a time; it is also what a process of ``Workers`` does.
+
+    A cohort is divided into groups that depend on the cohort alone, so that results do not depend on who computes them.
+    """
+
+    @property
+    def most(self) -> int:
+        """Largest number of tasks of a group."""
+        return 1
+
+    def groups(self, job: Job, tasks: Sequence[LocalTask]) -> list[list[int]]:
+        """Return which positions of ``tasks`` are computed together; by default each alone.
+
+        Raises:
+            ConfigurationError: a task's net cannot be trained in this way.
+        """
+        return [[i] for i in range(len(tasks))]
+
+    @abstractmethod
+    def work(self, job: Job, tasks: Sequence[LocalTask]) -> list[LocalResult]:
+        """Return the results of the tasks of one group."""
+
+    def run(  # noqa: D102
+        self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None
+    ) -> Iterator[LocalResult]:
+        group_of = {i: group for group in self.groups(job, tasks) for i in group}
+        done: dict[int, LocalResult] = {}
+        for i, task in enumerate(tasks):
+            if i not in done:
+                # Only now: what waits to be yielded is then at most one group of each level.
+                group = group_of[i]
+                done.update(zip(group, self.work(job, [remembering(tasks[k], memory) for k in group]), strict=True))
+            yield replace(done.pop(i), task=task)

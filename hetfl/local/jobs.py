@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 import torch
 from torch import Tensor
 
 from hetfl.local.executor import Bench, LocalResult, LocalTask
 from hetfl.local.training import batches
 from hetfl.models.static_batch_norm import StaticStatistics, gathering, static_layers
-from hetfl.seeding import generator
+from hetfl.seeding import derive, generator
 from hetfl.types import ClientContext
 
 LOSS_BATCH = 500
@@ -21,27 +24,40 @@ def train(bench: Bench, task: LocalTask) -> LocalResult:
     .. math:: \Delta_k = \theta_k - \theta[\text{index}]
     """
     resident, local = bench.resident(task), bench.problem.local
-    data = bench.data.client_data(task.client)
     ctx = ClientContext(task.client, task.round, bench.data.labels(task.client).to(bench.device))
     resident.start(task.lr)
     net = resident.net.train()
-    random = generator(bench.problem.seed, "local", task.round, task.client)
-    torch.manual_seed(random.initial_seed())  # dropout draws from torch's global generator
-    total, num_samples, passes = torch.zeros((), device=bench.device), len(data.targets), 0
-    for _ in range(task.epochs or local.epochs):
-        for batch in batches(num_samples, local.batch_size, random):
-            inputs = bench.data.transform.train(data.inputs[batch], random).to(bench.device)
-            loss = bench.problem.loss(net(inputs), data.targets[batch].to(bench.device), ctx)
-            resident.zero_grad()
-            loss.backward()
-            if local.penalty is not None:
-                resident.penalise(local.penalty, task.memory_D)
-            if local.gradient_clip is not None:
-                torch.nn.utils.clip_grad_norm_(resident.vector, local.gradient_clip)
-            resident.optimizer.step()
-            total += loss.detach() * len(batch)
-            passes += len(batch)
+    torch.manual_seed(_seed(bench, task))  # dropout draws from torch's global generator
+    total, passes = torch.zeros((), device=bench.device), 0
+    for inputs, targets in training_batches(bench, task):
+        loss = bench.problem.loss(net(inputs.to(bench.device)), targets.to(bench.device), ctx)
+        resident.zero_grad()
+        loss.backward()
+        if local.penalty is not None:
+            resident.penalise(local.penalty, task.memory_D)
+        if local.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(resident.vector, local.gradient_clip)
+        resident.optimizer.step()
+        total += loss.detach() * len(targets)
+        passes += len(targets)
+    num_samples = len(bench.data.client_data(task.client).targets)
     return LocalResult(task, resident.delta(), total.item() / passes, num_samples, passes)
+
+
+def training_batches(bench: Bench, task: LocalTask) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and targets of every step of a client's local training.
+
+    All random choices are the client's own, and drawn in the order of its steps.
+    """
+    local, data = bench.problem.local, bench.data.client_data(task.client)
+    random = torch.Generator().manual_seed(_seed(bench, task))
+    epochs = (batches(len(data.targets), local.batch_size, random) for _ in range(task.epochs or local.epochs))
+    for batch in islice((batch for epoch in epochs for batch in epoch), task.steps):
+        yield bench.data.transform.train(data.inputs[batch], random), data.targets[batch]
+
+
+def _seed(bench: Bench, task: LocalTask) -> int:
+    return derive(bench.problem.seed, "local", task.round, task.client)
 
 
 def statistics(bench: Bench, task: LocalTask) -> LocalResult:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
-from hetfl.local.executor import Executor, Job, LocalResult, LocalTask, Memory, remembering
+from hetfl.local.executor import InProcess, Job, LocalResult, LocalTask
 
 
-class Sequential(Executor):
+class Sequential(InProcess):
     """Runs clients one after the other, with torch's own threads inside each step; any net, any device."""
 
-    def run(  # noqa: D102
-        self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None
-    ) -> Iterator[LocalResult]:
-        for task in tasks:
-            yield replace(job(self.bench, remembering(task, memory)), task=task)
+    def work(self, job: Job, tasks: Sequence[LocalTask]) -> list[LocalResult]:  # noqa: D102
+        return [job(self.bench, task) for task in tasks]

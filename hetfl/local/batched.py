@@ -1,0 +1,148 @@
+"""One call of a net for several clients with weights of their own: which way of doing it is right for a net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from hetfl.errors import ConfigurationError
+from hetfl.local.folding import FoldedNet
+from hetfl.submodel import state_of
+
+BatchedNet = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+"""Outputs (S, ..., N, K) of S clients' tensors, by name, each (S, ...), and inputs (S, N, ...)."""
+
+CLIENTS = 2
+"""Clients that a check compares."""
+
+
+class VmappedNet:
+    """Any net by ``torch.func``: its operations are batched one by one.
+
+    Args:
+        net: a client's net; it is taken over.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net.train()
+        self._batched = vmap(self._one)
+
+    def _one(self, tensors: dict[str, Tensor], inputs_N: Tensor) -> Tensor:
+        outputs: Tensor = functional_call(self.net, tensors, (inputs_N,))
+        return outputs
+
+    def __call__(self, tensors: Mapping[str, Tensor], inputs_SN: Tensor) -> Tensor:
+        """Return the outputs, shape (S, ..., N, K)."""
+        outputs: Tensor = self._batched(dict(tensors), inputs_SN)
+        return outputs
+
+
+def batched(build: Callable[[], nn.Module], inputs_N: Tensor, who: str) -> BatchedNet:
+    """Return a net for several clients at once, by folding if that computes the same, else by ``torch.func``.
+
+    A net's ``forward`` may do anything between its layers (join channels, look across them), so what it computes when
+    folded is compared in float64, client by client, on a few samples. ``torch.func`` must be able to batch every net:
+    it refuses those whose way depends on the values that they see, which a comparison could miss.
+
+    Args:
+        build: makes a client's net.
+        inputs_N: a few samples, as the net gets them.
+        who: names the net in messages.
+
+    Raises:
+        ConfigurationError: the net draws random numbers, or changes buffers, or its operations cannot be batched.
+    """
+    net = build()
+    refuse(net, who)
+    with _exactly():
+        exact = net.cpu().double().train()
+        tensors = _drawn(exact)
+        inputs_SN = torch.stack([inputs_N, inputs_N.flip(0)]).cpu().double()
+        expected = torch.stack(
+            [_alone(exact, {name: t[s] for name, t in tensors.items()}, inputs_SN[s], who) for s in range(CLIENTS)]
+        )
+        try:
+            found = VmappedNet(exact)(tensors, inputs_SN)
+        except Exception as error:  # whatever torch.func and the net's own code raise
+            first = str(error).splitlines()[0]
+            raise ConfigurationError(
+                f"Expected a net that torch.func.vmap can batch for executor Stacked but got {who}: {first}"
+            ) from None
+        if not _same(found, expected):
+            raise ConfigurationError(
+                f"Expected a net that torch.func.vmap computes alike for executor Stacked but got {who}"
+            )
+        try:
+            folds = _same(FoldedNet(exact)(tensors, inputs_SN), expected)
+        except Exception:  # whatever the net's own code raises at shapes that it does not expect
+            folds = False
+    return FoldedNet(build()) if folds else VmappedNet(build())
+
+
+def refuse(net: nn.Module, who: str) -> None:
+    """Refuse what clients that are trained together cannot have of their own: random numbers, changing buffers.
+
+    Raises:
+        ConfigurationError: names the module.
+    """
+    for name, module in net.named_modules():
+        what = f"{name!r}, a {type(module).__name__}, in {who}: use Sequential or Workers"
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            raise ConfigurationError(f"Expected a net without dropout for executor Stacked but got {what}")
+        if getattr(module, "track_running_stats", False) and isinstance(module, nn.modules.batchnorm._NormBase):
+            raise ConfigurationError(f"Expected a net without running statistics for executor Stacked but got {what}")
+
+
+@contextmanager
+def _exactly() -> Iterator[None]:
+    """Compute in float64, whatever the trainer's precision, and record nothing."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _drawn(net: nn.Module) -> dict[str, Tensor]:
+    """Return per name the tensors of some clients, moved off the initial ones and zeros, which hide differences."""
+    random = torch.Generator().manual_seed(0)
+
+    def drawn(tensor: Tensor) -> Tensor:
+        noise = torch.rand(CLIENTS, *tensor.shape, generator=random)
+        return tensor.detach() * (0.5 + noise) + 0.05 * (noise - 0.5)
+
+    buffers = {name for name, _ in net.named_buffers()}
+    return {
+        name: tensor.expand(CLIENTS, *tensor.shape) if name in buffers else drawn(tensor)
+        for name, tensor in state_of(net).items()
+    }
+
+
+def _alone(net: nn.Module, tensors: Mapping[str, Tensor], inputs_N: Tensor, who: str) -> Tensor:
+    """Return a single client's outputs; see that nothing else happens on the way."""
+    given = {**dict(net.named_buffers()), **tensors}
+    given = {name: tensor.clone() for name, tensor in given.items()}
+    state = torch.get_rng_state()
+    outputs: Tensor = functional_call(net, given, (inputs_N,))
+    for name, buffer in net.named_buffers():
+        before = tensors.get(name, buffer)
+        if not torch.equal(given[name].nan_to_num(), before.nan_to_num()):
+            raise ConfigurationError(
+                f"Expected a net whose training changes no buffer for executor Stacked but got {name!r} in {who}: "
+                "use Sequential or Workers"
+            )
+    if not torch.equal(torch.get_rng_state(), state):
+        raise ConfigurationError(
+            f"Expected a net that draws no random numbers for executor Stacked but got {who}: use Sequential or Workers"
+        )
+    return outputs
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-8, atol=1e-10)

@@ -1,0 +1,186 @@
+"""Clients of one level that are trained together: the definition of local training, a row of a matrix for each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from hetfl.local.batched import BatchedNet, batched
+from hetfl.local.executor import Bench, LocalProblem, LocalResult, LocalTask
+from hetfl.local.jobs import training_batches
+from hetfl.local.sgd import RowSGD
+from hetfl.types import ClientContext, CohortContext
+
+SAMPLES = 4
+"""Samples on which a net for several clients is compared with the net of one."""
+
+
+class Stack:
+    """One level's clients on a bench: their parameters, gradients and momenta are matrices of a row each.
+
+    What a client computes is what :func:`hetfl.local.jobs.train` says, from the same random numbers. Clients step
+    together whose next batches are of one shape; who is done, or has a batch of another size, does not move.
+
+    Args:
+        bench: the resident nets.
+        task: a task of the level.
+
+    Raises:
+        ConfigurationError: the net or the optimizer is none that several clients can have at once.
+    """
+
+    def __init__(self, bench: Bench, task: LocalTask) -> None:
+        self.bench = bench
+        problem, data = bench.problem, bench.data.client_data(task.client)
+        self.sgd = RowSGD(problem.local.optimizer)
+        some = torch.arange(SAMPLES) % len(data.targets)
+        inputs_N, targets_N = bench.data.transform.eval(data.inputs[some]).to(bench.device), data.targets[some]
+        who = f"the net at level {task.level}"
+        self.net: BatchedNet = batched(lambda: problem.build(task.level), inputs_N, who)
+        resident = bench.resident(task)
+        self.layout, self.trained = resident.layout, resident.vector.numel()
+        with torch.no_grad():
+            shape = self.net(self._tensors(resident.anchor_D.expand(2, -1)), inputs_N.expand(2, *inputs_N.shape)).shape
+        self.joint = loss_is_joint(problem, shape, targets_N, task, bench.data.labels(task.client))
+        self._buffers = resident.anchor_D.new_empty(2, 0, self.layout.size)
+
+    def train(self, tasks: Sequence[LocalTask]) -> list[LocalResult]:
+        """Return the results of clients' local training; their tasks are of one cluster, round, model and γ."""
+        self._start(tasks)
+        streams = [training_batches(self.bench, task) for task in tasks]
+        heads = [next(stream, None) for stream in streams]
+        passes = [0] * len(tasks)
+        while members := most_alike(heads):
+            batches = [head for i in members if (head := heads[i]) is not None]
+            inputs_SN, targets_SN = (self._sent(torch.stack(parts)) for parts in zip(*batches, strict=True))
+            self._step(tasks, members, inputs_SN, targets_SN)
+            for i in members:
+                passes[i] += targets_SN.shape[1]
+                heads[i] = next(streams[i], None)
+        delta_SD, totals = self.theta_SD - self.anchor_D, self.totals_S.tolist()
+        return [
+            LocalResult(task, row_D, total / done, len(self.bench.data.client_data(task.client).targets), done)
+            for task, row_D, total, done in zip(tasks, delta_SD, totals, passes, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _start(self, tasks: Sequence[LocalTask]) -> None:
+        """Put all clients to the global model, with optimizers as new."""
+        self.anchor_D, device = self.bench.resident(tasks[0]).anchor_D, self.bench.device
+        if self._buffers.shape[1] < len(tasks):
+            self._buffers = self.anchor_D.new_empty(2, len(tasks), self.layout.size)
+        self.theta_SD, momentum_SD = self._buffers[:, : len(tasks)]
+        self.theta_SD.copy_(self.anchor_D)
+        self.momentum_SD = momentum_SD[:, : self.trained].zero_()
+        self.moved = [False] * len(tasks)
+        self.totals_S = torch.zeros(len(tasks), device=device)
+        self.labels_SK = torch.stack([self.bench.data.labels(task.client) for task in tasks]).to(device)
+        self.memory_SD: Tensor | None = None
+        if any(task.memory_D is not None for task in tasks):
+            none_D = torch.zeros_like(self.anchor_D[: self.trained])
+            self.memory_SD = torch.stack([none_D if task.memory_D is None else task.memory_D for task in tasks])
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the device; a GPU takes it when it gets there, and nobody waits."""
+        if self.bench.device.type != "cuda" or tensor.is_cuda:
+            return tensor.to(self.bench.device)
+        return tensor.pin_memory().to(self.bench.device, non_blocking=True)
+
+    def _step(self, tasks: Sequence[LocalTask], members: list[int], inputs_SN: Tensor, targets_SN: Tensor) -> None:
+        rows = None if len(members) == len(tasks) else self._sent(torch.tensor(members))
+        theta_SD = self.theta_SD if rows is None else self.theta_SD[rows]
+        tensors = self._tensors(theta_SD)
+        leaves = [tensor.requires_grad_() for tensor in self._trained(tensors)]
+        losses_S = self._losses(self.net(tensors, inputs_SN), targets_SN, [tasks[i] for i in members], rows)
+        grads = torch.autograd.grad(losses_S.sum(), leaves, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            grad_SD = torch.cat([grad.flatten(1) for grad in grads], dim=1)
+            self._move(tasks[0].lr, members, rows, theta_SD, grad_SD)
+            loss_sums_S = losses_S.detach() * targets_SN.shape[1]
+            if rows is None:
+                self.totals_S += loss_sums_S
+            else:
+                self.totals_S.index_add_(0, rows, loss_sums_S.to(self.totals_S))
+
+    def _tensors(self, theta_SD: Tensor) -> dict[str, Tensor]:
+        """Return the tensors of all rows by name, shape (S, ...), without gaps as layers want them."""
+        parts = theta_SD.split(self.layout.sizes, dim=1)
+        return {
+            name: part.reshape(-1, *shape)
+            for (name, shape), part in zip(self.layout.shapes.items(), parts, strict=True)
+        }
+
+    def _trained(self, tensors: dict[str, Tensor]) -> Iterator[Tensor]:
+        for tensor, offset in zip(tensors.values(), self.layout.offsets, strict=True):
+            if offset < self.trained:
+                yield tensor
+
+    def _losses(
+        self, outputs_SN: Tensor, targets_SN: Tensor, tasks: Sequence[LocalTask], rows: Tensor | None
+    ) -> Tensor:
+        """Return every client's loss, shape (S,)."""
+        labels_SK = self.labels_SK if rows is None else self.labels_SK[rows]
+        problem = self.bench.problem
+        if self.joint:
+            return problem.loss(outputs_SN, targets_SN, CohortContext(tasks[0].round, labels_SK))
+        each = zip(outputs_SN, targets_SN, tasks, labels_SK, strict=True)
+        return torch.stack([problem.loss(o, t, ClientContext(k.client, k.round, labels)) for o, t, k, labels in each])
+
+    def _move(self, lr: float, members: list[int], rows: Tensor | None, theta_SD: Tensor, grad_SD: Tensor) -> None:
+        """Take a step of the rows that ``theta_SD`` holds; a gradient is changed in place."""
+        local = self.bench.problem.local
+        trained_SD = theta_SD[:, : self.trained]
+        if local.penalty is not None:
+            memory_SD = self.memory_SD if self.memory_SD is None or rows is None else self.memory_SD[rows]
+            local.penalty.add_gradient(grad_SD, trained_SD, self.anchor_D[: self.trained], memory_SD)
+        if local.gradient_clip is not None:
+            norms_S1 = torch.linalg.vector_norm(grad_SD, dim=1, keepdim=True)
+            # As torch.nn.utils.clip_grad_norm_ does it, a client at a time.
+            grad_SD.mul_((local.gradient_clip / (norms_S1 + 1e-6)).clamp(max=1.0))
+        momentum_SD = self.momentum_SD if rows is None else self.momentum_SD[rows]
+        first_S1 = None
+        if not all(self.moved[i] for i in members):
+            first_S1 = self._sent(torch.tensor([[0.0 if self.moved[i] else 1.0] for i in members]))
+        trained_SD.sub_(self.sgd.direction(grad_SD, trained_SD, momentum_SD, first_S1), alpha=lr)
+        if rows is not None:
+            self.theta_SD.index_copy_(0, rows, theta_SD)
+            self.momentum_SD.index_copy_(0, rows, momentum_SD)
+        for i in members:
+            self.moved[i] = True
+
+
+def most_alike(heads: Sequence[tuple[Tensor, Tensor] | None]) -> list[int]:
+    """Return the positions of those whose next batch has the commonest shape; empty if nobody has any."""
+    shapes = [None if head is None else head[0].shape for head in heads]
+    counts = Counter(shape for shape in shapes if shape is not None)
+    if not counts:
+        return []
+    commonest = counts.most_common(1)[0][0]
+    return [i for i, shape in enumerate(shapes) if shape == commonest]
+
+
+def loss_is_joint(
+    problem: LocalProblem, shape: Sequence[int], targets_N: Tensor, task: LocalTask, labels_K: Tensor
+) -> bool:
+    """Return whether a loss takes outputs of several clients, (S, ..., N, K), and returns theirs, (S,).
+
+    Args:
+        problem: whose loss it is.
+        shape: of outputs of two clients.
+        targets_N: targets of the first one; the second one's are in reverse order.
+        task: for the round and the client.
+        labels_K: of the first one; the second one's are in reverse order.
+    """
+    outputs_SN = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    targets_SN = torch.stack([targets_N, targets_N.flip(0)])
+    labels_SK = torch.stack([labels_K, labels_K.flip(0)])
+    each = zip(outputs_SN, targets_SN, labels_SK, strict=True)
+    expected = [problem.loss(o, t, ClientContext(task.client, task.round, labels)) for o, t, labels in each]
+    try:
+        found = problem.loss(outputs_SN, targets_SN, CohortContext(task.round, labels_SK))
+    except Exception:  # whatever a loss that is written for one client raises at several
+        return False
+    return found.shape == (len(expected),) and torch.allclose(found, torch.stack(expected), rtol=1e-4)

@@ -1,0 +1,150 @@
+"""Which nets several clients can be trained on at once, and in which way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hetfl import DepthFL, FederatedModule, HeteroFL
+from hetfl.errors import ConfigurationError
+from hetfl.local import LocalTraining, Stacked
+from hetfl.local.folding import FoldedNet
+from hetfl.local.jobs import train
+from hetfl.models import ConvNet, MultiExitConvNet, MultiExitResNet, PreActResNet, Scaler
+from hetfl.models.layers import Norm
+from hetfl.types import ClientContext, Level
+from tests.conftest import small_levels, small_net
+from tests.local_cases import Problem, bench_of, compare, results, sgd, tasks_of
+
+LEVELS = small_levels(1.0, 0.5)
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class MethodProblem(Problem):
+    """A problem with the loss of a method, masks of labels included."""
+
+    def __init__(self, method: type[FederatedModule], local: LocalTraining, net: Callable[..., nn.Module], **rest: Any):
+        super().__init__(local, net, **rest)
+        self.method = method(net=net, levels=dict(self.levels))
+
+    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        return self.method.loss(outputs, targets, ctx)
+
+
+@pytest.mark.parametrize("norm", ["static_batch", "group", "none"])
+def test_masked_loss_and_scaler_of_heterofl(norm: Norm) -> None:
+    """Sizes of 3 and 5 samples leave most of the 10 classes out."""
+    net = partial(ConvNet, hidden=(8, 16), norm=norm)
+    problem = MethodProblem(HeteroFL, LocalTraining(batch_size=4, optimizer=sgd()), net, levels=LEVELS)
+    stacks = compare(problem, tasks_of([0, 1, 2, 3]), (5, 3, 21, 5))
+    assert all(isinstance(stack.net, FoldedNet) and stack.joint for stack in stacks.values())
+
+
+MULTI_EXIT = [
+    partial(MultiExitConvNet, hidden=(4, 8, 8)),
+    partial(MultiExitResNet, in_channels=1, num_classes=10, hidden=(4, 8, 8), norm="static_batch"),
+]
+DEPTHS = {"a": Level("a", 1.0, 3), "b": Level("b", 0.5, 2), "c": Level("c", 1.0, 1)}
+
+
+@pytest.mark.parametrize("net", MULTI_EXIT, ids=["MultiExitConvNet", "MultiExitResNet"])
+def test_self_distillation_of_several_exits(net: Callable[..., nn.Module]) -> None:
+    """Depthwise convolutions, gates and upsampling included."""
+    problem = MethodProblem(DepthFL, LocalTraining(batch_size=8, optimizer=sgd()), net, levels=DEPTHS)
+    stacks = compare(problem, tasks_of([0, 1], levels="abc"), (17, 20))
+    assert all(isinstance(stack.net, FoldedNet) and stack.joint for stack in stacks.values())
+
+
+def test_residual_net() -> None:
+    net = partial(PreActResNet, in_channels=1, hidden=(4, 4, 8, 8))
+    local = LocalTraining(optimizer=sgd(), gradient_clip=0.1)  # four stages leave a pixel: norms are steep there
+    stacks = compare(Problem(local, net), tasks_of([0, 1, 2], lr=0.02), (20, 17, 20))
+    assert all(isinstance(stack.net, FoldedNet) for stack in stacks.values())
+
+
+class Joined(nn.Module):
+    """Branches joined along the channels, and a layer norm: nothing that folds."""
+
+    def __init__(self, *, width: float = 1.0, fold: bool = False) -> None:
+        super().__init__()
+        channels = int(8 * width)
+        self.left, self.right = nn.Conv2d(1, channels, 3), nn.Conv2d(1, channels, 3)
+        self.scaler, self.norm = Scaler(width), nn.Identity() if fold else nn.LayerNorm([6, 6])
+        self.register_buffer("shift", torch.full((1,), 0.3))
+        self.head, self.unused = nn.Linear(2 * channels, 10), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm(torch.cat([self.left(x), self.right(x)], dim=1)) + self.shift
+        logits: Tensor = self.head(F.relu(self.scaler(out)).mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_other_nets_go_through_torch_func(fold: bool) -> None:
+    """With ``fold`` every layer could be folded, and only what the net does between them cannot."""
+    problem = Problem(LocalTraining(epochs=2, optimizer=sgd(), gradient_clip=0.4), partial(Joined, fold=fold))
+    problem.net.shift.fill_(0.7)  # type: ignore[operator]
+    stacks = compare(problem, tasks_of([0, 1, 2, 3]))
+    assert not any(isinstance(stack.net, FoldedNet) for stack in stacks.values())
+
+
+def test_frozen_parameters_stay() -> None:
+    def net(*, width: float = 1.0) -> nn.Module:
+        made = small_net(width=width)
+        made.get_parameter("blocks.0.conv.weight").requires_grad_(False)
+        return made
+
+    problem = Problem(LocalTraining(optimizer=sgd()), net)
+    stacks = compare(problem, tasks_of([0, 1, 2]))
+    assert isinstance(stacks["a"].net, FoldedNet)
+    frozen = problem.net.get_parameter("blocks.0.conv.weight").numel()
+    assert all(not vector[-frozen:].any() for vector, *_ in results(Stacked(), bench_of(problem), tasks_of([1], "a")))
+
+
+class Drawing(nn.Module):
+    """Draws random numbers without saying so by a layer; or counts; or looks at its values."""
+
+    seen: Tensor
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.inner = kind, small_net()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "draws":
+            x = F.dropout(x, 0.5, self.training)
+        if self.kind == "counts":
+            self.seen += 1
+        logits: Tensor = self.inner(x)
+        return logits if self.kind != "looks" or bool(logits.sum() > 0) else -logits
+
+
+REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
+    (lambda: nn.Sequential(nn.Dropout(0.5), small_net()), r"without dropout .*'0', a Dropout, in the net at level a"),
+    (lambda: small_net(norm="batch"), r"without running statistics .*'blocks.0.norm', a BatchNorm2d"),
+    (lambda: Drawing("draws"), "draws no random numbers"),
+    (lambda: Drawing("counts"), "changes no buffer .*'seen'"),
+    (lambda: Drawing("looks"), "torch.func.vmap can batch"),
+]
+
+
+@pytest.mark.parametrize(("net", "message"), REFUSED)
+def test_nets_that_clients_cannot_share_a_call_of_are_refused(net: Callable[[], nn.Module], message: str) -> None:
+    executor = Stacked()
+    executor.setup(bench_of(Problem(LocalTraining(), lambda *, width=1.0: net(), levels={"a": Level("a")})))
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        next(executor.run(train, tasks_of([0], "a")))
+    assert "\n" not in str(caught.value)
