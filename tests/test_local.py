@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adafactor, Adam, Optimizer
 
 from hetfl.errors import ConfigurationError
-from hetfl.local import Executor, FedDyn, LocalTask, LocalTraining, Penalty, Proximal, Sequential, Workers
+from hetfl.local import FedDyn, LocalTask, LocalTraining, Penalty, Proximal, Workers
 from hetfl.local.executor import Bench
 from hetfl.local.flops import flops_per_sample
 from hetfl.local.jobs import statistics, train, unpack_statistics
@@ -174,104 +172,6 @@ def test_statistics_are_sums_over_the_clients_batches() -> None:
     assert torch.allclose(first.mean_C, means, atol=1e-12)  # type: ignore[arg-type]
     assert torch.allclose(first.var_C, variances, atol=1e-12)  # type: ignore[arg-type]
     assert unpack_statistics(net, result.vector).keys() == static_layers(net).keys()
-
-
-TASKS = [
-    LocalTask(k, level, 1, 1, 0.05)
-    for k, level in ((2, "a"), (0, "b"), (1, "a"), (0, "a"), (2, "b"), (1, "b"), (0, "b"))
-]
-
-
-def deltas(executor: Executor, job: Callable[..., object] = train) -> list[Tensor]:
-    problem = Problem(LocalTraining(epochs=2))
-    executor.setup(bench_of(problem))
-    try:
-        results = list(executor.run(job, TASKS))  # type: ignore[arg-type]
-        again = list(executor.run(job, TASKS[::-1]))[::-1]  # type: ignore[arg-type]
-    finally:
-        executor.close()
-    assert [r.task for r in results] == TASKS
-    assert all(torch.equal(one.vector, two.vector) for one, two in zip(results, again, strict=True))
-    return [r.vector for r in results]
-
-
-@pytest.mark.parametrize("job", [train, statistics])
-def test_workers_give_the_sequential_result_for_any_number_of_workers(job: Callable[..., object]) -> None:
-    expected = deltas(Sequential(), job)
-    for num_workers in (1, 2, 5):
-        found = deltas(Workers(num_workers), job)
-        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
-
-
-def test_workers_see_a_new_global_model() -> None:
-    problem = Problem(LocalTraining())
-    bench = bench_of(problem)
-    workers, sequential = Workers(2), Sequential()
-    workers.setup(bench)
-    sequential.setup(bench)
-    try:
-        for version in range(3):
-            tasks = [LocalTask(k, "b", version, version, 0.05) for k in range(3)]
-            pairs = zip(workers.run(train, tasks), sequential.run(train, tasks), strict=True)
-            assert all(torch.equal(one.vector, two.vector) for one, two in pairs)
-            with torch.no_grad():
-                for p in problem.net.parameters():
-                    p.add_(0.01)
-    finally:
-        workers.close()
-
-
-def fails(bench: Bench, task: LocalTask) -> object:
-    """A job that cannot be done."""
-    raise ValueError(f"no luck with client {task.client}")
-
-
-def dies(bench: Bench, task: LocalTask) -> object:
-    """A job that ends its process."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    return None
-
-
-@pytest.mark.parametrize(("job", "message"), [(fails, "no luck with client"), (dies, "worker died .exit code -9")])
-def test_a_failing_worker_is_reported_and_the_next_run_works(job: Callable[..., object], message: str) -> None:
-    workers = Workers(2)
-    workers.setup(bench_of(Problem(LocalTraining())))
-    try:
-        with pytest.raises(RuntimeError, match=message):
-            list(workers.run(job, TASKS))  # type: ignore[arg-type]
-        assert len(list(workers.run(train, TASKS))) == len(TASKS)
-    finally:
-        workers.close()
-
-
-def test_workers_end_by_sigterm_whatever_handler_the_main_process_has() -> None:
-    """The main process terminates its workers at exit and waits: a handler of its own must not stay in them."""
-    executor = Workers(2)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # as Lightning's, which only takes a note
-    try:
-        executor.setup(bench_of(Problem(LocalTraining())))
-        assert len(list(executor.run(train, TASKS))) == len(TASKS)
-        processes = [worker.process for worker in executor._workers]
-        assert len(processes) == 2
-        for process in processes:
-            process.terminate()
-            process.join(timeout=10)
-        assert [process.exitcode for process in processes] == [-signal.SIGTERM, -signal.SIGTERM]
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        executor.close()
-
-
-def test_results_that_nobody_waits_for_do_not_reach_the_next_run() -> None:
-    workers = Workers(2)
-    workers.setup(bench_of(Problem(LocalTraining())))
-    try:
-        expected = [r.vector for r in workers.run(train, TASKS)]
-        next(iter(workers.run(train, TASKS[::-1])))
-        found = [r.vector for r in workers.run(train, TASKS)]
-        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
-    finally:
-        workers.close()
 
 
 def test_flops_of_the_convnet_by_hand() -> None:

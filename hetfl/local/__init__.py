@@ -1,6 +1,6 @@
 """Local training: what happens on a client, and the executors that run it."""
 
-from hetfl.local.executor import Executor, LocalProblem, LocalResult, LocalTask
+from hetfl.local.executor import Executor, InProcess, LocalProblem, LocalResult, LocalTask
 from hetfl.local.feddyn import FedDyn
 from hetfl.local.penalty import Penalty, Proximal
 from hetfl.local.sequential import Sequential
@@ -11,6 +11,7 @@ from hetfl.local.workers import Workers
 __all__ = [
     "Executor",
     "FedDyn",
+    "InProcess",
     "LocalProblem",
     "LocalResult",
     "LocalTask",

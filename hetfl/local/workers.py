@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import multiprocessing
 import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.executor import Bench, Executor, Job, LocalResult, LocalTask, Memory, remembering
+from hetfl.local.executor import Bench, Executor, InProcess, Job, LocalResult, LocalTask, Memory, remembering
+from hetfl.local.sequential import Sequential
 
 AHEAD = 2
-"""Tasks given to a worker at a time, so that it never waits for this process; each has a slot for its result."""
+"""Groups given to a worker at a time, so that it never waits for this process; each has a slot for its results."""
 
 
 @dataclass
@@ -32,24 +35,56 @@ class _Worker:
     free: list[int] = field(default_factory=lambda: list(range(AHEAD)))
 
 
-_Give = Callable[[int], tuple[Job, LocalTask]]
-"""What a worker is sent for the task of a number."""
+class _Run:
+    """What is left to do of a cohort, and what is done."""
+
+    def __init__(
+        self, job: Job, tasks: Sequence[LocalTask], groups: Sequence[list[int]], memory: Memory | None, bench: Bench
+    ) -> None:
+        self.job, self.tasks, self.groups, self.memory = job, tasks, groups, memory
+        self.done: dict[int, LocalResult] = {}
+        self.repeated: set[int] = set()
+        # Largest first, so that no long group is left for the end; the order of the results does not change by it.
+        sizes = [len(bench.data.client_data(task.client).targets) * bench.size(task.level) for task in tasks]
+        costs = [sum(sizes[i] for i in group) for group in groups]
+        self.waiting = deque(sorted(range(len(groups)), key=lambda number: (-costs[number], number)))
+
+    def message(self, number: int) -> tuple[Job, list[LocalTask]]:
+        """Return what a worker is sent for a group."""
+        return self.job, [remembering(self.tasks[i], self.memory) for i in self.groups[number]]
+
+    def who(self, number: int) -> str:
+        """Return a group in words."""
+        tasks = [self.tasks[i] for i in self.groups[number]]
+        clients = ", ".join(str(task.client) for task in tasks)
+        return f"client{'s' if len(tasks) > 1 else ''} {clients} at level {tasks[0].level}"
+
+    def take(self, number: int, answers: Sequence[tuple[LocalResult, int]], slot_D: Tensor) -> None:
+        """Keep a group's results, whose vectors lie in a slot one behind the other."""
+        position = 0
+        for i, (small, size) in zip(self.groups[number], answers, strict=True):
+            vector = slot_D[position : position + size].clone()
+            self.done[i] = replace(small, task=self.tasks[i], vector=vector)
+            position += size
 
 
 class Workers(Executor):
     """Persistent worker processes, forked at first use; the global model and the results are in shared memory.
 
-    Results come back in the order of the tasks whatever the order in which clients finish, and every client's random
-    numbers are its own: the same bits for any number of workers.
+    Results come back in the order of the tasks whatever the order in which clients finish, every client's random
+    numbers are its own, and groups depend on the cohort alone: the same bits for any number of workers. A worker that
+    dies is replaced, and what it was doing is repeated, once.
 
     Args:
         num_workers: number of processes; None: one per core that this process may use.
+        inner: how each process runs the groups that it is given; default: client after client. With
+            ``hetfl.local.Stacked`` its ``clients`` should leave every process a group of each level.
 
     Raises:
         ConfigurationError: fewer than one worker, no fork on this platform, or a model that is not on the CPU.
     """
 
-    def __init__(self, num_workers: int | None = None) -> None:
+    def __init__(self, num_workers: int | None = None, inner: InProcess | None = None) -> None:
         if num_workers is not None and num_workers < 1:
             raise ConfigurationError(f"Expected num_workers of at least 1 or null but got {num_workers}")
         if "fork" not in multiprocessing.get_all_start_methods():
@@ -57,16 +92,17 @@ class Workers(Executor):
                 "Expected a platform that can fork for executor Workers but got none: use Sequential"
             )
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.num_workers = num_workers or cores
+        self.num_workers, self.inner = num_workers or cores, inner or Sequential()
         self._workers: list[_Worker] = []
 
     def setup(self, bench: Bench) -> None:  # noqa: D102
         if bench.device.type != "cpu":
             raise ConfigurationError(
-                f"Expected the model on the CPU for executor Workers but got {bench.device}: use Sequential"
+                f"Expected the model on the CPU for executor Workers but got {bench.device}: use Sequential or Stacked"
             )
         self.close()
         super().setup(bench)
+        self.inner.setup(bench)
         for tensors in (bench.tensors, *bench.others):
             for tensor in tensors.values():
                 tensor.data.share_memory_()
@@ -74,72 +110,79 @@ class Workers(Executor):
     def run(  # noqa: D102
         self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None
     ) -> Iterator[LocalResult]:
-        if not self._workers:
-            self._workers = [self._start() for _ in range(self.num_workers)]
-        # Largest first, so that no long task is left for the end; the order of the results does not change by it.
-        cost = [self.bench.cost(task) for task in tasks]
-        waiting = deque(sorted(range(len(tasks)), key=lambda i: (-cost[i], i)))
-
-        def give(i: int) -> tuple[Job, LocalTask]:
-            return job, remembering(tasks[i], memory)
-
-        done: dict[int, LocalResult] = {}
         threads = torch.get_num_threads()
         try:
             # What the main process does between two results must not compete with the workers: threads of OpenMP that
             # wait for each other on busy cores make rounds several times as long.
             torch.set_num_threads(1)
+            state = _Run(job, tasks, self.inner.groups(job, tasks), memory, self.bench)
+            while len(self._workers) < self.num_workers:
+                self._workers.append(self._start())
             for _ in range(AHEAD):
                 for worker in self._workers:
-                    self._give(worker, give, waiting)
+                    self._give(worker, state)
             for i in range(len(tasks)):
-                while i not in done:
-                    self._collect(give, tasks, waiting, done)
-                yield done.pop(i)
+                while i not in state.done:
+                    self._collect(state)
+                yield state.done.pop(i)
         finally:
             torch.set_num_threads(threads)
             # Left early, by an error or by the consumer: answers still under way belong to nobody.
             if any(worker.given for worker in self._workers):
                 self.close()
 
-    def _give(self, worker: _Worker, give: _Give, waiting: deque[int]) -> None:
-        if waiting and worker.free:
-            i, slot = waiting.popleft(), worker.free.pop()
-            worker.given.append((i, slot))
-            worker.connection.send((*give(i), slot))
+    def _give(self, worker: _Worker, state: _Run) -> None:
+        if state.waiting and worker.free:
+            number, slot = state.waiting.popleft(), worker.free.pop()
+            worker.given.append((number, slot))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead, as _collect will notice
+                worker.connection.send((*state.message(number), slot))
 
-    def _collect(
-        self, give: _Give, tasks: Sequence[LocalTask], waiting: deque[int], done: dict[int, LocalResult]
-    ) -> None:
-        ready = wait([w.connection for w in self._workers if w.given])
-        for worker in self._workers:
+    def _collect(self, state: _Run) -> None:
+        ready = wait([worker.connection for worker in self._workers if worker.given])
+        for place, worker in enumerate(self._workers):
             if worker.connection not in ready:
                 continue
-            i, slot = worker.given[0]
-            who = f"client {tasks[i].client} at level {tasks[i].level}"
             try:
-                answer, size = worker.connection.recv()
+                answer = worker.connection.recv()
             except (EOFError, ConnectionResetError):
-                worker.process.join()
-                code = worker.process.exitcode
-                raise RuntimeError(f"Expected a result for {who} but its worker died (exit code {code})") from None
-            worker.given.popleft()
-            if isinstance(answer, str):
-                raise RuntimeError(f"Expected a result for {who} but its worker failed:\n{answer}")
-            done[i] = replace(answer, task=tasks[i], vector=worker.slots[slot, :size].clone())
-            worker.free.append(slot)
-            self._give(worker, give, waiting)
+                self._workers[place] = worker = self._replaced(worker, state)
+                self._give(worker, state)
+            else:
+                number, slot = worker.given.popleft()
+                if isinstance(answer, str):
+                    raise RuntimeError(f"Expected a result for {state.who(number)} but its worker failed:\n{answer}")
+                state.take(number, answer, worker.slots[slot])
+                worker.free.append(slot)
+            self._give(worker, state)
 
-    def _start(self) -> _Worker:
+    def _replaced(self, dead: _Worker, state: _Run) -> _Worker:
+        """Return a worker instead of one that died; put back what that one had been given.
+
+        Raises:
+            RuntimeError: what it was doing has ended another worker before.
+        """
+        dead.process.join()
+        numbers = [number for number, _ in dead.given]
+        found = f"its worker died (exit code {dead.process.exitcode})"
+        if numbers[0] in state.repeated:
+            raise RuntimeError(f"Expected a result for {state.who(numbers[0])} but {found}, the second one")
+        rank_zero_warn(f"Expected a result for {state.who(numbers[0])} but {found}: another one repeats it")
+        state.repeated.add(numbers[0])
+        state.waiting.extendleft(reversed(numbers))
+        dead.connection.close()
+        return self._start(instead_of=dead)
+
+    def _start(self, instead_of: _Worker | None = None) -> _Worker:
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
-        tensors = self.bench.tensors.values()
-        first = next(iter(tensors))
-        # Statistics can be longer than the parameters only by their counts: one entry per norm layer.
-        size = sum(tensor.numel() for tensor in tensors) + len(tensors)
-        slots = torch.empty(AHEAD, size, dtype=first.dtype).share_memory_()
-        others = [worker.connection for worker in self._workers] + [ours]
-        process = context.Process(target=_serve, args=(self.bench, theirs, slots, others), daemon=True)
+        first = next(iter(self.bench.tensors.values()))
+        size = self.inner.most * self.bench.capacity
+        # Anonymous memory that forked processes share: what nobody writes to takes no room.
+        memory = mmap.mmap(-1, AHEAD * size * first.element_size())
+        slots = torch.frombuffer(memory, dtype=first.dtype).view(AHEAD, size)
+        others = [worker.connection for worker in self._workers if worker is not instead_of] + [ours]
+        process = context.Process(target=_serve, args=(self.bench, self.inner, theirs, slots, others), daemon=True)
         process.start()
         theirs.close()
         return _Worker(process, ours, slots)
@@ -157,8 +200,8 @@ class Workers(Executor):
         self._workers = []
 
 
-def _serve(bench: Bench, connection: Connection, slots: Tensor, others: Sequence[Connection]) -> None:
-    """Answer tasks until told to end, or until the main process is gone."""
+def _serve(bench: Bench, inner: InProcess, connection: Connection, slots: Tensor, others: Sequence[Connection]) -> None:
+    """Answer groups until told to end, or until the main process is gone."""
     for other in others:
         other.close()
     # Ctrl-C reaches the whole process group; the main process decides what it means.
@@ -167,7 +210,7 @@ def _serve(bench: Bench, connection: Connection, slots: Tensor, others: Sequence
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # More than one thread in a forked process can hang: OpenMP's threads did not come along.
     torch.set_num_threads(1)
-    own = Bench(bench.problem, bench.data, bench.tensors, bench.others)
+    inner.setup(Bench(bench.problem, bench.data, bench.tensors, bench.others))
     # The fork may have happened in the middle of an evaluation.
     with torch.inference_mode(False), torch.enable_grad(), bench.problem.precision_context():
         while True:
@@ -177,11 +220,19 @@ def _serve(bench: Bench, connection: Connection, slots: Tensor, others: Sequence
                 return
             if message is None:
                 return
-            job, task, slot = message
+            job, tasks, slot = message
             try:
-                result = job(own, task)
-                slots[slot, : result.vector.numel()].copy_(result.vector)
-                small = replace(result, task=replace(task, memory_D=None), vector=torch.empty(0))
-                connection.send((small, result.vector.numel()))
+                connection.send(_written(inner.work(job, tasks), slots[slot]))
             except Exception:
-                connection.send((traceback.format_exc(), 0))
+                connection.send(traceback.format_exc())
+
+
+def _written(results: Sequence[LocalResult], slot_D: Tensor) -> list[tuple[LocalResult, int]]:
+    """Write vectors into a slot, one behind the other; return the rest of the results and the vectors' sizes."""
+    small, position = [], 0
+    for result in results:
+        size = result.vector.numel()
+        slot_D[position : position + size].copy_(result.vector)
+        position += size
+        small.append((replace(result, task=replace(result.task, memory_D=None), vector=torch.empty(0)), size))
+    return small

@@ -1,0 +1,190 @@
+"""Processes that train clients: the same bits for any number of them, and what happens when they fail or die."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential, Stacked, Workers
+from hetfl.local.executor import Bench
+from hetfl.local.jobs import statistics, train
+from tests.conftest import small_net
+from tests.local_cases import Problem, bench_of
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+TASKS = [
+    LocalTask(k, level, 1, 1, 0.05)
+    for k, level in ((2, "a"), (0, "b"), (1, "a"), (0, "a"), (2, "b"), (1, "b"), (0, "b"))
+]
+
+
+def deltas(executor: Executor, job: Callable[..., object] = train, order: int = -1) -> list[Tensor]:
+    """Return the vectors of a run, after comparing them with those of another one in the same or in reverse order."""
+    problem = Problem(LocalTraining(epochs=2))
+    executor.setup(bench_of(problem))
+    try:
+        results = list(executor.run(job, TASKS))  # type: ignore[arg-type]
+        again = list(executor.run(job, TASKS[::order]))[::order]  # type: ignore[arg-type]
+    finally:
+        executor.close()
+    assert [r.task for r in results] == TASKS
+    assert all(torch.equal(one.vector, two.vector) for one, two in zip(results, again, strict=True))
+    return [r.vector for r in results]
+
+
+@pytest.mark.parametrize("job", [train, statistics])
+def test_workers_give_the_sequential_result_for_any_number_of_workers(job: Callable[..., object]) -> None:
+    expected = deltas(Sequential(), job)
+    for num_workers in (1, 2, 5):
+        found = deltas(Workers(num_workers), job)
+        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+
+
+def test_workers_see_a_new_global_model() -> None:
+    problem = Problem(LocalTraining())
+    bench = bench_of(problem)
+    workers, sequential = Workers(2), Sequential()
+    workers.setup(bench)
+    sequential.setup(bench)
+    try:
+        for version in range(3):
+            tasks = [LocalTask(k, "b", version, version, 0.05) for k in range(3)]
+            pairs = zip(workers.run(train, tasks), sequential.run(train, tasks), strict=True)
+            assert all(torch.equal(one.vector, two.vector) for one, two in pairs)
+            with torch.no_grad():
+                for p in problem.net.parameters():
+                    p.add_(0.01)
+    finally:
+        workers.close()
+
+
+def fails(bench: Bench, task: LocalTask) -> object:
+    """A job that cannot be done."""
+    raise ValueError(f"no luck with client {task.client}")
+
+
+def dies(bench: Bench, task: LocalTask) -> object:
+    """A job that ends its process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return None
+
+
+MESSAGES = [(fails, "no luck with client"), (dies, r"client 1 at level a .* died \(exit code -9\), the second one")]
+
+
+@pytest.mark.filterwarnings("ignore:Expected a result")
+@pytest.mark.parametrize(("job", "message"), MESSAGES)
+def test_a_failing_worker_is_reported_and_the_next_run_works(job: Callable[..., object], message: str) -> None:
+    workers = Workers(1)
+    workers.setup(bench_of(Problem(LocalTraining())))
+    try:
+        with pytest.raises(RuntimeError, match=message):
+            list(workers.run(job, TASKS))  # type: ignore[arg-type]
+        assert len(list(workers.run(train, TASKS))) == len(TASKS)
+    finally:
+        workers.close()
+
+
+def dies_once(bench: Bench, task: LocalTask, mark: Path) -> LocalResult:
+    """A job that ends its process at the first try of one client."""
+    if task.client == 2 and task.level == "b" and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train(bench, task)
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_a_worker_that_dies_is_replaced_and_its_client_is_repeated(num_workers: int, tmp_path: Path) -> None:
+    expected = deltas(Sequential())
+    workers = Workers(num_workers)
+    workers.setup(bench_of(Problem(LocalTraining(epochs=2))))
+    try:
+        list(workers.run(train, TASKS))
+        before = {worker.process.pid for worker in workers._workers}
+        with pytest.warns(UserWarning, match="client 2 at level b .* another one repeats it"):
+            found = list(workers.run(partial(dies_once, mark=tmp_path / "mark"), TASKS))
+        assert [result.task for result in found] == TASKS
+        assert all(torch.equal(one, two.vector) for one, two in zip(expected, found, strict=True))
+        after = {worker.process.pid for worker in workers._workers}
+        assert (len(before), len(after), len(before & after)) == (num_workers, num_workers, num_workers - 1)
+        assert all(worker.process.is_alive() for worker in workers._workers)
+    finally:
+        workers.close()
+
+
+def test_a_worker_that_was_killed_between_rounds_is_replaced() -> None:
+    expected = deltas(Sequential())
+    workers = Workers(2)
+    workers.setup(bench_of(Problem(LocalTraining(epochs=2))))
+    try:
+        list(workers.run(train, TASKS))
+        for worker in workers._workers:
+            os.kill(worker.process.pid or 0, signal.SIGKILL)
+            worker.process.join()
+        with pytest.warns(UserWarning, match="another one repeats it"):
+            found = list(workers.run(train, TASKS))
+        assert all(torch.equal(one, two.vector) for one, two in zip(expected, found, strict=True))
+    finally:
+        workers.close()
+
+
+@pytest.mark.parametrize("job", [train, statistics])
+def test_stacked_workers_give_the_bits_of_stacked_for_any_number_of_workers(job: Callable[..., object]) -> None:
+    """Another order would be another division into groups, whose results agree to rounding only."""
+    expected = deltas(Stacked(2), job, order=1)
+    for num_workers in (1, 2, 5):
+        found = deltas(Workers(num_workers, Stacked(2)), job, order=1)
+        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+
+
+def test_a_net_that_cannot_be_stacked_is_refused_before_a_worker_starts() -> None:
+    workers = Workers(2, Stacked())
+    workers.setup(bench_of(Problem(LocalTraining(), lambda *, width=1.0: small_net(width=width, norm="batch"))))
+    with pytest.raises(ConfigurationError, match="without running statistics"):
+        next(workers.run(train, TASKS))
+    assert workers._workers == []
+
+
+def test_workers_end_by_sigterm_whatever_handler_the_main_process_has() -> None:
+    """The main process terminates its workers at exit and waits: a handler of its own must not stay in them."""
+    executor = Workers(2)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # as Lightning's, which only takes a note
+    try:
+        executor.setup(bench_of(Problem(LocalTraining())))
+        assert len(list(executor.run(train, TASKS))) == len(TASKS)
+        processes = [worker.process for worker in executor._workers]
+        assert len(processes) == 2
+        for process in processes:
+            process.terminate()
+            process.join(timeout=10)
+        assert [process.exitcode for process in processes] == [-signal.SIGTERM, -signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        executor.close()
+
+
+def test_results_that_nobody_waits_for_do_not_reach_the_next_run() -> None:
+    workers = Workers(2)
+    workers.setup(bench_of(Problem(LocalTraining())))
+    try:
+        expected = [r.vector for r in workers.run(train, TASKS)]
+        next(iter(workers.run(train, TASKS[::-1])))
+        found = [r.vector for r in workers.run(train, TASKS)]
+        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+    finally:
+        workers.close()
