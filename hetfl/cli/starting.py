@@ -92,8 +92,18 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
+class _Stderr(logging.Handler):
+    """Writes what the framework logs, a line each, to wherever standard error goes at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{record.getMessage()}\n")
+
+
 def _quiet() -> None:
-    """Silence what Lightning says about training in general and what is not so here."""
+    """Show what the framework logs; silence what Lightning says about training in general and what is not so here."""
+    own = logging.getLogger("hetfl")
+    own.setLevel(logging.INFO)
+    own.handlers = [_Stderr()]
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -42,6 +42,7 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         "statistics": module.statistics.state_dict(module.weights_mark),
         "clients": module.clients.state_dict(),
         "penalty": {} if module.local.penalty is None else module.local.penalty.state_dict(),
+        "executor": module.executor.state_dict(),
     }
 
 
@@ -59,6 +60,7 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         raise ConfigurationError("Expected a checkpoint of a federated run but got one without a federation's state")
     _check_agrees(module, state)
     module.version = state["version"]
+    module.executor.load_state_dict(state.get("executor", {}))  # older checkpoints have none: it is chosen anew
     for part in (*PARTS, "statistics"):
         getattr(module, part).load_state_dict(state[part])
     if module.trainer.training:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,11 @@ class LocalProblem(Protocol):
 
     seed: int
     local: LocalTraining
+
+    @property
+    def levels(self) -> Mapping[str, object]:
+        """The levels by name."""
+        ...
 
     def build(self, level: str) -> nn.Module:
         """Return a new net of a level on the module's device."""
@@ -200,6 +205,13 @@ class Executor(ABC):
 
     def close(self) -> None:
         """End whatever the executor started."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what results depend on beside the settings, in plain types, for a checkpoint. By default nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned, maybe of another kind of executor. By default nothing."""
 
 
 class InProcess(Executor):

@@ -87,12 +87,11 @@ class Workers(Executor):
     def __init__(self, num_workers: int | None = None, inner: InProcess | None = None) -> None:
         if num_workers is not None and num_workers < 1:
             raise ConfigurationError(f"Expected num_workers of at least 1 or null but got {num_workers}")
-        if "fork" not in multiprocessing.get_all_start_methods():
+        if not can_fork():
             raise ConfigurationError(
                 "Expected a platform that can fork for executor Workers but got none: use Sequential"
             )
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.num_workers, self.inner = num_workers or cores, inner or Sequential()
+        self.num_workers, self.inner = num_workers or usable_cores(), inner or Sequential()
         self._workers: list[_Worker] = []
 
     def setup(self, bench: Bench) -> None:  # noqa: D102
@@ -198,6 +197,16 @@ class Workers(Executor):
             if worker.process.is_alive():
                 worker.process.kill()
         self._workers = []
+
+
+def can_fork() -> bool:
+    """Return whether processes of this platform can fork."""
+    return "fork" in multiprocessing.get_all_start_methods()
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _serve(bench: Bench, inner: InProcess, connection: Connection, slots: Tensor, others: Sequence[Connection]) -> None:

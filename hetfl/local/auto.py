@@ -1,0 +1,112 @@
+"""The executor that tries the others and takes the fastest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hetfl.errors import ConfigurationError
+from hetfl.local.executor import Bench, Executor, Job, LocalResult, LocalTask, Memory
+from hetfl.local.jobs import train
+from hetfl.local.probe import Form, executor_of, time_forms
+from hetfl.local.sequential import Sequential
+from hetfl.local.workers import can_fork, usable_cores
+
+log = logging.getLogger(__name__)
+
+
+class Auto(Executor):
+    """Tries a few steps of every level before the first training, and goes on in the fastest way.
+
+    The ways are: one client after the other, one at a time as :class:`~hetfl.local.Stacked` does it, or several
+    together; each in this process with its threads, or in worker processes of one thread. All levels are in one place,
+    so that they do not compete for cores. What was chosen is logged, a line per level, and goes into the checkpoint: a
+    resumed run does not try again, and ends with the same bits. Before, and where nothing is trained, jobs are done
+    one after the other.
+
+    Args:
+        clients: largest number of clients that are trained together.
+        num_workers: number of processes; None: one per core that this process may use.
+
+    Raises:
+        ConfigurationError: fewer than one client or process.
+    """
+
+    def __init__(self, clients: int = 16, num_workers: int | None = None) -> None:
+        for name, value in (("clients", clients), ("num_workers", num_workers)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"Expected {name} of at least 1 for executor Auto but got {value}")
+        self.clients, self.num_workers = clients, num_workers or usable_cores()
+        self.chosen: dict[str, Any] = {}
+        self._executor: Executor = Sequential()
+
+    def setup(self, bench: Bench) -> None:  # noqa: D102
+        super().setup(bench)
+        if self.chosen and self.chosen["device"] != bench.device.type:
+            self.chosen = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin with the executor that was chosen; until then with the plain one."""
+        self._executor.close()
+        self._executor = Sequential()
+        if self.chosen:
+            self._executor = executor_of(self.chosen["clients"], self.chosen["processes"], self.num_workers)
+        self._executor.setup(self.bench)
+
+    def run(  # noqa: D102
+        self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None
+    ) -> Iterator[LocalResult]:
+        if job is train and tasks and not self.chosen:
+            self._choose(tasks)
+            self._begin()
+        yield from self._executor.run(job, tasks, memory)
+
+    def close(self) -> None:  # noqa: D102
+        self._executor.close()
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return self.chosen
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        self.chosen = dict(state)
+
+    def _choose(self, tasks: Sequence[LocalTask]) -> None:
+        """Time all forms of all levels; take the place in which a cohort like this one is done first."""
+        levels = list(self.bench.problem.levels)
+        seconds: dict[str, dict[Form, float]] = {}
+        refusals, counts = {}, {}
+        for level in levels:
+            own = [task for task in tasks if task.level == level]
+            # Nobody is at this level now: then as many will be as at any other.
+            own = own or [replace(task, level=level) for task in tasks[: max(1, len(tasks) // len(levels))]]
+            counts[level] = len(own)
+            seconds[level], refusals[level] = time_forms(self.bench, own, self._forms(len(own)), self.num_workers)
+        best = {
+            place: {level: fastest(seconds[level], place) for level in levels}
+            for place in {form.processes for form in seconds[levels[0]]}
+        }
+        place = min(sorted(best), key=lambda p: sum(counts[k] * seconds[k][form] for k, form in best[p].items()))
+        for level, form in best[place].items():
+            notes = [f"{other} {1e3 * t:.3g}" for other, t in seconds[level].items() if other != form]
+            notes += [f"not at once: {refusals[level]}"] if refusals[level] else []
+            log.info(
+                f"Executor for level {level}: {form}, {1e3 * seconds[level][form]:.3g} ms a sample ({'; '.join(notes)})"
+            )
+        clients = {level: form.clients for level, form in best[place].items()}
+        self.chosen = {"device": self.bench.device.type, "processes": place, "clients": clients}
+
+    def _forms(self, count: int) -> list[Form]:
+        """Return what may be the fastest for so many clients of a level."""
+        processes = can_fork() and self.bench.device.type == "cpu" and self.num_workers > 1
+        # Processes first: threads that wait for each other on a busy machine then lose at the first try.
+        places = [True, False] if processes else [False]
+        share = {False: count, True: -(-count // self.num_workers)}
+        return [Form(place, clients) for place in places for clients in sorted({0, 1, min(share[place], self.clients)})]
+
+
+def fastest(seconds: Mapping[Form, float], processes: bool) -> Form:
+    """Return the form of a place that takes the least."""
+    return min((form for form in seconds if form.processes == processes), key=seconds.__getitem__)

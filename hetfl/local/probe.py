@@ -1,0 +1,94 @@
+"""How long ways of training a level's clients take, found by a few steps of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+
+import torch
+
+from hetfl.errors import ConfigurationError
+from hetfl.local.by_level import ByLevel
+from hetfl.local.executor import Bench, Executor, LocalTask
+from hetfl.local.jobs import train
+from hetfl.local.workers import Workers
+
+STEPS = 2
+"""Steps that each client of a probe takes."""
+REPETITIONS = 2
+"""Timed runs of a form, after one that is not timed."""
+HOPELESS = 3.0
+"""A form that takes so many times what the best one takes is not timed again."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way of training a level's clients.
+
+    Attributes:
+        processes: in worker processes, rather than in this one.
+        clients: how many are trained together; 0: one after the other, by the plain executor.
+    """
+
+    processes: bool
+    clients: int
+
+    def __str__(self) -> str:
+        how = f"{self.clients} at once" if self.clients else "plainly one by one"
+        return f"{how} in processes" if self.processes else f"{how} here"
+
+
+def executor_of(clients: dict[str, int], processes: bool, num_workers: int) -> Executor:
+    """Return the executor that trains every level in its form, all of them in one place.
+
+    Args:
+        clients: by level, how many are trained together, as in :class:`Form`.
+        processes: in worker processes, rather than in this one.
+        num_workers: number of processes.
+    """
+    inner = ByLevel(clients)
+    return Workers(num_workers, inner) if processes else inner
+
+
+def time_forms(
+    bench: Bench, tasks: Sequence[LocalTask], forms: Sequence[Form], num_workers: int
+) -> tuple[dict[Form, float], str]:
+    """Return the seconds per sample of the forms that are possible, and why others are not.
+
+    In processes every one of them has a full share to do, whatever a cohort would leave for it.
+
+    Args:
+        bench: what is trained on what; another executor's bench stays as it is.
+        tasks: of one level.
+        forms: what to try; those of the plain executor are always possible.
+        num_workers: number of processes.
+    """
+    found: dict[Form, float] = {}
+    refusal = ""
+    for form in forms:
+        share = max(form.clients, 1) * (num_workers if form.processes else 1)
+        asked = [replace(task, steps=STEPS) for task in islice(cycle(tasks), share)]
+        with closing(executor_of({tasks[0].level: form.clients}, form.processes, num_workers)) as executor:
+            executor.setup(bench)
+            try:
+                found[form] = _seconds(executor, asked, HOPELESS * min(found.values(), default=torch.inf))
+            except ConfigurationError as error:
+                if not form.clients:
+                    raise
+                refusal = str(error)
+    return found, refusal
+
+
+def _seconds(executor: Executor, tasks: Sequence[LocalTask], hopeless: float) -> float:
+    """Return the least seconds per sample of a few runs."""
+    times = []
+    for _ in range(1 + REPETITIONS):
+        start = time.perf_counter()
+        samples = sum(result.num_passes for result in executor.run(train, tasks))
+        times.append((time.perf_counter() - start) / samples)
+        if len(times) > 1 and times[-1] > hopeless:
+            break
+    return min(times[1:])

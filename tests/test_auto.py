@@ -1,0 +1,163 @@
+"""Choosing an executor: what is tried, what is chosen, and that a resumed run goes on with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from torch.optim import Adam
+
+from hetfl.errors import ConfigurationError
+from hetfl.local import Auto, LocalTask, LocalTraining, Sequential, auto, probe
+from hetfl.local.by_level import ByLevel
+from hetfl.local.executor import Bench
+from hetfl.local.jobs import statistics, train
+from hetfl.local.probe import STEPS, Form, time_forms
+from tests.conftest import small_module
+from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
+
+Fit = Callable[..., Trainer]
+LOGGER = "hetfl.local.auto"
+TIMES = dict[tuple[str, bool, int], float]
+"""Seconds per sample by level, place and number of clients at once; 1 for all others."""
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def stub(times: TIMES, asked: list[tuple[str, int]]) -> Callable[..., tuple[dict[Form, float], str]]:
+    """Return timing by a table: what is fastest on this machine is not for a test to know."""
+
+    def timed(
+        bench: Bench, tasks: Sequence[LocalTask], forms: Sequence[Form], num_workers: int
+    ) -> tuple[dict[Form, float], str]:
+        level = tasks[0].level
+        asked.append((level, len(tasks)))
+        return {form: times.get((level, form.processes, form.clients), 1.0) for form in forms}, ""
+
+    return timed
+
+
+def choice(monkeypatch: pytest.MonkeyPatch, times: TIMES, tasks: Sequence[LocalTask], **options: Any) -> Any:
+    """Return what is chosen, and what was asked for, after comparing the results with the plain executor's."""
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(auto, "time_forms", stub(times, asked))
+    executor, problem = Auto(**options), Problem(LocalTraining(optimizer=sgd()))
+    try:
+        found = results(executor, bench_of(problem, (12,) * 6), tasks)
+        again = [result.vector for result in executor.run(train, tasks)]
+    finally:
+        executor.close()
+    expected = results(Sequential(), bench_of(problem, (12,) * 6), tasks)
+    for (vector, *_), repeated, (plain, *_) in zip(found, again, expected, strict=True):
+        assert torch.equal(vector, repeated)
+        assert torch.allclose(vector, plain, rtol=0, atol=1e-12)
+    return executor.chosen, asked
+
+
+def test_every_level_gets_the_fastest_form_of_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {("a", False, 0): 0.6, ("b", False, 4): 0.2, ("a", True, 1): 0.5, ("b", True, 1): 0.9}
+    chosen, asked = choice(monkeypatch, times, tasks_of(range(4)), num_workers=2)
+    assert chosen == {"device": "cpu", "processes": False, "clients": {"a": 0, "b": 4}}
+    assert asked == [("a", 4), ("b", 4)]
+
+
+def test_the_cohort_decides_between_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 · 0.6 + 0.2 here is less than 5 · 0.5 + 0.9 in processes, and with 15 at level a it is more."""
+    times = {("a", False, 0): 0.6, ("b", False, 1): 0.2, ("a", True, 1): 0.5, ("b", True, 1): 0.9}
+    few, one = tasks_of(range(5), "a"), tasks_of([5], "b")
+    assert choice(monkeypatch, times, few + one, num_workers=2)[0]["processes"] is False
+    chosen, _ = choice(monkeypatch, times, 3 * few + one, num_workers=2)
+    assert chosen == {"device": "cpu", "processes": True, "clients": {"a": 1, "b": 1}}
+
+
+def test_a_level_that_nobody_is_at_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, asked = choice(monkeypatch, {("a", False, 2): 0.1}, tasks_of(range(5), "b"), clients=2, num_workers=1)
+    assert asked == [("a", 2), ("b", 5)]
+    assert chosen == {"device": "cpu", "processes": False, "clients": {"a": 2, "b": 0}}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_forms_are_timed_by_a_few_steps(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def counted(executor: Any, tasks: Sequence[LocalTask], hopeless: float) -> float:
+        seen.append((len(tasks), sum(result.num_passes for result in executor.run(train, tasks))))
+        return 1.0
+
+    monkeypatch.setattr(probe, "_seconds", counted)
+    bench = bench_of(Problem(LocalTraining(batch_size=5, optimizer=sgd())), (40, 30))
+    forms = [Form(processes, clients) for processes in (False, True)[:num_workers] for clients in (0, 3)]
+    found, refusal = time_forms(bench, tasks_of([0, 1], "b"), forms, num_workers)
+    assert (list(found), refusal) == (forms, "")
+    shares = [1, 3] if num_workers == 1 else [1, 3, 2, 6]
+    assert seen == [(share, share * STEPS * 5) for share in shares]
+
+
+def test_what_cannot_be_stacked_is_run_otherwise_and_the_line_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    executor = Auto(num_workers=1)
+    problem = Problem(LocalTraining(optimizer=partial(Adam, lr=0.1)))
+    with caplog.at_level(logging.INFO, LOGGER):
+        found = results(executor, bench_of(problem), tasks_of([0, 1, 2]))
+    expected = results(Sequential(), bench_of(problem), tasks_of([0, 1, 2]))
+    assert all(torch.equal(one[0], two[0]) for one, two in zip(found, expected, strict=True))
+    assert [line.split(":")[0] for line in caplog.messages] == ["Executor for level a", "Executor for level b"]
+    assert all(
+        "plainly one by one here" in line and "SGD for executor Stacked but got Adam" in line
+        for line in caplog.messages
+    )
+
+
+def test_before_any_training_jobs_are_done_one_after_the_other() -> None:
+    executor, problem = Auto(), Problem(LocalTraining())
+    found = results(executor, bench_of(problem), tasks_of([0, 1]), statistics)
+    expected = results(Sequential(), bench_of(problem), tasks_of([0, 1]), statistics)
+    assert all(torch.equal(one[0], two[0]) for one, two in zip(found, expected, strict=True))
+    assert executor.chosen == {}
+
+
+def test_a_resumed_run_goes_on_with_what_was_chosen(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_default_dtype(torch.float32)
+    asked: list[tuple[str, int]] = []
+    times: TIMES = {("b", True, 2): 0.1, ("c", True, 1): 0.2}
+    monkeypatch.setattr(auto, "time_forms", stub(times, asked))
+
+    def weights(rounds: int, name: str, ckpt: str | None = None) -> list[torch.Tensor]:
+        module = small_module(executor=Auto(clients=2, num_workers=2))
+        trainer = fit(module, rounds=rounds, name=name, ckpt=ckpt)
+        trainer.save_checkpoint(tmp_path / f"{name}.ckpt", weights_only=False)
+        return [tensor.detach().clone() for tensor in module.tensors.values()]
+
+    whole = weights(2, "whole")
+    weights(1, "half")
+    times.clear()
+    times[("a", False, 0)] = 0.1  # another machine, or a busy one: it would choose otherwise
+    count = len(asked)
+    resumed = weights(2, "resumed", str(tmp_path / "half.ckpt"))
+    assert len(asked) == count
+    assert all(torch.equal(one, two) for one, two in zip(whole, resumed, strict=True))
+
+
+def test_groups_of_levels_are_those_of_their_forms() -> None:
+    executor = ByLevel({"a": 0, "b": 2})
+    executor.setup(bench_of(Problem(LocalTraining())))
+    tasks = tasks_of([0, 1, 2], "ab")
+    assert sorted(executor.groups(train, tasks)) == [[0], [1, 3], [2], [4], [5]]
+    assert executor.most == 2
+    assert sorted(executor.groups(statistics, tasks)) == [[0], [1], [2], [3], [4], [5]]
+
+
+@pytest.mark.parametrize("settings", [{"clients": 0}, {"num_workers": 0}])
+def test_impossible_settings_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(settings))):
+        Auto(**settings)

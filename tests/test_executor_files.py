@@ -1,0 +1,64 @@
+"""The files in ``configs/executor`` make runs, and what a user gets wrong there is said in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from hetfl.cli import main
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = sorted((CONFIGS / "executor").glob("*.yaml"))
+DEMO = ["fit", "-c", str(CONFIGS / "demo.yaml")]
+SMALL = [
+    "--trainer.max_epochs=1",
+    '--model.levels={"a": {"width": 1.0}, "e": {"width": 0.0625}}',
+    "--model.net.hidden=[16,16]",
+    "--model.local.epochs=1",
+    "--model.selection.clients_per_round=3",
+    "--model.statistics_clients=2",
+    "--data.num_clients=10",
+    "--final_test=false",
+    "--plots=false",
+]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_makes_a_run(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    main([*DEMO, "-c", str(file), *SMALL, f"--trainer.logger.root={tmp_path}"])
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    wanted = yaml.safe_load(file.read_text())["model"]["init_args"]["executor"]
+    used = yaml.safe_load(metrics.with_name("config.yaml").read_text())["model"]["init_args"]["executor"]
+    assert used["class_path"] == wanted["class_path"]
+    assert pd.read_csv(metrics)["train/loss"].between(0, 10).all()
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Executor for level")]
+    assert [line.split(":")[0].split()[-1] for line in said] == (["a", "e"] if file.stem == "auto" else [])
+
+
+WRONG = [
+    ({"class_path": "hetfl.local.Stacked", "init_args": {"clients": 0}}, [], "clients of at least 1"),
+    ({"class_path": "hetfl.local.Auto", "init_args": {"num_workers": 0}}, [], "num_workers of at least 1"),
+    ({"class_path": "hetfl.local.Stacked"}, ["--model.net.norm=batch"], "'blocks.0.norm', a BatchNorm2d"),
+    (
+        {"class_path": "hetfl.local.Workers", "init_args": {"inner": {"class_path": "hetfl.local.Stacked"}}},
+        ["--model.local.optimizer=torch.optim.Adam"],
+        "SGD for executor Stacked but got Adam",
+    ),
+    ({"class_path": "hetfl.local.Workers", "init_args": {"inner": {"class_path": "hetfl.local.Auto"}}}, [], "inner"),
+]
+
+
+@pytest.mark.parametrize(("executor", "more", "message"), WRONG)
+def test_what_is_wrong_is_said_in_one_line(
+    executor: dict[str, object], more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*DEMO, *SMALL, f"--model.executor={json.dumps(executor)}", *more, f"--trainer.logger.root={tmp_path}"])
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("hetfl: error: ")
+    assert message in last
