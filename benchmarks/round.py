@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from bare import BareLoop
+from cnn import CNN
+from executors import executors
 from timing import Row, double_precision, interleaved, no_collector, parser, report, rows, threads
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from hetfl import HeteroFL
@@ -24,7 +26,7 @@ from hetfl.data import ImageTransform, TensorData
 from hetfl.federation.clients import send
 from hetfl.federation.module import default_server_optimizer
 from hetfl.federation.server import server_step
-from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential, Workers
+from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential
 from hetfl.local.executor import Bench
 from hetfl.local.jobs import train
 from hetfl.models import ConvNet
@@ -47,6 +49,8 @@ class Setting:
         epochs: passes over a client's samples.
         hidden: channels of ConvNet's blocks at width 1.
         size: height and width of an image.
+        channels: of an image.
+        cnn: the CNN of the simulators' comparisons, at level a alone, in place of ConvNet.
     """
 
     levels: str = "d"
@@ -57,6 +61,12 @@ class Setting:
     epochs: int = 1
     hidden: tuple[int, ...] = (64, 128, 256, 512)
     size: int = 28
+    channels: int = 1
+    cnn: bool = False
+
+    def net(self, *, width: float = 1.0) -> nn.Module:
+        """Return the net of a width."""
+        return CNN() if self.cnn else ConvNet(in_channels=self.channels, hidden=self.hidden, width=width)
 
     def tasks(self, number: int) -> list[LocalTask]:
         """Return a round's tasks. Every round counts as a new global model, to be loaded anew."""
@@ -66,7 +76,7 @@ class Setting:
     def data(self) -> TensorData:
         """Return uint8 noise; every client has 5 of the 10 classes, so that the mask of the loss has work to do."""
         random = torch.Generator().manual_seed(1)
-        shape = (1, self.size, self.size)
+        shape = (self.channels, self.size, self.size)
         count = self.clients * self.samples
         images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=random)
         owner = torch.arange(self.clients).repeat_interleave(self.samples)
@@ -79,7 +89,7 @@ class Setting:
             num_classes=10,
             train_clients=owner.tolist(),
             test_clients=list(range(self.clients)),
-            transform=ImageTransform(mean=(MEAN,), std=(STD,)),
+            transform=ImageTransform(mean=(MEAN,) * self.channels, std=(STD,) * self.channels),
             val_fraction=0.0,
         )
         data.setup()
@@ -105,7 +115,8 @@ class Federation(HeteroFL):
             gradient_clip=CLIP,
             optimizer=partial(SGD, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
         )
-        super().__init__(partial(ConvNet, hidden=setting.hidden), local=local, uplink=uplink, seed=SEED)
+        levels = {"a": self.default_levels["a"]} if setting.cnn else None
+        super().__init__(setting.net, levels, local=local, uplink=uplink, seed=SEED)
         self.executor, self.setting, self.samples = executor, setting, data
         self.flops = dict.fromkeys(self.levels, (0.0, 0.0))
         self.server = default_server_optimizer(self.net.parameters())
@@ -147,9 +158,7 @@ class Federation(HeteroFL):
 
 def bare_loop(setting: Setting, data: TensorData, tensors: dict[str, Tensor], foreach: bool = False) -> BareLoop:
     """Return the bare loop over the same clients, starting from the same global tensors."""
-    nets = {
-        level: ConvNet(hidden=setting.hidden, width=HeteroFL.default_levels[level].width) for level in setting.levels
-    }
+    nets = {level: setting.net(width=HeteroFL.default_levels[level].width) for level in setting.levels}
     clients = [data.client_data(k) for k in range(setting.clients)]
     return BareLoop(
         nets,
@@ -186,36 +195,42 @@ def check(setting: Setting, executor: Executor, foreach: bool = False) -> None:
                     raise RuntimeError(f"Expected equal deltas for {result.task} but got a difference of {difference}")
 
 
-def local_rounds(setting: Setting, make: Callable[[], Executor], *, num_threads: int, blocks: int) -> list[Row]:
-    """Return the times of bare loops and of an executor; before that, check that their deltas are equal.
+def local_rounds(
+    setting: Setting, makes: Mapping[str, Callable[[], Executor]], *, num_threads: int, blocks: int
+) -> list[Row]:
+    """Return the times of bare loops and of executors; before that, check that their deltas are equal.
 
     Args:
         setting: the work of a round.
-        make: makes the executor.
-        num_threads: torch's threads in the bare loops, and in an executor of this process.
+        makes: by name, what makes an executor; those with processes first.
+        num_threads: torch's threads in the bare loops, and in executors of this process.
         blocks: number of timed blocks.
     """
-    for foreach in (False, True):
-        with threads(1):
-            check(setting, make(), foreach)
-    executor, data, warmup = make(), setting.data(), 2
+    with threads(1):
+        check(setting, Sequential(), foreach=True)
+        for make in makes.values():
+            check(setting, make())
+    data, warmup = setting.data(), 2
     work = [bare_work(setting, number) for number in range(warmup + blocks)]
-    with threads(num_threads), closing(Federation(setting, data, executor)) as federation:
-        federation.local_training(0)  # starts worker processes before this one has started threads
+    with threads(num_threads), ExitStack() as opened:
+        federations = {
+            name: opened.enter_context(closing(Federation(setting, data, make()))) for name, make in makes.items()
+        }
+        for federation in federations.values():
+            federation.local_training(0)  # starts worker processes before this one has started threads
         sides: dict[str, Callable[[int], object]] = {}
         for name, foreach, count in bare_sides(num_threads):
             bare = bare_loop(setting, data, federation.tensors, foreach)
             sides[name] = threads(count)(lambda number, bare=bare: bare.round(work[number]))
-        workers = f"({executor.num_workers})" if isinstance(executor, Workers) else ""
-        name = f"{type(executor).__name__}{workers}"
-        sides[name] = federation.local_training
+        sides |= {name: federation.local_training for name, federation in federations.items()}
         numbers = {name: iter(range(warmup + blocks)) for name in sides}
         times = interleaved(
             {name: lambda name=name, side=side: side(next(numbers[name])) for name, side in sides.items()},  # type: ignore[misc]
             blocks=blocks,
             warmup=warmup,
         )
-    return rows(f"local round, level {setting.levels}, {name}", times)
+    what = "CNN" if setting.cnn else f"level {setting.levels}"
+    return rows(f"local round, {what}, {setting.samples} samples", times)
 
 
 def bare_sides(num_threads: int) -> list[tuple[str, bool, int]]:
@@ -252,18 +267,21 @@ def main() -> None:
     """Run from the command line."""
     options = parser(__doc__)
     options.add_argument("--levels", default=None, help="levels, each a case of its own (default: d)")
-    options.add_argument("--workers", type=int, help="Workers(N) against the bare loop with N threads")
+    options.add_argument("--cnn", action="store_true", help="a case with the CNN of the simulators' comparisons")
+    options.add_argument("--workers", type=int, help="all executors, with N processes, against the loop with N threads")
     options.add_argument("--samples", type=int, default=50, help="samples per client (default: %(default)s)")
     options.add_argument("--whole-round", action="store_true", help="a cohort of mixed levels (default: abcde)")
     given = options.parse_args()
     if given.whole_round:
         found = whole_rounds(Setting(given.levels or "abcde", samples=given.samples), blocks=given.blocks)
     else:
-        make: Callable[[], Executor] = partial(Workers, given.workers) if given.workers else Sequential
+        settings = [Setting(level, samples=given.samples) for level in given.levels or ("" if given.cnn else "d")]
+        if given.cnn:
+            settings.append(Setting("a", samples=given.samples, size=32, channels=3, cnn=True))
         found = []
-        for level in given.levels or "d":
-            setting = Setting(level, samples=given.samples)
-            found += local_rounds(setting, make, num_threads=given.workers or 1, blocks=given.blocks)
+        for setting in settings:
+            makes = executors(given.workers, setting.cohort) if given.workers else {"Sequential": Sequential}
+            found += local_rounds(setting, makes, num_threads=given.workers or 1, blocks=given.blocks)
     report(found, given.json)
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from aggregation import aggregation, uploads
 from compression import upload
+from executors import executors
 from round import Setting, local_rounds, whole_rounds
 from startup import empty_rounds
 from timing import parser, report
 
-from hetfl.local import Sequential, Workers
+from hetfl.local import Sequential
 
 
 def main() -> None:
     """Run from the command line."""
     given = parser(__doc__, blocks=10).parse_args()
     blocks: int = given.blocks
+    two = {name: make for name, make in executors(2, Setting.cohort).items() if name != "Auto"}
     found = [
-        *local_rounds(Setting("d"), Sequential, num_threads=1, blocks=2 * blocks),
-        *local_rounds(Setting("d"), partial(Workers, 2), num_threads=2, blocks=max(1, blocks // 2)),
+        *local_rounds(Setting("d"), {"Sequential": Sequential}, num_threads=1, blocks=2 * blocks),
+        *local_rounds(Setting("d"), two, num_threads=2, blocks=max(1, blocks // 2)),
         *whole_rounds(Setting("abcde"), blocks=blocks),
         *empty_rounds(blocks),
         *aggregation(uploads(), num_threads=1, blocks=blocks),

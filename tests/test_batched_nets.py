@@ -74,6 +74,10 @@ def test_residual_net() -> None:
     assert all(isinstance(stack.net, FoldedNet) for stack in stacks.values())
 
 
+def test_nets_of_a_single_channel() -> None:
+    compare(Problem(LocalTraining(optimizer=sgd()), partial(ConvNet, hidden=(2, 4))), tasks_of([0, 1, 2]))
+
+
 class Joined(nn.Module):
     """Branches joined along the channels, and a layer norm: nothing that folds."""
 

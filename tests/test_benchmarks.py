@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,9 @@ import torch
 from aggregation import aggregation, uploads
 from bare import BareLoop
 from checkpoint import checkpoints
+from cnn import CNN
 from compression import upload
+from executors import executors
 from memory import slope
 from round import Federation, Setting, bare_loop, bare_work, check, local_rounds, whole_rounds
 from scale import run as scale
@@ -21,17 +21,20 @@ from startup import empty_rounds
 from timing import Row, double_precision, interleaved, report, rows
 from wire_memory import KINDS, coded, read, updated
 
-from hetfl.local import Executor, Sequential, Workers
+from hetfl.local import Sequential, Stacked
 from hetfl.wire import encode
 
 SMALL = Setting("be", clients=8, cohort=4, samples=11, batch_size=5, epochs=2, hidden=(16, 32), size=8)
 
 
-@pytest.mark.parametrize("make", [Sequential, partial(Workers, 2)])
-def test_local_round_is_checked_and_timed(make: Callable[[], Executor]) -> None:
-    found = local_rounds(SMALL, make, num_threads=1, blocks=1)
-    assert [row.side for row in found[:2]] == ["bare loop, 1 thread", "bare loop, 1 thread, foreach"]
-    assert found[2].side in ("Sequential", "Workers(2)")
+def test_local_rounds_are_checked_and_timed() -> None:
+    makes = {name: make for name, make in executors(2, SMALL.cohort).items() if name != "Auto"}
+    found = local_rounds(SMALL, makes, num_threads=1, blocks=1)
+    assert [row.side for row in found] == [
+        "bare loop, 1 thread",
+        "bare loop, 1 thread, foreach",
+        *("Workers(2)", "Workers(2, Stacked)", "Workers(2, Stacked(1))", "Sequential", "Stacked"),
+    ]
     assert all(len(row.seconds) == 1 for row in found)
 
 
@@ -40,6 +43,11 @@ def test_the_memory_of_reading_a_message_is_measured(kind: str, tmp_path: Path) 
     file = tmp_path / "message"
     file.write_bytes(encode(coded(updated(kind, 30), 5), round=0, client=0))
     assert read(file, 30) >= 0
+
+
+def test_the_cnn_is_the_comparisons_and_trained_alike() -> None:
+    assert sum(p.numel() for p in CNN().parameters()) == 1_626_442
+    check(Setting("a", clients=2, cohort=2, samples=4, batch_size=2, size=32, channels=3, cnn=True), Stacked())
 
 
 def test_a_different_step_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,9 +107,11 @@ class Stack:
 
     def _tensors(self, theta_SD: Tensor) -> dict[str, Tensor]:
         """Return the tensors of all rows by name, shape (S, ...), without gaps as layers want them."""
+        # Views would have gaps between rows; for such weights of one channel torch's grouped convolution returns zero
+        # gradients.
         parts = theta_SD.split(self.layout.sizes, dim=1)
         return {
-            name: part.reshape(-1, *shape)
+            name: part.contiguous().view(-1, *shape)
             for (name, shape), part in zip(self.layout.shapes.items(), parts, strict=True)
         }
 

@@ -1,0 +1,25 @@
+"""The executors that benchmarks compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from hetfl.local import Auto, Executor, Sequential, Stacked, Workers
+
+
+def executors(workers: int, cohort: int) -> dict[str, Callable[[], Executor]]:
+    """Return the executors by name, those with processes first.
+
+    Args:
+        workers: number of processes.
+        cohort: clients of a round, all of one level: each process gets as many.
+    """
+    return {
+        f"Workers({workers})": partial(Workers, workers),
+        f"Workers({workers}, Stacked)": lambda: Workers(workers, Stacked(-(-cohort // workers))),
+        f"Workers({workers}, Stacked(1))": lambda: Workers(workers, Stacked(1)),
+        "Auto": partial(Auto, num_workers=workers),
+        "Sequential": Sequential,
+        "Stacked": Stacked,
+    }
