@@ -117,6 +117,24 @@ def test_frozen_parameters_stay() -> None:
     assert all(not vector[-frozen:].any() for vector, *_ in results(Stacked(), bench_of(problem), tasks_of([1], "a")))
 
 
+class Gapped(nn.Module):
+    """A gradient that is wrong for several clients at once, though what is computed is right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        return logits if logits.shape[-1] == 10 else logits.detach() + 0.5 * (logits - logits.detach())
+
+
+def test_gradients_are_compared_too() -> None:
+    problem = Problem(LocalTraining(optimizer=sgd()), lambda *, width=1.0: Gapped(), levels={"a": Level("a")})
+    stacks = compare(problem, tasks_of([0, 1, 2], "a"))
+    assert not isinstance(stacks["a"].net, FoldedNet)
+
+
 class Drawing(nn.Module):
     """Draws random numbers without saying so by a layer; or counts; or looks at its values."""
 

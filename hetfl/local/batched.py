@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 
 from hetfl.errors import ConfigurationError
 from hetfl.local.folding import FoldedNet
-from hetfl.submodel import state_of
+from hetfl.submodel import parameters_of, state_of
 
 BatchedNet = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 """Outputs (S, ..., N, K) of S clients' tensors, by name, each (S, ...), and inputs (S, N, ...)."""
@@ -45,8 +45,8 @@ def batched(build: Callable[[], nn.Module], inputs_N: Tensor, who: str) -> Batch
     """Return a net for several clients at once, by folding if that computes the same, else by ``torch.func``.
 
     A net's ``forward`` may do anything between its layers (join channels, look across them), so what it computes when
-    folded is compared in float64, client by client, on a few samples. ``torch.func`` must be able to batch every net:
-    it refuses those whose way depends on the values that they see, which a comparison could miss.
+    folded, gradients included, is compared in float64, client by client, on a few samples. ``torch.func`` must be able
+    to batch every net: it refuses those whose way depends on the values that they see, which a comparison could miss.
 
     Args:
         build: makes a client's net.
@@ -62,11 +62,14 @@ def batched(build: Callable[[], nn.Module], inputs_N: Tensor, who: str) -> Batch
         exact = net.cpu().double().train()
         tensors = _drawn(exact)
         inputs_SN = torch.stack([inputs_N, inputs_N.flip(0)]).cpu().double()
-        expected = torch.stack(
-            [_alone(exact, {name: t[s] for name, t in tensors.items()}, inputs_SN[s], who) for s in range(CLIENTS)]
-        )
+
+        def computed(net: BatchedNet) -> list[Tensor]:
+            return _computed(lambda given: net(given, inputs_SN), tensors, exact)
+
+        each = [_alone(exact, {n: t[s : s + 1] for n, t in tensors.items()}, inputs_SN[s], who) for s in range(CLIENTS)]
+        expected = [torch.cat(parts) for parts in zip(*each, strict=True)]
         try:
-            found = VmappedNet(exact)(tensors, inputs_SN)
+            found = computed(VmappedNet(exact))
         except Exception as error:  # whatever torch.func and the net's own code raise
             first = str(error).splitlines()[0]
             raise ConfigurationError(
@@ -77,7 +80,7 @@ def batched(build: Callable[[], nn.Module], inputs_N: Tensor, who: str) -> Batch
                 f"Expected a net that torch.func.vmap computes alike for executor Stacked but got {who}"
             )
         try:
-            folds = _same(FoldedNet(exact)(tensors, inputs_SN), expected)
+            folds = _same(computed(FoldedNet(exact)), expected)
         except Exception:  # whatever the net's own code raises at shapes that it does not expect
             folds = False
     return FoldedNet(build()) if folds else VmappedNet(build())
@@ -99,11 +102,11 @@ def refuse(net: nn.Module, who: str) -> None:
 
 @contextmanager
 def _exactly() -> Iterator[None]:
-    """Compute in float64, whatever the trainer's precision, and record nothing."""
+    """Compute in float64, whatever the trainer's precision."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.set_default_dtype(default)
@@ -124,15 +127,33 @@ def _drawn(net: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _alone(net: nn.Module, tensors: Mapping[str, Tensor], inputs_N: Tensor, who: str) -> Tensor:
-    """Return a single client's outputs; see that nothing else happens on the way."""
-    given = {**dict(net.named_buffers()), **tensors}
-    given = {name: tensor.clone() for name, tensor in given.items()}
+def _computed(
+    call: Callable[[dict[str, Tensor]], Tensor], tensors: Mapping[str, Tensor], net: nn.Module
+) -> list[Tensor]:
+    """Return outputs (S, ...), and the gradients of a weighted sum of them by every trained parameter."""
+    trained = parameters_of(net).keys()
+    given = {name: tensor.detach().clone().requires_grad_(name in trained) for name, tensor in tensors.items()}
+    outputs_SN = call(given)
+    weights_N = torch.randn(outputs_SN.shape[1:], generator=torch.Generator().manual_seed(0))
+    leaves = [given[name] for name in trained]
+    grads = torch.autograd.grad((outputs_SN * weights_N).sum(), leaves, allow_unused=True, materialize_grads=True)
+    return [outputs_SN.detach(), *grads]
+
+
+def _alone(net: nn.Module, tensors: Mapping[str, Tensor], inputs_N: Tensor, who: str) -> list[Tensor]:
+    """Return what :func:`_computed` does for a single client; see that nothing else happens on the way."""
+    used = {name: buffer.clone() for name, buffer in net.named_buffers()}
+
+    def call(given: dict[str, Tensor]) -> Tensor:
+        used.update({name: tensor[0] for name, tensor in given.items()})
+        outputs: Tensor = functional_call(net, used, (inputs_N,))
+        return outputs.unsqueeze(0)
+
     state = torch.get_rng_state()
-    outputs: Tensor = functional_call(net, given, (inputs_N,))
+    found = _computed(call, tensors, net)
     for name, buffer in net.named_buffers():
-        before = tensors.get(name, buffer)
-        if not torch.equal(given[name].nan_to_num(), before.nan_to_num()):
+        before = tensors[name][0] if name in tensors else buffer
+        if not torch.equal(used[name].nan_to_num(), before.nan_to_num()):
             raise ConfigurationError(
                 f"Expected a net whose training changes no buffer for executor Stacked but got {name!r} in {who}: "
                 "use Sequential or Workers"
@@ -141,8 +162,12 @@ def _alone(net: nn.Module, tensors: Mapping[str, Tensor], inputs_N: Tensor, who:
         raise ConfigurationError(
             f"Expected a net that draws no random numbers for executor Stacked but got {who}: use Sequential or Workers"
         )
-    return outputs
+    return found
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-8, atol=1e-10)
+def _same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Return whether tensors agree to rounding, which is relative to a tensor's largest entry."""
+    return all(
+        one.shape == two.shape and bool((one - two).abs().max() <= 1e-10 + 1e-8 * two.abs().max())
+        for one, two in zip(found, expected, strict=True)
+    )
