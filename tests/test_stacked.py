@@ -124,6 +124,13 @@ def test_other_jobs_are_done_one_after_the_other() -> None:
     assert all(torch.equal(one[0], two[0]) for one, two in zip(expected, found, strict=True))
 
 
+def test_every_result_has_memory_of_its_own() -> None:
+    executor = Stacked()
+    executor.setup(bench_of(Problem(LocalTraining(optimizer=sgd()))))
+    for result in executor.run(train, tasks_of([0, 1, 2])):
+        assert result.vector.untyped_storage().nbytes() == result.vector.numel() * result.vector.element_size()
+
+
 def test_results_come_in_order_and_a_group_is_computed_when_it_is_due() -> None:
     done: list[int] = []
 

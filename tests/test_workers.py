@@ -87,6 +87,18 @@ def dies(bench: Bench, task: LocalTask) -> object:
 MESSAGES = [(fails, "no luck with client"), (dies, r"client 1 at level a .* died \(exit code -9\), the second one")]
 
 
+def test_failures_use_up_nothing() -> None:
+    workers = Workers(1)
+    workers.setup(bench_of(Problem(LocalTraining())))
+    try:
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="no luck"):
+                list(workers.run(fails, TASKS[:1]))  # type: ignore[arg-type]
+        assert len(list(workers.run(train, TASKS))) == len(TASKS)
+    finally:
+        workers.close()
+
+
 @pytest.mark.filterwarnings("ignore:Expected a result")
 @pytest.mark.parametrize(("job", "message"), MESSAGES)
 def test_a_failing_worker_is_reported_and_the_next_run_works(job: Callable[..., object], message: str) -> None:

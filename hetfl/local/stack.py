@@ -60,10 +60,13 @@ class Stack:
             for i in members:
                 passes[i] += targets_SN.shape[1]
                 heads[i] = next(streams[i], None)
-        delta_SD, totals = self.theta_SD - self.anchor_D, self.totals_S.tolist()
+        totals = self.totals_S.tolist()
+        # A vector of its own for each: who keeps one would keep a view's whole matrix.
         return [
-            LocalResult(task, row_D, total / done, len(self.bench.data.client_data(task.client).targets), done)
-            for task, row_D, total, done in zip(tasks, delta_SD, totals, passes, strict=True)
+            LocalResult(
+                task, row_D - self.anchor_D, total / done, len(self.bench.data.client_data(task.client).targets), done
+            )
+            for task, row_D, total, done in zip(tasks, self.theta_SD, totals, passes, strict=True)
         ]
 
     @torch.no_grad()

@@ -149,10 +149,10 @@ class Workers(Executor):
                 self._give(worker, state)
             else:
                 number, slot = worker.given.popleft()
+                worker.free.append(slot)
                 if isinstance(answer, str):
                     raise RuntimeError(f"Expected a result for {state.who(number)} but its worker failed:\n{answer}")
                 state.take(number, answer, worker.slots[slot])
-                worker.free.append(slot)
             self._give(worker, state)
 
     def _replaced(self, dead: _Worker, state: _Run) -> _Worker:
