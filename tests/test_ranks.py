@@ -24,7 +24,7 @@ from hetfl.compression import ErrorFeedback, GammaFedHT, RandomK, TopK
 from hetfl.compression.staleness import Decay
 from hetfl.federation.collective import Ranks, pack, unpack
 from hetfl.federation.ranks import RankClients, Shared
-from hetfl.local import FedDyn, LocalTask, LocalTraining, Sequential, Workers
+from hetfl.local import Auto, FedDyn, LocalTask, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
 from hetfl.selection import PowerOfChoice
 from hetfl.store import DiskStore
@@ -156,3 +156,8 @@ class Failing(Sequential):
 def test_a_rank_that_fails_ends_all(fit: Fit) -> None:
     with pytest.raises(Exception, match="no such sensor"):
         fit(small_module(executor=Failing(5)), rounds=20, strategy="ddp_fork", devices=2)
+
+
+def test_ranks_do_not_choose_executors_by_themselves(fit: Fit) -> None:
+    with pytest.raises(Exception, match="an executor by name for several devices but got Auto"):
+        fit(small_module(executor=Auto()), rounds=1, strategy="ddp_fork", devices=2)

@@ -38,7 +38,7 @@ from hetfl.federation.ranks import RankClients
 from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.federation.training import TrainingModule
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
-from hetfl.local import Executor, LocalTraining, Sequential
+from hetfl.local import Auto, Executor, LocalTraining, Sequential
 from hetfl.local.training import check_optimizers
 from hetfl.metrics_file import COLUMNS
 from hetfl.run_folder import RunFolder
@@ -206,7 +206,7 @@ class FederatedModule(TrainingModule):
         """Share clients of this process with the other processes of a distributed trainer, if it is one.
 
         Raises:
-            ConfigurationError: the trainer's processes do not all have the whole model.
+            ConfigurationError: the trainer's processes do not all have the whole model, or would not train alike.
         """
         if self.trainer.world_size == 1:
             if isinstance(self.clients, RankClients):
@@ -216,6 +216,10 @@ class FederatedModule(TrainingModule):
             raise ConfigurationError(
                 f"Expected strategy ddp, and clients of the trainer's own, for {self.trainer.world_size} devices but "
                 f"got {type(self.trainer.strategy).__name__} and {type(self.clients).__name__}"
+            )
+        if isinstance(self.executor, Auto):
+            raise ConfigurationError(
+                "Expected an executor by name for several devices but got Auto, which every rank would choose by itself"
             )
         # Every rank logs the same numbers, as each of them does the server's part.
         warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(.*sync_dist=True")

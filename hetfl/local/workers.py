@@ -45,8 +45,7 @@ class _Run:
         self.done: dict[int, LocalResult] = {}
         self.repeated: set[int] = set()
         # Largest first, so that no long group is left for the end; the order of the results does not change by it.
-        sizes = [len(bench.data.client_data(task.client).targets) * bench.size(task.level) for task in tasks]
-        costs = [sum(sizes[i] for i in group) for group in groups]
+        costs = [sum(bench.cost(tasks[i]) for i in group) for group in groups]
         self.waiting = deque(sorted(range(len(groups)), key=lambda number: (-costs[number], number)))
 
     def message(self, number: int) -> tuple[Job, list[LocalTask]]:
