@@ -29,6 +29,10 @@ WRONG = {
     "precision": (["--trainer.precision=16-mixed"], "16-mixed"),
     "net without the axis": (["--model.net=torch.nn.Flatten"], "'width'"),
     "threshold and density": (["--model.uplink.compressor.threshold=0.1"], "threshold"),
+    "nothing for a number of a group": (
+        ["--model.local.batch_size=null"],
+        "Expected model.local.batch_size of type int but got null",
+    ),
     "nothing for a truth value": (["-c", "nothing.yaml"], "Expected model.uplink.enabled of type bool but got null"),
     "null for a number": (
         ["--model.uplink.staleness=hetfl.compression.Decay", "--model.uplink.staleness.rate=null"],

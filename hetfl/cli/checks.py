@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import Namespace
 
@@ -66,7 +67,7 @@ def check_settings(verb: str, config: Namespace) -> None:
         check_root(folder.init_args)
 
 
-def check_nulls(where: str, given: Any) -> None:
+def check_nulls(where: str, given: Any, kind: Any = None) -> None:
     """Refuse null for an argument of a class that has to be a number, a truth value or a text.
 
     jsonargparse passes it on: ``enabled:`` with nothing behind it would be false.
@@ -74,26 +75,37 @@ def check_nulls(where: str, given: Any) -> None:
     Args:
         where: the key of the value.
         given: a value, that of a class with all below it; others are passed over.
+        kind: the class, where the value does not name it.
 
     Raises:
         ConfigurationError: names the key and the type.
     """
-    arguments = given.get("init_args") if isinstance(given, Namespace) and "class_path" in given else None
-    if not isinstance(arguments, Namespace):
+    if not isinstance(given, Namespace):
         return
-    kinds = _never_null(resolve_name(given.class_path))
+    named = "class_path" in given
+    made, arguments = (resolve_name(given.class_path), given.get("init_args")) if named else (kind, given)
+    if made is None or not isinstance(arguments, Namespace):
+        return
+    hints = _hints(made)
+    never_null = _never_null(made, hints)
     for name, value in vars(arguments).items():
-        if value is None and name in kinds:
-            raise ConfigurationError(f"Expected {where}.{name} of type {kinds[name]} but got null")
-        check_nulls(f"{where}.{name}", value)
+        if value is None and name in never_null:
+            raise ConfigurationError(f"Expected {where}.{name} of type {never_null[name]} but got null")
+        hint = hints.get(name)
+        groups = [each for each in (hint, *get_args(hint)) if is_dataclass(each)]
+        check_nulls(f"{where}.{name}", value, groups[0] if groups else None)
 
 
-def _never_null(made: Any) -> dict[str, str]:
-    """Return the arguments of a class or function that are plain values and not null by default, with their types."""
+def _hints(made: Any) -> dict[str, Any]:
+    """Return the types of the arguments of a class or function; none if a name is for type checkers only."""
     try:
-        hints = get_type_hints(made.__init__ if isinstance(made, type) else made)  # type: ignore[misc]
-    except (NameError, TypeError):  # a name that only type checkers import, in a class that is not ours
+        return get_type_hints(made.__init__ if isinstance(made, type) else made)  # type: ignore[misc]
+    except (NameError, TypeError):
         return {}
+
+
+def _never_null(made: Any, hints: Mapping[str, Any]) -> dict[str, str]:
+    """Return the arguments of a class or function that are plain values and not null by default, with their types."""
     return {
         name: inspect.formatannotation(hints[name])
         for name, parameter in inspect.signature(made).parameters.items()
