@@ -112,7 +112,7 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
 
 
 def left_behind(port: int) -> list[str]:
-    lines = subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(["ps", "-ewwo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
     return [line for line in lines.splitlines() if re.search(rf"(:|port ){port}\b", line) and " Z" not in line[:16]]
 
 
@@ -235,7 +235,7 @@ def test_ctrl_c_ends_a_run_at_its_rounds_end_and_leaves_nothing(tmp_path: Path) 
 
 
 def left_behind_lines(name: str) -> list[str]:
-    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in lines.splitlines() if name in line]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from hetfl.compression import ErrorFeedback, Message
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.fleet import Fleet
+from hetfl.fleet.numbers import IntArray
 from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining
 from hetfl.local.executor import Job
 from hetfl.local.jobs import train
@@ -152,6 +153,10 @@ class Clients(ABC):
     @abstractmethod
     def take(self, upload: Upload, update: Update) -> None:
         """Let a client know that the server took its update, as decoded."""
+
+    def there(self, clients: IntArray) -> IntArray:
+        """Return those of some clients that can be asked now; by default all."""
+        return clients
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the server keeps of its clients, in plain types. By default nothing."""

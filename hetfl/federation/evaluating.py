@@ -74,7 +74,7 @@ class EvaluatingModule(ClusteringModule):
         if self.statistics.belong_to(self.weights_mark):
             return
         largest_first = sorted(self.levels, key=lambda level: -self.levels.sizes[level])
-        clients = self.ledger.wait(self.last_round)
+        clients = self.clients.there(self.ledger.wait(self.last_round))
         self.clustering.settle(self.last_round, clients.tolist(), self.probe_of(clients, self.last_round))
         self.save_clusters()
         # One order for all levels, so that mostly the same clients are asked and need the model once.

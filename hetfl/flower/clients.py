@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -18,6 +19,7 @@ from hetfl.clustering import OneCluster
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.federation.clients import Clients, Lost, Upload
+from hetfl.fleet.numbers import IntArray
 from hetfl.flower.messages import JobName, Order, Report, Request
 from hetfl.flower.nodes import Failure, Nodes
 from hetfl.flower.packing import pack
@@ -110,6 +112,12 @@ class FlowerClients(Clients):
             else:
                 yield result
 
+    def there(self, clients: IntArray) -> IntArray:
+        """Return those of some clients that have a node; all of them where none has: an answer tells what is wrong."""
+        self._meet()
+        served = [client for client in clients.tolist() if self._nodes.serving(client) is not None]
+        return np.array(served, dtype=clients.dtype) if served else clients
+
     def take(self, upload: Upload, update: Update) -> None:  # noqa: D102
         task = upload.task
         report = self._reports.pop(task.client)
@@ -134,13 +142,17 @@ class FlowerClients(Clients):
     def checkpointed(self) -> None:  # noqa: D102
         self._book.checkpointed()
 
-    def _ask(self, job: JobName, tasks: Sequence[LocalTask], samples: int | None = None) -> list[Report | Failure]:
-        """Return what came of each task."""
+    def _meet(self) -> None:
+        """Look which nodes are there; the first time, wait for them."""
         if not self._met:
             everyone = frozenset(range(self._module.data.num_clients))
             self._nodes.gather(shared_settings(self._module), everyone, self._patience.start)
             self._met = True
         self._nodes.refresh()
+
+    def _ask(self, job: JobName, tasks: Sequence[LocalTask], samples: int | None = None) -> list[Report | Failure]:
+        """Return what came of each task."""
+        self._meet()
         of_node: defaultdict[int, list[int]] = defaultdict(list)
         for number, task in enumerate(tasks):
             if (node := self._nodes.serving(task.client)) is not None:
