@@ -119,6 +119,26 @@ def test_a_node_with_other_settings_cannot_take_part(fit: Fit, tmp_path: Path) -
         fit(module, rounds=1, limit_val_batches=0)
 
 
+def test_a_node_that_was_refused_may_come_back_mended(fit: Fit, tmp_path: Path) -> None:
+    """The same node, started anew with the right settings; meanwhile it is told of once."""
+    post, clock = hands(tmp_path), Clock()
+    mended = post.nodes[SILENT]
+    post.nodes[SILENT] = make_node(SPLIT[SILENT], tmp_path, lambda: make(uplink=ErrorFeedback(TopK(0.3))))
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        if clock.now > 25:
+            post.nodes[SILENT] = mended
+
+    module = make()
+    module.clients = FlowerClients(module, Nodes(post, clock, sleep), Patience())
+    with pytest.warns(UserWarning, match="Node 12 .* cannot take part") as said:
+        fit(module, rounds=1, limit_val_batches=0)
+    assert sum("cannot take part" in str(each.message) for each in said) == 1
+    assert 25 < clock.now < 40
+    assert rounds_asked(post, SILENT) == [0]
+
+
 def test_a_node_that_comes_later_takes_over(fit: Fit, tmp_path: Path) -> None:
     """A node dies; its clients come back as another node, with their states."""
     post = hands(tmp_path)

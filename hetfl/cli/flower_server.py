@@ -29,6 +29,8 @@ from hetfl.files import write_whole
 
 START_SECONDS = 60.0
 CONNECTION = "hetfl"
+KNOWN_KEY = "key already in use"
+"""What Flower says of a node's key that it knows from a run before, where its files are kept."""
 
 APP = """\
 [project]
@@ -120,8 +122,8 @@ def _flwr(args: Sequence[str], env: dict[str, str]) -> None:
         ConfigurationError: it failed.
     """
     done = subprocess.run(["flwr", *args], env=env, capture_output=True, text=True, start_new_session=True, check=False)
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
+    said = " ".join((done.stderr + done.stdout).split())
+    if done.returncode and KNOWN_KEY not in said:
         raise ConfigurationError(f"Expected flwr {args[0]} to succeed but got: {said[-500:]}")
 
 
@@ -136,6 +138,8 @@ def _follow(home: Path, link: Child, received: Sequence[int]) -> int:
             if link.process.poll() is not None:
                 raise ConfigurationError(f"Expected flower-superlink to go on but it ended: {link.last_words()}")
             if pid.is_file() and not _lives(int(pid.read_text())) and not status.is_file():
+                if received:
+                    return 128 + received[0]
                 raise ConfigurationError(f"Expected the run to go on but its process was killed ({link.log})")
             for number in received[passed:]:
                 if not pid.is_file() or passed > 1:

@@ -19,6 +19,10 @@ HELLO_SECONDS = 600.0
 """How long a node has to say who it is."""
 
 
+AGAIN_SECONDS = 10.0
+"""After which a node that could not take part is asked again: it may have been started anew."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Nothing came, or nothing that can be used.
@@ -67,7 +71,7 @@ class Nodes:
         self._serves: dict[int, frozenset[int]] = {}
         self._greeted: dict[int, tuple[str, str]] = {}  # node: id and nonce of the question who it is
         self._overdue: dict[int, str] = {}  # node: id of a message that it has not answered in time
-        self._refused: set[int] = set()
+        self._refused: dict[int, tuple[float, str]] = {}  # node: until when, and why
         self._settings: Mapping[str, str] = {}
 
     def serving(self, client: int) -> int | None:
@@ -105,13 +109,13 @@ class Nodes:
     def refresh(self) -> None:
         """Look who has come, who has gone, and who has answered at last."""
         online = set(self._post.online())
-        for known in (self._serves, self._greeted, self._overdue):
+        for known in (self._serves, self._greeted, self._overdue, self._refused):
             for node in [node for node in known if node not in online]:
                 del known[node]
         self._hear_overdue()
         self._hear_greeted()
-        new = [node for node in sorted(online) if node not in self._refused and node not in self._serves]
-        self._greet([node for node in new if node not in self._greeted])
+        busy = {node for node, (until, _) in self._refused.items() if self._clock() < until}
+        self._greet([node for node in sorted(online) if node not in busy | self._serves.keys() | self._greeted.keys()])
 
     def _hear_overdue(self) -> None:
         late = {id: node for node, id in self._overdue.items()}
@@ -138,17 +142,20 @@ class Nodes:
             node = of_id[id]
             _, nonce = self._greeted.pop(node)
             answer = _read(came, nonce, ())
-            if isinstance(answer, Failure) and not answer.refused:
-                continue  # it is greeted again
             trouble = answer.reason if isinstance(answer, Failure) else answer.trouble
             clients: frozenset[int] = frozenset() if isinstance(answer, Failure) else frozenset(answer.clients)
-            if trouble:
+            if not trouble:
+                self._admit(node, clients)
+                continue
+            if trouble != self._refused.get(node, (0.0, ""))[1]:  # said once, although it is asked again
                 rank_zero_warn(f"Node {node} of clients {sorted(clients)} cannot take part: {trouble}")
-                self._refused.add(node)
-            else:
-                if twice := clients.intersection(frozenset().union(*self._present().values())):
-                    rank_zero_warn(f"Node {node} serves clients {sorted(twice)}, as another does: it stands by")
-                self._serves[node] = clients
+            self._refused[node] = (self._clock() + AGAIN_SECONDS, trouble)
+
+    def _admit(self, node: int, clients: frozenset[int]) -> None:
+        if twice := clients.intersection(frozenset().union(*self._present().values())):
+            rank_zero_warn(f"Node {node} serves clients {sorted(twice)}, as another does: it stands by")
+        self._serves[node] = clients
+        self._refused.pop(node, None)
 
     def ask(self, requests: Mapping[int, Request], deadline: float, wanted: int) -> dict[int, Answer | Failure]:
         """Ask nodes, and wait until enough clients have answered, or the deadline.
