@@ -9,6 +9,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+
+pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
+
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from lightning import Trainer

@@ -8,6 +8,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+
+pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
+
 import torch
 from lightning import Trainer
 from torch.optim import SGD, Adam
