@@ -123,7 +123,7 @@ def test_every_import_is_a_declared_dependency() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module is not None:
                 imported.add(node.module.partition(".")[0])
     needed = {name: distributions.get(name, []) for name in imported - sys.stdlib_module_names - {"hetfl"}}
-    declared = set(requirements("fast", "onnx"))
+    declared = set(requirements("fast", "flower", "onnx"))
     assert not {name for name, owners in needed.items() if not declared & set(map(canonicalize_name, owners))}
 
 
