@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -26,6 +27,7 @@ class HolderMean(Aggregator):
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._means: dict[str, Tensor] = {}
 
     def weight(self, report: Report) -> float:
         """Return the weight of a client in the mean: 1 for everyone."""
@@ -37,6 +39,7 @@ class HolderMean(Aggregator):
                 total.zero_()
         else:
             self._sums = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+            self._means = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
         # Most holders share an index entry (all clients of a level): their weights are added up per distinct entry,
         # and spread over the tensor once, at the end.
         self._weights: dict[str, dict[object, tuple[IndexEntry, float]]] = {name: {} for name in tensors}
@@ -55,21 +58,22 @@ class HolderMean(Aggregator):
     def compute(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the mean of every tensor, and the weight of the holders of each entry.
 
-        Both are valid until the next :meth:`reset`.
+        The means are valid until the next call.
         """
         holders = {}
         for name, total in self._sums.items():
-            entries = list(self._weights[name].values())
+            entries, mean = list(self._weights[name].values()), self._means[name]
             held = _spread(entries, total)
             holders[name] = held.expand_as(total)
-            divisor = held.masked_fill(held == 0, 1.0)
+            divisor = held.masked_fill(held == 0, math.inf)
             if total.dim() == 0:
-                total.div_(divisor)
+                torch.div(total, divisor, out=mean)
                 continue
             for rows in _uniform_rows([entry for entry, _ in entries], len(total)):
                 # A row of divisors for all of them, and no shorter than theirs: division at the speed of the memory.
-                total[rows].div_(divisor[rows][:1].expand(1, *total.shape[1:]).contiguous())
-        return dict(self._sums), holders
+                row = divisor[rows][:1].expand(1, *total.shape[1:]).contiguous()
+                torch.div(total[rows], row, out=mean[rows])
+        return dict(self._means), holders
 
 
 def _fit(sums: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:

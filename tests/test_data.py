@@ -201,7 +201,7 @@ def test_a_partitioner_that_gives_a_sample_twice_is_refused() -> None:
 
 
 def test_unassigned_samples_are_logged_and_in_the_summary(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO"), caplog.at_level("INFO", "lightning.pytorch"):  # the command line quietens it
         module = ready(Digits(num_clients=50, partitioner=LabelShards(2)))
     assert module.unassigned == 1293 - sum(module.sizes) > 0
     assert f"Digits: {module.unassigned} training samples belong to no client" in caplog.text
