@@ -35,8 +35,10 @@ class NewModel:
 
     Attributes:
         cluster: its number; at most the number of clusters, and then there is one more.
-        source: the cluster whose model, with the state of the server's optimizer, is copied; None: a new draw.
-        jitter: standard deviation of the normal noise on a copy, per tensor, relative to the tensor's root mean square.
+        source: the cluster whose model, with the state of the server's optimizer, is copied, its own included; None: a
+            new draw.
+        jitter: standard deviation of the normal noise on a copy's parameters, per tensor, relative to the tensor's root
+            mean square.
     """
 
     cluster: int

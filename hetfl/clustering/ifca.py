@@ -53,7 +53,8 @@ class IFCA(Clustering):
         shared: patterns of names of tensors that are one for all clusters, ``*`` for anything, such as ``blocks.*``:
             they are averaged over all clients (section 3.1, weight sharing).
         restarts: how often models are replaced because nobody chooses them.
-        jitter: standard deviation of the noise, per tensor, relative to its root mean square; null: new draws.
+        jitter: standard deviation of the noise on parameters, per tensor, relative to its root mean square; null: new
+            draws.
         ask_all: ask all clients within reach before an evaluation, not only those that never took part.
 
     Raises:

@@ -114,14 +114,16 @@ class ClusteringModule(HostingModule):
             assert source is not None
             targets = self.cluster_tensors[model.cluster]
             of_source = dict(source.state_dict(keep_vars=True))
+            own = {n: p for n, p in parameters_of(nets[model.cluster]).items() if n not in self.shared}
             with torch.no_grad():
                 for name, target in targets.items():
                     if name not in self.shared:
-                        target.copy_(_jittered(of_source[name].detach(), model.jitter, random))
-            own = {n: p for n, p in parameters_of(nets[model.cluster]).items() if n not in self.shared}
+                        # A buffer stays as it is: with noise a running variance could become negative.
+                        jitter = model.jitter if name in own else 0.0
+                        target.copy_(_jittered(of_source[name].detach(), jitter, random))
             if fresh:
                 add_group(optimizer, own.values())
-            for name, parameter in own.items():
+            for name, parameter in own.items() if model.source != model.cluster else ():
                 optimizer.state.pop(parameter, None)
                 if model.source is not None and of_source[name] in optimizer.state:
                     optimizer.state[parameter] = copy.deepcopy(optimizer.state[of_source[name]])
