@@ -19,8 +19,8 @@ from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.selection import Everyone, Uniform
-from tests.conftest import small_data
-from tests.test_cluster_runs import Fit, grouped, module, rows, splitting, values
+from tests.conftest import small_data, small_net
+from tests.test_cluster_runs import LONGER, Fit, grouped, module, rows, splitting, values
 
 Make = Callable[[Clustering | None], FederatedModule]
 
@@ -60,6 +60,23 @@ def test_it_is_evaluated_where_one_is_configured(five: Five) -> None:
     found = again.test(one, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
     assert found["test/accuracy"] == expected["test/accuracy"].item()
     assert same(tested, one)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_an_evaluation_asks_nobody_that_has_chosen(fit: Fit, tmp_path: Path, seed: int) -> None:
+    def make() -> FederatedModule:
+        # Without static norms there is nothing to gather, and no sign of whether that was done.
+        return module(IFCA(3), net=partial(small_net, norm="none"), selection=Uniform(2), local=LONGER, seed=seed)
+
+    path, data, tested, again = tmp_path / "two.ckpt", grouped(), make(), make()
+    trainer = fit(tested, data, rounds=6)
+    trainer.save_checkpoint(path)
+    trainer.test(tested, datamodule=data, verbose=False)
+    expected = dict(trainer.callback_metrics)
+    evaluation = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    found = evaluation.test(again, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
+    assert again.clustering.history == tested.clustering.history
+    assert found["test/accuracy"] == expected["test/accuracy"].item()
 
 
 def test_clusters_are_not_taken_over_to_other_clients(five: Five) -> None:

@@ -57,6 +57,20 @@ def test_the_least_loss_decides_ties_go_to_the_first_and_nan_loses() -> None:
     assert len(policy.history) == 3  # nothing changed
 
 
+def test_who_gives_no_answer_keeps_its_cluster_and_is_asked_again() -> None:
+    policy, silent = ready(IFCA(2), 3), [math.nan, math.nan]
+    policy.assign(0, [0, 1], Told({0: [2.0, 1.0], 1: silent}))
+    assert policy.assigned == [1, -1, -1]
+    policy.assign(1, [0, 1], Told({0: silent, 1: silent}))
+    assert policy.assigned == [1, -1, -1]
+    assert policy.end_round(1) == []
+    assert (policy.alone, policy.choices) == (0, 0)
+    later = Told({1: [0.5, 1.0], 2: [math.nan, 3.0]})
+    policy.settle(1, [0, 1, 2], later)
+    assert later.asked == [1, 2]
+    assert policy.assigned == [1, 0, 1]
+
+
 def test_strangers_are_asked_before_an_evaluation_and_everyone_only_on_request() -> None:
     losses = {client: [float(client % 2), 0.5] for client in range(4)}
     for ask_all, asked in ((False, [2, 3]), (True, [0, 1, 2, 3])):

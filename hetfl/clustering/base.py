@@ -23,6 +23,8 @@ class ClusterProbe(Protocol):
     def cluster_losses(self, clients: Sequence[int]) -> list[list[float]]:
         """Return per client the mean loss of every cluster's model, at the client's level, on its own training data.
 
+        Of a model that a client gave no answer on it is NaN.
+
         Args:
             clients: ids, each once.
         """

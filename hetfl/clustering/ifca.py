@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from hetfl.clustering.base import Clustering, ClusterProbe, NewModel
+from hetfl.clustering.base import UNKNOWN, Clustering, ClusterProbe, NewModel
 from hetfl.errors import ConfigurationError
 
 PATIENCE = 3
@@ -35,10 +35,10 @@ class IFCA(Clustering):
     model that nobody chose keeps its values, and the server's optimizer its state of it, bit for bit. What choosing
     costs is charged: k models down (what they share once), k forward passes, one number up.
 
-    A client keeps the cluster that it last chose. Those that never took part are asked, at the same price, before every
-    evaluation for which they are within reach, so that each client is evaluated by a model that was chosen for it;
-    with ``ask_all`` everyone within reach is, as in the paper, where all choose anew before they are tested (there by
-    their test data, here by their training data).
+    A client keeps the cluster that it last chose, also when it does not answer or no model of all has a finite loss.
+    Those that never took part are asked, at the same price, before every evaluation for which they are within reach, so
+    that each client is evaluated by a model that was chosen for it; with ``ask_all`` everyone within reach is, as in
+    the paper, where all choose anew before they are tested (there by their test data, here by their training data).
 
     One model can win everybody: a head start makes it the better one for clients of every kind, and only what is chosen
     is trained. When all clients of 3 rounds in a row, and at least 12, chose the same one, a warning says so, once.
@@ -104,9 +104,9 @@ class IFCA(Clustering):
         super().setup(num_clients, seed)
 
     def assign(self, round: int, cohort: Sequence[int], probe: ClusterProbe) -> None:  # noqa: D102
-        self._choose(round, cohort, probe)
-        self.met.update(cohort)
-        chosen = [self.assigned[client] for client in cohort]
+        answered = self._choose(round, cohort, probe)
+        self.met.update(answered)
+        chosen = [self.assigned[client] for client in answered]
         self._chosen = [chosen.count(cluster) for cluster in range(self.count)]
 
     def settle(self, round: int, clients: Sequence[int], probe: ClusterProbe) -> None:  # noqa: D102
@@ -114,12 +114,19 @@ class IFCA(Clustering):
         if asked:
             self._choose(round, asked, probe)
 
-    def _choose(self, round: int, clients: Sequence[int], probe: ClusterProbe) -> None:
+    def _choose(self, round: int, clients: Sequence[int], probe: ClusterProbe) -> list[int]:
+        """Put clients into the cluster that serves them best; return those that had a loss to choose by."""
+        answered = []
         for client, losses in zip(clients, probe.cluster_losses(clients), strict=True):
             known = [math.inf if math.isnan(loss) else loss for loss in losses]
-            self.put(round, client, known.index(min(known)))
+            if min(known) < math.inf:
+                self.put(round, client, known.index(min(known)))
+                answered.append(client)
+        return answered
 
     def end_round(self, round: int) -> list[NewModel]:  # noqa: D102
+        if not any(self._chosen):  # nobody answered: that tells nothing
+            return []
         winner = max(range(self.count), key=self._chosen.__getitem__)
         empty = [cluster for cluster in range(self.count) if cluster != winner]
         same = not any(self._chosen[cluster] for cluster in empty)
@@ -147,10 +154,15 @@ class IFCA(Clustering):
         """Return the base's columns, and in how many clusters nobody of the cohort was."""
         return {**super().columns(), "cluster/empty": float(self._chosen.count(0))}
 
+    def load_assignments(self, state: Mapping[str, Any]) -> None:
+        """Take back who is in which cluster, and who chose it: in an evaluation too they are not asked again."""
+        super().load_assignments(state)
+        placed = [client for client, own in enumerate(self.assigned) if own != UNKNOWN]  # by whatever policy
+        self.met = set(state["own"].get("met", placed))
+
     def own_state(self) -> dict[str, Any]:  # noqa: D102
         return {"met": sorted(self.met), **{name: getattr(self, name) for name in COUNTERS}}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        self.met = set(state["met"])
         for name in COUNTERS:
             setattr(self, name, state[name])

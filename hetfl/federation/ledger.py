@@ -27,7 +27,7 @@ class Costs:
         waited: simulated seconds in which nobody was within reach.
         refused: updates that the server did not take.
         dropped: updates that came too late, or would have.
-        failed: clients that failed while they trained.
+        failed: clients that failed while they trained, or did not answer what had to be known before.
     """
 
     up_bytes: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,8 +19,7 @@ class RoundProbe:
     """Asks clients for the loss of the present global model; see :class:`hetfl.selection.Probe`.
 
     A client is sent its sub-model, passes its data through it once, and answers with one number. Whoever is then
-    selected has the model already. Answers are kept: asking twice costs once. A client that does not answer counts with
-    a loss of 0, so that nobody is keen on it.
+    selected has the model already. Answers are kept: asking twice costs once.
 
     If there are several global models, a client's is that of its cluster, unless it is asked for the losses of all.
 
@@ -57,6 +57,8 @@ class RoundProbe:
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
         """Return the mean loss of the present global model, at each client's level, on its own training data.
 
+        A client that does not answer counts with a loss of 0, so that no policy is keen on it.
+
         Args:
             clients: ids, each once.
             samples: of each client's data, drawn at random; None: all of it.
@@ -68,6 +70,8 @@ class RoundProbe:
     def cluster_losses(self, clients: Sequence[int]) -> list[list[float]]:
         """Return per client the mean loss of every cluster's model, at the client's level, on its own training data.
 
+        Of a model that a client gave no answer on it is NaN.
+
         Args:
             clients: ids, each once.
         """
@@ -75,7 +79,8 @@ class RoundProbe:
         # Cluster by cluster: the resident net then changes its model k times, not once a client.
         self._ask([replace(task, cluster=cluster) for cluster in range(self.clusters) for task in tasks], None)
         return [
-            [self.answers.get((client, cluster, None), 0.0) for cluster in range(self.clusters)] for client in clients
+            [self.answers.get((client, cluster, None), math.nan) for cluster in range(self.clusters)]
+            for client in clients
         ]
 
     def _ask(self, tasks: Sequence[LocalTask], samples: int | None) -> None:

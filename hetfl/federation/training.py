@@ -148,6 +148,9 @@ class TrainingModule(EvaluatingModule):
 
         What it would have computed for nothing is not computed here either.
         """
+        if self.aggregator.asks_losses and probe.initial_loss(task) is None:  # its update could not be weighted
+            self.ledger.lose(task.client, task.round, Work(0, 0.0))
+            return False
         share = self.fleet.fails(task.client, task.round)
         if share is None and self.deadline is None:
             return True

@@ -1,0 +1,62 @@
+"""Clients that are asked for losses and do not answer, as happens where they are on other machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from hetfl import FederatedModule
+from hetfl.aggregators import HolderMean, QFedAvg
+from hetfl.clustering import IFCA
+from hetfl.federation.clients import Lost, OwnClients, Upload
+from hetfl.local import LocalResult, LocalTask
+from hetfl.local.executor import Job
+from hetfl.selection import PowerOfChoice
+from tests.test_cluster_runs import Fit, grouped, module, rows
+
+
+class Silent(OwnClients):
+    """Client 3 never answers; client 5 says nothing on the second model."""
+
+    def __init__(self, module: FederatedModule) -> None:
+        super().__init__(module)
+        self.trained: list[list[tuple[int, int]]] = []
+
+    def run(self, job: Job, tasks: Sequence[LocalTask]) -> Iterator[LocalResult]:
+        for result in super().run(job, tasks):
+            if result.task.client != 3 and (result.task.client, result.task.cluster) != (5, 1):
+                yield result
+
+    def train(self, tasks: Sequence[LocalTask]) -> Iterator[Upload | Lost]:
+        self.trained.append([(task.client, task.cluster) for task in tasks])
+        return super().train(tasks)
+
+
+def silenced(module: FederatedModule) -> Silent:
+    module.clients = clients = Silent(module)
+    return clients
+
+
+def test_no_answer_is_no_reason_to_take_a_model(fit: Fit) -> None:
+    tested = module(IFCA(2))
+    clients = silenced(tested)
+    tested.clustering.setup(8, 0)
+    tested.clustering.put(0, 3, 1)
+    fit(tested, grouped(), rounds=2, limit_val_batches=0)
+    for trained in clients.trained:
+        assert dict(trained)[3] == 1
+        assert dict(trained)[5] == 0
+
+
+def test_q_fedavg_does_without_an_update_that_it_cannot_weight(fit: Fit) -> None:
+    tested = module(None, aggregator=QFedAvg(1.0))
+    clients = silenced(tested)
+    table = rows(fit(tested, grouped(), rounds=2, limit_val_batches=0))
+    assert [sorted(k for k, _ in trained) for trained in clients.trained] == [[0, 1, 2, 4, 5, 6, 7]] * 2
+    assert table["sim/failed"].tolist() == [1.0, 1.0]
+
+
+def test_power_of_choice_is_not_keen_on_who_does_not_answer(fit: Fit) -> None:
+    tested = module(None, selection=PowerOfChoice(8, 7), aggregator=HolderMean())
+    clients = silenced(tested)
+    fit(tested, grouped(), rounds=1, limit_val_batches=0)
+    assert sorted(k for k, _ in clients.trained[0]) == [0, 1, 2, 4, 5, 6, 7]
