@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from hetfl.analysis.clusters import Split, assignments, load_clusters, splits_of
+from hetfl.analysis.clusters import Split, assignments, has_splits, load_clusters, splits_of
 from hetfl.analysis.figures import Colour, new_figure, plain
 from hetfl.analysis.plots import FONT_POINTS, GREY, save_figure
 from hetfl.errors import ConfigurationError
@@ -147,7 +147,7 @@ def plot_clusters(folder: str | Path) -> list[Path]:
     target = folder / "plots"
     target.mkdir(exist_ok=True)
     files = save_figure(plot_assignments(table, rounds), target, "clusters")
-    if splits_of(table):
+    if has_splits(folder) and splits_of(table):
         files += save_figure(plot_cluster_tree(table, rounds), target, "cluster_tree")
     return files
 

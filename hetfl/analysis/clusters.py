@@ -62,8 +62,16 @@ def assignments(table: pd.DataFrame, rounds: int) -> NDArray[np.int64]:
     return found
 
 
+def has_splits(folder: str | Path) -> bool:
+    """Return whether clusters of a run come about by splits alone: it has ``cluster_tree.csv``, as of ClusteredFL."""
+    return (Path(folder) / "cluster_tree.csv").is_file()
+
+
 def splits_of(table: pd.DataFrame) -> list[Split]:
-    """Return the splits that a table tells of; none if clients changed clusters in another way."""
+    """Return the splits that a table tells of; none if clients changed clusters in another way.
+
+    Clients that choose can move as if a cluster was split: ask :func:`has_splits` first.
+    """
     present: dict[int, int] = {}
     splits: dict[int, Split] = {}
     for round, client, cluster in table[COLUMNS].itertuples(index=False):

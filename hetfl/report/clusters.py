@@ -21,7 +21,7 @@ from hetfl.analysis.cluster_plots import (
     draw_tree,
     tree_height,
 )
-from hetfl.analysis.clusters import Split, assignments, splits_of
+from hetfl.analysis.clusters import Split, assignments, has_splits, splits_of
 from hetfl.analysis.plots import FONT_POINTS, GREY
 from hetfl.report.checks import rounds_done
 from hetfl.report.document import Cell, Table
@@ -65,7 +65,7 @@ class ClusteredRun:
     @cached_property
     def splits(self) -> list[Split]:
         """How clusters split, if they did."""
-        return splits_of(self.table)
+        return splits_of(self.table) if has_splits(self.run.folder) else []
 
     @cached_property
     def count(self) -> int:
