@@ -125,7 +125,7 @@ def test_dirichlet_stops_feeding_clients_that_are_full() -> None:
     assert (counts_NK[before_NK >= 20] == 0).all()
 
 
-@pytest.mark.parametrize("beta", [1e-3, 0.5, 3.0, 1e6])
+@pytest.mark.parametrize("beta", [5e-324, 1e-310, 1e-3, 0.5, 3.0, 1e6])
 def test_dirichlet_vectors_have_the_moments_of_the_distribution(beta: float) -> None:
     rng = np.random.default_rng(0)
     draws = np.stack([dirichlet(beta, 4, rng) for _ in range(20000)])

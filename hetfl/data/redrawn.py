@@ -12,6 +12,9 @@ from torch import Tensor
 from hetfl.data.partition import Partitioner, positions_by_owner
 from hetfl.errors import ConfigurationError
 
+SMALLEST = 1e-300
+"""Already here one client gets it all in every draw; much below, logarithms of Gamma variates overflow."""
+
 
 class Redrawn(Partitioner):
     r"""A partitioner whose proportions are :math:`\mathrm{Dir}(\beta \mathbf 1)` vectors over the clients.
@@ -79,6 +82,7 @@ def dirichlet(beta: float, size: int, rng: np.random.Generator) -> NDArray[np.fl
     The usual quotient of Gamma(β) variates is 0/0 for small β, where all of them underflow. Their logarithms don't:
     Gamma(β) = Gamma(β+1) U^{1/β} (Marsaglia, Tsang, 2000).
     """
+    beta = max(beta, SMALLEST)
     logs = np.log(rng.standard_gamma(beta + 1, size)) + np.log1p(-rng.random(size)) / beta
     weights = np.exp(logs - logs.max())
     proportions: NDArray[np.float64] = weights / weights.sum()
