@@ -239,6 +239,7 @@ def test_a_preset_shares_its_kinds_out_as_it_says() -> None:
         (lambda: SameDevice(period=0), "period"),
         (lambda: SameDevice(variation=math.nan), "variation"),
         (lambda: Preset("phones", link_variation=-0.1), r"link_variation in \[0, 3\]"),
+        (lambda: Preset("phone"), r"a preset among \['phones', 'edge_boxes', 'mixed'\] but got 'phone'"),  # type: ignore[arg-type]
         (lambda: Between(3, 2), "low 3 and high 2"),
         (lambda: LogUniform(0, 2), "low 0 and high 2"),
         (lambda: LogNormal(1, 0.5), "spread"),

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from hetfl.errors import ConfigurationError
 from hetfl.fleet.base import DAY, Fleet
 from hetfl.fleet.device import Device
 from hetfl.fleet.devices import Devices
@@ -55,6 +56,9 @@ class Preset(Fleet):
         period: see :class:`Fleet`, as the argument that follows.
         variation: how much throughput varies from round to round.
         link_variation: how much both links do.
+
+    Raises:
+        ConfigurationError: there is no such preset.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class Preset(Fleet):
         link_variation: float = 0.0,
     ) -> None:
         super().__init__(period, variation, link_variation)
+        if name not in PRESETS:
+            raise ConfigurationError(f"Expected a preset among {list(PRESETS)} but got {name!r}")
         self.name, self.reliable = name, reliable
 
     def draw(self, num_clients: int, seed: int) -> Devices:  # noqa: D102
