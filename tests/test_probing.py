@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from torch.nn import functional as F
 from hetfl import FedAvg, FederatedModule, HeteroFL
 from hetfl.aggregators import QFedAvg
 from hetfl.data import IID, FederatedDataModule, LabelShards
-from hetfl.local import Sequential, Workers, jobs
+from hetfl.local import LocalTask, LocalTraining, Sequential, Workers, jobs
+from hetfl.models import ConvNet
 from hetfl.seeding import generator
 from hetfl.selection import Everyone, LossTimesSize, PowerOfChoice, Probe, Selection, SizeWeighted, Uniform
 from hetfl.wire import dense_size
-from tests.conftest import small_data, small_module, small_net
+from tests.conftest import small_data, small_levels, small_module, small_net
+from tests.local_cases import Problem, bench_of
 
 Fit = Callable[..., Trainer]
 BATCH = 6
@@ -110,6 +113,18 @@ def test_the_model_is_that_of_the_round_in_training_mode(fit: Fit) -> None:
             parameter.data = weights[name][tuple(slice(0, size) for size in parameter.shape)]
         loss = F.cross_entropy(net(data.transform.eval(own.inputs)), own.targets).item()
         assert asking.whole[0][client] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_last_sample_alone_is_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch norm refuses a single value for a channel, which is what deep nets make of one small image."""
+    monkeypatch.setattr(jobs, "LOSS_BATCH", 7)
+    deep = partial(ConvNet, hidden=(4, 4, 4, 4), norm="batch")
+    problem = Problem(LocalTraining(), net=deep, levels=small_levels(1.0), dtype=torch.float32)
+    bench = bench_of(problem, sizes=(8,))
+    found = jobs.losses(bench, LocalTask(0, "a", 0, 0, 0.1), None)
+    own = bench.data.client_data(0)
+    expected = F.cross_entropy(problem.net.train()(own.inputs), own.targets)
+    assert found.loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 def forward(level: str) -> int:

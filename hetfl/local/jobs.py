@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hetfl.local.executor import Bench, LocalResult, LocalTask
-from hetfl.local.training import batches
+from hetfl.local.training import batches, cut
 from hetfl.models.static_batch_norm import StaticStatistics, gathering, static_layers
 from hetfl.seeding import derive, generator
 from hetfl.types import ClientContext
@@ -97,7 +97,7 @@ def losses(bench: Bench, task: LocalTask, samples: int | None) -> LocalResult:
     order = torch.randperm(len(data.targets), generator=random)[:samples]
     total = torch.zeros((), dtype=torch.float64, device=bench.device)
     with torch.no_grad():
-        for batch in order.split(LOSS_BATCH):
+        for batch in cut(order, LOSS_BATCH):
             inputs = bench.data.transform.eval(data.inputs[batch]).to(bench.device)
             total += len(batch) * bench.problem.loss(net(inputs), data.targets[batch].to(bench.device), ctx).double()
     return LocalResult(task, torch.empty(0), total.item() / len(order), len(data.targets), len(order))

@@ -72,12 +72,16 @@ class LocalTraining:
 
 
 def batches(num_samples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the sample positions of one epoch's batches in a fresh random order.
+    """Yield the sample positions of one epoch's batches in a fresh random order; see :func:`cut`."""
+    return cut(torch.randperm(num_samples, generator=generator), batch_size)
+
+
+def cut(order: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Yield parts of an order, in it.
 
     A last batch of one sample joins the batch before it: batch norm cannot normalise a single value.
     """
-    order = torch.randperm(num_samples, generator=generator)
-    if batch_size > 1 and num_samples > batch_size and num_samples % batch_size == 1:
+    if batch_size > 1 and len(order) > batch_size and len(order) % batch_size == 1:
         *head, last = order[:-1].split(batch_size)
         yield from head
         yield torch.cat([last, order[-1:]])
