@@ -75,7 +75,8 @@ class EvaluatingModule(ClusteringModule):
             return
         largest_first = sorted(self.levels, key=lambda level: -self.levels.sizes[level])
         clients = self.clients.there(self.ledger.wait(self.last_round))
-        self.clustering.settle(self.last_round, clients.tolist(), self.probe_of(clients, self.last_round))
+        probe = self.probe_of(clients, self.last_round)
+        self.clustering.settle(self.last_round, clients.tolist(), probe)
         self.save_clusters()
         # One order for all levels, so that mostly the same clients are asked and need the model once.
         order = torch.randperm(len(clients), generator=generator(self.seed, "statistics", self.version))
@@ -90,6 +91,7 @@ class EvaluatingModule(ClusteringModule):
             weights=self.weights_mark,
             forward_flops={level: flops[0] for level, flops in self.flops.items()},
             ledger=self.ledger,
+            informed=[(k, cluster, self.assignment.level(k, self.last_round)) for k, cluster in probe.informed],
         )
 
     def _by_cluster(self, clients: IntArray) -> dict[int, IntArray]:

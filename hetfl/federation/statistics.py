@@ -15,7 +15,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation.clients import Clients
 from hetfl.federation.ledger import Ledger
 from hetfl.fleet import Work
-from hetfl.local import LocalTask
+from hetfl.local import LocalResult, LocalTask
 from hetfl.local.jobs import statistics as gather
 from hetfl.local.jobs import unpack_statistics
 from hetfl.models.static_batch_norm import StaticStatistics, static_layers
@@ -60,6 +60,7 @@ class StaticStatisticsStore:
         weights: int,
         forward_flops: Mapping[str, float],
         ledger: Ledger,
+        informed: Iterable[tuple[int, int, str]] = (),
     ) -> None:
         """Rebuild all levels' statistics; a level for which nobody answers keeps the last known ones.
 
@@ -70,13 +71,16 @@ class StaticStatisticsStore:
             weights: mark of the model that the statistics belong to.
             forward_flops: per level the FLOPs of a forward pass of one sample.
             ledger: takes the costs.
+            informed: clients, and of which cluster and level they have the present model already.
 
         Raises:
             ConfigurationError: nobody answered for a level, and none are known.
         """
         ledger.begin_phase()
         before, self.levels = self.levels, {}
-        informed: defaultdict[int, set[str]] = defaultdict(set)  # a client is in one cluster
+        models: defaultdict[tuple[int, int], set[str]] = defaultdict(set)  # levels that a client has of a cluster's
+        for client, cluster, level in informed:
+            models[client, cluster].add(level)
         asked = {key: list(of_level) for key, of_level in tasks.items() if static_layers(nets[key[1]])}
         # Summed in float64: with thousands of batches a float32 sum loses digits of the variances.
         totals: dict[tuple[int, str], Tensor] = {}
@@ -84,13 +88,10 @@ class StaticStatisticsStore:
             client, level = result.task.client, result.task.level
             of, vector = (result.task.cluster, level), result.vector.double()
             totals[of] = totals[of] + vector if of in totals else vector
-            # Who already has the model of a level that contains this one has it too. (A level that is narrower and
-            # deeper than another is no part of it, so some clients are sent several.)
-            has_it = any(self.contains(larger, level) for larger in informed[client])
-            down = 0 if has_it else wire.dense_size(sum(p.numel() for p in nets[level].parameters()), 0)
-            work = Work(down, forward_flops[level] * result.num_passes, wire.dense_size(vector.numel(), 0))
+            has = models[client, result.task.cluster]
+            work = self._work(nets[level], result, has, forward_flops[level])
             ledger.charge(client, result.task.round, work)
-            informed[client].add(level)
+            has.add(level)
         for cluster, level in asked:
             key = _key(level, cluster)
             if (cluster, level) in totals:
@@ -101,6 +102,14 @@ class StaticStatisticsStore:
             else:
                 raise ConfigurationError(f"Expected a client to gather statistics for level {level} but got none")
         self.weights = weights
+
+    def _work(self, net: nn.Module, result: LocalResult, has: set[str], forward_flops: float) -> Work:
+        """Return what a client's sums took, if it has some levels of the model already."""
+        # Who has a level that contains this one has it too. (A level that is narrower and deeper than another is no
+        # part of it, so some clients are sent several.)
+        has_it = any(self.contains(larger, result.task.level) for larger in has)
+        down = 0 if has_it else wire.dense_size(sum(p.numel() for p in net.parameters()), 0)
+        return Work(down, forward_flops * result.num_passes, wire.dense_size(result.vector.numel(), 0))
 
     def of_cluster(self, levels: Iterable[str], cluster: int) -> dict[str, dict[str, StaticStatistics]]:
         """Return by level the sums of a cluster's model; empty if nobody is in it."""

@@ -1,0 +1,39 @@
+"""What an evaluation of several models sends down: every model once to whoever needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hetfl import wire
+from hetfl.clustering import IFCA, Clustering, ClusterProbe
+from hetfl.fleet import CsvFleet
+from tests.test_cluster_runs import Fit, grouped, module, rows
+
+
+def test_who_has_chosen_a_model_gathers_its_statistics_with_it(fit: Fit) -> None:
+    tested = module(IFCA(2, ask_all=True))
+    one = wire.dense_size(tested.levels.sizes["a"])
+    assert rows(fit(tested, grouped(), rounds=1))["comm/down_bytes"].tolist() == [(2 + 2) * 8 * one]
+
+
+class Apart(Clustering):
+    """Client 7 has a model of its own."""
+
+    def assign(self, round: int, cohort: Sequence[int], probe: ClusterProbe) -> None:
+        for client in cohort:
+            self.put(round, client, client // 7)
+
+
+@pytest.mark.filterwarnings("ignore:No client of cluster 1 within reach")
+def test_who_stands_in_for_another_cluster_is_sent_its_model_too(fit: Fit, tmp_path: Path) -> None:
+    path = tmp_path / "fleet.csv"
+    lines = [f"{client},1e9,1e6,1e6,{0 if client == 7 else 9}\n" for client in range(8)]
+    path.write_text("client,throughput,downlink,uplink,last_round\n" + "".join(lines))
+    tested = module(Apart(2), fleet=CsvFleet(str(path)))
+    one = wire.dense_size(tested.levels.sizes["a"])
+    down = rows(fit(tested, grouped(), rounds=2))["comm/down_bytes"]
+    # Round 0: all train, and gather for their own. Round 1: seven train, and gather for both models.
+    assert down.tolist() == [(8 + 8) * one, (7 + 2 * 7) * one]
