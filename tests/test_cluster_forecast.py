@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hetfl import FederatedModule, HeteroFL, Level, wire
+from hetfl.aggregators import Aggregator, HolderMean, QFedAvg
 from hetfl.cli import main
 from hetfl.clustering import IFCA, ClusteredFL, Clustering
 from hetfl.federation.level_table import level_table
@@ -29,14 +32,17 @@ class OneSlow(Fleet):
         return dataclasses.replace(devices, **slow)
 
 
-def sized(clustering: Clustering | None, fleet: Fleet | None = None) -> FederatedModule:
+def sized(clustering: Clustering | None, fleet: Fleet | None = None, **changes: Any) -> FederatedModule:
     levels = {"a": Level("a"), "b": Level("b", 0.5)}
-    return module(clustering, HeteroFL, levels=levels, fleet=fleet or SameDevice())
+    return module(clustering, HeteroFL, levels=levels, fleet=fleet or SameDevice(), **changes)
 
 
-@pytest.mark.parametrize("shared", [(), ("blocks.*",)])
-def test_the_slowest_clients_round_takes_what_was_predicted(fit: Fit, shared: tuple[str, ...]) -> None:
-    tested = sized(IFCA(3, shared=shared), OneSlow())
+@pytest.mark.parametrize("aggregator", [HolderMean(), QFedAvg(1.0)])
+@pytest.mark.parametrize("clustering", [None, IFCA(3), IFCA(3, shared=("blocks.*",))], ids=["one", "ifca", "shared"])
+def test_the_slowest_clients_round_takes_what_was_predicted(
+    fit: Fit, clustering: Clustering | None, aggregator: Aggregator
+) -> None:
+    tested = sized(copy.deepcopy(clustering), OneSlow(), aggregator=copy.deepcopy(aggregator))
     trainer = fit(tested, grouped(), rounds=1, limit_val_batches=0)
     position = tested.assignment.positions(0)[[3]]
     predicted = tested.forecast.seconds([3], position, 0)[0]

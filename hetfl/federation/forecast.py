@@ -16,8 +16,9 @@ class Forecast:
 
     A client of level l with n samples is sent the sub-model's W bytes, does :math:`E \, n F_l` FLOPs, and sends a share
     of W bytes: how much of a dense update the last round's updates were, all of it at first. A clustering may have it
-    try m models before: then :math:`(m - 1) W'` bytes more come down, W' being what a model does not share with others,
-    :math:`m \, n F'_l` FLOPs are done, :math:`F'_l` being those of a forward pass, and one number goes up.
+    try m models before, and an aggregator that goes by losses the one that it is to train: then :math:`(m - 1) W'`
+    bytes more come down, W' being what a model does not share with others, :math:`m \, n F'_l` FLOPs are done,
+    :math:`F'_l` being those of a forward pass, and one number goes up.
 
     Args:
         fleet: the clients' devices, drawn.

@@ -227,7 +227,7 @@ class FederatedModule(TrainingModule):
 
     def predict_seconds(self) -> None:
         """Make the forecast for the present number of models, and tell who assigns levels by it."""
-        tried = self.clustering.count if self.clustering.asks else 0
+        tried = self.clustering.count if self.clustering.asks else int(self.aggregator.asks_losses)
         further = {level: self.own_size(level, 0) for level in self.levels}
         sizes, epochs = self.data.sizes, self.local.epochs
         self.forecast = Forecast(self.fleet, sizes, epochs, self.levels.sizes, self.flops, tried, further)
