@@ -196,6 +196,16 @@ def test_rpow_remembers_the_last_accepted_round_and_asks_nobody() -> None:
     assert probe.asked == []
 
 
+def test_losses_are_remembered_of_the_same_fleet_alone() -> None:
+    policy = PowerOfChoice(9, 3, "rpow")
+    ready(policy)
+    policy.observe(DenseUpdate(torch.zeros(1)), {"w": (slice(0, 1),)}, Report(0, "a", 1, 3.0, 0.0))
+    ready(policy)
+    assert policy.remembered == {0: 3.0}
+    ready(policy, SIZES[:-1])
+    assert policy.remembered == {}
+
+
 @given(losses=LOSSES, beta=st.sampled_from([0.0, 0.5, 1.0, 2.0]), d=st.sampled_from([None, 3, 6, 10]))
 def test_loss_times_size_takes_the_highest_scores(losses: list[float], beta: float, d: int | None) -> None:
     probe = Table(losses)

@@ -76,6 +76,7 @@ class Selection(ABC):
         if clients_per_round < 1:
             raise ConfigurationError(f"Expected clients_per_round of at least 1 but got {clients_per_round}")
         self.clients_per_round = clients_per_round
+        self.sizes: tuple[int, ...] = ()
 
     def setup(self, sizes: Sequence[int], seed: int) -> None:
         """Learn the clients' training-set sizes and the seed.

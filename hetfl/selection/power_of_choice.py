@@ -57,11 +57,13 @@ class PowerOfChoice(Selection):
         self.remembered: dict[int, float] = {}
 
     def setup(self, sizes: Sequence[int], seed: int) -> None:
-        """Learn the clients' training-set sizes and the seed.
+        """Learn the clients' training-set sizes and the seed; of another fleet than before no loss is remembered.
 
         Raises:
             ConfigurationError: there are more candidates than clients.
         """
+        if len(sizes) != len(self.sizes):
+            self.remembered = {}
         super().setup(sizes, seed)
         if self.candidates > len(sizes):
             raise ConfigurationError(
