@@ -70,7 +70,7 @@ def _held_by_client(module: FederatedModule, rounds: int) -> dict[int, list[Inde
             "Expected a selection that depends on seed and round alone, which can be replayed, but got "
             f"{type(module.selection).__name__}, which does not"
         )
-    if not hasattr(module.selection, "sizes"):
+    if not module.selection.sizes:
         raise ConfigurationError(
             "Expected a module that has met its data (trainer.fit, validate or test) but got a new one"
         )
