@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hetfl.analysis import load_run
@@ -133,6 +133,7 @@ CELLS = st.one_of(st.text(max_size=6), st.floats().map(str), st.integers().map(s
 
 
 @given(st.integers(0, 3), st.integers(0, 3), CELLS)
+@example(3, 0, str(2**64))
 def test_whatever_a_cell_holds_it_is_a_number_or_refused_in_one_line(row: int, column: int, cell: str) -> None:
     lines = [line.split(",") for line in METRICS.splitlines()]
     lines[row][column] = cell

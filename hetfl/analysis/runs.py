@@ -140,6 +140,8 @@ def read_metrics(path: Path) -> pd.DataFrame:
     for name in metrics.columns if len(metrics) else ():
         rule = next((rule for pattern, rule in METRIC_RULES.items() if re.fullmatch(pattern, name)), None)
         numbers = _numbers(metrics[name], rule, path)
+        if not pd.api.types.is_numeric_dtype(metrics[name]):  # whole numbers beyond 64 bits
+            metrics[name] = numbers
         if name == "step" or TOTAL.fullmatch(name):
             _check_order(numbers, name, path)
     return metrics
