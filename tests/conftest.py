@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ from hetfl.selection import Uniform
 def _one_thread() -> None:
     """Two threads on tiny tensors only wait for each other, and summation order would depend on their number."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """Make float64 the default: executors are equal to rounding, which float32's is too coarse for."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def small_net(*, width: float = 1.0, norm: str = "static_batch") -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,12 @@ from hetfl.local.probe import STEPS, Form, time_forms
 from tests.conftest import small_module
 from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 Fit = Callable[..., Trainer]
 LOGGER = "hetfl.local.auto"
 TIMES = dict[tuple[str, bool, int], float]
 """Seconds per sample by level, place and number of clients at once; 1 for all others."""
-
-
-@pytest.fixture(autouse=True)
-def _double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def stub(times: TIMES, asked: list[tuple[str, int]]) -> Callable[..., tuple[dict[Form, float], str]]:

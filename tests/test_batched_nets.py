@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,20 +17,17 @@ from hetfl.errors import ConfigurationError
 from hetfl.local import LocalTraining, Stacked
 from hetfl.local.folding import FoldedNet
 from hetfl.local.jobs import train
+from hetfl.local.rewriting import rewrite
 from hetfl.models import ConvNet, MultiExitConvNet, MultiExitResNet, PreActResNet, Scaler
 from hetfl.models.layers import Norm
+from hetfl.models.static_batch_norm import StaticBatchNorm2d
 from hetfl.types import ClientContext, Level
 from tests.conftest import small_levels, small_net
 from tests.local_cases import Problem, bench_of, compare, results, sgd, tasks_of
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 LEVELS = small_levels(1.0, 0.5)
-
-
-@pytest.fixture(autouse=True)
-def _double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class MethodProblem(Problem):
@@ -72,6 +70,42 @@ def test_residual_net() -> None:
     local = LocalTraining(optimizer=sgd(), gradient_clip=0.1)  # four stages leave a pixel: norms are steep there
     stacks = compare(Problem(local, net), tasks_of([0, 1, 2], lr=0.02), (20, 17, 20))
     assert all(isinstance(stack.net, FoldedNet) for stack in stacks.values())
+
+
+def test_rewritten_nets_compute_the_same_in_fewer_passes() -> None:
+    """The Scaler is in batch norm's epsilon, which is large here, and ReLU meets what is left of the pool."""
+    net = ConvNet(hidden=(8, 16), width=0.5).train()
+    for layer in net.modules():
+        if isinstance(layer, StaticBatchNorm2d):
+            layer.eps = 0.1
+    images = torch.randn(5, 1, 8, 8)
+    found = copy.deepcopy(net)
+    rewrite(found)
+    assert not [layer for layer in found.modules() if isinstance(layer, Scaler)]
+    assert [type(layer) for layer in found.blocks[0].children()][-2:] == [nn.MaxPool2d, nn.ReLU]
+    for one in (net, found):
+        one(images).square().sum().backward()
+    assert torch.allclose(found(images), net(images), rtol=1e-12)
+    for (name, parameter), (other, rewritten) in zip(net.named_parameters(), found.named_parameters(), strict=True):
+        assert name == other
+        assert torch.allclose(rewritten.grad, parameter.grad, rtol=1e-9, atol=1e-12)  # type: ignore[arg-type]
+
+
+class Counted(nn.Sequential):
+    """Runs its layers in an order of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in reversed(self):
+            x = layer(x)
+        return x
+
+
+def test_layers_that_run_in_another_order_are_not_rewritten() -> None:
+    net = Counted(Scaler(0.5), StaticBatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)).train()
+    images = torch.randn(5, 3, 8, 8)
+    expected = net(images)
+    rewrite(net)
+    assert torch.equal(net(images), expected)
 
 
 def test_nets_of_a_single_channel() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD, Adafactor, Adam, Optimizer
+from torch.optim import SGD, Adafactor, Adagrad, Adam, Optimizer
 
 from hetfl.errors import ConfigurationError
 from hetfl.local import FedDyn, LocalTask, LocalTraining, Penalty, Proximal, Workers
@@ -27,12 +27,7 @@ from hetfl.submodel import state_of
 from tests.conftest import small_net
 from tests.local_cases import Problem, Source, bench_of
 
-
-@pytest.fixture(autouse=True)
-def _double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def bare_loop(
@@ -77,6 +72,8 @@ OPTIMIZERS: list[Callable[..., Optimizer]] = [
     lambda p: SGD(p, lr=1.0, momentum=0.9, dampening=0.3),
     # A large eps: the gradient of a bias before batch norm is rounding noise, which Adam would blow up.
     lambda p: Adam(p, lr=1.0, eps=1e-3),
+    lambda p: Adagrad(p, lr=1.0, lr_decay=0.1, initial_accumulator_value=0.3),  # begins with a state
+    lambda p: SGD(p, lr=1.0, momentum=0.9, nesterov=True, foreach=True),
     lambda p: Adafactor(p, lr=1.0, eps=(1e-3, 1e-3)),  # looks at rows and columns: must not be given one flat vector
 ]
 

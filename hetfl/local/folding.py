@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hetfl.local.channels_last import channels_last
+from hetfl.local.rewriting import rewrite
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
 
 
@@ -144,6 +146,7 @@ class FoldedNet:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = copy.deepcopy(net).train()
+        rewrite(self.net)
         self._layers: list[tuple[Folded, str, str]] = []
         for name, layer in list(self.net.named_modules(remove_duplicate=False)):
             fold = FOLDS.get(type(layer))
@@ -174,7 +177,7 @@ class FoldedNet:
             setattr(layer, leaf, tensors[name])
         x_NC = inputs_SN.transpose(0, 1).flatten(1, 2)
         if x_NC.dim() == 4:
-            x_NC = x_NC.contiguous(memory_format=torch.channels_last)
+            x_NC = channels_last(x_NC)
         outputs: Tensor = self.net(x_NC)
         clients_first: Tensor = outputs.unflatten(-1, (len(inputs_SN), -1)).movedim(-2, 0)
         return clients_first

@@ -31,8 +31,7 @@ def train(bench: Bench, task: LocalTask) -> LocalResult:
     total, passes = torch.zeros((), device=bench.device), 0
     for inputs, targets in training_batches(bench, task):
         loss = bench.problem.loss(net(inputs.to(bench.device)), targets.to(bench.device), ctx)
-        resident.zero_grad()
-        loss.backward()
+        resident.backward(loss)
         if local.penalty is not None:
             resident.penalise(local.penalty, task.memory_D)
         if local.gradient_clip is not None:

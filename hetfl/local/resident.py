@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
+from hetfl.local.channels_last import ChannelsLast
 from hetfl.local.penalty import Penalty
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
 from hetfl.submodel import parameters_of, state_of, take
@@ -37,7 +39,9 @@ class ResidentNet:
         self._anchor_views = self.layout.views(self.anchor_D)
         self._counters = _other_buffers(net, tensors)
         self._adopt(tensors)
+        net.register_forward_pre_hook(ChannelsLast())
         self._make_optimizer(parameters_of(net), optimizer)
+        self._first_state = {parameter: copy.deepcopy(state) for parameter, state in self.optimizer.state.items()}
         self.loaded: tuple[int, int, int] | None = None
 
     def _adopt(self, tensors: Mapping[str, Tensor]) -> None:
@@ -52,11 +56,17 @@ class ResidentNet:
         layout = Layout.of(parameters)
         self.vector = nn.Parameter(self.flat_D[: layout.size])
         self.vector.grad = torch.zeros_like(self.vector)
-        for parameter, grad in zip(parameters.values(), layout.views(self.vector.grad).values(), strict=True):
+        self._parameters, self._grads = list(parameters.values()), list(layout.views(self.vector.grad).values())
+        for parameter, grad in zip(self._parameters, self._grads, strict=True):
             parameter.grad = grad
         self.optimizer = make([self.vector])
         if type(self.optimizer) not in ELEMENTWISE:  # a subclass may look at whole tensors
-            self.optimizer = make(list(parameters.values()))
+            self.optimizer = make(self._parameters)
+            return
+        for group in self.optimizer.param_groups:
+            # One pass over the vectors, unless somebody asked for another way; torch's own choice takes up to six.
+            if group.get("fused", False) is None and not group["foreach"] and not group["differentiable"]:
+                group["fused"] = True
 
     @torch.no_grad()
     def anchor(self, tensors: Mapping[str, Tensor], index: Index, key: tuple[int, int, int]) -> None:
@@ -69,20 +79,22 @@ class ResidentNet:
 
     @torch.no_grad()
     def start(self, lr: float | None = None) -> None:
-        """Begin a client: the net at the anchor, counters and optimizer as new, gradients zero."""
+        """Begin a client: the net at the anchor, counters and optimizer as new."""
         self.flat_D.copy_(self.anchor_D)
         for buffer, initial in self._counters:
             buffer.copy_(initial)
-        self.zero_grad()
         self.optimizer.state.clear()
+        for parameter, state in self._first_state.items():
+            self.optimizer.state[parameter] = copy.deepcopy(state)
         if lr is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
 
-    def zero_grad(self) -> None:
-        """Set all gradients to zero, in place: they stay views of one vector."""
-        assert self.vector.grad is not None
-        self.vector.grad.zero_()
+    def backward(self, loss: Tensor) -> None:
+        """Write a loss's gradient into ``vector.grad``; parameters that it does not depend on get zeros."""
+        grads = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
+        # Their sum with gradients set to zero, which backward() would make, reads and writes a vector more.
+        torch._foreach_copy_(self._grads, grads)
 
     @torch.no_grad()
     def penalise(self, penalty: Penalty, memory_D: Tensor | None) -> None:

@@ -1,0 +1,85 @@
+"""Images reach resident nets channels last, and nothing else changes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from hetfl.local import LocalTraining, Sequential
+from hetfl.local.channels_last import ChannelsLast, channels_last
+from hetfl.local.resident import ResidentNet
+from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
+
+
+class Seen(nn.Module):
+    """Remembers how its inputs were laid out; ``view`` can only join what lies side by side."""
+
+    def __init__(self, *, width: float = 1.0, views: bool = False) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, int(8 * width), 3), nn.BatchNorm2d(int(8 * width))
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(int(8 * width), 10)
+        self.views, self.last = views, set[bool]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = x.stride() == torch.empty(x.shape, memory_format=torch.channels_last).stride()
+        self.last.add(last)
+        x = self.norm(self.conv(x))
+        if last:  # convolutions in float64 lose the layout
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = (x.view(len(x), -1) if self.views else x.flatten(1)).unflatten(1, (-1, 36))
+        logits: Tensor = self.head(self.drop(x.mean(dim=2)))
+        return logits
+
+
+def trained(views: bool) -> tuple[Tensor, set[bool]]:
+    """Return a delta, and whether the net's inputs were laid out channels last on the way."""
+    problem, tasks = Problem(LocalTraining(optimizer=sgd()), partial(Seen, views=views)), tasks_of([0], levels="a")
+    bench = bench_of(problem)
+    ((delta, *_),) = results(Sequential(), bench, tasks)
+    return delta, bench.resident(tasks[0]).net.last  # type: ignore[return-value]
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_both_layouts_train_alike() -> None:
+    """Dropout's random numbers included: a trial does not use any up."""
+    expected, last = trained(views=True)
+    assert last == {False}
+    found, last = trained(views=False)
+    assert last == {True}
+    assert expected.abs().max() > 1e-3
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_trial_changes_nothing() -> None:
+    net, images = Seen().train(), torch.rand(4, 1, 8, 8)
+    state, before = torch.get_rng_state(), {name: value.clone() for name, value in net.state_dict().items()}
+    (inputs,) = ChannelsLast()(net, (images,)) or (None,)
+    assert inputs is not None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net.last == set()
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 4, 5), (1, 3, 4, 5), (2, 3, 4, 5)])
+def test_values_stay_and_one_channel_is_laid_out_too(shape: tuple[int, ...]) -> None:
+    x = torch.rand(shape)
+    found = channels_last(x)
+    assert torch.equal(found, x)
+    assert found.stride() == torch.empty(shape, memory_format=torch.channels_last).stride()
+
+
+def test_inputs_that_are_no_images_stay_as_they_are() -> None:
+    hook, net = ChannelsLast(), nn.Linear(4, 2)
+    assert hook(net, (torch.rand(3, 4),)) is None
+    assert hook(net, ()) is None
+    assert hook.accepted is None
+
+
+def test_what_is_wrong_with_a_net_is_said_by_the_net() -> None:
+    resident = ResidentNet(nn.Sequential(nn.Conv2d(2, 3, 3)), partial(SGD, lr=0.1))
+    with pytest.raises(RuntimeError, match="expected input"):
+        resident.net(torch.rand(2, 1, 8, 8))
