@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator
-from hetfl.submodel import add, index_layout
-from hetfl.types import Index, IndexEntry, Report
+from hetfl.submodel import add, fixed, take
+from hetfl.types import FixedIndex, Index, IndexEntry, Report
 from hetfl.updates import Update
+
+VIEWS = 256
+"""Indices of which views are kept: those of some levels, or of a cohort whose clients have labels of their own."""
 
 
 class HolderMean(Aggregator):
@@ -26,20 +29,21 @@ class HolderMean(Aggregator):
     """
 
     def __init__(self) -> None:
+        self._stale: set[str] = set()
         self._sums: dict[str, Tensor] = {}
         self._means: dict[str, Tensor] = {}
+        self._views: dict[int, tuple[FixedIndex, dict[str, Tensor]]] = {}  # of the sums, by index
 
     def weight(self, report: Report) -> float:
         """Return the weight of a client in the mean: 1 for everyone."""
         return 1.0
 
     def reset(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: D102
-        if _fit(self._sums, tensors):  # the pages of new vectors cost more than zeros in old ones
-            for total in self._sums.values():
-                total.zero_()
-        else:
-            self._sums = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        if not _fit(self._sums, tensors):  # the pages of new vectors cost more than zeros in old ones
+            self._views = {}
+            self._sums = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
             self._means = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+        self._stale = set(self._sums)  # sums that are of another round, or never were
         # Most holders share an index entry (all clients of a level): their weights are added up per distinct entry,
         # and spread over the tensor once, at the end.
         self._weights: dict[str, dict[object, tuple[IndexEntry, float]]] = {name: {} for name in tensors}
@@ -48,12 +52,40 @@ class HolderMean(Aggregator):
         weight = self.weight(report)
         first = next(iter(self._sums.values()))
         flat_D = torch.cat([update.to_dense(), update.exact]) if update.exact.numel() else update.to_dense()
-        views = index_layout(index).views(flat_D.to(first))
-        for name, entry in index.items():
-            add(self._sums[name], entry, views[name], weight)
-            key = _key(entry)
+        kept = fixed(index)
+        self._add(kept, kept.layout.views(flat_D.to(first)), weight)
+        keys = kept.derived("keys", lambda: [_key(entry) for entry in kept.values()])
+        for (name, entry), key in zip(kept.items(), keys, strict=True):
             _, total = self._weights[name].get(key, (entry, 0.0))
             self._weights[name][key] = (entry, total + weight)
+
+    def _add(self, index: FixedIndex, parts: Mapping[str, Tensor], weight: float) -> None:
+        """Add a client's tensors to the sums."""
+        if id(index) not in self._views:
+            if len(self._views) == VIEWS:
+                self._views.clear()
+            # What is kept holds the index, too: no other can have its identity meanwhile.
+            self._views[id(index)] = index, _views(self._sums, index)
+        _, views = self._views[id(index)]
+        for name, part in parts.items():
+            view, total = views.get(name), self._sums[name]
+            if name in self._stale:
+                self._stale.remove(name)
+                if view is not None and view.shape == total.shape:  # a pass less than zeros and a sum
+                    torch.mul(part, weight, out=total)
+                    continue
+                total.zero_()
+            if view is None:
+                add(total, index[name], part, weight)
+            else:
+                view.add_(part, alpha=weight)
+
+    def sums(self) -> dict[str, Tensor]:
+        """Return the weighted sums of the round's updates."""
+        for name in self._stale:
+            self._sums[name].zero_()
+        self._stale = set()
+        return self._sums
 
     def compute(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the mean of every tensor, and the weight of the holders of each entry.
@@ -61,7 +93,7 @@ class HolderMean(Aggregator):
         The means are valid until the next call.
         """
         holders = {}
-        for name, total in self._sums.items():
+        for name, total in self.sums().items():
             entries, mean = list(self._weights[name].values()), self._means[name]
             held = _spread(entries, total)
             holders[name] = held.expand_as(total)
@@ -74,6 +106,12 @@ class HolderMean(Aggregator):
                 row = divisor[rows][:1].expand(1, *total.shape[1:]).contiguous()
                 torch.div(total[rows], row, out=mean[rows])
         return dict(self._means), holders
+
+
+def _views(sums: Mapping[str, Tensor], index: Index) -> dict[str, Tensor]:
+    """Return what of the sums an index addresses, where that is a view."""
+    views = {name: entry for name, entry in index.items() if all(isinstance(part, slice) for part in entry)}
+    return {name: take(sums[name], entry) for name, entry in views.items()}
 
 
 def _fit(sums: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:

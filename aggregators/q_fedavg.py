@@ -100,6 +100,6 @@ class QFedAvg(HolderMean):
 
     def _rescale(self, factor: float) -> None:
         """Express what was added up so far by a new largest loss."""
-        for name, total in self._sums.items():
+        for name, total in self.sums().items():
             total.mul_(factor)
             self._weights[name] = {key: (entry, w * factor) for key, (entry, w) in self._weights[name].items()}

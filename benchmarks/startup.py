@@ -22,7 +22,7 @@ from timing import Row, interleaved, no_collector, parser, report, rows, threads
 from hetfl import HeteroFL
 from hetfl.compression import ErrorFeedback, GammaFedHT
 from hetfl.local import Executor, LocalResult, LocalTask
-from hetfl.local.executor import Job, Memory
+from hetfl.local.executor import Bench, Job, Memory
 from hetfl.models import ConvNet
 from hetfl.run_folder import RunFolder
 from hetfl.selection import Uniform
@@ -34,13 +34,18 @@ WARMUP = 5
 
 
 class Idle(Executor):
-    """Returns a delta of ones for every client, and trains nobody."""
+    """Returns the same noise for all clients of a level, and trains nobody."""
+
+    def setup(self, bench: Bench) -> None:  # noqa: D102
+        super().setup(bench)
+        random = torch.Generator().manual_seed(0)
+        self.noise = {level: torch.randn(bench.size(level), generator=random) for level in bench.problem.levels}
 
     def run(  # noqa: D102
         self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None
     ) -> Iterator[LocalResult]:
         for task in tasks:
-            yield LocalResult(task, torch.ones(self.bench.size(task.level)), 0.0, 1, 1)
+            yield LocalResult(task, self.noise[task.level].clone(), 0.0, 1, 1)
 
 
 class Stopwatch(Callback):

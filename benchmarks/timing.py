@@ -121,15 +121,15 @@ def interleaved(
 def show(found: Sequence[Row]) -> None:
     """Print a table, a section per case."""
     table = Table("case", "side", title="ratios are against the first side of each case")
-    for column in ("median ms", "min ms", "ratio of medians", "ratio of minima"):
+    for column in ("median ms", "min ms", "max ms", "ratio of medians", "ratio of minima"):
         table.add_column(column, justify="right")
     last = None
     for row in found:
         if last is not None and row.case != last:
             table.add_section()
-        median, least = 1000 * statistics.median(row.seconds), 1000 * min(row.seconds)
+        times = [1000 * pick(row.seconds) for pick in (statistics.median, min, max)]
         ratios = (f"{row.ratio_of_medians:.3f}", f"{row.ratio_of_minima:.3f}")
-        table.add_row(row.case if row.case != last else "", row.side, f"{median:.3f}", f"{least:.3f}", *ratios)
+        table.add_row(row.case if row.case != last else "", row.side, *(f"{ms:.3f}" for ms in times), *ratios)
         last = row.case
     console = Console()
     if not console.is_terminal:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
-from hetfl.types import Index, IndexEntry, Layout, iter_entries
+from hetfl.types import FixedIndex, Index, IndexEntry, Layout, iter_entries
 
 
 def parameters_of(net: nn.Module) -> dict[str, Tensor]:
@@ -67,7 +67,20 @@ def prefix_index(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], level:
 
 def index_layout(index: Index) -> Layout:
     """Return the layout of the flat vector that holds the entries of an index, name after name."""
+    if isinstance(index, FixedIndex):
+        return index.layout
     return Layout(dict(iter_entries(index)))
+
+
+def only(index: Index, names: frozenset[str]) -> FixedIndex:
+    """Return the part of an index that has some names."""
+    kept = fixed(index)
+    return kept.derived(names, lambda: FixedIndex({name: e for name, e in kept.items() if name in names}))
+
+
+def fixed(index: Index) -> FixedIndex:
+    """Return the index as one that nobody changes: itself if it is one."""
+    return index if isinstance(index, FixedIndex) else FixedIndex(index)
 
 
 def extent(entry: IndexEntry) -> tuple[int, ...]:
@@ -79,9 +92,14 @@ def extent(entry: IndexEntry) -> tuple[int, ...]:
 
 def _narrowed(tensor: Tensor, entry: IndexEntry) -> tuple[Tensor, list[tuple[int, Tensor]]]:
     """Return the view that the slices of an entry give, and the dimensions that are left to gather."""
-    view = tensor[tuple(part if isinstance(part, slice) else slice(None) for part in entry)]
-    # An index lies on the CPU; the global model may not, and residuals do.
-    return view, [(dim, part.to(tensor.device)) for dim, part in enumerate(entry) if not isinstance(part, slice)]
+    view, gathers = tensor, []
+    for dim, part in enumerate(entry):
+        if not isinstance(part, slice):
+            # An index lies on the CPU; the global model may not, and residuals do.
+            gathers.append((dim, part.to(tensor.device)))
+        elif part.stop - part.start != tensor.shape[dim]:
+            view = view.narrow(dim, part.start, part.stop - part.start)
+    return view, gathers
 
 
 def take(tensor: Tensor, entry: IndexEntry) -> Tensor:

@@ -7,13 +7,16 @@ S clients of a cohort, T tensors of a layout.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,34 @@ IndexEntry = tuple[slice | Tensor, ...]
 
 Index = Mapping[str, IndexEntry]
 """Per name of a parameter (then of a float buffer): the entries of the global tensor that a sub-model holds."""
+
+
+class FixedIndex(dict[str, IndexEntry]):
+    """An index that nobody changes: what was computed from it is kept with it."""
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the index's entries lie in a flat vector."""
+        return Layout(dict(iter_entries(self)))
+
+    @cached_property
+    def _kept(self) -> OrderedDict[Hashable, Any]:
+        return OrderedDict()
+
+    def derived(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what ``make`` returned when it was last called for a key; at most :data:`DERIVED` results are kept."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        else:
+            self._kept[key] = make()
+            if len(self._kept) > DERIVED:
+                self._kept.popitem(last=False)
+        found: T = self._kept[key]
+        return found
+
+
+DERIVED = 256
+"""Results that an index keeps: for clients of as many different sets of labels, say."""
 
 
 @dataclass(frozen=True)

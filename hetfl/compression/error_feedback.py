@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,7 +209,7 @@ class ErrorFeedback:
             self._spare[message.residual_D.numel()] = message.residual_D
         self._squared_norms.pop(message.client, None)
         if written:
-            self._squared_norms[message.client] = math.fsum(_squared_norm(block) for block in written.values())
+            self._squared_norms[message.client] = _squared_norm(written.values())
 
     def note(self, client: int, round: int, squared_norm: float) -> None:
         """Do in place of :meth:`keep` what a server can whose clients keep their residuals themselves.
@@ -266,7 +266,7 @@ class ErrorFeedback:
         self.residuals.checkpointed()
 
 
-def _squared_norm(block: Tensor) -> float:
+def _squared_norm(blocks: Iterable[Tensor]) -> float:
     """Return Σ x² in float64, the same bits for any number of threads: parts of this length are summed in one."""
-    parts = (part.double() for part in block.flatten().split(1 << 15))
-    return math.fsum(float(torch.dot(part, part)) for part in parts)
+    parts = [part for block in blocks for part in block.flatten().split(1 << 15)]
+    return math.fsum(float(norm) ** 2 for norm in torch.stack(torch._foreach_norm(parts, dtype=torch.float64)).tolist())

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from hetfl.compression.base import Compressor, Context, require_threshold_or_density
+from hetfl.compression.base import Compressor, Context, positions_of, require_threshold_or_density
 from hetfl.compression.scope import Scope, per_tensor
 from hetfl.compression.threshold_pass import Parts, split_fused
 from hetfl.compression.top_k import top_k
@@ -23,7 +24,10 @@ def hard_threshold(p_D: Tensor, threshold: float) -> SparseUpdate:
         p_D: shape (D,).
         threshold: λ ≥ 0, compared in the dtype of ``p_D``.
     """
-    indices = ((p_D.abs() >= threshold) & (p_D != 0)).nonzero().squeeze(1)
+    reached_D = p_D.abs() >= threshold
+    if threshold < torch.finfo(p_D.dtype).tiny:  # it may be 0 in this dtype, which zeros reach
+        reached_D &= p_D != 0
+    indices = positions_of(reached_D)
     return SparseUpdate(p_D[indices], indices, p_D.numel())
 
 

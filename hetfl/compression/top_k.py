@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from hetfl.compression.base import Compressor, Context, require_density
+from hetfl.compression.base import Compressor, Context, positions_of, require_density
 from hetfl.compression.scope import Scope, per_tensor
 from hetfl.compression.threshold_pass import Parts, split_fused
 from hetfl.updates import SparseUpdate
@@ -35,7 +35,7 @@ def top_count(p_D: Tensor, count: int) -> SparseUpdate:
     """
     if not count:
         return SparseUpdate(p_D.clone(), torch.empty(0, dtype=torch.int64, device=p_D.device), 0)
-    indices = largest(p_D.abs(), count).nonzero().squeeze(1)
+    indices = positions_of(largest(p_D.abs(), count))
     return SparseUpdate(p_D[indices], indices, p_D.numel())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from hetfl.compression import ErrorFeedback, Message
@@ -17,8 +18,8 @@ from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining
 from hetfl.local.executor import Job
 from hetfl.local.jobs import train
 from hetfl.seeding import generator
-from hetfl.submodel import gather_flat, index_layout, relative
-from hetfl.types import Index
+from hetfl.submodel import fixed, index_layout, only, relative, take
+from hetfl.types import Index, IndexEntry
 from hetfl.updates import Update
 
 
@@ -81,16 +82,15 @@ class Sending(Protocol):
 
 def held_index(problem: Sending, task: LocalTask) -> Index:
     """Return where the vector lies that a client compresses: its upload index without buffers."""
-    upload = problem.upload_index(task.client, task.level, task.round)
-    return {name: entry for name, entry in upload.items() if name in problem.parameter_names}
+    return only(problem.upload_index(task.client, task.level, task.round), problem.parameter_names)
 
 
 def send(problem: Sending, result: LocalResult) -> Upload:
     """Return what a client sends of its delta: with its residual, compressed and encoded. Its state stays as it is."""
     task = result.task
-    held = held_index(problem, task)
-    size = index_layout(held).size
     upload = problem.upload_index(task.client, task.level, task.round)
+    held = only(upload, problem.parameter_names)
+    size = index_layout(held).size
     vector_D = _restricted(result.vector, problem.index(task.level, task.round), upload)
     said = (task, result.loss, result.num_samples, result.num_passes)
     try:
@@ -123,11 +123,42 @@ def keep(uplink: ErrorFeedback, local: LocalTraining, message: Message, update: 
         local.penalty.remember(message.client, message.round, message.index, update)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Entries of a vector that are sent: of one tensor those at ``entry``; or whole neighbours, without an entry."""
+
+    start: int
+    stop: int
+    shape: tuple[int, ...] = ()
+    entry: IndexEntry | None = None
+
+
 def _restricted(vector_D: Tensor, index: Index, upload: Index) -> Tensor:
+    """Return the entries of a sub-model's vector that a client sends."""
     if upload is index:
         return vector_D
-    inside = {name: relative(entry, index[name]) for name, entry in upload.items()}
-    return gather_flat(index_layout(index).views(vector_D), inside)
+    # What is kept holds the index, too: no other can have its identity meanwhile.
+    _, parts = fixed(upload).derived(id(index), lambda: (index, _parts(index, upload)))
+    found = []
+    for part in parts:
+        entries = vector_D[part.start : part.stop]
+        found.append(entries if part.entry is None else take(entries.view(part.shape), part.entry).reshape(-1))
+    return torch.cat(found)
+
+
+def _parts(index: Index, upload: Index) -> list[_Part]:
+    """Return where the entries of a part of an index lie in a vector of the whole."""
+    layout, parts = index_layout(index), list[_Part]()
+    places = dict(zip(layout.shapes, zip(layout.offsets, layout.sizes, strict=True), strict=True))
+    for name, entry in upload.items():
+        offset, size = places[name]
+        if entry is not index[name]:
+            parts.append(_Part(offset, offset + size, layout.shapes[name], relative(entry, index[name])))
+        elif parts and parts[-1].entry is None and parts[-1].stop == offset:
+            parts[-1] = _Part(parts[-1].start, offset + size)
+        else:
+            parts.append(_Part(offset, offset + size))
+    return parts
 
 
 class Clients(ABC):

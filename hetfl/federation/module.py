@@ -43,7 +43,7 @@ from hetfl.local.training import check_optimizers
 from hetfl.metrics_file import COLUMNS
 from hetfl.run_folder import RunFolder
 from hetfl.selection import Selection, Uniform
-from hetfl.submodel import parameters_of
+from hetfl.submodel import only, parameters_of
 from hetfl.types import ClientContext, Index, Level, NetFactory
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
@@ -141,7 +141,7 @@ class FederatedModule(TrainingModule):
         index = self.index(level, round)
         if not self.frozen:
             return index
-        return {name: entry for name, entry in index.items() if name not in self.frozen}
+        return only(index, frozenset(index) - self.frozen)
 
     def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return logits (..., K) as a client with only some ``labels`` (..., K) uses them; by default as they are."""

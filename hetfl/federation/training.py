@@ -25,7 +25,7 @@ from hetfl.fleet import Fleet, Work
 from hetfl.local import LocalTask
 from hetfl.seeding import generator
 from hetfl.selection import Everyone, Selection
-from hetfl.submodel import index_layout
+from hetfl.submodel import index_layout, only
 from hetfl.types import Index, Report
 
 
@@ -179,11 +179,12 @@ class TrainingModule(EvaluatingModule):
             rank_zero_warn(f"Round {task.round}: no update of client {task.client}: {upload.reason}")
             self.ledger.lose(task.client, task.round, Work(self._down_bytes(task, probe), 0.0))
             return None
-        held = held_index(self, task)
+        sent = self.upload_index(task.client, task.level, task.round)
+        held = only(sent, self.parameter_names)
         accepted = self.exchange.receive(
             upload,
             index=self.index(task.level, task.round),
-            sent=self.upload_index(task.client, task.level, task.round),
+            sent=sent,
             held=held,
             flops=self.flops[task.level][1] * upload.num_passes,
             dtype=next(iter(self.tensors.values())).dtype,
@@ -204,10 +205,9 @@ class TrainingModule(EvaluatingModule):
         if self.local.penalty is None:
             return None
         like = next(iter(self.tensors.values())).detach()
-        return self.local.penalty.memory(task.client, self._trained(self.index(task.level, task.round)), like)
-
-    def _trained(self, index: Index) -> Index:
-        return {name: entry for name, entry in index.items() if name in self.parameter_names}
+        return self.local.penalty.memory(
+            task.client, only(self.index(task.level, task.round), self.parameter_names), like
+        )
 
     def on_train_epoch_end(self) -> None:
         """Log the round's costs, an evaluation's included."""

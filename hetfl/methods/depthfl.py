@@ -17,6 +17,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.federation.budgets import Budgets
 from hetfl.models.exits import Stage
+from hetfl.submodel import only
 from hetfl.types import ClientContext, Index, Level, NetFactory
 
 EPSILON = 1e-7
@@ -115,7 +116,7 @@ class DepthFL(FederatedModule):
         index = super().upload_index(client, level, round)
         if not self.deepest_only:
             return index
-        return {name: entry for name, entry in index.items() if not name.startswith(self.shallower_heads[level])}
+        return only(index, frozenset(name for name in index if not name.startswith(self.shallower_heads[level])))
 
     @cached_property
     def shallower_heads(self) -> dict[str, tuple[str, ...]]:

@@ -8,15 +8,17 @@ checkpoint may refer to them.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.submodel import extent, index_layout, put, take
+from hetfl.submodel import extent, fixed, index_layout, put, take
 from hetfl.types import Index, IndexEntry
 
 
@@ -80,11 +82,14 @@ class ClientStore(ABC):
         if not blocks:
             return None
         parts = []
-        for (name, entry), size in zip(index.items(), index_layout(index).sizes, strict=True):
-            if name in blocks:
-                parts.append(take(_grown(blocks[name], extent(entry)), _on_cpu(entry)).reshape(-1))
+        for place in _places(index):
+            block = blocks.get(place.name)
+            if block is None:
+                parts.append(torch.zeros(place.size, dtype=like.dtype))
+            elif place.leads and block.shape == place.shape:
+                parts.append(block.reshape(-1))
             else:
-                parts.append(torch.zeros(size, dtype=like.dtype))
+                parts.append(take(_grown(block, place.shape), place.entry).reshape(-1))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(like)
 
     def write(
@@ -101,11 +106,16 @@ class ClientStore(ABC):
         if not blocks and not bool(vector_D.any()):
             return {}
         written = dict(blocks)
-        for (name, entry), part in zip(index.items(), index_layout(index).views(vector_D).values(), strict=True):
-            shape = extent(entry)
-            written[name] = _grown(blocks[name], shape).clone() if name in blocks else vector_D.new_zeros(shape)
-            put(written[name], _on_cpu(entry), part)
-        written = {name: block for name, block in written.items() if bool(block.any())}
+        # Blocks that the index covers are views of one copy.
+        parts = index_layout(index).views(vector_D.clone()).values()
+        for place, part in zip(_places(index), parts, strict=True):
+            block = blocks.get(place.name)
+            if place.leads and (block is None or block.shape == place.shape):
+                written[place.name] = part
+                continue
+            written[place.name] = part.new_zeros(place.shape) if block is None else _grown(block, place.shape).clone()
+            put(written[place.name], place.entry, part)
+        written = _without_zeros(written)
         self.save(client, written, round)
         return written
 
@@ -134,15 +144,52 @@ class MemoryStore(ClientStore):
         self._blocks = {client: dict(blocks) for client, blocks in state["blocks"].items()}
 
 
-def _on_cpu(entry: IndexEntry) -> IndexEntry:
-    return tuple(part if isinstance(part, slice) else part.cpu() for part in entry)
+@dataclass(frozen=True)
+class _Place:
+    """Where an index addresses one tensor.
+
+    Attributes:
+        name: of the tensor.
+        entry: on the CPU.
+        size: number of entries.
+        shape: of the smallest leading block that covers them.
+        leads: whether they are all of that block.
+    """
+
+    name: str
+    entry: IndexEntry
+    size: int
+    shape: tuple[int, ...]
+    leads: bool
+
+
+def _places(index: Index) -> list[_Place]:
+    kept = fixed(index)
+    return kept.derived("places", lambda: [_place(*item) for item in kept.items()])
+
+
+def _place(name: str, entry: IndexEntry) -> _Place:
+    entry = tuple(part if isinstance(part, slice) else part.cpu() for part in entry)
+    shape = extent(entry)
+    size = math.prod(part.stop - part.start if isinstance(part, slice) else part.numel() for part in entry)
+    leads = all(isinstance(part, slice) and part.start == 0 for part in entry)
+    return _Place(name, entry, size, shape, leads)
+
+
+def _without_zeros(blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the blocks that are not zero everywhere."""
+    filled = {name: block for name, block in blocks.items() if block.numel()}
+    if not filled:
+        return {}
+    largest = torch.stack(torch._foreach_norm(list(filled.values()), ord=math.inf)).tolist()
+    return {name: block for (name, block), most in zip(filled.items(), largest, strict=True) if most > 0}
 
 
 def _grown(block: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return a block with zeros up to ``shape`` where it is smaller; the block itself if it is nowhere."""
-    wanted = [max(sizes) for sizes in zip(block.shape, shape, strict=True)]
-    if list(block.shape) == wanted:
+    if all(has >= size for has, size in zip(block.shape, shape, strict=True)):
         return block
+    wanted = [max(sizes) for sizes in zip(block.shape, shape, strict=True)]
     grown = block.new_zeros(wanted)
     grown[tuple(slice(size) for size in block.shape)] = block
     return grown

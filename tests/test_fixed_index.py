@@ -1,0 +1,76 @@
+"""What is computed from an index is kept with it, and never mistaken for another's."""
+
+from __future__ import annotations
+
+import torch
+
+from hetfl.aggregators import HolderMean
+from hetfl.federation.clients import _restricted
+from hetfl.submodel import fixed, gather_flat, index_layout, only
+from hetfl.types import DERIVED, FixedIndex, Report
+from hetfl.updates import DenseUpdate
+
+WHOLE = FixedIndex({name: (slice(0, 3), slice(0, 2)) for name in "abcd"})
+
+
+def test_a_layout_is_made_once() -> None:
+    assert index_layout(WHOLE) is index_layout(WHOLE)
+    assert index_layout(dict(WHOLE)) == index_layout(WHOLE)
+    assert fixed(WHOLE) is WHOLE
+    assert fixed(dict(WHOLE)) == WHOLE
+
+
+def test_parts_by_name_keep_their_order() -> None:
+    part = only(WHOLE, frozenset("db"))
+    assert list(part) == ["b", "d"]
+    assert only(WHOLE, frozenset("bd")) is part
+
+
+def test_as_many_results_are_kept_as_there_may_be() -> None:
+    index, calls = FixedIndex(WHOLE), list[int]()
+
+    def ask(key: int) -> int:
+        return index.derived(key, lambda: calls.append(key) or -key)  # type: ignore[func-returns-value]
+
+    assert [ask(key) for key in range(DERIVED)] == [-key for key in range(DERIVED)]
+    ask(0)  # the one used last stays longest
+    ask(DERIVED)
+    assert len(calls) == DERIVED + 1
+    ask(0)
+    assert len(calls) == DERIVED + 1
+    ask(1)
+    assert len(calls) == DERIVED + 2
+
+
+def test_what_a_client_sends_is_cut_out_of_its_vector() -> None:
+    """Two tensors whole, then rows of one, and the last left out; of two indices in turn."""
+    rows = (torch.tensor([0, 2]), slice(0, 2))
+    upload = FixedIndex({"a": WHOLE["a"], "b": WHOLE["b"], "c": rows})
+    vector_D = torch.arange(24.0)
+    views = index_layout(WHOLE).views(vector_D)
+    for index in (WHOLE, FixedIndex(WHOLE), dict(WHOLE), WHOLE):
+        assert torch.equal(_restricted(vector_D, index, upload), gather_flat(views, upload))
+    larger = FixedIndex({"z": (slice(0, 1),), **WHOLE})
+    assert torch.equal(
+        _restricted(torch.cat([torch.tensor([-1.0]), vector_D]), larger, upload), gather_flat(views, upload)
+    )
+
+
+def test_sums_of_another_round_are_gone() -> None:
+    """Whether the first client of a round covers a tensor, or a part of it, or nobody does."""
+    mean, report = HolderMean(), Report(0, "a", 1, 0.0, 0.0)
+    tensors = {name: torch.empty(3, 2) for name in WHOLE}
+    part = FixedIndex({"a": WHOLE["a"], "b": (slice(0, 2), slice(0, 1))})
+    for _ in range(2):
+        mean.reset(tensors)
+        for sign in (1.0, 3.0):
+            mean.update(DenseUpdate(sign * torch.arange(1.0, 25.0)), WHOLE, report)
+        found, _ = mean.compute()
+        assert torch.equal(torch.cat([found[name].flatten() for name in WHOLE]), 2 * torch.arange(1.0, 25.0))
+        mean.reset(tensors)
+        mean.update(DenseUpdate(torch.arange(1.0, 9.0)), part, report)
+        found, holders = mean.compute()
+        assert torch.equal(found["a"].flatten(), torch.arange(1.0, 7.0))
+        assert torch.equal(found["b"], torch.tensor([[7.0, 0.0], [8.0, 0.0], [0.0, 0.0]]))
+        assert not found["c"].any()
+        assert not holders["c"].any()
