@@ -19,8 +19,8 @@ from lightning import Trainer
 from hetfl import FederatedModule, wire
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.flower.messages import VALUES, Order, Request, read_request, request_records
-from hetfl.flower.packing import pack
 from hetfl.local import LocalTask
+from hetfl.packing import pack
 from hetfl.updates import DenseUpdate
 from tests.conftest import small_module
 from tests.flower_cases import Hands, Tamper, federated, make_node, over_the_wire, warned

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hetfl"
 
 LAYERS = (
-    {"errors", "seeding", "codes", "compiled", "permutation"},
+    {"errors", "seeding", "codes", "compiled", "packing", "permutation"},
     {"files", "types"},
     {"updates"},
     {"submodel", "metrics_file"},

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Trainer
 from torch import Tensor
@@ -22,7 +22,7 @@ from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.clustering import IFCA
 from hetfl.compression import ErrorFeedback, GammaFedHT, RandomK, TopK
 from hetfl.compression.staleness import Decay
-from hetfl.federation.collective import Ranks, pack, unpack
+from hetfl.federation.collective import Ranks
 from hetfl.federation.ranks import RankClients, Shared
 from hetfl.local import Auto, FedDyn, LocalTask, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
@@ -31,23 +31,6 @@ from hetfl.store import DiskStore
 from tests.conftest import small_module
 
 Fit = Callable[..., Trainer]
-
-
-@settings(max_examples=50)
-@given(
-    st.lists(
-        st.none()
-        | st.tuples(st.lists(st.floats(width=32), max_size=4), st.sampled_from([torch.float32, torch.float64])),
-        max_size=4,
-    )
-)
-def test_vectors_arrive_to_the_bit(given: list[Any]) -> None:
-    vectors = [None if each is None else torch.tensor(each[0], dtype=each[1]) for each in given]
-    for sent, found in zip(vectors, unpack(pack(vectors)), strict=True):
-        assert (sent is None) == (found is None)
-        if sent is not None and found is not None:
-            assert sent.dtype == found.dtype
-            assert sent.numpy().tobytes() == found.numpy().tobytes()
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 3))

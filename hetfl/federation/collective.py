@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import cast
 
@@ -10,10 +9,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-LENGTH = struct.Struct("<q")
-CODES = (torch.float32, torch.float64)
-"""Of vectors, by number in their messages."""
 
 
 class Ranks:
@@ -68,33 +63,3 @@ def _padded(data: bytes, length: int) -> Tensor:
 
 def _cut(parts: Sequence[Tensor], lengths: Sequence[int]) -> list[bytes]:
     return [part[:length].numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
-
-
-def pack(vectors: Sequence[Tensor | None]) -> bytes:
-    """Return vectors of float32 or float64, or their absence, as bytes."""
-    parts = []
-    for vector in vectors:
-        if vector is None:
-            parts.append(LENGTH.pack(-1))
-        else:
-            parts += [LENGTH.pack(vector.numel()), bytes([CODES.index(vector.dtype)])]
-            parts.append(vector.detach().cpu().contiguous().numpy().tobytes())
-    return b"".join(parts)
-
-
-def unpack(data: bytes) -> list[Tensor | None]:
-    """Return what :func:`pack` wrote, on the CPU."""
-    found: list[Tensor | None] = []
-    position = 0
-    while position < len(data):
-        (count,) = LENGTH.unpack_from(data, position)
-        position += LENGTH.size
-        if count < 0:
-            found.append(None)
-            continue
-        dtype = CODES[data[position]]
-        end = position + 1 + count * dtype.itemsize
-        numpy_type = np.float32 if dtype == torch.float32 else np.float64
-        found.append(torch.from_numpy(np.frombuffer(data[position + 1 : end], dtype=numpy_type).copy()))
-        position = end
-    return found

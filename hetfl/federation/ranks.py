@@ -8,30 +8,28 @@ from updates that all ranks have; so every rank keeps it.
 
 from __future__ import annotations
 
-import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hetfl.clustering import Clustering
 from hetfl.compression import Message
 from hetfl.federation.clients import Clients, Hosting, Lost, OwnClients, Upload, held_index, send
-from hetfl.federation.collective import Ranks, pack, unpack
+from hetfl.federation.collective import Ranks
 from hetfl.local import LocalResult, LocalTask
 from hetfl.local.executor import Bench, Job
 from hetfl.local.jobs import train
+from hetfl.packing import pack, unpack
 from hetfl.selection import Selection
 from hetfl.store import MemoryStore
 from hetfl.updates import Update
 
 T = TypeVar("T")
-
-SAID = struct.Struct("<dqqqq")
-"""Of a client: the mean loss, its samples, the samples passed, and the lengths of payload and refusal."""
 
 
 class Shared(Hosting, Protocol):
@@ -79,11 +77,11 @@ class RankClients(Clients):
             return [send(self._module, result) for result in results]
 
         uploads = self._attempt(work)
-        said = self._ranks.everyone(b"".join(map(_written, uploads)))
+        said = self._ranks.everyone(pack([_written(upload) for upload in uploads]))
         residuals = self._returned(tasks, shares, uploads)
-        positions = [0] * self._ranks.count
+        answers = [iter(unpack(part)) for part in said]
         for task, rank in zip(tasks, shares, strict=True):
-            upload, positions[rank] = _read(said[rank], positions[rank], task)
+            upload = _read(task, next(answers[rank]))
             if upload.payload and self._ranks.rank == 0:
                 index = held_index(self._module, task)
                 prepared = Message(task.client, task.round, index, upload.payload, residuals[task.client])
@@ -94,14 +92,11 @@ class RankClients(Clients):
         shares = self.shares(tasks)
         mine = [task for task, rank in zip(tasks, shares, strict=True) if rank == self._ranks.rank]
         results = self._attempt(lambda: list(self._own.run(job, mine)))
-        said = self._ranks.everyone(b"".join(SAID.pack(r.loss, r.num_samples, r.num_passes, 0, 0) for r in results))
-        vectors = [iter(unpack(part)) for part in self._ranks.everyone(pack([r.vector for r in results]))]
-        answers = [SAID.iter_unpack(part) for part in said]
+        said = self._ranks.everyone(pack([[r.vector, *_numbers(r)] for r in results]))
+        answers = [iter(unpack(part)) for part in said]
         for task, rank in zip(tasks, shares, strict=True):
-            loss, num_samples, num_passes, *_ = next(answers[rank])
-            vector = next(vectors[rank])
-            assert vector is not None
-            yield LocalResult(task, vector.to(self._bench.device), loss, num_samples, num_passes)
+            vector, loss, num_samples, num_passes = next(answers[rank])
+            yield LocalResult(task, vector.to(self._bench.device), float(loss), num_samples, num_passes)
 
     def take(self, upload: Upload, update: Update) -> None:  # noqa: D102
         task, penalty = upload.task, self._module.local.penalty
@@ -128,17 +123,15 @@ class RankClients(Clients):
         """Hand out the residuals of clients to the ranks that train them."""
         uplink, zero = self._module.uplink, self._ranks.rank == 0
         like = next(iter(self._bench.tensors.values())).detach()
-        lent: list[list[Tensor | None]] = [[] for _ in range(self._ranks.count)]
+        lent: list[list[tuple[Tensor | None, int | None]]] = [[] for _ in range(self._ranks.count)]
         for task, rank in zip(tasks, shares, strict=True) if zero else ():
-            residual_D, last = uplink.lend(task.client, held_index(self._module, task), like)
-            lent[rank] += [residual_D, None if last is None else torch.tensor([last], dtype=torch.float64)]
-        parts = unpack(self._ranks.from_zero([pack(vectors) for vectors in lent]))
+            lent[rank].append(uplink.lend(task.client, held_index(self._module, task), like))
+        parts = unpack(self._ranks.from_zero([pack(pairs) for pairs in lent]))
         if zero:
             return
         uplink.residuals = MemoryStore()
         mine = [task for task, rank in zip(tasks, shares, strict=True) if rank == self._ranks.rank]
-        for task, residual_D, last_1 in zip(mine, parts[::2], parts[1::2], strict=True):
-            last = None if last_1 is None else int(last_1)
+        for task, (residual_D, last) in zip(mine, parts, strict=True):
             uplink.borrow(task.client, held_index(self._module, task), residual_D, last)
 
     def _returned(
@@ -170,16 +163,16 @@ class RankClients(Clients):
         return done
 
 
-def _written(upload: Upload) -> bytes:
-    refusal = upload.refusal.encode()
-    numbers = (upload.loss, upload.num_samples, upload.num_passes, len(upload.payload), len(refusal))
-    return SAID.pack(*numbers) + upload.payload + refusal
+def _numbers(of: Upload | LocalResult) -> list[Any]:
+    # The loss of a client that diverged is no number, which JSON has no word for.
+    return [torch.tensor(of.loss, dtype=torch.float64), of.num_samples, of.num_passes]
 
 
-def _read(data: bytes, position: int, task: LocalTask) -> tuple[Upload, int]:
-    """Return the upload that begins at a position, and where the next one does."""
-    loss, num_samples, num_passes, payload, refusal = SAID.unpack_from(data, position)
-    begin = position + SAID.size
-    end = begin + payload + refusal
-    text = data[begin + payload : end].decode()
-    return Upload(task, loss, num_samples, num_passes, data[begin : begin + payload], text), end
+def _written(upload: Upload) -> list[Any]:
+    payload = torch.from_numpy(np.frombuffer(upload.payload, dtype=np.uint8).copy())
+    return [*_numbers(upload), payload, upload.refusal]
+
+
+def _read(task: LocalTask, said: Sequence[Any]) -> Upload:
+    loss, num_samples, num_passes, payload, refusal = said
+    return Upload(task, float(loss), num_samples, num_passes, payload.numpy().tobytes(), refusal)

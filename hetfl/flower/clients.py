@@ -22,13 +22,13 @@ from hetfl.federation.clients import Clients, Lost, Upload
 from hetfl.fleet.numbers import IntArray
 from hetfl.flower.messages import JobName, Order, Report, Request
 from hetfl.flower.nodes import Failure, Nodes
-from hetfl.flower.packing import pack
 from hetfl.flower.settings import shared_settings
 from hetfl.flower.states import NOTHING, STATE, StateBook
 from hetfl.local import LocalResult, LocalTask
 from hetfl.local.executor import Job
 from hetfl.local.jobs import losses, statistics
 from hetfl.models.static_batch_norm import static_layers
+from hetfl.packing import pack
 from hetfl.submodel import gather_flat
 from hetfl.updates import DenseUpdate, Update
 

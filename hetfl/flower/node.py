@@ -15,13 +15,13 @@ from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation import FederatedModule
 from hetfl.federation.clients import held_index, keep, send
 from hetfl.flower.messages import Answer, Order, Report, Request
-from hetfl.flower.packing import unpack
 from hetfl.flower.settings import disagreement, shared_settings
 from hetfl.flower.states import ClientState, ClientStates, StateLost
 from hetfl.local import LocalProblem, LocalTask
 from hetfl.local.executor import Bench, remembering
 from hetfl.local.jobs import losses, statistics, train
 from hetfl.local.resident import ResidentNet
+from hetfl.packing import unpack
 from hetfl.store import ClientStore, MemoryStore
 from hetfl.submodel import index_layout
 from hetfl.updates import DenseUpdate
