@@ -24,8 +24,8 @@ class HolderMean(Aggregator):
     .. math:: \Delta_j = \frac{1}{|H_j|} \sum_{k \in H_j} u_{k,j}, \qquad H_j = \{k : j \in \text{index}_k\}
 
     The divisor counts who *holds* entry j, not who sent it: an entry that a sparse update leaves out is a 0 in the
-    mean, else the compressor would amplify rarely sent entries. Streaming: the memory is one global model, whatever the
-    cohort.
+    mean, else the compressor would amplify rarely sent entries. Streaming: the memory is two global models, sums and
+    means, whatever the cohort.
     """
 
     def __init__(self) -> None:

@@ -221,7 +221,8 @@ class FederatedModule(TrainingModule):
             raise ConfigurationError(
                 "Expected an executor by name for several devices but got Auto, which every rank would choose by itself"
             )
-        # Every rank logs the same numbers, as each of them does the server's part.
+        # Every rank logs the same numbers, as each of them does the server's part; only residual/norm is another, as
+        # rank zero alone keeps residuals, and rank zero's is what loggers write.
         warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(.*sync_dist=True")
         self.clients = RankClients(self, Ranks())
 
