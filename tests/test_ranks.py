@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning import Trainer
+from lightning import Callback, Trainer
 from torch import Tensor
 
 from hetfl import DepthFL, FederatedModule, Level
@@ -24,6 +27,7 @@ from hetfl.compression import ErrorFeedback, GammaFedHT, RandomK, TopK
 from hetfl.compression.staleness import Decay
 from hetfl.federation.collective import Ranks
 from hetfl.federation.ranks import RankClients, Shared
+from hetfl.interrupt import StopAtRoundEnd
 from hetfl.local import Auto, FedDyn, LocalTask, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
 from hetfl.selection import PowerOfChoice
@@ -139,6 +143,35 @@ class Failing(Sequential):
 def test_a_rank_that_fails_ends_all(fit: Fit) -> None:
     with pytest.raises(Exception, match="no such sensor"):
         fit(small_module(executor=Failing(5)), rounds=20, strategy="ddp_fork", devices=2)
+
+
+class Interrupted(Callback):
+    """A signal comes to one rank in a round; every rank leaves in a file which signal it stopped by.
+
+    A rank that ends otherwise leaves none.
+    """
+
+    def __init__(self, folder: Path, rank: int, round: int) -> None:
+        self.folder, self.rank, self.round = folder, rank, round
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if (trainer.global_rank, trainer.current_epoch) == (self.rank, self.round):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_end(self, trainer: Trainer, *args: Any) -> None:
+        (stop,) = (each for each in trainer.callbacks if isinstance(each, StopAtRoundEnd))  # type: ignore[attr-defined]
+        (self.folder / str(trainer.global_rank)).write_text(str(stop.signal))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_stops_all_at_the_end_of_its_round(fit: Fit, tmp_path: Path, rank: int) -> None:
+    said = tmp_path / "said"
+    said.mkdir()
+    stop, interrupted = StopAtRoundEnd(), Interrupted(said, rank, round=1)
+    fit(small_module(), rounds=20, callbacks=[stop, interrupted], strategy="ddp_fork", devices=2)
+    assert {file.name: file.read_text() for file in said.iterdir()} == {"0": "15", "1": "15"}
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    assert pd.read_csv(metrics)["step"].tolist() == [0, 1]
 
 
 def test_ranks_do_not_choose_executors_by_themselves(fit: Fit) -> None:
