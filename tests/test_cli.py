@@ -12,22 +12,15 @@ import pytest
 import yaml
 
 from hetfl.cli import main
+from tests.demo_cases import CONFIGS, DEMO, ROOT, SHORT, UNTESTED
 
-ROOT = Path(__file__).parent.parent
 CONTRACT = (
     "step,train/loss,val/loss,val/accuracy,val/accuracy/a,val/accuracy/b,test/loss,test/accuracy,test/accuracy/a,"
     "local/accuracy_mean,local/accuracy_worst10,local/accuracy_var,lr,threshold,comm/up_bytes,comm/down_bytes,"
     "comm/up_bytes_total,comm/down_bytes_total,comm/up_density,comm/up_ratio,compute/flops_total,sim/round_seconds,"
     "sim/seconds_total,residual/norm"
 )
-SMALL = [
-    "--trainer.max_epochs=2",
-    "--trainer.check_val_every_n_epoch=1",
-    "--model.net.hidden=[8,8]",
-    "--model.local.epochs=1",
-    "--model.selection.clients_per_round=3",
-    "--data.num_clients=10",
-]
+SMALL = [*SHORT, "--model.net.hidden=[8,8]"]
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +36,7 @@ def hetfl(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 def demo(*args: str, verb: str = "fit") -> list[str]:
-    return [verb, "-c", str(ROOT / "configs/demo.yaml"), *SMALL, *args]
+    return [verb, *DEMO, *SMALL, *args]
 
 
 def test_fit_makes_a_run_folder_with_the_contract_and_a_second_run_another(
@@ -89,8 +82,7 @@ def test_a_net_of_the_users_needs_no_registration() -> None:
         "        super().__init__(nn.Flatten(), nn.Linear(64, channels), nn.ReLU(), nn.Linear(channels, 10))\n"
     )
     levels = "--model.levels={a: {width: 1.0}, b: {width: 0.5}}"
-    own = [option for option in SMALL if "hidden" not in option]
-    done = hetfl("fit", "-c", str(ROOT / "configs/demo.yaml"), "--model.net=nets.Mine", levels, "--plots=false", *own)
+    done = hetfl("fit", *DEMO, "--model.net=nets.Mine", levels, "--plots=false", *SHORT)
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
 
@@ -119,8 +111,7 @@ def old(finished: Path, tmp_path: Path) -> Path:
 
 
 def tiny(*args: str, verb: str = "fit") -> list[str]:
-    quick = ["--trainer.max_epochs=1", "--final_test=false", "--plots=false", "--model.statistics_clients=2"]
-    return demo(*quick, *args, verb=verb)
+    return demo("--trainer.max_epochs=1", *UNTESTED, *args, verb=verb)
 
 
 def refused(capsys: pytest.CaptureFixture[str], args: list[str]) -> str:
@@ -203,7 +194,7 @@ def test_null_on_the_command_line_takes_back_what_yaml_sets() -> None:
 
 def test_base_method_and_data_make_a_run() -> None:
     files = ["base.yaml", "method/heterofl.yaml", "data/digits.yaml"]
-    stacked = [part for file in files for part in ("-c", str(ROOT / "configs" / file))]
+    stacked = [part for file in files for part in ("-c", str(CONFIGS / file))]
     main(["fit", *stacked, *tiny()[3:]])
     assert len(new_runs()) == 1
 

@@ -18,19 +18,13 @@ from hetfl.cli.comparison_plan import Action, PlannedRun, next_action, parse_con
 from hetfl.cli.running import command, only_one, prepare
 from hetfl.cli.starting import start
 from hetfl.errors import ConfigurationError
-from tests.test_cli import ROOT, refused
+from tests.demo_cases import FEW, ROOT
+from tests.test_cli import refused
 
 WIDTH, DEPTH = (str(ROOT / f"configs/experiment/compare_digits_{side}.yaml") for side in ("width", "depth"))
 BOTH = ["-r", f"width={WIDTH}", "-r", f"depth={DEPTH}"]
-TINY = [
-    "--trainer.max_epochs=2",
-    "--model.net.hidden=[4,4,8]",
-    "--model.local.epochs=1",
-    "--model.selection.clients_per_round=3",
-    "--model.statistics_clients=2",
-    "--data.num_clients=10",
-    "--plots=false",
-]
+SETTINGS = ["--trainer.max_epochs=2", "--model.net.hidden=[4,4,8]", "--model.statistics_clients=2", "--plots=false"]
+TINY = [*FEW, *SETTINGS]
 COMPARE = "from hetfl.cli import main; main()"
 
 

@@ -13,20 +13,10 @@ import yaml
 from hetfl import compression
 from hetfl.cli import main
 from hetfl.compression import Compressor
+from tests.demo_cases import CONFIGS, DEMO, SHORT, UNTESTED
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted((CONFIGS / "compressor").glob("*.yaml"))
-SMALL = [
-    "--trainer.max_epochs=2",
-    "--trainer.check_val_every_n_epoch=1",
-    "--model.net.hidden=[64,64]",
-    "--model.local.epochs=1",
-    "--model.selection.clients_per_round=3",
-    "--model.statistics_clients=2",
-    "--data.num_clients=10",
-    "--final_test=false",
-    "--plots=false",
-]
+SMALL = [*SHORT, "--model.net.hidden=[64,64]", *UNTESTED]
 
 
 def uplink(file: Path) -> dict[str, Any]:
@@ -36,7 +26,7 @@ def uplink(file: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_file_makes_a_run(file: Path, tmp_path: Path) -> None:
-    main(["fit", "-c", str(CONFIGS / "demo.yaml"), "-c", str(file), *SMALL, f"--trainer.logger.root={tmp_path}"])
+    main(["fit", *DEMO, "-c", str(file), *SMALL, f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
     used = uplink(metrics.with_name("config.yaml"))
     assert used["compressor"]["class_path"] == uplink(file)["compressor"]["class_path"]

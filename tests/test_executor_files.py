@@ -10,26 +10,16 @@ import pytest
 import yaml
 
 from hetfl.cli import main
+from tests.demo_cases import CONFIGS, DEMO, FEW, UNTESTED
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted((CONFIGS / "executor").glob("*.yaml"))
-DEMO = ["fit", "-c", str(CONFIGS / "demo.yaml")]
-SMALL = [
-    "--trainer.max_epochs=1",
-    '--model.levels={"a": {"width": 1.0}, "e": {"width": 0.0625}}',
-    "--model.net.hidden=[16,16]",
-    "--model.local.epochs=1",
-    "--model.selection.clients_per_round=3",
-    "--model.statistics_clients=2",
-    "--data.num_clients=10",
-    "--final_test=false",
-    "--plots=false",
-]
+LEVELS = '--model.levels={"a": {"width": 1.0}, "e": {"width": 0.0625}}'
+SMALL = ["--trainer.max_epochs=1", LEVELS, "--model.net.hidden=[16,16]", *FEW, *UNTESTED]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_file_makes_a_run(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    main([*DEMO, "-c", str(file), *SMALL, f"--trainer.logger.root={tmp_path}"])
+    main(["fit", *DEMO, "-c", str(file), *SMALL, f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
     wanted = yaml.safe_load(file.read_text())["model"]["init_args"]["executor"]
     used = yaml.safe_load(metrics.with_name("config.yaml").read_text())["model"]["init_args"]["executor"]
@@ -56,8 +46,9 @@ WRONG = [
 def test_what_is_wrong_is_said_in_one_line(
     executor: dict[str, object], more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    settings = [*SMALL, f"--model.executor={json.dumps(executor)}", *more]
     with pytest.raises(SystemExit) as ended:
-        main([*DEMO, *SMALL, f"--model.executor={json.dumps(executor)}", *more, f"--trainer.logger.root={tmp_path}"])
+        main(["fit", *DEMO, *settings, f"--trainer.logger.root={tmp_path}"])
     assert ended.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("hetfl: error: ")

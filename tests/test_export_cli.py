@@ -17,7 +17,8 @@ from hetfl.cli import main
 from hetfl.cli.exporting import FormatName
 from hetfl.data import Digits
 from hetfl.export import FORMATS
-from tests.test_cli import ROOT, SMALL, refused
+from tests.demo_cases import DEMO
+from tests.test_cli import SMALL, refused
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a small run of the demo, tested at its end."""
     root = tmp_path_factory.mktemp("run")
-    main(["fit", "-c", str(ROOT / "configs/demo.yaml"), *SMALL, "--plots=false", f"--trainer.logger.root={root}"])
+    main(["fit", *DEMO, *SMALL, "--plots=false", f"--trainer.logger.root={root}"])
     (folder,) = (root / "demo").iterdir()
     return folder
 

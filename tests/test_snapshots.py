@@ -32,7 +32,8 @@ from hetfl.selection import Everyone
 from hetfl.types import ClientContext, Index, Layout, Report
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 from tests.conftest import small_data, small_module, small_net
-from tests.test_cli import ROOT, tiny
+from tests.demo_cases import DEMO
+from tests.test_cli import tiny
 
 Fit = Callable[..., Trainer]
 
@@ -316,5 +317,5 @@ def test_every_verb_takes_the_configuration_of_a_run_with_snapshots(
     assert list(Path("runs").rglob("snapshots")) == [folder / "snapshots"]
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        main(["fit", "-c", str(ROOT / "configs/demo.yaml"), "--print_config"])
+        main(["fit", *DEMO, "--print_config"])
     assert "\nsnapshots:\n  every: 0\n" in capsys.readouterr().out

@@ -14,16 +14,8 @@ from hetfl.cli import main
 from hetfl.clustering import Clustering, OneCluster
 from hetfl.fleet import Fleet, SameDevice
 from hetfl.selection import Selection, Uniform
+from tests.demo_cases import CONFIGS, SHORT
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-SMALL = [
-    "--trainer.max_epochs=2",
-    "--trainer.check_val_every_n_epoch=1",
-    "--model.local.epochs=1",
-    "--model.selection.clients_per_round=3",
-    "--data.num_clients=10",
-    "--plots=false",
-]
 FILES = {kind: sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("selection", "clustering", "fleet", "method")}
 STACKS = [
     tuple(files[number % len(files)] for files in (FILES["selection"], FILES["clustering"], FILES["fleet"]))
@@ -40,7 +32,7 @@ def run(tmp_path: Path, files: list[Path], *settings: str) -> pd.DataFrame:
     stacked = [part for file in files for part in ("-c", str(file))]
     own = [f"--model.fleet.path={devices}"] if any(file.stem == "csv" for file in files) else []
     own += ["--model.selection.candidates=5"] if any(file.stem == "power_of_choice" for file in files) else []
-    main(["fit", *stacked, *SMALL, *own, *settings, f"--trainer.logger.root={tmp_path}"])
+    main(["fit", *stacked, *SHORT, "--plots=false", *own, *settings, f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
     table = pd.read_csv(metrics)
     assert table["step"].tolist() == [0, 1]
