@@ -73,7 +73,7 @@ class BareLoop:
         random = torch.Generator().manual_seed(seed)
         total = 0.0
         for _ in range(self.epochs):
-            for batch in self.batches(torch.randperm(len(targets), generator=random)):
+            for batch in batches(torch.randperm(len(targets), generator=random), self.batch_size):
                 inputs = images[batch].to(self.dtype).sub_(self.mean).div_(self.std)
                 loss = F.cross_entropy(net(inputs).masked_fill(absent_K, 0.0), targets[batch])
                 optimizer.zero_grad()
@@ -85,9 +85,10 @@ class BareLoop:
         with torch.no_grad():
             return [parameter - value for parameter, value in zip(parameters, start, strict=True)]
 
-    def batches(self, order: Tensor) -> list[Tensor]:
-        """Return the batches of an epoch; a last one of one sample joins the one before it."""
-        parts = list(order.split(self.batch_size))
-        if len(parts) > 1 and len(parts[-1]) == 1 < self.batch_size:
-            parts[-2:] = [torch.cat(parts[-2:])]
-        return parts
+
+def batches(order: Tensor, size: int) -> list[Tensor]:
+    """Return the batches of an epoch; a last one of one sample joins the one before it."""
+    parts = list(order.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1 < size:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts

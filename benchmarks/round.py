@@ -9,91 +9,23 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass
 from functools import partial
 
 import torch
-from bare import BareLoop
-from cnn import CNN
 from executors import executors
 from timing import Row, double_precision, interleaved, no_collector, parser, report, rows, threads
-from torch import Tensor, nn
 from torch.optim import SGD
+from work import CLIP, LR, MOMENTUM, SEED, WEIGHT_DECAY, Setting, bare_loop, bare_work
 
 from hetfl import HeteroFL
 from hetfl.compression import ErrorFeedback, GammaFedHT
-from hetfl.data import ImageTransform, TensorData
+from hetfl.data import TensorData
 from hetfl.federation.clients import send
 from hetfl.federation.module import default_server_optimizer
 from hetfl.federation.server import server_step
-from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential
+from hetfl.local import Executor, LocalResult, LocalTraining, Sequential
 from hetfl.local.executor import Bench
 from hetfl.local.jobs import train
-from hetfl.models import ConvNet
-from hetfl.seeding import derive
-
-LR, MOMENTUM, WEIGHT_DECAY, CLIP, SEED = 0.1, 0.9, 5e-4, 1.0, 0
-MEAN, STD = 0.1307, 0.3081
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The work of a round. Client k is at level ``levels[k % len(levels)]``; a round takes the next clients in turn.
-
-    Attributes:
-        levels: HeteroFL's levels that take part.
-        clients: number of clients of the federation.
-        cohort: number of clients of a round.
-        samples: number of training samples of a client.
-        batch_size: samples of a step.
-        epochs: passes over a client's samples.
-        hidden: channels of ConvNet's blocks at width 1.
-        size: height and width of an image.
-        channels: of an image.
-        cnn: the CNN of the simulators' comparisons, at level a alone, in place of ConvNet.
-    """
-
-    levels: str = "d"
-    clients: int = 100
-    cohort: int = 10
-    samples: int = 50
-    batch_size: int = 10
-    epochs: int = 1
-    hidden: tuple[int, ...] = (64, 128, 256, 512)
-    size: int = 28
-    channels: int = 1
-    cnn: bool = False
-
-    def net(self, *, width: float = 1.0) -> nn.Module:
-        """Return the net of a width."""
-        return CNN() if self.cnn else ConvNet(in_channels=self.channels, hidden=self.hidden, width=width)
-
-    def tasks(self, number: int) -> list[LocalTask]:
-        """Return a round's tasks. Every round counts as a new global model, to be loaded anew."""
-        clients = [(number * self.cohort + i) % self.clients for i in range(self.cohort)]
-        return [LocalTask(k, self.levels[k % len(self.levels)], number, number, LR) for k in clients]
-
-    def data(self) -> TensorData:
-        """Return uint8 noise; every client has 5 of the 10 classes, so that the mask of the loss has work to do."""
-        random = torch.Generator().manual_seed(1)
-        shape = (self.channels, self.size, self.size)
-        count = self.clients * self.samples
-        images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=random)
-        owner = torch.arange(self.clients).repeat_interleave(self.samples)
-        targets = (torch.randint(5, (count,), generator=random) + owner) % 10
-        data = TensorData(
-            train_inputs=images,
-            train_targets=targets,
-            test_inputs=images[:: self.samples],
-            test_targets=targets[:: self.samples],
-            num_classes=10,
-            train_clients=owner.tolist(),
-            test_clients=list(range(self.clients)),
-            transform=ImageTransform(mean=(MEAN,) * self.channels, std=(STD,) * self.channels),
-            val_fraction=0.0,
-        )
-        data.setup()
-        return data
 
 
 class Federation(HeteroFL):
@@ -154,29 +86,6 @@ class Federation(HeteroFL):
         self.version += 1
         self.uplink.end_round()
         yield "mean and server step"
-
-
-def bare_loop(setting: Setting, data: TensorData, tensors: dict[str, Tensor], foreach: bool = False) -> BareLoop:
-    """Return the bare loop over the same clients, starting from the same global tensors."""
-    nets = {level: setting.net(width=HeteroFL.default_levels[level].width) for level in setting.levels}
-    clients = [data.client_data(k) for k in range(setting.clients)]
-    return BareLoop(
-        nets,
-        list(tensors.values()),
-        [(client.inputs, client.targets) for client in clients],
-        mean=255 * MEAN,
-        std=255 * STD,
-        optimizer=partial(SGD, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, foreach=foreach or None),
-        clip=CLIP,
-        epochs=setting.epochs,
-        batch_size=setting.batch_size,
-        foreach=foreach,
-    )
-
-
-def bare_work(setting: Setting, number: int) -> list[tuple[int, str, int]]:
-    """Return client, level and seed of a round's clients, as the bare loop takes them."""
-    return [(t.client, t.level, derive(SEED, "local", number, t.client)) for t in setting.tasks(number)]
 
 
 def check(setting: Setting, executor: Executor, foreach: bool = False) -> None:

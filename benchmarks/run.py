@@ -5,9 +5,10 @@ from __future__ import annotations
 from aggregation import aggregation, uploads
 from compression import upload
 from executors import executors
-from round import Setting, local_rounds, whole_rounds
+from round import local_rounds, whole_rounds
 from startup import empty_rounds
 from timing import parser, report
+from work import Setting
 
 from hetfl.local import Sequential
 

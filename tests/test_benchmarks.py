@@ -15,11 +15,12 @@ from cnn import CNN
 from compression import upload
 from executors import executors
 from memory import slope
-from round import Federation, Setting, bare_loop, bare_work, check, local_rounds, whole_rounds
+from round import Federation, check, local_rounds, whole_rounds
 from scale import run as scale
 from startup import empty_rounds
 from timing import Row, double_precision, interleaved, report, rows
 from wire_memory import KINDS, coded, read, updated
+from work import Setting, bare_loop, bare_work
 
 from hetfl.local import Sequential, Stacked
 from hetfl.wire import encode
