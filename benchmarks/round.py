@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 from executors import executors
+from peers import MakePeer, check_peer, installed_peers
 from timing import Row, double_precision, interleaved, no_collector, parser, report, rows, threads
 from torch.optim import SGD
 from work import CLIP, LR, MOMENTUM, SEED, WEIGHT_DECAY, Setting, bare_loop, bare_work
@@ -105,7 +106,12 @@ def check(setting: Setting, executor: Executor, foreach: bool = False) -> None:
 
 
 def local_rounds(
-    setting: Setting, makes: Mapping[str, Callable[[], Executor]], *, num_threads: int, blocks: int
+    setting: Setting,
+    makes: Mapping[str, Callable[[], Executor]],
+    *,
+    num_threads: int,
+    blocks: int,
+    peers: Mapping[str, MakePeer] | None = None,
 ) -> list[Row]:
     """Return the times of bare loops and of executors; before that, check that their deltas are equal.
 
@@ -114,6 +120,7 @@ def local_rounds(
         makes: by name, what makes an executor; those with processes first.
         num_threads: torch's threads in the bare loops, and in executors of this process.
         blocks: number of timed blocks.
+        peers: by name, what makes the side of another package; with them a setting of one level.
     """
     with threads(1):
         check(setting, Sequential(), foreach=True)
@@ -132,6 +139,12 @@ def local_rounds(
             bare = bare_loop(setting, data, federation.tensors, foreach)
             sides[name] = threads(count)(lambda number, bare=bare: bare.round(work[number]))
         sides |= {name: federation.local_training for name, federation in federations.items()}
+        for name, make_peer in (peers or {}).items():
+            start = bare.slices[setting.levels]
+            peer = opened.enter_context(closing(make_peer(setting, start)))
+            with threads(1):
+                check_peer(setting, peer, bare)
+            sides[name] = partial(lambda peer, number: peer.round(work[number]), peer)
         numbers = {name: iter(range(warmup + blocks)) for name in sides}
         times = interleaved(
             {name: lambda name=name, side=side: side(next(numbers[name])) for name, side in sides.items()},  # type: ignore[misc]
@@ -180,17 +193,20 @@ def main() -> None:
     options.add_argument("--workers", type=int, help="all executors, with N processes, against the loop with N threads")
     options.add_argument("--samples", type=int, default=50, help="samples per client (default: %(default)s)")
     options.add_argument("--whole-round", action="store_true", help="a cohort of mixed levels (default: abcde)")
+    options.add_argument("--peers", action="store_true", help="also pfl and Flower's simulation, if installed")
     given = options.parse_args()
+    if given.peers and given.whole_round:
+        options.error("Expected --peers without --whole-round: what they compare is local training")
     if given.whole_round:
         found = whole_rounds(Setting(given.levels or "abcde", samples=given.samples), blocks=given.blocks)
     else:
         settings = [Setting(level, samples=given.samples) for level in given.levels or ("" if given.cnn else "d")]
         if given.cnn:
             settings.append(Setting("a", samples=given.samples, size=32, channels=3, cnn=True))
-        found = []
+        found, peers = [], installed_peers(given.workers or 2) if given.peers else {}
         for setting in settings:
             makes = executors(given.workers, setting.cohort) if given.workers else {"Sequential": Sequential}
-            found += local_rounds(setting, makes, num_threads=given.workers or 1, blocks=given.blocks)
+            found += local_rounds(setting, makes, num_threads=given.workers or 1, blocks=given.blocks, peers=peers)
     report(found, given.json)
 
 
