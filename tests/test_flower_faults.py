@@ -21,6 +21,7 @@ from hetfl.compression import ErrorFeedback, TopK
 from hetfl.flower.messages import VALUES, Order, Request, read_request, request_records
 from hetfl.local import LocalTask
 from hetfl.packing import pack
+from hetfl.selection import PowerOfChoice
 from hetfl.updates import DenseUpdate
 from tests.conftest import small_module
 from tests.flower_cases import Hands, Tamper, federated, make_node, over_the_wire, warned
@@ -62,6 +63,12 @@ def altered(answer: RecordDict, name: str, **values: Any) -> ConfigRecord:
     record = answer[name]
     assert isinstance(record, ConfigRecord)
     return ConfigRecord({**record, **values})
+
+
+def client_of(answer: RecordDict, name: str) -> int:
+    client = altered(answer, name)["client"]
+    assert isinstance(client, int)
+    return client
 
 
 def changed(**values: Any) -> Tamper:
@@ -172,9 +179,35 @@ def test_a_lie_about_statistics_is_left_out(fit: Fit, tmp_path: Path, lie: str) 
     """Of every level the others' sums are enough; levels are evaluated all the same."""
     tamper, _ = LIES[lie]
     module = federated(make(), hands(tmp_path, tamper))
-    with warned("Round 0: no statistics of client 5: "):
+    with warned("Round 0: statistics of client 5 refused: "):
         trainer = fit(module, rounds=1)
     assert rows(trainer)[[f"val/accuracy/{level}" for level in module.levels]].notna().all(axis=None)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_is_refused_and_chooses_nobody(fit: Fit, tmp_path: Path, loss: float) -> None:
+    """Power-of-Choice asks everyone, and takes those who lose most: not who says so with NaN or infinity."""
+
+    def build() -> FederatedModule:
+        return make(selection=PowerOfChoice(12, 4))
+
+    chosen: set[int] = set()
+
+    def tamper(node: int, answer: RecordDict) -> RecordDict:
+        told = [name for name in answer if name.startswith("report.")]
+        payload = any(name.startswith("bytes.") for name in answer)
+        if payload:
+            chosen.update(client_of(answer, name) for name in told)
+        for name in told if node == LIAR and not payload else ():
+            answer[name] = altered(answer, name, loss=loss)
+        return answer
+
+    module = federated(build(), hands(tmp_path, tamper, build))
+    with warned(rf"Round 0: losses of client 5 refused: .*finite loss but got .*{loss}"):
+        trainer = fit(module, rounds=1, limit_val_batches=0)
+    assert rows(trainer)["comm/refused"].tolist() == [len(SPLIT[LIAR])]
+    assert len(chosen) == 4
+    assert chosen.isdisjoint(SPLIT[LIAR])
 
 
 def test_a_node_serves_its_own_clients_alone(tmp_path: Path) -> None:

@@ -107,10 +107,13 @@ class FlowerClients(Clients):
         found = self._ask(name, tasks, samples)
         for number, task in enumerate(tasks):
             result = self._result(name, task, found[number], samples)
-            if isinstance(result, Failure):
-                rank_zero_warn(f"Round {task.round}: no {name} of client {task.client}: {result.reason}")
-            else:
+            if not isinstance(result, Failure):
                 yield result
+            elif result.refused:
+                self._module.ledger.refuse()
+                rank_zero_warn(f"Round {task.round}: {name} of client {task.client} refused: {result.reason}")
+            else:
+                rank_zero_warn(f"Round {task.round}: no {name} of client {task.client}: {result.reason}")
 
     def there(self, clients: IntArray) -> IntArray:
         """Return those of some clients that have a node; all of them where none has: an answer tells what is wrong."""
