@@ -96,6 +96,19 @@ def test_a_write_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: py
     assert len(list(tmp_path.rglob("*"))) == 2, "the folder and the old file alone: no torn one"
 
 
+def test_what_a_killed_node_left_half_written_goes_away(tmp_path: Path) -> None:
+    states = ClientStates(tmp_path)
+    name = states.save(RUN, 1, state(0))
+    (whole,) = (tmp_path / RUN).iterdir()
+    for client in (1, 11):
+        (tmp_path / RUN / f"client-{client}-round-1-{'a' * 32}.safetensors.tmp").write_bytes(b"torn")
+    states.prune(RUN, 1, {name})
+    assert sorted(path.name for path in (tmp_path / RUN).iterdir()) == sorted(
+        [whole.name, f"client-11-round-1-{'a' * 32}.safetensors.tmp"]
+    )
+    states.load(RUN, 1, name)
+
+
 @pytest.mark.parametrize("federation", ["../" + "0" * 29, "", "0" * 31, "0" * 31 + "/", "G" * 32])
 def test_a_federation_is_no_path(tmp_path: Path, federation: str) -> None:
     with pytest.raises(ValueError, match="32 hexadecimal digits"):

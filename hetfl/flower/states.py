@@ -25,6 +25,8 @@ NOTHING = ""
 STATE = re.compile(r"(?:[0-9a-f]{32})?")
 FEDERATION = re.compile(r"[0-9a-f]{32}")
 FILE = re.compile(r"client-(\d+)-round-(\d+)-([0-9a-f]{32})\.safetensors")
+TORN = "round-*.safetensors.tmp"
+"""What a node that was killed while it wrote leaves behind."""
 
 
 class StateLost(Exception):
@@ -90,8 +92,10 @@ class ClientStates:
         return name
 
     def prune(self, federation: str, client: int, keep: Iterable[str]) -> None:
-        """Delete the states of a client that the server will not go back to."""
+        """Delete the states of a client that the server will not go back to, and what was never whole."""
         kept = set(keep)
+        for torn in self._of(federation).glob(f"client-{client}-{TORN}"):
+            torn.unlink(missing_ok=True)
         for name, (_, path) in self._files(federation, client).items():
             if name not in kept:
                 path.unlink(missing_ok=True)
