@@ -2,103 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
 
 import pandas as pd
-import torch
 
-from hetfl.cli import FederatedCLI
-from hetfl.cli.flower_processes import free_port
-from hetfl.cli.starting import start
-from hetfl.federation.clients import Clients, Lost
+from tests.flower_federations import (
+    HETFL,
+    NODES,
+    Federation,
+    args,
+    assert_same_end,
+    left_behind,
+    replayed,
+    run_of,
+)
 
 pytestmark = pytest.mark.slow
 
 DEPLOYMENT = Path(__file__).parent.parent / "docs" / "deployment.md"
-CONFIG = Path(__file__).parent.parent / "configs" / "experiment" / "flower_digits.yaml"
-NODES = {0: "0-2", 1: "3-5", 2: "6-8"}
-HETFL = str(Path(sys.executable).parent / "hetfl")
-SMALL = ["--plots", "false", "--final_test", "false", "--model.net.init_args.hidden", "[16,32]"]
-
-
-def args(folder: Path, *more: str) -> list[str]:
-    return ["-c", str(CONFIG), f"--trainer.logger.init_args.root={folder}", *SMALL, *more]
-
-
-class Federation:
-    """A server and its nodes, each a process group of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def command(self, name: str, command: Sequence[str]) -> None:
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [HETFL, "flower", *command], stdout=log, stderr=log, env=env, start_new_session=True
-            )
-
-    def server(self, *more: str, settings: Sequence[str] = (), name: str = "server") -> None:
-        own = ["server", "--port", str(self.port), "--home", str(self.folder / name)]
-        self.command(name, [*own, *more, *(settings or args(self.folder))])
-
-    def node(self, number: int, *more: str, settings: Sequence[str] = ()) -> None:
-        own = ["client", "--clients", NODES[number], "--server", f"127.0.0.1:{self.port}"]
-        own += ["--states", str(self.folder / f"states{number}"), "--home", str(self.folder / f"node{number}")]
-        self.command(f"node{number}", [*own, *more, *(settings or args(self.folder))])
-
-    def log(self, name: str = "server") -> str:
-        return (self.folder / f"{name}.log").read_text()
-
-    def wait_for(self, text: str, seconds: float = 240, name: str = "server") -> None:
-        until = time.monotonic() + seconds
-        while not re.search(text, self.log(name)):
-            assert time.monotonic() < until, f"no {text!r} in {self.log(name)}"
-            time.sleep(0.1)
-
-    def end(self, name: str = "server", seconds: float = 600) -> int:
-        return self.processes[name].wait(timeout=seconds)
-
-    def kill(self, name: str) -> None:
-        """Kill -9 what carries a part, with all its children: the cover that we started stays."""
-        for pid in descendants(self.processes[name].pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            process.wait(timeout=60)
-
-
-def descendants(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
-    found = list(children.get(pid, ()))
-    for child in found:
-        found += children.get(child, ())
-    return found
 
 
 @pytest.fixture
@@ -111,108 +43,52 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
         assert not left_behind(made.port), "processes of the federation are still there"
 
 
-def left_behind(port: int) -> list[str]:
-    lines = subprocess.run(["ps", "-ewwo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in lines.splitlines() if re.search(rf"(:|port ){port}\b", line) and " Z" not in line[:16]]
-
-
-def run_of(folder: Path) -> Path:
-    (run,) = folder.glob("flower_digits/*")
-    return run
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]  # noqa: TID251
-    return found
-
-
-class Without(Clients):
-    """Clients in one process of which some updates are lost."""
-
-    def __init__(self, inner: Clients, lost: set[tuple[int, int]]) -> None:
-        self.inner, self.lost = inner, lost
-
-    def train(self, tasks: Any) -> Any:
-        there = iter(self.inner.train([task for task in tasks if (task.round, task.client) not in self.lost]))
-        for task in tasks:
-            yield Lost(task, "as before") if (task.round, task.client) in self.lost else next(there)
-
-    def run(self, job: Any, tasks: Any) -> Any:
-        return self.inner.run(job, tasks)
-
-    def take(self, upload: Any, update: Any) -> None:
-        self.inner.take(upload, update)
-
-
-class Replay(FederatedCLI):
-    """A run in one process with the same updates lost as in a run on Flower."""
-
-    def __init__(self, *args: Any, lost: set[tuple[int, int]], **kwargs: Any) -> None:
-        self.lost = lost
-        super().__init__(*args, **kwargs)
-
-    def instantiate_classes(self) -> None:
-        super().instantiate_classes()
-        self.model.clients = Without(self.model.clients, self.lost)
-
-
-def replayed(folder: Path, log: str, *more: str) -> Path:
-    lost = {(int(round), int(client)) for round, client in re.findall(r"Round (\d+): no update of client (\d+)", log)}
-    start(["fit", *args(folder / "replay", *more)], cli=partial(Replay, lost=lost))
-    return run_of(folder / "replay")
-
-
-def same(one: Path, two: Path) -> bool:
-    first, second = weights(one), weights(two)
-    return all(torch.equal(value, second[name]) for name, value in first.items())
-
-
 def test_three_nodes_give_the_bits_of_one_process(federation: Federation) -> None:
     for number in NODES:
         federation.node(number)
     federation.server()
     assert federation.end() == 0, federation.log()
-    alone = replayed(federation.folder, federation.log())
-    run = run_of(federation.folder)
-    assert same(run, alone)
-    pd.testing.assert_frame_equal(
-        pd.read_csv(run / "metrics.csv"), pd.read_csv(alone / "metrics.csv"), check_exact=True
-    )
+    alone = replayed(federation.folder, [federation.log()])
+    assert_same_end(run_of(federation.folder), alone, federation.folder)
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning")
-def test_a_killed_node_comes_back_and_its_clients_go_on_from_what_was_accepted(federation: Federation) -> None:
-    kills, rounds = int(os.environ.get("HETFL_KILLS", "2")), 3 + 4 * int(os.environ.get("HETFL_KILLS", "2"))
-    settings = args(federation.folder, f"--trainer.max_epochs={rounds}", "--trainer.limit_val_batches=0")
+def test_killed_nodes_come_back_and_their_clients_go_on_from_what_was_accepted(federation: Federation) -> None:
+    """HETFL_KILLS of them, 2 if it is not said: kill -9 in the middle of a round, every fourth."""
+    kills = int(os.environ.get("HETFL_KILLS", "2"))
+    settings = [f"--trainer.max_epochs={3 + 4 * kills}", "--trainer.limit_val_batches=0"]
     for number in NODES:
-        federation.node(number, settings=settings)
-    federation.server("--deadline", "30", settings=settings)
+        federation.node(number, settings=args(federation.folder, *settings))
+    federation.server("--deadline", "30", settings=args(federation.folder, *settings))
     for kill in range(kills):
         federation.wait_for(f"round {2 + 4 * kill}/")
         time.sleep(0.5 * kill % 4)
         federation.kill(f"node{kill % 3}")
-    assert federation.end() == 0, federation.log()
-    assert same(run_of(federation.folder), replayed(federation.folder, federation.log(), *settings[3 + len(SMALL) :]))
+    assert federation.end(seconds=1800) == 0, federation.log()
+    alone = replayed(federation.folder, [federation.log()], *settings)
+    assert_same_end(run_of(federation.folder), alone, federation.folder)
+    assert "begins anew" not in federation.log(), "a kill loses no state"
 
 
 def test_a_killed_server_goes_on_as_a_new_run_with_the_same_states(federation: Federation) -> None:
+    """HETFL_KILLS of them, 1 if it is not said: kill -9 at different instants of a round, every other one."""
+    kills = int(os.environ.get("HETFL_KILLS", "1"))
+    settings = [f"--trainer.max_epochs={3 + 2 * kills}"]
     for number in NODES:
-        federation.node(number)
-    federation.server()
-    federation.wait_for("round 2/")
-    time.sleep(2)
-    federation.kill("server")
-    assert federation.end() != 0
-    run = run_of(federation.folder)
-    federation.server(
-        settings=["-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")], name="again"
-    )
-    assert federation.end("again") == 0, federation.log("again")
-    alone = replayed(federation.folder, federation.log() + federation.log("again"))
-    assert same(run, alone)
-    pd.testing.assert_frame_equal(
-        pd.read_csv(run / "metrics.csv"), pd.read_csv(alone / "metrics.csv"), check_exact=True
-    )
+        federation.node(number, settings=args(federation.folder, *settings))
+    federation.server(settings=args(federation.folder, *settings), name="server0")
+    for kill in range(kills):
+        federation.wait_for(f"round {2 + 2 * kill}/", name=f"server{kill}")
+        time.sleep(0.7 * (kill + 1) % 4)
+        federation.kill(f"server{kill}")
+        assert federation.end(f"server{kill}") != 0
+        run = run_of(federation.folder)
+        again = ["-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
+        federation.server(settings=again, name=f"server{kill + 1}")
+    assert federation.end(f"server{kills}") == 0, federation.log(f"server{kills}")
+    logs = [federation.log(f"server{number}") for number in range(kills + 1)]
+    alone = replayed(federation.folder, logs, *settings)
+    assert_same_end(run_of(federation.folder), alone, federation.folder)
 
 
 def test_ctrl_c_ends_a_run_at_its_rounds_end_and_leaves_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,197 @@
+"""Federations of real processes for tests: started, killed, closed; and what they should have come to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import safetensors.torch
+import torch
+
+from hetfl.cli import FederatedCLI
+from hetfl.cli.flower_processes import free_port
+from hetfl.cli.starting import start
+from hetfl.federation.clients import Clients, Lost
+
+CONFIG = Path(__file__).parent.parent / "configs" / "experiment" / "flower_digits.yaml"
+NODES = {0: "0-2", 1: "3-5", 2: "6-8"}
+HETFL = str(Path(sys.executable).parent / "hetfl")
+SMALL = ["--plots", "false", "--final_test", "false", "--model.net.init_args.hidden", "[16,32]"]
+
+
+def args(folder: Path, *more: str) -> list[str]:
+    return ["-c", str(CONFIG), f"--trainer.logger.init_args.root={folder}", *SMALL, *more]
+
+
+class Federation:
+    """A server and its nodes, each a process group of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def command(self, name: str, command: Sequence[str]) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [HETFL, "flower", *command], stdout=log, stderr=log, env=env, start_new_session=True
+            )
+
+    def server(self, *more: str, settings: Sequence[str] = (), name: str = "server") -> None:
+        own = ["server", "--port", str(self.port), "--home", str(self.folder / name)]
+        self.command(name, [*own, *more, *(settings or args(self.folder))])
+
+    def node(self, number: int, *more: str, settings: Sequence[str] = ()) -> None:
+        own = ["client", "--clients", NODES[number], "--server", f"127.0.0.1:{self.port}"]
+        own += ["--states", str(self.folder / f"states{number}"), "--home", str(self.folder / f"node{number}")]
+        self.command(f"node{number}", [*own, *more, *(settings or args(self.folder))])
+
+    def log(self, name: str = "server") -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def wait_for(self, text: str, seconds: float = 240, name: str = "server") -> None:
+        until = time.monotonic() + seconds
+        while not re.search(text, self.log(name)):
+            assert time.monotonic() < until, f"no {text!r} in {self.log(name)}"
+            time.sleep(0.1)
+
+    def end(self, name: str = "server", seconds: float = 600) -> int:
+        return self.processes[name].wait(timeout=seconds)
+
+    def kill(self, name: str) -> None:
+        """Kill -9 what carries a part, with all its children: the cover that we started stays."""
+        for pid in descendants(self.processes[name].pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait(timeout=60)
+
+
+def descendants(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found = list(children.get(pid, ()))
+    for child in found:
+        found += children.get(child, ())
+    return found
+
+
+def left_behind(port: int) -> list[str]:
+    lines = subprocess.run(["ps", "-ewwo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in lines.splitlines() if re.search(rf"(:|port ){port}\b", line) and " Z" not in line[:16]]
+
+
+def run_of(folder: Path) -> Path:
+    (run,) = folder.glob("flower_digits/*")
+    return run
+
+
+class Without(Clients):
+    """Clients in one process of which some updates are lost."""
+
+    def __init__(self, inner: Clients, lost: set[tuple[int, int]]) -> None:
+        self.inner, self.lost = inner, lost
+
+    def train(self, tasks: Any) -> Any:
+        there = iter(self.inner.train([task for task in tasks if (task.round, task.client) not in self.lost]))
+        for task in tasks:
+            yield Lost(task, "as before") if (task.round, task.client) in self.lost else next(there)
+
+    def run(self, job: Any, tasks: Any) -> Any:
+        return self.inner.run(job, tasks)
+
+    def take(self, upload: Any, update: Any) -> None:
+        self.inner.take(upload, update)
+
+
+class Replay(FederatedCLI):
+    """A run in one process with the same updates lost as in a run on Flower."""
+
+    def __init__(self, *args: Any, lost: set[tuple[int, int]], **kwargs: Any) -> None:
+        self.lost = lost
+        super().__init__(*args, **kwargs)
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        self.model.clients = Without(self.model.clients, self.lost)
+
+
+def replayed(folder: Path, logs: Sequence[str], *more: str) -> Path:
+    """Return the folder of a run in this process that takes the updates which the server of some logs took."""
+    start(["fit", *args(folder / "replay", *more)], cli=partial(Replay, lost=lost_updates(logs)))
+    return run_of(folder / "replay")
+
+
+def lost_updates(logs: Sequence[str]) -> set[tuple[int, int]]:
+    """Return round and client of the updates that the server did not take.
+
+    Args:
+        logs: of servers that went on from one another's checkpoints; rounds that were done again count as they were
+            the last time.
+    """
+    lost: set[tuple[int, int]] = set()
+    for log in logs:
+        first = min((int(number) - 1 for number in re.findall(r"round (\d+)/", log)), default=10**9)
+        lost = {each for each in lost if each[0] < first}
+        lost |= {
+            (int(round), int(client))
+            for round, client in re.findall(
+                r"Round (\d+): (?:no update of client|update of client) (\d+)(?=: | at level \S+ refused)", log
+            )
+        }
+    return lost
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)  # noqa: TID251
+    return found
+
+
+def assert_same_end(run: Path, alone: Path, states: Path) -> None:
+    """Compare a run on Flower with one in one process: weights, metrics, and every client's residual, bit for bit.
+
+    Args:
+        run: its folder.
+        alone: the other's.
+        states: folder of folders in which the nodes keep what belongs to their clients.
+    """
+    one, two = checkpoint(run), checkpoint(alone)
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, two["state_dict"][name]), name
+    metrics, others = (pd.read_csv(each / "metrics.csv") for each in (run, alone))
+    pd.testing.assert_frame_equal(metrics, others, check_exact=True)
+    book, expected = one["hetfl"]["clients"], two["hetfl"]["uplink"]
+    rounds = dict(expected["rounds"].tolist())
+    assert sorted(book["clients"]) == sorted(expected["residuals"]["blocks"])
+    for client, state in zip(book["clients"], book["states"], strict=True):
+        path = f"states*/{book['federation']}/client-{client}-round-{rounds[client]}-{state}.safetensors"
+        (file,) = states.glob(path)
+        assert_same_residual(file, expected["residuals"]["blocks"][client])
+
+
+def assert_same_residual(file: Path, expected: dict[str, torch.Tensor]) -> None:
+    found = safetensors.torch.load_file(file)
+    assert found.keys() == {f"residual/{name}" for name in expected}, file
+    for name, block in expected.items():
+        kept = found[f"residual/{name}"]
+        assert (kept.dtype, kept.shape) == (block.dtype, block.shape), (file, name)
+        assert kept.numpy().tobytes() == block.contiguous().numpy().tobytes(), (file, name)
