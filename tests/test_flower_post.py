@@ -1,0 +1,92 @@
+"""Answers of Flower's Grid come one by one: none waits for another's that is still on its way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
+
+from flwr.app import ConfigRecord, RecordDict
+
+from hetfl.flower.post import AT_ONCE, FlowerPost
+
+
+class SlowGrid:
+    """Hands every answer out once, as Flower does, and some of them only when they are whole."""
+
+    def __init__(self, ready: Iterable[str], partial: Iterable[str] = (), errors: Iterable[str] = ()) -> None:
+        self.ready, self.partial, self.errors = set(ready), set(partial), set(errors)
+        self.whole = threading.Event()
+        self.looked: list[str] = []
+
+    def pull_messages(self, ids: Iterable[str]) -> list[Any]:
+        (id,) = ids
+        self.looked.append(id)
+        if id in self.partial:
+            self.partial.discard(id)
+            self.whole.wait(60)
+        elif id in self.errors:
+            return [answer(id, error="the node is gone")]
+        elif id not in self.ready:
+            return []
+        self.ready.discard(id)
+        return [answer(id)]
+
+
+def answer(id: str, error: str = "") -> Any:
+    return SimpleNamespace(
+        metadata=SimpleNamespace(reply_to_message_id=id),
+        has_error=lambda: bool(error),
+        error=SimpleNamespace(reason=error),
+        content=RecordDict({"answer": ConfigRecord({"id": id})}),
+    )
+
+
+def collected(post: FlowerPost, ids: list[str], count: int) -> list[str]:
+    """Return so many of the answers, as they come."""
+    found: list[str] = []
+    until = time.monotonic() + 30
+    while len(found) < count:
+        assert time.monotonic() < until, found
+        found += post.collect([id for id in ids if id not in found])
+    return sorted(found)
+
+
+def test_an_answer_that_is_half_there_keeps_nobody_waiting() -> None:
+    """Its node died, or sends a byte now and then: the others' answers come, and so does it once it is whole."""
+    grid = SlowGrid(ready=["b", "c"], partial=["a"])
+    post = FlowerPost(grid)  # type: ignore[arg-type]
+    assert collected(post, ["a", "b", "c", "d"], 2) == ["b", "c"]
+    assert grid.looked.count("a") == 1, "it is handed out once: nobody else may ask for it"
+    grid.whole.set()
+    assert collected(post, ["a", "d"], 1) == ["a"]
+
+
+def test_an_error_is_text() -> None:
+    assert FlowerPost(SlowGrid([], errors=["a"])).collect(["a"]) == {"a": "Flower: the node is gone"}  # type: ignore[arg-type]
+
+
+def test_many_nodes_are_asked_in_turns() -> None:
+    ids = [f"{number}" for number in range(3 * AT_ONCE)]
+    grid = SlowGrid(ready=[])
+    post = FlowerPost(grid)  # type: ignore[arg-type]
+    for _ in range(3):
+        post.collect(ids)
+    assert sorted(grid.looked) == sorted(ids)
+    grid.ready.update(ids)
+    assert collected(post, ids, len(ids)) == sorted(ids)
+
+
+def test_a_superlink_that_cannot_be_asked_ends_the_run() -> None:
+    class Gone(SlowGrid):
+        def pull_messages(self, ids: Iterable[str]) -> list[Any]:
+            raise ConnectionError("nobody there")
+
+    with pytest.raises(ConnectionError, match="nobody there"):
+        FlowerPost(Gone([])).collect(["a"])  # type: ignore[arg-type]
