@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,12 @@ class Federation:
     def log(self, name: str = "server") -> str:
         return (self.folder / f"{name}.log").read_text()
 
-    def wait_for(self, text: str, seconds: float = 240, name: str = "server") -> None:
+    def wait_for_rounds(self, count: int, name: str = "server", seconds: float = 600) -> None:
+        """Wait until so many rounds are over: of those that are on the disk, for what is shown leaves some out."""
         until = time.monotonic() + seconds
-        while not re.search(text, self.log(name)):
-            assert time.monotonic() < until, f"no {text!r} in {self.log(name)}"
+        while sum(map(rounds_of, self.folder.glob("flower_digits/*"))) < count:
+            assert self.processes[name].poll() is None, self.log(name)
+            assert time.monotonic() < until, f"less than {count} rounds: {self.log(name)}"
             time.sleep(0.1)
 
     def end(self, name: str = "server", seconds: float = 600) -> int:
@@ -134,29 +136,30 @@ class Replay(FederatedCLI):
         self.model.clients = Without(self.model.clients, self.lost)
 
 
-def replayed(folder: Path, logs: Sequence[str], *more: str) -> Path:
+def rounds_of(run: Path) -> int:
+    """Return the number of rounds in a run's metrics.csv."""
+    metrics = run / "metrics.csv"
+    return max(0, metrics.read_text().count("\n") - 1) if metrics.is_file() else 0
+
+
+def replayed(folder: Path, logs: Mapping[int, str], *more: str) -> Path:
     """Return the folder of a run in this process that takes the updates which the server of some logs took."""
     start(["fit", *args(folder / "replay", *more)], cli=partial(Replay, lost=lost_updates(logs)))
     return run_of(folder / "replay")
 
 
-def lost_updates(logs: Sequence[str]) -> set[tuple[int, int]]:
+def lost_updates(logs: Mapping[int, str]) -> set[tuple[int, int]]:
     """Return round and client of the updates that the server did not take.
 
     Args:
-        logs: of servers that went on from one another's checkpoints; rounds that were done again count as they were
-            the last time.
+        logs: by the round that a server began with, in order; what another one did again counts as it was the last
+            time.
     """
     lost: set[tuple[int, int]] = set()
-    for log in logs:
-        first = min((int(number) - 1 for number in re.findall(r"round (\d+)/", log)), default=10**9)
+    for first, log in logs.items():
         lost = {each for each in lost if each[0] < first}
-        lost |= {
-            (int(round), int(client))
-            for round, client in re.findall(
-                r"Round (\d+): (?:no update of client|update of client) (\d+)(?=: | at level \S+ refused)", log
-            )
-        }
+        found = re.findall(r"Round (\d+): (?:no )?update of client (\d+)(?:: | at level \S+ refused)", log)
+        lost |= {(int(round), int(client)) for round, client in found}
     return lost
 
 

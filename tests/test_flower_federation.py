@@ -23,6 +23,7 @@ from tests.flower_federations import (
     Federation,
     args,
     assert_same_end,
+    checkpoint,
     left_behind,
     replayed,
     run_of,
@@ -48,7 +49,7 @@ def test_three_nodes_give_the_bits_of_one_process(federation: Federation) -> Non
         federation.node(number)
     federation.server()
     assert federation.end() == 0, federation.log()
-    alone = replayed(federation.folder, [federation.log()])
+    alone = replayed(federation.folder, {0: federation.log()})
     assert_same_end(run_of(federation.folder), alone, federation.folder)
 
 
@@ -61,11 +62,11 @@ def test_killed_nodes_come_back_and_their_clients_go_on_from_what_was_accepted(f
         federation.node(number, settings=args(federation.folder, *settings))
     federation.server("--deadline", "30", settings=args(federation.folder, *settings))
     for kill in range(kills):
-        federation.wait_for(f"round {2 + 4 * kill}/")
+        federation.wait_for_rounds(2 + 4 * kill)
         time.sleep(0.5 * kill % 4)
         federation.kill(f"node{kill % 3}")
     assert federation.end(seconds=1800) == 0, federation.log()
-    alone = replayed(federation.folder, [federation.log()], *settings)
+    alone = replayed(federation.folder, {0: federation.log()}, *settings)
     assert_same_end(run_of(federation.folder), alone, federation.folder)
     assert "begins anew" not in federation.log(), "a kill loses no state"
 
@@ -77,16 +78,18 @@ def test_a_killed_server_goes_on_as_a_new_run_with_the_same_states(federation: F
     for number in NODES:
         federation.node(number, settings=args(federation.folder, *settings))
     federation.server(settings=args(federation.folder, *settings), name="server0")
+    firsts = [0]
     for kill in range(kills):
-        federation.wait_for(f"round {2 + 2 * kill}/", name=f"server{kill}")
+        federation.wait_for_rounds(2 + 2 * kill, f"server{kill}")
         time.sleep(0.7 * (kill + 1) % 4)
         federation.kill(f"server{kill}")
         assert federation.end(f"server{kill}") != 0
         run = run_of(federation.folder)
+        firsts.append(checkpoint(run)["epoch"] + 1)
         again = ["-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
         federation.server(settings=again, name=f"server{kill + 1}")
     assert federation.end(f"server{kills}") == 0, federation.log(f"server{kills}")
-    logs = [federation.log(f"server{number}") for number in range(kills + 1)]
+    logs = {first: federation.log(f"server{number}") for number, first in enumerate(firsts)}
     alone = replayed(federation.folder, logs, *settings)
     assert_same_end(run_of(federation.folder), alone, federation.folder)
 
