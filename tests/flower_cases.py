@@ -20,10 +20,11 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from hetfl import FederatedModule
 from hetfl.cli import FederatedTrainer
 from hetfl.data import FederatedDataModule
-from hetfl.flower.clients import FlowerClients, Patience
+from hetfl.flower.clients import FlowerClients
 from hetfl.flower.messages import answer_records, read_request
 from hetfl.flower.node import Node
 from hetfl.flower.nodes import Nodes
+from hetfl.flower.patience import Patience
 from hetfl.flower.states import ClientStates
 from tests.conftest import small_data, small_module
 

@@ -18,8 +18,9 @@ from lightning import Trainer
 from hetfl import FederatedModule
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
-from hetfl.flower.clients import FlowerClients, Patience
+from hetfl.flower.clients import FlowerClients
 from hetfl.flower.nodes import Nodes
+from hetfl.flower.patience import Patience
 from hetfl.local import FedDyn, LocalTraining
 from hetfl.selection import Uniform
 from tests.conftest import small_module

@@ -19,15 +19,16 @@ from flwr.serverapp import Grid, ServerApp
 from lightning import LightningDataModule
 
 from hetfl.cli.app import FederatedCLI, FederatedTrainer
+from hetfl.cli.flower_checks import numbers
 from hetfl.cli.parser import check_arguments
 from hetfl.cli.starting import command_line, start
-from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.files import write_whole
-from hetfl.flower.clients import FlowerClients, Patience
+from hetfl.flower.clients import FlowerClients
 from hetfl.flower.messages import answer_records, read_request
 from hetfl.flower.node import Node
 from hetfl.flower.nodes import Nodes
+from hetfl.flower.patience import Patience
 from hetfl.flower.post import FlowerPost
 from hetfl.flower.states import ClientStates
 
@@ -90,24 +91,6 @@ def make_node(args: Sequence[str], clients: Sequence[int], states: str) -> Node:
     cli.trainer.precision_plugin.convert_module(cli.model)  # in place
     cli.model.to(cli.trainer.strategy.root_device)
     return Node(cli.model, cli.datamodule, frozenset(clients), ClientStates(Path(states)))
-
-
-def numbers(text: str) -> list[int]:
-    """Return the clients that a text such as ``0,3,7-9`` names.
-
-    Raises:
-        ConfigurationError: it is none.
-
-    >>> numbers("0,3,7-9")
-    [0, 3, 7, 8, 9]
-    """
-    found: list[int] = []
-    for part in str(text).split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ConfigurationError(f"Expected clients such as 0,3,7-9 but got {text!r}")
-        found += range(int(first), int(last or first) + 1)
-    return found
 
 
 @client_app.train()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from hetfl.cli.flower_checks import check_client, own_folder
 from hetfl.cli.flower_processes import POLL_SECONDS, Child, certificate, environment, free_port, home_folder
 from hetfl.cli.running import taking_signals
 from hetfl.errors import ConfigurationError
@@ -23,7 +24,8 @@ RETRY_SECONDS = 5.0
 
 def run_client(given: argparse.Namespace, rest: Sequence[str]) -> int:
     """Keep a SuperNode running until told to stop; return the exit status."""
-    with home_folder(given.home) as home, taking_signals() as received:
+    check_client(given)
+    with home_folder(given.home) as home, own_folder(home), taking_signals() as received:
         while not received:
             node = start_node(given, rest, home)
             try:
@@ -44,12 +46,23 @@ def _watch_node(given: argparse.Namespace, node: Child, report: Path, received: 
     """
     ready = False
     while not received and node.process.poll() is None:
-        if not ready and report.is_file():
-            if trouble := report.read_text().strip():
-                raise ConfigurationError(trouble.splitlines()[-1].removeprefix("hetfl: error: "))
+        if not ready and is_made(report):
             ready = True
             print(f"node of clients {given.clients} is made; it answers whom it finds at {given.server}", flush=True)
         time.sleep(POLL_SECONDS)
+
+
+def is_made(report: Path) -> bool:
+    """Return whether a node has been made of its settings yet.
+
+    Raises:
+        ConfigurationError: it cannot be.
+    """
+    if not report.is_file():
+        return False
+    if trouble := report.read_text().strip():
+        raise ConfigurationError(trouble.splitlines()[-1].removeprefix("hetfl: error: "))
+    return True
 
 
 def start_node(given: argparse.Namespace, rest: Sequence[str], home: Path) -> Child:

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from hetfl.cli.flower_client import run_client, start_node
+from hetfl.cli.flower_checks import numbers
+from hetfl.cli.flower_client import is_made, run_client, start_node
 from hetfl.cli.flower_processes import Child, free_port, home_folder
 from hetfl.cli.flower_server import run_server
 from hetfl.cli.running import taking_signals
@@ -68,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run a server and its nodes here, over the loopback; return the run's exit status."""
+    for clients in given.clients:
+        numbers(clients)
     port = str(free_port())
     with home_folder(given.home) as home, taking_signals():
         nodes: list[Child] = []
@@ -77,7 +80,9 @@ def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
                 arguments = ["client", "--server", f"127.0.0.1:{port}", "--clients", clients]
                 arguments += ["--states", str(own / "states")]
                 nodes.append(start_node(_parser().parse_args(arguments), rest, own))
-            return run_server(*_parser().parse_known_args(["server", "--port", port, "--home", str(home), *rest]))
+            reports = [home / f"node{number}" / "report" for number in range(len(nodes))]
+            server = _parser().parse_known_args(["server", "--port", port, "--home", str(home), *rest])
+            return run_server(*server, watch=lambda: all(map(is_made, reports)))
         finally:
             for node in nodes:
                 node.tell()

@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from hetfl.cli.flower_checks import check_server, own_folder
 from hetfl.cli.flower_processes import (
     POLL_SECONDS,
     Child,
@@ -26,6 +27,7 @@ from hetfl.cli.flower_processes import (
 from hetfl.cli.running import taking_signals
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
+from hetfl.flower.patience import Patience
 
 START_SECONDS = 60.0
 CONNECTION = "hetfl"
@@ -52,16 +54,19 @@ settings = ""
 """Flower's app: it only points to hetfl, which every machine has installed. No code of ours travels."""
 
 
-def run_server(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Start a SuperLink, have it run the ServerApp, and show what that says; return the run's exit status."""
-    if given.node_keys and not given.certificates:
-        raise ConfigurationError(
-            "Expected --certificates with --node_keys but got none: keys are for connections by TLS"
-        )
+def run_server(given: argparse.Namespace, rest: Sequence[str], watch: Callable[[], object] = lambda: None) -> int:
+    """Start a SuperLink, have it run the ServerApp, and show what that says; return the run's exit status.
+
+    Args:
+        given: the options.
+        rest: the arguments of fit.
+        watch: called from time to time; what it raises ends the run.
+    """
+    patience = check_server(given)
     require_free(given.host, given.port)
-    local = "127.0.0.1" if given.host in ("0.0.0.0", "127.0.0.1") else given.host
-    with home_folder(given.home) as home, taking_signals() as received:
-        _prepare(home, f"{local}:{given.port}", given, rest)
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(given.host, given.host)
+    with home_folder(given.home) as home, own_folder(home), taking_signals() as received:
+        _prepare(home, f"[{local}]:{given.port}" if ":" in local else f"{local}:{given.port}", given, patience, rest)
         env = environment(home)
         link = Child(_superlink(given, home), home / "superlink.log", env)
         try:
@@ -70,12 +75,12 @@ def run_server(given: argparse.Namespace, rest: Sequence[str]) -> int:
                 _flwr(["supernode", "register", str(key.absolute()), CONNECTION], env)
             if not received:
                 _flwr(["run", str(home / "app"), CONNECTION], env)
-            return _follow(home, link, received)
+            return _follow(home, link, received, watch)
         finally:
             link.stop()
 
 
-def _prepare(home: Path, address: str, given: argparse.Namespace, rest: Sequence[str]) -> None:
+def _prepare(home: Path, address: str, given: argparse.Namespace, patience: Patience, rest: Sequence[str]) -> None:
     """Write what Flower reads: how the SuperLink is reached, and the app with its settings."""
     tls = (
         f"root-certificates = {json.dumps(str(certificate(given.certificates, 'ca.crt')))}"
@@ -87,7 +92,7 @@ def _prepare(home: Path, address: str, given: argparse.Namespace, rest: Sequence
         "arguments": list(rest),
         "folder": os.getcwd(),
         "output": str(home / "output"),
-        "patience": {"deadline": given.deadline, "enough": given.enough, "start": given.start},
+        "patience": vars(patience),
         "max_norm": given.max_norm,
     }
     package = home / "app" / "hetflapp"
@@ -127,7 +132,7 @@ def _flwr(args: Sequence[str], env: dict[str, str]) -> None:
         raise ConfigurationError(f"Expected flwr {args[0]} to succeed but got: {said[-500:]}")
 
 
-def _follow(home: Path, link: Child, received: Sequence[int]) -> int:
+def _follow(home: Path, link: Child, received: Sequence[int], watch: Callable[[], object]) -> int:
     """Show what the run says until it has ended, passing signals on."""
     passed = 0
     output, status, pid = home / "output", home / "status", home / "pid"
@@ -135,6 +140,7 @@ def _follow(home: Path, link: Child, received: Sequence[int]) -> int:
         file.seek(0)
         while not status.is_file():
             _show(file)
+            watch()
             if link.process.poll() is not None:
                 raise ConfigurationError(f"Expected flower-superlink to go on but it ended: {link.last_words()}")
             if pid.is_file() and not _lives(int(pid.read_text())) and not status.is_file():

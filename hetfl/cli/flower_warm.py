@@ -23,6 +23,7 @@ from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult, Subpr
 from flwr.supernode.cli import flwr_clientapp
 
 from hetfl.cli import flower_apps
+from hetfl.cli.flower_checks import numbers
 from hetfl.cli.starting import command_line
 from hetfl.files import write_whole
 
@@ -70,7 +71,7 @@ def main() -> None:
     said = io.StringIO()
     try:
         with redirect_stderr(said), command_line():
-            clients = flower_apps.numbers(given["clients"])
+            clients = numbers(given["clients"])
             flower_apps.node = flower_apps.make_node(given["arguments"], clients, given["states"])
     except SystemExit:  # Flower's SuperNode would go on without us, and answer nobody
         write_whole(Path(given["report"]), said.getvalue().encode())

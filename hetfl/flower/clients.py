@@ -6,7 +6,6 @@ import math
 import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,6 +21,7 @@ from hetfl.federation.clients import Clients, Lost, Upload
 from hetfl.fleet.numbers import IntArray
 from hetfl.flower.messages import JobName, Order, Report, Request
 from hetfl.flower.nodes import Failure, Nodes
+from hetfl.flower.patience import Patience
 from hetfl.flower.settings import shared_settings
 from hetfl.flower.states import NOTHING, STATE, StateBook
 from hetfl.local import LocalResult, LocalTask
@@ -31,33 +31,6 @@ from hetfl.models.static_batch_norm import static_layers
 from hetfl.packing import pack
 from hetfl.submodel import gather_flat
 from hetfl.updates import DenseUpdate, Update
-
-
-@dataclass(frozen=True)
-class Patience:
-    """When a round has waited long enough.
-
-    Args:
-        deadline: seconds that nodes have for an answer.
-        enough: share of the clients asked whose answers are enough: with more clients selected than are needed, the
-            slowest are not waited for.
-        start: seconds that the first round waits for a node for every client.
-
-    Raises:
-        ConfigurationError: a number is out of range.
-    """
-
-    deadline: float = 600.0
-    enough: float = 1.0
-    start: float = 300.0
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        for name in ("deadline", "start"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigurationError(f"Expected {name}, in seconds, above 0 but got {getattr(self, name)}")
-        if not 0 < self.enough <= 1:
-            raise ConfigurationError(f"Expected enough, a share of clients, in (0, 1] but got {self.enough}")
 
 
 class FlowerClients(Clients):

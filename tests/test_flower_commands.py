@@ -1,0 +1,102 @@
+"""What is wrong with the options of hetfl flower is said in one line, before anything is started."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
+
+from hetfl.cli import flower_command
+from hetfl.cli.flower_checks import numbers, own_folder
+from hetfl.cli.flower_client import is_made
+from hetfl.errors import ConfigurationError
+
+
+@pytest.fixture(autouse=True)
+def _nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a folder of the test's own, with files to name, where no process may be started."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("none", "tls", "keys"):
+        (tmp_path / folder).mkdir()
+    for name in ("key", "key.pub", "lonely", "keys/one.pub", "tls/ca.crt"):
+        (tmp_path / name).touch()
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    monkeypatch.setattr("subprocess.run", refuse)
+
+
+CLIENT = ["client", "--clients", "0-2", "--states", "states"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["server", "--port", "70000"], "a port from 1 to 65535 for --port but got 70000"),
+        (["server", "--port", "0"], "a port from 1 to 65535 for --port but got 0"),
+        (["server", "--host", "no.such.host.invalid"], "a free port but got no.such.host.invalid:9092"),
+        (["server", "--deadline", "-1"], "deadline, in seconds, above 0 but got -1"),
+        (["server", "--deadline", "nan"], "deadline, in seconds, above 0 but got nan"),
+        (["server", "--enough", "1.1"], "enough, a share of clients"),
+        (["server", "--start", "inf"], "start, in seconds, above 0 but got inf"),
+        (["server", "--max_norm", "nan"], "--max_norm, of an update, above 0 but got nan"),
+        (["server", "--max_norm", "-3"], "--max_norm, of an update, above 0 but got -3"),
+        (["server", "--node_keys", "keys"], "--certificates with --node_keys"),
+        (["server", "--certificates", "tls", "--node_keys", "none"], r"public keys, \*.pub, .* but got none in none"),
+        (["server", "--certificates", "tls", "--node_keys", "nowhere"], r"public keys, \*.pub, .* got none in nowhere"),
+        (["server", "--certificates", "tls"], "server.crt in the folder of certificates but got no such file"),
+        (["server", "--certificates", "nowhere"], "in the folder of certificates but got no such file"),
+        ([*CLIENT, "--clients", "5-3"], "ranges of clients such as 7-9 but got 5-3"),
+        ([*CLIENT, "--clients", "0-99999999999"], "ranges of clients such as 7-9 but got 0-99999999999"),
+        ([*CLIENT, "--clients", "all"], "clients such as 0,3,7-9 but got 'all'"),
+        ([*CLIENT, "--server", "fl.example.org"], "--server as host:port, .* but got fl.example.org"),
+        ([*CLIENT, "--server", "fl.example.org:99999"], "a port from 1 to 65535 for --server but got 99999"),
+        ([*CLIENT, "--certificates", "tls", "--key", "nokey"], "a key pair with --key but got no such file: nokey"),
+        ([*CLIENT, "--certificates", "tls", "--key", "lonely"], "got no such file: lonely.pub"),
+        ([*CLIENT, "--key", "key"], "--certificates with --key but got none"),
+        ([*CLIENT, "--certificates", "tls", "--key", "key"], "node.crt in the folder of certificates"),
+        ([*CLIENT, "--states", "key"], "a folder to write what belongs to clients but got key: a file is there"),
+        (["demo", "--clients", "0-2", "--clients", "8-3"], "ranges of clients such as 7-9 but got 8-3"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(args: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as error:
+        flower_command.main(args)
+    assert "\n" not in str(error.value)
+
+
+def test_a_port_in_use_is_refused() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"a free port but got 127.0.0.1:{port}: Address already in use"):
+            flower_command.main(["server", "--port", str(port)])
+
+
+def test_two_do_not_work_in_one_folder_of_flowers_files(tmp_path: Path) -> None:
+    """A server and a node on one machine, or two nodes: each would take the other's programs and logs for its own."""
+    with own_folder(tmp_path), pytest.raises(ConfigurationError, match="a folder of its own for --home"):
+        flower_command.main([*CLIENT, "--home", str(tmp_path)])
+    with own_folder(tmp_path):
+        pass
+
+
+def test_clients_may_be_named_in_ranges() -> None:
+    assert numbers("0, 3,7-9") == [0, 3, 7, 8, 9]
+    assert numbers("4-4") == [4]
+
+
+def test_why_a_node_cannot_be_made_is_said(tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    assert not is_made(report)
+    report.write_text("some warning\nhetfl: error: Expected this but got that\n")
+    with pytest.raises(ConfigurationError, match="^Expected this but got that$"):
+        is_made(report)
+    report.write_text("")
+    assert is_made(report)
