@@ -31,8 +31,6 @@ from hetfl.flower.patience import Patience
 
 START_SECONDS = 60.0
 CONNECTION = "hetfl"
-KNOWN_KEY = "key already in use"
-"""What Flower says of a node's key that it knows from a run before, where its files are kept."""
 
 APP = """\
 [project]
@@ -68,7 +66,7 @@ def run_server(given: argparse.Namespace, rest: Sequence[str], watch: Callable[[
     with home_folder(given.home) as home, own_folder(home), taking_signals() as received:
         _prepare(home, f"[{local}]:{given.port}" if ":" in local else f"{local}:{given.port}", given, patience, rest)
         env = environment(home)
-        link = Child(_superlink(given, home), home / "superlink.log", env)
+        link = Child(_superlink(given), home / "superlink.log", env)
         try:
             wait_until(lambda: bool(received) or listens(local, given.port), link, START_SECONDS)
             for key in sorted(Path(given.node_keys).glob("*.pub")) if given.node_keys else ():
@@ -110,9 +108,14 @@ def _prepare(home: Path, address: str, given: argparse.Namespace, patience: Pati
         (home / name).unlink(missing_ok=True)
 
 
-def _superlink(given: argparse.Namespace, home: Path) -> list[str]:
+def _superlink(given: argparse.Namespace) -> list[str]:
+    """Return the command of a SuperLink that keeps everything in memory.
+
+    Its database would keep the keys of nodes that may not join any more, and is locked for seconds by a message of a
+    gigabyte, which ends the run.
+    """
     command = ["flower-superlink", "--host", given.host, "--port", str(given.port)]
-    command += ["--database", str(home / "superlink.db"), "--disable-runtime-dependency-installation"]
+    command += ["--disable-runtime-dependency-installation"]
     if not given.certificates:
         return [*command, "--insecure"]
     for option, name in (("ca-certfile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key")):
@@ -128,7 +131,7 @@ def _flwr(args: Sequence[str], env: dict[str, str]) -> None:
     """
     done = subprocess.run(["flwr", *args], env=env, capture_output=True, text=True, start_new_session=True, check=False)
     said = " ".join((done.stderr + done.stdout).split())
-    if done.returncode and KNOWN_KEY not in said:
+    if done.returncode:
         raise ConfigurationError(f"Expected flwr {args[0]} to succeed but got: {said[-500:]}")
 
 
