@@ -166,22 +166,32 @@ def test_a_node_that_comes_later_takes_over(fit: Fit, tmp_path: Path) -> None:
     assert rounds_asked(post, 99)
 
 
+@pytest.mark.parametrize("found", ["no state at all", "states up to round 0"])
 @pytest.mark.parametrize("penalty", [False, True])
-def test_a_lost_disk_is_reported_and_its_clients_begin_anew(fit: Fit, tmp_path: Path, penalty: bool) -> None:
+def test_a_lost_or_older_disk_is_reported_and_its_clients_begin_anew(
+    fit: Fit, tmp_path: Path, penalty: bool, found: str
+) -> None:
+    """Nothing is left of the disk, or a copy of what it was a round before."""
+
     def build() -> FederatedModule:
         return make(local=LocalTraining(1, 10, penalty=FedDyn(0.1) if penalty else None))
 
     post = hands(tmp_path, build)
 
     def tamper(node: int, answer: Any) -> Any:
-        if node == SILENT and "report.0" in answer and len(rounds_asked(post, SILENT)) == 2:
+        asked = len(rounds_asked(post, SILENT)) if node == SILENT and "report.0" in answer else 0
+        if asked == 1 and "round 0" in found:
+            shutil.copytree(tmp_path / str(SILENT), tmp_path / "copy")
+        if asked == 2:
             shutil.rmtree(tmp_path / str(SILENT))
+            if "round 0" in found:
+                shutil.copytree(tmp_path / "copy", tmp_path / str(SILENT))
         return answer
 
     post.tamper = tamper
     module = build()
     timed(module, post)
-    with warned("client 5: Expected state [0-9a-f]{32} of client 5 but got no state at all: it b"):
+    with warned(f"client 5: Expected state [0-9a-f]{{32}} of client 5 but got {found}: it begins anew"):
         trainer = fit(module, rounds=5, limit_val_batches=0)
     assert rows(trainer)["sim/failed"].tolist() == [0, 0, 3, 0, 0]
     states = [letter["task.0"]["state"] for to, letter in post.sent if to == SILENT and "task.0" in letter]
@@ -234,3 +244,25 @@ def test_patience_out_of_range_is_refused(changes: dict[str, float], message: st
 def test_a_node_of_unknown_clients_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="from 0 to 11 for a node but got .12."):
         make_node([12], tmp_path)
+
+
+def test_a_full_disk_costs_the_round_alone(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose state cannot be written has no update; it goes on from the state that it has."""
+    post = hands(tmp_path)
+    states = post.nodes[SILENT].states
+    save = states.save
+
+    def full(federation: str, client: int, state: Any) -> str:
+        if state.round == 1:
+            raise OSError(28, "No space left on device", str(tmp_path))
+        return save(federation, client, state)
+
+    monkeypatch.setattr(states, "save", full)
+    module = make()
+    timed(module, post)
+    with warned("Round 1: no update of client 5: OSError: .* No space left on device"):
+        trainer = fit(module, rounds=3, limit_val_batches=0)
+    assert rows(trainer)["sim/failed"].tolist() == [0, 3, 0]
+    named = [letter["task.0"]["state"] for to, letter in post.sent if to == SILENT and "task.0" in letter]
+    assert named[0] == ""
+    assert named[1] == named[2] != ""
