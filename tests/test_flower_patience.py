@@ -263,6 +263,11 @@ def test_a_full_disk_costs_the_round_alone(fit: Fit, tmp_path: Path, monkeypatch
     with warned("Round 1: no update of client 5: OSError: .* No space left on device"):
         trainer = fit(module, rounds=3, limit_val_batches=0)
     assert rows(trainer)["sim/failed"].tolist() == [0, 3, 0]
-    named = [letter["task.0"]["state"] for to, letter in post.sent if to == SILENT and "task.0" in letter]
+    named = [
+        task["state"]
+        for to, letter in post.sent
+        for task in letter.values()
+        if to == SILENT and task.get("client") == 5
+    ]
     assert named[0] == ""
     assert named[1] == named[2] != ""
