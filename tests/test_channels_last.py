@@ -7,11 +7,9 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
 
 from hetfl.local import LocalTraining, Sequential
-from hetfl.local.channels_last import ChannelsLast, channels_last
-from hetfl.local.resident import ResidentNet
+from hetfl.local.channels_last import ChannelsLast, channels_last, without_layout
 from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
 
 
@@ -80,6 +78,18 @@ def test_inputs_that_are_no_images_stay_as_they_are() -> None:
 
 
 def test_what_is_wrong_with_a_net_is_said_by_the_net() -> None:
-    resident = ResidentNet(nn.Sequential(nn.Conv2d(2, 3, 3)), partial(SGD, lr=0.1))
+    net = nn.Sequential(nn.Conv2d(2, 3, 3))
+    net.register_forward_pre_hook(ChannelsLast())
     with pytest.raises(RuntimeError, match="expected input"):
-        resident.net(torch.rand(2, 1, 8, 8))
+        net(torch.rand(2, 1, 8, 8))
+
+
+def test_a_copy_computes_as_a_net_without_the_hook() -> None:
+    net, images = Seen().eval(), torch.rand(3, 1, 8, 8)
+    expected = net(images)
+    net.register_forward_pre_hook(ChannelsLast())
+    net(images)
+    assert net.last == {False, True}
+    found = without_layout(net)
+    assert torch.equal(found(images), expected)
+    assert len(net._forward_pre_hooks) == 1

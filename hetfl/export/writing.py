@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from hetfl.export.loading import format_of, read_whole
 from hetfl.export.tensors import copied, fill
 from hetfl.federation import FederatedModule
 from hetfl.files import replacing, to_disk, write_whole
+from hetfl.local.channels_last import without_layout
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.types import NetFactory
 
@@ -54,7 +54,7 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path, clust
         batch_N = sample_batch(module, next(net.parameters()).dtype)
         content = format.encode(net, module.predict, batch_N[[0, -1]])
         card = describe(module, level, net, constructor, path.name, content)
-        reference = copy.deepcopy(submodel).cpu()
+        reference = without_layout(submodel).cpu()
         with replacing(path) as file:
             file.write(content)
             to_disk(file)

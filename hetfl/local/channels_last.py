@@ -37,11 +37,20 @@ class ChannelsLast:
         return (inputs_NCHW, *args[1:]) if self.accepted else None
 
 
+def without_layout(net: nn.Module) -> nn.Module:
+    """Return a copy of a net that computes on inputs as they are laid out: to the bits of a net that has no hook."""
+    found = copy.deepcopy(net)
+    for number, hook in list(found._forward_pre_hooks.items()):
+        if isinstance(hook, ChannelsLast):
+            del found._forward_pre_hooks[number]
+    return found
+
+
 def _accepts(net: nn.Module, *args: Any) -> bool:
     """Return whether a net runs on such inputs; its buffers and torch's random numbers stay as they were."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            copy.deepcopy(net).forward(*args)
+            without_layout(net)(*args)
         except RuntimeError:  # whatever is wrong beside the layout is raised again where it belongs
             return False
     return True

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.data import ClientData, Transform
+from hetfl.local.channels_last import ChannelsLast
 from hetfl.local.resident import ResidentNet
 from hetfl.local.training import LocalTraining
 from hetfl.types import ClientContext, Index
@@ -156,6 +157,7 @@ class Bench:
             # Lightning evaluates in inference mode; tensors born there could never be trained.
             with torch.inference_mode(False):
                 self._residents[level] = ResidentNet(self.problem.build(level), self.problem.local.optimizer)
+                self._residents[level].net.register_forward_pre_hook(ChannelsLast())
         return self._residents[level]
 
     @property

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
-from hetfl.local.channels_last import ChannelsLast
 from hetfl.local.penalty import Penalty
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
 from hetfl.submodel import parameters_of, state_of, take
@@ -39,7 +38,6 @@ class ResidentNet:
         self._anchor_views = self.layout.views(self.anchor_D)
         self._counters = _other_buffers(net, tensors)
         self._adopt(tensors)
-        net.register_forward_pre_hook(ChannelsLast())
         self._make_optimizer(parameters_of(net), optimizer)
         self._first_state = {parameter: copy.deepcopy(state) for parameter, state in self.optimizer.state.items()}
         self.loaded: tuple[int, int, int] | None = None
