@@ -152,6 +152,8 @@ def local_rounds(
             warmup=warmup,
         )
     what = "CNN" if setting.cnn else f"level {setting.levels}"
+    if len(setting.levels) > 1:  # what an executor gains where clients differ
+        what, times = f"levels {setting.levels}", {"Sequential": times.pop("Sequential"), **times}
     return rows(f"local round, {what}, {setting.samples} samples", times)
 
 
@@ -190,6 +192,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--levels", default=None, help="levels, each a case of its own (default: d)")
     options.add_argument("--cnn", action="store_true", help="a case with the CNN of the simulators' comparisons")
+    options.add_argument("--mixed", metavar="LEVELS", help="a case of clients of several levels, against Sequential")
     options.add_argument("--workers", type=int, help="all executors, with N processes, against the loop with N threads")
     options.add_argument("--samples", type=int, default=50, help="samples per client (default: %(default)s)")
     options.add_argument("--whole-round", action="store_true", help="a cohort of mixed levels (default: abcde)")
@@ -200,9 +203,12 @@ def main() -> None:
     if given.whole_round:
         found = whole_rounds(Setting(given.levels or "abcde", samples=given.samples), blocks=given.blocks)
     else:
-        settings = [Setting(level, samples=given.samples) for level in given.levels or ("" if given.cnn else "d")]
+        levels = given.levels or ("" if given.cnn or given.mixed else "d")
+        settings = [Setting(level, samples=given.samples) for level in levels]
         if given.cnn:
             settings.append(Setting("a", samples=given.samples, size=32, channels=3, cnn=True))
+        if given.mixed:
+            settings.append(Setting(given.mixed, samples=given.samples))
         found, peers = [], installed_peers(given.workers or 2) if given.peers else {}
         for setting in settings:
             makes = executors(given.workers, setting.cohort) if given.workers else {"Sequential": Sequential}
