@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from executors import executors
-from round import Setting, local_rounds
+from round import local_rounds
 from timing import parser, report
+from work import Setting
 
 
 @contextmanager

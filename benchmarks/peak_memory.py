@@ -40,7 +40,8 @@ def rounds_of(side: str) -> None:
         bare_rounds()
         return
     from executors import executors
-    from round import Federation, Setting
+    from round import Federation
+    from work import Setting
 
     from hetfl.local import Sequential
 
