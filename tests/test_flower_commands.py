@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
 
-from hetfl.cli import flower_command
+from httpx import HTTPError
+
+from hetfl.cli import flower_apps, flower_command
 from hetfl.cli.flower_checks import numbers, own_folder
 from hetfl.cli.flower_client import is_made
 from hetfl.errors import ConfigurationError
@@ -100,3 +104,25 @@ def test_why_a_node_cannot_be_made_is_said(tmp_path: Path) -> None:
         is_made(report)
     report.write_text("")
     assert is_made(report)
+
+
+def test_a_superlink_that_gives_the_run_up_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does if it hears nothing of the run for a minute; then the run is to go on from its checkpoint."""
+
+    def given_up(*args: object, **options: object) -> None:
+        raise HTTPError("Client error '401 Unauthorized'\nFor more information ...")
+
+    monkeypatch.setattr(flower_apps, "start", given_up)
+    monkeypatch.setattr(flower_apps, "check_arguments", lambda args: None)
+    settings: dict[str, object] = {
+        "output": str(tmp_path / "output"),
+        "folder": str(tmp_path),
+        "arguments": [],
+        "max_norm": None,
+    }
+    context = SimpleNamespace(run_config={"settings": json.dumps({**settings, "patience": {}})})
+    flower_apps.serve(None, context)  # type: ignore[arg-type]
+    assert (tmp_path / "status").read_text() == "1"
+    said = (tmp_path / "output").read_text()
+    assert said.startswith("hetfl: error: Expected the SuperLink to go on with the run but got Client error '401")
+    assert said.count("\n") == 1

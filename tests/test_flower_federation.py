@@ -53,7 +53,7 @@ def test_three_nodes_give_the_bits_of_one_process(federation: Federation) -> Non
     assert_same_end(run_of(federation.folder), alone, federation.folder)
 
 
-@pytest.mark.filterwarnings("ignore:Round:UserWarning")
+@pytest.mark.filterwarnings("ignore:Round:UserWarning", "ignore:No update of a round:UserWarning")
 def test_killed_nodes_come_back_and_their_clients_go_on_from_what_was_accepted(federation: Federation) -> None:
     """HETFL_KILLS of them, 2 if it is not said: kill -9 in the middle of a round, every fourth."""
     kills = int(os.environ.get("HETFL_KILLS", "2"))

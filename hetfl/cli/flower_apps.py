@@ -16,9 +16,11 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from httpx import HTTPError
 from lightning import LightningDataModule
 
 from hetfl.cli.app import FederatedCLI, FederatedTrainer
+from hetfl.cli.errors import condense
 from hetfl.cli.flower_checks import numbers
 from hetfl.cli.parser import check_arguments
 from hetfl.cli.starting import command_line, start
@@ -127,6 +129,11 @@ def serve(grid: Grid, context: Context) -> None:
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
+        except HTTPError as error:
+            sys.stderr.write(
+                f"hetfl: error: Expected the SuperLink to go on with the run but got {condense(str(error))}: go on "
+                "from its last checkpoint (--ckpt_path)\n"
+            )
         except Exception:
             traceback.print_exc()
         finally:
