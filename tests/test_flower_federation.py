@@ -74,7 +74,8 @@ def test_killed_nodes_come_back_and_their_clients_go_on_from_what_was_accepted(f
 def test_a_killed_server_goes_on_as_a_new_run_with_the_same_states(federation: Federation) -> None:
     """HETFL_KILLS of them, 1 if it is not said: kill -9 at different instants of a round, every other one."""
     kills = int(os.environ.get("HETFL_KILLS", "1"))
-    settings = [f"--trainer.max_epochs={3 + 2 * kills}"]
+    # A node that is not back in time on a busy machine gathers no statistics: they are not what many kills are about.
+    settings = [f"--trainer.max_epochs={3 + 2 * kills}", *(["--trainer.limit_val_batches=0"] if kills > 1 else [])]
     for number in NODES:
         federation.node(number, settings=args(federation.folder, *settings))
     federation.server(settings=args(federation.folder, *settings), name="server0")
