@@ -121,7 +121,7 @@ def empty_federation(folder: Path, exchange: str, rounds: int) -> Iterator[Calla
         del env["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"]
     with ExitStack() as stack:
         host, port = address.split(":")
-        link = ["flower-superlink", "--insecure", "--host", host, "--port", port, "--database", str(folder / "db")]
+        link = ["flower-superlink", "--insecure", "--host", host, "--port", port]
         started = child(stack, [*link, "--disable-runtime-dependency-installation"], folder / "link.log", env)
         wait_until(lambda: listens(host, int(port)), started, START_SECONDS)
         for number in range(NODES):

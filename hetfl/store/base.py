@@ -21,6 +21,9 @@ from hetfl.errors import ConfigurationError
 from hetfl.submodel import extent, fixed, index_layout, put, take
 from hetfl.types import Index, IndexEntry
 
+HEAD = 1 << 10
+"""Entries of a block that are looked at first."""
+
 
 class ClientStore(ABC):
     """A vector per client in global coordinates; it is zero wherever nothing was written."""
@@ -181,8 +184,11 @@ def _without_zeros(blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     filled = {name: block for name, block in blocks.items() if block.numel()}
     if not filled:
         return {}
-    largest = torch.stack(torch._foreach_norm(list(filled.values()), ord=math.inf)).tolist()
-    return {name: block for (name, block), most in zip(filled.items(), largest, strict=True) if most > 0}
+    # As a rule the first entries tell, of all blocks in one call.
+    heads = [block.flatten()[:HEAD] for block in filled.values()]
+    largest = torch.stack(torch._foreach_norm(heads, ord=math.inf)).tolist()
+    found = zip(filled.items(), largest, strict=True)
+    return {name: block for (name, block), most in found if most > 0 or (block.numel() > HEAD and bool(block.any()))}
 
 
 def _grown(block: Tensor, shape: tuple[int, ...]) -> Tensor:
