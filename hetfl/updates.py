@@ -114,7 +114,7 @@ class SparseUpdate(Update):
         return self.values.new_zeros(self.length).index_copy_(0, self.indices, self.values)
 
     def left_of(self, p_D: Tensor) -> Tensor:  # noqa: D102
-        return p_D.index_add(0, self.indices, self.values, alpha=-1)
+        return p_D.index_add(0, self.indices, self.values.to(p_D), alpha=-1)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hetfl import ConfigurationError, FederatedModule
 from hetfl.analysis import Snapshot, Snapshots, load_snapshots
 from hetfl.federation import FederatedCallback
+from hetfl.local.channels_last import without_layout
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.run_folder import RunFolder
 from tests.conftest import small_data, small_levels, small_module, small_net
@@ -37,7 +38,8 @@ class Logits(FederatedCallback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FederatedModule)
         with torch.no_grad():
-            self.rounds.append({level: pl_module.submodel(level)(samples(pl_module)) for level in pl_module.levels})
+            nets = {level: without_layout(pl_module.submodel(level)) for level in pl_module.levels}
+            self.rounds.append({level: net(samples(pl_module)) for level, net in nets.items()})
         self.weights.append({name: tensor.detach().clone() for name, tensor in pl_module.tensors.items()})
 
 
