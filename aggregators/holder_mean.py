@@ -11,11 +11,8 @@ from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator
 from hetfl.submodel import add, fixed, take
-from hetfl.types import FixedIndex, Index, IndexEntry, Report
+from hetfl.types import DERIVED, FixedIndex, Index, IndexEntry, Report
 from hetfl.updates import Update
-
-VIEWS = 256
-"""Indices of which views are kept: those of some levels, or of a cohort whose clients have labels of their own."""
 
 
 class HolderMean(Aggregator):
@@ -62,7 +59,7 @@ class HolderMean(Aggregator):
     def _add(self, index: FixedIndex, parts: Mapping[str, Tensor], weight: float) -> None:
         """Add a client's tensors to the sums."""
         if id(index) not in self._views:
-            if len(self._views) == VIEWS:
+            if len(self._views) == DERIVED:
                 self._views.clear()
             # What is kept holds the index, too: no other can have its identity meanwhile.
             self._views[id(index)] = index, _views(self._sums, index)

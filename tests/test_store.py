@@ -206,3 +206,23 @@ def test_the_folder_may_come_later(tmp_path: Path) -> None:
     MemoryStore().bind(str(tmp_path))
     with pytest.raises(ConfigurationError, match="keep of at least 2"):
         DiskStore(keep=1)
+
+
+def test_a_block_keeps_nothing_but_itself() -> None:
+    """Else a client that trains less than before would keep vectors whose other parts nobody reads."""
+    store, vector_D = MemoryStore(), torch.arange(1.0, 7.0)
+    index = {name: (slice(0, 2),) for name in "abc"}
+    store.write(0, index, vector_D, 0)
+    written = store.write(0, {"a": (slice(0, 2),)}, vector_D[:2], 1)
+    vector_D.zero_()
+    assert torch.cat(list(written.values())).tolist() == [1, 2, 3, 4, 5, 6]
+    assert all(block.untyped_storage().nbytes() == 8 for block in written.values())
+
+
+@pytest.mark.parametrize("size", [3, 5000])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e-45])
+def test_only_zeros_are_dropped(value: float, size: int) -> None:
+    vector_D = torch.zeros(2 * size)
+    vector_D[size - 1] = value
+    index = {name: (slice(0, size),) for name in "ab"}
+    assert list(MemoryStore().write(0, index, vector_D, 0)) == ["a"]

@@ -29,7 +29,7 @@ class ChannelsLast:
     def __call__(self, net: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Return the arguments that ``forward`` gets; None: as they are."""
         inputs = args[0] if args else None
-        if self.accepted is False or not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.is_cuda:
+        if self.accepted is False or not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.device.type != "cpu":
             return None
         inputs_NCHW = channels_last(inputs)
         if self.accepted is None:

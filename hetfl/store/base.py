@@ -109,12 +109,12 @@ class ClientStore(ABC):
         if not blocks and not bool(vector_D.any()):
             return {}
         written = dict(blocks)
-        # Blocks that the index covers are views of one copy.
-        parts = index_layout(index).views(vector_D.clone()).values()
+        parts = index_layout(index).views(vector_D).values()
         for place, part in zip(_places(index), parts, strict=True):
             block = blocks.get(place.name)
             if place.leads and (block is None or block.shape == place.shape):
-                written[place.name] = part
+                # A copy of its own: a view would keep all of the vector, also in checkpoints, for as long as it stays.
+                written[place.name] = part.clone()
                 continue
             written[place.name] = part.new_zeros(place.shape) if block is None else _grown(block, place.shape).clone()
             put(written[place.name], place.entry, part)
@@ -188,7 +188,7 @@ def _without_zeros(blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     heads = [block.flatten()[:HEAD] for block in filled.values()]
     largest = torch.stack(torch._foreach_norm(heads, ord=math.inf)).tolist()
     found = zip(filled.items(), largest, strict=True)
-    return {name: block for (name, block), most in found if most > 0 or (block.numel() > HEAD and bool(block.any()))}
+    return {name: block for (name, block), most in found if most != 0 or (block.numel() > HEAD and bool(block.any()))}
 
 
 def _grown(block: Tensor, shape: tuple[int, ...]) -> Tensor:
