@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator
-from hetfl.submodel import add, fixed, take
+from hetfl.aggregators.sums import Sums
+from hetfl.submodel import add, fixed
 from hetfl.types import DERIVED, FixedIndex, Index, IndexEntry, Report
 from hetfl.updates import Update
 
@@ -26,72 +28,65 @@ class HolderMean(Aggregator):
     """
 
     def __init__(self) -> None:
-        self._stale: set[str] = set()
-        self._sums: dict[str, Tensor] = {}
+        self._sums: Sums | None = None
         self._means: dict[str, Tensor] = {}
-        self._views: dict[int, tuple[FixedIndex, dict[str, Tensor]]] = {}  # of the sums, by index
+        # Most holders share an index, or an entry of it (all clients of a level): their weights are added up per
+        # distinct entry, and spread over the tensor once, at the end.
+        self._by_index: dict[int, tuple[FixedIndex, float]] = {}
+        self._by_entry: dict[str, dict[object, tuple[IndexEntry, float]]] = {}
 
     def weight(self, report: Report) -> float:
         """Return the weight of a client in the mean: 1 for everyone."""
         return 1.0
 
     def reset(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: D102
-        if not _fit(self._sums, tensors):  # the pages of new vectors cost more than zeros in old ones
-            self._views = {}
-            self._sums = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+        if self._sums is None or not self._sums.fit(tensors):  # the pages of new vectors cost more than zeros in old
+            self._sums = Sums.like(tensors)
             self._means = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
-        self._stale = set(self._sums)  # sums that are of another round, or never were
-        # Most holders share an index entry (all clients of a level): their weights are added up per distinct entry,
-        # and spread over the tensor once, at the end.
-        self._weights: dict[str, dict[object, tuple[IndexEntry, float]]] = {name: {} for name in tensors}
+        self._sums.clear()
+        self._by_index, self._by_entry = {}, {name: {} for name in tensors}
 
     def update(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
-        weight = self.weight(report)
-        first = next(iter(self._sums.values()))
-        flat_D = torch.cat([update.to_dense(), update.exact]) if update.exact.numel() else update.to_dense()
-        kept = fixed(index)
-        self._add(kept, kept.layout.views(flat_D.to(first)), weight)
-        keys = kept.derived("keys", lambda: [_key(entry) for entry in kept.values()])
-        for (name, entry), key in zip(kept.items(), keys, strict=True):
-            _, total = self._weights[name].get(key, (entry, 0.0))
-            self._weights[name][key] = (entry, total + weight)
-
-    def _add(self, index: FixedIndex, parts: Mapping[str, Tensor], weight: float) -> None:
-        """Add a client's tensors to the sums."""
-        if id(index) not in self._views:
-            if len(self._views) == DERIVED:
-                self._views.clear()
-            # What is kept holds the index, too: no other can have its identity meanwhile.
-            self._views[id(index)] = index, _views(self._sums, index)
-        _, views = self._views[id(index)]
-        for name, part in parts.items():
-            view, total = views.get(name), self._sums[name]
-            if name in self._stale:
-                self._stale.remove(name)
-                if view is not None and view.shape == total.shape:  # a pass less than zeros and a sum
-                    torch.mul(part, weight, out=total)
-                    continue
-                total.zero_()
-            if view is None:
-                add(total, index[name], part, weight)
-            else:
-                view.add_(part, alpha=weight)
+        weight, kept = self.weight(report), fixed(index)
+        assert self._sums is not None
+        self._sums.add(update, kept, weight)
+        _, total = self._by_index.get(id(kept), (kept, 0.0))
+        self._by_index[id(kept)] = kept, total + weight
+        if len(self._by_index) == DERIVED:
+            self._weights()
 
     def sums(self) -> dict[str, Tensor]:
         """Return the weighted sums of the round's updates."""
-        for name in self._stale:
-            self._sums[name].zero_()
-        self._stale = set()
-        return self._sums
+        assert self._sums is not None
+        return self._sums.tensors()
+
+    def scale(self, factor: float) -> None:
+        """Multiply what was added up so far, and its weights."""
+        for total in self.sums().values():
+            total.mul_(factor)
+        self._by_entry = {
+            name: {key: (entry, weight * factor) for key, (entry, weight) in found.items()}
+            for name, found in self._weights().items()
+        }
+
+    def _weights(self) -> dict[str, dict[object, tuple[IndexEntry, float]]]:
+        """Return per tensor the distinct entries that holders have, with their weight."""
+        for index, weight in self._by_index.values():
+            keys = index.derived("keys", partial(_keys, index))
+            for (name, entry), key in zip(index.items(), keys, strict=True):
+                _, total = self._by_entry[name].get(key, (entry, 0.0))
+                self._by_entry[name][key] = (entry, total + weight)
+        self._by_index = {}
+        return self._by_entry
 
     def compute(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the mean of every tensor, and the weight of the holders of each entry.
 
         The means are valid until the next call.
         """
-        holders = {}
+        holders, weights = {}, self._weights()
         for name, total in self.sums().items():
-            entries, mean = list(self._weights[name].values()), self._means[name]
+            entries, mean = list(weights[name].values()), self._means[name]
             held = _spread(entries, total)
             holders[name] = held.expand_as(total)
             divisor = held.masked_fill(held == 0, math.inf)
@@ -103,20 +98,6 @@ class HolderMean(Aggregator):
                 row = divisor[rows][:1].expand(1, *total.shape[1:]).contiguous()
                 torch.div(total[rows], row, out=mean[rows])
         return dict(self._means), holders
-
-
-def _views(sums: Mapping[str, Tensor], index: Index) -> dict[str, Tensor]:
-    """Return what of the sums an index addresses, where that is a view."""
-    views = {name: entry for name, entry in index.items() if all(isinstance(part, slice) for part in entry)}
-    return {name: take(sums[name], entry) for name, entry in views.items()}
-
-
-def _fit(sums: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether sums have the names, shapes, dtypes and devices of tensors."""
-    return sums.keys() == tensors.keys() and all(
-        (sums[name].shape, sums[name].dtype, sums[name].device) == (tensor.shape, tensor.dtype, tensor.device)
-        for name, tensor in tensors.items()
-    )
 
 
 def _spread(entries: Sequence[tuple[IndexEntry, float]], like: Tensor) -> Tensor:
@@ -143,6 +124,9 @@ def _uniform_rows(entries: Sequence[IndexEntry], size: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(sorted(cuts))]
 
 
-def _key(entry: IndexEntry) -> object:
+def _keys(index: Index) -> list[object]:
     # A range for a slice: the pair (0, 2) would collide with the positions 0 and 2.
-    return tuple(range(part.start, part.stop) if isinstance(part, slice) else tuple(part.tolist()) for part in entry)
+    return [
+        tuple(range(part.start, part.stop) if isinstance(part, slice) else tuple(part.tolist()) for part in entry)
+        for entry in index.values()
+    ]

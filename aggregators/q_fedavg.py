@@ -80,7 +80,7 @@ class QFedAvg(HolderMean):
         """
         loss = self._loss(report)
         if loss > self._largest:
-            self._rescale((self._largest / loss) ** self.q)
+            self.scale((self._largest / loss) ** self.q)
             self._largest = loss
         u_D = update.to_dense()
         norm = float(torch.linalg.vector_norm(u_D, dtype=torch.float64))
@@ -97,9 +97,3 @@ class QFedAvg(HolderMean):
         if not report.lr > 0:
             raise ConfigurationError(f"Expected a learning rate of clients above 0 for QFedAvg but got {report.lr}")
         return report.initial_loss + EPSILON
-
-    def _rescale(self, factor: float) -> None:
-        """Express what was added up so far by a new largest loss."""
-        for name, total in self.sums().items():
-            total.mul_(factor)
-            self._weights[name] = {key: (entry, w * factor) for key, (entry, w) in self._weights[name].items()}

@@ -184,4 +184,9 @@ class Report:
 def iter_entries(index: Index) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield per name of an index the shape of the entries that it addresses."""
     for name, entry in index.items():
-        yield name, tuple(part.stop - part.start if isinstance(part, slice) else part.numel() for part in entry)
+        yield name, entry_shape(entry)
+
+
+def entry_shape(entry: IndexEntry) -> tuple[int, ...]:
+    """Return the shape of the entries that an index entry addresses."""
+    return tuple(part.stop - part.start if isinstance(part, slice) else part.numel() for part in entry)

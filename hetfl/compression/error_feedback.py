@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,7 +209,7 @@ class ErrorFeedback:
             self._spare[message.residual_D.numel()] = message.residual_D
         self._squared_norms.pop(message.client, None)
         if written:
-            self._squared_norms[message.client] = _squared_norm(written.values())
+            self._squared_norms[message.client] = written.squared_norm()
 
     def note(self, client: int, round: int, squared_norm: float) -> None:
         """Do in place of :meth:`keep` what a server can whose clients keep their residuals themselves.
@@ -264,26 +264,3 @@ class ErrorFeedback:
     def checkpointed(self) -> None:
         """Learn that a checkpoint with the last :meth:`state_dict` is on the disk."""
         self.residuals.checkpointed()
-
-
-SHORT, LONG = 1 << 12, 1 << 15
-"""Entries of a short block, and of a part of a long one."""
-
-
-def _squared_norm(blocks: Iterable[Tensor]) -> float:
-    """Return Σ x² in float64, the same bits for any number of threads and any order of the blocks.
-
-    No thread shares parts of these lengths with another: short blocks are summed in one call, long ones a part a call,
-    which takes less time for each entry.
-    """
-    squares, short = [], []
-    for block in blocks:
-        if block.numel() <= SHORT:
-            short.append(block)
-            continue
-        parts = (part.double() for part in block.flatten().split(LONG))
-        squares += [float(torch.dot(part, part)) for part in parts]
-    if short:
-        norms = torch.stack(torch._foreach_norm(short, dtype=torch.float64))
-        squares += norms.square().tolist()
-    return math.fsum(squares)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor
 
 from hetfl.compression import ErrorFeedback, Message
@@ -18,8 +17,8 @@ from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining
 from hetfl.local.executor import Job
 from hetfl.local.jobs import train
 from hetfl.seeding import generator
-from hetfl.submodel import fixed, index_layout, only, relative, take
-from hetfl.types import Index, IndexEntry
+from hetfl.submodel import Entries, fixed, index_layout, only
+from hetfl.types import Index
 from hetfl.updates import Update
 
 
@@ -123,42 +122,13 @@ def keep(uplink: ErrorFeedback, local: LocalTraining, message: Message, update: 
         local.penalty.remember(message.client, message.round, message.index, update)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Entries of a vector that are sent: of one tensor those at ``entry``; or whole neighbours, without an entry."""
-
-    start: int
-    stop: int
-    shape: tuple[int, ...] = ()
-    entry: IndexEntry | None = None
-
-
 def _restricted(vector_D: Tensor, index: Index, upload: Index) -> Tensor:
     """Return the entries of a sub-model's vector that a client sends."""
     if upload is index:
         return vector_D
     # What is kept holds the index, too: no other can have its identity meanwhile.
-    _, parts = fixed(upload).derived(id(index), lambda: (index, _parts(index, upload)))
-    found = []
-    for part in parts:
-        entries = vector_D[part.start : part.stop]
-        found.append(entries if part.entry is None else take(entries.view(part.shape), part.entry).reshape(-1))
-    return torch.cat(found)
-
-
-def _parts(index: Index, upload: Index) -> list[_Part]:
-    """Return where the entries of a part of an index lie in a vector of the whole."""
-    layout, parts = index_layout(index), list[_Part]()
-    places = dict(zip(layout.shapes, zip(layout.offsets, layout.sizes, strict=True), strict=True))
-    for name, entry in upload.items():
-        offset, size = places[name]
-        if entry is not index[name]:
-            parts.append(_Part(offset, offset + size, layout.shapes[name], relative(entry, index[name])))
-        elif parts and parts[-1].entry is None and parts[-1].stop == offset:
-            parts[-1] = _Part(parts[-1].start, offset + size)
-        else:
-            parts.append(_Part(offset, offset + size))
-    return parts
+    _, entries = fixed(upload).derived(id(index), lambda: (index, Entries(upload, index)))
+    return entries.take(vector_D)
 
 
 class Clients(ABC):

@@ -8,28 +8,22 @@ checkpoint may refer to them.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.submodel import extent, fixed, index_layout, put, take
-from hetfl.types import Index, IndexEntry
-
-HEAD = 1 << 10
-"""Entries of a block that are looked at first."""
+from hetfl.store.blocks import Blocks
+from hetfl.types import Index
 
 
 class ClientStore(ABC):
     """A vector per client in global coordinates; it is zero wherever nothing was written."""
 
     @abstractmethod
-    def load(self, client: int) -> dict[str, Tensor]:
+    def load(self, client: int) -> Mapping[str, Tensor]:
         """Return the client's blocks by name, not to be modified; empty for a client without any."""
 
     @abstractmethod
@@ -82,44 +76,20 @@ class ClientStore(ABC):
         They may share the store's memory, and are not to be modified.
         """
         blocks = self.load(client)
-        if not blocks:
-            return None
-        parts = []
-        for place in _places(index):
-            block = blocks.get(place.name)
-            if block is None:
-                parts.append(torch.zeros(place.size, dtype=like.dtype))
-            elif place.leads and block.shape == place.shape:
-                parts.append(block.reshape(-1))
-            else:
-                parts.append(take(_grown(block, place.shape), place.entry).reshape(-1))
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(like)
+        return Blocks.of(blocks, like.dtype).at(index).to(like.device) if blocks else None
 
-    def write(
-        self, client: int, index: Index, vector_D: Tensor, round: int, *, outside: float = 1.0
-    ) -> dict[str, Tensor]:
+    def write(self, client: int, index: Index, vector_D: Tensor, round: int, *, outside: float = 1.0) -> Blocks:
         """Replace the client's entries at an index as of a round; return all of its blocks.
 
-        Entries outside the index are multiplied by ``outside``; a block that is zero everywhere is dropped.
+        Entries outside the index are multiplied by ``outside``; a client whose entries are all zero is forgotten.
         """
         vector_D = vector_D.cpu()
-        blocks = self.load(client)
-        if outside != 1:
-            blocks = {name: block * outside for name, block in blocks.items()}
-        if not blocks and not bool(vector_D.any()):
-            return {}
-        written = dict(blocks)
-        parts = index_layout(index).views(vector_D).values()
-        for place, part in zip(_places(index), parts, strict=True):
-            block = blocks.get(place.name)
-            if place.leads and (block is None or block.shape == place.shape):
-                # A copy of its own: a view would keep all of the vector, also in checkpoints, for as long as it stays.
-                written[place.name] = part.clone()
-                continue
-            written[place.name] = part.new_zeros(place.shape) if block is None else _grown(block, place.shape).clone()
-            put(written[place.name], place.entry, part)
-        written = _without_zeros(written)
-        self.save(client, written, round)
+        before = Blocks.of(self.load(client), vector_D.dtype)
+        written = before.replaced(index, vector_D, outside)
+        if not bool(written.vector_D.any()):
+            written = Blocks.of({}, vector_D.dtype)
+        if before or written:
+            self.save(client, written, round)
         return written
 
 
@@ -127,75 +97,21 @@ class MemoryStore(ClientStore):
     """In memory, and whole in the checkpoint."""
 
     def __init__(self) -> None:
-        self._blocks: dict[int, dict[str, Tensor]] = {}
+        self._blocks: dict[int, Mapping[str, Tensor]] = {}
 
-    def load(self, client: int) -> dict[str, Tensor]:  # noqa: D102
-        return dict(self._blocks.get(client, {}))
+    def load(self, client: int) -> Mapping[str, Tensor]:  # noqa: D102
+        return self._blocks.get(client, {})
 
     def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:  # noqa: D102
         self._blocks.pop(client, None)
         if blocks:
-            self._blocks[client] = dict(blocks)
+            self._blocks[client] = blocks if isinstance(blocks, Blocks) else dict(blocks)
 
     def clients(self) -> list[int]:  # noqa: D102
         return sorted(self._blocks)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"blocks": {client: self.load(client) for client in self.clients()}}
+        return {"blocks": {client: dict(self._blocks[client]) for client in self.clients()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         self._blocks = {client: dict(blocks) for client, blocks in state["blocks"].items()}
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where an index addresses one tensor.
-
-    Attributes:
-        name: of the tensor.
-        entry: on the CPU.
-        size: number of entries.
-        shape: of the smallest leading block that covers them.
-        leads: whether they are all of that block.
-    """
-
-    name: str
-    entry: IndexEntry
-    size: int
-    shape: tuple[int, ...]
-    leads: bool
-
-
-def _places(index: Index) -> list[_Place]:
-    kept = fixed(index)
-    return kept.derived("places", lambda: [_place(*item) for item in kept.items()])
-
-
-def _place(name: str, entry: IndexEntry) -> _Place:
-    entry = tuple(part if isinstance(part, slice) else part.cpu() for part in entry)
-    shape = extent(entry)
-    size = math.prod(part.stop - part.start if isinstance(part, slice) else part.numel() for part in entry)
-    leads = all(isinstance(part, slice) and part.start == 0 for part in entry)
-    return _Place(name, entry, size, shape, leads)
-
-
-def _without_zeros(blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the blocks that are not zero everywhere."""
-    filled = {name: block for name, block in blocks.items() if block.numel()}
-    if not filled:
-        return {}
-    # As a rule the first entries tell, of all blocks in one call.
-    heads = [block.flatten()[:HEAD] for block in filled.values()]
-    largest = torch.stack(torch._foreach_norm(heads, ord=math.inf)).tolist()
-    found = zip(filled.items(), largest, strict=True)
-    return {name: block for (name, block), most in found if most != 0 or (block.numel() > HEAD and bool(block.any()))}
-
-
-def _grown(block: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return a block with zeros up to ``shape`` where it is smaller; the block itself if it is nowhere."""
-    if all(has >= size for has, size in zip(block.shape, shape, strict=True)):
-        return block
-    wanted = [max(sizes) for sizes in zip(block.shape, shape, strict=True)]
-    grown = block.new_zeros(wanted)
-    grown[tuple(slice(size) for size in block.shape)] = block
-    return grown

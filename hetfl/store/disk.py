@@ -63,7 +63,7 @@ class DiskStore(ClientStore):
         for name in names if self._known else []:
             write_whole(self._own / name, (before / name).read_bytes())
 
-    def load(self, client: int) -> dict[str, Tensor]:
+    def load(self, client: int) -> Mapping[str, Tensor]:
         """Return the client's blocks by name; empty for a client without any.
 
         Raises:
@@ -73,7 +73,7 @@ class DiskStore(ClientStore):
         if client not in self._rounds:
             return {}
         if client in self._unwritten:
-            return dict(self._unwritten[client])
+            return self._unwritten[client]
         path = self._own / file_name(client, self._rounds[client])
         if not path.exists():
             raise ConfigurationError(

@@ -16,12 +16,16 @@ _compiled = numba.njit(nogil=True, boundscheck=False, error_model="numpy", cache
 
 
 @_compiled
-def quotients(numbers: Any, parameter: int) -> int:
-    """Return the sum of all quotients by 2^l."""
-    total = 0
+def quotients(numbers: Any, first: int) -> tuple[int, int, int, int]:
+    """Return the sums of all quotients by 2^l for four parameters, the first and its neighbours above."""
+    zeroth = once = twice = thrice = 0
     for i in range(numbers.size):
-        total += numbers[i] >> parameter
-    return total
+        quotient = numbers[i] >> first
+        zeroth += quotient
+        once += quotient >> 1
+        twice += quotient >> 2
+        thrice += quotient >> 3
+    return zeroth, once, twice, thrice
 
 
 @_compiled

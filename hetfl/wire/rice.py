@@ -24,48 +24,59 @@ from hetfl.wire.malformed import MalformedPayload, Reason
 
 FEWEST = 1 << 10
 """Integers from which on compiled loops are worth their call."""
+_STEPS = np.arange(4)  # parameters whose codes' lengths are found together, less the first of them
 _MOST_LOW = 1 << 62  # what the low bits of all integers may add up to at most: int64 holds every sum below
 
 
 def best_parameter(numbers: Integers) -> int:
-    """Return the l of the shortest code, the smallest of several.
+    """Return the l of the shortest code, the smallest of several."""
+    return _best(numbers)[0]
 
-    The length in bits, k (l + 1) + Σ (g >> l), is convex in l: the first step that does not shorten it ends the search.
+
+def _best(numbers: Integers) -> tuple[int, int]:
+    """Return the best parameter l, and Σ (g >> l).
+
+    The length in bits, k (l + 1) + Σ (g >> l), is convex in l: a minimum that is not at the border of some
+    neighbouring parameters is the only one.
     """
-    count, total = numbers.size, int(numbers.sum())
+    count = numbers.size
     if not count:
-        return 0
-    parameter = max(0, (total // count).bit_length() - 2)
-    quotients = _quotients(numbers, parameter)
-    while parameter and (longer := _quotients(numbers, parameter - 1)) <= quotients + count:
-        parameter, quotients = parameter - 1, longer
-    while (shorter := _quotients(numbers, parameter + 1)) + count < quotients:
-        parameter, quotients = parameter + 1, shorter
-    return parameter
+        return 0, 0
+    first = max(0, (int(numbers.sum()) // count).bit_length() - 3)
+    sums, best = _quotients(numbers, first)
+    while best == 0 and first:
+        first = max(0, first - len(_STEPS) + 1)
+        sums, best = _quotients(numbers, first)
+    while best == len(_STEPS) - 1:
+        first += len(_STEPS) - 1
+        sums, best = _quotients(numbers, first)
+    return first + best, int(sums[best])
 
 
-def _quotients(numbers: Integers, parameter: int) -> int:
-    """Return Σ (g >> l)."""
+def _quotients(numbers: Integers, first: int) -> tuple[Integers, int]:
+    """Return Σ (g >> l) for neighbouring parameters, and which of them gives the shortest code."""
     if is_compiled(numbers.size):
-        return int(_kernels().quotients(numbers, parameter))
-    return int((numbers >> parameter).sum())
+        sums = np.array(_kernels().quotients(numbers, first))
+    else:
+        sums = (numbers >> (_STEPS[:, None] + first)).sum(axis=1)
+    return sums, int((sums + numbers.size * _STEPS).argmin())
 
 
 def encode(numbers: Integers) -> Bytes:
     """Return a stream: a byte l, then the low bits and the quotients as one row of bits; of no numbers, the byte 0."""
-    parameter = best_parameter(numbers)
+    parameter, quotients = _best(numbers)
     if is_compiled(numbers.size):
-        return _encode_compiled(numbers, parameter)
+        return _encode_compiled(numbers, parameter, quotients)
     low = pack(numbers & (1 << parameter) - 1, parameter)
     begun = numbers.size * parameter % 8  # bits of the last byte of the low bits, in which the quotients go on
     ends = begun + ((numbers >> parameter) + 1).cumsum()
     unary = np.zeros(int(ends[-1]) if ends.size else 0, dtype=np.uint8)
     unary[ends - 1] = 1
-    quotients = np.packbits(unary, bitorder="little")
+    tail = np.packbits(unary, bitorder="little")
     if begun:
-        quotients[0] |= low[-1]
+        tail[0] |= low[-1]
         low = low[:-1]
-    return np.concatenate([np.array([parameter], dtype=np.uint8), low, quotients])
+    return np.concatenate([np.array([parameter], dtype=np.uint8), low, tail])
 
 
 def decode(stream: Bytes, count: int, most: int) -> Integers:
@@ -111,9 +122,9 @@ def _read(low: Bytes, tail: Bytes, begun: int, count: int, parameter: int) -> In
     return numbers
 
 
-def _encode_compiled(numbers: Integers, parameter: int) -> Bytes:
-    """Return the stream, as :func:`encode` does."""
-    size = 1 + packed_size(numbers.size * (parameter + 1) + _quotients(numbers, parameter), 1)
+def _encode_compiled(numbers: Integers, parameter: int, quotients: int) -> Bytes:
+    """Return the stream, as :func:`encode` does; the quotients add up to ``quotients``."""
+    size = 1 + packed_size(numbers.size * (parameter + 1) + quotients, 1)
     words = np.zeros(_words(size), dtype=np.uint64)
     words[0] = parameter
     _kernels().write(numbers, parameter, words)

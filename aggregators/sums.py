@@ -1,0 +1,119 @@
+"""Weighted sums of updates in the coordinates of the global model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hetfl.submodel import SHORT, Entries, add, prefix_index, take
+from hetfl.types import DERIVED, FixedIndex, Index
+from hetfl.updates import SparseUpdate, Update
+
+
+class Sums(ABC):
+    """What is added up of a round's updates, one by one."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._like = {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()}
+
+    @staticmethod
+    def like(tensors: Mapping[str, Tensor]) -> Sums:
+        """Return sums for tensors of these names, shapes, dtypes and devices."""
+        kinds = {(tensor.dtype, tensor.device) for tensor in tensors.values()}
+        few = sum(tensor.numel() for tensor in tensors.values()) <= SHORT
+        return FlatSums(tensors) if few and len(kinds) == 1 else TensorSums(tensors)
+
+    def fit(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Return whether these are sums for such tensors."""
+        return self._like == {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()}
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Begin at zero."""
+
+    @abstractmethod
+    def add(self, update: Update, index: FixedIndex, weight: float) -> None:
+        """Add a weighted update at the entries of its index."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the sums by name; what is done to them is done to the sums."""
+
+
+class FlatSums(Sums):
+    """Sums of few entries in one vector: an update is added in one call, and only what was sent of it."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(tensors)
+        self._whole = FixedIndex(prefix_index(tensors, tensors, "a"))
+        self._sums_D = next(iter(tensors.values())).new_zeros(self._whole.layout.size)
+        self._views = self._whole.layout.views(self._sums_D)
+
+    def clear(self) -> None:  # noqa: D102
+        self._sums_D.zero_()
+
+    def add(self, update: Update, index: FixedIndex, weight: float) -> None:  # noqa: D102
+        # What is kept holds the whole, too: no other can have its identity meanwhile.
+        _, entries = index.derived(id(self._whole), lambda: (self._whole, Entries(index, self._whole)))
+        if isinstance(update, SparseUpdate) and not update.exact.numel():
+            positions = entries.positions(self._sums_D)[update.indices.to(self._sums_D.device)]
+            self._sums_D.index_add_(0, positions, update.values.to(self._sums_D), alpha=weight)
+        else:
+            self._sums_D.index_add_(0, entries.positions(self._sums_D), _dense(update).to(self._sums_D), alpha=weight)
+
+    def tensors(self) -> dict[str, Tensor]:  # noqa: D102
+        return self._views
+
+
+class TensorSums(Sums):
+    """Sums tensor by tensor."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(tensors)
+        self._sums = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+        self._stale = set(self._sums)  # sums that are of another round, or never were
+        self._views: dict[int, tuple[FixedIndex, dict[str, Tensor]]] = {}  # of the sums, by index
+
+    def clear(self) -> None:  # noqa: D102
+        self._stale = set(self._sums)
+
+    def add(self, update: Update, index: FixedIndex, weight: float) -> None:  # noqa: D102
+        parts = index.layout.views(_dense(update).to(next(iter(self._sums.values()))))
+        if id(index) not in self._views:
+            if len(self._views) == DERIVED:
+                self._views.clear()
+            # What is kept holds the index, too: no other can have its identity meanwhile.
+            self._views[id(index)] = index, _views(self._sums, index)
+        _, views = self._views[id(index)]
+        for name, part in parts.items():
+            view, total = views.get(name), self._sums[name]
+            if name in self._stale:
+                self._stale.remove(name)
+                if view is not None and view.shape == total.shape:  # a pass less than zeros and a sum
+                    torch.mul(part, weight, out=total)
+                    continue
+                total.zero_()
+            if view is None:
+                add(total, index[name], part, weight)
+            else:
+                view.add_(part, alpha=weight)
+
+    def tensors(self) -> dict[str, Tensor]:  # noqa: D102
+        for name in self._stale:
+            self._sums[name].zero_()
+        self._stale = set()
+        return self._sums
+
+
+def _dense(update: Update) -> Tensor:
+    """Return all entries of an update, what travels exactly included."""
+    return torch.cat([update.to_dense(), update.exact]) if update.exact.numel() else update.to_dense()
+
+
+def _views(sums: Mapping[str, Tensor], index: Index) -> dict[str, Tensor]:
+    """Return what of the sums an index addresses, where that is a view."""
+    views = {name: entry for name, entry in index.items() if all(isinstance(part, slice) for part in entry)}
+    return {name: take(sums[name], entry) for name, entry in views.items()}

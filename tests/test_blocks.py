@@ -1,0 +1,144 @@
+"""A client's blocks against global arrays, and sums of updates against a loop: one vector, or tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hetfl import submodel
+from hetfl.aggregators.sums import FlatSums, TensorSums
+from hetfl.store import MemoryStore
+from hetfl.store.blocks import LAYOUTS, WHOLE, Blocks
+from hetfl.submodel import index_layout
+from hetfl.types import FixedIndex, Index, IndexEntry, Layout, entry_shape
+from hetfl.updates import DenseUpdate, SparseUpdate, Update
+
+SHAPES = {"conv": (4, 3, 2), "scale": (), "head": (5, 4), "bias": (5,)}
+
+
+@st.composite
+def indices(draw: st.DrawFn) -> FixedIndex:
+    """Draw some of the tensors, in any order, with leading blocks, other slices and positions."""
+    index: dict[str, IndexEntry] = {}
+    for name in draw(st.permutations(list(SHAPES)))[: draw(st.integers(1, len(SHAPES)))]:
+        index[name] = tuple(draw(parts(size)) for size in SHAPES[name])
+    return FixedIndex(index)
+
+
+@st.composite
+def parts(draw: st.DrawFn, size: int) -> slice | Tensor:
+    kind = draw(st.sampled_from(["whole", "leading", "slice", "positions"]))
+    if kind == "positions":
+        return torch.tensor(sorted(draw(st.sets(st.integers(0, size - 1), min_size=1))))
+    start = draw(st.integers(0, size - 1)) if kind == "slice" else 0
+    return slice(start, size if kind == "whole" else draw(st.integers(start + 1, size)))
+
+
+def read(arrays: Mapping[str, np.ndarray], index: Index) -> np.ndarray:
+    return np.concatenate([arrays[name][mesh(entry)].ravel() for name, entry in index.items()])
+
+
+def write(arrays: Mapping[str, np.ndarray], index: Index, values_D: np.ndarray, *, add: bool = False) -> None:
+    position = 0
+    for name, entry in index.items():
+        shape = entry_shape(entry)
+        values = values_D[position : position + math.prod(shape)].reshape(shape)
+        arrays[name][mesh(entry)] = values + (arrays[name][mesh(entry)] if add else 0)
+        position += values.size
+
+
+def mesh(entry: IndexEntry) -> tuple[np.ndarray, ...]:
+    return np.ix_(*[np.arange(p.start, p.stop) if isinstance(p, slice) else p.numpy() for p in entry])
+
+
+@pytest.fixture(params=["in one call", "by tensor"], scope="module", autouse=True)
+def short(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Read through positions, and again as if vectors were long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(submodel, "SHORT", submodel.SHORT if request.param == "in one call" else 0)
+        yield
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(indices(), st.sampled_from([1.0, 0.5, 0.0])), min_size=1, max_size=8), st.integers(0, 99))
+def test_what_is_written_is_read_wherever_it_lies(steps: list[tuple[FixedIndex, float]], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    arrays = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    store, like = MemoryStore(), torch.empty(0, dtype=torch.float64)
+    for round, (index, outside) in enumerate(steps):
+        values_D = random.normal(size=index_layout(index).size)
+        for array in arrays.values():
+            array *= outside
+        write(arrays, index, values_D)
+        before = store.load(0)
+        kept = {name: block.clone() for name, block in before.items()}
+        written = store.write(0, index, torch.from_numpy(values_D), round, outside=outside)
+        assert all(torch.equal(before[name], block) for name, block in kept.items())  # a checkpoint may refer to them
+        for asked in (index, *(earlier for earlier, _ in steps)):
+            got = store.read(0, asked, like)
+            assert got is not None
+            assert np.array_equal(got.numpy(), read(arrays, asked))
+        for name, block in written.items():
+            inside = tuple(slice(size) for size in block.shape)
+            assert np.array_equal(block.numpy(), arrays[name][inside])
+            assert np.count_nonzero(arrays[name]) == np.count_nonzero(arrays[name][inside])
+        whole = math.fsum(float(x) ** 2 for array in arrays.values() for x in array.ravel())
+        assert written.squared_norm() == pytest.approx(whole, rel=1e-14)
+
+
+@pytest.mark.parametrize("size", [1_000, WHOLE])
+def test_a_norm_does_not_depend_on_the_order_of_the_blocks(size: int) -> None:
+    blocks = {name: torch.randn(size // 3 + place) for place, name in enumerate("abcd")}
+    blocks["e"] = torch.empty(0)
+    norms = {
+        Blocks.of({name: blocks[name] for name in order}, torch.float32).squared_norm()
+        for order in ("abcde", "edcba", "bdaec")
+    }
+    assert len(norms) == 1
+    assert norms.pop() == pytest.approx(sum(float(block.double().square().sum()) for block in blocks.values()))
+
+
+def test_no_more_places_are_kept_than_there_may_be() -> None:
+    index = FixedIndex({"a": (slice(0, 1),)})
+    for rows in (*range(1, 20), *range(1, 20)):
+        block = torch.arange(float(rows))
+        assert Blocks(Layout({"a": (rows,)}), block).at(index).tolist() == [0.0]
+    assert len(index.derived("blocks", dict)) == LAYOUTS
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(indices(), st.booleans(), st.booleans()), min_size=1, max_size=6), st.integers(0, 99))
+def test_sums_are_those_of_a_loop(clients: list[tuple[FixedIndex, bool, bool]], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    tensors = {name: torch.full(shape, 7.0, dtype=torch.float64) for name, shape in SHAPES.items()}
+    every = [FlatSums(tensors), TensorSums(tensors)]
+    for _ in range(2):  # nothing is left of the round before
+        arrays = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+        for sums in every:
+            sums.clear()
+        for index, sparse, exact in clients:
+            values_D, weight = random.normal(size=index_layout(index).size), random.uniform(1, 3)
+            exact_size = index_layout(index).sizes[-1] if exact and len(index) > 1 else 0
+            update = update_of(values_D, exact_size, sparse)
+            write(arrays, index, weight * np.concatenate([update.to_dense(), update.exact]), add=True)
+            for sums in every:
+                sums.add(update, index, weight)
+        for sums in every:
+            assert sums.fit(tensors)
+            for name, total in sums.tensors().items():
+                assert np.allclose(total.numpy(), arrays[name], rtol=0, atol=1e-12)
+
+
+def update_of(values_D: np.ndarray, exact_size: int, sparse: bool) -> Update:
+    vector_D, exact = torch.from_numpy(values_D).split([values_D.size - exact_size, exact_size])
+    if not sparse:
+        return DenseUpdate(vector_D, exact=exact)
+    sent = torch.arange(0, len(vector_D), 3)
+    return SparseUpdate(vector_D[sent], sent, len(vector_D), exact=exact)
