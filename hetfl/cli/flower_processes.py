@@ -19,6 +19,7 @@ from hetfl.errors import ConfigurationError
 POLL_SECONDS = 0.2
 EXIT = "Exit Code:"
 """What Flower says before it says why it ends."""
+CHILD = Path(__file__).with_name("flower_child.py")
 PATIENCE_SECONDS = 10.0
 """How long a process that was told to end may take."""
 QUIET = {
@@ -74,7 +75,7 @@ class Child:
 
     def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
         self.name, self.log = command[0], log
-        own = [sys.executable, "-m", "hetfl.cli.flower_child", str(os.getpid()), *command]
+        own = [sys.executable, "-P", str(CHILD), str(os.getpid()), *command]
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 own, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=dict(env), start_new_session=True
