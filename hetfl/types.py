@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,10 @@ class FixedIndex(dict[str, IndexEntry]):
                 self._kept.popitem(last=False)
         found: T = self._kept[key]
         return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Who knows an index by its identity, as an aggregator's sums do, would know a copy by that of another one.
+        return self
 
 
 DERIVED = 256

@@ -93,16 +93,23 @@ def test_what_is_written_is_read_wherever_it_lies(steps: list[tuple[FixedIndex, 
         assert written.squared_norm() == pytest.approx(whole, rel=1e-14)
 
 
-@pytest.mark.parametrize("size", [1_000, WHOLE])
-def test_a_norm_does_not_depend_on_the_order_of_the_blocks(size: int) -> None:
-    blocks = {name: torch.randn(size // 3 + place) for place, name in enumerate("abcd")}
-    blocks["e"] = torch.empty(0)
-    norms = {
-        Blocks.of({name: blocks[name] for name in order}, torch.float32).squared_norm()
-        for order in ("abcde", "edcba", "bdaec")
-    }
-    assert len(norms) == 1
-    assert norms.pop() == pytest.approx(sum(float(block.double().square().sum()) for block in blocks.values()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("whole", [0, WHOLE])
+def test_a_norm_does_not_depend_on_the_order_of_the_blocks(
+    whole: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor on where in memory they begin; of a short vector and, as if it were one, of a long one."""
+    monkeypatch.setattr("hetfl.store.blocks.WHOLE", whole)
+    random = torch.Generator().manual_seed(0)
+    for size in range(200, 230):
+        blocks = {name: torch.randn(size + at, generator=random, dtype=dtype) for at, name in enumerate("abcd")}
+        blocks["e"] = torch.empty(0, dtype=dtype)
+        norms = {
+            Blocks.of({name: blocks[name] for name in order}, dtype).squared_norm()
+            for order in ("abcde", "edcba", "bdaec")
+        }
+        assert len(norms) == 1
+        assert norms.pop() == pytest.approx(sum(float(block.double().square().sum()) for block in blocks.values()))
 
 
 def test_no_more_places_are_kept_than_there_may_be() -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+
+import pytest
 import torch
 
 from hetfl.aggregators import HolderMean
+from hetfl.aggregators.sums import FlatSums, Sums, TensorSums
 from hetfl.federation.clients import _restricted
 from hetfl.submodel import fixed, gather_flat, index_layout, only
 from hetfl.types import DERIVED, FixedIndex, Report
@@ -18,6 +23,23 @@ def test_a_layout_is_made_once() -> None:
     assert index_layout(dict(WHOLE)) == index_layout(WHOLE)
     assert fixed(WHOLE) is WHOLE
     assert fixed(dict(WHOLE)) == WHOLE
+
+
+@pytest.mark.parametrize("kind", [FlatSums, TensorSums])
+def test_copied_sums_mistake_no_index_for_one_that_is_gone(kind: type[Sums]) -> None:
+    """Clusters' aggregators are copies; what was kept of clients that come no more is let go, and memory used again."""
+    sums, update = kind({"w": torch.empty(4, 3)}), DenseUpdate(torch.ones(4))
+    gone = FixedIndex({"w": (slice(0, 2), slice(0, 2))})
+    sums.add(update, gone, 1.0)
+    assert copy.deepcopy(gone) is gone
+    copied = copy.deepcopy(sums)
+    del sums, gone
+    gc.collect()
+    later = [FixedIndex({"w": (slice(2, 4), slice(1, 3))}) for _ in range(1000)]
+    for index in later:
+        copied.clear()
+        copied.add(update, index, 1.0)
+        assert copied.tensors()["w"][2:, 1:].sum() == 4
 
 
 def test_parts_by_name_keep_their_order() -> None:

@@ -73,13 +73,14 @@ class Blocks(Mapping[str, Tensor]):
         """Return Σ x² in float64, the same bits for any number of threads and any order of the blocks.
 
         The squares of a short vector are summed block by block in one call. No thread shares a part of a long one with
-        another, which takes less time for each entry, too.
+        another, which takes less time for each entry, too; every part is a copy, as a dot product's bits depend on
+        where in memory its factors begin.
         """
         if self.vector_D.numel() <= WHOLE:
             filled = [offset for offset, size in zip(self.layout.offsets, self.layout.sizes, strict=True) if size]
             squares = self.vector_D.double().square().numpy()
             return math.fsum(np.add.reduceat(squares, filled).tolist()) if filled else 0.0
-        parts = (part.double() for block in self.values() for part in block.flatten().split(PART))
+        parts = (part.to(torch.float64, copy=True) for block in self.values() for part in block.flatten().split(PART))
         return math.fsum(float(torch.dot(part, part)) for part in parts)
 
     def _fitted(self, index: Index) -> tuple[Layout, Entries]:
