@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from hetfl.local import FedDyn, LocalTask, LocalTraining, Penalty, Proximal, Wor
 from hetfl.local.executor import Bench
 from hetfl.local.flops import flops_per_sample
 from hetfl.local.jobs import statistics, train, unpack_statistics
+from hetfl.local.resident import ResidentNet
 from hetfl.local.training import batches
 from hetfl.models import ConvNet
 from hetfl.models.static_batch_norm import static_layers
@@ -129,6 +131,16 @@ def test_penalised_training_equals_a_bare_loop_with_the_term_in_its_loss(norm: s
     found = train(feddyn, replace(task, memory_D=memory)).vector
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
     assert not torch.allclose(train(feddyn, task).vector, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "fused"), [(SGD, True), (Adam, True), (partial(SGD, fused=False), False), (Adagrad, None)]
+)
+def test_a_step_is_one_pass_unless_there_is_a_state_for_another_way(
+    make: Callable[..., Optimizer], fused: bool | None
+) -> None:
+    """Adagrad's is there from the start, its step on the CPU, where a GPU's fused kernel does not find it."""
+    assert ResidentNet(nn.Linear(2, 2), make).optimizer.param_groups[0]["fused"] is fused
 
 
 def test_a_new_version_of_the_global_model_is_loaded() -> None:

@@ -61,6 +61,8 @@ class ResidentNet:
         if type(self.optimizer) not in ELEMENTWISE:  # a subclass may look at whole tensors
             self.optimizer = make(self._parameters)
             return
+        if self.optimizer.state:  # made for the way that Adagrad chose at once: on a GPU another may not find it
+            return
         for group in self.optimizer.param_groups:
             # One pass over the vectors, unless somebody asked for another way; torch's own choice takes up to six.
             if group.get("fused", False) is None and not group["foreach"] and not group["differentiable"]:
