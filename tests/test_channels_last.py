@@ -74,7 +74,29 @@ def test_inputs_that_are_no_images_stay_as_they_are() -> None:
     hook, net = ChannelsLast(), nn.Linear(4, 2)
     assert hook(net, (torch.rand(3, 4),)) is None
     assert hook(net, ()) is None
-    assert hook.accepted is None
+    assert hook.accepted == {}
+
+
+class Picky(nn.Conv2d):
+    """Wants channels first, in training or in evaluation, and says so in its own words."""
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__(3, 2, 3)
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.training is not self.mode or x.is_contiguous()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_training_and_evaluation_are_tried_apart(mode: bool, first: bool) -> None:
+    net, hook = Picky(mode), ChannelsLast()
+    net.register_forward_pre_hook(hook)
+    for training in (first, not first):
+        net.train(training)(torch.rand(2, 3, 8, 8))
+    assert hook.accepted == {mode: False, not mode: True}
 
 
 def test_what_is_wrong_with_a_net_is_said_by_the_net() -> None:

@@ -20,21 +20,26 @@ class ChannelsLast:
 
     Layers keep that layout from one to the next; values and shapes are the same. Convolutions and pools take about
     a fifth less time (docs/results.md). A net that cannot take it (``view`` needs channels first) gets its inputs as
-    they are: that is tried once, on a copy.
+    they are: that is tried once in training and once in evaluation, on a copy.
+
+    Attributes:
+        accepted: whether the net can take it in training (True) and in evaluation (False), as far as that is known.
     """
 
     def __init__(self) -> None:
-        self.accepted: bool | None = None
+        self.accepted: dict[bool, bool] = {}
 
     def __call__(self, net: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Return the arguments that ``forward`` gets; None: as they are."""
         inputs = args[0] if args else None
-        if self.accepted is False or not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.device.type != "cpu":
+        if not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.device.type != "cpu":
+            return None
+        if not self.accepted.get(net.training, True):
             return None
         inputs_NCHW = channels_last(inputs)
-        if self.accepted is None:
-            self.accepted = _accepts(net, inputs_NCHW, *args[1:])
-        return (inputs_NCHW, *args[1:]) if self.accepted else None
+        if net.training not in self.accepted:
+            self.accepted[net.training] = _accepts(net, inputs_NCHW, *args[1:])
+        return (inputs_NCHW, *args[1:]) if self.accepted[net.training] else None
 
 
 def without_layout(net: nn.Module) -> nn.Module:
@@ -51,6 +56,6 @@ def _accepts(net: nn.Module, *args: Any) -> bool:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             without_layout(net)(*args)
-        except RuntimeError:  # whatever is wrong beside the layout is raised again where it belongs
+        except Exception:  # whatever is wrong beside the layout is raised again where it belongs
             return False
     return True
