@@ -32,7 +32,7 @@ from torch.optim.lr_scheduler import (
 from hetfl.aggregators import SampleMean
 from hetfl.checkpoint import SafeCheckpointIO, SealedFile, previous
 from hetfl.cli.callbacks import LastCheckpoint
-from hetfl.compression import ErrorFeedback, Identity
+from hetfl.compression import ErrorFeedback, Identity, TopK
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Fixed
 from hetfl.local import LocalTraining
@@ -62,6 +62,18 @@ def local(
 
 def rates(trainer: Trainer) -> list[float]:
     return list(pd.read_csv(Path(str(trainer.log_dir)) / "metrics.csv")["lr"])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
+def test_a_run_goes_on_with_all_bits_of_its_precision(fit: Fit, tmp_path: Path, precision: str) -> None:
+    options: dict[str, Any] = {"precision": precision, "limit_val_batches": 0}
+    whole, half, again = (small_module(uplink=ErrorFeedback(TopK(0.1))) for _ in range(3))
+    fit(whole, rounds=3, name="whole", **options)
+    fit(half, rounds=1, name="half", **options).save_checkpoint(tmp_path / "half.ckpt")
+    fit(again, rounds=3, name="again", ckpt=str(tmp_path / "half.ckpt"), **options)
+    one, two = whole.state_dict(), again.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert whole.uplink.norm() == again.uplink.norm()
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -70,6 +70,8 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         module.clients.load_state_dict(state["clients"])
     module.clustering.load_assignments(state["clustering"])
     module.set_models(module.clustering.count)
+    if module.trainer.precision == "64-true":
+        module.double()  # Lightning does so only once it has put the checkpoint's weights in, rounded to float32
     module.predict_seconds()
     if module.local.penalty is not None and module.trainer.training:
         module.local.penalty.load_state_dict(state["penalty"])
