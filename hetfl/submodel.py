@@ -217,7 +217,7 @@ class Entries:
 
 
 SHORT = 1 << 15
-"""Entries of a vector whose positions are kept: at most 256 KiB of them."""
+"""Entries of a vector whose positions are kept: at most 256 KiB of them, for each index in each whole."""
 
 
 @dataclass(frozen=True)
