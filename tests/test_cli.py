@@ -206,6 +206,14 @@ def test_a_checkpoint_callback_of_the_users_stands_beside_ours() -> None:
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
+def test_a_run_without_validation_ends_well_without_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    main(demo("--final_test=false", "--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0"))
+    (folder,) = Path("runs/demo").iterdir()
+    assert len(pd.read_csv(folder / "metrics.csv")) == 2
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("pictures"))
+    assert line == f"pictures          none: Expected a validation accuracy in {folder / 'metrics.csv'} but got none"
+
+
 def test_sigterm_ends_at_a_round_with_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

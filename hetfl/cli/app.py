@@ -20,6 +20,7 @@ from hetfl.cli.callbacks import LastCheckpoint, RoundsLeft
 from hetfl.cli.checks import NOT_RUNS, as_configuration, check_settings, run_folders
 from hetfl.cli.exporting import FormatName, export_line, export_target
 from hetfl.display import RoundProgress, RunSummary, describe
+from hetfl.errors import ConfigurationError
 from hetfl.export import check_export, export_submodel
 from hetfl.federation import FederatedModule
 from hetfl.interrupt import StopAtRoundEnd
@@ -213,9 +214,16 @@ class FederatedCLI(LightningCLI):
         if self.config[self.subcommand].plots:
             for folder in folders:
                 if folder is not None:
-                    drawn = [*plot_run(folder), *plot_clusters(folder)]
-                    pictures = [path for path in drawn if path.suffix == ".png"]
-                    print(f"{'pictures':<18}{' '.join(map(str, pictures))}")
+                    print(f"{'pictures':<18}{_drawn(folder)}")
+
+
+def _drawn(folder: str) -> str:
+    """Draw a run's pictures; return where they are, or why there are none: the run itself is whole."""
+    try:
+        drawn = [*plot_run(folder), *plot_clusters(folder)]
+    except ConfigurationError as error:
+        return f"none: {error}"
+    return " ".join(str(path) for path in drawn if path.suffix == ".png")
 
 
 def _listed(given: Any) -> list[Any]:
