@@ -221,16 +221,17 @@ def test_blocks_keep_nothing_but_themselves() -> None:
     assert written.vector_D.untyped_storage().nbytes() == 24
 
 
+@pytest.mark.parametrize("size", [3, 3000])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e-45])
-def test_only_clients_of_zeros_are_forgotten(value: float) -> None:
-    store, vector_D = MemoryStore(), torch.zeros(6)
-    index = {name: (slice(0, 3),) for name in "ab"}
+def test_only_clients_of_zeros_are_forgotten(value: float, size: int) -> None:
+    store, vector_D = MemoryStore(), torch.zeros(2 * size)
+    index = {name: (slice(0, size),) for name in "ab"}
     store.write(0, index, vector_D, 0)
     assert store.clients() == []
-    vector_D[2] = value
+    vector_D[-1] = value
     store.write(0, index, vector_D, 1)
     assert store.clients() == [0]
-    store.write(0, index, torch.full((6,), -0.0), 2)
+    store.write(0, index, torch.full((2 * size,), -0.0), 2)
     assert store.clients() == []
 
 

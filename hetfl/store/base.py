@@ -86,7 +86,7 @@ class ClientStore(ABC):
         vector_D = vector_D.cpu()
         before = Blocks.of(self.load(client), vector_D.dtype)
         written = before.replaced(index, vector_D, outside)
-        if not bool(written.vector_D.any()):
+        if written.are_zero():
             written = Blocks.of({}, vector_D.dtype)
         if before or written:
             self.save(client, written, round)

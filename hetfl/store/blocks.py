@@ -18,6 +18,8 @@ WHOLE = 1 << 16
 """Entries of a vector whose squares are taken in one call."""
 PART = 1 << 15
 """Entries of a part of a longer block."""
+HEAD = 1 << 10
+"""Entries that are looked at first."""
 LAYOUTS = 4
 """Layouts of blocks in which the place of an index is kept: in time clients have met all of their levels."""
 
@@ -68,6 +70,10 @@ class Blocks(Mapping[str, Tensor]):
         vector_D = before_D.clone() if outside == 1 else before_D * outside
         entries.put(vector_D, values_D)
         return Blocks(layout, vector_D)
+
+    def are_zero(self) -> bool:
+        """Return whether all entries are zero; as a rule the first ones tell."""
+        return not (bool(self.vector_D[:HEAD].any()) or bool(self.vector_D.any()))
 
     def squared_norm(self) -> float:
         """Return Σ x² in float64, the same bits for any number of threads and any order of the blocks.
