@@ -59,7 +59,9 @@ def test_more_words_than_are_packed_at_a_time(bits: int) -> None:
 @settings(deadline=None, max_examples=300)
 @given(numbers_lists)
 def test_the_shortest_stream_of_all_parameters(numbers: list[int]) -> None:
-    assert rice.best_parameter(array(numbers)) == by_hand.best_parameter(numbers)
+    parameter, quotients = rice.best_parameter(array(numbers))
+    assert parameter == by_hand.best_parameter(numbers)
+    assert quotients == sum(number >> parameter for number in numbers)
     stream = rice.encode(array(numbers)).tobytes()
     assert stream == by_hand.rice(numbers)
     assert rice.decode(of(stream), len(numbers), sum(numbers)).tolist() == numbers
@@ -177,3 +179,17 @@ def test_indices_stay_near_their_entropy(length: int, density: float) -> None:
 
 def test_entropy_of_a_small_case() -> None:
     assert entropy_bits(6, 2) == pytest.approx(np.log2(15))
+
+
+def test_the_search_for_a_parameter_takes_little_memory_without_compiled_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.random.default_rng(0).geometric(0.01, size=100_000) - 1
+    best = rice.best_parameter(numbers)
+    monkeypatch.setattr(rice, "is_compiled", lambda count: False)
+    monkeypatch.setattr(rice, "FEWEST", 1 << 10)
+    tracemalloc.start()
+    try:
+        assert rice.best_parameter(numbers) == best
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * numbers.nbytes

@@ -28,13 +28,8 @@ _STEPS = np.arange(4)  # parameters whose codes' lengths are found together, les
 _MOST_LOW = 1 << 62  # what the low bits of all integers may add up to at most: int64 holds every sum below
 
 
-def best_parameter(numbers: Integers) -> int:
-    """Return the l of the shortest code, the smallest of several."""
-    return _best(numbers)[0]
-
-
-def _best(numbers: Integers) -> tuple[int, int]:
-    """Return the best parameter l, and Σ (g >> l).
+def best_parameter(numbers: Integers) -> tuple[int, int]:
+    """Return the l of the shortest code, the smallest of several, and Σ (g >> l).
 
     The length in bits, k (l + 1) + Σ (g >> l), is convex in l: a minimum that is not at the border of some
     neighbouring parameters is the only one.
@@ -57,14 +52,16 @@ def _quotients(numbers: Integers, first: int) -> tuple[Integers, int]:
     """Return Σ (g >> l) for neighbouring parameters, and which of them gives the shortest code."""
     if is_compiled(numbers.size):
         sums = np.array(_kernels().quotients(numbers, first))
-    else:
+    elif numbers.size < FEWEST:
         sums = (numbers >> (_STEPS[:, None] + first)).sum(axis=1)
+    else:  # one by one: all at once would take four times the memory of the numbers
+        sums = np.array([(numbers >> first + step).sum() for step in _STEPS])
     return sums, int((sums + numbers.size * _STEPS).argmin())
 
 
 def encode(numbers: Integers) -> Bytes:
     """Return a stream: a byte l, then the low bits and the quotients as one row of bits; of no numbers, the byte 0."""
-    parameter, quotients = _best(numbers)
+    parameter, quotients = best_parameter(numbers)
     if is_compiled(numbers.size):
         return _encode_compiled(numbers, parameter, quotients)
     low = pack(numbers & (1 << parameter) - 1, parameter)
