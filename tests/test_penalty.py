@@ -93,6 +93,7 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
                 parts.append(sent.ravel())
             update = DenseUpdate(torch.from_numpy(np.concatenate(parts)))
             before = feddyn.memory(client, index, update.values)
+            before = None if before is None else before.clone()  # what is written next may take its place
             feddyn.accept(client, 0, index, update)
             feddyn.remember(client, round, index, update)
             after = feddyn.memory(client, index, update.values)

@@ -98,7 +98,7 @@ def test_any_length_and_any_density(size: int, density: float) -> None:
         out = torch.full((size,), math.nan)
         into = split_fused(delta_D, residual, threshold, out)
         assert_same(into, plain)
-        assert size == 0 or into.left_D.data_ptr() == out.data_ptr()
+        assert into.left_D is out
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -138,6 +138,40 @@ def test_memory_of_another_dtype_is_not_used_again() -> None:
         assert message.residual_D is not None
         assert message.residual_D.dtype == dtype
         feedback.accept(message, decode(message.payload, Expected(round, round, size, dtype=dtype)))
+
+
+def test_one_buffer_serves_all_lengths_and_nothing_is_wrapped_around_it() -> None:
+    long, places = threshold_pass.SHORTEST, set()
+    feedback = ErrorFeedback(HardThreshold(2.0))
+    for round, size in enumerate((long + 9, long, long + 5, long + 9)):
+        index = {"w": (slice(0, size),)}
+        message = feedback.prepare(round, torch.ones(size), index=index, round=round, lr=0.1)
+        assert message.residual_D is not None
+        assert message.buffer is not None
+        assert message.residual_D._base is message.buffer  # and no array, which would be its owner, and a tensor's view
+        places.add(message.residual_D.data_ptr())
+        feedback.accept(message, decode(message.payload, Expected(round, round, size)))
+        assert torch.equal(feedback.residuals.load(round)["w"], torch.ones(size))
+    assert len(places) == 1
+
+
+def test_a_message_that_is_not_accepted_shares_no_memory_with_the_next() -> None:
+    size = threshold_pass.SHORTEST
+    feedback, index = ErrorFeedback(HardThreshold(2.0)), {"w": (slice(0, size),)}
+    messages = [
+        feedback.prepare(client, torch.full((size,), float(client)), index=index, round=0, lr=0.1)
+        for client in (0, 1, 2)
+    ]
+    for message in messages[1:]:  # the first one is lost
+        feedback.accept(message, decode(message.payload, Expected(0, message.client, size)))
+    later = feedback.prepare(3, torch.full((size,), 1.5), index=index, round=0, lr=0.1)
+    lost_D = messages[0].residual_D
+    assert later.residual_D is not None
+    assert lost_D is not None
+    assert bool((later.residual_D == 1.5).all())
+    assert not lost_D.any()
+    assert feedback.residuals.clients() == [1]
+    assert torch.equal(feedback.residuals.load(1)["w"], torch.ones(size))
 
 
 @pytest.mark.parametrize("half_precision", [False, True])

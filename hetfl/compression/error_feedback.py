@@ -32,6 +32,7 @@ class Message:
         payload: the encoded update.
         residual_D: e' = p − decode(payload) in the coordinates of ``index``, shape (D,); None without error feedback.
             Once the message is accepted its memory may be used again.
+        buffer: shape (≥ D,), where ``residual_D`` may lie; None: in memory of its own.
     """
 
     client: int
@@ -39,6 +40,7 @@ class Message:
     index: Index
     payload: bytes
     residual_D: Tensor | None
+    buffer: Tensor | None = None
 
 
 class ErrorFeedback:
@@ -92,7 +94,7 @@ class ErrorFeedback:
         self.enabled = enabled
         self.staleness = staleness or Keep()
         self._squared_norms: dict[int, float] = {}
-        self._spare: dict[int, Tensor] = {}  # by length: what a residual was left in that has been stored since
+        self._spare: Tensor | None = None  # what a residual was left in that has been stored since
         self._rounds: dict[int, int] = {}  # in which the server last took an update of the client
 
     def prepare(
@@ -130,20 +132,29 @@ class ErrorFeedback:
         itemsize = 2 if self.half_precision else None
         context = Context(lr, layout, client, generator, uplink, itemsize)
         left_D: Tensor | None = None
+        buffer: Tensor | None = None
         if self.enabled:
+            buffer = self._buffer(delta_D)
             update, left_D = self.compressor.split(
                 delta_D,
                 self._residual(client, index, delta_D, round),
                 context,
                 half_precision=self.half_precision,
-                out=self._spare.pop(layout.size, None),
+                out=None if buffer is None else buffer[: layout.size],
             )
         else:
             update = self.compressor.compress_in(delta_D, context)
         if exact is not None:
             update = update.with_exact(exact)
         payload = encode(update, round=round, client=client, half_precision=self.half_precision)
-        return Message(client, round, index, payload, left_D)
+        return Message(client, round, index, payload, left_D, buffer)
+
+    def _buffer(self, delta_D: Tensor) -> Tensor | None:
+        """Return memory for what a fused pass leaves of a delta: new memory takes longer than the pass."""
+        if not threshold_pass.is_fused(delta_D):
+            return None
+        spare, self._spare = self._spare, None
+        return spare if spare is not None and spare.numel() >= delta_D.numel() else delta_D.new_empty(delta_D.numel())
 
     def _residual(self, client: int, index: Index, like_D: Tensor, round: int) -> Tensor | None:
         """Return what is added to the delta: the client's residual, or what its age leaves of it; None for nothing."""
@@ -205,8 +216,8 @@ class ErrorFeedback:
         written = self.residuals.write(
             message.client, message.index, message.residual_D, message.round, outside=outside
         )
-        if threshold_pass.is_fused(message.residual_D):
-            self._spare[message.residual_D.numel()] = message.residual_D
+        if message.buffer is not None:
+            self._spare = message.buffer
         self._squared_norms.pop(message.client, None)
         if written:
             self._squared_norms[message.client] = written.squared_norm()

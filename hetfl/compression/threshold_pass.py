@@ -54,7 +54,9 @@ def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, ou
     kernels = _kernels()
     delta = delta_D.detach().contiguous().numpy()
     residual = delta if residual_D is None else residual_D.detach().contiguous().numpy()  # not read if None
-    left = np.empty_like(delta) if out is None else out.numpy()
+    # The tensor itself is handed back: one around its array would be an owner more of the memory every time.
+    left_D = delta_D.new_empty(delta.size) if out is None else out
+    left = left_D.numpy()
     # The least magnitude above 0 stands for 0: entries that are 0 are never sent.
     with np.errstate(over="ignore"):  # a threshold beyond float32 is Inf there, which nothing finite reaches
         bits = np.maximum(np.float32(abs(threshold)).view(np.uint32), np.uint32(1))  # abs: -0.0 is allowed, and is 0
@@ -65,7 +67,7 @@ def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, ou
             delta, residual, residual_D is not None, bits, left, indices, values, start
         )
         if not finite:
-            return Parts(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.from_numpy(left), False)
+            return Parts(torch.empty(0, dtype=torch.int64), torch.empty(0), left_D, False)
         parts.append((indices[:found], values[:found]))
         total += found
         # There was room for a block at least; the rest is, as a rule, as dense as what has been seen.
@@ -75,7 +77,7 @@ def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, ou
     else:
         indices = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, dtype=np.int64)
         values = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, dtype=np.float32)
-    return Parts(torch.from_numpy(indices), torch.from_numpy(values), torch.from_numpy(left), True)
+    return Parts(torch.from_numpy(indices), torch.from_numpy(values), left_D, True)
 
 
 @cache

@@ -40,7 +40,7 @@ def train(bench: Bench, task: LocalTask) -> LocalResult:
         total += loss.detach() * len(targets)
         passes += len(targets)
     num_samples = len(bench.data.client_data(task.client).targets)
-    return LocalResult(task, resident.delta(), total.item() / passes, num_samples, passes)
+    return LocalResult(task, resident.finish(), total.item() / passes, num_samples, passes)
 
 
 def training_batches(bench: Bench, task: LocalTask) -> Iterator[tuple[Tensor, Tensor]]:

@@ -103,8 +103,11 @@ class ResidentNet:
         penalty.add_gradient(self.vector.grad, self.vector, self.anchor_D[: self.vector.numel()], memory_D)
 
     @torch.no_grad()
-    def delta(self) -> Tensor:
-        """Return the state now minus the state at the anchor, shape (D,)."""
+    def finish(self) -> Tensor:
+        """End a client; return the state now minus the state at the anchor, shape (D,)."""
+        # A momentum kept until the next client begins would be the one long vector with a new place in every round, and
+        # what comes to lie between its places keeps the process from ever using them as one again.
+        self.optimizer.state.clear()
         return self.flat_D - self.anchor_D
 
 

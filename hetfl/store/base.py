@@ -2,8 +2,8 @@
 
 Residuals of error feedback and a method's memories of its clients are vectors in global coordinates: per name of a
 tensor a block, the leading extent of the global tensor that covers everything the client has held so far. So a client
-that is always at a small level costs what its sub-model costs. Blocks are on the CPU and are never modified in place: a
-checkpoint may refer to them.
+that is always at a small level costs what its sub-model costs. Blocks are on the CPU. What a store has handed out is
+good until the client is written to again: a round's residual goes where the last one was.
 """
 
 from __future__ import annotations
@@ -24,11 +24,17 @@ class ClientStore(ABC):
 
     @abstractmethod
     def load(self, client: int) -> Mapping[str, Tensor]:
-        """Return the client's blocks by name, not to be modified; empty for a client without any."""
+        """Return the client's blocks by name, not to be modified; empty for a client without any.
+
+        They may share the store's memory: copy what has to outlast the client's next :meth:`write`.
+        """
 
     @abstractmethod
     def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:
-        """Replace the client's blocks as of a round; without blocks the client is forgotten."""
+        """Replace the client's blocks as of a round; without blocks the client is forgotten.
+
+        The store may keep the tensors themselves, and does not modify them.
+        """
 
     @abstractmethod
     def clients(self) -> list[int]:
@@ -36,7 +42,7 @@ class ClientStore(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs, in plain types and tensors."""
+        """Return what a checkpoint needs, in plain types and tensors: as with modules, references to what is there."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -83,14 +89,18 @@ class ClientStore(ABC):
 
         Entries outside the index are multiplied by ``outside``; a client whose entries are all zero is forgotten.
         """
-        vector_D = vector_D.cpu()
-        before = Blocks.of(self.load(client), vector_D.dtype)
-        written = before.replaced(index, vector_D, outside)
+        vector_D, loaded = vector_D.cpu(), self.load(client)
+        before = Blocks.of(loaded, vector_D.dtype)
+        written = before.replaced(index, vector_D, outside, reuse=before is not loaded or self._owns(client))
         if written.are_zero():
             written = Blocks.of({}, vector_D.dtype)
         if before or written:
             self.save(client, written, round)
         return written
+
+    def _owns(self, client: int) -> bool:
+        """Return whether the client's blocks lie in memory that may be written to. By default they do not."""
+        return False
 
 
 class MemoryStore(ClientStore):
@@ -98,14 +108,27 @@ class MemoryStore(ClientStore):
 
     def __init__(self) -> None:
         self._blocks: dict[int, Mapping[str, Tensor]] = {}
+        self._own: set[int] = set()  # clients whose blocks are in memory of this store, and not of who saved them
 
     def load(self, client: int) -> Mapping[str, Tensor]:  # noqa: D102
         return self._blocks.get(client, {})
 
     def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:  # noqa: D102
         self._blocks.pop(client, None)
+        self._own.discard(client)
         if blocks:
             self._blocks[client] = blocks if isinstance(blocks, Blocks) else dict(blocks)
+
+    def write(  # noqa: D102
+        self, client: int, index: Index, vector_D: Tensor, round: int, *, outside: float = 1.0
+    ) -> Blocks:
+        written = super().write(client, index, vector_D, round, outside=outside)
+        if written:
+            self._own.add(client)
+        return written
+
+    def _owns(self, client: int) -> bool:
+        return client in self._own
 
     def clients(self) -> list[int]:  # noqa: D102
         return sorted(self._blocks)
@@ -115,3 +138,4 @@ class MemoryStore(ClientStore):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         self._blocks = {client: dict(blocks) for client, blocks in state["blocks"].items()}
+        self._own = set()

@@ -25,7 +25,7 @@ LAYOUTS = 4
 
 
 class Blocks(Mapping[str, Tensor]):
-    """Leading blocks of global tensors by name; zero outside. Nothing in here is ever modified in place.
+    """Leading blocks of global tensors by name; zero outside.
 
     Args:
         layout: where the blocks lie in the vector.
@@ -61,15 +61,24 @@ class Blocks(Mapping[str, Tensor]):
         layout, entries = self._fitted(index)
         return entries.take(self._grown(layout))
 
-    def replaced(self, index: Index, values_D: Tensor, outside: float = 1.0) -> Blocks:
-        """Return blocks with other values at an index; those outside of it are multiplied by ``outside``."""
+    def replaced(self, index: Index, values_D: Tensor, outside: float = 1.0, *, reuse: bool = False) -> Blocks:
+        """Return blocks with other values at an index; those outside of it are multiplied by ``outside``.
+
+        Args:
+            index: where.
+            values_D: the values, shape (D,); copied.
+            outside: factor.
+            reuse: write into the memory of these blocks, unless they have to grow.
+        """
         layout, entries = self._fitted(index)
-        if entries.whole:
+        same = layout.shapes == self.layout.shapes
+        if entries.whole and not (reuse and same):
             return Blocks(layout, values_D.clone())
-        before_D = self._grown(layout)
-        vector_D = before_D.clone() if outside == 1 else before_D * outside
-        entries.put(vector_D, values_D)
-        return Blocks(layout, vector_D)
+        written = self if same and reuse else Blocks(layout, self.vector_D.clone() if same else self._grown(layout))
+        if outside != 1 and not entries.whole:
+            written.vector_D.mul_(outside)
+        entries.put(written.vector_D, values_D)
+        return written
 
     def are_zero(self) -> bool:
         """Return whether all entries are zero; as a rule the first ones tell."""
