@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -76,12 +77,17 @@ class TensorSums(Sums):
         self._sums = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
         self._stale = set(self._sums)  # sums that are of another round, or never were
         self._views: dict[int, tuple[FixedIndex, dict[str, Tensor]]] = {}  # of the sums, by index
+        # As many as the longest sparse update has entries.
+        self._zeros_D = next(iter(tensors.values()), torch.empty(0)).new_zeros(0)
 
     def clear(self) -> None:  # noqa: D102
         self._stale = set(self._sums)
 
     def add(self, update: Update, index: FixedIndex, weight: float) -> None:  # noqa: D102
-        parts = index.layout.views(_dense(update).to(next(iter(self._sums.values()))))
+        with self._spread(update) as vector_D:
+            self._add(index.layout.views(vector_D), index, weight)
+
+    def _add(self, parts: Mapping[str, Tensor], index: FixedIndex, weight: float) -> None:
         if id(index) not in self._views:
             if len(self._views) == DERIVED:
                 self._views.clear()
@@ -100,6 +106,25 @@ class TensorSums(Sums):
                 add(total, index[name], part, weight)
             else:
                 view.add_(part, alpha=weight)
+
+    @contextmanager
+    def _spread(self, update: Update) -> Iterator[Tensor]:
+        """Lend all entries of an update: those of a sparse one among zeros that are kept, as new ones take long."""
+        if not isinstance(update, SparseUpdate):
+            yield _dense(update).to(self._zeros_D)
+            return
+        size = update.length + update.exact.numel()
+        if self._zeros_D.numel() < size:
+            self._zeros_D = self._zeros_D.new_zeros(size)
+        vector_D = self._zeros_D[:size]
+        indices, exact = update.indices.to(vector_D.device), vector_D[update.length :]
+        try:
+            vector_D.index_copy_(0, indices, update.values.to(vector_D))
+            exact.copy_(update.exact)
+            yield vector_D
+        finally:
+            vector_D.index_fill_(0, indices, 0.0)
+            exact.zero_()
 
     def tensors(self) -> dict[str, Tensor]:  # noqa: D102
         for name in self._stale:

@@ -51,7 +51,7 @@ class Case:
     def feedback(self) -> ErrorFeedback:
         """Return an uplink in which client 0 has the residual."""
         feedback = ErrorFeedback(HardThreshold(threshold=self.threshold))
-        feedback.residuals.save(0, {"vector": self.residual_D}, round=0)
+        feedback.residuals.write(0, self.index, self.residual_D, round=0)
         return feedback
 
 

@@ -150,11 +150,11 @@ class ErrorFeedback:
         return Message(client, round, index, payload, left_D, buffer)
 
     def _buffer(self, delta_D: Tensor) -> Tensor | None:
-        """Return memory for what a fused pass leaves of a delta: new memory takes longer than the pass."""
+        """Return memory for what a fused pass leaves of a delta; None if there is no such pass."""
         if not threshold_pass.is_fused(delta_D):
             return None
-        spare, self._spare = self._spare, None
-        return spare if spare is not None and spare.numel() >= delta_D.numel() else delta_D.new_empty(delta_D.numel())
+        (spare, self._spare), size = (self._spare, None), delta_D.numel()
+        return spare if spare is not None and spare.numel() >= size else threshold_pass.new_buffer(size)
 
     def _residual(self, client: int, index: Index, like_D: Tensor, round: int) -> Tensor | None:
         """Return what is added to the delta: the client's residual, or what its age leaves of it; None for nothing."""

@@ -42,6 +42,14 @@ def is_fused(delta_D: Tensor) -> bool:
     return kind and delta_D.numel() >= SHORTEST and compiled.has_numba()
 
 
+def new_buffer(size: int) -> Tensor:
+    """Return memory for what is left of a vector, float32, shape (size,).
+
+    It is NumPy's, which asks for large pages: memory that is new otherwise takes several times as long as the pass.
+    """
+    return torch.from_numpy(np.empty(size, dtype=np.float32))
+
+
 def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, out: Tensor | None = None) -> Parts:
     """Divide Δ + e at a threshold in one pass.
 
@@ -49,13 +57,13 @@ def split_fused(delta_D: Tensor, residual_D: Tensor | None, threshold: float, ou
         delta_D: Δ, shape (D,), float32 on the CPU; not modified.
         residual_D: e, shape (D,); None: 0.
         threshold: λ ≥ 0, compared in float32.
-        out: shape (D,), takes ``left_D``: memory that is new takes longer than the pass.
+        out: shape (D,), takes ``left_D``; None: new memory.
     """
     kernels = _kernels()
     delta = delta_D.detach().contiguous().numpy()
     residual = delta if residual_D is None else residual_D.detach().contiguous().numpy()  # not read if None
     # The tensor itself is handed back: one around its array would be an owner more of the memory every time.
-    left_D = delta_D.new_empty(delta.size) if out is None else out
+    left_D = new_buffer(delta.size) if out is None else out
     left = left_D.numpy()
     # The least magnitude above 0 stands for 0: entries that are 0 are never sent.
     with np.errstate(over="ignore"):  # a threshold beyond float32 is Inf there, which nothing finite reaches
