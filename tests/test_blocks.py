@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle  # noqa: TID251 -- users may: what joblib or a spawned process is given
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -111,10 +112,29 @@ def test_a_vector_stays_where_it_is_in_memory_but_what_was_given_is_left_alone()
     ]:
         assert store.write(0, index, torch.tensor(values), 2, outside=outside)["w"].tolist() == expected
         assert store.load(0)["w"].data_ptr() == place
-    other = MemoryStore()
+    other, copied = MemoryStore(), MemoryStore()
+    pickled = pickle.loads(pickle.dumps(store))  # noqa: S301 -- our own bytes
     other.save(0, store.load(0), 2)
     other.write(0, corner, torch.tensor([1.0, 1.0]), 3)
+    copied.load_state_dict(store.state_dict())
     assert store.load(0)["w"].tolist() == [8, 9, 6, 7]
+    store.write(0, corner, torch.tensor([2.0, 2.0]), 3)
+    assert copied.load(0)["w"].tolist() == [8, 9, 6, 7]
+    pickled.write(0, corner, torch.tensor([3.0, 3.0]), 3)
+    assert pickled.load(0)["w"].tolist() == pickled.read(0, both, torch.ones(0)).tolist() == [3, 3, 6, 7]
+
+
+def test_what_was_read_can_be_written_elsewhere_and_a_wrong_length_changes_nothing() -> None:
+    first, last, whole = (FixedIndex({"w": (slice(*ends),)}) for ends in ((0, 3), (1, 4), (0, 4)))
+    store = MemoryStore()
+    store.write(0, whole, torch.tensor([1.0, 2.0, 3.0, 4.0]), 0)
+    with pytest.raises(ValueError, match=r"Expected 3 entries of client 0 but got shape \(2,\)"):
+        store.write(0, first, torch.ones(2), 1, outside=0.5)
+    assert store.load(0)["w"].tolist() == [1, 2, 3, 4]
+    read = store.read(0, first, torch.ones(0))
+    assert read is not None
+    store.write(0, last, read, 1, outside=10)
+    assert store.load(0)["w"].tolist() == [10, 1, 2, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining, Sequential, Stacked, Workers
+from hetfl.local import Executor, FedDyn, LocalResult, LocalTask, LocalTraining, Sequential, Stacked, Workers
 from hetfl.local.executor import Bench
 from hetfl.local.jobs import statistics, train
 from tests.conftest import small_net
@@ -195,3 +195,18 @@ def test_results_that_nobody_waits_for_do_not_reach_the_next_run() -> None:
         assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
     finally:
         workers.close()
+
+
+def test_what_clients_remember_stays_in_the_memory_that_it_is_in() -> None:
+    """Shared memory holds a file open as long as it lives, one for every client."""
+    problem = Problem(LocalTraining(penalty=FedDyn(0.1)))
+    sizes = {level: sum(p.numel() for p in problem.build(level).parameters()) for level in ("a", "b")}
+    kept = {level: torch.ones(size, dtype=torch.float64) for level, size in sizes.items()}
+    executor = Workers(2)
+    executor.setup(bench_of(problem))
+    try:
+        results = list(executor.run(train, TASKS, lambda task: kept[task.level]))
+    finally:
+        executor.close()
+    assert len(results) == len(TASKS)
+    assert not any(memory_D.is_shared() for memory_D in kept.values())

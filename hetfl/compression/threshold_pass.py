@@ -45,7 +45,7 @@ def is_fused(delta_D: Tensor) -> bool:
 def new_buffer(size: int) -> Tensor:
     """Return memory for what is left of a vector, float32, shape (size,).
 
-    It is NumPy's, which asks for large pages: memory that is new otherwise takes several times as long as the pass.
+    It is NumPy's, which asks for large pages from 4 MiB on: new memory in small ones takes longer than the pass.
     """
     return torch.from_numpy(np.empty(size, dtype=np.float32))
 

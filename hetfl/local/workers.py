@@ -50,7 +50,11 @@ class _Run:
 
     def message(self, number: int) -> tuple[Job, list[LocalTask]]:
         """Return what a worker is sent for a group."""
-        return self.job, [remembering(self.tasks[i], self.memory) for i in self.groups[number]]
+        tasks = [remembering(self.tasks[i], self.memory) for i in self.groups[number]]
+        # Sending a tensor moves its memory into a file that stays open as long as it lives: a copy's, not the store's.
+        return self.job, [
+            task if task.memory_D is None else replace(task, memory_D=task.memory_D.clone()) for task in tasks
+        ]
 
     def who(self, number: int) -> str:
         """Return a group in words."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.store.blocks import Blocks
+from hetfl.submodel import index_layout
 from hetfl.types import Index
 
 
@@ -33,7 +34,7 @@ class ClientStore(ABC):
     def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:
         """Replace the client's blocks as of a round; without blocks the client is forgotten.
 
-        The store may keep the tensors themselves, and does not modify them.
+        The store may keep the tensors themselves; it copies them before it writes.
         """
 
     @abstractmethod
@@ -46,7 +47,7 @@ class ClientStore(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
+        """Put back what :meth:`state_dict` returned; it is copied."""
 
     def named_state(self) -> dict[str, Any]:
         """Return :meth:`state_dict` with the store's class, for :meth:`load_named_state`."""
@@ -88,7 +89,19 @@ class ClientStore(ABC):
         """Replace the client's entries at an index as of a round; return all of its blocks.
 
         Entries outside the index are multiplied by ``outside``; a client whose entries are all zero is forgotten.
+
+        Args:
+            client: the client's id.
+            index: where.
+            vector_D: the values, shape (D,); copied.
+            round: the round's number.
+            outside: factor.
+
+        Raises:
+            ValueError: there are more values, or fewer, than the index has entries; nothing is written.
         """
+        if vector_D.shape != (size := index_layout(index).size,):
+            raise ValueError(f"Expected {size} entries of client {client} but got shape {tuple(vector_D.shape)}")
         vector_D, loaded = vector_D.cpu(), self.load(client)
         before = Blocks.of(loaded, vector_D.dtype)
         written = before.replaced(index, vector_D, outside, reuse=before is not loaded or self._owns(client))
@@ -137,5 +150,6 @@ class MemoryStore(ClientStore):
         return {"blocks": {client: dict(self._blocks[client]) for client in self.clients()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
-        self._blocks = {client: dict(blocks) for client, blocks in state["blocks"].items()}
-        self._own = set()
+        own = {client: dict(blocks) for client, blocks in state["blocks"].items()}
+        self._blocks = {client: Blocks.of(blocks, next(iter(blocks.values())).dtype) for client, blocks in own.items()}
+        self._own = set(own)

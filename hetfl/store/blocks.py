@@ -43,6 +43,10 @@ class Blocks(Mapping[str, Tensor]):
         flat = [block.reshape(-1).to(dtype) for block in blocks.values()]
         return cls(Layout.of(blocks), torch.cat(flat) if flat else torch.empty(0, dtype=dtype))
 
+    def __reduce__(self) -> tuple[type[Blocks], tuple[Layout, Tensor]]:
+        """Leave the views out: copied on their own they would no longer follow the vector."""
+        return Blocks, (self.layout, self.vector_D)
+
     @cached_property
     def _views(self) -> dict[str, Tensor]:
         return self.layout.views(self.vector_D)
@@ -74,6 +78,8 @@ class Blocks(Mapping[str, Tensor]):
         same = layout.shapes == self.layout.shapes
         if entries.whole and not (reuse and same):
             return Blocks(layout, values_D.clone())
+        if values_D.untyped_storage().data_ptr() == self.vector_D.untyped_storage().data_ptr():
+            values_D = values_D.clone()  # read here, perhaps at other entries
         written = self if same and reuse else Blocks(layout, self.vector_D.clone() if same else self._grown(layout))
         if outside != 1 and not entries.whole:
             written.vector_D.mul_(outside)
