@@ -80,7 +80,7 @@ class ClientStore(ABC):
     def read(self, client: int, index: Index, like: Tensor) -> Tensor | None:
         """Return the client's entries at an index, shape (D,), with dtype and device of ``like``; None: all zero.
 
-        They may share the store's memory, and are not to be modified.
+        They may share the store's memory: they are not to be modified, and good until the client's next :meth:`write`.
         """
         blocks = self.load(client)
         return Blocks.of(blocks, like.dtype).at(index).to(like.device) if blocks else None
