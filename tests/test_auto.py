@@ -76,6 +76,16 @@ def test_the_cohort_decides_between_places(monkeypatch: pytest.MonkeyPatch) -> N
     assert chosen == {"device": "cpu", "processes": True, "clients": {"a": 1, "b": 1}}
 
 
+def test_a_small_level_is_left_to_one_process_while_the_other_trains_a_larger_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """12 · (1 + 0.6) with one client of b in each process; 12 · (1 + 0.4) or 12 · (1 + 0.8) with both in one."""
+    for together, expected in ((0.1, 2), (0.2, 1)):
+        times = {("a", True, 1): 0.5, ("b", True, 1): 0.3, ("b", True, 2): together}
+        chosen, _ = choice(monkeypatch, times, tasks_of([0, 1]), num_workers=2)
+        assert chosen == {"device": "cpu", "processes": True, "clients": {"a": 1, "b": expected}}
+
+
 def test_a_level_that_nobody_is_at_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, asked = choice(monkeypatch, {("a", False, 2): 0.1}, tasks_of(range(5), "b"), clients=2, num_workers=1)
     assert asked == [("a", 2), ("b", 5)]

@@ -11,6 +11,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.local.executor import Bench, Executor, Job, LocalResult, LocalTask, Memory
 from hetfl.local.jobs import train
 from hetfl.local.probe import Form, executor_of, time_forms
+from hetfl.local.schedule import duration, quickest
 from hetfl.local.sequential import Sequential
 from hetfl.local.workers import can_fork, usable_cores
 
@@ -22,9 +23,9 @@ class Auto(Executor):
 
     The ways are: one client after the other, one at a time as :class:`~hetfl.local.Stacked` does it, or several
     together; each in this process with its threads, or in worker processes of one thread. All levels are in one place,
-    so that they do not compete for cores. What was chosen is logged, a line per level, and goes into the checkpoint: a
-    resumed run does not try again, and ends with the same bits. Before, and where nothing is trained, jobs are done
-    one after the other.
+    so that they do not compete for cores, and get the ways by which a cohort like the first one ends earliest. What was
+    chosen is logged, a line per level, and goes into the checkpoint: a resumed run does not try again, and ends with
+    the same bits. Before, and where nothing is trained, jobs are done one after the other.
 
     Args:
         clients: largest number of clients that are trained together.
@@ -74,39 +75,46 @@ class Auto(Executor):
         self.chosen = dict(state)
 
     def _choose(self, tasks: Sequence[LocalTask]) -> None:
-        """Time all forms of all levels; take the place in which a cohort like this one is done first."""
+        """Time all forms of all levels; take those by which a cohort like this one ends earliest, all in one place."""
         levels = list(self.bench.problem.levels)
+        present = {level: [task for task in tasks if task.level == level] for level in levels}
+        present = {level: own for level, own in present.items() if own}
         seconds: dict[str, dict[Form, float]] = {}
-        refusals, counts = {}, {}
+        refusals = {}
         for level in levels:
-            own = [task for task in tasks if task.level == level]
             # Nobody is at this level now: then as many will be as at any other.
-            own = own or [replace(task, level=level) for task in tasks[: max(1, len(tasks) // len(levels))]]
-            counts[level] = len(own)
-            seconds[level], refusals[level] = time_forms(self.bench, own, self._forms(len(own)), self.num_workers)
-        best = {
-            place: {level: fastest(seconds[level], place) for level in levels}
-            for place in {form.processes for form in seconds[levels[0]]}
-        }
-        place = min(sorted(best), key=lambda p: sum(counts[k] * seconds[k][form] for k, form in best[p].items()))
-        for level, form in best[place].items():
+            absent = [replace(task, level=level) for task in tasks[: max(1, len(tasks) // len(levels))]]
+            own = present.get(level, absent)
+            forms = self._forms(len(own), alone=list(present) == [level] or level not in present)
+            seconds[level], refusals[level] = time_forms(self.bench, own, forms, self.num_workers)
+        passes = {level: [self.bench.passes(task) for task in own] for level, own in present.items()}
+        best = [
+            quickest(seconds, passes, place, self.num_workers)
+            for place in sorted({form.processes for form in seconds[levels[0]]})
+        ]
+        chosen = min(best, key=lambda forms: duration(forms, seconds, passes, self.num_workers))
+        for level, form in chosen.items():
             notes = [f"{other} {1e3 * t:.3g}" for other, t in seconds[level].items() if other != form]
             notes += [f"not at once: {refusals[level]}"] if refusals[level] else []
             log.info(
                 f"Executor for level {level}: {form}, {1e3 * seconds[level][form]:.3g} ms a sample ({'; '.join(notes)})"
             )
-        clients = {level: form.clients for level, form in best[place].items()}
+        clients = {level: form.clients for level, form in chosen.items()}
+        place = chosen[levels[0]].processes
         self.chosen = {"device": self.bench.device.type, "processes": place, "clients": clients}
 
-    def _forms(self, count: int) -> list[Form]:
-        """Return what may be the fastest for so many clients of a level."""
+    def _forms(self, count: int, alone: bool) -> list[Form]:
+        """Return what may be the fastest for so many clients of a level.
+
+        Args:
+            count: number of clients.
+            alone: whether there are no other levels, whose clients would occupy the processes that these leave idle.
+        """
         processes = can_fork() and self.bench.device.type == "cpu" and self.num_workers > 1
+        share = -(-count // self.num_workers)
+        most = {True: {share} if alone else {share, count}, False: {count}}
         # Processes first: threads that wait for each other on a busy machine then lose at the first try.
         places = [True, False] if processes else [False]
-        share = {False: count, True: -(-count // self.num_workers)}
-        return [Form(place, clients) for place in places for clients in sorted({0, 1, min(share[place], self.clients)})]
-
-
-def fastest(seconds: Mapping[Form, float], processes: bool) -> Form:
-    """Return the form of a place that takes the least."""
-    return min((form for form in seconds if form.processes == processes), key=seconds.__getitem__)
+        return [
+            Form(p, clients) for p in places for clients in sorted({0, 1, *(min(n, self.clients) for n in most[p])})
+        ]

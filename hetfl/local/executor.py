@@ -143,8 +143,11 @@ class Bench:
 
     def cost(self, task: LocalTask) -> int:
         """Return what a task's training costs, in entries times samples: good for comparisons."""
-        samples = len(self.data.client_data(task.client).targets)
-        return samples * self.size(task.level) * (task.epochs or self.problem.local.epochs)
+        return self.passes(task) * self.size(task.level)
+
+    def passes(self, task: LocalTask) -> int:
+        """Return how many samples a task's training passes through the net, repetitions counted."""
+        return len(self.data.client_data(task.client).targets) * (task.epochs or self.problem.local.epochs)
 
     @property
     def capacity(self) -> int:
