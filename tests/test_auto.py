@@ -93,20 +93,24 @@ def test_a_level_that_nobody_is_at_is_tried_too(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_forms_are_timed_by_a_few_steps(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("patience", "passes"), [(0.0, (STEPS * 5,) * 2), (1e9, (40, 30))])
+def test_forms_are_timed_by_as_many_steps_as_patience_allows(
+    num_workers: int, patience: float, passes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
     def counted(executor: Any, tasks: Sequence[LocalTask], hopeless: float) -> float:
-        seen.append((len(tasks), sum(result.num_passes for result in executor.run(train, tasks))))
+        seen.append([result.num_passes for result in executor.run(train, tasks)])
         return 1.0
 
     monkeypatch.setattr(probe, "_seconds", counted)
+    monkeypatch.setattr(probe, "PATIENCE", patience)
     bench = bench_of(Problem(LocalTraining(batch_size=5, optimizer=sgd())), (40, 30))
     forms = [Form(processes, clients) for processes in (False, True)[:num_workers] for clients in (0, 3)]
     found, refusal = time_forms(bench, tasks_of([0, 1], "b"), forms, num_workers)
     assert (list(found), refusal) == (forms, "")
     shares = [1, 3] if num_workers == 1 else [1, 3, 2, 6]
-    assert seen == [(share, share * STEPS * 5) for share in shares]
+    assert seen == [[passes[i % 2] for i in range(share)] for share in shares]
 
 
 def test_what_cannot_be_stacked_is_run_otherwise_and_the_line_says_why(caplog: pytest.LogCaptureFixture) -> None:

@@ -66,7 +66,8 @@ def test_no_other_form_of_a_level_ends_the_cohort_earlier(
     chosen = quickest(seconds, passes, place, workers)
     end = simulated(chosen, seconds, passes, workers)
     assert duration(chosen, seconds, passes, workers) == pytest.approx(end)
-    assert chosen.keys() == seconds.keys() and all(form.processes == place for form in chosen.values())
+    assert chosen.keys() == seconds.keys()
+    assert all(form.processes == place for form in chosen.values())
     for level in seconds:
         for form in seconds[level]:
             if form.processes == place:

@@ -17,7 +17,9 @@ from hetfl.local.jobs import train
 from hetfl.local.workers import Workers
 
 STEPS = 2
-"""Steps that each client of a probe takes."""
+"""Steps that each client of a probe takes at least, if it has so many."""
+PATIENCE = 0.1
+"""Seconds that a client may take more steps in: with few of them, what is done once for each client counts too much."""
 REPETITIONS = 2
 """Timed runs of a form, after one that is not timed."""
 HOPELESS = 3.0
@@ -68,9 +70,10 @@ def time_forms(
     """
     found: dict[Form, float] = {}
     refusal = ""
+    steps = _steps(bench, tasks[0])
     for form in forms:
         share = max(form.clients, 1) * (num_workers if form.processes else 1)
-        asked = [replace(task, steps=STEPS) for task in islice(cycle(tasks), share)]
+        asked = [replace(task, steps=steps) for task in islice(cycle(tasks), share)]
         with closing(executor_of({tasks[0].level: form.clients}, form.processes, num_workers)) as executor:
             executor.setup(bench)
             try:
@@ -80,6 +83,17 @@ def time_forms(
                     raise
                 refusal = str(error)
     return found, refusal
+
+
+def _steps(bench: Bench, task: LocalTask) -> int:
+    """Return the steps for each client of a level, found by one who takes a few."""
+    few = replace(task, steps=STEPS)
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        train(bench, few)
+        seconds.append(time.perf_counter() - start)
+    return max(STEPS, int(PATIENCE / (min(seconds) / STEPS)))
 
 
 def _seconds(executor: Executor, tasks: Sequence[LocalTask], hopeless: float) -> float:
