@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,20 @@ def test_a_small_level_is_left_to_one_process_while_the_other_trains_a_larger_on
         assert chosen == {"device": "cpu", "processes": True, "clients": {"a": 1, "b": expected}}
 
 
+def test_what_clients_have_to_do_counts() -> None:
+    """Level b's clients pass 40 samples each beside 4 at level a: that is too much for one process."""
+    executor = Auto(num_workers=2)
+    executor.setup(bench_of(Problem(LocalTraining(optimizer=sgd())), (4, 40, 40)))
+    tasks = [*tasks_of([0], "a"), *tasks_of([1, 2], "b")]
+    times = {("a", True, 1): 0.5, ("b", True, 1): 0.3, ("b", True, 2): 0.2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto, "time_forms", stub(times, []))
+        executor._choose(tasks)
+        assert executor.chosen["clients"] == {"a": 1, "b": 1}
+        executor._choose([replace(task, epochs=10) if task.level == "a" else task for task in tasks])
+        assert executor.chosen["clients"] == {"a": 1, "b": 2}
+
+
 def test_a_level_that_nobody_is_at_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, asked = choice(monkeypatch, {("a", False, 2): 0.1}, tasks_of(range(5), "b"), clients=2, num_workers=1)
     assert asked == [("a", 2), ("b", 5)]
@@ -93,9 +108,9 @@ def test_a_level_that_nobody_is_at_is_tried_too(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.parametrize(("patience", "passes"), [(0.0, (STEPS * 5,) * 2), (1e9, (40, 30))])
+@pytest.mark.parametrize(("patience", "passes"), [(0.0, STEPS * 5), (1e9, 40)])
 def test_forms_are_timed_by_as_many_steps_as_patience_allows(
-    num_workers: int, patience: float, passes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    num_workers: int, patience: float, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
 
@@ -105,12 +120,12 @@ def test_forms_are_timed_by_as_many_steps_as_patience_allows(
 
     monkeypatch.setattr(probe, "_seconds", counted)
     monkeypatch.setattr(probe, "PATIENCE", patience)
-    bench = bench_of(Problem(LocalTraining(batch_size=5, optimizer=sgd())), (40, 30))
+    bench = bench_of(Problem(LocalTraining(batch_size=5, optimizer=sgd())), (1, 40))
     forms = [Form(processes, clients) for processes in (False, True)[:num_workers] for clients in (0, 3)]
     found, refusal = time_forms(bench, tasks_of([0, 1], "b"), forms, num_workers)
     assert (list(found), refusal) == (forms, "")
     shares = [1, 3] if num_workers == 1 else [1, 3, 2, 6]
-    assert seen == [[passes[i % 2] for i in range(share)] for share in shares]
+    assert seen == [[passes] * share for share in shares]
 
 
 def test_what_cannot_be_stacked_is_run_otherwise_and_the_line_says_why(caplog: pytest.LogCaptureFixture) -> None:

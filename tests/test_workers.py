@@ -210,3 +210,34 @@ def test_what_clients_remember_stays_in_the_memory_that_it_is_in() -> None:
         executor.close()
     assert len(results) == len(TASKS)
     assert not any(memory_D.is_shared() for memory_D in kept.values())
+
+
+def whose(bench: Bench, task: LocalTask) -> LocalResult:
+    """Return the process that a client was trained by."""
+    return LocalResult(task, torch.tensor([os.getpid()]), 0.0, 1, 1)
+
+
+def test_who_has_the_least_to_do_is_given_the_next_client() -> None:
+    """Not who has one client fewer: a cohort would wait for a second one behind the largest."""
+    workers = Workers(2)
+    workers.setup(bench_of(Problem(LocalTraining()), (20, 12, 12)))
+    try:
+        tasks = [LocalTask(k, "a", 1, 1, 0.05) for k in range(3)]
+        first, second, third = (int(result.vector) for result in workers.run(whose, tasks))
+    finally:
+        workers.close()
+    assert first != second == third
+
+
+def test_workers_may_be_started_in_the_middle_of_an_evaluation() -> None:
+    """Lightning tests in inference mode, and statistics may be the first thing that is asked of workers."""
+    workers = Workers(2)
+    workers.setup(bench_of(Problem(LocalTraining(epochs=2))))
+    try:
+        with torch.inference_mode():
+            found = [result.vector for result in workers.run(statistics, TASKS)]
+        trained = [result.vector for result in workers.run(train, TASKS)]
+    finally:
+        workers.close()
+    assert all(torch.equal(*pair) for pair in zip(found, deltas(Sequential(), statistics), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(trained, deltas(Sequential(), train), strict=True))

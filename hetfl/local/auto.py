@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Auto(Executor):
-    """Tries a few steps of every level before the first training, and goes on in the fastest way.
+    """Tries every level for some seconds before the first training, and goes on in the fastest way.
 
     The ways are: one client after the other, one at a time as :class:`~hetfl.local.Stacked` does it, or several
     together; each in this process with its threads, or in worker processes of one thread. All levels are in one place,
@@ -108,11 +108,12 @@ class Auto(Executor):
 
         Args:
             count: number of clients.
-            alone: whether there are no other levels, whose clients would occupy the processes that these leave idle.
+            alone: whether there are no other levels, whose clients would occupy the processes that these leave idle if
+                a process took two shares at once.
         """
         processes = can_fork() and self.bench.device.type == "cpu" and self.num_workers > 1
         share = -(-count // self.num_workers)
-        most = {True: {share} if alone else {share, count}, False: {count}}
+        most = {True: {share} if alone else {share, min(count, 2 * share)}, False: {count}}
         # Processes first: threads that wait for each other on a busy machine then lose at the first try.
         places = [True, False] if processes else [False]
         return [

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
 
 import torch
 
@@ -60,7 +59,8 @@ def time_forms(
 ) -> tuple[dict[Form, float], str]:
     """Return the seconds per sample of the forms that are possible, and why others are not.
 
-    In processes every one of them has a full share to do, whatever a cohort would leave for it.
+    All clients of a probe are the one with most to do: in processes every one of them then has a full share of equal
+    clients, whatever a cohort would leave for it.
 
     Args:
         bench: what is trained on what; another executor's bench stays as it is.
@@ -70,14 +70,14 @@ def time_forms(
     """
     found: dict[Form, float] = {}
     refusal = ""
-    steps = _steps(bench, tasks[0])
+    largest = max(tasks, key=bench.passes)
+    one = replace(largest, steps=_steps(bench, largest))
     for form in forms:
         share = max(form.clients, 1) * (num_workers if form.processes else 1)
-        asked = [replace(task, steps=steps) for task in islice(cycle(tasks), share)]
         with closing(executor_of({tasks[0].level: form.clients}, form.processes, num_workers)) as executor:
             executor.setup(bench)
             try:
-                found[form] = _seconds(executor, asked, HOPELESS * min(found.values(), default=torch.inf))
+                found[form] = _seconds(executor, [one] * share, HOPELESS * min(found.values(), default=torch.inf))
             except ConfigurationError as error:
                 if not form.clients:
                     raise
@@ -91,9 +91,9 @@ def _steps(bench: Bench, task: LocalTask) -> int:
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        train(bench, few)
-        seconds.append(time.perf_counter() - start)
-    return max(STEPS, int(PATIENCE / (min(seconds) / STEPS)))
+        passes = train(bench, few).num_passes
+        seconds.append((time.perf_counter() - start) / passes)
+    return max(STEPS, int(PATIENCE / (min(seconds) * bench.problem.local.batch_size)))
 
 
 def _seconds(executor: Executor, tasks: Sequence[LocalTask], hopeless: float) -> float:

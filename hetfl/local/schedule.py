@@ -9,7 +9,7 @@ from hetfl.local.probe import Form
 from hetfl.local.stacked import evenly
 
 Seconds = Mapping[str, Mapping[Form, float]]
-"""By level and form: seconds per sample, with all processes at work."""
+"""By level and form: seconds per sample of all processes together, each at work."""
 
 
 def quickest(
@@ -35,7 +35,7 @@ def quickest(
 
     while True:
         best = min(({**chosen, level: form} for level, forms in own.items() for form in forms), key=end)
-        if end(best) >= end(chosen):
+        if not end(best) < end(chosen):
             return chosen
         chosen = best
 

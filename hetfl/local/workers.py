@@ -45,8 +45,8 @@ class _Run:
         self.done: dict[int, LocalResult] = {}
         self.repeated: set[int] = set()
         # Largest first, so that no long group is left for the end; the order of the results does not change by it.
-        costs = [sum(bench.cost(tasks[i]) for i in group) for group in groups]
-        self.waiting = deque(sorted(range(len(groups)), key=lambda number: (-costs[number], number)))
+        self.costs = [sum(bench.cost(tasks[i]) for i in group) for group in groups]
+        self.waiting = deque(sorted(range(len(groups)), key=lambda number: (-self.costs[number], number)))
 
     def message(self, number: int) -> tuple[Job, list[LocalTask]]:
         """Return what a worker is sent for a group."""
@@ -120,9 +120,7 @@ class Workers(Executor):
             state = _Run(job, tasks, self.inner.groups(job, tasks), memory, self.bench)
             while len(self._workers) < self.num_workers:
                 self._workers.append(self._start())
-            for _ in range(AHEAD):
-                for worker in self._workers:
-                    self._give(worker, state)
+            self._give(state)
             for i in range(len(tasks)):
                 while i not in state.done:
                     self._collect(state)
@@ -133,8 +131,12 @@ class Workers(Executor):
             if any(worker.given for worker in self._workers):
                 self.close()
 
-    def _give(self, worker: _Worker, state: _Run) -> None:
-        if state.waiting and worker.free:
+    def _give(self, state: _Run) -> None:
+        """Give the next group to whoever has the least to do, while that one has room for it."""
+        while state.waiting:
+            worker = min(self._workers, key=lambda worker: sum(state.costs[number] for number, _ in worker.given))
+            if not worker.free:  # others have more to do, even if they have room
+                return
             number, slot = state.waiting.popleft(), worker.free.pop()
             worker.given.append((number, slot))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead, as _collect will notice
@@ -148,15 +150,14 @@ class Workers(Executor):
             try:
                 answer = worker.connection.recv()
             except (EOFError, ConnectionResetError):
-                self._workers[place] = worker = self._replaced(worker, state)
-                self._give(worker, state)
+                self._workers[place] = self._replaced(worker, state)
             else:
                 number, slot = worker.given.popleft()
                 worker.free.append(slot)
                 if isinstance(answer, str):
                     raise RuntimeError(f"Expected a result for {state.who(number)} but its worker failed:\n{answer}")
                 state.take(number, answer, worker.slots[slot])
-            self._give(worker, state)
+            self._give(state)
 
     def _replaced(self, dead: _Worker, state: _Run) -> _Worker:
         """Return a worker instead of one that died; put back what that one had been given.
@@ -182,7 +183,9 @@ class Workers(Executor):
         size = self.inner.most * self.bench.capacity
         # Anonymous memory that forked processes share: what nobody writes to takes no room.
         memory = mmap.mmap(-1, AHEAD * size * first.element_size())
-        slots = torch.frombuffer(memory, dtype=first.dtype).view(AHEAD, size)
+        # Workers may be started in the middle of an evaluation, but are not to write into an inference tensor.
+        with torch.inference_mode(False):
+            slots = torch.frombuffer(memory, dtype=first.dtype).view(AHEAD, size)
         others = [worker.connection for worker in self._workers if worker is not instead_of] + [ours]
         process = context.Process(target=_serve, args=(self.bench, self.inner, theirs, slots, others), daemon=True)
         process.start()
