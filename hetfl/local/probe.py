@@ -19,7 +19,7 @@ STEPS = 2
 """Steps that each client of a probe takes at least, if it has so many."""
 PATIENCE = 0.1
 """Seconds that a client may take more steps in: with few of them, what is done once for each client counts too much."""
-REPETITIONS = 2
+REPETITIONS = 3
 """Timed runs of a form, after one that is not timed."""
 HOPELESS = 3.0
 """A form that takes so many times what the best one takes is not timed again."""
