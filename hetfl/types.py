@@ -7,8 +7,9 @@ S clients of a cohort, T tensors of a layout.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, Self, TypeVar
@@ -116,9 +117,27 @@ class Layout:
         return sum(self.sizes)
 
     def views(self, flat_D: Tensor) -> dict[str, Tensor]:
-        """Return per name a view of ``flat_D`` with that tensor's shape."""
-        parts = flat_D.split(self.sizes)
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        """Return per name a view of ``flat_D``, shape (..., D), with that tensor's shape behind leading dimensions."""
+        parts = flat_D.split(self.sizes, dim=-1)
+        return {name: self.shaped(part, shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    @staticmethod
+    def shaped(part: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return a view of one tensor's part of a vector, shape (..., size), with its shape."""
+        return part.view((*part.shape[:-1], *shape))
+
+    @staticmethod
+    def flat(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return the part, shape (..., size), that :meth:`shaped` turns into a tensor."""
+        return tensor.reshape((*tensor.shape[: tensor.dim() - len(shape)], math.prod(shape)))
+
+    def reordered(self, flat_D: Tensor, given: Layout) -> Tensor:
+        """Return a vector, shape (..., D), that lies as another layout of the same tensors has it, as this one does."""
+        if given == self:
+            return flat_D
+        found_D = torch.empty_like(flat_D)
+        torch._foreach_copy_(list(self.views(found_D).values()), list(given.views(flat_D).values()))
+        return found_D
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,22 @@ from torch.func import functional_call, vmap
 from hetfl.errors import ConfigurationError
 from hetfl.local.folding import FoldedNet
 from hetfl.submodel import parameters_of, state_of
+from hetfl.types import Layout
 
-BatchedNet = Callable[[Mapping[str, Tensor], Tensor], Tensor]
-"""Outputs (S, ..., N, K) of S clients' tensors, by name, each (S, ...), and inputs (S, N, ...)."""
+
+class BatchedNet(Protocol):
+    """Returns outputs (S, ..., N, K) of S clients' tensors, by name, each (S, ...), and inputs (S, N, ...).
+
+    Attributes:
+        layout: how the tensors should lie in a client's row.
+    """
+
+    layout: type[Layout]
+
+    def __call__(self, tensors: Mapping[str, Tensor], inputs_SN: Tensor) -> Tensor:
+        """Return the outputs."""
+        ...
+
 
 CLIENTS = 2
 """Clients that a check compares."""
@@ -26,6 +40,8 @@ class VmappedNet:
     Args:
         net: a client's net; it is taken over.
     """
+
+    layout: type[Layout] = Layout
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net.train()
@@ -64,7 +80,8 @@ def batched(build: Callable[[], nn.Module], inputs_N: Tensor, who: str) -> Batch
         inputs_SN = torch.stack([inputs_N, inputs_N.flip(0)]).cpu().double()
 
         def computed(net: BatchedNet) -> list[Tensor]:
-            return _computed(lambda given: net(given, inputs_SN), tensors, exact)
+            laid_out = {name: _as(net.layout, tensor) for name, tensor in tensors.items()}
+            return _computed(lambda given: net(given, inputs_SN), laid_out, exact)
 
         each = [_alone(exact, {n: t[s : s + 1] for n, t in tensors.items()}, inputs_SN[s], who) for s in range(CLIENTS)]
         expected = [torch.cat(parts) for parts in zip(*each, strict=True)]
@@ -125,6 +142,12 @@ def _drawn(net: nn.Module) -> dict[str, Tensor]:
         name: tensor.expand(CLIENTS, *tensor.shape) if name in buffers else drawn(tensor)
         for name, tensor in state_of(net).items()
     }
+
+
+def _as(layout: type[Layout], tensor_S: Tensor) -> Tensor:
+    """Return clients' tensors as they lie in rows of a layout."""
+    shape = tensor_S.shape[1:]
+    return layout.shaped(layout.flat(tensor_S, shape).contiguous(), shape)
 
 
 def _computed(

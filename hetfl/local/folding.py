@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hetfl.local.channels_last import channels_last
+from hetfl.local.channels_last import ChannelsLastLayout, channels_last
 from hetfl.local.rewriting import rewrite
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
+from hetfl.types import Layout
 
 
 class Folded(nn.Module):
@@ -143,6 +144,8 @@ class FoldedNet:
     Raises:
         TypeError: a layer with tensors of its own that cannot be folded.
     """
+
+    layout: type[Layout] = ChannelsLastLayout
 
     def __init__(self, net: nn.Module) -> None:
         self.net = copy.deepcopy(net).train()

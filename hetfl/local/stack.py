@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ class Stack:
     """One level's clients on a bench: their parameters, gradients and momenta are matrices of a row each.
 
     What a client computes is what :func:`hetfl.local.jobs.train` says, from the same random numbers. Clients step
-    together whose next batches are of one shape; who is done, or has a batch of another size, does not move.
+    together whose next batches are of one shape; who is done, or has a batch of another size, does not move. Rows are in
+    the order in which the net wants its tensors to lie; anchors, memories and deltas are not.
 
     Args:
         bench: the resident nets.
@@ -41,7 +42,8 @@ class Stack:
         who = f"the net at level {task.level}"
         self.net: BatchedNet = batched(lambda: problem.build(task.level), inputs_N, who)
         resident = bench.resident(task)
-        self.layout, self.trained = resident.layout, resident.vector.numel()
+        self.layout, self.own = resident.layout, self.net.layout(resident.layout.shapes)
+        self.trained, self.own_trained = resident.trained, self.net.layout(resident.trained.shapes)
         with torch.no_grad():
             shape = self.net(self._tensors(resident.anchor_D.expand(2, -1)), inputs_N.expand(2, *inputs_N.shape)).shape
         self.joint = loss_is_joint(problem, shape, targets_N, task, bench.data.labels(task.client))
@@ -64,7 +66,11 @@ class Stack:
         # A vector of its own for each: who keeps one would keep a view's whole matrix.
         return [
             LocalResult(
-                task, row_D - self.anchor_D, total / done, len(self.bench.data.client_data(task.client).targets), done
+                task,
+                self.layout.reordered(row_D - self.anchor_D, self.own),
+                total / done,
+                len(self.bench.data.client_data(task.client).targets),
+                done,
             )
             for task, row_D, total, done in zip(tasks, self.theta_SD, totals, passes, strict=True)
         ]
@@ -72,19 +78,21 @@ class Stack:
     @torch.no_grad()
     def _start(self, tasks: Sequence[LocalTask]) -> None:
         """Put all clients to the global model, with optimizers as new."""
-        self.anchor_D, device = self.bench.resident(tasks[0]).anchor_D, self.bench.device
+        device = self.bench.device
+        self.anchor_D = self.own.reordered(self.bench.resident(tasks[0]).anchor_D, self.layout)
         if self._buffers.shape[1] < len(tasks):
             self._buffers = self.anchor_D.new_empty(2, len(tasks), self.layout.size)
         self.theta_SD, momentum_SD = self._buffers[:, : len(tasks)]
         self.theta_SD.copy_(self.anchor_D)
-        self.momentum_SD = momentum_SD[:, : self.trained].zero_()
+        self.momentum_SD = momentum_SD[:, : self.trained.size].zero_()
         self.moved = [False] * len(tasks)
         self.totals_S = torch.zeros(len(tasks), device=device)
         self.labels_SK = torch.stack([self.bench.data.labels(task.client) for task in tasks]).to(device)
         self.memory_SD: Tensor | None = None
         if any(task.memory_D is not None for task in tasks):
-            none_D = torch.zeros_like(self.anchor_D[: self.trained])
-            self.memory_SD = torch.stack([none_D if task.memory_D is None else task.memory_D for task in tasks])
+            none_D = torch.zeros_like(self.anchor_D[: self.trained.size])
+            memory_SD = torch.stack([none_D if task.memory_D is None else task.memory_D for task in tasks])
+            self.memory_SD = self.own_trained.reordered(memory_SD, self.trained)
 
     def _sent(self, tensor: Tensor) -> Tensor:
         """Return a tensor on the device; a GPU takes it when it gets there, and nobody waits."""
@@ -96,11 +104,12 @@ class Stack:
         rows = None if len(members) == len(tasks) else self._sent(torch.tensor(members))
         theta_SD = self.theta_SD if rows is None else self.theta_SD[rows]
         tensors = self._tensors(theta_SD)
-        leaves = [tensor.requires_grad_() for tensor in self._trained(tensors)]
+        leaves = [tensors[name].requires_grad_() for name in self.trained.shapes]
         losses_S = self._losses(self.net(tensors, inputs_SN), targets_SN, [tasks[i] for i in members], rows)
         grads = torch.autograd.grad(losses_S.sum(), leaves, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
-            grad_SD = torch.cat([grad.flatten(1) for grad in grads], dim=1)
+            shapes = self.trained.shapes.values()
+            grad_SD = torch.cat([self.own.flat(grad, shape) for grad, shape in zip(grads, shapes, strict=True)], dim=1)
             self._move(tasks[0].lr, members, rows, theta_SD, grad_SD)
             loss_sums_S = losses_S.detach() * targets_SN.shape[1]
             if rows is None:
@@ -112,16 +121,11 @@ class Stack:
         """Return the tensors of all rows by name, shape (S, ...), without gaps as layers want them."""
         # Views would have gaps between rows; for such weights of one channel torch's grouped convolution returns zero
         # gradients.
-        parts = theta_SD.split(self.layout.sizes, dim=1)
+        parts = theta_SD.split(self.own.sizes, dim=1)
         return {
-            name: part.contiguous().view(-1, *shape)
-            for (name, shape), part in zip(self.layout.shapes.items(), parts, strict=True)
+            name: self.own.shaped(part.contiguous(), shape)
+            for (name, shape), part in zip(self.own.shapes.items(), parts, strict=True)
         }
-
-    def _trained(self, tensors: dict[str, Tensor]) -> Iterator[Tensor]:
-        for tensor, offset in zip(tensors.values(), self.layout.offsets, strict=True):
-            if offset < self.trained:
-                yield tensor
 
     def _losses(
         self, outputs_SN: Tensor, targets_SN: Tensor, tasks: Sequence[LocalTask], rows: Tensor | None
@@ -137,10 +141,10 @@ class Stack:
     def _move(self, lr: float, members: list[int], rows: Tensor | None, theta_SD: Tensor, grad_SD: Tensor) -> None:
         """Take a step of the rows that ``theta_SD`` holds; a gradient is changed in place."""
         local = self.bench.problem.local
-        trained_SD = theta_SD[:, : self.trained]
+        trained_SD = theta_SD[:, : self.trained.size]
         if local.penalty is not None:
             memory_SD = self.memory_SD if self.memory_SD is None or rows is None else self.memory_SD[rows]
-            local.penalty.add_gradient(grad_SD, trained_SD, self.anchor_D[: self.trained], memory_SD)
+            local.penalty.add_gradient(grad_SD, trained_SD, self.anchor_D[: self.trained.size], memory_SD)
         if local.gradient_clip is not None:
             norms_S1 = torch.linalg.vector_norm(grad_SD, dim=1, keepdim=True)
             # As torch.nn.utils.clip_grad_norm_ does it, a client at a time.
