@@ -82,6 +82,16 @@ def dies(bench: Bench, task: LocalTask) -> object:
 MESSAGES = [(fails, "no luck with client"), (dies, r"client 1 at level a .* died \(exit code -9\), the second one")]
 
 
+def test_processes_keep_freed_memory_and_this_one_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hetfl.local.workers.keep_freed_memory", lambda: (tmp_path / str(os.getpid())).touch())
+    deltas(Workers(2))
+    found = {int(path.name) for path in tmp_path.iterdir()}
+    assert len(found) == 2
+    assert os.getpid() not in found
+
+
 def test_failures_use_up_nothing() -> None:
     workers = Workers(1)
     workers.setup(bench_of(Problem(LocalTraining())))

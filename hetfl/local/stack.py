@@ -22,8 +22,8 @@ class Stack:
     """One level's clients on a bench: their parameters, gradients and momenta are matrices of a row each.
 
     What a client computes is what :func:`hetfl.local.jobs.train` says, from the same random numbers. Clients step
-    together whose next batches are of one shape; who is done, or has a batch of another size, does not move. Rows are in
-    the order in which the net wants its tensors to lie; anchors, memories and deltas are not.
+    together whose next batches are of one shape; who is done, or has a batch of another size, does not move. Entries of
+    a row are in the order in which the net wants its tensors to lie; those of tasks and results are in that of indices.
 
     Args:
         bench: the resident nets.

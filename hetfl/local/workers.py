@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.local.executor import Bench, Executor, InProcess, Job, LocalResult, LocalTask, Memory, remembering
+from hetfl.local.heap import keep_freed_memory
 from hetfl.local.sequential import Sequential
 
 AHEAD = 2
@@ -225,6 +226,7 @@ def _serve(bench: Bench, inner: InProcess, connection: Connection, slots: Tensor
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # More than one thread in a forked process can hang: OpenMP's threads did not come along.
     torch.set_num_threads(1)
+    keep_freed_memory()
     inner.setup(Bench(bench.problem, bench.data, bench.tensors, bench.others))
     # The fork may have happened in the middle of an evaluation.
     with torch.inference_mode(False), torch.enable_grad(), bench.problem.precision_context():

@@ -1,0 +1,61 @@
+"""Freed memory is kept for the next tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hetfl.local.heap import keep_freed_memory
+
+SCRIPT = """
+import resource, sys, torch
+from hetfl.local.heap import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        parts = [torch.ones(5 * 2**20) for _ in range(3)]  # 20 MiB each: under the largest block
+        del parts
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+before = faults()
+kept = keep_freed_memory()
+faults()
+print(before, faults(), kept)
+"""
+
+
+def measured(**settings: str) -> tuple[int, int, bool]:
+    """Return page faults of the same work before and after, and what was returned, in a process of its own."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_") and n != "GLIBC_TUNABLES"}
+    found = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment | settings, capture_output=True, text=True, check=True
+    ).stdout.split()
+    return int(found[0]), int(found[1]), found[2] == "True"
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="a C library without these settings")
+def test_pages_are_not_mapped_anew() -> None:
+    before, after, kept = measured()
+    assert kept
+    assert before > 20 * 5 * 2**22 // os.sysconf("SC_PAGE_SIZE")  # each time at least one of three
+    assert after < before / 50
+
+
+@pytest.mark.parametrize(
+    "settings", [{"MALLOC_TRIM_THRESHOLD_": "4096"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=4096"}]
+)
+def test_settings_of_the_environment_stay(settings: dict[str, str]) -> None:
+    before, after, kept = measured(**settings)
+    assert not kept
+    assert after > before / 2
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not keep_freed_memory()
