@@ -112,6 +112,11 @@ def test_nets_of_a_single_channel() -> None:
     compare(Problem(LocalTraining(optimizer=sgd()), partial(ConvNet, hidden=(2, 4))), tasks_of([0, 1, 2]))
 
 
+def test_a_single_filter_of_a_single_client() -> None:
+    net = partial(ConvNet, hidden=(4, 1, 8))
+    compare(Problem(LocalTraining(optimizer=sgd()), net, levels={"a": Level("a")}), tasks_of([2], "a"))
+
+
 class Joined(nn.Module):
     """Branches joined along the channels, and a layer norm: nothing that folds."""
 

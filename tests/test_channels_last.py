@@ -1,8 +1,7 @@
-"""Images, and weights of convolutions, are channels last in resident nets, and nothing else changes."""
+"""Images reach resident nets channels last, folded nets have their weights so, and nothing else changes."""
 
 from __future__ import annotations
 
-import copy
 import math
 from functools import partial
 
@@ -15,9 +14,7 @@ from torch import Tensor, nn
 
 from hetfl.local import LocalTraining, Sequential, Stacked
 from hetfl.local.channels_last import ChannelsLast, ChannelsLastLayout, channels_last, without_layout
-from hetfl.local.resident import ResidentNet
 from hetfl.models import ConvNet
-from hetfl.models.static_batch_norm import StaticBatchNorm2d
 from hetfl.submodel import state_of
 from hetfl.types import Layout
 from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
@@ -26,9 +23,9 @@ from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
 class Seen(nn.Module):
     """Remembers how its inputs were laid out; ``view`` can only join what lies side by side."""
 
-    def __init__(self, *, width: float = 1.0, views: bool = False, channels: int = 1) -> None:
+    def __init__(self, *, width: float = 1.0, views: bool = False) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(channels, int(8 * width), 3), nn.BatchNorm2d(int(8 * width))
+        self.conv, self.norm = nn.Conv2d(1, int(8 * width), 3), nn.BatchNorm2d(int(8 * width))
         self.drop, self.head = nn.Dropout(0.5), nn.Linear(int(8 * width), 10)
         self.views, self.last = views, set[bool]()
 
@@ -84,7 +81,7 @@ def test_inputs_that_are_no_images_stay_as_they_are() -> None:
     hook, net = ChannelsLast(), nn.Linear(4, 2)
     assert hook(net, (torch.rand(3, 4),)) is None
     assert hook(net, ()) is None
-    assert hook.accepted is None
+    assert hook.accepted == {}
 
 
 class Picky(nn.Conv2d):
@@ -101,23 +98,12 @@ class Picky(nn.Conv2d):
 
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_net_that_refuses_in_one_mode_is_left_alone_in_both(mode: bool, first: bool) -> None:
-    net = Picky(mode)
-    resident = ResidentNet(net, sgd())
-    hook = ChannelsLast(resident.lay_out)
+def test_training_and_evaluation_are_tried_apart(mode: bool, first: bool) -> None:
+    net, hook = Picky(mode), ChannelsLast()
     net.register_forward_pre_hook(hook)
     for training in (first, not first):
         net.train(training)(torch.rand(2, 3, 8, 8))
-    assert hook.accepted is False
-    assert net.weight.is_contiguous()
-
-
-def test_a_mode_in_which_a_net_does_not_run_at_all_refuses_nothing() -> None:
-    """Before there are statistics static batch norm cannot evaluate, however its images lie."""
-    net, hook = nn.Sequential(nn.Conv2d(3, 4, 3), StaticBatchNorm2d(4)), ChannelsLast()
-    net.register_forward_pre_hook(hook)
-    net(torch.rand(2, 3, 8, 8))
-    assert hook.accepted is True
+    assert hook.accepted == {mode: False, not mode: True}
 
 
 def test_what_is_wrong_with_a_net_is_said_by_the_net() -> None:
@@ -127,41 +113,15 @@ def test_what_is_wrong_with_a_net_is_said_by_the_net() -> None:
         net(torch.rand(2, 1, 8, 8))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_copy_computes_as_a_net_without_the_hook(channels: int) -> None:
-    net, images = Seen(channels=channels).eval(), torch.rand(3, channels, 8, 8)
-    expected, bits = net(images), copy.deepcopy(net.state_dict())
-    net.register_forward_pre_hook(ChannelsLast(ResidentNet(net, sgd()).lay_out))
+def test_a_copy_computes_as_a_net_without_the_hook() -> None:
+    net, images = Seen().eval(), torch.rand(3, 1, 8, 8)
+    expected = net(images)
+    net.register_forward_pre_hook(ChannelsLast())
     net(images)
     assert net.last == {False, True}
-    assert net.conv.weight.is_contiguous() == (channels == 1)
     found = without_layout(net)
     assert torch.equal(found(images), expected)
-    assert all(torch.equal(value, bits[name]) and value.is_contiguous() for name, value in found.state_dict().items())
     assert len(net._forward_pre_hooks) == 1
-
-
-def test_a_copy_is_nobodys_resident() -> None:
-    net = nn.Conv2d(3, 4, 3)
-    net.register_forward_pre_hook(ChannelsLast(ResidentNet(net, sgd()).lay_out))
-    copy.deepcopy(net)(torch.rand(2, 3, 8, 8))
-    assert net.weight.is_contiguous()
-    net(torch.rand(2, 3, 8, 8))
-    assert not net.weight.is_contiguous()
-
-
-@pytest.mark.usefixtures("double_precision")
-def test_an_evaluation_may_come_first() -> None:
-    """Lightning evaluates in inference mode; the net must be trainable afterwards, to the same bits."""
-    problem, tasks = Problem(LocalTraining(optimizer=sgd())), tasks_of([0], levels="a")
-    expected = results(Sequential(), bench_of(problem), tasks)[0][0]
-    bench = bench_of(problem)
-    with torch.inference_mode():
-        resident = bench.resident(tasks[0])
-        resident.start()
-        resident.net.train()(torch.rand(2, 1, 8, 8))
-    assert not resident.net.get_parameter("blocks.1.conv.weight").is_contiguous()
-    assert torch.equal(results(Sequential(), bench, tasks)[0][0], expected)
 
 
 @given(
@@ -191,15 +151,20 @@ def test_strides_are_the_usual_ones_where_both_orders_are_the_same(shape: tuple[
     assert ChannelsLastLayout.shaped(part, shape).stride() == Layout.shaped(part, shape).stride()
 
 
-@pytest.mark.parametrize("hidden", [(1, 2, 3), (4, 2, 8), (16, 16, 16)])
-def test_convolutions_of_several_clients_in_single_precision(hidden: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("hidden", [(1, 2, 3), (4, 1, 8), (4, 2, 8), (16, 16, 16)])
+@pytest.mark.parametrize("clients", [[0], [0, 1, 2]])
+@pytest.mark.parametrize("batch_size", [1, 10])
+def test_convolutions_of_several_clients_in_single_precision(
+    hidden: tuple[int, ...], clients: list[int], batch_size: int
+) -> None:
     """Other kernels than those of float64; some return zero gradients if weights are not laid out as they expect."""
-    problem = Problem(LocalTraining(optimizer=sgd()), partial(ConvNet, hidden=hidden), dtype=torch.float32)
-    tasks = tasks_of([0, 1, 2], levels="a")
+    net = partial(ConvNet, hidden=hidden, norm="none")
+    problem = Problem(LocalTraining(batch_size=batch_size, optimizer=sgd()), net, dtype=torch.float32)
+    tasks = tasks_of(clients, levels="a")
     expected = results(Sequential(), bench_of(problem), tasks)
     found = results(Stacked(), bench_of(problem), tasks)
     layout = Layout.of(state_of(problem.build("a")))
     for (one_D, *_), (other_D, *_) in zip(found, expected, strict=True):
         assert torch.allclose(one_D, other_D, rtol=0, atol=1e-5)
         moved = {name: float(view.abs().max()) for name, view in layout.views(one_D).items()}
-        assert all(most > 1e-4 for name, most in moved.items() if "conv.weight" in name), moved
+        assert all(most > 1e-6 for name, most in moved.items() if "conv.weight" in name), moved

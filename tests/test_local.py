@@ -143,19 +143,6 @@ def test_a_step_is_one_pass_unless_there_is_a_state_for_another_way(
     assert ResidentNet(nn.Linear(2, 2), make).optimizer.param_groups[0]["fused"] is fused
 
 
-def test_a_client_that_was_broken_off_leaves_nothing_of_its_penalty() -> None:
-    resident, penalty = ResidentNet(nn.Conv2d(2, 1, 2, bias=False), SGD), Proximal(1.0)
-    resident.lay_out()
-    for anchor in (1.0, 5.0):
-        resident.anchor_D.fill_(anchor)
-        resident.start()
-        resident.vector.data.fill_(7.0)
-        assert resident.vector.grad is not None
-        resident.vector.grad.zero_()
-        resident.penalise(penalty, None)
-        assert resident.vector.grad.tolist() == [7.0 - anchor] * 8
-
-
 def test_a_new_version_of_the_global_model_is_loaded() -> None:
     problem = Problem(LocalTraining())
     bench = bench_of(problem)

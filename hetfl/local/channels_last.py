@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,58 +45,43 @@ class ChannelsLast:
     """A hook before a net's ``forward`` that lays images out channels last, on a CPU.
 
     Layers keep that layout from one to the next; values and shapes are the same. Convolutions and pools take about
-    a fifth less time (docs/results.md). A net that cannot take it (``view`` needs channels first) in training or in
-    evaluation gets its inputs as they are: that is tried before its first images, on a copy.
-
-    Args:
-        lay_out: called once, before the first images of a net that can take it: its weights may be laid out too.
+    a fifth less time (docs/results.md). A net that cannot take it (``view`` needs channels first) gets its inputs as
+    they are: that is tried once in training and once in evaluation, on a copy.
 
     Attributes:
-        accepted: whether the net can take it; None: not known yet.
+        accepted: whether the net can take it in training (True) and in evaluation (False), as far as that is known.
     """
 
-    def __init__(self, lay_out: Callable[[], None] | None = None) -> None:
-        self.accepted: bool | None = None
-        self._lay_out = lay_out
+    def __init__(self) -> None:
+        self.accepted: dict[bool, bool] = {}
 
     def __call__(self, net: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Return the arguments that ``forward`` gets; None: as they are."""
         inputs = args[0] if args else None
         if not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.device.type != "cpu":
             return None
-        if self.accepted is None:
-            lay_out, self._lay_out = self._lay_out, None
-            self.accepted = all(_takes(net, training, args) for training in (True, False))
-            if self.accepted and lay_out is not None:
-                lay_out()
-        return (channels_last(inputs), *args[1:]) if self.accepted else None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lay_out": None}  # a net's copy is nobody's resident
+        if not self.accepted.get(net.training, True):
+            return None
+        inputs_NCHW = channels_last(inputs)
+        if net.training not in self.accepted:
+            self.accepted[net.training] = _accepts(net, inputs_NCHW, *args[1:])
+        return (inputs_NCHW, *args[1:]) if self.accepted[net.training] else None
 
 
 def without_layout(net: nn.Module) -> nn.Module:
     """Return a copy of a net that computes on inputs as they are laid out: to the bits of a net that has no hook."""
-    found = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    found = copy.deepcopy(net)
     for number, hook in list(found._forward_pre_hooks.items()):
         if isinstance(hook, ChannelsLast):
             del found._forward_pre_hooks[number]
     return found
 
 
-def _takes(net: nn.Module, training: bool, args: tuple[Any, ...]) -> bool:
-    """Return whether a net runs on images and with weights laid out channels last, if it runs at all."""
-    trial = without_layout(net).train(training)
-    laid_out = copy.deepcopy(trial).to(memory_format=torch.channels_last)
-    # Whatever is wrong beside the layout is raised where it belongs.
-    return _runs(laid_out, channels_last(args[0]), *args[1:]) or not _runs(trial, *args)
-
-
-def _runs(net: nn.Module, *args: Any) -> bool:
-    """Return whether a net runs on such inputs; torch's random numbers stay as they were."""
+def _accepts(net: nn.Module, *args: Any) -> bool:
+    """Return whether a net runs on such inputs; its buffers and torch's random numbers stay as they were."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            net(*args)
-        except Exception:  # whatever the net's own code raises
+            without_layout(net)(*args)
+        except Exception:  # whatever is wrong beside the layout is raised again where it belongs
             return False
     return True

@@ -159,9 +159,8 @@ class Bench:
         if level not in self._residents:
             # Lightning evaluates in inference mode; tensors born there could never be trained.
             with torch.inference_mode(False):
-                resident = ResidentNet(self.problem.build(level), self.problem.local.optimizer)
-                resident.net.register_forward_pre_hook(ChannelsLast(resident.lay_out))
-                self._residents[level] = resident
+                self._residents[level] = ResidentNet(self.problem.build(level), self.problem.local.optimizer)
+                self._residents[level].net.register_forward_pre_hook(ChannelsLast())
         return self._residents[level]
 
     @property

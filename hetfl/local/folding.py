@@ -34,8 +34,14 @@ class Folded(nn.Module):
 
     def vectors(self) -> tuple[Tensor | None, Tensor | None]:
         """Return weight and bias with the clients folded into the first dimension."""
-        weight, bias = self.weight, self.bias
-        return None if weight is None else weight.flatten(0, 1), None if bias is None else bias.flatten(0, 1)
+        return _folded(self.weight), _folded(self.bias)
+
+
+def _folded(tensor_S: Tensor | None) -> Tensor | None:
+    if tensor_S is None:
+        return None
+    # Joining two dimensions of one entry makes up a stride, with which torch's own convolutions refuse a gradient.
+    return tensor_S[0] if len(tensor_S) == 1 else tensor_S.flatten(0, 1)
 
 
 class FoldedConv2d(Folded):

@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
 
     Activations and gradients are freed in every step and asked for again in the next. By default glibc hands the end of
     its heap back in between, unless something that lives longer happens to lie there, and the system maps and clears
-    every page anew. The price is that a process stays as large as it was at its largest.
+    every page anew. The price is that a process does not get smaller again.
 
     Returns:
         Whether it was set: not where there is no such setting, nor where the environment has settings of its own

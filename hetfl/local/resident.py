@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
-from hetfl.local.channels_last import ChannelsLastLayout
 from hetfl.local.penalty import Penalty
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
 from hetfl.submodel import parameters_of, state_of, take
@@ -23,8 +22,7 @@ class ResidentNet:
     """One level's net, its state views of one flat vector: parameters, float buffers, then frozen parameters.
 
     Loading, the delta, clipping and the optimizer are then operations on single vectors, however many tensors the net
-    has. What comes and goes (anchors, memories, deltas) is in the order of ``layout``; what the net itself is made of,
-    too, until :meth:`lay_out`.
+    has.
 
     Args:
         net: the level's net, already on its device and in its dtype; it is taken over.
@@ -39,32 +37,26 @@ class ResidentNet:
         self.anchor_D = torch.empty_like(self.flat_D)
         self._anchor_views = self.layout.views(self.anchor_D)
         self._counters = _other_buffers(net, tensors)
-        self.trained = Layout.of(parameters_of(net))
-        self.vector = nn.Parameter(self.flat_D[: self.trained.size])
-        self.vector.grad = torch.zeros_like(self.vector)
-        self._adopt(Layout)
-        self._make_optimizer(optimizer)
+        self._adopt(tensors)
+        self._make_optimizer(parameters_of(net), optimizer)
         self._first_state = {parameter: copy.deepcopy(state) for parameter, state in self.optimizer.state.items()}
-        self._pull: tuple[Tensor, Tensor | None] | None = None
         self.loaded: tuple[int, int, int] | None = None
 
-    def _adopt(self, kind: type[Layout]) -> None:
-        """Make the net's tensors, and their gradients, views of the vectors in the order of a kind of layout."""
-        self._own, self._own_trained = kind(self.layout.shapes), kind(self.trained.shapes)
-        tensors, views = state_of(self.net), self._own.views(self.flat_D)
-        for name, view in views.items():
+    def _adopt(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, view in self.layout.views(self.flat_D).items():
             if isinstance(tensors[name], nn.Parameter):
                 tensors[name].data = view
             else:
                 owner, _, leaf = name.rpartition(".")
                 self.net.get_submodule(owner)._buffers[leaf] = view
-        assert self.vector.grad is not None
-        self._state, self._parameters = list(views.values()), list(parameters_of(self.net).values())
-        self._grads = list(self._own_trained.views(self.vector.grad).values())
+
+    def _make_optimizer(self, parameters: Mapping[str, Tensor], make: Callable[[Iterable[Tensor]], Optimizer]) -> None:
+        layout = Layout.of(parameters)
+        self.vector = nn.Parameter(self.flat_D[: layout.size])
+        self.vector.grad = torch.zeros_like(self.vector)
+        self._parameters, self._grads = list(parameters.values()), list(layout.views(self.vector.grad).values())
         for parameter, grad in zip(self._parameters, self._grads, strict=True):
             parameter.grad = grad
-
-    def _make_optimizer(self, make: Callable[[Iterable[Tensor]], Optimizer]) -> None:
         self.optimizer = make([self.vector])
         if type(self.optimizer) not in ELEMENTWISE:  # a subclass may look at whole tensors
             self.optimizer = make(self._parameters)
@@ -75,12 +67,6 @@ class ResidentNet:
             # One pass over the vectors, unless somebody asked for another way; torch's own choice takes up to six.
             if group.get("fused", False) is None and not group["foreach"] and not group["differentiable"]:
                 group["fused"] = True
-
-    @torch.no_grad()
-    def lay_out(self) -> None:
-        """Hold weights of convolutions channels last from now on; a client that has begun must not have stepped yet."""
-        self._adopt(ChannelsLastLayout)
-        self.flat_D.copy_(self._own.reordered(self.flat_D, self.layout))
 
     @torch.no_grad()
     def anchor(self, tensors: Mapping[str, Tensor], index: Index, key: tuple[int, int, int]) -> None:
@@ -94,8 +80,7 @@ class ResidentNet:
     @torch.no_grad()
     def start(self, lr: float | None = None) -> None:
         """Begin a client: the net at the anchor, counters and optimizer as new."""
-        torch._foreach_copy_(self._state, list(self._anchor_views.values()))
-        self._pull = None
+        self.flat_D.copy_(self.anchor_D)
         for buffer, initial in self._counters:
             buffer.copy_(initial)
         self.optimizer.state.clear()
@@ -114,12 +99,8 @@ class ResidentNet:
     @torch.no_grad()
     def penalise(self, penalty: Penalty, memory_D: Tensor | None) -> None:
         """Add a penalty's gradient, at the present parameters, to theirs."""
-        if self._pull is None:
-            own, anchor_D = self._own_trained, self.anchor_D[: self.trained.size]
-            memory_D = None if memory_D is None else own.reordered(memory_D, self.trained)
-            self._pull = own.reordered(anchor_D, self.trained), memory_D
         assert self.vector.grad is not None
-        penalty.add_gradient(self.vector.grad, self.vector, *self._pull)
+        penalty.add_gradient(self.vector.grad, self.vector, self.anchor_D[: self.vector.numel()], memory_D)
 
     @torch.no_grad()
     def finish(self) -> Tensor:
@@ -127,8 +108,7 @@ class ResidentNet:
         # A momentum kept until the next client begins would be the one long vector with a new place in every round, and
         # what comes to lie between its places keeps the process from ever using them as one again.
         self.optimizer.state.clear()
-        self._pull = None
-        return self.layout.reordered(self.flat_D, self._own) - self.anchor_D
+        return self.flat_D - self.anchor_D
 
 
 def _other_buffers(net: nn.Module, tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -12,7 +12,8 @@ from hetfl.local.batched import BatchedNet, batched
 from hetfl.local.executor import Bench, LocalProblem, LocalResult, LocalTask
 from hetfl.local.jobs import training_batches
 from hetfl.local.sgd import RowSGD
-from hetfl.types import ClientContext, CohortContext
+from hetfl.submodel import parameters_of
+from hetfl.types import ClientContext, CohortContext, Layout
 
 SAMPLES = 4
 """Samples on which a net for several clients is compared with the net of one."""
@@ -43,7 +44,8 @@ class Stack:
         self.net: BatchedNet = batched(lambda: problem.build(task.level), inputs_N, who)
         resident = bench.resident(task)
         self.layout, self.own = resident.layout, self.net.layout(resident.layout.shapes)
-        self.trained, self.own_trained = resident.trained, self.net.layout(resident.trained.shapes)
+        self.trained = Layout.of(parameters_of(resident.net))
+        self.own_trained = self.net.layout(self.trained.shapes)
         with torch.no_grad():
             shape = self.net(self._tensors(resident.anchor_D.expand(2, -1)), inputs_N.expand(2, *inputs_N.shape)).shape
         self.joint = loss_is_joint(problem, shape, targets_N, task, bench.data.labels(task.client))
