@@ -1,4 +1,4 @@
-"""Images as convolutions on a CPU want them: all channels of a pixel side by side."""
+"""Images, and weights, as convolutions on a CPU want them: all channels of a pixel side by side."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def _differs(shape: Sequence[int]) -> bool:
 class ChannelsLast:
     """A hook before a net's ``forward`` that lays images out channels last, on a CPU.
 
-    Layers keep that layout from one to the next; values and shapes are the same. Convolutions and pools take about
-    a fifth less time (docs/results.md). A net that cannot take it (``view`` needs channels first) gets its inputs as
-    they are: that is tried once in training and once in evaluation, on a copy.
+    Layers keep that layout from one to the next; values and shapes are the same, and convolutions and pools take less
+    time. A net that cannot take it (``view`` needs channels first) gets its inputs as they are: that is tried once in
+    training and once in evaluation, on a copy.
 
     Attributes:
         accepted: whether the net can take it in training (True) and in evaluation (False), as far as that is known.
