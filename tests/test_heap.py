@@ -12,8 +12,12 @@ import pytest
 from hetfl.local.heap import keep_freed_memory
 
 SCRIPT = """
-import resource, sys, torch
-from hetfl.local.heap import keep_freed_memory
+import ctypes, resource, torch
+from hetfl.local.heap import M_MMAP_THRESHOLD, keep_freed_memory
+
+# Whether the heap's end is given back is a matter of what happens to lie there; blocks of their own are, always.
+if hasattr(ctypes.CDLL(None), "mallopt"):
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
