@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,10 +16,12 @@ COLUMNS = (
     "train/loss",
     "val/loss",
     "val/accuracy",
-    "val/accuracy/",
+    "val/accuracy_by_level/",
+    "val/accuracy_by_head/",
     "test/loss",
     "test/accuracy",
-    "test/accuracy/",
+    "test/accuracy_by_level/",
+    "test/accuracy_by_head/",
     "local/accuracy_mean",
     "local/accuracy_worst10",
     "local/accuracy_std",
@@ -31,6 +34,7 @@ COLUMNS = (
     "comm/down_bytes_total",
     "comm/up_density",
     "comm/up_ratio",
+    "comm/up_ratio_total",
     "comm/refused",
     "compute/flops_total",
     "sim/round_seconds",
@@ -47,9 +51,41 @@ COLUMNS = (
     "cluster/mean_norm/",
     "cluster/max_norm/",
 )
-"""Order of the columns after ``step``; a name that ends in a slash stands for one column per level."""
+"""Order of the columns after ``step``; a name that ends in a slash stands for one column per level, head or cluster."""
+
+HEAD = "head_"
+"""The names of heads begin with it, and those of levels do not."""
+
+_FIRST_EDITION = re.compile(rf"(val|test)/accuracy/({HEAD})?(.+)")
 
 _NOT_METRICS = ("epoch", "step")  # Lightning adds the epoch, which is the round, which is the step
+
+
+def accuracy_column(stage: str, part: str = "") -> str:
+    """Return the column of an accuracy.
+
+    Args:
+        stage: ``val`` or ``test``.
+        part: the name of a level, or of a head with :data:`HEAD` before its number; empty for the global model.
+
+    >>> [accuracy_column("val", part) for part in ("", "b", "head_2")]
+    ['val/accuracy', 'val/accuracy_by_level/b', 'val/accuracy_by_head/2']
+    """
+    if not part:
+        return f"{stage}/accuracy"
+    if part.startswith(HEAD):
+        return f"{stage}/accuracy_by_head/{part.removeprefix(HEAD)}"
+    return f"{stage}/accuracy_by_level/{part}"
+
+
+def present_name(column: str) -> str:
+    """Return what a column is called now; a ``metrics.csv`` of version 0.1 has ``val/accuracy/<level or head>``.
+
+    >>> present_name("test/accuracy/head_1"), present_name("val/accuracy/a"), present_name("val/accuracy")
+    ('test/accuracy_by_head/1', 'val/accuracy_by_level/a', 'val/accuracy')
+    """
+    old = _FIRST_EDITION.fullmatch(column)
+    return column if old is None else accuracy_column(old[1], (old[2] or "") + old[3])
 
 
 def _rank(column: str) -> int:

@@ -15,10 +15,10 @@ from hetfl.cli import main
 from tests.demo_cases import CONFIGS, DEMO, ROOT, SHORT, UNTESTED
 
 CONTRACT = (
-    "step,train/loss,val/loss,val/accuracy,val/accuracy/a,val/accuracy/b,test/loss,test/accuracy,test/accuracy/a,"
-    "local/accuracy_mean,local/accuracy_worst10,local/accuracy_var,lr,threshold,comm/up_bytes,comm/down_bytes,"
-    "comm/up_bytes_total,comm/down_bytes_total,comm/up_density,comm/up_ratio,compute/flops_total,sim/round_seconds,"
-    "sim/seconds_total,residual/norm"
+    "step,train/loss,val/loss,val/accuracy,val/accuracy_by_level/a,val/accuracy_by_level/b,test/loss,test/accuracy,"
+    "test/accuracy_by_level/a,local/accuracy_mean,local/accuracy_worst10,local/accuracy_var,lr,threshold,"
+    "comm/up_bytes,comm/down_bytes,comm/up_bytes_total,comm/down_bytes_total,comm/up_density,comm/up_ratio,comm/up_ratio_total,"
+    "compute/flops_total,sim/round_seconds,sim/seconds_total,residual/norm"
 )
 SMALL = [*SHORT, "--model.net.hidden=[8,8]"]
 

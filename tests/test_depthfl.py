@@ -185,14 +185,14 @@ def test_whole_run_with_everything_learns_and_logs_heads(fit: Fit, tmp_path: Pat
     assert all(torch.equal(two.tensors[name], tensor) for name, tensor in one.tensors.items())
     trainer.test(one, datamodule=small_data(), verbose=False)
     table = pd.read_csv(next(tmp_path.glob("one/*/metrics.csv")))
-    heads = [f"val/accuracy/head_{i}" for i in (1, 2, 3)]
-    assert table[[*heads, *(f"val/accuracy/{level}" for level in "abcd")]].notna().all(axis=None)
-    assert table["val/accuracy/a"].iloc[-1] > 0.5 > table["val/accuracy/a"].iloc[0]
+    heads = [f"val/accuracy_by_head/{i}" for i in (1, 2, 3)]
+    assert table[[*heads, *(f"val/accuracy_by_level/{level}" for level in "abcd")]].notna().all(axis=None)
+    assert table["val/accuracy_by_level/a"].iloc[-1] > 0.5 > table["val/accuracy_by_level/a"].iloc[0]
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     printed = level_table(one, metrics)  # type: ignore[arg-type]
     cells = dict(zip(printed.columns[0].cells, printed.columns[-1].cells, strict=True))
     assert list(cells) == ["a", "b", "c", "d", "global", "head 1", "head 2", "head 3"]
-    assert cells["head 2"] == f"{100 * metrics['test/accuracy/head_2']:.2f} %"
+    assert cells["head 2"] == f"{100 * metrics['test/accuracy_by_head/2']:.2f} %"
 
 
 def test_prediction_is_the_mean_of_the_heads(fit: Fit) -> None:

@@ -83,7 +83,8 @@ def test_every_level_in_every_format_gives_the_frameworks_logits(
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
         # What the test's table says, recounted.
         correct = (got.argmax(1) == module.data.resident.all_test.targets).sum().item()
-    assert correct / 360 == pytest.approx(module.trainer.callback_metrics[f"test/accuracy/{level}"].item(), abs=1e-6)
+    measured = module.trainer.callback_metrics[f"test/accuracy_by_level/{level}"].item()
+    assert correct / 360 == pytest.approx(measured, abs=1e-6)
     card = json.loads((exported / f"{level}.{format}.json").read_text())
     assert card["accuracy"] == {"test/accuracy": pytest.approx(correct / 360, abs=1e-6), "samples": 360}
 

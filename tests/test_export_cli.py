@@ -48,7 +48,7 @@ def test_levels_of_a_run_become_files_with_the_runs_test_accuracy(
         main(["export", str(run), "--level", level])
         shown = capsys.readouterr()
         path = run / "export" / f"{level}.safetensors"
-        accuracy = table[f"test/accuracy/{level}"].iloc[-1]
+        accuracy = table[f"test/accuracy_by_level/{level}"].iloc[-1]
         assert shown.out.startswith(f"exported          {path} (level {level}, ")
         assert shown.out.endswith(f", test accuracy {accuracy:.2%}".replace("%", " %") + ")\n")
         assert shown.err == ""

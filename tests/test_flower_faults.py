@@ -181,7 +181,7 @@ def test_a_lie_about_statistics_is_left_out(fit: Fit, tmp_path: Path, lie: str) 
     module = federated(make(), hands(tmp_path, tamper))
     with warned("Round 0: statistics of client 5 refused: "):
         trainer = fit(module, rounds=1)
-    assert rows(trainer)[[f"val/accuracy/{level}" for level in module.levels]].notna().all(axis=None)
+    assert rows(trainer)[[f"val/accuracy_by_level/{level}" for level in module.levels]].notna().all(axis=None)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])

@@ -35,7 +35,7 @@ def write_run(folder: Path, levels: str = "abcde", rounds: int = 30, step_betwee
     for step in range(rounds):
         learnt = 1 - np.exp(-step / 5)
         accuracy = {level: 0.1 + (0.83 - step_between_ends * i) * learnt for i, level in enumerate(levels)}
-        file.add(step, {f"val/accuracy/{level}": value for level, value in accuracy.items()})
+        file.add(step, {f"val/accuracy_by_level/{level}": value for level, value in accuracy.items()})
         file.add(step, {"val/accuracy": accuracy[levels[0]], "comm/up_bytes": UP_BYTES, "comm/up_ratio": RATIO})
         file.add(step, {"comm/up_bytes_total": UP_BYTES * (step + 1)})
     return folder
@@ -53,7 +53,18 @@ def test_run_is_read_back(folder: Path) -> None:
     assert run.config == {"model": {"class_path": "hetfl.HeteroFL"}, "seed_everything": 3}
     assert list(run.metrics["step"]) == list(range(30))
     assert run.metrics["comm/up_bytes_total"].iloc[-1] == 30 * UP_BYTES
-    assert run.series("val/accuracy/e").iloc[0] == 0.1
+    assert run.series("val/accuracy_by_level/e").iloc[0] == 0.1
+
+
+def test_columns_of_version_0_1_are_read_under_their_present_names(tmp_path: Path) -> None:
+    cells = {"val/accuracy/a": 0.5, "val/accuracy/head_2": 0.25, "test/accuracy/a": 0.75, "cluster/accuracy/0": 1.0}
+    MetricsFile(tmp_path / "metrics.csv").add(0, cells)
+    run = load_run(tmp_path)
+    assert (run.levels, run.heads) == (("a",), ("head_2",))
+    assert run.series("val/accuracy_by_level/a")[0] == 0.5
+    assert run.series("val/accuracy_by_head/2")[0] == 0.25
+    assert run.series("test/accuracy_by_level/a")[0] == 0.75
+    assert run.series("cluster/accuracy/0")[0] == 1.0
 
 
 def test_run_without_config_was_started_from_python(tmp_path: Path) -> None:
@@ -109,7 +120,10 @@ def test_plots_are_written_with_their_labels(folder: Path) -> None:
         if path.suffix == ".png":
             assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     rounds, sent = (re.findall(r">([^<>\n]+)</text>", path.read_text()) for path in files if path.suffix == ".svg")
-    ends = [f"{level}  {100 * load_run(folder).series(f'val/accuracy/{level}').iloc[-1]:.1f} %" for level in "abcde"]
+    ends = [
+        f"{level}  {100 * load_run(folder).series(f'val/accuracy_by_level/{level}').iloc[-1]:.1f} %"
+        for level in "abcde"
+    ]
     assert set(ends) < set(rounds)
     assert set(ends) < set(sent)
     assert {"Rounds done", "Accuracy (%)", "Validation accuracy of each level over rounds"} < set(rounds)

@@ -48,18 +48,18 @@ class Federation(pl.LightningModule):
                     callback.on_client_end(self.trainer, self, done, CLIENTS)
         self.log("step", float(self.current_epoch), on_step=False, on_epoch=True)
         self.log("comm/up_bytes_total", torch.tensor(3_210_000.0, dtype=torch.float64), on_step=False, on_epoch=True)
-        self.log("comm/up_ratio", 12.5, on_step=False, on_epoch=True)
+        self.log("comm/up_ratio_total", 12.5, on_step=False, on_epoch=True)
         self.log("compute/flops_total", torch.tensor(2.5e12, dtype=torch.float64), on_step=False, on_epoch=True)
         loss: torch.Tensor = self.layer(batch).sum()
         return loss
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         self.log("step", float(self.current_epoch))
-        self.log_dict({"val/accuracy": 0.8125, "val/accuracy/a": 0.8125, "val/accuracy/b": 0.75})
+        self.log_dict({"val/accuracy": 0.8125, "val/accuracy_by_level/a": 0.8125, "val/accuracy_by_level/b": 0.75})
 
     def test_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         self.log("step", float(self.current_epoch))
-        self.log_dict({"test/accuracy": 0.5625, "test/accuracy/a": 0.5625, "test/accuracy/b": 0.5})
+        self.log_dict({"test/accuracy": 0.5625, "test/accuracy_by_level/a": 0.5625, "test/accuracy_by_level/b": 0.5})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -188,7 +188,7 @@ def test_totals_use_the_contracts_names() -> None:
         "local/accuracy_worst10": 0.25,
         "comm/up_bytes_total": 1e6,
         "comm/down_bytes_total": 2.5e9,
-        "comm/up_ratio": 31.96,
+        "comm/up_ratio_total": 31.96,
         "compute/flops_total": 7e15,
         "sim/seconds_total": 3600.0,
     }

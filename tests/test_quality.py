@@ -137,10 +137,10 @@ def test_runs_are_compared_at_the_levels_that_all_have(tmp_path: Path) -> None:
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["level a", "level b"]
     for ax, level in zip(figure.axes, "ab", strict=True):
         for line, run in zip(ax.lines, runs.values(), strict=True):
-            expected = 100 * run.series(f"val/accuracy/{level}").dropna()
+            expected = 100 * run.series(f"val/accuracy_by_level/{level}").dropna()
             assert np.allclose(line.get_xdata(), UP_BYTES / 1e6 * np.arange(1, 5))
             assert np.allclose(line.get_ydata(), expected)
-        ends = [f"{name} {100 * run.series(f'val/accuracy/{level}')[3]:.1f} %" for name, run in runs.items()]
+        ends = [f"{name} {100 * run.series(f'val/accuracy_by_level/{level}')[3]:.1f} %" for name, run in runs.items()]
         assert [text.get_text() for text in ax.texts] == ends
     with pytest.raises(ConfigurationError, match="Expected column 'compute/flops_total' in .*metrics.csv but got none"):
         plot_comparison(runs, over="compute/flops_total")

@@ -64,12 +64,18 @@ def write_run(
         ends = {level: top - 0.1 * i + 0.01 * seed for i, level in enumerate(levels)} | dict.fromkeys(heads, top - 0.05)
         file.add(
             step,
-            {"val/accuracy": ends[levels[0]] * learnt, **{f"val/accuracy/{k}": v * learnt for k, v in ends.items()}},
+            {
+                "val/accuracy": ends[levels[0]] * learnt,
+                **{f"val/accuracy_by_level/{k}": v * learnt for k, v in ends.items()},
+            },
         )
         file.add(step, {k: v * (step + 1) for k, v in (costs if per_round is None else per_round).items()})
         file.add(step, {f"local/accuracy_{name}": share * learnt for name, share in CLIENTS.items()})
     if tested:
-        file.add(rounds - 1, {"test/accuracy": ends[levels[0]], **{f"test/accuracy/{k}": v for k, v in ends.items()}})
+        file.add(
+            rounds - 1,
+            {"test/accuracy": ends[levels[0]], **{f"test/accuracy_by_level/{k}": v for k, v in ends.items()}},
+        )
     return folder
 
 
@@ -281,7 +287,7 @@ def test_runs_that_were_not_tested_are_reported_by_their_validation(tmp_path: Pa
 
 def test_a_test_of_an_earlier_model_is_not_the_last_one(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "g/0", rounds=4)
-    MetricsFile(folder / "metrics.csv").add(ROUNDS - 1, {"val/accuracy": 0.95, "val/accuracy/a": 0.95})
+    MetricsFile(folder / "metrics.csv").add(ROUNDS - 1, {"val/accuracy": 0.95, "val/accuracy_by_level/a": 0.95})
     assert "Not every run was tested after its last round" in text_of({"g": [folder]})
 
 

@@ -20,7 +20,7 @@ def validated_in(folder: Path, accuracies: Mapping[int, float]) -> Path:
     """Have a run report on these rounds alone, by its number from 1."""
     path = folder / "metrics.csv"
     metrics = pd.read_csv(path)
-    for column in ("val/accuracy", "val/accuracy/a", "local/accuracy_mean"):
+    for column in ("val/accuracy", "val/accuracy_by_level/a", "local/accuracy_mean"):
         metrics[column] = (metrics["step"] + 1).map(accuracies)
     metrics.to_csv(path, index=False)
     return folder

@@ -235,6 +235,7 @@ def test_bytes_and_density_are_those_of_the_encoded_messages(fit: Fit, monkeypat
     assert table["comm/up_bytes"].tolist() == [sum(sizes[:4]), sum(sizes[4:])]
     assert table["comm/up_bytes_total"].tolist() == [sum(sizes[:4]), sum(sizes)]
     assert table["comm/up_ratio"].tolist() == pytest.approx([4 * dense / sum(sizes[:4]), 4 * dense / sum(sizes[4:])])
+    assert table["comm/up_ratio_total"].tolist() == pytest.approx([4 * dense / sum(sizes[:4]), 8 * dense / sum(sizes)])
     assert table["comm/up_density"].tolist() == pytest.approx([0.1, 0.1], abs=1e-3)
     # Down: 4 dense models a round, each with a header shorter than 100 bytes.
     assert 4 * dense < table["comm/down_bytes"][0] < 4 * (dense + 100)
@@ -259,8 +260,8 @@ def test_every_level_is_as_good_in_test_as_its_own_net_would_be(fit: Fit) -> Non
     result = trainer.test(module, datamodule=data, verbose=False)[0]
     # Level c has 2 and 4 channels: little, but far from the 0.1 of wrong statistics.
     for level, least in (("a", 0.85), ("b", 0.7), ("c", 0.3)):
-        assert result[f"test/accuracy/{level}"] > least
-    assert result["test/accuracy"] == result["test/accuracy/a"]
+        assert result[f"test/accuracy_by_level/{level}"] > least
+    assert result["test/accuracy"] == result["test/accuracy_by_level/a"]
     table = rows(trainer)
     assert len(table) == 8
     assert table["test/accuracy"].notna().tolist() == [False] * 7 + [True]

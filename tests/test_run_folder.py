@@ -58,9 +58,27 @@ def test_file_is_complete_after_every_call(logger: RunFolder) -> None:
 
 
 def test_columns_follow_the_contract_and_then_first_appearance() -> None:
-    came = ["zeta", "residual/norm", "comm/up_bytes", "val/accuracy/b", "val/accuracy/a", "alpha", "val/accuracy", "lr"]
+    came = [
+        "zeta",
+        "residual/norm",
+        "comm/up_bytes",
+        "val/accuracy_by_level/b",
+        "val/accuracy_by_level/a",
+        "alpha",
+        "val/accuracy",
+        "lr",
+    ]
     assert ordered(came) == [
-        *("val/accuracy", "val/accuracy/b", "val/accuracy/a", "lr", "comm/up_bytes", "residual/norm", "zeta", "alpha")
+        *(
+            "val/accuracy",
+            "val/accuracy_by_level/b",
+            "val/accuracy_by_level/a",
+            "lr",
+            "comm/up_bytes",
+            "residual/norm",
+            "zeta",
+            "alpha",
+        )
     ]
 
 
@@ -214,7 +232,7 @@ def test_rounds_that_are_missing_are_refused(logger: RunFolder) -> None:
 
 def test_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.csv")
-    metrics = {f"val/accuracy/{level}": 0.123456789 for level in "abcdefghij"}
+    metrics = {f"val/accuracy_by_level/{level}": 0.123456789 for level in "abcdefghij"}
     for step in range(200):
         file.add(step, metrics)
     tracemalloc.start()
@@ -335,7 +353,7 @@ def test_lightning_writes_rows_and_checkpoints_into_the_folder(logger: RunFolder
 
 def test_declared_columns_are_there_from_the_start_and_stay_empty(tmp_path: Path) -> None:
     logger = RunFolder(str(tmp_path))
-    logger.declare(["val/accuracy/", "threshold", "lr"])
+    logger.declare(["val/accuracy_by_level/", "threshold", "lr"])
     logger.declare(["lr"])
     logger.log_metrics({"lr": 0.1, "other": 2.0}, step=0)
     assert metrics_of(logger).read_text() == "step,lr,threshold,other\n0,0.1,,2\n"

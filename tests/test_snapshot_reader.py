@@ -64,7 +64,7 @@ def test_a_net_filled_from_a_snapshot_has_the_logits_of_the_runs_own(fit: Fit, n
             with torch.no_grad():
                 assert torch.equal(net(samples(module)), expected[level])
                 right = net(data.transform.eval(held_out.inputs)).argmax(1) == held_out.targets
-            accuracy = metrics[f"val/accuracy/{level}"][snapshot.round]
+            accuracy = metrics[f"val/accuracy_by_level/{level}"][snapshot.round]
             assert float(right.double().mean()) == pytest.approx(accuracy, abs=1e-6)
             names = static_layers(net)
             assert snapshot.statistics.get(level, {}).keys() == names.keys()

@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 
 from hetfl.analysis.clusters import load_clusters
 from hetfl.errors import ConfigurationError
-
-HEAD = "head_"
-"""What the names of heads begin with, and those of levels do not."""
+from hetfl.metrics_file import HEAD, present_name
 
 Rule: TypeAlias = tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]
 """What the numbers of a column are, in words, and which of them are; NaN, an empty cell, is not asked about."""
@@ -31,12 +29,12 @@ WHOLE: Rule = ("whole numbers from 0", lambda x: (x >= 0) & np.isfinite(x) & (x 
 
 METRIC_RULES: Mapping[str, Rule] = {
     r"step": WHOLE,
-    r"(val|test|cluster)/accuracy(/.+)?|local/accuracy_(mean|std|worst10)": SHARE,
+    r"(val|test|cluster)/accuracy((_by_(level|head))?/.+)?|local/accuracy_(mean|std|worst10)": SHARE,
     r"comm/.*|compute/flops_total|sim/.*": AMOUNT,
 }
 """By patterns of names; other columns of ``metrics.csv`` hold numbers of any kind."""
-TOTAL = re.compile(r"(comm|compute|sim)/.*_total")
-"""Columns of ``metrics.csv`` that never fall."""
+TOTAL = re.compile(r"(comm|compute|sim)/(?!up_ratio).*_total")
+"""Columns of ``metrics.csv`` that never fall; a ratio over the whole run may."""
 LEVEL_RULES: Mapping[str, Rule | None] = {
     "level": None,
     **dict.fromkeys(("width", "depth"), AMOUNT),
@@ -85,10 +83,14 @@ class Run:
         return tuple(name for name in self._parts() if name.startswith(HEAD))
 
     def _parts(self) -> tuple[str, ...]:
-        families = ("val/accuracy/", "test/accuracy/")
+        families = {
+            f"{stage}/accuracy_by_{kind}/": mark
+            for stage in ("val", "test")
+            for kind, mark in (("level", ""), ("head", HEAD))
+        }
         names = (
-            str(column).removeprefix(family)
-            for family in families
+            mark + str(column).removeprefix(family)
+            for family, mark in families.items()
             for column in self.metrics.columns
             if str(column).startswith(family)
         )
@@ -137,6 +139,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
     metrics = _parse(_text(path).rpartition("\n")[0], path, "a table of rounds")
     if "step" not in metrics.columns:
         raise ConfigurationError(f"Expected a column 'step' in {path} but got {_listed(metrics)}")
+    metrics = metrics.rename(columns=present_name)
     for name in metrics.columns if len(metrics) else ():
         rule = next((rule for pattern, rule in METRIC_RULES.items() if re.fullmatch(pattern, name)), None)
         numbers = _numbers(metrics[name], rule, path)

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from hetfl.display.formats import format_quantity, format_seconds
+from hetfl.metrics_file import HEAD, accuracy_column
 from hetfl.types import Level
 
 
@@ -95,20 +96,17 @@ def level_table(module: _Leveled, metrics: Mapping[str, float]) -> Table:
     for name, level in module.levels.items():
         depth = "all" if level.depth is None else str(level.depth)
         parameters = f"{sum(parameter.numel() for parameter in module.submodel(name).parameters()):,}"
-        table.add_row(name, f"{level.width:g}", depth, parameters, *_accuracies(metrics, f"/{name}"))
+        table.add_row(name, f"{level.width:g}", depth, parameters, *_accuracies(metrics, name))
     table.add_section()
     table.add_row("global", "", "", "", *_accuracies(metrics, ""))
-    for name in sorted({column.rpartition("/")[2] for column in metrics if "/accuracy/head_" in column}, key=_number):
-        table.add_row(name.replace("_", " "), "", "", "", *_accuracies(metrics, f"/{name}"))
+    numbers = {int(column.rpartition("/")[2]) for column in metrics if "/accuracy_by_head/" in column}
+    for number in sorted(numbers):
+        table.add_row(f"head {number}", "", "", "", *_accuracies(metrics, f"{HEAD}{number}"))
     return table
 
 
-def _number(name: str) -> int:
-    return int(name.rpartition("_")[2])
-
-
-def _accuracies(metrics: Mapping[str, float], suffix: str) -> list[str]:
-    names = (f"{split}/accuracy{suffix}" for split in ("val", "test"))
+def _accuracies(metrics: Mapping[str, float], part: str) -> list[str]:
+    names = (accuracy_column(stage, part) for stage in ("val", "test"))
     return [f"{100 * metrics[name]:.2f} %" if name in metrics else "–" for name in names]
 
 
@@ -124,7 +122,7 @@ def totals(metrics: Mapping[str, float], seconds: float) -> dict[str, str]:
         "worst tenth": ("local/accuracy_worst10", lambda value: f"{100 * value:.2f} % (mean over the worst clients)"),
         "uploaded": ("comm/up_bytes_total", lambda value: format_quantity(value, "B")),
         "downloaded": ("comm/down_bytes_total", lambda value: format_quantity(value, "B")),
-        "compression": ("comm/up_ratio", lambda value: f"{value:.1f}× fewer bytes than dense float32 (last round)"),
+        "compression": ("comm/up_ratio_total", lambda value: f"{value:.1f}× fewer bytes than dense float32"),
         "computed": ("compute/flops_total", lambda value: format_quantity(value, "FLOP")),
         "simulated time": ("sim/seconds_total", format_seconds),
     }

@@ -172,6 +172,7 @@ class Ledger:
             "comm/down_bytes_total": total.down_bytes,
             "comm/up_density": now.sent / now.entries if now.entries else 0.0,
             "comm/up_ratio": now.dense_bytes / now.up_bytes if now.up_bytes else 0.0,
+            "comm/up_ratio_total": total.dense_bytes / total.up_bytes if total.up_bytes else 0.0,
             "comm/refused": now.refused,
             "compute/flops_total": total.flops,
             "sim/round_seconds": now.seconds,

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from hetfl.metrics_file import accuracy_column
+
 
 class LevelMetrics(nn.Module):
     """Loss of the global model, and accuracy of each level and of the global model's heads, over an evaluation.
@@ -40,11 +42,11 @@ class LevelMetrics(nn.Module):
         self.count += len(targets_N)
 
     def compute(self, stage: str) -> dict[str, Tensor]:
-        """Return and forget: ``<stage>/loss``, ``<stage>/accuracy``, ``<stage>/accuracy/<level or head>``."""
+        """Return and forget a stage's ``loss``, ``accuracy``, ``accuracy_by_level``, ``accuracy_by_head``."""
         metrics = cast(Mapping[str, MulticlassAccuracy], dict(self.accuracy.items()))
         values = {name: metric.compute() for name, metric in metrics.items()}
         columns = {f"{stage}/loss": self.loss.compute(), f"{stage}/accuracy": values[self.largest]}
-        columns |= {f"{stage}/accuracy/{name}": value for name, value in values.items()}
+        columns |= {accuracy_column(stage, name): value for name, value in values.items()}
         for metric in (self.loss, *metrics.values()):
             metric.reset()
         self.count = 0

@@ -40,7 +40,7 @@ from hetfl.federation.training import TrainingModule
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
 from hetfl.local import Auto, Executor, LocalTraining, Sequential
 from hetfl.local.training import check_optimizers
-from hetfl.metrics_file import COLUMNS
+from hetfl.metrics_file import COLUMNS, accuracy_column
 from hetfl.run_folder import RunFolder
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import only, parameters_of
@@ -252,7 +252,7 @@ class FederatedModule(TrainingModule):
         for logger in self.loggers:
             if isinstance(logger, RunFolder):
                 logger.truncate(self.version)
-                logger.declare([*COLUMNS, *(f"val/accuracy/{level}" for level in self.levels)])
+                logger.declare([*COLUMNS, *(accuracy_column("val", level) for level in self.levels)])
                 save_levels(logger, self)
 
     @cached_property
