@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
+from hetfl.piece import Piece
 from hetfl.types import Index, Report
 from hetfl.updates import Update
 
 
-class Aggregator(ABC):
-    """Takes the round's accepted updates one by one, in cohort order, and returns one step for the global model."""
+class Aggregator(Piece):
+    """Takes the round's accepted updates one by one, in cohort order, and returns one step for the global model.
+
+    With several global models there is one of each: copies of the one that the module is given, as it was given.
+    """
 
     asks_losses: ClassVar[bool] = False
     """Whether reports must hold the loss of the model that was sent; it costs a pass over the clients' data."""
@@ -36,7 +40,7 @@ class Aggregator(ABC):
         Args:
             update: what the server decoded; its vector, then its exact block, lie in the order of ``index``.
             index: the global entries that the client holds and speaks for.
-            report: what the client said beside it.
+            report: what is known of the client's training.
         """
 
     @abstractmethod

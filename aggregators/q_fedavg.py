@@ -73,7 +73,7 @@ class QFedAvg(HolderMean):
         Args:
             update: what the server decoded.
             index: the global entries that the client holds.
-            report: what the client said beside it; its initial loss and learning rate are used.
+            report: what is known of the client's training; its initial loss and learning rate are used.
 
         Raises:
             ConfigurationError: the loss is negative or not finite, or the learning rate is not positive.

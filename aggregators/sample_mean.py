@@ -20,4 +20,4 @@ class SampleMean(HolderMean):
 
     def weight(self, report: Report) -> float:
         """Return the client's number of training samples n_k."""
-        return float(report.num_samples)
+        return float(report.samples)

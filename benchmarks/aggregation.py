@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hetfl import HeteroFL
 from hetfl.aggregators import HolderMean
-from hetfl.federation.levels import LevelSet
+from hetfl.levels.level_set import LevelSet
 from hetfl.models import PreActResNet
 from hetfl.submodel import index_layout, state_of
 from hetfl.types import Index, Report
@@ -51,7 +51,7 @@ def holder_mean(mean: HolderMean, given: Uploads) -> tuple[dict[str, Tensor], di
     """Return delta and holders as the framework computes them, round after round by one aggregator."""
     mean.reset(given.tensors)
     for k, (vector, index, level) in enumerate(zip(given.vectors, given.indices, given.levels, strict=True)):
-        mean.update(DenseUpdate(vector), index, Report(k, level, num_samples=1, loss=0.0, flops=0.0))
+        mean.update(DenseUpdate(vector), index, Report(k, level, samples=1, loss=0.0, flops=0.0))
     return mean.compute()
 
 

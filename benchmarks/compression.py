@@ -113,7 +113,7 @@ def checks(payload: bytes, update: SparseUpdate) -> bool:
 
 def aggregated(mean: HolderMean, payload: bytes, expected: wire.Expected, index: Index) -> None:
     """Read a message and add it to the mean."""
-    mean.update(wire.decode(payload, expected), index, Report(0, "a", num_samples=1, loss=0.0, flops=0.0))
+    mean.update(wire.decode(payload, expected), index, Report(0, "a", samples=1, loss=0.0, flops=0.0))
 
 
 def sides(case: Case, slow: bool) -> dict[str, Callable[[], object]]:

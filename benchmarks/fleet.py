@@ -16,6 +16,7 @@ from timing import Row, interleaved, parser, report, rows, threads
 from hetfl.federation.forecast import Forecast
 from hetfl.federation.ledger import Ledger
 from hetfl.fleet import Between, Dynamic, Fleet, LogNormal, LogUniform, RandomFleet, SameDevice, Work
+from hetfl.piece import Facts
 from hetfl.selection import Everyone, Uniform
 
 ENTRIES = {"a": 373_130, "b": 94_410, "c": 24_170}
@@ -44,12 +45,12 @@ class Round:
     """
 
     def __init__(self, fleet: Fleet, clients: int) -> None:
-        fleet.setup(clients, 0)
+        fleet.setup(Facts([1] * clients, 0))
         self.fleet, self.numbers = fleet, itertools.count(10)
         self.assignment, self.selection, self.ledger = Dynamic(), Uniform(10), Ledger(fleet, deadline=60.0)
-        self.assignment.setup(list(ENTRIES), clients, 0)
+        self.assignment.setup(Facts([1] * clients, 0, list(ENTRIES)))
         sizes = [20 + k % 30 for k in range(clients)]
-        self.selection.setup(sizes, 0)
+        self.selection.setup(Facts(sizes))
         self.forecast = Forecast(fleet, sizes, 1, ENTRIES, FLOPS)
 
     def check(self) -> None:
@@ -78,7 +79,7 @@ class Round:
     def book(self, predicting: bool) -> None:
         """Do what a round asks of the fleet: reach, levels, cohort, failures, the clock, statistics' clients."""
         number = next(self.numbers)
-        self.ledger.begin_round()
+        self.ledger.begin_round(0, 0.1)
         there = self.ledger.wait(number)
         probe = Everyone(len(there))
         probe.clients = range(len(there)) if self.fleet.always else there.tolist()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
+from typing import cast
 
 import torch
 from executors import executors
@@ -21,12 +22,13 @@ from work import CLIP, LR, MOMENTUM, SEED, WEIGHT_DECAY, Setting, bare_loop, bar
 from hetfl import HeteroFL
 from hetfl.compression import ErrorFeedback, GammaFedHT
 from hetfl.data import TensorData
-from hetfl.federation.clients import send
-from hetfl.federation.module import default_server_optimizer
-from hetfl.federation.server import server_step
-from hetfl.local import Executor, LocalResult, LocalTraining, Sequential
-from hetfl.local.executor import Bench
+from hetfl.federation.clients import OwnClients
+from hetfl.federation.models import default_server_optimizer
+from hetfl.federation.probing import RoundProbe
+from hetfl.local import Executor, LocalTraining, Result, Sequential
 from hetfl.local.jobs import train
+from hetfl.piece import Facts
+from hetfl.types import Task
 
 
 class Federation(HeteroFL):
@@ -49,19 +51,19 @@ class Federation(HeteroFL):
             optimizer=partial(SGD, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
         )
         levels = {"a": self.default_levels["a"]} if setting.cnn else None
-        super().__init__(setting.net, levels, local=local, uplink=uplink, seed=SEED)
-        self.executor, self.setting, self.samples = executor, setting, data
-        self.flops = dict.fromkeys(self.levels, (0.0, 0.0))
-        self.server = default_server_optimizer(self.net.parameters())
-        self.fleet.setup(data.num_clients, SEED)
-        executor.setup(Bench(self, data, self.tensors))
+        super().__init__(setting.net, levels, local=local, uplink=uplink, executor=executor, seed=SEED)
+        self.setting, self.samples = setting, data
+        self.levels.flops = dict.fromkeys(self.levels, (0.0, 0.0))
+        self.optimizer = default_server_optimizer(self.net.parameters())
+        self.fleet.setup(Facts([1] * data.num_clients, SEED))
+        self.hosting.open(data)
 
     @property
     def data(self) -> TensorData:
         """The clients' samples."""
         return self.samples
 
-    def precision_context(self) -> AbstractContextManager[object]:
+    def _precision_context(self) -> AbstractContextManager[object]:
         """Return a context that changes nothing."""
         return nullcontext()
 
@@ -69,7 +71,7 @@ class Federation(HeteroFL):
         """End the executor's processes."""
         self.executor.close()
 
-    def local_training(self, number: int) -> list[LocalResult]:
+    def local_training(self, number: int) -> list[Result]:
         """Run the clients of a round."""
         return list(self.executor.run(train, self.setting.tasks(number)))
 
@@ -77,16 +79,35 @@ class Federation(HeteroFL):
         """Run a round as the trainer would, selection excepted; yield the name of each part when it is done."""
         results = self.local_training(number)
         yield "local training"
-        self.aggregators.reset(self.cluster_tensors, self.shared)
-        refused = [result.task for result in results if self.receive(send(self, result)) is None]
-        if refused:
-            raise RuntimeError(f"Expected every update to be accepted but got refusals of {refused}")
+        self.server.reset()
+        for result in results:
+            self._take(result)
         yield "uplink and sums"
-        tensors, delta, holders = self.aggregators.compute()
-        server_step(self.server, self.server.step, tensors, delta, holders)
-        self.version += 1
-        self.uplink.end_round()
+        self.server.step(self.optimizer, self.optimizer.step, number, known=True)
+        self.models.version += 1
+        self.uplink.end_round(number)
         yield "mean and server step"
+
+    def _take(self, result: Result) -> None:
+        assert isinstance(self.clients, OwnClients)
+        reply = self.clients.side.send(result)
+        accepted = self.server.receive(reply, cast(RoundProbe, Unasked()), 1.0)
+        if accepted is None:
+            raise RuntimeError(f"Expected every update to be accepted but got a refusal of {result.task}")
+        for piece in self.pieces.values():
+            piece.observe(accepted.update, accepted.index, accepted.report)
+        self.clients.take(reply, accepted.update)
+
+
+class Unasked:
+    """The probe of a round in which no client is asked anything."""
+
+    def initial_loss(self, task: Task) -> None:
+        """Return nothing."""
+
+    def has_model(self, task: Task) -> bool:
+        """Return false."""
+        return False
 
 
 def check(setting: Setting, executor: Executor, foreach: bool = False) -> None:
@@ -96,7 +117,7 @@ def check(setting: Setting, executor: Executor, foreach: bool = False) -> None:
         RuntimeError: they differ by more than 1e-10.
     """
     with double_precision(), closing(Federation(setting, setting.data(), executor)) as federation:
-        bare = bare_loop(setting, federation.data, federation.tensors, foreach)
+        bare = bare_loop(setting, federation.data, federation.models.tensors[0], foreach)
         for number in range(2):
             expected = [torch.cat([t.flatten() for t in delta]) for delta in bare.round(bare_work(setting, number))]
             for result, delta_D in zip(federation.local_training(number), expected, strict=True):
@@ -136,7 +157,7 @@ def local_rounds(
             federation.local_training(0)  # starts worker processes before this one has started threads
         sides: dict[str, Callable[[int], object]] = {}
         for name, foreach, count in bare_sides(num_threads):
-            bare = bare_loop(setting, data, federation.tensors, foreach)
+            bare = bare_loop(setting, data, federation.models.tensors[0], foreach)
             sides[name] = threads(count)(lambda number, bare=bare: bare.round(work[number]))
         sides |= {name: federation.local_training for name, federation in federations.items()}
         for name, make_peer in (peers or {}).items():

@@ -21,11 +21,13 @@ from timing import Row, interleaved, no_collector, parser, report, rows, threads
 
 from hetfl import HeteroFL
 from hetfl.compression import ErrorFeedback, GammaFedHT
-from hetfl.local import Executor, LocalResult, LocalTask
+from hetfl.local import Executor, Result
 from hetfl.local.executor import Bench, Job, Memory
+from hetfl.local.jobs import report_of
 from hetfl.models import ConvNet
 from hetfl.run_folder import RunFolder
 from hetfl.selection import Uniform
+from hetfl.types import Task
 
 ROOT = Path(__file__).parent.parent
 COHORT = 100
@@ -36,16 +38,16 @@ WARMUP = 5
 class Idle(Executor):
     """Returns the same noise for all clients of a level, and trains nobody."""
 
-    def setup(self, bench: Bench) -> None:  # noqa: D102
-        super().setup(bench)
+    def open(self, bench: Bench) -> None:  # noqa: D102
+        super().open(bench)
         random = torch.Generator().manual_seed(0)
         self.noise = {level: torch.randn(bench.size(level), generator=random) for level in bench.problem.levels}
 
     def run(  # noqa: D102
-        self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None
-    ) -> Iterator[LocalResult]:
+        self, job: Job, tasks: Sequence[Task], memory: Memory | None = None
+    ) -> Iterator[Result]:
         for task in tasks:
-            yield LocalResult(task, self.noise[task.level].clone(), 0.0, 1, 1)
+            yield Result(task, report_of(self.bench, task, 0.0, 1, 1), self.noise[task.level].clone())
 
 
 class Stopwatch(Callback):

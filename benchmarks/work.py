@@ -14,9 +14,9 @@ from torch.optim import SGD
 
 from hetfl import HeteroFL
 from hetfl.data import ImageTransform, TensorData
-from hetfl.local import LocalTask
 from hetfl.models import ConvNet
 from hetfl.seeding import derive
+from hetfl.types import Task
 
 LR, MOMENTUM, WEIGHT_DECAY, CLIP, SEED = 0.1, 0.9, 5e-4, 1.0, 0
 MEAN, STD = 0.1307, 0.3081
@@ -66,10 +66,10 @@ class Setting:
         clients = [data.client_data(k) for k in range(self.clients)]
         return [(client.inputs, client.targets) for client in clients]
 
-    def tasks(self, number: int) -> list[LocalTask]:
+    def tasks(self, number: int) -> list[Task]:
         """Return a round's tasks. Every round counts as a new global model, to be loaded anew."""
         clients = [(number * self.cohort + i) % self.clients for i in range(self.cohort)]
-        return [LocalTask(k, self.levels[k % len(self.levels)], number, number, LR) for k in clients]
+        return [Task(k, self.levels[k % len(self.levels)], number, number, LR) for k in clients]
 
     def data(self) -> TensorData:
         """Return uint8 noise; every client has 5 of the 10 classes, so that the mask of the loss has work to do."""

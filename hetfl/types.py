@@ -1,4 +1,4 @@
-"""The words of the design as types: levels, indices, layouts, reports.
+"""The words of the design as types: levels, indices, layouts, tasks, reports.
 
 Shape suffixes used in this package: N batch, C channels, K classes, D entries of a flat parameter vector,
 S clients of a cohort, T tensors of a layout.
@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, Self, TypeVar
 
@@ -78,7 +78,7 @@ class FixedIndex(dict[str, IndexEntry]):
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # Who knows an index by its identity, as an aggregator's sums do, would know a copy by that of another one.
+        # Aggregators key sums by id(index). A copy could reuse the id of a freed index.
         return self
 
 
@@ -178,30 +178,74 @@ class CohortContext(ClientContext):
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a client says about its local training, beside its update.
+class Task:
+    """One client's work in one round.
 
     Attributes:
         client: the client's id.
-        level: the name of the level it trained.
-        num_samples: size of its training set.
-        loss: mean training loss over all local steps.
-        flops: floating-point operations spent, forward and backward.
-        lr: the clients' learning rate γ_t of the round.
-        initial_loss: loss F_k of the model that it was sent, on all of its data; None: nobody asked for it.
-        weight: what the selection lets it count; an aggregator may use it.
-        cluster: number of the global model that it trained.
+        level: the level it works at.
+        round: the round.
+        version: mark of the global models; another one tells that their values have changed.
+        lr: the clients' learning rate γ of the round.
+        epochs: passes over the client's data; None: as local training has it.
+        memory_D: what a penalty keeps of the client, shape (D,); None if it is all zero or not needed.
+        model: number of the global model that it works with.
+        steps: largest number of steps, to learn how long they take; None: all.
     """
 
     client: int
     level: str
-    num_samples: int
+    round: int
+    version: int
+    lr: float = 0.0
+    epochs: int | None = None
+    memory_D: Tensor | None = None
+    model: int = 0
+    steps: int | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What tells the tasks of a round apart: the client and the model."""
+        return self.client, self.model
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of a client's local training, beside its update.
+
+    A client reports its samples, passes, steps, loss and extras; the server adds the rest.
+
+    Attributes:
+        client: the client's id.
+        level: the name of the level it trained.
+        samples: size of its training set.
+        loss: mean training loss over all samples that were passed.
+        flops: floating-point operations spent, forward and backward.
+        lr: the clients' learning rate γ_t of the round.
+        initial_loss: loss F_k of the model that it was sent, on all of its data; None: nobody asked for it.
+        weight: what the selection lets it count; an aggregator may use it.
+        model: number of the global model that it trained.
+        passes: number of samples passed through the net, repetitions counted.
+        steps: number of optimizer steps.
+        seconds: simulated seconds from the beginning of its training to the arrival of its update.
+        staleness: server steps between the model that it was sent and the model that its update is added to.
+        extras: further numbers by name; a piece declares which (:meth:`hetfl.piece.Piece.extras`).
+    """
+
+    client: int
+    level: str
+    samples: int
     loss: float
-    flops: float
+    flops: float = 0.0
     lr: float = 0.0
     initial_loss: float | None = None
     weight: float = 1.0
-    cluster: int = 0
+    model: int = 0
+    passes: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    staleness: int = 0
+    extras: Mapping[str, float] = field(default_factory=dict)
 
 
 def iter_entries(index: Index) -> Iterator[tuple[str, tuple[int, ...]]]:

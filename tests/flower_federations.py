@@ -21,7 +21,7 @@ import torch
 from hetfl.cli import FederatedCLI
 from hetfl.cli.flower_processes import free_port
 from hetfl.cli.starting import start
-from hetfl.federation.clients import Clients, Lost
+from hetfl.federation.clients import Clients, Reply
 
 CONFIG = Path(__file__).parent.parent / "configs" / "experiment" / "flower_digits.yaml"
 NODES = {0: "0-2", 1: "3-5", 2: "6-8"}
@@ -115,7 +115,7 @@ class Without(Clients):
     def train(self, tasks: Any) -> Any:
         there = iter(self.inner.train([task for task in tasks if (task.round, task.client) not in self.lost]))
         for task in tasks:
-            yield Lost(task, "as before") if (task.round, task.client) in self.lost else next(there)
+            yield Reply(task, lost="as before") if (task.round, task.client) in self.lost else next(there)
 
     def run(self, job: Any, tasks: Any) -> Any:
         return self.inner.run(job, tasks)

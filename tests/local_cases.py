@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from hetfl.data import ClientData, Plain
-from hetfl.federation.levels import LevelSet
-from hetfl.local import Executor, LocalTask, LocalTraining, Sequential, Stacked
+from hetfl.levels.level_set import LevelSet
+from hetfl.local import Executor, LocalProblem, LocalTraining, Sequential, Stacked
 from hetfl.local.executor import Bench, Job
 from hetfl.local.jobs import train
 from hetfl.submodel import state_of
-from hetfl.types import ClientContext, Index, Level
+from hetfl.types import ClientContext, Index, Level, Task
 from tests.conftest import small_levels, small_net
 
 
@@ -68,21 +68,23 @@ class Problem:
     def precision_context(self) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def local_problem(self) -> LocalProblem:
+        levels = list(self.levels)
+        return LocalProblem(self.seed, self.local, levels, self.build, self.index, self.loss, self.precision_context)
+
 
 def bench_of(problem: Problem, sizes: tuple[int, ...] = (23, 31, 12)) -> Bench:
-    return Bench(problem, Source(sizes), state_of(problem.net))
+    return Bench(problem.local_problem(), Source(sizes), [state_of(problem.net)])
 
 
-def results(executor: Executor, bench: Bench, tasks: Sequence[LocalTask], job: Job = train) -> list[tuple[Any, ...]]:
-    executor.setup(bench)
+def results(executor: Executor, bench: Bench, tasks: Sequence[Task], job: Job = train) -> list[tuple[Any, ...]]:
+    executor.open(bench)
     found = list(executor.run(job, tasks))
     assert [result.task for result in found] == list(tasks)
-    return [(r.vector, r.loss, r.num_samples, r.num_passes) for r in found]
+    return [(r.vector, r.report.loss, r.report.samples, r.report.passes) for r in found]
 
 
-def compare(
-    problem: Problem, tasks: Sequence[LocalTask], sizes: tuple[int, ...] = (23, 31, 12, 23), **options: Any
-) -> Any:
+def compare(problem: Problem, tasks: Sequence[Task], sizes: tuple[int, ...] = (23, 31, 12, 23), **options: Any) -> Any:
     """Compare the results of both executors to 1e-12; return the stacks that were used."""
     executor = Stacked(**options)
     expected, found = (
@@ -97,8 +99,8 @@ def compare(
     return executor._stacks
 
 
-def tasks_of(clients: Sequence[int], levels: str = "ba", lr: float = 0.05, **changes: Any) -> list[LocalTask]:
-    return [LocalTask(k, level, 3, 3, lr, **changes) for k in clients for level in levels]
+def tasks_of(clients: Sequence[int], levels: str = "ba", lr: float = 0.05, **changes: Any) -> list[Task]:
+    return [Task(k, level, 3, 3, lr, **changes) for k in clients for level in levels]
 
 
 def sgd(**changes: Any) -> Callable[..., SGD]:

@@ -19,7 +19,7 @@ from hetfl.updates import DenseUpdate, SparseUpdate
 Case = list[tuple[Index, Tensor, Report]]
 ALL: list[tuple[Callable[[], Aggregator], Callable[[Report], float]]] = [
     (HolderMean, lambda report: 1.0),
-    (SampleMean, lambda report: float(report.num_samples)),
+    (SampleMean, lambda report: float(report.samples)),
 ]
 
 

@@ -35,6 +35,7 @@ from hetfl.compression import ErrorFeedback, GammaFedHT
 from hetfl.data import LabelShards
 from hetfl.local import LocalTraining
 from hetfl.models import MultiExitConvNet
+from hetfl.piece import Facts
 from hetfl.selection import Selection, Uniform
 from hetfl.types import Index
 from tests.conftest import small_data, small_levels, small_module
@@ -88,7 +89,7 @@ indices = st.fixed_dictionaries({}, optional={"weight": st.tuples(parts, parts),
 @given(rounds=st.lists(st.lists(st.tuples(st.integers(0, 3), indices), max_size=4), max_size=4))
 def test_holders_of_any_indices_are_those_counted_one_by_one(rounds: list[list[tuple[int, Index]]]) -> None:
     selection = Uniform(2)
-    selection.setup([9] * 4, seed=0)
+    selection.setup(Facts([9] * 4))
     stand_in = SimpleNamespace(
         net=nn.Linear(5, 5),
         selection=selection,
@@ -170,8 +171,8 @@ def expected_drift(recorder: Models, round: int, level: str) -> tuple[float, flo
 
 @pytest.mark.parametrize("server", [SGD, Adam])
 def test_drift_is_that_of_the_levels_own_updates(fit: Fit, server: type[SGD | Adam]) -> None:
-    module, recorder, drift = small_module(server_optimizer=lambda p: server(p, lr=0.5)), Models(), LevelDrift()
-    module.uplink = module.exchange.uplink = ErrorFeedback(GammaFedHT(density=0.3))
+    uplink, recorder, drift = ErrorFeedback(GammaFedHT(density=0.3)), Models(), LevelDrift()
+    module = small_module(server_optimizer=lambda p: server(p, lr=0.5), uplink=uplink)
     fit(module, small_data(num_clients=15, partitioner=LabelShards(2)), rounds=5, callbacks=[recorder, drift])
     recorder.models.append(arrays(module))
     table = drift.table()
@@ -204,7 +205,9 @@ def test_following_the_drift_changes_nothing(fit: Fit) -> None:
     plain, followed = small_module(), small_module()
     fit(plain)
     fit(followed, callbacks=[LevelDrift()])
-    assert all(torch.equal(plain.tensors[name], tensor) for name, tensor in followed.tensors.items())
+    assert all(
+        torch.equal(plain.models.tensors[0][name], tensor) for name, tensor in followed.models.tensors[0].items()
+    )
 
 
 # Norms.

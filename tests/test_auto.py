@@ -15,11 +15,12 @@ from lightning import Trainer
 from torch.optim import Adam
 
 from hetfl.errors import ConfigurationError
-from hetfl.local import Auto, LocalTask, LocalTraining, Sequential, auto, probe
+from hetfl.local import Auto, LocalTraining, Sequential, auto, probe
 from hetfl.local.by_level import ByLevel
 from hetfl.local.executor import Bench
 from hetfl.local.jobs import statistics, train
 from hetfl.local.probe import STEPS, Form, time_forms
+from hetfl.types import Task
 from tests.conftest import small_module
 from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
 
@@ -35,7 +36,7 @@ def stub(times: TIMES, asked: list[tuple[str, int]]) -> Callable[..., tuple[dict
     """Return timing by a table: what is fastest on this machine is not for a test to know."""
 
     def timed(
-        bench: Bench, tasks: Sequence[LocalTask], forms: Sequence[Form], num_workers: int
+        bench: Bench, tasks: Sequence[Task], forms: Sequence[Form], num_workers: int
     ) -> tuple[dict[Form, float], str]:
         level = tasks[0].level
         asked.append((level, len(tasks)))
@@ -44,7 +45,7 @@ def stub(times: TIMES, asked: list[tuple[str, int]]) -> Callable[..., tuple[dict
     return timed
 
 
-def choice(monkeypatch: pytest.MonkeyPatch, times: TIMES, tasks: Sequence[LocalTask], **options: Any) -> Any:
+def choice(monkeypatch: pytest.MonkeyPatch, times: TIMES, tasks: Sequence[Task], **options: Any) -> Any:
     """Return what is chosen, and what was asked for, after comparing the results with the plain executor's."""
     asked: list[tuple[str, int]] = []
     monkeypatch.setattr(auto, "time_forms", stub(times, asked))
@@ -90,7 +91,7 @@ def test_a_small_level_is_left_to_one_process_while_the_other_trains_a_larger_on
 def test_what_clients_have_to_do_counts() -> None:
     """Level b's clients pass 40 samples each beside 4 at level a: that is too much for one process."""
     executor = Auto(num_workers=2)
-    executor.setup(bench_of(Problem(LocalTraining(optimizer=sgd())), (4, 40, 40)))
+    executor.open(bench_of(Problem(LocalTraining(optimizer=sgd())), (4, 40, 40)))
     tasks = [*tasks_of([0], "a"), *tasks_of([1, 2], "b")]
     times = {("a", True, 1): 0.5, ("b", True, 1): 0.3, ("b", True, 2): 0.2}
     with pytest.MonkeyPatch.context() as patch:
@@ -114,8 +115,8 @@ def test_forms_are_timed_by_as_many_steps_as_patience_allows(
 ) -> None:
     seen = []
 
-    def counted(executor: Any, tasks: Sequence[LocalTask], hopeless: float) -> float:
-        seen.append([result.num_passes for result in executor.run(train, tasks)])
+    def counted(executor: Any, tasks: Sequence[Task], hopeless: float) -> float:
+        seen.append([result.report.passes for result in executor.run(train, tasks)])
         return 1.0
 
     monkeypatch.setattr(probe, "_seconds", counted)
@@ -160,7 +161,7 @@ def test_a_resumed_run_goes_on_with_what_was_chosen(fit: Fit, tmp_path: Path, mo
         module = small_module(executor=Auto(clients=2, num_workers=2))
         trainer = fit(module, rounds=rounds, name=name, ckpt=ckpt)
         trainer.save_checkpoint(tmp_path / f"{name}.ckpt", weights_only=False)
-        return [tensor.detach().clone() for tensor in module.tensors.values()]
+        return [tensor.detach().clone() for tensor in module.models.tensors[0].values()]
 
     whole = weights(2, "whole")
     weights(1, "half")
@@ -174,7 +175,7 @@ def test_a_resumed_run_goes_on_with_what_was_chosen(fit: Fit, tmp_path: Path, mo
 
 def test_groups_of_levels_are_those_of_their_forms() -> None:
     executor = ByLevel({"a": 0, "b": 2})
-    executor.setup(bench_of(Problem(LocalTraining())))
+    executor.open(bench_of(Problem(LocalTraining())))
     tasks = tasks_of([0, 1, 2], "ab")
     assert sorted(executor.groups(train, tasks)) == [[0], [1, 3], [2], [4], [5]]
     assert executor.most == 2

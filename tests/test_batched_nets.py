@@ -205,7 +205,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
 @pytest.mark.parametrize(("net", "message"), REFUSED)
 def test_nets_that_clients_cannot_share_a_call_of_are_refused(net: Callable[[], nn.Module], message: str) -> None:
     executor = Stacked()
-    executor.setup(bench_of(Problem(LocalTraining(), lambda *, width=1.0: net(), levels={"a": Level("a")})))
+    executor.open(bench_of(Problem(LocalTraining(), lambda *, width=1.0: net(), levels={"a": Level("a")})))
     with pytest.raises(ConfigurationError, match=message) as caught:
         next(executor.run(train, tasks_of([0], "a")))
     assert "\n" not in str(caught.value)

@@ -22,7 +22,7 @@ SMALL = Setting("d", clients=4, cohort=2, samples=11, batch_size=5, epochs=2, hi
 
 def start() -> BareLoop:
     federation = Federation(SMALL, SMALL.data(), Sequential())
-    return bare_loop(SMALL, federation.data, federation.tensors)
+    return bare_loop(SMALL, federation.data, federation.models.tensors[0])
 
 
 class Honest:

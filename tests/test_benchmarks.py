@@ -62,10 +62,10 @@ def test_a_different_step_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whole_round_moves_the_model_by_the_mean_of_the_bare_deltas() -> None:
     with double_precision():
         federation = Federation(SMALL, SMALL.data(), Sequential())
-        before = {name: tensor.detach().clone() for name, tensor in federation.tensors.items()}
+        before = {name: tensor.detach().clone() for name, tensor in federation.models.tensors[0].items()}
         deltas = bare_loop(SMALL, federation.data, before).round(bare_work(SMALL, 0))
         assert len(list(federation.whole_round(0))) == 3
-        for i, (name, tensor) in enumerate(federation.tensors.items()):
+        for i, (name, tensor) in enumerate(federation.models.tensors[0].items()):
             sums, counts = torch.zeros_like(tensor), torch.zeros_like(tensor)
             for task, delta in zip(SMALL.tasks(0), deltas, strict=True):
                 held = torch.zeros_like(tensor)

@@ -17,9 +17,9 @@ from lightning import Trainer
 from torch import Tensor, nn
 
 from hetfl import ConfigurationError, DepthFL, HeteroFL, Level
-from hetfl.federation.budgets import Budgets
-from hetfl.federation.levels import LevelSet
-from hetfl.federation.sizes import Size, largest_within, without_values
+from hetfl.levels.budgets import Budgets
+from hetfl.levels.level_set import LevelSet
+from hetfl.levels.sizes import Size, largest_within, without_values
 from hetfl.models import ConvNet, MultiExitConvNet, PreActResNet, Scaler
 from hetfl.wire import dense_size
 from tests.conftest import small_data, small_module
@@ -211,7 +211,7 @@ def test_a_run_by_budgets_has_its_methods_own_axis(fit: Fit, method: Any, net: A
     module = small_module(method, net=partial(net, hidden=(8, 16)), levels=budgets)
     fit(module, small_data(), rounds=1)
     assert (module.levels["a"].depth is None) == (method is HeteroFL)
-    assert "levels" in module.fingerprint
+    assert "levels" in module.run_state.fingerprint(module.data, module.pieces)
 
 
 class Rounded(nn.Module):

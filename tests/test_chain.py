@@ -81,7 +81,7 @@ def test_every_pair_keeps_what_it_does_not_send(
     for round in range(3):
         delta = normal(LAYOUT.size, round)
         sent, _ = exchanged(feedback, delta, round)
-        feedback.end_round()
+        feedback.end_round(0)
         left = feedback.residuals.read(0, INDEX, delta)
         left = torch.zeros_like(delta) if left is None else left.clone()  # the next residual takes its place
         p_D, u_D = delta + before, sent.to_dense()
@@ -100,7 +100,7 @@ def test_a_threshold_is_calibrated_as_without_a_quantiser(quantiser: Callable[[]
     for compressor in (plain, Chain(within, quantiser())):
         feedback = ErrorFeedback(compressor)
         updates.append(exchanged(feedback, delta, 0)[0])
-        feedback.end_round()
+        feedback.end_round(0)
         updates.append(exchanged(feedback, delta, 1)[0])
     assert plain.state_dict()["calibrated"] == within.state_dict()["calibrated"]
     assert torch.equal(updates[2].to_dense(), updates[0].to_dense())
@@ -114,7 +114,7 @@ def test_a_tensor_of_zeros_does_not_hold_the_codes_up() -> None:
     coded = []
     for round in range(3):
         coded.append(exchanged(feedback, delta, round)[0].codes is not None)
-        feedback.end_round()
+        feedback.end_round(0)
     assert coded == [False, True, True]
 
 

@@ -172,7 +172,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "net": ({"net": lambda *, width=1.0: ConvNet(hidden=(8, 8), width=width)}, {}),
     "levels": ({"levels": small_levels(1.0, 0.5)}, {}),
     "partition": ({}, {"partitioner": IID()}),
-    "compressor": ({"uplink": ErrorFeedback(TopK(0.1))}, {}),
+    "uplink": ({"uplink": ErrorFeedback(TopK(0.1))}, {}),
     "seed": ({"seed": 1}, {}),
     "method": ({"kind": FedAvg}, {}),
 }
@@ -228,6 +228,6 @@ def test_a_disk_that_stays_full_for_rounds_keeps_what_the_last_checkpoint_needs(
     resumed, whole = small_module(uplink=uplink()), small_module(uplink=ErrorFeedback(TopK(0.1)))
     fit(resumed, rounds=7, name="again", ckpt=str(last), **options())
     fit(whole, rounds=7, name="whole")
-    assert all(torch.equal(resumed.tensors[name], tensor) for name, tensor in whole.tensors.items())
+    assert all(torch.equal(resumed.models.tensors[0][name], tensor) for name, tensor in whole.models.tensors[0].items())
     # Checkpoints reach the disk again: beside the clients' files there are those of the three rounds before, at most.
     assert len(list((tmp_path / "residuals").iterdir())) <= 12 + 3 * 4

@@ -14,7 +14,6 @@ from hetfl import FederatedModule, HeteroFL, Level, wire
 from hetfl.aggregators import Aggregator, HolderMean, QFedAvg
 from hetfl.cli import main
 from hetfl.clustering import IFCA, ClusteredFL, Clustering
-from hetfl.federation.level_table import level_table
 from hetfl.fleet import ByDevice, Device, Fleet, SameDevice
 from hetfl.fleet.devices import Devices
 from tests.test_cluster_runs import Fit, grouped, module, rows
@@ -56,7 +55,9 @@ def test_the_levels_say_what_is_sent_down(fit: Fit) -> None:
         tested = sized(clustering)
         down = rows(fit(tested, grouped(), rounds=1, name=name, limit_val_batches=0))["comm/down_bytes"][0]
         has = tested.assignment.levels(0)
-        table = {row.level: row.down_bytes for row in level_table(tested)}
+        table = {
+            row.level: row.down_bytes for row in tested.parts.level_costs(tested.data, tested.forecast.down_bytes())
+        }
         assert sum(table[level] for level in has) == down
         found[name] = table["a"]
     assert found["one"] == found["cfl"] == wire.dense_size(tested.levels.sizes["a"])

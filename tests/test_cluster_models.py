@@ -17,11 +17,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:IFCA", "ignore:All clients")
 
 def test_all_models_of_a_restart_have_the_optimizers_state_of_the_chosen_one(fit: Fit) -> None:
     tested = module(IFCA(2, restarts=1), server_optimizer=adam)
-    tested.other_nets[0].load_state_dict(tested.net.state_dict())
+    tested.models[1].load_state_dict(tested.net.state_dict())
     server = fit(tested, grouped(), rounds=3, limit_val_batches=0).optimizers[0]
     assert isinstance(tested.clustering, IFCA)
     assert tested.clustering.restarted == 1
-    for winner, other in zip(tested.net.parameters(), tested.other_nets[0].parameters(), strict=True):
+    for winner, other in zip(tested.net.parameters(), tested.models[1].parameters(), strict=True):
         assert server.state[winner]["step"] == server.state[other]["step"] == 3.0
         for key in ("exp_avg", "exp_avg_sq"):
             assert server.state[winner][key].any()
@@ -32,8 +32,8 @@ def test_all_models_of_a_restart_have_the_optimizers_state_of_the_chosen_one(fit
 def test_noise_on_a_copy_leaves_running_statistics_as_they_are(fit: Fit) -> None:
     tested = module(IFCA(2), net=partial(small_net, norm="batch"))
     server = fit(tested, grouped(), rounds=1, limit_val_batches=0).optimizers[0]
-    tested.renew([NewModel(1, 0, jitter=0.5)], server, 1)
-    source, copy = state_of(tested.net), state_of(tested.other_nets[0])
+    tested.hosting.renew([NewModel(1, 0, jitter=0.5)], server, 1, seed=0)
+    source, copy = state_of(tested.net), state_of(tested.models[1])
     trained = set(dict(tested.net.named_parameters()))
     assert source.keys() - trained
     for name, value in source.items():

@@ -17,9 +17,10 @@ from hetfl.compression import ErrorFeedback, TopK
 from hetfl.local import FedDyn, LocalTraining, Workers
 from hetfl.local.penalty import SHARED
 from hetfl.models import MultiExitConvNet
+from hetfl.piece import Facts
 from hetfl.selection import Uniform
 from hetfl.store import DiskStore
-from hetfl.types import Index
+from hetfl.types import Index, Report
 from hetfl.updates import DenseUpdate
 from tests.test_cluster_runs import Fit, grouped, module, rows, splitting, values
 from tests.test_penalty import SHAPES, index_of, positions
@@ -33,7 +34,9 @@ def test_each_clusters_memory_is_the_mean_of_its_members_over_moves_and_splits(t
     alpha, random = 0.07, np.random.default_rng(1)
     feddyn = FedDyn(alpha, DiskStore(str(tmp_path)) if on_disk else None)
     shared = frozenset({"bias"})
-    feddyn.setup({name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}, CLIENTS, shared)
+    parameters = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    feddyn.setup(Facts([1] * CLIENTS, parameters=parameters, shared=shared))
+    feddyn.begin()
     g = [{name: np.zeros(shape) for name, shape in SHAPES.items()} for _ in range(CLIENTS)]
     assigned = np.full(CLIENTS, -1)
     for round in range(30):
@@ -49,7 +52,7 @@ def test_each_clusters_memory_is_the_mean_of_its_members_over_moves_and_splits(t
                 g[client][name][where] -= alpha * sent
                 parts.append(sent.ravel())
             update = DenseUpdate(torch.from_numpy(np.concatenate(parts)))
-            feddyn.accept(client, int(assigned[client]), index, update)
+            feddyn.observe(update, index, Report(client, "a", 1, 0.0, model=int(assigned[client])))
             feddyn.remember(client, round, index, update)
         known = int((assigned >= 0).sum())
         for cluster in (SHARED, *np.unique(assigned[assigned >= 0]).tolist()):
@@ -71,7 +74,8 @@ def test_after_a_split_each_part_goes_to_its_own_optimum() -> None:
     alpha, points = 0.5, torch.tensor([[0.0, 1.0], [1.0, 2.0], [10.0, 5.0], [11.0, 8.0]], dtype=torch.float64)
     feddyn, models = FedDyn(alpha), [torch.zeros(2, dtype=torch.float64)] * 2
     index: Index = {"x": (slice(0, 2),)}
-    feddyn.setup({"x": models[0]}, 4)
+    feddyn.setup(Facts([1] * 4, parameters={"x": models[0]}))
+    feddyn.begin()
     for round in range(120):
         clusters = [0, 0, 0, 0] if round < 60 else [0, 0, 1, 1]
         if round == 60:
@@ -85,7 +89,7 @@ def test_after_a_split_each_part_goes_to_its_own_optimum() -> None:
             # argmin of ½|x − a|² − <g, x> + α/2 |x − θ|²
             update = (points[client] + g + alpha * models[cluster]) / (1 + alpha) - models[cluster]
             steps[cluster].append(update)
-            feddyn.accept(client, cluster, index, DenseUpdate(update))
+            feddyn.observe(DenseUpdate(update), index, Report(client, "a", 1, 0.0, model=cluster))
             feddyn.remember(client, round, index, DenseUpdate(update))
         for cluster, own in steps.items():
             if own:
@@ -123,7 +127,7 @@ def test_it_reaches_workers_and_survives_resuming_bit_by_bit(fit: Fit, tmp_path:
     for other in (resumed, workers):
         for one, two in zip(values(whole), values(other), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    penalty = whole.local.penalty
+    penalty = whole.penalty
     assert isinstance(penalty, FedDyn)
     for cluster, sums in penalty.server.items():
         members = (penalty.where == cluster).nonzero().flatten().tolist() if cluster != SHARED else range(8)
@@ -144,7 +148,7 @@ def test_depthfl_has_clusters_too(fit: Fit, name: str) -> None:
     changes = {"levels": levels, "local": local, "net": small_exits}
     tested = module(MAKE[name](), DepthFL, **changes)
     trainer = fit(tested, grouped(), rounds=3)
-    assert len(tested.other_nets) == tested.clustering.count - 1 >= 1
+    assert len(tested.models) > 1
     assert 0 < rows(trainer)["val/accuracy"].iloc[-1] <= 1
 
 

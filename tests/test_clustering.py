@@ -17,6 +17,7 @@ from torch import Tensor
 from hetfl.clustering import IFCA, ClusteredFL, Clustering, NewModel, OneCluster
 from hetfl.clustering.bipartition import bipartition, norms, similarities
 from hetfl.errors import ConfigurationError
+from hetfl.piece import Facts
 from hetfl.types import Index, Report
 from hetfl.updates import DenseUpdate
 
@@ -33,7 +34,7 @@ class Told:
 
 
 def ready(policy: Clustering, clients: int) -> Any:
-    policy.setup(clients, 0)
+    policy.setup(Facts([1] * clients, rounds=1))
     return policy
 
 
@@ -42,7 +43,7 @@ def index_of(size: int) -> Index:
 
 
 def hear(policy: Clustering, client: int, values: Sequence[float], cluster: int = 0) -> None:
-    report = Report(client, "a", 10, 1.0, 0.0, 0.1, cluster=cluster)
+    report = Report(client, "a", 10, 1.0, 0.0, 0.1, model=cluster)
     policy.observe(DenseUpdate(torch.tensor(values)), index_of(len(values)), report)
 
 
@@ -63,7 +64,7 @@ def test_who_gives_no_answer_keeps_its_cluster_and_is_asked_again() -> None:
     assert policy.assigned == [1, -1, -1]
     policy.assign(1, [0, 1], Told({0: silent, 1: silent}))
     assert policy.assigned == [1, -1, -1]
-    assert policy.end_round(1) == []
+    assert policy.new_models(1, policy.clusters) == []
     assert (policy.alone, policy.choices) == (0, 0)
     later = Told({1: [0.5, 1.0], 2: [math.nan, 3.0]})
     policy.settle(1, [0, 1, 2], later)
@@ -95,7 +96,7 @@ def collapse(policy: IFCA, rounds: int) -> list[list[NewModel]]:
     found = []
     for round in range(rounds):
         policy.assign(round, range(6), same)
-        found.append(policy.end_round(round))
+        found.append(policy.new_models(round, policy.clusters))
     return found
 
 
@@ -120,7 +121,7 @@ def test_two_clients_of_one_kind_are_no_collapse() -> None:
         warnings.simplefilter("error")
         for round in range(3):
             policy.assign(round, [0, 1], Told({0: [1.0, 2.0], 1: [1.0, 2.0]}))
-            policy.end_round(round)
+            policy.new_models(round, policy.clusters)
 
 
 def slow_similarity(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -180,7 +181,7 @@ def pulling(policy: ClusteredFL, clients: int, round: int, scale: float = 1.0, d
     policy.assign(round, range(clients), Told({}))
     for client in range(clients):
         hear(policy, client, [scale if client % 2 else -scale, drift], policy.cluster_of(client))
-    return policy.end_round(round)
+    return policy.new_models(round, max(policy.assigned) + 1)
 
 
 def test_a_cluster_at_rest_is_split_by_direction() -> None:
@@ -205,10 +206,10 @@ def test_absent_members_count_by_their_last_update_and_unheard_ones_hold_a_split
     policy.assign(0, [0, 1, 2], Told({}))
     for client in (0, 1, 2):
         hear(policy, client, [1.0 if client % 2 else -1.0, 0.0])
-    assert policy.end_round(0) == []
+    assert policy.new_models(0, 1) == []
     policy.assign(1, [3], Told({}))
     hear(policy, 3, [1.0, 0.0])
-    assert policy.end_round(1) == [NewModel(1, 0)]
+    assert policy.new_models(1, 1) == [NewModel(1, 0)]
     assert policy.assigned == [0, 1, 0, 1]
 
 
@@ -218,10 +219,9 @@ def test_state_comes_back(make: Any) -> None:
     policy.assign(0, range(4), Told({client: [client % 2, 0.5] for client in range(4)}))
     for client in range(4):
         hear(policy, client, [1.0 if client % 2 else -1.0, 0.0])
-    policy.end_round(0)
+    policy.new_models(0, policy.initial_models)
     state = policy.state_dict()
-    again.load_assignments(state)
-    again.load_own_state(state["own"])
+    again.load_state_dict(state)
     assert str(again.state_dict()) == str(state)
 
 

@@ -173,7 +173,7 @@ def test_sent_plus_kept_is_delta_plus_residual(name: str, vector: Tensor, half_p
         else:  # the difference is rounded once, the sum once more
             assert bool((off_D <= 2**-23 * torch.maximum(p_D.abs(), u_D.abs())).all())
         feedback.accept(message, sent)
-        feedback.end_round()
+        feedback.end_round(0)
         before = message.residual_D
 
 

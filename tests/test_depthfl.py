@@ -147,13 +147,13 @@ class Uploads(FederatedCallback):
 def test_clients_send_their_own_stages_and_entries_without_holders_stay(fit: Fit) -> None:
     uploads = Uploads()
     module = depthfl()
-    before = {name: tensor.detach().clone() for name, tensor in module.tensors.items()}
+    before = {name: tensor.detach().clone() for name, tensor in module.models.tensors[0].items()}
     fit(module, rounds=1, callbacks=[uploads])
     held = set().union(*(names for _, names in uploads.names.values()))
     for level, names in uploads.names.values():
         depth = LEVELS[level].depth
         assert names == {n for n in before if int(n.split(".")[1]) < (depth or 0)}
-    for name, tensor in module.tensors.items():
+    for name, tensor in module.models.tensors[0].items():
         assert torch.equal(tensor, before[name]) == (name not in held)
 
 
@@ -182,7 +182,7 @@ def test_whole_run_with_everything_learns_and_logs_heads(fit: Fit, tmp_path: Pat
     one, two = module(), module(executor=Workers(2))
     trainer = fit(one, rounds=8, name="one")
     fit(two, rounds=8, name="two")
-    assert all(torch.equal(two.tensors[name], tensor) for name, tensor in one.tensors.items())
+    assert all(torch.equal(two.models.tensors[0][name], tensor) for name, tensor in one.models.tensors[0].items())
     trainer.test(one, datamodule=small_data(), verbose=False)
     table = pd.read_csv(next(tmp_path.glob("one/*/metrics.csv")))
     heads = [f"val/accuracy_by_head/{i}" for i in (1, 2, 3)]

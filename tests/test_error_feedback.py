@@ -125,7 +125,7 @@ def run(
             for total, moved in zip(totals[client], (update.to_dense(), delta), strict=True):
                 for name, part in scattered(moved, index).items():
                     total[name] += part
-        feedback.end_round()
+        feedback.end_round(0)
     return totals
 
 
@@ -254,7 +254,7 @@ def test_the_compressor_learns_from_what_was_accepted() -> None:
     refused = feedback.prepare(0, torch.full((6,), 9.0), index=full_index("bias"), round=0, lr=0.1)
     accepted = feedback.prepare(1, torch.arange(6.0), index=full_index("bias"), round=0, lr=0.1)
     feedback.accept(accepted, received(accepted, torch.float32))
-    feedback.end_round()
+    feedback.end_round(0)
     assert feedback.compressor.threshold(0.1) == 3.0
     assert feedback.residuals.load(refused.client) == {}
 
@@ -301,7 +301,7 @@ def test_resuming_is_bit_exact(on_disk: bool, tmp_path: Path) -> None:
                 message = feedback.prepare(client, delta, index=index, round=round, lr=0.1 / (1 + round))
                 feedback.accept(message, received(message, torch.float32))
                 found.append(message.payload)
-            feedback.end_round()
+            feedback.end_round(0)
         return found
 
     first = fresh()

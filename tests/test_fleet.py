@@ -31,11 +31,12 @@ from hetfl.fleet import (
 )
 from hetfl.fleet.numbers import FOREVER
 from hetfl.fleet.preset import KINDS
+from hetfl.piece import Facts
 from hetfl.wire import dense_size
 
 
 def ready(fleet: Fleet, clients: int = 20, seed: int = 0) -> Fleet:
-    fleet.setup(clients, seed)
+    fleet.setup(Facts([1] * clients, seed))
     return fleet
 
 
@@ -260,7 +261,7 @@ def test_a_device_gives_the_most_expensive_level_that_is_done_in_time() -> None:
     flops = {"a": (1.0, 9e6), "b": (1.0, 2.5e6), "c": (1.0, 0.4e6)}
     forecast = Forecast(fleet, sizes, 2, entries, flops)
     assignment = ByDevice(2.5)
-    assignment.setup(list(entries), 40, 0)
+    assignment.setup(Facts([1] * 40, 0, list(entries)))
     assignment.meet(forecast.table())
     devices = fleet.devices
     for k in range(40):
@@ -276,7 +277,7 @@ def test_a_device_gives_the_most_expensive_level_that_is_done_in_time() -> None:
 
 def test_levels_of_one_client_are_those_of_all_and_follow_the_names() -> None:
     for assignment in (Fixed({"c": 2, "a": 1}), Dynamic({"c": 2, "a": 1})):
-        assignment.setup(["a", "b", "c"], 30, 4)
+        assignment.setup(Facts([1] * 30, 4, ["a", "b", "c"]))
         for r in (0, 3, 0):
             levels = assignment.levels(r)
             assert set(levels) == {"a", "c"}

@@ -9,6 +9,7 @@ import pytest
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import CsvFleet
 from hetfl.fleet.numbers import FOREVER
+from hetfl.piece import Facts
 
 HEADER = "client,throughput,downlink,uplink"
 
@@ -17,7 +18,7 @@ def fleet(tmp_path: Path, text: str, clients: int = 3) -> CsvFleet:
     path = tmp_path / "devices.csv"
     path.write_text(text, encoding="utf-8")
     made = CsvFleet(str(path))
-    made.setup(clients, 0)
+    made.setup(Facts([1] * clients, 0))
     return made
 
 
@@ -84,5 +85,5 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     for name in ("none.csv", "bytes.csv"):
         with pytest.raises(ConfigurationError, match=f"Expected a CSV file in .*{name}") as error:
-            CsvFleet(str(tmp_path / name)).setup(3, 0)
+            CsvFleet(str(tmp_path / name)).setup(Facts([1] * 3, 0))
         assert "\n" not in str(error.value)

@@ -12,6 +12,7 @@ from hetfl.cli import main
 from hetfl.display.fleet_tables import comings_and_goings
 from hetfl.display.summary import totals
 from hetfl.fleet import Between, Preset, RandomFleet
+from hetfl.piece import Facts
 
 ROOT = Path(__file__).parent.parent
 DEMO = ["describe", "-c", str(ROOT / "configs/demo.yaml"), "--model.net.hidden=[16,32]", "--data.num_clients=20"]
@@ -21,7 +22,7 @@ def test_describe_tells_the_kinds_and_the_seconds_of_each_level(capsys: pytest.C
     main([*DEMO, "-c", str(ROOT / "configs/fleet/mixed.yaml"), "--model.assignment.seconds=0.06"])
     said = capsys.readouterr().out
     fleet = Preset("mixed")
-    fleet.setup(20, 0)
+    fleet.setup(Facts([1] * 20, 0))
     for number, kind in enumerate(fleet.devices.kinds):
         count = int((fleet.devices.kind == number).sum())
         assert re.search(rf"^{kind} +{count} +", said, re.MULTILINE)
@@ -46,11 +47,11 @@ def test_describe_of_the_other_configurations(tmp_path: Path, capsys: pytest.Cap
 
 def test_who_joins_and_leaves_is_counted() -> None:
     fleet = RandomFleet(first_round=Between(0, 3), stays=2.0)
-    fleet.setup(30, 0)
+    fleet.setup(Facts([1] * 30, 0))
     joining = int(np.count_nonzero(fleet.devices.first_round))
     assert comings_and_goings(fleet) == f"{joining} clients join after the first round, 30 leave"
     plain = RandomFleet()
-    plain.setup(30, 0)
+    plain.setup(Facts([1] * 30))
     assert comings_and_goings(plain) is None
 
 

@@ -19,6 +19,7 @@ from hetfl.analysis import holders
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.fleet import Between, ByDevice, Device, RandomFleet, SameDevice, Work
 from hetfl.local import LocalTraining, Workers
+from hetfl.piece import Facts
 from hetfl.selection import Probe, Selection, Uniform
 from hetfl.wire import dense_size
 from tests.conftest import small_data, small_levels, small_module
@@ -86,7 +87,7 @@ def test_predictions_are_dense_at_first_and_then_as_the_last_updates_were(fit: F
         for k, found in selection.predicted[r].items():
             level = module.assignment.level(k, r)
             size = dense_size(module.levels.sizes[level])
-            flops = module.flops[level][1] * data.sizes[k]
+            flops = module.levels.flops[level][1] * data.sizes[k]
             assert found == pytest.approx(float(fleet.seconds(k, r, Work(size, flops, size * share))), rel=1e-12)
         upload = table["comm/up_bytes"][r] * table["comm/up_ratio"][r]  # less than dense: of owned classes alone
         assert upload <= sum(dense[module.assignment.level(k, r)] for k in cohort)
@@ -105,7 +106,7 @@ def test_a_round_that_loses_everybody_moves_nothing_and_the_run_goes_on(fit: Fit
         trainer = fit(module, rounds=3)
     table = rows(trainer)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.net.state_dict().items())
-    assert (module.version, trainer.global_step) == (3, 3)
+    assert (module.models.version, trainer.global_step) == (3, 3)
     assert not trainer.optimizers[0].state
     assert table["sim/failed"].tolist() == [4, 4, 4]
     assert table["train/loss"].isna().all()
@@ -137,9 +138,9 @@ def test_the_clock_waits_for_somebody_and_statistics_are_gathered_by_who_is_ther
         asked.append(set())
         return found
 
-    def charging(client: int, round: int, work: Work) -> None:
+    def charging(client: int, round: int, work: Work) -> float:
         asked[-1].add(client)
-        charge(client, round, work)
+        return charge(client, round, work)
 
     monkeypatch.setattr(module.ledger, "wait", waiting)
     monkeypatch.setattr(module.ledger, "charge", charging)
@@ -180,7 +181,7 @@ def test_an_impossible_deadline_is_refused(deadline: float) -> None:
 def test_history_does_not_depend_on_what_was_asked_in_between() -> None:
     one, other = varied(availability=0.5, period=50.0), varied(availability=0.5, period=50.0)
     for fleet in (one, other):
-        fleet.setup(9, 5)
+        fleet.setup(Facts([1] * 9, 5))
     work = Work(100, 1e6, 100)
     forwards = [one.seconds(np.arange(9), r, work) for r in range(5)]
     backwards = [other.seconds(np.arange(9), r, work) for r in reversed(range(5))]

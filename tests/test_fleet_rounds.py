@@ -16,6 +16,7 @@ from hetfl.compression import ErrorFeedback, Message, TopK
 from hetfl.federation import FederatedCallback
 from hetfl.federation.ledger import Ledger
 from hetfl.fleet import Device, SameDevice, Work
+from hetfl.piece import Facts
 from hetfl.selection import Uniform
 from hetfl.types import Index, Report
 from hetfl.updates import Update
@@ -82,9 +83,9 @@ def test_the_clock_and_the_costs_are_those_of_a_plain_computation(fit: Fit, monk
     for r in range(6):
         ends, down_total, up_total, flops_total, lost = [0.0], 0, 0, 0.0, {"dropped": 0, "failed": 0}
         accepted = set()
-        for task in module.tasks(r, 0.0):
+        for task in module.round.tasks(r, 0.0):
             k = task.client
-            flops = module.flops[task.level][1] * data.sizes[k]
+            flops = module.levels.flops[task.level][1] * data.sizes[k]
             downlink, speed, uplink = map(float, fleet.rates(k, r))  # of this round
             down = dense_size(module.levels.sizes[task.level])
             t_down, t_compute = down / downlink, flops / speed
@@ -138,7 +139,7 @@ def test_lost_updates_leave_residuals_as_they_were_and_accepted_ones_do_not(
     kept = prepared = 0
     for r in range(6):
         before, after = witness.residuals[r]
-        for task in module.tasks(r, 0.0):
+        for task in module.round.tasks(r, 0.0):
             k = task.client
             if k in witness.accepted[r]:
                 same = k in before and all(torch.equal(before[k][name], block) for name, block in after[k].items())
@@ -155,9 +156,9 @@ def test_lost_updates_leave_residuals_as_they_were_and_accepted_ones_do_not(
 
 def test_phases_follow_each_other_and_a_client_does_one_thing_after_the_other() -> None:
     fleet = SameDevice(Device(throughput=10.0, downlink=5.0, uplink=2.0))
-    fleet.setup(3, 0)
+    fleet.setup(Facts([1] * 3, 0))
     ledger = Ledger(fleet, deadline=100.0)
-    ledger.begin_round()
+    ledger.begin_round(0, 0.1)
     ledger.begin_phase()
     ledger.charge(0, 0, Work(10, 20.0, 2))  # 2 + 2 + 1 s
     ledger.charge(1, 0, Work(0, 30.0, 0))
@@ -169,7 +170,7 @@ def test_phases_follow_each_other_and_a_client_does_one_thing_after_the_other() 
     ledger.lose(2, 0, Work(500, 1e4, 9))  # late: the model in 100 s, and nothing more
     assert (ledger.now, ledger.round.dropped) == (106.0, 1)
     assert (ledger.round.down_bytes, ledger.round.up_bytes, ledger.round.flops) == (510, 2, 85.0)
-    ledger.begin_round()
+    ledger.begin_round(0, 0.1)
     ledger.lose(2, 1, Work(5, 10.0))
     assert (ledger.now, ledger.round.seconds, ledger.round.failed, ledger.total.dropped) == (108.0, 2.0, 1, 1)
     again = Ledger(fleet)

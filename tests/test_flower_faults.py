@@ -19,9 +19,9 @@ from lightning import Trainer
 from hetfl import FederatedModule, wire
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.flower.messages import VALUES, Order, Request, read_request, request_records
-from hetfl.local import LocalTask
 from hetfl.packing import pack
 from hetfl.selection import PowerOfChoice
+from hetfl.types import Task
 from hetfl.updates import DenseUpdate
 from tests.conftest import small_module
 from tests.flower_cases import Hands, Tamper, federated, make_node, over_the_wire, warned
@@ -166,7 +166,7 @@ def test_a_lying_node_changes_nothing(fit: Fit, tmp_path: Path, lie: str) -> Non
     without.clients = LyingUpload(without, frozenset(SPLIT[LIAR]))  # type: ignore[assignment]
     fit(without, rounds=2, name="without", limit_val_batches=0)
     lied = federated(make(), hands(tmp_path / "lied", tamper))
-    lied.exchange.max_norm = 1e6
+    lied.server.max_norm = 1e6
     with warned(f"refused: .*{message}"):
         trainer = fit(lied, rounds=2, name="lied", limit_val_batches=0)
     for name, value in without.state_dict().items():
@@ -214,7 +214,7 @@ def test_a_node_serves_its_own_clients_alone(tmp_path: Path) -> None:
     """Asked for another's, it says so; the others' orders in the same request are done."""
     node = make_node([3, 4], tmp_path, make)
     model = wire.encode(DenseUpdate(torch.zeros(node.bench.size("c"))), round=0, client=0)
-    orders = [Order(LocalTask(client, "c", 0, 0, 0.1), model) for client in (3, 5, 4)]
+    orders = [Order(Task(client, "c", 0, 0, 0.1), model) for client in (3, 5, 4)]
     request = Request("train", "nonce", "0" * 32, compressor=pack({}), orders=orders)
     found = node.answer(request).reports
     assert [report.status for report in found] == ["done", "failed", "done"]
@@ -224,14 +224,14 @@ def test_a_node_serves_its_own_clients_alone(tmp_path: Path) -> None:
 def test_a_model_of_another_size_is_refused_by_the_node(tmp_path: Path) -> None:
     node = make_node([3], tmp_path, make)
     model = wire.encode(DenseUpdate(torch.zeros(17)), round=0, client=0)
-    request = Request("train", "n", "0" * 32, compressor=pack({}), orders=[Order(LocalTask(3, "c", 0, 0, 0.1), model)])
+    request = Request("train", "n", "0" * 32, compressor=pack({}), orders=[Order(Task(3, "c", 0, 0, 0.1), model)])
     (report,) = node.answer(request).reports
     assert report.status == "failed"
     assert "Expected size 158 from client 0 but got 17" in report.reason
 
 
 def test_requests_come_back_as_they_were() -> None:
-    task = LocalTask(7, "b", 3, 0, 0.1 + 0.2, epochs=2, cluster=1)
+    task = Task(7, "b", 3, 0, 0.1 + 0.2, epochs=2, model=1)
     order = Order(task, b"bytes", "0" * 32, ["0" * 32, "1" * 32])
     request = Request("losses", "n", "f" * 32, 64, b"state", {"a": "b"}, [order, Order(task, b"others", keep=[])])
     assert read_request(over_the_wire(request_records(request))) == request

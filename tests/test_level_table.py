@@ -16,10 +16,10 @@ from lightning import Trainer
 from hetfl import DepthFL, FederatedModule, HeteroFL, Level
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import IID
-from hetfl.federation.budgets import Budgets
-from hetfl.federation.level_table import Upload
-from hetfl.federation.levels import LevelSet
 from hetfl.fleet import Fixed
+from hetfl.levels.budgets import Budgets
+from hetfl.levels.level_set import LevelSet
+from hetfl.levels.table import UploadSize
 from hetfl.models import ConvNet, MultiExitConvNet
 from hetfl.selection import Everyone, Uniform
 from hetfl.submodel import put
@@ -80,9 +80,9 @@ def test_expected_bytes_are_the_mean_of_encoded_ones() -> None:
             indices = (torch.rand(size, generator=random) < density).nonzero().squeeze(1)
             update = SparseUpdate(torch.ones(len(indices)), indices, size, exact=torch.ones(7))
             lengths.append(len(encode(update, round=0, client=0, half_precision=half)))
-        expected = Upload(size, 7).sparse(density, 2 if half else 4)
+        expected = UploadSize(size, 7).sparse(density, 2 if half else 4)
         assert expected == pytest.approx(sum(lengths) / 20, rel=0.1)
-    assert Upload(size, 7).dense() == dense_size(size + 7)
+    assert UploadSize(size, 7).dense() == dense_size(size + 7)
 
 
 def held(levels: LevelSet, name: str) -> set[tuple[str, int]]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hetfl import DepthFL, FedAvg, FederatedModule, HeteroFL, Level
 from hetfl.errors import ConfigurationError
-from hetfl.federation.levels import LevelSet
+from hetfl.levels.level_set import LevelSet
 from hetfl.models import ConvNet, MultiExitConvNet, scaled
 from tests.conftest import small_data, small_levels, small_module
 

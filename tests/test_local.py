@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adafactor, Adagrad, Adam, Optimizer
 
 from hetfl.errors import ConfigurationError
-from hetfl.local import FedDyn, LocalTask, LocalTraining, Penalty, Proximal, Workers
-from hetfl.local.executor import Bench
+from hetfl.local import FedDyn, LocalTraining, Penalty, Proximal, Workers
 from hetfl.local.flops import flops_per_sample
 from hetfl.local.jobs import statistics, train, unpack_statistics
 from hetfl.local.resident import ResidentNet
@@ -26,6 +25,7 @@ from hetfl.models import ConvNet
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.seeding import generator
 from hetfl.submodel import state_of
+from hetfl.types import Task
 from tests.conftest import small_net
 from tests.local_cases import Problem, Source, bench_of
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 def bare_loop(
     problem: Problem,
     source: Source,
-    task: LocalTask,
+    task: Task,
     make: Callable[..., Optimizer],
     term: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, float]:
@@ -91,12 +91,12 @@ def test_training_equals_a_bare_loop(make: Callable[..., Optimizer], norm: str, 
     bench = bench_of(problem)
     # The second client must not see the first one's optimizer state, gradients or weights.
     for client, level in ((0, "b"), (1, "b"), (1, "a"), (0, "b")):
-        task = LocalTask(client, level, round=4, version=4, lr=0.02)
+        task = Task(client, level, round=4, version=4, lr=0.02)
         result = train(bench, task)
         expected, loss = bare_loop(problem, bench.data, task, make)  # type: ignore[arg-type]
         assert torch.allclose(result.vector, expected, rtol=1e-9, atol=1e-12)
-        assert result.loss == pytest.approx(loss, rel=1e-9)
-        assert result.num_passes == 2 * result.num_samples
+        assert result.report.loss == pytest.approx(loss, rel=1e-9)
+        assert result.report.passes == 2 * result.report.samples
 
 
 @pytest.mark.parametrize("norm", ["static_batch", "batch"])
@@ -105,14 +105,15 @@ def test_penalised_training_equals_a_bare_loop_with_the_term_in_its_loss(norm: s
     def make(parameters: Any) -> Optimizer:
         return SGD(parameters, lr=1.0, momentum=0.9, weight_decay=5e-4)
 
-    def bench(penalty: Penalty) -> Bench:
+    def problem(penalty: Penalty) -> Problem:
         local = LocalTraining(epochs=3, batch_size=10, gradient_clip=clip, optimizer=make, penalty=penalty)
-        return bench_of(Problem(local, net=lambda *, width=1.0: small_net(width=width, norm=norm)))
+        return Problem(local, net=lambda *, width=1.0: small_net(width=width, norm=norm))
 
-    task = LocalTask(1, "b", round=4, version=4, lr=0.02, epochs=2)
-    proximal, feddyn = bench(Proximal(0.7)), bench(FedDyn(0.4))
+    task = Task(1, "b", round=4, version=4, lr=0.02, epochs=2)
+    near, dynamic = problem(Proximal(0.7)), problem(FedDyn(0.4))
+    proximal, feddyn = bench_of(near), bench_of(dynamic)
     expected, _ = bare_loop(
-        proximal.problem,  # type: ignore[arg-type]
+        near,
         proximal.data,  # type: ignore[arg-type]
         task,
         make,
@@ -122,7 +123,7 @@ def test_penalised_training_equals_a_bare_loop_with_the_term_in_its_loss(norm: s
     size = feddyn.resident(task).vector.numel()
     memory = 0.1 * torch.randn(size, generator=torch.Generator().manual_seed(0))
     expected, _ = bare_loop(
-        feddyn.problem,  # type: ignore[arg-type]
+        dynamic,
         feddyn.data,  # type: ignore[arg-type]
         task,
         make,
@@ -146,12 +147,12 @@ def test_a_step_is_one_pass_unless_there_is_a_state_for_another_way(
 def test_a_new_version_of_the_global_model_is_loaded() -> None:
     problem = Problem(LocalTraining())
     bench = bench_of(problem)
-    first = train(bench, LocalTask(0, "b", 0, 0, 0.05)).vector
+    first = train(bench, Task(0, "b", 0, 0, 0.05)).vector
     with torch.no_grad():
         for p in problem.net.parameters():
             p.mul_(0.5)
-    assert torch.equal(train(bench, LocalTask(0, "b", 0, 0, 0.05)).vector, first)  # version 0 is what was loaded
-    assert not torch.equal(train(bench, LocalTask(0, "b", 0, 1, 0.05)).vector, first)
+    assert torch.equal(train(bench, Task(0, "b", 0, 0, 0.05)).vector, first)  # version 0 is what was loaded
+    assert not torch.equal(train(bench, Task(0, "b", 0, 1, 0.05)).vector, first)
 
 
 @given(st.integers(1, 60), st.integers(1, 12))
@@ -168,7 +169,7 @@ def test_batches_hold_every_sample_once_and_none_is_alone(num_samples: int, batc
 def test_statistics_are_sums_over_the_clients_batches() -> None:
     problem = Problem(LocalTraining(batch_size=10))
     bench = bench_of(problem)
-    task = LocalTask(0, "b", 2, 2, 0.0)
+    task = Task(0, "b", 2, 2, 0.0)
     result = statistics(bench, task)
     net = bench.resident(task).net
     first = unpack_statistics(net, result.vector)["blocks.0.norm"]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hetfl import Level
 from hetfl.errors import ConfigurationError
-from hetfl.federation.levels import LevelSet
+from hetfl.levels.level_set import LevelSet
 from hetfl.local.nesting import check_nesting
 from hetfl.models import ConvNet, MultiExitConvNet, MultiExitResNet, PreActResNet, scaled
 from hetfl.models.exits import AttentionGate

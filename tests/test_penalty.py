@@ -17,8 +17,9 @@ from torch.optim import SGD
 from hetfl import ConfigurationError
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.local import FedDyn, LocalTraining, Penalty, Proximal, Workers
+from hetfl.piece import Facts
 from hetfl.store import DiskStore
-from hetfl.types import Index
+from hetfl.types import Index, Report
 from hetfl.updates import DenseUpdate
 from tests.conftest import small_module
 
@@ -75,7 +76,8 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
     alpha, random = 0.07, np.random.default_rng(0)
     feddyn = FedDyn(alpha, DiskStore(str(tmp_path)) if on_disk else None)
     parameters = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
-    feddyn.setup(parameters, CLIENTS)
+    feddyn.setup(Facts([1] * CLIENTS, parameters=parameters))
+    feddyn.begin()
     g = [{name: np.zeros(shape) for name, shape in SHAPES.items()} for _ in range(CLIENTS)]
     h = {name: np.zeros(shape) for name, shape in SHAPES.items()}
     for round in range(20):
@@ -94,7 +96,7 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
             update = DenseUpdate(torch.from_numpy(np.concatenate(parts)))
             before = feddyn.memory(client, index, update.values)
             before = None if before is None else before.clone()  # what is written next may take its place
-            feddyn.accept(client, 0, index, update)
+            feddyn.observe(update, index, Report(client, "a", 1, 0.0))
             feddyn.remember(client, round, index, update)
             after = feddyn.memory(client, index, update.values)
             assert after is not None
@@ -145,25 +147,28 @@ def test_a_penalty_reaches_workers_and_survives_compression_and_resuming(
     fit(module(), rounds=2, name="half").save_checkpoint(tmp_path / "half.ckpt")
     resumed = module()
     fit(resumed, rounds=4, name="resumed", ckpt=str(tmp_path / "half.ckpt"))
-    for name, tensor in whole.tensors.items():
-        assert torch.equal(workers.tensors[name], tensor)
-        assert torch.equal(resumed.tensors[name], tensor)
-    assert any(not torch.equal(plain.tensors[name], tensor) for name, tensor in whole.tensors.items())
+    for name, tensor in whole.models.tensors[0].items():
+        assert torch.equal(workers.models.tensors[0][name], tensor)
+        assert torch.equal(resumed.models.tensors[0][name], tensor)
+    assert any(
+        not torch.equal(plain.models.tensors[0][name], tensor) for name, tensor in whole.models.tensors[0].items()
+    )
 
 
 def test_a_strong_proximal_term_holds_clients_back(fit: Fit) -> None:
     moved = []
     for mu in (0.01, 10.0):
         module = small_module(local=local(Proximal(mu)))
-        before = {name: tensor.detach().clone() for name, tensor in module.tensors.items()}
+        before = {name: tensor.detach().clone() for name, tensor in module.models.tensors[0].items()}
         fit(module, rounds=1)
-        moved.append(sum(float((module.tensors[name].detach() - t).square().sum()) for name, t in before.items()))
+        after = module.models.tensors[0]
+        moved.append(sum(float((after[name].detach() - tensor).square().sum()) for name, tensor in before.items()))
     assert moved[1] < moved[0] / 1.5
 
 
 def test_another_penalty_is_refused_on_resuming(fit: Fit, tmp_path: Path) -> None:
     fit(small_module(local=local(Proximal(0.1))), rounds=1).save_checkpoint(tmp_path / "one.ckpt")
-    with pytest.raises(ConfigurationError, match=r"local penalty \(Proximal\(proximal_mu=0.1\)\) but got none"):
+    with pytest.raises(ConfigurationError, match=r"penalty \(Proximal\(proximal_mu=0.1\)\) but got none"):
         fit(small_module(local=local()), rounds=2, name="other", ckpt=str(tmp_path / "one.ckpt"))
 
 

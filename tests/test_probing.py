@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from hetfl import FedAvg, FederatedModule, HeteroFL
 from hetfl.aggregators import QFedAvg
 from hetfl.data import IID, FederatedDataModule, LabelShards
-from hetfl.local import LocalTask, LocalTraining, Sequential, Workers, jobs
+from hetfl.local import LocalTraining, Sequential, Workers, jobs
 from hetfl.models import ConvNet
+from hetfl.piece import Facts
 from hetfl.seeding import generator
 from hetfl.selection import Everyone, LossTimesSize, PowerOfChoice, Probe, Selection, SizeWeighted, Uniform
+from hetfl.types import Task
 from hetfl.wire import dense_size
 from tests.conftest import small_data, small_levels, small_module, small_net
 from tests.local_cases import Problem, bench_of
@@ -121,10 +123,10 @@ def test_a_last_sample_alone_is_no_batch(monkeypatch: pytest.MonkeyPatch) -> Non
     deep = partial(ConvNet, hidden=(4, 4, 4, 4), norm="batch")
     problem = Problem(LocalTraining(), net=deep, levels=small_levels(1.0), dtype=torch.float32)
     bench = bench_of(problem, sizes=(8,))
-    found = jobs.losses(bench, LocalTask(0, "a", 0, 0, 0.1), None)
+    found = jobs.losses(bench, Task(0, "a", 0, 0, 0.1), None)
     own = bench.data.client_data(0)
     expected = F.cross_entropy(problem.net.train()(own.inputs), own.targets)
-    assert found.loss == pytest.approx(expected.item(), rel=1e-5)
+    assert found.report.loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 def forward(level: str) -> int:
@@ -192,7 +194,7 @@ def test_answers_cost_a_model_a_number_and_a_forward_pass(
     for round, cohort in enumerate(cohorts):
         levels, sizes = module.assignment.levels(round), data.sizes
         drawn = SizeWeighted(6)
-        drawn.setup(sizes, 0)
+        drawn.setup(Facts(sizes))
         candidates = drawn.select(round, Everyone(9))
         who = {"nobody": [], "cohort": cohort, "everyone": list(range(9)), "candidates": candidates}[asked]
         assert set(cohort) <= set(who) or not who
@@ -216,7 +218,7 @@ def test_who_was_asked_for_a_part_and_then_for_everything_was_sent_the_model_onc
     table = pd.read_csv(Path(str(trainer.log_dir)) / "metrics.csv")
     levels, sizes, cohort = module.assignment.levels(0), data.sizes, cohorts[0]
     drawn = SizeWeighted(6)
-    drawn.setup(sizes, 0)
+    drawn.setup(Facts(sizes))
     candidates = drawn.select(0, Everyone(9))
     assert table["comm/down_bytes"][0] == sum(dense_size(entries(levels[k])) for k in candidates)
     answers = (len(candidates) + len(cohort)) * dense_size(1)

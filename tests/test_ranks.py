@@ -25,13 +25,15 @@ from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.clustering import IFCA
 from hetfl.compression import ErrorFeedback, GammaFedHT, RandomK, TopK
 from hetfl.compression.staleness import Decay
+from hetfl.federation.clients import OwnClients
 from hetfl.federation.collective import Ranks
-from hetfl.federation.ranks import RankClients, Shared
+from hetfl.federation.ranks import RankClients
 from hetfl.interrupt import StopAtRoundEnd
-from hetfl.local import Auto, FedDyn, LocalTask, LocalTraining, Sequential, Workers
+from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
 from hetfl.selection import PowerOfChoice
 from hetfl.store import DiskStore
+from hetfl.types import Task
 from tests.conftest import small_module
 
 Fit = Callable[..., Trainer]
@@ -39,10 +41,10 @@ Fit = Callable[..., Trainer]
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 3))
 def test_the_busiest_rank_has_at_most_a_third_more_to_do_than_it_must(costs: list[int], count: int) -> None:
-    bench = SimpleNamespace(cost=lambda task: costs[task.client])
-    module = cast(Shared, SimpleNamespace(bench=bench))
-    clients = RankClients(module, cast(Ranks, SimpleNamespace(rank=0, count=count)))
-    shares = clients.shares([LocalTask(k, "a", 0, 0) for k in range(len(costs))])
+    executor = SimpleNamespace(bench=SimpleNamespace(cost=lambda task: costs[task.client]))
+    own = cast(OwnClients, SimpleNamespace(executor=executor, side=SimpleNamespace(uplink=None, parts=None)))
+    clients = RankClients(own, cast(Ranks, SimpleNamespace(rank=0, count=count)), [])
+    shares = clients.shares([Task(k, "a", 0, 0) for k in range(len(costs))])
 
     def busiest(ranks: Any) -> int:
         return max(sum(cost for cost, rank in zip(costs, ranks, strict=True) if rank == r) for r in range(count))

@@ -69,7 +69,7 @@ def test_a_second_fit_trains_on_its_own_data(fit: Fit) -> None:
     fit(module, small_data(), rounds=1)
     second = small_data(partitioner=IID(), num_clients=6)
     module.load_state_dict(fresh.state_dict())
-    module.version = 0
+    module.models.version = 0
     fit(module, second, rounds=1, name="second")
     fit(fresh, second, rounds=1, name="fresh")
     assert torch.equal(weights(module), weights(fresh))

@@ -22,6 +22,7 @@ from hetfl.data import IID, Dirichlet, LabelShards
 from hetfl.fleet import Dynamic, Fixed
 from hetfl.local import LocalTraining, Workers
 from hetfl.local.training import batches
+from hetfl.piece import Facts
 from hetfl.seeding import generator
 from hetfl.selection import Everyone, Uniform
 from hetfl.types import ClientContext, Level
@@ -201,16 +202,16 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(fit: Fit, tmp_path
 
 
 def test_a_diverged_client_is_refused_and_the_round_goes_on(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = small_module(uplink=compressed())
     bad = Uniform(4)
-    bad.setup([10] * 12, 0)
+    bad.setup(Facts([10] * 12))
     victim = bad.select(0, Everyone(12))[1]
-    plain = module.loss
+    plain = HeteroFL.loss
 
-    def loss(outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
-        return plain(outputs, targets, ctx) * (float("nan") if ctx.client == victim else 1.0)
+    def loss(module: HeteroFL, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        return plain(module, outputs, targets, ctx) * (float("nan") if ctx.client == victim else 1.0)
 
-    monkeypatch.setattr(module, "loss", loss)
+    monkeypatch.setattr(HeteroFL, "loss", loss)
+    module = small_module(uplink=compressed())
     with pytest.warns(UserWarning, match=f"client {victim} at level . refused"):
         trainer = fit(module, rounds=1)
     assert rows(trainer)["comm/refused"].tolist() == [1]
@@ -279,8 +280,8 @@ def test_a_server_optimizer_is_any_torch_optimizer(fit: Fit) -> None:
 
 def test_levels_of_a_run(fit: Fit) -> None:
     fixed, dynamic = Fixed({"a": 2, "b": 1}), Dynamic({"a": 3, "b": 1})
-    fixed.setup(["a", "b"], 10, 0)
-    dynamic.setup(["a", "b"], 2000, 0)
+    fixed.setup(Facts([1] * 10, 0, ["a", "b"]))
+    dynamic.setup(Facts([1] * 2000, 0, ["a", "b"]))
     # 10 div 3 = 3: six a, three b, and the one left over gets the last level.
     assert fixed.levels(0) == fixed.levels(7) == ["a"] * 6 + ["b"] * 4
     assert dynamic.levels(1) != dynamic.levels(0) == dynamic.levels(0)

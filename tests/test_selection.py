@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetfl import ConfigurationError
+from hetfl.piece import Facts
 from hetfl.selection import (
     DeadlineAware,
     DivFL,
@@ -61,7 +62,7 @@ class Table:
 
 
 def ready(policy: Selection, sizes: Sequence[int] = SIZES, seed: int = 0) -> Selection:
-    policy.setup(sizes, seed)
+    policy.setup(Facts(sizes, seed))
     return policy
 
 
@@ -80,7 +81,7 @@ def play(policy: Selection, round: int, seed: int = 0, reach: Sequence[int] = ra
         index: Index = {"w": (slice(0, size),)}
         report = Report(client, "a", SIZES[client], float(torch.rand((), generator=random)), 0.0, lr=0.1)
         policy.observe(DenseUpdate(torch.randn(size, generator=random)), index, report)
-    policy.end_round()
+    policy.end_round(0)
     return cohort
 
 

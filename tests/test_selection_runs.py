@@ -21,6 +21,7 @@ from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import IID
 from hetfl.federation.callback import FederatedCallback
 from hetfl.federation.metrics import ClientAccuracy
+from hetfl.federation.probing import RoundProbe
 from hetfl.local import LocalTraining
 from hetfl.models import MultiExitConvNet
 from hetfl.selection import DivFL, PowerOfChoice
@@ -94,25 +95,18 @@ def test_divfl_measures_what_the_server_decoded(fit: Fit) -> None:
         assert policy.distances_NN[i, k].item() == pytest.approx(float(np.sqrt(np.mean(gaps**2))), rel=1e-5)
 
 
-def test_power_of_choice_takes_those_that_the_model_serves_worst(fit: Fit) -> None:
+def test_power_of_choice_takes_those_that_the_model_serves_worst(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, noted = PowerOfChoice(8, 2), Cohorts()
     module = small_module(selection=policy)
     asked: list[list[float]] = []
-    losses = module.probe
+    losses = RoundProbe.losses
 
-    def probe(round: int) -> object:
-        found = losses(round)
-        plain = found.losses
+    def noting(probe: RoundProbe, clients: list[int], samples: int | None = None) -> list[float]:
+        answers = losses(probe, clients, samples)
+        asked.append([answer for _, answer in sorted(zip(clients, answers, strict=True))])
+        return answers
 
-        def noting(clients: list[int], samples: int | None = None) -> list[float]:
-            answers = plain(clients, samples)
-            asked.append([answer for _, answer in sorted(zip(clients, answers, strict=True))])
-            return answers
-
-        found.losses = noting  # type: ignore[method-assign,assignment]
-        return found
-
-    module.probe = probe  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr(RoundProbe, "losses", noting)
     fit(module, small_data(num_clients=8), rounds=3, limit_val_batches=0, callbacks=[noted])
     for round, answers in enumerate(asked):
         assert noted.rounds[round] == sorted(range(8), key=lambda client: -answers[client])[:2]

@@ -40,7 +40,7 @@ class Logits(FederatedCallback):
         with torch.no_grad():
             nets = {level: without_layout(pl_module.submodel(level)) for level in pl_module.levels}
             self.rounds.append({level: net(samples(pl_module)) for level, net in nets.items()})
-        self.weights.append({name: tensor.detach().clone() for name, tensor in pl_module.tensors.items()})
+        self.weights.append({name: tensor.detach().clone() for name, tensor in pl_module.models.tensors[0].items()})
 
 
 def samples(module: FederatedModule) -> Tensor:

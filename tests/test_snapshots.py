@@ -27,6 +27,7 @@ from hetfl.cli import main
 from hetfl.compression import ErrorFeedback, GammaFedHT, TopK
 from hetfl.federation import FederatedCallback
 from hetfl.local import Workers
+from hetfl.piece import Facts
 from hetfl.run_folder import RunFolder
 from hetfl.selection import Everyone
 from hetfl.types import ClientContext, Index, Layout, Report
@@ -105,7 +106,7 @@ def test_callbacks_get_accepted_updates_in_the_order_of_the_cohort(fit: Fit, mon
         return plain(outputs, targets, ctx) * (float("nan") if ctx.client in refused else 1.0)
 
     monkeypatch.setattr(module, "loss", loss)
-    module.selection.setup([10] * 12, 0)
+    module.selection.setup(Facts([10] * 12))
     cohort = module.selection.select(0, Everyone(len(module.selection.sizes)))
     refused.append(cohort[1])
     with pytest.warns(UserWarning, match=f"client {cohort[1]} at level . refused"):
@@ -258,7 +259,7 @@ def test_half_a_round_is_no_snapshot(fit: Fit) -> None:
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    module.version = 1
+    module.models.version = 1
     with pytest.raises(InterruptedError):
         trainer.fit(module, datamodule=data)
     trainer.validate(module, datamodule=data, verbose=False)
@@ -286,7 +287,7 @@ def test_a_full_disk_is_a_warning_and_training_goes_on(
                 raise OSError(errno.ENOSPC, "No space left on device")
 
             with monkeypatch.context() as broken:
-                if module.last_round == 0:
+                if module.models.last_round == 0:
                     broken.setattr(operation, fail)
                 super()._write(trainer, module)
 

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
 from hetfl.errors import ConfigurationError
-from hetfl.local import FedDyn, LocalResult, LocalTask, LocalTraining, Proximal, Sequential, Stacked
+from hetfl.local import FedDyn, LocalTraining, Proximal, Result, Sequential, Stacked
 from hetfl.local.executor import Bench, Job
 from hetfl.local.jobs import statistics, train
 from hetfl.local.stack import most_alike
 from hetfl.models import ConvNet
 from hetfl.submodel import state_of
-from hetfl.types import ClientContext
+from hetfl.types import ClientContext, Task
 from tests.conftest import small_module
 from tests.local_cases import Problem, Source, bench_of, compare, results, sgd, tasks_of
 
@@ -59,7 +59,7 @@ def test_ragged_cohorts(sizes: list[int], epochs: list[int], batch_size: int, cl
     torch.manual_seed(seed)
     local = LocalTraining(epochs=2, batch_size=batch_size, gradient_clip=0.7, optimizer=sgd(dampening=0.1))
     problem = Problem(local, net=lambda *, width=1.0: ConvNet(hidden=(4,), norm="none", width=width))
-    tasks = [LocalTask(k, "b" if k % 2 else "a", 0, 0, 0.1, epochs=epochs[k]) for k in range(len(sizes))]
+    tasks = [Task(k, "b" if k % 2 else "a", 0, 0, 0.1, epochs=epochs[k]) for k in range(len(sizes))]
     compare(problem, tasks, tuple(sizes), clients=clients)
 
 
@@ -73,13 +73,13 @@ def test_penalties_and_what_clients_remember(penalty: Any) -> None:
     memories = {k: 0.1 * torch.randn(size, generator=random) for k in (0, 3)}
     asked: list[int] = []
 
-    def memory(task: LocalTask) -> Tensor | None:
+    def memory(task: Task) -> Tensor | None:
         asked.append(task.client)
         return memories.get(task.client) if isinstance(penalty, FedDyn) else None
 
     found = []
     for executor in (Sequential(), Stacked(2)):
-        executor.setup(bench_of(problem, (23, 31, 12, 23)))
+        executor.open(bench_of(problem, (23, 31, 12, 23)))
         found.append([r.vector for r in executor.run(train, tasks, memory)])
     assert torch.allclose(torch.stack(found[0]), torch.stack(found[1]), rtol=0, atol=1e-12)
     assert asked == [0, 1, 2, 3, 0, 1, 2, 3]
@@ -88,9 +88,9 @@ def test_penalties_and_what_clients_remember(penalty: Any) -> None:
 def test_clusters_begin_with_their_own_models_and_are_not_mixed() -> None:
     problem = Problem(LocalTraining(optimizer=sgd()))
     other = {name: 0.5 * tensor for name, tensor in state_of(problem.net).items()}
-    source, tasks = Source((23, 12, 23)), [LocalTask(k, "b", 1, 1, 0.05, cluster=c) for k in range(3) for c in (1, 0)]
+    source, tasks = Source((23, 12, 23)), [Task(k, "b", 1, 1, 0.05, model=c) for k in range(3) for c in (1, 0)]
     expected, found = (
-        results(executor, Bench(problem, source, state_of(problem.net), [other]), tasks)
+        results(executor, Bench(problem.local_problem(), source, [state_of(problem.net), other]), tasks)
         for executor in (Sequential(), Stacked())
     )
     for (delta, *_), (vector, *_) in zip(expected, found, strict=True):
@@ -100,10 +100,10 @@ def test_clusters_begin_with_their_own_models_and_are_not_mixed() -> None:
 def test_a_new_model_is_loaded_and_nothing_is_left_of_the_round_before() -> None:
     problem = Problem(LocalTraining(epochs=2, optimizer=sgd()))
     executor, plain, bench = Stacked(), Sequential(), bench_of(problem)
-    executor.setup(bench)
-    plain.setup(bench)
+    executor.open(bench)
+    plain.open(bench)
     for number in range(3):
-        tasks = [LocalTask(k, "b", number, number, 0.1 / (1 + number)) for k in range(3 - number)]
+        tasks = [Task(k, "b", number, number, 0.1 / (1 + number)) for k in range(3 - number)]
         for one, two in zip(executor.run(train, tasks), plain.run(train, tasks), strict=True):
             assert torch.allclose(one.vector, two.vector, rtol=0, atol=1e-12)
         with torch.no_grad():
@@ -121,7 +121,7 @@ def test_other_jobs_are_done_one_after_the_other() -> None:
 
 def test_every_result_has_memory_of_its_own() -> None:
     executor = Stacked()
-    executor.setup(bench_of(Problem(LocalTraining(optimizer=sgd()))))
+    executor.open(bench_of(Problem(LocalTraining(optimizer=sgd()))))
     for result in executor.run(train, tasks_of([0, 1, 2])):
         assert result.vector.untyped_storage().nbytes() == result.vector.numel() * result.vector.element_size()
 
@@ -130,13 +130,13 @@ def test_results_come_in_order_and_a_group_is_computed_when_it_is_due() -> None:
     done: list[int] = []
 
     class Counting(Stacked):
-        def work(self, job: Job, tasks: Sequence[LocalTask]) -> list[LocalResult]:
+        def work(self, job: Job, tasks: Sequence[Task]) -> list[Result]:
             done.append(len(tasks))
             return super().work(job, tasks)
 
     executor = Counting(2)
-    executor.setup(bench_of(Problem(LocalTraining()), (5,) * 6))
-    tasks = [LocalTask(k, "ab"[k % 2], 0, 0, 0.1) for k in range(6)]
+    executor.open(bench_of(Problem(LocalTraining()), (5,) * 6))
+    tasks = [Task(k, "ab"[k % 2], 0, 0, 0.1) for k in range(6)]
     assert executor.groups(train, tasks) == [[0, 2], [4], [1, 3], [5]]
     run = executor.run(train, tasks)
     progress = [(next(run).task.client, len(done)) for _ in range(6)]
@@ -168,7 +168,7 @@ def test_who_steps_together() -> None:
 
 def test_wrong_settings_are_refused() -> None:
     executor = Stacked()
-    executor.setup(bench_of(Problem(LocalTraining(optimizer=partial(Adam, lr=0.1)))))
+    executor.open(bench_of(Problem(LocalTraining(optimizer=partial(Adam, lr=0.1)))))
     with pytest.raises(ConfigurationError, match="SGD for executor Stacked but got Adam"):
         next(executor.run(train, tasks_of([0])))
     with pytest.raises(ConfigurationError, match="clients of at least 1"):
@@ -183,7 +183,7 @@ def test_a_run_ends_with_the_same_model(fit: Fit) -> None:
     for executor in (None, Stacked(3)):
         module = small_module(executor=executor)
         fit(module, precision="64-true", name=type(executor).__name__)
-        found.append([tensor.detach().clone() for tensor in module.tensors.values()])
+        found.append([tensor.detach().clone() for tensor in module.models.tensors[0].values()])
     for one, two in zip(*found, strict=True):
         assert torch.allclose(one, two, rtol=0, atol=1e-12)
 
@@ -195,5 +195,5 @@ def test_runs_of_every_precision_are_repeatable(fit: Fit, precision: str) -> Non
     for name in ("one", "two"):
         module = small_module(executor=Stacked())
         fit(module, precision=precision, name=name)
-        found.append([tensor.detach().clone() for tensor in module.tensors.values()])
+        found.append([tensor.detach().clone() for tensor in module.models.tensors[0].values()])
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))

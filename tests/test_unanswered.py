@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from hetfl import FederatedModule
 from hetfl.aggregators import HolderMean, QFedAvg
 from hetfl.clustering import IFCA
-from hetfl.federation.clients import Lost, OwnClients, Upload
-from hetfl.local import LocalResult, LocalTask
+from hetfl.federation.clients import OwnClients, Reply
+from hetfl.local import Result
 from hetfl.local.executor import Job
+from hetfl.piece import Facts
 from hetfl.selection import PowerOfChoice
+from hetfl.types import Task
 from tests.test_cluster_runs import Fit, grouped, module, rows
 
 
@@ -18,16 +20,17 @@ class Silent(OwnClients):
     """Client 3 never answers; client 5 says nothing on the second model."""
 
     def __init__(self, module: FederatedModule) -> None:
-        super().__init__(module)
+        assert isinstance(module.clients, OwnClients)
+        super().__init__(module.executor, module.clients.side)
         self.trained: list[list[tuple[int, int]]] = []
 
-    def run(self, job: Job, tasks: Sequence[LocalTask]) -> Iterator[LocalResult]:
+    def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:
         for result in super().run(job, tasks):
-            if result.task.client != 3 and (result.task.client, result.task.cluster) != (5, 1):
+            if result.task.client != 3 and result.task.key != (5, 1):
                 yield result
 
-    def train(self, tasks: Sequence[LocalTask]) -> Iterator[Upload | Lost]:
-        self.trained.append([(task.client, task.cluster) for task in tasks])
+    def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:
+        self.trained.append([task.key for task in tasks])
         return super().train(tasks)
 
 
@@ -39,7 +42,7 @@ def silenced(module: FederatedModule) -> Silent:
 def test_no_answer_is_no_reason_to_take_a_model(fit: Fit) -> None:
     tested = module(IFCA(2))
     clients = silenced(tested)
-    tested.clustering.setup(8, 0)
+    tested.clustering.setup(Facts([1] * 8))
     tested.clustering.put(0, 3, 1)
     fit(tested, grouped(), rounds=2, limit_val_batches=0)
     for trained in clients.trained:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.local import Executor, FedDyn, LocalResult, LocalTask, LocalTraining, Sequential, Stacked, Workers
+from hetfl.local import Executor, FedDyn, LocalTraining, Result, Sequential, Stacked, Workers
 from hetfl.local.executor import Bench
 from hetfl.local.jobs import statistics, train
+from hetfl.types import Report, Task
 from tests.conftest import small_net
 from tests.local_cases import Problem, bench_of
 
@@ -23,15 +24,14 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 TASKS = [
-    LocalTask(k, level, 1, 1, 0.05)
-    for k, level in ((2, "a"), (0, "b"), (1, "a"), (0, "a"), (2, "b"), (1, "b"), (0, "b"))
+    Task(k, level, 1, 1, 0.05) for k, level in ((2, "a"), (0, "b"), (1, "a"), (0, "a"), (2, "b"), (1, "b"), (0, "b"))
 ]
 
 
 def deltas(executor: Executor, job: Callable[..., object] = train, order: int = -1) -> list[Tensor]:
     """Return the vectors of a run, after comparing them with those of another one in the same or in reverse order."""
     problem = Problem(LocalTraining(epochs=2))
-    executor.setup(bench_of(problem))
+    executor.open(bench_of(problem))
     try:
         results = list(executor.run(job, TASKS))  # type: ignore[arg-type]
         again = list(executor.run(job, TASKS[::order]))[::order]  # type: ignore[arg-type]
@@ -54,11 +54,11 @@ def test_workers_see_a_new_global_model() -> None:
     problem = Problem(LocalTraining())
     bench = bench_of(problem)
     workers, sequential = Workers(2), Sequential()
-    workers.setup(bench)
-    sequential.setup(bench)
+    workers.open(bench)
+    sequential.open(bench)
     try:
         for version in range(3):
-            tasks = [LocalTask(k, "b", version, version, 0.05) for k in range(3)]
+            tasks = [Task(k, "b", version, version, 0.05) for k in range(3)]
             pairs = zip(workers.run(train, tasks), sequential.run(train, tasks), strict=True)
             assert all(torch.equal(one.vector, two.vector) for one, two in pairs)
             with torch.no_grad():
@@ -68,12 +68,12 @@ def test_workers_see_a_new_global_model() -> None:
         workers.close()
 
 
-def fails(bench: Bench, task: LocalTask) -> object:
+def fails(bench: Bench, task: Task) -> object:
     """A job that cannot be done."""
     raise ValueError(f"no luck with client {task.client}")
 
 
-def dies(bench: Bench, task: LocalTask) -> object:
+def dies(bench: Bench, task: Task) -> object:
     """A job that ends its process."""
     os.kill(os.getpid(), signal.SIGKILL)
     return None
@@ -94,7 +94,7 @@ def test_processes_keep_freed_memory_and_this_one_is_left_alone(
 
 def test_failures_use_up_nothing() -> None:
     workers = Workers(1)
-    workers.setup(bench_of(Problem(LocalTraining())))
+    workers.open(bench_of(Problem(LocalTraining())))
     try:
         for _ in range(3):
             with pytest.raises(RuntimeError, match="no luck"):
@@ -108,7 +108,7 @@ def test_failures_use_up_nothing() -> None:
 @pytest.mark.parametrize(("job", "message"), MESSAGES)
 def test_a_failing_worker_is_reported_and_the_next_run_works(job: Callable[..., object], message: str) -> None:
     workers = Workers(1)
-    workers.setup(bench_of(Problem(LocalTraining())))
+    workers.open(bench_of(Problem(LocalTraining())))
     try:
         with pytest.raises(RuntimeError, match=message):
             list(workers.run(job, TASKS))  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def test_a_failing_worker_is_reported_and_the_next_run_works(job: Callable[..., 
         workers.close()
 
 
-def dies_once(bench: Bench, task: LocalTask, mark: Path) -> LocalResult:
+def dies_once(bench: Bench, task: Task, mark: Path) -> Result:
     """A job that ends its process at the first try of one client."""
     if task.client == 2 and task.level == "b" and not mark.exists():
         mark.touch()
@@ -129,7 +129,7 @@ def dies_once(bench: Bench, task: LocalTask, mark: Path) -> LocalResult:
 def test_a_worker_that_dies_is_replaced_and_its_client_is_repeated(num_workers: int, tmp_path: Path) -> None:
     expected = deltas(Sequential())
     workers = Workers(num_workers)
-    workers.setup(bench_of(Problem(LocalTraining(epochs=2))))
+    workers.open(bench_of(Problem(LocalTraining(epochs=2))))
     try:
         list(workers.run(train, TASKS))
         before = {worker.process.pid for worker in workers._workers}
@@ -147,7 +147,7 @@ def test_a_worker_that_dies_is_replaced_and_its_client_is_repeated(num_workers: 
 def test_a_worker_that_was_killed_between_rounds_is_replaced() -> None:
     expected = deltas(Sequential())
     workers = Workers(2)
-    workers.setup(bench_of(Problem(LocalTraining(epochs=2))))
+    workers.open(bench_of(Problem(LocalTraining(epochs=2))))
     try:
         list(workers.run(train, TASKS))
         for worker in workers._workers:
@@ -171,7 +171,7 @@ def test_stacked_workers_give_the_bits_of_stacked_for_any_number_of_workers(job:
 
 def test_a_net_that_cannot_be_stacked_is_refused_before_a_worker_starts() -> None:
     workers = Workers(2, Stacked())
-    workers.setup(bench_of(Problem(LocalTraining(), lambda *, width=1.0: small_net(width=width, norm="batch"))))
+    workers.open(bench_of(Problem(LocalTraining(), lambda *, width=1.0: small_net(width=width, norm="batch"))))
     with pytest.raises(ConfigurationError, match="without running statistics"):
         next(workers.run(train, TASKS))
     assert workers._workers == []
@@ -182,7 +182,7 @@ def test_workers_end_by_sigterm_whatever_handler_the_main_process_has() -> None:
     executor = Workers(2)
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # as Lightning's, which only takes a note
     try:
-        executor.setup(bench_of(Problem(LocalTraining())))
+        executor.open(bench_of(Problem(LocalTraining())))
         assert len(list(executor.run(train, TASKS))) == len(TASKS)
         processes = [worker.process for worker in executor._workers]
         assert len(processes) == 2
@@ -197,7 +197,7 @@ def test_workers_end_by_sigterm_whatever_handler_the_main_process_has() -> None:
 
 def test_results_that_nobody_waits_for_do_not_reach_the_next_run() -> None:
     workers = Workers(2)
-    workers.setup(bench_of(Problem(LocalTraining())))
+    workers.open(bench_of(Problem(LocalTraining())))
     try:
         expected = [r.vector for r in workers.run(train, TASKS)]
         next(iter(workers.run(train, TASKS[::-1])))
@@ -213,7 +213,7 @@ def test_what_clients_remember_stays_in_the_memory_that_it_is_in() -> None:
     sizes = {level: sum(p.numel() for p in problem.build(level).parameters()) for level in ("a", "b")}
     kept = {level: torch.ones(size, dtype=torch.float64) for level, size in sizes.items()}
     executor = Workers(2)
-    executor.setup(bench_of(problem))
+    executor.open(bench_of(problem))
     try:
         results = list(executor.run(train, TASKS, lambda task: kept[task.level]))
     finally:
@@ -222,17 +222,17 @@ def test_what_clients_remember_stays_in_the_memory_that_it_is_in() -> None:
     assert not any(memory_D.is_shared() for memory_D in kept.values())
 
 
-def whose(bench: Bench, task: LocalTask) -> LocalResult:
+def whose(bench: Bench, task: Task) -> Result:
     """Return the process that a client was trained by."""
-    return LocalResult(task, torch.tensor([os.getpid()]), 0.0, 1, 1)
+    return Result(task, Report(task.client, task.level, 1, 0.0), torch.tensor([os.getpid()]))
 
 
 def test_who_has_the_least_to_do_is_given_the_next_client() -> None:
     """Not who has one client fewer: a cohort would wait for a second one behind the largest."""
     workers = Workers(2)
-    workers.setup(bench_of(Problem(LocalTraining()), (20, 12, 12)))
+    workers.open(bench_of(Problem(LocalTraining()), (20, 12, 12)))
     try:
-        tasks = [LocalTask(k, "a", 1, 1, 0.05) for k in range(3)]
+        tasks = [Task(k, "a", 1, 1, 0.05) for k in range(3)]
         first, second, third = (int(result.vector) for result in workers.run(whose, tasks))
     finally:
         workers.close()
@@ -242,7 +242,7 @@ def test_who_has_the_least_to_do_is_given_the_next_client() -> None:
 def test_workers_may_be_started_in_the_middle_of_an_evaluation() -> None:
     """Lightning tests in inference mode, and statistics may be the first thing that is asked of workers."""
     workers = Workers(2)
-    workers.setup(bench_of(Problem(LocalTraining(epochs=2))))
+    workers.open(bench_of(Problem(LocalTraining(epochs=2))))
     try:
         with torch.inference_mode():
             found = [result.vector for result in workers.run(statistics, TASKS)]

@@ -41,7 +41,7 @@ class LevelDrift(FederatedCallback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the global model as the round finds it."""
         module = cast(FederatedModule, pl_module)
-        self._before = {name: module.tensors[name].detach().clone() for name in module.parameter_names}
+        self._before = {name: module.models.tensors[0][name].detach().clone() for name in module.models.trained}
         self._levels = {}
 
     def on_update(
@@ -50,8 +50,8 @@ class LevelDrift(FederatedCallback):
         """Add an update to those of its level."""
         if report.level not in self._levels:
             federated = cast(FederatedModule, module)
-            aggregator = copy.deepcopy(federated.aggregator)
-            aggregator.reset(federated.tensors)
+            aggregator = copy.deepcopy(federated.aggregator.first)
+            aggregator.reset(federated.models.tensors[0])
             self._levels[report.level] = aggregator, 0
         aggregator, clients = self._levels[report.level]
         aggregator.update(update, index, report)
@@ -64,9 +64,15 @@ class LevelDrift(FederatedCallback):
             clients, (distance, norm) = 0, (math.nan, math.nan)
             if level in self._levels:
                 aggregator, clients = self._levels[level]
-                distance, norm = _apart(self._before, aggregator, module.tensors)
+                distance, norm = _apart(self._before, aggregator, module.models.tensors[0])
             self._rows.append(
-                {"step": module.last_round, "level": level, "clients": clients, "distance": distance, "norm": norm}
+                {
+                    "step": module.models.last_round,
+                    "level": level,
+                    "clients": clients,
+                    "distance": distance,
+                    "norm": norm,
+                }
             )
         self._before, self._levels = {}, {}
 

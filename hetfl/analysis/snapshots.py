@@ -87,7 +87,7 @@ class Snapshots(FederatedCallback):
         """Delete the snapshots of rounds to come; say so if new ones will be without statistics."""
         module, folder = cast(FederatedModule, pl_module), _run_folder(trainer)
         if folder is not None:
-            forget(folder, module.version)
+            forget(folder, module.models.version)
         period = trainer.check_val_every_n_epoch
         if self.every and static_layers(module.net) and period is not None and self.every % period:
             rank_zero_warn(
@@ -104,9 +104,9 @@ class Snapshots(FederatedCallback):
     ) -> None:
         """Count an update."""
         if self._counts is not None:
-            if report.cluster not in self._counts:
-                self._counts[report.cluster] = _nothing(cast(FederatedModule, module))
-            self._counts[report.cluster].add(report.level, index, update)
+            if report.model not in self._counts:
+                self._counts[report.model] = _nothing(cast(FederatedModule, module))
+            self._counts[report.model].add(report.level, index, update)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the snapshot of a round that is validated: some checkpoints are written right after a validation."""
@@ -125,18 +125,18 @@ class Snapshots(FederatedCallback):
         folder = None if counts is None else _run_folder(trainer)
         if counts is None or folder is None:
             return
-        known = module.statistics.belong_to(module.weights_mark)
-        for cluster, weights in enumerate(module.cluster_tensors):
+        known = module.statistics.current
+        for cluster, weights in enumerate(module.models.tensors):
             data = encode(
-                round=module.last_round,
+                round=module.models.last_round,
                 weights=weights,
                 levels=module.levels.sizes,
-                statistics=module.statistics.of_cluster(module.levels, cluster) if known else {},
+                statistics=module.statistics.of_model(cluster) if known else {},
                 trained=list(parameters_of(module.net)),
                 counts=counts.get(cluster, _nothing(module)).rows,
                 cluster=cluster,
             )
-            path = path_of(folder, module.last_round, cluster)
+            path = path_of(folder, module.models.last_round, cluster)
             try:
                 write_whole(path, data)
             except OSError as error:

@@ -16,7 +16,7 @@ from jsonargparse import Namespace
 from hetfl.checkpoint import previous
 from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
-from hetfl.federation.module import PRECISIONS
+from hetfl.federation.trainers import PRECISIONS
 
 NOT_RUNS = ("describe", "data", "export")
 """Verbs that make no run folder and print no summary."""

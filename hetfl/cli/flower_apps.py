@@ -60,7 +60,7 @@ class ServingCLI(FederatedCLI):
         """Make data, model and trainer, and let the model's clients be Flower's."""
         super().instantiate_classes()
         self.model.clients = FlowerClients(self.model, Nodes(FlowerPost(self.grid)), self.patience)
-        self.model.exchange.max_norm = self.max_norm
+        self.model.server.max_norm = self.max_norm
 
 
 class _Introducing(FederatedTrainer):

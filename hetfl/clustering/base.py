@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from hetfl.types import Index, Report
-from hetfl.updates import Update
+from hetfl.piece import Facts, Piece, settings_of
 
 UNKNOWN = -1
 """The cluster of a client that has none yet."""
@@ -48,18 +47,24 @@ class NewModel:
     jitter: float = 0.0
 
 
-class Clustering(ABC):
+class Clustering(Piece):
     """Gives every client of a cohort one of several global models, and keeps who has which.
 
     Residuals of error feedback belong to a client, whatever its cluster: what it has not sent yet it sends to the
     cluster that it is in then.
 
+    A cluster's number is that of its model; how many models there are is known by the module.
+
+    Args:
+        count: number of global models that a run begins with.
+
     Attributes:
-        count: number k of global models.
         assigned: by client, its cluster; -1 while it has none.
+        initial_models: number of global models that a run begins with.
         history: (round, client, cluster), one entry for every time that a client's cluster changed.
     """
 
+    for_evaluation: ClassVar[bool] = True
     grows: ClassVar[bool] = False
     """Whether a run may come to have more models than it began with."""
     asks: ClassVar[bool] = False
@@ -70,15 +75,15 @@ class Clustering(ABC):
     """Patterns of tensors that are one for all clusters; ``*`` stands for anything."""
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.initial_models = count
         self.assigned: list[int] = []
         self.history: list[tuple[int, int, int]] = []
 
-    def setup(self, num_clients: int, seed: int) -> None:
-        """Learn the number of clients and the seed; another fleet than before has no clusters yet."""
-        self.seed = seed
-        if len(self.assigned) != num_clients:
-            self.assigned, self.history = [UNKNOWN] * num_clients, []
+    def setup(self, facts: Facts) -> None:
+        """Learn the number of clients; another fleet than before has no clusters yet."""
+        self._training = facts.rounds is not None
+        if len(self.assigned) != facts.num_clients:
+            self.assigned, self.history = [UNKNOWN] * facts.num_clients, []
 
     @abstractmethod
     def assign(self, round: int, cohort: Sequence[int], probe: ClusterProbe) -> None:
@@ -102,21 +107,18 @@ class Clustering(ABC):
         return self.largest if own == UNKNOWN else own
 
     @property
-    def several(self) -> bool:
-        """Whether there are, or may be, several models."""
-        return True
-
-    @property
     def largest(self) -> int:
         """The cluster that most clients are known to be in, the first of equals."""
         found = Counter(cluster for cluster in self.assigned if cluster != UNKNOWN)
         return min(found, key=lambda cluster: (-found[cluster], cluster), default=0)
 
-    @property
-    def sizes(self) -> list[int]:
-        """Number of clients known to be in each cluster."""
-        found = Counter(self.assigned)
-        return [found[cluster] for cluster in range(self.count)]
+    def several(self, models: int) -> bool:
+        """Return whether there are, or may come to be, several models.
+
+        Args:
+            models: how many there are.
+        """
+        return models > 1 or self.grows
 
     def settle(self, round: int, clients: Sequence[int], probe: ClusterProbe) -> None:
         """Put clients that have no cluster yet into one, before the present models are evaluated. By default nothing.
@@ -127,55 +129,45 @@ class Clustering(ABC):
             probe: what may be asked of them.
         """
 
-    def observe(self, update: Update, index: Index, report: Report) -> None:
-        """Learn from an update that the server accepted, in cohort order; by default nothing.
+    def new_models(self, round: int, count: int) -> list[NewModel]:
+        """Return which clusters get a model once a round has been closed. By default none.
 
         Args:
-            update: what the server decoded.
-            index: the entries that it covers.
-            report: what the client said beside it, its cluster included.
+            round: the round.
+            count: number of models.
         """
-
-    def end_round(self, round: int) -> list[NewModel]:
-        """Close the round after the server's step; return which clusters get a model. By default none."""
         return []
 
-    def columns(self) -> dict[str, float]:
-        """Return the clustering's columns of ``metrics.csv``."""
-        sizes = {f"cluster/size/{cluster}": float(size) for cluster, size in enumerate(self.sizes)}
-        return {"cluster/count": float(self.count), **sizes}
+    def settings(self) -> dict[str, object]:
+        """Return the settings but for the number of clusters: the models come with a checkpoint."""
+        return settings_of(self, less={"clusters"})
 
     def tables(self) -> dict[str, tuple[Sequence[str], list[Sequence[object]]]]:
         """Return what is to be read beside ``clusters.csv``: by name of a table its columns and rows. Default: none."""
         return {}
 
-    def bind(self, folder: str | None) -> None:
-        """Learn the folder of this run, where files may be kept; None if it has none. By default nothing."""
-
     def state_dict(self) -> dict[str, Any]:
         """Return who is in which cluster, and what was learnt, as plain types and tensors."""
         return {
-            "count": self.count,
+            "policy": type(self).__name__,
             "assigned": torch.tensor(self.assigned, dtype=torch.int64),
             "history": torch.tensor(self.history, dtype=torch.int64).reshape(-1, 3),
-            "shared": list(self.shared),
-            "own": self.own_state(),
+            "learnt": self.learnt(),
         }
 
-    def load_assignments(self, state: Mapping[str, Any]) -> None:
-        """Take back who is in which cluster: all that an evaluation needs, whatever found it."""
-        self.count, self.assigned = state["count"], state["assigned"].tolist()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back who is in which cluster, whatever policy put them there; to train on, also what was learnt."""
+        self.assigned = state["assigned"].tolist()
         self.history = [(round, client, cluster) for round, client, cluster in state["history"].tolist()]
+        if self._training and state["policy"] == type(self).__name__:
+            self.load_learnt(state["learnt"])
 
-    def own_state(self) -> dict[str, Any]:
+    def learnt(self) -> dict[str, Any]:
         """Return what was learnt beside the clusters. By default nothing."""
         return {}
 
-    def load_own_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`own_state` gave. By default nothing."""
-
-    def checkpointed(self) -> None:
-        """Learn that a checkpoint with the last :meth:`state_dict` is on the disk. By default nothing."""
+    def load_learnt(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`learnt` gave. By default nothing."""
 
 
 class OneCluster(Clustering):
@@ -189,21 +181,17 @@ class OneCluster(Clustering):
 
     def __init__(self) -> None:
         super().__init__(1)
-
-    @property
-    def several(self) -> bool:
-        """Whether a checkpoint brought several models."""
-        return self.count > 1
+        self._several = False
 
     def assign(self, round: int, cohort: Sequence[int], probe: ClusterProbe) -> None:  # noqa: D102
         pass
 
     def cluster_of(self, client: int) -> int:  # noqa: D102
-        return super().cluster_of(client) if self.several else 0
+        return super().cluster_of(client) if self._several else 0
 
-    def load_assignments(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        super().load_assignments(state)
-        self.shared = tuple(state["shared"])
-        if self.several:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
+        super().load_state_dict(state)
+        self._several = any(cluster > 0 for cluster in self.assigned)
+        if self._several:
             largest = self.largest
-            self.assigned = [largest if own == UNKNOWN else own for own in self.assigned]
+            self.assigned = [largest if cluster == UNKNOWN else cluster for cluster in self.assigned]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from hetfl.clustering.base import Clustering, ClusterProbe, NewModel
 from hetfl.clustering.bipartition import bipartition, norms, similarities
 from hetfl.errors import ConfigurationError
+from hetfl.piece import Facts
 from hetfl.store import ClientStore, MemoryStore
 from hetfl.submodel import blocks_of
 from hetfl.types import Index, Report
@@ -84,12 +85,12 @@ class ClusteredFL(Clustering):
         self._norms: dict[int, tuple[float, float]] = {}
         self._round = 0
 
-    def setup(self, num_clients: int, seed: int) -> None:  # noqa: D102
-        if len(self.assigned) != num_clients:
+    def setup(self, facts: Facts) -> None:  # noqa: D102
+        if len(self.assigned) != facts.num_clients:
             self._forget(self.updates.clients())
-            self.count, self.tree = 1, []
-        super().setup(num_clients, seed)
-        for client in range(num_clients if not self.history else 0):
+            self.tree = []
+        super().setup(facts)
+        for client in range(facts.num_clients if not self.history else 0):
             self.put(0, client, 0)
 
     def bind(self, folder: str | None) -> None:  # noqa: D102
@@ -101,10 +102,10 @@ class ClusteredFL(Clustering):
     def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
         self.updates.save(report.client, blocks_of(update.to_dense(), index), self._round)
 
-    def end_round(self, round: int) -> list[NewModel]:  # noqa: D102
+    def new_models(self, round: int, count: int) -> list[NewModel]:  # noqa: D102
         heard, self._norms = set(self.updates.clients()), {}
         models: list[NewModel] = []
-        for cluster in range(self.count):  # those that come to be in this round are not heard yet
+        for cluster in range(count):  # those that come to be in this round are not heard yet
             members = [client for client, own in enumerate(self.assigned) if own == cluster]
             if not members or not heard.issuperset(members):
                 continue
@@ -112,12 +113,11 @@ class ClusteredFL(Clustering):
             self._norms[cluster] = mean_norm, max_norm = norms(latest)
             ready = round >= self.min_rounds and len(members) >= self.min_size
             if ready and mean_norm < self.eps1 and max_norm > self.eps2:
-                models.append(self._split(round, cluster, members, similarities(latest)))
+                models.append(self._split(round, cluster, count + len(models), members, similarities(latest)))
         return models
 
-    def _split(self, round: int, cluster: int, members: Sequence[int], cosines: Any) -> NewModel:
+    def _split(self, round: int, cluster: int, child: int, members: Sequence[int], cosines: Any) -> NewModel:
         stay, leave = bipartition(cosines)
-        child, self.count = self.count, self.count + 1
         for row in leave:
             self.put(round, members[row], child)
         self._forget(members)
@@ -138,11 +138,11 @@ class ClusteredFL(Clustering):
             self.updates.save(client, {}, self._round)
 
     def columns(self) -> dict[str, float]:
-        """Return the base's columns, and both norms of every cluster of which all members have been heard."""
-        found = super().columns()
+        """Return both norms of every cluster of which all members have been heard."""
+        columns: dict[str, float] = {}
         for cluster, (mean_norm, max_norm) in self._norms.items():
-            found |= {f"cluster/mean_norm/{cluster}": mean_norm, f"cluster/max_norm/{cluster}": max_norm}
-        return found
+            columns |= {f"cluster/mean_norm/{cluster}": mean_norm, f"cluster/max_norm/{cluster}": max_norm}
+        return columns
 
     def tables(self) -> dict[str, tuple[Sequence[str], list[Sequence[object]]]]:
         """Return ``cluster_tree``: a row per split, with numbers of clients; who they are is in ``clusters.csv``."""
@@ -151,19 +151,11 @@ class ClusteredFL(Clustering):
         ]
         return {"cluster_tree": (TREE, rows)}
 
-    def own_state(self) -> dict[str, Any]:  # noqa: D102
-        return {
-            "updates": self.updates.named_state(),
-            "tree": [dict(split) for split in self.tree],
-        }
+    def learnt(self) -> dict[str, Any]:  # noqa: D102
+        return {"updates": self.updates.state_dict(), "tree": [dict(split) for split in self.tree]}
 
-    def load_own_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`own_state` gave.
-
-        Raises:
-            ConfigurationError: updates were kept in another kind of store.
-        """
-        self.updates.load_named_state(state["updates"], "updates", "ClusteredFL")
+    def load_learnt(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        self.updates.load_state_dict(state["updates"])
         self.tree = [dict(split) for split in state["tree"]]
 
     def checkpointed(self) -> None:  # noqa: D102

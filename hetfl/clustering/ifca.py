@@ -7,6 +7,7 @@ Ghosh, Chung, Yin, Ramchandran: An Efficient Framework for Clustered Federated L
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from hetfl.clustering.base import UNKNOWN, Clustering, ClusterProbe, NewModel
 from hetfl.errors import ConfigurationError
+from hetfl.piece import Facts
 
 PATIENCE = 3
 """Rounds in a row with all clients in one cluster after which it counts as collapsed, ..."""
@@ -86,28 +88,28 @@ class IFCA(Clustering):
         self.met: set[int] = set()
         self.alone, self.choices = 0, 0  # rounds in a row in which all chose one cluster, and how many chose
         self.winner = 0  # which
-        self.restarted, self.warned = 0, False
-        self._chosen: list[int] = []  # how many of the present cohort chose each
+        self.restarted, self.warned, self._empty = 0, False, 0
+        self._chosen: Counter[int] = Counter()  # how many of the present cohort chose each
 
-    def setup(self, num_clients: int, seed: int) -> None:
-        """Learn the number of clients and the seed.
+    def setup(self, facts: Facts) -> None:
+        """Learn the number of clients.
 
         Raises:
             ConfigurationError: there are more models than clients.
         """
-        if self.clusters > num_clients:
+        if self.clusters > facts.num_clients:
             raise ConfigurationError(
-                f"Expected clusters of at most the number of clients, {num_clients}, for IFCA but got {self.clusters}"
+                f"Expected clusters of at most the number of clients, {facts.num_clients}, for IFCA but got "
+                f"{self.clusters}"
             )
-        if len(self.assigned) != num_clients:
+        if len(self.assigned) != facts.num_clients:
             self._forget()
-        super().setup(num_clients, seed)
+        super().setup(facts)
 
     def assign(self, round: int, cohort: Sequence[int], probe: ClusterProbe) -> None:  # noqa: D102
         answered = self._choose(round, cohort, probe)
         self.met.update(answered)
-        chosen = [self.assigned[client] for client in answered]
-        self._chosen = [chosen.count(cluster) for cluster in range(self.count)]
+        self._chosen = Counter(self.assigned[client] for client in answered)
 
     def settle(self, round: int, clients: Sequence[int], probe: ClusterProbe) -> None:  # noqa: D102
         asked = [client for client in clients if self.ask_all or client not in self.met]
@@ -124,23 +126,24 @@ class IFCA(Clustering):
                 answered.append(client)
         return answered
 
-    def end_round(self, round: int) -> list[NewModel]:  # noqa: D102
-        if not any(self._chosen):  # nobody answered: that tells nothing
+    def new_models(self, round: int, count: int) -> list[NewModel]:  # noqa: D102
+        self._empty = sum(not self._chosen[cluster] for cluster in range(count))
+        if not any(self._chosen.values()):  # nobody answered: that tells nothing
             return []
-        winner = max(range(self.count), key=self._chosen.__getitem__)
-        empty = [cluster for cluster in range(self.count) if cluster != winner]
+        winner = max(range(count), key=self._chosen.__getitem__)
+        empty = [cluster for cluster in range(count) if cluster != winner]
         same = not any(self._chosen[cluster] for cluster in empty)
         if not same or winner != self.winner:
             self.alone, self.choices, self.winner = 0, 0, winner
         if same:
-            self.alone, self.choices = self.alone + 1, self.choices + sum(self._chosen)
+            self.alone, self.choices = self.alone + 1, self.choices + sum(self._chosen.values())
         if self.alone < PATIENCE or self.choices < CHOICES:
             return []
         if not self.warned:
             self.warned = True
             advice = "" if self.restarts else "; set clustering.restarts, or another seed"
             rank_zero_warn(
-                f"IFCA: all clients have chosen cluster {winner} of {self.count} for {self.alone} rounds up to round "
+                f"IFCA: all clients have chosen cluster {winner} of {count} for {self.alone} rounds up to round "
                 f"{round}: the others learn nothing{advice}"
             )
         if self.restarted == self.restarts:
@@ -151,18 +154,18 @@ class IFCA(Clustering):
         return [NewModel(cluster, winner, self.jitter) for cluster in (*empty, winner)]
 
     def columns(self) -> dict[str, float]:
-        """Return the base's columns, and in how many clusters nobody of the cohort was."""
-        return {**super().columns(), "cluster/empty": float(self._chosen.count(0))}
+        """Return in how many clusters nobody of the cohort was."""
+        return {"cluster/empty": float(self._empty)}
 
-    def load_assignments(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back who is in which cluster, and who chose it: in an evaluation too they are not asked again."""
-        super().load_assignments(state)
-        placed = [client for client, own in enumerate(self.assigned) if own != UNKNOWN]  # by whatever policy
-        self.met = set(state["own"].get("met", placed))
+        super().load_state_dict(state)
+        placed = [client for client, cluster in enumerate(self.assigned) if cluster != UNKNOWN]  # by whatever policy
+        self.met = set(state["learnt"].get("met", placed))
 
-    def own_state(self) -> dict[str, Any]:  # noqa: D102
+    def learnt(self) -> dict[str, Any]:  # noqa: D102
         return {"met": sorted(self.met), **{name: getattr(self, name) for name in COUNTERS}}
 
-    def load_own_state(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+    def load_learnt(self, state: Mapping[str, Any]) -> None:  # noqa: D102
         for name in COUNTERS:
             setattr(self, name, state[name])

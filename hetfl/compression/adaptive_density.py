@@ -41,9 +41,6 @@ class AdaptiveDensity(Compressor):
                 raise ConfigurationError(f"Expected a finite {name} above 0 but got {value}")
         self.seconds, self.default_uplink = seconds, default_uplink
 
-    def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"seconds": self.seconds, "default_uplink": self.default_uplink}
-
     def apply(self, p_D: Tensor, context: Context) -> SparseUpdate:
         """Return the largest k_n entries; see :meth:`Compressor.apply`.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hetfl.compression import threshold_pass
 from hetfl.errors import ConfigurationError, RefusedUpdate
+from hetfl.piece import described, settings_of
 from hetfl.types import Layout
 from hetfl.updates import SparseUpdate, Update
 from hetfl.wire import as_sent
@@ -161,14 +162,14 @@ class Compressor(ABC):
 
     def describe(self) -> str:
         """Return the compressor with its settings in short text, by which a checkpoint knows it again."""
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.settings().items())})"
+        return described(type(self).__name__, self.settings())
 
     def __repr__(self) -> str:
         return self.describe()
 
     def settings(self) -> dict[str, object]:
-        """Return the constructor's arguments by name. By default none."""
-        return {}
+        """Return the constructor's arguments by name: by default those that it keeps under their names."""
+        return settings_of(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the server-shared state in plain types and tensors; settings of the constructor are not in it."""

@@ -36,9 +36,6 @@ class Chain(Compressor):
             )
         self.sparsifier, self.quantiser = sparsifier, quantiser
 
-    def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"sparsifier": self.sparsifier, "quantiser": self.quantiser}
-
     def apply(self, p_D: Tensor, context: Context) -> Update:  # noqa: D102
         update = self.sparsifier.apply(p_D, replace(context, itemsize=self.quantiser.bits / 8))
         if self.sparsifier.needs_values(update, context.layout):

@@ -35,9 +35,6 @@ class DynamicRange(Quantiser):
         super().__init__(bits, bucket)
         self.stochastic = stochastic
 
-    def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"bits": self.bits, "bucket": self.bucket, "stochastic": self.stochastic}
-
     def quantise(  # noqa: D102
         self, values_k: Tensor, sizes_B: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from hetfl.compression import threshold_pass
 from hetfl.compression.base import Compressor, Context
 from hetfl.compression.staleness import Keep, Staleness
 from hetfl.errors import ConfigurationError
+from hetfl.piece import Facts, Piece
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.submodel import index_layout
-from hetfl.types import Index
+from hetfl.submodel import index_layout, only
+from hetfl.types import Index, Report
 from hetfl.updates import Update
 from hetfl.wire import encode
 
@@ -43,7 +44,7 @@ class Message:
     buffer: Tensor | None = None
 
 
-class ErrorFeedback:
+class ErrorFeedback(Piece):
     """Add to each delta what was left out before, compress the sum, and keep what is left out now.
 
     With e_k the residual of client k in global coordinates and I its upload index:
@@ -76,6 +77,8 @@ class ErrorFeedback:
         ConfigurationError: error feedback with a compressor that expands: residuals would grow without end.
     """
 
+    files: ClassVar[str] = "residuals"
+
     def __init__(
         self,
         compressor: Compressor,
@@ -96,6 +99,15 @@ class ErrorFeedback:
         self._squared_norms: dict[int, float] = {}
         self._spare: Tensor | None = None  # what a residual was left in that has been stored since
         self._rounds: dict[int, int] = {}  # in which the server last took an update of the client
+        self._compressed: frozenset[str] | None = None  # names of the tensors that are compressed; None: all
+        self._lr = 0.0
+        self._threshold: float | None = None
+
+    def setup(self, facts: Facts) -> None:  # noqa: D102
+        self._compressed = frozenset(facts.parameters)
+
+    def bind(self, folder: str | None) -> None:  # noqa: D102
+        self.residuals.bind(folder)
 
     def prepare(
         self,
@@ -184,28 +196,24 @@ class ErrorFeedback:
         if residual_D is not None:
             self.residuals.write(client, index, residual_D, -1 if last is None else last)
 
-    def begin_round(self, lr: float) -> None:
-        """Begin a round before its first vector, at the clients' learning rate."""
+    def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
+        self._lr = lr
         self.compressor.begin_round(lr)
 
     def accept(self, message: Message, update: Update) -> None:
-        """Do both parts of what follows once the server took a message: :meth:`observe` and :meth:`keep`.
+        """Do both parts of what follows once the server took a message: the compressor learns, and :meth:`keep`.
 
         Args:
             message: what :meth:`prepare` returned.
             update: what the server decoded.
         """
-        self.observe(update, message.index)
+        self.compressor.observe(update, index_layout(message.index))
         self.keep(message)
 
-    def observe(self, update: Update, index: Index) -> None:
-        """Let the compressor learn from an update that the server took: the server's part.
-
-        Args:
-            update: what the server decoded.
-            index: the entries of the global model that its vector covers.
-        """
-        self.compressor.observe(update, index_layout(index))
+    def observe(self, update: Update, index: Index, report: Report) -> None:
+        """Let the compressor learn from an update that the server took: the server's part."""
+        held = index if self._compressed is None else only(index, self._compressed)
+        self.compressor.observe(update, index_layout(held))
 
     def keep(self, message: Message) -> None:
         """Make the prepared residual the client's, as the server took the message: the client's part."""
@@ -247,9 +255,13 @@ class ErrorFeedback:
         """Return ‖e_k‖²."""
         return self._squared_norms.get(client, 0.0)
 
-    def end_round(self) -> None:
-        """Close the round after its last accepted update."""
+    def end_round(self, round: int) -> None:  # noqa: D102
+        self._threshold = self.compressor.threshold(self._lr)
         self.compressor.end_round()
+
+    def columns(self) -> dict[str, float]:
+        """Return the threshold that was in force in the round, if there is one."""
+        return {} if self._threshold is None else {"threshold": self._threshold}
 
     def norm(self) -> float:
         """Return the norm of all residuals together, sqrt(Σ_k ‖e_k‖²), whatever the order of the clients."""
@@ -272,6 +284,5 @@ class ErrorFeedback:
         self._rounds = dict(state["rounds"].tolist())
         self._squared_norms = dict(zip(state["clients"].tolist(), state["squared_norms"].tolist(), strict=True))
 
-    def checkpointed(self) -> None:
-        """Learn that a checkpoint with the last :meth:`state_dict` is on the disk."""
+    def checkpointed(self) -> None:  # noqa: D102
         self.residuals.checkpointed()

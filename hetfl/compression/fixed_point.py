@@ -33,9 +33,6 @@ class FixedPoint(Quantiser):
             raise ConfigurationError(f"Expected fraction_bits in -100..100 but got {fraction_bits}")
         self.fraction_bits, self.stochastic = fraction_bits, stochastic
 
-    def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"bits": self.bits, "fraction_bits": self.fraction_bits, "stochastic": self.stochastic}
-
     def quantise(  # noqa: D102
         self, values_k: Tensor, sizes_B: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, ...]:

@@ -72,11 +72,6 @@ class GammaFedHT(HardThreshold):
         self._references: dict[str, float] = {}  # by tensor: γ_0 that was not given
         self._lr: float | None = None  # of the round
 
-    def settings(self) -> dict[str, object]:  # noqa: D102
-        given = super().settings()
-        own = {"alpha": self.alpha, "reference_lr": self.reference_lr}
-        return {"threshold": given["threshold"], "density": given["density"], **own, "scope": given["scope"]}
-
     def scale(self, lr: float, name: str = WHOLE) -> float:
         """Return λ_t / λ_0 = (γ_t / γ_0)^α."""
         return stepsize_aware_threshold(1.0, lr, self.reference_lr or self._references.get(name) or lr, self.alpha)

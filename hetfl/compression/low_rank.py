@@ -52,14 +52,6 @@ class LowRank(Compressor):
         self._starts: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
 
-    def settings(self) -> dict[str, object]:  # noqa: D102
-        return {
-            "rank": self.rank,
-            "steps": self.steps,
-            "warm_start": self.warm_start,
-            "min_reduction": self.min_reduction,
-        }
-
     def rank_of(self, shape: tuple[int, ...]) -> int:
         """Return the rank at which a tensor is sent; 0: as it is."""
         rows, columns = matrix_shape(shape)

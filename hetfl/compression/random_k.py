@@ -36,9 +36,6 @@ class RandomK(Compressor):
         """Whether ‖C(p) − p‖ may exceed ‖p‖."""
         return self.scaled
 
-    def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"density": self.density, "scaled": self.scaled, "scope": self.scope}
-
     def apply(self, p_D: Tensor, context: Context) -> SeededUpdate:  # noqa: D102
         sizes = (p_D.numel(),) if self.scope == "global" or context.layout is None else context.layout.sizes
         counts = tuple(count_of(self.density, size) for size in sizes)

@@ -28,9 +28,6 @@ class SignEF(Quantiser):
     def __init__(self, bucket: int | None = None) -> None:
         super().__init__(1, bucket)
 
-    def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"bucket": self.bucket}
-
     def quantise(  # noqa: D102
         self, values_k: Tensor, sizes_B: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from hetfl.errors import ConfigurationError
+from hetfl.piece import described, settings_of
 
 
 class Staleness(ABC):
@@ -24,7 +25,7 @@ class Staleness(ABC):
 
     def describe(self) -> str:
         """Return the policy with its settings in short text, by which a checkpoint knows it again."""
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+        return described(type(self).__name__, settings_of(self))
 
 
 class Keep(Staleness):

@@ -49,9 +49,6 @@ class StochasticQuantizer(Quantiser):
         """Whether a bucket has more than s² values, or any number, and the norm ``l2``."""
         return self.norm == "l2" and (self.bucket is None or self.bucket > self.levels**2)
 
-    def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"bits": self.bits, "bucket": self.bucket, "norm": self.norm}
-
     def quantise(  # noqa: D102
         self, values_k: Tensor, sizes_B: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, ...]:

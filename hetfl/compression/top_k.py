@@ -104,9 +104,6 @@ class TopK(Compressor):
         require_density(density)
         self.density, self.scope = density, scope
 
-    def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"density": self.density, "scope": self.scope}
-
     def apply(self, p_D: Tensor, context: Context) -> SparseUpdate:  # noqa: D102
         if self.scope == "global" or context.layout is None:
             return top_k(p_D, self.density)

@@ -11,8 +11,7 @@ from rich.table import Table
 from hetfl.data import FederatedDataModule
 from hetfl.display.fleet_tables import comings_and_goings, fleet_table, seconds_table
 from hetfl.federation import FederatedModule
-from hetfl.federation.budgets import UNITS, Budgets
-from hetfl.federation.level_table import level_table, uploads_of
+from hetfl.levels.budgets import UNITS, Budgets
 
 
 def describe(module: FederatedModule, data: FederatedDataModule, console: Console | None = None) -> None:
@@ -28,13 +27,13 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
     if module.levels.budgets is not None:
         _print_whole(budget_table(module, module.levels.budgets), console)
     _print_whole(fleet_table(module.fleet), console)
-    _print_whole(seconds_table(module.assignment, module.forecast, module.deadline), console)
+    _print_whole(seconds_table(module.assignment, module.forecast, module.ledger.deadline), console)
     if moves := comings_and_goings(module.fleet):
         console.print(moves)
     console.print(data.summary())
-    clustering = f", {type(module.clustering).__name__}" if module.clustering.several else ""
+    clustering = f", {type(module.clustering).__name__}" if module.clustering.several(len(module.models)) else ""
     if module.clustering.asks:
-        clustering += f" (each of them is sent {module.clustering.count} models, and tries them on its data)"
+        clustering += f" (each of them is sent {len(module.models)} models, and tries them on its data)"
     console.print(
         f"{module.selection.clients_per_round} of {data.num_clients} clients a round, "
         f"{type(module.uplink.compressor).__name__} on every upload, "
@@ -48,7 +47,8 @@ def cost_table(module: FederatedModule) -> Table:
     Of width and depth only what the levels differ in has a column. A compressor with a density has one for the bytes
     that are then expected up.
     """
-    rows, uploads = level_table(module), uploads_of(module)
+    rows = module.parts.level_costs(module.data, module.forecast.down_bytes())
+    uploads = module.parts.upload_sizes(module.data)
     depths = any(row.depth is not None for row in rows)
     widths = not depths or any(row.width != 1.0 for row in rows)
     density = getattr(module.uplink.compressor, "density", None)

@@ -36,7 +36,7 @@ def describe(
         sha256=hashlib.sha256(content).hexdigest(),
         level=module.levels[level],
         method=class_path(type(module)),
-        rounds=module.version,
+        rounds=module.models.version,
         net=constructor,
         parameters=sum(parameter.numel() for parameter in parameters),
         dtype=str(parameters[0].dtype).removeprefix("torch."),
@@ -73,7 +73,7 @@ def measured_accuracy(module: FederatedModule, level: str) -> dict[str, float] |
     """Return a level's accuracy in the last test, and on how many samples; None if it was not tested last."""
     trainer, data = module.trainer, module.data
     value = trainer.callback_metrics.get(accuracy_column("test", level))
-    if trainer.state.fn != TrainerFn.TESTING or value is None or module.clustering.count > 1:
+    if trainer.state.fn != TrainerFn.TESTING or value is None or len(module.models) > 1:
         return None
     # limit_test_batches may have cut the test short.
     samples = min(len(data.resident.all_test), int(trainer.num_test_batches[0]) * data.eval_batch_size)

@@ -87,7 +87,7 @@ def known_cluster(module: FederatedModule, cluster: int | None) -> int:
     Raises:
         ConfigurationError: there are several models and none was named, or the one that was is none of them.
     """
-    count = module.clustering.count
+    count = len(module.models)
     if cluster is None and count == 1:
         return 0
     if cluster is None or not 0 <= cluster < count:
@@ -109,7 +109,7 @@ def present_submodel(module: FederatedModule, level: str, cluster: int = 0) -> n
         raise ConfigurationError("Expected a module that a trainer has trained or tested but got one without a trainer")
     submodel = module.submodel(level, cluster)
     if any(not layer.ready for layer in static_layers(submodel).values()) or (
-        static_layers(submodel) and not module.statistics.belong_to(module.weights_mark)
+        static_layers(submodel) and not module.statistics.current
     ):
         raise ConfigurationError(
             f"Expected static batch-norm statistics of the present model for level {level} but got none: "

@@ -1,82 +1,125 @@
-"""One aggregator per cluster, and one over all clients for what clusters share."""
+"""One aggregator per global model, and one over all clients for what the models share."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from hetfl.aggregators import Aggregator
 from hetfl.local.penalty import SHARED
+from hetfl.piece import Facts, Piece
 from hetfl.types import Index, Report
 from hetfl.updates import Update
-
-ALL = SHARED
-"""The aggregator over all clients."""
 
 Tensors = dict[str, Tensor]
 
 
-class ClusterAggregators:
-    """Takes each update into the aggregator of its cluster; the first cluster's is the one that is given.
+class Aggregators(Piece):
+    """Takes each update into the aggregator of its model, and into one more for what the models share.
 
     Args:
-        aggregator: the run's own; further ones are copies of it.
+        aggregator: the first model's; the others are copies of it, as it was given.
     """
 
     def __init__(self, aggregator: Aggregator) -> None:
         self.first = aggregator
-        self._copies: dict[int, Aggregator] = {}
+        self._given = copy.deepcopy(aggregator)
+        self._by_model: dict[int, Aggregator] = {0: aggregator}
+        self._facts = Facts()
+        self._round: tuple[int, float] | None = None
 
-    def reset(self, clusters: Sequence[Mapping[str, Tensor]], shared: frozenset[str]) -> None:
-        """Begin a round.
+    def setup(self, facts: Facts) -> None:  # noqa: D102
+        self._facts = facts
+        for aggregator in self._by_model.values():
+            aggregator.setup(facts)
+
+    def begin(self) -> None:  # noqa: D102
+        for aggregator in self._by_model.values():
+            aggregator.begin()
+
+    def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
+        self._round = (round, lr)
+        for aggregator in self._by_model.values():
+            aggregator.begin_round(round, lr)
+
+    def end_round(self, round: int) -> None:  # noqa: D102
+        for aggregator in self._by_model.values():
+            aggregator.end_round(round)
+
+    def describe(self) -> str:  # noqa: D102
+        return self.first.describe()
+
+    def columns(self) -> dict[str, float]:
+        """Return the columns of the first model's aggregator."""
+        return self.first.columns()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every model's aggregator."""
+        return {"by_model": {model: aggregator.state_dict() for model, aggregator in self._by_model.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
+        for model, content in state["by_model"].items():
+            self._of(model).load_state_dict(content)
+
+    def checkpointed(self) -> None:  # noqa: D102
+        for aggregator in self._by_model.values():
+            aggregator.checkpointed()
+
+    def reset(self, models: Sequence[Mapping[str, Tensor]], shared: frozenset[str]) -> None:
+        """Begin to add up.
 
         Args:
-            clusters: every global model's tensors by name.
-            shared: names of the tensors that are one for all clusters.
+            models: every global model's tensors by name.
+            shared: names of the tensors that are one for all models.
         """
-        self.clusters, self.shared = clusters, shared
+        self._models, self._shared = models, shared
         self._used: set[int] = set()
-        if len(clusters) == 1:
-            self._of(0)
+        if len(models) == 1:
+            self._used_of(0)
 
     def update(self, update: Update, index: Index, report: Report) -> None:
         """Take one client's update; see :class:`hetfl.aggregators.Aggregator`."""
-        self._of(report.cluster).update(update, index, report)
-        if self.shared:
-            self._of(ALL).update(update, index, report)
+        self._used_of(report.model).update(update, index, report)
+        if self._shared:
+            self._used_of(SHARED).update(update, index, report)
 
-    def compute(
-        self, correct: Callable[[int, Tensors, Tensors], Tensors] | None = None
-    ) -> tuple[Tensors, Tensors, Tensors]:
+    def compute(self, correct: Callable[[int, Tensors, Tensors], Tensors]) -> tuple[Tensors, Tensors, Tensors]:
         """Return by name the global tensors that the round is about, their steps and their holders.
 
-        Tensors of a cluster without updates are not among them: they and the optimizer's state of them stay as they
-        are. Names of a cluster other than the first are made up.
+        Tensors of a model without updates are not among them: they and the optimizer's state of them stay as they are.
+        Names of a model other than the first have its number before them.
 
         Args:
-            correct: returns the step that is taken, of a cluster, its own tensors' mean steps and their holders.
+            correct: returns the step that is taken, of a model, its tensors' mean steps and their holders.
         """
         tensors: Tensors = {}
         steps: Tensors = {}
         held: Tensors = {}
-        for cluster in sorted(self._used):
-            delta, holders = self._of(cluster).compute()
-            own = {n: t for n, t in self.clusters[max(cluster, 0)].items() if (n in self.shared) == (cluster == ALL)}
-            taken = {name: delta[name] for name in own}
-            if correct is not None:
-                taken = correct(cluster, taken, holders)
-            for name, tensor in own.items():
-                key = f"{cluster}:{name}" if cluster > 0 else name
-                tensors[key], steps[key], held[key] = tensor, taken[name], holders[name]
+        for model in sorted(self._used):
+            delta, holders = self._of(model).compute()
+            whole = self._models[max(model, 0)]
+            stepped = [name for name in whole if (name in self._shared) == (model == SHARED)]
+            taken = correct(model, {name: delta[name] for name in stepped}, holders)
+            for name in stepped:
+                key = f"{model}:{name}" if model > 0 else name
+                tensors[key], steps[key], held[key] = whole[name], taken[name], holders[name]
         return tensors, steps, held
 
-    def _of(self, cluster: int) -> Aggregator:
-        if cluster != 0 and cluster not in self._copies:
-            self._copies[cluster] = copy.deepcopy(self.first)
-        found = self._copies[cluster] if cluster else self.first
-        if cluster not in self._used:
-            found.reset(self.clusters[max(cluster, 0)])
-            self._used.add(cluster)
-        return found
+    def _of(self, model: int) -> Aggregator:
+        if model not in self._by_model:
+            aggregator = self._by_model[model] = copy.deepcopy(self._given)
+            aggregator.setup(self._facts)
+            aggregator.begin()
+            if self._round is not None:
+                aggregator.begin_round(*self._round)
+        return self._by_model[model]
+
+    def _used_of(self, model: int) -> Aggregator:
+        aggregator = self._of(model)
+        if model not in self._used:
+            aggregator.reset(self._models[max(model, 0)])
+            self._used.add(model)
+        return aggregator

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hetfl.federation.server import Accepted
 from hetfl.types import Index, Report
 from hetfl.updates import Update
 
@@ -36,3 +39,17 @@ class FederatedCallback(Callback):
             index: where its entries lie in the global model: the upload index, parameters and then float buffers.
             report: what the client says about its training; names the client and its level.
         """
+
+
+def follower(module: LightningModule) -> Callable[[Accepted | None, int, int], None]:
+    """Return what tells the trainer's callbacks of a round: its arguments are those of :data:`Follower`."""
+    trainer = module.trainer
+    callbacks = [each for each in trainer.callbacks if isinstance(each, FederatedCallback)]  # type: ignore[attr-defined]
+
+    def follow(accepted: Accepted | None, done: int, total: int) -> None:
+        for callback in callbacks:
+            if accepted is not None:
+                callback.on_update(trainer, module, accepted.update, accepted.index, accepted.report)
+            callback.on_client_end(trainer, module, done, total)
+
+    return follow

@@ -2,205 +2,214 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from hetfl.compression import ErrorFeedback, Message
+from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError, RefusedUpdate
+from hetfl.federation.models import GlobalModels
 from hetfl.fleet import Fleet
 from hetfl.fleet.numbers import IntArray
-from hetfl.local import Executor, LocalResult, LocalTask, LocalTraining
+from hetfl.levels.table import LevelCosts, UploadSize, level_costs
+from hetfl.local import Executor, Penalty, Result
 from hetfl.local.executor import Job
 from hetfl.local.jobs import train
+from hetfl.piece import Piece
 from hetfl.seeding import generator
 from hetfl.submodel import Entries, fixed, index_layout, only
-from hetfl.types import Index
+from hetfl.types import Index, Report, Task
 from hetfl.updates import Update
 
 
 @dataclass(frozen=True)
-class Upload:
-    """What a client sends once it has trained.
+class Reply:
+    """What came of a client's task.
 
     Attributes:
         task: what it was asked for.
-        loss: mean loss over all samples that were passed.
-        num_samples: size of its training set.
-        num_passes: number of samples passed through the net, repetitions counted.
+        report: what it reports of its training; None if nothing came that can be used.
         payload: the encoded update; empty if the client could not make one.
         refusal: why it could not.
+        lost: why nothing came.
         prepared: what it keeps if the server takes the update; None where that is kept elsewhere.
     """
 
-    task: LocalTask
-    loss: float
-    num_samples: int
-    num_passes: int
+    task: Task
+    report: Report | None = None
     payload: bytes = b""
     refusal: str = ""
+    lost: str = ""
     prepared: Message | None = None
 
 
 @dataclass(frozen=True)
-class Lost:
-    """A client of the round from which nothing came, or nothing that can be used.
+class Parts:
+    """Where the vectors of a task lie in the global model.
 
     Attributes:
-        task: what it was asked for.
-        reason: why, in words.
+        index: returns what a level's sub-model holds in a round.
+        upload_index: returns what a client of a level sends in a round, and counts as a holder of.
+        models: the global models.
     """
 
-    task: LocalTask
-    reason: str
+    index: Callable[[str, int], Index]
+    upload_index: Callable[[int, str, int], Index]
+    models: GlobalModels
+
+    def trained(self, task: Task) -> Index:
+        """Return what a task's client holds of the global model."""
+        return self.index(task.level, task.round)
+
+    def sent(self, task: Task) -> Index:
+        """Return what it sends: a part of that, parameters and then float buffers."""
+        return self.upload_index(task.client, task.level, task.round)
+
+    def held(self, task: Task) -> Index:
+        """Return where the vector lies that it compresses: what it sends without buffers, which travel exactly."""
+        return only(self.sent(task), self.models.trained)
+
+    def sizes_apart(self, round: int) -> dict[str, int]:
+        """Return by level the number of entries of its sub-model that the global models do not share."""
+        return {level: index_layout(self._apart(level, round)).size for level in self.models.levels}
+
+    def upload_sizes(self, data: FederatedDataModule) -> dict[str, UploadSize]:
+        """Return by level what a client sends.
+
+        That may depend on the client's labels: the one with most classes stands for all.
+        """
+        client = max(range(data.num_clients), key=lambda client: int(data.labels(client).sum()))
+        tasks = [Task(client, level, 0, 0) for level in self.models.levels]
+        sizes = [(index_layout(self.held(task)).size, index_layout(self.sent(task)).size) for task in tasks]
+        return {task.level: UploadSize(held, sent - held) for task, (held, sent) in zip(tasks, sizes, strict=True)}
+
+    def level_costs(self, data: FederatedDataModule, down_bytes: Mapping[str, int]) -> list[LevelCosts]:
+        """Return what each level is and costs: the rows of ``levels.csv``.
+
+        Args:
+            data: the data, set up.
+            down_bytes: by level, the bytes to a client in a round.
+        """
+        return level_costs(self.models.levels, self.upload_sizes(data), down_bytes)
+
+    def _apart(self, level: str, round: int) -> Index:
+        return {name: entry for name, entry in self.index(level, round).items() if name not in self.models.shared}
 
 
-class Sending(Protocol):
-    """What a client needs of a federated module to send its delta."""
-
-    seed: int
-    uplink: ErrorFeedback
-    fleet: Fleet
-
-    @property
-    def parameter_names(self) -> frozenset[str]:
-        """Names of the tensors that are trained and compressed; buffers travel exactly."""
-        ...
-
-    def index(self, level: str, round: int) -> Index:
-        """Return what a level's sub-model holds."""
-        ...
-
-    def upload_index(self, client: int, level: str, round: int) -> Index:
-        """Return what a client sends."""
-        ...
-
-
-def held_index(problem: Sending, task: LocalTask) -> Index:
-    """Return where the vector lies that a client compresses: its upload index without buffers."""
-    return only(problem.upload_index(task.client, task.level, task.round), problem.parameter_names)
-
-
-def send(problem: Sending, result: LocalResult) -> Upload:
-    """Return what a client sends of its delta: with its residual, compressed and encoded. Its state stays as it is."""
-    task = result.task
-    upload = problem.upload_index(task.client, task.level, task.round)
-    held = only(upload, problem.parameter_names)
-    size = index_layout(held).size
-    vector_D = _restricted(result.vector, problem.index(task.level, task.round), upload)
-    said = (task, result.loss, result.num_samples, result.num_passes)
-    try:
-        message = problem.uplink.prepare(
-            task.client,
-            vector_D[:size],
-            exact=vector_D[size:],
-            index=held,
-            round=task.round,
-            lr=task.lr,
-            generator=generator(problem.seed, "compression", task.round, task.client),
-            uplink=float(problem.fleet.rates(task.client, task.round)[2]),
-        )
-    except RefusedUpdate as error:
-        return Upload(*said, refusal=str(error))
-    return Upload(*said, message.payload, prepared=message)
-
-
-def keep(uplink: ErrorFeedback, local: LocalTraining, message: Message, update: Update) -> None:
-    """Do what a client does once the server has taken its update: its residual and memories are now the prepared ones.
+class ClientSide:
+    """What a client does beside its training: its residual, compression, encoding, and what penalties remember.
 
     Args:
-        uplink: has its residual.
-        local: has its memories.
-        message: what it sent.
-        update: the same as decoded.
+        seed: of every random choice.
+        parts: where vectors lie.
+        uplink: the compressor and the residuals.
+        penalty: of the local objective.
+        fleet: the clients' devices.
     """
-    uplink.keep(message)
-    if local.penalty is not None:
-        local.penalty.remember(message.client, message.round, message.index, update)
+
+    def __init__(self, seed: int, parts: Parts, uplink: ErrorFeedback, penalty: Penalty, fleet: Fleet) -> None:
+        self.seed, self.parts, self.uplink, self.penalty, self.fleet = seed, parts, uplink, penalty, fleet
+
+    def memory(self, task: Task) -> Tensor | None:
+        """Return what the penalty keeps of a client, in the coordinates of its trained parameters; None: nothing."""
+        models = self.parts.models
+        return self.penalty.memory(task.client, only(self.parts.trained(task), models.trained), models.like)
+
+    def send(self, result: Result) -> Reply:
+        """Return what a client sends of its delta: with its residual, compressed and encoded. Its state stays."""
+        task, sent, held = result.task, self.parts.sent(result.task), self.parts.held(result.task)
+        size = index_layout(held).size
+        vector_D = _restricted(result.vector, self.parts.trained(task), sent)
+        try:
+            message = self.uplink.prepare(
+                task.client,
+                vector_D[:size],
+                exact=vector_D[size:],
+                index=held,
+                round=task.round,
+                lr=task.lr,
+                generator=generator(self.seed, "compression", task.round, task.client),
+                uplink=float(self.fleet.rates(task.client, task.round)[2]),
+            )
+        except RefusedUpdate as error:
+            return Reply(task, result.report, refusal=str(error))
+        return Reply(task, result.report, message.payload, prepared=message)
+
+    def keep(self, message: Message, update: Update) -> None:
+        """Do what a client does once the server has taken its update: its state is now the prepared one.
+
+        Args:
+            message: what it sent.
+            update: the same as decoded.
+        """
+        self.uplink.keep(message)
+        self.penalty.remember(message.client, message.round, message.index, update)
 
 
-def _restricted(vector_D: Tensor, index: Index, upload: Index) -> Tensor:
+def _restricted(vector_D: Tensor, index: Index, sent: Index) -> Tensor:
     """Return the entries of a sub-model's vector that a client sends."""
-    if upload is index:
+    if sent is index:
         return vector_D
     # What is kept holds the index, too: no other can have its identity meanwhile.
-    _, entries = fixed(upload).derived(id(index), lambda: (index, Entries(upload, index)))
+    _, entries = fixed(sent).derived(id(index), lambda: (index, Entries(sent, index)))
     return entries.take(vector_D)
 
 
-class Clients(ABC):
+class Clients(Piece):
     """Runs what a round asks of its clients, wherever they are.
 
     Attributes:
-        known: whether an update that the server refuses tells of training, and not of who sent it.
+        known: whether an update that the server refuses tells of training, and not of its sender.
     """
 
     known: ClassVar[bool] = True
 
-    def begin(self) -> None:
-        """Get ready to train, once a checkpoint has been loaded. By default nothing."""
+    @abstractmethod
+    def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:
+        """Have clients train, and yield what came of it, in the order of the tasks."""
 
     @abstractmethod
-    def train(self, tasks: Sequence[LocalTask]) -> Iterator[Upload | Lost]:
-        """Have clients train, and yield what they send, in the order of the tasks."""
+    def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:
+        """Have clients do another job; yield the results that came, in the order of the tasks."""
 
     @abstractmethod
-    def run(self, job: Job, tasks: Sequence[LocalTask]) -> Iterator[LocalResult]:
-        """Have clients do another job; yield the results in the order of the tasks, those that came."""
-
-    @abstractmethod
-    def take(self, upload: Upload, update: Update) -> None:
+    def take(self, reply: Reply, update: Update) -> None:
         """Let a client know that the server took its update, as decoded."""
 
-    def there(self, clients: IntArray) -> IntArray:
+    def within_reach(self, clients: IntArray) -> IntArray:
         """Return those of some clients that can be asked now; by default all."""
         return clients
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the server keeps of its clients, in plain types. By default nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned. By default nothing."""
-
-    def checkpointed(self) -> None:
-        """Learn that a checkpoint with the last :meth:`state_dict` is on the disk. By default nothing."""
-
-
-class Hosting(Sending, Protocol):
-    """What clients in the server's process need of a federated module besides."""
-
-    executor: Executor
-    local: LocalTraining
-
-    def memory(self, task: LocalTask) -> Tensor | None:
-        """Return what the penalty keeps of a client."""
-        ...
+    def describe(self) -> str:
+        """Return nothing: where clients are is no setting."""
+        return ""
 
 
 class OwnClients(Clients):
-    """Clients in the server's own process: run by the module's executor, their state in its stores.
+    """Clients in the server's own process, their state in its stores.
 
     Args:
-        module: the federated module.
+        executor: runs their jobs.
+        side: what they do beside.
     """
 
-    def __init__(self, module: Hosting) -> None:
-        self._module = module
+    def __init__(self, executor: Executor, side: ClientSide) -> None:
+        self.executor, self.side = executor, side
 
-    def train(self, tasks: Sequence[LocalTask]) -> Iterator[Upload | Lost]:  # noqa: D102
-        for result in self._module.executor.run(train, tasks, self._module.memory):
-            yield send(self._module, result)
+    def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
+        for result in self.executor.run(train, tasks, self.side.memory):
+            yield self.side.send(result)
 
-    def run(self, job: Job, tasks: Sequence[LocalTask]) -> Iterator[LocalResult]:  # noqa: D102
-        return self._module.executor.run(job, tasks)
+    def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
+        return self.executor.run(job, tasks)
 
-    def take(self, upload: Upload, update: Update) -> None:  # noqa: D102
-        assert upload.prepared is not None
-        keep(self._module.uplink, self._module.local, upload.prepared, update)
+    def take(self, reply: Reply, update: Update) -> None:  # noqa: D102
+        assert reply.prepared is not None
+        self.side.keep(reply.prepared, update)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take nothing: what belongs to clients is in the module's stores.

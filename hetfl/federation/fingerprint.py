@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import zlib
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
+from hetfl.federation.models import GlobalModels
+from hetfl.local import LocalTraining
+from hetfl.piece import Piece, described
 from hetfl.submodel import parameters_of
-
-if TYPE_CHECKING:
-    from hetfl.federation.module import FederatedModule
 
 LEARNING_RATES = ("lr", "max_lr", "min_lr", "initial_lr", "base_lr")
 """What an optimizer calls its learning rates, which may change."""
@@ -25,43 +23,40 @@ OF_SCHEDULES = ("last_epoch", "base_lrs", "verbose")
 """What a schedule keeps that says how far it is, or is a learning rate."""
 
 
-def fingerprint(module: FederatedModule) -> dict[str, str]:
+def fingerprint(
+    models: GlobalModels,
+    local: LocalTraining,
+    server: Callable[[Iterable[Tensor]], Optimizer],
+    data: FederatedDataModule,
+    pieces: Mapping[str, Piece],
+) -> dict[str, str]:
     """Return by name what the state in a checkpoint depends on, in short text that can be compared and shown.
 
     Numbers of rounds and learning rates are not in it: they may change.
 
     Args:
-        module: the module, set up with its data.
+        models: the global models.
+        local: the settings of local training.
+        server: makes the server's optimizer.
+        data: the data, set up.
+        pieces: what keeps a state, by name.
     """
-    tensors, local, uplink = module.tensors, module.local, module.uplink
+    tensors, levels = models.tensors[0], models.levels
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-    optimizer, schedule = _client_side(module)
-    error_feedback = "" if uplink.enabled else ", no error feedback"
+    clients = local.optimizer([nn.Parameter(torch.zeros(1))])
     return {
-        "seed": str(module.seed),
-        "method": settings_of(module, less=_shared_parameters(module)),
         "net": f"{sum(t.numel() for t in tensors.values())} entries, {_digest(shapes.encode())}",
-        "levels": ", ".join(f"{n}: {level.width:g}x{level.depth or 'all'}" for n, level in module.levels.items()),
-        "partition": _partition(module.data),
-        "level assignment": settings_of(module.assignment),
-        "fleet": module.fleet.describe(),
-        "deadline": str(module.deadline),
-        "selection": settings_of(module.selection),
-        "clustering": settings_of(module.clustering, less={"clusters"}),  # the models come with the checkpoint
-        "local training": settings_of(local, less={"optimizer", "scheduler", "penalty"}),
-        "local penalty": "none" if local.penalty is None else local.penalty.describe(),
-        "client optimizer": optimizer,
-        "client schedule": schedule,
-        "compressor": uplink.compressor.describe(),
-        "uplink": f"{'float16' if uplink.half_precision else 'whole'} values{error_feedback}",
-        "staleness": uplink.staleness.describe(),
-        "residual store": type(uplink.residuals).__name__,
-        "aggregator": settings_of(module.aggregator),
-        "server optimizer": optimizer_settings(module.server_optimizer(parameters_of(module.net).values())),
+        "levels": ", ".join(f"{n}: {level.width:g}x{level.depth or 'all'}" for n, level in levels.items()),
+        "partition": _partition(data),
+        "local training": local.describe(),
+        "client optimizer": optimizer_settings(clients),
+        "client schedule": "none" if local.scheduler is None else _schedule_settings(local.scheduler(clients)),
+        "server optimizer": optimizer_settings(server(parameters_of(models[0]).values())),
+        **{name: text for name, piece in pieces.items() if (text := piece.describe())},
     }
 
 
-def compare(saved: Mapping[str, str], present: Mapping[str, str]) -> None:
+def agree(saved: Mapping[str, str], present: Mapping[str, str]) -> None:
     """Refuse to go on from another federation's checkpoint.
 
     Raises:
@@ -75,54 +70,10 @@ def compare(saved: Mapping[str, str], present: Mapping[str, str]) -> None:
             )
 
 
-def settings_of(part: object, less: Iterable[str] = ()) -> str:
-    """Return a part's class and those of its constructor's arguments that it keeps, under their names, as plain values.
-
-    Args:
-        part: an object.
-        less: arguments to leave out.
-
-    >>> from hetfl.selection import Uniform
-    >>> settings_of(Uniform(4))
-    'Uniform(clients_per_round=4)'
-    """
-    names = [name for name in inspect.signature(type(part)).parameters if name not in set(less)]
-    missing = object()
-    kept = {name: getattr(part, name, missing) for name in names}
-    return _call(type(part).__name__, kept)
-
-
 def optimizer_settings(optimizer: Optimizer) -> str:
     """Return an optimizer's class and settings without its learning rates."""
     settings = {name: value for name, value in optimizer.defaults.items() if name not in LEARNING_RATES}
-    return _call(type(optimizer).__name__, settings)
-
-
-def _call(name: str, arguments: Mapping[str, Any]) -> str:
-    return f"{name}({', '.join(f'{key}={value}' for key, value in arguments.items() if _plain(value))})"
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_plain(item) for item in value)
-    if isinstance(value, Mapping):
-        return all(_plain(item) for item in value.values())
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _shared_parameters(module: FederatedModule) -> set[str]:
-    """Return the arguments that every method has: they have entries of their own."""
-    base = next(kind for kind in type(module).__mro__ if kind.__name__ == "FederatedModule")
-    return set(inspect.signature(base).parameters)
-
-
-def _client_side(module: FederatedModule) -> tuple[str, str]:
-    """Return the settings of the clients' optimizer, and of the schedule of its learning rate."""
-    optimizer = module.local.optimizer([nn.Parameter(torch.zeros(1))])
-    described = optimizer_settings(optimizer)
-    if module.local.scheduler is None:
-        return described, "none"
-    return described, _schedule_settings(module.local.scheduler(optimizer))
+    return described(type(optimizer).__name__, settings)
 
 
 def _schedule_settings(schedule: object) -> str:
@@ -132,7 +83,7 @@ def _schedule_settings(schedule: object) -> str:
         for name, value in vars(schedule).items()
         if name == "_schedulers" or not (name.startswith("_") or name in OF_SCHEDULES)
     }
-    return _call(type(schedule).__name__, kept)
+    return described(type(schedule).__name__, kept)
 
 
 def _partition(data: FederatedDataModule) -> str:

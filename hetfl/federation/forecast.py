@@ -73,6 +73,10 @@ class Forecast:
         at_levels = [np.full(len(everyone), position) for position in range(len(self.levels))]
         return np.stack([self.seconds(everyone, positions, None) for positions in at_levels])
 
+    def down_bytes(self) -> dict[str, int]:
+        """Return by level the bytes to a client in a round: of its sub-model, or of all those that it tries."""
+        return dict(zip(self.levels, self.down_L.tolist(), strict=True))
+
     def training_flops(self, client: int, level: str, epochs: int | None) -> float:
         """Return the FLOPs of a client's training.
 

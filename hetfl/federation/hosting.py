@@ -1,157 +1,77 @@
-"""The part of the module that keeps the nets: the global models, and a resident net of every level."""
+"""The nets of this process: the global models, and a resident net of every level that all of them use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from fnmatch import fnmatchcase
-from functools import cached_property
-from typing import cast
+from collections.abc import Sequence
 
-from lightning import LightningModule
-from torch import Tensor, nn
+from torch import nn
+from torch.optim import Optimizer
 
-from hetfl.clustering import Clustering
+from hetfl.clustering import NewModel
 from hetfl.data import FederatedDataModule
-from hetfl.errors import ConfigurationError
-from hetfl.federation.clients import Clients
-from hetfl.federation.levels import LevelSet
+from hetfl.federation.clients import Parts
 from hetfl.federation.statistics import StaticStatisticsStore
-from hetfl.local import Executor, LocalProblem, LocalTask, LocalTraining
+from hetfl.local import Executor, LocalProblem
 from hetfl.local.executor import Bench
 from hetfl.local.resident import ResidentNet
-from hetfl.submodel import parameters_of, state_of
-from hetfl.types import Index
+from hetfl.types import Task
 
 
-class HostingModule(LightningModule):
-    """Gives executors and evaluations the nets that they work on.
+class Hosting:
+    """Gives executors and evaluations the nets that they work on. Resident nets are not registered with the module.
 
-    Subclasses set the attributes below and say what a sub-model is (``index``). ``net`` is the global model, of the
-    first cluster if there are several; ``other_nets`` are those of the others.
+    Args:
+        problem: what is trained.
+        parts: where sub-models lie in the global models.
+        executor: runs the clients.
+        statistics: of static batch norm.
     """
 
-    net: nn.Module
-    other_nets: nn.ModuleList
-    clustering: Clustering
-    levels: LevelSet
-    local: LocalTraining
-    executor: Executor
-    clients: Clients
-    statistics: StaticStatisticsStore
-    version: int
-    bench: Bench | None = None
+    def __init__(
+        self, problem: LocalProblem, parts: Parts, executor: Executor, statistics: StaticStatisticsStore
+    ) -> None:
+        self.problem, self.parts, self.models = problem, parts, parts.models
+        self.executor, self.statistics = executor, statistics
+        self.bench: Bench | None = None
 
-    def index(self, level: str, round: int) -> Index:
-        """Return what a level's sub-model holds of the global model."""
-        raise NotImplementedError
-
-    @property
-    def last_round(self) -> int:
-        """The round that the present global model came out of; 0 before the first."""
-        return max(self.version - 1, 0)
-
-    @property
-    def data(self) -> FederatedDataModule:
-        """The trainer's data module.
-
-        Raises:
-            ConfigurationError: it is not a federated one.
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, FederatedDataModule):
-            raise ConfigurationError(
-                f"Expected a hetfl.FederatedDataModule as datamodule but got {type(data).__name__}"
-            )
-        return data
-
-    @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """The global model's parameters and float buffers by name; first used once the module is on its device."""
-        return state_of(self.net)
-
-    @cached_property
-    def cluster_tensors(self) -> list[dict[str, Tensor]]:
-        """The same of every cluster's model, the first one's being :attr:`tensors`."""
-        others = list(self.other_nets)
-        for net in others:
-            share(net, {name: self.tensors[name] for name in self.shared})
-        return [self.tensors, *map(state_of, others)]
-
-    @cached_property
-    def shared(self) -> frozenset[str]:
-        """Names of the tensors that are one for all clusters."""
-        return frozenset(n for n in state_of(self.net) for p in self.clustering.shared if fnmatchcase(n, p))
-
-    @cached_property
-    def parameter_names(self) -> frozenset[str]:
-        """Names of the tensors that are trained and compressed; buffers travel exactly."""
-        return frozenset(parameters_of(self.net))
-
-    @cached_property
-    def frozen(self) -> frozenset[str]:
-        """Names of parameters that nobody trains."""
-        return frozenset(name for name, parameter in self.net.named_parameters() if not parameter.requires_grad)
-
-    @property
-    def weights_mark(self) -> int:
-        """A number that changes whenever the global models' values do: torch's own count of in-place changes."""
-        return sum(tensor._version for tensors in self.cluster_tensors for tensor in tensors.values())
-
-    def open_bench(self) -> None:
-        """Make this process's resident nets, once the module is on its device, and hand them to the executor."""
+    def open(self, data: FederatedDataModule) -> None:
+        """Hand the executor this process's resident nets, once the global models are on their device."""
+        self._data = data
         if self.bench is None:
-            self.bench = Bench(cast(LocalProblem, self), self.data, self.tensors, self.cluster_tensors[1:])
-            self.executor.setup(self.bench)
-        self.statistics.belong_to(self.weights_mark)
+            self.bench = Bench(self.problem, data, self.models.tensors)
+            self.executor.open(self.bench)
+        self.statistics.begin()
 
-    def build(self, level: str) -> nn.Module:
-        """Return a new net of a level on the module's device and in its dtype."""
-        return self.levels.build(level).to(device=self.device, dtype=next(self.net.parameters()).dtype)
+    def close(self) -> None:
+        """End the executor's processes, and forget the resident nets and what was read off the global models."""
+        self.executor.close()
+        self.bench = None
+        self.models.forget()
 
-    def submodel(self, level: str, cluster: int = 0) -> nn.Module:
-        """Return a level's net with the present global model's values and, if known, its statistics.
+    def submodel(self, level: str, model: int = 0) -> nn.Module:
+        """Return a level's net with the present values of a global model and, if known, its statistics.
 
         During a run it is the resident net, which the next client takes over; afterwards it is the caller's.
 
         Args:
             level: the level's name.
-            cluster: whose global model.
+            model: number of the global model.
         """
+        task = Task(-1, level, self.models.last_round, self.models.mark, model=model)
         if self.bench is None:
-            resident = ResidentNet(self.build(level), self.local.optimizer)
-            key = (cluster, self.last_round, self.weights_mark)
-            resident.anchor(self.cluster_tensors[cluster], self.index(level, self.last_round), key)
+            resident = ResidentNet(self.models.build(level), self.problem.local.optimizer)
+            resident.anchor(self.models.tensors[model], self.parts.trained(task), (model, task.round, task.version))
         else:
-            task = LocalTask(-1, level, self.last_round, self.weights_mark, 0.0, cluster=cluster)
             resident = self.bench.resident(task)
         resident.start()
-        if self.statistics.belong_to(self.weights_mark):
-            self.statistics.load_into(level, resident.net, cluster)
+        if self.statistics.current:
+            self.statistics.load_into(level, resident.net, model)
         return resident.net.eval()
 
-    def precision_context(self) -> AbstractContextManager[object]:
-        """Return the trainer's precision (autocast, default dtype) as a context."""
-        return self.trainer.precision_plugin.forward_context()
-
-    def teardown(self, stage: str) -> None:
-        """End the executor's processes, and forget what another device or data set would change."""
-        self.close_bench()
-
-    def close_bench(self) -> None:
-        """End the executor's processes, and forget the nets and what was read off them."""
-        self.executor.close()
-        self.bench = None
-        for name in [name for name in self.__dict__ if isinstance(getattr(type(self), name, None), cached_property)]:
-            del self.__dict__[name]
-
-
-def share(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Replace a net's parameters and buffers of some names by others' tensors."""
-    for name, tensor in tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        module = net.get_submodule(owner)
-        if isinstance(tensor, nn.Parameter):
-            module._parameters[leaf] = tensor
-        else:
-            module._buffers[leaf] = tensor
+    def renew(self, fresh: Sequence[NewModel], optimizer: Optimizer, round: int, seed: int) -> None:
+        """Give clusters new models at the end of a round; see :meth:`GlobalModels.renew`."""
+        if any(new.cluster == len(self.models) for new in fresh):
+            self.close()
+        if fresh:
+            self.models.renew(fresh, optimizer, round, seed)
+            self.open(self._data)

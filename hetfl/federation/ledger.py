@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Fleet, Work
 from hetfl.fleet.numbers import IntArray
+from hetfl.piece import Piece
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Costs:
 
 
 @dataclass
-class Ledger:
+class Ledger(Piece):
     """Adds up costs over the clients of a round and over rounds; its seconds are the simulated clock.
 
     A round is a sequence of phases: clients are asked for losses, train, gather statistics. In a phase all clients work
@@ -59,6 +61,8 @@ class Ledger:
     Raises:
         ConfigurationError: the deadline is not positive.
     """
+
+    for_evaluation: ClassVar[bool] = True
 
     fleet: Fleet
     deadline: float | None = None
@@ -85,7 +89,7 @@ class Ledger:
         """Bytes of updates for each byte of dense ones, in the last round that had any; 1 before it."""
         return self.round.update_bytes / self.round.dense_bytes if self.round.dense_bytes else self._last_share
 
-    def begin_round(self) -> None:
+    def begin_round(self, round: int, lr: float) -> None:
         """Forget the last round; totals stay."""
         self._last_share = self.up_share
         self.round, self._before, self._phase_start = Costs(), self.total.seconds, 0.0
@@ -111,10 +115,12 @@ class Ledger:
             self._let_pass(self.round.seconds + waited)
         return self.fleet.reachable(round, then)
 
-    def charge(self, client: int, round: int, work: Work) -> None:
-        """Add what one client does in the present phase, after what it has done in it already."""
-        self._busy[client] += float(self.fleet.seconds(client, round, work))
+    def charge(self, client: int, round: int, work: Work) -> float:
+        """Add what one client does in the present phase, after what it has done in it already; return its seconds."""
+        seconds = float(self.fleet.seconds(client, round, work))
+        self._busy[client] += seconds
         self._add(work, self._busy[client])
+        return seconds
 
     def in_time(self, client: int, round: int, work: Work) -> bool:
         """Return whether a client's training can be done by the deadline."""
@@ -162,8 +168,12 @@ class Ledger:
         self.round.refused += 1
         self.total.refused += 1
 
-    def columns(self) -> dict[str, float]:
-        """Return the ledger's columns of ``metrics.csv``."""
+    def settings(self) -> dict[str, object]:
+        """Return the deadline; the fleet is a piece of its own."""
+        return {"deadline": self.deadline}
+
+    def costs(self) -> dict[str, float]:
+        """Return the ledger's columns of ``metrics.csv``, once the round's evaluation has been charged, too."""
         now, total = self.round, self.total
         return {
             "comm/up_bytes": now.up_bytes,
@@ -184,13 +194,13 @@ class Ledger:
             "sim/lost_total": total.dropped + total.failed,
         }
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the totals, and the last round's share, as plain numbers."""
         return {**asdict(self.total), "up_share": self.up_share}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back the totals."""
         totals = dict(state)
         self._last_share = totals.pop("up_share")
-        self.total, self.round = Costs(**totals), Costs()  # type: ignore[arg-type]
+        self.total, self.round = Costs(**totals), Costs()
         self._before = self.total.seconds

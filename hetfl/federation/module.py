@@ -1,61 +1,53 @@
-"""Federated learning as a LightningModule: its parts, what a method overrides, and what Lightning calls around rounds.
-
-The module knows no method: a method overrides what a sub-model is (``index``), what is sent (``upload_index``), the
-local ``loss`` and the prediction (``predict``). The round itself is in :mod:`hetfl.federation.training`.
-"""
+"""Federated learning as a LightningModule: what it is made of, what a method overrides, and what Lightning calls."""
 
 from __future__ import annotations
 
-import warnings
+import inspect
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, cast
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from hetfl.aggregators import Aggregator, HolderMean
 from hetfl.clustering import Clustering, OneCluster
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
-from hetfl.errors import ConfigurationError
-from hetfl.federation import state
-from hetfl.federation.aggregating import ClusterAggregators
-from hetfl.federation.budgets import Axis, Budgets
-from hetfl.federation.clients import Clients, OwnClients
-from hetfl.federation.clusters import add_group
-from hetfl.federation.collective import Ranks
-from hetfl.federation.exchange import Exchange
-from hetfl.federation.fingerprint import fingerprint
+from hetfl.federation.aggregating import Aggregators
+from hetfl.federation.callback import follower
+from hetfl.federation.clients import Clients, ClientSide, OwnClients, Parts
+from hetfl.federation.evaluation import Batch, Evaluation
 from hetfl.federation.forecast import Forecast
+from hetfl.federation.gathering import Gathering
+from hetfl.federation.hosting import Hosting
 from hetfl.federation.ledger import Ledger
-from hetfl.federation.level_table import save_levels
-from hetfl.federation.levels import LevelSet
-from hetfl.federation.ranks import RankClients
+from hetfl.federation.models import GlobalModels, default_server_optimizer
+from hetfl.federation.probing import Probing
+from hetfl.federation.ranks import shared_clients
+from hetfl.federation.round import Round
+from hetfl.federation.server import Server
+from hetfl.federation.state import KEY, RunState
 from hetfl.federation.statistics import StaticStatisticsStore
-from hetfl.federation.training import TrainingModule
+from hetfl.federation.trainers import check_precision, federated_data, forget_cached, of_one_exit
+from hetfl.federation.writing import go_on, log_columns, run_folders, save_clusters
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
-from hetfl.local import Auto, Executor, LocalTraining, Sequential
+from hetfl.levels.budgets import Axis, Budgets
+from hetfl.levels.level_set import LevelSet
+from hetfl.levels.table import save_levels
+from hetfl.local import Executor, LocalProblem, LocalTraining, Sequential
+from hetfl.local.losses import cross_entropies
 from hetfl.local.training import check_optimizers
-from hetfl.metrics_file import COLUMNS, accuracy_column
-from hetfl.run_folder import RunFolder
+from hetfl.piece import Facts, Piece, described, settings_of
 from hetfl.selection import Selection, Uniform
-from hetfl.submodel import only, parameters_of
+from hetfl.submodel import parameters_of
 from hetfl.types import ClientContext, Index, Level, NetFactory
 
-PRECISIONS = ("32-true", "bf16-mixed", "64-true")
-"""Lightning's precisions in which local steps need no gradient scaler, and deltas keep at least float32."""
 
-
-def default_server_optimizer(params: Iterable[Tensor]) -> Optimizer:
-    """Return SGD(lr=1): the global model moves by the mean delta, which is federated averaging."""
-    return SGD(params, lr=1.0)
-
-
-class FederatedModule(TrainingModule):
+class FederatedModule(LightningModule):
     """Federated learning of one global model by clients that train parts of it.
 
     One epoch is one round; its one batch is the round itself. The server optimizer is the Lightning optimizer, so
@@ -68,21 +60,22 @@ class FederatedModule(TrainingModule):
         assignment: which client has which level in which round; default: redrawn every round, all levels alike.
         selection: which clients take part; default: 10 drawn uniformly.
         local: what a client does with its data.
-        uplink: the compressor and its error feedback, through which every delta leaves a client; default: everything
-            is sent.
+        uplink: compressor and error feedback, through which every delta leaves a client; default: everything is sent.
         aggregator: how updates are combined; None: the method's own.
         server_optimizer: makes the server's optimizer; default: SGD(lr=1).
         executor: runs the clients; default: one after the other.
         clustering: which clients share a global model; default: all of them one.
         fleet: the clients' devices: how fast, when within reach, when they fail; default: all alike, always there.
         deadline: simulated seconds from the beginning of training after which updates are dropped; None: all count.
-        statistics_clients: how many clients gather static batch-norm statistics of each level before an evaluation,
-            drawn from those that can afford it; None: all of them.
+        statistics_clients: how many clients gather static batch-norm statistics of each level; None: all that can.
         check_nesting: refuse nets whose sub-models are not their leading channels.
         seed: of every random choice; on the command line it follows ``seed_everything``.
+
+    An attribute that is a :class:`~hetfl.piece.Piece` takes part in the run under the attribute's name.
     """
 
     default_levels: ClassVar[Mapping[str, Level]] = {"a": Level("a")}
+    default_aggregator: ClassVar[type[Aggregator]] = HolderMean
     _met: FederatedDataModule | None = None
 
     def __init__(
@@ -108,29 +101,50 @@ class FederatedModule(TrainingModule):
         own_axis: Axis = "width" if all(level.depth is None for level in self.default_levels.values()) else "depth"
         self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed, own_axis)
         self.clustering = clustering or OneCluster()
-        self.net = self.levels.net
-        self.other_nets = nn.ModuleList(self.levels.draw(number) for number in range(1, self.clustering.count))
-        self.assignment, self.selection = assignment or Dynamic(), selection or Uniform()
-        self.local = local or LocalTraining()
-        self.uplink = uplink or ErrorFeedback(Identity())
-        self.aggregator = aggregator or self.default_aggregator()
-        self.server_optimizer, self.executor = server_optimizer, executor or Sequential()
-        self.fleet, self.deadline = fleet or SameDevice(), deadline
+        self.models = GlobalModels(self.levels, self.clustering.initial_models, self.clustering.shared)
+        self.fleet, self.assignment = fleet or SameDevice(), assignment or Dynamic()
+        self.selection = selection or Uniform()
+        self.local, self.uplink = local or LocalTraining(), uplink or ErrorFeedback(Identity())
+        self.penalty, self.executor = self.local.regulariser, executor or Sequential()
+        self.aggregator = Aggregators(aggregator or self.default_aggregator())
         self.ledger = Ledger(self.fleet, deadline)
-        self.aggregators = ClusterAggregators(self.aggregator)
-        self.exchange = Exchange(self.uplink, self.aggregators, self.ledger)
-        self.clients: Clients = OwnClients(self)
-        self.statistics = StaticStatisticsStore(self.levels.affords)
-        if statistics_clients is not None and statistics_clients < 1:
-            raise ConfigurationError(f"Expected statistics_clients of at least 1 or null but got {statistics_clients}")
-        self.statistics_clients = statistics_clients
-        self.check_nesting, self.seed, self.version = check_nesting, seed, 0
+        self.statistics = StaticStatisticsStore(self.models)
+        self.server_optimizer, self.statistics_clients = server_optimizer, statistics_clients
+        self.check_nesting, self.seed = check_nesting, seed
+        self._compose()
+
+    def _compose(self) -> None:
+        """Make what works together in a round out of what the constructor was given."""
+        self.parts = Parts(self.index, self.upload_index, self.models)
+        side = ClientSide(self.seed, self.parts, self.uplink, self.penalty, self.fleet)
+        self.clients: Clients = OwnClients(self.executor, side)
+        self.server = Server(self.parts, self.uplink, self.aggregator, self.penalty, self.ledger)
+        names, build, context = list(self.levels), self.models.build, self._precision_context
+        problem = LocalProblem(self.seed, self.local, names, build, self.index, self._loss, context)
+        self.hosting = Hosting(problem, self.parts, self.executor, self.statistics)
+        self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)
+
+    @property
+    def pieces(self) -> dict[str, Piece]:
+        """Everything that keeps a state during a run, by name: the attributes that are pieces."""
+        attributes = {**vars(self), **self._modules}
+        return {name: value for name, value in attributes.items() if isinstance(value, Piece)}
+
+    @property
+    def net(self) -> nn.Module:
+        """The global model; the first one if there are several."""
+        return self.models[0]
+
+    @property
+    def data(self) -> FederatedDataModule:
+        """The trainer's data module; another one than a federated one is refused."""
+        return federated_data(self.trainer)
+
+    def submodel(self, level: str, model: int = 0) -> nn.Module:
+        """Return a level's net with the present values of a global model; see :meth:`Hosting.submodel`."""
+        return self.hosting.submodel(level, model)
 
     # What a method overrides.
-
-    def default_aggregator(self) -> Aggregator:
-        """Return the method's own aggregator."""
-        return HolderMean()
 
     def index(self, level: str, round: int) -> Index:
         """Return what a level's sub-model holds: by default the leading block of every tensor."""
@@ -138,10 +152,7 @@ class FederatedModule(TrainingModule):
 
     def upload_index(self, client: int, level: str, round: int) -> Index:
         """Return what a client sends, and counts as a holder of: by default its index without frozen parameters."""
-        index = self.index(level, round)
-        if not self.frozen:
-            return index
-        return only(index, frozenset(index) - self.frozen)
+        return self.models.unfrozen(self.index(level, round))
 
     def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return logits (..., K) as a client with only some ``labels`` (..., K) uses them; by default as they are."""
@@ -149,21 +160,11 @@ class FederatedModule(TrainingModule):
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         """Return the local loss of outputs (N, K) and targets (N,); with leading client dimensions, one loss each."""
-        logits = self.restrict(outputs, ctx.labels.unsqueeze(-2))
-        if logits.dim() == 2:
-            return F.cross_entropy(logits, targets)
-        losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
-        return losses.view(targets.shape).mean(-1)
+        return cross_entropies(self.restrict(outputs, ctx.labels.unsqueeze(-2)), targets)
 
     def predict(self, net: nn.Module, inputs: Tensor) -> Tensor:
         """Return the logits (N, K) that an evaluation uses; refuse several exits, which the loss cannot take."""
-        logits: Tensor = net(inputs)
-        if logits.dim() != 2:
-            raise ConfigurationError(
-                f"Expected a net with one exit, of logits (N, K), for {type(self).__name__} but got logits of shape "
-                f"{tuple(logits.shape)}: nets with an exit per stage are for hetfl.DepthFL"
-            )
-        return logits
+        return of_one_exit(net(inputs), type(self).__name__)
 
     def predict_heads(self, net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the same, and the logits of single heads by name, from one pass: by default there are none."""
@@ -174,96 +175,124 @@ class FederatedModule(TrainingModule):
     def setup(self, stage: str) -> None:
         """Meet the data: check everything that can be checked before the first round."""
         data = self.data
-        if self.trainer.precision not in PRECISIONS:
-            raise ConfigurationError(
-                f"Expected precision in {PRECISIONS} but got {self.trainer.precision}: "
-                "local steps have no gradient scaler, and their deltas need float32"
-            )
-        self._meet_ranks()
-        self.fleet.setup(data.num_clients, self.seed)
-        self.assignment.setup(list(self.levels), data.num_clients, self.seed)
-        self.selection.setup(data.sizes, self.seed)
-        self.selection.check_weighting(self.aggregator.by_size)
-        self.clustering.setup(data.num_clients, self.seed)
-        self.check_clustering()
+        check_precision(self.trainer)
+        filing = [piece for piece in self.pieces.values() if piece not in (self.uplink, self.clients)]
+        self.clients = shared_clients(self.clients, self.trainer, filing)
+        self.selection.check_weighting(self.aggregator.first.by_size)
+        self.models.check_shared()
+        rounds, parameters = self.trainer.max_epochs if stage == "fit" else None, parameters_of(self.net)
+        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, parameters, self.models.shared)
+        for piece in self.pieces.values():
+            piece.setup(facts)
         if self._met is not data:
-            check_optimizers(self.server_optimizer, parameters_of(self.net).values(), self.local)
+            check_optimizers(self.server_optimizer, parameters.values(), self.local)
             samples = data.transform.eval(data.client_data(0).inputs[:4])
-            self.flops = self.levels.inspect(samples, data.num_classes, self.check_nesting, self.predict)
+            self.levels.inspect(samples, data.num_classes, self.check_nesting, self.predict)
             self._met = data
-        self.predict_seconds()
-        self.setup_evaluation(data)
+        self._assemble()
         if stage == "fit":
-            self.fleet.check_rounds(self.trainer.max_epochs)
             folder = self.trainer.log_dir if self.trainer.loggers else None
-            self.uplink.residuals.bind(f"{folder}/residuals" if folder else None)
-            self.selection.bind(f"{folder}/updates" if folder else None)
-            self.clustering.bind(f"{folder}/clustering" if folder else None)
-            if self.local.penalty is not None:
-                self.local.penalty.bind(f"{folder}/memories" if folder else None)
+            for name, piece in self.pieces.items():
+                piece.bind(f"{folder}/{piece.files or name}" if folder else None)
 
-    def _meet_ranks(self) -> None:
-        """Share clients of this process with the other processes of a distributed trainer, if it is one.
-
-        Raises:
-            ConfigurationError: the trainer's processes do not all have the whole model, or would not train alike.
-        """
-        if self.trainer.world_size == 1:
-            if isinstance(self.clients, RankClients):
-                self.clients = OwnClients(self)
-            return
-        if not isinstance(self.trainer.strategy, DDPStrategy) or not isinstance(self.clients, OwnClients | RankClients):
-            raise ConfigurationError(
-                f"Expected strategy ddp, and clients of the trainer's own, for {self.trainer.world_size} devices but "
-                f"got {type(self.trainer.strategy).__name__} and {type(self.clients).__name__}"
-            )
-        if isinstance(self.executor, Auto):
-            raise ConfigurationError(
-                "Expected an executor by name for several devices but got Auto, which every rank would choose by itself"
-            )
-        # Every rank logs the same numbers, as each of them does the server's part; only residual/norm is another, as
-        # rank zero alone keeps residuals, and rank zero's is what loggers write.
-        warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(.*sync_dist=True")
-        self.clients = RankClients(self, Ranks())
-
-    def predict_seconds(self) -> None:
-        """Make the forecast for the present number of models, and tell who assigns levels by it."""
-        tried = self.clustering.count if self.clustering.asks else int(self.aggregator.asks_losses)
-        further = {level: self.own_size(level, 0) for level in self.levels}
-        sizes, epochs = self.data.sizes, self.local.epochs
-        self.forecast = Forecast(self.fleet, sizes, epochs, self.levels.sizes, self.flops, tried, further)
+    def _assemble(self) -> None:
+        """Make what a round and an evaluation consist of, for the present data and number of models."""
+        tried = len(self.models) if self.clustering.asks else int(self.aggregator.first.asks_losses)
+        sizes, epochs, apart = self.data.sizes, self.local.epochs, self.parts.sizes_apart(0)
+        self.forecast = Forecast(self.fleet, sizes, epochs, self.levels.sizes, self.levels.flops, tried, apart)
         self.assignment.meet(self.forecast.table())
+        probing = Probing(self.parts, self.assignment, self.clustering, self.clients, self.ledger, self.forecast)
+        pieces, hosting = list(self.pieces.values()), self.hosting
+        self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, hosting)
+        gathering = Gathering(probing, hosting, self.fleet, self.seed, self.statistics_clients)
+        self.evaluation = Evaluation(self.data, gathering, self.predict_heads, self.restrict)
 
     def configure_optimizers(self) -> Any:
         """Return the server's optimizer and the carrier of the clients' learning rate, with its schedule."""
         carrier = self.local.optimizer([nn.Parameter(torch.zeros(1))])
         schedules = [] if self.local.scheduler is None else [self.local.scheduler(carrier)]
-        server = self.server_optimizer(parameters_of(self.net).values())
-        for net in self.other_nets:
-            add_group(server, (p for name, p in parameters_of(net).items() if name not in self.shared))
-        return [server, carrier], schedules
+        return [self.models.optimizer(self.server_optimizer), carrier], schedules
 
     def on_fit_start(self) -> None:
         """Get ready to train; in a resumed run, forget the rows of rounds that will be run again."""
-        self.open_bench()
-        self.clients.begin()
-        if self.local.penalty is not None:
-            self.local.penalty.setup(parameters_of(self.net), self.data.num_clients, self.shared)
-        for logger in self.loggers:
-            if isinstance(logger, RunFolder):
-                logger.truncate(self.version)
-                logger.declare([*COLUMNS, *(accuracy_column("val", level) for level in self.levels)])
-                save_levels(logger, self)
+        self.hosting.open(self.data)
+        for piece in self.pieces.values():
+            piece.begin()
+        for folder in run_folders(self.loggers):
+            go_on(folder, self.models.version, self.levels)
+            save_levels(folder, self.parts.level_costs(self.data, self.forecast.down_bytes()))
 
-    @cached_property
-    def fingerprint(self) -> dict[str, str]:
-        """What a checkpoint of this federation depends on: taken once a run, not at every checkpoint."""
-        return fingerprint(self)
+    def training_step(self, batch: object, batch_idx: int) -> None:
+        """Run one round."""
+        server, carrier = cast(list[LightningOptimizer], self.optimizers())
+        columns = self.round.run(self.current_epoch, carrier.param_groups[0]["lr"], server, follower(self))
+        save_clusters(self.loggers, self.clustering, len(self.models))
+        if self.lr_schedulers() is not None:
+            carrier.optimizer.step()  # moves nothing; tells the schedule that this round's step has been
+            self.lr_schedulers().step()  # type: ignore[union-attr]
+        log_columns(self, {**columns, **self._costs()}, self.models.last_round)
+
+    def on_validation_epoch_start(self) -> None:
+        """Bring all levels up to the present global models."""
+        with self._precision_context():  # Lightning enters the trainer's precision for steps, not for this hook
+            if self.evaluation.begin():
+                save_clusters(self.loggers, self.clustering, len(self.models))
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Take a batch of the held-out part of the training data (loader 0) or of the clients' test data (loader 1)."""
+        if dataloader_idx == 0:
+            self.evaluation.measure_levels(batch)
+        else:
+            self.evaluation.measure_clients(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/*`` and ``local/*``; in training also the round's costs anew, the evaluation's included."""
+        costs = self._costs() if self.trainer.state.fn == "fit" else {}
+        log_columns(self, {**self.evaluation.columns("val"), **costs}, self.models.last_round)
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Take a batch of the test set."""
+        logits = self.evaluation.measure_levels(batch)
+        self.evaluation.measure_clients(batch, logits)
+        self.evaluation.measure_own_levels(batch, logits)
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/*`` and ``local/*``; write ``clients.csv``, one row per client."""
+        columns, rows = self.evaluation.client_rows()
+        for folder in run_folders(self.loggers):
+            folder.write_table("clients", columns, rows)
+        log_columns(self, self.evaluation.columns("test"), self.models.last_round)
+
+    def teardown(self, stage: str) -> None:
+        """End the executor's processes, and forget what another device or data set would change."""
+        self.hosting.close()
+        self.run_state.forget()
+        forget_cached(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know."""
-        state.save(self, checkpoint)
+        checkpoint[KEY] = self.run_state.saved(self.data, self.pieces, self.trainer.strategy.checkpoint_io)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back; refuse the checkpoint of another federation."""
-        state.load(self, checkpoint)
+        """Take it back, before Lightning takes its own; refuse the checkpoint of another federation."""
+        self.run_state.load(checkpoint, self.data, self.pieces, bool(self.trainer.training))
+        if self.trainer.precision == "64-true":
+            self.double()  # Lightning does so only once it has put the checkpoint's weights in, rounded to float32
+        self._assemble()
+
+    def _costs(self) -> dict[str, float]:
+        return {**self.ledger.costs(), "residual/norm": self.uplink.norm()}
+
+    def _method(self) -> str:
+        """Return the method with its own settings in short text; others have entries of their own in a fingerprint."""
+        others = [*inspect.signature(FederatedModule).parameters, *self.pieces]
+        return described(type(self).__name__, settings_of(self, less=others))
+
+    def _loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        return self.loss(outputs, targets, ctx)  # looked up late: it may be replaced
+
+    def _precision_context(self) -> AbstractContextManager[object]:
+        """Return the trainer's precision (autocast, default dtype) as a context."""
+        return self.trainer.precision_plugin.forward_context()

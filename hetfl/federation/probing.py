@@ -3,56 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from hetfl import wire
-from hetfl.federation.clients import Clients
+from hetfl.clustering import Clustering
+from hetfl.federation.clients import Clients, Parts
+from hetfl.federation.forecast import Forecast
 from hetfl.federation.ledger import Ledger
-from hetfl.fleet import Work
-from hetfl.local import LocalTask
+from hetfl.fleet import LevelAssignment, Work
+from hetfl.fleet.numbers import IntArray
 from hetfl.local.jobs import losses
+from hetfl.types import Task
 
 
 class RoundProbe:
     """Asks clients for the loss of the present global model; see :class:`hetfl.selection.Probe`.
 
-    A client is sent its sub-model, passes its data through it once, and answers with one number. Whoever is then
+    A client is sent its sub-model, passes its data through it once, and answers with one number. A client that is then
     selected has the model already. Answers are kept: asking twice costs once.
 
     If there are several global models, a client's is that of its cluster, unless it is asked for the losses of all.
 
     Args:
+        probing: who is asked, and at which price.
         clients: ids of those within reach, ascending.
-        task: returns a client's task of the round, of which level, round and model are used.
-        runner: has clients do it.
-        model_bytes: by level, the bytes of a sub-model on its way to a client.
-        forward_flops: by level, the FLOPs of a forward pass of one sample.
-        ledger: takes the costs.
-        forecast: predicts the seconds of clients' rounds.
-        clusters: number of global models.
-        further_bytes: by level, the bytes of a model beside another one: what they share travels once.
+        round: the round.
     """
 
-    def __init__(
-        self,
-        clients: Sequence[int],
-        task: Callable[[int], LocalTask],
-        runner: Clients,
-        model_bytes: Mapping[str, int],
-        forward_flops: Mapping[str, float],
-        ledger: Ledger,
-        forecast: Callable[[Sequence[int]], list[float]],
-        clusters: int = 1,
-        further_bytes: Mapping[str, int] | None = None,
-    ) -> None:
-        self.clients = clients
-        self.task, self.runner, self.ledger, self.forecast = task, runner, ledger, forecast
-        self.model_bytes, self.forward_flops = model_bytes, forward_flops
-        self.clusters, self.further_bytes = clusters, model_bytes if further_bytes is None else further_bytes
-        self.answers: dict[tuple[int, int, int | None], float] = {}  # by client, cluster and samples
-        self.informed: set[tuple[int, int]] = set()  # clients, and of which cluster's model
+    def __init__(self, probing: Probing, clients: Sequence[int], round: int) -> None:
+        self.probing, self.clients, self.round = probing, clients, round
+        self.models = probing.parts.models
+        self._mark, self._apart = self.models.mark, probing.parts.sizes_apart(round)
+        self.answers: dict[tuple[int, int, int | None], float] = {}  # by client, model and samples
+        self.informed: set[tuple[int, int]] = set()  # clients, and which model they have
+
+    def task(self, client: int) -> Task:
+        """Return what a client is asked about: its level's part of its cluster's model."""
+        level, model = self.probing.assignment.level(client, self.round), self.probing.clustering.cluster_of(client)
+        return Task(client, level, self.round, self._mark, model=model)
 
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
         """Return the mean loss of the present global model, at each client's level, on its own training data.
@@ -65,7 +57,7 @@ class RoundProbe:
         """
         tasks = [self.task(client) for client in clients]
         self._ask(tasks, samples)
-        return [self.answers.get((task.client, task.cluster, samples), 0.0) for task in tasks]
+        return [self.answers.get((task.client, task.model, samples), 0.0) for task in tasks]
 
     def cluster_losses(self, clients: Sequence[int]) -> list[list[float]]:
         """Return per client the mean loss of every cluster's model, at the client's level, on its own training data.
@@ -77,30 +69,29 @@ class RoundProbe:
         """
         tasks = [self.task(client) for client in clients]
         # Cluster by cluster: the resident net then changes its model k times, not once a client.
-        self._ask([replace(task, cluster=cluster) for cluster in range(self.clusters) for task in tasks], None)
-        return [
-            [self.answers.get((client, cluster, None), math.nan) for cluster in range(self.clusters)]
-            for client in clients
-        ]
+        models = range(len(self.models))
+        self._ask([replace(task, model=model) for model in models for task in tasks], None)
+        return [[self.answers.get((client, model, None), math.nan) for model in models] for client in clients]
 
-    def _ask(self, tasks: Sequence[LocalTask], samples: int | None) -> None:
+    def _ask(self, tasks: Sequence[Task], samples: int | None) -> None:
         """Have tasks that were not answered yet answered; a client sends one number, however many models it tries."""
-        asked = [task for task in tasks if (task.client, task.cluster, samples) not in self.answers]
-        self.ledger.begin_phase()
+        asked = [task for task in tasks if (task.client, task.model, samples) not in self.answers]
+        ledger, flops = self.probing.ledger, self.models.levels.flops
+        ledger.begin_phase()
         answered: set[int] = set()
-        for result in self.runner.run(partial(losses, samples=samples), asked):
-            client, level, cluster = result.task.client, result.task.level, result.task.cluster
-            self.answers[client, cluster, samples] = result.loss
-            down_bytes = 0 if (client, cluster) in self.informed else self._bytes(client, level)
-            flops = self.forward_flops[level] * result.num_passes
+        for result in self.probing.clients.run(partial(losses, samples=samples), asked):
+            client, level, model = result.task.client, result.task.level, result.task.model
+            self.answers[client, model, samples] = result.report.loss
+            down_bytes = 0 if (client, model) in self.informed else self._bytes(client, level)
             up_bytes = 0 if client in answered else wire.dense_size(1)
-            self.ledger.charge(client, result.task.round, Work(down_bytes, flops, up_bytes))
-            self.informed.add((client, cluster))
+            work = Work(down_bytes, flops[level][0] * result.report.passes, up_bytes)
+            ledger.charge(client, self.round, work)
+            self.informed.add((client, model))
             answered.add(client)
 
     def _bytes(self, client: int, level: str) -> int:
-        has_one = any((client, cluster) in self.informed for cluster in range(self.clusters))
-        return self.further_bytes[level] if has_one else self.model_bytes[level]
+        has_one = any((client, model) in self.informed for model in range(len(self.models)))
+        return wire.dense_size(self._apart[level] if has_one else self.models.levels.sizes[level])
 
     def seconds(self, clients: Sequence[int]) -> list[float]:
         """Return how long each client's coming round will take: the model down, E epochs, and its update up.
@@ -111,12 +102,51 @@ class RoundProbe:
         Args:
             clients: ids.
         """
-        return self.forecast(clients)
+        ids_S, probing = np.asarray(clients, np.int64), self.probing
+        positions_S = probing.assignment.positions(self.round)[ids_S]
+        predicted_S = probing.forecast.seconds(ids_S, positions_S, self.round, probing.ledger.up_share)
+        return [float(each) for each in predicted_S]
 
-    def initial_loss(self, task: LocalTask) -> float | None:
+    def initial_loss(self, task: Task) -> float | None:
         """Return the loss, over all of a client's data, of the model of its task; None if it was not asked for."""
-        return self.answers.get((task.client, task.cluster, None))
+        return self.answers.get((task.client, task.model, None))
 
-    def has_model(self, task: LocalTask) -> bool:
+    def has_model(self, task: Task) -> bool:
         """Return whether a task's client was sent the model of the task before."""
-        return (task.client, task.cluster) in self.informed
+        return (task.client, task.model) in self.informed
+
+
+class Probing:
+    """Makes the probes of rounds and of evaluations.
+
+    Args:
+        parts: where sub-models lie in the global models.
+        assignment: the level of every client.
+        clustering: the model of every client.
+        clients: who is asked.
+        ledger: takes the costs.
+        forecast: predicts seconds.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        assignment: LevelAssignment,
+        clustering: Clustering,
+        clients: Clients,
+        ledger: Ledger,
+        forecast: Forecast,
+    ) -> None:
+        self.parts, self.assignment, self.clustering = parts, assignment, clustering
+        self.clients, self.ledger, self.forecast = clients, ledger, forecast
+
+    def of_round(self, round: int) -> RoundProbe:
+        """Return what policies may ask in a round that begins; the clock waits until a client is within reach."""
+        reachable = self.ledger.wait(round)
+        self.ledger.reachable = len(reachable)
+        return self.of_clients(reachable, round)
+
+    def of_clients(self, reachable: IntArray, round: int) -> RoundProbe:
+        """Return what may be asked of clients that are within reach, about the present models."""
+        everyone = len(reachable) == self.assignment.num_clients
+        return RoundProbe(self, range(len(reachable)) if everyone else reachable.tolist(), round)

@@ -9,48 +9,44 @@ from updates that all ranks have; so every rank keeps it.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from hetfl.clustering import Clustering
 from hetfl.compression import Message
-from hetfl.federation.clients import Clients, Hosting, Lost, OwnClients, Upload, held_index, send
+from hetfl.errors import ConfigurationError
+from hetfl.federation.clients import Clients, OwnClients, Reply
 from hetfl.federation.collective import Ranks
-from hetfl.local import LocalResult, LocalTask
+from hetfl.local import Auto, Result
 from hetfl.local.executor import Bench, Job
-from hetfl.local.jobs import train
 from hetfl.packing import pack, unpack
-from hetfl.selection import Selection
+from hetfl.piece import Piece
 from hetfl.store import MemoryStore
+from hetfl.types import Report, Task
 from hetfl.updates import Update
 
 T = TypeVar("T")
-
-
-class Shared(Hosting, Protocol):
-    """What ranks need of a federated module besides."""
-
-    bench: Bench | None
-    selection: Selection
-    clustering: Clustering
 
 
 class RankClients(Clients):
     """Clients that the ranks share, the most expensive first, each to the rank that has least to do.
 
     Args:
-        module: the federated module; every rank has its own.
+        own: the clients of this rank.
         ranks: the processes.
+        filing: the pieces that keep files which every rank needs: all but residuals.
     """
 
-    def __init__(self, module: Shared, ranks: Ranks) -> None:
-        self._module, self._ranks = module, ranks
-        self._own = OwnClients(module)
+    def __init__(self, own: OwnClients, ranks: Ranks, filing: Sequence[Piece]) -> None:
+        self.own, self._ranks, self._filing = own, ranks, filing
+        self._uplink, self._parts = own.side.uplink, own.side.parts
 
     def begin(self) -> None:
         """Get ready to train, once a checkpoint has been loaded.
@@ -60,52 +56,46 @@ class RankClients(Clients):
         """
         if self._ranks.rank == 0:
             return
-        module, self._folder = self._module, tempfile.TemporaryDirectory(prefix="hetfl_rank_")
-        module.uplink.residuals = MemoryStore()
-        module.selection.bind(f"{self._folder.name}/updates")
-        module.clustering.bind(f"{self._folder.name}/clustering")
-        if module.local.penalty is not None:
-            module.local.penalty.bind(f"{self._folder.name}/memories")
+        self._folder = tempfile.TemporaryDirectory(prefix="hetfl_rank_")
+        self._uplink.residuals = MemoryStore()
+        for number, piece in enumerate(self._filing):
+            piece.bind(f"{self._folder.name}/{number}")
 
-    def train(self, tasks: Sequence[LocalTask]) -> Iterator[Upload | Lost]:  # noqa: D102
+    def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
         shares = self.shares(tasks)
         self._lend(tasks, shares)
         mine = [task for task, rank in zip(tasks, shares, strict=True) if rank == self._ranks.rank]
 
-        def work() -> list[Upload]:
-            results = self._module.executor.run(train, mine, self._module.memory)
-            return [send(self._module, result) for result in results]
-
-        uploads = self._attempt(work)
-        said = self._ranks.everyone(pack([_written(upload) for upload in uploads]))
-        residuals = self._returned(tasks, shares, uploads)
-        answers = [iter(unpack(part)) for part in said]
+        replies = self._attempt(lambda: list(self.own.train(mine)))
+        packed = self._ranks.everyone(pack([_written(reply) for reply in replies]))
+        residuals = self._returned(tasks, shares, replies)
+        answers = [iter(unpack(part)) for part in packed]
         for task, rank in zip(tasks, shares, strict=True):
-            upload = _read(task, next(answers[rank]))
-            if upload.payload and self._ranks.rank == 0:
-                index = held_index(self._module, task)
-                prepared = Message(task.client, task.round, index, upload.payload, residuals[task.client])
-                upload = replace(upload, prepared=prepared)
-            yield upload
+            reply = _read(task, next(answers[rank]))
+            if reply.payload and self._ranks.rank == 0:
+                index = self._parts.held(task)
+                prepared = Message(task.client, task.round, index, reply.payload, residuals[task.key])
+                reply = replace(reply, prepared=prepared)
+            yield reply
 
-    def run(self, job: Job, tasks: Sequence[LocalTask]) -> Iterator[LocalResult]:  # noqa: D102
+    def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
         shares = self.shares(tasks)
         mine = [task for task, rank in zip(tasks, shares, strict=True) if rank == self._ranks.rank]
-        results = self._attempt(lambda: list(self._own.run(job, mine)))
-        said = self._ranks.everyone(pack([[r.vector, *_numbers(r)] for r in results]))
-        answers = [iter(unpack(part)) for part in said]
+        results = self._attempt(lambda: list(self.own.run(job, mine)))
+        packed = self._ranks.everyone(pack([[r.vector, *_numbers(r.report)] for r in results]))
+        answers = [iter(unpack(part)) for part in packed]
         for task, rank in zip(tasks, shares, strict=True):
-            vector, loss, num_samples, num_passes = next(answers[rank])
-            yield LocalResult(task, vector.to(self._bench.device), float(loss), num_samples, num_passes)
+            vector, *numbers = next(answers[rank])
+            yield Result(task, _report(task, numbers), vector.to(self._bench.device))
 
-    def take(self, upload: Upload, update: Update) -> None:  # noqa: D102
-        task, penalty = upload.task, self._module.local.penalty
+    def take(self, reply: Reply, update: Update) -> None:  # noqa: D102
+        task = reply.task
         if self._ranks.rank == 0:
-            self._own.take(upload, update)
-        elif penalty is not None:  # the server's part of it may read what clients remember
-            penalty.remember(task.client, task.round, held_index(self._module, task), update)
+            self.own.take(reply, update)
+        else:  # the server's part of a penalty may read what clients remember
+            self.own.side.penalty.remember(task.client, task.round, self._parts.held(task), update)
 
-    def shares(self, tasks: Sequence[LocalTask]) -> list[int]:
+    def shares(self, tasks: Sequence[Task]) -> list[int]:
         """Return the rank of each task: the most expensive first, to the rank with the least cost so far."""
         costs = [self._bench.cost(task) for task in tasks]
         ranks, load = [0] * len(tasks), [0] * self._ranks.count
@@ -116,31 +106,29 @@ class RankClients(Clients):
 
     @property
     def _bench(self) -> Bench:
-        assert self._module.bench is not None
-        return self._module.bench
+        return self.own.executor.bench
 
-    def _lend(self, tasks: Sequence[LocalTask], shares: Sequence[int]) -> None:
+    def _lend(self, tasks: Sequence[Task], shares: Sequence[int]) -> None:
         """Hand out the residuals of clients to the ranks that train them."""
-        uplink, zero = self._module.uplink, self._ranks.rank == 0
-        like = next(iter(self._bench.tensors.values())).detach()
+        uplink, zero, like = self._uplink, self._ranks.rank == 0, self._parts.models.like
         lent: list[list[tuple[Tensor | None, int | None]]] = [[] for _ in range(self._ranks.count)]
         for task, rank in zip(tasks, shares, strict=True) if zero else ():
-            lent[rank].append(uplink.lend(task.client, held_index(self._module, task), like))
+            lent[rank].append(uplink.lend(task.client, self._parts.held(task), like))
         parts = unpack(self._ranks.from_zero([pack(pairs) for pairs in lent]))
         if zero:
             return
         uplink.residuals = MemoryStore()
         mine = [task for task, rank in zip(tasks, shares, strict=True) if rank == self._ranks.rank]
         for task, (residual_D, last) in zip(mine, parts, strict=True):
-            uplink.borrow(task.client, held_index(self._module, task), residual_D, last)
+            uplink.borrow(task.client, self._parts.held(task), residual_D, last)
 
     def _returned(
-        self, tasks: Sequence[LocalTask], shares: Sequence[int], uploads: Sequence[Upload]
-    ) -> dict[int, Tensor | None]:
-        """Return by client the residuals that all ranks have prepared; on ranks other than zero nothing."""
-        prepared = [None if upload.prepared is None else upload.prepared.residual_D for upload in uploads]
+        self, tasks: Sequence[Task], shares: Sequence[int], replies: Sequence[Reply]
+    ) -> dict[tuple[int, int], Tensor | None]:
+        """Return by task's key the residuals that all ranks have prepared; on ranks other than zero nothing."""
+        prepared = [None if reply.prepared is None else reply.prepared.residual_D for reply in replies]
         parts = [iter(unpack(part)) for part in self._ranks.at_zero(pack(prepared))]
-        return {task.client: next(parts[rank]) for task, rank in zip(tasks, shares, strict=True)} if parts else {}
+        return {task.key: next(parts[rank]) for task, rank in zip(tasks, shares, strict=True)} if parts else {}
 
     def _attempt(self, work: Callable[[], list[T]]) -> list[T]:
         """Do this rank's part; if any rank fails, fail on all, so that none waits for ever.
@@ -163,16 +151,53 @@ class RankClients(Clients):
         return done
 
 
-def _numbers(of: Upload | LocalResult) -> list[Any]:
+def shared_clients(clients: Clients, trainer: Trainer, filing: Sequence[Piece]) -> Clients:
+    """Return the clients of a run: those of this process, or shared with the other processes of a trainer.
+
+    Args:
+        clients: of the run before, or as they were configured.
+        trainer: the trainer, set up.
+        filing: the pieces that keep files which every rank needs: all but residuals.
+
+    Raises:
+        ConfigurationError: the trainer's processes do not all have the whole model, or would not train alike.
+    """
+    own = clients.own if isinstance(clients, RankClients) else clients
+    if trainer.world_size == 1:
+        return own
+    if not isinstance(trainer.strategy, DDPStrategy) or not isinstance(own, OwnClients):
+        raise ConfigurationError(
+            f"Expected strategy ddp, and clients of the trainer's own, for {trainer.world_size} devices but got "
+            f"{type(trainer.strategy).__name__} and {type(own).__name__}"
+        )
+    if isinstance(own.executor, Auto):
+        raise ConfigurationError(
+            "Expected an executor by name for several devices but got Auto, which every rank would choose by itself"
+        )
+    # Every rank logs the same numbers, as each of them does the server's part; only residual/norm is another, as rank
+    # zero alone keeps residuals, and rank zero's is what loggers write.
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(.*sync_dist=True")
+    return RankClients(own, Ranks(), filing)
+
+
+def _numbers(report: Report) -> list[Any]:
     # The loss of a client that diverged is no number, which JSON has no word for.
-    return [torch.tensor(of.loss, dtype=torch.float64), of.num_samples, of.num_passes]
+    loss = torch.tensor(report.loss, dtype=torch.float64)
+    return [loss, report.samples, report.passes, report.steps, dict(report.extras)]
 
 
-def _written(upload: Upload) -> list[Any]:
-    payload = torch.from_numpy(np.frombuffer(upload.payload, dtype=np.uint8).copy())
-    return [*_numbers(upload), payload, upload.refusal]
+def _report(task: Task, numbers: Sequence[Any]) -> Report:
+    loss, samples, passes, steps, extras = numbers
+    kinds = {"lr": task.lr, "model": task.model, "passes": passes, "steps": steps, "extras": extras}
+    return Report(task.client, task.level, samples, float(loss), **kinds)
 
 
-def _read(task: LocalTask, said: Sequence[Any]) -> Upload:
-    loss, num_samples, num_passes, payload, refusal = said
-    return Upload(task, float(loss), num_samples, num_passes, payload.numpy().tobytes(), refusal)
+def _written(reply: Reply) -> list[Any]:
+    assert reply.report is not None
+    payload = torch.from_numpy(np.frombuffer(reply.payload, dtype=np.uint8).copy())
+    return [*_numbers(reply.report), payload, reply.refusal]
+
+
+def _read(task: Task, fields: Sequence[Any]) -> Reply:
+    *numbers, payload, refusal = fields
+    return Reply(task, _report(task, numbers), payload.numpy().tobytes(), refusal)

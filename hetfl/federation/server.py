@@ -1,12 +1,159 @@
-"""The server's step: an aggregated delta through any torch optimizer."""
+"""The server's side of a round: it takes replies, adds up updates, and steps the global models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from hetfl import wire
+from hetfl.compression import ErrorFeedback
+from hetfl.errors import ConfigurationError, RefusedUpdate
+from hetfl.federation.aggregating import Aggregators
+from hetfl.federation.clients import Parts, Reply
+from hetfl.federation.ledger import Ledger
+from hetfl.federation.probing import RoundProbe
+from hetfl.fleet import Work
+from hetfl.local import Penalty
+from hetfl.submodel import index_layout
+from hetfl.types import Index, Report, Task
+from hetfl.updates import Update
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A client's update that the server took.
+
+    Attributes:
+        report: what is known of the client's training.
+        update: what the server decoded.
+        index: where the update's entries lie in the global model: what was sent, parameters and then float buffers.
+    """
+
+    report: Report
+    update: Update
+    index: Index
+
+
+class Server:
+    """Decodes and checks updates, adds them up, and takes the server's step; it sees only what was decoded.
+
+    Args:
+        parts: where vectors lie in the global models.
+        uplink: its compressor may share a state with clients.
+        aggregators: combine updates.
+        penalty: may correct the step.
+        ledger: takes costs.
+
+    Attributes:
+        max_norm: largest 2-norm of an update, what travels exactly included; None: any.
+    """
+
+    def __init__(
+        self, parts: Parts, uplink: ErrorFeedback, aggregators: Aggregators, penalty: Penalty, ledger: Ledger
+    ) -> None:
+        self.parts, self.models, self.uplink = parts, parts.models, uplink
+        self.aggregators, self.penalty, self.ledger = aggregators, penalty, ledger
+        self.max_norm: float | None = None
+
+    def reset(self) -> None:
+        """Begin to add up updates."""
+        self.aggregators.reset(self.models.tensors, self.models.shared)
+        self._accepted = 0
+
+    def receive(self, reply: Reply, probe: RoundProbe, weight: float) -> Accepted | None:
+        """Take a client's update, if it can be used and arrives in time, and charge what it cost.
+
+        Args:
+            reply: what came of the client.
+            probe: who was asked what before.
+            weight: what the selection lets the client count.
+
+        Returns:
+            None if the update was lost, refused or late: its delta is lost then, its residual stays as it was.
+        """
+        task, down_bytes = reply.task, self.down_bytes(reply.task, probe)
+        if reply.report is None:
+            rank_zero_warn(f"Round {task.round}: no update of client {task.client}: {reply.lost}")
+            self.ledger.lose(task.client, task.round, Work(down_bytes, 0.0))
+            return None
+        sent = self.parts.sent(task)
+        flops = self.models.levels.flops[task.level][1] * reply.report.passes
+        try:
+            update = self._decoded(reply)
+        except (wire.MalformedPayload, RefusedUpdate) as error:
+            rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
+            self.ledger.charge(task.client, task.round, Work(down_bytes, flops))
+            self.ledger.refuse()
+            return None
+        work = Work(down_bytes, flops, len(reply.payload))
+        if not self.ledger.in_time(task.client, task.round, work):
+            self.ledger.lose(task.client, task.round, work)
+            return None
+        seconds, loss = self.ledger.charge(task.client, task.round, work), probe.initial_loss(task)
+        report = replace(reply.report, flops=flops, initial_loss=loss, weight=weight, seconds=seconds)
+        self.aggregators.update(update, sent, report)
+        self._accepted += 1
+        self.ledger.sent(
+            entries=index_layout(self.parts.held(task)).size,
+            sent=update.num_sent,
+            update_bytes=len(reply.payload),
+            dense_bytes=4 * index_layout(sent).size,
+        )
+        return Accepted(report, update, sent)
+
+    def down_bytes(self, task: Task, probe: RoundProbe) -> int:
+        """Return the bytes that a client is sent before it trains; a client that was probed has the model already."""
+        model = 0 if probe.has_model(task) else wire.dense_size(index_layout(self.parts.trained(task)).size)
+        return model + self.uplink.compressor.shared_bytes(index_layout(self.parts.held(task)))
+
+    def step(self, optimizer: Optimizer, step: Callable[[], object], round: int, known: bool) -> None:
+        """Take the server's step; a round whose updates were all lost on the way moves nothing.
+
+        Args:
+            optimizer: the server's.
+            step: performs the step (Lightning's wrapper of ``optimizer.step``, which counts it).
+            round: the round.
+            known: whether refused updates tell of training, and not of their senders.
+
+        Raises:
+            ConfigurationError: updates arrived, and all of them were refused.
+        """
+        refused = self.ledger.round.refused
+        if not self._accepted and refused and known:
+            raise ConfigurationError(
+                f"Expected an update that can be used in round {round} but all {refused} were refused (training "
+                "diverged?): try a smaller learning rate or gradient_clip"
+            )
+        if not self._accepted:
+            rank_zero_warn("No update of a round arrived: all were late or failed, and the models stay as they are")
+            step()  # no parameter has a gradient, so none moves; Lightning counts the round, and keeps it
+            return
+        server_step(optimizer, step, *self.aggregators.compute(self.penalty.correct))
+
+    def _decoded(self, reply: Reply) -> Update:
+        """Return what the server reads in a reply.
+
+        Raises:
+            MalformedPayload: it is not what was asked for.
+            RefusedUpdate: the client could not make an update, or it is too long.
+        """
+        if reply.refusal:
+            raise RefusedUpdate(reply.refusal)
+        task, layout = reply.task, index_layout(self.parts.held(reply.task))
+        exact = index_layout(self.parts.sent(task)).size - layout.size
+        dtype = self.models.like.dtype
+        expected = wire.Expected(task.round, task.client, layout.size, exact, dtype=dtype, layout=layout)
+        update = wire.decode(reply.payload, expected)
+        if self.max_norm is not None:
+            norm = float(torch.cat([update.to_dense().double(), update.exact.double()]).norm())
+            if norm > self.max_norm:
+                raise RefusedUpdate(f"Expected a norm of at most {self.max_norm:g} but got {norm:g}")
+        return update
 
 
 def server_step(

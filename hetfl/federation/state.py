@@ -1,105 +1,153 @@
-"""What a checkpoint holds beyond Lightning's own: residuals, thresholds, policy, statistics, costs."""
+"""What a checkpoint holds beyond Lightning's own: the state of every piece, and what it depends on."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from hetfl.clustering import Clustering
+from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
-from hetfl.federation.fingerprint import LEARNING_RATES, compare
+from hetfl.federation.fingerprint import LEARNING_RATES, agree, fingerprint
+from hetfl.federation.hosting import Hosting
+from hetfl.federation.models import MakeOptimizer
+from hetfl.piece import Piece
 
-if TYPE_CHECKING:
-    from hetfl.federation.module import FederatedModule
-
-PARTS = ("ledger", "uplink")
-OTHER_PARTS = ("selection", "clustering", "statistics", "penalty", "clients")
+KEY = "hetfl"
+"""Where a checkpoint holds it."""
+ENTRIES = ("version", "models", "shared", "fingerprint", "learning_rates", "pieces")
 FOR_EVALUATION = ("net", "levels")
 """What must agree when a checkpoint with one model is only evaluated: its data and its uplink may be others."""
 
 
-def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
-    """Add the federation's state to Lightning's checkpoint: plain types and tensors."""
-    # Lightning does not tell when a checkpoint is on the disk. By the next one the last one is, or SafeCheckpointIO
-    # knows better; every other checkpoint plugin ends the run.
-    if not getattr(module.trainer.strategy.checkpoint_io, "failed", False):
-        module.uplink.checkpointed()
-        module.selection.checkpointed()
-        module.clustering.checkpointed()
-        module.clients.checkpointed()
-        if module.local.penalty is not None:
-            module.local.penalty.checkpointed()
-    checkpoint["hetfl"] = {
-        "version": module.version,
-        "fingerprint": module.fingerprint,
-        "learning_rates": _learning_rates(module),
-        **{part: getattr(module, part).state_dict() for part in PARTS},
-        "selection": module.selection.state_dict(),
-        "clustering": module.clustering.state_dict(),
-        "statistics": module.statistics.state_dict(module.weights_mark),
-        "clients": module.clients.state_dict(),
-        "penalty": {} if module.local.penalty is None else module.local.penalty.state_dict(),
-        "executor": module.executor.state_dict(),
-    }
+class RunState:
+    """The state of a run in its checkpoints.
+
+    Args:
+        hosting: has the global models, whose values are Lightning's to save.
+        clustering: as configured.
+        server: makes the server's optimizer.
+        method: returns the method with its settings in short text.
+    """
+
+    def __init__(
+        self, hosting: Hosting, clustering: Clustering, server: MakeOptimizer, method: Callable[[], str]
+    ) -> None:
+        self.hosting, self.models, self.clustering, self.method = hosting, hosting.models, clustering, method
+        self.optimizers = {"server": server, "clients": hosting.problem.local.optimizer}
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the fingerprint, which is taken once a run, and not at every checkpoint."""
+        self._fingerprint: dict[str, str] = {}
+
+    def fingerprint(self, data: FederatedDataModule, pieces: Mapping[str, Piece]) -> dict[str, str]:
+        """Return by name what the state depends on, in short text that can be compared and shown."""
+        if not self._fingerprint:
+            problem = self.hosting.problem
+            whole = fingerprint(self.models, problem.local, self.optimizers["server"], data, pieces)
+            self._fingerprint = {"seed": str(problem.seed), "method": self.method(), **whole}
+        return self._fingerprint
+
+    def saved(self, data: FederatedDataModule, pieces: Mapping[str, Piece], plugin: CheckpointIO) -> dict[str, Any]:
+        """Return the state for a checkpoint, in plain types and tensors.
+
+        Args:
+            data: the data.
+            pieces: by name.
+            plugin: writes the checkpoint.
+        """
+        # Lightning does not tell when a checkpoint is on the disk. By the next one the last one is, or SafeCheckpointIO
+        # knows better; every other checkpoint plugin ends the run.
+        for piece in pieces.values() if not getattr(plugin, "failed", False) else ():
+            piece.checkpointed()
+        return {
+            "version": self.models.version,
+            "models": len(self.models),
+            "shared": list(self.models.patterns),
+            "fingerprint": dict(self.fingerprint(data, pieces)),
+            "learning_rates": self._learning_rates(),
+            "pieces": {name: piece.state_dict() for name, piece in pieces.items()},
+        }
+
+    def load(
+        self, checkpoint: dict[str, Any], data: FederatedDataModule, pieces: Mapping[str, Piece], training: bool
+    ) -> None:
+        """Take the state back, before Lightning takes its own: the models first, then the pieces.
+
+        Args:
+            checkpoint: Lightning's.
+            data: the data.
+            pieces: by name.
+            training: whether rounds are to be run; if not, only pieces that an evaluation needs are loaded.
+
+        Raises:
+            ConfigurationError: the state is not whole, or another federation's; names what is missing or differs.
+        """
+        needed = {name: piece for name, piece in pieces.items() if training or piece.for_evaluation}
+        state = _read(checkpoint, needed)
+        check(state, self.fingerprint(data, pieces), self.clustering, training)
+        self.models.version = state["version"]
+        if len(self.models) != state["models"]:
+            self.hosting.close()
+        self.models.resize(state["models"], state["shared"])
+        for name, piece in needed.items():
+            piece.load_state_dict(state["pieces"][name])
+        for number, (name, lr) in enumerate(self._learning_rates().items() if training else ()):
+            if state["learning_rates"][name] != lr:
+                _rescale(checkpoint, number, state["learning_rates"][name], lr)
+
+    def _learning_rates(self) -> dict[str, float]:
+        made = {name: make([nn.Parameter(torch.zeros(1))]) for name, make in self.optimizers.items()}
+        return {name: float(optimizer.param_groups[0]["lr"]) for name, optimizer in made.items()}
 
 
-def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
-    """Take the federation's state back, before Lightning takes its own.
-
-    A learning rate that was changed in the configuration since then scales the one in the checkpoint, and its schedule:
-    the optimizers' states would otherwise bring the old one back.
+def _read(checkpoint: Mapping[str, Any], pieces: Mapping[str, Piece]) -> dict[str, Any]:
+    """Return the state in a checkpoint.
 
     Raises:
-        ConfigurationError: the checkpoint belongs to another federation; names what differs.
+        ConfigurationError: there is none, or it lacks something that is to be loaded.
     """
-    state = checkpoint.get("hetfl")
-    if state is None:
+    if KEY not in checkpoint:
         raise ConfigurationError("Expected a checkpoint of a federated run but got one without a federation's state")
-    _check_agrees(module, state)
-    module.version = state["version"]
-    module.executor.load_state_dict(state.get("executor", {}))  # older checkpoints have none: it is chosen anew
-    for part in (*PARTS, "statistics"):
-        getattr(module, part).load_state_dict(state[part])
-    if module.trainer.training:
-        module.selection.load_state_dict(state["selection"])
-        if not module.clustering.takes_over:
-            module.clustering.load_own_state(state["clustering"]["own"])
-        module.clients.load_state_dict(state["clients"])
-    module.clustering.load_assignments(state["clustering"])
-    module.set_models(module.clustering.count)
-    if module.trainer.precision == "64-true":
-        module.double()  # Lightning does so only once it has put the checkpoint's weights in, rounded to float32
-    module.predict_seconds()
-    if module.local.penalty is not None and module.trainer.training:
-        module.local.penalty.load_state_dict(state["penalty"])
-    for number, (name, now) in enumerate(_learning_rates(module).items()):
-        before = state["learning_rates"][name]
-        if module.trainer.training and before != now:
-            _rescale(checkpoint, number, before, now)
+    state: dict[str, Any] = checkpoint[KEY]
+    missing = [name for name in ENTRIES if name not in state]
+    missing += [name for name in pieces if name not in state.get("pieces", {})]
+    if missing:
+        raise ConfigurationError(
+            f"Expected a whole federation's state in the checkpoint but got none of {missing}: checkpoints of other "
+            "versions of hetfl cannot be read"
+        )
+    return state
 
 
-def _check_agrees(module: FederatedModule, state: dict[str, Any]) -> None:
-    """Refuse a state that is not whole, or not of such a federation.
+def check(state: Mapping[str, Any], fingerprint: Mapping[str, str], clustering: Clustering, training: bool) -> None:
+    """Refuse the state of another federation.
+
+    Args:
+        state: of a checkpoint.
+        fingerprint: the present one.
+        clustering: as configured.
+        training: whether rounds are to be run.
 
     Raises:
-        ConfigurationError: names what is missing, or what differs.
+        ConfigurationError: names what differs.
     """
-    missing = [part for part in ("fingerprint", "version", "learning_rates", *PARTS, *OTHER_PARTS) if part not in state]
-    if missing:
-        raise ConfigurationError(f"Expected a whole federation's state in the checkpoint but got none of {missing}")
-    present = module.fingerprint
-    if not module.trainer.training:
+    present = dict(fingerprint)
+    if not training:
         # Who is in which cluster is known by a client's number, which is another client's in other data.
-        names = (*FOR_EVALUATION, "partition") if state["clustering"]["count"] > 1 else FOR_EVALUATION
+        names = (*FOR_EVALUATION, "partition") if state["models"] > 1 else FOR_EVALUATION
         present = {name: present[name] for name in names}
-    elif module.clustering.takes_over:
-        present = {name: value for name, value in present.items() if name != "clustering"}
-    compare(state["fingerprint"], present)
-    if module.trainer.training:
-        _check_models(module.clustering, state["clustering"]["count"])
+    elif clustering.takes_over:
+        present.pop("clustering")
+    agree(state["fingerprint"], present)
+    if training:
+        _check_models(clustering, state["models"])
 
 
 def _check_models(clustering: Clustering, count: int) -> None:
@@ -112,28 +160,25 @@ def _check_models(clustering: Clustering, count: int) -> None:
     Raises:
         ConfigurationError: there are fewer.
     """
-    if clustering.count > count:
+    wanted = clustering.initial_models
+    if wanted > count:
         raise ConfigurationError(
-            f"Expected at most {count} clusters, as many global models as the checkpoint holds, but got "
-            f"{clustering.count}: a run goes on with the models that it has"
+            f"Expected at most {count} clusters, as many global models as the checkpoint holds, but got {wanted}: a "
+            "run goes on with the models that it has"
         )
-    if clustering.count < count and not clustering.grows:
+    if wanted < count and not clustering.grows:
         members = ", each by the clients that it has" if clustering.takes_over else ""
         rank_zero_warn(
-            f"The checkpoint holds {count} global models, the configuration asks for {clustering.count}: all {count} "
-            f"are trained on{members}"
+            f"The checkpoint holds {count} global models, the configuration asks for {wanted}: all {count} are trained "
+            f"on{members}"
         )
-
-
-def _learning_rates(module: FederatedModule) -> dict[str, float]:
-    """Return the configured learning rates, in the order of the module's optimizers."""
-    server = module.server_optimizer([nn.Parameter(torch.zeros(1))])
-    clients = module.local.optimizer([nn.Parameter(torch.zeros(1))])
-    return {"server": float(server.param_groups[0]["lr"]), "clients": float(clients.param_groups[0]["lr"])}
 
 
 def _rescale(checkpoint: dict[str, Any], number: int, before: float, now: float) -> None:
-    """Change an optimizer's learning rates in a checkpoint, and those that the clients' schedule goes by."""
+    """Change an optimizer's learning rates in a checkpoint, and those that the clients' schedule goes by.
+
+    Its state would otherwise bring the old ones back.
+    """
 
     def rescaled(lr: float) -> float:
         return lr * now / before if before else now

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from hetfl.errors import ConfigurationError
 from hetfl.fleet.numbers import FloatArray, IntArray
+from hetfl.piece import Facts, Piece
 from hetfl.seeding import generator
 
 
-class LevelAssignment(ABC):
+class LevelAssignment(Piece):
     """Gives every client a level in every round: a function of the seed, the round and the fleet."""
 
-    def setup(self, levels: Sequence[str], num_clients: int, seed: int) -> None:
+    def setup(self, facts: Facts) -> None:
         """Learn the names of the levels and the size of the fleet.
 
         Raises:
             ConfigurationError: it does not go with these levels and clients.
         """
-        self.names, self.num_clients, self.seed = tuple(levels), num_clients, seed
+        self.names, self.num_clients, self.seed = tuple(facts.levels), facts.num_clients, facts.seed
         self._last: tuple[int, IntArray] | None = None  # of the round asked for last
 
     def meet(self, seconds_LN: FloatArray) -> None:
@@ -61,17 +62,19 @@ class Proportional(LevelAssignment):
     def __init__(self, proportions: Mapping[str, int] | None = None) -> None:
         self.proportions = proportions
 
-    def setup(self, levels: Sequence[str], num_clients: int, seed: int) -> None:
+    def setup(self, facts: Facts) -> None:
         """Learn the names of the levels and the size of the fleet.
 
         Raises:
             ConfigurationError: a proportion belongs to no level or is not positive.
         """
-        super().setup(levels, num_clients, seed)
-        proportions = dict.fromkeys(levels, 1) if self.proportions is None else self.proportions
+        super().setup(facts)
+        proportions = dict.fromkeys(self.names, 1) if self.proportions is None else self.proportions
         for name, share in proportions.items():
-            if name not in levels:
-                raise ConfigurationError(f"Expected levels in the proportions among {list(levels)} but got {name!r}")
+            if name not in self.names:
+                raise ConfigurationError(
+                    f"Expected levels in the proportions among {list(self.names)} but got {name!r}"
+                )
             if share < 1:
                 raise ConfigurationError(f"Expected a positive proportion for level {name} but got {share}")
         if not proportions:
@@ -90,16 +93,16 @@ class Fixed(Proportional):
         blocks = self.given.repeat([self.num_clients // sum(self.shares) * share for share in self.shares])
         return np.concatenate([blocks, np.full(self.num_clients - len(blocks), self.given[-1])])
 
-    def setup(self, levels: Sequence[str], num_clients: int, seed: int) -> None:
+    def setup(self, facts: Facts) -> None:
         """Learn the names of the levels and the size of the fleet.
 
         Raises:
             ConfigurationError: also if there are fewer clients than the proportions' sum: blocks would be empty.
         """
-        super().setup(levels, num_clients, seed)
-        if num_clients < sum(self.shares):
+        super().setup(facts)
+        if self.num_clients < sum(self.shares):
             raise ConfigurationError(
-                f"Expected at least {sum(self.shares)} clients, the sum of the proportions, but got {num_clients}"
+                f"Expected at least {sum(self.shares)} clients, the sum of the proportions, but got {self.num_clients}"
             )
 
 

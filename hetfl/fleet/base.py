@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import numpy as np
 import torch
@@ -11,13 +11,14 @@ import torch
 from hetfl.errors import ConfigurationError
 from hetfl.fleet.devices import Devices, Work
 from hetfl.fleet.numbers import FOREVER, BoolArray, FloatArray, IntArray, uniform
+from hetfl.piece import Facts, Piece
 from hetfl.seeding import generator
 
 DAY = 86400.0
 """Seconds."""
 
 
-class Fleet(ABC):
+class Fleet(Piece):
     r"""The devices of all clients: one kind of fleet per subclass, which says what :meth:`draw` returns.
 
     With W bytes down, F floating-point operations and U bytes up, a round takes client k
@@ -63,14 +64,21 @@ class Fleet(ABC):
             ConfigurationError: there are no such devices.
         """
 
-    def setup(self, num_clients: int, seed: int) -> None:
-        """Draw the devices; see :meth:`draw`."""
+    def setup(self, facts: Facts) -> None:
+        """Draw the devices; see :meth:`draw`.
+
+        Raises:
+            ConfigurationError: there are no such devices, or in some round of the run there is no client.
+        """
+        num_clients, seed = facts.num_clients, facts.seed
         self.devices, self.seed = self.draw(num_clients, seed), seed
         self._phase_N = uniform(num_clients, seed, "fleet", "phase")
         self._everyone = np.arange(num_clients)
         self._factor: dict[str, tuple[int, FloatArray]] = {}  # of the round asked for last
         present = self.devices.first_round.max() == 0 and self.devices.last_round.min() == FOREVER
         self._always = bool(present and self.devices.availability.min() == 1.0)
+        if facts.rounds is not None:
+            self.check_rounds(facts.rounds)
 
     @property
     def always(self) -> bool:

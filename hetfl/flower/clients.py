@@ -17,19 +17,20 @@ from hetfl import wire
 from hetfl.clustering import OneCluster
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
-from hetfl.federation.clients import Clients, Lost, Upload
+from hetfl.federation.clients import Clients, Reply
 from hetfl.fleet.numbers import IntArray
-from hetfl.flower.messages import JobName, Order, Report, Request
+from hetfl.flower.messages import ClientAnswer, JobName, Order, Request
 from hetfl.flower.nodes import Failure, Nodes
 from hetfl.flower.patience import Patience
 from hetfl.flower.settings import shared_settings
 from hetfl.flower.states import NOTHING, STATE, StateBook
-from hetfl.local import LocalResult, LocalTask
+from hetfl.local import Result
 from hetfl.local.executor import Job
 from hetfl.local.jobs import losses, statistics
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.packing import pack
 from hetfl.submodel import gather_flat
+from hetfl.types import Report, Task
 from hetfl.updates import DenseUpdate, Update
 
 
@@ -52,7 +53,7 @@ class FlowerClients(Clients):
         self._module, self._nodes, self._patience = module, nodes, patience or Patience()
         self._book = StateBook()
         self._federation = secrets.token_hex(16)
-        self._reports: dict[int, Report] = {}
+        self._answers: dict[tuple[int, int], ClientAnswer] = {}
         self._channels: dict[str, list[int]] = {}
         self._met = False
 
@@ -62,20 +63,20 @@ class FlowerClients(Clients):
         Raises:
             ConfigurationError: the server would have to read what only nodes remember of their clients.
         """
-        penalty, clustering = self._module.local.penalty, self._module.clustering
-        if penalty is not None and penalty.memories is not None and not isinstance(clustering, OneCluster):
+        penalty, clustering = self._module.penalty, self._module.clustering
+        if penalty.memories is not None and not isinstance(clustering, OneCluster):
             raise ConfigurationError(
                 f"Expected one global model on Flower for {type(penalty).__name__}, whose memories are with the nodes, "
                 f"but got clustering {type(clustering).__name__}"
             )
 
-    def train(self, tasks: Sequence[LocalTask]) -> Iterator[Upload | Lost]:  # noqa: D102
+    def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
         found = self._ask("train", tasks)
-        self._reports = {}
+        self._answers = {}
         for number, task in enumerate(tasks):
-            yield self._upload(task, found[number])
+            yield self._reply(task, found[number])
 
-    def run(self, job: Job, tasks: Sequence[LocalTask]) -> Iterator[LocalResult]:  # noqa: D102
+    def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
         name, samples = _named(job)
         found = self._ask(name, tasks, samples)
         for number, task in enumerate(tasks):
@@ -88,18 +89,18 @@ class FlowerClients(Clients):
             else:
                 rank_zero_warn(f"Round {task.round}: no {name} of client {task.client}: {result.reason}")
 
-    def there(self, clients: IntArray) -> IntArray:
+    def within_reach(self, clients: IntArray) -> IntArray:
         """Return those of some clients that have a node; all of them where none has: an answer tells what is wrong."""
         self._meet()
         served = [client for client in clients.tolist() if self._nodes.serving(client) is not None]
         return np.array(served, dtype=clients.dtype) if served else clients
 
-    def take(self, upload: Upload, update: Update) -> None:  # noqa: D102
-        task = upload.task
-        report = self._reports.pop(task.client)
-        self._book.take(task.client, report.state)
+    def take(self, reply: Reply, update: Update) -> None:  # noqa: D102
+        task = reply.task
+        answer = self._answers.pop(task.key)
+        self._book.take(task.client, answer.state)
         if self._module.uplink.enabled:
-            self._module.uplink.note(task.client, task.round, report.squared_norm)
+            self._module.uplink.note(task.client, task.round, answer.squared_norm)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"federation": self._federation, **self._book.state_dict()}
@@ -126,7 +127,7 @@ class FlowerClients(Clients):
             self._met = True
         self._nodes.refresh()
 
-    def _ask(self, job: JobName, tasks: Sequence[LocalTask], samples: int | None = None) -> list[Report | Failure]:
+    def _ask(self, job: JobName, tasks: Sequence[Task], samples: int | None = None) -> list[ClientAnswer | Failure]:
         """Return what came of each task."""
         self._meet()
         of_node: defaultdict[int, list[int]] = defaultdict(list)
@@ -141,29 +142,29 @@ class FlowerClients(Clients):
             for node, numbers in of_node.items()
         }
         wanted = math.ceil(self._patience.enough * sum(map(len, of_node.values())))
-        found: list[Report | Failure] = [Failure("no node that serves it is there") for _ in tasks]
+        found: list[ClientAnswer | Failure] = [Failure("no node that serves it is there") for _ in tasks]
         for node, answer in self._nodes.ask(requests, self._patience.deadline, wanted).items():
             for position, number in enumerate(of_node[node]):
                 found[number] = answer if isinstance(answer, Failure) else answer.reports[position]
         return found
 
-    def _upload(self, task: LocalTask, report: Report | Failure) -> Upload | Lost:
-        """Return what the server makes of a report on training."""
-        refusal = self._refusal(task, report)
-        if isinstance(report, Report) and report.status == "lost":
+    def _reply(self, task: Task, answer: ClientAnswer | Failure) -> Reply:
+        """Return what the server makes of an answer to training."""
+        refusal = self._refusal(task, answer)
+        if isinstance(answer, ClientAnswer) and answer.status == "lost":
             self._book.take(task.client, NOTHING)
-            return Lost(task, f"{report.reason}: it begins anew next time")
-        if isinstance(report, Failure) and not report.refused:
-            return Lost(task, report.reason)
-        if isinstance(report, Failure) or refusal:
-            return Upload(task, 0.0, 0, 0, refusal=refusal)
-        if report.status == "failed":
-            return Lost(task, report.reason)
-        self._reports[task.client] = report
-        refused = report.reason if report.status == "refused" else ""
-        return Upload(task, report.loss, report.num_samples, report.num_passes, report.payload, refused)
+            return Reply(task, lost=f"{answer.reason}: it begins anew next time")
+        if isinstance(answer, Failure) and not answer.refused:
+            return Reply(task, lost=answer.reason)
+        if isinstance(answer, Failure) or refusal:
+            return Reply(task, Report(task.client, task.level, 0, 0.0), refusal=refusal)
+        if answer.status == "failed":
+            return Reply(task, lost=answer.reason)
+        self._answers[task.key] = answer
+        refused = answer.reason if answer.status == "refused" else ""
+        return Reply(task, answer.report(task), answer.payload, refused)
 
-    def _refusal(self, task: LocalTask, report: Report | Failure) -> str:
+    def _refusal(self, task: Task, report: ClientAnswer | Failure) -> str:
         """Return why a report on training cannot be used; empty if it can, or if there is none."""
         if isinstance(report, Failure):
             return report.reason
@@ -171,10 +172,10 @@ class FlowerClients(Clients):
             return ""
         most, epochs = self._module.data.sizes[task.client], task.epochs or self._module.local.epochs
         checks = {
-            f"from 1 to {most} samples": (1 <= report.num_samples <= most, report.num_samples),
+            f"from 1 to {most} samples": (1 <= report.samples <= most, report.samples),
             f"{epochs} passes over its samples": (
-                report.num_passes == epochs * report.num_samples,
-                report.num_passes,
+                report.passes == epochs * report.samples,
+                report.passes,
             ),
             "a finite loss": (math.isfinite(report.loss), report.loss),
             "a finite norm from 0": (0 <= report.squared_norm < math.inf, report.squared_norm),
@@ -184,8 +185,8 @@ class FlowerClients(Clients):
         return wrong[0] if wrong else ""
 
     def _result(
-        self, job: JobName, task: LocalTask, report: Report | Failure, samples: int | None
-    ) -> LocalResult | Failure:
+        self, job: JobName, task: Task, report: ClientAnswer | Failure, samples: int | None
+    ) -> Result | Failure:
         """Return a checked result of another job than training."""
         if isinstance(report, Failure):
             return report
@@ -193,14 +194,12 @@ class FlowerClients(Clients):
             return Failure(report.reason)
         size = self._module.data.sizes[task.client]
         passes = size if samples is None else min(samples, size)
-        if report.num_passes != passes or not math.isfinite(report.loss):
-            return Failure(
-                f"Expected {passes} passes and a finite loss but got {report.num_passes}, {report.loss}", True
-            )
+        if report.passes != passes or not math.isfinite(report.loss):
+            return Failure(f"Expected {passes} passes and a finite loss but got {report.passes}, {report.loss}", True)
         if job == "losses":
-            return LocalResult(task, torch.empty(0), report.loss, size, passes)
+            return Result(task, report.report(task), torch.empty(0))
         channels = self._channels_of(task.level)
-        dtype = next(iter(self._module.tensors.values())).dtype
+        dtype = self._module.models.like.dtype
         expected = wire.Expected(task.round, task.client, 2 * sum(channels) + len(channels), dtype=dtype)
         try:
             sums = wire.decode(report.payload, expected).to_dense()
@@ -209,7 +208,7 @@ class FlowerClients(Clients):
         batches = sums[2 * torch.tensor(channels).cumsum(0) + torch.arange(len(channels))]
         if not bool(((batches >= 1) & (batches <= size)).all()):
             return Failure(f"Expected from 1 to {size} batches but got {batches.tolist()}", True)
-        return LocalResult(task, sums, 0.0, size, passes)
+        return Result(task, report.report(task), sums)
 
     def _channels_of(self, level: str) -> list[int]:
         """Return the widths of a level's static norm layers."""
@@ -218,17 +217,17 @@ class FlowerClients(Clients):
             self._channels[level] = [layer.weight.numel() for layer in layers.values()]
         return self._channels[level]
 
-    def _orders(self, tasks: Sequence[LocalTask]) -> list[Order]:
+    def _orders(self, tasks: Sequence[Task]) -> list[Order]:
         """Return the orders; one sub-model is encoded once, however many clients get it."""
         models: dict[tuple[int, str], bytes] = {}
         for task in tasks:
-            if (key := (task.cluster, task.level)) not in models:
-                tensors = self._module.cluster_tensors[task.cluster]
+            if (key := (task.model, task.level)) not in models:
+                tensors = self._module.models.tensors[task.model]
                 with torch.no_grad():
-                    values_D = gather_flat(tensors, self._module.index(task.level, task.round))
-                models[key] = wire.encode(DenseUpdate(values_D), round=task.round, client=task.cluster)
+                    values_D = gather_flat(tensors, self._module.parts.trained(task))
+                models[key] = wire.encode(DenseUpdate(values_D), round=task.round, client=task.model)
         return [
-            Order(task, models[task.cluster, task.level], self._book.present(task.client), self._book.keep(task.client))
+            Order(task, models[task.model, task.level], self._book.present(task.client), self._book.keep(task.client))
             for task in tasks
         ]
 

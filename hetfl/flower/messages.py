@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from hetfl.local import LocalTask
+from hetfl.types import Report, Task
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Another number: another language."""
 STYPE = "hetfl.wire"
 """What Flower is told that our bytes are; it carries them as they are."""
@@ -46,7 +46,7 @@ class Order:
         keep: names of its states that the server may still go back to.
     """
 
-    task: LocalTask
+    task: Task
     model: bytes
     state: str = ""
     keep: Sequence[str] = ()
@@ -76,7 +76,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Report:
+class ClientAnswer:
     """What one client answers.
 
     Attributes:
@@ -84,8 +84,9 @@ class Report:
         status: what became of the order.
         reason: why it is not done.
         loss: mean loss.
-        num_samples: size of its training set.
-        num_passes: samples passed through the net.
+        samples: size of its training set.
+        passes: samples passed through the net.
+        steps: number of optimizer steps.
         state: name of the state that is in force if the server takes the update.
         squared_norm: of the residual in it.
         payload: the encoded update or result.
@@ -95,11 +96,17 @@ class Report:
     status: Status = "done"
     reason: str = ""
     loss: float = 0.0
-    num_samples: int = 0
-    num_passes: int = 0
+    samples: int = 0
+    passes: int = 0
+    steps: int = 0
     state: str = ""
     squared_norm: float = 0.0
     payload: bytes = b""
+
+    def report(self, task: Task) -> Report:
+        """Return the same as a report on a task."""
+        kept = Report(self.client, task.level, self.samples, self.loss, lr=task.lr, model=task.model)
+        return replace(kept, passes=self.passes, steps=self.steps)
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ class Answer:
     nonce: str
     clients: Sequence[int] = ()
     trouble: str = ""
-    reports: Sequence[Report] = ()
+    reports: Sequence[ClientAnswer] = ()
 
 
 def request_records(request: Request) -> RecordDict:
@@ -143,8 +150,8 @@ def request_records(request: Request) -> RecordDict:
                 "round": task.round,
                 "lr": float(task.lr),
                 "epochs": task.epochs or 0,
-                "cluster": task.cluster,
-                "model": number[id(order.model)],
+                "model": task.model,
+                "values": number[id(order.model)],
                 "state": order.state,
                 "keep": list(order.keep),
             }
@@ -178,17 +185,17 @@ def read_request(records: RecordDict) -> Request:
 
 def _read_order(records: RecordDict, position: int) -> Order:
     record = _config(records, f"task.{position}")
-    task = LocalTask(
+    task = Task(
         _value(record, "client", int),
         _value(record, "level", str),
         _value(record, "round", int),
         0,
         _value(record, "lr", float),
         _value(record, "epochs", int) or None,
-        cluster=_value(record, "cluster", int),
+        model=_value(record, "model", int),
     )
     keep = [str(each) for each in _value(record, "keep", list)]
-    return Order(task, _bytes(records, f"model.{_value(record, 'model', int)}"), _value(record, "state", str), keep)
+    return Order(task, _bytes(records, f"model.{_value(record, 'values', int)}"), _value(record, "state", str), keep)
 
 
 def answer_records(answer: Answer) -> RecordDict:
@@ -234,18 +241,19 @@ def read_answer(records: RecordDict, nonce: str, asked: Sequence[int]) -> Answer
     return Answer(nonce, clients, _value(head, "trouble", str)[:LONGEST], reports)
 
 
-def _read_report(records: RecordDict, position: int) -> Report:
+def _read_report(records: RecordDict, position: int) -> ClientAnswer:
     record = _config(records, f"report.{position}")
     status = _value(record, "status", str)
     if status not in get_args(Status):
         raise MalformedMessage(f"Expected a status among {get_args(Status)} but got {status[:40]!r}")
-    return Report(
+    return ClientAnswer(
         _value(record, "client", int),
         status,  # type: ignore[arg-type]
         _value(record, "reason", str)[:LONGEST],
         _value(record, "loss", float),
-        _value(record, "num_samples", int),
-        _value(record, "num_passes", int),
+        _value(record, "samples", int),
+        _value(record, "passes", int),
+        _value(record, "steps", int),
         _value(record, "state", str),
         _value(record, "squared_norm", float),
         _bytes(records, f"bytes.{position}") if f"bytes.{position}" in records else b"",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,17 +12,17 @@ from hetfl import wire
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation import FederatedModule
-from hetfl.federation.clients import held_index, keep, send
-from hetfl.flower.messages import Answer, Order, Report, Request
+from hetfl.federation.clients import ClientSide
+from hetfl.flower.messages import Answer, ClientAnswer, Order, Request
 from hetfl.flower.settings import disagreement, shared_settings
 from hetfl.flower.states import ClientState, ClientStates, StateLost
-from hetfl.local import LocalProblem, LocalTask
 from hetfl.local.executor import Bench, remembering
 from hetfl.local.jobs import losses, statistics, train
 from hetfl.local.resident import ResidentNet
 from hetfl.packing import unpack
 from hetfl.store import ClientStore, MemoryStore
 from hetfl.submodel import index_layout
+from hetfl.types import Task
 from hetfl.updates import DenseUpdate
 
 RESIDUAL, MEMORY = "residual/", "memory/"
@@ -35,7 +34,7 @@ class OrderBench(Bench):
 
     order: Order
 
-    def resident(self, task: LocalTask) -> ResidentNet:
+    def resident(self, task: Task) -> ResidentNet:
         """Return the net of the order's level with its anchor at the sub-model that came with it.
 
         Raises:
@@ -43,7 +42,7 @@ class OrderBench(Bench):
         """
         resident, order = self._of_level(task.level), self.order.task
         size, dtype = resident.layout.size, resident.anchor_D.dtype
-        expected = wire.Expected(order.round, order.cluster, size, dtype=dtype)
+        expected = wire.Expected(order.round, order.model, size, dtype=dtype)
         resident.anchor_D.copy_(wire.decode(self.order.model, expected).to_dense())
         return resident
 
@@ -71,17 +70,18 @@ class Node:
         self.module, self.data, self.clients, self.states = module, data, clients, states
         self.settings = shared_settings(module)
         module.uplink.residuals = MemoryStore()
-        if module.local.penalty is not None and module.local.penalty.memories is not None:
-            module.local.penalty.memories = MemoryStore()
-        self.bench = OrderBench(cast(LocalProblem, module), data, module.tensors)
-        self._dtype = next(iter(module.tensors.values())).dtype
+        if module.penalty.memories is not None:
+            module.penalty.memories = MemoryStore()
+        self.bench = OrderBench(module.hosting.problem, data, module.models.tensors)
+        self.side = ClientSide(module.seed, module.parts, module.uplink, module.penalty, module.fleet)
+        self._dtype = module.models.like.dtype
 
     def answer(self, request: Request) -> Answer:
         """Return the answer to a request; what goes wrong with one client is in its report."""
         if request.job == "hello":
             return self._hello(request)
         self.module.uplink.compressor.load_state_dict(unpack(request.compressor))
-        with torch.inference_mode(False), torch.enable_grad(), self.module.precision_context():
+        with torch.inference_mode(False), torch.enable_grad(), self.bench.problem.precision_context():
             return Answer(request.nonce, reports=[self._report(request, order) for order in request.orders])
 
     def _hello(self, request: Request) -> Answer:
@@ -89,9 +89,9 @@ class Node:
 
     @property
     def _memories(self) -> ClientStore | None:
-        return None if self.module.local.penalty is None else self.module.local.penalty.memories
+        return self.module.penalty.memories
 
-    def _report(self, request: Request, order: Order) -> Report:
+    def _report(self, request: Request, order: Order) -> ClientAnswer:
         client = order.task.client
         try:
             if client not in self.clients:
@@ -100,39 +100,38 @@ class Node:
                 return self._train(request, order)
             return self._other(request, order)
         except StateLost as lost:
-            return Report(client, "lost", str(lost))
+            return ClientAnswer(client, "lost", str(lost))
         except RefusedUpdate as refused:
-            return Report(client, "refused", str(refused))
+            return ClientAnswer(client, "refused", str(refused))
         except Exception as error:  # one client's trouble is not another's
             traceback.print_exc()
-            return Report(client, "failed", f"{type(error).__name__}: {error}")
+            return ClientAnswer(client, "failed", f"{type(error).__name__}: {error}")
 
-    def _train(self, request: Request, order: Order) -> Report:
+    def _train(self, request: Request, order: Order) -> ClientAnswer:
         """Train, encode, and write the state that is in force if the server takes the update."""
         module, task, federation = self.module, order.task, request.federation
         before = self.states.load(federation, task.client, order.state)
         self.states.prune(federation, task.client, {order.state, *order.keep})
         self._restore(task.client, before)
         self.bench.order = order
-        upload = send(module, train(self.bench, remembering(task, module.memory)))
-        if upload.prepared is None:
-            raise RefusedUpdate(upload.refusal)
-        held = held_index(module, task)
-        sent = index_layout(module.upload_index(task.client, task.level, task.round)).size
-        layout = index_layout(held)
+        reply = self.side.send(train(self.bench, remembering(task, self.side.memory)))
+        if reply.prepared is None or reply.report is None:
+            raise RefusedUpdate(reply.refusal)
+        sent, layout = index_layout(module.parts.sent(task)).size, index_layout(module.parts.held(task))
         expected = wire.Expected(
             task.round, task.client, layout.size, sent - layout.size, dtype=self._dtype, layout=layout
         )
-        keep(module.uplink, module.local, upload.prepared, wire.decode(upload.payload, expected))
+        self.side.keep(reply.prepared, wire.decode(reply.payload, expected))
         state = self.states.save(federation, task.client, self._state(task))
-        return Report(
+        return ClientAnswer(
             task.client,
-            loss=upload.loss,
-            num_samples=upload.num_samples,
-            num_passes=upload.num_passes,
+            loss=reply.report.loss,
+            samples=reply.report.samples,
+            passes=reply.report.passes,
+            steps=reply.report.steps,
             state=state,
             squared_norm=module.uplink.squared_norm(task.client),
-            payload=upload.payload,
+            payload=reply.payload,
         )
 
     def _restore(self, client: int, state: ClientState) -> None:
@@ -141,24 +140,24 @@ class Node:
         if (memories := self._memories) is not None:
             memories.save(client, _part(state.blocks, MEMORY), state.round)
 
-    def _state(self, task: LocalTask) -> ClientState:
+    def _state(self, task: Task) -> ClientState:
         """Return what error feedback and the penalty now keep of a client."""
         blocks = {RESIDUAL + name: block for name, block in self.module.uplink.residuals.load(task.client).items()}
         if (memories := self._memories) is not None:
             blocks |= {MEMORY + name: block for name, block in memories.load(task.client).items()}
         return ClientState(task.round, blocks)
 
-    def _other(self, request: Request, order: Order) -> Report:
+    def _other(self, request: Request, order: Order) -> ClientAnswer:
         """Gather statistics or losses; nothing of the client changes."""
         self.bench.order = order
         if request.job == "losses":
             result = losses(self.bench, order.task, request.samples)
-            return Report(order.task.client, loss=result.loss, num_passes=result.num_passes)
+            return ClientAnswer(order.task.client, loss=result.report.loss, passes=result.report.passes)
         result = statistics(self.bench, order.task)
         payload = wire.encode(
             DenseUpdate(result.vector.to(self._dtype)), round=order.task.round, client=order.task.client
         )
-        return Report(order.task.client, num_passes=result.num_passes, payload=payload)
+        return ClientAnswer(order.task.client, passes=result.report.passes, payload=payload)
 
 
 def _part(blocks: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

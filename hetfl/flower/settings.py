@@ -14,7 +14,8 @@ def shared_settings(module: FederatedModule) -> dict[str, str]:
     Args:
         module: set up with its data, and with a trainer.
     """
-    return {"hetfl": hetfl.__version__, "precision": str(module.trainer.precision), **module.fingerprint}
+    fingerprint = module.run_state.fingerprint(module.data, module.pieces)
+    return {"hetfl": hetfl.__version__, "precision": str(module.trainer.precision), **fingerprint}
 
 
 def disagreement(servers: Mapping[str, str], own: Mapping[str, str]) -> str:

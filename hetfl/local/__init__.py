@@ -1,9 +1,9 @@
 """Local training: what happens on a client, and the executors that run it."""
 
 from hetfl.local.auto import Auto
-from hetfl.local.executor import Executor, InProcess, LocalProblem, LocalResult, LocalTask
+from hetfl.local.executor import Executor, InProcess, LocalProblem, Result
 from hetfl.local.feddyn import FedDyn
-from hetfl.local.penalty import Penalty, Proximal
+from hetfl.local.penalty import NoPenalty, Penalty, Proximal
 from hetfl.local.sequential import Sequential
 from hetfl.local.stacked import Stacked
 from hetfl.local.training import LocalTraining
@@ -15,11 +15,11 @@ __all__ = [
     "FedDyn",
     "InProcess",
     "LocalProblem",
-    "LocalResult",
-    "LocalTask",
     "LocalTraining",
+    "NoPenalty",
     "Penalty",
     "Proximal",
+    "Result",
     "Sequential",
     "Stacked",
     "Workers",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.executor import Bench, Executor, Job, LocalResult, LocalTask, Memory
+from hetfl.local.executor import Bench, Executor, Job, Memory, Result
 from hetfl.local.jobs import train
 from hetfl.local.probe import Form, executor_of, time_forms
 from hetfl.local.schedule import duration, quickest
 from hetfl.local.sequential import Sequential
 from hetfl.local.workers import can_fork, usable_cores
+from hetfl.types import Task
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ class Auto(Executor):
         self.chosen: dict[str, Any] = {}
         self._executor: Executor = Sequential()
 
-    def setup(self, bench: Bench) -> None:  # noqa: D102
-        super().setup(bench)
+    def open(self, bench: Bench) -> None:  # noqa: D102
+        super().open(bench)
         if self.chosen and self.chosen["device"] != bench.device.type:
             self.chosen = {}
         self._begin()
@@ -55,11 +56,11 @@ class Auto(Executor):
         self._executor = Sequential()
         if self.chosen:
             self._executor = executor_of(self.chosen["clients"], self.chosen["processes"], self.num_workers)
-        self._executor.setup(self.bench)
+        self._executor.open(self.bench)
 
     def run(  # noqa: D102
-        self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None
-    ) -> Iterator[LocalResult]:
+        self, job: Job, tasks: Sequence[Task], memory: Memory | None = None
+    ) -> Iterator[Result]:
         if job is train and tasks and not self.chosen:
             self._choose(tasks)
             self._begin()
@@ -71,10 +72,10 @@ class Auto(Executor):
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return self.chosen
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         self.chosen = dict(state)
 
-    def _choose(self, tasks: Sequence[LocalTask]) -> None:
+    def _choose(self, tasks: Sequence[Task]) -> None:
         """Time all forms of all levels; take those by which a cohort like this one ends earliest, all in one place."""
         levels = list(self.bench.problem.levels)
         present = {level: [task for task in tasks if task.level == level] for level in levels}

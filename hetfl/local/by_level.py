@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hetfl.local.executor import Bench, InProcess, Job, LocalResult, LocalTask
+from hetfl.local.executor import Bench, InProcess, Job, Result
 from hetfl.local.sequential import Sequential
 from hetfl.local.stacked import Stacked
+from hetfl.types import Task
 
 
 class ByLevel(InProcess):
@@ -27,17 +28,17 @@ class ByLevel(InProcess):
     def most(self) -> int:  # noqa: D102
         return max(form.most for form in self._forms.values())
 
-    def setup(self, bench: Bench) -> None:  # noqa: D102
-        super().setup(bench)
+    def open(self, bench: Bench) -> None:  # noqa: D102
+        super().open(bench)
         for form in self._forms.values():
-            form.setup(bench)
+            form.open(bench)
 
-    def groups(self, job: Job, tasks: Sequence[LocalTask]) -> list[list[int]]:  # noqa: D102
+    def groups(self, job: Job, tasks: Sequence[Task]) -> list[list[int]]:  # noqa: D102
         found = []
         for number, form in self._forms.items():
             own = [i for i, task in enumerate(tasks) if self.clients[task.level] == number]
             found += [[own[i] for i in group] for group in form.groups(job, [tasks[i] for i in own])]
         return found
 
-    def work(self, job: Job, tasks: Sequence[LocalTask]) -> list[LocalResult]:  # noqa: D102
+    def work(self, job: Job, tasks: Sequence[Task]) -> list[Result]:  # noqa: D102
         return self._forms[self.clients[tasks[0].level]].work(job, tasks)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from hetfl.data import ClientData, Transform
 from hetfl.local.channels_last import ChannelsLast
 from hetfl.local.resident import ResidentNet
 from hetfl.local.training import LocalTraining
-from hetfl.types import ClientContext, Index
+from hetfl.piece import Piece
+from hetfl.types import ClientContext, Index, Report, Task
 
 
 class ClientSource(Protocol):
@@ -35,117 +36,73 @@ class ClientSource(Protocol):
         ...
 
 
-class LocalProblem(Protocol):
-    """What local training needs of a federated module."""
+@dataclass(frozen=True)
+class LocalProblem:
+    """What is trained, and how.
+
+    Attributes:
+        seed: of every random choice.
+        local: the settings of local training.
+        levels: names of the levels.
+        build: returns a new net of a level on the global model's device.
+        index: returns what a level's sub-model holds of the global model in a round.
+        loss: returns the local loss of outputs and targets.
+        precision_context: returns the trainer's precision as a context, for other processes.
+    """
 
     seed: int
     local: LocalTraining
-
-    @property
-    def levels(self) -> Mapping[str, object]:
-        """The levels by name."""
-        ...
-
-    def build(self, level: str) -> nn.Module:
-        """Return a new net of a level on the module's device."""
-        ...
-
-    def index(self, level: str, round: int) -> Index:
-        """Return what a level's sub-model holds of the global model."""
-        ...
-
-    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
-        """Return the local loss."""
-        ...
-
-    def precision_context(self) -> AbstractContextManager[object]:
-        """Return the trainer's precision as a context, for other processes."""
-        ...
+    levels: Sequence[str]
+    build: Callable[[str], nn.Module]
+    index: Callable[[str, int], Index]
+    loss: Callable[[Tensor, Tensor, ClientContext], Tensor]
+    precision_context: Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
-class LocalTask:
-    """One client's work in one round.
-
-    Attributes:
-        client: the client's id.
-        level: the level it works at.
-        round: the round.
-        version: mark of the global model; another one tells that its values have changed.
-        lr: the clients' learning rate γ of the round.
-        epochs: passes over the client's data; None: as local training has it.
-        memory_D: what a penalty keeps of the client, shape (D,); None if it is all zero or not needed.
-        cluster: number of the global model that it works with.
-        steps: largest number of steps, for those who only want to know how long they take; None: all.
-    """
-
-    client: int
-    level: str
-    round: int
-    version: int
-    lr: float = 0.0
-    epochs: int | None = None
-    memory_D: Tensor | None = None
-    cluster: int = 0
-    steps: int | None = None
-
-
-@dataclass(frozen=True)
-class LocalResult:
-    """What a job returns: a flat vector whose meaning the job defines, the mean loss, and how much was done.
+class Result:
+    """What a job returns.
 
     Attributes:
         task: the task it answers.
-        vector: flat result, shape (D,); a delta for training.
-        loss: mean loss over all samples that were passed.
-        num_samples: size of the client's training set.
-        num_passes: number of samples passed through the net, repetitions counted.
+        report: what the client reports of it.
+        vector: flat result whose meaning the job defines, shape (D,); a delta for training.
     """
 
-    task: LocalTask
+    task: Task
+    report: Report
     vector: Tensor
-    loss: float
-    num_samples: int
-    num_passes: int
 
 
 class Bench:
     """The resident nets of one process: one per level, built at first use.
 
     Args:
-        problem: the federated module.
-        data: its data.
-        tensors: of the global model; of the first one if there are several.
-        others: of the global models of further clusters.
+        problem: what is trained.
+        data: on what.
+        models: the tensors of every global model by name.
     """
 
-    def __init__(
-        self,
-        problem: LocalProblem,
-        data: ClientSource,
-        tensors: Mapping[str, Tensor],
-        others: Sequence[Mapping[str, Tensor]] = (),
-    ) -> None:
-        self.problem, self.data, self.tensors, self.others = problem, data, tensors, others
+    def __init__(self, problem: LocalProblem, data: ClientSource, models: Sequence[Mapping[str, Tensor]]) -> None:
+        self.problem, self.data, self.models = problem, data, models
         self._residents: dict[str, ResidentNet] = {}
 
-    def resident(self, task: LocalTask) -> ResidentNet:
-        """Return the net of the task's level with its anchor at the present global model of the task's cluster."""
+    def resident(self, task: Task) -> ResidentNet:
+        """Return the net of the task's level with its anchor at the present values of the task's global model."""
         resident = self._of_level(task.level)
-        tensors = self.others[task.cluster - 1] if task.cluster else self.tensors
-        key = (task.cluster, task.round, task.version)
-        resident.anchor(tensors, self.problem.index(task.level, task.round), key)
+        key = (task.model, task.round, task.version)
+        resident.anchor(self.models[task.model], self.problem.index(task.level, task.round), key)
         return resident
 
     def size(self, level: str) -> int:
         """Return the number of entries of a level's net."""
         return self._of_level(level).layout.size
 
-    def cost(self, task: LocalTask) -> int:
+    def cost(self, task: Task) -> int:
         """Return what a task's training costs, in entries times samples: good for comparisons."""
         return self.passes(task) * self.size(task.level)
 
-    def passes(self, task: LocalTask) -> int:
+    def passes(self, task: Task) -> int:
         """Return how many samples a task's training passes through the net, repetitions counted."""
         return len(self.data.client_data(task.client).targets) * (task.epochs or self.problem.local.epochs)
 
@@ -153,7 +110,7 @@ class Bench:
     def capacity(self) -> int:
         """The number of entries that hold any job's result."""
         # Statistics can be longer than the parameters only by their counts: one entry per norm layer.
-        return sum(tensor.numel() for tensor in self.tensors.values()) + len(self.tensors)
+        return sum(tensor.numel() for tensor in self.models[0].values()) + len(self.models[0])
 
     def _of_level(self, level: str) -> ResidentNet:
         if level not in self._residents:
@@ -166,31 +123,33 @@ class Bench:
     @property
     def device(self) -> torch.device:
         """The device of the global model."""
-        return next(iter(self.tensors.values())).device
+        return next(iter(self.models[0].values())).device
 
 
-Job = Callable[[Bench, LocalTask], LocalResult]
+Job = Callable[[Bench, Task], Result]
 """A module-level function that does one client's work on a bench: training, statistics."""
 
 
-Memory = Callable[[LocalTask], Tensor | None]
+Memory = Callable[[Task], Tensor | None]
 """What is kept of a task's client, shape (D,), or None if it is all zero."""
 
 
-def remembering(task: LocalTask, memory: Memory | None) -> LocalTask:
+def remembering(task: Task, memory: Memory | None) -> Task:
     """Return the task with what its client remembers."""
-    found = None if memory is None else memory(task)
-    return task if found is None else replace(task, memory_D=found)
+    memory_D = None if memory is None else memory(task)
+    return task if memory_D is None else replace(task, memory_D=memory_D)
 
 
-class Executor(ABC):
+class Executor(Piece):
     """Runs jobs for the clients of a cohort.
 
     The result of a task depends on the task and the global model alone. For one kind of executor, thread setting and
     device the bits are the same for any number of workers; between kinds they agree to rounding.
     """
 
-    def setup(self, bench: Bench) -> None:
+    for_evaluation: ClassVar[bool] = True
+
+    def open(self, bench: Bench) -> None:
         """Learn what is trained on what.
 
         Args:
@@ -199,7 +158,7 @@ class Executor(ABC):
         self.bench = bench
 
     @abstractmethod
-    def run(self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None) -> Iterator[LocalResult]:
+    def run(self, job: Job, tasks: Sequence[Task], memory: Memory | None = None) -> Iterator[Result]:
         """Yield the results in the order of the tasks.
 
         Args:
@@ -211,12 +170,9 @@ class Executor(ABC):
     def close(self) -> None:
         """End whatever the executor started."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what results depend on beside the settings, in plain types, for a checkpoint. By default nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned, maybe of another kind of executor. By default nothing."""
+    def describe(self) -> str:
+        """Return nothing: a run may go on with another executor."""
+        return ""
 
 
 class InProcess(Executor):
@@ -230,7 +186,7 @@ class InProcess(Executor):
         """Largest number of tasks of a group."""
         return 1
 
-    def groups(self, job: Job, tasks: Sequence[LocalTask]) -> list[list[int]]:
+    def groups(self, job: Job, tasks: Sequence[Task]) -> list[list[int]]:
         """Return which positions of ``tasks`` are computed together; by default each alone.
 
         Raises:
@@ -239,14 +195,14 @@ class InProcess(Executor):
         return [[i] for i in range(len(tasks))]
 
     @abstractmethod
-    def work(self, job: Job, tasks: Sequence[LocalTask]) -> list[LocalResult]:
+    def work(self, job: Job, tasks: Sequence[Task]) -> list[Result]:
         """Return the results of the tasks of one group."""
 
     def run(  # noqa: D102
-        self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None
-    ) -> Iterator[LocalResult]:
+        self, job: Job, tasks: Sequence[Task], memory: Memory | None = None
+    ) -> Iterator[Result]:
         group_of = {i: group for group in self.groups(job, tasks) for i in group}
-        done: dict[int, LocalResult] = {}
+        done: dict[int, Result] = {}
         for i, task in enumerate(tasks):
             if i not in done:
                 # Only now: what waits to be yielded is then at most one group of each level.

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.local.penalty import LARGEST, SHARED, Penalty
+from hetfl.piece import Facts
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.submodel import add, index_layout
-from hetfl.types import Index
+from hetfl.submodel import add, only
+from hetfl.types import Index, Report
 from hetfl.updates import Update
 
 
@@ -70,9 +71,6 @@ class FedDyn(Penalty):
         self.server: dict[int, dict[str, Tensor]] = {}
         self.where = torch.empty(0, dtype=torch.int64)
 
-    def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"alpha": self.alpha, "memories": type(self.memories).__name__}
-
     def add_gradient(  # noqa: D102
         self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None
     ) -> None:
@@ -80,18 +78,19 @@ class FedDyn(Penalty):
         if memory_D is not None:
             grad_D.sub_(memory_D)
 
-    def setup(  # noqa: D102
-        self, parameters: Mapping[str, Tensor], num_clients: int, shared: frozenset[str] = frozenset()
-    ) -> None:
-        self.num_clients, self.shared, self._parameters = num_clients, shared, parameters
-        fits = all(sums.keys() <= parameters.keys() for sums in self.server.values())
-        known = self.server if fits else {}  # of the run before, or a checkpoint's
+    def setup(self, facts: Facts) -> None:
+        """Learn the number N of all clients, and what the models are made of; what other models left is dropped."""
+        self.num_clients, self.shared, self._parameters = facts.num_clients, facts.shared, facts.parameters
+        if not all(sums.keys() <= facts.parameters.keys() for sums in self.server.values()):
+            self.server = {}
+        if len(self.where) != facts.num_clients:
+            self.where = torch.full((facts.num_clients,), -1)
+
+    def begin(self) -> None:  # noqa: D102
         self.server = {
-            cluster: {name: total.to(parameters[name]).detach() for name, total in sums.items()}
-            for cluster, sums in known.items()
+            cluster: {name: total.to(self._parameters[name]).detach() for name, total in sums.items()}
+            for cluster, sums in self.server.items()
         }
-        if len(self.where) != num_clients:
-            self.where = torch.full((num_clients,), -1)
 
     def bind(self, folder: str | None) -> None:  # noqa: D102
         self.memories.bind(folder)
@@ -104,11 +103,12 @@ class FedDyn(Penalty):
         for client in ((new >= 0) & (new != self.where)).nonzero().flatten().tolist():
             self._put(client, clusters[client])
 
-    def accept(self, client: int, cluster: int, index: Index, update: Update) -> None:  # noqa: D102
-        self._put(client, cluster)
-        sent_D = update.to_dense().to(next(iter(self._parameters.values())))
-        for (name, entry), sent in zip(index.items(), index_layout(index).views(sent_D).values(), strict=True):
-            add(self._sum(cluster, name), entry, sent, -self.alpha / self.num_clients)
+    def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
+        self._put(report.client, report.model)
+        sent_D, held = update.to_dense(), only(index, frozenset(self._parameters))
+        sent_D = sent_D.to(next(iter(self._parameters.values())))
+        for (name, entry), sent in zip(held.items(), held.layout.views(sent_D).values(), strict=True):
+            add(self._sum(report.model, name), entry, sent, -self.alpha / self.num_clients)
 
     def remember(self, client: int, round: int, index: Index, update: Update) -> None:  # noqa: D102
         sent_D = update.to_dense()

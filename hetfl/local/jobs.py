@@ -8,17 +8,17 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from hetfl.local.executor import Bench, LocalResult, LocalTask
+from hetfl.local.executor import Bench, Result
 from hetfl.local.training import batches, cut
 from hetfl.models.static_batch_norm import StaticStatistics, gathering, static_layers
 from hetfl.seeding import derive, generator
-from hetfl.types import ClientContext
+from hetfl.types import ClientContext, Report, Task
 
 LOSS_BATCH = 500
 """Samples that pass at once where nothing is learnt."""
 
 
-def train(bench: Bench, task: LocalTask) -> LocalResult:
+def train(bench: Bench, task: Task) -> Result:
     r"""E epochs of SGD from the client's slice of the global model, penalties included; the result is the delta.
 
     .. math:: \Delta_k = \theta_k - \theta[\text{index}]
@@ -28,22 +28,34 @@ def train(bench: Bench, task: LocalTask) -> LocalResult:
     resident.start(task.lr)
     net = resident.net.train()
     torch.manual_seed(_seed(bench, task))  # dropout draws from torch's global generator
-    total, passes = torch.zeros((), device=bench.device), 0
+    total, passes, steps = torch.zeros((), device=bench.device), 0, 0
     for inputs, targets in training_batches(bench, task):
         loss = bench.problem.loss(net(inputs.to(bench.device)), targets.to(bench.device), ctx)
         resident.backward(loss)
-        if local.penalty is not None:
-            resident.penalise(local.penalty, task.memory_D)
+        resident.penalise(local.regulariser, task.memory_D)
         if local.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(resident.vector, local.gradient_clip)
         resident.optimizer.step()
         total += loss.detach() * len(targets)
-        passes += len(targets)
-    num_samples = len(bench.data.client_data(task.client).targets)
-    return LocalResult(task, resident.finish(), total.item() / passes, num_samples, passes)
+        passes, steps = passes + len(targets), steps + 1
+    return Result(task, report_of(bench, task, total.item() / passes, passes, steps), resident.finish())
 
 
-def training_batches(bench: Bench, task: LocalTask) -> Iterator[tuple[Tensor, Tensor]]:
+def report_of(bench: Bench, task: Task, loss: float, passes: int, steps: int = 0) -> Report:
+    """Return a client's report.
+
+    Args:
+        bench: has its data.
+        task: what it was asked for.
+        loss: mean loss over all samples that were passed.
+        passes: number of samples passed through the net.
+        steps: number of optimizer steps.
+    """
+    samples = len(bench.data.client_data(task.client).targets)
+    return Report(task.client, task.level, samples, loss, lr=task.lr, model=task.model, passes=passes, steps=steps)
+
+
+def training_batches(bench: Bench, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield inputs and targets of every step of a client's local training.
 
     All random choices are the client's own, and drawn in the order of its steps.
@@ -55,11 +67,11 @@ def training_batches(bench: Bench, task: LocalTask) -> Iterator[tuple[Tensor, Te
         yield bench.data.transform.train(data.inputs[batch], random), data.targets[batch]
 
 
-def _seed(bench: Bench, task: LocalTask) -> int:
+def _seed(bench: Bench, task: Task) -> int:
     return derive(bench.problem.seed, "local", task.round, task.client)
 
 
-def statistics(bench: Bench, task: LocalTask) -> LocalResult:
+def statistics(bench: Bench, task: Task) -> Result:
     """One pass over the client's data that sums batch means and variances of every static norm layer.
 
     The result lists, layer after layer, the sum of means (C,), the sum of variances (C,) and the number of batches:
@@ -74,10 +86,10 @@ def statistics(bench: Bench, task: LocalTask) -> LocalResult:
             resident.net(bench.data.transform.train(data.inputs[batch], random).to(bench.device))
         sums = [layer.sums for layer in layers.values()]
     vector = torch.cat([part for s in sums if s for part in (s.mean_C, s.var_C, s.mean_C.new_tensor([s.batches]))])
-    return LocalResult(task, vector, 0.0, len(data.targets), len(data.targets))
+    return Result(task, report_of(bench, task, 0.0, len(data.targets)), vector)
 
 
-def losses(bench: Bench, task: LocalTask, samples: int | None) -> LocalResult:
+def losses(bench: Bench, task: Task, samples: int | None) -> Result:
     """Mean loss of the present sub-model, as local training begins with it, on a client's data or on a part of it.
 
     The net is in training mode, for the Scaler and for norm layers without statistics; samples are not augmented.
@@ -99,7 +111,7 @@ def losses(bench: Bench, task: LocalTask, samples: int | None) -> LocalResult:
         for batch in cut(order, LOSS_BATCH):
             inputs = bench.data.transform.eval(data.inputs[batch]).to(bench.device)
             total += len(batch) * bench.problem.loss(net(inputs), data.targets[batch].to(bench.device), ctx).double()
-    return LocalResult(task, torch.empty(0), total.item() / len(order), len(data.targets), len(order))
+    return Result(task, report_of(bench, task, total.item() / len(order), len(order)), torch.empty(0))
 
 
 def unpack_statistics(net: torch.nn.Module, vector: Tensor) -> dict[str, StaticStatistics]:

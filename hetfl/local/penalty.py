@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.piece import Piece
 from hetfl.store import ClientStore
 from hetfl.types import Index
 from hetfl.updates import Update
 
 SHARED = -1
-"""Stands for a cluster where the tensors are meant that all clusters share."""
+"""In place of a cluster's number: the tensors that all clusters share."""
 
 LARGEST = 1e6
 """The largest weight of a penalty."""
 
 
-class Penalty(ABC):
+class Penalty(Piece):
     """Adds gradients to those of the local loss, before clipping; it may remember each client, and the server's steps.
 
     A penalty knows no method: it acts on vectors of trained parameters in sub-model coordinates. What it keeps follows
@@ -30,6 +31,7 @@ class Penalty(ABC):
         memories: where it keeps what it remembers of clients; None: nothing.
     """
 
+    files: ClassVar[str] = "memories"
     memories: ClientStore | None = None
 
     @abstractmethod
@@ -43,35 +45,12 @@ class Penalty(ABC):
             memory_D: what :meth:`memory` returned for the client, shape (..., D); None if all zero.
         """
 
-    def settings(self) -> dict[str, object]:
-        """Return the constructor's arguments by name: a checkpoint knows the penalty by them. By default none."""
-        return {}
-
-    def describe(self) -> str:
-        """Return the penalty with its settings in short text."""
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.settings().items())})"
-
-    def setup(self, parameters: Mapping[str, Tensor], num_clients: int, shared: frozenset[str] = frozenset()) -> None:
-        """Learn the number N of all clients, and what the global models are made of. By default nothing.
-
-        Args:
-            parameters: the first one's trained parameters by name.
-            num_clients: N.
-            shared: names of those that are one for all clusters.
-        """
-
     def regroup(self, clusters: Sequence[int]) -> None:
         """Learn every client's cluster, -1 for none yet, before a round's first update. By default nothing."""
-
-    def bind(self, folder: str | None) -> None:
-        """Learn the folder of this run, where memories may lie in files; None if it has none. By default nothing."""
 
     def memory(self, client: int, index: Index, like: Tensor) -> Tensor | None:
         """Return what is kept of a client at an index, shape (D,), for its next round; None if all zero."""
         return None
-
-    def accept(self, client: int, cluster: int, index: Index, update: Update) -> None:
-        """Learn, at the server, an update that it took, in the coordinates of an upload index. By default nothing."""
 
     def remember(self, client: int, round: int, index: Index, update: Update) -> None:
         """Learn, at the client, its update that the server took, as decoded. By default nothing."""
@@ -86,15 +65,17 @@ class Penalty(ABC):
         """
         return delta
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what is kept, in plain types and tensors. By default nothing."""
-        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned. By default nothing."""
+class NoPenalty(Penalty):
+    """The local loss alone."""
 
-    def checkpointed(self) -> None:
-        """Learn that a checkpoint with the last :meth:`state_dict` is on the disk. By default nothing."""
+    def describe(self) -> str:  # noqa: D102
+        return "none"
+
+    def add_gradient(  # noqa: D102
+        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None
+    ) -> None:
+        pass
 
 
 class Proximal(Penalty):
@@ -116,9 +97,6 @@ class Proximal(Penalty):
         if not 0 < proximal_mu <= LARGEST:
             raise ConfigurationError(f"Expected proximal_mu above 0 and at most {LARGEST:g} but got {proximal_mu}")
         self.proximal_mu = proximal_mu
-
-    def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"proximal_mu": self.proximal_mu}
 
     def add_gradient(  # noqa: D102
         self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None

@@ -11,9 +11,10 @@ import torch
 
 from hetfl.errors import ConfigurationError
 from hetfl.local.by_level import ByLevel
-from hetfl.local.executor import Bench, Executor, LocalTask
+from hetfl.local.executor import Bench, Executor
 from hetfl.local.jobs import train
 from hetfl.local.workers import Workers
+from hetfl.types import Task
 
 STEPS = 2
 """Steps that each client of a probe takes at least, if it has so many."""
@@ -55,7 +56,7 @@ def executor_of(clients: dict[str, int], processes: bool, num_workers: int) -> E
 
 
 def time_forms(
-    bench: Bench, tasks: Sequence[LocalTask], forms: Sequence[Form], num_workers: int
+    bench: Bench, tasks: Sequence[Task], forms: Sequence[Form], num_workers: int
 ) -> tuple[dict[Form, float], str]:
     """Return the seconds per sample of the forms that are possible, and why others are not.
 
@@ -75,7 +76,7 @@ def time_forms(
     for form in forms:
         share = max(form.clients, 1) * (num_workers if form.processes else 1)
         with closing(executor_of({tasks[0].level: form.clients}, form.processes, num_workers)) as executor:
-            executor.setup(bench)
+            executor.open(bench)
             try:
                 found[form] = _seconds(executor, [one] * share, HOPELESS * min(found.values(), default=torch.inf))
             except ConfigurationError as error:
@@ -85,23 +86,23 @@ def time_forms(
     return found, refusal
 
 
-def _steps(bench: Bench, task: LocalTask) -> int:
+def _steps(bench: Bench, task: Task) -> int:
     """Return the steps for each client of a level, found by one who takes a few."""
     few = replace(task, steps=STEPS)
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        passes = train(bench, few).num_passes
+        passes = train(bench, few).report.passes
         seconds.append((time.perf_counter() - start) / passes)
     return max(STEPS, int(PATIENCE / (min(seconds) * bench.problem.local.batch_size)))
 
 
-def _seconds(executor: Executor, tasks: Sequence[LocalTask], hopeless: float) -> float:
+def _seconds(executor: Executor, tasks: Sequence[Task], hopeless: float) -> float:
     """Return the least seconds per sample of a few runs."""
     times = []
     for _ in range(1 + REPETITIONS):
         start = time.perf_counter()
-        samples = sum(result.num_passes for result in executor.run(train, tasks))
+        samples = sum(result.report.passes for result in executor.run(train, tasks))
         times.append((time.perf_counter() - start) / samples)
         if len(times) > 1 and times[-1] > hopeless:
             break

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hetfl.local.batched import BatchedNet, batched
-from hetfl.local.executor import Bench, LocalProblem, LocalResult, LocalTask
-from hetfl.local.jobs import training_batches
+from hetfl.local.executor import Bench, LocalProblem, Result
+from hetfl.local.jobs import report_of, training_batches
 from hetfl.local.sgd import RowSGD
 from hetfl.submodel import parameters_of
-from hetfl.types import ClientContext, CohortContext, Layout
+from hetfl.types import ClientContext, CohortContext, Layout, Task
 
 SAMPLES = 4
 """Samples on which a net for several clients is compared with the net of one."""
@@ -34,7 +34,7 @@ class Stack:
         ConfigurationError: the net or the optimizer is none that several clients can have at once.
     """
 
-    def __init__(self, bench: Bench, task: LocalTask) -> None:
+    def __init__(self, bench: Bench, task: Task) -> None:
         self.bench = bench
         problem, data = bench.problem, bench.data.client_data(task.client)
         self.sgd = RowSGD(problem.local.optimizer)
@@ -51,34 +51,33 @@ class Stack:
         self.joint = loss_is_joint(problem, shape, targets_N, task, bench.data.labels(task.client))
         self._buffers = resident.anchor_D.new_empty(2, 0, self.layout.size)
 
-    def train(self, tasks: Sequence[LocalTask]) -> list[LocalResult]:
+    def train(self, tasks: Sequence[Task]) -> list[Result]:
         """Return the results of clients' local training; their tasks are of one cluster, round, model and γ."""
         self._start(tasks)
         streams = [training_batches(self.bench, task) for task in tasks]
         heads = [next(stream, None) for stream in streams]
-        passes = [0] * len(tasks)
+        passes, steps = [0] * len(tasks), [0] * len(tasks)
         while members := most_alike(heads):
             batches = [head for i in members if (head := heads[i]) is not None]
             inputs_SN, targets_SN = (self._sent(torch.stack(parts)) for parts in zip(*batches, strict=True))
             self._step(tasks, members, inputs_SN, targets_SN)
             for i in members:
                 passes[i] += targets_SN.shape[1]
+                steps[i] += 1
                 heads[i] = next(streams[i], None)
         totals = self.totals_S.tolist()
         # A vector of its own for each: who keeps one would keep a view's whole matrix.
         return [
-            LocalResult(
+            Result(
                 task,
+                report_of(self.bench, task, total / passed, passed, taken),
                 self.layout.reordered(row_D - self.anchor_D, self.own),
-                total / done,
-                len(self.bench.data.client_data(task.client).targets),
-                done,
             )
-            for task, row_D, total, done in zip(tasks, self.theta_SD, totals, passes, strict=True)
+            for task, row_D, total, passed, taken in zip(tasks, self.theta_SD, totals, passes, steps, strict=True)
         ]
 
     @torch.no_grad()
-    def _start(self, tasks: Sequence[LocalTask]) -> None:
+    def _start(self, tasks: Sequence[Task]) -> None:
         """Put all clients to the global model, with optimizers as new."""
         device = self.bench.device
         self.anchor_D = self.own.reordered(self.bench.resident(tasks[0]).anchor_D, self.layout)
@@ -102,7 +101,7 @@ class Stack:
             return tensor.to(self.bench.device)
         return tensor.pin_memory().to(self.bench.device, non_blocking=True)
 
-    def _step(self, tasks: Sequence[LocalTask], members: list[int], inputs_SN: Tensor, targets_SN: Tensor) -> None:
+    def _step(self, tasks: Sequence[Task], members: list[int], inputs_SN: Tensor, targets_SN: Tensor) -> None:
         rows = None if len(members) == len(tasks) else self._sent(torch.tensor(members))
         theta_SD = self.theta_SD if rows is None else self.theta_SD[rows]
         tensors = self._tensors(theta_SD)
@@ -129,9 +128,7 @@ class Stack:
             for (name, shape), part in zip(self.own.shapes.items(), parts, strict=True)
         }
 
-    def _losses(
-        self, outputs_SN: Tensor, targets_SN: Tensor, tasks: Sequence[LocalTask], rows: Tensor | None
-    ) -> Tensor:
+    def _losses(self, outputs_SN: Tensor, targets_SN: Tensor, tasks: Sequence[Task], rows: Tensor | None) -> Tensor:
         """Return every client's loss, shape (S,)."""
         labels_SK = self.labels_SK if rows is None else self.labels_SK[rows]
         problem = self.bench.problem
@@ -144,9 +141,8 @@ class Stack:
         """Take a step of the rows that ``theta_SD`` holds; a gradient is changed in place."""
         local = self.bench.problem.local
         trained_SD = theta_SD[:, : self.trained.size]
-        if local.penalty is not None:
-            memory_SD = self.memory_SD if self.memory_SD is None or rows is None else self.memory_SD[rows]
-            local.penalty.add_gradient(grad_SD, trained_SD, self.anchor_D[: self.trained.size], memory_SD)
+        memory_SD = self.memory_SD if self.memory_SD is None or rows is None else self.memory_SD[rows]
+        local.regulariser.add_gradient(grad_SD, trained_SD, self.anchor_D[: self.trained.size], memory_SD)
         if local.gradient_clip is not None:
             norms_S1 = torch.linalg.vector_norm(grad_SD, dim=1, keepdim=True)
             # As torch.nn.utils.clip_grad_norm_ does it, a client at a time.
@@ -173,9 +169,7 @@ def most_alike(heads: Sequence[tuple[Tensor, Tensor] | None]) -> list[int]:
     return [i for i, shape in enumerate(shapes) if shape == commonest]
 
 
-def loss_is_joint(
-    problem: LocalProblem, shape: Sequence[int], targets_N: Tensor, task: LocalTask, labels_K: Tensor
-) -> bool:
+def loss_is_joint(problem: LocalProblem, shape: Sequence[int], targets_N: Tensor, task: Task, labels_K: Tensor) -> bool:
     """Return whether a loss takes outputs of several clients, (S, ..., N, K), and returns theirs, (S,).
 
     Args:

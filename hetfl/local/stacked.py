@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Sequence
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.executor import Bench, InProcess, Job, LocalResult, LocalTask
+from hetfl.local.executor import Bench, InProcess, Job, Result
 from hetfl.local.jobs import train
 from hetfl.local.stack import Stack
+from hetfl.types import Task
 
 
 class Stacked(InProcess):
@@ -38,25 +39,25 @@ class Stacked(InProcess):
     def most(self) -> int:  # noqa: D102
         return self.clients
 
-    def setup(self, bench: Bench) -> None:  # noqa: D102
-        super().setup(bench)
+    def open(self, bench: Bench) -> None:  # noqa: D102
+        super().open(bench)
         self._stacks = {}
 
-    def groups(self, job: Job, tasks: Sequence[LocalTask]) -> list[list[int]]:  # noqa: D102
+    def groups(self, job: Job, tasks: Sequence[Task]) -> list[list[int]]:  # noqa: D102
         if job is not train:
             return super().groups(job, tasks)
         alike: dict[tuple[object, ...], list[int]] = {}
         for i, task in enumerate(tasks):
             self._stack(task)  # refuses what can't be stacked here, before a process of Workers meets it
-            alike.setdefault((task.cluster, task.level, task.round, task.version, task.lr), []).append(i)
+            alike.setdefault((task.model, task.level, task.round, task.version, task.lr), []).append(i)
         return [part for group in alike.values() for part in evenly(group, self.clients)]
 
-    def work(self, job: Job, tasks: Sequence[LocalTask]) -> list[LocalResult]:  # noqa: D102
+    def work(self, job: Job, tasks: Sequence[Task]) -> list[Result]:  # noqa: D102
         if job is not train:
             return [job(self.bench, task) for task in tasks]
         return self._stack(tasks[0]).train(tasks)
 
-    def _stack(self, task: LocalTask) -> Stack:
+    def _stack(self, task: Task) -> Stack:
         if task.level not in self._stacks:
             self._stacks[task.level] = Stack(self.bench, task)
         return self._stacks[task.level]

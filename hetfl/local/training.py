@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torch.optim import LBFGS, SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.penalty import Penalty
+from hetfl.local.penalty import NoPenalty, Penalty
+from hetfl.piece import described, settings_of
 
 
 def default_optimizer(params: Iterable[Tensor]) -> Optimizer:
@@ -56,6 +58,15 @@ class LocalTraining:
             raise ConfigurationError(f"Expected local.stragglers in [0, 1] but got {self.stragglers}")
         if self.stragglers and self.epochs < 2:
             raise ConfigurationError("Expected local.epochs of at least 2 with stragglers, who do fewer, but got 1")
+
+    @cached_property
+    def regulariser(self) -> Penalty:
+        """The penalty; one that adds nothing if there is none."""
+        return self.penalty or NoPenalty()
+
+    def describe(self) -> str:
+        """Return the settings in short text, without the optimizer, the schedule and the penalty."""
+        return described(type(self).__name__, settings_of(self, less={"optimizer", "scheduler", "penalty"}))
 
     def epochs_of(self, cohort: int, generator: torch.Generator) -> list[int]:
         """Return the epochs of each client of a cohort: E, or fewer for stragglers.

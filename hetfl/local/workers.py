@@ -19,9 +19,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.executor import Bench, Executor, InProcess, Job, LocalResult, LocalTask, Memory, remembering
+from hetfl.local.executor import Bench, Executor, InProcess, Job, Memory, Result, remembering
 from hetfl.local.heap import keep_freed_memory
 from hetfl.local.sequential import Sequential
+from hetfl.types import Task
 
 AHEAD = 2
 """Groups given to a worker at a time, so that it never waits for this process; each has a slot for its results."""
@@ -40,16 +41,16 @@ class _Run:
     """What is left to do of a cohort, and what is done."""
 
     def __init__(
-        self, job: Job, tasks: Sequence[LocalTask], groups: Sequence[list[int]], memory: Memory | None, bench: Bench
+        self, job: Job, tasks: Sequence[Task], groups: Sequence[list[int]], memory: Memory | None, bench: Bench
     ) -> None:
         self.job, self.tasks, self.groups, self.memory = job, tasks, groups, memory
-        self.done: dict[int, LocalResult] = {}
+        self.done: dict[int, Result] = {}
         self.repeated: set[int] = set()
         # Largest first, so that no long group is left for the end; the order of the results does not change by it.
         self.costs = [sum(bench.cost(tasks[i]) for i in group) for group in groups]
         self.waiting = deque(sorted(range(len(groups)), key=lambda number: (-self.costs[number], number)))
 
-    def message(self, number: int) -> tuple[Job, list[LocalTask]]:
+    def message(self, number: int) -> tuple[Job, list[Task]]:
         """Return what a worker is sent for a group."""
         tasks = [remembering(self.tasks[i], self.memory) for i in self.groups[number]]
         # Sending a tensor moves its memory into a file that stays open as long as it lives: a copy's, not the store's.
@@ -63,7 +64,7 @@ class _Run:
         clients = ", ".join(str(task.client) for task in tasks)
         return f"client{'s' if len(tasks) > 1 else ''} {clients} at level {tasks[0].level}"
 
-    def take(self, number: int, answers: Sequence[tuple[LocalResult, int]], slot_D: Tensor) -> None:
+    def take(self, number: int, answers: Sequence[tuple[Result, int]], slot_D: Tensor) -> None:
         """Keep a group's results, whose vectors lie in a slot one behind the other."""
         position = 0
         for i, (small, size) in zip(self.groups[number], answers, strict=True):
@@ -98,21 +99,21 @@ class Workers(Executor):
         self.num_workers, self.inner = num_workers or usable_cores(), inner or Sequential()
         self._workers: list[_Worker] = []
 
-    def setup(self, bench: Bench) -> None:  # noqa: D102
+    def open(self, bench: Bench) -> None:  # noqa: D102
         if bench.device.type != "cpu":
             raise ConfigurationError(
                 f"Expected the model on the CPU for executor Workers but got {bench.device}: use Sequential or Stacked"
             )
         self.close()
-        super().setup(bench)
-        self.inner.setup(bench)
-        for tensors in (bench.tensors, *bench.others):
+        super().open(bench)
+        self.inner.open(bench)
+        for tensors in bench.models:
             for tensor in tensors.values():
                 tensor.data.share_memory_()
 
     def run(  # noqa: D102
-        self, job: Job, tasks: Sequence[LocalTask], memory: Memory | None = None
-    ) -> Iterator[LocalResult]:
+        self, job: Job, tasks: Sequence[Task], memory: Memory | None = None
+    ) -> Iterator[Result]:
         threads = torch.get_num_threads()
         try:
             # What the main process does between two results must not compete with the workers: threads of OpenMP that
@@ -180,7 +181,7 @@ class Workers(Executor):
     def _start(self, instead_of: _Worker | None = None) -> _Worker:
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
-        first = next(iter(self.bench.tensors.values()))
+        first = next(iter(self.bench.models[0].values()))
         size = self.inner.most * self.bench.capacity
         # Anonymous memory that forked processes share: what nobody writes to takes no room.
         memory = mmap.mmap(-1, AHEAD * size * first.element_size())
@@ -227,7 +228,7 @@ def _serve(bench: Bench, inner: InProcess, connection: Connection, slots: Tensor
     # More than one thread in a forked process can hang: OpenMP's threads did not come along.
     torch.set_num_threads(1)
     keep_freed_memory()
-    inner.setup(Bench(bench.problem, bench.data, bench.tensors, bench.others))
+    inner.open(Bench(bench.problem, bench.data, bench.models))
     # The fork may have happened in the middle of an evaluation.
     with torch.inference_mode(False), torch.enable_grad(), bench.problem.precision_context():
         while True:
@@ -244,7 +245,7 @@ def _serve(bench: Bench, inner: InProcess, connection: Connection, slots: Tensor
                 connection.send(traceback.format_exc())
 
 
-def _written(results: Sequence[LocalResult], slot_D: Tensor) -> list[tuple[LocalResult, int]]:
+def _written(results: Sequence[Result], slot_D: Tensor) -> list[tuple[Result, int]]:
     """Write vectors into a slot, one behind the other; return the rest of the results and the vectors' sizes."""
     small, position = [], 0
     for result in results:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
-from hetfl.federation.budgets import Budgets
+from hetfl.levels.budgets import Budgets
 from hetfl.models.exits import Stage
 from hetfl.submodel import only
 from hetfl.types import ClientContext, Index, Level, NetFactory

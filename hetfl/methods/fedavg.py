@@ -6,6 +6,8 @@ Data, AISTATS 2017 (arXiv 1602.05629).
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from hetfl.aggregators import Aggregator, SampleMean
 from hetfl.federation import FederatedModule
 
@@ -18,6 +20,4 @@ class FedAvg(FederatedModule):
     With a server optimizer other than SGD(lr=1) it is FedOpt (Reddi et al., ICLR 2021): Adam makes it FedAdam.
     """
 
-    def default_aggregator(self) -> Aggregator:
-        """Return the mean weighted by number of samples."""
-        return SampleMean()
+    default_aggregator: ClassVar[type[Aggregator]] = SampleMean

@@ -71,7 +71,7 @@ class HeteroFL(FederatedModule):
         for name, output in reversed(outputs.items()):
             if output.numel() == logits.numel() and torch.equal(output.flatten(), logits.flatten()):
                 prefix = f"{name}." if name else ""
-                return frozenset({f"{prefix}weight", f"{prefix}bias"} & self.parameter_names)
+                return frozenset({f"{prefix}weight", f"{prefix}bias"} & self.models.trained)
         raise ConfigurationError(
             "Expected a net whose last layer gives the logits, a row of weights per class, but got none"
         )

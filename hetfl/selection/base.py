@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from hetfl.errors import ConfigurationError
-from hetfl.types import Index, Report
-from hetfl.updates import Update
+from hetfl.piece import Facts, Piece
 
 
 class Probe(Protocol):
@@ -60,13 +59,14 @@ class Everyone:
         raise RuntimeError(f"Expected a round that is run to predict {len(clients)} clients' seconds but got a replay")
 
 
-class Selection(ABC):
+class Selection(Piece):
     """Chooses the cohort of a round.
 
     Args:
         clients_per_round: size m of the cohort; with fewer clients within reach, all of these.
     """
 
+    files: ClassVar[str] = "updates"
     replayable: ClassVar[bool] = False
     """Whether cohorts are functions of the seed and the round alone: nothing is learnt or asked."""
     by_size: ClassVar[bool] = False
@@ -78,18 +78,18 @@ class Selection(ABC):
         self.clients_per_round = clients_per_round
         self.sizes: tuple[int, ...] = ()
 
-    def setup(self, sizes: Sequence[int], seed: int) -> None:
+    def setup(self, facts: Facts) -> None:
         """Learn the clients' training-set sizes and the seed.
 
         Raises:
             ConfigurationError: the cohort is larger than the fleet.
         """
-        if self.clients_per_round > len(sizes):
+        if self.clients_per_round > facts.num_clients:
             raise ConfigurationError(
-                f"Expected clients_per_round of at most the number of clients, {len(sizes)}, "
+                f"Expected clients_per_round of at most the number of clients, {facts.num_clients}, "
                 f"but got {self.clients_per_round}"
             )
-        self.sizes, self.seed = tuple(sizes), seed
+        self.sizes, self.seed = tuple(facts.sizes), facts.seed
 
     def check_weighting(self, by_size: bool) -> None:
         """Refuse updates that are weighted by size where clients are drawn by it: q-FFL's sampling says either or.
@@ -107,9 +107,6 @@ class Selection(ABC):
                 "model.aggregator to hetfl.aggregators.HolderMean"
             )
 
-    def bind(self, folder: str | None) -> None:
-        """Learn the folder of this run, where a policy may keep files; None if it has none. By default nothing."""
-
     @abstractmethod
     def select(self, round: int, probe: Probe) -> list[int]:
         """Return the ids of the round's cohort, each once, in the order in which their updates are aggregated."""
@@ -117,25 +114,3 @@ class Selection(ABC):
     def weight(self, client: int) -> float:
         """Return what a client of the last selected cohort counts in :class:`~hetfl.aggregators.SelectionMean`."""
         return 1.0
-
-    def observe(self, update: Update, index: Index, report: Report) -> None:
-        """Learn from an update that the server accepted, in cohort order; by default nothing.
-
-        Args:
-            update: what the server decoded.
-            index: the global entries that it covers.
-            report: what the client said beside it.
-        """
-
-    def end_round(self) -> None:
-        """Close the round after its last accepted update; by default nothing."""
-
-    def state_dict(self) -> dict[str, object]:
-        """Return what a policy has learnt, as plain types and tensors."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Take back what :meth:`state_dict` gave."""
-
-    def checkpointed(self) -> None:
-        """Learn that a checkpoint with the last :meth:`state_dict` is on the disk. By default nothing."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.piece import Facts
 from hetfl.seeding import generator
 from hetfl.selection.base import Probe, Selection
 from hetfl.selection.draw import uniformly
@@ -64,12 +66,12 @@ class DivFL(Selection):
         self._weights: dict[int, float] = {}
         self._round = 0
 
-    def setup(self, sizes: Sequence[int], seed: int) -> None:  # noqa: D102
-        super().setup(sizes, seed)
-        if len(self.distances_NN) != len(sizes):
+    def setup(self, facts: Facts) -> None:  # noqa: D102
+        super().setup(facts)
+        if len(self.distances_NN) != facts.num_clients:
             for client in self.updates.clients():  # of another fleet
                 self.updates.save(client, {}, 0)
-            self.distances_NN = torch.zeros(len(sizes), len(sizes), dtype=torch.float64)
+            self.distances_NN = torch.zeros(facts.num_clients, facts.num_clients, dtype=torch.float64)
 
     def bind(self, folder: str | None) -> None:  # noqa: D102
         self.updates.bind(folder)
@@ -110,7 +112,7 @@ class DivFL(Selection):
         self.updates.save(report.client, _gradient(update, index, report.lr), self._round)
         self._fresh.add(report.client)
 
-    def end_round(self) -> None:
+    def end_round(self, round: int) -> None:
         """Bring the distances from and to the clients of the round up to date."""
         fresh = {client: self.updates.load(client) for client in sorted(self._fresh)}
         for other in self.updates.clients() if fresh else ():
@@ -120,17 +122,12 @@ class DivFL(Selection):
                 self.distances_NN[client, other] = self.distances_NN[other, client] = apart
         self._fresh.clear()
 
-    def state_dict(self) -> dict[str, object]:  # noqa: D102
-        return {"updates": self.updates.named_state(), "distances": self.distances_NN.clone()}
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"updates": self.updates.state_dict(), "distances": self.distances_NN.clone()}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Take back what :meth:`state_dict` gave.
-
-        Raises:
-            ConfigurationError: updates were kept in another kind of store.
-        """
-        self.updates.load_named_state(state["updates"], "updates", "DivFL")  # type: ignore[arg-type]
-        self.distances_NN = state["distances"].clone()  # type: ignore[attr-defined]
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
+        self.updates.load_state_dict(state["updates"])
+        self.distances_NN = state["distances"].clone()
 
     def checkpointed(self) -> None:  # noqa: D102
         self.updates.checkpointed()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hetfl.errors import ConfigurationError
+from hetfl.piece import Facts
 from hetfl.seeding import generator
 from hetfl.selection.base import Probe, Selection
 from hetfl.selection.draw import highest, uniformly
@@ -42,16 +41,16 @@ class LossTimesSize(Selection):
             )
         self.beta, self.candidates = beta, candidates
 
-    def setup(self, sizes: Sequence[int], seed: int) -> None:
+    def setup(self, facts: Facts) -> None:
         """Learn the clients' training-set sizes and the seed.
 
         Raises:
             ConfigurationError: there are more candidates than clients.
         """
-        super().setup(sizes, seed)
-        if self.candidates is not None and self.candidates > len(sizes):
+        super().setup(facts)
+        if self.candidates is not None and self.candidates > facts.num_clients:
             raise ConfigurationError(
-                f"Expected candidates of at most the number of clients, {len(sizes)}, but got {self.candidates}"
+                f"Expected candidates of at most the number of clients, {facts.num_clients}, but got {self.candidates}"
             )
 
     def select(self, round: int, probe: Probe) -> list[int]:  # noqa: D102

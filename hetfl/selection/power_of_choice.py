@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from hetfl.errors import ConfigurationError
+from hetfl.piece import Facts
 from hetfl.seeding import generator
 from hetfl.selection.base import Probe, Selection
 from hetfl.selection.draw import highest, proportionally
@@ -56,18 +56,18 @@ class PowerOfChoice(Selection):
         self.candidates, self.variant, self.batch = candidates, variant, batch
         self.remembered: dict[int, float] = {}
 
-    def setup(self, sizes: Sequence[int], seed: int) -> None:
+    def setup(self, facts: Facts) -> None:
         """Learn the clients' training-set sizes and the seed; of another fleet than before no loss is remembered.
 
         Raises:
             ConfigurationError: there are more candidates than clients.
         """
-        if len(sizes) != len(self.sizes):
+        if facts.num_clients != len(self.sizes):
             self.remembered = {}
-        super().setup(sizes, seed)
-        if self.candidates > len(sizes):
+        super().setup(facts)
+        if self.candidates > facts.num_clients:
             raise ConfigurationError(
-                f"Expected candidates of at most the number of clients, {len(sizes)}, but got {self.candidates}"
+                f"Expected candidates of at most the number of clients, {facts.num_clients}, but got {self.candidates}"
             )
 
     def select(self, round: int, probe: Probe) -> list[int]:  # noqa: D102
@@ -85,8 +85,8 @@ class PowerOfChoice(Selection):
         if self.variant == "rpow":
             self.remembered[report.client] = report.loss
 
-    def state_dict(self) -> dict[str, object]:  # noqa: D102
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"remembered": dict(self.remembered)}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:  # noqa: D102
-        self.remembered = dict(state["remembered"])  # type: ignore[call-overload]
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
+        self.remembered = dict(state["remembered"])

@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor
 
-from hetfl.errors import ConfigurationError
 from hetfl.store.blocks import Blocks
 from hetfl.submodel import index_layout
 from hetfl.types import Index
@@ -49,27 +48,9 @@ class ClientStore(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned; it is copied."""
 
-    def named_state(self) -> dict[str, Any]:
-        """Return :meth:`state_dict` with the store's class, for :meth:`load_named_state`."""
-        return {"store": type(self).__name__, "kept": self.state_dict()}
-
-    def load_named_state(self, state: Mapping[str, Any], what: str, owner: str) -> None:
-        """Put back what :meth:`named_state` returned.
-
-        Args:
-            state: of a checkpoint.
-            what: is kept, in a word.
-            owner: the name of what it is kept for.
-
-        Raises:
-            ConfigurationError: it was kept in another kind of store.
-        """
-        if state["store"] != type(self).__name__:
-            raise ConfigurationError(
-                f"Expected the checkpoint's store of {what} ({state['store']}) for {owner} but got "
-                f"{type(self).__name__}"
-            )
-        self.load_state_dict(state["kept"])
+    def describe(self) -> str:
+        """Return the kind of store: a checkpoint cannot be taken into another kind."""
+        return type(self).__name__
 
     def bind(self, folder: str | None) -> None:
         """Learn the folder of this run, where a store may keep files; None if it has none. By default nothing."""

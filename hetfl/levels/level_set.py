@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
-from hetfl.federation.budgets import Allowance, Axis, Budgets
-from hetfl.federation.sizes import make_net, rescale
+from hetfl.levels.budgets import Allowance, Axis, Budgets
+from hetfl.levels.sizes import make_net, rescale
 from hetfl.local.flops import flops_per_sample
 from hetfl.local.nesting import check_nesting
 from hetfl.models.static_batch_norm import gathering
@@ -40,6 +40,7 @@ class LevelSet(Mapping[str, Level]):
         indices: by level, the leading block of every tensor that its sub-model holds.
         sizes: by level, the number of entries that it holds, float buffers and frozen parameters included.
         parameters: by level, the number of parameters.
+        flops: by level, the FLOPs of one sample, forward and with backward; empty before :meth:`inspect`.
 
     Raises:
         ConfigurationError: no levels; a name or width out of range; the first level is not the largest; the net lacks
@@ -67,6 +68,7 @@ class LevelSet(Mapping[str, Level]):
                 "(its hidden sizes)"
             )
         self._seed = seed
+        self.flops: dict[str, tuple[float, float]] = {}
         self.net = self.draw()
         whole = state_of(self.net)
         nets = {name: self.build(name) for name in self}
@@ -137,7 +139,6 @@ class LevelSet(Mapping[str, Level]):
             raise ConfigurationError(
                 f"Expected sample_shape {shape}, the data's, for budgets by flops but got {wanted}"
             )
-        flops = {}
         for name in self:
             net = self.build(name)
             self._probe(net, inputs_N, num_classes, name)
@@ -145,8 +146,8 @@ class LevelSet(Mapping[str, Level]):
                 _probe_method(predict, net, inputs_N, num_classes)
             if check and name != self.largest:
                 check_nesting(self.net, net, self.indices[name], inputs_N, name)
-            flops[name] = flops_per_sample(net, inputs_N[:2])
-        return flops
+            self.flops[name] = flops_per_sample(net, inputs_N[:2])
+        return self.flops
 
     def _probe(self, net: nn.Module, inputs_N: Tensor, num_classes: int, name: str) -> None:
         try:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
-from typing import TYPE_CHECKING
 
 from hetfl import wire
-from hetfl.federation.levels import LevelSet
+from hetfl.levels.level_set import LevelSet
 from hetfl.run_folder import RunFolder
-from hetfl.submodel import index_layout
-
-if TYPE_CHECKING:
-    from hetfl.federation.module import FederatedModule
 
 
 @dataclass(frozen=True)
-class LevelRow:
+class LevelCosts:
     """One level and its costs.
 
     Attributes:
@@ -42,7 +37,7 @@ class LevelRow:
 
 
 @dataclass(frozen=True)
-class Upload:
+class UploadSize:
     """What a client of a level sends in a round: entries that are compressed, and the exact block beside them."""
 
     size: int
@@ -67,28 +62,26 @@ class Upload:
         return float(wire.dense_size(0, self.exact_size) + self.size * density * (itemsize + bits / 8))
 
 
-def rows_of(
+def level_costs(
     levels: LevelSet,
-    flops: Mapping[str, tuple[float, float]],
-    uploads: Mapping[str, Upload],
+    uploads: Mapping[str, UploadSize],
     down: Mapping[str, int],
-) -> list[LevelRow]:
+) -> list[LevelCosts]:
     """Return one row per level.
 
     Args:
-        levels: the levels.
-        flops: by level, FLOPs of one sample, forward and with backward.
+        levels: the levels, inspected.
         uploads: by level, what a client sends.
         down: by level, the bytes to a client.
     """
     return [
-        LevelRow(
+        LevelCosts(
             level=name,
             width=level.width,
             depth=level.depth,
             parameters=levels.parameters[name],
-            forward_flops=flops[name][0],
-            training_flops=flops[name][1],
+            forward_flops=levels.flops[name][0],
+            training_flops=levels.flops[name][1],
             down_bytes=down[name],
             up_bytes=uploads[name].dense(),
         )
@@ -96,30 +89,6 @@ def rows_of(
     ]
 
 
-def uploads_of(module: FederatedModule) -> dict[str, Upload]:
-    """Return by level what a client sends in a module that is set up.
-
-    That may depend on the client's labels: the one with most classes stands for all.
-    """
-    data = module.data
-    client = max(range(data.num_clients), key=lambda client: int(data.labels(client).sum()))
-    found = {}
-    for level in module.levels:
-        sizes = index_layout(module.upload_index(client, level, 0))
-        compressed = sum(
-            size for name, size in zip(sizes.shapes, sizes.sizes, strict=True) if name in module.parameter_names
-        )
-        found[level] = Upload(compressed, sizes.size - compressed)
-    return found
-
-
-def level_table(module: FederatedModule) -> list[LevelRow]:
-    """Return the rows of a module that is set up."""
-    down = dict(zip(module.forecast.levels, module.forecast.down_L.tolist(), strict=True))
-    return rows_of(module.levels, module.flops, uploads_of(module), down)
-
-
-def save_levels(folder: RunFolder, module: FederatedModule) -> None:
-    """Write ``levels.csv``: the columns are the attributes of :class:`LevelRow`."""
-    rows = (astuple(row) for row in level_table(module))
-    folder.write_table("levels", [field.name for field in fields(LevelRow)], rows)
+def save_levels(folder: RunFolder, rows: Iterable[LevelCosts]) -> None:
+    """Write ``levels.csv``: the columns are the attributes of :class:`LevelCosts`."""
+    folder.write_table("levels", [field.name for field in fields(LevelCosts)], map(astuple, rows))

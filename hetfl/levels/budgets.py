@@ -15,7 +15,7 @@ from torch import nn
 
 from hetfl import wire
 from hetfl.errors import ConfigurationError
-from hetfl.federation.sizes import (
+from hetfl.levels.sizes import (
     REFUSALS,
     CostOf,
     Size,

@@ -1,0 +1,96 @@
+"""Which clients gather static batch norm's statistics before an evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from hetfl.errors import ConfigurationError
+from hetfl.federation.hosting import Hosting
+from hetfl.federation.probing import Probing
+from hetfl.fleet import Fleet
+from hetfl.fleet.numbers import IntArray
+from hetfl.seeding import generator
+from hetfl.types import Task
+
+
+class Gathering:
+    """Asks clients within reach for the sums of every level, unless the present models' statistics are known.
+
+    Args:
+        probing: asks clients that have no cluster yet.
+        hosting: has the models and their statistics.
+        fleet: the clients' devices.
+        seed: of every random choice.
+        most: how many clients gather the sums of a level, drawn from those that can afford it; None: all of them.
+
+    Raises:
+        ConfigurationError: ``most`` is below 1.
+    """
+
+    def __init__(self, probing: Probing, hosting: Hosting, fleet: Fleet, seed: int, most: int | None) -> None:
+        if most is not None and most < 1:
+            raise ConfigurationError(f"Expected statistics_clients of at least 1 or null but got {most}")
+        self.probing, self.hosting, self.fleet, self.seed, self.most = probing, hosting, fleet, seed, most
+        self.models, self.levels = hosting.models, hosting.models.levels
+        self.assignment, self.clustering, self.ledger = probing.assignment, probing.clustering, probing.ledger
+
+    def run(self) -> bool:
+        """Gather; return whether clients were asked."""
+        if self.hosting.statistics.current:
+            return False
+        round = self.models.last_round
+        largest_first = sorted(self.levels, key=lambda level: -self.levels.sizes[level])
+        clients = self.probing.clients.within_reach(self.ledger.wait(round))
+        probe = self.probing.of_clients(clients, round)
+        self.clustering.settle(round, clients.tolist(), probe)
+        # One order for all levels, so that mostly the same clients are asked and need the model once.
+        order = torch.randperm(len(clients), generator=generator(self.seed, "statistics", self.models.version))
+        self.hosting.statistics.gather(
+            self.probing.clients,
+            {level: self.hosting.submodel(level) for level in largest_first},
+            {
+                (model, level): self._tasks(level, members, model)
+                for model, members in self._by_model(clients[order.numpy()]).items()
+                for level in largest_first
+            },
+            ledger=self.ledger,
+            informed=[(client, model, self.assignment.level(client, round)) for client, model in probe.informed],
+        )
+        return True
+
+    def models_of(self) -> IntArray:
+        """Return the global model of every client, shape (N,)."""
+        clients = range(self.assignment.num_clients)
+        return np.array([self.clustering.cluster_of(client) for client in clients], np.int64)
+
+    def _by_model(self, clients: IntArray) -> dict[int, IntArray]:
+        """Return the clients of each model that has any, in their order; others stand in where none is in reach."""
+        model_N = self.models_of()
+        members = {int(model): clients[model_N[clients] == model] for model in np.unique(model_N)}
+        for model, within_reach in members.items():
+            if not len(within_reach):
+                rank_zero_warn(f"No client of cluster {model} within reach: others gather its statistics")
+        return {model: within_reach if len(within_reach) else clients for model, within_reach in members.items()}
+
+    def _tasks(self, level: str, order: IntArray, model: int) -> list[Task]:
+        """Return the tasks of the first clients that can afford a level, or of those that come nearest to it."""
+        round = self.models.last_round
+        names, positions = self.assignment.names, self.assignment.positions(round)
+        affording = [number for number, name in enumerate(names) if self.levels.affords(name, level)]
+        able = order[np.isin(positions[order], affording)]
+        if not len(able):
+            largest = max(np.unique(positions[order]).tolist(), key=lambda number: self.levels.sizes[names[number]])
+            rank_zero_warn(
+                f"No client{self._which(order, model)} can run level {level}: clients of level {names[largest]} gather "
+                "its statistics"
+            )
+            able = order[positions[order] == largest]
+        mark, asked = self.models.mark, np.sort(able[: self.most]).tolist()
+        return [Task(client, level, round, mark, model=model) for client in asked]
+
+    def _which(self, order: IntArray, model: int) -> str:
+        if self.clustering.several(len(self.models)):
+            return f" of cluster {model}" + (" within reach" if not self.fleet.always else "")
+        return " within reach" if len(order) < self.assignment.num_clients else ""

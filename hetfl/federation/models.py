@@ -1,0 +1,194 @@
+"""The global models: one, or one per cluster."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from hetfl.clustering import NewModel
+from hetfl.errors import ConfigurationError
+from hetfl.levels.level_set import LevelSet
+from hetfl.seeding import generator
+from hetfl.submodel import only, parameters_of, state_of
+from hetfl.types import Index
+
+MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+
+
+def default_server_optimizer(params: Iterable[Tensor]) -> Optimizer:
+    """Return SGD(lr=1): the global model moves by the mean delta, which is federated averaging."""
+    return SGD(params, lr=1.0)
+
+
+class GlobalModels(nn.ModuleList):
+    """The nets that the federation learns, all of the largest level; their number may change during a run.
+
+    Args:
+        levels: draws new nets.
+        count: how many there are at first.
+        shared: patterns of names of tensors that are one for all models, ``*`` for anything.
+
+    Attributes:
+        version: number of rounds that the models have been through.
+        patterns: of the shared tensors.
+    """
+
+    def __init__(self, levels: LevelSet, count: int = 1, shared: Sequence[str] = ()) -> None:
+        super().__init__([levels.net, *(levels.draw(number) for number in range(1, count))])
+        self.levels, self.patterns, self.version = levels, tuple(shared), 0
+        self._tensors: list[dict[str, Tensor]] | None = None
+
+    @property
+    def last_round(self) -> int:
+        """The round that the present models came out of; 0 before the first."""
+        return max(self.version - 1, 0)
+
+    @property
+    def tensors(self) -> list[dict[str, Tensor]]:
+        """Every model's parameters and float buffers by name; shared ones are the first model's."""
+        if self._tensors is None:
+            first = state_of(self[0])
+            for net in list(self)[1:]:
+                _share(net, {name: first[name] for name in self.shared})
+            self._tensors = [first, *map(state_of, list(self)[1:])]
+        return self._tensors
+
+    @cached_property
+    def shared(self) -> frozenset[str]:
+        """Names of the tensors that are one for all models."""
+        return frozenset(name for name in state_of(self[0]) for p in self.patterns if fnmatchcase(name, p))
+
+    @cached_property
+    def trained(self) -> frozenset[str]:
+        """Names of the tensors that are trained and compressed; buffers travel exactly."""
+        return frozenset(parameters_of(self[0]))
+
+    @cached_property
+    def frozen(self) -> frozenset[str]:
+        """Names of parameters that nobody trains."""
+        return frozenset(name for name, parameter in self[0].named_parameters() if not parameter.requires_grad)
+
+    def unfrozen(self, index: Index) -> Index:
+        """Return an index without frozen parameters."""
+        return only(index, frozenset(index) - self.frozen) if self.frozen else index
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the models' dtype and device."""
+        return next(self[0].parameters()).detach()
+
+    @property
+    def mark(self) -> int:
+        """A number that changes whenever the models' values do: torch's own count of in-place changes."""
+        return sum(tensor._version for tensors in self.tensors for tensor in tensors.values())
+
+    def build(self, level: str) -> nn.Module:
+        """Return a new net of a level on the models' device and in their dtype."""
+        return self.levels.build(level).to(self.like)
+
+    def optimizer(self, make: MakeOptimizer) -> Optimizer:
+        """Return the server's optimizer, with a group of parameters per model; shared ones are the first model's."""
+        optimizer = make(parameters_of(self[0]).values())
+        for net in list(self)[1:]:
+            add_group(optimizer, (p for name, p in parameters_of(net).items() if name not in self.shared))
+        return optimizer
+
+    def check_shared(self) -> None:
+        """Refuse patterns that match nothing, or everything.
+
+        Raises:
+            ConfigurationError: a pattern matches no tensor, or all tensors are shared.
+        """
+        names = state_of(self[0])
+        for pattern in self.patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ConfigurationError(
+                    f"Expected patterns in clustering.shared that match tensors of the net, such as "
+                    f"{next(iter(names))!r}, but got {pattern!r}"
+                )
+        if len(self.shared) == len(names):
+            raise ConfigurationError("Expected tensors of the net that are not in clustering.shared but got none")
+
+    def resize(self, count: int, shared: Sequence[str] | None = None) -> None:
+        """Have so many models: those at the end go, or new ones come, whose values are to be loaded.
+
+        Args:
+            count: the number of models.
+            shared: patterns of the shared tensors; None: as before.
+        """
+        self.patterns = self.patterns if shared is None else tuple(shared)
+        del self[count:]
+        self.extend(self.build(self.levels.largest) for _ in range(count - len(self)))
+        self.forget()
+
+    def renew(self, fresh: Sequence[NewModel], optimizer: Optimizer, round: int, seed: int) -> None:
+        """Give clusters the models that a clustering asks for at the end of a round.
+
+        Args:
+            fresh: which, in order.
+            optimizer: the server's; a copied model takes the state of its source along, a drawn one has none.
+            round: the round.
+            seed: of every random choice.
+        """
+        for new in fresh:
+            if grown := new.cluster == len(self):
+                self.resize(len(self) + 1)
+            source = self.levels.draw(new.cluster, "round", round) if new.source is None else self[new.source]
+            of_source = dict(source.state_dict(keep_vars=True))
+            apart = {n: p for n, p in parameters_of(self[new.cluster]).items() if n not in self.shared}
+            random = generator(seed, "clustering", round, new.cluster)
+            with torch.no_grad():
+                for name, target in self.tensors[new.cluster].items():
+                    if name not in self.shared:
+                        # A buffer stays as it is: with noise a running variance could become negative.
+                        jitter = new.jitter if name in apart else 0.0
+                        target.copy_(_jittered(of_source[name].detach(), jitter, random))
+            if grown:
+                add_group(optimizer, apart.values())
+            for name, parameter in apart.items() if new.source != new.cluster else ():
+                optimizer.state.pop(parameter, None)
+                if new.source is not None and of_source[name] in optimizer.state:
+                    optimizer.state[parameter] = copy.deepcopy(optimizer.state[of_source[name]])
+
+    def forget(self) -> None:
+        """Forget what was read off the nets."""
+        self._tensors = None
+        for name in ("shared", "trained", "frozen"):
+            self.__dict__.pop(name, None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Forget the tensors when the nets move to another device or dtype: buffers are then other tensors."""
+        self.forget()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+def add_group(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Give an optimizer one more group of parameters, with the settings of the first as they are now."""
+    settings = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+    optimizer.add_param_group({**settings, "params": list(parameters)})
+
+
+def _share(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Replace a net's parameters and buffers of some names by others' tensors."""
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        module = net.get_submodule(owner)
+        if isinstance(tensor, nn.Parameter):
+            module._parameters[leaf] = tensor
+        else:
+            module._buffers[leaf] = tensor
+
+
+def _jittered(value: Tensor, jitter: float, random: torch.Generator) -> Tensor:
+    if not jitter:
+        return value
+    scale = jitter * float(value.double().norm()) / math.sqrt(value.numel())
+    return value + scale * torch.randn(value.shape, generator=random, dtype=value.dtype).to(value.device)

@@ -1,0 +1,151 @@
+"""One round of federated learning, top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lightning.pytorch.core.optimizer import LightningOptimizer
+
+from hetfl.errors import ConfigurationError
+from hetfl.federation.clients import Clients
+from hetfl.federation.hosting import Hosting
+from hetfl.federation.probing import Probing, RoundProbe
+from hetfl.federation.server import Accepted, Server
+from hetfl.fleet import Work
+from hetfl.local import LocalTraining
+from hetfl.piece import Piece
+from hetfl.seeding import generator
+from hetfl.selection import Everyone, Selection
+from hetfl.types import Report, Task
+
+Follower = Callable[[Accepted | None, int, int], None]
+"""Called after each client: its update if the server took one, how many clients have finished, and of how many."""
+
+
+class Round:
+    """The order of things in a round: plan, train, receive, step.
+
+    Args:
+        pieces: everything that keeps a state.
+        selection: the clients that take part.
+        local: the epochs of each.
+        probing: asks clients before; has the level and the model of each.
+        clients: train.
+        server: takes their updates.
+        hosting: has the models.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        selection: Selection,
+        local: LocalTraining,
+        probing: Probing,
+        clients: Clients,
+        server: Server,
+        hosting: Hosting,
+    ) -> None:
+        self.pieces, self.selection, self.local, self.probing = pieces, selection, local, probing
+        self.clients, self.server, self.hosting = clients, server, hosting
+        self.seed, self.ledger, self.fleet = hosting.problem.seed, server.ledger, server.ledger.fleet
+        self.assignment, self.clustering = probing.assignment, probing.clustering
+
+    def run(self, round: int, lr: float, optimizer: LightningOptimizer, follow: Follower) -> dict[str, float]:
+        """Run a round, and return its columns.
+
+        Args:
+            round: its number.
+            lr: the clients' learning rate γ_t.
+            optimizer: the server's.
+            follow: called after each client.
+        """
+        for piece in self.pieces:
+            piece.begin_round(round, lr)
+        probe = self.probing.of_round(round)
+        tasks = self.tasks(round, lr, probe)
+        if self.server.aggregators.first.asks_losses:
+            probe.losses([task.client for task in tasks])
+        self.ledger.begin_phase()
+        self.server.reset()
+        self.server.penalty.regroup(self.clustering.assigned)
+        reports = self._train(tasks, probe, follow)
+        self.server.step(optimizer.optimizer, optimizer.step, round, self.clients.known)
+        self.hosting.models.version += 1
+        for piece in self.pieces:
+            piece.end_round(round)
+        fresh = self.clustering.new_models(round, len(self.hosting.models))
+        self.hosting.renew(fresh, optimizer.optimizer, round, self.seed)
+        return {"lr": lr, **self._columns(), **_mean_loss(reports)}
+
+    def tasks(self, round: int, lr: float, probe: RoundProbe | None = None) -> list[Task]:
+        """Select the cohort of a round, and return what each client does; without a probe no client is asked anything.
+
+        Clusters are then the last known ones.
+
+        Raises:
+            ConfigurationError: there is no probe, and the clients within reach depend on the simulated time.
+        """
+        if probe is None and not self.fleet.always:
+            raise ConfigurationError(
+                "Expected a fleet whose clients are always within reach, to replay who took part, but got "
+                f"{type(self.fleet).__name__}, where that depends on the simulated time"
+            )
+        cohort = self.selection.select(round, probe or Everyone(len(self.selection.sizes)))
+        if probe is not None:
+            self.clustering.assign(round, cohort, probe)
+        level, model, mark = self.assignment.level, self.clustering.cluster_of, self.hosting.models.mark
+        epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))
+        return [
+            Task(client, level(client, round), round, mark, lr, passes, model=model(client))
+            for client, passes in zip(cohort, epochs, strict=True)
+        ]
+
+    def _train(self, tasks: Sequence[Task], probe: RoundProbe, follow: Follower) -> list[Report]:
+        """Let the cohort train; return the reports of the accepted updates."""
+        reports: list[Report] = []
+        sending = [task for task in tasks if self._sends(task, probe)]
+        lost = len(tasks) - len(sending)
+        for done, reply in enumerate(self.clients.train(sending), start=lost + 1):
+            accepted = self.server.receive(reply, probe, self.selection.weight(reply.task.client))
+            if accepted is not None:
+                for piece in self.pieces:
+                    piece.observe(accepted.update, accepted.index, accepted.report)
+                self.clients.take(reply, accepted.update)
+                reports.append(accepted.report)
+            follow(accepted, done, len(tasks))
+        return reports
+
+    def _sends(self, task: Task, probe: RoundProbe) -> bool:
+        """Return whether a client gets as far as sending its update in time; if not, charge what it did.
+
+        What it would have computed for nothing is not computed here either.
+        """
+        if self.server.aggregators.first.asks_losses and probe.initial_loss(task) is None:  # no weight without it
+            self.ledger.lose(task.client, task.round, Work(0, 0.0))
+            return False
+        share = self.fleet.fails(task.client, task.round)
+        if share is None and self.ledger.deadline is None:
+            return True
+        down_bytes = self.server.down_bytes(task, probe)
+        flops = self.probing.forecast.training_flops(task.client, task.level, task.epochs)
+        work = Work(down_bytes, flops * (1.0 if share is None else share))
+        if share is None and self.ledger.in_time(task.client, task.round, work):
+            return True
+        self.ledger.lose(task.client, task.round, work)
+        return False
+
+    def _columns(self) -> dict[str, float]:
+        columns: dict[str, float] = {}
+        for piece in self.pieces:
+            columns |= piece.columns()
+        models, assigned = len(self.hosting.models), self.clustering.assigned
+        if self.clustering.several(models):
+            columns["cluster/count"] = float(models)
+            columns |= {f"cluster/size/{model}": float(assigned.count(model)) for model in range(models)}
+        return columns
+
+
+def _mean_loss(reports: Sequence[Report]) -> dict[str, float]:
+    """Return the mean training loss over samples, if there is any."""
+    samples = sum(report.samples for report in reports)
+    return {"train/loss": sum(report.loss * report.samples for report in reports) / samples} if reports else {}

@@ -1,0 +1,51 @@
+"""What a run writes: columns to its loggers, tables to its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from hetfl.clustering import Clustering
+from hetfl.metrics_file import COLUMNS, accuracy_column
+from hetfl.run_folder import RunFolder
+
+CLUSTER_COLUMNS = ("round", "client", "cluster")
+"""Of ``clusters.csv``: a row for every time that a client's cluster changed."""
+
+
+def run_folders(loggers: Iterable[object]) -> list[RunFolder]:
+    """Return the loggers that are run folders."""
+    return [logger for logger in loggers if isinstance(logger, RunFolder)]
+
+
+def log_columns(module: LightningModule, columns: Mapping[str, Tensor | float], round: int) -> None:
+    """Log values of a round; in float64, since Lightning would make float32 of Python numbers.
+
+    In training loggers get them at once, not at the end of the epoch as by Lightning's own ``log``: that comes after
+    the round's checkpoint, and a process killed between the two would leave a round without its row.
+    """
+    training = module.trainer.state.fn == "fit"
+    values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in columns.items()}
+    later = False if training else None  # None: if there is a logger
+    module.log_dict(values, logger=later, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
+    if module.loggers:
+        module.log("step", float(round), on_step=False, on_epoch=True, batch_size=1)
+    for logger in module.loggers if training else ():
+        logger.log_metrics({name: value.item() for name, value in values.items()}, step=round)
+
+
+def go_on(folder: RunFolder, version: int, levels: Iterable[str]) -> None:
+    """Forget the rows of rounds that will be run again, and have all columns that a run can have."""
+    folder.truncate(version)
+    folder.declare([*COLUMNS, *(accuracy_column("val", level) for level in levels)])
+
+
+def save_clusters(loggers: Iterable[object], clustering: Clustering, models: int) -> None:
+    """Write ``clusters.csv``, if clusters can differ, and what else the clustering has to tell."""
+    for folder in run_folders(loggers) if clustering.several(models) else ():
+        folder.write_table("clusters", CLUSTER_COLUMNS, clustering.history)
+        for name, (columns, rows) in clustering.tables().items():
+            folder.write_table(name, columns, rows)
