@@ -7,6 +7,7 @@ few thousand brackets are deeper than Python's stack. Everything that reads YAML
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ LARGEST_DATA = 2**36
 """Bytes of a table of a user's own data."""
 DEEPEST = 100
 """Lists and mappings inside each other."""
+SHALLOW = f"at most {DEEPEST} lists and mappings inside each other"
 MOST_VALUES = 100_000
 """Values of a YAML text, those that aliases repeat counted every time."""
 
@@ -35,7 +37,20 @@ _MARKUP = "[{&"
 
 
 class TooMuch(ValueError):
-    """A text beyond the bounds of this module."""
+    """A text beyond the bounds of this module.
+
+    Args:
+        expected: the bound, in words.
+        came: what came instead.
+    """
+
+    def __init__(self, expected: str, came: str = "more") -> None:
+        super().__init__(f"Expected {expected} but got {came}")
+        self.expected, self.came = expected, came
+
+    def inside(self, path: Path) -> ConfigurationError:
+        """Return the error that names the file."""
+        return ConfigurationError(f"Expected {self.expected} in {path} but got {self.came}")
 
 
 @dataclass
@@ -54,10 +69,14 @@ class _Part:
 
 
 class _Meter:
-    """Adds up the values of a YAML text event by event, without recursion and without making them."""
+    """Adds up the values of a YAML text event by event, without recursion and without making them.
 
-    def __init__(self) -> None:
-        self.count = 0
+    Args:
+        inner: whether to look into texts as well: where a number is expected, a text is read as YAML once more.
+    """
+
+    def __init__(self, inner: bool = True) -> None:
+        self.inner, self.count = inner, 0
         self._open: list[_Part] = [_Part(None, 0)]
         self._anchored: dict[str, tuple[int, int]] = {}
 
@@ -71,16 +90,17 @@ class _Meter:
             self._repeat(event.anchor)
         elif isinstance(event, yaml.ScalarEvent):
             self._end(_Part(event.anchor, self.count, -1))
-            if any(mark in event.value for mark in _MARKUP):
-                _check_inner(event.value)
+            if self.inner and any(mark in event.value for mark in _MARKUP):
+                with suppress(yaml.YAMLError):  # no YAML, only a text
+                    _measure(event.value, _Meter(inner=False))
         elif isinstance(event, yaml.CollectionStartEvent):
             self._open.append(_Part(event.anchor, self.count))
         elif isinstance(event, yaml.CollectionEndEvent):
             self._end(self._open.pop())
         if self.count > MOST_VALUES:
-            raise TooMuch(f"Expected at most {MOST_VALUES:,} values, aliases written out, but got more")
+            raise TooMuch(f"at most {MOST_VALUES:,} values, aliases written out,")
         if len(self._open) + self._open[-1].height - 1 > DEEPEST:
-            raise TooMuch(f"Expected at most {DEEPEST} lists and mappings inside each other but got more")
+            raise TooMuch(SHALLOW)
 
     def _end(self, part: _Part) -> None:
         self.count += 1
@@ -90,7 +110,7 @@ class _Meter:
 
     def _repeat(self, anchor: str) -> None:
         if any(part.anchor == anchor for part in self._open):
-            raise TooMuch(f"Expected settings with an end but got some that lie in themselves: *{anchor:.60}")
+            raise TooMuch("settings with an end", f"some that lie in themselves: *{anchor:.60}")
         count, height = self._anchored.get(anchor, (1, 0))  # of an anchor that is none the reader tells
         self.count += count
         self._open[-1].height = max(self._open[-1].height, height)
@@ -104,18 +124,13 @@ def check_yaml(text: str) -> None:
         yaml.YAMLError: it is no YAML.
     """
     if len(text) > LARGEST_TEXT:
-        raise TooMuch(f"Expected at most {LARGEST_TEXT:,} characters of YAML but got {len(text):,}")
-    meter = _Meter()
+        raise TooMuch(f"at most {LARGEST_TEXT:,} characters of YAML", f"{len(text):,}")
+    _measure(text, _Meter())
+
+
+def _measure(text: str, meter: _Meter) -> None:
     for event in yaml.parse(text, Loader=LOADER):
         meter.add(event)
-
-
-def _check_inner(text: str) -> None:
-    """Check a text inside a YAML text: where a number is expected, it is read as YAML once more."""
-    try:
-        check_yaml(text)
-    except yaml.YAMLError:
-        pass  # no YAML, only a text
 
 
 def parse_yaml(text: str) -> Any:
@@ -148,18 +163,17 @@ def parse_json(text: str | bytes, largest: int = LARGEST_HEADER) -> Any:
         ValueError: it is no JSON, or beyond a bound; in one line.
     """
     if len(text) > largest:
-        raise TooMuch(f"Expected at most {largest:,} bytes of JSON but got {len(text):,}")
-    too_deep = TooMuch(f"Expected at most {DEEPEST} lists and mappings inside each other but got more")
+        raise TooMuch(f"at most {largest:,} bytes of JSON", f"{len(text):,}")
     try:
         values = json.loads(text)
     except RecursionError:
-        raise too_deep from None
+        raise TooMuch(SHALLOW) from None
     layer = [values]
     for _ in range(DEEPEST + 1):
         layer = [item for part in layer for item in _items(part)]
         if not layer:
             return values
-    raise too_deep
+    raise TooMuch(SHALLOW)
 
 
 def _items(value: Any) -> Any:
@@ -176,7 +190,7 @@ def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
     with path.open("rb") as file:
         data = file.read(largest + 1)
     if len(data) > largest:
-        raise ConfigurationError(f"Expected at most {largest:,} bytes in {path} but got more")
+        raise TooMuch(f"at most {largest:,} bytes").inside(path)
     return data
 
 
@@ -187,4 +201,4 @@ def check_size(path: Path, largest: int) -> None:
         ConfigurationError: there are too many.
     """
     if path.is_file() and (size := path.stat().st_size) > largest:
-        raise ConfigurationError(f"Expected at most {largest:,} bytes in {path} but got {size:,}")
+        raise TooMuch(f"at most {largest:,} bytes", f"{size:,}").inside(path)

@@ -104,7 +104,7 @@ def check_file(path: Path) -> None:
         check_yaml(text)
         tree = yaml.compose(text, Loader=LOADER)
     except TooMuch as error:
-        raise ConfigurationError(f"{error} in {path}") from error
+        raise error.inside(path) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"Expected text in {path} but got other bytes ({error.reason})") from error
     except OSError as error:
