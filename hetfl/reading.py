@@ -108,7 +108,8 @@ class _Meter:
             self._anchored[part.anchor] = (self.count - part.before, part.height + 1)
         self._open[-1].height = max(self._open[-1].height, part.height + 1)
 
-    def _repeat(self, anchor: str) -> None:
+    def _repeat(self, anchor: str | None) -> None:
+        assert anchor is not None  # an alias names one
         if any(part.anchor == anchor for part in self._open):
             raise TooMuch("settings with an end", f"some that lie in themselves: *{anchor:.60}")
         count, height = self._anchored.get(anchor, (1, 0))  # of an anchor that is none the reader tells
@@ -169,8 +170,8 @@ def parse_json(text: str | bytes, largest: int = LARGEST_HEADER) -> Any:
     except RecursionError:
         raise TooMuch(SHALLOW) from None
     layer = [values]
-    for _ in range(DEEPEST + 1):
-        layer = [item for part in layer for item in _items(part)]
+    for _ in range(DEEPEST):
+        layer = [item for part in layer for item in _items(part) if isinstance(item, dict | list)]
         if not layer:
             return values
     raise TooMuch(SHALLOW)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -142,7 +143,7 @@ def test_a_node_and_a_server_trust_the_usual_packages(
     from hetfl.cli.flower_apps import ServingCLI, make_node
     from hetfl.flower.patience import Patience
 
-    serving = partial(ServingCLI, grid=None, patience=Patience(), max_norm=None)
+    serving: Any = partial(ServingCLI, grid=None, patience=Patience(), max_norm=None)  # type: ignore[arg-type]
     hostile = [*SHORT, "--model.net=stranger.Thing"]
     for attempt in (
         lambda: make_node(hostile, [0], "states"),

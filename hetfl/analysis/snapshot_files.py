@@ -68,7 +68,7 @@ class Contents:
             ValueError: it is not as it was written.
         """
         read = parse_json(text)
-        contents = read.get("contents") if isinstance(read, dict) else None
+        contents: Any = read.get("contents") if isinstance(read, dict) else None
         if not _has_kinds(contents) or zlib.crc32(json.dumps(contents).encode()) != read.get("checksum"):
             raise ValueError("its metadata are not those of a snapshot")
         return Contents(**contents)
