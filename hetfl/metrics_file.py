@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hetfl.errors import ConfigurationError
 from hetfl.files import replacing
+from hetfl.reading import LARGEST_TABLE, check_size
 
 COLUMNS = (
     "train/loss",
@@ -194,8 +195,23 @@ class MetricsFile:
         with self.path.open(encoding="utf-8", newline="") as file:
             yield from (line for line in file if line.endswith("\n"))
 
+    def _cells(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield each line's number and cells.
+
+        Raises:
+            ConfigurationError: the file is no table.
+        """
+        reader = csv.reader(self._lines())
+        try:
+            yield from ((reader.line_num, cells) for cells in reader)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"Expected a table of rounds in {self.path} but got, behind line {reader.line_num}: {error}"
+            ) from error
+
     def _columns_on_disk(self) -> list[str]:
-        header = next(csv.reader(self._lines()), ["step"])
+        check_size(self.path, LARGEST_TABLE)
+        _, header = next(self._cells(), (1, ["step"]))
         if header[0] != "step":
             raise ConfigurationError(f"Expected the first column of {self.path} to be 'step' but got {header[0]!r}")
         return header[1:]
@@ -203,12 +219,12 @@ class MetricsFile:
     def _rows(self) -> Iterator[dict[str, str]]:
         if not self.path.exists():
             return
-        reader = csv.reader(self._lines())
-        header = next(reader, ["step"])
-        for cells in reader:
+        table = self._cells()
+        _, header = next(table, (1, ["step"]))
+        for line, cells in table:
             if len(cells) != len(header) or not cells[0].isdecimal():
                 raise ConfigurationError(
-                    f"Expected {len(header)} cells, the first a round, in line {reader.line_num} of {self.path} "
+                    f"Expected {len(header)} cells, the first a round, in line {line} of {self.path} "
                     f"but got {','.join(cells)!r}"
                 )
             yield dict(zip(header, cells, strict=True))

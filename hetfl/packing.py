@@ -10,6 +10,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from hetfl.reading import parse_json
+
 TREE = "tree"
 TENSOR = "tensor"
 
@@ -46,7 +48,7 @@ def unpack(data: bytes) -> Any:
     try:
         tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
-        tree = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][TREE])
+        tree = parse_json(parse_json(data[8 : 8 + length])["__metadata__"][TREE])
 
         def whole(value: Any) -> Any:
             if isinstance(value, dict):

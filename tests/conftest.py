@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonargparse._common
 import pytest
 import torch
 from lightning import Trainer
@@ -24,6 +25,14 @@ from hetfl.selection import Uniform
 def _one_thread() -> None:
     """Two threads on tiny tensors only wait for each other, and summation order would depend on their number."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _imports_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command with HETFL_TRUSTED restricts what its process imports, to the end: here that is one test."""
+    for name, value in jsonargparse._common.parsing_settings.items():
+        monkeypatch.setitem(jsonargparse._common.parsing_settings, name, value)
+    monkeypatch.delenv("HETFL_TRUSTED", raising=False)
 
 
 @pytest.fixture

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from hetfl.cli import main
+
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 DEMO = ["-c", str(CONFIGS / "demo.yaml")]
@@ -16,3 +20,15 @@ SHORT = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", *FEW]
 
 UNTESTED = ["--model.statistics_clients=2", "--final_test=false", "--plots=false"]
 """Nothing at the end."""
+
+
+def refused(capsys: pytest.CaptureFixture[str], args: list[str]) -> str:
+    """Return the one line with which the command refuses."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("hetfl: error: ")
+    assert error.count("\n") == 1
+    return error

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from hetfl.cli import main
-from tests.demo_cases import CONFIGS, DEMO, ROOT, SHORT, UNTESTED
+from tests.demo_cases import CONFIGS, DEMO, ROOT, SHORT, UNTESTED, refused
 
 CONTRACT = (
     "step,train/loss,val/loss,val/accuracy,val/accuracy_by_level/a,val/accuracy_by_level/b,test/loss,test/accuracy,"
@@ -112,18 +112,6 @@ def old(finished: Path, tmp_path: Path) -> Path:
 
 def tiny(*args: str, verb: str = "fit") -> list[str]:
     return demo("--trainer.max_epochs=1", *UNTESTED, *args, verb=verb)
-
-
-def refused(capsys: pytest.CaptureFixture[str], args: list[str]) -> str:
-    """Return the one line with which the command refuses."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main(args)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert error.startswith("hetfl: error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 def new_runs() -> list[Path]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hetfl.cli import main
-from tests.test_cli import demo, refused, tiny
+from tests.demo_cases import refused
+from tests.test_cli import demo, tiny
 
 
 @pytest.fixture(autouse=True)

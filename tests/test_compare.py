@@ -18,8 +18,7 @@ from hetfl.cli.comparison_plan import Action, PlannedRun, next_action, parse_con
 from hetfl.cli.running import command, only_one, prepare
 from hetfl.cli.starting import start
 from hetfl.errors import ConfigurationError
-from tests.demo_cases import FEW, ROOT
-from tests.test_cli import refused
+from tests.demo_cases import FEW, ROOT, refused
 
 WIDTH, DEPTH = (str(ROOT / f"configs/experiment/compare_digits_{side}.yaml") for side in ("width", "depth"))
 BOTH = ["-r", f"width={WIDTH}", "-r", f"depth={DEPTH}"]

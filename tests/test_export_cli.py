@@ -17,8 +17,8 @@ from hetfl.cli import main
 from hetfl.cli.exporting import FormatName
 from hetfl.data import Digits
 from hetfl.export import FORMATS
-from tests.demo_cases import DEMO
-from tests.test_cli import SMALL, refused
+from tests.demo_cases import DEMO, refused
+from tests.test_cli import SMALL
 
 
 @pytest.fixture(autouse=True)

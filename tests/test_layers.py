@@ -13,9 +13,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hetfl"
 
 LAYERS = (
-    {"errors", "seeding", "codes", "compiled", "packing", "permutation"},
-    {"files", "types"},
-    {"updates"},
+    {"errors", "seeding", "codes", "compiled", "permutation"},
+    {"files", "reading", "types"},
+    {"packing", "updates"},
     {"submodel", "metrics_file", "piece"},
     {"store"},
     {

@@ -97,7 +97,7 @@ def test_damaged_metrics_are_named(tmp_path: Path, was: str, now: str, said: str
             "settings with an end in .*config.yaml but got some that lie in themselves",
         ),
         ("config.yaml", "a: &x [1, *x]\n", "settings with an end in .*config.yaml"),
-        ("config.yaml", "[" * 5000, "Expected YAML in .*config.yaml but got: maximum recursion"),
+        ("config.yaml", "[" * 5000, "at most 100 lists and mappings inside each other in .*config.yaml but got more"),
         ("config.yaml", "trainer: 5\n", "Expected settings below trainer in .*config.yaml but got 5"),
         ("config.yaml", "model: {class_path: x, init_args: foo}\n", "below init_args of x in .* but got 'foo'"),
         ("config.yaml", "trainer: {callbacks: [{class_path: x, init_args: [1]}]}\n", r"of x in .* but got \[1\]"),

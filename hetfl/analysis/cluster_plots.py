@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from hetfl.analysis.clusters import Split, assignments, has_splits, load_clusters, splits_of
 from hetfl.analysis.figures import Colour, new_figure, plain
 from hetfl.analysis.plots import FONT_POINTS, GREY, save_figure
+from hetfl.analysis.runs import read_metrics
 from hetfl.errors import ConfigurationError
 
 ROW_INCHES = 0.13
@@ -143,7 +144,7 @@ def plot_clusters(folder: str | Path) -> list[Path]:
     if not (folder / "clusters.csv").is_file():
         return []
     table = load_clusters(folder)
-    rounds = int(pd.read_csv(folder / "metrics.csv")["step"].max()) + 1
+    rounds = int(read_metrics(folder / "metrics.csv")["step"].max()) + 1
     target = folder / "plots"
     target.mkdir(exist_ok=True)
     files = save_figure(plot_assignments(table, rounds), target, "clusters")

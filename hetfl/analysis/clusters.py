@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hetfl.errors import ConfigurationError
+from hetfl.reading import LARGEST_TABLE, check_size
 
 COLUMNS = ["round", "client", "cluster"]
 
@@ -38,6 +39,7 @@ def load_clusters(folder: str | Path) -> pd.DataFrame:
     path = Path(folder) / "clusters.csv"
     if not path.is_file():
         raise ConfigurationError(f"Expected {path}, of a run with model.clustering, but got no such file")
+    check_size(path, LARGEST_TABLE)
     try:
         table = pd.read_csv(path)
         whole = list(table.columns) == COLUMNS and all(kind.kind == "i" for kind in table.dtypes)

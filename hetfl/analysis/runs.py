@@ -12,12 +12,12 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
 from hetfl.analysis.clusters import load_clusters
 from hetfl.errors import ConfigurationError
 from hetfl.metrics_file import HEAD, present_name
+from hetfl.reading import LARGEST_TABLE, LARGEST_TEXT, TooMuch, parse_yaml, read_bytes
 
 Rule: TypeAlias = tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]
 """What the numbers of a column are, in words, and which of them are; NaN, an empty cell, is not asked about."""
@@ -136,7 +136,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise ConfigurationError(f"Expected a run folder with a metrics.csv but got no file {str(path)!r}")
-    metrics = _parse(_text(path).rpartition("\n")[0], path, "a table of rounds")
+    metrics = _parse(_text(path, LARGEST_TABLE).rpartition("\n")[0], path, "a table of rounds")
     if "step" not in metrics.columns:
         raise ConfigurationError(f"Expected a column 'step' in {path} but got {_listed(metrics)}")
     metrics = metrics.rename(columns=present_name)
@@ -158,11 +158,13 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    text = _text(path)
+    text = _text(path, LARGEST_TEXT)
     try:
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        raise ConfigurationError(f"Expected YAML in {path} but got: {' '.join(str(error).split())}") from error
+        config = parse_yaml(text)
+    except TooMuch as error:
+        raise error.inside(path) from error
+    except ValueError as error:
+        raise ConfigurationError(f"Expected YAML in {path} but got: {error}") from error
     if not isinstance(config, dict):
         raise ConfigurationError(f"Expected a mapping in {path} but got {type(config).__name__}")
     _check_settings(config, path)
@@ -176,10 +178,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _check_settings(settings: Any, path: Path, inside: frozenset[int] = frozenset()) -> None:
-    """Refuse settings that lie in themselves, by YAML's aliases, and arguments of a class that are none."""
-    if id(settings) in inside:
-        raise ConfigurationError(f"Expected settings with an end in {path} but got some that lie in themselves")
+def _check_settings(settings: Any, path: Path) -> None:
+    """Refuse arguments of a class that are none."""
     if isinstance(settings, dict) and "class_path" in settings:
         arguments = settings.get("init_args")
         if not isinstance(arguments, dict | None):
@@ -187,11 +187,11 @@ def _check_settings(settings: Any, path: Path, inside: frozenset[int] = frozense
                 f"Expected settings below init_args of {settings['class_path']} in {path} but got {arguments!r:.60}"
             )
     for inner in settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ():
-        _check_settings(inner, path, inside | {id(settings)})
+        _check_settings(inner, path)
 
 
-def _text(path: Path) -> str:
-    content = path.read_bytes()
+def _text(path: Path, largest: int) -> str:
+    content = read_bytes(path, largest)
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -227,7 +227,7 @@ def _listed(table: pd.DataFrame) -> str:
 def _read_table(path: Path, rules: Mapping[str, Rule | None]) -> pd.DataFrame | None:
     if not path.is_file():
         return None
-    table = _parse(_text(path), path, "a table")
+    table = _parse(_text(path, LARGEST_TABLE), path, "a table")
     for name in rules:
         if name not in table.columns:
             raise ConfigurationError(f"Expected a column {name!r} in {path} but got {_listed(table)}")

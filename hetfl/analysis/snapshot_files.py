@@ -20,12 +20,14 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from hetfl.models.static_batch_norm import StaticStatistics
+from hetfl.reading import parse_json
 
 FOLDER = "snapshots"
 COUNTS = ("clients", "held", "sent")
@@ -65,11 +67,36 @@ class Contents:
         Raises:
             ValueError: it is not as it was written.
         """
-        read = json.loads(text)
-        own = read.get("contents")
-        if own is None or zlib.crc32(json.dumps(own).encode()) != read.get("checksum"):
+        read = parse_json(text)
+        contents: Any = read.get("contents") if isinstance(read, dict) else None
+        if not _has_kinds(contents) or zlib.crc32(json.dumps(contents).encode()) != read.get("checksum"):
             raise ValueError("its metadata are not those of a snapshot")
-        return Contents(**own)
+        return Contents(**contents)
+
+
+KINDS = {
+    "round": "int",
+    "levels": "dict of int",
+    "weights": "list of str",
+    "trained": "list of str",
+    "checksums": "dict of int",
+    "cluster": "int",
+}
+"""What the entries of :class:`Contents` are."""
+
+
+def _has_kinds(contents: Any) -> bool:
+    """Return whether a value can be made to :class:`Contents`, whose last entry may be missing."""
+    if not isinstance(contents, dict) or {*KINDS} - {*contents} not in (set(), {"cluster"}):
+        return False
+    return all(name in KINDS and KINDS[name].startswith(_kind(value)) for name, value in contents.items())
+
+
+def _kind(value: Any) -> str:
+    """Return the type of a value, and those of its items; if there are none, the former alone."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    kinds = sorted({type(item).__name__ for item in items})
+    return " of ".join([type(value).__name__, *([" or ".join(kinds)] if kinds else [])])
 
 
 def path_of(folder: Path, round: int, cluster: int = 0) -> Path:

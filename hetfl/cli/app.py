@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jsonargparse import Namespace
 from lightning import LightningDataModule, Trainer
@@ -19,6 +20,7 @@ from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.callbacks import LastCheckpoint, RoundsLeft
 from hetfl.cli.checks import NOT_RUNS, as_configuration, check_settings, run_folders
 from hetfl.cli.exporting import FormatName, export_line, export_target
+from hetfl.cli.trust import check_class_paths, restrict_imports, trusted_packages
 from hetfl.display import RoundProgress, RunSummary, describe
 from hetfl.errors import ConfigurationError
 from hetfl.export import check_export, export_submodel
@@ -97,6 +99,9 @@ class FederatedTrainer(Trainer):
 class FederatedCLI(LightningCLI):
     """``model`` and ``data`` are given by class; run folder, progress, summary and checkpoints are there by default."""
 
+    usually_trusted: ClassVar[Sequence[str] | None] = None
+    """Packages that a configuration may name where ``HETFL_TRUSTED`` is not set; None: any."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is ours, and let one seed serve model and data."""
         parser.add_argument("--final_test", type=bool, default=True, help="Test the last model at the end of fit.")
@@ -126,10 +131,13 @@ class FederatedCLI(LightningCLI):
         """Parse.
 
         Raises:
-            ConfigurationError: jsonargparse stumbled over a value.
+            ConfigurationError: jsonargparse stumbled over a value, or a class is not to be trusted.
         """
+        packages = trusted_packages(self.usually_trusted)
+        restrict_imports(packages)
         with as_configuration():  # Lightning's own warns where a program calls main with arguments
             self.config = parser.parse_args(args)
+        check_class_paths(self.config, packages)
 
     def _parse_ckpt_path(self) -> None:
         """Read nothing: our checkpoints hold no hyperparameters, and only SafeCheckpointIO knows a damaged one."""

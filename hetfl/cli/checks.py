@@ -31,13 +31,13 @@ def as_configuration() -> Iterator[None]:
     """Take what jsonargparse or a constructor of the user's choice raises as a wrong setting.
 
     Raises:
-        ConfigurationError: in place of ValueError, TypeError or OSError.
+        ConfigurationError: in place of ValueError, TypeError, OSError or RecursionError.
     """
     try:
         yield
     except ConfigurationError:
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise ConfigurationError(condense(str(error) or type(error).__name__)) from error
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-import yaml
 
 from hetfl.analysis.runs import read_config, read_metrics
 from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.errors import ConfigurationError
+from hetfl.reading import LARGEST_TABLE, parse_yaml, read_bytes
 from hetfl.report.groups import ABSENT, SEED_OR_FOLDER, flat_settings
 
 T = TypeVar("T")
@@ -105,7 +105,7 @@ class PlannedRun:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The configuration."""
-        settings: dict[str, Any] = yaml.safe_load(self.text)
+        settings: dict[str, Any] = parse_yaml(self.text)
         return settings
 
     @property
@@ -158,7 +158,7 @@ def standing(folder: Path) -> Standing:
         ConfigurationError: its ``metrics.csv`` is no table of rounds.
     """
     path = folder / "metrics.csv"
-    if not path.is_file() or b"\n" not in path.read_bytes():
+    if not path.is_file() or b"\n" not in read_bytes(path, LARGEST_TABLE):
         return Standing()
     metrics = read_metrics(path)
     if metrics.empty:

@@ -11,6 +11,9 @@ NOISE = re.compile(
     r"|Expected a path but .* not accessible or invalid$"
 )
 BEFORE = re.compile(r"^(?:Type .* expects a function or a callable class: |Call to compute_fn of link .* failed: )")
+DENIED = re.compile(r"Importing '([^']*)' is not allowed, denied by the '([^']*)' entry of the import path denylist\.")
+LONGEST = 1000
+"""Characters of a line: a value may be a whole file."""
 AFTER = re.compile(r"\.? Got value: Namespace\(.*$")
 VALUE = re.compile(r"^ *Given value: (.{1,60})$", re.MULTILINE)
 
@@ -32,10 +35,14 @@ def condense(message: str) -> str:
             text = text[key.end() :].strip()
         if text and not NOISE.match(text):
             reasons.append(text)
+    if denied := DENIED.search(message):  # what other types would have been accepted says nothing
+        packages = "of the packages in HETFL_TRUSTED" if denied[2] == "*" else f"outside of {denied[2]}"
+        reasons = [f"Expected a class or function {packages} but got {denied[1]}"]
     said = "; ".join(dict.fromkeys(reasons)) or "not valid"
     said = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", said)
     said = said.replace("typing.Literal", "")
     given = VALUE.findall(message)
     if given and given[-1] not in said and "(" not in given[-1]:
         said += f" but got {given[-1]}"
-    return f"{'.'.join(path)}: {said}" if path else said
+    line = f"{'.'.join(path)}: {said}" if path else said
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -24,6 +23,7 @@ from hetfl.cli.errors import condense
 from hetfl.cli.flower_checks import numbers
 from hetfl.cli.parser import check_arguments
 from hetfl.cli.starting import command_line, start
+from hetfl.cli.trust import USUAL
 from hetfl.federation import FederatedModule
 from hetfl.files import write_whole
 from hetfl.flower.clients import FlowerClients
@@ -33,12 +33,19 @@ from hetfl.flower.nodes import Nodes
 from hetfl.flower.patience import Patience
 from hetfl.flower.post import FlowerPost
 from hetfl.flower.states import ClientStates
+from hetfl.reading import LARGEST_TEXT, parse_json
 
 server_app = ServerApp()
 client_app = ClientApp()
 
 node: Node | None = None
 """This process's node, once it has been made."""
+
+
+class NodeCLI(FederatedCLI):
+    """Makes what a node consists of; its configuration may name the usual packages alone, unless told otherwise."""
+
+    usually_trusted: ClassVar[Sequence[str] | None] = USUAL
 
 
 class ServingCLI(FederatedCLI):
@@ -51,6 +58,8 @@ class ServingCLI(FederatedCLI):
         max_norm: largest norm of an update; None: any.
         kwargs: those of the CLI.
     """
+
+    usually_trusted: ClassVar[Sequence[str] | None] = USUAL
 
     def __init__(self, *args: Any, grid: Grid, patience: Patience, max_norm: float | None, **kwargs: Any) -> None:
         self.grid, self.patience, self.max_norm = grid, patience, max_norm
@@ -89,7 +98,7 @@ def make_node(args: Sequence[str], clients: Sequence[int], states: str) -> Node:
     """
     verb = ["describe", *args]
     check_arguments(verb)
-    cli = start(verb, trainer=_Introducing)
+    cli = start(verb, cli=NodeCLI, trainer=_Introducing)
     cli.trainer.precision_plugin.convert_module(cli.model)  # in place
     cli.model.to(cli.trainer.strategy.root_device)
     return Node(cli.model, cli.datamodule, frozenset(clients), ClientStates(Path(states)))
@@ -110,7 +119,7 @@ def answer(message: Message, context: Context) -> Message:
 @server_app.main()
 def serve(grid: Grid, context: Context) -> None:
     """Run; what the run prints goes to a file, and so does how it ended: Flower has its own log."""
-    settings = json.loads(str(context.run_config["settings"]))
+    settings = parse_json(str(context.run_config["settings"]), LARGEST_TEXT)
     output = Path(settings["output"])
     status = 1
     with (

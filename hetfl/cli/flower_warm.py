@@ -8,7 +8,6 @@ once, before any thread of PyTorch is started, and forks.
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import sys
@@ -26,6 +25,7 @@ from hetfl.cli import flower_apps
 from hetfl.cli.flower_checks import numbers
 from hetfl.cli.starting import command_line
 from hetfl.files import write_whole
+from hetfl.reading import LARGEST_TEXT, parse_json
 
 
 def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
@@ -66,7 +66,7 @@ def main() -> None:
     """Make the node, then be Flower's SuperExec."""
     os.environ["HETFL_THREADS"] = str(torch.get_num_threads())
     torch.set_num_threads(1)  # threads of OpenMP would not come along into a fork, which then waits for them
-    given: dict[str, Any] = json.loads(os.environ["HETFL_NODE"])
+    given: dict[str, Any] = parse_json(os.environ["HETFL_NODE"], LARGEST_TEXT)
     os.chdir(given["folder"])
     said = io.StringIO()
     try:

@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
+from hetfl.reading import LOADER, TooMuch, check_yaml, read_bytes
 
 EXPORT = ("--level", "--format", "--out")
 """What to export, and where: one file a call."""
 SEED = re.compile(r"(?:--)?(model|data)\.(?:init_args\.)?seed(?:=|$)")
+MODE = "hetfl"
+"""What jsonargparse calls YAML within bounds."""
+
+
+def _load(text: str) -> Any:
+    """Return the values of a configuration file, or of one value of the command line.
+
+    Raises:
+        TooMuch: the text is beyond the bounds of :mod:`hetfl.reading`.
+    """
+    check_yaml(text)
+    return get_loader("yaml")(text)
+
+
+set_loader(MODE, _load, exceptions=(yaml.YAMLError,))
 
 
 class OneLineParser(LightningArgumentParser):
-    """Says what is wrong in one line, and exits with status 2; takes no abbreviations."""
+    """Says what is wrong in one line, and exits with status 2; takes no abbreviations, no functions as classes.
+
+    jsonargparse would call a function that stands as ``class_path``, whatever function, and use what it returns.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"parser_mode": MODE, **kwargs})
+
+    def add_function_arguments(self, function: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse a function as ``class_path``: settings are classes and their arguments.
+
+        Raises:
+            ValueError: always; jsonargparse reports it with the key.
+        """
+        name = f"{function.__module__}.{function.__qualname__}" if inspect.isroutine(function) else repr(function)
+        raise ValueError(f"Expected a class as class_path but got {name:.200}, which is none and would be called")
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print the innermost reason of jsonargparse's message and where it lies."""
@@ -71,7 +100,11 @@ def check_file(path: Path) -> None:
             than ``seed_everything``; names the file.
     """
     try:
-        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = read_bytes(path).decode()
+        check_yaml(text)
+        tree = yaml.compose(text, Loader=LOADER)
+    except TooMuch as error:
+        raise error.inside(path) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"Expected text in {path} but got other bytes ({error.reason})") from error
     except OSError as error:

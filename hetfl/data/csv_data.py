@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from hetfl.data.partition import Partitioner
 from hetfl.data.split import hold_out
 from hetfl.data.transform import Transform
 from hetfl.errors import ConfigurationError
+from hetfl.reading import LARGEST_DATA, check_size
 from hetfl.seeding import generator
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ def _read(path: str) -> pd.DataFrame:
     # Not at the top: pandas takes a tenth of a second, which other data sets need not pay.
     import pandas as pd
 
+    check_size(Path(path), LARGEST_DATA)
     try:
         return pd.read_csv(path)
     except (OSError, ValueError) as error:

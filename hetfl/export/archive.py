@@ -18,6 +18,7 @@ import zipfile
 from typing import Any
 
 from hetfl.errors import ConfigurationError
+from hetfl.reading import parse_json
 
 PROGRAM = "models/model.json"
 CONFIGS = {
@@ -83,8 +84,8 @@ def cleaned(data: bytes) -> bytes:
     """
     try:
         parts = _parts(data)
-        program = _program(json.loads(parts[PROGRAM]))
-        configs = {name: _config(json.loads(parts[name]), parts, folder) for name, folder in CONFIGS.items()}
+        program = _program(parse_json(parts[PROGRAM]))
+        configs = {name: _config(parse_json(parts[name]), parts, folder) for name, folder in CONFIGS.items()}
     except ConfigurationError:
         raise
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error) as error:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hetfl.errors import ConfigurationError
+from hetfl.reading import TooMuch, parse_json, read_bytes
 from hetfl.types import Level
 
 VERSION = 1
@@ -98,12 +99,14 @@ def read_card(path: Path) -> Card:
         ConfigurationError: there is none, or it is no such card; names the file, and the entry.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST + 1)
-        data = json.loads(text) if len(text) <= LARGEST else None
+        text = read_bytes(path, LARGEST)
     except OSError as error:
         raise ConfigurationError(f"Expected the card of an exported file in {path} but got: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    try:
+        data = parse_json(text)
+    except TooMuch as error:
+        raise error.inside(path) from None
+    except ValueError as error:
         raise ConfigurationError(f"Expected the card of an exported file in {path} but got no JSON: {error}") from None
     if not isinstance(data, dict) or "card" not in data:
         raise ConfigurationError(f"Expected the card of an exported file in {path} but got other content")

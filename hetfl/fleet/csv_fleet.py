@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.fleet.base import DAY, Fleet
 from hetfl.fleet.devices import Devices, check_stay
 from hetfl.fleet.numbers import FOREVER, FloatArray, IntArray, check_column
+from hetfl.reading import LARGEST_TABLE, check_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +67,7 @@ class CsvFleet(Fleet):
         # Not at the top: pandas takes a tenth of a second, which other fleets need not pay.
         import pandas as pd
 
+        check_size(Path(self.path), LARGEST_TABLE)
         try:
             table = pd.read_csv(
                 self.path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"

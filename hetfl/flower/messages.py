@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from hetfl.reading import LARGEST_TEXT, parse_json
 from hetfl.types import Report, Task
 
 PROTOCOL = 2
@@ -178,9 +179,19 @@ def read_request(records: RecordDict) -> Request:
         _value(head, "federation", str),
         _value(head, "samples", int) or None,
         _value(head, "compressor", bytes),
-        json.loads(_value(head, "settings", str)),
+        _settings(_value(head, "settings", str)),
         orders,
     )
+
+
+def _settings(text: str) -> dict[str, str]:
+    try:
+        settings = parse_json(text, LARGEST_TEXT)
+    except ValueError as error:
+        raise MalformedMessage(f"Expected settings in JSON but got: {error}") from error
+    if not isinstance(settings, dict) or not all(isinstance(value, str) for value in settings.values()):
+        raise MalformedMessage("Expected settings, texts by name, but got other JSON")
+    return settings
 
 
 def _read_order(records: RecordDict, position: int) -> Order:

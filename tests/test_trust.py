@@ -1,0 +1,170 @@
+"""A configuration runs nothing but constructors of the classes that it may name."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hetfl.cli import main
+from hetfl.cli.starting import command_line, start
+from hetfl.cli.trust import USUAL, check_class_paths, class_paths, trusted_packages
+from hetfl.errors import ConfigurationError
+from tests.demo_cases import CONFIGS, DEMO, FEW, refused
+from tests.trust_cases import FILES, IMPORTING, IMPORTS, OWN, POPEN, RUNS, THING
+
+STRICT = "hetfl,torch,lightning"
+SHORT = [*DEMO, *FEW, "--trainer.max_epochs=1"]
+VERBS = {
+    "fit": ["fit", *SHORT],
+    "validate": ["validate", *SHORT, "--ckpt_path=run/checkpoints/last.ckpt"],
+    "test": ["test", *SHORT, "--ckpt_path=run/checkpoints/last.ckpt"],
+    "export": ["export", "run"],
+    "resume": ["resume", "run"],
+    "data": ["data", *SHORT],
+    "compare": ["compare", "--dry_run", "--out=compared", "-r", f"a={CONFIGS / 'demo.yaml'}", *FEW],
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("attack", "stranger"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name, text in {**FILES, "stranger.py": IMPORTING}.items():
+        Path(name).write_text(text)
+
+
+def make_run() -> None:
+    """Make a run folder with a checkpoint that nobody reads before the configuration."""
+    Path("run/checkpoints").mkdir(parents=True)
+    Path("run/checkpoints/last.ckpt").touch()
+    Path("run/config.yaml").write_text((CONFIGS / "demo.yaml").read_text())
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_no_configuration_runs_a_command(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, ["describe", *SHORT, *RUNS[case]])
+    assert not Path("ran").exists()
+    assert len(error) < 1100
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_runs_a_command(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run()
+    if verb == "data":  # no setting of a data set is a plain callable
+        hostile, expected = (
+            ["--data.partitioner", OWN],
+            "data.partitioner: Import path attack.touch does not correspond",
+        )
+    else:
+        hostile, expected = ["--model.local.optimizer", OWN], "Expected a class as class_path but got attack.touch"
+    assert expected in refused(capsys, [*VERBS[verb], *hostile])
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("verb", ["resume", "export", "compare"])
+def test_neither_does_a_run_that_came_from_someone_else(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run()
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("{class_path: torch.optim.SGD", "{class_path: attack.touch"))
+    args = ["compare", "--dry_run", "--out=compared", "-r", "a=run/config.yaml"] if verb == "compare" else [verb, "run"]
+    assert "model.local.optimizer: Expected a class as class_path but got attack.touch" in refused(capsys, args)
+    assert not Path("ran").exists()
+
+
+def test_functions_that_say_what_they_return_are_taken() -> None:
+    functions = ["--model.net=attack.make", "--model.server_optimizer=attack.optimize"]
+    main(["describe", *SHORT, "--model.levels={a: {width: 1.0}}", "--model.check_nesting=false", *functions])
+
+
+@pytest.mark.parametrize("case", IMPORTS)
+def test_what_is_not_trusted_is_not_even_imported(
+    case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HETFL_TRUSTED", STRICT)
+    error = refused(capsys, ["describe", *SHORT, *IMPORTS[case]])
+    assert "HETFL_TRUSTED" in error
+    assert not Path("ran").exists()
+
+
+def test_without_the_strict_mode_it_would_have_been(capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, ["describe", *SHORT, "--model.net", THING])
+    assert Path("ran").exists()
+
+
+def test_a_package_of_ones_own_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HETFL_TRUSTED", " torch , attack.Net ")
+    whole = ["--model.levels={a: {width: 1.0}}", "--model.check_nesting=false", "--model.net=attack.Net"]
+    main(["describe", *SHORT, *whole])
+
+
+@pytest.mark.parametrize("text", ["hetfl,,torch", "my package", "os.system()", "jsonargparse", "+", "a/b"])
+def test_what_is_no_list_of_packages_is_refused(
+    text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HETFL_TRUSTED", text)
+    assert "Expected packages divided by commas in HETFL_TRUSTED" in refused(capsys, ["describe", *SHORT])
+
+
+def test_the_packages_that_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trusted_packages() is None
+    assert trusted_packages(USUAL) == USUAL
+    monkeypatch.setenv("HETFL_TRUSTED", "mine.nets,torch")
+    assert trusted_packages(USUAL) == ("hetfl", "mine.nets", "torch")
+    monkeypatch.setenv("HETFL_TRUSTED", "torch,+mine")
+    assert trusted_packages() == (*USUAL, "mine")
+    monkeypatch.setenv("HETFL_TRUSTED", "*")
+    assert trusted_packages(USUAL) is None
+
+
+def test_a_beginning_of_a_name_is_no_package() -> None:
+    check_class_paths({"a": [{"class_path": "torch.nn.Linear"}]}, ["torch"])
+    with pytest.raises(ConfigurationError, match=r"a.0.class_path: Expected a class of torch .* but got torchevil.Net"):
+        check_class_paths({"a": [{"class_path": "torchevil.Net"}]}, ["torch"])
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.stem)
+def test_every_file_of_ours_needs_the_usual_packages_alone(file: Path) -> None:
+    config = yaml.safe_load(file.read_text())
+    check_class_paths(config, USUAL)
+    assert "class_path" not in file.read_text() or list(class_paths(config))
+
+
+def test_a_node_and_a_server_trust_the_usual_packages(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("flwr", reason="hetfl flower needs Flower: pip install 'hetfl[flower]'")
+    from hetfl.cli.flower_apps import ServingCLI, make_node
+    from hetfl.flower.patience import Patience
+
+    serving: Any = partial(ServingCLI, grid=None, patience=Patience(), max_norm=None)  # type: ignore[arg-type]
+    hostile = [*SHORT, "--model.net=stranger.Thing"]
+    for attempt in (
+        lambda: make_node(hostile, [0], "states"),
+        lambda: start(["fit", *hostile], cli=serving),
+    ):
+        with pytest.raises(SystemExit) as stop, command_line():
+            attempt()
+        assert stop.value.code == 2
+        assert "in HETFL_TRUSTED but got stranger.Thing" in capsys.readouterr().err
+        assert not Path("ran").exists()
+    monkeypatch.setenv("HETFL_TRUSTED", "+stranger")
+    with pytest.raises(SystemExit), command_line():
+        make_node(hostile, [0], "states")
+    assert "'width'" in capsys.readouterr().err
+    assert Path("ran").exists()
+
+
+def test_popen_is_what_it_seems() -> None:
+    """The attacks would run something: this one does where it is called."""
+    import subprocess
+
+    with subprocess.Popen(**yaml.safe_load(POPEN)["init_args"]) as process:
+        process.wait()
+    assert Path("ran").exists()
