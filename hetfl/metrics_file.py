@@ -20,6 +20,7 @@ COLUMNS = (
     "test/accuracy",
     "test/accuracy/",
     "local/accuracy_mean",
+    "local/accuracy_by_samples",
     "local/accuracy_worst10",
     "local/accuracy_std",
     "local/accuracy_var",
