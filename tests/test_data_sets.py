@@ -16,7 +16,10 @@ from torch.utils.data import Dataset, TensorDataset
 
 from hetfl.data import (
     CIFAR10,
+    CIFAR100,
     MNIST,
+    Arrays,
+    ClientData,
     CSVData,
     DatasetData,
     Digits,
@@ -75,6 +78,22 @@ def test_idx_files_are_read(tmp_path: Path, data_set: type[MNIST]) -> None:
     for image, target in zip(data.inputs.numpy(), data.targets.tolist(), strict=True):
         (position,) = np.flatnonzero((images["train"] == image).all(axis=(1, 2)))
         assert target == position % 10
+
+
+@pytest.mark.parametrize(
+    ("data_set", "mean", "std"),
+    [
+        (CIFAR10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # of HeteroFL's authors
+        (CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # of DepthFL's baseline
+    ],
+)
+def test_colour_images_are_normalised_as_in_the_methods_code(
+    data_set: type[CIFAR10 | CIFAR100], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    grey = ClientData(torch.full((1, 3, 32, 32), 128, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    seen = data_set().default_transform(Arrays(grey, grey, num_classes=1)).eval(grey.inputs)
+    expected = [(128 / 255 - center) / spread for center, spread in zip(mean, std, strict=True)]
+    assert seen[0, :, 5, 5].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("data_set", "folder"), [(MNIST, "MNIST/raw"), (CIFAR10, "cifar-10-batches-py")])
