@@ -115,7 +115,7 @@ def test_the_right_factors_of_a_matrix_and_its_rotations_are_the_same(seed: int)
     np.testing.assert_allclose(factors[0], factors[1], atol=1e-8)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 6), st.integers(0, 2**32), st.booleans())
 def test_low_rank_is_a_contraction(rank: int, seed: int, steps: bool) -> None:
     vector = normal(LAYOUT.size, seed)
