@@ -17,6 +17,7 @@ from hetfl.checkpoint import previous
 from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
 from hetfl.federation.module import PRECISIONS
+from hetfl.federation.trainer_limits import check_limits
 
 NOT_RUNS = ("describe", "data", "export")
 """Verbs that make no run folder and print no summary."""
@@ -59,8 +60,7 @@ def check_settings(verb: str, config: Namespace) -> None:
         check_nulls(part, config[part])
     if verb != "describe":
         check_checkpoint(verb, config.get("ckpt_path"))
-    if verb == "fit" and config.trainer.max_epochs == 0:
-        raise ConfigurationError("Expected trainer.max_epochs, the number of rounds, of at least 1 but got 0")
+    check_limits(verb, config.trainer)
     if config.trainer.check_val_every_n_epoch == 0:
         raise ConfigurationError("Expected trainer.check_val_every_n_epoch of at least 1 round or null but got 0")
     for folder in run_folders(config) if verb not in NOT_RUNS else []:

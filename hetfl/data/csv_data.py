@@ -75,6 +75,12 @@ class CSVData(FederatedDataModule):
         )
         if test_path is None and not 0 < test_fraction < 1:
             raise ConfigurationError(f"Expected test_fraction in (0, 1), or test_path, but got {test_fraction}")
+        if features is not None and not features:
+            raise ConfigurationError(
+                "Expected at least one column in features, or null for all but the target and the client, but got []"
+            )
+        if features is not None and target in features:
+            raise ConfigurationError(f"Expected features without the target but got {target!r} in features")
         self.path, self.target, self.features, self.client = path, target, features, client
         self.test_path, self.test_fraction = test_path, test_fraction
 
@@ -85,7 +91,11 @@ class CSVData(FederatedDataModule):
             train, test = table.iloc[kept.numpy()], table.iloc[held_out.numpy()]
         else:
             train, test = table, _read(self.test_path)
-        features = self.features or [name for name in table.columns if name not in (self.target, self.client)]
+        features = self.features
+        if features is None:
+            features = [name for name in table.columns if name not in (self.target, self.client)]
+        if not features:
+            raise ConfigurationError(f"Expected a feature column in {self.path} but it has {list(table.columns)}")
         needed = [*features, self.target, *([] if self.client is None else [self.client])]
         for part, path in ((train, self.path), (test, self.test_path or self.path)):
             _check_columns(part, features, needed, path)

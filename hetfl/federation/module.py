@@ -36,6 +36,7 @@ from hetfl.federation.level_table import save_levels
 from hetfl.federation.levels import LevelSet
 from hetfl.federation.ranks import RankClients
 from hetfl.federation.statistics import StaticStatisticsStore
+from hetfl.federation.trainer_limits import check_limits
 from hetfl.federation.training import TrainingModule
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
 from hetfl.local import Auto, Executor, LocalTraining, Sequential
@@ -179,6 +180,7 @@ class FederatedModule(TrainingModule):
                 f"Expected precision in {PRECISIONS} but got {self.trainer.precision}: "
                 "local steps have no gradient scaler, and their deltas need float32"
             )
+        check_limits(stage, self.trainer)
         self._meet_ranks()
         self.fleet.setup(data.num_clients, self.seed)
         self.assignment.setup(list(self.levels), data.num_clients, self.seed)
