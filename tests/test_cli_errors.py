@@ -38,6 +38,14 @@ WRONG = {
         ["--model.uplink.staleness=hetfl.compression.Decay", "--model.uplink.staleness.rate=null"],
         "Expected model.uplink.staleness.rate of type float but got null",
     ),
+    "null for a setting of all data": (
+        ["--data=hetfl.data.MNIST", "--data.val_fraction=null"],
+        "Expected data.val_fraction of type float but got null",
+    ),
+    "null for a setting of all methods": (
+        ["--model=hetfl.DepthFL", "--model.check_nesting=null"],
+        "Expected model.check_nesting of type bool but got null",
+    ),
     "null for one of several": (
         ["--model.uplink.compressor=hetfl.compression.StochasticQuantizer", "--model.uplink.compressor.norm=null"],
         "compressor.norm of type Literal['l2', 'max'] but got null",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hetfl.data.arrays import Arrays, ClientData, client_codes
-from hetfl.data.client_transform import ClientTransform
 from hetfl.data.module import FederatedDataModule
-from hetfl.data.partition import Partitioner
 from hetfl.data.split import hold_out
-from hetfl.data.transform import Transform
 from hetfl.errors import ConfigurationError
 from hetfl.seeding import generator
 
@@ -32,15 +29,8 @@ class CSVData(FederatedDataModule):
         client: the column with the client id; null: the partitioner decides.
         test_path: a second file with the test rows; null: some rows of the first.
         test_fraction: without ``test_path``, the part of the rows that is the test set, whatever the seed.
-        num_clients: see :class:`FederatedDataModule`, as the arguments that follow.
-        partitioner: the rule that shares the training samples out; null: by client ids if given, else IID.
-        transform: raw samples to batches; null: features as they are.
-        client_transform: what the samples of each client look like to it; null: all see the same.
-        val_fraction: part of the training data held out for validation.
-        min_samples: smallest number of training samples of a client.
-        eval_batch_size: samples in a batch of validation and test.
-        local_metrics: whether validation also runs over the clients' own test samples.
-        seed: of the held-out samples and the partition.
+        num_clients: number of clients N; null: as many as there are client ids in the data.
+        settings: the other arguments of :class:`FederatedDataModule`.
     """
 
     def __init__(
@@ -53,26 +43,9 @@ class CSVData(FederatedDataModule):
         test_path: str | None = None,
         test_fraction: float = 0.2,
         num_clients: int | None = None,
-        partitioner: Partitioner | None = None,
-        transform: Transform | None = None,
-        client_transform: ClientTransform | None = None,
-        val_fraction: float = 0.1,
-        min_samples: int = 2,
-        eval_batch_size: int = 1000,
-        local_metrics: bool = True,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            num_clients=num_clients,
-            partitioner=partitioner,
-            transform=transform,
-            client_transform=client_transform,
-            val_fraction=val_fraction,
-            min_samples=min_samples,
-            eval_batch_size=eval_batch_size,
-            local_metrics=local_metrics,
-            seed=seed,
-        )
+        super().__init__(num_clients=num_clients, **settings)
         if test_path is None and not 0 < test_fraction < 1:
             raise ConfigurationError(f"Expected test_fraction in (0, 1), or test_path, but got {test_fraction}")
         if features is not None and not features:

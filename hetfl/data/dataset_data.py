@@ -13,10 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from hetfl.data.arrays import Arrays, ClientData, client_codes
-from hetfl.data.client_transform import ClientTransform
 from hetfl.data.module import FederatedDataModule
-from hetfl.data.partition import Partitioner
-from hetfl.data.transform import Transform
 from hetfl.errors import ConfigurationError
 
 
@@ -32,15 +29,8 @@ class DatasetData(FederatedDataModule):
         num_classes: number of classes K; None: the largest class that occurs, plus 1.
         train_clients: per training sample the id of its client; None: the partitioner decides.
         test_clients: per test sample the id of its client; None: matched to the training samples.
-        num_clients: see :class:`FederatedDataModule`, as the arguments that follow.
-        partitioner: the rule that shares the training samples out; None: by client ids if given, else IID.
-        transform: raw samples to batches; None: images to [-1, 1], floats as they are.
-        client_transform: what the samples of each client look like to it; null: all see the same.
-        val_fraction: part of the training data held out for validation.
-        min_samples: smallest number of training samples of a client.
-        eval_batch_size: samples in a batch of validation and test.
-        local_metrics: whether validation also runs over the clients' own test samples.
-        seed: of the held-out samples and the partition.
+        num_clients: number of clients N; None: as many as there are client ids in the data.
+        settings: the other arguments of :class:`FederatedDataModule`.
     """
 
     def __init__(
@@ -52,26 +42,9 @@ class DatasetData(FederatedDataModule):
         train_clients: Sequence[int] | Sequence[str] | None = None,
         test_clients: Sequence[int] | Sequence[str] | None = None,
         num_clients: int | None = None,
-        partitioner: Partitioner | None = None,
-        transform: Transform | None = None,
-        client_transform: ClientTransform | None = None,
-        val_fraction: float = 0.1,
-        min_samples: int = 2,
-        eval_batch_size: int = 1000,
-        local_metrics: bool = True,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            num_clients=num_clients,
-            partitioner=partitioner,
-            transform=transform,
-            client_transform=client_transform,
-            val_fraction=val_fraction,
-            min_samples=min_samples,
-            eval_batch_size=eval_batch_size,
-            local_metrics=local_metrics,
-            seed=seed,
-        )
+        super().__init__(num_clients=num_clients, **settings)
         self.train, self.test, self.num_labels = train, test, num_classes
         self.train_clients, self.test_clients = train_clients, test_clients
 
