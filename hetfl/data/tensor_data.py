@@ -44,11 +44,11 @@ class TensorData(FederatedDataModule):
         self.train_clients, self.test_clients, self.num_labels = train_clients, test_clients, num_classes
 
     def load(self) -> Arrays:  # noqa: D102
-        train_codes, test_codes = client_codes(self.train_clients, self.test_clients)
+        train_codes, test_codes, names = client_codes(self.train_clients, self.test_clients)
         train, test = _with_int64_targets(self.train_data), _with_int64_targets(self.test_data)
         highest = max((int(data.targets.max()) for data in (train, test) if len(data)), default=0)
         num_classes = highest + 1 if self.num_labels is None else self.num_labels
-        return Arrays(train, test, num_classes, train_codes, test_codes)
+        return Arrays(train, test, num_classes, train_codes, test_codes, names)
 
 
 def _with_int64_targets(data: ClientData) -> ClientData:
