@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+
+ArrayLike = Any
+"""A tensor, a NumPy array, a table or column of pandas, or a list."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ class Arrays:
 def _check_samples(data: ClientData, clients: Tensor | None, num_classes: int, where: str) -> None:
     inputs, targets = data.inputs, data.targets
     if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
-        raise ConfigurationError(f"Expected {where} inputs as uint8 or floats but got {inputs.dtype}")
+        raise ConfigurationError(
+            f"Expected {where} inputs as uint8 or floats but got {inputs.dtype}: cast images to uint8, others to floats"
+        )
     if targets.dim() != 1 or targets.dtype != torch.int64:
         raise ConfigurationError(
             f"Expected {where} targets as int64 of shape (n,) but got {targets.dtype} {tuple(targets.shape)}"
@@ -115,6 +121,30 @@ def client_codes(
         None if ids is None else torch.tensor([codes[name] for name in ids], dtype=torch.int64) for ids in listed
     )
     return train, test, names or None
+
+
+def as_tensor(values: Any, where: str) -> Tensor:
+    """Return a tensor, an array, a table or column of pandas, or nested lists of numbers as a tensor.
+
+    Args:
+        values: the values; an array that torch can share is not copied.
+        where: what they are, for the message.
+
+    Raises:
+        ConfigurationError: they are not numbers, or no array.
+    """
+    if isinstance(values, Tensor):
+        return values.detach()
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == "f" and not hasattr(values, "dtype"):  # Python's own numbers have no type to keep
+            return torch.tensor(array, dtype=torch.get_default_dtype())
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        # torch takes neither negative strides nor, without a warning, what must not be written to.
+        return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+    except (TypeError, ValueError) as error:
+        kind = f"{type(values).__name__} of {getattr(values, 'dtype', 'no common type')}"
+        raise ConfigurationError(f"Expected numbers in an array as {where} but got {kind}") from error
 
 
 def plain_list(values: Any) -> list[Any]:

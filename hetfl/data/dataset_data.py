@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from hetfl.data.arrays import Arrays, ClientData, client_codes
+from hetfl.data.arrays import ArrayLike, Arrays, ClientData, as_tensor, client_codes
 from hetfl.data.module import FederatedDataModule
 from hetfl.errors import ConfigurationError
 
 
 class DatasetData(FederatedDataModule):
-    """Two data sets with ``len()`` and items (input, class), read once into memory.
+    """Two data sets with ``len()`` and items (input, class), such as lists of pairs, read once into memory.
 
     Inputs may be tensors, arrays, numbers or PIL images, all of one shape. A random transform inside the data set would
     be drawn only once: augment by ``transform`` here.
@@ -27,7 +26,7 @@ class DatasetData(FederatedDataModule):
         train: the training samples.
         test: the test samples.
         num_classes: number of classes K; None: the largest class that occurs, plus 1.
-        train_clients: per training sample the id of its client; None: the partitioner decides.
+        train_clients: per training sample the id of its client, a number or a text; None: the partitioner decides.
         test_clients: per test sample the id of its client; None: matched to the training samples.
         num_clients: number of clients N; None: as many as there are client ids in the data.
         settings: the other arguments of :class:`FederatedDataModule`.
@@ -39,8 +38,8 @@ class DatasetData(FederatedDataModule):
         train: Dataset[Any],
         test: Dataset[Any],
         num_classes: int | None = None,
-        train_clients: Sequence[int] | Sequence[str] | None = None,
-        test_clients: Sequence[int] | Sequence[str] | None = None,
+        train_clients: ArrayLike | None = None,
+        test_clients: ArrayLike | None = None,
         num_clients: int | None = None,
         **settings: Any,
     ) -> None:
@@ -66,7 +65,7 @@ def _stack(dataset: Dataset[Any], where: str) -> ClientData:
             raise ConfigurationError(
                 f"Expected {where} items (input, class) but got {type(item).__name__} at position {position}"
             )
-        inputs.append(_tensor(item[0]))
+        inputs.append(_tensor(item[0], f"the input at {where} position {position}"))
         targets.append(_class(item[1], where, position))
         if inputs[-1].shape != inputs[0].shape:
             raise ConfigurationError(
@@ -85,12 +84,12 @@ def _length(dataset: Dataset[Any], where: str) -> int:
 
 def _class(value: Any, where: str, position: int) -> int:
     try:
-        return operator.index(value)
-    except TypeError as error:
+        return operator.index(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"Expected a whole number as the class of each {where} item but got {value!r} at position {position}"
         ) from error
 
 
-def _tensor(value: Any) -> Tensor:
-    return pil_to_tensor(value) if isinstance(value, Image.Image) else torch.as_tensor(value)
+def _tensor(value: Any, where: str) -> Tensor:
+    return pil_to_tensor(value) if isinstance(value, Image.Image) else as_tensor(value, where)

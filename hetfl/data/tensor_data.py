@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-from hetfl.data.arrays import Arrays, ClientData, client_codes
+from hetfl.data.arrays import ArrayLike, Arrays, ClientData, as_tensor, client_codes
 from hetfl.data.module import FederatedDataModule
 
 
 class TensorData(FederatedDataModule):
-    """Samples given in Python.
+    """Samples given in Python: tensors, NumPy arrays, tables and columns of pandas, or lists.
 
     Args:
         train_inputs: shape (n, ...), uint8 images (n, C, height, width) or floats.
@@ -20,7 +17,7 @@ class TensorData(FederatedDataModule):
         test_inputs: shape (m, ...).
         test_targets: whole numbers, shape (m,).
         num_classes: number of classes K; None: the largest class that occurs, plus 1.
-        train_clients: per training sample the id of its client; None: the partitioner decides.
+        train_clients: per training sample the id of its client, a number or a text; None: the partitioner decides.
         test_clients: per test sample the id of its client; None: matched to the training samples.
         num_clients: number of clients N; None: as many as there are client ids in the data.
         settings: the other arguments of :class:`FederatedDataModule`.
@@ -29,18 +26,19 @@ class TensorData(FederatedDataModule):
     def __init__(
         self,
         *,
-        train_inputs: Tensor,
-        train_targets: Tensor,
-        test_inputs: Tensor,
-        test_targets: Tensor,
+        train_inputs: ArrayLike,
+        train_targets: ArrayLike,
+        test_inputs: ArrayLike,
+        test_targets: ArrayLike,
         num_classes: int | None = None,
-        train_clients: Sequence[int] | Sequence[str] | None = None,
-        test_clients: Sequence[int] | Sequence[str] | None = None,
+        train_clients: ArrayLike | None = None,
+        test_clients: ArrayLike | None = None,
         num_clients: int | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(num_clients=num_clients, **settings)
-        self.train_data, self.test_data = ClientData(train_inputs, train_targets), ClientData(test_inputs, test_targets)
+        self.train_data = _samples(train_inputs, train_targets, "training")
+        self.test_data = _samples(test_inputs, test_targets, "test")
         self.train_clients, self.test_clients, self.num_labels = train_clients, test_clients, num_classes
 
     def load(self) -> Arrays:  # noqa: D102
@@ -49,6 +47,10 @@ class TensorData(FederatedDataModule):
         highest = max((int(data.targets.max()) for data in (train, test) if len(data)), default=0)
         num_classes = highest + 1 if self.num_labels is None else self.num_labels
         return Arrays(train, test, num_classes, train_codes, test_codes, names)
+
+
+def _samples(inputs: ArrayLike, targets: ArrayLike, where: str) -> ClientData:
+    return ClientData(as_tensor(inputs, f"{where} inputs"), as_tensor(targets, f"{where} targets"))
 
 
 def _with_int64_targets(data: ClientData) -> ClientData:
