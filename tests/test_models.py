@@ -59,13 +59,13 @@ def test_the_classifiers_bias_begins_at_0_and_all_else_as_pytorch_draws_it(
     model = net(hidden=(8, 8, 16, 16), width=width)
     torch.manual_seed(3)
     for name, module in model.named_modules():
-        drawn = None
+        drawn: nn.Module | None = None
         if isinstance(module, nn.Conv2d):
             sizes = module.in_channels, module.out_channels, module.kernel_size
             drawn = nn.Conv2d(*sizes, bias=module.bias is not None)  # type: ignore[arg-type]
         elif isinstance(module, nn.Linear):
-            drawn = nn.Linear(module.in_features, module.out_features)
-            nn.init.zeros_(drawn.bias)
+            drawn = linear = nn.Linear(module.in_features, module.out_features)
+            nn.init.zeros_(linear.bias)
         for part, value in ({} if drawn is None else dict(drawn.named_parameters())).items():
             assert torch.equal(module.get_parameter(part), value), f"{name}.{part}"
     assert not model.classifier.bias.any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,23 +22,27 @@ NET = (
 )
 
 
+def namespace(**values: Any) -> Namespace:
+    return Namespace(**values)  # type: ignore[no-untyped-call]
+
+
 def test_paths_are_made_absolute_by_the_names_of_their_arguments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = Namespace(
+    given = namespace(
         class_path="hetfl.data.CSVData",
-        init_args=Namespace(path="a/b.csv", test_path="/c.csv", target="a", root=".", folder=None, pathology="a"),
-        several=[Namespace(file="x"), {"log_dir": "y", "url_path": "s3://y", "number_of_paths": 3}],
+        init_args=namespace(path="a/b.csv", test_path="/c.csv", target="a", root=".", folder=None, pathology="a"),
+        several=[namespace(file="x"), {"log_dir": "y", "url_path": "s3://y", "number_of_paths": 3}],
     )
     make_absolute(given)
-    assert given == Namespace(
+    assert given == namespace(
         class_path="hetfl.data.CSVData",
-        init_args=Namespace(
+        init_args=namespace(
             path=f"{tmp_path}/a/b.csv", test_path="/c.csv", target="a", root=f"{tmp_path}", folder=None, pathology="a"
         ),
         several=[
-            Namespace(file=f"{tmp_path}/x"),
+            namespace(file=f"{tmp_path}/x"),
             {"log_dir": f"{tmp_path}/y", "url_path": "s3://y", "number_of_paths": 3},
         ],
     )

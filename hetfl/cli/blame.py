@@ -115,7 +115,8 @@ def _classes(part: Any, key: str = "") -> Iterator[tuple[str, str, dict[str, Any
             yield from _classes(item, f"{key}[{number}]")
     if isinstance(part, Namespace):
         if isinstance(part.get("class_path"), str):
-            yield key, part.class_path, vars(part.get("init_args") or Namespace())
+            arguments = part.get("init_args")
+            yield key, part.class_path, vars(arguments) if isinstance(arguments, Namespace) else {}
         for name, value in vars(part).items():
             yield from _classes(value, f"{key}.{name}" if key else name)
 
