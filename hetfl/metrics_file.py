@@ -24,6 +24,7 @@ COLUMNS = (
     "test/accuracy_by_level/",
     "test/accuracy_by_head/",
     "local/accuracy_mean",
+    "local/accuracy_by_samples",
     "local/accuracy_worst10",
     "local/accuracy_std",
     "local/accuracy_var",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from hetfl.models.layers import Norm, Scaler, make_norm, scaled
+from hetfl.models.layers import Norm, Scaler, make_classifier, make_norm, scaled
 
 
 class ConvNet(nn.Module):
@@ -43,7 +43,7 @@ class ConvNet(nn.Module):
             if i + 2 < len(channels):
                 block.add_module("pool", nn.MaxPool2d(2))
             self.blocks.append(block)
-        self.classifier = nn.Linear(channels[-1], num_classes)
+        self.classifier = make_classifier(channels[-1], num_classes)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return the logits, shape (N, K)."""

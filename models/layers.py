@@ -1,4 +1,4 @@
-"""What width-scaled nets are made of: the channel rule, the Scaler, the choice of norm layer."""
+"""What width-scaled nets are made of: the channel rule, the Scaler, the choice of norm layer, the classifier."""
 
 from __future__ import annotations
 
@@ -65,6 +65,13 @@ class Scaler(nn.Module):
     def extra_repr(self) -> str:
         """Return the ratio for ``print(net)``."""
         return f"width={self.width}"
+
+
+def make_classifier(features: int, num_classes: int) -> nn.Linear:
+    """Return the last layer of a net. Its bias begins at 0, as in HeteroFL's code."""
+    classifier = nn.Linear(features, num_classes)
+    nn.init.zeros_(classifier.bias)
+    return classifier
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:

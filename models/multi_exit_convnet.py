@@ -16,7 +16,8 @@ class MultiExitConvNet(nn.Module):
 
     The trunk is :class:`~hetfl.models.ConvNet`'s, and so is the last exit: global average pool and linear. The others
     have a :class:`~hetfl.models.exits.SeparableConv` before these, so that every classifier sees as many features as
-    the last one. Three pools leave one pixel of an 8x8 image. Parameters with the defaults:
+    the last one. All classifiers begin as PyTorch draws them, as in DepthFL's code. Three pools leave one pixel of an
+    8x8 image. Parameters with the defaults:
 
     ===== ======= ======= ======= =========
     width depth 1 depth 2 depth 3   depth 4

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hetfl.errors import ConfigurationError
-from hetfl.models.layers import Norm, Scaler, make_norm, scaled
+from hetfl.models.layers import Norm, Scaler, make_classifier, make_norm, scaled
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 """Basic blocks per stage, by the net's number of layers."""
@@ -91,7 +91,7 @@ class PreActResNet(nn.Module):
             self.stages.append(stack)
         self.scaler = Scaler(width)
         self.norm = make_norm(norm, incoming)
-        self.classifier = nn.Linear(incoming, num_classes)
+        self.classifier = make_classifier(incoming, num_classes)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return the logits, shape (N, K)."""

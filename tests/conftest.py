@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import jsonargparse._common
 import pytest
 import torch
@@ -19,6 +20,10 @@ from hetfl.local import LocalTraining
 from hetfl.models import ConvNet
 from hetfl.run_folder import RunFolder
 from hetfl.selection import Uniform
+
+# Times say nothing about the code on a machine that does other things: neither an example nor its drawing has a limit.
+hypothesis.settings.register_profile("hetfl", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("hetfl")
 
 
 @pytest.fixture(autouse=True)

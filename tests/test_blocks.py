@@ -67,7 +67,7 @@ def short(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(indices(), st.sampled_from([1.0, 0.5, 0.0])), min_size=1, max_size=8), st.integers(0, 99))
 def test_what_is_written_is_read_wherever_it_lies(steps: list[tuple[FixedIndex, float]], seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -164,7 +164,7 @@ def test_no_more_places_are_kept_than_there_may_be() -> None:
     assert len(index.derived("blocks", dict)) == LAYOUTS
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(indices(), st.booleans(), st.booleans()), min_size=1, max_size=6), st.integers(0, 99))
 def test_sums_are_those_of_a_loop(clients: list[tuple[FixedIndex, bool, bool]], seed: int) -> None:
     random = np.random.default_rng(seed)

@@ -38,7 +38,7 @@ def prefix(hidden: list[int], width: Fraction) -> list[int]:
     return [math.ceil(width * channels) for channels in hidden]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     hidden=st.lists(st.integers(1, 24), min_size=1, max_size=3),
     budgets=st.lists(st.floats(0.02, 1.0), min_size=1, max_size=4, unique=True),
@@ -66,7 +66,7 @@ def test_widths_are_the_best_of_all_channel_counts(hidden: list[int], budgets: l
         assert shapes == prefix(hidden, allowed.size.width) == prefix(hidden, best)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(costs=st.lists(st.integers(0, 9).map(float) | st.none(), max_size=12), limit=st.floats(0, 10))
 def test_bisection_passes_over_sizes_that_a_net_does_not_come_in(costs: list[float | None], limit: float) -> None:
     rising = iter(sorted(cost for cost in costs if cost is not None))

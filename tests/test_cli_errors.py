@@ -39,6 +39,14 @@ WRONG = {
         ["--model.uplink.staleness=hetfl.compression.Decay", "--model.uplink.staleness.rate=null"],
         "Expected model.uplink.staleness.rate of type float but got null",
     ),
+    "null for a setting of all data": (
+        ["--data=hetfl.data.MNIST", "--data.val_fraction=null"],
+        "Expected data.val_fraction of type float but got null",
+    ),
+    "null for a setting of all methods": (
+        ["--model=hetfl.DepthFL", "--model.check_nesting=null"],
+        "Expected model.check_nesting of type bool but got null",
+    ),
     "null for one of several": (
         ["--model.uplink.compressor=hetfl.compression.StochasticQuantizer", "--model.uplink.compressor.norm=null"],
         "compressor.norm of type Literal['l2', 'max'] but got null",
@@ -66,6 +74,9 @@ WRONG = {
     "binary YAML": (["-c", "binary.yaml"], "binary.yaml"),
     "folder as YAML": (["-c", "."], "not a file"),
     "no rounds": (["--trainer.max_epochs=0"], "max_epochs"),
+    "no steps": (["--trainer.max_steps=0"], "trainer.max_steps, of which a round takes one, of at least 1 but got 0"),
+    "no batch": (["--trainer.limit_train_batches=0"], "limit_train_batches of at least 1 or null, as a round is one"),
+    "half a batch": (["--trainer.limit_train_batches=0.5"], "one batch, but got 0.5: no round would be run"),
     "validation never": (["--trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch"),
     "block of an unknown key": (["--model.local.epoch=3"], "model.local: Option 'epoch'"),
     "unknown key of an optimizer": (["--model.local.optimizer.lrr=1"], "model.local.optimizer: Option 'lrr'"),
@@ -121,6 +132,13 @@ def test_what_is_wrong_is_said_in_one_line_with_status_2(
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_an_evaluation_needs_a_checkpoint(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Expected --ckpt_path" in refused(capsys, tiny(verb=verb))
+
+
+@pytest.mark.parametrize(("verb", "limit"), [("validate", "limit_val_batches"), ("test", "limit_test_batches")])
+def test_an_evaluation_needs_a_batch(verb: str, limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("last.ckpt").touch()
+    message = refused(capsys, tiny("--ckpt_path=last.ckpt", f"--trainer.{limit}=0", verb=verb))
+    assert f"Expected trainer.{limit} above 0 or null for {verb} but got 0" in message
 
 
 def test_an_unknown_metric_to_stop_at_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,9 @@ def test_every_client_is_counted_by_itself(fit: Callable[..., Trainer], assignme
             assert row[column] == ("" if expected is None else str(expected))
     accuracies = [float(row["accuracy"]) for row in rows if row["accuracy"]]
     assert trainer.callback_metrics["local/accuracy_mean"].item() == pytest.approx(sum(accuracies) / len(accuracies))
+    weighted = [float(row["accuracy"]) * int(row["test_samples"]) for row in rows if row["accuracy"]]
+    by_samples = sum(weighted) / sum(int(row["test_samples"]) for row in rows)
+    assert trainer.callback_metrics["local/accuracy_by_samples"].item() == pytest.approx(by_samples)
 
 
 @pytest.mark.parametrize("kind", [FedAvg, HeteroFL])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from itertools import combinations
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hetfl.clustering import IFCA, ClusteredFL, Clustering, NewModel, OneCluster
-from hetfl.clustering.bipartition import bipartition, norms, similarities
+from hetfl.clustering.bipartition import Linkage, bipartition, norms, similarities
 from hetfl.errors import ConfigurationError
 from hetfl.piece import Facts
 from hetfl.types import Index, Report
@@ -162,8 +163,8 @@ def test_similarities_and_norms_are_over_entries_that_are_covered(seed: int) -> 
     assert norms(updates) == pytest.approx((mean, longest), abs=1e-9)
 
 
-@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 6))
-def test_two_orthogonal_groups_are_recovered_exactly(seed: int, first: int, second: int) -> None:
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 6), st.sampled_from(get_args(Linkage)))
+def test_two_orthogonal_groups_are_recovered_exactly(seed: int, first: int, second: int, linkage: Linkage) -> None:
     random = np.random.default_rng(seed)
     groups = random.permutation([0] * first + [1] * second).tolist()
     updates = []
@@ -171,9 +172,58 @@ def test_two_orthogonal_groups_are_recovered_exactly(seed: int, first: int, seco
         values = np.zeros(8)
         values[4 * group : 4 * group + 4] = random.uniform(0.5, 1.0, 4)  # within a group at an acute angle
         updates.append({"w": torch.tensor(values)})
-    stay, leave = bipartition(similarities(updates))
+    stay, leave = bipartition(similarities(updates), linkage)
     assert {groups[row] for row in stay} == {groups[0]}
     assert {groups[row] for row in leave} == {1 - groups[0]}
+
+
+def random_cosines(clients: int, seed: int) -> np.ndarray:
+    """Return the similarities of random directions, some of them near each other."""
+    random = np.random.default_rng(seed)
+    directions = random.normal(size=(clients, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    cosines: np.ndarray = directions @ directions.T
+    np.fill_diagonal(cosines, 1.0)
+    return cosines
+
+
+def crossing(cosines: np.ndarray, first: Sequence[int]) -> float:
+    """Return the largest similarity between a group and the rest, entry by entry."""
+    rest = set(range(len(cosines))) - set(first)
+    return max(float(cosines[i, k]) for i in first for k in rest)
+
+
+def smallest_crossing(cosines: np.ndarray) -> float:
+    """Return the smallest that any of the 2^(S-1) - 1 bipartitions has."""
+    others = range(1, len(cosines))
+    groups = ((0, *chosen) for size in range(len(others)) for chosen in combinations(others, size))
+    return min(crossing(cosines, group) for group in groups)
+
+
+def test_single_linkage_attains_the_papers_criterion_always_and_complete_linkage_sometimes() -> None:
+    attained = {"single": 0, "complete": 0}
+    for seed in range(100):
+        cosines = random_cosines(3 + seed % 6, seed)
+        smallest = smallest_crossing(cosines)
+        for linkage in get_args(Linkage):
+            stay, leave = bipartition(cosines, linkage)
+            assert sorted(stay + leave) == list(range(len(cosines)))
+            assert stay[0] == 0
+            attained[linkage] += crossing(cosines, stay) == smallest
+    assert attained["single"] == 100
+    assert 0 < attained["complete"] < 100
+
+
+@pytest.mark.parametrize(("linkage", "parts"), [("single", [[0, 1, 2], [3]]), ("complete", [[0, 1], [2, 3]])])
+def test_a_cluster_is_divided_by_the_linkage_that_is_asked_for(linkage: Linkage, parts: list[list[int]]) -> None:
+    policy = ready(ClusteredFL(10.0, 0.1, min_rounds=0, linkage=linkage), 4)
+    policy.assign(0, range(4), Told({}))
+    for client, degrees in enumerate((0, 40, 85, 140)):  # the gaps are 40, 45 and 55: the widest is before the last
+        hear(policy, client, [math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
+    policy.end_round(0)
+    assert [policy.tree[0]["stay"], policy.tree[0]["leave"]] == parts
+    widest = {"single": 55, "complete": 45}[linkage]
+    assert policy.tree[0]["similarity"] == pytest.approx(math.cos(math.radians(widest)))
 
 
 def pulling(policy: ClusteredFL, clients: int, round: int, scale: float = 1.0, drift: float = 0.0) -> list[NewModel]:
@@ -235,6 +285,7 @@ def test_state_comes_back(make: Any) -> None:
         (lambda: ClusteredFL(eps2=math.inf), "eps2 above 0"),
         (lambda: ClusteredFL(min_rounds=-1), "min_rounds of at least 0"),
         (lambda: ClusteredFL(min_size=2), "min_size of at least 3 clients"),
+        (lambda: ClusteredFL(linkage="average"), "linkage single or complete for ClusteredFL but got average"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_settings_are_refused(make: Any, message: str) -> None:

@@ -250,7 +250,7 @@ def test_identity_sends_everything() -> None:
     assert Identity().threshold(0.1) is None
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.integers(-3, 3) | st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60),
     st.sampled_from([0.001, 0.1, 0.29, 0.5, 1.0]),

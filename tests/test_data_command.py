@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.collections import PathCollection
 from matplotlib.patches import Rectangle
@@ -44,7 +44,6 @@ def said(module: Digits | TensorData) -> str:
 # --- numbers ---
 
 
-@settings(deadline=None)
 @given(counts=st.lists(st.lists(st.integers(0, 30), min_size=4, max_size=4).filter(any), min_size=1, max_size=12))
 def test_divergence_is_half_the_absolute_differences(counts: list[list[int]]) -> None:
     total = sum(map(sum, counts))
@@ -73,7 +72,6 @@ def test_the_table_is_what_clients_have() -> None:
         assert row["inputs"] == ("0°", "90°")[RotationGroups([0, 90]).groups(12)[client]]
 
 
-@settings(deadline=None)
 @given(total=st.integers(1, 5000), most=st.integers(2, 60))
 def test_even_distances(total: int, most: int) -> None:
     chosen = evenly_spaced(total, most)

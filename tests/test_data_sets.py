@@ -16,14 +16,15 @@ from torch.utils.data import Dataset, TensorDataset
 
 from hetfl.data import (
     CIFAR10,
+    CIFAR100,
     MNIST,
-    CSVData,
+    Arrays,
+    ClientData,
     DatasetData,
     Digits,
     FashionMNIST,
     FederatedDataModule,
     ImageFolder,
-    Plain,
     TensorData,
 )
 from hetfl.errors import ConfigurationError
@@ -77,6 +78,22 @@ def test_idx_files_are_read(tmp_path: Path, data_set: type[MNIST]) -> None:
         assert target == position % 10
 
 
+@pytest.mark.parametrize(
+    ("data_set", "mean", "std"),
+    [
+        (CIFAR10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # of HeteroFL's authors
+        (CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # of DepthFL's baseline
+    ],
+)
+def test_colour_images_are_normalised_as_in_the_methods_code(
+    data_set: type[CIFAR10 | CIFAR100], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    grey = ClientData(torch.full((1, 3, 32, 32), 128, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    seen = data_set().default_transform(Arrays(grey, grey, num_classes=1)).eval(grey.inputs)
+    expected = [(128 / 255 - center) / spread for center, spread in zip(mean, std, strict=True)]
+    assert seen[0, :, 5, 5].tolist() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize(("data_set", "folder"), [(MNIST, "MNIST/raw"), (CIFAR10, "cifar-10-batches-py")])
 def test_missing_files_are_named_on_one_line(tmp_path: Path, data_set: type[MNIST], folder: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{re.escape(str(tmp_path / folder))}.*download: true") as error:
@@ -123,63 +140,6 @@ def test_image_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train" / "dog" / "9.png").write_bytes(b"not an image")
     with pytest.raises(ConfigurationError, match=r"Expected an image in .*dog/9.png"):
         ready(ImageFolder(root=str(tmp_path)))
-
-
-def write_table(path: Path, rows: int = 60) -> Path:
-    lines = [f"{i},{i / 2},{'yes' if i % 3 else 'no'},clinic{i % 4}" for i in range(rows)]
-    path.write_text("\n".join(["number,half,sick,where", *lines]))
-    return path
-
-
-def test_tables_are_read(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "table.csv")
-    module = ready(CSVData(path=str(path), target="sick", client="where", test_fraction=0.25))
-    assert (module.num_clients, module.num_classes) == (4, 2)
-    assert isinstance(module.transform, Plain)
-    seen = []
-    for k in range(4):
-        for split in SPLITS:
-            data = module.client_data(k, split)
-            number = data.inputs[:, 0].long()
-            assert torch.equal(data.inputs[:, 1], data.inputs[:, 0] / 2)
-            assert torch.equal(data.targets, (number % 3 > 0).long())  # "no" sorts before "yes"
-            assert (number % 4 == k).all()
-            seen += number.tolist()
-    assert sorted(seen + module.resident.validation.inputs[:, 0].int().tolist()) == list(range(60))
-    assert len(module.resident.all_test) == 15
-    other = ready(CSVData(path=str(path), target="sick", client="where", test_fraction=0.25, seed=9))
-    assert sorted(other.resident.all_test.inputs[:, 0].tolist()) == sorted(
-        module.resident.all_test.inputs[:, 0].tolist()
-    )
-
-
-def test_tables_with_a_test_file_and_chosen_features(tmp_path: Path) -> None:
-    train, test = write_table(tmp_path / "train.csv"), write_table(tmp_path / "test.csv", rows=20)
-    module = ready(CSVData(path=str(train), test_path=str(test), target="sick", features=["half"], num_clients=3))
-    assert module.client_data(0).inputs.shape[1:] == (1,)
-    assert sorted(module.resident.all_test.inputs[:, 0].tolist()) == [i / 2 for i in range(20)]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"target": "sik"}, r"Expected columns \['sik'\] in .* but it has \['number', 'half', 'sick', 'where'\]"),
-        ({"target": "sick"}, r"\['where'\] have other values"),
-        ({"target": "sick", "client": "where", "path": "nowhere.csv"}, "Expected a CSV file in nowhere.csv"),
-        ({"target": "sick", "client": "where", "test_fraction": 0.0}, "test_fraction in"),
-    ],
-)
-def test_tables_that_do_not_fit_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    path = str(write_table(tmp_path / "table.csv"))
-    with pytest.raises(ConfigurationError, match=message) as error:
-        ready(CSVData(**{"path": path, **arguments}))
-    assert "\n" not in str(error.value)
-
-
-def test_empty_cells_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "table.csv").write_text("x,y\n1,0\n,1\n3,0\n4,1\n5,1\n")
-    with pytest.raises(ConfigurationError, match=r"columns \['x'\] have empty cells"):
-        ready(CSVData(path=str(tmp_path / "table.csv"), target="y", num_clients=1, test_fraction=0.2, features=["x"]))
 
 
 def test_any_dataset_can_be_used() -> None:

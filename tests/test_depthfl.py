@@ -69,7 +69,7 @@ def module_at(round: int, **changes: Any) -> tuple[DepthFL, ClientContext]:
     return depthfl(**changes), ClientContext(client=0, round=round, labels=CONTEXT.labels)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 400), st.integers(0, 10**6))
 def test_loss_is_the_sum_over_heads_and_pairs(heads: int, samples: int, round: int, seed: int) -> None:
     random = np.random.default_rng(seed)

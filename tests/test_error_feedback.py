@@ -130,7 +130,7 @@ def run(
 
 
 @compressors
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_sent_plus_residual_is_the_sum_of_deltas(make: Callable[[], Compressor], seed: int) -> None:
     """100 rounds; deltas are whole numbers, so the sums are exact in float64 and the equality is too."""
@@ -152,7 +152,7 @@ def test_sums_of_float32_deltas_agree_up_to_rounding(make: Callable[[], Compress
 
 
 @compressors
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     numbers=st.lists(st.floats(-6e4, 6e4, width=32), min_size=6, max_size=6),
     others=st.lists(st.floats(-6e4, 6e4, width=32), min_size=6, max_size=6),

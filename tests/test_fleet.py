@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from fleet import bookkeeping
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hetfl.errors import ConfigurationError
@@ -57,7 +57,6 @@ class Stays(Fleet):
         return Devices(**{**vars(plain), "first_round": first, "last_round": last})
 
 
-@settings(deadline=None)
 @given(st.floats(0.001, 1), st.floats(0.1, 1e7), st.integers(0, 100), st.floats(0, 1e6))
 def test_clients_are_within_reach_for_their_share_of_every_period(
     availability: float, period: float, seed: int, start: float
@@ -69,7 +68,6 @@ def test_clients_are_within_reach_for_their_share_of_every_period(
     assert np.abs(seen / times - availability).max() <= 1.01 / times
 
 
-@settings(deadline=None)
 @given(st.floats(0.001, 0.3), st.floats(1.0, 1e6), st.integers(0, 1000), st.floats(0, 1e5))
 def test_waiting_ends_when_the_first_client_is_within_reach(
     availability: float, period: float, seed: int, turns: float
@@ -154,7 +152,6 @@ def test_links_vary_both_ways_alike_and_apart_from_speeds() -> None:
     assert np.array_equal(only_speed.rates(everyone, 6)[1], speed)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**7), st.floats(0, 1e12), st.integers(0, 10**7), st.floats(0, 2), st.integers(0, 19))
 def test_work_is_done_in_its_order_until_time_is_up(down: int, flops: float, up: int, part: float, client: int) -> None:
     fleet = ready(RandomFleet(**VARIED, variation=0.5, link_variation=0.5))  # type: ignore[arg-type]

@@ -115,7 +115,7 @@ def test_a_federation_is_no_path(tmp_path: Path, federation: str) -> None:
         ClientStates(tmp_path).save(federation, 0, state(0))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["train", "refused", "checkpoint", "failed checkpoint", "crash"]), max_size=25))
 def test_whatever_the_server_may_go_back_to_is_on_the_disk(
     tmp_path_factory: pytest.TempPathFactory, events: list[str]

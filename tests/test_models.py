@@ -50,6 +50,27 @@ def test_logits_have_a_column_per_class(net: type[ConvNet | PreActResNet], norm:
     assert model(torch.rand(3, 2, 16, 16)).shape == (3, 7)
 
 
+@pytest.mark.parametrize("net", [ConvNet, PreActResNet])
+@pytest.mark.parametrize("width", [1.0, 0.25])
+def test_the_classifiers_bias_begins_at_0_and_all_else_as_pytorch_draws_it(
+    net: type[ConvNet | PreActResNet], width: float
+) -> None:
+    torch.manual_seed(3)
+    model = net(hidden=(8, 8, 16, 16), width=width)
+    torch.manual_seed(3)
+    for name, module in model.named_modules():
+        drawn: nn.Module | None = None
+        if isinstance(module, nn.Conv2d):
+            sizes = module.in_channels, module.out_channels, module.kernel_size
+            drawn = nn.Conv2d(*sizes, bias=module.bias is not None)  # type: ignore[arg-type]
+        elif isinstance(module, nn.Linear):
+            drawn = linear = nn.Linear(module.in_features, module.out_features)
+            nn.init.zeros_(linear.bias)
+        for part, value in ({} if drawn is None else dict(drawn.named_parameters())).items():
+            assert torch.equal(module.get_parameter(part), value), f"{name}.{part}"
+    assert not model.classifier.bias.any()
+
+
 def test_channels_are_rounded_up_but_not_by_binary_noise() -> None:
     assert [scaled(10, w) for w in (0.3, 0.33, 0.01, 1.0)] == [3, 4, 1, 10]
     for hundredths in range(1, 101):

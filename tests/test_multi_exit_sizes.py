@@ -72,7 +72,7 @@ def test_the_convnet_has_the_sizes_of_its_documentation(width: float) -> None:
     assert all(f"{size:,}".replace(",", " ") in (MultiExitConvNet.__doc__ or "") for size in sizes)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     hidden=st.lists(st.integers(1, 40), min_size=1, max_size=5),
     width=st.sampled_from([1.0, 0.5, 0.3]),

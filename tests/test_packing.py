@@ -17,7 +17,7 @@ leaves = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4)))
 def test_packed_values_come_back(tree: object) -> None:
     assert unpack(pack(tree)) == tree

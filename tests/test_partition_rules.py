@@ -40,7 +40,7 @@ def labels_of(num_samples: int, num_classes: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 4),
     num_samples=st.integers(1, 300),
@@ -93,7 +93,6 @@ def test_another_generator_gives_another_partition(partitioner: Partitioner) -> 
 # --- quantity skew ---
 
 
-@settings(deadline=None)
 @given(weights=st.lists(st.floats(1e-300, 1.0), min_size=1, max_size=30), total=st.integers(0, 10**6))
 def test_whole_shares_add_up_and_stay_close(weights: list[float], total: int) -> None:
     proportions = np.array(weights) / np.sum(weights)
@@ -165,7 +164,7 @@ def test_quantity_skew_refuses_arguments_without_meaning(arguments: dict[str, fl
 # --- a fixed number of labels ---
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(num_classes=st.integers(1, 8), extra=st.integers(0, 20), n=st.integers(1, 8), seed=st.integers(0, 2**31))
 def test_every_client_has_its_class_and_so_many_others(num_classes: int, extra: int, n: int, seed: int) -> None:
     assume(n <= num_classes)

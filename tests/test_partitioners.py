@@ -40,7 +40,7 @@ def lenient(beta: float) -> Dirichlet:
     return Dirichlet(beta, min_samples=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_samples=st.integers(1, 300),
     num_classes=st.integers(1, 12),
@@ -71,7 +71,6 @@ def test_a_partition_is_a_function_of_the_generator(partitioner: Partitioner) ->
     assert first != other
 
 
-@settings(deadline=None)
 @given(num_samples=st.integers(1, 200), num_clients=st.integers(1, 50))
 def test_iid_shares_differ_by_at_most_one_sample(num_samples: int, num_clients: int) -> None:
     assume(num_clients <= num_samples)
@@ -179,7 +178,7 @@ def slow_shards(labels: list[int], num_clients: int, n: int, generator: torch.Ge
     return clients
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(num_classes=st.integers(1, 6), per_class=st.integers(1, 8), n=st.integers(1, 4), seed=st.integers(0, 2**31))
 def test_shards_match_plain_python(num_classes: int, per_class: int, n: int, seed: int) -> None:
     shards = num_classes * per_class
@@ -234,14 +233,12 @@ def test_natural_ids_follow_the_data() -> None:
         NaturalIds()(ids, 2, random_generator(0))
 
 
-@settings(deadline=None)
 @given(owners=st.lists(st.integers(-1, 5), min_size=1, max_size=60))
 def test_positions_by_owner_matches_a_loop(owners: list[int]) -> None:
     expected = [[i for i, owner in enumerate(owners) if owner == k] for k in range(6)]
     assert as_lists(positions_by_owner(torch.tensor(owners), 6)) == expected
 
 
-@settings(deadline=None)
 @given(
     total=st.integers(0, 200), weights=st.lists(st.integers(0, 30), min_size=1, max_size=20), seed=st.integers(0, 99)
 )
@@ -264,7 +261,7 @@ def test_ties_do_not_favour_the_first_clients() -> None:
     assert totals.max() < 125
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(num_clients=st.integers(1, 12), num_classes=st.integers(1, 6), seed=st.integers(0, 2**31))
 def test_matched_partition_against_brute_force(num_clients: int, num_classes: int, seed: int) -> None:
     train, test = labels_of(120, num_classes, seed), labels_of(70, num_classes + 1, seed + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
@@ -25,7 +25,6 @@ def test_splitmix64_gives_its_published_numbers() -> None:
     assert mix(np.array(state, dtype=np.uint64)).tolist() == want
 
 
-@settings(deadline=None)
 @given(st.integers(1, 2**60), seeds)
 def test_positions_are_those_by_hand(size: int, seed: int) -> None:
     positions = sorted({0, size // 2, size - 1, min(size - 1, 7)})

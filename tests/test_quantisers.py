@@ -147,7 +147,7 @@ def test_the_mean_over_many_draws_is_the_vector(name: str) -> None:
     assert bool((error > 0).any())
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(2, 10), st.sampled_from(["l2", "max"]), st.integers(0, 2**32))
 def test_qsgd_takes_one_of_the_two_levels_around(bits: int, norm: str, seed: int) -> None:
     vector = normal(40, seed)

@@ -56,7 +56,7 @@ def test_more_words_than_are_packed_at_a_time(bits: int) -> None:
     assert packed[middle * bits // 8 :][: 2 * bits].tobytes() == part
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(numbers_lists)
 def test_the_shortest_stream_of_all_parameters(numbers: list[int]) -> None:
     parameter, quotients = rice.best_parameter(array(numbers))
@@ -67,7 +67,6 @@ def test_the_shortest_stream_of_all_parameters(numbers: list[int]) -> None:
     assert rice.decode(of(stream), len(numbers), sum(numbers)).tolist() == numbers
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 500), max_size=20), st.data())
 def test_any_parameter_is_read(numbers: list[int], data: st.DataObject) -> None:
     parameter = data.draw(st.integers(0, sum(numbers).bit_length()))
@@ -75,7 +74,7 @@ def test_any_parameter_is_read(numbers: list[int], data: st.DataObject) -> None:
     assert rice.decode(of(stream), len(numbers), sum(numbers)).tolist() == numbers
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=1000)
 @given(st.integers(0, 6), st.binary(max_size=4), st.integers(0, 9), st.integers(0, 60))
 def test_any_bytes_are_read_as_by_the_slow_reader(parameter: int, rest: bytes, count: int, most: int) -> None:
     stream = bytes([parameter]) + rest
@@ -116,7 +115,6 @@ def test_every_subset_is_the_block_by_hand_and_not_longer_than_a_bitmap(size: in
             assert decode_indices(block, count, size).tolist() == list(indices)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 90)), max_size=12))
 def test_rows_of_neighbours(rows: list[tuple[int, int]]) -> None:
     indices: list[int] = []

@@ -115,7 +115,7 @@ def test_whole_numbers_are_written_as_integers(value: int) -> None:
     assert format_value(float(value)) == str(value)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     calls=st.lists(
         st.tuples(

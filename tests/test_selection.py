@@ -94,7 +94,7 @@ def through_a_file(state: dict[str, object]) -> Any:
 
 @pytest.mark.filterwarnings("ignore:No client within reach")
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(reaches=st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=6), seed=st.integers(0, 99))
 def test_a_cohort_is_some_of_those_within_reach_each_once_the_same_again(
     name: str, reaches: list[set[int]], seed: int

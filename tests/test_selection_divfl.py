@@ -110,7 +110,7 @@ def entrywise(one: Scalars, other: Scalars) -> float:
     return math.sqrt(sum(sum(v * v for v in each.values()) / max(1, len(each)) for each in (one, other)))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(drawn=st.lists(updates(), min_size=2, max_size=6), lr=st.sampled_from([0.0, 0.25, 1.0]))
 def test_distances_are_those_over_common_entries_of_latest_updates(
     drawn: list[tuple[Index, DenseUpdate, Scalars]], lr: float

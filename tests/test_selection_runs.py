@@ -131,6 +131,9 @@ def test_accuracy_of_single_clients_is_that_of_a_loop(outcomes: list[tuple[int, 
         worst = accuracies[: max(1, len(accuracies) // 10)]
         expected = {
             "local/accuracy_mean": float(np.mean(accuracies)),
+            "local/accuracy_by_samples": float(
+                np.mean([target == guess for owner, target, guess in outcomes if owner >= 0])
+            ),
             "local/accuracy_worst10": float(np.mean(worst)),
             "local/accuracy_std": float(np.std(accuracies)),
             "local/accuracy_var": float(np.var(accuracies)),
@@ -153,4 +156,4 @@ def test_every_method_says_how_well_single_clients_are_served(fit: Fit, make: Ca
     assert (table["local/accuracy_worst10"] <= table["local/accuracy_mean"]).all()
     assert table["local/accuracy_std"].to_numpy() ** 2 == pytest.approx(table["local/accuracy_var"].to_numpy())
     columns = [name for name in table.columns if name.startswith("local/")]
-    assert columns == [f"local/accuracy_{kind}" for kind in ("mean", "worst10", "std", "var")]
+    assert columns == [f"local/accuracy_{kind}" for kind in ("mean", "by_samples", "worst10", "std", "var")]

@@ -47,7 +47,7 @@ def test_every_client_gets_what_it_gets_alone(make: Callable[..., SGD], clip: fl
     compare(Problem(local), tasks_of([2, 0, 1, 3]), clients=clients)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     sizes=st.lists(st.integers(1, 25), min_size=2, max_size=6),
     epochs=st.lists(st.integers(1, 3), min_size=6, max_size=6),

@@ -1,15 +1,11 @@
-"""Compressors that look at tensors: low rank, whole filters, one choice per layer; and residuals that age."""
+"""Compressors that look at tensors: whole filters, one choice per layer; and residuals that age."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from hetfl.compression import (
@@ -21,13 +17,11 @@ from hetfl.compression import (
     GammaFedHT,
     HardThreshold,
     Keep,
-    LowRank,
     Staleness,
     TopK,
 )
 from hetfl.errors import ConfigurationError
 from hetfl.types import Index, Layout
-from hetfl.updates import LowRankUpdate, matrix_shape
 from hetfl.wire import Expected, decode
 
 LAYOUT = Layout({"conv": (8, 3, 3, 3), "bias": (8,), "linear": (10, 12), "scale": (), "none": (0,)})
@@ -35,120 +29,6 @@ LAYOUT = Layout({"conv": (8, 3, 3, 3), "bias": (8,), "linear": (10, 12), "scale"
 
 def normal(size: int, seed: int = 0) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
-
-
-def matrices(vector: Tensor) -> dict[str, np.ndarray]:
-    return {
-        name: part.numpy().astype(np.float64).reshape(matrix_shape(part.shape))
-        for name, part in LAYOUT.views(vector).items()
-    }
-
-
-# Low rank.
-
-
-def low_rank(rank: int = 2, **settings: object) -> LowRank:
-    return LowRank(rank=rank, min_reduction=1.0, **settings)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("rank", [1, 2, 5, 8, 100])
-def test_without_steps_the_product_is_the_best_of_its_rank(rank: int) -> None:
-    vector = normal(LAYOUT.size)
-    update = low_rank(rank, steps=None).apply(vector, Context(0.1, LAYOUT))
-    got = matrices(update.to_dense())
-    for name, matrix in matrices(vector).items():
-        used = dict(zip(LAYOUT.shapes, update.ranks, strict=True))[name]
-        if not used:
-            assert np.array_equal(got[name], matrix)
-            continue
-        assert used == min(rank, *matrix.shape)
-        left, singular, right = np.linalg.svd(matrix, full_matrices=False)
-        best = (left[:, :used] * singular[:used]) @ right[:used]
-        np.testing.assert_allclose(got[name], best, atol=1e-5)
-
-
-def test_one_step_is_powersgds() -> None:
-    vector, compressor = normal(LAYOUT.size), low_rank(2)
-    for round in range(3):
-        starts = {
-            name: compressor._start(name, matrix.shape[1], 2).numpy() for name, matrix in matrices(vector).items()
-        }
-        update = compressor.apply(vector, Context(0.1, LAYOUT))
-        got, rights = matrices(update.to_dense()), {}
-        for name, matrix in matrices(vector).items():
-            if not dict(zip(LAYOUT.shapes, update.ranks, strict=True))[name]:
-                continue
-            left, _ = np.linalg.qr(matrix @ starts[name])
-            rights[name] = matrix.T @ left
-            np.testing.assert_allclose(got[name], left @ rights[name].T, atol=1e-4)
-        compressor.observe(update, LAYOUT)
-        compressor.end_round()
-        for name, right in rights.items():  # the warm start is Q, up to its size and the sign of columns
-            start = compressor._start(name, right.shape[0], 2).numpy()
-            assert np.linalg.matrix_rank(np.hstack([start, right]), tol=1e-4) == 2
-        vector = vector + 0.1 * normal(LAYOUT.size, seed=round + 1)
-
-
-def test_warm_starts_find_the_best_of_its_rank_and_cold_ones_do_not() -> None:
-    vector = normal(LAYOUT.size)
-    best = float((low_rank(2, steps=None).compress(vector, lr=0.1, layout=LAYOUT).to_dense() - vector).norm())
-    errors = {}
-    for warm in (True, False):
-        compressor = low_rank(2, warm_start=warm)
-        for _ in range(60):
-            update = compressor.compress(vector, lr=0.1, layout=LAYOUT)
-            compressor.observe(update, LAYOUT)
-            compressor.end_round()
-        errors[warm] = float((update.to_dense() - vector).norm())
-    assert errors[True] == pytest.approx(best, rel=1e-3)
-    assert errors[False] > 1.05 * best
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(1, 6), st.integers(0, 2**32), st.booleans())
-def test_low_rank_is_a_contraction(rank: int, seed: int, steps: bool) -> None:
-    vector = normal(LAYOUT.size, seed)
-    update = low_rank(rank, steps=1 if steps else None).compress(vector, lr=0.1, layout=LAYOUT)
-    assert float((update.to_dense() - vector).norm()) <= float(vector.norm()) * (1 + 1e-5)
-
-
-def test_tensors_of_any_shape_can_be_products_where_none_has_to_shrink() -> None:
-    layout = Layout({"scale": (), "empty": (0, 3), "none": (3, 0), "vector": (5,), "matrix": (2, 3)})
-    vector = normal(layout.size)
-    update = LowRank(rank=3, min_reduction=0.1).compress(vector, lr=0.1, layout=layout)
-    assert isinstance(update, LowRankUpdate)
-    assert update.ranks == (1, 0, 0, 1, 2)
-    assert update.to_dense().tolist() == pytest.approx(vector.tolist(), abs=1e-6)
-
-
-def test_small_levels_take_the_leading_rows_of_the_start_and_add_to_it() -> None:
-    small = Layout({"linear": (5, 6)})
-    compressor = low_rank(1)
-    for layout in (Layout({"linear": (10, 12)}), small):
-        compressor.observe(compressor.apply(normal(layout.size), Context(0.1, layout)), layout)
-    compressor.end_round()
-    start = compressor._start("linear", 12, 1)
-    assert start.shape == (12, 1)
-    assert torch.allclose(compressor._start("linear", 6, 1), start[:6] / start[:6].norm())
-    grown = compressor._start("linear", 20, 1)  # a level that has not been seen: the rest is drawn
-    assert grown.shape == (20, 1)
-    assert bool(grown[12:].any())
-
-
-def test_what_does_not_shrink_is_sent_as_it_is_and_the_start_is_counted() -> None:
-    compressor = LowRank(rank=2, min_reduction=2.0)
-    vector = normal(LAYOUT.size)
-    update = compressor.apply(vector, Context(0.1, LAYOUT))
-    ranks = dict(zip(LAYOUT.shapes, update.ranks, strict=True))
-    assert ranks == {"conv": 2, "bias": 0, "linear": 2, "scale": 0, "none": 0}
-    assert update.num_sent == 2 * (8 + 27) + 8 + 2 * (10 + 12) + 1
-    assert update.num_sent_per_tensor(LAYOUT).tolist() == [70, 8, 44, 1, 0]
-    assert torch.equal(LAYOUT.views(update.to_dense())["bias"], LAYOUT.views(vector)["bias"])
-    assert compressor.shared_bytes(LAYOUT) == 0  # drawn from the tensors' names
-    compressor.observe(update, LAYOUT)
-    compressor.end_round()
-    assert compressor.shared_bytes(LAYOUT) == 4 * 2 * (27 + 12)
-    assert LowRankUpdate.lengths(LAYOUT, update.ranks) == (70, 8, 44, 1, 0)
 
 
 # Whole filters.
@@ -273,10 +153,6 @@ def test_what_a_client_held_before_it_stayed_away_ages_wherever_it_lies(name: st
     [
         (lambda: Decay(1.5), r"rate in \[0, 1\] but got 1.5"),
         (lambda: DropAfter(0), "rounds of at least 1 but got 0"),
-        (lambda: LowRank(rank=0), "rank in 1..65535 but got 0"),
-        (lambda: LowRank(steps=0), "steps of at least 1, or null"),
-        (lambda: LowRank(min_reduction=0), "min_reduction above 0 but got 0"),
-        (lambda: LowRank(min_reduction=math.inf), "finite min_reduction above 0 but got inf"),
         (lambda: ChannelThreshold(), "exactly one of threshold and density"),
         (lambda: ChannelThreshold(threshold=1.0, density=0.1), "exactly one of threshold and density"),
         (lambda: ChannelThreshold(density=0.0), r"density in \(0, 1\]"),

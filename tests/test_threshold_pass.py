@@ -70,7 +70,7 @@ def assert_same(got: Parts, want: Parts) -> None:
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**126), max_value=2.0**126)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_all_three_agree_on_any_numbers(data: st.DataObject) -> None:
     numbers = data.draw(st.lists(FLOATS | st.sampled_from([0.0, -0.0, 1e-45, 0.1, -0.1]), max_size=40))
@@ -196,7 +196,7 @@ def test_error_feedback_over_long_vectors_keeps_every_bit(half_precision: bool) 
         )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.sampled_from([1e-4, 0.01, 0.3, 1.0]), st.booleans(), st.booleans())
 def test_top_k_by_a_sampled_threshold_is_exact(seed: int, density: float, ties: bool, with_residual: bool) -> None:
     random = torch.Generator().manual_seed(seed)

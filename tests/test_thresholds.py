@@ -29,7 +29,7 @@ def sparse(update: Update) -> SparseUpdate:
     return update
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.sampled_from([0.0, -0.0, 0.5, -0.5]) | st.floats(-2, 2, width=32), min_size=1, max_size=60),
     st.sampled_from([0.0, 0.25, 0.5, 3.0]),
@@ -79,7 +79,6 @@ def test_first_learning_rate_of_zero_is_no_reference() -> None:
 # How the threshold follows the learning rate.
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(1e-6, 10), min_size=2, max_size=20, unique=True),
     st.floats(0, 3),
@@ -151,7 +150,7 @@ def slow_weighted_median(values: list[float], weights: list[int]) -> float:
     return repeated[(len(repeated) - 1) // 2]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 30)), min_size=1, max_size=12))
 def test_weighted_median(pairs: list[tuple[float, int]]) -> None:
     values, weights = [v for v, _ in pairs], [w for _, w in pairs]

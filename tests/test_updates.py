@@ -37,7 +37,7 @@ def dense_by_hand(update: Update) -> list[float]:
     return dense
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(cases())
 def test_what_an_update_stands_for(case: tuple[Update, Layout, bool]) -> None:
     update, layout, _ = case
@@ -52,7 +52,6 @@ def test_what_an_update_stands_for(case: tuple[Update, Layout, bool]) -> None:
     assert update.num_sent == len(update.values)
 
 
-@settings(deadline=None)
 @given(cases())
 def test_how_many_values_each_tensor_has(case: tuple[Update, Layout, bool]) -> None:
     update, layout, _ = case

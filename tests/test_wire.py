@@ -36,7 +36,7 @@ def long(number: int) -> bytes:
     return struct.pack("<Q", number)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(cases())
 def test_round_trip_and_layout(case: tuple[Update, Layout, bool]) -> None:
     update, layout, half = case

@@ -33,7 +33,7 @@ def reason_of(data: bytes, expected: Expected) -> Reason:
     return caught.value.reason
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(cases())
 def test_codes_stand_for_what_the_formula_says(case: tuple[Update, Layout, bool]) -> None:
     codes = case[0].codes

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hetfl.cli.app import FederatedCLI, FederatedTrainer
+from hetfl.cli.blame import debug_option
 from hetfl.cli.parser import check_arguments
 from hetfl.cli.starting import command_line, start
 from hetfl.errors import ConfigurationError
@@ -23,8 +24,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: the arguments; None: those of the process.
     """
-    with command_line():
-        given = list(sys.argv[1:] if args is None else args)
+    given = list(sys.argv[1:] if args is None else args)
+    with debug_option(given), command_line():
         # Verbs that are no Lightning CLI's; what they need is imported when it is needed.
         if given[:1] == ["compare"]:
             from hetfl.cli.comparing import main as compare

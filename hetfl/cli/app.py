@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from hetfl.analysis import Snapshots, plot_clusters, plot_run
 from hetfl.checkpoint import SafeCheckpointIO
+from hetfl.cli.blame import naming_users_code
 from hetfl.cli.callbacks import LastCheckpoint, RoundsLeft
 from hetfl.cli.checks import NOT_RUNS, as_configuration, check_settings, run_folders
 from hetfl.cli.exporting import FormatName, export_line, export_target
@@ -163,7 +164,7 @@ class FederatedCLI(LightningCLI):
         Raises:
             ConfigurationError: one of their constructors refused its arguments.
         """
-        with as_configuration():
+        with as_configuration(), naming_users_code(self.config[self.subcommand]):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -207,7 +208,8 @@ class FederatedCLI(LightningCLI):
         gc.collect()
         gc.freeze()
         try:
-            super()._run_subcommand(subcommand)
+            with naming_users_code(self.config[subcommand]):
+                super()._run_subcommand(subcommand)
         finally:
             gc.unfreeze()
 

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
 from hetfl.cli.checks import run_folders
+from hetfl.cli.paths import make_absolute
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
 from hetfl.run_folder import RunFolder
@@ -34,9 +35,12 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 def as_new_run(config: Namespace) -> Namespace:
-    """Return a configuration without what resuming put in: it starts a new run."""
+    """Return a configuration that starts a new run anywhere: without what resuming put in, data by absolute paths."""
     config = deepcopy(config)
     config.pop("ckpt_path", None)
+    for part in ("data", "model"):
+        if part in config:
+            make_absolute(config[part])
     for folder in run_folders(config):
         folder.init_args.pop("folder", None)
     return config

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
+from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -16,7 +17,7 @@ from jsonargparse import Namespace
 from hetfl.checkpoint import previous
 from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
-from hetfl.federation.trainers import PRECISIONS
+from hetfl.federation.trainers import PRECISIONS, check_limits
 
 NOT_RUNS = ("describe", "data", "export")
 """Verbs that make no run folder and print no summary."""
@@ -59,8 +60,7 @@ def check_settings(verb: str, config: Namespace) -> None:
         check_nulls(part, config[part])
     if verb != "describe":
         check_checkpoint(verb, config.get("ckpt_path"))
-    if verb == "fit" and config.trainer.max_epochs == 0:
-        raise ConfigurationError("Expected trainer.max_epochs, the number of rounds, of at least 1 but got 0")
+    check_limits(verb, config.trainer)
     if config.trainer.check_val_every_n_epoch == 0:
         raise ConfigurationError("Expected trainer.check_val_every_n_epoch of at least 1 round or null but got 0")
     for folder in run_folders(config) if verb not in NOT_RUNS else []:
@@ -98,19 +98,37 @@ def check_nulls(where: str, given: Any, kind: Any = None) -> None:
 
 def _hints(made: Any) -> dict[str, Any]:
     """Return the types of the arguments of a class or function; none if a name is for type checkers only."""
-    try:
-        return get_type_hints(made.__init__ if isinstance(made, type) else made)  # type: ignore[misc]
-    except (NameError, TypeError):
-        return {}
+    hints: dict[str, Any] = {}
+    for each in reversed(_constructors(made)):
+        with suppress(NameError, TypeError):
+            hints |= get_type_hints(each)
+    return hints
 
 
 def _never_null(made: Any, hints: Mapping[str, Any]) -> dict[str, str]:
     """Return the arguments of a class or function that are plain values and not null by default, with their types."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for each in reversed(_constructors(made)):
+        parameters |= signature(each).parameters
     return {
         name: inspect.formatannotation(hints[name])
-        for name, parameter in inspect.signature(made).parameters.items()
+        for name, parameter in parameters.items()
         if parameter.default is not None and (hints.get(name) in PLAIN or get_origin(hints.get(name)) is Literal)
     }
+
+
+def _constructors(made: Any) -> list[Any]:
+    """Return a function, or the constructor of a class; behind one that passes arguments on, those of its bases."""
+    if not isinstance(made, type):
+        return [made]
+    constructors: list[Any] = []
+    for constructor in (vars(kind)["__init__"] for kind in made.__mro__ if "__init__" in vars(kind)):
+        if not inspect.isfunction(constructor):  # one that is not written in Python
+            break
+        constructors.append(constructor)
+        if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in signature(constructor).parameters.values()):
+            break
+    return constructors
 
 
 def check_trainer(trainer: Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
+from hetfl.cli.blame import debugging
 from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
 from hetfl.reading import LOADER, TooMuch, check_yaml, read_bytes
@@ -60,6 +62,8 @@ class OneLineParser(LightningArgumentParser):
         """Print the innermost reason of jsonargparse's message and where it lies."""
         if not self.exit_on_error:  # the parser of one class among alternatives: the outer one says it
             raise ArgumentError(None, message) from ex
+        if ex is not None and debugging():
+            traceback.print_exception(ex)
         self.exit(2, f"hetfl: error: {condense(message)}\n")
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import hetfl
 from hetfl.cli.app import FederatedCLI, FederatedTrainer
+from hetfl.cli.blame import debugging
 from hetfl.cli.callbacks import SaveRunConfig
 from hetfl.cli.errors import condense
 from hetfl.cli.parser import OneLineParser
@@ -75,6 +77,8 @@ def command_line() -> Iterator[None]:
     try:
         yield
     except (ConfigurationError, MisconfigurationException) as error:
+        if debugging():
+            traceback.print_exception(error)
         _fail(str(error), status=2)
     except RuntimeError as error:
         if "Early stopping conditioned on metric" not in str(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ Blocks = Mapping[str, Tensor]
 """An update in global coordinates: per tensor a leading block, NaN at entries that it does not cover."""
 
 FloatMatrix = NDArray[np.float64]
+
+Linkage = Literal["single", "complete"]
+"""How the distance of two groups of clients is measured: by their most, or by their least similar members."""
 
 
 def similarities(updates: Sequence[Blocks]) -> FloatMatrix:
@@ -52,15 +56,16 @@ def norms(updates: Sequence[Blocks]) -> tuple[float, float]:
     return of_mean**0.5, float(of_each.max()) ** 0.5
 
 
-def bipartition(cosines_SS: FloatMatrix) -> tuple[list[int], list[int]]:
-    """Return the rows of the two groups between which the largest similarity is smallest; row 0 is in the first.
-
-    Agglomerative clustering with complete linkage on 1 − cosine, down to two groups.
+def bipartition(cosines_SS: FloatMatrix, linkage: Linkage = "single") -> tuple[list[int], list[int]]:
+    """Return the rows of two groups of clients, found by agglomerative clustering on 1 − cosine; row 0 is in the first.
 
     Args:
         cosines_SS: similarities, shape (S, S), of at least two clients.
+        linkage: ``single``: no other two groups have a smaller largest similarity between them, as merging the most
+            similar clients first leaves the widest gap; ``complete``: merges the groups whose least similar members are
+            most alike, which keeps groups compact and does not always attain that smallest value.
     """
-    grouping = AgglomerativeClustering(n_clusters=2, metric="precomputed", linkage="complete")
+    grouping = AgglomerativeClustering(n_clusters=2, metric="precomputed", linkage=linkage)
     labels = grouping.fit_predict(1.0 - cosines_SS)
     rows = range(len(labels))
     return [row for row in rows if labels[row] == labels[0]], [row for row in rows if labels[row] != labels[0]]

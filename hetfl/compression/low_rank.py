@@ -22,9 +22,10 @@ class LowRank(Compressor):
 
     one step of subspace iteration from Q_0, which the server shares with all clients: random at first, then, with
     ``warm_start``, the mean of the Q of the clients of the round before (a client at a small level takes its leading
-    rows). Without a warm start Q_0 stays as it was drawn. With ``steps=None`` the product is the best of rank r, by the
-    singular value decomposition (the principal components of M). Tensors that would not shrink by ``min_reduction`` are
-    sent as they are.
+    rows). Without a warm start Q_0 stays as it was drawn. orth is the QR decomposition whose R has no negative diagonal
+    entry. It is unique, so that clients with a common right factor send the same Q, and the mean keeps it. With
+    ``steps=None`` the product is the best of rank r, by the singular value decomposition (the principal components of
+    M). Tensors that would not shrink by ``min_reduction`` are sent as they are.
 
     Vogels et al., PowerSGD, NeurIPS 2019, arXiv 1905.13727; there P and Q are averaged over all workers, here each
     client sends its own pair. Meant for error feedback: C is a contraction.
@@ -87,7 +88,7 @@ class LowRank(Compressor):
         else:
             right_mr = self._start(name, matrix_nm.shape[1], rank).to(matrix_nm)
             for _ in range(self.steps):
-                left_nr = torch.linalg.qr(matrix_nm @ right_mr).Q
+                left_nr = _orthonormal(matrix_nm @ right_mr)
                 right_mr = matrix_nm.T @ left_nr
         return [left_nr.flatten(), (right_mr * scale).flatten()]
 
@@ -121,6 +122,16 @@ class LowRank(Compressor):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         self._starts, self._sums = dict(state["starts"]), dict(state["sums"])
+
+
+def _orthonormal(matrix_nr: Tensor) -> Tensor:
+    """Return Q of the QR decomposition whose R has no negative entry on its diagonal.
+
+    LAPACK chooses signs by the first row, so that two clients with P and -P would get the same Q and send opposite
+    right factors, which cancel in the mean that the next round starts from.
+    """
+    orthonormal_nr, triangular_rr = torch.linalg.qr(matrix_nr)
+    return torch.where(triangular_rr.diagonal() < 0, -orthonormal_nr, orthonormal_nr)
 
 
 def _added(total: Tensor | None, part_mr: Tensor) -> Tensor:

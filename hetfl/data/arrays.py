@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+
+ArrayLike = Any
+"""A tensor, a NumPy array, a table or column of pandas, or a list."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Arrays:
         num_classes: number of classes K.
         train_clients: int64, the id of each training sample's client, where the data knows it.
         test_clients: the same for the test samples.
+        client_names: what the user calls the clients, by id; None: as the ids.
 
     Raises:
         ConfigurationError: lengths, shapes, types or class numbers don't fit together.
@@ -47,6 +52,11 @@ class Arrays:
     num_classes: int
     train_clients: Tensor | None = None
     test_clients: Tensor | None = None
+    client_names: tuple[str, ...] | tuple[int, ...] | None = None
+
+    def name_of(self, client_id: int) -> str | int:
+        """Return what the user calls a client."""
+        return client_id if self.client_names is None else self.client_names[client_id]
 
     def __post_init__(self) -> None:
         _check_samples(self.train, self.train_clients, self.num_classes, "training")
@@ -61,7 +71,9 @@ class Arrays:
 def _check_samples(data: ClientData, clients: Tensor | None, num_classes: int, where: str) -> None:
     inputs, targets = data.inputs, data.targets
     if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
-        raise ConfigurationError(f"Expected {where} inputs as uint8 or floats but got {inputs.dtype}")
+        raise ConfigurationError(
+            f"Expected {where} inputs as uint8 or floats but got {inputs.dtype}: cast images to uint8, others to floats"
+        )
     if targets.dim() != 1 or targets.dtype != torch.int64:
         raise ConfigurationError(
             f"Expected {where} targets as int64 of shape (n,) but got {targets.dtype} {tuple(targets.shape)}"
@@ -81,16 +93,61 @@ def _check_samples(data: ClientData, clients: Tensor | None, num_classes: int, w
 
 
 def client_codes(
-    train_ids: Sequence[int] | Sequence[str] | None, test_ids: Sequence[int] | Sequence[str] | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return client ids as int64 codes: the position among all distinct ids, sorted; None stays None.
+    train_ids: Any, test_ids: Any
+) -> tuple[Tensor | None, Tensor | None, tuple[str, ...] | tuple[int, ...] | None]:
+    """Return client ids as int64 codes, the position among all distinct ids, sorted, and these ids; None stays None.
+
+    Args:
+        train_ids: a list, an array, a column of a table or a tensor of numbers or texts; None: there are none.
+        test_ids: the same for the test samples.
+
+    Raises:
+        ConfigurationError: an id is missing, or some are numbers and others texts.
 
     >>> client_codes(["bob", "ann", "bob"], ["ann"])
-    (tensor([1, 0, 1]), tensor([0]))
+    (tensor([1, 0, 1]), tensor([0]), ('ann', 'bob'))
     """
-    codes = {name: code for code, name in enumerate(sorted({*(train_ids or ()), *(test_ids or ())}))}
+    listed = [None if ids is None else plain_list(ids) for ids in (train_ids, test_ids)]
+    given = [each for ids in listed for each in ids or ()]
+    texts = isinstance(given[0], str) if given else False
+    for each in given:
+        if not isinstance(each, str if texts else int | float) or each != each:
+            raise ConfigurationError(
+                f"Expected client ids that are all numbers or all texts, one per sample, but got {each!r} among them"
+            )
+    names = tuple(sorted(set(given)))
+    codes = {name: code for code, name in enumerate(names)}
     train, test = (
-        None if ids is None else torch.tensor([codes[name] for name in ids], dtype=torch.int64)
-        for ids in (train_ids, test_ids)
+        None if ids is None else torch.tensor([codes[name] for name in ids], dtype=torch.int64) for ids in listed
     )
-    return train, test
+    return train, test, names or None
+
+
+def as_tensor(values: Any, where: str) -> Tensor:
+    """Return a tensor, an array, a table or column of pandas, or nested lists of numbers as a tensor.
+
+    Args:
+        values: the values; an array that torch can share is not copied.
+        where: what they are, for the message.
+
+    Raises:
+        ConfigurationError: they are not numbers, or no array.
+    """
+    if isinstance(values, Tensor):
+        return values.detach()
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == "f" and not hasattr(values, "dtype"):  # Python's own numbers have no type to keep
+            return torch.tensor(array, dtype=torch.get_default_dtype())
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        # torch takes neither negative strides nor, without a warning, what must not be written to.
+        return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+    except (TypeError, ValueError) as error:
+        kind = f"{type(values).__name__} of {getattr(values, 'dtype', 'no common type')}"
+        raise ConfigurationError(f"Expected numbers in an array as {where} but got {kind}") from error
+
+
+def plain_list(values: Any) -> list[Any]:
+    """Return the values of a list, an array, a column of a table or a tensor, as Python's own numbers and texts."""
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    return [each.item() if hasattr(each, "item") else each for each in listed]

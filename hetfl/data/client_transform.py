@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -74,13 +75,7 @@ def as_clients_see(
     shares = {"train": split.train, "validation": [split.validation[part] for part in held_out]}
     train_inputs = _seen(arrays.train.inputs, shares, transform, unit, seed)
     test_inputs = _seen(arrays.test.inputs, {"test": test}, transform, unit, seed)
-    seen = Arrays(
-        ClientData(train_inputs, targets),
-        ClientData(test_inputs, arrays.test.targets),
-        arrays.num_classes,
-        arrays.train_clients,
-        arrays.test_clients,
-    )
+    seen = replace(arrays, train=ClientData(train_inputs, targets), test=ClientData(test_inputs, arrays.test.targets))
     return seen, owner
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hetfl.data.arrays import Arrays, ClientData, client_codes
-from hetfl.data.client_transform import ClientTransform
+from hetfl.data.csv_table import Columns, cells, read_table, usable_rows
 from hetfl.data.module import FederatedDataModule
-from hetfl.data.partition import Partitioner
 from hetfl.data.split import hold_out
-from hetfl.data.transform import Transform
 from hetfl.errors import ConfigurationError
-from hetfl.reading import LARGEST_DATA, check_size
 from hetfl.seeding import generator
 
 if TYPE_CHECKING:
@@ -24,8 +22,9 @@ if TYPE_CHECKING:
 class CSVData(FederatedDataModule):
     """One sample a row: numeric features, a class, and perhaps the client that it belongs to.
 
-    Classes may be any values; sorted, they are 0 to K-1. Features are taken as they are: scale them beforehand, or in
-    ``transform``.
+    Classes may be any texts, "NA" and "None" included, or numbers; sorted, they are 0 to K-1. Features are taken as
+    they are: scale them beforehand, or in ``transform``. Rows with an empty cell, or a feature that is infinite or too
+    large for the default type, are refused, or left out with ``drop_unusable``.
 
     Args:
         path: the CSV file with a header line.
@@ -34,15 +33,11 @@ class CSVData(FederatedDataModule):
         client: the column with the client id; null: the partitioner decides.
         test_path: a second file with the test rows; null: some rows of the first.
         test_fraction: without ``test_path``, the part of the rows that is the test set, whatever the seed.
-        num_clients: see :class:`FederatedDataModule`, as the arguments that follow.
-        partitioner: the rule that shares the training samples out; null: by client ids if given, else IID.
-        transform: raw samples to batches; null: features as they are.
-        client_transform: what the samples of each client look like to it; null: all see the same.
-        val_fraction: part of the training data held out for validation.
-        min_samples: smallest number of training samples of a client.
-        eval_batch_size: samples in a batch of validation and test.
-        local_metrics: whether validation also runs over the clients' own test samples.
-        seed: of the held-out samples and the partition.
+        separator: the character between cells, such as ";" or a tab.
+        encoding: of the text, such as "latin-1".
+        decimal: the character before the fraction of a number.
+        num_clients: number of clients N; null: as many as there are client ids in the data.
+        settings: the other arguments of :class:`FederatedDataModule`.
     """
 
     def __init__(
@@ -54,81 +49,58 @@ class CSVData(FederatedDataModule):
         client: str | None = None,
         test_path: str | None = None,
         test_fraction: float = 0.2,
+        separator: str = ",",
+        encoding: str = "utf-8",
+        decimal: str = ".",
         num_clients: int | None = None,
-        partitioner: Partitioner | None = None,
-        transform: Transform | None = None,
-        client_transform: ClientTransform | None = None,
-        val_fraction: float = 0.1,
-        min_samples: int = 2,
-        eval_batch_size: int = 1000,
-        local_metrics: bool = True,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            num_clients=num_clients,
-            partitioner=partitioner,
-            transform=transform,
-            client_transform=client_transform,
-            val_fraction=val_fraction,
-            min_samples=min_samples,
-            eval_batch_size=eval_batch_size,
-            local_metrics=local_metrics,
-            seed=seed,
-        )
+        super().__init__(num_clients=num_clients, **settings)
         if test_path is None and not 0 < test_fraction < 1:
             raise ConfigurationError(f"Expected test_fraction in (0, 1), or test_path, but got {test_fraction}")
-        self.path, self.target, self.features, self.client = path, target, features, client
-        self.test_path, self.test_fraction = test_path, test_fraction
+        if features is not None and not features:
+            raise ConfigurationError(
+                "Expected at least one column in features, or null for all but the target and the client, but got []"
+            )
+        if features is not None and target in features:
+            raise ConfigurationError(f"Expected features without the target but got {target!r} in features")
+        if len(separator) != 1 or len(decimal) != 1 or separator == decimal:
+            raise ConfigurationError(
+                f"Expected two different characters as separator and decimal but got {separator!r} and {decimal!r}"
+            )
+        self.columns = Columns(target, client, features)
+        self.path, self.test_path, self.test_fraction = path, test_path, test_fraction
+        self.separator, self.encoding, self.decimal = separator, encoding, decimal
 
     def load(self) -> Arrays:  # noqa: D102
-        table = _read(self.path)
+        table = self._read(self.path)
+        features = self.columns.features_of(table, self.path)
+        columns = replace(self.columns, features=features)
+        table = usable_rows(table, columns, self.path, self.drop_unusable)
         if self.test_path is None:
             kept, held_out = hold_out(len(table), self.test_fraction, generator(0, "test"))
             train, test = table.iloc[kept.numpy()], table.iloc[held_out.numpy()]
         else:
-            train, test = table, _read(self.test_path)
-        features = self.features or [name for name in table.columns if name not in (self.target, self.client)]
-        needed = [*features, self.target, *([] if self.client is None else [self.client])]
-        for part, path in ((train, self.path), (test, self.test_path or self.path)):
-            _check_columns(part, features, needed, path)
-        classes = sorted({*train[self.target], *test[self.target]})
-        train_codes = test_codes = None
-        if self.client is not None:
-            train_codes, test_codes = client_codes(train[self.client].tolist(), test[self.client].tolist())
+            train = table
+            test = usable_rows(self._read(self.test_path), columns, self.test_path, self.drop_unusable)
+        train_labels, test_labels = cells(train[columns.target], test[columns.target])
+        classes = sorted({*train_labels, *test_labels})
+        ids = [None, None] if columns.client is None else cells(train[columns.client], test[columns.client])
+        train_codes, test_codes, names = client_codes(*ids)
         return Arrays(
-            _samples(train, features, self.target, classes),
-            _samples(test, features, self.target, classes),
+            _samples(train[features], train_labels, classes),
+            _samples(test[features], test_labels, classes),
             num_classes=len(classes),
             train_clients=train_codes,
             test_clients=test_codes,
+            client_names=names,
         )
 
-
-def _read(path: str) -> pd.DataFrame:
-    # Not at the top: pandas takes a tenth of a second, which other data sets need not pay.
-    import pandas as pd
-
-    check_size(Path(path), LARGEST_DATA)
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"Expected a CSV file in {path} but got: {str(error).splitlines()[0]}") from error
+    def _read(self, path: str) -> pd.DataFrame:
+        return read_table(path, self.columns, self.separator, self.encoding, self.decimal)
 
 
-def _check_columns(table: pd.DataFrame, features: list[str], needed: list[str], path: str) -> None:
-    missing = [name for name in needed if name not in table.columns]
-    if missing:
-        raise ConfigurationError(f"Expected columns {missing} in {path} but it has {list(table.columns)}")
-    text = [name for name in features if table[name].dtype.kind not in "biuf"]
-    if text:
-        raise ConfigurationError(f"Expected numbers in the feature columns of {path} but {text} have other values")
-    empty = [name for name in needed if table[name].isna().any()]
-    if empty:
-        raise ConfigurationError(f"Expected a value in every row of {path} but columns {empty} have empty cells")
-
-
-def _samples(table: pd.DataFrame, features: list[str], target: str, classes: list[object]) -> ClientData:
+def _samples(features: pd.DataFrame, labels: Sequence[object], classes: Sequence[object]) -> ClientData:
     numbers = {name: number for number, name in enumerate(classes)}
-    inputs = torch.tensor(table[features].to_numpy("float64"), dtype=torch.get_default_dtype())
-    targets = torch.tensor([numbers[name] for name in table[target]], dtype=torch.int64)
-    return ClientData(inputs, targets)
+    inputs = torch.tensor(features.to_numpy("float64"), dtype=torch.get_default_dtype())
+    return ClientData(inputs, torch.tensor([numbers[name] for name in labels], dtype=torch.int64))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,16 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from hetfl.data.arrays import Arrays, ClientData, client_codes
-from hetfl.data.client_transform import ClientTransform
+from hetfl.data.arrays import ArrayLike, Arrays, ClientData, as_tensor, client_codes
 from hetfl.data.module import FederatedDataModule
-from hetfl.data.partition import Partitioner
-from hetfl.data.transform import Transform
 from hetfl.errors import ConfigurationError
 
 
 class DatasetData(FederatedDataModule):
-    """Two data sets with ``len()`` and items (input, class), read once into memory.
+    """Two data sets with ``len()`` and items (input, class), such as lists of pairs, read once into memory.
 
     Inputs may be tensors, arrays, numbers or PIL images, all of one shape. A random transform inside the data set would
     be drawn only once: augment by ``transform`` here.
@@ -30,17 +26,10 @@ class DatasetData(FederatedDataModule):
         train: the training samples.
         test: the test samples.
         num_classes: number of classes K; None: the largest class that occurs, plus 1.
-        train_clients: per training sample the id of its client; None: the partitioner decides.
+        train_clients: per training sample the id of its client, a number or a text; None: the partitioner decides.
         test_clients: per test sample the id of its client; None: matched to the training samples.
-        num_clients: see :class:`FederatedDataModule`, as the arguments that follow.
-        partitioner: the rule that shares the training samples out; None: by client ids if given, else IID.
-        transform: raw samples to batches; None: images to [-1, 1], floats as they are.
-        client_transform: what the samples of each client look like to it; null: all see the same.
-        val_fraction: part of the training data held out for validation.
-        min_samples: smallest number of training samples of a client.
-        eval_batch_size: samples in a batch of validation and test.
-        local_metrics: whether validation also runs over the clients' own test samples.
-        seed: of the held-out samples and the partition.
+        num_clients: number of clients N; None: as many as there are client ids in the data.
+        settings: the other arguments of :class:`FederatedDataModule`.
     """
 
     def __init__(
@@ -49,38 +38,21 @@ class DatasetData(FederatedDataModule):
         train: Dataset[Any],
         test: Dataset[Any],
         num_classes: int | None = None,
-        train_clients: Sequence[int] | Sequence[str] | None = None,
-        test_clients: Sequence[int] | Sequence[str] | None = None,
+        train_clients: ArrayLike | None = None,
+        test_clients: ArrayLike | None = None,
         num_clients: int | None = None,
-        partitioner: Partitioner | None = None,
-        transform: Transform | None = None,
-        client_transform: ClientTransform | None = None,
-        val_fraction: float = 0.1,
-        min_samples: int = 2,
-        eval_batch_size: int = 1000,
-        local_metrics: bool = True,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            num_clients=num_clients,
-            partitioner=partitioner,
-            transform=transform,
-            client_transform=client_transform,
-            val_fraction=val_fraction,
-            min_samples=min_samples,
-            eval_batch_size=eval_batch_size,
-            local_metrics=local_metrics,
-            seed=seed,
-        )
+        super().__init__(num_clients=num_clients, **settings)
         self.train, self.test, self.num_labels = train, test, num_classes
         self.train_clients, self.test_clients = train_clients, test_clients
 
     def load(self) -> Arrays:  # noqa: D102
         train, test = _stack(self.train, "training"), _stack(self.test, "test")
-        train_codes, test_codes = client_codes(self.train_clients, self.test_clients)
+        train_codes, test_codes, names = client_codes(self.train_clients, self.test_clients)
         highest = max(int(train.targets.max()), int(test.targets.max()))
         num_classes = highest + 1 if self.num_labels is None else self.num_labels
-        return Arrays(train, test, num_classes, train_codes, test_codes)
+        return Arrays(train, test, num_classes, train_codes, test_codes, names)
 
 
 def _stack(dataset: Dataset[Any], where: str) -> ClientData:
@@ -93,7 +65,7 @@ def _stack(dataset: Dataset[Any], where: str) -> ClientData:
             raise ConfigurationError(
                 f"Expected {where} items (input, class) but got {type(item).__name__} at position {position}"
             )
-        inputs.append(_tensor(item[0]))
+        inputs.append(_tensor(item[0], f"the input at {where} position {position}"))
         targets.append(_class(item[1], where, position))
         if inputs[-1].shape != inputs[0].shape:
             raise ConfigurationError(
@@ -112,12 +84,12 @@ def _length(dataset: Dataset[Any], where: str) -> int:
 
 def _class(value: Any, where: str, position: int) -> int:
     try:
-        return operator.index(value)
-    except TypeError as error:
+        return operator.index(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"Expected a whole number as the class of each {where} item but got {value!r} at position {position}"
         ) from error
 
 
-def _tensor(value: Any) -> Tensor:
-    return pil_to_tensor(value) if isinstance(value, Image.Image) else torch.as_tensor(value)
+def _tensor(value: Any, where: str) -> Tensor:
+    return pil_to_tensor(value) if isinstance(value, Image.Image) else as_tensor(value, where)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor
 
 from hetfl.data.arrays import Arrays, ClientData
-from hetfl.data.client_transform import ClientTransform
 from hetfl.data.module import FederatedDataModule
-from hetfl.data.partition import Partitioner
-from hetfl.data.transform import Transform
 from hetfl.errors import ConfigurationError
 
 
@@ -23,15 +21,8 @@ class ImageFolder(FederatedDataModule):
 
     Args:
         root: the folder above ``train`` and ``test``.
-        num_clients: see :class:`FederatedDataModule`, as the arguments that follow.
-        partitioner: the rule that shares the training samples out; null: IID.
-        transform: raw samples to batches; null: to [-1, 1], without augmentation.
-        client_transform: what the samples of each client look like to it; null: all see the same.
-        val_fraction: part of the training data held out for validation.
-        min_samples: smallest number of training samples of a client.
-        eval_batch_size: samples in a batch of validation and test.
-        local_metrics: whether validation also runs over the clients' own test samples.
-        seed: of the held-out samples and the partition.
+        num_clients: number of clients N.
+        settings: the other arguments of :class:`FederatedDataModule`.
     """
 
     def __init__(
@@ -39,26 +30,9 @@ class ImageFolder(FederatedDataModule):
         *,
         root: str,
         num_clients: int = 100,
-        partitioner: Partitioner | None = None,
-        transform: Transform | None = None,
-        client_transform: ClientTransform | None = None,
-        val_fraction: float = 0.1,
-        min_samples: int = 2,
-        eval_batch_size: int = 1000,
-        local_metrics: bool = True,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            num_clients=num_clients,
-            partitioner=partitioner,
-            transform=transform,
-            client_transform=client_transform,
-            val_fraction=val_fraction,
-            min_samples=min_samples,
-            eval_batch_size=eval_batch_size,
-            local_metrics=local_metrics,
-            seed=seed,
-        )
+        super().__init__(num_clients=num_clients, **settings)
         self.root = root
 
     def load(self) -> Arrays:  # noqa: D102

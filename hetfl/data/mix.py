@@ -43,8 +43,9 @@ def divergence(counts_NK: Tensor) -> Tensor:
 def client_table(data: FederatedDataModule) -> pd.DataFrame:
     """Return one row per client: sizes, number of classes, divergence, what becomes of its inputs, samples per class.
 
-    Columns: ``client``, ``train_samples``, ``test_samples``, ``labels``, ``divergence`` (see :func:`divergence`),
-    ``inputs`` under a client transform, then ``class_0`` to ``class_{K-1}``, training samples of each class.
+    Columns: ``client``, ``id`` where clients are those of the data, ``train_samples``, ``test_samples``, ``labels``,
+    ``divergence`` (see :func:`divergence`), ``inputs`` under a client transform, then ``class_0`` to ``class_{K-1}``,
+    training samples of each class.
     """
     # Not at the top: pandas takes a tenth of a second, which data sets need not pay.
     import pandas as pd
@@ -59,6 +60,8 @@ def client_table(data: FederatedDataModule) -> pd.DataFrame:
             "divergence": divergence(counts_NK).numpy(),
         }
     )
+    if data.client_names is not None:
+        table.insert(1, "id", data.client_names)
     if data.client_transform is not None:
         table["inputs"] = [data.client_transform.describe(client, len(clients)) for client in clients]
     classes = pd.DataFrame(counts_NK.numpy(), columns=[f"class_{number}" for number in range(data.num_classes)])

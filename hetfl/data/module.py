@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,8 +17,9 @@ from hetfl.data.client_transform import ClientTransform, as_clients_see
 from hetfl.data.loaders import EvalBatch, eval_loader, round_loader
 from hetfl.data.partition import IID, NaturalIds, Partitioner
 from hetfl.data.resident import Resident
-from hetfl.data.split import make_split
+from hetfl.data.split import Split, make_split
 from hetfl.data.transform import ImageTransform, Plain, Transform, check_raw
+from hetfl.data.usable import check_transform, some, usable_only
 from hetfl.errors import ConfigurationError
 
 
@@ -37,9 +38,15 @@ class FederatedDataModule(LightningDataModule):
             test samples as those of the client that they are matched to; null: all see the same.
         val_fraction: part of the training data held out for validation, before the clients get theirs.
         min_samples: smallest number of training samples that a client may have; batch norm needs 2.
+        drop_small_clients: leave clients with fewer training samples out, and say who; otherwise they are refused.
+        drop_unusable: leave samples with missing, infinite or too large values out, and say how many; otherwise they
+            are refused.
         eval_batch_size: samples in a batch of validation and test.
         local_metrics: whether validation also runs over the clients' own test samples.
         seed: of the held-out samples and the partition.
+
+    Attributes:
+        client_names: what the user calls each client, where they are those of the data; None before :meth:`setup`.
     """
 
     def __init__(
@@ -51,6 +58,8 @@ class FederatedDataModule(LightningDataModule):
         client_transform: ClientTransform | None = None,
         val_fraction: float = 0.1,
         min_samples: int = 2,
+        drop_small_clients: bool = False,
+        drop_unusable: bool = False,
         eval_batch_size: int = 1000,
         local_metrics: bool = True,
         seed: int = 0,
@@ -60,9 +69,11 @@ class FederatedDataModule(LightningDataModule):
             raise ConfigurationError(f"Expected eval_batch_size of at least 1 but got {eval_batch_size}")
         self.partitioner, self.client_transform = partitioner, client_transform
         self.val_fraction, self.min_samples, self.seed = val_fraction, min_samples, seed
+        self.drop_small_clients, self.drop_unusable = drop_small_clients, drop_unusable
         self.eval_batch_size, self.local_metrics = eval_batch_size, local_metrics
         self._num_clients, self._transform = num_clients, transform
         self._resident: Resident | None = None
+        self.client_names: tuple[str | int, ...] | None = None
 
     @abstractmethod
     def load(self) -> Arrays:
@@ -88,7 +99,7 @@ class FederatedDataModule(LightningDataModule):
         """
         if self._resident is not None:
             return
-        arrays = self.load()
+        arrays = self._usable(self.load())
         natural = NaturalIds() if arrays.train_clients is not None else IID()
         split = make_split(
             arrays,
@@ -97,13 +108,42 @@ class FederatedDataModule(LightningDataModule):
             val_fraction=self.val_fraction,
             min_samples=self.min_samples,
             seed=self.seed,
+            drop_small_clients=self.drop_small_clients,
         )
         self._transform = self._transform or self.default_transform(arrays)
         check_raw(arrays, self._transform)
         owner = None
         if self.client_transform is not None:
             arrays, owner = as_clients_see(arrays, split, self.client_transform, self._transform.unit, self.seed)
+            usable_only(arrays, drop=False, cause=f" as {type(self.client_transform).__name__} changes them")
+        check_transform(self._transform, arrays.train.inputs)
         self._resident = Resident.of(arrays, split, owner)
+        self.client_names = split.names
+        self._report(split)
+
+    def _usable(self, arrays: Arrays) -> Arrays:
+        """Return a data set that can be trained on.
+
+        Raises:
+            ConfigurationError: it has one class, or unusable samples that are not to be left out.
+        """
+        if arrays.num_classes < 2:
+            raise ConfigurationError(
+                f"Expected at least 2 classes in the data of {type(self).__name__} but got {arrays.num_classes}"
+            )
+        arrays, dropped = usable_only(arrays, self.drop_unusable)
+        if dropped:
+            rank_zero_warn(f"{type(self).__name__}: {dropped} samples with unusable values are left out")
+        return arrays
+
+    def _report(self, split: Split) -> None:
+        """Say which clients and how many samples take no part in training."""
+        if split.dropped:
+            names = some("client", [repr(name) for name in split.dropped])
+            rank_zero_warn(
+                f"{type(self).__name__}: {names} of {len(split.dropped) + len(split.train)} with fewer than "
+                f"{self.min_samples} training samples (min_samples) are left out"
+            )
         if split.unassigned:
             rank_zero_info(f"{type(self).__name__}: {split.unassigned} training samples belong to no client")
 
@@ -167,9 +207,9 @@ class FederatedDataModule(LightningDataModule):
                 "held out from the training data, never on the test set (without validation: limit_val_batches=0)"
             )
         loaders = [eval_loader(self.resident.validation, self.eval_batch_size, self.resident.validation_owner)]
-        if self.local_metrics:
-            owner = self.resident.test_owner
-            owned = int((owner >= 0).sum())  # nobody's samples stand last
+        owner = self.resident.test_owner
+        owned = int((owner >= 0).sum())  # nobody's samples stand last
+        if self.local_metrics and owned:
             test = self.resident.all_test
             own = ClientData(test.inputs[:owned], test.targets[:owned])
             loaders.append(eval_loader(own, self.eval_batch_size, owner[:owned]))
@@ -180,11 +220,22 @@ class FederatedDataModule(LightningDataModule):
         return [eval_loader(self.resident.all_test, self.eval_batch_size, self.resident.test_owner)]
 
     def summary(self) -> str:
-        """Return one line: the data set, its samples, and how they lie on the clients."""
+        """Return one line: the data set, its samples, how they lie on the clients, and which clients are special."""
+        untested = [client for client in range(self.num_clients) if not len(self.client_data(client, "test"))]
+        single = (self.resident.labels.sum(dim=1) == 1).nonzero().flatten().tolist()
+        special = "".join(
+            f", {fact}: {some('client', [self._called(client) for client in clients], most=3)}"
+            for fact, clients in (("without test samples", untested), ("of one class", single))
+            if clients
+        )
         sizes, nobody = self.sizes, f", {self.unassigned} nobody's" if self.unassigned else ""
         seen = "" if self.client_transform is None else f", seen through {type(self.client_transform).__name__}"
         return (
             f"{type(self).__name__}: {self.num_classes} classes, {sum(sizes)} training samples on {len(sizes)} clients "
             f"(smallest {min(sizes)}, median {median(sizes):g}, largest {max(sizes)}){nobody}, "
-            f"{len(self.resident.validation)} held out, {len(self.resident.all_test)} test{seen}"
+            f"{len(self.resident.validation)} held out, {len(self.resident.all_test)} test{seen}{special}"
         )
+
+    def _called(self, client: int) -> str:
+        """Return a client's number and, where the data has one, its id."""
+        return str(client) if self.client_names is None else f"{client} ({self.client_names[client]!r})"

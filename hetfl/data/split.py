@@ -23,27 +23,37 @@ class Split:
         train: per client, in the training set.
         validation: in the training set; nobody's.
         test: per client, in the test set.
-        unassigned: number of training samples that the partitioner left out.
+        unassigned: number of training samples that are neither held out nor any client's.
+        names: what the user calls each client, where the partitioner goes by the data's client ids.
+        dropped: what the user calls the clients that were left out, or their numbers.
     """
 
     train: tuple[Tensor, ...]
     validation: Tensor
     test: tuple[Tensor, ...]
     unassigned: int
+    names: tuple[str | int, ...] | None = None
+    dropped: tuple[str | int, ...] = ()
 
 
 def make_split(
-    arrays: Arrays, partitioner: Partitioner, num_clients: int | None, val_fraction: float, min_samples: int, seed: int
+    arrays: Arrays,
+    partitioner: Partitioner,
+    num_clients: int | None,
+    val_fraction: float,
+    min_samples: int,
+    seed: int,
+    drop_small_clients: bool = False,
 ) -> Split:
     """Hold samples out, then share the rest of the training set and the test set out: a function of the arguments only.
 
     Raises:
         ConfigurationError: a fraction is out of range, the partitioner fails or gives a sample away twice, or a client
-            has fewer than ``min_samples`` training samples.
+            has fewer than ``min_samples`` training samples and is not to be dropped.
     """
     targets = arrays.train.targets
     rest, held_out = hold_out(len(targets), val_fraction, generator(seed, "validation"))
-    keys, num_clients = _keys(arrays, partitioner, num_clients)
+    keys, num_clients, ids = _keys(arrays, partitioner, num_clients)
     parts = partitioner(keys[rest], num_clients, generator(seed, "partition"))
     taken = torch.cat(parts)
     if len(parts) != num_clients or len(taken.unique()) != len(taken):
@@ -51,13 +61,22 @@ def make_split(
             f"Expected {num_clients} parts without a common sample from {type(partitioner).__name__} "
             f"but got {len(parts)} parts with {len(taken) - len(taken.unique())} samples given away twice"
         )
-    train = tuple(rest[part] for part in parts)
-    check_sizes(train, min_samples)
-    if partitioner.by_client_id and arrays.train_clients is not None and arrays.test_clients is not None:
-        test = _by_id(arrays.train_clients.unique(), arrays.test_clients)
+    names = None if ids is None else [arrays.name_of(code) for code in ids.tolist()]
+    kept = _large_enough([len(part) for part in parts], min_samples, drop_small_clients, names)
+    dropped = sorted(set(range(num_clients)) - set(kept))
+    train = tuple(rest[parts[client]] for client in kept)
+    if ids is not None and arrays.test_clients is not None:
+        test = _by_id(ids[kept], arrays.test_clients)
     else:
         test = matched_partition(targets, train, arrays.test.targets, generator(seed, "partition", "test"))
-    return Split(train, held_out, tuple(test), len(rest) - len(taken))
+    return Split(
+        train,
+        held_out,
+        tuple(test),
+        len(rest) - sum(len(part) for part in train),
+        None if names is None else tuple(names[client] for client in kept),
+        tuple(client if names is None else names[client] for client in dropped),
+    )
 
 
 def hold_out(num_samples: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -77,29 +96,48 @@ def hold_out(num_samples: int, fraction: float, generator: torch.Generator) -> t
     return order[num_held_out:].sort().values, order[:num_held_out].sort().values
 
 
-def check_sizes(parts: Sequence[Tensor], min_samples: int) -> None:
-    """Refuse clients that are too small to be trained; batch norm needs two samples.
+def _large_enough(sizes: Sequence[int], min_samples: int, drop: bool, names: Sequence[str | int] | None) -> list[int]:
+    """Return the clients that can be trained; batch norm needs two samples.
+
+    Args:
+        sizes: number of training samples of each client.
+        min_samples: least number of them.
+        drop: leave smaller clients out; otherwise they are refused.
+        names: what the user calls the clients, where the data has ids.
 
     Raises:
-        ConfigurationError: a client has fewer than ``min_samples`` samples.
+        ConfigurationError: a client has fewer samples and is not to be left out, or all have.
     """
-    sizes = [len(part) for part in parts]
+    kept = [client for client, size in enumerate(sizes) if size >= min_samples]
+    small = len(sizes) - len(kept)
+    if not small or (drop and kept):
+        return kept
     client = min(range(len(sizes)), key=sizes.__getitem__)
-    if sizes[client] < min_samples:
+    who = f"client {client}" if names is None else f"client {client} (id {names[client]!r})"
+    if drop:
         raise ConfigurationError(
-            f"Expected at least {min_samples} training samples per client (min_samples) but client {client} has "
-            f"{sizes[client]}: use fewer clients or a milder partitioner (min_samples: 1 works without batch norm)"
+            f"Expected a client with at least {min_samples} training samples (min_samples) but the largest of "
+            f"{len(sizes)} has {max(sizes)}"
         )
+    more = f" ({small} clients have too few)" if small > 1 else ""
+    raise ConfigurationError(
+        f"Expected at least {min_samples} training samples per client (min_samples) but {who} has {sizes[client]}"
+        f"{more}: use fewer clients or a milder partitioner, leave such clients out by drop_small_clients: true, or "
+        "set min_samples: 1, which works without batch norm"
+    )
 
 
-def _keys(arrays: Arrays, partitioner: Partitioner, num_clients: int | None) -> tuple[Tensor, int]:
-    """Return what the partitioner goes by, class or client of each training sample, and the number of clients."""
+def _keys(arrays: Arrays, partitioner: Partitioner, num_clients: int | None) -> tuple[Tensor, int, Tensor | None]:
+    """Return what the partitioner goes by, the number of clients, and their ids in the data, ascending.
+
+    It goes by the class of each training sample, or by its client; then there are ids.
+    """
     if not partitioner.by_client_id:
         if num_clients is None:
             raise ConfigurationError(
                 f"Expected num_clients, as {type(partitioner).__name__} does not go by client ids, but got null"
             )
-        return arrays.train.targets, num_clients
+        return arrays.train.targets, num_clients, None
     if arrays.train_clients is None:
         raise ConfigurationError(
             f"Expected client ids in the data, as {type(partitioner).__name__} goes by them, but it has none"
@@ -110,7 +148,7 @@ def _keys(arrays: Arrays, partitioner: Partitioner, num_clients: int | None) -> 
             f"Expected num_clients to be null or {len(ids)}, the number of client ids in the training data, "
             f"but got {num_clients}; with partitioner hetfl.data.IID the ids are ignored"
         )
-    return keys, len(ids)
+    return keys, len(ids), ids
 
 
 def _by_id(ids: Tensor, test_clients: Tensor) -> list[Tensor]:

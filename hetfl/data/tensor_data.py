@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor
-
-from hetfl.data.arrays import Arrays, ClientData, client_codes
-from hetfl.data.client_transform import ClientTransform
+from hetfl.data.arrays import ArrayLike, Arrays, ClientData, as_tensor, client_codes
 from hetfl.data.module import FederatedDataModule
-from hetfl.data.partition import Partitioner
-from hetfl.data.transform import Transform
 
 
 class TensorData(FederatedDataModule):
-    """Samples given in Python.
+    """Samples given in Python: tensors, NumPy arrays, tables and columns of pandas, or lists.
 
     Args:
         train_inputs: shape (n, ...), uint8 images (n, C, height, width) or floats.
@@ -22,59 +17,40 @@ class TensorData(FederatedDataModule):
         test_inputs: shape (m, ...).
         test_targets: whole numbers, shape (m,).
         num_classes: number of classes K; None: the largest class that occurs, plus 1.
-        train_clients: per training sample the id of its client; None: the partitioner decides.
+        train_clients: per training sample the id of its client, a number or a text; None: the partitioner decides.
         test_clients: per test sample the id of its client; None: matched to the training samples.
-        num_clients: see :class:`FederatedDataModule`, as the arguments that follow.
-        partitioner: the rule that shares the training samples out; None: by client ids if given, else IID.
-        transform: raw samples to batches; None: images to [-1, 1], floats as they are.
-        client_transform: what the samples of each client look like to it; null: all see the same.
-        val_fraction: part of the training data held out for validation.
-        min_samples: smallest number of training samples of a client.
-        eval_batch_size: samples in a batch of validation and test.
-        local_metrics: whether validation also runs over the clients' own test samples.
-        seed: of the held-out samples and the partition.
+        num_clients: number of clients N; None: as many as there are client ids in the data.
+        settings: the other arguments of :class:`FederatedDataModule`.
     """
 
     def __init__(
         self,
         *,
-        train_inputs: Tensor,
-        train_targets: Tensor,
-        test_inputs: Tensor,
-        test_targets: Tensor,
+        train_inputs: ArrayLike,
+        train_targets: ArrayLike,
+        test_inputs: ArrayLike,
+        test_targets: ArrayLike,
         num_classes: int | None = None,
-        train_clients: Sequence[int] | Sequence[str] | None = None,
-        test_clients: Sequence[int] | Sequence[str] | None = None,
+        train_clients: ArrayLike | None = None,
+        test_clients: ArrayLike | None = None,
         num_clients: int | None = None,
-        partitioner: Partitioner | None = None,
-        transform: Transform | None = None,
-        client_transform: ClientTransform | None = None,
-        val_fraction: float = 0.1,
-        min_samples: int = 2,
-        eval_batch_size: int = 1000,
-        local_metrics: bool = True,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            num_clients=num_clients,
-            partitioner=partitioner,
-            transform=transform,
-            client_transform=client_transform,
-            val_fraction=val_fraction,
-            min_samples=min_samples,
-            eval_batch_size=eval_batch_size,
-            local_metrics=local_metrics,
-            seed=seed,
-        )
-        self.train_data, self.test_data = ClientData(train_inputs, train_targets), ClientData(test_inputs, test_targets)
+        super().__init__(num_clients=num_clients, **settings)
+        self.train_data = _samples(train_inputs, train_targets, "training")
+        self.test_data = _samples(test_inputs, test_targets, "test")
         self.train_clients, self.test_clients, self.num_labels = train_clients, test_clients, num_classes
 
     def load(self) -> Arrays:  # noqa: D102
-        train_codes, test_codes = client_codes(self.train_clients, self.test_clients)
+        train_codes, test_codes, names = client_codes(self.train_clients, self.test_clients)
         train, test = _with_int64_targets(self.train_data), _with_int64_targets(self.test_data)
         highest = max((int(data.targets.max()) for data in (train, test) if len(data)), default=0)
         num_classes = highest + 1 if self.num_labels is None else self.num_labels
-        return Arrays(train, test, num_classes, train_codes, test_codes)
+        return Arrays(train, test, num_classes, train_codes, test_codes, names)
+
+
+def _samples(inputs: ArrayLike, targets: ArrayLike, where: str) -> ClientData:
+    return ClientData(as_tensor(inputs, f"{where} inputs"), as_tensor(targets, f"{where} targets"))
 
 
 def _with_int64_targets(data: ClientData) -> ClientData:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hetfl.data import FederatedDataModule
@@ -34,7 +35,7 @@ def show_data(data: FederatedDataModule, clients: pd.DataFrame, console: Console
     """
     console = console or Console()
     console.print(data_table(clients), "")
-    console.print(data.summary(), soft_wrap=True)
+    console.print(data.summary(), soft_wrap=True, markup=False)
     console.print(f"not assigned: {data.unassigned:,} of {sum(data.sizes) + data.unassigned:,} training samples")
     console.print(
         "divergence: total variation distance of a client's class mix from that of all clients together", soft_wrap=True
@@ -53,11 +54,11 @@ def data_table(clients: pd.DataFrame) -> Table:
     table.add_column("client", justify="right", no_wrap=True)
     for heading in COLUMNS.values():
         table.add_column(heading, justify="right", no_wrap=True)
-    texts = [name for name in ("inputs",) if name in clients.columns]
+    texts = [name for name in ("id", "inputs") if name in clients.columns]
     for name in texts:
         table.add_column(name, no_wrap=True)
     for row in clients.iloc[shown].to_dict("records"):
-        table.add_row(str(row["client"]), *_cells(row), *(row[name] for name in texts))
+        table.add_row(str(row["client"]), *_cells(row), *(escape(str(row[name])) for name in texts))
     table.add_section()
     numbers = clients[list(COLUMNS)]
     for name, values in (("smallest", numbers.min()), ("median", numbers.median()), ("largest", numbers.max())):

@@ -30,7 +30,7 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
     _print_whole(seconds_table(module.assignment, module.forecast, module.ledger.deadline), console)
     if moves := comings_and_goings(module.fleet):
         console.print(moves)
-    console.print(data.summary())
+    console.print(data.summary(), markup=False)
     clustering = f", {type(module.clustering).__name__}" if module.clustering.several(len(module.models)) else ""
     if module.clustering.asks:
         clustering += f" (each of them is sent {len(module.models)} models, and tries them on its data)"

@@ -100,21 +100,28 @@ class ClientAccuracy:
         ]
 
     def compute(self) -> dict[str, Tensor]:
-        """Return and forget ``local/*``, over clients that have test data; every client counts the same.
+        """Return and forget ``local/*``, over clients that have test data.
+
+        In ``local/accuracy_by_samples`` a client counts by its number of test samples, in all others every client
+        counts the same.
 
         - ``local/accuracy_mean``: the mean.
+        - ``local/accuracy_by_samples``: correct predictions over samples, of all clients together (what HeteroFL's
+          authors report).
         - ``local/accuracy_worst10``: the mean over the worst tenth of the clients, at least one.
         - ``local/accuracy_std``, ``local/accuracy_var``: standard deviation and variance, of these very clients
           (divided by their number, as q-FFL reports it).
         """
         has = self.count_S > 0
         accuracy = (self.correct_S[has] / self.count_S[has]).sort().values
+        by_samples = self.correct_S.sum() / self.count_S.sum()
         self.reset()
         if not len(accuracy):
             return {}
         worst = accuracy[: max(1, len(accuracy) // 10)]
         return {
             "local/accuracy_mean": accuracy.mean(),
+            "local/accuracy_by_samples": by_samples,
             "local/accuracy_worst10": worst.mean(),
             "local/accuracy_std": accuracy.std(correction=0),
             "local/accuracy_var": accuracy.var(correction=0),

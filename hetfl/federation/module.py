@@ -32,7 +32,7 @@ from hetfl.federation.round import Round
 from hetfl.federation.server import Server
 from hetfl.federation.state import KEY, RunState
 from hetfl.federation.statistics import StaticStatisticsStore
-from hetfl.federation.trainers import check_precision, federated_data, forget_cached, of_one_exit
+from hetfl.federation.trainers import check_trainer, federated_data, forget_cached, of_one_exit
 from hetfl.federation.writing import go_on, log_columns, run_folders, save_clusters
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
 from hetfl.levels.budgets import Axis, Budgets
@@ -175,7 +175,7 @@ class FederatedModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Meet the data: check everything that can be checked before the first round."""
         data = self.data
-        check_precision(self.trainer)
+        check_trainer(self.trainer, stage)
         filing = [piece for piece in self.pieces.values() if piece not in (self.uplink, self.clients)]
         self.clients = shared_clients(self.clients, self.trainer, filing)
         self.selection.check_weighting(self.aggregator.first.by_size)

@@ -73,7 +73,8 @@ class DepthFL(FederatedModule):
         distillation: whether heads learn from each other.
         ramp_rounds: rounds R until distillation has its full weight.
         deepest_only: train and send a client's deepest head alone (InclusiveFL, KDD 2022, without its momentum); it
-            excludes distillation.
+            excludes distillation. A head is the mean of the clients that trained it; DepthFL's code also averages the
+            unchanged copies of deeper clients in.
         settings: the other arguments of :class:`~hetfl.FederatedModule`.
 
     Raises:

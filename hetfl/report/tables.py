@@ -31,6 +31,7 @@ NONE = "–"
 STAGES = {"test": "Test", "val": "Validation"}
 LOCAL = {
     "local/accuracy_mean": "mean over clients",
+    "local/accuracy_by_samples": "mean over their samples",
     "local/accuracy_std": "spread over clients",
     "local/accuracy_worst10": "mean over the worst tenth",
 }

@@ -1,0 +1,127 @@
+"""Errors in the user's own code: one line that names class, file, line and setting; the traceback on request."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hetfl.cli import main
+from tests.demo_cases import CONFIGS
+
+OWN = """
+from torch import nn, zeros
+from hetfl.compression import TopK
+
+class Mine(nn.Sequential):
+    def __init__(self, hidden: int | list[int] = 16, width: float = 1.0):
+        channels = hidden * width
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+class Late(nn.Sequential):
+    def __init__(self, width: float = 1.0):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x):
+        return helper(super().forward(x))
+
+def helper(x):
+    return x @ zeros(3, 3)
+
+class Failing(TopK):
+    def apply(self, p, context):
+        return {}["nothing"]
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the user's module, which Python imports once."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "blamed_classes.py").write_text(OWN)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(home))
+
+
+def line_of(text: str) -> int:
+    return next(number for number, line in enumerate(OWN.splitlines(), start=1) if text in line)
+
+
+def failed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Return what a run on two files and some arguments says on standard error."""
+    Path("first.yaml").write_text(
+        "model:\n  init_args:\n    net:\n      class_path: hetfl.models.ConvNet\n      init_args: {hidden: [8, 8]}\n"
+    )
+    files = [CONFIGS / "base.yaml", CONFIGS / "method/fedavg.yaml", CONFIGS / "data/digits.yaml", "first.yaml"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *(part for file in files for part in ("-c", str(file))), "--plots=false", "--trainer.max_epochs=1",
+              "--trainer.enable_progress_bar=false", *args])  # fmt: skip
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("args", "error", "name", "line", "setting"),
+    [
+        (
+            ["--model.net=blamed_classes.Mine"],
+            "TypeError: can't multiply sequence by non-int of type 'float'",
+            "Mine.__init__",
+            "channels = ",
+            "model.net: blamed_classes.Mine; hidden=[8, 8] was given to hetfl.models.ConvNet in ",
+        ),
+        (
+            ["--model.net=blamed_classes.Mine", "--model.net.hidden=[4]"],
+            "TypeError: can't multiply sequence by non-int of type 'float'",
+            "Mine.__init__",
+            "channels = ",
+            "model.net: blamed_classes.Mine)",
+        ),
+        (
+            ["--model.net=blamed_classes.Late"],
+            "Expected the net at level a to take",
+            "helper",
+            "zeros(3, 3)",
+            "model.net: blamed_classes.Late)",
+        ),
+        (
+            ["--model.uplink.compressor=blamed_classes.Failing", "--model.uplink.compressor.density=0.1"],
+            "KeyError: 'nothing'",
+            "Failing.apply",
+            '"nothing"',
+            "model.uplink.compressor: blamed_classes.Failing)",
+        ),
+    ],
+    ids=["constructor", "given to it", "forward", "compressor"],
+)
+def test_an_error_in_a_users_class_says_where_it_is(
+    capsys: pytest.CaptureFixture[str], home: Path, args: list[str], error: str, name: str, line: str, setting: str
+) -> None:
+    message = failed(capsys, *args)
+    assert message.startswith("hetfl: error: ")
+    assert message.count("\n") == 1
+    assert error in message
+    assert f"in {name}, {home / 'blamed_classes.py'} line {line_of(line)}" in message
+    assert setting in message
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_the_whole_traceback_is_shown_on_request(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    if by == "environment":
+        monkeypatch.setenv("HETFL_DEBUG", "1")
+    message = failed(capsys, "--model.net=blamed_classes.Mine", *(["--debug"] if by == "option" else []))
+    assert "Traceback (most recent call last)" in message
+    assert "channels = hidden * width" in message
+    assert message.splitlines()[-1].startswith("hetfl: error: TypeError: can't multiply")
+    assert os.environ.get("HETFL_DEBUG") == ("1" if by == "environment" else None)
