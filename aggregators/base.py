@@ -37,6 +37,9 @@ class Aggregator(ABC):
             update: what the server decoded; its vector, then its exact block, lie in the order of ``index``.
             index: the global entries that the client holds and speaks for.
             report: what the client said beside it.
+
+        Raises:
+            RefusedUpdate: it cannot be added up; nothing was.
         """
 
     @abstractmethod

@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hetfl"
 
 LAYERS = (
+    {"printable"},
     {"errors", "seeding", "codes", "compiled", "packing", "permutation"},
     {"files", "types"},
     {"updates"},

@@ -15,6 +15,7 @@ from hetfl.federation.metrics import ClientAccuracy, LevelMetrics, weighted_mean
 from hetfl.fleet import Fleet
 from hetfl.fleet.numbers import IntArray
 from hetfl.local import LocalTask
+from hetfl.models.static_batch_norm import static_layers
 from hetfl.run_folder import RunFolder
 from hetfl.seeding import generator
 
@@ -91,6 +92,7 @@ class EvaluatingModule(ClusteringModule):
             weights=self.weights_mark,
             forward_flops={level: flops[0] for level, flops in self.flops.items()},
             ledger=self.ledger,
+            batch_size=self.local.batch_size,
             informed=[(k, cluster, self.assignment.level(k, self.last_round)) for k, cluster in probe.informed],
         )
 
@@ -141,6 +143,9 @@ class EvaluatingModule(ClusteringModule):
         """Return the levels' nets with a cluster's model: the resident ones, loaded where they hold another's."""
         if cluster != self._present:
             self._nets = {level: self.submodel(level, cluster) for level in self.levels}
+            for layer in (layer for net in self._nets.values() for layer in static_layers(net).values()):
+                if not layer.ready:
+                    layer.forget()
             self._present = cluster
         return self._nets
 

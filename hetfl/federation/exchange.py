@@ -13,10 +13,12 @@ from hetfl.errors import RefusedUpdate
 from hetfl.federation.aggregating import ClusterAggregators
 from hetfl.federation.clients import Upload
 from hetfl.federation.ledger import Ledger
+from hetfl.federation.ranges import ENTRY
 from hetfl.fleet import Work
+from hetfl.local import LocalTask
 from hetfl.submodel import index_layout
 from hetfl.types import Index, Layout, Report
-from hetfl.updates import Update
+from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Accepted:
         report: what the client says about its training.
         update: what the server decoded.
         index: where the update's entries lie in the global model: the upload index, parameters and then float buffers.
+        peak: the largest absolute value in the update.
     """
 
     report: Report
     update: Update
     index: Index
+    peak: float = 0.0
 
 
 class Exchange:
@@ -84,11 +88,10 @@ class Exchange:
         down_bytes = self.down_bytes(index_layout(index).size, layout, informed)
         try:
             update = _decoded(upload, layout, entries, dtype)
+            peak = _peak(update)
             self._check_norm(update)
         except (wire.MalformedPayload, RefusedUpdate) as error:
-            rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
-            self.ledger.charge(task.client, task.round, Work(down_bytes, flops))
-            self.ledger.refuse()
+            self._refuse(task, error, Work(down_bytes, flops))
             return None
         work = Work(down_bytes, flops, len(upload.payload))
         if not self.ledger.in_time(task.client, task.round, work):
@@ -96,13 +99,22 @@ class Exchange:
             return None
         said = (upload.num_samples, upload.loss, flops, task.lr, initial_loss, weight, task.cluster)
         report = Report(task.client, task.level, *said)
-        self.aggregators.update(update, sent, report)
+        try:
+            self.aggregators.update(update, sent, report)
+        except RefusedUpdate as error:
+            self._refuse(task, error, work)
+            return None
         self.uplink.observe(update, held)
         self.ledger.charge(task.client, task.round, work)
         self.ledger.sent(
             entries=layout.size, sent=update.num_sent, update_bytes=len(upload.payload), dense_bytes=4 * entries
         )
-        return Accepted(report, update, sent)
+        return Accepted(report, update, sent, peak)
+
+    def _refuse(self, task: LocalTask, error: Exception, work: Work) -> None:
+        rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
+        self.ledger.charge(task.client, task.round, work)
+        self.ledger.refuse()
 
     def _check_norm(self, update: Update) -> None:
         if self.max_norm is None:
@@ -120,6 +132,20 @@ class Exchange:
             informed: whether it has the model already.
         """
         return (0 if informed else wire.dense_size(entries)) + self.uplink.compressor.shared_bytes(layout)
+
+
+def _peak(update: Update) -> float:
+    """Return the largest absolute value in an update.
+
+    Raises:
+        RefusedUpdate: it is out of the range of an entry.
+    """
+    values = update.values if isinstance(update, DenseUpdate | SparseUpdate) else update.to_dense()
+    parts = [part for part in (values, update.exact) if part.numel()]
+    peak = max((float(torch.linalg.vector_norm(part, torch.inf)) for part in parts), default=0.0)
+    if peak not in ENTRY:
+        raise RefusedUpdate(f"Expected {ENTRY} but got {peak:g}")
+    return peak
 
 
 def _decoded(upload: Upload, layout: Layout, entries: int, dtype: torch.dtype) -> Update:

@@ -15,6 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy
 class LevelMetrics(nn.Module):
     """Loss of the global model, and accuracy of each level and of the global model's heads, over an evaluation.
 
+    Logits of NaN are no prediction: the accuracy is then NaN, and not that of the first class.
+
     Args:
         levels: names of the levels, the global model's first.
         num_classes: classes K.
@@ -26,6 +28,7 @@ class LevelMetrics(nn.Module):
         self.accuracy = nn.ModuleDict({level: self._metric() for level in levels})
         self.loss = MeanMetric(sync_on_compute=False)  # every rank evaluates everything
         self.count = 0
+        self._without: set[str] = set()  # levels and heads that gave NaN
 
     def _metric(self) -> MulticlassAccuracy:
         return MulticlassAccuracy(self.num_classes, average="micro", sync_on_compute=False)
@@ -36,6 +39,8 @@ class LevelMetrics(nn.Module):
             if name not in self.accuracy:
                 self.accuracy[name] = self._metric().to(logits.device)
             self.accuracy[name].update(logits, targets_N)  # type: ignore[operator]
+            if bool(logits.isnan().any()):
+                self._without.add(name)
         self.loss.update(F.cross_entropy(logits_NK[self.largest], targets_N), len(targets_N))
         self.count += len(targets_N)
 
@@ -43,11 +48,12 @@ class LevelMetrics(nn.Module):
         """Return and forget: ``<stage>/loss``, ``<stage>/accuracy``, ``<stage>/accuracy/<level or head>``."""
         metrics = cast(Mapping[str, MulticlassAccuracy], dict(self.accuracy.items()))
         values = {name: metric.compute() for name, metric in metrics.items()}
+        values |= {name: torch.full_like(values[name], torch.nan) for name in self._without}
         columns = {f"{stage}/loss": self.loss.compute(), f"{stage}/accuracy": values[self.largest]}
         columns |= {f"{stage}/accuracy/{name}": value for name, value in values.items()}
         for metric in (self.loss, *metrics.values()):
             metric.reset()
-        self.count = 0
+        self.count, self._without = 0, set()
         return columns
 
 
@@ -62,6 +68,8 @@ def weighted_mean(parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[s
 
 class ClientAccuracy:
     """Accuracy of one model per sample on each client's own test data: mean, worst tenth, and how it spreads.
+
+    A client with logits of NaN has no accuracy but NaN, and so have all figures over clients.
 
     Args:
         num_clients: size N of the fleet.
@@ -86,7 +94,7 @@ class ClientAccuracy:
         owned = owner_N >= 0
         owner, targets = owner_N[owned].cpu(), targets_N[owned].cpu()
         own_logits = self.restrict(logits_NK[owned].cpu(), self.labels_SK[owner])
-        correct = (own_logits.argmax(-1) == targets).double()
+        correct = (own_logits.argmax(-1) == targets).double().masked_fill(own_logits.isnan().any(-1), torch.nan)
         self.correct_S.index_add_(0, owner, correct)
         self.count_S.index_add_(0, owner, torch.ones_like(correct))
 
@@ -110,6 +118,8 @@ class ClientAccuracy:
         self.reset()
         if not len(accuracy):
             return {}
+        if bool(accuracy.isnan().any()):  # sorted they would be the best
+            accuracy = torch.full_like(accuracy, torch.nan)
         worst = accuracy[: max(1, len(accuracy) // 10)]
         return {
             "local/accuracy_mean": accuracy.mean(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from hetfl import wire
-from hetfl.errors import ConfigurationError
 from hetfl.federation.clients import Clients
 from hetfl.federation.ledger import Ledger
+from hetfl.federation.outlying import refusals
+from hetfl.federation.ranges import number_of_batches
 from hetfl.fleet import Work
 from hetfl.local import LocalResult, LocalTask
 from hetfl.local.jobs import statistics as gather
@@ -60,9 +61,13 @@ class StaticStatisticsStore:
         weights: int,
         forward_flops: Mapping[str, float],
         ledger: Ledger,
+        batch_size: int,
         informed: Iterable[tuple[int, int, str]] = (),
     ) -> None:
         """Rebuild all levels' statistics; a level for which nobody answers keeps the last known ones.
+
+        Sums that cannot be true, or lie far outside their cohort's, are left out (:mod:`hetfl.federation.outlying`).
+        Without last known ones a level has none, and cannot be evaluated.
 
         Args:
             runner: has clients do their passes.
@@ -71,10 +76,8 @@ class StaticStatisticsStore:
             weights: mark of the model that the statistics belong to.
             forward_flops: per level the FLOPs of a forward pass of one sample.
             ledger: takes the costs.
+            batch_size: samples in a batch of a client's pass.
             informed: clients, and of which cluster and level they have the present model already.
-
-        Raises:
-            ConfigurationError: nobody answered for a level, and none are known.
         """
         ledger.begin_phase()
         before, self.levels = self.levels, {}
@@ -82,25 +85,24 @@ class StaticStatisticsStore:
         for client, cluster, level in informed:
             models[client, cluster].add(level)
         asked = {key: list(of_level) for key, of_level in tasks.items() if static_layers(nets[key[1]])}
-        # Summed in float64: with thousands of batches a float32 sum loses digits of the variances.
-        totals: dict[tuple[int, str], Tensor] = {}
+        answers: defaultdict[tuple[int, str], list[LocalResult]] = defaultdict(list)
         for result in runner.run(gather, [task for of_level in asked.values() for task in of_level]):
             client, level = result.task.client, result.task.level
-            of, vector = (result.task.cluster, level), result.vector.double()
-            totals[of] = totals[of] + vector if of in totals else vector
+            answers[result.task.cluster, level].append(result)
             has = models[client, result.task.cluster]
             work = self._work(nets[level], result, has, forward_flops[level])
             ledger.charge(client, result.task.round, work)
             has.add(level)
         for cluster, level in asked:
             key = _key(level, cluster)
-            if (cluster, level) in totals:
-                self.levels[key] = unpack_statistics(nets[level], totals[cluster, level])
+            kept = _kept(nets[level], answers[cluster, level], batch_size, ledger)
+            if kept:
+                self.levels[key] = unpack_statistics(nets[level], _total(kept))
             elif key in before:
                 rank_zero_warn(f"No client gathered statistics for level {level}: the last known ones stand in")
                 self.levels[key] = before[key]
             else:
-                raise ConfigurationError(f"Expected a client to gather statistics for level {level} but got none")
+                rank_zero_warn(f"No client gathered statistics for level {level}, so it cannot be evaluated")
         self.weights = weights
 
     def _work(self, net: nn.Module, result: LocalResult, has: set[str], forward_flops: float) -> Work:
@@ -116,7 +118,7 @@ class StaticStatisticsStore:
         return {level: self.levels[_key(level, cluster)] for level in levels if _key(level, cluster) in self.levels}
 
     def load_into(self, level: str, net: nn.Module, cluster: int = 0) -> None:
-        """Give a level's net its statistics; none to a cluster's that nobody is in, which then can't be evaluated."""
+        """Give a level's net its statistics; none where none are known, and it then can't be evaluated."""
         known = self.levels.get(_key(level, cluster))
         for name, layer in static_layers(net).items():
             if known is None:
@@ -152,3 +154,27 @@ class StaticStatisticsStore:
 
 def _key(level: str, cluster: int) -> str:
     return f"{level}/{cluster}" if cluster else level
+
+
+def _kept(net: nn.Module, answers: Sequence[LocalResult], batch_size: int, ledger: Ledger) -> list[LocalResult]:
+    """Return the answers of a cohort whose sums are added up; name the clients of the others, and count them."""
+    if not answers:
+        return []
+    layers = {name: layer.weight.numel() for name, layer in static_layers(net).items()}
+    batches = [number_of_batches(answer.num_samples, batch_size) for answer in answers]
+    refused = refusals(layers, [answer.vector for answer in answers], batches)
+    for row, reason in sorted(refused.items()):
+        task = answers[row].task
+        ledger.refuse()
+        rank_zero_warn(
+            f"Round {task.round}: statistics of client {task.client} at level {task.level} refused: {reason}"
+        )
+    return [answer for row, answer in enumerate(answers) if row not in refused]
+
+
+def _total(answers: Sequence[LocalResult]) -> Tensor:
+    """Return the sum of all sums, in float64: with thousands of batches a float32 sum loses digits of the variances."""
+    total = answers[0].vector.double()
+    for answer in answers[1:]:
+        total = total + answer.vector.double()
+    return total

@@ -19,7 +19,9 @@ from hetfl.federation.callback import FederatedCallback
 from hetfl.federation.clients import Lost, Upload, held_index
 from hetfl.federation.evaluating import EvaluatingModule
 from hetfl.federation.exchange import Accepted, Exchange
+from hetfl.federation.giants import name_giants
 from hetfl.federation.probing import RoundProbe
+from hetfl.federation.ranges import within_ranges
 from hetfl.federation.server import server_step
 from hetfl.fleet import Fleet, Work
 from hetfl.local import LocalTask
@@ -131,16 +133,20 @@ class TrainingModule(EvaluatingModule):
     def _train(self, tasks: list[LocalTask], probe: RoundProbe) -> list[Report]:
         """Let the cohort train; return the reports of those whose updates were accepted."""
         reports: list[Report] = []
+        peaks: dict[int, float] = {}
         callbacks = [each for each in self.trainer.callbacks if isinstance(each, FederatedCallback)]  # type: ignore[attr-defined]
         sending = [task for task in tasks if self._sends(task, probe)]
         lost = len(tasks) - len(sending)
         for done, arrived in enumerate(self.clients.train(sending), start=lost + 1):
             accepted = self.receive(arrived, probe)
-            reports += [] if accepted is None else [accepted.report]
+            if accepted is not None:
+                reports.append(accepted.report)
+                peaks[accepted.report.client] = accepted.peak
             for callback in callbacks:
                 if accepted is not None:
                     callback.on_update(self.trainer, self, accepted.update, accepted.index, accepted.report)
                 callback.on_client_end(self.trainer, self, done, len(tasks))
+        name_giants(self.current_epoch, peaks)
         return reports
 
     def _sends(self, task: LocalTask, probe: RoundProbe) -> bool:
@@ -181,6 +187,7 @@ class TrainingModule(EvaluatingModule):
             return None
         sent = self.upload_index(task.client, task.level, task.round)
         held = only(sent, self.parameter_names)
+        upload = within_ranges(upload, self.data.sizes[task.client], task.epochs or self.local.epochs)
         accepted = self.exchange.receive(
             upload,
             index=self.index(task.level, task.round),

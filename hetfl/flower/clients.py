@@ -18,6 +18,7 @@ from hetfl.clustering import OneCluster
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.federation.clients import Clients, Lost, Upload
+from hetfl.federation.ranges import losses_ranges, pass_ranges, residual_ranges, violation
 from hetfl.fleet.numbers import IntArray
 from hetfl.flower.messages import JobName, Order, Report, Request
 from hetfl.flower.nodes import Failure, Nodes
@@ -29,6 +30,7 @@ from hetfl.local.executor import Job
 from hetfl.local.jobs import losses, statistics
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.packing import pack
+from hetfl.printable import printable
 from hetfl.submodel import gather_flat
 from hetfl.updates import DenseUpdate, Update
 
@@ -36,9 +38,9 @@ from hetfl.updates import DenseUpdate, Update
 class FlowerClients(Clients):
     """Clients on nodes of Flower.
 
-    Every report is checked against the order: nonce, client, number of samples (from 1 to what the server's data module
-    says of the client) and of passes, finite values, and by the wire round, client and every length. What does not pass
-    is refused, by name, and the round goes on.
+    Every report is checked against the order: nonce and client, every number against its range
+    (:mod:`hetfl.federation.ranges`), and by the wire round, client and every length. What does not pass is refused, by
+    name, and the round goes on.
 
     Args:
         module: the server's federated module.
@@ -169,19 +171,10 @@ class FlowerClients(Clients):
             return report.reason
         if report.status != "done":
             return ""
-        most, epochs = self._module.data.sizes[task.client], task.epochs or self._module.local.epochs
-        checks = {
-            f"from 1 to {most} samples": (1 <= report.num_samples <= most, report.num_samples),
-            f"{epochs} passes over its samples": (
-                report.num_passes == epochs * report.num_samples,
-                report.num_passes,
-            ),
-            "a finite loss": (math.isfinite(report.loss), report.loss),
-            "a finite norm from 0": (0 <= report.squared_norm < math.inf, report.squared_norm),
-            "the name of a state": (STATE.fullmatch(report.state) is not None, report.state[:40]),
-        }
-        wrong = [f"Expected {what} but got {got}" for what, (right, got) in checks.items() if not right]
-        return wrong[0] if wrong else ""
+        if not STATE.fullmatch(report.state):
+            return f"Expected the name of a state but got {printable(report.state, 40)}"
+        entries = sum(tensor.numel() for tensor in self._module.tensors.values())
+        return violation(residual_ranges(entries, self._module.uplink.enabled), report)
 
     def _result(
         self, job: JobName, task: LocalTask, report: Report | Failure, samples: int | None
@@ -192,24 +185,21 @@ class FlowerClients(Clients):
         if report.status != "done":
             return Failure(report.reason)
         size = self._module.data.sizes[task.client]
-        passes = size if samples is None else min(samples, size)
-        if report.num_passes != passes or not math.isfinite(report.loss):
-            return Failure(
-                f"Expected {passes} passes and a finite loss but got {report.num_passes}, {report.loss}", True
-            )
+        ranges = pass_ranges(size, samples)
         if job == "losses":
-            return LocalResult(task, torch.empty(0), report.loss, size, passes)
+            ranges = {**ranges, **losses_ranges(self._module.aggregator.asks_losses)}
+        if wrong := violation(ranges, report):
+            return Failure(wrong, refused=True)
+        if job == "losses":
+            return LocalResult(task, torch.empty(0), report.loss, size, report.num_passes)
         channels = self._channels_of(task.level)
         dtype = next(iter(self._module.tensors.values())).dtype
         expected = wire.Expected(task.round, task.client, 2 * sum(channels) + len(channels), dtype=dtype)
         try:
             sums = wire.decode(report.payload, expected).to_dense()
         except wire.MalformedPayload as error:
-            return Failure(str(error), True)
-        batches = sums[2 * torch.tensor(channels).cumsum(0) + torch.arange(len(channels))]
-        if not bool(((batches >= 1) & (batches <= size)).all()):
-            return Failure(f"Expected from 1 to {size} batches but got {batches.tolist()}", True)
-        return LocalResult(task, sums, 0.0, size, passes)
+            return Failure(str(error), refused=True)
+        return LocalResult(task, sums, 0.0, size, report.num_passes)
 
     def _channels_of(self, level: str) -> list[int]:
         """Return the widths of a level's static norm layers."""
