@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 class LevelMetrics(nn.Module):
     """Loss of the global model, and accuracy of each level and of the global model's heads, over an evaluation.
 
-    Logits of NaN are no prediction: the accuracy is then NaN, and not that of the first class.
+    Logits of NaN are no prediction: accuracy and loss are then NaN, and not those of the first class or of the rest.
 
     Args:
         levels: names of the levels, the global model's first.
@@ -41,7 +41,8 @@ class LevelMetrics(nn.Module):
             self.accuracy[name].update(logits, targets_N)  # type: ignore[operator]
             if bool(logits.isnan().any()):
                 self._without.add(name)
-        self.loss.update(F.cross_entropy(logits_NK[self.largest], targets_N), len(targets_N))
+        if self.largest not in self._without:
+            self.loss.update(F.cross_entropy(logits_NK[self.largest], targets_N), len(targets_N))
         self.count += len(targets_N)
 
     def compute(self, stage: str) -> dict[str, Tensor]:
@@ -49,7 +50,10 @@ class LevelMetrics(nn.Module):
         metrics = cast(Mapping[str, MulticlassAccuracy], dict(self.accuracy.items()))
         values = {name: metric.compute() for name, metric in metrics.items()}
         values |= {name: torch.full_like(values[name], torch.nan) for name in self._without}
-        columns = {f"{stage}/loss": self.loss.compute(), f"{stage}/accuracy": values[self.largest]}
+        loss = torch.full_like(values[self.largest], torch.nan)
+        if self.largest not in self._without:
+            loss = self.loss.compute()
+        columns = {f"{stage}/loss": loss, f"{stage}/accuracy": values[self.largest]}
         columns |= {f"{stage}/accuracy/{name}": value for name, value in values.items()}
         for metric in (self.loss, *metrics.values()):
             metric.reset()
