@@ -190,11 +190,13 @@ class Outcome:
         state: the weights at its end.
         rows: of its ``metrics.csv``.
         said: the warnings of each round.
+        texts: all warnings.
     """
 
     state: Mapping[str, torch.Tensor]
     rows: pd.DataFrame
     said: Mapping[int, Sequence[str]]
+    texts: Sequence[str]
 
 
 class Silenced:
@@ -237,12 +239,13 @@ def played(fit: Fit, module: FederatedModule, rounds: int, name: str, **options:
         warnings.simplefilter("always")
         trainer = fit(module, data(), rounds=rounds, name=name, **options)
     said: dict[int, list[str]] = {}
-    for text in (str(each.message) for each in caught):
+    texts = [str(each.message) for each in caught]
+    for text in texts:
         if match := re.match(r"Round (\d+): ", text):
             said.setdefault(int(match[1]), []).append(text)
     folder = Path(trainer.logger.save_dir)  # type: ignore[union-attr,arg-type]
     state = {key: value.clone() for key, value in module.state_dict().items()}
-    return Outcome(state, pd.read_csv(folder / "metrics.csv"), said)
+    return Outcome(state, pd.read_csv(folder / "metrics.csv"), said, texts)
 
 
 def hostile_run(
