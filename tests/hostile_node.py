@@ -11,6 +11,7 @@ from typing import Any
 from flwr.app import ConfigRecord, RecordDict
 
 from hetfl.cli import flower_apps
+from hetfl.flower import messages
 from hetfl.flower.messages import Answer, Order, Request
 
 FORGED = "all is well\nRound 9: update of client 0 at level a refused: by nobody\x1b[2J"
@@ -59,7 +60,7 @@ LIES: dict[str, tuple[Any, str]] = {
 
 def become_hostile() -> None:
     """Have this process's answers on training be lies: the one of the round that is asked for."""
-    read, write = flower_apps.read_request, flower_apps.answer_records
+    read, write = messages.read_request, messages.answer_records
     asked: list[Request] = []
 
     def read_request(records: RecordDict) -> Request:
@@ -75,4 +76,4 @@ def become_hostile() -> None:
         lied: RecordDict = lie(records)
         return lied
 
-    flower_apps.read_request, flower_apps.answer_records = read_request, answer_records  # type: ignore[assignment]
+    vars(flower_apps).update(read_request=read_request, answer_records=answer_records)

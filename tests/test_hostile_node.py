@@ -36,7 +36,8 @@ def test_a_hostile_node_ends_no_run_and_changes_nothing(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients 3 to 5 are a liar's. What the run comes to is what it comes to in one process without their updates."""
-    more = [f"--trainer.max_epochs={len(LIES)}"]
+    everyone = "--model.init_args.selection.init_args.clients_per_round=9"
+    more = [f"--trainer.max_epochs={len(LIES)}", everyone]
     settings = args(federation.folder, *more)
     for number in NODES:
         with monkeypatch.context() as patched:

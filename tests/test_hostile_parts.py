@@ -16,7 +16,7 @@ pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetf
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from httpx import ConnectError, HTTPStatusError, Request, Response
 from lightning import Trainer
 
@@ -196,8 +196,10 @@ def test_a_huge_update_names_its_client_and_ends_no_run(
 
     def train(tasks: Any) -> Any:
         for upload in inner(tasks):
-            lies = isinstance(upload, Upload) and upload.task.client == VICTIM and upload.task.round == 0
-            yield times(factor)(upload) if lies else upload
+            if isinstance(upload, Upload) and (upload.task.client, upload.task.round) == (VICTIM, 0):
+                yield times(factor)(upload)
+            else:
+                yield upload
 
     module.clients.train = train  # type: ignore[method-assign]
     outcome = played(fit, module, 2, "run")
