@@ -41,6 +41,9 @@ class Aggregator(Piece):
             update: what the server decoded; its vector, then its exact block, lie in the order of ``index``.
             index: the global entries that the client holds and speaks for.
             report: what is known of the client's training.
+
+        Raises:
+            RefusedUpdate: it cannot be added up; nothing was.
         """
 
     @abstractmethod

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from hetfl.aggregators.holder_mean import HolderMean
-from hetfl.errors import ConfigurationError
+from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.types import Index, Report
 from hetfl.updates import DenseUpdate, Update
 
 EPSILON = 1e-10
 """Added to losses, whose power may be negative; as in the paper's code."""
+MOST = torch.finfo(torch.float32).max / 2**32
+"""The largest weight: float32 then holds the sum of as many as there will ever be clients."""
 
 
 class QFedAvg(HolderMean):
@@ -77,14 +79,19 @@ class QFedAvg(HolderMean):
 
         Raises:
             ConfigurationError: the loss is negative or not finite, or the learning rate is not positive.
+            RefusedUpdate: sums of weights such as this update's would overflow.
         """
         loss = self._loss(report)
-        if loss > self._largest:
-            self.scale((self._largest / loss) ** self.q)
-            self._largest = loss
         u_D = update.to_dense()
         norm = float(torch.linalg.vector_norm(u_D, dtype=torch.float64))
         shrink = 1 + self.q * norm * norm / (report.lr * loss)
+        if not shrink <= MOST:
+            raise RefusedUpdate(
+                f"Expected a weight of at most {MOST:g} for QFedAvg but got {shrink:g}, of norm {norm:g}"
+            )
+        if loss > self._largest:
+            self.scale((self._largest / loss) ** self.q)
+            self._largest = loss
         self._own_weight = float((loss / self._largest) ** self.q * shrink)
         super().update(DenseUpdate(u_D / shrink, exact=update.exact), index, report)
 

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from hetfl.errors import ConfigurationError
 from hetfl.files import replacing, to_disk
+from hetfl.printable import printable
 
 MARK = b"hetfl blake2b "
 DIGEST_BYTES = 32
@@ -141,7 +142,10 @@ class SafeCheckpointIO(CheckpointIO):
             self._damaged.discard(target)
         except OSError as error:
             self.failed = True
-            rank_zero_warn(f"Checkpoint {target} not written ({error}); the one before is kept, training goes on")
+            rank_zero_warn(
+                f"Checkpoint {printable(target)} not written ({printable(error)}); the one before is kept, training "
+                "goes on"
+            )
 
     def _write(self, target: Path, checkpoint: dict[str, Any]) -> None:
         with replacing(target) as file:
@@ -200,7 +204,7 @@ class SafeCheckpointIO(CheckpointIO):
                 continue
             if wrong is None:
                 if reasons:
-                    rank_zero_warn(f"Checkpoint {'; '.join(reasons)}; taking {candidate}")
+                    rank_zero_warn(f"Checkpoint {printable('; '.join(reasons))}; taking {printable(candidate)}")
                 return _read(candidate, map_location if map_location is not None else "cpu")
             self._damaged.add(candidate)
             reasons.append(f"{candidate} is damaged ({wrong})")

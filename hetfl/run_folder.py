@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
 from hetfl.metrics_file import MetricsFile, encoded
+from hetfl.printable import printable
 
 LOCK = ".lock"
 """Name of the file that keeps other processes out of a run's folder."""
@@ -87,7 +88,8 @@ class RunFolder(Logger):
                 self._open().add(*self._waiting[0])
                 del self._waiting[0]
         except OSError as error:
-            rank_zero_warn(f"Row {step} of {self._open().path} not written ({error.strerror}); training goes on")
+            path = printable(self._open().path)
+            rank_zero_warn(f"Row {step} of {path} not written ({error.strerror}); training goes on")
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -131,7 +133,7 @@ class RunFolder(Logger):
         try:
             write_whole(path, b"".join(encoded(line) for line in (columns, *cells)))
         except OSError as error:
-            rank_zero_warn(f"{path} not written ({error.strerror})")
+            rank_zero_warn(f"{printable(path)} not written ({error.strerror})")
 
     def _open(self) -> MetricsFile:
         if self._metrics is None:

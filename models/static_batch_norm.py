@@ -64,6 +64,12 @@ class StaticBatchNorm2d(nn.Module):
         self.var.copy_(statistics.var_C / statistics.batches)
         self.ready = True
 
+    def forget(self) -> None:
+        """Use NaN in evaluation, as nothing is known: what comes out is no number either."""
+        self.mean.fill_(torch.nan)
+        self.var.fill_(torch.nan)
+        self.ready = True
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return the normalised activations, shape (N, C, H, W).
 

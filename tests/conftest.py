@@ -83,6 +83,11 @@ def small_data(**changes: Any) -> FederatedDataModule:
 @pytest.fixture
 def fit(tmp_path: Path) -> Callable[..., Trainer]:
     """Return a function that trains a module for some rounds in a run folder of its own."""
+    return fit_in(tmp_path)
+
+
+def fit_in(folder: Path) -> Callable[..., Trainer]:
+    """Return a function that trains a module for some rounds in a run folder below another one."""
 
     def run(
         module: FederatedModule,
@@ -95,7 +100,7 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
         settings: dict[str, Any] = {
             "max_epochs": rounds,
             "accelerator": "cpu",
-            "logger": RunFolder(str(tmp_path), name),
+            "logger": RunFolder(str(folder), name),
             "enable_checkpointing": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,

@@ -23,7 +23,7 @@ from hetfl.data import FederatedDataModule
 from hetfl.flower.clients import FlowerClients
 from hetfl.flower.messages import answer_records, read_request
 from hetfl.flower.node import Node
-from hetfl.flower.nodes import Nodes
+from hetfl.flower.nodes import Failure, Nodes
 from hetfl.flower.patience import Patience
 from hetfl.flower.states import ClientStates
 from tests.conftest import small_data, small_module
@@ -70,7 +70,7 @@ class Hands:
         self.nodes = dict(nodes)
         self.tamper: Tamper = lambda node, answer: answer
         self.sent: list[tuple[int, RecordDict]] = []
-        self._answers: dict[str, RecordDict | str] = {}
+        self._answers: dict[str, RecordDict | Failure] = {}
 
     def online(self) -> Collection[int]:
         return list(self.nodes)
@@ -86,11 +86,11 @@ class Hands:
                 self._answers[ids[node]] = answer
         return ids
 
-    def deliver(self, id: str, answer: RecordDict | str) -> None:
+    def deliver(self, id: str, answer: RecordDict | Failure) -> None:
         """Have an answer come late."""
         self._answers[id] = answer
 
-    def collect(self, ids: Collection[str]) -> dict[str, RecordDict | str]:
+    def collect(self, ids: Collection[str]) -> dict[str, RecordDict | Failure]:
         return {id: self._answers.pop(id) for id in ids if id in self._answers}
 
 

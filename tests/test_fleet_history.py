@@ -138,9 +138,9 @@ def test_the_clock_waits_for_somebody_and_statistics_are_gathered_by_who_is_ther
         asked.append(set())
         return found
 
-    def charging(client: int, round: int, work: Work) -> float:
+    def charging(client: int, round: int, work: Work) -> None:
         asked[-1].add(client)
-        return charge(client, round, work)
+        charge(client, round, work)
 
     monkeypatch.setattr(module.ledger, "wait", waiting)
     monkeypatch.setattr(module.ledger, "charge", charging)

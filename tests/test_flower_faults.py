@@ -126,14 +126,14 @@ def dense(value: float, size: int) -> Callable[[bytes], bytes]:
 
 
 LIES: dict[str, tuple[Tamper, str]] = {
-    "a weight of 10^18": (changed(num_samples=10**18), "samples but got 1000000000000000000"),
-    "a weight of 0": (changed(num_samples=0), "samples but got 0"),
-    "a weight below 0": (changed(num_samples=-5), "samples but got -5"),
-    "a weight that is text": (changed(num_samples="many"), "num_samples to be int but got str"),
-    "a weight that is NaN": (changed(num_samples=math.nan), "num_samples to be int but got float"),
-    "more passes": (changed(num_passes=10**6), "passes"),
-    "a loss of NaN": (changed(loss=math.nan), "finite loss but got nan"),
-    "a residual of Inf": (changed(squared_norm=math.inf), "finite norm"),
+    "a weight of 10^18": (changed(samples=10**18), "samples but got 1000000000000000000"),
+    "a weight of 0": (changed(samples=0), "samples but got 0"),
+    "a weight below 0": (changed(samples=-5), "samples but got -5"),
+    "a weight that is text": (changed(samples="many"), "samples to be int but got str"),
+    "a weight that is NaN": (changed(samples=math.nan), "samples to be int but got float"),
+    "more passes": (changed(passes=10**6), "passes"),
+    "a loss of NaN": (changed(loss=math.nan), "for a loss but got nan"),
+    "a residual of Inf": (changed(squared_norm=math.inf), "for a squared norm but got inf"),
     "a state that is a path": (changed(state="../../etc/passwd"), "the name of a state"),
     "another client": (changed(client=0), "Expected reports of clients"),
     "a replay": (replay(), "Expected nonce"),
@@ -203,7 +203,7 @@ def test_a_loss_that_is_no_number_is_refused_and_chooses_nobody(fit: Fit, tmp_pa
         return answer
 
     module = federated(build(), hands(tmp_path, tamper, build))
-    with warned(rf"Round 0: losses of client 5 refused: .*finite loss but got .*{loss}"):
+    with warned(rf"Round 0: losses of client 5 refused: .*for a loss but got {loss}"):
         trainer = fit(module, rounds=1, limit_val_batches=0)
     assert rows(trainer)["comm/refused"].tolist() == [len(SPLIT[LIAR])]
     assert len(chosen) == 4

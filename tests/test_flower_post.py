@@ -14,6 +14,7 @@ pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetf
 
 from flwr.app import ConfigRecord, RecordDict
 
+from hetfl.flower.nodes import Failure
 from hetfl.flower.post import AT_ONCE, FlowerPost
 
 
@@ -32,7 +33,7 @@ class SlowGrid:
             self.partial.discard(id)
             self.whole.wait(60)
         elif id in self.errors:
-            return [answer(id, error="the node is gone")]
+            return [answer(id, error="the node\nis gone")]
         elif id not in self.ready:
             return []
         self.ready.discard(id)
@@ -68,8 +69,10 @@ def test_an_answer_that_is_half_there_keeps_nobody_waiting() -> None:
     assert collected(post, ["a", "d"], 1) == ["a"]
 
 
-def test_an_error_is_text() -> None:
-    assert FlowerPost(SlowGrid([], errors=["a"])).collect(["a"]) == {"a": "Flower: the node is gone"}  # type: ignore[arg-type]
+def test_an_error_is_a_failure_of_the_node() -> None:
+    """Its text is the node's, and comes as one line."""
+    post = FlowerPost(SlowGrid([], errors=["a"]))  # type: ignore[arg-type]
+    assert post.collect(["a"]) == {"a": Failure("Flower: the node\\nis gone")}
 
 
 def test_many_nodes_are_asked_in_turns() -> None:

@@ -13,13 +13,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hetfl"
 
 LAYERS = (
+    {"printable"},
     {"errors", "seeding", "codes", "compiled", "permutation"},
     {"files", "reading", "types"},
     {"packing", "updates"},
     {"submodel", "metrics_file", "piece"},
     {"store"},
     {
-        *("aggregators", "clustering", "compression", "data", "fleet", "models", "selection", "wire"),
+        *("aggregators", "clustering", "compression", "data", "defence", "fleet", "models", "selection", "wire"),
         *("run_folder", "checkpoint"),
     },
     {"local"},

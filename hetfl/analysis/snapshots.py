@@ -16,6 +16,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedCallback, FederatedModule
 from hetfl.files import write_whole
 from hetfl.models.static_batch_norm import static_layers
+from hetfl.printable import printable
 from hetfl.run_folder import RunFolder
 from hetfl.submodel import index_layout, parameters_of
 from hetfl.types import Index, Report
@@ -140,7 +141,7 @@ class Snapshots(FederatedCallback):
             try:
                 write_whole(path, data)
             except OSError as error:
-                rank_zero_warn(f"Snapshot {path} not written ({error}); training goes on")
+                rank_zero_warn(f"Snapshot {printable(path)} not written ({printable(error)}); training goes on")
 
 
 def _nothing(module: FederatedModule) -> LayerCounts:

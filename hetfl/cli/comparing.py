@@ -27,7 +27,7 @@ from hetfl.cli.comparison_plan import (
 )
 from hetfl.cli.resolving import naming, rehearse, resolve
 from hetfl.cli.running import only_one, run_all
-from hetfl.display.formats import format_quantity
+from hetfl.display.formats import cell, format_quantity
 from hetfl.display.runs import RunLine, RunsProgress, State
 from hetfl.errors import ConfigurationError
 from hetfl.report import write_report
@@ -214,7 +214,7 @@ def _print_plan(actions: dict[PlannedRun, Action]) -> None:
         table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     table.add_column("to do")
     for run, action in actions.items():
-        table.add_row(run.name, str(run.seed), f"{standing(run.folder).done}/{run.rounds}", action.value)
+        table.add_row(cell(run.name), str(run.seed), f"{standing(run.folder).done}/{run.rounds}", action.value)
     Console().print(table)
 
 
@@ -228,7 +228,7 @@ def _print_results(groups: dict[str, list[PlannedRun]]) -> None:
         accuracy = spread_of([at.test_accuracy for at in reached])
         uploaded = spread_of([at.up_bytes for at in reached])
         table.add_row(
-            name,
+            cell(name),
             str(len(runs)),
             "–" if accuracy is None else accuracy.percent(),
             "–" if uploaded is None else format_quantity(uploaded.mean, "B"),

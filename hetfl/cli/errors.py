@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+from hetfl.errors import LONGEST_MESSAGE
+from hetfl.printable import printable
+
 KEY = re.compile(r'(?:Parser key|[Kk]ey) "([^"]+)":?')
 NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes:|Errors:|Given value type:|Given value:"
@@ -44,5 +47,4 @@ def condense(message: str) -> str:
     given = VALUE.findall(message)
     if given and given[-1] not in said and "(" not in given[-1]:
         said += f" but got {given[-1]}"
-    line = f"{'.'.join(path)}: {said}" if path else said
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+    return printable(f"{'.'.join(path)}: {said}" if path else said, LONGEST_MESSAGE)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hetfl.errors import ConfigurationError
+from hetfl.printable import printable
 
 POLL_SECONDS = 0.2
 EXIT = "Exit Code:"
@@ -111,7 +112,7 @@ class Child:
             said = " ".join(text.rsplit(EXIT, 1)[1].split("For more information")[0].split())
         else:
             said = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
-        return f"{said[:300]} ({self.log})"
+        return f"{printable(said)} ({printable(self.log)})"
 
 
 def free_port() -> int:

@@ -19,6 +19,7 @@ from hetfl.cli.comparison_plan import Action, PlannedRun, next_action, standing
 from hetfl.display.runs import RunLine, RunsProgress
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
+from hetfl.printable import printable
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 5.0
@@ -135,7 +136,7 @@ class Child:
             last = "no round in its metrics.csv"
         elif code < 0:
             last = f"ended by {signal.Signals(-code).name}"
-        return f"{last} ({self.run.log})"
+        return f"{printable(last)} ({printable(self.run.log)})"
 
 
 def prepare(run: PlannedRun, action: Action) -> None:

@@ -19,8 +19,9 @@ from hetfl.cli.callbacks import SaveRunConfig
 from hetfl.cli.errors import condense
 from hetfl.cli.parser import OneLineParser
 from hetfl.data import FederatedDataModule
-from hetfl.errors import ConfigurationError
+from hetfl.errors import LONGEST_MESSAGE, ConfigurationError
 from hetfl.federation import FederatedModule
+from hetfl.printable import printable
 
 MORE_VERBS = (
     "More verbs: resume RUN; data -c FILE; compare -r NAME=FILE -r NAME=FILE --out DIR; report RUN... --out DIR; "
@@ -100,7 +101,7 @@ class _Stderr(logging.Handler):
     """Writes what the framework logs, a line each, to wherever standard error goes at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{record.getMessage()}\n")
+        sys.stderr.write(f"{printable(record.getMessage(), LONGEST_MESSAGE)}\n")
 
 
 def _quiet() -> None:

@@ -264,8 +264,14 @@ class ErrorFeedback(Piece):
         return {} if self._threshold is None else {"threshold": self._threshold}
 
     def norm(self) -> float:
-        """Return the norm of all residuals together, sqrt(Σ_k ‖e_k‖²), whatever the order of the clients."""
-        return math.sqrt(math.fsum(self._squared_norms.values()))
+        """Return the norm of all residuals together, sqrt(Σ_k ‖e_k‖²), whatever the order of the clients.
+
+        It is infinite if the sum is beyond float64, as that of a float64 model that diverges may be.
+        """
+        try:
+            return math.sqrt(math.fsum(self._squared_norms.values()))
+        except OverflowError:
+            return math.inf
 
     def state_dict(self) -> dict[str, Any]:
         """Return residuals, norms and the compressor's state in plain types and tensors."""

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from hetfl.data import FederatedDataModule
 from hetfl.data.mix import evenly_spaced
+from hetfl.display.formats import cell
 
 MOST_ROWS = 50
 """Clients that are shown one by one; of more, so many at even distances."""
@@ -35,7 +35,7 @@ def show_data(data: FederatedDataModule, clients: pd.DataFrame, console: Console
     """
     console = console or Console()
     console.print(data_table(clients), "")
-    console.print(data.summary(), soft_wrap=True, markup=False)
+    console.print(data.summary(), markup=False, soft_wrap=True)
     console.print(f"not assigned: {data.unassigned:,} of {sum(data.sizes) + data.unassigned:,} training samples")
     console.print(
         "divergence: total variation distance of a client's class mix from that of all clients together", soft_wrap=True
@@ -58,7 +58,7 @@ def data_table(clients: pd.DataFrame) -> Table:
     for name in texts:
         table.add_column(name, no_wrap=True)
     for row in clients.iloc[shown].to_dict("records"):
-        table.add_row(str(row["client"]), *_cells(row), *(escape(str(row[name])) for name in texts))
+        table.add_row(str(row["client"]), *_cells(row), *(cell(row[name]) for name in texts))
     table.add_section()
     numbers = clients[list(COLUMNS)]
     for name, values in (("smallest", numbers.min()), ("median", numbers.median()), ("largest", numbers.max())):

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from hetfl.data import FederatedDataModule
 from hetfl.display.fleet_tables import comings_and_goings, fleet_table, seconds_table
+from hetfl.display.formats import cell
 from hetfl.federation import FederatedModule
 from hetfl.levels.budgets import UNITS, Budgets
 
@@ -64,7 +65,7 @@ def cost_table(module: FederatedModule) -> Table:
         cells += [f"{flops / 1e6:.3g}" for flops in (row.forward_flops, row.training_flops)]
         sizes: list[float] = [row.down_bytes, row.up_bytes]
         sizes += [] if density is None else [uploads[row.level].sparse(density, itemsize)]
-        table.add_row(row.level, *cells, *(f"{size / 1e3:,.1f}" for size in sizes))
+        table.add_row(cell(row.level), *cells, *(f"{size / 1e3:,.1f}" for size in sizes))
     return table
 
 
@@ -75,7 +76,7 @@ def budget_table(module: FederatedModule, budgets: Budgets) -> Table:
     _add_columns(table, ["budget", "at most", "cost", "used", "of the net"])
     for name, allowed in module.levels.allowances.items():
         numbers = (f"{allowed.budget:g}", f"{allowed.limit:,.0f}", f"{allowed.cost:,.0f}")
-        table.add_row(name, *numbers, f"{allowed.cost / allowed.limit:.1%}", str(allowed.size))
+        table.add_row(cell(name), *numbers, f"{allowed.cost / allowed.limit:.1%}", str(allowed.size))
     return table
 
 

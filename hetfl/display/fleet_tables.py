@@ -8,7 +8,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from hetfl.display.formats import format_quantity, format_seconds
+from hetfl.display.formats import cell, format_quantity, format_seconds
 from hetfl.federation.forecast import Forecast
 from hetfl.fleet import Fleet, LevelAssignment
 from hetfl.fleet.numbers import FOREVER
@@ -39,7 +39,7 @@ def fleet_table(fleet: Fleet) -> Table:
     for number in np.flatnonzero(counts).tolist():
         own = devices.kind == number
         cells = [form(float(np.median(getattr(devices, name)[own]))) for name, (_, form) in SHOWN.items()]
-        table.add_row(devices.kinds[number], f"{counts[number]:,}", *cells)
+        table.add_row(cell(devices.kinds[number]), f"{counts[number]:,}", *cells)
     return table
 
 
@@ -63,7 +63,7 @@ def seconds_table(assignment: LevelAssignment, forecast: Forecast, deadline: flo
         cells = [format_seconds(np.quantile(seconds, share)) if len(own) else "–" for share in QUANTILES.values()]
         if deadline is not None:
             cells.append(f"{np.mean(seconds > deadline):.1%}" if len(own) else "–")
-        table.add_row(level, f"{len(own):,}", *cells)
+        table.add_row(cell(level), f"{len(own):,}", *cells)
     return table
 
 

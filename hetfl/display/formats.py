@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from math import floor, log10
 
+from rich.text import Text
+
+from hetfl.printable import printable
+
+
+def cell(text: object) -> Text:
+    r"""Return a table's cell with a name from elsewhere: one line, and not read as rich's markup.
+
+    >>> cell("[red]phone\n").plain
+    '[red]phone\\n'
+    """
+    return Text(printable(text))
+
 
 def format_quantity(value: float, unit: str) -> str:
     """Return a quantity with three digits and a decimal prefix (k is 10³).

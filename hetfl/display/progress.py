@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from hetfl.display.formats import format_seconds
 from hetfl.federation import FederatedCallback
+from hetfl.printable import printable
 
 
 def is_milestone(done: int, total: int | None) -> bool:
@@ -62,7 +63,7 @@ class RoundProgress(ProgressBar, FederatedCallback):
         """Print the run's folder."""
         folder = trainer.log_dir  # on every rank: Lightning broadcasts it
         if self._enabled and folder is not None and trainer.loggers:
-            self.print(f"run folder: {folder}")
+            self.print(f"run folder: {printable(folder)}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and the live line."""

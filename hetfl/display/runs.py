@@ -14,7 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hetfl.display.formats import format_seconds
+from hetfl.display.formats import cell, format_seconds
+from hetfl.errors import LONGEST_MESSAGE
+from hetfl.printable import printable
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 STYLES: dict[State, str] = {"waiting": "dim", "running": "", "done": "green", "failed": "red", "stopped": "yellow"}
@@ -119,7 +121,7 @@ class RunsProgress:
 
     def print(self, text: str) -> None:
         """Print a line, above the table where there is one."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text, LONGEST_MESSAGE), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, line: RunLine) -> None:
         """Say that the process of a run has begun."""
@@ -174,12 +176,12 @@ class RunsProgress:
         return Group(table, Text("  ".join(parts)))
 
 
-def _cells(line: RunLine, now: float) -> tuple[str | ProgressBar, ...]:
+def _cells(line: RunLine, now: float) -> tuple[str | Text | ProgressBar, ...]:
     running, pace = line.state == "running", line.pace(now)
     spent = now - line.began if running else line.seconds
     left = format_seconds(pace * (line.rounds - line.done)) if running and pace is not None else ""
     return (
-        f"{line.name} seed {line.seed}",
+        cell(f"{line.name} seed {line.seed}"),
         ProgressBar(total=line.rounds, completed=line.done),
         f"{line.done}/{line.rounds}",
         "" if line.accuracy is None else f"{100 * line.accuracy:.1f} %",

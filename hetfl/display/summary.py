@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from hetfl.display.formats import format_quantity, format_seconds
+from hetfl.display.formats import cell, format_quantity, format_seconds
 from hetfl.metrics_file import HEAD, accuracy_column
+from hetfl.printable import printable
 from hetfl.types import Level
 
 
@@ -85,7 +86,7 @@ class RunSummary(Callback):
         for name, text in totals(self._metrics, self._seconds).items():
             console.print(f"{name:<18}{text}", highlight=False)
         if folder is not None:
-            console.print(f"{'run folder':<18}{folder}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{'run folder':<18}{printable(folder)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def level_table(module: _Leveled, metrics: Mapping[str, float]) -> Table:
@@ -96,7 +97,7 @@ def level_table(module: _Leveled, metrics: Mapping[str, float]) -> Table:
     for name, level in module.levels.items():
         depth = "all" if level.depth is None else str(level.depth)
         parameters = f"{sum(parameter.numel() for parameter in module.submodel(name).parameters()):,}"
-        table.add_row(name, f"{level.width:g}", depth, parameters, *_accuracies(metrics, name))
+        table.add_row(cell(name), f"{level.width:g}", depth, parameters, *_accuracies(metrics, name))
     table.add_section()
     table.add_row("global", "", "", "", *_accuracies(metrics, ""))
     numbers = {int(column.rpartition("/")[2]) for column in metrics if "/accuracy_by_head/" in column}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hetfl.data import FederatedDataModule
 from hetfl.federation.gathering import Gathering
 from hetfl.federation.metrics import ClientAccuracy, LevelMetrics, weighted_mean
+from hetfl.models.static_batch_norm import static_layers
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Raw inputs, targets (N,), and the client that each sample belongs to (N,), -1 for samples of no client."""
@@ -129,6 +130,9 @@ class Evaluation:
         """Return the logits of levels, the largest first, and behind them those of the largest's heads."""
         if model != self._present:  # resident nets, loaded where they hold another model's values
             self._nets = {level: self.hosting.submodel(level, model) for level in self.levels}
+            for layer in (layer for net in self._nets.values() for layer in static_layers(net).values()):
+                if not layer.ready:
+                    layer.forget()
             self._present = model
         prepared = self.data.transform.eval(inputs)
         outputs = {level: self.predict(self._nets[level], prepared) for level in levels}

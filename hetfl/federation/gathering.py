@@ -56,6 +56,7 @@ class Gathering:
                 for level in largest_first
             },
             ledger=self.ledger,
+            batch_size=self.hosting.problem.local.batch_size,
             informed=[(client, model, self.assignment.level(client, round)) for client, model in probe.informed],
         )
         return True

@@ -115,12 +115,14 @@ class Ledger(Piece):
             self._let_pass(self.round.seconds + waited)
         return self.fleet.reachable(round, then)
 
-    def charge(self, client: int, round: int, work: Work) -> float:
-        """Add what one client does in the present phase, after what it has done in it already; return its seconds."""
-        seconds = float(self.fleet.seconds(client, round, work))
-        self._busy[client] += seconds
+    def charge(self, client: int, round: int, work: Work) -> None:
+        """Add what one client does in the present phase, after what it has done in it already."""
+        self._busy[client] += self.seconds(client, round, work)
         self._add(work, self._busy[client])
-        return seconds
+
+    def seconds(self, client: int, round: int, work: Work) -> float:
+        """Return how long a client takes for some work in a round, in simulated seconds."""
+        return float(self.fleet.seconds(client, round, work))
 
     def in_time(self, client: int, round: int, work: Work) -> bool:
         """Return whether a client's training can be done by the deadline."""

@@ -17,6 +17,8 @@ from hetfl.metrics_file import accuracy_column
 class LevelMetrics(nn.Module):
     """Loss of the global model, and accuracy of each level and of the global model's heads, over an evaluation.
 
+    Logits of NaN are no prediction: accuracy and loss are then NaN, and not those of the first class or of the rest.
+
     Args:
         levels: names of the levels, the global model's first.
         num_classes: classes K.
@@ -28,6 +30,7 @@ class LevelMetrics(nn.Module):
         self.accuracy = nn.ModuleDict({level: self._metric() for level in levels})
         self.loss = MeanMetric(sync_on_compute=False)  # every rank evaluates everything
         self.count = 0
+        self._without: set[str] = set()  # levels and heads that gave NaN
 
     def _metric(self) -> MulticlassAccuracy:
         return MulticlassAccuracy(self.num_classes, average="micro", sync_on_compute=False)
@@ -38,18 +41,25 @@ class LevelMetrics(nn.Module):
             if name not in self.accuracy:
                 self.accuracy[name] = self._metric().to(logits.device)
             self.accuracy[name].update(logits, targets_N)  # type: ignore[operator]
-        self.loss.update(F.cross_entropy(logits_NK[self.largest], targets_N), len(targets_N))
+            if bool(logits.isnan().any()):
+                self._without.add(name)
+        if self.largest not in self._without:
+            self.loss.update(F.cross_entropy(logits_NK[self.largest], targets_N), len(targets_N))
         self.count += len(targets_N)
 
     def compute(self, stage: str) -> dict[str, Tensor]:
         """Return and forget a stage's ``loss``, ``accuracy``, ``accuracy_by_level``, ``accuracy_by_head``."""
         metrics = cast(Mapping[str, MulticlassAccuracy], dict(self.accuracy.items()))
         values = {name: metric.compute() for name, metric in metrics.items()}
-        columns = {f"{stage}/loss": self.loss.compute(), f"{stage}/accuracy": values[self.largest]}
+        values |= {name: torch.full_like(values[name], torch.nan) for name in self._without}
+        loss = torch.full_like(values[self.largest], torch.nan)
+        if self.largest not in self._without:
+            loss = self.loss.compute()
+        columns = {f"{stage}/loss": loss, f"{stage}/accuracy": values[self.largest]}
         columns |= {accuracy_column(stage, name): value for name, value in values.items()}
         for metric in (self.loss, *metrics.values()):
             metric.reset()
-        self.count = 0
+        self.count, self._without = 0, set()
         return columns
 
 
@@ -64,6 +74,8 @@ def weighted_mean(parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[s
 
 class ClientAccuracy:
     """Accuracy of one model per sample on each client's own test data: mean, worst tenth, and how it spreads.
+
+    A client with logits of NaN has no accuracy but NaN, and so have all figures over clients.
 
     Args:
         num_clients: size N of the fleet.
@@ -88,7 +100,7 @@ class ClientAccuracy:
         owned = owner_N >= 0
         owner, targets = owner_N[owned].cpu(), targets_N[owned].cpu()
         own_logits = self.restrict(logits_NK[owned].cpu(), self.labels_SK[owner])
-        correct = (own_logits.argmax(-1) == targets).double()
+        correct = (own_logits.argmax(-1) == targets).double().masked_fill(own_logits.isnan().any(-1), torch.nan)
         self.correct_S.index_add_(0, owner, correct)
         self.count_S.index_add_(0, owner, torch.ones_like(correct))
 
@@ -118,6 +130,8 @@ class ClientAccuracy:
         self.reset()
         if not len(accuracy):
             return {}
+        if bool(accuracy.isnan().any()):  # sorted they would be the best
+            accuracy = torch.full_like(accuracy, torch.nan)
         worst = accuracy[: max(1, len(accuracy) // 10)]
         return {
             "local/accuracy_mean": accuracy.mean(),

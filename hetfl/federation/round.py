@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
 
+from hetfl.defence.giants import name_giants
+from hetfl.defence.ranges import within_ranges
 from hetfl.errors import ConfigurationError
-from hetfl.federation.clients import Clients
+from hetfl.federation.clients import Clients, Reply
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.probing import Probing, RoundProbe
 from hetfl.federation.server import Accepted, Server
@@ -105,15 +108,28 @@ class Round:
         reports: list[Report] = []
         sending = [task for task in tasks if self._sends(task, probe)]
         lost = len(tasks) - len(sending)
+        peaks: dict[int, float] = {}
         for done, reply in enumerate(self.clients.train(sending), start=lost + 1):
-            accepted = self.server.receive(reply, probe, self.selection.weight(reply.task.client))
+            accepted = self.server.receive(self._checked(reply), probe, self.selection.weight(reply.task.client))
             if accepted is not None:
+                peaks[accepted.report.client] = accepted.peak
                 for piece in self.pieces:
                     piece.observe(accepted.update, accepted.index, accepted.report)
                 self.clients.take(reply, accepted.update)
                 reports.append(accepted.report)
             follow(accepted, done, len(tasks))
+        if tasks:
+            name_giants(tasks[0].round, peaks)
         return reports
+
+    def _checked(self, reply: Reply) -> Reply:
+        """Return a reply, refused if a number that the client reports is out of its range."""
+        task = reply.task
+        if reply.report is None:
+            return reply
+        samples, epochs = self.selection.sizes[task.client], task.epochs or self.local.epochs
+        report, wrong = within_ranges(reply.report, samples, epochs)
+        return replace(reply, report=report, refusal=reply.refusal or wrong)
 
     def _sends(self, task: Task, probe: RoundProbe) -> bool:
         """Return whether a client gets as far as sending its update in time; if not, charge what it did.

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from hetfl import wire
 from hetfl.compression import ErrorFeedback
+from hetfl.defence.ranges import ENTRY
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation.aggregating import Aggregators
 from hetfl.federation.clients import Parts, Reply
@@ -21,7 +22,7 @@ from hetfl.fleet import Work
 from hetfl.local import Penalty
 from hetfl.submodel import index_layout
 from hetfl.types import Index, Report, Task
-from hetfl.updates import Update
+from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Accepted:
         report: what is known of the client's training.
         update: what the server decoded.
         index: where the update's entries lie in the global model: what was sent, parameters and then float buffers.
+        peak: the largest absolute value in the update.
     """
 
     report: Report
     update: Update
     index: Index
+    peak: float = 0.0
 
 
 class Server:
@@ -85,26 +88,35 @@ class Server:
         flops = self.models.levels.flops[task.level][1] * reply.report.passes
         try:
             update = self._decoded(reply)
+            peak = _peak(update)
         except (wire.MalformedPayload, RefusedUpdate) as error:
-            rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
-            self.ledger.charge(task.client, task.round, Work(down_bytes, flops))
-            self.ledger.refuse()
+            self._refuse(task, error, Work(down_bytes, flops))
             return None
         work = Work(down_bytes, flops, len(reply.payload))
         if not self.ledger.in_time(task.client, task.round, work):
             self.ledger.lose(task.client, task.round, work)
             return None
-        seconds, loss = self.ledger.charge(task.client, task.round, work), probe.initial_loss(task)
+        seconds, loss = self.ledger.seconds(task.client, task.round, work), probe.initial_loss(task)
         report = replace(reply.report, flops=flops, initial_loss=loss, weight=weight, seconds=seconds)
-        self.aggregators.update(update, sent, report)
+        try:
+            self.aggregators.update(update, sent, report)
+        except RefusedUpdate as error:
+            self._refuse(task, error, work)
+            return None
         self._accepted += 1
+        self.ledger.charge(task.client, task.round, work)
         self.ledger.sent(
             entries=index_layout(self.parts.held(task)).size,
             sent=update.num_sent,
             update_bytes=len(reply.payload),
             dense_bytes=4 * index_layout(sent).size,
         )
-        return Accepted(report, update, sent)
+        return Accepted(report, update, sent, peak)
+
+    def _refuse(self, task: Task, error: Exception, work: Work) -> None:
+        rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
+        self.ledger.charge(task.client, task.round, work)
+        self.ledger.refuse()
 
     def down_bytes(self, task: Task, probe: RoundProbe) -> int:
         """Return the bytes that a client is sent before it trains; a client that was probed has the model already."""
@@ -154,6 +166,20 @@ class Server:
             if norm > self.max_norm:
                 raise RefusedUpdate(f"Expected a norm of at most {self.max_norm:g} but got {norm:g}")
         return update
+
+
+def _peak(update: Update) -> float:
+    """Return the largest absolute value in an update.
+
+    Raises:
+        RefusedUpdate: it is out of the range of an entry.
+    """
+    values = update.values if isinstance(update, DenseUpdate | SparseUpdate) else update.to_dense()
+    parts = [part for part in (values, update.exact) if part.numel()]
+    peak = max((float(torch.linalg.vector_norm(part, torch.inf)) for part in parts), default=0.0)
+    if peak not in ENTRY:
+        raise RefusedUpdate(f"Expected {ENTRY} but got {peak:g}")
+    return peak
 
 
 def server_step(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from hetfl import wire
-from hetfl.errors import ConfigurationError
+from hetfl.defence.outlying import refusals
+from hetfl.defence.ranges import number_of_batches
 from hetfl.federation.clients import Clients
 from hetfl.federation.ledger import Ledger
 from hetfl.federation.models import GlobalModels
@@ -63,19 +64,21 @@ class StaticStatisticsStore(Piece):
         tasks: Mapping[tuple[int, str], Iterable[Task]],
         *,
         ledger: Ledger,
+        batch_size: int,
         informed: Iterable[tuple[int, int, str]] = (),
     ) -> None:
         """Rebuild all levels' statistics; a level for which nobody answers keeps the last known ones.
+
+        Sums that cannot be true, or lie far outside their cohort's, are left out (:mod:`hetfl.defence.outlying`).
+        Without last known ones a level has none, and cannot be evaluated.
 
         Args:
             runner: has clients do their passes.
             nets: a net of each level, the largest first, for the names and sizes of its norm layers.
             tasks: per model and level the clients that are asked, the largest level of a model first.
             ledger: takes the costs.
+            batch_size: samples in a batch of a client's pass.
             informed: clients, and of which model and level they have the present values already.
-
-        Raises:
-            ConfigurationError: nobody answered for a level, and none are known.
         """
         ledger.begin_phase()
         before, self.levels = self.levels, {}
@@ -83,23 +86,22 @@ class StaticStatisticsStore(Piece):
         for client, model, level in informed:
             levels_of[client, model].add(level)
         asked = {key: list(of_level) for key, of_level in tasks.items() if static_layers(nets[key[1]])}
-        # Summed in float64: with thousands of batches a float32 sum loses digits of the variances.
-        totals: dict[tuple[int, str], Tensor] = {}
+        answers: defaultdict[tuple[int, str], list[Result]] = defaultdict(list)
         for result in runner.run(gather, [task for of_level in asked.values() for task in of_level]):
-            task, vector = result.task, result.vector.double()
-            key = (task.model, task.level)
-            totals[key] = totals[key] + vector if key in totals else vector
+            task = result.task
+            answers[task.model, task.level].append(result)
             ledger.charge(task.client, task.round, self._work(nets[task.level], result, levels_of[task.key]))
             levels_of[task.key].add(task.level)
         for model, level in asked:
             name = _key(level, model)
-            if (model, level) in totals:
-                self.levels[name] = unpack_statistics(nets[level], totals[model, level])
+            kept = _kept(nets[level], answers[model, level], batch_size, ledger)
+            if kept:
+                self.levels[name] = unpack_statistics(nets[level], _total(kept))
             elif name in before:
                 rank_zero_warn(f"No client gathered statistics for level {level}: the last known ones stand in")
                 self.levels[name] = before[name]
             else:
-                raise ConfigurationError(f"Expected a client to gather statistics for level {level} but got none")
+                rank_zero_warn(f"No client gathered statistics for level {level}, so it cannot be evaluated")
         self._mark = self.models.mark
 
     def _work(self, net: nn.Module, result: Result, has: set[str]) -> Work:
@@ -117,7 +119,7 @@ class StaticStatisticsStore(Piece):
         return {level: self.levels[name] for level, name in names.items() if name in self.levels}
 
     def load_into(self, level: str, net: nn.Module, model: int = 0) -> None:
-        """Give a level's net its statistics; a model whose cluster is empty has none, and cannot be evaluated."""
+        """Give a level's net its statistics; none where none are known, and it then can't be evaluated."""
         known = self.levels.get(_key(level, model))
         for name, layer in static_layers(net).items():
             if known is None:
@@ -153,3 +155,27 @@ class StaticStatisticsStore(Piece):
 
 def _key(level: str, cluster: int) -> str:
     return f"{level}/{cluster}" if cluster else level
+
+
+def _kept(net: nn.Module, answers: Sequence[Result], batch_size: int, ledger: Ledger) -> list[Result]:
+    """Return the answers of a cohort whose sums are added up; name the clients of the others, and count them."""
+    if not answers:
+        return []
+    layers = {name: layer.weight.numel() for name, layer in static_layers(net).items()}
+    batches = [number_of_batches(answer.report.samples, batch_size) for answer in answers]
+    refused = refusals(layers, [answer.vector for answer in answers], batches)
+    for row, reason in sorted(refused.items()):
+        task = answers[row].task
+        ledger.refuse()
+        rank_zero_warn(
+            f"Round {task.round}: statistics of client {task.client} at level {task.level} refused: {reason}"
+        )
+    return [answer for row, answer in enumerate(answers) if row not in refused]
+
+
+def _total(answers: Sequence[Result]) -> Tensor:
+    """Return the sum of all sums, in float64: with thousands of batches a float32 sum loses digits of the variances."""
+    total = answers[0].vector.double()
+    for answer in answers[1:]:
+        total = total + answer.vector.double()
+    return total

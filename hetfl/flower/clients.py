@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from hetfl import wire
 from hetfl.clustering import OneCluster
+from hetfl.defence.ranges import losses_ranges, pass_ranges, residual_ranges, violation
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.federation.clients import Clients, Reply
@@ -29,6 +30,7 @@ from hetfl.local.executor import Job
 from hetfl.local.jobs import losses, statistics
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.packing import pack
+from hetfl.printable import printable
 from hetfl.submodel import gather_flat
 from hetfl.types import Report, Task
 from hetfl.updates import DenseUpdate, Update
@@ -37,9 +39,9 @@ from hetfl.updates import DenseUpdate, Update
 class FlowerClients(Clients):
     """Clients on nodes of Flower.
 
-    Every report is checked against the order: nonce, client, number of samples (from 1 to what the server's data module
-    says of the client) and of passes, finite values, and by the wire round, client and every length. What does not pass
-    is refused, by name, and the round goes on.
+    Every report is checked against the order: nonce and client, every number against its range
+    (:mod:`hetfl.defence.ranges`), and by the wire round, client and every length. What does not pass is refused, by
+    name, and the round goes on.
 
     Args:
         module: the server's federated module.
@@ -170,19 +172,10 @@ class FlowerClients(Clients):
             return report.reason
         if report.status != "done":
             return ""
-        most, epochs = self._module.data.sizes[task.client], task.epochs or self._module.local.epochs
-        checks = {
-            f"from 1 to {most} samples": (1 <= report.samples <= most, report.samples),
-            f"{epochs} passes over its samples": (
-                report.passes == epochs * report.samples,
-                report.passes,
-            ),
-            "a finite loss": (math.isfinite(report.loss), report.loss),
-            "a finite norm from 0": (0 <= report.squared_norm < math.inf, report.squared_norm),
-            "the name of a state": (STATE.fullmatch(report.state) is not None, report.state[:40]),
-        }
-        wrong = [f"Expected {what} but got {got}" for what, (right, got) in checks.items() if not right]
-        return wrong[0] if wrong else ""
+        if not STATE.fullmatch(report.state):
+            return f"Expected the name of a state but got {printable(report.state, 40)}"
+        entries = sum(tensor.numel() for tensor in self._module.models.tensors[0].values())
+        return violation(residual_ranges(entries, self._module.uplink.enabled), report)
 
     def _result(
         self, job: JobName, task: Task, report: ClientAnswer | Failure, samples: int | None
@@ -193,9 +186,11 @@ class FlowerClients(Clients):
         if report.status != "done":
             return Failure(report.reason)
         size = self._module.data.sizes[task.client]
-        passes = size if samples is None else min(samples, size)
-        if report.passes != passes or not math.isfinite(report.loss):
-            return Failure(f"Expected {passes} passes and a finite loss but got {report.passes}, {report.loss}", True)
+        ranges = pass_ranges(size, samples)
+        if job == "losses":
+            ranges = {**ranges, **losses_ranges(self._module.aggregator.first.asks_losses)}
+        if wrong := violation(ranges, report):
+            return Failure(wrong, refused=True)
         if job == "losses":
             return Result(task, report.report(task), torch.empty(0))
         channels = self._channels_of(task.level)
@@ -204,10 +199,7 @@ class FlowerClients(Clients):
         try:
             sums = wire.decode(report.payload, expected).to_dense()
         except wire.MalformedPayload as error:
-            return Failure(str(error), True)
-        batches = sums[2 * torch.tensor(channels).cumsum(0) + torch.arange(len(channels))]
-        if not bool(((batches >= 1) & (batches <= size)).all()):
-            return Failure(f"Expected from 1 to {size} batches but got {batches.tolist()}", True)
+            return Failure(str(error), refused=True)
         return Result(task, report.report(task), sums)
 
     def _channels_of(self, level: str) -> list[int]:

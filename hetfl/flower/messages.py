@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from hetfl.printable import printable
 from hetfl.reading import LARGEST_TEXT, parse_json
 from hetfl.types import Report, Task
 
@@ -22,8 +23,8 @@ PROTOCOL = 2
 STYPE = "hetfl.wire"
 """What Flower is told that our bytes are; it carries them as they are."""
 VALUES = "values"
-LONGEST = 1000
-"""Characters of what a node says in words that are kept."""
+LONGEST = 300
+"""Characters of what a node says in words that are kept, as one printable line."""
 
 JobName = Literal["hello", "train", "statistics", "losses"]
 Status = Literal["done", "refused", "lost", "failed"]
@@ -33,7 +34,14 @@ T = TypeVar("T")
 
 
 class MalformedMessage(ValueError):
-    """A message that is not what it should be."""
+    """A message that is not what it should be.
+
+    Args:
+        message: why; it may quote what came.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
@@ -249,7 +257,7 @@ def read_answer(records: RecordDict, nonce: str, asked: Sequence[int]) -> Answer
     reports = [_read_report(records, position) for position in range(count)]
     if (spoke := [report.client for report in reports]) != list(asked):
         raise MalformedMessage(f"Expected reports of clients {list(asked)} but got {spoke}")
-    return Answer(nonce, clients, _value(head, "trouble", str)[:LONGEST], reports)
+    return Answer(nonce, clients, printable(_value(head, "trouble", str), LONGEST), reports)
 
 
 def _read_report(records: RecordDict, position: int) -> ClientAnswer:
@@ -260,7 +268,7 @@ def _read_report(records: RecordDict, position: int) -> ClientAnswer:
     return ClientAnswer(
         _value(record, "client", int),
         status,  # type: ignore[arg-type]
-        _value(record, "reason", str)[:LONGEST],
+        printable(_value(record, "reason", str), LONGEST),
         _value(record, "loss", float),
         _value(record, "samples", int),
         _value(record, "passes", int),

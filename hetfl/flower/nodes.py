@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from hetfl.errors import ConfigurationError
 from hetfl.flower.messages import Answer, MalformedMessage, Request, read_answer, request_records
+from hetfl.printable import printable
 
 POLL_SECONDS = 0.2
 HELLO_SECONDS = 600.0
@@ -28,12 +29,15 @@ class Failure:
     """Nothing came, or nothing that can be used.
 
     Attributes:
-        reason: why, in words.
+        reason: why, in words, as one printable line: it may quote what a node sent.
         refused: whether something came.
     """
 
     reason: str
     refused: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", printable(self.reason))
 
 
 class Post(Protocol):
@@ -47,8 +51,8 @@ class Post(Protocol):
         """Send a message to each node, not to be delivered later than in so many seconds; return their ids by node."""
         ...
 
-    def collect(self, ids: Collection[str]) -> dict[str, RecordDict | str]:
-        """Return the answers to messages that have come since, by the id of the message; text is an error's."""
+    def collect(self, ids: Collection[str]) -> dict[str, RecordDict | Failure]:
+        """Return the answers to messages that have come since, by the id of the message."""
         ...
 
 
@@ -73,6 +77,7 @@ class Nodes:
         self._overdue: dict[int, str] = {}  # node: id of a message that it has not answered in time
         self._refused: dict[int, tuple[float, str]] = {}  # node: until when, and why
         self._settings: Mapping[str, str] = {}
+        self._clients: frozenset[int] = frozenset()  # all clients that there are
 
     def serving(self, client: int) -> int | None:
         """Return the node that serves a client and is worth asking, the first that came; None if there is none."""
@@ -92,7 +97,7 @@ class Nodes:
         Raises:
             ConfigurationError: no node came.
         """
-        self._settings = settings
+        self._settings, self._clients = settings, clients
         until = self._clock() + seconds
         while True:
             self.refresh()
@@ -122,7 +127,8 @@ class Nodes:
         for id, came in self._post.collect(list(late)).items() if late else ():
             node = late[id]
             del self._overdue[node]
-            if isinstance(came, str):  # whoever is there now may be another process: ask it anew
+            if isinstance(came, Failure) and not came.refused:
+                # Whoever is there now may be another process: ask it anew.
                 self._serves.pop(node, None)
             else:
                 rank_zero_info(f"Node {node} answered too late: ignored")
@@ -144,6 +150,9 @@ class Nodes:
             answer = _read(came, nonce, ())
             trouble = answer.reason if isinstance(answer, Failure) else answer.trouble
             clients: frozenset[int] = frozenset() if isinstance(answer, Failure) else frozenset(answer.clients)
+            if unknown := sorted(clients - self._clients):
+                trouble = printable(f"Expected clients from 0 to {len(self._clients) - 1} but got {unknown[:10]}")
+                clients &= self._clients
             if not trouble:
                 self._admit(node, clients)
                 continue
@@ -185,9 +194,9 @@ class Nodes:
         return {node: found.get(node, Failure(why if node in sent else "Flower did not take it")) for node in requests}
 
 
-def _read(came: RecordDict | str, nonce: str, asked: Collection[int]) -> Answer | Failure:
-    if isinstance(came, str):
-        return Failure(came)
+def _read(came: RecordDict | Failure, nonce: str, asked: Collection[int]) -> Answer | Failure:
+    if isinstance(came, Failure):
+        return came
     try:
         return read_answer(came, nonce, list(asked))
     except MalformedMessage as error:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
+from hetfl.printable import printable
 from hetfl.report.document import Block, Cell, Document, Picture, Points, Table, Text
 
+LONGEST = 10_000
+"""Characters of a text at the most."""
 MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 
 
@@ -29,7 +32,7 @@ def escape(text: str) -> str:
     >>> escape("a_b | <i> & 3")
     'a\\_b \\| \\<i\\> &amp; 3'
     """
-    return MARKS.sub(r"\\\1", text).replace("&", "&amp;")
+    return MARKS.sub(r"\\\1", printable(text, LONGEST)).replace("&", "&amp;")
 
 
 def _block(block: Block, folder: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.files import make_folder, write_whole
+from hetfl.printable import printable
 from hetfl.store.base import ClientStore
 from hetfl.store.client_file import FILES, file_name, read_blocks, write_blocks
 
@@ -148,7 +149,8 @@ class DiskStore(ClientStore):
             try:
                 write_blocks(path, blocks)
             except OSError as error:
-                rank_zero_warn(f"{path} not written ({error.strerror}); kept in memory meanwhile, training goes on")
+                reason = f"({error.strerror}); kept in memory meanwhile, training goes on"
+                rank_zero_warn(f"{printable(path)} not written {reason}")
                 return
             del self._unwritten[client]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from hetfl.printable import printable
+
 
 class Reason(StrEnum):
     """Why a payload was refused."""
@@ -29,6 +31,5 @@ class MalformedPayload(ValueError):
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+        self.reason, self.detail = reason, printable(detail)
+        super().__init__(f"{reason}: {self.detail}")

@@ -1,0 +1,260 @@
+"""A node that lies in every round in another way, and what must come of it: nothing.
+
+A table of lies is played in one run, a lie a round. :func:`hostile_run` returns what the server said and did; it must
+end with the weights of a run in which nothing comes of the liar's client.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
+
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.task_identity import TaskIdentity
+from lightning import Trainer
+
+from hetfl import FederatedModule
+from hetfl.compression import ErrorFeedback, TopK
+from hetfl.data import FederatedDataModule, TensorData
+from hetfl.flower.clients import FlowerClients
+from hetfl.flower.messages import answer_records, read_request
+from hetfl.flower.node import Node
+from hetfl.flower.nodes import Nodes
+from hetfl.flower.patience import Patience
+from hetfl.flower.post import FlowerPost
+from hetfl.selection import Uniform
+from tests.conftest import small_levels, small_module
+from tests.flower_cases import Clock, make_node, over_the_wire
+
+Fit = Callable[..., Trainer]
+SPLIT = {11: (0, 1), 12: (2,), 13: (3,)}
+"""Which node serves whom."""
+LIAR = 12
+VICTIM = SPLIT[LIAR][0]
+"""The client for which the liar speaks."""
+HEAD_END, HEAD_VALUE_END = b"\x00", " "
+"""Of an object of Flower: what lies between head and body, and between the values of a head."""
+
+Contents = dict[str, bytes]
+"""The objects of a message as they travel, by id."""
+Lie = Callable[[RecordDict], RecordDict]
+Garble = Callable[[Contents], None]
+
+
+def data() -> FederatedDataModule:
+    """Return 100 noisy pictures of four classes, which four clients train on for milliseconds."""
+    random = torch.Generator().manual_seed(3)
+    targets = torch.arange(100) % 4
+    pictures = torch.rand(100, 1, 8, 8, generator=random) + targets[:, None, None, None] / 4
+    return TensorData(
+        train_inputs=pictures,
+        train_targets=targets,
+        test_inputs=pictures[:20],
+        test_targets=targets[:20],
+        num_classes=10,
+        num_clients=4,
+        val_fraction=0.2,
+    )
+
+
+def make(**changes: Any) -> FederatedModule:
+    """Return a module of which all four clients take part in every round."""
+    arguments = {"uplink": ErrorFeedback(TopK(0.2)), "selection": Uniform(4), "levels": small_levels(1.0), **changes}
+    return small_module(**arguments)
+
+
+@dataclass
+class Play:
+    """The lies of a run: one for each request of a job, in turn.
+
+    Attributes:
+        job: which answers are lies: those to ``train``, ``losses`` or ``statistics``.
+        lies: what becomes of the records of an answer, by name.
+        garbles: what becomes of an answer's objects, by name.
+        told: the names of the lies, by round.
+    """
+
+    job: str
+    lies: Mapping[str, Lie] = field(default_factory=dict)
+    garbles: Mapping[str, Garble] = field(default_factory=dict)
+    told: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.lies, *self.garbles]
+
+    def name(self, node: int, job: str, round: int) -> str:
+        """Return the lie that an answer is; empty for the truth."""
+        if node != LIAR or job != self.job or round >= len(self.names):
+            return ""
+        self.told[round] = self.names[round]
+        return self.names[round]
+
+
+class Link:
+    """A Grid of Flower whose answers are bytes until somebody pulls them, as Flower's own are.
+
+    Args:
+        nodes: by number.
+        play: what the liar does.
+    """
+
+    def __init__(self, nodes: Mapping[int, Node], play: Play) -> None:
+        self.nodes, self.play = dict(nodes), play
+        self._answers: dict[str, tuple[str, Contents]] = {}
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SUPERLINK_NODE_ID, 1  # as Flower sets it
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            ids.append(id := f"message {len(self._answers)}")
+            message.metadata.__dict__["_message_id"] = id
+            self._answers[id] = self._answer(message)
+        return ids
+
+    def _answer(self, message: Message) -> tuple[str, Contents]:
+        node = message.metadata.dst_node_id
+        request = read_request(over_the_wire(message.content))
+        records = answer_records(self.nodes[node].answer(request))
+        name = self.play.name(node, request.job, request.orders[0].task.round if request.orders else -1)
+        if name in self.play.lies:
+            records = self.play.lies[name](records)
+        answer = Message(records, reply_to=message)
+        contents = {key: part.deflate() for key, part in get_all_nested_objects(answer).items()}
+        if name in self.play.garbles:
+            self.play.garbles[name](contents)
+        return answer.object_id, contents
+
+    def pull_messages(self, ids: Iterable[str]) -> list[Any]:
+        (id,) = ids
+        if id not in self._answers or not self._answers[id][1]:
+            return []
+        root, contents = self._answers[id]
+        self._answers[id] = (root, {})
+        return [inflate_object_from_contents(root, contents)]
+
+
+def garbled(kind: str, body: Callable[[bytes], bytes] | bytes, head: str = "") -> Garble:
+    """Return a lie that gives the first object of a kind another body, and a head that is true of its length.
+
+    Args:
+        kind: class of the object.
+        body: the new body, or what makes it of the old one.
+        head: the class that the head names; empty: the true one.
+    """
+
+    def garble(contents: Contents) -> None:
+        key = next(key for key, content in contents.items() if content.startswith(f"{kind}{HEAD_VALUE_END}".encode()))
+        old_head, _, old_body = contents[key].partition(HEAD_END)
+        _, children, _ = old_head.decode().split(HEAD_VALUE_END)
+        new_body = body if isinstance(body, bytes) else body(old_body)
+        new_head = HEAD_VALUE_END.join([head or kind, children, str(len(new_body))])
+        contents[key] = new_head.encode() + HEAD_END + new_body
+
+    return garble
+
+
+def altered(record: str = "report.0", **values: Any) -> Lie:
+    """Return a lie in some values of a record."""
+
+    def lie(answer: RecordDict) -> RecordDict:
+        given = answer[record]
+        assert isinstance(given, ConfigRecord)
+        answer[record] = ConfigRecord({**given, **values})
+        return answer
+
+    return lie
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        state: the weights at its end.
+        rows: of its ``metrics.csv``.
+        said: the warnings of each round.
+        texts: all warnings.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    rows: pd.DataFrame
+    said: Mapping[int, Sequence[str]]
+    texts: Sequence[str]
+
+
+class Silenced:
+    """Clients of which the victim does one job in vain.
+
+    Args:
+        module: whose clients they are.
+        job: the job.
+    """
+
+    known = False
+
+    def __init__(self, module: FederatedModule, job: str) -> None:
+        self.inner, self.job = module.clients, job
+
+    def train(self, tasks: Any) -> Any:
+        silent = {VICTIM} if self.job == "train" else set()
+        yield from self.inner.train([task for task in tasks if task.client not in silent])
+
+    def run(self, job: Any, tasks: Any) -> Any:
+        silent = {VICTIM} if getattr(getattr(job, "func", job), "__name__", "") == self.job else set()
+        yield from (result for result in self.inner.run(job, tasks) if result.task.client not in silent)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def served(module: FederatedModule, folder: Path, play: Play, build: Callable[[], FederatedModule]) -> FederatedModule:
+    """Return a module whose clients are on nodes of a link."""
+    nodes = {node: make_node(clients, folder / str(node), build, data) for node, clients in SPLIT.items()}
+    clock = Clock()
+    post = FlowerPost(Link(nodes, play))  # type: ignore[arg-type]
+    module.clients = FlowerClients(module, Nodes(post, clock, clock.sleep), Patience())
+    return module
+
+
+def played(fit: Fit, module: FederatedModule, rounds: int, name: str, **options: Any) -> Outcome:
+    """Run a module, and return what came of it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = fit(module, data(), rounds=rounds, name=name, **options)
+    said: dict[int, list[str]] = {}
+    texts = [str(each.message) for each in caught]
+    for text in texts:
+        if match := re.match(r"Round (\d+): ", text):
+            said.setdefault(int(match[1]), []).append(text)
+    folder = Path(trainer.logger.save_dir)  # type: ignore[union-attr,arg-type]
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    return Outcome(state, pd.read_csv(folder / "metrics.csv"), said, texts)
+
+
+def hostile_run(
+    fit: Fit, folder: Path, play: Play, build: Callable[[], FederatedModule] = make, **options: Any
+) -> tuple[Outcome, Outcome]:
+    """Return what comes of a run with a lie a round, and of one in which the liar's client does the job in vain."""
+    rounds = len(play.names)
+    module = served(build(), folder / "lied", play, build)
+    lied = played(fit, module, rounds, f"lied_{play.job}", **options)
+    silent = served(build(), folder / "silent", Play(""), build)
+    silent.clients = Silenced(silent, play.job)  # type: ignore[assignment]
+    return lied, played(fit, silent, rounds, f"silent_{play.job}", **options)

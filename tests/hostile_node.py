@@ -1,0 +1,79 @@
+"""A node of ``hetfl flower client`` whose answers on training are lies: what makes one of any node's process.
+
+It is found by :mod:`tests.hostile_site.sitecustomize`, which a node's process imports if its folder is on the path.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from flwr.app import ConfigRecord, RecordDict
+
+from hetfl.cli import flower_apps
+from hetfl.flower import messages
+from hetfl.flower.messages import Answer, Order, Request
+
+FORGED = "all is well\nRound 9: update of client 0 at level a refused: by nobody\x1b[2J"
+
+
+class Garbled(ConfigRecord):
+    """A record whose body is not what its head says."""
+
+    body = b"\xff" * 40
+
+    def deflate(self) -> bytes:
+        return f"ConfigRecord  {len(self.body)}".encode() + b"\x00" + self.body
+
+
+class Unreadable(RecordDict):
+    """Records whose references are no JSON."""
+
+    def deflate(self) -> bytes:
+        children = ",".join(self.children or {})
+        return f"RecordDict {children} 1".encode() + b"\x00" + b"{"
+
+
+def garbled(answer: RecordDict) -> RecordDict:
+    return RecordDict({**answer, "report.0": Garbled({})})
+
+
+def altered(**values: Any) -> Any:
+    def lie(answer: RecordDict) -> RecordDict:
+        given = answer["report.0"]
+        assert isinstance(given, ConfigRecord)
+        return RecordDict({**answer, "report.0": ConfigRecord({**given, **values})})
+
+    return lie
+
+
+LIES: dict[str, tuple[Any, str]] = {
+    "a record that is no protobuf": (garbled, "Expected an answer that can be read but got DecodeError"),
+    "records that are no JSON": (Unreadable, "Expected an answer that can be read but got JSONDecodeError"),
+    "a norm of 1.7e308": (altered(squared_norm=1.7e308), r"for a squared norm but got 1\.7e\+308"),
+    "a weight of 10^18": (altered(samples=10**18), "samples but got 1000000000000000000"),
+    "a loss of NaN": (altered(loss=math.nan), "for a loss but got nan"),
+    "a forged reason": (altered(status="refused", reason=FORGED), r"all is well\\nRound 9: .* by nobody\\x1b\[2J"),
+}
+"""A lie a round: what becomes of the answer, and what the server's log says of it."""
+
+
+def become_hostile() -> None:
+    """Have this process's answers on training be lies: the one of the round that is asked for."""
+    read, write = messages.read_request, messages.answer_records
+    asked: list[Request] = []
+
+    def read_request(records: RecordDict) -> Request:
+        asked.append(read(records))
+        return asked[-1]
+
+    def answer_records(answer: Answer) -> RecordDict:
+        records, request = write(answer), asked[-1]
+        orders: list[Order] = list(request.orders)
+        if request.job != "train" or not orders:
+            return records
+        lie, _ = list(LIES.values())[orders[0].task.round % len(LIES)]
+        lied: RecordDict = lie(records)
+        return lied
+
+    vars(flower_apps).update(read_request=read_request, answer_records=answer_records)

@@ -1,0 +1,60 @@
+"""A registered node over the loopback that lies in every round: the run goes on without it to its end."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
+
+from tests.flower_federations import NODES, Federation, args, checkpoint, left_behind, replayed, run_of
+from tests.hostile_node import LIES
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    made = Federation(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+        assert not left_behind(made.port), "processes of the federation are still there"
+
+
+@pytest.mark.filterwarnings("ignore:Round:UserWarning", "ignore:No client can run level:UserWarning")
+def test_a_hostile_node_ends_no_run_and_changes_nothing(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients 3 to 5 are a liar's. What the run comes to is what it comes to in one process without their updates."""
+    everyone = "--model.init_args.selection.init_args.clients_per_round=9"
+    more = [f"--trainer.max_epochs={len(LIES)}", everyone]
+    settings = args(federation.folder, *more)
+    for number in NODES:
+        with monkeypatch.context() as patched:
+            if number == 1:
+                path = [str(HERE / "hostile_site"), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+                patched.setenv("PYTHONPATH", os.pathsep.join(part for part in path if part))
+            federation.node(number, settings=settings)
+    federation.server(settings=settings)
+    assert federation.end() == 0, federation.log()
+    log, run = federation.log(), run_of(federation.folder)
+    for round, (_, reason) in enumerate(LIES.values()):
+        assert re.search(rf"Round {round}: update of client [345] at level \w refused: .*{reason}", log), log
+    assert not re.search(r"^Round 9", log, re.MULTILINE), "a forged line"
+    assert "\x1b[2J" not in log
+    table = pd.read_csv(run / "metrics.csv")
+    assert len(table) == len(LIES)
+    assert (table["comm/refused"] >= 1).all()
+    alone = checkpoint(replayed(federation.folder, {0: log}, *more))["state_dict"]
+    for name, value in checkpoint(run)["state_dict"].items():
+        assert torch.equal(value, alone[name]), name

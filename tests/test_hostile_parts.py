@@ -1,0 +1,250 @@
+"""Whose fault an answer is, who may join, and numbers that a simulation's own clients report."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
+
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from httpx import ConnectError, HTTPStatusError, Request, Response
+from lightning import Trainer
+
+from hetfl import FederatedModule, wire
+from hetfl.aggregators import QFedAvg
+from hetfl.compression import ErrorFeedback, Identity
+from hetfl.defence.giants import name_giants
+from hetfl.defence.ranges import LARGEST, number_of_batches, residual_ranges
+from hetfl.federation.clients import OwnClients, Reply
+from hetfl.flower.nodes import Failure
+from hetfl.flower.post import FlowerPost
+from hetfl.local.training import batches
+from hetfl.updates import DenseUpdate
+from tests.hostile_cases import VICTIM, Play, altered, make, played, served
+from tests.test_flower_post import answer
+
+Fit = Callable[..., Trainer]
+FAULTS = [
+    DecodeError("Error parsing message"),
+    json.JSONDecodeError("Expecting value", "{", 1),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    ValueError("not enough values to unpack"),
+    KeyError("answer\nRound 9"),
+    IndexError("list index out of range"),
+    TypeError("unhashable type: 'list'"),
+    AttributeError("'list' object has no attribute 'values'"),
+    RecursionError("maximum recursion depth exceeded"),
+    MemoryError(),
+    HTTPStatusError("404", request=Request("GET", "http://127.0.0.1"), response=Response(404)),
+]
+
+
+class Grid:
+    """A Grid of which pulls fail; ``ours`` says whether the SuperLink still serves the run."""
+
+    def __init__(self, error: Exception, ours: bool = True) -> None:
+        self.error, self.ours = error, ours
+
+    def pull_messages(self, ids: Iterable[str]) -> list[Any]:
+        raise self.error
+
+    def get_node_ids(self) -> list[int]:
+        if not self.ours:
+            raise HTTPStatusError("401", request=Request("GET", "http://127.0.0.1"), response=Response(401))
+        return [1]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
+def test_what_cannot_be_read_is_refused(error: Exception) -> None:
+    (found,) = FlowerPost(Grid(error)).collect(["a"]).values()  # type: ignore[arg-type]
+    assert isinstance(found, Failure)
+    assert found.refused
+    assert found.reason.startswith(f"Expected an answer that can be read but got {type(error).__name__}: ")
+    assert found.reason.isprintable()
+
+
+@pytest.mark.parametrize("error", [DecodeError("x"), FAULTS[-1]], ids=lambda error: type(error).__name__)
+def test_a_superlink_that_serves_the_run_no_more_ends_it(error: Exception) -> None:
+    """Flower has ended the run, say: no node is to blame, and the round must not be counted without updates."""
+    with pytest.raises(HTTPStatusError, match="401"):
+        FlowerPost(Grid(error, ours=False)).collect(["a"])  # type: ignore[arg-type]
+
+
+def test_a_superlink_that_is_not_reached_ends_the_run() -> None:
+    with pytest.raises(ConnectError):
+        FlowerPost(Grid(ConnectError("nobody there"))).collect(["a"])  # type: ignore[arg-type]
+
+
+class One:
+    """A Grid that hands out one message, whatever it is asked for."""
+
+    def __init__(self, message: Any) -> None:
+        self.message = message
+
+    def pull_messages(self, ids: Iterable[str]) -> list[Any]:
+        return [self.message]
+
+    def get_node_ids(self) -> list[int]:
+        return [1]
+
+
+def test_an_answer_to_something_else_is_refused() -> None:
+    (found,) = FlowerPost(One(answer("b"))).collect(["a"]).values()  # type: ignore[arg-type]
+    assert found == Failure("Expected an answer to what was asked but got one to something else", refused=True)
+
+
+def test_content_that_is_not_records_is_refused() -> None:
+    message = answer("a")
+    message.content = ConfigRecord({"job": "train"})
+    (found,) = FlowerPost(One(message)).collect(["a"]).values()  # type: ignore[arg-type]
+    assert found == Failure("Expected records but got ConfigRecord", refused=True)
+
+
+@pytest.mark.parametrize(
+    ("clients", "reason"),
+    [
+        ([2, 99], "from 0 to 3 but got .99."),
+        ([-1, 2], "from 0 to 3 but got .-1."),
+        (list(range(9999)), "from 0 to 3 but got .4, 5, "),
+    ],
+)
+def test_a_node_that_claims_clients_that_there_are_not_cannot_take_part(
+    fit: Fit, tmp_path: Path, clients: list[int], reason: str
+) -> None:
+    """Its client stays without a node, and the run goes on."""
+    play = Play("hello", {"clients": altered("answer", clients=clients)})
+    play.name = lambda node, job, round: "clients" if (node, job) == (12, "hello") else ""  # type: ignore[method-assign]
+    module = served(make(), tmp_path, play, make)
+    outcome = played(fit, module, 1, "run", limit_val_batches=0)
+    said = rf"Node 12 of clients .* cannot take part: Expected clients {reason}"
+    assert any(re.search(said, text) for text in outcome.texts)
+    assert any(f"no update of client {VICTIM}: no node" in text for text in outcome.said[0])
+
+
+class Lying(OwnClients):
+    """Clients in the server's process, one of which lies about its training in another way in every round."""
+
+    def __init__(self, module: FederatedModule, lies: list[Callable[[Reply], Reply]]) -> None:
+        assert isinstance(module.clients, OwnClients)
+        super().__init__(module.executor, module.clients.side)
+        self.lies = lies
+
+    def train(self, tasks: Any) -> Any:
+        for upload in super().train(tasks):
+            lie = self.lies[upload.task.round]
+            yield lie(upload) if upload.task.client == VICTIM else upload
+
+
+def times(factor: float) -> Callable[[Reply], Reply]:
+    """Return a lie that multiplies an update."""
+
+    def lie(reply: Reply) -> Reply:
+        header = wire.header.unpack(reply.payload)
+        update = wire.decode(reply.payload, wire.Expected(header.round, header.client, header.size))
+        scaled = DenseUpdate(update.to_dense() * factor)
+        return replace(reply, payload=wire.encode(scaled, round=header.round, client=header.client))
+
+    return lie
+
+
+def told(reply: Reply, **numbers: Any) -> Reply:
+    """Return a reply with other numbers in its report."""
+    assert reply.report is not None
+    return replace(reply, report=replace(reply.report, **numbers))
+
+
+OWN: dict[str, Callable[[Reply], Reply]] = {
+    "but got nan": lambda reply: told(reply, loss=math.nan),
+    "but got 1000000": lambda reply: told(reply, samples=10**6),
+    "but got 0": lambda reply: told(reply, passes=0),
+    "for an entry of an update but got": times(1e30),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Round:UserWarning")
+def test_a_simulations_own_clients_pass_the_same_checks(fit: Fit) -> None:
+    lying, silent = make(), make()
+    lying.clients = Lying(lying, list(OWN.values()))
+    outcome = played(fit, lying, len(OWN), "lying", limit_val_batches=0)
+    for round, reason in enumerate(OWN):
+        assert any(
+            f"update of client {VICTIM} at level a refused" in text and reason in text for text in outcome.said[round]
+        )
+    assert outcome.rows["comm/refused"].tolist() == [1] * len(OWN)
+    silent.clients = Lying(silent, [lambda upload: replace(upload, refusal="no")] * len(OWN))
+    expected = played(fit, silent, len(OWN), "silent", limit_val_batches=0)
+    for name, value in expected.state.items():
+        assert torch.equal(value, outcome.state[name]), name
+
+
+@pytest.mark.parametrize("aggregator", [None, QFedAvg(1.0)], ids=["mean", "q-FedAvg"])
+@pytest.mark.parametrize("factor", [1e15, 1e30])
+def test_a_huge_update_names_its_client_and_ends_no_run(
+    fit: Fit, tmp_path: Path, factor: float, aggregator: Any
+) -> None:
+    """Over Flower, where a client may be anybody; the model is spoilt if it was taken, but the log says by whom."""
+
+    def build() -> FederatedModule:
+        return make(aggregator=aggregator, uplink=ErrorFeedback(Identity()))
+
+    module = served(build(), tmp_path, Play(""), build)
+    inner = module.clients.train
+
+    def train(tasks: Any) -> Any:
+        for upload in inner(tasks):
+            if upload.payload and (upload.task.client, upload.task.round) == (VICTIM, 0):
+                yield times(factor)(upload)
+            else:
+                yield upload
+
+    module.clients.train = train  # type: ignore[method-assign]
+    outcome = played(fit, module, 2, "run")
+    assert len(outcome.rows) == 2
+    assert any(f"update of client {VICTIM} " in text for text in outcome.said[0])
+
+
+def test_giants_are_named_and_nobody_else() -> None:
+    with pytest.warns(UserWarning, match=r"Round 3: update of client 7 has an entry of 5e\+06, 5e\+06 times") as said:
+        name_giants(3, {4: 1.0, 5: 0.5, 6: 100.0, 7: 5e6, 8: 0.0})
+    assert len(said) == 1
+    name_giants(3, {4: 1.0, 7: 5e6})
+    name_giants(3, {4: 0.0, 5: 0.0, 7: 5e6})
+
+
+def test_a_norm_beyond_float64_is_infinite() -> None:
+    uplink = ErrorFeedback(Identity())
+    uplink.note(0, 0, 1.7e308)
+    uplink.note(1, 0, 1.7e308)
+    assert uplink.norm() == math.inf
+
+
+def test_sums_of_the_largest_norms_and_losses_are_finite() -> None:
+    largest = residual_ranges(10**12, keeps=True)["squared_norm"].high
+    assert math.isfinite(largest * 10**9)
+    assert math.isfinite(LARGEST * 10**12 * 10**9)
+    assert residual_ranges(10**12, keeps=False)["squared_norm"].high == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
+def test_the_number_of_batches_is_that_of_a_pass(batch_size: int) -> None:
+    for samples in range(1, 45):
+        made = len(list(batches(samples, batch_size, torch.Generator())))
+        assert number_of_batches(samples, batch_size) == made
+
+
+def test_records_of_a_request_are_no_answer(fit: Fit, tmp_path: Path) -> None:
+    """A node that sends the server's own request back."""
+    play = Play("train", {"an echo": lambda answer: RecordDict({"request": ConfigRecord({"job": "train"})})})
+    module = served(make(), tmp_path, play, make)
+    outcome = played(fit, module, 1, "run", limit_val_batches=0)
+    assert any(r"Expected record answer but got ['request']" in text for text in outcome.said[0])
