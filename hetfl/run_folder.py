@@ -103,11 +103,11 @@ class RunFolder(Logger):
         self._open().declare(name for name in columns if not name.endswith("/"))
 
     @rank_zero_only
-    def truncate(self, before_step: int) -> None:
-        """Forget the rounds from ``before_step`` on: what a run does that continues from a checkpoint of that round.
+    def check_rounds(self, before_step: int) -> None:
+        """Refuse to continue from a checkpoint of round ``before_step`` where rounds before it are missing.
 
         Raises:
-            ConfigurationError: the folder to continue lacks rounds before it.
+            ConfigurationError: the folder to continue lacks them.
         """
         metrics = self._open()
         if self._continued is not None and metrics.last_step + 1 < before_step:
@@ -115,7 +115,16 @@ class RunFolder(Logger):
                 f"Expected {before_step} rounds in {metrics.path}, as in the checkpoint, but got "
                 f"{metrics.last_step + 1}: go on from an older checkpoint (--ckpt_path) and they are run again"
             )
-        metrics.truncate(before_step)
+
+    @rank_zero_only
+    def truncate(self, before_step: int) -> None:
+        """Forget the rounds from ``before_step`` on: what a run does that continues from a checkpoint of that round.
+
+        Raises:
+            ConfigurationError: the folder to continue lacks rounds before it.
+        """
+        self.check_rounds(before_step)
+        self._open().truncate(before_step)
 
     @rank_zero_only
     def write_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

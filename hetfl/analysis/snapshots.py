@@ -83,7 +83,7 @@ class Snapshots(FederatedCallback):
                 f"{self.every} rounds but got none"
             )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Delete the snapshots of rounds to come; say so if new ones will be without statistics."""
         module, folder = cast(FederatedModule, pl_module), _run_folder(trainer)
         if folder is not None:

@@ -154,12 +154,16 @@ class Clustering(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return who is in which cluster, and what was learnt, as plain types and tensors."""
+        return {**self.assignments(), "own": self.own_state()}
+
+    def assignments(self) -> dict[str, Any]:
+        """Return who is in which cluster, as plain types and tensors, with nothing learnt that only training needs."""
         return {
             "count": self.count,
             "assigned": torch.tensor(self.assigned, dtype=torch.int64),
             "history": torch.tensor(self.history, dtype=torch.int64).reshape(-1, 3),
             "shared": list(self.shared),
-            "own": self.own_state(),
+            "own": {},
         }
 
     def load_assignments(self, state: Mapping[str, Any]) -> None:

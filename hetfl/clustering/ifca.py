@@ -160,6 +160,9 @@ class IFCA(Clustering):
         placed = [client for client, own in enumerate(self.assigned) if own != UNKNOWN]  # by whatever policy
         self.met = set(state["own"].get("met", placed))
 
+    def assignments(self) -> dict[str, Any]:  # noqa: D102
+        return {**super().assignments(), "own": {"met": sorted(self.met)}}
+
     def own_state(self) -> dict[str, Any]:  # noqa: D102
         return {"met": sorted(self.met), **{name: getattr(self, name) for name in COUNTERS}}
 

@@ -131,7 +131,8 @@ class ClusteringModule(HostingModule):
 
     def save_clusters(self) -> None:
         """Write ``clusters.csv``, if clusters can differ, and what else the clustering has to tell."""
-        for logger in self.loggers if self.clustering.several else ():
+        written = self.clustering.several and not self.trainer.sanity_checking
+        for logger in self.loggers if written else ():
             if isinstance(logger, RunFolder):
                 logger.write_table("clusters", CLUSTER_COLUMNS, self.clustering.history)
                 for name, (columns, rows) in self.clustering.tables().items():

@@ -57,7 +57,7 @@ class EvaluatingModule(ClusteringModule):
         self.log_dict(values, logger=later, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
         if self.loggers:
             self.log("step", float(self.last_round), on_step=False, on_epoch=True, batch_size=1)
-        for logger in self.loggers if training else ():
+        for logger in self.loggers if training and not self.trainer.sanity_checking else ():
             logger.log_metrics({name: value.item() for name, value in values.items()}, step=self.last_round)
 
     def setup_evaluation(self, data: FederatedDataModule) -> None:

@@ -244,11 +244,17 @@ class FederatedModule(TrainingModule):
         return [server, carrier], schedules
 
     def on_fit_start(self) -> None:
-        """Get ready to train; in a resumed run, forget the rows of rounds that will be run again."""
+        """Get ready to train; nothing in a run's folder changes yet, as a checkpoint may still be refused."""
         self.open_bench()
         self.clients.begin()
         if self.local.penalty is not None:
             self.local.penalty.setup(parameters_of(self.net), self.data.num_clients, self.shared)
+        for logger in self.loggers:
+            if isinstance(logger, RunFolder):
+                logger.check_rounds(self.version)
+
+    def on_train_start(self) -> None:
+        """Begin to write: in a resumed run, forget the rows of rounds that will be run again."""
         for logger in self.loggers:
             if isinstance(logger, RunFolder):
                 logger.truncate(self.version)

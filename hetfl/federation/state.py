@@ -11,18 +11,36 @@ from torch import nn
 from hetfl.clustering import Clustering
 from hetfl.errors import ConfigurationError
 from hetfl.federation.fingerprint import LEARNING_RATES, compare
+from hetfl.federation.resuming import check_complete, check_optimizers_fit, weights_only
 
 if TYPE_CHECKING:
     from hetfl.federation.module import FederatedModule
 
-PARTS = ("ledger", "uplink")
-OTHER_PARTS = ("selection", "clustering", "statistics", "penalty", "clients")
+EVALUATED = ("version", "fingerprint", "ledger", "clustering", "statistics")
+"""What every checkpoint holds: enough to evaluate its models."""
+TRAINED = ("learning_rates", "uplink", "selection", "penalty", "clients")
+"""What a checkpoint to go on from holds besides."""
 FOR_EVALUATION = ("net", "levels")
 """What must agree when a checkpoint with one model is only evaluated: its data and its uplink may be others."""
 
 
 def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
-    """Add the federation's state to Lightning's checkpoint: plain types and tensors."""
+    """Add the federation's state to Lightning's checkpoint: plain types and tensors.
+
+    One of weights only, as ``ModelCheckpoint(save_weights_only=True)`` asks for, gets what an evaluation needs.
+    """
+    kept = {
+        "version": module.version,
+        "fingerprint": module.fingerprint,
+        "ledger": module.ledger.state_dict(),
+        "clustering": module.clustering.assignments(),
+        "statistics": module.statistics.state_dict(module.weights_mark),
+    }
+    checkpoint["hetfl"] = kept if weights_only(checkpoint) else kept | _training_state(module)
+
+
+def _training_state(module: FederatedModule) -> dict[str, Any]:
+    """Return what a run needs to go on, and let go of what the checkpoint before the last one needed."""
     # Lightning does not tell when a checkpoint is on the disk. By the next one the last one is, or SafeCheckpointIO
     # knows better; every other checkpoint plugin ends the run.
     if not getattr(module.trainer.strategy.checkpoint_io, "failed", False):
@@ -32,14 +50,11 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         module.clients.checkpointed()
         if module.local.penalty is not None:
             module.local.penalty.checkpointed()
-    checkpoint["hetfl"] = {
-        "version": module.version,
-        "fingerprint": module.fingerprint,
+    return {
         "learning_rates": _learning_rates(module),
-        **{part: getattr(module, part).state_dict() for part in PARTS},
+        "uplink": module.uplink.state_dict(),
         "selection": module.selection.state_dict(),
         "clustering": module.clustering.state_dict(),
-        "statistics": module.statistics.state_dict(module.weights_mark),
         "clients": module.clients.state_dict(),
         "penalty": {} if module.local.penalty is None else module.local.penalty.state_dict(),
         "executor": module.executor.state_dict(),
@@ -58,12 +73,15 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     state = checkpoint.get("hetfl")
     if state is None:
         raise ConfigurationError("Expected a checkpoint of a federated run but got one without a federation's state")
+    if module.trainer.training:
+        check_complete(checkpoint)
     _check_agrees(module, state)
     module.version = state["version"]
-    module.executor.load_state_dict(state.get("executor", {}))  # older checkpoints have none: it is chosen anew
-    for part in (*PARTS, "statistics"):
-        getattr(module, part).load_state_dict(state[part])
+    module.ledger.load_state_dict(state["ledger"])
+    module.statistics.load_state_dict(state["statistics"])
     if module.trainer.training:
+        module.executor.load_state_dict(state.get("executor", {}))  # older checkpoints have none: it is chosen anew
+        module.uplink.load_state_dict(state["uplink"])
         module.selection.load_state_dict(state["selection"])
         if not module.clustering.takes_over:
             module.clustering.load_own_state(state["clustering"]["own"])
@@ -73,11 +91,14 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     if module.trainer.precision == "64-true":
         module.double()  # Lightning does so only once it has put the checkpoint's weights in, rounded to float32
     module.predict_seconds()
-    if module.local.penalty is not None and module.trainer.training:
+    if not module.trainer.training:
+        return
+    if module.local.penalty is not None:
         module.local.penalty.load_state_dict(state["penalty"])
+    check_optimizers_fit(*module.configure_optimizers(), checkpoint)
     for number, (name, now) in enumerate(_learning_rates(module).items()):
         before = state["learning_rates"][name]
-        if module.trainer.training and before != now:
+        if before != now:
             _rescale(checkpoint, number, before, now)
 
 
@@ -87,7 +108,8 @@ def _check_agrees(module: FederatedModule, state: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: names what is missing, or what differs.
     """
-    missing = [part for part in ("fingerprint", "version", "learning_rates", *PARTS, *OTHER_PARTS) if part not in state]
+    needed = (*EVALUATED, *TRAINED) if module.trainer.training else EVALUATED
+    missing = [part for part in needed if part not in state]
     if missing:
         raise ConfigurationError(f"Expected a whole federation's state in the checkpoint but got none of {missing}")
     present = module.fingerprint
