@@ -104,8 +104,8 @@ class MetricsFile:
         self._written = not path.exists()  # whether its lines are those that this object wrote
         if not self._written:
             self._columns = self._columns_on_disk()
-            for self._last in self._rows():
-                pass
+            for row in self._rows():
+                self._last = row
 
     @property
     def last_step(self) -> int:

@@ -20,6 +20,7 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
+from hetfl.analysis.pictures import OF_A_RUN
 from hetfl.analysis.runs import Run, load_run
 from hetfl.errors import ConfigurationError
 
@@ -161,8 +162,7 @@ def plot_run(folder: str | Path) -> list[Path]:
     target = run.folder / "plots"
     target.mkdir(exist_ok=True)
     files = []
-    draws = {"accuracy_over_rounds": plot_accuracy_over_rounds, "accuracy_over_bytes": plot_accuracy_over_bytes}
-    for name, draw in draws.items():
+    for name, draw in zip(OF_A_RUN, (plot_accuracy_over_rounds, plot_accuracy_over_bytes), strict=True):
         figure = draw(run).get_figure(root=True)
         assert figure is not None  # an Axes that was just made has one
         files += save_figure(figure, target, name)

@@ -185,7 +185,7 @@ class FederatedCLI(LightningCLI):
             callbacks.append(RoundProgress())
         if self.subcommand == "fit":
             self.stop = StopAtRoundEnd()
-            callbacks += [RoundsLeft(), self.stop]
+            callbacks += [RoundsLeft(self.stop), self.stop]
             if config.enable_checkpointing is not False:
                 callbacks.append(LastCheckpoint())
         return callbacks
@@ -209,15 +209,27 @@ class FederatedCLI(LightningCLI):
         if self.stop.signal is not None:
             sys.exit(128 + self.stop.signal)
         if self.config[self.subcommand].final_test:
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            self.test()
         folders = [run_logger.save_dir for run_logger in self.trainer.loggers if isinstance(run_logger, RunFolder)]
         if self.config[self.subcommand].plots:
             for folder in folders:
                 if folder is not None:
-                    print(f"{'pictures':<18}{_drawn(folder)}")
+                    self.draw(folder)
+
+    def test(self, checkpoint: str | None = None) -> None:
+        """Test the last model of a run.
+
+        Args:
+            checkpoint: the file that holds it; None: it is the present one.
+        """
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
+
+    def draw(self, folder: str | Path) -> None:
+        """Draw a run's pictures, and say where they are."""
+        print(f"{'pictures':<18}{_drawn(folder)}")
 
 
-def _drawn(folder: str) -> str:
+def _drawn(folder: str | Path) -> str:
     """Draw a run's pictures; return where they are, or why there are none: the run itself is whole."""
     try:
         drawn = [*plot_run(folder), *plot_clusters(folder)]
