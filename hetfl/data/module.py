@@ -179,6 +179,10 @@ class FederatedDataModule(LightningDataModule):
         """Return the whole test set."""
         return [eval_loader(self.resident.all_test, self.eval_batch_size, self.resident.test_owner)]
 
+    def predict_dataloader(self) -> list[DataLoader[EvalBatch]]:
+        """Return the whole test set."""
+        return self.test_dataloader()
+
     def summary(self) -> str:
         """Return one line: the data set, its samples, and how they lie on the clients."""
         sizes, nobody = self.sizes, f", {self.unassigned} nobody's" if self.unassigned else ""

@@ -33,15 +33,13 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
     Args:
         module: the module, set up with its data.
     """
-    tensors, local, uplink = module.tensors, module.local, module.uplink
-    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    local, uplink = module.local, module.uplink
     optimizer, schedule = _client_side(module)
     error_feedback = "" if uplink.enabled else ", no error feedback"
     return {
         "seed": str(module.seed),
         "method": settings_of(module, less=_shared_parameters(module)),
-        "net": f"{sum(t.numel() for t in tensors.values())} entries, {_digest(shapes.encode())}",
-        "levels": ", ".join(f"{n}: {level.width:g}x{level.depth or 'all'}" for n, level in module.levels.items()),
+        **of_models(module),
         "partition": _partition(module.data),
         "level assignment": settings_of(module.assignment),
         "fleet": module.fleet.describe(),
@@ -58,6 +56,16 @@ def fingerprint(module: FederatedModule) -> dict[str, str]:
         "residual store": type(uplink.residuals).__name__,
         "aggregator": settings_of(module.aggregator),
         "server optimizer": optimizer_settings(module.server_optimizer(parameters_of(module.net).values())),
+    }
+
+
+def of_models(module: FederatedModule) -> dict[str, str]:
+    """Return the part of it that says what its models are, and depends on no data."""
+    tensors = module.tensors
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    return {
+        "net": f"{sum(t.numel() for t in tensors.values())} entries, {_digest(shapes.encode())}",
+        "levels": ", ".join(f"{n}: {level.width:g}x{level.depth or 'all'}" for n, level in module.levels.items()),
     }
 
 

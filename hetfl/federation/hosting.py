@@ -52,6 +52,11 @@ class HostingModule(LightningModule):
         return max(self.version - 1, 0)
 
     @property
+    def has_data(self) -> bool:
+        """Whether a trainer with a federated data module is at work on this module."""
+        return isinstance(getattr(self._trainer, "datamodule", None), FederatedDataModule)
+
+    @property
     def data(self) -> FederatedDataModule:
         """The trainer's data module.
 

@@ -173,6 +173,8 @@ class FederatedModule(TrainingModule):
 
     def setup(self, stage: str) -> None:
         """Meet the data: check everything that can be checked before the first round."""
+        if stage == "predict" and not self.has_data:
+            return
         data = self.data
         if self.trainer.precision not in PRECISIONS:
             raise ConfigurationError(

@@ -6,7 +6,7 @@ refused here, when the checkpoint is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -38,6 +38,16 @@ def check_complete(checkpoint: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"Expected {name} in the checkpoint but got {_kind(checkpoint.get(name))}")
     if not isinstance(checkpoint[LOOPS].get("fit_loop"), Mapping):
         raise ConfigurationError("Expected a fit_loop in the checkpoint's loops but got none")
+
+
+def check_parts(state: Mapping[str, Any], needed: Iterable[str]) -> None:
+    """Refuse a federation's state that lacks parts.
+
+    Raises:
+        ConfigurationError: names them.
+    """
+    if missing := [part for part in needed if part not in state]:
+        raise ConfigurationError(f"Expected a whole federation's state in the checkpoint but got none of {missing}")
 
 
 def check_optimizers_fit(

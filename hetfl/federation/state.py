@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +12,13 @@ from torch import nn
 from hetfl.clustering import Clustering
 from hetfl.errors import ConfigurationError
 from hetfl.federation.fingerprint import LEARNING_RATES, compare
-from hetfl.federation.resuming import check_complete, check_optimizers_fit, weights_only
+from hetfl.federation.predicting import PREDICTED, load_models
+from hetfl.federation.resuming import check_complete, check_optimizers_fit, check_parts, weights_only
 
 if TYPE_CHECKING:
     from hetfl.federation.module import FederatedModule
 
-EVALUATED = ("version", "fingerprint", "ledger", "clustering", "statistics")
+EVALUATED = (*PREDICTED, "ledger")
 """What every checkpoint holds: enough to evaluate its models."""
 TRAINED = ("learning_rates", "uplink", "selection", "penalty", "clients")
 """What a checkpoint to go on from holds besides."""
@@ -73,6 +75,9 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     state = checkpoint.get("hetfl")
     if state is None:
         raise ConfigurationError("Expected a checkpoint of a federated run but got one without a federation's state")
+    if not module.has_data:
+        load_models(module, state, checkpoint["state_dict"])
+        return
     if module.trainer.training:
         check_complete(checkpoint)
     _check_agrees(module, state)
@@ -96,10 +101,7 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
     if module.local.penalty is not None:
         module.local.penalty.load_state_dict(state["penalty"])
     check_optimizers_fit(*module.configure_optimizers(), checkpoint)
-    for number, (name, now) in enumerate(_learning_rates(module).items()):
-        before = state["learning_rates"][name]
-        if before != now:
-            _rescale(checkpoint, number, before, now)
+    _rescale_all(checkpoint, state["learning_rates"], _learning_rates(module))
 
 
 def _check_agrees(module: FederatedModule, state: dict[str, Any]) -> None:
@@ -108,10 +110,7 @@ def _check_agrees(module: FederatedModule, state: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: names what is missing, or what differs.
     """
-    needed = (*EVALUATED, *TRAINED) if module.trainer.training else EVALUATED
-    missing = [part for part in needed if part not in state]
-    if missing:
-        raise ConfigurationError(f"Expected a whole federation's state in the checkpoint but got none of {missing}")
+    check_parts(state, (*EVALUATED, *TRAINED) if module.trainer.training else EVALUATED)
     present = module.fingerprint
     if not module.trainer.training:
         # Who is in which cluster is known by a client's number, which is another client's in other data.
@@ -152,6 +151,12 @@ def _learning_rates(module: FederatedModule) -> dict[str, float]:
     server = module.server_optimizer([nn.Parameter(torch.zeros(1))])
     clients = module.local.optimizer([nn.Parameter(torch.zeros(1))])
     return {"server": float(server.param_groups[0]["lr"]), "clients": float(clients.param_groups[0]["lr"])}
+
+
+def _rescale_all(checkpoint: dict[str, Any], saved: Mapping[str, float], present: Mapping[str, float]) -> None:
+    for number, (name, now) in enumerate(present.items()):
+        if saved[name] != now:
+            _rescale(checkpoint, number, saved[name], now)
 
 
 def _rescale(checkpoint: dict[str, Any], number: int, before: float, now: float) -> None:

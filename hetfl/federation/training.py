@@ -17,8 +17,8 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation.aggregating import ClusterAggregators
 from hetfl.federation.callback import FederatedCallback
 from hetfl.federation.clients import Lost, Upload, held_index
-from hetfl.federation.evaluating import EvaluatingModule
 from hetfl.federation.exchange import Accepted, Exchange
+from hetfl.federation.predicting import PredictingModule
 from hetfl.federation.probing import RoundProbe
 from hetfl.federation.server import server_step
 from hetfl.fleet import Fleet, Work
@@ -29,7 +29,7 @@ from hetfl.submodel import index_layout, only
 from hetfl.types import Index, Report
 
 
-class TrainingModule(EvaluatingModule):
+class TrainingModule(PredictingModule):
     """Runs rounds. Subclasses provide the attributes below, and say what is sent (``upload_index``)."""
 
     selection: Selection
