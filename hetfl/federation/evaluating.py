@@ -71,6 +71,7 @@ class EvaluatingModule(ClusteringModule):
 
     def gather_statistics(self) -> None:
         """Ask clients within reach for static batch-norm sums of every level, unless the present model's are known."""
+        self.notice_edits()
         if self.statistics.belong_to(self.weights_mark):
             return
         largest_first = sorted(self.levels, key=lambda level: -self.levels.sizes[level])

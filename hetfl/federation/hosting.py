@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 from lightning import LightningModule
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hetfl.clustering import Clustering
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
+from hetfl.federation.checksum import checksum
 from hetfl.federation.clients import Clients
 from hetfl.federation.levels import LevelSet
 from hetfl.federation.statistics import StaticStatisticsStore
@@ -41,6 +42,8 @@ class HostingModule(LightningModule):
     statistics: StaticStatisticsStore
     version: int
     bench: Bench | None = None
+    _edits: int = 0  # changes that torch did not count
+    _noticed: tuple[int, int] | None = None  # the mark, and the checksum of the values that it was last seen with
 
     def index(self, level: str, round: int) -> Index:
         """Return what a level's sub-model holds of the global model."""
@@ -100,14 +103,34 @@ class HostingModule(LightningModule):
 
     @property
     def weights_mark(self) -> int:
-        """A number that changes whenever the global models' values do: torch's own count of in-place changes."""
-        return sum(tensor._version for tensors in self.cluster_tensors for tensor in tensors.values())
+        """A number that grows whenever the global models' values change: torch's own count of in-place changes.
+
+        What is changed through ``.data`` torch does not count; :meth:`notice_edits` does.
+        """
+        return sum(tensor._version for tensors in self.cluster_tensors for tensor in tensors.values()) + self._edits
+
+    def notice_edits(self) -> None:
+        """Count a change of values that came without one of torch's count: through ``.data``, or from NumPy."""
+        content = checksum(tensor for tensors in self.cluster_tensors for tensor in tensors.values())
+        if self._noticed is not None and self._noticed[0] == self.weights_mark and self._noticed[1] != content:
+            self._edits += 1
+        self._noticed = (self.weights_mark, content)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Take values; statistics that came with them in a checkpoint are theirs, and not those of later changes."""
+        result = super().load_state_dict(*args, **kwargs)
+        if not self.has_data:  # with a trainer's data the module goes to its device first
+            self.statistics.belong_to(self.weights_mark)
+            self.notice_edits()
+            self.close_bench()
+        return result
 
     def open_bench(self) -> None:
         """Make this process's resident nets, once the module is on its device, and hand them to the executor."""
         if self.bench is None:
             self.bench = Bench(cast(LocalProblem, self), self.data, self.tensors, self.cluster_tensors[1:])
             self.executor.setup(self.bench)
+            self.notice_edits()
         self.statistics.belong_to(self.weights_mark)
 
     def build(self, level: str) -> nn.Module:
@@ -124,6 +147,7 @@ class HostingModule(LightningModule):
             cluster: whose global model.
         """
         if self.bench is None:
+            self.notice_edits()
             resident = ResidentNet(self.build(level), self.local.optimizer)
             key = (cluster, self.last_round, self.weights_mark)
             resident.anchor(self.cluster_tensors[cluster], self.index(level, self.last_round), key)

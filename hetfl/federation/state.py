@@ -31,6 +31,7 @@ def save(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
 
     One of weights only, as ``ModelCheckpoint(save_weights_only=True)`` asks for, gets what an evaluation needs.
     """
+    module.notice_edits()
     kept = {
         "version": module.version,
         "fingerprint": module.fingerprint,
