@@ -25,6 +25,27 @@ from hetfl.metrics_file import MetricsFile, encoded
 
 LOCK = ".lock"
 """Name of the file that keeps other processes out of a run's folder."""
+EARLY_END = "ended.txt"
+"""Name of the file that says that a run ended by itself before its last round."""
+
+
+def ended_early(folder: Path, done: int, asked: int) -> bool:
+    """Return whether a run ended by itself after ``done`` of ``asked`` rounds, because its settings stop it early."""
+    path = folder / EARLY_END
+    return path.is_file() and path.read_bytes() == _early_end(done, asked)
+
+
+def note_end(folder: Path, done: int, asked: int) -> None:
+    """Note, where rounds are left, that a run ended by itself: for who reads its folder."""
+    if done < asked and not ended_early(folder, done, asked):
+        try:
+            write_whole(folder / EARLY_END, _early_end(done, asked))
+        except OSError as error:
+            rank_zero_warn(f"{folder / EARLY_END} not written ({error.strerror})")
+
+
+def _early_end(done: int, asked: int) -> bytes:
+    return f"ended by its settings after {done} of {asked} rounds\n".encode()
 
 
 class RunFolder(Logger):

@@ -14,6 +14,7 @@ import yaml
 from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli import main
 from hetfl.cli.callbacks import has_ended
+from hetfl.run_folder import EARLY_END, ended_early
 from tests.demo_cases import DEMO, FEW
 
 STOP = {"class_path": "lightning.pytorch.callbacks.EarlyStopping",
@@ -115,7 +116,16 @@ def test_a_run_that_stopped_early_is_completed_without_another_round(
     rows = (folder / "metrics.csv").read_bytes()
     assert rows.count(b"\n") == 2
     other = killed_before_its_test(folder, tmp_path / "other")
+    assert ended_early(folder, 1, 2)
+    assert not ended_early(folder, 2, 2)
+    assert not ended_early(folder, 1, 3)
+    (other / EARLY_END).unlink()
+    main(["resume", str(other), "--final_test=false", "--plots=false"])
+    assert ended_early(other, 1, 2)
+    assert not (other / "clients.csv").exists()
     main(["resume", str(other)])
+    main(["report", str(other), "--out", str(tmp_path / "report")])
+    assert "Not finished" not in (tmp_path / "report/report.md").read_text()
     assert pd.read_csv(other / "metrics.csv")["step"].tolist() == [0]
     assert (other / "clients.csv").read_bytes() == (folder / "clients.csv").read_bytes()
     checkpoint = SafeCheckpointIO().load_checkpoint(folder / "checkpoints/last.ckpt")

@@ -24,7 +24,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.export import check_export, export_submodel
 from hetfl.federation import FederatedModule
 from hetfl.interrupt import StopAtRoundEnd
-from hetfl.run_folder import RunFolder
+from hetfl.run_folder import RunFolder, note_end
 
 
 class FederatedTrainer(Trainer):
@@ -208,13 +208,14 @@ class FederatedCLI(LightningCLI):
         assert self.trainer is not None
         if self.stop.signal is not None:
             sys.exit(128 + self.stop.signal)
+        given = [run_logger.save_dir for run_logger in self.trainer.loggers if isinstance(run_logger, RunFolder)]
+        folders = [folder for folder in given if folder is not None]
+        for folder in folders:
+            note_end(Path(folder), self.model.version, self.trainer.max_epochs or 0)
         if self.config[self.subcommand].final_test:
             self.test()
-        folders = [run_logger.save_dir for run_logger in self.trainer.loggers if isinstance(run_logger, RunFolder)]
-        if self.config[self.subcommand].plots:
-            for folder in folders:
-                if folder is not None:
-                    self.draw(folder)
+        for folder in folders if self.config[self.subcommand].plots else ():
+            self.draw(folder)
 
     def test(self, checkpoint: str | None = None) -> None:
         """Test the last model of a run.

@@ -14,10 +14,12 @@ from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.app import FederatedCLI
 from hetfl.cli.callbacks import has_ended
 from hetfl.errors import ConfigurationError
+from hetfl.run_folder import ended_early, note_end
 
+TABLE = "metrics.csv"
 OF_THE_END = ("--final_test", "--plots")
 """Settings of a run's end: with others, ``resume`` trains."""
-TEST, PICTURES = "test", "pictures"
+NOTE, TEST, PICTURES = "note of an early end", "test", "pictures"
 
 
 class ResumedRun(FederatedCLI):
@@ -52,6 +54,8 @@ class ResumedRun(FederatedCLI):
         elif not self.missing:
             print(f"nothing is missing: {self.folder} has its rounds, and all that follows them")
         else:
+            if NOTE in self.missing:
+                note_end(self.folder, _rounds(self.folder), self.config["fit"].trainer.max_epochs)
             if TEST in self.missing:
                 self.test(self.config["fit"].ckpt_path)
             if PICTURES in self.missing:
@@ -69,17 +73,28 @@ def missing_at_end(folder: Path, config: Namespace) -> list[str] | None:
         ConfigurationError: the checkpoint cannot be read, or the run's table lacks rounds before it.
     """
     checkpoint = SafeCheckpointIO().load_checkpoint(config.ckpt_path)
-    rounds = checkpoint.get("hetfl", {}).get("version", 0)
-    table = folder / "metrics.csv"
-    metrics = read_metrics(table)
-    rows = 0 if metrics.empty else int(metrics["step"].iloc[-1]) + 1
-    if not has_ended(checkpoint, config.trainer.max_epochs) or rows > rounds:  # with more rows it went on already
+    saved, done, asked = checkpoint.get("hetfl", {}).get("version", 0), _rounds(folder), config.trainer.max_epochs
+    if not has_ended(checkpoint, asked) or done > saved:  # with more rows it went on already
         return None
-    if rows < rounds:
-        raise ConfigurationError(f"Expected {rounds} rounds in {table}, as in the checkpoint, but got {rows}")
-    tested = metrics.filter(regex="^test/").iloc[-1].notna().any() and (folder / "clients.csv").is_file()
-    drawn = all(
-        path.is_file() and path.stat().st_mtime_ns >= table.stat().st_mtime_ns for path in expected_pictures(folder)
-    )
-    to_test = bool(config.final_test) and not tested
-    return [TEST] * to_test + [PICTURES] * (bool(config.plots) and (to_test or not drawn))
+    if done < saved:
+        raise ConfigurationError(f"Expected {saved} rounds in {folder / TABLE}, as in the checkpoint, but got {done}")
+    to_note = asked is not None and done < asked and not ended_early(folder, done, asked)
+    to_test = bool(config.final_test) and not _is_tested(folder)
+    to_draw = bool(config.plots) and (to_test or not _is_drawn(folder))
+    return [NOTE] * to_note + [TEST] * to_test + [PICTURES] * to_draw
+
+
+def _rounds(folder: Path) -> int:
+    metrics = read_metrics(folder / TABLE)
+    return 0 if metrics.empty else int(metrics["step"].iloc[-1]) + 1
+
+
+def _is_tested(folder: Path) -> bool:
+    last = read_metrics(folder / TABLE).filter(regex="^test/").iloc[-1]
+    return bool(last.notna().any()) and (folder / "clients.csv").is_file()
+
+
+def _is_drawn(folder: Path) -> bool:
+    """Return whether there are all pictures, none older than the table that they show."""
+    written = (folder / TABLE).stat().st_mtime_ns
+    return all(path.is_file() and path.stat().st_mtime_ns >= written for path in expected_pictures(folder))
