@@ -97,7 +97,8 @@ class Snapshots(FederatedCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count, if this round is to have a snapshot."""
-        self._counts = {} if self.every > 0 and (trainer.current_epoch + 1) % self.every == 0 else None
+        round = cast(FederatedModule, pl_module).version
+        self._counts = {} if self.every > 0 and (round + 1) % self.every == 0 else None
 
     def on_update(
         self, trainer: Trainer, module: LightningModule, update: Update, index: Index, report: Report

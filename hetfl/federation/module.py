@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
@@ -196,13 +197,18 @@ class FederatedModule(TrainingModule):
         self.predict_seconds()
         self.setup_evaluation(data)
         if stage == "fit":
-            self.fleet.check_rounds(self.trainer.max_epochs)
+            self.fleet.check_rounds(self._last_round_asked())
             folder = self.trainer.log_dir if self.trainer.loggers else None
             self.uplink.residuals.bind(f"{folder}/residuals" if folder else None)
             self.selection.bind(f"{folder}/updates" if folder else None)
             self.clustering.bind(f"{folder}/clustering" if folder else None)
             if self.local.penalty is not None:
                 self.local.penalty.bind(f"{folder}/memories" if folder else None)
+
+    def _last_round_asked(self) -> int | None:
+        """Return up to which round training goes: in a second fit so many more; None or below 0: without end."""
+        rounds, behind = self.trainer.max_epochs, 0 if self.trainer.ckpt_path else self.version
+        return rounds if rounds is None or rounds < 0 else behind + rounds
 
     def _meet_ranks(self) -> None:
         """Share clients of this process with the other processes of a distributed trainer, if it is one.
@@ -257,6 +263,11 @@ class FederatedModule(TrainingModule):
 
     def on_train_start(self) -> None:
         """Begin to write: in a resumed run, forget the rows of rounds that will be run again."""
+        if self.version != self.current_epoch:
+            rank_zero_info(
+                f"This module has {self.version} rounds behind it and goes on with round {self.version}, counted from "
+                "0: optimizers and the schedule of the learning rate begin anew"
+            )
         for logger in self.loggers:
             if isinstance(logger, RunFolder):
                 logger.truncate(self.version)

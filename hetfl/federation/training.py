@@ -75,7 +75,7 @@ class TrainingModule(PredictingModule):
 
     def training_step(self, batch: object, batch_idx: int) -> None:
         """Run one round."""
-        round = self.current_epoch
+        round = self.version  # Lightning's epoch, but in a second fit of a module, which goes on
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
         lr = carrier.param_groups[0]["lr"]
         self.ledger.begin_round()
