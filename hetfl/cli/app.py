@@ -236,6 +236,8 @@ def _drawn(folder: str | Path) -> str:
         drawn = [*plot_run(folder), *plot_clusters(folder)]
     except ConfigurationError as error:
         return f"none: {error}"
+    except OSError as error:  # hetfl resume draws them once there is space
+        return f"none: {error.filename} not written ({error.strerror})"
     return " ".join(str(path) for path in drawn if path.suffix == ".png")
 
 
