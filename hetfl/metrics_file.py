@@ -117,6 +117,8 @@ class MetricsFile:
         cells = {name: format_value(value) for name, value in metrics.items() if name not in _NOT_METRICS}
         last_step = self.last_step
         columns = ordered(dict.fromkeys([*self._columns, *cells]))
+        if step == last_step and not self.path.exists():  # deleted meanwhile
+            cells = {**self._last, **cells}
         if step < last_step or columns != self._columns or not self._written or not self.path.exists():
             self._rewrite(columns, row={"step": str(step), **cells})
         elif step == last_step:

@@ -76,6 +76,7 @@ class RunFolder(Logger):
         self._continued = None if folder is None else Path(folder)
         self._metrics: MetricsFile | None = None
         self._waiting: list[tuple[int, dict[str, float]]] = []  # rows that the disk did not take
+        self._whole: dict[str, bytes] = {}  # files that were written whole, by name
 
     @property
     def name(self) -> str:
@@ -157,20 +158,53 @@ class RunFolder(Logger):
             rows: cells, one per column; None is an empty cell.
         """
         cells = ([("" if cell is None else str(cell)) for cell in row] for row in rows)
-        path = self._open().path.with_name(f"{name}.csv")
         try:
-            write_whole(path, b"".join(encoded(line) for line in (columns, *cells)))
+            self.write_file(f"{name}.csv", b"".join(encoded(line) for line in (columns, *cells)))
         except OSError as error:
-            rank_zero_warn(f"{path} not written ({error.strerror})")
+            rank_zero_warn(f"{error.filename} not written ({error.strerror})")
+
+    @rank_zero_only
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a file into the folder, whole or not at all; if the folder is deleted it comes back with it.
+
+        Raises:
+            OSError: it cannot be written; names a file.
+        """
+        path = self._open().path.with_name(name)
+        self._whole[name] = data
+        write_whole(path, data)
 
     def _open(self) -> MetricsFile:
         if self._metrics is None:
             folder = self._new_folder() if self._continued is None else self._continued
             if not folder.is_dir():
                 raise ConfigurationError(f"Expected the folder of a run to continue but got {str(folder)!r}")
-            weakref.finalize(self, os.close, _locked(folder))
+            self._lock(folder)
             self._metrics = MetricsFile(folder / "metrics.csv")
+        elif not _is_at(self._descriptor, self._metrics.path.with_name(LOCK)):
+            self._make_anew(self._metrics.path.parent)
         return self._metrics
+
+    def _lock(self, folder: Path) -> None:
+        self._descriptor = _locked(folder)
+        self._unlock = weakref.finalize(self, os.close, self._descriptor)
+
+    def _make_anew(self, folder: Path) -> None:
+        """Make a folder that was deleted meanwhile again, with all that is known of it, and say what is not.
+
+        Raises:
+            ConfigurationError: another process is in the folder that is there now.
+            OSError: it cannot be made.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._unlock()
+        self._lock(folder)
+        for name, data in self._whole.items():
+            write_whole(folder / name, data)
+        rank_zero_warn(
+            f"Run folder {folder} was deleted while the run goes on: it is made anew, with {', '.join(self._whole) or 'nothing'}; "
+            "rows and files of earlier rounds are lost"
+        )
 
     def _new_folder(self) -> Path:
         self._parent.mkdir(parents=True, exist_ok=True)
@@ -184,6 +218,14 @@ class RunFolder(Logger):
                 attempt += 1
             else:
                 return folder
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Return whether an open file is the one under a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _locked(folder: Path) -> int:

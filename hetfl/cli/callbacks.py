@@ -27,12 +27,15 @@ class SaveRunConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``config.yaml``, whole or not at all."""
-        folders = [logger.save_dir for logger in trainer.loggers if isinstance(logger, RunFolder)]
-        folder = folders[0] if folders else trainer.log_dir  # on every rank: Lightning broadcasts it
+        folders = [logger for logger in trainer.loggers if isinstance(logger, RunFolder)]
+        folder = trainer.log_dir  # on every rank: Lightning broadcasts it
         if folder is None or not trainer.loggers or not trainer.is_global_zero:
             return
-        content = self.parser.dump(as_new_run(self.config), skip_unset=False)
-        write_whole(Path(folder) / self.config_filename, content.encode())
+        content = self.parser.dump(as_new_run(self.config), skip_unset=False).encode()
+        if folders:
+            folders[0].write_file(self.config_filename, content)
+        else:
+            write_whole(Path(folder) / self.config_filename, content)
 
 
 def as_new_run(config: Namespace) -> Namespace:
