@@ -201,9 +201,10 @@ class RunFolder(Logger):
         self._lock(folder)
         for name, data in self._whole.items():
             write_whole(folder / name, data)
+        kept = ", ".join(self._whole) or "nothing"
         rank_zero_warn(
-            f"Run folder {folder} was deleted while the run goes on: it is made anew, with {', '.join(self._whole) or 'nothing'}; "
-            "rows and files of earlier rounds are lost"
+            f"Run folder {folder} was deleted while the run goes on: it is made anew, with {kept}; rows and files of "
+            "earlier rounds are lost"
         )
 
     def _new_folder(self) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from hetfl import FederatedModule, HeteroFL
 from hetfl.clustering import IFCA
@@ -18,17 +18,24 @@ from hetfl.errors import ConfigurationError
 from tests.conftest import small_data, small_levels, small_module, small_net
 
 Fit = Callable[..., Trainer]
-LEVELS = {"net": small_net, "levels": small_levels(1.0, 0.5, 0.25)}
+LEVELS: dict[str, Any] = {"net": small_net, "levels": small_levels(1.0, 0.5, 0.25)}
 
 
 def plain(**options: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     return Trainer(accelerator="cpu", **quiet, **options)
 
 
 def logits(module: FederatedModule, level: str, inputs: Tensor, cluster: int = 0) -> Tensor:
     with torch.no_grad():
         return module.predict(module.submodel(level, cluster), inputs)
+
+
+def predicted(module: FederatedModule, inputs: Tensor, checkpoint: str | None = None) -> Tensor:
+    """Return the logits of inputs as nets get them, from a trainer without a data module."""
+    loader = DataLoader(TensorDataset(inputs), 64)
+    batches: Any = plain().predict(module, loader, ckpt_path=checkpoint, weights_only=True)
+    return torch.cat(batches)
 
 
 @pytest.mark.parametrize(
@@ -73,16 +80,14 @@ def test_predictions_are_those_that_a_test_counts(fit: Fit, tmp_path: Path) -> N
         with_data = torch.cat(trainer.predict(module, datamodule=data))  # type: ignore[arg-type]
         accuracy = (with_data.argmax(1) == targets).float().mean().item()
         assert accuracy == pytest.approx(tested["test/accuracy" if level is None else f"test/accuracy/{level}"])
-        own = torch.cat(plain().predict(again, DataLoader(prepared, batch_size=len(prepared))))  # type: ignore[arg-type]
-        assert torch.allclose(own, with_data, atol=1e-5)
-    from_file = plain().predict(small_module(), DataLoader(prepared, 64), ckpt_path=str(tmp_path / "m.ckpt"),
-                                weights_only=True)  # fmt: skip
+        assert torch.allclose(predicted(again, prepared), with_data, atol=1e-5)
     again.predicted_level = None
-    assert torch.allclose(torch.cat(from_file), torch.cat(plain().predict(again, DataLoader(prepared, 64))))  # type: ignore[arg-type]
+    from_file = predicted(small_module(), prepared, str(tmp_path / "m.ckpt"))
+    assert torch.equal(from_file, predicted(again, prepared))
 
 
 def test_what_cannot_be_predicted_with_is_said() -> None:
-    module, samples = small_module(), DataLoader(torch.rand(4, 1, 8, 8))
+    module, samples = small_module(), DataLoader(TensorDataset(torch.rand(4, 1, 8, 8)))
     with pytest.raises(ConfigurationError, match="Expected static batch-norm statistics .* level a but got none"):
         plain().predict(module, samples)
     module.predicted_level = "z"

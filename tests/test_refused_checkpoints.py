@@ -49,7 +49,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of two rounds, with one more round in its table than in its checkpoint."""
     torch.set_num_threads(1)
     root = str(tmp_path_factory.mktemp("source"))
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(max_epochs=2, accelerator="cpu", logger=RunFolder(root), **quiet, **options())
     trainer.fit(module(), datamodule=small_data())
     folder = Path(str(trainer.log_dir))
@@ -145,7 +145,7 @@ def test_checkpoints_of_weights_only_let_no_residual_go(fit: Fit) -> None:
     every = {"enable_checkpointing": True, "plugins": [SafeCheckpointIO()]}
     light = ModelCheckpoint(filename="weights", save_weights_only=True, save_on_train_epoch_end=True)
     whole = ModelCheckpoint(filename="whole", every_n_epochs=4, save_on_train_epoch_end=True)
-    uplink = {"uplink": ErrorFeedback(TopK(0.1), DiskStore()), "selection": Uniform(2)}
+    uplink: dict[str, Any] = {"uplink": ErrorFeedback(TopK(0.1), DiskStore()), "selection": Uniform(2)}
     trainer = fit(
         small_module(**uplink),
         small_data(num_clients=2),

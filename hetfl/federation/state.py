@@ -101,7 +101,8 @@ def load(module: FederatedModule, checkpoint: dict[str, Any]) -> None:
         return
     if module.local.penalty is not None:
         module.local.penalty.load_state_dict(state["penalty"])
-    check_optimizers_fit(*module.configure_optimizers(), checkpoint)
+    optimizers, schedules = module.configure_optimizers()
+    check_optimizers_fit(optimizers, schedules, checkpoint)
     _rescale_all(checkpoint, state["learning_rates"], _learning_rates(module))
 
 
