@@ -213,11 +213,11 @@ class FederatedCLI(LightningCLI):
         for folder in folders:
             note_end(Path(folder), self.model.version, self.trainer.max_epochs or 0)
         if self.config[self.subcommand].final_test:
-            self.test()
+            self.final_test()
         for folder in folders if self.config[self.subcommand].plots else ():
             self.draw(folder)
 
-    def test(self, checkpoint: str | None = None) -> None:
+    def final_test(self, checkpoint: str | None = None) -> None:
         """Test the last model of a run.
 
         Args:

@@ -57,7 +57,7 @@ class ResumedRun(FederatedCLI):
             if NOTE in self.missing:
                 note_end(self.folder, _rounds(self.folder), self.config["fit"].trainer.max_epochs)
             if TEST in self.missing:
-                self.test(self.config["fit"].ckpt_path)
+                self.final_test(self.config["fit"].ckpt_path)
             if PICTURES in self.missing:
                 self.draw(self.folder)
 
