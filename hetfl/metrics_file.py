@@ -128,7 +128,7 @@ class MetricsFile:
     rows and at most one torn last line, which is no row.
 
     Args:
-        path: the file; one that exists is continued.
+        path: the file; one that exists is read, and continued by the first change.
 
     Raises:
         ConfigurationError: the file that exists is not such a file.
@@ -139,8 +139,11 @@ class MetricsFile:
         self._columns: list[str] = []
         self._last: dict[str, str] = {}
         self._end = 0  # where whole rows end in the file
-        if path.exists():
-            self._rewrite(self._columns_on_disk())
+        self._written = not path.exists()  # whether its lines are those that this object wrote
+        if not self._written:
+            self._columns = self._columns_on_disk()
+            for row in self._rows():
+                self._last = row
 
     @property
     def last_step(self) -> int:
@@ -152,7 +155,9 @@ class MetricsFile:
         cells = {name: format_value(value) for name, value in metrics.items() if name not in _NOT_METRICS}
         last_step = self.last_step
         columns = ordered(dict.fromkeys([*self._columns, *cells]))
-        if step < last_step or columns != self._columns or not self.path.exists():
+        if step == last_step and not self.path.exists():  # deleted meanwhile
+            cells = {**self._last, **cells}
+        if step < last_step or columns != self._columns or not self._written or not self.path.exists():
             self._rewrite(columns, row={"step": str(step), **cells})
         elif step == last_step:
             self._replace({**self._last, **cells})
@@ -241,7 +246,7 @@ class MetricsFile:
                 last = cells
                 file.write(encoded(cells.get(name, "") for name in ("step", *columns)))
             end = file.tell()
-        self._columns, self._last, self._end = columns, last, end
+        self._columns, self._last, self._end, self._written = columns, last, end, True
 
 
 def _merged(rows: Iterator[dict[str, str]], row: dict[str, str] | None) -> Iterator[dict[str, str]]:

@@ -103,6 +103,10 @@ class Piece(ABC):  # noqa: B024
         """Return what a resumed run needs, in plain types and tensors."""
         return {}
 
+    def evaluation_state(self) -> dict[str, Any]:
+        """Return what an evaluation needs, for checkpoints of weights only; asked if it is ``for_evaluation``."""
+        return self.state_dict()
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
 

@@ -26,6 +26,27 @@ from hetfl.printable import printable
 
 LOCK = ".lock"
 """Name of the file that keeps other processes out of a run's folder."""
+EARLY_END = "ended.txt"
+"""Name of the file that says that a run ended by itself before its last round."""
+
+
+def ended_early(folder: Path, done: int, asked: int) -> bool:
+    """Return whether a run ended by itself after ``done`` of ``asked`` rounds, because its settings stop it early."""
+    path = folder / EARLY_END
+    return path.is_file() and path.read_bytes() == _early_end(done, asked)
+
+
+def note_end(folder: Path, done: int, asked: int) -> None:
+    """Note, where rounds are left, that a run ended by itself: for who reads its folder."""
+    if done < asked and not ended_early(folder, done, asked):
+        try:
+            write_whole(folder / EARLY_END, _early_end(done, asked))
+        except OSError as error:
+            rank_zero_warn(f"{folder / EARLY_END} not written ({error.strerror})")
+
+
+def _early_end(done: int, asked: int) -> bytes:
+    return f"ended by its settings after {done} of {asked} rounds\n".encode()
 
 
 class RunFolder(Logger):
@@ -56,6 +77,7 @@ class RunFolder(Logger):
         self._continued = None if folder is None else Path(folder)
         self._metrics: MetricsFile | None = None
         self._waiting: list[tuple[int, dict[str, float]]] = []  # rows that the disk did not take
+        self._whole: dict[str, bytes] = {}  # files that were written whole, by name
 
     @property
     def name(self) -> str:
@@ -105,11 +127,11 @@ class RunFolder(Logger):
         self._open().declare(name for name in columns if not name.endswith("/"))
 
     @rank_zero_only
-    def truncate(self, before_step: int) -> None:
-        """Forget the rounds from ``before_step`` on: what a run does that continues from a checkpoint of that round.
+    def check_rounds(self, before_step: int) -> None:
+        """Refuse to continue from a checkpoint of round ``before_step`` where rounds before it are missing.
 
         Raises:
-            ConfigurationError: the folder to continue lacks rounds before it.
+            ConfigurationError: the folder to continue lacks them.
         """
         metrics = self._open()
         if self._continued is not None and metrics.last_step + 1 < before_step:
@@ -117,7 +139,16 @@ class RunFolder(Logger):
                 f"Expected {before_step} rounds in {metrics.path}, as in the checkpoint, but got "
                 f"{metrics.last_step + 1}: go on from an older checkpoint (--ckpt_path) and they are run again"
             )
-        metrics.truncate(before_step)
+
+    @rank_zero_only
+    def truncate(self, before_step: int) -> None:
+        """Forget the rounds from ``before_step`` on: what a run does that continues from a checkpoint of that round.
+
+        Raises:
+            ConfigurationError: the folder to continue lacks rounds before it.
+        """
+        self.check_rounds(before_step)
+        self._open().truncate(before_step)
 
     @rank_zero_only
     def write_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -129,20 +160,54 @@ class RunFolder(Logger):
             rows: cells, one per column; None is an empty cell.
         """
         cells = ([("" if cell is None else str(cell)) for cell in row] for row in rows)
-        path = self._open().path.with_name(f"{name}.csv")
         try:
-            write_whole(path, b"".join(encoded(line) for line in (columns, *cells)))
+            self.write_file(f"{name}.csv", b"".join(encoded(line) for line in (columns, *cells)))
         except OSError as error:
-            rank_zero_warn(f"{printable(path)} not written ({error.strerror})")
+            rank_zero_warn(f"{printable(error.filename)} not written ({error.strerror})")
+
+    @rank_zero_only
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a file into the folder, whole or not at all; if the folder is deleted it comes back with it.
+
+        Raises:
+            OSError: it cannot be written; names a file.
+        """
+        path = self._open().path.with_name(name)
+        self._whole[name] = data
+        write_whole(path, data)
 
     def _open(self) -> MetricsFile:
         if self._metrics is None:
             folder = self._new_folder() if self._continued is None else self._continued
             if not folder.is_dir():
                 raise ConfigurationError(f"Expected the folder of a run to continue but got {str(folder)!r}")
-            weakref.finalize(self, os.close, _locked(folder))
+            self._lock(folder)
             self._metrics = MetricsFile(folder / "metrics.csv")
+        elif not _is_at(self._descriptor, self._metrics.path.with_name(LOCK)):
+            self._make_anew(self._metrics.path.parent)
         return self._metrics
+
+    def _lock(self, folder: Path) -> None:
+        self._descriptor = _locked(folder)
+        self._unlock = weakref.finalize(self, os.close, self._descriptor)
+
+    def _make_anew(self, folder: Path) -> None:
+        """Make a folder that was deleted meanwhile again, with all that is known of it, and say what is not.
+
+        Raises:
+            ConfigurationError: another process is in the folder that is there now.
+            OSError: it cannot be made.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._unlock()
+        self._lock(folder)
+        for name, data in self._whole.items():
+            write_whole(folder / name, data)
+        kept = ", ".join(self._whole) or "nothing"
+        rank_zero_warn(
+            f"Run folder {folder} was deleted while the run goes on: it is made anew, with {kept}; rows and files of "
+            "earlier rounds are lost"
+        )
 
     def _new_folder(self) -> Path:
         self._parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +221,14 @@ class RunFolder(Logger):
                 attempt += 1
             else:
                 return folder
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Return whether an open file is the one under a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _locked(folder: Path) -> int:

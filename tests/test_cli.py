@@ -120,7 +120,8 @@ def new_runs() -> list[Path]:
 
 def test_a_failed_resume_leaves_the_configuration_as_it_was(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, rows = (old / "config.yaml").read_bytes(), (old / "metrics.csv").read_bytes()
-    assert "above the 1 rounds done but got 1" in refused(capsys, ["resume", str(old)])
+    again = ["fit", "-c", str(old / "config.yaml"), "--ckpt_path", str(old / "checkpoints/last.ckpt")]
+    assert "above the 1 rounds done but got 1" in refused(capsys, again)
     assert "the checkpoint's seed (0) but got 1" in refused(
         capsys, ["resume", str(old), "--trainer.max_epochs=2", "--seed_everything=1"]
     )

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetfl.checkpoint import SafeCheckpointIO
+from hetfl.cli.callbacks import ENDED
 from hetfl.cli.comparison_plan import (
     Action,
     Contender,
@@ -119,6 +120,23 @@ def test_what_is_left_to_do_after_a_kill(
     tmp_path: Path, rows: int, saved: int | None, tested: bool, action: Action
 ) -> None:
     assert next_action(stood(planned(tmp_path), rows, saved, tested)) is action
+
+
+@pytest.mark.parametrize(
+    ("rows", "tested", "rounds", "action"),
+    [
+        (2, False, 3, Action.TEST),
+        (2, True, 3, Action.SKIP),
+        (2, True, 4, Action.RESUME),  # more rounds are asked for
+        (3, False, 3, Action.RESUME),  # it went on already
+    ],
+)
+def test_a_run_that_its_settings_stopped_early_trains_no_further(
+    tmp_path: Path, rows: int, tested: bool, rounds: int, action: Action
+) -> None:
+    run = stood(planned(tmp_path, rounds), rows, tested=tested)
+    SafeCheckpointIO().save_checkpoint({"hetfl": {"version": 2}, ENDED: 3}, run.checkpoint)
+    assert next_action(run) is action
 
 
 def test_a_run_that_never_was_begins(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from hetfl.cli.reporting import main
 from hetfl.errors import ConfigurationError
+from hetfl.run_folder import note_end
 from tests.test_report import settings, two_groups, write_run
 
 
@@ -88,6 +89,16 @@ def test_unfinished_runs_and_mixed_data_are_taken_if_asked_and_said(tmp_path: Pa
     assert "Not finished: 0 of short has 3 of 8 rounds." in text
     assert "Runs have different numbers of rounds (high 8, short 3), and each is taken after its own last one." in text
     assert "Different data: data.num\\_clients is 4 in high and 5 in short" in text
+
+
+def test_a_run_that_its_settings_ended_early_is_finished(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "high/0"), write_run(tmp_path / "short/0", rounds=3, config=settings(lr=0.7))]
+    note_end(runs[1], 3, 8)
+    report([*runs, "--out", tmp_path / "out"])
+    assert "Not finished" not in (tmp_path / "out/report.md").read_text()
+    note_end(runs[1], 4, 8)  # it went on since
+    with pytest.raises(ConfigurationError, match="Expected finished runs but got 3 of 8 rounds in"):
+        report([*runs, "--out", tmp_path / "out"])
 
 
 def test_a_wrong_option_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Rprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -17,12 +17,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from hetfl import ConfigurationError
 from hetfl.compression import ErrorFeedback, GammaFedHT, Identity, TopK
 from hetfl.data import IID
+from hetfl.federation import FederatedCallback
 from hetfl.federation.server import server_step
 from hetfl.fleet import Device, Fixed
 from hetfl.local import Executor, LocalTraining, Sequential, Workers
 from hetfl.models import ConvNet, scaled
 from hetfl.selection import Uniform
 from hetfl.store import DiskStore
+from hetfl.types import Index, Report
+from hetfl.updates import Update
 from tests.conftest import small_data, small_levels, small_module, small_net
 
 Fit = Callable[..., Trainer]
@@ -73,6 +76,34 @@ def test_a_second_fit_trains_on_its_own_data(fit: Fit) -> None:
     fit(module, second, rounds=1, name="second")
     fit(fresh, second, rounds=1, name="fresh")
     assert torch.equal(weights(module), weights(fresh))
+
+
+class Cohorts(FederatedCallback):
+    """Notes who sent an update, round by round."""
+
+    def __init__(self) -> None:
+        self.rounds: list[list[int]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rounds.append([])
+
+    def on_update(
+        self, trainer: Trainer, module: LightningModule, update: Update, index: Index, report: Report
+    ) -> None:
+        self.rounds[-1].append(report.client)
+
+
+def test_a_second_fit_goes_on_with_the_next_rounds_and_says_so(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
+    whole, halves, module = Cohorts(), Cohorts(), small_module()
+    fit(small_module(), rounds=4, callbacks=[whole], limit_val_batches=0)
+    fit(module, rounds=2, callbacks=[halves], limit_val_batches=0)
+    assert "rounds behind it" not in caplog.text
+    with caplog.at_level("INFO"):
+        trainer = fit(module, rounds=2, name="second", callbacks=[halves], limit_val_batches=0)
+    assert halves.rounds == whole.rounds
+    assert whole.rounds[:2] != whole.rounds[2:]
+    assert rows(trainer)["step"].tolist() == [2, 3]
+    assert "has 2 rounds behind it and goes on with round 2" in caplog.text
 
 
 def test_a_submodel_can_be_taken_after_training(fit: Fit) -> None:

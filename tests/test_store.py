@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,34 @@ def test_damage_is_detected_and_names_the_file(tmp_path: Path) -> None:
         else:  # a name of the format's own, or a blank: what was read is what was written
             assert position < header
             assert all(torch.equal(blocks[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("other", ["client", "round", "run"])
+def test_another_file_in_the_place_of_a_clients_is_refused(tmp_path: Path, other: str) -> None:
+    """A whole file, with a digest of its own, of another client, an older round or another run's same round."""
+    store, stranger = DiskStore(str(tmp_path / "a")), DiskStore(str(tmp_path / "b"))
+    for round in range(2):
+        save(store, 0, round, 1.0 + round)
+    save(store, 1, 1, 7.0)
+    save(stranger, 0, 1, 8.0)
+    sources = {"client": file(1, 1), "round": file(0, 0), "run": f"../b/{file(0, 1)}"}
+    resumed = DiskStore(str(tmp_path / "a"))
+    resumed.load_state_dict(checkpoint(store))
+    shutil.copy(tmp_path / "a" / sources[other], tmp_path / "a" / file(0, 1))
+    for each in (store, resumed):
+        with pytest.raises(ConfigurationError, match="Expected in .*client-0-round-1.* but got a file of an") as error:
+            each.load(0)
+        assert "\n" not in str(error.value)
+        assert each.load(1)["w"].tolist() == [7.0, 7.0]
+
+
+def test_a_checkpoint_without_digests_is_refused(tmp_path: Path) -> None:
+    store = DiskStore(str(tmp_path))
+    save(store, 0, 0)
+    state = checkpoint(store)
+    del state["digests"]
+    with pytest.raises(ConfigurationError, match="Expected digests of 1 clients' files .* but got 0"):
+        DiskStore(str(tmp_path)).load_state_dict(state)
 
 
 def test_what_a_full_disk_does_not_take_waits_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

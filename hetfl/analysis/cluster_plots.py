@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 
 from hetfl.analysis.clusters import Split, assignments, has_splits, load_clusters, splits_of
 from hetfl.analysis.figures import Colour, new_figure, plain
-from hetfl.analysis.plots import FONT_POINTS, GREY, save_figure
+from hetfl.analysis.pictures import save_figure
+from hetfl.analysis.plots import FONT_POINTS, GREY
 from hetfl.analysis.runs import read_metrics
 from hetfl.errors import ConfigurationError
 

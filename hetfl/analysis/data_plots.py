@@ -12,9 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hetfl.analysis.figures import level_colours, new_figure, plain
-from hetfl.analysis.plots import FONT_POINTS, GREY, save_figure
+from hetfl.analysis.pictures import save_figure
+from hetfl.analysis.plots import FONT_POINTS, GREY
 from hetfl.data.mix import evenly_spaced
-from hetfl.files import make_folder
+from hetfl.files import make_folder, write_whole
 
 MOST_CLIENTS = 50
 """Rows of the figure; of more clients, so many at even distances."""
@@ -68,10 +69,11 @@ def write_labels(clients: pd.DataFrame, folder: Path) -> list[Path]:
 
     Raises:
         ConfigurationError: the folder cannot be made, because a file is there.
+        OSError: a file cannot be written; names it.
     """
     make_folder(folder, "into (--out)")
     table = folder / "clients.csv"
-    clients.to_csv(table, index=False, lineterminator="\n")
+    write_whole(table, clients.to_csv(index=False, lineterminator="\n").encode())
     return [*save_figure(plot_labels(clients), folder, "labels"), table]
 
 

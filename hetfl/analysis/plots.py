@@ -5,7 +5,6 @@ Drawn on Figure objects, never through pyplot: no display is needed, and no glob
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
+from hetfl.analysis.pictures import OF_A_RUN, save_figure
 from hetfl.analysis.runs import Run, load_run
 from hetfl.errors import ConfigurationError
 from hetfl.metrics_file import accuracy_column
@@ -30,8 +30,6 @@ BAND = 0.11
 """Share of the axes' height, at the bottom, that is kept free of curves and their labels."""
 LEADER = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
 """A line from a curve's end to its name."""
-NOT_IN_THE_FONT = r"Glyph .* missing from|Matplotlib currently does not support .* natively"
-"""What matplotlib says of letters that its font lacks; an SVG has them all the same, in the reader's font."""
 
 
 @dataclass(frozen=True)
@@ -162,30 +160,10 @@ def plot_run(folder: str | Path) -> list[Path]:
     target = run.folder / "plots"
     target.mkdir(exist_ok=True)
     files = []
-    draws = {"accuracy_over_rounds": plot_accuracy_over_rounds, "accuracy_over_bytes": plot_accuracy_over_bytes}
-    for name, draw in draws.items():
+    for name, draw in zip(OF_A_RUN, (plot_accuracy_over_rounds, plot_accuracy_over_bytes), strict=True):
         figure = draw(run).get_figure(root=True)
         assert figure is not None  # an Axes that was just made has one
         files += save_figure(figure, target, name)
-    return files
-
-
-def save_figure(figure: Figure, folder: Path, name: str, padding: float = 0.1) -> list[Path]:
-    """Write a figure as PNG and SVG; the same figure gives the same bytes, and text stays text.
-
-    Args:
-        figure: the figure.
-        folder: where to write.
-        name: of the files, without suffix.
-        padding: inches around what is drawn.
-    """
-    files = []
-    for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-        path = folder / f"{name}.{suffix}"
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hetfl"}), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=NOT_IN_THE_FONT)
-            figure.savefig(path, dpi=200, bbox_inches="tight", pad_inches=padding, metadata=metadata)
-        files.append(path)
     return files
 
 

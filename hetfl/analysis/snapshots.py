@@ -84,7 +84,7 @@ class Snapshots(FederatedCallback):
                 f"{self.every} rounds but got none"
             )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Delete the snapshots of rounds to come; say so if new ones will be without statistics."""
         module, folder = cast(FederatedModule, pl_module), _run_folder(trainer)
         if folder is not None:
@@ -98,7 +98,8 @@ class Snapshots(FederatedCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count, if this round is to have a snapshot."""
-        self._counts = {} if self.every > 0 and (trainer.current_epoch + 1) % self.every == 0 else None
+        round = cast(FederatedModule, pl_module).models.version
+        self._counts = {} if self.every > 0 and (round + 1) % self.every == 0 else None
 
     def on_update(
         self, trainer: Trainer, module: LightningModule, update: Update, index: Index, report: Report

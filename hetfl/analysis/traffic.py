@@ -38,12 +38,14 @@ def load_residuals(checkpoint: str | Path, folder: str | Path | None = None) -> 
         A store to read from, client by client.
 
     Raises:
-        ConfigurationError: the checkpoint cannot be read, or is not of a federated run.
+        ConfigurationError: the checkpoint cannot be read, is not of a federated run, or holds weights only.
     """
     path = Path(checkpoint)
     federation = SafeCheckpointIO().load_checkpoint(path).get("hetfl")
     if federation is None:
         raise ConfigurationError(f"Expected a checkpoint of a federated run but got {path}, which is of another")
+    if "uplink" not in federation:
+        raise ConfigurationError(f"Expected a checkpoint with residuals but got {path}, which holds weights only")
     state = federation["uplink"]["residuals"]
     where = path.parent.parent / "residuals" if folder is None else Path(folder)
     store: ClientStore = MemoryStore() if "blocks" in state else DiskStore(str(where))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hetfl.cli.app import FederatedCLI, FederatedTrainer
@@ -44,9 +45,14 @@ def main(args: Sequence[str] | None = None) -> None:
 
             data(given[1:])
         else:
-            given = _of_run(given)
-            check_arguments(given)
-            start(given)
+            long = _of_run(given)
+            check_arguments(long)
+            if given[:1] == ["resume"]:
+                from hetfl.cli.finishing import ResumedRun
+
+                start(long, cli=partial(ResumedRun, folder=Path(given[1]), settings=given[2:]))
+            else:
+                start(long)
 
 
 def _of_run(args: list[str]) -> list[str]:

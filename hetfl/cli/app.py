@@ -27,7 +27,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.export import check_export, export_submodel
 from hetfl.federation import FederatedModule
 from hetfl.interrupt import StopAtRoundEnd
-from hetfl.run_folder import RunFolder
+from hetfl.run_folder import RunFolder, note_end
 
 
 class FederatedTrainer(Trainer):
@@ -194,7 +194,7 @@ class FederatedCLI(LightningCLI):
             callbacks.append(RoundProgress())
         if self.subcommand == "fit":
             self.stop = StopAtRoundEnd()
-            callbacks += [RoundsLeft(), self.stop]
+            callbacks += [RoundsLeft(self.stop), self.stop]
             if config.enable_checkpointing is not False:
                 callbacks.append(LastCheckpoint())
         return callbacks
@@ -218,21 +218,36 @@ class FederatedCLI(LightningCLI):
         assert self.trainer is not None
         if self.stop.signal is not None:
             sys.exit(128 + self.stop.signal)
+        given = [run_logger.save_dir for run_logger in self.trainer.loggers if isinstance(run_logger, RunFolder)]
+        folders = [folder for folder in given if folder is not None]
+        for folder in folders:
+            note_end(Path(folder), self.model.models.version, self.trainer.max_epochs or 0)
         if self.config[self.subcommand].final_test:
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        folders = [run_logger.save_dir for run_logger in self.trainer.loggers if isinstance(run_logger, RunFolder)]
-        if self.config[self.subcommand].plots:
-            for folder in folders:
-                if folder is not None:
-                    print(f"{'pictures':<18}{_drawn(folder)}")
+            self.final_test()
+        for folder in folders if self.config[self.subcommand].plots else ():
+            self.draw(folder)
+
+    def final_test(self, checkpoint: str | None = None) -> None:
+        """Test the last model of a run.
+
+        Args:
+            checkpoint: the file that holds it; None: it is the present one.
+        """
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
+
+    def draw(self, folder: str | Path) -> None:
+        """Draw a run's pictures, and say where they are."""
+        print(f"{'pictures':<18}{_drawn(folder)}")
 
 
-def _drawn(folder: str) -> str:
+def _drawn(folder: str | Path) -> str:
     """Draw a run's pictures; return where they are, or why there are none: the run itself is whole."""
     try:
         drawn = [*plot_run(folder), *plot_clusters(folder)]
     except ConfigurationError as error:
         return f"none: {error}"
+    except OSError as error:  # hetfl resume draws them once there is space
+        return f"none: {error.filename} not written ({error.strerror})"
     return " ".join(str(path) for path in drawn if path.suffix == ".png")
 
 

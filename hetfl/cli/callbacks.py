@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hetfl.cli.checks import run_folders
 from hetfl.cli.paths import make_absolute
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
+from hetfl.interrupt import StopAtRoundEnd
 from hetfl.run_folder import RunFolder
 
 
@@ -26,12 +28,15 @@ class SaveRunConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``config.yaml``, whole or not at all."""
-        folders = [logger.save_dir for logger in trainer.loggers if isinstance(logger, RunFolder)]
-        folder = folders[0] if folders else trainer.log_dir  # on every rank: Lightning broadcasts it
+        folders = [logger for logger in trainer.loggers if isinstance(logger, RunFolder)]
+        folder = trainer.log_dir  # on every rank: Lightning broadcasts it
         if folder is None or not trainer.loggers or not trainer.is_global_zero:
             return
-        content = self.parser.dump(as_new_run(self.config), skip_unset=False)
-        write_whole(Path(folder) / self.config_filename, content.encode())
+        content = self.parser.dump(as_new_run(self.config), skip_unset=False).encode()
+        if folders:
+            folders[0].write_file(self.config_filename, content)
+        else:
+            write_whole(Path(folder) / self.config_filename, content)
 
 
 def as_new_run(config: Namespace) -> Namespace:
@@ -46,8 +51,31 @@ def as_new_run(config: Namespace) -> Namespace:
     return config
 
 
+ENDED = "hetfl_ended"
+"""Where a checkpoint says that a run ended before its last round, by its settings: the number of rounds asked for."""
+
+
+def has_ended(checkpoint: Mapping[str, Any], rounds: int | None) -> bool:
+    """Return whether a run ended with a checkpoint.
+
+    Args:
+        checkpoint: its content.
+        rounds: how many rounds are asked for; None or below 0: any number.
+    """
+    done = checkpoint.get("hetfl", {}).get("version", 0)
+    return (rounds is not None and 0 <= rounds <= done) or (ENDED in checkpoint and checkpoint[ENDED] == rounds)
+
+
 class RoundsLeft(Callback):
-    """Refuses to go on from a checkpoint that has all rounds behind it."""
+    """Refuses to go on from a checkpoint that has all rounds behind it; notes in one that a run ended early.
+
+    Args:
+        stop: knows whether a signal stops the run, which then has not ended.
+    """
+
+    def __init__(self, stop: StopAtRoundEnd) -> None:
+        super().__init__()
+        self._stop = stop
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare the rounds done with those asked for.
@@ -58,6 +86,13 @@ class RoundsLeft(Callback):
         done, rounds = checkpoint.get("hetfl", {}).get("version", 0), trainer.max_epochs
         if trainer.training and rounds is not None and 0 <= rounds <= done:
             raise ConfigurationError(f"Expected trainer.max_epochs above the {done} rounds done but got {rounds}")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note whether early stopping, or a limit of steps, ends the run with this round."""
+        rounds, steps = trainer.current_epoch + 1, trainer.global_step
+        may_stop = rounds >= (trainer.min_epochs or 0) and steps >= (trainer.min_steps or 0)
+        if self._stop.signal is None and ((trainer.should_stop and may_stop) or 0 <= trainer.max_steps <= steps):
+            checkpoint[ENDED] = trainer.max_epochs
 
 
 class LastCheckpoint(ModelCheckpoint):

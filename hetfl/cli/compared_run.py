@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hetfl.analysis import plot_run
 from hetfl.cli.app import FederatedCLI
 from hetfl.cli.checks import run_folders
 from hetfl.cli.starting import command_line, start
@@ -42,7 +41,7 @@ class RunInFolder(FederatedCLI):
     def after_test(self) -> None:
         """Draw the pictures, if asked: a test on its own is the end of a run that was stopped before it."""
         if self.config["test"].plots:
-            plot_run(self.folder)
+            self.draw(self.folder)
 
 
 def die_with(parent: int) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from hetfl.analysis.runs import read_config, read_metrics
 from hetfl.checkpoint import SafeCheckpointIO
+from hetfl.cli.callbacks import has_ended
 from hetfl.errors import ConfigurationError
 from hetfl.reading import LARGEST_TABLE, parse_yaml, read_bytes
 from hetfl.report.groups import ABSENT, SEED_OR_FOLDER, flat_settings
@@ -208,14 +209,14 @@ def next_action(run: PlannedRun) -> Action:
             f"Expected the rounds before {run.checkpoint} in {run.folder / 'metrics.csv'} but got none: "
             f"delete {run.folder}, and the run begins anew"
         )
-    if at.done < run.rounds:
-        return Action.RESUME
     if complete and tests:
         return Action.SKIP
-    # A row is written before its checkpoint: all rows may be there, and the last round's checkpoint not.
-    if SafeCheckpointIO().load_checkpoint(run.checkpoint)["hetfl"]["version"] < run.rounds:
+    # A row is written before its checkpoint: all rows may be there, and the last round's checkpoint not. A run that
+    # its settings stop early has fewer rows.
+    checkpoint = SafeCheckpointIO().load_checkpoint(run.checkpoint)
+    if not has_ended(checkpoint, run.rounds) or at.done > checkpoint["hetfl"]["version"]:
         return Action.RESUME
-    return Action.TEST if tests else Action.SKIP
+    return Action.TEST if tests and at.test_accuracy is None else Action.SKIP
 
 
 def differences(made: Mapping[str, Any], planned: Mapping[str, Any]) -> list[tuple[str, str, str]]:

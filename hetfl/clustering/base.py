@@ -148,11 +148,15 @@ class Clustering(Piece):
 
     def state_dict(self) -> dict[str, Any]:
         """Return who is in which cluster, and what was learnt, as plain types and tensors."""
+        return {**self.evaluation_state(), "learnt": self.learnt()}
+
+    def evaluation_state(self) -> dict[str, Any]:
+        """Return who is in which cluster, with nothing learnt that only training needs."""
         return {
             "policy": type(self).__name__,
             "assigned": torch.tensor(self.assigned, dtype=torch.int64),
             "history": torch.tensor(self.history, dtype=torch.int64).reshape(-1, 3),
-            "learnt": self.learnt(),
+            "learnt": {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -163,6 +163,9 @@ class IFCA(Clustering):
         placed = [client for client, cluster in enumerate(self.assigned) if cluster != UNKNOWN]  # by whatever policy
         self.met = set(state["learnt"].get("met", placed))
 
+    def evaluation_state(self) -> dict[str, Any]:  # noqa: D102
+        return {**super().evaluation_state(), "learnt": {"met": sorted(self.met)}}
+
     def learnt(self) -> dict[str, Any]:  # noqa: D102
         return {"met": sorted(self.met), **{name: getattr(self, name) for name in COUNTERS}}
 

@@ -219,6 +219,10 @@ class FederatedDataModule(LightningDataModule):
         """Return the whole test set."""
         return [eval_loader(self.resident.all_test, self.eval_batch_size, self.resident.test_owner)]
 
+    def predict_dataloader(self) -> list[DataLoader[EvalBatch]]:
+        """Return the whole test set."""
+        return self.test_dataloader()
+
     def summary(self) -> str:
         """Return one line: the data set, its samples, how they lie on the clients, and which clients are special."""
         untested = [client for client in range(self.num_clients) if not len(self.client_data(client, "test"))]

@@ -41,18 +41,25 @@ def fingerprint(
         data: the data, set up.
         pieces: what keeps a state, by name.
     """
-    tensors, levels = models.tensors[0], models.levels
-    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     clients = local.optimizer([nn.Parameter(torch.zeros(1))])
     return {
-        "net": f"{sum(t.numel() for t in tensors.values())} entries, {_digest(shapes.encode())}",
-        "levels": ", ".join(f"{n}: {level.width:g}x{level.depth or 'all'}" for n, level in levels.items()),
+        **of_models(models),
         "partition": _partition(data),
         "local training": local.describe(),
         "client optimizer": optimizer_settings(clients),
         "client schedule": "none" if local.scheduler is None else _schedule_settings(local.scheduler(clients)),
         "server optimizer": optimizer_settings(server(parameters_of(models[0]).values())),
         **{name: text for name, piece in pieces.items() if (text := piece.describe())},
+    }
+
+
+def of_models(models: GlobalModels) -> dict[str, str]:
+    """Return the part of it that says what the models are, and depends on no data."""
+    tensors, levels = models.tensors[0], models.levels
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    return {
+        "net": f"{sum(t.numel() for t in tensors.values())} entries, {_digest(shapes.encode())}",
+        "levels": ", ".join(f"{n}: {level.width:g}x{level.depth or 'all'}" for n, level in levels.items()),
     }
 
 

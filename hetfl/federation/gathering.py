@@ -38,6 +38,7 @@ class Gathering:
 
     def run(self) -> bool:
         """Gather; return whether clients were asked."""
+        self.models.notice_edits()
         if self.hosting.statistics.current:
             return False
         round = self.models.last_round

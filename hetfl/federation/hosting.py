@@ -40,7 +40,14 @@ class Hosting:
         if self.bench is None:
             self.bench = Bench(self.problem, data, self.models.tensors)
             self.executor.open(self.bench)
+            self.models.notice_edits()
         self.statistics.begin()
+
+    def loaded(self) -> None:
+        """Take it that statistics which came with a checkpoint are those of the values that were loaded just now."""
+        self.statistics.begin()
+        self.models.notice_edits()
+        self.close()
 
     def close(self) -> None:
         """End the executor's processes, and forget the resident nets and what was read off the global models."""
@@ -57,6 +64,8 @@ class Hosting:
             level: the level's name.
             model: number of the global model.
         """
+        if self.bench is None:
+            self.models.notice_edits()
         task = Task(-1, level, self.models.last_round, self.models.mark, model=model)
         if self.bench is None:
             resident = ResidentNet(self.models.build(level), self.problem.local.optimizer)

@@ -15,6 +15,7 @@ from torch.optim import SGD, Optimizer
 
 from hetfl.clustering import NewModel
 from hetfl.errors import ConfigurationError
+from hetfl.federation.checksum import checksum
 from hetfl.levels.level_set import LevelSet
 from hetfl.seeding import generator
 from hetfl.submodel import only, parameters_of, state_of
@@ -45,6 +46,8 @@ class GlobalModels(nn.ModuleList):
         super().__init__([levels.net, *(levels.draw(number) for number in range(1, count))])
         self.levels, self.patterns, self.version = levels, tuple(shared), 0
         self._tensors: list[dict[str, Tensor]] | None = None
+        self._edits = 0  # changes that torch did not count
+        self._noticed: tuple[int, int] | None = None  # the mark, and the checksum of the values last seen with it
 
     @property
     def last_round(self) -> int:
@@ -87,8 +90,18 @@ class GlobalModels(nn.ModuleList):
 
     @property
     def mark(self) -> int:
-        """A number that changes whenever the models' values do: torch's own count of in-place changes."""
-        return sum(tensor._version for tensors in self.tensors for tensor in tensors.values())
+        """A number that grows whenever the models' values change: torch's own count of in-place changes.
+
+        Changes through ``.data`` are not counted by torch; :meth:`notice_edits` counts them.
+        """
+        return sum(tensor._version for tensors in self.tensors for tensor in tensors.values()) + self._edits
+
+    def notice_edits(self) -> None:
+        """Count a change of values that came without one of torch's count: through ``.data``, or from NumPy."""
+        content = checksum(tensor for tensors in self.tensors for tensor in tensors.values())
+        if self._noticed is not None and self._noticed[0] == self.mark and self._noticed[1] != content:
+            self._edits += 1
+        self._noticed = (self.mark, content)
 
     def build(self, level: str) -> nn.Module:
         """Return a new net of a level on the models' device and in their dtype."""

@@ -1,22 +1,27 @@
-"""Federated learning as a LightningModule: what it is made of, what a method overrides, and what Lightning calls."""
+"""Federated learning as a LightningModule: what it is made of, and what Lightning calls.
+
+What a method overrides is in :mod:`hetfl.federation.method`, a round in :mod:`hetfl.federation.round`, an evaluation in
+:mod:`hetfl.federation.evaluation`.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hetfl.aggregators import Aggregator, HolderMean
+from hetfl.aggregators import Aggregator
 from hetfl.clustering import Clustering, OneCluster
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
+from hetfl.federation import trainers, writing
 from hetfl.federation.aggregating import Aggregators
 from hetfl.federation.callback import follower
 from hetfl.federation.clients import Clients, ClientSide, OwnClients, Parts
@@ -25,29 +30,28 @@ from hetfl.federation.forecast import Forecast
 from hetfl.federation.gathering import Gathering
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.ledger import Ledger
+from hetfl.federation.method import Method
 from hetfl.federation.models import GlobalModels, default_server_optimizer
+from hetfl.federation.prediction import Prediction
 from hetfl.federation.probing import Probing
 from hetfl.federation.ranks import shared_clients
 from hetfl.federation.round import Round
 from hetfl.federation.server import Server
 from hetfl.federation.state import KEY, RunState
 from hetfl.federation.statistics import StaticStatisticsStore
-from hetfl.federation.trainers import check_trainer, federated_data, forget_cached, of_one_exit
-from hetfl.federation.writing import go_on, log_columns, run_folders, save_clusters
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
 from hetfl.levels.budgets import Axis, Budgets
 from hetfl.levels.level_set import LevelSet
 from hetfl.levels.table import save_levels
 from hetfl.local import Executor, LocalProblem, LocalTraining, Sequential
-from hetfl.local.losses import cross_entropies
 from hetfl.local.training import check_optimizers
 from hetfl.piece import Facts, Piece, described, settings_of
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
-from hetfl.types import ClientContext, Index, Level, NetFactory
+from hetfl.types import ClientContext, Level, NetFactory
 
 
-class FederatedModule(LightningModule):
+class FederatedModule(Method):
     """Federated learning of one global model by clients that train parts of it.
 
     One epoch is one round; its one batch is the round itself. The server optimizer is the Lightning optimizer, so
@@ -74,8 +78,6 @@ class FederatedModule(LightningModule):
     An attribute that is a :class:`~hetfl.piece.Piece` takes part in the run under the attribute's name.
     """
 
-    default_levels: ClassVar[Mapping[str, Level]] = {"a": Level("a")}
-    default_aggregator: ClassVar[type[Aggregator]] = HolderMean
     _met: FederatedDataModule | None = None
 
     def __init__(
@@ -122,7 +124,9 @@ class FederatedModule(LightningModule):
         names, build, context = list(self.levels), self.models.build, self._precision_context
         problem = LocalProblem(self.seed, self.local, names, build, self.index, self._loss, context)
         self.hosting = Hosting(problem, self.parts, self.executor, self.statistics)
+        self.prediction = Prediction(self.hosting)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)
+        self.models.register_load_state_dict_post_hook(self._loaded)  # type: ignore[no-untyped-call]
 
     @property
     def pieces(self) -> dict[str, Piece]:
@@ -138,49 +142,24 @@ class FederatedModule(LightningModule):
     @property
     def data(self) -> FederatedDataModule:
         """The trainer's data module; another one than a federated one is refused."""
-        return federated_data(self.trainer)
+        return trainers.federated_data(self.trainer)
 
     def submodel(self, level: str, model: int = 0) -> nn.Module:
         """Return a level's net with the present values of a global model; see :meth:`Hosting.submodel`."""
         return self.hosting.submodel(level, model)
 
-    # What a method overrides.
-
-    def index(self, level: str, round: int) -> Index:
-        """Return what a level's sub-model holds: by default the leading block of every tensor."""
-        return self.levels.indices[level]
-
-    def upload_index(self, client: int, level: str, round: int) -> Index:
-        """Return what a client sends, and counts as a holder of: by default its index without frozen parameters."""
-        return self.models.unfrozen(self.index(level, round))
-
-    def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return logits (..., K) as a client with only some ``labels`` (..., K) uses them; by default as they are."""
-        return logits
-
-    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
-        """Return the local loss of outputs (N, K) and targets (N,); with leading client dimensions, one loss each."""
-        return cross_entropies(self.restrict(outputs, ctx.labels.unsqueeze(-2)), targets)
-
-    def predict(self, net: nn.Module, inputs: Tensor) -> Tensor:
-        """Return the logits (N, K) that an evaluation uses; refuse several exits, which the loss cannot take."""
-        return of_one_exit(net(inputs), type(self).__name__)
-
-    def predict_heads(self, net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the same, and the logits of single heads by name, from one pass: by default there are none."""
-        return self.predict(net, inputs), {}
-
-    # What Lightning calls.
-
     def setup(self, stage: str) -> None:
         """Meet the data: check everything that can be checked before the first round."""
+        if stage == "predict" and trainers.known_data(self) is None:
+            return
         data = self.data
-        check_trainer(self.trainer, stage)
+        trainers.check_trainer(self.trainer, stage)
         filing = [piece for piece in self.pieces.values() if piece not in (self.uplink, self.clients)]
         self.clients = shared_clients(self.clients, self.trainer, filing)
         self.selection.check_weighting(self.aggregator.first.by_size)
         self.models.check_shared()
-        rounds, parameters = self.trainer.max_epochs if stage == "fit" else None, parameters_of(self.net)
+        rounds = trainers.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
+        parameters = parameters_of(self.net)
         facts = Facts(data.sizes, self.seed, list(self.levels), rounds, parameters, self.models.shared)
         for piece in self.pieces.values():
             piece.setup(facts)
@@ -213,30 +192,33 @@ class FederatedModule(LightningModule):
         schedules = [] if self.local.scheduler is None else [self.local.scheduler(carrier)]
         return [self.models.optimizer(self.server_optimizer), carrier], schedules
 
-    def on_fit_start(self) -> None:
-        """Get ready to train; in a resumed run, forget the rows of rounds that will be run again."""
+    def on_train_start(self) -> None:
+        """Get ready to train, and begin to write: rows of rounds that will be run again are forgotten."""
+        if self.models.version != self.current_epoch:
+            rank_zero_info(trainers.SECOND_FIT.format(self.models.version))
         self.hosting.open(self.data)
         for piece in self.pieces.values():
             piece.begin()
-        for folder in run_folders(self.loggers):
-            go_on(folder, self.models.version, self.levels)
+        for folder in writing.run_folders(self.loggers):
+            writing.go_on(folder, self.models.version, self.levels)
             save_levels(folder, self.parts.level_costs(self.data, self.forecast.down_bytes()))
 
     def training_step(self, batch: object, batch_idx: int) -> None:
         """Run one round."""
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
-        columns = self.round.run(self.current_epoch, carrier.param_groups[0]["lr"], server, follower(self))
-        save_clusters(self.loggers, self.clustering, len(self.models))
+        round = self.models.version  # Lightning's epoch, but in a second fit of a module, which goes on
+        columns = self.round.run(round, carrier.param_groups[0]["lr"], server, follower(self))
+        writing.save_clusters(self, self.clustering, len(self.models))
         if self.lr_schedulers() is not None:
             carrier.optimizer.step()  # moves nothing; tells the schedule that this round's step has been
             self.lr_schedulers().step()  # type: ignore[union-attr]
-        log_columns(self, {**columns, **self._costs()}, self.models.last_round)
+        writing.log_columns(self, {**columns, **self._costs()}, self.models.last_round)
 
     def on_validation_epoch_start(self) -> None:
         """Bring all levels up to the present global models."""
         with self._precision_context():  # Lightning enters the trainer's precision for steps, not for this hook
             if self.evaluation.begin():
-                save_clusters(self.loggers, self.clustering, len(self.models))
+                writing.save_clusters(self, self.clustering, len(self.models))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Take a batch of the held-out part of the training data (loader 0) or of the clients' test data (loader 1)."""
@@ -248,7 +230,7 @@ class FederatedModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log ``val/*`` and ``local/*``; in training also the round's costs anew, the evaluation's included."""
         costs = self._costs() if self.trainer.state.fn == "fit" else {}
-        log_columns(self, {**self.evaluation.columns("val"), **costs}, self.models.last_round)
+        writing.log_columns(self, {**self.evaluation.columns("val"), **costs}, self.models.last_round)
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -261,26 +243,45 @@ class FederatedModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log ``test/*`` and ``local/*``; write ``clients.csv``, one row per client."""
         columns, rows = self.evaluation.client_rows()
-        for folder in run_folders(self.loggers):
+        for folder in writing.run_folders(self.loggers):
             folder.write_table("clients", columns, rows)
-        log_columns(self, self.evaluation.columns("test"), self.models.last_round)
+        writing.log_columns(self, self.evaluation.columns("test"), self.models.last_round)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the logits (N, K) of a batch; see :class:`Prediction`."""
+        data = trainers.known_data(self)
+        if batch_idx == dataloader_idx == 0:
+            self.prediction.begin(None if data is None else self.on_validation_epoch_start)
+        return self.predict(self.prediction.net, self.prediction.inputs(batch, data))
 
     def teardown(self, stage: str) -> None:
         """End the executor's processes, and forget what another device or data set would change."""
         self.hosting.close()
         self.run_state.forget()
-        forget_cached(self)
+        trainers.forget_cached(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know."""
-        checkpoint[KEY] = self.run_state.saved(self.data, self.pieces, self.trainer.strategy.checkpoint_io)
+        plugin = self.trainer.strategy.checkpoint_io
+        checkpoint[KEY] = self.run_state.saved(checkpoint, self.data, self.pieces, plugin)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back, before Lightning takes its own; refuse the checkpoint of another federation."""
-        self.run_state.load(checkpoint, self.data, self.pieces, bool(self.trainer.training))
-        if self.trainer.precision == "64-true":
+        data = trainers.known_data(self)
+        training = data is not None and bool(self.trainer.training)
+        self.run_state.load(checkpoint, data, self.pieces, training)
+        if self.trainer.precision == "64-true" if data is not None else trainers.is_double(checkpoint):
             self.double()  # Lightning does so only once it has put the checkpoint's weights in, rounded to float32
-        self._assemble()
+        if data is not None:
+            self._assemble()
+        if training:
+            self.run_state.rescale(checkpoint, *self.configure_optimizers())
+            for folder in writing.run_folders(self.loggers):
+                folder.check_rounds(self.models.version)
+
+    def _loaded(self, models: nn.Module, keys: Any) -> None:
+        if trainers.known_data(self) is None:  # with a trainer's data the module goes to its device first
+            self.hosting.loaded()
 
     def _costs(self) -> dict[str, float]:
         return {**self.ledger.costs(), "residual/norm": self.uplink.norm()}

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
+from torch.optim import Optimizer
 
 from hetfl.clustering import Clustering
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
-from hetfl.federation.fingerprint import LEARNING_RATES, agree, fingerprint
+from hetfl.federation.fingerprint import LEARNING_RATES, agree, fingerprint, of_models
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.models import MakeOptimizer
+from hetfl.federation.resuming import check_complete, check_optimizers_fit, weights_only
 from hetfl.piece import Piece
 
 KEY = "hetfl"
@@ -54,35 +56,53 @@ class RunState:
             self._fingerprint = {"seed": str(problem.seed), "method": self.method(), **whole}
         return self._fingerprint
 
-    def saved(self, data: FederatedDataModule, pieces: Mapping[str, Piece], plugin: CheckpointIO) -> dict[str, Any]:
+    def saved(
+        self,
+        checkpoint: Mapping[str, Any],
+        data: FederatedDataModule,
+        pieces: Mapping[str, Piece],
+        plugin: CheckpointIO,
+    ) -> dict[str, Any]:
         """Return the state for a checkpoint, in plain types and tensors.
 
+        A checkpoint of weights only, as ``ModelCheckpoint(save_weights_only=True)`` asks for, gets what an evaluation
+        needs.
+
         Args:
+            checkpoint: Lightning's.
             data: the data.
             pieces: by name.
             plugin: writes the checkpoint.
         """
-        # Lightning does not tell when a checkpoint is on the disk. By the next one the last one is, or SafeCheckpointIO
-        # knows better; every other checkpoint plugin ends the run.
-        for piece in pieces.values() if not getattr(plugin, "failed", False) else ():
-            piece.checkpointed()
-        return {
+        self.models.notice_edits()
+        state = {
             "version": self.models.version,
             "models": len(self.models),
             "shared": list(self.models.patterns),
             "fingerprint": dict(self.fingerprint(data, pieces)),
             "learning_rates": self._learning_rates(),
-            "pieces": {name: piece.state_dict() for name, piece in pieces.items()},
         }
+        if weights_only(checkpoint):
+            evaluated = {name: piece for name, piece in pieces.items() if piece.for_evaluation}
+            return {**state, "pieces": {name: piece.evaluation_state() for name, piece in evaluated.items()}}
+        # Lightning does not tell when a checkpoint is on the disk. By the next one the last one is, or SafeCheckpointIO
+        # knows better; every other checkpoint plugin ends the run.
+        for piece in pieces.values() if not getattr(plugin, "failed", False) else ():
+            piece.checkpointed()
+        return {**state, "pieces": {name: piece.state_dict() for name, piece in pieces.items()}}
 
     def load(
-        self, checkpoint: dict[str, Any], data: FederatedDataModule, pieces: Mapping[str, Piece], training: bool
+        self,
+        checkpoint: dict[str, Any],
+        data: FederatedDataModule | None,
+        pieces: Mapping[str, Piece],
+        training: bool,
     ) -> None:
         """Take the state back, before Lightning takes its own: the models first, then the pieces.
 
         Args:
             checkpoint: Lightning's.
-            data: the data.
+            data: the data; None: there is none, and the models are all that is asked for.
             pieces: by name.
             training: whether rounds are to be run; if not, only pieces that an evaluation needs are loaded.
 
@@ -90,17 +110,36 @@ class RunState:
             ConfigurationError: the state is not whole, or another federation's; names what is missing or differs.
         """
         needed = {name: piece for name, piece in pieces.items() if training or piece.for_evaluation}
+        if training:
+            check_complete(checkpoint)
         state = _read(checkpoint, needed)
-        check(state, self.fingerprint(data, pieces), self.clustering, training)
+        if data is None:
+            agree(state["fingerprint"], of_models(self.models))
+        else:
+            check(state, self.fingerprint(data, pieces), self.clustering, training)
         self.models.version = state["version"]
-        if len(self.models) != state["models"]:
+        if data is None or len(self.models) != state["models"]:
             self.hosting.close()
         self.models.resize(state["models"], state["shared"])
         for name, piece in needed.items():
             piece.load_state_dict(state["pieces"][name])
-        for number, (name, lr) in enumerate(self._learning_rates().items() if training else ()):
-            if state["learning_rates"][name] != lr:
-                _rescale(checkpoint, number, state["learning_rates"][name], lr)
+
+    def rescale(self, checkpoint: dict[str, Any], optimizers: Sequence[Optimizer], schedules: Sequence[Any]) -> None:
+        """Give a checkpoint's optimizers the learning rates that are configured now.
+
+        Args:
+            checkpoint: Lightning's, one to go on from.
+            optimizers: of the run.
+            schedules: of the run.
+
+        Raises:
+            ConfigurationError: the checkpoint's are of another number of parameters, or of other schedules.
+        """
+        check_optimizers_fit(optimizers, schedules, checkpoint)
+        before = checkpoint[KEY]["learning_rates"]
+        for number, (name, lr) in enumerate(self._learning_rates().items()):
+            if before[name] != lr:
+                _rescale(checkpoint, number, before[name], lr)
 
     def _learning_rates(self) -> dict[str, float]:
         made = {name: make([nn.Parameter(torch.zeros(1))]) for name, make in self.optimizers.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from lightning import Trainer
+import torch
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from hetfl.data import FederatedDataModule
@@ -13,6 +15,11 @@ from hetfl.errors import ConfigurationError
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 """Lightning's precisions in which local steps need no gradient scaler, and deltas keep at least float32."""
+SECOND_FIT = (
+    "This module has {0} rounds behind it and goes on with round {0}, counted from 0: optimizers and the schedule of "
+    "the learning rate begin anew"
+)
+"""What a second fit of a module says."""
 EVALUATED = {"validate": "limit_val_batches", "test": "limit_test_batches"}
 """By verb, the limit that leaves it without a batch when it is 0."""
 
@@ -27,6 +34,28 @@ def federated_data(trainer: Trainer) -> FederatedDataModule:
     if not isinstance(data, FederatedDataModule):
         raise ConfigurationError(f"Expected a hetfl.FederatedDataModule as datamodule but got {type(data).__name__}")
     return data
+
+
+def known_data(module: LightningModule) -> FederatedDataModule | None:
+    """Return the federated data module of a module's trainer; None if there is none, or no trainer."""
+    data = getattr(module._trainer, "datamodule", None)
+    return data if isinstance(data, FederatedDataModule) else None
+
+
+def is_double(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint's weights are of float64."""
+    return any(tensor.dtype == torch.float64 for tensor in checkpoint["state_dict"].values())
+
+
+def rounds_asked(trainer: Trainer, version: int) -> int:
+    """Return up to which round training goes: in a second fit so many more; below 0: without end.
+
+    Args:
+        trainer: the trainer.
+        version: rounds that the module has behind it.
+    """
+    rounds = -1 if trainer.max_epochs is None else trainer.max_epochs
+    return rounds if rounds < 0 or trainer.ckpt_path else version + rounds
 
 
 def check_trainer(trainer: Trainer, stage: str) -> None:

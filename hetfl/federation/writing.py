@@ -33,7 +33,7 @@ def log_columns(module: LightningModule, columns: Mapping[str, Tensor | float], 
     module.log_dict(values, logger=later, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
     if module.loggers:
         module.log("step", float(round), on_step=False, on_epoch=True, batch_size=1)
-    for logger in module.loggers if training else ():
+    for logger in module.loggers if training and not module.trainer.sanity_checking else ():
         logger.log_metrics({name: value.item() for name, value in values.items()}, step=round)
 
 
@@ -43,9 +43,10 @@ def go_on(folder: RunFolder, version: int, levels: Iterable[str]) -> None:
     folder.declare([*COLUMNS, *(accuracy_column("val", level) for level in levels)])
 
 
-def save_clusters(loggers: Iterable[object], clustering: Clustering, models: int) -> None:
+def save_clusters(module: LightningModule, clustering: Clustering, models: int) -> None:
     """Write ``clusters.csv``, if clusters can differ, and what else the clustering has to tell."""
-    for folder in run_folders(loggers) if clustering.several(models) else ():
+    written = clustering.several(models) and not module.trainer.sanity_checking
+    for folder in run_folders(module.loggers) if written else ():
         folder.write_table("clusters", CLUSTER_COLUMNS, clustering.history)
         for name, (columns, rows) in clustering.tables().items():
             folder.write_table(name, columns, rows)

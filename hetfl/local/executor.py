@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -146,8 +146,6 @@ class Executor(Piece):
     The result of a task depends on the task and the global model alone. For one kind of executor, thread setting and
     device the bits are the same for any number of workers; between kinds they agree to rounding.
     """
-
-    for_evaluation: ClassVar[bool] = True
 
     def open(self, bench: Bench) -> None:
         """Learn what is trained on what.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hetfl.analysis import Run
 from hetfl.errors import ConfigurationError
 from hetfl.report.groups import ABSENT, Group
+from hetfl.run_folder import ended_early
 
 NOT_THE_DATA = {"data.seed", "data.eval_batch_size", "data.local_metrics"}
 """Settings of a data module that say nothing of which samples there are and whose they are, but for the draw."""
@@ -24,9 +25,14 @@ def rounds_asked(run: Run) -> int | None:
 
 
 def unfinished(groups: Sequence[Group]) -> list[tuple[str, Run]]:
-    """Return the runs that have fewer rounds than their configuration asks for, with their groups' names."""
+    """Return the runs that have rounds left, with their groups' names; none of those that their settings ended."""
     runs = [(group.name, run) for group in groups for run in group.runs]
-    return [(name, run) for name, run in runs if rounds_done(run) < (rounds_asked(run) or 0)]
+    return [(name, run) for name, run in runs if not _has_ended(run)]
+
+
+def _has_ended(run: Run) -> bool:
+    done, asked = rounds_done(run), rounds_asked(run) or 0
+    return done >= asked or ended_early(run.folder, done, asked)
 
 
 def data_settings(group: Group) -> dict[str, str]:

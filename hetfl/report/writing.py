@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hetfl.analysis import load_run
-from hetfl.analysis.plots import save_figure
-from hetfl.files import make_folder
+from hetfl.analysis.pictures import save_figure
+from hetfl.files import make_folder, write_whole
 from hetfl.report.checks import check_comparable
 from hetfl.report.composing import compose
 from hetfl.report.figures import styles_of
@@ -45,6 +45,7 @@ def write_report(
 
     Raises:
         ConfigurationError: there are no runs, one cannot be read, or they cannot be compared.
+        OSError: a file cannot be written; names it.
     """
     made = make_groups({name: [load_run(folder) for folder in folders] for name, folders in groups.items()})
     check_comparable(made, allow_unfinished=unfinished, allow_mixed_data=mixed_data)
@@ -57,8 +58,9 @@ def write_report(
     for key, figure in figures.items():
         save_figure(figure, plots, key, padding=0.04)
     document = compose(material, figures)
-    summary_table(made, material.validated).to_csv(out / "summary.csv", index=False, lineterminator="\n")
-    (out / "report.md").write_text(to_markdown(document, PLOTS), encoding="utf-8")
-    html = out / "report.html"
-    html.write_text(to_html(document, {key: (plots / f"{key}.svg").read_bytes() for key in figures}), encoding="utf-8")
-    return html
+    summary = summary_table(made, material.validated).to_csv(index=False, lineterminator="\n")
+    write_whole(out / "summary.csv", summary.encode())
+    write_whole(out / "report.md", to_markdown(document, PLOTS).encode())
+    html = to_html(document, {key: (plots / f"{key}.svg").read_bytes() for key in figures})
+    write_whole(out / "report.html", html.encode())
+    return out / "report.html"

@@ -17,6 +17,7 @@ FILES = "client-*-round-*"
 """What the files are called, torn ones of a killed run included."""
 DIGEST = "blake2b"
 """Where the digest of a file's blocks stands in its metadata."""
+DIGEST_BYTES = 32
 
 
 def file_name(client: int, round: int) -> str:
@@ -24,17 +25,23 @@ def file_name(client: int, round: int) -> str:
     return f"client-{client}-round-{round}.safetensors"
 
 
-def write_blocks(path: Path, blocks: Mapping[str, Tensor]) -> None:
-    """Write a file, whole or not at all.
+def write_blocks(path: Path, blocks: Mapping[str, Tensor]) -> str:
+    """Write a file, whole or not at all; return the digest of its blocks.
 
     Raises:
         OSError: it cannot be written.
     """
-    write_whole(path, safetensors.torch.save(dict(blocks), {DIGEST: digest_of(blocks)}))
+    digest = digest_of(blocks)
+    write_whole(path, safetensors.torch.save(dict(blocks), {DIGEST: digest}))
+    return digest
 
 
-def read_blocks(path: Path) -> dict[str, Tensor]:
+def read_blocks(path: Path, expected: str | None = None) -> dict[str, Tensor]:
     """Return the blocks of a file.
+
+    Args:
+        path: the file.
+        expected: the digest of the blocks that were written there; None: any that are whole.
 
     Raises:
         ConfigurationError: they are not those that were written.
@@ -47,12 +54,16 @@ def read_blocks(path: Path) -> dict[str, Tensor]:
         digest = None
     if digest is None or digest != digest_of(blocks):
         raise ConfigurationError(f"Expected {path} as it was written but got a damaged file")
+    if expected is not None and digest != expected:
+        raise ConfigurationError(
+            f"Expected in {path} what was written there but got a file of another client, round or run"
+        )
     return blocks
 
 
 def digest_of(blocks: Mapping[str, Tensor]) -> str:
     """Return a digest of blocks: their names, dtypes, shapes and bytes."""
-    digest = hashlib.blake2b(digest_size=32)
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for name in sorted(blocks):
         digest.update(f"{name} {blocks[name].dtype} {tuple(blocks[name].shape)} ".encode())
         digest.update(blocks[name].contiguous().numpy().data)

@@ -14,7 +14,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.files import make_folder, write_whole
 from hetfl.printable import printable
 from hetfl.store.base import ClientStore
-from hetfl.store.client_file import FILES, file_name, read_blocks, write_blocks
+from hetfl.store.client_file import DIGEST_BYTES, FILES, file_name, read_blocks, write_blocks
 
 
 class DiskStore(ClientStore):
@@ -40,6 +40,7 @@ class DiskStore(ClientStore):
         self._given, self._keep = folder, keep
         self._folder = None if folder is None else Path(folder)
         self._rounds: dict[int, int] = {}
+        self._digests: dict[int, str] = {}  # of the clients' files
         self._known = False  # whether the files in the folder are this run's
         self._changed = True
         self._pending = False  # a checkpoint may be on its way to the disk
@@ -68,8 +69,8 @@ class DiskStore(ClientStore):
         """Return the client's blocks by name; empty for a client without any.
 
         Raises:
-            ConfigurationError: no folder is known; the file is damaged; or it is gone: the checkpoint is older than the
-                last ``keep``.
+            ConfigurationError: no folder is known; the file is damaged, or another one is in its place; or it is gone:
+                the checkpoint is older than the last ``keep``.
         """
         if client not in self._rounds:
             return {}
@@ -81,7 +82,7 @@ class DiskStore(ClientStore):
                 f"Expected what belongs to client {client} in {path} but got no such file: "
                 f"files are kept for the last {self._keep} checkpoints"
             )
-        return read_blocks(path)
+        return read_blocks(path, self._digests[client])
 
     def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:
         """Replace the client's blocks as of a round; without blocks the client is forgotten.
@@ -94,6 +95,7 @@ class DiskStore(ClientStore):
         self._claim()
         before, path = self._rounds.get(client), self._own / file_name(client, round)
         self._unwritten.pop(client, None)
+        self._digests.pop(client, None)
         if blocks:
             self._rounds[client] = round
             self._unwritten[client] = {name: block.contiguous() for name, block in blocks.items()}
@@ -109,10 +111,12 @@ class DiskStore(ClientStore):
         return sorted(self._rounds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the round of each client's file: two integers a client."""
+        """Return the round and the digest of each client's file: 48 bytes a client."""
         self._pending |= self._changed
         self._changed = False
+        digests = b"".join(bytes.fromhex(self._digests[client]) for client in sorted(self._digests))
         return {
+            "digests": torch.tensor(list(digests), dtype=torch.uint8).reshape(-1, DIGEST_BYTES),
             "rounds": torch.tensor(sorted(self._rounds.items()), dtype=torch.int64).reshape(-1, 2),
             "unwritten": {client: dict(blocks) for client, blocks in self._unwritten.items()},
         }
@@ -121,10 +125,16 @@ class DiskStore(ClientStore):
         """Put back what :meth:`state_dict` returned; other files in the folder are left until they are superseded.
 
         Raises:
-            ConfigurationError: files that it refers to are not in the folder.
+            ConfigurationError: files that it refers to are not in the folder; it has no digests of them.
         """
         self._rounds = dict(state["rounds"].tolist())
         self._unwritten = {client: dict(blocks) for client, blocks in state["unwritten"].items()}
+        written, digests = sorted(self._rounds.keys() - self._unwritten.keys()), state.get("digests", ())
+        if len(digests) != len(written):
+            raise ConfigurationError(
+                f"Expected digests of {len(written)} clients' files in the checkpoint but got {len(digests)}"
+            )
+        self._digests = {client: bytes(digest.tolist()).hex() for client, digest in zip(written, digests, strict=True)}
         self._changed = self._known = True
         if self._folder is None:
             return
@@ -147,7 +157,7 @@ class DiskStore(ClientStore):
         for client, blocks in list(self._unwritten.items()):
             path = self._own / file_name(client, self._rounds[client])
             try:
-                write_blocks(path, blocks)
+                self._digests[client] = write_blocks(path, blocks)
             except OSError as error:
                 reason = f"({error.strerror}); kept in memory meanwhile, training goes on"
                 rank_zero_warn(f"{printable(path)} not written {reason}")

@@ -1,0 +1,60 @@
+"""How pictures are written, and which of a run there are at its end."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from hetfl.analysis.clusters import has_splits, load_clusters, splits_of
+from hetfl.files import write_whole
+
+OF_A_RUN = ("accuracy_over_rounds", "accuracy_over_bytes")
+"""Names of the pictures that every validated run has."""
+NOT_IN_THE_FONT = r"Glyph .* missing from|Matplotlib currently does not support .* natively"
+"""What matplotlib says of letters that its font lacks; an SVG has them all the same, in the reader's font."""
+
+
+def save_figure(figure: Figure, folder: Path, name: str, padding: float = 0.1) -> list[Path]:
+    """Write a figure as PNG and SVG; the same figure gives the same bytes, and text stays text.
+
+    Args:
+        figure: the figure.
+        folder: where to write.
+        name: of the files, without suffix.
+        padding: inches around what is drawn.
+
+    Raises:
+        OSError: a file cannot be written; names it. One that was there before stays.
+    """
+    files = []
+    for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
+        path = folder / f"{name}.{suffix}"
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hetfl"}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=NOT_IN_THE_FONT)
+            options: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": padding, "metadata": metadata}
+            figure.savefig(drawn := io.BytesIO(), format=suffix, dpi=200, **options)
+        write_whole(path, drawn.getvalue())
+        files.append(path)
+    return files
+
+
+def expected_pictures(folder: Path) -> list[Path]:
+    """Return the files that ``plot_run`` and ``plot_clusters`` write for a run.
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        ConfigurationError: its ``clusters.csv`` can't be read.
+    """
+    names = [*OF_A_RUN]
+    if (folder / "clusters.csv").is_file():
+        names.append("clusters")
+        if has_splits(folder) and splits_of(load_clusters(folder)):
+            names.append("cluster_tree")
+    return [folder / "plots" / f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]

@@ -1,0 +1,82 @@
+"""A run folder that is deleted while its run goes on is made anew, as far as it is known, and that is said."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+
+from hetfl.cli import main
+from hetfl.errors import ConfigurationError
+from hetfl.run_folder import LOCK, RunFolder
+from tests.demo_cases import DEMO, FEW, UNTESTED
+
+
+def folder_of(logger: RunFolder) -> Path:
+    assert logger.save_dir is not None
+    return Path(logger.save_dir)
+
+
+def test_what_was_written_whole_comes_back_and_rows_are_said_to_be_lost(tmp_path: Path) -> None:
+    logger = RunFolder(str(tmp_path))
+    folder = folder_of(logger)
+    logger.write_file("config.yaml", b"seed: 0\n")
+    logger.write_table("levels", ["level"], [["a"]])
+    logger.log_metrics({"lr": 0.1}, step=0)
+    logger.log_metrics({"lr": 0.2}, step=1)
+    shutil.rmtree(folder)
+    with pytest.warns(UserWarning, match=f"{folder} was deleted .* made anew, with config.yaml, levels.csv; rows"):
+        logger.log_metrics({"train/loss": 1.0}, step=1)
+    logger.log_metrics({"train/loss": 2.0}, step=2)  # said once
+    assert (folder / "config.yaml").read_bytes() == b"seed: 0\n"
+    assert (folder / "levels.csv").read_text() == "level\na\n"
+    assert (folder / "metrics.csv").read_text() == "step,train/loss,lr\n1,1,0.2\n2,2,\n"
+
+
+def test_a_folder_that_something_else_made_again_is_noticed_too(tmp_path: Path) -> None:
+    logger = RunFolder(str(tmp_path))
+    folder = folder_of(logger)
+    logger.write_file("config.yaml", b"seed: 0\n")
+    shutil.rmtree(folder)
+    (folder / "checkpoints").mkdir(parents=True)  # as the writer of checkpoints does
+    with pytest.warns(UserWarning, match="was deleted"):
+        logger.log_metrics({"lr": 0.1}, step=0)
+    assert {path.name for path in folder.iterdir()} == {"checkpoints", "config.yaml", LOCK, "metrics.csv"}
+
+
+class Deleting(Callback):
+    """Deletes the run folder as the second round begins."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            shutil.rmtree(str(trainer.log_dir))
+
+
+def test_a_run_whose_folder_was_deleted_can_be_resumed(tmp_path: Path) -> None:
+    small = [*FEW, "--trainer.max_epochs=3", "--model.net.hidden=[8,8]", f"--trainer.logger.root={tmp_path}"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        main(["fit", *DEMO, *small, *UNTESTED, f"--trainer.callbacks={__name__}.Deleting"])
+    assert sum("was deleted" in str(warning.message) for warning in caught) == 1
+    (folder,) = (tmp_path / "demo").iterdir()
+    assert pd.read_csv(folder / "metrics.csv")["step"].tolist() == [1, 2]
+    assert (folder / "levels.csv").is_file()
+    main(["resume", str(folder), "--trainer.max_epochs=4"])
+    assert pd.read_csv(folder / "metrics.csv")["step"].tolist() == [1, 2, 3]
+
+
+def test_another_process_in_the_new_folder_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = RunFolder(str(tmp_path))
+    shutil.rmtree(folder_of(logger))
+
+    def held(*_: object) -> None:
+        raise BlockingIOError(11, "held")
+
+    monkeypatch.setattr("fcntl.lockf", held)
+    with pytest.raises(ConfigurationError, match="in which another one is writing"):
+        logger.log_metrics({"lr": 0.1}, step=0)
