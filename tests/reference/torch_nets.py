@@ -1,0 +1,46 @@
+"""The nets of the runs under test that hetfl does not bring along, in torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """One hidden layer, with running batch norm or without."""
+
+    def __init__(self, width: float = 1.0, inputs: int = 5, hidden: int = 4, classes: int = 3, norm: bool = False):
+        super().__init__()
+        assert width == 1.0
+        self.hidden = nn.Linear(inputs, hidden)
+        self.norm = nn.BatchNorm1d(hidden) if norm else nn.Identity()
+        self.classifier = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(torch.relu(self.norm(self.hidden(x))))
+        return logits
+
+
+class Exit(nn.Module):
+    """A linear layer with ReLU, and a linear head."""
+
+    def __init__(self, incoming: int, outgoing: int, classes: int) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(incoming, outgoing), nn.Linear(outgoing, classes)
+
+
+class Exits(nn.Module):
+    """Stages with a head each; returns all logits, shape (H, N, K)."""
+
+    def __init__(self, depth: int | None = None, inputs: int = 5, hidden: int = 4, classes: int = 3) -> None:
+        super().__init__()
+        sizes = [inputs, hidden, hidden, hidden][: (depth or 3) + 1]
+        self.stages = nn.ModuleList(Exit(i, o, classes) for i, o in zip(sizes, sizes[1:], strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = []
+        for stage in self.stages:
+            assert isinstance(stage, Exit)
+            x = torch.relu(stage.layer(x))
+            logits.append(stage.head(x))
+        return torch.stack(logits)
