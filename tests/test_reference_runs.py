@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning import Trainer
-from torch.optim import SGD
+from torch.optim import Adam
+from torch.optim.lr_scheduler import ExponentialLR
 
-from hetfl import HeteroFL, Level
-from hetfl.compression import ErrorFeedback, TopK
+from hetfl import DepthFL, FedAvg, HeteroFL, Level
+from hetfl.aggregators import HolderMean, QFedAvg
+from hetfl.compression import ErrorFeedback, HardThreshold, TopK
+from hetfl.compression.staleness import DropAfter
 from hetfl.fleet import Dynamic
-from hetfl.local import LocalTraining
+from hetfl.local import FedDyn, LocalTraining
 from hetfl.models import ConvNet
 from hetfl.selection import Uniform
 from hetfl.store import MemoryStore
+from tests.reference.cases import Fit, Scripted, compare, conv_shapes, exit_shapes, one_level, sgd
 from tests.reference.federation import Federation
 from tests.reference.given import given, made_data, made_fleet
-from tests.reference.nets import conv_net
+from tests.reference.nets import conv_net, exits
 from tests.reference.rules import Rules
-from tests.reference.run import check_clients, check_rows, check_store, check_values, play
+from tests.reference.run import check_store
+from tests.reference.torch_nets import Exits, Mlp
 
-Fit = Callable[..., Trainer]
 pytestmark = pytest.mark.usefixtures("double_precision")
-
-
-def sgd(lr: float, **settings: float) -> Callable[..., SGD]:
-    return lambda parameters: SGD(parameters, lr=lr, **settings)  # type: ignore[arg-type]
-
-
-def conv_shapes(*sizes: int, classes: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a ConvNet of one input channel, blocks of these sizes."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for number, (incoming, outgoing) in enumerate(zip((1, *sizes), sizes, strict=False)):
-        conv, norm = f"blocks.{number}.conv", f"blocks.{number}.norm"
-        shapes |= {f"{conv}.weight": (outgoing, incoming, 3, 3), f"{conv}.bias": (outgoing,)}
-        shapes |= {f"{norm}.weight": (outgoing,), f"{norm}.bias": (outgoing,)}
-    return {**shapes, "classifier.weight": (classes, sizes[-1]), "classifier.bias": (classes,)}
 
 
 def test_heterofl_with_top_k_and_server_momentum(fit: Fit, tmp_path: Path) -> None:
@@ -75,11 +64,97 @@ def test_heterofl_with_top_k_and_server_momentum(fit: Fit, tmp_path: Path) -> No
         **parts,
     )
     federation = Federation(rules, given(net, data, rules, fleet, **parts))
-    rows, evaluation = play(federation, rounds=4)
-    trainer = fit(module, data, rounds=4, precision="64-true")
-    check_rows(trainer.log_dir, rows)
-    check_values(module.submodel("a"), federation.models[0])
+    rows, _ = compare(fit, module, data, federation, rounds=4)
     check_store(residuals, federation.residuals)
-    trainer.test(module, datamodule=data, verbose=False)
-    check_rows(trainer.log_dir, [*rows[:-1], {**rows[-1], **evaluation.test(3)}])
-    check_clients(trainer.log_dir, evaluation, 3)
+    assert all(0.25 < row["density"] < 0.35 for row in rows)
+    assert len({federation.given.level(0, t) for t in range(4)}) > 1
+
+
+
+
+def test_depthfl_with_feddyn(fit: Fit, tmp_path: Path) -> None:
+    """Memories of clients and server follow what was sent, which top-k cuts."""
+    depths = {"a": 3, "b": 2, "c": 1}
+    rules = Rules(
+        nets={name: exits(depth) for name, depth in depths.items()},
+        shapes={name: exit_shapes(depth) for name, depth in depths.items()},
+        ramp_rounds=3,
+        gamma=0.9,
+        feddyn=0.3,
+        density=0.6,
+        batch=5,
+    )
+    data = made_data([13, 9, 17, 8, 21, 10])
+    memories, residuals, penalty = MemoryStore(), MemoryStore(), 0.3
+    local = LocalTraining(
+        epochs=2,
+        batch_size=5,
+        optimizer=sgd(0.1),
+        scheduler=lambda optimizer: ExponentialLR(optimizer, 0.9),
+        penalty=FedDyn(penalty, memories),
+    )
+    parts: Any = {"selection": Uniform(3), "assignment": Dynamic(), "local": local}
+    fleet = made_fleet(tmp_path, 6)
+    module = DepthFL(
+        Exits,
+        {name: Level(name, depth=depth) for name, depth in depths.items()},
+        ramp_rounds=3,
+        uplink=ErrorFeedback(TopK(0.6), residuals),
+        fleet=fleet,
+        **parts,
+    )
+    federation = Federation(rules, given(Exits, data, rules, fleet, **parts))
+    compare(fit, module, data, federation, rounds=5)
+    check_store(residuals, federation.residuals)
+    check_store(memories, federation.memories)
+
+
+
+
+
+
+def test_q_fedavg_among_clients_that_fail(fit: Fit, tmp_path: Path) -> None:
+    """Of 21 clients the worst tenth are two."""
+    rules = one_level(q=2.0, gamma=0.5, momentum=0.5, batch=6)
+    data = made_data([6 + 3 * (k % 4) for k in range(21)], labels=lambda k: [k % 3, (k // 3) % 3])
+    local = LocalTraining(
+        epochs=2,
+        batch_size=6,
+        optimizer=sgd(0.1, momentum=0.5),
+        scheduler=lambda optimizer: ExponentialLR(optimizer, 0.5),
+    )
+    parts: Any = {"selection": Uniform(6), "assignment": Dynamic(), "local": local}
+    fleet = made_fleet(tmp_path, 21, failure_rate=[0.3] * 21)
+    module = FedAvg(Mlp, aggregator=QFedAvg(2.0), fleet=fleet, **parts)
+    rows, _ = compare(fit, module, data, Federation(rules, given(Mlp, data, rules, fleet, **parts)), rounds=3)
+    assert 0 < rows[-1]["lost_total"] < 12
+    assert rows[-1]["local_worst"] < rows[-1]["local_mean"]
+
+
+
+
+@pytest.mark.filterwarnings("ignore:.*update of client 3 at level a refused")
+def test_a_threshold_and_residuals_that_are_dropped(fit: Fit, tmp_path: Path) -> None:
+    """Client 0 comes back after just as many rounds as its residual is kept, client 1 after one more."""
+    rules = one_level(threshold=0.02, oldest=2, adam=True, server_lr=0.05, batch=4, momentum=0.9)
+    data = made_data([13, 9, 17, 8, 11])
+    data.setup()
+    data.client_data(3).inputs.fill_(math.nan)
+    local = LocalTraining(epochs=1, batch_size=4, optimizer=sgd(0.1, momentum=0.9))
+    selection = Scripted([0, 1, 2], [2, 3], [0, 2], [1, 4], [4, 3, 0])
+    parts: Any = {"selection": selection, "assignment": Dynamic(), "local": local}
+    fleet, residuals = made_fleet(tmp_path, 5), MemoryStore()
+    uplink = ErrorFeedback(HardThreshold(threshold=0.02), residuals, staleness=DropAfter(2))
+    module = FedAvg(
+        Mlp,
+        aggregator=HolderMean(),
+        uplink=uplink,
+        fleet=fleet,
+        server_optimizer=lambda parameters: Adam(parameters, lr=0.05),
+        **parts,
+    )
+    federation = Federation(rules, given(Mlp, data, rules, fleet, **parts))
+    rows, _ = compare(fit, module, data, federation, rounds=5)
+    check_store(residuals, federation.residuals)
+    assert [row["refused"] for row in rows] == [0, 1, 0, 0, 1]
+    assert all(0.2 < row["density"] < 1 for row in rows)

@@ -16,9 +16,16 @@ Statistics = dict[str, tuple[Array, Array]]
 
 
 class Evaluation:
-    """Evaluates a federation's models as they are after a round."""
+    """Evaluates a federation's models as they are after a round.
+
+    Attributes:
+        statistics: by cluster and level, mean and variance of every static norm.
+        known: the version of the models that the statistics belong to; None: there are none.
+    """
 
     def __init__(self, federation: Federation) -> None:
+        self.statistics: dict[tuple[int, str], Statistics] = {}
+        self.known: int | None = None
         self.federation, self.rules, self.given = federation, federation.rules, federation.given
 
     def settle(self, t: int, here: list[int]) -> set[int]:
@@ -31,13 +38,18 @@ class Evaluation:
         return set(asked)
 
     def gather(self, t: int) -> None:
-        """Rebuild every level's static statistics from the passes of clients that can afford it."""
+        """Rebuild every level's static statistics from the passes of clients that can afford it.
+
+        Nobody is asked anything about models that have not changed.
+        """
+        if self.known == self.federation.version:
+            return
+        self.known, self.statistics = self.federation.version, {}
         ledger = self.federation.ledger
         here = ledger.wait(t)
         informed = self.settle(t, here)
         ledger.begin_phase()
         has: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
-        self.statistics: dict[tuple[int, str], Statistics] = {}
         order = sorted(self.rules.nets, key=lambda level: -self.rules.entries(level))
         for cluster in sorted(set(self.federation.clusters.assigned)):
             members = [k for k in here if self.federation.clusters.assigned[k] == cluster]

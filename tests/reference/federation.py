@@ -36,6 +36,7 @@ class Federation:
         residuals: by client, what it has not sent yet, in global coordinates.
         memories: by client, FedDyn's.
         last: by client, the round in which the server last took its update.
+        version: how often the models have changed.
     """
 
     def __init__(self, rules: Rules, given: Given) -> None:
@@ -53,6 +54,7 @@ class Federation:
         self.residuals = {k: {name: np.zeros_like(value) for name, value in largest.items()} for k in everyone}
         self.memories = {k: {name: np.zeros_like(value) for name, value in largest.items()} for k in everyone}
         self.last: dict[int, int] = {}
+        self.version = 0
         self.optimizers: dict[tuple[int, str], Optimizer] = {}
 
     def lr(self, t: int) -> float:
@@ -91,7 +93,7 @@ class Federation:
             columns["train_loss"] = sum(update.loss * update.samples for update in arrived) / samples
         if rules.clusters > 1:
             for cluster in self.clusters.renewed(cohort):
-                drawn = self.given.draw(cluster, t)
+                drawn, self.version = self.given.draw(cluster, t), self.version + 1
                 for name in drawn.keys() - rules.shared:
                     self.models[cluster][name] = drawn[name].copy()
                     self.optimizers.pop((cluster, name), None)
@@ -176,6 +178,7 @@ class Federation:
 
     def step(self, arrived: list[Arrived], t: int) -> None:
         """Take the server's step, of every cluster with updates, and of what all share."""
+        self.version += bool(arrived)
         for cluster in sorted({update.cluster for update in arrived} | ({ALL} if arrived else set())):
             members = [update for update in arrived if cluster in (update.cluster, ALL)]
             model = self.models[max(cluster, 0)]

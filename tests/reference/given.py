@@ -33,7 +33,7 @@ def made_data(
     shape: tuple[int, ...] = (5,),
     classes: int = 3,
     labels: Callable[[int], Sequence[int]] | None = None,
-    spoil: Callable[[int, NDArray[np.float64]], NDArray[np.float64]] | None = None,
+    renamed: Callable[[int, NDArray[np.int64]], NDArray[np.int64]] = lambda client, y: y,
 ) -> FederatedDataModule:
     """Return normal features around a point per class, over clients of these sizes; float64.
 
@@ -42,7 +42,7 @@ def made_data(
         shape: of a sample.
         classes: number of classes.
         labels: which classes a client has; None: all.
-        spoil: changes a client's features.
+        renamed: what a client calls its classes.
     """
     random = np.random.default_rng(7)
     centres = random.normal(size=(classes, *shape))
@@ -51,7 +51,7 @@ def made_data(
         own = list(range(classes)) if labels is None else list(labels(client))
         y = np.array(own)[np.arange(count) % len(own)]
         x = 0.7 * centres[y] + random.normal(size=(count, *shape))
-        return (x if spoil is None else spoil(client, x)), y
+        return x, renamed(client, y)
 
     train = [drawn(client, size) for client, size in enumerate(sizes)]
     test = [drawn(client, 5 + size % 4) for client, size in enumerate(sizes)] + [drawn(0, 9)]

@@ -19,10 +19,12 @@ from tests.reference.rules import is_buffer
 Row = dict[str, float]
 
 
-def play(federation: Federation, rounds: int, evaluated: bool = True) -> tuple[list[Row], Evaluation]:
+def play(
+    federation: Federation, rounds: int, first: int = 0, evaluated: bool = True
+) -> tuple[list[Row], Evaluation]:
     """Return the rows of ``metrics.csv`` by the reference's names, and the evaluation after the last round."""
     rows, evaluation = [], Evaluation(federation)
-    for t in range(rounds):
+    for t in range(first, rounds):
         row = federation.round(t)
         if evaluated:
             row |= evaluation.validation(t)
@@ -51,8 +53,8 @@ def _costs(federation: Federation) -> Row:
     }
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+def read(path: str | Path) -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
