@@ -36,6 +36,7 @@ class Federation:
         residuals: by client, what it has not sent yet, in global coordinates.
         memories: by client, FedDyn's.
         last: by client, the round in which the server last took its update.
+        taken: by round and client, the epochs behind an update that was taken.
         version: how often the models have changed.
     """
 
@@ -54,6 +55,7 @@ class Federation:
         self.residuals = {k: {name: np.zeros_like(value) for name, value in largest.items()} for k in everyone}
         self.memories = {k: {name: np.zeros_like(value) for name, value in largest.items()} for k in everyone}
         self.last: dict[int, int] = {}
+        self.taken: dict[tuple[int, int], int] = {}
         self.version = 0
         self.optimizers: dict[tuple[int, str], Optimizer] = {}
 
@@ -148,6 +150,7 @@ class Federation:
             self.ledger.drop(client, down, flops, up)
             return None
         self.ledger.spend(client, down, flops, up)
+        self.taken[t, client] = epochs
         held, travelled = len(vector), len(vector) if sent is None else len(sent)
         self.ledger.count(entries=held, sent=travelled, dense=4 * (held + len(exact)))
         decoded = self.keep(client, t, where, vector, sent)
