@@ -9,11 +9,14 @@ NAMES = {
     "train_loss": "train/loss",
     "val_loss": "val/loss",
     "val_accuracy": "val/accuracy",
-    "val_accuracy_of": "val/accuracy/{}",
+    "val_accuracy_of": "val/accuracy_by_level/{}",
+    "val_accuracy_of_head": "val/accuracy_by_head/{}",
     "test_loss": "test/loss",
     "test_accuracy": "test/accuracy",
-    "test_accuracy_of": "test/accuracy/{}",
+    "test_accuracy_of": "test/accuracy_by_level/{}",
+    "test_accuracy_of_head": "test/accuracy_by_head/{}",
     "local_mean": "local/accuracy_mean",
+    "local_by_samples": "local/accuracy_by_samples",
     "local_worst": "local/accuracy_worst10",
     "local_std": "local/accuracy_std",
     "local_var": "local/accuracy_var",
@@ -25,6 +28,7 @@ NAMES = {
     "down_total": "comm/down_bytes_total",
     "density": "comm/up_density",
     "ratio": "comm/up_ratio",
+    "ratio_total": "comm/up_ratio_total",
     "refused": "comm/refused",
     "flops_total": "compute/flops_total",
     "round_seconds": "sim/round_seconds",
@@ -44,8 +48,11 @@ NAMES = {
 UNKNOWN: frozenset[str] = frozenset({"step"})
 """Columns that the reference computes nothing for."""
 
-SINGLE = ("accuracy_of", "_accuracy", "cluster_accuracy")
-"""How quantities end, or families are called, that the metrics library divides in float32."""
+OPTIONAL: frozenset[str] = frozenset({"local_by_samples"})
+"""Quantities whose column a run may lack; where it is there, it is compared."""
+
+SINGLE = ("accuracy_of", "accuracy_of_head", "_accuracy")
+"""How families end that the metrics library divides in float32."""
 
 
 def column(name: str) -> str:

@@ -117,7 +117,7 @@ class Evaluation:
                 if stage == "val" and self.rules.clusters > 1:
                     columns[f"cluster_accuracy:{cluster}"] = accuracy(whole, judged.y)
                 for number, head in enumerate(heads if self.rules.ramp_rounds else [], start=1):
-                    columns[f"{stage}_accuracy_of:head_{number}"] += share * accuracy(head, judged.y)
+                    columns[f"{stage}_accuracy_of_head:{number}"] += share * accuracy(head, judged.y)
         return dict(columns)
 
     def clients(self, t: int, own: bool = False) -> list[float | None]:
@@ -135,11 +135,14 @@ class Evaluation:
 
     def local(self, t: int) -> dict[str, float]:
         """Return mean, mean of the worst tenth, and spread of the clients' accuracies."""
-        known = sorted(each for each in self.clients(t) if each is not None)
+        accuracies, sizes = self.clients(t), [len(client.test) for client in self.given.clients]
+        correct = sum(size * each for size, each in zip(sizes, accuracies, strict=True) if each is not None)
+        known = sorted(each for each in accuracies if each is not None)
         worst = known[: max(1, len(known) // 10)]
         spread = sum((each - np.mean(known)) ** 2 for each in known) / len(known)
         return {
             "local_mean": float(np.mean(known)),
+            "local_by_samples": correct / sum(sizes),
             "local_worst": float(np.mean(worst)),
             "local_std": float(spread**0.5),
             "local_var": float(spread),
