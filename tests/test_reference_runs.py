@@ -70,8 +70,6 @@ def test_heterofl_with_top_k_and_server_momentum(fit: Fit, tmp_path: Path) -> No
     assert len({federation.given.level(0, t) for t in range(4)}) > 1
 
 
-
-
 def test_depthfl_with_feddyn(fit: Fit, tmp_path: Path) -> None:
     """Memories of clients and server follow what was sent, which top-k cuts."""
     depths = {"a": 3, "b": 2, "c": 1}
@@ -109,10 +107,6 @@ def test_depthfl_with_feddyn(fit: Fit, tmp_path: Path) -> None:
     check_store(memories, federation.memories)
 
 
-
-
-
-
 def test_q_fedavg_among_clients_that_fail(fit: Fit, tmp_path: Path) -> None:
     """Of 21 clients the worst tenth are two."""
     rules = one_level(q=2.0, gamma=0.5, momentum=0.5, batch=6)
@@ -129,8 +123,6 @@ def test_q_fedavg_among_clients_that_fail(fit: Fit, tmp_path: Path) -> None:
     rows, _ = compare(fit, module, data, Federation(rules, given(Mlp, data, rules, fleet, **parts)), rounds=3)
     assert 0 < rows[-1]["lost_total"] < 12
     assert rows[-1]["local_worst"] < rows[-1]["local_mean"]
-
-
 
 
 @pytest.mark.filterwarnings("ignore:.*update of client 3 at level a refused")

@@ -79,9 +79,7 @@ class Evaluation:
         assert how.gathered is not None
         return how.gathered
 
-    def charge(
-        self, client: int, level: str, has: list[str], sums: dict[str, list[tuple[Array, Array]]]
-    ) -> None:
+    def charge(self, client: int, level: str, has: list[str], sums: dict[str, list[tuple[Array, Array]]]) -> None:
         """Charge a client's pass: a sum of means and one of variances per channel go up, and a count per layer."""
         has_it = any(self.rules.contains(other, level) for other in has)
         down = 0 if has_it else dense_bytes(self.rules.entries(level, lambda name: not is_buffer(name)))

@@ -138,9 +138,9 @@ def given(
         level=assignment.level,
         epochs=epochs,
         order=lambda round, client, each: orders(sizes[client], generator(seed, "local", round, client), each),
-        statistics_order=lambda round, client: orders(
-            sizes[client], generator(seed, "statistics", round, client), 1
-        )[0],
+        statistics_order=lambda round, client: orders(sizes[client], generator(seed, "statistics", round, client), 1)[
+            0
+        ],
         fails=fails,
         draw=lambda cluster, round: initial(factory, cluster, "round", round, seed=seed),
     )

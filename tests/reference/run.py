@@ -19,9 +19,7 @@ from tests.reference.rules import is_buffer
 Row = dict[str, float]
 
 
-def play(
-    federation: Federation, rounds: int, first: int = 0, evaluated: bool = True
-) -> tuple[list[Row], Evaluation]:
+def play(federation: Federation, rounds: int, first: int = 0, evaluated: bool = True) -> tuple[list[Row], Evaluation]:
     """Return the rows of ``metrics.csv`` by the reference's names, and the evaluation after the last round."""
     rows, evaluation = [], Evaluation(federation)
     for t in range(first, rounds):
