@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +37,7 @@ class Exits(nn.Module):
     def __init__(self, depth: int | None = None, inputs: int = 5, hidden: int = 4, classes: int = 3) -> None:
         super().__init__()
         sizes = [inputs, hidden, hidden, hidden][: (depth or 3) + 1]
-        self.stages = nn.ModuleList(Exit(i, o, classes) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.stages = nn.ModuleList(Exit(i, o, classes) for i, o in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         logits = []
