@@ -66,7 +66,7 @@ def test_ifca_with_shared_layers_and_feddyn(fit: Fit, tmp_path: Path, ask_all: b
         **parts,
     )
     federation = Federation(rules, given(net, data, rules, fleet, **parts))
-    rows, trainer = compare(fit, module, data, federation, rounds=5)
+    rows, _, trainer = compare(fit, module, data, federation, rounds=5)
     check_store(residuals, federation.residuals)
     check_store(memories, federation.memories)
     check_history(trainer, federation)
@@ -92,7 +92,7 @@ def test_a_model_that_nobody_chooses_is_drawn_anew(fit: Fit, tmp_path: Path) -> 
         **parts,
     )
     federation = Federation(rules, given(Mlp, data, rules, fleet, **parts, seed=6))
-    rows, trainer = compare(fit, module, data, federation, rounds=6)
+    rows, _, trainer = compare(fit, module, data, federation, rounds=6)
     check_history(trainer, federation)
     assert federation.clusters.restarts == 1
     assert [row["cluster_empty"] for row in rows] == [0, 1, 1, 1, 0, 0]

@@ -53,7 +53,7 @@ def test_fedprox_with_stragglers_a_deadline_and_clients_that_are_away(fit: Fit, 
     net = partial(Mlp, norm=True)
     module = FedAvg(net, fleet=fleet, deadline=deadline, seed=3, **parts)
     federation = Federation(rules, given(net, data, rules, fleet, **parts, seed=3))
-    rows, _ = compare(fit, module, data, federation, rounds=7)
+    rows, _, _ = compare(fit, module, data, federation, rounds=7)
     assert [row["waited"] > 0 for row in rows] == [False, True, False, False, False, True, False]
     assert {row["dropped"] for row in rows} == {1}
     assert federation.taken[6, PATIENT] == 2, "nobody is in time to the last bit"

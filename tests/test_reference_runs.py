@@ -21,7 +21,6 @@ from hetfl.models import ConvNet
 from hetfl.selection import Uniform
 from hetfl.store import MemoryStore
 from tests.reference.cases import Fit, Scripted, compare, conv_shapes, exit_shapes, one_level, sgd
-from tests.reference.evaluation import Evaluation
 from tests.reference.federation import Federation
 from tests.reference.given import given, made_data, made_fleet
 from tests.reference.nets import conv_net, exits
@@ -41,6 +40,7 @@ def test_heterofl_with_top_k_and_server_momentum(fit: Fit, tmp_path: Path) -> No
             "c": conv_shapes(1, 2, classes=5),
         },
         masked=True,
+        lr=0.3,
         momentum=0.9,
         weight_decay=0.01,
         clip=0.5,
@@ -51,7 +51,7 @@ def test_heterofl_with_top_k_and_server_momentum(fit: Fit, tmp_path: Path) -> No
     )
     data = made_data([13, 9, 17, 8, 21, 10], (1, 6, 6), 5, labels=lambda k: [k % 5, (k + 1) % 5, (2 * k) % 5])
     local = LocalTraining(
-        epochs=2, batch_size=4, gradient_clip=0.5, optimizer=sgd(0.1, momentum=0.9, weight_decay=0.01)
+        epochs=2, batch_size=4, gradient_clip=0.5, optimizer=sgd(0.3, momentum=0.9, weight_decay=0.01)
     )
     parts: Any = {"selection": Uniform(4), "assignment": Dynamic(), "local": local}
     fleet, residuals = made_fleet(tmp_path, 6), MemoryStore()
@@ -65,7 +65,7 @@ def test_heterofl_with_top_k_and_server_momentum(fit: Fit, tmp_path: Path) -> No
         **parts,
     )
     federation = Federation(rules, given(net, data, rules, fleet, **parts))
-    rows, _ = compare(fit, module, data, federation, rounds=4)
+    rows, _, _ = compare(fit, module, data, federation, rounds=4)
     check_store(residuals, federation.residuals)
     assert all(0.25 < row["density"] < 0.35 for row in rows)
     assert len({federation.given.level(0, t) for t in range(4)}) > 1
@@ -78,6 +78,7 @@ def test_depthfl_with_feddyn(fit: Fit, tmp_path: Path) -> None:
         nets={name: exits(depth) for name, depth in depths.items()},
         shapes={name: exit_shapes(depth) for name, depth in depths.items()},
         ramp_rounds=3,
+        lr=0.4,
         gamma=0.9,
         feddyn=0.3,
         density=0.6,
@@ -88,7 +89,7 @@ def test_depthfl_with_feddyn(fit: Fit, tmp_path: Path) -> None:
     local = LocalTraining(
         epochs=2,
         batch_size=5,
-        optimizer=sgd(0.1),
+        optimizer=sgd(0.4),
         scheduler=lambda optimizer: ExponentialLR(optimizer, 0.9),
         penalty=FedDyn(penalty, memories),
     )
@@ -103,7 +104,8 @@ def test_depthfl_with_feddyn(fit: Fit, tmp_path: Path) -> None:
         **parts,
     )
     federation = Federation(rules, given(Exits, data, rules, fleet, **parts))
-    compare(fit, module, data, federation, rounds=5)
+    _, evaluation, _ = compare(fit, module, data, federation, rounds=5)
+    assert evaluation.clients(4) != evaluation.clients(4, own=True)
     check_store(residuals, federation.residuals)
     check_store(memories, federation.memories)
 
@@ -111,7 +113,7 @@ def test_depthfl_with_feddyn(fit: Fit, tmp_path: Path) -> None:
 def test_q_fedavg_among_clients_that_fail(fit: Fit, tmp_path: Path) -> None:
     """Of 21 clients the worst tenth are two."""
     rules = one_level(lr=0.5, q=2.0, gamma=0.5, momentum=0.5, batch=6)
-    data = made_data([6 + 3 * (k % 4) for k in range(21)], labels=lambda k: [k % 3, (k // 3) % 3])
+    data = made_data([6 + 3 * (k % 4) for k in range(21)], labels=lambda k: [[0, 1, 2], [k % 3, (k + 1) % 3]][k % 2])
     local = LocalTraining(
         epochs=2,
         batch_size=6,
@@ -122,10 +124,8 @@ def test_q_fedavg_among_clients_that_fail(fit: Fit, tmp_path: Path) -> None:
     fleet = made_fleet(tmp_path, 21, failure_rate=[0.3] * 21)
     module = FedAvg(Mlp, aggregator=QFedAvg(2.0), fleet=fleet, **parts)
     federation = Federation(rules, given(Mlp, data, rules, fleet, **parts))
-    rows, _ = compare(fit, module, data, federation, rounds=3)
+    rows, evaluation, _ = compare(fit, module, data, federation, rounds=3)
     assert 0 < rows[-1]["lost_total"] < 12
-    evaluation = Evaluation(federation)
-    evaluation.gather(2)
     lowest = sorted(each for each in evaluation.clients(2) if each is not None)[:3]
     assert lowest[0] < lowest[1] < lowest[2], "another number of clients would have the same mean"
 
@@ -133,7 +133,7 @@ def test_q_fedavg_among_clients_that_fail(fit: Fit, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*update of client 3 at level a refused")
 def test_a_threshold_and_residuals_that_are_dropped(fit: Fit, tmp_path: Path) -> None:
     """Client 0 comes back after just as many rounds as its residual is kept, client 1 after one more."""
-    rules = one_level(threshold=0.02, oldest=2, adam=True, server_lr=0.05, batch=4, momentum=0.9)
+    rules = one_level(density=0.4, calibrated=True, oldest=2, adam=True, server_lr=0.05, batch=4, momentum=0.9)
     data = made_data([13, 9, 17, 8, 11])
     data.setup()
     data.client_data(3).inputs.fill_(math.nan)
@@ -141,7 +141,7 @@ def test_a_threshold_and_residuals_that_are_dropped(fit: Fit, tmp_path: Path) ->
     selection = Scripted([0, 1, 2], [2, 3], [0, 2], [1, 4], [4, 3, 0])
     parts: Any = {"selection": selection, "assignment": Dynamic(), "local": local}
     fleet, residuals = made_fleet(tmp_path, 5), MemoryStore()
-    uplink = ErrorFeedback(HardThreshold(threshold=0.02), residuals, staleness=DropAfter(2))
+    uplink = ErrorFeedback(HardThreshold(density=0.4), residuals, staleness=DropAfter(2))
     module = FedAvg(
         Mlp,
         aggregator=HolderMean(),
@@ -151,7 +151,8 @@ def test_a_threshold_and_residuals_that_are_dropped(fit: Fit, tmp_path: Path) ->
         **parts,
     )
     federation = Federation(rules, given(Mlp, data, rules, fleet, **parts))
-    rows, _ = compare(fit, module, data, federation, rounds=5)
+    rows, _, _ = compare(fit, module, data, federation, rounds=5)
     check_store(residuals, federation.residuals)
     assert [row["refused"] for row in rows] == [0, 1, 0, 0, 1]
-    assert all(0.2 < row["density"] < 1 for row in rows)
+    assert rows[0]["density"] < 0.4
+    assert all(0 < row["density"] < 1 and "threshold" in row for row in rows[1:])

@@ -11,6 +11,7 @@ from torch.optim import SGD
 from hetfl import FederatedModule
 from hetfl.data import FederatedDataModule
 from hetfl.selection import Probe, Selection
+from tests.reference.evaluation import Evaluation
 from tests.reference.federation import Federation
 from tests.reference.nets import mlp
 from tests.reference.rules import Rules
@@ -35,8 +36,8 @@ def conv_shapes(*sizes: int, classes: int) -> dict[str, tuple[int, ...]]:
 
 def compare(
     fit: Fit, module: FederatedModule, data: FederatedDataModule, federation: Federation, rounds: int
-) -> tuple[list[Row], Trainer]:
-    """Play both runs, train and test; compare files and values; return the reference's rows, and the trainer."""
+) -> tuple[list[Row], Evaluation, Trainer]:
+    """Play both runs, train and test; compare files and values; return the reference's results, and the trainer."""
     rows, evaluation = play(federation, rounds)
     trainer = fit(module, data, rounds=rounds, precision="64-true")
     check_rows(trainer.log_dir, rows)
@@ -45,7 +46,7 @@ def compare(
     trainer.test(module, datamodule=data, verbose=False)
     check_rows(trainer.log_dir, [*rows[:-1], {**rows[-1], **evaluation.test(rounds - 1)}])
     check_clients(trainer.log_dir, evaluation, rounds - 1)
-    return rows, trainer
+    return rows, evaluation, trainer
 
 
 def exit_shapes(depth: int) -> dict[str, tuple[int, ...]]:

@@ -68,17 +68,21 @@ def loss_of(net: Net, rules: Rules, client: Client, theta: Tensors, w: float) ->
     return objective(rules, client, client.train, everything, w)(logits)[0]
 
 
-def chosen(rules: Rules, vector: Array) -> NDArray[np.int64] | None:
-    """Return which entries are sent, ascending; None: all of them, as a dense message."""
-    if rules.density is not None:
-        count = min(len(vector), max(1, int(rules.density * len(vector))))
+Chosen = NDArray[np.int64] | None
+"""Which entries are sent, ascending; None: all of them, as a dense message."""
+
+
+def chosen(density: float | None, threshold: float | None, vector: Array) -> Chosen:
+    """Return which entries of a vector are sent: those that reach a threshold; without one the largest."""
+    if threshold is not None:
+        return np.flatnonzero((np.abs(vector) >= threshold) & (vector != 0))
+    if density is not None:
+        count = min(len(vector), max(1, int(density * len(vector))))
         return np.sort(np.argsort(-np.abs(vector), kind="stable")[:count])
-    if rules.threshold is not None:
-        return np.flatnonzero((np.abs(vector) >= rules.threshold) & (vector != 0))
     return None
 
 
-def message_bytes(size: int, sent: NDArray[np.int64] | None, exact: int) -> int:
+def message_bytes(size: int, sent: Chosen, exact: int) -> int:
     if sent is None:
         return HEADER + DOUBLE * (size + exact)
     return HEADER + len(index_block(sent.tolist())) + DOUBLE * (len(sent) + exact)

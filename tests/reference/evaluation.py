@@ -82,7 +82,11 @@ class Evaluation:
     def charge(self, client: int, level: str, has: list[str], sums: dict[str, list[tuple[Array, Array]]]) -> None:
         """Charge a client's pass: a sum of means and one of variances per channel go up, and a count per layer."""
         has_it = any(self.rules.contains(other, level) for other in has)
-        down = 0 if has_it else dense_bytes(self.rules.entries(level, lambda name: not is_buffer(name)))
+        down = (
+            0
+            if has_it
+            else dense_bytes(self.rules.entries(level, without=frozenset(filter(is_buffer, self.rules.shapes[level]))))
+        )
         up = dense_bytes(sum(2 * len(moments[0][0]) + 1 for moments in sums.values()))
         flops = self.federation.flops[level][0] * len(self.given.clients[client].train)
         self.federation.ledger.spend(client, down, flops, up)

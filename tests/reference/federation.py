@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.reference.client import (
+    Chosen,
     Positions,
     chosen,
     dense_bytes,
@@ -36,6 +37,8 @@ class Federation:
         residuals: by client, what it has not sent yet, in global coordinates.
         memories: by client, FedDyn's.
         last: by client, the round in which the server last took its update.
+        threshold: what an entry must reach to be sent; None: there is none, or none yet.
+        least: by accepted update that a threshold is calibrated by, the least magnitude in it, and its length.
         taken: by round and client, the epochs behind an update that was taken.
         version: how often the models have changed.
     """
@@ -56,6 +59,8 @@ class Federation:
         self.memories = {k: {name: np.zeros_like(value) for name, value in largest.items()} for k in everyone}
         self.last: dict[int, int] = {}
         self.taken: dict[tuple[int, int], int] = {}
+        self.threshold: float | None = None
+        self.least: list[tuple[float, int]] = []
         self.version = 0
         self.optimizers: dict[tuple[int, str], Optimizer] = {}
 
@@ -89,7 +94,8 @@ class Federation:
         outcomes = [self.client(k, e, t) for k, e in zip(cohort, self.given.epochs(t, len(cohort)), strict=True)]
         arrived = [outcome for outcome in outcomes if outcome is not None]
         self.step(arrived, t)
-        columns = {"lr": self.lr(t), **({} if rules.threshold is None else {"threshold": rules.threshold})}
+        columns = {"lr": self.lr(t), **({} if self.threshold is None else {"threshold": self.threshold})}
+        self.calibrate()
         if arrived:
             samples = sum(update.samples for update in arrived)
             columns["train_loss"] = sum(update.loss * update.samples for update in arrived) / samples
@@ -111,7 +117,8 @@ class Federation:
         for client in clients:
             level = self.given.level(client, t)
             for number in range(len(clusters)):
-                own = self.rules.entries(level, lambda name, first=not number: first or name not in self.rules.shared)
+                known = self.rules.shared if number else frozenset()
+                own = self.rules.entries(level, without=known)
                 flops = self.flops[level][0] * len(self.given.clients[client].train)
                 self.ledger.spend(client, dense_bytes(own), flops, 0 if number else dense_bytes(1))
 
@@ -128,22 +135,15 @@ class Federation:
             self.ledger.count(failed=1, lost=1)
             return None
         initial_loss = self.loss(client, t, cluster) if rules.q is not None else 0.0
-        inner = positions(rules, level)
-        memory = _slice(self.memories[client], {name: inner[name] for name in parameters(inner)})
-        orders = self.given.order(t, client, epochs)
-        anchor = self.part(client, t, cluster)
-        delta, loss = train(rules.nets[level], rules, data, anchor, memory, orders, self.lr(t), self.ramp(t))
+        whole, loss = self.trained(client, epochs, t)
         where = positions(rules, level, data.owned)
-        whole = {name: np.zeros_like(value) for name, value in self.models[0].items()}
-        for name, value in delta.items():
-            whole[name][np.ix_(*inner[name])] = value
         names, buffers = parameters(where), [name for name in where if is_buffer(name)]
         vector = flat(whole, where, names) + self.age(client, t) * flat(self.residuals[client], where, names)
         if not np.isfinite(vector).all():
             self.ledger.spend(client, down, flops, 0)
             self.ledger.count(refused=1)
             return None
-        sent = chosen(rules, vector)
+        sent = chosen(rules.density, self.threshold, vector)
         exact = flat(whole, where, buffers)
         up = message_bytes(len(vector), sent, len(exact))
         if not self.ledger.in_time(client, down, flops, up):
@@ -151,6 +151,7 @@ class Federation:
             return None
         self.ledger.spend(client, down, flops, up)
         self.taken[t, client] = epochs
+        self.least.append((float(np.abs(vector if sent is None else vector[sent]).min(initial=np.inf)), len(vector)))
         held, travelled = len(vector), len(vector) if sent is None else len(sent)
         self.ledger.count(entries=held, sent=travelled, dense=4 * (held + len(exact)))
         decoded = self.keep(client, t, where, vector, sent)
@@ -158,17 +159,41 @@ class Federation:
             decoded[name] = whole[name]
         return Arrived(client, cluster, decoded, where, len(data.train), loss, initial_loss)
 
+    def calibrate(self) -> None:
+        """Set the threshold at the end of the first round with updates."""
+        if self.rules.calibrated and self.threshold is None and self.least:
+            half, below = sum(length for _, length in self.least) / 2, 0
+            for magnitude, length in sorted(self.least):
+                below += length
+                if below >= half:
+                    self.threshold = magnitude
+                    break
+        self.least = []
+
+    def trained(self, client: int, epochs: int, t: int) -> tuple[Tensors, float]:
+        """Return how far a client's training moves its sub-model, in global coordinates, and its mean loss."""
+        level, data = self.given.level(client, t), self.given.clients[client]
+        inner = positions(self.rules, level)
+        memory = _slice(self.memories[client], {name: inner[name] for name in parameters(inner)})
+        orders = self.given.order(t, client, epochs)
+        anchor, net = self.part(client, t, self.clusters.of(client)), self.rules.nets[level]
+        delta, loss = train(net, self.rules, data, anchor, memory, orders, self.lr(t), self.ramp(t))
+        whole = {name: np.zeros_like(value) for name, value in self.models[0].items()}
+        for name, value in delta.items():
+            whole[name][np.ix_(*inner[name])] = value
+        return whole, loss
+
     def age(self, client: int, t: int) -> float:
         """Return what multiplies a client's residual: 0 once it is too old."""
         missed = max(1, t - self.last.get(client, t))
         return 0.0 if self.rules.oldest is not None and missed > self.rules.oldest else 1.0
 
-    def keep(self, client: int, t: int, where: Positions, vector: NDArray[np.float64], sent: object) -> Tensors:
+    def keep(self, client: int, t: int, where: Positions, vector: NDArray[np.float64], sent: Chosen) -> Tensors:
         """Return what the server decodes of a vector; keep the rest as the residual, and learn FedDyn's memory."""
         names, decoded = parameters(where), vector.copy()
         if sent is not None:
             decoded = np.zeros_like(vector)
-            decoded[sent] = vector[sent]  # type: ignore[index]
+            decoded[sent] = vector[sent]
         for residual in self.residuals[client].values():
             residual *= self.age(client, t)
         write(self.residuals[client], where, names, vector - decoded)

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch import nn
 
 from hetfl.data import FederatedDataModule, TensorData
 from hetfl.data.arrays import ClientData
-from hetfl.fleet import CsvFleet, LevelAssignment
+from hetfl.fleet import CsvFleet, Fleet, LevelAssignment
+from hetfl.local import LocalTraining
 from hetfl.seeding import generator
 from hetfl.selection import Probe, Selection
 from tests.reference.layers import Tensors
@@ -54,7 +55,7 @@ def made_data(
         return x, renamed(client, y)
 
     train = [drawn(client, size) for client, size in enumerate(sizes)]
-    test = [drawn(client, 5 + size % 4) for client, size in enumerate(sizes)] + [drawn(0, 9)]
+    test = [drawn(client, 12 + size % 5) for client, size in enumerate(sizes)] + [drawn(0, 9)]
     owners = [*range(len(sizes)), NOBODY]
     return TensorData(
         train_inputs=torch.from_numpy(np.concatenate([x for x, _ in train])),
@@ -70,7 +71,7 @@ def made_data(
 def made_fleet(folder: Path, clients: int, period: float = 1000.0, **columns: Sequence[float]) -> CsvFleet:
     """Return a fleet from a file; what is not given is 2^20 FLOP/s, 2^14 and 2^12 bytes/s, and always there."""
     rates = {"throughput": [2.0**20] * clients, "downlink": [2.0**14] * clients, "uplink": [2.0**12] * clients}
-    cells = {"client": list(range(clients)), **rates, **columns}
+    cells: dict[str, Sequence[float]] = {"client": range(clients), **rates, **columns}
     lines = [",".join(cells), *(",".join(repr(column[k]) for column in cells.values()) for k in range(clients))]
     (folder / "fleet.csv").write_text("\n".join(lines) + "\n")
     return CsvFleet(str(folder / "fleet.csv"), period=period)
@@ -87,61 +88,76 @@ def initial(factory: Callable[..., nn.Module], *names: str | int, seed: int = 0)
     return {name: state[name].detach().double().numpy().copy() for name in order}
 
 
+class Draws:
+    """What the seed of a run says of its clients' rounds.
+
+    Args:
+        seed: of the run.
+        sizes: training samples of each client.
+        local: settings of local training.
+        fleet: drawn.
+    """
+
+    def __init__(self, seed: int, sizes: Sequence[int], local: LocalTraining, fleet: Fleet) -> None:
+        self.seed, self.sizes, self.local, self.fleet = seed, sizes, local, fleet
+
+    def epochs(self, round: int, size: int) -> list[int]:
+        random, each = generator(self.seed, "stragglers", round), [self.local.epochs] * size
+        late = torch.randperm(size, generator=random).tolist()
+        for place in late[: int(self.local.stragglers * size + 0.5)]:
+            each[place] = int(torch.randint(1, self.local.epochs, (), generator=random))
+        return each
+
+    def order(self, round: int, client: int, epochs: int, purpose: str = "local") -> list[NDArray[np.int64]]:
+        random, size = generator(self.seed, purpose, round, client), self.sizes[client]
+        return [torch.randperm(size, generator=random).numpy() for _ in range(epochs)]
+
+    def fails(self, round: int, client: int) -> float | None:
+        random = generator(self.seed, "fleet", "failure", round, client)
+        drawn, share = torch.rand(2, dtype=torch.float64, generator=random).tolist()
+        return share if drawn < self.fleet.devices.failure_rate[client] else None
+
+    def devices(self) -> Devices:
+        drawn, random = self.fleet.devices, generator(self.seed, "fleet", "phase")
+        phase = torch.rand(len(self.sizes), dtype=torch.float64, generator=random).numpy()
+        rates = drawn.throughput, drawn.downlink, drawn.uplink
+        return Devices(*rates, drawn.availability, drawn.first_round, drawn.last_round, phase, period=self.fleet.period)
+
+
 def given(
     factory: Callable[..., nn.Module],
     data: FederatedDataModule,
     rules: Rules,
-    fleet: CsvFleet,
+    fleet: Fleet,
     selection: Selection,
     assignment: LevelAssignment,
-    local: Any,
+    local: LocalTraining,
     seed: int = 0,
 ) -> Given:
     """Return what a run with these parts is made of, by copies of them."""
     data.setup()
-    count = data.num_clients
+    clients = range(data.num_clients)
     selection, assignment, fleet = copy.deepcopy((selection, assignment, fleet))
     selection.setup(data.sizes, seed)
-    assignment.setup(list(rules.nets), count, seed)
-    fleet.setup(count, seed)
-
-    def cohort(round: int, here: list[int]) -> list[int]:
-        return selection.select(round, cast(Probe, SimpleNamespace(clients=here)))
-
-    def orders(size: int, random: torch.Generator, count: int) -> list[NDArray[np.int64]]:
-        return [torch.randperm(size, generator=random).numpy() for _ in range(count)]
-
-    def epochs(round: int, size: int) -> list[int]:
-        random, each = generator(seed, "stragglers", round), [local.epochs] * size
-        late = torch.randperm(size, generator=random).tolist()
-        for place in late[: int(local.stragglers * size + 0.5)]:
-            each[place] = int(torch.randint(1, local.epochs, (), generator=random))
-        return each
-
-    def fails(round: int, client: int) -> float | None:
-        random = generator(seed, "fleet", "failure", round, client)
-        drawn, share = torch.rand(2, dtype=torch.float64, generator=random).tolist()
-        return share if drawn < fleet.devices.failure_rate[client] else None
-
-    sizes = data.sizes
+    assignment.setup(list(rules.nets), len(clients), seed)
+    fleet.setup(len(clients), seed)
+    draws = Draws(seed, data.sizes, local, fleet)
     names: list[tuple[str | int, ...]] = [(), *((number,) for number in range(1, rules.clusters))]
     return Given(
         clients=[
             Client(_samples(data.client_data(k)), _samples(data.client_data(k, "test")), data.labels(k).numpy())
-            for k in range(count)
+            for k in clients
         ],
         validation=_samples(data.resident.validation),
         nobodys=_nobodys(data),
         models=[initial(factory, *each, seed=seed) for each in names],
-        devices=_devices(fleet, count, seed),
-        cohort=cohort,
+        devices=draws.devices(),
+        cohort=lambda round, here: selection.select(round, cast(Probe, SimpleNamespace(clients=here))),
         level=assignment.level,
-        epochs=epochs,
-        order=lambda round, client, each: orders(sizes[client], generator(seed, "local", round, client), each),
-        statistics_order=lambda round, client: orders(sizes[client], generator(seed, "statistics", round, client), 1)[
-            0
-        ],
-        fails=fails,
+        epochs=draws.epochs,
+        order=draws.order,
+        statistics_order=lambda round, client: draws.order(round, client, 1, "statistics")[0],
+        fails=draws.fails,
         draw=lambda cluster, round: initial(factory, cluster, "round", round, seed=seed),
     )
 
@@ -153,18 +169,3 @@ def _samples(data: ClientData) -> Samples:
 def _nobodys(data: FederatedDataModule) -> Samples:
     test, owned = data.resident.all_test, data.resident.test_owner >= 0
     return _samples(ClientData(test.inputs[~owned], test.targets[~owned]))
-
-
-def _devices(fleet: CsvFleet, count: int, seed: int) -> Devices:
-    phase = torch.rand(count, dtype=torch.float64, generator=generator(seed, "fleet", "phase")).numpy()
-    drawn = fleet.devices
-    return Devices(
-        drawn.throughput,
-        drawn.downlink,
-        drawn.uplink,
-        drawn.availability,
-        drawn.first_round,
-        drawn.last_round,
-        phase,
-        fleet.period,
-    )

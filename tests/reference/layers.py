@@ -89,7 +89,7 @@ class Conv(Layer):
             d_weight[:, :, i, j] = np.einsum("nohw,nchw->oc", dy, cache[:, :, i : i + height, j : j + width])
             d_padded[:, :, i : i + height, j : j + width] += np.einsum("nohw,oc->nchw", dy, weight[:, :, i, j])
         grads[f"{self.name}.weight"], grads[f"{self.name}.bias"] = d_weight, dy.sum((0, 2, 3))
-        return d_padded[:, :, 1:-1, 1:-1]
+        return np.asarray(d_padded[:, :, 1:-1, 1:-1])
 
     def flops(self, theta: Tensors, shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
         weight = theta[f"{self.name}.weight"]

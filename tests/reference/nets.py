@@ -32,7 +32,9 @@ class Net:
 
     stages: list[tuple[list[Layer], list[Layer]]]
 
-    def forward(self, theta: Tensors, x: Array, how: Pass) -> tuple[list[Array], list[tuple[list[object], ...]]]:
+    def forward(
+        self, theta: Tensors, x: Array, how: Pass
+    ) -> tuple[list[Array], list[tuple[list[object], list[object]]]]:
         """Return every head's logits (N, K), the first stage's first, and what the backward pass needs."""
         logits, caches = [], []
         for trunk, head in self.stages:

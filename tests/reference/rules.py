@@ -33,7 +33,9 @@ class Rules:
         lr: of clients in round 0; ``gamma`` multiplies it after every round.
         samples: the mean is weighted by number of samples.
         q: of q-FedAvg; None: another mean.
-        density: of top-k; None: everything is sent, or what reaches ``threshold``.
+        density: of top-k; None: everything is sent.
+        calibrated: after the first round everything is sent that reaches a threshold: the median, by the vectors'
+            lengths, of the least magnitudes that were sent in it.
         oldest: rounds after which a residual is dropped.
         adam: the server's optimizer is Adam, else SGD with momentum.
         clusters: of IFCA; 1: there are none.
@@ -56,7 +58,7 @@ class Rules:
     samples: bool = False
     q: float | None = None
     density: float | None = None
-    threshold: float | None = None
+    calibrated: bool = False
     oldest: int | None = None
     server_lr: float = 1.0
     server_momentum: float = 0.0
@@ -79,8 +81,9 @@ class Rules:
             for name, shape in self.shapes[level].items()
         )
 
-    def entries(self, level: str, names: Callable[[str], bool] = lambda name: True) -> int:
-        return sum(int(np.prod(shape)) for name, shape in self.shapes[level].items() if names(name))
+    def entries(self, level: str, without: frozenset[str] = frozenset()) -> int:
+        """Return the number of entries of a level, some tensors left out."""
+        return sum(int(np.prod(shape)) for name, shape in self.shapes[level].items() if name not in without)
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ class Devices:
     downlink: Array
     uplink: Array
     availability: Array
-    first_round: Array
-    last_round: Array
+    first_round: NDArray[np.int64]
+    last_round: NDArray[np.int64]
     phase: Array
     period: float
 

@@ -34,8 +34,11 @@ class Exit(nn.Module):
 class Exits(nn.Module):
     """Stages with a head each; returns all logits, shape (H, N, K)."""
 
-    def __init__(self, depth: int | None = None, inputs: int = 5, hidden: int = 4, classes: int = 3) -> None:
+    def __init__(
+        self, width: float = 1.0, depth: int | None = None, inputs: int = 5, hidden: int = 4, classes: int = 3
+    ) -> None:
         super().__init__()
+        assert width == 1.0
         sizes = [inputs, hidden, hidden, hidden][: (depth or 3) + 1]
         self.stages = nn.ModuleList(Exit(i, o, classes) for i, o in pairwise(sizes))
 
