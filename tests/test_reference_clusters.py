@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from hetfl.clustering import IFCA
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.fleet import Dynamic
 from hetfl.local import FedDyn, LocalTraining
-from hetfl.models import ConvNet
 from hetfl.selection import Uniform
 from hetfl.store import MemoryStore
 from tests.reference.cases import Fit, Scripted, compare, conv_shapes, one_level, sgd
@@ -23,7 +21,7 @@ from tests.reference.given import given, made_data, made_fleet
 from tests.reference.nets import conv_net
 from tests.reference.rules import Rules
 from tests.reference.run import check_store, read
-from tests.reference.torch_nets import Mlp
+from tests.reference.torch_nets import DrawnConvNet, Mlp
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -56,21 +54,21 @@ def test_ifca_with_shared_layers_and_feddyn(fit: Fit, tmp_path: Path, ask_all: b
     local = LocalTraining(epochs=2, batch_size=5, optimizer=sgd(0.5), penalty=FedDyn(0.2, memories))
     parts: Any = {"selection": Uniform(3), "assignment": Dynamic(), "local": local}
     fleet = made_fleet(tmp_path, 9)
-    net = partial(ConvNet, num_classes=3, hidden=(3,))
     module = FedAvg(
-        net,
+        DrawnConvNet,
         uplink=ErrorFeedback(TopK(0.5), residuals),
         server_optimizer=sgd(1.0, momentum=0.4),
         clustering=IFCA(2, shared=["blocks.0.conv.*"], ask_all=ask_all),
         fleet=fleet,
+        seed=1,
         **parts,
     )
-    federation = Federation(rules, given(net, data, rules, fleet, **parts))
+    federation = Federation(rules, given(DrawnConvNet, data, rules, fleet, **parts, seed=1))
     rows, _, trainer = compare(fit, module, data, federation, rounds=5)
     check_store(residuals, federation.residuals)
     check_store(memories, federation.memories)
     check_history(trainer, federation)
-    assert {round for round, *_ in federation.clusters.history} > {0, 4}, "nobody moves"
+    assert {round for round, *_ in federation.clusters.history} >= {0, 1}, "nobody moves"
     assert rows[-1]["cluster_size:0"] != rows[-1]["cluster_size:1"]
 
 

@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from hetfl.models import ConvNet
+
 
 class Mlp(nn.Module):
     """One hidden layer, with running batch norm or without."""
@@ -21,6 +23,15 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(torch.relu(self.norm(self.hidden(x))))
         return logits
+
+
+class DrawnConvNet(ConvNet):
+    """HeteroFL's net with initial values that do not depend on how it is initialised otherwise."""
+
+    def __init__(self, width: float = 1.0, classes: int = 3, hidden: int = 3) -> None:
+        super().__init__(num_classes=classes, hidden=(hidden,), width=width)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -0.5, 0.5)
 
 
 class Exit(nn.Module):
