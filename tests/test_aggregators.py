@@ -132,3 +132,31 @@ def test_kernels_and_scalars_are_means_over_their_holders(
         mean = np.divide((each * np.nan_to_num(blocks_K)).sum(0), count, out=np.zeros_like(count), where=count > 0)
         assert np.allclose(delta[name].numpy(), mean, rtol=1e-6)
         assert np.array_equal(holders[name].numpy(), count)
+
+
+@pytest.mark.parametrize(("make", "weight"), ALL)
+def test_holders_of_a_part_of_the_kernel_alone_are_counted_there(
+    make: Callable[[], Aggregator], weight: Callable[[Report], float]
+) -> None:
+    """Convolutions of 3x3, of 1x1 in a corner of it, of a row, and of some columns; every entry by itself."""
+    parts: list[tuple[slice | Tensor, slice | Tensor]] = [
+        (slice(0, 3), slice(0, 3)),
+        (slice(0, 1), slice(0, 1)),
+        (slice(1, 2), slice(0, 3)),
+        (slice(0, 3), torch.tensor([0, 2])),
+    ]
+    aggregator, random = make(), np.random.default_rng(0)
+    aggregator.reset({"kernel": torch.zeros(2, 2, 3, 3, dtype=torch.float64)})
+    above, below = np.zeros((2, 2, 3, 3)), np.zeros((2, 2, 3, 3))
+    for k, (rows, columns) in enumerate(parts):
+        index: Index = {"kernel": (slice(0, 2), slice(0, 1 + k % 2), rows, columns)}
+        mesh = np.ix_(*[np.r_[part] if isinstance(part, slice) else part.numpy() for part in index["kernel"]])
+        values, report = random.normal(size=above[mesh].shape), Report(k, "a", k + 2, 0.0, 0.0)
+        aggregator.update(DenseUpdate(torch.from_numpy(values.ravel())), index, report)
+        above[mesh] += weight(report) * values
+        below[mesh] += weight(report)
+    delta, holders = aggregator.compute()
+    assert np.array_equal(holders["kernel"].numpy(), below)
+    assert len(np.unique(below)) > 3
+    expected = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    np.testing.assert_allclose(delta["kernel"].numpy(), expected, atol=1e-12)

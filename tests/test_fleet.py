@@ -272,6 +272,13 @@ def test_a_device_gives_the_most_expensive_level_that_is_done_in_time() -> None:
     assert set(assignment.levels(0)) == {"a", "b", "c"}
 
 
+def test_a_level_that_takes_just_as_long_as_there_is_time_is_given() -> None:
+    assignment = ByDevice(2.5)
+    assignment.setup(Facts([1] * 4, 0, ["a", "b", "c"]))
+    assignment.meet(np.array([[2.5, 2.5 + 2**-50, 9.0, 2.0], [1.0, 2.5, 8.0, 2.5], [0.5, 1.0, 7.0, 1.0]]))
+    assert assignment.levels(0) == ["a", "b", "c", "b"]
+
+
 def test_levels_of_one_client_are_those_of_all_and_follow_the_names() -> None:
     for assignment in (Fixed({"c": 2, "a": 1}), Dynamic({"c": 2, "a": 1})):
         assignment.setup(Facts([1] * 30, 4, ["a", "b", "c"]))

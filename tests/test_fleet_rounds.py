@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from hetfl import FederatedModule
 from hetfl.compression import ErrorFeedback, Message, TopK
 from hetfl.federation import FederatedCallback
 from hetfl.federation.ledger import Ledger
-from hetfl.fleet import Device, SameDevice, Work
+from hetfl.fleet import CsvFleet, Device, SameDevice, Work
 from hetfl.piece import Facts
+from hetfl.seeding import generator
 from hetfl.selection import Uniform
 from hetfl.types import Index, Report
 from hetfl.updates import Update
@@ -176,3 +178,34 @@ def test_phases_follow_each_other_and_a_client_does_one_thing_after_the_other() 
     again = Ledger(fleet)
     again.load_state_dict(ledger.state_dict())
     assert (again.now, again.total, again.round.seconds) == (108.0, ledger.total, 0.0)
+    again.begin_phase()  # of an evaluation that comes before the next round
+    again.charge(0, 1, Work(0, 5.0, 0))
+    assert again.now == 108.5
+
+
+def test_an_update_that_takes_as_long_as_the_deadline_is_in_time() -> None:
+    fleet = SameDevice(Device(throughput=8.0, downlink=4.0, uplink=2.0))
+    fleet.setup(Facts([1] * 1, 0))
+    ledger = Ledger(fleet, deadline=7.5)
+    assert ledger.in_time(0, 0, Work(8, 32.0, 3))  # 2 + 4 + 1.5 s
+    assert not ledger.in_time(0, 0, Work(8, 32.0, 4))
+    ledger.lose(0, 0, Work(8, 32.0, 3))  # in time, so it must have failed
+    ledger.lose(0, 0, Work(8, 32.0, 4))
+    assert (ledger.round.failed, ledger.round.dropped) == (1, 1)
+
+
+def test_those_who_have_left_or_are_yet_to_join_end_no_wait(tmp_path: Path) -> None:
+    """Against the moments at which each client by itself comes within reach, for five thousand seconds."""
+    lines = ["client,throughput,downlink,uplink,availability,first_round,last_round"]
+    lines += [f"{k},1,1,1,0.1,{5 * (k == 0)},{3 if k == 1 else 99}" for k in range(4)]
+    (tmp_path / "fleet.csv").write_text("\n".join(lines))
+    fleet, waits = CsvFleet(str(tmp_path / "fleet.csv"), period=100.0), 0
+    fleet.setup(Facts([1] * 4, 0))
+    phase = torch.rand(4, dtype=torch.float64, generator=generator(0, "fleet", "phase")).tolist()
+    for round, there in ((0, (1, 2, 3)), (4, (2, 3)), (5, (0, 2, 3))):
+        for now in range(0, 5000, 7):
+            turns = [(now / 100 + phase[k]) % 1 for k in there]
+            until = 0.0 if min(turns) < 0.1 else min(100 * (1 - turn) for turn in turns)
+            assert fleet.next_reachable(round, float(now)) == pytest.approx(now + until, abs=1e-7)
+            waits += until > 0
+    assert waits > 1000

@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 from hetfl.analysis import Run
 from hetfl.report.groups import Group
 from hetfl.report.matching import TOLERANCE, rows_of
-from hetfl.report.series import BYTES, GLOBAL, ROUNDS, amount_to_reach, band, common_budget, curve, spends, values_at
+from hetfl.report.series import (
+    BYTES,
+    GLOBAL,
+    ROUNDS,
+    amount_to_reach,
+    band,
+    best_accuracy,
+    common_budget,
+    curve,
+    spends,
+    values_at,
+)
 from hetfl.report.spread import FEW, Spread, chance_apart, spread_of
 from hetfl.report.wording import compare
 
@@ -82,6 +93,12 @@ def test_the_largest_budget_is_what_all_runs_spent_by_their_last_validation() ->
     long, short = make_run([2] * 5, [0.5]), make_run([1, 1, 1, 5], [0.1, 0.2, 0.3, None])
     groups = [Group("long", (long,)), Group("short", (short,))]
     assert common_budget(groups, BYTES) == 3  # the 5 of the last round bought nothing that was measured
+
+
+def test_the_best_accuracy_of_a_group_is_the_mean_of_its_runs_best() -> None:
+    first, second = make_run([1] * 4, [0.25, None, 0.75, 0.5]), make_run([1] * 3, [0.125, 0.25, 0.125])
+    assert best_accuracy(Group("g", (first, second))) == 0.5
+    assert best_accuracy(Group("g", (second,))) == 0.25
 
 
 def test_what_is_constant_zero_is_not_counted() -> None:

@@ -54,6 +54,12 @@ def test_filters_are_sent_whole_or_not_at_all() -> None:
     assert torch.equal(update.values, vector[update.indices])
 
 
+def test_a_threshold_of_zero_sends_all_filters_but_those_of_zeros() -> None:
+    vector = torch.tensor([0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, -1e-30, 0.0, 0.0])
+    context = Context(0.1, Layout({"weight": (4, 2), "bias": (2,)}))
+    assert ChannelThreshold(threshold=0.0).apply(vector, context).indices.tolist() == [2, 3, 6, 7]
+
+
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 1.0])
 def test_a_density_takes_the_filters_of_largest_mean_that_fit(density: float) -> None:
     vector, room, expected = normal(LAYOUT.size), density * LAYOUT.size, set()

@@ -81,6 +81,12 @@ def test_relative_entry_reads_the_same_values_from_the_part(
 def test_relative_refuses_what_lies_outside() -> None:
     with pytest.raises(ValueError, match="inside"):
         relative((slice(0, 3),), (slice(0, 2),))
+    base = slice(2, 5)
+    for outside in (slice(1, 4), slice(3, 6), torch.tensor([1, 3]), torch.tensor([3, 5])):
+        with pytest.raises(ValueError, match=r"inside slice\(2, 5, None\)"):
+            relative((outside,), (base,))
+    assert relative((slice(2, 5),), (base,)) == (slice(0, 3),)
+    assert relative((torch.tensor([2, 4]),), (base,))[0].tolist() == [0, 2]  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="among"):
         relative((torch.tensor([1, 2]),), (torch.tensor([0, 2]),))
 

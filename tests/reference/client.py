@@ -1,0 +1,123 @@
+"""What a reference client does: local training, and the choice of what it sends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.reference.layers import Array, Pass, Tensors
+from tests.reference.nets import Net, Objective
+from tests.reference.rules import Client, Rules, Samples, is_buffer
+from tests.wire_by_hand import index_block
+
+HEADER = 56
+DOUBLE, SINGLE = 8, 4
+"""Bytes of a value in a client's message, which has the run's precision, and in all that is counted as float32."""
+
+
+def batches(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Cut an order; a last batch of one joins the one before it."""
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    if len(parts) > 1 and len(parts[-1]) == 1 < size:
+        parts[-2:] = [np.concatenate(parts[-2:])]
+    return parts
+
+
+def objective(rules: Rules, client: Client, samples: Samples, rows: NDArray[np.int64], w: float) -> Objective:
+    return Objective(samples.y[rows], ~client.owned if rules.masked else None, w)
+
+
+def train(
+    net: Net,
+    rules: Rules,
+    client: Client,
+    anchor: Tensors,
+    memory: Tensors,
+    orders: Iterable[NDArray[np.int64]],
+    lr: float,
+    w: float,
+) -> tuple[Tensors, float]:
+    """Return how far SGD moves a client's sub-model, and the mean loss of the samples that it passed."""
+    theta = {name: value.copy() for name, value in anchor.items()}
+    velocity: Tensors = {}
+    total, passed = 0.0, 0
+    for rows in (rows for order in orders for rows in batches(order, rules.batch)):
+        goal = objective(rules, client, client.train, rows, w)
+        loss, grads = net.gradients(theta, client.train.x[rows], Pass(training=True), goal)
+        total, passed = total + loss * len(rows), passed + len(rows)
+        for name in grads:
+            grads[name] = grads[name] + (rules.proximal + rules.feddyn) * (theta[name] - anchor[name])
+            grads[name] = grads[name] - memory.get(name, 0.0)
+        if rules.clip is not None:
+            norm = np.sqrt(sum((grad**2).sum() for grad in grads.values()))
+            grads = {name: grad * min(1.0, rules.clip / (norm + 1e-6)) for name, grad in grads.items()}
+        for name, grad in grads.items():
+            step = grad + rules.weight_decay * theta[name]
+            velocity[name] = rules.momentum * velocity[name] + step if name in velocity else step
+            theta[name] = theta[name] - lr * velocity[name]
+    return {name: theta[name] - anchor[name] for name in theta}, total / passed
+
+
+def loss_of(net: Net, rules: Rules, client: Client, theta: Tensors, w: float) -> float:
+    """Return the mean loss of a model on all of a client's data, as training begins with it."""
+    everything = np.arange(len(client.train))
+    how = Pass(training=True)
+    logits, _ = net.forward({name: value.copy() for name, value in theta.items()}, client.train.x, how)
+    return objective(rules, client, client.train, everything, w)(logits)[0]
+
+
+Chosen = NDArray[np.int64] | None
+"""Which entries are sent, ascending; None: all of them, as a dense message."""
+
+
+def chosen(density: float | None, threshold: float | None, vector: Array) -> Chosen:
+    """Return which entries of a vector are sent: those that reach a threshold; without one the largest."""
+    if threshold is not None:
+        return np.flatnonzero((np.abs(vector) >= threshold) & (vector != 0))
+    if density is not None:
+        count = min(len(vector), max(1, int(density * len(vector))))
+        return np.sort(np.argsort(-np.abs(vector), kind="stable")[:count])
+    return None
+
+
+def message_bytes(size: int, sent: Chosen, exact: int) -> int:
+    if sent is None:
+        return HEADER + DOUBLE * (size + exact)
+    return HEADER + len(index_block(sent.tolist())) + DOUBLE * (len(sent) + exact)
+
+
+def dense_bytes(entries: int) -> int:
+    return HEADER + SINGLE * entries
+
+
+Positions = dict[str, tuple[NDArray[np.int64], ...]]
+"""Where the entries of a sub-model lie in the global tensors: per dimension."""
+
+
+def positions(rules: Rules, level: str, owned: NDArray[np.bool_] | None = None) -> Positions:
+    """Return where a level's entries lie; with ``owned``, what a client with these classes speaks for."""
+    where = {name: tuple(np.arange(size) for size in shape) for name, shape in rules.shapes[level].items()}
+    for name in where:
+        if owned is not None and rules.masked and name.startswith("classifier."):
+            where[name] = (np.flatnonzero(owned), *where[name][1:])
+    return where
+
+
+def parameters(where: Positions) -> list[str]:
+    return [name for name in where if not is_buffer(name)]
+
+
+def flat(tensors: Tensors, where: Positions, names: list[str]) -> Array:
+    """Return entries as one vector, tensor after tensor."""
+    return np.concatenate([np.empty(0), *(tensors[name][np.ix_(*where[name])].ravel() for name in names)])
+
+
+def write(tensors: Tensors, where: Positions, names: list[str], vector: Array) -> None:
+    start = 0
+    for name in names:
+        shape = tuple(len(part) for part in where[name])
+        stop = start + int(np.prod(shape))
+        tensors[name][np.ix_(*where[name])] = vector[start:stop].reshape(shape)
+        start = stop

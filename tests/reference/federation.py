@@ -1,0 +1,242 @@
+"""The reference federation: whole rounds, in the order of the papers, one client after the other."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.reference.client import (
+    Chosen,
+    Positions,
+    chosen,
+    dense_bytes,
+    flat,
+    loss_of,
+    message_bytes,
+    parameters,
+    positions,
+    train,
+    write,
+)
+from tests.reference.clusters import Clusters
+from tests.reference.layers import Tensors
+from tests.reference.ledger import Ledger
+from tests.reference.nets import ramp
+from tests.reference.rules import Given, Rules, is_buffer
+from tests.reference.server import Arrived, Optimizer, mean
+
+ALL = -1
+"""Stands for the cluster of what all clusters share."""
+
+
+class Federation:
+    """Plays rounds.
+
+    Attributes:
+        models: every cluster's tensors; those that are shared are the same arrays in all of them.
+        residuals: by client, what it has not sent yet, in global coordinates.
+        memories: by client, FedDyn's.
+        last: by client, the round in which the server last took its update.
+        threshold: what an entry must reach to be sent; None: there is none, or none yet.
+        least: by accepted update that a threshold is calibrated by, the least magnitude in it, and its length.
+        taken: by round and client, the epochs behind an update that was taken.
+        version: how often the models have changed.
+    """
+
+    def __init__(self, rules: Rules, given: Given) -> None:
+        self.rules, self.given = rules, given
+        self.ledger = Ledger(given.devices, rules.deadline)
+        self.models = [{name: value.copy() for name, value in model.items()} for model in given.models]
+        for model in self.models[1:]:
+            model.update({name: self.models[0][name] for name in rules.shared})
+        shape = given.clients[0].train.x.shape[1:]
+        largest = self.models[0]
+        parts = {level: _slice(largest, positions(rules, level)) for level in rules.nets}
+        self.flops = {level: net.flops(parts[level], shape) for level, net in rules.nets.items()}
+        self.clusters = Clusters(rules, len(given.clients))
+        everyone = range(len(given.clients))
+        self.residuals = {k: {name: np.zeros_like(value) for name, value in largest.items()} for k in everyone}
+        self.memories = {k: {name: np.zeros_like(value) for name, value in largest.items()} for k in everyone}
+        self.last: dict[int, int] = {}
+        self.taken: dict[tuple[int, int], int] = {}
+        self.threshold: float | None = None
+        self.least: list[tuple[float, int]] = []
+        self.version = 0
+        self.optimizers: dict[tuple[int, str], Optimizer] = {}
+
+    def lr(self, t: int) -> float:
+        return self.rules.lr * self.rules.gamma**t
+
+    def ramp(self, t: int) -> float:
+        return ramp(t, self.rules.ramp_rounds) if self.rules.ramp_rounds else 0.0
+
+    def part(self, client: int, t: int, cluster: int) -> Tensors:
+        """Return the sub-model that a client is sent of a cluster's model."""
+        return _slice(self.models[cluster], positions(self.rules, self.given.level(client, t)))
+
+    def loss(self, client: int, t: int, cluster: int) -> float:
+        net = self.rules.nets[self.given.level(client, t)]
+        return loss_of(net, self.rules, self.given.clients[client], self.part(client, t, cluster), self.ramp(t))
+
+    def round(self, t: int) -> dict[str, float]:
+        """Play a round up to the server's step; return what it logs beside the ledger's columns."""
+        rules, ledger = self.rules, self.ledger
+        ledger.begin_round()
+        here = ledger.wait(t)
+        ledger.row["reachable"] = len(here)
+        cohort = self.given.cohort(t, here)
+        if rules.clusters > 1:
+            self.ask(cohort, t, list(range(rules.clusters)))
+            self.clusters.choose(t, cohort, {k: self.losses(k, t) for k in cohort})
+        elif rules.q is not None:
+            self.ask(cohort, t, [0])
+        ledger.begin_phase()
+        outcomes = [self.client(k, e, t) for k, e in zip(cohort, self.given.epochs(t, len(cohort)), strict=True)]
+        arrived = [outcome for outcome in outcomes if outcome is not None]
+        self.step(arrived, t)
+        columns = {"lr": self.lr(t), **({} if self.threshold is None else {"threshold": self.threshold})}
+        self.calibrate()
+        if arrived:
+            samples = sum(update.samples for update in arrived)
+            columns["train_loss"] = sum(update.loss * update.samples for update in arrived) / samples
+        if rules.clusters > 1:
+            for cluster in self.clusters.renewed(cohort):
+                drawn, self.version = self.given.draw(cluster, t), self.version + 1
+                for name in drawn.keys() - rules.shared:
+                    self.models[cluster][name] = drawn[name].copy()
+                    self.optimizers.pop((cluster, name), None)
+            columns |= self.clusters.columns(cohort)
+        return columns
+
+    def losses(self, client: int, t: int) -> list[float]:
+        return [self.loss(client, t, cluster) for cluster in range(self.rules.clusters)]
+
+    def ask(self, clients: list[int], t: int, clusters: list[int]) -> None:
+        """Charge what it takes that clients try models: what these share comes down once, one number goes up."""
+        self.ledger.begin_phase()
+        for client in clients:
+            level = self.given.level(client, t)
+            for number in range(len(clusters)):
+                known = self.rules.shared if number else frozenset()
+                own = self.rules.entries(level, without=known)
+                flops = self.flops[level][0] * len(self.given.clients[client].train)
+                self.ledger.spend(client, dense_bytes(own), flops, 0 if number else dense_bytes(1))
+
+    def client(self, client: int, epochs: int, t: int) -> Arrived | None:
+        """Have a client train and send; return its update if the server takes it."""
+        rules, data, cluster = self.rules, self.given.clients[client], self.clusters.of(client)
+        level, informed = self.given.level(client, t), rules.clusters > 1 or rules.q is not None
+        down = 0 if informed else dense_bytes(rules.entries(level))
+        flops = self.flops[level][1] * len(data.train) * epochs
+        share = self.given.fails(t, client)
+        if share is not None:
+            assert rules.deadline is None
+            self.ledger.spend(client, down, flops * share, 0)
+            self.ledger.count(failed=1, lost=1)
+            return None
+        initial_loss = self.loss(client, t, cluster) if rules.q is not None else 0.0
+        whole, loss = self.trained(client, epochs, t)
+        where = positions(rules, level, data.owned)
+        names, buffers = parameters(where), [name for name in where if is_buffer(name)]
+        vector = flat(whole, where, names) + self.age(client, t) * flat(self.residuals[client], where, names)
+        if not np.isfinite(vector).all():
+            self.ledger.spend(client, down, flops, 0)
+            self.ledger.count(refused=1)
+            return None
+        sent = chosen(rules.density, self.threshold, vector)
+        exact = flat(whole, where, buffers)
+        up = message_bytes(len(vector), sent, len(exact))
+        if not self.ledger.in_time(client, down, flops, up):
+            self.ledger.drop(client, down, flops, up)
+            return None
+        self.ledger.spend(client, down, flops, up)
+        self.taken[t, client] = epochs
+        self.least.append((float(np.abs(vector if sent is None else vector[sent]).min(initial=np.inf)), len(vector)))
+        held, travelled = len(vector), len(vector) if sent is None else len(sent)
+        self.ledger.count(entries=held, sent=travelled, dense=4 * (held + len(exact)))
+        decoded = self.keep(client, t, where, vector, sent)
+        for name in buffers:
+            decoded[name] = whole[name]
+        return Arrived(client, cluster, decoded, where, len(data.train), loss, initial_loss)
+
+    def calibrate(self) -> None:
+        """Set the threshold at the end of the first round with updates."""
+        if self.rules.calibrated and self.threshold is None and self.least:
+            half, below = sum(length for _, length in self.least) / 2, 0
+            for magnitude, length in sorted(self.least):
+                below += length
+                if below >= half:
+                    self.threshold = magnitude
+                    break
+        self.least = []
+
+    def trained(self, client: int, epochs: int, t: int) -> tuple[Tensors, float]:
+        """Return how far a client's training moves its sub-model, in global coordinates, and its mean loss."""
+        level, data = self.given.level(client, t), self.given.clients[client]
+        inner = positions(self.rules, level)
+        memory = _slice(self.memories[client], {name: inner[name] for name in parameters(inner)})
+        orders = self.given.order(t, client, epochs)
+        anchor, net = self.part(client, t, self.clusters.of(client)), self.rules.nets[level]
+        delta, loss = train(net, self.rules, data, anchor, memory, orders, self.lr(t), self.ramp(t))
+        whole = {name: np.zeros_like(value) for name, value in self.models[0].items()}
+        for name, value in delta.items():
+            whole[name][np.ix_(*inner[name])] = value
+        return whole, loss
+
+    def age(self, client: int, t: int) -> float:
+        """Return what multiplies a client's residual: 0 once it is too old."""
+        missed = max(1, t - self.last.get(client, t))
+        return 0.0 if self.rules.oldest is not None and missed > self.rules.oldest else 1.0
+
+    def keep(self, client: int, t: int, where: Positions, vector: NDArray[np.float64], sent: Chosen) -> Tensors:
+        """Return what the server decodes of a vector; keep the rest as the residual, and learn FedDyn's memory."""
+        names, decoded = parameters(where), vector.copy()
+        if sent is not None:
+            decoded = np.zeros_like(vector)
+            decoded[sent] = vector[sent]
+        for residual in self.residuals[client].values():
+            residual *= self.age(client, t)
+        write(self.residuals[client], where, names, vector - decoded)
+        self.last[client] = t
+        tensors = {name: np.zeros_like(self.models[0][name]) for name in names}
+        write(tensors, where, names, decoded)
+        for name in names:
+            self.memories[client][name] -= self.rules.feddyn * tensors[name]
+        return tensors
+
+    def step(self, arrived: list[Arrived], t: int) -> None:
+        """Take the server's step, of every cluster with updates, and of what all share."""
+        self.version += bool(arrived)
+        for cluster in sorted({update.cluster for update in arrived} | ({ALL} if arrived else set())):
+            members = [update for update in arrived if cluster in (update.cluster, ALL)]
+            model = self.models[max(cluster, 0)]
+            own = {name: value for name, value in model.items() if (name in self.rules.shared) == (cluster == ALL)}
+            for name, (delta, held) in mean(self.rules, members, own, self.lr(t)).items():
+                if is_buffer(name):
+                    model[name][...] += delta
+                    continue
+                if self.rules.feddyn:
+                    delta = delta - np.where(held > 0, self.remembered(cluster, name) / self.rules.feddyn, 0.0)
+                key = (cluster, name)
+                if key not in self.optimizers:
+                    self.optimizers[key] = Optimizer(self.rules, model[name])
+                self.optimizers[key].step(model[name], delta, held)
+
+    def remembered(self, cluster: int, name: str) -> NDArray[np.float64]:
+        """Return FedDyn's h: the mean of the memories of all clients, or of a cluster's members.
+
+        Clients without a cluster count as spread over the clusters as the others are.
+        """
+        everyone = range(len(self.memories))
+        if cluster == ALL or self.rules.clusters == 1:
+            members, count = list(everyone), float(len(everyone))
+        else:
+            members = [k for k in everyone if self.clusters.assigned[k] == cluster]
+            known = sum(assigned >= 0 for assigned in self.clusters.assigned)
+            count = len(everyone) * len(members) / known
+        total: NDArray[np.float64] = np.sum([self.memories[k][name] for k in members], axis=0) / count
+        return total
+
+
+def _slice(tensors: Tensors, where: Positions) -> Tensors:
+    return {name: tensors[name][np.ix_(*parts)].copy() for name, parts in where.items()}
