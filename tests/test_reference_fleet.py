@@ -70,7 +70,7 @@ def test_the_clock_of_a_checkpoint_goes_on(fit: Fit, tmp_path: Path) -> None:
     net = partial(ConvNet, num_classes=3, hidden=(3,))
     federation = Federation(rules, given(net, data, rules, fleet, **parts))
     before, _ = play(federation, rounds=2, evaluated=False)
-    checked = Evaluation(federation).validation(1)
+    Evaluation(federation).validation(1)  # a sanity check writes no row, and moves the clock
     after, _ = play(federation, rounds=4, first=2)
 
     def run(rounds: int, **options: Any) -> tuple[FedAvg, Any]:
@@ -81,5 +81,5 @@ def test_the_clock_of_a_checkpoint_goes_on(fit: Fit, tmp_path: Path) -> None:
     check_rows(trainer.log_dir, before)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     module, trainer = run(4, ckpt=str(tmp_path / "two.ckpt"), num_sanity_val_steps=-1)
-    check_rows(trainer.log_dir, [checked, *after])
+    check_rows(trainer.log_dir, after)
     check_values(module.submodel("a"), federation.models[0])
