@@ -10,9 +10,9 @@ import pytest
 
 from tests.mutants.copies import changed
 from tests.mutants.covering import Coverage, MeasuredTest
-from tests.mutants.operators import changes_of, defaults_in
+from tests.mutants.operators import changes_of
 from tests.mutants.population import Mutant, drawn, files_in_scope, mutants_of
-from tests.mutants.source import Source
+from tests.mutants.source import Source, defaults_in
 from tests.mutants.tables import (
     Bug,
     Equivalent,

@@ -116,7 +116,7 @@ class Coverage:
     def keep(self, file: str, measured: Path) -> None:
         """Keep what a recorder has written of a file of tests; nothing, if it has not come so far."""
         self.folder.mkdir(exist_ok=True)
-        kept = {"functions": [], "tests": {}}
+        kept: dict[str, Any] = {"functions": [], "tests": {}}
         if measured.is_file():
             kept = json.loads(measured.read_text(encoding="utf-8"))
         kept = {**kept, "state": self._state(file, self._called(kept))}

@@ -81,29 +81,6 @@ def changes_of(source: Source, defaults: Mapping[str, set[str]]) -> list[Change]
     return sorted(_Finder(source, defaults).walk(source.tree), key=lambda each: (each.start, each.stop, each.new))
 
 
-def defaults_in(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
-    """Yield the functions and classes of a file by name, with their arguments that have a default."""
-    for node in ast.walk(tree):
-        if isinstance(node, Function):
-            yield node.name, _defaults(node.args)
-        elif isinstance(node, ast.ClassDef):
-            fields = {
-                part.target.id
-                for part in node.body
-                if isinstance(part, ast.AnnAssign) and part.value is not None and isinstance(part.target, ast.Name)
-            }
-            made = [part for part in node.body if isinstance(part, Function) and part.name == "__init__"]
-            yield node.name, fields.union(*(_defaults(part.args) for part in made))
-
-
-def _defaults(arguments: ast.arguments) -> set[str]:
-    positional = [*arguments.posonlyargs, *arguments.args]
-    named = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    return {each.arg for each in positional[len(positional) - len(arguments.defaults) :]} | {
-        each.arg for each, default in named if default is not None
-    }
-
-
 def _name_of(function: ast.expr) -> str:
     if isinstance(function, ast.Attribute):
         return function.attr
@@ -272,8 +249,10 @@ class _Finder:
         yield from self._keywords(node, name)
 
     def _keywords(self, node: ast.Call, name: str) -> Found:
-        parts = sorted([*node.args, *node.keywords], key=lambda each: self.source.span(each)[0])
-        for before, part in zip([None, *parts], parts, strict=False):
+        given: list[ast.expr | ast.keyword] = [*node.args, *node.keywords]
+        parts = sorted(given, key=lambda each: self.source.span(each)[0])
+        befores: list[ast.expr | ast.keyword | None] = [None, *parts]
+        for before, part in zip(befores, parts, strict=False):
             if not isinstance(part, ast.keyword) or part.arg is None:
                 continue
             if part.arg in KEYWORDS | self.defaults.get(name, set()) or name == "replace":

@@ -7,7 +7,7 @@ import mmap
 import os
 import sys
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Generator, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -88,7 +88,7 @@ class Recorder:
         self.functions, self.out = Functions(root), out
         self.functions.number_all(paths)
         self.tests: dict[str, tuple[float, set[int]]] = {}
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._unusable: set[str] = set()
         self._of_fixtures: dict[str, set[int]] = {}
         self._before: set[int] = set()
@@ -118,7 +118,7 @@ class Recorder:
         sys.settrace(self.functions)
         yield
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)
         called = self.functions.taken() | self._before
         for name in getattr(item, "fixturenames", ()):
             called |= self._of_fixtures.get(name, set())

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tests.mutants.operators import changes_of, defaults_in
-from tests.mutants.source import Change, Source
+from tests.mutants.operators import changes_of
+from tests.mutants.source import Change, Source, defaults_in
 
 SCOPE = (
     *("aggregators/*.py", "hetfl/submodel.py", "hetfl/updates.py", "hetfl/types.py", "hetfl/codes.py"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -96,3 +97,26 @@ class Source:
 
 def _without_indentation(text: str) -> str:
     return textwrap.dedent(text) if "\n" in text else text.lstrip()
+
+
+def defaults_in(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
+    """Yield the functions and classes of a file by name, with their arguments that have a default."""
+    for node in ast.walk(tree):
+        if isinstance(node, Function):
+            yield node.name, _defaults(node.args)
+        elif isinstance(node, ast.ClassDef):
+            fields = {
+                part.target.id
+                for part in node.body
+                if isinstance(part, ast.AnnAssign) and part.value is not None and isinstance(part.target, ast.Name)
+            }
+            made = [part for part in node.body if isinstance(part, Function) and part.name == "__init__"]
+            yield node.name, fields.union(*(_defaults(part.args) for part in made))
+
+
+def _defaults(arguments: ast.arguments) -> set[str]:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    named = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return {each.arg for each in positional[len(positional) - len(arguments.defaults) :]} | {
+        each.arg for each, default in named if default is not None
+    }
