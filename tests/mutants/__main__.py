@@ -121,6 +121,7 @@ def main() -> int:
         for mutant in mutants:
             print(f"{mutant.place}  {mutant.operator}\n{mutant.diff()}\n")
         return tally.report(given.at_least)
+    print(f"seed {given.seed}: {len(mutants)} changes to be tried", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     coverage = Coverage(ROOT, given.cache)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ExitStack() as stack:

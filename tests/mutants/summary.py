@@ -58,6 +58,9 @@ class Tally:
         for name, trials in (("plausible bugs", planted), ("drawn changes", draws)):
             if trials:
                 print(f"{name}: {counted(trials)}")
+                for trial in trials:
+                    if not trial.noticed:
+                        print(f"    {trial.mutant.place} {trial.mutant.operator}")
         share = 100 * sum(trial.noticed for trial in draws) / len(draws) if draws else 100.0
         return int(bool(self.stale) or share < at_least or not all(trial.noticed for trial in planted))
 

@@ -73,14 +73,15 @@ class Bench:
         self._patience = patience
         self.copy, self._temporary, self._log = folder / "copy", folder / "temporary", folder / "log"
         copied(root, self.copy)
-        (folder / "system").mkdir()
+        self._system = folder / "system"
+        self._system.mkdir()
         environment = os.environ | {
             "PYTHONPATH": str(self.copy),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONHASHSEED": "0",
             "MPLBACKEND": "agg",
             "OMP_NUM_THREADS": "1",
-            "TMPDIR": str(folder / "system"),
+            "TMPDIR": str(self._system),
         }
         self._errors = (folder / "errors").open("wb")
         self._server = subprocess.Popen(
@@ -115,7 +116,9 @@ class Bench:
         self._input.write(json.dumps(request) + "\n")
         self._input.flush()
         answer = self._answers.readline()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        for folder in (self._temporary, self._system):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._system.mkdir(exist_ok=True)
         if not answer:
             errors = self._errors.name
             raise RuntimeError(f"Expected an answer of the process that runs tests but it has ended: see {errors}")
