@@ -258,7 +258,7 @@ def bench(project: Path, tmp_path: Path) -> Iterator[tuple[Bench, Coverage]]:
     with Bench(project, tmp_path / "bench", preloaded=(), patience=1.0) as place:
         coverage = Coverage(project, tmp_path / "kept")
         assert coverage.unknown(["tests/test_scale.py"]) == ["tests/test_scale.py"]
-        place.measure("tests/test_scale.py", coverage)
+        place.measure(["tests/test_scale.py"], coverage)
         assert coverage.unknown(["tests/test_scale.py"]) == []
         coverage.load(["tests/test_scale.py"])
         yield place, coverage

@@ -109,7 +109,9 @@ def know(coverage: Coverage, files: Sequence[str], benches: Sequence[Bench]) -> 
     unknown = coverage.unknown(files)
     if unknown:
         print(f"measuring which functions the tests of {len(unknown)} files call ...", flush=True)
-    shared_out(unknown, benches, lambda bench, file: bench.measure(file, coverage))
+    examples = [file for file in unknown if not file.startswith("tests/")]  # quick, so in one go
+    groups = [[file] for file in unknown if file not in examples] + ([examples] if examples else [])
+    shared_out(groups, benches, lambda bench, group: bench.measure(group, coverage))
     coverage.load(files)
 
 

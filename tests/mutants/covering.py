@@ -113,14 +113,17 @@ class Coverage:
         """Return the files of tests that have to be measured."""
         return [file for file in files if self._read(file) is None]
 
-    def keep(self, file: str, measured: Path) -> None:
-        """Keep what a recorder has written of a file of tests; nothing, if it has not come so far."""
+    def keep(self, files: Iterable[str], measured: Path) -> None:
+        """Keep what a recorder has written of files of tests; nothing, if it has not come so far."""
         self.folder.mkdir(exist_ok=True)
-        kept: dict[str, Any] = {"functions": [], "tests": {}}
+        whole: dict[str, Any] = {"functions": [], "tests": {}}
         if measured.is_file():
-            kept = json.loads(measured.read_text(encoding="utf-8"))
-        kept = {**kept, "state": self._state(file, self._called(kept))}
-        self.file_of(file).write_text(json.dumps(kept), encoding="utf-8")
+            whole = json.loads(measured.read_text(encoding="utf-8"))
+        for file in files:
+            tests = {name: each for name, each in whole["tests"].items() if name.split("::")[0] == file}
+            kept = {"functions": whole["functions"], "tests": tests}
+            state = self._state(file, self._called(kept))
+            self.file_of(file).write_text(json.dumps({**kept, "state": state}), encoding="utf-8")
 
     def load(self, files: Iterable[str]) -> None:
         """Read what is kept of files of tests."""

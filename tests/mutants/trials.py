@@ -130,12 +130,12 @@ class Bench:
         """What pytest printed last."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
-    def measure(self, file: str, coverage: Coverage) -> None:
-        """Measure which functions the tests of a file call."""
+    def measure(self, files: Sequence[str], coverage: Coverage) -> None:
+        """Measure which functions the tests of some files call."""
         out = self._log.with_name("measured")
         out.unlink(missing_ok=True)
-        self._ask(files=[file], paths=files_in_scope(self.copy), out=str(out), limit=MEASURING)
-        coverage.keep(file, out)
+        self._ask(files=list(files), paths=files_in_scope(self.copy), out=str(out), limit=MEASURING)
+        coverage.keep(files, out)
 
     def run(self, tests: Sequence[MeasuredTest]) -> dict[str, Any]:
         """Run tests in their order until one fails; return ``outcome``, ``test`` and ``ran``."""
