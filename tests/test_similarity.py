@@ -144,6 +144,13 @@ def test_a_layer_without_activations_is_named(layer: str, message: str) -> None:
     assert not any(module._forward_hooks for module in net.modules())
 
 
+def test_a_layer_with_other_rows_than_samples_is_named() -> None:
+    net = nn.Sequential(nn.Unflatten(0, (3, 2)), nn.Flatten(0, 1))  # three pairs of samples, then samples again
+    with pytest.raises(ConfigurationError, match=r"6 rows, one per sample, from layer '0' but got \(3, 2, 4\)"):
+        activations(net, torch.randn(6, 4), ["0"])
+    assert activations(net, torch.randn(6, 4), ["1"])["1"].shape == (6, 4)
+
+
 def test_levels_are_compared_where_both_have_the_layer() -> None:
     torch.manual_seed(0)
     build: Callable[[int], nn.Module] = lambda depth: MultiExitConvNet(  # noqa: E731

@@ -143,8 +143,11 @@ class Coverage:
         Args:
             path: the file.
             function: qualified name; "" for what lies outside of functions: then all tests of the file's functions.
+                Calls of compiled functions are not seen: then all tests of the files that import the module.
         """
         calling = self._tests[f"{path}::{function}"] if function else self._tests_of_file(path)
+        if not calling and "numba" in (self.root / path).read_text(encoding="utf-8"):
+            calling = self._tests_of_importers(path)
         variants: Counter[str] = Counter()
         turns: dict[str, float] = {}
         for test in sorted(calling, key=lambda each: (each.cost, each.name)):
@@ -156,3 +159,9 @@ class Coverage:
     def _tests_of_file(self, path: str) -> list[MeasuredTest]:
         names = [name for name in self._tests if name.startswith(f"{path}::")]
         return list({test.name: test for name in names for test in self._tests[name]}.values())
+
+    def _tests_of_importers(self, path: str) -> list[MeasuredTest]:
+        package, _, module = path.removesuffix(".py").replace("/", ".").rpartition(".")
+        line = f"from {package} import {module}"
+        files = [file for file in files_in_scope(self.root) if line in (self.root / file).read_text(encoding="utf-8")]
+        return list({test.name: test for file in files for test in self._tests_of_file(file)}.values())
