@@ -125,6 +125,14 @@ def main() -> int:
         return tally.report(given.at_least)
     print(f"seed {given.seed}: {len(mutants)} changes to be tried", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        _try(mutants, given, tally)
+    finally:  # also of what an interrupted run has tried
+        status = tally.report(given.at_least)
+    return status
+
+
+def _try(mutants: Sequence[Mutant], given: argparse.Namespace, tally: Tally) -> None:
     coverage = Coverage(ROOT, given.cache)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ExitStack() as stack:
         benches = [stack.enter_context(Bench(ROOT, place)) for place in _places(Path(folder), given.jobs)]
@@ -135,7 +143,6 @@ def main() -> int:
             tally.add(bench.attempt(mutant, tests, given.budget), len(mutants))
 
         shared_out(mutants, benches, attempt)
-    return tally.report(given.at_least)
 
 
 def _places(folder: Path, number: int) -> Iterator[Path]:
