@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,6 +191,27 @@ def test_bugs_are_noticed_by_the_tests_of_their_function_alone(bench: tuple[Benc
     assert attempt("8: a = a // (1)") == ("endless", "test_halved", 1, 1)
     assert attempt("14: return a + 2") == ("survived", "", 0, 0)
     assert (place.copy / "hetfl/compression/scale.py").read_text() == SCALE
+
+
+def test_nothing_is_left_of_a_run_that_is_ended(bench: tuple[Bench, Coverage], project: Path, tmp_path: Path) -> None:
+    place, coverage = bench
+    mutant, file = mutants(project)["8: a = a // (1)"], tmp_path / "process"
+    tests = place.copy / "tests/test_scale.py"
+    tests.write_text(f"import os\nfrom pathlib import Path\nPath({str(file)!r}).write_text(str(os.getpid()))\n{TESTS}")
+    trial = threading.Thread(target=lambda: _ignoring_its_end(place, mutant, coverage))
+    trial.start()
+    while not (file.is_file() and file.read_text()):
+        time.sleep(0.01)
+    place.terminate()
+    trial.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(file.read_text()), 0)
+    assert (place.copy / "hetfl/compression/scale.py").read_text() == SCALE
+
+
+def _ignoring_its_end(place: Bench, mutant: Mutant, coverage: Coverage) -> None:
+    with contextlib.suppress(RuntimeError):
+        place.attempt(mutant, coverage.tests_of(mutant.path, mutant.function), budget=60)
 
 
 def test_compiled_functions_have_the_tests_of_the_files_that_import_them(project: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ MOST_MEMORY = 12 << 30
 
 def main() -> None:
     """Serve until the input ends; the arguments are the modules to import first, of those that are installed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the fork is ended, too
     for name in sys.argv[1:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -134,6 +135,7 @@ class _Watch:
 def _run(request: Mapping[str, Any], report: int) -> None:
     """Run pytest in this process, a fork, and end it."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open(request["log"], "wb") as log:  # noqa: PTH123

@@ -106,6 +106,10 @@ class Bench:
         self._answers.close()
         self._errors.close()
 
+    def terminate(self) -> None:
+        """End the process; a request that it has not answered yet raises a RuntimeError."""
+        self._server.terminate()
+
     def _ask(self, **request: Any) -> dict[str, Any]:
         """Let the process run pytest once, and clean up behind it.
 
