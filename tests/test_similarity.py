@@ -165,6 +165,9 @@ def test_levels_are_compared_where_both_have_the_layer() -> None:
     for layer, level, other, cka in table.to_numpy().tolist():
         one, two = (activations(nets[name], inputs, [layer])[layer] for name in (level, other))
         assert cka == pytest.approx(linear_cka(one, two))
+    shallow_first = level_similarity({name: nets[name] for name in "cba"}, inputs)
+    expected = {(layer, other, level) for layer, level, other, _ in table.to_numpy().tolist()}
+    assert {(layer, level, other) for layer, level, other, _ in shallow_first.to_numpy().tolist()} == expected
     same = level_similarity({"a": nets["a"], "again": nets["a"]}, inputs, ["stages.2.trunk"])
     assert same["cka"].tolist() == [pytest.approx(1.0)]
     with pytest.raises(ConfigurationError, match="Expected names of layers but got 'stages.9', which no net has"):
