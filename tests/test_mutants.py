@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import os
@@ -10,9 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from tests.mutants.__main__ import shared_out
 from tests.mutants.copies import changed
 from tests.mutants.covering import Coverage, MeasuredTest
 from tests.mutants.population import Mutant, drawn, files_in_scope, mutants_of
@@ -207,6 +211,21 @@ def test_nothing_is_left_of_a_run_that_is_ended(bench: tuple[Bench, Coverage], p
     with pytest.raises(ProcessLookupError):
         os.kill(int(file.read_text()), 0)
     assert (place.copy / "hetfl/compression/scale.py").read_text() == SCALE
+
+
+def test_an_interrupted_run_waits_for_what_it_has_begun() -> None:
+    terminated, ended = threading.Event(), threading.Event()
+
+    def do(bench: object, piece: int) -> None:
+        _thread.interrupt_main()
+        terminated.wait(60)
+        time.sleep(0.1)
+        ended.set()
+
+    bench = cast(Bench, SimpleNamespace(terminate=terminated.set))
+    with pytest.raises(KeyboardInterrupt):
+        shared_out([0], [bench], do)
+    assert ended.is_set()
 
 
 def _ignoring_its_end(place: Bench, mutant: Mutant, coverage: Coverage) -> None:

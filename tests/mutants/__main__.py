@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from tests.mutants.covering import Coverage, files_of_tests
 from tests.mutants.population import Mutant, drawn, files_in_scope, mutants_of
+from tests.mutants.server import leave
 from tests.mutants.summary import Tally
 from tests.mutants.tables import StaleEntry, planted, read_bugs, read_equivalents, reason_of, unmatched
 from tests.mutants.trials import Bench
@@ -95,13 +96,25 @@ def shared_out(work: Sequence[T], benches: Sequence[Bench], do: Callable[[Bench,
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=serve, args=(bench,), daemon=True) for bench in benches]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    _ended([threading.Thread(target=serve, args=(bench,), daemon=True) for bench in benches], benches)
     if errors:
         raise errors[0]
+
+
+def _ended(threads: Sequence[threading.Thread], benches: Sequence[Bench]) -> None:
+    """Start threads and wait for them; interrupted, end what the benches do and wait for the threads all the same."""
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:  # no thread may go on writing into a folder that is about to be deleted
+        for bench in benches:
+            bench.terminate()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+        raise
 
 
 def know(coverage: Coverage, files: Sequence[str], benches: Sequence[Bench]) -> None:
@@ -124,7 +137,7 @@ def main() -> int:
             print(f"{mutant.place}  {mutant.operator}\n{mutant.diff()}\n")
         return tally.report(given.at_least)
     print(f"seed {given.seed}: {len(mutants)} changes to be tried", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, leave)
     try:
         _try(mutants, given, tally)
     finally:  # also of what an interrupted run has tried

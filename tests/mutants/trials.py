@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -101,7 +102,8 @@ class Bench:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._input.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._input.close()
         self._server.wait()
         self._answers.close()
         self._errors.close()
