@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-flower test test-all resilience fuzz lint types wheel bench clean
+.PHONY: help demo demo-flower test test-all resilience fuzz mutants lint types wheel bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ resilience: $(STAMP) ## kill runs at 60 instants, 40 of them inside a checkpoint
 fuzz: $(STAMP) ## decode mutated messages, 1 000 000 or HETFL_FUZZ of them, by a new seed each time or HETFL_FUZZ_SEED
 	OMP_NUM_THREADS=1 HETFL_FUZZ=$${HETFL_FUZZ:-1000000} $(BIN)/pytest -q -s tests/test_fuzz_wire.py -k mutated
 
+mutants: $(STAMP) ## put 150 and more bugs into copies of the source, and print those that no test notices; ARGS="--seed 1"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants --jobs 2 $(ARGS)
+
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -56,5 +59,5 @@ bench: $(STAMP) ## measure speed
 	$(BIN)/python benchmarks/run.py
 
 clean: ## delete built files and caches; runs and the virtual environment stay
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .mutants
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -30,7 +30,6 @@ from hetfl.fleet import (
     Work,
 )
 from hetfl.fleet.numbers import FOREVER
-from hetfl.fleet.preset import KINDS
 from hetfl.piece import Facts
 from hetfl.wire import dense_size
 
@@ -216,18 +215,6 @@ def test_joining_and_staying_are_whole_rounds() -> None:
     assert Counter((devices.last_round - devices.first_round + 1).tolist()).keys() == {1, 2, 3}
 
 
-def test_a_preset_shares_its_kinds_out_as_it_says() -> None:
-    devices = ready(Preset("mixed"), 50).devices
-    names = [devices.kinds[number] for number in devices.kind.tolist()]
-    assert Counter(names) == {"old phone": 10, "phone": 15, "new phone": 10, "edge box": 10, "workstation": 5}
-    assert names != sorted(names, key=devices.kinds.index)
-    for client, name in enumerate(names):
-        assert devices.throughput[client] == KINDS[name].throughput
-        assert devices.failure_rate[client] == KINDS[name].failure_rate
-    assert ready(Preset("phones", reliable=True)).always
-    assert not ready(Preset("phones")).always
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -240,7 +227,12 @@ def test_a_preset_shares_its_kinds_out_as_it_says() -> None:
         (lambda: Preset("phone"), r"a preset among \['phones', 'edge_boxes', 'mixed'\] but got 'phone'"),  # type: ignore[arg-type]
         (lambda: Between(3, 2), "low 3 and high 2"),
         (lambda: LogUniform(0, 2), "low 0 and high 2"),
-        (lambda: LogNormal(1, 0.5), "spread"),
+        (lambda: LogUniform(1, math.inf), "low 1 and high inf"),
+        (lambda: LogUniform(2, 1), "low 2 and high 1"),
+        (lambda: LogNormal(1, 0.5), "spread, .* at least 1 but got 0.5"),
+        (lambda: LogNormal(1, math.inf), "spread, .* at least 1 but got inf"),
+        (lambda: LogNormal(0), "a median above 0 but got 0"),
+        (lambda: LogNormal(math.inf), "a median above 0 but got inf"),
         (lambda: ByDevice(0), "ByDevice but got 0"),
         (lambda: ready(RandomFleet(throughput=-1.0)), "throughput of client 0"),
         (lambda: ready(RandomFleet(first_round=2.0, stays=0.0)), "last_round of client 0 .* 2, but got 1"),

@@ -71,8 +71,10 @@ def dynamic_range_by_hand(vector: Tensor, bits: int, bucket: int | None) -> list
 
 @pytest.mark.parametrize("bits", [1, 3, 8, 16])
 @pytest.mark.parametrize("bucket", [1, 7, 16, None])
-def test_dynamic_range_is_the_affine_scheme(bits: int, bucket: int | None) -> None:
+@pytest.mark.parametrize("below", [1.0, 1e-3, 1e3])  # how much further the negative values reach
+def test_dynamic_range_is_the_affine_scheme(bits: int, bucket: int | None, below: float) -> None:
     vector = normal(55, seed=bits)
+    vector = torch.where(vector < 0, below * vector, vector)
     got = dense(DynamicRange(bits=bits, bucket=bucket), vector, LAYOUT)
     assert got.tolist() == pytest.approx(dynamic_range_by_hand(vector, bits, bucket), rel=1e-6, abs=1e-9)
 

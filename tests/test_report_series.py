@@ -182,3 +182,9 @@ def test_no_two_levels_of_a_row_are_further_apart_than_said(groups: dict[str, di
     for row in rows_of(groups):
         sizes = [groups[group][level] for group, level in row.levels.items()]
         assert max(sizes) / min(sizes) <= TOLERANCE * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("cost", "rows"), [(125, 1), (125.01, 2), (80, 1), (79.99, 2), (100, 1)])
+def test_levels_exactly_as_far_apart_as_allowed_are_in_one_row(cost: float, rows: int) -> None:
+    for scale in (1e-3, 1, 7, 1e9):  # logarithms are rounded
+        assert len(rows_of({"one": {"a": 100 * scale}, "other": {"x": cost * scale}})) == rows

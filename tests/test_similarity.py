@@ -144,6 +144,13 @@ def test_a_layer_without_activations_is_named(layer: str, message: str) -> None:
     assert not any(module._forward_hooks for module in net.modules())
 
 
+def test_a_layer_with_other_rows_than_samples_is_named() -> None:
+    net = nn.Sequential(nn.Unflatten(0, (3, 2)), nn.Flatten(0, 1))  # three pairs of samples, then samples again
+    with pytest.raises(ConfigurationError, match=r"6 rows, one per sample, from layer '0' but got \(3, 2, 4\)"):
+        activations(net, torch.randn(6, 4), ["0"])
+    assert activations(net, torch.randn(6, 4), ["1"])["1"].shape == (6, 4)
+
+
 def test_levels_are_compared_where_both_have_the_layer() -> None:
     torch.manual_seed(0)
     build: Callable[[int], nn.Module] = lambda depth: MultiExitConvNet(  # noqa: E731
@@ -158,6 +165,9 @@ def test_levels_are_compared_where_both_have_the_layer() -> None:
     for layer, level, other, cka in table.to_numpy().tolist():
         one, two = (activations(nets[name], inputs, [layer])[layer] for name in (level, other))
         assert cka == pytest.approx(linear_cka(one, two))
+    shallow_first = level_similarity({name: nets[name] for name in "cba"}, inputs)
+    expected = {(layer, other, level) for layer, level, other, _ in table.to_numpy().tolist()}
+    assert {(layer, level, other) for layer, level, other, _ in shallow_first.to_numpy().tolist()} == expected
     same = level_similarity({"a": nets["a"], "again": nets["a"]}, inputs, ["stages.2.trunk"])
     assert same["cka"].tolist() == [pytest.approx(1.0)]
     with pytest.raises(ConfigurationError, match="Expected names of layers but got 'stages.9', which no net has"):

@@ -16,7 +16,8 @@ from hetfl.permutation import permuted
 from hetfl.types import Layout
 from hetfl.updates import LowRankUpdate, SeededUpdate, SparseUpdate
 from hetfl.wire import Expected, Reason, decode, encode, rice
-from hetfl.wire.header import HEADER_SIZE
+from hetfl.wire.header import HEADER_SIZE, Header, Kind
+from hetfl.wire.support import most_support_bytes
 from tests.wire_by_hand import message
 
 TEXT = (Path(__file__).parent.parent / "docs" / "wire.md").read_text(encoding="utf-8")
@@ -99,3 +100,26 @@ def test_every_field_and_reason_is_described() -> None:
     assert rows("offset")[-1][2] == "checksum"
     assert offset + 4 == HEADER_SIZE
     assert {name.strip() for row in rows("reason") for name in row[0].split(",")} == set(Reason)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensors", "most"),
+    [
+        (Kind.DENSE, 1, 0),
+        (Kind.SPARSE, 1, 32 + 2 + 4 * 3),  # of D = 11 entries, and k = 3 that are sent
+        (Kind.SEEDED, 2, 8 + 8 * 2),
+        (Kind.SEEDED, 0, 8 + 8),
+        (Kind.LOW_RANK, 2, 2 * 2),
+        (Kind.LOW_RANK, 0, 2),
+    ],
+)
+def test_supports_have_at_most_the_bytes_that_the_document_allows(kind: Kind, tensors: int, most: int) -> None:
+    layout = Layout({str(number): (1,) for number in range(tensors)}) if tensors else None
+    header = Header(b"HTFL", 2, kind, 1, 1, 3, 17, size=11, num_sent=3, num_exact=0, support_bytes=0)
+    assert most_support_bytes(header, 11, layout) == most
+
+
+def test_a_rank_that_two_bytes_cannot_hold_is_not_encoded() -> None:
+    layout = Layout({"w": (2**16, 2**16)})
+    with pytest.raises(ValueError, match=r"Expected ranks of client 17 .* got \(65536,\)"):
+        encode(LowRankUpdate(torch.zeros(1), layout, (2**16,)), round=3, client=17)

@@ -1,0 +1,162 @@
+"""Which changes there are to the project's source, and which of them a seed draws."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from tests.mutants.operators import changes_of
+from tests.mutants.source import Change, Source, defaults_in
+
+SCOPE = (
+    *("aggregators/*.py", "hetfl/submodel.py", "hetfl/updates.py", "hetfl/types.py", "hetfl/codes.py"),
+    *("hetfl/permutation.py", "hetfl/seeding.py", "hetfl/packing.py", "hetfl/metrics_file.py"),
+    *("hetfl/federation/*.py", "hetfl/compression/*.py", "hetfl/clustering/*.py", "hetfl/selection/*.py"),
+    *("hetfl/local/*.py", "hetfl/wire/*.py", "hetfl/data/*.py", "hetfl/fleet/*.py", "hetfl/methods/*.py"),
+    *("hetfl/store/*.py", "hetfl/analysis/*.py", "hetfl/report/*.py"),
+)
+"""What is changed: whatever computes a number of a run or of a report. A new folder belongs here, too."""
+APPEARANCE = (
+    *("hetfl/analysis/*plots.py", "hetfl/analysis/figures.py", "hetfl/report/pictures.py", "hetfl/report/html.py"),
+    *("hetfl/report/wording.py", "hetfl/report/document.py", "hetfl/report/markdown.py", "hetfl/report/writing.py"),
+    *("hetfl/report/composing.py", "hetfl/report/figures.py", "hetfl/federation/level_table.py"),
+)
+"""What is not: words and drawings."""
+WEIGHTS = {"constant": 0.25, "condition": 0.5, "negation": 0.5}
+"""How likely a kind of change is drawn, beside 1: those that are many, and mostly noticed at once, less often."""
+PER_FUNCTION = 3
+"""Most changes that are drawn in one function."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of the source.
+
+    Attributes:
+        path: the file, from the root.
+        line: where the change is.
+        function: qualified name of the function that it is in; "" outside of all.
+        operator: the kind of the change.
+        old: the lines that change, as they are.
+        new: the lines instead.
+        source: the file before.
+        change: what is replaced in it.
+        is_planted: whether it is one of the plausible bugs by hand, and was not drawn.
+    """
+
+    path: str
+    line: int
+    function: str
+    operator: str
+    old: str
+    new: str
+    source: Source = field(repr=False)
+    change: Change = field(repr=False)
+    is_planted: bool = False
+
+    @classmethod
+    def of(cls, path: str, source: Source, change: Change, planted: bool = False) -> Mutant:
+        """Return the mutant that a change makes of a file."""
+        line = source.line(change.start)
+        lines = source.lines_of(change)
+        return cls(path, line, source.function_at(line), change.operator, *lines, source, change, planted)
+
+    @property
+    def text(self) -> str:
+        """The whole file with the change."""
+        return self.source.applied(self.change)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the file with the change is a program, and another one than before."""
+        try:
+            return ast.dump(ast.parse(self.text)) != ast.dump(self.source.tree)
+        except SyntaxError:
+            return False
+
+    @property
+    def place(self) -> str:
+        """Path and line, as ``--only`` takes them."""
+        return f"{self.path}:{self.line}"
+
+    def diff(self) -> str:
+        """Return the change as a unified diff, without the names of the files."""
+        before, after = self.source.raw.decode().splitlines(), self.text.splitlines()
+        return "\n".join(list(difflib.unified_diff(before, after, n=1, lineterm=""))[2:])
+
+
+def files_in_scope(root: Path, patterns: Sequence[str] = ("*",)) -> list[str]:
+    """Return the files that are changed, from the root, in order; of them those that match one of the patterns."""
+    paths = sorted({path.relative_to(root).as_posix() for pattern in SCOPE for path in root.glob(pattern)})
+    return [
+        path
+        for path in paths
+        if not any(fnmatchcase(path, pattern) for pattern in APPEARANCE)
+        and any(fnmatchcase(path, pattern) for pattern in patterns)
+    ]
+
+
+def mutants_of(root: Path, paths: Iterable[str]) -> Iterator[Mutant]:
+    """Yield every change of some files; a few of them are no valid program.
+
+    Args:
+        root: of the project.
+        paths: the files, from the root.
+    """
+    every_file = [root / path for path in files_in_scope(root)]
+    defaults: defaultdict[str, set[str]] = defaultdict(set)
+    for file in every_file:
+        for name, arguments in defaults_in(ast.parse(file.read_text(encoding="utf-8"))):
+            defaults[name] |= arguments
+    for path in paths:
+        source = Source((root / path).read_text(encoding="utf-8"))
+        for change in changes_of(source, defaults):
+            yield Mutant.of(path, source, change)
+
+
+def drawn(mutants: Iterable[Mutant], seed: int, number: int) -> list[Mutant]:
+    """Return mutants that a seed draws: at most one of a line, and few of a function.
+
+    The order is a hash of the seed and of what is changed into what, wherever that is: most draws stay the same when
+    the source changes elsewhere or moves.
+
+    Args:
+        mutants: all of them.
+        seed: any whole number.
+        number: how many.
+    """
+    seen: Counter[tuple[str, str, str]] = Counter()
+    keyed = []
+    for mutant in mutants:
+        key = (mutant.function, mutant.old, mutant.new)
+        keyed.append((_turn(seed, mutant, seen[key]), mutant))
+        seen[key] += 1
+    lines: Counter[str] = Counter()
+    functions: Counter[tuple[str, str]] = Counter()
+    chosen: list[Mutant] = []
+    for _, mutant in sorted(keyed, key=lambda pair: pair[0]):
+        if len(chosen) == number:
+            break
+        function = (mutant.path, mutant.function)
+        if lines[mutant.place] or functions[function] >= PER_FUNCTION:
+            continue
+        if mutant.is_valid:
+            lines[mutant.place] += 1
+            functions[function] += 1
+            chosen.append(mutant)
+    return chosen
+
+
+def _turn(seed: int, mutant: Mutant, occurrence: int) -> float:
+    """Return a mutant's place in the order of a weighted draw without replacement (Efraimidis and Spirakis 2006)."""
+    names = (str(seed), mutant.function, mutant.old, mutant.new, str(occurrence))
+    digest = hashlib.sha256("\0".join(names).encode()).digest()
+    uniform = (int.from_bytes(digest[:8], "big") + 1) / (2**64 + 1)
+    return -math.log(uniform) / WEIGHTS.get(mutant.operator, 1.0)
