@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -38,6 +39,7 @@ ALLOWED = {("compression", "wire")}
 """The residual is what the server won't decode, so error feedback encodes and decodes."""
 
 
+@cache
 def source_files() -> list[Path]:
     """Return the files of the package, those behind the links included."""
     folders = os.walk(PACKAGE, followlinks=True)
@@ -50,20 +52,31 @@ def unit_of(file: Path) -> str:
     return "" if first == "__init__.py" else first.removesuffix(".py")
 
 
-def imported_units(file: Path) -> Iterator[str]:
-    """Yield what a file imports of hetfl, wherever in the file."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imported_names(file: Path) -> Iterator[str]:
+    """Yield what a file imports of hetfl by its full name, wherever in the file."""
+    for node in ast.walk(tree_of(file)):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        yield from (name.split(".")[1] for name in names if name.startswith("hetfl."))
+        yield from (name for name in names if name.startswith("hetfl."))
+
+
+def imported_units(file: Path) -> Iterator[str]:
+    """Yield the modules and packages of hetfl that a file imports."""
+    yield from (name.split(".")[1] for name in imported_names(file))
 
 
 UNITS = sorted({unit_of(file) for file in source_files()} - {""})
 
 
+@cache
 def dependencies() -> dict[str, set[str]]:
     """Return per unit the other units that it imports."""
     graph: dict[str, set[str]] = {unit: set() for unit in UNITS}
@@ -101,6 +114,42 @@ def test_no_circle() -> None:
         pytest.fail(f"these import each other: {' -> '.join(error.args[1])}")
 
 
+@pytest.mark.parametrize("package", ["federation", "levels", "local", "defence"])
+def test_no_circle_within_a_package(package: str) -> None:
+    files = {file.stem: file for file in source_files() if file.parent == PACKAGE / package}
+    names = {stem: {name.split(".")[2] for name in imported_names(file) if name.count(".") > 1 and
+                    name.startswith(f"hetfl.{package}.")} - {stem} for stem, file in files.items()}  # fmt: skip
+    try:
+        TopologicalSorter({stem: own & files.keys() for stem, own in names.items() if stem != "__init__"}).prepare()
+    except CycleError as error:
+        pytest.fail(f"these import each other: {' -> '.join(error.args[1])}")
+
+
+def classes() -> dict[str, ast.ClassDef]:
+    return {node.name: node for file in source_files() for node in tree_of(file).body if isinstance(node, ast.ClassDef)}
+
+
+def test_no_class_has_more_than_three_of_our_own_above_it() -> None:
+    known = classes()
+
+    def depth(name: str) -> int:
+        bases = [base.id for base in known[name].bases if isinstance(base, ast.Name) and base.id in known]
+        return 1 + max(map(depth, bases), default=0)
+
+    assert {name: depth(name) for name in known if depth(name) > 4} == {}
+
+
+def test_no_class_has_more_than_25_public_members() -> None:
+    def members(node: ast.ClassDef) -> set[str]:
+        names = {each.name for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)}
+        targets = [each.target for each in node.body if isinstance(each, ast.AnnAssign)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+        return {name for name in names if not name.startswith("_")}
+
+    counts = {name: len(members(node)) for name, node in classes().items()}
+    assert {name: count for name, count in counts.items() if count > 25} == {}
+
+
 def test_a_wrong_import_would_be_seen(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
     file.write_text("import hetfl.cli\ndef f():\n    from hetfl import wire\n    from hetfl.data.split import x, y\n")
@@ -119,7 +168,5 @@ def function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def test_file_and_its_functions_are_short(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 300
-    functions = [
-        node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
+    functions = [node for node in ast.walk(tree_of(file)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
     assert {node.name: function_lines(node) for node in functions if function_lines(node) > 40} == {}

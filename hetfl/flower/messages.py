@@ -1,8 +1,7 @@
 """What server and node say to each other: records of Flower with plain scalars, and bytes of ``hetfl.wire``.
 
-A request has a record ``request``, a record ``task.i`` for each client of the node that is asked, and a record
-``model.m`` for each sub-model that is not another one's. An answer has a record ``answer``, and records ``report.i``
-and, where there are any, ``bytes.i``.
+A request has the records ``request``, ``task.i`` per client and ``model.m`` per sub-model; an answer has ``answer``,
+``report.i`` and, where there are any, ``bytes.i``.
 """
 
 from __future__ import annotations
@@ -18,27 +17,19 @@ from hetfl.printable import printable
 from hetfl.reading import LARGEST_TEXT, parse_json
 from hetfl.types import Report, Task
 
-PROTOCOL = 2
-"""Another number: another language."""
+PROTOCOL = 2  # another number: another language
 STYPE = "hetfl.wire"
 """What Flower is told that our bytes are; it carries them as they are."""
-VALUES = "values"
-LONGEST = 300
-"""Characters of what a node says in words that are kept, as one printable line."""
+VALUES, LONGEST = "values", 300  # characters of a node's words that are kept, as one printable line
 
 JobName = Literal["hello", "train", "statistics", "losses"]
 Status = Literal["done", "refused", "lost", "failed"]
 """Done; could not be encoded; the state is lost; anything else that went wrong."""
-
 T = TypeVar("T")
 
 
 class MalformedMessage(ValueError):
-    """A message that is not what it should be.
-
-    Args:
-        message: why; it may quote what came.
-    """
+    """A message that is not what it should be; its text may quote what came."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
@@ -114,8 +105,8 @@ class ClientAnswer:
 
     def report(self, task: Task) -> Report:
         """Return the same as a report on a task."""
-        kept = Report(self.client, task.level, self.samples, self.loss, lr=task.lr, model=task.model)
-        return replace(kept, passes=self.passes, steps=self.steps)
+        report = Report(self.client, task.level, self.samples, self.loss, lr=task.lr, model=task.model)
+        return replace(report, passes=self.passes, steps=self.steps)
 
 
 @dataclass(frozen=True)
