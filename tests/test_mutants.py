@@ -217,6 +217,7 @@ def test_an_interrupted_run_waits_for_what_it_has_begun() -> None:
     terminated, ended = threading.Event(), threading.Event()
 
     def do(bench: object, piece: int) -> None:
+        time.sleep(0.2)  # until the main thread waits
         _thread.interrupt_main()
         terminated.wait(60)
         time.sleep(0.1)
