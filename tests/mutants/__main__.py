@@ -7,12 +7,13 @@ Prints each change that no test noticed, with the tests that were run. The exit 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import queue
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -85,36 +86,20 @@ def shared_out(work: Sequence[T], benches: Sequence[Bench], do: Callable[[Bench,
     waiting: queue.SimpleQueue[T] = queue.SimpleQueue()
     for each in work:
         waiting.put(each)
-    errors: list[BaseException] = []
 
     def serve(bench: Bench) -> None:
-        try:
-            while not errors:
+        with contextlib.suppress(queue.Empty):
+            while True:
                 do(bench, waiting.get_nowait())
-        except queue.Empty:
-            return
-        except BaseException as error:
-            errors.append(error)
 
-    _ended([threading.Thread(target=serve, args=(bench,), daemon=True) for bench in benches], benches)
-    if errors:
-        raise errors[0]
-
-
-def _ended(threads: Sequence[threading.Thread], benches: Sequence[Bench]) -> None:
-    """Start threads and wait for them; interrupted, end what the benches do and wait for the threads all the same."""
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except BaseException:  # no thread may go on writing into a folder that is about to be deleted
-        for bench in benches:
-            bench.terminate()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
-        raise
+    with ThreadPoolExecutor(max_workers=len(benches)) as pool:
+        try:
+            for served in as_completed([pool.submit(serve, bench) for bench in benches]):
+                served.result()
+        except BaseException:  # Ctrl-C, too: the pool waits for its threads, which wait for what the benches do
+            for bench in benches:
+                bench.terminate()
+            raise
 
 
 def know(coverage: Coverage, files: Sequence[str], benches: Sequence[Bench]) -> None:
