@@ -18,7 +18,7 @@ from pathlib import Path
 
 from timing import Row, interleaved, parser, report, rows
 
-from hetfl.cli.flower_processes import Child, environment, free_port, listens, wait_until
+from hetfl.cli.flower_processes import FlowerProcess, environment, free_port, listens, wait_until
 
 NODES = 3
 WARMUP = 2
@@ -163,9 +163,9 @@ def threads_of_one() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def child(stack: ExitStack, command: Sequence[str], log: Path, env: dict[str, str]) -> Child:
+def child(stack: ExitStack, command: Sequence[str], log: Path, env: dict[str, str]) -> FlowerProcess:
     """Start a process that ends with a stack."""
-    made = Child(command, log, env)
+    made = FlowerProcess(command, log, env)
     stack.callback(made.stop)
     return made
 

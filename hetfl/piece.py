@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from hetfl.types import Index, Report
+from hetfl.types import Index, Range, Report
 from hetfl.updates import Update
 
 
@@ -83,6 +83,13 @@ class Piece(ABC):  # noqa: B024
             index: where its entries lie in the global model: what the client sent, parameters and then float buffers.
             report: what is known of the client's training.
         """
+
+    def extras(self) -> dict[str, Range]:
+        """Return by name the ranges of the further numbers in a report that the piece reads.
+
+        The server takes a report if it has exactly the extras that the pieces declare, each in its range.
+        """
+        return {}
 
     def end_round(self, round: int) -> None:
         """Close a round after the server's step."""

@@ -210,6 +210,30 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Range:
+    """Numbers from one to another, both included. NaN is not in any range.
+
+    Attributes:
+        low: the smallest number.
+        high: the largest number.
+        what: the number in words.
+    """
+
+    low: float
+    high: float
+    what: str
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.high} {self.what}"
+        low, high = (f"{end}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
+        return f"from {low} to {high} {self.what}"
+
+
+@dataclass(frozen=True)
 class Report:
     """What is known of a client's local training, beside its update.
 

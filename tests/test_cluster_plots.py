@@ -14,7 +14,7 @@ from lightning import Trainer
 
 from hetfl.analysis import load_clusters, plot_cluster_tree, plot_clusters
 from hetfl.analysis.cluster_plots import plot_assignments
-from hetfl.analysis.clusters import COLUMNS, Split, assignments, splits_of
+from hetfl.analysis.clusters import COLUMNS, ClusterSplit, assignments, splits_of
 from hetfl.cli import main
 from hetfl.clustering import IFCA, ClusteredFL
 from hetfl.errors import ConfigurationError
@@ -44,7 +44,7 @@ BEGIN = [(0, client, 0) for client in range(6)]
 
 def test_splits_are_read_off_the_table_and_other_changes_are_none() -> None:
     rows = [*BEGIN, (5, 1, 1), (5, 2, 1), (7, 2, 2), (7, 4, 3), (7, 5, 3)]
-    assert splits_of(table(rows)) == [Split(5, 0, 1), Split(7, 1, 2), Split(7, 0, 3)]
+    assert splits_of(table(rows)) == [ClusterSplit(5, 0, 1), ClusterSplit(7, 1, 2), ClusterSplit(7, 0, 3)]
     assert splits_of(table(BEGIN)) == []
     assert splits_of(table([*BEGIN, (5, 1, 1), (6, 2, 1)])) == []  # joined later
     assert splits_of(table([*BEGIN, (5, 1, 1), (6, 1, 0)])) == []  # went back

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hetfl.cli.comparing import compare
+from hetfl.cli.comparing import run_comparison
 from hetfl.cli.comparison_plan import Action, PlannedRun
 from hetfl.cli.running import command, only_one, run_all
 from hetfl.display.runs import RunLine, RunsProgress, in_view, seconds_left
@@ -101,7 +101,7 @@ def test_what_is_finished_is_reported_on_and_what_is_missing_is_said(
 ) -> None:
     planned, _ = runs(**programs)
     with only_one(tmp_path) as lock, pytest.raises(SystemExit) as stop:
-        compare(planned, tmp_path, lock=lock, jobs=1, mixed_data=False)
+        run_comparison(planned, tmp_path, lock=lock, jobs=1, mixed_data=False)
     assert stop.value.code == 1
     assert capsys.readouterr().err == said
     report = tmp_path / "report.md"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hetfl.cli.flower_processes import CHILD, Child
+from hetfl.cli.flower_processes import CHILD, FlowerProcess
 
 NODE = '''
 import sys, threading, time
@@ -38,13 +38,13 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_command_gets_its_arguments_and_gives_its_status(env: dict[str, str], tmp_path: Path) -> None:
-    child = Child(["a-node-ends", "--port", "7"], tmp_path / "log", env)
+    child = FlowerProcess(["a-node-ends", "--port", "7"], tmp_path / "log", env)
     assert child.process.wait(timeout=60) == 3
     assert (tmp_path / "log").read_text() == "ends --port 7\n"
 
 
 def test_threads_that_are_left_keep_no_process(env: dict[str, str], tmp_path: Path) -> None:
-    child = Child(["a-node-stuck"], tmp_path / "log", env)
+    child = FlowerProcess(["a-node-stuck"], tmp_path / "log", env)
     try:
         assert child.process.wait(timeout=60) == 1
     finally:

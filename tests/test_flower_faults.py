@@ -18,7 +18,8 @@ from lightning import Trainer
 
 from hetfl import FederatedModule, wire
 from hetfl.compression import ErrorFeedback, TopK
-from hetfl.flower.messages import VALUES, Order, Request, read_request, request_records
+from hetfl.flower.messages import Order, Request, read_request, request_records
+from hetfl.flower.records import VALUES
 from hetfl.packing import pack
 from hetfl.selection import PowerOfChoice
 from hetfl.types import Task
@@ -153,7 +154,7 @@ LIES: dict[str, tuple[Tamper, str]] = {
     ),
     "another language": (
         lambda node, answer: other_header(answer, protocol=99) if node == LIAR and "report.0" in answer else answer,
-        "Expected protocol 1 but got 99",
+        "Expected protocol 2 but got 99",
     ),
 }
 

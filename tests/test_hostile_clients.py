@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from hetfl import wire
 from hetfl.aggregators import QFedAvg
-from hetfl.flower.messages import VALUES
+from hetfl.flower.records import VALUES
 from hetfl.updates import DenseUpdate
 from tests.conftest import fit_in
 from tests.hostile_cases import (

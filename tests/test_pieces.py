@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,12 @@ from torch import Tensor
 from hetfl import FedAvg, FederatedModule
 from hetfl.aggregators import HolderMean
 from hetfl.errors import ConfigurationError
+from hetfl.federation.round import declared_extras
+from hetfl.local import Sequential
+from hetfl.local.executor import Job, Result
 from hetfl.piece import Facts, Piece
-from hetfl.types import Index, Report
+from hetfl.selection import Uniform
+from hetfl.types import Index, Range, Report, Task
 from hetfl.updates import Update
 from tests.conftest import small_levels, small_module
 
@@ -141,3 +147,48 @@ def test_an_evaluation_loads_only_the_pieces_that_it_needs(fit: Fit, tmp_path: P
     trainer.test(module, datamodule=trainer.datamodule, ckpt_path=str(tmp_path / "one.ckpt"), verbose=False)  # type: ignore[attr-defined]
     assert module.pieces["watcher"].calls == ["setup 12 None"]  # type: ignore[attr-defined]
     assert module.ledger.total.up_bytes > 0
+
+
+class Hardness(Piece):
+    """Reads one further number of each report."""
+
+    def __init__(self) -> None:
+        self.read: dict[int, float] = {}
+
+    def extras(self) -> dict[str, Range]:
+        return {"hardness": Range(0, 10, "for a hardness")}
+
+    def observe(self, update: Update, index: Index, report: Report) -> None:
+        self.read[report.client] = report.extras["hardness"]
+
+
+class Measured(Sequential):
+    """Reports the client's number as its hardness; client 9 adds what nobody reads, client 7 leaves it out."""
+
+    def work(self, job: Job, tasks: Sequence[Task]) -> list[Result]:
+        return [self._measured(result) for result in super().work(job, tasks)]
+
+    def _measured(self, result: Result) -> Result:
+        client = result.report.client
+        extras = {"hardness": float(client), **({"shape": 1.0} if client == 9 else {})} if client != 7 else {}
+        return replace(result, report=replace(result.report, extras=extras))
+
+
+def test_a_report_has_the_extras_that_pieces_declare_and_no_others(fit: Fit) -> None:
+    piece = Hardness()
+    module = small_module(Watched, levels=small_levels(1.0), watcher=piece, executor=Measured(), selection=Uniform(12))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        fit(module, rounds=1)
+    said = "\n".join(str(each.message) for each in warned)
+    assert "Expected from 0 to 10 for a hardness but got 11" in said
+    assert piece.read == {client: float(client) for client in range(11) if client not in (7, 9)}
+    assert r"Expected extras ['hardness'] but got []" in said
+    assert r"Expected extras ['hardness'] but got ['hardness', 'shape']" in said
+
+
+def test_an_extra_has_one_range() -> None:
+    other = MeanUpdate()
+    other.extras = lambda: {"hardness": Range(0, 1, "for a hardness")}  # type: ignore[method-assign]
+    with pytest.raises(ConfigurationError, match="range of extra hardness but MeanUpdate declares from 0 to 1"):
+        declared_extras([Hardness(), other])

@@ -29,7 +29,7 @@ from hetfl.report.series import (
     values_at,
 )
 from hetfl.report.spread import FEW, Spread, chance_apart, spread_of
-from hetfl.report.wording import compare
+from hetfl.report.wording import level_sentence
 
 shares = st.integers(0, 100).map(lambda percent: percent / 100)
 gaps = st.lists(st.integers(0, 5), min_size=1, max_size=8)
@@ -135,7 +135,7 @@ spreads = st.builds(
 
 @given(st.dictionaries(st.sampled_from("wxyz"), spreads, min_size=2))
 def test_words_claim_an_order_exactly_where_spreads_lie_apart(results: dict[str, Spread]) -> None:
-    said = compare(results)
+    said = level_sentence(results)
     several = {name: each for name, each in results.items() if each.n > 1}
     lower = {name for name, each in several.items() if any(each.high < other.low for other in several.values())}
     assert {name for name, each in results.items() if f"{name} with {each.percent()} is lower" in said} == lower

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from hetfl.analysis.clusters import Split, assignments, has_splits, load_clusters, splits_of
+from hetfl.analysis.clusters import ClusterSplit, assignments, has_splits, load_clusters, splits_of
 from hetfl.analysis.figures import Colour, new_figure, plain
 from hetfl.analysis.pictures import save_figure
 from hetfl.analysis.plots import FONT_POINTS, GREY
@@ -104,12 +104,12 @@ def plot_cluster_tree(table: pd.DataFrame, rounds: int) -> Figure:
     return figure
 
 
-def tree_height(splits: Sequence[Split]) -> float:
+def tree_height(splits: Sequence[ClusterSplit]) -> float:
     """Return how high axes with the tree of clusters are to be, in inches."""
     return max(1.4, 0.9 + 0.42 * (len(splits) + 1))
 
 
-def draw_tree(ax: Axes, table: pd.DataFrame, splits: Sequence[Split], rounds: int) -> None:
+def draw_tree(ax: Axes, table: pd.DataFrame, splits: Sequence[ClusterSplit], rounds: int) -> None:
     """Draw how clusters split into axes; see :func:`plot_cluster_tree`."""
     order = [0]
     for split in splits:  # a child lies right below its parent and what came out of it before

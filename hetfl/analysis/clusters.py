@@ -16,7 +16,7 @@ COLUMNS = ["round", "client", "cluster"]
 
 
 @dataclass(frozen=True)
-class Split:
+class ClusterSplit:
     """A cluster that became two.
 
     Attributes:
@@ -69,13 +69,13 @@ def has_splits(folder: str | Path) -> bool:
     return (Path(folder) / "cluster_tree.csv").is_file()
 
 
-def splits_of(table: pd.DataFrame) -> list[Split]:
+def splits_of(table: pd.DataFrame) -> list[ClusterSplit]:
     """Return the splits that a table tells of; none if clients changed clusters in another way.
 
     Clients that choose can move as if a cluster was split: ask :func:`has_splits` first.
     """
     present: dict[int, int] = {}
-    splits: dict[int, Split] = {}
+    splits: dict[int, ClusterSplit] = {}
     for round, client, cluster in table[COLUMNS].itertuples(index=False):
         parent = present.get(client)
         present[client] = cluster
@@ -83,7 +83,7 @@ def splits_of(table: pd.DataFrame) -> list[Split]:
             continue
         if parent is None or cluster == 0:
             return []
-        split = Split(round, parent, cluster)
+        split = ClusterSplit(round, parent, cluster)
         if splits.setdefault(cluster, split) != split:
             return []
     return list(splits.values())

@@ -83,7 +83,7 @@ def main(args: Sequence[str]) -> None:
         _print_plan(actions)
         return
     with only_one(out) as lock:
-        compare(runs, out, lock=lock, jobs=given.jobs, mixed_data=given.mixed_data)
+        run_comparison(runs, out, lock=lock, jobs=given.jobs, mixed_data=given.mixed_data)
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -169,7 +169,7 @@ def check_same_data(runs: Sequence[PlannedRun]) -> None:
         )
 
 
-def compare(runs: Sequence[PlannedRun], out: Path, *, lock: int, jobs: int, mixed_data: bool) -> None:
+def run_comparison(runs: Sequence[PlannedRun], out: Path, *, lock: int, jobs: int, mixed_data: bool) -> None:
     """Run what is not finished, and report on what is.
 
     Raises:

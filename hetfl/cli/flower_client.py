@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hetfl.cli.flower_checks import check_client, own_folder
-from hetfl.cli.flower_processes import POLL_SECONDS, Child, certificate, environment, free_port, home_folder
+from hetfl.cli.flower_processes import POLL_SECONDS, FlowerProcess, certificate, environment, free_port, home_folder
 from hetfl.cli.running import taking_signals
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
@@ -38,7 +38,7 @@ def run_client(given: argparse.Namespace, rest: Sequence[str]) -> int:
         return 0 if received[0] == signal.SIGTERM else 128 + received[0]
 
 
-def _watch_node(given: argparse.Namespace, node: Child, report: Path, received: Sequence[int]) -> None:
+def _watch_node(given: argparse.Namespace, node: FlowerProcess, report: Path, received: Sequence[int]) -> None:
     """Wait until a SuperNode ends or a signal comes, and say when the node is ready.
 
     Raises:
@@ -65,7 +65,7 @@ def is_made(report: Path) -> bool:
     return True
 
 
-def start_node(given: argparse.Namespace, rest: Sequence[str], home: Path) -> Child:
+def start_node(given: argparse.Namespace, rest: Sequence[str], home: Path) -> FlowerProcess:
     """Start a SuperNode whose ClientApps are forked from a process that is ready."""
     warm = home / "bin" / "flower-superexec"
     write_whole(warm, f'#!/bin/sh\nexec "{sys.executable}" -m hetfl.cli.flower_warm "$@"\n'.encode())
@@ -80,7 +80,7 @@ def start_node(given: argparse.Namespace, rest: Sequence[str], home: Path) -> Ch
         "report": str(report),
     }
     env = environment(home, HETFL_NODE=json.dumps(settings))
-    return Child(_supernode(given, rest), home / "supernode.log", env)
+    return FlowerProcess(_supernode(given, rest), home / "supernode.log", env)
 
 
 def _sleep(seconds: float, received: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from hetfl.cli.flower_checks import numbers
 from hetfl.cli.flower_client import is_made, run_client, start_node
-from hetfl.cli.flower_processes import Child, free_port, home_folder
+from hetfl.cli.flower_processes import FlowerProcess, free_port, home_folder
 from hetfl.cli.flower_server import run_server
 from hetfl.cli.running import taking_signals
 from hetfl.flower import require_flower
@@ -73,7 +73,7 @@ def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
         numbers(clients)
     port = str(free_port())
     with home_folder(given.home) as home, taking_signals():
-        nodes: list[Child] = []
+        nodes: list[FlowerProcess] = []
         try:
             for number, clients in enumerate(given.clients):
                 own = home / f"node{number}"

@@ -63,7 +63,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 
-class Child:
+class FlowerProcess:
     """A process of Flower with all that it starts, in a group of its own: Ctrl-C reaches it through us alone.
 
     It ends when this process does, however that ends (Linux).
@@ -137,7 +137,7 @@ def require_free(host: str, port: int) -> None:
             raise ConfigurationError(f"Expected a free port but got {host}:{port}: {error.strerror}") from error
 
 
-def wait_until(ready: Callable[[], bool], child: Child, seconds: float) -> None:
+def wait_until(ready: Callable[[], bool], child: FlowerProcess, seconds: float) -> None:
     """Wait until a process is ready.
 
     Raises:

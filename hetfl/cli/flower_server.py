@@ -16,7 +16,7 @@ from typing import IO
 from hetfl.cli.flower_checks import check_server, own_folder
 from hetfl.cli.flower_processes import (
     POLL_SECONDS,
-    Child,
+    FlowerProcess,
     certificate,
     environment,
     home_folder,
@@ -66,7 +66,7 @@ def run_server(given: argparse.Namespace, rest: Sequence[str], watch: Callable[[
     with home_folder(given.home) as home, own_folder(home), taking_signals() as received:
         _prepare(home, f"[{local}]:{given.port}" if ":" in local else f"{local}:{given.port}", given, patience, rest)
         env = environment(home)
-        link = Child(_superlink(given), home / "superlink.log", env)
+        link = FlowerProcess(_superlink(given), home / "superlink.log", env)
         try:
             wait_until(lambda: bool(received) or listens(local, given.port), link, START_SECONDS)
             for key in sorted(Path(given.node_keys).glob("*.pub")) if given.node_keys else ():
@@ -135,7 +135,7 @@ def _flwr(args: Sequence[str], env: dict[str, str]) -> None:
         raise ConfigurationError(f"Expected flwr {args[0]} to succeed but got: {said[-500:]}")
 
 
-def _follow(home: Path, link: Child, received: Sequence[int], watch: Callable[[], object]) -> int:
+def _follow(home: Path, link: FlowerProcess, received: Sequence[int], watch: Callable[[], object]) -> int:
     """Show what the run says until it has ended, passing signals on."""
     passed = 0
     output, status, pid = home / "output", home / "status", home / "pid"

@@ -69,7 +69,7 @@ def taking_signals() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-class Child:
+class RunProcess:
     """The process of a run.
 
     Args:
@@ -173,12 +173,12 @@ def run_all(
     todo = deque((run, action, line) for run, line in zip(runs, lines, strict=True)
                  if (action := next_action(run)) is not Action.SKIP)  # fmt: skip
     threads = None if jobs == 1 or "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // jobs)
-    children: list[Child] = []
+    children: list[RunProcess] = []
     with taking_signals() as received:
         try:
             while children or (todo and not received):
                 while todo and len(children) < jobs and not received:
-                    children.append(Child(*todo.popleft(), lock, threads))
+                    children.append(RunProcess(*todo.popleft(), lock, threads))
                     progress.begin(children[-1].line)
                 time.sleep(POLL_SECONDS)
                 _pass_on(received, children, progress)
@@ -191,7 +191,7 @@ def run_all(
     return received[0] if received else None
 
 
-def _pass_on(received: Sequence[int], children: Sequence[Child], progress: RunsProgress) -> None:
+def _pass_on(received: Sequence[int], children: Sequence[RunProcess], progress: RunsProgress) -> None:
     """Give signals to the processes that do not have them yet, and say so the first time."""
     told = [child.stop(received) for child in children]
     if len(received) == 1 and any(told):
@@ -199,7 +199,7 @@ def _pass_on(received: Sequence[int], children: Sequence[Child], progress: RunsP
         progress.print(f"stopping after this round; once more {name} stops at once")
 
 
-def _is_over(child: Child, progress: RunsProgress, *, stopped: bool) -> bool:
+def _is_over(child: RunProcess, progress: RunsProgress, *, stopped: bool) -> bool:
     """Look after a process; return whether it has ended."""
     code = child.process.poll()
     child.watch()

@@ -20,6 +20,7 @@ batches       statistics    c * ceil(n / B)      c: how often a pass calls the l
 mean          statistics    -sqrt(L) to sqrt(L)  the second moment of a channel, which the variance needs, is at most L
 variance      statistics    0 to L               a sum of squares over the number of values less one
 client        hello         0 to N - 1           the server's data module
+extras        training      as declared          a piece that reads one declares its range; exactly these are reported
 ============  ============  ===================  ======================================================================
 
 Nothing else that a client reports is a free number: round, client, lengths, counts and positions of a payload are
@@ -33,12 +34,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from hetfl.printable import printable
-from hetfl.types import Report
+from hetfl.types import Range, Report
 
 LARGEST = torch.finfo(torch.float32).max
 """L: the largest number of float32, in which models of all precisions are sent, or which theirs should stay below."""
@@ -46,30 +47,6 @@ LARGEST = torch.finfo(torch.float32).max
 
 ROOT = math.sqrt(LARGEST)
 """sqrt(L)."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from one to another, both included. NaN is not in any range.
-
-    Attributes:
-        low: the smallest number.
-        high: the largest number.
-        what: the number in words.
-    """
-
-    low: float
-    high: float
-    what: str
-
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-    def __str__(self) -> str:
-        if self.low == self.high:
-            return f"{self.high} {self.what}"
-        low, high = (f"{end}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
-        return f"from {low} to {high} {self.what}"
 
 
 Ranges = Mapping[str, Range]
@@ -150,13 +127,10 @@ def violation(ranges: Ranges, numbers: object) -> str:
         ranges: by name.
         numbers: has the numbers as attributes of these names.
     """
-    for name, range in ranges.items():
-        if (value := getattr(numbers, name)) not in range:
-            return printable(f"Expected {range} but got {value}")
-    return ""
+    return _first({name: getattr(numbers, name) for name in ranges}, ranges)
 
 
-def within_ranges(report: Report, samples: int, epochs: int) -> tuple[Report, str]:
+def within_ranges(report: Report, samples: int, epochs: int, extras: Ranges) -> tuple[Report, str]:
     """Return a client's report, and in words the first number in it that is out of its range; empty if there is none.
 
     The loss of such a report is 0, and its passes are unless their number is in its range: what they cost is unknown.
@@ -165,10 +139,21 @@ def within_ranges(report: Report, samples: int, epochs: int) -> tuple[Report, st
         report: of a client's training.
         samples: n.
         epochs: E.
+        extras: the ranges of the further numbers that pieces declare.
     """
     ranges = training_ranges(samples, epochs, report.samples)
     wrong = violation(ranges, report)
+    if not wrong and set(report.extras) != set(extras):
+        wrong = printable(f"Expected extras {sorted(extras)} but got {sorted(report.extras)}")
+    wrong = wrong or _first(report.extras, extras)
     if not wrong:
         return report, ""
     known = report.samples in ranges["samples"] and report.passes in ranges["passes"]
     return replace(report, loss=0.0, passes=report.passes if known else 0), wrong
+
+
+def _first(values: Mapping[str, float], ranges: Ranges) -> str:
+    for name, range in ranges.items():
+        if values[name] not in range:
+            return printable(f"Expected {range} but got {values[name]}")
+    return ""

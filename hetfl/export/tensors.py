@@ -35,7 +35,7 @@ class Safetensors(Format):
             raise ConfigurationError(f"Expected a safetensors file but got: {error}") from None
         if net is None:
             with torch.device("meta"):  # sizes out of a file are compared before any memory is taken for them
-                compare(tensors_of(make(card, None)), tensors)
+                check_tensors(tensors_of(make(card, None)), tensors)
         built = make(card, net)
         fill(built, tensors)
         return built.eval()
@@ -80,14 +80,14 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         ConfigurationError: their names, shapes or types are not the net's.
     """
     own = tensors_of(net)
-    compare(own, tensors)
+    check_tensors(own, tensors)
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
     for layer in static_layers(net).values():
         layer.ready = True
 
 
-def compare(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+def check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are not a net's.
 
     Raises:

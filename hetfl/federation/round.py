@@ -19,7 +19,7 @@ from hetfl.local import LocalTraining
 from hetfl.piece import Piece
 from hetfl.seeding import generator
 from hetfl.selection import Everyone, Selection
-from hetfl.types import Report, Task
+from hetfl.types import Range, Report, Task
 
 Follower = Callable[[Accepted | None, int, int], None]
 """Called after each client: its update if the server took one, how many clients have finished, and of how many."""
@@ -49,6 +49,7 @@ class Round:
         hosting: Hosting,
     ) -> None:
         self.pieces, self.selection, self.local, self.probing = pieces, selection, local, probing
+        self.extras: dict[str, Range] = {}
         self.clients, self.server, self.hosting = clients, server, hosting
         self.seed, self.ledger, self.fleet = hosting.problem.seed, server.ledger, server.ledger.fleet
         self.assignment, self.clustering = probing.assignment, probing.clustering
@@ -64,6 +65,7 @@ class Round:
         """
         for piece in self.pieces:
             piece.begin_round(round, lr)
+        self.extras = declared_extras(self.pieces)
         probe = self.probing.of_round(round)
         tasks = self.tasks(round, lr, probe)
         if self.server.aggregators.first.asks_losses:
@@ -128,7 +130,7 @@ class Round:
         if reply.report is None:
             return reply
         samples, epochs = self.selection.sizes[task.client], task.epochs or self.local.epochs
-        report, wrong = within_ranges(reply.report, samples, epochs)
+        report, wrong = within_ranges(reply.report, samples, epochs, self.extras)
         return replace(reply, report=report, refusal=reply.refusal or wrong)
 
     def _sends(self, task: Task, probe: RoundProbe) -> bool:
@@ -159,6 +161,23 @@ class Round:
             columns["cluster/count"] = float(models)
             columns |= {f"cluster/size/{model}": float(assigned.count(model)) for model in range(models)}
         return columns
+
+
+def declared_extras(pieces: Sequence[Piece]) -> dict[str, Range]:
+    """Return the ranges of the further numbers in a report that pieces read.
+
+    Raises:
+        ConfigurationError: two of them declare different ranges of one number.
+    """
+    extras: dict[str, Range] = {}
+    for piece in pieces:
+        for name, range in piece.extras().items():
+            if extras.setdefault(name, range) != range:
+                raise ConfigurationError(
+                    f"Expected one range of extra {name} but {type(piece).__name__} declares {range}, "
+                    f"and another piece {extras[name]}"
+                )
+    return extras
 
 
 def _mean_loss(reports: Sequence[Report]) -> dict[str, float]:

@@ -162,7 +162,7 @@ def _kept(net: nn.Module, answers: Sequence[Result], batch_size: int, ledger: Le
     if not answers:
         return []
     layers = {name: layer.weight.numel() for name, layer in static_layers(net).items()}
-    batches = [number_of_batches(answer.report.samples, batch_size) for answer in answers]
+    batches = [number_of_batches(answer.report.passes, batch_size) for answer in answers]
     refused = refusals(layers, [answer.vector for answer in answers], batches)
     for row, reason in sorted(refused.items()):
         task = answers[row].task

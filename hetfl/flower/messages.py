@@ -9,30 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
+from hetfl.flower.records import MalformedMessage, bytes_of, bytes_record, config_of, value_of
 from hetfl.printable import printable
 from hetfl.reading import LARGEST_TEXT, parse_json
 from hetfl.types import Report, Task
 
 PROTOCOL = 2  # another number: another language
-STYPE = "hetfl.wire"
-"""What Flower is told that our bytes are; it carries them as they are."""
-VALUES, LONGEST = "values", 300  # characters of a node's words that are kept, as one printable line
+LONGEST = 300  # characters of a node's words that are kept, as one printable line
 
 JobName = Literal["hello", "train", "statistics", "losses"]
 Status = Literal["done", "refused", "lost", "failed"]
 """Done; could not be encoded; the state is lost; anything else that went wrong."""
-T = TypeVar("T")
-
-
-class MalformedMessage(ValueError):
-    """A message that is not what it should be; its text may quote what came."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
@@ -90,6 +81,7 @@ class ClientAnswer:
         state: name of the state that is in force if the server takes the update.
         squared_norm: of the residual in it.
         payload: the encoded update or result.
+        extras: further numbers by name.
     """
 
     client: int
@@ -102,11 +94,12 @@ class ClientAnswer:
     state: str = ""
     squared_norm: float = 0.0
     payload: bytes = b""
+    extras: Mapping[str, float] = field(default_factory=dict)
 
     def report(self, task: Task) -> Report:
         """Return the same as a report on a task."""
         report = Report(self.client, task.level, self.samples, self.loss, lr=task.lr, model=task.model)
-        return replace(report, passes=self.passes, steps=self.steps)
+        return replace(report, passes=self.passes, steps=self.steps, extras=self.extras)
 
 
 @dataclass(frozen=True)
@@ -156,7 +149,7 @@ def request_records(request: Request) -> RecordDict:
                 "keep": list(order.keep),
             }
         )
-    records |= {f"model.{position}": _bytes_record(model) for position, model in enumerate(models.values())}
+    records |= {f"model.{position}": bytes_record(model) for position, model in enumerate(models.values())}
     return RecordDict(records)
 
 
@@ -166,19 +159,19 @@ def read_request(records: RecordDict) -> Request:
     Raises:
         MalformedMessage: it is none.
     """
-    head = _config(records, "request")
+    head = config_of(records, "request")
     _check_protocol(head)
-    job = _value(head, "job", str)
+    job = value_of(head, "job", str)
     if job not in get_args(JobName):
         raise MalformedMessage(f"Expected a job among {get_args(JobName)} but got {job!r}")
-    orders = [_read_order(records, position) for position in range(_value(head, "orders", int))]
+    orders = [_read_order(records, position) for position in range(value_of(head, "orders", int))]
     return Request(
         job,  # type: ignore[arg-type]
-        _value(head, "nonce", str),
-        _value(head, "federation", str),
-        _value(head, "samples", int) or None,
-        _value(head, "compressor", bytes),
-        _settings(_value(head, "settings", str)),
+        value_of(head, "nonce", str),
+        value_of(head, "federation", str),
+        value_of(head, "samples", int) or None,
+        value_of(head, "compressor", bytes),
+        _settings(value_of(head, "settings", str)),
         orders,
     )
 
@@ -194,18 +187,20 @@ def _settings(text: str) -> dict[str, str]:
 
 
 def _read_order(records: RecordDict, position: int) -> Order:
-    record = _config(records, f"task.{position}")
+    record = config_of(records, f"task.{position}")
     task = Task(
-        _value(record, "client", int),
-        _value(record, "level", str),
-        _value(record, "round", int),
+        value_of(record, "client", int),
+        value_of(record, "level", str),
+        value_of(record, "round", int),
         0,
-        _value(record, "lr", float),
-        _value(record, "epochs", int) or None,
-        model=_value(record, "model", int),
+        value_of(record, "lr", float),
+        value_of(record, "epochs", int) or None,
+        model=value_of(record, "model", int),
     )
-    keep = [str(each) for each in _value(record, "keep", list)]
-    return Order(task, _bytes(records, f"model.{_value(record, 'values', int)}"), _value(record, "state", str), keep)
+    keep = [str(each) for each in value_of(record, "keep", list)]
+    return Order(
+        task, bytes_of(records, f"model.{value_of(record, 'values', int)}"), value_of(record, "state", str), keep
+    )
 
 
 def answer_records(answer: Answer) -> RecordDict:
@@ -218,10 +213,13 @@ def answer_records(answer: Answer) -> RecordDict:
     }
     records: dict[str, Any] = {"answer": ConfigRecord({**head, "reports": len(answer.reports)})}
     for position, report in enumerate(answer.reports):
-        said: dict[str, Any] = {name: value for name, value in vars(report).items() if name != "payload"}
+        said: dict[str, Any] = {
+            name: value for name, value in vars(report).items() if name not in ("payload", "extras")
+        }
+        said |= {"extras": list(report.extras), "extra_values": [float(value) for value in report.extras.values()]}
         records[f"report.{position}"] = ConfigRecord(said)
         if report.payload:
-            records[f"bytes.{position}"] = _bytes_record(report.payload)
+            records[f"bytes.{position}"] = bytes_record(report.payload)
     return RecordDict(records)
 
 
@@ -236,65 +234,50 @@ def read_answer(records: RecordDict, nonce: str, asked: Sequence[int]) -> Answer
     Raises:
         MalformedMessage: it is none, or to another request.
     """
-    head = _config(records, "answer")
+    head = config_of(records, "answer")
     _check_protocol(head)
-    if (got := _value(head, "nonce", str)) != nonce:
+    if (got := value_of(head, "nonce", str)) != nonce:
         raise MalformedMessage(f"Expected nonce {nonce} but got {got[:40]!r}: an answer to something else")
-    if (count := _value(head, "reports", int)) != len(asked):
+    if (count := value_of(head, "reports", int)) != len(asked):
         raise MalformedMessage(f"Expected {len(asked)} reports but got {count}")
-    clients = _value(head, "clients", list)
+    clients = value_of(head, "clients", list)
     if not all(type(client) is int for client in clients):
         raise MalformedMessage("Expected numbers of clients but got something else")
     reports = [_read_report(records, position) for position in range(count)]
     if (spoke := [report.client for report in reports]) != list(asked):
         raise MalformedMessage(f"Expected reports of clients {list(asked)} but got {spoke}")
-    return Answer(nonce, clients, printable(_value(head, "trouble", str), LONGEST), reports)
+    return Answer(nonce, clients, printable(value_of(head, "trouble", str), LONGEST), reports)
 
 
 def _read_report(records: RecordDict, position: int) -> ClientAnswer:
-    record = _config(records, f"report.{position}")
-    status = _value(record, "status", str)
+    record = config_of(records, f"report.{position}")
+    status = value_of(record, "status", str)
     if status not in get_args(Status):
         raise MalformedMessage(f"Expected a status among {get_args(Status)} but got {status[:40]!r}")
     return ClientAnswer(
-        _value(record, "client", int),
+        value_of(record, "client", int),
         status,  # type: ignore[arg-type]
-        printable(_value(record, "reason", str), LONGEST),
-        _value(record, "loss", float),
-        _value(record, "samples", int),
-        _value(record, "passes", int),
-        _value(record, "steps", int),
-        _value(record, "state", str),
-        _value(record, "squared_norm", float),
-        _bytes(records, f"bytes.{position}") if f"bytes.{position}" in records else b"",
+        printable(value_of(record, "reason", str), LONGEST),
+        value_of(record, "loss", float),
+        value_of(record, "samples", int),
+        value_of(record, "passes", int),
+        value_of(record, "steps", int),
+        value_of(record, "state", str),
+        value_of(record, "squared_norm", float),
+        bytes_of(records, f"bytes.{position}") if f"bytes.{position}" in records else b"",
+        _extras(record),
     )
 
 
+def _extras(record: ConfigRecord) -> dict[str, float]:
+    names, values = value_of(record, "extras", list), value_of(record, "extra_values", list)
+    if not all(type(name) is str for name in names) or not len(set(names)) == len(names) == len(values):
+        raise MalformedMessage("Expected extras, one number per name, but got something else")
+    if not all(type(value) is float for value in values):
+        raise MalformedMessage("Expected numbers for extras but got something else")
+    return dict(zip(names, values, strict=True))
+
+
 def _check_protocol(head: ConfigRecord) -> None:
-    if (got := _value(head, "protocol", int)) != PROTOCOL:
+    if (got := value_of(head, "protocol", int)) != PROTOCOL:
         raise MalformedMessage(f"Expected protocol {PROTOCOL} but got {got}: install the same hetfl on both sides")
-
-
-def _bytes_record(data: bytes) -> ArrayRecord:
-    return ArrayRecord({VALUES: Array("uint8", (len(data),), STYPE, data)})
-
-
-def _bytes(records: RecordDict, name: str) -> bytes:
-    record = records.get(name)
-    if not isinstance(record, ArrayRecord) or list(record) != [VALUES] or record[VALUES].stype != STYPE:
-        raise MalformedMessage(f"Expected bytes of {STYPE} in record {name} but got something else")
-    return bytes(record[VALUES].data)
-
-
-def _config(records: RecordDict, name: str) -> ConfigRecord:
-    record = records.get(name)
-    if not isinstance(record, ConfigRecord):
-        raise MalformedMessage(f"Expected record {name} but got {sorted(records)[:10]}")
-    return record
-
-
-def _value(record: ConfigRecord, name: str, kind: type[T]) -> T:
-    value = record.get(name)
-    if type(value) is not kind:
-        raise MalformedMessage(f"Expected {name} to be {kind.__name__} but got {type(value).__name__}")
-    return value

@@ -132,6 +132,7 @@ class Node:
             state=state,
             squared_norm=module.uplink.squared_norm(task.client),
             payload=reply.payload,
+            extras=reply.report.extras,
         )
 
     def _restore(self, client: int, state: ClientState) -> None:

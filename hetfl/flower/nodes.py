@@ -12,7 +12,8 @@ from flwr.app import RecordDict
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from hetfl.errors import ConfigurationError
-from hetfl.flower.messages import Answer, MalformedMessage, Request, read_answer, request_records
+from hetfl.flower.messages import Answer, Request, read_answer, request_records
+from hetfl.flower.records import MalformedMessage
 from hetfl.printable import printable
 
 POLL_SECONDS = 0.2

@@ -21,7 +21,7 @@ from hetfl.analysis.cluster_plots import (
     draw_tree,
     tree_height,
 )
-from hetfl.analysis.clusters import Split, assignments, has_splits, splits_of
+from hetfl.analysis.clusters import ClusterSplit, assignments, has_splits, splits_of
 from hetfl.analysis.plots import FONT_POINTS, GREY
 from hetfl.report.checks import rounds_done
 from hetfl.report.document import Cell, Table
@@ -63,7 +63,7 @@ class ClusteredRun:
         return assignments(self.table, self.rounds)
 
     @cached_property
-    def splits(self) -> list[Split]:
+    def splits(self) -> list[ClusterSplit]:
         """How clusters split, if they did."""
         return splits_of(self.table) if has_splits(self.run.folder) else []
 

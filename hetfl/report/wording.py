@@ -40,18 +40,18 @@ def findings(material: Material) -> list[str]:
             if group.name in row.levels and (spread := material.final(group, row.levels[group.name])) is not None
         }
         size = material.size_of(row, short=False)
-        said.append(f"Level {row.name}{f', {size}' if size else ''}: {compare(results)}")
+        said.append(f"Level {row.name}{f', {size}' if size else ''}: {level_sentence(results)}")
     return said
 
 
-def compare(results: Mapping[str, Spread]) -> str:
+def level_sentence(results: Mapping[str, Spread]) -> str:
     """Return what accuracies of groups with their spreads say about each other.
 
-    >>> compare({"x": Spread(0.9, 0.88, 0.92, 2), "y": Spread(0.8, 0.79, 0.81, 2)})
+    >>> level_sentence({"x": Spread(0.9, 0.88, 0.92, 2), "y": Spread(0.8, 0.79, 0.81, 2)})
     'x is highest with 90.00 % (88.00–92.00). y with 80.00 % (79.00–81.00) is lower, by 10.00 points.'
-    >>> compare({"x": Spread(0.9, 0.85, 0.95, 2), "y": Spread(0.89, 0.88, 0.90, 2)})
+    >>> level_sentence({"x": Spread(0.9, 0.85, 0.95, 2), "y": Spread(0.89, 0.88, 0.90, 2)})
     'x with 90.00 % (85.00–95.00) and y with 89.00 % (88.00–90.00) are not told apart: the spreads overlap.'
-    >>> compare({"x": Spread(0.9, 0.9, 0.9, 1), "y": Spread(0.8, 0.7, 0.9, 2)})
+    >>> level_sentence({"x": Spread(0.9, 0.9, 0.9, 1), "y": Spread(0.8, 0.7, 0.9, 2)})
     'y has 80.00 % (70.00–90.00). Of x with 90.00 % there is one run, and so no spread to compare by.'
     """
     if not results:
