@@ -47,7 +47,8 @@ class Idle(Executor):
         self, job: Job, tasks: Sequence[Task], memory: Memory | None = None
     ) -> Iterator[Result]:
         for task in tasks:
-            yield Result(task, report_of(self.bench, task, 0.0, 1, 1), self.noise[task.level].clone())
+            passes = self.bench.problem.local.epochs * len(self.bench.data.client_data(task.client).targets)
+            yield Result(task, report_of(self.bench, task, 0.0, passes, 1), self.noise[task.level].clone())
 
 
 class Stopwatch(Callback):

@@ -90,10 +90,14 @@ indices = st.fixed_dictionaries({}, optional={"weight": st.tuples(parts, parts),
 def test_holders_of_any_indices_are_those_counted_one_by_one(rounds: list[list[tuple[int, Index]]]) -> None:
     selection = Uniform(2)
     selection.setup(Facts([9] * 4))
+
+    def tasks(round: int, lr: float) -> list[SimpleNamespace]:
+        return [SimpleNamespace(client=k, level=n) for n, (k, _) in enumerate(rounds[round])]
+
     stand_in = SimpleNamespace(
         net=nn.Linear(5, 5),
         selection=selection,
-        tasks=lambda round, lr: [SimpleNamespace(client=k, level=n) for n, (k, _) in enumerate(rounds[round])],
+        round=SimpleNamespace(tasks=tasks),
         upload_index=lambda client, level, round: rounds[round][level][1],
     )
     found = holders(cast(FederatedModule, stand_in), len(rounds))

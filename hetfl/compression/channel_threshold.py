@@ -36,7 +36,7 @@ class ChannelThreshold(Compressor):
         self._given, self.density = threshold, density
 
     def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"threshold": self._given, **super().settings()}
+        return super().settings() | {"threshold": self._given}
 
     def threshold(self, lr: float) -> float | None:  # noqa: D102
         return self._given

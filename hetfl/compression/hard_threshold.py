@@ -81,7 +81,7 @@ class HardThreshold(Compressor):
         self._reports: dict[str, list[tuple[float, int]]] = {}  # by tensor: k-th magnitude, length D
 
     def settings(self) -> dict[str, object]:  # noqa: D102
-        return {"threshold": self._given, **super().settings()}
+        return super().settings() | {"threshold": self._given}
 
     def scale(self, lr: float, name: str = WHOLE) -> float:
         """Return λ_t / λ_0 of a tensor, or of all of the vector, at a learning rate: 1."""
