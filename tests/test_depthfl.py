@@ -190,7 +190,7 @@ def test_whole_run_with_everything_learns_and_logs_heads(fit: Fit, tmp_path: Pat
     assert table["val/accuracy_by_level/a"].iloc[-1] > 0.5 > table["val/accuracy_by_level/a"].iloc[0]
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     printed = level_table(one, metrics)  # type: ignore[arg-type]
-    cells = dict(zip(printed.columns[0].cells, printed.columns[-1].cells, strict=True))
+    cells = dict(zip(map(str, printed.columns[0].cells), map(str, printed.columns[-1].cells), strict=True))
     assert list(cells) == ["a", "b", "c", "d", "global", "head 1", "head 2", "head 3"]
     assert cells["head 2"] == f"{100 * metrics['test/accuracy_by_head/2']:.2f} %"
 

@@ -190,7 +190,7 @@ class ExportEveryRound(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FederatedModule)
-        export_submodel(pl_module, "b", self.folder / f"{pl_module.version}.safetensors")
+        export_submodel(pl_module, "b", self.folder / f"{pl_module.models.version}.safetensors")
 
 
 def test_exporting_during_a_run_changes_nothing_in_it(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def naming_users_code(config: Namespace) -> Iterator[None]:
     except MisconfigurationException:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and not users_frames(error):  # a full disk: ours, and it names the file
+            raise
         chain = _chain(error)
         cause = next((each for each in reversed(chain) if users_frames(each)), None)
         if cause is None or isinstance(cause, ConfigurationError):

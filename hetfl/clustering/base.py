@@ -78,6 +78,7 @@ class Clustering(Piece):
         self.initial_models = count
         self.assigned: list[int] = []
         self.history: list[tuple[int, int, int]] = []
+        self._training = False
 
     def setup(self, facts: Facts) -> None:
         """Learn the number of clients; another fleet than before has no clusters yet."""
