@@ -220,7 +220,7 @@ def test_a_cluster_is_divided_by_the_linkage_that_is_asked_for(linkage: Linkage,
     policy.assign(0, range(4), Told({}))
     for client, degrees in enumerate((0, 40, 85, 140)):  # the gaps are 40, 45 and 55: the widest is before the last
         hear(policy, client, [math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
-    policy.end_round(0)
+    policy.new_models(0, 1)
     assert [policy.tree[0]["stay"], policy.tree[0]["leave"]] == parts
     widest = {"single": 55, "complete": 45}[linkage]
     assert policy.tree[0]["similarity"] == pytest.approx(math.cos(math.radians(widest)))
