@@ -182,7 +182,7 @@ def assert_same_end(run: Path, alone: Path, states: Path) -> None:
         assert torch.equal(value, two["state_dict"][name]), name
     metrics, others = (pd.read_csv(each / "metrics.csv") for each in (run, alone))
     pd.testing.assert_frame_equal(metrics, others, check_exact=True)
-    book, expected = one["hetfl"]["clients"], two["hetfl"]["uplink"]
+    book, expected = one["hetfl"]["pieces"]["clients"], two["hetfl"]["pieces"]["uplink"]
     rounds = dict(expected["rounds"].tolist())
     assert sorted(book["clients"]) == sorted(expected["residuals"]["blocks"])
     for client, state in zip(book["clients"], book["states"], strict=True):

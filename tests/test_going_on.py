@@ -116,7 +116,7 @@ def test_a_changed_server_learning_rate_is_used(fit: Fit, tmp_path: Path) -> Non
 
 OTHERS: dict[str, dict[str, Any]] = {
     "selection": {"selection": Uniform(3)},
-    "level assignment": {"assignment": Fixed()},
+    "assignment": {"assignment": Fixed()},
     "local training": {"local": local(0.1, batch_size=20)},
     "client optimizer": {"local": local(0.1, optimizer=Adam)},
     "client schedule": {"local": local(0.1, SCHEDULES["step"])},

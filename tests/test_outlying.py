@@ -164,11 +164,17 @@ def test_a_level_of_which_all_sums_are_false_keeps_the_last_ones_or_has_no_accur
     late.clients = FalseSums(late, set(range(12)), 1)
     with pytest.warns(UserWarning, match="statistics for level a: the last known ones stand in"):
         table = rows(fit(late, rounds=2, name="late"))
-    assert table["val/accuracy/a"].notna().all()
+    assert table["val/accuracy_by_level/a"].notna().all()
     never.clients = FalseSums(never, set(range(12)), 0)
     with pytest.warns(UserWarning, match="statistics for level a, so it cannot be evaluated"):
         table = rows(fit(never, rounds=2, name="never"))
-    for name in ("val/accuracy/a", "val/accuracy", "val/loss", "local/accuracy_mean", "local/accuracy_worst10"):
+    for name in (
+        "val/accuracy_by_level/a",
+        "val/accuracy",
+        "val/loss",
+        "local/accuracy_mean",
+        "local/accuracy_worst10",
+    ):
         assert table[name].isna().all(), name
     for one, two in zip(late.net.parameters(), never.net.parameters(), strict=True):
         assert torch.equal(one, two), "training does not depend on an evaluation"

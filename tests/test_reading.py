@@ -156,7 +156,7 @@ TABLES: dict[str, Callable[[Path], object]] = {
 def test_a_table_has_a_size(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("metrics_file", "fleet.csv_fleet", "analysis.clusters", "analysis.runs"):
         monkeypatch.setattr(f"hetfl.{module}.LARGEST_TABLE", 50)
-    monkeypatch.setattr("hetfl.data.csv_data.LARGEST_DATA", 50)
+    monkeypatch.setattr("hetfl.data.csv_table.LARGEST_DATA", 50)
     (tmp_path / "metrics.csv").write_text(METRICS)
     path = tmp_path / ("clusters.csv" if case == "clusters" else "table.csv")
     path.write_text("step,client\n" + "0,0\n" * 20)

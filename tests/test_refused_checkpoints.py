@@ -90,7 +90,7 @@ def a_schedule(content: Content) -> None:
 
 
 def no_uplink(content: Content) -> None:
-    del content["hetfl"]["uplink"]
+    del content["hetfl"]["pieces"]["uplink"]
 
 
 def more_rounds(content: Content) -> None:

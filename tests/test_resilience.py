@@ -78,7 +78,7 @@ def state(folder: Path) -> dict[str, Any]:
 
 def files_of_residuals(folder: Path) -> dict[str, bytes]:
     """Return the files that the checkpoint refers to; none of them for residuals in memory."""
-    rounds = state(folder)["hetfl"]["uplink"]["residuals"].get("rounds", torch.empty(0, 2)).tolist()
+    rounds = state(folder)["hetfl"]["pieces"]["uplink"]["residuals"].get("rounds", torch.empty(0, 2)).tolist()
     names = [f"client-{client}-round-{round}.safetensors" for client, round in rounds]
     return {name: (folder / "residuals" / name).read_bytes() for name in names}
 

@@ -49,14 +49,14 @@ def test_divfls_weights_reach_the_mean_and_sum_to_the_number_of_clients(fit: Fit
     before: dict[str, torch.Tensor] = {}
 
     class Before(FederatedCallback):
-        def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-            before.update({name: p.detach().clone() for name, p in module.named_parameters()})
+        def on_train_epoch_start(self, trainer: Trainer, _: LightningModule) -> None:
+            before.update({name: p.detach().clone() for name, p in module.net.named_parameters()})
 
     fit(module, data, rounds=5, limit_val_batches=0, callbacks=[noted, Before()])
     assert noted.totals == pytest.approx([8.0] * 5)
     assert len({weight for weight, _ in noted.taken}) > 1
-    for name, parameter in module.named_parameters():
-        mean = sum(weight * views[name.removeprefix("net.")] for weight, views in noted.taken) / 8
+    for name, parameter in module.net.named_parameters():
+        mean = sum(weight * views[name] for weight, views in noted.taken) / 8
         assert torch.allclose(parameter.detach(), before[name] + mean, atol=1e-6)
 
 

@@ -44,9 +44,9 @@ def load_residuals(checkpoint: str | Path, folder: str | Path | None = None) -> 
     federation = SafeCheckpointIO().load_checkpoint(path).get("hetfl")
     if federation is None:
         raise ConfigurationError(f"Expected a checkpoint of a federated run but got {path}, which is of another")
-    if "uplink" not in federation:
+    if "uplink" not in (pieces := federation["pieces"]):
         raise ConfigurationError(f"Expected a checkpoint with residuals but got {path}, which holds weights only")
-    state = federation["uplink"]["residuals"]
+    state = pieces["uplink"]["residuals"]
     where = path.parent.parent / "residuals" if folder is None else Path(folder)
     store: ClientStore = MemoryStore() if "blocks" in state else DiskStore(str(where))
     store.load_state_dict(state)

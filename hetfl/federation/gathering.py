@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from hetfl.errors import ConfigurationError
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.probing import Probing
 from hetfl.fleet import Fleet
@@ -23,16 +22,10 @@ class Gathering:
         hosting: has the models and their statistics.
         fleet: the clients' devices.
         seed: of every random choice.
-        most: how many clients gather the sums of a level, drawn from those that can afford it; None: all of them.
-
-    Raises:
-        ConfigurationError: ``most`` is below 1.
     """
 
-    def __init__(self, probing: Probing, hosting: Hosting, fleet: Fleet, seed: int, most: int | None) -> None:
-        if most is not None and most < 1:
-            raise ConfigurationError(f"Expected statistics_clients of at least 1 or null but got {most}")
-        self.probing, self.hosting, self.fleet, self.seed, self.most = probing, hosting, fleet, seed, most
+    def __init__(self, probing: Probing, hosting: Hosting, fleet: Fleet, seed: int) -> None:
+        self.probing, self.hosting, self.fleet, self.seed = probing, hosting, fleet, seed
         self.models, self.levels = hosting.models, hosting.models.levels
         self.assignment, self.clustering, self.ledger = probing.assignment, probing.clustering, probing.ledger
 
@@ -89,7 +82,7 @@ class Gathering:
                 "its statistics"
             )
             able = order[positions[order] == largest]
-        mark, asked = self.models.mark, np.sort(able[: self.most]).tolist()
+        mark, asked = self.models.mark, np.sort(able[: self.hosting.statistics.most]).tolist()
         return [Task(client, level, round, mark, model=model) for client in asked]
 
     def _which(self, order: IntArray, model: int) -> str:

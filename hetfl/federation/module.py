@@ -110,9 +110,8 @@ class FederatedModule(Method):
         self.penalty, self.executor = self.local.regulariser, executor or Sequential()
         self.aggregator = Aggregators(aggregator or self.default_aggregator())
         self.ledger = Ledger(self.fleet, deadline)
-        self.statistics = StaticStatisticsStore(self.models)
-        self.server_optimizer, self.statistics_clients = server_optimizer, statistics_clients
-        self.check_nesting, self.seed = check_nesting, seed
+        self.statistics = StaticStatisticsStore(self.models, statistics_clients)
+        self.server_optimizer, self.check_nesting, self.seed = server_optimizer, check_nesting, seed
         self._compose()
 
     def _compose(self) -> None:
@@ -183,7 +182,7 @@ class FederatedModule(Method):
         probing = Probing(self.parts, self.assignment, self.clustering, self.clients, self.ledger, self.forecast)
         pieces, hosting = list(self.pieces.values()), self.hosting
         self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, hosting)
-        gathering = Gathering(probing, hosting, self.fleet, self.seed, self.statistics_clients)
+        gathering = Gathering(probing, hosting, self.fleet, self.seed)
         self.evaluation = Evaluation(self.data, gathering, self.predict_heads, self.restrict)
 
     def configure_optimizers(self) -> Any:

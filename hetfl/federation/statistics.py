@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hetfl import wire
 from hetfl.defence.outlying import refusals
 from hetfl.defence.ranges import number_of_batches
+from hetfl.errors import ConfigurationError
 from hetfl.federation.clients import Clients
 from hetfl.federation.ledger import Ledger
 from hetfl.federation.models import GlobalModels
@@ -33,15 +34,21 @@ class StaticStatisticsStore(Piece):
 
     Args:
         models: the global models.
+        most: how many clients gather the sums of a level, drawn from those that can afford it; None: all of them.
 
     Attributes:
         levels: sums by level; for a model other than the first by ``level/model``.
+
+    Raises:
+        ConfigurationError: ``most`` is below 1.
     """
 
     for_evaluation: ClassVar[bool] = True
 
-    def __init__(self, models: GlobalModels) -> None:
-        self.models = models
+    def __init__(self, models: GlobalModels, most: int | None = None) -> None:
+        if most is not None and most < 1:
+            raise ConfigurationError(f"Expected statistics_clients of at least 1 or null but got {most}")
+        self.models, self.most = models, most
         self.levels: dict[str, dict[str, StaticStatistics]] = {}
         self._mark: int | None = None
         self._loaded = False
