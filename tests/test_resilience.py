@@ -158,6 +158,7 @@ def test_a_run_killed_at_random_instants_and_resumed_ends_with_the_same_bits(
     assert_same_runs(run_folder(tmp_path), whole(store))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "place"), INSIDE)
 def test_a_run_killed_inside_the_write_of_a_checkpoint_ends_with_the_same_bits(
     tmp_path: Path, whole: Callable[[str], Path], seed: int, place: str
