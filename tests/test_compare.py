@@ -160,6 +160,7 @@ class KillOnce(Callback):
 """Kills the comparison and its run, once, at the end of a second round and before its checkpoint."""
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_to_the_same_numbers_and_repeats_nothing(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

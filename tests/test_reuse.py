@@ -98,7 +98,7 @@ def test_a_second_fit_goes_on_with_the_next_rounds_and_says_so(fit: Fit, caplog:
     fit(small_module(), rounds=4, callbacks=[whole], limit_val_batches=0)
     fit(module, rounds=2, callbacks=[halves], limit_val_batches=0)
     assert "rounds behind it" not in caplog.text
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         trainer = fit(module, rounds=2, name="second", callbacks=[halves], limit_val_batches=0)
     assert halves.rounds == whole.rounds
     assert whole.rounds[:2] != whole.rounds[2:]
