@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from hetfl.data import ClientData, Dirichlet, FeatureNoise, FederatedDataModule, Plain, TensorData, client_table
+from hetfl.data import ClientData, Dirichlet, FeatureNoise, Plain, TensorData, client_table
 from hetfl.errors import ConfigurationError
-
-SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
-
-
-def numbered(num_train: int = 200, num_test: int = 80, num_classes: int = 5, **arguments: Any) -> TensorData:
-    """A data set whose inputs are the samples' own numbers: training 0.., test 1000.. ."""
-    return TensorData(
-        train_inputs=torch.arange(num_train).float()[:, None],
-        train_targets=torch.arange(num_train) * 7 % num_classes,
-        test_inputs=1000 + torch.arange(num_test).float()[:, None],
-        test_targets=torch.arange(num_test) % num_classes,
-        **arguments,
-    )
-
-
-def ready(module: FederatedDataModule) -> FederatedDataModule:
-    module.setup("fit")
-    return module
-
-
-def numbers(module: FederatedDataModule, split: Literal["train", "test"]) -> list[list[int]]:
-    return [module.client_data(k, split).inputs[:, 0].int().tolist() for k in range(module.num_clients)]
-
-
-def flat(parts: list[list[int]]) -> list[int]:
-    return list(itertools.chain.from_iterable(parts))
+from tests.data_cases import SPLITS, flat, numbered, numbers, ready
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
