@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,17 @@ class Federation:
             process.terminate()
         for process in self.processes.values():
             process.wait(timeout=60)
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[Federation]:
+    """Give a federation; in the end close it, and see that none of its processes is left."""
+    federation = Federation(folder)
+    try:
+        yield federation
+    finally:
+        federation.close()
+        assert not left_behind(federation.port), "processes of the federation are still there"
 
 
 def descendants(pid: int) -> list[int]:

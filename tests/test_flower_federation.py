@@ -27,6 +27,7 @@ from tests.flower_federations import (
     left_behind,
     replayed,
     run_of,
+    running,
 )
 
 pytestmark = pytest.mark.slow
@@ -36,12 +37,8 @@ DEPLOYMENT = Path(__file__).parent.parent / "docs" / "deployment.md"
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Federation]:
-    made = Federation(tmp_path)
-    try:
+    with running(tmp_path) as made:
         yield made
-    finally:
-        made.close()
-        assert not left_behind(made.port), "processes of the federation are still there"
 
 
 def test_three_nodes_give_the_bits_of_one_process(federation: Federation) -> None:

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
 
-from tests.flower_federations import NODES, Federation, args, checkpoint, left_behind, replayed, run_of
+from tests.flower_federations import NODES, Federation, args, checkpoint, replayed, run_of, running
 from tests.hostile_node import LIES
 
 pytestmark = pytest.mark.slow
@@ -23,12 +23,8 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Federation]:
-    made = Federation(tmp_path)
-    try:
+    with running(tmp_path) as made:
         yield made
-    finally:
-        made.close()
-        assert not left_behind(made.port), "processes of the federation are still there"
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning", "ignore:No client can run level:UserWarning")
