@@ -11,11 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from hetfl.errors import ConfigurationError
+from hetfl.reading import parse_yaml, read_bytes
 
 DEBUG = "HETFL_DEBUG"
 """Environment variable: with any value but none and 0, errors are shown with their whole traceback."""
@@ -125,16 +125,16 @@ def _classes(part: Any, key: str = "") -> Iterator[tuple[str, str, dict[str, Any
 
 def _left_behind(key: str, class_path: str, arguments: dict[str, Any], files: Sequence[Any]) -> str:
     """Return those arguments of a class that a configuration file gave to another class of the same setting."""
-    found: dict[str, str] = {}
+    left_behind: dict[str, str] = {}
     present = class_path
     for file in files:
-        part: Any = yaml.safe_load(Path(os.fspath(file)).read_text(encoding="utf-8"))
+        part: Any = parse_yaml(read_bytes(Path(os.fspath(file))).decode())
         for name in key.split("."):
             part = part.get(name) if isinstance(part, dict) else None
         if isinstance(part, dict):
             present = part.get("class_path", present)
             for name, value in (part.get("init_args") or {}).items():
-                found.pop(name, None)
+                left_behind.pop(name, None)
                 if present != class_path and name in arguments and arguments[name] == value:
-                    found[name] = f"{name}={value} was given to {present} in {file}"
-    return "; " + "; ".join(found.values()) if found else ""
+                    left_behind[name] = f"{name}={value} was given to {present} in {file}"
+    return "; " + "; ".join(left_behind.values()) if left_behind else ""
