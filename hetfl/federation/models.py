@@ -16,6 +16,7 @@ from torch.optim import SGD, Optimizer
 from hetfl.clustering import NewModel
 from hetfl.errors import ConfigurationError
 from hetfl.federation.checksum import checksum
+from hetfl.federation.trainers import forget_cached
 from hetfl.levels.level_set import LevelSet
 from hetfl.seeding import generator
 from hetfl.submodel import only, parameters_of, state_of
@@ -174,8 +175,7 @@ class GlobalModels(nn.ModuleList):
     def forget(self) -> None:
         """Forget what was read off the nets."""
         self._tensors = None
-        for name in ("shared", "trained", "frozen"):
-            self.__dict__.pop(name, None)
+        forget_cached(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Forget the tensors when the nets move to another device or dtype: buffers are then other tensors."""
