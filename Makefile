@@ -31,7 +31,7 @@ demo-flower: $(STAMP) ## run a federation of a server and three nodes over the l
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
 
-test-all: $(STAMP) ## run the tests, also those that take minutes: federations of real processes
+test-all: $(STAMP) ## run the tests, also those that take minutes: federations of real processes, kills inside a write
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m "not slow"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
 

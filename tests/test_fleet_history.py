@@ -68,8 +68,8 @@ def test_the_same_seed_gives_the_same_history_also_with_workers_and_after_a_kill
     killed.save_checkpoint(path)
     resumed = rows(fit(lively(), rounds=6, name="resumed", ckpt=str(path)))
     pd.testing.assert_frame_equal(resumed, whole[3:].reset_index(drop=True), check_exact=True)
-    for change, said in (({"fleet": varied()}, "fleet"), ({"deadline": 8.0}, r"ledger \(Ledger\(deadline=9.0")):
-        with pytest.raises(ConfigurationError, match=f"checkpoint's {said}"):
+    for change, setting in (({"fleet": varied()}, "fleet"), ({"deadline": 8.0}, r"ledger \(Ledger\(deadline=9.0")):
+        with pytest.raises(ConfigurationError, match=f"checkpoint's {setting}"):
             fit(lively(**change), rounds=6, name="changed", ckpt=str(path))
 
 

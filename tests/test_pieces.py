@@ -177,14 +177,14 @@ class Measured(Sequential):
 def test_a_report_has_the_extras_that_pieces_declare_and_no_others(fit: Fit) -> None:
     piece = Hardness()
     module = small_module(Watched, levels=small_levels(1.0), watcher=piece, executor=Measured(), selection=Uniform(12))
-    with warnings.catch_warnings(record=True) as warned:
+    with warnings.catch_warnings(record=True) as warnings_given:
         warnings.simplefilter("always")
         fit(module, rounds=1)
-    said = "\n".join(str(each.message) for each in warned)
-    assert "Expected from 0 to 10 for a hardness but got 11" in said
+    messages = "\n".join(str(each.message) for each in warnings_given)
+    assert "Expected from 0 to 10 for a hardness but got 11" in messages
     assert piece.read == {client: float(client) for client in range(11) if client not in (7, 9)}
-    assert r"Expected extras ['hardness'] but got []" in said
-    assert r"Expected extras ['hardness'] but got ['hardness', 'shape']" in said
+    assert r"Expected extras ['hardness'] but got []" in messages
+    assert r"Expected extras ['hardness'] but got ['hardness', 'shape']" in messages
 
 
 def test_an_extra_has_one_range() -> None:

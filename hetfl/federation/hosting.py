@@ -44,7 +44,7 @@ class Hosting:
         self.statistics.begin()
 
     def loaded(self) -> None:
-        """Take it that statistics which came with a checkpoint are those of the values that were loaded just now."""
+        """Relate a checkpoint's statistics to the values that were just loaded; drop nets of older values."""
         self.statistics.begin()
         self.models.notice_edits()
         self.close()

@@ -49,7 +49,7 @@ class RoundProbe:
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
         """Return the mean loss of the present global model, at each client's level, on its own training data.
 
-        A client that does not answer counts with a loss of 0, so that no policy is keen on it.
+        A client that does not answer has a loss of 0: policies that prefer large losses rank it last.
 
         Args:
             clients: ids, each once.
@@ -62,7 +62,7 @@ class RoundProbe:
     def cluster_losses(self, clients: Sequence[int]) -> list[list[float]]:
         """Return per client the mean loss of every cluster's model, at the client's level, on its own training data.
 
-        Of a model that a client gave no answer on it is NaN.
+        A client that does not answer for a model has a loss of NaN there.
 
         Args:
             clients: ids, each once.

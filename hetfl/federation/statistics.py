@@ -60,7 +60,7 @@ class StaticStatisticsStore(Piece):
         return self._mark == self.models.mark
 
     def begin(self) -> None:
-        """Note which weights loaded statistics belong to: those that the checkpoint brought just after them."""
+        """Relate loaded statistics to the present values, which are those of the same checkpoint."""
         if self._loaded:
             self._mark, self._loaded = self.models.mark, False
 

@@ -213,11 +213,11 @@ def answer_records(answer: Answer) -> RecordDict:
     }
     records: dict[str, Any] = {"answer": ConfigRecord({**head, "reports": len(answer.reports)})}
     for position, report in enumerate(answer.reports):
-        said: dict[str, Any] = {
+        fields: dict[str, Any] = {
             name: value for name, value in vars(report).items() if name not in ("payload", "extras")
         }
-        said |= {"extras": list(report.extras), "extra_values": [float(value) for value in report.extras.values()]}
-        records[f"report.{position}"] = ConfigRecord(said)
+        fields |= {"extras": list(report.extras), "extra_values": [float(value) for value in report.extras.values()]}
+        records[f"report.{position}"] = ConfigRecord(fields)
         if report.payload:
             records[f"bytes.{position}"] = bytes_record(report.payload)
     return RecordDict(records)
