@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from timing import Row, interleaved, parser, report, rows, threads
 
-from hetfl.federation.forecast import Forecast
-from hetfl.federation.ledger import Ledger
+from hetfl.accounting import Forecast, Ledger
 from hetfl.fleet import Between, Dynamic, Fleet, LogNormal, LogUniform, RandomFleet, SameDevice, Work
 from hetfl.piece import Facts
 from hetfl.selection import Everyone, Uniform

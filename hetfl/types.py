@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 
+SHARED = -1
+"""In place of a model's number: the tensors that all models share."""
+
 
 @dataclass(frozen=True)
 class Level:

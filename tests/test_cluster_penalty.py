@@ -15,12 +15,11 @@ from hetfl import DepthFL, FederatedModule, HeteroFL, Level
 from hetfl.clustering import IFCA, Clustering
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.local import FedDyn, LocalTraining, Workers
-from hetfl.local.penalty import SHARED
 from hetfl.models import MultiExitConvNet
 from hetfl.piece import Facts
 from hetfl.selection import Uniform
 from hetfl.store import DiskStore
-from hetfl.types import Index, Report
+from hetfl.types import SHARED, Index, Report
 from hetfl.updates import DenseUpdate
 from tests.test_cluster_runs import Fit, grouped, module, rows, splitting, values
 from tests.test_penalty import SHAPES, index_of, positions

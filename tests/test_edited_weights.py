@@ -11,7 +11,7 @@ from lightning import Trainer
 from torch import nn
 
 from hetfl import HeteroFL
-from hetfl.federation.checksum import checksum
+from hetfl.checksum import checksum
 from tests.conftest import small_data, small_levels, small_module, small_net
 
 Fit = Callable[..., Trainer]

@@ -11,8 +11,8 @@ from fleet import bookkeeping
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hetfl.accounting import Forecast
 from hetfl.errors import ConfigurationError
-from hetfl.federation.forecast import Forecast
 from hetfl.fleet import (
     Between,
     ByDevice,

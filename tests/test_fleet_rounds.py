@@ -13,9 +13,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from hetfl import FederatedModule
+from hetfl.accounting import Ledger
 from hetfl.compression import ErrorFeedback, Message, TopK
 from hetfl.federation import FederatedCallback
-from hetfl.federation.ledger import Ledger
 from hetfl.fleet import CsvFleet, Device, SameDevice, Work
 from hetfl.piece import Facts
 from hetfl.seeding import generator

@@ -23,10 +23,10 @@ from hetfl.aggregators import QFedAvg
 from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.clustering import IFCA
+from hetfl.collective import Ranks
 from hetfl.compression import ErrorFeedback, GammaFedHT, RandomK, TopK
 from hetfl.compression.staleness import Decay
 from hetfl.federation.clients import OwnClients
-from hetfl.federation.collective import Ranks
 from hetfl.federation.ranks import RankClients
 from hetfl.interrupt import StopAtRoundEnd
 from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers

@@ -20,10 +20,10 @@ from hetfl.aggregators import QFedAvg
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import IID
 from hetfl.federation.callback import FederatedCallback
-from hetfl.federation.metrics import ClientAccuracy
 from hetfl.federation.probing import RoundProbe
 from hetfl.local import LocalTraining
 from hetfl.models import MultiExitConvNet
+from hetfl.objectives import ClientAccuracy
 from hetfl.selection import DivFL, PowerOfChoice
 from hetfl.types import Index, Report
 from hetfl.updates import Update

@@ -8,8 +8,8 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from hetfl.accounting import Forecast
 from hetfl.display.formats import cell, format_quantity, format_seconds
-from hetfl.federation.forecast import Forecast
 from hetfl.fleet import Fleet, LevelAssignment
 from hetfl.fleet.numbers import FOREVER
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hetfl.data import FederatedDataModule
 from hetfl.federation.gathering import Gathering
-from hetfl.federation.metrics import ClientAccuracy, LevelMetrics, weighted_mean
 from hetfl.models.static_batch_norm import static_layers
+from hetfl.objectives import ClientAccuracy, LevelMetrics, weighted_mean
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Raw inputs, targets (N,), and the client that each sample belongs to (N,), -1 for samples of no client."""

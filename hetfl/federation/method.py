@@ -9,10 +9,10 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from hetfl.aggregators import Aggregator, HolderMean
-from hetfl.federation import trainers
 from hetfl.federation.models import GlobalModels
 from hetfl.levels.level_set import LevelSet
 from hetfl.local.losses import cross_entropies
+from hetfl.runs import trainers
 from hetfl.types import ClientContext, Index, Level
 
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from hetfl.checksum import checksum
 from hetfl.clustering import NewModel
 from hetfl.errors import ConfigurationError
-from hetfl.federation.checksum import checksum
-from hetfl.federation.trainers import forget_cached
 from hetfl.levels.level_set import LevelSet
 from hetfl.seeding import generator
 from hetfl.submodel import only, parameters_of, state_of
@@ -205,3 +204,9 @@ def _jittered(value: Tensor, jitter: float, random: torch.Generator) -> Tensor:
         return value
     scale = jitter * float(value.double().norm()) / math.sqrt(value.numel())
     return value + scale * torch.randn(value.shape, generator=random, dtype=value.dtype).to(value.device)
+
+
+def forget_cached(part: object) -> None:
+    """Forget the values of an object's cached properties."""
+    for name in [name for name in vars(part) if isinstance(getattr(type(part), name, None), cached_property)]:
+        delattr(part, name)

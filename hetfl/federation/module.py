@@ -17,21 +17,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hetfl.accounting import Forecast, Ledger
 from hetfl.aggregators import Aggregator
+from hetfl.aggregators.per_model import Aggregators
 from hetfl.clustering import Clustering, OneCluster
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
-from hetfl.federation import trainers, writing
-from hetfl.federation.aggregating import Aggregators
 from hetfl.federation.callback import follower
 from hetfl.federation.clients import Clients, ClientSide, OwnClients, Parts
 from hetfl.federation.evaluation import Batch, Evaluation
-from hetfl.federation.forecast import Forecast
 from hetfl.federation.gathering import Gathering
 from hetfl.federation.hosting import Hosting
-from hetfl.federation.ledger import Ledger
 from hetfl.federation.method import Method
-from hetfl.federation.models import GlobalModels, default_server_optimizer
+from hetfl.federation.models import GlobalModels, default_server_optimizer, forget_cached
 from hetfl.federation.prediction import Prediction
 from hetfl.federation.probing import Probing
 from hetfl.federation.ranks import shared_clients
@@ -46,6 +44,7 @@ from hetfl.levels.table import save_levels
 from hetfl.local import Executor, LocalProblem, LocalTraining, Sequential
 from hetfl.local.training import check_optimizers
 from hetfl.piece import Facts, Piece, described, settings_of
+from hetfl.runs import trainers, writing
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
 from hetfl.types import ClientContext, Level, NetFactory
@@ -257,7 +256,7 @@ class FederatedModule(Method):
         """End the executor's processes, and forget what another device or data set would change."""
         self.hosting.close()
         self.run_state.forget()
-        trainers.forget_cached(self)
+        forget_cached(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know."""

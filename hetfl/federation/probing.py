@@ -10,10 +10,9 @@ from functools import partial
 import numpy as np
 
 from hetfl import wire
+from hetfl.accounting import Forecast, Ledger
 from hetfl.clustering import Clustering
 from hetfl.federation.clients import Clients, Parts
-from hetfl.federation.forecast import Forecast
-from hetfl.federation.ledger import Ledger
 from hetfl.fleet import LevelAssignment, Work
 from hetfl.fleet.numbers import IntArray
 from hetfl.local.jobs import losses

@@ -20,10 +20,10 @@ from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from hetfl.collective import Ranks
 from hetfl.compression import Message
 from hetfl.errors import ConfigurationError
 from hetfl.federation.clients import Clients, OwnClients, Reply
-from hetfl.federation.collective import Ranks
 from hetfl.local import Auto, Result
 from hetfl.local.executor import Bench, Job
 from hetfl.packing import pack, unpack

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hetfl import wire
+from hetfl.accounting import Ledger
+from hetfl.aggregators.per_model import Aggregators
 from hetfl.compression import ErrorFeedback
 from hetfl.defence.ranges import ENTRY
 from hetfl.errors import ConfigurationError, RefusedUpdate
-from hetfl.federation.aggregating import Aggregators
 from hetfl.federation.clients import Parts, Reply
-from hetfl.federation.ledger import Ledger
 from hetfl.federation.probing import RoundProbe
 from hetfl.fleet import Work
 from hetfl.local import Penalty

@@ -17,8 +17,8 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation.fingerprint import LEARNING_RATES, agree, fingerprint, of_models
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.models import MakeOptimizer
-from hetfl.federation.resuming import check_complete, check_optimizers_fit, weights_only
 from hetfl.piece import Piece
+from hetfl.runs.resuming import check_complete, check_optimizers_fit, weights_only
 
 KEY = "hetfl"
 """Where a checkpoint holds it."""

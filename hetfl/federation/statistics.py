@@ -11,11 +11,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from hetfl import wire
+from hetfl.accounting import Ledger
 from hetfl.defence.outlying import refusals
 from hetfl.defence.ranges import number_of_batches
 from hetfl.errors import ConfigurationError
 from hetfl.federation.clients import Clients
-from hetfl.federation.ledger import Ledger
 from hetfl.federation.models import GlobalModels
 from hetfl.fleet import Work
 from hetfl.local import Result

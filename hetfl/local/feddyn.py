@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.penalty import LARGEST, SHARED, Penalty
+from hetfl.local.penalty import LARGEST, Penalty
 from hetfl.piece import Facts
 from hetfl.store import ClientStore, MemoryStore
 from hetfl.submodel import add, only
-from hetfl.types import Index, Report
+from hetfl.types import SHARED, Index, Report
 from hetfl.updates import Update
 
 
@@ -58,7 +58,7 @@ class FedDyn(Penalty):
         ConfigurationError: α is so small, or so large, that float32 cannot hold what is divided or multiplied by it.
 
     Attributes:
-        server: by cluster, and for :data:`~hetfl.local.penalty.SHARED`, :math:`\frac{1}{N} \sum_{k \in c} g_k`, by
+        server: by cluster, and for :data:`~hetfl.types.SHARED`, :math:`\frac{1}{N} \sum_{k \in c} g_k`, by
             name of a tensor.
         where: shape (N,), the cluster in whose sum a client's memory is; -1: none.
     """

@@ -14,9 +14,6 @@ from hetfl.store import ClientStore
 from hetfl.types import Index
 from hetfl.updates import Update
 
-SHARED = -1
-"""In place of a cluster's number: the tensors that all clusters share."""
-
 LARGEST = 1e6
 """The largest weight of a penalty."""
 
@@ -59,7 +56,7 @@ class Penalty(Piece):
         """Return a cluster's aggregated step as the server takes it; entries without holders stay. By default as it is.
 
         Args:
-            cluster: which; :data:`SHARED` for what all clusters share.
+            cluster: which; :data:`~hetfl.types.SHARED` for what all clusters share.
             delta: the step of each of its own tensors, by name.
             holders: number or weight of holders of each entry; 0: nobody.
         """

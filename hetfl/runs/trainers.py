@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -70,12 +69,6 @@ def check_trainer(trainer: Trainer, stage: str) -> None:
             f"Expected precision in {PRECISIONS} but got {trainer.precision}: local steps have no gradient scaler, and "
             "their deltas need float32"
         )
-
-
-def forget_cached(part: object) -> None:
-    """Forget the values of an object's cached properties."""
-    for name in [name for name in vars(part) if isinstance(getattr(type(part), name, None), cached_property)]:
-        delattr(part, name)
 
 
 def of_one_exit(logits: Tensor, method: str) -> Tensor:

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hetfl.aggregators import Aggregator
-from hetfl.local.penalty import SHARED
+from hetfl.aggregators.base import Aggregator
 from hetfl.piece import Facts, Piece
-from hetfl.types import Index, Report
+from hetfl.types import SHARED, Index, Report
 from hetfl.updates import Update
 
 Tensors = dict[str, Tensor]
