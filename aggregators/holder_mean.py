@@ -12,8 +12,9 @@ from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator
 from hetfl.aggregators.sums import Sums
-from hetfl.submodel import add, fixed
-from hetfl.types import DERIVED, FixedIndex, Index, IndexEntry, Report
+from hetfl.part import DERIVED, Part, part_of
+from hetfl.submodel import add
+from hetfl.types import Index, IndexEntry, Report
 from hetfl.updates import Update
 
 
@@ -32,7 +33,7 @@ class HolderMean(Aggregator):
         self._means: dict[str, Tensor] = {}
         # Most holders share an index, or an entry of it (all clients of a level): their weights are added up per
         # distinct entry, and spread over the tensor once, at the end.
-        self._by_index: dict[int, tuple[FixedIndex, float]] = {}
+        self._by_index: dict[int, tuple[Part, float]] = {}
         self._by_entry: dict[str, dict[object, tuple[IndexEntry, float]]] = {}
 
     def weight(self, report: Report) -> float:
@@ -47,7 +48,7 @@ class HolderMean(Aggregator):
         self._by_index, self._by_entry = {}, {name: {} for name in tensors}
 
     def update(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
-        weight, kept = self.weight(report), fixed(index)
+        weight, kept = self.weight(report), part_of(index)
         assert self._sums is not None
         self._sums.add(update, kept, weight)
         _, total = self._by_index.get(id(kept), (kept, 0.0))

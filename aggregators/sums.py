@@ -9,8 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from hetfl.submodel import SHORT, Entries, add, prefix_index, take
-from hetfl.types import DERIVED, FixedIndex, Index
+from hetfl.entries import SHORT, Entries
+from hetfl.part import DERIVED, Part
+from hetfl.submodel import add, prefix_index, take
+from hetfl.types import Index
 from hetfl.updates import SparseUpdate, Update
 
 
@@ -36,7 +38,7 @@ class Sums(ABC):
         """Begin at zero."""
 
     @abstractmethod
-    def add(self, update: Update, index: FixedIndex, weight: float) -> None:
+    def add(self, update: Update, index: Part, weight: float) -> None:
         """Add a weighted update at the entries of its index."""
 
     @abstractmethod
@@ -49,14 +51,14 @@ class FlatSums(Sums):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__(tensors)
-        self._whole = FixedIndex(prefix_index(tensors, tensors, "a"))
+        self._whole = Part(prefix_index(tensors, tensors, "a"))
         self._sums_D = next(iter(tensors.values())).new_zeros(self._whole.layout.size)
         self._views = self._whole.layout.views(self._sums_D)
 
     def clear(self) -> None:  # noqa: D102
         self._sums_D.zero_()
 
-    def add(self, update: Update, index: FixedIndex, weight: float) -> None:  # noqa: D102
+    def add(self, update: Update, index: Part, weight: float) -> None:  # noqa: D102
         # What is kept holds the whole, too: no other can have its identity meanwhile.
         _, entries = index.derived(id(self._whole), lambda: (self._whole, Entries(index, self._whole)))
         if isinstance(update, SparseUpdate) and not update.exact.numel():
@@ -76,18 +78,18 @@ class TensorSums(Sums):
         super().__init__(tensors)
         self._sums = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
         self._stale = set(self._sums)  # sums that are of another round, or never were
-        self._views: dict[int, tuple[FixedIndex, dict[str, Tensor]]] = {}  # of the sums, by index
+        self._views: dict[int, tuple[Part, dict[str, Tensor]]] = {}  # of the sums, by index
         # As many as the longest sparse update has entries.
         self._zeros_D = next(iter(tensors.values()), torch.empty(0)).new_zeros(0)
 
     def clear(self) -> None:  # noqa: D102
         self._stale = set(self._sums)
 
-    def add(self, update: Update, index: FixedIndex, weight: float) -> None:  # noqa: D102
+    def add(self, update: Update, index: Part, weight: float) -> None:  # noqa: D102
         with self._spread(update) as vector_D:
             self._add(index.layout.views(vector_D), index, weight)
 
-    def _add(self, parts: Mapping[str, Tensor], index: FixedIndex, weight: float) -> None:
+    def _add(self, parts: Mapping[str, Tensor], index: Part, weight: float) -> None:
         if id(index) not in self._views:
             if len(self._views) == DERIVED:
                 self._views.clear()

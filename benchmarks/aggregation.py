@@ -14,7 +14,8 @@ from hetfl import HeteroFL
 from hetfl.aggregators import HolderMean
 from hetfl.levels.level_set import LevelSet
 from hetfl.models import PreActResNet
-from hetfl.submodel import index_layout, state_of
+from hetfl.part import index_layout
+from hetfl.submodel import state_of
 from hetfl.types import Index, Report
 from hetfl.updates import DenseUpdate
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, Self, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-
-T = TypeVar("T")
 
 SHARED = -1
 """In place of a model's number: the tensors that all models share."""
@@ -55,38 +52,6 @@ IndexEntry = tuple[slice | Tensor, ...]
 
 Index = Mapping[str, IndexEntry]
 """Per name of a parameter (then of a float buffer): the entries of the global tensor that a sub-model holds."""
-
-
-class FixedIndex(dict[str, IndexEntry]):
-    """An index that nobody changes: what was computed from it is kept with it."""
-
-    @cached_property
-    def layout(self) -> Layout:
-        """Where the index's entries lie in a flat vector."""
-        return Layout(dict(iter_entries(self)))
-
-    @cached_property
-    def _kept(self) -> OrderedDict[Hashable, Any]:
-        return OrderedDict()
-
-    def derived(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what ``make`` returned when it was last called for a key; at most :data:`DERIVED` results are kept."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        else:
-            self._kept[key] = make()
-            if len(self._kept) > DERIVED:
-                self._kept.popitem(last=False)
-        found: T = self._kept[key]
-        return found
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # Aggregators key sums by id(index). A copy could reuse the id of a freed index.
-        return self
-
-
-DERIVED = 256
-"""Results that an index keeps: for clients of as many different sets of labels, say."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hetfl.aggregators import Aggregator, HolderMean, SampleMean
-from hetfl.submodel import index_layout
+from hetfl.part import index_layout
 from hetfl.types import Index, Report
 from hetfl.updates import DenseUpdate, SparseUpdate
 

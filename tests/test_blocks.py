@@ -13,24 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hetfl import submodel
+from hetfl import entries
 from hetfl.aggregators.sums import FlatSums, TensorSums
+from hetfl.part import Part, index_layout
 from hetfl.store import MemoryStore
 from hetfl.store.blocks import LAYOUTS, WHOLE, Blocks
-from hetfl.submodel import index_layout
-from hetfl.types import FixedIndex, Index, IndexEntry, Layout, entry_shape
+from hetfl.types import Index, IndexEntry, Layout, entry_shape
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
 SHAPES = {"conv": (4, 3, 2), "scale": (), "head": (5, 4), "bias": (5,)}
 
 
 @st.composite
-def indices(draw: st.DrawFn) -> FixedIndex:
+def indices(draw: st.DrawFn) -> Part:
     """Draw some of the tensors, in any order, with leading blocks, other slices and positions."""
     index: dict[str, IndexEntry] = {}
     for name in draw(st.permutations(list(SHAPES)))[: draw(st.integers(1, len(SHAPES)))]:
         index[name] = tuple(draw(parts(size)) for size in SHAPES[name])
-    return FixedIndex(index)
+    return Part(index)
 
 
 @st.composite
@@ -63,13 +63,13 @@ def mesh(entry: IndexEntry) -> tuple[np.ndarray, ...]:
 def short(request: pytest.FixtureRequest) -> Iterator[None]:
     """Read through positions, and again as if vectors were long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(submodel, "SHORT", submodel.SHORT if request.param == "in one call" else 0)
+        patch.setattr(entries, "SHORT", entries.SHORT if request.param == "in one call" else 0)
         yield
 
 
 @settings(max_examples=150)
 @given(st.lists(st.tuples(indices(), st.sampled_from([1.0, 0.5, 0.0])), min_size=1, max_size=8), st.integers(0, 99))
-def test_what_is_written_is_read_wherever_it_lies(steps: list[tuple[FixedIndex, float]], seed: int) -> None:
+def test_what_is_written_is_read_wherever_it_lies(steps: list[tuple[Part, float]], seed: int) -> None:
     random = np.random.default_rng(seed)
     arrays = {name: np.zeros(shape) for name, shape in SHAPES.items()}
     store, like = MemoryStore(), torch.empty(0, dtype=torch.float64)
@@ -94,7 +94,7 @@ def test_what_is_written_is_read_wherever_it_lies(steps: list[tuple[FixedIndex, 
 
 
 def test_a_vector_stays_where_it_is_in_memory_but_what_was_given_is_left_alone() -> None:
-    corner, both = FixedIndex({"w": (slice(0, 2),)}), FixedIndex({"w": (slice(0, 4),)})
+    corner, both = Part({"w": (slice(0, 2),)}), Part({"w": (slice(0, 4),)})
     given = {"w": torch.ones(4)}
     store, resumed = MemoryStore(), MemoryStore()
     store.save(0, given, 0)
@@ -125,7 +125,7 @@ def test_a_vector_stays_where_it_is_in_memory_but_what_was_given_is_left_alone()
 
 
 def test_what_was_read_can_be_written_elsewhere_and_a_wrong_length_changes_nothing() -> None:
-    first, last, whole = (FixedIndex({"w": (slice(*ends),)}) for ends in ((0, 3), (1, 4), (0, 4)))
+    first, last, whole = (Part({"w": (slice(*ends),)}) for ends in ((0, 3), (1, 4), (0, 4)))
     store = MemoryStore()
     store.write(0, whole, torch.tensor([1.0, 2.0, 3.0, 4.0]), 0)
     with pytest.raises(ValueError, match=r"Expected 3 entries of client 0 but got shape \(2,\)"):
@@ -157,7 +157,7 @@ def test_a_norm_does_not_depend_on_the_order_of_the_blocks(
 
 
 def test_no_more_places_are_kept_than_there_may_be() -> None:
-    index = FixedIndex({"a": (slice(0, 1),)})
+    index = Part({"a": (slice(0, 1),)})
     for rows in (*range(1, 20), *range(1, 20)):
         block = torch.arange(float(rows))
         assert Blocks(Layout({"a": (rows,)}), block).at(index).tolist() == [0.0]
@@ -166,7 +166,7 @@ def test_no_more_places_are_kept_than_there_may_be() -> None:
 
 @settings(max_examples=150)
 @given(st.lists(st.tuples(indices(), st.booleans(), st.booleans()), min_size=1, max_size=6), st.integers(0, 99))
-def test_sums_are_those_of_a_loop(clients: list[tuple[FixedIndex, bool, bool]], seed: int) -> None:
+def test_sums_are_those_of_a_loop(clients: list[tuple[Part, bool, bool]], seed: int) -> None:
     random = np.random.default_rng(seed)
     tensors = {name: torch.full(shape, 7.0, dtype=torch.float64) for name, shape in SHAPES.items()}
     every = [FlatSums(tensors), TensorSums(tensors)]

@@ -17,8 +17,9 @@ LAYERS = (
     {"printable"},
     {"errors", "seeding", "codes", "compiled", "permutation", "checksum", "collective"},
     {"files", "reading", "types"},
-    {"packing", "updates"},
+    {"packing", "updates", "part"},
     {"submodel", "metrics_file", "piece"},
+    {"entries"},
     {"store"},
     {
         *("aggregators", "clustering", "compression", "data", "defence", "fleet", "models", "selection", "wire"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hetfl import ConfigurationError
 from hetfl.aggregators import HolderMean, QFedAvg
-from hetfl.submodel import index_layout
+from hetfl.part import index_layout
 from hetfl.types import Index, Report
 from hetfl.updates import DenseUpdate, SparseUpdate
 

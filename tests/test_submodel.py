@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hetfl.entries import gather_flat
 from hetfl.errors import ConfigurationError
-from hetfl.submodel import add, extent, gather_flat, index_layout, prefix_index, put, relative, take
+from hetfl.part import index_layout
+from hetfl.submodel import add, extent, prefix_index, put, relative, take
 from hetfl.types import IndexEntry
 
 

@@ -28,8 +28,8 @@ from hetfl.analysis import (
 )
 from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.compression import ErrorFeedback, TopK
+from hetfl.part import index_layout
 from hetfl.store import ClientStore, DiskStore, MemoryStore
-from hetfl.submodel import index_layout
 from hetfl.updates import SparseUpdate
 from tests.conftest import small_module
 from tests.test_snapshots import Recorder, SparesBiases, folder_of

@@ -15,7 +15,7 @@ from torch import Tensor
 from hetfl.aggregators import Aggregator
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedCallback, FederatedModule
-from hetfl.submodel import index_layout
+from hetfl.part import index_layout
 from hetfl.types import Index, Report
 from hetfl.updates import Update
 

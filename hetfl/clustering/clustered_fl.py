@@ -12,10 +12,10 @@ from typing import Any, ClassVar, get_args
 
 from hetfl.clustering.base import Clustering, ClusterProbe, NewModel
 from hetfl.clustering.bipartition import Linkage, bipartition, norms, similarities
+from hetfl.entries import blocks_of
 from hetfl.errors import ConfigurationError
 from hetfl.piece import Facts
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.submodel import blocks_of
 from hetfl.types import Index, Report
 from hetfl.updates import Update
 

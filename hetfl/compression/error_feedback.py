@@ -14,9 +14,9 @@ from hetfl.compression import threshold_pass
 from hetfl.compression.base import Compressor, Context
 from hetfl.compression.staleness import Keep, Staleness
 from hetfl.errors import ConfigurationError
+from hetfl.part import index_layout, only
 from hetfl.piece import Facts, Piece
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.submodel import index_layout, only
 from hetfl.types import Index, Report
 from hetfl.updates import Update
 from hetfl.wire import encode

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hetfl.compression import ErrorFeedback, Message
 from hetfl.data import FederatedDataModule
+from hetfl.entries import Entries
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation.models import GlobalModels
 from hetfl.fleet import Fleet
@@ -19,9 +20,9 @@ from hetfl.levels.table import LevelCosts, UploadSize, level_costs
 from hetfl.local import Executor, Penalty, Result
 from hetfl.local.executor import Job
 from hetfl.local.jobs import train
+from hetfl.part import index_layout, only, part_of
 from hetfl.piece import Piece
 from hetfl.seeding import generator
-from hetfl.submodel import Entries, fixed, index_layout, only
 from hetfl.types import Index, Report, Task
 from hetfl.updates import Update
 
@@ -155,7 +156,7 @@ def _restricted(vector_D: Tensor, index: Index, sent: Index) -> Tensor:
     if sent is index:
         return vector_D
     # What is kept holds the index, too: no other can have its identity meanwhile.
-    _, entries = fixed(sent).derived(id(index), lambda: (index, Entries(sent, index)))
+    _, entries = part_of(sent).derived(id(index), lambda: (index, Entries(sent, index)))
     return entries.take(vector_D)
 
 

@@ -17,8 +17,9 @@ from hetfl.checksum import checksum
 from hetfl.clustering import NewModel
 from hetfl.errors import ConfigurationError
 from hetfl.levels.level_set import LevelSet
+from hetfl.part import only
 from hetfl.seeding import generator
-from hetfl.submodel import only, parameters_of, state_of
+from hetfl.submodel import parameters_of, state_of
 from hetfl.types import Index
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]

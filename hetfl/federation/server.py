@@ -20,7 +20,7 @@ from hetfl.federation.clients import Parts, Reply
 from hetfl.federation.probing import RoundProbe
 from hetfl.fleet import Work
 from hetfl.local import Penalty
-from hetfl.submodel import index_layout
+from hetfl.part import index_layout
 from hetfl.types import Index, Report, Task
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 

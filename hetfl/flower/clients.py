@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from hetfl import wire
 from hetfl.clustering import OneCluster
 from hetfl.defence.ranges import losses_ranges, pass_ranges, residual_ranges, violation
+from hetfl.entries import gather_flat
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.federation.clients import Clients, Reply
@@ -31,7 +32,6 @@ from hetfl.local.jobs import losses, statistics
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.packing import pack
 from hetfl.printable import printable
-from hetfl.submodel import gather_flat
 from hetfl.types import Report, Task
 from hetfl.updates import DenseUpdate, Update
 

@@ -20,8 +20,8 @@ from hetfl.local.executor import Bench, remembering
 from hetfl.local.jobs import losses, statistics, train
 from hetfl.local.resident import ResidentNet
 from hetfl.packing import unpack
+from hetfl.part import index_layout
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.submodel import index_layout
 from hetfl.types import Task
 from hetfl.updates import DenseUpdate
 

@@ -15,9 +15,10 @@ from hetfl.levels.sizes import make_net, rescale
 from hetfl.local.flops import flops_per_sample
 from hetfl.local.nesting import check_nesting
 from hetfl.models.static_batch_norm import gathering
+from hetfl.part import Part
 from hetfl.seeding import derive
 from hetfl.submodel import extent, prefix_index, state_of
-from hetfl.types import FixedIndex, Index, Level, NetFactory
+from hetfl.types import Index, Level, NetFactory
 
 Predict = Callable[[nn.Module, Tensor], Tensor]
 """Logits (N, K) that a method reads off a net and inputs."""
@@ -73,7 +74,7 @@ class LevelSet(Mapping[str, Level]):
         whole = state_of(self.net)
         nets = {name: self.build(name) for name in self}
         parts = {name: state_of(net) for name, net in nets.items()}
-        self.indices = {name: FixedIndex(prefix_index(whole, part, name)) for name, part in parts.items()}
+        self.indices = {name: Part(prefix_index(whole, part, name)) for name, part in parts.items()}
         self.sizes = {name: sum(tensor.numel() for tensor in part.values()) for name, part in parts.items()}
         self.parameters = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
         for name, size in self.sizes.items():

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.local.penalty import LARGEST, Penalty
+from hetfl.part import only
 from hetfl.piece import Facts
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.submodel import add, only
+from hetfl.submodel import add
 from hetfl.types import SHARED, Index, Report
 from hetfl.updates import Update
 

@@ -17,7 +17,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.levels.budgets import Budgets
 from hetfl.models.exits import Stage
-from hetfl.submodel import only
+from hetfl.part import only
 from hetfl.types import ClientContext, Index, Level, NetFactory
 
 EPSILON = 1e-7

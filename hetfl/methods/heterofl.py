@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.models.static_batch_norm import gathering
-from hetfl.submodel import fixed
-from hetfl.types import FixedIndex, Index, Level
+from hetfl.part import Part, part_of
+from hetfl.types import Index, Level
 
 
 class HeteroFL(FederatedModule):
@@ -46,13 +46,13 @@ class HeteroFL(FederatedModule):
         index, labels = super().upload_index(client, level, round), self.data.labels(client)
         if bool(labels.all()):
             return index
-        whole = fixed(index)
+        whole = part_of(index)
         return whole.derived(labels.numpy().tobytes(), lambda: self._of_classes(whole, labels))
 
-    def _of_classes(self, index: FixedIndex, labels: Tensor) -> FixedIndex:
+    def _of_classes(self, index: Part, labels: Tensor) -> Part:
         rows = labels.nonzero().squeeze(1)
         head = {name: (rows, *entry[1:]) for name, entry in index.items() if name in self.classifier}
-        return FixedIndex({**index, **head})
+        return Part({**index, **head})
 
     @cached_property
     def classifier(self) -> frozenset[str]:

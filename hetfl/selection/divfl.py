@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hetfl.entries import blocks_of
 from hetfl.errors import ConfigurationError
 from hetfl.piece import Facts
 from hetfl.seeding import generator
@@ -16,7 +17,6 @@ from hetfl.selection.base import Probe, Selection
 from hetfl.selection.draw import uniformly
 from hetfl.selection.facility_location import lazy_greedy, stochastic_greedy
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.submodel import blocks_of
 from hetfl.types import Index, Report
 from hetfl.updates import Update
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hetfl.part import index_layout
 from hetfl.store.blocks import Blocks
-from hetfl.submodel import index_layout
 from hetfl.types import Index
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetfl.submodel import Entries, extent, fixed
-from hetfl.types import FixedIndex, Index, Layout
+from hetfl.entries import Entries
+from hetfl.part import Part, part_of
+from hetfl.submodel import extent
+from hetfl.types import Index, Layout
 
 WHOLE = 1 << 16
 """Entries of a vector whose squares are taken in one call."""
@@ -106,7 +108,7 @@ class Blocks(Mapping[str, Tensor]):
 
     def _fitted(self, index: Index) -> tuple[Layout, Entries]:
         """Return the layout of these blocks grown as far as an index reaches, and where the index lies in it."""
-        kept = fixed(index)
+        kept = part_of(index)
         known = kept.derived("blocks", dict[tuple[Any, ...], tuple[Layout, Entries]])
         shapes = tuple(self.layout.shapes.items())
         if shapes not in known:
@@ -126,7 +128,7 @@ class Blocks(Mapping[str, Tensor]):
         return grown_D
 
 
-def _fitted(index: FixedIndex, layout: Layout) -> tuple[Layout, Entries]:
+def _fitted(index: Part, layout: Layout) -> tuple[Layout, Entries]:
     shapes = dict(layout.shapes)
     for name, entry in index.items():
         shape = extent(entry)

@@ -16,7 +16,15 @@ from tests.mutants.operators import changes_of
 from tests.mutants.source import Change, Source, defaults_in
 
 SCOPE = (
-    *("aggregators/*.py", "hetfl/submodel.py", "hetfl/updates.py", "hetfl/types.py", "hetfl/codes.py"),
+    *(
+        "aggregators/*.py",
+        "hetfl/submodel.py",
+        "hetfl/entries.py",
+        "hetfl/part.py",
+        "hetfl/updates.py",
+        "hetfl/types.py",
+        "hetfl/codes.py",
+    ),
     *("hetfl/permutation.py", "hetfl/seeding.py", "hetfl/packing.py", "hetfl/metrics_file.py"),
     *("hetfl/federation/*.py", "hetfl/compression/*.py", "hetfl/clustering/*.py", "hetfl/selection/*.py"),
     *("hetfl/local/*.py", "hetfl/wire/*.py", "hetfl/data/*.py", "hetfl/fleet/*.py", "hetfl/methods/*.py"),

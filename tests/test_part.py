@@ -10,32 +10,33 @@ import torch
 
 from hetfl.aggregators import HolderMean
 from hetfl.aggregators.sums import FlatSums, Sums, TensorSums
+from hetfl.entries import gather_flat
 from hetfl.federation.clients import _restricted
-from hetfl.submodel import fixed, gather_flat, index_layout, only
-from hetfl.types import DERIVED, FixedIndex, Report
+from hetfl.part import DERIVED, Part, index_layout, only, part_of
+from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 
-WHOLE = FixedIndex({name: (slice(0, 3), slice(0, 2)) for name in "abcd"})
+WHOLE = Part({name: (slice(0, 3), slice(0, 2)) for name in "abcd"})
 
 
 def test_a_layout_is_made_once() -> None:
     assert index_layout(WHOLE) is index_layout(WHOLE)
     assert index_layout(dict(WHOLE)) == index_layout(WHOLE)
-    assert fixed(WHOLE) is WHOLE
-    assert fixed(dict(WHOLE)) == WHOLE
+    assert part_of(WHOLE) is WHOLE
+    assert part_of(dict(WHOLE)) == WHOLE
 
 
 @pytest.mark.parametrize("kind", [FlatSums, TensorSums])
 def test_copied_sums_mistake_no_index_for_one_that_is_gone(kind: type[Sums]) -> None:
     """Clusters' aggregators are copies; what was kept of clients that come no more is let go, and memory used again."""
     sums, update = kind({"w": torch.empty(4, 3)}), DenseUpdate(torch.ones(4))
-    gone = FixedIndex({"w": (slice(0, 2), slice(0, 2))})
+    gone = Part({"w": (slice(0, 2), slice(0, 2))})
     sums.add(update, gone, 1.0)
     assert copy.deepcopy(gone) is gone
     copied = copy.deepcopy(sums)
     del sums, gone
     gc.collect()
-    later = [FixedIndex({"w": (slice(2, 4), slice(1, 3))}) for _ in range(1000)]
+    later = [Part({"w": (slice(2, 4), slice(1, 3))}) for _ in range(1000)]
     for index in later:
         copied.clear()
         copied.add(update, index, 1.0)
@@ -49,7 +50,7 @@ def test_parts_by_name_keep_their_order() -> None:
 
 
 def test_as_many_results_are_kept_as_there_may_be() -> None:
-    index, calls = FixedIndex(WHOLE), list[int]()
+    index, calls = Part(WHOLE), list[int]()
 
     def ask(key: int) -> int:
         return index.derived(key, lambda: calls.append(key) or -key)  # type: ignore[func-returns-value]
@@ -67,12 +68,12 @@ def test_as_many_results_are_kept_as_there_may_be() -> None:
 def test_what_a_client_sends_is_cut_out_of_its_vector() -> None:
     """Two tensors whole, then rows of one, and the last left out; of two indices in turn."""
     rows = (torch.tensor([0, 2]), slice(0, 2))
-    upload = FixedIndex({"a": WHOLE["a"], "b": WHOLE["b"], "c": rows})
+    upload = Part({"a": WHOLE["a"], "b": WHOLE["b"], "c": rows})
     vector_D = torch.arange(24.0)
     views = index_layout(WHOLE).views(vector_D)
-    for index in (WHOLE, FixedIndex(WHOLE), dict(WHOLE), WHOLE):
+    for index in (WHOLE, Part(WHOLE), dict(WHOLE), WHOLE):
         assert torch.equal(_restricted(vector_D, index, upload), gather_flat(views, upload))
-    larger = FixedIndex({"z": (slice(0, 1),), **WHOLE})
+    larger = Part({"z": (slice(0, 1),), **WHOLE})
     assert torch.equal(
         _restricted(torch.cat([torch.tensor([-1.0]), vector_D]), larger, upload), gather_flat(views, upload)
     )
@@ -82,7 +83,7 @@ def test_sums_of_another_round_are_gone() -> None:
     """Whether the first client of a round covers a tensor, or a part of it, or nobody does."""
     mean, report = HolderMean(), Report(0, "a", 1, 0.0, 0.0)
     tensors = {name: torch.empty(3, 2) for name in WHOLE}
-    part = FixedIndex({"a": WHOLE["a"], "b": (slice(0, 2), slice(0, 1))})
+    part = Part({"a": WHOLE["a"], "b": (slice(0, 2), slice(0, 1))})
     for _ in range(2):
         mean.reset(tensors)
         for sign in (1.0, 3.0):

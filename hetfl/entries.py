@@ -1,0 +1,134 @@
+"""Where the entries of a part lie in the flat vector of a larger one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hetfl.part import index_layout
+from hetfl.submodel import extent, put, relative, take
+from hetfl.types import Index, IndexEntry, entry_shape
+
+
+class Entries:
+    """Where the entries of an index lie in the flat vector of a whole: read and write them there, one after the other.
+
+    A short vector is read through positions in one call, whatever the tensors; a long one tensor by tensor.
+
+    Args:
+        index: the entries; a part of ``whole``.
+        whole: what the vector holds.
+    """
+
+    def __init__(self, index: Index, whole: Index) -> None:
+        layout, places = index_layout(whole), _places(index, whole)
+        self.whole = [(place.start, place.stop, place.entry) for place in places] == [(0, layout.size, None)]
+        self._size, self._places = layout.size, places
+        self._scattered = len(places) > 1 and layout.size <= SHORT
+        self._positions: Tensor | None = None
+
+    def take(self, vector_D: Tensor) -> Tensor:
+        """Return the entries of a vector: a view if they are neighbours in it."""
+        return vector_D.index_select(0, self.positions(vector_D)) if self._scattered else self._parts(vector_D)
+
+    def put(self, vector_D: Tensor, values: Tensor) -> None:
+        """Write the entries of a vector."""
+        if self._scattered:
+            vector_D.index_copy_(0, self.positions(vector_D), values)
+            return
+        for place, given in zip(self._places, values.split([place.size for place in self._places]), strict=True):
+            within = place.within(vector_D)
+            if place.entry is None:
+                within.copy_(given)
+            else:
+                put(within, place.entry, given.view(entry_shape(place.entry)))
+
+    def positions(self, vector_D: Tensor) -> Tensor:
+        """Return where the entries lie in a vector, int64, on its device."""
+        if self._positions is None:
+            self._positions = self._parts(torch.arange(self._size))
+        self._positions = self._positions.to(vector_D.device)
+        return self._positions
+
+    def _parts(self, vector_D: Tensor) -> Tensor:
+        found = []
+        for place in self._places:
+            within = place.within(vector_D)
+            found.append(within if place.entry is None else take(within, place.entry).reshape(-1))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+SHORT = 1 << 15
+"""Entries of a vector whose positions are kept: at most 256 KiB of them, for each index in each whole."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Entries of a flat vector: of one tensor in it those at ``entry``; or neighbours, all of them, without an entry.
+
+    Attributes:
+        start: where the tensor, or the first neighbour, begins.
+        stop: where it, or the last neighbour, ends.
+        size: number of the entries.
+        shape: of the tensor.
+        entry: in its coordinates.
+    """
+
+    start: int
+    stop: int
+    size: int
+    shape: tuple[int, ...] = ()
+    entry: IndexEntry | None = None
+
+    def within(self, vector_D: Tensor) -> Tensor:
+        """Return the view that contains the entries: neighbours as they lie, or the tensor in its shape."""
+        view = vector_D[self.start : self.stop]
+        return view if self.entry is None else view.view(self.shape)
+
+
+def _places(index: Index, whole: Index) -> list[_Place]:
+    layout, places = index_layout(whole), list[_Place]()
+    tensors = dict(zip(layout.shapes, zip(layout.offsets, layout.sizes, strict=True), strict=True))
+    for (name, entry), size in zip(index.items(), index_layout(index).sizes, strict=True):
+        offset, length = tensors[name]
+        inner = None if entry is whole[name] else relative(entry, whole[name])
+        if inner is not None and any(
+            not isinstance(part, slice) or (part.start, part.stop) != (0, has)
+            for part, has in zip(inner, layout.shapes[name], strict=True)
+        ):
+            places.append(_Place(offset, offset + length, size, layout.shapes[name], inner))
+        elif places and places[-1].entry is None and places[-1].stop == offset:
+            start = places.pop().start
+            places.append(_Place(start, offset + length, offset + length - start))
+        else:
+            places.append(_Place(offset, offset + length, length))
+    return places
+
+
+def gather_flat(tensors: Mapping[str, Tensor], index: Index) -> Tensor:
+    """Return the entries of an index as one flat vector, shape (D,)."""
+    return torch.cat([take(tensors[name], entry).reshape(-1) for name, entry in index.items()])
+
+
+def blocks_of(vector_D: Tensor, index: Index) -> dict[str, Tensor]:
+    """Return a vector's entries as blocks in global coordinates on the CPU, NaN where the index covers nothing.
+
+    Args:
+        vector_D: in the coordinates of the first tensors of the index; those behind its end are left out.
+        index: where the entries lie.
+    """
+    blocks: dict[str, Tensor] = {}
+    parts = index_layout(index)
+    position = 0
+    for (name, entry), size in zip(index.items(), parts.sizes, strict=True):
+        if position == vector_D.numel():  # float buffers are behind, in the exact block
+            break
+        values = vector_D[position : position + size].view(parts.shapes[name]).cpu()
+        blocks[name] = values.new_full(extent(entry), math.nan)
+        put(blocks[name], entry, values)
+        position += size
+    return blocks

@@ -1,0 +1,139 @@
+"""What a client holds of a global model in one round."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hetfl.types import Index, IndexEntry, Layout, iter_entries
+
+T = TypeVar("T")
+
+DERIVED = 256
+"""Results that a part keeps: for clients of as many different sets of labels, say."""
+
+
+class Part(dict[str, IndexEntry]):
+    """What a client holds of a global model: an index and, if it is sparse, a mask.
+
+    The index says per name of a tensor, and per dimension, which positions the client's tensor has: it is the shape of
+    the client's net. The mask says which entries of these tensors, one after the other, the client holds; the others
+    are zero and stay so. A vector of a part has one value for each entry that is held, in the order of the index.
+    Nobody changes a part, and what was computed from it is kept with it.
+
+    Args:
+        index: entries by name: parameters, then float buffers, then frozen parameters.
+        mask_D: bool, shape (D,), for the D entries of the index; None: the client holds all of them.
+
+    Raises:
+        ValueError: the mask is not a bool for each entry of the index.
+    """
+
+    def __init__(self, index: Index, mask_D: Tensor | None = None) -> None:
+        super().__init__(index)
+        if mask_D is not None and (mask_D.dtype != torch.bool or mask_D.shape != (self.layout.size,)):
+            raise ValueError(
+                f"Expected a mask of {self.layout.size} bools but got {mask_D.dtype} of shape {tuple(mask_D.shape)}"
+            )
+        self.mask_D = None if mask_D is None or bool(mask_D.all()) else mask_D
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the tensors of the index lie in a flat vector that has all of their entries, held or not."""
+        return Layout(dict(iter_entries(self)))
+
+    @cached_property
+    def size(self) -> int:
+        """Number of entries that are held: the length of a vector of the part."""
+        return self.layout.size if self.mask_D is None else int(self.mask_D.count_nonzero())
+
+    @cached_property
+    def held(self) -> Layout:
+        """How a vector of the part is divided by tensors; where there is a mask, tensors have no shape but a length."""
+        if self.mask_D is None:
+            return self.layout
+        counts = [int(each.count_nonzero()) for each in self.mask_D.split(self.layout.sizes)]
+        return Layout({name: (count,) for name, count in zip(self, counts, strict=True)})
+
+    @cached_property
+    def dense(self) -> Part:
+        """The part without its mask: itself if it has none."""
+        return self if self.mask_D is None else Part(self)
+
+    @cached_property
+    def key(self) -> bytes:
+        """A digest of the content: parts of one key are the same part."""
+        content = hashlib.blake2b(digest_size=16)
+        for name, entry in self.items():
+            content.update(f"{name}\0{len(entry)}\0".encode())
+            for each in entry:
+                if isinstance(each, slice):
+                    content.update(f"{each.start}:{each.stop}\0".encode())
+                else:
+                    content.update(f"{each.numel()},".encode() + each.to("cpu", torch.int64).numpy().tobytes())
+        if self.mask_D is not None:
+            content.update(np.packbits(self.mask_D.cpu().numpy()).tobytes())
+        return content.digest()
+
+    @cached_property
+    def _kept(self) -> OrderedDict[Hashable, Any]:
+        return OrderedDict()
+
+    def derived(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what ``make`` returned when it was last called for a key; at most :data:`DERIVED` results are kept."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        else:
+            self._kept[key] = make()
+            if len(self._kept) > DERIVED:
+                self._kept.popitem(last=False)
+        found: T = self._kept[key]
+        return found
+
+    def packed(self, values_D: Tensor) -> Tensor:
+        """Return the held ones of the values, shape (D,), of all entries of the index."""
+        return values_D if self.mask_D is None else values_D[self.mask_D.to(values_D.device)]
+
+    def spread(self, vector: Tensor) -> Tensor:
+        """Return a value for every entry of the index, shape (D,), of a vector of the part: 0 where nothing is held."""
+        if self.mask_D is None:
+            return vector
+        return vector.new_zeros(self.layout.size).masked_scatter_(self.mask_D.to(vector.device), vector)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Aggregators key sums by id(part). A copy could reuse the id of a freed part.
+        return self
+
+    def __reduce__(self) -> tuple[type[Part], tuple[dict[str, IndexEntry], Tensor | None]]:
+        return Part, (dict(self), self.mask_D)
+
+
+def part_of(index: Index) -> Part:
+    """Return an index as a part: itself if it is one."""
+    return index if isinstance(index, Part) else Part(index)
+
+
+def index_layout(index: Index) -> Layout:
+    """Return the layout of the flat vector that holds the entries of an index, name after name."""
+    return index.layout if isinstance(index, Part) else Layout(dict(iter_entries(index)))
+
+
+def only(index: Index, names: frozenset[str]) -> Part:
+    """Return what of a part belongs to some tensors."""
+    part = part_of(index)
+    return part.derived(names, lambda: _only(part, names))
+
+
+def _only(part: Part, names: frozenset[str]) -> Part:
+    mask_D = part.mask_D
+    if mask_D is not None:
+        pieces = zip(part, mask_D.split(part.layout.sizes), strict=True)
+        mask_D = torch.cat([piece for name, piece in pieces if name in names] or [mask_D[:0]])
+    return Part({name: entry for name, entry in part.items() if name in names}, mask_D)
