@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from hetfl.layout import Index
 from hetfl.piece import Piece
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import Update
 
 

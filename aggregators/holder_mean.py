@@ -12,9 +12,10 @@ from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator
 from hetfl.aggregators.sums import Sums
+from hetfl.layout import Index, IndexEntry
 from hetfl.part import DERIVED, Part, part_of
 from hetfl.submodel import add
-from hetfl.types import Index, IndexEntry, Report
+from hetfl.types import Report
 from hetfl.updates import Update
 
 

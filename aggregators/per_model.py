@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator
+from hetfl.layout import Index
 from hetfl.piece import Facts, Piece
-from hetfl.types import SHARED, Index, Report
+from hetfl.types import SHARED, Report
 from hetfl.updates import Update
 
 Tensors = dict[str, Tensor]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hetfl.aggregators.holder_mean import HolderMean
 from hetfl.errors import ConfigurationError, RefusedUpdate
-from hetfl.types import Index, Report
+from hetfl.layout import Index
+from hetfl.types import Report
 from hetfl.updates import DenseUpdate, Update
 
 EPSILON = 1e-10

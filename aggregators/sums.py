@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hetfl.entries import SHORT, Entries
+from hetfl.layout import Index
 from hetfl.part import DERIVED, Part
 from hetfl.submodel import add, prefix_index, take
-from hetfl.types import Index
 from hetfl.updates import SparseUpdate, Update
 
 

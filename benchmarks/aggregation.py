@@ -12,11 +12,12 @@ from torch import Tensor
 
 from hetfl import HeteroFL
 from hetfl.aggregators import HolderMean
+from hetfl.layout import Index
 from hetfl.levels.level_set import LevelSet
 from hetfl.models import PreActResNet
 from hetfl.part import index_layout
 from hetfl.submodel import state_of
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 
 

@@ -14,7 +14,8 @@ from hetfl import wire
 from hetfl.aggregators import HolderMean
 from hetfl.compression import Context, ErrorFeedback, HardThreshold, TopK
 from hetfl.compression.top_k import count_of
-from hetfl.types import Index, Report
+from hetfl.layout import Index
+from hetfl.types import Report
 from hetfl.updates import SparseUpdate, Update
 from hetfl.wire.header import checksum_holds
 

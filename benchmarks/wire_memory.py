@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from hetfl.codes import Codes, bucket_sizes
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import DenseUpdate, LowRankUpdate, SeededUpdate, SparseUpdate, Update
 from hetfl.wire import Expected, decode, dense_size, encode
 

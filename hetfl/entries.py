@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hetfl.layout import Index, IndexEntry, entry_shape
 from hetfl.part import index_layout
 from hetfl.submodel import extent, put, relative, take
-from hetfl.types import Index, IndexEntry, entry_shape
 
 
 class Entries:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetfl.types import Index, IndexEntry, Layout, iter_entries
+from hetfl.layout import Index, IndexEntry, Layout, iter_entries
 
 T = TypeVar("T")
 

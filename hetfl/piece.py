@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from hetfl.types import Index, Range, Report
+from hetfl.layout import Index
+from hetfl.types import Range, Report
 from hetfl.updates import Update
 
 

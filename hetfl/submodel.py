@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
-from hetfl.types import IndexEntry, entry_shape
+from hetfl.layout import IndexEntry, entry_shape
 
 
 def parameters_of(net: nn.Module) -> dict[str, Tensor]:

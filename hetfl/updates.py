@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hetfl.codes import Codes
+from hetfl.layout import Layout
 from hetfl.permutation import chosen
-from hetfl.types import Layout
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from hetfl.data import ClientData, Plain
+from hetfl.layout import Index
 from hetfl.levels.level_set import LevelSet
 from hetfl.local import Executor, LocalProblem, LocalTraining, Sequential, Stacked
 from hetfl.local.executor import Bench, Job
 from hetfl.local.jobs import train
 from hetfl.submodel import state_of
-from hetfl.types import ClientContext, Index, Level, Task
+from hetfl.types import ClientContext, Level, Task
 from tests.conftest import small_levels, small_net
 
 

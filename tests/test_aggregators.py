@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hetfl.aggregators import Aggregator, HolderMean, SampleMean
+from hetfl.layout import Index
 from hetfl.part import index_layout
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import DenseUpdate, SparseUpdate
 
 Case = list[tuple[Index, Tensor, Report]]

@@ -33,11 +33,11 @@ from hetfl.analysis import (
 )
 from hetfl.compression import ErrorFeedback, GammaFedHT
 from hetfl.data import LabelShards
+from hetfl.layout import Index
 from hetfl.local import LocalTraining
 from hetfl.models import MultiExitConvNet
 from hetfl.piece import Facts
 from hetfl.selection import Selection, Uniform
-from hetfl.types import Index
 from tests.conftest import small_data, small_levels, small_module
 from tests.test_snapshots import Recorder, SparesBiases, folder_of, mask
 

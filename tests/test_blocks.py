@@ -15,10 +15,10 @@ from torch import Tensor
 
 from hetfl import entries
 from hetfl.aggregators.sums import FlatSums, TensorSums
+from hetfl.layout import Index, IndexEntry, Layout, entry_shape
 from hetfl.part import Part, index_layout
 from hetfl.store import MemoryStore
 from hetfl.store.blocks import LAYOUTS, WHOLE, Blocks
-from hetfl.types import Index, IndexEntry, Layout, entry_shape
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
 SHAPES = {"conv": (4, 3, 2), "scale": (), "head": (5, 4), "bias": (5,)}

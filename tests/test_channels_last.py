@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from hetfl.layout import Layout
 from hetfl.local import LocalTraining, Sequential, Stacked
 from hetfl.local.channels_last import ChannelsLast, ChannelsLastLayout, channels_last, without_layout
 from hetfl.models import ConvNet
 from hetfl.submodel import state_of
-from hetfl.types import Layout
 from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
 
 

@@ -14,12 +14,13 @@ from torch.optim import SGD
 from hetfl import DepthFL, FederatedModule, HeteroFL, Level
 from hetfl.clustering import IFCA, Clustering
 from hetfl.compression import ErrorFeedback, TopK
+from hetfl.layout import Index
 from hetfl.local import FedDyn, LocalTraining, Workers
 from hetfl.models import MultiExitConvNet
 from hetfl.piece import Facts
 from hetfl.selection import Uniform
 from hetfl.store import DiskStore
-from hetfl.types import SHARED, Index, Report
+from hetfl.types import SHARED, Report
 from hetfl.updates import DenseUpdate
 from tests.test_cluster_runs import Fit, grouped, module, rows, splitting, values
 from tests.test_penalty import SHAPES, index_of, positions

@@ -18,8 +18,9 @@ from torch import Tensor
 from hetfl.clustering import IFCA, ClusteredFL, Clustering, NewModel, OneCluster
 from hetfl.clustering.bipartition import Linkage, bipartition, norms, similarities
 from hetfl.errors import ConfigurationError
+from hetfl.layout import Index
 from hetfl.piece import Facts
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 
 

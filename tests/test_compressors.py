@@ -32,7 +32,7 @@ from hetfl.compression import (
     TopK,
 )
 from hetfl.errors import ConfigurationError
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import SparseUpdate, Update
 from hetfl.wire import Expected, decode
 

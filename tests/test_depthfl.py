@@ -20,10 +20,11 @@ from hetfl import ConfigurationError, DepthFL, Level
 from hetfl.compression import ErrorFeedback, GammaFedHT
 from hetfl.display.summary import level_table
 from hetfl.federation.callback import FederatedCallback
+from hetfl.layout import Index
 from hetfl.local import FedDyn, LocalTraining, Workers
 from hetfl.methods.depthfl import distillation_loss, heads_loss, ramp
 from hetfl.models import MultiExitConvNet
-from hetfl.types import ClientContext, Index, Report
+from hetfl.types import ClientContext, Report
 from hetfl.updates import Update
 from tests.conftest import small_data, small_module
 

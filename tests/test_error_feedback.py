@@ -25,8 +25,8 @@ from hetfl.compression import (
     Message,
     TopK,
 )
+from hetfl.layout import Index
 from hetfl.store import DiskStore, MemoryStore
-from hetfl.types import Index
 from hetfl.updates import Update
 from hetfl.wire import Expected, decode
 

@@ -17,10 +17,11 @@ from hetfl.accounting import Ledger
 from hetfl.compression import ErrorFeedback, Message, TopK
 from hetfl.federation import FederatedCallback
 from hetfl.fleet import CsvFleet, Device, SameDevice, Work
+from hetfl.layout import Index
 from hetfl.piece import Facts
 from hetfl.seeding import generator
 from hetfl.selection import Uniform
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import Update
 from hetfl.wire import dense_size
 from tests.conftest import small_data, small_levels, small_module

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from hetfl.codes import Codes, bucket_sizes
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import DenseUpdate, LowRankUpdate, SeededUpdate, SparseUpdate, Update
 from hetfl.wire import Expected, MalformedPayload, Reason, as_sent, decode, dense_size, encode, rice
 from tests.wire_by_hand import HEADER, as_gaps, as_runs, mended, message

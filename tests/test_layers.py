@@ -16,8 +16,10 @@ PACKAGE = Path(__file__).parent.parent / "hetfl"
 LAYERS = (
     {"printable"},
     {"errors", "seeding", "codes", "compiled", "permutation", "checksum", "collective"},
-    {"files", "reading", "types"},
-    {"packing", "updates", "part"},
+    {"files", "reading", "layout"},
+    {"part"},
+    {"types"},
+    {"packing", "updates"},
     {"submodel", "metrics_file", "piece"},
     {"entries"},
     {"store"},

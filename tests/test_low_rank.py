@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hetfl.compression import Context, LowRank
 from hetfl.errors import ConfigurationError
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import LowRankUpdate, matrix_shape
 
 LAYOUT = Layout({"conv": (8, 3, 3, 3), "bias": (8,), "linear": (10, 12), "scale": (), "none": (0,)})

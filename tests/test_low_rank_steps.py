@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hetfl.compression import LowRank
-from hetfl.types import Layout
+from hetfl.layout import Layout
 
 LAYOUT = Layout({"w": (6, 5)})
 

@@ -16,10 +16,11 @@ from torch.optim import SGD
 
 from hetfl import ConfigurationError
 from hetfl.compression import ErrorFeedback, TopK
+from hetfl.layout import Index
 from hetfl.local import FedDyn, LocalTraining, Penalty, Proximal, Workers
 from hetfl.piece import Facts
 from hetfl.store import DiskStore
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 from tests.conftest import small_module
 

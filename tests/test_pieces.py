@@ -18,11 +18,12 @@ from hetfl import FedAvg, FederatedModule
 from hetfl.aggregators import HolderMean
 from hetfl.errors import ConfigurationError
 from hetfl.federation.round import declared_extras
+from hetfl.layout import Index
 from hetfl.local import Sequential
 from hetfl.local.executor import Job, Result
 from hetfl.piece import Facts, Piece
 from hetfl.selection import Uniform
-from hetfl.types import Index, Range, Report, Task
+from hetfl.types import Range, Report, Task
 from hetfl.updates import Update
 from tests.conftest import small_levels, small_module
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from hetfl import ConfigurationError
 from hetfl.aggregators import HolderMean, QFedAvg
+from hetfl.layout import Index
 from hetfl.part import index_layout
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import DenseUpdate, SparseUpdate
 
 Case = list[tuple[Index, Tensor, Report]]

@@ -20,11 +20,12 @@ from hetfl.data import IID
 from hetfl.federation import FederatedCallback
 from hetfl.federation.server import server_step
 from hetfl.fleet import Device, Fixed
+from hetfl.layout import Index
 from hetfl.local import Executor, LocalTraining, Sequential, Workers
 from hetfl.models import ConvNet, scaled
 from hetfl.selection import Uniform
 from hetfl.store import DiskStore
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import Update
 from tests.conftest import small_data, small_levels, small_module, small_net
 

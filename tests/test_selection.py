@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetfl import ConfigurationError
+from hetfl.layout import Index
 from hetfl.piece import Facts
 from hetfl.selection import (
     DeadlineAware,
@@ -24,7 +25,7 @@ from hetfl.selection import (
     SizeWeighted,
     Uniform,
 )
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 
 SIZES = (30, 5, 80, 12, 7, 50, 21, 9, 64, 33)

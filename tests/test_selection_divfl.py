@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hetfl.aggregators import HolderMean, SelectionMean
+from hetfl.layout import Index, IndexEntry
 from hetfl.part import index_layout
 from hetfl.piece import Facts
 from hetfl.selection import DivFL, divfl
 from hetfl.selection.divfl import distance
 from hetfl.selection.facility_location import lazy_greedy, objective, stochastic_greedy
 from hetfl.store import DiskStore
-from hetfl.types import Index, IndexEntry, Report
+from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 from tests.test_selection import Table
 

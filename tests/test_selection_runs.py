@@ -21,11 +21,12 @@ from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import IID
 from hetfl.federation.callback import FederatedCallback
 from hetfl.federation.probing import RoundProbe
+from hetfl.layout import Index
 from hetfl.local import LocalTraining
 from hetfl.models import MultiExitConvNet
 from hetfl.objectives import ClientAccuracy
 from hetfl.selection import DivFL, PowerOfChoice
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import Update
 from tests.conftest import small_data, small_module
 from tests.test_selection import ALL

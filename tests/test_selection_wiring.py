@@ -14,10 +14,11 @@ from hetfl import ConfigurationError, FedAvg, HeteroFL
 from hetfl.aggregators import HolderMean, SampleMean, SelectionMean
 from hetfl.data import IID
 from hetfl.federation.callback import FederatedCallback
+from hetfl.layout import Index
 from hetfl.part import index_layout
 from hetfl.selection import DivFL, PowerOfChoice, Selection, SizeWeighted
 from hetfl.store import DiskStore
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import Update
 from tests.conftest import small_data, small_levels, small_module
 

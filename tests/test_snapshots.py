@@ -26,11 +26,12 @@ from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli import main
 from hetfl.compression import ErrorFeedback, GammaFedHT, TopK
 from hetfl.federation import FederatedCallback
+from hetfl.layout import Index, Layout
 from hetfl.local import Workers
 from hetfl.piece import Facts
 from hetfl.run_folder import RunFolder
 from hetfl.selection import Everyone
-from hetfl.types import ClientContext, Index, Layout, Report
+from hetfl.types import ClientContext, Report
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 from tests.conftest import small_data, small_module, small_net
 from tests.demo_cases import DEMO

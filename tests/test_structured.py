@@ -21,7 +21,7 @@ from hetfl.compression import (
     TopK,
 )
 from hetfl.errors import ConfigurationError
-from hetfl.types import Index, Layout
+from hetfl.layout import Index, Layout
 from hetfl.wire import Expected, decode
 
 LAYOUT = Layout({"conv": (8, 3, 3, 3), "bias": (8,), "linear": (10, 12), "scale": (), "none": (0,)})

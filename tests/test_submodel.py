@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from hetfl.entries import gather_flat
 from hetfl.errors import ConfigurationError
+from hetfl.layout import IndexEntry
 from hetfl.part import index_layout
 from hetfl.submodel import add, extent, prefix_index, put, relative, take
-from hetfl.types import IndexEntry
 
 
 @st.composite

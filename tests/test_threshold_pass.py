@@ -28,7 +28,7 @@ from hetfl.compression.hard_threshold import hard_threshold
 from hetfl.compression.threshold_pass import Parts, split_fused
 from hetfl.compression.top_k import estimated_threshold, split_largest, top_k
 from hetfl.errors import RefusedUpdate
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.wire import Expected, decode
 
 

@@ -15,7 +15,7 @@ from hetfl.compression import ErrorFeedback, GammaFedHT, HardThreshold
 from hetfl.compression.hard_threshold import weighted_median
 from hetfl.compression.threshold_pass import SHORTEST
 from hetfl.errors import ConfigurationError
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import SparseUpdate, Update
 from hetfl.wire import Expected, decode, encode
 

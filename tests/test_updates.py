@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import DenseUpdate, LowRankUpdate, SeededUpdate, SparseUpdate, Update, matrix_shape
 from tests import wire_by_hand as by_hand
 from tests.wire_cases import cases

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import DenseUpdate, LowRankUpdate, SeededUpdate, SparseUpdate, Update
 from hetfl.wire import Expected, MalformedPayload, Reason, as_sent, decode, dense_size, encode
 from tests.wire_by_hand import HEADER, mended, message

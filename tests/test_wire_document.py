@@ -12,8 +12,8 @@ import pytest
 import torch
 from index_bits import DENSITIES, LENGTHS, ratio
 
+from hetfl.layout import Layout
 from hetfl.permutation import permuted
-from hetfl.types import Layout
 from hetfl.updates import LowRankUpdate, SeededUpdate, SparseUpdate
 from hetfl.wire import Expected, Reason, decode, encode, rice
 from hetfl.wire.header import HEADER_SIZE, Header, Kind

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from hetfl.codes import Codes, bucket_sizes
 from hetfl.errors import RefusedUpdate
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import DenseUpdate, LowRankUpdate, SeededUpdate, SparseUpdate, Update
 from hetfl.wire import Expected, MalformedPayload, Reason, decode, encode
 from tests import wire_by_hand as by_hand

@@ -15,8 +15,9 @@ from torch import Tensor
 from hetfl.aggregators import Aggregator
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedCallback, FederatedModule
+from hetfl.layout import Index
 from hetfl.part import index_layout
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import Update
 
 

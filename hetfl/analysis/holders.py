@@ -8,8 +8,8 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
+from hetfl.layout import Index
 from hetfl.submodel import add, parameters_of
-from hetfl.types import Index
 
 
 def mean_holders(layers: pd.DataFrame) -> pd.DataFrame:

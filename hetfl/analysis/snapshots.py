@@ -15,12 +15,13 @@ from hetfl.analysis.snapshot_files import encode, forget, path_of
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedCallback, FederatedModule
 from hetfl.files import write_whole
+from hetfl.layout import Index
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.part import index_layout
 from hetfl.printable import printable
 from hetfl.run_folder import RunFolder
 from hetfl.submodel import parameters_of
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import Update
 
 

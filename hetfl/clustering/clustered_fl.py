@@ -14,9 +14,10 @@ from hetfl.clustering.base import Clustering, ClusterProbe, NewModel
 from hetfl.clustering.bipartition import Linkage, bipartition, norms, similarities
 from hetfl.entries import blocks_of
 from hetfl.errors import ConfigurationError
+from hetfl.layout import Index
 from hetfl.piece import Facts
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import Update
 
 TREE = ("round", "parent", "child", "stay", "leave", "similarity")

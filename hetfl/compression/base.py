@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hetfl.compression import threshold_pass
 from hetfl.errors import ConfigurationError, RefusedUpdate
+from hetfl.layout import Layout
 from hetfl.piece import described, settings_of
-from hetfl.types import Layout
 from hetfl.updates import SparseUpdate, Update
 from hetfl.wire import as_sent
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from hetfl.compression.base import Compressor, Context
 from hetfl.compression.quantiser import Quantiser
 from hetfl.errors import ConfigurationError
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import Update
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hetfl.compression.base import Compressor, Context, require_threshold_or_density
 from hetfl.compression.buckets import reduced
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import SparseUpdate
 
 

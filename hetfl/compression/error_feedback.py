@@ -14,10 +14,11 @@ from hetfl.compression import threshold_pass
 from hetfl.compression.base import Compressor, Context
 from hetfl.compression.staleness import Keep, Staleness
 from hetfl.errors import ConfigurationError
+from hetfl.layout import Index
 from hetfl.part import index_layout, only
 from hetfl.piece import Facts, Piece
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import Update
 from hetfl.wire import encode
 

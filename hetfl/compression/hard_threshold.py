@@ -13,7 +13,7 @@ from hetfl.compression.base import Compressor, Context, positions_of, require_th
 from hetfl.compression.scope import Scope, per_tensor
 from hetfl.compression.threshold_pass import Parts, split_fused
 from hetfl.compression.top_k import top_k
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import SparseUpdate, Update
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hetfl.compression.base import Compressor, Context
 from hetfl.errors import ConfigurationError
+from hetfl.layout import Layout
 from hetfl.seeding import generator as named_generator
-from hetfl.types import Layout
 from hetfl.updates import LowRankUpdate, Update, matrix_shape
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from hetfl.codes import MOST_BITS, Codes, bucket_sizes
 from hetfl.compression.base import Compressor, Context
 from hetfl.errors import ConfigurationError
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import DenseUpdate, Update
 
 

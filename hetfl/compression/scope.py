@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import SparseUpdate
 
 Scope = Literal["global", "layer"]

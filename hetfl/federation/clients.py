@@ -16,6 +16,7 @@ from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation.models import GlobalModels
 from hetfl.fleet import Fleet
 from hetfl.fleet.numbers import IntArray
+from hetfl.layout import Index
 from hetfl.levels.table import LevelCosts, UploadSize, level_costs
 from hetfl.local import Executor, Penalty, Result
 from hetfl.local.executor import Job
@@ -23,7 +24,7 @@ from hetfl.local.jobs import train
 from hetfl.part import index_layout, only, part_of
 from hetfl.piece import Piece
 from hetfl.seeding import generator
-from hetfl.types import Index, Report, Task
+from hetfl.types import Report, Task
 from hetfl.updates import Update
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from hetfl.aggregators import Aggregator, HolderMean
 from hetfl.federation.models import GlobalModels
+from hetfl.layout import Index
 from hetfl.levels.level_set import LevelSet
 from hetfl.local.losses import cross_entropies
 from hetfl.runs import trainers
-from hetfl.types import ClientContext, Index, Level
+from hetfl.types import ClientContext, Level
 
 
 class Method(LightningModule):

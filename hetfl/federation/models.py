@@ -16,11 +16,11 @@ from torch.optim import SGD, Optimizer
 from hetfl.checksum import checksum
 from hetfl.clustering import NewModel
 from hetfl.errors import ConfigurationError
+from hetfl.layout import Index
 from hetfl.levels.level_set import LevelSet
 from hetfl.part import only
 from hetfl.seeding import generator
 from hetfl.submodel import parameters_of, state_of
-from hetfl.types import Index
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 

@@ -19,9 +19,10 @@ from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation.clients import Parts, Reply
 from hetfl.federation.probing import RoundProbe
 from hetfl.fleet import Work
+from hetfl.layout import Index
 from hetfl.local import Penalty
 from hetfl.part import index_layout
-from hetfl.types import Index, Report, Task
+from hetfl.types import Report, Task
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
+from hetfl.layout import Index
 from hetfl.levels.budgets import Allowance, Axis, Budgets
 from hetfl.levels.sizes import make_net, rescale
 from hetfl.local.flops import flops_per_sample
@@ -18,7 +19,7 @@ from hetfl.models.static_batch_norm import gathering
 from hetfl.part import Part
 from hetfl.seeding import derive
 from hetfl.submodel import extent, prefix_index, state_of
-from hetfl.types import Index, Level, NetFactory
+from hetfl.types import Level, NetFactory
 
 Predict = Callable[[nn.Module, Tensor], Tensor]
 """Logits (N, K) that a method reads off a net and inputs."""

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from hetfl.errors import ConfigurationError
+from hetfl.layout import Layout
 from hetfl.local.folding import FoldedNet
 from hetfl.submodel import parameters_of, state_of
-from hetfl.types import Layout
 
 
 class BatchedNet(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hetfl.types import Layout
+from hetfl.layout import Layout
 
 
 def channels_last(x_NCHW: Tensor) -> Tensor:

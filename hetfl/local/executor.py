@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.data import ClientData, Transform
+from hetfl.layout import Index
 from hetfl.local.channels_last import ChannelsLast
 from hetfl.local.resident import ResidentNet
 from hetfl.local.training import LocalTraining
 from hetfl.piece import Piece
-from hetfl.types import ClientContext, Index, Report, Task
+from hetfl.types import ClientContext, Report, Task
 
 
 class ClientSource(Protocol):

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.layout import Index
 from hetfl.local.penalty import LARGEST, Penalty
 from hetfl.part import only
 from hetfl.piece import Facts
 from hetfl.store import ClientStore, MemoryStore
 from hetfl.submodel import add
-from hetfl.types import SHARED, Index, Report
+from hetfl.types import SHARED, Report
 from hetfl.updates import Update
 
 

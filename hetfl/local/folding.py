@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hetfl.layout import Layout
 from hetfl.local.channels_last import ChannelsLastLayout, channels_last
 from hetfl.local.rewriting import rewrite
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
-from hetfl.types import Layout
 
 
 class Folded(nn.Module):

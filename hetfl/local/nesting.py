@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hetfl.errors import ConfigurationError
+from hetfl.layout import Index
 from hetfl.models.static_batch_norm import gathering
 from hetfl.submodel import put, state_of, take
-from hetfl.types import Index
 
 CROSS_CHANNEL_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 

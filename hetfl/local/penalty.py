@@ -9,9 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.layout import Index
 from hetfl.piece import Piece
 from hetfl.store import ClientStore
-from hetfl.types import Index
 from hetfl.updates import Update
 
 LARGEST = 1e6

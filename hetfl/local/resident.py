@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
+from hetfl.layout import Index, Layout
 from hetfl.local.penalty import Penalty
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
 from hetfl.submodel import parameters_of, state_of, take
-from hetfl.types import Index, Layout
 
 ELEMENTWISE = (ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop)
 """Optimizers whose step treats every entry alone: they may see all parameters as one vector."""

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hetfl.layout import Layout
 from hetfl.local.batched import BatchedNet, batched
 from hetfl.local.executor import Bench, LocalProblem, Result
 from hetfl.local.jobs import report_of, training_batches
 from hetfl.local.sgd import RowSGD
 from hetfl.submodel import parameters_of
-from hetfl.types import ClientContext, CohortContext, Layout, Task
+from hetfl.types import ClientContext, CohortContext, Task
 
 SAMPLES = 4
 """Samples on which a net for several clients is compared with the net of one."""

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
+from hetfl.layout import Index
 from hetfl.levels.budgets import Budgets
 from hetfl.models.exits import Stage
 from hetfl.part import only
-from hetfl.types import ClientContext, Index, Level, NetFactory
+from hetfl.types import ClientContext, Level, NetFactory
 
 EPSILON = 1e-7
 """Added to the teachers' probabilities, which are not normalised again (the authors' code)."""

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
+from hetfl.layout import Index
 from hetfl.models.static_batch_norm import gathering
 from hetfl.part import Part, part_of
-from hetfl.types import Index, Level
+from hetfl.types import Level
 
 
 class HeteroFL(FederatedModule):

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from hetfl.entries import blocks_of
 from hetfl.errors import ConfigurationError
+from hetfl.layout import Index
 from hetfl.piece import Facts
 from hetfl.seeding import generator
 from hetfl.selection.base import Probe, Selection
 from hetfl.selection.draw import uniformly
 from hetfl.selection.facility_location import lazy_greedy, stochastic_greedy
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import Update
 
 

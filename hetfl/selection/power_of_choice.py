@@ -6,11 +6,12 @@ import math
 from typing import Any, ClassVar, Literal, get_args
 
 from hetfl.errors import ConfigurationError
+from hetfl.layout import Index
 from hetfl.piece import Facts
 from hetfl.seeding import generator
 from hetfl.selection.base import Probe, Selection
 from hetfl.selection.draw import highest, proportionally
-from hetfl.types import Index, Report
+from hetfl.types import Report
 from hetfl.updates import Update
 
 Variant = Literal["pow", "cpow", "rpow"]

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from hetfl.layout import Index
 from hetfl.part import index_layout
 from hetfl.store.blocks import Blocks
-from hetfl.types import Index
 
 
 class ClientStore(ABC):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hetfl.entries import Entries
+from hetfl.layout import Index, Layout
 from hetfl.part import Part, part_of
 from hetfl.submodel import extent
-from hetfl.types import Index, Layout
 
 WHOLE = 1 << 16
 """Entries of a vector whose squares are taken in one call."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 from hetfl.wire.code_block import block_size, decode_codes
 from hetfl.wire.header import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hetfl.types import Layout
+from hetfl.layout import Layout
 from hetfl.updates import DenseUpdate, LowRankUpdate, SeededUpdate, SparseUpdate, Update, matrix_shape
 from hetfl.wire.header import HEADER_SIZE, Header, Kind
 from hetfl.wire.indices import decode_indices
