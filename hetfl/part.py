@@ -107,6 +107,27 @@ class Part(dict[str, IndexEntry]):
             return vector
         return vector.new_zeros(self.layout.size).masked_scatter_(self.mask_D.to(vector.device), vector)
 
+    def rows(self, names: frozenset[str], rows_R: Tensor) -> Part:
+        """Return the part with some rows of some tensors only.
+
+        Args:
+            names: tensors whose first dimension the part has whole.
+            rows_R: which of their rows stay, bool, shape (R,).
+        """
+        positions = rows_R.nonzero().squeeze(1)
+        index = {name: (positions, *entry[1:]) if name in names else entry for name, entry in self.items()}
+        if self.mask_D is None:
+            return Part(index)
+        masks = self.layout.views(self.mask_D)
+        kept = [mask[positions] if name in names else mask for name, mask in masks.items()]
+        return Part(index, torch.cat([mask.flatten() for mask in kept]))
+
+    def __eq__(self, other: object) -> bool:
+        return self.key == other.key if isinstance(other, Part) else NotImplemented
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(self.key)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Aggregators key sums by id(part). A copy could reuse the id of a freed part.
         return self

@@ -12,23 +12,30 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from hetfl.part import Part
+
+NOTHING = Part({})
+"""The part of a task whose client holds the leading block of its level."""
+
 SHARED = -1
 """In place of a model's number: the tensors that all models share."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """What a client can afford: a width ratio and/or a depth.
+    """What a client can afford: a width ratio, a depth, a density, or several of them.
 
     Args:
         name: the level's letter; in YAML the key of the mapping, filled in from there.
         width: hidden channels relative to the global model, in (0, 1].
         depth: number of stages; None leaves the net's own.
+        density: share of the weights' entries that a client holds, in (0, 1]; below 1 for part rules that make masks.
     """
 
     name: str = ""
     width: float = 1.0
     depth: int | None = None
+    density: float = 1.0
 
 
 class NetFactory(Protocol):
@@ -90,6 +97,8 @@ class Task:
         round: the round.
         version: mark of the global models; another one tells that their values have changed.
         lr: the clients' learning rate γ of the round.
+        part: what the client holds of the global model; empty: the leading block of every tensor of its level.
+        sent: what it sends of that, parameters and then float buffers.
         epochs: passes over the client's data; None: as local training has it.
         memory_D: what a penalty keeps of the client, shape (D,); None if it is all zero or not needed.
         model: number of the global model that it works with.
@@ -101,6 +110,8 @@ class Task:
     round: int
     version: int
     lr: float = 0.0
+    part: Part = NOTHING
+    sent: Part = NOTHING
     epochs: int | None = None
     memory_D: Tensor | None = None
     model: int = 0

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from hetfl.data import ClientData, Plain
-from hetfl.layout import Index
 from hetfl.levels.level_set import LevelSet
 from hetfl.local import Executor, LocalProblem, LocalTraining, Sequential, Stacked
 from hetfl.local.executor import Bench, Job
@@ -60,9 +59,6 @@ class Problem:
     def build(self, level: str) -> nn.Module:
         return self.levels.build(level).to(self.dtype)
 
-    def index(self, level: str, round: int) -> Index:
-        return self.levels.indices[level]
-
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         return F.cross_entropy(outputs, targets)
 
@@ -70,8 +66,8 @@ class Problem:
         return nullcontext()
 
     def local_problem(self) -> LocalProblem:
-        levels = list(self.levels)
-        return LocalProblem(self.seed, self.local, levels, self.build, self.index, self.loss, self.precision_context)
+        blocks = self.levels.indices
+        return LocalProblem(self.seed, self.local, blocks, self.build, self.loss, self.precision_context)
 
 
 def bench_of(problem: Problem, sizes: tuple[int, ...] = (23, 31, 12)) -> Bench:

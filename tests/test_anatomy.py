@@ -92,13 +92,12 @@ def test_holders_of_any_indices_are_those_counted_one_by_one(rounds: list[list[t
     selection.setup(Facts([9] * 4))
 
     def tasks(round: int, lr: float) -> list[SimpleNamespace]:
-        return [SimpleNamespace(client=k, level=n) for n, (k, _) in enumerate(rounds[round])]
+        return [SimpleNamespace(client=k, sent=index) for k, index in rounds[round]]
 
     stand_in = SimpleNamespace(
         net=nn.Linear(5, 5),
         selection=selection,
         round=SimpleNamespace(tasks=tasks),
-        upload_index=lambda client, level, round: rounds[round][level][1],
     )
     found = holders(cast(FederatedModule, stand_in), len(rounds))
     for name, shape in (("weight", (5, 5)), ("bias", (5,))):

@@ -56,7 +56,8 @@ def test_the_levels_say_what_is_sent_down(fit: Fit) -> None:
         down = rows(fit(tested, grouped(), rounds=1, name=name, limit_val_batches=0))["comm/down_bytes"][0]
         has = tested.assignment.levels(0)
         table = {
-            row.level: row.down_bytes for row in tested.parts.level_costs(tested.data, tested.forecast.down_bytes())
+            row.level: row.down_bytes
+            for row in tested.task_parts.level_costs(tested.data, tested.forecast.down_bytes())
         }
         assert sum(table[level] for level in has) == down
         found[name] = table["a"]

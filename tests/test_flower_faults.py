@@ -233,7 +233,7 @@ def test_a_model_of_another_size_is_refused_by_the_node(tmp_path: Path) -> None:
 
 def test_requests_come_back_as_they_were() -> None:
     task = Task(7, "b", 3, 0, 0.1 + 0.2, epochs=2, model=1)
-    order = Order(task, b"bytes", "0" * 32, ["0" * 32, "1" * 32])
+    order = Order(task, b"bytes", b"part", "0" * 32, ["0" * 32, "1" * 32])
     request = Request("losses", "n", "f" * 32, 64, b"state", {"a": "b"}, [order, Order(task, b"others", keep=[])])
     assert read_request(over_the_wire(request_records(request))) == request
     hello = Request("hello", "n", "", settings={"seed": "0"}, orders=[])

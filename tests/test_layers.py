@@ -29,6 +29,7 @@ LAYERS = (
     },
     {"local"},
     {"levels", "accounting", "objectives", "runs"},
+    {"parts"},
     {"federation"},
     {"methods"},
     {"analysis", "display", "export", "flower", "interrupt", "report", "cli"},

@@ -66,13 +66,13 @@ def test_as_many_results_are_kept_as_there_may_be() -> None:
 
 
 def test_what_a_client_sends_is_cut_out_of_its_vector() -> None:
-    """Two tensors whole, then rows of one, and the last left out; of two indices in turn."""
+    """Two tensors whole, then rows of one, and the last left out; of two parts in turn."""
     rows = (torch.tensor([0, 2]), slice(0, 2))
     upload = Part({"a": WHOLE["a"], "b": WHOLE["b"], "c": rows})
     vector_D = torch.arange(24.0)
     views = index_layout(WHOLE).views(vector_D)
-    for index in (WHOLE, Part(WHOLE), dict(WHOLE), WHOLE):
-        assert torch.equal(_restricted(vector_D, index, upload), gather_flat(views, upload))
+    for part in (WHOLE, Part(WHOLE), WHOLE):
+        assert torch.equal(_restricted(vector_D, part, upload), gather_flat(views, upload))
     larger = Part({"z": (slice(0, 1),), **WHOLE})
     assert torch.equal(
         _restricted(torch.cat([torch.tensor([-1.0]), vector_D]), larger, upload), gather_flat(views, upload)

@@ -144,7 +144,7 @@ def test_frozen_parameters_reach_clients_but_are_never_trained_nor_sent(fit: Fit
     assert torch.equal(module.net.get_parameter("second.weight"), frozen)
     assert not torch.equal(module.net.get_parameter("second.bias"), free)
     assert torch.equal(module.submodel("b").get_parameter("second.weight"), frozen[:8, :8])
-    assert "second.weight" not in module.upload_index(0, "a", 0)
+    assert "second.weight" not in module.sent(module.levels.indices["a"], "a", 0, 0)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])

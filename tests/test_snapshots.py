@@ -28,6 +28,7 @@ from hetfl.compression import ErrorFeedback, GammaFedHT, TopK
 from hetfl.federation import FederatedCallback
 from hetfl.layout import Index, Layout
 from hetfl.local import Workers
+from hetfl.part import Part
 from hetfl.piece import Facts
 from hetfl.run_folder import RunFolder
 from hetfl.selection import Everyone
@@ -123,11 +124,11 @@ def test_callbacks_get_accepted_updates_in_the_order_of_the_cohort(fit: Fit, mon
 class SparesBiases(HeteroFL):
     """Clients of even number send no bias of the classifier, the others no entry of the first block's."""
 
-    def upload_index(self, client: int, level: str, round: int) -> Index:
-        index = super().upload_index(client, level, round)
+    def sent(self, part: Part, level: str, round: int, client: int) -> Part:
+        sent = super().sent(part, level, round, client)
         if client % 2:
-            return {**index, "blocks.0.conv.bias": (torch.tensor([], dtype=torch.int64),)}
-        return {name: entry for name, entry in index.items() if name != "classifier.bias"}
+            return Part({**sent, "blocks.0.conv.bias": (torch.tensor([], dtype=torch.int64),)})
+        return Part({name: entry for name, entry in sent.items() if name != "classifier.bias"})
 
 
 def mask(shape: tuple[int, ...], entry: tuple[slice | Tensor, ...]) -> np.ndarray:
@@ -152,7 +153,8 @@ def test_holders_and_entries_are_those_counted_with_masks(fit: Fit, norm: str) -
         expected = {(level, name): [0, 0, 0] for level in module.levels for name in shapes}
         for client in module.selection.select(round, Everyone(len(module.selection.sizes))):
             level = module.assignment.levels(round)[client]
-            for name, entry in module.upload_index(client, level, round).items():
+            part = module.sent(module.parts.part(level, round, client), level, round, client)
+            for name, entry in part.items():
                 covered = int(mask(shapes[name], entry).sum()) if name in shapes else 0
                 if covered:
                     expected[level, name][0] += 1

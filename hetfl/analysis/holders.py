@@ -77,5 +77,5 @@ def _held_by_client(module: FederatedModule, rounds: int) -> dict[int, list[Inde
     held: dict[int, list[Index]] = {}
     for round in range(rounds):
         for task in module.round.tasks(round, lr=0.0):
-            held.setdefault(task.client, []).append(module.upload_index(task.client, task.level, round))
+            held.setdefault(task.client, []).append(task.sent)
     return held

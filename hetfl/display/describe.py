@@ -48,8 +48,8 @@ def cost_table(module: FederatedModule) -> Table:
     Of width and depth only what the levels differ in has a column. A compressor with a density has one for the bytes
     that are then expected up.
     """
-    rows = module.parts.level_costs(module.data, module.forecast.down_bytes())
-    uploads = module.parts.upload_sizes(module.data)
+    rows = module.task_parts.level_costs(module.data, module.forecast.down_bytes())
+    uploads = module.task_parts.upload_sizes(module.data)
     depths = any(row.depth is not None for row in rows)
     widths = not depths or any(row.width != 1.0 for row in rows)
     density = getattr(module.uplink.compressor, "density", None)

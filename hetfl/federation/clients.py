@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from hetfl.compression import ErrorFeedback, Message
-from hetfl.data import FederatedDataModule
 from hetfl.entries import Entries
 from hetfl.errors import ConfigurationError, RefusedUpdate
-from hetfl.federation.models import GlobalModels
+from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import Fleet
 from hetfl.fleet.numbers import IntArray
-from hetfl.layout import Index
-from hetfl.levels.table import LevelCosts, UploadSize, level_costs
 from hetfl.local import Executor, Penalty, Result
 from hetfl.local.executor import Job
 from hetfl.local.jobs import train
-from hetfl.part import index_layout, only, part_of
+from hetfl.part import Part, only
 from hetfl.piece import Piece
 from hetfl.seeding import generator
 from hetfl.types import Report, Task
@@ -49,59 +46,6 @@ class Reply:
     prepared: Message | None = None
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Where the vectors of a task lie in the global model.
-
-    Attributes:
-        index: returns what a level's sub-model holds in a round.
-        upload_index: returns what a client of a level sends in a round, and counts as a holder of.
-        models: the global models.
-    """
-
-    index: Callable[[str, int], Index]
-    upload_index: Callable[[int, str, int], Index]
-    models: GlobalModels
-
-    def trained(self, task: Task) -> Index:
-        """Return what a task's client holds of the global model."""
-        return self.index(task.level, task.round)
-
-    def sent(self, task: Task) -> Index:
-        """Return what it sends: a part of that, parameters and then float buffers."""
-        return self.upload_index(task.client, task.level, task.round)
-
-    def held(self, task: Task) -> Index:
-        """Return where the vector lies that it compresses: what it sends without buffers, which travel exactly."""
-        return only(self.sent(task), self.models.trained)
-
-    def sizes_apart(self, round: int) -> dict[str, int]:
-        """Return by level the number of entries of its sub-model that the global models do not share."""
-        return {level: index_layout(self._apart(level, round)).size for level in self.models.levels}
-
-    def upload_sizes(self, data: FederatedDataModule) -> dict[str, UploadSize]:
-        """Return by level what a client sends.
-
-        That may depend on the client's labels: the one with most classes stands for all.
-        """
-        client = max(range(data.num_clients), key=lambda client: int(data.labels(client).sum()))
-        tasks = [Task(client, level, 0, 0) for level in self.models.levels]
-        sizes = [(index_layout(self.held(task)).size, index_layout(self.sent(task)).size) for task in tasks]
-        return {task.level: UploadSize(held, sent - held) for task, (held, sent) in zip(tasks, sizes, strict=True)}
-
-    def level_costs(self, data: FederatedDataModule, down_bytes: Mapping[str, int]) -> list[LevelCosts]:
-        """Return what each level is and costs: the rows of ``levels.csv``.
-
-        Args:
-            data: the data, set up.
-            down_bytes: by level, the bytes to a client in a round.
-        """
-        return level_costs(self.models.levels, self.upload_sizes(data), down_bytes)
-
-    def _apart(self, level: str, round: int) -> Index:
-        return {name: entry for name, entry in self.index(level, round).items() if name not in self.models.shared}
-
-
 class ClientSide:
     """What a client does beside its training: its residual, compression, encoding, and what penalties remember.
 
@@ -113,19 +57,19 @@ class ClientSide:
         fleet: the clients' devices.
     """
 
-    def __init__(self, seed: int, parts: Parts, uplink: ErrorFeedback, penalty: Penalty, fleet: Fleet) -> None:
+    def __init__(self, seed: int, parts: TaskParts, uplink: ErrorFeedback, penalty: Penalty, fleet: Fleet) -> None:
         self.seed, self.parts, self.uplink, self.penalty, self.fleet = seed, parts, uplink, penalty, fleet
 
     def memory(self, task: Task) -> Tensor | None:
         """Return what the penalty keeps of a client, in the coordinates of its trained parameters; None: nothing."""
         models = self.parts.models
-        return self.penalty.memory(task.client, only(self.parts.trained(task), models.trained), models.like)
+        return self.penalty.memory(task.client, only(task.part.dense, models.trained), models.like)
 
     def send(self, result: Result) -> Reply:
         """Return what a client sends of its delta: with its residual, compressed and encoded. Its state stays."""
-        task, sent, held = result.task, self.parts.sent(result.task), self.parts.held(result.task)
-        size = index_layout(held).size
-        vector_D = _restricted(result.vector, self.parts.trained(task), sent)
+        task, sent, held = result.task, result.task.sent, self.parts.held(result.task)
+        size = held.size
+        vector_D = _restricted(result.vector, task.part.dense, sent)
         try:
             message = self.uplink.prepare(
                 task.client,
@@ -152,12 +96,12 @@ class ClientSide:
         self.penalty.remember(message.client, message.round, message.index, update)
 
 
-def _restricted(vector_D: Tensor, index: Index, sent: Index) -> Tensor:
+def _restricted(vector_D: Tensor, part: Part, sent: Part) -> Tensor:
     """Return the entries of a sub-model's vector that a client sends."""
-    if sent is index:
+    if sent is part:
         return vector_D
-    # What is kept holds the index, too: no other can have its identity meanwhile.
-    _, entries = part_of(sent).derived(id(index), lambda: (index, Entries(sent, index)))
+    # What is kept holds the part, too: no other can have its identity meanwhile.
+    _, entries = sent.derived(id(part), lambda: (part, Entries(sent, part)))
     return entries.take(vector_D)
 
 

@@ -82,8 +82,9 @@ class Gathering:
                 "its statistics"
             )
             able = order[positions[order] == largest]
-        mark, asked = self.models.mark, np.sort(able[: self.hosting.statistics.most]).tolist()
-        return [Task(client, level, round, mark, model=model) for client in asked]
+        parts, mark = self.probing.parts, self.models.mark
+        asked = np.sort(able[: self.hosting.statistics.most]).tolist()
+        return [parts.of_level(Task(client, level, round, mark, model=model)) for client in asked]
 
     def _which(self, order: IntArray, model: int) -> str:
         if self.clustering.several(len(self.models)):

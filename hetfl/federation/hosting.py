@@ -9,11 +9,12 @@ from torch.optim import Optimizer
 
 from hetfl.clustering import NewModel
 from hetfl.data import FederatedDataModule
-from hetfl.federation.clients import Parts
 from hetfl.federation.statistics import StaticStatisticsStore
+from hetfl.federation.task_parts import TaskParts
 from hetfl.local import Executor, LocalProblem
 from hetfl.local.executor import Bench
 from hetfl.local.resident import ResidentNet
+from hetfl.parts import NOBODY
 from hetfl.types import Task
 
 
@@ -28,7 +29,7 @@ class Hosting:
     """
 
     def __init__(
-        self, problem: LocalProblem, parts: Parts, executor: Executor, statistics: StaticStatisticsStore
+        self, problem: LocalProblem, parts: TaskParts, executor: Executor, statistics: StaticStatisticsStore
     ) -> None:
         self.problem, self.parts, self.models = problem, parts, parts.models
         self.executor, self.statistics = executor, statistics
@@ -66,10 +67,10 @@ class Hosting:
         """
         if self.bench is None:
             self.models.notice_edits()
-        task = Task(-1, level, self.models.last_round, self.models.mark, model=model)
+        task = self.parts.of_level(Task(NOBODY, level, self.models.last_round, self.models.mark, model=model))
         if self.bench is None:
             resident = ResidentNet(self.models.build(level), self.problem.local.optimizer)
-            resident.anchor(self.models.tensors[model], self.parts.trained(task), (model, task.round, task.version))
+            resident.anchor(self.models.tensors[model], task.part, (model, task.version))
         else:
             resident = self.bench.resident(task)
         resident.start()

@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 from lightning import LightningModule
 from torch import Tensor, nn
 
 from hetfl.aggregators import Aggregator, HolderMean
 from hetfl.federation.models import GlobalModels
-from hetfl.layout import Index
 from hetfl.levels.level_set import LevelSet
 from hetfl.local.losses import cross_entropies
+from hetfl.part import Part
+from hetfl.parts import PartRule
 from hetfl.runs import trainers
 from hetfl.types import ClientContext, Level
 
+SUCCESSORS = {
+    "index": "a part rule (hetfl.parts.PartRule) as the argument parts",
+    "upload_index": "a method sent(part, level, round, client)",
+}
+"""What takes the place of methods that subclasses of the first edition defined."""
+
 
 class Method(LightningModule):
-    """A method of federated learning: what a sub-model is, what is sent, the local loss, the prediction.
+    """A method of federated learning: what a client sends, the local loss, the prediction.
 
     :class:`hetfl.FederatedModule` runs it; a method derives from that.
 
     Attributes:
         levels: what clients can afford.
         models: the global models.
+        parts: says what a client holds of them.
     """
 
     default_levels: ClassVar[Mapping[str, Level]] = {"a": Level("a")}
     default_aggregator: ClassVar[type[Aggregator]] = HolderMean
     levels: LevelSet
     models: GlobalModels
+    parts: PartRule
 
-    def index(self, level: str, round: int) -> Index:
-        """Return what a level's sub-model holds: by default the leading block of every tensor."""
-        return self.levels.indices[level]
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, successor in SUCCESSORS.items():
+            if name in vars(cls):
+                raise TypeError(f"Expected {successor} in place of {name} but got the latter in {cls.__name__}")
 
-    def upload_index(self, client: int, level: str, round: int) -> Index:
-        """Return what a client sends, and counts as a holder of: by default its index without frozen parameters."""
-        return self.models.unfrozen(self.index(level, round))
+    def sent(self, part: Part, level: str, round: int, client: int) -> Part:
+        """Return what a client sends of its part, and counts as a holder of: by default all but frozen parameters."""
+        return self.models.unfrozen(self.parts.sent(part, level, round, client))
 
     def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return logits (..., K) as a client with only some ``labels`` (..., K) uses them; by default as they are."""
@@ -55,3 +67,10 @@ class Method(LightningModule):
     def predict_heads(self, net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the same, and the logits of single heads by name, from one pass: by default there are none."""
         return self.predict(net, inputs), {}
+
+    def _loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        return self.loss(outputs, targets, ctx)  # looked up late: it may be replaced
+
+    def _precision_context(self) -> AbstractContextManager[object]:
+        """Return the trainer's precision (autocast, default dtype) as a context."""
+        return self.trainer.precision_plugin.forward_context()

@@ -16,9 +16,8 @@ from torch.optim import SGD, Optimizer
 from hetfl.checksum import checksum
 from hetfl.clustering import NewModel
 from hetfl.errors import ConfigurationError
-from hetfl.layout import Index
 from hetfl.levels.level_set import LevelSet
-from hetfl.part import only
+from hetfl.part import Part, only
 from hetfl.seeding import generator
 from hetfl.submodel import parameters_of, state_of
 
@@ -80,9 +79,9 @@ class GlobalModels(nn.ModuleList):
         """Names of parameters that nobody trains."""
         return frozenset(name for name, parameter in self[0].named_parameters() if not parameter.requires_grad)
 
-    def unfrozen(self, index: Index) -> Index:
-        """Return an index without frozen parameters."""
-        return only(index, frozenset(index) - self.frozen) if self.frozen else index
+    def unfrozen(self, part: Part) -> Part:
+        """Return a part without frozen parameters."""
+        return only(part, frozenset(part) - self.frozen) if self.frozen else part
 
     @property
     def like(self) -> Tensor:

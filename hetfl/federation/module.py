@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -24,7 +23,7 @@ from hetfl.clustering import Clustering, OneCluster
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
 from hetfl.federation.callback import follower
-from hetfl.federation.clients import Clients, ClientSide, OwnClients, Parts
+from hetfl.federation.clients import Clients, ClientSide, OwnClients
 from hetfl.federation.evaluation import Batch, Evaluation
 from hetfl.federation.gathering import Gathering
 from hetfl.federation.hosting import Hosting
@@ -37,17 +36,19 @@ from hetfl.federation.round import Round
 from hetfl.federation.server import Server
 from hetfl.federation.state import KEY, RunState
 from hetfl.federation.statistics import StaticStatisticsStore
+from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
 from hetfl.levels.budgets import Axis, Budgets
 from hetfl.levels.level_set import LevelSet
 from hetfl.levels.table import save_levels
 from hetfl.local import Executor, LocalProblem, LocalTraining, Sequential
 from hetfl.local.training import check_optimizers
+from hetfl.parts import PartRule, Prefix
 from hetfl.piece import Facts, Piece, described, settings_of
 from hetfl.runs import trainers, writing
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
-from hetfl.types import ClientContext, Level, NetFactory
+from hetfl.types import Level, NetFactory
 
 
 class FederatedModule(Method):
@@ -71,6 +72,7 @@ class FederatedModule(Method):
         fleet: the clients' devices: how fast, when within reach, when they fail; default: all alike, always there.
         deadline: simulated seconds from the beginning of training after which updates are dropped; None: all count.
         statistics_clients: how many clients gather static batch-norm statistics of each level; None: all that can.
+        parts: which part of the global model a client holds in a round; default: the leading channels and stages.
         check_nesting: refuse nets whose sub-models are not their leading channels.
         seed: of every random choice; on the command line it follows ``seed_everything``.
 
@@ -94,6 +96,7 @@ class FederatedModule(Method):
         fleet: Fleet | None = None,
         deadline: float | None = None,
         statistics_clients: int | None = None,
+        parts: PartRule | None = None,
         check_nesting: bool = True,
         seed: int = 0,
     ) -> None:
@@ -103,6 +106,8 @@ class FederatedModule(Method):
         self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed, own_axis)
         self.clustering = clustering or OneCluster()
         self.models = GlobalModels(self.levels, self.clustering.initial_models, self.clustering.shared)
+        self.parts = parts or Prefix()
+        self.parts.meet(self.levels, seed)
         self.fleet, self.assignment = fleet or SameDevice(), assignment or Dynamic()
         self.selection = selection or Uniform()
         self.local, self.uplink = local or LocalTraining(), uplink or ErrorFeedback(Identity())
@@ -115,13 +120,13 @@ class FederatedModule(Method):
 
     def _compose(self) -> None:
         """Make what works together in a round out of what the constructor was given."""
-        self.parts = Parts(self.index, self.upload_index, self.models)
-        side = ClientSide(self.seed, self.parts, self.uplink, self.penalty, self.fleet)
+        self.task_parts = TaskParts(self.parts, self.sent, self.models)
+        side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet)
         self.clients: Clients = OwnClients(self.executor, side)
-        self.server = Server(self.parts, self.uplink, self.aggregator, self.penalty, self.ledger)
-        names, build, context = list(self.levels), self.models.build, self._precision_context
-        problem = LocalProblem(self.seed, self.local, names, build, self.index, self._loss, context)
-        self.hosting = Hosting(problem, self.parts, self.executor, self.statistics)
+        self.server = Server(self.task_parts, self.uplink, self.aggregator, self.penalty, self.ledger)
+        build, context = self.models.build, self._precision_context
+        problem = LocalProblem(self.seed, self.local, self.levels.indices, build, self._loss, context)
+        self.hosting = Hosting(problem, self.task_parts, self.executor, self.statistics)
         self.prediction = Prediction(self.hosting)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)
         self.models.register_load_state_dict_post_hook(self._loaded)  # type: ignore[no-untyped-call]
@@ -164,7 +169,8 @@ class FederatedModule(Method):
         if self._met is not data:
             check_optimizers(self.server_optimizer, parameters.values(), self.local)
             samples = data.transform.eval(data.client_data(0).inputs[:4])
-            self.levels.inspect(samples, data.num_classes, self.check_nesting, self.predict)
+            rule = self.parts.of_level if self.check_nesting else None
+            self.levels.inspect(samples, data.num_classes, rule, self.predict)
             self._met = data
         self._assemble()
         if stage == "fit":
@@ -175,10 +181,11 @@ class FederatedModule(Method):
     def _assemble(self) -> None:
         """Make what a round and an evaluation consist of, for the present data and number of models."""
         tried = len(self.models) if self.clustering.asks else int(self.aggregator.first.asks_losses)
-        sizes, epochs, apart = self.data.sizes, self.local.epochs, self.parts.sizes_apart(0)
-        self.forecast = Forecast(self.fleet, sizes, epochs, self.levels.sizes, self.levels.flops, tried, apart)
+        sizes, apart = self.task_parts.sizes(0), self.task_parts.sizes_apart(0)
+        epochs, flops = self.local.epochs, self.levels.flops
+        self.forecast = Forecast(self.fleet, self.data.sizes, epochs, sizes, flops, tried, apart)
         self.assignment.meet(self.forecast.table())
-        probing = Probing(self.parts, self.assignment, self.clustering, self.clients, self.ledger, self.forecast)
+        probing = Probing(self.task_parts, self.assignment, self.clustering, self.clients, self.ledger, self.forecast)
         pieces, hosting = list(self.pieces.values()), self.hosting
         self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, hosting)
         gathering = Gathering(probing, hosting, self.fleet, self.seed)
@@ -199,7 +206,7 @@ class FederatedModule(Method):
             piece.begin()
         for folder in writing.run_folders(self.loggers):
             writing.go_on(folder, self.models.version, self.levels)
-            save_levels(folder, self.parts.level_costs(self.data, self.forecast.down_bytes()))
+            save_levels(folder, self.task_parts.level_costs(self.data, self.forecast.down_bytes()))
 
     def training_step(self, batch: object, batch_idx: int) -> None:
         """Run one round."""
@@ -288,10 +295,3 @@ class FederatedModule(Method):
         """Return the method with its own settings in short text; others have entries of their own in a fingerprint."""
         others = [*inspect.signature(FederatedModule).parameters, *self.pieces]
         return described(type(self).__name__, settings_of(self, less=others))
-
-    def _loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
-        return self.loss(outputs, targets, ctx)  # looked up late: it may be replaced
-
-    def _precision_context(self) -> AbstractContextManager[object]:
-        """Return the trainer's precision (autocast, default dtype) as a context."""
-        return self.trainer.precision_plugin.forward_context()

@@ -12,7 +12,8 @@ import numpy as np
 from hetfl import wire
 from hetfl.accounting import Forecast, Ledger
 from hetfl.clustering import Clustering
-from hetfl.federation.clients import Clients, Parts
+from hetfl.federation.clients import Clients
+from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import LevelAssignment, Work
 from hetfl.fleet.numbers import IntArray
 from hetfl.local.jobs import losses
@@ -36,14 +37,15 @@ class RoundProbe:
     def __init__(self, probing: Probing, clients: Sequence[int], round: int) -> None:
         self.probing, self.clients, self.round = probing, clients, round
         self.models = probing.parts.models
-        self._mark, self._apart = self.models.mark, probing.parts.sizes_apart(round)
+        self._mark, parts = self.models.mark, probing.parts
+        self._sizes, self._apart = parts.sizes(round), parts.sizes_apart(round)
         self.answers: dict[tuple[int, int, int | None], float] = {}  # by client, model and samples
         self.informed: set[tuple[int, int]] = set()  # clients, and which model they have
 
     def task(self, client: int) -> Task:
         """Return what a client is asked about: its level's part of its cluster's model."""
         level, model = self.probing.assignment.level(client, self.round), self.probing.clustering.cluster_of(client)
-        return Task(client, level, self.round, self._mark, model=model)
+        return self.probing.parts.drawn(Task(client, level, self.round, self._mark, model=model))
 
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
         """Return the mean loss of the present global model, at each client's level, on its own training data.
@@ -90,7 +92,7 @@ class RoundProbe:
 
     def _bytes(self, client: int, level: str) -> int:
         has_one = any((client, model) in self.informed for model in range(len(self.models)))
-        return wire.dense_size(self._apart[level] if has_one else self.models.levels.sizes[level])
+        return wire.dense_size(self._apart[level] if has_one else self._sizes[level])
 
     def seconds(self, clients: Sequence[int]) -> list[float]:
         """Return how long each client's coming round will take: the model down, E epochs, and its update up.
@@ -129,7 +131,7 @@ class Probing:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: TaskParts,
         assignment: LevelAssignment,
         clustering: Clustering,
         clients: Clients,

@@ -99,9 +99,10 @@ class Round:
         if probe is not None:
             self.clustering.assign(round, cohort, probe)
         level, model, mark = self.assignment.level, self.clustering.cluster_of, self.hosting.models.mark
+        drawn = self.hosting.parts.drawn
         epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))
         return [
-            Task(client, level(client, round), round, mark, lr, passes, model=model(client))
+            drawn(Task(client, level(client, round), round, mark, lr, epochs=passes, model=model(client)))
             for client, passes in zip(cohort, epochs, strict=True)
         ]
 

@@ -16,12 +16,12 @@ from hetfl.aggregators.per_model import Aggregators
 from hetfl.compression import ErrorFeedback
 from hetfl.defence.ranges import ENTRY
 from hetfl.errors import ConfigurationError, RefusedUpdate
-from hetfl.federation.clients import Parts, Reply
+from hetfl.federation.clients import Reply
 from hetfl.federation.probing import RoundProbe
+from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import Work
-from hetfl.layout import Index
 from hetfl.local import Penalty
-from hetfl.part import index_layout
+from hetfl.part import Part
 from hetfl.types import Report, Task
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
@@ -39,7 +39,7 @@ class Accepted:
 
     report: Report
     update: Update
-    index: Index
+    index: Part
     peak: float = 0.0
 
 
@@ -58,7 +58,7 @@ class Server:
     """
 
     def __init__(
-        self, parts: Parts, uplink: ErrorFeedback, aggregators: Aggregators, penalty: Penalty, ledger: Ledger
+        self, parts: TaskParts, uplink: ErrorFeedback, aggregators: Aggregators, penalty: Penalty, ledger: Ledger
     ) -> None:
         self.parts, self.models, self.uplink = parts, parts.models, uplink
         self.aggregators, self.penalty, self.ledger = aggregators, penalty, ledger
@@ -85,7 +85,6 @@ class Server:
             rank_zero_warn(f"Round {task.round}: no update of client {task.client}: {reply.lost}")
             self.ledger.lose(task.client, task.round, Work(down_bytes, 0.0))
             return None
-        sent = self.parts.sent(task)
         flops = self.models.levels.flops[task.level][1] * reply.report.passes
         try:
             update = self._decoded(reply)
@@ -100,19 +99,19 @@ class Server:
         seconds, loss = self.ledger.seconds(task.client, task.round, work), probe.initial_loss(task)
         report = replace(reply.report, flops=flops, initial_loss=loss, weight=weight, seconds=seconds)
         try:
-            self.aggregators.update(update, sent, report)
+            self.aggregators.update(update, task.sent, report)
         except RefusedUpdate as error:
             self._refuse(task, error, work)
             return None
         self._accepted += 1
         self.ledger.charge(task.client, task.round, work)
         self.ledger.sent(
-            entries=index_layout(self.parts.held(task)).size,
+            entries=self.parts.held(task).size,
             sent=update.num_sent,
             update_bytes=len(reply.payload),
-            dense_bytes=4 * index_layout(sent).size,
+            dense_bytes=4 * task.sent.size,
         )
-        return Accepted(report, update, sent, peak)
+        return Accepted(report, update, task.sent, peak)
 
     def _refuse(self, task: Task, error: Exception, work: Work) -> None:
         rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
@@ -121,8 +120,8 @@ class Server:
 
     def down_bytes(self, task: Task, probe: RoundProbe) -> int:
         """Return the bytes that a client is sent before it trains; a client that was probed has the model already."""
-        model = 0 if probe.has_model(task) else wire.dense_size(index_layout(self.parts.trained(task)).size)
-        return model + self.uplink.compressor.shared_bytes(index_layout(self.parts.held(task)))
+        model = 0 if probe.has_model(task) else wire.dense_size(task.part.size)
+        return model + self.uplink.compressor.shared_bytes(self.parts.held(task).held)
 
     def step(self, optimizer: Optimizer, step: Callable[[], object], round: int, known: bool) -> None:
         """Take the server's step; a round whose updates were all lost on the way moves nothing.
@@ -157,8 +156,8 @@ class Server:
         """
         if reply.refusal:
             raise RefusedUpdate(reply.refusal)
-        task, layout = reply.task, index_layout(self.parts.held(reply.task))
-        exact = index_layout(self.parts.sent(task)).size - layout.size
+        task, layout = reply.task, self.parts.held(reply.task).held
+        exact = task.sent.size - layout.size
         dtype = self.models.like.dtype
         expected = wire.Expected(task.round, task.client, layout.size, exact, dtype=dtype, layout=layout)
         update = wire.decode(reply.payload, expected)

@@ -211,15 +211,21 @@ class FlowerClients(Clients):
 
     def _orders(self, tasks: Sequence[Task]) -> list[Order]:
         """Return the orders; one sub-model is encoded once, however many clients get it."""
-        models: dict[tuple[int, str], bytes] = {}
+        models: dict[tuple[int, bytes], bytes] = {}
         for task in tasks:
-            if (key := (task.model, task.level)) not in models:
+            if (key := (task.model, task.part.key)) not in models:
                 tensors = self._module.models.tensors[task.model]
                 with torch.no_grad():
-                    values_D = gather_flat(tensors, self._module.parts.trained(task))
+                    values_D = gather_flat(tensors, task.part)
                 models[key] = wire.encode(DenseUpdate(values_D), round=task.round, client=task.model)
         return [
-            Order(task, models[task.model, task.level], self._book.present(task.client), self._book.keep(task.client))
+            Order(
+                task,
+                models[task.model, task.part.key],
+                wire.encode_part(task.part, self._module.levels.indices[task.level]),
+                self._book.present(task.client),
+                self._book.keep(task.client),
+            )
             for task in tasks
         ]
 

@@ -18,7 +18,7 @@ from hetfl.printable import printable
 from hetfl.reading import LARGEST_TEXT, parse_json
 from hetfl.types import Report, Task
 
-PROTOCOL = 2  # another number: another language
+PROTOCOL = 3  # another number: another language
 LONGEST = 300  # characters of a node's words that are kept, as one printable line
 
 JobName = Literal["hello", "train", "statistics", "losses"]
@@ -33,12 +33,14 @@ class Order:
     Attributes:
         task: its task.
         model: the sub-model's values, encoded.
+        part: where they lie in the global model, encoded.
         state: name of the state that it goes on from.
         keep: names of its states that the server may still go back to.
     """
 
     task: Task
     model: bytes
+    part: bytes = b""
     state: str = ""
     keep: Sequence[str] = ()
 
@@ -145,6 +147,7 @@ def request_records(request: Request) -> RecordDict:
                 "epochs": task.epochs or 0,
                 "model": task.model,
                 "values": number[id(order.model)],
+                "part": order.part,
                 "state": order.state,
                 "keep": list(order.keep),
             }
@@ -194,13 +197,12 @@ def _read_order(records: RecordDict, position: int) -> Order:
         value_of(record, "round", int),
         0,
         value_of(record, "lr", float),
-        value_of(record, "epochs", int) or None,
+        epochs=value_of(record, "epochs", int) or None,
         model=value_of(record, "model", int),
     )
     keep = [str(each) for each in value_of(record, "keep", list)]
-    return Order(
-        task, bytes_of(records, f"model.{value_of(record, 'values', int)}"), value_of(record, "state", str), keep
-    )
+    model = bytes_of(records, f"model.{value_of(record, 'values', int)}")
+    return Order(task, model, value_of(record, "part", bytes), value_of(record, "state", str), keep)
 
 
 def answer_records(answer: Answer) -> RecordDict:

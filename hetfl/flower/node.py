@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ from hetfl.local.executor import Bench, remembering
 from hetfl.local.jobs import losses, statistics, train
 from hetfl.local.resident import ResidentNet
 from hetfl.packing import unpack
-from hetfl.part import index_layout
 from hetfl.store import ClientStore, MemoryStore
 from hetfl.types import Task
 from hetfl.updates import DenseUpdate
@@ -41,9 +41,9 @@ class OrderBench(Bench):
             MalformedPayload: the sub-model is not of the order's level.
         """
         resident, order = self._of_level(task.level), self.order.task
-        size, dtype = resident.layout.size, resident.anchor_D.dtype
+        size, dtype = order.part.size, resident.anchor_D.dtype
         expected = wire.Expected(order.round, order.model, size, dtype=dtype)
-        resident.anchor_D.copy_(wire.decode(self.order.model, expected).to_dense())
+        resident.anchor_D.copy_(order.part.spread(wire.decode(self.order.model, expected).to_dense()))
         return resident
 
 
@@ -73,7 +73,7 @@ class Node:
         if module.penalty.memories is not None:
             module.penalty.memories = MemoryStore()
         self.bench = OrderBench(module.hosting.problem, data, module.models.tensors)
-        self.side = ClientSide(module.seed, module.parts, module.uplink, module.penalty, module.fleet)
+        self.side = ClientSide(module.seed, module.task_parts, module.uplink, module.penalty, module.fleet)
         self._dtype = module.models.like.dtype
 
     def answer(self, request: Request) -> Answer:
@@ -96,9 +96,8 @@ class Node:
         try:
             if client not in self.clients:
                 raise ConfigurationError(f"Expected a client among {sorted(self.clients)} but got {client}")
-            if request.job == "train":
-                return self._train(request, order)
-            return self._other(request, order)
+            given = replace(order, task=self._with_part(order))
+            return self._train(request, given) if request.job == "train" else self._other(request, given)
         except StateLost as lost:
             return ClientAnswer(client, "lost", str(lost))
         except RefusedUpdate as refused:
@@ -106,6 +105,12 @@ class Node:
         except Exception as error:  # one client's trouble is not another's
             traceback.print_exc()
             return ClientAnswer(client, "failed", f"{type(error).__name__}: {error}")
+
+    def _with_part(self, order: Order) -> Task:
+        """Return an order's task with the part that came with it; a node asks no part rule."""
+        levels, task = self.module.levels, order.task
+        part = wire.decode_part(order.part, levels.indices[task.level], levels.indices[levels.largest])
+        return self.module.task_parts.given(task, part)
 
     def _train(self, request: Request, order: Order) -> ClientAnswer:
         """Train, encode, and write the state that is in force if the server takes the update."""
@@ -117,9 +122,9 @@ class Node:
         reply = self.side.send(train(self.bench, remembering(task, self.side.memory)))
         if reply.prepared is None or reply.report is None:
             raise RefusedUpdate(reply.refusal)
-        sent, layout = index_layout(module.parts.sent(task)).size, index_layout(module.parts.held(task))
+        layout = module.task_parts.held(task).held
         expected = wire.Expected(
-            task.round, task.client, layout.size, sent - layout.size, dtype=self._dtype, layout=layout
+            task.round, task.client, layout.size, task.sent.size - layout.size, dtype=self._dtype, layout=layout
         )
         self.side.keep(reply.prepared, wire.decode(reply.payload, expected))
         state = self.states.save(federation, task.client, self._state(task))

@@ -24,6 +24,9 @@ from hetfl.types import Level, NetFactory
 Predict = Callable[[nn.Module, Tensor], Tensor]
 """Logits (N, K) that a method reads off a net and inputs."""
 
+LevelPart = Callable[[str, int], Part]
+"""The part of a level in a round."""
+
 
 class LevelSet(Mapping[str, Level]):
     """Levels by name; the first is the global model's and the largest.
@@ -121,14 +124,14 @@ class LevelSet(Mapping[str, Level]):
             return self.build(self.largest)
 
     def inspect(
-        self, inputs_N: Tensor, num_classes: int, check: bool, predict: Predict | None = None
+        self, inputs_N: Tensor, num_classes: int, part: LevelPart | None = None, predict: Predict | None = None
     ) -> dict[str, tuple[float, float]]:
-        """Return per level the FLOPs of one sample, forward and with backward; ``check`` that every net nests.
+        """Return per level the FLOPs of one sample, forward and with backward; check that nets nest.
 
         Args:
             inputs_N: a few samples, as the nets get them.
             num_classes: classes K of the data.
-            check: compare every level's net with the global one.
+            part: returns the part of a level in a round, of which two are compared with the global net; None: none is.
             predict: makes logits (N, K) of a net and inputs, as the method does; None: that is not looked at.
 
         Raises:
@@ -146,8 +149,9 @@ class LevelSet(Mapping[str, Level]):
             self._probe(net, inputs_N, num_classes, name)
             if predict is not None and name == self.largest:
                 _probe_method(predict, net, inputs_N, num_classes)
-            if check and name != self.largest:
-                check_nesting(self.net, net, self.indices[name], inputs_N, name)
+            parts = [] if part is None or name == self.largest else [part(name, round) for round in (0, 1)]
+            for each in {each.key: each for each in parts}.values():
+                check_nesting(self.net, net, each, inputs_N, name)
             self.flops[name] = flops_per_sample(net, inputs_N[:2])
         return self.flops
 
@@ -198,5 +202,7 @@ def _check(level: Level) -> None:
         )
     if not 0.0 < level.width <= 1.0:
         raise ConfigurationError(f"Expected width in (0, 1] for level {level.name} but got {level.width}")
+    if not 0.0 < level.density <= 1.0:
+        raise ConfigurationError(f"Expected density in (0, 1] for level {level.name} but got {level.density}")
     if level.depth is not None and level.depth < 1:
         raise ConfigurationError(f"Expected depth of at least 1 for level {level.name} but got {level.depth}")

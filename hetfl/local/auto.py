@@ -14,7 +14,7 @@ from hetfl.local.probe import Form, executor_of, time_forms
 from hetfl.local.schedule import duration, quickest
 from hetfl.local.sequential import Sequential
 from hetfl.local.workers import can_fork, usable_cores
-from hetfl.types import Task
+from hetfl.types import NOTHING, Task
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Auto(Executor):
         refusals = {}
         for level in levels:
             # Nobody is at this level now: then as many will be as at any other.
-            absent = [replace(task, level=level) for task in tasks[: max(1, len(tasks) // len(levels))]]
+            absent = [replace(task, level=level, part=NOTHING) for task in tasks[: max(1, len(tasks) // len(levels))]]
             own = present.get(level, absent)
             forms = self._forms(len(own), alone=list(present) == [level] or level not in present)
             seconds[level], refusals[level] = time_forms(self.bench, own, forms, self.num_workers)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.data import ClientData, Transform
-from hetfl.layout import Index
 from hetfl.local.channels_last import ChannelsLast
 from hetfl.local.resident import ResidentNet
 from hetfl.local.training import LocalTraining
+from hetfl.part import Part
 from hetfl.piece import Piece
-from hetfl.types import ClientContext, Report, Task
+from hetfl.types import NOTHING, ClientContext, Report, Task
 
 
 class ClientSource(Protocol):
@@ -44,18 +44,16 @@ class LocalProblem:
     Attributes:
         seed: of every random choice.
         local: the settings of local training.
-        levels: names of the levels.
+        levels: by name of a level, its leading block.
         build: returns a new net of a level on the global model's device.
-        index: returns what a level's sub-model holds of the global model in a round.
         loss: returns the local loss of outputs and targets.
         precision_context: returns the trainer's precision as a context, for other processes.
     """
 
     seed: int
     local: LocalTraining
-    levels: Sequence[str]
+    levels: Mapping[str, Part]
     build: Callable[[str], nn.Module]
-    index: Callable[[str, int], Index]
     loss: Callable[[Tensor, Tensor, ClientContext], Tensor]
     precision_context: Callable[[], AbstractContextManager[object]]
 
@@ -91,9 +89,17 @@ class Bench:
     def resident(self, task: Task) -> ResidentNet:
         """Return the net of the task's level with its anchor at the present values of the task's global model."""
         resident = self._of_level(task.level)
-        key = (task.model, task.round, task.version)
-        resident.anchor(self.models[task.model], self.problem.index(task.level, task.round), key)
+        resident.anchor(self.models[task.model], self.part(task), (task.model, task.version))
         return resident
+
+    def part(self, task: Task) -> Part:
+        """Return what a task's client holds."""
+        return task.part or self.problem.levels[task.level]
+
+    def small(self, task: Task) -> Task:
+        """Return a task as another process needs it: that has the leading blocks, and nothing that is sent."""
+        known = self.part(task) is self.problem.levels[task.level]
+        return replace(task, part=NOTHING if known else task.part, sent=NOTHING)
 
     def size(self, level: str) -> int:
         """Return the number of entries of a level's net."""

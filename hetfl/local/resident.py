@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
-from hetfl.layout import Index, Layout
+from hetfl.layout import Layout
 from hetfl.local.penalty import Penalty
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
+from hetfl.part import Part
 from hetfl.submodel import parameters_of, state_of, take
 
 ELEMENTWISE = (ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop)
@@ -40,7 +41,7 @@ class ResidentNet:
         self._adopt(tensors)
         self._make_optimizer(parameters_of(net), optimizer)
         self._first_state = {parameter: copy.deepcopy(state) for parameter, state in self.optimizer.state.items()}
-        self.loaded: tuple[int, int, int] | None = None
+        self.loaded: tuple[int, int, bytes] | None = None
 
     def _adopt(self, tensors: Mapping[str, Tensor]) -> None:
         for name, view in self.layout.views(self.flat_D).items():
@@ -69,11 +70,18 @@ class ResidentNet:
                 group["fused"] = True
 
     @torch.no_grad()
-    def anchor(self, tensors: Mapping[str, Tensor], index: Index, key: tuple[int, int, int]) -> None:
-        """Read the sub-model out of global tensors, once per ``key`` = (cluster, round, mark of the global models)."""
+    def anchor(self, tensors: Mapping[str, Tensor], part: Part, values: tuple[int, int]) -> None:
+        """Read a part out of global tensors, unless it was the last one that was read of the same values.
+
+        Args:
+            tensors: of a global model.
+            part: which entries.
+            values: number of the model, and a mark that tells when its values have changed.
+        """
+        key = (*values, part.key)
         if self.loaded == key:
             return
-        views = [take(tensors[name], index[name]) for name in self._anchor_views]
+        views = [take(tensors[name], part[name]) for name in self._anchor_views]
         torch._foreach_copy_(list(self._anchor_views.values()), views)
         self.loaded = key
 

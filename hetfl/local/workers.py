@@ -22,7 +22,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.local.executor import Bench, Executor, InProcess, Job, Memory, Result, remembering
 from hetfl.local.heap import keep_freed_memory
 from hetfl.local.sequential import Sequential
-from hetfl.types import Task
+from hetfl.types import NOTHING, Task
 
 AHEAD = 2
 """Groups given to a worker at a time, so that it never waits for this process; each has a slot for its results."""
@@ -43,7 +43,7 @@ class _Run:
     def __init__(
         self, job: Job, tasks: Sequence[Task], groups: Sequence[list[int]], memory: Memory | None, bench: Bench
     ) -> None:
-        self.job, self.tasks, self.groups, self.memory = job, tasks, groups, memory
+        self.job, self.tasks, self.groups, self.memory, self.bench = job, tasks, groups, memory, bench
         self.done: dict[int, Result] = {}
         self.repeated: set[int] = set()
         # Largest first, so that no long group is left for the end; the order of the results does not change by it.
@@ -52,7 +52,7 @@ class _Run:
 
     def message(self, number: int) -> tuple[Job, list[Task]]:
         """Return what a worker is sent for a group."""
-        tasks = [remembering(self.tasks[i], self.memory) for i in self.groups[number]]
+        tasks = [self.bench.small(remembering(self.tasks[i], self.memory)) for i in self.groups[number]]
         # Sending a tensor moves its memory into a file that stays open as long as it lives: a copy's, not the store's.
         return self.job, [
             task if task.memory_D is None else replace(task, memory_D=task.memory_D.clone()) for task in tasks
@@ -252,5 +252,6 @@ def _written(results: Sequence[Result], slot_D: Tensor) -> list[tuple[Result, in
         size = result.vector.numel()
         slot_D[position : position + size].copy_(result.vector)
         position += size
-        small.append((replace(result, task=replace(result.task, memory_D=None), vector=torch.empty(0)), size))
+        task = replace(result.task, memory_D=None, part=NOTHING)
+        small.append((replace(result, task=task, vector=torch.empty(0)), size))
     return small

@@ -15,10 +15,9 @@ from torch.nn import functional as F
 
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
-from hetfl.layout import Index
 from hetfl.levels.budgets import Budgets
 from hetfl.models.exits import Stage
-from hetfl.part import only
+from hetfl.part import Part, only
 from hetfl.types import ClientContext, Level, NetFactory
 
 EPSILON = 1e-7
@@ -113,12 +112,12 @@ class DepthFL(FederatedModule):
             loss = loss + ramp(ctx.round, self.ramp_rounds) * distillation_loss(outputs)
         return loss
 
-    def upload_index(self, client: int, level: str, round: int) -> Index:
-        """Return the client's index; without its shallower heads if it trains the deepest alone."""
-        index = super().upload_index(client, level, round)
+    def sent(self, part: Part, level: str, round: int, client: int) -> Part:
+        """Return the client's part; without its shallower heads if it trains the deepest alone."""
+        whole = super().sent(part, level, round, client)
         if not self.deepest_only:
-            return index
-        return only(index, frozenset(name for name in index if not name.startswith(self.shallower_heads[level])))
+            return whole
+        return only(whole, frozenset(name for name in whole if not name.startswith(self.shallower_heads[level])))
 
     @cached_property
     def shallower_heads(self) -> dict[str, tuple[str, ...]]:

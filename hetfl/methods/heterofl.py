@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
-from hetfl.layout import Index
 from hetfl.models.static_batch_norm import gathering
-from hetfl.part import Part, part_of
+from hetfl.part import Part
 from hetfl.types import Level
 
 
@@ -42,18 +41,12 @@ class HeteroFL(FederatedModule):
         """Return the logits with 0 (not minus infinity) where a class is not owned."""
         return logits.masked_fill(~labels, 0.0)
 
-    def upload_index(self, client: int, level: str, round: int) -> Index:
-        """Return the client's index without the classifier rows of classes that it does not own."""
-        index, labels = super().upload_index(client, level, round), self.data.labels(client)
+    def sent(self, part: Part, level: str, round: int, client: int) -> Part:
+        """Return the client's part without the classifier rows of classes that it does not own."""
+        whole, labels = super().sent(part, level, round, client), self.data.labels(client)
         if bool(labels.all()):
-            return index
-        whole = part_of(index)
-        return whole.derived(labels.numpy().tobytes(), lambda: self._of_classes(whole, labels))
-
-    def _of_classes(self, index: Part, labels: Tensor) -> Part:
-        rows = labels.nonzero().squeeze(1)
-        head = {name: (rows, *entry[1:]) for name, entry in index.items() if name in self.classifier}
-        return Part({**index, **head})
+            return whole
+        return whole.derived(labels.numpy().tobytes(), lambda: whole.rows(self.classifier, labels))
 
     @cached_property
     def classifier(self) -> frozenset[str]:

@@ -9,5 +9,16 @@ from hetfl.wire.decoding import Expected, decode
 from hetfl.wire.encoding import as_sent, encode
 from hetfl.wire.header import dense_size
 from hetfl.wire.malformed import MalformedPayload, Reason
+from hetfl.wire.parts import decode_part, encode_part
 
-__all__ = ["Expected", "MalformedPayload", "Reason", "as_sent", "decode", "dense_size", "encode"]
+__all__ = [
+    "Expected",
+    "MalformedPayload",
+    "Reason",
+    "as_sent",
+    "decode",
+    "decode_part",
+    "dense_size",
+    "encode",
+    "encode_part",
+]

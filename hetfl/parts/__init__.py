@@ -1,0 +1,9 @@
+"""What a client holds of a global model in a round: one rule per file."""
+
+from hetfl.parts.base import NOBODY, PartRule
+from hetfl.parts.prefix import Prefix
+from hetfl.parts.random_channels import RandomChannels
+from hetfl.parts.random_mask import RandomMask
+from hetfl.parts.rolling import Rolling
+
+__all__ = ["NOBODY", "PartRule", "Prefix", "RandomChannels", "RandomMask", "Rolling"]

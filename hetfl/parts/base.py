@@ -1,0 +1,91 @@
+"""What a part rule is: it says which part of a global model a client of a level holds in a round."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+from hetfl.levels.level_set import LevelSet
+from hetfl.part import Part
+from hetfl.piece import Piece
+
+NOBODY = -1
+"""In place of a client's id: the part of a level itself, for evaluation, sizes and export."""
+
+Channels = Callable[[int, int], slice | Tensor]
+"""Returns which of so many channels are held, given how many there are and how many are held."""
+
+
+class PartRule(Piece):
+    """Makes parts. They are drawn in the server's process and travel with the tasks: nobody else asks a rule.
+
+    A part is a function of the seed, the level, the round and the client, and of what the rule has observed.
+
+    Attributes:
+        levels: what clients can afford, with the leading blocks of every level in ``levels.indices``.
+        seed: of every random choice.
+    """
+
+    masks: ClassVar[bool] = False
+    """Whether parts may have a mask, and levels a density below 1."""
+
+    def meet(self, levels: LevelSet, seed: int) -> None:
+        """Learn what levels there are.
+
+        Raises:
+            ConfigurationError: a level has a density below 1, and the rule makes no masks.
+        """
+        self.levels, self.seed = levels, seed
+        for name, level in levels.items():
+            if level.density < 1 and not self.masks:
+                raise ConfigurationError(
+                    f"Expected density 1 at level {name}, as parts of {type(self).__name__} have no mask, but got "
+                    f"{level.density:g}: choose hetfl.parts.RandomMask, say"
+                )
+
+    @abstractmethod
+    def part(self, level: str, round: int, client: int) -> Part:
+        """Return what a client of a level holds in a round.
+
+        The tensors have the shapes of the level's net. The largest level holds all entries of every tensor.
+
+        Args:
+            level: name of the level.
+            round: number of the round.
+            client: the client's id; :data:`NOBODY` for the level itself.
+        """
+
+    def sent(self, part: Part, level: str, round: int, client: int) -> Part:
+        """Return what the client sends of its part, and counts as a holder of: by default all of it."""
+        return part
+
+    def of_level(self, level: str, round: int) -> Part:
+        """Return the part that stands for a level where there is no client: in evaluations, sizes and exports."""
+        return self.part(level, round, NOBODY)
+
+    def of_channels(self, level: str, channels: Channels) -> Part:
+        """Return the part of a level whose tensors hold, in each dimension, the channels that a function chooses.
+
+        A dimension that a level holds whole (classes, input channels, kernels) stays whole. Layers of equal numbers of
+        channels get the same channels, so that what they add up or hand on belongs together.
+
+        Args:
+            level: name of the level.
+            channels: what is held of a dimension.
+        """
+        whole, block = self.levels.indices[self.levels.largest].layout.shapes, self.levels.indices[level].layout.shapes
+        chosen: dict[tuple[int, int], slice | Tensor] = {}
+
+        def positions(of: int, held: int) -> slice | Tensor:
+            if of == held:
+                return slice(0, of)
+            if (of, held) not in chosen:
+                chosen[of, held] = channels(of, held)
+            return chosen[of, held]
+
+        pairs = {name: zip(whole[name], shape, strict=True) for name, shape in block.items()}
+        return Part({name: tuple(positions(of, held) for of, held in sizes) for name, sizes in pairs.items()})

@@ -1,0 +1,16 @@
+"""The leading channels and the first stages: HeteroFL, DepthFL."""
+
+from __future__ import annotations
+
+from hetfl.part import Part
+from hetfl.parts.base import PartRule
+
+
+class Prefix(PartRule):
+    """A level's clients hold the leading block of every tensor, in every round.
+
+    Diao et al., ICLR 2021 (arXiv 2010.01264), section 3.
+    """
+
+    def part(self, level: str, round: int, client: int) -> Part:  # noqa: D102
+        return self.levels.indices[level]

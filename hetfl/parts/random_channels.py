@@ -1,0 +1,25 @@
+"""Federated Dropout: random channels for every client and round."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hetfl.part import Part
+from hetfl.parts.base import PartRule
+from hetfl.seeding import generator
+
+
+class RandomChannels(PartRule):
+    """Every client holds channels of its own, drawn anew in every round; as many as its level has.
+
+    Layers of equal numbers of channels get the same ones. Caldas, Konečný, McMahan, Talwalkar: Expanding the Reach of
+    Federated Learning by Reducing Client Resource Requirements, 2018 (arXiv 1812.07210), section 3.
+    """
+
+    def part(self, level: str, round: int, client: int) -> Part:  # noqa: D102
+        def channels(of: int, held: int) -> Tensor:
+            random = generator(self.seed, "channels", round, client, of)
+            return torch.randperm(of, generator=random)[:held].sort().values
+
+        return self.of_channels(level, channels)
