@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator
 from hetfl.aggregators.sums import Sums
+from hetfl.entries import add_holders
 from hetfl.layout import Index, IndexEntry
 from hetfl.part import DERIVED, Part, part_of
 from hetfl.submodel import add
@@ -36,6 +37,7 @@ class HolderMean(Aggregator):
         # distinct entry, and spread over the tensor once, at the end.
         self._by_index: dict[int, tuple[Part, float]] = {}
         self._by_entry: dict[str, dict[object, tuple[IndexEntry, float]]] = {}
+        self._by_mask: dict[str, Tensor] = {}  # weights of holders with a mask, entry by entry
 
     def weight(self, report: Report) -> float:
         """Return the weight of a client in the mean: 1 for everyone."""
@@ -46,12 +48,16 @@ class HolderMean(Aggregator):
             self._sums = Sums.like(tensors)
             self._means = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
         self._sums.clear()
-        self._by_index, self._by_entry = {}, {name: {} for name in tensors}
+        self._by_index, self._by_entry, self._by_mask = {}, {name: {} for name in tensors}, {}
 
     def update(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
         weight, kept = self.weight(report), part_of(index)
         assert self._sums is not None
         self._sums.add(update, kept, weight)
+        if kept.mask_D is not None:
+            self._by_mask = self._by_mask or {name: torch.zeros_like(mean) for name, mean in self._means.items()}
+            add_holders(self._by_mask, kept, weight)
+            return
         _, total = self._by_index.get(id(kept), (kept, 0.0))
         self._by_index[id(kept)] = kept, total + weight
         if len(self._by_index) == DERIVED:
@@ -70,6 +76,8 @@ class HolderMean(Aggregator):
             name: {key: (entry, weight * factor) for key, (entry, weight) in found.items()}
             for name, found in self._weights().items()
         }
+        for count in self._by_mask.values():
+            count.mul_(factor)
 
     def _weights(self) -> dict[str, dict[object, tuple[IndexEntry, float]]]:
         """Return per tensor the distinct entries that holders have, with their weight."""
@@ -90,9 +98,11 @@ class HolderMean(Aggregator):
         for name, total in self.sums().items():
             entries, mean = list(weights[name].values()), self._means[name]
             held = _spread(entries, total)
+            if self._by_mask:
+                held = held + self._by_mask[name]
             holders[name] = held.expand_as(total)
             divisor = held.masked_fill(held == 0, math.inf)
-            if total.dim() == 0:
+            if total.dim() == 0 or self._by_mask:
                 torch.div(total, divisor, out=mean)
                 continue
             for rows in _uniform_rows([entry for entry, _ in entries], len(total)):

@@ -87,7 +87,7 @@ class TensorSums(Sums):
 
     def add(self, update: Update, index: Part, weight: float) -> None:  # noqa: D102
         with self._spread(update) as vector_D:
-            self._add(index.layout.views(vector_D), index, weight)
+            self._add(index.layout.views(index.spread(vector_D)), index, weight)
 
     def _add(self, parts: Mapping[str, Tensor], index: Part, weight: float) -> None:
         if id(index) not in self._views:

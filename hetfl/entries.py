@@ -10,25 +10,28 @@ import torch
 from torch import Tensor
 
 from hetfl.layout import Index, IndexEntry, entry_shape
-from hetfl.part import index_layout
-from hetfl.submodel import extent, put, relative, take
+from hetfl.part import index_layout, part_of
+from hetfl.submodel import add, extent, put, relative, take
 
 
 class Entries:
-    """Where the entries of an index lie in the flat vector of a whole: read and write them there, one after the other.
+    """Where the entries of a part lie in the flat vector of a whole: read and write them there, one after the other.
 
-    A short vector is read through positions in one call, whatever the tensors; a long one tensor by tensor.
+    A short vector, and one of a part with a mask, is read through positions in one call, whatever the tensors; a long
+    one without a mask tensor by tensor.
 
     Args:
-        index: the entries; a part of ``whole``.
-        whole: what the vector holds.
+        index: what is read and written; a part of ``whole``.
+        whole: what the vector holds, all of its entries.
     """
 
     def __init__(self, index: Index, whole: Index) -> None:
         layout, places = index_layout(whole), _places(index, whole)
-        self.whole = [(place.start, place.stop, place.entry) for place in places] == [(0, layout.size, None)]
+        self._mask_D = part_of(index).mask_D
+        everything = [(place.start, place.stop, place.entry) for place in places] == [(0, layout.size, None)]
+        self.whole = everything and self._mask_D is None
         self._size, self._places = layout.size, places
-        self._scattered = len(places) > 1 and layout.size <= SHORT
+        self._scattered = self._mask_D is not None or (len(places) > 1 and layout.size <= SHORT)
         self._positions: Tensor | None = None
 
     def take(self, vector_D: Tensor) -> Tensor:
@@ -50,7 +53,8 @@ class Entries:
     def positions(self, vector_D: Tensor) -> Tensor:
         """Return where the entries lie in a vector, int64, on its device."""
         if self._positions is None:
-            self._positions = self._parts(torch.arange(self._size))
+            positions = self._parts(torch.arange(self._size))
+            self._positions = positions if self._mask_D is None else positions[self._mask_D.to(positions.device)]
         self._positions = self._positions.to(vector_D.device)
         return self._positions
 
@@ -110,24 +114,35 @@ def _places(index: Index, whole: Index) -> list[_Place]:
 
 
 def gather_flat(tensors: Mapping[str, Tensor], index: Index) -> Tensor:
-    """Return the entries of an index as one flat vector, shape (D,)."""
-    return torch.cat([take(tensors[name], entry).reshape(-1) for name, entry in index.items()])
+    """Return the entries of a part as one flat vector, shape (D,)."""
+    return part_of(index).packed(torch.cat([take(tensors[name], entry).reshape(-1) for name, entry in index.items()]))
+
+
+def add_holders(counts: Mapping[str, Tensor], index: Index, weight: float = 1.0) -> None:
+    """Add a weight to the entries of a part, tensor by tensor and in place; tensors without a count are passed over."""
+    part = part_of(index)
+    masks = {} if part.mask_D is None else part.layout.views(part.mask_D)
+    for name, entry in part.items():
+        if name in counts:
+            count = counts[name]
+            add(count, entry, masks[name].to(count) if name in masks else 1, weight)
 
 
 def blocks_of(vector_D: Tensor, index: Index) -> dict[str, Tensor]:
-    """Return a vector's entries as blocks in global coordinates on the CPU, NaN where the index covers nothing.
+    """Return a vector's entries as blocks in global coordinates on the CPU, NaN where the part covers nothing.
 
     Args:
-        vector_D: in the coordinates of the first tensors of the index; those behind its end are left out.
+        vector_D: in the coordinates of the first tensors of the part; those behind its end are left out.
         index: where the entries lie.
     """
-    blocks: dict[str, Tensor] = {}
-    parts = index_layout(index)
-    position = 0
-    for (name, entry), size in zip(index.items(), parts.sizes, strict=True):
+    part, blocks, position = part_of(index), dict[str, Tensor](), 0
+    masks = {} if part.mask_D is None else part.layout.views(part.mask_D)
+    for (name, entry), size in zip(part.items(), part.held.sizes, strict=True):
         if position == vector_D.numel():  # float buffers are behind, in the exact block
             break
-        values = vector_D[position : position + size].view(parts.shapes[name]).cpu()
+        held = vector_D[position : position + size].cpu()
+        values = held.new_full(part.layout.shapes[name], math.nan)
+        values[masks[name].cpu() if name in masks else ...] = held if name in masks else held.view(values.shape)
         blocks[name] = values.new_full(extent(entry), math.nan)
         put(blocks[name], entry, values)
         position += size

@@ -26,6 +26,8 @@ class Facts:
         rounds: number of rounds of the run; None: no round is run, only an evaluation.
         parameters: the trained parameters of the first global model by name.
         shared: names of the tensors that are one for all global models.
+        masks: whether clients' parts may have a mask.
+        frozen: parameters that nobody trains, by name.
     """
 
     sizes: Sequence[int] = ()
@@ -34,6 +36,8 @@ class Facts:
     rounds: int | None = None
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     shared: frozenset[str] = frozenset()
+    masks: bool = False
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_clients(self) -> int:

@@ -6,10 +6,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from hetfl.entries import add_holders
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.layout import Index
-from hetfl.submodel import add, parameters_of
+from hetfl.submodel import parameters_of
 
 
 def mean_holders(layers: pd.DataFrame) -> pd.DataFrame:
@@ -57,7 +58,7 @@ def holders(module: FederatedModule, rounds: int) -> dict[str, Tensor]:
         for index in indices:
             for name in index.keys() & counts.keys():
                 times.setdefault(name, torch.zeros_like(counts[name]))
-                add(times[name], index[name], 1, weight=1)
+            add_holders(times, index, 1)
         for name, often in times.items():
             counts[name] += often > 0
     return counts

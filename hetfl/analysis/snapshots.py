@@ -17,7 +17,7 @@ from hetfl.federation import FederatedCallback, FederatedModule
 from hetfl.files import write_whole
 from hetfl.layout import Index
 from hetfl.models.static_batch_norm import static_layers
-from hetfl.part import index_layout
+from hetfl.part import only
 from hetfl.printable import printable
 from hetfl.run_folder import RunFolder
 from hetfl.submodel import parameters_of
@@ -46,7 +46,7 @@ class LayerCounts:
 
     def add(self, level: str, index: Index, update: Update) -> None:
         """Count an update whose entries lie at ``index``; float buffers in it, which travel whole, are passed over."""
-        layout = index_layout({name: entry for name, entry in index.items() if name in self._positions})
+        layout = only(index, frozenset(self._positions)).held
         held_T, sent_T = torch.tensor(layout.sizes, dtype=torch.int64), update.num_sent_per_tensor(layout)
         positions = torch.tensor([self._positions[name] for name in layout.shapes], dtype=torch.int64)
         self.rows[level].index_add_(1, positions, torch.stack([held_T.sign(), held_T, sent_T]))

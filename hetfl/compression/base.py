@@ -134,6 +134,11 @@ class Compressor(ABC):
         """Whether ‖C(p) − p‖ may exceed ‖p‖ by far, so that residuals would grow without end. By default not."""
         return False
 
+    @property
+    def needs_shapes(self) -> bool:
+        """Whether tensors are looked at by rows or filters, which a masked vector does not have. By default not."""
+        return False
+
     def shared_bytes(self, layout: Layout) -> int:
         """Return the bytes of server-shared state that a client must be sent to compress a vector. By default none."""
         return 0

@@ -36,6 +36,10 @@ class Chain(Compressor):
             )
         self.sparsifier, self.quantiser = sparsifier, quantiser
 
+    @property
+    def needs_shapes(self) -> bool:  # noqa: D102
+        return self.sparsifier.needs_shapes
+
     def apply(self, p_D: Tensor, context: Context) -> Update:  # noqa: D102
         update = self.sparsifier.apply(p_D, replace(context, itemsize=self.quantiser.bits / 8))
         if self.sparsifier.needs_values(update, context.layout):

@@ -41,6 +41,10 @@ class ChannelThreshold(Compressor):
     def threshold(self, lr: float) -> float | None:  # noqa: D102
         return self._given
 
+    @property
+    def needs_shapes(self) -> bool:  # noqa: D102
+        return True
+
     def apply(self, p_D: Tensor, context: Context) -> SparseUpdate:  # noqa: D102
         sizes_F = filter_sizes(context.layout or Layout({"vector": (p_D.numel(),)})).to(p_D.device)
         sums_F = reduced(p_D.abs().double(), sizes_F, "sum")

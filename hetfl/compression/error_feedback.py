@@ -15,7 +15,7 @@ from hetfl.compression.base import Compressor, Context
 from hetfl.compression.staleness import Keep, Staleness
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
-from hetfl.part import index_layout, only
+from hetfl.part import only, part_of
 from hetfl.piece import Facts, Piece
 from hetfl.store import ClientStore, MemoryStore
 from hetfl.types import Report
@@ -105,6 +105,11 @@ class ErrorFeedback(Piece):
         self._threshold: float | None = None
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
+        if facts.masks and self.compressor.needs_shapes:
+            raise ConfigurationError(
+                "Expected parts without masks for a compressor that looks at rows or filters but got "
+                f"{type(self.compressor).__name__} with masks"
+            )
         self._compressed = frozenset(facts.parameters)
 
     def bind(self, folder: str | None) -> None:  # noqa: D102
@@ -137,7 +142,7 @@ class ErrorFeedback(Piece):
         Raises:
             ValueError: ``delta_D`` has another length than ``index``, or Δ + e holds NaN or Inf or overflows float16.
         """
-        layout = index_layout(index)
+        layout = part_of(index).held
         if delta_D.shape != (layout.size,):
             raise ValueError(
                 f"Expected a delta of shape ({layout.size},) from client {client} but got {tuple(delta_D.shape)}"
@@ -208,13 +213,13 @@ class ErrorFeedback(Piece):
             message: what :meth:`prepare` returned.
             update: what the server decoded.
         """
-        self.compressor.observe(update, index_layout(message.index))
+        self.compressor.observe(update, part_of(message.index).held)
         self.keep(message)
 
     def observe(self, update: Update, index: Index, report: Report) -> None:
         """Let the compressor learn from an update that the server took: the server's part."""
         held = index if self._compressed is None else only(index, self._compressed)
-        self.compressor.observe(update, index_layout(held))
+        self.compressor.observe(update, part_of(held).held)
 
     def keep(self, message: Message) -> None:
         """Make the prepared residual the client's, as the server took the message: the client's part."""

@@ -67,6 +67,10 @@ class LowRank(Compressor):
             if name in self._starts
         )
 
+    @property
+    def needs_shapes(self) -> bool:  # noqa: D102
+        return True
+
     def apply(self, p_D: Tensor, context: Context) -> LowRankUpdate:  # noqa: D102
         layout = context.layout or Layout({"vector": (p_D.numel(),)})
         ranks, values = [], [p_D.new_empty(0)]

@@ -51,7 +51,8 @@ class Gathering:
             },
             ledger=self.ledger,
             batch_size=self.hosting.problem.local.batch_size,
-            informed=[(client, model, self.assignment.level(client, round)) for client, model in probe.informed],
+            informed=probe.informed,
+            downloads=self.probing.downloads,
         )
         return True
 

@@ -19,7 +19,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part, only
 from hetfl.seeding import generator
-from hetfl.submodel import parameters_of, state_of
+from hetfl.submodel import buffers_of, parameters_of, state_of
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -75,13 +75,18 @@ class GlobalModels(nn.ModuleList):
         return frozenset(parameters_of(self[0]))
 
     @cached_property
-    def frozen(self) -> frozenset[str]:
-        """Names of parameters that nobody trains."""
-        return frozenset(name for name, parameter in self[0].named_parameters() if not parameter.requires_grad)
+    def float_buffers(self) -> frozenset[str]:
+        """Names of the float buffers that travel with parameters."""
+        return frozenset(buffers_of(self[0]))
+
+    @cached_property
+    def frozen(self) -> dict[str, Tensor]:
+        """Parameters of the first model that nobody trains, by name."""
+        return {name: parameter for name, parameter in self[0].named_parameters() if not parameter.requires_grad}
 
     def unfrozen(self, part: Part) -> Part:
         """Return a part without frozen parameters."""
-        return only(part, frozenset(part) - self.frozen) if self.frozen else part
+        return only(part, frozenset(part) - self.frozen.keys()) if self.frozen else part
 
     @property
     def like(self) -> Tensor:

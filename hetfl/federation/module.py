@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hetfl.accounting import Forecast, Ledger
+from hetfl.accounting import Downloads, Forecast, Ledger
 from hetfl.aggregators import Aggregator
 from hetfl.aggregators.per_model import Aggregators
 from hetfl.clustering import Clustering, OneCluster
@@ -113,7 +113,7 @@ class FederatedModule(Method):
         self.local, self.uplink = local or LocalTraining(), uplink or ErrorFeedback(Identity())
         self.penalty, self.executor = self.local.regulariser, executor or Sequential()
         self.aggregator = Aggregators(aggregator or self.default_aggregator())
-        self.ledger = Ledger(self.fleet, deadline)
+        self.ledger, self.downloads = Ledger(self.fleet, deadline), Downloads(self.levels.indices)
         self.statistics = StaticStatisticsStore(self.models, statistics_clients)
         self.server_optimizer, self.check_nesting, self.seed = server_optimizer, check_nesting, seed
         self._compose()
@@ -123,7 +123,7 @@ class FederatedModule(Method):
         self.task_parts = TaskParts(self.parts, self.sent, self.models)
         side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet)
         self.clients: Clients = OwnClients(self.executor, side)
-        self.server = Server(self.task_parts, self.uplink, self.aggregator, self.penalty, self.ledger)
+        self.server = Server(self.task_parts, self.uplink, self.aggregator, self.penalty, self.ledger, self.downloads)
         build, context = self.models.build, self._precision_context
         problem = LocalProblem(self.seed, self.local, self.levels.indices, build, self._loss, context)
         self.hosting = Hosting(problem, self.task_parts, self.executor, self.statistics)
@@ -163,7 +163,8 @@ class FederatedModule(Method):
         self.models.check_shared()
         rounds = trainers.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
         parameters = parameters_of(self.net)
-        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, parameters, self.models.shared)
+        models = (parameters, self.models.shared, self.parts.masks, self.models.frozen)
+        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models)
         for piece in self.pieces.values():
             piece.setup(facts)
         if self._met is not data:
@@ -185,7 +186,8 @@ class FederatedModule(Method):
         epochs, flops = self.local.epochs, self.levels.flops
         self.forecast = Forecast(self.fleet, self.data.sizes, epochs, sizes, flops, tried, apart)
         self.assignment.meet(self.forecast.table())
-        probing = Probing(self.task_parts, self.assignment, self.clustering, self.clients, self.ledger, self.forecast)
+        costs = (self.ledger, self.downloads, self.forecast)
+        probing = Probing(self.task_parts, self.assignment, self.clustering, self.clients, *costs)
         pieces, hosting = list(self.pieces.values()), self.hosting
         self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, hosting)
         gathering = Gathering(probing, hosting, self.fleet, self.seed)

@@ -10,13 +10,14 @@ from functools import partial
 import numpy as np
 
 from hetfl import wire
-from hetfl.accounting import Forecast, Ledger
+from hetfl.accounting import Downloads, Forecast, Ledger
 from hetfl.clustering import Clustering
 from hetfl.federation.clients import Clients
 from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import LevelAssignment, Work
 from hetfl.fleet.numbers import IntArray
 from hetfl.local.jobs import losses
+from hetfl.part import Part
 from hetfl.types import Task
 
 
@@ -37,10 +38,9 @@ class RoundProbe:
     def __init__(self, probing: Probing, clients: Sequence[int], round: int) -> None:
         self.probing, self.clients, self.round = probing, clients, round
         self.models = probing.parts.models
-        self._mark, parts = self.models.mark, probing.parts
-        self._sizes, self._apart = parts.sizes(round), parts.sizes_apart(round)
+        self._mark = self.models.mark
         self.answers: dict[tuple[int, int, int | None], float] = {}  # by client, model and samples
-        self.informed: set[tuple[int, int]] = set()  # clients, and which model they have
+        self.informed: dict[tuple[int, int], Part] = {}  # what clients have of which model
 
     def task(self, client: int) -> Task:
         """Return what a client is asked about: its level's part of its cluster's model."""
@@ -83,16 +83,17 @@ class RoundProbe:
         for result in self.probing.clients.run(partial(losses, samples=samples), asked):
             client, level, model = result.task.client, result.task.level, result.task.model
             self.answers[client, model, samples] = result.report.loss
-            down_bytes = 0 if (client, model) in self.informed else self._bytes(client, level)
+            down_bytes = 0 if (client, model) in self.informed else self._bytes(result.task)
             up_bytes = 0 if client in answered else wire.dense_size(1)
             work = Work(down_bytes, flops[level][0] * result.report.passes, up_bytes)
             ledger.charge(client, self.round, work)
-            self.informed.add((client, model))
+            self.informed[client, model] = result.task.part
+            self.probing.downloads.note(result.task)
             answered.add(client)
 
-    def _bytes(self, client: int, level: str) -> int:
-        has_one = any((client, model) in self.informed for model in range(len(self.models)))
-        return wire.dense_size(self._apart[level] if has_one else self._sizes[level])
+    def _bytes(self, task: Task) -> int:
+        has_one = any((task.client, model) in self.informed for model in range(len(self.models)))
+        return self.probing.downloads.bytes(task, self.models.shared if has_one else frozenset())
 
     def seconds(self, clients: Sequence[int]) -> list[float]:
         """Return how long each client's coming round will take: the model down, E epochs, and its update up.
@@ -126,6 +127,7 @@ class Probing:
         clustering: the model of every client.
         clients: who is asked.
         ledger: takes the costs.
+        downloads: knows what clients have.
         forecast: predicts seconds.
     """
 
@@ -136,10 +138,11 @@ class Probing:
         clustering: Clustering,
         clients: Clients,
         ledger: Ledger,
+        downloads: Downloads,
         forecast: Forecast,
     ) -> None:
         self.parts, self.assignment, self.clustering = parts, assignment, clustering
-        self.clients, self.ledger, self.forecast = clients, ledger, forecast
+        self.clients, self.ledger, self.downloads, self.forecast = clients, ledger, downloads, forecast
 
     def of_round(self, round: int) -> RoundProbe:
         """Return what policies may ask in a round that begins; the clock waits until a client is within reach."""

@@ -109,7 +109,8 @@ class Round:
     def _train(self, tasks: Sequence[Task], probe: RoundProbe, follow: Follower) -> list[Report]:
         """Let the cohort train; return the reports of the accepted updates."""
         reports: list[Report] = []
-        sending = [task for task in tasks if self._sends(task, probe)]
+        informed = [task for task in tasks if self._is_sent(task, probe)]
+        sending = [task for task in informed if self._sends(task, probe)]
         lost = len(tasks) - len(sending)
         peaks: dict[int, float] = {}
         for done, reply in enumerate(self.clients.train(sending), start=lost + 1):
@@ -121,6 +122,8 @@ class Round:
                 self.clients.take(reply, accepted.update)
                 reports.append(accepted.report)
             follow(accepted, done, len(tasks))
+        for task in informed:
+            self.server.downloads.note(task)
         if tasks:
             name_giants(tasks[0].round, peaks)
         return reports
@@ -134,14 +137,18 @@ class Round:
         report, wrong = within_ranges(reply.report, samples, epochs, self.extras)
         return replace(reply, report=report, refusal=reply.refusal or wrong)
 
+    def _is_sent(self, task: Task, probe: RoundProbe) -> bool:
+        """Return whether a client is sent its part; it is lost if it did not answer what had to be known before."""
+        if not self.server.aggregators.first.asks_losses or probe.initial_loss(task) is not None:
+            return True
+        self.ledger.lose(task.client, task.round, Work(0, 0.0))  # no weight without it
+        return False
+
     def _sends(self, task: Task, probe: RoundProbe) -> bool:
         """Return whether a client gets as far as sending its update in time; if not, charge what it did.
 
         What it would have computed for nothing is not computed here either.
         """
-        if self.server.aggregators.first.asks_losses and probe.initial_loss(task) is None:  # no weight without it
-            self.ledger.lose(task.client, task.round, Work(0, 0.0))
-            return False
         share = self.fleet.fails(task.client, task.round)
         if share is None and self.ledger.deadline is None:
             return True

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hetfl import wire
-from hetfl.accounting import Ledger
+from hetfl.accounting import Downloads, Ledger
 from hetfl.aggregators.per_model import Aggregators
 from hetfl.compression import ErrorFeedback
 from hetfl.defence.ranges import ENTRY
@@ -52,16 +52,23 @@ class Server:
         aggregators: combine updates.
         penalty: may correct the step.
         ledger: takes costs.
+        downloads: knows what clients have.
 
     Attributes:
         max_norm: largest 2-norm of an update, what travels exactly included; None: any.
     """
 
     def __init__(
-        self, parts: TaskParts, uplink: ErrorFeedback, aggregators: Aggregators, penalty: Penalty, ledger: Ledger
+        self,
+        parts: TaskParts,
+        uplink: ErrorFeedback,
+        aggregators: Aggregators,
+        penalty: Penalty,
+        ledger: Ledger,
+        downloads: Downloads,
     ) -> None:
         self.parts, self.models, self.uplink = parts, parts.models, uplink
-        self.aggregators, self.penalty, self.ledger = aggregators, penalty, ledger
+        self.aggregators, self.penalty, self.ledger, self.downloads = aggregators, penalty, ledger, downloads
         self.max_norm: float | None = None
 
     def reset(self) -> None:
@@ -120,7 +127,7 @@ class Server:
 
     def down_bytes(self, task: Task, probe: RoundProbe) -> int:
         """Return the bytes that a client is sent before it trains; a client that was probed has the model already."""
-        model = 0 if probe.has_model(task) else wire.dense_size(task.part.size)
+        model = 0 if probe.has_model(task) else self.downloads.bytes(task)
         return model + self.uplink.compressor.shared_bytes(self.parts.held(task).held)
 
     def step(self, optimizer: Optimizer, step: Callable[[], object], round: int, known: bool) -> None:

@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 from hetfl.clustering import Clustering
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
-from hetfl.federation.fingerprint import LEARNING_RATES, agree, fingerprint, of_models
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.models import MakeOptimizer
 from hetfl.piece import Piece
+from hetfl.runs.fingerprint import LEARNING_RATES, agree, fingerprint, of_models
 from hetfl.runs.resuming import check_complete, check_optimizers_fit, weights_only
+from hetfl.submodel import parameters_of
 
 KEY = "hetfl"
 """Where a checkpoint holds it."""
@@ -52,8 +53,10 @@ class RunState:
         """Return by name what the state depends on, in short text that can be compared and shown."""
         if not self._fingerprint:
             problem = self.hosting.problem
-            whole = fingerprint(self.models, problem.local, self.optimizers["server"], data, pieces)
-            self._fingerprint = {"seed": str(problem.seed), "method": self.method(), **whole}
+            parameters = parameters_of(self.models[0]).values()
+            whole = fingerprint(parameters, problem.local, self.optimizers["server"], data, pieces)
+            own = {"seed": str(problem.seed), "method": self.method()}
+            self._fingerprint = {**own, **of_models(self.models.tensors[0], self.models.levels), **whole}
         return self._fingerprint
 
     def saved(
@@ -114,7 +117,7 @@ class RunState:
             check_complete(checkpoint)
         state = _read(checkpoint, needed)
         if data is None:
-            agree(state["fingerprint"], of_models(self.models))
+            agree(state["fingerprint"], of_models(self.models.tensors[0], self.models.levels))
         else:
             check(state, self.fingerprint(data, pieces), self.clustering, training)
         self.models.version = state["version"]

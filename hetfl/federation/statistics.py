@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from hetfl import wire
-from hetfl.accounting import Ledger
+from hetfl.accounting import Downloads, Ledger
 from hetfl.defence.outlying import refusals
 from hetfl.defence.ranges import number_of_batches
 from hetfl.errors import ConfigurationError
@@ -22,6 +22,7 @@ from hetfl.local import Result
 from hetfl.local.jobs import statistics as gather
 from hetfl.local.jobs import unpack_statistics
 from hetfl.models.static_batch_norm import StaticStatistics, static_layers
+from hetfl.part import Part
 from hetfl.piece import Piece
 from hetfl.types import Task
 
@@ -72,7 +73,8 @@ class StaticStatisticsStore(Piece):
         *,
         ledger: Ledger,
         batch_size: int,
-        informed: Iterable[tuple[int, int, str]] = (),
+        downloads: Downloads,
+        informed: Mapping[tuple[int, int], Part],
     ) -> None:
         """Rebuild all levels' statistics; a level for which nobody answers keeps the last known ones.
 
@@ -85,20 +87,21 @@ class StaticStatisticsStore(Piece):
             tasks: per model and level the clients that are asked, the largest level of a model first.
             ledger: takes the costs.
             batch_size: samples in a batch of a client's pass.
-            informed: clients, and of which model and level they have the present values already.
+            downloads: knows what clients have.
+            informed: by client and model, the part of which the client has the present values already.
         """
         ledger.begin_phase()
         before, self.levels = self.levels, {}
-        levels_of: defaultdict[tuple[int, int], set[str]] = defaultdict(set)  # that a client has of a model
-        for client, model, level in informed:
-            levels_of[client, model].add(level)
+        has: defaultdict[tuple[int, int], list[Part]] = defaultdict(list)  # parts that a client has of a model
+        for key, part in informed.items():
+            has[key].append(part)
         asked = {key: list(of_level) for key, of_level in tasks.items() if static_layers(nets[key[1]])}
         answers: defaultdict[tuple[int, str], list[Result]] = defaultdict(list)
         for result in runner.run(gather, [task for of_level in asked.values() for task in of_level]):
             task = result.task
             answers[task.model, task.level].append(result)
-            ledger.charge(task.client, task.round, self._work(nets[task.level], result, levels_of[task.key]))
-            levels_of[task.key].add(task.level)
+            ledger.charge(task.client, task.round, self._work(result, has[task.key], downloads))
+            has[task.key].append(task.part)
         for model, level in asked:
             name = _key(level, model)
             kept = _kept(nets[level], answers[model, level], batch_size, ledger)
@@ -111,14 +114,15 @@ class StaticStatisticsStore(Piece):
                 rank_zero_warn(f"No client gathered statistics for level {level}, so it cannot be evaluated")
         self._mark = self.models.mark
 
-    def _work(self, net: nn.Module, result: Result, has: set[str]) -> Work:
-        """Return what a client's sums took, if it has some levels of the model already."""
-        # A client that has a level has every level that is a part of it. A level that is narrower and deeper than
-        # another is no part of it, so some clients are sent several.
-        levels, level = self.models.levels, result.task.level
-        has_it = any(levels.affords(larger, level) for larger in has)
-        down = 0 if has_it else wire.dense_size(sum(p.numel() for p in net.parameters()), 0)
-        return Work(down, levels.flops[level][0] * result.report.passes, wire.dense_size(result.vector.numel(), 0))
+    def _work(self, result: Result, has: Sequence[Part], downloads: Downloads) -> Work:
+        """Return what a client's sums took, if it has some parts of the model already."""
+        # A level that is narrower and deeper than another is no part of it, so some clients are sent several.
+        task, down = result.task, 0
+        if not any(larger.covers(task.part) for larger in has):
+            down = downloads.bytes(task, self.models.float_buffers)
+            downloads.note(task)
+        flops = self.models.levels.flops[task.level][0] * result.report.passes
+        return Work(down, flops, wire.dense_size(result.vector.numel(), 0))
 
     def of_model(self, model: int) -> dict[str, dict[str, StaticStatistics]]:
         """Return by level the sums of a model; empty if no client is in its cluster."""

@@ -44,6 +44,7 @@ class OrderBench(Bench):
         size, dtype = order.part.size, resident.anchor_D.dtype
         expected = wire.Expected(order.round, order.model, size, dtype=dtype)
         resident.anchor_D.copy_(order.part.spread(wire.decode(self.order.model, expected).to_dense()))
+        resident.hold(order.part)
         return resident
 
 

@@ -109,7 +109,7 @@ class FedDyn(Penalty):
         self._put(report.client, report.model)
         sent_D, held = update.to_dense(), only(index, frozenset(self._parameters))
         sent_D = sent_D.to(next(iter(self._parameters.values())))
-        for (name, entry), sent in zip(held.items(), held.layout.views(sent_D).values(), strict=True):
+        for (name, entry), sent in zip(held.items(), held.layout.views(held.spread(sent_D)).values(), strict=True):
             add(self._sum(report.model, name), entry, sent, -self.alpha / self.num_clients)
 
     def remember(self, client: int, round: int, index: Index, update: Update) -> None:  # noqa: D102

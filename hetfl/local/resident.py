@@ -40,6 +40,7 @@ class ResidentNet:
         self._counters = _other_buffers(net, tensors)
         self._adopt(tensors)
         self._make_optimizer(parameters_of(net), optimizer)
+        self._mask_D: Tensor | None = None
         self._first_state = {parameter: copy.deepcopy(state) for parameter, state in self.optimizer.state.items()}
         self.loaded: tuple[int, int, bytes] | None = None
 
@@ -83,7 +84,18 @@ class ResidentNet:
             return
         views = [take(tensors[name], part[name]) for name in self._anchor_views]
         torch._foreach_copy_(list(self._anchor_views.values()), views)
+        self.hold(part)
         self.loaded = key
+
+    @torch.no_grad()
+    def hold(self, part: Part) -> None:
+        """Keep to the entries of a part, whose values the anchor has: all others are zero and get no gradient."""
+        mask_D = part.mask_D
+        if mask_D is not None:
+            mask_D = mask_D.to(self.anchor_D.device)
+            self.anchor_D.masked_fill_(~mask_D, 0.0)
+            mask_D = mask_D[: self.vector.numel()]
+        self._mask_D = mask_D
 
     @torch.no_grad()
     def start(self, lr: float | None = None) -> None:
@@ -106,9 +118,11 @@ class ResidentNet:
 
     @torch.no_grad()
     def penalise(self, penalty: Penalty, memory_D: Tensor | None) -> None:
-        """Add a penalty's gradient, at the present parameters, to theirs."""
+        """Add a penalty's gradient, at the present parameters, to theirs; entries that are not held get none."""
         assert self.vector.grad is not None
         penalty.add_gradient(self.vector.grad, self.vector, self.anchor_D[: self.vector.numel()], memory_D)
+        if self._mask_D is not None:
+            self.vector.grad.mul_(self._mask_D)
 
     @torch.no_grad()
     def finish(self) -> Tensor:

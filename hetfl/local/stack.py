@@ -13,6 +13,7 @@ from hetfl.local.batched import BatchedNet, batched
 from hetfl.local.executor import Bench, LocalProblem, Result
 from hetfl.local.jobs import report_of, training_batches
 from hetfl.local.sgd import RowSGD
+from hetfl.part import Part
 from hetfl.submodel import parameters_of
 from hetfl.types import ClientContext, CohortContext, Task
 
@@ -72,29 +73,43 @@ class Stack:
             Result(
                 task,
                 report_of(self.bench, task, total / passed, passed, taken),
-                self.layout.reordered(row_D - self.anchor_D, self.own),
+                self.layout.reordered(row_D - anchor_D, self.own),
             )
-            for task, row_D, total, passed, taken in zip(tasks, self.theta_SD, totals, passes, steps, strict=True)
+            for task, row_D, anchor_D, total, passed, taken in zip(
+                tasks, self.theta_SD, self.anchor_SD.expand_as(self.theta_SD), totals, passes, steps, strict=True
+            )
         ]
 
     @torch.no_grad()
     def _start(self, tasks: Sequence[Task]) -> None:
         """Put all clients to the global model, with optimizers as new."""
         device = self.bench.device
-        self.anchor_D = self.own.reordered(self.bench.resident(tasks[0]).anchor_D, self.layout)
+        parts = [self.bench.part(task) for task in tasks]
+        distinct = 1 if len({part.key for part in parts}) == 1 else len(tasks)
+        anchors = [self.own.reordered(self.bench.resident(task).anchor_D, self.layout) for task in tasks[:distinct]]
+        self.anchor_SD = torch.stack(anchors)  # one row for all who hold the same part
+        self.mask_SD = self._masks(parts)
         if self._buffers.shape[1] < len(tasks):
-            self._buffers = self.anchor_D.new_empty(2, len(tasks), self.layout.size)
+            self._buffers = self.anchor_SD.new_empty(2, len(tasks), self.layout.size)
         self.theta_SD, momentum_SD = self._buffers[:, : len(tasks)]
-        self.theta_SD.copy_(self.anchor_D)
+        self.theta_SD.copy_(self.anchor_SD)
         self.momentum_SD = momentum_SD[:, : self.trained.size].zero_()
         self.moved = [False] * len(tasks)
         self.totals_S = torch.zeros(len(tasks), device=device)
         self.labels_SK = torch.stack([self.bench.data.labels(task.client) for task in tasks]).to(device)
         self.memory_SD: Tensor | None = None
         if any(task.memory_D is not None for task in tasks):
-            none_D = torch.zeros_like(self.anchor_D[: self.trained.size])
+            none_D = torch.zeros_like(self.anchor_SD[0, : self.trained.size])
             memory_SD = torch.stack([none_D if task.memory_D is None else task.memory_D for task in tasks])
             self.memory_SD = self.own_trained.reordered(memory_SD, self.trained)
+
+    def _masks(self, parts: Sequence[Part]) -> Tensor | None:
+        """Return which trained entries each client holds, bool (S, D); None if all hold all."""
+        if all(part.mask_D is None for part in parts):
+            return None
+        all_D = torch.ones(self.trained.size, dtype=torch.bool)
+        masks = [all_D if part.mask_D is None else part.mask_D[: self.trained.size].cpu() for part in parts]
+        return self._sent(self.own_trained.reordered(torch.stack(masks), self.trained))
 
     def _sent(self, tensor: Tensor) -> Tensor:
         """Return a tensor on the device; a GPU takes it when it gets there, and nobody waits."""
@@ -143,7 +158,10 @@ class Stack:
         local = self.bench.problem.local
         trained_SD = theta_SD[:, : self.trained.size]
         memory_SD = self.memory_SD if self.memory_SD is None or rows is None else self.memory_SD[rows]
-        local.regulariser.add_gradient(grad_SD, trained_SD, self.anchor_D[: self.trained.size], memory_SD)
+        anchor_SD = self.anchor_SD if rows is None or len(self.anchor_SD) == 1 else self.anchor_SD[rows]
+        local.regulariser.add_gradient(grad_SD, trained_SD, anchor_SD[:, : self.trained.size], memory_SD)
+        if self.mask_SD is not None:
+            grad_SD.mul_(self.mask_SD if rows is None else self.mask_SD[rows])
         if local.gradient_clip is not None:
             norms_S1 = torch.linalg.vector_norm(grad_SD, dim=1, keepdim=True)
             # As torch.nn.utils.clip_grad_norm_ does it, a client at a time.

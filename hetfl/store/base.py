@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from hetfl.layout import Index
-from hetfl.part import index_layout
+from hetfl.part import part_of
 from hetfl.store.blocks import Blocks
 
 
@@ -81,7 +81,7 @@ class ClientStore(ABC):
         Raises:
             ValueError: there are more values, or fewer, than the index has entries; nothing is written.
         """
-        if vector_D.shape != (size := index_layout(index).size,):
+        if vector_D.shape != (size := part_of(index).size,):
             raise ValueError(f"Expected {size} entries of client {client} but got shape {tuple(vector_D.shape)}")
         vector_D, loaded = vector_D.cpu(), self.load(client)
         before = Blocks.of(loaded, vector_D.dtype)

@@ -135,4 +135,5 @@ def _fitted(index: Part, layout: Layout) -> tuple[Layout, Entries]:
         shapes[name] = tuple(max(sizes) for sizes in zip(shapes.get(name, shape), shape, strict=True))
     grown = Layout(shapes) if shapes != layout.shapes else layout
     on_cpu = {name: tuple(p if isinstance(p, slice) else p.cpu() for p in entry) for name, entry in index.items()}
-    return grown, Entries(on_cpu, {name: tuple(slice(0, size) for size in shape) for name, shape in shapes.items()})
+    whole = {name: tuple(slice(0, size) for size in shape) for name, shape in shapes.items()}
+    return grown, Entries(Part(on_cpu, index.mask_D), whole)

@@ -12,6 +12,9 @@ from tests.reference.nets import Net, Objective
 from tests.reference.rules import Client, Rules, Samples, is_buffer
 from tests.wire_by_hand import index_block
 
+Masks = dict[str, NDArray[np.bool_]]
+"""Which entries of global tensors a client holds, among those at its positions; tensors that are missing: all."""
+
 HEADER = 56
 DOUBLE, SINGLE = 8, 4
 """Bytes of a value in a client's message, which has the run's precision, and in all that is counted as float32."""
@@ -35,6 +38,7 @@ def train(
     client: Client,
     anchor: Tensors,
     memory: Tensors,
+    masks: Masks,
     orders: Iterable[NDArray[np.int64]],
     lr: float,
     w: float,
@@ -49,7 +53,7 @@ def train(
         total, passed = total + loss * len(rows), passed + len(rows)
         for name in grads:
             grads[name] = grads[name] + (rules.proximal + rules.feddyn) * (theta[name] - anchor[name])
-            grads[name] = grads[name] - memory.get(name, 0.0)
+            grads[name] = (grads[name] - memory.get(name, 0.0)) * masks.get(name, 1.0)
         if rules.clip is not None:
             norm = np.sqrt(sum((grad**2).sum() for grad in grads.values()))
             grads = {name: grad * min(1.0, rules.clip / (norm + 1e-6)) for name, grad in grads.items()}
@@ -96,28 +100,37 @@ Positions = dict[str, tuple[NDArray[np.int64], ...]]
 """Where the entries of a sub-model lie in the global tensors: per dimension."""
 
 
-def positions(rules: Rules, level: str, owned: NDArray[np.bool_] | None = None) -> Positions:
-    """Return where a level's entries lie; with ``owned``, what a client with these classes speaks for."""
-    where = {name: tuple(np.arange(size) for size in shape) for name, shape in rules.shapes[level].items()}
-    for name in where:
-        if owned is not None and rules.masked and name.startswith("classifier."):
-            where[name] = (np.flatnonzero(owned), *where[name][1:])
-    return where
+def positions(rules: Rules, level: str) -> Positions:
+    """Return where a level's entries lie."""
+    return {name: tuple(np.arange(size) for size in shape) for name, shape in rules.shapes[level].items()}
+
+
+def owned(rules: Rules, where: Positions, classes: NDArray[np.bool_]) -> Positions:
+    """Return what a client with these classes speaks for, of what it holds."""
+    if not rules.masked:
+        return where
+    rows = np.flatnonzero(classes)
+    return {name: (rows, *each[1:]) if name.startswith("classifier.") else each for name, each in where.items()}
 
 
 def parameters(where: Positions) -> list[str]:
     return [name for name in where if not is_buffer(name)]
 
 
-def flat(tensors: Tensors, where: Positions, names: list[str]) -> Array:
-    """Return entries as one vector, tensor after tensor."""
-    return np.concatenate([np.empty(0), *(tensors[name][np.ix_(*where[name])].ravel() for name in names)])
+def flat(tensors: Tensors, where: Positions, names: list[str], masks: Masks) -> Array:
+    """Return the entries that are held as one vector, tensor after tensor."""
+    cut = {name: np.ix_(*where[name]) for name in names}
+    parts = [tensors[name][cut[name]][masks[name][cut[name]] if name in masks else ...].ravel() for name in names]
+    return np.concatenate([np.empty(0), *parts])
 
 
-def write(tensors: Tensors, where: Positions, names: list[str], vector: Array) -> None:
+def write(tensors: Tensors, where: Positions, names: list[str], vector: Array, masks: Masks) -> None:
     start = 0
     for name in names:
-        shape = tuple(len(part) for part in where[name])
-        stop = start + int(np.prod(shape))
-        tensors[name][np.ix_(*where[name])] = vector[start:stop].reshape(shape)
+        cut = np.ix_(*where[name])
+        part = tensors[name][cut]
+        held = masks[name][cut] if name in masks else np.ones(part.shape, dtype=bool)
+        stop = start + int(held.sum())
+        part[held] = vector[start:stop]
+        tensors[name][cut] = part
         start = stop

@@ -6,11 +6,14 @@ from collections import defaultdict
 
 import numpy as np
 
-from tests.reference.client import batches, dense_bytes, positions
+from tests.reference.client import batches, dense_bytes
 from tests.reference.federation import Federation, _slice
 from tests.reference.layers import Array, Pass
 from tests.reference.nets import Labels, Objective, Owned
 from tests.reference.rules import Samples, is_buffer
+
+NOBODY = -1
+"""In place of a client, for the part of a level itself."""
 
 Statistics = dict[str, tuple[Array, Array]]
 
@@ -26,6 +29,7 @@ class Evaluation:
     def __init__(self, federation: Federation) -> None:
         self.statistics: dict[tuple[int, str], Statistics] = {}
         self.known: int | None = None
+        self.last = 0  # round
         self.federation, self.rules, self.given = federation, federation.rules, federation.given
 
     def settle(self, t: int, here: list[int]) -> set[int]:
@@ -49,7 +53,7 @@ class Evaluation:
         here = ledger.wait(t)
         informed = self.settle(t, here)
         ledger.begin_phase()
-        has: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
+        has: defaultdict[tuple[int, int], list[dict[str, Owned]]] = defaultdict(list)
         order = sorted(self.rules.nets, key=lambda level: -self.rules.entries(level))
         for cluster in sorted(set(self.federation.clusters.assigned)):
             members = [k for k in here if self.federation.clusters.assigned[k] == cluster]
@@ -61,9 +65,9 @@ class Evaluation:
                     continue
                 for client in able:
                     if client in informed:
-                        has[client, cluster].append(self.given.level(client, t))
-                    self.charge(client, level, has[client, cluster], passes[0])
-                    has[client, cluster].append(level)
+                        has[client, cluster].append(self.federation.covered(self.given.level(client, t), t, client))
+                    self.charge(client, level, t, has[client, cluster], passes[0])
+                    has[client, cluster].append(self.federation.covered(level, t, NOBODY))
                 everything = {name: [moments for each in passes for moments in each[name]] for name in passes[0]}
                 self.statistics[cluster, level] = {
                     name: (np.mean([m for m, _ in moments], 0), np.mean([v for _, v in moments], 0))
@@ -72,28 +76,34 @@ class Evaluation:
 
     def passed(self, cluster: int, level: str, client: int, t: int) -> dict[str, list[tuple[Array, Array]]]:
         """Return the moments of all batches of one client, by norm layer."""
-        theta = _slice(self.federation.models[cluster], positions(self.rules, level))
+        theta = _slice(self.federation.models[cluster], *self.federation.held(level, t, NOBODY))
         how, x = Pass(gathered={}), self.given.clients[client].train.x
         for rows in batches(self.given.statistics_order(t, client), self.rules.batch):
             self.rules.nets[level].forward(theta, x[rows], how)
         assert how.gathered is not None
         return how.gathered
 
-    def charge(self, client: int, level: str, has: list[str], sums: dict[str, list[tuple[Array, Array]]]) -> None:
+    def charge(
+        self,
+        client: int,
+        level: str,
+        t: int,
+        has: list[dict[str, Owned]],
+        sums: dict[str, list[tuple[Array, Array]]],
+    ) -> None:
         """Charge a client's pass: a sum of means and one of variances per channel go up, and a count per layer."""
-        has_it = any(self.rules.contains(other, level) for other in has)
-        down = (
-            0
-            if has_it
-            else dense_bytes(self.rules.entries(level, without=frozenset(filter(is_buffer, self.rules.shapes[level]))))
-        )
+        wanted = {name: held for name, held in self.federation.covered(level, t, NOBODY).items() if not is_buffer(name)}
+        down = 0
+        if not any(all((wanted[name] <= other.get(name, False)).all() for name in wanted) for other in has):
+            down = dense_bytes(sum(int(held.sum()) for held in wanted.values()))
+            down += self.federation.tell(level, t, NOBODY, client)
         up = dense_bytes(sum(2 * len(moments[0][0]) + 1 for moments in sums.values()))
         flops = self.federation.flops[level][0] * len(self.given.clients[client].train)
         self.federation.ledger.spend(client, down, flops, up)
 
     def logits(self, cluster: int, level: str, x: Array) -> list[Array]:
         """Return every head's logits."""
-        theta = _slice(self.federation.models[cluster], positions(self.rules, level))
+        theta = _slice(self.federation.models[cluster], *self.federation.held(level, self.last, NOBODY))
         how = Pass(static=self.statistics.get((cluster, level), {}))
         return self.rules.nets[level].forward(theta, x, how)[0]
 
@@ -151,6 +161,7 @@ class Evaluation:
         }
 
     def validation(self, t: int) -> dict[str, float]:
+        self.last = t
         self.gather(t)
         present = sorted(set(self.federation.clusters.assigned))
         return {**self.levels("val", dict.fromkeys(present, self.given.validation)), **self.local(t)}

@@ -7,12 +7,14 @@ from numpy.typing import NDArray
 
 from tests.reference.client import (
     Chosen,
+    Masks,
     Positions,
     chosen,
     dense_bytes,
     flat,
     loss_of,
     message_bytes,
+    owned,
     parameters,
     positions,
     train,
@@ -22,7 +24,7 @@ from tests.reference.clusters import Clusters
 from tests.reference.layers import Tensors
 from tests.reference.ledger import Ledger
 from tests.reference.nets import ramp
-from tests.reference.rules import Given, Rules, is_buffer
+from tests.reference.rules import Given, Part, Rules, is_buffer
 from tests.reference.server import Arrived, Optimizer, mean
 
 ALL = -1
@@ -41,6 +43,7 @@ class Federation:
         least: by accepted update that a threshold is calibrated by, the least magnitude in it, and its length.
         taken: by round and client, the epochs behind an update that was taken.
         version: how often the models have changed.
+        told: by client, the part that it was told of last.
     """
 
     def __init__(self, rules: Rules, given: Given) -> None:
@@ -62,6 +65,7 @@ class Federation:
         self.threshold: float | None = None
         self.least: list[tuple[float, int]] = []
         self.version = 0
+        self.told: dict[int, str] = {}
         self.optimizers: dict[tuple[int, str], Optimizer] = {}
 
     def lr(self, t: int) -> float:
@@ -70,9 +74,38 @@ class Federation:
     def ramp(self, t: int) -> float:
         return ramp(t, self.rules.ramp_rounds) if self.rules.ramp_rounds else 0.0
 
+    def held(self, level: str, t: int, client: int) -> Part:
+        """Return the positions and masks of what a client holds."""
+        return self.given.part(level, t, client) if self.given.part else (positions(self.rules, level), {})
+
     def part(self, client: int, t: int, cluster: int) -> Tensors:
         """Return the sub-model that a client is sent of a cluster's model."""
-        return _slice(self.models[cluster], positions(self.rules, self.given.level(client, t)))
+        return _slice(self.models[cluster], *self.held(self.given.level(client, t), t, client))
+
+    def down(self, level: str, t: int, client: int) -> int:
+        """Return the bytes of a client's sub-model, and of how it lies in the global one."""
+        where, masks = self.held(level, t, client)
+        return dense_bytes(len(flat(self.models[0], where, list(where), masks))) + self.tell(level, t, client, client)
+
+    def tell(self, level: str, t: int, whose: int, client: int) -> int:
+        """Return the bytes of telling a client where a part lies, unless it was told so last."""
+        where, masks = self.held(level, t, whose)
+        key = repr([(name, [d.tolist() for d in where[name]], masks.get(name, 1)) for name in where])
+        size = self.given.part_bytes(level, t, whose)
+        if not size or self.told.get(client) == key:
+            return 0
+        self.told[client] = key
+        return size
+
+    def covered(self, level: str, t: int, client: int) -> dict[str, NDArray[np.bool_]]:
+        """Return which entries of the global tensors a client holds."""
+        where, masks = self.held(level, t, client)
+        found = {}
+        for name, parts in where.items():
+            held = np.zeros(self.models[0][name].shape, dtype=bool)
+            held[np.ix_(*parts)] = True
+            found[name] = held & masks.get(name, np.bool_(True))
+        return found
 
     def loss(self, client: int, t: int, cluster: int) -> float:
         net = self.rules.nets[self.given.level(client, t)]
@@ -126,7 +159,7 @@ class Federation:
         """Have a client train and send; return its update if the server takes it."""
         rules, data, cluster = self.rules, self.given.clients[client], self.clusters.of(client)
         level, informed = self.given.level(client, t), rules.clusters > 1 or rules.q is not None
-        down = 0 if informed else dense_bytes(rules.entries(level))
+        down = 0 if informed else self.down(level, t, client)
         flops = self.flops[level][1] * len(data.train) * epochs
         share = self.given.fails(t, client)
         if share is not None:
@@ -136,15 +169,17 @@ class Federation:
             return None
         initial_loss = self.loss(client, t, cluster) if rules.q is not None else 0.0
         whole, loss = self.trained(client, epochs, t)
-        where = positions(rules, level, data.owned)
+        inner, masks = self.held(level, t, client)
+        where = owned(rules, inner, data.owned)
         names, buffers = parameters(where), [name for name in where if is_buffer(name)]
-        vector = flat(whole, where, names) + self.age(client, t) * flat(self.residuals[client], where, names)
+        vector = flat(whole, where, names, masks)
+        vector = vector + self.age(client, t) * flat(self.residuals[client], where, names, masks)
         if not np.isfinite(vector).all():
             self.ledger.spend(client, down, flops, 0)
             self.ledger.count(refused=1)
             return None
         sent = chosen(rules.density, self.threshold, vector)
-        exact = flat(whole, where, buffers)
+        exact = flat(whole, where, buffers, masks)
         up = message_bytes(len(vector), sent, len(exact))
         if not self.ledger.in_time(client, down, flops, up):
             self.ledger.drop(client, down, flops, up)
@@ -154,10 +189,10 @@ class Federation:
         self.least.append((float(np.abs(vector if sent is None else vector[sent]).min(initial=np.inf)), len(vector)))
         held, travelled = len(vector), len(vector) if sent is None else len(sent)
         self.ledger.count(entries=held, sent=travelled, dense=4 * (held + len(exact)))
-        decoded = self.keep(client, t, where, vector, sent)
+        decoded = self.keep(client, t, where, masks, vector, sent)
         for name in buffers:
             decoded[name] = whole[name]
-        return Arrived(client, cluster, decoded, where, len(data.train), loss, initial_loss)
+        return Arrived(client, cluster, decoded, where, masks, len(data.train), loss, initial_loss)
 
     def calibrate(self) -> None:
         """Set the threshold at the end of the first round with updates."""
@@ -173,11 +208,12 @@ class Federation:
     def trained(self, client: int, epochs: int, t: int) -> tuple[Tensors, float]:
         """Return how far a client's training moves its sub-model, in global coordinates, and its mean loss."""
         level, data = self.given.level(client, t), self.given.clients[client]
-        inner = positions(self.rules, level)
+        inner, masks = self.held(level, t, client)
         memory = _slice(self.memories[client], {name: inner[name] for name in parameters(inner)})
         orders = self.given.order(t, client, epochs)
         anchor, net = self.part(client, t, self.clusters.of(client)), self.rules.nets[level]
-        delta, loss = train(net, self.rules, data, anchor, memory, orders, self.lr(t), self.ramp(t))
+        mine = {name: mask[np.ix_(*inner[name])] for name, mask in masks.items()}
+        delta, loss = train(net, self.rules, data, anchor, memory, mine, orders, self.lr(t), self.ramp(t))
         whole = {name: np.zeros_like(value) for name, value in self.models[0].items()}
         for name, value in delta.items():
             whole[name][np.ix_(*inner[name])] = value
@@ -188,7 +224,9 @@ class Federation:
         missed = max(1, t - self.last.get(client, t))
         return 0.0 if self.rules.oldest is not None and missed > self.rules.oldest else 1.0
 
-    def keep(self, client: int, t: int, where: Positions, vector: NDArray[np.float64], sent: Chosen) -> Tensors:
+    def keep(
+        self, client: int, t: int, where: Positions, masks: Masks, vector: NDArray[np.float64], sent: Chosen
+    ) -> Tensors:
         """Return what the server decodes of a vector; keep the rest as the residual, and learn FedDyn's memory."""
         names, decoded = parameters(where), vector.copy()
         if sent is not None:
@@ -196,10 +234,10 @@ class Federation:
             decoded[sent] = vector[sent]
         for residual in self.residuals[client].values():
             residual *= self.age(client, t)
-        write(self.residuals[client], where, names, vector - decoded)
+        write(self.residuals[client], where, names, vector - decoded, masks)
         self.last[client] = t
         tensors = {name: np.zeros_like(self.models[0][name]) for name in names}
-        write(tensors, where, names, decoded)
+        write(tensors, where, names, decoded, masks)
         for name in names:
             self.memories[client][name] -= self.rules.feddyn * tensors[name]
         return tensors
@@ -238,5 +276,6 @@ class Federation:
         return total
 
 
-def _slice(tensors: Tensors, where: Positions) -> Tensors:
-    return {name: tensors[name][np.ix_(*parts)].copy() for name, parts in where.items()}
+def _slice(tensors: Tensors, where: Positions, masks: Masks | None = None) -> Tensors:
+    kept = {name: value * (masks or {}).get(name, 1.0) for name, value in tensors.items()}
+    return {name: kept[name][np.ix_(*parts)].copy() for name, parts in where.items()}

@@ -6,7 +6,7 @@ Nothing else of hetfl is used by the reference, and nothing of its numerics.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -16,15 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+import hetfl.part
+from hetfl import wire
 from hetfl.data import FederatedDataModule, TensorData
 from hetfl.data.arrays import ClientData
 from hetfl.fleet import CsvFleet, Fleet, LevelAssignment
 from hetfl.local import LocalTraining
+from hetfl.parts import PartRule
 from hetfl.piece import Facts
 from hetfl.seeding import generator
 from hetfl.selection import Probe, Selection
 from tests.reference.layers import Tensors
-from tests.reference.rules import Client, Devices, Given, Rules, Samples
+from tests.reference.rules import Client, Devices, Given, Part, Rules, Samples
 
 NOBODY = 99
 """The id of test samples that are no client's."""
@@ -134,6 +137,7 @@ def given(
     assignment: LevelAssignment,
     local: LocalTraining,
     seed: int = 0,
+    parts: PartRule | None = None,
 ) -> Given:
     """Return what a run with these parts is made of, by copies of them."""
     data.setup()
@@ -142,7 +146,7 @@ def given(
     facts = Facts(data.sizes, seed, list(rules.nets))
     for piece in (selection, assignment, fleet):
         piece.setup(facts)
-    draws = Draws(seed, data.sizes, local, fleet)
+    draws, shapes = Draws(seed, data.sizes, local, fleet), rules.shapes[rules.largest]
     names: list[tuple[str | int, ...]] = [(), *((number,) for number in range(1, rules.clusters))]
     return Given(
         clients=[
@@ -160,7 +164,25 @@ def given(
         statistics_order=lambda round, client: draws.order(round, client, 1, "statistics")[0],
         fails=draws.fails,
         draw=lambda cluster, round: initial(factory, cluster, "round", round, seed=seed),
+        part=None if parts is None else lambda *names: _part(parts.part(*names), shapes),
+        part_bytes=lambda *names: 0 if parts is None else _part_bytes(parts, *names),
     )
+
+
+def _part(part: hetfl.part.Part, shapes: Mapping[str, tuple[int, ...]]) -> Part:
+    """Return the positions and the global masks of a part."""
+    where, masks = {}, {}
+    for name, entry in part.items():
+        where[name] = tuple(np.arange(d.start, d.stop) if isinstance(d, slice) else d.numpy() for d in entry)
+        if part.mask_D is not None:
+            masks[name] = np.zeros(shapes[name], dtype=bool)
+            masks[name][np.ix_(*where[name])] = part.layout.views(part.mask_D)[name].numpy()
+    return where, masks
+
+
+def _part_bytes(parts: PartRule, level: str, round: int, client: int) -> int:
+    """Return the length of an encoded part, of which :mod:`tests.test_wire_parts` sees that it is right."""
+    return len(wire.encode_part(parts.part(level, round, client), parts.levels.indices[level]))
 
 
 def _samples(data: ClientData) -> Samples:

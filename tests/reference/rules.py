@@ -14,6 +14,9 @@ from tests.reference.nets import Labels, Net, Owned
 BUFFERS = ("running_mean", "running_var")
 """How the names of tensors end that nobody trains, and that travel exactly."""
 
+Part = tuple[dict[str, tuple[NDArray[np.int64], ...]], dict[str, NDArray[np.bool_]]]
+"""Where the entries of a sub-model lie in global tensors, per dimension; and global masks of some tensors."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -133,6 +136,9 @@ class Given:
         statistics_order: the same of the pass for static statistics: (round, client).
         fails: the share of its training after which a client fails in a round: (round, client).
         draw: values of a model that a cluster gets anew: (cluster, round).
+        part: the positions and masks that a client holds: (level, round, client), -1 for the level itself; None: the
+            leading blocks.
+        part_bytes: of telling a client so: (level, round, client).
     """
 
     clients: list[Client]
@@ -147,3 +153,5 @@ class Given:
     statistics_order: Callable[[int, int], NDArray[np.int64]]
     fails: Callable[[int, int], float | None]
     draw: Callable[[int, int], Tensors] = field(default=lambda cluster, round: {})
+    part: Callable[[str, int, int], Part] | None = None
+    part_bytes: Callable[[str, int, int], int] = field(default=lambda level, round, client: 0)

@@ -6,19 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tests.reference.client import Positions
+from tests.reference.client import Masks, Positions
 from tests.reference.layers import Array, Tensors
 from tests.reference.rules import Rules, is_buffer
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """An accepted update: what the server decoded, in global coordinates, and where its entries lie."""
+    """An accepted update: what the server decoded, in global coordinates, where its entries lie, which are held."""
 
     client: int
     cluster: int
     sent: Tensors
     where: Positions
+    masks: Masks
     samples: int
     loss: float
     initial_loss: float = 0.0
@@ -33,7 +34,7 @@ def mean(rules: Rules, arrived: list[Arrived], like: Tensors, lr: float) -> dict
             mesh = np.ix_(*update.where[name])
             factor, weight = _weights(rules, update, name, lr)
             above[mesh] += factor * update.sent[name][mesh]
-            below[mesh] += weight
+            below[mesh] += weight * (update.masks[name][mesh] if name in update.masks else 1.0)
         steps[name] = np.divide(above, below, out=np.zeros_like(above), where=below > 0), below
     return steps
 

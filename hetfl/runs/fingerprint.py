@@ -12,10 +12,9 @@ from torch.optim import Optimizer
 
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
-from hetfl.federation.models import GlobalModels
 from hetfl.local import LocalTraining
 from hetfl.piece import Piece, described
-from hetfl.submodel import parameters_of
+from hetfl.types import Level
 
 LEARNING_RATES = ("lr", "max_lr", "min_lr", "initial_lr", "base_lr")
 """What an optimizer calls its learning rates, which may change."""
@@ -24,7 +23,7 @@ OF_SCHEDULES = ("last_epoch", "base_lrs", "verbose")
 
 
 def fingerprint(
-    models: GlobalModels,
+    parameters: Iterable[Tensor],
     local: LocalTraining,
     server: Callable[[Iterable[Tensor]], Optimizer],
     data: FederatedDataModule,
@@ -35,7 +34,7 @@ def fingerprint(
     Numbers of rounds and learning rates are not in it: they may change.
 
     Args:
-        models: the global models.
+        parameters: the trained ones of a global model.
         local: the settings of local training.
         server: makes the server's optimizer.
         data: the data, set up.
@@ -43,23 +42,28 @@ def fingerprint(
     """
     clients = local.optimizer([nn.Parameter(torch.zeros(1))])
     return {
-        **of_models(models),
         "partition": _partition(data),
         "local training": local.describe(),
         "client optimizer": optimizer_settings(clients),
         "client schedule": "none" if local.scheduler is None else _schedule_settings(local.scheduler(clients)),
-        "server optimizer": optimizer_settings(server(parameters_of(models[0]).values())),
+        "server optimizer": optimizer_settings(server(parameters)),
         **{name: text for name, piece in pieces.items() if (text := piece.describe())},
     }
 
 
-def of_models(models: GlobalModels) -> dict[str, str]:
-    """Return the part of it that says what the models are, and depends on no data."""
-    tensors, levels = models.tensors[0], models.levels
+def of_models(tensors: Mapping[str, Tensor], levels: Mapping[str, Level]) -> dict[str, str]:
+    """Return the part of it that says what the models are, and depends on no data.
+
+    Args:
+        tensors: of a global model, by name.
+        levels: by name.
+    """
+    sizes = {n: f"{level.width:g}x{level.depth or 'all'}" for n, level in levels.items()}
+    densities = {n: "" if level.density == 1 else f" at density {level.density:g}" for n, level in levels.items()}
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     return {
         "net": f"{sum(t.numel() for t in tensors.values())} entries, {_digest(shapes.encode())}",
-        "levels": ", ".join(f"{n}: {level.width:g}x{level.depth or 'all'}" for n, level in levels.items()),
+        "levels": ", ".join(f"{name}: {size}{densities[name]}" for name, size in sizes.items()),
     }
 
 

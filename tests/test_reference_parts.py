@@ -1,0 +1,81 @@
+"""Rules that make parts other than leading blocks, against the reference federation in NumPy (tests/reference)."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hetfl import HeteroFL, Level
+from hetfl.compression import ErrorFeedback, TopK
+from hetfl.fleet import Dynamic
+from hetfl.local import FedDyn, LocalTraining
+from hetfl.models import ConvNet
+from hetfl.part import Part
+from hetfl.parts import PartRule, RandomChannels, RandomMask, Rolling
+from hetfl.seeding import generator
+from hetfl.selection import Uniform
+from hetfl.store import MemoryStore
+from tests.reference.cases import Fit, compare, conv_shapes, sgd
+from tests.reference.federation import Federation
+from tests.reference.given import given, made_data, made_fleet
+from tests.reference.nets import conv_net
+from tests.reference.rules import Rules
+from tests.reference.run import check_store
+
+pytestmark = pytest.mark.usefixtures("double_precision")
+
+
+class SparseChannels(PartRule):
+    """Random channels for every client and round, and of their weights a random share."""
+
+    masks = True
+
+    def part(self, level: str, round: int, client: int) -> Part:
+        random = generator(self.seed, "sparse", round, client)
+        part = self.of_channels(level, lambda of, held: torch.randperm(of, generator=random)[:held].sort().values)
+        held = torch.rand(part.layout.size, generator=random) < self.levels[level].density
+        return Part(part, held if self.levels[level].density < 1 else None)
+
+
+@pytest.mark.parametrize("rule", [Rolling, RandomChannels, RandomMask, SparseChannels])
+def test_heterofl_on_parts_of_a_rule(fit: Fit, tmp_path: Path, rule: type[PartRule]) -> None:
+    """Twenty rounds with top-k, momentum, clipping, weight decay, FedDyn's memories and Adam on the server."""
+    sparse = rule.masks
+    rules = Rules(
+        nets={"a": conv_net(1.0, 2), "b": conv_net(0.5, 2)},
+        shapes={"a": conv_shapes(4, 6, classes=5), "b": conv_shapes(2, 3, classes=5)},
+        masked=True,
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=0.01,
+        clip=0.5,
+        feddyn=0.2,
+        density=0.3,
+        server_lr=0.01,
+        adam=True,
+    )
+    data = made_data([13, 9, 17, 8, 21, 10], (1, 6, 6), 5, labels=lambda k: [k % 5, (k + 1) % 5, (2 * k) % 5])
+    memories, residuals = MemoryStore(), MemoryStore()
+    settings = sgd(0.1, momentum=0.9, weight_decay=0.01)
+    local = LocalTraining(batch_size=4, gradient_clip=0.5, optimizer=settings, penalty=FedDyn(0.2, memories))
+    pieces: Any = {"selection": Uniform(4), "assignment": Dynamic(), "local": local}
+    fleet, net, parts = made_fleet(tmp_path, 6), partial(ConvNet, num_classes=5, hidden=(4, 6)), rule()
+    module = HeteroFL(
+        net,
+        {"a": Level("a"), "b": Level("b", 0.5, density=0.4 if sparse else 1.0)},
+        uplink=ErrorFeedback(TopK(0.3), residuals),
+        server_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+        fleet=fleet,
+        parts=parts,
+        **pieces,
+    )
+    federation = Federation(rules, given(net, data, rules, fleet, parts=parts, **pieces))
+    compare(fit, module, data, federation, rounds=20)
+    check_store(residuals, federation.residuals)
+    check_store(memories, federation.memories)
+    held = [parts.part("b", round, client) for round in (3, 4) for client in (0, 1)]
+    assert len({part.key for part in held}) == (2 if rule is Rolling else 4)
