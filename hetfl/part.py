@@ -143,6 +143,9 @@ class Part(dict[str, IndexEntry]):
     def __eq__(self, other: object) -> bool:
         return self.key == other.key if isinstance(other, Part) else NotImplemented
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(self.key)
 

@@ -86,7 +86,7 @@ class GlobalModels(nn.ModuleList):
 
     def unfrozen(self, part: Part) -> Part:
         """Return a part without frozen parameters."""
-        return only(part, frozenset(part) - self.frozen.keys()) if self.frozen else part
+        return only(part, frozenset(name for name in part if name not in self.frozen)) if self.frozen else part
 
     @property
     def like(self) -> Tensor:

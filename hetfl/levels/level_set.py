@@ -72,6 +72,11 @@ class LevelSet(Mapping[str, Level]):
                 f"width {self._levels[self.largest].width}: widths are relative; make the net itself smaller "
                 "(its hidden sizes)"
             )
+        if self._levels[self.largest].density != 1.0:
+            raise ConfigurationError(
+                f"Expected the first level to be the global model, of density 1, but got level {self.largest} of "
+                f"density {self._levels[self.largest].density:g}"
+            )
         self._seed = seed
         self.flops: dict[str, tuple[float, float]] = {}
         self.net = self.draw()

@@ -1,0 +1,222 @@
+"""What clients hold: parts and their rules, in every executor, on ranks, on nodes, and after a resume."""
+
+from __future__ import annotations
+
+import pickle  # noqa: TID251 -- parts cross to worker processes
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning import Trainer
+
+from hetfl import FedAvg, FederatedModule, HeteroFL, Level
+from hetfl.compression import ErrorFeedback, LowRank, TopK
+from hetfl.entries import Entries, add_holders, blocks_of, gather_flat
+from hetfl.errors import ConfigurationError
+from hetfl.local import Executor, FedDyn, LocalTraining, Sequential, Stacked, Workers
+from hetfl.part import Part, only
+from hetfl.parts import PartRule, Prefix, RandomChannels, RandomMask, Rolling
+from hetfl.parts.rolling import window
+from hetfl.types import Task
+from tests.conftest import small_levels, small_module
+from tests.local_cases import Problem, bench_of, results, sgd
+from tests.part_cases import SHAPES, WHOLE, blocks, held_by, parts_like
+
+Fit = Callable[..., Trainer]
+SPARSE = {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_vectors_of_a_part_are_read_and_written_where_it_lies(data: st.DataObject) -> None:
+    part = data.draw(parts_like(data.draw(blocks())))
+    tensors = {name: torch.rand(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    held = held_by(part)
+    vector = gather_flat(tensors, part)
+    assert vector.shape == (part.size,)
+    assert torch.equal(part.packed(part.spread(vector)), vector)
+    assert sorted(vector.tolist()) == sorted(x for name in part for x in tensors[name].numpy()[held[name]].tolist())
+    flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
+    entries = Entries(part, WHOLE)
+    assert torch.equal(entries.take(flat), vector)
+    entries.put(flat, -vector)
+    for name, written in WHOLE.layout.views(flat).items():
+        expected = np.where(held[name], -tensors[name].numpy(), tensors[name].numpy())
+        assert np.array_equal(written.numpy(), expected)
+    counts = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    add_holders(counts, part, 2.0)
+    assert all(np.array_equal(counts[name].numpy(), 2.0 * held[name]) for name in part)
+    for name, block in blocks_of(vector, part).items():
+        corner = tuple(slice(size) for size in block.shape)
+        assert np.array_equal(~np.isnan(block.numpy()), held[name][corner])
+        assert not held[name].sum() - held[name][corner].sum()
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_a_part_covers_another_if_it_holds_all_of_its_entries(data: st.DataObject) -> None:
+    one, two = (data.draw(parts_like(data.draw(blocks()))) for _ in range(2))
+    names = data.draw(st.sets(st.sampled_from(sorted(SHAPES)), min_size=1))
+    two = only(two, frozenset(names))
+    mine, wanted = held_by(one), held_by(two)
+    within = all(bool((mine[name] | ~held).all()) for name, held in wanted.items())
+    if one.covers(two):
+        assert within
+    elif within:  # positions that nobody holds may lie outside
+        assert two.mask_D is not None
+    assert one.covers(one)
+    assert WHOLE.covers(one)
+
+
+@given(st.data())
+def test_a_part_is_known_by_its_content(data: st.DataObject) -> None:
+    block = data.draw(blocks())
+    one, two = data.draw(parts_like(block)), data.draw(parts_like(block))
+    masks = [part.spread(torch.ones(part.size)) for part in (one, two)]
+    same = torch.equal(*masks) and all(
+        np.array_equal(np.arange(9)[a] if isinstance(a, slice) else a, np.arange(9)[b] if isinstance(b, slice) else b)
+        for name in one
+        for a, b in zip(one[name], two[name], strict=True)
+    )
+    if one.key == two.key:
+        assert same
+    assert pickle.loads(pickle.dumps(one)) == one  # noqa: S301
+
+
+def test_a_window_moves_on_and_comes_round() -> None:
+    def positions(start: int) -> list[int]:
+        found = window(start, 5, 3)
+        return list(range(5))[found] if isinstance(found, slice) else found.tolist()
+
+    assert [positions(t) for t in range(6)] == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [0, 3, 4], [0, 1, 4], [0, 1, 2]]
+
+
+def met(rule: PartRule, levels: dict[str, Level] | None = None) -> PartRule:
+    small_module(parts=rule, levels=levels or small_levels(1.0, 0.5, 0.25))
+    return rule
+
+
+@pytest.mark.parametrize("rule", [Prefix, Rolling, RandomChannels])
+def test_parts_have_the_shapes_of_the_levels_nets_and_the_largest_is_whole(rule: type[PartRule]) -> None:
+    parts = met(rule())
+    for level, block in parts.levels.indices.items():
+        for part in (parts.part(level, 7, 3), parts.of_level(level, 7)):
+            assert part.layout == block.layout
+    assert parts.part("a", 7, 3) == parts.levels.indices["a"]
+    assert parts.part("b", 7, 3) == parts.part("b", 7, 3)
+
+
+def test_every_channel_is_held_equally_often_by_a_rolling_window() -> None:
+    parts = met(Rolling())
+    counts = {name: torch.zeros(shape) for name, shape in parts.levels.indices["a"].layout.shapes.items()}
+    for round in range(16):
+        assert parts.part("b", round, 0).covers(parts.part("c", round, 1))
+        add_holders(counts, parts.part("b", round, 0))
+    assert set(counts["blocks.0.conv.bias"].tolist()) == {8.0}
+    assert set(counts["blocks.1.conv.bias"].tolist()) == {8.0}
+
+
+def test_a_random_mask_has_the_density_of_its_level_and_holds_biases_whole() -> None:
+    parts = met(RandomMask(), {"a": Level("a"), "b": Level("b", density=0.3)})
+    one, two = parts.part("b", 0, 1), parts.part("b", 0, 2)
+    assert one.mask_D is not None
+    assert one != two
+    masks = one.layout.views(one.mask_D)
+    assert all(bool(mask.all()) for mask in masks.values() if mask.dim() < 2)
+    weights = torch.cat([mask.flatten() for mask in masks.values() if mask.dim() > 1])
+    assert weights.double().mean().item() == pytest.approx(0.3, abs=0.05)
+
+
+class Drawn(PartRule):
+    """Random channels, and of all entries a share, for every client."""
+
+    masks = True
+
+    def part(self, level: str, round: int, client: int) -> Part:
+        part = RandomChannels.part(self, level, round, client)  # type: ignore[arg-type]
+        if self.levels[level].density == 1:
+            return part
+        random = torch.Generator().manual_seed(client)
+        return Part(part, torch.rand(part.layout.size, generator=random) < self.levels[level].density)
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize("executor", [Stacked(3), Workers(2), Workers(2, Stacked(2))])
+def test_clients_of_one_level_and_round_with_parts_of_their_own(executor: Executor) -> None:
+    problem = Problem(
+        LocalTraining(epochs=2, gradient_clip=0.6, optimizer=sgd(), penalty=FedDyn(0.4)),
+        levels={"a": Level("a"), "b": Level("b", 0.5, density=0.4)},
+    )
+    rule = Drawn()
+    rule.meet(problem.levels, seed=3)
+    tasks = [replace(Task(k, level, 3, 3, 0.05), part=rule.part(level, 3, k)) for k in range(3) for level in "ba"]
+    tasks.append(replace(Task(1, "b", 3, 3, 0.05)))
+    expected = results(Sequential(), bench_of(problem), tasks)
+    try:
+        found = results(executor, bench_of(problem), tasks)
+    finally:
+        executor.close()
+    for task, (delta, *_), (other, *_) in zip(tasks, expected, found, strict=True):
+        assert torch.allclose(other, delta, rtol=0, atol=1e-12)
+        if task.part.mask_D is not None:
+            assert not delta[~task.part.mask_D].any()
+            assert delta[task.part.mask_D].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("rule", [Rolling, RandomMask])
+def test_a_resumed_run_ends_with_the_same_bits(fit: Fit, tmp_path: Path, rule: type[PartRule]) -> None:
+    def module() -> FederatedModule:
+        levels = SPARSE if rule.masks else small_levels(1.0, 0.5, 0.25)
+        return small_module(levels=levels, parts=rule(), uplink=ErrorFeedback(TopK(0.2)))
+
+    whole, first, second = module(), module(), module()
+    one = fit(whole, rounds=4, name="whole")
+    begun = fit(first, rounds=2, name="begun")
+    begun.save_checkpoint(tmp_path / "half.ckpt")
+    two = fit(second, rounds=4, name="resumed", ckpt=str(tmp_path / "half.ckpt"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+    rows = [Path(str(trainer.log_dir), "metrics.csv").read_text().splitlines() for trainer in (one, two)]
+    assert rows[0][3:] == rows[1][1:]
+    assert len(rows[1]) == 3
+
+
+def test_a_density_without_masks_and_masks_without_shapes_are_refused(fit: Fit) -> None:
+    with pytest.raises(ConfigurationError, match="Expected density 1 at level b, as parts of Prefix have no mask"):
+        small_module(levels=SPARSE)
+    with pytest.raises(ConfigurationError, match="looks at rows or filters but got LowRank with masks"):
+        fit(small_module(levels=SPARSE, parts=RandomMask(), uplink=ErrorFeedback(LowRank(2))))
+    with pytest.raises(ConfigurationError, match="Expected the first level to be the global model, of density 1"):
+        small_module(levels={"a": Level("a", density=0.5)}, parts=RandomMask())
+
+
+def test_a_rule_whose_parts_are_not_its_levels_is_refused_by_the_tensor(fit: Fit) -> None:
+    class Wrong(Prefix):
+        def part(self, level: str, round: int, client: int) -> Part:
+            return super().part("a", round, client)
+
+    with pytest.raises(ConfigurationError, match=r"shapes of the net at level . from Wrong but got others at 'blocks"):
+        fit(small_module(parts=Wrong(), check_nesting=False))
+
+
+def test_a_subclass_of_the_first_edition_is_told_what_takes_its_place() -> None:
+    for name, successor in (("index", "a part rule"), ("upload_index", "a method sent")):
+        with pytest.raises(TypeError, match=f"Expected {successor}.* in place of {name}"):
+            type("Old", (HeteroFL,), {name: lambda self, *given: {}})
+
+
+def test_frozen_parameters_are_sent_once_to_each_client(fit: Fit) -> None:
+    def down_bytes(frozen: bool) -> list[float]:
+        module: Any = small_module(FedAvg, levels=small_levels(1.0))
+        module.net.classifier.weight.requires_grad_(not frozen)
+        seen: list[float] = []
+        fit(module, rounds=4, limit_val_batches=0)
+        seen.append(module.ledger.total.down_bytes)
+        return seen
+
+    assert down_bytes(True)[0] < down_bytes(False)[0]
