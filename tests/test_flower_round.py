@@ -16,11 +16,12 @@ from lightning import Trainer
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from hetfl import FederatedModule
+from hetfl import FederatedModule, Level
 from hetfl.clustering import IFCA
 from hetfl.compression import ErrorFeedback, GammaFedHT, Identity, LowRank, RandomK, TopK
 from hetfl.compression.staleness import Decay
 from hetfl.local import FedDyn, LocalTraining
+from hetfl.parts import RandomMask, Rolling
 from hetfl.selection import PowerOfChoice
 from tests.conftest import small_levels, small_module
 from tests.flower_cases import Hands, federated, make_node
@@ -60,6 +61,16 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
     "everything sent": (lambda: {"uplink": ErrorFeedback(Identity())}, {}),
     "clusters": (lambda: {"clustering": IFCA(2), "uplink": ErrorFeedback(TopK(0.2))}, {}),
     "losses asked for": (lambda: {"selection": PowerOfChoice(8, 4)}, {}),
+    "rolling windows": (lambda: {"parts": Rolling(), "uplink": ErrorFeedback(TopK(0.2))}, {}),
+    "masks": (
+        lambda: {
+            "parts": RandomMask(),
+            "levels": {"a": Level("a"), "b": Level("b", 0.5, density=0.3)},
+            "local": local(penalty=FedDyn(0.1)),
+            "uplink": ErrorFeedback(TopK(0.2)),
+        },
+        {},
+    ),
     "stragglers": (lambda: {"local": LocalTraining(3, 10, optimizer=lambda p: SGD(p, 0.05), stragglers=0.5)}, {}),
 }
 

@@ -31,6 +31,7 @@ from hetfl.federation.ranks import RankClients
 from hetfl.interrupt import StopAtRoundEnd
 from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
+from hetfl.parts import RandomMask
 from hetfl.selection import PowerOfChoice
 from hetfl.store import DiskStore
 from hetfl.types import Task
@@ -78,6 +79,12 @@ def clustered(**changes: Any) -> FederatedModule:
     return small_module(clustering=IFCA(2), uplink=ErrorFeedback(RandomK(0.3), enabled=False), **changes)
 
 
+def sparse(**changes: Any) -> FederatedModule:
+    """Masks of every client's own, and residuals where they lie."""
+    levels = {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}
+    return small_module(levels=levels, parts=RandomMask(), uplink=ErrorFeedback(TopK(0.2)), **changes)
+
+
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return one.shape == other.shape and torch.equal(one.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
@@ -106,8 +113,13 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
 
 @pytest.mark.parametrize(
     ("make", "executor", "ranks"),
-    [(choosy, Sequential, 2), (dynamic, lambda: Workers(2), 2), (clustered, Sequential, 3)],
-    ids=["choosy", "dynamic", "clustered"],
+    [
+        (choosy, Sequential, 2),
+        (dynamic, lambda: Workers(2), 2),
+        (clustered, Sequential, 3),
+        (sparse, lambda: Workers(2), 2),
+    ],
+    ids=["choosy", "dynamic", "clustered", "sparse"],
 )
 def test_ranks_end_with_the_bits_of_one_process(
     fit: Fit,

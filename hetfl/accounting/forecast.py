@@ -28,6 +28,7 @@ class Forecast:
         flops: by level the FLOPs of one sample, forward and with backward.
         tried: m, how many models a client tries; 0: it is not asked.
         further: by level, the entries of a model beside another one; None: all of them.
+        told: by level, the bytes that tell a client how its part lies; None: it need not be told.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Forecast:
         flops: Mapping[str, tuple[float, float]],
         tried: int = 0,
         further: Mapping[str, int] | None = None,
+        told: Mapping[str, int] | None = None,
     ) -> None:
         self.fleet, self.epochs, self.levels = fleet, epochs, list(entries)
         self.samples_N = np.array(sizes)
@@ -47,6 +49,7 @@ class Forecast:
         self.trying_L = tried * np.array([flops[level][0] for level in entries])
         own = entries if further is None else further
         more_L = max(tried - 1, 0) * np.array([wire.dense_size(own[level]) for level in entries])
+        more_L += np.array([0 if told is None else told[level] for level in entries])
         self.down_L, self.answer = self.bytes_L + more_L, wire.dense_size(1) if tried else 0
 
     def seconds(

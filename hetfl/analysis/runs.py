@@ -37,7 +37,7 @@ TOTAL = re.compile(r"(comm|compute|sim)/(?!up_ratio).*_total")
 """Columns of ``metrics.csv`` that never fall; a ratio over the whole run may."""
 LEVEL_RULES: Mapping[str, Rule | None] = {
     "level": None,
-    **dict.fromkeys(("width", "depth"), AMOUNT),
+    **dict.fromkeys(("width", "depth", "density"), AMOUNT),
     **dict.fromkeys(("parameters", "forward_flops", "training_flops", "down_bytes", "up_bytes"), AMOUNT),
 }
 """The columns of ``levels.csv``, as those below are of ``clients.csv``; None: a name."""

@@ -28,8 +28,8 @@ from hetfl.updates import Update
 class LayerCounts:
     r"""Per level, how many clients hold each trained tensor, and how many entries of it they hold and send.
 
-    Of the updates u of a round at one level, with :math:`U_u` their upload index and :math:`S_u \subseteq U_u` what
-    their messages contain, for tensor t: :math:`\sum_u [U_{u,t} \ne \emptyset]`, :math:`\sum_u |U_{u,t}|` and
+    Of the updates u of a round at one level, with :math:`U_u` the parts that are sent and :math:`S_u \subseteq U_u`
+    what their messages contain, for tensor t: :math:`\sum_u [U_{u,t} \ne \emptyset]`, :math:`\sum_u |U_{u,t}|` and
     :math:`\sum_u |S_{u,t}|`.
 
     Args:

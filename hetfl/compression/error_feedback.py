@@ -48,7 +48,7 @@ class Message:
 class ErrorFeedback(Piece):
     """Add to each delta what was left out before, compress the sum, and keep what is left out now.
 
-    With e_k the residual of client k in global coordinates and I its upload index:
+    With e_k the residual of client k in global coordinates and I the part that it sends:
 
         p = Δ_k + f(a) e_k[I],   u = decode(encode(C(p))),   e_k[I] ← p − u   once the server has accepted,
 
@@ -132,7 +132,7 @@ class ErrorFeedback(Piece):
         Args:
             client: the client's id.
             delta_D: Δ_k, shape (D,), in the coordinates of ``index``; not modified.
-            index: the client's upload index I.
+            index: the part I that the client sends.
             round: the round's number.
             lr: the clients' learning rate γ_t.
             exact: entries that travel beside the vector, uncompressed.
@@ -189,7 +189,7 @@ class ErrorFeedback(Piece):
 
         Args:
             client: the client's id.
-            index: its upload index I.
+            index: the part I that it sends.
             like: dtype and device.
         """
         return (self.residuals.read(client, index, like) if self.enabled else None), self._rounds.get(client)

@@ -45,8 +45,8 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
 def cost_table(module: FederatedModule) -> Table:
     """Return a table of the levels: sizes, parameters, FLOPs of a sample, bytes of a round.
 
-    Of width and depth only what the levels differ in has a column. A compressor with a density has one for the bytes
-    that are then expected up.
+    Of width, depth and density only what the levels differ in has a column. A compressor with a density has one for
+    the bytes that are then expected up.
     """
     rows = module.task_parts.level_costs(module.data, module.forecast.down_bytes())
     uploads = module.task_parts.upload_sizes(module.data)
@@ -56,11 +56,18 @@ def cost_table(module: FederatedModule) -> Table:
     itemsize = 2 if module.uplink.half_precision else 4
     table = _table(f"{type(module).__name__}: levels, what a sample costs them, and a round's messages")
     table.add_column("level", no_wrap=True)
-    headings = ["width"] * widths + ["depth"] * depths + ["parameters", "share", "MFLOP\nforward", "MFLOP\ntraining"]
+    sparse = any(row.density != 1.0 for row in rows)
+    headings = (
+        ["width"] * widths
+        + ["depth"] * depths
+        + ["density"] * sparse
+        + ["parameters", "share", "MFLOP\nforward", "MFLOP\ntraining"]
+    )
     headings += ["kB down", "kB up,\ndense"] + ([] if density is None else [f"kB up,\nat {density:.3g}"])
     _add_columns(table, headings)
     for row in rows:
         cells = [f"{row.width:.4g}"] * widths + ["all" if row.depth is None else str(row.depth)] * depths
+        cells += [f"{row.density:.4g}"] * sparse
         cells += [f"{row.parameters:,}", f"{row.parameters / rows[0].parameters:.1%}"]
         cells += [f"{flops / 1e6:.3g}" for flops in (row.forward_flops, row.training_flops)]
         sizes: list[float] = [row.down_bytes, row.up_bytes]

@@ -92,17 +92,21 @@ class RunSummary(Callback):
 def level_table(module: _Leveled, metrics: Mapping[str, float]) -> Table:
     """Return a table of the levels and, below them, the global model and its heads: size, parameters, accuracies."""
     table = Table(title="Levels", title_justify="left")
-    for heading in ("level", "width", "depth", "parameters", "val accuracy", "test accuracy"):
+    sparse = any(level.density != 1.0 for level in module.levels.values())
+    headings = ["level", "width", "depth", *["density"] * sparse, "parameters", "val accuracy", "test accuracy"]
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "level" else "right", no_wrap=True)
     for name, level in module.levels.items():
         depth = "all" if level.depth is None else str(level.depth)
         parameters = f"{sum(parameter.numel() for parameter in module.submodel(name).parameters()):,}"
-        table.add_row(cell(name), f"{level.width:g}", depth, parameters, *_accuracies(metrics, name))
+        sizes = [f"{level.width:g}", depth, *[f"{level.density:g}"] * sparse]
+        table.add_row(cell(name), *sizes, parameters, *_accuracies(metrics, name))
+    none = [""] * (len(headings) - 3)
     table.add_section()
-    table.add_row("global", "", "", "", *_accuracies(metrics, ""))
+    table.add_row("global", *none, *_accuracies(metrics, ""))
     numbers = {int(column.rpartition("/")[2]) for column in metrics if "/accuracy_by_head/" in column}
     for number in sorted(numbers):
-        table.add_row(f"head {number}", "", "", "", *_accuracies(metrics, f"{HEAD}{number}"))
+        table.add_row(f"head {number}", *none, *_accuracies(metrics, f"{HEAD}{number}"))
     return table
 
 

@@ -37,7 +37,7 @@ class FederatedCallback(Callback):
             trainer: the trainer.
             module: the federated module.
             update: what the server decoded.
-            index: where its entries lie in the global model: the upload index, parameters and then float buffers.
+            index: where its entries lie in the global model: what was sent, parameters and then float buffers.
             report: what the client says about its training; names the client and its level.
         """
 

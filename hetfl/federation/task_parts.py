@@ -12,6 +12,7 @@ from hetfl.levels.table import LevelCosts, UploadSize, level_costs
 from hetfl.part import Part, only
 from hetfl.parts import PartRule
 from hetfl.types import Task
+from hetfl.wire import encode_part
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class TaskParts:
         """Return by level the number of entries of its part that the global models do not share."""
         parts = {level: self.rule.of_level(level, round) for level in self.models.levels}
         return {level: only(part, frozenset(part) - self.models.shared).size for level, part in parts.items()}
+
+    def told_bytes(self) -> dict[str, int]:
+        """Return by level the bytes that tell a client how its part lies, in round 1."""
+        parts = {level: self.rule.of_level(level, 1) for level in self.models.levels}
+        return {level: len(encode_part(part, self.models.levels.indices[level])) for level, part in parts.items()}
 
     def upload_sizes(self, data: FederatedDataModule) -> dict[str, UploadSize]:
         """Return by level what a client sends.

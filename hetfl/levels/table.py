@@ -19,7 +19,8 @@ class LevelCosts:
         level: its name.
         width: hidden channels relative to the global model.
         depth: number of stages; None for the net's own.
-        parameters: of its sub-model.
+        density: share of the weights' entries that its clients hold.
+        parameters: of its net.
         forward_flops: FLOPs of a forward pass, for one sample.
         training_flops: FLOPs of forward and backward, for one sample.
         down_bytes: to a client in a round: of the sub-model, or of those of all clusters, if it is to choose.
@@ -29,6 +30,7 @@ class LevelCosts:
     level: str
     width: float
     depth: int | None
+    density: float
     parameters: int
     forward_flops: float
     training_flops: float
@@ -79,6 +81,7 @@ def level_costs(
             level=name,
             width=level.width,
             depth=level.depth,
+            density=level.density,
             parameters=levels.parameters[name],
             forward_flops=levels.flops[name][0],
             training_flops=levels.flops[name][1],
