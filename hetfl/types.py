@@ -6,10 +6,12 @@ S clients of a cohort, T tensors of a layout.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from hetfl.part import Part
@@ -52,17 +54,38 @@ class NetFactory(Protocol):
 
 @dataclass(frozen=True)
 class ClientContext:
-    """What the local loss may know about the client it is computed for.
+    """What local training may know about the client that it is for.
 
     Attributes:
         client: the client's id.
         round: the round's number, from 0.
         labels: bool, shape (K,) or (S, K) with a leading client dimension: the classes in the client's training data.
+        level: the name of the client's level.
+        lr: the clients' learning rate γ of the round.
+        step: number of the client's step in this round, from 0.
+        generator: for a method's own random choices; the client's own, and another one in every round.
+        anchor: by name, the tensors that the client began with.
+        narrow: returns outputs of the client's net at a smaller level, given the level and inputs.
     """
 
     client: int
     round: int
     labels: Tensor
+    level: str = ""
+    lr: float = 0.0
+    step: int = 0
+    generator: torch.Generator | None = None
+    anchor: Mapping[str, Tensor] = field(default_factory=dict)
+    narrow: Callable[[str, Tensor], Tensor] | None = None
+
+    def narrowed(self, level: str) -> Callable[[Tensor], Tensor]:
+        """Return the client's net at a smaller level: its leading channels and first stages, with their gradients.
+
+        Raises:
+            ConfigurationError: the level is not a part of the client's.
+        """
+        assert self.narrow is not None, "only a client's own training has a net to narrow"
+        return partial(self.narrow, level)
 
 
 class CohortContext(ClientContext):
@@ -71,11 +94,13 @@ class CohortContext(ClientContext):
     Args:
         round: the round's number, from 0.
         labels: bool, shape (S, K): the classes in the clients' training data.
+        level: the name of the clients' level.
+        lr: the clients' learning rate γ of the round.
     """
 
-    def __init__(self, round: int, labels: Tensor) -> None:
-        object.__setattr__(self, "round", round)
-        object.__setattr__(self, "labels", labels)
+    def __init__(self, round: int, labels: Tensor, level: str = "", lr: float = 0.0) -> None:
+        for name, value in (("round", round), ("labels", labels), ("level", level), ("lr", lr)):
+            object.__setattr__(self, name, value)
 
     @property
     def client(self) -> int:

@@ -18,6 +18,7 @@ from hetfl.levels.level_set import LevelSet
 from hetfl.local import Executor, LocalProblem, LocalTraining, Sequential, Stacked
 from hetfl.local.executor import Bench, Job
 from hetfl.local.jobs import train
+from hetfl.local.method import LocalMethod
 from hetfl.submodel import state_of
 from hetfl.types import ClientContext, Level, Task
 from tests.conftest import small_levels, small_net
@@ -42,7 +43,7 @@ class Source:
         return torch.bincount(self.clients[client].targets, minlength=10) > 0
 
 
-class Problem:
+class Problem(LocalMethod):
     """Plain local problem over a level set."""
 
     def __init__(
@@ -67,7 +68,7 @@ class Problem:
 
     def local_problem(self) -> LocalProblem:
         blocks = self.levels.indices
-        return LocalProblem(self.seed, self.local, blocks, self.build, self.loss, self.precision_context)
+        return LocalProblem(self.seed, self.local, blocks, self.build, self, self.precision_context)
 
 
 def bench_of(problem: Problem, sizes: tuple[int, ...] = (23, 31, 12)) -> Bench:

@@ -40,7 +40,9 @@ LEVEL_RULES: Mapping[str, Rule | None] = {
     **dict.fromkeys(("width", "depth", "density"), AMOUNT),
     **dict.fromkeys(("parameters", "forward_flops", "training_flops", "down_bytes", "up_bytes"), AMOUNT),
 }
-"""The columns of ``levels.csv``, as those below are of ``clients.csv``; None: a name."""
+"""The columns of ``levels.csv``, as those of ``CLIENT_RULES`` are of ``clients.csv``; None: a name."""
+ADDED = {"density": 1.0}
+"""Columns that older tables lack, and what they would hold."""
 CLIENT_RULES: Mapping[str, Rule | None] = {
     "client": WHOLE,
     "level": None,
@@ -228,6 +230,7 @@ def _read_table(path: Path, rules: Mapping[str, Rule | None]) -> pd.DataFrame | 
     if not path.is_file():
         return None
     table = _parse(_text(path, LARGEST_TABLE), path, "a table")
+    table = table.assign(**{name: value for name, value in ADDED.items() if name in rules and name not in table})
     for name in rules:
         if name not in table.columns:
             raise ConfigurationError(f"Expected a column {name!r} in {path} but got {_listed(table)}")

@@ -13,6 +13,7 @@ from hetfl.aggregators import Aggregator, HolderMean
 from hetfl.federation.models import GlobalModels
 from hetfl.levels.level_set import LevelSet
 from hetfl.local.losses import cross_entropies
+from hetfl.local.method import LocalMethod
 from hetfl.part import Part
 from hetfl.parts import PartRule
 from hetfl.runs import trainers
@@ -25,7 +26,7 @@ SUCCESSORS = {
 """What takes the place of methods that subclasses of the first edition defined."""
 
 
-class Method(LightningModule):
+class Method(LightningModule, LocalMethod):
     """A method of federated learning: what a client sends, the local loss, the prediction.
 
     :class:`hetfl.FederatedModule` runs it; a method derives from that.
@@ -67,9 +68,6 @@ class Method(LightningModule):
     def predict_heads(self, net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the same, and the logits of single heads by name, from one pass: by default there are none."""
         return self.predict(net, inputs), {}
-
-    def _loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
-        return self.loss(outputs, targets, ctx)  # looked up late: it may be replaced
 
     def _precision_context(self) -> AbstractContextManager[object]:
         """Return the trainer's precision (autocast, default dtype) as a context."""

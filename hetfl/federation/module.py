@@ -125,7 +125,7 @@ class FederatedModule(Method):
         self.clients: Clients = OwnClients(self.executor, side)
         self.server = Server(self.task_parts, self.uplink, self.aggregator, self.penalty, self.ledger, self.downloads)
         build, context = self.models.build, self._precision_context
-        problem = LocalProblem(self.seed, self.local, self.levels.indices, build, self._loss, context)
+        problem = LocalProblem(self.seed, self.local, self.levels.indices, build, self, context)
         self.hosting = Hosting(problem, self.task_parts, self.executor, self.statistics)
         self.prediction = Prediction(self.hosting)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)

@@ -6,17 +6,23 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from hetfl.data import ClientData, Transform
+from hetfl.errors import ConfigurationError
 from hetfl.local.channels_last import ChannelsLast
+from hetfl.local.method import LocalMethod
 from hetfl.local.resident import ResidentNet
 from hetfl.local.training import LocalTraining
 from hetfl.part import Part
 from hetfl.piece import Piece
+from hetfl.seeding import generator
+from hetfl.submodel import state_of, take
 from hetfl.types import NOTHING, ClientContext, Report, Task
 
 
@@ -46,7 +52,7 @@ class LocalProblem:
         local: the settings of local training.
         levels: by name of a level, its leading block.
         build: returns a new net of a level on the global model's device.
-        loss: returns the local loss of outputs and targets.
+        method: says what is computed.
         precision_context: returns the trainer's precision as a context, for other processes.
     """
 
@@ -54,7 +60,7 @@ class LocalProblem:
     local: LocalTraining
     levels: Mapping[str, Part]
     build: Callable[[str], nn.Module]
-    loss: Callable[[Tensor, Tensor, ClientContext], Tensor]
+    method: LocalMethod
     precision_context: Callable[[], AbstractContextManager[object]]
 
 
@@ -85,6 +91,7 @@ class Bench:
     def __init__(self, problem: LocalProblem, data: ClientSource, models: Sequence[Mapping[str, Tensor]]) -> None:
         self.problem, self.data, self.models = problem, data, models
         self._residents: dict[str, ResidentNet] = {}
+        self._narrow: dict[str, nn.Module] = {}
 
     def resident(self, task: Task) -> ResidentNet:
         """Return the net of the task's level with its anchor at the present values of the task's global model."""
@@ -95,6 +102,28 @@ class Bench:
     def part(self, task: Task) -> Part:
         """Return what a task's client holds."""
         return task.part or self.problem.levels[task.level]
+
+    def narrowed(self, task: Task, level: str, inputs_N: Tensor) -> Tensor:
+        """Return the outputs of a task's net at a smaller level, with the values that the net has now.
+
+        Raises:
+            ConfigurationError: the level is not a part of the task's.
+        """
+        outer, inner = self.problem.levels[task.level], self.problem.levels[level]
+        if not outer.covers(inner):
+            raise ConfigurationError(f"Expected a level within {task.level} to narrow to but got {level}")
+        tensors = state_of(self._of_level(task.level).net)
+        narrowed = {name: take(tensors[name], entry) for name, entry in inner.items()}
+        if level not in self._narrow:  # not a resident net: how that lays images out is found by a pass of its own
+            self._narrow[level] = self.problem.build(level).train()
+        outputs: Tensor = functional_call(self._narrow[level], narrowed, (inputs_N,))
+        return outputs
+
+    def context(self, task: Task, labels_K: Tensor) -> ClientContext:
+        """Return what local training may know of a task's client."""
+        random = generator(self.problem.seed, "method", task.round, task.client)
+        anchor, narrow = self._of_level(task.level).anchor_views, partial(self.narrowed, task)
+        return ClientContext(task.client, task.round, labels_K, task.level, task.lr, 0, random, anchor, narrow)
 
     def small(self, task: Task) -> Task:
         """Return a task as another process needs it: that has the leading blocks, and nothing that is sent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -12,7 +13,7 @@ from hetfl.local.executor import Bench, Result
 from hetfl.local.training import batches, cut
 from hetfl.models.static_batch_norm import StaticStatistics, gathering, static_layers
 from hetfl.seeding import derive, generator
-from hetfl.types import ClientContext, Report, Task
+from hetfl.types import Report, Task
 
 LOSS_BATCH = 500
 """Samples that pass at once where nothing is learnt."""
@@ -24,21 +25,26 @@ def train(bench: Bench, task: Task) -> Result:
     .. math:: \Delta_k = \theta_k - \theta[\text{index}]
     """
     resident, local = bench.resident(task), bench.problem.local
-    ctx = ClientContext(task.client, task.round, bench.data.labels(task.client).to(bench.device))
+    ctx = bench.context(task, bench.data.labels(task.client).to(bench.device))
+    method, net = bench.problem.method, resident.net.train()
     resident.start(task.lr)
-    net = resident.net.train()
+    method.before_client(net, ctx)
     torch.manual_seed(_seed(bench, task))  # dropout draws from torch's global generator
     total, passes, steps = torch.zeros((), device=bench.device), 0, 0
     for inputs, targets in training_batches(bench, task):
-        loss = bench.problem.loss(net(inputs.to(bench.device)), targets.to(bench.device), ctx)
+        loss = method.local_loss(net, (inputs.to(bench.device), targets.to(bench.device)), ctx)
         resident.backward(loss)
         resident.penalise(local.regulariser, task.memory_D)
         if local.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(resident.vector, local.gradient_clip)
         resident.optimizer.step()
         total += loss.detach() * len(targets)
+        method.after_step(net, ctx)
         passes, steps = passes + len(targets), steps + 1
-    return Result(task, report_of(bench, task, total.item() / passes, passes, steps), resident.finish())
+        ctx = replace(ctx, step=steps)
+    report = report_of(bench, task, total.item() / passes, passes, steps)
+    report = replace(report, extras=method.after_client(net, ctx))
+    return Result(task, report, resident.finish())
 
 
 def report_of(bench: Bench, task: Task, loss: float, passes: int, steps: int = 0) -> Report:
@@ -100,7 +106,7 @@ def losses(bench: Bench, task: Task, samples: int | None) -> Result:
         samples: how many of the client's samples, drawn at random; None: all.
     """
     resident, data = bench.resident(task), bench.data.client_data(task.client)
-    ctx = ClientContext(task.client, task.round, bench.data.labels(task.client).to(bench.device))
+    ctx = bench.context(task, bench.data.labels(task.client).to(bench.device))
     resident.start()
     net = resident.net.train()
     random = generator(bench.problem.seed, "losses", task.round, task.client)
@@ -110,7 +116,8 @@ def losses(bench: Bench, task: Task, samples: int | None) -> Result:
     with torch.no_grad():
         for batch in cut(order, LOSS_BATCH):
             inputs = bench.data.transform.eval(data.inputs[batch]).to(bench.device)
-            total += len(batch) * bench.problem.loss(net(inputs), data.targets[batch].to(bench.device), ctx).double()
+            targets = data.targets[batch].to(bench.device)
+            total += len(batch) * bench.problem.method.loss(net(inputs), targets, ctx).double()
     return Result(task, report_of(bench, task, total.item() / len(order), len(order)), torch.empty(0))
 
 

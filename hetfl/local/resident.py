@@ -36,7 +36,7 @@ class ResidentNet:
         self.layout = Layout.of(tensors)
         self.flat_D = torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()])
         self.anchor_D = torch.empty_like(self.flat_D)
-        self._anchor_views = self.layout.views(self.anchor_D)
+        self.anchor_views = self.layout.views(self.anchor_D)
         self._counters = _other_buffers(net, tensors)
         self._adopt(tensors)
         self._make_optimizer(parameters_of(net), optimizer)
@@ -82,8 +82,8 @@ class ResidentNet:
         key = (*values, part.key)
         if self.loaded == key:
             return
-        views = [take(tensors[name], part[name]) for name in self._anchor_views]
-        torch._foreach_copy_(list(self._anchor_views.values()), views)
+        views = [take(tensors[name], part[name]) for name in self.anchor_views]
+        torch._foreach_copy_(list(self.anchor_views.values()), views)
         self.hold(part)
         self.loaded = key
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hetfl.errors import ConfigurationError
 from hetfl.layout import Layout
 from hetfl.local.batched import BatchedNet, batched
 from hetfl.local.executor import Bench, LocalProblem, Result
@@ -38,6 +39,11 @@ class Stack:
 
     def __init__(self, bench: Bench, task: Task) -> None:
         self.bench = bench
+        if overridden := bench.problem.method.steps_overridden():
+            raise ConfigurationError(
+                f"Expected a method that overrides loss alone for executor Stacked but got "
+                f"{type(bench.problem.method).__name__}.{overridden[0]}: use Sequential or Workers"
+            )
         problem, data = bench.problem, bench.data.client_data(task.client)
         self.sgd = RowSGD(problem.local.optimizer)
         some = torch.arange(SAMPLES) % len(data.targets)
@@ -149,9 +155,10 @@ class Stack:
         labels_SK = self.labels_SK if rows is None else self.labels_SK[rows]
         problem = self.bench.problem
         if self.joint:
-            return problem.loss(outputs_SN, targets_SN, CohortContext(tasks[0].round, labels_SK))
+            ctx = CohortContext(tasks[0].round, labels_SK, tasks[0].level, tasks[0].lr)
+            return problem.method.loss(outputs_SN, targets_SN, ctx)
         each = zip(outputs_SN, targets_SN, tasks, labels_SK, strict=True)
-        return torch.stack([problem.loss(o, t, ClientContext(k.client, k.round, labels)) for o, t, k, labels in each])
+        return torch.stack([problem.method.loss(o, t, _context(task, labels)) for o, t, task, labels in each])
 
     def _move(self, lr: float, members: list[int], rows: Tensor | None, theta_SD: Tensor, grad_SD: Tensor) -> None:
         """Take a step of the rows that ``theta_SD`` holds; a gradient is changed in place."""
@@ -202,9 +209,14 @@ def loss_is_joint(problem: LocalProblem, shape: Sequence[int], targets_N: Tensor
     targets_SN = torch.stack([targets_N, targets_N.flip(0)])
     labels_SK = torch.stack([labels_K, labels_K.flip(0)])
     each = zip(outputs_SN, targets_SN, labels_SK, strict=True)
-    expected = [problem.loss(o, t, ClientContext(task.client, task.round, labels)) for o, t, labels in each]
+    expected = [problem.method.loss(o, t, _context(task, labels)) for o, t, labels in each]
     try:
-        found = problem.loss(outputs_SN, targets_SN, CohortContext(task.round, labels_SK))
+        ctx = CohortContext(task.round, labels_SK, task.level, task.lr)
+        found = problem.method.loss(outputs_SN, targets_SN, ctx)
     except Exception:  # whatever a loss that is written for one client raises at several
         return False
     return found.shape == (len(expected),) and torch.allclose(found, torch.stack(expected), rtol=1e-4)
+
+
+def _context(task: Task, labels_K: Tensor) -> ClientContext:
+    return ClientContext(task.client, task.round, labels_K, task.level, task.lr)
