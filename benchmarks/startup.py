@@ -22,7 +22,7 @@ from timing import Row, interleaved, no_collector, parser, report, rows, threads
 from hetfl import HeteroFL
 from hetfl.compression import ErrorFeedback, GammaFedHT
 from hetfl.local import Executor, Result
-from hetfl.local.executor import Bench, Job, Memory
+from hetfl.local.executor import Bench, Job, Recall
 from hetfl.local.jobs import report_of
 from hetfl.models import ConvNet
 from hetfl.run_folder import RunFolder
@@ -44,7 +44,7 @@ class Idle(Executor):
         self.noise = {level: torch.randn(bench.size(level), generator=random) for level in bench.problem.levels}
 
     def run(  # noqa: D102
-        self, job: Job, tasks: Sequence[Task], memory: Memory | None = None
+        self, job: Job, tasks: Sequence[Task], recall: Recall | None = None
     ) -> Iterator[Result]:
         for task in tasks:
             passes = self.bench.problem.local.epochs * len(self.bench.data.client_data(task.client).targets)

@@ -126,6 +126,7 @@ class Task:
         sent: what it sends of that, parameters and then float buffers.
         epochs: passes over the client's data; None: as local training has it.
         memory_D: what a penalty keeps of the client, shape (D,); None if it is all zero or not needed.
+        personal: how far the client's personal entries are from the model's; None: not at all.
         model: number of the global model that it works with.
         steps: largest number of steps, to learn how long they take; None: all.
     """
@@ -139,6 +140,7 @@ class Task:
     sent: Part = NOTHING
     epochs: int | None = None
     memory_D: Tensor | None = None
+    personal: Tensor | None = None
     model: int = 0
     steps: int | None = None
 

@@ -80,9 +80,11 @@ def clustered(**changes: Any) -> FederatedModule:
 
 
 def sparse(**changes: Any) -> FederatedModule:
-    """Masks of every client's own, and residuals where they lie."""
+    """Masks of every client's own, residuals where they lie, and biases that stay with their client."""
     levels = {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}
-    return small_module(levels=levels, parts=RandomMask(), uplink=ErrorFeedback(TopK(0.2)), **changes)
+    return small_module(
+        levels=levels, parts=RandomMask(), uplink=ErrorFeedback(TopK(0.2)), personal=["*bias"], **changes
+    )
 
 
 def same(one: Any, other: Any) -> bool:

@@ -73,14 +73,14 @@ def test_penalties_and_what_clients_remember(penalty: Any) -> None:
     memories = {k: 0.1 * torch.randn(size, generator=random) for k in (0, 3)}
     asked: list[int] = []
 
-    def memory(task: Task) -> Tensor | None:
+    def recall(task: Task) -> Task:
         asked.append(task.client)
-        return memories.get(task.client) if isinstance(penalty, FedDyn) else None
+        return replace(task, memory_D=memories.get(task.client) if isinstance(penalty, FedDyn) else None)
 
     found = []
     for executor in (Sequential(), Stacked(2)):
         executor.open(bench_of(problem, (23, 31, 12, 23)))
-        found.append([r.vector for r in executor.run(train, tasks, memory)])
+        found.append([r.vector for r in executor.run(train, tasks, recall)])
     assert torch.allclose(torch.stack(found[0]), torch.stack(found[1]), rtol=0, atol=1e-12)
     assert asked == [0, 1, 2, 3, 0, 1, 2, 3]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -215,7 +216,7 @@ def test_what_clients_remember_stays_in_the_memory_that_it_is_in() -> None:
     executor = Workers(2)
     executor.open(bench_of(problem))
     try:
-        results = list(executor.run(train, TASKS, lambda task: kept[task.level]))
+        results = list(executor.run(train, TASKS, lambda task: replace(task, memory_D=kept[task.level])))
     finally:
         executor.close()
     assert len(results) == len(TASKS)

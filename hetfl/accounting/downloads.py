@@ -23,12 +23,13 @@ class Downloads(Piece):
 
     Args:
         blocks: by level, the leading block of every tensor, which a client knows by itself.
+        personal: names of the tensors that clients are not sent.
     """
 
     for_evaluation: ClassVar[bool] = True
 
-    def __init__(self, blocks: Mapping[str, Part]) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: Mapping[str, Part], personal: frozenset[str] = frozenset()) -> None:
+        self.blocks, self.personal = blocks, personal
         self._told: dict[int, bytes] = {}  # by client, the key of the part that it was told of last
         self._has: dict[tuple[int, int], dict[str, Tensor]] = {}  # by client and model, the frozen entries
         self._frozen: Mapping[str, Tensor] = {}
@@ -44,6 +45,7 @@ class Downloads(Piece):
             less: names of tensors that it has already, or need not have.
         """
         part, block = task.part, self.blocks[task.level]
+        less |= self.personal
         values = only(part, frozenset(part) - less) if less else part
         told = part.key in (block.key, self._told.get(task.client))
         coded = 0 if told else part.derived("coded", lambda: len(wire.encode_part(part, block)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -15,9 +15,9 @@ from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import Fleet
 from hetfl.fleet.numbers import IntArray
-from hetfl.local import Executor, Penalty, Result
+from hetfl.local import Executor, Penalty, Personal, Result
 from hetfl.local.executor import Job
-from hetfl.local.jobs import train
+from hetfl.local.jobs import statistics, train
 from hetfl.part import Part, only
 from hetfl.piece import Piece
 from hetfl.seeding import generator
@@ -36,6 +36,7 @@ class Reply:
         refusal: why it could not.
         lost: why nothing came.
         prepared: what it keeps if the server takes the update; None where that is kept elsewhere.
+        personal: how far its personal entries then are from the model's; None: it has none, or they are elsewhere.
     """
 
     task: Task
@@ -44,6 +45,7 @@ class Reply:
     refusal: str = ""
     lost: str = ""
     prepared: Message | None = None
+    personal: Tensor | None = None
 
 
 class ClientSide:
@@ -55,15 +57,25 @@ class ClientSide:
         uplink: the compressor and the residuals.
         penalty: of the local objective.
         fleet: the clients' devices.
+        personal: what they keep of their own.
     """
 
-    def __init__(self, seed: int, parts: TaskParts, uplink: ErrorFeedback, penalty: Penalty, fleet: Fleet) -> None:
+    def __init__(
+        self, seed: int, parts: TaskParts, uplink: ErrorFeedback, penalty: Penalty, fleet: Fleet, personal: Personal
+    ) -> None:
         self.seed, self.parts, self.uplink, self.penalty, self.fleet = seed, parts, uplink, penalty, fleet
+        self.personal = personal
 
-    def memory(self, task: Task) -> Tensor | None:
-        """Return what the penalty keeps of a client, in the coordinates of its trained parameters; None: nothing."""
+    def recall(self, task: Task) -> Task:
+        """Return a task with what the penalty keeps of its client, for its trained parameters, and what is personal."""
         models = self.parts.models
-        return self.penalty.memory(task.client, only(task.part.dense, models.trained), models.like)
+        memory_D = self.penalty.memory(task.client, only(task.part.dense, models.trained), models.like)
+        return replace(self.with_personal(task), memory_D=memory_D)
+
+    def with_personal(self, task: Task) -> Task:
+        """Return a task with what its client keeps of its own."""
+        kept = self.personal.of(task.client, self.parts.kept(task), self.parts.models.like)
+        return task if kept is None else replace(task, personal=kept)
 
     def send(self, result: Result) -> Reply:
         """Return what a client sends of its delta: with its residual, compressed and encoded. Its state stays."""
@@ -83,17 +95,26 @@ class ClientSide:
             )
         except RefusedUpdate as error:
             return Reply(task, result.report, refusal=str(error))
-        return Reply(task, result.report, message.payload, prepared=message)
+        personal = _restricted(result.vector, task.part.dense, kept) if (kept := self.parts.kept(task)) else None
+        return Reply(task, result.report, message.payload, prepared=message, personal=personal)
 
-    def keep(self, message: Message, update: Update) -> None:
+    def keep(self, reply: Reply, update: Update) -> None:
         """Do what a client does once the server has taken its update: its state is now the prepared one.
 
         Args:
-            message: what it sent.
+            reply: what it sent, with what it prepared.
             update: the same as decoded.
         """
-        self.uplink.keep(message)
-        self.penalty.remember(message.client, message.round, message.index, update)
+        assert reply.prepared is not None
+        self.uplink.keep(reply.prepared)
+        self.remember(reply, update)
+
+    def remember(self, reply: Reply, update: Update) -> None:
+        """Keep what every rank keeps of a client: the penalty's memory, and what is personal."""
+        task = reply.task
+        self.penalty.remember(task.client, task.round, self.parts.held(task), update)
+        if reply.personal is not None:
+            self.personal.keep(task.client, self.parts.kept(task), reply.personal, task.round)
 
 
 def _restricted(vector_D: Tensor, part: Part, sent: Part) -> Tensor:
@@ -147,15 +168,15 @@ class OwnClients(Clients):
         self.executor, self.side = executor, side
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
-        for result in self.executor.run(train, tasks, self.side.memory):
+        for result in self.executor.run(train, tasks, self.side.recall):
             yield self.side.send(result)
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
-        return self.executor.run(job, tasks)
+        # Static sums are of the global models, whatever clients keep of their own.
+        return self.executor.run(job, tasks, None if job is statistics else self.side.with_personal)
 
     def take(self, reply: Reply, update: Update) -> None:  # noqa: D102
-        assert reply.prepared is not None
-        self.side.keep(reply.prepared, update)
+        self.side.keep(reply, update)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take nothing: what belongs to clients is in the module's stores.

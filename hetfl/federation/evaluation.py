@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from hetfl.data import FederatedDataModule
 from hetfl.federation.gathering import Gathering
+from hetfl.local import Personal
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.objectives import ClientAccuracy, LevelMetrics, weighted_mean
+from hetfl.types import Task
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Raw inputs, targets (N,), and the client that each sample belongs to (N,), -1 for samples of no client."""
@@ -33,15 +36,19 @@ class Evaluation:
         gathering: gathers statistics.
         predict: returns the logits that an evaluation uses, and those of single heads by name.
         restrict: returns logits as a client that has only some labels uses them.
+        personal: what clients keep of their own.
     """
 
-    def __init__(self, data: FederatedDataModule, gathering: Gathering, predict: Predict, restrict: Restrict) -> None:
+    def __init__(
+        self, data: FederatedDataModule, gathering: Gathering, predict: Predict, restrict: Restrict, personal: Personal
+    ) -> None:
         self.data, self.gathering, self.predict = data, gathering, predict
         self.hosting, self.models, self.levels = gathering.hosting, gathering.models, gathering.levels
         self.assignment, self.clustering = gathering.assignment, gathering.clustering
         self._metrics: dict[int, LevelMetrics] = {}  # by model
         self.client_accuracy = ClientAccuracy(data.num_clients, data.labels, restrict)
         self.own_accuracy = ClientAccuracy(data.num_clients, data.labels, restrict)
+        self.personal, self.personal_accuracy = personal, ClientAccuracy(data.num_clients, data.labels, restrict)
 
     @property
     def several(self) -> bool:
@@ -88,7 +95,31 @@ class Evaluation:
         columns = weighted_mean(list(parts.values()))
         if self.several and stage == "val":
             columns |= {f"cluster/accuracy/{model}": found["val/accuracy"] for model, (_, found) in parts.items()}
-        return {**columns, **self.client_accuracy.compute()}
+        columns |= self.client_accuracy.compute()
+        if self.with_personal:
+            self.measure_personal()
+            columns |= {"local/personal_accuracy": self.personal_accuracy.mean()}
+        return columns
+
+    @property
+    def with_personal(self) -> bool:
+        """Whether clients keep something of their own here: on Flower it is with the nodes."""
+        return bool(self.personal.names and self.personal.store.clients())
+
+    def measure_personal(self) -> None:
+        """Measure every client's own sub-model, with what it keeps of its own, on its test samples."""
+        parts, round, mark = self.hosting.parts, self.models.last_round, self.models.mark
+        self.personal_accuracy.reset()
+        self._present = -1  # resident nets are loaded with clients' values
+        for client, level in enumerate(self.assignment.levels(round)):
+            samples = self.data.client_data(client, "test")
+            task = parts.drawn(Task(client, level, round, mark, model=int(self._model_N[client])))
+            kept = self.personal.of(client, parts.kept(task), self.models.like)
+            net = self.hosting.of_client(replace(task, personal=kept))
+            for batch in torch.arange(len(samples.targets)).split(self.data.eval_batch_size):
+                inputs = self.data.transform.eval(samples.inputs[batch]).to(self.models.like.device)
+                logits, targets = self.predict(net, inputs)[0], samples.targets[batch]
+                self.personal_accuracy.update(logits, targets, torch.full_like(targets, client))
 
     def client_rows(self) -> tuple[Sequence[str], list[Sequence[object]]]:
         """Return and forget columns and rows of ``clients.csv``, one row per client."""
@@ -97,7 +128,12 @@ class Evaluation:
         cells += [self.client_accuracy.per_client(), self.own_accuracy.per_client()]
         cells += [self._model_N.tolist()] if self.several else []
         self.own_accuracy.reset()
-        return (*CLIENT_COLUMNS, *(["cluster"] if self.several else [])), list(zip(*cells, strict=True))
+        columns = [*CLIENT_COLUMNS, *["cluster"] * self.several]
+        if self.with_personal:
+            columns.append("personal_accuracy")
+            self.measure_personal()
+            cells.append(self.personal_accuracy.per_client())
+        return columns, list(zip(*cells, strict=True))
 
     def _evaluate(self, batch: Batch, levels: list[str], measure: bool) -> dict[str, Tensor]:
         """Return the logits of each sample by its owner's model; ``measure`` samples of no client by all models.

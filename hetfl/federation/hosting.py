@@ -78,6 +78,14 @@ class Hosting:
             self.statistics.load_into(level, resident.net, model)
         return resident.net.eval()
 
+    def of_client(self, task: Task) -> nn.Module:
+        """Return the resident net of a task with what its client keeps of its own, for an evaluation."""
+        assert self.bench is not None
+        resident = self.bench.resident(task)
+        resident.start(beyond_D=self.bench.beyond(task))
+        self.statistics.load_into(task.level, resident.net, task.model)
+        return resident.net.eval()
+
     def renew(self, fresh: Sequence[NewModel], optimizer: Optimizer, round: int, seed: int) -> None:
         """Give clusters new models at the end of a round; see :meth:`GlobalModels.renew`."""
         if any(new.cluster == len(self.models) for new in fresh):

@@ -10,12 +10,14 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from hetfl.aggregators import Aggregator, HolderMean
+from hetfl.data import FederatedDataModule
 from hetfl.federation.models import GlobalModels
 from hetfl.levels.level_set import LevelSet
 from hetfl.local.losses import cross_entropies
 from hetfl.local.method import LocalMethod
 from hetfl.part import Part
 from hetfl.parts import PartRule
+from hetfl.piece import Piece
 from hetfl.runs import trainers
 from hetfl.types import ClientContext, Level
 
@@ -48,6 +50,22 @@ class Method(LightningModule, LocalMethod):
         for name, successor in SUCCESSORS.items():
             if name in vars(cls):
                 raise TypeError(f"Expected {successor} in place of {name} but got the latter in {cls.__name__}")
+
+    @property
+    def pieces(self) -> dict[str, Piece]:
+        """Everything that keeps a state during a run, by name: the attributes that are pieces."""
+        attributes = {**vars(self), **self._modules}
+        return {name: value for name, value in attributes.items() if isinstance(value, Piece)}
+
+    @property
+    def net(self) -> nn.Module:
+        """The global model; the first one if there are several."""
+        return self.models[0]
+
+    @property
+    def data(self) -> FederatedDataModule:
+        """The trainer's data module; another one than a federated one is refused."""
+        return trainers.federated_data(self.trainer)
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         """Return what a client sends of its part, and counts as a holder of: by default all but frozen parameters."""

@@ -41,10 +41,10 @@ from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
 from hetfl.levels.budgets import Axis, Budgets
 from hetfl.levels.level_set import LevelSet
 from hetfl.levels.table import save_levels
-from hetfl.local import Executor, LocalProblem, LocalTraining, Sequential
+from hetfl.local import Executor, LocalProblem, LocalTraining, Personal, Sequential
 from hetfl.local.training import check_optimizers
 from hetfl.parts import PartRule, Prefix
-from hetfl.piece import Facts, Piece, described, settings_of
+from hetfl.piece import Facts, described, settings_of
 from hetfl.runs import trainers, writing
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
@@ -73,6 +73,7 @@ class FederatedModule(Method):
         deadline: simulated seconds from the beginning of training after which updates are dropped; None: all count.
         statistics_clients: how many clients gather static batch-norm statistics of each level; None: all that can.
         parts: which part of the global model a client holds in a round; default: the leading channels and stages.
+        personal: tensors that stay with their client, or patterns of their names; None: there are none.
         check_nesting: refuse nets whose sub-models are not their leading channels.
         seed: of every random choice; on the command line it follows ``seed_everything``.
 
@@ -97,6 +98,7 @@ class FederatedModule(Method):
         deadline: float | None = None,
         statistics_clients: int | None = None,
         parts: PartRule | None = None,
+        personal: Personal | list[str] | None = None,
         check_nesting: bool = True,
         seed: int = 0,
     ) -> None:
@@ -113,39 +115,25 @@ class FederatedModule(Method):
         self.local, self.uplink = local or LocalTraining(), uplink or ErrorFeedback(Identity())
         self.penalty, self.executor = self.local.regulariser, executor or Sequential()
         self.aggregator = Aggregators(aggregator or self.default_aggregator())
-        self.ledger, self.downloads = Ledger(self.fleet, deadline), Downloads(self.levels.indices)
+        self.personal, self.ledger = Personal.given(personal), Ledger(self.fleet, deadline)
+        self.downloads = Downloads(self.levels.indices, self.personal.among(self.models.tensors[0]))
         self.statistics = StaticStatisticsStore(self.models, statistics_clients)
         self.server_optimizer, self.check_nesting, self.seed = server_optimizer, check_nesting, seed
         self._compose()
 
     def _compose(self) -> None:
         """Make what works together in a round out of what the constructor was given."""
-        self.task_parts = TaskParts(self.parts, self.sent, self.models)
-        side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet)
+        self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downloads.personal)
+        side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal)
         self.clients: Clients = OwnClients(self.executor, side)
         self.server = Server(self.task_parts, self.uplink, self.aggregator, self.penalty, self.ledger, self.downloads)
-        build, context = self.models.build, self._precision_context
-        problem = LocalProblem(self.seed, self.local, self.levels.indices, build, self, context)
-        self.hosting = Hosting(problem, self.task_parts, self.executor, self.statistics)
+        how = (self.levels.indices, self.models.build, self, self._precision_context, self.downloads.personal)
+        self.hosting = Hosting(
+            LocalProblem(self.seed, self.local, *how), self.task_parts, self.executor, self.statistics
+        )
         self.prediction = Prediction(self.hosting)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)
         self.models.register_load_state_dict_post_hook(self._loaded)  # type: ignore[no-untyped-call]
-
-    @property
-    def pieces(self) -> dict[str, Piece]:
-        """Everything that keeps a state during a run, by name: the attributes that are pieces."""
-        attributes = {**vars(self), **self._modules}
-        return {name: value for name, value in attributes.items() if isinstance(value, Piece)}
-
-    @property
-    def net(self) -> nn.Module:
-        """The global model; the first one if there are several."""
-        return self.models[0]
-
-    @property
-    def data(self) -> FederatedDataModule:
-        """The trainer's data module; another one than a federated one is refused."""
-        return trainers.federated_data(self.trainer)
 
     def submodel(self, level: str, model: int = 0) -> nn.Module:
         """Return a level's net with the present values of a global model; see :meth:`Hosting.submodel`."""
@@ -191,7 +179,7 @@ class FederatedModule(Method):
         pieces, hosting = list(self.pieces.values()), self.hosting
         self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, hosting)
         gathering = Gathering(probing, hosting, self.fleet, self.seed)
-        self.evaluation = Evaluation(self.data, gathering, self.predict_heads, self.restrict)
+        self.evaluation = Evaluation(self.data, gathering, self.predict_heads, self.restrict, self.personal)
 
     def configure_optimizers(self) -> Any:
         """Return the server's optimizer and the carrier of the clients' learning rate, with its schedule."""

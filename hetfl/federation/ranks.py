@@ -89,11 +89,10 @@ class RankClients(Clients):
             yield Result(task, _report(task, numbers), vector.to(self._bench.device))
 
     def take(self, reply: Reply, update: Update) -> None:  # noqa: D102
-        task = reply.task
         if self._ranks.rank == 0:
             self.own.take(reply, update)
-        else:  # the server's part of a penalty may read what clients remember
-            self.own.side.penalty.remember(task.client, task.round, self._parts.held(task), update)
+        else:  # the server's part of a penalty may read what clients remember, an evaluation what they keep
+            self.own.side.remember(reply, update)
 
     def shares(self, tasks: Sequence[Task]) -> list[int]:
         """Return the rank of each task: the most expensive first, to the rank with the least cost so far."""
@@ -195,9 +194,9 @@ def _report(task: Task, numbers: Sequence[Any]) -> Report:
 def _written(reply: Reply) -> list[Any]:
     assert reply.report is not None
     payload = torch.from_numpy(np.frombuffer(reply.payload, dtype=np.uint8).copy())
-    return [*_numbers(reply.report), payload, reply.refusal]
+    return [*_numbers(reply.report), payload, reply.refusal, reply.personal]
 
 
 def _read(task: Task, fields: Sequence[Any]) -> Reply:
-    *numbers, payload, refusal = fields
-    return Reply(task, _report(task, numbers), payload.numpy().tobytes(), refusal)
+    *numbers, payload, refusal, personal = fields
+    return Reply(task, _report(task, numbers), payload.numpy().tobytes(), refusal, personal=personal)

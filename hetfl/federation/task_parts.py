@@ -11,7 +11,7 @@ from hetfl.federation.models import GlobalModels
 from hetfl.levels.table import LevelCosts, UploadSize, level_costs
 from hetfl.part import Part, only
 from hetfl.parts import PartRule
-from hetfl.types import Task
+from hetfl.types import NOTHING, Task
 from hetfl.wire import encode_part
 
 
@@ -23,11 +23,13 @@ class TaskParts:
         rule: makes parts.
         narrowed: returns what a client sends of its part, given the part, level, round and client.
         models: the global models.
+        personal: names of the tensors that stay with their client.
     """
 
     rule: PartRule
     narrowed: Callable[[Part, str, int, int], Part]
     models: GlobalModels
+    personal: frozenset[str] = frozenset()
 
     def drawn(self, task: Task) -> Task:
         """Return a task with its client's part, and what the client sends of it.
@@ -45,7 +47,15 @@ class TaskParts:
                 f"Expected parts of the shapes of the net at level {task.level} from {type(self.rule).__name__} but "
                 f"got others at {_differing(part, self.models.levels.indices[task.level])}"
             )
-        return replace(task, part=part, sent=self.narrowed(part, task.level, task.round, task.client))
+        sent = self.narrowed(part, task.level, task.round, task.client)
+        return replace(task, part=part, sent=self._common(sent))
+
+    def _common(self, part: Part) -> Part:
+        return only(part, frozenset(part) - self.personal) if self.personal else part
+
+    def kept(self, task: Task) -> Part:
+        """Return what of a task's part stays with its client."""
+        return only(task.part, self.personal) if self.personal else NOTHING
 
     def of_level(self, task: Task) -> Task:
         """Return a task with the part that stands for its level, and sends nothing."""
@@ -57,11 +67,11 @@ class TaskParts:
 
     def sizes(self, round: int) -> dict[str, int]:
         """Return by level the number of entries of its part."""
-        return {level: self.rule.of_level(level, round).size for level in self.models.levels}
+        return {level: self._common(self.rule.of_level(level, round)).size for level in self.models.levels}
 
     def sizes_apart(self, round: int) -> dict[str, int]:
         """Return by level the number of entries of its part that the global models do not share."""
-        parts = {level: self.rule.of_level(level, round) for level in self.models.levels}
+        parts = {level: self._common(self.rule.of_level(level, round)) for level in self.models.levels}
         return {level: only(part, frozenset(part) - self.models.shared).size for level, part in parts.items()}
 
     def told_bytes(self) -> dict[str, int]:

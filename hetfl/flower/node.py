@@ -17,7 +17,7 @@ from hetfl.federation.clients import ClientSide
 from hetfl.flower.messages import Answer, ClientAnswer, Order, Request
 from hetfl.flower.settings import disagreement, shared_settings
 from hetfl.flower.states import ClientState, ClientStates, StateLost
-from hetfl.local.executor import Bench, remembering
+from hetfl.local.executor import Bench
 from hetfl.local.jobs import losses, statistics, train
 from hetfl.local.resident import ResidentNet
 from hetfl.packing import unpack
@@ -25,7 +25,7 @@ from hetfl.store import ClientStore, MemoryStore
 from hetfl.types import Task
 from hetfl.updates import DenseUpdate
 
-RESIDUAL, MEMORY = "residual/", "memory/"
+RESIDUAL, MEMORY, PERSONAL = "residual/", "memory/", "personal/"
 """What the names of a state's blocks begin with."""
 
 
@@ -71,10 +71,13 @@ class Node:
         self.module, self.data, self.clients, self.states = module, data, clients, states
         self.settings = shared_settings(module)
         module.uplink.residuals = MemoryStore()
+        module.personal.store = MemoryStore()
         if module.penalty.memories is not None:
             module.penalty.memories = MemoryStore()
         self.bench = OrderBench(module.hosting.problem, data, module.models.tensors)
-        self.side = ClientSide(module.seed, module.task_parts, module.uplink, module.penalty, module.fleet)
+        self.side = ClientSide(
+            module.seed, module.task_parts, module.uplink, module.penalty, module.fleet, module.personal
+        )
         self._dtype = module.models.like.dtype
 
     def answer(self, request: Request) -> Answer:
@@ -120,14 +123,14 @@ class Node:
         self.states.prune(federation, task.client, {order.state, *order.keep})
         self._restore(task.client, before)
         self.bench.order = order
-        reply = self.side.send(train(self.bench, remembering(task, self.side.memory)))
+        reply = self.side.send(train(self.bench, self.side.recall(task)))
         if reply.prepared is None or reply.report is None:
             raise RefusedUpdate(reply.refusal)
         layout = module.task_parts.held(task).held
         expected = wire.Expected(
             task.round, task.client, layout.size, task.sent.size - layout.size, dtype=self._dtype, layout=layout
         )
-        self.side.keep(reply.prepared, wire.decode(reply.payload, expected))
+        self.side.keep(reply, wire.decode(reply.payload, expected))
         state = self.states.save(federation, task.client, self._state(task))
         return ClientAnswer(
             task.client,
@@ -146,12 +149,14 @@ class Node:
         self.module.uplink.restore(client, _part(state.blocks, RESIDUAL), state.round)
         if (memories := self._memories) is not None:
             memories.save(client, _part(state.blocks, MEMORY), state.round)
+        self.module.personal.store.save(client, _part(state.blocks, PERSONAL), state.round)
 
     def _state(self, task: Task) -> ClientState:
         """Return what error feedback and the penalty now keep of a client."""
         blocks = {RESIDUAL + name: block for name, block in self.module.uplink.residuals.load(task.client).items()}
         if (memories := self._memories) is not None:
             blocks |= {MEMORY + name: block for name, block in memories.load(task.client).items()}
+        blocks |= {PERSONAL + name: block for name, block in self.module.personal.store.load(task.client).items()}
         return ClientState(task.round, blocks)
 
     def _other(self, request: Request, order: Order) -> ClientAnswer:

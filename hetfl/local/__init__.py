@@ -4,6 +4,7 @@ from hetfl.local.auto import Auto
 from hetfl.local.executor import Executor, InProcess, LocalProblem, Result
 from hetfl.local.feddyn import FedDyn
 from hetfl.local.penalty import NoPenalty, Penalty, Proximal
+from hetfl.local.personal import Personal
 from hetfl.local.sequential import Sequential
 from hetfl.local.stacked import Stacked
 from hetfl.local.training import LocalTraining
@@ -18,6 +19,7 @@ __all__ = [
     "LocalTraining",
     "NoPenalty",
     "Penalty",
+    "Personal",
     "Proximal",
     "Result",
     "Sequential",

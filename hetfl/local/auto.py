@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.executor import Bench, Executor, Job, Memory, Result
+from hetfl.local.executor import Bench, Executor, Job, Recall, Result
 from hetfl.local.jobs import train
 from hetfl.local.probe import Form, executor_of, time_forms
 from hetfl.local.schedule import duration, quickest
@@ -59,12 +59,12 @@ class Auto(Executor):
         self._executor.open(self.bench)
 
     def run(  # noqa: D102
-        self, job: Job, tasks: Sequence[Task], memory: Memory | None = None
+        self, job: Job, tasks: Sequence[Task], recall: Recall | None = None
     ) -> Iterator[Result]:
         if job is train and tasks and not self.chosen:
             self._choose(tasks)
             self._begin()
-        yield from self._executor.run(job, tasks, memory)
+        yield from self._executor.run(job, tasks, recall)
 
     def close(self) -> None:  # noqa: D102
         self._executor.close()

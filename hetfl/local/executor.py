@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hetfl.data import ClientData, Transform
+from hetfl.entries import Entries
 from hetfl.errors import ConfigurationError
 from hetfl.local.channels_last import ChannelsLast
 from hetfl.local.method import LocalMethod
 from hetfl.local.resident import ResidentNet
 from hetfl.local.training import LocalTraining
-from hetfl.part import Part
+from hetfl.part import Part, only
 from hetfl.piece import Piece
 from hetfl.seeding import generator
 from hetfl.submodel import state_of, take
@@ -54,6 +55,7 @@ class LocalProblem:
         build: returns a new net of a level on the global model's device.
         method: says what is computed.
         precision_context: returns the trainer's precision as a context, for other processes.
+        personal: names of the tensors that stay with their client.
     """
 
     seed: int
@@ -62,6 +64,7 @@ class LocalProblem:
     build: Callable[[str], nn.Module]
     method: LocalMethod
     precision_context: Callable[[], AbstractContextManager[object]]
+    personal: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,17 @@ class Bench:
     def context(self, task: Task, labels_K: Tensor) -> ClientContext:
         """Return what local training may know of a task's client."""
         random = generator(self.problem.seed, "method", task.round, task.client)
-        anchor, narrow = self._of_level(task.level).anchor_views, partial(self.narrowed, task)
-        return ClientContext(task.client, task.round, labels_K, task.level, task.lr, 0, random, anchor, narrow)
+        begun, narrow = self._of_level(task.level).begun(), partial(self.narrowed, task)
+        return ClientContext(task.client, task.round, labels_K, task.level, task.lr, 0, random, begun, narrow)
+
+    def beyond(self, task: Task) -> Tensor | None:
+        """Return how far from the anchor a task's client begins, shape (D,), for its personal tensors; None: at it."""
+        if task.personal is None:
+            return None
+        part = self.part(task)
+        beyond_D = self._of_level(task.level).anchor_D.new_zeros(part.layout.size)
+        Entries(only(part, self.problem.personal), part.dense).put(beyond_D, task.personal.to(beyond_D))
+        return beyond_D
 
     def small(self, task: Task) -> Task:
         """Return a task as another process needs it: that has the leading blocks, and nothing that is sent."""
@@ -166,14 +178,13 @@ Job = Callable[[Bench, Task], Result]
 """A module-level function that does one client's work on a bench: training, statistics."""
 
 
-Memory = Callable[[Task], Tensor | None]
-"""What is kept of a task's client, shape (D,), or None if it is all zero."""
+Recall = Callable[[Task], Task]
+"""Returns a task with what its client remembers: of a penalty, and of its own."""
 
 
-def remembering(task: Task, memory: Memory | None) -> Task:
-    """Return the task with what its client remembers."""
-    memory_D = None if memory is None else memory(task)
-    return task if memory_D is None else replace(task, memory_D=memory_D)
+def recalled(task: Task, recall: Recall | None) -> Task:
+    """Return a task with what its client remembers."""
+    return task if recall is None else recall(task)
 
 
 class Executor(Piece):
@@ -192,13 +203,13 @@ class Executor(Piece):
         self.bench = bench
 
     @abstractmethod
-    def run(self, job: Job, tasks: Sequence[Task], memory: Memory | None = None) -> Iterator[Result]:
+    def run(self, job: Job, tasks: Sequence[Task], recall: Recall | None = None) -> Iterator[Result]:
         """Yield the results in the order of the tasks.
 
         Args:
             job: what each client does.
             tasks: one per client.
-            memory: gives what a task's client remembers, asked for just before the task is run; None: nothing.
+            recall: gives what a task's client remembers, asked for just before the task is run; None: nothing.
         """
 
     def close(self) -> None:
@@ -233,7 +244,7 @@ class InProcess(Executor):
         """Return the results of the tasks of one group."""
 
     def run(  # noqa: D102
-        self, job: Job, tasks: Sequence[Task], memory: Memory | None = None
+        self, job: Job, tasks: Sequence[Task], recall: Recall | None = None
     ) -> Iterator[Result]:
         group_of = {i: group for group in self.groups(job, tasks) for i in group}
         done: dict[int, Result] = {}
@@ -241,5 +252,5 @@ class InProcess(Executor):
             if i not in done:
                 # Only now: what waits to be yielded is then at most one group of each level.
                 group = group_of[i]
-                done.update(zip(group, self.work(job, [remembering(tasks[k], memory) for k in group]), strict=True))
+                done.update(zip(group, self.work(job, [recalled(tasks[k], recall) for k in group]), strict=True))
             yield replace(done.pop(i), task=task)

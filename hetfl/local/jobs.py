@@ -25,9 +25,9 @@ def train(bench: Bench, task: Task) -> Result:
     .. math:: \Delta_k = \theta_k - \theta[\text{index}]
     """
     resident, local = bench.resident(task), bench.problem.local
+    resident.start(task.lr, bench.beyond(task))
     ctx = bench.context(task, bench.data.labels(task.client).to(bench.device))
     method, net = bench.problem.method, resident.net.train()
-    resident.start(task.lr)
     method.before_client(net, ctx)
     torch.manual_seed(_seed(bench, task))  # dropout draws from torch's global generator
     total, passes, steps = torch.zeros((), device=bench.device), 0, 0
@@ -106,8 +106,8 @@ def losses(bench: Bench, task: Task, samples: int | None) -> Result:
         samples: how many of the client's samples, drawn at random; None: all.
     """
     resident, data = bench.resident(task), bench.data.client_data(task.client)
+    resident.start(beyond_D=bench.beyond(task))
     ctx = bench.context(task, bench.data.labels(task.client).to(bench.device))
-    resident.start()
     net = resident.net.train()
     random = generator(bench.problem.seed, "losses", task.round, task.client)
     torch.manual_seed(random.initial_seed())  # dropout draws from torch's global generator

@@ -36,11 +36,12 @@ class ResidentNet:
         self.layout = Layout.of(tensors)
         self.flat_D = torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()])
         self.anchor_D = torch.empty_like(self.flat_D)
-        self.anchor_views = self.layout.views(self.anchor_D)
+        self._anchor_views = self.layout.views(self.anchor_D)
         self._counters = _other_buffers(net, tensors)
         self._adopt(tensors)
         self._make_optimizer(parameters_of(net), optimizer)
         self._mask_D: Tensor | None = None
+        self._begun_D = self.anchor_D
         self._first_state = {parameter: copy.deepcopy(state) for parameter, state in self.optimizer.state.items()}
         self.loaded: tuple[int, int, bytes] | None = None
 
@@ -82,8 +83,8 @@ class ResidentNet:
         key = (*values, part.key)
         if self.loaded == key:
             return
-        views = [take(tensors[name], part[name]) for name in self.anchor_views]
-        torch._foreach_copy_(list(self.anchor_views.values()), views)
+        views = [take(tensors[name], part[name]) for name in self._anchor_views]
+        torch._foreach_copy_(list(self._anchor_views.values()), views)
         self.hold(part)
         self.loaded = key
 
@@ -98,9 +99,15 @@ class ResidentNet:
         self._mask_D = mask_D
 
     @torch.no_grad()
-    def start(self, lr: float | None = None) -> None:
-        """Begin a client: the net at the anchor, counters and optimizer as new."""
-        self.flat_D.copy_(self.anchor_D)
+    def start(self, lr: float | None = None, beyond_D: Tensor | None = None) -> None:
+        """Begin a client: the net at the anchor, counters and optimizer as new.
+
+        Args:
+            lr: learning rate; None: as it was.
+            beyond_D: how far from the anchor the client begins, shape (D,); None: at it.
+        """
+        self._begun_D = self.anchor_D if beyond_D is None else self.anchor_D + beyond_D
+        self.flat_D.copy_(self._begun_D)
         for buffer, initial in self._counters:
             buffer.copy_(initial)
         self.optimizer.state.clear()
@@ -109,6 +116,10 @@ class ResidentNet:
         if lr is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
+
+    def begun(self) -> dict[str, Tensor]:
+        """Return the tensors that the present client began with."""
+        return self.layout.views(self._begun_D)
 
     def backward(self, loss: Tensor) -> None:
         """Write a loss's gradient into ``vector.grad``; parameters that it does not depend on get zeros."""
@@ -120,7 +131,7 @@ class ResidentNet:
     def penalise(self, penalty: Penalty, memory_D: Tensor | None) -> None:
         """Add a penalty's gradient, at the present parameters, to theirs; entries that are not held get none."""
         assert self.vector.grad is not None
-        penalty.add_gradient(self.vector.grad, self.vector, self.anchor_D[: self.vector.numel()], memory_D)
+        penalty.add_gradient(self.vector.grad, self.vector, self._begun_D[: self.vector.numel()], memory_D)
         if self._mask_D is not None:
             self.vector.grad.mul_(self._mask_D)
 

@@ -99,6 +99,13 @@ class Stack:
             self._buffers = self.anchor_SD.new_empty(2, len(tasks), self.layout.size)
         self.theta_SD, momentum_SD = self._buffers[:, : len(tasks)]
         self.theta_SD.copy_(self.anchor_SD)
+        self.begun_SD = self.anchor_SD
+        beyond = [self.bench.beyond(task) for task in tasks]
+        if any(beyond_D is not None for beyond_D in beyond):
+            for row_D, beyond_D in zip(self.theta_SD, beyond, strict=True):
+                if beyond_D is not None:
+                    row_D += self.own.reordered(beyond_D, self.layout)
+            self.begun_SD = self.theta_SD.clone()
         self.momentum_SD = momentum_SD[:, : self.trained.size].zero_()
         self.moved = [False] * len(tasks)
         self.totals_S = torch.zeros(len(tasks), device=device)
@@ -165,8 +172,8 @@ class Stack:
         local = self.bench.problem.local
         trained_SD = theta_SD[:, : self.trained.size]
         memory_SD = self.memory_SD if self.memory_SD is None or rows is None else self.memory_SD[rows]
-        anchor_SD = self.anchor_SD if rows is None or len(self.anchor_SD) == 1 else self.anchor_SD[rows]
-        local.regulariser.add_gradient(grad_SD, trained_SD, anchor_SD[:, : self.trained.size], memory_SD)
+        begun_SD = self.begun_SD if rows is None or len(self.begun_SD) == 1 else self.begun_SD[rows]
+        local.regulariser.add_gradient(grad_SD, trained_SD, begun_SD[:, : self.trained.size], memory_SD)
         if self.mask_SD is not None:
             grad_SD.mul_(self.mask_SD if rows is None else self.mask_SD[rows])
         if local.gradient_clip is not None:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.executor import Bench, Executor, InProcess, Job, Memory, Result, remembering
+from hetfl.local.executor import Bench, Executor, InProcess, Job, Recall, Result, recalled
 from hetfl.local.heap import keep_freed_memory
 from hetfl.local.sequential import Sequential
 from hetfl.types import NOTHING, Task
@@ -41,9 +41,9 @@ class _Run:
     """What is left to do of a cohort, and what is done."""
 
     def __init__(
-        self, job: Job, tasks: Sequence[Task], groups: Sequence[list[int]], memory: Memory | None, bench: Bench
+        self, job: Job, tasks: Sequence[Task], groups: Sequence[list[int]], recall: Recall | None, bench: Bench
     ) -> None:
-        self.job, self.tasks, self.groups, self.memory, self.bench = job, tasks, groups, memory, bench
+        self.job, self.tasks, self.groups, self.recall, self.bench = job, tasks, groups, recall, bench
         self.done: dict[int, Result] = {}
         self.repeated: set[int] = set()
         # Largest first, so that no long group is left for the end; the order of the results does not change by it.
@@ -52,11 +52,9 @@ class _Run:
 
     def message(self, number: int) -> tuple[Job, list[Task]]:
         """Return what a worker is sent for a group."""
-        tasks = [self.bench.small(remembering(self.tasks[i], self.memory)) for i in self.groups[number]]
+        tasks = [self.bench.small(recalled(self.tasks[i], self.recall)) for i in self.groups[number]]
         # Sending a tensor moves its memory into a file that stays open as long as it lives: a copy's, not the store's.
-        return self.job, [
-            task if task.memory_D is None else replace(task, memory_D=task.memory_D.clone()) for task in tasks
-        ]
+        return self.job, [replace(task, memory_D=_copy(task.memory_D), personal=_copy(task.personal)) for task in tasks]
 
     def who(self, number: int) -> str:
         """Return a group in words."""
@@ -112,14 +110,14 @@ class Workers(Executor):
                 tensor.data.share_memory_()
 
     def run(  # noqa: D102
-        self, job: Job, tasks: Sequence[Task], memory: Memory | None = None
+        self, job: Job, tasks: Sequence[Task], recall: Recall | None = None
     ) -> Iterator[Result]:
         threads = torch.get_num_threads()
         try:
             # What the main process does between two results must not compete with the workers: threads of OpenMP that
             # wait for each other on busy cores make rounds several times as long.
             torch.set_num_threads(1)
-            state = _Run(job, tasks, self.inner.groups(job, tasks), memory, self.bench)
+            state = _Run(job, tasks, self.inner.groups(job, tasks), recall, self.bench)
             while len(self._workers) < self.num_workers:
                 self._workers.append(self._start())
             self._give(state)
@@ -252,6 +250,10 @@ def _written(results: Sequence[Result], slot_D: Tensor) -> list[tuple[Result, in
         size = result.vector.numel()
         slot_D[position : position + size].copy_(result.vector)
         position += size
-        task = replace(result.task, memory_D=None, part=NOTHING)
+        task = replace(result.task, memory_D=None, personal=None, part=NOTHING)
         small.append((replace(result, task=task, vector=torch.empty(0)), size))
     return small
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()

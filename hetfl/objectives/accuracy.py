@@ -111,6 +111,11 @@ class ClientAccuracy:
             for correct, count in zip(self.correct_S.tolist(), self.count_S.tolist(), strict=True)
         ]
 
+    def mean(self) -> Tensor:
+        """Return the mean over clients that have test data, each counting the same; NaN without any."""
+        has = self.count_S > 0
+        return (self.correct_S[has] / self.count_S[has]).mean()
+
     def compute(self) -> dict[str, Tensor]:
         """Return and forget ``local/*``, over clients that have test data.
 

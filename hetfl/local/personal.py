@@ -1,0 +1,80 @@
+"""Tensors that stay with their client: neither sent nor downloaded, and kept between its rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+from hetfl.part import Part
+from hetfl.piece import Piece
+from hetfl.store import ClientStore, MemoryStore
+
+
+class Personal(Piece):
+    """What clients keep of their own: by patterns of tensors' names.
+
+    A client begins with the global model's initial values of these tensors, which stay there as nobody sends any. The
+    store has how far each client is from them, in global coordinates, so a client that changes its level takes along
+    what both levels have.
+
+    Args:
+        names: patterns of names, as :mod:`fnmatch` reads them: ``["classifier.*"]`` for FedPer, ``["*norm*"]`` for
+            FedBN; none: nothing is personal.
+        store: where it is kept; default: in memory.
+    """
+
+    for_evaluation: ClassVar[bool] = True
+
+    def __init__(self, names: Sequence[str] = (), store: ClientStore | None = None) -> None:
+        self.names, self.store = list(names), MemoryStore() if store is None else store
+
+    @classmethod
+    def given(cls, personal: Personal | Sequence[str] | None) -> Personal:
+        """Return what an argument stands for: itself, or patterns, or nothing."""
+        return personal if isinstance(personal, Personal) else cls(personal or ())
+
+    def among(self, tensors: Iterable[str]) -> frozenset[str]:
+        """Return which tensors are personal.
+
+        Raises:
+            ConfigurationError: a pattern matches none, or all of them are.
+        """
+        tensors = list(tensors)
+        for pattern in self.names:
+            if not any(fnmatchcase(name, pattern) for name in tensors):
+                raise ConfigurationError(
+                    f"Expected patterns of personal that match tensors, such as {tensors[0]!r}, but got {pattern!r}"
+                )
+        found = frozenset(name for name in tensors for pattern in self.names if fnmatchcase(name, pattern))
+        if len(found) == len(tensors):
+            raise ConfigurationError("Expected tensors of the net that are not personal but got none")
+        return found
+
+    def of(self, client: int, part: Part, like: Tensor) -> Tensor | None:
+        """Return how far a client's personal entries of a part are from the initial ones; None: not at all."""
+        return self.store.read(client, part, like) if self.names and part else None
+
+    def keep(self, client: int, part: Part, vector: Tensor, round: int) -> None:
+        """Keep how far a client's personal entries of a part are from the initial ones, as of a round."""
+        self.store.write(client, part, vector, round)
+
+    def bind(self, folder: str | None) -> None:  # noqa: D102
+        self.store.bind(folder)
+
+    def describe(self) -> str:
+        """Return the patterns and the store; nothing if nothing is personal."""
+        return f"{self.names} in {self.store.describe()}" if self.names else ""
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return self.store.state_dict() if self.names else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
+        if state:
+            self.store.load_state_dict(state)
+
+    def checkpointed(self) -> None:  # noqa: D102
+        self.store.checkpointed()

@@ -1,0 +1,181 @@
+"""Tensors that stay with their client: against a bare loop, in every executor, after a resume, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import SGD
+
+from hetfl import FedAvg, FederatedModule
+from hetfl.aggregators import HolderMean
+from hetfl.compression import ErrorFeedback, TopK
+from hetfl.errors import ConfigurationError
+from hetfl.local import Executor, LocalTraining, Personal, Proximal, Sequential, Stacked, Workers
+from hetfl.local.executor import Bench
+from hetfl.local.jobs import training_batches
+from hetfl.selection import Uniform
+from hetfl.store import DiskStore
+from hetfl.types import Task
+from tests.conftest import small_data, small_levels, small_module
+from tests.local_cases import Problem, bench_of, results, sgd
+
+Fit = Callable[..., Trainer]
+HEAD = ["classifier.*"]
+LR = 0.05
+
+
+def everyone() -> LocalTraining:
+    return LocalTraining(epochs=2, batch_size=10, optimizer=lambda p: SGD(p, lr=LR, momentum=0.9))
+
+
+def table(trainer: Trainer) -> pd.DataFrame:
+    return pd.read_csv(Path(str(trainer.log_dir)) / "metrics.csv")
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_fedper_is_that_of_a_bare_loop(fit: Fit) -> None:
+    """Bodies are averaged, and every client goes on with its own head; momentum is as new in every round."""
+    data, rounds = small_data(), 3
+    module: Any = small_module(
+        FedAvg,
+        levels=small_levels(1.0),
+        aggregator=HolderMean(),
+        local=everyone(),
+        selection=Uniform(12),
+        personal=HEAD,
+    )
+    initial = {name: p.detach().double().clone() for name, p in module.net.named_parameters()}
+    trainer = fit(module, data, rounds=rounds, precision="64-true")
+    clients = range(data.num_clients)
+    body = {name: value.clone() for name, value in initial.items() if not name.startswith("classifier")}
+    heads = {k: {name: value.clone() for name, value in initial.items() if name not in body} for k in clients}
+    net = module.levels.build("a").double()
+    bench = Bench(module.hosting.problem, data, module.models.tensors)
+    for t in range(rounds):
+        moved = {name: torch.zeros_like(value) for name, value in body.items()}
+        for k in clients:
+            net.load_state_dict({**body, **heads[k]}, strict=False)
+            net.train()
+            optimizer = SGD(net.parameters(), lr=LR, momentum=0.9)
+            for inputs, targets in training_batches(bench, Task(k, "a", t, t)):
+                optimizer.zero_grad()
+                F.cross_entropy(net(inputs.double()), targets).backward()
+                optimizer.step()
+            for name, p in net.named_parameters():
+                if name in body:
+                    moved[name] += (p.detach() - body[name]) / len(clients)
+                else:
+                    heads[k][name] = p.detach().clone()
+        body = {name: value + moved[name] for name, value in body.items()}
+    for name, p in module.net.named_parameters():
+        expected = body.get(name, initial[name])
+        assert torch.allclose(p, expected, rtol=0, atol=1e-11), name
+    for k in clients:
+        kept = module.personal.store.load(k)
+        assert kept.keys() == heads[k].keys()
+        for name, value in heads[k].items():
+            assert torch.allclose(initial[name] + kept[name], value, rtol=0, atol=1e-11)
+    sent = sum(value.numel() for value in body.values())
+    row = table(trainer).iloc[-1]
+    assert row["comm/down_bytes_total"] >= rounds * 12 * (56 + 4 * sent)
+    assert row["comm/up_bytes_total"] >= rounds * 12 * (56 + 8 * sent)
+    assert module.task_parts.upload_sizes(data)["a"].size == sent
+    assert module.forecast.down_bytes()["a"] == 56 + 4 * sent
+
+
+def test_accuracies_of_clients_with_their_own_heads_are_logged_and_listed(fit: Fit) -> None:
+    module: Any = small_module(personal=HEAD, selection=Uniform(12), local=everyone())
+    data = small_data()
+    trainer = fit(module, data, rounds=6)
+    found = table(trainer)["local/personal_accuracy"]
+    assert found.iloc[-1] > table(trainer)["val/accuracy"].iloc[-1]
+    trainer.test(module, datamodule=data, verbose=False)
+    rows = pd.read_csv(Path(str(trainer.log_dir)) / "clients.csv")
+    assert rows["personal_accuracy"].mean() == pytest.approx(found.iloc[-1])
+    client = int(rows["test_samples"].to_numpy().argmax())
+    net = copy.deepcopy(module.submodel(str(rows["level"][client])))
+    for name, block in module.personal.store.load(client).items():
+        parameter = net.get_parameter(name)
+        parameter.data += block[tuple(slice(size) for size in parameter.shape)]
+    test = data.client_data(client, "test")
+    logits = net.eval()(data.transform.eval(test.inputs))
+    own = module.restrict(logits, data.labels(client).expand(len(logits), -1))
+    accuracy = (own.argmax(1) == test.targets).double().mean().item()
+    assert rows["personal_accuracy"][client] == pytest.approx(accuracy)
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize("executor", [Stacked(3), Workers(2)])
+def test_clients_begin_with_what_they_keep(executor: Executor) -> None:
+    problem = Problem(LocalTraining(epochs=2, gradient_clip=0.6, optimizer=sgd(), penalty=Proximal(0.7)))
+    names = frozenset(name for name, _ in problem.net.named_parameters() if name.startswith("classifier"))
+    local_problem = replace(problem.local_problem(), personal=names)
+    random = torch.Generator().manual_seed(0)
+
+    def recall(task: Task) -> Task:
+        size = sum(p.numel() for name, p in problem.build(task.level).named_parameters() if name in names)
+        return task if task.client == 1 else replace(task, personal=torch.randn(size, generator=random))
+
+    tasks = [recall(Task(k, level, 3, 3, 0.05)) for level in "ba" for k in range(3)]
+
+    def bench() -> Bench:
+        own = bench_of(problem)
+        return Bench(local_problem, own.data, own.models)
+
+    expected = results(Sequential(), bench(), tasks)
+    try:
+        found = results(executor, bench(), tasks)
+    finally:
+        executor.close()
+    assert all(torch.allclose(one[0], two[0], rtol=0, atol=1e-12) for one, two in zip(expected, found, strict=True))
+    without = results(Sequential(), bench(), [replace(task, personal=None) for task in tasks])
+    assert [torch.equal(one[0], two[0]) for one, two in zip(expected, without, strict=True)] == [False, True, False] * 2
+
+
+def kept(module: FederatedModule) -> dict[int, dict[str, Tensor]]:
+    return {client: dict(module.personal.store.load(client)) for client in module.personal.store.clients()}
+
+
+def assert_kept_alike(one: FederatedModule, two: FederatedModule) -> None:
+    found, expected = kept(one), kept(two)
+    assert found.keys() == expected.keys()
+    for client, blocks in expected.items():
+        assert all(torch.equal(block, found[client][name]) for name, block in blocks.items())
+
+
+def test_a_resumed_run_ends_with_the_same_bits_and_files_keep_them_too(fit: Fit, tmp_path: Path) -> None:
+    def module(*store: DiskStore) -> FederatedModule:
+        return small_module(personal=Personal(["*norm*", "classifier.bias"], *store), uplink=ErrorFeedback(TopK(0.2)))
+
+    whole, first, second, filed = module(), module(), module(), module(DiskStore())
+    one = fit(whole, rounds=4, name="whole")
+    fit(first, rounds=2, name="begun").save_checkpoint(tmp_path / "half.ckpt")
+    two = fit(second, rounds=4, name="resumed", ckpt=str(tmp_path / "half.ckpt"))
+    three = fit(filed, rounds=4, name="filed")
+    pd.testing.assert_frame_equal(table(one).iloc[2:].reset_index(drop=True), table(two), check_exact=True)
+    pd.testing.assert_frame_equal(table(one), table(three), check_exact=True)
+    for other in (second, filed):
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters(), strict=True))
+        assert_kept_alike(whole, other)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["head.*"], r"Expected patterns of personal that match tensors, such as .* but got 'head\.\*'"),
+        (["*"], "got none"),
+    ],
+)
+def test_patterns_that_match_nothing_or_everything_are_refused(names: list[str], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        small_module(personal=names)
