@@ -16,6 +16,8 @@ from hetfl.models.static_batch_norm import gathering
 from hetfl.submodel import put, state_of, take
 
 CROSS_CHANNEL_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+FEW = 64
+"""Values of a channel that tell it from others."""
 
 
 def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Tensor, level: str) -> None:
@@ -53,12 +55,15 @@ def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Ten
         outputs = _run(whole, inputs_N, exits=len(expected))
     if outputs.shape == expected.shape and torch.allclose(outputs, expected, rtol=1e-6, atol=1e-9):
         return
+    layer = _first_that_differs(whole, part, inputs_N)
     wanted, gradients = _gradients(part, inputs_N), _gradients(whole, inputs_N, exits=len(expected))
+    of_layer = {name: gradient for name, gradient in wanted.items() if not layer or name.startswith(f"{layer}.")}
     raise ConfigurationError(
         f"Expected the net at level {level} to be the leading channels and first stages of the global net but got "
-        f"different outputs{_culprit(gradients, wanted, index)}: its positions are not channels alone (a flatten, a "
-        "concatenation or attention heads?), an exit reads more than its own stage, or a name depends on the depth; "
-        "set check_nesting to false if that is meant"
+        f"different outputs{f' from layer {layer!r} on' if layer else ''}{_culprit(gradients, of_layer, index)}: its "
+        "positions are not channels alone (a flatten, a concatenation or attention heads?), an exit reads more than "
+        "its own stage, or a name depends on the depth; choose a part rule that knows better, or set check_nesting to "
+        "false if that is meant"
     )
 
 
@@ -125,6 +130,52 @@ def _gradients(net: nn.Module, inputs_N: Tensor, exits: int | None = None) -> di
     F.cross_entropy(outputs.flatten(0, -2), labels.repeat(outputs.shape[:-1].numel() // len(labels))).backward()
     zero = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     return {name: zero[name] if p.grad is None else p.grad for name, p in net.named_parameters()}
+
+
+def _first_that_differs(whole: nn.Module, part: nn.Module, inputs_N: Tensor) -> str:
+    """Return the first layer that has a channel in the part which it does not have in the whole; empty: none is found.
+
+    Where a channel lies in the whole is not asked: a layer that mixes channels up has none that equals the part's.
+    """
+    outputs = [_outputs(net, inputs_N) for net in (part, whole)]
+    for name, got in outputs[0].items():
+        of_whole = outputs[1].get(name)
+        if of_whole is not None and got.dim() == of_whole.dim() and not _is_among(got, of_whole):
+            return name
+    return ""
+
+
+def _outputs(net: nn.Module, inputs_N: Tensor) -> dict[str, Tensor]:
+    """Return the first output of every layer that has no layers inside, in the order of the calls."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, output: object) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        if isinstance(first, Tensor):
+            found.setdefault(name, first.detach())
+
+    hooks = [
+        layer.register_forward_hook(lambda _, inputs, output, name=name: keep(name, output))
+        for name, layer in net.named_modules()
+        if name and not list(layer.children())
+    ]
+    with torch.no_grad():
+        _run(net, inputs_N)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _is_among(one: Tensor, whole: Tensor) -> bool:
+    """Return whether every channel of a tensor is a channel of another one; channels are where their sizes differ."""
+    differing = [dim for dim, (a, b) in enumerate(zip(one.shape, whole.shape, strict=True)) if a != b]
+    if len(differing) > 1:
+        return False
+    if not differing:
+        return torch.allclose(one, whole, rtol=1e-6, atol=1e-9)
+    mine_CX, theirs_CX = (tensor.movedim(differing[0], 0).flatten(1)[:, :FEW] for tensor in (one, whole))
+    near_CC = torch.isclose(mine_CX.unsqueeze(1), theirs_CX.unsqueeze(0), rtol=1e-6, atol=1e-9).all(-1)
+    return bool(near_CC.any(1).all())
 
 
 def _culprit(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], index: Index) -> str:
