@@ -109,6 +109,7 @@ def test_ratios_are_against_the_first_side(tmp_path: Path, capsys: pytest.Captur
     assert json.loads((tmp_path / "times.json").read_text())["rows"][1]["seconds"] == [3.0, 5.0, 4.0]
 
 
+@pytest.mark.slow
 def test_checkpoints_of_both_stores_are_timed_against_bare_weights() -> None:
     found = checkpoints(2, blocks=1)
     sizes = {row.side.split(",")[0]: float(row.side.split()[-2]) for row in found}
