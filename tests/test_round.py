@@ -257,7 +257,7 @@ def test_every_level_is_as_good_in_test_as_its_own_net_would_be(fit: Fit) -> Non
     """Statistics, slices and the Scaler in evaluation: a few rounds on IID data must leave chance far behind."""
     module = small_module(selection=Uniform(8), local=LocalTraining(5, 10, 1.0, lambda p: SGD(p, 0.05, 0.9)))
     data = small_data(partitioner=IID(), num_clients=8)
-    trainer = fit(module, data, rounds=8)
+    trainer = fit(module, data, rounds=8, check_val_every_n_epoch=8)
     result = trainer.test(module, datamodule=data, verbose=False)[0]
     # Level c has 2 and 4 channels: little, but far from the 0.1 of wrong statistics.
     for level, least in (("a", 0.85), ("b", 0.7), ("c", 0.3)):
