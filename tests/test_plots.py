@@ -171,7 +171,7 @@ def tick_boxes(ax: Axes) -> list[Bbox]:
 
 @pytest.mark.parametrize("rounds", [1, 2, 5, 7, 30, 3000])
 @pytest.mark.parametrize("size", [0.017, 1e-4, 400.0])
-@pytest.mark.parametrize("ratio", [1.0, RATIO])
+@pytest.mark.parametrize("ratio", [pytest.param(1.0, marks=pytest.mark.slow), RATIO])
 def test_numbers_of_an_axis_of_bytes_do_not_overlap(folder: Path, rounds: int, size: float, ratio: float) -> None:
     metrics = load_run(folder).metrics.iloc[[0] * rounds].reset_index(drop=True)
     metrics["comm/up_bytes_total"] = size * UP_BYTES * (metrics.index + 1)
