@@ -130,6 +130,7 @@ def test_rounds_out_of_a_fleet_are_clocked() -> None:
     assert len(clock.ends) == len(clock.allocated) == 3
 
 
+@pytest.mark.slow
 def test_rounds_without_training_are_timed_beside_a_step() -> None:
     step, round = empty_rounds(2)
     assert len(step.seconds) == len(round.seconds) == 2

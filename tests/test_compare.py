@@ -127,6 +127,7 @@ def undisturbed(root: Path, settings: list[str]) -> list[PlannedRun]:
     return runs
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_test_is_tested_and_ends_with_the_same_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
