@@ -64,9 +64,10 @@ def small_module(kind: type[FederatedModule] = HeteroFL, **changes: Any) -> Fede
         "net": small_net,
         "levels": small_levels(1.0, 0.5, 0.25),
         "selection": Uniform(4),
+        "statistics_clients": 3,
         "local": LocalTraining(
             epochs=1,
-            batch_size=10,
+            batch_size=20,
             gradient_clip=1.0,
             optimizer=lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4),
         ),
@@ -75,8 +76,8 @@ def small_module(kind: type[FederatedModule] = HeteroFL, **changes: Any) -> Fede
 
 
 def small_data(**changes: Any) -> FederatedDataModule:
-    """Return Digits over 12 clients, Dirichlet 0.5."""
-    arguments: dict[str, Any] = {"num_clients": 12, "partitioner": Dirichlet(0.5)}
+    """Return half of Digits over 12 clients, Dirichlet 0.5."""
+    arguments: dict[str, Any] = {"num_clients": 12, "partitioner": Dirichlet(0.5), "val_fraction": 0.5}
     return Digits(**{**arguments, **changes})
 
 

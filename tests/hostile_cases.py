@@ -25,6 +25,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 from lightning import Trainer
+from torch.optim import SGD
 
 from hetfl import FederatedModule
 from hetfl.compression import ErrorFeedback, TopK
@@ -35,6 +36,7 @@ from hetfl.flower.node import Node
 from hetfl.flower.nodes import Nodes
 from hetfl.flower.patience import Patience
 from hetfl.flower.post import FlowerPost
+from hetfl.local import LocalTraining
 from hetfl.selection import Uniform
 from tests.conftest import small_levels, small_module
 from tests.flower_cases import Clock, make_node, over_the_wire
@@ -72,8 +74,14 @@ def data() -> FederatedDataModule:
 
 def make(**changes: Any) -> FederatedModule:
     """Return a module of which all four clients take part in every round."""
-    arguments = {"uplink": ErrorFeedback(TopK(0.2)), "selection": Uniform(4), "levels": small_levels(1.0), **changes}
-    return small_module(**arguments)
+    arguments: dict[str, Any] = {
+        "uplink": ErrorFeedback(TopK(0.2)),
+        "selection": Uniform(4),
+        "statistics_clients": None,
+        "levels": small_levels(1.0),
+        "local": LocalTraining(1, 10, 1.0, lambda p: SGD(p, 0.05, 0.9)),  # of two batches a client
+    }
+    return small_module(**{**arguments, **changes})
 
 
 @dataclass

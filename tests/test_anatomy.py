@@ -62,7 +62,13 @@ def masks_of(held: Index, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np
 def test_replayed_holders_are_those_of_the_updates_that_arrived(fit: Fit, kind: type[FederatedModule]) -> None:
     module = small_depth() if kind is DepthFL else small_module(kind)  # levels are redrawn in every round
     recorder = Recorder()
-    fit(module, small_data(num_clients=15, partitioner=LabelShards(2)), rounds=5, callbacks=[recorder])
+    fit(
+        module,
+        small_data(num_clients=15, partitioner=LabelShards(2)),
+        rounds=5,
+        callbacks=[recorder],
+        limit_val_batches=0,
+    )
     shapes = {name: tuple(tensor.shape) for name, tensor in module.net.named_parameters()}
     ever: dict[int, dict[str, np.ndarray]] = {}
     for _, index, report in (update for updates in recorder.updates for update in updates):
@@ -121,7 +127,7 @@ def test_a_run_that_cannot_be_replayed_is_refused(fit: Fit) -> None:
 
 def test_mean_holders_are_the_entries_held_in_the_rounds_with_snapshots(fit: Fit) -> None:
     module, recorder = small_module(), Recorder()
-    trainer = fit(module, rounds=4, callbacks=[recorder, Snapshots(2)])
+    trainer = fit(module, rounds=4, callbacks=[recorder, Snapshots(2)], limit_val_batches=0)
     table = mean_holders(load_snapshots(folder_of(trainer)).layers())
     shapes = {name: tuple(tensor.shape) for name, tensor in module.net.named_parameters()}
     assert list(table.index) == list(shapes)
@@ -176,7 +182,13 @@ def expected_drift(recorder: Models, round: int, level: str) -> tuple[float, flo
 def test_drift_is_that_of_the_levels_own_updates(fit: Fit, server: type[SGD | Adam]) -> None:
     uplink, recorder, drift = ErrorFeedback(GammaFedHT(density=0.3)), Models(), LevelDrift()
     module = small_module(server_optimizer=lambda p: server(p, lr=0.5), uplink=uplink)
-    fit(module, small_data(num_clients=15, partitioner=LabelShards(2)), rounds=5, callbacks=[recorder, drift])
+    fit(
+        module,
+        small_data(num_clients=15, partitioner=LabelShards(2)),
+        rounds=5,
+        callbacks=[recorder, drift],
+        limit_val_batches=0,
+    )
     recorder.models.append(arrays(module))
     table = drift.table()
     assert list(table.columns) == ["step", "level", "clients", "distance", "norm", "drift"]
@@ -197,8 +209,12 @@ def test_drift_is_that_of_the_levels_own_updates(fit: Fit, server: type[SGD | Ad
 
 def test_nothing_drifts_where_nobody_trains_and_where_there_is_one_level(fit: Fit) -> None:
     still, alone = LevelDrift(), LevelDrift()
-    fit(small_module(local=LocalTraining(epochs=1, optimizer=lambda p: SGD(p, lr=0.0))), callbacks=[still])
-    fit(small_module(levels=small_levels(1.0)), callbacks=[alone])
+    fit(
+        small_module(local=LocalTraining(epochs=1, optimizer=lambda p: SGD(p, lr=0.0))),
+        callbacks=[still],
+        limit_val_batches=0,
+    )
+    fit(small_module(levels=small_levels(1.0)), callbacks=[alone], limit_val_batches=0)
     assert (still.table()["drift"].dropna() == 0).all()
     assert (alone.table()["drift"] == 0).all()
     assert (alone.table()["norm"] > 0).all()

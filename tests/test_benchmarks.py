@@ -109,6 +109,7 @@ def test_ratios_are_against_the_first_side(tmp_path: Path, capsys: pytest.Captur
     assert json.loads((tmp_path / "times.json").read_text())["rows"][1]["seconds"] == [3.0, 5.0, 4.0]
 
 
+@pytest.mark.slow
 def test_checkpoints_of_both_stores_are_timed_against_bare_weights() -> None:
     found = checkpoints(2, blocks=1)
     sizes = {row.side.split(",")[0]: float(row.side.split()[-2]) for row in found}
@@ -129,6 +130,7 @@ def test_rounds_out_of_a_fleet_are_clocked() -> None:
     assert len(clock.ends) == len(clock.allocated) == 3
 
 
+@pytest.mark.slow
 def test_rounds_without_training_are_timed_beside_a_step() -> None:
     step, round = empty_rounds(2)
     assert len(step.seconds) == len(round.seconds) == 2

@@ -19,7 +19,7 @@ from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.selection import Everyone, Uniform
-from tests.conftest import small_data, small_net
+from tests.conftest import fit_in, small_data, small_net
 from tests.test_cluster_runs import LONGER, Fit, grouped, module, rows, splitting, values
 
 Make = Callable[[Clustering | None], FederatedModule]
@@ -39,11 +39,13 @@ def same(one: FederatedModule, other: FederatedModule) -> bool:
     )
 
 
-@pytest.fixture
-def five(fit: Fit, tmp_path: Path) -> tuple[Path, FederatedDataModule, FederatedModule, Trainer]:
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FederatedDataModule, FederatedModule, Trainer]:
     """Return a checkpoint of five clusters, with what it is of."""
-    path, data, tested = tmp_path / "five.ckpt", grouped(), clustered(IFCA(5))
-    trainer = fit(tested, data, rounds=2, name="five")
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("five")
+    path, data, tested = folder / "five.ckpt", grouped(), clustered(IFCA(5))
+    trainer = fit_in(folder)(tested, data, rounds=2)
     trainer.save_checkpoint(path)
     return path, data, tested, trainer
 
@@ -117,9 +119,10 @@ def test_stopped_and_gone_on_with_it_ends_with_the_same_bits(
 ) -> None:
     path, data, _, _ = five
     whole, second, middle = clustered(make()), clustered(make()), tmp_path / "middle.ckpt"
-    straight = fit(whole, data, rounds=6, name="whole", ckpt=str(path))
-    fit(clustered(make()), data, rounds=4, name="first", ckpt=str(path)).save_checkpoint(middle)
-    again = fit(second, data, rounds=6, name="again", ckpt=str(middle))
+    options: dict[str, Any] = {"check_val_every_n_epoch": 6}
+    straight = fit(whole, data, rounds=6, name="whole", ckpt=str(path), **options)
+    fit(clustered(make()), data, rounds=4, name="first", ckpt=str(path), **options).save_checkpoint(middle)
+    again = fit(second, data, rounds=6, name="again", ckpt=str(middle), **options)
     assert same(whole, second)
     assert str(whole.clustering.state_dict()) == str(second.clustering.state_dict())
     left, right = rows(straight)[2:].reset_index(drop=True), rows(again)
@@ -133,7 +136,7 @@ def test_a_policy_configured_with_fewer_goes_on_as_it_would_have(fit: Fit, five:
     found = []
     for clusters in (5, 2):
         found.append(clustered(IFCA(clusters)))
-        fit(found[-1], data, rounds=4, name=str(clusters), ckpt=str(path))
+        fit(found[-1], data, rounds=4, name=str(clusters), ckpt=str(path), limit_val_batches=0)
     assert same(*found)
     assert str(found[0].clustering.state_dict()) == str(found[1].clustering.state_dict())
 
@@ -141,10 +144,10 @@ def test_a_policy_configured_with_fewer_goes_on_as_it_would_have(fit: Fit, five:
 @pytest.mark.filterwarnings("ignore:The checkpoint holds")
 def test_splits_stay_where_no_clustering_is_configured(fit: Fit, tmp_path: Path) -> None:
     path, data, split = tmp_path / "split.ckpt", grouped(), module(splitting())
-    fit(split, data, rounds=3).save_checkpoint(path)
+    fit(split, data, rounds=3, limit_val_batches=0).save_checkpoint(path)
     assert len(split.models) > 1
     one = module(OneCluster())
-    fit(one, data, rounds=5, name="one", ckpt=str(path))
+    fit(one, data, rounds=5, name="one", ckpt=str(path), limit_val_batches=0)
     assert one.clustering.assigned == split.clustering.assigned
 
 

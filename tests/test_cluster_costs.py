@@ -32,7 +32,7 @@ def test_who_stands_in_for_another_cluster_is_sent_its_model_too(fit: Fit, tmp_p
     path = tmp_path / "fleet.csv"
     lines = [f"{client},1e9,1e6,1e6,{0 if client == 7 else 9}\n" for client in range(8)]
     path.write_text("client,throughput,downlink,uplink,last_round\n" + "".join(lines))
-    tested = module(Apart(2), fleet=CsvFleet(str(path)))
+    tested = module(Apart(2), fleet=CsvFleet(str(path)), statistics_clients=None)
     one = wire.dense_size(tested.levels.sizes["a"])
     down = rows(fit(tested, grouped(), rounds=2))["comm/down_bytes"]
     # Round 0: all train, and gather for their own. Round 1: seven train, and gather for both models.

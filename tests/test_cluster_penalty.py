@@ -104,6 +104,8 @@ MAKE: dict[str, Callable[[], Clustering]] = {
     "shared": lambda: IFCA(3, shared=["*s.0.*"]),
     "clustered_fl": splitting,
 }
+NAMES = [pytest.param("ifca", marks=pytest.mark.slow), "shared", "clustered_fl"]
+"""By default without what the second has, too."""
 
 
 def remembering(clustering: Clustering, **changes: Any) -> FederatedModule:
@@ -115,15 +117,16 @@ def remembering(clustering: Clustering, **changes: Any) -> FederatedModule:
 
 
 @pytest.mark.filterwarnings("ignore:IFCA", "ignore:No client")
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_reaches_workers_and_survives_resuming_bit_by_bit(fit: Fit, tmp_path: Path, name: str) -> None:
     path, whole, workers = tmp_path / "half.ckpt", remembering(MAKE[name]()), remembering(MAKE[name]())
-    fit(whole, grouped(), rounds=4, name="whole")
+    options: dict[str, Any] = {"limit_val_batches": 0}
+    fit(whole, grouped(), rounds=4, name="whole", **options)
     workers.executor = Workers(2)
-    fit(workers, grouped(), rounds=4, name="workers")
-    fit(remembering(MAKE[name]()), grouped(), rounds=2, name="half").save_checkpoint(path)
+    fit(workers, grouped(), rounds=4, name="workers", **options)
+    fit(remembering(MAKE[name]()), grouped(), rounds=2, name="half", **options).save_checkpoint(path)
     resumed = remembering(MAKE[name]())
-    fit(resumed, grouped(), rounds=4, name="resumed", ckpt=str(path))
+    fit(resumed, grouped(), rounds=4, name="resumed", ckpt=str(path), **options)
     for other in (resumed, workers):
         for one, two in zip(values(whole), values(other), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
@@ -141,7 +144,7 @@ def test_it_reaches_workers_and_survives_resuming_bit_by_bit(fit: Fit, tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore:IFCA", "ignore:No client")
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", NAMES)
 def test_depthfl_has_clusters_too(fit: Fit, name: str) -> None:
     levels = {"a": Level("a", depth=2), "b": Level("b", depth=1)}
     local = LocalTraining(batch_size=40, optimizer=lambda p: SGD(p, lr=0.1), penalty=FedDyn(0.1))

@@ -106,7 +106,10 @@ def test_one_of_several_models_is_exported_by_number(fit: Fit, tmp_path: Path) -
     assert (tmp_path / "0.safetensors").read_bytes() != (tmp_path / "1.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(file, id=file.stem, marks=[pytest.mark.slow] * (file.stem != "ifca")) for file in FILES],
+)
 def test_every_file_can_be_stacked_on_the_experiment(file: Path, tmp_path: Path) -> None:
     experiment = str(ROOT / "configs/experiment/clusters_digits.yaml")
     short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--model.init_args.local.epochs=1"]

@@ -34,9 +34,9 @@ QUICK = LocalTraining(batch_size=200, optimizer=lambda p: SGD(p, lr=0.1))
 LONGER = LocalTraining(epochs=2, batch_size=20, optimizer=lambda p: SGD(p, lr=0.1))
 
 
-def grouped() -> FederatedDataModule:
+def grouped(**changes: Any) -> FederatedDataModule:
     """Return Digits over 8 clients, the images of half of them upside down."""
-    return small_data(num_clients=8, partitioner=IID(), client_transform=RotationGroups([0, 180]))
+    return small_data(num_clients=8, partitioner=IID(), client_transform=RotationGroups([0, 180]), **changes)
 
 
 def module(clustering: Clustering | None, kind: type[FederatedModule] = FedAvg, **changes: Any) -> FederatedModule:
@@ -113,7 +113,7 @@ def test_identical_models_never_separate_and_a_jitter_separates_them(fit: Fit) -
     for restarts, sizes in ((0, [8, 0]), (1, [4, 4])):
         tested = module(IFCA(2, restarts=restarts), local=LONGER)
         tested.models[1].load_state_dict(tested.net.state_dict())
-        fit(tested, grouped(), rounds=8, limit_val_batches=0, name=f"{restarts}")
+        fit(tested, grouped(val_fraction=0.1), rounds=5, limit_val_batches=0, name=f"{restarts}")
         assert sorted((tested.clustering.assigned.count(c) for c in range(2)), reverse=True) == sizes
 
 
@@ -156,7 +156,7 @@ POLICIES: dict[str, Callable[[], Clustering]] = {
 
 
 @pytest.mark.filterwarnings("ignore:IFCA", "ignore:No client")
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", [pytest.param("ifca", marks=pytest.mark.slow), "shared", "restarts", "clustered_fl"])
 def test_a_resumed_run_ends_with_the_same_bits_splits_included(fit: Fit, tmp_path: Path, name: str) -> None:
     def make() -> FederatedModule:
         server = partial(SGD, lr=1.0, momentum=0.5)
@@ -166,12 +166,13 @@ def test_a_resumed_run_ends_with_the_same_bits_splits_included(fit: Fit, tmp_pat
         return module(POLICIES[name](), HeteroFL, **changes)
 
     whole, second = make(), make()
-    straight = fit(whole, grouped(), rounds=5, name="whole")
+    options: dict[str, Any] = {"check_val_every_n_epoch": 5}
+    straight = fit(whole, grouped(), rounds=5, name="whole", **options)
     for round in (1, 3):
         path = tmp_path / f"{round}.ckpt"
-        fit(make(), grouped(), rounds=round, name=f"first {round}").save_checkpoint(path)
+        fit(make(), grouped(), rounds=round, name=f"first {round}", **options).save_checkpoint(path)
         second = make()
-        again = fit(second, grouped(), rounds=5, name=f"again {round}", ckpt=str(path))
+        again = fit(second, grouped(), rounds=5, name=f"again {round}", ckpt=str(path), **options)
         for one, two in zip(values(whole), values(second), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
         assert str(whole.clustering.state_dict()) == str(second.clustering.state_dict())
@@ -187,7 +188,7 @@ def test_workers_equal_sequential(fit: Fit, name: str) -> None:
     found = []
     for number, executor in enumerate((None, Workers(2))):
         tested = module(POLICIES[name](), executor=executor)
-        fit(tested, grouped(), rounds=4, name=str(number), precision="64-true")
+        fit(tested, grouped(), rounds=4, name=str(number), precision="64-true", limit_val_batches=0)
         found.append((values(tested), tested.clustering.assigned))
     assert found[0][1] == found[1][1]
     for one, two in zip(found[0][0], found[1][0], strict=True):

@@ -9,14 +9,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from hetfl import compression
 from hetfl.cli import main
-from hetfl.compression import Compressor
-from tests.demo_cases import CONFIGS, DEMO, SHORT, UNTESTED
+from hetfl.compression import Compressor, ErrorFeedback
+from tests.demo_cases import CONFIGS, DEMO, FEW, UNTESTED
 
 FILES = sorted((CONFIGS / "compressor").glob("*.yaml"))
-SMALL = [*SHORT, "--model.net.hidden=[64,64]", *UNTESTED]
+SMALL = [*FEW, "--trainer.max_epochs=1", "--model.net.hidden=[64,64]", *UNTESTED]
 
 
 def uplink(file: Path) -> dict[str, Any]:
@@ -25,6 +26,22 @@ def uplink(file: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_names_a_compressor_and_its_arguments(file: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ErrorFeedback, "uplink")
+    config = parser.parse_object({"uplink": yaml.safe_load(file.read_text())["model"]["init_args"]["uplink"]})
+    made = parser.instantiate(config)["uplink"].compressor
+    assert f"hetfl.compression.{type(made).__name__}" == uplink(file)["compressor"]["class_path"]
+
+
+RUNS = [
+    pytest.param(file, id=file.stem, marks=[] if file.stem in ("none", "gamma_fedht", "chain") else [pytest.mark.slow])
+    for file in FILES
+]
+"""By default one that keeps all, one with a state and one of two; the others differ in their arguments alone."""
+
+
+@pytest.mark.parametrize("file", RUNS)
 def test_a_file_makes_a_run(file: Path, tmp_path: Path) -> None:
     main(["fit", *DEMO, "-c", str(file), *SMALL, f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")

@@ -165,7 +165,14 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 # --- the command ---
 
 
-@pytest.mark.parametrize("path", PARTITIONS, ids=lambda path: path.stem)
+BY_DEFAULT = ("two_labels", "rotation_groups")
+"""A partition of labels and one of inputs."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem not in BY_DEFAULT)) for path in PARTITIONS],
+)
 def test_every_partition_stacks_on_digits(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if path.stem.startswith("flower"):
         pytest.importorskip("flwr_datasets")

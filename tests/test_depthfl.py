@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning import Trainer
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from hetfl import ConfigurationError, DepthFL, Level
 from hetfl.compression import ErrorFeedback, GammaFedHT
@@ -176,19 +178,19 @@ def test_whole_run_with_everything_learns_and_logs_heads(fit: Fit, tmp_path: Pat
     levels = {**LEVELS, "d": Level("d", width=0.5, depth=2)}
 
     def module(**changes: Any) -> DepthFL:
-        local = LocalTraining(epochs=2, batch_size=10, penalty=FedDyn(0.1))
+        local = LocalTraining(2, 10, optimizer=lambda p: SGD(p, 0.1, 0.9), penalty=FedDyn(0.1))
         uplink = ErrorFeedback(GammaFedHT(density=0.3))
-        return depthfl(levels=levels, local=local, uplink=uplink, ramp_rounds=5, **changes)
+        return depthfl(levels=levels, local=local, uplink=uplink, ramp_rounds=3, **changes)
 
-    one, two = module(), module(executor=Workers(2))
-    trainer = fit(one, rounds=8, name="one")
-    fit(two, rounds=8, name="two")
+    one, two, data = module(), module(executor=Workers(2)), partial(small_data, val_fraction=0.1)
+    trainer = fit(one, data(), rounds=5, name="one", check_val_every_n_epoch=5)
+    fit(two, data(), rounds=5, name="two", limit_val_batches=0)
     assert all(torch.equal(two.models.tensors[0][name], tensor) for name, tensor in one.models.tensors[0].items())
-    trainer.test(one, datamodule=small_data(), verbose=False)
-    table = pd.read_csv(next(tmp_path.glob("one/*/metrics.csv")))
+    trainer.test(one, datamodule=data(), verbose=False)
+    last = pd.read_csv(next(tmp_path.glob("one/*/metrics.csv"))).iloc[-1]
     heads = [f"val/accuracy_by_head/{i}" for i in (1, 2, 3)]
-    assert table[[*heads, *(f"val/accuracy_by_level/{level}" for level in "abcd")]].notna().all(axis=None)
-    assert table["val/accuracy_by_level/a"].iloc[-1] > 0.5 > table["val/accuracy_by_level/a"].iloc[0]
+    assert last[[*heads, *(f"val/accuracy_by_level/{level}" for level in "abcd")]].notna().all()
+    assert last["val/accuracy_by_level/a"] > 0.5  # of ten classes
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     printed = level_table(one, metrics)  # type: ignore[arg-type]
     cells = dict(zip(map(str, printed.columns[0].cells), map(str, printed.columns[-1].cells), strict=True))

@@ -107,7 +107,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+SLOW = {"nowhere", "another suffix", "below a file"}
+"""Other ends of --out than the one that is tried by default."""
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in WRONG])
 def test_what_is_wrong_is_said_in_one_line(case: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args, expected = WRONG[case]
     Path("file").touch()

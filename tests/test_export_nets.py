@@ -61,7 +61,7 @@ NETS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", ["running averages", "group norm", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_other_nets(name: str, tmp_path: Path) -> None:
     net, formats = NETS[name]
     module = trained(small_module(net=net, levels=small_levels(1.0, 0.5)))

@@ -258,7 +258,7 @@ def test_a_file_that_reads_back_otherwise_never_gets_its_name(
 
     def off_by_one_bit(self: Safetensors, *args: Any) -> bytes:
         tensors = safetensors.torch.load(encode(self, *args))
-        tensors["classifier.bias"][0] = torch.nextafter(tensors["classifier.bias"][0], torch.tensor(9.0))
+        tensors["classifier.weight"][0] = torch.nextafter(tensors["classifier.weight"][0], torch.tensor(9.0))
         return safetensors.torch.save(tensors)
 
     monkeypatch.setattr(Safetensors, "encode", off_by_one_bit)

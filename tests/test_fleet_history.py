@@ -56,17 +56,18 @@ def lively(**changes: Any) -> FederatedModule:
 
 @pytest.mark.filterwarnings("ignore:No client within reach can run level")
 def test_the_same_seed_gives_the_same_history_also_with_workers_and_after_a_kill(fit: Fit, tmp_path: Path) -> None:
-    whole = rows(fit(lively(), rounds=6, name="whole"))
-    again = rows(fit(lively(executor=Workers(2)), rounds=6, name="again"))
+    options: dict[str, Any] = {"check_val_every_n_epoch": 3}
+    whole = rows(fit(lively(), rounds=6, name="whole", **options))
+    again = rows(fit(lively(executor=Workers(2)), rounds=6, name="again", **options))
     pd.testing.assert_frame_equal(again, whole, check_exact=True)
     assert whole["sim/reachable"].nunique() > 1
     assert whole["sim/failed"].sum() > 0
-    other = rows(fit(lively(seed=1), rounds=2, name="other"))
+    other = rows(fit(lively(seed=1), rounds=2, name="other", **options))
     assert not other["sim/round_seconds"].equals(whole["sim/round_seconds"][:2])
     path = tmp_path / "three.ckpt"
-    killed = fit(lively(), rounds=3, name="killed")
+    killed = fit(lively(), rounds=3, name="killed", **options)
     killed.save_checkpoint(path)
-    resumed = rows(fit(lively(), rounds=6, name="resumed", ckpt=str(path)))
+    resumed = rows(fit(lively(), rounds=6, name="resumed", ckpt=str(path), **options))
     pd.testing.assert_frame_equal(resumed, whole[3:].reset_index(drop=True), check_exact=True)
     for change, setting in (({"fleet": varied()}, "fleet"), ({"deadline": 8.0}, r"ledger \(Ledger\(deadline=9.0")):
         with pytest.raises(ConfigurationError, match=f"checkpoint's {setting}"):

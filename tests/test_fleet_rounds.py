@@ -79,7 +79,7 @@ def test_the_clock_and_the_costs_are_those_of_a_plain_computation(fit: Fit, monk
         levels=small_levels(1, 0.5),
     )
     witness, lengths = watched(module, monkeypatch)
-    data = small_data()
+    data = small_data(val_fraction=0.1)
     table = rows(fit(module, data, rounds=6, limit_val_batches=0, callbacks=[witness]))
     clock = 0.0
     counts = {"dropped": 0, "failed": 0, "while sending": 0}

@@ -24,7 +24,7 @@ from hetfl.packing import pack
 from hetfl.selection import PowerOfChoice
 from hetfl.types import Task
 from hetfl.updates import DenseUpdate
-from tests.conftest import small_module
+from tests.conftest import fit_in, small_module
 from tests.flower_cases import Hands, Tamper, federated, make_node, over_the_wire, warned
 
 Fit = Callable[..., Trainer]
@@ -127,55 +127,48 @@ def dense(value: float, size: int) -> Callable[[bytes], bytes]:
 
 
 LIES: dict[str, tuple[Tamper, str]] = {
-    "a weight of 10^18": (changed(samples=10**18), "samples but got 1000000000000000000"),
     "a weight of 0": (changed(samples=0), "samples but got 0"),
-    "a weight below 0": (changed(samples=-5), "samples but got -5"),
-    "a weight that is text": (changed(samples="many"), "samples to be int but got str"),
     "a weight that is NaN": (changed(samples=math.nan), "samples to be int but got float"),
     "more passes": (changed(passes=10**6), "passes"),
-    "a loss of NaN": (changed(loss=math.nan), "for a loss but got nan"),
     "a residual of Inf": (changed(squared_norm=math.inf), "for a squared norm but got inf"),
-    "a state that is a path": (changed(state="../../etc/passwd"), "the name of a state"),
-    "another client": (changed(client=0), "Expected reports of clients"),
     "a replay": (replay(), "Expected nonce"),
     "values changed on the way": (with_payload(wrong_values), "intact message"),
     "another level's size": (with_payload(dense(1.0, 999)), "Expected size"),
     "half a message": (with_payload(lambda payload: payload[:20]), "bytes"),
-    "no bytes": (with_payload(lambda payload: b""), "bytes"),
     "a huge norm": (with_payload(dense(1e30, 0)), "Expected a norm of at most"),
-    "an unknown status": (changed(status="king"), "status among"),
-    "no such records": (
-        lambda node, answer: RecordDict({}) if node == LIAR and "report.0" in answer else answer,
-        "Expected record answer",
-    ),
     "fewer reports": (
         lambda node, answer: other_header(answer, reports=0) if node == LIAR and "report.0" in answer else answer,
         "Expected . reports but got 0",
     ),
-    "another language": (
-        lambda node, answer: other_header(answer, protocol=99) if node == LIAR and "report.0" in answer else answer,
-        "Expected protocol 2 but got 99",
-    ),
 }
+"""Of a node with several clients; test_hostile_clients.py plays more lies, of a node with one, in a run for all."""
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Return what a run ends with in which nothing comes of the liar's clients."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("without")
+    module = federated(make(), hands(folder))
+    module.clients = LyingUpload(module, frozenset(SPLIT[LIAR]))  # type: ignore[assignment]
+    fit_in(folder)(module, rounds=2, limit_val_batches=0)
+    return module.state_dict()
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lying_node_changes_nothing(fit: Fit, tmp_path: Path, lie: str) -> None:
+def test_a_lying_node_changes_nothing(fit: Fit, tmp_path: Path, lie: str, without: dict[str, torch.Tensor]) -> None:
     """The same weights as in a run in which nothing comes of that node's clients; and the log says which lie it was."""
     tamper, message = LIES[lie]
-    without = federated(make(), hands(tmp_path / "without"))
-    without.clients = LyingUpload(without, frozenset(SPLIT[LIAR]))  # type: ignore[assignment]
-    fit(without, rounds=2, name="without", limit_val_batches=0)
-    lied = federated(make(), hands(tmp_path / "lied", tamper))
+    lied = federated(make(), hands(tmp_path, tamper))
     lied.server.max_norm = 1e6
     with warned(f"refused: .*{message}"):
         trainer = fit(lied, rounds=2, name="lied", limit_val_batches=0)
-    for name, value in without.state_dict().items():
+    for name, value in without.items():
         assert torch.equal(value, lied.state_dict()[name]), name
     assert rows(trainer)["comm/refused"].sum() > 0
 
 
-@pytest.mark.parametrize("lie", ["values changed on the way", "half a message", "more passes", "a replay"])
+@pytest.mark.parametrize("lie", ["values changed on the way", "more passes", "a replay"])
 def test_a_lie_about_statistics_is_left_out(fit: Fit, tmp_path: Path, lie: str) -> None:
     """Of every level the others' sums are enough; levels are evaluated all the same."""
     tamper, _ = LIES[lie]

@@ -166,8 +166,15 @@ def test_a_node_that_comes_later_takes_over(fit: Fit, tmp_path: Path) -> None:
     assert rounds_asked(post, 99)
 
 
-@pytest.mark.parametrize("found", ["no state at all", "states up to round 0"])
-@pytest.mark.parametrize("penalty", [False, True])
+@pytest.mark.parametrize(
+    ("penalty", "found"),
+    [
+        (False, "no state at all"),
+        (True, "states up to round 0"),
+        pytest.param(True, "no state at all", marks=pytest.mark.slow),
+        pytest.param(False, "states up to round 0", marks=pytest.mark.slow),
+    ],
+)
 def test_a_lost_or_older_disk_is_reported_and_its_clients_begin_anew(
     fit: Fit, tmp_path: Path, penalty: bool, found: str
 ) -> None:
@@ -198,25 +205,25 @@ def test_a_lost_or_older_disk_is_reported_and_its_clients_begin_anew(
     assert [bool(state) for state in states] == [False, True, True, False, True]
 
 
-@pytest.mark.parametrize("killed", ["after a checkpoint", "in a round"])
+@pytest.mark.parametrize("killed", [pytest.param("after a checkpoint", marks=pytest.mark.slow), "in a round"])
 def test_a_server_that_begins_again_ends_as_one_that_did_not(fit: Fit, tmp_path: Path, killed: str) -> None:
     """As a new run with new nodes' ids, but with the clients' disks: the bits of one process."""
 
     def build() -> FederatedModule:
         return make(local=LocalTraining(1, 10, penalty=FedDyn(0.1)), selection=Uniform(6))
 
-    alone = build()
-    expected = rows(fit(alone, rounds=5, name="alone"))
+    alone, path, options = build(), str(tmp_path / "half.ckpt"), {"check_val_every_n_epoch": 4}
+    expected = rows(fit(alone, rounds=4, name="alone", **options))
     first = federated(build(), hands(tmp_path, build))
-    half = fit(first, rounds=2, name="nodes")
-    half.save_checkpoint(tmp_path / "half.ckpt")
+    half = fit(first, rounds=2, name="nodes", **options)
+    half.save_checkpoint(path)
     if killed == "in a round":  # what the clients did in a round of which the server knows nothing
         half.fit_loop.max_epochs = 3
-        fit(federated(build(), hands(tmp_path, build)), rounds=3, name="lost", ckpt=str(tmp_path / "half.ckpt"))
+        fit(federated(build(), hands(tmp_path, build)), rounds=3, name="lost", ckpt=path, **options)
     post = hands(tmp_path, build)
     post.nodes = {node + 100: each for node, each in post.nodes.items()}
     again = federated(build(), post)
-    trainer = fit(again, rounds=5, name="nodes2", ckpt=str(tmp_path / "half.ckpt"), logger=half.logger)
+    trainer = fit(again, rounds=4, name="nodes2", ckpt=path, logger=half.logger, **options)
     for name, value in alone.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     pd.testing.assert_frame_equal(rows(trainer), expected, check_exact=True)

@@ -25,7 +25,7 @@ from hetfl.wire import Expected, MalformedPayload, Reason, as_sent, decode, dens
 from tests.wire_by_hand import HEADER, as_gaps, as_runs, mended, message
 from tests.wire_cases import assert_same
 
-CASES = int(os.environ.get("HETFL_FUZZ", "0")) or 100_000
+CASES = int(os.environ.get("HETFL_FUZZ", "0")) or 20_000
 FRESH = random.SystemRandom().randrange(2**32) if "HETFL_FUZZ" in os.environ else 20_240_601
 SEED = int(os.environ.get("HETFL_FUZZ_SEED", FRESH))
 CORPUS = sorted((Path(__file__).parent / "wire_corpus").glob("*.json"))

@@ -37,7 +37,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.fleet import Fixed
 from hetfl.local import LocalTraining
 from hetfl.selection import Uniform
-from tests.conftest import small_module
+from tests.conftest import fit_in, small_module
 
 Fit = Callable[..., Trainer]
 Schedule = Callable[[Optimizer], LRScheduler]
@@ -76,13 +76,17 @@ def test_a_run_goes_on_with_all_bits_of_its_precision(fit: Fit, tmp_path: Path, 
     assert whole.uplink.norm() == again.uplink.norm()
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_a_changed_learning_rate_scales_what_is_left_of_a_schedule(fit: Fit, tmp_path: Path, name: str) -> None:
-    schedule, path = SCHEDULES[name], tmp_path / "three.ckpt"
-    whole = rates(fit(small_module(local=local(0.08, schedule)), rounds=6, name="whole"))
-    fit(small_module(local=local(0.08, schedule)), rounds=3).save_checkpoint(path)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_changed_learning_rate_scales_what_is_left_of_a_schedule(fit: Fit, tmp_path: Path, schedule: str) -> None:
+    def run(lr: float, rounds: int, name: str, ckpt: str | None = None) -> Trainer:
+        module = small_module(local=local(lr, SCHEDULES[schedule]), selection=Uniform(1))
+        return fit(module, rounds=rounds, name=name, ckpt=ckpt, limit_val_batches=0)
+
+    path = tmp_path / "three.ckpt"
+    whole = rates(run(0.08, 6, "whole"))
+    run(0.08, 3, "three").save_checkpoint(path)
     for lr in (0.08, 0.02):
-        again = fit(small_module(local=local(lr, schedule)), rounds=6, name=f"again {lr}", ckpt=str(path))
+        again = run(lr, 6, f"again {lr}", str(path))
         assert rates(again) == pytest.approx([rate * lr / 0.08 for rate in whole[3:]], rel=1e-12)
 
 
@@ -90,10 +94,10 @@ def test_a_cycles_peak_is_scaled_too(fit: Fit, tmp_path: Path) -> None:
     def cycle(lr: float) -> LocalTraining:
         return local(lr, lambda o: OneCycleLR(o, max_lr=2 * lr, total_steps=8))
 
-    path = tmp_path / "two.ckpt"
-    whole = rates(fit(small_module(local=cycle(0.1)), rounds=6, name="whole"))
-    fit(small_module(local=cycle(0.1)), rounds=2).save_checkpoint(path)
-    again = fit(small_module(local=cycle(0.01)), rounds=6, name="again", ckpt=str(path))
+    path, options = tmp_path / "two.ckpt", {"limit_val_batches": 0}
+    whole = rates(fit(small_module(local=cycle(0.1)), rounds=6, name="whole", **options))
+    fit(small_module(local=cycle(0.1)), rounds=2, **options).save_checkpoint(path)
+    again = fit(small_module(local=cycle(0.01)), rounds=6, name="again", ckpt=str(path), **options)
     assert rates(again) == pytest.approx([rate / 10 for rate in whole[2:]], rel=1e-12)
 
 
@@ -126,12 +130,19 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def one_round(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the checkpoint of a run of one round."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("one_round")
+    fit_in(folder)(small_module(local=local(0.1)), rounds=1).save_checkpoint(folder / "one.ckpt")
+    return str(folder / "one.ckpt")
+
+
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_settings_are_refused_by_name(fit: Fit, tmp_path: Path, name: str) -> None:
-    path = tmp_path / "one.ckpt"
-    fit(small_module(local=local(0.1)), rounds=1).save_checkpoint(path)
+def test_other_settings_are_refused_by_name(fit: Fit, one_round: str, name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"checkpoint's {name} \\(") as error:
-        fit(small_module(**{"local": local(0.1), **OTHERS[name]}), rounds=2, name="other", ckpt=str(path))
+        fit(small_module(**{"local": local(0.1), **OTHERS[name]}), rounds=2, name="other", ckpt=one_round)
     assert "\n" not in str(error.value)
 
 

@@ -110,7 +110,7 @@ def test_a_level_affords_those_that_it_holds_and_no_smaller_one() -> None:
 
 @pytest.mark.parametrize("levels", [CROSSED, {"a": Level("a", depth=2), "b": Level("b", depth=1)}])
 def test_a_client_is_sent_every_level_that_no_other_of_its_levels_holds(levels: dict[str, Level]) -> None:
-    module = small_module(DepthFL, net=NET, levels=levels, assignment=Fixed())
+    module = small_module(DepthFL, net=NET, levels=levels, assignment=Fixed(), statistics_clients=None)
     plain = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     plain.validate(module, datamodule=small_data(), verbose=False)
     entries = {name: held(module.levels, name) for name in levels}

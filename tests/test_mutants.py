@@ -197,6 +197,7 @@ def test_bugs_are_noticed_by_the_tests_of_their_function_alone(bench: tuple[Benc
     assert (place.copy / "hetfl/compression/scale.py").read_text() == SCALE
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_run_that_is_ended(bench: tuple[Bench, Coverage], project: Path, tmp_path: Path) -> None:
     place, coverage = bench
     mutant, file = mutants(project)["8: a = a // (1)"], tmp_path / "process"

@@ -122,7 +122,9 @@ def test_honest_clients_are_never_left_out(fit: Fit, monkeypatch: pytest.MonkeyP
         return found
 
     monkeypatch.setattr(store, "_kept", spy)
-    module = small_module(selection=Uniform(10), levels=small_levels(1.0, 0.5), uplink=ErrorFeedback(Identity()))
+    module = small_module(
+        selection=Uniform(10), levels=small_levels(1.0, 0.5), uplink=ErrorFeedback(Identity()), statistics_clients=None
+    )
     trainer = fit(module, small_data(num_clients=20, **changes), rounds=3)
     assert max(cohorts) >= 10
     assert min(cohorts) >= FEWEST
@@ -150,7 +152,7 @@ class FalseSums(OwnClients):
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning")
 def test_a_simulation_leaves_false_sums_out_too(fit: Fit) -> None:
-    module = small_module(levels=small_levels(1.0))
+    module = small_module(levels=small_levels(1.0), statistics_clients=None)
     module.clients = FalseSums(module, {5}, 0)
     with pytest.warns(UserWarning, match="Round 0: statistics of client 5 at level a refused: .* for a variance"):
         trainer = fit(module, rounds=1)

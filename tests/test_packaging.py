@@ -65,6 +65,7 @@ def test_wheel_installs_the_command(wheel: Path) -> None:
     assert "hetfl/cli/__init__.py" in zipfile.ZipFile(wheel).namelist()
 
 
+@pytest.mark.slow
 def test_installed_wheel_is_imported_without_the_tree(wheel: Path, tmp_path: Path) -> None:
     target, elsewhere = tmp_path / "target", tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -122,7 +122,8 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
 
 def test_the_servers_memory_stays_the_mean_of_the_clients_under_compression(fit: Fit) -> None:
     feddyn = FedDyn(0.2)
-    fit(small_module(local=local(feddyn), uplink=ErrorFeedback(TopK(0.1))), rounds=5, precision="64-true")
+    module = small_module(local=local(feddyn), uplink=ErrorFeedback(TopK(0.1)))
+    fit(module, rounds=5, precision="64-true", limit_val_batches=0)
     assert len(feddyn.memories.clients()) > 4
     for name, h in feddyn.server[0].items():
         total = torch.zeros_like(h)
@@ -142,12 +143,13 @@ def test_a_penalty_reaches_workers_and_survives_compression_and_resuming(
         return small_module(local=local(penalty()), uplink=ErrorFeedback(TopK(0.2)), **changes)
 
     whole, workers, plain = module(), module(executor=Workers(2)), small_module(local=local())
-    fit(whole, rounds=4, name="whole")
-    fit(workers, rounds=4, name="workers")
-    fit(plain, rounds=4, name="plain")
-    fit(module(), rounds=2, name="half").save_checkpoint(tmp_path / "half.ckpt")
+    options: dict[str, Any] = {"limit_val_batches": 0}
+    fit(whole, rounds=4, name="whole", **options)
+    fit(workers, rounds=4, name="workers", **options)
+    fit(plain, rounds=4, name="plain", **options)
+    fit(module(), rounds=2, name="half", **options).save_checkpoint(tmp_path / "half.ckpt")
     resumed = module()
-    fit(resumed, rounds=4, name="resumed", ckpt=str(tmp_path / "half.ckpt"))
+    fit(resumed, rounds=4, name="resumed", ckpt=str(tmp_path / "half.ckpt"), **options)
     for name, tensor in whole.models.tensors[0].items():
         assert torch.equal(workers.models.tensors[0][name], tensor)
         assert torch.equal(resumed.models.tensors[0][name], tensor)
@@ -161,7 +163,7 @@ def test_a_strong_proximal_term_holds_clients_back(fit: Fit) -> None:
     for mu in (0.01, 10.0):
         module = small_module(local=local(Proximal(mu)))
         before = {name: tensor.detach().clone() for name, tensor in module.models.tensors[0].items()}
-        fit(module, rounds=1)
+        fit(module, rounds=1, limit_val_batches=0)
         after = module.models.tensors[0]
         moved.append(sum(float((after[name].detach() - tensor).square().sum()) for name, tensor in before.items()))
     assert moved[1] < moved[0] / 1.5

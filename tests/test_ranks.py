@@ -179,7 +179,7 @@ class Interrupted(Callback):
         (self.folder / str(trainer.global_rank)).write_text(str(stop.signal))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_rank_stops_all_at_the_end_of_its_round(fit: Fit, tmp_path: Path, rank: int) -> None:
     said = tmp_path / "said"
     said.mkdir()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
-import subprocess
-import sys
 import tracemalloc
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -207,12 +207,23 @@ def test_failing_append_does_not_spoil_the_next(logger: RunFolder, monkeypatch: 
     assert path.read_text() == "step,lr\n0,0.1\n1,0.2\n2,0.3\n"
 
 
+def opened(folder: str, saying: Connection) -> None:
+    """Open a run folder, and send the error that this raises."""
+    try:
+        assert RunFolder(folder=folder).save_dir is not None
+        saying.send("")
+    except ConfigurationError as error:
+        saying.send(str(error))
+
+
 def test_a_folder_is_one_process_s_own(logger: RunFolder) -> None:
     logger.log_metrics({"lr": 0.1}, step=0)
     folder = str(metrics_of(logger).parent)
-    again = f"from hetfl.run_folder import RunFolder; RunFolder(folder={folder!r}).save_dir"
-    other = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=False)
-    assert "this process alone but got" in other.stderr.splitlines()[-1]
+    said, saying = multiprocessing.Pipe(duplex=False)
+    other = multiprocessing.get_context("fork").Process(target=opened, args=(folder, saying))
+    other.start()
+    assert "this process alone but got" in said.recv()
+    other.join()
     RunFolder(folder=folder).log_metrics({"lr": 0.2}, step=1)  # a resume in the same process
     del logger
 

@@ -58,8 +58,12 @@ def rows(trainer: Trainer) -> pd.DataFrame:
     return pd.read_csv(Path(str(trainer.log_dir)) / "metrics.csv")
 
 
+VARIANTS = {"cpow", "loss_times_size_drawn", "divfl_stochastic"}
+"""Policies that keep the same from round to round as another one."""
+
+
 @pytest.mark.filterwarnings("ignore:No client within reach")
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in ALL])
 def test_a_resumed_run_chooses_and_ends_like_one_that_was_not_interrupted(fit: Fit, tmp_path: Path, name: str) -> None:
     def module() -> FederatedModule:
         local = LocalTraining(batch_size=40, optimizer=lambda p: SGD(p, lr=0.05, momentum=0.9))

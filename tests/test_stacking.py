@@ -22,6 +22,17 @@ STACKS = [
     for number in range(len(FILES["selection"]))
 ]
 """Every selection, with the other kinds in turn."""
+PAIRS = [
+    pytest.param(
+        method,
+        groups,
+        id=f"{method.stem}-{groups.stem}",
+        marks=[pytest.mark.slow] * ((row + column) % 2 or method.stem in ("fedavg", "heterofl")),
+    )
+    for row, method in enumerate(FILES["method"])
+    for column, groups in enumerate(FILES["clustering"])
+]
+"""Every method with every clustering; by default one of them, in turn, for those that no other test runs."""
 
 
 def run(tmp_path: Path, files: list[Path], *settings: str) -> pd.DataFrame:
@@ -43,14 +54,13 @@ def run(tmp_path: Path, files: list[Path], *settings: str) -> pd.DataFrame:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("stack", STACKS, ids=lambda stack: "-".join(file.stem for file in stack))
 def test_selections_with_clusterings_and_fleets(tmp_path: Path, stack: tuple[Path, ...]) -> None:
-    table = run(tmp_path, [CONFIGS / "demo.yaml", *stack], "--model.net.hidden=[8,8]", "--model.statistics_clients=2")
+    table = run(tmp_path, [CONFIGS / "demo.yaml", *stack], "--model.net.hidden=[8,8]")
     assert table["cluster/count"].min() >= 1
     assert table["sim/seconds_total"].iloc[-1] > 0
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("groups", FILES["clustering"], ids=lambda file: file.stem)
-@pytest.mark.parametrize("method", FILES["method"], ids=lambda file: file.stem)
+@pytest.mark.parametrize(("method", "groups"), PAIRS)
 def test_methods_with_clusterings(tmp_path: Path, method: Path, groups: Path) -> None:
     stages = method.stem in ("depthfl", "inclusivefl")
     hidden = "--model.net.hidden=[4,4,4,4]" if stages else "--model.net.hidden=[8,8]"
