@@ -35,7 +35,7 @@ test-all: $(STAMP) ## run the tests, also those that take minutes: federations o
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m "not slow"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
 
-resilience: $(STAMP) ## kill runs at 60 instants, 40 of them inside a checkpoint's write, and compare what they end with
+resilience: $(STAMP) ## kill runs of ten configurations 100 times, 40 of them inside a checkpoint's write, and compare
 	OMP_NUM_THREADS=1 HETFL_KILLS=10 $(BIN)/pytest -n 2 -q -m "slow or not slow" tests/test_resilience.py -k killed
 
 fuzz: $(STAMP) ## decode mutated messages, 1 000 000 or HETFL_FUZZ of them, by a new seed each time or HETFL_FUZZ_SEED

@@ -73,7 +73,8 @@ class Federation(HeteroFL):
 
     def local_training(self, number: int) -> list[Result]:
         """Run the clients of a round."""
-        return list(self.executor.run(train, self.setting.tasks(number)))
+        tasks = [self.task_parts.drawn(task) for task in self.setting.tasks(number)]
+        return list(self.executor.run(train, tasks))
 
     def whole_round(self, number: int) -> Iterator[str]:
         """Run a round as the trainer would, selection excepted; yield the name of each part when it is done."""

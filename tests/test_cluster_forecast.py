@@ -16,6 +16,7 @@ from hetfl.cli import main
 from hetfl.clustering import IFCA, ClusteredFL, Clustering
 from hetfl.fleet import ByDevice, Device, Fleet, SameDevice
 from hetfl.fleet.devices import Devices
+from hetfl.levels.table import level_costs
 from tests.test_cluster_runs import Fit, grouped, module, rows
 
 ROOT = Path(__file__).parent.parent
@@ -55,10 +56,9 @@ def test_the_levels_say_what_is_sent_down(fit: Fit) -> None:
         tested = sized(clustering)
         down = rows(fit(tested, grouped(), rounds=1, name=name, limit_val_batches=0))["comm/down_bytes"][0]
         has = tested.assignment.levels(0)
-        table = {
-            row.level: row.down_bytes
-            for row in tested.task_parts.level_costs(tested.data, tested.forecast.down_bytes())
-        }
+        uploads = tested.task_parts.upload_sizes(tested.data)
+        costs = level_costs(tested.levels, uploads, tested.forecast.down_bytes())
+        table = {row.level: row.down_bytes for row in costs}
         assert sum(table[level] for level in has) == down
         found[name] = table["a"]
     assert found["one"] == found["cfl"] == wire.dense_size(tested.levels.sizes["a"])

@@ -137,7 +137,7 @@ def test_the_card_says_what_the_file_is(exported: Path) -> None:
     assert card == {
         "card": 1,
         "file": "c.safetensors",
-        "level": {"name": "c", "width": 0.25, "depth": None},
+        "level": {"name": "c", "width": 0.25, "depth": None, "density": 1.0},
         "method": "hetfl.HeteroFL",
         "rounds": 2,
         "net": {"class": "hetfl.models.ConvNet", "arguments": net},

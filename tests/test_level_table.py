@@ -28,7 +28,17 @@ from hetfl.wire import dense_size, encode
 from tests.conftest import small_data, small_levels, small_module
 
 Fit = Callable[..., Trainer]
-COLUMNS = ["level", "width", "depth", "parameters", "forward_flops", "training_flops", "down_bytes", "up_bytes"]
+COLUMNS = [
+    "level",
+    "width",
+    "depth",
+    "density",
+    "parameters",
+    "forward_flops",
+    "training_flops",
+    "down_bytes",
+    "up_bytes",
+]
 NET = partial(MultiExitConvNet, hidden=(8, 16))
 CROSSED = {"a": Level("a", depth=2), "b": Level("b", 0.5, 2), "c": Level("c", 1.0, 1), "d": Level("d", 0.5, 1)}
 """Of b and c neither holds the other."""

@@ -96,7 +96,7 @@ def test_fedper_is_that_of_a_bare_loop(fit: Fit) -> None:
 def test_accuracies_of_clients_with_their_own_heads_are_logged_and_listed(fit: Fit) -> None:
     module: Any = small_module(personal=HEAD, selection=Uniform(12), local=everyone())
     data = small_data()
-    trainer = fit(module, data, rounds=6)
+    trainer = fit(module, data, rounds=4, check_val_every_n_epoch=4)
     found = table(trainer)["local/personal_accuracy"]
     assert found.iloc[-1] > table(trainer)["val/accuracy"].iloc[-1]
     trainer.test(module, datamodule=data, verbose=False)

@@ -22,17 +22,32 @@ from hetfl.cli import main
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("HETFL_KILLS", "0"))
-"""For each number below it: two kills at random instants, and one at each place in the write of a checkpoint."""
-AT_RANDOM: list[Any] = [(seed, 2) for seed in range(KILLS)] or [(0, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
-"""Seeds, and how often a run is killed: the second time it is one that goes on."""
+"""For each number below it: six kills at random instants, and one at each place in the write of a checkpoint."""
+AT_RANDOM: list[Any] = [(seed, 6) for seed in range(KILLS)] or [(0, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
+"""Seeds, and how often a run is killed: after the first time it is one that goes on."""
 
 COMMAND = (
-    "fit -c {root}/configs/demo.yaml --final_test=false --plots=false --model.net.hidden=[8,8] --model.local.epochs=1 "
+    "fit -c {root}/configs/demo.yaml --final_test=false --plots=false --model.local.epochs=1 "
     "--model.local.batch_size=30 "
     "--data.num_clients=12 --trainer.max_epochs={rounds} --trainer.logger.root={folder} --model.statistics_clients=2"
 )
 ROUNDS = 12
-STORES = ("MemoryStore", "DiskStore")
+HIDDEN = "--model.net.hidden=[8,8]"
+FILES = "--model.uplink.residuals=hetfl.store.DiskStore"
+CONFIGURATIONS = {
+    "residuals in memory": "",
+    "residuals in files": FILES,
+    "workers": "--model.executor=hetfl.local.Workers --model.executor.num_workers=2",
+    "clusters": "-c {configs}/clustering/ifca.yaml",
+    "feddyn": "--model.local.penalty=hetfl.local.FedDyn --model.local.penalty.memories=hetfl.store.DiskStore",
+    "snapshots": "--snapshots.every=2",
+    "divfl": "-c {configs}/selection/divfl.yaml --model.selection.clients_per_round=5",
+    "low rank": "-c {configs}/compressor/low_rank.yaml",
+    "depthfl": "-c {configs}/method/depthfl.yaml --model.net.hidden=[4,4,4,4]",
+    "masks and personal tensors": "-c {configs}/parts/random_mask.yaml --model.personal=[*bias] " + FILES,
+}
+"""What is killed, by name: arguments of a run."""
+NAMES = tuple(CONFIGURATIONS)
 PLACES = ("SealedFile.write", "files._sync_folder", "SealedFile.seal", "SafeCheckpointIO._keep_previous")
 """Of hetfl.checkpoint and hetfl.files: inside a file, after the renames, at the file's end, before the renames."""
 INSIDE = [(seed, place) for seed in range(KILLS) for place in PLACES] or [(0, place) for place in PLACES[:2]]
@@ -71,9 +86,10 @@ def start(args: str, *kill: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def command(folder: Path, store: str, rounds: int = ROUNDS) -> str:
-    run = COMMAND.format(root=ROOT, folder=folder, rounds=rounds)
-    return f"{run} --model.uplink.residuals=hetfl.store.{store}"
+def command(folder: Path, name: str, rounds: int = ROUNDS) -> str:
+    own = CONFIGURATIONS[name].format(configs=ROOT / "configs")
+    net = "" if "net.hidden" in own else HIDDEN
+    return f"{COMMAND.format(root=ROOT, folder=folder, rounds=rounds)} {own} {net}"
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -85,6 +101,10 @@ def files_of_residuals(folder: Path) -> dict[str, bytes]:
     rounds = state(folder)["hetfl"]["pieces"]["uplink"]["residuals"].get("rounds", torch.empty(0, 2)).tolist()
     names = [f"client-{client}-round-{round}.safetensors" for client, round in rounds]
     return {name: (folder / "residuals" / name).read_bytes() for name in names}
+
+
+def snapshots(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.glob("snapshots/*")}
 
 
 def assert_same(one: Any, two: Any) -> None:
@@ -108,6 +128,7 @@ def assert_same_runs(one: Path, two: Path) -> None:
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "hetfl"):
         assert_same(state(one)[part], state(two)[part])
     assert files_of_residuals(one) == files_of_residuals(two)
+    assert snapshots(one) == snapshots(two)
 
 
 def run_folder(root: Path) -> Path:
@@ -128,12 +149,12 @@ def assert_at_most_one_round_is_lost(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return, for a store of residuals, the folder of a run that nobody disturbed: of this process, to save time."""
+    """Return, for a configuration, the folder of a run that nobody disturbed: of this process, to save time."""
 
     @cache
-    def run(store: str) -> Path:
+    def run(name: str) -> Path:
         root = tmp_path_factory.mktemp("whole")
-        main(command(root, store).split())
+        main(command(root, name).split())
         return run_folder(root)
 
     return run
@@ -143,8 +164,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def test_a_run_killed_at_random_instants_and_resumed_ends_with_the_same_bits(
     tmp_path: Path, whole: Callable[[str], Path], seed: int, kills: int
 ) -> None:
-    choose, store = random.Random(seed), STORES[seed % 2]
-    process = start(command(tmp_path, store))
+    choose, name = random.Random(seed), NAMES[seed % len(NAMES)]
+    process = start(command(tmp_path, name))
     for number in range(kills):
         if number:
             process = start(f"resume {run_folder(tmp_path)}")
@@ -158,7 +179,7 @@ def test_a_run_killed_at_random_instants_and_resumed_ends_with_the_same_bits(
         assert process.returncode == -signal.SIGKILL
         assert_at_most_one_round_is_lost(run_folder(tmp_path))
     main(["resume", str(run_folder(tmp_path))])
-    assert_same_runs(run_folder(tmp_path), whole(store))
+    assert_same_runs(run_folder(tmp_path), whole(name))
 
 
 @pytest.mark.slow
@@ -167,21 +188,21 @@ def test_a_run_killed_inside_the_write_of_a_checkpoint_ends_with_the_same_bits(
     tmp_path: Path, whole: Callable[[str], Path], seed: int, place: str
 ) -> None:
     choose = random.Random(f"{seed} {place}")
-    store = STORES[(seed + PLACES.index(place)) % 2]
+    name = NAMES[(seed + PLACES.index(place)) % len(NAMES)]
     number = choose.randrange(1, 300) if place == "SealedFile.write" else 1
-    process = start(command(tmp_path, store), place, str(choose.randrange(2, ROUNDS)), str(number))
+    process = start(command(tmp_path, name), place, str(choose.randrange(2, ROUNDS)), str(number))
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert bool(list(run_folder(tmp_path).glob("checkpoints/*.tmp"))) == (place != "files._sync_folder")
     assert_at_most_one_round_is_lost(run_folder(tmp_path))
     main(["resume", str(run_folder(tmp_path))])
-    assert_same_runs(run_folder(tmp_path), whole(store))
+    assert_same_runs(run_folder(tmp_path), whole(name))
     assert not list(run_folder(tmp_path).glob("checkpoints/*.tmp"))
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_at_a_round_with_a_checkpoint(tmp_path: Path) -> None:
-    process = start(command(tmp_path, "MemoryStore", rounds=2000))
+    process = start(command(tmp_path, NAMES[0], rounds=2000))
     while process.poll() is None and not list(tmp_path.glob("demo/*/checkpoints/last.ckpt")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

@@ -13,9 +13,10 @@ import torch
 from index_bits import DENSITIES, LENGTHS, ratio
 
 from hetfl.layout import Layout
+from hetfl.part import Part
 from hetfl.permutation import permuted
 from hetfl.updates import LowRankUpdate, SeededUpdate, SparseUpdate
-from hetfl.wire import Expected, Reason, decode, encode, rice
+from hetfl.wire import Expected, Reason, decode, decode_part, encode, encode_part, rice
 from hetfl.wire.header import HEADER_SIZE, Header, Kind
 from hetfl.wire.support import most_support_bytes
 from tests.wire_by_hand import message
@@ -67,6 +68,15 @@ def test_an_example_is_what_it_says(title: str, known: str, read: str, block: st
         got |= {"scales": codes.scales.tolist(), "zeros": codes.zeros.tolist()}
     for name, want in said.items():
         assert (got[name[6:]][: len(want)] if name.startswith("first_") else got[name]) == want, name
+
+
+def test_the_example_of_a_part() -> None:
+    (block,) = re.findall(r"```part\n([^`]+)```", TEXT)
+    net, rows = Part({"w": (slice(0, 2), slice(0, 3)), "b": (slice(0, 2),)}), torch.tensor([0, 3])
+    whole = Part({"w": (slice(0, 4), slice(0, 4)), "b": (slice(0, 4),)})
+    part = Part({"w": (rows, slice(1, 4)), "b": (rows,)}, torch.tensor([1, 0, 0, 1, 1, 0, 1, 1]).bool())
+    assert encode_part(part, net) == bytes_in(block)
+    assert decode_part(bytes_in(block), net, whole) == part
 
 
 def test_rice_streams() -> None:

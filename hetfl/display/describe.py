@@ -13,6 +13,7 @@ from hetfl.display.fleet_tables import comings_and_goings, fleet_table, seconds_
 from hetfl.display.formats import cell
 from hetfl.federation import FederatedModule
 from hetfl.levels.budgets import UNITS, Budgets
+from hetfl.levels.table import level_costs
 
 
 def describe(module: FederatedModule, data: FederatedDataModule, console: Console | None = None) -> None:
@@ -48,8 +49,8 @@ def cost_table(module: FederatedModule) -> Table:
     Of width, depth and density only what the levels differ in has a column. A compressor with a density has one for
     the bytes that are then expected up.
     """
-    rows = module.task_parts.level_costs(module.data, module.forecast.down_bytes())
     uploads = module.task_parts.upload_sizes(module.data)
+    rows = level_costs(module.levels, uploads, module.forecast.down_bytes())
     depths = any(row.depth is not None for row in rows)
     widths = not depths or any(row.width != 1.0 for row in rows)
     density = getattr(module.uplink.compressor, "density", None)

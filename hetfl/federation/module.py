@@ -40,7 +40,7 @@ from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
 from hetfl.levels.budgets import Axis, Budgets
 from hetfl.levels.level_set import LevelSet
-from hetfl.levels.table import save_levels
+from hetfl.levels.table import level_costs, save_levels
 from hetfl.local import Executor, LocalProblem, LocalTraining, Personal, Sequential
 from hetfl.local.training import check_optimizers
 from hetfl.parts import PartRule, Prefix
@@ -196,7 +196,8 @@ class FederatedModule(Method):
             piece.begin()
         for folder in writing.run_folders(self.loggers):
             writing.go_on(folder, self.models.version, self.levels)
-            save_levels(folder, self.task_parts.level_costs(self.data, self.forecast.down_bytes()))
+            sizes, down = self.task_parts.upload_sizes(self.data), self.forecast.down_bytes()
+            save_levels(folder, level_costs(self.levels, sizes, down))
 
     def training_step(self, batch: object, batch_idx: int) -> None:
         """Run one round."""

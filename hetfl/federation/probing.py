@@ -37,8 +37,7 @@ class RoundProbe:
 
     def __init__(self, probing: Probing, clients: Sequence[int], round: int) -> None:
         self.probing, self.clients, self.round = probing, clients, round
-        self.models = probing.parts.models
-        self._mark = self.models.mark
+        self.models, self._mark = probing.parts.models, probing.parts.models.mark
         self.answers: dict[tuple[int, int, int | None], float] = {}  # by client, model and samples
         self.informed: dict[tuple[int, int], Part] = {}  # what clients have of which model
 

@@ -92,9 +92,8 @@ class StaticStatisticsStore(Piece):
         """
         ledger.begin_phase()
         before, self.levels = self.levels, {}
-        has: defaultdict[tuple[int, int], list[Part]] = defaultdict(list)  # parts that a client has of a model
-        for key, part in informed.items():
-            has[key].append(part)
+        # Parts that a client has of a model.
+        has = defaultdict[tuple[int, int], list[Part]](list, {key: [part] for key, part in informed.items()})
         asked = {key: list(of_level) for key, of_level in tasks.items() if static_layers(nets[key[1]])}
         answers: defaultdict[tuple[int, str], list[Result]] = defaultdict(list)
         for result in runner.run(gather, [task for of_level in asked.values() for task in of_level]):

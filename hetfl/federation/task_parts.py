@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.federation.models import GlobalModels
-from hetfl.levels.table import LevelCosts, UploadSize, level_costs
+from hetfl.levels.table import UploadSize
 from hetfl.part import Part, only
 from hetfl.parts import PartRule
 from hetfl.types import NOTHING, Task
@@ -88,15 +88,6 @@ class TaskParts:
         tasks = [self.drawn(Task(client, level, 0, 0)) for level in self.models.levels]
         sizes = [(self.held(task).size, task.sent.size) for task in tasks]
         return {task.level: UploadSize(held, sent - held) for task, (held, sent) in zip(tasks, sizes, strict=True)}
-
-    def level_costs(self, data: FederatedDataModule, down_bytes: Mapping[str, int]) -> list[LevelCosts]:
-        """Return what each level is and costs: the rows of ``levels.csv``.
-
-        Args:
-            data: the data, set up.
-            down_bytes: by level, the bytes to a client in a round.
-        """
-        return level_costs(self.models.levels, self.upload_sizes(data), down_bytes)
 
 
 def _differing(part: Part, block: Part) -> str:
