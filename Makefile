@@ -36,7 +36,7 @@ test-all: $(STAMP) ## run the tests, also those that take minutes: federations o
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
 
 resilience: $(STAMP) ## kill runs of ten configurations 100 times, 40 of them inside a checkpoint's write, and compare
-	OMP_NUM_THREADS=1 HETFL_KILLS=10 $(BIN)/pytest -n 2 -q -m "slow or not slow" tests/test_resilience.py -k killed
+	OMP_NUM_THREADS=1 HETFL_KILLS=10 $(BIN)/pytest -n 2 -q -m slow tests/test_resilience.py -k killed
 
 fuzz: $(STAMP) ## decode mutated messages, 1 000 000 or HETFL_FUZZ of them, by a new seed each time or HETFL_FUZZ_SEED
 	OMP_NUM_THREADS=1 HETFL_FUZZ=$${HETFL_FUZZ:-1000000} $(BIN)/pytest -q -s tests/test_fuzz_wire.py -k mutated

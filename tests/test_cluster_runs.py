@@ -109,6 +109,7 @@ def test_an_empty_cluster_keeps_values_and_the_optimizers_state(fit: Fit) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:IFCA")
+@pytest.mark.slow
 def test_identical_models_never_separate_and_a_jitter_separates_them(fit: Fit) -> None:
     for restarts, sizes in ((0, [8, 0]), (1, [4, 4])):
         tested = module(IFCA(2, restarts=restarts), local=LONGER)
@@ -156,7 +157,9 @@ POLICIES: dict[str, Callable[[], Clustering]] = {
 
 
 @pytest.mark.filterwarnings("ignore:IFCA", "ignore:No client")
-@pytest.mark.parametrize("name", [pytest.param("ifca", marks=pytest.mark.slow), "shared", "restarts", "clustered_fl"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("ifca", "restarts")), "shared", "clustered_fl"]
+)
 def test_a_resumed_run_ends_with_the_same_bits_splits_included(fit: Fit, tmp_path: Path, name: str) -> None:
     def make() -> FederatedModule:
         server = partial(SGD, lr=1.0, momentum=0.5)

@@ -33,6 +33,7 @@ def test_describe_tells_the_kinds_and_the_seconds_of_each_level(capsys: pytest.C
     assert "after 1.5 s" in said
 
 
+@pytest.mark.slow
 def test_describe_of_the_other_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "devices.csv"
     lines = [f"{k},1e9,1e6,{1e5 * (k + 1):g},{k % 2}" for k in range(20)]

@@ -135,7 +135,7 @@ def test_the_servers_memory_stays_the_mean_of_the_clients_under_compression(fit:
     assert any(bool(h.any()) for h in feddyn.server[0].values())
 
 
-@pytest.mark.parametrize("penalty", [lambda: FedDyn(0.1), lambda: Proximal(0.5)])
+@pytest.mark.parametrize("penalty", [lambda: FedDyn(0.1), pytest.param(lambda: Proximal(0.5), marks=pytest.mark.slow)])
 def test_a_penalty_reaches_workers_and_survives_compression_and_resuming(
     fit: Fit, tmp_path: Path, penalty: Callable[[], Penalty]
 ) -> None:

@@ -73,6 +73,7 @@ def test_pictures_are_of_each_groups_first_run_in_their_order(tmp_path: Path) ->
     assert accuracy.axes[0].lines[1].get_xydata()[-1].tolist() == [8.0, 80.0]  # type: ignore[index, union-attr]
 
 
+@pytest.mark.slow
 def test_they_are_in_the_report_and_go_again_with_the_clusters(tmp_path: Path) -> None:
     one, two = write_run(tmp_path / "one"), write_clusters(write_run(tmp_path / "two"), SPLIT, [0.9, 0.8], 2, tree=True)
     out = tmp_path / "report"

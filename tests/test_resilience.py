@@ -23,7 +23,7 @@ from hetfl.cli import main
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("HETFL_KILLS", "0"))
 """For each number below it: six kills at random instants, and one at each place in the write of a checkpoint."""
-AT_RANDOM: list[Any] = [(seed, 6) for seed in range(KILLS)] or [(0, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
+AT_RANDOM: list[Any] = [(seed, 6) for seed in range(KILLS)] or [(0, 1), (1, 2)]
 """Seeds, and how often a run is killed: after the first time it is one that goes on."""
 
 COMMAND = (
@@ -160,6 +160,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "kills"), AT_RANDOM)
 def test_a_run_killed_at_random_instants_and_resumed_ends_with_the_same_bits(
     tmp_path: Path, whole: Callable[[str], Path], seed: int, kills: int

@@ -157,6 +157,7 @@ def compressed() -> ErrorFeedback:
     return ErrorFeedback(GammaFedHT(density=0.1))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_for_any_executor_and_another_seed_does_not(fit: Fit) -> None:
     runs: list[tuple[str, int, dict[str, Any]]] = [
         ("first", 0, {}),

@@ -63,6 +63,7 @@ def test_what_clusters_hold_and_send_adds_up_to_all(fit: Fit) -> None:
         assert asked["clients"].sum() == first.get(cluster, 0)
 
 
+@pytest.mark.slow
 def test_a_part_of_a_split_has_snapshots_from_then_on_and_a_resumed_run_the_same_bytes(
     fit: Fit, tmp_path: Path
 ) -> None:

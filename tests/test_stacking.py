@@ -22,6 +22,7 @@ STACKS = [
     for number in range(len(FILES["selection"]))
 ]
 """Every selection, with the other kinds in turn."""
+MARKED = [(stack, [pytest.mark.slow] * (number % 2)) for number, stack in enumerate(STACKS)]
 PAIRS = [
     pytest.param(
         method,
@@ -52,7 +53,10 @@ def run(tmp_path: Path, files: list[Path], *settings: str) -> pd.DataFrame:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("stack", STACKS, ids=lambda stack: "-".join(file.stem for file in stack))
+@pytest.mark.parametrize(
+    "stack",
+    [pytest.param(stack, id="-".join(file.stem for file in stack), marks=marks) for stack, marks in MARKED],
+)
 def test_selections_with_clusterings_and_fleets(tmp_path: Path, stack: tuple[Path, ...]) -> None:
     table = run(tmp_path, [CONFIGS / "demo.yaml", *stack], "--model.net.hidden=[8,8]")
     assert table["cluster/count"].min() >= 1
