@@ -28,6 +28,7 @@ class Facts:
         shared: names of the tensors that are one for all global models.
         masks: whether clients' parts may have a mask.
         frozen: parameters that nobody trains, by name.
+        apart: whether clients keep a state for each global model.
     """
 
     sizes: Sequence[int] = ()
@@ -38,6 +39,7 @@ class Facts:
     shared: frozenset[str] = frozenset()
     masks: bool = False
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
+    apart: bool = False
 
     @property
     def num_clients(self) -> int:

@@ -128,6 +128,7 @@ class Task:
         memory_D: what a penalty keeps of the client, shape (D,); None if it is all zero or not needed.
         personal: how far the client's personal entries are from the model's; None: not at all.
         model: number of the global model that it works with.
+        owner: under which number the client's state of this task is kept, and its message sent; -1: its id.
         steps: largest number of steps, to learn how long they take; None: all.
     """
 
@@ -142,7 +143,12 @@ class Task:
     memory_D: Tensor | None = None
     personal: Tensor | None = None
     model: int = 0
+    owner: int = -1
     steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.owner < 0:
+            object.__setattr__(self, "owner", self.client)
 
     @property
     def key(self) -> tuple[int, int]:

@@ -69,6 +69,8 @@ class Clustering(Piece):
     """Whether a run may come to have more models than it began with."""
     asks: ClassVar[bool] = False
     """Whether the clients of a cohort are sent all models, and pass their data through each, before they train."""
+    apart: ClassVar[bool] = False
+    """Whether what clients keep between rounds, residuals and personal tensors, is kept for each model apart."""
     takes_over: ClassVar[bool] = False
     """Whether a run goes on from a checkpoint of any other clustering, with the models that it holds."""
     shared: Sequence[str] = ()
@@ -106,6 +108,15 @@ class Clustering(Piece):
         """Return a client's cluster; for one that has none yet, the one that most clients are in, the first of them."""
         own = self.assigned[client]
         return self.largest if own == UNKNOWN else own
+
+    def models_of(self, client: int, round: int) -> list[int]:
+        """Return the models that a client of a cohort trains in a round, a task for each: by default its cluster's."""
+        return [self.cluster_of(client)]
+
+    def tasks_of(self, client: int, round: int) -> list[tuple[int, int]]:
+        """Return the models that a client trains, each with the number under which the client's state is kept."""
+        clients = len(self.assigned)
+        return [(model, client + self.apart * model * clients) for model in self.models_of(client, round)]
 
     @property
     def largest(self) -> int:

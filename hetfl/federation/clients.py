@@ -69,12 +69,12 @@ class ClientSide:
     def recall(self, task: Task) -> Task:
         """Return a task with what the penalty keeps of its client, for its trained parameters, and what is personal."""
         models = self.parts.models
-        memory_D = self.penalty.memory(task.client, only(task.part.dense, models.trained), models.like)
+        memory_D = self.penalty.memory(task.owner, only(task.part.dense, models.trained), models.like)
         return replace(self.with_personal(task), memory_D=memory_D)
 
     def with_personal(self, task: Task) -> Task:
         """Return a task with what its client keeps of its own."""
-        kept = self.personal.of(task.client, self.parts.kept(task), self.parts.models.like)
+        kept = self.personal.of(task.owner, self.parts.kept(task), self.parts.models.like)
         return task if kept is None else replace(task, personal=kept)
 
     def send(self, result: Result) -> Reply:
@@ -84,7 +84,7 @@ class ClientSide:
         vector_D = _restricted(result.vector, task.part.dense, sent)
         try:
             message = self.uplink.prepare(
-                task.client,
+                task.owner,
                 vector_D[:size],
                 exact=vector_D[size:],
                 index=held,
@@ -112,9 +112,9 @@ class ClientSide:
     def remember(self, reply: Reply, update: Update) -> None:
         """Keep what every rank keeps of a client: the penalty's memory, and what is personal."""
         task = reply.task
-        self.penalty.remember(task.client, task.round, self.parts.held(task), update)
+        self.penalty.remember(task.owner, task.round, self.parts.held(task), update)
         if reply.personal is not None:
-            self.personal.keep(task.client, self.parts.kept(task), reply.personal, task.round)
+            self.personal.keep(task.owner, self.parts.kept(task), reply.personal, task.round)
 
 
 def _restricted(vector_D: Tensor, part: Part, sent: Part) -> Tensor:

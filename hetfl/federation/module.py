@@ -151,7 +151,7 @@ class FederatedModule(Method):
         self.models.check_shared()
         rounds = trainers.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
         parameters = parameters_of(self.net)
-        models = (parameters, self.models.shared, self.parts.masks, self.models.frozen)
+        models = (parameters, self.models.shared, self.parts.masks, self.models.frozen, self.clustering.apart)
         facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models)
         for piece in self.pieces.values():
             piece.setup(facts)

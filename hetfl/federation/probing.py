@@ -56,7 +56,7 @@ class RoundProbe:
             samples: of each client's data, drawn at random; None: all of it.
         """
         tasks = [self.task(client) for client in clients]
-        self._ask(tasks, samples)
+        self.ask(tasks, samples)
         return [self.answers.get((task.client, task.model, samples), 0.0) for task in tasks]
 
     def cluster_losses(self, clients: Sequence[int]) -> list[list[float]]:
@@ -70,10 +70,10 @@ class RoundProbe:
         tasks = [self.task(client) for client in clients]
         # Cluster by cluster: the resident net then changes its model k times, not once a client.
         models = range(len(self.models))
-        self._ask([replace(task, model=model) for model in models for task in tasks], None)
+        self.ask([replace(task, model=model) for model in models for task in tasks], None)
         return [[self.answers.get((client, model, None), math.nan) for model in models] for client in clients]
 
-    def _ask(self, tasks: Sequence[Task], samples: int | None) -> None:
+    def ask(self, tasks: Sequence[Task], samples: int | None = None) -> None:
         """Have tasks that were not answered yet answered; a client sends one number, however many models it tries."""
         asked = [task for task in tasks if (task.client, task.model, samples) not in self.answers]
         ledger, flops = self.probing.ledger, self.models.levels.flops

@@ -69,7 +69,7 @@ class Round:
         probe = self.probing.of_round(round)
         tasks = self.tasks(round, lr, probe)
         if self.server.aggregators.first.asks_losses:
-            probe.losses([task.client for task in tasks])
+            probe.ask(tasks)
         self.ledger.begin_phase()
         self.server.reset()
         self.server.penalty.regroup(self.clustering.assigned)
@@ -98,12 +98,12 @@ class Round:
         cohort = self.selection.select(round, probe or Everyone(len(self.selection.sizes)))
         if probe is not None:
             self.clustering.assign(round, cohort, probe)
-        level, model, mark = self.assignment.level, self.clustering.cluster_of, self.hosting.models.mark
-        drawn = self.hosting.parts.drawn
+        level, mark, drawn = self.assignment.level, self.hosting.models.mark, self.hosting.parts.drawn
         epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))
         return [
-            drawn(Task(client, level(client, round), round, mark, lr, epochs=passes, model=model(client)))
+            drawn(Task(client, level(client, round), round, mark, lr, epochs=passes, model=model, owner=owner))
             for client, passes in zip(cohort, epochs, strict=True)
+            for model, owner in self.clustering.tasks_of(client, round)
         ]
 
     def _train(self, tasks: Sequence[Task], probe: RoundProbe, follow: Follower) -> list[Report]:

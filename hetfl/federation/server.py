@@ -166,7 +166,7 @@ class Server:
         task, layout = reply.task, self.parts.held(reply.task).held
         exact = task.sent.size - layout.size
         dtype = self.models.like.dtype
-        expected = wire.Expected(task.round, task.client, layout.size, exact, dtype=dtype, layout=layout)
+        expected = wire.Expected(task.round, task.owner, layout.size, exact, dtype=dtype, layout=layout)
         update = wire.decode(reply.payload, expected)
         if self.max_norm is not None:
             norm = float(torch.cat([update.to_dense().double(), update.exact.double()]).norm())

@@ -66,6 +66,10 @@ class FlowerClients(Clients):
             ConfigurationError: the server would have to read what only nodes remember of their clients.
         """
         penalty, clustering = self._module.penalty, self._module.clustering
+        if clustering.apart:
+            raise ConfigurationError(
+                f"Expected one state for each client on Flower but got {type(clustering).__name__}, which keeps several"
+            )
         if penalty.memories is not None and not isinstance(clustering, OneCluster):
             raise ConfigurationError(
                 f"Expected one global model on Flower for {type(penalty).__name__}, whose memories are with the nodes, "

@@ -82,6 +82,8 @@ class FedDyn(Penalty):
 
     def setup(self, facts: Facts) -> None:
         """Learn the number N of all clients, and what the models are made of; what other models left is dropped."""
+        if facts.apart:
+            raise ConfigurationError("Expected clients that train one model each for FedDyn but got several models")
         self.num_clients, self.shared, self._parameters = facts.num_clients, facts.shared, facts.parameters
         if not all(sums.keys() <= facts.parameters.keys() for sums in self.server.values()):
             self.server = {}
