@@ -39,6 +39,7 @@ COLUMNS = (
     "comm/up_ratio_total",
     "comm/refused",
     "compute/flops_total",
+    "compute/",
     "sim/round_seconds",
     "sim/seconds_total",
     "sim/waited",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,8 +24,9 @@ from hetfl.local import Executor, FedDyn, LocalTraining, Sequential, Stacked, Wo
 from hetfl.part import Part, only
 from hetfl.parts import PartRule, Prefix, RandomChannels, RandomMask, Rolling
 from hetfl.parts.rolling import window
+from hetfl.selection import Uniform
 from hetfl.types import Task
-from tests.conftest import small_levels, small_module
+from tests.conftest import small_data, small_levels, small_module
 from tests.local_cases import Problem, bench_of, results, sgd
 from tests.part_cases import SHAPES, WHOLE, blocks, held_by, parts_like
 
@@ -184,6 +186,25 @@ def test_a_resumed_run_ends_with_the_same_bits(fit: Fit, tmp_path: Path, rule: t
     rows = [Path(str(trainer.log_dir), "metrics.csv").read_text().splitlines() for trainer in (one, two)]
     assert rows[0][3:] == rows[1][1:]
     assert len(rows[1]) == 3
+
+
+def test_sparse_flops_are_those_of_held_entries(fit: Fit) -> None:
+    """Of ConvNet a forward pass takes 2 operations for each entry of a kernel at each of its positions."""
+    module = small_module(levels=SPARSE, parts=RandomMask(), selection=Uniform(12))
+    data = small_data()
+    trainer = fit(module, data, rounds=1, limit_val_batches=0)
+    positions = {"blocks.0.conv.weight": 64, "blocks.1.conv.weight": 16, "classifier.weight": 1}
+    sparse = 0.0
+    for client, level in enumerate(module.assignment.levels(0)):
+        part = module.parts.part(level, 0, client)
+        held, dense = (
+            sum(count * only(each, frozenset({name})).size for name, count in positions.items())
+            for each in (part, part.dense)
+        )
+        sparse += module.levels.flops[level][1] * data.sizes[client] * held / dense
+    row = pd.read_csv(Path(str(trainer.log_dir), "metrics.csv")).iloc[0]
+    assert row["compute/sparse_flops_total"] == pytest.approx(sparse, rel=1e-12)
+    assert row["compute/sparse_flops_total"] < row["compute/flops_total"]
 
 
 def test_a_density_without_masks_and_masks_without_shapes_are_refused(fit: Fit) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Fleet, Work
 from hetfl.fleet.numbers import IntArray
-from hetfl.piece import Piece
+from hetfl.piece import Facts, Piece
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Costs:
         entries: entries that they could have carried.
         sent: entries that they did carry.
         flops: floating-point operations of all clients.
+        sparse_flops: those of them that are with entries that clients hold.
         seconds: simulated seconds, ``waited`` included.
         waited: simulated seconds in which nobody was within reach.
         refused: updates that the server did not take.
@@ -39,6 +40,7 @@ class Costs:
     entries: int = 0
     sent: int = 0
     flops: float = 0.0
+    sparse_flops: float = 0.0
     seconds: float = 0.0
     waited: float = 0.0
     refused: int = 0
@@ -73,6 +75,7 @@ class Ledger(Piece):
     _phase_start: float = 0.0  # seconds of the round
     _busy: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))  # seconds of the phase
     _last_share: float = 1.0
+    _masks: bool = False
 
     def __post_init__(self) -> None:
         """Check the deadline."""
@@ -88,6 +91,10 @@ class Ledger(Piece):
     def up_share(self) -> float:
         """Bytes of updates for each byte of dense ones, in the last round that had any; 1 before it."""
         return self.round.update_bytes / self.round.dense_bytes if self.round.dense_bytes else self._last_share
+
+    def setup(self, facts: Facts) -> None:
+        """Learn whether clients may have masks: there are then sparse FLOPs, too."""
+        self._masks = facts.masks
 
     def begin_round(self, round: int, lr: float) -> None:
         """Forget the last round; totals stay."""
@@ -150,6 +157,7 @@ class Ledger(Piece):
             costs.up_bytes += int(work.up_bytes)
             costs.down_bytes += int(work.down_bytes)
             costs.flops += float(work.flops)
+            costs.sparse_flops += float(work.flops) * work.density
         self._let_pass(max(self.round.seconds, self._phase_start + seconds))
 
     def _let_pass(self, seconds: float) -> None:
@@ -187,6 +195,7 @@ class Ledger(Piece):
             "comm/up_ratio_total": total.dense_bytes / total.up_bytes if total.up_bytes else 0.0,
             "comm/refused": now.refused,
             "compute/flops_total": total.flops,
+            **({"compute/sparse_flops_total": total.sparse_flops} if self._masks else {}),
             "sim/round_seconds": now.seconds,
             "sim/seconds_total": total.seconds,
             "sim/waited": now.waited,

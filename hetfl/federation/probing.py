@@ -14,7 +14,7 @@ from hetfl.accounting import Downloads, Forecast, Ledger
 from hetfl.clustering import Clustering
 from hetfl.federation.clients import Clients
 from hetfl.federation.task_parts import TaskParts
-from hetfl.fleet import LevelAssignment, Work
+from hetfl.fleet import LevelAssignment
 from hetfl.fleet.numbers import IntArray
 from hetfl.local.jobs import losses
 from hetfl.part import Part
@@ -76,15 +76,15 @@ class RoundProbe:
     def ask(self, tasks: Sequence[Task], samples: int | None = None) -> None:
         """Have tasks that were not answered yet answered; a client sends one number, however many models it tries."""
         asked = [task for task in tasks if (task.client, task.model, samples) not in self.answers]
-        ledger, flops = self.probing.ledger, self.models.levels.flops
+        ledger, levels = self.probing.ledger, self.models.levels
         ledger.begin_phase()
         answered: set[int] = set()
         for result in self.probing.clients.run(partial(losses, samples=samples), asked):
-            client, level, model = result.task.client, result.task.level, result.task.model
+            client, model = result.task.client, result.task.model
             self.answers[client, model, samples] = result.report.loss
             down_bytes = 0 if (client, model) in self.informed else self._bytes(result.task)
             up_bytes = 0 if client in answered else wire.dense_size(1)
-            work = Work(down_bytes, flops[level][0] * result.report.passes, up_bytes)
+            work = levels.work(result.task, down_bytes, result.report.passes, up_bytes)
             ledger.charge(client, self.round, work)
             self.informed[client, model] = result.task.part
             self.probing.downloads.note(result.task)

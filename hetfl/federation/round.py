@@ -154,7 +154,8 @@ class Round:
             return True
         down_bytes = self.server.down_bytes(task, probe)
         flops = self.probing.forecast.training_flops(task.client, task.level, task.epochs)
-        work = Work(down_bytes, flops * (1.0 if share is None else share))
+        density = self.hosting.models.levels.flop_density(task.level, task.part)
+        work = Work(down_bytes, flops * (1.0 if share is None else share), density=density)
         if share is None and self.ledger.in_time(task.client, task.round, work):
             return True
         self.ledger.lose(task.client, task.round, work)

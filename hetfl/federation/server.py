@@ -92,19 +92,19 @@ class Server:
             rank_zero_warn(f"Round {task.round}: no update of client {task.client}: {reply.lost}")
             self.ledger.lose(task.client, task.round, Work(down_bytes, 0.0))
             return None
-        flops = self.models.levels.flops[task.level][1] * reply.report.passes
+        passes, up_bytes = reply.report.passes, len(reply.payload)
+        work = self.models.levels.work(task, down_bytes, passes, up_bytes, training=True)
         try:
             update = self._decoded(reply)
             peak = _peak(update)
         except (wire.MalformedPayload, RefusedUpdate) as error:
-            self._refuse(task, error, Work(down_bytes, flops))
+            self._refuse(task, error, replace(work, up_bytes=0))
             return None
-        work = Work(down_bytes, flops, len(reply.payload))
         if not self.ledger.in_time(task.client, task.round, work):
             self.ledger.lose(task.client, task.round, work)
             return None
         seconds, loss = self.ledger.seconds(task.client, task.round, work), probe.initial_loss(task)
-        report = replace(reply.report, flops=flops, initial_loss=loss, weight=weight, seconds=seconds)
+        report = replace(reply.report, flops=float(work.flops), initial_loss=loss, weight=weight, seconds=seconds)
         try:
             self.aggregators.update(update, task.sent, report)
         except RefusedUpdate as error:
@@ -115,7 +115,7 @@ class Server:
         self.ledger.sent(
             entries=self.parts.held(task).size,
             sent=update.num_sent,
-            update_bytes=len(reply.payload),
+            update_bytes=up_bytes,
             dense_bytes=4 * task.sent.size,
         )
         return Accepted(report, update, task.sent, peak)

@@ -120,8 +120,7 @@ class StaticStatisticsStore(Piece):
         if not any(larger.covers(task.part) for larger in has):
             down = downloads.bytes(task, self.models.float_buffers)
             downloads.note(task)
-        flops = self.models.levels.flops[task.level][0] * result.report.passes
-        return Work(down, flops, wire.dense_size(result.vector.numel(), 0))
+        return self.models.levels.work(task, down, result.report.passes, wire.dense_size(result.vector.numel(), 0))
 
     def of_model(self, model: int) -> dict[str, dict[str, StaticStatistics]]:
         """Return by level the sums of a model; empty if no client is in its cluster."""

@@ -129,7 +129,7 @@ class Fleet(Piece):
             amounts.append(min(float(amount), left * float(rate)))
             left = max(0.0, left - float(amount / rate))
         down, flops, up = amounts
-        return Work(int(down), flops, int(up))
+        return Work(int(down), flops, int(up), work.density)
 
     def reachable(self, round: int, now: float) -> IntArray:
         """Return the ids, ascending, of the clients that are within reach.

@@ -21,11 +21,13 @@ class Work:
         down_bytes: bytes that they are sent.
         flops: floating-point operations.
         up_bytes: bytes that they send.
+        density: share of the operations that is with entries that they hold, of all of their nets' entries.
     """
 
     down_bytes: int | IntArray
     flops: float | FloatArray
     up_bytes: float | IntArray | FloatArray = 0
+    density: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
+from hetfl.fleet import Work
 from hetfl.layout import Index
 from hetfl.levels.budgets import Allowance, Axis, Budgets
 from hetfl.levels.sizes import make_net, rescale
-from hetfl.local.flops import flops_per_sample
+from hetfl.local.flops import flops_per_sample, layer_shares
 from hetfl.local.nesting import check_nesting
 from hetfl.models.static_batch_norm import gathering
-from hetfl.part import Part
+from hetfl.part import Part, only
 from hetfl.seeding import derive
 from hetfl.submodel import extent, prefix_index, state_of
-from hetfl.types import Level, NetFactory
+from hetfl.types import Level, NetFactory, Task
 
 Predict = Callable[[nn.Module, Tensor], Tensor]
 """Logits (N, K) that a method reads off a net and inputs."""
@@ -77,7 +78,7 @@ class LevelSet(Mapping[str, Level]):
                 f"Expected the first level to be the global model, of density 1, but got level {self.largest} of "
                 f"density {self._levels[self.largest].density:g}"
             )
-        self._seed = seed
+        self._seed, self._shares = seed, dict[str, dict[str, float]]()
         self.flops: dict[str, tuple[float, float]] = {}
         self.net = self.draw()
         whole = state_of(self.net)
@@ -157,7 +158,7 @@ class LevelSet(Mapping[str, Level]):
             parts = [] if part is None or name == self.largest else [part(name, round) for round in (0, 1)]
             for each in {each.key: each for each in parts}.values():
                 check_nesting(self.net, net, each, inputs_N, name)
-            self.flops[name] = flops_per_sample(net, inputs_N[:2])
+            self.flops[name], self._shares[name] = flops_per_sample(net, inputs_N[:2]), layer_shares(net, inputs_N[:2])
         return self.flops
 
     def _probe(self, net: nn.Module, inputs_N: Tensor, num_classes: int, name: str) -> None:
@@ -176,6 +177,34 @@ class LevelSet(Mapping[str, Level]):
                 f"Expected logits of shape {logits}, one per class, or (exits, {logits[0]}, {logits[1]}) from the net "
                 f"at level {name} but got {got or type(outputs).__name__}"
             )
+
+    def work(self, task: Task, down_bytes: int, passes: int, up_bytes: int = 0, training: bool = False) -> Work:
+        """Return what a task takes its client.
+
+        Args:
+            task: with its part.
+            down_bytes: bytes that the client is sent.
+            passes: number of samples that it passes through its net.
+            up_bytes: bytes that it sends.
+            training: whether passes go back, too.
+        """
+        flops = self.flops[task.level][training] * passes
+        return Work(down_bytes, flops, up_bytes, self.flop_density(task.level, task.part))
+
+    def flop_density(self, level: str, part: Part) -> float:
+        """Return the share of a level's FLOPs that is with entries of weights that a part holds.
+
+        Every layer's FLOPs count by the density of its weights, as in a forward pass.
+        """
+        return 1.0 if part.mask_D is None else part.derived("flops", lambda: self._flop_density(level, part))
+
+    def _flop_density(self, level: str, part: Part) -> float:
+        density = 1.0
+        for layer, share in self._shares[level].items():
+            weights = [name for name in part if name.rpartition(".")[0] == layer and len(part[name]) > 1]
+            held, all_of_them = only(part, frozenset(weights)).size, only(part.dense, frozenset(weights)).size
+            density -= share * (1.0 - held / all_of_them)
+        return density
 
     def affords(self, has: str, level: str) -> bool:
         """Return whether a client of level ``has`` can run the sub-model of ``level``: it holds all of it."""

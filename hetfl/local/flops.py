@@ -31,6 +31,21 @@ FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
 """What is counted otherwise than by torch."""
 
 
+def layer_shares(net: nn.Module, inputs_N: Tensor) -> dict[str, float]:
+    """Return by name of a layer with weights the share of a forward pass's FLOPs that it takes.
+
+    Args:
+        net: the net; it is left as it was.
+        inputs_N: a few samples, as the net gets them.
+    """
+    copied = copy.deepcopy(net)
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, gathering(copied), torch.no_grad():
+        copied(inputs_N)
+    counts, total = counter.get_flop_counts(), counter.get_total_flops()
+    weighted = [name for name, layer in copied.named_modules() if any(p.dim() > 1 for p in layer.parameters(False))]
+    return {name: sum(counts.get(f"{type(copied).__name__}.{name}", {}).values()) / total for name in weighted}
+
+
 def flops_per_sample(net: nn.Module, inputs_N: Tensor) -> tuple[float, float]:
     """Return the FLOPs (2 per multiply-add) of a forward pass, and of forward and backward, for one sample.
 

@@ -45,7 +45,7 @@ NAMES = {
     "cluster_accuracy": "cluster/accuracy/{}",
 }
 
-UNKNOWN: frozenset[str] = frozenset({"step"})
+UNKNOWN: frozenset[str] = frozenset({"step", "compute/sparse_flops_total"})
 """Columns that the reference computes nothing for."""
 
 SINGLE = ("accuracy_of", "accuracy_of_head", "_accuracy")
