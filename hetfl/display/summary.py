@@ -125,6 +125,7 @@ def totals(metrics: Mapping[str, float], seconds: float) -> dict[str, str]:
     formats: dict[str, tuple[str, Callable[[float], str]]] = {
         "local accuracy": ("local/accuracy_mean", lambda value: f"{100 * value:.2f} % (mean over clients)"),
         "worst tenth": ("local/accuracy_worst10", lambda value: f"{100 * value:.2f} % (mean over the worst clients)"),
+        "personal accuracy": ("local/personal_accuracy", lambda value: f"{100 * value:.2f} % (own levels and tensors)"),
         "uploaded": ("comm/up_bytes_total", lambda value: format_quantity(value, "B")),
         "downloaded": ("comm/down_bytes_total", lambda value: format_quantity(value, "B")),
         "compression": ("comm/up_ratio_total", lambda value: f"{value:.1f}× fewer bytes than dense float32"),
