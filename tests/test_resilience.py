@@ -44,7 +44,7 @@ CONFIGURATIONS = {
     "divfl": "-c {configs}/selection/divfl.yaml --model.selection.clients_per_round=5",
     "low rank": "-c {configs}/compressor/low_rank.yaml",
     "depthfl": "-c {configs}/method/depthfl.yaml --model.net.hidden=[4,4,4,4]",
-    "masks and personal tensors": "-c {configs}/parts/random_mask.yaml --model.personal=[*bias] " + FILES,
+    "masks and personal tensors": '-c {configs}/parts/random_mask.yaml --model.personal=["*bias"] ' + FILES,
 }
 """What is killed, by name: arguments of a run."""
 NAMES = tuple(CONFIGURATIONS)
@@ -110,7 +110,8 @@ def snapshots(folder: Path) -> dict[str, bytes]:
 def assert_same(one: Any, two: Any) -> None:
     """Compare nested states bit for bit."""
     if isinstance(one, torch.Tensor):
-        assert torch.equal(one, two)
+        assert one.shape == two.shape
+        assert torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)  # what DivFL keeps is NaN where nothing lies
     elif isinstance(one, dict):
         assert one.keys() == two.keys()
         for key in one:
@@ -161,6 +162,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:No client", "ignore:IFCA")
 @pytest.mark.parametrize(("seed", "kills"), AT_RANDOM)
 def test_a_run_killed_at_random_instants_and_resumed_ends_with_the_same_bits(
     tmp_path: Path, whole: Callable[[str], Path], seed: int, kills: int
@@ -184,6 +186,7 @@ def test_a_run_killed_at_random_instants_and_resumed_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:No client", "ignore:IFCA")
 @pytest.mark.parametrize(("seed", "place"), INSIDE)
 def test_a_run_killed_inside_the_write_of_a_checkpoint_ends_with_the_same_bits(
     tmp_path: Path, whole: Callable[[str], Path], seed: int, place: str
