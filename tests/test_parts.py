@@ -61,6 +61,7 @@ def test_vectors_of_a_part_are_read_and_written_where_it_lies(data: st.DataObjec
         corner = tuple(slice(size) for size in block.shape)
         assert np.array_equal(~np.isnan(block.numpy()), held[name][corner])
         assert not held[name].sum() - held[name][corner].sum()
+        assert np.array_equal(block.numpy()[held[name][corner]], tensors[name].numpy()[held[name]])
 
 
 @settings(max_examples=150)

@@ -58,3 +58,15 @@ def test_changed_bytes_are_refused_or_are_another_part(data: st.DataObject) -> N
             places = np.arange(of.stop)[dimension] if isinstance(dimension, slice) else dimension.numpy()
             assert (np.diff(places) > 0).all()
             assert 0 <= places.min() <= places.max() < of.stop
+
+
+def test_bytes_that_are_left_over_and_masks_of_another_length_are_refused() -> None:
+    block = Part({"w": (slice(0, 4), slice(0, 4))})
+    coded = encode_part(Part(block, torch.arange(16) % 2 == 0), block)
+    with pytest.raises(MalformedPayload, match="Expected the end of a part but got 1 bytes more"):
+        decode_part(coded + b"\0", block, block)
+    head = coded[:-18]  # before the number of bits, the bytes of the block and its two bytes
+    for count, length in ((15, 2), (16, 1), (16, 3)):
+        mask = count.to_bytes(8, "little") + length.to_bytes(8, "little") + b"\xaa" * length
+        with pytest.raises(MalformedPayload, match=f"Expected a mask of 16 entries but got {count} in {length} bytes"):
+            decode_part(head + mask, block, block)
