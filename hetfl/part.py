@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hetfl.layout import Index, IndexEntry, Layout, iter_entries
+from hetfl.submodel import relative, take
 
 T = TypeVar("T")
 
@@ -114,16 +115,18 @@ class Part(dict[str, IndexEntry]):
     def _covers(self, other: Part) -> bool:
         if self is other:
             return True
-        if not all(name in self and _within(entry, self[name]) for name, entry in other.items()):
-            return False
-        if self.mask_D is None:
-            return True
-        masks = self.layout.views(self.mask_D)
-        wanted = {} if other.mask_D is None else other.layout.views(other.mask_D)
-        return all(
-            bool((masks[name][_mesh(entry, self[name])] | ~wanted.get(name, _ALL)).all())
-            for name, entry in other.items()
-        )
+        masks = None if self.mask_D is None else self.layout.views(self.mask_D)
+        wanted = None if other.mask_D is None else other.layout.views(other.mask_D)
+        for name, entry in other.items():
+            try:
+                inner = relative(entry, self[name])
+            except (KeyError, ValueError):  # a tensor that this part lacks, or a position
+                return False
+            if masks is not None:
+                held = take(masks[name], inner)
+                if not bool((held if wanted is None else held | ~wanted[name]).all()):
+                    return False
+        return True
 
     def rows(self, names: frozenset[str], rows_R: Tensor) -> Part:
         """Return the part with some rows of some tensors only.
@@ -179,27 +182,3 @@ def _only(part: Part, names: frozenset[str]) -> Part:
         pieces = zip(part, mask_D.split(part.layout.sizes), strict=True)
         mask_D = torch.cat([piece for name, piece in pieces if name in names] or [mask_D[:0]])
     return Part({name: entry for name, entry in part.items() if name in names}, mask_D)
-
-
-_ALL = torch.ones((), dtype=torch.bool)
-
-
-def _positions(dimension: slice | Tensor) -> Tensor:
-    return torch.arange(dimension.start, dimension.stop) if isinstance(dimension, slice) else dimension.cpu()
-
-
-def _within(entry: IndexEntry, outer: IndexEntry) -> bool:
-    """Return whether the positions of an entry are among those of another one."""
-    return all(
-        one.start >= two.start and one.stop <= two.stop
-        if isinstance(one, slice) and isinstance(two, slice)
-        else bool(torch.isin(_positions(one), _positions(two)).all())
-        for one, two in zip(entry, outer, strict=True)
-    )
-
-
-def _mesh(entry: IndexEntry, outer: IndexEntry) -> tuple[Tensor, ...]:
-    """Return where the positions of an entry lie in those of another one that has them, as an open mesh."""
-    pairs = zip(entry, outer, strict=True)
-    places = [torch.searchsorted(_positions(two), _positions(one)) for one, two in pairs]
-    return tuple(torch.meshgrid(*places, indexing="ij")) if places else ()

@@ -17,10 +17,11 @@ LAYERS = (
     {"printable"},
     {"errors", "seeding", "codes", "compiled", "permutation", "checksum", "collective"},
     {"files", "reading", "layout"},
+    {"submodel"},
     {"part"},
     {"types"},
     {"packing", "updates"},
-    {"submodel", "metrics_file", "piece"},
+    {"metrics_file", "piece"},
     {"entries"},
     {"store"},
     {

@@ -70,13 +70,17 @@ def test_a_part_covers_another_if_it_holds_all_of_its_entries(data: st.DataObjec
     one, two = (data.draw(parts_like(data.draw(blocks()))) for _ in range(2))
     names = data.draw(st.sets(st.sampled_from(sorted(SHAPES)), min_size=1))
     two = only(two, frozenset(names))
-    mine, wanted = held_by(one), held_by(two)
-    within = all(bool((mine[name] | ~held).all()) for name, held in wanted.items())
-    if one.covers(two):
-        assert within
-    elif within:  # positions that nobody holds may lie outside
-        assert two.mask_D is not None
-    assert one.covers(one)
+
+    def within(outer: Part, inner: Part) -> bool:
+        mine, wanted = held_by(outer), held_by(inner)
+        return all(bool((mine[name] | ~held).all()) for name, held in wanted.items())
+
+    # A client needs every position of its net, held or not, and every entry that it holds.
+    assert one.covers(two) == (within(one.dense, two.dense) and within(one, two))
+    fewer = one.spread(torch.rand(one.size)) > 0.5
+    assert one.covers(Part(one, fewer))
+    if one.mask_D is not None:
+        assert not one.covers(one.dense)
     assert WHOLE.covers(one)
 
 
