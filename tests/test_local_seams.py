@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from hetfl import FedAvg, HeteroFL, Level
 from hetfl.errors import ConfigurationError
+from hetfl.levels.level_set import LevelSet
 from hetfl.local import LocalTraining, Sequential, Stacked, Workers
 from hetfl.local.jobs import train, training_batches
-from hetfl.local.method import Batch
+from hetfl.local.method import Batch, LocalMethod
 from hetfl.piece import Piece
 from hetfl.seeding import generator
 from hetfl.types import ClientContext, Range, Task
@@ -27,14 +28,20 @@ from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
 Fit = Callable[..., Trainer]
 
 
-class Ordered(Problem):
+class OrderedDropout(LocalMethod):
     """FjORD: every batch is passed at a width that is drawn from those that the client can afford."""
+
+    levels: LevelSet
 
     def local_loss(self, net: nn.Module, batch: Batch, ctx: ClientContext) -> Tensor:
         names = list(self.levels)
         affordable = names[names.index(ctx.level) :]
         drawn = affordable[int(torch.randint(len(affordable), (), generator=ctx.generator))]
         return self.loss(ctx.narrowed(drawn)(batch[0]), batch[1], ctx)
+
+
+class Ordered(OrderedDropout, Problem):
+    """Ordered dropout without a run."""
 
 
 @pytest.mark.usefixtures("double_precision")
@@ -143,14 +150,8 @@ def test_extras_of_a_method_reach_the_piece_that_declares_them(fit: Fit) -> None
     assert min(module.moved.seen) > 0
 
 
-class Fjord(FedAvg):
+class Fjord(OrderedDropout, FedAvg):
     """Ordered dropout on levels of a run."""
-
-    def local_loss(self, net: nn.Module, batch: Batch, ctx: ClientContext) -> Tensor:
-        names = list(self.levels)
-        affordable = names[names.index(ctx.level) :]
-        drawn = affordable[int(torch.randint(len(affordable), (), generator=ctx.generator))]
-        return self.loss(ctx.narrowed(drawn)(batch[0]), batch[1], ctx)
 
 
 def test_a_run_of_ordered_dropout_ends_with_the_same_bits_in_workers(fit: Fit) -> None:
