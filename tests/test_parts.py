@@ -233,6 +233,20 @@ def test_a_rule_whose_parts_are_not_its_levels_is_refused_by_the_tensor(fit: Fit
         fit(small_module(parts=Wrong(), check_nesting=False))
 
 
+def test_a_mask_of_a_buffer_or_a_frozen_parameter_is_refused(fit: Fit) -> None:
+    class Everywhere(Prefix):
+        masks = True
+
+        def part(self, level: str, round: int, client: int) -> Part:
+            block = super().part(level, round, client)
+            return Part(block, torch.arange(block.layout.size) < block.layout.size - 1)
+
+    module = small_module(parts=Everywhere(), check_nesting=False)
+    module.net.get_parameter("classifier.bias").requires_grad_(False)
+    with pytest.raises(ConfigurationError, match="Expected masks of trained parameters alone from Everywhere"):
+        fit(module)
+
+
 def test_a_subclass_of_the_first_edition_is_told_what_takes_its_place() -> None:
     for name, successor in (("index", "a part rule"), ("upload_index", "a method sent")):
         with pytest.raises(TypeError, match=f"Expected {successor}.* in place of {name}"):

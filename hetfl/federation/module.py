@@ -170,9 +170,9 @@ class FederatedModule(Method):
     def _assemble(self) -> None:
         """Make what a round and an evaluation consist of, for the present data and number of models."""
         tried = len(self.models) if self.clustering.asks else int(self.aggregator.first.asks_losses)
-        parts, epochs, flops = self.task_parts, self.local.epochs, self.levels.flops
-        sizes = (parts.sizes(0), flops, tried, parts.sizes_apart(0), parts.told_bytes())
-        self.forecast = Forecast(self.fleet, self.data.sizes, epochs, *sizes)
+        entries, apart, told = self.task_parts.predicted()
+        sizes, epochs, flops = self.data.sizes, self.local.epochs, self.levels.flops
+        self.forecast = Forecast(self.fleet, sizes, epochs, entries, flops, tried, apart, told)
         self.assignment.meet(self.forecast.table())
         costs = (self.ledger, self.downloads, self.forecast)
         probing = Probing(self.task_parts, self.assignment, self.clustering, self.clients, *costs)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hetfl.data import FederatedDataModule
-from hetfl.errors import ConfigurationError
 from hetfl.federation.models import GlobalModels
 from hetfl.levels.table import UploadSize
 from hetfl.part import Part, only
@@ -32,21 +31,12 @@ class TaskParts:
     personal: frozenset[str] = frozenset()
 
     def drawn(self, task: Task) -> Task:
-        """Return a task with its client's part, and what the client sends of it.
-
-        Raises:
-            ConfigurationError: the part does not have the shapes of the level's net.
-        """
+        """Return a task with its client's part, and what the client sends of it."""
         return self.given(task, self.rule.part(task.level, task.round, task.client))
 
     def given(self, task: Task, part: Part) -> Task:
-        """Return a task with a part, and what the client sends of it."""
-        shapes = self.models.levels.indices[task.level].layout.shapes
-        if part.derived("shapes", lambda: part.layout.shapes) != shapes:
-            raise ConfigurationError(
-                f"Expected parts of the shapes of the net at level {task.level} from {type(self.rule).__name__} but "
-                f"got others at {_differing(part, self.models.levels.indices[task.level])}"
-            )
+        """Return a task with a part that passes :meth:`PartRule.check`, and what the client sends of it."""
+        self.rule.check(part, task.level)
         sent = self.narrowed(part, task.level, task.round, task.client)
         return replace(task, part=part, sent=self._common(sent))
 
@@ -65,19 +55,19 @@ class TaskParts:
         """Return where a client's compressed vector lies: what it sends without buffers, which travel exactly."""
         return only(task.sent, self.models.trained)
 
-    def sizes(self, round: int) -> dict[str, int]:
-        """Return by level the number of entries of its part."""
-        return {level: self._common(self.rule.of_level(level, round)).size for level in self.models.levels}
+    def predicted(self) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+        """Return what a client of each level is sent, as far as it can be known before a run.
 
-    def sizes_apart(self, round: int) -> dict[str, int]:
-        """Return by level the number of entries of its part that the global models do not share."""
-        parts = {level: self._common(self.rule.of_level(level, round)) for level in self.models.levels}
-        return {level: only(part, frozenset(part) - self.models.shared).size for level, part in parts.items()}
-
-    def told_bytes(self) -> dict[str, int]:
-        """Return by level the bytes that tell a client how its part lies, in round 1."""
-        parts = {level: self.rule.of_level(level, 1) for level in self.models.levels}
-        return {level: len(encode_part(part, self.models.levels.indices[level])) for level, part in parts.items()}
+        Returns:
+            By level: entries of its part; those of them that the global models do not share; and the bytes that tell
+            how the part lies. They are those of round 1, as a moving window begins as the leading block.
+        """
+        levels = self.models.levels
+        whole = {level: self.rule.of_level(level, 1) for level in levels}
+        sent = {level: self._common(part) for level, part in whole.items()}
+        apart = {level: only(part, frozenset(part) - self.models.shared) for level, part in sent.items()}
+        told = {level: len(encode_part(part, levels.indices[level])) for level, part in whole.items()}
+        return {n: part.size for n, part in sent.items()}, {n: part.size for n, part in apart.items()}, told
 
     def upload_sizes(self, data: FederatedDataModule) -> dict[str, UploadSize]:
         """Return by level what a client sends.
@@ -88,9 +78,3 @@ class TaskParts:
         tasks = [self.drawn(Task(client, level, 0, 0)) for level in self.models.levels]
         sizes = [(self.held(task).size, task.sent.size) for task in tasks]
         return {task.level: UploadSize(held, sent - held) for task, (held, sent) in zip(tasks, sizes, strict=True)}
-
-
-def _differing(part: Part, block: Part) -> str:
-    """Return the first name at which two parts have other shapes."""
-    one, two = part.layout.shapes, block.layout.shapes
-    return next((repr(name) for name in [*one, *two] if one.get(name) != two.get(name)), "the order of tensors")

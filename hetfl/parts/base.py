@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.levels.level_set import LevelSet
-from hetfl.part import Part
+from hetfl.part import Part, only
 from hetfl.piece import Piece
+from hetfl.submodel import parameters_of
 
 NOBODY = -1
 """In place of a client's id: the part of a level itself, for evaluation, sizes and export."""
@@ -62,6 +63,30 @@ class PartRule(Piece):
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         """Return what the client sends of its part, and counts as a holder of: by default all of it."""
         return part
+
+    def check(self, part: Part, level: str) -> None:
+        """Refuse a part that a client of a level cannot hold.
+
+        Raises:
+            ConfigurationError: its tensors do not have the shapes of the level's net, or a mask leaves entries out of
+                a buffer or a frozen parameter, which are held whole.
+        """
+        shapes, block = part.layout.shapes, self.levels.indices[level].layout.shapes
+        if shapes != block:
+            where = next((repr(n) for n in [*shapes, *block] if shapes.get(n) != block.get(n)), "the order of tensors")
+            raise ConfigurationError(
+                f"Expected parts of the shapes of the net at level {level} from {type(self).__name__} but got others "
+                f"at {where}"
+            )
+        if not part.derived("whole", lambda: self._rest_is_whole(part)):
+            raise ConfigurationError(
+                f"Expected masks of trained parameters alone from {type(self).__name__} but got one of other tensors "
+                f"at level {level}"
+            )
+
+    def _rest_is_whole(self, part: Part) -> bool:
+        trained = parameters_of(self.levels.net)
+        return part.mask_D is None or only(part, frozenset(n for n in part if n not in trained)).mask_D is None
 
     def of_level(self, level: str, round: int) -> Part:
         """Return the part that stands for a level where there is no client: in evaluations, sizes and exports."""
