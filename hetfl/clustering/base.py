@@ -113,10 +113,9 @@ class Clustering(Piece):
         """Return the models that a client of a cohort trains in a round, a task for each: by default its cluster's."""
         return [self.cluster_of(client)]
 
-    def tasks_of(self, client: int, round: int) -> list[tuple[int, int]]:
-        """Return the models that a client trains, each with the number under which the client's state is kept."""
-        clients = len(self.assigned)
-        return [(model, client + self.apart * model * clients) for model in self.models_of(client, round)]
+    def owner(self, client: int, model: int) -> int:
+        """Return the number under which a client's state for a model is kept: its id, unless states are kept apart."""
+        return client + self.apart * model * len(self.assigned)
 
     @property
     def largest(self) -> int:

@@ -62,7 +62,7 @@ class Evaluation:
         self._model_N = torch.from_numpy(self.gathering.models_of())
         self._used = sorted(set(self._model_N.tolist()))
         self._nets: dict[str, nn.Module] = {}
-        self._present = -1
+        self._present, self._personal_measured = -1, False
         return asked
 
     def measure_levels(self, batch: Batch) -> dict[str, Tensor]:
@@ -97,8 +97,7 @@ class Evaluation:
             columns |= {f"cluster/accuracy/{model}": found["val/accuracy"] for model, (_, found) in parts.items()}
         columns |= self.client_accuracy.compute()
         if self.with_personal:
-            self.measure_personal()
-            columns |= {"local/personal_accuracy": self.personal_accuracy.mean()}
+            columns |= {"local/personal_accuracy": self.measured_personal().mean()}
         return columns
 
     @property
@@ -106,20 +105,29 @@ class Evaluation:
         """Whether clients keep something of their own here: on Flower it is with the nodes."""
         return bool(self.personal.names and self.personal.store.clients())
 
-    def measure_personal(self) -> None:
-        """Measure every client's own sub-model, with what it keeps of its own, on its test samples."""
+    def measured_personal(self) -> ClientAccuracy:
+        """Return the accuracy of every client's own sub-model, with what it keeps of its own, on its test samples.
+
+        It is measured once in an evaluation.
+        """
+        if self._personal_measured:
+            return self.personal_accuracy
         parts, round, mark = self.hosting.parts, self.models.last_round, self.models.mark
         self.personal_accuracy.reset()
-        self._present = -1  # resident nets are loaded with clients' values
+        self._present, self._personal_measured = -1, True  # resident nets are loaded with clients' values
         for client, level in enumerate(self.assignment.levels(round)):
             samples = self.data.client_data(client, "test")
-            task = parts.drawn(Task(client, level, round, mark, model=int(self._model_N[client])))
-            kept = self.personal.of(client, parts.kept(task), self.models.like)
+            model = int(self._model_N[client])
+            task = parts.drawn(
+                Task(client, level, round, mark, model=model, owner=self.clustering.owner(client, model))
+            )
+            kept = self.personal.of(task.owner, parts.kept(task), self.models.like)
             net = self.hosting.of_client(replace(task, personal=kept))
             for batch in torch.arange(len(samples.targets)).split(self.data.eval_batch_size):
                 inputs = self.data.transform.eval(samples.inputs[batch]).to(self.models.like.device)
                 logits, targets = self.predict(net, inputs)[0], samples.targets[batch]
                 self.personal_accuracy.update(logits, targets, torch.full_like(targets, client))
+        return self.personal_accuracy
 
     def client_rows(self) -> tuple[Sequence[str], list[Sequence[object]]]:
         """Return and forget columns and rows of ``clients.csv``, one row per client."""
@@ -131,8 +139,7 @@ class Evaluation:
         columns = [*CLIENT_COLUMNS, *["cluster"] * self.several]
         if self.with_personal:
             columns.append("personal_accuracy")
-            self.measure_personal()
-            cells.append(self.personal_accuracy.per_client())
+            cells.append(self.measured_personal().per_client())
         return columns, list(zip(*cells, strict=True))
 
     def _evaluate(self, batch: Batch, levels: list[str], measure: bool) -> dict[str, Tensor]:

@@ -43,8 +43,10 @@ class RoundProbe:
 
     def task(self, client: int) -> Task:
         """Return what a client is asked about: its level's part of its cluster's model."""
-        level, model = self.probing.assignment.level(client, self.round), self.probing.clustering.cluster_of(client)
-        return self.probing.parts.drawn(Task(client, level, self.round, self._mark, model=model))
+        level, clustering = self.probing.assignment.level(client, self.round), self.probing.clustering
+        model = clustering.cluster_of(client)
+        task = Task(client, level, self.round, self._mark, model=model, owner=clustering.owner(client, model))
+        return self.probing.parts.drawn(task)
 
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
         """Return the mean loss of the present global model, at each client's level, on its own training data.
@@ -70,7 +72,8 @@ class RoundProbe:
         tasks = [self.task(client) for client in clients]
         # Cluster by cluster: the resident net then changes its model k times, not once a client.
         models = range(len(self.models))
-        self.ask([replace(task, model=model) for model in models for task in tasks], None)
+        owner = self.probing.clustering.owner
+        self.ask([replace(t, model=model, owner=owner(t.client, model)) for model in models for t in tasks])
         return [[self.answers.get((client, model, None), math.nan) for model in models] for client in clients]
 
     def ask(self, tasks: Sequence[Task], samples: int | None = None) -> None:

@@ -99,11 +99,12 @@ class Round:
         if probe is not None:
             self.clustering.assign(round, cohort, probe)
         level, mark, drawn = self.assignment.level, self.hosting.models.mark, self.hosting.parts.drawn
+        models, owner = self.clustering.models_of, self.clustering.owner
         epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))
         return [
-            drawn(Task(client, level(client, round), round, mark, lr, epochs=passes, model=model, owner=owner))
+            drawn(Task(client, level(client, round), round, mark, lr, epochs=passes, model=k, owner=owner(client, k)))
             for client, passes in zip(cohort, epochs, strict=True)
-            for model, owner in self.clustering.tasks_of(client, round)
+            for k in models(client, round)
         ]
 
     def _train(self, tasks: Sequence[Task], probe: RoundProbe, follow: Follower) -> list[Report]:
