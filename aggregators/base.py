@@ -40,7 +40,7 @@ class Aggregator(Piece):
 
         Args:
             update: what the server decoded; its vector, then its exact block, lie in the order of ``index``.
-            index: the global entries that the client holds and speaks for.
+            index: the global entries that the client holds and speaks for; if it has a mask, those of the mask alone.
             report: what is known of the client's training.
 
         Raises:

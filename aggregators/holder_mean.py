@@ -27,7 +27,8 @@ class HolderMean(Aggregator):
 
     The divisor counts who *holds* entry j, not who sent it: an entry that a sparse update leaves out is a 0 in the
     mean, else the compressor would amplify rarely sent entries. Streaming: the memory is two global models, sums and
-    means, and a vector as long as the longest sparse update, whatever the cohort.
+    means, and a vector as long as the longest sparse update, whatever the cohort; with masks one model more, for the
+    holders of each entry.
     """
 
     def __init__(self) -> None:

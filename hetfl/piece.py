@@ -88,6 +88,7 @@ class Piece(ABC):  # noqa: B024
         Args:
             update: what the server decoded.
             index: where its entries lie in the global model: what the client sent, parameters and then float buffers.
+                If it has a mask, only the entries that are held are in the update.
             report: what is known of the client's training.
         """
 

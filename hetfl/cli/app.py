@@ -128,7 +128,7 @@ class FederatedCLI(LightningCLI):
         }
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        if self._asked in self.subcommands() and subcommand != self._asked:  # takes a fifth of a second for each
+        if self._asked in self.subcommands() and subcommand != self._asked:  # nobody asks it anything
             self._subcommand_method_arguments[subcommand] = []
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)

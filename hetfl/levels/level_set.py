@@ -158,7 +158,8 @@ class LevelSet(Mapping[str, Level]):
             parts = [] if part is None or name == self.largest else [part(name, round) for round in (0, 1)]
             for each in {each.key: each for each in parts}.values():
                 check_nesting(self.net, net, each, inputs_N, name)
-            self.flops[name], self._shares[name] = flops_per_sample(net, inputs_N[:2]), layer_shares(net, inputs_N[:2])
+            self.flops[name] = flops_per_sample(net, inputs_N[:2])
+        self._samples, self._shares = inputs_N[:2], {}
         return self.flops
 
     def _probe(self, net: nn.Module, inputs_N: Tensor, num_classes: int, name: str) -> None:
@@ -199,6 +200,8 @@ class LevelSet(Mapping[str, Level]):
         return 1.0 if part.mask_D is None else part.derived("flops", lambda: self._flop_density(level, part))
 
     def _flop_density(self, level: str, part: Part) -> float:
+        if level not in self._shares:  # only runs with masks need it
+            self._shares[level] = layer_shares(self.build(level), self._samples)
         density = 1.0
         for layer, share in self._shares[level].items():
             weights = [name for name in part if name.rpartition(".")[0] == layer and len(part[name]) > 1]

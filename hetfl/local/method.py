@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -15,12 +16,12 @@ NEEDS_STEPS = ("local_loss", "before_client", "after_step", "after_client")
 """What is called client by client: executors that train several clients at once refuse methods that override it."""
 
 
-class LocalMethod:
+class LocalMethod(ABC):
     """The seams of local training. They read the method; what they change is the client's net alone."""
 
+    @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         """Return the loss of outputs (N, K) and targets (N,); with leading client dimensions, one loss each."""
-        raise NotImplementedError
 
     def local_loss(self, net: nn.Module, batch: Batch, ctx: ClientContext) -> Tensor:
         """Return the loss whose gradient a client's step follows: by default :meth:`loss` of the net's outputs.

@@ -147,12 +147,12 @@ def _first_that_differs(whole: nn.Module, part: nn.Module, inputs_N: Tensor) -> 
 
 def _outputs(net: nn.Module, inputs_N: Tensor) -> dict[str, Tensor]:
     """Return the first output of every layer that has no layers inside, in the order of the calls."""
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def keep(name: str, output: object) -> None:
         first = output[0] if isinstance(output, tuple) else output
         if isinstance(first, Tensor):
-            found.setdefault(name, first.detach())
+            outputs.setdefault(name, first.detach())
 
     hooks = [
         layer.register_forward_hook(lambda _, inputs, output, name=name: keep(name, output))
@@ -163,7 +163,7 @@ def _outputs(net: nn.Module, inputs_N: Tensor) -> dict[str, Tensor]:
         _run(net, inputs_N)
     for hook in hooks:
         hook.remove()
-    return found
+    return outputs
 
 
 def _is_among(one: Tensor, whole: Tensor) -> bool:

@@ -34,7 +34,7 @@ class Personal(Piece):
 
     @classmethod
     def given(cls, personal: Personal | Sequence[str] | None) -> Personal:
-        """Return what an argument stands for: itself, or patterns, or nothing."""
+        """Return a setting as an object: patterns of names are kept in memory."""
         return personal if isinstance(personal, Personal) else cls(personal or ())
 
     def among(self, tensors: Iterable[str]) -> frozenset[str]:
@@ -49,10 +49,10 @@ class Personal(Piece):
                 raise ConfigurationError(
                     f"Expected patterns of personal that match tensors, such as {tensors[0]!r}, but got {pattern!r}"
                 )
-        found = frozenset(name for name in tensors for pattern in self.names if fnmatchcase(name, pattern))
-        if len(found) == len(tensors):
+        personal = frozenset(name for name in tensors for pattern in self.names if fnmatchcase(name, pattern))
+        if len(personal) == len(tensors):
             raise ConfigurationError("Expected tensors of the net that are not personal but got none")
-        return found
+        return personal
 
     def of(self, client: int, part: Part, like: Tensor) -> Tensor | None:
         """Return how far a client's personal entries of a part are from the initial ones; None: not at all."""

@@ -119,7 +119,7 @@ class ResidentNet:
 
     def begun(self) -> dict[str, Tensor]:
         """Return the tensors that the present client began with."""
-        return self.layout.views(self._begun_D)
+        return self._anchor_views if self._begun_D is self.anchor_D else self.layout.views(self._begun_D)
 
     def backward(self, loss: Tensor) -> None:
         """Write a loss's gradient into ``vector.grad``; parameters that it does not depend on get zeros."""
