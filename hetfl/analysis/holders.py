@@ -18,7 +18,7 @@ def mean_holders(layers: pd.DataFrame) -> pd.DataFrame:
 
     .. math:: \bar h_{l,t} = \frac{1}{R\,|\theta_t|} \sum_r \sum_{k \in S_r,\, \mathrm{level}(k) = l} |U_{k,t}|
 
-    with :math:`U_{k,t}` the entries of tensor t in the sent part of client k. The counts of a snapshot are of its
+    with :math:`U_{k,t}` the entries of tensor t that client k sends. The counts of a snapshot are of its
     own round alone and do not say which clients they were: a client that took part twice counts twice
     (:func:`holders` counts clients once).
 
@@ -38,7 +38,7 @@ def holders(module: FederatedModule, rounds: int) -> dict[str, Tensor]:
 
     .. math:: h_j = |\{k : \exists\, t < T,\ k \in S_t,\ j \in U_k(t)\}|
 
-    with :math:`S_t` the cohort of round t and :math:`U_k(t)` the sent part of client k at its level of that round.
+    with :math:`S_t` the cohort of round t and :math:`U_k(t)` what client k sends at its level of that round.
     Cohorts and levels are functions of the module's seed and the round, so this is exact, whatever the weights; an
     update that the server refused counts as held, as its client did train.
 

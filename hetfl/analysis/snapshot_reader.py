@@ -83,8 +83,8 @@ class Snapshot:
         """Return who held and sent how much of each trained tensor in the round: one row per level and tensor.
 
         Columns: ``step`` (the round), ``level``, ``tensor``; ``entries`` of the global tensor; ``clients`` of the level
-        whose sent part covers some of the tensor; ``held`` and ``sent``, how many of its entries their sent
-        parts cover and their messages contain, summed over these clients; ``density``, sent over held, NaN where
+        that speak for some of the tensor; ``held`` and ``sent``, how many of its entries they speak for and their
+        messages contain, summed over these clients; ``density``, sent over held, NaN where
         nobody holds any. Float buffers travel whole beside what is compressed, and are not among the tensors.
         """
         trained = self._contents.trained

@@ -1,15 +1,7 @@
 """A part as bytes: what a client has to be told of the positions and the mask of what it holds.
 
 The client knows its level's net, and so the leading block of every tensor: a part that is this block is no bytes at
-all. Other parts are, little-endian:
-
-1. the number of selections (2 bytes); each is how many positions there are (4), the first of them (4) and the bytes of
-   a block of indices (4) with that block; neighbours have no block;
-2. for every dimension of every tensor, in order, the number of its selection, or 0 for the leading positions (2);
-3. how the mask is coded (1): 0, there is none; 1, a bit for each entry; 2, indices of entries that are held; 3, of
-   those that are not;
-4. if there is a mask: a bit for each tensor, whether it is held whole, in full bytes; the number of indices, or of bits
-   (8), the bytes of the block (8), and the block; entries are those of the other tensors, one after the other.
+all. The bytes of other parts are described in ``docs/wire.md``.
 """
 
 from __future__ import annotations
