@@ -61,24 +61,30 @@ HEAD = "head_"
 
 _FIRST_EDITION = re.compile(rf"(val|test)/accuracy/({HEAD})?(.+)")
 
+_OF_A_SCORE = re.compile(
+    r"((?:val|test)/|local/|cluster/)([a-z][a-z0-9_]*?)((?:_by_(?:level|head)/.+|_(?:mean|by_samples|worst10|std|var)|/.+)?)"
+)
+"""The name of any score within that of a column."""
+
 _NOT_METRICS = ("epoch", "step")  # Lightning adds the epoch, which is the round, which is the step
 
 
-def accuracy_column(stage: str, part: str = "") -> str:
-    """Return the column of an accuracy.
+def score_column(stage: str, part: str = "", score: str = "accuracy") -> str:
+    """Return the column of a score.
 
     Args:
         stage: ``val`` or ``test``.
         part: the name of a level, or of a head with :data:`HEAD` before its number; empty for the global model.
+        score: name of the score.
 
-    >>> [accuracy_column("val", part) for part in ("", "b", "head_2")]
+    >>> [score_column("val", part) for part in ("", "b", "head_2")]
     ['val/accuracy', 'val/accuracy_by_level/b', 'val/accuracy_by_head/2']
     """
     if not part:
-        return f"{stage}/accuracy"
+        return f"{stage}/{score}"
     if part.startswith(HEAD):
-        return f"{stage}/accuracy_by_head/{part.removeprefix(HEAD)}"
-    return f"{stage}/accuracy_by_level/{part}"
+        return f"{stage}/{score}_by_head/{part.removeprefix(HEAD)}"
+    return f"{stage}/{score}_by_level/{part}"
 
 
 def present_name(column: str) -> str:
@@ -88,15 +94,32 @@ def present_name(column: str) -> str:
     ('test/accuracy_by_head/1', 'val/accuracy_by_level/a', 'val/accuracy')
     """
     old = _FIRST_EDITION.fullmatch(column)
-    return column if old is None else accuracy_column(old[1], (old[2] or "") + old[3])
+    return column if old is None else score_column(old[1], (old[2] or "") + old[3])
+
+
+def columns_of(score: str = "accuracy") -> tuple[str, ...]:
+    """Return :data:`COLUMNS` of a run whose models are compared by another score.
+
+    >>> columns_of("r2")[2]
+    'val/r2'
+    """
+    return tuple(column.replace("accuracy", score) for column in COLUMNS)
+
+
+def _of_accuracy(column: str) -> str:
+    """Return the column of the accuracy that stands where a column of another score does."""
+    found = _OF_A_SCORE.fullmatch(column)
+    return column if found is None else f"{found[1]}accuracy{found[3]}"
 
 
 def _rank(column: str) -> int:
     """Return the place of a column in :data:`COLUMNS`; columns that it does not name come last."""
-    if column in COLUMNS:
-        return COLUMNS.index(column)
-    family = column.rpartition("/")[0] + "/"
-    return COLUMNS.index(family) if family in COLUMNS else len(COLUMNS)
+    for name in (column, _of_accuracy(column)):
+        family = name.rpartition("/")[0] + "/"
+        for listed in (name, family):
+            if listed in COLUMNS:
+                return COLUMNS.index(listed)
+    return len(COLUMNS)
 
 
 def ordered(columns: Iterable[str]) -> list[str]:

@@ -22,6 +22,7 @@ LAYERS = (
     {"types"},
     {"packing", "updates"},
     {"metrics_file", "piece"},
+    {"headline"},
     {"entries"},
     {"store"},
     {

@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from hetfl.analysis import load_run
-from hetfl.metrics_file import MetricsFile, accuracy_column
+from hetfl.metrics_file import MetricsFile, score_column
 from hetfl.report import write_report
 from hetfl.report.composing import compose
 from hetfl.report.groups import make_groups
@@ -66,7 +66,7 @@ def write_run(
             step,
             {
                 "val/accuracy": ends[levels[0]] * learnt,
-                **{accuracy_column("val", k): v * learnt for k, v in ends.items()},
+                **{score_column("val", k): v * learnt for k, v in ends.items()},
             },
         )
         file.add(step, {k: v * (step + 1) for k, v in (costs if per_round is None else per_round).items()})
@@ -74,7 +74,7 @@ def write_run(
     if tested:
         file.add(
             rounds - 1,
-            {"test/accuracy": ends[levels[0]], **{accuracy_column("test", k): v for k, v in ends.items()}},
+            {"test/accuracy": ends[levels[0]], **{score_column("test", k): v for k, v in ends.items()}},
         )
     return folder
 

@@ -22,7 +22,7 @@ from scipy.optimize import isotonic_regression
 from hetfl.analysis.pictures import OF_A_RUN, save_figure
 from hetfl.analysis.runs import Run, load_run
 from hetfl.errors import ConfigurationError
-from hetfl.metrics_file import accuracy_column
+from hetfl.metrics_file import score_column
 
 FONT_POINTS = 9.0
 GREY = "0.35"
@@ -73,10 +73,10 @@ def accuracy_curves(run: Run, over: NDArray[np.float64]) -> list[Curve]:
     Raises:
         ConfigurationError: the run has no validation accuracy.
     """
-    levels = [level for level in run.levels if accuracy_column("val", level) in run.metrics.columns]
+    levels = [level for level in run.levels if score_column("val", level) in run.metrics.columns]
     shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.75, max(len(levels), 1)))
     curves = [
-        _curve(run, accuracy_column("val", level), level, tuple(shade), over)
+        _curve(run, score_column("val", level), level, tuple(shade), over)
         for level, shade in zip(levels, shades, strict=False)
     ]
     if "val/accuracy" in run.metrics.columns or not curves:

@@ -17,7 +17,7 @@ from hetfl.analysis.plots import FONT_POINTS
 from hetfl.analysis.quality import calibration_error, reliability
 from hetfl.analysis.runs import Run
 from hetfl.errors import ConfigurationError
-from hetfl.metrics_file import accuracy_column
+from hetfl.metrics_file import score_column
 
 WRONG = "#D55E00"
 """Vermilion, told from grey and black without colour vision."""
@@ -91,7 +91,7 @@ def plot_comparison(
     for ax, level in zip(axes[:, 0], levels, strict=True):
         ends, colours = {}, {}
         for (name, run), dashes in zip(runs.items(), itertools.cycle(DASHES), strict=False):
-            y = 100 * run.series(accuracy_column("val", level)).dropna()
+            y = 100 * run.series(score_column("val", level)).dropna()
             x = run.series(over)[y.index] / unit
             ax.plot(x, y, color=shades[name], linestyle=dashes, linewidth=1.6)
             text = f"{name} {y.iloc[-1]:.1f} %"

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from hetfl.display.formats import cell, format_quantity, format_seconds
-from hetfl.metrics_file import HEAD, accuracy_column
+from hetfl.metrics_file import HEAD, score_column
 from hetfl.printable import printable
 from hetfl.types import Level
 
@@ -111,7 +111,7 @@ def level_table(module: _Leveled, metrics: Mapping[str, float]) -> Table:
 
 
 def _accuracies(metrics: Mapping[str, float], part: str) -> list[str]:
-    names = (accuracy_column(stage, part) for stage in ("val", "test"))
+    names = (score_column(stage, part) for stage in ("val", "test"))
     return [f"{100 * metrics[name]:.2f} %" if name in metrics else "–" for name in names]
 
 

@@ -14,7 +14,7 @@ from hetfl.data import FederatedDataModule, Transform
 from hetfl.export.card import Card, Constructor, plain
 from hetfl.export.constructor import class_path
 from hetfl.federation import FederatedModule
-from hetfl.metrics_file import accuracy_column
+from hetfl.metrics_file import score_column
 
 
 def describe(
@@ -72,7 +72,7 @@ def normalisation(transform: Transform) -> dict[str, Any] | None:
 def measured_accuracy(module: FederatedModule, level: str) -> dict[str, float] | None:
     """Return a level's accuracy in the last test, and on how many samples; None if it was not tested last."""
     trainer, data = module.trainer, module.data
-    value = trainer.callback_metrics.get(accuracy_column("test", level))
+    value = trainer.callback_metrics.get(score_column("test", level))
     if trainer.state.fn != TrainerFn.TESTING or value is None or len(module.models) > 1:
         return None
     # limit_test_batches may have cut the test short.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from hetfl.metrics_file import accuracy_column
+from hetfl.metrics_file import score_column
 
 
 class LevelMetrics(nn.Module):
@@ -56,7 +56,7 @@ class LevelMetrics(nn.Module):
         if self.largest not in self._without:
             loss = self.loss.compute()
         columns = {f"{stage}/loss": loss, f"{stage}/accuracy": values[self.largest]}
-        columns |= {accuracy_column(stage, name): value for name, value in values.items()}
+        columns |= {score_column(stage, name): value for name, value in values.items()}
         for metric in (self.loss, *metrics.values()):
             metric.reset()
         self.count, self._without = 0, set()

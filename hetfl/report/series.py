@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hetfl.analysis import Run
 from hetfl.display.formats import format_quantity, format_seconds
-from hetfl.metrics_file import accuracy_column
+from hetfl.metrics_file import score_column
 from hetfl.report.groups import Group
 from hetfl.report.spread import bands
 
@@ -72,7 +72,7 @@ def amounts(run: Run, cost: Cost) -> Numbers:
 
 def column_of(part: str, stage: str = "val") -> str:
     """Return the column of a level's, a head's or the global model's accuracy."""
-    return accuracy_column(stage, "" if part == GLOBAL else part)
+    return score_column(stage, "" if part == GLOBAL else part)
 
 
 def curve(run: Run, part: str, cost: Cost) -> tuple[Numbers, Numbers]:

@@ -9,7 +9,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from hetfl.clustering import Clustering
-from hetfl.metrics_file import COLUMNS, accuracy_column
+from hetfl.metrics_file import COLUMNS, score_column
 from hetfl.run_folder import RunFolder
 
 CLUSTER_COLUMNS = ("round", "client", "cluster")
@@ -40,7 +40,7 @@ def log_columns(module: LightningModule, columns: Mapping[str, Tensor | float], 
 def go_on(folder: RunFolder, version: int, levels: Iterable[str]) -> None:
     """Forget the rows of rounds that will be run again, and have all columns that a run can have."""
     folder.truncate(version)
-    folder.declare([*COLUMNS, *(accuracy_column("val", level) for level in levels)])
+    folder.declare([*COLUMNS, *(score_column("val", level) for level in levels)])
 
 
 def save_clusters(module: LightningModule, clustering: Clustering, models: int) -> None:
