@@ -100,6 +100,15 @@ class Stage(nn.Module):
         return out, self.classifier(self.exit(out).mean(dim=(2, 3)))
 
 
+def exits_of(net: nn.Module) -> int | None:
+    """Return how many exits a net has, if it declares them by an attribute ``exits``; None: one, and not as a list.
+
+    The outputs of a net that declares H exits have a leading dimension of H, the shallowest exit first.
+    """
+    exits: int | None = getattr(net, "exits", None)
+    return exits
+
+
 def exit_logits(stages: Iterable[nn.Module], x_NCHW: Tensor) -> Tensor:
     """Return the logits of all stages' exits, shape (H, N, K), the shallowest first.
 

@@ -53,7 +53,7 @@ class MultiExitConvNet(nn.Module):
         super().__init__()
         depth = kept_stages(depth, len(hidden))
         channels = [in_channels, *(scaled(size, width) for size in hidden)]
-        self.stages = nn.ModuleList()
+        self.stages, self.exits = nn.ModuleList(), depth
         for i, (incoming, outgoing) in enumerate(itertools.pairwise(channels[: depth + 1])):
             trunk = ConvNorm(nn.Conv2d(incoming, outgoing, kernel_size=3, padding=1), norm, width)
             trunk.add_module("relu", nn.ReLU(inplace=True))

@@ -76,7 +76,7 @@ class MultiExitResNet(nn.Module):
         depth = kept_stages(depth, len(hidden))
         channels = [scaled(size, width) for size in hidden]
         self.stem = ConvNorm(conv(in_channels, channels[0], 3), norm, width)
-        self.stages = nn.ModuleList()
+        self.stages, self.exits = nn.ModuleList(), depth
         for i in range(depth):
             incoming, outgoing, stride = channels[max(i - 1, 0)], channels[i], 2 if i else 1
             trunk = nn.Sequential(

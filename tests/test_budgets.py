@@ -101,13 +101,13 @@ def test_depths_are_the_deepest_that_fit_and_two_budgets_may_give_the_same() -> 
 def test_budgets_of_flops_are_of_those_that_are_counted() -> None:
     inputs = torch.rand(4, 1, 8, 8)
     found = LevelSet(partial(ConvNet, hidden=(8, 12)), Budgets("flops", [1.0, 0.3], sample_shape=[1, 8, 8]), seed=0)
-    flops = found.inspect(inputs, 10, lambda level, _: found.indices[level])
+    flops = found.inspect(inputs, (4, 10), lambda level, _: found.indices[level])
     assert {name: allowed.cost for name, allowed in found.allowances.items()} == {n: f[1] for n, f in flops.items()}
     one_more = found.allowances["b"].size.width + Fraction(1, 12)
     wider = LevelSet(partial(ConvNet, hidden=prefix([8, 12], one_more)), {"a": Level("a")}, seed=0)
-    assert wider.inspect(inputs, 10)["a"][1] > found.allowances["b"].limit
+    assert wider.inspect(inputs, (4, 10))["a"][1] > found.allowances["b"].limit
     with pytest.raises(ConfigurationError, match=r"sample_shape \[1, 9, 9\], the data's"):
-        found.inspect(torch.rand(4, 1, 9, 9), 10)
+        found.inspect(torch.rand(4, 1, 9, 9), (4, 10))
 
 
 def test_methods_at_the_same_reference_fit_the_same_budgets() -> None:

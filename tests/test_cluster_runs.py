@@ -126,7 +126,7 @@ def test_choosing_is_charged(fit: Fit) -> None:
     another = wire.dense_size(one.levels.sizes["a"])
     assert asked["comm/down_bytes"][0] - plain["comm/down_bytes"][0] == 8 * another
     assert asked["comm/up_bytes"][0] - plain["comm/up_bytes"][0] == 8 * wire.dense_size(1)
-    forward = two.levels.inspect(torch.zeros(2, 1, 8, 8), 10)["a"][0]
+    forward = two.levels.inspect(torch.zeros(2, 1, 8, 8), (2, 10))["a"][0]
     (data := grouped()).setup("fit")
     assert asked["compute/flops_total"][0] - plain["compute/flops_total"][0] == 2 * forward * sum(data.sizes)
 

@@ -24,8 +24,9 @@ from hetfl.display.summary import level_table
 from hetfl.federation.callback import FederatedCallback
 from hetfl.layout import Index
 from hetfl.local import FedDyn, LocalTraining, Workers
-from hetfl.methods.depthfl import distillation_loss, heads_loss, ramp
+from hetfl.methods.depthfl import distillation_loss, ramp
 from hetfl.models import MultiExitConvNet
+from hetfl.objectives import Classification
 from hetfl.types import ClientContext, Report
 from hetfl.updates import Update
 from tests.conftest import small_data, small_module
@@ -79,7 +80,7 @@ def test_loss_is_the_sum_over_heads_and_pairs(heads: int, samples: int, round: i
     logits, targets = 2 * random.normal(size=(heads, samples, 5)), random.integers(0, 5, samples)
     outputs, labels = torch.from_numpy(logits), torch.from_numpy(targets)
     expected = brute_force(logits, targets, ramp(round, 300))
-    found = heads_loss(outputs, labels).sum() + ramp(round, 300) * distillation_loss(outputs)
+    found = Classification().per_exit(outputs, labels).sum() + ramp(round, 300) * distillation_loss(outputs)
     assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -126,7 +127,7 @@ def test_variants_of_the_loss() -> None:
     random = torch.Generator().manual_seed(3)
     outputs, targets = torch.randn(3, 4, 5, generator=random), torch.randint(0, 5, (4,), generator=random)
     plain, ctx = module_at(0, distillation=False)
-    assert torch.equal(plain.loss(outputs, targets, ctx), heads_loss(outputs, targets).sum())
+    assert torch.equal(plain.loss(outputs, targets, ctx), plain.objective.per_exit(outputs, targets).sum())
     deepest, ctx = module_at(0, distillation=False, deepest_only=True)
     assert torch.equal(deepest.loss(outputs, targets, ctx), nn.functional.cross_entropy(outputs[-1], targets))
     alone, ctx = module_at(300)

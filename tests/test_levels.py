@@ -76,27 +76,28 @@ def test_a_depth_that_the_net_does_not_have_is_refused_and_the_level_is_named() 
 class Shaped(Exits):
     """Gives back what a function makes of the logits."""
 
-    def __init__(self, change: Callable[[Tensor], object], depth: int = 3) -> None:
+    def __init__(self, change: Callable[[Tensor], object], depth: int = 3, exits: int | None = None) -> None:
         super().__init__(depth)
-        self.change = change
+        self.change, self.exits = change, exits
 
     def forward(self, x: Tensor) -> Tensor:
         return self.change(super().forward(x))  # type: ignore[return-value]
 
 
-def test_logits_of_one_exit_or_several_are_accepted_and_anything_else_is_refused() -> None:
+def test_outputs_of_the_exits_that_a_net_declares_are_accepted_and_anything_else_is_refused() -> None:
     inputs = torch.rand(4, 1, 8, 8)
 
-    def inspect(change: Callable[[Tensor], object]) -> dict[str, tuple[float, float]]:
-        return LevelSet(partial(Shaped, change), {"a": Level("a")}, seed=0).inspect(inputs, 10)
+    def inspect(change: Callable[[Tensor], object], exits: int | None = None) -> dict[str, tuple[float, float]]:
+        return LevelSet(partial(Shaped, change, exits=exits), {"a": Level("a")}, seed=0).inspect(inputs, (4, 10))
 
     stages, heads = 2 * (64 * 8 + 8 * 8 + 8 * 8), 2 * 3 * 8 * 10
-    assert inspect(lambda logits: logits)["a"] == (stages + heads, 3 * (stages + heads) - 2 * 64 * 8)
+    assert inspect(lambda logits: logits, 3)["a"] == (stages + heads, 3 * (stages + heads) - 2 * 64 * 8)
     assert inspect(lambda logits: logits[0])["a"][0] == stages + heads
-    inspect(lambda logits: logits[:1])
+    inspect(lambda logits: logits[:1], 1)
+    with pytest.raises(ConfigurationError, match=r"\(3, 4, 10\) \(a net of 3 exits declares them: exits = 3\)$"):
+        inspect(lambda logits: logits)
     changes: list[tuple[Callable[[Tensor], object], str]] = [
         (lambda logits: logits.transpose(0, 1), r"\(4, 3, 10\)"),
-        (lambda logits: logits[:0], r"\(0, 4, 10\)"),
         (lambda logits: logits[..., :9], r"\(3, 4, 9\)"),
         (lambda logits: logits[0, :3], r"\(3, 10\)"),
         (lambda logits: logits[0, 0], r"\(10,\)"),
@@ -104,18 +105,22 @@ def test_logits_of_one_exit_or_several_are_accepted_and_anything_else_is_refused
         (list, "list"),
     ]
     for change, got in changes:
-        with pytest.raises(
-            ConfigurationError, match=rf"\(4, 10\).* or \(exits, 4, 10\) from the net at level a but got {got}$"
-        ):
+        expected = rf"outputs of shape \(4, 10\) from the net at level a but got {got}$"
+        with pytest.raises(ConfigurationError, match=expected):
             inspect(change)
 
 
 @pytest.mark.parametrize(
     ("method", "net", "levels", "message"),
     [
-        (FedAvg, MultiExitConvNet, None, r"one exit, .* for FedAvg but got logits .*\(2, 4, 10\): .* hetfl.DepthFL$"),
+        (
+            FedAvg,
+            MultiExitConvNet,
+            None,
+            r"one exit for FedAvg but got 2 exits from MultiExitConvNet: .* hetfl.DepthFL$",
+        ),
         (HeteroFL, MultiExitConvNet, small_levels(1.0, 0.5), r"for HeteroFL but got .* hetfl.DepthFL$"),
-        (DepthFL, ConvNet, {"a": Level("a")}, r"predict logits of shape \(4, 10\) but got \(10,\): .* exits"),
+        (DepthFL, ConvNet, {"a": Level("a")}, r"predict outputs of shape \(4, 10\) but got \(10,\): .* exits"),
     ],
 )
 def test_a_net_whose_exits_the_method_cannot_use_is_refused_before_the_first_round(

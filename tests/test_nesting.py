@@ -95,7 +95,7 @@ class Exits(nn.Module):
 
     def __init__(self, depth: int = 3, width: float = 1.0) -> None:
         super().__init__()
-        c = scaled(8, width)
+        c, self.exits = scaled(8, width), depth
         self.stages = nn.ModuleList(nn.Linear(64 if i == 0 else c, c) for i in range(depth))
         self.heads = nn.ModuleDict({self.name(i, depth): nn.Linear(c, 10) for i in range(depth)})
 

@@ -24,7 +24,7 @@ from hetfl.federation.probing import RoundProbe
 from hetfl.layout import Index
 from hetfl.local import LocalTraining
 from hetfl.models import MultiExitConvNet
-from hetfl.objectives import ClientAccuracy
+from hetfl.objectives import Classification, ClientScores
 from hetfl.selection import DivFL, PowerOfChoice
 from hetfl.types import Report
 from hetfl.updates import Update
@@ -122,11 +122,12 @@ def test_power_of_choice_takes_those_that_the_model_serves_worst(fit: Fit, monke
     cut=st.integers(0, 60),
 )
 def test_accuracy_of_single_clients_is_that_of_a_loop(outcomes: list[tuple[int, int, int]], cut: int) -> None:
-    metric = ClientAccuracy(12, lambda client: torch.ones(3, dtype=torch.bool), lambda logits, labels: logits)
+    objective = Classification()
+    metric = ClientScores(12, objective)
     for part in (outcomes[:cut], outcomes[cut:]):
         if part:
             owner, target, guess = (torch.tensor(column) for column in zip(*part, strict=True))
-            metric.update(torch.eye(3)[guess], target, owner)
+            metric.update(objective.sums(torch.eye(3)[guess], target), owner)
     per_client = {
         client: [float(target == guess) for owner, target, guess in outcomes if owner == client] for client in range(12)
     }

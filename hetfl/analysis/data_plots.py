@@ -25,7 +25,9 @@ PLAIN_COLOUR = "0.4"
 
 
 def plot_labels(clients: pd.DataFrame) -> Figure:
-    """Draw how many samples of each class each client has, as dots, and how many it has in all, as bars.
+    """Draw how many targets of each label each client has, as dots, and how many samples it has in all, as bars.
+
+    Where targets have no labels, or too many for a table, there are bars alone.
 
     Args:
         clients: what :func:`hetfl.data.client_table` returns.
@@ -34,6 +36,8 @@ def plot_labels(clients: pd.DataFrame) -> Figure:
     rows = clients.iloc[evenly_spaced(len(clients), MOST_CLIENTS)]
     some = "" if len(rows) == len(clients) else f", {len(rows)} of {len(clients):,} clients at even distances"
     row_inches = float(np.clip(9 / len(rows), 0.15, 0.3))
+    if not classes:
+        return _plot_sizes(rows, f"Samples of each client{some}", row_inches)
     column_inches = float(np.clip(6.5 / len(classes), 0.07, 0.3))
     dots, bars = max(column_inches * len(classes), 1.5), 2.0
     counts_NK, colours = rows[classes].to_numpy(dtype=np.float64), _colours(rows)
@@ -50,18 +54,35 @@ def plot_labels(clients: pd.DataFrame) -> Figure:
     left.get_gridspec().set_width_ratios([dots, bars])
     # Of many classes, dots are wider than a column: neighbours are seldom both large.
     _draw_dots(left, counts_NK, colours, points=0.95 * 72 * float(np.sqrt(row_inches * column_inches)))
-    right.barh(range(len(rows)), rows["train_samples"], color=colours, height=0.75)
     _number_rows(left, rows["client"].tolist(), row_inches)
+    _draw_sizes(right, rows, colours)
+    right.set_yticks([])
     for ax in (left, right):
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.spines[["top", "right"]].set_visible(False)
-    right.set_yticks([])
-    right.set_xlabel("training samples")
-    right.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    plain(right, "x")
-    if "inputs" in rows and rows["inputs"].nunique() <= MOST_KINDS:
-        _name_kinds(right, dict(zip(rows["inputs"], colours, strict=True)))
     return figure
+
+
+def _plot_sizes(rows: pd.DataFrame, title: str, row_inches: float) -> Figure:
+    """Draw how many samples each client has."""
+    note = "Look for bars of different length."
+    figure, axes = new_figure(title, note, width=5.0, height=row_inches * len(rows) + 0.9)
+    ax = axes[0][0]
+    _number_rows(ax, rows["client"].tolist(), row_inches)
+    _draw_sizes(ax, rows, _colours(rows))
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_sizes(ax: Axes, rows: pd.DataFrame, colours: list[tuple[float, float, float, float] | str]) -> None:
+    """Draw a bar per row as long as the client has training samples."""
+    ax.barh(range(len(rows)), rows["train_samples"], color=colours, height=0.75)
+    ax.set_xlabel("training samples")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    plain(ax, "x")
+    if "inputs" in rows and rows["inputs"].nunique() <= MOST_KINDS:
+        _name_kinds(ax, dict(zip(rows["inputs"], colours, strict=True)))
 
 
 def write_labels(clients: pd.DataFrame, folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.objectives import Objective
 
 ArrayLike = Any
 """A tensor, a NumPy array, a table or column of pandas, or a list."""
@@ -21,14 +22,14 @@ class ClientData:
 
     Attributes:
         inputs: shape (n, ...), uint8 images (n, C, height, width) or float features.
-        targets: int64, shape (n,): class numbers.
+        targets: shape (n, ...), as the data's objective has them: class numbers, int64, shape (n,), say.
     """
 
     inputs: Tensor
     targets: Tensor
 
     def __len__(self) -> int:
-        return self.targets.numel()
+        return len(self.targets)
 
 
 @dataclass(frozen=True)
@@ -38,55 +39,77 @@ class Arrays:
     Attributes:
         train: the training samples, from which validation samples are held out.
         test: the test samples, never used for choosing anything.
-        num_classes: number of classes K.
+        num_classes: number of classes K, or of whatever a net gives an output for; None: as many as the targets need.
         train_clients: int64, the id of each training sample's client, where the data knows it.
         test_clients: the same for the test samples.
         client_names: what the user calls the clients, by id; None: as the ids.
+        objective: what the targets are, unless the user says something else; None: classes.
 
     Raises:
-        ConfigurationError: lengths, shapes, types or class numbers don't fit together.
+        ConfigurationError: lengths, shapes or types of samples don't fit together.
     """
 
     train: ClientData
     test: ClientData
-    num_classes: int
+    num_classes: int | None = None
     train_clients: Tensor | None = None
     test_clients: Tensor | None = None
     client_names: tuple[str, ...] | tuple[int, ...] | None = None
+    objective: Objective | None = None
 
     def name_of(self, client_id: int) -> str | int:
         """Return what the user calls a client."""
         return client_id if self.client_names is None else self.client_names[client_id]
 
     def __post_init__(self) -> None:
-        _check_samples(self.train, self.train_clients, self.num_classes, "training")
-        _check_samples(self.test, self.test_clients, self.num_classes, "test")
+        _check_samples(self.train, self.train_clients, "training")
+        _check_samples(self.test, self.test_clients, "test")
         if self.train.inputs.shape[1:] != self.test.inputs.shape[1:]:
             raise ConfigurationError(
                 f"Expected test inputs of shape {tuple(self.train.inputs.shape[1:])}, like the training inputs, "
                 f"but got {tuple(self.test.inputs.shape[1:])}"
             )
 
+    def meeting(self, objective: Objective) -> Arrays:
+        """Return the data set with targets as an objective takes them.
 
-def _check_samples(data: ClientData, clients: Tensor | None, num_classes: int, where: str) -> None:
+        Raises:
+            ConfigurationError: its targets are those of another objective.
+        """
+        train, test = (
+            replace(data, targets=objective.prepared(data.targets, where))
+            for data, where in ((self.train, "training"), (self.test, "test"))
+        )
+        size = self.num_classes
+        if size is None:
+            size = max(objective.size(train.targets), objective.size(test.targets))
+        for data, where in ((train, "training"), (test, "test")):
+            objective.check_size(data.targets, size, where)
+        return replace(self, train=train, test=test, num_classes=size, objective=objective)
+
+    def classes(self, data: ClientData) -> Tensor:
+        """Return the class of each sample of the training or test data, int64, shape (n,); where it has none, 0."""
+        labels = None if self.objective is None else self.objective.single_labels(data.targets)
+        return torch.zeros(len(data), dtype=torch.int64) if labels is None else labels
+
+    @property
+    def outputs(self) -> int:
+        """Number K of classes, or of whatever a net gives an output for, once an objective has been met."""
+        assert self.num_classes is not None
+        return self.num_classes
+
+
+def _check_samples(data: ClientData, clients: Tensor | None, where: str) -> None:
     inputs, targets = data.inputs, data.targets
     if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
         raise ConfigurationError(
             f"Expected {where} inputs as uint8 or floats but got {inputs.dtype}: cast images to uint8, others to floats"
         )
-    if targets.dim() != 1 or targets.dtype != torch.int64:
-        raise ConfigurationError(
-            f"Expected {where} targets as int64 of shape (n,) but got {targets.dtype} {tuple(targets.shape)}"
-        )
     if not 0 < len(inputs) == len(targets):
         raise ConfigurationError(
             f"Expected as many {where} inputs as targets, at least one, but got {len(inputs)} and {len(targets)}"
         )
-    if int(targets.min()) < 0 or int(targets.max()) >= num_classes:
-        raise ConfigurationError(
-            f"Expected {where} targets in [0, {num_classes}) but got {int(targets.min())} to {int(targets.max())}"
-        )
-    if clients is not None and clients.shape != targets.shape:
+    if clients is not None and clients.shape != (len(targets),):
         raise ConfigurationError(
             f"Expected one client id per {where} sample ({len(targets)}) but got shape {tuple(clients.shape)}"
         )

@@ -65,8 +65,9 @@ def as_clients_see(
     Raises:
         ConfigurationError: the transform can't be used on this data.
     """
-    targets, matching = arrays.train.targets, generator(seed, "client transform", "matching")
-    held_out = matched_partition(targets, split.train, targets[split.validation], matching)
+    targets, classes = arrays.train.targets, arrays.classes(arrays.train)
+    matching = generator(seed, "client transform", "matching")
+    held_out = matched_partition(classes, split.train, classes[split.validation], matching)
     held_out = _with_strays(held_out, len(split.validation), split.train, matching)
     owner = torch.empty(len(split.validation), dtype=torch.int64)
     for client, part in enumerate(held_out):

@@ -50,9 +50,7 @@ class DatasetData(FederatedDataModule):
     def load(self) -> Arrays:  # noqa: D102
         train, test = _stack(self.train, "training"), _stack(self.test, "test")
         train_codes, test_codes, names = client_codes(self.train_clients, self.test_clients)
-        highest = max(int(train.targets.max()), int(test.targets.max()))
-        num_classes = highest + 1 if self.num_labels is None else self.num_labels
-        return Arrays(train, test, num_classes, train_codes, test_codes, names)
+        return Arrays(train, test, self.num_labels, train_codes, test_codes, names)
 
 
 def _stack(dataset: Dataset[Any], where: str) -> ClientData:

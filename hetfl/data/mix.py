@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from hetfl.data.module import FederatedDataModule
 
 
+MOST_LABELS = 1000
+"""Labels that have a column each in a table of clients."""
+
+
 def class_mix(data: FederatedDataModule) -> Tensor:
-    """Return how many training samples of each class each client has, int64, shape (N, K)."""
-    counts = [data.client_data(k).targets.bincount(minlength=data.num_classes) for k in range(data.num_clients)]
-    return torch.stack(counts)
+    """Return how many training targets of each client have each label, int64, shape (N, K): its mix of classes."""
+    objective, clients = data.objective, range(data.num_clients)
+    return torch.stack([objective.label_counts(data.client_data(k).targets, data.num_classes) for k in clients])
 
 
 def divergence(counts_NK: Tensor) -> Tensor:
@@ -41,11 +45,11 @@ def divergence(counts_NK: Tensor) -> Tensor:
 
 
 def client_table(data: FederatedDataModule) -> pd.DataFrame:
-    """Return one row per client: sizes, number of classes, divergence, what becomes of its inputs, samples per class.
+    """Return one row per client: sizes, number of labels, divergence, what becomes of its inputs, samples per label.
 
-    Columns: ``client``, ``id`` where clients are those of the data, ``train_samples``, ``test_samples``, ``labels``,
-    ``divergence`` (see :func:`divergence`), ``inputs`` under a client transform, then ``class_0`` to ``class_{K-1}``,
-    training samples of each class.
+    Columns: ``client``, ``id`` where clients are those of the data, ``train_samples``, ``test_samples``; where targets
+    have labels also ``labels`` and ``divergence`` (see :func:`divergence`); ``inputs`` under a client transform; then,
+    of at most :data:`MOST_LABELS` labels, ``class_0`` to ``class_{K-1}``, training targets of each.
     """
     # Not at the top: pandas takes a tenth of a second, which data sets need not pay.
     import pandas as pd
@@ -54,16 +58,18 @@ def client_table(data: FederatedDataModule) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "client": clients,
-            "train_samples": counts_NK.sum(dim=1).numpy(),
+            "train_samples": data.sizes,
             "test_samples": [len(data.client_data(client, "test")) for client in clients],
-            "labels": (counts_NK > 0).sum(dim=1).numpy(),
-            "divergence": divergence(counts_NK).numpy(),
         }
     )
+    if data.objective.owns_labels:
+        table["labels"], table["divergence"] = (counts_NK > 0).sum(dim=1).numpy(), divergence(counts_NK).numpy()
     if data.client_names is not None:
         table.insert(1, "id", data.client_names)
     if data.client_transform is not None:
         table["inputs"] = [data.client_transform.describe(client, len(clients)) for client in clients]
+    if not data.objective.owns_labels or data.num_classes > MOST_LABELS:
+        return table
     classes = pd.DataFrame(counts_NK.numpy(), columns=[f"class_{number}" for number in range(data.num_classes)])
     return pd.concat([table, classes], axis=1)
 

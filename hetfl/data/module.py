@@ -21,6 +21,7 @@ from hetfl.data.split import Split, make_split
 from hetfl.data.transform import ImageTransform, Plain, Transform, check_raw
 from hetfl.data.usable import check_transform, some, usable_only
 from hetfl.errors import ConfigurationError
+from hetfl.objectives import Classification, Objective
 
 
 class FederatedDataModule(LightningDataModule):
@@ -36,6 +37,7 @@ class FederatedDataModule(LightningDataModule):
         transform: raw samples to the batches that nets take; null: the data set's own.
         client_transform: what a client's samples look like to it, training and test samples alike, held-out and global
             test samples as those of the client that they are matched to; null: all see the same.
+        objective: what the targets are; null: the data set's own, which is mostly one class per sample.
         val_fraction: part of the training data held out for validation, before the clients get theirs.
         min_samples: smallest number of training samples that a client may have; batch norm needs 2.
         drop_small_clients: leave clients with fewer training samples out, and say who; otherwise they are refused.
@@ -56,6 +58,7 @@ class FederatedDataModule(LightningDataModule):
         partitioner: Partitioner | None = None,
         transform: Transform | None = None,
         client_transform: ClientTransform | None = None,
+        objective: Objective | None = None,
         val_fraction: float = 0.1,
         min_samples: int = 2,
         drop_small_clients: bool = False,
@@ -71,7 +74,7 @@ class FederatedDataModule(LightningDataModule):
         self.val_fraction, self.min_samples, self.seed = val_fraction, min_samples, seed
         self.drop_small_clients, self.drop_unusable = drop_small_clients, drop_unusable
         self.eval_batch_size, self.local_metrics = eval_batch_size, local_metrics
-        self._num_clients, self._transform = num_clients, transform
+        self._num_clients, self._transform, self._objective = num_clients, transform, objective
         self._resident: Resident | None = None
         self.client_names: tuple[str | int, ...] | None = None
 
@@ -99,7 +102,9 @@ class FederatedDataModule(LightningDataModule):
         """
         if self._resident is not None:
             return
-        arrays = self._usable(self.load())
+        arrays = self.load()
+        self._objective = self._objective or arrays.objective or Classification()
+        arrays = self._usable(arrays.meeting(self._objective))
         natural = NaturalIds() if arrays.train_clients is not None else IID()
         split = make_split(
             arrays,
@@ -127,7 +132,7 @@ class FederatedDataModule(LightningDataModule):
         Raises:
             ConfigurationError: it has one class, or unusable samples that are not to be left out.
         """
-        if arrays.num_classes < 2:
+        if arrays.outputs < 2 and self.objective.single_labels(arrays.train.targets) is not None:
             raise ConfigurationError(
                 f"Expected at least 2 classes in the data of {type(self).__name__} but got {arrays.num_classes}"
             )
@@ -162,13 +167,37 @@ class FederatedDataModule(LightningDataModule):
         return self._transform
 
     @property
+    def objective(self) -> Objective:
+        """What the targets are."""
+        if self._objective is None:
+            raise RuntimeError(f"Expected {type(self).__name__}.setup() before its objective is used")
+        return self._objective
+
+    def meet(self, objective: Objective) -> Objective:
+        """Return another objective than the data's own, of the same targets.
+
+        Raises:
+            ConfigurationError: its targets are others.
+        """
+        for data, where in ((self.resident.validation, "validation"), (self.resident.all_test, "test")):
+            targets = objective.prepared(data.targets, where)
+            if targets.dtype != data.targets.dtype or targets.shape != data.targets.shape:
+                raise ConfigurationError(
+                    f"Expected an objective for the targets of {type(self.objective).__name__}, which the data has, "
+                    f"but got {type(objective).__name__}: set data.objective, too"
+                )
+            if len(targets):
+                objective.check_size(targets, self.num_classes, where)
+        return objective
+
+    @property
     def num_clients(self) -> int:
         """Number of clients N."""
         return len(self.resident.train)
 
     @property
     def num_classes(self) -> int:
-        """Number of classes K."""
+        """Number K of classes, or of whatever a net gives an output for."""
         return self.resident.labels.shape[1]
 
     @property
@@ -186,7 +215,7 @@ class FederatedDataModule(LightningDataModule):
         return (self.resident.train if split == "train" else self.resident.test)[client]
 
     def labels(self, client: int) -> Tensor:
-        """Return which classes a client's training data has, bool (K,)."""
+        """Return which labels a client's training targets have, bool (K,); all of an objective without labels."""
         return self.resident.labels[client]
 
     def train_dataloader(self) -> DataLoader[int]:
@@ -226,7 +255,7 @@ class FederatedDataModule(LightningDataModule):
     def summary(self) -> str:
         """Return one line: the data set, its samples, how they lie on the clients, and which clients are special."""
         untested = [client for client in range(self.num_clients) if not len(self.client_data(client, "test"))]
-        single = (self.resident.labels.sum(dim=1) == 1).nonzero().flatten().tolist()
+        single = (self.resident.labels.sum(dim=1) == 1).nonzero().flatten().tolist() if self.num_classes > 1 else []
         special = "".join(
             f", {fact}: {some('client', [self._called(client) for client in clients], most=3)}"
             for fact, clients in (("without test samples", untested), ("of one class", single))
@@ -234,8 +263,9 @@ class FederatedDataModule(LightningDataModule):
         )
         sizes, nobody = self.sizes, f", {self.unassigned} nobody's" if self.unassigned else ""
         seen = "" if self.client_transform is None else f", seen through {type(self.client_transform).__name__}"
+        learnt = self.objective.noun(self.num_classes)
         return (
-            f"{type(self).__name__}: {self.num_classes} classes, {sum(sizes)} training samples on {len(sizes)} clients "
+            f"{type(self).__name__}: {learnt}, {sum(sizes)} training samples on {len(sizes)} clients "
             f"(smallest {min(sizes)}, median {median(sizes):g}, largest {max(sizes)}){nobody}, "
             f"{len(self.resident.validation)} held out, {len(self.resident.all_test)} test{seen}{special}"
         )

@@ -20,6 +20,8 @@ class Partitioner(ABC):
     """
 
     by_client_id: ClassVar[bool] = False
+    by_class: ClassVar[bool] = True
+    """Whether the rule looks at classes; it is refused where samples have none."""
 
     def __call__(self, labels: Tensor, num_clients: int, generator: torch.Generator) -> list[Tensor]:
         """Return per client the positions of its samples.
@@ -50,6 +52,8 @@ class IID(Partitioner):
     sample more, so that none is lost.
     """
 
+    by_class: ClassVar[bool] = False
+
     def partition(self, labels: Tensor, num_clients: int, generator: torch.Generator) -> list[Tensor]:  # noqa: D102
         return list(torch.randperm(len(labels), generator=generator).tensor_split(num_clients))
 
@@ -58,6 +62,7 @@ class NaturalIds(Partitioner):
     """The clients that the data names (a writer, a hospital): client k has the samples of the k-th id, ids sorted."""
 
     by_client_id: ClassVar[bool] = True
+    by_class: ClassVar[bool] = False
 
     def partition(self, labels: Tensor, num_clients: int, generator: torch.Generator) -> list[Tensor]:
         """Return per client its samples; ``labels`` holds each sample's client, in [0, N).

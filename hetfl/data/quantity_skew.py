@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,6 +25,8 @@ class QuantitySkew(Redrawn):
     Raises:
         ConfigurationError: an argument is out of range.
     """
+
+    by_class: ClassVar[bool] = False
 
     def partition(self, labels: Tensor, num_clients: int, generator: torch.Generator) -> list[Tensor]:
         """Return per client the positions of its samples, ascending.

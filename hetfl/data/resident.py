@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from hetfl.data.arrays import Arrays, ClientData
-from hetfl.data.partition import class_counts
 from hetfl.data.split import Split
 
 
@@ -24,7 +23,7 @@ class Resident:
         test_owner: int64, shape (n_test,): the client of each sample of ``all_test``, or -1.
         validation: the samples held out from the training data.
         validation_owner: int64, shape (n_validation,): the client as which each is seen, or -1.
-        labels: bool, shape (N, K): the classes in each client's training data.
+        labels: bool, shape (N, K): the labels in each client's training data.
         unassigned: number of training samples that the partitioner left out.
     """
 
@@ -58,9 +57,14 @@ class Resident:
             test_owner=owners.repeat_interleave(torch.tensor([len(part) for part in test_parts])),
             validation=_take(arrays.train, split.validation),
             validation_owner=torch.full_like(split.validation, -1) if validation_owner is None else validation_owner,
-            labels=class_counts(arrays.train.targets, split.train, arrays.num_classes) > 0,
+            labels=torch.stack([_owned(arrays, part) for part in split.train]),
             unassigned=split.unassigned,
         )
+
+
+def _owned(arrays: Arrays, part: Tensor) -> Tensor:
+    assert arrays.objective is not None
+    return arrays.objective.label_counts(arrays.train.targets[part], arrays.outputs) > 0
 
 
 def _take(data: ClientData, positions: Tensor) -> ClientData:

@@ -51,8 +51,8 @@ def make_split(
         ConfigurationError: a fraction is out of range, the partitioner fails or gives a sample away twice, or a client
             has fewer than ``min_samples`` training samples and is not to be dropped.
     """
-    targets = arrays.train.targets
-    rest, held_out = hold_out(len(targets), val_fraction, generator(seed, "validation"))
+    classes = arrays.classes(arrays.train)
+    rest, held_out = hold_out(len(classes), val_fraction, generator(seed, "validation"))
     keys, num_clients, ids = _keys(arrays, partitioner, num_clients)
     parts = partitioner(keys[rest], num_clients, generator(seed, "partition"))
     taken = torch.cat(parts)
@@ -68,7 +68,8 @@ def make_split(
     if ids is not None and arrays.test_clients is not None:
         test = _by_id(ids[kept], arrays.test_clients)
     else:
-        test = matched_partition(targets, train, arrays.test.targets, generator(seed, "partition", "test"))
+        matching = generator(seed, "partition", "test")
+        test = matched_partition(classes, train, arrays.classes(arrays.test), matching)
     return Split(
         train,
         held_out,
@@ -137,7 +138,12 @@ def _keys(arrays: Arrays, partitioner: Partitioner, num_clients: int | None) -> 
             raise ConfigurationError(
                 f"Expected num_clients, as {type(partitioner).__name__} does not go by client ids, but got null"
             )
-        return arrays.train.targets, num_clients, None
+        if partitioner.by_class and arrays.objective and arrays.objective.single_labels(arrays.train.targets) is None:
+            raise ConfigurationError(
+                f"Expected samples of one class each, as {type(partitioner).__name__} goes by classes, but got "
+                f"those of {type(arrays.objective).__name__}: choose hetfl.data.IID, say"
+            )
+        return arrays.classes(arrays.train), num_clients, None
     if arrays.train_clients is None:
         raise ConfigurationError(
             f"Expected client ids in the data, as {type(partitioner).__name__} goes by them, but it has none"

@@ -13,10 +13,10 @@ class TensorData(FederatedDataModule):
 
     Args:
         train_inputs: shape (n, ...), uint8 images (n, C, height, width) or floats.
-        train_targets: whole numbers, shape (n,): classes from 0.
+        train_targets: shape (n, ...), as the objective takes them; by default whole numbers from 0, shape (n,).
         test_inputs: shape (m, ...).
-        test_targets: whole numbers, shape (m,).
-        num_classes: number of classes K; None: the largest class that occurs, plus 1.
+        test_targets: shape (m, ...).
+        num_classes: number of classes or other outputs K; None: as many as the targets need.
         train_clients: per training sample the id of its client, a number or a text; None: the partitioner decides.
         test_clients: per test sample the id of its client; None: matched to the training samples.
         num_clients: number of clients N; None: as many as there are client ids in the data.
@@ -43,16 +43,8 @@ class TensorData(FederatedDataModule):
 
     def load(self) -> Arrays:  # noqa: D102
         train_codes, test_codes, names = client_codes(self.train_clients, self.test_clients)
-        train, test = _with_int64_targets(self.train_data), _with_int64_targets(self.test_data)
-        highest = max((int(data.targets.max()) for data in (train, test) if len(data)), default=0)
-        num_classes = highest + 1 if self.num_labels is None else self.num_labels
-        return Arrays(train, test, num_classes, train_codes, test_codes, names)
+        return Arrays(self.train_data, self.test_data, self.num_labels, train_codes, test_codes, names)
 
 
 def _samples(inputs: ArrayLike, targets: ArrayLike, where: str) -> ClientData:
     return ClientData(as_tensor(inputs, f"{where} inputs"), as_tensor(targets, f"{where} targets"))
-
-
-def _with_int64_targets(data: ClientData) -> ClientData:
-    # Whole numbers of any width; floats are left for Arrays to refuse, as a cast would cut them off.
-    return data if data.targets.is_floating_point() else ClientData(data.inputs, data.targets.long())

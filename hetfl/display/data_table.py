@@ -37,9 +37,11 @@ def show_data(data: FederatedDataModule, clients: pd.DataFrame, console: Console
     console.print(data_table(clients), "")
     console.print(data.summary(), markup=False, soft_wrap=True)
     console.print(f"not assigned: {data.unassigned:,} of {sum(data.sizes) + data.unassigned:,} training samples")
-    console.print(
-        "divergence: total variation distance of a client's class mix from that of all clients together", soft_wrap=True
-    )
+    if "divergence" in clients.columns:
+        console.print(
+            "divergence: total variation distance of a client's class mix from that of all clients together",
+            soft_wrap=True,
+        )
 
 
 def data_table(clients: pd.DataFrame) -> Table:
@@ -52,7 +54,8 @@ def data_table(clients: pd.DataFrame) -> Table:
     some = "" if len(shown) == len(clients) else f" ({len(shown)} of {len(clients):,}, evenly spaced)"
     table = Table(title=f"Clients{some}", title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("client", justify="right", no_wrap=True)
-    for heading in COLUMNS.values():
+    shown_columns = [name for name in COLUMNS if name in clients.columns]
+    for heading in (COLUMNS[name] for name in shown_columns):
         table.add_column(heading, justify="right", no_wrap=True)
     texts = [name for name in ("id", "inputs") if name in clients.columns]
     for name in texts:
@@ -60,7 +63,7 @@ def data_table(clients: pd.DataFrame) -> Table:
     for row in clients.iloc[shown].to_dict("records"):
         table.add_row(str(row["client"]), *_cells(row), *(cell(row[name]) for name in texts))
     table.add_section()
-    numbers = clients[list(COLUMNS)]
+    numbers = clients[shown_columns]
     for name, values in (("smallest", numbers.min()), ("median", numbers.median()), ("largest", numbers.max())):
         table.add_row(name, *_cells(values))
     return table
@@ -68,5 +71,5 @@ def data_table(clients: pd.DataFrame) -> Table:
 
 def _cells(row: Mapping[Any, Any] | pd.Series[Any]) -> list[str]:
     """Return the numbers of a row as text: counts, the median of which may be half of one, and a share."""
-    counts = [f"{row[name]:,.1f}".removesuffix(".0") for name in COLUMNS if name != "divergence"]
-    return [*counts, f"{row['divergence']:.3f}"]
+    counts = [f"{row[name]:,.1f}".removesuffix(".0") for name in COLUMNS if name != "divergence" and name in row]
+    return [*counts, *([f"{row['divergence']:.3f}"] if "divergence" in row else [])]

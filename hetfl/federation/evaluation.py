@@ -12,14 +12,16 @@ from hetfl.data import FederatedDataModule
 from hetfl.federation.gathering import Gathering
 from hetfl.local import Personal
 from hetfl.models.static_batch_norm import static_layers
-from hetfl.objectives import ClientAccuracy, LevelMetrics, weighted_mean
+from hetfl.objectives import ClientScores, LevelScores, Objective, weighted_mean
+from hetfl.objectives.scores import beside
+from hetfl.seeding import generator
 from hetfl.types import Task
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""Raw inputs, targets (N,), and the client that each sample belongs to (N,), -1 for samples of no client."""
+"""Raw inputs, targets (N, ...), and the client that each sample belongs to (N,), -1 for samples of no client."""
 
-CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples", "accuracy", "own_accuracy")
-"""Of ``clients.csv``: accuracies of the global model, and of the client's own sub-model, on its own test data."""
+CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples", "{0}", "own_{0}")
+"""Of ``clients.csv``: scores of the global model, and of the client's own sub-model, on its own test data."""
 
 Predict = Callable[[nn.Module, Tensor], tuple[Tensor, dict[str, Tensor]]]
 Restrict = Callable[[Tensor, Tensor], Tensor]
@@ -29,26 +31,34 @@ class Evaluation:
     """Evaluates every level on the same batches, after its static batch-norm statistics have been gathered.
 
     With several global models a client's samples are evaluated by its cluster's, and samples of no client by all of
-    them. An accuracy is then the mean over models, weighted by their number of clients.
+    them. A score is then the mean over models, weighted by their number of clients.
 
     Args:
         data: the data.
         gathering: gathers statistics.
-        predict: returns the logits that an evaluation uses, and those of single heads by name.
-        restrict: returns logits as a client that has only some labels uses them.
+        objective: has the loss and the metrics.
+        predict: returns the outputs that an evaluation uses, and those of single heads by name.
+        restrict: returns outputs as a client that has only some labels uses them.
         personal: what clients keep of their own.
     """
 
     def __init__(
-        self, data: FederatedDataModule, gathering: Gathering, predict: Predict, restrict: Restrict, personal: Personal
+        self,
+        data: FederatedDataModule,
+        gathering: Gathering,
+        objective: Objective,
+        predict: Predict,
+        restrict: Restrict,
+        personal: Personal,
     ) -> None:
-        self.data, self.gathering, self.predict = data, gathering, predict
+        self.data, self.gathering, self.objective, self.predict = data, gathering, objective, predict
+        self.restrict = restrict
         self.hosting, self.models, self.levels = gathering.hosting, gathering.models, gathering.levels
         self.assignment, self.clustering = gathering.assignment, gathering.clustering
-        self._metrics: dict[int, LevelMetrics] = {}  # by model
-        self.client_accuracy = ClientAccuracy(data.num_clients, data.labels, restrict)
-        self.own_accuracy = ClientAccuracy(data.num_clients, data.labels, restrict)
-        self.personal, self.personal_accuracy = personal, ClientAccuracy(data.num_clients, data.labels, restrict)
+        self._scores: dict[int, LevelScores] = {}  # by model
+        self.client_scores = ClientScores(data.num_clients, objective)
+        self.own_scores = ClientScores(data.num_clients, objective)
+        self.personal, self.personal_scores = personal, ClientScores(data.num_clients, objective)
 
     @property
     def several(self) -> bool:
@@ -63,41 +73,43 @@ class Evaluation:
         self._used = sorted(set(self._model_N.tolist()))
         self._nets: dict[str, nn.Module] = {}
         self._present, self._personal_measured = -1, False
+        self._random = generator(self.hosting.problem.seed, "evaluation")
         return asked
 
-    def measure_levels(self, batch: Batch) -> dict[str, Tensor]:
-        """Measure all levels on a batch; return the logits of each sample by its owner's model."""
-        return self._evaluate(batch, list(self.levels), measure=True)
+    def measure_levels(self, batch: Batch) -> None:
+        """Measure all levels on a batch."""
+        self._evaluate(batch, list(self.levels), measure=True)
 
-    def measure_clients(self, batch: Batch, logits: dict[str, Tensor] | None = None) -> None:
-        """Measure the global model on the clients' own samples; logits that are known are not computed again."""
-        _, targets, owner = batch
-        largest = self.levels.largest
-        logits = self._evaluate(batch, [largest], measure=False) if logits is None else logits
-        self.client_accuracy.update(logits[largest], targets, owner)
+    def measure_clients(self, batch: Batch) -> None:
+        """Measure the global model on the clients' own samples."""
+        sums = self._evaluate(batch, [self.levels.largest], by_client=True)
+        self.client_scores.update(sums[self.levels.largest], batch[2])
 
-    def measure_own_levels(self, batch: Batch, logits: dict[str, Tensor]) -> None:
-        """Measure each client's own sub-model on its samples."""
-        _, targets, owner = batch
-        order, names = list(self.levels), self.assignment.levels(self.models.last_round)
-        level_N = torch.tensor([order.index(name) for name in names], device=targets.device)
-        stacked_LNK = torch.stack([logits[level] for level in order])
-        own_NK = stacked_LNK[level_N[owner.clamp(min=0)], torch.arange(len(targets), device=targets.device)]
-        self.own_accuracy.update(own_NK, targets, owner)
+    def measure_all(self, batch: Batch) -> None:
+        """Measure all levels, the global model on the clients' own samples, and each client's own sub-model on them."""
+        owner, order = batch[2], list(self.levels)
+        sums = self._evaluate(batch, order, measure=True, by_client=True)
+        self.client_scores.update(sums[self.levels.largest], owner)
+        names = self.assignment.levels(self.models.last_round)
+        level_N = torch.tensor([order.index(name) for name in names], device=owner.device)
+        stacked_LNM = torch.stack([sums[level] for level in order])
+        own_NM = stacked_LNM[level_N[owner.clamp(min=0)], torch.arange(len(owner), device=owner.device)]
+        self.own_scores.update(own_NM, owner)
 
     def columns(self, stage: str) -> dict[str, Tensor]:
         """Return and forget what was measured."""
-        parts = {}
+        parts, headline = {}, self.objective.headline
         for model in self._used:
-            if self._metrics_of(model).count:
+            if self._scores_of(model).count:
                 share = float((self._model_N == model).sum())
-                parts[model] = (share, self._metrics_of(model).compute(stage))
+                parts[model] = (share, self._scores_of(model).compute(stage))
         columns = weighted_mean(list(parts.values()))
         if self.several and stage == "val":
-            columns |= {f"cluster/accuracy/{model}": found["val/accuracy"] for model, (_, found) in parts.items()}
-        columns |= self.client_accuracy.compute()
+            own = {model: found[headline.column("val")] for model, (_, found) in parts.items()}
+            columns |= {f"cluster/{headline.name}/{model}": score for model, score in own.items()}
+        columns |= self.client_scores.compute()
         if self.with_personal:
-            columns |= {"local/personal_accuracy": self.measured_personal().mean()}
+            columns |= {f"local/personal_{headline.name}": self.measured_personal().mean()}
         return columns
 
     @property
@@ -105,15 +117,15 @@ class Evaluation:
         """Whether clients keep something of their own here: on Flower it is with the nodes."""
         return bool(self.personal.names and self.personal.store.clients())
 
-    def measured_personal(self) -> ClientAccuracy:
-        """Return the accuracy of every client's own sub-model, with what it keeps of its own, on its test samples.
+    def measured_personal(self) -> ClientScores:
+        """Return the score of every client's own sub-model, with what it keeps of its own, on its test samples.
 
         It is measured once in an evaluation.
         """
         if self._personal_measured:
-            return self.personal_accuracy
+            return self.personal_scores
         parts, round, mark = self.hosting.parts, self.models.last_round, self.models.mark
-        self.personal_accuracy.reset()
+        self.personal_scores.reset()
         self._present, self._personal_measured = -1, True  # resident nets are loaded with clients' values
         for client, level in enumerate(self.assignment.levels(round)):
             samples = self.data.client_data(client, "test")
@@ -124,31 +136,36 @@ class Evaluation:
             kept = self.personal.of(task.owner, parts.kept(task), self.models.like)
             net = self.hosting.of_client(replace(task, personal=kept))
             for batch in torch.arange(len(samples.targets)).split(self.data.eval_batch_size):
-                inputs = self.data.transform.eval(samples.inputs[batch]).to(self.models.like.device)
-                logits, targets = self.predict(net, inputs)[0], samples.targets[batch]
-                self.personal_accuracy.update(logits, targets, torch.full_like(targets, client))
-        return self.personal_accuracy
+                inputs, targets = self._prepared(samples.inputs[batch], samples.targets[batch])
+                owner = torch.full((len(batch),), client)
+                outputs = self.predict(net, inputs.to(self.models.like.device))[0].to(targets.device)
+                self.personal_scores.update(self._sums(outputs, targets, owner), owner)
+        return self.personal_scores
 
     def client_rows(self) -> tuple[Sequence[str], list[Sequence[object]]]:
         """Return and forget columns and rows of ``clients.csv``, one row per client."""
-        levels, tested = self.assignment.levels(self.models.last_round), self.client_accuracy.count_S.int().tolist()
+        levels, tested = self.assignment.levels(self.models.last_round), self.client_scores.count_S.int().tolist()
         cells: list[Sequence[object]] = [range(len(levels)), levels, self.data.sizes, tested]
-        cells += [self.client_accuracy.per_client(), self.own_accuracy.per_client()]
+        cells += [self.client_scores.per_client(), self.own_scores.per_client()]
         cells += [self._model_N.tolist()] if self.several else []
-        self.own_accuracy.reset()
-        columns = [*CLIENT_COLUMNS, *["cluster"] * self.several]
+        self.own_scores.reset()
+        headline = self.objective.headline.name
+        columns = [*(name.format(headline) for name in CLIENT_COLUMNS), *["cluster"] * self.several]
         if self.with_personal:
-            columns.append("personal_accuracy")
+            columns.append(f"personal_{headline}")
             cells.append(self.measured_personal().per_client())
         return columns, list(zip(*cells, strict=True))
 
-    def _evaluate(self, batch: Batch, levels: list[str], measure: bool) -> dict[str, Tensor]:
-        """Return the logits of each sample by its owner's model; ``measure`` samples of no client by all models.
+    def _evaluate(
+        self, batch: Batch, levels: list[str], measure: bool = False, by_client: bool = False
+    ) -> dict[str, Tensor]:
+        """Return by level what the objective sums up of each sample (N, M), by its owner's model.
 
         Args:
             batch: the samples.
             levels: names, the largest first.
-            measure: update the levels' metrics.
+            measure: update the levels' scores; samples of no client are measured by all models.
+            by_client: return sums; otherwise nothing.
         """
         inputs, targets, owner = batch
         model_N = self._model_N.to(owner.device)[owner.clamp(min=0)]
@@ -157,32 +174,44 @@ class Evaluation:
             rows = ((model_N == model) | (owner < 0)).nonzero().squeeze(1)
             if not len(rows):
                 continue
-            all_of_them = len(rows) == len(targets)
-            logits = self._logits(inputs if all_of_them else inputs[rows], levels, model)
+            whole = len(rows) == len(targets)
+            taken = batch if whole else (inputs[rows], targets[rows], owner[rows])
+            outputs, aims = self._outputs(taken[0], taken[1], levels, model)
             if measure:
-                self._metrics_of(model).update(logits, targets if all_of_them else targets[rows])
-            for name, values in logits.items():
-                if all_of_them and name not in together:
-                    together[name] = values
-                else:
-                    whole = together.setdefault(name, values.new_zeros(len(targets), *values.shape[1:]))
-                    together[name] = whole.index_copy(0, rows, values)
+                self._scores_of(model).update(outputs, aims)
+            for name in levels if by_client else ():
+                sums = self._sums(outputs[name], aims, taken[2])
+                known = (
+                    together.get(name, sums) if whole else together.get(name, sums.new_zeros(len(owner), sums.shape[1]))
+                )
+                together[name] = known if whole else known.index_copy(0, rows, sums)
         return together
 
-    def _logits(self, inputs: Tensor, levels: list[str], model: int) -> dict[str, Tensor]:
-        """Return the logits of levels, the largest first, and behind them those of the largest's heads."""
+    def _sums(self, outputs: Tensor, targets: Tensor, owner_N: Tensor) -> Tensor:
+        """Return what the objective sums up of samples, with outputs as their owners use them."""
+        labels_NK = self.data.resident.labels.to(outputs.device)[owner_N.clamp(min=0).to(outputs.device)]
+        return self.objective.sums(self.restrict(outputs, beside(labels_NK, outputs)), targets)
+
+    def _prepared(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return raw samples as nets and losses take them."""
+        return self.objective.batch(self.data.transform.eval(inputs), targets, self._random)
+
+    def _outputs(
+        self, inputs: Tensor, targets: Tensor, levels: list[str], model: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the outputs of levels, the largest first, behind them those of the largest's heads; and targets."""
         if model != self._present:  # resident nets, loaded where they hold another model's values
             self._nets = {level: self.hosting.submodel(level, model) for level in self.levels}
             for layer in (layer for net in self._nets.values() for layer in static_layers(net).values()):
                 if not layer.ready:
                     layer.forget()
             self._present = model
-        prepared = self.data.transform.eval(inputs)
-        outputs = {level: self.predict(self._nets[level], prepared) for level in levels}
-        return {level: logits for level, (logits, _) in outputs.items()} | outputs[levels[0]][1]
+        inputs, targets = self._prepared(inputs, targets)
+        found = {level: self.predict(self._nets[level], inputs) for level in levels}
+        return {level: outputs for level, (outputs, _) in found.items()} | found[levels[0]][1], targets
 
-    def _metrics_of(self, model: int) -> LevelMetrics:
-        if model not in self._metrics:
-            metrics = LevelMetrics(list(self.levels), self.data.num_classes)
-            self._metrics[model] = metrics.to(self.models.like.device)
-        return self._metrics[model]
+    def _scores_of(self, model: int) -> LevelScores:
+        if model not in self._scores:
+            scores = LevelScores(list(self.levels), self.objective, self.data.num_classes)
+            self._scores[model] = scores.to(self.models.like.device)
+        return self._scores[model]

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from hetfl.aggregators import Aggregator, HolderMean
 from hetfl.data import FederatedDataModule
+from hetfl.errors import ConfigurationError
 from hetfl.federation.models import GlobalModels
 from hetfl.levels.level_set import LevelSet
-from hetfl.local.losses import cross_entropies
 from hetfl.local.method import LocalMethod
+from hetfl.objectives import Objective
+from hetfl.objectives.scores import beside
 from hetfl.part import Part
 from hetfl.parts import PartRule
 from hetfl.piece import Piece
@@ -41,6 +43,8 @@ class Method(LightningModule, LocalMethod):
 
     default_levels: ClassVar[Mapping[str, Level]] = {"a": Level("a")}
     default_aggregator: ClassVar[type[Aggregator]] = HolderMean
+    without_labels: ClassVar[str] = ""
+    """What the message adds that refuses an objective without labels: how to do without these rules."""
     levels: LevelSet
     models: GlobalModels
     parts: PartRule
@@ -53,9 +57,9 @@ class Method(LightningModule, LocalMethod):
 
     @property
     def pieces(self) -> dict[str, Piece]:
-        """Everything that keeps a state during a run, by name: the attributes that are pieces."""
+        """Everything that keeps a state during a run, by name: the public attributes that are pieces."""
         attributes = {**vars(self), **self._modules}
-        return {name: value for name, value in attributes.items() if isinstance(value, Piece)}
+        return {name: each for name, each in attributes.items() if isinstance(each, Piece) and name[0] != "_"}
 
     @property
     def net(self) -> nn.Module:
@@ -71,17 +75,42 @@ class Method(LightningModule, LocalMethod):
         """Return what a client sends of its part, and counts as a holder of: by default all but frozen parameters."""
         return self.models.unfrozen(self.parts.sent(part, level, round, client))
 
+    def check_objective(self, objective: Objective) -> None:
+        """Refuse an objective that the method cannot learn.
+
+        Raises:
+            ConfigurationError: the method has rules about labels, and the objective has none.
+        """
+        if self.needs_labels and not objective.owns_labels:
+            raise ConfigurationError(
+                f"Expected an objective with labels for {type(self).__name__}, which has rules about them, but got "
+                f"{type(objective).__name__}{self.without_labels}"
+            )
+
     def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return logits (..., K) as a client with only some ``labels`` (..., K) uses them; by default as they are."""
+        """Return logits (..., K) as a client with only some ``labels`` (..., K) uses them; by default as they are.
+
+        A method that overrides it needs an objective whose outputs are labels.
+        """
         return logits
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
-        """Return the local loss of outputs (N, K) and targets (N,); with leading client dimensions, one loss each."""
-        return cross_entropies(self.restrict(outputs, ctx.labels.unsqueeze(-2)), targets)
+        """Return the objective's loss of outputs and targets; with leading client dimensions, one loss each.
+
+        Outputs are restricted to the client's labels before, as :meth:`restrict` says.
+        """
+        return self.objective.loss(self.restrict(outputs, beside(ctx.labels, outputs)), targets)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the method has rules about labels, which the objective must have: by default :meth:`restrict`."""
+        return type(self).restrict is not Method.restrict
 
     def predict(self, net: nn.Module, inputs: Tensor) -> Tensor:
-        """Return the logits (N, K) that an evaluation uses; refuse several exits, which the loss cannot take."""
-        return trainers.of_one_exit(net(inputs), type(self).__name__)
+        """Return the outputs that an evaluation uses; refuse several exits, which the loss cannot take."""
+        trainers.check_one_exit(net, type(self).__name__)
+        outputs: Tensor = net(inputs)
+        return outputs
 
     def predict_heads(self, net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the same, and the logits of single heads by name, from one pass: by default there are none."""

@@ -29,7 +29,6 @@ from hetfl.federation.gathering import Gathering
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.method import Method
 from hetfl.federation.models import GlobalModels, default_server_optimizer, forget_cached
-from hetfl.federation.prediction import Prediction
 from hetfl.federation.probing import Probing
 from hetfl.federation.ranks import shared_clients
 from hetfl.federation.round import Round
@@ -43,9 +42,11 @@ from hetfl.levels.level_set import LevelSet
 from hetfl.levels.table import level_costs, save_levels
 from hetfl.local import Executor, LocalProblem, LocalTraining, Personal, Sequential
 from hetfl.local.training import check_optimizers
+from hetfl.objectives import Objective
 from hetfl.parts import PartRule, Prefix
 from hetfl.piece import Facts, described, settings_of
 from hetfl.runs import trainers, writing
+from hetfl.runs.prediction import Prediction
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
 from hetfl.types import Level, NetFactory
@@ -74,6 +75,7 @@ class FederatedModule(Method):
         statistics_clients: how many clients gather static batch-norm statistics of each level; None: all that can.
         parts: which part of the global model a client holds in a round; default: the leading channels and stages.
         personal: tensors that stay with their client, or patterns of their names; None: there are none.
+        objective: what the targets are; default: what the data says.
         check_nesting: refuse nets whose sub-models are not their leading channels.
         seed: of every random choice; on the command line it follows ``seed_everything``.
 
@@ -99,6 +101,7 @@ class FederatedModule(Method):
         statistics_clients: int | None = None,
         parts: PartRule | None = None,
         personal: Personal | list[str] | None = None,
+        objective: Objective | None = None,
         check_nesting: bool = True,
         seed: int = 0,
     ) -> None:
@@ -115,6 +118,7 @@ class FederatedModule(Method):
         self.local, self.uplink = local or LocalTraining(), uplink or ErrorFeedback(Identity())
         self.penalty, self.executor = self.local.regulariser, executor or Sequential()
         self.aggregator = Aggregators(aggregator or self.default_aggregator())
+        self._objective, self.objective = objective, objective or self.objective
         self.personal, self.ledger = Personal.given(personal), Ledger(self.fleet, deadline)
         self.downloads = Downloads(self.levels.indices, self.personal.among(self.models.tensors[0]))
         self.statistics = StaticStatisticsStore(self.models, statistics_clients)
@@ -131,7 +135,7 @@ class FederatedModule(Method):
         self.hosting = Hosting(
             LocalProblem(self.seed, self.local, *how), self.task_parts, self.executor, self.statistics
         )
-        self.prediction = Prediction(self.hosting)
+        self.prediction = Prediction(self.hosting.submodel, list(self.levels), self.models)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)
         self.models.register_load_state_dict_post_hook(self._loaded)  # type: ignore[no-untyped-call]
 
@@ -145,6 +149,8 @@ class FederatedModule(Method):
             return
         data = self.data
         trainers.check_trainer(self.trainer, stage)
+        self.objective = data.objective if self._objective is None else data.meet(self._objective)
+        self.check_objective(self.objective)
         filing = [piece for piece in self.pieces.values() if piece not in (self.uplink, self.clients)]
         self.clients = shared_clients(self.clients, self.trainer, filing)
         self.selection.check_weighting(self.aggregator.first.by_size)
@@ -157,9 +163,11 @@ class FederatedModule(Method):
             piece.setup(facts)
         if self._met is not data:
             check_optimizers(self.server_optimizer, parameters.values(), self.local)
-            samples = data.transform.eval(data.client_data(0).inputs[:4])
+            some = data.client_data(0)
+            samples = data.transform.eval(some.inputs[:4])
+            shape = self.objective.output_shape(some.targets[:4], data.num_classes)
             rule = self.parts.of_level if self.check_nesting else None
-            self.levels.inspect(samples, data.num_classes, rule, self.predict)
+            self.levels.inspect(samples, shape, rule, self.predict)
             self._met = data
         self._assemble()
         if stage == "fit":
@@ -179,7 +187,8 @@ class FederatedModule(Method):
         pieces, hosting = list(self.pieces.values()), self.hosting
         self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, hosting)
         gathering = Gathering(probing, hosting, self.fleet, self.seed)
-        self.evaluation = Evaluation(self.data, gathering, self.predict_heads, self.restrict, self.personal)
+        how = (self.objective, self.predict_heads, self.restrict)
+        self.evaluation = Evaluation(self.data, gathering, *how, self.personal)
 
     def configure_optimizers(self) -> Any:
         """Return the server's optimizer and the carrier of the clients' learning rate, with its schedule."""
@@ -195,7 +204,7 @@ class FederatedModule(Method):
         for piece in self.pieces.values():
             piece.begin()
         for folder in writing.run_folders(self.loggers):
-            writing.go_on(folder, self.models.version, self.levels)
+            writing.go_on(folder, self.models.version, self.levels, self.objective.headline)
             sizes, down = self.task_parts.upload_sizes(self.data), self.forecast.down_bytes()
             save_levels(folder, level_costs(self.levels, sizes, down))
 
@@ -232,9 +241,7 @@ class FederatedModule(Method):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Take a batch of the test set."""
-        logits = self.evaluation.measure_levels(batch)
-        self.evaluation.measure_clients(batch, logits)
-        self.evaluation.measure_own_levels(batch, logits)
+        self.evaluation.measure_all(batch)
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/*`` and ``local/*``; write ``clients.csv``, one row per client."""

@@ -16,6 +16,7 @@ from hetfl.levels.budgets import Allowance, Axis, Budgets
 from hetfl.levels.sizes import make_net, rescale
 from hetfl.local.flops import flops_per_sample, layer_shares
 from hetfl.local.nesting import check_nesting
+from hetfl.models.exits import exits_of
 from hetfl.models.static_batch_norm import gathering
 from hetfl.part import Part, only
 from hetfl.seeding import derive
@@ -130,18 +131,22 @@ class LevelSet(Mapping[str, Level]):
             return self.build(self.largest)
 
     def inspect(
-        self, inputs_N: Tensor, num_classes: int, part: LevelPart | None = None, predict: Predict | None = None
+        self,
+        inputs_N: Tensor,
+        output_shape: tuple[int, ...],
+        part: LevelPart | None = None,
+        predict: Predict | None = None,
     ) -> dict[str, tuple[float, float]]:
         """Return per level the FLOPs of one sample, forward and with backward; check that nets nest.
 
         Args:
             inputs_N: a few samples, as the nets get them.
-            num_classes: classes K of the data.
+            output_shape: shape of a net's outputs for them, such as (N, K), without a dimension of exits.
             part: returns the part of a level in a round, of which two are compared with the global net; None: none is.
-            predict: makes logits (N, K) of a net and inputs, as the method does; None: that is not looked at.
+            predict: makes outputs of a net and inputs, as the method does; None: that is not looked at.
 
         Raises:
-            ConfigurationError: a net cannot take the samples, gives other than K logits from each of its exits, or is
+            ConfigurationError: a net cannot take the samples, gives outputs of another shape from its exits, or is
                 not the leading channels and first stages of the global net; the method cannot use the net's exits; the
                 samples are not of the shape that budgets were met with.
         """
@@ -152,9 +157,9 @@ class LevelSet(Mapping[str, Level]):
             )
         for name in self:
             net = self.build(name)
-            self._probe(net, inputs_N, num_classes, name)
+            self._probe(net, inputs_N, output_shape, name)
             if predict is not None and name == self.largest:
-                _probe_method(predict, net, inputs_N, num_classes)
+                _probe_method(predict, net, inputs_N, output_shape)
             parts = [] if part is None or name == self.largest else [part(name, round) for round in (0, 1)]
             for each in {each.key: each for each in parts}.values():
                 check_nesting(self.net, net, each, inputs_N, name)
@@ -162,7 +167,7 @@ class LevelSet(Mapping[str, Level]):
         self._samples, self._shares = inputs_N[:2], {}
         return self.flops
 
-    def _probe(self, net: nn.Module, inputs_N: Tensor, num_classes: int, name: str) -> None:
+    def _probe(self, net: nn.Module, inputs_N: Tensor, output_shape: tuple[int, ...], name: str) -> None:
         try:
             with torch.no_grad(), gathering(net):
                 outputs = net(inputs_N)
@@ -171,12 +176,13 @@ class LevelSet(Mapping[str, Level]):
                 f"Expected the net at level {name} to take inputs of shape {tuple(inputs_N.shape)} but got: "
                 f"{str(error).splitlines()[0]}"
             ) from None
-        logits = (len(inputs_N), num_classes)
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else ()
-        if got[-2:] != logits or len(got) not in (2, 3) or got[0] == 0:
+        exits, got = exits_of(net), tuple(outputs.shape) if isinstance(outputs, Tensor) else ()
+        wanted = output_shape if exits is None else (exits, *output_shape)
+        if got != wanted:
+            several = f" (a net of {got[0]} exits declares them: exits = {got[0]})" if got[1:] == wanted else ""
             raise ConfigurationError(
-                f"Expected logits of shape {logits}, one per class, or (exits, {logits[0]}, {logits[1]}) from the net "
-                f"at level {name} but got {got or type(outputs).__name__}"
+                f"Expected outputs of shape {wanted} from the net at level {name} but got "
+                f"{got or type(outputs).__name__}{several}"
             )
 
     def work(self, task: Task, down_bytes: int, passes: int, up_bytes: int = 0, training: bool = False) -> Work:
@@ -214,12 +220,12 @@ class LevelSet(Mapping[str, Level]):
         return _contains(self.indices[has], self.indices[level])
 
 
-def _probe_method(predict: Predict, net: nn.Module, inputs_N: Tensor, num_classes: int) -> None:
+def _probe_method(predict: Predict, net: nn.Module, inputs_N: Tensor, output_shape: tuple[int, ...]) -> None:
     with torch.no_grad(), gathering(net):
         got = tuple(predict(net, inputs_N).shape)
-    if got != (len(inputs_N), num_classes):
+    if got != output_shape:
         raise ConfigurationError(
-            f"Expected the method to predict logits of shape {(len(inputs_N), num_classes)} but got {got}: "
+            f"Expected the method to predict outputs of shape {output_shape} but got {got}: "
             "does the net have the exits that the method needs?"
         )
 

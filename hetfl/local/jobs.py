@@ -70,7 +70,8 @@ def training_batches(bench: Bench, task: Task) -> Iterator[tuple[Tensor, Tensor]
     random = torch.Generator().manual_seed(_seed(bench, task))
     epochs = (batches(len(data.targets), local.batch_size, random) for _ in range(task.epochs or local.epochs))
     for batch in islice((batch for epoch in epochs for batch in epoch), task.steps):
-        yield bench.data.transform.train(data.inputs[batch], random), data.targets[batch]
+        inputs = bench.data.transform.train(data.inputs[batch], random)
+        yield bench.problem.method.objective.batch(inputs, data.targets[batch], random)
 
 
 def _seed(bench: Bench, task: Task) -> int:
@@ -108,16 +109,17 @@ def losses(bench: Bench, task: Task, samples: int | None) -> Result:
     resident, data = bench.resident(task), bench.data.client_data(task.client)
     resident.start(beyond_D=bench.beyond(task))
     ctx = bench.context(task, bench.data.labels(task.client).to(bench.device))
-    net = resident.net.train()
+    net, method = resident.net.train(), bench.problem.method
     random = generator(bench.problem.seed, "losses", task.round, task.client)
     torch.manual_seed(random.initial_seed())  # dropout draws from torch's global generator
     order = torch.randperm(len(data.targets), generator=random)[:samples]
     total = torch.zeros((), dtype=torch.float64, device=bench.device)
     with torch.no_grad():
         for batch in cut(order, LOSS_BATCH):
-            inputs = bench.data.transform.eval(data.inputs[batch]).to(bench.device)
-            targets = data.targets[batch].to(bench.device)
-            total += len(batch) * bench.problem.method.loss(net(inputs), targets, ctx).double()
+            inputs = bench.data.transform.eval(data.inputs[batch])
+            inputs, targets = method.objective.batch(inputs, data.targets[batch], random)
+            outputs = net(inputs.to(bench.device))
+            total += len(batch) * method.loss(outputs, targets.to(bench.device), ctx).double()
     return Result(task, report_of(bench, task, total.item() / len(order), len(order)), torch.empty(0))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from hetfl.objectives import Classification, Objective
 from hetfl.types import ClientContext
 
 Batch = tuple[Tensor, Tensor]
@@ -17,11 +18,17 @@ NEEDS_STEPS = ("local_loss", "before_client", "after_step", "after_client")
 
 
 class LocalMethod(ABC):
-    """The seams of local training. They read the method; what they change is the client's net alone."""
+    """The seams of local training. They read the method; what they change is the client's net alone.
+
+    Attributes:
+        objective: what the targets are.
+    """
+
+    objective: Objective = Classification()
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
-        """Return the loss of outputs (N, K) and targets (N,); with leading client dimensions, one loss each."""
+        """Return the loss of outputs (N, K) and targets (N,), say; with leading client dimensions, one loss each."""
 
     def local_loss(self, net: nn.Module, batch: Batch, ctx: ClientContext) -> Tensor:
         """Return the loss whose gradient a client's step follows: by default :meth:`loss` of the net's outputs.

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
+from hetfl.models.exits import exits_of
 from hetfl.models.static_batch_norm import gathering
 from hetfl.submodel import put, state_of, take
 
@@ -30,7 +30,7 @@ def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Ten
     statistics; norms across channels, whose statistics rightly differ, are reduced to their affine part.
 
     Args:
-        whole: the global net, whose outputs are logits (N, K), or (H, N, K) with an exit per stage.
+        whole: the global net; of one with an exit per stage outputs have a leading dimension.
         part: the level's net; its values are replaced in a copy. Its exits are compared with the global net's first.
         index: what the level holds of the global net.
         inputs_N: a few samples, as the nets get them.
@@ -49,14 +49,14 @@ def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Ten
         if name not in tensors and name in others and buffer.shape == others[name].shape:
             buffer.copy_(others[name])
     _zero_outside(tensors, index)
-    inputs_N = inputs_N[: _enough(inputs_N)].double()
+    inputs_N, exits = inputs_N[: _enough(inputs_N)].double(), exits_of(part)
     with torch.no_grad():
         expected = _run(part, inputs_N)
-        outputs = _run(whole, inputs_N, exits=len(expected))
+        outputs = _run(whole, inputs_N, exits)
     if outputs.shape == expected.shape and torch.allclose(outputs, expected, rtol=1e-6, atol=1e-9):
         return
     layer = _first_that_differs(whole, part, inputs_N)
-    wanted, gradients = _gradients(part, inputs_N), _gradients(whole, inputs_N, exits=len(expected))
+    wanted, gradients = _gradients(part, inputs_N), _gradients(whole, inputs_N, exits)
     of_layer = {name: gradient for name, gradient in wanted.items() if not layer or name.startswith(f"{layer}.")}
     raise ConfigurationError(
         f"Expected the net at level {level} to be the leading channels and first stages of the global net but got "
@@ -112,7 +112,7 @@ def _enough(inputs_N: Tensor) -> int:
 
 
 def _run(net: nn.Module, inputs_N: Tensor, exits: int | None = None) -> Tensor:
-    """Return the logits, of several exits only the first ``exits``."""
+    """Return the outputs; of a net that declares exits only the first ``exits``."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -120,14 +120,14 @@ def _run(net: nn.Module, inputs_N: Tensor, exits: int | None = None) -> Tensor:
             outputs: Tensor = net(inputs_N)
     finally:
         torch.set_default_dtype(default)
-    return outputs[:exits] if outputs.dim() == 3 else outputs
+    return outputs if exits is None else outputs[:exits]
 
 
 def _gradients(net: nn.Module, inputs_N: Tensor, exits: int | None = None) -> dict[str, Tensor]:
-    """Return the gradients of the loss of the same logits."""
+    """Return the gradients of a number that all of the same outputs decide."""
     outputs = _run(net, inputs_N, exits)
-    labels = torch.arange(len(inputs_N)) % outputs.shape[-1]
-    F.cross_entropy(outputs.flatten(0, -2), labels.repeat(outputs.shape[:-1].numel() // len(labels))).backward()
+    weights = torch.rand(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=outputs.dtype)
+    (weights * outputs.square()).sum().backward()
     zero = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     return {name: zero[name] if p.grad is None else p.grad for name, p in net.named_parameters()}
 

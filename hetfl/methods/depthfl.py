@@ -17,6 +17,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.levels.budgets import Budgets
 from hetfl.models.exits import Stage
+from hetfl.objectives import Objective
 from hetfl.part import Part, only
 from hetfl.types import ClientContext, Level, NetFactory
 
@@ -30,13 +31,6 @@ def ramp(round: int, rounds: int) -> float:
     .. math:: w(t) = e^{-5 (1 - \min(t, R) / R)^2}
     """
     return math.exp(-5.0 * (1.0 - min(round, rounds) / rounds) ** 2) if rounds else 1.0
-
-
-def heads_loss(logits_HNK: Tensor, targets_N: Tensor) -> Tensor:
-    """Return the cross-entropy of every head, averaged over the batch: shape (..., H)."""
-    log_p = F.log_softmax(logits_HNK, dim=-1)
-    targets = targets_N.unsqueeze(-2).expand(log_p.shape[:-1]).unsqueeze(-1)
-    return -log_p.gather(-1, targets).squeeze(-1).mean(-1)
 
 
 def distillation_loss(logits_HNK: Tensor) -> Tensor:
@@ -70,7 +64,7 @@ class DepthFL(FederatedModule):
     Args:
         net: builds the net of a level.
         levels: what clients can afford, the deepest first, or its budgets; None: depths 4, 3, 2, 1.
-        distillation: whether heads learn from each other.
+        distillation: whether heads learn from each other; the objective's outputs must be those of one distribution.
         ramp_rounds: rounds R until distillation has its full weight.
         deepest_only: train and send a client's deepest head alone (InclusiveFL, KDD 2022, without its momentum); it
             excludes distillation. A head is the mean of the clients that trained it; DepthFL's code also averages the
@@ -104,13 +98,28 @@ class DepthFL(FederatedModule):
         self.distillation, self.ramp_rounds, self.deepest_only = distillation, ramp_rounds, deepest_only
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
-        """Return the local loss of outputs (..., H, N, K) and targets (..., N); shape (...)."""
+        """Return the local loss of outputs (..., H, N, K) and targets (..., N), say; shape (...)."""
+        exits = targets.dim() - self.objective.target_dims
         if self.deepest_only:
-            outputs = outputs[..., -1:, :, :]
-        loss = heads_loss(outputs, targets).sum(-1)
+            outputs = outputs.narrow(exits, outputs.shape[exits] - 1, 1)
+        loss = self.objective.per_exit(outputs, targets).sum(-1)
         if self.distillation:
-            loss = loss + ramp(ctx.round, self.ramp_rounds) * distillation_loss(outputs)
+            logits = outputs.flatten(exits + 1, -2)  # positions of sequences are samples, too
+            loss = loss + ramp(ctx.round, self.ramp_rounds) * distillation_loss(logits)
         return loss
+
+    def check_objective(self, objective: Objective) -> None:
+        """Refuse to distil outputs that are no distribution.
+
+        Raises:
+            ConfigurationError: they are not.
+        """
+        super().check_objective(objective)
+        if self.distillation and not objective.probabilities:
+            raise ConfigurationError(
+                f"Expected distillation false for {type(objective).__name__}, whose outputs are no distribution, but "
+                "got true"
+            )
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         """Return the client's part; without its shallower heads if it trains the deepest alone."""

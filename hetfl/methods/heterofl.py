@@ -9,16 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
+from hetfl.levels.budgets import Budgets
 from hetfl.models.static_batch_norm import gathering
 from hetfl.part import Part
-from hetfl.types import Level
+from hetfl.types import Level, NetFactory
 
 
 class HeteroFL(FederatedModule):
@@ -30,21 +31,46 @@ class HeteroFL(FederatedModule):
     - masked cross-entropy: logits of classes that a client does not own are replaced by 0 in its local loss;
     - a client speaks only for the classifier rows of the classes that it owns, masked loss or not.
 
+    ``label_rules: false`` leaves both out: for objectives without labels, such as regression.
+
     The mean is unweighted, as in the paper; ``aggregator: hetfl.aggregators.SampleMean`` weights it by samples.
+
+    Args:
+        net: builds the net of a level.
+        levels: what clients can afford, the widest first, or its budgets; None: five widths from 1 to 1/16.
+        label_rules: whether the two rules about labels hold.
+        settings: the other arguments of :class:`~hetfl.FederatedModule`.
     """
 
     default_levels: ClassVar[Mapping[str, Level]] = {
         name: Level(name, width) for name, width in zip("abcde", (1.0, 0.5, 0.25, 0.125, 0.0625), strict=True)
     }
 
+    without_labels: ClassVar[str] = ": set label_rules to false"
+
+    def __init__(
+        self,
+        net: NetFactory,
+        levels: dict[str, Level] | Budgets | None = None,
+        label_rules: bool = True,
+        **settings: Any,
+    ) -> None:
+        super().__init__(net, levels, **settings)
+        self.label_rules = label_rules
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the rules about labels hold."""
+        return self.label_rules
+
     def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the logits with 0 (not minus infinity) where a class is not owned."""
-        return logits.masked_fill(~labels, 0.0)
+        return logits.masked_fill(~labels, 0.0) if self.label_rules else logits
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         """Return the client's part without the classifier rows of classes that it does not own."""
         whole, labels = super().sent(part, level, round, client), self.data.labels(client)
-        if bool(labels.all()):
+        if not self.label_rules or bool(labels.all()):
             return whole
         return whole.derived(labels.numpy().tobytes(), lambda: whole.rows(self.classifier, labels))
 

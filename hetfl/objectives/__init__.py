@@ -1,5 +1,19 @@
-"""What an evaluation measures."""
+"""What a federation learns: the loss, the metrics and the headline of targets of every kind."""
 
-from hetfl.objectives.accuracy import ClientAccuracy, LevelMetrics, weighted_mean
+from hetfl.objectives.base import Objective
+from hetfl.objectives.classification import Classification
+from hetfl.objectives.language_modelling import LanguageModelling
+from hetfl.objectives.multi_label import MultiLabel
+from hetfl.objectives.regression import Regression
+from hetfl.objectives.scores import ClientScores, LevelScores, weighted_mean
 
-__all__ = ["ClientAccuracy", "LevelMetrics", "weighted_mean"]
+__all__ = [
+    "Classification",
+    "ClientScores",
+    "LanguageModelling",
+    "LevelScores",
+    "MultiLabel",
+    "Objective",
+    "Regression",
+    "weighted_mean",
+]

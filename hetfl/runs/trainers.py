@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from torch import Tensor
+from torch import nn
 
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
+from hetfl.models.exits import exits_of
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 """Lightning's precisions in which local steps need no gradient scaler, and deltas keep at least float32."""
@@ -71,18 +72,18 @@ def check_trainer(trainer: Trainer, stage: str) -> None:
         )
 
 
-def of_one_exit(logits: Tensor, method: str) -> Tensor:
-    """Return logits (N, K) as they are.
+def check_one_exit(net: nn.Module, method: str) -> None:
+    """Refuse a net with an exit per stage.
 
     Raises:
-        ConfigurationError: they are of several exits.
+        ConfigurationError: it declares exits.
     """
-    if logits.dim() != 2:
+    exits = exits_of(net)
+    if exits is not None:
         raise ConfigurationError(
-            f"Expected a net with one exit, of logits (N, K), for {method} but got logits of shape "
-            f"{tuple(logits.shape)}: nets with an exit per stage are for hetfl.DepthFL"
+            f"Expected a net with one exit for {method} but got {exits} exits from {type(net).__name__}: nets with an "
+            "exit per stage are for hetfl.DepthFL"
         )
-    return logits
 
 
 def check_limits(stage: str, trainer: Any) -> None:

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl.clustering import Clustering
-from hetfl.metrics_file import COLUMNS, score_column
+from hetfl.headline import ACCURACY, FILE, Headline
+from hetfl.metrics_file import columns_of
+from hetfl.printable import printable
 from hetfl.run_folder import RunFolder
 
 CLUSTER_COLUMNS = ("round", "client", "cluster")
@@ -37,10 +40,16 @@ def log_columns(module: LightningModule, columns: Mapping[str, Tensor | float], 
         logger.log_metrics({name: value.item() for name, value in values.items()}, step=round)
 
 
-def go_on(folder: RunFolder, version: int, levels: Iterable[str]) -> None:
+def go_on(folder: RunFolder, version: int, levels: Iterable[str], headline: Headline) -> None:
     """Forget the rows of rounds that will be run again, and have all columns that a run can have."""
     folder.truncate(version)
-    folder.declare([*COLUMNS, *(score_column("val", level) for level in levels)])
+    folder.declare([*columns_of(headline.name), *(headline.column("val", level) for level in levels)])
+    if headline == ACCURACY:
+        return
+    try:
+        folder.write_file(FILE, headline.to_json())
+    except OSError as error:
+        rank_zero_warn(f"{printable(error.filename)} not written ({error.strerror})")
 
 
 def save_clusters(module: LightningModule, clustering: Clustering, models: int) -> None:

@@ -52,6 +52,7 @@ class Exits(nn.Module):
         assert width == 1.0
         sizes = [inputs, hidden, hidden, hidden][: (depth or 3) + 1]
         self.stages = nn.ModuleList(Exit(i, o, classes) for i, o in pairwise(sizes))
+        self.exits = len(self.stages)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = []

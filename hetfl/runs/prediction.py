@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
-from hetfl.federation.hosting import Hosting
 from hetfl.models.static_batch_norm import static_layers
 
 
@@ -20,15 +19,17 @@ class Prediction:
     of a tuple the first element is.
 
     Args:
-        hosting: has the models.
+        submodel: returns the net of a level with the present values of a global model.
+        levels: names of the levels, the largest first.
+        models: the global models.
 
     Attributes:
         level: name of the level that predicts; None: the largest, which is the global model.
         model: number of the global model, where there are several.
     """
 
-    def __init__(self, hosting: Hosting) -> None:
-        self.hosting, self.models, self.levels = hosting, hosting.models, hosting.models.levels
+    def __init__(self, submodel: Callable[[str, int], nn.Module], levels: Sequence[str], models: Sized) -> None:
+        self.submodel, self.levels, self.models = submodel, levels, models
         self.level: str | None = None
         self.model = 0
 
@@ -41,14 +42,14 @@ class Prediction:
         Raises:
             ConfigurationError: there is no such level or model; or its static batch-norm statistics are not known.
         """
-        level = self.levels.largest if self.level is None else self.level
+        level = self.levels[0] if self.level is None else self.level
         if level not in self.levels:
-            raise ConfigurationError(f"Expected prediction.level in {list(self.levels)} but got {level!r}")
+            raise ConfigurationError(f"Expected prediction.level in {self.levels} but got {level!r}")
         if not 0 <= self.model < len(self.models):
             raise ConfigurationError(f"Expected prediction.model below {len(self.models)} but got {self.model}")
         if gather is not None:
             gather()
-        self.net = self.hosting.submodel(level, self.model)
+        self.net = self.submodel(level, self.model)
         if not all(layer.ready for layer in static_layers(self.net).values()):
             raise ConfigurationError(
                 f"Expected static batch-norm statistics of the present model at level {level} but got none: give "

@@ -1,0 +1,108 @@
+"""Numbers as targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.regression import MeanAbsoluteError, R2Score
+
+from hetfl.errors import ConfigurationError
+from hetfl.headline import Headline
+from hetfl.objectives.base import Objective, expected_targets
+
+HEADLINES = {
+    "r2": Headline("r2", percent=False, title="R²"),
+    "mae": Headline("mae", higher_is_better=False, percent=False, title="mean absolute error"),
+}
+"""The scores by which models may be compared."""
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+"""The losses of one number by name."""
+
+
+class Regression(Objective):
+    r"""Each sample has Q numbers; the net predicts them in units of ``scale``, from ``offset`` on.
+
+    .. math:: \hat y = \text{offset} + \text{scale} \cdot z, \qquad
+        R^2 = \frac1Q \sum_q 1 - \frac{\sum_n (y_{nq} - \hat y_{nq})^2}{\sum_n (y_{nq} - \bar y_q)^2}
+
+    Targets are floats, shape (N, Q), or (N,) for Q = 1; outputs z have shape (N, Q). The loss compares z with
+    (y - offset) / scale; scores are in the targets' own units. ``r2`` and ``mae`` are both logged. R² needs targets
+    that differ: a client whose test targets are all alike has none.
+
+    Args:
+        loss: of one number: ``mse``, ``l1``, or ``huber``, which is quadratic up to 1 and linear beyond.
+        offset: where outputs of 0 lie: about the mean of the targets.
+        scale: unit of the outputs: about the standard deviation of the targets.
+        headline: by which score models are compared.
+
+    Raises:
+        ConfigurationError: the scale is not positive, or the offset is not finite.
+    """
+
+    def __init__(
+        self,
+        loss: Literal["mse", "l1", "huber"] = "mse",
+        offset: float = 0.0,
+        scale: float = 1.0,
+        headline: Literal["r2", "mae"] = "r2",
+    ) -> None:
+        if not 0 < scale < math.inf or not math.isfinite(offset):
+            raise ConfigurationError(f"Expected a finite offset and a scale above 0 but got {offset} and {scale}")
+        self.kind, self.offset, self.scale = loss, offset, scale
+        self.headline = HEADLINES[headline]
+
+    def settings(self) -> dict[str, object]:  # noqa: D102
+        return {"loss": self.kind, "offset": self.offset, "scale": self.scale, "headline": self.headline.name}
+
+    def prepared(self, targets: Tensor, where: str) -> Tensor:  # noqa: D102
+        if not targets.is_floating_point() or targets.dim() not in (1, 2):
+            raise expected_targets("floats of shape (n,) or (n, outputs)", targets, where, type(self).__name__)
+        if not bool(targets.isfinite().all()):
+            raise ConfigurationError(f"Expected finite {where} targets for {type(self).__name__} but got others")
+        return targets.to(torch.get_default_dtype()).view(len(targets), -1)
+
+    def size(self, targets: Tensor) -> int:  # noqa: D102
+        return targets.shape[1]
+
+    def check_size(self, targets: Tensor, size: int, where: str) -> None:  # noqa: D102
+        if targets.shape[1] != size:
+            raise ConfigurationError(f"Expected {where} targets of {size} numbers but got {targets.shape[1]}")
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
+        wanted = ((targets - self.offset) / self.scale).to(outputs.dtype)
+        return LOSSES[self.kind](outputs, wanted, reduction="none").mean((-2, -1))
+
+    def predicted(self, outputs: Tensor) -> Tensor:
+        """Return predictions in the targets' units, float64, in which metrics add up."""
+        return self.offset + self.scale * outputs.double()
+
+    def metrics(self, size: int) -> Mapping[str, Metric]:  # noqa: D102
+        found: dict[str, Metric] = {
+            "r2": R2Score(sync_on_compute=False),
+            "mae": MeanAbsoluteError(sync_on_compute=False),
+        }
+        return {self.headline.name: found.pop(self.headline.name), **found}
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
+        errors, given = self.predicted(outputs) - targets.double(), targets.double()
+        ones = torch.ones_like(given[..., :1])
+        if self.headline.name == "mae":
+            return torch.cat([errors.abs().mean(-1, keepdim=True), ones], dim=-1)
+        centred = given - self.offset  # squares of large numbers would cancel
+        return torch.cat([ones, centred, centred.square(), errors.square()], dim=-1)
+
+    def score(self, sums: Tensor) -> Tensor:  # noqa: D102
+        if self.headline.name == "mae":
+            return sums[..., 0] / sums[..., 1]
+        count, rest = sums[..., :1], sums[..., 1:]
+        total, squares, errors = rest.chunk(3, dim=-1)
+        spread = squares - total.square() / count
+        return torch.where(spread > 1e-12 * squares, 1 - errors / spread, torch.nan).mean(-1)

@@ -1,0 +1,165 @@
+"""Scores of every level, and of the global model on each client's own data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+
+from hetfl.objectives.base import Objective
+
+
+class LevelScores(nn.Module):
+    """Loss and metrics of the global model, and the headline of each level and of its heads, over an evaluation.
+
+    Outputs of NaN are no prediction: scores and loss are then NaN, and not those of the rest.
+
+    Args:
+        levels: names of the levels, the global model's first.
+        objective: has the metrics.
+        size: number K of outputs.
+    """
+
+    def __init__(self, levels: Sequence[str], objective: Objective, size: int) -> None:
+        super().__init__()
+        self.largest, self.objective, self.size = levels[0], objective, size
+        metrics = objective.metrics(size)
+        self.headlines = nn.ModuleDict({level: self._headline() for level in levels[1:]})
+        self.headlines[self.largest] = metrics[objective.headline.name]
+        self.others = nn.ModuleDict({name: m for name, m in metrics.items() if name != objective.headline.name})
+        self.loss = MeanMetric(sync_on_compute=False)  # every rank evaluates everything
+        self.count = 0
+        self._without: set[str] = set()  # levels and heads that gave NaN
+
+    def _headline(self) -> Metric:
+        return self.objective.metrics(self.size)[self.objective.headline.name]
+
+    def update(self, outputs: Mapping[str, Tensor], targets: Tensor) -> None:
+        """Take one batch's outputs of every level, and of heads by their names."""
+        for name, values in outputs.items():
+            if name not in self.headlines:
+                self.headlines[name] = self._headline().to(values.device)
+            predicted = self.objective.predicted(values)
+            self.headlines[name].update(predicted, targets)  # type: ignore[operator]
+            if name == self.largest:
+                for metric in self.others.values():
+                    metric.update(predicted, targets)  # type: ignore[operator]
+            if bool(values.isnan().any()):
+                self._without.add(name)
+        if self.largest not in self._without:
+            self.loss.update(self.objective.loss(outputs[self.largest], targets), self.objective.weight(targets))
+        self.count += len(targets)
+
+    def compute(self, stage: str) -> dict[str, Tensor]:
+        """Return and forget a stage's loss, metrics, and headlines by level and by head."""
+        headlines = cast(Mapping[str, Metric], dict(self.headlines.items()))
+        others = cast(Mapping[str, Metric], dict(self.others.items()))
+        values = {name: metric.compute() for name, metric in headlines.items()}
+        values |= {name: torch.full_like(values[name], torch.nan) for name in self._without}
+        further = {f"{stage}/{name}": metric.compute() for name, metric in others.items()}
+        loss = torch.full((), torch.nan, device=values[self.largest].device)
+        if self.largest in self._without:
+            further = {name: torch.full_like(value, torch.nan) for name, value in further.items()}
+        else:
+            loss = self.loss.compute()
+        column = self.objective.headline.column
+        columns = {f"{stage}/loss": loss, column(stage): values[self.largest], **further}
+        columns |= {column(stage, name): value for name, value in values.items()}
+        for metric in (self.loss, *headlines.values(), *others.values()):
+            metric.reset()
+        self.count, self._without = 0, set()
+        return columns
+
+
+def beside(labels: Tensor, outputs: Tensor) -> Tensor:
+    """Return labels (..., K) with dimensions of 1 before the last, so that they go with outputs (..., N, ..., K)."""
+    return labels.view(*labels.shape[:-1], *[1] * (outputs.dim() - labels.dim()), labels.shape[-1])
+
+
+def weighted_mean(parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """Return per column the mean over parts, each with its weight; of a single part as it is."""
+    if len(parts) == 1:
+        return dict(parts[0][1])
+    total = sum(weight for weight, _ in parts)
+    names = parts[0][1] if parts else ()
+    return {name: torch.stack([w / total * values[name] for w, values in parts]).sum(0) for name in names}
+
+
+class ClientScores:
+    """The headline of one model on each client's own test data: mean, worst tenth, and how it spreads.
+
+    A client with outputs of NaN has a score of NaN, and so have all figures over clients.
+
+    Args:
+        num_clients: size N of the fleet.
+        objective: has the headline.
+    """
+
+    def __init__(self, num_clients: int, objective: Objective) -> None:
+        self.num_clients, self.objective = num_clients, objective
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self.sums_SM = torch.zeros(self.num_clients, 1, dtype=torch.float64)
+        self.count_S = torch.zeros(self.num_clients, dtype=torch.float64)
+
+    def update(self, sums_NM: Tensor, owner_N: Tensor) -> None:
+        """Take one batch.
+
+        Args:
+            sums_NM: what the objective sums up of each sample.
+            owner_N: the client that each sample belongs to, -1 for nobody's.
+        """
+        owned = owner_N >= 0
+        owner, sums = owner_N[owned].cpu(), sums_NM[owned].cpu()
+        if self.sums_SM.shape[1] != sums.shape[1]:
+            self.sums_SM = torch.zeros(self.num_clients, sums.shape[1], dtype=torch.float64)
+        self.sums_SM.index_add_(0, owner, sums)
+        self.count_S.index_add_(0, owner, torch.ones(len(owner), dtype=torch.float64))
+
+    def _scores(self) -> Tensor:
+        """Return the scores of the clients that have test data, in their order."""
+        has = self.count_S > 0
+        return self.objective.score(self.sums_SM[has]) if bool(has.any()) else self.count_S[:0]
+
+    def per_client(self) -> list[float | None]:
+        """Return each client's score; None for one without test data."""
+        scores = iter(self._scores().tolist())
+        return [next(scores) if count else None for count in self.count_S.tolist()]
+
+    def mean(self) -> Tensor:
+        """Return the mean over clients that have test data, each counting the same; NaN without any."""
+        return self._scores().mean()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return and forget ``local/*`` of the headline, such as ``accuracy``, over clients that have test data.
+
+        In ``local/accuracy_by_samples`` a client counts by its number of test samples, in all others every client
+        counts the same.
+
+        - ``local/accuracy_mean``: the mean.
+        - ``local/accuracy_by_samples``: the score of all clients' samples together (what HeteroFL's authors report).
+        - ``local/accuracy_worst10``: the mean over the worst tenth of the clients, at least one.
+        - ``local/accuracy_std``, ``local/accuracy_var``: standard deviation and variance, of these very clients
+          (divided by their number, as q-FFL reports it).
+        """
+        headline = self.objective.headline
+        scores = self._scores().sort(descending=not headline.higher_is_better).values
+        if not len(scores):
+            return {}
+        by_samples = self.objective.score(self.sums_SM.sum(0))
+        self.reset()
+        if bool(scores.isnan().any()):  # sorted they would be the best
+            scores = torch.full_like(scores, torch.nan)
+        worst = scores[: max(1, len(scores) // 10)]
+        return {
+            headline.local("mean"): scores.mean(),
+            headline.local("by_samples"): by_samples,
+            headline.local("worst10"): worst.mean(),
+            headline.local("std"): scores.std(correction=0),
+            headline.local("var"): scores.var(correction=0),
+        }
