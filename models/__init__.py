@@ -8,12 +8,14 @@ if __name__ != "hetfl.models":
 
 from hetfl.models.convnet import ConvNet
 from hetfl.models.layers import Scaler, make_norm, scaled
+from hetfl.models.mlp import MLP
 from hetfl.models.multi_exit_convnet import MultiExitConvNet
 from hetfl.models.multi_exit_resnet import MultiExitResNet
 from hetfl.models.preact_resnet import PreActResNet
 from hetfl.models.static_batch_norm import StaticBatchNorm2d, StaticStatistics
 
 __all__ = [
+    "MLP",
     "ConvNet",
     "MultiExitConvNet",
     "MultiExitResNet",

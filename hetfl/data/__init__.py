@@ -5,6 +5,7 @@ from hetfl.data.cifar import CIFAR10, CIFAR100
 from hetfl.data.client_transform import ClientTransform
 from hetfl.data.csv_data import CSVData
 from hetfl.data.dataset_data import DatasetData
+from hetfl.data.diabetes import Diabetes
 from hetfl.data.digits import Digits
 from hetfl.data.dirichlet import Dirichlet
 from hetfl.data.feature_noise import FeatureNoise
@@ -21,6 +22,8 @@ from hetfl.data.quantity_skew import QuantitySkew
 from hetfl.data.rotation_groups import RotationGroups
 from hetfl.data.shards import LabelShards
 from hetfl.data.tensor_data import TensorData
+from hetfl.data.text_file import TextFile
+from hetfl.data.text_table import TextTable
 from hetfl.data.transform import ImageTransform, Plain, Transform
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "ClientData",
     "ClientTransform",
     "DatasetData",
+    "Diabetes",
     "Digits",
     "Dirichlet",
     "EvalBatch",
@@ -50,6 +54,8 @@ __all__ = [
     "QuantitySkew",
     "RotationGroups",
     "TensorData",
+    "TextFile",
+    "TextTable",
     "Transform",
     "class_mix",
     "client_table",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,6 +114,17 @@ def _check_samples(data: ClientData, clients: Tensor | None, where: str) -> None
         raise ConfigurationError(
             f"Expected one client id per {where} sample ({len(targets)}) but got shape {tuple(clients.shape)}"
         )
+
+
+def class_codes(*labels: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
+    """Return classes as int64 numbers, the position among all of them, sorted; and the classes.
+
+    >>> class_codes(["cat", "ant"], ["bee"])
+    ([tensor([2, 0]), tensor([1])], ['ant', 'bee', 'cat'])
+    """
+    classes = sorted({label for each in labels for label in each})
+    numbers = {label: number for number, label in enumerate(classes)}
+    return [torch.tensor([numbers[label] for label in each], dtype=torch.int64) for each in labels], classes
 
 
 def client_codes(

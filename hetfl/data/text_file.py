@@ -1,0 +1,89 @@
+"""Plain text as a language model reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hetfl.data.arrays import Arrays, ClientData
+from hetfl.data.module import FederatedDataModule
+from hetfl.data.words import UNKNOWN, Vocabulary, words_of
+from hetfl.errors import ConfigurationError
+from hetfl.objectives import LanguageModelling
+from hetfl.reading import LARGEST_DATA, check_size
+
+
+class TextFile(FederatedDataModule):
+    """A text file, cut into samples of T tokens; the objective is language modelling.
+
+    The vocabulary is the commonest words of the training text. Words outside it are token 1; as targets they do not
+    count. The size of the vocabulary is a net's ``num_classes``, and its ``vocab_size``, which needs one more for a
+    token of masked words. With ``by_place`` client k has the k-th part of the text, as in HeteroFL's experiment on
+    WikiText-2; otherwise the partitioner decides.
+
+    Args:
+        path: the training text.
+        test_path: the test text.
+        vocabulary: number of tokens, that of padding and that of other words included.
+        length: tokens T of a sample.
+        targets: ``next``: the following token at each position; ``same``: the token itself, for masked tokens.
+        by_place: whether neighbouring samples are one client's.
+        encoding: of the text, such as "latin-1".
+        num_clients: number of clients N.
+        settings: the other arguments of :class:`FederatedDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        test_path: str,
+        vocabulary: int = 10000,
+        length: int = 64,
+        targets: Literal["next", "same"] = "next",
+        by_place: bool = True,
+        encoding: str = "utf-8",
+        num_clients: int = 100,
+        **settings: Any,
+    ) -> None:
+        super().__init__(num_clients=num_clients, **settings)
+        if length < 1:
+            raise ConfigurationError(f"Expected a length of at least 1 token but got {length}")
+        self.path, self.test_path, self.encoding = path, test_path, encoding
+        self.vocabulary, self.length, self.targets = vocabulary, length, targets
+        self.by_place, self.clients = by_place, num_clients
+
+    def load(self) -> Arrays:  # noqa: D102
+        files = [(self._words(path), path) for path in (self.path, self.test_path)]
+        vocabulary = Vocabulary([files[0][0]], self.vocabulary)
+        samples = [self._samples(vocabulary, words, path) for words, path in files]
+        owners = [self._owners(len(data)) if self.by_place else None for data in samples]
+        return Arrays(*samples, self.vocabulary, *owners, objective=LanguageModelling())
+
+    def _words(self, path: str) -> list[str]:
+        try:
+            check_size(Path(path), LARGEST_DATA)
+            return words_of(Path(path).read_text(self.encoding))
+        except (OSError, ValueError, LookupError) as error:
+            raise ConfigurationError(f"Expected a text file in {path} but got: {str(error).splitlines()[0]}") from error
+
+    def _samples(self, vocabulary: Vocabulary, words: list[str], path: str) -> ClientData:
+        ahead = 1 if self.targets == "next" else 0
+        tokens = torch.tensor(vocabulary.tokens(words), dtype=torch.int64)
+        count = (len(tokens) - ahead) // self.length
+        if count < self.clients:
+            raise ConfigurationError(
+                f"Expected at least {self.clients * self.length + ahead} words in {path}, {self.length} for each of "
+                f"{self.clients} clients, but got {len(tokens)}"
+            )
+        inputs = tokens[: count * self.length].view(count, self.length)
+        targets = tokens[ahead : ahead + count * self.length].view(count, self.length)
+        ignore: int = getattr(self._objective, "ignore", LanguageModelling().ignore)
+        return ClientData(inputs, targets.masked_fill(targets == UNKNOWN, ignore))
+
+    def _owners(self, count: int) -> Tensor:
+        """Return the client of each sample: equal parts, one after the other."""
+        return torch.arange(count) * self.clients // count

@@ -1,0 +1,104 @@
+"""Texts with a class in CSV files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hetfl.data.arrays import Arrays, ClientData, class_codes, client_codes
+from hetfl.data.csv_table import Columns, cells, read_table
+from hetfl.data.module import FederatedDataModule
+from hetfl.data.split import hold_out
+from hetfl.data.words import Vocabulary, words_of
+from hetfl.errors import ConfigurationError
+from hetfl.seeding import generator
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class _TextColumns(Columns):
+    text: str = ""
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.text, *super().texts]
+
+
+class TextTable(FederatedDataModule):
+    """One text a row, its class, and perhaps the client that wrote it.
+
+    A text becomes the tokens of its first words, int64, shape (n, T); tokens 0 and 1 fill short texts up and stand for
+    words outside the vocabulary. The vocabulary is the commonest words of all training texts, so that it tells clients
+    which words others use. Sorted, the classes are 0 to K-1.
+
+    Args:
+        path: the CSV file with a header line.
+        text: the column with the text.
+        target: the column with the class.
+        client: the column with the client id; null: the partitioner decides.
+        test_path: a second file with the test rows; null: some rows of the first.
+        test_fraction: without ``test_path``, the part of the rows that is the test set, whatever the seed.
+        vocabulary: number of tokens, the two that are no words included: a net's ``vocab_size``.
+        length: tokens T of a text; longer texts are cut off.
+        separator: the character between cells, such as ";" or a tab.
+        encoding: of the text, such as "latin-1".
+        num_clients: number of clients N; null: as many as there are client ids in the data.
+        settings: the other arguments of :class:`FederatedDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        text: str,
+        target: str,
+        client: str | None = None,
+        test_path: str | None = None,
+        test_fraction: float = 0.2,
+        vocabulary: int = 10000,
+        length: int = 64,
+        separator: str = ",",
+        encoding: str = "utf-8",
+        num_clients: int | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(num_clients=num_clients, **settings)
+        if test_path is None and not 0 < test_fraction < 1:
+            raise ConfigurationError(f"Expected test_fraction in (0, 1), or test_path, but got {test_fraction}")
+        if length < 1:
+            raise ConfigurationError(f"Expected a length of at least 1 token but got {length}")
+        self.columns = _TextColumns(target, client, [], text)
+        self.path, self.test_path, self.test_fraction = path, test_path, test_fraction
+        self.vocabulary, self.length, self.separator, self.encoding = vocabulary, length, separator, encoding
+
+    def load(self) -> Arrays:  # noqa: D102
+        train = self._read(self.path)
+        if self.test_path is None:
+            kept, held_out = hold_out(len(train), self.test_fraction, generator(0, "test"))
+            train, test = train.iloc[kept.numpy()], train.iloc[held_out.numpy()]
+        else:
+            test = self._read(self.test_path)
+        texts = [[words_of(text) for text in table[self.columns.text]] for table in (train, test)]
+        vocabulary = Vocabulary(texts[0], self.vocabulary)
+        labels, classes = class_codes(*cells(train[self.columns.target], test[self.columns.target]))
+        ids = [None, None] if self.columns.client is None else cells(*(t[self.columns.client] for t in (train, test)))
+        train_codes, test_codes, names = client_codes(*ids)
+        samples = (ClientData(vocabulary.padded(t, self.length), y) for t, y in zip(texts, labels, strict=True))
+        return Arrays(*samples, len(classes), train_codes, test_codes, names)
+
+    def _read(self, path: str) -> pd.DataFrame:
+        """Return the rows of a file.
+
+        Raises:
+            ConfigurationError: a column is missing, or a cell of one is empty.
+        """
+        table = read_table(path, self.columns, self.separator, self.encoding, ".")
+        if missing := [name for name in self.columns.texts if name not in table.columns]:
+            raise ConfigurationError(f"Expected columns {missing} in {path} but it has {list(table.columns)}")
+        empty = (table[self.columns.texts] == "").any(axis=1)
+        if empty.any():
+            row = int(empty.to_numpy().argmax()) + 1
+            raise ConfigurationError(f"Expected a text and a class in every row of {path} but row {row} lacks one")
+        return table
