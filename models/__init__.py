@@ -1,6 +1,7 @@
 """Nets whose constructor takes a width, a depth or both: what they are made of, and one architecture per file.
 
-Blocks of all nets are in ``layers``, those of nets with an exit per stage in ``exits``.
+Blocks of all nets are in ``layers``, those of nets with an exit per stage in ``exits``, those of nets for token ids in
+``tokens`` and ``attention``.
 """
 
 if __name__ != "hetfl.models":
@@ -8,21 +9,27 @@ if __name__ != "hetfl.models":
 
 from hetfl.models.convnet import ConvNet
 from hetfl.models.layers import Scaler, make_norm, scaled
+from hetfl.models.lstm import LSTM
 from hetfl.models.mlp import MLP
 from hetfl.models.multi_exit_convnet import MultiExitConvNet
 from hetfl.models.multi_exit_resnet import MultiExitResNet
+from hetfl.models.multi_exit_transformer import MultiExitTransformer
 from hetfl.models.preact_resnet import PreActResNet
 from hetfl.models.static_batch_norm import StaticBatchNorm2d, StaticStatistics
+from hetfl.models.transformer import Transformer
 
 __all__ = [
+    "LSTM",
     "MLP",
     "ConvNet",
     "MultiExitConvNet",
     "MultiExitResNet",
+    "MultiExitTransformer",
     "PreActResNet",
     "Scaler",
     "StaticBatchNorm2d",
     "StaticStatistics",
+    "Transformer",
     "make_norm",
     "scaled",
 ]

@@ -109,15 +109,16 @@ def exits_of(net: nn.Module) -> int | None:
     return exits
 
 
-def exit_logits(stages: Iterable[nn.Module], x_NCHW: Tensor) -> Tensor:
+def exit_logits(stages: Iterable[nn.Module], x: Tensor, *context: object) -> Tensor:
     """Return the logits of all stages' exits, shape (H, N, K), the shallowest first.
 
     Args:
         stages: the stages in order.
-        x_NCHW: input of the first one.
+        x: input of the first one.
+        context: what every stage is given beside its input.
     """
     logits = []
     for stage in stages:
-        x_NCHW, logits_NK = stage(x_NCHW)
+        x, logits_NK = stage(x, *context)
         logits.append(logits_NK)
     return torch.stack(logits)

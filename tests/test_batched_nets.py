@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from hetfl.local.rewriting import rewrite
 from hetfl.models import ConvNet, MultiExitConvNet, MultiExitResNet, PreActResNet, Scaler
 from hetfl.models.layers import Norm
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
+from hetfl.parts import RandomChannels
 from hetfl.types import ClientContext, Level
 from tests.conftest import small_levels, small_net
 from tests.local_cases import Problem, bench_of, compare, results, sgd, tasks_of
@@ -141,6 +143,14 @@ def test_other_nets_go_through_torch_func(fold: bool) -> None:
     problem.net.shift.fill_(0.7)  # type: ignore[operator]
     stacks = compare(problem, tasks_of([0, 1, 2, 3]))
     assert not any(isinstance(stack.net, FoldedNet) for stack in stacks.values())
+
+
+@pytest.mark.parametrize("net", [Joined, small_net])
+def test_clients_with_parts_of_their_own(net: Callable[..., nn.Module]) -> None:
+    """Each begins with the values of its part, whichever way the net goes."""
+    problem, rule = Problem(LocalTraining(optimizer=sgd()), net), RandomChannels()
+    rule.meet(problem.levels, seed=3)
+    compare(problem, [replace(task, part=rule.part(task.level, 3, task.client)) for task in tasks_of([0, 1, 2])])
 
 
 def test_frozen_parameters_stay() -> None:

@@ -92,8 +92,10 @@ class Stack:
         device = self.bench.device
         parts = [self.bench.part(task) for task in tasks]
         distinct = 1 if len({part.key for part in parts}) == 1 else len(tasks)
-        anchors = [self.own.reordered(self.bench.resident(task).anchor_D, self.layout) for task in tasks[:distinct]]
-        self.anchor_SD = torch.stack(anchors)  # one row for all who hold the same part
+        # One row for all who hold the same part; copied at once, since the next part is read into the same vector.
+        self.anchor_SD = torch.empty(distinct, self.layout.size, dtype=self._buffers.dtype, device=device)
+        for row_D, task in zip(self.anchor_SD, tasks, strict=False):
+            row_D.copy_(self.own.reordered(self.bench.resident(task).anchor_D, self.layout))
         self.mask_SD = self._masks(parts)
         if self._buffers.shape[1] < len(tasks):
             self._buffers = self.anchor_SD.new_empty(2, len(tasks), self.layout.size)

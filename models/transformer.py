@@ -1,0 +1,80 @@
+"""A Transformer for token ids, scaled in width as in HeteroFL, and in depth."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hetfl.models.attention import Block, attended
+from hetfl.models.layers import kept_stages, make_classifier, scaled
+from hetfl.models.tokens import Pooling, PositionalEmbedding, TokenInputs, check_pooling, pooled, tokens_and_mask
+
+
+class Transformer(nn.Module):
+    """Embedding of tokens and positions, blocks of attention and two linear layers, layer norm, mean, linear.
+
+    The sizes are those of HeteroFL's Transformer (Diao, Ding, Tarokh: HeteroFL, ICLR 2021, appendix); unlike there,
+    norms come before attention and not behind the sum, and the classifier is a single layer. Channels of a token, of a
+    head and between the linear layers are scaled; vocabulary, positions, heads and classes are not. A net of fewer
+    blocks is the first ones of a deeper net, with the same norm and classifier behind them. Inputs are token ids, so
+    there is no ``in_channels``.
+
+    Args:
+        vocab_size: number of token ids V, one for padding and one for masked tokens included if there are such.
+        num_classes: outputs K; None: the vocabulary, for a language model.
+        channels: channels of a token at width 1.
+        heads: number of heads; divides ``channels``.
+        feed_forward: channels between a block's two linear layers at width 1.
+        layers: number of blocks of the full net.
+        max_length: largest number of tokens of a sequence.
+        pooling: ``mean`` over the tokens of a sequence, for classes of sequences; ``none`` for outputs of every token.
+        causal: whether a token reads only itself and those before it; None: if there is no pooling. A language model
+            that predicts the next token needs it, one that fills in masked tokens does not.
+        padding: the id of padding in inputs without a mask; None: there is none.
+        dropout: share of the channels that training leaves out.
+        depth: number of blocks; None: all of them.
+        width: width ratio in (0, 1].
+
+    Raises:
+        ConfigurationError: a depth or width out of range, an unknown pooling, heads that do not divide the channels.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_classes: int | None = None,
+        channels: int = 256,
+        heads: int = 8,
+        feed_forward: int = 512,
+        layers: int = 4,
+        max_length: int = 64,
+        pooling: Pooling = "mean",
+        causal: bool | None = None,
+        padding: int | None = None,
+        dropout: float = 0.0,
+        depth: int | None = None,
+        width: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_pooling(pooling)
+        self.pooling, self.padding = pooling, padding
+        self.causal = pooling == "none" if causal is None else causal
+        narrow = scaled(channels, width)
+        self.embedding = PositionalEmbedding(vocab_size, max_length, narrow, dropout, width)
+        blocks = kept_stages(depth, layers)
+        self.blocks = nn.ModuleList(Block(channels, heads, feed_forward, dropout, width) for _ in range(blocks))
+        self.norm = nn.LayerNorm(narrow)
+        self.classifier = make_classifier(narrow, vocab_size if num_classes is None else num_classes)
+
+    def forward(self, inputs: TokenInputs) -> Tensor:
+        """Return the logits, shape (N, K), or (N, T, K) without pooling.
+
+        Args:
+            inputs: token ids (N, T), or a mapping of ``tokens`` and ``mask``, each (N, T).
+        """
+        tokens_NT, mask_NT = tokens_and_mask(inputs, self.padding)
+        features_NTE = self.embedding(tokens_NT)
+        reads = attended(mask_NT, self.causal, tokens_NT.shape[1], tokens_NT.device)
+        for block in self.blocks:
+            features_NTE = block(features_NTE, reads)
+        logits: Tensor = self.classifier(pooled(self.norm(features_NTE), mask_NT, self.pooling))
+        return logits
