@@ -13,15 +13,16 @@ from hetfl.federation.gathering import Gathering
 from hetfl.local import Personal
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.objectives import ClientAccuracy, LevelMetrics, weighted_mean
+from hetfl.tree import Tree, moved, taken
 from hetfl.types import Task
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = tuple[Tree, Tensor, Tensor]
 """Raw inputs, targets (N,), and the client that each sample belongs to (N,), -1 for samples of no client."""
 
 CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples", "accuracy", "own_accuracy")
 """Of ``clients.csv``: accuracies of the global model, and of the client's own sub-model, on its own test data."""
 
-Predict = Callable[[nn.Module, Tensor], tuple[Tensor, dict[str, Tensor]]]
+Predict = Callable[[nn.Module, Tree], tuple[Tensor, dict[str, Tensor]]]
 Restrict = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -124,7 +125,7 @@ class Evaluation:
             kept = self.personal.of(task.owner, parts.kept(task), self.models.like)
             net = self.hosting.of_client(replace(task, personal=kept))
             for batch in torch.arange(len(samples.targets)).split(self.data.eval_batch_size):
-                inputs = self.data.transform.eval(samples.inputs[batch]).to(self.models.like.device)
+                inputs = moved(self.data.transform.eval(taken(samples.inputs, batch)), self.models.like.device)
                 logits, targets = self.predict(net, inputs)[0], samples.targets[batch]
                 self.personal_accuracy.update(logits, targets, torch.full_like(targets, client))
         return self.personal_accuracy
@@ -158,7 +159,7 @@ class Evaluation:
             if not len(rows):
                 continue
             all_of_them = len(rows) == len(targets)
-            logits = self._logits(inputs if all_of_them else inputs[rows], levels, model)
+            logits = self._logits(inputs if all_of_them else taken(inputs, rows), levels, model)
             if measure:
                 self._metrics_of(model).update(logits, targets if all_of_them else targets[rows])
             for name, values in logits.items():
@@ -169,7 +170,7 @@ class Evaluation:
                     together[name] = whole.index_copy(0, rows, values)
         return together
 
-    def _logits(self, inputs: Tensor, levels: list[str], model: int) -> dict[str, Tensor]:
+    def _logits(self, inputs: Tree, levels: list[str], model: int) -> dict[str, Tensor]:
         """Return the logits of levels, the largest first, and behind them those of the largest's heads."""
         if model != self._present:  # resident nets, loaded where they hold another model's values
             self._nets = {level: self.hosting.submodel(level, model) for level in self.levels}

@@ -48,6 +48,7 @@ from hetfl.piece import Facts, described, settings_of
 from hetfl.runs import trainers, writing
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
+from hetfl.tree import taken
 from hetfl.types import Level, NetFactory
 
 
@@ -157,7 +158,7 @@ class FederatedModule(Method):
             piece.setup(facts)
         if self._met is not data:
             check_optimizers(self.server_optimizer, parameters.values(), self.local)
-            samples = data.transform.eval(data.client_data(0).inputs[:4])
+            samples = data.transform.eval(taken(data.client_data(0).inputs, slice(4)))
             rule = self.parts.of_level if self.check_nesting else None
             self.levels.inspect(samples, data.num_classes, rule, self.predict)
             self._met = data

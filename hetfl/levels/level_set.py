@@ -20,9 +20,10 @@ from hetfl.models.static_batch_norm import gathering
 from hetfl.part import Part, only
 from hetfl.seeding import derive
 from hetfl.submodel import extent, prefix_index, state_of
+from hetfl.tree import Tree, in_words, length, shapes, taken
 from hetfl.types import Level, NetFactory, Task
 
-Predict = Callable[[nn.Module, Tensor], Tensor]
+Predict = Callable[[nn.Module, Tree], Tensor]
 """Logits (N, K) that a method reads off a net and inputs."""
 
 LevelPart = Callable[[str, int], Part]
@@ -130,7 +131,7 @@ class LevelSet(Mapping[str, Level]):
             return self.build(self.largest)
 
     def inspect(
-        self, inputs_N: Tensor, num_classes: int, part: LevelPart | None = None, predict: Predict | None = None
+        self, inputs_N: Tree, num_classes: int, part: LevelPart | None = None, predict: Predict | None = None
     ) -> dict[str, tuple[float, float]]:
         """Return per level the FLOPs of one sample, forward and with backward; check that nets nest.
 
@@ -145,8 +146,9 @@ class LevelSet(Mapping[str, Level]):
                 not the leading channels and first stages of the global net; the method cannot use the net's exits; the
                 samples are not of the shape that budgets were met with.
         """
-        shape, wanted = list(inputs_N.shape[1:]), None if self.budgets is None else self.budgets.sample_shape
-        if wanted is not None and wanted != shape:
+        wanted = None if self.budgets is None else self.budgets.sample_shape
+        if wanted is not None and [wanted] != (found := [list(shape[1:]) for shape in shapes(inputs_N)]):
+            shape = found[0] if len(found) == 1 else f"of one tensor rather than {found}"
             raise ConfigurationError(
                 f"Expected sample_shape {shape}, the data's, for budgets by flops but got {wanted}"
             )
@@ -158,20 +160,20 @@ class LevelSet(Mapping[str, Level]):
             parts = [] if part is None or name == self.largest else [part(name, round) for round in (0, 1)]
             for each in {each.key: each for each in parts}.values():
                 check_nesting(self.net, net, each, inputs_N, name)
-            self.flops[name] = flops_per_sample(net, inputs_N[:2])
-        self._samples, self._shares = inputs_N[:2], {}
+            self.flops[name] = flops_per_sample(net, taken(inputs_N, slice(2)))
+        self._samples, self._shares = taken(inputs_N, slice(2)), {}
         return self.flops
 
-    def _probe(self, net: nn.Module, inputs_N: Tensor, num_classes: int, name: str) -> None:
+    def _probe(self, net: nn.Module, inputs_N: Tree, num_classes: int, name: str) -> None:
         try:
             with torch.no_grad(), gathering(net):
                 outputs = net(inputs_N)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ConfigurationError(
-                f"Expected the net at level {name} to take inputs of shape {tuple(inputs_N.shape)} but got: "
-                f"{str(error).splitlines()[0]}"
-            ) from None
-        logits = (len(inputs_N), num_classes)
+                f"Expected the net at level {name} to take inputs {in_words(inputs_N)} but got: "
+                f"{(str(error) or type(error).__name__).splitlines()[0]}"
+            ) from error
+        logits = (length(inputs_N), num_classes)
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else ()
         if got[-2:] != logits or len(got) not in (2, 3) or got[0] == 0:
             raise ConfigurationError(
@@ -214,12 +216,12 @@ class LevelSet(Mapping[str, Level]):
         return _contains(self.indices[has], self.indices[level])
 
 
-def _probe_method(predict: Predict, net: nn.Module, inputs_N: Tensor, num_classes: int) -> None:
+def _probe_method(predict: Predict, net: nn.Module, inputs_N: Tree, num_classes: int) -> None:
     with torch.no_grad(), gathering(net):
         got = tuple(predict(net, inputs_N).shape)
-    if got != (len(inputs_N), num_classes):
+    if got != (length(inputs_N), num_classes):
         raise ConfigurationError(
-            f"Expected the method to predict logits of shape {(len(inputs_N), num_classes)} but got {got}: "
+            f"Expected the method to predict logits of shape {(length(inputs_N), num_classes)} but got {got}: "
             "does the net have the exits that the method needs?"
         )
 
