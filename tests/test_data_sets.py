@@ -191,9 +191,9 @@ class Items(Dataset[object]):
     ("dataset", "message"),
     [
         (Items(), "length above 0 but got Items"),
-        (Items({"x": 1}), r"training items \(input, class\) but got dict at position 0"),
+        (Items({"x": 1}), r"training items \(input, target\) but got dict at position 0"),
         (Items((torch.zeros(3), 0), (torch.zeros(2), 1)), r"of one shape, \(3,\), but got \(2,\) at position 1"),
-        (Items((torch.zeros(3), 0.5)), "Expected a whole number as the class of each training item but got 0.5"),
+        (Items((torch.zeros(3), 0.5)), "training targets as int64 .* but got torch.float32"),
     ],
 )
 def test_items_that_do_not_fit_are_refused(dataset: Items, message: str) -> None:

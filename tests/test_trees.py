@@ -228,9 +228,7 @@ def test_budgets_of_operations_are_met_with_token_ids_and_refused_with_several_i
     with pytest.raises(ConfigurationError, match="sample_type float or int64 but got 'text'"):
         Budgets("flops", [1.0], sample_shape=[6], sample_type="text")  # type: ignore[arg-type]
     other = module_of("dict", net=TextNet, levels=flops)
-    with pytest.raises(
-        ConfigurationError, match=r"of one tensor rather than \[\[6\], \[6\]\]"
-    ):
+    with pytest.raises(ConfigurationError, match=r"of one tensor rather than \[\[6\], \[6\]\]"):
         fit(other, Given("dict"))
 
 
