@@ -191,14 +191,14 @@ class Items(Dataset[object]):
     ("dataset", "message"),
     [
         (Items(), "length above 0 but got Items"),
-        (Items({"x": 1}), r"training items \(input, class\) but got dict at position 0"),
+        (Items({"x": 1}), r"training items \(input, target\) but got dict at position 0"),
         (Items((torch.zeros(3), 0), (torch.zeros(2), 1)), r"of one shape, \(3,\), but got \(2,\) at position 1"),
-        (Items((torch.zeros(3), 0.5)), "Expected a whole number as the class of each training item but got 0.5"),
+        (Items((torch.zeros(3), 0.5)), "training targets as whole numbers .* but got torch.float32"),
     ],
 )
 def test_items_that_do_not_fit_are_refused(dataset: Items, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        ready(DatasetData(train=dataset, test=Pictures(), num_clients=1))
+        ready(DatasetData(train=dataset, test=dataset, num_clients=1))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_items_that_do_not_fit_are_refused(dataset: Items, message: str) -> None
     [
         ({"train_inputs": torch.zeros(9, 2)}, "as many training inputs as targets, at least one, but got 9 and 10"),
         ({"test_inputs": torch.zeros(4, 3)}, r"test inputs of shape \(2,\), like the training inputs, but got \(3,\)"),
-        ({"train_inputs": torch.zeros(10, 2).int()}, "training inputs as uint8 or floats but got torch.int32"),
+        ({"train_inputs": torch.zeros(10, 2).int()}, r"test samples of int32 \(2,\), like .* but got float32"),
         ({"test_targets": torch.zeros(4)}, "test targets as whole numbers .* but got torch.float32"),
         ({"num_classes": 2}, r"training targets in \[0, 2\) but got 0 to 2"),
         ({"train_clients": [1, 2]}, r"one client id per training sample \(10\) but got shape \(2,\)"),

@@ -58,7 +58,8 @@ def exported(module: FederatedModule, tmp_path_factory: pytest.TempPathFactory) 
 def batch(module: FederatedModule, size: int | None = None) -> Tensor:
     """Return the first test samples, normalised."""
     data: FederatedDataModule = module.data
-    return data.transform.eval(data.resident.all_test.inputs[:size])
+    inputs: Tensor = data.transform.eval(data.resident.all_test.inputs[:size])
+    return inputs
 
 
 def roundtrip(module: FederatedModule, level: str, path: Path, net: Any = None) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ class Gates(PartRule):
 def sequences() -> TensorData:
     random = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(80, 5, 3, generator=random), torch.arange(80) % 4
-    test = {"test_inputs": inputs[:20], "test_targets": targets[:20]}
+    test: dict[str, Any] = {"test_inputs": inputs[:20], "test_targets": targets[:20]}
     return TensorData(train_inputs=inputs, train_targets=targets, **test, num_clients=4, num_classes=4)
 
 

@@ -85,11 +85,12 @@ def test_losses_of_labels_and_numbers_are_means_over_all_cells() -> None:
     found = MultiLabel(positive_weights=weights.tolist()).loss(outputs, present)
     assert found.tolist() == pytest.approx(cells.mean((1, 2)).tolist())
     numbers = logits_of(3, 2, 6, 3)
-    for name, of in (("mse", np.square), ("l1", np.abs)):
-        wanted = of(outputs.numpy() - (numbers.numpy() - 10.0) / 4.0).mean((1, 2))
-        assert Regression(name, offset=10.0, scale=4.0).loss(outputs, numbers).tolist() == pytest.approx(
-            wanted.tolist()
-        )
+    errors = outputs.numpy() - (numbers.numpy() - 10.0) / 4.0
+    for objective, wanted in (
+        (Regression("mse", offset=10.0, scale=4.0), np.square(errors)),
+        (Regression("l1", offset=10.0, scale=4.0), np.abs(errors)),
+    ):
+        assert objective.loss(outputs, numbers).tolist() == pytest.approx(wanted.mean((1, 2)).tolist())
 
 
 def by_hand(objective: Objective, outputs: Tensor, targets: Tensor) -> dict[str, float]:

@@ -118,7 +118,10 @@ def test_ids_may_be_texts() -> None:
         ({"train_inputs": np.array([["a"]])}, "Expected numbers in an array as training inputs but got ndarray of <U1"),
         ({"test_targets": pd.Series(["yes", "no"])}, "Expected numbers in an array as test targets but got Series of"),
         ({"test_targets": None}, "Expected numbers in an array as test targets but got NoneType"),
-        ({"train_inputs": INPUTS.astype(np.int64)}, "cast images to uint8, others to floats"),
+        (
+            {"train_inputs": INPUTS.astype(np.int64)},
+            r"test samples of int64 \(2,\), like the training samples, but got fl",
+        ),
     ],
 )
 def test_what_is_no_array_of_numbers_is_refused_in_one_line(changed: dict[str, Any], message: str) -> None:

@@ -44,7 +44,8 @@ class Logits(FederatedCallback):
 
 
 def samples(module: FederatedModule) -> Tensor:
-    return module.data.transform.eval(module.data.client_data(0).inputs)
+    inputs: Tensor = module.data.transform.eval(module.data.client_data(0).inputs)
+    return inputs
 
 
 @pytest.mark.parametrize("norm", ["static_batch", "batch", "none"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,6 @@ from tests.token_cases import (
     CLASSES,
     SMALL,
     VOCABULARY,
-    FromFloats,
-    Joined,
     lstm_by_hand,
     tokens,
     transformer_by_hand,
@@ -112,10 +111,9 @@ def test_the_nets_nest_in_width_and_depth(kind: str, outputs: str) -> None:
     sizes = {"a": Level("a"), "b": Level("b", 0.7), "c": Level("c", 0.25)}
     if kind != "lstm":
         sizes |= {"d": Level("d", depth=1), "e": Level("e", 0.5, 2)}
-    wrapper = FromFloats if outputs == "classes" else Joined
-    levels = LevelSet(lambda **s: wrapper(SMALL[kind], **OUTPUTS[outputs], **s), sizes, seed=0)
+    levels = LevelSet(partial(SMALL[kind], **OUTPUTS[outputs]), sizes, seed=0)
     for level in levels:
-        check_nesting(levels.net, levels.build(level), levels.indices[level], tokens(6).double(), level)
+        check_nesting(levels.net, levels.build(level), levels.indices[level], tokens(6), level)
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -191,7 +189,7 @@ def test_impossible_settings_are_refused(make: Callable[[], nn.Module], message:
 def test_inputs_that_are_no_ids_are_refused_at_the_start(inputs: Tensor, message: str) -> None:
     levels = LevelSet(lambda **sizes: SMALL["transformer"](CLASSES, **sizes), small_levels(1.0, 0.5), seed=0)
     with pytest.raises(ConfigurationError, match=message) as error:
-        levels.inspect(inputs, CLASSES)
+        levels.inspect(inputs, (4, CLASSES))
     assert "\n" not in str(error.value)
 
 

@@ -18,7 +18,7 @@ from hetfl.parts import PartRule, Prefix, RandomChannels, RandomMask, Rolling
 from hetfl.types import Task
 from tests.conftest import small_module
 from tests.local_cases import Problem, bench_of, results, sgd
-from tests.token_cases import CLASSES, SMALL, VOCABULARY, FromFloats, tokens
+from tests.token_cases import CLASSES, SMALL, VOCABULARY, tokens
 
 Fit = Callable[..., Trainer]
 
@@ -71,14 +71,20 @@ def test_every_rules_parts_train_alike_in_every_executor(kind: str, made: type[P
 def data() -> TensorData:
     """Return sequences whose class is the remainder of their first token."""
     ids = tokens(60)
-    inputs, targets = ids.float(), ids[:, 0] % CLASSES
-    test = {"test_inputs": inputs[:20], "test_targets": targets[:20]}
-    return TensorData(train_inputs=inputs, train_targets=targets, **test, num_clients=4, num_classes=CLASSES)
+    targets = ids[:, 0] % CLASSES
+    return TensorData(
+        train_inputs=ids,
+        train_targets=targets,
+        test_inputs=ids[:20],
+        test_targets=targets[:20],
+        num_clients=4,
+        num_classes=CLASSES,
+    )
 
 
 def trained(fit: Fit, kind: str, method: type[FederatedModule] = HeteroFL, **settings: Any) -> None:
     """Train a net for two rounds, after which every tensor has moved."""
-    module = small_module(method, net=partial(FromFloats, partial(SMALL[kind], CLASSES)), **settings)
+    module = small_module(method, net=partial(SMALL[kind], CLASSES), **settings)
     before = {name: tensor.clone() for name, tensor in module.net.state_dict().items()}
     fit(module, data(), rounds=2)
     after = module.net.state_dict()

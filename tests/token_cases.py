@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,27 +23,6 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "exits": partial(MultiExitTransformer, VOCABULARY, channels=12, heads=3, feed_forward=20, layers=3),
 }
 """No two of the sizes that are scaled are equal, but for those that must be."""
-
-
-class FromFloats(nn.Module):
-    """Takes ids as floats, and lays the tokens of a language model beside the samples."""
-
-    def __init__(self, factory: Callable[..., nn.Module], **sizes: Any) -> None:
-        super().__init__()
-        self.net = factory(**sizes)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return the logits."""
-        outputs: Tensor = self.net(ids.long())
-        return outputs
-
-
-class Joined(FromFloats):
-    """The same for outputs of every token: (..., N, T, K) as (..., N·T, K)."""
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return the logits."""
-        return super().forward(ids).flatten(-3, -2)
 
 
 def tokens(samples: int, length: int = 7, seed: int = 0) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
+from hetfl.tree import Tree, length
 
 
 def linear_cka(x_ND: Tensor, y_NE: Tensor, unbiased: bool = True) -> float:
@@ -38,7 +39,7 @@ def linear_cka(x_ND: Tensor, y_NE: Tensor, unbiased: bool = True) -> float:
     return _alignment(_gram(x_ND), _gram(y_NE), unbiased)
 
 
-def activations(net: nn.Module, inputs_N: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+def activations(net: nn.Module, inputs_N: Tree, layers: Sequence[str]) -> dict[str, Tensor]:
     """Return what layers of a net put out for given samples: per name, float64 (N, D), flattened behind the samples.
 
     A layer that is called more than once shows its last call.
@@ -71,11 +72,11 @@ def activations(net: nn.Module, inputs_N: Tensor, layers: Sequence[str]) -> dict
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: _rows(found.get(name), len(inputs_N), name) for name in layers}
+    return {name: _rows(found.get(name), length(inputs_N), name) for name in layers}
 
 
 def level_similarity(
-    nets: Mapping[str, nn.Module], inputs_N: Tensor, layers: Sequence[str] | None = None, unbiased: bool = True
+    nets: Mapping[str, nn.Module], inputs_N: Tree, layers: Sequence[str] | None = None, unbiased: bool = True
 ) -> pd.DataFrame:
     """Return the linear CKA of every layer between every two levels.
 

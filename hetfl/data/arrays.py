@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.objectives import Objective
+from hetfl.tree import Tree, in_words, leaves, mapped, taken
 
 ArrayLike = Any
 """A tensor, a NumPy array, a table or column of pandas, or a list."""
@@ -22,11 +23,12 @@ class ClientData:
     """Samples as they lie in memory, before any transform.
 
     Attributes:
-        inputs: shape (n, ...), uint8 images (n, C, height, width) or float features.
+        inputs: uint8 images (n, C, height, width), float features or token ids (n, ...), or a tuple, list or dict of
+            tensors of n rows each.
         targets: shape (n, ...), as the data's objective has them: class numbers, int64, shape (n,), say.
     """
 
-    inputs: Tensor
+    inputs: Tree
     targets: Tensor
 
     def __len__(self) -> int:
@@ -65,11 +67,7 @@ class Arrays:
     def __post_init__(self) -> None:
         _check_samples(self.train, self.train_clients, "training")
         _check_samples(self.test, self.test_clients, "test")
-        if self.train.inputs.shape[1:] != self.test.inputs.shape[1:]:
-            raise ConfigurationError(
-                f"Expected test inputs of shape {tuple(self.train.inputs.shape[1:])}, like the training inputs, "
-                f"but got {tuple(self.test.inputs.shape[1:])}"
-            )
+        _check_alike(self.train.inputs, self.test.inputs)
 
     def meeting(self, objective: Objective) -> Arrays:
         """Return the data set with targets as an objective takes them.
@@ -101,19 +99,35 @@ class Arrays:
 
 
 def _check_samples(data: ClientData, clients: Tensor | None, where: str) -> None:
-    inputs, targets = data.inputs, data.targets
-    if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
+    targets, parts = data.targets, leaves(data.inputs)
+    if not parts or not all(isinstance(part, Tensor) and part.dim() for part in parts):
+        kinds = ", ".join(type(part).__name__ for part in parts) or "none"
+        raise ConfigurationError(f"Expected {where} inputs of tensors with a row per sample but got {kinds}")
+    lengths = list(dict.fromkeys(len(part) for part in parts))
+    if lengths != [len(targets)] or not len(targets):
+        got = ", ".join(map(str, lengths))
         raise ConfigurationError(
-            f"Expected {where} inputs as uint8 or floats but got {inputs.dtype}: cast images to uint8, others to floats"
-        )
-    if not 0 < len(inputs) == len(targets):
-        raise ConfigurationError(
-            f"Expected as many {where} inputs as targets, at least one, but got {len(inputs)} and {len(targets)}"
+            f"Expected as many {where} inputs as targets, at least one, but got {got} and {len(targets)}"
         )
     if clients is not None and clients.shape != (len(targets),):
         raise ConfigurationError(
             f"Expected one client id per {where} sample ({len(targets)}) but got shape {tuple(clients.shape)}"
         )
+
+
+def _check_alike(train: Tree, test: Tree) -> None:
+    """Refuse test inputs of another structure, other shapes, or whole numbers where training inputs are floats."""
+    rows = [taken(inputs, 0) for inputs in (train, test)]
+    shapes = [mapped(lambda leaf: torch.empty(leaf.shape, device="meta"), row) for row in rows]
+    floats = [[leaf.is_floating_point() for leaf in leaves(row)] for row in rows]
+    if in_words(shapes[0]) == in_words(shapes[1]) and floats[0] == floats[1]:
+        return
+    if all(isinstance(row, Tensor) for row in rows) and floats[0] == floats[1]:
+        expected, got = (str(tuple(row.shape)) for row in rows)
+        raise ConfigurationError(f"Expected test inputs of shape {expected}, like the training inputs, but got {got}")
+    raise ConfigurationError(
+        f"Expected test samples of {in_words(rows[0])}, like the training samples, but got {in_words(rows[1])}"
+    )
 
 
 def class_codes(*labels: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
@@ -172,6 +186,8 @@ def as_tensor(values: Any, where: str) -> Tensor:
         return values.detach()
     try:
         array = np.asarray(values)
+        if array.dtype == object:  # a table of several types, a column that may have missing values, a column of rows
+            array = np.array(array.tolist())
         if array.dtype.kind == "f" and not hasattr(values, "dtype"):  # Python's own numbers have no type to keep
             return torch.tensor(array, dtype=torch.get_default_dtype())
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -184,5 +200,7 @@ def as_tensor(values: Any, where: str) -> Tensor:
 
 def plain_list(values: Any) -> list[Any]:
     """Return the values of a list, an array, a column of a table or a tensor, as Python's own numbers and texts."""
+    if hasattr(values, "iloc") and values.ndim == 2 and values.shape[1] == 1:  # a table of one column
+        values = values.iloc[:, 0]
     listed = values.tolist() if hasattr(values, "tolist") else list(values)
     return [each.item() if hasattr(each, "item") else each for each in listed]

@@ -14,6 +14,7 @@ from hetfl.data.matched import matched_partition
 from hetfl.data.split import Split
 from hetfl.errors import ConfigurationError
 from hetfl.seeding import generator
+from hetfl.tree import Tree, single
 
 
 class ClientTransform(ABC):
@@ -93,21 +94,25 @@ def _with_strays(parts: Sequence[Tensor], total: int, train: Sequence[Tensor], r
 
 
 def _seen(
-    inputs: Tensor, shares: dict[str, Sequence[Tensor]], transform: ClientTransform, unit: float, seed: int
+    inputs: Tree, shares: dict[str, Sequence[Tensor]], transform: ClientTransform, unit: float, seed: int
 ) -> Tensor:
     """Return all inputs, those at each client's positions as the client sees them; what is nobody's stays as it is."""
+    who = f"client_transform {type(transform).__name__}"
+    raw = single(inputs, who)
+    if raw.dtype != torch.uint8 and not raw.is_floating_point():
+        raise ConfigurationError(f"Expected inputs of uint8 or floats for {who} but got {raw.dtype}")
     seen: Tensor | None = None
     for name, parts in shares.items():
         for client, part in enumerate(parts):
             if not len(part):
                 continue
             random = generator(seed, "client transform", name, client)
-            own = transform.apply(inputs[part], client, len(parts), unit, random)
-            seen = inputs.to(own.dtype, copy=True) if seen is None else seen
-            if own.shape != (len(part), *inputs.shape[1:]) or own.dtype != seen.dtype:
+            own = transform.apply(raw[part], client, len(parts), unit, random)
+            seen = raw.to(own.dtype, copy=True) if seen is None else seen
+            if own.shape != (len(part), *raw.shape[1:]) or own.dtype != seen.dtype:
                 raise ConfigurationError(
-                    f"Expected inputs of shape {tuple(inputs[part].shape)} and one type for all clients from "
+                    f"Expected inputs of shape {tuple(raw[part].shape)} and one type for all clients from "
                     f"{type(transform).__name__} but got {own.dtype} {tuple(own.shape)} for client {client}"
                 )
             seen[part] = own
-    return inputs if seen is None else seen
+    return raw if seen is None else seen

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+from torch import Tensor
 
 from hetfl.data.arrays import Arrays, ClientData, client_codes
-from hetfl.data.csv_table import Columns, cells, read_table, usable_rows
+from hetfl.data.csv_table import Columns, Missing, cells, read_table, usable_rows
+from hetfl.data.csv_values import CategoryForm, Features, class_targets, features_of, number_targets
 from hetfl.data.module import FederatedDataModule
 from hetfl.data.split import hold_out
 from hetfl.errors import ConfigurationError
@@ -20,31 +20,42 @@ if TYPE_CHECKING:
 
 
 class CSVData(FederatedDataModule):
-    """One sample a row: numeric features, a class, and perhaps the client that it belongs to.
+    """One sample a row: features, a target, and perhaps the client that it belongs to.
 
     Classes may be any texts, "NA" and "None" included, or numbers; sorted, they are 0 to K-1. Features are taken as
-    they are: scale them beforehand, or in ``transform``. Rows with an empty cell, or a feature that is infinite or too
-    large for the default type, are refused, or left out with ``drop_unusable``.
+    they are: scale them beforehand, or in ``transform``. Rows with a feature that is infinite or too large for the
+    default type, or without a target or a client, are refused, or left out with ``drop_unusable``; so are rows with an
+    empty feature, unless ``missing`` says something else.
 
     Args:
         path: the CSV file with a header line.
-        target: the column with the class.
-        features: the feature columns; null: all columns but the target and the client id.
+        target: the column with the class; or a list of columns, each with 0 or 1, or numbers.
+        features: the feature columns; null: all columns but the targets and the client id.
         client: the column with the client id; null: the partitioner decides.
         test_path: a second file with the test rows; null: some rows of the first.
         test_fraction: without ``test_path``, the part of the rows that is the test set, whatever the seed.
         separator: the character between cells, such as ";" or a tab.
         encoding: of the text, such as "latin-1".
         decimal: the character before the fraction of a number.
+        target_kind: ``class``, or ``number`` for floats.
+        categorical: the feature columns whose cells are categories, as they are written; ``path`` has all of them that
+            are known. Others in ``test_path`` count as none.
+        categories: ``one_hot``: 0 or 1 for each category, in the place of its column; ``codes``: a net gets
+            ``{"numbers": floats (N, F), "categories": int64 (N, C)}``, codes from 1, 0 for none.
+        missing: what becomes of an empty feature: ``refuse``; ``drop``: its row is left out; ``mean``, of the training
+            rows, or a number: that is put there. An empty category is then none.
         num_clients: number of clients N; null: as many as there are client ids in the data.
         settings: the other arguments of :class:`FederatedDataModule`.
+
+    Attributes:
+        features: how rows become inputs, with the categories of each column; there after :meth:`load`.
     """
 
     def __init__(
         self,
         *,
         path: str,
-        target: str,
+        target: str | list[str],
         features: list[str] | None = None,
         client: str | None = None,
         test_path: str | None = None,
@@ -52,30 +63,33 @@ class CSVData(FederatedDataModule):
         separator: str = ",",
         encoding: str = "utf-8",
         decimal: str = ".",
+        target_kind: Literal["class", "number"] = "class",
+        categorical: list[str] | None = None,
+        categories: CategoryForm = "one_hot",
+        missing: Missing = "refuse",
         num_clients: int | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(num_clients=num_clients, **settings)
         if test_path is None and not 0 < test_fraction < 1:
             raise ConfigurationError(f"Expected test_fraction in (0, 1), or test_path, but got {test_fraction}")
-        if features is not None and not features:
-            raise ConfigurationError(
-                "Expected at least one column in features, or null for all but the target and the client, but got []"
-            )
-        if features is not None and target in features:
-            raise ConfigurationError(f"Expected features without the target but got {target!r} in features")
         if len(separator) != 1 or len(decimal) != 1 or separator == decimal:
             raise ConfigurationError(
                 f"Expected two different characters as separator and decimal but got {separator!r} and {decimal!r}"
             )
-        self.columns = Columns(target, client, features)
-        self.path, self.test_path, self.test_fraction = path, test_path, test_fraction
+        self.columns = Columns(target, client, features, categorical or (), target_kind == "number", missing)
+        self.columns.check()
+        if categories not in ("one_hot", "codes"):
+            raise ConfigurationError(f"Expected categories one_hot or codes but got {categories!r}")
+        if target_kind not in ("class", "number"):
+            raise ConfigurationError(f"Expected target_kind class or number but got {target_kind!r}")
+        self.path, self.test_path, self.test_fraction, self.categories = path, test_path, test_fraction, categories
         self.separator, self.encoding, self.decimal = separator, encoding, decimal
+        self.features: Features | None = None
 
     def load(self) -> Arrays:  # noqa: D102
         table = self._read(self.path)
-        features = self.columns.features_of(table, self.path)
-        columns = replace(self.columns, features=features)
+        columns = replace(self.columns, features=self.columns.features_of(table, self.path))
         table = usable_rows(table, columns, self.path, self.drop_unusable)
         if self.test_path is None:
             kept, held_out = hold_out(len(table), self.test_fraction, generator(0, "test"))
@@ -83,14 +97,14 @@ class CSVData(FederatedDataModule):
         else:
             train = table
             test = usable_rows(self._read(self.test_path), columns, self.test_path, self.drop_unusable)
-        train_labels, test_labels = cells(train[columns.target], test[columns.target])
-        classes = sorted({*train_labels, *test_labels})
+        self.features = features_of(table, train, columns, self.categories)
+        targets, num_classes = self._targets(train, test, columns)
         ids = [None, None] if columns.client is None else cells(train[columns.client], test[columns.client])
         train_codes, test_codes, names = client_codes(*ids)
         return Arrays(
-            _samples(train[features], train_labels, classes),
-            _samples(test[features], test_labels, classes),
-            num_classes=len(classes),
+            ClientData(self.features.inputs(train), targets[0]),
+            ClientData(self.features.inputs(test), targets[1]),
+            num_classes=num_classes,
             train_clients=train_codes,
             test_clients=test_codes,
             client_names=names,
@@ -99,8 +113,9 @@ class CSVData(FederatedDataModule):
     def _read(self, path: str) -> pd.DataFrame:
         return read_table(path, self.columns, self.separator, self.encoding, self.decimal)
 
-
-def _samples(features: pd.DataFrame, labels: Sequence[object], classes: Sequence[object]) -> ClientData:
-    numbers = {name: number for number, name in enumerate(classes)}
-    inputs = torch.tensor(features.to_numpy("float64"), dtype=torch.get_default_dtype())
-    return ClientData(inputs, torch.tensor([numbers[name] for name in labels], dtype=torch.int64))
+    def _targets(self, train: pd.DataFrame, test: pd.DataFrame, columns: Columns) -> tuple[list[Tensor], int]:
+        """Return the targets of training and test rows, and how many classes or outputs there are."""
+        if not columns.numeric_targets:
+            return class_targets(*(part[columns.targets[0]] for part in (train, test)))
+        parts = ((train, self.path), (test, self.test_path or self.path))
+        return [number_targets(part, columns, path) for part, path in parts], len(columns.targets)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
 
 from hetfl.data.usable import DROP, default_type, of_clients, some, usable
 from hetfl.errors import ConfigurationError
@@ -18,8 +20,14 @@ from hetfl.reading import LARGEST_DATA, check_size
 if TYPE_CHECKING:
     import pandas as pd
 
+BoolArray = NDArray[np.bool_]
+
 EMPTY = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-NaN", "-nan", "null", "NULL", "None"]
 """What stands in a cell of a feature without a value; as a class or a client id all but the first are names."""
+
+
+Missing = float | Literal["refuse", "drop", "mean"]
+"""What becomes of rows with an empty cell in a feature, or of the cell: a number is put there."""
 
 
 @dataclass(frozen=True)
@@ -27,40 +35,93 @@ class Columns:
     """What the columns of a table mean.
 
     Attributes:
-        target: the column with the class.
+        target: the column with the class, or several columns with 0 or 1, or with numbers.
         client: the column with the client id; None: there is none.
         features: the feature columns; None: all others.
+        categorical: the feature columns whose cells are categories.
+        numbers: whether targets are numbers rather than classes.
+        missing: what becomes of empty cells in features.
     """
 
-    target: str
+    target: str | Sequence[str]
     client: str | None
     features: Sequence[str] | None
+    categorical: Sequence[str] = ()
+    numbers: bool = False
+    missing: Missing = "refuse"
+
+    def check(self) -> None:
+        """Refuse columns that cannot be what they are said to be.
+
+        Raises:
+            ConfigurationError: names the setting.
+        """
+        if not self.targets:
+            raise ConfigurationError("Expected at least one column in target but got []")
+        if self.features is not None and not self.features:
+            raise ConfigurationError(
+                "Expected at least one column in features, or null for all but the target and the client, but got []"
+            )
+        for name in (*self.targets, self.client):
+            if name is not None and name in (*(self.features or ()), *self.categorical):
+                what = "target" if name in self.targets else "client"
+                raise ConfigurationError(f"Expected features without the {what} but got {name!r} in features")
+        if self.features is not None and (others := set(self.categorical) - set(self.features)):
+            raise ConfigurationError(f"Expected categorical columns among the features but got {sorted(others)}")
+        if self.missing not in ("refuse", "drop", "mean") and not _is_finite(self.missing):
+            raise ConfigurationError(f"Expected missing refuse, drop, mean or a finite number but got {self.missing!r}")
+
+    @property
+    def several(self) -> bool:
+        """Whether targets are a list of columns, and so a matrix."""
+        return not isinstance(self.target, str)
+
+    @property
+    def targets(self) -> list[str]:
+        """The target columns."""
+        return [self.target] if isinstance(self.target, str) else list(self.target)
+
+    @property
+    def numeric_targets(self) -> list[str]:
+        """The target columns whose cells are numbers: all but that of a class."""
+        return self.targets if self.numbers or self.several else []
+
+    @property
+    def names(self) -> list[str]:
+        """The columns whose cells are names: the class and the client id."""
+        return [name for name in (*self.targets, self.client) if name is not None and name not in self.numeric_targets]
 
     @property
     def texts(self) -> list[str]:
         """The columns whose cells are kept as they are written."""
-        return [self.target, *([] if self.client is None else [self.client])]
+        return [*self.names, *self.categorical]
 
     def features_of(self, table: pd.DataFrame, path: str) -> list[str]:
         """Return the feature columns of a table.
 
         Raises:
-            ConfigurationError: a column is missing, or a feature column holds something else than numbers.
+            ConfigurationError: a column is missing, or a column of numbers holds something else.
         """
-        listed = list(table.columns)
-        features = [name for name in listed if name not in self.texts] if self.features is None else list(self.features)
-        missing = [name for name in [*features, *self.texts] if name not in listed]
+        listed, others = list(table.columns), [*self.targets, *([] if self.client is None else [self.client])]
+        features = [name for name in listed if name not in others] if self.features is None else list(self.features)
+        missing = [name for name in dict.fromkeys([*features, *others, *self.categorical]) if name not in listed]
         if missing:
             hint = " (set separator if it is another than a comma)" if len(listed) == 1 else ""
             raise ConfigurationError(f"Expected columns {missing} in {path} but it has {listed}{hint}")
         if not features:
             raise ConfigurationError(f"Expected a feature column in {path} but it has {listed}")
-        others = [name for name in features if table[name].dtype.kind not in "biuf"]
-        if others:
-            raise ConfigurationError(
-                f"Expected numbers in the feature columns of {path} but {others} have other values"
-            )
+        numbers = [name for name in features if name not in self.categorical]
+        for what, names, advice in (("feature", numbers, "categorical"), ("target", self.numeric_targets, "")):
+            if wrong := [name for name in names if table[name].dtype.kind not in "biuf"]:
+                hint = f": name them in {advice} if they are categories" if advice else ""
+                raise ConfigurationError(
+                    f"Expected numbers in the {what} columns of {path} but {wrong} have other values{hint}"
+                )
         return features
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def read_table(path: str, columns: Columns, separator: str, encoding: str, decimal: str) -> pd.DataFrame:
@@ -91,7 +152,9 @@ def read_table(path: str, columns: Columns, separator: str, encoding: str, decim
 
 
 def usable_rows(table: pd.DataFrame, columns: Columns, path: str, drop: bool) -> pd.DataFrame:
-    """Return the rows that have a class, a client if there is such a column, and finite numbers in all features.
+    """Return the rows that have a target, a client if there is such a column, and finite numbers in all features.
+
+    Empty cells of features are looked at first: their rows are left out, or they are no reason to, as the columns say.
 
     Args:
         table: the table.
@@ -103,24 +166,48 @@ def usable_rows(table: pd.DataFrame, columns: Columns, path: str, drop: bool) ->
         ConfigurationError: there are others and they are not to be left out, or nothing else is left; names columns,
             rows (from 1, the header not counted) and clients.
     """
-    features = columns.features_of(table, path)
-    bad = {name: ~usable(torch.tensor(table[name].to_numpy("float64"))).numpy() for name in features}
-    bad |= {name: (table[name] == "").to_numpy() for name in columns.texts}
+    empty, bad = _empty_cells(table, columns, path), _bad_cells(table, columns, path)
+    left_out = np.zeros(len(table), dtype=bool)
+    if columns.missing != "refuse":
+        bad = {name: rows & ~empty[name] if name in empty else rows for name, rows in bad.items()}
+        if columns.missing == "drop":
+            left_out = np.logical_or.reduce(list(empty.values()))
+    bad = {name: rows & ~left_out for name, rows in bad.items()}
     bad_rows = np.logical_or.reduce(list(bad.values()))
+    kept: pd.DataFrame = table[~(bad_rows | left_out)]
+    for rows, what in ((left_out, "empty cells"), (bad_rows, "unusable values")):
+        if rows.any() and len(kept) and (drop or rows is left_out):
+            rank_zero_warn(f"{int(rows.sum())} of {len(table)} rows of {path} have {what} and are left out")
+    if not bad_rows.any() and len(kept):
+        return kept if left_out.any() else table
     if not bad_rows.any():
-        return table
-    kept: pd.DataFrame = table[~bad_rows]
+        raise ConfigurationError(f"Expected a row without empty cells in {path} for missing: drop but got none")
     if drop and len(kept):
-        rank_zero_warn(f"{int(bad_rows.sum())} of {len(table)} rows of {path} have unusable values and are left out")
         return kept
     where = some("column", [repr(name) for name, rows in bad.items() if rows.any()])
-    which = "all rows" if not len(kept) else some("row", (np.flatnonzero(bad_rows) + 1).tolist())
+    which = "all rows" if bad_rows.all() else some("row", (np.flatnonzero(bad_rows) + 1).tolist())
     clients = "" if columns.client is None else f" of {of_clients(table[columns.client][bad_rows].tolist())}"
     advice = "" if not len(kept) else f": {DROP}"
     raise ConfigurationError(
         f"Expected a value in every row of {path}, in features a finite {default_type()}, but got "
         f"empty, infinite or too large ones in {where}, {which}{clients}{advice}"
     )
+
+
+def _empty_cells(table: pd.DataFrame, columns: Columns, path: str) -> dict[str, BoolArray]:
+    """Return per feature column which rows have no value in it."""
+    return {
+        name: (table[name] == "").to_numpy() if name in columns.categorical else table[name].isna().to_numpy()
+        for name in columns.features_of(table, path)
+    }
+
+
+def _bad_cells(table: pd.DataFrame, columns: Columns, path: str) -> dict[str, BoolArray]:
+    """Return per column which rows cannot be used because of it."""
+    features = [name for name in columns.features_of(table, path) if name not in columns.categorical]
+    numbers = [*features, *columns.numeric_targets]
+    bad = {name: ~usable(torch.tensor(table[name].to_numpy("float64"))).numpy() for name in numbers}
+    return bad | {name: (table[name] == "").to_numpy() for name in columns.texts}
 
 
 def cells(*parts: pd.Series[str]) -> list[list[Any]]:

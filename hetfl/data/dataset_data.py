@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from hetfl.data.arrays import ArrayLike, Arrays, ClientData, as_tensor, client_codes
+from hetfl.data.inputs import Padding, as_inputs, stack
 from hetfl.data.module import FederatedDataModule
 from hetfl.errors import ConfigurationError
+from hetfl.tree import Tree, divided
 
 
 class DatasetData(FederatedDataModule):
-    """Two data sets with ``len()`` and items (input, class), such as lists of pairs, read once into memory.
+    """Two data sets with ``len()`` and items (input, target), such as lists of pairs, read once into memory.
 
-    Inputs may be tensors, arrays, numbers or PIL images, all of one shape. A random transform inside the data set would
-    be drawn only once: augment by ``transform`` here.
+    An input is a tensor, an array, a number, a list of numbers or a PIL image, or a tuple of arrays or a dict of such,
+    which a net gets as one argument; all have one structure and shape, but for lengths with ``pad``. A random transform
+    inside the data set would be drawn only once: augment by ``transform`` here.
 
     Args:
         train: the training samples.
@@ -28,6 +29,8 @@ class DatasetData(FederatedDataModule):
         num_classes: number of classes K; None: the largest class that occurs, plus 1.
         train_clients: per training sample the id of its client, a number or a text; None: the partitioner decides.
         test_clients: per test sample the id of its client; None: matched to the training samples.
+        pad: the value behind the end of sequences that are shorter than the longest; None: all are of one length.
+        pad_mask: whether a net gets ``{"tokens": padded, "mask": mask}``, the mask bool (n, T), True within a sequence.
         num_clients: number of clients N; None: as many as there are client ids in the data.
         settings: the other arguments of :class:`FederatedDataModule`.
     """
@@ -40,37 +43,55 @@ class DatasetData(FederatedDataModule):
         num_classes: int | None = None,
         train_clients: ArrayLike | None = None,
         test_clients: ArrayLike | None = None,
+        pad: float | None = None,
+        pad_mask: bool = False,
         num_clients: int | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(num_clients=num_clients, **settings)
         self.train, self.test, self.num_labels = train, test, num_classes
-        self.train_clients, self.test_clients = train_clients, test_clients
+        self.train_clients, self.test_clients, self.padding = train_clients, test_clients, Padding(pad, pad_mask)
 
     def load(self) -> Arrays:  # noqa: D102
-        train, test = _stack(self.train, "training"), _stack(self.test, "test")
+        train_inputs, train_targets = _items(self.train, "training")
+        test_inputs, test_targets = _items(self.test, "test")
+        if self.padding.value is None:
+            inputs = [
+                stack(train_inputs, self.padding, "training inputs"),
+                stack(test_inputs, self.padding, "test inputs"),
+            ]
+        else:  # to one length
+            joined = stack([*train_inputs, *test_inputs], self.padding, "inputs")
+            inputs = divided(joined, [len(train_inputs), len(test_inputs)])
+        train, test = (
+            ClientData(tree, _targets(targets, where))
+            for tree, targets, where in zip(inputs, (train_targets, test_targets), ("training", "test"), strict=True)
+        )
         train_codes, test_codes, names = client_codes(self.train_clients, self.test_clients)
         return Arrays(train, test, self.num_labels, train_codes, test_codes, names)
 
 
-def _stack(dataset: Dataset[Any], where: str) -> ClientData:
-    """Return all items of a data set, inputs and classes stacked."""
-    inputs: list[Tensor] = []
-    targets: list[int] = []
+def _items(dataset: Dataset[Any], where: str) -> tuple[list[Tree], list[Tensor]]:
+    """Return inputs and targets of all items of a data set."""
+    inputs: list[Tree] = []
+    targets: list[Tensor] = []
     for position in range(_length(dataset, where)):
         item = dataset[position]
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise ConfigurationError(
-                f"Expected {where} items (input, class) but got {type(item).__name__} at position {position}"
+                f"Expected {where} items (input, target) but got {type(item).__name__} at position {position}"
             )
-        inputs.append(_tensor(item[0], f"the input at {where} position {position}"))
-        targets.append(_class(item[1], where, position))
-        if inputs[-1].shape != inputs[0].shape:
-            raise ConfigurationError(
-                f"Expected {where} inputs of one shape, {tuple(inputs[0].shape)}, "
-                f"but got {tuple(inputs[-1].shape)} at position {position}"
-            )
-    return ClientData(torch.stack(inputs), torch.tensor(targets))
+        inputs.append(as_inputs(item[0], f"the input at {where} position {position}", _tensor))
+        targets.append(as_tensor(item[1], f"the target at {where} position {position}"))
+    return inputs, targets
+
+
+def _targets(targets: list[Tensor], where: str) -> Tensor:
+    """Return targets as one tensor: those of one entry each, shape (n,); whole numbers as int64."""
+    single = all(target.numel() == 1 for target in targets)
+    rows = [target.reshape(()) for target in targets] if single else targets
+    joined: Tensor = stack(rows, Padding(), f"{where} targets")
+    return joined if joined.is_floating_point() else joined.long()
 
 
 def _length(dataset: Dataset[Any], where: str) -> int:
@@ -78,15 +99,6 @@ def _length(dataset: Dataset[Any], where: str) -> int:
     if not length:
         raise ConfigurationError(f"Expected a {where} data set with a length above 0 but got {type(dataset).__name__}")
     return length
-
-
-def _class(value: Any, where: str, position: int) -> int:
-    try:
-        return operator.index(value.item() if hasattr(value, "item") else value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"Expected a whole number as the class of each {where} item but got {value!r} at position {position}"
-        ) from error
 
 
 def _tensor(value: Any, where: str) -> Tensor:

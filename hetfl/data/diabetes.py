@@ -30,5 +30,8 @@ class Diabetes(FederatedDataModule):
         inputs = torch.from_numpy(features * math.sqrt(len(features))).to(torch.get_default_dtype())
         targets = torch.from_numpy(progress)
         train, test = train_test_split(range(len(targets)), test_size=0.2, random_state=0)
-        samples = (ClientData(inputs[part], targets[part]) for part in (train, test))
-        return Arrays(*samples, objective=Regression(offset=MEAN, scale=STD))
+        return Arrays(
+            ClientData(inputs[train], targets[train]),
+            ClientData(inputs[test], targets[test]),
+            objective=Regression(offset=MEAN, scale=STD),
+        )

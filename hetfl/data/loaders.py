@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from hetfl.data.arrays import ClientData
+from hetfl.tree import Tree, taken
 
 T = TypeVar("T")
 
@@ -17,12 +18,12 @@ class EvalBatch(NamedTuple):
     """Samples to evaluate on.
 
     Attributes:
-        inputs: raw, shape (N, ...): the transform is the module's to apply.
+        inputs: raw, shape (N, ...) or a tree of such: the transform is the module's to apply.
         targets: int64, shape (N,).
         owner: int64, shape (N,): the client whose sample it is, or -1.
     """
 
-    inputs: Tensor
+    inputs: Tree
     targets: Tensor
     owner: Tensor
 
@@ -55,7 +56,7 @@ class EvalBatches(Dataset[EvalBatch]):
     def __getitem__(self, position: int) -> EvalBatch:
         start = range(len(self))[position] * self.batch_size
         part = slice(start, start + self.batch_size)
-        return EvalBatch(self.data.inputs[part], self.data.targets[part], self.owner[part])
+        return EvalBatch(taken(self.data.inputs, part), self.data.targets[part], self.owner[part])
 
 
 def round_loader() -> DataLoader[int]:

@@ -22,6 +22,7 @@ from hetfl.data.transform import ImageTransform, Plain, Transform, check_raw
 from hetfl.data.usable import check_transform, some, usable_only
 from hetfl.errors import ConfigurationError
 from hetfl.objectives import Classification, Objective
+from hetfl.tree import taken
 
 
 class FederatedDataModule(LightningDataModule):
@@ -89,7 +90,7 @@ class FederatedDataModule(LightningDataModule):
     def default_transform(self, arrays: Arrays) -> Transform:
         """Return the transform where none is given: uint8 images to [-1, 1], anything else as it is."""
         inputs = arrays.train.inputs
-        if inputs.dtype == torch.uint8 and inputs.dim() == 4:
+        if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.dim() == 4:
             half = (0.5,) * inputs.shape[1]
             return ImageTransform(mean=half, std=half)
         return Plain()
@@ -240,7 +241,7 @@ class FederatedDataModule(LightningDataModule):
         owned = int((owner >= 0).sum())  # nobody's samples stand last
         if self.local_metrics and owned:
             test = self.resident.all_test
-            own = ClientData(test.inputs[:owned], test.targets[:owned])
+            own = ClientData(taken(test.inputs, slice(owned)), test.targets[:owned])
             loaders.append(eval_loader(own, self.eval_batch_size, owner[:owned]))
         return loaders
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hetfl.data.arrays import Arrays, ClientData
 from hetfl.data.split import Split
+from hetfl.tree import divided, taken
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ def _owned(arrays: Arrays, part: Tensor) -> Tensor:
 
 
 def _take(data: ClientData, positions: Tensor) -> ClientData:
-    return ClientData(data.inputs[positions], data.targets[positions])
+    return ClientData(taken(data.inputs, positions), data.targets[positions])
 
 
 def _views(data: ClientData, parts: Sequence[Tensor]) -> tuple[ClientData, ...]:
     """Return consecutive views of the sizes of ``parts``."""
     sizes = [len(part) for part in parts]
-    return tuple(map(ClientData, data.inputs.split(sizes), data.targets.split(sizes)))
+    return tuple(map(ClientData, divided(data.inputs, sizes), data.targets.split(sizes)))

@@ -59,9 +59,15 @@ class TextFile(FederatedDataModule):
     def load(self) -> Arrays:  # noqa: D102
         files = [(self._words(path), path) for path in (self.path, self.test_path)]
         vocabulary = Vocabulary([files[0][0]], self.vocabulary)
-        samples = [self._samples(vocabulary, words, path) for words, path in files]
-        owners = [self._owners(len(data)) if self.by_place else None for data in samples]
-        return Arrays(*samples, self.vocabulary, *owners, objective=LanguageModelling())
+        train, test = (self._samples(vocabulary, words, path) for words, path in files)
+        return Arrays(
+            train,
+            test,
+            self.vocabulary,
+            train_clients=self._owners(len(train)),
+            test_clients=self._owners(len(test)),
+            objective=LanguageModelling(),
+        )
 
     def _words(self, path: str) -> list[str]:
         try:
@@ -84,6 +90,6 @@ class TextFile(FederatedDataModule):
         ignore: int = getattr(self._objective, "ignore", LanguageModelling().ignore)
         return ClientData(inputs, targets.masked_fill(targets == UNKNOWN, ignore))
 
-    def _owners(self, count: int) -> Tensor:
-        """Return the client of each sample: equal parts, one after the other."""
-        return torch.arange(count) * self.clients // count
+    def _owners(self, count: int) -> Tensor | None:
+        """Return the client of each sample, in equal parts, one after the other; None where a partitioner decides."""
+        return None if not self.by_place else torch.arange(count) * self.clients // count

@@ -82,11 +82,16 @@ class TextTable(FederatedDataModule):
             test = self._read(self.test_path)
         texts = [[words_of(text) for text in table[self.columns.text]] for table in (train, test)]
         vocabulary = Vocabulary(texts[0], self.vocabulary)
-        labels, classes = class_codes(*cells(train[self.columns.target], test[self.columns.target]))
-        ids = [None, None] if self.columns.client is None else cells(*(t[self.columns.client] for t in (train, test)))
+
+        def column(name: str) -> list[list[Any]]:
+            return cells(train[name], test[name])
+
+        labels, classes = class_codes(*column(self.columns.target))
+        ids = [None, None] if self.columns.client is None else column(self.columns.client)
         train_codes, test_codes, names = client_codes(*ids)
-        samples = (ClientData(vocabulary.padded(t, self.length), y) for t, y in zip(texts, labels, strict=True))
-        return Arrays(*samples, len(classes), train_codes, test_codes, names)
+        tokens = [vocabulary.padded(each, self.length) for each in texts]
+        train_data, test_data = (ClientData(x, y) for x, y in zip(tokens, labels, strict=True))
+        return Arrays(train_data, test_data, len(classes), train_codes, test_codes, names)
 
     def _read(self, path: str) -> pd.DataFrame:
         """Return the rows of a file.

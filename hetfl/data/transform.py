@@ -11,10 +11,14 @@ from torch import Tensor
 
 from hetfl.data.arrays import Arrays
 from hetfl.errors import ConfigurationError
+from hetfl.tree import Tree, mapped, single
 
 
 class Transform(ABC):
-    """Turns a raw batch (N, ...) into a batch of ``torch.get_default_dtype()``; in training it may augment."""
+    """Turns a raw batch (N, ...) into what nets take, in ``torch.get_default_dtype()``; in training it may augment.
+
+    Where the inputs of a data set are a tuple, list or dict, it gets them as they are and returns what nets get.
+    """
 
     @property
     def unit(self) -> float:
@@ -22,22 +26,27 @@ class Transform(ABC):
         return 1.0
 
     @abstractmethod
-    def train(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    def train(self, inputs: Tree, generator: torch.Generator) -> Tree:
         """Return the batch for a training step; random choices draw from ``generator``, one for each sample."""
 
     @abstractmethod
-    def eval(self, inputs: Tensor) -> Tensor:
+    def eval(self, inputs: Tree) -> Tree:
         """Return the batch for evaluation: no randomness."""
 
 
 class Plain(Transform):
-    """Float features as they are, cast to the default type."""
+    """Floats and uint8 in the default type; other integers, such as token ids, and masks as they are."""
 
-    def train(self, inputs: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
+    def train(self, inputs: Tree, generator: torch.Generator) -> Tree:  # noqa: D102
         return self.eval(inputs)
 
-    def eval(self, inputs: Tensor) -> Tensor:  # noqa: D102
-        return inputs.to(torch.get_default_dtype())
+    def eval(self, inputs: Tree) -> Tree:  # noqa: D102
+        return mapped(_plain, inputs)
+
+
+def _plain(leaf: Tensor) -> Tensor:
+    floats = leaf.is_floating_point() or leaf.dtype == torch.uint8
+    return leaf.to(torch.get_default_dtype()) if floats else leaf
 
 
 class ImageTransform(Transform):
@@ -105,10 +114,12 @@ def check_raw(arrays: Arrays, transform: Transform) -> None:
     """Refuse floats as images: :class:`ImageTransform` would take 1.0 for nearly black.
 
     Raises:
-        ConfigurationError: the data set's inputs are floats and the transform is for images.
+        ConfigurationError: the data set's inputs are floats, or several, and the transform is for images.
     """
-    dtype = arrays.train.inputs.dtype
-    if isinstance(transform, ImageTransform) and dtype != torch.uint8:
+    if not isinstance(transform, ImageTransform):
+        return
+    dtype = single(arrays.train.inputs, "ImageTransform").dtype
+    if dtype != torch.uint8:
         raise ConfigurationError(f"Expected uint8 images for ImageTransform but the data has {dtype}")
 
 

@@ -11,18 +11,23 @@ from torch import Tensor
 from hetfl.data.arrays import Arrays, ClientData
 from hetfl.data.transform import Transform
 from hetfl.errors import ConfigurationError
+from hetfl.tree import Tree, leaves, taken
 
 FIRST = 64
 """Samples on which a transform is tried."""
 DROP = "set drop_unusable: true to leave them out"
 
 
-def usable(inputs: Tensor) -> Tensor:
+def usable(inputs: Tree) -> Tensor:
     """Return which samples have finite values only once they are of ``torch.get_default_dtype()``: bool, shape (n,).
 
     Args:
-        inputs: shape (n, ...), of any type.
+        inputs: shape (n, ...), of any type, or a tree of such.
     """
+    return torch.stack([_usable(leaf) for leaf in leaves(inputs)]).all(0)
+
+
+def _usable(inputs: Tensor) -> Tensor:
     flat_ND = inputs.flatten(1) if inputs.dim() > 1 else inputs.unsqueeze(1)
     if not inputs.is_floating_point() or not flat_ND.numel():
         return torch.ones(len(inputs), dtype=torch.bool)
@@ -61,20 +66,20 @@ def usable_only(arrays: Arrays, drop: bool, cause: str = "") -> tuple[Arrays, in
             )
     return replace(
         arrays,
-        train=ClientData(arrays.train.inputs[train], arrays.train.targets[train]),
-        test=ClientData(arrays.test.inputs[test], arrays.test.targets[test]),
+        train=ClientData(taken(arrays.train.inputs, train), arrays.train.targets[train]),
+        test=ClientData(taken(arrays.test.inputs, test), arrays.test.targets[test]),
         train_clients=None if arrays.train_clients is None else arrays.train_clients[train],
         test_clients=None if arrays.test_clients is None else arrays.test_clients[test],
     ), dropped
 
 
-def check_transform(transform: Transform, inputs: Tensor) -> None:
+def check_transform(transform: Transform, inputs: Tree) -> None:
     """Refuse a transform that makes values of the first samples unusable: the net would be blamed.
 
     Raises:
         ConfigurationError: a batch is not finite.
     """
-    if not usable(transform.eval(inputs[:FIRST])).all():
+    if not usable(transform.eval(taken(inputs, slice(FIRST)))).all():
         raise ConfigurationError(f"Expected finite batches from {type(transform).__name__} but got other values")
 
 

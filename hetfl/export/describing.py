@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+from torch import Tensor, nn
 
 import hetfl
 from hetfl.data import FederatedDataModule, Transform
@@ -15,6 +15,7 @@ from hetfl.export.card import Card, Constructor, plain
 from hetfl.export.constructor import class_path
 from hetfl.federation import FederatedModule
 from hetfl.metrics_file import score_column
+from hetfl.tree import Tree, taken
 
 
 def describe(
@@ -48,10 +49,21 @@ def describe(
 
 
 def sample_description(data: FederatedDataModule) -> dict[str, Any]:
-    """Return shape and dtype of a raw sample, and what turns raw batches into those that nets take."""
-    sample = data.resident.all_test.inputs[0]
-    dtype = str(sample.dtype).removeprefix("torch.")
-    return {"shape": list(sample.shape), "dtype": dtype, "normalisation": normalisation(data.transform)}
+    """Return shape and dtype of a raw sample, and what turns raw batches into those that nets take.
+
+    Of several inputs ``tensors`` stands in the place of both, with shape and dtype of each, in a list or by name.
+    """
+    described = _described(taken(data.resident.all_test.inputs, 0))
+    single = isinstance(data.resident.all_test.inputs, Tensor)
+    return {**(described if single else {"tensors": described}), "normalisation": normalisation(data.transform)}
+
+
+def _described(sample: Tree) -> Any:
+    if isinstance(sample, dict):
+        return {str(name): _described(value) for name, value in sample.items()}
+    if isinstance(sample, tuple | list):
+        return [_described(value) for value in sample]
+    return {"shape": list(sample.shape), "dtype": str(sample.dtype).removeprefix("torch.")}
 
 
 def normalisation(transform: Transform) -> dict[str, Any] | None:

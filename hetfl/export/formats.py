@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
 from hetfl.export.card import Card
+from hetfl.tree import Tree
 from hetfl.types import NetFactory
 
-Predict = Callable[[nn.Module, Tensor], Tensor]
+Predict = Callable[[nn.Module, Tree], Tensor]
 """What a method makes of a net and a batch (N, ...): logits (N, K) (:meth:`hetfl.FederatedModule.predict`)."""
 
 
@@ -42,7 +43,7 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def encode(self, net: nn.Module, predict: Predict, inputs_N: Tensor) -> bytes:
+    def encode(self, net: nn.Module, predict: Predict, inputs_N: Tree) -> bytes:
         """Return the file.
 
         Args:
@@ -67,7 +68,7 @@ class Format(ABC):
             ConfigurationError: the file is not what it should be.
         """
 
-    def outputs(self, net: nn.Module, predict: Predict, inputs_N: Tensor) -> Tensor:
+    def outputs(self, net: nn.Module, predict: Predict, inputs_N: Tree) -> Tensor:
         """Return what the loaded file must return for a batch: by default the prediction, shape (N, K)."""
         return predict(net, inputs_N)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hetfl.errors import ConfigurationError
 from hetfl.export.card import Card
 from hetfl.export.formats import Format, Predict, Prediction, Traced, quiet, reason
+from hetfl.tree import Tree, single
 from hetfl.types import NetFactory
 
 INPUT, OUTPUT = "input", "logits"
@@ -33,12 +34,13 @@ class Onnx(Format):
                 "pip install 'hetfl[onnx]'"
             )
 
-    def encode(self, net: nn.Module, predict: Predict, inputs_N: Tensor) -> bytes:  # noqa: D102
+    def encode(self, net: nn.Module, predict: Predict, inputs_N: Tree) -> bytes:  # noqa: D102
+        samples = single(inputs_N, f"format {self.name} (safetensors takes any)")
         try:
             with quiet():
                 exported = torch.onnx.export(
                     Traced(net, predict).eval(),
-                    (inputs_N,),
+                    (samples,),
                     dynamo=True,
                     verbose=False,
                     input_names=[INPUT],

@@ -12,6 +12,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.export.archive import cleaned
 from hetfl.export.card import Card
 from hetfl.export.formats import Format, Predict, Prediction, Traced, quiet, reason
+from hetfl.tree import Tree, single
 from hetfl.types import NetFactory
 
 
@@ -21,12 +22,13 @@ class Program(Format):
     name: ClassVar[str] = "pt2"
     tolerance: ClassVar[float] = 1e-5
 
-    def encode(self, net: nn.Module, predict: Predict, inputs_N: Tensor) -> bytes:  # noqa: D102
+    def encode(self, net: nn.Module, predict: Predict, inputs_N: Tree) -> bytes:  # noqa: D102
+        samples = single(inputs_N, f"format {self.name} (safetensors takes any)")
         target = io.BytesIO()
         try:
             with quiet():
                 program = torch.export.export(
-                    Traced(net, predict).eval(), (inputs_N,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+                    Traced(net, predict).eval(), (samples,), dynamic_shapes=({0: torch.export.Dim("batch")},)
                 )
                 program.example_inputs = None  # torch would pickle them
                 torch.export.save(program, target)

@@ -15,6 +15,7 @@ from hetfl.export.card import Card
 from hetfl.export.constructor import make
 from hetfl.export.formats import Format, Predict
 from hetfl.models.static_batch_norm import static_layers
+from hetfl.tree import Tree
 from hetfl.types import NetFactory
 
 
@@ -25,7 +26,7 @@ class Safetensors(Format):
     tolerance: ClassVar[float] = 0.0
     builds: ClassVar[bool] = True
 
-    def encode(self, net: nn.Module, predict: Predict, inputs_N: Tensor) -> bytes:  # noqa: D102
+    def encode(self, net: nn.Module, predict: Predict, inputs_N: Tree) -> bytes:  # noqa: D102
         return safetensors.torch.save(copied(net), {"format": "pt"})
 
     def decode(self, data: bytes, card: Card, net: NetFactory | None) -> nn.Module:  # noqa: D102
@@ -40,7 +41,7 @@ class Safetensors(Format):
         fill(built, tensors)
         return built.eval()
 
-    def outputs(self, net: nn.Module, predict: Predict, inputs_N: Tensor) -> Tensor:
+    def outputs(self, net: nn.Module, predict: Predict, inputs_N: Tree) -> Tensor:
         """Return what the net returns, predictions or not."""
         outputs: Tensor = net(inputs_N)
         return outputs

@@ -19,6 +19,7 @@ from hetfl.federation import FederatedModule
 from hetfl.files import replacing, to_disk, write_whole
 from hetfl.local.channels_last import without_layout
 from hetfl.models.static_batch_norm import static_layers
+from hetfl.tree import Tree, taken
 from hetfl.types import NetFactory
 
 SAMPLES = 64
@@ -52,7 +53,7 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path, clust
         submodel = present_submodel(module, level, cluster)
         net, constructor = standalone(module, level, submodel)
         batch_N = sample_batch(module, next(net.parameters()).dtype)
-        content = format.encode(net, module.predict, batch_N[[0, -1]])
+        content = format.encode(net, module.predict, taken(batch_N, torch.tensor([0, -1])))
         card = describe(module, level, net, constructor, path.name, content)
         reference = without_layout(submodel).cpu()
         with replacing(path) as file:
@@ -60,7 +61,7 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path, clust
             to_disk(file)
             factory = users_factory(module, card) if format.builds else None
             loaded = format.decode(read_whole(Path(file.name), card), card, factory)
-            for inputs_N in (batch_N, batch_N[:1]):
+            for inputs_N in (batch_N, taken(batch_N, slice(1))):
                 compare_outputs(loaded(inputs_N), format.outputs(reference, module.predict, inputs_N), format, path)
             # Both are on the disk before either takes its name: a full disk leaves the export before as it was.
             write_whole(card_path(path), card.to_json().encode())
@@ -126,12 +127,12 @@ def standalone(module: FederatedModule, level: str, submodel: nn.Module) -> tupl
     return net.eval().requires_grad_(False), constructor
 
 
-def sample_batch(module: FederatedModule, dtype: torch.dtype) -> Tensor:
+def sample_batch(module: FederatedModule, dtype: torch.dtype) -> Tree:
     """Return the first test samples as nets of a dtype get them, shape (N, ...)."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return module.data.transform.eval(module.data.resident.all_test.inputs[:SAMPLES])
+        return module.data.transform.eval(taken(module.data.resident.all_test.inputs, slice(SAMPLES)))
     finally:
         torch.set_default_dtype(before)
 

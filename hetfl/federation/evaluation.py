@@ -15,15 +15,16 @@ from hetfl.models.static_batch_norm import static_layers
 from hetfl.objectives import ClientScores, LevelScores, Objective, weighted_mean
 from hetfl.objectives.scores import beside
 from hetfl.seeding import generator
+from hetfl.tree import Tree, moved, taken
 from hetfl.types import Task
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = tuple[Tree, Tensor, Tensor]
 """Raw inputs, targets (N, ...), and the client that each sample belongs to (N,), -1 for samples of no client."""
 
 CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples", "{0}", "own_{0}")
 """Of ``clients.csv``: scores of the global model, and of the client's own sub-model, on its own test data."""
 
-Predict = Callable[[nn.Module, Tensor], tuple[Tensor, dict[str, Tensor]]]
+Predict = Callable[[nn.Module, Tree], tuple[Tensor, dict[str, Tensor]]]
 Restrict = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -136,9 +137,9 @@ class Evaluation:
             kept = self.personal.of(task.owner, parts.kept(task), self.models.like)
             net = self.hosting.of_client(replace(task, personal=kept))
             for batch in torch.arange(len(samples.targets)).split(self.data.eval_batch_size):
-                inputs, targets = self._prepared(samples.inputs[batch], samples.targets[batch])
+                inputs, targets = self._prepared(taken(samples.inputs, batch), samples.targets[batch])
                 owner = torch.full((len(batch),), client)
-                outputs = self.predict(net, inputs.to(self.models.like.device))[0].to(targets.device)
+                outputs = self.predict(net, moved(inputs, self.models.like.device))[0].to(targets.device)
                 self.personal_scores.update(self._sums(outputs, targets, owner), owner)
         return self.personal_scores
 
@@ -175,12 +176,12 @@ class Evaluation:
             if not len(rows):
                 continue
             whole = len(rows) == len(targets)
-            taken = batch if whole else (inputs[rows], targets[rows], owner[rows])
-            outputs, aims = self._outputs(taken[0], taken[1], levels, model)
+            some = batch if whole else (taken(inputs, rows), targets[rows], owner[rows])
+            outputs, aims = self._outputs(some[0], some[1], levels, model)
             if measure:
                 self._scores_of(model).update(outputs, aims)
             for name in levels if by_client else ():
-                sums = self._sums(outputs[name], aims, taken[2])
+                sums = self._sums(outputs[name], aims, some[2])
                 known = (
                     together.get(name, sums) if whole else together.get(name, sums.new_zeros(len(owner), sums.shape[1]))
                 )
@@ -192,12 +193,12 @@ class Evaluation:
         labels_NK = self.data.resident.labels.to(outputs.device)[owner_N.clamp(min=0).to(outputs.device)]
         return self.objective.sums(self.restrict(outputs, beside(labels_NK, outputs)), targets)
 
-    def _prepared(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _prepared(self, inputs: Tree, targets: Tensor) -> tuple[Tree, Tensor]:
         """Return raw samples as nets and losses take them."""
         return self.objective.batch(self.data.transform.eval(inputs), targets, self._random)
 
     def _outputs(
-        self, inputs: Tensor, targets: Tensor, levels: list[str], model: int
+        self, inputs: Tree, targets: Tensor, levels: list[str], model: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the outputs of levels, the largest first, behind them those of the largest's heads; and targets."""
         if model != self._present:  # resident nets, loaded where they hold another model's values

@@ -49,6 +49,7 @@ from hetfl.runs import trainers, writing
 from hetfl.runs.prediction import Prediction
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
+from hetfl.tree import taken
 from hetfl.types import Level, NetFactory
 
 
@@ -164,7 +165,7 @@ class FederatedModule(Method):
         if self._met is not data:
             check_optimizers(self.server_optimizer, parameters.values(), self.local)
             some = data.client_data(0)
-            samples = data.transform.eval(some.inputs[:4])
+            samples = data.transform.eval(taken(some.inputs, slice(4)))
             shape = self.objective.output_shape(some.targets[:4], data.num_classes)
             rule = self.parts.of_level if self.check_nesting else None
             self.levels.inspect(samples, shape, rule, self.predict)

@@ -73,6 +73,7 @@ class Budgets:
         reference: what a budget of 1 stands for: a number (of parameters, FLOPs or bytes), or a net, by class, at its
             full size; null: the run's own net.
         sample_shape: shape of one input of the net, such as ``[1, 28, 28]``, for ``flops`` alone.
+        sample_type: ``float``, or ``int64`` for token ids.
 
     Raises:
         ConfigurationError: an argument out of range, missing, or without use.
@@ -83,6 +84,7 @@ class Budgets:
     axis: Axis | None = None
     reference: float | NetFactory | None = None
     sample_shape: list[int] | None = None
+    sample_type: Literal["float", "int64"] = "float"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be met."""
@@ -105,6 +107,8 @@ class Budgets:
             )
         if self.sample_shape is not None and min(self.sample_shape, default=0) < 1:
             raise ConfigurationError(f"Expected positive sizes in sample_shape but got {self.sample_shape}")
+        if self.sample_type not in ("float", "int64"):
+            raise ConfigurationError(f"Expected sample_type float or int64 but got {self.sample_type!r}")
 
     def choose(self, net: NetFactory, own_axis: Axis) -> tuple[dict[str, Level], dict[str, Allowance]]:
         """Return the levels, and by name what they may cost and do.
@@ -169,7 +173,8 @@ class Budgets:
         assert self.sample_shape is not None
         # Two samples: batch norm needs more than one value per channel, and deep nets leave one pixel.
         device = next((parameter.device for parameter in net.parameters()), None)
-        return flops_per_sample(net, torch.zeros(2, *self.sample_shape, device=device))[1]
+        dtype = torch.int64 if self.sample_type == "int64" else None
+        return flops_per_sample(net, torch.zeros(2, *self.sample_shape, dtype=dtype, device=device))[1]
 
     def _reference_cost(self, reference: float | NetFactory) -> float:
         if not callable(reference):

@@ -21,9 +21,10 @@ from hetfl.models.static_batch_norm import gathering
 from hetfl.part import Part, only
 from hetfl.seeding import derive
 from hetfl.submodel import extent, prefix_index, state_of
+from hetfl.tree import Tree, in_words, shapes, taken
 from hetfl.types import Level, NetFactory, Task
 
-Predict = Callable[[nn.Module, Tensor], Tensor]
+Predict = Callable[[nn.Module, Tree], Tensor]
 """Logits (N, K) that a method reads off a net and inputs."""
 
 LevelPart = Callable[[str, int], Part]
@@ -132,7 +133,7 @@ class LevelSet(Mapping[str, Level]):
 
     def inspect(
         self,
-        inputs_N: Tensor,
+        inputs_N: Tree,
         output_shape: tuple[int, ...],
         part: LevelPart | None = None,
         predict: Predict | None = None,
@@ -150,8 +151,9 @@ class LevelSet(Mapping[str, Level]):
                 not the leading channels and first stages of the global net; the method cannot use the net's exits; the
                 samples are not of the shape that budgets were met with.
         """
-        shape, wanted = list(inputs_N.shape[1:]), None if self.budgets is None else self.budgets.sample_shape
-        if wanted is not None and wanted != shape:
+        wanted = None if self.budgets is None else self.budgets.sample_shape
+        if wanted is not None and [wanted] != (found := [list(shape[1:]) for shape in shapes(inputs_N)]):
+            shape = found[0] if len(found) == 1 else f"of one tensor rather than {found}"
             raise ConfigurationError(
                 f"Expected sample_shape {shape}, the data's, for budgets by flops but got {wanted}"
             )
@@ -163,19 +165,19 @@ class LevelSet(Mapping[str, Level]):
             parts = [] if part is None or name == self.largest else [part(name, round) for round in (0, 1)]
             for each in {each.key: each for each in parts}.values():
                 check_nesting(self.net, net, each, inputs_N, name)
-            self.flops[name] = flops_per_sample(net, inputs_N[:2])
-        self._samples, self._shares = inputs_N[:2], {}
+            self.flops[name] = flops_per_sample(net, taken(inputs_N, slice(2)))
+        self._samples, self._shares = taken(inputs_N, slice(2)), {}
         return self.flops
 
-    def _probe(self, net: nn.Module, inputs_N: Tensor, output_shape: tuple[int, ...], name: str) -> None:
+    def _probe(self, net: nn.Module, inputs_N: Tree, output_shape: tuple[int, ...], name: str) -> None:
         try:
             with torch.no_grad(), gathering(net):
                 outputs = net(inputs_N)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ConfigurationError(
-                f"Expected the net at level {name} to take inputs of shape {tuple(inputs_N.shape)} but got: "
-                f"{str(error).splitlines()[0]}"
-            ) from None
+                f"Expected the net at level {name} to take inputs {in_words(inputs_N)} but got: "
+                f"{(str(error) or type(error).__name__).splitlines()[0]}"
+            ) from error
         exits, got = exits_of(net), tuple(outputs.shape) if isinstance(outputs, Tensor) else ()
         wanted = output_shape if exits is None else (exits, *output_shape)
         if got != wanted:
@@ -220,7 +222,7 @@ class LevelSet(Mapping[str, Level]):
         return _contains(self.indices[has], self.indices[level])
 
 
-def _probe_method(predict: Predict, net: nn.Module, inputs_N: Tensor, output_shape: tuple[int, ...]) -> None:
+def _probe_method(predict: Predict, net: nn.Module, inputs_N: Tree, output_shape: tuple[int, ...]) -> None:
     with torch.no_grad(), gathering(net):
         got = tuple(predict(net, inputs_N).shape)
     if got != output_shape:

@@ -14,10 +14,13 @@ from hetfl.errors import ConfigurationError
 from hetfl.layout import Layout
 from hetfl.local.folding import FoldedNet
 from hetfl.submodel import parameters_of, state_of
+from hetfl.tree import Tree, cast, mapped, moved, stacked, taken
 
 
 class BatchedNet(Protocol):
     """Returns outputs (S, ..., N, K) of S clients' tensors, by name, each (S, ...), and inputs (S, N, ...).
+
+    Inputs may be a tuple, list or dict of such tensors, as the net takes them.
 
     Attributes:
         layout: how the tensors should lie in a client's row.
@@ -25,7 +28,7 @@ class BatchedNet(Protocol):
 
     layout: type[Layout]
 
-    def __call__(self, tensors: Mapping[str, Tensor], inputs_SN: Tensor) -> Tensor:
+    def __call__(self, tensors: Mapping[str, Tensor], inputs_SN: Tree) -> Tensor:
         """Return the outputs."""
         ...
 
@@ -47,17 +50,17 @@ class VmappedNet:
         self.net = net.train()
         self._batched = vmap(self._one)
 
-    def _one(self, tensors: dict[str, Tensor], inputs_N: Tensor) -> Tensor:
+    def _one(self, tensors: dict[str, Tensor], inputs_N: Tree) -> Tensor:
         outputs: Tensor = functional_call(self.net, tensors, (inputs_N,))
         return outputs
 
-    def __call__(self, tensors: Mapping[str, Tensor], inputs_SN: Tensor) -> Tensor:
+    def __call__(self, tensors: Mapping[str, Tensor], inputs_SN: Tree) -> Tensor:
         """Return the outputs, shape (S, ..., N, K)."""
         outputs: Tensor = self._batched(dict(tensors), inputs_SN)
         return outputs
 
 
-def batched(build: Callable[[], nn.Module], inputs_N: Tensor, who: str) -> BatchedNet:
+def batched(build: Callable[[], nn.Module], inputs_N: Tree, who: str) -> BatchedNet:
     """Return a net for several clients at once, by folding if that computes the same, else by ``torch.func``.
 
     A net's ``forward`` may do anything between its layers (join channels, look across them), so what it computes when
@@ -77,13 +80,17 @@ def batched(build: Callable[[], nn.Module], inputs_N: Tensor, who: str) -> Batch
     with _exactly():
         exact = net.cpu().double().train()
         tensors = _drawn(exact)
-        inputs_SN = torch.stack([inputs_N, inputs_N.flip(0)]).cpu().double()
+        inputs_SN = stacked([inputs_N, mapped(lambda leaf: leaf.flip(0), inputs_N)])
+        inputs_SN = cast(moved(inputs_SN, torch.device("cpu")), torch.float64)
 
         def computed(net: BatchedNet) -> list[Tensor]:
             laid_out = {name: _as(net.layout, tensor) for name, tensor in tensors.items()}
             return _computed(lambda given: net(given, inputs_SN), laid_out, exact)
 
-        each = [_alone(exact, {n: t[s : s + 1] for n, t in tensors.items()}, inputs_SN[s], who) for s in range(CLIENTS)]
+        each = [
+            _alone(exact, {n: t[s : s + 1] for n, t in tensors.items()}, taken(inputs_SN, s), who)
+            for s in range(CLIENTS)
+        ]
         expected = [torch.cat(parts) for parts in zip(*each, strict=True)]
         try:
             found = computed(VmappedNet(exact))
@@ -163,7 +170,7 @@ def _computed(
     return [outputs_SN.detach(), *grads]
 
 
-def _alone(net: nn.Module, tensors: Mapping[str, Tensor], inputs_N: Tensor, who: str) -> list[Tensor]:
+def _alone(net: nn.Module, tensors: Mapping[str, Tensor], inputs_N: Tree, who: str) -> list[Tensor]:
     """Return what :func:`_computed` does for a single client; see that nothing else happens on the way."""
     used = {name: buffer.clone() for name, buffer in net.named_buffers()}
 

@@ -24,6 +24,7 @@ from hetfl.part import Part, only
 from hetfl.piece import Piece
 from hetfl.seeding import generator
 from hetfl.submodel import state_of, take
+from hetfl.tree import Tree
 from hetfl.types import NOTHING, ClientContext, Report, Task
 
 
@@ -106,7 +107,7 @@ class Bench:
         """Return what a task's client holds."""
         return task.part or self.problem.levels[task.level]
 
-    def narrowed(self, task: Task, level: str, inputs_N: Tensor) -> Tensor:
+    def narrowed(self, task: Task, level: str, inputs_N: Tree) -> Tensor:
         """Return the outputs of a task's net at a smaller level, with the values that the net has now.
 
         Raises:

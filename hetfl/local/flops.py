@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hetfl.models.static_batch_norm import gathering
+from hetfl.tree import Tree, length
 
 
 def _convolution_backward(
@@ -31,7 +32,7 @@ FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
 """What is counted otherwise than by torch."""
 
 
-def layer_shares(net: nn.Module, inputs_N: Tensor) -> dict[str, float]:
+def layer_shares(net: nn.Module, inputs_N: Tree) -> dict[str, float]:
     """Return by name of a layer with weights the share of a forward pass's FLOPs that it takes.
 
     Args:
@@ -46,7 +47,7 @@ def layer_shares(net: nn.Module, inputs_N: Tensor) -> dict[str, float]:
     return {name: sum(counts.get(f"{type(copied).__name__}.{name}", {}).values()) / total for name in weighted}
 
 
-def flops_per_sample(net: nn.Module, inputs_N: Tensor) -> tuple[float, float]:
+def flops_per_sample(net: nn.Module, inputs_N: Tree) -> tuple[float, float]:
     """Return the FLOPs (2 per multiply-add) of a forward pass, and of forward and backward, for one sample.
 
     Convolutions and matrix products count; norms, activations, pools and upsampling do not.
@@ -62,5 +63,5 @@ def flops_per_sample(net: nn.Module, inputs_N: Tensor) -> tuple[float, float]:
             outputs = copied(inputs_N)
             if backward:
                 outputs.sum().backward()
-        counts.append(counter.get_total_flops() / len(inputs_N))
+        counts.append(counter.get_total_flops() / length(inputs_N))
     return counts[0], counts[1]

@@ -13,6 +13,7 @@ from hetfl.local.executor import Bench, Result
 from hetfl.local.training import batches, cut
 from hetfl.models.static_batch_norm import StaticStatistics, gathering, static_layers
 from hetfl.seeding import derive, generator
+from hetfl.tree import Tree, moved, taken
 from hetfl.types import Report, Task
 
 LOSS_BATCH = 500
@@ -32,7 +33,7 @@ def train(bench: Bench, task: Task) -> Result:
     torch.manual_seed(_seed(bench, task))  # dropout draws from torch's global generator
     total, passes, steps = torch.zeros((), device=bench.device), 0, 0
     for inputs, targets in training_batches(bench, task):
-        loss = method.local_loss(net, (inputs.to(bench.device), targets.to(bench.device)), ctx)
+        loss = method.local_loss(net, (moved(inputs, bench.device), targets.to(bench.device)), ctx)
         resident.backward(loss)
         resident.penalise(local.regulariser, task.memory_D)
         if local.gradient_clip is not None:
@@ -61,7 +62,7 @@ def report_of(bench: Bench, task: Task, loss: float, passes: int, steps: int = 0
     return Report(task.client, task.level, samples, loss, lr=task.lr, model=task.model, passes=passes, steps=steps)
 
 
-def training_batches(bench: Bench, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
+def training_batches(bench: Bench, task: Task) -> Iterator[tuple[Tree, Tensor]]:
     """Yield inputs and targets of every step of a client's local training.
 
     All random choices are the client's own, and drawn in the order of its steps.
@@ -70,7 +71,7 @@ def training_batches(bench: Bench, task: Task) -> Iterator[tuple[Tensor, Tensor]
     random = torch.Generator().manual_seed(_seed(bench, task))
     epochs = (batches(len(data.targets), local.batch_size, random) for _ in range(task.epochs or local.epochs))
     for batch in islice((batch for epoch in epochs for batch in epoch), task.steps):
-        inputs = bench.data.transform.train(data.inputs[batch], random)
+        inputs = bench.data.transform.train(taken(data.inputs, batch), random)
         yield bench.problem.method.objective.batch(inputs, data.targets[batch], random)
 
 
@@ -90,7 +91,7 @@ def statistics(bench: Bench, task: Task) -> Result:
     random = generator(bench.problem.seed, "statistics", task.round, task.client)
     with torch.no_grad(), gathering(resident.net) as layers:
         for batch in batches(len(data.targets), bench.problem.local.batch_size, random):
-            resident.net(bench.data.transform.train(data.inputs[batch], random).to(bench.device))
+            resident.net(moved(bench.data.transform.train(taken(data.inputs, batch), random), bench.device))
         sums = [layer.sums for layer in layers.values()]
     vector = torch.cat([part for s in sums if s for part in (s.mean_C, s.var_C, s.mean_C.new_tensor([s.batches]))])
     return Result(task, report_of(bench, task, 0.0, len(data.targets)), vector)
@@ -116,9 +117,9 @@ def losses(bench: Bench, task: Task, samples: int | None) -> Result:
     total = torch.zeros((), dtype=torch.float64, device=bench.device)
     with torch.no_grad():
         for batch in cut(order, LOSS_BATCH):
-            inputs = bench.data.transform.eval(data.inputs[batch])
+            inputs = bench.data.transform.eval(taken(data.inputs, batch))
             inputs, targets = method.objective.batch(inputs, data.targets[batch], random)
-            outputs = net(inputs.to(bench.device))
+            outputs = net(moved(inputs, bench.device))
             total += len(batch) * method.loss(outputs, targets.to(bench.device), ctx).double()
     return Result(task, report_of(bench, task, total.item() / len(order), len(order)), torch.empty(0))
 

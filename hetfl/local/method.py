@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from hetfl.objectives import Classification, Objective
+from hetfl.tree import Tree
 from hetfl.types import ClientContext
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tree, Tensor]
 """Inputs, as the net takes them, and targets."""
 
 NEEDS_STEPS = ("local_loss", "before_client", "after_step", "after_client")

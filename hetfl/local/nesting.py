@@ -14,13 +14,14 @@ from hetfl.layout import Index
 from hetfl.models.exits import exits_of
 from hetfl.models.static_batch_norm import gathering
 from hetfl.submodel import put, state_of, take
+from hetfl.tree import Tree, cast, leaves, taken
 
 CROSS_CHANNEL_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 FEW = 64
 """Values of a channel that tell it from others."""
 
 
-def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Tensor, level: str) -> None:
+def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Tree, level: str) -> None:
     """Refuse a net whose sub-model is not its leading channels, or its first stages.
 
     A net nests if the global net, with every entry outside the index set to zero, computes what the sub-model computes.
@@ -49,7 +50,7 @@ def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Ten
         if name not in tensors and name in others and buffer.shape == others[name].shape:
             buffer.copy_(others[name])
     _zero_outside(tensors, index)
-    inputs_N, exits = inputs_N[: _enough(inputs_N)].double(), exits_of(part)
+    inputs_N, exits = cast(taken(inputs_N, slice(_enough(inputs_N))), torch.float64), exits_of(part)
     with torch.no_grad():
         expected = _run(part, inputs_N)
         outputs = _run(whole, inputs_N, exits)
@@ -103,15 +104,16 @@ def _zero_outside(tensors: Mapping[str, Tensor], index: Index) -> None:
         tensor.data.mul_(inside)
 
 
-def _enough(inputs_N: Tensor) -> int:
+def _enough(inputs_N: Tree) -> int:
     """Return how many samples are compared: fewer of large images, whose last batch norms still see many positions.
 
     Two values per channel would hide a wrong scale: batch norm makes plus and minus one of any two.
     """
-    return max(2, math.ceil(2048 / math.prod(inputs_N.shape[2:])))
+    positions: int = min(math.prod(leaf.shape[2:]) for leaf in leaves(inputs_N))
+    return max(2, math.ceil(2048 / max(positions, 1)))
 
 
-def _run(net: nn.Module, inputs_N: Tensor, exits: int | None = None) -> Tensor:
+def _run(net: nn.Module, inputs_N: Tree, exits: int | None = None) -> Tensor:
     """Return the outputs; of a net that declares exits only the first ``exits``."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -123,7 +125,7 @@ def _run(net: nn.Module, inputs_N: Tensor, exits: int | None = None) -> Tensor:
     return outputs if exits is None else outputs[:exits]
 
 
-def _gradients(net: nn.Module, inputs_N: Tensor, exits: int | None = None) -> dict[str, Tensor]:
+def _gradients(net: nn.Module, inputs_N: Tree, exits: int | None = None) -> dict[str, Tensor]:
     """Return the gradients of a number that all of the same outputs decide."""
     outputs = _run(net, inputs_N, exits)
     weights = torch.rand(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=outputs.dtype)
@@ -132,7 +134,7 @@ def _gradients(net: nn.Module, inputs_N: Tensor, exits: int | None = None) -> di
     return {name: zero[name] if p.grad is None else p.grad for name, p in net.named_parameters()}
 
 
-def _first_that_differs(whole: nn.Module, part: nn.Module, inputs_N: Tensor) -> str:
+def _first_that_differs(whole: nn.Module, part: nn.Module, inputs_N: Tree) -> str:
     """Return the first layer that has a channel in the part which it does not have in the whole; empty: none is found.
 
     Where a channel lies in the whole is not asked: a layer that mixes channels up has none that equals the part's.
@@ -145,7 +147,7 @@ def _first_that_differs(whole: nn.Module, part: nn.Module, inputs_N: Tensor) -> 
     return ""
 
 
-def _outputs(net: nn.Module, inputs_N: Tensor) -> dict[str, Tensor]:
+def _outputs(net: nn.Module, inputs_N: Tree) -> dict[str, Tensor]:
     """Return the first output of every layer that has no layers inside, in the order of the calls."""
     outputs: dict[str, Tensor] = {}
 

@@ -16,6 +16,7 @@ from hetfl.local.jobs import report_of, training_batches
 from hetfl.local.sgd import RowSGD
 from hetfl.part import Part
 from hetfl.submodel import parameters_of
+from hetfl.tree import Tree, mapped, moved, shapes, stacked, taken
 from hetfl.types import ClientContext, CohortContext, Task
 
 SAMPLES = 4
@@ -47,7 +48,8 @@ class Stack:
         problem, data = bench.problem, bench.data.client_data(task.client)
         self.sgd = RowSGD(problem.local.optimizer)
         some = torch.arange(SAMPLES) % len(data.targets)
-        inputs_N, targets_N = bench.data.transform.eval(data.inputs[some]).to(bench.device), data.targets[some]
+        inputs_N = moved(bench.data.transform.eval(taken(data.inputs, some)), bench.device)
+        targets_N = data.targets[some]
         who = f"the net at level {task.level}"
         self.net: BatchedNet = batched(lambda: problem.build(task.level), inputs_N, who)
         resident = bench.resident(task)
@@ -55,7 +57,8 @@ class Stack:
         self.trained = Layout.of(parameters_of(resident.net))
         self.own_trained = self.net.layout(self.trained.shapes)
         with torch.no_grad():
-            shape = self.net(self._tensors(resident.anchor_D.expand(2, -1)), inputs_N.expand(2, *inputs_N.shape)).shape
+            inputs_SN = mapped(lambda leaf: leaf.expand(2, *leaf.shape), inputs_N)
+            shape = self.net(self._tensors(resident.anchor_D.expand(2, -1)), inputs_SN).shape
         self.joint = loss_is_joint(problem, shape, targets_N, task, bench.data.labels(task.client))
         self._buffers = resident.anchor_D.new_empty(2, 0, self.layout.size)
 
@@ -67,7 +70,7 @@ class Stack:
         passes, steps = [0] * len(tasks), [0] * len(tasks)
         while members := most_alike(heads):
             batches = [head for i in members if (head := heads[i]) is not None]
-            inputs_SN, targets_SN = (self._sent(torch.stack(parts)) for parts in zip(*batches, strict=True))
+            inputs_SN, targets_SN = mapped(self._sent, stacked(batches))
             self._step(tasks, members, inputs_SN, targets_SN)
             for i in members:
                 passes[i] += targets_SN.shape[1]
@@ -132,7 +135,7 @@ class Stack:
             return tensor.to(self.bench.device)
         return tensor.pin_memory().to(self.bench.device, non_blocking=True)
 
-    def _step(self, tasks: Sequence[Task], members: list[int], inputs_SN: Tensor, targets_SN: Tensor) -> None:
+    def _step(self, tasks: Sequence[Task], members: list[int], inputs_SN: Tree, targets_SN: Tensor) -> None:
         rows = None if len(members) == len(tasks) else self._sent(torch.tensor(members))
         theta_SD = self.theta_SD if rows is None else self.theta_SD[rows]
         tensors = self._tensors(theta_SD)
@@ -194,14 +197,14 @@ class Stack:
             self.moved[i] = True
 
 
-def most_alike(heads: Sequence[tuple[Tensor, Tensor] | None]) -> list[int]:
+def most_alike(heads: Sequence[tuple[Tree, Tensor] | None]) -> list[int]:
     """Return the positions of those whose next batch has the commonest shape; empty if nobody has any."""
-    shapes = [None if head is None else head[0].shape for head in heads]
-    counts = Counter(shape for shape in shapes if shape is not None)
+    found = [None if head is None else shapes(head[0]) for head in heads]
+    counts = Counter(shape for shape in found if shape is not None)
     if not counts:
         return []
     commonest = counts.most_common(1)[0][0]
-    return [i for i, shape in enumerate(shapes) if shape == commonest]
+    return [i for i, shape in enumerate(found) if shape == commonest]
 
 
 def loss_is_joint(problem: LocalProblem, shape: Sequence[int], targets_N: Tensor, task: Task, labels_K: Tensor) -> bool:

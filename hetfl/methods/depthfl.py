@@ -19,6 +19,7 @@ from hetfl.levels.budgets import Budgets
 from hetfl.models.exits import Stage
 from hetfl.objectives import Objective
 from hetfl.part import Part, only
+from hetfl.tree import Tree
 from hetfl.types import ClientContext, Level, NetFactory
 
 EPSILON = 1e-7
@@ -146,11 +147,11 @@ class DepthFL(FederatedModule):
             found[level] = tuple(f"{stage}.{part}." for stage in stages[:-1] for part in ("exit", "classifier"))
         return found
 
-    def predict(self, net: nn.Module, inputs: Tensor) -> Tensor:
+    def predict(self, net: nn.Module, inputs: Tree) -> Tensor:
         """Return the mean of the heads' logits, shape (N, K)."""
         return self.predict_heads(net, inputs)[0]
 
-    def predict_heads(self, net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def predict_heads(self, net: nn.Module, inputs: Tree) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean of the heads' logits, and each head's own: ``head_1`` is the shallowest."""
         logits_HNK = net(inputs)
         return logits_HNK.mean(0), {f"head_{i}": logits for i, logits in enumerate(logits_HNK, start=1)}

@@ -14,6 +14,7 @@ from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.local import LocalTraining
 from hetfl.piece import Piece, described
+from hetfl.tree import leaves
 from hetfl.types import Level
 
 LEARNING_RATES = ("lr", "max_lr", "min_lr", "initial_lr", "base_lr")
@@ -102,7 +103,8 @@ def _partition(data: FederatedDataModule) -> str:
     for client in range(data.num_clients):
         own = data.client_data(client)
         content.update(own.targets.numpy().tobytes())
-        inputs = zlib.crc32(own.inputs.contiguous().numpy().data, inputs)
+        for leaf in leaves(own.inputs):
+            inputs = zlib.crc32(leaf.contiguous().numpy().data, inputs)
     return f"{data.num_clients} clients of {sum(data.sizes)} samples, {content.hexdigest()}-{inputs:08x}"
 
 

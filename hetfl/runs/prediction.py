@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.models.static_batch_norm import static_layers
+from hetfl.tree import Tree
 
 
 class Prediction:
     """Predicts logits for ``trainer.predict``.
 
     Batches of a federated data module are raw samples; those of any other loader are taken as the nets get them, and
-    of a tuple the first element is.
+    of a tuple or list the
+    first element is: a batch of a tensor or a dict is all inputs, a tuple of inputs stands inside another one.
 
     Args:
         submodel: returns the net of a level with the present values of a global model.
@@ -56,12 +58,12 @@ class Prediction:
                 "predict a federated data module, whose clients gather them, or load a checkpoint of a validated round"
             )
 
-    def inputs(self, batch: Any, data: FederatedDataModule | None) -> Tensor:
+    def inputs(self, batch: Any, data: FederatedDataModule | None) -> Tree:
         """Return a batch as the net takes it.
 
         Args:
             batch: of a loader.
             data: the federated data module that it comes from; None: it comes from elsewhere.
         """
-        inputs: Tensor = batch if isinstance(batch, Tensor) else batch[0]
+        inputs = batch if isinstance(batch, Tensor | dict) else batch[0]
         return inputs if data is None else data.transform.eval(inputs)

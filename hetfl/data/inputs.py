@@ -1,0 +1,143 @@
+"""Inputs as a Python user has them, as trees of tensors; sequences of different lengths are padded."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hetfl.data.arrays import ArrayLike, as_tensor
+from hetfl.errors import ConfigurationError
+from hetfl.tree import Tree, divided, in_words, mapped
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How sequences of different lengths become one tensor.
+
+    Args:
+        value: what stands behind the end of a shorter sequence; None: sequences must be of one length.
+        mask: whether a net gets ``{"tokens": padded, "mask": mask}``, the mask bool (n, T), True within a sequence.
+
+    Raises:
+        ConfigurationError: a mask without a value.
+    """
+
+    value: float | None = None
+    mask: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mask and self.value is None:
+            raise ConfigurationError(
+                "Expected pad, the value behind the end of a sequence, with pad_mask: true but got null"
+            )
+
+
+def as_inputs(values: Any, where: str, leaf: Callable[[Any, str], Tensor] = as_tensor) -> Tree:
+    """Return inputs as a tree of tensors: a dict, or a tuple that has an array inside, is several inputs.
+
+    Args:
+        values: an array, a table, a column or nested lists of numbers, or a tuple or dict of such.
+        where: what they are, for messages.
+        leaf: makes a tensor of what is no tuple or dict.
+
+    Raises:
+        ConfigurationError: an input is not numbers.
+    """
+    if isinstance(values, dict):
+        return {name: as_inputs(value, f"{where} {name!r}", leaf) for name, value in values.items()}
+    if _is_several(values):
+        return tuple(as_inputs(value, f"{where} {number}", leaf) for number, value in enumerate(values))
+    return leaf(values, where)
+
+
+def _is_several(values: Any) -> bool:
+    return isinstance(values, dict) or (
+        isinstance(values, tuple) and any(_is_several(value) or getattr(value, "ndim", 0) for value in values)
+    )
+
+
+def train_and_test(train: ArrayLike, test: ArrayLike, padding: Padding) -> tuple[Tree, Tree]:
+    """Return training and test inputs, both padded to the longest sequence of all if there is a padding.
+
+    Raises:
+        ConfigurationError: they are not numbers, or cannot be padded.
+    """
+    if padding.value is None:
+        return as_inputs(train, "training inputs"), as_inputs(test, "test inputs")
+    rows = [_sequences(values, where) for values, where in ((train, "training"), (test, "test"))]
+    joined = stack([*rows[0], *rows[1]], padding, "inputs")
+    train, test = divided(joined, [len(each) for each in rows])
+    return train, test
+
+
+def _sequences(values: ArrayLike, where: str) -> list[Tensor]:
+    if _is_several(values):
+        raise ConfigurationError(
+            f"Expected a list of sequences as {where} inputs with pad but got a {type(values).__name__}: give "
+            "DatasetData one such for each sample"
+        )
+    if getattr(values, "ndim", 1) > 1:
+        return list(as_tensor(values, f"{where} inputs"))
+    if not hasattr(values, "__iter__"):
+        raise ConfigurationError(f"Expected a list of sequences as {where} inputs but got {type(values).__name__}")
+    return [as_tensor(row, f"the input at {where} position {position}") for position, row in enumerate(values)]
+
+
+def stack(samples: Sequence[Tree], padding: Padding, where: str) -> Tree:
+    """Return samples as one tree whose first dimension they are.
+
+    Args:
+        samples: trees of one structure.
+        padding: of tensors of different lengths; with a mask every sample is one sequence.
+        where: what they are, for messages.
+
+    Raises:
+        ConfigurationError: they differ in structure, or in shape without a padding, or are not sequences.
+    """
+    if padding.mask:
+        for sample in samples:
+            if not isinstance(sample, Tensor) or not sample.dim():
+                raise ConfigurationError(
+                    f"Expected {where} of one sequence a sample with pad_mask: true but got {in_words(sample)}"
+                )
+        lengths = torch.tensor([len(sample) for sample in samples])
+        tokens = _column(samples, padding.value, where)
+        return {"tokens": tokens, "mask": torch.arange(tokens.shape[1]) < lengths[:, None]}
+    try:
+        return mapped(lambda *rows: _column(rows, padding.value, where), *samples)
+    except ValueError as error:
+        raise ConfigurationError(f"Expected {where} of one structure: {error}") from None
+
+
+def _column(rows: Sequence[Tensor], pad: float | None, where: str) -> Tensor:
+    """Return tensors as rows of one, of the type that holds all of them."""
+    wanted = {row.dtype for row in rows if row.numel()} or {row.dtype for row in rows}  # [] says nothing of its type
+    dtype = functools.reduce(torch.promote_types, sorted(wanted, key=str))
+    shapes = {row.shape for row in rows}
+    if pad is None or rows[0].dim() == 0:
+        for position, row in enumerate(rows):
+            if row.shape != rows[0].shape:
+                raise ConfigurationError(
+                    f"Expected {where} of one shape, {tuple(rows[0].shape)}, but got {tuple(row.shape)} at position "
+                    f"{position}{': set pad' if row.dim() and pad is None else ''}"
+                )
+        return torch.stack([row.to(dtype) for row in rows])
+    items = {shape[1:] for shape in shapes if shape.numel()} or {rows[0].shape[1:]}
+    if len(items) > 1 or any(not shape for shape in shapes):
+        raise ConfigurationError(
+            f"Expected {where} as sequences (length, ...) that differ in length alone, as pad is set, but got shapes "
+            f"{', '.join(str(tuple(shape)) for shape in sorted(shapes)[:3])}"
+        )
+    if not dtype.is_floating_point and pad != int(pad):
+        raise ConfigurationError(f"Expected a whole number as pad, for {where} of {dtype}, but got {pad}")
+    length = max(len(row) for row in rows)
+    padded = torch.full((len(rows), length, *items.pop()), pad, dtype=dtype)
+    for row, values in zip(padded, rows, strict=True):
+        if len(values):
+            row[: len(values)] = values
+    return padded

@@ -1,0 +1,33 @@
+"""Nodes whose samples are token ids, tuples or dicts train what one process trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
+
+import torch
+from lightning import Trainer
+
+from hetfl import FederatedModule
+from tests.conftest import small_levels, small_module
+from tests.flower_cases import Hands, federated, make_node
+from tests.tree_cases import FORMS, Given
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nodes_train_on_any_inputs(fit: Callable[..., Trainer], form: str, tmp_path: Path) -> None:
+    make: Callable[[], FederatedModule] = partial(small_module, net=FORMS[form], levels=small_levels(1.0, 0.5))
+    nodes = {
+        number: make_node(clients, tmp_path / str(number), make, partial(Given, form))
+        for number, clients in {11: range(3), 12: range(3, 6)}.items()
+    }
+    alone, together = make(), federated(make(), Hands(nodes))
+    for name, module in (("alone", alone), ("together", together)):
+        fit(module, Given(form), rounds=2, name=name)
+    for (name, expected), tensor in zip(alone.net.named_parameters(), together.net.parameters(), strict=True):
+        assert torch.equal(tensor, expected), name
