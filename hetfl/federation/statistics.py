@@ -90,7 +90,7 @@ class StaticStatisticsStore(Piece):
             downloads: knows what clients have.
             informed: by client and model, the part of which the client has the present values already.
         """
-        ledger.begin_phase()
+        ledger.begin_phase("statistics")
         before, self.levels = self.levels, {}
         # Parts that a client has of a model.
         has = defaultdict[tuple[int, int], list[Part]](list, {key: [part] for key, part in informed.items()})
