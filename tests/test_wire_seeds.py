@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning import Trainer
 from numpy.typing import NDArray
 
 from hetfl import Level
+from hetfl.compression import ErrorFeedback, TopK
+from hetfl.entries import gather_flat
 from hetfl.part import Part, only
-from hetfl.parts import PartRule, RandomChannels, RandomMask
+from hetfl.parts import PartRule, RandomChannels, RandomMask, Rolling
 from hetfl.recipe import MaskRecipe, Recipe, draw_mask, draw_positions
 from hetfl.seeding import derive
-from hetfl.wire import MalformedPayload, Reason, decode_part, encode_part
+from hetfl.updates import DenseUpdate
+from hetfl.wire import MalformedPayload, Reason, decode_part, encode, encode_part
 from tests.conftest import small_module
 from tests.part_cases import drawn_parts
 
@@ -68,7 +75,7 @@ def test_positions_are_drawn_as_the_document_says(seed: int, of: int, data: st.D
     assert draw_positions(seed, held, of).tolist() == sorted(order[:held])
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(drawn_parts())
 def test_a_part_comes_back_as_it_was_whatever_its_recipe_says(drawn: tuple[Part, Part, Part]) -> None:
     part, block, whole = drawn
@@ -200,3 +207,34 @@ def test_rules_that_draw_at_random_give_recipes_of_their_parts(rule: PartRule) -
     else:
         assert part.recipe.channels == {size: derive(3, "channels", 4, 7, size) for size in part.recipe.channels}
         assert part.recipe.channels
+
+
+@pytest.mark.parametrize("rule", [Rolling(), RandomChannels(), RandomMask()], ids=["window", "channels", "mask"])
+def test_the_ledger_has_the_bytes_of_the_messages_both_ways(
+    fit: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, rule: PartRule
+) -> None:
+    levels = LEVELS if rule.masks else {"a": Level("a"), "b": Level("b", 0.5)}
+    module = small_module(parts=rule, levels=levels, uplink=ErrorFeedback(TopK(0.2)))
+    prepare, sent = module.uplink.prepare, list[int]()
+
+    def spy(*given: object, **named: object) -> object:
+        message = prepare(*given, **named)  # type: ignore[arg-type]
+        sent.append(len(message.payload))
+        return message
+
+    monkeypatch.setattr(module.uplink, "prepare", spy)
+    trainer = fit(module, rounds=3, limit_val_batches=0)
+    table = pd.read_csv(Path(str(trainer.log_dir)) / "metrics.csv")
+    blocks, told, seen = rule.levels.indices, dict[int, Part](), 0
+    for round in range(3):
+        down, tasks = 0, module.round.tasks(round, 0.0)
+        for task in tasks:
+            values = gather_flat(module.models.tensors[0], task.part)
+            down += len(encode(DenseUpdate(values), round=round, client=0))
+            if task.part not in (blocks[task.level], told.get(task.client)):
+                down += len(encode_part(task.part, blocks[task.level], blocks["a"]))
+                told[task.client], seen = task.part, seen + 1
+        assert table["comm/down_bytes"][round] == down
+        assert table["comm/up_bytes"][round] == sum(sent[: len(tasks)])
+        del sent[: len(tasks)]
+    assert seen > 2

@@ -31,7 +31,8 @@ class StaticStatisticsStore(Piece):
     """Per level, and per cluster, the sums that clients reported for the present global models.
 
     The server never sees data: a client that can afford a level gets that sub-model, passes its data through it once
-    and reports sums; both ways and the passes are charged to the ledger.
+    and reports sums; both ways and the passes are charged to the ledger. The sums are those of the global model, whose
+    personal tensors are at their initial values: no client passes its data through its own.
 
     Args:
         models: the global models.
