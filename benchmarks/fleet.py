@@ -84,7 +84,7 @@ class Round:
         probe.clients = range(len(there)) if self.fleet.always else there.tolist()
         if predicting:
             self.predict(number)
-        self.ledger.begin_phase()
+        self.ledger.begin_phase("training")
         for client in self.selection.select(number, probe):
             self.assignment.level(client, number)
             work = Work(1_500_000, 1e9, 50_000)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hetfl.layout import Index, IndexEntry, Layout, iter_entries
+from hetfl.recipe import Recipe
 from hetfl.submodel import relative, take
 
 T = TypeVar("T")
@@ -32,13 +33,15 @@ class Part(dict[str, IndexEntry]):
     Args:
         index: entries by name: parameters, then float buffers, then frozen parameters.
         mask_D: bool, shape (D,), for the D entries of the index; None: the client holds all of them.
+        recipe: how the part was drawn, if it was: a message may then carry seeds in place of positions and mask.
 
     Raises:
         ValueError: the mask is not a bool for each entry of the index.
     """
 
-    def __init__(self, index: Index, mask_D: Tensor | None = None) -> None:
+    def __init__(self, index: Index, mask_D: Tensor | None = None, recipe: Recipe | None = None) -> None:
         super().__init__(index)
+        self.recipe = recipe
         if mask_D is not None and (mask_D.dtype != torch.bool or mask_D.shape != (self.layout.size,)):
             raise ValueError(
                 f"Expected a mask of {self.layout.size} bools but got {mask_D.dtype} of shape {tuple(mask_D.shape)}"
@@ -156,8 +159,8 @@ class Part(dict[str, IndexEntry]):
         # Aggregators key sums by id(part). A copy could reuse the id of a freed part.
         return self
 
-    def __reduce__(self) -> tuple[type[Part], tuple[dict[str, IndexEntry], Tensor | None]]:
-        return Part, (dict(self), self.mask_D)
+    def __reduce__(self) -> tuple[type[Part], tuple[dict[str, IndexEntry], Tensor | None, Recipe | None]]:
+        return Part, (dict(self), self.mask_D, self.recipe)
 
 
 def part_of(index: Index) -> Part:

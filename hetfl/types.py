@@ -81,6 +81,8 @@ class ClientContext:
     def narrowed(self, level: str) -> Callable[[Tensor], Tensor]:
         """Return the client's net at a smaller level: its leading channels and first stages, with their gradients.
 
+        The ledger charges the FLOPs of a pass through the whole net all the same.
+
         Raises:
             ConfigurationError: the level is not a part of the client's.
         """

@@ -7,7 +7,8 @@ import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hetfl.part import Part
+from hetfl.part import Part, only
+from hetfl.recipe import MaskRecipe, Recipe, draw_positions
 
 SHAPES = {"conv": (5, 4, 2), "scale": (), "head": (6, 5), "bias": (6,)}
 WHOLE = Part({name: tuple(slice(0, size) for size in shape) for name, shape in SHAPES.items()})
@@ -38,6 +39,38 @@ def parts_like(draw: st.DrawFn, block: Part) -> Part:
     size = block.layout.size
     mask = draw(st.none() | st.lists(st.booleans(), min_size=size, max_size=size))
     return Part(index, None if mask is None else torch.tensor(mask))
+
+
+@st.composite
+def drawn_parts(draw: st.DrawFn) -> tuple[Part, Part, Part]:
+    """A part with a recipe, its leading block, and all of the global tensors.
+
+    The recipe is that of the part, of other seeds, or of the part before rows or tensors were left out of it.
+    """
+    n, m = draw(st.integers(1, 300)), draw(st.integers(1, 40))
+    of = {"conv": (n, m), "bias": (n,), "head": (7, n), "scale": ()}
+    whole = Part({name: tuple(slice(0, size) for size in shape) for name, shape in of.items()})
+    held = {size: draw(st.integers(1, size)) for size in (n, m)} | {7: 7}
+    seeds = {size: draw(st.integers(0, 2**63 - 1)) for size in held}
+    drawn = {size: draw_positions(seeds[size], count, size) for size, count in held.items()}
+    entry = {size: drawn[size] if count < size else slice(0, size) for size, count in held.items()}
+    index = Part({name: tuple(entry[size] for size in shape) for name, shape in of.items()})
+    names = draw(st.frozensets(st.sampled_from(sorted(of))))
+    mask = MaskRecipe(draw(st.integers(0, 2**63 - 1)), draw(st.floats(0, 1)), names)
+    mask_D = mask.mask(dict(zip(index, index.layout.sizes, strict=True))) if draw(st.booleans()) else None
+    part = Part(index, mask_D, Recipe(seeds, mask))
+    change = draw(st.sampled_from(["none", "rows", "only", "seeds"]))
+    if change == "seeds":
+        others = Recipe({size: seed ^ 1 for size, seed in seeds.items()}, MaskRecipe(mask.seed ^ 1, 0.5, names))
+        part = Part(index, mask_D, others)
+    elif change == "rows":
+        rows = part.rows(frozenset({"head"}), torch.arange(7) != draw(st.integers(0, 6)))
+        part = Part(rows, rows.mask_D, part.recipe)
+    elif change == "only":
+        less = only(part, frozenset({"conv", "head"}))
+        part = Part(less, less.mask_D, part.recipe)
+    block = Part({name: tuple(slice(0, size) for size in shape) for name, shape in part.layout.shapes.items()})
+    return part, block, Part({name: whole[name] for name in part})
 
 
 def held_by(part: Part) -> dict[str, NDArray[np.bool_]]:

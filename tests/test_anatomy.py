@@ -39,6 +39,7 @@ from hetfl.models import MultiExitConvNet
 from hetfl.piece import Facts
 from hetfl.selection import Selection, Uniform
 from tests.conftest import small_data, small_levels, small_module
+from tests.part_cases import SHAPES, WHOLE, blocks, held_by, parts_like
 from tests.test_snapshots import Recorder, SparesBiases, folder_of, mask
 
 Fit = Callable[..., Trainer]
@@ -269,6 +270,20 @@ def test_channel_norms_are_of_the_tensors_asked_for() -> None:
             channel_norms(weights, module.levels.indices, asked)
 
 
+@settings(max_examples=50)
+@given(data=st.data())
+def test_channel_norms_name_the_smallest_level_that_holds_an_entry_of_a_channel(data: st.DataObject) -> None:
+    tensors = {name: torch.rand(shape) for name, shape in SHAPES.items()}
+    parts = {"all": WHOLE} | {level: data.draw(parts_like(data.draw(blocks()))) for level in "bcd"}
+    table = channel_norms(tensors, parts)
+    sizes = {level: sum(held.sum() for held in held_by(part).values()) for level, part in parts.items()}
+    for row in table.itertuples():
+        holding = [level for level, part in parts.items() if held_by(part)[row.tensor][row.channel].any()]  # type: ignore[index]
+        smallest = min(sizes[level] for level in holding)
+        assert row.level in holding
+        assert sizes[row.level] == smallest  # type: ignore[index]
+
+
 # Figures.
 
 
@@ -289,6 +304,10 @@ def test_figures_show_the_tables() -> None:
     ax = plot_channel_norms(norms).axes[0]
     assert np.allclose([patch.get_height() for patch in ax.patches], norms["norm"])  # type: ignore[attr-defined]
     assert [text.get_text() for text in ax.texts] == ["a", "b", "c"]
+
+    window = channel_norms({"w": torch.ones(4, 2)}, {"a": {"w": (slice(0, 4),) * 2}, "b": {"w": (slice(1, 3),) * 2}})
+    assert list(window["level"]) == ["a", "b", "b", "a"]
+    assert plot_channel_norms(window).axes[0].get_title().endswith("first 25 %: 25 % of norm²")
 
 
 def test_lines_of_drift_are_named_at_their_ends_without_overlap() -> None:

@@ -18,7 +18,7 @@ from tests.demo_cases import CONFIGS, DEMO, FEW, ROOT, SHORT, UNTESTED, refused
 CONTRACT = (
     "step,train/loss,val/loss,val/accuracy,val/accuracy_by_level/a,val/accuracy_by_level/b,test/loss,test/accuracy,"
     "test/accuracy_by_level/a,local/accuracy_mean,local/accuracy_worst10,local/accuracy_var,lr,threshold,"
-    "comm/up_bytes,comm/down_bytes,comm/up_bytes_total,comm/down_bytes_total,comm/up_density,comm/up_ratio,comm/up_ratio_total,"
+    "comm/up_bytes,comm/down_bytes,comm/down_training_bytes,comm/down_statistics_bytes,comm/down_probes_bytes,comm/up_bytes_total,comm/down_bytes_total,comm/up_density,comm/up_ratio,comm/up_ratio_total,"
     "compute/flops_total,sim/round_seconds,sim/seconds_total,residual/norm"
 )
 SMALL = [*SHORT, "--model.net.hidden=[8,8]"]

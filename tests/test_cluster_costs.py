@@ -34,6 +34,9 @@ def test_who_stands_in_for_another_cluster_is_sent_its_model_too(fit: Fit, tmp_p
     path.write_text("client,throughput,downlink,uplink,last_round\n" + "".join(lines))
     tested = module(Apart(2), fleet=CsvFleet(str(path)), statistics_clients=None)
     one = wire.dense_size(tested.levels.sizes["a"])
-    down = rows(fit(tested, grouped(), rounds=2))["comm/down_bytes"]
+    found = rows(fit(tested, grouped(), rounds=2))
+    down = found["comm/down_bytes"]
     # Round 0: all train, and gather for their own. Round 1: seven train, and gather for both models.
     assert down.tolist() == [(8 + 8) * one, (7 + 2 * 7) * one]
+    assert found["comm/down_training_bytes"].tolist() == [8 * one, 7 * one]
+    assert found["comm/down_statistics_bytes"].tolist() == [8 * one, 2 * 7 * one]

@@ -162,26 +162,30 @@ def test_phases_follow_each_other_and_a_client_does_one_thing_after_the_other() 
     fleet.setup(Facts([1] * 3, 0))
     ledger = Ledger(fleet, deadline=100.0)
     ledger.begin_round(0, 0.1)
-    ledger.begin_phase()
+    ledger.begin_phase("probes")
     ledger.charge(0, 0, Work(10, 20.0, 2))  # 2 + 2 + 1 s
     ledger.charge(1, 0, Work(0, 30.0, 0))
     ledger.charge(1, 0, Work(0, 30.0, 0))  # 6 s in all
     assert ledger.round.seconds == 6.0
-    ledger.begin_phase()
+    ledger.begin_phase("training")
     ledger.charge(0, 0, Work(0, 5.0, 0))
     assert ledger.now == 6.5
     ledger.lose(2, 0, Work(500, 1e4, 9))  # late: the model in 100 s, and nothing more
     assert (ledger.now, ledger.round.dropped) == (106.0, 1)
     assert (ledger.round.down_bytes, ledger.round.up_bytes, ledger.round.flops) == (510, 2, 85.0)
+    costs = ledger.costs()
+    purposes = [costs[f"comm/down_{purpose}_bytes"] for purpose in ("training", "statistics", "probes")]
+    assert (purposes, costs["comm/down_bytes"]) == ([500, 0, 10], 510)
     ledger.begin_round(0, 0.1)
     ledger.lose(2, 1, Work(5, 10.0))
     assert (ledger.now, ledger.round.seconds, ledger.round.failed, ledger.total.dropped) == (108.0, 2.0, 1, 1)
     again = Ledger(fleet)
     again.load_state_dict(ledger.state_dict())
     assert (again.now, again.total, again.round.seconds) == (108.0, ledger.total, 0.0)
-    again.begin_phase()  # of an evaluation that comes before the next round
-    again.charge(0, 1, Work(0, 5.0, 0))
-    assert again.now == 108.5
+    again.begin_phase("statistics")  # of an evaluation that comes before the next round
+    again.charge(0, 1, Work(3, 2.0, 0))  # 0.6 + 0.2 s
+    assert again.now == 108.8
+    assert (again.total.down_statistics_bytes, again.total.down_bytes) == (3, 518)
 
 
 def test_an_update_that_takes_as_long_as_the_deadline_is_in_time() -> None:

@@ -273,7 +273,7 @@ def test_each_frozen_entry_comes_down_once_whatever_the_windows_and_levels() -> 
         held = torch.zeros(seen.shape)
         add_holders({name: held}, part)
         known = int((seen & (held > 0)).sum())
-        told = encode_part(part, blocks[level])
+        told = encode_part(part, blocks[level], blocks["a"])
         assert downloads.bytes(task) == dense_size(part.size - known) + len(told)
         downloads.note(task)
         seen |= held > 0

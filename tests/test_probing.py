@@ -203,6 +203,8 @@ def test_answers_cost_a_model_a_number_and_a_forward_pass(
         flops += sum(training(levels[k]) * sizes[k] for k in cohort)
         flops += sum(forward(levels[k]) * samples(sizes[k]) for k in who)
         assert table["comm/down_bytes"][round] == down
+        assert table["comm/down_probes_bytes"][round] == sum(dense_size(entries(levels[k])) for k in who)
+        assert table["comm/down_training_bytes"][round] == down - table["comm/down_probes_bytes"][round]
         assert table["comm/up_bytes"][round] == up
         assert table["compute/flops_total"][round] == flops
 

@@ -31,7 +31,7 @@ from hetfl.federation.ranks import RankClients
 from hetfl.interrupt import StopAtRoundEnd
 from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
-from hetfl.parts import RandomMask
+from hetfl.parts import RandomMask, Rolling
 from hetfl.selection import PowerOfChoice
 from hetfl.store import DiskStore
 from hetfl.types import Task
@@ -59,7 +59,7 @@ def choosy(**changes: Any) -> FederatedModule:
     """HeteroFL: losses asked for, losses that count, residuals in files, a calibrated threshold."""
     uplink = ErrorFeedback(GammaFedHT(density=0.1), DiskStore(), half_precision=True)
     selection = PowerOfChoice(candidates=6, clients_per_round=4)
-    return small_module(selection=selection, aggregator=QFedAvg(0.5), uplink=uplink, **changes)
+    return small_module(selection=selection, aggregator=QFedAvg(0.5), uplink=uplink, parts=Rolling(), **changes)
 
 
 def dynamic(**changes: Any) -> FederatedModule:

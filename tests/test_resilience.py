@@ -40,7 +40,7 @@ CONFIGURATIONS = {
     "workers": "--model.executor=hetfl.local.Workers --model.executor.num_workers=2",
     "clusters": "-c {configs}/clustering/ifca.yaml",
     "feddyn": "--model.local.penalty=hetfl.local.FedDyn --model.local.penalty.memories=hetfl.store.DiskStore",
-    "snapshots": "--snapshots.every=2",
+    "snapshots of windows": "-c {configs}/parts/rolling.yaml --snapshots.every=2",
     "divfl": "-c {configs}/selection/divfl.yaml --model.selection.clients_per_round=5",
     "low rank": "-c {configs}/compressor/low_rank.yaml",
     "depthfl": "-c {configs}/method/depthfl.yaml --model.net.hidden=[4,4,4,4]",

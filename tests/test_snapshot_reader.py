@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from lightning.pytorch import LightningModule
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hetfl import ConfigurationError, FederatedModule
+from hetfl import ConfigurationError, FederatedModule, Level
 from hetfl.analysis import Snapshot, Snapshots, load_snapshots
+from hetfl.analysis.snapshot_files import METADATA, checksum
 from hetfl.federation import FederatedCallback
 from hetfl.local.channels_last import without_layout
 from hetfl.models.static_batch_norm import static_layers
+from hetfl.parts import PartRule, RandomChannels, RandomMask, Rolling
 from hetfl.run_folder import RunFolder
 from tests.conftest import small_data, small_levels, small_module, small_net
 from tests.test_snapshots import Fit, folder_of, net_with, snapshots_of
@@ -73,6 +76,35 @@ def test_a_net_filled_from_a_snapshot_has_the_logits_of_the_runs_own(fit: Fit, n
                 assert torch.equal(mean, names[name].mean)
                 assert torch.equal(var, names[name].var)
     assert not torch.equal(logits.rounds[0]["c"], logits.rounds[2]["c"])
+
+
+@pytest.mark.parametrize("rule", [Rolling(), RandomChannels(), RandomMask()], ids=["window", "channels", "mask"])
+def test_a_net_is_filled_with_the_part_of_its_level_under_any_rule(fit: Fit, rule: PartRule) -> None:
+    levels = {"a": Level("a"), "b": Level("b", 0.5, density=0.3 if rule.masks else 1.0), "c": Level("c", 0.25)}
+    module, logits = small_module(parts=rule, levels=levels), Logits()
+    trainer = fit(module, rounds=3, callbacks=[Snapshots(1), logits])
+    moved = 0
+    for snapshot, expected in zip(snapshots_of(trainer), logits.rounds, strict=True):
+        for level, width in WIDTHS.items():
+            net = small_net(width=width)
+            part = snapshot.part(net, level)
+            assert part == rule.of_level(level, snapshot.round)
+            moved += part != module.levels.indices[level]
+            with torch.no_grad():
+                assert torch.equal(snapshot.fill(net, level)(samples(module)), expected[level])
+    assert moved == {Rolling: 4, RandomChannels: 6, RandomMask: 3}[type(rule)]
+
+
+def test_a_part_that_does_not_fit_the_net_is_damage(fit: Fit, tmp_path: Path) -> None:
+    trainer = fit(small_module(parts=Rolling()), rounds=2, callbacks=[Snapshots(1)])
+    snapshot = snapshots_of(trainer)[1]
+    tensors = {name: snapshot.read(name) for name in snapshot._contents.checksums}
+    tensors["parts/b"] = tensors["parts/b"][:-1]
+    checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
+    contents = replace(snapshot._contents, checksums=checksums)
+    save_file(tensors, tmp_path / "short.safetensors", {METADATA: contents.to_json()})
+    with pytest.raises(ConfigurationError, match=r"short.safetensors but got a damaged file: length: Expected"):
+        Snapshot(tmp_path / "short.safetensors").fill(small_net(width=0.5), "b")
 
 
 def test_a_round_without_validation_has_weights_and_no_statistics(fit: Fit) -> None:

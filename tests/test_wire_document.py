@@ -15,6 +15,7 @@ from index_bits import DENSITIES, LENGTHS, ratio
 from hetfl.layout import Layout
 from hetfl.part import Part
 from hetfl.permutation import permuted
+from hetfl.recipe import MaskRecipe, Recipe
 from hetfl.updates import LowRankUpdate, SeededUpdate, SparseUpdate
 from hetfl.wire import Expected, Reason, decode, decode_part, encode, encode_part, rice
 from hetfl.wire.header import HEADER_SIZE, Header, Kind
@@ -71,12 +72,32 @@ def test_an_example_is_what_it_says(title: str, known: str, read: str, block: st
 
 
 def test_the_example_of_a_part() -> None:
-    (block,) = re.findall(r"```part\n([^`]+)```", TEXT)
+    block, _ = re.findall(r"```part\n([^`]+)```", TEXT)
     net, rows = Part({"w": (slice(0, 2), slice(0, 3)), "b": (slice(0, 2),)}), torch.tensor([0, 3])
     whole = Part({"w": (slice(0, 4), slice(0, 4)), "b": (slice(0, 4),)})
     part = Part({"w": (rows, slice(1, 4)), "b": (rows,)}, torch.tensor([1, 0, 0, 1, 1, 0, 1, 1]).bool())
-    assert encode_part(part, net) == bytes_in(block)
+    assert encode_part(part, net, whole) == bytes_in(block)
     assert decode_part(bytes_in(block), net, whole) == part
+
+
+def test_the_example_of_a_part_of_seeds() -> None:
+    _, block = re.findall(r"```part\n([^`]+)```", TEXT)
+    net = Part({"w": (slice(0, 64), slice(0, 4)), "b": (slice(0, 64),)})
+    whole = Part({"w": (slice(0, 128), slice(0, 4)), "b": (slice(0, 128),)})
+    numbers, order = twister(5, 127), list(range(128))
+    for i, number in enumerate(numbers):
+        j = i + number % (128 - i)
+        order[i], order[j] = order[j], order[i]
+    rows = torch.tensor(sorted(order[:64]))
+    held = torch.tensor([number % 2**24 / 2**24 < 0.25 for number in twister(9, 256)])
+    recipe = Recipe({128: 5}, MaskRecipe(9, 0.25, frozenset({"w"})))
+    part = Part({"w": (rows, slice(0, 4)), "b": (rows,)}, torch.cat([held, torch.ones(64, dtype=torch.bool)]), recipe)
+    assert encode_part(part, net, whole) == bytes_in(block)
+    assert decode_part(bytes_in(block), net, whole) == part
+
+
+def twister(seed: int, count: int) -> list[int]:
+    return np.random.RandomState(seed).randint(0, 2**32, size=count, dtype=np.uint32).tolist()  # type: ignore[no-any-return]
 
 
 def test_rice_streams() -> None:

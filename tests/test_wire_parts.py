@@ -20,7 +20,7 @@ from tests.part_cases import WHOLE, blocks, parts_like
 def test_a_part_comes_back_as_it_was(data: st.DataObject) -> None:
     block = data.draw(blocks())
     part = data.draw(parts_like(block))
-    coded = encode_part(part, block)
+    coded = encode_part(part, block, WHOLE)
     assert decode_part(coded, block, WHOLE) == part
     assert (coded == b"") == (part == block)
 
@@ -33,7 +33,7 @@ def test_a_random_mask_costs_its_entropy(density: float) -> None:
     mask_D = torch.rand(size, generator=torch.Generator().manual_seed(1)) < density
     held = mask_D.double().mean().item()
     entropy = -size * (held * math.log2(held) + (1 - held) * math.log2(1 - held)) / 8
-    coded = len(encode_part(Part(block, mask_D), block))
+    coded = len(encode_part(Part(block, mask_D), block, block))
     assert coded <= min(1.1 * entropy, size / 8 + 40)
     assert coded >= 0.99 * entropy
 
@@ -42,7 +42,7 @@ def test_a_random_mask_costs_its_entropy(density: float) -> None:
 @given(st.data())
 def test_changed_bytes_are_refused_or_are_another_part(data: st.DataObject) -> None:
     block = data.draw(blocks())
-    coded = bytearray(encode_part(data.draw(parts_like(block)), block))
+    coded = bytearray(encode_part(data.draw(parts_like(block)), block, WHOLE))
     for _ in range(data.draw(st.integers(1, 3))):
         if coded:
             coded[data.draw(st.integers(0, len(coded) - 1))] = data.draw(st.integers(0, 255))
@@ -62,7 +62,7 @@ def test_changed_bytes_are_refused_or_are_another_part(data: st.DataObject) -> N
 
 def test_bytes_that_are_left_over_and_masks_of_another_length_are_refused() -> None:
     block = Part({"w": (slice(0, 4), slice(0, 4))})
-    coded = encode_part(Part(block, torch.arange(16) % 2 == 0), block)
+    coded = encode_part(Part(block, torch.arange(16) % 2 == 0), block, block)
     with pytest.raises(MalformedPayload, match="Expected the end of a part but got 1 bytes more"):
         decode_part(coded + b"\0", block, block)
     head = coded[:-18]  # before the number of bits, the bytes of the block and its two bytes

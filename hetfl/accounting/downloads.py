@@ -22,7 +22,7 @@ class Downloads(Piece):
     a model; neither comes a second time.
 
     Args:
-        blocks: by level, the leading block of every tensor, which a client knows by itself.
+        blocks: by level, the leading block of every tensor, which a client knows by itself; the largest level's first.
         personal: names of the tensors that clients are not sent.
     """
 
@@ -30,6 +30,7 @@ class Downloads(Piece):
 
     def __init__(self, blocks: Mapping[str, Part], personal: frozenset[str] = frozenset()) -> None:
         self.blocks, self.personal = blocks, personal
+        self._whole = next(iter(blocks.values()))
         self._told: dict[int, bytes] = {}  # by client, the key of the part that it was told of last
         self._has: dict[tuple[int, int], dict[str, Tensor]] = {}  # by client and model, the frozen entries
         self._frozen: Mapping[str, Tensor] = {}
@@ -48,7 +49,7 @@ class Downloads(Piece):
         less |= self.personal
         values = only(part, frozenset(part) - less) if less else part
         told = part.key in (block.key, self._told.get(task.client))
-        coded = 0 if told else part.derived("coded", lambda: len(wire.encode_part(part, block)))
+        coded = 0 if told else part.derived("coded", lambda: len(wire.encode_part(part, block, self._whole)))
         return wire.dense_size(values.size - self._known(task, values)) + coded
 
     def note(self, task: Task) -> None:

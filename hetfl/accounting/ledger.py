@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Fleet, Work
 from hetfl.fleet.numbers import IntArray
 from hetfl.piece import Facts, Piece
+
+Purpose = Literal["training", "statistics", "probes"]
+"""What clients are sent something for."""
 
 
 @dataclass
@@ -19,7 +22,9 @@ class Costs:
 
     Attributes:
         up_bytes: bytes from clients.
-        down_bytes: bytes to clients.
+        down_training_bytes: bytes to clients that train.
+        down_statistics_bytes: bytes to clients that gather statistics.
+        down_probes_bytes: bytes to clients that are asked for losses before a choice.
         update_bytes: of ``up_bytes``, those of accepted updates.
         dense_bytes: bytes that accepted updates would take as dense float32 values.
         entries: entries that they could have carried.
@@ -34,7 +39,9 @@ class Costs:
     """
 
     up_bytes: int = 0
-    down_bytes: int = 0
+    down_training_bytes: int = 0
+    down_statistics_bytes: int = 0
+    down_probes_bytes: int = 0
     update_bytes: int = 0
     dense_bytes: int = 0
     entries: int = 0
@@ -46,6 +53,16 @@ class Costs:
     refused: int = 0
     dropped: int = 0
     failed: int = 0
+
+    @property
+    def down_bytes(self) -> int:
+        """Bytes to clients, for all purposes."""
+        return self.down_training_bytes + self.down_statistics_bytes + self.down_probes_bytes
+
+    def add_down(self, purpose: Purpose, count: int) -> None:
+        """Add bytes to clients for a purpose."""
+        name = f"down_{purpose}_bytes"
+        setattr(self, name, getattr(self, name) + count)
 
 
 @dataclass
@@ -73,6 +90,7 @@ class Ledger(Piece):
     reachable: int = 0
     _before: float = 0.0  # the clock when the round began
     _phase_start: float = 0.0  # seconds of the round
+    _purpose: Purpose = "training"  # of the phase
     _busy: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))  # seconds of the phase
     _last_share: float = 1.0
     _masks: bool = False
@@ -100,10 +118,15 @@ class Ledger(Piece):
         """Forget the last round; totals stay."""
         self._last_share = self.up_share
         self.round, self._before, self._phase_start = Costs(), self.total.seconds, 0.0
+        self._purpose = "training"
 
-    def begin_phase(self) -> None:
-        """Begin what clients do side by side, once all that was asked of them before is done."""
-        self._phase_start = self.round.seconds
+    def begin_phase(self, purpose: Purpose) -> None:
+        """Begin what clients do side by side, once all that was asked of them before is done.
+
+        Args:
+            purpose: what they are sent something for.
+        """
+        self._phase_start, self._purpose = self.round.seconds, purpose
         self._busy.clear()
 
     def wait(self, round: int) -> IntArray:
@@ -155,7 +178,7 @@ class Ledger(Piece):
     def _add(self, work: Work, seconds: float) -> None:
         for costs in (self.round, self.total):
             costs.up_bytes += int(work.up_bytes)
-            costs.down_bytes += int(work.down_bytes)
+            costs.add_down(self._purpose, int(work.down_bytes))
             costs.flops += float(work.flops)
             costs.sparse_flops += float(work.flops) * work.density
         self._let_pass(max(self.round.seconds, self._phase_start + seconds))
@@ -188,6 +211,9 @@ class Ledger(Piece):
         return {
             "comm/up_bytes": now.up_bytes,
             "comm/down_bytes": now.down_bytes,
+            "comm/down_training_bytes": now.down_training_bytes,
+            "comm/down_statistics_bytes": now.down_statistics_bytes,
+            "comm/down_probes_bytes": now.down_probes_bytes,
             "comm/up_bytes_total": total.up_bytes,
             "comm/down_bytes_total": total.down_bytes,
             "comm/up_density": now.sent / now.entries if now.entries else 0.0,

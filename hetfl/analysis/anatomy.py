@@ -16,7 +16,7 @@ from hetfl.aggregators import Aggregator
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedCallback, FederatedModule
 from hetfl.layout import Index
-from hetfl.part import index_layout
+from hetfl.part import Part, part_of
 from hetfl.types import Report
 from hetfl.updates import Update
 
@@ -96,7 +96,9 @@ def channel_norms(
 
     Args:
         weights: the global model's tensors by name; the first dimension is the output channel.
-        indices: per level, what its sub-model holds: ``module.levels.indices``.
+        indices: per level, what its sub-model holds, positions and masks included: ``module.levels.indices`` where
+            parts are leading blocks; under any rule :meth:`hetfl.analysis.Snapshot.part`, or
+            ``module.parts.of_level(level, round)``.
         tensors: names of the tensors to look at; None: all of two or more dimensions.
 
     Returns:
@@ -111,13 +113,14 @@ def channel_norms(
     if unknown or not names:
         wrong = ", ".join(map(repr, unknown)) or "none"
         raise ConfigurationError(f"Expected names of the model's tensors but got {wrong}")
-    largest_first = sorted(indices, key=lambda level: -index_layout(indices[level]).size)
+    parts = {level: part_of(index) for level, index in indices.items()}
+    largest_first = sorted(parts, key=lambda level: -parts[level].size)
     tables = []
     for name in names:
         norms_C = torch.linalg.vector_norm(weights[name].double().flatten(1), dim=1)
         smallest: list[str] = [largest_first[0]] * len(norms_C)
         for level in largest_first:  # a smaller level writes over a larger one
-            for channel in _channels(indices[level], name):
+            for channel in _channels(parts[level], name):
                 smallest[channel] = level
         share = norms_C.square().cumsum(0) / norms_C.square().sum()
         columns = {"channel": range(len(norms_C)), "norm": norms_C, "share": share, "level": smallest}
@@ -125,11 +128,16 @@ def channel_norms(
     return pd.concat(tables, ignore_index=True)
 
 
-def _channels(index: Index, name: str) -> list[int]:
-    if name not in index:
+def _channels(part: Part, name: str) -> list[int]:
+    """Return the channels of a tensor of which a part holds an entry."""
+    if name not in part:
         return []
-    first = index[name][0]
-    return list(range(first.start, first.stop)) if isinstance(first, slice) else first.tolist()
+    first = part[name][0]
+    channels = list(range(first.start, first.stop)) if isinstance(first, slice) else first.tolist()
+    if part.mask_D is None:
+        return channels
+    held_C = part.layout.views(part.mask_D)[name].flatten(1).any(1)
+    return [channel for channel, held in zip(channels, held_C.tolist(), strict=True) if held]
 
 
 def _apart(before: Mapping[str, Tensor], aggregator: Aggregator, after: Mapping[str, Tensor]) -> tuple[float, float]:

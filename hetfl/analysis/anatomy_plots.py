@@ -148,8 +148,8 @@ def plot_channel_norms(table: pd.DataFrame) -> Figure:
                 va="bottom",
                 fontsize=FONT_POINTS - 1,
             )
-        first = rows[rows["level"] == rows["level"].iloc[0]]
-        part, share = len(first) / len(rows), first["share"].iloc[-1]
+        first = int((rows["level"] == rows["level"].iloc[0]).cumprod().sum())  # channels before those of another level
+        part, share = first / len(rows), rows["share"].iloc[first - 1]
         ax.set_title(
             f"{name}\nfirst {100 * part:.3g} %: {100 * share:.3g} % of norm²",
             fontsize=FONT_POINTS - 1,

@@ -4,7 +4,9 @@ A file holds, under these names,
 
 - ``weights/<tensor>``: the global model after the round, tensor by tensor;
 - ``statistics/<level>/<layer>/mean`` and ``/var``: static batch norm's, if the round was validated;
-- ``clients/<level>``, ``held/<level>``, ``sent/<level>``: int64 (T,), one entry per trained tensor.
+- ``clients/<level>``, ``held/<level>``, ``sent/<level>``: int64 (T,), one entry per trained tensor;
+- ``parts/<level>``: uint8, where a level's tensors lie in the global model, as ``hetfl.wire.encode_part`` has it, for
+  the levels whose part is not the leading block of every tensor.
 
 With several global models every further one has a file of its own, ``round-00009-cluster-1.safetensors``.
 
@@ -22,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -120,6 +123,7 @@ def encode(
     statistics: Mapping[str, Mapping[str, StaticStatistics]],
     trained: list[str],
     counts: Mapping[str, Tensor],
+    parts: Mapping[str, bytes],
     cluster: int = 0,
 ) -> bytes:
     """Return the bytes of a snapshot: the same for the same arguments.
@@ -131,6 +135,7 @@ def encode(
         statistics: per level and norm layer, static batch norm's sums for these weights; empty if there are none.
         trained: names of the T trained tensors.
         counts: per level, int64 (3, T): the rows of :data:`COUNTS`.
+        parts: per level, the encoded part that stands for it in the round; empty bytes for the leading block.
         cluster: whose model it is.
     """
     tensors = {f"weights/{name}": tensor.detach() for name, tensor in weights.items()}
@@ -142,6 +147,11 @@ def encode(
             tensors[f"statistics/{level}/{layer}/var"] = (sums.var_C / sums.batches).to(dtype)
     for level, rows in counts.items():
         tensors |= {f"{kind}/{level}": row for kind, row in zip(COUNTS, rows, strict=True)}
+    tensors |= {
+        f"parts/{level}": torch.from_numpy(np.frombuffer(part, dtype=np.uint8).copy())
+        for level, part in parts.items()
+        if part
+    }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
     contents = Contents(round, dict(levels), list(weights), trained, checksums, cluster)

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.analysis.snapshot_files import COUNTS, FOLDER, METADATA, Contents, checksum, path_of, rounds_in
+from hetfl.entries import gather_flat
 from hetfl.errors import ConfigurationError
 from hetfl.models.static_batch_norm import StaticStatistics, static_layers
-from hetfl.submodel import prefix_index, state_of, take
+from hetfl.part import Part
+from hetfl.submodel import prefix_index, state_of
+from hetfl.wire import MalformedPayload, decode_part
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -102,8 +105,39 @@ class Snapshot:
         except safetensors.SafetensorError as error:
             raise _damaged(self.path, error) from error
 
+    def part(self, net: nn.Module, level: str) -> Part:
+        """Return which entries of the weights a level's net held after the round.
+
+        It is the part that the run's rule gives for the level itself: for random rules no client's, but one like them.
+
+        Args:
+            net: a net of the level, as the run's net is built.
+            level: name of the level.
+
+        Raises:
+            ConfigurationError: the net is not of that level.
+        """
+        return self._part(dict(self.weights), net, level)
+
+    def _part(self, weights: Mapping[str, Tensor], net: nn.Module, level: str) -> Part:
+        tensors = state_of(net)
+        size = sum(tensor.numel() for tensor in tensors.values())
+        if size != self._contents.levels.get(level):
+            known = ", ".join(f"{name} ({entries})" for name, entries in self._contents.levels.items())
+            raise ConfigurationError(
+                f"Expected a level and its net (entries) among {known} but got {level} ({size}) for {self.path}"
+            )
+        block, key = Part(prefix_index(weights, tensors, level)), f"parts/{level}"
+        if key not in self._contents.checksums:
+            return block
+        whole = Part({name: tuple(slice(0, size) for size in tensor.shape) for name, tensor in weights.items()})
+        try:
+            return decode_part(self.read(key).numpy().tobytes(), block, whole)
+        except MalformedPayload as error:
+            raise _damaged(self.path, error) from error
+
     def fill(self, net: Net, level: str) -> Net:
-        """Load a net with the leading block of every weight, and with its level's statistics; return it in evaluation.
+        """Load a net with its level's part of the weights, and with its level's statistics; return it in evaluation.
 
         Args:
             net: a net of the level, as the run's net is built; any initial values.
@@ -113,21 +147,16 @@ class Snapshot:
             ConfigurationError: the net is not of that level, or it has static batch norm and the snapshot has no
                 statistics, because the round was not validated.
         """
-        part, statistics, layers = state_of(net), self.statistics, static_layers(net)
-        size = sum(tensor.numel() for tensor in part.values())
-        if size != self._contents.levels.get(level):
-            known = ", ".join(f"{name} ({entries})" for name, entries in self._contents.levels.items())
-            raise ConfigurationError(
-                f"Expected a level and its net (entries) among {known} but got {level} ({size}) for {self.path}"
-            )
+        whole, tensors = dict(self.weights), state_of(net)
+        part, statistics, layers = self._part(whole, net, level), self.statistics, static_layers(net)
         if layers and level not in statistics:
             raise ConfigurationError(
                 f"Expected statistics of static batch norm in {self.path} but got none: its round was not validated"
             )
-        whole = dict(self.weights)
+        values_D = part.spread(gather_flat(whole, part))
         with torch.no_grad():
-            for name, entry in prefix_index(whole, part, level).items():
-                part[name].copy_(take(whole[name], entry))
+            for name, values in part.layout.views(values_D).items():
+                tensors[name].copy_(values)
         for name, layer in layers.items():
             layer.load(StaticStatistics(*statistics[level][name], batches=1))
         return net.eval()

@@ -23,6 +23,7 @@ from hetfl.run_folder import RunFolder
 from hetfl.submodel import parameters_of
 from hetfl.types import Report
 from hetfl.updates import Update
+from hetfl.wire import encode_part
 
 
 class LayerCounts:
@@ -129,7 +130,7 @@ class Snapshots(FederatedCallback):
         folder = None if counts is None else _run_folder(trainer)
         if counts is None or folder is None:
             return
-        known = module.statistics.current
+        known, parts = module.statistics.current, _parts(module)
         for cluster, weights in enumerate(module.models.tensors):
             data = encode(
                 round=module.models.last_round,
@@ -138,6 +139,7 @@ class Snapshots(FederatedCallback):
                 statistics=module.statistics.of_model(cluster) if known else {},
                 trained=list(parameters_of(module.net)),
                 counts=counts.get(cluster, _nothing(module)).rows,
+                parts=parts,
                 cluster=cluster,
             )
             path = path_of(folder, module.models.last_round, cluster)
@@ -149,6 +151,13 @@ class Snapshots(FederatedCallback):
 
 def _nothing(module: FederatedModule) -> LayerCounts:
     return LayerCounts(list(module.levels), list(parameters_of(module.net)))
+
+
+def _parts(module: FederatedModule) -> dict[str, bytes]:
+    """Return per level the encoded part that stands for it after the last round."""
+    blocks, whole = module.levels.indices, module.levels.indices[module.levels.largest]
+    parts = {level: module.parts.of_level(level, module.models.last_round) for level in blocks}
+    return {level: encode_part(part, blocks[level], whole) for level, part in parts.items()}
 
 
 def _run_folder(trainer: Trainer) -> Path | None:

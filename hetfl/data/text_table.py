@@ -69,7 +69,7 @@ class TextTable(FederatedDataModule):
             raise ConfigurationError(f"Expected test_fraction in (0, 1), or test_path, but got {test_fraction}")
         if length < 1:
             raise ConfigurationError(f"Expected a length of at least 1 token but got {length}")
-        self.columns = _TextColumns(target, client, [], text)
+        self.target, self.columns = target, _TextColumns(target, client, [], text)
         self.path, self.test_path, self.test_fraction = path, test_path, test_fraction
         self.vocabulary, self.length, self.separator, self.encoding = vocabulary, length, separator, encoding
 
@@ -86,7 +86,7 @@ class TextTable(FederatedDataModule):
         def column(name: str) -> list[list[Any]]:
             return cells(train[name], test[name])
 
-        labels, classes = class_codes(*column(self.columns.target))
+        labels, classes = class_codes(*column(self.target))
         ids = [None, None] if self.columns.client is None else column(self.columns.client)
         train_codes, test_codes, names = client_codes(*ids)
         tokens = [vocabulary.padded(each, self.length) for each in texts]

@@ -80,7 +80,7 @@ class RoundProbe:
         """Have tasks that were not answered yet answered; a client sends one number, however many models it tries."""
         asked = [task for task in tasks if (task.client, task.model, samples) not in self.answers]
         ledger, levels = self.probing.ledger, self.models.levels
-        ledger.begin_phase()
+        ledger.begin_phase("probes")
         answered: set[int] = set()
         for result in self.probing.clients.run(partial(losses, samples=samples), asked):
             client, model = result.task.client, result.task.model

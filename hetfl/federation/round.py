@@ -70,7 +70,7 @@ class Round:
         tasks = self.tasks(round, lr, probe)
         if self.server.aggregators.first.asks_losses:
             probe.ask(tasks)
-        self.ledger.begin_phase()
+        self.ledger.begin_phase("training")
         self.server.reset()
         self.server.penalty.regroup(self.clustering.assigned)
         reports = self._train(tasks, probe, follow)

@@ -31,7 +31,8 @@ class StaticStatisticsStore(Piece):
     """Per level, and per cluster, the sums that clients reported for the present global models.
 
     The server never sees data: a client that can afford a level gets that sub-model, passes its data through it once
-    and reports sums; both ways and the passes are charged to the ledger.
+    and reports sums; both ways and the passes are charged to the ledger. The sums are those of the global model, whose
+    personal tensors are at their initial values: no client passes its data through its own.
 
     Args:
         models: the global models.
@@ -90,7 +91,7 @@ class StaticStatisticsStore(Piece):
             downloads: knows what clients have.
             informed: by client and model, the part of which the client has the present values already.
         """
-        ledger.begin_phase()
+        ledger.begin_phase("statistics")
         before, self.levels = self.levels, {}
         # Parts that a client has of a model.
         has = defaultdict[tuple[int, int], list[Part]](list, {key: [part] for key, part in informed.items()})

@@ -66,7 +66,7 @@ class TaskParts:
         whole = {level: self.rule.of_level(level, 1) for level in levels}
         sent = {level: self._common(part) for level, part in whole.items()}
         apart = {level: only(part, frozenset(part) - self.models.shared) for level, part in sent.items()}
-        told = {level: len(encode_part(part, levels.indices[level])) for level, part in whole.items()}
+        told = {n: len(encode_part(p, levels.indices[n], levels.indices[levels.largest])) for n, p in whole.items()}
         return {n: part.size for n, part in sent.items()}, {n: part.size for n, part in apart.items()}, told
 
     def upload_sizes(self, data: FederatedDataModule) -> dict[str, UploadSize]:

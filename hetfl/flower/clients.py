@@ -215,6 +215,7 @@ class FlowerClients(Clients):
 
     def _orders(self, tasks: Sequence[Task]) -> list[Order]:
         """Return the orders; one sub-model is encoded once, however many clients get it."""
+        blocks, largest = self._module.levels.indices, self._module.levels.largest
         models: dict[tuple[int, bytes], bytes] = {}
         for task in tasks:
             if (key := (task.model, task.part.key)) not in models:
@@ -226,7 +227,7 @@ class FlowerClients(Clients):
             Order(
                 task,
                 models[task.model, task.part.key],
-                wire.encode_part(task.part, self._module.levels.indices[task.level]),
+                wire.encode_part(task.part, blocks[task.level], blocks[largest]),
                 self._book.present(task.client),
                 self._book.keep(task.client),
             )

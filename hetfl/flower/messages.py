@@ -18,7 +18,7 @@ from hetfl.printable import printable
 from hetfl.reading import LARGEST_TEXT, parse_json
 from hetfl.types import Report, Task
 
-PROTOCOL = 3  # another number: another language
+PROTOCOL = 4  # another number: another language
 LONGEST = 300  # characters of a node's words that are kept, as one printable line
 
 JobName = Literal["hello", "train", "statistics", "losses"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hetfl.part import Part
 from hetfl.parts.base import PartRule
-from hetfl.seeding import generator
+from hetfl.recipe import Recipe, draw_positions
+from hetfl.seeding import derive
 
 
 class RandomChannels(PartRule):
@@ -18,8 +18,10 @@ class RandomChannels(PartRule):
     """
 
     def part(self, level: str, round: int, client: int) -> Part:  # noqa: D102
-        def channels(of: int, held: int) -> Tensor:
-            random = generator(self.seed, "channels", round, client, of)
-            return torch.randperm(of, generator=random)[:held].sort().values
+        seeds: dict[int, int] = {}
 
-        return self.of_channels(level, channels)
+        def channels(of: int, held: int) -> Tensor:
+            seeds[of] = derive(self.seed, "channels", round, client, of)
+            return draw_positions(seeds[of], held, of)
+
+        return Part(self.of_channels(level, channels), recipe=Recipe(channels=seeds))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from hetfl.part import Part
 from hetfl.parts.base import PartRule
-from hetfl.seeding import generator
+from hetfl.recipe import MaskRecipe, Recipe
+from hetfl.seeding import derive
 from hetfl.submodel import parameters_of
 
 
@@ -26,12 +24,9 @@ class RandomMask(PartRule):
         block, density = self.levels.indices[level], self.levels[level].density
         if density == 1.0:
             return block
-        random = generator(self.seed, "mask", round, client)
         trained = parameters_of(self.levels.net)
-
-        def mask(name: str, shape: tuple[int, ...]) -> Tensor:
-            if name not in trained or len(shape) < 2:
-                return torch.ones(shape, dtype=torch.bool)
-            return torch.rand(shape, generator=random) < density
-
-        return Part(block, torch.cat([mask(name, shape).flatten() for name, shape in block.layout.shapes.items()]))
+        shapes = block.layout.shapes
+        weights = frozenset(name for name, shape in shapes.items() if name in trained and len(shape) > 1)
+        recipe = MaskRecipe(derive(self.seed, "mask", round, client), density, weights)
+        mask_D = recipe.mask(dict(zip(shapes, block.layout.sizes, strict=True)))
+        return Part(block, mask_D, Recipe(mask=recipe))

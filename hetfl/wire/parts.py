@@ -1,41 +1,45 @@
 """A part as bytes: what a client has to be told of the positions and the mask of what it holds.
 
 The client knows its level's net, and so the leading block of every tensor: a part that is this block is no bytes at
-all. The bytes of other parts are described in ``docs/wire.md``.
+all. Positions and a mask that were drawn from seeds may be sent as these. The bytes are described in ``docs/wire.md``.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hetfl.part import Part
+from hetfl.recipe import Recipe
 from hetfl.wire.bits import Bytes, Integers
 from hetfl.wire.indices import decode_indices, encode_indices
 from hetfl.wire.malformed import MalformedPayload, Reason
+from hetfl.wire.seeds import MASK, SEEDED, decode_mask, decode_positions, encode_mask, encode_positions
 
 _COUNT, _SELECTION, _MASK = struct.Struct("<H"), struct.Struct("<III"), struct.Struct("<QQ")
-NO_MASK, BITS, HELD, NOT_HELD = range(4)
+NO_MASK, BITS, HELD, NOT_HELD, SEED = range(5)
 
 
-def encode_part(part: Part, block: Part) -> bytes:
-    """Return the bytes of a part.
+def encode_part(part: Part, block: Part, whole: Part) -> bytes:
+    """Return the bytes of a part, the fewest of those that its positions, its mask and its recipe allow.
 
     Args:
         part: what a client holds.
         block: the leading block of every tensor, of the same shapes.
+        whole: all of every tensor of the global model.
     """
     if part is block or part.key == block.key:
         return b""
     selections: dict[bytes, int] = {}
     numbers = []
-    for dimension in _dimensions(part):
+    for dimension, of in _dimensions(part, whole):
         leading = isinstance(dimension, slice) and dimension.start == 0
-        numbers.append(0 if leading else selections.setdefault(_selection(dimension), len(selections) + 1))
+        selection = b"" if leading else _selection(dimension, of, part.recipe)
+        numbers.append(selections.setdefault(selection, len(selections) + 1) if selection else 0)
     head = _COUNT.pack(len(selections)) + b"".join(selections)
     return head + np.array(numbers, dtype="<u2").tobytes() + _mask(part)
 
@@ -67,16 +71,17 @@ def decode_part(data: bytes, block: Part, whole: Part) -> Part:
     return Part(index, mask_D)
 
 
-def _dimensions(part: Part) -> Iterator[slice | Tensor]:
-    for entry in part.values():
-        yield from entry
+def _dimensions(part: Part, whole: Part) -> Iterator[tuple[slice | Tensor, int]]:
+    """Yield what is held in each dimension of each tensor, and the global tensor's size there."""
+    for name, entry in part.items():
+        yield from zip(entry, whole.layout.shapes[name], strict=True)
 
 
-def _selection(dimension: slice | Tensor) -> bytes:
+def _selection(dimension: slice | Tensor, of: int, recipe: Recipe | None) -> bytes:
     if isinstance(dimension, slice):
         return _SELECTION.pack(dimension.stop - dimension.start, dimension.start, 0)
     positions = dimension.cpu().numpy().astype(np.int64)
-    coded = encode_indices(positions).tobytes()
+    coded = encode_positions(positions, of, recipe)
     return _SELECTION.pack(positions.size, 0, len(coded)) + coded
 
 
@@ -94,6 +99,8 @@ def _fitting(number: int, selections: list[tuple[int, int, bytes]], held: object
     if number > len(selections) or selections[number - 1][0] != held.stop:
         raise MalformedPayload(Reason.SIZE, f"Expected a selection of {held.stop} positions but got another")
     _, first, coded = selections[number - 1]
+    if coded[:1] == bytes([SEEDED]):
+        return decode_positions(coded, held.stop, of.stop)
     if coded:
         return torch.from_numpy(decode_indices(np.frombuffer(coded, dtype=np.uint8), held.stop, of.stop))
     if first + held.stop > of.stop:
@@ -104,15 +111,22 @@ def _fitting(number: int, selections: list[tuple[int, int, bytes]], held: object
 def _mask(part: Part) -> bytes:
     if part.mask_D is None:
         return bytes([NO_MASK])
-    masks = part.mask_D.cpu().split(part.layout.sizes)
+    mask_D, sizes = part.mask_D.cpu(), part.layout.sizes
+    listed, seeded = _listed(mask_D, sizes), encode_mask(mask_D, sizes, list(part), part.recipe)
+    return listed if seeded is None or len(listed) <= 1 + len(seeded) else bytes([SEED]) + seeded
+
+
+def _listed(mask_D: Tensor, sizes: Sequence[int]) -> bytes:
+    """Return the bits of a mask, or the indices of its ones or of its zeros, whichever is shortest."""
+    masks = mask_D.split(list(sizes))
     whole = np.array([bool(mask.all()) for mask in masks])
-    mask_D = torch.cat([mask for mask, each in zip(masks, whole.tolist(), strict=True) if not each]).numpy()
-    ones = np.flatnonzero(mask_D)
-    coded: dict[int, tuple[int, Bytes]] = {BITS: (mask_D.size, np.packbits(mask_D))}
-    if 2 * ones.size <= mask_D.size:
+    mask_P = torch.cat([mask for mask, each in zip(masks, whole.tolist(), strict=True) if not each]).numpy()
+    ones = np.flatnonzero(mask_P)
+    coded: dict[int, tuple[int, Bytes]] = {BITS: (mask_P.size, np.packbits(mask_P))}
+    if 2 * ones.size <= mask_P.size:
         coded[HELD] = ones.size, encode_indices(ones)
     else:
-        zeros: Integers = np.flatnonzero(~mask_D)
+        zeros: Integers = np.flatnonzero(~mask_P)
         coded[NOT_HELD] = zeros.size, encode_indices(zeros)
     kind = min(coded, key=lambda kind: coded[kind][1].size)
     count, block = coded[kind]
@@ -123,10 +137,12 @@ def _read_mask(reader: _Reader, block: Part) -> Tensor | None:
     kind = reader.take(1)[0]
     if kind == NO_MASK:
         return None
-    if kind > NOT_HELD:
-        raise MalformedPayload(Reason.FORMAT, f"Expected a kind of mask up to {NOT_HELD} but got {kind}")
+    if kind > SEED:
+        raise MalformedPayload(Reason.FORMAT, f"Expected a kind of mask up to {SEED} but got {kind}")
     flags = np.frombuffer(reader.take((len(block) + 7) // 8), dtype=np.uint8)
     whole = np.unpackbits(flags, count=len(block)).astype(bool).tolist()
+    if kind == SEED:
+        return decode_mask(reader.take(MASK.size), block.layout.sizes, [not each for each in whole])
     size = sum(size for size, each in zip(block.layout.sizes, whole, strict=True) if not each)
     count, length = reader.read(_MASK)
     if count > size or (kind == BITS and (count, length) != (size, (size + 7) // 8)):

@@ -52,7 +52,7 @@ class Evaluation:
         ledger = self.federation.ledger
         here = ledger.wait(t)
         informed = self.settle(t, here)
-        ledger.begin_phase()
+        ledger.begin_phase("statistics")
         has: defaultdict[tuple[int, int], list[dict[str, Owned]]] = defaultdict(list)
         order = sorted(self.rules.nets, key=lambda level: -self.rules.entries(level))
         for cluster in sorted(set(self.federation.clusters.assigned)):

@@ -123,7 +123,7 @@ class Federation:
             self.clusters.choose(t, cohort, {k: self.losses(k, t) for k in cohort})
         elif rules.q is not None:
             self.ask(cohort, t, [0])
-        ledger.begin_phase()
+        ledger.begin_phase("training")
         outcomes = [self.client(k, e, t) for k, e in zip(cohort, self.given.epochs(t, len(cohort)), strict=True)]
         arrived = [outcome for outcome in outcomes if outcome is not None]
         self.step(arrived, t)
@@ -146,7 +146,7 @@ class Federation:
 
     def ask(self, clients: list[int], t: int, clusters: list[int]) -> None:
         """Charge what it takes that clients try models: what these share comes down once, one number goes up."""
-        self.ledger.begin_phase()
+        self.ledger.begin_phase("probes")
         for client in clients:
             level = self.given.level(client, t)
             for number in range(len(clusters)):

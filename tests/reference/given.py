@@ -182,7 +182,8 @@ def _part(part: hetfl.part.Part, shapes: Mapping[str, tuple[int, ...]]) -> Part:
 
 def _part_bytes(parts: PartRule, level: str, round: int, client: int) -> int:
     """Return the length of an encoded part, of which :mod:`tests.test_wire_parts` sees that it is right."""
-    return len(wire.encode_part(parts.part(level, round, client), parts.levels.indices[level]))
+    blocks = parts.levels.indices
+    return len(wire.encode_part(parts.part(level, round, client), blocks[level], blocks[parts.levels.largest]))
 
 
 def _samples(data: ClientData) -> Samples:

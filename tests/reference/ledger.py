@@ -21,10 +21,10 @@ class Ledger:
     def begin_round(self) -> None:
         self.row: Counter[str] = Counter()
         self.began = self.now
-        self.begin_phase()
+        self.begin_phase("training")
 
-    def begin_phase(self) -> None:
-        self.phase, self.busy = self.now, defaultdict[int, float](float)
+    def begin_phase(self, purpose: str) -> None:
+        self.phase, self.busy, self.purpose = self.now, defaultdict[int, float](float), purpose
 
     def reach(self, round: int, now: float) -> list[int]:
         """Return who is within reach: there in the round, and in the available part of its period."""
@@ -69,7 +69,7 @@ class Ledger:
         self.count(dropped=1, lost=1)
 
     def _add(self, down: float, flops: float, up: float, seconds: float) -> None:
-        self.count(down=down, flops=flops, up=up)
+        self.count(**{"down": down, f"down_{self.purpose}": down}, flops=flops, up=up)
         self.now = max(self.now, self.phase + seconds)
 
     def count(self, **amounts: float) -> None:

@@ -39,6 +39,7 @@ def _costs(federation: Federation) -> Row:
     ledger = federation.ledger
     row, total = ledger.row, ledger.total
     return {
+        **{f"down_{purpose}": float(row[f"down_{purpose}"]) for purpose in ("training", "statistics", "probes")},
         **{name: float(row[name]) for name in ("up", "down", "refused", "waited", "reachable", "dropped", "failed")},
         "up_total": total["up"],
         "down_total": total["down"],
