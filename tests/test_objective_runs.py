@@ -1,0 +1,192 @@
+"""Runs of every objective: what is learnt and logged, resumed, on ranks, on nodes, exported; and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from lightning import Trainer
+
+import hetfl
+from hetfl import DepthFL, FedAvg, FederatedModule, HeteroFL
+from hetfl.data import Dirichlet, TensorData
+from hetfl.errors import ConfigurationError
+from hetfl.export import export_submodel
+from hetfl.headline import headline_in
+from hetfl.local import Executor, Sequential, Stacked, Workers
+from hetfl.models import MLP, MultiExitTransformer
+from hetfl.objectives import Classification, LanguageModelling, MultiLabel, Regression
+from hetfl.selection import Uniform
+from tests.conftest import small_data, small_levels, small_module
+from tests.objective_cases import CASES, TOKENS, measured
+
+Fit = Callable[..., Trainer]
+ROUNDS = 6
+
+
+def table(trainer: Trainer) -> pd.DataFrame:
+    return pd.read_csv(Path(str(trainer.log_dir)) / "metrics.csv")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_learns_logs_its_headline_and_goes_on_with_the_same_bits(name: str, fit: Fit, tmp_path: Path) -> None:
+    case = CASES[name]
+    headline = case.objective().headline
+    whole, first, second = case.module(), case.module(), case.module()
+    trainer = fit(whole, case.data(), rounds=ROUNDS, name="whole")
+    found = table(trainer)
+    scores = found[f"val/{headline.name}"]
+    assert headline.better(scores.iloc[-1], scores.iloc[0])
+    assert found["val/loss"].iloc[-1] < found["val/loss"].iloc[0]
+    for column in (f"val/{headline.name}_by_level/b", f"local/{headline.name}_worst10"):
+        assert found[column].notna().all()
+    assert not [column for column in found if "accuracy" in column and "top2" not in column]
+    assert headline_in(Path(str(trainer.log_dir))) == headline
+    trainer.test(whole, datamodule=case.data(), verbose=False)
+    clients = pd.read_csv(Path(str(trainer.log_dir)) / "clients.csv")
+    assert clients[[headline.name, f"own_{headline.name}"]].notna().all(axis=None)
+
+    fit(first, case.data(), rounds=2, name="begun").save_checkpoint(tmp_path / "half.ckpt")
+    resumed = fit(second, case.data(), rounds=ROUNDS, name="resumed", ckpt=str(tmp_path / "half.ckpt"))
+    expected = table(trainer)[found.columns].iloc[2:].drop(columns=[c for c in found if c.startswith("test/")])
+    pd.testing.assert_frame_equal(expected.reset_index(drop=True), table(resumed)[expected.columns], check_exact=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize("name", CASES)
+def test_executors_agree(name: str, fit: Fit) -> None:
+    case, values = CASES[name], []
+    executors: list[Executor] = [Sequential(), Stacked(), Workers(2)]
+    for number, executor in enumerate(executors):
+        module = case.module(executor=executor).double()
+        fit(module, case.data(), rounds=2, name=f"run{number}", precision="64-true", limit_val_batches=0)
+        values.append(torch.cat([p.detach().flatten() for p in module.net.parameters()]))
+    assert torch.allclose(values[0], values[1], rtol=0, atol=1e-11)
+    assert torch.equal(values[0], values[2])
+
+
+@pytest.mark.parametrize("name", ["numbers", pytest.param("masked tokens", marks=pytest.mark.slow)])
+def test_ranks_end_with_the_bits_of_one_process(name: str, fit: Fit) -> None:
+    case, rows = CASES[name], []
+    for run, options in (("one", {}), ("two", {"strategy": "ddp_fork", "devices": 2})):
+        rows.append(table(fit(case.module(), case.data(), rounds=2, name=run, **options)))
+    pd.testing.assert_frame_equal(*rows, check_exact=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nodes_give_the_bits_of_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
+    pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
+    from tests.flower_cases import Hands, federated, make_node
+
+    case = CASES[name]
+    alone = table(fit(case.module(), case.data(), rounds=2, name="alone"))
+    split = {11: range(2), 12: range(2, 5)}
+    nodes = {n: make_node(of, tmp_path / f"node{n}", case.module, case.data) for n, of in split.items()}
+    there = table(fit(federated(case.module(), Hands(nodes)), case.data(), rounds=2, name="nodes"))
+    pd.testing.assert_frame_equal(there, alone, check_exact=True)
+
+
+@pytest.mark.parametrize("name", ["labels", "numbers", "next token"])
+def test_exported_levels_give_the_frameworks_outputs(name: str, fit: Fit, tmp_path: Path) -> None:
+    case = CASES[name]
+    module, data = case.module(), case.data()
+    fit(module, data, rounds=1).test(module, datamodule=data, verbose=False)
+    export_submodel(module, "b", tmp_path / "b.safetensors")
+    loaded = hetfl.load(tmp_path / "b.safetensors")
+    inputs = data.transform.eval(data.resident.all_test.inputs)
+    with torch.no_grad():
+        assert torch.equal(loaded(inputs), module.submodel("b")(inputs))
+
+
+def test_an_objective_of_the_model_overrides_that_of_the_data(fit: Fit) -> None:
+    """The same targets with other weights and another headline."""
+    objective = Classification(class_weights=[0.1] * 9 + [5.0], headline="macro_f1")
+    plain, weighted = (small_module(FedAvg, levels=small_levels(1.0), objective=each) for each in (None, objective))
+    one, other = (table(fit(module, rounds=2)) for module in (plain, weighted))
+    assert "val/macro_f1" in other
+    assert "val/macro_f1" not in one
+    assert other["val/accuracy"].iloc[-1] < one["val/accuracy"].iloc[-1]  # it says 9 to everything
+    assert other["val/loss"].iloc[-1] != one["val/loss"].iloc[-1]
+
+
+def multi_exit() -> FederatedModule:
+    def net(**sizes: Any) -> MultiExitTransformer:
+        return MultiExitTransformer(TOKENS, channels=8, heads=2, feed_forward=8, layers=2, pooling="none", **sizes)
+
+    levels = {"a": hetfl.Level("a", depth=2), "b": hetfl.Level("b", depth=1)}
+    return DepthFL(net, levels, selection=Uniform(4))
+
+
+def test_depthfl_distils_token_by_token(fit: Fit) -> None:
+    case = CASES["next token"]
+    found = table(fit(multi_exit(), case.data(), rounds=3))
+    assert found["val/perplexity_by_head/1"].notna().all()
+    assert found["val/perplexity"].iloc[-1] < found["val/perplexity"].iloc[0]
+
+
+def numbers(**settings: Any) -> TensorData:
+    inputs, targets = measured(40, 0)
+    arguments = {"train_inputs": inputs, "train_targets": targets, "test_inputs": inputs, "test_targets": targets}
+    return TensorData(**{**arguments, "num_clients": 4, "objective": Regression(), **settings})
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "message"),
+    [
+        (
+            lambda: CASES["numbers"].module(label_rules=True),
+            numbers,
+            "an objective with labels for HeteroFL.* but got Regression: set label_rules to false",
+        ),
+        (
+            lambda: CASES["numbers"].module(),
+            lambda: numbers(partitioner=Dirichlet(0.5)),
+            "one class each, as Dirichlet goes by classes, but got those of Regression",
+        ),
+        (
+            lambda: CASES["numbers"].module(objective=MultiLabel()),
+            numbers,
+            "0 or 1 of shape .* for MultiLabel but got torch.float32",
+        ),
+        (
+            lambda: CASES["numbers"].module(),
+            lambda: numbers(objective=None),
+            "targets as whole numbers .* for Classification but got torch.float32",
+        ),
+        (
+            lambda: CASES["labels"].module(objective=LanguageModelling()),
+            CASES["labels"].data,
+            "an objective for the targets of MultiLabel, which the data has, but got LanguageModelling",
+        ),
+        (
+            lambda: small_module(objective=Classification(class_weights=[1.0, 2.0])),
+            small_data,
+            "class_weights for 10 classes",
+        ),
+        (
+            lambda: HeteroFL(
+                lambda **s: MLP(6, 3, hidden=(8,), **s), small_levels(1.0), label_rules=False, selection=Uniform(2)
+            ),
+            numbers,
+            r"outputs of shape \(4, 2\) from the net at level a but got \(4, 3\)",
+        ),
+    ],
+    ids=["labels", "partitioner", "objective", "targets", "kind", "weights", "outputs"],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(
+    module: Callable[[], FederatedModule], data: Callable[[], Any], message: str, fit: Fit
+) -> None:
+    with pytest.raises(ConfigurationError, match=message) as error:
+        fit(module(), data(), rounds=1)
+    assert "\n" not in str(error.value)
+
+
+def test_distillation_of_numbers_is_refused(fit: Fit) -> None:
+    net = CASES["numbers"].net
+    with pytest.raises(ConfigurationError, match="distillation false for Regression, whose outputs"):
+        fit(DepthFL(net, {"a": hetfl.Level("a")}), numbers(), rounds=1)
