@@ -12,7 +12,7 @@ import torch
 from lightning import Trainer
 
 import hetfl
-from hetfl import DepthFL, FedAvg, FederatedModule, HeteroFL
+from hetfl import DepthFL, FedAvg, FederatedModule
 from hetfl.data import Dirichlet, TensorData
 from hetfl.errors import ConfigurationError
 from hetfl.export import export_submodel
@@ -44,7 +44,7 @@ def test_a_run_learns_logs_its_headline_and_goes_on_with_the_same_bits(name: str
     assert found["val/loss"].iloc[-1] < found["val/loss"].iloc[0]
     for column in (f"val/{headline.name}_by_level/b", f"local/{headline.name}_worst10"):
         assert found[column].notna().all()
-    assert not [column for column in found if "accuracy" in column and "top2" not in column]
+    assert not [column for column in found if "accuracy_" in str(column)]
     assert headline_in(Path(str(trainer.log_dir))) == headline
     trainer.test(whole, datamodule=case.data(), verbose=False)
     clients = pd.read_csv(Path(str(trainer.log_dir)) / "clients.csv")
@@ -52,7 +52,7 @@ def test_a_run_learns_logs_its_headline_and_goes_on_with_the_same_bits(name: str
 
     fit(first, case.data(), rounds=2, name="begun").save_checkpoint(tmp_path / "half.ckpt")
     resumed = fit(second, case.data(), rounds=ROUNDS, name="resumed", ckpt=str(tmp_path / "half.ckpt"))
-    expected = table(trainer)[found.columns].iloc[2:].drop(columns=[c for c in found if c.startswith("test/")])
+    expected = table(trainer)[found.columns].iloc[2:].drop(columns=[c for c in found if str(c).startswith("test/")])
     pd.testing.assert_frame_equal(expected.reset_index(drop=True), table(resumed)[expected.columns], check_exact=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
 
@@ -71,11 +71,12 @@ def test_executors_agree(name: str, fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("name", ["numbers", pytest.param("masked tokens", marks=pytest.mark.slow)])
-def test_ranks_end_with_the_bits_of_one_process(name: str, fit: Fit) -> None:
-    case, rows = CASES[name], []
-    for run, options in (("one", {}), ("two", {"strategy": "ddp_fork", "devices": 2})):
-        rows.append(table(fit(case.module(), case.data(), rounds=2, name=run, **options)))
-    pd.testing.assert_frame_equal(*rows, check_exact=True)
+def test_ranks_end_with_the_bits_of_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
+    case = CASES[name]
+    fit(case.module(), case.data(), rounds=2, name="one")
+    fit(case.module(), case.data(), rounds=2, name="two", strategy="ddp_fork", devices=2)
+    one, two = (next((tmp_path / run).iterdir()) / "metrics.csv" for run in ("one", "two"))
+    assert one.read_text() == two.read_text()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -169,9 +170,7 @@ def numbers(**settings: Any) -> TensorData:
             "class_weights for 10 classes",
         ),
         (
-            lambda: HeteroFL(
-                lambda **s: MLP(6, 3, hidden=(8,), **s), small_levels(1.0), label_rules=False, selection=Uniform(2)
-            ),
+            lambda: FedAvg(lambda **s: MLP(6, 3, hidden=(8,), **s), small_levels(1.0), selection=Uniform(2)),
             numbers,
             r"outputs of shape \(4, 2\) from the net at level a but got \(4, 3\)",
         ),

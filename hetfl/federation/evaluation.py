@@ -74,7 +74,6 @@ class Evaluation:
         self._used = sorted(set(self._model_N.tolist()))
         self._nets: dict[str, nn.Module] = {}
         self._present, self._personal_measured = -1, False
-        self._random = generator(self.hosting.problem.seed, "evaluation")
         return asked
 
     def measure_levels(self, batch: Batch) -> None:
@@ -195,7 +194,9 @@ class Evaluation:
 
     def _prepared(self, inputs: Tree, targets: Tensor) -> tuple[Tree, Tensor]:
         """Return raw samples as nets and losses take them."""
-        return self.objective.batch(self.data.transform.eval(inputs), targets, self._random)
+        # The same random choices for every batch: a sample is seen alike in every evaluation.
+        random = generator(self.hosting.problem.seed, "evaluation")
+        return self.objective.batch(self.data.transform.eval(inputs), targets, random)
 
     def _outputs(
         self, inputs: Tree, targets: Tensor, levels: list[str], model: int
