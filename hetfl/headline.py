@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ FILE = "headline.json"
 
 LARGEST = 10_000
 """Bytes of that file."""
+LONGEST_TITLE = 60
+"""Characters."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,10 @@ class Headline:
         name: as columns have it, such as ``accuracy`` in ``val/accuracy``: lower-case letters, digits and ``_``.
         higher_is_better: whether a model of a higher score is the better one.
         percent: whether the score is a share from 0 to 1, which is shown as a percentage.
-        title: as tables and axes have it; empty: the name, with spaces for ``_``.
+        title: as tables and axes have it, in a sentence; empty: the name, with spaces for ``_``.
 
     Raises:
-        ConfigurationError: the name cannot be that of a column.
+        ConfigurationError: the name cannot be that of a column, or the title is not a line of text.
     """
 
     name: str = "accuracy"
@@ -41,10 +43,15 @@ class Headline:
     title: str = ""
 
     def __post_init__(self) -> None:
-        """Check the name."""
+        """Check the name and the title."""
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name == "loss":
             raise ConfigurationError(
                 f"Expected the name of a headline of lower-case letters, digits and _, not loss, but got {self.name!r}"
+            )
+        if not self.title.isprintable() or len(self.title) > LONGEST_TITLE:
+            raise ConfigurationError(
+                f"Expected the title of a headline of at most {LONGEST_TITLE} printable characters "
+                f"but got {self.title!r:.80}"
             )
 
     @property
@@ -53,9 +60,35 @@ class Headline:
         return self.title or self.name.replace("_", " ")
 
     @property
-    def unit(self) -> str:
-        """What stands behind a number on an axis or in a table: ``%`` or nothing."""
-        return "%" if self.percent else ""
+    def heading(self) -> str:
+        """The words with a capital letter, as a sentence or an axis begins."""
+        return self.words[:1].upper() + self.words[1:]
+
+    @property
+    def one(self) -> str:
+        """The words with their article; a word of capitals is spelt.
+
+        >>> [Headline(title=title).one for title in ("accuracy", "perplexity", "MAE", "R²", "macro F1")]
+        ['an accuracy', 'a perplexity', 'an MAE', 'an R²', 'a macro F1']
+        """
+        spelt = not self.words[1:2].islower()
+        vowels = "aefhilmnorsx" if spelt else "aeiou"
+        return f"{'an' if self.words[0].lower() in vowels else 'a'} {self.words}"
+
+    @property
+    def several(self) -> str:
+        """The words for more than one.
+
+        >>> [Headline(title=title).several for title in ("accuracy", "mean absolute error", "R²")]
+        ['accuracies', 'mean absolute errors', 'values of R²']
+        """
+        if re.search(r"[^aeiou]y$", self.words):
+            return f"{self.words[:-1]}ies"
+        return f"{self.words}s" if self.words[-1].islower() else f"values of {self.words}"
+
+    def in_unit(self, text: str) -> str:
+        """Return the name of an axis, with ``(%)`` behind it where scores are percentages."""
+        return f"{text} (%)" if self.percent else text
 
     @property
     def scale(self) -> float:
@@ -77,6 +110,32 @@ class Headline:
         """
         return f"local/{self.name}_{figure}"
 
+    @property
+    def personal(self) -> str:
+        """The column of the mean over clients of sub-models with what each client keeps of its own."""
+        return f"local/personal_{self.name}"
+
+    def cluster(self, number: int) -> str:
+        """Return the column of the score of a cluster's model."""
+        return f"cluster/{self.name}/{number}"
+
+    @property
+    def own(self) -> str:
+        """The column of ``clients.csv`` with scores of clients' own sub-models; :attr:`name` is the global model's."""
+        return f"own_{self.name}"
+
+    def number(self, value: float, digits: int = 2) -> str:
+        """Return a score as text without its unit: of a percentage, or a number of two more significant digits.
+
+        >>> Headline().number(0.97531), [Headline("mae", False, False).number(x) for x in (12.3, 1234.0, 54321.0)]
+        ('97.53', ['12.30', '1234', '54321'])
+        """
+        if self.percent:
+            return f"{100 * value:.{digits}f}"
+        if 10 ** (digits + 2) <= abs(value) < 1e7:
+            return f"{value:.0f}"
+        return f"{value:#.{digits + 2}g}".rstrip(".")
+
     def shown(self, value: float, digits: int = 2) -> str:
         """Return a score as text: a percentage, or a number of about as many significant digits.
 
@@ -85,7 +144,15 @@ class Headline:
         """
         if math.isnan(value):
             return "nan"
-        return f"{100 * value:.{digits}f} %" if self.percent else f"{value:.{digits + 2}g}"
+        return f"{self.number(value, digits)} %" if self.percent else self.number(value, digits)
+
+    def difference(self, value: float) -> str:
+        """Return how far apart two scores are, as text.
+
+        >>> Headline().difference(0.05), Headline("mae", False, False).difference(1.5)
+        ('5.00 points', '1.500')
+        """
+        return f"{self.number(value)} points" if self.percent else self.number(value)
 
     def better(self, one: float, other: float) -> bool:
         """Return whether one score is better than another one; NaN never is."""
@@ -113,6 +180,38 @@ ACCURACY = Headline()
 """The headline of classification, and of runs of the first edition."""
 
 
+def headline_of(module: object) -> Headline:
+    """Return the headline of a module's objective; the accuracy of a module without one."""
+    # To become module.objective.headline at its callers once every federated module has an objective.
+    return getattr(getattr(module, "objective", None), "headline", ACCURACY)
+
+
+def common_headline(headlines: Mapping[str, Headline]) -> Headline:
+    """Return the headline that all runs have.
+
+    Args:
+        headlines: by what a message calls the run, or the runs, at least one.
+
+    Raises:
+        ConfigurationError: two have different ones; names both.
+
+    >>> common_headline({"one": ACCURACY, "two": Headline("mae", False, False)})
+    Traceback (most recent call last):
+    hetfl.errors.ConfigurationError: Expected runs with the same score but got accuracy in one and mae in two
+    """
+    (first, headline), *others = headlines.items()
+    for name, other in others:
+        if (other.name, other.higher_is_better, other.percent) != (
+            headline.name,
+            headline.higher_is_better,
+            headline.percent,
+        ):
+            raise ConfigurationError(
+                f"Expected runs with the same score but got {headline.name} in {first} and {other.name} in {name}"
+            )
+    return headline
+
+
 def headline_in(folder: Path) -> Headline:
     """Return the headline of the run in a folder; the accuracy if the folder says nothing.
 
@@ -127,6 +226,6 @@ def headline_in(folder: Path) -> Headline:
         headline = Headline(**said)
         if [type(value) for value in asdict(headline).values()] != [str, bool, bool, str]:
             raise TypeError("other types")
-    except (TypeError, ValueError, ConfigurationError) as error:
+    except (AttributeError, TypeError, ValueError, ConfigurationError) as error:
         raise ConfigurationError(f"Expected the headline of a run in {path} but got: {error}") from None
     return headline

@@ -102,7 +102,7 @@ def test_one_of_several_models_is_exported_by_number(fit: Fit, tmp_path: Path) -
     assert set(tested.clustering.assigned) == {0, 1}
     for cluster in range(2):
         card = export_submodel(tested, "a", tmp_path / f"{cluster}.safetensors", cluster)
-        assert card.accuracy is None
+        assert card.score is None
     assert (tmp_path / "0.safetensors").read_bytes() != (tmp_path / "1.safetensors").read_bytes()
 
 

@@ -215,18 +215,16 @@ def test_every_prefix_of_a_metrics_file_can_be_read(tmp_path: Path) -> None:
         (run.folder / "metrics.csv").write_text(whole[:end])
         at = standing(run.folder)
         rows = max(0, whole[:end].count("\n") - 1)
-        assert (at.done, at.val_accuracy, at.up_bytes) == (
-            (rows, (rows) / 10, 100.0 * rows) if rows else (0, None, None)
-        )
+        assert (at.done, at.val_score, at.up_bytes) == ((rows, (rows) / 10, 100.0 * rows) if rows else (0, None, None))
     (run.folder / "metrics.csv").write_text(whole)
-    assert standing(run.folder).test_accuracy == 0.9
+    assert standing(run.folder).test_score == 0.9
     assert standing(tmp_path).done == 0
 
 
 def test_accuracy_is_the_latest_that_a_round_reported(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,val/accuracy\n0,0.5\n1,0.75\n2,\n")
     at = standing(tmp_path)
-    assert (at.done, at.val_accuracy, at.test_accuracy) == (3, 0.75, None)
+    assert (at.done, at.val_score, at.test_score) == (3, 0.75, None)
 
 
 @pytest.mark.parametrize(

@@ -181,8 +181,8 @@ def test_the_time_left_goes_by_each_runs_pace() -> None:
 def test_a_terminal_shows_a_line_per_run() -> None:
     now = [0.0]
     lines = [
-        RunLine("width", 0, 10, done=10, accuracy=0.9721, state="done", seconds=52.0),
-        RunLine("depth", 0, 10, done=2, accuracy=0.5),
+        RunLine("width", 0, 10, done=10, score=0.9721, state="done", seconds=52.0),
+        RunLine("depth", 0, 10, done=2, score=0.5),
         RunLine("depth", 1, 10),
     ]
     said = io.StringIO()

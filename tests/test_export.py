@@ -87,7 +87,7 @@ def test_every_level_in_every_format_gives_the_frameworks_logits(
     measured = module.trainer.callback_metrics[f"test/accuracy_by_level/{level}"].item()
     assert correct / 360 == pytest.approx(measured, abs=1e-6)
     card = json.loads((exported / f"{level}.{format}.json").read_text())
-    assert card["accuracy"] == {"test/accuracy": pytest.approx(correct / 360, abs=1e-6), "samples": 360}
+    assert card["score"] == {"test/accuracy": pytest.approx(correct / 360, abs=1e-6), "samples": 360}
 
 
 def test_a_safetensors_file_holds_the_nets_bits(module: FederatedModule, exported: Path) -> None:
@@ -132,7 +132,7 @@ def test_the_same_federation_gives_the_same_files(module: FederatedModule, expor
 def test_the_card_says_what_the_file_is(exported: Path) -> None:
     card = json.loads((exported / "c.safetensors.json").read_text())
     assert len(card.pop("sha256")) == 64
-    assert card.pop("accuracy")["samples"] == 360
+    assert card.pop("score")["samples"] == 360
     transform = {"mean": [0.3053], "std": [0.376], "padding": 0, "flip": False, "maximum": 16.0}
     net = {"in_channels": 1, "num_classes": 10, "hidden": [8, 16], "norm": "static_batch", "width": 0.25}
     assert card == {
@@ -175,7 +175,7 @@ def test_without_statistics_of_the_present_model_there_is_nothing_to_export(tmp_
     ):
         export_submodel(module, "a", tmp_path / "a.onnx")
     module.trainer.validate(module, datamodule=module.data, verbose=False)
-    assert export_submodel(module, "a", tmp_path / "a.safetensors").accuracy is None
+    assert export_submodel(module, "a", tmp_path / "a.safetensors").score is None
     with torch.no_grad():
         module.net.get_parameter("classifier.bias").add_(1.0)
     with pytest.raises(ConfigurationError, match="statistics of the present model"):

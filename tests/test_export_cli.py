@@ -55,13 +55,13 @@ def test_levels_of_a_run_become_files_with_the_runs_test_accuracy(
         with torch.no_grad():
             found = hetfl.load(path)(transform.eval(test.inputs)).argmax(1)
         assert (found == test.targets).float().mean().item() == pytest.approx(accuracy, abs=1e-6)
-        assert json.loads(path.with_name(f"{path.name}.json").read_text())["accuracy"]["test/accuracy"] == accuracy
+        assert json.loads(path.with_name(f"{path.name}.json").read_text())["score"]["test/accuracy"] == accuracy
     assert {path: path.read_bytes() for path in before} == before
     assert not list(Path().iterdir())
     card = json.loads((run / "export/c.safetensors.json").read_text())
     arguments = {"in_channels": 1, "num_classes": 10, "hidden": [8, 8], "norm": "static_batch", "width": 0.25}
     assert card["net"] == {"class": "hetfl.models.ConvNet", "arguments": arguments}
-    assert (card["rounds"], card["accuracy"]["samples"]) == (2, 360)
+    assert (card["rounds"], card["score"]["samples"]) == (2, 360)
 
 
 def test_one_line_is_said_whatever_the_exporter_says(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -189,8 +189,8 @@ def test_other_data_and_transforms(tmp_path: Path) -> None:
         trainer.test(module, datamodule=data, verbose=False)
         card = export_submodel(module, "a", tmp_path / f"a.{format}")
         assert card.input == {"shape": [5], "dtype": "float32", "normalisation": said}
-        assert card.accuracy is not None
-        assert card.accuracy["samples"] == 1
+        assert card.score is not None
+        assert card.score["samples"] == 1
         with torch.no_grad():
             expected, got = module.net(samples), hetfl.load(tmp_path / f"a.{format}")(samples)
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -22,6 +23,7 @@ from hetfl.display.summary import RunSummary, totals
 from hetfl.federation import FederatedCallback
 from hetfl.run_folder import RunFolder
 from hetfl.types import Level
+from tests.headline_cases import MAE
 
 CLIENTS = 3
 
@@ -63,6 +65,18 @@ class Federation(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Regression(Federation):
+    """A federation whose models are compared by an error."""
+
+    objective = SimpleNamespace(headline=MAE)
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.log_dict({"step": float(self.current_epoch), "val/mae": 123.456, "val/mae_by_level/a": 123.456})
+
+    def test_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.log_dict({"step": float(self.current_epoch), "test/mae": 150.0})
 
 
 class OneItem(Dataset[torch.Tensor]):
@@ -180,6 +194,20 @@ def test_summary_after_training_and_test(tmp_path: Path, capsys: pytest.CaptureF
     tested = capsys.readouterr().out
     assert re.search(r"│ a +│ +1 +│ +all +│ +1,230 +│ +81\.25 % +│ +56\.25 % +│", tested)
     assert re.search(r"│ b +│ +0\.5 +│ +2 +│ +315 +│ +75\.00 % +│ +50\.00 % +│", tested)
+
+
+def test_a_module_with_an_objective_shows_its_headline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = Regression()
+    trainer = trainer_with([RoundProgress(), RunSummary(after_fit=False)], 2, tmp_path)
+    trainer.fit(module, LOADER, LOADER)
+    assert capsys.readouterr().out.rstrip().endswith("  val/mae 123.5")
+    trainer.test(module, LOADER, verbose=False)
+    shown = capsys.readouterr().out
+    assert "…" not in shown  # the headings of scores have several lines
+    assert all(re.search(rf" {word}[ a-z]* ┃.* {word}", shown) for word in ("mean", "error"))
+    assert re.search(r"│ a +│.*│ +123\.5 +│ +– +│", shown)
+    assert re.search(r"│ global +│.*│ +123\.5 +│ +150\.0 +│", shown)
+    assert re.search(r"^wall time +[\d.]+ s$", shown, re.MULTILINE)
 
 
 def test_totals_use_the_contracts_names() -> None:

@@ -20,7 +20,7 @@ from hetfl.report.composing import compose
 from hetfl.report.groups import make_groups
 from hetfl.report.markdown import to_markdown
 from hetfl.report.material import make_material
-from hetfl.report.pictures import PICTURES
+from hetfl.report.pictures import picture_names
 
 ROUNDS = 8
 
@@ -128,7 +128,8 @@ class Page(HTMLParser):
 def text_of(groups: Mapping[str, Sequence[Path]], target: float | None = None) -> str:
     """Return the report as Markdown, without drawing anything."""
     made = make_groups({name: [load_run(folder) for folder in folders] for name, folders in groups.items()})
-    return to_markdown(compose(make_material(made, target), PICTURES), "plots")
+    material = make_material(made, target)
+    return to_markdown(compose(material, picture_names(material.headline)), "plots")
 
 
 def cells(markdown: str, caption: str) -> list[list[str]]:

@@ -22,7 +22,7 @@ from hetfl.report.series import (
     ROUNDS,
     amount_to_reach,
     band,
-    best_accuracy,
+    best_score,
     common_budget,
     curve,
     spends,
@@ -95,10 +95,10 @@ def test_the_largest_budget_is_what_all_runs_spent_by_their_last_validation() ->
     assert common_budget(groups, BYTES) == 3  # the 5 of the last round bought nothing that was measured
 
 
-def test_the_best_accuracy_of_a_group_is_the_mean_of_its_runs_best() -> None:
+def test_the_best_score_of_a_group_is_the_mean_of_its_runs_best() -> None:
     first, second = make_run([1] * 4, [0.25, None, 0.75, 0.5]), make_run([1] * 3, [0.125, 0.25, 0.125])
-    assert best_accuracy(Group("g", (first, second))) == 0.5
-    assert best_accuracy(Group("g", (second,))) == 0.25
+    assert best_score(Group("g", (first, second))) == 0.5
+    assert best_score(Group("g", (second,))) == 0.25
 
 
 def test_what_is_constant_zero_is_not_counted() -> None:
@@ -138,7 +138,7 @@ def test_words_claim_an_order_exactly_where_spreads_lie_apart(results: dict[str,
     said = level_sentence(results)
     several = {name: each for name, each in results.items() if each.n > 1}
     lower = {name for name, each in several.items() if any(each.high < other.low for other in several.values())}
-    assert {name for name, each in results.items() if f"{name} with {each.percent()} is lower" in said} == lower
+    assert {name for name, each in results.items() if f"{name} with {each.shown()} is lower" in said} == lower
     highest = (
         len(several) > 1
         and len(lower) == len(several) - 1

@@ -6,7 +6,13 @@ from hetfl.analysis.cluster_plots import plot_assignments, plot_cluster_tree, pl
 from hetfl.analysis.clusters import load_clusters
 from hetfl.analysis.data_plots import plot_labels
 from hetfl.analysis.holders import holders, mean_holders
-from hetfl.analysis.plots import plot_accuracy_over_bytes, plot_accuracy_over_rounds, plot_run
+from hetfl.analysis.plots import (
+    plot_accuracy_over_bytes,
+    plot_accuracy_over_rounds,
+    plot_run,
+    plot_score_over_bytes,
+    plot_score_over_rounds,
+)
 from hetfl.analysis.quality import calibration_error, class_accuracy, reliability
 from hetfl.analysis.quality_plots import plot_class_accuracy, plot_comparison, plot_predictions, plot_reliability
 from hetfl.analysis.runs import Run, load_run
@@ -57,5 +63,7 @@ __all__ = [
     "plot_reliability",
     "plot_residuals",
     "plot_run",
+    "plot_score_over_bytes",
+    "plot_score_over_rounds",
     "reliability",
 ]

@@ -21,6 +21,7 @@ from hetfl.analysis.pictures import save_figure
 from hetfl.analysis.plots import FONT_POINTS, GREY
 from hetfl.analysis.runs import read_metrics
 from hetfl.errors import ConfigurationError
+from hetfl.headline import headline_in
 
 ROW_INCHES = 0.13
 """Height of a client's row; ..."""
@@ -145,7 +146,7 @@ def plot_clusters(folder: str | Path) -> list[Path]:
     if not (folder / "clusters.csv").is_file():
         return []
     table = load_clusters(folder)
-    rounds = int(read_metrics(folder / "metrics.csv")["step"].max()) + 1
+    rounds = int(read_metrics(folder / "metrics.csv", headline_in(folder))["step"].max()) + 1
     target = folder / "plots"
     target.mkdir(exist_ok=True)
     files = save_figure(plot_assignments(table, rounds), target, "clusters")

@@ -12,11 +12,19 @@ from matplotlib.figure import Figure
 
 from hetfl.analysis.clusters import has_splits, load_clusters, splits_of
 from hetfl.files import write_whole
+from hetfl.headline import Headline, headline_in
 
-OF_A_RUN = ("accuracy_over_rounds", "accuracy_over_bytes")
-"""Names of the pictures that every validated run has."""
 NOT_IN_THE_FONT = r"Glyph .* missing from|Matplotlib currently does not support .* natively"
 """What matplotlib says of letters that its font lacks; an SVG has them all the same, in the reader's font."""
+
+
+def pictures_of(headline: Headline) -> tuple[str, str]:
+    """Return the names of the pictures that every validated run has: over rounds, and over bytes.
+
+    >>> pictures_of(Headline())
+    ('accuracy_over_rounds', 'accuracy_over_bytes')
+    """
+    return f"{headline.name}_over_rounds", f"{headline.name}_over_bytes"
 
 
 def save_figure(figure: Figure, folder: Path, name: str, padding: float = 0.1) -> list[Path]:
@@ -50,9 +58,9 @@ def expected_pictures(folder: Path) -> list[Path]:
         folder: the run folder.
 
     Raises:
-        ConfigurationError: its ``clusters.csv`` can't be read.
+        ConfigurationError: its ``clusters.csv`` or its headline can't be read.
     """
-    names = [*OF_A_RUN]
+    names = [*pictures_of(headline_in(folder))]
     if (folder / "clusters.csv").is_file():
         names.append("clusters")
         if has_splits(folder) and splits_of(load_clusters(folder)):

@@ -1,4 +1,4 @@
-"""Plots of one run: accuracy of every level over rounds, and over uploaded bytes.
+"""Plots of one run: the headline of every level over rounds, and over uploaded bytes.
 
 Drawn on Figure objects, never through pyplot: no display is needed, and no global state is left behind.
 """
@@ -19,10 +19,10 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from hetfl.analysis.pictures import OF_A_RUN, save_figure
+from hetfl.analysis.pictures import pictures_of, save_figure
 from hetfl.analysis.runs import Run, load_run
 from hetfl.errors import ConfigurationError
-from hetfl.metrics_file import score_column
+from hetfl.headline import Headline
 
 FONT_POINTS = 9.0
 GREY = "0.35"
@@ -34,12 +34,13 @@ LEADER = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 1, "shrinkB": 2, "relpos": (0
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a plot: ``x`` and ``y`` without gaps, both of shape (rounds that reported,)."""
+    """A line of a plot: ``x`` and ``y`` without gaps, both of shape (rounds that reported,); ``end`` as text."""
 
     label: str
     color: tuple[float, float, float, float] | str
     x: NDArray[np.float64]
     y: NDArray[np.float64]
+    end: str
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> NDArray[np.float64]:
@@ -64,63 +65,66 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> N
     return result
 
 
-def accuracy_curves(run: Run, over: NDArray[np.float64]) -> list[Curve]:
-    """Return validation accuracy in percent, per level and of the global model, over one number per round.
+def score_curves(run: Run, over: NDArray[np.float64]) -> list[Curve]:
+    """Return the validation headline as it is shown, per level and of the global model, over one number per round.
 
     Levels take colours in their order from dark to light (viridis, distinguishable without colour vision). The global
     model's curve is left out where it is a level's curve, as it is when the largest level is the whole model.
 
     Raises:
-        ConfigurationError: the run has no validation accuracy.
+        ConfigurationError: the run has no validation headline.
     """
-    levels = [level for level in run.levels if score_column("val", level) in run.metrics.columns]
+    levels = [level for level in run.levels if run.headline.column("val", level) in run.metrics.columns]
     shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.75, max(len(levels), 1)))
     curves = [
-        _curve(run, score_column("val", level), level, tuple(shade), over)
+        _curve(run, run.headline.column("val", level), level, tuple(shade), over)
         for level, shade in zip(levels, shades, strict=False)
     ]
-    if "val/accuracy" in run.metrics.columns or not curves:
-        whole = _curve(run, "val/accuracy", "global", "black", over)
+    if run.headline.column("val") in run.metrics.columns or not curves:
+        whole = _curve(run, run.headline.column("val"), "global", "black", over)
         if not any(len(curve.y) == len(whole.y) and np.allclose(curve.y, whole.y) for curve in curves):
             curves.append(whole)
     curves = [curve for curve in curves if len(curve.y)]
     if not curves:
-        raise ConfigurationError(f"Expected a validation accuracy in {run.folder / 'metrics.csv'} but got none")
+        raise ConfigurationError(
+            f"Expected a validation {run.headline.words} in {run.folder / 'metrics.csv'} but got none"
+        )
     return curves
 
 
 def _curve(
     run: Run, column: str, label: str, color: tuple[float, float, float, float] | str, over: NDArray[np.float64]
 ) -> Curve:
-    accuracy = np.asarray(run.series(column), dtype=np.float64)
-    reported = ~(np.isnan(accuracy) | np.isnan(over))
-    return Curve(label, color, over[reported], 100 * accuracy[reported])
+    score = np.asarray(run.series(column), dtype=np.float64)
+    reported = np.isfinite(score) & ~np.isnan(over)
+    end = run.headline.shown(score[reported][-1], 1) if reported.any() else ""
+    return Curve(label, color, over[reported], run.headline.scale * score[reported], end)
 
 
-def plot_accuracy_over_rounds(run: Run, ax: Axes | None = None) -> Axes:
-    """Plot the validation accuracy of every level over rounds.
+def plot_score_over_rounds(run: Run, ax: Axes | None = None) -> Axes:
+    """Plot the validation headline of every level over rounds.
 
     Args:
         run: the run.
         ax: where to draw; None makes a figure, which is ``.figure`` of what is returned.
 
     Raises:
-        ConfigurationError: the run has no validation accuracy.
+        ConfigurationError: the run has no validation headline.
     """
     ax = _new_axes() if ax is None else ax
-    curves = accuracy_curves(run, np.asarray(run.series("step"), dtype=np.float64) + 1)  # round 0 is the first
-    _draw(ax, curves)
+    curves = score_curves(run, np.asarray(run.series("step"), dtype=np.float64) + 1)  # round 0 is the first
+    _draw(ax, curves, run.headline)
     ax.set_xlabel("Rounds done")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     first, last = min(curve.x[0] for curve in curves), max(curve.x[-1] for curve in curves)
     ax.set_xlim(first, max(last, first + 1))
-    _title(ax, run, "Validation accuracy of each level over rounds")
+    _title(ax, run, f"Validation {run.headline.words} of each level over rounds")
     _label_line_ends(ax, curves)
     return ax
 
 
-def plot_accuracy_over_bytes(run: Run, ax: Axes | None = None) -> Axes:
-    """Plot the validation accuracy of every level over the bytes that all clients have uploaded.
+def plot_score_over_bytes(run: Run, ax: Axes | None = None) -> Axes:
+    """Plot the validation headline of every level over the bytes that all clients have uploaded.
 
     A mark shows what the same uploads would have cost as dense float32: Σ_t up_bytes(t) · up_ratio(t).
 
@@ -129,14 +133,14 @@ def plot_accuracy_over_bytes(run: Run, ax: Axes | None = None) -> Axes:
         ax: where to draw; None makes a figure, which is ``.figure`` of what is returned.
 
     Raises:
-        ConfigurationError: the run has no validation accuracy, or lacks a column of ``comm/``.
+        ConfigurationError: the run has no validation headline, or lacks a column of ``comm/``.
     """
     ax = _new_axes() if ax is None else ax
     megabytes = np.asarray(run.series("comm/up_bytes_total"), dtype=np.float64) / 1e6
-    curves = accuracy_curves(run, megabytes)
+    curves = score_curves(run, megabytes)
     dense = float((run.series("comm/up_bytes") * run.series("comm/up_ratio")).sum()) / 1e6
     sent = float(np.nanmax(megabytes))
-    _draw(ax, curves)
+    _draw(ax, curves, run.headline)
     # Nothing may have been sent yet, if all updates of the first rounds were refused.
     above = [curve.x[curve.x > 0][0] for curve in curves if (curve.x > 0).any()]
     if above:
@@ -144,10 +148,14 @@ def plot_accuracy_over_bytes(run: Run, ax: Axes | None = None) -> Axes:
         ax.set_xlim(0.95 * min(above), 1.15 * max(dense, sent))
         log_ticks(ax.xaxis, *ax.get_xlim())
     ax.set_xlabel("Uploaded by all clients (MB)")
-    _title(ax, run, "Validation accuracy of each level over uploaded bytes")
+    _title(ax, run, f"Validation {run.headline.words} of each level over uploaded bytes")
     _mark_dense(ax, sent, dense)
     _label_line_ends(ax, curves)
     return ax
+
+
+# The names of the first edition, whose runs all had an accuracy.
+plot_accuracy_over_rounds, plot_accuracy_over_bytes = plot_score_over_rounds, plot_score_over_bytes
 
 
 def plot_run(folder: str | Path) -> list[Path]:
@@ -160,7 +168,7 @@ def plot_run(folder: str | Path) -> list[Path]:
     target = run.folder / "plots"
     target.mkdir(exist_ok=True)
     files = []
-    for name, draw in zip(OF_A_RUN, (plot_accuracy_over_rounds, plot_accuracy_over_bytes), strict=True):
+    for name, draw in zip(pictures_of(run.headline), (plot_score_over_rounds, plot_score_over_bytes), strict=True):
         figure = draw(run).get_figure(root=True)
         assert figure is not None  # an Axes that was just made has one
         files += save_figure(figure, target, name)
@@ -202,16 +210,17 @@ def _new_axes() -> Axes:
     return figure.add_subplot()
 
 
-def _draw(ax: Axes, curves: Sequence[Curve]) -> None:
+def _draw(ax: Axes, curves: Sequence[Curve], headline: Headline) -> None:
     for curve in curves:
         dashes = (0, (4, 2)) if curve.label == "global" else "solid"
         ax.plot(curve.x, curve.y, color=curve.color, linewidth=1.6, linestyle=dashes, solid_capstyle="round")
         if len(curve.x) == 1:
             ax.plot(curve.x, curve.y, color=curve.color, marker="o", clip_on=False)
     low, high = min(curve.y.min() for curve in curves), max(curve.y.max() for curve in curves)
-    margin = max(high - low, 10.0)
+    # Where nothing changes, an axis shows some of what it could: 10 points, or a tenth of the score.
+    margin = max(high - low, 10.0 if headline.percent else 0.1 * max(abs(low), abs(high)) or 1.0)
     ax.set_ylim(low - 0.16 * margin, high + 0.06 * margin)
-    ax.set_ylabel("Accuracy (%)", fontsize=FONT_POINTS)
+    ax.set_ylabel(headline.in_unit(headline.heading), fontsize=FONT_POINTS, parse_math=False)
     ax.xaxis.label.set_fontsize(FONT_POINTS)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=FONT_POINTS, color=GREY)
@@ -220,7 +229,7 @@ def _draw(ax: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _title(ax: Axes, run: Run, title: str) -> None:
-    ax.set_title(title, loc="left", fontsize=FONT_POINTS + 2, pad=20)
+    ax.set_title(title, loc="left", fontsize=FONT_POINTS + 2, pad=20, parse_math=False)
     rounds = len(run.metrics)
     said = f"run {run.folder.resolve().name}, {rounds} round{'s' if rounds != 1 else ''}"
     place = offset_copy(ax.transAxes, ax.get_figure(root=True), y=7, units="points")
@@ -232,12 +241,13 @@ def _label_line_ends(ax: Axes, curves: Sequence[Curve]) -> None:
     low, high = ax.get_ylim()
     figure = ax.get_figure(root=True)
     assert figure is not None  # axes are on one
-    points = ax.get_window_extent().height * 72 / figure.get_dpi() / (high - low)  # per percent of accuracy
+    points = ax.get_window_extent().height * 72 / figure.get_dpi() / (high - low)  # per unit of the axis
     ends = [float(curve.y[-1]) for curve in curves]
-    places = spread(ends, 1.3 * FONT_POINTS / points, low + BAND * (high - low), high)
+    line = 1.3 * FONT_POINTS / points
+    places = spread(ends, line, low + BAND * (high - low) + line / 2, high)
     for curve, end, place in zip(curves, ends, places, strict=True):
         ax.annotate(
-            f"{curve.label}  {end:.1f} %",
+            f"{curve.label}  {curve.end}",
             xy=(curve.x[-1], end),
             xytext=(16, (place - end) * points),
             textcoords="offset points",

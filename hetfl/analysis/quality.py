@@ -10,8 +10,29 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
+from hetfl.errors import ConfigurationError
+
 BELOW_ONE = 1.0 - 2.0**-24
 """The largest float32 below 1: a confidence of 1 counts in the last bin, where torchmetrics has one more for it."""
+
+
+def check_classes(outputs_NK: Tensor, targets_N: Tensor) -> None:
+    """Refuse what is no classification.
+
+    Raises:
+        ConfigurationError: the outputs are not logits (N, K), or the targets not classes (N,) below K.
+    """
+    shaped = outputs_NK.ndim == 2 and outputs_NK.is_floating_point() and targets_N.shape == outputs_NK.shape[:1]
+    whole = not targets_N.is_floating_point() and targets_N.dtype != torch.bool
+    if not (
+        shaped
+        and whole
+        and (not len(targets_N) or 0 <= int(targets_N.min()) <= int(targets_N.max()) < outputs_NK.shape[1])
+    ):
+        raise ConfigurationError(
+            "Expected logits (N, K) and classes (N,) of a classification but got outputs "
+            f"{tuple(outputs_NK.shape)} and {targets_N.dtype} targets {tuple(targets_N.shape)}"
+        )
 
 
 def calibration_error(logits_NK: Tensor, targets_N: Tensor, bins: int = 15) -> float:
@@ -27,7 +48,11 @@ def calibration_error(logits_NK: Tensor, targets_N: Tensor, bins: int = 15) -> f
         logits_NK: logits.
         targets_N: classes.
         bins: number of bins B.
+
+    Raises:
+        ConfigurationError: they are not of a classification.
     """
+    check_classes(logits_NK, targets_N)
     # Probabilities, not logits: torchmetrics would take logits that happen to lie in [0, 1] for probabilities.
     probabilities = logits_NK.softmax(-1).clamp(max=BELOW_ONE)
     return float(multiclass_calibration_error(probabilities, targets_N, logits_NK.shape[1], n_bins=bins))
@@ -45,7 +70,11 @@ def reliability(logits_NK: Tensor, targets_N: Tensor, bins: int = 15) -> pd.Data
 
     Returns:
         A row per bin: ``low``, ``high``, ``samples``, ``confidence`` (mean) and ``accuracy``, NaN in an empty bin.
+
+    Raises:
+        ConfigurationError: they are not of a classification.
     """
+    check_classes(logits_NK, targets_N)
     confidence, predicted = logits_NK.softmax(-1).clamp(max=BELOW_ONE).float().max(-1)
     right = (predicted == targets_N).double().numpy()
     edges = torch.linspace(0, 1, bins + 1).numpy()
@@ -69,9 +98,13 @@ def class_accuracy(logits: Mapping[str, Tensor], targets_N: Tensor) -> pd.DataFr
 
     Returns:
         A row per class, a column per level, in [0, 1]; NaN for a class without samples.
+
+    Raises:
+        ConfigurationError: they are not of a classification.
     """
     columns = {}
     for level, logits_NK in logits.items():
+        check_classes(logits_NK, targets_N)
         counts_KK = multiclass_confusion_matrix(logits_NK, targets_N, num_classes=logits_NK.shape[1]).double()
         columns[level] = (counts_KK.diag() / counts_KK.sum(1)).numpy()
     return pd.DataFrame(columns).rename_axis(index="class")

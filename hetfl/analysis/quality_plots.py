@@ -17,7 +17,7 @@ from hetfl.analysis.plots import FONT_POINTS
 from hetfl.analysis.quality import calibration_error, reliability
 from hetfl.analysis.runs import Run
 from hetfl.errors import ConfigurationError
-from hetfl.metrics_file import score_column
+from hetfl.headline import common_headline
 
 WRONG = "#D55E00"
 """Vermilion, told from grey and black without colour vision."""
@@ -36,7 +36,14 @@ def plot_predictions(images_NHW: Tensor, predicted_N: Tensor, targets_N: Tensor)
         images_NHW: images, white the largest value.
         predicted_N: predicted classes.
         targets_N: true classes.
+
+    Raises:
+        ConfigurationError: these are no classes.
     """
+    if predicted_N.is_floating_point() or targets_N.is_floating_point():
+        raise ConfigurationError(
+            f"Expected classes, whole numbers, but got {predicted_N.dtype} predictions of {targets_N.dtype} targets"
+        )
     columns = min(8, len(images_NHW))
     figure, axes = grid_figure(
         "What the sub-model takes these images for",
@@ -63,15 +70,16 @@ def plot_predictions(images_NHW: Tensor, predicted_N: Tensor, targets_N: Tensor)
 def plot_comparison(
     runs: Mapping[str, Run], over: Literal["step", "comm/up_bytes_total", "compute/flops_total"] = "step"
 ) -> Figure:
-    """Draw the validation accuracy of several runs, one panel per level that all of them have.
+    """Draw the validation headline of several runs, one panel per level that all of them have.
 
     Args:
         runs: runs by name.
         over: the column of ``metrics.csv`` to the right.
 
     Raises:
-        ConfigurationError: no level is in all of the runs, or a run lacks the column.
+        ConfigurationError: the runs have different headlines, no level is in all of them, or one lacks the column.
     """
+    headline = common_headline({name: run.headline for name, run in runs.items()})
     first, *others = runs.values()
     levels = [level for level in first.levels if all(level in run.levels for run in others)]
     if not levels:
@@ -79,9 +87,9 @@ def plot_comparison(
             f"Expected a level that all runs have but got {'; '.join(', '.join(run.levels) for run in runs.values())}"
         )
     figure, axes = new_figure(
-        "Accuracy of each level, run against run",
-        "Look for the line that is on top in all panels: that run is better at every size; where lines cross, it "
-        "depends on the size or on how long you can wait.",
+        f"{headline.heading} of each level, run against run",
+        f"Look for the line that is {'on top' if headline.higher_is_better else 'lowest'} in all panels: that run is "
+        "better at every size; where lines cross, it depends on the size or on how long you can wait.",
         height=0.5 + 1.5 * len(levels),
         rows=len(levels),
     )
@@ -91,14 +99,15 @@ def plot_comparison(
     for ax, level in zip(axes[:, 0], levels, strict=True):
         ends, colours = {}, {}
         for (name, run), dashes in zip(runs.items(), itertools.cycle(DASHES), strict=False):
-            y = 100 * run.series(score_column("val", level)).dropna()
+            score = run.series(headline.column("val", level)).dropna()
+            y = headline.scale * score
             x = run.series(over)[y.index] / unit
             ax.plot(x, y, color=shades[name], linestyle=dashes, linewidth=1.6)
-            text = f"{name} {y.iloc[-1]:.1f} %"
+            text = f"{name} {headline.shown(score.iloc[-1], 1)}"
             ends[text], colours[text] = (float(x.iloc[-1]), float(y.iloc[-1])), shades[name]
         ax.set_xlim(left=0)
         ax.set_title(f"level {level}", fontsize=FONT_POINTS, loc="left")
-        ax.set_ylabel("accuracy (%)")
+        ax.set_ylabel(headline.in_unit(headline.words), parse_math=False)
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=over == "step"))
         plain(ax)
         label_ends(ax, ends, colours)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hetfl.analysis.clusters import load_clusters
 from hetfl.errors import ConfigurationError
+from hetfl.headline import ACCURACY, Headline, headline_in
 from hetfl.metrics_file import HEAD, present_name
 from hetfl.reading import LARGEST_TABLE, LARGEST_TEXT, TooMuch, parse_yaml, read_bytes
 
@@ -26,13 +27,14 @@ Rule: TypeAlias = tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]
 SHARE: Rule = ("shares from 0 to 1", lambda x: (x >= 0) & (x <= 1 + 1e-6))
 AMOUNT: Rule = ("finite numbers from 0", lambda x: (x >= 0) & np.isfinite(x))
 WHOLE: Rule = ("whole numbers from 0", lambda x: (x >= 0) & np.isfinite(x) & (x == np.floor(x)))
+NUMBER: Rule = ("numbers", lambda x: np.full(x.shape, True))
 
+SCORES = r"(val|test|cluster)/({0})((_by_(level|head))?/.+)?|local/({0})_(mean|std|worst10)"
 METRIC_RULES: Mapping[str, Rule] = {
     r"step": WHOLE,
-    r"(val|test|cluster)/accuracy((_by_(level|head))?/.+)?|local/accuracy_(mean|std|worst10)": SHARE,
     r"comm/.*|compute/flops_total|sim/.*": AMOUNT,
 }
-"""By patterns of names; other columns of ``metrics.csv`` hold numbers of any kind."""
+"""By patterns of names; ``SCORES`` are shares if they are percentages; other columns hold numbers of any kind."""
 TOTAL = re.compile(r"(comm|compute|sim)/(?!up_ratio).*_total")
 """Columns of ``metrics.csv`` that never fall; a ratio over the whole run may."""
 LEVEL_RULES: Mapping[str, Rule | None] = {
@@ -40,14 +42,13 @@ LEVEL_RULES: Mapping[str, Rule | None] = {
     **dict.fromkeys(("width", "depth", "density"), AMOUNT),
     **dict.fromkeys(("parameters", "forward_flops", "training_flops", "down_bytes", "up_bytes"), AMOUNT),
 }
-"""The columns of ``levels.csv``, as those of ``CLIENT_RULES`` are of ``clients.csv``; None: a name."""
+"""The columns of ``levels.csv``; ``CLIENT_RULES`` are of ``clients.csv``, which has scores besides; None: a name."""
 ADDED = {"density": 1.0}
 """Columns that older tables lack, and what they would hold."""
 CLIENT_RULES: Mapping[str, Rule | None] = {
     "client": WHOLE,
     "level": None,
     **dict.fromkeys(("train_samples", "test_samples"), WHOLE),
-    **dict.fromkeys(("accuracy", "own_accuracy"), SHARE),
 }
 MAPPINGS = ("trainer", "model", "data")
 """Settings of ``config.yaml`` that are made of others."""
@@ -65,6 +66,7 @@ class Run:
         clients: one row per client, with the columns of ``clients.csv``; None where the run has no such file.
         clusters: the rows of ``clusters.csv``, one for every time that a client's cluster changed; None where the run
             has no such file, because it had one model.
+        headline: the score by which its models are compared.
     """
 
     folder: Path
@@ -73,20 +75,21 @@ class Run:
     level_table: pd.DataFrame | None = None
     clients: pd.DataFrame | None = None
     clusters: pd.DataFrame | None = None
+    headline: Headline = ACCURACY
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """Names of the levels with an accuracy of their own, in the order of their columns."""
+        """Names of the levels with a score of their own, in the order of their columns."""
         return tuple(name for name in self._parts() if not name.startswith(HEAD))
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of the global model's heads with an accuracy of their own, the shallowest first."""
+        """Names of the global model's heads with a score of their own, the shallowest first."""
         return tuple(name for name in self._parts() if name.startswith(HEAD))
 
     def _parts(self) -> tuple[str, ...]:
         families = {
-            f"{stage}/accuracy_by_{kind}/": mark
+            f"{stage}/{self.headline.name}_by_{kind}/": mark
             for stage in ("val", "test")
             for kind, mark in (("level", ""), ("head", HEAD))
         }
@@ -119,19 +122,21 @@ def load_run(folder: str | Path) -> Run:
             files cannot be read; names the file, what was expected and what came.
     """
     folder = Path(folder)
-    metrics = read_metrics(folder / "metrics.csv")
+    headline = headline_in(folder)
+    metrics = read_metrics(folder / "metrics.csv", headline)
     if metrics.empty:
         raise ConfigurationError(f"Expected at least one round in {folder / 'metrics.csv'} but got a header alone")
     levels = _read_table(folder / "levels.csv", LEVEL_RULES)
     if levels is not None:
         _check_names(levels["level"], folder / "levels.csv")
-    clients = _read_table(folder / "clients.csv", CLIENT_RULES)
+    scores = dict.fromkeys((headline.name, headline.own), SHARE if headline.percent else NUMBER)
+    clients = _read_table(folder / "clients.csv", {**CLIENT_RULES, **scores})
     clusters = load_clusters(folder) if (folder / "clusters.csv").is_file() else None
-    return Run(folder, metrics, read_config(folder / "config.yaml"), levels, clients, clusters)
+    return Run(folder, metrics, read_config(folder / "config.yaml"), levels, clients, clusters, headline)
 
 
-def read_metrics(path: Path) -> pd.DataFrame:
-    """Return the rows of a ``metrics.csv``, which may be none, as far as they are whole.
+def read_metrics(path: Path, headline: Headline = ACCURACY) -> pd.DataFrame:
+    """Return the rows of a run's ``metrics.csv``, which may be none, as far as they are whole.
 
     Raises:
         ConfigurationError: there is no such file, or it is no table of rounds.
@@ -143,13 +148,18 @@ def read_metrics(path: Path) -> pd.DataFrame:
         raise ConfigurationError(f"Expected a column 'step' in {path} but got {_listed(metrics)}")
     metrics = metrics.rename(columns=present_name)
     for name in metrics.columns if len(metrics) else ():
-        rule = next((rule for pattern, rule in METRIC_RULES.items() if re.fullmatch(pattern, name)), None)
-        numbers = _numbers(metrics[name], rule, path)
+        numbers = _numbers(metrics[name], _rule_of(name, headline), path)
         if not pd.api.types.is_numeric_dtype(metrics[name]):  # whole numbers beyond 64 bits
             metrics[name] = numbers
         if name == "step" or TOTAL.fullmatch(name):
             _check_order(numbers, name, path)
     return metrics
+
+
+def _rule_of(column: str, headline: Headline) -> Rule | None:
+    shares = f"accuracy|{headline.name}" if headline.percent else "accuracy"
+    rules = {SCORES.format(shares): SHARE, **METRIC_RULES}
+    return next((rule for pattern, rule in rules.items() if re.fullmatch(pattern, column)), None)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from hetfl.cli.running import only_one, run_all
 from hetfl.display.formats import cell, format_quantity
 from hetfl.display.runs import RunLine, RunsProgress, State
 from hetfl.errors import ConfigurationError
+from hetfl.headline import ACCURACY, Headline, common_headline, headline_in
 from hetfl.report import write_report
 from hetfl.report.checks import differing_data
 from hetfl.report.groups import Group
@@ -74,16 +75,21 @@ def main(args: Sequence[str]) -> None:
     if not given.mixed_data:
         check_same_data(runs)
     actions = {run: next_action(run) for run in runs}
+    headlines = {}
     for contender in contenders:
+        own = {run: action for run, action in actions.items() if run.name == contender.name}
         # What has run before needs no rehearsal.
-        if any(action in (Action.BEGIN, Action.ANEW) for run, action in actions.items() if run.name == contender.name):
+        if any(action in (Action.BEGIN, Action.ANEW) for action in own.values()):
             with naming(contender.name):
-                rehearse(_arguments(contender, settings))
+                headlines[contender.name] = rehearse(_arguments(contender, settings))
+        else:
+            headlines[contender.name] = headline_in(next(iter(own)).folder)
+    headline = common_headline(headlines)
     if given.dry_run:
         _print_plan(actions)
         return
     with only_one(out) as lock:
-        run_comparison(runs, out, lock=lock, jobs=given.jobs, mixed_data=given.mixed_data)
+        run_comparison(runs, out, lock=lock, jobs=given.jobs, mixed_data=given.mixed_data, headline=headline)
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -169,13 +175,23 @@ def check_same_data(runs: Sequence[PlannedRun]) -> None:
         )
 
 
-def run_comparison(runs: Sequence[PlannedRun], out: Path, *, lock: int, jobs: int, mixed_data: bool) -> None:
+def run_comparison(
+    runs: Sequence[PlannedRun], out: Path, *, lock: int, jobs: int, mixed_data: bool, headline: Headline = ACCURACY
+) -> None:
     """Run what is not finished, and report on what is.
+
+    Args:
+        runs: the runs.
+        out: the folder of the comparison.
+        lock: file descriptor that every process keeps open.
+        jobs: how many run at a time.
+        mixed_data: whether to report on runs on different data.
+        headline: the score by which models are compared.
 
     Raises:
         SystemExit: a run failed, or a signal stopped it all; what is finished is reported on in the first case.
     """
-    lines = [_line(run) for run in runs]
+    lines = [_line(run, headline) for run in runs]
     with RunsProgress(lines, jobs) as progress:
         if finished := sum(line.state == "done" for line in lines):
             progress.print(f"{finished} of {len(runs)} runs finished before")
@@ -189,7 +205,7 @@ def run_comparison(runs: Sequence[PlannedRun], out: Path, *, lock: int, jobs: in
     if not groups:
         sys.stderr.write("hetfl: error: no report: no run is finished\n")
         sys.exit(1)
-    _print_results(groups)
+    _print_results(groups, headline)
     folders = {name: [run.folder for run in members] for name, members in groups.items()}
     # A run that ended by itself is finished, even if before its last round: it may stop early by its settings.
     report = write_report(folders, out, unfinished=True, mixed_data=mixed_data)
@@ -201,11 +217,10 @@ def run_comparison(runs: Sequence[PlannedRun], out: Path, *, lock: int, jobs: in
         sys.exit(1)
 
 
-def _line(run: PlannedRun) -> RunLine:
+def _line(run: PlannedRun, headline: Headline) -> RunLine:
     at = standing(run.folder)
-    accuracy = at.val_accuracy if at.test_accuracy is None else at.test_accuracy
     state: State = "done" if next_action(run) is Action.SKIP else "waiting"
-    return RunLine(run.name, run.seed, run.rounds, done=at.done, accuracy=accuracy, state=state)
+    return RunLine(run.name, run.seed, run.rounds, done=at.done, score=at.score, state=state, headline=headline)
 
 
 def _print_plan(actions: dict[PlannedRun, Action]) -> None:
@@ -218,19 +233,19 @@ def _print_plan(actions: dict[PlannedRun, Action]) -> None:
     Console().print(table)
 
 
-def _print_results(groups: dict[str, list[PlannedRun]]) -> None:
-    """Print, per name, test accuracy and uploaded bytes of its finished runs."""
+def _print_results(groups: dict[str, list[PlannedRun]], headline: Headline) -> None:
+    """Print, per name, the test's headline and uploaded bytes of its finished runs."""
     table = Table(title="Comparison: means over seeds", title_justify="left")
-    for heading in ("run", "seeds", "test accuracy", "uploaded"):
-        table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
+    for heading in ("run", "seeds", f"test {headline.words}", "uploaded"):
+        table.add_column(cell(heading), justify="left" if heading == "run" else "right", no_wrap=True)
     for name, runs in groups.items():
         reached = [standing(run.folder) for run in runs]
-        accuracy = spread_of([at.test_accuracy for at in reached])
+        score = spread_of([at.test_score for at in reached])
         uploaded = spread_of([at.up_bytes for at in reached])
         table.add_row(
             cell(name),
             str(len(runs)),
-            "–" if accuracy is None else accuracy.percent(),
+            "–" if score is None else score.shown(headline),
             "–" if uploaded is None else format_quantity(uploaded.mean, "B"),
         )
     Console().print(table)

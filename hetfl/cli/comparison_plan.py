@@ -17,6 +17,7 @@ from hetfl.analysis.runs import read_config, read_metrics
 from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.callbacks import has_ended
 from hetfl.errors import ConfigurationError
+from hetfl.headline import headline_in
 from hetfl.reading import LARGEST_TABLE, parse_yaml, read_bytes
 from hetfl.report.groups import ABSENT, SEED_OR_FOLDER, flat_settings
 
@@ -141,33 +142,39 @@ class Standing:
 
     Attributes:
         done: rounds that have a row.
-        val_accuracy: the latest; None: none yet.
-        test_accuracy: that of the last row; None: not tested.
+        val_score: the latest headline; None: none yet.
+        test_score: that of the last row; None: not tested.
         up_bytes: uploaded so far; None: not known.
     """
 
     done: int = 0
-    val_accuracy: float | None = None
-    test_accuracy: float | None = None
+    val_score: float | None = None
+    test_score: float | None = None
     up_bytes: float | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The test's headline, else the latest validation's; None: none yet."""
+        return self.val_score if self.test_score is None else self.test_score
 
 
 def standing(folder: Path) -> Standing:
     """Return how far a run is, which may be under way: a last line without its end is no row yet.
 
     Raises:
-        ConfigurationError: its ``metrics.csv`` is no table of rounds.
+        ConfigurationError: its ``metrics.csv`` is no table of rounds, or its headline is none.
     """
     path = folder / "metrics.csv"
     if not path.is_file() or b"\n" not in read_bytes(path, LARGEST_TABLE):
         return Standing()
-    metrics = read_metrics(path)
+    headline = headline_in(folder)
+    metrics = read_metrics(path, headline)
     if metrics.empty:
         return Standing()
     return Standing(
         done=int(metrics["step"].iloc[-1]) + 1,
-        val_accuracy=_last(metrics, "val/accuracy"),
-        test_accuracy=_last(metrics.iloc[-1:], "test/accuracy"),
+        val_score=_last(metrics, headline.column("val")),
+        test_score=_last(metrics.iloc[-1:], headline.column("test")),
         up_bytes=_last(metrics.iloc[-1:], "comm/up_bytes_total"),
     )
 
@@ -197,7 +204,7 @@ def next_action(run: PlannedRun) -> Action:
     if run.mark.is_file() and run.mark.read_bytes() == str(run.rounds).encode() and at.done:
         return Action.SKIP  # perhaps before its last round: it may stop early by its settings
     tests = run.settings["final_test"]
-    complete = at.done >= run.rounds and (at.test_accuracy is not None or not tests)
+    complete = at.done >= run.rounds and (at.test_score is not None or not tests)
     if not run.checkpoint.is_file():
         if next(run.folder.rglob("*.ckpt"), None) is not None:
             raise ConfigurationError(f"Expected {run.checkpoint}, to go on from, but got other checkpoints only")
@@ -216,7 +223,7 @@ def next_action(run: PlannedRun) -> Action:
     checkpoint = SafeCheckpointIO().load_checkpoint(run.checkpoint)
     if not has_ended(checkpoint, run.rounds) or at.done > checkpoint["hetfl"]["version"]:
         return Action.RESUME
-    return Action.TEST if tests and at.test_accuracy is None else Action.SKIP
+    return Action.TEST if tests and at.test_score is None else Action.SKIP
 
 
 def differences(made: Mapping[str, Any], planned: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -8,6 +8,7 @@ from typing import Literal
 from hetfl.display.formats import format_quantity
 from hetfl.errors import ConfigurationError
 from hetfl.export import FORMATS, Card
+from hetfl.headline import Headline
 
 FormatName = Literal["safetensors", "pt2", "onnx"]
 
@@ -41,8 +42,9 @@ def export_target(level: str, format: FormatName | None, out: str | None, checkp
     return (run / "export" if out is None else Path(out)) / f"{level}.{format or 'safetensors'}"
 
 
-def export_line(path: Path, card: Card) -> str:
-    """Return what was written, in one line."""
+def export_line(path: Path, card: Card, headline: Headline) -> str:
+    """Return what was written, in one line; the headline is the exported module's."""
     size = format_quantity(path.stat().st_size, "B")
-    accuracy = "" if card.accuracy is None else f", test accuracy {100 * card.accuracy['test/accuracy']:.2f} %"
-    return f"{'exported':<18}{path} (level {card.level.name}, {card.parameters:,} parameters, {size}{accuracy})"
+    column = headline.column("test")
+    score = "" if card.score is None else f", test {headline.words} {headline.shown(card.score[column])}"
+    return f"{'exported':<18}{path} (level {card.level.name}, {card.parameters:,} parameters, {size}{score})"

@@ -21,6 +21,7 @@ from hetfl.cli.parser import OneLineParser, check_arguments
 from hetfl.cli.starting import start
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
+from hetfl.headline import Headline, headline_of
 
 
 class _RaisingParser(OneLineParser):
@@ -138,13 +139,16 @@ def resolve(args: Sequence[str], seeds: Sequence[int]) -> dict[int, str]:
     return {seed: cli.text(seed) for seed in seeds}
 
 
-def rehearse(args: Sequence[str]) -> None:
+def rehearse(args: Sequence[str]) -> Headline:
     """Do all that comes before the first round: load the data, build every level, check that they nest.
 
     Args:
         args: those of ``hetfl fit``, without the verb.
 
+    Returns:
+        The score by which models are compared.
+
     Raises:
         ConfigurationError: something is wrong that a run would stumble over.
     """
-    start(["fit", *args], cli=_Rehearsing, trainer=_Rehearsal, parser=_RaisingParser)
+    return headline_of(start(["fit", *args], cli=_Rehearsing, trainer=_Rehearsal, parser=_RaisingParser).model)

@@ -122,7 +122,7 @@ class RunProcess:
         with suppress(ValueError, KeyError):  # read in the middle of a write
             at = standing(self.run.folder)
             self.line.done = at.done
-            self.line.accuracy = at.val_accuracy if at.test_accuracy is None else at.test_accuracy
+            self.line.score = at.score
 
     def last_words(self) -> str:
         """Return the line in which it says what went wrong, and where all of it stands."""

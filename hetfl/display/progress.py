@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from hetfl.display.formats import format_seconds
 from hetfl.federation import FederatedCallback
+from hetfl.headline import ACCURACY, headline_of
 from hetfl.printable import printable
 
 
@@ -29,7 +30,7 @@ def is_milestone(done: int, total: int | None) -> bool:
 
 
 class RoundProgress(ProgressBar, FederatedCallback):
-    """Shows the round, the clients done in it, the time taken, the time left, and the latest validation accuracy.
+    """Shows the round, the clients done in it, the time taken, the time left, and the latest validation headline.
 
     In a terminal this is one live line. Where standard output is a file, a pipe or a dumb terminal, it is one plain
     line about every tenth of the rounds. The run's folder is printed before the first round.
@@ -38,6 +39,7 @@ class RoundProgress(ProgressBar, FederatedCallback):
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
+        self._headline = ACCURACY
         self._live: Progress | None = None
         self._first_round = 0
         self._rounds_done = 0
@@ -67,6 +69,7 @@ class RoundProgress(ProgressBar, FederatedCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and the live line."""
+        self._headline = headline_of(pl_module)
         self._first_round = self._rounds_done = self._last_line = trainer.current_epoch
         self._started = time.monotonic()
         if self._enabled and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
@@ -140,8 +143,10 @@ class RoundProgress(ProgressBar, FederatedCallback):
         done, total = self._progress(trainer)
         if total is not None and 0 < done < total:
             parts.append(f"left {format_seconds(elapsed * (total - done) / done)}")
-        if "val/accuracy" in trainer.callback_metrics:
-            parts.append(f"val/accuracy {float(trainer.callback_metrics['val/accuracy']):.4f}")
+        column = self._headline.column("val")
+        if column in trainer.callback_metrics:
+            value = float(trainer.callback_metrics[column])
+            parts.append(f"{column} {value:{'.4f' if self._headline.percent else '.4g'}}")
         return "  ".join(parts)
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from hetfl.display.formats import cell, format_seconds
 from hetfl.errors import LONGEST_MESSAGE
+from hetfl.headline import ACCURACY, Headline
 from hetfl.printable import printable
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
@@ -31,22 +32,24 @@ class RunLine:
         seed: its seed.
         rounds: how many rounds it is to have.
         done: how many it has.
-        accuracy: the latest that is known; None: none yet.
+        score: the latest headline that is known; None: none yet.
         state: what is happening to it.
         first: how many rounds it had when its process began.
         began: when that was, on the display's clock.
         seconds: how long the process took, once it has ended.
+        headline: the score by which models are compared, one for all runs.
     """
 
     name: str
     seed: int
     rounds: int
     done: int = 0
-    accuracy: float | None = None
+    score: float | None = None
     state: State = "waiting"
     first: int = 0
     began: float = 0.0
     seconds: float = 0.0
+    headline: Headline = ACCURACY
 
     def pace(self, now: float) -> float | None:
         """Return the seconds that a round takes, the start of the process shared out; None: not known yet."""
@@ -79,7 +82,7 @@ def in_view(lines: Sequence[RunLine], height: int) -> Sequence[RunLine]:
 
 
 class RunsProgress:
-    """Shows each run's rounds, accuracy and time; in a terminal as a live table, elsewhere as plain lines.
+    """Shows each run's rounds, headline and time; in a terminal as a live table, elsewhere as plain lines.
 
     Args:
         lines: the runs, in the order in which they are shown; the caller keeps them up to date.
@@ -142,8 +145,8 @@ class RunsProgress:
         line.state, line.seconds = state, self.clock() - line.began
         said = f"{line.name} seed {line.seed}: {state} after {format_seconds(line.seconds)}"
         if state == "done":
-            accuracy = "" if line.accuracy is None else f", test accuracy {line.accuracy:.1%}".replace("%", " %")
-            said = f"{line.name} seed {line.seed}: done in {format_seconds(line.seconds)}{accuracy}"
+            shown = "" if line.score is None else f", test {line.headline.words} {line.headline.shown(line.score, 1)}"
+            said = f"{line.name} seed {line.seed}: done in {format_seconds(line.seconds)}{shown}"
         elif state == "stopped":
             said += f", {line.done} of {line.rounds} rounds done"
         if self._live is None or state == "failed":
@@ -162,8 +165,9 @@ class RunsProgress:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("run", no_wrap=True, overflow="ellipsis")
         table.add_column("", width=16)
-        for heading in ("round", "accuracy", "time", "left"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        score = shown[0].headline.words if shown else ACCURACY.words
+        for heading in ("round", score, "time", "left"):
+            table.add_column(cell(heading), justify="right", no_wrap=True)
         for line in shown:
             table.add_row(*_cells(line, now), style=STYLES[line.state])
         over = sum(line.state == "done" for line in self.lines)
@@ -184,7 +188,7 @@ def _cells(line: RunLine, now: float) -> tuple[str | Text | ProgressBar, ...]:
         cell(f"{line.name} seed {line.seed}"),
         ProgressBar(total=line.rounds, completed=line.done),
         f"{line.done}/{line.rounds}",
-        "" if line.accuracy is None else f"{100 * line.accuracy:.1f} %",
+        "" if line.score is None else line.headline.shown(line.score, 1),
         format_seconds(spent) if spent else "",
         left if running else "" if line.state in ("waiting", "done") else line.state,
     )

@@ -13,7 +13,8 @@ from rich.table import Table
 from torch import nn
 
 from hetfl.display.formats import cell, format_quantity, format_seconds
-from hetfl.metrics_file import HEAD, score_column
+from hetfl.headline import ACCURACY, Headline, headline_of
+from hetfl.metrics_file import HEAD
 from hetfl.printable import printable
 from hetfl.types import Level
 
@@ -82,50 +83,58 @@ class RunSummary(Callback):
         if not trainer.is_global_zero:
             return
         console = Console()
-        console.print(level_table(cast(_Leveled, module), self._metrics))
-        for name, text in totals(self._metrics, self._seconds).items():
-            console.print(f"{name:<18}{text}", highlight=False)
+        headline = headline_of(module)
+        console.print(level_table(cast(_Leveled, module), self._metrics, headline))
+        texts = totals(self._metrics, self._seconds, headline)
+        width = max(18, *(len(name) + 1 for name in texts))
+        for name, text in texts.items():
+            console.print(f"{name:<{width}}{text}", markup=False, highlight=False)
         if folder is not None:
-            console.print(f"{'run folder':<18}{printable(folder)}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{'run folder':<{width}}{printable(folder)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def level_table(module: _Leveled, metrics: Mapping[str, float]) -> Table:
-    """Return a table of the levels and, below them, the global model and its heads: size, parameters, accuracies."""
+def level_table(module: _Leveled, metrics: Mapping[str, float], headline: Headline = ACCURACY) -> Table:
+    """Return a table of the levels and, below them, the global model and its heads: size, parameters, scores."""
     table = Table(title="Levels", title_justify="left")
     sparse = any(level.density != 1.0 for level in module.levels.values())
-    headings = ["level", "width", "depth", *["density"] * sparse, "parameters", "val accuracy", "test accuracy"]
-    for heading in headings:
+    scores = [f"{stage} {headline.words}" for stage in ("val", "test")]
+    headings = ["level", "width", "depth", *["density"] * sparse, "parameters", *scores]
+    for heading in headings[:-2]:
         table.add_column(heading, justify="left" if heading == "level" else "right", no_wrap=True)
+    for heading in scores:  # which may be long: it has several lines where the terminal is narrow
+        table.add_column(cell(heading), justify="right", min_width=len("100.00 %"))
     for name, level in module.levels.items():
         depth = "all" if level.depth is None else str(level.depth)
         parameters = f"{sum(parameter.numel() for parameter in module.submodel(name).parameters()):,}"
         sizes = [f"{level.width:g}", depth, *[f"{level.density:g}"] * sparse]
-        table.add_row(cell(name), *sizes, parameters, *_accuracies(metrics, name))
+        table.add_row(cell(name), *sizes, parameters, *_scores(metrics, name, headline))
     none = [""] * (len(headings) - 3)
     table.add_section()
-    table.add_row("global", *none, *_accuracies(metrics, ""))
-    numbers = {int(column.rpartition("/")[2]) for column in metrics if "/accuracy_by_head/" in column}
+    table.add_row("global", *none, *_scores(metrics, "", headline))
+    numbers = {int(column.rpartition("/")[2]) for column in metrics if f"/{headline.name}_by_head/" in column}
     for number in sorted(numbers):
-        table.add_row(f"head {number}", *none, *_accuracies(metrics, f"{HEAD}{number}"))
+        table.add_row(f"head {number}", *none, *_scores(metrics, f"{HEAD}{number}", headline))
     return table
 
 
-def _accuracies(metrics: Mapping[str, float], part: str) -> list[str]:
-    names = (score_column(stage, part) for stage in ("val", "test"))
-    return [f"{100 * metrics[name]:.2f} %" if name in metrics else "–" for name in names]
+def _scores(metrics: Mapping[str, float], part: str, headline: Headline) -> list[str]:
+    names = (headline.column(stage, part) for stage in ("val", "test"))
+    return [headline.shown(metrics[name]) if name in metrics else "–" for name in names]
 
 
-def totals(metrics: Mapping[str, float], seconds: float) -> dict[str, str]:
+def totals(metrics: Mapping[str, float], seconds: float, headline: Headline = ACCURACY) -> dict[str, str]:
     """Return what a run cost, by name, as text; what was not measured is absent.
 
     Args:
         metrics: the latest value of each metric, with the names of ``metrics.csv``.
         seconds: wall time.
+        headline: the score by which models are compared.
     """
+    shown = headline.shown
     formats: dict[str, tuple[str, Callable[[float], str]]] = {
-        "local accuracy": ("local/accuracy_mean", lambda value: f"{100 * value:.2f} % (mean over clients)"),
-        "worst tenth": ("local/accuracy_worst10", lambda value: f"{100 * value:.2f} % (mean over the worst clients)"),
-        "personal accuracy": ("local/personal_accuracy", lambda value: f"{100 * value:.2f} % (own levels and tensors)"),
+        f"local {headline.words}": (headline.local("mean"), lambda value: f"{shown(value)} (mean over clients)"),
+        "worst tenth": (headline.local("worst10"), lambda value: f"{shown(value)} (mean over the worst clients)"),
+        f"personal {headline.words}": (headline.personal, lambda value: f"{shown(value)} (own levels and tensors)"),
         "uploaded": ("comm/up_bytes_total", lambda value: format_quantity(value, "B")),
         "downloaded": ("comm/down_bytes_total", lambda value: format_quantity(value, "B")),
         "compression": ("comm/up_ratio_total", lambda value: f"{value:.1f}× fewer bytes than dense float32"),

@@ -57,7 +57,8 @@ class Card:
         input: shape and dtype of a raw sample, and what turns raw batches into the net's (``normalisation``: class and
             arguments, or None if these are no plain values).
         classes: number of classes K.
-        accuracy: on the test set, and the number of samples; None: not measured.
+        score: the headline on the test set under its column, such as ``test/accuracy``, and the number of ``samples``;
+            None: not measured. Earlier cards call it ``accuracy``.
         hetfl: the version that wrote it.
     """
 
@@ -71,7 +72,7 @@ class Card:
     dtype: str
     input: dict[str, Any]
     classes: int
-    accuracy: dict[str, float] | None
+    score: dict[str, float] | None
     hetfl: str
 
     def to_json(self) -> str:
@@ -145,7 +146,7 @@ def _parse(data: Mapping[str, Any], path: Path) -> Card:
         dtype=dtype,
         input=take(data, "input", dict),
         classes=take(data, "classes", int),
-        accuracy=take(data, "accuracy", dict, None),
+        score=take(data, "score" if "score" in data else "accuracy", dict, None),
         hetfl=take(data, "hetfl", str),
     )
 

@@ -1,4 +1,4 @@
-"""What a card says about where a sub-model comes from: its data, its accuracy."""
+"""What a card says about where a sub-model comes from: its data, its score."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hetfl.data import FederatedDataModule, Transform
 from hetfl.export.card import Card, Constructor, plain
 from hetfl.export.constructor import class_path
 from hetfl.federation import FederatedModule
-from hetfl.metrics_file import score_column
+from hetfl.headline import headline_of
 from hetfl.tree import Tree, taken
 
 
@@ -43,7 +43,7 @@ def describe(
         dtype=str(parameters[0].dtype).removeprefix("torch."),
         input=sample_description(module.data),
         classes=module.data.num_classes,
-        accuracy=measured_accuracy(module, level),
+        score=measured_score(module, level),
         hetfl=hetfl.__version__,
     )
 
@@ -81,12 +81,15 @@ def normalisation(transform: Transform) -> dict[str, Any] | None:
     return {"class": class_path(type(transform)), "arguments": arguments}
 
 
-def measured_accuracy(module: FederatedModule, level: str) -> dict[str, float] | None:
-    """Return a level's accuracy in the last test, and on how many samples; None if it was not tested last."""
-    trainer, data = module.trainer, module.data
-    value = trainer.callback_metrics.get(score_column("test", level))
+def measured_score(module: FederatedModule, level: str) -> dict[str, float] | None:
+    """Return a level's headline in the last test, and on how many samples; None if it was not tested last.
+
+    The headline's key is its column: ``test/accuracy``, ``test/r2``.
+    """
+    trainer, data, headline = module.trainer, module.data, headline_of(module)
+    value = trainer.callback_metrics.get(headline.column("test", level))
     if trainer.state.fn != TrainerFn.TESTING or value is None or len(module.models) > 1:
         return None
     # limit_test_batches may have cut the test short.
     samples = min(len(data.resident.all_test), int(trainer.num_test_batches[0]) * data.eval_batch_size)
-    return {"test/accuracy": value.item(), "samples": samples}
+    return {headline.column("test"): value.item(), "samples": samples}

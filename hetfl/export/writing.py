@@ -33,13 +33,13 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path, clust
     the same bits for safetensors, 1e-5 for the others. Only then does it take its name, and the card is written.
 
     Args:
-        module: the federated module, after ``trainer.fit``, ``validate`` or ``test``; a test makes the accuracy known.
+        module: the federated module, after ``trainer.fit``, ``validate`` or ``test``; a test makes the score known.
         level: name of the level.
         path: the file; its suffix is the format: ``.safetensors``, ``.pt2`` or ``.onnx``.
         cluster: whose global model, if there are several.
 
     Returns:
-        The card; of one of several models it says no accuracy, for a test is of all of them together.
+        The card; of one of several models it says no score, for a test is of all of them together.
 
     Raises:
         ConfigurationError: no such level or format, a missing package, no statistics for static batch norm, a net that

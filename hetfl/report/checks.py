@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hetfl.analysis import Run
 from hetfl.errors import ConfigurationError
+from hetfl.headline import common_headline
 from hetfl.report.groups import ABSENT, Group
 from hetfl.run_folder import ended_early
 
@@ -66,12 +67,17 @@ def check_comparable(groups: Sequence[Group], *, allow_unfinished: bool, allow_m
         allow_mixed_data: take runs on different data.
 
     Raises:
-        ConfigurationError: a run has no accuracy, is not finished, or is on other data than another one.
+        ConfigurationError: runs have different headlines, one has no score, is not finished, or is on other data than
+            another one.
     """
-    for run in (run for group in groups for run in group.runs):
-        if "val/accuracy" not in run.metrics.columns or run.metrics["val/accuracy"].isna().all():
+    runs = [run for group in groups for run in group.runs]
+    headline = common_headline({str(run.folder): run.headline for run in runs})
+    column = headline.column("val")
+    for run in runs:
+        if column not in run.metrics.columns or run.metrics[column].isna().all():
             raise ConfigurationError(
-                f"Expected a validation accuracy in {run.folder / 'metrics.csv'} but got none: nothing to report"
+                f"Expected a validation {headline.words} in {run.folder / 'metrics.csv'} but got none: "
+                "nothing to report"
             )
     short = unfinished(groups)
     if short and not allow_unfinished:

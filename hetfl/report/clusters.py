@@ -73,16 +73,16 @@ class ClusteredRun:
         return max(int(self.members.max()) + 1, int(final_amount(self.run, "cluster/count") or 0))
 
     @cached_property
-    def accuracies(self) -> dict[int, Band]:
-        """Each cluster's validation accuracy over rounds, of those that have any."""
+    def scores(self) -> dict[int, Band]:
+        """Each cluster's validation headline over rounds, of those that have any."""
         rounds, found = np.asarray(self.run.series("step"), dtype=np.float64) + 1, {}
         for cluster in range(self.count):
-            column = f"cluster/accuracy/{cluster}"
+            column = self.run.headline.cluster(cluster)
             if column in self.run.metrics.columns:
-                accuracy = np.asarray(self.run.series(column), dtype=np.float64)
-                there = ~np.isnan(accuracy)
+                score = np.asarray(self.run.series(column), dtype=np.float64)
+                there = ~np.isnan(score)
                 if there.any():
-                    mean = accuracy[there]
+                    mean = score[there]
                     found[cluster] = Band(rounds[there], mean, mean, mean, n=1)
         return found
 
@@ -94,7 +94,8 @@ def clustered(groups: Sequence[Group]) -> list[ClusteredRun]:
 
 
 def cluster_table(runs: Sequence[ClusteredRun]) -> Table:
-    """Return a row per run: how many clusters, their clients, their accuracies, and when clients changed."""
+    """Return a row per run, at least one: how many clusters, their clients and scores, and when clients changed."""
+    headline = runs[0].run.headline
     rows: list[list[str | Cell]] = []
     for each in runs:
         before_NR, after_NR = each.members[:, :-1], each.members[:, 1:]
@@ -102,12 +103,12 @@ def cluster_table(runs: Sequence[ClusteredRun]) -> Table:
         when = np.flatnonzero(moves_NR.any(axis=0)) + 2  # rounds count from 1, and the first one has none before it
         changes = Cell(str(int(moves_NR.sum())), f"the last in round {when[-1]}" if len(when) else "")
         sizes = [float((each.members[:, -1] == cluster).sum()) for cluster in range(each.count)]
-        ends = [float(band.mean[-1]) for band in each.accuracies.values()]
-        numbers = [_all_or_ends(sizes, "{:.0f}".format), _all_or_ends(ends, lambda share: f"{100 * share:.2f} %")]
+        ends = [float(band.mean[-1]) for band in each.scores.values()]
+        numbers = [_all_or_ends(sizes, "{:.0f}".format), _all_or_ends(ends, headline.shown)]
         rows.append([each.group, seed_of(each.run), str(each.count), *numbers, changes])
     return Table(
-        "Clusters after the last round, by their numbers: clients, and the validation accuracy last measured.",
-        ["group", "seed", "clusters", "clients", "accuracy", "changes of cluster"],
+        f"Clusters after the last round, by their numbers: clients, and the validation {headline.words} last measured.",
+        ["group", "seed", "clusters", "clients", headline.words, "changes of cluster"],
         rows,
     )
 
@@ -120,7 +121,7 @@ def _all_or_ends(values: Sequence[float], write: Callable[[float], str]) -> str:
 
 
 def cluster_figures(groups: Sequence[Group]) -> dict[str, Figure | None]:
-    """Return pictures of every group's first run that has clusters, by the names of their files."""
+    """Return pictures of the first run with clusters of every group, at least one, by the names of their files."""
     runs = list({each.group: each for each in reversed(clustered(groups))}.values())[::-1]
     split = [each for each in runs if each.splits]
     return {
@@ -129,7 +130,7 @@ def cluster_figures(groups: Sequence[Group]) -> dict[str, Figure | None]:
             [assignments_height(each.table) for each in runs],
             lambda ax, each: draw_assignments(ax, each.table, each.rounds),
         ),
-        "cluster_accuracy": _accuracy(runs),
+        f"cluster_{groups[0].headline.name}": _scores(runs),
         "cluster_tree": _stacked(
             split,
             [tree_height(each.splits) for each in split],
@@ -138,19 +139,19 @@ def cluster_figures(groups: Sequence[Group]) -> dict[str, Figure | None]:
     }
 
 
-def _accuracy(runs: Sequence[ClusteredRun]) -> Figure | None:
-    """Draw every cluster's validation accuracy over rounds, a panel per run, in the colours of the other pictures."""
-    numbers = sorted({cluster for each in runs for cluster in each.accuracies})
+def _scores(runs: Sequence[ClusteredRun]) -> Figure | None:
+    """Draw every cluster's validation headline over rounds, a panel per run, in the colours of the other pictures."""
+    numbers = sorted({cluster for each in runs for cluster in each.scores})
     if not numbers:
         return None
     colours = cluster_colours(max(each.count for each in runs))
     styles = {f"cluster {cluster}": Style(to_hex(colours[cluster]), "solid", "o") for cluster in numbers}
     panels = [
-        Panel(each.title, {f"cluster {cluster}": band for cluster, band in each.accuracies.items()})
+        Panel(each.title, {f"cluster {cluster}": band for cluster, band in each.scores.items()})
         for each in runs
-        if each.accuracies
+        if each.scores
     ]
-    return draw_panels(panels, Axis(ROUNDS.axis, whole=True), styles)
+    return draw_panels(panels, Axis(ROUNDS.axis, whole=True).of(runs[0].run.headline), styles)
 
 
 def _stacked(

@@ -8,7 +8,7 @@ from hetfl.report.checks import differing_data, rounds_asked, rounds_done, unfin
 from hetfl.report.clusters import cluster_table, clustered
 from hetfl.report.document import Block, Document, Picture, Points, Section, Text
 from hetfl.report.matching import BY, TOLERANCE
-from hetfl.report.material import PART_OF_BEST, Material, left_out
+from hetfl.report.material import Material, left_out
 from hetfl.report.series import BYTES, COSTS, FLOPS, SECONDS, Cost
 from hetfl.report.spread import span, spread_says
 from hetfl.report.tables import (
@@ -20,7 +20,7 @@ from hetfl.report.tables import (
     settings_table,
     target_table,
 )
-from hetfl.report.wording import LOOK_FOR, caution, findings
+from hetfl.report.wording import caution, findings, look_for
 
 
 def compose(material: Material, pictures: Collection[str]) -> Document:
@@ -36,13 +36,13 @@ def compose(material: Material, pictures: Collection[str]) -> Document:
         Section("What came out", list(_results(material, pictures))),
         *(_over(material, cost, pictures) for cost in COSTS),
         Section("At the same budget", list(_budgets(material))),
-        Section("To a target accuracy", [Text(_target_says(material)), target_table(material)]),
+        Section(f"To a target {material.headline.words}", [Text(_target_says(material)), target_table(material)]),
         Section("Clients", list(_clients(material, pictures))),
     ]
     if clustered(material.groups):
         sections.append(Section("Clusters", list(_clusters(material, pictures))))
-    if "accuracy_of_heads" in pictures:
-        sections.append(Section("Heads", list(_heads())))
+    if f"{material.headline.name}_of_heads" in pictures:
+        sections.append(Section("Heads", list(_heads(material, pictures))))
     sections.append(Section("Settings", list(_settings(material))))
     return Document(f"Report: {names}", sections)
 
@@ -53,7 +53,8 @@ def _warnings(material: Material) -> Iterator[Block]:
         for name, run in unfinished(material.groups)
     ]
     said += [
-        f"Different data: {key} is {one} in {first} and {other} in {second}; accuracies on them are not comparable."
+        f"Different data: {key} is {one} in {first} and {other} in {second}; "
+        f"{material.headline.several} on them are not comparable."
         for key, first, one, second, other in differing_data(material.groups)
     ]
     said += [
@@ -82,7 +83,9 @@ def _results(material: Material, pictures: Collection[str]) -> Iterator[Block]:
         if len(material.groups) > 1:
             yield Text(f"Levels stand in one row where their {cost} differ by at most {100 * TOLERANCE - 100:.0f} %.")
         yield equal_cost_table(material)
-    yield from _picture("accuracy_over_size", pictures, "size", f"Accuracy {material.when} over the level's size.")
+    headline = material.headline
+    caption = f"{headline.heading} {material.when} over the level's size."
+    yield from _picture(material, f"{headline.name}_over_size", pictures, "size", caption)
     yield final_table(material)
 
 
@@ -95,34 +98,38 @@ def _compared_after(material: Material) -> Iterator[str]:
         yield f"Runs have different numbers of rounds ({counts}){after}."
     if material.stage == "test":
         return
-    untested = "Not every run was tested after its last round"
+    untested, scores = "Not every run was tested after its last round", material.headline.several
     if material.validated is None:
-        yield f"{untested}, and there is no round that all of them validated, so there are no final accuracies."
+        yield f"{untested}, and there is no round that all of them validated, so there are no final {scores}."
     elif material.after_last:
-        yield f"{untested}, so final accuracies are those of its validation."
+        yield f"{untested}, so final {scores} are those of its validation."
     else:
-        yield f"{untested}, so accuracies are those of validation {material.when}, the last that all runs validated."
+        yield f"{untested}, so {scores} are those of validation {material.when}, the last that all runs validated."
 
 
-def _picture(key: str, pictures: Collection[str], look_for: str, caption: str) -> Iterator[Block]:
+def _picture(material: Material, key: str, pictures: Collection[str], looking: str, caption: str) -> Iterator[Block]:
     if key in pictures:
-        yield Text(LOOK_FOR[look_for])
+        yield Text(look_for(looking, material.headline))
         yield Picture(key, caption)
 
 
 def _over(material: Material, cost: Cost, pictures: Collection[str]) -> Section:
     missing = left_out(material, cost)
     blocks: list[Block] = [] if missing is None else [Text(missing)]
-    key = f"accuracy_over_{cost.key}"
+    headline = material.headline
+    key = f"{headline.name}_over_{cost.key}"
     spread = "line: mean over seeds, as far as all of them reach; band: their spread"
-    blocks += _picture(key, pictures, cost.key, f"Validation accuracy over {cost.name}; {spread}.")
-    return Section(f"Accuracy over {cost.name}", blocks)
+    caption = f"Validation {headline.words} over {cost.name}; {spread}."
+    blocks += _picture(material, key, pictures, cost.key, caption)
+    return Section(f"{headline.heading} over {cost.name}", blocks)
 
 
 def _budgets(material: Material) -> Iterator[Block]:
+    one = material.headline.one
     yield Text(
         "The largest budget is what every run of every group has spent at its last validation; the others are a half "
-        "and a quarter of it. An accuracy is the last one at or before the budget, a dash where a run has none yet."
+        f"and a quarter of it. {one[:1].upper()}{one[1:]} is the last one at or before the budget, a dash where a run "
+        "has none yet."
     )
     if material.matched_by is None:
         yield Text("A column is a name of a level; sizes are not known.")
@@ -138,19 +145,22 @@ def _budgets(material: Material) -> Iterator[Block]:
 
 
 def _target_says(material: Material) -> str:
-    target = f"The target is a validation accuracy of {100 * material.target:.2f} %"
-    if material.target_given:
+    headline = material.headline
+    target = f"The target is a validation {headline.words} of {headline.shown(material.target)}"
+    if material.part_of_best is None:
         return f"{target}, as asked for."
-    return f"{target}: {PART_OF_BEST:g} of the best accuracy of the group whose best is lowest."
+    worst = "lowest" if headline.higher_is_better else "highest"
+    return f"{target}: {material.part_of_best:g} of the best {headline.words} of the group whose best is {worst}."
 
 
 def _clients(material: Material, pictures: Collection[str]) -> Iterator[Block]:
     without = [group.name for group in material.groups if all(run.clients is None for run in group.runs)]
+    headline = material.headline
     yield client_table(material)
     if without:
-        yield Text(f"No clients.csv in {', '.join(without)}: single clients' accuracies are not known there.")
-    caption = "Share of clients, of all seeds together, with at most that accuracy."
-    yield from _picture("accuracy_of_clients", pictures, "clients", caption)
+        yield Text(f"No clients.csv in {', '.join(without)}: single clients' {headline.several} are not known there.")
+    caption = f"Share of clients, of all seeds together, with at most that {headline.words}."
+    yield from _picture(material, f"{headline.name}_of_clients", pictures, "clients", caption)
 
 
 def _clusters(material: Material, pictures: Collection[str]) -> Iterator[Block]:
@@ -159,18 +169,18 @@ def _clusters(material: Material, pictures: Collection[str]) -> Iterator[Block]:
     yield cluster_table(runs)
     if without:
         yield Text(f"One global model for all clients in {', '.join(without)}.")
-    first = "of each group's first run"
+    first, headline = "of each group's first run", material.headline
     members = f"The cluster of every client over rounds, {first}."
-    yield from _picture("cluster_members", pictures, "cluster_members", members)
-    each = f"Validation accuracy of each cluster's model, for its clients, over rounds, {first}."
-    yield from _picture("cluster_accuracy", pictures, "cluster_accuracy", each)
+    yield from _picture(material, "cluster_members", pictures, "cluster_members", members)
+    each = f"Validation {headline.words} of each cluster's model, for its clients, over rounds, {first}."
+    yield from _picture(material, f"cluster_{headline.name}", pictures, "cluster_score", each)
     tree = f"How clusters split, with numbers of clients, {first}."
-    yield from _picture("cluster_tree", pictures, "cluster_tree", tree)
+    yield from _picture(material, "cluster_tree", pictures, "cluster_tree", tree)
 
 
-def _heads() -> Iterator[Block]:
-    yield Text(LOOK_FOR["heads"])
-    yield Picture("accuracy_of_heads", "Validation accuracy of each head over rounds, the shallowest first.")
+def _heads(material: Material, pictures: Collection[str]) -> Iterator[Block]:
+    caption = f"Validation {material.headline.words} of each head over rounds, the shallowest first."
+    yield from _picture(material, f"{material.headline.name}_of_heads", pictures, "heads", caption)
 
 
 def _settings(material: Material) -> Iterator[Block]:

@@ -6,7 +6,7 @@ Colours are Okabe and Ito's, told apart without colour vision; dashes tell lines
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -16,9 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Transform, offset_copy
+from numpy.typing import NDArray
 
 from hetfl.analysis.figures import plain
 from hetfl.analysis.plots import FONT_POINTS, GREY, LEADER, log_ticks, plain_number, spread
+from hetfl.headline import Headline
 from hetfl.report.series import Band
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -67,6 +69,7 @@ class Axis:
         log: whether it is logarithmic; None: where groups' ends lie far apart.
         steps: whether lines are stairs.
         points: whether points are marked, with bars for the spread in place of a band.
+        shares: whether the vertical one is of shares, shown as percentages.
     """
 
     x: str
@@ -76,6 +79,15 @@ class Axis:
     log: bool | None = None
     steps: bool = False
     points: bool = False
+    shares: bool = True
+
+    def of(self, headline: Headline) -> Axis:
+        """Return the same axes with a headline as the vertical one."""
+        return replace(self, y=headline.in_unit(headline.heading), shares=headline.percent)
+
+    def shown(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return values of the vertical axis as it shows them."""
+        return 100 * values if self.shares else values
 
 
 def styles_of(names: Sequence[str]) -> dict[str, Style]:
@@ -136,7 +148,7 @@ def _draw(ax: Axes, panel: Panel, axis: Axis, styles: Mapping[str, Style]) -> No
         if name not in panel.bands:
             continue
         band = panel.bands[name]
-        x, mean, low, high = band.x / axis.scale, 100 * band.mean, 100 * band.low, 100 * band.high
+        x, (mean, low, high) = band.x / axis.scale, map(axis.shown, (band.mean, band.low, band.high))
         look: dict[str, Any] = {"color": style.colour, "linestyle": style.dashes, "linewidth": 1.5}
         if axis.points:
             if band.n > 1:
@@ -160,17 +172,20 @@ def _set_axes(axes: Any, panels: Sequence[Panel], axis: Axis, log: bool) -> None
         first.set_xlim(0.93 * min(starts) / axis.scale, 1.07 * max(ends) / axis.scale)
         log_ticks(first.xaxis, min(starts), max(ends))
     else:
-        first.set_xlim(0, 1.02 * max(ends) / axis.scale)
+        left, right = min(0.0, *starts), max(ends)
+        first.set_xlim(left / axis.scale, (right + 0.02 * (right - left)) / axis.scale)
         first.xaxis.set_major_locator(MaxNLocator(integer=axis.whole, nbins=5))
         first.xaxis.set_major_formatter(FuncFormatter(plain_number))
     low, high = first.get_ylim()
-    first.set_ylim(max(low, -2.0), min(high, 102.0))  # a standard deviation may reach beyond 100 %
+    if axis.shares:
+        first.set_ylim(max(low, -2.0), min(high, 102.0))  # a standard deviation may reach beyond 100 %
     rows, columns = axes.shape
     width, height = figure.get_size_inches()
     middle = (axes[0, 0].get_position().x0 + axes[0, columns - 1].get_position().x1) / 2
-    figure.text(middle, 0.06 / height, axis.x, ha="center", va="bottom", fontsize=FONT_POINTS)
+    text = {"fontsize": FONT_POINTS, "parse_math": False}
+    figure.text(middle, 0.06 / height, axis.x, ha="center", va="bottom", **text)
     upright = (axes[rows - 1, 0].get_position().y0 + axes[0, 0].get_position().y1) / 2
-    figure.text(0.04 / width, upright, axis.y, rotation=90, ha="left", va="center", fontsize=FONT_POINTS)
+    figure.text(0.04 / width, upright, axis.y, rotation=90, ha="left", va="center", **text)
 
 
 def _show_numbers(axes: Any, panels: int, columns: int) -> None:
@@ -205,7 +220,10 @@ def _name_ends(ax: Axes, panel: Panel, axis: Axis, styles: Mapping[str, Style]) 
     low, high = ax.get_ylim()
     points = 72 * ax.get_position().height * figure_of(ax).get_size_inches()[1] / (high - low)  # per unit of the axis
     edge = ax.get_xlim()[1]
-    ends = {name: (float(band.x[-1]) / axis.scale, 100 * float(band.mean[-1])) for name, band in panel.bands.items()}
+    ends = {
+        name: (float(band.x[-1]) / axis.scale, float(axis.shown(band.mean[-1:])[0]))
+        for name, band in panel.bands.items()
+    }
     places = spread([y for _, y in ends.values()], 1.35 * FONT_POINTS / points, low, high - 0.6 * FONT_POINTS / points)
     for (name, (x, y)), place in zip(ends.items(), places, strict=True):
         ax.annotate(

@@ -11,6 +11,7 @@ from typing import Any
 
 from hetfl.analysis import Run
 from hetfl.errors import ConfigurationError
+from hetfl.headline import Headline
 
 SEED_OR_FOLDER = re.compile(r"seed_everything|(model|data)\.seed|trainer\.logger(\[\d+\])?(\..*)?|ckpt_path")
 """Settings in which runs of one group may differ: they say which run of an experiment this is, and where it is kept."""
@@ -29,6 +30,11 @@ class Group:
 
     name: str
     runs: tuple[Run, ...]
+
+    @property
+    def headline(self) -> Headline:
+        """The score by which the runs' models are compared; one for all runs of a report."""
+        return self.runs[0].headline
 
     @property
     def settings(self) -> dict[str, str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
 from hetfl.analysis import Run
 from hetfl.display.formats import format_quantity
 from hetfl.errors import ConfigurationError
+from hetfl.headline import Headline
 from hetfl.report.checks import rounds_done
 from hetfl.report.groups import Group
 from hetfl.report.matching import LevelRow, level_sizes, rows_by_cost, rows_by_name
@@ -17,7 +19,7 @@ from hetfl.report.series import (
     COSTS,
     GLOBAL,
     Cost,
-    best_accuracy,
+    best_score,
     column_of,
     last_validated,
     spends,
@@ -29,7 +31,7 @@ UNITS = {"parameters": (" parameters", " param."), "training_flops": (" a sample
 """What follows a level's size, by its column: in a sentence, and in a picture."""
 
 PART_OF_BEST = 0.95
-"""The target that nobody names: so much of the best accuracy of the group whose best is lowest."""
+"""The target that nobody names: so much of the best score of the group whose best is worst."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Material:
         matched_by: the column of ``levels.csv`` that matched them; None: their names.
         stage: where final accuracies come from: ``test``, or ``val`` where a run was not tested.
         validated: the last round, from 0, that all runs validated; None where there is none.
-        own_global: whether the global model's accuracy is another one than the first level's.
-        target: the validation accuracy whose cost is reported.
-        target_given: whether the user gave it.
+        own_global: whether the global model's score is another one than the first level's.
+        target: the validation headline whose cost is reported.
+        part_of_best: what the target is of the best score of the group whose best is worst; None: the user gave it.
     """
 
     groups: Sequence[Group]
@@ -54,11 +56,16 @@ class Material:
     validated: int | None
     own_global: bool
     target: float
-    target_given: bool
+    part_of_best: float | None
+
+    @property
+    def headline(self) -> Headline:
+        """The score by which models are compared."""
+        return self.groups[0].headline
 
     @property
     def parts(self) -> list[str]:
-        """Names of what has an accuracy: levels in their order, and the global model where it is none of them."""
+        """Names of what has a score: levels in their order, and the global model where it is none of them."""
         return [row.name for row in rows_by_name(self.groups)] + [GLOBAL] * self.own_global
 
     def spending(self, cost: Cost) -> list[Group]:
@@ -96,8 +103,8 @@ class Material:
         return None if self.validated is None else value_after(run, column, self.validated)
 
     def final(self, group: Group, part: str) -> Spread | None:
-        """Return the accuracy of a part after the round after which groups are compared."""
-        return spread_of([self.value(run, column_of(part, self.stage)) for run in group.runs])
+        """Return the headline of a part after the round after which groups are compared."""
+        return spread_of([self.value(run, column_of(run, part, self.stage)) for run in group.runs])
 
 
 def make_material(groups: Sequence[Group], target: float | None) -> Material:
@@ -105,15 +112,19 @@ def make_material(groups: Sequence[Group], target: float | None) -> Material:
 
     Args:
         groups: at least one group.
-        target: an accuracy, a share; None: :data:`PART_OF_BEST` of the lowest group's best.
+        target: a score, as in ``metrics.csv``; None: :func:`usual_target`.
 
     Raises:
-        ConfigurationError: ``target`` is not a share above 0.
+        ConfigurationError: ``target`` is no such score.
     """
-    if target is not None and not 0 < target <= 1:
-        raise ConfigurationError(f"Expected --target, an accuracy, above 0 and at most 1 but got {target:g}")
+    part = None
+    if target is None:
+        target, part = usual_target(groups)
+    else:
+        check_target(target, groups[0].headline)
     matched = rows_by_cost(groups)
-    tested = all(value_after(run, column_of(GLOBAL, "test")) is not None for group in groups for run in group.runs)
+    runs = [run for group in groups for run in group.runs]
+    tested = all(value_after(run, column_of(run, GLOBAL, "test")) is not None for run in runs)
     return Material(
         groups=groups,
         rows=rows_by_name(groups) if matched is None else matched[0],
@@ -121,14 +132,37 @@ def make_material(groups: Sequence[Group], target: float | None) -> Material:
         stage="test" if tested else "val",
         validated=last_validated(groups),
         own_global=any(_global_is_no_level(group) for group in groups),
-        target=PART_OF_BEST * min(best_accuracy(group) for group in groups) if target is None else target,
-        target_given=target is not None,
+        target=target,
+        part_of_best=part,
     )
+
+
+def check_target(target: float, headline: Headline) -> None:
+    """Refuse a target that no score can be.
+
+    Raises:
+        ConfigurationError: it is not finite, or of percentages not a share above 0.
+    """
+    if headline.percent and not 0 < target <= 1:
+        raise ConfigurationError(f"Expected --target, {headline.one}, above 0 and at most 1 but got {target:g}")
+    if not isfinite(target):
+        raise ConfigurationError(f"Expected --target, {headline.one}, to be finite but got {target:g}")
+
+
+def usual_target(groups: Sequence[Group]) -> tuple[float, float]:
+    """Return the target that nobody names, and what it is of the best score of the group whose best is worst.
+
+    It is :data:`PART_OF_BEST` of it, or, where less would be better, as much above it as that is below.
+    """
+    headline, bests = groups[0].headline, [best_score(group) for group in groups]
+    worst = min(bests) if headline.higher_is_better else max(bests)
+    part = PART_OF_BEST if (worst >= 0) == headline.higher_is_better else 2 - PART_OF_BEST
+    return part * worst, part
 
 
 def _global_is_no_level(group: Group) -> bool:
     for run in group.runs:
-        columns = [column_of(run.levels[0]) if run.levels else "", column_of(GLOBAL)]
+        columns = [column_of(run, run.levels[0]) if run.levels else "", column_of(run, GLOBAL)]
         if columns[0] not in run.metrics.columns:
             return True
         level, whole = (np.asarray(run.series(column), dtype=np.float64) for column in columns)
@@ -143,7 +177,7 @@ def left_out(material: Material, cost: Cost) -> str | None:
     if not without:
         return None
     who = "any group" if len(without) == len(material.groups) else ", ".join(without)
-    return f"Accuracy over {cost.name} is left out for {who}: {cost.column} is missing or 0 there."
+    return f"{material.headline.heading} over {cost.name} is left out for {who}: {cost.column} is missing or 0 there."
 
 
 def counted_costs(material: Material) -> list[Cost]:

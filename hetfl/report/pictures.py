@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from hetfl.headline import Headline
 from hetfl.report.clusters import cluster_figures
 from hetfl.report.figures import Axis, Panel, Style, draw_panels
 from hetfl.report.groups import Group
 from hetfl.report.matching import level_sizes
 from hetfl.report.material import Material
-from hetfl.report.series import COSTS, GLOBAL, ROUNDS, Band, Cost, band
+from hetfl.report.series import COSTS, GLOBAL, ROUNDS, Band, Cost, Numbers, band
 
 SIZE_AXES = {
     "parameters": Axis("Parameters of the level (thousands)", scale=1e3, log=True, points=True),
     "training_flops": Axis("Computed for a training sample at the level (MFLOP)", scale=1e6, log=True, points=True),
 }
-CLIENT_PANELS = {"accuracy": "global model", "own_accuracy": "sub-model of the client's level"}
 
 
-def accuracy_over(material: Material, cost: Cost, styles: dict[str, Style]) -> Figure | None:
-    """Draw validation accuracy over a cost, a panel per row of levels; None where nobody counts the cost."""
+def score_over(material: Material, cost: Cost, styles: dict[str, Style]) -> Figure | None:
+    """Draw the validation headline over a cost, a panel per row of levels; None where nobody counts the cost."""
     panels = [
         (", ".join(filter(None, (row.name, material.size_of(row, short=True)))), row.levels) for row in material.rows
     ]
@@ -34,35 +34,44 @@ def accuracy_over(material: Material, cost: Cost, styles: dict[str, Style]) -> F
         for title, levels in panels
     ]
     axis = Axis(cost.axis, scale=cost.scale, whole=cost is ROUNDS)
-    return _drawn(filled, axis, styles)
+    return _drawn(filled, axis.of(material.headline), styles)
 
 
-def accuracy_over_size(material: Material, styles: dict[str, Style]) -> Figure | None:
-    """Draw every level's accuracy in the last round over its size; None where sizes are not known."""
+def score_over_size(material: Material, styles: dict[str, Style]) -> Figure | None:
+    """Draw every level's headline in the last round over its size; None where sizes are not known."""
     if material.matched_by is None:
         return None
     bands = {group.name: _by_size(material, group, material.matched_by) for group in material.groups}
-    return _drawn([Panel("", _known(bands))], SIZE_AXES[material.matched_by], styles)
+    return _drawn([Panel("", _known(bands))], SIZE_AXES[material.matched_by].of(material.headline), styles)
 
 
-def accuracy_of_heads(material: Material, styles: dict[str, Style]) -> Figure | None:
-    """Draw the validation accuracy of every head over rounds; None where nobody has heads."""
+def score_of_heads(material: Material, styles: dict[str, Style]) -> Figure | None:
+    """Draw the validation headline of every head over rounds; None where nobody has heads."""
     names = dict.fromkeys(head for group in material.groups for run in group.runs for head in run.heads)
     panels = [
         Panel(name.replace("_", " "), _known({g.name: band(g.runs, name, ROUNDS) for g in material.groups}))
         for name in names
     ]
-    return _drawn(panels, Axis(ROUNDS.axis, whole=True), styles)
+    return _drawn(panels, Axis(ROUNDS.axis, whole=True).of(material.headline), styles)
 
 
-def accuracy_of_clients(material: Material, styles: dict[str, Style]) -> Figure | None:
-    """Draw which share of the clients has at most which accuracy; None where no run says."""
+def score_of_clients(material: Material, styles: dict[str, Style]) -> Figure | None:
+    """Draw which share of the clients has at most which score; None where no run says."""
+    headline = material.headline
+    titles = {headline.name: "global model", headline.own: "sub-model of the client's level"}
+    scores = {
+        title: {group.name: _scores_of_clients(group, column) for group in material.groups}
+        for column, title in titles.items()
+    }
+    every = np.concatenate([values for by_group in scores.values() for values in by_group.values()])
+    # The whole range of scores, so that lines can be told apart where they are flat.
+    ends = (0.0, 1.0) if headline.percent or not len(every) else (float(every.min()), float(every.max()))
     panels = [
-        Panel(title, _known({group.name: _distribution(group, column) for group in material.groups}))
-        for column, title in CLIENT_PANELS.items()
+        Panel(title, _known({name: _distribution(values, *ends) for name, values in by_group.items()}))
+        for title, by_group in scores.items()
     ]
-    axis = Axis("Accuracy on a client's own test data (%)", "Clients (%)", scale=0.01, log=False, steps=True)
-    return _drawn(panels, axis, styles)
+    name = headline.in_unit(f"{headline.heading} on a client's own test data")
+    return _drawn(panels, Axis(name, "Clients (%)", scale=1 / headline.scale, log=False, steps=True), styles)
 
 
 def _drawn(panels: list[Panel], axis: Axis, styles: dict[str, Style]) -> Figure | None:
@@ -87,37 +96,37 @@ def _by_size(material: Material, group: Group, column: str) -> Band | None:
     return Band(np.array(x), mean, low, high, len(group.runs))
 
 
-def _distribution(group: Group, column: str) -> Band | None:
-    """Return the share of clients, of all seeds together, with at most each accuracy."""
-    tables = [run.clients[column].dropna() for run in group.runs if run.clients is not None]
-    accuracy = np.sort(np.concatenate([np.asarray(table, dtype=np.float64) for table in tables] or [np.empty(0)]))
-    if not len(accuracy):
+def _scores_of_clients(group: Group, column: str) -> Numbers:
+    """Return what clients of all seeds together have in a column, in rising order."""
+    tables = [run.clients[column] for run in group.runs if run.clients is not None]
+    scores = np.concatenate([np.asarray(table, dtype=np.float64) for table in tables] or [np.empty(0)])
+    return np.sort(scores[np.isfinite(scores)])
+
+
+def _distribution(scores: Numbers, low: float, high: float) -> Band | None:
+    """Return the share of clients with at most each score, from 0 % at ``low`` to 100 % at ``high``; None of none."""
+    if not len(scores):
         return None
-    x = np.unique(accuracy)
-    share = np.searchsorted(accuracy, x, side="right") / len(accuracy)
-    # From 0 % at the left end to 100 % at the right one, so that lines can be told apart where they are flat.
-    x, share = np.concatenate([[0.0], x, [1.0]]), np.concatenate([[0.0], share, [1.0]])
+    x = np.unique(scores)
+    share = np.searchsorted(scores, x, side="right") / len(scores)
+    x, share = np.concatenate([[low], x, [high]]), np.concatenate([[0.0], share, [1.0]])
     return Band(x, share, share, share, 1)
 
 
 def draw_all(material: Material, styles: dict[str, Style]) -> dict[str, Figure]:
     """Return the report's pictures by the names of their files, less those for which nothing is known."""
-    made: dict[str, Figure | None] = {"accuracy_over_size": accuracy_over_size(material, styles)}
+    name = material.headline.name
+    made: dict[str, Figure | None] = {f"{name}_over_size": score_over_size(material, styles)}
     for cost in COSTS:
-        made[f"accuracy_over_{cost.key}"] = accuracy_over(material, cost, styles)
-    made["accuracy_of_heads"] = accuracy_of_heads(material, styles)
-    made["accuracy_of_clients"] = accuracy_of_clients(material, styles)
+        made[f"{name}_over_{cost.key}"] = score_over(material, cost, styles)
+    made[f"{name}_of_heads"] = score_of_heads(material, styles)
+    made[f"{name}_of_clients"] = score_of_clients(material, styles)
     made |= cluster_figures(material.groups)
     return {key: figure for key, figure in made.items() if figure is not None}
 
 
-PICTURES = (
-    "accuracy_over_size",
-    *(f"accuracy_over_{cost.key}" for cost in COSTS),
-    "accuracy_of_heads",
-    "accuracy_of_clients",
-    "cluster_members",
-    "cluster_accuracy",
-    "cluster_tree",
-)
-"""Names of all pictures' files that a report may have, without suffix."""
+def picture_names(headline: Headline) -> Sequence[str]:
+    """Return the names of all pictures' files that a report on a headline may have, without suffix."""
+    over = [f"{headline.name}_over_{key}" for key in ("size", *(cost.key for cost in COSTS))]
+    of = [f"{headline.name}_of_{key}" for key in ("heads", "clients")]
+    return [*over, *of, "cluster_members", f"cluster_{headline.name}", "cluster_tree"]

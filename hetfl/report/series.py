@@ -1,4 +1,4 @@
-"""Accuracy over what was spent: the last value at or before a budget, means over seeds, what a target took."""
+"""The headline over what was spent: the last value at or before a budget, means over seeds, what a target took."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from hetfl.analysis import Run
 from hetfl.display.formats import format_quantity, format_seconds
-from hetfl.metrics_file import score_column
 from hetfl.report.groups import Group
 from hetfl.report.spread import bands
 
@@ -70,28 +69,29 @@ def amounts(run: Run, cost: Cost) -> Numbers:
     return spent + 1 if cost is ROUNDS else spent  # round 0 is the first
 
 
-def column_of(part: str, stage: str = "val") -> str:
-    """Return the column of a level's, a head's or the global model's accuracy."""
-    return score_column(stage, "" if part == GLOBAL else part)
+def column_of(run: Run, part: str, stage: str = "val") -> str:
+    """Return the column of a level's, a head's or the global model's headline."""
+    return run.headline.column(stage, "" if part == GLOBAL else part)
 
 
 def curve(run: Run, part: str, cost: Cost) -> tuple[Numbers, Numbers]:
-    """Return what was spent, and the validation accuracy then, of the rounds that reported both."""
-    if column_of(part) not in run.metrics.columns:
+    """Return what was spent, and the validation headline then, of the rounds that reported both."""
+    column = column_of(run, part)
+    if column not in run.metrics.columns:
         return np.empty(0), np.empty(0)
-    spent, accuracy = amounts(run, cost), np.asarray(run.series(column_of(part)), dtype=np.float64)
-    reported = ~(np.isnan(spent) | np.isnan(accuracy))
-    return spent[reported], accuracy[reported]
+    spent, score = amounts(run, cost), np.asarray(run.series(column), dtype=np.float64)
+    reported = ~(np.isnan(spent) | np.isnan(score))
+    return spent[reported], score[reported]
 
 
-def values_at(spent: Numbers, accuracy: Numbers, budgets: Numbers) -> Numbers:
-    """Return the last accuracy at or before each budget, NaN before the first: nothing is interpolated.
+def values_at(spent: Numbers, score: Numbers, budgets: Numbers) -> Numbers:
+    """Return the last score at or before each budget, NaN before the first: nothing is interpolated.
 
     >>> values_at(np.array([1.0, 3.0]), np.array([0.5, 0.75]), np.array([0.0, 1.0, 2.5, 3.0, 9.0])).tolist()
     [nan, 0.5, 0.5, 0.75, 0.75]
     """
     places = np.searchsorted(spent, budgets, side="right")
-    return np.concatenate([[np.nan], accuracy])[places]
+    return np.concatenate([[np.nan], score])[places]
 
 
 def spends(group: Group, cost: Cost) -> bool:
@@ -101,11 +101,11 @@ def spends(group: Group, cost: Cost) -> bool:
 
 @dataclass(frozen=True)
 class Band:
-    """Accuracy over a cost: mean and spread over seeds.
+    """A score over a cost: mean and spread over seeds.
 
     Attributes:
         x: what was spent, rising.
-        mean: mean accuracy, a share.
+        mean: mean score, as ``metrics.csv`` has it.
         low: lower end of the spread.
         high: upper end.
         n: number of seeds.
@@ -131,35 +131,35 @@ def band(runs: Sequence[Run], part: str, cost: Cost) -> Band | None:
     points = points[(points >= first) & (points <= last)]
     if not len(points):
         return None
-    mean, low, high = bands(np.stack([values_at(spent, accuracy, points) for spent, accuracy in curves]))
+    mean, low, high = bands(np.stack([values_at(spent, score, points) for spent, score in curves]))
     return Band(points, mean, low, high, len(runs))
 
 
 def common_budget(groups: Sequence[Group], cost: Cost) -> float:
-    """Return the largest amount that every run has spent by the last round in which it reported an accuracy."""
+    """Return the largest amount that every run has spent by the last round in which it reported a score."""
     return float(min(curve(run, GLOBAL, cost)[0][-1] for group in groups for run in group.runs))
 
 
-def accuracy_at(run: Run, part: str, cost: Cost, budget: float) -> float | None:
-    """Return the last validation accuracy at or before a budget; None where there is none yet."""
+def score_at(run: Run, part: str, cost: Cost, budget: float) -> float | None:
+    """Return the last validation headline at or before a budget; None where there is none yet."""
     value = float(values_at(*curve(run, part, cost), np.array([budget]))[0])
     return None if np.isnan(value) else value
 
 
 def amount_to_reach(run: Run, target: float, cost: Cost) -> float | None:
-    """Return what was spent by the first round whose global model reached a validation accuracy; None if none did."""
-    spent, accuracy = curve(run, GLOBAL, cost)
-    reached = np.flatnonzero(accuracy >= target)
+    """Return what was spent by the first round whose global model reached a validation headline; None if none did."""
+    spent, score = curve(run, GLOBAL, cost)
+    reached = np.flatnonzero(score >= target if run.headline.higher_is_better else score <= target)
     return float(spent[reached[0]]) if len(reached) else None
 
 
-def best_accuracy(group: Group) -> float:
-    """Return the best validation accuracy of the global model in a run, mean over the group's runs."""
-    return float(np.mean([np.nanmax(run.series("val/accuracy")) for run in group.runs]))
+def best_score(group: Group) -> float:
+    """Return the best validation headline of the global model in a run, mean over the group's runs."""
+    return float(np.mean([run.headline.best(run.series(column_of(run, GLOBAL))) for run in group.runs]))
 
 
 def last_validated(groups: Sequence[Group]) -> int | None:
-    """Return the last round, from 0, in which all runs reported a validation accuracy; None where there is none."""
+    """Return the last round, from 0, in which all runs reported a validation headline; None where there is none."""
     reported = [set(curve(run, GLOBAL, ROUNDS)[0]) for group in groups for run in group.runs]
     common = set.intersection(*reported)
     return int(max(common)) - 1 if common else None

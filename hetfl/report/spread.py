@@ -9,6 +9,8 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
+from hetfl.headline import ACCURACY, Headline
+
 FEW = 5
 """With fewer seeds than this the spread is from the smallest to the largest, else one standard deviation each way."""
 
@@ -29,21 +31,22 @@ class Spread:
     high: float
     n: int
 
-    def percent(self) -> str:
-        """Return a share as percent with its spread.
+    def shown(self, headline: Headline = ACCURACY) -> str:
+        """Return a score with its spread.
 
-        >>> Spread(0.5, 0.25, 0.75, 2).percent(), Spread(0.5, 0.5, 0.5, 1).percent(), Spread(0.5, 0.4, 0.6, 5).percent()
+        >>> Spread(0.5, 0.25, 0.75, 2).shown(), Spread(0.5, 0.5, 0.5, 1).shown(), Spread(0.5, 0.4, 0.6, 5).shown()
         ('50.00 % (25.00–75.00)', '50.00 %', '50.00 ± 10.00 %')
         """
         if self.n == 1:
-            return f"{100 * self.mean:.2f} %"
+            return headline.shown(self.mean)
         if self.n < FEW:
-            return f"{100 * self.mean:.2f} % ({100 * self.low:.2f}–{100 * self.high:.2f})"
-        return f"{100 * self.mean:.2f} ± {100 * (self.high - self.mean):.2f} %"
+            return f"{headline.shown(self.mean)} ({headline.number(self.low)}–{headline.number(self.high)})"
+        return f"{headline.number(self.mean)} ± {headline.shown(self.high - self.mean)}"
 
-    def above(self, other: Spread) -> bool:
-        """Return whether this spread lies wholly above another one; never where a single seed has none."""
-        return self.n > 1 and other.n > 1 and self.low > other.high
+    def beats(self, other: Spread, headline: Headline = ACCURACY) -> bool:
+        """Return whether this spread lies wholly on the better side of another one; never where a seed has none."""
+        worse, better = (self, other) if headline.higher_is_better else (other, self)
+        return self.n > 1 and other.n > 1 and worse.low > better.high
 
 
 def bands(values_SX: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

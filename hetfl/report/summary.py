@@ -23,10 +23,10 @@ TOTALS = {
 def summary_table(groups: Sequence[Group], validated: int | None) -> pd.DataFrame:
     """Return a row per group and part: the global model, each level, each head.
 
-    Columns: ``group``, ``part``, ``runs``, ``rounds``; of ``test`` accuracy after the last round and ``val`` accuracy
-    after ``val_round``, shares, the mean with the ends of its spread (``test_accuracy``, ``test_accuracy_low``,
-    ``test_accuracy_high``); a level's ``parameters`` and ``training_flops``; means of what the group's runs spent. A
-    cell is empty where nothing is known.
+    Columns: ``group``, ``part``, ``runs``, ``rounds``; of the ``test`` headline after the last round and the ``val``
+    headline after ``val_round``, as in ``metrics.csv``, the mean with the ends of its spread (of accuracies
+    ``test_accuracy``, ``test_accuracy_low``, ``test_accuracy_high``); a level's ``parameters`` and
+    ``training_flops``; means of what the group's runs spent. A cell is empty where nothing is known.
 
     Args:
         groups: the groups.
@@ -45,11 +45,11 @@ def _rows(group: Group, validated: int | None) -> Iterator[dict[str, object]]:
         row: dict[str, object] = {"group": group.name, "part": part, "runs": len(group.runs)}
         row["rounds"] = None if rounds is None else rounds.mean
         row["val_round"] = None if validated is None else validated + 1
-        # No row is of round -1: a run without a common round has no accuracy here.
+        # No row is of round -1: a run without a common round has no score here.
         for stage, step in (("test", None), ("val", -1 if validated is None else validated)):
-            spread = spread_of([value_after(run, column_of(part, stage), step) for run in group.runs])
+            spread = spread_of([value_after(run, column_of(run, part, stage), step) for run in group.runs])
             for end, name in (("mean", ""), ("low", "_low"), ("high", "_high")):
-                row[f"{stage}_accuracy{name}"] = None if spread is None else getattr(spread, end)
+                row[f"{stage}_{group.headline.name}{name}"] = None if spread is None else getattr(spread, end)
         for cost in ("parameters", "training_flops"):
             row[cost] = sizes[part][cost] if part in sizes else None
         yield {**row, **spent}

@@ -7,6 +7,7 @@ from math import isnan
 
 import pandas as pd
 
+from hetfl.analysis import Run
 from hetfl.display.formats import format_quantity
 from hetfl.report.checks import rounds_done
 from hetfl.report.document import Cell, Table
@@ -20,26 +21,21 @@ from hetfl.report.series import (
     GLOBAL,
     SECONDS,
     Cost,
-    accuracy_at,
     amount_to_reach,
     common_budget,
     final_amount,
+    score_at,
 )
 from hetfl.report.spread import FEW, Spread, span, spread_of
 
 NONE = "–"
 STAGES = {"test": "Test", "val": "Validation"}
 LOCAL = {
-    "local/accuracy_mean": "mean over clients",
-    "local/accuracy_by_samples": "mean over their samples",
-    "local/accuracy_std": "spread over clients",
-    "local/accuracy_worst10": "mean over the worst tenth",
+    "mean": "mean over clients",
+    "by_samples": "mean over their samples",
+    "std": "spread over clients",
+    "worst10": "mean over the worst tenth",
 }
-
-
-def percent(spread: Spread | None) -> Cell:
-    """Return an accuracy with its spread, or a dash."""
-    return quantity(spread, lambda share: f"{100 * share:.2f} %")
 
 
 def quantity(spread: Spread | None, write: Callable[[float], str]) -> Cell:
@@ -77,7 +73,7 @@ def group_table(material: Material) -> Table:
 
 
 def equal_cost_table(material: Material) -> Table:
-    """Return levels of nearly the same cost side by side: accuracy, and what the level is."""
+    """Return levels of nearly the same cost side by side: score, and what the level is."""
     rows: list[list[str | Cell]] = []
     for row in material.rows:
         cells = [
@@ -85,9 +81,9 @@ def equal_cost_table(material: Material) -> Table:
             for group in material.groups
         ]
         rows.append([row.name, *cells])
+    score = f"{STAGES[material.stage]} {material.headline.words}"
     return Table(
-        f"{STAGES[material.stage]} accuracy of levels of nearly the same {BY[str(material.matched_by)]}, "
-        f"one row each, {material.when}.",
+        f"{score} of levels of nearly the same {BY[str(material.matched_by)]}, one row each, {material.when}.",
         ["level", *(group.name for group in material.groups)],
         rows,
     )
@@ -101,21 +97,23 @@ def _level_cell(material: Material, group: Group, level: str) -> Cell:
     flops = format_quantity(sizes["training_flops"], "FLOP")
     what = [" × ".join(axes), f"{int(sizes['parameters']):,} parameters", f"{flops} a sample"]
     size = f"{level}: {', '.join(filter(None, what))}"
-    accuracy = percent(material.final(group, level))
-    return Cell(accuracy.text, "; ".join(filter(None, (accuracy.note, size))))
+    score = quantity(material.final(group, level), material.headline.shown)
+    return Cell(score.text, "; ".join(filter(None, (score.note, size))))
 
 
 def final_table(material: Material) -> Table:
-    """Return the accuracy of every level, by its name, a row per group."""
-    parts = material.parts
+    """Return the score of every level, by its name, a row per group."""
+    parts, headline = material.parts, material.headline
     rows: list[list[str | Cell]] = [
-        [group.name, *(percent(material.final(group, part)) for part in parts)] for group in material.groups
+        [group.name, *(quantity(material.final(group, part), headline.shown) for part in parts)]
+        for group in material.groups
     ]
-    return Table(f"{STAGES[material.stage]} accuracy {material.when}, by name of the level.", ["group", *parts], rows)
+    caption = f"{STAGES[material.stage]} {headline.words} {material.when}, by name of the level."
+    return Table(caption, ["group", *parts], rows)
 
 
 def budget_table(material: Material, cost: Cost) -> Table:
-    """Return every group's validation accuracy at the largest amount that all of them spend, a half, and a quarter.
+    """Return every group's validation headline at the largest amount that all of them spend, a half, and a quarter.
 
     A column is a row of levels that are compared; small print says whose level it is where their names differ.
     """
@@ -131,16 +129,17 @@ def budget_table(material: Material, cost: Cost) -> Table:
             rows.append([budget, group.name, *cells])
     heads = [", ".join(filter(None, (row.name, material.size_of(row, short=True)))) for row in material.rows]
     heads += ["global model"] * material.own_global
-    return Table(f"Validation accuracy at the same {cost.name}.", ["budget", "group", *heads], rows)
+    caption = f"Validation {material.headline.words} at the same {cost.name}."
+    return Table(caption, ["budget", "group", *heads], rows)
 
 
 def _budget_cell(group: Group, row: LevelRow, cost: Cost, budget: float) -> Cell:
     if group.name not in row.levels:
         return Cell(NONE)
     level = row.levels[group.name]
-    accuracy = percent(spread_of([accuracy_at(run, level, cost, budget) for run in group.runs]))
+    score = quantity(spread_of([score_at(run, level, cost, budget) for run in group.runs]), group.headline.shown)
     name = "" if level == row.name else f"level {level}"
-    return Cell(accuracy.text, "; ".join(filter(None, (accuracy.note, name))))
+    return Cell(score.text, "; ".join(filter(None, (score.note, name))))
 
 
 def target_table(material: Material) -> Table:
@@ -148,8 +147,10 @@ def target_table(material: Material) -> Table:
     rows: list[list[str | Cell]] = [
         [group.name, *(_to_target(group, material, cost) for cost in COSTS)] for group in material.groups
     ]
+    headline = material.headline
+    least = f"{headline.shown(material.target)} or {'more' if headline.higher_is_better else 'less'}"
     return Table(
-        f"Spent by the first validation of the global model at {100 * material.target:.2f} % or more.",
+        f"Spent by the first validation of the global model at {least}.",
         ["group", "rounds", "uploaded", "computed", "simulated time"],
         rows,
     )
@@ -167,19 +168,21 @@ def _to_target(group: Group, material: Material, cost: Cost) -> Cell:
 
 def client_table(material: Material) -> Table:
     """Return how the global model does on the clients' own test data, and sub-models on those of their clients."""
+    headline = material.headline
     rows: list[list[str | Cell]] = []
     for group in material.groups:
-        cells = [percent(spread_of([material.value(run, column) for run in group.runs])) for column in LOCAL]
-        rows.append([group.name, *cells, percent(spread_of([_own_mean(run.clients) for run in group.runs]))])
+        spreads = [spread_of([material.value(run, headline.local(figure)) for run in group.runs]) for figure in LOCAL]
+        spreads.append(spread_of([_own_mean(run) for run in group.runs]))
+        rows.append([group.name, *(quantity(spread, headline.shown) for spread in spreads)])
     return Table(
-        f"Accuracy on clients' own test data {material.when}.",
+        f"{headline.heading} on clients' own test data {material.when}.",
         ["group", *(f"global model, {name}" for name in LOCAL.values()), "sub-model of the client's level, mean"],
         rows,
     )
 
 
-def _own_mean(clients: pd.DataFrame | None) -> float | None:
-    own = clients["own_accuracy"].dropna() if clients is not None else pd.Series(dtype="float64")
+def _own_mean(run: Run) -> float | None:
+    own = run.clients[run.headline.own].dropna() if run.clients is not None else pd.Series(dtype="float64")
     return float(own.mean()) if len(own) else None
 
 

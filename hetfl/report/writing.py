@@ -15,7 +15,7 @@ from hetfl.report.groups import make_groups
 from hetfl.report.html import to_html
 from hetfl.report.markdown import to_markdown
 from hetfl.report.material import make_material
-from hetfl.report.pictures import PICTURES, draw_all
+from hetfl.report.pictures import draw_all, picture_names
 from hetfl.report.summary import summary_table
 
 PLOTS = "plots"
@@ -31,12 +31,13 @@ def write_report(
 ) -> Path:
     """Write a report on groups of runs: ``report.html``, ``report.md``, ``summary.csv``, and the plots as PNG and SVG.
 
-    The same runs give the same bytes. What an earlier report left in the folder is replaced.
+    The same runs give the same bytes. What an earlier report on the same score left in the folder is replaced.
 
     Args:
         groups: per name of a group the folders of its runs, which differ in their seed alone.
         out: the folder to write into; made if it is not there.
-        target: the validation accuracy, a share, whose cost is reported; None: 0.95 of the lowest group's best.
+        target: the validation score whose cost is reported, as in ``metrics.csv``; None: 5 % short of the best one of
+            the group whose best is worst.
         unfinished: whether to take runs with fewer rounds than their configuration asks for.
         mixed_data: whether to take runs on different data.
 
@@ -52,7 +53,7 @@ def write_report(
     material = make_material(made, target)
     plots = make_folder(out / PLOTS, "the report into", out)
     figures = draw_all(material, styles_of([group.name for group in made]))
-    for key in PICTURES:
+    for key in picture_names(material.headline):
         for suffix in ("png", "svg") if key not in figures else ():
             (plots / f"{key}.{suffix}").unlink(missing_ok=True)
     for key, figure in figures.items():

@@ -1,0 +1,163 @@
+"""Reports on runs whose models are compared by another score than the accuracy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hetfl.analysis import load_run
+from hetfl.errors import ConfigurationError
+from hetfl.headline import Headline
+from hetfl.report import write_report
+from hetfl.report.composing import compose
+from hetfl.report.figures import styles_of
+from hetfl.report.groups import make_groups
+from hetfl.report.markdown import to_markdown
+from hetfl.report.material import make_material
+from hetfl.report.pictures import draw_all, picture_names
+from hetfl.report.series import ROUNDS, amount_to_reach
+from hetfl.report.spread import Spread
+from hetfl.report.wording import level_sentence
+from tests.headline_cases import MAE, PERPLEXITY, R2, write_run
+
+GOOD, BAD = [60.0, 50.0, 40.0], [90.0, 80.0, 70.0]
+
+
+def two_groups(
+    root: Path, headline: Headline, good: Sequence[float], bad: Sequence[float], apart: float = 0.5
+) -> dict[str, list[Path]]:
+    """Write two groups of two seeds, whose scores are ``apart``."""
+    ends = {"good": (good, 0.1), "bad": (bad, 0.5)}
+    return {
+        name: [
+            write_run(
+                root / name / str(seed), headline, [x + apart * seed for x in scores], seed=seed, lr=lr,
+                clients=[scores[-1], scores[0]],
+            )
+            for seed in (0, 1)
+        ]
+        for name, (scores, lr) in ends.items()
+    }  # fmt: skip
+
+
+def text_of(groups: Mapping[str, Sequence[Path]], target: float | None = None) -> str:
+    """Return the report as Markdown, without drawing anything."""
+    made = make_groups({name: [load_run(each) for each in own] for name, own in groups.items()})
+    material = make_material(made, target)
+    return to_markdown(compose(material, picture_names(material.headline)), "plots")
+
+
+def row(text: str, caption: str, group: str) -> list[str]:
+    """Return a group's first row in the table below a caption."""
+    lines = text.split(caption, 1)[1].splitlines()
+    found = next(line for line in lines if line.startswith(f"| {group} |"))
+    return [cell.strip() for cell in found.split("|")[2:-1]]
+
+
+def test_the_lowest_is_the_best_of_errors(tmp_path: Path) -> None:
+    text = text_of(two_groups(tmp_path, MAE, GOOD, BAD))
+    assert "Level a: good is lowest with 40.25 (40.00–40.50). bad with 70.25 (70.00–70.50) is higher, by 30.00." in text
+    final = row(text, "Test mean absolute error after the last round, by name of the level", "good")
+    assert final == ["40.25<br>40.00–40.50", "41.25<br>41.00–41.50"]
+    # 1.05 times 70.25, the best of the worse group
+    assert "The target is a validation mean absolute error of 73.76: 1.05 of the best mean absolute error of" in text
+    assert "of the group whose best is highest." in text
+    spent = "Spent by the first validation of the global model at 73.76 or less."
+    assert row(text, spent, "good")[:2] == ["1", "1.00 MB"]
+    assert row(text, spent, "bad")[:2] == ["3", "3.00 MB"]
+    assert row(text, "Mean absolute error on clients' own test data after the last round.", "good") == [
+        *("40.25<br>40.00–40.50", "40.25<br>40.00–40.50", "0.2500", "42.25<br>42.00–42.50", "100.0"),
+    ]
+    assert "which line is lowest, and whether" in text
+    assert "Look at the right: a line that rises there has clients whom the model serves badly" in text
+    assert "## To a target mean absolute error" in text
+    assert "ccurac" not in text
+    assert not re.search(r"\d %", text.replace("33 %", ""))  # but for how often chance tells groups apart
+
+
+def test_the_highest_is_the_best_of_r2_which_may_be_negative(tmp_path: Path) -> None:
+    groups = two_groups(tmp_path, R2, [-2.0, 0.5], [-4.0, -0.5], apart=0.03125)
+    text = text_of(groups)
+    assert "good is highest with 0.5156 (0.5000–0.5312). bad with -0.4844 (-0.5000–-0.4688) is lower, by 1.000." in text
+    assert "The target is a validation R² of -0.5086: 1.05 of the best R² of the group whose best is lowest." in text
+    at = "Spent by the first validation of the global model at -0.5086 or more."
+    assert row(text, at, "good")[0] == row(text, at, "bad")[0] == "2"
+    assert "single clients' values of R²" not in text
+    (groups["bad"][0] / "clients.csv").unlink()
+    (groups["bad"][1] / "clients.csv").unlink()
+    assert "No clients.csv in bad: single clients' values of R² are not known there." in text_of(groups)
+
+
+def test_a_report_is_written_with_pictures_of_the_headlines_name(tmp_path: Path) -> None:
+    write_report(two_groups(tmp_path, MAE, GOOD, BAD), tmp_path / "out", target=55.0)
+    names = {path.stem for path in (tmp_path / "out/plots").iterdir()}
+    assert names == {"mae_over_rounds", "mae_over_bytes", "mae_of_clients"}
+    html, text = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
+    assert "ccurac" not in html + text
+    assert "The target is a validation mean absolute error of 55.00, as asked for." in text
+    summary = pd.read_csv(tmp_path / "out/summary.csv").set_index(["group", "part"])
+    ends = ["val_mae", "val_mae_low", "val_mae_high"]
+    assert [float(summary[name]["good", "b"]) for name in ends] == [41.25, 41.0, 41.5]
+    assert float(summary["test_mae"]["bad", "global"]) == 70.25
+    svg = (tmp_path / "out/plots/mae_over_rounds.svg").read_text()
+    assert ">Mean absolute error<" in svg
+
+
+def test_pictures_show_scores_as_they_are(tmp_path: Path) -> None:
+    paths = two_groups(tmp_path, R2, [-2.0, 0.5], [-4.0, -0.5])
+    groups = make_groups({name: [load_run(each) for each in own] for name, own in paths.items()})
+    figures = draw_all(make_material(groups, None), styles_of(list(paths)))
+    assert set(figures) == {"r2_over_rounds", "r2_over_bytes", "r2_of_clients"}
+    lines = [line.get_ydata().tolist() for line in figures["r2_over_rounds"].axes[0].get_lines()]  # type: ignore[union-attr]
+    assert lines == [[-1.75, 0.75], [-3.75, -0.25]]
+    ax = figures["r2_of_clients"].axes[0]
+    good, bad = (line.get_xydata().tolist() for line in ax.get_lines())  # type: ignore[union-attr]
+    # Two clients in each of two seeds; each line goes over the range of all, which own sub-models make -8 to 1.
+    assert good == [[-8.0, 0.0], [-2.0, 50.0], [0.5, 100.0], [1.0, 100.0]]
+    assert bad == [[-8.0, 0.0], [-4.0, 50.0], [-0.5, 100.0], [1.0, 100.0]]
+    assert ax.get_xlim()[0] == -8.0
+    assert ax.get_xlim()[1] > 1.0
+
+
+def test_a_target_of_errors_is_reached_from_above(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", PERPLEXITY, [9.0, 5.0, 6.0, 4.0]))
+    assert [amount_to_reach(run, target, ROUNDS) for target in (9.5, 9.0, 5.5, 5.0, 4.0, 3.9)] == [1, 1, 2, 2, 4, None]
+
+
+@pytest.mark.parametrize("target", [float("nan"), float("inf")])
+def test_a_target_that_no_score_can_be_is_refused(target: float, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", MAE, GOOD)
+    with pytest.raises(ConfigurationError, match="Expected --target, a mean absolute error, to be finite but got"):
+        write_report({"x": [run]}, tmp_path / "out", target=target)
+
+
+def test_different_headlines_are_not_compared(tmp_path: Path) -> None:
+    runs = {"x": [write_run(tmp_path / "x", MAE, GOOD)], "y": [write_run(tmp_path / "y", R2, [0.5] * 3)]}
+    with pytest.raises(ConfigurationError, match=r"runs with the same score but got mae in .*x and r2 in .*y$"):
+        write_report(runs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_its_headline_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "x", MAE, GOOD)
+    R2.save(run)
+    with pytest.raises(ConfigurationError, match=r"Expected a validation R² in .*metrics\.csv but got none"):
+        write_report({"x": [run]}, tmp_path / "out")
+
+
+def test_sentences_order_errors_from_the_lowest() -> None:
+    def spread(mean: float, n: int = 2) -> Spread:
+        return Spread(mean, mean - 0.5, mean + 0.5, n)
+
+    said = level_sentence({"x": spread(3.0), "y": spread(5.0), "z": spread(2.75)}, MAE)
+    assert said == (
+        "z with 2.750 (2.250–3.250) and x with 3.000 (2.500–3.500) are not told apart: the spreads overlap. "
+        "y with 5.000 (4.500–5.500) is higher than z and x."
+    )
+    assert level_sentence({"x": spread(3.0, n=5), "y": spread(9.0, n=5)}, MAE) == (
+        "x is lowest with 3.000 ± 0.5000. y with 9.000 ± 0.5000 is higher, by 6.000."
+    )
