@@ -61,6 +61,10 @@ class Piece(ABC):  # noqa: B024
     files: ClassVar[str] = ""
     """Name of its folder in the run's folder; empty: its own name."""
 
+    def members(self) -> dict[str, Piece]:
+        """Return by name further pieces that take part in the run under this piece's name, a dot and theirs."""
+        return {}
+
     def setup(self, facts: Facts) -> None:
         """Learn the facts of the federation, before a checkpoint is loaded. It may be called again, with other facts.
 

@@ -53,9 +53,12 @@ class Method(LightningModule, LocalMethod):
 
     @property
     def pieces(self) -> dict[str, Piece]:
-        """Everything that keeps a state during a run, by name: the attributes that are pieces."""
+        """Everything that keeps a state during a run, by name: the attributes that are pieces, and their members."""
         attributes = {**vars(self), **self._modules}
-        return {name: value for name, value in attributes.items() if isinstance(value, Piece)}
+        pieces = {name: value for name, value in attributes.items() if isinstance(value, Piece)}
+        return pieces | {
+            f"{name}.{key}": each for name, piece in pieces.items() for key, each in piece.members().items()
+        }
 
     @property
     def net(self) -> nn.Module:

@@ -38,6 +38,7 @@ from hetfl.federation.state import KEY, RunState
 from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
+from hetfl.hooks import Hook, Hooks
 from hetfl.levels.budgets import Axis, Budgets
 from hetfl.levels.level_set import LevelSet
 from hetfl.levels.table import level_costs, save_levels
@@ -74,6 +75,7 @@ class FederatedModule(Method):
         statistics_clients: how many clients gather static batch-norm statistics of each level; None: all that can.
         parts: which part of the global model a client holds in a round; default: the leading channels and stages.
         personal: tensors that stay with their client, or patterns of their names; None: there are none.
+        hooks: change what clients send, what is aggregated, or the server's step, in their order; None: none do.
         check_nesting: refuse nets whose sub-models are not their leading channels.
         seed: of every random choice; on the command line it follows ``seed_everything``.
 
@@ -99,6 +101,7 @@ class FederatedModule(Method):
         statistics_clients: int | None = None,
         parts: PartRule | None = None,
         personal: Personal | list[str] | None = None,
+        hooks: list[Hook] | None = None,
         check_nesting: bool = True,
         seed: int = 0,
     ) -> None:
@@ -114,6 +117,7 @@ class FederatedModule(Method):
         self.selection = selection or Uniform()
         self.local, self.uplink = local or LocalTraining(), uplink or ErrorFeedback(Identity())
         self.penalty, self.executor = self.local.regulariser, executor or Sequential()
+        self.hooks = Hooks(self.penalty, hooks or ())
         self.aggregator = Aggregators(aggregator or self.default_aggregator())
         self.personal, self.ledger = Personal.given(personal), Ledger(self.fleet, deadline)
         self.downloads = Downloads(self.levels.indices, self.personal.among(self.models.tensors[0]))
@@ -124,9 +128,9 @@ class FederatedModule(Method):
     def _compose(self) -> None:
         """Make what works together in a round out of what the constructor was given."""
         self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downloads.personal)
-        side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal)
+        side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal, self.hooks)
         self.clients: Clients = OwnClients(self.executor, side)
-        self.server = Server(self.task_parts, self.uplink, self.aggregator, self.penalty, self.ledger, self.downloads)
+        self.server = Server(self.task_parts, self.uplink, self.aggregator, self.hooks, self.ledger, self.downloads)
         how = (self.levels.indices, self.models.build, self, self._precision_context, self.downloads.personal)
         self.hosting = Hosting(
             LocalProblem(self.seed, self.local, *how), self.task_parts, self.executor, self.statistics
