@@ -156,9 +156,9 @@ class FederatedModule(Method):
         rounds = trainers.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
         parameters = parameters_of(self.net)
         models = (parameters, self.models.shared, self.parts.masks, self.models.frozen, self.clustering.apart)
-        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models)
+        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, data.server_data)
         for piece in self.pieces.values():
-            piece.setup(facts)
+            piece.setup(facts.known_to(piece))
         if self._met is not data:
             check_optimizers(self.server_optimizer, parameters.values(), self.local)
             samples = data.transform.eval(data.client_data(0).inputs[:4])
