@@ -79,16 +79,9 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
         lambda: {"parts": Rolling(), "personal": ["classifier.*"], "uplink": ErrorFeedback(TopK(0.2))},
         {},
     ),
-    "hooks": (
+    "masks and hooks": (
         lambda: {
             "hooks": [Noise(0.02), NormBound(0.2, action="clip"), Momentum()],
-            "local": local(penalty=FedDyn(0.1)),
-            "uplink": ErrorFeedback(TopK(0.2)),
-        },
-        {},
-    ),
-    "masks": (
-        lambda: {
             "parts": RandomMask(),
             "levels": {"a": Level("a"), "b": Level("b", 0.5, density=0.3)},
             "local": local(penalty=FedDyn(0.1)),

@@ -27,6 +27,7 @@ from hetfl.local import FedDyn, LocalTraining, NoPenalty, Sequential, Stacked, W
 from hetfl.part import Part
 from hetfl.piece import Piece
 from hetfl.seeding import generator
+from hetfl.selection import Uniform
 from hetfl.types import Report, Task
 from hetfl.updates import DenseUpdate, LowRankUpdate, SeededUpdate, SparseUpdate, Update
 from hetfl.wire import Expected, decode
@@ -166,9 +167,16 @@ def watched(**changes: Any) -> Any:
     return small_module(Watched, levels=small_levels(1.0), **changes)
 
 
+class Doubled(Hook):
+    """Twice the step."""
+
+    def on_step(self, model: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: 2 * step for name, step in delta.items()}
+
+
 def test_the_step_is_the_mean_of_clipped_updates_and_pieces_observe_them_as_sent(fit: Fit) -> None:
     bound = 0.3
-    module = watched(hooks=[NormBound(bound, action="clip")], aggregator=HolderMean())
+    module = watched(hooks=[NormBound(bound, action="clip"), Doubled()], aggregator=HolderMean())
     before = torch.cat([p.detach().double().flatten() for p in module.net.parameters()])
     trainer = fit(module, rounds=1, precision="64-true", limit_val_batches=0)
     after = torch.cat([p.detach().flatten() for p in module.net.parameters()])
@@ -176,8 +184,16 @@ def test_the_step_is_the_mean_of_clipped_updates_and_pieces_observe_them_as_sent
     norms = [float(update.norm()) for update in seen]
     assert max(norms) > bound
     mean = torch.stack([u * min(1.0, bound / norm) for u, norm in zip(seen, norms, strict=True)]).mean(0)
-    torch.testing.assert_close(after - before, mean, rtol=0, atol=1e-7)
+    torch.testing.assert_close(after - before, 2 * mean, rtol=0, atol=1e-7)
     assert rows(trainer)["defence/clipped"].tolist() == [float(sum(norm > bound for norm in norms))]
+
+
+def test_a_run_has_its_clients_clip_delta_and_residual(fit: Fit) -> None:
+    module = watched(hooks=[ClipDelta(0.1)], uplink=ErrorFeedback(TopK(0.9)), selection=Uniform(12))
+    fit(module, rounds=2, limit_val_batches=0)
+    norms = [float(update.norm()) for update in module.watcher.seen]
+    assert len(norms) == 24
+    assert 0.099 < max(norms) < 0.1 + 1e-6
 
 
 def test_a_refused_update_is_counted_and_leaves_no_trace(fit: Fit) -> None:
