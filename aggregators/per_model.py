@@ -26,6 +26,7 @@ class Aggregators(Piece):
 
     def __init__(self, aggregator: Aggregator) -> None:
         self.first = aggregator
+        self.reads_server_data = aggregator.reads_server_data
         self._given = copy.deepcopy(aggregator)
         self._by_model: dict[int, Aggregator] = {0: aggregator}
         self._facts = Facts()

@@ -5,14 +5,25 @@ from __future__ import annotations
 import inspect
 from abc import ABC
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
 from hetfl.types import Range, Report
 from hetfl.updates import Update
+
+
+class ServerData(Protocol):
+    """The samples that the server has of its own."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, positions: Tensor) -> tuple[Any, Tensor]:
+        """Return inputs as nets take them in an evaluation, and targets, of the samples at some positions, int64."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,7 @@ class Facts:
         masks: whether clients' parts may have a mask.
         frozen: parameters that nobody trains, by name.
         apart: whether clients keep a state for each global model.
+        server_data: the server's own samples; None for pieces that do not declare that they read them.
     """
 
     sizes: Sequence[int] = ()
@@ -40,11 +52,27 @@ class Facts:
     masks: bool = False
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     apart: bool = False
+    server_data: ServerData | None = None
 
     @property
     def num_clients(self) -> int:
         """Number N of all clients."""
         return len(self.sizes)
+
+    def known_to(self, piece: Piece) -> Facts:
+        """Return the facts for a piece: the server's data is for those that declare that they read it.
+
+        Raises:
+            ConfigurationError: the piece reads it, and there is none.
+        """
+        if not piece.reads_server_data:
+            return replace(self, server_data=None)
+        if self.server_data is None:
+            raise ConfigurationError(
+                f"Expected data.server_fraction above 0 for {piece.describe()}, which reads the server's data, "
+                "but got 0"
+            )
+        return self
 
 
 class Piece(ABC):  # noqa: B024
@@ -60,6 +88,13 @@ class Piece(ABC):  # noqa: B024
 
     files: ClassVar[str] = ""
     """Name of its folder in the run's folder; empty: its own name."""
+
+    reads_server_data: bool = False
+    """Whether :meth:`setup` gets the server's own samples among the facts; without any the piece is refused."""
+
+    def members(self) -> dict[str, Piece]:
+        """Return by name further pieces that take part in the run under this piece's name, a dot and theirs."""
+        return {}
 
     def setup(self, facts: Facts) -> None:
         """Learn the facts of the federation, before a checkpoint is loaded. It may be called again, with other facts.

@@ -68,6 +68,10 @@ class Update(ABC):
         """Return an update of the same entries with other values."""
         return replace(self, values=values, codes=None)
 
+    def scaled(self, factor: float) -> Update:
+        """Return the update with all its entries multiplied by a factor, those of the exact block included."""
+        return self.with_values(self.values * factor).with_exact(self.exact * factor)
+
     def with_codes(self, codes: Codes, dtype: torch.dtype = torch.float32) -> Self:
         """Return an update of the same entries whose values are quantised; ``values`` are in ``dtype``."""
         return replace(self, values=codes.to_float().to(dtype), codes=codes)
@@ -174,6 +178,9 @@ class LowRankUpdate(Update):
 
     def to_dense(self) -> Tensor:  # noqa: D102
         return self._dense_D
+
+    def scaled(self, factor: float) -> Update:  # noqa: D102
+        return DenseUpdate(self.to_dense() * factor, exact=self.exact * factor)
 
     @cached_property
     def _dense_D(self) -> Tensor:

@@ -14,6 +14,7 @@ from torch.optim import SGD
 from hetfl import DepthFL, FederatedModule, HeteroFL, Level
 from hetfl.clustering import IFCA, Clustering
 from hetfl.compression import ErrorFeedback, TopK
+from hetfl.hooks import Hooks
 from hetfl.layout import Index
 from hetfl.local import FedDyn, LocalTraining, Workers
 from hetfl.models import MultiExitConvNet
@@ -61,7 +62,7 @@ def test_each_clusters_memory_is_the_mean_of_its_members_over_moves_and_splits(t
             counted = CLIENTS if cluster == SHARED else CLIENTS * len(members) / known
             step = {name: torch.from_numpy(random.normal(size=SHAPES[name])) for name in names}
             held = {name: torch.from_numpy(random.integers(0, 2, size=SHAPES[name])) for name in names}
-            found = feddyn.correct(cluster, step, held)
+            found = Hooks(feddyn).on_step(cluster, step, held)
             assert found.keys() == step.keys()
             for name in names:
                 h = sum(g[k][name] for k in members) / counted
@@ -94,7 +95,7 @@ def test_after_a_split_each_part_goes_to_its_own_optimum() -> None:
         for cluster, own in steps.items():
             if own:
                 mean = {"x": torch.stack(own).mean(0)}
-                models[cluster] = models[cluster] + feddyn.correct(cluster, mean, {"x": torch.ones(2)})["x"]
+                models[cluster] = models[cluster] + Hooks(feddyn).on_step(cluster, mean, {"x": torch.ones(2)})["x"]
     assert torch.allclose(models[0], points[:2].mean(0), atol=1e-9)
     assert torch.allclose(models[1], points[2:].mean(0), atol=1e-9)
 

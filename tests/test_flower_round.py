@@ -20,11 +20,13 @@ from hetfl import FederatedModule, Level
 from hetfl.clustering import IFCA
 from hetfl.compression import ErrorFeedback, GammaFedHT, Identity, LowRank, RandomK, TopK
 from hetfl.compression.staleness import Decay
+from hetfl.hooks import NormBound
 from hetfl.local import FedDyn, LocalTraining
 from hetfl.parts import RandomMask, Rolling
 from hetfl.selection import PowerOfChoice
 from tests.conftest import small_levels, small_module
 from tests.flower_cases import Hands, federated, make_node
+from tests.hook_cases import Momentum, Noise
 
 Fit = Callable[..., Trainer]
 SPLIT = {11: range(5), 12: range(5, 8), 13: range(8, 12)}
@@ -77,8 +79,9 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
         lambda: {"parts": Rolling(), "personal": ["classifier.*"], "uplink": ErrorFeedback(TopK(0.2))},
         {},
     ),
-    "masks": (
+    "masks and hooks": (
         lambda: {
+            "hooks": [Noise(0.02), NormBound(0.2, action="clip"), Momentum()],
             "parts": RandomMask(),
             "levels": {"a": Level("a"), "b": Level("b", 0.5, density=0.3)},
             "local": local(penalty=FedDyn(0.1)),

@@ -29,6 +29,7 @@ LAYERS = (
         *("aggregators", "clustering", "compression", "data", "defence", "fleet", "models", "selection", "wire"),
         *("run_folder", "checkpoint"),
     },
+    {"hooks"},
     {"local"},
     {"levels", "accounting", "runs"},
     {"parts"},

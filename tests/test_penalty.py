@@ -16,6 +16,7 @@ from torch.optim import SGD
 
 from hetfl import ConfigurationError
 from hetfl.compression import ErrorFeedback, TopK
+from hetfl.hooks import Hooks
 from hetfl.layout import Index
 from hetfl.local import FedDyn, LocalTraining, Penalty, Proximal, Workers
 from hetfl.piece import Facts
@@ -108,7 +109,7 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
         }
         for name in SHAPES:
             h[name] -= alpha * counts[name] / CLIENTS * mean[name]  # as the authors write it: h ← h − α c/N (mean step)
-        corrected = feddyn.correct(
+        corrected = Hooks(feddyn).on_step(
             0,
             {name: torch.from_numpy(value) for name, value in mean.items()},
             {name: torch.from_numpy(value) for name, value in counts.items()},

@@ -28,6 +28,7 @@ from hetfl.compression import ErrorFeedback, GammaFedHT, RandomK, TopK
 from hetfl.compression.staleness import Decay
 from hetfl.federation.clients import OwnClients
 from hetfl.federation.ranks import RankClients
+from hetfl.hooks import NormBound
 from hetfl.interrupt import StopAtRoundEnd
 from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
@@ -36,6 +37,7 @@ from hetfl.selection import PowerOfChoice
 from hetfl.store import DiskStore
 from hetfl.types import Task
 from tests.conftest import small_module
+from tests.hook_cases import Momentum, Noise
 
 Fit = Callable[..., Trainer]
 
@@ -63,13 +65,14 @@ def choosy(**changes: Any) -> FederatedModule:
 
 
 def dynamic(**changes: Any) -> FederatedModule:
-    """DepthFL with what FedDyn remembers of clients; residuals that age."""
+    """DepthFL with what FedDyn remembers of clients; residuals that age; a hook at every place."""
     return small_module(
         DepthFL,
         net=lambda width=1.0, depth=2: MultiExitConvNet(hidden=(8, 16), width=width, depth=depth),
         levels={"a": Level("a", depth=2), "b": Level("b", depth=1)},
         local=LocalTraining(epochs=1, batch_size=10, penalty=FedDyn(0.1)),
         uplink=ErrorFeedback(TopK(0.1), staleness=Decay(0.5)),
+        hooks=[Noise(0.02), NormBound(0.2, action="clip"), Momentum()],
         **changes,
     )
 

@@ -15,10 +15,10 @@ from torch.optim import SGD, AdamW, Rprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hetfl import ConfigurationError
+from hetfl.aggregators.server_step import server_step
 from hetfl.compression import ErrorFeedback, GammaFedHT, Identity, TopK
 from hetfl.data import IID
 from hetfl.federation import FederatedCallback
-from hetfl.federation.server import server_step
 from hetfl.fleet import Device, Fixed
 from hetfl.layout import Index
 from hetfl.local import Executor, LocalTraining, Sequential, Workers

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
-from hetfl.federation.server import server_step
+from hetfl.aggregators.server_step import server_step
 
 OPTIMIZERS: list[Callable[[list[nn.Parameter]], Optimizer]] = [
     lambda p: SGD(p, lr=1.0),

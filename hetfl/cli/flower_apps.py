@@ -26,6 +26,7 @@ from hetfl.cli.starting import command_line, start
 from hetfl.cli.trust import USUAL
 from hetfl.federation import FederatedModule
 from hetfl.files import write_whole
+from hetfl.flower.bound import ServerBound
 from hetfl.flower.clients import FlowerClients
 from hetfl.flower.messages import answer_records, read_request
 from hetfl.flower.node import Node
@@ -69,7 +70,7 @@ class ServingCLI(FederatedCLI):
         """Make data, model and trainer, and let the model's clients be Flower's."""
         super().instantiate_classes()
         self.model.clients = FlowerClients(self.model, Nodes(FlowerPost(self.grid)), self.patience)
-        self.model.server.max_norm = self.max_norm
+        self.model.hooks.append(ServerBound(self.max_norm))
 
 
 class _Introducing(FederatedTrainer):

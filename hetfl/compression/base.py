@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,6 +183,15 @@ class Compressor(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
+
+
+Combine = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+"""Takes Δ and e of a client, each of shape (D,); returns two vectors whose sum is p, the second of them None for 0."""
+
+
+def apart(delta_D: Tensor, residual_D: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return delta and residual as they are: nothing changes p = Δ + e before it is compressed."""
+    return delta_D, residual_D
 
 
 def require_finite(p_D: Tensor, context: Context) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hetfl.compression import threshold_pass
-from hetfl.compression.base import Compressor, Context
+from hetfl.compression.base import Combine, Compressor, Context, apart
 from hetfl.compression.staleness import Keep, Staleness
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
@@ -126,6 +126,7 @@ class ErrorFeedback(Piece):
         exact: Tensor | None = None,
         generator: torch.Generator | None = None,
         uplink: float | None = None,
+        combine: Combine = apart,
     ) -> Message:
         """Return the message for a delta; no client's state changes.
 
@@ -138,6 +139,7 @@ class ErrorFeedback(Piece):
             exact: entries that travel beside the vector, uncompressed.
             generator: source of randomness for a compressor that draws.
             uplink: bytes per second from the client, for a compressor that goes by it.
+            combine: may change p = Δ + e before it is compressed; what is left is of the changed one.
 
         Raises:
             ValueError: ``delta_D`` has another length than ``index``, or Δ + e holds NaN or Inf or overflows float16.
@@ -149,19 +151,17 @@ class ErrorFeedback(Piece):
             )
         itemsize = 2 if self.half_precision else None
         context = Context(lr, layout, client, generator, uplink, itemsize)
-        left_D: Tensor | None = None
-        buffer: Tensor | None = None
+        left_D = buffer = None
         if self.enabled:
             buffer = self._buffer(delta_D)
             update, left_D = self.compressor.split(
-                delta_D,
-                self._residual(client, index, delta_D, round),
+                *combine(delta_D, self._residual(client, index, delta_D, round)),
                 context,
                 half_precision=self.half_precision,
                 out=None if buffer is None else buffer[: layout.size],
             )
         else:
-            update = self.compressor.compress_in(delta_D, context)
+            update = self.compressor.compress_in(combine(delta_D, None)[0], context)
         if exact is not None:
             update = update.with_exact(exact)
         payload = encode(update, round=round, client=client, half_precision=self.half_precision)

@@ -16,7 +16,7 @@ from hetfl.data.arrays import Arrays, ClientData
 from hetfl.data.client_transform import ClientTransform, as_clients_see
 from hetfl.data.loaders import EvalBatch, eval_loader, round_loader
 from hetfl.data.partition import IID, NaturalIds, Partitioner
-from hetfl.data.resident import Resident
+from hetfl.data.resident import Resident, ServerSamples
 from hetfl.data.split import Split, make_split
 from hetfl.data.transform import ImageTransform, Plain, Transform, check_raw
 from hetfl.data.usable import check_transform, some, usable_only
@@ -40,6 +40,8 @@ class FederatedDataModule(LightningDataModule):
             test samples as those of the client that they are matched to; null: all see the same.
         objective: what the targets are; null: the data set's own, which is mostly one class per sample.
         val_fraction: part of the training data held out for validation, before the clients get theirs.
+        server_fraction: part of the other training data set aside for the server, before the clients get theirs; the
+            server's samples are those of pieces that say they read them, and no client transform changes them.
         min_samples: smallest number of training samples that a client may have; batch norm needs 2.
         drop_small_clients: leave clients with fewer training samples out, and say who; otherwise they are refused.
         drop_unusable: leave samples with missing, infinite or too large values out, and say how many; otherwise they
@@ -61,6 +63,7 @@ class FederatedDataModule(LightningDataModule):
         client_transform: ClientTransform | None = None,
         objective: Objective | None = None,
         val_fraction: float = 0.1,
+        server_fraction: float = 0.0,
         min_samples: int = 2,
         drop_small_clients: bool = False,
         drop_unusable: bool = False,
@@ -72,7 +75,8 @@ class FederatedDataModule(LightningDataModule):
         if eval_batch_size < 1:
             raise ConfigurationError(f"Expected eval_batch_size of at least 1 but got {eval_batch_size}")
         self.partitioner, self.client_transform = partitioner, client_transform
-        self.val_fraction, self.min_samples, self.seed = val_fraction, min_samples, seed
+        self.val_fraction, self.server_fraction = val_fraction, server_fraction
+        self.min_samples, self.seed = min_samples, seed
         self.drop_small_clients, self.drop_unusable = drop_small_clients, drop_unusable
         self.eval_batch_size, self.local_metrics = eval_batch_size, local_metrics
         self._num_clients, self._transform, self._objective = num_clients, transform, objective
@@ -115,6 +119,7 @@ class FederatedDataModule(LightningDataModule):
             min_samples=self.min_samples,
             seed=self.seed,
             drop_small_clients=self.drop_small_clients,
+            server_fraction=self.server_fraction,
         )
         self._transform = self._transform or self.default_transform(arrays)
         check_raw(arrays, self._transform)
@@ -211,6 +216,11 @@ class FederatedDataModule(LightningDataModule):
         """Number of training samples that are neither held out nor any client's (:class:`~hetfl.data.LabelShards`)."""
         return self.resident.unassigned
 
+    @property
+    def server_data(self) -> ServerSamples | None:
+        """The server's own samples; None: it has none (``server_fraction`` is 0)."""
+        return ServerSamples(self.resident.server, self.transform) if len(self.resident.server) else None
+
     def client_data(self, client: int, split: Literal["train", "test"] = "train") -> ClientData:
         """Return a client's samples: views of the resident tensors, the same objects at every call."""
         return (self.resident.train if split == "train" else self.resident.test)[client]
@@ -263,11 +273,12 @@ class FederatedDataModule(LightningDataModule):
             if clients
         )
         sizes, nobody = self.sizes, f", {self.unassigned} nobody's" if self.unassigned else ""
+        servers = f", {len(self.resident.server)} the server's" if len(self.resident.server) else ""
         seen = "" if self.client_transform is None else f", seen through {type(self.client_transform).__name__}"
         learnt = self.objective.noun(self.num_classes)
         return (
             f"{type(self).__name__}: {learnt}, {sum(sizes)} training samples on {len(sizes)} clients "
-            f"(smallest {min(sizes)}, median {median(sizes):g}, largest {max(sizes)}){nobody}, "
+            f"(smallest {min(sizes)}, median {median(sizes):g}, largest {max(sizes)}){nobody}{servers}, "
             f"{len(self.resident.validation)} held out, {len(self.resident.all_test)} test{seen}{special}"
         )
 

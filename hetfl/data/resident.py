@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hetfl.data.arrays import Arrays, ClientData
 from hetfl.data.split import Split
-from hetfl.tree import divided, taken
+from hetfl.data.transform import Transform
+from hetfl.tree import Tree, divided, taken
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Resident:
         validation_owner: int64, shape (n_validation,): the client as which each is seen, or -1.
         labels: bool, shape (N, K): the labels in each client's training data.
         unassigned: number of training samples that the partitioner left out.
+        server: the samples of the server, as they are.
     """
 
     train: tuple[ClientData, ...]
@@ -36,6 +38,7 @@ class Resident:
     validation_owner: Tensor
     labels: Tensor
     unassigned: int
+    server: ClientData
 
     @staticmethod
     def of(arrays: Arrays, split: Split, validation_owner: Tensor | None = None) -> Resident:
@@ -60,12 +63,34 @@ class Resident:
             validation_owner=torch.full_like(split.validation, -1) if validation_owner is None else validation_owner,
             labels=torch.stack([_owned(arrays, part) for part in split.train]),
             unassigned=split.unassigned,
+            server=_take(arrays.train, split.server),
         )
 
 
 def _owned(arrays: Arrays, part: Tensor) -> Tensor:
     assert arrays.objective is not None
     return arrays.objective.label_counts(arrays.train.targets[part], arrays.outputs) > 0
+
+
+@dataclass(frozen=True)
+class ServerSamples:
+    """The samples that the server has of its own, for pieces that declare that they read them.
+
+    Attributes:
+        samples: as they lie in memory.
+        transform: what an evaluation makes of inputs.
+    """
+
+    samples: ClientData
+    transform: Transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, positions: Tensor) -> tuple[Tree, Tensor]:
+        """Return inputs as nets take them in an evaluation, and targets, of the samples at some positions, int64."""
+        chosen = _take(self.samples, positions)
+        return self.transform.eval(chosen.inputs), chosen.targets
 
 
 def _take(data: ClientData, positions: Tensor) -> ClientData:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class Split:
         unassigned: number of training samples that are neither held out nor any client's.
         names: what the user calls each client, where the partitioner goes by the data's client ids.
         dropped: what the user calls the clients that were left out, or their numbers.
+        server: in the training set; the server's.
     """
 
     train: tuple[Tensor, ...]
@@ -34,6 +35,7 @@ class Split:
     unassigned: int
     names: tuple[str | int, ...] | None = None
     dropped: tuple[str | int, ...] = ()
+    server: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
 def make_split(
@@ -44,6 +46,7 @@ def make_split(
     min_samples: int,
     seed: int,
     drop_small_clients: bool = False,
+    server_fraction: float = 0.0,
 ) -> Split:
     """Hold samples out, then share the rest of the training set and the test set out: a function of the arguments only.
 
@@ -53,6 +56,8 @@ def make_split(
     """
     classes = arrays.classes(arrays.train)
     rest, held_out = hold_out(len(classes), val_fraction, generator(seed, "validation"))
+    shared, kept_back = hold_out(len(rest), server_fraction, generator(seed, "server data"), "server_fraction")
+    rest, server = rest[shared], rest[kept_back]
     keys, num_clients, ids = _keys(arrays, partitioner, num_clients)
     parts = partitioner(keys[rest], num_clients, generator(seed, "partition"))
     taken = torch.cat(parts)
@@ -77,21 +82,25 @@ def make_split(
         len(rest) - sum(len(part) for part in train),
         None if names is None else tuple(names[client] for client in kept),
         tuple(client if names is None else names[client] for client in dropped),
+        server,
     )
 
 
-def hold_out(num_samples: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def hold_out(
+    num_samples: int, fraction: float, generator: torch.Generator, setting: str = "val_fraction"
+) -> tuple[Tensor, Tensor]:
     """Return the positions that stay and those held out, both ascending; the draw is not stratified.
 
     Raises:
         ConfigurationError: the fraction is outside [0, 1), or positive but less than one sample.
     """
     if not 0 <= fraction < 1:
-        raise ConfigurationError(f"Expected a held-out fraction (val_fraction) in [0, 1) but got {fraction}")
+        raise ConfigurationError(f"Expected a held-out fraction ({setting}) in [0, 1) but got {fraction}")
     num_held_out = round(fraction * num_samples)
     if fraction > 0 and not 0 < num_held_out < num_samples:
         raise ConfigurationError(
-            f"Expected to hold out some of {num_samples} samples but a fraction of {fraction} makes {num_held_out}"
+            f"Expected to hold out some of {num_samples} samples ({setting}) but a fraction of {fraction} makes "
+            f"{num_held_out}"
         )
     order = torch.randperm(num_samples, generator=generator)
     return order[num_held_out:].sort().values, order[:num_held_out].sort().values

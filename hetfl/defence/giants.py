@@ -16,7 +16,7 @@ TIMES = 1e6
 def name_giants(round: int, peaks: Mapping[int, float]) -> None:
     """Warn of clients whose update has an entry far larger than the largest one of the round's median update.
 
-    The update was taken: what is done about a large norm is the business of ``max_norm``. But what it does to the model
+    The update was taken: a large norm is the business of :class:`hetfl.hooks.NormBound`. But what it does to the model
     shows at all other clients, and only here it can be said whose it was.
 
     Args:

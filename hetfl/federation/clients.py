@@ -15,6 +15,7 @@ from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import Fleet
 from hetfl.fleet.numbers import IntArray
+from hetfl.hooks import Hooks
 from hetfl.local import Executor, Penalty, Personal, Result
 from hetfl.local.executor import Job
 from hetfl.local.jobs import statistics, train
@@ -48,23 +49,27 @@ class Reply:
     personal: Tensor | None = None
 
 
+@dataclass(frozen=True)
 class ClientSide:
     """What a client does beside its training: its residual, compression, encoding, and what penalties remember.
 
-    Args:
+    Attributes:
         seed: of every random choice.
         parts: where vectors lie.
         uplink: the compressor and the residuals.
         penalty: of the local objective.
         fleet: the clients' devices.
         personal: what they keep of their own.
+        hooks: may change what is compressed.
     """
 
-    def __init__(
-        self, seed: int, parts: TaskParts, uplink: ErrorFeedback, penalty: Penalty, fleet: Fleet, personal: Personal
-    ) -> None:
-        self.seed, self.parts, self.uplink, self.penalty, self.fleet = seed, parts, uplink, penalty, fleet
-        self.personal = personal
+    seed: int
+    parts: TaskParts
+    uplink: ErrorFeedback
+    penalty: Penalty
+    fleet: Fleet
+    personal: Personal
+    hooks: Hooks
 
     def recall(self, task: Task) -> Task:
         """Return a task with what the penalty keeps of its client, for its trained parameters, and what is personal."""
@@ -92,6 +97,7 @@ class ClientSide:
                 lr=task.lr,
                 generator=generator(self.seed, "compression", task.round, task.client),
                 uplink=float(self.fleet.rates(task.client, task.round)[2]),
+                combine=self.hooks.combine(task, held, self.seed),
             )
         except RefusedUpdate as error:
             return Reply(task, result.report, refusal=str(error))

@@ -58,9 +58,10 @@ class Method(LightningModule, LocalMethod):
 
     @property
     def pieces(self) -> dict[str, Piece]:
-        """Everything that keeps a state during a run, by name: the public attributes that are pieces."""
+        """Everything that keeps a state during a run, by name: public attributes that are pieces, and their members."""
         attributes = {**vars(self), **self._modules}
-        return {name: each for name, each in attributes.items() if isinstance(each, Piece) and name[0] != "_"}
+        pieces = {name: each for name, each in attributes.items() if isinstance(each, Piece) and name[0] != "_"}
+        return pieces | {f"{name}.{key}": each for name, of in pieces.items() for key, each in of.members().items()}
 
     @property
     def net(self) -> nn.Module:

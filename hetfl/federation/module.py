@@ -37,6 +37,7 @@ from hetfl.federation.state import KEY, RunState
 from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
+from hetfl.hooks import Hook, Hooks
 from hetfl.levels.budgets import Axis, Budgets
 from hetfl.levels.level_set import LevelSet
 from hetfl.levels.table import level_costs, save_levels
@@ -77,6 +78,7 @@ class FederatedModule(Method):
         parts: which part of the global model a client holds in a round; default: the leading channels and stages.
         personal: tensors that stay with their client, or patterns of their names; None: there are none.
         objective: what the targets are; default: what the data says.
+        hooks: change what clients send, what is aggregated, or the server's step, in their order; None: none do.
         check_nesting: refuse nets whose sub-models are not their leading channels.
         seed: of every random choice; on the command line it follows ``seed_everything``.
 
@@ -103,6 +105,7 @@ class FederatedModule(Method):
         parts: PartRule | None = None,
         personal: Personal | list[str] | None = None,
         objective: Objective | None = None,
+        hooks: list[Hook] | None = None,
         check_nesting: bool = True,
         seed: int = 0,
     ) -> None:
@@ -118,6 +121,7 @@ class FederatedModule(Method):
         self.selection = selection or Uniform()
         self.local, self.uplink = local or LocalTraining(), uplink or ErrorFeedback(Identity())
         self.penalty, self.executor = self.local.regulariser, executor or Sequential()
+        self.hooks = Hooks(self.penalty, hooks or ())
         self.aggregator = Aggregators(aggregator or self.default_aggregator())
         self._objective, self.objective = objective, objective or self.objective
         self.personal, self.ledger = Personal.given(personal), Ledger(self.fleet, deadline)
@@ -129,9 +133,9 @@ class FederatedModule(Method):
     def _compose(self) -> None:
         """Make what works together in a round out of what the constructor was given."""
         self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downloads.personal)
-        side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal)
+        side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal, self.hooks)
         self.clients: Clients = OwnClients(self.executor, side)
-        self.server = Server(self.task_parts, self.uplink, self.aggregator, self.penalty, self.ledger, self.downloads)
+        self.server = Server(self.task_parts, self.uplink, self.aggregator, self.hooks, self.ledger, self.downloads)
         how = (self.levels.indices, self.models.build, self, self._precision_context, self.downloads.personal)
         self.hosting = Hosting(
             LocalProblem(self.seed, self.local, *how), self.task_parts, self.executor, self.statistics
@@ -159,9 +163,9 @@ class FederatedModule(Method):
         rounds = trainers.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
         parameters = parameters_of(self.net)
         models = (parameters, self.models.shared, self.parts.masks, self.models.frozen, self.clustering.apart)
-        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models)
+        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, data.server_data)
         for piece in self.pieces.values():
-            piece.setup(facts)
+            piece.setup(facts.known_to(piece))
         if self._met is not data:
             check_optimizers(self.server_optimizer, parameters.values(), self.local)
             some = data.client_data(0)

@@ -72,7 +72,7 @@ class Round:
             probe.ask(tasks)
         self.ledger.begin_phase("training")
         self.server.reset()
-        self.server.penalty.regroup(self.clustering.assigned)
+        self.server.hooks.regroup(self.clustering.assigned)
         reports = self._train(tasks, probe, follow)
         self.server.step(optimizer.optimizer, optimizer.step, round, self.clients.known)
         self.hosting.models.version += 1

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hetfl import wire
 from hetfl.accounting import Downloads, Ledger
 from hetfl.aggregators.per_model import Aggregators
+from hetfl.aggregators.server_step import server_step
 from hetfl.compression import ErrorFeedback
 from hetfl.defence.ranges import ENTRY
 from hetfl.errors import ConfigurationError, RefusedUpdate
@@ -20,7 +20,7 @@ from hetfl.federation.clients import Reply
 from hetfl.federation.probing import RoundProbe
 from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import Work
-from hetfl.local import Penalty
+from hetfl.hooks import Hooks
 from hetfl.part import Part
 from hetfl.types import Report, Task
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
@@ -50,12 +50,9 @@ class Server:
         parts: where vectors lie in the global models.
         uplink: its compressor may share a state with clients.
         aggregators: combine updates.
-        penalty: may correct the step.
+        hooks: may change what is added up, and the step.
         ledger: takes costs.
         downloads: knows what clients have.
-
-    Attributes:
-        max_norm: largest 2-norm of an update, what travels exactly included; None: any.
     """
 
     def __init__(
@@ -63,13 +60,12 @@ class Server:
         parts: TaskParts,
         uplink: ErrorFeedback,
         aggregators: Aggregators,
-        penalty: Penalty,
+        hooks: Hooks,
         ledger: Ledger,
         downloads: Downloads,
     ) -> None:
         self.parts, self.models, self.uplink = parts, parts.models, uplink
-        self.aggregators, self.penalty, self.ledger, self.downloads = aggregators, penalty, ledger, downloads
-        self.max_norm: float | None = None
+        self.aggregators, self.hooks, self.ledger, self.downloads = aggregators, hooks, ledger, downloads
 
     def reset(self) -> None:
         """Begin to add up updates."""
@@ -106,7 +102,7 @@ class Server:
         seconds, loss = self.ledger.seconds(task.client, task.round, work), probe.initial_loss(task)
         report = replace(reply.report, flops=float(work.flops), initial_loss=loss, weight=weight, seconds=seconds)
         try:
-            self.aggregators.update(update, task.sent, report)
+            self.aggregators.update(self.hooks.on_update(update, task.sent, report), task.sent, report)
         except RefusedUpdate as error:
             self._refuse(task, error, work)
             return None
@@ -146,20 +142,20 @@ class Server:
         if not self._accepted and refused and known:
             raise ConfigurationError(
                 f"Expected an update that can be used in round {round} but all {refused} were refused (training "
-                "diverged?): try a smaller learning rate or gradient_clip"
+                "diverged?): try a smaller learning rate or gradient_clip, or a larger bound where hooks have one"
             )
         if not self._accepted:
             rank_zero_warn("No update of a round arrived: all were late or failed, and the models stay as they are")
             step()  # no parameter has a gradient, so none moves; Lightning counts the round, and keeps it
             return
-        server_step(optimizer, step, *self.aggregators.compute(self.penalty.correct))
+        server_step(optimizer, step, *self.aggregators.compute(self.hooks.on_step))
 
     def _decoded(self, reply: Reply) -> Update:
         """Return what the server reads in a reply.
 
         Raises:
             MalformedPayload: it is not what was asked for.
-            RefusedUpdate: the client could not make an update, or it is too long.
+            RefusedUpdate: the client could not make an update.
         """
         if reply.refusal:
             raise RefusedUpdate(reply.refusal)
@@ -167,12 +163,7 @@ class Server:
         exact = task.sent.size - layout.size
         dtype = self.models.like.dtype
         expected = wire.Expected(task.round, task.owner, layout.size, exact, dtype=dtype, layout=layout)
-        update = wire.decode(reply.payload, expected)
-        if self.max_norm is not None:
-            norm = float(torch.cat([update.to_dense().double(), update.exact.double()]).norm())
-            if norm > self.max_norm:
-                raise RefusedUpdate(f"Expected a norm of at most {self.max_norm:g} but got {norm:g}")
-        return update
+        return wire.decode(reply.payload, expected)
 
 
 def _peak(update: Update) -> float:
@@ -187,57 +178,3 @@ def _peak(update: Update) -> float:
     if peak not in ENTRY:
         raise RefusedUpdate(f"Expected {ENTRY} but got {peak:g}")
     return peak
-
-
-def server_step(
-    optimizer: Optimizer,
-    step: Callable[[], object],
-    tensors: Mapping[str, Tensor],
-    delta: Mapping[str, Tensor],
-    holders: Mapping[str, Tensor],
-) -> None:
-    r"""Set :math:`\theta.\text{grad} = -\Delta`, step, and keep what nobody held.
-
-    The server's optimizer is that of Reddi et al., Adaptive Federated Optimization (ICLR 2021, arXiv 2003.00295).
-
-    SGD(lr=1) adds the mean delta: FedAvg. Adam is FedAdam. Under momentum, weight decay or Adam a zero gradient still
-    moves a value: entries without holders, and the optimizer's state of them, are put back bit for bit. Float buffers
-    have no gradient: they take the delta as it is.
-
-    Args:
-        optimizer: holds the global parameters and their state.
-        step: performs the step (Lightning's wrapper of ``optimizer.step``, which counts it).
-        tensors: the global parameters and float buffers.
-        delta: the aggregated step of each tensor.
-        holders: number or weight of holders of each entry; 0: nobody.
-    """
-    untouched: dict[nn.Parameter, tuple[Tensor, Tensor, dict[str, Tensor]]] = {}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, nn.Parameter):
-            tensor.add_(delta[name])
-            continue
-        if not tensor.requires_grad:
-            continue
-        tensor.grad = delta[name].neg()
-        unheld = holders[name] == 0
-        if bool(unheld.any()):
-            untouched[tensor] = (unheld, tensor.detach().clone(), _state(optimizer, tensor))
-    step()
-    with torch.no_grad():
-        for parameter, (unheld, value, before) in untouched.items():
-            parameter.copy_(torch.where(unheld, value, parameter))
-            for key, state in _state(optimizer, parameter).items():
-                # State begins at zero, but for Rprop's steps, which the first step leaves as they begin.
-                initial = state if key == "step_size" else torch.zeros_like(state)
-                optimizer.state[parameter][key].copy_(torch.where(unheld, before.get(key, initial), state))
-    optimizer.zero_grad(set_to_none=True)
-
-
-def _state(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Return copies of the optimizer's state that has an entry per entry of the parameter."""
-    state = optimizer.state.get(parameter, {})
-    return {
-        key: value.clone()
-        for key, value in state.items()
-        if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim() > 0
-    }

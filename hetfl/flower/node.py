@@ -76,7 +76,13 @@ class Node:
             module.penalty.memories = MemoryStore()
         self.bench = OrderBench(module.hosting.problem, data, module.models.tensors)
         self.side = ClientSide(
-            module.seed, module.task_parts, module.uplink, module.penalty, module.fleet, module.personal
+            module.seed,
+            module.task_parts,
+            module.uplink,
+            module.penalty,
+            module.fleet,
+            module.personal,
+            module.hooks,
         )
         self._dtype = module.models.like.dtype
 

@@ -120,15 +120,11 @@ class FedDyn(Penalty):
         step_D = -self.alpha * sent_D
         self.memories.write(client, index, step_D if before is None else before + step_D, round)
 
-    def correct(  # noqa: D102
-        self, cluster: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        share = 1.0 if cluster == SHARED else int((self.where == cluster).sum()) / int((self.where >= 0).sum())
-        corrected = {
-            name: torch.where(holders[name] > 0, delta[name] - total / share / self.alpha, delta[name])
-            for name, total in self.server.get(cluster, {}).items()
-        }
-        return {**delta, **corrected}
+    def on_step(self, model: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the step with the server's half, -h / α, for a cluster's model or for what all share."""
+        share = 1.0 if model == SHARED else int((self.where == model).sum()) / int((self.where >= 0).sum())
+        sums = self.server.get(model, {})
+        return {**delta, **{name: delta[name] - total / share / self.alpha for name, total in sums.items()}}
 
     def _put(self, client: int, cluster: int) -> None:
         """Move a client's memory from the sum of the cluster that it was in to that of another."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.hooks import Hook
 from hetfl.layout import Index
-from hetfl.piece import Piece
 from hetfl.store import ClientStore
 from hetfl.updates import Update
 
@@ -18,11 +17,12 @@ LARGEST = 1e6
 """The largest weight of a penalty."""
 
 
-class Penalty(Piece):
+class Penalty(Hook):
     """Adds gradients to those of the local loss, before clipping; it may remember each client, and the server's steps.
 
     A penalty knows no method: it acts on vectors of trained parameters in sub-model coordinates. What it keeps follows
-    what was *sent*: a refused update changes nothing, and a compressed one counts as the server decoded it.
+    what was *sent*: a refused update changes nothing, and a compressed one counts as the server decoded it. Its
+    server's half, if it has one, is that of a :class:`~hetfl.hooks.Hook`: it acts on the step before all other hooks.
 
     Attributes:
         memories: where it keeps what it remembers of clients; None: nothing.
@@ -42,25 +42,12 @@ class Penalty(Piece):
             memory_D: what :meth:`memory` returned for the client, shape (..., D); None if all zero.
         """
 
-    def regroup(self, clusters: Sequence[int]) -> None:
-        """Learn every client's cluster, -1 for none yet, before a round's first update. By default nothing."""
-
     def memory(self, client: int, index: Index, like: Tensor) -> Tensor | None:
         """Return what is kept of a client at an index, shape (D,), for its next round; None if all zero."""
         return None
 
     def remember(self, client: int, round: int, index: Index, update: Update) -> None:
         """Learn, at the client, its update that the server took, as decoded. By default nothing."""
-
-    def correct(self, cluster: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a cluster's aggregated step as the server takes it; entries without holders stay. By default as it is.
-
-        Args:
-            cluster: which; :data:`~hetfl.types.SHARED` for what all clusters share.
-            delta: the step of each of its own tensors, by name.
-            holders: number or weight of holders of each entry; 0: nobody.
-        """
-        return delta
 
 
 class NoPenalty(Penalty):

@@ -1,0 +1,142 @@
+"""The hooks of a run, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hetfl.compression.base import Combine, apart
+from hetfl.errors import ConfigurationError
+from hetfl.hooks.base import DeltaContext, Hook
+from hetfl.layout import Index
+from hetfl.part import Part
+from hetfl.piece import Piece
+from hetfl.seeding import generator
+from hetfl.types import Report, Task
+from hetfl.updates import Update
+
+
+class Hooks(Piece):
+    """Calls the hooks of a run in their order.
+
+    Each hook after the first takes part in the run as a piece named ``hooks.<class>``, with a number behind it for the
+    second of a class. This piece itself stands for their order in the fingerprint.
+
+    Args:
+        first: acts before all others, and is a piece of its own: the penalty, with its server's half.
+        others: in their order.
+    """
+
+    def __init__(self, first: Hook, others: Sequence[Hook] = ()) -> None:
+        self.first = first
+        self.named: dict[str, Hook] = {}
+        for hook in others:
+            self.append(hook)
+
+    def append(self, hook: Hook) -> None:
+        """Add a hook that acts after all others.
+
+        Raises:
+            ConfigurationError: it is no hook, or is there already.
+        """
+        if not isinstance(hook, Hook):
+            raise ConfigurationError(f"Expected a hook (hetfl.hooks.Hook) among hooks but got {type(hook).__name__}")
+        if any(hook is other for other in self._all()):
+            raise ConfigurationError(f"Expected every hook once among hooks but got one {type(hook).__name__} twice")
+        kind = type(hook).__name__
+        number = 1 + sum(type(other).__name__ == kind for other in self.named.values())
+        self.named[kind if number == 1 else f"{kind}_{number}"] = hook
+
+    def members(self) -> dict[str, Piece]:  # noqa: D102
+        return dict(self.named)
+
+    def columns(self) -> dict[str, float]:
+        """Return nothing: every hook has its own columns.
+
+        Raises:
+            ConfigurationError: two hooks have a column of one name.
+        """
+        owner: dict[str, str] = {}
+        for name, hook in self.named.items():
+            for column in hook.columns():
+                if owner.setdefault(column, name) != name:
+                    raise ConfigurationError(
+                        f"Expected hooks with columns of their own but both {owner[column]} and {name} have {column}"
+                    )
+        return {}
+
+    def describe(self) -> str:  # noqa: D102
+        return ", ".join(name for name, hook in self.named.items() if hook.describe()) or "none"
+
+    def combine(self, task: Task, part: Part, seed: int) -> Combine:
+        """Return what becomes of a client's delta and residual before they are compressed.
+
+        Args:
+            task: the client's.
+            part: where the entries of p lie.
+            seed: of every random choice.
+        """
+        hooks = {name: hook for name, hook in self.named.items() if type(hook).on_delta is not Hook.on_delta}
+        if not hooks:
+            return apart
+
+        def changed(delta_D: Tensor, residual_D: Tensor | None) -> tuple[Tensor, None]:
+            p_D = delta_D if residual_D is None else delta_D + residual_D
+            for name, hook in hooks.items():
+                random = generator(seed, f"hooks.{name}", task.round, task.owner)
+                ctx = DeltaContext(task.client, task.level, task.round, task.lr, part, random)
+                p_D = _alike(hook.on_delta(p_D, ctx), p_D, f"{name}.on_delta")
+            return p_D, None
+
+        return changed
+
+    def on_update(self, update: Update, index: Index, report: Report) -> Update:
+        """Return what is added up in place of a decoded update; see :meth:`Hook.on_update`."""
+        for name, hook in self._all_named():
+            changed = hook.on_update(update, index, report)
+            if changed is not update:
+                _alike(changed.to_dense(), update.to_dense(), f"{name}.on_update")
+                _alike(changed.exact, update.exact, f"the exact block of {name}.on_update")
+            update = changed
+        return update
+
+    def on_step(self, model: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the step that the server's optimizer takes; see :meth:`Hook.on_step`."""
+        for name, hook in self._all_named():
+            changed = hook.on_step(model, delta, holders)
+            if changed.keys() != delta.keys():
+                raise ConfigurationError(
+                    f"Expected steps of {sorted(delta)} from {name}.on_step but got {sorted(changed)}"
+                )
+            held = {tensor: step for tensor, step in changed.items() if step is not delta[tensor]}
+            for tensor, step in held.items():
+                _alike(step, delta[tensor], f"{name}.on_step")
+                held[tensor] = torch.where(holders[tensor] > 0, step, delta[tensor])
+            delta = {**delta, **held}
+        return delta
+
+    def regroup(self, clusters: Sequence[int]) -> None:
+        """Tell all hooks of every client's cluster."""
+        for hook in self._all():
+            hook.regroup(clusters)
+
+    def _all(self) -> list[Hook]:
+        return [self.first, *self.named.values()]
+
+    def _all_named(self) -> list[tuple[str, Hook]]:
+        return [(type(self.first).__name__, self.first), *self.named.items()]
+
+
+def _alike(changed: Tensor, given: Tensor, where: str) -> Tensor:
+    """Return a changed tensor.
+
+    Raises:
+        ConfigurationError: its shape or type is not that of the given one.
+    """
+    if changed.shape != given.shape or changed.dtype != given.dtype:
+        raise ConfigurationError(
+            f"Expected {given.dtype} {tuple(given.shape)} from {where} but got {changed.dtype} {tuple(changed.shape)}"
+        )
+    return changed

@@ -1,0 +1,71 @@
+"""A bound on the norm of every client's update, on the server."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+
+from hetfl.errors import ConfigurationError, RefusedUpdate
+from hetfl.hooks.base import Hook
+from hetfl.layout import Index
+from hetfl.types import Report
+from hetfl.updates import Update
+
+Action = Literal["refuse", "clip"]
+
+
+class NormBound(Hook):
+    r"""Refuse or shorten updates whose 2-norm is larger than a bound (Sun et al., 2019, arXiv 1911.07963).
+
+    With u the update as the server decoded it, its exact block included, and C the bound, ``clip`` adds up
+
+    .. math:: u \min\bigl(1, C / \lVert u \rVert_2\bigr)
+
+    and ``refuse`` leaves an update with :math:`\lVert u \rVert_2 > C` out: it counts as refused (``comm/refused``), the
+    log names its client, and the client keeps its residual. The norm of an update grows with the client's level, its
+    learning rate and its number of steps. A bound below the norms of honest updates stops training if it refuses.
+
+    Columns: ``defence/refused`` or ``defence/clipped``, the number of updates of the round that were too long.
+
+    Args:
+        max_norm: C.
+        action: what becomes of a longer update.
+
+    Raises:
+        ConfigurationError: the bound is not above 0, or there is no such action.
+    """
+
+    def __init__(self, max_norm: float, action: Action = "refuse") -> None:
+        if not max_norm > 0:
+            raise ConfigurationError(f"Expected max_norm above 0 for NormBound but got {max_norm}")
+        if action not in get_args(Action):
+            raise ConfigurationError(f"Expected action refuse or clip for NormBound but got {action}")
+        self.max_norm, self.action = max_norm, action
+        self._longer = 0
+
+    def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
+        self._longer = 0
+
+    def bound(self, index: Index, report: Report) -> float:
+        """Return C for an update, given where its entries lie and what is known of the client's training."""
+        return self.max_norm
+
+    def on_update(self, update: Update, index: Index, report: Report) -> Update:  # noqa: D102
+        norm, bound = norm_of(update), self.bound(index, report)
+        if norm <= bound:
+            return update
+        self._longer += 1
+        if self.action == "refuse":
+            raise RefusedUpdate(f"Expected a norm of at most {bound:g} but got {norm:g}")
+        return update.scaled(bound / norm)
+
+    def columns(self) -> dict[str, float]:  # noqa: D102
+        return {"defence/refused" if self.action == "refuse" else "defence/clipped": float(self._longer)}
+
+
+def norm_of(update: Update) -> float:
+    """Return the 2-norm of an update, its exact block included, in float64."""
+    parts = (update.to_dense(), update.exact)
+    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))
