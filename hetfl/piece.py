@@ -29,6 +29,7 @@ class Facts:
         masks: whether clients' parts may have a mask.
         frozen: parameters that nobody trains, by name.
         apart: whether clients keep a state for each global model.
+        client_names: what the user calls each client; None: as its number.
     """
 
     sizes: Sequence[int] = ()
@@ -40,6 +41,7 @@ class Facts:
     masks: bool = False
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     apart: bool = False
+    client_names: Sequence[str | int] | None = None
 
     @property
     def num_clients(self) -> int:

@@ -20,7 +20,7 @@ Batch = tuple[Tree, Tensor, Tensor]
 """Raw inputs, targets (N,), and the client that each sample belongs to (N,), -1 for samples of no client."""
 
 CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples", "accuracy", "own_accuracy")
-"""Of ``clients.csv``: accuracies of the global model, and of the client's own sub-model, on its own test data."""
+"""Of ``clients.csv``: accuracies of the global model and of the client's own on its test data; names if there are."""
 
 Predict = Callable[[nn.Module, Tree], tuple[Tensor, dict[str, Tensor]]]
 Restrict = Callable[[Tensor, Tensor], Tensor]
@@ -138,6 +138,9 @@ class Evaluation:
         cells += [self._model_N.tolist()] if self.several else []
         self.own_accuracy.reset()
         columns = [*CLIENT_COLUMNS, *["cluster"] * self.several]
+        if self.data.client_names is not None:
+            columns.insert(1, "name")
+            cells.insert(1, self.data.client_names)
         if self.with_personal:
             columns.append("personal_accuracy")
             cells.append(self.measured_personal().per_client())

@@ -19,7 +19,6 @@ from hetfl.part import Part
 from hetfl.parts import PartRule
 from hetfl.piece import Piece
 from hetfl.runs import trainers
-from hetfl.tree import Tree
 from hetfl.types import ClientContext, Level
 
 SUCCESSORS = {
@@ -80,11 +79,11 @@ class Method(LightningModule, LocalMethod):
         """Return the local loss of outputs (N, K) and targets (N,); with leading client dimensions, one loss each."""
         return cross_entropies(self.restrict(outputs, ctx.labels.unsqueeze(-2)), targets)
 
-    def predict(self, net: nn.Module, inputs: Tree) -> Tensor:
+    def predict(self, net: nn.Module, inputs: Any) -> Tensor:
         """Return the logits (N, K) that an evaluation uses; refuse several exits, which the loss cannot take."""
         return trainers.of_one_exit(net(inputs), type(self).__name__)
 
-    def predict_heads(self, net: nn.Module, inputs: Tree) -> tuple[Tensor, dict[str, Tensor]]:
+    def predict_heads(self, net: nn.Module, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the same, and the logits of single heads by name, from one pass: by default there are none."""
         return self.predict(net, inputs), {}
 

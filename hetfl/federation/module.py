@@ -153,7 +153,7 @@ class FederatedModule(Method):
         rounds = trainers.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
         parameters = parameters_of(self.net)
         models = (parameters, self.models.shared, self.parts.masks, self.models.frozen, self.clustering.apart)
-        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models)
+        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, client_names=data.client_names)
         for piece in self.pieces.values():
             piece.setup(facts)
         if self._met is not data:
