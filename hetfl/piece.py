@@ -41,6 +41,7 @@ class Facts:
         frozen: parameters that nobody trains, by name.
         apart: whether clients keep a state for each global model.
         server_data: the server's own samples; None for pieces that do not declare that they read them.
+        client_names: what the user calls each client; None: as its number.
     """
 
     sizes: Sequence[int] = ()
@@ -53,6 +54,7 @@ class Facts:
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     apart: bool = False
     server_data: ServerData | None = None
+    client_names: Sequence[str | int] | None = None
 
     @property
     def num_clients(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 LONGEST = 300
 """Characters of a line, if nothing else is asked for."""
 CUT = "..."
@@ -28,3 +30,17 @@ def printable(text: object, longest: int = LONGEST) -> str:
         for character in given[: longest + 1]
     )
     return line if len(line) <= longest else line[: longest - len(CUT)] + CUT
+
+
+def called(client: int, names: Sequence[str | int] | None) -> str:
+    """Return a client's number and, where the data has another name for it, that name.
+
+    Args:
+        client: the number.
+        names: what the user calls each client; None: as its number.
+
+    >>> called(1, ["ann", "bob"]), called(1, None), called(1, [0, 1])
+    ("1 ('bob')", '1', '1')
+    """
+    known = names is not None and client < len(names) and names[client] != client
+    return f"{client} ({printable(repr(names[client]))})" if names is not None and known else str(client)

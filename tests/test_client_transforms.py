@@ -276,6 +276,7 @@ def test_every_data_set_takes_a_client_transform() -> None:
     angles = {"class_path": "hetfl.data.RotationGroups", "init_args": {"angles": [0, 180]}}
     arguments: dict[str, dict[str, Any]] = {
         "Digits": {}, "MNIST": {}, "CIFAR10": {}, "ImageFolder": {"root": "."}, "CSVData": {"path": "a", "target": "b"},
+        "HuggingFaceData": {"path": "a", "inputs": "b", "target": "c"},
     }  # fmt: skip
     for name, own in arguments.items():
         given = {"class_path": f"hetfl.data.{name}", "init_args": {**own, "client_transform": angles}}

@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
+from torch import Tensor
 
 from hetfl import FedAvg, FederatedModule, HeteroFL
+from hetfl.analysis import load_run
 from hetfl.fleet import Dynamic, Fixed
+from hetfl.selection import Uniform
+from hetfl.types import ClientContext
 from tests.conftest import small_data, small_levels, small_module
+from tests.tree_cases import Given, TextNet
 
 
 def table(trainer: Trainer) -> list[dict[str, str]]:
@@ -55,3 +60,37 @@ def test_another_test_writes_over_it(fit: Callable[..., Trainer], kind: type[Fed
     trainer.test(module, datamodule=data, verbose=False)
     assert table(trainer) == before
     assert all(row["accuracy"] == row["own_accuracy"] for row in before)
+
+
+NAMES = ("ann, of York", "bob", "cat", "dan", "eve", "nan")
+
+
+def test_clients_are_called_as_the_data_does(fit: Callable[..., Trainer]) -> None:
+    module, data = small_module(net=TextNet, levels=small_levels(1.0)), Given("tokens", NAMES)
+    trainer = fit(module, data, rounds=1)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert [(row["client"], row["name"]) for row in table(trainer)] == [(str(k), name) for k, name in enumerate(NAMES)]
+    assert list(table(trainer)[0])[:3] == ["client", "name", "level"]
+    clients = load_run(str(trainer.log_dir)).clients
+    assert clients is not None
+    assert clients["client"].tolist() == list(range(6))
+
+
+def test_a_table_of_clients_without_names_has_no_such_column(fit: Callable[..., Trainer]) -> None:
+    module, data = small_module(levels=small_levels(1.0)), small_data()
+    trainer = fit(module, data, rounds=1)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert "name" not in table(trainer)[0]
+
+
+class Spoilt(FedAvg):
+    """One client's loss is no number."""
+
+    def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
+        return super().loss(outputs, targets, ctx) * (float("nan") if ctx.client == 1 else 1.0)
+
+
+def test_a_refused_client_is_called_as_the_data_does(fit: Callable[..., Trainer]) -> None:
+    module = small_module(Spoilt, net=TextNet, levels=small_levels(1.0), selection=Uniform(6))
+    with pytest.warns(UserWarning, match=r"Round 0: update of client 1 \('bob'\) at level a refused: "):
+        fit(module, Given("tokens", NAMES), rounds=1)

@@ -173,7 +173,7 @@ def test_a_row_without_a_number_as_target_is_refused(tmp_path: Path) -> None:
         ({"target": ["sick", "dose"], "features": ["number"]}, r"0 or 1 in target columns \['dose'\]"),
         ({"target": ["sick", "colour"], "features": ["number"]}, r"numbers in the target columns .*\['colour'\]"),
         ({"target": "colour", "target_kind": "number", "features": ["number"]}, r"numbers in the target columns"),
-        ({"target_kind": "text"}, "target_kind class or number but got 'text'"),
+        ({"target_kind": "text"}, "target_kind class or number or null but got 'text'"),
         ({"target": ["sick", "ill"], "features": ["number"]}, r"Expected columns \['ill'\] in"),
     ],
 )  # fmt: skip

@@ -14,8 +14,9 @@ import torch
 from lightning import Trainer
 
 from hetfl import FederatedModule
+from hetfl.selection import Uniform
 from tests.conftest import small_levels, small_module
-from tests.flower_cases import Hands, federated, make_node
+from tests.flower_cases import Hands, federated, make_node, warned
 from tests.tree_cases import FORMS, Given
 
 
@@ -31,3 +32,18 @@ def test_nodes_train_on_any_inputs(fit: Callable[..., Trainer], form: str, tmp_p
         fit(module, Given(form), rounds=2, name=name)
     for (name, expected), tensor in zip(alone.net.named_parameters(), together.net.parameters(), strict=True):
         assert torch.equal(tensor, expected), name
+
+
+def test_clients_that_do_not_answer_are_called_as_the_data_does(fit: Callable[..., Trainer], tmp_path: Path) -> None:
+    names = ("ann", "bob", "cat", "dan", "eve", "fay")
+
+    def make() -> FederatedModule:
+        return small_module(selection=Uniform(6), net=FORMS["tokens"], levels=small_levels(1.0, 0.5))
+
+    data = partial(Given, "tokens", names)
+    nodes = {k: make_node([k], tmp_path / str(k), make, data) for k in range(6)}
+    hands = Hands(nodes)
+    hands.tamper = lambda node, answer: None if node == 3 and "report.0" in answer else answer
+    module = federated(make(), hands)
+    with warned(r"Round 0: no update of client 3 \('dan'\): "):
+        fit(module, data(), rounds=1)

@@ -217,6 +217,8 @@ def test_giants_are_named_and_nobody_else() -> None:
     with pytest.warns(UserWarning, match=r"Round 3: update of client 7 has an entry of 5e\+06, 5e\+06 times") as said:
         name_giants(3, {4: 1.0, 5: 0.5, 6: 100.0, 7: 5e6, 8: 0.0})
     assert len(said) == 1
+    with pytest.warns(UserWarning, match=r"update of client 7 \('eve'\) has"):
+        name_giants(3, {4: 1.0, 5: 0.5, 7: 5e6}, lambda client: f"{client} ('eve')")
     name_giants(3, {4: 1.0, 7: 5e6})
     name_giants(3, {4: 0.0, 5: 0.0, 7: 5e6})
 

@@ -76,10 +76,10 @@ FORMS: dict[str, Callable[..., nn.Module]] = {"tokens": TextNet, "dict": MaskedN
 class Given(FederatedDataModule):
     """Inputs of a form, over six clients."""
 
-    def __init__(self, form: str, **settings: Any) -> None:
+    def __init__(self, form: str, names: tuple[str, ...] | None = None, **settings: Any) -> None:
         super().__init__(num_clients=None, **settings)
-        self.form = form
+        self.form, self.names = form, names
 
     def load(self) -> Arrays:
         train, test = ClientData(*raw(self.form, 150, 0)), ClientData(*raw(self.form, 60, 1))
-        return Arrays(train, test, CLASSES, train_clients=torch.arange(150) // 3 % 6)
+        return Arrays(train, test, CLASSES, train_clients=torch.arange(150) // 3 % 6, client_names=self.names)

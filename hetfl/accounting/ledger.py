@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.fleet import Fleet, Work
 from hetfl.fleet.numbers import IntArray
 from hetfl.piece import Facts, Piece
+from hetfl.printable import called
 
 Purpose = Literal["training", "statistics", "probes"]
 """What clients are sent something for."""
@@ -94,6 +96,7 @@ class Ledger(Piece):
     _busy: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))  # seconds of the phase
     _last_share: float = 1.0
     _masks: bool = False
+    _names: Sequence[str | int] | None = None
 
     def __post_init__(self) -> None:
         """Check the deadline."""
@@ -111,8 +114,12 @@ class Ledger(Piece):
         return self.round.update_bytes / self.round.dense_bytes if self.round.dense_bytes else self._last_share
 
     def setup(self, facts: Facts) -> None:
-        """Learn whether clients may have masks: there are then sparse FLOPs, too."""
-        self._masks = facts.masks
+        """Learn what clients are called, and whether they may have masks: there are then sparse FLOPs, too."""
+        self._masks, self._names = facts.masks, facts.client_names
+
+    def called(self, client: int) -> str:
+        """Return a client's number and, where the data has one, its name."""
+        return called(client, self._names)
 
     def begin_round(self, round: int, lr: float) -> None:
         """Forget the last round; totals stay."""

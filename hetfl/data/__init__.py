@@ -10,6 +10,7 @@ from hetfl.data.digits import Digits
 from hetfl.data.dirichlet import Dirichlet
 from hetfl.data.feature_noise import FeatureNoise
 from hetfl.data.flower import FlowerPartitioner
+from hetfl.data.huggingface import HuggingFaceData
 from hetfl.data.image_folder import ImageFolder
 from hetfl.data.loaders import EvalBatch
 from hetfl.data.matched import matched_partition
@@ -44,6 +45,7 @@ __all__ = [
     "FeatureNoise",
     "FederatedDataModule",
     "FlowerPartitioner",
+    "HuggingFaceData",
     "ImageFolder",
     "ImageTransform",
     "LabelShards",

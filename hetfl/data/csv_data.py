@@ -13,6 +13,7 @@ from hetfl.data.csv_values import CategoryForm, Features, class_targets, feature
 from hetfl.data.module import FederatedDataModule
 from hetfl.data.split import hold_out
 from hetfl.errors import ConfigurationError
+from hetfl.objectives import MultiLabel, Regression
 from hetfl.seeding import generator
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class CSVData(FederatedDataModule):
         separator: the character between cells, such as ";" or a tab.
         encoding: of the text, such as "latin-1".
         decimal: the character before the fraction of a number.
-        target_kind: ``class``, or ``number`` for floats.
+        target_kind: ``class``, or ``number`` for floats; null: numbers if the objective has no labels.
         categorical: the feature columns whose cells are categories, as they are written; ``path`` has all of them that
             are known. Others in ``test_path`` count as none.
         categories: ``one_hot``: 0 or 1 for each category, in the place of its column; ``codes``: a net gets
@@ -63,7 +64,7 @@ class CSVData(FederatedDataModule):
         separator: str = ",",
         encoding: str = "utf-8",
         decimal: str = ".",
-        target_kind: Literal["class", "number"] = "class",
+        target_kind: Literal["class", "number"] | None = None,
         categorical: list[str] | None = None,
         categories: CategoryForm = "one_hot",
         missing: Missing = "refuse",
@@ -77,15 +78,19 @@ class CSVData(FederatedDataModule):
             raise ConfigurationError(
                 f"Expected two different characters as separator and decimal but got {separator!r} and {decimal!r}"
             )
-        self.columns = Columns(target, client, features, categorical or (), target_kind == "number", missing)
+        self.columns = Columns(target, client, features, categorical or (), self._numbers(target_kind), missing)
         self.columns.check()
         if categories not in ("one_hot", "codes"):
             raise ConfigurationError(f"Expected categories one_hot or codes but got {categories!r}")
-        if target_kind not in ("class", "number"):
-            raise ConfigurationError(f"Expected target_kind class or number but got {target_kind!r}")
         self.path, self.test_path, self.test_fraction, self.categories = path, test_path, test_fraction, categories
         self.separator, self.encoding, self.decimal = separator, encoding, decimal
         self.features: Features | None = None
+
+    def _numbers(self, kind: str | None) -> bool:
+        """Return whether targets are numbers rather than classes."""
+        if kind not in (None, "class", "number"):
+            raise ConfigurationError(f"Expected target_kind class or number or null but got {kind!r}")
+        return kind == "number" if kind else self._objective is not None and not self._objective.owns_labels
 
     def load(self) -> Arrays:  # noqa: D102
         table = self._read(self.path)
@@ -108,6 +113,7 @@ class CSVData(FederatedDataModule):
             train_clients=train_codes,
             test_clients=test_codes,
             client_names=names,
+            objective=Regression() if columns.numbers else MultiLabel() if columns.numeric_targets else None,
         )
 
     def _read(self, path: str) -> pd.DataFrame:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.functional import pil_to_tensor
 
 from hetfl.data.arrays import ArrayLike, Arrays, ClientData, as_tensor, client_codes
-from hetfl.data.inputs import Padding, as_inputs, stack
+from hetfl.data.inputs import Padding, as_inputs, pixels_or_numbers, stack_both, stack_targets
 from hetfl.data.module import FederatedDataModule
 from hetfl.errors import ConfigurationError
-from hetfl.tree import Tree, divided
+from hetfl.tree import Tree
 
 
 class DatasetData(FederatedDataModule):
@@ -55,18 +53,9 @@ class DatasetData(FederatedDataModule):
     def load(self) -> Arrays:  # noqa: D102
         train_inputs, train_targets = _items(self.train, "training")
         test_inputs, test_targets = _items(self.test, "test")
-        if self.padding.value is None:
-            inputs = [
-                stack(train_inputs, self.padding, "training inputs"),
-                stack(test_inputs, self.padding, "test inputs"),
-            ]
-        else:  # to one length
-            joined = stack([*train_inputs, *test_inputs], self.padding, "inputs")
-            inputs = divided(joined, [len(train_inputs), len(test_inputs)])
-        train, test = (
-            ClientData(tree, _targets(targets, where))
-            for tree, targets, where in zip(inputs, (train_targets, test_targets), ("training", "test"), strict=True)
-        )
+        trees = stack_both(train_inputs, test_inputs, self.padding)
+        train = ClientData(trees[0], stack_targets(train_targets, "training"))
+        test = ClientData(trees[1], stack_targets(test_targets, "test"))
         train_codes, test_codes, names = client_codes(self.train_clients, self.test_clients)
         return Arrays(train, test, self.num_labels, train_codes, test_codes, names)
 
@@ -81,17 +70,9 @@ def _items(dataset: Dataset[Any], where: str) -> tuple[list[Tree], list[Tensor]]
             raise ConfigurationError(
                 f"Expected {where} items (input, target) but got {type(item).__name__} at position {position}"
             )
-        inputs.append(as_inputs(item[0], f"the input at {where} position {position}", _tensor))
+        inputs.append(as_inputs(item[0], f"the input at {where} position {position}", pixels_or_numbers))
         targets.append(as_tensor(item[1], f"the target at {where} position {position}"))
     return inputs, targets
-
-
-def _targets(targets: list[Tensor], where: str) -> Tensor:
-    """Return targets as one tensor: those of one entry each, shape (n,); whole numbers as int64."""
-    single = all(target.numel() == 1 for target in targets)
-    rows = [target.reshape(()) for target in targets] if single else targets
-    joined: Tensor = stack(rows, Padding(), f"{where} targets")
-    return joined if joined.is_floating_point() else joined.long()
 
 
 def _length(dataset: Dataset[Any], where: str) -> int:
@@ -99,7 +80,3 @@ def _length(dataset: Dataset[Any], where: str) -> int:
     if not length:
         raise ConfigurationError(f"Expected a {where} data set with a length above 0 but got {type(dataset).__name__}")
     return length
-
-
-def _tensor(value: Any, where: str) -> Tensor:
-    return pil_to_tensor(value) if isinstance(value, Image.Image) else as_tensor(value, where)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from hetfl.data.arrays import ArrayLike, as_tensor
 from hetfl.errors import ConfigurationError
@@ -69,10 +71,7 @@ def train_and_test(train: ArrayLike, test: ArrayLike, padding: Padding) -> tuple
     """
     if padding.value is None:
         return as_inputs(train, "training inputs"), as_inputs(test, "test inputs")
-    rows = [_sequences(values, where) for values, where in ((train, "training"), (test, "test"))]
-    joined = stack([*rows[0], *rows[1]], padding, "inputs")
-    train, test = divided(joined, [len(each) for each in rows])
-    return train, test
+    return stack_both(_sequences(train, "training"), _sequences(test, "test"), padding)
 
 
 def _sequences(values: ArrayLike, where: str) -> list[Tensor]:
@@ -112,6 +111,34 @@ def stack(samples: Sequence[Tree], padding: Padding, where: str) -> Tree:
         return mapped(lambda *rows: _column(rows, padding.value, where), *samples)
     except ValueError as error:
         raise ConfigurationError(f"Expected {where} of one structure: {error}") from None
+
+
+def stack_both(train: Sequence[Tree], test: Sequence[Tree], padding: Padding) -> tuple[Tree, Tree]:
+    """Return training and test samples as a tree each; sequences are padded to the longest of all.
+
+    Raises:
+        ConfigurationError: as :func:`stack`.
+    """
+    if padding.value is None:
+        return stack(train, padding, "training inputs"), stack(test, padding, "test inputs")
+    first, second = divided(stack([*train, *test], padding, "inputs"), [len(train), len(test)])
+    return first, second
+
+
+def stack_targets(targets: Sequence[Tensor], where: str) -> Tensor:
+    """Return targets as one tensor: those of one entry each, shape (n,); whole numbers as int64, others as they are.
+
+    Raises:
+        ConfigurationError: they differ in shape.
+    """
+    rows = [target.reshape(()) for target in targets] if all(target.numel() == 1 for target in targets) else targets
+    stacked: Tensor = stack(rows, Padding(), f"{where} targets")
+    return stacked if stacked.is_floating_point() else stacked.long()
+
+
+def pixels_or_numbers(value: Any, where: str) -> Tensor:
+    """Return a PIL image as uint8 (C, height, width), or an array or list of numbers as a tensor."""
+    return pil_to_tensor(value) if isinstance(value, Image.Image) else as_tensor(value, where)
 
 
 def _column(rows: Sequence[Tensor], pad: float | None, where: str) -> Tensor:

@@ -22,6 +22,7 @@ from hetfl.data.transform import ImageTransform, Plain, Transform, check_raw
 from hetfl.data.usable import check_transform, some, usable_only
 from hetfl.errors import ConfigurationError
 from hetfl.objectives import Classification, Objective
+from hetfl.printable import called
 from hetfl.tree import taken
 
 
@@ -284,4 +285,4 @@ class FederatedDataModule(LightningDataModule):
 
     def _called(self, client: int) -> str:
         """Return a client's number and, where the data has one, its id."""
-        return str(client) if self.client_names is None else f"{client} ({self.client_names[client]!r})"
+        return called(client, self.client_names)

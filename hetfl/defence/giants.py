@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -13,7 +13,7 @@ TIMES = 1e6
 """How many times the median update's largest entry an update's is. Honest clients differ by a factor of ten or so."""
 
 
-def name_giants(round: int, peaks: Mapping[int, float]) -> None:
+def name_giants(round: int, peaks: Mapping[int, float], called: Callable[[int], str] = str) -> None:
     """Warn of clients whose update has an entry far larger than the largest one of the round's median update.
 
     The update was taken: a large norm is the business of :class:`hetfl.hooks.NormBound`. But what it does to the model
@@ -22,6 +22,7 @@ def name_giants(round: int, peaks: Mapping[int, float]) -> None:
     Args:
         round: the round's number.
         peaks: by client, the largest absolute value in its update.
+        called: says what a client is called.
     """
     if len(peaks) < FEWEST:
         return
@@ -29,6 +30,6 @@ def name_giants(round: int, peaks: Mapping[int, float]) -> None:
     for client, peak in peaks.items():
         if median and peak > TIMES * median:
             rank_zero_warn(
-                f"Round {round}: update of client {client} has an entry of {peak:g}, {peak / median:g} times the "
-                "median update's largest one; it was taken"
+                f"Round {round}: update of client {called(client)} has an entry of {peak:g}, {peak / median:g} times "
+                "the median update's largest one; it was taken"
             )

@@ -22,7 +22,7 @@ Batch = tuple[Tree, Tensor, Tensor]
 """Raw inputs, targets (N, ...), and the client that each sample belongs to (N,), -1 for samples of no client."""
 
 CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples", "{0}", "own_{0}")
-"""Of ``clients.csv``: scores of the global model, and of the client's own sub-model, on its own test data."""
+"""Of ``clients.csv``: scores of the global model and of the client's own on its test data; names if there are."""
 
 Predict = Callable[[nn.Module, Tree], tuple[Tensor, dict[str, Tensor]]]
 Restrict = Callable[[Tensor, Tensor], Tensor]
@@ -151,6 +151,9 @@ class Evaluation:
         self.own_scores.reset()
         headline = self.objective.headline.name
         columns = [*(name.format(headline) for name in CLIENT_COLUMNS), *["cluster"] * self.several]
+        if self.data.client_names is not None:
+            columns.insert(1, "name")
+            cells.insert(1, self.data.client_names)
         if self.with_personal:
             columns.append(f"personal_{headline}")
             cells.append(self.measured_personal().per_client())

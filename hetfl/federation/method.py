@@ -21,7 +21,6 @@ from hetfl.part import Part
 from hetfl.parts import PartRule
 from hetfl.piece import Piece
 from hetfl.runs import trainers
-from hetfl.tree import Tree
 from hetfl.types import ClientContext, Level
 
 SUCCESSORS = {
@@ -108,13 +107,13 @@ class Method(LightningModule, LocalMethod):
         """Whether the method has rules about labels, which the objective must have: by default :meth:`restrict`."""
         return type(self).restrict is not Method.restrict
 
-    def predict(self, net: nn.Module, inputs: Tree) -> Tensor:
+    def predict(self, net: nn.Module, inputs: Any) -> Tensor:
         """Return the outputs that an evaluation uses; refuse several exits, which the loss cannot take."""
         trainers.check_one_exit(net, type(self).__name__)
         outputs: Tensor = net(inputs)
         return outputs
 
-    def predict_heads(self, net: nn.Module, inputs: Tree) -> tuple[Tensor, dict[str, Tensor]]:
+    def predict_heads(self, net: nn.Module, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the same, and the logits of single heads by name, from one pass: by default there are none."""
         return self.predict(net, inputs), {}
 

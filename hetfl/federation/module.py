@@ -163,7 +163,8 @@ class FederatedModule(Method):
         rounds = trainers.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
         parameters = parameters_of(self.net)
         models = (parameters, self.models.shared, self.parts.masks, self.models.frozen, self.clustering.apart)
-        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, data.server_data)
+        others = (data.server_data, data.client_names)
+        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, *others)
         for piece in self.pieces.values():
             piece.setup(facts.known_to(piece))
         if self._met is not data:

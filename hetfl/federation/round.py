@@ -126,7 +126,7 @@ class Round:
         for task in informed:
             self.server.downloads.note(task)
         if tasks:
-            name_giants(tasks[0].round, peaks)
+            name_giants(tasks[0].round, peaks, self.server.ledger.called)
         return reports
 
     def _checked(self, reply: Reply) -> Reply:

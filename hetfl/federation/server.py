@@ -85,7 +85,7 @@ class Server:
         """
         task, down_bytes = reply.task, self.down_bytes(reply.task, probe)
         if reply.report is None:
-            rank_zero_warn(f"Round {task.round}: no update of client {task.client}: {reply.lost}")
+            rank_zero_warn(f"Round {task.round}: no update of client {self.ledger.called(task.client)}: {reply.lost}")
             self.ledger.lose(task.client, task.round, Work(down_bytes, 0.0))
             return None
         passes, up_bytes = reply.report.passes, len(reply.payload)
@@ -117,7 +117,8 @@ class Server:
         return Accepted(report, update, task.sent, peak)
 
     def _refuse(self, task: Task, error: Exception, work: Work) -> None:
-        rank_zero_warn(f"Round {task.round}: update of client {task.client} at level {task.level} refused: {error}")
+        who = f"client {self.ledger.called(task.client)} at level {task.level}"
+        rank_zero_warn(f"Round {task.round}: update of {who} refused: {error}")
         self.ledger.charge(task.client, task.round, work)
         self.ledger.refuse()
 

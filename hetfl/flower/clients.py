@@ -86,14 +86,14 @@ class FlowerClients(Clients):
         name, samples = _named(job)
         found = self._ask(name, tasks, samples)
         for number, task in enumerate(tasks):
-            result = self._result(name, task, found[number], samples)
+            result, who = self._result(name, task, found[number], samples), self._module.ledger.called(task.client)
             if not isinstance(result, Failure):
                 yield result
             elif result.refused:
                 self._module.ledger.refuse()
-                rank_zero_warn(f"Round {task.round}: {name} of client {task.client} refused: {result.reason}")
+                rank_zero_warn(f"Round {task.round}: {name} of client {who} refused: {result.reason}")
             else:
-                rank_zero_warn(f"Round {task.round}: no {name} of client {task.client}: {result.reason}")
+                rank_zero_warn(f"Round {task.round}: no {name} of client {who}: {result.reason}")
 
     def within_reach(self, clients: IntArray) -> IntArray:
         """Return those of some clients that have a node; all of them where none has: an answer tells what is wrong."""

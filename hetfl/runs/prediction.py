@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.models.static_batch_norm import static_layers
-from hetfl.tree import Tree
 
 
 class Prediction:
     """Predicts logits for ``trainer.predict``.
 
     Batches of a federated data module are raw samples; those of any other loader are taken as the nets get them, and
-    of a tuple or list the
-    first element is: a batch of a tensor or a dict is all inputs, a tuple of inputs stands inside another one.
+    of a tuple the first element is, so inputs that are a tuple stand inside another one.
 
     Args:
         submodel: returns the net of a level with the present values of a global model.
@@ -58,7 +56,7 @@ class Prediction:
                 "predict a federated data module, whose clients gather them, or load a checkpoint of a validated round"
             )
 
-    def inputs(self, batch: Any, data: FederatedDataModule | None) -> Tree:
+    def inputs(self, batch: Any, data: FederatedDataModule | None) -> Any:
         """Return a batch as the net takes it.
 
         Args:
