@@ -180,12 +180,6 @@ ACCURACY = Headline()
 """The headline of classification, and of runs of the first edition."""
 
 
-def headline_of(module: object) -> Headline:
-    """Return the headline of a module's objective; the accuracy of a module without one."""
-    # To become module.objective.headline at its callers once every federated module has an objective.
-    return getattr(getattr(module, "objective", None), "headline", ACCURACY)
-
-
 def common_headline(headlines: Mapping[str, Headline]) -> Headline:
     """Return the headline that all runs have.
 

@@ -26,7 +26,6 @@ from hetfl.display import RoundProgress, RunSummary, describe
 from hetfl.errors import ConfigurationError
 from hetfl.export import check_export, export_submodel
 from hetfl.federation import FederatedModule
-from hetfl.headline import headline_of
 from hetfl.interrupt import StopAtRoundEnd
 from hetfl.run_folder import RunFolder, note_end
 
@@ -95,7 +94,7 @@ class FederatedTrainer(Trainer):
         path = export_target(level if cluster is None else f"{level}-cluster-{cluster}", format, out, ckpt_path)
         check_export(model, level, path)
         self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only, verbose=False)
-        print(export_line(path, export_submodel(model, level, path, cluster), headline_of(model)))
+        print(export_line(path, export_submodel(model, level, path, cluster), model.objective.headline))
 
 
 class FederatedCLI(LightningCLI):

@@ -21,7 +21,7 @@ from hetfl.cli.parser import OneLineParser, check_arguments
 from hetfl.cli.starting import start
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
-from hetfl.headline import Headline, headline_of
+from hetfl.headline import Headline
 
 
 class _RaisingParser(OneLineParser):
@@ -151,4 +151,7 @@ def rehearse(args: Sequence[str]) -> Headline:
     Raises:
         ConfigurationError: something is wrong that a run would stumble over.
     """
-    return headline_of(start(["fit", *args], cli=_Rehearsing, trainer=_Rehearsal, parser=_RaisingParser).model)
+    headline: Headline = start(
+        ["fit", *args], cli=_Rehearsing, trainer=_Rehearsal, parser=_RaisingParser
+    ).model.objective.headline
+    return headline

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hetfl.data.arrays import Arrays, ClientData, class_codes, client_codes
@@ -15,15 +14,6 @@ from hetfl.seeding import generator
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True)
-class _TextColumns(Columns):
-    text: str = ""
-
-    @property
-    def texts(self) -> list[str]:
-        return [self.text, *super().texts]
 
 
 class TextTable(FederatedDataModule):
@@ -69,7 +59,7 @@ class TextTable(FederatedDataModule):
             raise ConfigurationError(f"Expected test_fraction in (0, 1), or test_path, but got {test_fraction}")
         if length < 1:
             raise ConfigurationError(f"Expected a length of at least 1 token but got {length}")
-        self.target, self.columns = target, _TextColumns(target, client, [], text)
+        self.text, self.target, self.columns = text, target, Columns(target, client, [], [text])
         self.path, self.test_path, self.test_fraction = path, test_path, test_fraction
         self.vocabulary, self.length, self.separator, self.encoding = vocabulary, length, separator, encoding
 
@@ -80,7 +70,7 @@ class TextTable(FederatedDataModule):
             train, test = train.iloc[kept.numpy()], train.iloc[held_out.numpy()]
         else:
             test = self._read(self.test_path)
-        texts = [[words_of(text) for text in table[self.columns.text]] for table in (train, test)]
+        texts = [[words_of(text) for text in table[self.text]] for table in (train, test)]
         vocabulary = Vocabulary(texts[0], self.vocabulary)
 
         def column(name: str) -> list[list[Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from hetfl.display.formats import format_seconds
-from hetfl.federation import FederatedCallback
-from hetfl.headline import ACCURACY, headline_of
+from hetfl.federation import FederatedCallback, FederatedModule
+from hetfl.headline import ACCURACY
 from hetfl.printable import printable
 
 
@@ -69,7 +69,7 @@ class RoundProgress(ProgressBar, FederatedCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and the live line."""
-        self._headline = headline_of(pl_module)
+        self._headline = cast(FederatedModule, pl_module).objective.headline
         self._first_round = self._rounds_done = self._last_line = trainer.current_epoch
         self._started = time.monotonic()
         if self._enabled and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):

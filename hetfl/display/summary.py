@@ -13,7 +13,8 @@ from rich.table import Table
 from torch import nn
 
 from hetfl.display.formats import cell, format_quantity, format_seconds
-from hetfl.headline import ACCURACY, Headline, headline_of
+from hetfl.federation import FederatedModule
+from hetfl.headline import ACCURACY, Headline
 from hetfl.metrics_file import HEAD
 from hetfl.printable import printable
 from hetfl.types import Level
@@ -83,7 +84,7 @@ class RunSummary(Callback):
         if not trainer.is_global_zero:
             return
         console = Console()
-        headline = headline_of(module)
+        headline = cast(FederatedModule, module).objective.headline
         console.print(level_table(cast(_Leveled, module), self._metrics, headline))
         texts = totals(self._metrics, self._seconds, headline)
         width = max(18, *(len(name) + 1 for name in texts))

@@ -14,7 +14,6 @@ from hetfl.data import FederatedDataModule, Transform
 from hetfl.export.card import Card, Constructor, plain
 from hetfl.export.constructor import class_path
 from hetfl.federation import FederatedModule
-from hetfl.headline import headline_of
 from hetfl.tree import Tree, taken
 
 
@@ -86,7 +85,7 @@ def measured_score(module: FederatedModule, level: str) -> dict[str, float] | No
 
     The headline's key is its column: ``test/accuracy``, ``test/r2``.
     """
-    trainer, data, headline = module.trainer, module.data, headline_of(module)
+    trainer, data, headline = module.trainer, module.data, module.objective.headline
     value = trainer.callback_metrics.get(headline.column("test", level))
     if trainer.state.fn != TrainerFn.TESTING or value is None or len(module.models) > 1:
         return None
