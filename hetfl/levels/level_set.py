@@ -170,7 +170,7 @@ class LevelSet(Mapping[str, Level]):
                 outputs = net(inputs_N)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ConfigurationError(
-                f"Expected the net at level {name} to take inputs {in_words(inputs_N)} but got: "
+                f"Expected the net at level {name} to take inputs of {in_words(inputs_N)} but got: "
                 f"{(str(error) or type(error).__name__).splitlines()[0]}"
             ) from error
         logits = (length(inputs_N), num_classes)
