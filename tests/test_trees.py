@@ -208,8 +208,8 @@ def test_nets_of_dicts_that_do_not_nest_are_refused(fit: Fit) -> None:
 @pytest.mark.parametrize(
     ("net", "form", "message"),
     [
-        (lambda width=1.0: nn.Linear(6, 3), "tokens", r"level a to take inputs int64 \(4, 6\) but got: .*dtype"),
-        (TextNet, "dict", r"level a to take inputs \{tokens: int64 \(4, 6\), mask: bool \(4, 6\)\} but got: "),
+        (lambda width=1.0: nn.Linear(6, 3), "tokens", r"level a to take inputs of int64 \(4, 6\) but got: .*dtype"),
+        (TextNet, "dict", r"level a to take inputs of \{tokens: int64 \(4, 6\), mask: bool \(4, 6\)\} but got: "),
     ],
 )
 def test_nets_that_cannot_take_the_inputs_are_refused_in_a_line(fit: Fit, net: Any, form: str, message: str) -> None:

@@ -175,7 +175,7 @@ class LevelSet(Mapping[str, Level]):
                 outputs = net(inputs_N)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ConfigurationError(
-                f"Expected the net at level {name} to take inputs {in_words(inputs_N)} but got: "
+                f"Expected the net at level {name} to take inputs of {in_words(inputs_N)} but got: "
                 f"{(str(error) or type(error).__name__).splitlines()[0]}"
             ) from error
         exits, got = exits_of(net), tuple(outputs.shape) if isinstance(outputs, Tensor) else ()
