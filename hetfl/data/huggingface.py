@@ -80,7 +80,7 @@ class HuggingFaceData(FederatedDataModule):
         ids = [self._ids(table) for table in tables.values()]
         train_codes, test_codes, names = client_codes(*ids)
         train, test = (ClientData(tree, target) for tree, target in zip(trees, targets, strict=True))
-        return Arrays(train, test, self._num_classes(tables["training"], targets), train_codes, test_codes, names)
+        return Arrays(train, test, self._num_classes(tables["training"]), train_codes, test_codes, names)
 
     def _check(self, table: Any, where: str) -> None:
         """Refuse what is no table, or lacks a column; test samples need no client."""
@@ -115,9 +115,9 @@ class HuggingFaceData(FederatedDataModule):
     def _ids(self, table: Any) -> list[Any] | None:
         return _cells(table, self.client) if self.client is not None and self.client in table.column_names else None
 
-    def _num_classes(self, table: Any, targets: Sequence[Tensor]) -> int:
+    def _num_classes(self, table: Any) -> int | None:
         said = getattr(table.features.get(self.target), "num_classes", None) if isinstance(self.target, str) else None
-        return self.num_labels or said or int(max(each.max() for each in targets)) + 1
+        return self.num_labels or said
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:

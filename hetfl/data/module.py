@@ -23,7 +23,7 @@ from hetfl.data.usable import check_transform, some, usable_only
 from hetfl.errors import ConfigurationError
 from hetfl.objectives import Classification, Objective
 from hetfl.printable import called
-from hetfl.tree import taken
+from hetfl.tree import Tree, taken
 
 
 class FederatedDataModule(LightningDataModule):
@@ -225,6 +225,11 @@ class FederatedDataModule(LightningDataModule):
     def client_data(self, client: int, split: Literal["train", "test"] = "train") -> ClientData:
         """Return a client's samples: views of the resident tensors, the same objects at every call."""
         return (self.resident.train if split == "train" else self.resident.test)[client]
+
+    def first(self, count: int) -> tuple[Tree, Tensor]:
+        """Return inputs as nets take them in an evaluation, and targets, of some samples of client 0."""
+        data = self.client_data(0)
+        return self.transform.eval(taken(data.inputs, slice(count))), data.targets[:count]
 
     def labels(self, client: int) -> Tensor:
         """Return which labels a client's training targets have, bool (K,); all of an objective without labels."""

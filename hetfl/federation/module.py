@@ -50,7 +50,6 @@ from hetfl.runs import trainers, writing
 from hetfl.runs.prediction import Prediction
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
-from hetfl.tree import taken
 from hetfl.types import Level, NetFactory
 
 
@@ -169,9 +168,8 @@ class FederatedModule(Method):
             piece.setup(facts.known_to(piece))
         if self._met is not data:
             check_optimizers(self.server_optimizer, parameters.values(), self.local)
-            some = data.client_data(0)
-            samples = data.transform.eval(taken(some.inputs, slice(4)))
-            shape = self.objective.output_shape(some.targets[:4], data.num_classes)
+            samples, targets = data.first(4)
+            shape = self.objective.output_shape(targets, data.num_classes)
             rule = self.parts.of_level if self.check_nesting else None
             self.levels.inspect(samples, shape, rule, self.predict)
             self._met = data

@@ -19,7 +19,7 @@ from hetfl.federation import FederatedModule
 from hetfl.levels.budgets import Budgets
 from hetfl.models.static_batch_norm import gathering
 from hetfl.part import Part
-from hetfl.tree import cast, taken
+from hetfl.tree import cast
 from hetfl.types import Level, NetFactory
 
 
@@ -88,8 +88,7 @@ class HeteroFL(FederatedModule):
             if isinstance(getattr(layer, "weight", None), nn.Parameter):
                 layer.register_forward_hook(lambda _, inputs, output, name=name: outputs.update({name: output}))
         with torch.no_grad(), gathering(net):
-            samples = self.data.transform.eval(taken(self.data.client_data(0).inputs, slice(2)))
-            logits = net(cast(samples, torch.float32))
+            logits = net(cast(self.data.first(2)[0], torch.float32))
         for name, output in reversed(outputs.items()):
             if output.numel() == logits.numel() and torch.equal(output.flatten(), logits.flatten()):
                 prefix = f"{name}." if name else ""
