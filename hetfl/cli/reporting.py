@@ -52,8 +52,8 @@ def report_parser() -> OneLineParser:
         "--target",
         type=float,
         default=None,
-        help="The validation score whose cost is reported, as metrics.csv has it (an accuracy of 90 %% is 0.9); "
-        "default: 5 %% short of the best one of the group whose best is worst.",
+        help="The validation score whose cost is reported, as metrics.csv has it (an accuracy of 90 percent is 0.9); "
+        "default: 5 percent short of the best one of the group whose best is worst.",
     )
     parser.add_argument("--unfinished", action="store_true", help="Take runs with fewer rounds than they should have.")
     parser.add_argument("--mixed_data", action="store_true", help="Take runs on different data.")
