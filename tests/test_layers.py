@@ -31,7 +31,7 @@ LAYERS = (
     },
     {"hooks"},
     {"local"},
-    {"levels", "accounting", "runs"},
+    {"levels", "accounting", "trainer"},
     {"parts"},
     {"federation"},
     {"methods"},

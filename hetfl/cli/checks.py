@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from hetfl.checkpoint import previous
 from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
-from hetfl.runs.trainers import PRECISIONS, check_limits
+from hetfl.trainer.requirements import PRECISIONS, check_limits
 
 NOT_RUNS = ("describe", "data", "export")
 """Verbs that make no run folder and print no summary."""
