@@ -77,6 +77,8 @@ def test_other_nets(name: str, tmp_path: Path) -> None:
 class TwoHeads(nn.Module):
     """A net of the user's that returns the logits of two heads, shape (2, N, K)."""
 
+    exits = 2
+
     def __init__(self, hidden: int = 12, width: float = 1.0) -> None:
         super().__init__()
         self.layer = nn.Linear(64, round(hidden * width))
