@@ -65,7 +65,7 @@ def compare(*args: str) -> list[str]:
             compare("--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=3"),
             "run width: Expected trainer.val_check_interval of at most 2 rounds but got 3",
         ),
-        (compare("--trainer.logger=false"), "run width: Expected one hetfl.run_folder.RunFolder"),
+        (compare("--trainer.logger=false"), "run width: Expected one hetfl.runs.RunFolder"),
         (compare("--model.seed=3"), "Expected seed_everything but got model.seed"),
         (compare("--model.levels={a: {width: 1.0, depth: 7}}"), "run width: "),  # found when the net is made
     ],

@@ -33,7 +33,7 @@ from hetfl.display.runs import RunLine, RunsProgress
 from hetfl.display.summary import level_table, totals
 from hetfl.errors import ConfigurationError
 from hetfl.export.card import Card, Constructor, read_card
-from hetfl.headline import ACCURACY, FILE, Headline, common_headline, headline_in
+from hetfl.runs.headline import ACCURACY, FILE, Headline, common_headline, headline_in
 from hetfl.types import Level
 from tests.headline_cases import MACRO_F1, MAE, PERPLEXITY, R2, write_run
 from tests.reading_cases import JSON

@@ -21,13 +21,11 @@ LAYERS = (
     {"part"},
     {"types"},
     {"packing", "updates"},
-    {"metrics_file", "piece"},
-    {"headline"},
+    {"runs", "piece"},
     {"entries"},
     {"store", "objectives"},
     {
         *("aggregators", "clustering", "compression", "data", "defence", "fleet", "models", "selection", "wire"),
-        *("run_folder", "checkpoint"),
     },
     {"hooks"},
     {"local"},
@@ -35,7 +33,7 @@ LAYERS = (
     {"parts"},
     {"federation"},
     {"methods"},
-    {"analysis", "display", "export", "flower", "interrupt", "report", "cli"},
+    {"analysis", "display", "export", "flower", "report", "run_folder", "cli"},
 )
 """Modules and packages of hetfl from the bottom up. Each imports from the layers below it."""
 

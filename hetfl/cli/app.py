@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from hetfl.analysis import Snapshots, plot_clusters, plot_run
-from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.blame import naming_users_code
 from hetfl.cli.callbacks import LastCheckpoint, RoundsLeft
 from hetfl.cli.checks import NOT_RUNS, as_configuration, check_settings, run_folders
@@ -26,8 +25,9 @@ from hetfl.display import RoundProgress, RunSummary, describe
 from hetfl.errors import ConfigurationError
 from hetfl.export import check_export, export_submodel
 from hetfl.federation import FederatedModule
-from hetfl.interrupt import StopAtRoundEnd
-from hetfl.run_folder import RunFolder, note_end
+from hetfl.runs.checkpoint import SafeCheckpointIO
+from hetfl.runs.interrupt import StopAtRoundEnd
+from hetfl.runs.run_folder import RunFolder, note_end
 
 
 class FederatedTrainer(Trainer):

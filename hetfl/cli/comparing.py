@@ -30,11 +30,11 @@ from hetfl.cli.running import only_one, run_all
 from hetfl.display.formats import cell, format_quantity
 from hetfl.display.runs import RunLine, RunsProgress, State
 from hetfl.errors import ConfigurationError
-from hetfl.headline import ACCURACY, Headline, common_headline, headline_in
 from hetfl.report import write_report
 from hetfl.report.checks import differing_data
 from hetfl.report.groups import Group
 from hetfl.report.spread import spread_of
+from hetfl.runs.headline import ACCURACY, Headline, common_headline, headline_in
 
 DESCRIPTION = "Run every configuration with every seed, as far as that has not been done, and write a report."
 EPILOG = """

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from hetfl.analysis.runs import read_config, read_metrics
-from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.callbacks import has_ended
 from hetfl.errors import ConfigurationError
-from hetfl.headline import headline_in
 from hetfl.reading import LARGEST_TABLE, parse_yaml, read_bytes
 from hetfl.report.groups import ABSENT, SEED_OR_FOLDER, flat_settings
+from hetfl.runs.checkpoint import SafeCheckpointIO
+from hetfl.runs.headline import headline_in
 
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")

@@ -7,7 +7,7 @@ from pathlib import Path
 from hetfl.display.formats import format_quantity
 from hetfl.errors import ConfigurationError
 from hetfl.export import Card
-from hetfl.headline import Headline
+from hetfl.runs.headline import Headline
 
 
 def export_target(level: str, format: str | None, out: str | None, checkpoint: str | None) -> Path:

@@ -21,7 +21,7 @@ from hetfl.cli.parser import OneLineParser, check_arguments
 from hetfl.cli.starting import start
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
-from hetfl.headline import Headline
+from hetfl.runs.headline import Headline
 
 
 class _RaisingParser(OneLineParser):
@@ -103,7 +103,7 @@ def check_comparable(config: Namespace) -> None:
     if config.trainer.fast_dev_run or config.trainer.barebones:
         raise ConfigurationError("Expected neither trainer.fast_dev_run nor barebones: they keep no metrics")
     if (count := len(run_folders(config))) != 1:
-        raise ConfigurationError(f"Expected one hetfl.run_folder.RunFolder in trainer.logger but got {count}")
+        raise ConfigurationError(f"Expected one hetfl.runs.RunFolder in trainer.logger but got {count}")
 
 
 @contextlib.contextmanager

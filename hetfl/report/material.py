@@ -11,7 +11,6 @@ import numpy as np
 from hetfl.analysis import Run
 from hetfl.display.formats import format_quantity
 from hetfl.errors import ConfigurationError
-from hetfl.headline import Headline
 from hetfl.report.checks import rounds_done
 from hetfl.report.groups import Group
 from hetfl.report.matching import LevelRow, level_sizes, rows_by_cost, rows_by_name
@@ -26,6 +25,7 @@ from hetfl.report.series import (
     value_after,
 )
 from hetfl.report.spread import Spread, span, spread_of
+from hetfl.runs.headline import Headline
 
 UNITS = {"parameters": (" parameters", " param."), "training_flops": (" a sample", "")}
 """What follows a level's size, by its column: in a sentence, and in a picture."""

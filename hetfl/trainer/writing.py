@@ -10,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl.clustering import Clustering
-from hetfl.headline import ACCURACY, FILE, Headline
-from hetfl.metrics_file import columns_of
 from hetfl.printable import printable
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
+from hetfl.runs.headline import ACCURACY, FILE, Headline
+from hetfl.runs.metrics_file import columns_of
 
 CLUSTER_COLUMNS = ("round", "client", "cluster")
 """Of ``clusters.csv``: a row for every time that a client's cluster changed."""

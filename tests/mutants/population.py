@@ -25,7 +25,7 @@ SCOPE = (
         "hetfl/types.py",
         "hetfl/codes.py",
     ),
-    *("hetfl/permutation.py", "hetfl/seeding.py", "hetfl/packing.py", "hetfl/metrics_file.py"),
+    *("hetfl/permutation.py", "hetfl/seeding.py", "hetfl/packing.py", "hetfl/runs/metrics_file.py"),
     *("hetfl/federation/*.py", "hetfl/compression/*.py", "hetfl/clustering/*.py", "hetfl/selection/*.py"),
     *("hetfl/local/*.py", "hetfl/wire/*.py", "hetfl/data/*.py", "hetfl/fleet/*.py", "hetfl/methods/*.py"),
     *("hetfl/store/*.py", "hetfl/analysis/*.py", "hetfl/report/*.py", "hetfl/accounting/*.py", "hetfl/objectives/*.py"),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
-from hetfl.metrics_file import score_column
 from hetfl.reading import parse_json, read_bytes
+from hetfl.runs.metrics_file import score_column
 
 FILE = "headline.json"
 """Name of the file of a run folder that says what the run's headline is; a run without it has an accuracy."""
@@ -96,7 +96,7 @@ class Headline:
         return 100.0 if self.percent else 1.0
 
     def column(self, stage: str, part: str = "") -> str:
-        """Return the column of a level's or a head's score; see :func:`hetfl.metrics_file.score_column`."""
+        """Return the column of a level's or a head's score; see :func:`hetfl.runs.metrics_file.score_column`."""
         return score_column(stage, part, self.name)
 
     def local(self, figure: str) -> str:
