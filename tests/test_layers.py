@@ -121,11 +121,17 @@ def test_no_circle() -> None:
 
 @pytest.mark.parametrize("package", ["federation", "levels", "local", "defence"])
 def test_no_circle_within_a_package(package: str) -> None:
-    files = {file.stem: file for file in source_files() if file.parent == PACKAGE / package}
-    names = {stem: {name.split(".")[2] for name in imported_names(file) if name.count(".") > 1 and
-                    name.startswith(f"hetfl.{package}.")} - {stem} for stem, file in files.items()}  # fmt: skip
+    front = PACKAGE / package / "__init__.py"
+    inside = [file for file in source_files() if PACKAGE / package in file.parents and file != front]
+    files = {
+        ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file for file in inside
+    }
+    modules = {
+        module: {part for name in imported_names(file) for part in (name[6:], name[6:].rpartition(".")[0])} - {module}
+        for module, file in files.items()
+    }
     try:
-        TopologicalSorter({stem: own & files.keys() for stem, own in names.items() if stem != "__init__"}).prepare()
+        TopologicalSorter({module: others & files.keys() for module, others in modules.items()}).prepare()
     except CycleError as error:
         pytest.fail(f"these import each other: {' -> '.join(error.args[1])}")
 

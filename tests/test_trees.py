@@ -23,7 +23,7 @@ from hetfl.levels.budgets import Budgets
 from hetfl.local import Auto, Executor, LocalTraining, Sequential, Stacked, Workers
 from hetfl.local.executor import Bench
 from hetfl.local.flops import flops_per_sample
-from hetfl.local.folding import FoldedNet
+from hetfl.local.stacked.folding import FoldedNet
 from hetfl.submodel import state_of
 from hetfl.tree import cast, divided, in_words, leaves, length, mapped, moved, shapes, stacked, taken
 from tests.conftest import small_levels, small_module

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 
 from hetfl.local.probe import Form
-from hetfl.local.stacked import evenly
+from hetfl.local.stacked.stacked import evenly
 
 Seconds = Mapping[str, Mapping[Form, float]]
 """By level and form: seconds per sample of all processes together, each at work."""

@@ -27,7 +27,7 @@ SCOPE = (
     ),
     *("hetfl/permutation.py", "hetfl/seeding.py", "hetfl/packing.py", "hetfl/runs/metrics_file.py"),
     *("hetfl/federation/*.py", "hetfl/compression/*.py", "hetfl/clustering/*.py", "hetfl/selection/*.py"),
-    *("hetfl/local/*.py", "hetfl/wire/*.py", "hetfl/data/*.py", "hetfl/fleet/*.py", "hetfl/methods/*.py"),
+    *("hetfl/local/**/*.py", "hetfl/wire/*.py", "hetfl/data/*.py", "hetfl/fleet/*.py", "hetfl/methods/*.py"),
     *("hetfl/store/*.py", "hetfl/analysis/*.py", "hetfl/report/*.py", "hetfl/accounting/*.py", "hetfl/objectives/*.py"),
 )
 """What is changed: whatever computes a number of a run or of a report. A new folder belongs here, too."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hetfl.layout import Layout
 from hetfl.local.channels_last import ChannelsLastLayout, channels_last
-from hetfl.local.rewriting import rewrite
+from hetfl.local.stacked.rewriting import rewrite
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
 
 

@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Layout
-from hetfl.local.folding import FoldedNet
+from hetfl.local.stacked.folding import FoldedNet
 from hetfl.submodel import parameters_of, state_of
 from hetfl.tree import Tree, cast, mapped, moved, stacked, taken
 

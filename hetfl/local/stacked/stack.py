@@ -10,10 +10,10 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Layout
-from hetfl.local.batched import BatchedNet, batched
 from hetfl.local.executor import Bench, LocalProblem, Result
 from hetfl.local.jobs import report_of, training_batches
-from hetfl.local.sgd import RowSGD
+from hetfl.local.stacked.batched import BatchedNet, batched
+from hetfl.local.stacked.sgd import RowSGD
 from hetfl.part import Part
 from hetfl.submodel import parameters_of
 from hetfl.tree import Tree, mapped, moved, shapes, stacked, taken

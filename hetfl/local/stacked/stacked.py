@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hetfl.errors import ConfigurationError
 from hetfl.local.executor import Bench, InProcess, Job, Result
 from hetfl.local.jobs import train
-from hetfl.local.stack import Stack
+from hetfl.local.stacked.stack import Stack
 from hetfl.types import Task
 
 
@@ -19,8 +19,8 @@ class Stacked(InProcess):
     longer than one. A group's clients share cluster, level, round and learning rate; a cohort's are divided as evenly
     as ``clients`` allows. Their deltas are those of :class:`~hetfl.local.Sequential` up to rounding.
 
-    Nets are run with the clients folded into the channels (:mod:`hetfl.local.folding`) where that computes the same,
-    and else by ``torch.func``. The optimizer must be SGD; nets with dropout or running statistics are refused.
+    Nets are run with the clients folded into the channels (:mod:`hetfl.local.stacked.folding`) where that computes the
+    same, and else by ``torch.func``. The optimizer must be SGD; nets with dropout or running statistics are refused.
 
     Args:
         clients: largest number of clients that are trained together: memory grows with it.
