@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from hetfl.errors import ConfigurationError
-from hetfl.local.by_level import ByLevel
+from hetfl.local.auto.by_level import ByLevel
 from hetfl.local.executor import Bench, Executor
 from hetfl.local.jobs import train
 from hetfl.local.workers import Workers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 
-from hetfl.local.probe import Form
+from hetfl.local.auto.probe import Form
 from hetfl.local.stacked.stacked import evenly
 
 Seconds = Mapping[str, Mapping[Form, float]]
