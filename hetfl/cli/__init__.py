@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
             report(given[1:])
         elif given[:1] == ["flower"]:
-            from hetfl.cli.flower_command import main as flower
+            from hetfl.flower.command.main import main as flower
 
             flower(given[1:])
         elif given[:1] == ["data"]:

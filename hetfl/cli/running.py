@@ -13,18 +13,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 from hetfl.cli.comparison_plan import Action, PlannedRun, next_action, standing
 from hetfl.display.runs import RunLine, RunsProgress
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
 from hetfl.printable import printable
+from hetfl.runs.interrupt import taking_signals
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 5.0
 """How long a comparison waits for the runs of one that was just killed to be gone."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -47,26 +46,6 @@ def only_one(out: Path) -> Iterator[int]:
         else:
             raise ConfigurationError(f"Expected one comparison at a time in {out} but got another one at work there")
         yield file.fileno()
-
-
-@contextmanager
-def taking_signals() -> Iterator[list[int]]:
-    """Take Ctrl-C and SIGTERM as wishes to be passed on.
-
-    Yields:
-        Their numbers, as they come.
-    """
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {each: signal.signal(each, receive) for each in SIGNALS}
-    try:
-        yield received
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 class RunProcess:

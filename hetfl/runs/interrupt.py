@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -63,3 +65,23 @@ class StopAtRoundEnd(Callback):
         for each, handler in self._before.items():
             signal.signal(each, handler)
         self._before = {}
+
+
+@contextmanager
+def taking_signals() -> Iterator[list[int]]:
+    """Take Ctrl-C and SIGTERM as wishes to be passed on.
+
+    Yields:
+        Their numbers, as they come.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {each: signal.signal(each, receive) for each in SIGNALS}
+    try:
+        yield received
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hetfl.cli.flower_checks import check_client, own_folder
-from hetfl.cli.flower_processes import POLL_SECONDS, FlowerProcess, certificate, environment, free_port, home_folder
-from hetfl.cli.running import taking_signals
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
+from hetfl.flower.command.checks import check_client, own_folder
+from hetfl.flower.command.processes import POLL_SECONDS, FlowerProcess, certificate, environment, free_port, home_folder
+from hetfl.runs.interrupt import taking_signals
 
 RETRY_SECONDS = 5.0
 """Between two starts of a SuperNode that ended by itself: the SuperLink takes it for alive for a while."""
@@ -68,7 +68,7 @@ def is_made(report: Path) -> bool:
 def start_node(given: argparse.Namespace, rest: Sequence[str], home: Path) -> FlowerProcess:
     """Start a SuperNode whose ClientApps are forked from a process that is ready."""
     warm = home / "bin" / "flower-superexec"
-    write_whole(warm, f'#!/bin/sh\nexec "{sys.executable}" -m hetfl.cli.flower_warm "$@"\n'.encode())
+    write_whole(warm, f'#!/bin/sh\nexec "{sys.executable}" -m hetfl.flower.command.warm "$@"\n'.encode())
     warm.chmod(0o755)
     report = home / "report"
     report.unlink(missing_ok=True)

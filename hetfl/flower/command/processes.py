@@ -20,7 +20,7 @@ from hetfl.printable import printable
 POLL_SECONDS = 0.2
 EXIT = "Exit Code:"
 """What Flower says before it says why it ends."""
-CHILD = Path(__file__).with_name("flower_child.py")
+CHILD = Path(__file__).with_name("child.py")
 PATIENCE_SECONDS = 10.0
 """How long a process that was told to end may take."""
 QUIET = {

@@ -1,4 +1,4 @@
-"""A command of Flower that ends with its parent, and when its main thread does: ``flower_child.py PARENT COMMAND ...``.
+"""A command of Flower that ends with its parent, and when its main thread does: ``child.py PARENT COMMAND ...``.
 
 It is run as a file: the package's imports would take longer than Flower's.
 """

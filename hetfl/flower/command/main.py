@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from hetfl.cli.flower_checks import numbers
-from hetfl.cli.flower_client import is_made, run_client, start_node
-from hetfl.cli.flower_processes import FlowerProcess, free_port, home_folder
-from hetfl.cli.flower_server import run_server
-from hetfl.cli.running import taking_signals
 from hetfl.flower import require_flower
+from hetfl.flower.command.checks import numbers
+from hetfl.flower.command.client import is_made, run_client, start_node
+from hetfl.flower.command.processes import FlowerProcess, free_port, home_folder
+from hetfl.flower.command.server import run_server
+from hetfl.runs.interrupt import taking_signals
 
 DEFAULT_PORT = 9092
 

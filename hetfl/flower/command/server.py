@@ -13,8 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from hetfl.cli.flower_checks import check_server, own_folder
-from hetfl.cli.flower_processes import (
+from hetfl.errors import ConfigurationError
+from hetfl.files import write_whole
+from hetfl.flower.command.checks import check_server, own_folder
+from hetfl.flower.command.processes import (
     POLL_SECONDS,
     FlowerProcess,
     certificate,
@@ -24,10 +26,8 @@ from hetfl.cli.flower_processes import (
     require_free,
     wait_until,
 )
-from hetfl.cli.running import taking_signals
-from hetfl.errors import ConfigurationError
-from hetfl.files import write_whole
 from hetfl.flower.patience import Patience
+from hetfl.runs.interrupt import taking_signals
 
 START_SECONDS = 60.0
 CONNECTION = "hetfl"
@@ -100,8 +100,8 @@ def _prepare(home: Path, address: str, given: argparse.Namespace, patience: Pati
             'settings = ""', f"settings = {json.dumps(json.dumps(settings))}"
         ),
         package / "__init__.py": "",
-        package / "server.py": "from hetfl.cli.flower_apps import server_app\n\napp = server_app\n",
-        package / "client.py": "from hetfl.cli.flower_apps import client_app\n\napp = client_app\n",
+        package / "server.py": "from hetfl.flower.command.apps import server_app\n\napp = server_app\n",
+        package / "client.py": "from hetfl.flower.command.apps import client_app\n\napp = client_app\n",
     }.items():
         write_whole(path, text.encode())
     for name in ("output", "pid", "status"):

@@ -21,10 +21,10 @@ from flwr.supercore.constant import TASK_TYPE_TO_APPIO_API_ADDRESS_ARG, TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult, SubprocessExecutor
 from flwr.supernode.cli import flwr_clientapp
 
-from hetfl.cli import flower_apps
-from hetfl.cli.flower_checks import numbers
 from hetfl.cli.starting import command_line
 from hetfl.files import write_whole
+from hetfl.flower.command import apps
+from hetfl.flower.command.checks import numbers
 from hetfl.reading import LARGEST_TEXT, parse_json
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     try:
         with redirect_stderr(said), command_line():
             clients = numbers(given["clients"])
-            flower_apps.node = flower_apps.make_node(given["arguments"], clients, given["states"])
+            apps.node = apps.make_node(given["arguments"], clients, given["states"])
     except SystemExit:  # Flower's SuperNode would go on without us, and answer nobody
         write_whole(Path(given["report"]), said.getvalue().encode())
         raise

@@ -20,7 +20,6 @@ from lightning import LightningDataModule
 
 from hetfl.cli.app import FederatedCLI, FederatedTrainer
 from hetfl.cli.errors import condense
-from hetfl.cli.flower_checks import numbers
 from hetfl.cli.parser import check_arguments
 from hetfl.cli.starting import command_line, start
 from hetfl.cli.trust import USUAL
@@ -28,6 +27,7 @@ from hetfl.federation import FederatedModule
 from hetfl.files import write_whole
 from hetfl.flower.bound import ServerBound
 from hetfl.flower.clients import FlowerClients
+from hetfl.flower.command.checks import numbers
 from hetfl.flower.messages import answer_records, read_request
 from hetfl.flower.node import Node
 from hetfl.flower.nodes import Nodes
