@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 
 from hetfl.cli import main
-from hetfl.cli.compared_run import RunInFolder
-from hetfl.cli.comparing import plan
-from hetfl.cli.comparison_plan import Action, PlannedRun, next_action, parse_contenders
-from hetfl.cli.running import command, only_one, prepare
 from hetfl.cli.starting import start
+from hetfl.compare.main import plan
+from hetfl.compare.one_run import RunInFolder
+from hetfl.compare.plan import Action, PlannedRun, next_action, parse_contenders
+from hetfl.compare.processes import command, only_one, prepare
 from hetfl.errors import ConfigurationError
 from tests.demo_cases import FEW, ROOT, refused
 
@@ -101,7 +101,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(capsys: pytest.Captu
 
 
 def test_one_comparison_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hetfl.cli.running.PATIENCE_SECONDS", 0.4)
+    monkeypatch.setattr("hetfl.compare.processes.PATIENCE_SECONDS", 0.4)
     with (
         only_one(Path("out")),
         pytest.raises(ConfigurationError, match="one comparison at a time in out"),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetfl.cli.callbacks import ENDED
-from hetfl.cli.comparison_plan import (
+from hetfl.compare.plan import (
     Action,
     Contender,
     PlannedRun,

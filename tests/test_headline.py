@@ -26,9 +26,9 @@ from hetfl.analysis import (
     reliability,
 )
 from hetfl.analysis.pictures import expected_pictures
-from hetfl.cli import comparing
-from hetfl.cli.comparison_plan import PlannedRun, standing
 from hetfl.cli.exporting import export_line
+from hetfl.compare import main as comparing
+from hetfl.compare.plan import PlannedRun, standing
 from hetfl.display.runs import RunLine, RunsProgress
 from hetfl.display.summary import level_table, totals
 from hetfl.errors import ConfigurationError

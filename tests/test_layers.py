@@ -35,7 +35,7 @@ LAYERS = (
     {"methods"},
     {"analysis", "display", "export", "flower", "report", "run_folder"},
     {"cli"},
-    {"flower.command"},
+    {"compare", "flower.command"},
 )
 """Modules and packages of hetfl from the bottom up. Each imports from the layers below it."""
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hetfl.analysis import Run
-from hetfl.cli.comparison_plan import (
+from hetfl.compare.plan import (
     Action,
     Contender,
     PlannedRun,
@@ -25,8 +25,8 @@ from hetfl.cli.comparison_plan import (
     parse_seeds,
     standing,
 )
-from hetfl.cli.resolving import naming, rehearse, resolve
-from hetfl.cli.running import only_one, run_all
+from hetfl.compare.processes import only_one, run_all
+from hetfl.compare.resolving import naming, rehearse, resolve
 from hetfl.display.formats import cell, format_quantity
 from hetfl.display.runs import RunLine, RunsProgress, State
 from hetfl.errors import ConfigurationError

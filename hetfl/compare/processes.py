@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hetfl.cli.comparison_plan import Action, PlannedRun, next_action, standing
+from hetfl.compare.plan import Action, PlannedRun, next_action, standing
 from hetfl.display.runs import RunLine, RunsProgress
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
@@ -130,7 +130,7 @@ def command(run: PlannedRun, action: Action) -> list[str]:
     """Return the command of a run's process."""
     verb = "test" if action is Action.TEST else "fit"
     begun = ["--ckpt_path", str(run.checkpoint)] if action in (Action.RESUME, Action.TEST) else []
-    own = [sys.executable, "-m", "hetfl.cli.compared_run", str(os.getpid()), str(run.folder)]
+    own = [sys.executable, "-m", "hetfl.compare.one_run", str(os.getpid()), str(run.folder)]
     return [*own, verb, "-c", str(run.folder / "config.yaml"), *begun]
 
 

@@ -1,4 +1,4 @@
-"""The process of one run of a comparison: ``python -m hetfl.cli.compared_run PARENT FOLDER VERB ...``."""
+"""The process of one run of a comparison: ``python -m hetfl.compare.one_run PARENT FOLDER VERB ...``."""
 
 from __future__ import annotations
 
