@@ -17,9 +17,9 @@ from hetfl.analysis import load_run
 from hetfl.report import write_report
 from hetfl.report.composing import compose
 from hetfl.report.groups import make_groups
-from hetfl.report.markdown import to_markdown
 from hetfl.report.material import make_material
 from hetfl.report.pictures import picture_names
+from hetfl.report.rendering import to_markdown
 from hetfl.runs.metrics_file import MetricsFile, score_column
 
 ROUNDS = 8

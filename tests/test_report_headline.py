@@ -15,9 +15,9 @@ from hetfl.report import write_report
 from hetfl.report.composing import compose
 from hetfl.report.figures import styles_of
 from hetfl.report.groups import make_groups
-from hetfl.report.markdown import to_markdown
 from hetfl.report.material import make_material
 from hetfl.report.pictures import draw_all, picture_names
+from hetfl.report.rendering import to_markdown
 from hetfl.report.series import ROUNDS, amount_to_reach
 from hetfl.report.spread import Spread
 from hetfl.report.wording import level_sentence

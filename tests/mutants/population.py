@@ -32,9 +32,9 @@ SCOPE = (
 )
 """What is changed: whatever computes a number of a run or of a report. A new folder belongs here, too."""
 APPEARANCE = (
-    *("hetfl/analysis/*plots.py", "hetfl/analysis/figures.py", "hetfl/report/pictures.py", "hetfl/report/html.py"),
-    *("hetfl/report/wording.py", "hetfl/report/document.py", "hetfl/report/markdown.py", "hetfl/report/writing.py"),
-    *("hetfl/report/composing.py", "hetfl/report/figures.py", "hetfl/federation/level_table.py"),
+    *("hetfl/analysis/*plots.py", "hetfl/analysis/figures.py", "hetfl/report/pictures.py"),
+    *("hetfl/report/wording.py", "hetfl/report/document.py", "hetfl/report/rendering.py", "hetfl/report/writing.py"),
+    *("hetfl/report/composing.py", "hetfl/report/figures.py"),
 )
 """What is not: words and drawings."""
 WEIGHTS = {"constant": 0.25, "condition": 0.5, "negation": 0.5}
