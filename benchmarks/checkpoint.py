@@ -13,11 +13,11 @@ from lightning import Trainer
 from timing import Row, interleaved, parser, report, rows
 
 from hetfl import FedAvg
-from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import TensorData
 from hetfl.models import PreActResNet
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
+from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.selection import Uniform
 from hetfl.store import ClientStore, DiskStore, MemoryStore
 from hetfl.submodel import parameters_of

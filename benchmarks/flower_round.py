@@ -18,7 +18,7 @@ from pathlib import Path
 
 from timing import Row, interleaved, parser, report, rows
 
-from hetfl.cli.flower_processes import FlowerProcess, environment, free_port, listens, wait_until
+from hetfl.flower.command.processes import FlowerProcess, environment, free_port, listens, wait_until
 
 NODES = 3
 WARMUP = 2

@@ -23,7 +23,7 @@ from hetfl.compression import ErrorFeedback, TopK
 from hetfl.data import IID, TensorData
 from hetfl.local import LocalTraining
 from hetfl.models import ConvNet
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
 from hetfl.selection import Uniform
 from hetfl.store import DiskStore
 

@@ -25,7 +25,7 @@ from hetfl.local import Executor, Result
 from hetfl.local.executor import Bench, Job, Recall
 from hetfl.local.jobs import report_of
 from hetfl.models import ConvNet
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
 from hetfl.selection import Uniform
 from hetfl.types import Task
 

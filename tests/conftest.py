@@ -18,7 +18,7 @@ from hetfl import FederatedModule, HeteroFL, Level
 from hetfl.data import Digits, Dirichlet, FederatedDataModule
 from hetfl.local import LocalTraining
 from hetfl.models import ConvNet
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
 from hetfl.selection import Uniform
 
 # Times say nothing about the code on a machine that does other things: neither an example nor its drawing has a limit.

@@ -19,9 +19,9 @@ import safetensors.torch
 import torch
 
 from hetfl.cli import FederatedCLI
-from hetfl.cli.flower_processes import free_port
 from hetfl.cli.starting import start
 from hetfl.federation.clients import Clients, Reply
+from hetfl.flower.command.processes import free_port
 
 CONFIG = Path(__file__).parent.parent / "configs" / "experiment" / "flower_digits.yaml"
 NODES = {0: "0-2", 1: "3-5", 2: "6-8"}

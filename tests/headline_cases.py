@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from hetfl.headline import Headline
-from hetfl.metrics_file import MetricsFile
+from hetfl.runs.headline import Headline
+from hetfl.runs.metrics_file import MetricsFile
 
 MAE = Headline("mae", higher_is_better=False, percent=False, title="mean absolute error")
 R2 = Headline("r2", percent=False, title="R²")

@@ -15,11 +15,12 @@ from lightning import Trainer
 from torch.optim import Adam
 
 from hetfl.errors import ConfigurationError
-from hetfl.local import Auto, LocalTraining, Sequential, auto, probe
-from hetfl.local.by_level import ByLevel
+from hetfl.local import Auto, LocalTraining, Sequential
+from hetfl.local.auto import auto, probe
+from hetfl.local.auto.by_level import ByLevel
+from hetfl.local.auto.probe import STEPS, Form, time_forms
 from hetfl.local.executor import Bench
 from hetfl.local.jobs import statistics, train
-from hetfl.local.probe import STEPS, Form, time_forms
 from hetfl.types import Task
 from tests.conftest import small_module
 from tests.local_cases import Problem, bench_of, results, sgd, tasks_of

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from hetfl import DepthFL, FederatedModule, HeteroFL
 from hetfl.errors import ConfigurationError
 from hetfl.local import LocalTraining, Stacked
-from hetfl.local.folding import FoldedNet
 from hetfl.local.jobs import train
-from hetfl.local.rewriting import rewrite
+from hetfl.local.stacked.folding import FoldedNet
+from hetfl.local.stacked.rewriting import rewrite
 from hetfl.models import ConvNet, MultiExitConvNet, MultiExitResNet, PreActResNet, Scaler
 from hetfl.models.layers import Norm
 from hetfl.models.static_batch_norm import StaticBatchNorm2d

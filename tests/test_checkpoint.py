@@ -20,12 +20,12 @@ from lightning import Trainer
 from torch.optim import SGD
 
 from hetfl import ConfigurationError, FedAvg
-from hetfl.checkpoint import END_OF_ARCHIVE, SafeCheckpointIO, SealedFile, damage, previous
 from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.compression import ErrorFeedback, GammaFedHT, TopK
 from hetfl.data import IID
 from hetfl.local import LocalTraining
 from hetfl.models import ConvNet
+from hetfl.runs.checkpoint import END_OF_ARCHIVE, SafeCheckpointIO, SealedFile, damage, previous
 from hetfl.store import DiskStore
 from tests.conftest import small_data, small_levels, small_module
 

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 
 from hetfl.cli import main
-from hetfl.cli.compared_run import RunInFolder
-from hetfl.cli.comparing import plan
-from hetfl.cli.comparison_plan import Action, PlannedRun, next_action, parse_contenders
-from hetfl.cli.running import command, only_one, prepare
 from hetfl.cli.starting import start
+from hetfl.compare.main import plan
+from hetfl.compare.one_run import RunInFolder
+from hetfl.compare.plan import Action, PlannedRun, next_action, parse_contenders
+from hetfl.compare.processes import command, only_one, prepare
 from hetfl.errors import ConfigurationError
 from tests.demo_cases import FEW, ROOT, refused
 
@@ -65,7 +65,7 @@ def compare(*args: str) -> list[str]:
             compare("--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=3"),
             "run width: Expected trainer.val_check_interval of at most 2 rounds but got 3",
         ),
-        (compare("--trainer.logger=false"), "run width: Expected one hetfl.run_folder.RunFolder"),
+        (compare("--trainer.logger=false"), "run width: Expected one hetfl.runs.RunFolder"),
         (compare("--model.seed=3"), "Expected seed_everything but got model.seed"),
         (compare("--model.levels={a: {width: 1.0, depth: 7}}"), "run width: "),  # found when the net is made
     ],
@@ -101,7 +101,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(capsys: pytest.Captu
 
 
 def test_one_comparison_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hetfl.cli.running.PATIENCE_SECONDS", 0.4)
+    monkeypatch.setattr("hetfl.compare.processes.PATIENCE_SECONDS", 0.4)
     with (
         only_one(Path("out")),
         pytest.raises(ConfigurationError, match="one comparison at a time in out"),

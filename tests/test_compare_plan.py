@@ -13,9 +13,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.callbacks import ENDED
-from hetfl.cli.comparison_plan import (
+from hetfl.compare.plan import (
     Action,
     Contender,
     PlannedRun,
@@ -27,12 +26,13 @@ from hetfl.cli.comparison_plan import (
     standing,
 )
 from hetfl.errors import ConfigurationError
+from hetfl.runs.checkpoint import SafeCheckpointIO
 
 SETTINGS: dict[str, Any] = {
     "seed_everything": 0,
     "trainer": {
         "max_epochs": 3,
-        "logger": {"class_path": "hetfl.run_folder.RunFolder", "init_args": {"root": "runs"}},
+        "logger": {"class_path": "hetfl.runs.RunFolder", "init_args": {"root": "runs"}},
     },
     "model": {"class_path": "hetfl.HeteroFL", "init_args": {"local": {"epochs": 5}, "levels": {"a": {"width": 1.0}}}},
     "final_test": True,

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hetfl.cli.comparing import run_comparison
-from hetfl.cli.comparison_plan import Action, PlannedRun
-from hetfl.cli.running import command, only_one, run_all
+from hetfl.compare.main import run_comparison
+from hetfl.compare.plan import Action, PlannedRun
+from hetfl.compare.processes import command, only_one, run_all
 from hetfl.display.runs import RunLine, RunsProgress, in_view, seconds_left
 
 TEXT = "seed_everything: 0\ntrainer: {max_epochs: 3}\nfinal_test: true\n"
@@ -55,7 +55,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
         planned = [PlannedRun(name, 0, tmp_path / "runs" / name / "seed_0", TEXT) for name in given]
         return planned, [RunLine(run.name, 0, 3) for run in planned]
 
-    monkeypatch.setattr("hetfl.cli.running.command", start)
+    monkeypatch.setattr("hetfl.compare.processes.command", start)
     return make
 
 

@@ -11,9 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
+from hetfl import data
 from hetfl.data import (
     CIFAR10,
     CIFAR100,
@@ -223,3 +225,19 @@ def test_tensors_that_do_not_fit_are_refused(changed: dict[str, Any], message: s
     ready(TensorData(**fitting))
     with pytest.raises(ConfigurationError, match=message):
         ready(TensorData(**{**fitting, **changed}))
+
+
+DATA_SETS = [kind for kind in vars(data).values() if isinstance(kind, type) and issubclass(kind, FederatedDataModule)]
+
+
+@pytest.mark.parametrize("kind", DATA_SETS, ids=lambda kind: kind.__name__)
+def test_help_shows_the_settings_that_all_data_sets_share(kind: type[FederatedDataModule]) -> None:
+    parser, shared = ArgumentParser(), ArgumentParser()
+    parser.add_class_arguments(kind, "data")
+    shared.add_class_arguments(FederatedDataModule, "data", instantiate=False)
+    help_of_kind, help_of_all = parser.format_help(), shared.format_help()
+    assert "--data.settings" not in help_of_kind
+    # Some data sets have a num_clients of their own, as their samples may name their clients.
+    for setting in vars(shared.get_defaults().data).keys() - {"num_clients"}:
+        (described,) = re.findall(rf"(?ms)^  --data\.{setting} .*?(?=^  -|\Z)", help_of_all)
+        assert described.strip() in help_of_kind

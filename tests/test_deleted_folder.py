@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 
 from hetfl.cli import main
 from hetfl.errors import ConfigurationError
-from hetfl.run_folder import LOCK, RunFolder
+from hetfl.runs.run_folder import LOCK, RunFolder
 from tests.demo_cases import DEMO, FEW, UNTESTED
 
 

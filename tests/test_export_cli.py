@@ -6,7 +6,6 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import get_args
 
 import pandas as pd
 import pytest
@@ -14,9 +13,7 @@ import torch
 
 import hetfl
 from hetfl.cli import main
-from hetfl.cli.exporting import FormatName
 from hetfl.data import Digits
-from hetfl.export import FORMATS
 from tests.demo_cases import DEMO, refused
 from tests.test_cli import SMALL
 
@@ -77,15 +74,11 @@ def test_one_line_is_said_whatever_the_exporter_says(run: Path, capfd: pytest.Ca
 def test_out_is_a_file_or_a_folder_and_the_largest_level_the_default(run: Path) -> None:
     checkpoint = str(run / "checkpoints/last.ckpt")
     main(["export", "-c", str(run / "config.yaml"), "--ckpt_path", checkpoint, "--out=new/place", "--level=null"])
-    main(["export", str(run), "--level=b", "--out=new/small.pt2"])
+    main(["export", str(run), "--level=b", "--out=new/small.onnx"])
     names = {path.relative_to("new").as_posix() for path in Path("new").rglob("*.*")}
-    files = {"place/a.safetensors", "small.pt2"}
+    files = {"place/a.safetensors", "small.onnx"}
     assert names == files | {f"{name}.json" for name in files}
     assert not (run / "export" / "a.safetensors").exists()
-
-
-def test_the_command_line_knows_every_format() -> None:
-    assert get_args(FormatName) == tuple(FORMATS)
 
 
 WRONG = {
@@ -94,14 +87,15 @@ WRONG = {
     "no checkpoint": (["bare"], "bare/checkpoints/last.ckpt, which is not there"),
     "no checkpoint named": (["-c", "bare/config.yaml"], "Expected --ckpt_path"),
     "unknown level": (["RUN", "--level=z"], "level in ['a', 'b', 'c', 'd', 'e'] but got 'z'"),
-    "unknown format": (["RUN", "--format=h5"], "format: Expected a ['safetensors', 'pt2', 'onnx'] but got h5"),
+    "unknown format": (["RUN", "--format=h5"], "Expected a file ending in .safetensors, .onnx but got "),
     "level twice": (["RUN", "--level=a", "--level", "b"], "--level once but got it 2 times"),
-    "another suffix": (["RUN", "--format=pt2", "--out=x.onnx"], "--out to end in .pt2, as --format pt2 says"),
-    "no format": (
-        ["RUN", "--out=x.txt"],
-        "--out to be a folder or to end in .safetensors, .pt2, .onnx but got 'x.txt'",
+    "former format": (["RUN", "--format=pt2"], ".onnx (the prediction) or .safetensors (the net) but got "),
+    "another suffix": (
+        ["RUN", "--format=safetensors", "--out=x.onnx"],
+        "--out to end in .safetensors, as --format s",
     ),
-    "nowhere": (["RUN", "--out="], "--out to be a folder or to end in .safetensors, .pt2, .onnx but got ''"),
+    "no format": (["RUN", "--out=x.txt"], "Expected a file ending in .safetensors, .onnx but got x.txt"),
+    "nowhere": (["RUN", "--out="], "Expected --out to be a file or a folder but got ''"),
     "below a file": (["RUN", "--out=file/x.onnx"], "file is a file"),
     "abbreviation": (["RUN", "--lev=a"], "--lev"),
 }

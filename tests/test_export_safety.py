@@ -39,7 +39,7 @@ def federation() -> FederatedModule:
 @pytest.fixture(scope="module")
 def originals(federation: FederatedModule, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("originals")
-    for name in ("b.safetensors", "b.pt2"):
+    for name in ("b.safetensors", "b.onnx"):
         export_submodel(federation, "b", folder / name)
     return folder
 
@@ -71,7 +71,7 @@ def replace_content(path: Path, data: bytes) -> None:
     change_card(path, lambda card: card.update(sha256=hashlib.sha256(data).hexdigest()))
 
 
-@pytest.mark.parametrize("name", ["b.safetensors", "b.pt2"])
+@pytest.mark.parametrize("name", ["b.safetensors", "b.onnx"])
 def test_any_damage_is_noticed(files: Path, name: str) -> None:
     path, choose = files / name, random.Random(0)
     data = path.read_bytes()
@@ -105,10 +105,10 @@ CARDS: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("case", CARDS)
 def test_a_card_that_is_none_is_refused(case: str, files: Path) -> None:
     text, expected = CARDS[case]
-    (files / "b.pt2.json").write_text(text)
+    (files / "b.onnx.json").write_text(text)
     with pytest.raises(ConfigurationError, match=expected):
-        hetfl.load(files / "b.pt2")
-    said(files / "b.pt2")
+        hetfl.load(files / "b.onnx")
+    said(files / "b.onnx")
 
 
 CLASSES = [
@@ -222,7 +222,7 @@ def test_a_loaded_onnx_model_says_what_it_takes_and_can_be_copied(files: Path, f
 
 def test_an_onnx_file_of_junk_is_refused(files: Path) -> None:
     with pytest.raises(ConfigurationError, match="Expected an ONNX model that onnxruntime can run but got: "):
-        Onnx().decode(b"junk", read_card(files / "b.pt2.json"), None)
+        Onnx().decode(b"junk", read_card(files / "b.onnx.json"), None)
 
 
 def test_a_full_disk_leaves_the_file_before_and_nothing_else(

@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli import main
 from hetfl.cli.callbacks import has_ended
-from hetfl.run_folder import EARLY_END, ended_early
+from hetfl.runs.checkpoint import SafeCheckpointIO
+from hetfl.runs.run_folder import EARLY_END, ended_early
 from tests.demo_cases import DEMO, FEW
 
 STOP = {"class_path": "lightning.pytorch.callbacks.EarlyStopping",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hetfl.cli.flower_processes import CHILD, FlowerProcess
+from hetfl.flower.command.processes import CHILD, FlowerProcess
 
 NODE = '''
 import sys, threading, time

@@ -13,10 +13,11 @@ pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetf
 
 from httpx import HTTPError
 
-from hetfl.cli import flower_apps, flower_command
-from hetfl.cli.flower_checks import numbers, own_folder
-from hetfl.cli.flower_client import is_made
 from hetfl.errors import ConfigurationError
+from hetfl.flower.command import apps
+from hetfl.flower.command.checks import numbers, own_folder
+from hetfl.flower.command.client import is_made
+from hetfl.flower.command.main import main as command
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,7 @@ CLIENT = ["client", "--clients", "0-2", "--states", "states"]
 )
 def test_wrong_options_are_refused_in_one_line(args: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
-        flower_command.main(args)
+        command(args)
     assert "\n" not in str(error.value)
 
 
@@ -80,13 +81,13 @@ def test_a_port_in_use_is_refused() -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"a free port but got 127.0.0.1:{port}: Address already in use"):
-            flower_command.main(["server", "--port", str(port)])
+            command(["server", "--port", str(port)])
 
 
 def test_two_do_not_work_in_one_folder_of_flowers_files(tmp_path: Path) -> None:
     """A server and a node on one machine, or two nodes: each would take the other's programs and logs for its own."""
     with own_folder(tmp_path), pytest.raises(ConfigurationError, match="a folder of its own for --home"):
-        flower_command.main([*CLIENT, "--home", str(tmp_path)])
+        command([*CLIENT, "--home", str(tmp_path)])
     with own_folder(tmp_path):
         pass
 
@@ -112,8 +113,8 @@ def test_a_superlink_that_gives_the_run_up_is_said_in_one_line(tmp_path: Path, m
     def given_up(*args: object, **options: object) -> None:
         raise HTTPError("Client error '401 Unauthorized'\nFor more information ...")
 
-    monkeypatch.setattr(flower_apps, "start", given_up)
-    monkeypatch.setattr(flower_apps, "check_arguments", lambda args: None)
+    monkeypatch.setattr(apps, "start", given_up)
+    monkeypatch.setattr(apps, "check_arguments", lambda args: None)
     settings: dict[str, object] = {
         "output": str(tmp_path / "output"),
         "folder": str(tmp_path),
@@ -121,7 +122,7 @@ def test_a_superlink_that_gives_the_run_up_is_said_in_one_line(tmp_path: Path, m
         "max_norm": None,
     }
     context = SimpleNamespace(run_config={"settings": json.dumps({**settings, "patience": {}})})
-    flower_apps.serve(None, context)  # type: ignore[arg-type]
+    apps.serve(None, context)  # type: ignore[arg-type]
     assert (tmp_path / "status").read_text() == "1"
     said = (tmp_path / "output").read_text()
     assert said.startswith("hetfl: error: Expected the SuperLink to go on with the run but got Client error '401")

@@ -19,7 +19,7 @@ from hetfl.cli.app import _drawn
 from hetfl.cli.reporting import main as report
 from hetfl.cli.starting import command_line
 from hetfl.files import to_disk
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
 
 
 @contextmanager

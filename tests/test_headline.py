@@ -26,14 +26,14 @@ from hetfl.analysis import (
     reliability,
 )
 from hetfl.analysis.pictures import expected_pictures
-from hetfl.cli import comparing
-from hetfl.cli.comparison_plan import PlannedRun, standing
 from hetfl.cli.exporting import export_line
+from hetfl.compare import main as comparing
+from hetfl.compare.plan import PlannedRun, standing
 from hetfl.display.runs import RunLine, RunsProgress
 from hetfl.display.summary import level_table, totals
 from hetfl.errors import ConfigurationError
 from hetfl.export.card import Card, Constructor, read_card
-from hetfl.headline import ACCURACY, FILE, Headline, common_headline, headline_in
+from hetfl.runs.headline import ACCURACY, FILE, Headline, common_headline, headline_in
 from hetfl.types import Level
 from tests.headline_cases import MACRO_F1, MAE, PERPLEXITY, R2, write_run
 from tests.reading_cases import JSON
@@ -222,14 +222,14 @@ def test_a_comparison_of_different_headlines_is_refused_before_it_runs(
 
 def card(score: dict[str, float] | None) -> Card:
     net = Constructor("hetfl.models.ConvNet", {})
-    return Card("a.pt2", "0", Level("a"), "hetfl.FedAvg", 2, net, 10, "float32", {}, 1, score, "0.2")
+    return Card("a.onnx", "0", Level("a"), "hetfl.FedAvg", 2, net, 10, "float32", {}, 1, score, "0.2")
 
 
 def test_a_card_says_the_headline_by_its_name(tmp_path: Path) -> None:
-    (tmp_path / "a.pt2").write_bytes(b"x")
-    assert export_line(tmp_path / "a.pt2", card({"test/r2": 0.625, "samples": 9}), R2).endswith(", test R² 0.6250)")
-    assert export_line(tmp_path / "a.pt2", card(None), R2).endswith("1 B)")
-    path = tmp_path / "a.pt2.json"
+    (tmp_path / "a.onnx").write_bytes(b"x")
+    assert export_line(tmp_path / "a.onnx", card({"test/r2": 0.625, "samples": 9}), R2).endswith(", test R² 0.6250)")
+    assert export_line(tmp_path / "a.onnx", card(None), R2).endswith("1 B)")
+    path = tmp_path / "a.onnx.json"
     for score in ({"test/r2": 0.625, "samples": 9}, None):
         path.write_text(card(score).to_json())
         assert read_card(path).score == score
@@ -238,6 +238,6 @@ def test_a_card_says_the_headline_by_its_name(tmp_path: Path) -> None:
 def test_an_earlier_card_is_read(tmp_path: Path) -> None:
     written = json.loads(card({"test/accuracy": 0.5, "samples": 4}).to_json())
     written["accuracy"] = written.pop("score")
-    path = tmp_path / "a.pt2.json"
+    path = tmp_path / "a.onnx.json"
     path.write_text(json.dumps(written))
     assert read_card(path).score == {"test/accuracy": 0.5, "samples": 4}

@@ -124,7 +124,10 @@ def test_a_net_trains_on_tokens_and_their_mask(fit: Callable[..., Trainer], tabl
         ({"target": "word"}, "numbers in an array as the target of training row 0 but got str"),
         ({"inputs": "tokens"}, r"training inputs of one shape, \(1,\), but got \(4,\) at position 1: set pad"),
         ({"target": "other"}, r"training targets as whole numbers .* but got torch.float32 of shape \(30,\)"),
-        ({"target": ["other", "age"]}, r"training targets as whole numbers .* but got torch.float32 of shape \(30, 2\)"),
+        (
+            {"target": ["other", "age"]},
+            r"training targets as whole numbers .* but got torch.float32 of shape \(30, 2\)",
+        ),
         ({"path": "somewhere"}, "train and test, or path, or path and test_path, for HuggingFaceData but got others?"),
         ({"test": None}, "train and test, or path, or path and test_path, for HuggingFaceData but got other"),
         ({"train": [1, 2]}, "Expected a datasets.Dataset as training samples but got list: choose a split of it"),

@@ -16,10 +16,10 @@ from hetfl import DepthFL, FedAvg, FederatedModule
 from hetfl.data import Dirichlet, TensorData
 from hetfl.errors import ConfigurationError
 from hetfl.export import export_submodel
-from hetfl.headline import headline_in
 from hetfl.local import Executor, Sequential, Stacked, Workers
 from hetfl.models import MLP, MultiExitTransformer
 from hetfl.objectives import Classification, LanguageModelling, MultiLabel, Regression
+from hetfl.runs.headline import headline_in
 from hetfl.selection import Uniform
 from tests.conftest import small_data, small_levels, small_module
 from tests.objective_cases import CASES, TOKENS, measured

@@ -32,8 +32,9 @@ def run(*command: str | Path, cwd: Path, path: Path | None = None) -> subprocess
 
 
 def installed_names() -> set[str]:
-    """Return the paths that the modules of the tree should have once they are installed."""
-    files = (file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))  # rglob does not follow the links
+    """Return the paths that the modules of the tree, and its templates, should have once they are installed."""
+    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")]  # rglob does not follow the links
+    files += (ROOT / "hetfl").rglob("templates/*")
     names = (file.relative_to(ROOT).as_posix() for file in files)
     return {re.sub(r"^\w+", lambda top: ELSEWHERE.get(top[0], top[0]), name) for name in names} | {"hetfl/py.typed"}
 

@@ -23,7 +23,7 @@ from matplotlib.transforms import Bbox
 from hetfl.analysis import Run, load_run, plot_accuracy_over_bytes, plot_accuracy_over_rounds, plot_run
 from hetfl.analysis.plots import spread
 from hetfl.errors import ConfigurationError
-from hetfl.metrics_file import MetricsFile
+from hetfl.runs.metrics_file import MetricsFile
 
 RATIO = 25.0
 UP_BYTES = 400_000.0

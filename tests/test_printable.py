@@ -20,7 +20,7 @@ from hetfl.data import CSVData, ImageFolder
 from hetfl.display.formats import cell
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.printable import printable
-from hetfl.report.markdown import escape
+from hetfl.report.rendering import escape
 from hetfl.wire import MalformedPayload
 from hetfl.wire.malformed import Reason
 

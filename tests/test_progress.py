@@ -21,7 +21,7 @@ from hetfl.display.formats import format_quantity, format_seconds
 from hetfl.display.progress import RoundProgress, is_milestone
 from hetfl.display.summary import RunSummary, totals
 from hetfl.federation import FederatedCallback
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
 from hetfl.types import Level
 from tests.headline_cases import MAE
 

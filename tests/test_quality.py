@@ -23,7 +23,7 @@ from hetfl.analysis import (
     plot_reliability,
     reliability,
 )
-from hetfl.metrics_file import MetricsFile
+from hetfl.runs.metrics_file import MetricsFile
 from tests.test_plots import UP_BYTES, write_run
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from hetfl import DepthFL, FederatedModule, Level
 from hetfl.aggregators import QFedAvg
-from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.clustering import IFCA
 from hetfl.collective import Ranks
@@ -29,10 +28,11 @@ from hetfl.compression.staleness import Decay
 from hetfl.federation.clients import OwnClients
 from hetfl.federation.ranks import RankClients
 from hetfl.hooks import NormBound
-from hetfl.interrupt import StopAtRoundEnd
 from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
 from hetfl.parts import RandomMask, Rolling
+from hetfl.runs.checkpoint import SafeCheckpointIO
+from hetfl.runs.interrupt import StopAtRoundEnd
 from hetfl.selection import PowerOfChoice
 from hetfl.store import DiskStore
 from hetfl.types import Task

@@ -19,8 +19,8 @@ from hetfl.data import CSVData
 from hetfl.errors import ConfigurationError
 from hetfl.export.card import read_card
 from hetfl.fleet import CsvFleet
-from hetfl.metrics_file import MetricsFile
 from hetfl.reading import DEEPEST, check_size, check_yaml, parse_json, parse_yaml, read_bytes
+from hetfl.runs.metrics_file import MetricsFile
 from tests.demo_cases import DEMO, refused
 from tests.reading_cases import ALIASES, DEEP, JSON, MANY, YAML
 

@@ -16,11 +16,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from hetfl import FederatedModule
 from hetfl.analysis import Snapshots
 from hetfl.analysis.traffic import load_residuals
-from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.clustering import IFCA
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
-from hetfl.run_folder import LOCK, RunFolder
+from hetfl.runs.checkpoint import SafeCheckpointIO
+from hetfl.runs.run_folder import LOCK, RunFolder
 from hetfl.selection import Uniform
 from hetfl.store import DiskStore
 from tests.conftest import small_data, small_module

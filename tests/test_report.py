@@ -14,13 +14,13 @@ import pandas as pd
 import yaml
 
 from hetfl.analysis import load_run
-from hetfl.metrics_file import MetricsFile, score_column
 from hetfl.report import write_report
 from hetfl.report.composing import compose
 from hetfl.report.groups import make_groups
-from hetfl.report.markdown import to_markdown
 from hetfl.report.material import make_material
 from hetfl.report.pictures import picture_names
+from hetfl.report.rendering import to_markdown
+from hetfl.runs.metrics_file import MetricsFile, score_column
 
 ROUNDS = 8
 
@@ -35,7 +35,7 @@ def settings(seed: int = 0, **changes: Any) -> dict[str, Any]:
         "seed_everything": seed,
         "trainer": {
             "max_epochs": ROUNDS,
-            "logger": {"class_path": "hetfl.run_folder.RunFolder", "init_args": {"root": f"/x/{seed}", "name": "n"}},
+            "logger": {"class_path": "hetfl.runs.RunFolder", "init_args": {"root": f"/x/{seed}", "name": "n"}},
         },
         "model": {"class_path": "hetfl.HeteroFL", "init_args": {"levels": {"a": {"width": 1.0}}, "lr": 0.1, **changes}},
         "data": {"class_path": "hetfl.data.Digits", "init_args": {"num_clients": 4, "partitioner": None}},

@@ -9,7 +9,7 @@ import pytest
 
 from hetfl.cli.reporting import main
 from hetfl.errors import ConfigurationError
-from hetfl.run_folder import note_end
+from hetfl.runs.run_folder import note_end
 from tests.test_report import settings, two_groups, write_run
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from hetfl.analysis import load_run
 from hetfl.errors import ConfigurationError
-from hetfl.metrics_file import MetricsFile
 from hetfl.report import write_report
 from hetfl.report.clusters import cluster_figures, cluster_table, clustered
 from hetfl.report.document import Cell
 from hetfl.report.groups import make_groups
+from hetfl.runs.metrics_file import MetricsFile
 from tests.test_report import ROUNDS, write_run
 
 NAMES = ("cluster_members", "cluster_accuracy", "cluster_tree")

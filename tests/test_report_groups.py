@@ -24,7 +24,7 @@ def make_run(folder: str, seed: int | None = 0, root: str = "runs", **model: Any
     """Return a run in a folder, started with a seed; no configuration for None."""
     if seed is None:
         return Run(Path(folder), METRICS)
-    logger = {"class_path": "hetfl.run_folder.RunFolder", "init_args": {"root": root, "name": "n"}}
+    logger = {"class_path": "hetfl.runs.RunFolder", "init_args": {"root": root, "name": "n"}}
     parts = {
         "model": {"class_path": "model", "init_args": {"seed": seed, **model}},
         "data": {"class_path": "data", "init_args": {"seed": seed}},
@@ -44,7 +44,7 @@ def test_runs_are_together_exactly_if_they_differ_in_seed_and_folder_alone(given
 
 def test_a_list_of_loggers_is_left_out_too() -> None:
     one, other = make_run("x/1", 1), make_run("x/2", 2)
-    other.config["trainer"]["logger"] = [{"class_path": "hetfl.run_folder.RunFolder"}, {"class_path": "lightning.W"}]
+    other.config["trainer"]["logger"] = [{"class_path": "hetfl.runs.RunFolder"}, {"class_path": "lightning.W"}]
     assert list(group_runs([one, other])) == ["x"]
 
 

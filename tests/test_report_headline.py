@@ -11,17 +11,17 @@ import pytest
 
 from hetfl.analysis import load_run
 from hetfl.errors import ConfigurationError
-from hetfl.headline import Headline
 from hetfl.report import write_report
 from hetfl.report.composing import compose
 from hetfl.report.figures import styles_of
 from hetfl.report.groups import make_groups
-from hetfl.report.markdown import to_markdown
 from hetfl.report.material import make_material
 from hetfl.report.pictures import draw_all, picture_names
+from hetfl.report.rendering import to_markdown
 from hetfl.report.series import ROUNDS, amount_to_reach
 from hetfl.report.spread import Spread
 from hetfl.report.wording import level_sentence
+from hetfl.runs.headline import Headline
 from tests.headline_cases import MAE, PERPLEXITY, R2, write_run
 
 GOOD, BAD = [60.0, 50.0, 40.0], [90.0, 80.0, 70.0]

@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 import torch
 
-from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli import main
+from hetfl.runs.checkpoint import SafeCheckpointIO
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("HETFL_KILLS", "0"))
@@ -49,12 +49,13 @@ CONFIGURATIONS = {
 """What is killed, by name: arguments of a run."""
 NAMES = tuple(CONFIGURATIONS)
 PLACES = ("SealedFile.write", "files._sync_folder", "SealedFile.seal", "SafeCheckpointIO._keep_previous")
-"""Of hetfl.checkpoint and hetfl.files: inside a file, after the renames, at the file's end, before the renames."""
+"""Of hetfl.runs.checkpoint and hetfl.files: inside a file, after the renames, at the file's end, before the renames."""
 INSIDE = [(seed, place) for seed in range(KILLS) for place in PLACES] or [(0, place) for place in PLACES[:2]]
 
 KILLED = """
 import os, signal, sys
-from hetfl import checkpoint, files
+from hetfl import files
+from hetfl.runs import checkpoint
 from hetfl.cli import main
 place, save, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 owner = files if place.startswith("files.") else getattr(checkpoint, place.split(".")[0])

@@ -18,8 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from hetfl.errors import ConfigurationError
-from hetfl.metrics_file import MetricsFile, format_value, ordered
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
+from hetfl.runs.metrics_file import MetricsFile, format_value, ordered
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetfl.local.probe import Form
-from hetfl.local.schedule import duration, last_end, quickest
+from hetfl.local.auto.probe import Form
+from hetfl.local.auto.schedule import duration, last_end, quickest
 
 HERE, PROCESSES = False, True
 times = st.integers(1, 20).map(float)

@@ -24,7 +24,7 @@ from hetfl.federation import FederatedCallback
 from hetfl.local.channels_last import without_layout
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.parts import PartRule, RandomChannels, RandomMask, Rolling
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
 from tests.conftest import small_data, small_levels, small_module, small_net
 from tests.test_snapshots import Fit, folder_of, net_with, snapshots_of
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from hetfl import ConfigurationError, FederatedModule, HeteroFL
 from hetfl.analysis import RunSnapshots, Snapshots, load_snapshots
-from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli import main
 from hetfl.compression import ErrorFeedback, GammaFedHT, TopK
 from hetfl.federation import FederatedCallback
@@ -30,7 +29,8 @@ from hetfl.layout import Index, Layout
 from hetfl.local import Workers
 from hetfl.part import Part
 from hetfl.piece import Facts
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
+from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.selection import Everyone
 from hetfl.types import ClientContext, Report
 from hetfl.updates import DenseUpdate, SparseUpdate, Update

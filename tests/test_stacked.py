@@ -19,7 +19,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.local import FedDyn, LocalTraining, Proximal, Result, Sequential, Stacked
 from hetfl.local.executor import Bench, Job
 from hetfl.local.jobs import statistics, train
-from hetfl.local.stack import most_alike
+from hetfl.local.stacked.stack import most_alike
 from hetfl.models import ConvNet
 from hetfl.submodel import state_of
 from hetfl.types import ClientContext, Task

@@ -26,9 +26,9 @@ from hetfl.analysis import (
     plot_layer_density,
     plot_residuals,
 )
-from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.part import index_layout
+from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.store import ClientStore, DiskStore, MemoryStore
 from hetfl.updates import SparseUpdate
 from tests.conftest import small_module

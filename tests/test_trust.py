@@ -140,7 +140,7 @@ def test_a_node_and_a_server_trust_the_usual_packages(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("flwr", reason="hetfl flower needs Flower: pip install 'hetfl[flower]'")
-    from hetfl.cli.flower_apps import ServingCLI, make_node
+    from hetfl.flower.command.apps import ServingCLI, make_node
     from hetfl.flower.patience import Patience
 
     serving: Any = partial(ServingCLI, grid=None, patience=Patience(), max_norm=None)  # type: ignore[arg-type]

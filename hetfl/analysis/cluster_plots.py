@@ -21,7 +21,7 @@ from hetfl.analysis.pictures import save_figure
 from hetfl.analysis.plots import FONT_POINTS, GREY
 from hetfl.analysis.runs import read_metrics
 from hetfl.errors import ConfigurationError
-from hetfl.headline import headline_in
+from hetfl.runs.headline import headline_in
 
 ROW_INCHES = 0.13
 """Height of a client's row; ..."""

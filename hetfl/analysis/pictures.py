@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from hetfl.analysis.clusters import has_splits, load_clusters, splits_of
 from hetfl.files import write_whole
-from hetfl.headline import Headline, headline_in
+from hetfl.runs.headline import Headline, headline_in
 
 NOT_IN_THE_FONT = r"Glyph .* missing from|Matplotlib currently does not support .* natively"
 """What matplotlib says of letters that its font lacks; an SVG has them all the same, in the reader's font."""

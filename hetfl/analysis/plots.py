@@ -22,7 +22,7 @@ from scipy.optimize import isotonic_regression
 from hetfl.analysis.pictures import pictures_of, save_figure
 from hetfl.analysis.runs import Run, load_run
 from hetfl.errors import ConfigurationError
-from hetfl.headline import Headline
+from hetfl.runs.headline import Headline
 
 FONT_POINTS = 9.0
 GREY = "0.35"

@@ -17,7 +17,7 @@ from hetfl.analysis.plots import FONT_POINTS
 from hetfl.analysis.quality import calibration_error, reliability
 from hetfl.analysis.runs import Run
 from hetfl.errors import ConfigurationError
-from hetfl.headline import common_headline
+from hetfl.runs.headline import common_headline
 
 WRONG = "#D55E00"
 """Vermilion, told from grey and black without colour vision."""

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from hetfl.analysis.clusters import load_clusters
 from hetfl.errors import ConfigurationError
-from hetfl.headline import ACCURACY, Headline, headline_in
-from hetfl.metrics_file import HEAD, present_name
 from hetfl.reading import LARGEST_TABLE, LARGEST_TEXT, TooMuch, parse_yaml, read_bytes
+from hetfl.runs.headline import ACCURACY, Headline, headline_in
+from hetfl.runs.metrics_file import HEAD, present_name
 
 Rule: TypeAlias = tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]
 """What the numbers of a column are, in words, and which of them are; NaN, an empty cell, is not asked about."""

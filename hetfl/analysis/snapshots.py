@@ -19,7 +19,7 @@ from hetfl.layout import Index
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.part import only
 from hetfl.printable import printable
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
 from hetfl.submodel import parameters_of
 from hetfl.types import Report
 from hetfl.updates import Update
@@ -83,7 +83,7 @@ class Snapshots(FederatedCallback):
         """
         if stage == "fit" and self.every and not any(isinstance(logger, RunFolder) for logger in trainer.loggers):
             raise ConfigurationError(
-                f"Expected a run folder, hetfl.run_folder.RunFolder as trainer.logger, to keep a snapshot every "
+                f"Expected a run folder, hetfl.runs.RunFolder as trainer.logger, to keep a snapshot every "
                 f"{self.every} rounds but got none"
             )
 

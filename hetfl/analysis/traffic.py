@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.errors import ConfigurationError
+from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.store import ClientStore, DiskStore, MemoryStore
 
 

@@ -29,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with debug_option(given), command_line():
         # Verbs that are no Lightning CLI's; what they need is imported when it is needed.
         if given[:1] == ["compare"]:
-            from hetfl.cli.comparing import main as compare
+            from hetfl.compare.main import main as compare
 
             compare(given[1:])
         elif given[:1] == ["report"]:
@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
             report(given[1:])
         elif given[:1] == ["flower"]:
-            from hetfl.cli.flower_command import main as flower
+            from hetfl.flower.command.main import main as flower
 
             flower(given[1:])
         elif given[:1] == ["data"]:

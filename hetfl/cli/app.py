@@ -16,18 +16,18 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from hetfl.analysis import Snapshots, plot_clusters, plot_run
-from hetfl.checkpoint import SafeCheckpointIO
 from hetfl.cli.blame import naming_users_code
 from hetfl.cli.callbacks import LastCheckpoint, RoundsLeft
 from hetfl.cli.checks import NOT_RUNS, as_configuration, check_settings, run_folders
-from hetfl.cli.exporting import FormatName, export_line, export_target
+from hetfl.cli.exporting import export_line, export_target
 from hetfl.cli.trust import check_class_paths, restrict_imports, trusted_packages
 from hetfl.display import RoundProgress, RunSummary, describe
 from hetfl.errors import ConfigurationError
 from hetfl.export import check_export, export_submodel
 from hetfl.federation import FederatedModule
-from hetfl.interrupt import StopAtRoundEnd
-from hetfl.run_folder import RunFolder, note_end
+from hetfl.runs.checkpoint import SafeCheckpointIO
+from hetfl.runs.interrupt import StopAtRoundEnd
+from hetfl.runs.run_folder import RunFolder, note_end
 
 
 class FederatedTrainer(Trainer):
@@ -71,7 +71,7 @@ class FederatedTrainer(Trainer):
         model: FederatedModule,
         datamodule: LightningDataModule,
         level: str | None = None,
-        format: FormatName | None = None,
+        format: str | None = None,
         out: str | None = None,
         cluster: int | None = None,
         ckpt_path: str | None = None,
@@ -83,8 +83,8 @@ class FederatedTrainer(Trainer):
             model: the module.
             datamodule: its data.
             level: name of the level; null: the largest.
-            format: safetensors (the net, for Python), pt2 (the prediction, for PyTorch) or onnx (the prediction, for
-                onnxruntime and others); null: the one that ``out`` ends in, else safetensors.
+            format: safetensors (the net, for Python) or onnx (the prediction, for onnxruntime and others); null: the
+                one that ``out`` ends in, else safetensors.
             out: a file with the suffix of a format, or a folder; null: the folder ``export`` of the run.
             cluster: number of the global model, where there are several (the column ``cluster`` of ``clients.csv``).
             ckpt_path: the checkpoint; null: the model as it is.

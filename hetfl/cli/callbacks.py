@@ -16,8 +16,8 @@ from hetfl.cli.checks import run_folders
 from hetfl.cli.paths import make_absolute
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
-from hetfl.interrupt import StopAtRoundEnd
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
+from hetfl.runs.interrupt import StopAtRoundEnd
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -14,10 +14,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import Namespace
 
-from hetfl.checkpoint import previous
 from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
-from hetfl.runs.trainers import PRECISIONS, check_limits
+from hetfl.runs.checkpoint import previous
+from hetfl.trainer.requirements import PRECISIONS, check_limits
 
 NOT_RUNS = ("describe", "data", "export")
 """Verbs that make no run folder and print no summary."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from hetfl.display.formats import format_quantity
 from hetfl.errors import ConfigurationError
-from hetfl.export import FORMATS, Card
-from hetfl.headline import Headline
-
-FormatName = Literal["safetensors", "pt2", "onnx"]
+from hetfl.export import Card
+from hetfl.runs.headline import Headline
 
 
-def export_target(level: str, format: FormatName | None, out: str | None, checkpoint: str | None) -> Path:
+def export_target(level: str, format: str | None, out: str | None, checkpoint: str | None) -> Path:
     """Return the file to write.
 
     Args:
@@ -23,21 +20,19 @@ def export_target(level: str, format: FormatName | None, out: str | None, checkp
         checkpoint: the run's checkpoint, in a folder inside the run's.
 
     Raises:
-        ConfigurationError: ``out`` ends in another format, or in something that is none.
+        ConfigurationError: ``out`` ends in another format, or is empty.
 
     >>> export_target("c", None, "phone.onnx", None).as_posix()
     'phone.onnx'
-    >>> export_target("c", "pt2", None, "run/checkpoints/last.ckpt").as_posix()
-    'run/export/c.pt2'
+    >>> export_target("c", "onnx", None, "run/checkpoints/last.ckpt").as_posix()
+    'run/export/c.onnx'
     """
-    if out is not None and not Path(out).is_dir() and (suffix := Path(out).suffix.removeprefix(".")) in FORMATS:
+    if out == "":
+        raise ConfigurationError("Expected --out to be a file or a folder but got ''")
+    if out is not None and not Path(out).is_dir() and (suffix := Path(out).suffix.removeprefix(".")):
         if format not in (None, suffix):
             raise ConfigurationError(f"Expected --out to end in .{format}, as --format {format} says, but got {out}")
         return Path(out)
-    if out == "" or (out is not None and not Path(out).is_dir() and Path(out).suffix):
-        raise ConfigurationError(
-            f"Expected --out to be a folder or to end in {', '.join(f'.{name}' for name in FORMATS)} but got {out!r}"
-        )
     run = Path() if checkpoint is None else Path(checkpoint).parent.parent
     return (run / "export" if out is None else Path(out)) / f"{level}.{format or 'safetensors'}"
 

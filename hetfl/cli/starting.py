@@ -49,7 +49,7 @@ def start(
         save_config_callback=SaveRunConfig,
         trainer_class=trainer,
         trainer_defaults={
-            "logger": {"class_path": "hetfl.run_folder.RunFolder"},
+            "logger": {"class_path": "hetfl.runs.RunFolder"},
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,
             "enable_model_summary": False,

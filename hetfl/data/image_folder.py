@@ -21,18 +21,11 @@ class ImageFolder(FederatedDataModule):
 
     Args:
         root: the folder above ``train`` and ``test``.
-        num_clients: number of clients N.
-        settings: the other arguments of :class:`FederatedDataModule`.
+        settings: the arguments of :class:`FederatedDataModule`.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        num_clients: int = 100,
-        **settings: Any,
-    ) -> None:
-        super().__init__(num_clients=num_clients, **settings)
+    def __init__(self, *, root: str, **settings: Any) -> None:
+        super().__init__(**settings)
         self.root = root
 
     def load(self) -> Arrays:  # noqa: D102

@@ -20,8 +20,7 @@ class TorchvisionData(FederatedDataModule):
     Args:
         root: the folder that holds torchvision's folder of the data set.
         download: whether :meth:`prepare_data` fetches what is missing; needs a network.
-        num_clients: number of clients N.
-        settings: the other arguments of :class:`FederatedDataModule`.
+        settings: the arguments of :class:`FederatedDataModule`.
     """
 
     folder: ClassVar[str]
@@ -30,15 +29,8 @@ class TorchvisionData(FederatedDataModule):
     num_labels: ClassVar[int] = 10
     """Number of classes K."""
 
-    def __init__(
-        self,
-        *,
-        root: str = "data",
-        download: bool = False,
-        num_clients: int = 100,
-        **settings: Any,
-    ) -> None:
-        super().__init__(num_clients=num_clients, **settings)
+    def __init__(self, *, root: str = "data", download: bool = False, **settings: Any) -> None:
+        super().__init__(**settings)
         self.root, self.download = root, download
 
     @abstractmethod

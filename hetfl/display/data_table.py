@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from hetfl.data import FederatedDataModule
 from hetfl.data.mix import evenly_spaced
-from hetfl.display.formats import cell
+from hetfl.display.formats import cell, plain_table
 
 MOST_ROWS = 50
 """Clients that are shown one by one; of more, so many at even distances."""
@@ -52,7 +51,7 @@ def data_table(clients: pd.DataFrame) -> Table:
     """
     shown = evenly_spaced(len(clients), MOST_ROWS)
     some = "" if len(shown) == len(clients) else f" ({len(shown)} of {len(clients):,}, evenly spaced)"
-    table = Table(title=f"Clients{some}", title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table(f"Clients{some}")
     table.add_column("client", justify="right", no_wrap=True)
     shown_columns = [name for name in COLUMNS if name in clients.columns]
     for heading in (COLUMNS[name] for name in shown_columns):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from hetfl.data import FederatedDataModule
 from hetfl.display.fleet_tables import comings_and_goings, fleet_table, seconds_table
-from hetfl.display.formats import cell
+from hetfl.display.formats import cell, plain_table
 from hetfl.federation import FederatedModule
 from hetfl.levels.budgets import UNITS, Budgets
 from hetfl.levels.table import level_costs
@@ -55,7 +54,7 @@ def cost_table(module: FederatedModule) -> Table:
     widths = not depths or any(row.width != 1.0 for row in rows)
     density = getattr(module.uplink.compressor, "density", None)
     itemsize = 2 if module.uplink.half_precision else 4
-    table = _table(f"{type(module).__name__}: levels, what a sample costs them, and a round's messages")
+    table = plain_table(f"{type(module).__name__}: levels, what a sample costs them, and a round's messages")
     table.add_column("level", no_wrap=True)
     sparse = any(row.density != 1.0 for row in rows)
     headings = (
@@ -79,17 +78,13 @@ def cost_table(module: FederatedModule) -> Table:
 
 def budget_table(module: FederatedModule, budgets: Budgets) -> Table:
     """Return a table of what each level may cost, and what it does."""
-    table = _table(f"Budgets: {UNITS[budgets.by]}")
+    table = plain_table(f"Budgets: {UNITS[budgets.by]}")
     table.add_column("level", no_wrap=True)
     _add_columns(table, ["budget", "at most", "cost", "used", "of the net"])
     for name, allowed in module.levels.allowances.items():
         numbers = (f"{allowed.budget:g}", f"{allowed.limit:,.0f}", f"{allowed.cost:,.0f}")
         table.add_row(cell(name), *numbers, f"{allowed.cost / allowed.limit:.1%}", str(allowed.size))
     return table
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
 
 
 def _add_columns(table: Table, headings: Sequence[str]) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hetfl.accounting import Forecast
-from hetfl.display.formats import cell, format_quantity, format_seconds
+from hetfl.display.formats import cell, format_quantity, format_seconds, plain_table
 from hetfl.fleet import Fleet, LevelAssignment
 from hetfl.fleet.numbers import FOREVER
 
@@ -32,7 +31,7 @@ def fleet_table(fleet: Fleet) -> Table:
         fleet: the fleet, set up.
     """
     devices, counts = fleet.devices, np.bincount(fleet.devices.kind, minlength=len(fleet.devices.kinds))
-    table = _table(f"{type(fleet).__name__}: devices, medians of each kind")
+    table = plain_table(f"{type(fleet).__name__}: devices, medians of each kind")
     table.add_column("kind", no_wrap=True)
     for heading in ("clients", *(heading for heading, _ in SHOWN.values())):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -52,7 +51,7 @@ def seconds_table(assignment: LevelAssignment, forecast: Forecast, deadline: flo
         deadline: after which updates are dropped; None: there is none.
     """
     late = [] if deadline is None else [f"after {format_seconds(deadline)}"]
-    table = _table("A round on these devices, whole models both ways, by the level that clients begin with")
+    table = plain_table("A round on these devices, whole models both ways, by the level that clients begin with")
     table.add_column("level", no_wrap=True)
     for heading in ("clients", *QUANTILES, *late):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -71,7 +70,3 @@ def comings_and_goings(fleet: Fleet) -> str | None:
     """Return one line about who joins and leaves; None if everybody is there from the first round to the last."""
     joining, leaving = int((fleet.devices.first_round > 0).sum()), int((fleet.devices.last_round < FOREVER).sum())
     return f"{joining:,} clients join after the first round, {leaving:,} leave" if joining or leaving else None
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))

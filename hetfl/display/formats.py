@@ -1,9 +1,11 @@
-"""Quantities and durations as people read them."""
+"""Quantities, durations and tables as people read them."""
 
 from __future__ import annotations
 
 from math import floor, log10
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 from rich.text import Text
 
 from hetfl.printable import printable
@@ -16,6 +18,11 @@ def cell(text: object) -> Text:
     '[red]phone\\n'
     """
     return Text(printable(text))
+
+
+def plain_table(title: str) -> Table:
+    """Return an empty table for the terminal, with a line below its head alone."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
 
 
 def format_quantity(value: float, unit: str) -> str:

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from hetfl.display.formats import format_seconds
 from hetfl.federation import FederatedCallback, FederatedModule
-from hetfl.headline import ACCURACY
 from hetfl.printable import printable
+from hetfl.runs.headline import ACCURACY
 
 
 def is_milestone(done: int, total: int | None) -> bool:

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from hetfl.display.formats import cell, format_seconds
 from hetfl.errors import LONGEST_MESSAGE
-from hetfl.headline import ACCURACY, Headline
 from hetfl.printable import printable
+from hetfl.runs.headline import ACCURACY, Headline
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 STYLES: dict[State, str] = {"waiting": "dim", "running": "", "done": "green", "failed": "red", "stopped": "yellow"}

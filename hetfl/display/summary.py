@@ -14,9 +14,9 @@ from torch import nn
 
 from hetfl.display.formats import cell, format_quantity, format_seconds
 from hetfl.federation import FederatedModule
-from hetfl.headline import ACCURACY, Headline
-from hetfl.metrics_file import HEAD
 from hetfl.printable import printable
+from hetfl.runs.headline import ACCURACY, Headline
+from hetfl.runs.metrics_file import HEAD
 from hetfl.types import Level
 
 

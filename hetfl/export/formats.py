@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from hetfl.errors import ConfigurationError
 from hetfl.export.card import Card
 from hetfl.tree import Tree
 from hetfl.types import NetFactory
@@ -71,57 +66,6 @@ class Format(ABC):
     def outputs(self, net: nn.Module, predict: Predict, inputs_N: Tree) -> Tensor:
         """Return what the loaded file must return for a batch: by default the prediction, shape (N, K)."""
         return predict(net, inputs_N)
-
-
-class Prediction(nn.Module):
-    """A loaded sub-model that can only predict: float batches (N, ...) to logits (N, K)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.training = False
-
-    def train(self, mode: bool = True) -> Prediction:
-        """Stay in evaluation mode.
-
-        Raises:
-            ConfigurationError: training mode was asked for.
-        """
-        if mode:
-            raise ConfigurationError(
-                "Expected evaluation mode but got train(): this format holds predictions only, safetensors whole nets"
-            )
-        return self
-
-
-class Traced(nn.Module):
-    """A net and its method's prediction as one module of one argument, for exporters.
-
-    Args:
-        net: the sub-model.
-        predict: what its method makes of it.
-    """
-
-    def __init__(self, net: nn.Module, predict: Predict) -> None:
-        super().__init__()
-        self.net = net
-        self._predict = predict
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, shape (N, K)."""
-        return self._predict(self.net, x)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence exporters and loaders: their prints, logs and warnings are advice to their own authors."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def reason(error: BaseException) -> str:

@@ -11,11 +11,10 @@ from hetfl.errors import ConfigurationError
 from hetfl.export.card import Card, card_path, read_card
 from hetfl.export.formats import Format
 from hetfl.export.onnx_graph import Onnx
-from hetfl.export.program import Program
 from hetfl.export.tensors import Safetensors
 from hetfl.types import NetFactory
 
-FORMATS: dict[str, Format] = {format.name: format for format in (Safetensors(), Program(), Onnx())}
+FORMATS: dict[str, Format] = {format.name: format for format in (Safetensors(), Onnx())}
 """Formats by name, which is their files' suffix."""
 
 
@@ -23,7 +22,7 @@ def load(path: str | Path, net: NetFactory | None = None) -> nn.Module:
     """Return the sub-model of an exported file, on the CPU and in evaluation mode.
 
     The card (``<path>.json``) must lie beside the file. No code that a file might hold is run: without ``net``
-    only nets of :mod:`hetfl.models` are made, and pt2 programs may use torch's tensor operators and nothing else.
+    only nets of :mod:`hetfl.models` are made.
 
     Args:
         path: a file that :func:`hetfl.export.export_submodel` or ``hetfl export`` wrote.
@@ -31,8 +30,8 @@ def load(path: str | Path, net: NetFactory | None = None) -> nn.Module:
             called with the level's width and depth.
 
     Returns:
-        Of a safetensors file the net itself; of pt2 and onnx files a module that predicts: float batches (N, ...),
-        normalised as the card says, to logits (N, K).
+        Of a safetensors file the net itself; of an onnx file a module that predicts: float batches (N, ...), normalised
+        as the card says, to logits (N, K).
 
     Raises:
         ConfigurationError: file or card are missing, damaged or not what they should be; the net needs ``net``; a
@@ -78,9 +77,14 @@ def format_of(file: str | Path) -> Format:
     Raises:
         ConfigurationError: it names none.
     """
-    format = FORMATS.get(Path(file).suffix.removeprefix("."))
-    if format is None:
+    suffix = Path(file).suffix
+    if suffix == ".pt2":
+        raise ConfigurationError(
+            f"Expected a file ending in .onnx (the prediction) or .safetensors (the net) but got {file}: "
+            "pt2 files were of earlier versions"
+        )
+    if suffix.removeprefix(".") not in FORMATS:
         raise ConfigurationError(
             f"Expected a file ending in {', '.join(f'.{name}' for name in FORMATS)} but got {file}"
         )
-    return format
+    return FORMATS[suffix.removeprefix(".")]

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +15,7 @@ from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
 from hetfl.export.card import Card
-from hetfl.export.formats import Format, Predict, Prediction, Traced, quiet, reason
+from hetfl.export.formats import Format, Predict, reason
 from hetfl.tree import Tree, single
 from hetfl.types import NetFactory
 
@@ -78,8 +83,8 @@ class Onnx(Format):
         return LoadedOnnx(session)
 
 
-class LoadedOnnx(Prediction):
-    """A prediction that onnxruntime computes, on the CPU.
+class LoadedOnnx(nn.Module):
+    """A prediction that onnxruntime computes, on the CPU: float batches (N, ...) to logits (N, K).
 
     Args:
         session: the model, loaded.
@@ -88,6 +93,19 @@ class LoadedOnnx(Prediction):
     def __init__(self, session: Any) -> None:
         super().__init__()
         self._session = session
+        self.training = False
+
+    def train(self, mode: bool = True) -> LoadedOnnx:
+        """Stay in evaluation mode.
+
+        Raises:
+            ConfigurationError: training mode was asked for.
+        """
+        if mode:
+            raise ConfigurationError(
+                "Expected evaluation mode but got train(): onnx files hold predictions only, safetensors whole nets"
+            )
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, shape (N, K).
@@ -107,6 +125,37 @@ class LoadedOnnx(Prediction):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoadedOnnx:
         return LoadedOnnx(self._session)  # it has no state that a copy could change
+
+
+class Traced(nn.Module):
+    """A net and its method's prediction as one module of one argument, for the exporter.
+
+    Args:
+        net: the sub-model.
+        predict: what its method makes of it.
+    """
+
+    def __init__(self, net: nn.Module, predict: Predict) -> None:
+        super().__init__()
+        self.net = net
+        self._predict = predict
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, shape (N, K)."""
+        return self._predict(self.net, x)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the exporter: its prints, logs and warnings are advice to its own authors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _strip(message: Any) -> None:

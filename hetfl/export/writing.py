@@ -30,12 +30,12 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path, clust
     """Write a level's sub-model to a file, and what it is to a card beside it (``<path>.json``).
 
     The file is read back as :func:`hetfl.load` does, and its outputs on test samples are compared with the framework's:
-    the same bits for safetensors, 1e-5 for the others. Only then does it take its name, and the card is written.
+    the same bits for safetensors, 1e-5 for onnx. Only then does it take its name, and the card is written.
 
     Args:
         module: the federated module, after ``trainer.fit``, ``validate`` or ``test``; a test makes the score known.
         level: name of the level.
-        path: the file; its suffix is the format: ``.safetensors``, ``.pt2`` or ``.onnx``.
+        path: the file; its suffix is the format: ``.safetensors`` or ``.onnx``.
         cluster: whose global model, if there are several.
 
     Returns:

@@ -20,7 +20,7 @@ from hetfl.objectives.scores import beside
 from hetfl.part import Part
 from hetfl.parts import PartRule
 from hetfl.piece import Piece
-from hetfl.runs import trainers
+from hetfl.trainer import requirements
 from hetfl.types import ClientContext, Level
 
 SUCCESSORS = {
@@ -70,7 +70,7 @@ class Method(LightningModule, LocalMethod):
     @property
     def data(self) -> FederatedDataModule:
         """The trainer's data module; another one than a federated one is refused."""
-        return trainers.federated_data(self.trainer)
+        return requirements.federated_data(self.trainer)
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         """Return what a client sends of its part, and counts as a holder of: by default all but frozen parameters."""
@@ -109,7 +109,7 @@ class Method(LightningModule, LocalMethod):
 
     def predict(self, net: nn.Module, inputs: Any) -> Tensor:
         """Return the outputs that an evaluation uses; refuse several exits, which the loss cannot take."""
-        trainers.check_one_exit(net, type(self).__name__)
+        requirements.check_one_exit(net, type(self).__name__)
         outputs: Tensor = net(inputs)
         return outputs
 

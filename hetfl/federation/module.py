@@ -46,10 +46,10 @@ from hetfl.local.training import check_optimizers
 from hetfl.objectives import Objective
 from hetfl.parts import PartRule, Prefix
 from hetfl.piece import Facts, described, settings_of
-from hetfl.runs import trainers, writing
-from hetfl.runs.prediction import Prediction
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
+from hetfl.trainer import requirements, writing
+from hetfl.trainer.prediction import Prediction
 from hetfl.types import Level, NetFactory
 
 
@@ -149,17 +149,17 @@ class FederatedModule(Method):
 
     def setup(self, stage: str) -> None:
         """Meet the data: check everything that can be checked before the first round."""
-        if stage == "predict" and trainers.known_data(self) is None:
+        if stage == "predict" and requirements.known_data(self) is None:
             return
         data = self.data
-        trainers.check_trainer(self.trainer, stage)
+        requirements.check_trainer(self.trainer, stage)
         self.objective = data.objective if self._objective is None else data.meet(self._objective)
         self.check_objective(self.objective)
         filing = [piece for piece in self.pieces.values() if piece not in (self.uplink, self.clients)]
         self.clients = shared_clients(self.clients, self.trainer, filing)
         self.selection.check_weighting(self.aggregator.first.by_size)
         self.models.check_shared()
-        rounds = trainers.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
+        rounds = requirements.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
         parameters = parameters_of(self.net)
         models = (parameters, self.models.shared, self.parts.masks, self.models.frozen, self.clustering.apart)
         others = (data.server_data, data.client_names)
@@ -203,7 +203,7 @@ class FederatedModule(Method):
     def on_train_start(self) -> None:
         """Get ready to train, and begin to write: rows of rounds that will be run again are forgotten."""
         if self.models.version != self.current_epoch:
-            rank_zero_info(trainers.SECOND_FIT.format(self.models.version))
+            rank_zero_info(requirements.SECOND_FIT.format(self.models.version))
         self.hosting.open(self.data)
         for piece in self.pieces.values():
             piece.begin()
@@ -256,7 +256,7 @@ class FederatedModule(Method):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the logits (N, K) of a batch; see :class:`Prediction`."""
-        data = trainers.known_data(self)
+        data = requirements.known_data(self)
         if batch_idx == dataloader_idx == 0:
             self.prediction.begin(None if data is None else self.on_validation_epoch_start)
         return self.predict(self.prediction.net, self.prediction.inputs(batch, data))
@@ -274,10 +274,10 @@ class FederatedModule(Method):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back, before Lightning takes its own; refuse the checkpoint of another federation."""
-        data = trainers.known_data(self)
+        data = requirements.known_data(self)
         training = data is not None and bool(self.trainer.training)
         self.run_state.load(checkpoint, data, self.pieces, training)
-        if self.trainer.precision == "64-true" if data is not None else trainers.is_double(checkpoint):
+        if self.trainer.precision == "64-true" if data is not None else requirements.is_double(checkpoint):
             self.double()  # Lightning does so only once it has put the checkpoint's weights in, rounded to float32
         if data is not None:
             self._assemble()
@@ -287,7 +287,7 @@ class FederatedModule(Method):
                 folder.check_rounds(self.models.version)
 
     def _loaded(self, models: nn.Module, keys: Any) -> None:
-        if trainers.known_data(self) is None:  # with a trainer's data the module goes to its device first
+        if requirements.known_data(self) is None:  # with a trainer's data the module goes to its device first
             self.hosting.loaded()
 
     def _costs(self) -> dict[str, float]:

@@ -17,9 +17,9 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.models import MakeOptimizer
 from hetfl.piece import Piece
-from hetfl.runs.fingerprint import LEARNING_RATES, agree, fingerprint, of_models
-from hetfl.runs.resuming import check_complete, check_optimizers_fit, weights_only
 from hetfl.submodel import parameters_of
+from hetfl.trainer.fingerprint import LEARNING_RATES, agree, fingerprint, of_models
+from hetfl.trainer.resuming import check_complete, check_optimizers_fit, weights_only
 
 KEY = "hetfl"
 """Where a checkpoint holds it."""

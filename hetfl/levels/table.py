@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, fields
 
 from hetfl import wire
 from hetfl.levels.level_set import LevelSet
-from hetfl.run_folder import RunFolder
+from hetfl.runs import RunFolder
 
 
 @dataclass(frozen=True)

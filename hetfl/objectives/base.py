@@ -11,8 +11,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from hetfl.errors import ConfigurationError
-from hetfl.headline import Headline
 from hetfl.piece import Piece
+from hetfl.runs.headline import Headline
 
 
 class Objective(Piece):

@@ -13,8 +13,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from hetfl.errors import ConfigurationError
-from hetfl.headline import Headline
 from hetfl.objectives.base import Objective, expected_targets
+from hetfl.runs.headline import Headline
 
 
 class Classification(Objective):

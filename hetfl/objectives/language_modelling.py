@@ -12,8 +12,8 @@ from torchmetrics import Metric
 from torchmetrics.text import Perplexity
 
 from hetfl.errors import ConfigurationError
-from hetfl.headline import Headline
 from hetfl.objectives.base import Objective, expected_targets
+from hetfl.runs.headline import Headline
 
 NO_SYNC: dict[str, Any] = {"sync_on_compute": False}
 """Every rank evaluates everything."""

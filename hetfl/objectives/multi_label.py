@@ -12,8 +12,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MultilabelExactMatch, MultilabelF1Score
 
 from hetfl.errors import ConfigurationError
-from hetfl.headline import Headline
 from hetfl.objectives.base import Objective, expected_targets
+from hetfl.runs.headline import Headline
 
 
 class MultiLabel(Objective):

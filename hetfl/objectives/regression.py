@@ -13,8 +13,8 @@ from torchmetrics import Metric
 from torchmetrics.regression import MeanAbsoluteError, R2Score
 
 from hetfl.errors import ConfigurationError
-from hetfl.headline import Headline
 from hetfl.objectives.base import Objective, expected_targets
+from hetfl.runs.headline import Headline
 
 HEADLINES = {
     "r2": Headline("r2", percent=False, title="R²"),

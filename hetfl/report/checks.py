@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from hetfl.analysis import Run
 from hetfl.errors import ConfigurationError
-from hetfl.headline import common_headline
 from hetfl.report.groups import ABSENT, Group
-from hetfl.run_folder import ended_early
+from hetfl.runs.headline import common_headline
+from hetfl.runs.run_folder import ended_early
 
 NOT_THE_DATA = {"data.seed", "data.eval_batch_size", "data.local_metrics"}
 """Settings of a data module that say nothing of which samples there are and whose they are, but for the draw."""

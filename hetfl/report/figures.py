@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from hetfl.analysis.figures import plain
 from hetfl.analysis.plots import FONT_POINTS, GREY, LEADER, log_ticks, plain_number, spread
-from hetfl.headline import Headline
 from hetfl.report.series import Band
+from hetfl.runs.headline import Headline
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))

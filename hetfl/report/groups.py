@@ -11,7 +11,7 @@ from typing import Any
 
 from hetfl.analysis import Run
 from hetfl.errors import ConfigurationError
-from hetfl.headline import Headline
+from hetfl.runs.headline import Headline
 
 SEED_OR_FOLDER = re.compile(r"seed_everything|(model|data)\.seed|trainer\.logger(\[\d+\])?(\..*)?|ckpt_path")
 """Settings in which runs of one group may differ: they say which run of an experiment this is, and where it is kept."""

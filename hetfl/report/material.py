@@ -11,12 +11,10 @@ import numpy as np
 from hetfl.analysis import Run
 from hetfl.display.formats import format_quantity
 from hetfl.errors import ConfigurationError
-from hetfl.headline import Headline
 from hetfl.report.checks import rounds_done
 from hetfl.report.groups import Group
 from hetfl.report.matching import LevelRow, level_sizes, rows_by_cost, rows_by_name
 from hetfl.report.series import (
-    COSTS,
     GLOBAL,
     Cost,
     best_score,
@@ -26,6 +24,7 @@ from hetfl.report.series import (
     value_after,
 )
 from hetfl.report.spread import Spread, span, spread_of
+from hetfl.runs.headline import Headline
 
 UNITS = {"parameters": (" parameters", " param."), "training_flops": (" a sample", "")}
 """What follows a level's size, by its column: in a sentence, and in a picture."""
@@ -178,8 +177,3 @@ def left_out(material: Material, cost: Cost) -> str | None:
         return None
     who = "any group" if len(without) == len(material.groups) else ", ".join(without)
     return f"{material.headline.heading} over {cost.name} is left out for {who}: {cost.column} is missing or 0 there."
-
-
-def counted_costs(material: Material) -> list[Cost]:
-    """Return the costs that at least one group counts."""
-    return [cost for cost in COSTS if material.spending(cost)]

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from hetfl.headline import Headline
 from hetfl.report.clusters import cluster_figures
 from hetfl.report.figures import Axis, Panel, Style, draw_panels
 from hetfl.report.groups import Group
 from hetfl.report.matching import level_sizes
 from hetfl.report.material import Material
 from hetfl.report.series import COSTS, GLOBAL, ROUNDS, Band, Cost, Numbers, band
+from hetfl.runs.headline import Headline
 
 SIZE_AXES = {
     "parameters": Axis("Parameters of the level (thousands)", scale=1e3, log=True, points=True),

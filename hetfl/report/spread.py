@@ -9,7 +9,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from hetfl.headline import ACCURACY, Headline
+from hetfl.runs.headline import ACCURACY, Headline
 
 FEW = 5
 """With fewer seeds than this the spread is from the smallest to the largest, else one standard deviation each way."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hetfl.headline import ACCURACY, Headline
 from hetfl.report.material import Material
 from hetfl.report.spread import FEW, Spread, chance_apart
+from hetfl.runs.headline import ACCURACY, Headline
 
 LOOK_FOR = {
     "rounds": "Look at the right end: which line is {highest}, and whether the bands overlap there. Where they do, the "

@@ -12,10 +12,9 @@ from hetfl.report.checks import check_comparable
 from hetfl.report.composing import compose
 from hetfl.report.figures import styles_of
 from hetfl.report.groups import make_groups
-from hetfl.report.html import to_html
-from hetfl.report.markdown import to_markdown
 from hetfl.report.material import make_material
 from hetfl.report.pictures import draw_all, picture_names
+from hetfl.report.rendering import to_html, to_markdown
 from hetfl.report.summary import summary_table
 
 PLOTS = "plots"

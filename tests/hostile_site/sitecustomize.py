@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-if "hetfl.cli.flower_warm" in sys.orig_argv:
+if "hetfl.flower.command.warm" in sys.orig_argv:
     from tests.hostile_node import become_hostile
 
     become_hostile()

@@ -25,16 +25,16 @@ SCOPE = (
         "hetfl/types.py",
         "hetfl/codes.py",
     ),
-    *("hetfl/permutation.py", "hetfl/seeding.py", "hetfl/packing.py", "hetfl/metrics_file.py"),
+    *("hetfl/permutation.py", "hetfl/seeding.py", "hetfl/packing.py", "hetfl/runs/metrics_file.py"),
     *("hetfl/federation/*.py", "hetfl/compression/*.py", "hetfl/clustering/*.py", "hetfl/selection/*.py"),
-    *("hetfl/local/*.py", "hetfl/wire/*.py", "hetfl/data/*.py", "hetfl/fleet/*.py", "hetfl/methods/*.py"),
+    *("hetfl/local/**/*.py", "hetfl/wire/*.py", "hetfl/data/*.py", "hetfl/fleet/*.py", "hetfl/methods/*.py"),
     *("hetfl/store/*.py", "hetfl/analysis/*.py", "hetfl/report/*.py", "hetfl/accounting/*.py", "hetfl/objectives/*.py"),
 )
 """What is changed: whatever computes a number of a run or of a report. A new folder belongs here, too."""
 APPEARANCE = (
-    *("hetfl/analysis/*plots.py", "hetfl/analysis/figures.py", "hetfl/report/pictures.py", "hetfl/report/html.py"),
-    *("hetfl/report/wording.py", "hetfl/report/document.py", "hetfl/report/markdown.py", "hetfl/report/writing.py"),
-    *("hetfl/report/composing.py", "hetfl/report/figures.py", "hetfl/federation/level_table.py"),
+    *("hetfl/analysis/*plots.py", "hetfl/analysis/figures.py", "hetfl/report/pictures.py"),
+    *("hetfl/report/wording.py", "hetfl/report/document.py", "hetfl/report/rendering.py", "hetfl/report/writing.py"),
+    *("hetfl/report/composing.py", "hetfl/report/figures.py"),
 )
 """What is not: words and drawings."""
 WEIGHTS = {"constant": 0.25, "condition": 0.5, "negation": 0.5}

@@ -1,0 +1,1 @@
+"""``hetfl compare``: many runs, what is left to do of each, their processes, and the report on them all."""

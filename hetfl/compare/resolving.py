@@ -1,0 +1,157 @@
+"""What configuration files and arguments amount to, found out and checked without running anything."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning import LightningDataModule
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from hetfl.cli.app import FederatedCLI, FederatedTrainer
+from hetfl.cli.callbacks import as_new_run
+from hetfl.cli.checks import run_folders
+from hetfl.cli.errors import condense
+from hetfl.cli.parser import OneLineParser, check_arguments
+from hetfl.cli.starting import start
+from hetfl.errors import ConfigurationError
+from hetfl.federation import FederatedModule
+from hetfl.runs.headline import Headline
+
+
+class _RaisingParser(OneLineParser):
+    """Raises where the parser of a command would end the process."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise ConfigurationError(condense(message)) from ex
+
+
+class _Reading(FederatedCLI):
+    """Parses, and makes nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        config = self.config["fit"]
+        check_comparable(config)
+        self.resolved: Namespace = as_new_run(config)
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+    def text(self, seed: int) -> str:
+        """Return the configuration of a new run with a seed, as YAML."""
+        config = deepcopy(self.resolved)
+        config.seed_everything = seed
+        text: str = self._parser("fit").dump(config, skip_unset=False)
+        return text
+
+
+class _Rehearsal(FederatedTrainer):
+    """Does what is done before the first round, and no round."""
+
+    def fit(
+        self,
+        model: FederatedModule,  # type: ignore[override]
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Load the data, build every level and check that they nest."""
+        assert datamodule is not None
+        with contextlib.redirect_stdout(io.StringIO()):  # a description of it all is made on the way
+            self.describe(model, datamodule)
+
+
+class _Rehearsing(FederatedCLI):
+    """Parses, makes everything and sets it up; no run folder."""
+
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        trainer = self.config["fit"].trainer
+        trainer.logger = trainer.enable_progress_bar = False
+
+    def after_fit(self) -> None:
+        pass
+
+
+def check_comparable(config: Namespace) -> None:
+    """Refuse settings with which a run cannot be one of a comparison.
+
+    Raises:
+        ConfigurationError: it has no end, no curves or no run folder, or begins with a checkpoint.
+    """
+    if config.get("ckpt_path"):
+        raise ConfigurationError(f"Expected a run from its first round on but got ckpt_path {config.ckpt_path}")
+    rounds = config.trainer.max_epochs
+    if rounds is None or rounds < 1:
+        raise ConfigurationError(f"Expected trainer.max_epochs, the number of rounds, of at least 1 but got {rounds}")
+    every = config.trainer.check_val_every_n_epoch
+    if every is not None and every > rounds:
+        raise ConfigurationError(f"Expected trainer.check_val_every_n_epoch of at most {rounds} rounds but got {every}")
+    if config.trainer.fast_dev_run or config.trainer.barebones:
+        raise ConfigurationError("Expected neither trainer.fast_dev_run nor barebones: they keep no metrics")
+    if (count := len(run_folders(config))) != 1:
+        raise ConfigurationError(f"Expected one hetfl.runs.RunFolder in trainer.logger but got {count}")
+
+
+@contextlib.contextmanager
+def naming(run: str) -> Iterator[None]:
+    """Say which run it is that something is wrong with.
+
+    Raises:
+        ConfigurationError: in place of whatever a user can put right.
+    """
+    try:
+        yield
+    except (ConfigurationError, MisconfigurationException) as error:
+        raise ConfigurationError(f"run {run}: {condense(str(error))}") from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise ConfigurationError(f"run {run}: {error.filename}: {error.strerror}") from error
+
+
+def resolve(args: Sequence[str], seeds: Sequence[int]) -> dict[int, str]:
+    """Return the whole configuration of a new run for each seed, as YAML.
+
+    Args:
+        args: those of ``hetfl fit``, without the verb.
+        seeds: the seeds.
+
+    Raises:
+        ConfigurationError: the arguments or the files are wrong.
+    """
+    check_arguments(["fit", *args])
+    cli = start(["fit", *args], cli=_Reading, parser=_RaisingParser)
+    assert isinstance(cli, _Reading)
+    return {seed: cli.text(seed) for seed in seeds}
+
+
+def rehearse(args: Sequence[str]) -> Headline:
+    """Do all that comes before the first round: load the data, build every level, check that they nest.
+
+    Args:
+        args: those of ``hetfl fit``, without the verb.
+
+    Returns:
+        The score by which models are compared.
+
+    Raises:
+        ConfigurationError: something is wrong that a run would stumble over.
+    """
+    headline: Headline = start(
+        ["fit", *args], cli=_Rehearsing, trainer=_Rehearsal, parser=_RaisingParser
+    ).model.objective.headline
+    return headline

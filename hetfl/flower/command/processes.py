@@ -1,0 +1,173 @@
+"""Flower's processes: started with everything that calls home switched off, watched, and stopped with this one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from hetfl.errors import ConfigurationError
+from hetfl.printable import printable
+
+POLL_SECONDS = 0.2
+EXIT = "Exit Code:"
+"""What Flower says before it says why it ends."""
+CHILD = Path(__file__).with_name("child.py")
+PATIENCE_SECONDS = 10.0
+"""How long a process that was told to end may take."""
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+}
+"""Flower's settings by environment: nothing leaves the machine, nothing is installed, tasks begin at once."""
+
+
+@contextlib.contextmanager
+def home_folder(given: str | None) -> Iterator[Path]:
+    """Give Flower a folder for its files: the given one, which stays, or one that goes away.
+
+    Yields:
+        The folder.
+    """
+    if given is not None:
+        folder = Path(given).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix="hetfl-flower-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """Return the environment of Flower's processes: its commands are those beside this Python.
+
+    Args:
+        home: Flower's folder.
+        more: further variables.
+    """
+    own = str(Path(sys.executable).parent)
+    path = os.pathsep.join([str(home / "bin"), own, os.environ.get("PATH", "")])
+    return {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": path, "PYTHONUNBUFFERED": "1", **more}
+
+
+class FlowerProcess:
+    """A process of Flower with all that it starts, in a group of its own: Ctrl-C reaches it through us alone.
+
+    It ends when this process does, however that ends (Linux).
+
+    Args:
+        command: Flower's command and its arguments.
+        log: file that takes what it says.
+        env: its environment.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+        self.name, self.log = command[0], log
+        own = [sys.executable, "-P", str(CHILD), str(os.getpid()), *command]
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                own, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=dict(env), start_new_session=True
+            )
+
+    def tell(self, number: int = signal.SIGTERM) -> None:
+        """Send a signal to it and all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def stop(self) -> None:
+        """End it and all that it started, gently at first."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self.tell(number)
+            until = time.monotonic() + PATIENCE_SECONDS
+            while self._lives() and time.monotonic() < until:
+                time.sleep(POLL_SECONDS / 4)
+            if not self._lives():
+                return
+
+    def _lives(self) -> bool:
+        self.process.poll()
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def last_words(self) -> str:
+        """Return why it ended, or else the last line that it said; and where all of it stands."""
+        text = self.log.read_text(errors="replace")
+        if EXIT in text:
+            said = " ".join(text.rsplit(EXIT, 1)[1].split("For more information")[0].split())
+        else:
+            said = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+        return f"{printable(said)} ({printable(self.log)})"
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free(host: str, port: int) -> None:
+    """Refuse a port that somebody listens at.
+
+    Raises:
+        ConfigurationError: it is taken, or not this machine's.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigurationError(f"Expected a free port but got {host}:{port}: {error.strerror}") from error
+
+
+def wait_until(ready: Callable[[], bool], child: FlowerProcess, seconds: float) -> None:
+    """Wait until a process is ready.
+
+    Raises:
+        ConfigurationError: it ended before, or took too long.
+    """
+    until = time.monotonic() + seconds
+    while not ready():
+        if child.process.poll() is not None:
+            raise ConfigurationError(f"Expected {child.name} to go on but it ended: {child.last_words()}")
+        if time.monotonic() > until:
+            raise ConfigurationError(f"Expected {child.name} within {seconds:g} s but got: {child.last_words()}")
+        time.sleep(POLL_SECONDS)
+
+
+def listens(host: str, port: int) -> bool:
+    """Return whether somebody listens at a port."""
+    try:
+        with socket.create_connection((host, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def certificate(folder: str, name: str) -> Path:
+    """Return a file of a folder of certificates and keys.
+
+    Raises:
+        ConfigurationError: it is not there.
+    """
+    path = Path(folder).absolute() / name
+    if not path.is_file():
+        raise ConfigurationError(f"Expected {name} in the folder of certificates but got no such file: {path}")
+    return path

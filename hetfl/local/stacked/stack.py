@@ -1,0 +1,234 @@
+"""Clients of one level that are trained together: the definition of local training, a row of a matrix for each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+from hetfl.layout import Layout
+from hetfl.local.executor import Bench, LocalProblem, Result
+from hetfl.local.jobs import report_of, training_batches
+from hetfl.local.stacked.batched import BatchedNet, batched
+from hetfl.local.stacked.sgd import RowSGD
+from hetfl.part import Part
+from hetfl.submodel import parameters_of
+from hetfl.tree import Tree, mapped, moved, shapes, stacked, taken
+from hetfl.types import ClientContext, CohortContext, Task
+
+SAMPLES = 4
+"""Samples on which a net for several clients is compared with the net of one."""
+
+
+class Stack:
+    """One level's clients on a bench: their parameters, gradients and momenta are matrices of a row each.
+
+    What a client computes is what :func:`hetfl.local.jobs.train` says, from the same random numbers. Clients step
+    together whose next batches are of one shape; who is done, or has a batch of another size, does not move. Entries of
+    a row are in the order in which the net wants its tensors to lie; those of tasks and results are in that of indices.
+
+    Args:
+        bench: the resident nets.
+        task: a task of the level.
+
+    Raises:
+        ConfigurationError: the net or the optimizer is none that several clients can have at once.
+    """
+
+    def __init__(self, bench: Bench, task: Task) -> None:
+        self.bench = bench
+        if overridden := bench.problem.method.steps_overridden():
+            raise ConfigurationError(
+                f"Expected a method that overrides loss alone for executor Stacked but got "
+                f"{type(bench.problem.method).__name__}.{overridden[0]}: use Sequential or Workers"
+            )
+        problem, data = bench.problem, bench.data.client_data(task.client)
+        self.sgd = RowSGD(problem.local.optimizer)
+        some = torch.arange(SAMPLES) % len(data.targets)
+        inputs_N = moved(bench.data.transform.eval(taken(data.inputs, some)), bench.device)
+        targets_N = data.targets[some]
+        who = f"the net at level {task.level}"
+        self.net: BatchedNet = batched(lambda: problem.build(task.level), inputs_N, who)
+        resident = bench.resident(task)
+        self.layout, self.own = resident.layout, self.net.layout(resident.layout.shapes)
+        self.trained = Layout.of(parameters_of(resident.net))
+        self.own_trained = self.net.layout(self.trained.shapes)
+        with torch.no_grad():
+            inputs_SN = mapped(lambda leaf: leaf.expand(2, *leaf.shape), inputs_N)
+            shape = self.net(self._tensors(resident.anchor_D.expand(2, -1)), inputs_SN).shape
+        self.joint = loss_is_joint(problem, shape, targets_N, task, bench.data.labels(task.client))
+        self._buffers = resident.anchor_D.new_empty(2, 0, self.layout.size)
+
+    def train(self, tasks: Sequence[Task]) -> list[Result]:
+        """Return the results of clients' local training; their tasks are of one cluster, round, model and γ."""
+        self._start(tasks)
+        streams = [training_batches(self.bench, task) for task in tasks]
+        heads = [next(stream, None) for stream in streams]
+        passes, steps = [0] * len(tasks), [0] * len(tasks)
+        while members := most_alike(heads):
+            batches = [head for i in members if (head := heads[i]) is not None]
+            inputs_SN, targets_SN = mapped(self._sent, stacked(batches))
+            self._step(tasks, members, inputs_SN, targets_SN)
+            for i in members:
+                passes[i] += targets_SN.shape[1]
+                steps[i] += 1
+                heads[i] = next(streams[i], None)
+        totals = self.totals_S.tolist()
+        # A vector of its own for each: who keeps one would keep a view's whole matrix.
+        return [
+            Result(
+                task,
+                report_of(self.bench, task, total / passed, passed, taken),
+                self.layout.reordered(row_D - anchor_D, self.own),
+            )
+            for task, row_D, anchor_D, total, passed, taken in zip(
+                tasks, self.theta_SD, self.anchor_SD.expand_as(self.theta_SD), totals, passes, steps, strict=True
+            )
+        ]
+
+    @torch.no_grad()
+    def _start(self, tasks: Sequence[Task]) -> None:
+        """Put all clients to the global model, with optimizers as new."""
+        device = self.bench.device
+        parts = [self.bench.part(task) for task in tasks]
+        distinct = 1 if len({part.key for part in parts}) == 1 else len(tasks)
+        # One row for all who hold the same part; copied at once, since the next part is read into the same vector.
+        self.anchor_SD = torch.empty(distinct, self.layout.size, dtype=self._buffers.dtype, device=device)
+        for row_D, task in zip(self.anchor_SD, tasks, strict=False):
+            row_D.copy_(self.own.reordered(self.bench.resident(task).anchor_D, self.layout))
+        self.mask_SD = self._masks(parts)
+        if self._buffers.shape[1] < len(tasks):
+            self._buffers = self.anchor_SD.new_empty(2, len(tasks), self.layout.size)
+        self.theta_SD, momentum_SD = self._buffers[:, : len(tasks)]
+        self.theta_SD.copy_(self.anchor_SD)
+        self.begun_SD = self.anchor_SD
+        beyond = [self.bench.beyond(task) for task in tasks]
+        if any(beyond_D is not None for beyond_D in beyond):
+            for row_D, beyond_D in zip(self.theta_SD, beyond, strict=True):
+                if beyond_D is not None:
+                    row_D += self.own.reordered(beyond_D, self.layout)
+            self.begun_SD = self.theta_SD.clone()
+        self.momentum_SD = momentum_SD[:, : self.trained.size].zero_()
+        self.moved = [False] * len(tasks)
+        self.totals_S = torch.zeros(len(tasks), device=device)
+        self.labels_SK = torch.stack([self.bench.data.labels(task.client) for task in tasks]).to(device)
+        self.memory_SD: Tensor | None = None
+        if any(task.memory_D is not None for task in tasks):
+            none_D = torch.zeros_like(self.anchor_SD[0, : self.trained.size])
+            memory_SD = torch.stack([none_D if task.memory_D is None else task.memory_D for task in tasks])
+            self.memory_SD = self.own_trained.reordered(memory_SD, self.trained)
+
+    def _masks(self, parts: Sequence[Part]) -> Tensor | None:
+        """Return which trained entries each client holds, bool (S, D); None if all hold all."""
+        if all(part.mask_D is None for part in parts):
+            return None
+        all_D = torch.ones(self.trained.size, dtype=torch.bool)
+        masks = [all_D if part.mask_D is None else part.mask_D[: self.trained.size].cpu() for part in parts]
+        return self._sent(self.own_trained.reordered(torch.stack(masks), self.trained))
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the device; a GPU takes it when it gets there, and nobody waits."""
+        if self.bench.device.type != "cuda" or tensor.is_cuda:
+            return tensor.to(self.bench.device)
+        return tensor.pin_memory().to(self.bench.device, non_blocking=True)
+
+    def _step(self, tasks: Sequence[Task], members: list[int], inputs_SN: Tree, targets_SN: Tensor) -> None:
+        rows = None if len(members) == len(tasks) else self._sent(torch.tensor(members))
+        theta_SD = self.theta_SD if rows is None else self.theta_SD[rows]
+        tensors = self._tensors(theta_SD)
+        leaves = [tensors[name].requires_grad_() for name in self.trained.shapes]
+        losses_S = self._losses(self.net(tensors, inputs_SN), targets_SN, [tasks[i] for i in members], rows)
+        grads = torch.autograd.grad(losses_S.sum(), leaves, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            shapes = self.trained.shapes.values()
+            grad_SD = torch.cat([self.own.flat(grad, shape) for grad, shape in zip(grads, shapes, strict=True)], dim=1)
+            self._move(tasks[0].lr, members, rows, theta_SD, grad_SD)
+            loss_sums_S = losses_S.detach() * targets_SN.shape[1]
+            if rows is None:
+                self.totals_S += loss_sums_S
+            else:
+                self.totals_S.index_add_(0, rows, loss_sums_S.to(self.totals_S))
+
+    def _tensors(self, theta_SD: Tensor) -> dict[str, Tensor]:
+        """Return the tensors of all rows by name, shape (S, ...), without gaps as layers want them."""
+        # Views would have gaps between rows; for such weights of one channel torch's grouped convolution returns zero
+        # gradients.
+        parts = theta_SD.split(self.own.sizes, dim=1)
+        return {
+            name: self.own.shaped(part.contiguous(), shape)
+            for (name, shape), part in zip(self.own.shapes.items(), parts, strict=True)
+        }
+
+    def _losses(self, outputs_SN: Tensor, targets_SN: Tensor, tasks: Sequence[Task], rows: Tensor | None) -> Tensor:
+        """Return every client's loss, shape (S,)."""
+        labels_SK = self.labels_SK if rows is None else self.labels_SK[rows]
+        problem = self.bench.problem
+        if self.joint:
+            ctx = CohortContext(tasks[0].round, labels_SK, tasks[0].level, tasks[0].lr)
+            return problem.method.loss(outputs_SN, targets_SN, ctx)
+        each = zip(outputs_SN, targets_SN, tasks, labels_SK, strict=True)
+        return torch.stack([problem.method.loss(o, t, _context(task, labels)) for o, t, task, labels in each])
+
+    def _move(self, lr: float, members: list[int], rows: Tensor | None, theta_SD: Tensor, grad_SD: Tensor) -> None:
+        """Take a step of the rows that ``theta_SD`` holds; a gradient is changed in place."""
+        local = self.bench.problem.local
+        trained_SD = theta_SD[:, : self.trained.size]
+        memory_SD = self.memory_SD if self.memory_SD is None or rows is None else self.memory_SD[rows]
+        begun_SD = self.begun_SD if rows is None or len(self.begun_SD) == 1 else self.begun_SD[rows]
+        local.regulariser.add_gradient(grad_SD, trained_SD, begun_SD[:, : self.trained.size], memory_SD)
+        if self.mask_SD is not None:
+            grad_SD.mul_(self.mask_SD if rows is None else self.mask_SD[rows])
+        if local.gradient_clip is not None:
+            norms_S1 = torch.linalg.vector_norm(grad_SD, dim=1, keepdim=True)
+            # As torch.nn.utils.clip_grad_norm_ does it, a client at a time.
+            grad_SD.mul_((local.gradient_clip / (norms_S1 + 1e-6)).clamp(max=1.0))
+        momentum_SD = self.momentum_SD if rows is None else self.momentum_SD[rows]
+        first_S1 = None
+        if not all(self.moved[i] for i in members):
+            first_S1 = self._sent(torch.tensor([[0.0 if self.moved[i] else 1.0] for i in members]))
+        trained_SD.sub_(self.sgd.direction(grad_SD, trained_SD, momentum_SD, first_S1), alpha=lr)
+        if rows is not None:
+            self.theta_SD.index_copy_(0, rows, theta_SD)
+            self.momentum_SD.index_copy_(0, rows, momentum_SD)
+        for i in members:
+            self.moved[i] = True
+
+
+def most_alike(heads: Sequence[tuple[Tree, Tensor] | None]) -> list[int]:
+    """Return the positions of those whose next batch has the commonest shape; empty if nobody has any."""
+    found = [None if head is None else shapes(head[0]) for head in heads]
+    counts = Counter(shape for shape in found if shape is not None)
+    if not counts:
+        return []
+    commonest = counts.most_common(1)[0][0]
+    return [i for i, shape in enumerate(found) if shape == commonest]
+
+
+def loss_is_joint(problem: LocalProblem, shape: Sequence[int], targets_N: Tensor, task: Task, labels_K: Tensor) -> bool:
+    """Return whether a loss takes outputs of several clients, (S, ..., N, K), and returns theirs, (S,).
+
+    Args:
+        problem: whose loss it is.
+        shape: of outputs of two clients.
+        targets_N: targets of the first one; the second one's are in reverse order.
+        task: for the round and the client.
+        labels_K: of the first one; the second one's are in reverse order.
+    """
+    outputs_SN = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    targets_SN = torch.stack([targets_N, targets_N.flip(0)])
+    labels_SK = torch.stack([labels_K, labels_K.flip(0)])
+    each = zip(outputs_SN, targets_SN, labels_SK, strict=True)
+    expected = [problem.method.loss(o, t, _context(task, labels)) for o, t, labels in each]
+    try:
+        ctx = CohortContext(task.round, labels_SK, task.level, task.lr)
+        found = problem.method.loss(outputs_SN, targets_SN, ctx)
+    except Exception:  # whatever a loss that is written for one client raises at several
+        return False
+    return found.shape == (len(expected),) and torch.allclose(found, torch.stack(expected), rtol=1e-4)
+
+
+def _context(task: Task, labels_K: Tensor) -> ClientContext:
+    return ClientContext(task.client, task.round, labels_K, task.level, task.lr)

@@ -1,0 +1,75 @@
+"""Clients of a level trained together, in one call of a net for all of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from hetfl.errors import ConfigurationError
+from hetfl.local.executor import Bench, InProcess, Job, Result
+from hetfl.local.jobs import train
+from hetfl.local.stacked.stack import Stack
+from hetfl.types import Task
+
+
+class Stacked(InProcess):
+    """Trains clients of one level together; whatever else clients do, they do one after the other.
+
+    Small nets spend their time on the way into each operation, not in it: ten clients in one operation take little
+    longer than one. A group's clients share cluster, level, round and learning rate; a cohort's are divided as evenly
+    as ``clients`` allows. Their deltas are those of :class:`~hetfl.local.Sequential` up to rounding.
+
+    Nets are run with the clients folded into the channels (:mod:`hetfl.local.stacked.folding`) where that computes the
+    same, and else by ``torch.func``. The optimizer must be SGD; nets with dropout or running statistics are refused.
+
+    Args:
+        clients: largest number of clients that are trained together: memory grows with it.
+
+    Raises:
+        ConfigurationError: fewer than one client.
+    """
+
+    def __init__(self, clients: int = 16) -> None:
+        if clients < 1:
+            raise ConfigurationError(f"Expected clients of at least 1 for executor Stacked but got {clients}")
+        self.clients = clients
+        self._stacks: dict[str, Stack] = {}
+
+    @property
+    def most(self) -> int:  # noqa: D102
+        return self.clients
+
+    def open(self, bench: Bench) -> None:  # noqa: D102
+        super().open(bench)
+        self._stacks = {}
+
+    def groups(self, job: Job, tasks: Sequence[Task]) -> list[list[int]]:  # noqa: D102
+        if job is not train:
+            return super().groups(job, tasks)
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for i, task in enumerate(tasks):
+            self._stack(task)  # refuses what can't be stacked here, before a process of Workers meets it
+            alike.setdefault((task.model, task.level, task.round, task.version, task.lr), []).append(i)
+        return [part for group in alike.values() for part in evenly(group, self.clients)]
+
+    def work(self, job: Job, tasks: Sequence[Task]) -> list[Result]:  # noqa: D102
+        if job is not train:
+            return [job(self.bench, task) for task in tasks]
+        return self._stack(tasks[0]).train(tasks)
+
+    def _stack(self, task: Task) -> Stack:
+        if task.level not in self._stacks:
+            self._stacks[task.level] = Stack(self.bench, task)
+        return self._stacks[task.level]
+
+
+def evenly(items: Sequence[int], most: int) -> list[list[int]]:
+    """Return consecutive parts of at most so many items, whose sizes differ by one at most.
+
+    >>> evenly(range(7), 3)
+    [[0, 1, 2], [3, 4], [5, 6]]
+    """
+    count = -(-len(items) // most)
+    size, larger = divmod(len(items), count)
+    ends = [part * size + min(part, larger) for part in range(count + 1)]
+    return [list(items[start:end]) for start, end in itertools.pairwise(ends)]

@@ -1,0 +1,61 @@
+"""What a run writes: columns to its loggers, tables to its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from hetfl.clustering import Clustering
+from hetfl.printable import printable
+from hetfl.runs import RunFolder
+from hetfl.runs.headline import ACCURACY, FILE, Headline
+from hetfl.runs.metrics_file import columns_of
+
+CLUSTER_COLUMNS = ("round", "client", "cluster")
+"""Of ``clusters.csv``: a row for every time that a client's cluster changed."""
+
+
+def run_folders(loggers: Iterable[object]) -> list[RunFolder]:
+    """Return the loggers that are run folders."""
+    return [logger for logger in loggers if isinstance(logger, RunFolder)]
+
+
+def log_columns(module: LightningModule, columns: Mapping[str, Tensor | float], round: int) -> None:
+    """Log values of a round; in float64, since Lightning would make float32 of Python numbers.
+
+    In training loggers get them at once, not at the end of the epoch as by Lightning's own ``log``: that comes after
+    the round's checkpoint, and a process killed between the two would leave a round without its row.
+    """
+    training = module.trainer.state.fn == "fit"
+    values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in columns.items()}
+    later = False if training else None  # None: if there is a logger
+    module.log_dict(values, logger=later, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
+    if module.loggers:
+        module.log("step", float(round), on_step=False, on_epoch=True, batch_size=1)
+    for logger in module.loggers if training and not module.trainer.sanity_checking else ():
+        logger.log_metrics({name: value.item() for name, value in values.items()}, step=round)
+
+
+def go_on(folder: RunFolder, version: int, levels: Iterable[str], headline: Headline) -> None:
+    """Forget the rows of rounds that will be run again, and have all columns that a run can have."""
+    folder.truncate(version)
+    folder.declare([*columns_of(headline.name), *(headline.column("val", level) for level in levels)])
+    if headline == ACCURACY:
+        return
+    try:
+        folder.write_file(FILE, headline.to_json())
+    except OSError as error:
+        rank_zero_warn(f"{printable(error.filename)} not written ({error.strerror})")
+
+
+def save_clusters(module: LightningModule, clustering: Clustering, models: int) -> None:
+    """Write ``clusters.csv``, if clusters can differ, and what else the clustering has to tell."""
+    written = clustering.several(models) and not module.trainer.sanity_checking
+    for folder in run_folders(module.loggers) if written else ():
+        folder.write_table("clusters", CLUSTER_COLUMNS, clustering.history)
+        for name, (columns, rows) in clustering.tables().items():
+            folder.write_table(name, columns, rows)
