@@ -68,7 +68,7 @@ WRONG = {
     "YAML syntax": (["-c", "syntax.yaml"], "syntax.yaml but got, in line 2"),
     "empty YAML": (["-c", "empty.yaml"], "empty.yaml"),
     "binary YAML": (["-c", "binary.yaml"], "binary.yaml"),
-    "folder as YAML": (["-c", "."], "not a file"),
+    "folder as YAML": (["-c", "."], "'.': it is not a file but a folder"),
     "no rounds": (["--trainer.max_epochs=0"], "max_epochs"),
     "half a batch": (["--trainer.limit_train_batches=0.5"], "one batch, but got 0.5: no round would be run"),
     "validation never": (["--trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch"),

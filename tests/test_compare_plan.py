@@ -77,8 +77,11 @@ def test_contenders_and_their_files(tmp_path: Path) -> None:
         (["../a=pyproject.toml"], "got '../a'"),
         (["a b=pyproject.toml"], "got 'a b'"),
         (["-a=pyproject.toml"], "got '-a'"),
-        (["a=nowhere.yaml"], "run a but got 'nowhere.yaml': no such file"),
-        (["a=pyproject.toml,"], "run a but got '': no such file"),
+        (["a=nowhere.yaml"], "got 'nowhere.yaml': there is no such file"),
+        (
+            ["a=pyproject.toml,"],
+            "run a: Expected a configuration file or a name that hetfl configs lists but got '': there",
+        ),
         (
             ["a=pyproject.toml", "b=pyproject.toml", "a=pyproject.toml"],
             "Expected every name once in -r but got a twice",

@@ -19,8 +19,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-FOLDERS = ("hetfl", "models", "aggregators")
-ELSEWHERE = {"models": "hetfl/models", "aggregators": "hetfl/aggregators"}
+FOLDERS = ("hetfl", "models", "aggregators", "configs")
+LINKS = ("models", "aggregators", "configs")
+"""Folders at top level that are installed inside hetfl."""
 
 
 def run(*command: str | Path, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -32,11 +33,12 @@ def run(*command: str | Path, cwd: Path, path: Path | None = None) -> subprocess
 
 
 def installed_names() -> set[str]:
-    """Return the paths that the modules of the tree, and its templates, should have once they are installed."""
-    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")]  # rglob does not follow the links
+    """Return the paths that the modules, configurations and templates of the tree should have once installed."""
+    # rglob does not follow the links
+    files = [file for folder in FOLDERS for suffix in ("py", "yaml") for file in (ROOT / folder).rglob(f"*.{suffix}")]
     files += (ROOT / "hetfl").rglob("templates/*")
     names = (file.relative_to(ROOT).as_posix() for file in files)
-    return {re.sub(r"^\w+", lambda top: ELSEWHERE.get(top[0], top[0]), name) for name in names} | {"hetfl/py.typed"}
+    return {f"hetfl/{name}" if name.startswith(LINKS) else name for name in names} | {"hetfl/py.typed"}
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +68,20 @@ def test_wheel_installs_the_command(wheel: Path) -> None:
     assert "hetfl/cli/__init__.py" in zipfile.ZipFile(wheel).namelist()
 
 
-@pytest.mark.slow
-def test_installed_wheel_is_imported_without_the_tree(wheel: Path, tmp_path: Path) -> None:
-    target, elsewhere = tmp_path / "target", tmp_path / "elsewhere"
-    elsewhere.mkdir()
+@pytest.fixture(scope="module")
+def target(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel into a folder of its own; what it depends on is found where this test finds it."""
+    target = tmp_path_factory.mktemp("target")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    installed = run(*pip, "install", "--no-deps", "--no-index", "--target", target, wheel, cwd=elsewhere)
+    installed = run(*pip, "install", "--no-deps", "--no-index", "--target", target, wheel, cwd=target)
     assert installed.returncode == 0, installed.stderr
+    return target
+
+
+@pytest.mark.slow
+def test_installed_wheel_is_imported_without_the_tree(target: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     code = (
         "import hetfl, hetfl.models, hetfl.aggregators as a; print(hetfl.__file__, hetfl.models.__file__, a.__file__)"
     )
@@ -86,6 +95,33 @@ def test_installed_wheel_is_imported_without_the_tree(wheel: Path, tmp_path: Pat
     assert "usage: hetfl" in command.stdout
 
 
+@pytest.mark.slow
+def test_wheel_alone_makes_trains_and_compares_projects(target: Path, tmp_path: Path) -> None:
+    def hetfl(*args: str) -> str:
+        done = run(target / "bin" / "hetfl", *args, cwd=tmp_path, path=target)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "method/fedprox" in hetfl("configs")
+    assert hetfl("init").endswith("hetfl fit -c project.yaml\n")
+    assert "runs/project" in hetfl("fit", "-c", "project.yaml", "--trainer.max_epochs=2", "--plots=false")
+    shared = "base,data/digits"
+    contenders = (
+        "-r",
+        "own=project.yaml",
+        "-r",
+        f"prox={shared},method/fedprox",
+        "-r",
+        f"rolex={shared},method/fedrolex",
+    )
+    small = ["--data.num_clients=10", "--data.partitioner.beta=2", "--data.partitioner.min_samples=3"]
+    small += ["--trainer.max_epochs=2", "--model.net.hidden=[8, 8]", "--model.selection.clients_per_round=3"]
+    assert "report.html" in hetfl("compare", *contenders, *small, "--mixed_data", "--out", "comparison")
+    assert {path.parent.parent.name for path in tmp_path.glob("comparison/runs/*/seed_0/metrics.csv")} == {
+        *("own", "prox", "rolex")
+    }
+
+
 @pytest.mark.parametrize("package", ["models", "aggregators"])
 def test_second_name_of_a_package_is_refused(package: str) -> None:
     imported = run(sys.executable, "-c", f"import {package}", cwd=ROOT)
@@ -94,7 +130,7 @@ def test_second_name_of_a_package_is_refused(package: str) -> None:
     assert re.fullmatch(rf"ImportError: Expected .*hetfl\.{package}.* but got '{package}'.*", last_line)
 
 
-@pytest.mark.parametrize("package", ["models", "aggregators"])
+@pytest.mark.parametrize("package", LINKS)
 def test_link_and_mapping_agree(package: str) -> None:
     assert os.readlink(ROOT / "hetfl" / package) == f"../{package}"
     assert PROJECT["tool"]["setuptools"]["package-dir"][f"hetfl.{package}"] == package
@@ -102,9 +138,8 @@ def test_link_and_mapping_agree(package: str) -> None:
 
 def test_every_package_is_listed() -> None:
     modules = (Path(name) for name in installed_names() if name.endswith(".py"))
-    assert PROJECT["tool"]["setuptools"]["packages"] == sorted(
-        {module.parent.as_posix().replace("/", ".") for module in modules}
-    )
+    packages = {module.parent.as_posix().replace("/", ".") for module in modules} | {"hetfl.configs"}
+    assert PROJECT["tool"]["setuptools"]["packages"] == sorted(packages)
 
 
 def requirements(*extras: str) -> dict[str, Requirement]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 import pytest
+import yaml
 
 from hetfl import clustering, fleet, selection
 from hetfl.cli import main
@@ -34,6 +36,12 @@ PAIRS = [
     for column, groups in enumerate(FILES["clustering"])
 ]
 """Every method with every clustering; by default one of them, in turn, for those that no other test runs."""
+
+
+def data_of(method: Path) -> Path:
+    """Return the data file that the first line of a method's file names; if none, the digits."""
+    named = re.search(r"\bdata/\w+", method.read_text(encoding="utf-8").partition("\n")[0])
+    return CONFIGS / f"{named[0] if named else 'data/digits'}.yaml"
 
 
 def run(tmp_path: Path, files: list[Path], *settings: str) -> pd.DataFrame:
@@ -68,10 +76,25 @@ def test_selections_with_clusterings_and_fleets(tmp_path: Path, stack: tuple[Pat
 def test_methods_with_clusterings(tmp_path: Path, method: Path, groups: Path) -> None:
     stages = method.stem in ("depthfl", "inclusivefl")
     hidden = "--model.net.hidden=[4,4,4,4]" if stages else "--model.net.hidden=[8,8]"
-    below = [CONFIGS / "method/depthfl.yaml"] if method.stem == "inclusivefl" else []
-    files = [CONFIGS / "base.yaml", *below, method, CONFIGS / "data/digits.yaml", groups]
+    files = [CONFIGS / "base.yaml", method, data_of(method), groups]
     table = run(tmp_path, files, hidden, "--model.local.epochs=2")  # of which stragglers do one
     assert table["cluster/count"].iloc[-1] == (2 if groups.stem == "ifca" else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", FILES["method"], ids=lambda file: file.stem)
+def test_methods_on_base_and_their_data_alone(tmp_path: Path, method: Path) -> None:
+    stacked = [part for file in (CONFIGS / "base.yaml", method, data_of(method)) for part in ("-c", str(file))]
+    main(["fit", *stacked, "--trainer.max_epochs=2", "--plots=false", f"--trainer.logger.root={tmp_path}"])
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    assert pd.read_csv(metrics)["train/loss"].between(0, 20).all()
+
+
+@pytest.mark.parametrize("method", FILES["method"], ids=lambda file: file.stem)
+def test_methods_name_their_class_and_levels(method: Path) -> None:
+    model = yaml.safe_load(method.read_text(encoding="utf-8"))["model"]
+    assert model["class_path"].startswith("hetfl.")
+    assert model["init_args"]["levels"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line: ``hetfl fit | resume | validate | test | describe | data | export | compare | report | flower``."""
+"""The command line: ``hetfl fit | validate | test | describe | resume | data | export | compare | report | ...``."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ def main(args: Sequence[str] | None = None) -> None:
             from hetfl.cli.data_command import main as data
 
             data(given[1:])
+        elif given[:1] == ["configs"]:
+            from hetfl.cli.configs_command import main as configs
+
+            configs(given[1:])
+        elif given[:1] == ["init"]:
+            from hetfl.cli.init_command import main as init
+
+            init(given[1:])
         else:
             long = _of_run(given)
             check_arguments(long)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace, get_loader, set_loader
+from jsonargparse import ActionConfigFile, Namespace, get_loader, set_loader  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
 from hetfl.cli.blame import debugging
+from hetfl.cli.config_files import config_file
 from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
 from hetfl.reading import LOADER, TooMuch, check_yaml, read_bytes
@@ -22,6 +23,8 @@ from hetfl.reading import LOADER, TooMuch, check_yaml, read_bytes
 EXPORT = ("--level", "--format", "--out")
 """What to export, and where: one file a call."""
 SEED = re.compile(r"(?:--)?(model|data)\.(?:init_args\.)?seed(?:=|$)")
+YAML_MARKS = (":", "{", "\n")
+"""A value of ``-c`` with one of these may be YAML text: jsonargparse finds out."""
 MODE = "hetfl"
 """What jsonargparse calls YAML within bounds."""
 
@@ -39,6 +42,20 @@ def _load(text: str) -> Any:
 set_loader(MODE, _load, exceptions=(yaml.YAMLError,))
 
 
+class _ConfigOption(ActionConfigFile):
+    """``-c``: a file of the user's, the name of a packaged configuration, or YAML text."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Read the file that is meant.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        is_text = any(mark in values for mark in YAML_MARKS)
+        file = values if is_text else config_file(values)
+        super().__call__(parser, namespace, file, option_string)  # type: ignore[no-untyped-call]
+
+
 class OneLineParser(LightningArgumentParser):
     """Says what is wrong in one line, and exits with status 2; takes no abbreviations, no functions as classes.
 
@@ -48,6 +65,12 @@ class OneLineParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **{"parser_mode": MODE, **kwargs})
+
+    def add_argument(self, *names: Any, **settings: Any) -> Any:
+        """Add an argument; one for configuration files also takes names of packaged configurations."""
+        if settings.get("action") is ActionConfigFile:
+            settings |= {"action": _ConfigOption, "help": "A configuration file, or a name that hetfl configs lists."}
+        return super().add_argument(*names, **settings)
 
     def add_function_arguments(self, function: Any, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse a function as ``class_path``: settings are classes and their arguments.

@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=FILE[,FILE...]",
         action="append",
         default=[],
-        help="what to compare: a name and its YAML files, later ones on top; once per name",
+        help="what to compare: a name and its YAML files, or names of hetfl configs, later ones on top; once per name",
     )
     add("--seeds", nargs="+", default=["0"], metavar="SEED", help="seeds of every run (default: 0)")
     add("--out", metavar="DIR", help="folder of the comparison, with its runs and report.html")

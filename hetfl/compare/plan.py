@@ -15,6 +15,7 @@ import pandas as pd
 
 from hetfl.analysis.runs import read_config, read_metrics
 from hetfl.cli.callbacks import has_ended
+from hetfl.cli.config_files import config_file
 from hetfl.errors import ConfigurationError
 from hetfl.reading import LARGEST_TABLE, parse_yaml, read_bytes
 from hetfl.report.groups import ABSENT, SEED_OR_FOLDER, flat_settings
@@ -32,7 +33,7 @@ class Contender:
 
     Attributes:
         name: its name, and that of its runs' folder.
-        files: YAML files, later ones on top.
+        files: YAML files or names of packaged configurations, later ones on top.
     """
 
     name: str
@@ -58,8 +59,10 @@ def parse_contenders(given: Sequence[str]) -> list[Contender]:
         if not NAME.fullmatch(name):
             raise ConfigurationError(f"Expected a name of letters, digits, '-' and '_' in -r but got {name!r}")
         for file in files.split(","):
-            if not Path(file).is_file():
-                raise ConfigurationError(f"Expected a configuration file for run {name} but got {file!r}: no such file")
+            try:
+                config_file(file)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"run {name}: {error}") from error
         contenders.append(Contender(name, tuple(files.split(","))))
     if again := _twice([each.name for each in contenders]):
         raise ConfigurationError(f"Expected every name once in -r but got {again} twice: files stack as NAME=FILE,FILE")

@@ -1,0 +1,71 @@
+"""``hetfl configs``: the packaged configurations, listed or printed."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.console import Console
+
+from hetfl.cli.config_files import near_names, packaged_file, packaged_names
+from hetfl.cli.parser import OneLineParser
+from hetfl.errors import ConfigurationError
+
+GAP = "  "
+NARROWEST = 20
+"""Columns of a terminal that a description has at the least."""
+
+
+def main(args: Sequence[str]) -> None:
+    """List the packaged configurations, or print one of them.
+
+    Args:
+        args: what follows the verb.
+
+    Raises:
+        ConfigurationError: no packaged configuration has the name.
+    """
+    parser = OneLineParser(prog="hetfl configs", description="List the packaged configurations, or print one of them.")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="One of them, such as method/fedprox: it is printed.")
+    name = parser.parse_args(list(args)).name
+    if name is None:
+        console = Console(highlight=False)
+        sys.stdout.write(listing(console.width if console.is_terminal else None))
+        return
+    file = packaged_file(name)
+    if file is None:
+        raise ConfigurationError(f"Expected a name that hetfl configs lists but got {name!r}{near_names(name)}")
+    sys.stdout.write(file.read_text(encoding="utf-8"))
+
+
+def listing(width: int | None) -> str:
+    """Return the names of the packaged configurations and what each of them is, a blank line between folders.
+
+    Args:
+        width: characters of a line, after which a description goes on below itself; None: one line each.
+    """
+    names = packaged_names()
+    indent = max(map(len, names)) + len(GAP)
+    groups = [
+        "".join(f"{_entry(name, indent, width)}\n" for name in group)
+        for _, group in groupby(names, key=lambda name: name.rpartition("/")[0])
+    ]
+    return "\n".join(groups)
+
+
+def _entry(name: str, indent: int, width: int | None) -> str:
+    """Return a name and the description of its file, which begins after ``indent`` characters."""
+    line = f"{name:<{indent}}{first_comment(name)}"
+    if width is None:
+        return line
+    width = max(width, indent + NARROWEST)
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def first_comment(name: str) -> str:
+    """Return the first line of a packaged configuration, without the mark of a comment."""
+    file = packaged_file(name)
+    assert file is not None
+    return file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
