@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from hetfl.cli.comparison_plan import parse_contenders
-from hetfl.cli.resolving import resolve
 
 from hetfl.cli import main
 from hetfl.cli.config_files import config_file, packaged_file, packaged_names
 from hetfl.cli.configs_command import listing
+from hetfl.compare.plan import parse_contenders
+from hetfl.compare.resolving import resolve
 from hetfl.errors import ConfigurationError
 from tests.demo_cases import CONFIGS, refused
 
