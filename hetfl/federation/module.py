@@ -109,7 +109,6 @@ class FederatedModule(Method):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
         own_axis: Axis = "width" if all(level.depth is None for level in self.default_levels.values()) else "depth"
         self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed, own_axis)
         self.clustering = clustering or OneCluster()
@@ -117,10 +116,9 @@ class FederatedModule(Method):
         self.parts = parts or Prefix()
         self.parts.meet(self.levels, seed)
         self.fleet, self.assignment = fleet or SameDevice(), assignment or Dynamic()
-        self.selection = selection or Uniform()
-        self.local, self.uplink = local or LocalTraining(), uplink or ErrorFeedback(Identity())
-        self.penalty, self.executor = self.local.regulariser, executor or Sequential()
-        self.hooks = Hooks(self.penalty, hooks or ())
+        self.selection, self.local = selection or Uniform(), local or LocalTraining()
+        self.uplink, self.penalty = uplink or ErrorFeedback(Identity()), self.local.regulariser
+        self.executor, self.hooks = executor or Sequential(), Hooks(self.penalty, hooks or ())
         self.aggregator = Aggregators(aggregator or self.default_aggregator())
         self._objective, self.objective = objective, objective or self.objective
         self.personal, self.ledger = Personal.given(personal), Ledger(self.fleet, deadline)
@@ -131,6 +129,7 @@ class FederatedModule(Method):
 
     def _compose(self) -> None:
         """Make what works together in a round out of what the constructor was given."""
+        self.automatic_optimization = False
         self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downloads.personal)
         side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal, self.hooks)
         self.clients: Clients = OwnClients(self.executor, side)
