@@ -67,7 +67,8 @@ class Regression(Objective):
             raise expected_targets("floats of shape (n,) or (n, outputs)", targets, where, type(self).__name__)
         if not bool(targets.isfinite().all()):
             raise ConfigurationError(f"Expected finite {where} targets for {type(self).__name__} but got others")
-        return targets.to(torch.get_default_dtype()).view(len(targets), -1)
+        numbers = targets.to(torch.get_default_dtype())
+        return numbers if numbers.dim() == 2 else numbers.unsqueeze(1)
 
     def size(self, targets: Tensor) -> int:  # noqa: D102
         return targets.shape[1]
