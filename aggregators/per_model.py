@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hetfl.aggregators.base import Aggregator
+from hetfl.aggregators.base import Aggregator, check_step
 from hetfl.layout import Index
 from hetfl.piece import Facts, Piece
 from hetfl.types import SHARED, Report
@@ -100,9 +100,10 @@ class Aggregators(Piece):
         steps: Tensors = {}
         held: Tensors = {}
         for model in sorted(self._used):
-            delta, holders = self._of(model).compute()
             whole = self._models[max(model, 0)]
             stepped = [name for name in whole if (name in self._shared) == (model == SHARED)]
+            step = self._of(model).compute()
+            delta, holders = check_step(step, {name: whole[name] for name in stepped}, type(self.first).__name__)
             taken = correct(model, {name: delta[name] for name in stepped}, holders)
             for name in stepped:
                 key = f"{model}:{name}" if model > 0 else name

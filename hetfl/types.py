@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from hetfl.arguments import checked
 from hetfl.part import Part
 
 NOTHING = Part({})
@@ -23,6 +24,7 @@ SHARED = -1
 """In place of a model's number: the tensors that all models share."""
 
 
+@checked
 @dataclass(frozen=True)
 class Level:
     """What a client can afford: a width ratio, a depth, a density, or several of them.

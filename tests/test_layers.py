@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "hetfl"
 LAYERS = (
     {"printable"},
     {"errors", "seeding", "codes", "compiled", "permutation", "checksum", "collective"},
-    {"files", "reading", "layout", "tree", "recipe"},
+    {"arguments", "files", "reading", "layout", "tree", "recipe"},
     {"submodel"},
     {"part"},
     {"types"},

@@ -126,9 +126,24 @@ class Compressor(ABC):
         return None
 
     def compress_in(self, p_D: Tensor, context: Context) -> Update:
-        """Return what is sent of a vector in a context; see :meth:`compress`."""
+        """Return what is sent of a vector in a context; see :meth:`compress`.
+
+        Raises:
+            ConfigurationError: :meth:`apply` returns no update, one of a vector of another length, or changes ``p_D``.
+        """
         require_finite(p_D, context)
-        return self.apply(p_D, context)
+        changes = None if p_D.is_inference() else p_D._version
+        update: object = self.apply(p_D, context)
+        wrong = ""
+        if not isinstance(update, Update):
+            wrong = f"an Update (hetfl.updates) from {type(self).__name__}.apply but got {type(update).__name__}"
+        elif update.size != p_D.numel():
+            wrong = f"an update of {p_D.numel()} entries from {type(self).__name__}.apply but got one of {update.size}"
+        elif changes is not None and p_D._version != changes:
+            wrong = f"{type(self).__name__}.apply to leave its vector as it is but got it changed in place"
+        if isinstance(update, Update) and not wrong:
+            return update
+        raise ConfigurationError(f"Expected {wrong}")
 
     @property
     def expands(self) -> bool:

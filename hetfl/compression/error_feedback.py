@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hetfl.arguments import checked
 from hetfl.compression import threshold_pass
 from hetfl.compression.base import Combine, Compressor, Context, apart
 from hetfl.compression.staleness import Keep, Staleness
@@ -45,6 +46,7 @@ class Message:
     buffer: Tensor | None = None
 
 
+@checked
 class ErrorFeedback(Piece):
     """Add to each delta what was left out before, compress the sum, and keep what is left out now.
 
@@ -144,11 +146,9 @@ class ErrorFeedback(Piece):
         Raises:
             ValueError: ``delta_D`` has another length than ``index``, or Δ + e holds NaN or Inf or overflows float16.
         """
-        layout = part_of(index).held
-        if delta_D.shape != (layout.size,):
-            raise ValueError(
-                f"Expected a delta of shape ({layout.size},) from client {client} but got {tuple(delta_D.shape)}"
-            )
+        layout, shape = part_of(index).held, tuple(delta_D.shape)
+        if shape != (layout.size,):
+            raise ValueError(f"Expected a delta of shape ({layout.size},) from client {client} but got {shape}")
         itemsize = 2 if self.half_precision else None
         context = Context(lr, layout, client, generator, uplink, itemsize)
         left_D = buffer = None
@@ -227,9 +227,8 @@ class ErrorFeedback(Piece):
             return
         outside = self._factor(message.client, message.round)
         self._rounds[message.client] = message.round
-        written = self.residuals.write(
-            message.client, message.index, message.residual_D, message.round, outside=outside
-        )
+        new_D, where = message.residual_D, message.index
+        written = self.residuals.write(message.client, where, new_D, message.round, outside=outside)
         if message.buffer is not None:
             self._spare = message.buffer
         self._squared_norms.pop(message.client, None)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hetfl.arguments import checked
 from hetfl.data.arrays import Arrays, ClientData
 from hetfl.data.client_transform import ClientTransform, as_clients_see
 from hetfl.data.loaders import EvalBatch, eval_loader, round_loader
@@ -26,6 +27,7 @@ from hetfl.printable import called
 from hetfl.tree import Tree, taken
 
 
+@checked
 class FederatedDataModule(LightningDataModule):
     """A data set, held in memory, and its partition over the clients.
 

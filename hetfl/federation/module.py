@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from hetfl.accounting import Downloads, Forecast, Ledger
 from hetfl.aggregators import Aggregator
 from hetfl.aggregators.per_model import Aggregators
+from hetfl.arguments import checked
 from hetfl.clustering import Clustering, OneCluster
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
@@ -53,6 +54,7 @@ from hetfl.trainer.prediction import Prediction
 from hetfl.types import Level, NetFactory
 
 
+@checked
 class FederatedModule(Method):
     """Federated learning of one global model by clients that train parts of it.
 
@@ -135,9 +137,8 @@ class FederatedModule(Method):
         self.clients: Clients = OwnClients(self.executor, side)
         self.server = Server(self.task_parts, self.uplink, self.aggregator, self.hooks, self.ledger, self.downloads)
         how = (self.levels.indices, self.models.build, self, self._precision_context, self.downloads.personal)
-        self.hosting = Hosting(
-            LocalProblem(self.seed, self.local, *how), self.task_parts, self.executor, self.statistics
-        )
+        problem = LocalProblem(self.seed, self.local, *how)
+        self.hosting = Hosting(problem, self.task_parts, self.executor, self.statistics)
         self.prediction = Prediction(self.hosting.submodel, list(self.levels), self.models)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)
         self.models.register_load_state_dict_post_hook(self._loaded)  # type: ignore[no-untyped-call]
@@ -161,16 +162,14 @@ class FederatedModule(Method):
         rounds = requirements.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
         parameters = parameters_of(self.net)
         models = (parameters, self.models.shared, self.parts.masks, self.models.frozen, self.clustering.apart)
-        others = (data.server_data, data.client_names)
-        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, *others)
+        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, data.server_data, data.client_names)
         for piece in self.pieces.values():
             piece.setup(facts.known_to(piece))
         if self._met is not data:
             check_optimizers(self.server_optimizer, parameters.values(), self.local)
             samples, targets = data.first(4)
             shape = self.objective.output_shape(targets, data.num_classes)
-            rule = self.parts.of_level if self.check_nesting else None
-            self.levels.inspect(samples, shape, rule, self.predict)
+            self.levels.inspect(samples, shape, self.parts.of_level if self.check_nesting else None, self.predict)
             self._met = data
         self._assemble()
         if stage == "fit":
@@ -268,8 +267,7 @@ class FederatedModule(Method):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know."""
-        plugin = self.trainer.strategy.checkpoint_io
-        checkpoint[KEY] = self.run_state.saved(checkpoint, self.data, self.pieces, plugin)
+        checkpoint[KEY] = self.run_state.saved(checkpoint, self.data, self.pieces, self.trainer.strategy.checkpoint_io)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back, before Lightning takes its own; refuse the checkpoint of another federation."""

@@ -95,7 +95,7 @@ class Round:
                 "Expected a fleet whose clients are always within reach, to replay who took part, but got "
                 f"{type(self.fleet).__name__}, where that depends on the simulated time"
             )
-        cohort = self.selection.select(round, probe or Everyone(len(self.selection.sizes)))
+        cohort = self.selection.cohort(round, probe or Everyone(len(self.selection.sizes)))
         if probe is not None:
             self.clustering.assign(round, cohort, probe)
         level, mark, drawn = self.assignment.level, self.hosting.models.mark, self.hosting.parts.drawn

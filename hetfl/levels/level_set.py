@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
@@ -89,12 +90,7 @@ class LevelSet(Mapping[str, Level]):
         self.indices = {name: Part(prefix_index(whole, part, name)) for name, part in parts.items()}
         self.sizes = {name: sum(tensor.numel() for tensor in part.values()) for name, part in parts.items()}
         self.parameters = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
-        for name, size in self.sizes.items():
-            if size > self.sizes[self.largest]:
-                raise ConfigurationError(
-                    f"Expected the first level to be the largest but got {name} with {size} entries against "
-                    f"{self.sizes[self.largest]}"
-                )
+        self._compare_sizes()
 
     def __getitem__(self, name: str) -> Level:
         return self._levels[name]
@@ -120,6 +116,21 @@ class LevelSet(Mapping[str, Level]):
             raise ConfigurationError(f"{error} (level {name})") from None
         rescale(net, float(self.allowances[self.largest].size.width))
         return net
+
+    def _compare_sizes(self) -> None:
+        """Refuse a level larger than the first; warn of a net that ignores its width. Budgets may give equal nets."""
+        for name, size in self.sizes.items():
+            if size > self.sizes[self.largest]:
+                raise ConfigurationError(
+                    f"Expected the first level to be the largest but got {name} with {size} entries against "
+                    f"{self.sizes[self.largest]}"
+                )
+        narrow = [name for name, level in self._levels.items() if level.width < 1 and name not in self.allowances]
+        if narrow and all(self.indices[name] == self.indices[self.largest] for name in narrow):
+            rank_zero_warn(
+                f"Expected a net that is smaller at level {narrow[-1]}, of width {self._levels[narrow[-1]].width}, but "
+                f"got {type(self.net).__name__} of one size: does it use the width that its constructor is given?"
+            )
 
     def draw(self, *names: str | int) -> nn.Module:
         """Return a new net of the largest level with initial values of its own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
+from hetfl.arguments import suggestion
 from hetfl.errors import ConfigurationError
 from hetfl.models import Scaler
 from hetfl.types import NetFactory
@@ -49,10 +52,23 @@ def make_net(factory: NetFactory, *, width: float = 1.0, depth: int | None = Non
         depth: number of stages; None leaves the net's own.
 
     Raises:
-        ConfigurationError: the net's constructor does not take the axis that is asked for.
+        ConfigurationError: it builds no net; its constructor does not take the axis that is asked for, or an argument
+            that is bound; or a layer learns its size from the data.
     """
+    if isinstance(factory, nn.Module) or not callable(factory):
+        got = f"an object of {type(factory).__name__}" if isinstance(factory, nn.Module) else type(factory).__name__
+        raise ConfigurationError(f"Expected a class or function as net, which builds the net of a level, but got {got}")
     arguments: dict[str, float] = {"width": width} if depth is None else {"width": width, "depth": depth}
-    return _call(factory, arguments)
+    net = _call(factory, arguments)
+    if not isinstance(net, nn.Module):
+        raise ConfigurationError(f"Expected a net that is a torch.nn.Module but got {type(net).__name__}")
+    for name, layer in net.named_modules():
+        if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():  # type: ignore[misc]
+            raise ConfigurationError(
+                f"Expected layers that are given their sizes but got {name!r}, a {type(layer).__name__}, in "
+                f"{type(net).__name__}: write torch.nn.Linear(in_features, ...) or the like"
+            )
+    return net
 
 
 def _call(factory: NetFactory, arguments: Mapping[str, float]) -> nn.Module:
@@ -60,6 +76,10 @@ def _call(factory: NetFactory, arguments: Mapping[str, float]) -> nn.Module:
         return factory(**arguments)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is not None and unknown[1] in getattr(factory, "keywords", {}):
+            known = list(inspect.signature(factory.func).parameters)  # type: ignore[attr-defined]
+            near = suggestion(unknown[1], known)
+            raise ConfigurationError(f"Expected arguments that the net takes but got {unknown[1]!r}{near}") from None
         if unknown is None or unknown[1] not in arguments:
             raise
         if unknown[1] == "width" and arguments["width"] == 1.0:

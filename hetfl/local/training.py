@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from hetfl.arguments import checked
 from hetfl.errors import ConfigurationError
 from hetfl.local.penalty import NoPenalty, Penalty
 from hetfl.piece import described, settings_of
@@ -21,6 +22,7 @@ def default_optimizer(params: Iterable[Tensor]) -> Optimizer:
     return SGD(params, lr=0.01, momentum=0.9, weight_decay=5e-4)
 
 
+@checked
 @dataclass(frozen=True)
 class LocalTraining:
     """What a client does with its data in a round.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from hetfl.aggregators import Aggregator, SampleMean
 from hetfl.federation import FederatedModule
 
@@ -18,6 +20,19 @@ class FedAvg(FederatedModule):
     .. math:: \theta \leftarrow \theta + \sum_{k} \frac{n_k}{\sum_j n_j} \Delta_k
 
     With a server optimizer other than SGD(lr=1) it is FedOpt (Reddi et al., ICLR 2021): Adam makes it FedAdam.
+
+    Levels of several sizes are allowed, and are no part of the paper: the mean of each entry is then over its holders,
+    as in :class:`~hetfl.HeteroFL` without its rules about labels. A run says so once.
     """
 
     default_aggregator: ClassVar[type[Aggregator]] = SampleMean
+
+    def on_train_start(self) -> None:
+        """Begin to train; say what the mean is over if levels have several sizes."""
+        super().on_train_start()
+        sizes = set(self.levels.sizes.values())
+        if len(sizes) > 1 or self.parts.masks:
+            rank_zero_info(
+                f"FedAvg with {len(self.levels)} levels of several sizes: every entry's mean is over the clients that "
+                "hold it"
+            )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Protocol
 
 from hetfl.errors import ConfigurationError
@@ -110,6 +112,31 @@ class Selection(Piece):
     @abstractmethod
     def select(self, round: int, probe: Probe) -> list[int]:
         """Return the ids of the round's cohort, each once, in the order in which their updates are aggregated."""
+
+    def cohort(self, round: int, probe: Probe) -> list[int]:
+        """Return what :meth:`select` does, once it is known to be a cohort.
+
+        Raises:
+            ConfigurationError: something in it is no client's id, cannot be reached, or is there twice.
+        """
+        chosen, name = self.select(round, probe), type(self).__name__
+        try:
+            ids = [operator.index(client) for client in chosen]
+        except TypeError:
+            got = type(chosen).__name__ if not isinstance(chosen, Iterable) else f"{chosen!r:.60}"
+            raise ConfigurationError(f"Expected a list of clients' ids from {name}.select but got {got}") from None
+        reach = probe.clients if isinstance(probe.clients, range) else set(probe.clients)
+        for client, times in Counter(ids).items():
+            if client not in reach:
+                raise ConfigurationError(
+                    f"Expected clients within reach, those of probe.clients, from {name}.select but got {client} in "
+                    f"round {round}"
+                )
+            if times > 1:
+                raise ConfigurationError(
+                    f"Expected every client once from {name}.select but got {client} {times} times in round {round}"
+                )
+        return ids
 
     def weight(self, client: int) -> float:
         """Return what a client of the last selected cohort counts in :class:`~hetfl.aggregators.SelectionMean`."""

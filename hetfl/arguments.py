@@ -1,0 +1,109 @@
+"""A constructor's arguments, checked by name and by kind before it runs."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from hetfl.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+def checked(cls: type[T]) -> type[T]:
+    """Let a class refuse arguments that it does not have, and objects of another class than its annotations say.
+
+    Numbers and text are left to the class. A subclass checks what it hands on to this class.
+    """
+    construct: Callable[..., None] = cls.__init__
+
+    @functools.wraps(construct)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        check_arguments(construct, type(self).__name__, (self, *args), kwargs)
+        construct(self, *args, **kwargs)
+
+    __init__.__signature__ = inspect.signature(construct)  # type: ignore[attr-defined]
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    return cls
+
+
+def check_arguments(construct: Callable[..., None], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments of a constructor.
+
+    Args:
+        construct: the constructor.
+        name: of the class, for messages.
+        args: given by position, the object first.
+        kwargs: given by name.
+
+    Raises:
+        ConfigurationError: there is no argument of a name, or the argument is of another class.
+    """
+    parameters = list(inspect.signature(construct).parameters)
+    for unknown in kwargs.keys() - set(parameters):
+        raise ConfigurationError(f"Expected arguments of {name} but got {unknown!r}{suggestion(unknown, parameters)}")
+    for argument, value in {**dict(zip(parameters, args, strict=False)), **kwargs}.items():
+        wrong = _mismatch(value, _hints(construct).get(argument))
+        if wrong:
+            raise ConfigurationError(f"Expected {wrong[0]} as {argument} of {name} but got {wrong[1]}")
+
+
+def suggestion(unknown: str, known: Sequence[str]) -> str:
+    """Return a question that names the nearest known word; empty if none is near.
+
+    >>> suggestion("widht", ["depth", "width"])
+    ": did you mean 'width'?"
+    """
+    near = difflib.get_close_matches(unknown, known, n=1)
+    return f": did you mean {near[0]!r}?" if near else ""
+
+
+@functools.cache
+def _hints(construct: Callable[..., None]) -> dict[str, Any]:
+    return typing.get_type_hints(construct)
+
+
+def _mismatch(value: Any, hint: Any) -> tuple[str, str] | None:
+    """Return what an annotation expects and what came instead; None if that goes together, or cannot be told."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        found = [_mismatch(value, each) for each in inner if each is not type(None)]
+        if (value is None and len(found) < len(inner)) or None in found:
+            return None
+        return " or ".join(each[0] for each in found if each), found[0][1] if found[0] else ""
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        items = value.items() if isinstance(value, Mapping) else ()
+        wrong = [f"{_named(each)} for {key!r}" for key, each in items if _mismatch(each, inner[1])]
+        return _unless(isinstance(value, Mapping), wrong, f"a dict of {_words(inner[1])} by name", value)
+    if origin is list:
+        wrong = [f"{_named(each)} in it" for each in value if _mismatch(each, inner[0])] if _listed(value) else []
+        return _unless(_listed(value), wrong, f"a list of {_words(inner[0])}", value)
+    ours = isinstance(hint, type) and hint.__module__.startswith("hetfl.") and not getattr(hint, "_is_protocol", False)
+    return _unless(not ours or isinstance(value, hint), [], article(_words(hint)), value)
+
+
+def _unless(right: bool, wrong: Sequence[str], expected: str, value: Any) -> tuple[str, str] | None:
+    return None if right and not wrong else (expected, wrong[0] if wrong else _named(value))
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def article(name: str) -> str:
+    """Return a name with its article."""
+    return f"{'an' if name[:1] in 'AEIO' else 'a'} {name}"
+
+
+def _words(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _named(value: Any) -> str:
+    """Return what came, in words: a class that was given in place of an object is named as one."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

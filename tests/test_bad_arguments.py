@@ -1,0 +1,220 @@
+"""Arguments and extensions that cannot work are refused in one line that names them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor, nn
+
+from hetfl import FedAvg, HeteroFL, Level
+from hetfl.aggregators import HolderMean
+from hetfl.aggregators.per_model import Aggregators
+from hetfl.compression import Compressor, Context, ErrorFeedback, TopK
+from hetfl.errors import ConfigurationError
+from hetfl.hooks import ClipDelta
+from hetfl.levels.level_set import LevelSet
+from hetfl.local import LocalTraining, Proximal
+from hetfl.models import MLP
+from hetfl.parts import Rolling
+from hetfl.selection import Everyone, Probe, Uniform
+from hetfl.updates import DenseUpdate
+from tests.conftest import small_data, small_levels, small_module, small_net
+
+Fit = Callable[..., Trainer]
+
+
+def refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"levels": {"a": 1.0}}, "a dict of Level by name or a Budgets as levels of HeteroFL but got float for 'a'"),
+        ({"levels": [Level("a")]}, "as levels of HeteroFL but got list"),
+        ({"uplink": TopK(0.1)}, "Expected an ErrorFeedback as uplink of HeteroFL but got TopK"),
+        ({"local": {"epochs": 1}}, "Expected a LocalTraining as local of HeteroFL but got dict"),
+        ({"selection": 10}, "Expected a Selection as selection of HeteroFL but got int"),
+        ({"aggregator": HolderMean}, "Expected an Aggregator as aggregator .* but got the class HolderMean"),
+        ({"parts": Rolling}, "Expected a PartRule as parts of HeteroFL but got the class Rolling"),
+        ({"objective": "regression"}, "Expected an Objective as objective of HeteroFL but got str"),
+        ({"hooks": ClipDelta(1.0)}, "Expected a list of Hook as hooks of HeteroFL but got ClipDelta"),
+        ({"hooks": [ClipDelta(1.0), TopK(0.1)]}, "a list of Hook as hooks of HeteroFL but got TopK in it"),
+        ({"personal": "classifier.*"}, "a Personal or a list of str as personal of HeteroFL but got str"),
+        ({"selction": Uniform(2)}, "arguments of HeteroFL but got 'selction': did you mean 'selection'?"),
+    ],
+)
+def test_arguments_of_a_module(arguments: dict[str, Any], message: str) -> None:
+    refused(lambda: small_module(**arguments), message)
+
+
+def test_arguments_of_other_constructors() -> None:
+    level: Any = Level
+    refused(lambda: level("a", widht=0.5), "arguments of Level but got 'widht': did you mean 'width'?")
+    refused(lambda: small_data(num_clinets=3), "arguments of Digits but got 'num_clinets': did you mean 'num_clients'?")
+    refused(lambda: small_data(partitioner="iid"), "Expected a Partitioner as partitioner of Digits but got str")
+    local: Any = LocalTraining
+    refused(lambda: local(penalty=0.1), "Expected a Penalty as penalty of LocalTraining but got float")
+    feedback: Any = ErrorFeedback
+    refused(lambda: feedback(0.1), "Expected a Compressor as compressor of ErrorFeedback but got float")
+    assert local(2, penalty=Proximal(0.1)).penalty is not None
+
+
+def test_a_checked_class_keeps_its_signature() -> None:
+    assert list(inspect.signature(Level).parameters) == ["name", "width", "depth", "density"]
+    assert inspect.getfullargspec(FedAvg.__init__).args[:3] == ["self", "net", "levels"]
+    assert inspect.signature(FedAvg).parameters["seed"].default == 0
+
+
+class Lazy(nn.Module):
+    """A net whose first layer learns its size from the data."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+
+class Fixed(nn.Module):
+    """A net that takes a width and ignores it."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (small_net(), "a class or function as net, .* but got an object of ConvNet"),
+        ("ConvNet", "a class or function as net, .* but got str"),
+        (lambda width: [width], "Expected a net that is a torch.nn.Module but got list"),
+        (Lazy, r"layers that are given their sizes but got 'layers.1', a LazyLinear, in Lazy"),
+        (partial(MLP, in_channls=64), "arguments that the net takes but got 'in_channls': did you mean 'in_channels'?"),
+    ],
+)
+def test_nets(net: Any, message: str) -> None:
+    refused(lambda: small_module(net=net), message)
+
+
+def test_a_net_that_ignores_its_width_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match=r"smaller at level c, of width 0.25, but got Fixed of one size: does it use"):
+        LevelSet(Fixed, small_levels(1.0, 0.5, 0.25), seed=0)
+    LevelSet(Fixed, small_levels(1.0, 1.0), seed=0)
+    LevelSet(small_net, small_levels(1.0, 0.99, 0.5), seed=0)  # at 0.99 as many channels as at 1
+
+
+def test_a_type_error_of_the_nets_own_code_stays_one() -> None:
+    def net(*, width: float = 1.0) -> nn.Module:
+        return nn.Linear(64, 10, biass=False)  # type: ignore[call-arg]
+
+    with pytest.raises(TypeError, match="biass"):
+        small_module(net=net)
+
+
+class Chosen(Uniform):
+    """Selects what it was told to."""
+
+    def __init__(self, chosen: Any) -> None:
+        super().__init__(2)
+        self.chosen = chosen
+
+    def select(self, round: int, probe: Probe) -> list[int]:
+        return self.chosen  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ([0, 99], "clients within reach, those of probe.clients, from Chosen.select but got 99 in round 0"),
+        ([-1], "clients within reach, .* but got -1 in round 0"),
+        ([3, 1, 3], "every client once from Chosen.select but got 3 2 times in round 0"),
+        (None, "a list of clients' ids from Chosen.select but got NoneType"),
+        ([1.0], r"a list of clients' ids from Chosen.select but got \[1.0\]"),
+    ],
+)
+def test_selections(chosen: Any, message: str) -> None:
+    refused(lambda: Chosen(chosen).cohort(0, Everyone(12)), message)
+
+
+def test_ids_of_torch_are_ids() -> None:
+    assert Chosen(torch.tensor([3, 1])).cohort(0, Everyone(12)) == [3, 1]
+
+
+def test_a_run_asks_for_the_cohort_and_the_step_by_the_checks(fit: Fit) -> None:
+    refused(lambda: fit(small_module(selection=Chosen([0, 12])), rounds=1), "Chosen.select but got 12 in round 0")
+    spoilt = Spoilt(lambda steps, holders: steps)
+    refused(lambda: fit(small_module(aggregator=spoilt), rounds=1), "Spoilt.compute but got dict")
+
+
+class Spoilt(HolderMean):
+    """Returns what a function makes of a mean and its holders."""
+
+    def __init__(self, spoil: Callable[[dict[str, Tensor], dict[str, Tensor]], Any]) -> None:
+        super().__init__()
+        self.spoil = spoil
+
+    def compute(self) -> Any:
+        return self.spoil(*super().compute())
+
+
+FIRST = r"'w' from Spoilt.compute but got"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda steps, holders: None, "two dicts, steps and holders, from Spoilt.compute but got NoneType"),
+        (lambda steps, holders: steps, "from Spoilt.compute but got dict"),
+        (lambda steps, holders: (steps, holders, 0), "from Spoilt.compute but got 3 values"),
+        (lambda steps, holders: ({}, holders), f"Expected a step of .* for {FIRST} NoneType"),
+        (lambda steps, holders: ({k: v[:1] for k, v in steps.items()}, holders), rf"{FIRST} torch.float32 \(1, 3\)"),
+        (lambda steps, holders: ({k: v.double() for k, v in steps.items()}, holders), f"{FIRST} torch.float64"),
+        (lambda steps, holders: (steps, {k: v[:1] for k, v in holders.items()}), f"Expected holders of .* {FIRST}"),
+    ],
+)
+def test_aggregators(spoil: Any, message: str) -> None:
+    aggregators = Aggregators(Spoilt(spoil))
+    aggregators.reset([{"w": torch.zeros(4, 3)}], frozenset())
+    refused(lambda: aggregators.compute(lambda model, steps, holders: steps), message)
+
+
+class Made(Compressor):
+    """Returns what a function makes of a vector."""
+
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        self.make = make
+
+    def apply(self, p_D: Tensor, context: Context) -> Any:
+        return self.make(p_D)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p_D: p_D, r"an Update \(hetfl.updates\) from Made.apply but got Tensor"),
+        (lambda p_D: None, "from Made.apply but got NoneType"),
+        (lambda p_D: DenseUpdate(p_D[1:]), "an update of 50 entries from Made.apply but got one of 49"),
+        (lambda p_D: DenseUpdate(p_D.mul_(0.5)), "Made.apply to leave its vector as it is but got it changed in place"),
+    ],
+)
+def test_compressors(make: Any, message: str) -> None:
+    refused(lambda: Made(make).compress(torch.ones(50), lr=0.1), message)
+    feedback, index = ErrorFeedback(Made(make)), {"w": (slice(0, 50),)}
+    refused(lambda: feedback.prepare(0, torch.ones(50), index=index, round=0, lr=0.1), message)
+
+
+def test_fedavg_with_several_sizes_says_what_its_mean_is_over(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        fit(small_module(FedAvg), rounds=1, limit_val_batches=0)
+        fit(small_module(FedAvg, levels=small_levels(1.0)), rounds=1, limit_val_batches=0, name="one")
+        fit(small_module(HeteroFL), rounds=1, limit_val_batches=0, name="other")
+    notes = [record.message for record in caplog.records if "several sizes" in record.message]
+    assert notes == ["FedAvg with 3 levels of several sizes: every entry's mean is over the clients that hold it"]
