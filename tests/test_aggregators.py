@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hetfl.aggregators import Aggregator, HolderMean, SampleMean
+from hetfl.aggregators import Aggregator, HolderMean, QFedAvg, SampleMean, SelectionMean
 from hetfl.layout import Index
 from hetfl.part import index_layout
+from hetfl.testing import check_aggregator
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate, SparseUpdate
 
@@ -60,6 +61,11 @@ def brute_force(
                 counts[name][target] += weight(report)
                 position += 1
     return {n: np.divide(sums[n], counts[n], out=np.zeros_like(sums[n]), where=counts[n] > 0) for n in sums}, counts
+
+
+@pytest.mark.parametrize("make", [HolderMean, SampleMean, SelectionMean, QFedAvg])
+def test_contract(make: Callable[[], Aggregator]) -> None:
+    check_aggregator(make)
 
 
 @pytest.mark.parametrize(("make", "weight"), ALL)

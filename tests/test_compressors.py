@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 import math
 from collections.abc import Callable
 
@@ -33,6 +32,7 @@ from hetfl.compression import (
 )
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Layout
+from hetfl.testing import check_compressor
 from hetfl.updates import SparseUpdate, Update
 from hetfl.wire import Expected, decode
 
@@ -130,25 +130,9 @@ def chance(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.parametrize("vector", VECTORS.values(), ids=VECTORS.keys())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_update_covers_the_vector_and_leaves_it_alone(name: str, vector: Tensor, dtype: torch.dtype) -> None:
-    vector = vector.to(dtype)
-    before = vector.clone()
-    for layout in (None, layout_of(vector)):
-        update = MEMBERS[name]().compress(vector, lr=0.1, layout=layout, generator=chance())
-        assert update.size == vector.numel()
-        assert update.to_dense().shape == vector.shape
-        assert update.to_dense().dtype == vector.dtype
-        assert 0 <= update.num_sent <= update.size
-        assert torch.equal(vector, before)
-        assert int(update.num_sent_per_tensor(layout_of(vector)).sum()) == update.num_sent
-        if isinstance(update, SparseUpdate):
-            assert update.indices.dtype == torch.int64
-            assert bool((update.indices.diff() > 0).all())
-            if name in SPARSIFIERS:
-                assert torch.equal(update.values, vector[update.indices])
+@members
+def test_contract(make: Callable[[], Compressor]) -> None:
+    check_compressor(make)
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -198,47 +182,6 @@ def test_non_finite_is_refused_naming_client_and_tensor(make: Callable[[], Compr
 def test_only_flat_vectors(make: Callable[[], Compressor]) -> None:
     with pytest.raises(ValueError, match=r"flat vector from client 2 but got shape \(2, 3\)"):
         make().compress(torch.ones(2, 3), lr=0.1, client=2)
-
-
-def same(one: object, other: object) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and torch.equal(one, other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
-    return one == other
-
-
-@members
-def test_state_makes_the_same_compressor_again(make: Callable[[], Compressor]) -> None:
-    first, layout = make(), Layout({"w": (10, 19), "b": (10,)})
-    for round in range(3):
-        for client in range(3):
-            vector = normal(200, 10 * round + client)
-            first.observe(first.compress(vector, lr=0.1 * 0.9**round, layout=layout, generator=chance()), layout)
-        if round < 2:
-            first.end_round()
-        buffer = io.BytesIO()
-        torch.save(first.state_dict(), buffer)
-        buffer.seek(0)
-        again = make()
-        again.load_state_dict(torch.load(buffer, weights_only=True))  # noqa: TID251, as Lightning reads a checkpoint
-        assert same(again.state_dict(), first.state_dict())
-        assert again.threshold(0.05) == first.threshold(0.05)
-        found = [
-            each.compress(normal(200, 99), lr=0.05, layout=layout, generator=chance()).to_dense()
-            for each in (first, again)
-        ]
-        assert torch.equal(*found)
-
-
-@members
-def test_refused_updates_leave_the_state_alone(make: Callable[[], Compressor]) -> None:
-    compressor = make()
-    for client in range(4):
-        compressor.compress(normal(50, client), lr=0.1)
-    before = compressor.threshold(0.1)
-    compressor.end_round()
-    assert compressor.threshold(0.1) == before
 
 
 # Identity and top-k.

@@ -33,7 +33,7 @@ LAYERS = (
     {"parts"},
     {"federation"},
     {"methods"},
-    {"analysis", "display", "export", "flower", "report", "run_folder"},
+    {"analysis", "display", "export", "flower", "report", "run_folder", "testing"},
     {"cli"},
     {"compare", "flower.command"},
 )

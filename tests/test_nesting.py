@@ -17,6 +17,7 @@ from hetfl.levels.level_set import LevelSet
 from hetfl.local.nesting import check_nesting
 from hetfl.models import ConvNet, MultiExitConvNet, MultiExitResNet, PreActResNet, scaled
 from hetfl.models.exits import AttentionGate
+from hetfl.testing import check_net
 from tests.conftest import small_levels
 
 
@@ -181,6 +182,19 @@ def check(
     for level in levels:
         check_nesting(levels.net, levels.build(level), levels.indices[level], inputs, level)
     assert all(torch.equal(p, before[name]) for name, p in levels.net.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "depths"),
+    [
+        (partial(ConvNet, hidden=(8, 16)), (1, 8, 8), ()),
+        (partial(PreActResNet, hidden=(4, 4, 8, 8), norm="none"), (1, 8, 8), ()),
+        (partial(MultiExitConvNet, hidden=(8, 8)), (1, 8, 8), (2, 1)),
+        (MLP, (64,), ()),
+    ],
+)
+def test_contract(net: Callable[..., nn.Module], shape: tuple[int, ...], depths: tuple[int, ...]) -> None:
+    check_net(net, torch.rand(4, *shape), 10, depths=depths)
 
 
 @pytest.mark.parametrize("norm", ["static_batch", "batch", "group", "none"])

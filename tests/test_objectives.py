@@ -24,6 +24,7 @@ from hetfl.objectives import (
     Objective,
     Regression,
 )
+from hetfl.testing import check_objective
 
 SEEDS = st.integers(0, 10**6)
 
@@ -141,6 +142,11 @@ OBJECTIVES = [
     Regression(offset=10.0, scale=4.0, headline="mae"),
     LanguageModelling(ignore=-1),
 ]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: f"{type(each).__name__}-{each.headline.name}")
+def test_contract(objective: Objective) -> None:
+    check_objective(objective, samples_of(objective, 12, 0)[1])
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: f"{type(each).__name__}-{each.headline.name}")

@@ -15,6 +15,7 @@ from hetfl.data import IID, Dirichlet, LabelShards, NaturalIds, Partitioner, Pat
 from hetfl.data.partition import class_counts
 from hetfl.data.redrawn import dirichlet, whole_shares
 from hetfl.errors import ConfigurationError
+from hetfl.testing import check_partitioner
 
 MAKERS: dict[str, Callable[[int], Partitioner]] = {
     "IID": lambda n: IID(),
@@ -73,6 +74,11 @@ def test_every_rule_shares_out_or_says_why_not(
     assert all(part.dtype == torch.int64 for part in parts)
     again = partitioner(labels, num_clients, random_generator(seed))
     assert all(torch.equal(one, other) for one, other in zip(parts, again, strict=True))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_contract(name: str) -> None:
+    check_partitioner(lambda: MAKERS[name](2), leaves_out=name in LEAVES_OUT)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -27,6 +27,7 @@ from hetfl.parts import PartRule, Prefix, RandomChannels, RandomMask, Rolling
 from hetfl.parts.rolling import window
 from hetfl.piece import Facts
 from hetfl.selection import Uniform
+from hetfl.testing import check_part_rule
 from hetfl.types import Task
 from hetfl.wire import dense_size, encode_part
 from tests.conftest import small_data, small_levels, small_module
@@ -112,14 +113,9 @@ def met(rule: PartRule, levels: dict[str, Level] | None = None) -> PartRule:
     return rule
 
 
-@pytest.mark.parametrize("rule", [Prefix, Rolling, RandomChannels])
-def test_parts_have_the_shapes_of_the_levels_nets_and_the_largest_is_whole(rule: type[PartRule]) -> None:
-    parts = met(rule())
-    for level, block in parts.levels.indices.items():
-        for part in (parts.part(level, 7, 3), parts.of_level(level, 7)):
-            assert part.layout == block.layout
-    assert parts.part("a", 7, 3) == parts.levels.indices["a"]
-    assert parts.part("b", 7, 3) == parts.part("b", 7, 3)
+@pytest.mark.parametrize("rule", [Prefix, Rolling, RandomChannels, RandomMask])
+def test_contract(rule: type[PartRule]) -> None:
+    check_part_rule(rule)
 
 
 def test_every_channel_is_held_equally_often_by_a_rolling_window() -> None:

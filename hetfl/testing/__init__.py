@@ -1,0 +1,19 @@
+"""The contract of each kind of extension as a check: for classes of one's own, and for those of this package."""
+
+from hetfl.testing.aggregators import check_aggregator
+from hetfl.testing.compressors import check_compressor
+from hetfl.testing.nets import check_net
+from hetfl.testing.objectives import check_objective
+from hetfl.testing.part_rules import check_part_rule
+from hetfl.testing.partitioners import check_partitioner
+from hetfl.testing.selections import check_selection
+
+__all__ = [
+    "check_aggregator",
+    "check_compressor",
+    "check_net",
+    "check_objective",
+    "check_part_rule",
+    "check_partitioner",
+    "check_selection",
+]

@@ -1,0 +1,139 @@
+"""The contract of aggregators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hetfl.aggregators import Aggregator
+from hetfl.aggregators.base import check_step
+from hetfl.entries import add_holders
+from hetfl.part import Part
+from hetfl.piece import Facts
+from hetfl.testing.rules import check_settings, factory, random, require, same, through_a_file
+from hetfl.types import Report
+from hetfl.updates import DenseUpdate, SparseUpdate, Update
+
+SHAPES = {"kernel": (4, 3, 2, 2), "bias": (4,), "scale": (), "nobodys": (2,), "running_mean": (3,)}
+"""The global tensors; the last one is a buffer, which travels in the exact block."""
+EXACT = 2
+"""Entries of the buffer that a client holds."""
+Cohort = list[tuple[Update, Part, Report]]
+
+
+def check_aggregator(aggregator: Aggregator | Callable[[], Aggregator]) -> None:
+    """Check that an aggregator keeps its contract.
+
+    It returns a step and the holders of each tensor, in its shape; both are 0 exactly where no client holds an entry,
+    whatever the parts: leading blocks, positions and masks. An entry that a sparse update leaves out counts as 0. The
+    exact block follows the vector. A round remembers nothing of the one before but what is in the state; updates and
+    tensors are only read; a saved state makes it the same again.
+
+    Args:
+        aggregator: an object, or a function that makes new ones.
+
+    Raises:
+        AssertionError: a rule is broken; the message says which one.
+        ConfigurationError: likewise, of rules that every run checks.
+    """
+    make = factory(aggregator, Aggregator)
+    check_settings(make())
+    for masks in (False, True):
+        for dtype in (torch.float32, torch.float64):
+            _check_round(make, cohort(0, masks, dtype), dtype)
+    _check_sparse(make)
+    _check_state(make)
+
+
+def cohort(seed: int, masks: bool, dtype: torch.dtype = torch.float64) -> Cohort:
+    """Return the updates of a round: of leading blocks, of positions and, if asked for, of masks."""
+    taken: Cohort = []
+    for client, rows in enumerate([slice(0, 4), slice(0, 2), torch.tensor([0, 2]), slice(0, 2)]):
+        kernel = (rows, slice(0, 1 + client % 3), slice(0, 2), slice(0, 2))
+        index = {"kernel": kernel, "bias": (rows,), "scale": (), "running_mean": (slice(0, EXACT),)}
+        part = Part(index)
+        if masks and client % 2:
+            held_D = torch.rand(part.layout.size, generator=random(seed + client)) < 0.5
+            held_D[-EXACT - 1 :] = True  # the scale and the buffer are whole
+            part = Part(index, held_D)
+        vector = torch.randn(part.size, generator=random(100 * seed + client), dtype=torch.float64).to(dtype)
+        report = Report(client, "a", 3 + client, 0.5, lr=0.1, initial_loss=1.0 + client, weight=1.0 + client)
+        taken.append((DenseUpdate(vector[:-EXACT], exact=vector[-EXACT:]), part, report))
+    return taken
+
+
+def ready(make: Callable[[], Aggregator]) -> Aggregator:
+    """Return an aggregator that knows its federation, before its first round."""
+    aggregator = make()
+    aggregator.setup(Facts(sizes=(3, 4, 5, 6), levels=("a",), rounds=3))
+    aggregator.begin()
+    return aggregator
+
+
+def play(aggregator: Aggregator, updates: Cohort, round: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return copies of what comes out of a round, once their shapes are known to be right."""
+    dtype = updates[0][0].values.dtype
+    tensors = {name: torch.zeros(shape, dtype=dtype) for name, shape in SHAPES.items()}
+    aggregator.begin_round(round, 0.1)
+    aggregator.reset(tensors)
+    for update, part, report in updates:
+        aggregator.update(update, part, report)
+    steps, holders = check_step(aggregator.compute(), tensors, type(aggregator).__name__)
+    aggregator.end_round(round)
+    untouched = not any(bool(tensor.any()) for tensor in tensors.values())
+    require(untouched, f"{type(aggregator).__name__} to read the global tensors only", "one that it changed")
+    found: tuple[dict[str, Tensor], dict[str, Tensor]]
+    found = {k: steps[k].clone() for k in tensors}, {k: holders[k].clone() for k in tensors}
+    return found
+
+
+def _check_round(make: Callable[[], Aggregator], updates: Cohort, dtype: torch.dtype) -> None:
+    aggregator, before = ready(make), [update.to_dense().clone() for update, _, _ in updates]
+    name = type(aggregator).__name__
+    steps, holders = play(aggregator, updates)
+    kept = all(torch.equal(update.to_dense(), old) for (update, _, _), old in zip(updates, before, strict=True))
+    require(kept, f"{name}.update to read the update only", "one that it changed")
+    held = {key: torch.zeros(shape, dtype=dtype) for key, shape in SHAPES.items()}
+    for _, part, _ in updates:
+        add_holders(held, part)
+    for key in SHAPES:
+        apart = (holders[key] > 0) != (held[key] > 0)
+        rule = f"holders above 0 exactly where a client holds an entry of {key!r} from {name}"
+        require(not bool(apart.any()), rule, f"others at {int(apart.sum())} entries")
+        stray = int(((held[key] == 0) & (steps[key] != 0)).sum())
+        require(not stray, f"a step of 0 where nobody holds an entry of {key!r} from {name}", f"others at {stray}")
+        require(bool(steps[key].isfinite().all()), f"a finite step of {key!r} from {name}", "NaN or Inf")
+    moved = all(bool(steps[key].any()) for key in ("kernel", "running_mean"))
+    require(moved, f"a step that follows vectors and exact blocks from {name}", "0 everywhere")
+    other = play(ready(make), updates)
+    require(same(other, (steps, holders)), f"the same step of the same updates from two {name}", "another one")
+
+
+def _check_sparse(make: Callable[[], Aggregator]) -> None:
+    dense = cohort(1, masks=False)
+    sparse: Cohort = []
+    for number, (update, part, report) in enumerate(dense):
+        values = update.values * (torch.arange(len(update.values)) % 2 == number % 2)
+        where = values.nonzero().flatten()
+        dense[number] = (DenseUpdate(values, exact=update.exact), part, report)
+        sparse.append((SparseUpdate(values[where], where, len(values), exact=update.exact), part, report))
+    (expected, counts), (steps, holders) = play(ready(make), dense), play(ready(make), sparse)
+    close = all(torch.allclose(steps[key], expected[key], rtol=1e-6, atol=1e-12) for key in SHAPES)
+    name = type(make()).__name__
+    require(close, f"entries that a sparse update leaves out to count as 0 for {name}", "another step")
+    require(same(holders, counts), f"holders of what a client holds, sent or not, from {name}", "others")
+
+
+def _check_state(make: Callable[[], Aggregator]) -> None:
+    first, again, name = ready(make), ready(make), type(make()).__name__
+    play(first, cohort(2, masks=False))
+    state = through_a_file(first.state_dict(), name)
+    again.load_state_dict(state)
+    found, expected = (play(each, cohort(3, masks=False), 1) for each in (again, first))
+    rule = f"{name} to go on from a saved state as without it, and to forget in reset what is not in it"
+    require(same(found, expected), rule, "another step")
+    if not first.state_dict():
+        fresh = play(ready(make), cohort(3, masks=False), 1)
+        require(same(fresh, expected), f"{name} to forget in reset what is not in its state", "another step")

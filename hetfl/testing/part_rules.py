@@ -1,0 +1,116 @@
+"""The contract of part rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from hetfl.levels.level_set import LevelSet
+from hetfl.models import ConvNet
+from hetfl.part import Part, part_of
+from hetfl.parts import NOBODY, PartRule
+from hetfl.piece import Facts
+from hetfl.testing.rules import check_settings, factory, random, require, through_a_file
+from hetfl.types import Level, NetFactory, Report
+from hetfl.updates import DenseUpdate
+
+Question = tuple[str, int, int]
+"""A level, a round and a client."""
+
+
+def check_part_rule(
+    rule: PartRule | Callable[[], PartRule],
+    net: NetFactory | None = None,
+    levels: Mapping[str, Level] | None = None,
+) -> None:
+    """Check that a part rule keeps its contract.
+
+    Parts have the shapes of their level's net; positions rise and are within the global tensors; the largest level
+    holds everything; masks leave out entries of trained parameters alone, and are declared by ``masks``. A part is a
+    function of the seed, the level, the round, the client and what was observed, whatever was asked before; the level
+    itself (``NOBODY``) has a part in every round. What is sent is within the part. A saved state makes it the same
+    again.
+
+    Args:
+        rule: an object, or a function that makes new ones.
+        net: builds the net of a level; None: a ConvNet of 8 and 16 channels.
+        levels: what clients can afford; None: widths of 1, 1/2 and 1/4, and a density of 0.3 for a rule with masks.
+
+    Raises:
+        AssertionError: a rule is broken; the message says which one.
+        ConfigurationError: likewise, of rules that every run checks.
+    """
+    make = factory(rule, PartRule)
+    check_settings(make())
+    density = 0.3 if make().masks else 1.0
+    default = {"a": Level("a"), "b": Level("b", 0.5), "c": Level("c", 0.25, density=density)}
+    sizes = LevelSet(net or partial(ConvNet, hidden=(8, 16)), default if levels is None else levels, seed=0)
+    questions = [(level, round, client) for level in sizes for round in (0, 1, 7) for client in (NOBODY, 0, 3)]
+    drawn = _ready(make, sizes)
+    first = {question: _checked(drawn, *question) for question in questions}
+    other = _ready(make, sizes)
+    for question in reversed(questions):
+        alike = other.part(*question) == first[question]
+        rule_ = f"a part that is a function of seed, level, round and client from {type(drawn).__name__}"
+        require(alike, rule_, f"another one of {question} when it was asked for in another order")
+    _check_state(make, sizes, questions)
+
+
+def _ready(make: Callable[[], PartRule], levels: LevelSet) -> PartRule:
+    rule = make()
+    rule.meet(levels, seed=3)
+    rule.setup(Facts(sizes=(9,) * 4, seed=3, levels=tuple(levels), rounds=8, masks=rule.masks))
+    rule.begin()
+    return rule
+
+
+def _checked(rule: PartRule, level: str, round: int, client: int) -> Part:
+    name, levels = type(rule).__name__, rule.levels
+    part = rule.part(level, round, client)
+    require(isinstance(part, Part), f"a Part (hetfl.part) from {name}.part", type(part).__name__)
+    whole = levels.indices[levels.largest].layout.shapes
+    for tensor, entry in part.items():
+        require(tensor in whole, f"tensors of the global model from {name}", repr(tensor))
+        for of, positions in zip(whole[tensor], entry, strict=True):
+            _check_positions(positions, of, f"{tensor!r} at level {level} from {name}")
+    rule.check(part, level)
+    require(rule.masks or part.mask_D is None, f"masks = True in {name}, whose parts have masks", rule.masks)
+    if level == levels.largest:
+        everything = part == levels.indices[level]
+        require(everything, f"all entries at level {level}, the largest, from {name}", f"{part.size} of them")
+    sent = rule.sent(part, level, round, client)
+    require(part.covers(part_of(sent)), f"{name}.sent to be within the part", f"more at level {level}")
+    return part
+
+
+def _check_positions(positions: slice | Tensor, of: int, where: str) -> None:
+    if isinstance(positions, slice):
+        right, got = 0 <= positions.start <= positions.stop <= of and positions.step is None, str(positions)
+    else:
+        right = positions.dtype == torch.int64 and bool((positions.diff() > 0).all())
+        right = right and (not len(positions) or (int(positions[0]) >= 0 and int(positions[-1]) < of))
+        got = f"{positions.dtype} {positions.tolist()[:8]}"
+    require(right, f"rising positions below {of} in {where}", got)
+
+
+def _observed(rule: PartRule, round: int) -> None:
+    rule.begin_round(round, 0.1)
+    for client, level in enumerate(rule.levels):
+        part = rule.part(level, round, client)
+        vector = torch.randn(part.size, generator=random(10 * round + client))
+        rule.observe(DenseUpdate(vector), part, Report(client, level, 9, 0.5, lr=0.1))
+    rule.end_round(round)
+
+
+def _check_state(make: Callable[[], PartRule], levels: LevelSet, questions: list[Question]) -> None:
+    first, again = _ready(make, levels), _ready(make, levels)
+    for round in range(2):
+        _observed(first, round)
+    name = type(first).__name__
+    again.load_state_dict(through_a_file(first.state_dict(), name))
+    for level, round, client in questions:
+        alike = again.part(level, round + 2, client) == first.part(level, round + 2, client)
+        require(alike, f"{name} to go on from a saved state as without it", f"another part at level {level}")

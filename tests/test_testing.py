@@ -1,0 +1,434 @@
+"""Every rule that hetfl.testing checks is broken by a class here, and the message says which one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from hetfl import Level, testing
+from hetfl.aggregators import HolderMean
+from hetfl.compression import Compressor, Context, Identity, TopK
+from hetfl.data import IID, Partitioner
+from hetfl.errors import ConfigurationError
+from hetfl.models import scaled
+from hetfl.objectives import Classification, Regression
+from hetfl.part import Part
+from hetfl.parts import Prefix, RandomMask
+from hetfl.selection import Probe, Uniform
+from hetfl.updates import DenseUpdate, SparseUpdate, Update
+
+
+def broken(check: Callable[[], None], message: str) -> None:
+    with pytest.raises((AssertionError, ConfigurationError), match=message) as error:
+        check()
+    assert "\n" not in str(error.value)
+
+
+class Applied(Compressor):
+    """A compressor that is a function of the vector."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        self.function = function
+
+    def apply(self, p_D: Tensor, context: Context) -> Any:
+        return self.function(p_D)
+
+
+def swapped(p_D: Tensor) -> Update:
+    indices = torch.arange(p_D.numel()).flip(0)
+    return SparseUpdate(p_D[indices], indices, p_D.numel())
+
+
+class Unkept(Identity):
+    """Does not keep its argument."""
+
+    def __init__(self, density: float = 0.1) -> None:
+        self._density = density
+
+
+class Counting(Compressor):
+    """Sends fewer entries from call to call, whatever the server accepts; saves it if it is told to."""
+
+    def __init__(self, saves: bool = False, observes: bool = False) -> None:
+        self.saves, self.observes = saves, observes
+        self._count = 0
+
+    def apply(self, p_D: Tensor, context: Context) -> Update:
+        self._count += not self.observes
+        return DenseUpdate(p_D * (1.0 if self._count % 7 < 2 else 0.5))
+
+    def observe(self, update: Update, layout: Any = None) -> None:
+        self._count += self.observes
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": Level("a") if self.saves else 0}
+
+
+class Takes(Identity):
+    """Takes vectors that are no vectors."""
+
+    def compress_in(self, p_D: Tensor, context: Context) -> Update:
+        return DenseUpdate(p_D)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Applied(lambda p_D: p_D), "an Update .* from Applied.apply but got Tensor"),
+        (lambda: Applied(lambda p_D: DenseUpdate(p_D[:-1])), "an update of 1 entries .* but got one of 0"),
+        (lambda: Applied(lambda p_D: DenseUpdate(p_D.mul_(2))), "leave its vector as it is but got it changed"),
+        (lambda: Applied(lambda p_D: DenseUpdate(p_D.data.mul_(2))), "Applied.apply to leave its vector as it is"),
+        (lambda: Applied(lambda p_D: DenseUpdate(p_D.float())), "an update of torch.float64, as the vector"),
+        (lambda: Applied(lambda p_D: DenseUpdate(p_D / p_D.sum())), "finite values from Applied but got NaN or Inf"),
+        (lambda: Applied(swapped), "strictly rising indices within the vector from Applied"),
+        (lambda: Applied(lambda p_D: DenseUpdate(torch.rand_like(p_D))), "the same update of the same vector"),
+        (Unkept, "Unkept.settings to have every argument .* but got none for density"),
+        (Counting, "Counting to learn from accepted updates alone, by observe"),
+        (lambda: Counting(observes=True), "Counting to go on from a saved state as without it"),
+        (lambda: Counting(saves=True, observes=True), "Counting.state_dict to have plain types and tensors"),
+        (Takes, r"Takes.compress to refuse a vector of \[\[1.0"),
+        (lambda: 3, "a Compressor, or a function that makes one but got int"),
+    ],
+)
+def test_compressors(make: Callable[[], Any], message: str) -> None:
+    broken(lambda: testing.check_compressor(make), message)
+
+
+class Changed(HolderMean):
+    """A mean that a function changes, with a state that it saves or not."""
+
+    def __init__(self, change: Callable[[Changed, dict[str, Tensor], dict[str, Tensor]], Any]) -> None:
+        super().__init__()
+        self.change, self.rounds = change, 0
+
+    def update(self, update: Any, index: Any, report: Any) -> None:
+        self.rounds += 1
+        super().update(update, index, report)
+
+    def compute(self) -> Any:
+        return self.change(self, *super().compute())
+
+
+class Scaling(HolderMean):
+    """Halves the update that it is given, or counts senders in place of holders."""
+
+    def __init__(self, senders: bool = False) -> None:
+        super().__init__()
+        self.senders = senders
+
+    def update(self, update: Any, index: Any, report: Any) -> None:
+        super().update(update, index, report)
+        if not self.senders:
+            update.values.mul_(0.5)
+        elif isinstance(update, SparseUpdate):
+            super().update(update, index, report)
+
+
+def each(values: dict[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {name: change(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Changed(lambda _, d, h: None), "two dicts, steps and holders, from Changed.compute"),
+        (lambda: Changed(lambda _, d, h: (each(d, lambda t: t[None]), h)), r"Expected a step of .* for 'kernel'"),
+        (lambda: Changed(lambda _, d, h: (d, each(h, torch.ones_like))), "holders above 0 exactly where a client"),
+        (lambda: Changed(lambda _, d, h: (each(d, lambda t: t + 1), h)), "a step of 0 where nobody holds an entry"),
+        (lambda: Changed(lambda _, d, h: (each(d, lambda t: t / 0), h)), "a step of 0 where nobody|a finite step of"),
+        (lambda: Changed(lambda _, d, h: (each(d, torch.zeros_like), h)), "a step that follows vectors and exact"),
+        (lambda: Changed(lambda _, d, h: (each(d, lambda t: t * torch.rand(())), h)), "the same step of the same"),
+        (lambda: Changed(lambda s, d, h: (each(d, lambda t: t * s.rounds), h)), "to go on from a saved state as"),
+        (Scaling, "Scaling.update to read the update only"),
+        (lambda: Scaling(senders=True), "holders of what a client holds, sent or not, from Scaling"),
+    ],
+)
+def test_aggregators(make: Callable[[], Any], message: str) -> None:
+    broken(lambda: testing.check_aggregator(make), message)
+
+
+class Picks(Uniform):
+    """Selects by a function of the round, the probe and the number of calls so far."""
+
+    replayable = False
+
+    def __init__(self, pick: Callable[[int, Probe, int], list[int]]) -> None:
+        super().__init__(3)
+        self.pick, self.calls = pick, 0
+
+    def select(self, round: int, probe: Probe) -> list[int]:
+        self.calls += 1
+        return self.pick(round, probe, self.calls)
+
+
+class Asks(Picks):
+    """Says that it can be replayed."""
+
+    replayable = True
+
+
+class Weighs(Uniform):
+    """Gives weight 0."""
+
+    def weight(self, client: int) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Picks(lambda round, probe, calls: [0]), "within reach, .* from Picks.select but got 0 in round 0"),
+        (lambda: Picks(lambda round, probe, calls: [*probe.clients[:1]] * 2), "every client once from Picks.select"),
+        (lambda: Picks(lambda round, probe, calls: []), "a client from Picks where . are within reach but got none"),
+        (
+            lambda: Picks(lambda round, probe, calls: [probe.clients[i] for i in torch.randperm(len(probe.clients))]),
+            "the same cohort from two Picks of one seed",
+        ),
+        (
+            lambda: Picks(lambda round, probe, calls: list(probe.clients[-(calls % 2) :][:1])),
+            "go on from a saved state",
+        ),
+        (lambda: Asks(lambda r, probe, c: [*probe.clients, *map(int, probe.losses([]))]), "to ask the probe nothing"),
+        (Weighs, "a weight above 0 for each client of the cohort from Weighs"),
+    ],
+)
+def test_selections(make: Callable[[], Any], message: str) -> None:
+    broken(lambda: testing.check_selection(make), message)
+
+
+class Shares(Partitioner):
+    """Shares out by a function."""
+
+    def __init__(self, share: Callable[[Tensor, int, torch.Generator], Any]) -> None:
+        self.share = share
+
+    def partition(self, labels: Tensor, num_clients: int, generator: torch.Generator) -> Any:
+        return self.share(labels, num_clients, generator)
+
+
+class Lax(IID):
+    """Does not refuse too many clients."""
+
+    def __call__(self, labels: Tensor, num_clients: int, generator: torch.Generator) -> list[Tensor]:
+        return self.partition(labels, num_clients, generator)
+
+
+def refuses(labels: Tensor, clients: int, generator: torch.Generator) -> list[Tensor]:
+    raise ConfigurationError("no")
+
+
+def in_turn(labels: Tensor, clients: int, order: Tensor) -> list[Tensor]:
+    return list(order.tensor_split(clients))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Shares(lambda y, n, g: [torch.arange(len(y))]), "4 parts from Shares for 30 samples"),
+        (lambda: Shares(lambda y, n, g: in_turn(y, n, torch.arange(len(y)) / 1)), "positions as int64 of shape"),
+        (lambda: Shares(lambda y, n, g: [torch.arange(len(y))] * n), "every sample at most once from Shares"),
+        (lambda: Shares(lambda y, n, g: in_turn(y, n, torch.arange(len(y)) + 1)), "positions of samples from Shares"),
+        (lambda: Shares(lambda y, n, g: in_turn(y, n, torch.arange(len(y) - 1))), "every sample at a client"),
+        (lambda: Shares(lambda y, n, g: in_turn(y.add_(1), n, torch.arange(len(y)))), "labels that are left as they"),
+        (lambda: Shares(lambda y, n, g: in_turn(y, n, torch.randperm(len(y)))), "from the generator alone"),
+        (lambda: Shares(refuses), 'a refusal of one line, "Expected'),
+        (Lax, "Lax to refuse 21 clients for 20 samples"),
+    ],
+)
+def test_partitioners(make: Callable[[], Any], message: str) -> None:
+    broken(lambda: testing.check_partitioner(make), message)
+
+
+def test_a_partitioner_that_leaves_samples_out_is_accepted_where_that_is_said() -> None:
+    testing.check_partitioner(Shares(lambda y, n, g: in_turn(y, n, torch.arange(max(n, len(y) - 1)))), leaves_out=True)
+
+
+class Cuts(Prefix):
+    """A part that a function makes of the leading block, the round, the client and the number of calls."""
+
+    def __init__(self, cut: Callable[[Part, int, int, int], Any], masks: bool = True) -> None:
+        self.cut, self.calls = cut, 0
+        self.masks = masks  # type: ignore[misc]
+
+    def part(self, level: str, round: int, client: int) -> Any:
+        self.calls += 1
+        block = super().part(level, round, client)
+        return block if level == "a" else self.cut(block, round, client, self.calls)
+
+
+class Whole(RandomMask):
+    """Drops entries of the largest level, too."""
+
+    def part(self, level: str, round: int, client: int) -> Part:
+        part = super().part(level, round, client)
+        return Part(part, torch.arange(part.layout.size) > 0) if level == "a" else part
+
+
+class Sends(Prefix):
+    """Sends what it does not hold."""
+
+    def sent(self, part: Part, level: str, round: int, client: int) -> Part:
+        return self.levels.indices["a"]
+
+
+def moved(block: Part, by: int) -> Part:
+    return Part({n: tuple(slice(d.start + by, d.stop + by) for d in e) for n, e in block.items()})  # type: ignore[union-attr]
+
+
+def flipped(block: Part) -> Part:
+    return Part({n: tuple(torch.arange(d.stop).flip(0) for d in e) for n, e in block.items()})  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Cuts(lambda block, r, k, c: dict(block)), r"a Part \(hetfl.part\) from Cuts.part but got dict"),
+        (lambda: Cuts(lambda block, r, k, c: moved(block, 1)), r"rising positions below 1 in 'blocks.0.conv.weight'"),
+        (lambda: Cuts(lambda block, r, k, c: flipped(block)), "rising positions below . in .* at level b from Cuts"),
+        (lambda: Cuts(lambda block, r, k, c: Part({})), "parts of the shapes of the net at level b from Cuts"),
+        (
+            lambda: Cuts(lambda block, r, k, c: Part(block, torch.arange(block.layout.size) > 0), masks=False),
+            "masks = True in Cuts, whose parts have masks",
+        ),
+        (
+            lambda: Cuts(lambda block, r, k, c: Part(block, torch.arange(block.layout.size) > c)),
+            "a part that is a function of seed, level, round and client from Cuts",
+        ),
+        (Whole, "all entries at level a, the largest, from Whole"),
+        (Sends, "Sends.sent to be within the part"),
+    ],
+)
+def test_part_rules(make: Callable[[], Any], message: str) -> None:
+    broken(lambda: testing.check_part_rule(make), message)
+
+
+class Learnt(RandomMask):
+    """Moves with what it observed, and saves nothing."""
+
+    def setup(self, facts: Any) -> None:
+        self.seen = 0
+
+    def observe(self, update: Any, index: Any, report: Any) -> None:
+        self.seen += 1
+
+    def part(self, level: str, round: int, client: int) -> Part:
+        return super().part(level, round + 100 * self.seen, client)
+
+
+def test_a_rule_that_forgets_what_it_learnt() -> None:
+    broken(lambda: testing.check_part_rule(Learnt), "Learnt to go on from a saved state as without it")
+
+
+class Net(nn.Module):
+    """A net of two layers, with one thing wrong."""
+
+    def __init__(self, wrong: str = "", width: float = 1.0) -> None:
+        super().__init__()
+        hidden = 8 if wrong == "size" else scaled(8, width)
+        self.wrong, self.first, self.second = wrong, nn.Linear(6, hidden), nn.Linear(hidden, 3)
+        self.unused = nn.Linear(hidden, 2) if wrong == "unused" else None
+        if wrong == "random":
+            nn.init.constant_(self.first.bias, float(next(COUNT)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.first(x))
+        if self.wrong == "order":
+            hidden = hidden.flip(1)
+        outputs: Tensor = self.second(hidden)
+        return outputs[:, :2] if self.wrong == "outputs" else outputs
+
+
+COUNT = iter(range(1000))
+
+
+@pytest.mark.filterwarnings("ignore:Expected a net that is smaller")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("size", "a smaller Net at width 0.5 than at width 1"),
+        ("random", "initial values of Net from torch's generator alone"),
+        ("outputs", r"outputs of shape \(9, 3\) from the net at level l0"),
+        ("order", "the leading channels and first stages of the global net"),
+        ("unused", "a finite gradient of 'unused.weight' in Net at width 1 but got none"),
+    ],
+)
+def test_nets(wrong: str, message: str) -> None:
+    inputs = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
+    testing.check_net(Net, inputs, 3)
+    broken(lambda: testing.check_net(lambda *, width=1.0: Net(wrong, width), inputs, 3), message)
+
+
+class Squares(Regression):
+    """A regression of one loss, with one thing wrong."""
+
+    def __init__(self, wrong: str) -> None:
+        super().__init__()
+        self.wrong = wrong
+        if wrong == "headline":
+            del self.headline
+        self.target_dims = 1 if wrong == "dims" else 2  # type: ignore[misc]
+
+    def prepared(self, targets: Tensor, where: str) -> Tensor:
+        prepared = super().prepared(targets, where)
+        return prepared[:-1] if self.wrong == "length" else prepared + 1 if self.wrong == "prepared" else prepared
+
+    def label_counts(self, targets: Tensor, size: int) -> Tensor:
+        return torch.ones(size) if self.wrong == "counts" else super().label_counts(targets, size)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.wrong == "several":
+            return F.mse_loss(outputs, targets)
+        loss = super().loss(outputs, targets)
+        return {"no gradient": loss.detach(), "flat": loss * 0, "infinite": loss / 0}.get(self.wrong, loss)
+
+    def weight(self, targets: Tensor) -> float:
+        return {"weight": 1.0, "negative": -1.0}.get(self.wrong, super().weight(targets))
+
+    def metrics(self, size: int) -> Mapping[str, Metric]:
+        found = super().metrics(size)
+        return dict(reversed(found.items())) if self.wrong == "order" else found
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        sums = super().sums(outputs, targets)
+        wrong = {"float": sums.float(), "score": sums * 2 + 1, "nan": sums.nan_to_num()}
+        return wrong.get(self.wrong, sums)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("headline", r"a headline \(hetfl.headline\) in Squares"),
+        ("length", "9 targets, at least 8, from Squares.prepared but got 8"),
+        ("dims", "targets of target_dims = 1 in Squares but got 2"),
+        ("prepared", "Squares.prepared to leave prepared targets as they are"),
+        ("counts", r"label counts as int64 of shape \(2,\) from Squares"),
+        ("several", "a loss of each leading dimension"),
+        ("no gradient", "a loss with a gradient from Squares"),
+        ("flat", "a gradient from Squares.loss but got 0 or NaN"),
+        ("infinite", "a finite loss from Squares"),
+        ("weight", "losses of batches whose mean, by Squares.weight, is the whole's"),
+        ("negative", "weights above 0 from Squares.weight"),
+        ("order", "the headline 'r2' first in Squares.metrics but got mae"),
+        ("float", r"sums as float64 of shape \(N, M\) from Squares"),
+        ("score", "Squares.score of the sums to be the metric 'r2'"),
+        ("nan", "a score of NaN where outputs are NaN from Squares"),
+    ],
+)
+def test_objectives(wrong: str, message: str) -> None:
+    targets = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+    testing.check_objective(Squares(""), targets)
+    broken(lambda: testing.check_objective(lambda: Squares(wrong), targets), message)
+
+
+def test_an_object_will_do_for_a_function() -> None:
+    testing.check_compressor(TopK(0.1))
+    testing.check_objective(Classification(), torch.arange(9) % 3)
+    broken(
+        lambda: testing.check_selection(lambda: Uniform(11)), "clients_per_round of at most the number of clients, 10"
+    )
