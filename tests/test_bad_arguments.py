@@ -97,7 +97,10 @@ class Fixed(nn.Module):
         ("ConvNet", "a class or function as net, .* but got str"),
         (lambda width: [width], "Expected a net that is a torch.nn.Module but got list"),
         (Lazy, r"layers that are given their sizes but got 'layers.1', a LazyLinear, in Lazy"),
-        (partial(MLP, in_channls=64), "arguments that the net takes but got 'in_channls': did you mean 'in_channels'?"),
+        (
+            partial(MLP, in_channls=64),  # type: ignore[call-arg]
+            "arguments that the net takes but got 'in_channls': did you mean 'in_channels'?",
+        ),
     ],
 )
 def test_nets(net: Any, message: str) -> None:

@@ -188,7 +188,7 @@ def check(
     ("net", "shape", "depths"),
     [
         (partial(ConvNet, hidden=(8, 16)), (1, 8, 8), ()),
-        (partial(PreActResNet, hidden=(4, 4, 8, 8), norm="none"), (1, 8, 8), ()),
+        (partial(PreActResNet, in_channels=1, hidden=(4, 4, 8, 8), norm="none"), (1, 8, 8), ()),
         (partial(MultiExitConvNet, hidden=(8, 8)), (1, 8, 8), (2, 1)),
         (MLP, (64,), ()),
     ],

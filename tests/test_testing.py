@@ -392,7 +392,7 @@ class Squares(Regression):
 
     def metrics(self, size: int) -> Mapping[str, Metric]:
         found = super().metrics(size)
-        return dict(reversed(found.items())) if self.wrong == "order" else found
+        return dict(reversed(list(found.items()))) if self.wrong == "order" else found
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         sums = super().sums(outputs, targets)

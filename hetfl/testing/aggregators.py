@@ -10,6 +10,7 @@ from torch import Tensor
 from hetfl.aggregators import Aggregator
 from hetfl.aggregators.base import check_step
 from hetfl.entries import add_holders
+from hetfl.layout import Index, IndexEntry
 from hetfl.part import Part
 from hetfl.piece import Facts
 from hetfl.testing.rules import check_settings, factory, random, require, same, through_a_file
@@ -50,9 +51,10 @@ def check_aggregator(aggregator: Aggregator | Callable[[], Aggregator]) -> None:
 def cohort(seed: int, masks: bool, dtype: torch.dtype = torch.float64) -> Cohort:
     """Return the updates of a round: of leading blocks, of positions and, if asked for, of masks."""
     taken: Cohort = []
-    for client, rows in enumerate([slice(0, 4), slice(0, 2), torch.tensor([0, 2]), slice(0, 2)]):
-        kernel = (rows, slice(0, 1 + client % 3), slice(0, 2), slice(0, 2))
-        index = {"kernel": kernel, "bias": (rows,), "scale": (), "running_mean": (slice(0, EXACT),)}
+    held_rows: list[slice | Tensor] = [slice(0, 4), slice(0, 2), torch.tensor([0, 2]), slice(0, 2)]
+    for client, rows in enumerate(held_rows):
+        kernel: IndexEntry = (rows, slice(0, 1 + client % 3), slice(0, 2), slice(0, 2))
+        index: Index = {"kernel": kernel, "bias": (rows,), "scale": (), "running_mean": (slice(0, EXACT),)}
         part = Part(index)
         if masks and client % 2:
             held_D = torch.rand(part.layout.size, generator=random(seed + client)) < 0.5

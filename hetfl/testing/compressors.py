@@ -120,7 +120,8 @@ def _check_state(make: Callable[[], Compressor]) -> None:
         return of.compress(torch.randn(200, generator=random(seed)), lr=lr, layout=layout, generator=random(seed))
 
     fresh, refused = make(), make()
-    update(refused, 1), refused.end_round()
+    update(refused, 1)
+    refused.end_round()
     alike = same(update(refused, 2).to_dense(), update(fresh, 2).to_dense())
     require(alike, f"{name} to learn from accepted updates alone, by observe", "a change by one that was refused")
     for round in range(3):

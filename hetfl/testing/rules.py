@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -45,17 +46,19 @@ def require(holds: bool, rule: str, got: object) -> None:
         raise AssertionError(f"Expected {rule} but got {got}")
 
 
-def factory(given: T | Callable[[], T], kind: type[T]) -> Callable[[], T]:
+def factory(given: T | Callable[[], T], kind: Callable[..., T]) -> Callable[[], T]:
     """Return what makes new objects: the given factory, or copies of the given object.
 
     Raises:
         AssertionError: what is made is not of the kind.
     """
-    make: Callable[[], T] = (lambda: copy.deepcopy(given)) if isinstance(given, kind) else given  # type: ignore[assignment]
+    assert isinstance(kind, type)
+    make: Any = partial(copy.deepcopy, given) if isinstance(given, kind) else given
     require(callable(make), f"a {kind.__name__}, or a function that makes one", type(given).__name__)
     made = make()
     require(isinstance(made, kind), f"a {kind.__name__}, or a function that makes one", type(made).__name__)
-    return make
+    found: Callable[[], T] = make
+    return found
 
 
 def through_a_file(state: dict[str, Any], name: str) -> Any:
