@@ -403,7 +403,7 @@ class Squares(Regression):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("headline", r"a headline \(hetfl.headline\) in Squares"),
+        ("headline", r"a headline \(hetfl.objectives.Headline\) in Squares but got NoneType"),
         ("length", "9 targets, at least 8, from Squares.prepared but got 8"),
         ("dims", "targets of target_dims = 1 in Squares but got 2"),
         ("prepared", "Squares.prepared to leave prepared targets as they are"),

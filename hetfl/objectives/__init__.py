@@ -6,10 +6,12 @@ from hetfl.objectives.language_modelling import LanguageModelling
 from hetfl.objectives.multi_label import MultiLabel
 from hetfl.objectives.regression import Regression
 from hetfl.objectives.scores import ClientScores, LevelScores, weighted_mean
+from hetfl.runs.headline import Headline
 
 __all__ = [
     "Classification",
     "ClientScores",
+    "Headline",
     "LanguageModelling",
     "LevelScores",
     "MultiLabel",

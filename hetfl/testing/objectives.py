@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from hetfl.headline import Headline
-from hetfl.objectives import Objective
+from hetfl.objectives import Headline, Objective
 from hetfl.testing.rules import factory, random, require, same
 
 
@@ -32,7 +31,11 @@ def check_objective(objective: Objective | Callable[[], Objective], targets: Ten
     """
     made = factory(objective, Objective)()
     name = type(made).__name__
-    require(isinstance(getattr(made, "headline", None), Headline), f"a headline (hetfl.headline) in {name}", "none")
+    require(
+        isinstance(getattr(made, "headline", None), Headline),
+        f"a headline (hetfl.objectives.Headline) in {name}",
+        "none",
+    )
     prepared = made.prepared(targets, "training")
     require(
         len(prepared) == len(targets) >= 8, f"{len(targets)} targets, at least 8, from {name}.prepared", len(prepared)
