@@ -31,11 +31,9 @@ def check_objective(objective: Objective | Callable[[], Objective], targets: Ten
     """
     made = factory(objective, Objective)()
     name = type(made).__name__
-    require(
-        isinstance(getattr(made, "headline", None), Headline),
-        f"a headline (hetfl.objectives.Headline) in {name}",
-        "none",
-    )
+    headline = getattr(made, "headline", None)
+    got = type(headline).__name__
+    require(isinstance(headline, Headline), f"a headline (hetfl.objectives.Headline) in {name}", got)
     prepared = made.prepared(targets, "training")
     require(
         len(prepared) == len(targets) >= 8, f"{len(targets)} targets, at least 8, from {name}.prepared", len(prepared)
