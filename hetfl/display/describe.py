@@ -40,6 +40,8 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
         f"{type(module.uplink.compressor).__name__} on every upload, "
         f"{type(module.executor).__name__} executor{clustering}"
     )
+    objective = module.objective
+    console.print(f"{type(objective).__name__}: models are compared by {objective.headline.words}")
 
 
 def cost_table(module: FederatedModule) -> Table:
