@@ -31,10 +31,11 @@ def draw_mask(seed: int, density: float, sizes: Sequence[int], drawn: Sequence[b
         drawn: whether the entries of each tensor are drawn; all entries of the others are held.
     """
     random = torch.Generator().manual_seed(seed)
-    masks = [
-        torch.rand(size, generator=random) < density if each else torch.ones(size, dtype=torch.bool)
-        for size, each in zip(sizes, drawn, strict=True)
-    ]
+
+    def mask(size: int) -> Tensor:
+        return torch.rand(size, generator=random, dtype=torch.float32) < density  # whatever the default type
+
+    masks = [mask(s) if each else torch.ones(s, dtype=torch.bool) for s, each in zip(sizes, drawn, strict=True)]
     return torch.cat(masks)
 
 

@@ -10,15 +10,18 @@ import pandas as pd
 import pytest
 import torch
 from lightning import Trainer
+from torch.optim import SGD
 
 import hetfl
 from hetfl import DepthFL, FedAvg, FederatedModule
+from hetfl.clustering import IFCA
 from hetfl.data import Dirichlet, TensorData
 from hetfl.errors import ConfigurationError
 from hetfl.export import export_submodel
-from hetfl.local import Executor, Sequential, Stacked, Workers
+from hetfl.local import Executor, LocalTraining, Sequential, Stacked, Workers
 from hetfl.models import MLP, MultiExitTransformer
 from hetfl.objectives import Classification, LanguageModelling, MultiLabel, Regression
+from hetfl.parts import RandomMask
 from hetfl.runs.headline import headline_in
 from hetfl.selection import Uniform
 from tests.conftest import small_data, small_levels, small_module
@@ -115,6 +118,46 @@ def test_an_objective_of_the_model_overrides_that_of_the_data(fit: Fit) -> None:
     assert other["val/loss"].iloc[-1] != one["val/loss"].iloc[-1]
 
 
+def test_clients_of_one_cluster_beside_samples_of_nobody_are_all_measured(fit: Fit) -> None:
+    """A batch with samples of nobody, and of clients of one cluster that is not the first."""
+    module = small_module(clustering=IFCA(2))
+    data = small_data()
+    fit(module, data, rounds=1)
+    module.evaluation.begin()
+    module.evaluation._model_N = torch.tensor([0] + [1] * 11)
+    module.evaluation._used = [0, 1]
+    some = data.resident.all_test
+    batch = (some.inputs[:6], some.targets[:6], torch.tensor([3, 3, 4, 4, -1, -1]))
+    sums = module.evaluation._evaluate(batch, ["a"], by_client=True)["a"]
+    assert sums[:, 1].tolist() == [1.0] * 6
+
+
+def test_personal_tensors_are_measured_in_double_precision(fit: Fit) -> None:
+    found = table(fit(small_module(personal=["classifier.*"]), rounds=1, precision="64-true"))
+    assert found["local/personal_accuracy"].notna().all()
+
+
+def test_masks_are_counted_in_double_precision(fit: Fit) -> None:
+    levels = {"a": hetfl.Level("a"), "b": hetfl.Level("b", density=0.3)}
+    found = table(fit(small_module(levels=levels, parts=RandomMask()), rounds=1, precision="64-true"))
+    assert (found["compute/sparse_flops_total"] < found["compute/flops_total"]).all()
+
+
+def test_train_loss_is_the_mean_over_what_counts(fit: Fit) -> None:
+    """With class weights every executor reports the weighted mean of a client's losses."""
+    losses = []
+    objective = Classification(class_weights=[0.1] * 5 + [3.0] * 5)
+    for number, executor in enumerate((Sequential(), Stacked())):
+        still = LocalTraining(1, 7, None, lambda p: SGD(p, lr=0.0))
+        module = small_module(
+            objective=objective, executor=executor, selection=Uniform(1), local=still, levels=small_levels(1.0)
+        )
+        data = small_data()
+        found = table(fit(module, data, rounds=1, name=f"run{number}", limit_val_batches=0))
+        losses.append(found["train/loss"].iloc[0])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def multi_exit() -> FederatedModule:
     def net(**sizes: Any) -> MultiExitTransformer:
         return MultiExitTransformer(TOKENS, channels=8, heads=2, feed_forward=8, layers=2, pooling="none", **sizes)
@@ -170,12 +213,17 @@ def numbers(**settings: Any) -> TensorData:
             "class_weights for 10 classes",
         ),
         (
+            lambda: CASES["masked tokens"].module(objective=LanguageModelling(masked=0.3, mask_token=TOKENS + 1)),
+            CASES["masked tokens"].data,
+            "the net at level a to take inputs of int64 .* but got: index out of range",
+        ),
+        (
             lambda: FedAvg(lambda **s: MLP(6, 3, hidden=(8,), **s), small_levels(1.0), selection=Uniform(2)),
             numbers,
             r"outputs of shape \(4, 2\) from the net at level a but got \(4, 3\)",
         ),
     ],
-    ids=["labels", "partitioner", "objective", "targets", "kind", "weights", "outputs"],
+    ids=["labels", "partitioner", "objective", "targets", "kind", "weights", "mask token", "outputs"],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(
     module: Callable[[], FederatedModule], data: Callable[[], Any], message: str, fit: Fit

@@ -274,3 +274,54 @@ def test_targets_that_the_outputs_cannot_predict_are_refused(
 def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("middle", "spread"), [(1e5, 1.0), (0.0, 1e-4)])
+def test_r2_is_exact_far_from_zero_and_for_small_numbers(middle: float, spread: float) -> None:
+    targets = middle + spread * logits_of(0, 500, 1)
+    outputs = 0.5 * (targets - middle)
+    scores = LevelScores(["a"], Regression(offset=middle), 1)
+    scores.update({"a": outputs}, targets)
+    assert scores.compute("val")["val/r2"].item() == pytest.approx(r2_score(targets, middle + outputs), rel=1e-9)
+
+
+def test_a_single_sample_has_no_r2_and_leaves_other_clients_theirs() -> None:
+    objective = Regression()
+    scores = LevelScores(["a"], objective, 1)
+    scores.update({"a": torch.zeros(1, 1)}, torch.ones(1, 1))
+    found = scores.compute("val")
+    assert found["val/r2"].isnan()
+    assert found["val/mae"] == 1.0
+    clients = ClientScores(3, objective)
+    targets = torch.tensor([[1.0], [2.0], [3.0], [5.0]])
+    clients.update(objective.sums(torch.zeros(4, 1), targets), torch.tensor([0, 0, 0, 2]))
+    expected = r2_score(targets[:3], torch.zeros(3))
+    assert clients.per_client() == [pytest.approx(expected), None, None]
+    assert clients.compute()["local/r2_mean"].item() == pytest.approx(expected)
+
+
+def test_one_confident_mistake_leaves_the_perplexity_finite() -> None:
+    objective = LanguageModelling()
+    outputs = torch.zeros(2, 3, 4)
+    outputs[0, 0, 0] = 200.0
+    targets = torch.ones(2, 3, dtype=torch.long)
+    scores = LevelScores(["keys"], objective, 4)  # a level's name that modules have an attribute of
+    scores.update({"keys": outputs}, targets)
+    found = scores.compute("val")
+    assert found["val/perplexity"].item() == pytest.approx(math.exp(found["val/loss"].item()), rel=1e-5)
+
+
+def test_an_infinite_output_leaves_no_batch_out_of_the_loss() -> None:
+    scores = LevelScores(["a"], Classification(), 3)
+    for value in (0.0, math.inf):
+        scores.update({"a": torch.tensor([[value, 0.0, 0.0]])}, torch.tensor([0]))
+    assert scores.compute("val")["val/loss"].isnan()
+
+
+def test_bfloat16_rounds_neither_targets_nor_weights() -> None:
+    outputs, targets = torch.full((3, 1), 302.0), torch.tensor([[301.0], [302.0], [303.0]])
+    assert Regression().loss(outputs.bfloat16(), targets).item() == pytest.approx(2 / 3)
+    logits, classes = torch.zeros(2, 5, 2).bfloat16(), torch.tensor([[0, 1, 0, 1, 1], [0, 0, 1, 1, 1]])
+    objective = Classification(class_weights=[0.1, 0.7])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(objective.loss(logits, classes), torch.full((2,), math.log(2)), rtol=1e-6)

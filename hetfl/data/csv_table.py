@@ -144,6 +144,8 @@ def read_table(path: str, columns: Columns, separator: str, encoding: str, decim
             na_values={name: EMPTY for name in listed if name not in columns.texts},
             **dialect,
         )
+        if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much at the left for names of rows
+            raise ValueError(f"rows with more cells than the {len(listed)} columns of the header")
         return table
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"Expected text in {encoding} in {path} but got other bytes: set encoding") from error

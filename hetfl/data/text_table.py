@@ -57,6 +57,8 @@ class TextTable(FederatedDataModule):
         super().__init__(num_clients=num_clients, **settings)
         if test_path is None and not 0 < test_fraction < 1:
             raise ConfigurationError(f"Expected test_fraction in (0, 1), or test_path, but got {test_fraction}")
+        if text in (target, client):
+            raise ConfigurationError(f"Expected a column of texts of its own but got {text!r} as text and as another")
         if length < 1:
             raise ConfigurationError(f"Expected a length of at least 1 token but got {length}")
         self.text, self.target, self.columns = text, target, Columns(target, client, [], [text])
@@ -66,7 +68,7 @@ class TextTable(FederatedDataModule):
     def load(self) -> Arrays:  # noqa: D102
         train = self._read(self.path)
         if self.test_path is None:
-            kept, held_out = hold_out(len(train), self.test_fraction, generator(0, "test"))
+            kept, held_out = hold_out(len(train), self.test_fraction, generator(0, "test"), "test_fraction")
             train, test = train.iloc[kept.numpy()], train.iloc[held_out.numpy()]
         else:
             test = self._read(self.test_path)

@@ -138,7 +138,8 @@ class Evaluation:
             for batch in torch.arange(len(samples.targets)).split(self.data.eval_batch_size):
                 inputs, targets = self._prepared(taken(samples.inputs, batch), samples.targets[batch])
                 owner = torch.full((len(batch),), client)
-                outputs = self.predict(net, moved(inputs, self.models.like.device))[0].to(targets.device)
+                with self.hosting.problem.precision_context():  # Lightning enters it for steps alone
+                    outputs = self.predict(net, moved(inputs, self.models.like.device))[0].to(targets.device)
                 self.personal_scores.update(self._sums(outputs, targets, owner), owner)
         return self.personal_scores
 
@@ -184,10 +185,11 @@ class Evaluation:
                 self._scores_of(model).update(outputs, aims)
             for name in levels if by_client else ():
                 sums = self._sums(outputs[name], aims, some[2])
-                known = (
-                    together.get(name, sums) if whole else together.get(name, sums.new_zeros(len(owner), sums.shape[1]))
-                )
-                together[name] = known if whole else known.index_copy(0, rows, sums)
+                if whole:
+                    together[name] = sums
+                else:
+                    known = together.get(name, sums.new_zeros(len(owner), sums.shape[1]))
+                    together[name] = known.index_copy(0, rows, sums)
         return together
 
     def _sums(self, outputs: Tensor, targets: Tensor, owner_N: Tensor) -> Tensor:

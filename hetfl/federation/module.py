@@ -167,7 +167,7 @@ class FederatedModule(Method):
             piece.setup(facts.known_to(piece))
         if self._met is not data:
             check_optimizers(self.server_optimizer, parameters.values(), self.local)
-            samples, targets = data.first(4)
+            samples, targets = self.objective.trial(*data.first(4))
             shape = self.objective.output_shape(targets, data.num_classes)
             self.levels.inspect(samples, shape, self.parts.of_level if self.check_nesting else None, self.predict)
             self._met = data

@@ -78,7 +78,7 @@ class Hooks(Piece):
             part: where the entries of p lie.
             seed: of every random choice.
         """
-        hooks = {name: hook for name, hook in self.named.items() if type(hook).on_delta is not Hook.on_delta}
+        hooks = {name: hook for name, hook in self._all_named() if type(hook).on_delta is not Hook.on_delta}
         if not hooks:
             return apart
 

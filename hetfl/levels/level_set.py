@@ -22,7 +22,7 @@ from hetfl.models.static_batch_norm import gathering
 from hetfl.part import Part, only
 from hetfl.seeding import derive
 from hetfl.submodel import extent, prefix_index, state_of
-from hetfl.tree import Tree, in_words, shapes, taken
+from hetfl.tree import Tree, cast, in_words, shapes, taken
 from hetfl.types import Level, NetFactory, Task
 
 Predict = Callable[[nn.Module, Tree], Tensor]
@@ -220,7 +220,9 @@ class LevelSet(Mapping[str, Level]):
 
     def _flop_density(self, level: str, part: Part) -> float:
         if level not in self._shares:  # only runs with masks need it
-            self._shares[level] = layer_shares(self.build(level), self._samples)
+            net = self.build(level)
+            samples = cast(self._samples, next(net.parameters()).dtype)
+            self._shares[level] = layer_shares(net, samples)
         density = 1.0
         for layer, share in self._shares[level].items():
             weights = [name for name in part if name.rpartition(".")[0] == layer and len(part[name]) > 1]

@@ -31,7 +31,7 @@ def train(bench: Bench, task: Task) -> Result:
     method, net = bench.problem.method, resident.net.train()
     method.before_client(net, ctx)
     torch.manual_seed(_seed(bench, task))  # dropout draws from torch's global generator
-    total, passes, steps = torch.zeros((), device=bench.device), 0, 0
+    total, counted, passes, steps = torch.zeros((), device=bench.device), 0.0, 0, 0
     for inputs, targets in training_batches(bench, task):
         loss = method.local_loss(net, (moved(inputs, bench.device), targets.to(bench.device)), ctx)
         resident.backward(loss)
@@ -39,11 +39,12 @@ def train(bench: Bench, task: Task) -> Result:
         if local.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(resident.vector, local.gradient_clip)
         resident.optimizer.step()
-        total += loss.detach() * len(targets)
+        weight = method.objective.weight(targets)
+        total, counted = total + loss.detach() * weight, counted + weight
         method.after_step(net, ctx)
         passes, steps = passes + len(targets), steps + 1
         ctx = replace(ctx, step=steps)
-    report = report_of(bench, task, total.item() / passes, passes, steps)
+    report = report_of(bench, task, total.item() / (counted or 1.0), passes, steps)
     report = replace(report, extras=method.after_client(net, ctx))
     return Result(task, report, resident.finish())
 
@@ -114,14 +115,16 @@ def losses(bench: Bench, task: Task, samples: int | None) -> Result:
     random = generator(bench.problem.seed, "losses", task.round, task.client)
     torch.manual_seed(random.initial_seed())  # dropout draws from torch's global generator
     order = torch.randperm(len(data.targets), generator=random)[:samples]
-    total = torch.zeros((), dtype=torch.float64, device=bench.device)
+    total, counted = torch.zeros((), dtype=torch.float64, device=bench.device), 0.0
     with torch.no_grad():
         for batch in cut(order, LOSS_BATCH):
             inputs = bench.data.transform.eval(taken(data.inputs, batch))
             inputs, targets = method.objective.batch(inputs, data.targets[batch], random)
             outputs = net(moved(inputs, bench.device))
-            total += len(batch) * method.loss(outputs, targets.to(bench.device), ctx).double()
-    return Result(task, report_of(bench, task, total.item() / len(order), len(order)), torch.empty(0))
+            weight = method.objective.weight(targets)
+            total += weight * method.loss(outputs, targets.to(bench.device), ctx).double()
+            counted += weight
+    return Result(task, report_of(bench, task, total.item() / (counted or 1.0), len(order)), torch.empty(0))
 
 
 def unpack_statistics(net: torch.nn.Module, vector: Tensor) -> dict[str, StaticStatistics]:

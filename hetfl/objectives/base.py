@@ -89,6 +89,13 @@ class Objective(Piece):
         """
         return inputs, targets
 
+    def trial(self, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
+        """Return a batch on which nets are tried before the first round: by default as it is.
+
+        It has every change that :meth:`batch` may make.
+        """
+        return inputs, targets
+
     def output_shape(self, targets: Tensor, size: int) -> tuple[int, ...]:
         """Return the shape of outputs for a batch's targets: by default (N, K)."""
         return (len(targets), size)
@@ -103,7 +110,10 @@ class Objective(Piece):
 
     @abstractmethod
     def metrics(self, size: int) -> Mapping[str, Metric]:
-        """Return new metrics by name, the headline's first; they take what :meth:`predicted` returns, and targets."""
+        """Return new metrics by name, the headline's first; they take what :meth:`predicted` returns, and targets.
+
+        :class:`HeadlineOfSums` is a metric of any objective's headline.
+        """
 
     def predicted(self, outputs: Tensor) -> Tensor:
         """Return outputs as metrics take them: by default as they are."""
@@ -126,6 +136,31 @@ class Objective(Piece):
         heads = outputs.shape[position]
         shape = (*targets.shape[:position], heads, *targets.shape[position:])
         return self.loss(outputs, targets.unsqueeze(position).expand(shape))
+
+
+class HeadlineOfSums(Metric):
+    """The headline of an objective, of the sums over all samples in float64: as clients' scores are.
+
+    Where the headline is not defined for so few samples, or samples so much alike, it is NaN.
+
+    Args:
+        objective: has the sums.
+    """
+
+    sums: Tensor
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(sync_on_compute=False)  # every rank evaluates everything
+        self.objective = objective
+        self.add_state("sums", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add up what the objective sums up of each sample."""
+        self.sums = self.sums + self.objective.sums(outputs, targets).sum(0)
+
+    def compute(self) -> Tensor:
+        """Return the headline."""
+        return self.objective.score(self.sums)
 
 
 def expected_targets(what: str, targets: Tensor, where: str, objective: str) -> ConfigurationError:

@@ -91,7 +91,10 @@ class Classification(Objective):
         return targets.bincount(minlength=size)
 
     def _weights(self, like: Tensor) -> Tensor | None:
-        return None if self.class_weights is None else like.new_tensor(self.class_weights)
+        if self.class_weights is None:
+            return None
+        dtype = torch.promote_types(like.dtype, torch.float32)  # bfloat16 would round them
+        return torch.tensor(self.class_weights, dtype=dtype, device=like.device)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
         weights_K = self._weights(outputs)

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.text import Perplexity
 
 from hetfl.errors import ConfigurationError
-from hetfl.objectives.base import Objective, expected_targets
+from hetfl.objectives.base import HeadlineOfSums, Objective, expected_targets
 from hetfl.runs.headline import Headline
-
-NO_SYNC: dict[str, Any] = {"sync_on_compute": False}
-"""Every rank evaluates everything."""
+from hetfl.tree import in_words
 
 
 class LanguageModelling(Objective):
@@ -82,12 +79,32 @@ class LanguageModelling(Objective):
         """
         if self.masked is None:
             return inputs, targets
+        drawn = torch.rand(targets.shape, generator=generator, dtype=torch.float32) < self.masked
+        return self._hidden(inputs, targets, drawn.to(targets.device))
+
+    def trial(self, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
+        """Return a batch with all of its tokens masked, if tokens are.
+
+        Raises:
+            ConfigurationError: the inputs are no tokens of the shape of the targets.
+        """
+        if self.masked is None:
+            return inputs, targets
+        tokens = inputs.get("tokens") if isinstance(inputs, dict) else inputs
+        if not isinstance(tokens, Tensor) or tokens.shape != targets.shape:
+            raise ConfigurationError(
+                f"Expected tokens of shape {tuple(targets.shape)} to mask, alone or by that name, but got "
+                f"{in_words(inputs)}"
+            )
+        return self._hidden(inputs, targets, torch.ones_like(targets, dtype=torch.bool))
+
+    def _hidden(self, inputs: Any, targets: Tensor, drawn_NT: Tensor) -> tuple[Any, Tensor]:
+        """Return a batch without the tokens at some places."""
         tokens = inputs["tokens"] if isinstance(inputs, dict) else inputs
-        drawn = torch.rand(tokens.shape, generator=generator).to(tokens.device) < self.masked
-        drawn &= targets != self.ignore
-        hidden = tokens.masked_fill(drawn, self.mask_token)
+        drawn_NT = drawn_NT & (targets != self.ignore)
+        hidden = tokens.masked_fill(drawn_NT, self.mask_token)
         if self.only_masked:
-            targets = targets.masked_fill(~drawn, self.ignore)
+            targets = targets.masked_fill(~drawn_NT, self.ignore)
         return {**inputs, "tokens": hidden} if isinstance(inputs, dict) else hidden, targets
 
     def output_shape(self, targets: Tensor, size: int) -> tuple[int, ...]:  # noqa: D102
@@ -106,7 +123,7 @@ class LanguageModelling(Objective):
         return int((targets != self.ignore).sum())
 
     def metrics(self, size: int) -> Mapping[str, Metric]:  # noqa: D102
-        return {"perplexity": Perplexity(ignore_index=self.ignore, **NO_SYNC)}
+        return {"perplexity": HeadlineOfSums(self)}
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
         losses = self._losses(outputs.double(), targets).sum(-1)

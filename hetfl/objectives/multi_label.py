@@ -64,6 +64,7 @@ class MultiLabel(Objective):
         return targets.sum(0, dtype=torch.int64)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))  # bfloat16 would round the weights
         weights_K = None if self.positive_weights is None else outputs.new_tensor(self.positive_weights)
         losses = F.binary_cross_entropy_with_logits(
             outputs, targets.to(outputs.dtype), reduction="none", pos_weight=weights_K

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.regression import MeanAbsoluteError, R2Score
 
 from hetfl.errors import ConfigurationError
-from hetfl.objectives.base import Objective, expected_targets
+from hetfl.objectives.base import HeadlineOfSums, Objective, expected_targets
 from hetfl.runs.headline import Headline
 
 HEADLINES = {
@@ -41,19 +39,23 @@ class Regression(Objective):
         loss: of one number: ``mse``, ``l1``, or ``huber``, which is quadratic up to 1 and linear beyond.
         offset: where outputs of 0 lie: about the mean of the targets.
         scale: unit of the outputs: about the standard deviation of the targets.
-        headline: by which score models are compared.
+        headline: by which score models are compared: ``r2`` or ``mae``.
 
     Raises:
-        ConfigurationError: the scale is not positive, or the offset is not finite.
+        ConfigurationError: there is no such loss or headline, the scale is not positive, or the offset is not finite.
     """
 
     def __init__(
         self,
-        loss: Literal["mse", "l1", "huber"] = "mse",
+        loss: str = "mse",
         offset: float = 0.0,
         scale: float = 1.0,
-        headline: Literal["r2", "mae"] = "r2",
+        headline: str = "r2",
     ) -> None:
+        if loss not in LOSSES or headline not in HEADLINES:
+            raise ConfigurationError(
+                f"Expected a loss in {list(LOSSES)} and a headline in {list(HEADLINES)} but got {loss} and {headline}"
+            )
         if not 0 < scale < math.inf or not math.isfinite(offset):
             raise ConfigurationError(f"Expected a finite offset and a scale above 0 but got {offset} and {scale}")
         self.kind, self.offset, self.scale = loss, offset, scale
@@ -65,9 +67,9 @@ class Regression(Objective):
     def prepared(self, targets: Tensor, where: str) -> Tensor:  # noqa: D102
         if not targets.is_floating_point() or targets.dim() not in (1, 2):
             raise expected_targets("floats of shape (n,) or (n, outputs)", targets, where, type(self).__name__)
-        if not bool(targets.isfinite().all()):
-            raise ConfigurationError(f"Expected finite {where} targets for {type(self).__name__} but got others")
         numbers = targets.to(torch.get_default_dtype())
+        if not bool(numbers.isfinite().all()):
+            raise ConfigurationError(f"Expected finite {where} targets for {type(self).__name__} but got others")
         return numbers if numbers.dim() == 2 else numbers.unsqueeze(1)
 
     def size(self, targets: Tensor) -> int:  # noqa: D102
@@ -78,22 +80,17 @@ class Regression(Objective):
             raise ConfigurationError(f"Expected {where} targets of {size} numbers but got {targets.shape[1]}")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
-        wanted = ((targets - self.offset) / self.scale).to(outputs.dtype)
-        return LOSSES[self.kind](outputs, wanted, reduction="none").mean((-2, -1))
-
-    def predicted(self, outputs: Tensor) -> Tensor:
-        """Return predictions in the targets' units, float64, in which metrics add up."""
-        return self.offset + self.scale * outputs.double()
+        dtype = torch.promote_types(outputs.dtype, torch.float32)  # bfloat16 would round the targets
+        wanted = ((targets - self.offset) / self.scale).to(dtype)
+        return LOSSES[self.kind](outputs.to(dtype), wanted, reduction="none").mean((-2, -1))
 
     def metrics(self, size: int) -> Mapping[str, Metric]:  # noqa: D102
-        found: dict[str, Metric] = {
-            "r2": R2Score(sync_on_compute=False),
-            "mae": MeanAbsoluteError(sync_on_compute=False),
-        }
-        return {self.headline.name: found.pop(self.headline.name), **found}
+        names = (self.headline.name, *(name for name in HEADLINES if name != self.headline.name))
+        return {name: HeadlineOfSums(Regression(self.kind, self.offset, self.scale, name)) for name in names}
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
-        errors, given = self.predicted(outputs) - targets.double(), targets.double()
+        given = targets.double()
+        errors = self.offset + self.scale * outputs.double() - given
         ones = torch.ones_like(given[..., :1])
         if self.headline.name == "mae":
             return torch.cat([errors.abs().mean(-1, keepdim=True), ones], dim=-1)

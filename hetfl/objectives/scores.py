@@ -27,12 +27,13 @@ class LevelScores(nn.Module):
         super().__init__()
         self.largest, self.objective, self.size = levels[0], objective, size
         metrics = objective.metrics(size)
-        self.headlines = nn.ModuleDict({level: self._headline() for level in levels[1:]})
-        self.headlines[self.largest] = metrics[objective.headline.name]
+        self.headlines = nn.ModuleDict({_key(level): self._headline() for level in levels[1:]})
+        self.headlines[_key(self.largest)] = metrics[objective.headline.name]
         self.others = nn.ModuleDict({name: m for name, m in metrics.items() if name != objective.headline.name})
         self.loss = MeanMetric(sync_on_compute=False)  # every rank evaluates everything
         self.count = 0
         self._without: set[str] = set()  # levels and heads that gave NaN
+        self._lost = False  # whether a loss was NaN
 
     def _headline(self) -> Metric:
         return self.objective.metrics(self.size)[self.objective.headline.name]
@@ -40,22 +41,25 @@ class LevelScores(nn.Module):
     def update(self, outputs: Mapping[str, Tensor], targets: Tensor) -> None:
         """Take one batch's outputs of every level, and of heads by their names."""
         for name, values in outputs.items():
-            if name not in self.headlines:
-                self.headlines[name] = self._headline().to(values.device)
+            if _key(name) not in self.headlines:
+                self.headlines[_key(name)] = self._headline().to(values.device)
             predicted = self.objective.predicted(values)
-            self.headlines[name].update(predicted, targets)  # type: ignore[operator]
+            self.headlines[_key(name)].update(predicted, targets)  # type: ignore[operator]
             if name == self.largest:
                 for metric in self.others.values():
                     metric.update(predicted, targets)  # type: ignore[operator]
             if bool(values.isnan().any()):
                 self._without.add(name)
-        if self.largest not in self._without:
-            self.loss.update(self.objective.loss(outputs[self.largest], targets), self.objective.weight(targets))
+        loss = self.objective.loss(outputs[self.largest], targets)
+        if bool(loss.isnan()):  # torchmetrics would leave it out
+            self._lost = True
+        else:
+            self.loss.update(loss, self.objective.weight(targets))
         self.count += len(targets)
 
     def compute(self, stage: str) -> dict[str, Tensor]:
         """Return and forget a stage's loss, metrics, and headlines by level and by head."""
-        headlines = cast(Mapping[str, Metric], dict(self.headlines.items()))
+        headlines = {_name(key): cast(Metric, metric) for key, metric in self.headlines.items()}
         others = cast(Mapping[str, Metric], dict(self.others.items()))
         values = {name: metric.compute() for name, metric in headlines.items()}
         values |= {name: torch.full_like(values[name], torch.nan) for name in self._without}
@@ -63,15 +67,24 @@ class LevelScores(nn.Module):
         loss = torch.full((), torch.nan, device=values[self.largest].device)
         if self.largest in self._without:
             further = {name: torch.full_like(value, torch.nan) for name, value in further.items()}
-        else:
+        if not self._lost:
             loss = self.loss.compute()
         column = self.objective.headline.column
         columns = {f"{stage}/loss": loss, column(stage): values[self.largest], **further}
         columns |= {column(stage, name): value for name, value in values.items()}
         for metric in (self.loss, *headlines.values(), *others.values()):
             metric.reset()
-        self.count, self._without = 0, set()
+        self.count, self._without, self._lost = 0, set(), False
         return columns
+
+
+def _key(name: str) -> str:
+    """Return a name that no attribute of a module has."""
+    return f"of {name}"
+
+
+def _name(key: str) -> str:
+    return key.removeprefix("of ")
 
 
 def beside(labels: Tensor, outputs: Tensor) -> Tensor:
@@ -91,7 +104,8 @@ def weighted_mean(parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[s
 class ClientScores:
     """The headline of one model on each client's own test data: mean, worst tenth, and how it spreads.
 
-    A client with outputs of NaN has a score of NaN, and so have all figures over clients.
+    A client with outputs of NaN has a score of NaN, and so have all figures over clients. A client whose test data
+    define no score, such as R² of a single sample, has none, as one without test data.
 
     Args:
         num_clients: size N of the fleet.
@@ -121,22 +135,27 @@ class ClientScores:
         self.sums_SM.index_add_(0, owner, sums)
         self.count_S.index_add_(0, owner, torch.ones(len(owner), dtype=torch.float64))
 
-    def _scores(self) -> Tensor:
-        """Return the scores of the clients that have test data, in their order."""
-        has = self.count_S > 0
-        return self.objective.score(self.sums_SM[has]) if bool(has.any()) else self.count_S[:0]
+    def _scores(self) -> tuple[Tensor, Tensor]:
+        """Return which clients have a score, bool (N,), and these scores, in their order."""
+        has_S = self.count_S > 0
+        if not bool(has_S.any()):
+            return has_S, self.count_S[:0]
+        scores_S = self.objective.score(self.sums_SM)
+        has_S &= ~scores_S.isnan() | self.sums_SM.isnan().any(1)
+        return has_S, scores_S[has_S]
 
     def per_client(self) -> list[float | None]:
-        """Return each client's score; None for one without test data."""
-        scores = iter(self._scores().tolist())
-        return [next(scores) if count else None for count in self.count_S.tolist()]
+        """Return each client's score; None for one that has none."""
+        has_S, found = self._scores()
+        scores = iter(found.tolist())
+        return [next(scores) if has else None for has in has_S.tolist()]
 
     def mean(self) -> Tensor:
-        """Return the mean over clients that have test data, each counting the same; NaN without any."""
-        return self._scores().mean()
+        """Return the mean over clients that have a score, each counting the same; NaN without any."""
+        return self._scores()[1].mean()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return and forget ``local/*`` of the headline, such as ``accuracy``, over clients that have test data.
+        """Return and forget ``local/*`` of the headline, such as ``accuracy``, over clients that have a score.
 
         In ``local/accuracy_by_samples`` a client counts by its number of test samples, in all others every client
         counts the same.
@@ -148,7 +167,7 @@ class ClientScores:
           (divided by their number, as q-FFL reports it).
         """
         headline = self.objective.headline
-        scores = self._scores().sort(descending=not headline.higher_is_better).values
+        scores = self._scores()[1].sort(descending=not headline.higher_is_better).values
         if not len(scores):
             return {}
         by_samples = self.objective.score(self.sums_SM.sum(0))

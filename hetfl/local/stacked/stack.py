@@ -67,25 +67,28 @@ class Stack:
         self._start(tasks)
         streams = [training_batches(self.bench, task) for task in tasks]
         heads = [next(stream, None) for stream in streams]
-        passes, steps = [0] * len(tasks), [0] * len(tasks)
+        counted, passes, steps = [0.0] * len(tasks), [0] * len(tasks), [0] * len(tasks)
+        objective = self.bench.problem.method.objective
         while members := most_alike(heads):
             batches = [head for i in members if (head := heads[i]) is not None]
+            weights = [objective.weight(targets) for _, targets in batches]
             inputs_SN, targets_SN = mapped(self._sent, stacked(batches))
-            self._step(tasks, members, inputs_SN, targets_SN)
-            for i in members:
+            self._step(tasks, members, inputs_SN, targets_SN, weights)
+            for i, weight in zip(members, weights, strict=True):
                 passes[i] += targets_SN.shape[1]
+                counted[i] += weight
                 steps[i] += 1
                 heads[i] = next(streams[i], None)
-        totals = self.totals_S.tolist()
+        losses = [total / (weight or 1.0) for total, weight in zip(self.totals_S.tolist(), counted, strict=True)]
         # A vector of its own for each: who keeps one would keep a view's whole matrix.
         return [
             Result(
                 task,
-                report_of(self.bench, task, total / passed, passed, taken),
+                report_of(self.bench, task, loss, passed, taken),
                 self.layout.reordered(row_D - anchor_D, self.own),
             )
-            for task, row_D, anchor_D, total, passed, taken in zip(
-                tasks, self.theta_SD, self.anchor_SD.expand_as(self.theta_SD), totals, passes, steps, strict=True
+            for task, row_D, anchor_D, loss, passed, taken in zip(
+                tasks, self.theta_SD, self.anchor_SD.expand_as(self.theta_SD), losses, passes, steps, strict=True
             )
         ]
 
@@ -135,7 +138,14 @@ class Stack:
             return tensor.to(self.bench.device)
         return tensor.pin_memory().to(self.bench.device, non_blocking=True)
 
-    def _step(self, tasks: Sequence[Task], members: list[int], inputs_SN: Tree, targets_SN: Tensor) -> None:
+    def _step(
+        self,
+        tasks: Sequence[Task],
+        members: list[int],
+        inputs_SN: Tree,
+        targets_SN: Tensor,
+        weights: list[float],
+    ) -> None:
         rows = None if len(members) == len(tasks) else self._sent(torch.tensor(members))
         theta_SD = self.theta_SD if rows is None else self.theta_SD[rows]
         tensors = self._tensors(theta_SD)
@@ -146,7 +156,8 @@ class Stack:
             shapes = self.trained.shapes.values()
             grad_SD = torch.cat([self.own.flat(grad, shape) for grad, shape in zip(grads, shapes, strict=True)], dim=1)
             self._move(tasks[0].lr, members, rows, theta_SD, grad_SD)
-            loss_sums_S = losses_S.detach() * targets_SN.shape[1]
+            alike = len(set(weights)) == 1  # nothing to send to a device then
+            loss_sums_S = losses_S.detach() * (weights[0] if alike else self._sent(torch.tensor(weights)))
             if rows is None:
                 self.totals_S += loss_sums_S
             else:
