@@ -15,7 +15,7 @@ from hetfl.models.static_batch_norm import static_layers
 from hetfl.objectives import ClientScores, LevelScores, Objective, weighted_mean
 from hetfl.objectives.scores import beside
 from hetfl.seeding import generator
-from hetfl.tree import Tree, moved, taken
+from hetfl.tree import Tree, cast, moved, taken
 from hetfl.types import Task
 
 Batch = tuple[Tree, Tensor, Tensor]
@@ -136,10 +136,11 @@ class Evaluation:
             kept = self.personal.of(task.owner, parts.kept(task), self.models.like)
             net = self.hosting.of_client(replace(task, personal=kept))
             for batch in torch.arange(len(samples.targets)).split(self.data.eval_batch_size):
-                inputs, targets = self._prepared(taken(samples.inputs, batch), samples.targets[batch])
                 owner = torch.full((len(batch),), client)
-                with self.hosting.problem.precision_context():  # Lightning enters it for steps alone
-                    outputs = self.predict(net, moved(inputs, self.models.like.device))[0].to(targets.device)
+                with self.hosting.problem.precision_context():  # Lightning enters it, and casts inputs, for steps alone
+                    inputs, targets = self._prepared(taken(samples.inputs, batch), samples.targets[batch])
+                    inputs = moved(cast(inputs, self.models.like.dtype), self.models.like.device)
+                    outputs = self.predict(net, inputs)[0].to(targets.device)
                 self.personal_scores.update(self._sums(outputs, targets, owner), owner)
         return self.personal_scores
 
