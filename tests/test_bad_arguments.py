@@ -215,7 +215,7 @@ def test_compressors(make: Any, message: str) -> None:
 
 
 def test_fedavg_with_several_sizes_says_what_its_mean_is_over(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO"), caplog.at_level("INFO", "lightning.pytorch"):  # the command line quietens it
         fit(small_module(FedAvg), rounds=1, limit_val_batches=0)
         fit(small_module(FedAvg, levels=small_levels(1.0)), rounds=1, limit_val_batches=0, name="one")
         fit(small_module(HeteroFL), rounds=1, limit_val_batches=0, name="other")

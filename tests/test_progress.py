@@ -22,6 +22,7 @@ from hetfl.display.progress import RoundProgress, is_milestone
 from hetfl.display.summary import RunSummary, totals
 from hetfl.federation import FederatedCallback
 from hetfl.runs import RunFolder
+from hetfl.runs.headline import ACCURACY
 from hetfl.types import Level
 from tests.headline_cases import MAE
 
@@ -30,6 +31,8 @@ CLIENTS = 3
 
 class Federation(pl.LightningModule):
     """The little of a federated module that the display reads."""
+
+    objective = SimpleNamespace(headline=ACCURACY)
 
     def __init__(self, fail_in_round: int | None = None) -> None:
         super().__init__()

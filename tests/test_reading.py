@@ -154,7 +154,7 @@ TABLES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("case", TABLES)
 def test_a_table_has_a_size(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("metrics_file", "fleet.csv_fleet", "analysis.clusters", "analysis.runs"):
+    for module in ("runs.metrics_file", "fleet.csv_fleet", "analysis.clusters", "analysis.runs"):
         monkeypatch.setattr(f"hetfl.{module}.LARGEST_TABLE", 50)
     monkeypatch.setattr("hetfl.data.csv_table.LARGEST_DATA", 50)
     (tmp_path / "metrics.csv").write_text(METRICS)

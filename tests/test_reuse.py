@@ -240,7 +240,7 @@ def small_net_of(**changes: Any) -> Callable[..., nn.Module]:
     ("changes", "message"),
     [
         ({"net": small_net_of(in_channels=3)}, "inputs of float32 .4, 1, 8, 8."),
-        ({"net": small_net_of(num_classes=5)}, "logits of shape .4, 10."),
+        ({"net": small_net_of(num_classes=5)}, "outputs of shape .4, 10."),
         ({"local": LocalTraining(optimizer=lambda p: SGD(p, lr=-1.0))}, "learning rate"),
         ({"server_optimizer": lambda p: AdamW(p, lr=-1.0)}, "learning rate"),
         ({"server_optimizer": lambda p: torch.optim.LBFGS(p)}, "closure"),
