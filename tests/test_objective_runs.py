@@ -31,11 +31,16 @@ Fit = Callable[..., Trainer]
 ROUNDS = 6
 
 
+def cases(*quick: str) -> list[Any]:
+    """Return all cases; those that are not named are slow tests."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+
+
 def table(trainer: Trainer) -> pd.DataFrame:
     return pd.read_csv(Path(str(trainer.log_dir)) / "metrics.csv")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases("weighted classes", "labels", "numbers"))
 def test_a_run_learns_logs_its_headline_and_goes_on_with_the_same_bits(name: str, fit: Fit, tmp_path: Path) -> None:
     case = CASES[name]
     headline = case.objective().headline
@@ -61,7 +66,7 @@ def test_a_run_learns_logs_its_headline_and_goes_on_with_the_same_bits(name: str
 
 
 @pytest.mark.usefixtures("double_precision")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases("weighted classes", "numbers", "masked tokens"))
 def test_executors_agree(name: str, fit: Fit) -> None:
     case, values = CASES[name], []
     executors: list[Executor] = [Sequential(), Stacked(), Workers(2)]
@@ -73,7 +78,7 @@ def test_executors_agree(name: str, fit: Fit) -> None:
     assert torch.equal(values[0], values[2])
 
 
-@pytest.mark.parametrize("name", ["numbers", pytest.param("masked tokens", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", cases("numbers"))
 def test_ranks_end_with_the_bits_of_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
     case = CASES[name]
     fit(case.module(), case.data(), rounds=2, name="one")
@@ -82,7 +87,7 @@ def test_ranks_end_with_the_bits_of_one_process(name: str, fit: Fit, tmp_path: P
     assert one.read_text() == two.read_text()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases("labels", "numbers"))
 def test_nodes_give_the_bits_of_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
     pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
     from tests.flower_cases import Hands, federated, make_node

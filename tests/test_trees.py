@@ -161,7 +161,10 @@ def test_files_of_predictions_refuse_several_inputs_in_a_line(form: str) -> None
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("form", "format"), [*((form, "safetensors") for form in FORMS), ("tokens", "onnx")])
+@pytest.mark.parametrize(
+    ("form", "format"),
+    [*((form, "safetensors") for form in FORMS), pytest.param("tokens", "onnx", marks=pytest.mark.slow)],
+)
 def test_files_hold_what_inputs_are(fit: Fit, form: str, format: str, tmp_path: Path) -> None:
     module, data = module_of(form), Given(form)
     fit(module, data, rounds=1).test(module, datamodule=data, verbose=False)
