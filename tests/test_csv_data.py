@@ -157,6 +157,13 @@ def test_labels_are_sorted_as_numbers_where_all_are_numbers(
     assert data.targets.tolist() == expected
 
 
+def test_rows_of_more_cells_than_the_header_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("a,b,y\n" + "".join(f"{i},{2 * i},{i % 2},{i % 2}\n" for i in range(20)))
+    with pytest.raises(ConfigurationError, match="rows with more cells than the 3 columns of the header"):
+        CSVData(path=str(path), target="y", num_clients=2).load()
+
+
 def test_tables_in_other_dialects_are_read(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     lines = ["größe;krank", *(f"{i // 2},{5 * (i % 2)};{'ja' if i % 3 else 'nö'}" for i in range(60))]

@@ -144,7 +144,8 @@ def read_table(path: str, columns: Columns, separator: str, encoding: str, decim
             na_values={name: EMPTY for name in listed if name not in columns.texts},
             **dialect,
         )
-        if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much at the left for names of rows
+        # pandas takes cells that are too many for names of rows. With one column the separator is another.
+        if len(listed) > 1 and not isinstance(table.index, pd.RangeIndex):
             raise ValueError(f"rows with more cells than the {len(listed)} columns of the header")
         return table
     except UnicodeDecodeError as error:
