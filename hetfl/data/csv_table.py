@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,17 +138,21 @@ def read_table(path: str, columns: Columns, separator: str, encoding: str, decim
     dialect: dict[str, Any] = {"sep": separator, "encoding": encoding, "decimal": decimal, "engine": "c"}
     try:
         listed = list(pd.read_csv(path, nrows=0, **dialect).columns)
-        table: pd.DataFrame = pd.read_csv(
-            path,
-            dtype={name: str for name in columns.texts if name in listed},
-            keep_default_na=False,
-            na_values={name: EMPTY for name in listed if name not in columns.texts},
-            **dialect,
-        )
-        # pandas takes cells that are too many for names of rows. With one column the separator is another.
-        if len(listed) > 1 and not isinstance(table.index, pd.RangeIndex):
-            raise ValueError(f"rows with more cells than the {len(listed)} columns of the header")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows with more cells than the header
+            table: pd.DataFrame = pd.read_csv(
+                path,
+                dtype={name: str for name in columns.texts if name in listed},
+                keep_default_na=False,
+                na_values={name: EMPTY for name in listed if name not in columns.texts},
+                index_col=False if len(listed) > 1 else None,  # with one column the separator is another
+                **dialect,
+            )
         return table
+    except pd.errors.ParserWarning:
+        raise ConfigurationError(
+            f"Expected rows of {len(listed)} cells, as the header has, in {path} but got longer ones"
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"Expected text in {encoding} in {path} but got other bytes: set encoding") from error
     except (OSError, ValueError, LookupError) as error:
