@@ -66,7 +66,7 @@ def test_heterofl_on_parts_of_a_rule(fit: Fit, tmp_path: Path, rule: type[PartRu
     fleet, net, parts = made_fleet(tmp_path, 6), partial(ConvNet, num_classes=5, hidden=(4, 6)), rule()
     module = HeteroFL(
         net,
-        {"a": Level("a"), "b": Level("b", 0.5, density=0.4 if sparse else 1.0)},
+        {"a": Level("a"), "b": Level("b", 0.5, density=0.5 if sparse else 1.0)},
         uplink=ErrorFeedback(TopK(0.3), residuals),
         server_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.01),
         fleet=fleet,
