@@ -45,6 +45,9 @@ class SparseChannels(PartRule):
 def test_heterofl_on_parts_of_a_rule(fit: Fit, tmp_path: Path, rule: type[PartRule]) -> None:
     """Rounds with top-k, momentum, clipping, weight decay, FedDyn's memories and Adam on the server."""
     sparse = rule.masks
+    # With seed 0 a client of RandomMask holds no weight of a filter in round 3. The filter's outputs are then constant,
+    # and batch norm turns them into rounding errors, which decide about ReLU and pooling.
+    seed = 1 if rule is RandomMask else 0
     rules = Rules(
         nets={"a": conv_net(1.0, 2), "b": conv_net(0.5, 2)},
         shapes={"a": conv_shapes(4, 6, classes=5), "b": conv_shapes(2, 3, classes=5)},
@@ -66,14 +69,15 @@ def test_heterofl_on_parts_of_a_rule(fit: Fit, tmp_path: Path, rule: type[PartRu
     fleet, net, parts = made_fleet(tmp_path, 6), partial(ConvNet, num_classes=5, hidden=(4, 6)), rule()
     module = HeteroFL(
         net,
-        {"a": Level("a"), "b": Level("b", 0.5, density=0.5 if sparse else 1.0)},
+        {"a": Level("a"), "b": Level("b", 0.5, density=0.4 if sparse else 1.0)},
         uplink=ErrorFeedback(TopK(0.3), residuals),
         server_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.01),
         fleet=fleet,
         parts=parts,
+        seed=seed,
         **pieces,
     )
-    federation = Federation(rules, given(net, data, rules, fleet, parts=parts, **pieces))
+    federation = Federation(rules, given(net, data, rules, fleet, parts=parts, seed=seed, **pieces))
     compare(fit, module, data, federation, rounds=20 if rule is SparseChannels else 5)
     check_store(residuals, federation.residuals)
     check_store(memories, federation.memories)
