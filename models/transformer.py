@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from hetfl.models.attention import Block, attended
@@ -58,12 +60,27 @@ class Transformer(nn.Module):
         check_pooling(pooling)
         self.pooling, self.padding = pooling, padding
         self.causal = pooling == "none" if causal is None else causal
-        narrow = scaled(channels, width)
+        narrow, outputs = scaled(channels, width), vocab_size if num_classes is None else num_classes
         self.embedding = PositionalEmbedding(vocab_size, max_length, narrow, dropout, width)
-        blocks = kept_stages(depth, layers)
-        self.blocks = nn.ModuleList(Block(channels, heads, feed_forward, dropout, width) for _ in range(blocks))
-        self.norm = nn.LayerNorm(narrow)
-        self.classifier = make_classifier(narrow, vocab_size if num_classes is None else num_classes)
+        blocks = (Block(channels, heads, feed_forward, dropout, width) for _ in range(kept_stages(depth, layers)))
+        self.add_blocks(blocks, narrow, outputs)
+
+    def add_blocks(self, blocks: Iterable[Block], features: int, outputs: int) -> None:
+        """Register the blocks, and what makes logits of their output.
+
+        Args:
+            blocks: made one by one, the first one first.
+            features: channels of a token.
+            outputs: outputs K.
+        """
+        self.blocks, self.norm = nn.ModuleList(blocks), nn.LayerNorm(features)
+        self.classifier = make_classifier(features, outputs)
+
+    def embedded(self, inputs: TokenInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the channels of the tokens (N, T, E), which tokens each reads, and where tokens are no padding."""
+        tokens_NT, mask_NT = tokens_and_mask(inputs, self.padding)
+        reads = attended(mask_NT, self.causal, tokens_NT.shape[1], tokens_NT.device)
+        return self.embedding(tokens_NT), reads, mask_NT
 
     def forward(self, inputs: TokenInputs) -> Tensor:
         """Return the logits, shape (N, K), or (N, T, K) without pooling.
@@ -71,9 +88,7 @@ class Transformer(nn.Module):
         Args:
             inputs: token ids (N, T), or a mapping of ``tokens`` and ``mask``, each (N, T).
         """
-        tokens_NT, mask_NT = tokens_and_mask(inputs, self.padding)
-        features_NTE = self.embedding(tokens_NT)
-        reads = attended(mask_NT, self.causal, tokens_NT.shape[1], tokens_NT.device)
+        features_NTE, reads, mask_NT = self.embedded(inputs)
         for block in self.blocks:
             features_NTE = block(features_NTE, reads)
         logits: Tensor = self.classifier(pooled(self.norm(features_NTE), mask_NT, self.pooling))
