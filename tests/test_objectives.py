@@ -298,6 +298,9 @@ def test_a_single_sample_has_no_r2_and_leaves_other_clients_theirs() -> None:
     expected = r2_score(targets[:3], torch.zeros(3))
     assert clients.per_client() == [pytest.approx(expected), None, None]
     assert clients.compute()["local/r2_mean"].item() == pytest.approx(expected)
+    for _ in range(2):  # single samples of two evaluations are no two samples of one
+        clients.update(objective.sums(torch.zeros(1, 1), torch.rand(1, 1)), torch.tensor([0]))
+        assert clients.compute() == {}
 
 
 def test_one_confident_mistake_leaves_the_perplexity_finite() -> None:

@@ -146,9 +146,9 @@ class ClientScores:
 
     def per_client(self) -> list[float | None]:
         """Return each client's score; None for one that has none."""
-        has_S, found = self._scores()
-        scores = iter(found.tolist())
-        return [next(scores) if has else None for has in has_S.tolist()]
+        has_S, scores = self._scores()
+        in_order = iter(scores.tolist())
+        return [next(in_order) if has else None for has in has_S.tolist()]
 
     def mean(self) -> Tensor:
         """Return the mean over clients that have a score, each counting the same; NaN without any."""
@@ -167,17 +167,17 @@ class ClientScores:
           (divided by their number, as q-FFL reports it).
         """
         headline = self.objective.headline
-        scores = self._scores()[1].sort(descending=not headline.higher_is_better).values
+        scores, sums_M = self._scores()[1], self.sums_SM.sum(0)
+        self.reset()
         if not len(scores):
             return {}
-        by_samples = self.objective.score(self.sums_SM.sum(0))
-        self.reset()
+        scores = scores.sort(descending=not headline.higher_is_better).values
         if bool(scores.isnan().any()):  # sorted they would be the best
             scores = torch.full_like(scores, torch.nan)
         worst = scores[: max(1, len(scores) // 10)]
         return {
             headline.local("mean"): scores.mean(),
-            headline.local("by_samples"): by_samples,
+            headline.local("by_samples"): self.objective.score(sums_M),
             headline.local("worst10"): worst.mean(),
             headline.local("std"): scores.std(correction=0),
             headline.local("var"): scores.var(correction=0),
