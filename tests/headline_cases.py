@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from hetfl.runs.headline import Headline
+from hetfl.runs.headline import FILE, Headline
 from hetfl.runs.metrics_file import MetricsFile
 
 MAE = Headline("mae", higher_is_better=False, percent=False, title="mean absolute error")
@@ -39,7 +39,7 @@ def write_run(
         clients: each client's score by the global model; by its own sub-model it is twice as large.
     """
     folder.mkdir(parents=True)
-    headline.save(folder)
+    (folder / FILE).write_bytes(headline.to_json())
     config = {"seed_everything": seed, "trainer": {"max_epochs": len(scores)}, "model": {"lr": lr}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     file = MetricsFile(folder / "metrics.csv")

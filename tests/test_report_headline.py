@@ -21,7 +21,7 @@ from hetfl.report.rendering import to_markdown
 from hetfl.report.series import ROUNDS, amount_to_reach
 from hetfl.report.spread import Spread
 from hetfl.report.wording import level_sentence
-from hetfl.runs.headline import Headline
+from hetfl.runs.headline import FILE, Headline
 from tests.headline_cases import MAE, PERPLEXITY, R2, write_run
 
 GOOD, BAD = [60.0, 50.0, 40.0], [90.0, 80.0, 70.0]
@@ -144,7 +144,7 @@ def test_different_headlines_are_not_compared(tmp_path: Path) -> None:
 
 def test_a_run_without_its_headline_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "x", MAE, GOOD)
-    R2.save(run)
+    (run / FILE).write_bytes(R2.to_json())
     with pytest.raises(ConfigurationError, match=r"Expected a validation R² in .*metrics\.csv but got none"):
         write_report({"x": [run]}, tmp_path / "out")
 

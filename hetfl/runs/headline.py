@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hetfl.errors import ConfigurationError
-from hetfl.files import write_whole
 from hetfl.reading import parse_json, read_bytes
 from hetfl.runs.metrics_file import score_column
 
@@ -163,14 +162,6 @@ class Headline:
         known = [value for value in values if not math.isnan(value)]
         return (max if self.higher_is_better else min)(known, default=math.nan)
 
-    def save(self, folder: Path) -> None:
-        """Write the headline into a run's folder.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        write_whole(folder / FILE, self.to_json())
-
     def to_json(self) -> bytes:
         """Return the headline as the content of its file."""
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
@@ -216,8 +207,7 @@ def headline_in(folder: Path) -> Headline:
     if not path.is_file():
         return ACCURACY
     try:
-        said = parse_json(read_bytes(path, LARGEST), LARGEST)
-        headline = Headline(**said)
+        headline = Headline(**parse_json(read_bytes(path, LARGEST), LARGEST))
         if [type(value) for value in asdict(headline).values()] != [str, bool, bool, str]:
             raise TypeError("other types")
     except (AttributeError, TypeError, ValueError, ConfigurationError) as error:
