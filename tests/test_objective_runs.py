@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.optim import SGD
 import hetfl
 from hetfl import DepthFL, FedAvg, FederatedModule
 from hetfl.clustering import IFCA
-from hetfl.data import Dirichlet, TensorData
+from hetfl.data import IID, Dirichlet, TensorData
 from hetfl.errors import ConfigurationError
 from hetfl.export import export_submodel
 from hetfl.local import Executor, LocalTraining, Sequential, Stacked, Workers
@@ -24,7 +25,7 @@ from hetfl.objectives import Classification, LanguageModelling, MultiLabel, Regr
 from hetfl.parts import RandomMask
 from hetfl.runs.headline import headline_in
 from hetfl.selection import Uniform
-from tests.conftest import small_data, small_levels, small_module
+from tests.conftest import small_data, small_levels, small_module, small_net
 from tests.objective_cases import CASES, TOKENS, measured
 
 Fit = Callable[..., Trainer]
@@ -148,19 +149,20 @@ def test_masks_are_counted_in_double_precision(fit: Fit) -> None:
     assert (found["compute/sparse_flops_total"] < found["compute/flops_total"]).all()
 
 
-def test_train_loss_is_the_mean_over_what_counts(fit: Fit) -> None:
-    """With class weights every executor reports the weighted mean of a client's losses."""
-    losses = []
+@pytest.mark.parametrize("executor", [Sequential(), Stacked()], ids=["Sequential", "Stacked"])
+def test_train_loss_is_the_mean_over_what_counts(executor: Executor, fit: Fit) -> None:
+    """A client that does not move reports the weighted mean over all of its samples, whatever its batches hold."""
     objective = Classification(class_weights=[0.1] * 5 + [3.0] * 5)
-    for number, executor in enumerate((Sequential(), Stacked())):
-        still = LocalTraining(1, 7, None, lambda p: SGD(p, lr=0.0))
-        module = small_module(
-            objective=objective, executor=executor, selection=Uniform(1), local=still, levels=small_levels(1.0)
-        )
-        data = small_data()
-        found = table(fit(module, data, rounds=1, name=f"run{number}", limit_val_batches=0))
-        losses.append(found["train/loss"].iloc[0])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    still = LocalTraining(1, 7, None, lambda p: SGD(p, lr=0.0))
+    settings: dict[str, Any] = {"executor": executor, "local": still, "levels": small_levels(1.0)}
+    net = partial(small_net, norm="none")
+    module = small_module(FedAvg, net=net, objective=objective, selection=Uniform(1), **settings)
+    data = small_data(num_clients=1, partitioner=IID())
+    loss = table(fit(module, data, rounds=1, limit_val_batches=0))["train/loss"].iloc[0]
+    samples = data.client_data(0)
+    with torch.no_grad():
+        expected = objective.loss(module.net(data.transform.eval(samples.inputs)), samples.targets)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 def multi_exit() -> FederatedModule:

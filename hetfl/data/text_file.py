@@ -87,8 +87,8 @@ class TextFile(FederatedDataModule):
             )
         inputs = tokens[: count * self.length].view(count, self.length)
         targets = tokens[ahead : ahead + count * self.length].view(count, self.length)
-        ignore: int = getattr(self._objective, "ignore", LanguageModelling().ignore)
-        return ClientData(inputs, targets.masked_fill(targets == UNKNOWN, ignore))
+        objective = self._objective if isinstance(self._objective, LanguageModelling) else LanguageModelling()
+        return ClientData(inputs, targets.masked_fill(targets == UNKNOWN, objective.ignore))
 
     def _owners(self, count: int) -> Tensor | None:
         """Return the client of each sample, in equal parts, one after the other; None where a partitioner decides."""

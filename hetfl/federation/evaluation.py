@@ -21,8 +21,8 @@ from hetfl.types import Task
 Batch = tuple[Tree, Tensor, Tensor]
 """Raw inputs, targets (N, ...), and the client that each sample belongs to (N,), -1 for samples of no client."""
 
-CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples", "{0}", "own_{0}")
-"""Of ``clients.csv``: scores of the global model and of the client's own on its test data; names if there are."""
+CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples")
+"""Of ``clients.csv``; behind them the scores of the global model and of the client's own sub-model on its test data."""
 
 Predict = Callable[[nn.Module, Tree], tuple[Tensor, dict[str, Tensor]]]
 Restrict = Callable[[Tensor, Tensor], Tensor]
@@ -72,6 +72,7 @@ class Evaluation:
         asked = self.gathering.run()
         self._model_N = torch.from_numpy(self.gathering.models_of())
         self._used = sorted(set(self._model_N.tolist()))
+        self._labels_SK = self.data.resident.labels.to(self.models.like.device)
         self._nets: dict[str, nn.Module] = {}
         self._present, self._personal_measured = -1, False
         return asked
@@ -106,10 +107,10 @@ class Evaluation:
         columns = weighted_mean(list(parts.values()))
         if self.several and stage == "val":
             own = {model: found[headline.column("val")] for model, (_, found) in parts.items()}
-            columns |= {f"cluster/{headline.name}/{model}": score for model, score in own.items()}
+            columns |= {headline.cluster(model): score for model, score in own.items()}
         columns |= self.client_scores.compute()
         if self.with_personal:
-            columns |= {f"local/personal_{headline.name}": self.measured_personal().mean()}
+            columns |= {headline.personal: self.measured_personal().mean()}
         return columns
 
     @property
@@ -140,8 +141,8 @@ class Evaluation:
                 with self.hosting.problem.precision_context():  # Lightning enters it, and casts inputs, for steps alone
                     inputs, targets = self._prepared(taken(samples.inputs, batch), samples.targets[batch])
                     inputs = moved(cast(inputs, self.models.like.dtype), self.models.like.device)
-                    outputs = self.predict(net, inputs)[0].to(targets.device)
-                self.personal_scores.update(self._sums(outputs, targets, owner), owner)
+                    outputs = self.predict(net, inputs)[0]
+                self.personal_scores.update(self._sums(outputs, targets.to(outputs.device), owner), owner)
         return self.personal_scores
 
     def client_rows(self) -> tuple[Sequence[str], list[Sequence[object]]]:
@@ -151,13 +152,13 @@ class Evaluation:
         cells += [self.client_scores.per_client(), self.own_scores.per_client()]
         cells += [self._model_N.tolist()] if self.several else []
         self.own_scores.reset()
-        headline = self.objective.headline.name
-        columns = [*(name.format(headline) for name in CLIENT_COLUMNS), *["cluster"] * self.several]
+        headline = self.objective.headline
+        columns = [*CLIENT_COLUMNS, headline.name, headline.own, *["cluster"] * self.several]
         if self.data.client_names is not None:
             columns.insert(1, "name")
             cells.insert(1, self.data.client_names)
         if self.with_personal:
-            columns.append(f"personal_{headline}")
+            columns.append(f"personal_{headline.name}")
             cells.append(self.measured_personal().per_client())
         return columns, list(zip(*cells, strict=True))
 
@@ -195,7 +196,7 @@ class Evaluation:
 
     def _sums(self, outputs: Tensor, targets: Tensor, owner_N: Tensor) -> Tensor:
         """Return what the objective sums up of samples, with outputs as their owners use them."""
-        labels_NK = self.data.resident.labels.to(outputs.device)[owner_N.clamp(min=0).to(outputs.device)]
+        labels_NK = self._labels_SK[owner_N.clamp(min=0).to(outputs.device)]
         return self.objective.sums(self.restrict(outputs, beside(labels_NK, outputs)), targets)
 
     def _prepared(self, inputs: Tree, targets: Tensor) -> tuple[Tree, Tensor]:
@@ -215,8 +216,9 @@ class Evaluation:
                     layer.forget()
             self._present = model
         inputs, targets = self._prepared(inputs, targets)
-        found = {level: self.predict(self._nets[level], inputs) for level in levels}
-        return {level: outputs for level, (outputs, _) in found.items()} | found[levels[0]][1], targets
+        predictions = {level: self.predict(self._nets[level], inputs) for level in levels}
+        of_heads = predictions[levels[0]][1]
+        return {level: outputs for level, (outputs, _) in predictions.items()} | of_heads, targets
 
     def _scores_of(self, model: int) -> LevelScores:
         if model not in self._scores:
