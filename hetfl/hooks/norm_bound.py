@@ -53,7 +53,8 @@ class NormBound(Hook):
         return self.max_norm
 
     def on_update(self, update: Update, index: Index, report: Report) -> Update:  # noqa: D102
-        norm, bound = norm_of(update), self.bound(index, report)
+        bound = self.bound(index, report)
+        norm = 0.0 if bound == math.inf else norm_of(update)  # which takes the dense vector
         if norm <= bound:
             return update
         self._longer += 1

@@ -112,8 +112,9 @@ def _mask(part: Part) -> bytes:
     if part.mask_D is None:
         return bytes([NO_MASK])
     mask_D, sizes = part.mask_D.cpu(), part.layout.sizes
-    listed, seeded = _listed(mask_D, sizes), encode_mask(mask_D, sizes, list(part), part.recipe)
-    return listed if seeded is None or len(listed) <= 1 + len(seeded) else bytes([SEED]) + seeded
+    seeded = encode_mask(mask_D, sizes, list(part), part.recipe)
+    # A seed is as long as what stands before a list, so no list is shorter.
+    return _listed(mask_D, sizes) if seeded is None else bytes([SEED]) + seeded
 
 
 def _listed(mask_D: Tensor, sizes: Sequence[int]) -> bytes:
