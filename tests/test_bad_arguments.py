@@ -13,7 +13,7 @@ from lightning import Trainer
 from torch import Tensor, nn
 
 from hetfl import FedAvg, HeteroFL, Level
-from hetfl.aggregators import HolderMean
+from hetfl.aggregators import HolderMean, SampleMean
 from hetfl.aggregators.per_model import Aggregators
 from hetfl.compression import Compressor, Context, ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
@@ -212,6 +212,15 @@ def test_compressors(make: Any, message: str) -> None:
     refused(lambda: Made(make).compress(torch.ones(50), lr=0.1), message)
     feedback, index = ErrorFeedback(Made(make)), {"w": (slice(0, 50),)}
     refused(lambda: feedback.prepare(0, torch.ones(50), index=index, round=0, lr=0.1), message)
+
+
+def test_fedavg_with_several_sizes_is_heterofl_without_rules_about_labels(fit: Fit) -> None:
+    settings = {"rounds": 2, "limit_val_batches": 0}
+    fedavg = small_module(FedAvg)
+    heterofl = small_module(HeteroFL, label_rules=False, aggregator=SampleMean())
+    for number, module in enumerate((fedavg, heterofl)):
+        fit(module, name=f"run{number}", **settings)
+    assert all(torch.equal(a, b) for a, b in zip(fedavg.parameters(), heterofl.parameters(), strict=True))
 
 
 def test_fedavg_with_several_sizes_says_what_its_mean_is_over(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
