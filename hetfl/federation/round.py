@@ -1,4 +1,4 @@
-"""One round of federated learning, top to bottom."""
+"""One round of federated learning."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from hetfl.selection import Everyone, Selection
 from hetfl.types import Range, Report, Task
 
 Follower = Callable[[Accepted | None, int, int], None]
-"""Called after each client: its update if the server took one, how many clients have finished, and of how many."""
+"""Called after each client with its accepted update or None, the number of finished clients, and of all clients."""
 
 
 class Round:
-    """The order of things in a round: plan, train, receive, step.
+    """The steps of a round in their order: plan, train, receive, step.
 
     Args:
-        pieces: everything that keeps a state.
-        selection: the clients that take part.
-        local: the epochs of each.
-        probing: asks clients before; has the level and the model of each.
+        pieces: all objects with a state.
+        selection: chooses the clients that take part.
+        local: the local training, with its number of epochs.
+        probing: asks clients before training; has the level and the model of each client.
         clients: train.
-        server: takes their updates.
+        server: receives their updates.
         hosting: has the models.
     """
 
@@ -58,10 +58,13 @@ class Round:
         """Run a round, and return its columns.
 
         Args:
-            round: its number.
+            round: its number, counted from 0.
             lr: the clients' learning rate γ_t.
             optimizer: the server's.
             follow: called after each client.
+
+        Raises:
+            ConfigurationError: all updates of the round were refused, or pieces declare different ranges of one extra.
         """
         for piece in self.pieces:
             piece.begin_round(round, lr)
@@ -83,17 +86,20 @@ class Round:
         return {"lr": lr, **self._columns(), **_mean_loss(reports)}
 
     def tasks(self, round: int, lr: float, probe: RoundProbe | None = None) -> list[Task]:
-        """Select the cohort of a round, and return what each client does; without a probe no client is asked anything.
+        """Select the cohort of a round, and return its tasks.
 
-        Clusters are then the last known ones.
+        Args:
+            round: the round.
+            lr: the clients' learning rate γ_t.
+            probe: asks clients; None: no client is asked, and each keeps its last known cluster.
 
         Raises:
-            ConfigurationError: there is no probe, and the clients within reach depend on the simulated time.
+            ConfigurationError: there is no probe, and the reachable clients depend on the simulated time.
         """
         if probe is None and not self.fleet.always:
             raise ConfigurationError(
-                "Expected a fleet whose clients are always within reach, to replay who took part, but got "
-                f"{type(self.fleet).__name__}, where that depends on the simulated time"
+                "Expected a fleet whose clients are always within reach, to replay which clients took part, but got "
+                f"{type(self.fleet).__name__}, where reach depends on the simulated time"
             )
         cohort = self.selection.cohort(round, probe or Everyone(len(self.selection.sizes)))
         if probe is not None:
@@ -108,7 +114,7 @@ class Round:
         ]
 
     def _train(self, tasks: Sequence[Task], probe: RoundProbe, follow: Follower) -> list[Report]:
-        """Let the cohort train; return the reports of the accepted updates."""
+        """Have the cohort train; return the reports of the accepted updates."""
         reports: list[Report] = []
         informed = [task for task in tasks if self._is_sent(task, probe)]
         sending = [task for task in informed if self._sends(task, probe)]
@@ -130,7 +136,7 @@ class Round:
         return reports
 
     def _checked(self, reply: Reply) -> Reply:
-        """Return a reply, refused if a number that the client reports is out of its range."""
+        """Return a reply, with a refusal if a number in the client's report is out of its range."""
         task = reply.task
         if reply.report is None:
             return reply
@@ -139,16 +145,16 @@ class Round:
         return replace(reply, report=report, refusal=reply.refusal or wrong)
 
     def _is_sent(self, task: Task, probe: RoundProbe) -> bool:
-        """Return whether a client is sent its part; it is lost if it did not answer what had to be known before."""
+        """Return whether a client is sent its part; a client that did not answer a required probe is lost."""
         if not self.server.aggregators.first.asks_losses or probe.initial_loss(task) is not None:
             return True
-        self.ledger.lose(task.client, task.round, Work(0, 0.0))  # no weight without it
+        self.ledger.lose(task.client, task.round, Work(0, 0.0))  # the aggregator's weight needs the initial loss
         return False
 
     def _sends(self, task: Task, probe: RoundProbe) -> bool:
-        """Return whether a client gets as far as sending its update in time; if not, charge what it did.
+        """Return whether a client will send its update in time; if not, charge its work and count it as lost.
 
-        What it would have computed for nothing is not computed here either.
+        The training of a client that is lost is not simulated.
         """
         share = self.fleet.fails(task.client, task.round)
         if share is None and self.ledger.deadline is None:
@@ -174,10 +180,10 @@ class Round:
 
 
 def declared_extras(pieces: Sequence[Piece]) -> dict[str, Range]:
-    """Return the ranges of the further numbers in a report that pieces read.
+    """Return by name the ranges of the extra numbers that pieces read in reports.
 
     Raises:
-        ConfigurationError: two of them declare different ranges of one number.
+        ConfigurationError: two pieces declare different ranges of one number.
     """
     extras: dict[str, Range] = {}
     for piece in pieces:
@@ -185,12 +191,12 @@ def declared_extras(pieces: Sequence[Piece]) -> dict[str, Range]:
             if extras.setdefault(name, range) != range:
                 raise ConfigurationError(
                     f"Expected one range of extra {name} but {type(piece).__name__} declares {range}, "
-                    f"and another piece {extras[name]}"
+                    f"and another piece declares {extras[name]}"
                 )
     return extras
 
 
 def _mean_loss(reports: Sequence[Report]) -> dict[str, float]:
-    """Return the mean training loss over samples, if there is any."""
+    """Return the column of the mean training loss over samples, or no column if there are no reports."""
     samples = sum(report.samples for report in reports)
     return {"train/loss": sum(report.loss * report.samples for report in reports) / samples} if reports else {}

@@ -1,4 +1,4 @@
-"""The server's side of a round: it takes replies, adds up updates, and steps the global models."""
+"""The server's side of a round: it receives replies, adds up updates, and steps the global models."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
 @dataclass(frozen=True)
 class Accepted:
-    """A client's update that the server took.
+    """A client's update that the server accepted.
 
     Attributes:
-        report: what is known of the client's training.
-        update: what the server decoded.
-        index: where the update's entries lie in the global model: what was sent, parameters and then float buffers.
+        report: the client's report, completed by the server.
+        update: the decoded update.
+        index: positions of the update's entries in the global model: the sent parameters, then the float buffers.
         peak: the largest absolute value in the update.
     """
 
@@ -44,15 +44,15 @@ class Accepted:
 
 
 class Server:
-    """Decodes and checks updates, adds them up, and takes the server's step; it sees only what was decoded.
+    """Decodes and checks updates, adds them up, and takes the server's step; it sees only decoded payloads.
 
     Args:
-        parts: where vectors lie in the global models.
-        uplink: its compressor may share a state with clients.
+        parts: positions of vectors in the global models.
+        uplink: the clients' uplink; its compressor may have state that clients download.
         aggregators: combine updates.
-        hooks: may change what is added up, and the step.
-        ledger: takes costs.
-        downloads: knows what clients have.
+        hooks: may change the updates that are added up, and the step.
+        ledger: counts costs.
+        downloads: records what clients have downloaded.
     """
 
     def __init__(
@@ -68,20 +68,21 @@ class Server:
         self.aggregators, self.hooks, self.ledger, self.downloads = aggregators, hooks, ledger, downloads
 
     def reset(self) -> None:
-        """Begin to add up updates."""
+        """Begin a new sum of updates."""
         self.aggregators.reset(self.models.tensors, self.models.shared)
         self._accepted = 0
 
     def receive(self, reply: Reply, probe: RoundProbe, weight: float) -> Accepted | None:
-        """Take a client's update, if it can be used and arrives in time, and charge what it cost.
+        """Add a client's update to the sums if it is valid and in time, and charge its costs.
 
         Args:
-            reply: what came of the client.
-            probe: who was asked what before.
-            weight: what the selection lets the client count.
+            reply: the client's reply.
+            probe: the probe of the round, which knows what clients have downloaded and answered.
+            weight: the client's weight by the selection policy.
 
         Returns:
-            None if the update was lost, refused or late: its delta is lost then, its residual stays as it was.
+            The accepted update; None if it was lost, refused or late. Its delta is then lost, and the client's
+            residual does not change.
         """
         task, down_bytes = reply.task, self.down_bytes(reply.task, probe)
         if reply.report is None:
@@ -123,21 +124,21 @@ class Server:
         self.ledger.refuse()
 
     def down_bytes(self, task: Task, probe: RoundProbe) -> int:
-        """Return the bytes that a client is sent before it trains; a client that was probed has the model already."""
+        """Return the bytes that a client downloads before it trains; a probed client already has the model."""
         model = 0 if probe.has_model(task) else self.downloads.bytes(task)
         return model + self.uplink.compressor.shared_bytes(self.parts.held(task).held)
 
     def step(self, optimizer: Optimizer, step: Callable[[], object], round: int, known: bool) -> None:
-        """Take the server's step; a round whose updates were all lost on the way moves nothing.
+        """Take the server's step; without an accepted update the models do not change.
 
         Args:
             optimizer: the server's.
             step: performs the step (Lightning's wrapper of ``optimizer.step``, which counts it).
             round: the round.
-            known: whether refused updates tell of training, and not of their senders.
+            known: whether a refused update is a sign of diverged training, and not of a hostile sender.
 
         Raises:
-            ConfigurationError: updates arrived, and all of them were refused.
+            ConfigurationError: updates arrived, all of them were refused, and ``known`` is true.
         """
         refused = self.ledger.round.refused
         if not self._accepted and refused and known:
@@ -147,15 +148,15 @@ class Server:
             )
         if not self._accepted:
             rank_zero_warn("No update of a round arrived: all were late or failed, and the models stay as they are")
-            step()  # no parameter has a gradient, so none moves; Lightning counts the round, and keeps it
+            step()  # no parameter has a gradient, so none moves; Lightning counts the step
             return
         server_step(optimizer, step, *self.aggregators.compute(self.hooks.on_step))
 
     def _decoded(self, reply: Reply) -> Update:
-        """Return what the server reads in a reply.
+        """Return the decoded update of a reply.
 
         Raises:
-            MalformedPayload: it is not what was asked for.
+            MalformedPayload: the payload is not a valid update for the reply's task.
             RefusedUpdate: the client could not make an update.
         """
         if reply.refusal:
@@ -171,7 +172,7 @@ def _peak(update: Update) -> float:
     """Return the largest absolute value in an update.
 
     Raises:
-        RefusedUpdate: it is out of the range of an entry.
+        RefusedUpdate: the value is out of the range of an entry.
     """
     values = update.values if isinstance(update, DenseUpdate | SparseUpdate) else update.to_dense()
     parts = [part for part in (values, update.exact) if part.numel()]

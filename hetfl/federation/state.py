@@ -1,4 +1,4 @@
-"""What a checkpoint holds beyond Lightning's own: the state of every piece, and what it depends on."""
+"""The federation's state in a checkpoint: the state of every piece, and a fingerprint of the configuration."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from hetfl.trainer.fingerprint import LEARNING_RATES, agree, fingerprint, of_mod
 from hetfl.trainer.resuming import check_complete, check_optimizers_fit, weights_only
 
 KEY = "hetfl"
-"""Where a checkpoint holds it."""
+"""Key of the federation's state in a checkpoint."""
 ENTRIES = ("version", "models", "shared", "fingerprint", "learning_rates", "pieces")
 FOR_EVALUATION = ("net", "levels")
-"""What must agree when a checkpoint with one model is only evaluated: its data and its uplink may be others."""
+"""Fingerprint entries that must agree when a checkpoint with one model is only evaluated: the data may differ."""
 
 
 class RunState:
     """The state of a run in its checkpoints.
 
     Args:
-        hosting: has the global models, whose values are Lightning's to save.
+        hosting: has the global models; Lightning saves their values.
         clustering: as configured.
         server: makes the server's optimizer.
-        method: returns the method with its settings in short text.
+        method: returns the method and its settings as short text.
     """
 
     def __init__(
@@ -46,17 +46,18 @@ class RunState:
         self.forget()
 
     def forget(self) -> None:
-        """Forget the fingerprint, which is taken once a run, and not at every checkpoint."""
+        """Forget the fingerprint, which is computed once per run and not at every checkpoint."""
         self._fingerprint: dict[str, str] = {}
 
     def fingerprint(self, data: FederatedDataModule, pieces: Mapping[str, Piece]) -> dict[str, str]:
-        """Return by name what the state depends on, in short text that can be compared and shown."""
+        """Return by name the settings that the state depends on, as short text that can be compared and shown."""
         if not self._fingerprint:
             problem = self.hosting.problem
             parameters = parameters_of(self.models[0]).values()
-            whole = fingerprint(parameters, problem.local, self.optimizers["server"], data, pieces)
-            own = {"seed": str(problem.seed), "method": self.method()}
-            self._fingerprint = {**own, **of_models(self.models.tensors[0], self.models.levels), **whole}
+            run_entries = fingerprint(parameters, problem.local, self.optimizers["server"], data, pieces)
+            method_entries = {"seed": str(problem.seed), "method": self.method()}
+            model_entries = of_models(self.models.tensors[0], self.models.levels)
+            self._fingerprint = {**method_entries, **model_entries, **run_entries}
         return self._fingerprint
 
     def saved(
@@ -68,8 +69,8 @@ class RunState:
     ) -> dict[str, Any]:
         """Return the state for a checkpoint, in plain types and tensors.
 
-        A checkpoint of weights only, as ``ModelCheckpoint(save_weights_only=True)`` asks for, gets what an evaluation
-        needs.
+        A checkpoint of weights only, as ``ModelCheckpoint(save_weights_only=True)`` asks for, gets only the state that
+        an evaluation needs.
 
         Args:
             checkpoint: Lightning's.
@@ -88,8 +89,8 @@ class RunState:
         if weights_only(checkpoint):
             evaluated = {name: piece for name, piece in pieces.items() if piece.for_evaluation}
             return {**state, "pieces": {name: piece.evaluation_state() for name, piece in evaluated.items()}}
-        # Lightning does not tell when a checkpoint is on the disk. By the next one the last one is, or SafeCheckpointIO
-        # knows better; every other checkpoint plugin ends the run.
+        # Lightning does not say when a checkpoint is on the disk. At the next checkpoint the previous one is, unless
+        # SafeCheckpointIO has recorded a failure; with any other plugin a failed write ends the run.
         for piece in pieces.values() if not getattr(plugin, "failed", False) else ():
             piece.checkpointed()
         return {**state, "pieces": {name: piece.state_dict() for name, piece in pieces.items()}}
@@ -101,16 +102,16 @@ class RunState:
         pieces: Mapping[str, Piece],
         training: bool,
     ) -> None:
-        """Take the state back, before Lightning takes its own: the models first, then the pieces.
+        """Load the state, before Lightning loads its own: the models first, then the pieces.
 
         Args:
             checkpoint: Lightning's.
-            data: the data; None: there is none, and the models are all that is asked for.
+            data: the data; None: there is none, and only the models are needed.
             pieces: by name.
-            training: whether rounds are to be run; if not, only pieces that an evaluation needs are loaded.
+            training: whether rounds will run; if not, only pieces that an evaluation needs are loaded.
 
         Raises:
-            ConfigurationError: the state is not whole, or another federation's; names what is missing or differs.
+            ConfigurationError: the state is incomplete, or another federation's; names what is missing or differs.
         """
         needed = {name: piece for name, piece in pieces.items() if training or piece.for_evaluation}
         if training:
@@ -128,15 +129,15 @@ class RunState:
             piece.load_state_dict(state["pieces"][name])
 
     def rescale(self, checkpoint: dict[str, Any], optimizers: Sequence[Optimizer], schedules: Sequence[Any]) -> None:
-        """Give a checkpoint's optimizers the learning rates that are configured now.
+        """Change the learning rates in a checkpoint's optimizer states to the present configuration's.
 
         Args:
-            checkpoint: Lightning's, one to go on from.
+            checkpoint: Lightning's; the run resumes from it.
             optimizers: of the run.
             schedules: of the run.
 
         Raises:
-            ConfigurationError: the checkpoint's are of another number of parameters, or of other schedules.
+            ConfigurationError: the checkpoint's optimizers have another number of parameters, or other schedules.
         """
         check_optimizers_fit(optimizers, schedules, checkpoint)
         before = checkpoint[KEY]["learning_rates"]
@@ -153,7 +154,7 @@ def _read(checkpoint: Mapping[str, Any], pieces: Mapping[str, Piece]) -> dict[st
     """Return the state in a checkpoint.
 
     Raises:
-        ConfigurationError: there is none, or it lacks something that is to be loaded.
+        ConfigurationError: the checkpoint has no such state, or an entry that must be loaded is missing.
     """
     if KEY not in checkpoint:
         raise ConfigurationError("Expected a checkpoint of a federated run but got one without a federation's state")
@@ -173,16 +174,16 @@ def check(state: Mapping[str, Any], fingerprint: Mapping[str, str], clustering: 
 
     Args:
         state: of a checkpoint.
-        fingerprint: the present one.
+        fingerprint: of the present configuration.
         clustering: as configured.
-        training: whether rounds are to be run.
+        training: whether rounds will run.
 
     Raises:
         ConfigurationError: names what differs.
     """
     present = dict(fingerprint)
     if not training:
-        # Who is in which cluster is known by a client's number, which is another client's in other data.
+        # Clusters are stored by client id, and an id is another client in other data.
         names = (*FOR_EVALUATION, "partition") if state["models"] > 1 else FOR_EVALUATION
         present = {name: present[name] for name in names}
     elif clustering.takes_over:
@@ -193,14 +194,14 @@ def check(state: Mapping[str, Any], fingerprint: Mapping[str, str], clustering: 
 
 
 def _check_models(clustering: Clustering, count: int) -> None:
-    """Say what becomes of a checkpoint's models, if there are more of them than the configuration asks for.
+    """Warn if a checkpoint has more models than the configuration asks for.
 
     Args:
         clustering: as configured.
         count: number of the checkpoint's models.
 
     Raises:
-        ConfigurationError: there are fewer.
+        ConfigurationError: the checkpoint has fewer models.
     """
     wanted = clustering.initial_models
     if wanted > count:
@@ -217,9 +218,15 @@ def _check_models(clustering: Clustering, count: int) -> None:
 
 
 def _rescale(checkpoint: dict[str, Any], number: int, before: float, now: float) -> None:
-    """Change an optimizer's learning rates in a checkpoint, and those that the clients' schedule goes by.
+    """Change an optimizer's learning rates in a checkpoint, and those in the state of the clients' schedule.
 
-    Its state would otherwise bring the old ones back.
+    Loading the schedule's state would otherwise restore the old learning rates.
+
+    Args:
+        checkpoint: Lightning's.
+        number: of the optimizer: 0 for the server's, 1 for the clients'.
+        before: the configured learning rate of the run that saved the checkpoint.
+        now: the present one.
     """
 
     def rescaled(lr: float) -> float:

@@ -1,4 +1,4 @@
-"""Static batch norm's statistics: gathered from clients before an evaluation, kept with the model."""
+"""Statistics of static batch norm: gathered from clients before an evaluation, stored with the model."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from hetfl.types import Task
 class StaticStatisticsStore(Piece):
     """Per level, and per cluster, the sums that clients reported for the present global models.
 
-    The server never sees data: a client that can afford a level gets that sub-model, passes its data through it once
-    and reports sums; both ways and the passes are charged to the ledger. The sums are those of the global model, whose
-    personal tensors are at their initial values: no client passes its data through its own.
+    The server never sees data: a client that can afford a level downloads that sub-model, passes its data through it
+    once and reports sums. The ledger is charged for the download, the upload and the passes. The sums are those of the
+    global model, whose personal tensors have their initial values: clients do not use their own personal tensors here.
 
     Args:
         models: the global models.
-        most: how many clients gather the sums of a level, drawn from those that can afford it; None: all of them.
+        most: number of clients that gather the sums of a level, drawn from those that can afford it; None: all of them.
 
     Attributes:
-        levels: sums by level; for a model other than the first by ``level/model``.
+        levels: sums by level; the key of a model other than the first is ``level/model``.
 
     Raises:
         ConfigurationError: ``most`` is below 1.
@@ -62,7 +62,7 @@ class StaticStatisticsStore(Piece):
         return self._mark == self.models.mark
 
     def begin(self) -> None:
-        """Relate loaded statistics to the present values, which are those of the same checkpoint."""
+        """Mark loaded statistics as those of the present values, which come from the same checkpoint."""
         if self._loaded:
             self._mark, self._loaded = self.models.mark, False
 
@@ -77,23 +77,23 @@ class StaticStatisticsStore(Piece):
         downloads: Downloads,
         informed: Mapping[tuple[int, int], Part],
     ) -> None:
-        """Rebuild all levels' statistics; a level for which nobody answers keeps the last known ones.
+        """Gather the statistics of all levels anew; a level without an answer keeps its last known statistics.
 
-        Sums that cannot be true, or lie far outside their cohort's, are left out (:mod:`hetfl.defence.outlying`).
-        Without last known ones a level has none, and cannot be evaluated.
+        Sums that cannot be true, or that lie far outside the others, are left out (:mod:`hetfl.defence.outlying`). A
+        level without any statistics cannot be evaluated.
 
         Args:
-            runner: has clients do their passes.
+            runner: runs the clients' passes.
             nets: a net of each level, the largest first, for the names and sizes of its norm layers.
             tasks: per model and level the clients that are asked, the largest level of a model first.
-            ledger: takes the costs.
+            ledger: counts the costs.
             batch_size: samples in a batch of a client's pass.
-            downloads: knows what clients have.
-            informed: by client and model, the part of which the client has the present values already.
+            downloads: records what clients have downloaded.
+            informed: by client and model, the part whose present values the client already has.
         """
         ledger.begin_phase("statistics")
         before, self.levels = self.levels, {}
-        # Parts that a client has of a model.
+        # By client and model, the parts whose present values the client has.
         has = defaultdict[tuple[int, int], list[Part]](list, {key: [part] for key, part in informed.items()})
         asked = {key: list(of_level) for key, of_level in tasks.items() if static_layers(nets[key[1]])}
         answers: defaultdict[tuple[int, str], list[Result]] = defaultdict(list)
@@ -115,8 +115,8 @@ class StaticStatisticsStore(Piece):
         self._mark = self.models.mark
 
     def _work(self, result: Result, has: Sequence[Part], downloads: Downloads) -> Work:
-        """Return what a client's sums took, if it has some parts of the model already."""
-        # A level that is narrower and deeper than another is no part of it, so some clients are sent several.
+        """Return the work for a client's sums, given the parts of the model that the client already has."""
+        # A level that is narrower and deeper than another is no part of it, so some clients download several parts.
         task, down = result.task, 0
         if not any(larger.covers(task.part) for larger in has):
             down = downloads.bytes(task, self.models.float_buffers)
@@ -124,12 +124,12 @@ class StaticStatisticsStore(Piece):
         return self.models.levels.work(task, down, result.report.passes, wire.dense_size(result.vector.numel(), 0))
 
     def of_model(self, model: int) -> dict[str, dict[str, StaticStatistics]]:
-        """Return by level the sums of a model; empty if no client is in its cluster."""
+        """Return by level the sums of a model, for levels whose sums are known."""
         names = {level: _key(level, model) for level in self.models.levels}
         return {level: self.levels[name] for level, name in names.items() if name in self.levels}
 
     def load_into(self, level: str, net: nn.Module, model: int = 0) -> None:
-        """Give a level's net its statistics; none where none are known, and it then can't be evaluated."""
+        """Load a level's statistics into its net; if they are unknown, the net is marked as not ready."""
         known = self.levels.get(_key(level, model))
         for name, layer in static_layers(net).items():
             if known is None:
@@ -138,11 +138,11 @@ class StaticStatisticsStore(Piece):
                 layer.load(known[name])
 
     def describe(self) -> str:
-        """Return nothing: statistics have no settings that a run depends on."""
+        """Return nothing: statistics have no settings that change a run's numbers."""
         return ""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the statistics as tensors and plain types; none if they are not those of the present models."""
+        """Return the statistics as tensors and plain types; no statistics if the models have changed since."""
         present = self.levels if self.current else {}
         return {
             "levels": {
@@ -152,7 +152,7 @@ class StaticStatisticsStore(Piece):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Load the state that :meth:`state_dict` returned."""
         self._loaded = bool(state["levels"])
         self.levels = {
             level: {
@@ -168,7 +168,7 @@ def _key(level: str, cluster: int) -> str:
 
 
 def _kept(net: nn.Module, answers: Sequence[Result], batch_size: int, ledger: Ledger) -> list[Result]:
-    """Return the answers of a cohort whose sums are added up; name the clients of the others, and count them."""
+    """Return the answers whose sums are added up; warn about the refused ones, and count them in the ledger."""
     if not answers:
         return []
     layers = {name: layer.weight.numel() for name, layer in static_layers(net).items()}
@@ -183,7 +183,7 @@ def _kept(net: nn.Module, answers: Sequence[Result], batch_size: int, ledger: Le
 
 
 def _total(answers: Sequence[Result]) -> Tensor:
-    """Return the sum of all sums, in float64: with thousands of batches a float32 sum loses digits of the variances."""
+    """Return the total of all sums, in float64: in float32, thousands of batches would lose digits of the variances."""
     total = answers[0].vector.double()
     for answer in answers[1:]:
         total = total + answer.vector.double()

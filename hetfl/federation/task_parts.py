@@ -1,4 +1,4 @@
-"""What the clients of tasks hold of the global models, and what they send."""
+"""The parts of the global models that the clients of tasks hold and send."""
 
 from __future__ import annotations
 
@@ -31,11 +31,15 @@ class TaskParts:
     personal: frozenset[str] = frozenset()
 
     def drawn(self, task: Task) -> Task:
-        """Return a task with its client's part, and what the client sends of it."""
+        """Return a task with the client's part, drawn by the rule, and the part of it that the client sends."""
         return self.given(task, self.rule.part(task.level, task.round, task.client))
 
     def given(self, task: Task, part: Part) -> Task:
-        """Return a task with a part that passes :meth:`PartRule.check`, and what the client sends of it."""
+        """Return a task with a given part, and the part of it that the client sends.
+
+        Raises:
+            ConfigurationError: the part does not pass :meth:`PartRule.check`.
+        """
         self.rule.check(part, task.level)
         sent = self.narrowed(part, task.level, task.round, task.client)
         return replace(task, part=part, sent=self._common(sent))
@@ -44,35 +48,41 @@ class TaskParts:
         return only(part, frozenset(part) - self.personal) if self.personal else part
 
     def kept(self, task: Task) -> Part:
-        """Return what of a task's part stays with its client."""
+        """Return the personal tensors of a task's part, which stay with its client."""
         return only(task.part, self.personal) if self.personal else NOTHING
 
     def of_level(self, task: Task) -> Task:
-        """Return a task with the part that stands for its level, and sends nothing."""
+        """Return a task with the part that represents its level; its client sends nothing."""
         return replace(task, part=self.rule.of_level(task.level, task.round))
 
     def held(self, task: Task) -> Part:
-        """Return where a client's compressed vector lies: what it sends without buffers, which travel exactly."""
+        """Return the sent parameters, whose vector is compressed; buffers are sent uncompressed."""
         return only(task.sent, self.models.trained)
 
     def predicted(self) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-        """Return what a client of each level is sent, as far as it can be known before a run.
+        """Return the predicted download of a client of each level, as far as it is known before a run.
 
         Returns:
-            By level: entries of its part; those of them that the global models do not share; and the bytes that tell
-            how the part lies. They are those of round 1, as a moving window begins as the leading block.
+            By level: the number of entries of its part; the number of those that the global models do not share; and
+            the bytes that encode the part's positions. All are of round 1, because in round 0 a rolling window is
+            still the leading block.
         """
         levels = self.models.levels
-        whole = {level: self.rule.of_level(level, 1) for level in levels}
-        sent = {level: self._common(part) for level, part in whole.items()}
-        apart = {level: only(part, frozenset(part) - self.models.shared) for level, part in sent.items()}
-        told = {n: len(encode_part(p, levels.indices[n], levels.indices[levels.largest])) for n, p in whole.items()}
-        return {n: part.size for n, part in sent.items()}, {n: part.size for n, part in apart.items()}, told
+        parts = {level: self.rule.of_level(level, 1) for level in levels}
+        common = {level: self._common(part) for level, part in parts.items()}
+        unshared = {level: only(part, frozenset(part) - self.models.shared) for level, part in common.items()}
+        largest = levels.indices[levels.largest]
+        part_bytes = {level: len(encode_part(part, levels.indices[level], largest)) for level, part in parts.items()}
+        sizes = {level: part.size for level, part in common.items()}
+        return sizes, {level: part.size for level, part in unshared.items()}, part_bytes
 
     def upload_sizes(self, data: FederatedDataModule) -> dict[str, UploadSize]:
-        """Return by level what a client sends.
+        """Return by level the size of an upload.
 
-        That may depend on the client's labels: the one with most classes stands for all.
+        It may depend on the client's labels; it is that of the client with the most classes.
+
+        Args:
+            data: the data.
         """
         client = max(range(data.num_clients), key=lambda client: int(data.labels(client).sum()))
         tasks = [self.drawn(Task(client, level, 0, 0)) for level in self.models.levels]
