@@ -1,4 +1,4 @@
-"""A net of your own for images. project.yaml names it as net.Net; hetfl calls it with the width of each level."""
+"""Your own net for images. project.yaml names it as net.Net; hetfl calls it with the width of each level."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hetfl.models import Scaler, StaticBatchNorm2d, scaled
 
 
 class Net(nn.Module):
-    """Two blocks of convolution, norm, ReLU and pooling, the mean over all places, and a linear layer.
+    """Two blocks of convolution, norm, ReLU and pooling, the mean over all positions, and a linear layer.
 
-    A sub-model of width 0.5 is the first half of the channels. So a net scales its hidden channels by `width`, never
-    its inputs and its classes, and every layer works on channels that begin at the first. hetfl checks this at start.
+    A sub-model of width 0.5 is the first half of the channels. So `width` scales the hidden channels, but not the
+    inputs and the classes, and every layer takes the first channels of its input. hetfl checks this at start.
 
     Args:
-        in_channels: channels of the images.
-        num_classes: classes.
+        in_channels: number of channels of the images.
+        num_classes: number of classes.
         hidden: channels of the two blocks at width 1.
         width: share of the hidden channels, in (0, 1].
     """
@@ -35,6 +35,6 @@ class Net(nn.Module):
 
 
 def _block(incoming: int, outgoing: int, width: float) -> nn.Module:
-    """Return a block; in training the Scaler makes up for the channels that a narrow net lacks (HeteroFL)."""
+    """Return a block; in training, the Scaler compensates for the channels that a narrow net lacks (HeteroFL)."""
     conv = nn.Conv2d(incoming, outgoing, kernel_size=3, padding=1)
     return nn.Sequential(conv, Scaler(width), StaticBatchNorm2d(outgoing), nn.ReLU(), nn.MaxPool2d(2))
