@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 MOST_BITS = 16
 
+MOST_LOGARITHMIC_BITS = 8
+"""Most bits of a logarithmic code."""
+
+Spacing = Literal["affine", "logarithmic"]
+"""How the values of a bucket's codes are spaced."""
+
 
 @dataclass(frozen=True)
 class Codes:
     r"""Numbers as codes of a few bits, with a scale and a zero point per bucket.
 
-    Of code q in a bucket of scale s and zero point z the value is
+    Of affine code q in a bucket of scale s and zero point z the value is
 
     .. math:: x = s (q - z)
 
-    computed in float64 and rounded once to float32, so that every receiver reads the same bits.
+    Of logarithmic code q = j + 2^(bits - 1) h, with the sign bit h and 0 <= j < 2^(bits - 1), the value is
+
+    .. math:: x = (-1)^h z s^j
+
+    with z > 0 the smallest magnitude and s >= 1 the ratio of a magnitude to the one below. Both are computed in float64
+    (the powers by repeated multiplication, as library powers differ between machines) and rounded once to float32, so
+    every receiver reads the same bits.
 
     Args:
         codes: q, int32, shape (k,), each in [0, 2^bits).
@@ -27,6 +40,7 @@ class Codes:
         zeros: z, float32, finite: shape (B,), or (1,) if all buckets share it.
         sizes: entries of each bucket, int64, shape (B,), in the order of the codes; they add up to k.
         bucket: entries of every bucket but the last, which may have fewer; 0: the buckets are the tensors of a layout.
+        spacing: of the values of a bucket's codes.
 
     Raises:
         ValueError: the shapes do not go together, or ``bits`` or ``bucket`` is out of range.
@@ -38,10 +52,12 @@ class Codes:
     zeros: Tensor
     sizes: Tensor
     bucket: int
+    spacing: Spacing = "affine"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= MOST_BITS:
-            raise ValueError(f"Expected 1 to {MOST_BITS} bits but got {self.bits}")
+        fewest, most = bits_of(self.spacing)
+        if not fewest <= self.bits <= most:
+            raise ValueError(f"Expected {fewest} to {most} bits but got {self.bits}")
         if not 0 <= self.bucket < 2**32:
             raise ValueError(f"Expected a bucket of 0 to {2**32 - 1} entries but got {self.bucket}")
         buckets = self.sizes.numel()
@@ -60,16 +76,48 @@ class Codes:
         >>> Codes(torch.tensor([0, 3, 1]), 2, torch.tensor([0.5, 2.0]), torch.tensor([1.0]), sizes, 2).to_float()
         tensor([-0.5000,  1.0000,  0.0000])
         """
+        if self.spacing == "logarithmic":
+            return self._logarithmic()
         values_k = self.codes.double()
         values_k -= self._per_code(self.zeros)
         values_k *= self._per_code(self.scales)
         return values_k.float()
+
+    def _logarithmic(self) -> Tensor:
+        """Return the values of logarithmic codes, looked up in a table of all signed magnitudes of each bucket."""
+        table = signed(magnitudes(self.zeros.expand(self.sizes.numel()), self.scales, self.bits))
+        if table.shape[0] == 1:
+            return table[0].index_select(0, self.codes)
+        rows_k = torch.arange(table.shape[0], device=table.device).repeat_interleave(self.sizes)
+        return table[rows_k, self.codes.long()]
 
     def _per_code(self, of_bucket_B: Tensor) -> Tensor:
         """Return for every code what its bucket has, float32; of one number, the number."""
         if of_bucket_B.numel() == 1:
             return of_bucket_B
         return of_bucket_B.repeat_interleave(self.sizes, output_size=self.codes.numel())
+
+
+def bits_of(spacing: Spacing) -> tuple[int, int]:
+    """Return the fewest and the most bits of a code: a logarithmic one has a sign and at least two magnitudes."""
+    return (2, MOST_LOGARITHMIC_BITS) if spacing == "logarithmic" else (1, MOST_BITS)
+
+
+def magnitudes(least_B: Tensor, ratio_B: Tensor, bits: int) -> Tensor:
+    """Return the magnitudes of logarithmic codes of each bucket, z s^j, ascending: float32, shape (B, 2^(bits - 1)).
+
+    >>> magnitudes(torch.tensor([0.5]), torch.tensor([2.0]), 3)
+    tensor([[0.5000, 1.0000, 2.0000, 4.0000]])
+    """
+    columns = [least_B.double()]
+    for _ in range(2 ** (bits - 1) - 1):
+        columns.append(columns[-1] * ratio_B.double())
+    return torch.stack(columns, dim=1).float()
+
+
+def signed(magnitudes_BM: Tensor) -> Tensor:
+    """Return a table of the values of all codes: the magnitudes, then the same below zero, shape (B, 2M)."""
+    return torch.cat([magnitudes_BM, -magnitudes_BM], dim=1)
 
 
 def bucket_sizes(count: int, bucket: int) -> Tensor:

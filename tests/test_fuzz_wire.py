@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from hetfl.codes import Codes, bucket_sizes
+from hetfl.codes import Codes, Spacing, bucket_sizes
 from hetfl.layout import Layout
 from hetfl.updates import DenseUpdate, LowRankUpdate, SeededUpdate, SparseUpdate, Update
 from hetfl.wire import Expected, MalformedPayload, Reason, as_sent, decode, dense_size, encode, rice
@@ -56,14 +56,17 @@ def supports(layout: Layout, generator: torch.Generator) -> list[Update]:
 
 
 def coded(update: Update, layout: Layout, generator: torch.Generator) -> list[Update]:
-    """The same entries in four codings."""
+    """The same entries in six codings."""
     found = []
-    for bits, bucket, own in ((1, 0, False), (5, 16, True), (8, 2**20, False), (16, 7, False)):
+    affine = [(1, 0, False), (5, 16, True), (8, 2**20, False), (16, 7, False)]
+    for bits, bucket, own in (*affine, (3, 2**20, False), (6, 16, True)):
         sizes = bucket_sizes(update.num_sent, bucket) if bucket else update.num_sent_per_tensor(layout)
         scales = torch.rand(len(sizes), generator=generator)
         zeros = torch.rand(len(sizes) if own else 1, generator=generator)
         words = torch.randint(2**bits, (update.num_sent,), generator=generator, dtype=torch.int32)
-        found.append(update.with_codes(Codes(words, bits, scales, zeros, sizes, bucket)))
+        spacing: Spacing = "affine" if (bits, bucket, own) in affine else "logarithmic"
+        ratios = scales if spacing == "affine" else 1 + scales
+        found.append(update.with_codes(Codes(words, bits, ratios, zeros, sizes, bucket, spacing)))
     return found
 
 

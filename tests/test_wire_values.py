@@ -60,7 +60,8 @@ def altered(offset: int, replacement: bytes, update: Update = DENSE) -> bytes:
         (BLOCK, b"\x06", Reason.LENGTH),
         (BLOCK + 1, b"\x02", Reason.FORMAT),
         (BLOCK + 1, b"\x01", Reason.LENGTH),
-        (BLOCK + 2, b"\x01", Reason.FORMAT),
+        (BLOCK + 2, b"\x02", Reason.FORMAT),
+        (BLOCK + 2, b"\x01", Reason.VALUES),  # logarithmic codes, whose magnitudes would not ascend
         (BLOCK + 4, struct.pack("<I", 0), Reason.FORMAT),  # one per tensor, without a layout
         (BLOCK + 4, struct.pack("<I", 1), Reason.LENGTH),
         (BLOCK + 4, struct.pack("<I", 2**32 - 1), Reason.LENGTH),

@@ -123,21 +123,29 @@ def chosen(size: int, count: int, seed: int) -> list[int]:
 
 
 def code_values(codes: Codes) -> list[float]:
-    """s (q − z) per code, in float64, which a Python float is, rounded once to float32."""
+    """s (q − z) per code, or ±z s^j, in float64, which a Python float is, rounded once to float32."""
     values, start = [], 0
     for bucket, size in enumerate(codes.sizes.tolist()):
         scale, zero = codes.scales[bucket].item(), codes.zeros[bucket if len(codes.zeros) > 1 else 0].item()
         for code in codes.codes[start : start + size].tolist():
-            exact = (code - zero) * scale
+            exact = (code - zero) * scale if codes.spacing == "affine" else logarithmic(code, codes.bits, zero, scale)
             values.append(struct.unpack("<f", struct.pack("<f", exact))[0] if abs(exact) < 3.4e38 else math.inf)
         start += size
     return values
 
 
+def logarithmic(code: int, bits: int, least: float, ratio: float) -> float:
+    sign, steps = divmod(code, 2 ** (bits - 1))
+    magnitude = least
+    for _ in range(steps):
+        magnitude *= ratio
+    return -magnitude if sign else magnitude
+
+
 def code_block(codes: Codes) -> bytes:
     zeros, scales = codes.zeros.tolist(), codes.scales.tolist()
     own = int(len(zeros) > 1 or (not zeros and not scales))
-    head = struct.pack("<BBHI", codes.bits, own, 0, codes.bucket)
+    head = struct.pack("<BBHI", codes.bits, own, int(codes.spacing == "logarithmic"), codes.bucket)
     floats = struct.pack(f"<{len(zeros) + len(scales)}f", *zeros, *scales)
     return head + floats + bytes_of(word_bits(codes.codes.tolist(), codes.bits))
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hetfl.codes import Codes, bucket_sizes
+from hetfl.codes import Codes, Spacing, bits_of, bucket_sizes
 from hetfl.layout import Layout
 from hetfl.updates import DenseUpdate, LowRankUpdate, SeededUpdate, SparseUpdate, Update, matrix_shape
 from hetfl.wire import Expected
@@ -43,14 +43,14 @@ def assert_same(got: object, want: object) -> None:
             assert one == other, name
 
 
-def quantised(update: Update, bits: int, bucket: int, own_zeros: bool = False) -> Update:
+def quantised(update: Update, bits: int, bucket: int, own_zeros: bool = False, spacing: Spacing = "affine") -> Update:
     """The same entries with codes that count up, and a scale for each bucket."""
     count = update.num_sent
     sizes = bucket_sizes(count, bucket) if bucket else update.num_sent_per_tensor(LAYOUT)
-    scales = torch.arange(1.0, len(sizes) + 1) / 4
+    scales = torch.arange(1.0, len(sizes) + 1) / 4 + (spacing == "logarithmic")
     zeros = torch.arange(len(sizes)) / 2 if own_zeros else torch.tensor([0.5])
     codes = (torch.arange(count) % 2**bits).int()
-    return update.with_codes(Codes(codes, bits, scales, zeros, sizes, bucket))
+    return update.with_codes(Codes(codes, bits, scales, zeros, sizes, bucket, spacing))
 
 
 def one_of_each() -> dict[str, Update]:
@@ -67,7 +67,12 @@ def one_of_each() -> dict[str, Update]:
         "seeded": SeededUpdate(torch.arange(6) / 2, positions, 207, 5, (3, 2, 1), exact=exact),
         "low_rank": LowRankUpdate(torch.arange(68) / 16, LAYOUT, (2, 0, 1), exact=exact),
     }
-    codings = {"1": (1, 8, False), "5": (5, 3, True), "16": (16, 0, True)}
+    codings: dict[str, tuple[int, int, bool, Spacing]] = {
+        "1": (1, 8, False, "affine"),
+        "5": (5, 3, True, "affine"),
+        "16": (16, 0, True, "affine"),
+        "3 logarithmic": (3, 64, True, "logarithmic"),
+    }
     for name, update in list(found.items()):
         found |= {f"{name}/{key}": quantised(update, *coding) for key, coding in codings.items()}
     return found
@@ -100,13 +105,14 @@ def supports(draw: st.DrawFn, layout: Layout) -> Update:
 
 @st.composite
 def codes_of(draw: st.DrawFn, update: Update, layout: Layout) -> Codes:
-    bits, bucket = draw(st.integers(1, 16)), draw(st.integers(0, 9))
+    spacing: Spacing = draw(st.sampled_from(["affine", "logarithmic"]))
+    bits, bucket = draw(st.integers(*bits_of(spacing))), draw(st.integers(0, 9))
     sizes = bucket_sizes(update.num_sent, bucket) if bucket else update.num_sent_per_tensor(layout)
-    numbers = st.floats(-1e3, 1e3, width=32)
+    numbers = st.floats(-1e3, 1e3, width=32) if spacing == "affine" else st.floats(1.0, 1.5, width=32)
     scales = torch.tensor([draw(numbers) for _ in sizes], dtype=torch.float32)
     zeros = torch.tensor([draw(numbers) for _ in range(draw(st.sampled_from([1, len(sizes)])))], dtype=torch.float32)
     words = [draw(st.integers(0, 2**bits - 1)) for _ in range(update.num_sent)]
-    return Codes(torch.tensor(words, dtype=torch.int32), bits, scales, zeros, sizes, bucket)
+    return Codes(torch.tensor(words, dtype=torch.int32), bits, scales, zeros, sizes, bucket, spacing)
 
 
 @st.composite

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from hetfl.codes import MOST_BITS, Codes, bucket_sizes
+from hetfl.codes import MOST_BITS, Codes, Spacing, bucket_sizes
 from hetfl.compression.base import Compressor, Context
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Layout
@@ -22,21 +23,25 @@ class Quantiser(Compressor):
         bucket: number of consecutive values that share a scale; None: those of one tensor, or of a vector without a
             layout all.
         fewest: of bits.
+        most: of bits.
 
     Raises:
         ConfigurationError: ``bits`` or ``bucket`` is out of range.
     """
 
-    def __init__(self, bits: int, bucket: int | None, *, fewest: int = 1) -> None:
-        if not fewest <= bits <= MOST_BITS:
-            raise ConfigurationError(f"Expected bits in {fewest}..{MOST_BITS} for {type(self).__name__} but got {bits}")
+    spacing: ClassVar[Spacing] = "affine"
+    """How the values of a bucket's codes are spaced."""
+
+    def __init__(self, bits: int, bucket: int | None, *, fewest: int = 1, most: int = MOST_BITS) -> None:
+        if not fewest <= bits <= most:
+            raise ConfigurationError(f"Expected bits in {fewest}..{most} for {type(self).__name__} but got {bits}")
         if bucket is not None and not 1 <= bucket < 2**32:
             raise ConfigurationError(f"Expected bucket in 1..{2**32 - 1} or null but got {bucket}")
         self.bits, self.bucket = bits, bucket
 
     @abstractmethod
     def quantise(self, values_k: Tensor, sizes_B: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-        """Return codes (k,), scales (B,), and zero points (B,) or (1,).
+        """Return codes (k,), scales (B,), and zero points (B,) or (1,), as :class:`hetfl.codes.Codes` has them.
 
         Args:
             values_k: finite, float64, shape (k,).
@@ -60,7 +65,7 @@ class Quantiser(Compressor):
             sizes_B = bucket_sizes(count, bucket)
         sizes_B = sizes_B.to(values_k.device)
         codes_k, scales, zeros = self.quantise(values_k.double(), sizes_B, generator)
-        codes = Codes(codes_k.int(), self.bits, scales.float(), zeros.float(), sizes_B, bucket)
+        codes = Codes(codes_k.int(), self.bits, scales.float(), zeros.float(), sizes_B, bucket, self.spacing)
         return update.with_codes(codes, values_k.dtype)
 
 

@@ -10,21 +10,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hetfl.codes import MOST_BITS, Codes, bucket_sizes
+from hetfl.codes import Codes, Spacing, bits_of, bucket_sizes, magnitudes
 from hetfl.errors import RefusedUpdate
 from hetfl.wire.bits import Bytes, pack, packed_size, require_zero_padding, unpack
 from hetfl.wire.malformed import MalformedPayload, Reason
+
+SPACINGS: tuple[Spacing, ...] = ("affine", "logarithmic")
+"""Of codes, by their number in the header."""
 
 _FIELDS = struct.Struct("<BBHI")
 _FLOAT = np.dtype("<f4")
 
 
 class CodeHeader(NamedTuple):
-    """The block's header: bits of a code, whether every bucket has a zero point of its own, 0, entries of a bucket."""
+    """The block's header.
+
+    Attributes:
+        bits: bits of a code.
+        own_zeros: whether every bucket has its own zero point.
+        spacing: 0 for affine codes, 1 for logarithmic codes.
+        bucket: entries of a bucket; 0: a bucket is a tensor.
+    """
 
     bits: int
     own_zeros: int
-    reserved: int
+    spacing: int
     bucket: int
 
 
@@ -46,7 +56,7 @@ def encode_codes(codes: Codes, client: int) -> list[NDArray[np.uint8]]:
     if not (np.isfinite(scales).all() and np.isfinite(zeros).all()):
         raise RefusedUpdate(f"Expected finite scales from client {client} but got an overflow")
     own = int(zeros.size == scales.size != 1)
-    header = np.frombuffer(_FIELDS.pack(codes.bits, own, 0, codes.bucket), dtype=np.uint8)
+    header = np.frombuffer(_FIELDS.pack(codes.bits, own, SPACINGS.index(codes.spacing), codes.bucket), dtype=np.uint8)
     return [header, zeros.view(np.uint8), scales.view(np.uint8), pack(words.astype(np.int64), codes.bits)]
 
 
@@ -80,7 +90,8 @@ def decode_codes(data: bytes, offset: int, count: int, sections: Tensor) -> Code
         sections: sizes of the buckets where there is one per tensor, int64.
 
     Raises:
-        MalformedPayload: bits behind the last code, or a scale or a zero point that is not finite.
+        MalformedPayload: bits behind the last code, a scale or a zero point that is not finite, or magnitudes of
+            logarithmic codes that do not ascend within float32.
     """
     header = _header(data, offset)
     sizes = sections if header.bucket == 0 else bucket_sizes(count, header.bucket)
@@ -92,15 +103,33 @@ def decode_codes(data: bytes, offset: int, count: int, sections: Tensor) -> Code
     if packed.size:
         require_zero_padding(int(packed[-1]), count * header.bits, Reason.VALUES)
     words = torch.from_numpy(unpack(packed, count, header.bits).astype(np.int32))
-    return Codes(words, header.bits, scales, zeros, sizes, header.bucket)
+    if SPACINGS[header.spacing] == "logarithmic":
+        _require_magnitudes(zeros, scales, header.bits)
+    return Codes(words, header.bits, scales, zeros, sizes, header.bucket, SPACINGS[header.spacing])
+
+
+def _require_magnitudes(least: Tensor, ratios: Tensor, bits: int) -> None:
+    """Refuse logarithmic codes whose magnitudes do not ascend within float32.
+
+    Raises:
+        MalformedPayload: a smallest magnitude is below 0, a ratio is below 1, or a magnitude overflows.
+    """
+    largest = magnitudes(least.expand(ratios.numel()), ratios, bits)[:, -1]
+    if bool((least < 0).any() or (ratios < 1).any() or not torch.isfinite(largest).all()):
+        raise MalformedPayload(
+            Reason.VALUES, "Expected magnitudes that are finite, at least 0, and ascend by ratios of at least 1"
+        )
 
 
 def _header(data: bytes, offset: int) -> CodeHeader:
     if len(data) < offset + _FIELDS.size:
         raise MalformedPayload(Reason.LENGTH, f"Expected a block of codes at byte {offset} but got the end")
     header = CodeHeader(*_FIELDS.unpack_from(data, offset))
-    if not 1 <= header.bits <= MOST_BITS or header.own_zeros > 1 or header.reserved:
-        raise MalformedPayload(Reason.FORMAT, f"Expected codes of 1 to {MOST_BITS} bits but got {header}")
+    if header.own_zeros > 1 or header.spacing >= len(SPACINGS):
+        raise MalformedPayload(Reason.FORMAT, f"Expected a block of affine or logarithmic codes but got {header}")
+    fewest, most = bits_of(SPACINGS[header.spacing])
+    if not fewest <= header.bits <= most:
+        raise MalformedPayload(Reason.FORMAT, f"Expected codes of {fewest} to {most} bits but got {header}")
     return header
 
 
