@@ -42,6 +42,8 @@ class Facts:
         apart: whether clients keep a state for each global model.
         server_data: the server's own samples; None for pieces that do not declare that they read them.
         client_names: what the user calls each client; None: as its number.
+        lrs: the clients' learning rate γ_t of every round of the run; empty: no round is run.
+        cohort: number of clients that take part in a round, if all are within reach.
     """
 
     sizes: Sequence[int] = ()
@@ -55,6 +57,8 @@ class Facts:
     apart: bool = False
     server_data: ServerData | None = None
     client_names: Sequence[str | int] | None = None
+    lrs: Sequence[float] = ()
+    cohort: int = 0
 
     @property
     def num_clients(self) -> int:

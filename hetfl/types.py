@@ -205,6 +205,7 @@ class Report:
         seconds: simulated seconds from the beginning of its training to the arrival of its update.
         staleness: server steps between the model that it was sent and the model that its update is added to.
         extras: further numbers by name; a piece declares which (:meth:`hetfl.piece.Piece.extras`).
+        up_bytes: length of its encoded update.
     """
 
     client: int
@@ -221,3 +222,4 @@ class Report:
     seconds: float = 0.0
     staleness: int = 0
     extras: Mapping[str, float] = field(default_factory=dict)
+    up_bytes: int = 0

@@ -102,7 +102,7 @@ def test_a_threshold_is_calibrated_as_without_a_quantiser(quantiser: Callable[[]
         updates.append(exchanged(feedback, delta, 0)[0])
         feedback.end_round(0)
         updates.append(exchanged(feedback, delta, 1)[0])
-    assert plain.state_dict()["calibrated"] == within.state_dict()["calibrated"]
+    assert plain.state_dict()["initial"] == within.state_dict()["initial"]
     assert torch.equal(updates[2].to_dense(), updates[0].to_dense())
     assert [update.codes is None for update in updates] == [True, True, True, False]
 

@@ -98,7 +98,7 @@ COMPRESSORS: dict[str, Callable[[], Compressor]] = {
     "Identity": Identity,
     "TopK": lambda: TopK(density=0.1),
     "HardThreshold": lambda: HardThreshold(threshold=9.0),
-    "GammaFedHT": lambda: GammaFedHT(density=0.1, alpha=0.5),
+    "GammaFedHT": lambda: GammaFedHT(density=0.1, alpha=0.5, law="power"),
 }
 compressors = pytest.mark.parametrize("make", COMPRESSORS.values(), ids=COMPRESSORS.keys())
 

@@ -18,7 +18,17 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from hetfl import FederatedModule, Level
 from hetfl.clustering import IFCA
-from hetfl.compression import ErrorFeedback, GammaFedHT, Identity, LowRank, RandomK, TopK
+from hetfl.compression import (
+    Chain,
+    ErrorFeedback,
+    GammaFedHT,
+    HardThreshold,
+    Identity,
+    LogQuantizer,
+    LowRank,
+    RandomK,
+    TopK,
+)
 from hetfl.compression.staleness import Decay
 from hetfl.hooks import NormBound
 from hetfl.local import FedDyn, LocalTraining
@@ -70,7 +80,14 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
         },
         {},
     ),
-    "clusters": (lambda: {"clustering": IFCA(2), "uplink": ErrorFeedback(TopK(0.2))}, {}),
+    "clusters, a budget and codes": (
+        lambda: {
+            "clustering": IFCA(2),
+            "uplink": ErrorFeedback(Chain(HardThreshold(budget=0.1), LogQuantizer(3))),
+            "local": local(scheduler=cosine),
+        },
+        {},
+    ),
     "losses asked for, everything sent": (
         lambda: {"selection": PowerOfChoice(8, 4), "uplink": ErrorFeedback(Identity())},
         {},

@@ -23,7 +23,7 @@ from hetfl.aggregators import QFedAvg
 from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.clustering import IFCA
 from hetfl.collective import Ranks
-from hetfl.compression import ErrorFeedback, GammaFedHT, RandomK, TopK
+from hetfl.compression import Chain, ErrorFeedback, GammaFedHT, LogQuantizer, RandomK, TopK
 from hetfl.compression.staleness import Decay
 from hetfl.federation.clients import OwnClients
 from hetfl.federation.ranks import RankClients
@@ -58,8 +58,8 @@ def test_the_busiest_rank_has_at_most_a_third_more_to_do_than_it_must(costs: lis
 
 
 def choosy(**changes: Any) -> FederatedModule:
-    """HeteroFL: losses asked for, losses that count, residuals in files, a calibrated threshold."""
-    uplink = ErrorFeedback(GammaFedHT(density=0.1), DiskStore(), half_precision=True)
+    """HeteroFL: losses asked for, losses that count, residuals in files, a threshold with a budget, codes."""
+    uplink = ErrorFeedback(Chain(GammaFedHT(budget=0.1), LogQuantizer(4)), DiskStore())
     selection = PowerOfChoice(candidates=6, clients_per_round=4)
     return small_module(selection=selection, aggregator=QFedAvg(0.5), uplink=uplink, parts=Rolling(), **changes)
 

@@ -154,7 +154,7 @@ def rows(trainer: Trainer) -> pd.DataFrame:
 
 
 def compressed() -> ErrorFeedback:
-    return ErrorFeedback(GammaFedHT(density=0.1))
+    return ErrorFeedback(GammaFedHT(density=0.1, final_lr=0.01))
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ class Counting(Compressor):
         self._count += not self.observes
         return DenseUpdate(p_D * (1.0 if self._count % 7 < 2 else 0.5))
 
-    def observe(self, update: Update, layout: Any = None) -> None:
+    def observe(self, update: Update, layout: Any = None, report: Any = None) -> None:
         self._count += self.observes
 
     def state_dict(self) -> dict[str, Any]:

@@ -224,8 +224,8 @@ def test_top_k_by_a_sampled_threshold_is_exact(seed: int, density: float, ties: 
         lambda: TopK(0.01, scope="layer"),
         lambda: HardThreshold(threshold=2.0),
         lambda: HardThreshold(density=0.01),
-        lambda: GammaFedHT(threshold=2.0, alpha=0.5),
-        lambda: GammaFedHT(threshold=2.0, alpha=0.5, reference_lr=1.0),
+        lambda: GammaFedHT(threshold=2.0, alpha=0.5, law="power"),
+        lambda: GammaFedHT(threshold=2.0, alpha=0.5, law="paper", reference_lr=1.0),
         lambda: GammaFedHT(density=0.01),
     ],
 )

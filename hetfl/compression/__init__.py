@@ -5,12 +5,14 @@ from hetfl.compression.base import Compressor, Context
 from hetfl.compression.chain import Chain
 from hetfl.compression.channel_threshold import ChannelThreshold
 from hetfl.compression.dynamic_range import DynamicRange
-from hetfl.compression.error_feedback import ErrorFeedback, Message
+from hetfl.compression.error_feedback import ErrorFeedback
 from hetfl.compression.fixed_point import FixedPoint
 from hetfl.compression.gamma_fedht import GammaFedHT
 from hetfl.compression.hard_threshold import HardThreshold
 from hetfl.compression.identity import Identity
+from hetfl.compression.log_quantizer import LogQuantizer
 from hetfl.compression.low_rank import LowRank
+from hetfl.compression.message import Message
 from hetfl.compression.quantiser import Quantiser
 from hetfl.compression.random_k import RandomK
 from hetfl.compression.sign_ef import SignEF
@@ -33,6 +35,7 @@ __all__ = [
     "HardThreshold",
     "Identity",
     "Keep",
+    "LogQuantizer",
     "LowRank",
     "Message",
     "Quantiser",

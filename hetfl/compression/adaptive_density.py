@@ -7,11 +7,11 @@ import math
 from torch import Tensor
 
 from hetfl.compression.base import Compressor, Context
+from hetfl.compression.message_size import affordable_count
 from hetfl.compression.threshold_pass import Parts
 from hetfl.compression.top_k import split_largest, top_count
 from hetfl.errors import ConfigurationError
 from hetfl.updates import SparseUpdate
-from hetfl.wire import dense_size
 
 
 class AdaptiveDensity(Compressor):
@@ -71,19 +71,4 @@ class AdaptiveDensity(Compressor):
             raise ConfigurationError(
                 "Expected client devices with an uplink, or default_uplink, for AdaptiveDensity but got neither"
             )
-        room = self.seconds * uplink
-        # Up to half of the entries the bytes grow with their number; beyond, they hardly fall for the last few.
-        least, most = min(1, size), size
-        while least < most:
-            middle = (least + most + 1) // 2
-            if sparse_bytes(size, middle, context.itemsize or itemsize) <= room:
-                least = middle
-            else:
-                most = middle - 1
-        return least
-
-
-def sparse_bytes(size: int, count: int, itemsize: float) -> float:
-    """Return the bytes of ``count`` of ``size`` entries, their indices at their entropy, log2 C(D, k) bits."""
-    bits = (math.lgamma(size + 1) - math.lgamma(count + 1) - math.lgamma(size - count + 1)) / math.log(2)
-    return dense_size(0) + count * itemsize + bits / 8
+        return affordable_count(size, self.seconds * uplink, context.itemsize or itemsize)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from torch import Tensor
 from hetfl.compression import threshold_pass
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.layout import Layout
-from hetfl.piece import described, settings_of
+from hetfl.piece import Facts, described, settings_of
+from hetfl.types import Range, Report
 from hetfl.updates import SparseUpdate, Update
 from hetfl.wire import as_sent
 
@@ -33,6 +34,8 @@ class Context:
         generator: source of randomness of a compressor that draws; None: torch's own.
         uplink: bytes per second from the client; None: not known.
         itemsize: bytes that a value takes on the wire, a part of one for a code; None: those of the vector's dtype.
+        reported: extras of the client's report that :meth:`Compressor.report` returned for its delta.
+        relative_samples: the client's training samples over the mean over all clients.
     """
 
     lr: float
@@ -41,6 +44,8 @@ class Context:
     generator: torch.Generator | None = None
     uplink: float | None = None
     itemsize: float | None = None
+    reported: Mapping[str, float] = field(default_factory=dict)
+    relative_samples: float = 1.0
 
 
 class Compressor(ABC):
@@ -105,9 +110,11 @@ class Compressor(ABC):
             p_D = delta_D if residual_D is None else delta_D + residual_D
             update = self.compress_in(p_D, context)
             return update, as_sent(update, half_precision).left_of(p_D)
-        if half_precision:
-            parts.left_D[parts.indices] = parts.values - parts.values.half().to(parts.values.dtype)
-        return SparseUpdate(parts.values, parts.indices, parts.left_D.numel()), parts.left_D
+        update = self.coded(SparseUpdate(parts.values, parts.indices, parts.left_D.numel()), context)
+        sent = as_sent(update, half_precision).values
+        if sent is not parts.values:
+            parts.left_D[parts.indices] = parts.values - sent.to(parts.values.dtype)
+        return update, parts.left_D
 
     def fused(
         self, delta_D: Tensor, residual_D: Tensor | None, context: Context, out: Tensor | None
@@ -124,6 +131,10 @@ class Compressor(ABC):
             None if there is no such pass for this compressor, as by default, or for this vector.
         """
         return None
+
+    def coded(self, update: SparseUpdate, context: Context) -> Update:
+        """Return what is sent of the entries that :meth:`fused` found. By default they are sent as they are."""
+        return update
 
     def compress_in(self, p_D: Tensor, context: Context) -> Update:
         """Return what is sent of a vector in a context; see :meth:`compress`.
@@ -168,14 +179,39 @@ class Compressor(ABC):
         """
         return False
 
+    def setup(self, facts: Facts) -> None:
+        """Learn the facts of a federation before a checkpoint is loaded. By default nothing.
+
+        Raises:
+            ConfigurationError: the compressor does not go with them.
+        """
+
+    def extras(self) -> dict[str, Range]:
+        """Return by name the ranges of further numbers that clients report for :meth:`observe`. By default none."""
+        return {}
+
+    def report(self, delta_D: Tensor) -> dict[str, float]:
+        """Return what a client reports of its delta, shape (D,): exactly the :meth:`extras`. By default nothing."""
+        return {}
+
     def begin_round(self, lr: float) -> None:
         """Learn the clients' learning rate of a round before its first vector. By default nothing."""
 
-    def observe(self, update: Update, layout: Layout | None = None) -> None:
-        """Learn from an update that the server accepted, of a vector with a layout. By default nothing."""
+    def observe(self, update: Update, layout: Layout | None = None, report: Report | None = None) -> None:
+        """Learn from an update that the server accepted. By default nothing.
+
+        Args:
+            update: what the server decoded.
+            layout: of the vector.
+            report: of the client, with :meth:`extras` and the length of its message; None: outside of a run.
+        """
 
     def end_round(self) -> None:
         """Close the round after its last accepted update. By default nothing."""
+
+    def columns(self) -> dict[str, float]:
+        """Return columns of ``metrics.csv`` for the round that was closed. By default none."""
+        return {}
 
     def threshold(self, lr: float) -> float | None:
         """Return the threshold λ in force at a learning rate; None if there is none, or none yet."""
@@ -238,29 +274,3 @@ def positions_of(mask_D: Tensor) -> Tensor:
     if mask_D.device.type != "cpu":
         return mask_D.nonzero().squeeze(1)
     return torch.from_numpy(np.flatnonzero(mask_D.numpy()))  # several times faster than torch's
-
-
-def require_density(density: float) -> None:
-    """Refuse a share of entries that is not one.
-
-    Raises:
-        ConfigurationError: ``density`` is outside (0, 1].
-    """
-    if not 0 < density <= 1:
-        raise ConfigurationError(f"Expected density in (0, 1] but got {density}")
-
-
-def require_threshold_or_density(threshold: float | None, density: float | None) -> None:
-    """Refuse settings that do not say how much is sent, or say it twice.
-
-    Raises:
-        ConfigurationError: not exactly one of ``threshold`` and ``density`` is given, or it is out of range.
-    """
-    if (threshold is None) == (density is None):
-        raise ConfigurationError(
-            f"Expected exactly one of threshold and density but got threshold={threshold}, density={density}"
-        )
-    if threshold is not None and not 0 <= threshold < math.inf:
-        raise ConfigurationError(f"Expected a finite threshold of at least 0 but got {threshold}")
-    if density is not None:
-        require_density(density)

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from hetfl.compression.base import Compressor, Context
 from hetfl.compression.quantiser import Quantiser
+from hetfl.compression.threshold_pass import Parts
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Layout
+from hetfl.piece import Facts
+from hetfl.types import Range, Report
 from hetfl.updates import Update
 
 
@@ -41,10 +44,22 @@ class Chain(Compressor):
         return self.sparsifier.needs_shapes
 
     def apply(self, p_D: Tensor, context: Context) -> Update:  # noqa: D102
-        update = self.sparsifier.apply(p_D, replace(context, itemsize=self.quantiser.bits / 8))
+        return self.coded(self.sparsifier.apply(p_D, self._inner(context)), context)
+
+    def fused(  # noqa: D102
+        self, delta_D: Tensor, residual_D: Tensor | None, context: Context, out: Tensor | None
+    ) -> Parts | None:
+        return self.sparsifier.fused(delta_D, residual_D, self._inner(context), out)
+
+    def coded(self, update: Update, context: Context) -> Update:
+        """Return an update with codes in the place of its values, unless the sparsifier needs to see these."""
         if self.sparsifier.needs_values(update, context.layout):
             return update
         return self.quantiser.quantised(update, context.layout, context.generator)
+
+    def _inner(self, context: Context) -> Context:
+        """Return the context for the sparsifier: on the wire a value takes the bits of a code."""
+        return replace(context, itemsize=self.quantiser.bits / 8)
 
     @property
     def expands(self) -> bool:
@@ -54,14 +69,26 @@ class Chain(Compressor):
     def shared_bytes(self, layout: Layout) -> int:  # noqa: D102
         return self.sparsifier.shared_bytes(layout)
 
+    def setup(self, facts: Facts) -> None:  # noqa: D102
+        self.sparsifier.setup(facts)
+
+    def extras(self) -> dict[str, Range]:  # noqa: D102
+        return self.sparsifier.extras()
+
+    def report(self, delta_D: Tensor) -> dict[str, float]:  # noqa: D102
+        return self.sparsifier.report(delta_D)
+
     def begin_round(self, lr: float) -> None:  # noqa: D102
         self.sparsifier.begin_round(lr)
 
-    def observe(self, update: Update, layout: Layout | None = None) -> None:  # noqa: D102
-        self.sparsifier.observe(update, layout)
+    def observe(self, update: Update, layout: Layout | None = None, report: Report | None = None) -> None:  # noqa: D102
+        self.sparsifier.observe(update, layout, report)
 
     def end_round(self) -> None:  # noqa: D102
         self.sparsifier.end_round()
+
+    def columns(self) -> dict[str, float]:  # noqa: D102
+        return self.sparsifier.columns()
 
     def threshold(self, lr: float) -> float | None:  # noqa: D102
         return self.sparsifier.threshold(lr)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hetfl.compression.base import Compressor, Context, require_threshold_or_density
+from hetfl.compression.amounts import require_one_amount
+from hetfl.compression.base import Compressor, Context
 from hetfl.compression.buckets import reduced
 from hetfl.layout import Layout
 from hetfl.updates import SparseUpdate
@@ -32,7 +33,7 @@ class ChannelThreshold(Compressor):
     """
 
     def __init__(self, threshold: float | None = None, density: float | None = None) -> None:
-        require_threshold_or_density(threshold, density)
+        require_one_amount(threshold=threshold, density=density)
         self._given, self.density = threshold, density
 
     def settings(self) -> dict[str, object]:  # noqa: D102

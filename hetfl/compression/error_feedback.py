@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,37 +12,16 @@ from torch import Tensor
 from hetfl.arguments import checked
 from hetfl.compression import threshold_pass
 from hetfl.compression.base import Combine, Compressor, Context, apart
+from hetfl.compression.message import Message
 from hetfl.compression.staleness import Keep, Staleness
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
 from hetfl.part import only, part_of
 from hetfl.piece import Facts, Piece
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.types import Report
+from hetfl.types import Range, Report
 from hetfl.updates import Update
 from hetfl.wire import encode
-
-
-@dataclass(frozen=True)
-class Message:
-    """What a client has prepared: the bytes to send, and its residual if the server takes them.
-
-    Attributes:
-        client: the client's id.
-        round: the round's number.
-        index: the entries of the global model that the vector covers.
-        payload: the encoded update.
-        residual_D: e' = p − decode(payload) in the coordinates of ``index``, shape (D,); None without error feedback.
-            Once the message is accepted its memory may be used again.
-        buffer: shape (≥ D,), where ``residual_D`` may lie; None: in memory of its own.
-    """
-
-    client: int
-    round: int
-    index: Index
-    payload: bytes
-    residual_D: Tensor | None
-    buffer: Tensor | None = None
 
 
 @checked
@@ -103,8 +81,10 @@ class ErrorFeedback(Piece):
         self._spare: Tensor | None = None  # what a residual was left in that has been stored since
         self._rounds: dict[int, int] = {}  # in which the server last took an update of the client
         self._compressed: frozenset[str] | None = None  # names of the tensors that are compressed; None: all
+        self._mean_samples = 0.0  # of all clients
         self._lr = 0.0
         self._threshold: float | None = None
+        self._sent: dict[str, tuple[int, int]] = {}  # in the round, by level: values sent, and entries of the vectors
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
         if facts.masks and self.compressor.needs_shapes:
@@ -113,6 +93,11 @@ class ErrorFeedback(Piece):
                 f"{type(self.compressor).__name__} with masks"
             )
         self._compressed = frozenset(facts.parameters)
+        self._mean_samples = sum(facts.sizes) / max(1, facts.num_clients)
+        self.compressor.setup(facts)
+
+    def extras(self) -> dict[str, Range]:  # noqa: D102
+        return self.compressor.extras()
 
     def bind(self, folder: str | None) -> None:  # noqa: D102
         self.residuals.bind(folder)
@@ -128,6 +113,7 @@ class ErrorFeedback(Piece):
         exact: Tensor | None = None,
         generator: torch.Generator | None = None,
         uplink: float | None = None,
+        samples: int | None = None,
         combine: Combine = apart,
     ) -> Message:
         """Return the message for a delta; no client's state changes.
@@ -141,6 +127,7 @@ class ErrorFeedback(Piece):
             exact: entries that travel beside the vector, uncompressed.
             generator: source of randomness for a compressor that draws.
             uplink: bytes per second from the client, for a compressor that goes by it.
+            samples: the client's number of training samples; None: as many as the mean client.
             combine: may change p = Δ + e before it is compressed; what is left is of the changed one.
 
         Raises:
@@ -150,7 +137,9 @@ class ErrorFeedback(Piece):
         if shape != (layout.size,):
             raise ValueError(f"Expected a delta of shape ({layout.size},) from client {client} but got {shape}")
         itemsize = 2 if self.half_precision else None
-        context = Context(lr, layout, client, generator, uplink, itemsize)
+        relative = samples / self._mean_samples if samples and self._mean_samples else 1.0
+        reported = self.compressor.report(delta_D)
+        context = Context(lr, layout, client, generator, uplink, itemsize, reported, relative)
         left_D = buffer = None
         if self.enabled:
             buffer = self._buffer(delta_D)
@@ -165,7 +154,7 @@ class ErrorFeedback(Piece):
         if exact is not None:
             update = update.with_exact(exact)
         payload = encode(update, round=round, client=client, half_precision=self.half_precision)
-        return Message(client, round, index, payload, left_D, buffer)
+        return Message(client, round, index, payload, left_D, buffer, reported)
 
     def _buffer(self, delta_D: Tensor) -> Tensor | None:
         """Return memory for what a fused pass leaves of a delta; None if there is no such pass."""
@@ -203,7 +192,7 @@ class ErrorFeedback(Piece):
             self.residuals.write(client, index, residual_D, -1 if last is None else last)
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self._lr = lr
+        self._lr, self._sent = lr, {}
         self.compressor.begin_round(lr)
 
     def accept(self, message: Message, update: Update) -> None:
@@ -219,7 +208,9 @@ class ErrorFeedback(Piece):
     def observe(self, update: Update, index: Index, report: Report) -> None:
         """Let the compressor learn from an update that the server took: the server's part."""
         held = index if self._compressed is None else only(index, self._compressed)
-        self.compressor.observe(update, part_of(held).held)
+        self.compressor.observe(update, part_of(held).held, report)
+        sent, entries = self._sent.get(report.level, (0, 0))
+        self._sent[report.level] = sent + update.num_sent, entries + update.size
 
     def keep(self, message: Message) -> None:
         """Make the prepared residual the client's, as the server took the message: the client's part."""
@@ -265,8 +256,15 @@ class ErrorFeedback(Piece):
         self.compressor.end_round()
 
     def columns(self) -> dict[str, float]:
-        """Return the threshold that was in force in the round, if there is one."""
-        return {} if self._threshold is None else {"threshold": self._threshold}
+        """Return the threshold that was in force in the round, if there is one, and the compressor's columns.
+
+        With them comes the density of the round's updates by level.
+        """
+        columns = {} if self._threshold is None else {"threshold": self._threshold}
+        if of_compressor := self.compressor.columns():
+            levels = {level: sent / max(1, entries) for level, (sent, entries) in sorted(self._sent.items())}
+            columns |= of_compressor | {f"budget/density_by_level/{level}": share for level, share in levels.items()}
+        return columns
 
     def norm(self) -> float:
         """Return the norm of all residuals together, sqrt(Σ_k ‖e_k‖²), whatever the order of the clients.

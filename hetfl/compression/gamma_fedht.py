@@ -5,106 +5,149 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hetfl.compression.hard_threshold import WHOLE, HardThreshold
+from hetfl.compression.hard_threshold import HardThreshold, Weighting
+from hetfl.compression.laws import Law, paper_law, power_law
 from hetfl.compression.scope import Scope
 from hetfl.errors import ConfigurationError
+from hetfl.piece import Facts
 
-
-def stepsize_aware_threshold(initial: float, lr: float, reference_lr: float, alpha: float) -> float:
-    """Return λ_t = λ_0 · (γ_t / γ_0)^α; λ_0 itself if α = 0.
-
-    Args:
-        initial: λ_0.
-        lr: γ_t.
-        reference_lr: γ_0 > 0.
-        alpha: α ≥ 0.
-
-    Raises:
-        ConfigurationError: λ_t is beyond every number.
-    """
-    try:
-        return initial if alpha == 0 else initial * (lr / reference_lr) ** alpha
-    except OverflowError as error:
-        raise ConfigurationError(
-            f"Expected alpha and reference_lr that give a finite threshold but got ({lr} / {reference_lr}) ** {alpha}"
-        ) from error
+DEFAULT_ALPHA = 0.25
 
 
 class GammaFedHT(HardThreshold):
-    """Stepsize-aware hard threshold: send |p_i| ≥ λ_t and p_i ≠ 0, with λ_t = λ_0 · (γ_t / γ_0)^α.
+    r"""Stepsize-aware hard threshold: send |p_i| ≥ λ_t and p_i ≠ 0, with λ_t given by the learning rate γ_t.
 
-    A delta is a sum of steps of size γ_t, so it shrinks with γ_t: under a fixed threshold (α = 0,
-    :class:`HardThreshold`) traffic dies as the learning rate decays. At α = 1 the threshold shrinks as the deltas do.
-    With error feedback even that density is not constant: what was kept back at larger steps is released as λ_t falls,
-    so α trades traffic for staleness.
+    .. math:: λ_t = λ_0 \sqrt{ \frac{γ_t^α (γ_0 γ_T)^{α/2}}{γ_t^{2α} + (γ_0 γ_T)^α} }
 
-    After γ-FedHT, arXiv 2505.12479 (INFOCOM 2025). **The threshold function of that paper is not public; this family is
-    ours**, so results are not a reproduction of it. Hard threshold with error feedback: Sahu et al., NeurIPS 2021,
-    arXiv 2108.00951. Calibration of λ_0 from a density is that of :class:`HardThreshold`.
+    rises from the first round, has its peak λ_0/√2 where γ_t = √(γ_0 γ_T), and falls to the last round. α = 0 gives the
+    constant λ_0/√2. γ-FedHT: Sahu et al.'s hard threshold with error feedback made aware of the stepsize, arXiv
+    2505.12479 (INFOCOM 2025), algorithm 1, line 11. The paper's α is not public.
+
+    ``law: power`` is the family λ_t = λ_0 (γ_t / γ_0)^α, which is not the paper's. As λ falls with γ_t, it releases old
+    residuals when steps are too small to make use of them.
+
+    λ_0 is ``threshold``, or follows from ``density`` or ``budget`` as in :class:`HardThreshold`: a calibrated λ_0 is
+    that for which λ_t is the calibrated threshold in the round of the calibration.
 
     Args:
         threshold: λ_0, at least 0.
         density: share of entries that the calibration of λ_0 aims at, in (0, 1].
-        alpha: α, at least 0.
-        reference_lr: γ_0, above 0; None: the learning rate at which λ_0 came into force, that is the first one seen, or
-            that of the round of the calibration; of a tensor that was first sent in a later round, of that one.
+        budget: bytes of all accepted updates of the run, above 1; or a mean density over the run, in (0, 1].
+        alpha: α, at least 0; null: 0.25. Where it is given, ``law`` must be too.
+        law: ``paper`` or ``power``; null: ``paper``.
+        reference_lr: γ_0, above 0; null: the first learning rate of the run.
+        final_lr: γ_T, above 0; null: the last learning rate of the run, by its schedule and number of rounds, and γ_0
+            for vectors that are compressed outside of a run. The law ``power`` has none.
         scope: calibrate one λ_0 (``global``), or one for every tensor (``layer``).
+        weighting: as in :class:`HardThreshold`.
 
     Raises:
-        ConfigurationError: not exactly one of ``threshold`` and ``density`` is given, or a setting is out of range.
+        ConfigurationError: not exactly one of ``threshold``, ``density`` and ``budget`` is given, ``alpha`` comes
+            without ``law``, or a setting is out of range.
     """
 
     def __init__(
         self,
         threshold: float | None = None,
         density: float | None = None,
-        alpha: float = 1.0,
+        *,
+        budget: float | None = None,
+        alpha: float | None = None,
+        law: Law | None = None,
         reference_lr: float | None = None,
+        final_lr: float | None = None,
         scope: Scope = "global",
+        weighting: Weighting = "none",
     ) -> None:
-        super().__init__(threshold, density, scope)
-        if not 0 <= alpha < math.inf:
+        super().__init__(threshold, density, budget=budget, scope=scope, weighting=weighting)
+        if alpha is not None and law is None:
+            raise ConfigurationError(
+                f"Expected law beside alpha={alpha} but got none: law: power is what alpha meant before there was a "
+                "law, λ_0 (γ_t / γ_0)^α; law: paper is that of γ-FedHT"
+            )
+        self.alpha = DEFAULT_ALPHA if alpha is None else alpha
+        self.law: Law = law or "paper"
+        self.reference_lr, self.final_lr = reference_lr, final_lr
+        if not 0 <= self.alpha < math.inf:
             raise ConfigurationError(f"Expected a finite alpha of at least 0 but got {alpha}")
-        if reference_lr is not None and not 0 < reference_lr < math.inf:
-            raise ConfigurationError(f"Expected a finite reference_lr above 0 but got {reference_lr}")
-        self.alpha = alpha
-        self.reference_lr = reference_lr
-        self._references: dict[str, float] = {}  # by tensor: γ_0 that was not given
-        self._lr: float | None = None  # of the round
+        for name, lr in (("reference_lr", reference_lr), ("final_lr", final_lr)):
+            if lr is not None and not 0 < lr < math.inf:
+                raise ConfigurationError(f"Expected a finite {name} above 0 but got {lr}")
+        if final_lr is not None and self.law == "power":
+            raise ConfigurationError(f"Expected no final_lr with law: power, which has none, but got {final_lr}")
+        self._first: float | None = None  # γ_0 and γ_T of the run
+        self._last: float | None = None
+        self._endless = False  # whether the run has no last round
 
-    def scale(self, lr: float, name: str = WHOLE) -> float:
-        """Return λ_t / λ_0 = (γ_t / γ_0)^α."""
-        return stepsize_aware_threshold(1.0, lr, self.reference_lr or self._references.get(name) or lr, self.alpha)
+    def setup(self, facts: Facts) -> None:
+        """Learn γ_0 and γ_T; see :meth:`Compressor.setup`.
+
+        Raises:
+            ConfigurationError: the law needs one of them, and it is not above 0.
+        """
+        self._endless = facts.rounds is not None and not facts.lrs
+        if facts.lrs:
+            self._first, self._last = facts.lrs[0], facts.lrs[-1]
+            self.scale(self._first)
+        super().setup(facts)
 
     def begin_round(self, lr: float) -> None:
-        """Take a learning rate for γ_0 while λ_0 is not yet in force.
+        """Begin a round; see :meth:`Compressor.begin_round`.
 
         Raises:
-            ConfigurationError: γ_0 is to be the first learning rate, and that is not above 0.
+            ConfigurationError: the law needs γ_T, and the run has no last round.
         """
-        if not self._references and self.alpha > 0 and self.reference_lr is None and lr <= 0:
-            raise ConfigurationError(f"Expected reference_lr, or a first learning rate above 0, but got {lr}")
-        self._lr = lr
-        if self._given is not None:
-            self._references.setdefault(WHOLE, lr)
+        if self._endless and self.law == "paper" and self.alpha > 0 and self.final_lr is None:
+            raise ConfigurationError("Expected final_lr, or a number of rounds (trainer.max_epochs), but got neither")
+        super().begin_round(lr)
 
-    def in_force(self, lr: float) -> float | None:
-        """Return λ_t for a vector that is compressed now; see :meth:`HardThreshold.in_force`.
+    def scale(self, lr: float) -> float:
+        """Return λ_t / λ_0, as the law has it.
 
         Raises:
-            ConfigurationError: as :meth:`begin_round`.
+            ConfigurationError: it needs γ_0 or γ_T, and they are not known or not above 0.
         """
-        self.begin_round(lr)
-        return super().in_force(lr)
+        constant = self.alpha == 0
+        first = 1.0 if constant else self._required("reference_lr", self.reference_lr, self._first)
+        if self.law == "power":
+            return power_law(lr, first, self.alpha)
+        last = 1.0 if constant else self._required("final_lr", self.final_lr, self._last, otherwise=first)
+        return paper_law(lr, first, last, self.alpha)
 
-    def end_round(self) -> None:  # noqa: D102
-        super().end_round()
-        if self._lr is not None:
-            self._references |= {name: self._lr for name in self._calibrated if name not in self._references}
+    def _required(self, name: str, given: float | None, of_run: float | None, otherwise: float | None = None) -> float:
+        lr = given if given is not None else of_run if of_run is not None else otherwise
+        if lr is None or lr <= 0:
+            end = "first" if name == "reference_lr" else "last"
+            raise ConfigurationError(f"Expected {name}, or a run whose {end} learning rate is above 0, but got {lr}")
+        return lr
+
+    def meet(self, lr: float) -> None:
+        """Learn a learning rate; it is γ_0 if there is none yet.
+
+        Raises:
+            ConfigurationError: the law needs a learning rate that is not known or not above 0.
+        """
+        if self._first is None:
+            self._first = lr
+        self.scale(lr)
+        super().meet(lr)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {**super().state_dict(), "references": dict(self._references), "lr": self._lr}
+        return {**super().state_dict(), "first_lr": self._first, "last_lr": self._last}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
-        super().load_state_dict(state)
-        self._references, self._lr = dict(state["references"]), state["lr"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned; a run that goes on knows γ_T, as it may be longer.
+
+        Raises:
+            ConfigurationError: the state is of the first edition, whose law was the power of the learning rate.
+        """
+        if "references" in state:
+            raise ConfigurationError(
+                "Expected a checkpoint with the law of GammaFedHT but got one of an earlier edition, whose law was the "
+                "power of the learning rate: train anew, with law: power for the same thresholds"
+            )
+        values = dict(state)
+        first, last = values.pop("first_lr"), values.pop("last_lr")
+        self._first = self._first if first is None else first
+        self._last = last if self._last is None else self._last
+        super().load_state_dict(values)

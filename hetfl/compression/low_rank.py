@@ -12,6 +12,7 @@ from hetfl.compression.base import Compressor, Context
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Layout
 from hetfl.seeding import generator as named_generator
+from hetfl.types import Report
 from hetfl.updates import LowRankUpdate, Update, matrix_shape
 
 
@@ -106,7 +107,7 @@ class LowRank(Compressor):
         start[: shared.shape[0], : shared.shape[1]] = shared / shared.norm()
         return torch.as_tensor(start)
 
-    def observe(self, update: Update, layout: Layout | None = None) -> None:  # noqa: D102
+    def observe(self, update: Update, layout: Layout | None = None, report: Report | None = None) -> None:  # noqa: D102
         if not self.warm_start or self.steps is None or not isinstance(update, LowRankUpdate):
             return
         parts = update.values.split(update.lengths(update.layout, update.ranks))

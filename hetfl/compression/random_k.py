@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hetfl.compression.base import Compressor, Context, require_density
+from hetfl.compression.amounts import require_density
+from hetfl.compression.base import Compressor, Context
 from hetfl.compression.scope import Scope
 from hetfl.compression.top_k import count_of
 from hetfl.updates import SeededUpdate

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hetfl.compression.base import Compressor, Context, positions_of, require_density
+from hetfl.compression.amounts import require_density
+from hetfl.compression.base import Compressor, Context, positions_of
 from hetfl.compression.scope import Scope, per_tensor
 from hetfl.compression.threshold_pass import Parts, split_fused
+from hetfl.errors import ConfigurationError
+from hetfl.piece import Facts
 from hetfl.updates import SparseUpdate
 
 SAMPLE = 1 << 16
@@ -31,10 +35,10 @@ def top_count(p_D: Tensor, count: int) -> SparseUpdate:
 
     Args:
         p_D: shape (D,).
-        count: from 1, or 0 if there are no entries, to D.
+        count: from 0 to D.
     """
     if not count:
-        return SparseUpdate(p_D.clone(), torch.empty(0, dtype=torch.int64, device=p_D.device), 0)
+        return SparseUpdate(p_D[:0].clone(), torch.empty(0, dtype=torch.int64, device=p_D.device), p_D.numel())
     indices = positions_of(largest(p_D.abs(), count))
     return SparseUpdate(p_D[indices], indices, p_D.numel())
 
@@ -80,10 +84,20 @@ def split_largest(delta_D: Tensor, residual_D: Tensor | None, count: int, out: T
         return reached
     if reached.indices.numel() < count:
         return None
-    keep = largest(reached.values.abs(), count)
+    return kept_largest(reached, count)
+
+
+def kept_largest(parts: Parts, count: int) -> Parts:
+    """Return a division whose entries are the ``count`` largest of those that reached the threshold.
+
+    Args:
+        parts: with more entries than that; the memory of what is left is used.
+        count: from 0.
+    """
+    keep = largest(parts.values.abs(), count) if count else torch.zeros_like(parts.values, dtype=torch.bool)
     back = ~keep
-    reached.left_D[reached.indices[back]] = reached.values[back]
-    return Parts(reached.indices[keep], reached.values[keep], reached.left_D, True)
+    parts.left_D[parts.indices[back]] = parts.values[back]
+    return Parts(parts.indices[keep], parts.values[keep], parts.left_D, True)
 
 
 class TopK(Compressor):
@@ -92,26 +106,66 @@ class TopK(Compressor):
     A contraction: ‖C(p) − p‖² ≤ (1 − k/D) ‖p‖² (Stich et al., Sparsified SGD with Memory, NeurIPS 2018, arXiv
     1809.07599).
 
+    With ``schedule: lr`` the density of round t is density · γ_t / γ̄, at most 1, where γ̄ is the mean of the clients'
+    learning rates over all rounds of the run: a delta is a sum of steps of size γ_t, and bytes go where steps are
+    large.
+
     Args:
-        density: share of the entries, in (0, 1].
+        density: share of the entries, in (0, 1]; with a schedule, its mean over the rounds.
+        schedule: ``lr``: in proportion to the learning rate; null: the same in all rounds.
         scope: choose over the whole vector (``global``), or the same share of every tensor (``layer``).
 
     Raises:
         ConfigurationError: ``density`` is outside (0, 1].
     """
 
-    def __init__(self, density: float, scope: Scope = "global") -> None:
+    def __init__(self, density: float, *, schedule: Literal["lr"] | None = None, scope: Scope = "global") -> None:
         require_density(density)
-        self.density, self.scope = density, scope
+        self.density, self.schedule, self.scope = density, schedule, scope
+        self._mean_lr: float | None = None  # over the rounds of the run
+
+    def setup(self, facts: Facts) -> None:
+        """Learn the mean learning rate; see :meth:`Compressor.setup`.
+
+        Raises:
+            ConfigurationError: it is 0.
+        """
+        if self.schedule is None or not facts.lrs:
+            return
+        self._mean_lr = math.fsum(facts.lrs) / len(facts.lrs)
+        if self._mean_lr <= 0:
+            raise ConfigurationError("Expected a learning rate above 0 in some round for schedule: lr but got none")
+
+    def density_at(self, lr: float) -> float:
+        """Return the density at a learning rate.
+
+        Raises:
+            ConfigurationError: it follows the schedule of a run, and there is no run.
+        """
+        if self.schedule is None:
+            return self.density
+        if self._mean_lr is None:
+            raise ConfigurationError("Expected the schedule of a run for TopK(schedule: lr) but got a vector without")
+        return min(1.0, self.density * lr / self._mean_lr)
 
     def apply(self, p_D: Tensor, context: Context) -> SparseUpdate:  # noqa: D102
+        density = self.density_at(context.lr)
         if self.scope == "global" or context.layout is None:
-            return top_k(p_D, self.density)
-        return per_tensor(p_D, context.layout, lambda name, part: top_k(part, self.density))
+            return top_k(p_D, density)
+        return per_tensor(p_D, context.layout, lambda name, part: top_k(part, density))
 
     def fused(  # noqa: D102
         self, delta_D: Tensor, residual_D: Tensor | None, context: Context, out: Tensor | None
     ) -> Parts | None:
         if self.scope == "global" or context.layout is None:
-            return split_largest(delta_D, residual_D, count_of(self.density, delta_D.numel()), out)
+            return split_largest(delta_D, residual_D, count_of(self.density_at(context.lr), delta_D.numel()), out)
         return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the mean learning rate, which clients on other machines need."""
+        return {} if self.schedule is None else {"mean_lr": self._mean_lr}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back the mean learning rate; a run that goes on has one of its own, as it may be longer."""
+        if self._mean_lr is None and self.schedule is not None:
+            self._mean_lr = state["mean_lr"]

@@ -97,12 +97,14 @@ class ClientSide:
                 lr=task.lr,
                 generator=generator(self.seed, "compression", task.round, task.client),
                 uplink=float(self.fleet.rates(task.client, task.round)[2]),
+                samples=result.report.samples,
                 combine=self.hooks.combine(task, held, self.seed),
             )
         except RefusedUpdate as error:
             return Reply(task, result.report, refusal=str(error))
         personal = _restricted(result.vector, task.part.dense, kept) if (kept := self.parts.kept(task)) else None
-        return Reply(task, result.report, message.payload, prepared=message, personal=personal)
+        report = replace(result.report, extras={**result.report.extras, **message.extras})
+        return Reply(task, report, message.payload, prepared=message, personal=personal)
 
     def keep(self, reply: Reply, update: Update) -> None:
         """Do what a client does once the server has taken its update: its state is now the prepared one.

@@ -162,7 +162,9 @@ class FederatedModule(Method):
         rounds = requirements.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
         parameters = parameters_of(self.net)
         models = (parameters, self.models.shared, self.parts.masks, self.models.frozen, self.clustering.apart)
-        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, data.server_data, data.client_names)
+        schedule = (self.local.learning_rates(rounds or 0), self.selection.clients_per_round)
+        names = (data.server_data, data.client_names)
+        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, *names, *schedule)
         for piece in self.pieces.values():
             piece.setup(facts.known_to(piece))
         if self._met is not data:

@@ -101,7 +101,8 @@ class Server:
             self.ledger.lose(task.client, task.round, work)
             return None
         seconds, loss = self.ledger.seconds(task.client, task.round, work), probe.initial_loss(task)
-        report = replace(reply.report, flops=float(work.flops), initial_loss=loss, weight=weight, seconds=seconds)
+        report = replace(reply.report, flops=float(work.flops), initial_loss=loss, weight=weight)
+        report = replace(report, seconds=seconds, up_bytes=up_bytes)
         try:
             self.aggregators.update(self.hooks.on_update(update, task.sent, report), task.sent, report)
         except RefusedUpdate as error:

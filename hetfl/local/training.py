@@ -66,6 +66,18 @@ class LocalTraining:
         """The penalty; one that adds nothing if there is none."""
         return self.penalty or NoPenalty()
 
+    def learning_rates(self, rounds: int) -> list[float]:
+        """Return the clients' learning rate γ_t of every round, by playing the schedule through."""
+        carrier = self.optimizer([nn.Parameter(torch.zeros(1))])
+        schedule = None if self.scheduler is None else self.scheduler(carrier)
+        rates = []
+        for _ in range(rounds):
+            rates.append(float(carrier.param_groups[0]["lr"]))
+            carrier.step()  # it moves nothing, and tells the schedule that a round's step has been
+            if schedule is not None:
+                schedule.step()
+        return rates
+
     def describe(self) -> str:
         """Return the settings in short text, without the optimizer, the schedule and the penalty."""
         return described(type(self).__name__, settings_of(self, less={"optimizer", "scheduler", "penalty"}))

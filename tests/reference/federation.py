@@ -31,6 +31,16 @@ ALL = -1
 """Stands for the cluster of what all clusters share."""
 
 
+def middle(pairs: list[tuple[float, int]]) -> float:
+    """Return the first of the values, in their order, at which half of all lengths is reached."""
+    below = 0
+    for value, length in sorted(pairs):
+        below += length
+        if below >= sum(length for _, length in pairs) / 2:
+            return value
+    raise ValueError("Expected a value")
+
+
 class Federation:
     """Plays rounds.
 
@@ -40,7 +50,8 @@ class Federation:
         memories: by client, FedDyn's.
         last: by client, the round in which the server last took its update.
         threshold: what an entry must reach to be sent; None: there is none, or none yet.
-        least: by accepted update that a threshold is calibrated by, the least magnitude in it, and its length.
+        least: by accepted update that a threshold is calibrated by, the least magnitude in it, how many times that the
+            threshold must be so that residuals that pile up below it keep the density, and its length.
         taken: by round and client, the epochs behind an update that was taken.
         version: how often the models have changed.
         told: by client, the part that it was told of last.
@@ -63,7 +74,7 @@ class Federation:
         self.last: dict[int, int] = {}
         self.taken: dict[tuple[int, int], int] = {}
         self.threshold: float | None = None
-        self.least: list[tuple[float, int]] = []
+        self.least: list[tuple[float, float, int]] = []
         self.version = 0
         self.told: dict[int, str] = {}
         self.optimizers: dict[tuple[int, str], Optimizer] = {}
@@ -172,8 +183,8 @@ class Federation:
         inner, masks = self.held(level, t, client)
         where = owned(rules, inner, data.owned)
         names, buffers = parameters(where), [name for name in where if is_buffer(name)]
-        vector = flat(whole, where, names, masks)
-        vector = vector + self.age(client, t) * flat(self.residuals[client], where, names, masks)
+        delta = flat(whole, where, names, masks)
+        vector = delta + self.age(client, t) * flat(self.residuals[client], where, names, masks)
         if not np.isfinite(vector).all():
             self.ledger.spend(client, down, flops, 0)
             self.ledger.count(refused=1)
@@ -186,7 +197,10 @@ class Federation:
             return None
         self.ledger.spend(client, down, flops, up)
         self.taken[t, client] = epochs
-        self.least.append((float(np.abs(vector if sent is None else vector[sent]).min(initial=np.inf)), len(vector)))
+        least = float(np.abs(vector if sent is None else vector[sent]).min(initial=np.inf))
+        if rules.calibrated and self.threshold is None and sent is not None:
+            pile = max(1.0, 0.3 * np.abs(delta).sum() / (least * len(sent))) ** 0.5
+            self.least.append((least, pile, len(vector)))
         held, travelled = len(vector), len(vector) if sent is None else len(sent)
         self.ledger.count(entries=held, sent=travelled, dense=4 * (held + len(exact)))
         decoded = self.keep(client, t, where, masks, vector, sent)
@@ -197,12 +211,8 @@ class Federation:
     def calibrate(self) -> None:
         """Set the threshold at the end of the first round with updates."""
         if self.rules.calibrated and self.threshold is None and self.least:
-            half, below = sum(length for _, length in self.least) / 2, 0
-            for magnitude, length in sorted(self.least):
-                below += length
-                if below >= half:
-                    self.threshold = magnitude
-                    break
+            magnitude, pile = (middle([(each[n], each[2]) for each in self.least]) for n in (0, 1))
+            self.threshold = magnitude * pile
         self.least = []
 
     def trained(self, client: int, epochs: int, t: int) -> tuple[Tensors, float]:

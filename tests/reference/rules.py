@@ -38,7 +38,8 @@ class Rules:
         q: of q-FedAvg; None: another mean.
         density: of top-k; None: everything is sent.
         calibrated: after the first round everything is sent that reaches a threshold: the median, by the vectors'
-            lengths, of the least magnitudes that were sent in it.
+            lengths, of the least magnitudes that were sent in it, times the median of how many times that it must be
+            for the density to stay.
         oldest: rounds after which a residual is dropped.
         adam: the server's optimizer is Adam, else SGD with momentum.
         clusters: of IFCA; 1: there are none.
