@@ -2,6 +2,7 @@
 
 from hetfl.analysis.anatomy import LevelDrift, channel_norms
 from hetfl.analysis.anatomy_plots import plot_channel_norms, plot_drift, plot_holders, plot_mean_holders
+from hetfl.analysis.budget_plots import draw_budget, plot_budget
 from hetfl.analysis.cluster_plots import plot_assignments, plot_cluster_tree, plot_clusters
 from hetfl.analysis.clusters import load_clusters
 from hetfl.analysis.data_plots import plot_labels
@@ -33,6 +34,7 @@ __all__ = [
     "calibration_error",
     "channel_norms",
     "class_accuracy",
+    "draw_budget",
     "head_agreement",
     "holders",
     "layer_density",
@@ -47,6 +49,7 @@ __all__ = [
     "plot_accuracy_over_bytes",
     "plot_accuracy_over_rounds",
     "plot_assignments",
+    "plot_budget",
     "plot_channel_norms",
     "plot_class_accuracy",
     "plot_cluster_tree",

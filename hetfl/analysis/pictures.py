@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import warnings
 from pathlib import Path
@@ -16,6 +17,10 @@ from hetfl.runs.headline import Headline, headline_in
 
 NOT_IN_THE_FONT = r"Glyph .* missing from|Matplotlib currently does not support .* natively"
 """What matplotlib says of letters that its font lacks; an SVG has them all the same, in the reader's font."""
+
+
+BUDGET_COLUMNS = ("budget/spent_bytes", "budget/spent_entries")
+"""Columns of ``metrics.csv``, one of which a run with an upload budget has."""
 
 
 def pictures_of(headline: Headline) -> tuple[str, str]:
@@ -52,7 +57,7 @@ def save_figure(figure: Figure, folder: Path, name: str, padding: float = 0.1) -
 
 
 def expected_pictures(folder: Path) -> list[Path]:
-    """Return the files that ``plot_run`` and ``plot_clusters`` write for a run.
+    """Return the files that ``plot_run``, ``plot_clusters`` and ``draw_budget`` write for a run.
 
     Args:
         folder: the run folder.
@@ -65,4 +70,16 @@ def expected_pictures(folder: Path) -> list[Path]:
         names.append("clusters")
         if has_splits(folder) and splits_of(load_clusters(folder)):
             names.append("cluster_tree")
+    if had_budget(folder):
+        names.append("budget")
     return [folder / "plots" / f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
+
+
+def had_budget(folder: Path) -> bool:
+    """Return whether the first line of a run's ``metrics.csv`` names a column of an upload budget."""
+    try:
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            names = next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError):
+        return False
+    return any(name in names for name in BUDGET_COLUMNS)

@@ -143,6 +143,11 @@ def totals(metrics: Mapping[str, float], seconds: float, headline: Headline = AC
         "simulated time": ("sim/seconds_total", format_seconds),
     }
     texts = {name: text(metrics[column]) for name, (column, text) in formats.items() if column in metrics}
+    for unit, short in (("bytes", "B"), ("entries", "entries")):
+        if (planned := metrics.get(f"budget/planned_{unit}", 0.0)) > 0:
+            spent = metrics[f"budget/spent_{unit}"]
+            amounts = [format_quantity(amount, short) for amount in (spent, planned)]
+            texts["upload budget"] = f"{amounts[0]} spent of {amounts[1]} planned ({100 * spent / planned:.1f} %)"
     lost = metrics.get("sim/lost_total", 0.0)
     if lost:
         texts["updates lost"] = f"{lost:.0f} (too late, or the client failed)"

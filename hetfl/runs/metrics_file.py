@@ -30,6 +30,8 @@ COLUMNS = (
     "local/accuracy_var",
     "lr",
     "threshold",
+    "budget/",
+    "budget/density_by_level/",
     "comm/up_bytes",
     "comm/down_bytes",
     "comm/down_training_bytes",
