@@ -55,7 +55,7 @@ def check_client(given: argparse.Namespace) -> None:
             raise ConfigurationError(f"Expected a key pair with --key but got no such file: {path}")
     if given.key and not given.certificates:
         raise ConfigurationError("Expected --certificates with --key but got none: keys are for connections by TLS")
-    folder = make_folder(Path(given.states), "what belongs to clients")
+    folder = make_folder(Path(given.states), "clients' states")
     if not os.access(folder, os.W_OK):
         raise ConfigurationError(f"Expected a folder that can be written for --states but got {folder}")
 
