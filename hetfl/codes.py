@@ -1,4 +1,4 @@
-"""Values as b-bit codes: what quantisers send."""
+"""Values as b-bit codes, which quantisers send."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ MOST_BITS = 16
 class Codes:
     r"""Numbers as codes of a few bits, with a scale and a zero point per bucket.
 
-    Of code q in a bucket of scale s and zero point z the value is
+    The value of code q in a bucket with scale s and zero point z is
 
     .. math:: x = s (q - z)
 
-    computed in float64 and rounded once to float32, so that every receiver reads the same bits.
+    computed in float64 and rounded once to float32, so that every receiver gets the same bits.
 
     Args:
         codes: q, int32, shape (k,), each in [0, 2^bits).
-        bits: bits of a code, from 1 to 16.
+        bits: bits per code, from 1 to 16.
         scales: s, float32, shape (B,), finite.
         zeros: z, float32, finite: shape (B,), or (1,) if all buckets share it.
         sizes: entries of each bucket, int64, shape (B,), in the order of the codes; they add up to k.
         bucket: entries of every bucket but the last, which may have fewer; 0: the buckets are the tensors of a layout.
 
     Raises:
-        ValueError: the shapes do not go together, or ``bits`` or ``bucket`` is out of range.
+        ValueError: the shapes do not match, or ``bits`` or ``bucket`` is out of range.
     """
 
     codes: Tensor
@@ -66,14 +66,14 @@ class Codes:
         return values_k.float()
 
     def _per_code(self, of_bucket_B: Tensor) -> Tensor:
-        """Return for every code what its bucket has, float32; of one number, the number."""
+        """Return for every code its bucket's number, float32; a single number is returned unchanged."""
         if of_bucket_B.numel() == 1:
             return of_bucket_B
         return of_bucket_B.repeat_interleave(self.sizes, output_size=self.codes.numel())
 
 
 def bucket_sizes(count: int, bucket: int) -> Tensor:
-    """Return the sizes of buckets of ``bucket`` entries over ``count``, the last one with what is left: int64, (B,).
+    """Return the sizes of buckets of ``bucket`` entries for ``count`` entries, the last with the rest: int64, (B,).
 
     >>> bucket_sizes(10, 4)
     tensor([4, 4, 2])
