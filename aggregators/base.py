@@ -41,7 +41,8 @@ class Aggregator(Piece):
 
         Args:
             update: the decoded update; its vector, then its float buffers, are in the order of ``index``.
-            index: the global entries that the client sends; if it has a mask, only those of the mask.
+            index: the part that the client sends, whose entries it counts as a holder of; with a mask, only the held
+                ones.
             report: the client's report, completed by the server.
 
         Raises:

@@ -74,7 +74,7 @@ class QFedAvg(HolderMean):
 
         Args:
             update: the decoded update.
-            index: the global entries that the client sends.
+            index: the part that the client sends, whose entries it counts as a holder of.
             report: the client's report; its initial loss and learning rate are used.
 
         Raises:

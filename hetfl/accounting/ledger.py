@@ -35,7 +35,7 @@ class Costs:
         sparse_flops: the operations on entries that clients hold.
         seconds: simulated seconds, ``waited`` included.
         waited: simulated seconds in which no client was reachable.
-        refused: updates, and sums of statistics, that the server refused.
+        refused: updates and other reports that the server refused.
         dropped: updates that missed the deadline.
         failed: clients that failed during training, or did not answer a required question before it.
     """
@@ -207,7 +207,7 @@ class Ledger(Piece):
             costs.dense_bytes += dense_bytes
 
     def refuse(self) -> None:
-        """Count a refused update, or refused sums of statistics."""
+        """Count a refused update or other report."""
         self.round.refused += 1
         self.total.refused += 1
 

@@ -62,7 +62,7 @@ class Gathering:
         return np.array([self.clustering.cluster_of(client) for client in clients], np.int64)
 
     def _by_model(self, clients: IntArray) -> dict[int, IntArray]:
-        """Return the reachable clients of each model that has clients; all of ``clients`` if none of its own is."""
+        """Return by model its clients among ``clients``, in their order; all of ``clients`` if it has none there."""
         model_N = self.models_of()
         members = {int(model): clients[model_N[clients] == model] for model in np.unique(model_N)}
         for model, within_reach in members.items():

@@ -102,7 +102,7 @@ class FlowerPost:
 def _content(message: Message, id: str) -> RecordDict | Failure:
     """Return the content of an answer to a message. The node chooses all of it, its id and type included."""
     if message.metadata.reply_to_message_id != id:
-        return Failure("Expected an answer to what was asked but got one to something else", refused=True)
+        return Failure("Expected an answer to the request but got one to another message", refused=True)
     if message.has_error():
         return Failure(f"Flower: {message.error.reason}")
     content: object = message.content
