@@ -79,7 +79,7 @@ class FederatedModule(Method):
         parts: the part of the global model that a client holds in a round; default: the leading channels and stages.
         personal: tensors that stay with their client, or patterns of their names; None: no personal tensors.
         objective: loss and metrics; default: the objective of the data.
-        hooks: change updates on the client, updates on the server, or the server's step, in this order; None: no hooks.
+        hooks: each may change a client's vector, an update on the server, or the server's step; None: no hooks.
         check_nesting: refuse nets whose sub-models are not their leading channels.
         seed: of every random choice; on the command line it follows ``seed_everything``.
 
