@@ -56,7 +56,7 @@ def read_blocks(path: Path, expected: str | None = None) -> dict[str, Tensor]:
         raise ConfigurationError(f"Expected {path} as it was written but got a damaged file")
     if expected is not None and digest != expected:
         raise ConfigurationError(
-            f"Expected the file that the checkpoint names in {path} but got a file of another client, round or run"
+            f"Expected the last written file in {path} but got a file of another client, round or run"
         )
     return blocks
 
