@@ -71,7 +71,7 @@ class Gathering:
         return {model: within_reach if len(within_reach) else clients for model, within_reach in members.items()}
 
     def _tasks(self, level: str, order: IntArray, model: int) -> list[Task]:
-        """Return the tasks of the first clients that can afford a level; if none can, of those with the largest level."""
+        """Return the tasks of the first clients that can afford a level, or else of those with the largest level."""
         round = self.models.last_round
         names, positions = self.assignment.names, self.assignment.positions(round)
         affording = [number for number, name in enumerate(names) if self.levels.affords(name, level)]
