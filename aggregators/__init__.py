@@ -1,4 +1,4 @@
-"""How the server combines updates of different sizes: one rule per file."""
+"""Aggregators, which combine updates of sub-models of different sizes; one rule per file."""
 
 if __name__ != "hetfl.aggregators":
     raise ImportError(

@@ -1,4 +1,4 @@
-"""What an aggregator is: torchmetrics' verbs over updates."""
+"""The base class of aggregators, with the methods of torchmetrics: reset, update, compute."""
 
 from __future__ import annotations
 
@@ -18,66 +18,68 @@ from hetfl.updates import Update
 class Aggregator(Piece):
     """Takes the round's accepted updates one by one, in cohort order, and returns one step for the global model.
 
-    With several global models there is one of each: copies of the one that the module is given, as it was given.
+    With several global models each has its own aggregator, a copy of the one that the module was given.
     """
 
     asks_losses: ClassVar[bool] = False
-    """Whether reports must hold the loss of the model that was sent; it costs a pass over the clients' data."""
+    """Whether reports must have the loss of the downloaded model; it costs a pass over the clients' data."""
 
     by_size: ClassVar[bool] = False
-    """Whether an update counts in proportion to its client's number of samples."""
+    """Whether an update is weighted by its client's number of samples."""
 
     @abstractmethod
     def reset(self, tensors: Mapping[str, Tensor]) -> None:
         """Begin a round.
 
         Args:
-            tensors: the global model's tensors by name, for their shapes, type and device; they are only read.
+            tensors: the global model's tensors by name, for their shapes, dtype and device; do not modify them.
         """
 
     @abstractmethod
     def update(self, update: Update, index: Index, report: Report) -> None:
-        """Take one client's update.
+        """Add one client's update.
 
         Args:
-            update: what the server decoded; its vector, then its exact block, lie in the order of ``index``.
-            index: the global entries that the client holds and speaks for; if it has a mask, those of the mask alone.
-            report: what is known of the client's training.
+            update: the decoded update; its vector, then its float buffers, are in the order of ``index``.
+            index: the part that the client sends, whose entries it counts as a holder of; with a mask, only the held
+                ones.
+            report: the client's report, completed by the server.
 
         Raises:
-            RefusedUpdate: it cannot be added up; nothing was.
+            RefusedUpdate: the update cannot be added up; the sums have not changed.
         """
 
     @abstractmethod
     def compute(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return per global tensor the step delta, and the number (or weight) of holders of each entry.
+        """Return by name of a global tensor the step Δ, and the number (or weight) of holders of each entry.
 
-        Entries without holders have delta 0 and holders 0: they must keep their value.
+        Entries without holders have Δ = 0 and 0 holders: they keep their value.
         """
 
 
 def check_step(step: Any, tensors: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return what :meth:`Aggregator.compute` returned, once it is known to be steps and holders of tensors.
+    """Return the result of :meth:`Aggregator.compute` after a check.
 
     Args:
-        step: the two mappings.
+        step: the result: steps and holders by name.
         tensors: the global tensors that are stepped, by name.
-        name: of the aggregator, for messages.
+        name: of the aggregator's class, for messages.
 
     Raises:
-        ConfigurationError: it is something else; a tensor is missing; a shape, or the dtype of a step, is another one.
+        ConfigurationError: the result is no pair of mappings, a tensor is missing, or a shape or the dtype of a step
+            is wrong.
     """
     if not isinstance(step, tuple) or len(step) != 2 or not all(isinstance(each, Mapping) for each in step):
         got = f"{len(step)} values" if isinstance(step, tuple) and len(step) != 2 else type(step).__name__
         raise ConfigurationError(f"Expected two dicts, steps and holders, from {name}.compute but got {got}")
-    for what, values in zip(("a step", "holders"), step, strict=True):
+    for kind, values in zip(("a step", "holders"), step, strict=True):
         for key, tensor in tensors.items():
             value = values.get(key)
             got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             wrong = not isinstance(value, Tensor) or value.shape != tensor.shape
-            if wrong or (what == "a step" and value.dtype != tensor.dtype):
+            if wrong or (kind == "a step" and value.dtype != tensor.dtype):
                 raise ConfigurationError(
-                    f"Expected {what} of {tensor.dtype} {tuple(tensor.shape)} for {key!r} from {name}.compute but got "
+                    f"Expected {kind} of {tensor.dtype} {tuple(tensor.shape)} for {key!r} from {name}.compute but got "
                     f"{got}"
                 )
     return step

@@ -25,27 +25,27 @@ class HolderMean(Aggregator):
 
     .. math:: \Delta_j = \frac{1}{|H_j|} \sum_{k \in H_j} u_{k,j}, \qquad H_j = \{k : j \in \text{index}_k\}
 
-    The divisor counts who *holds* entry j, not who sent it: an entry that a sparse update leaves out is a 0 in the
-    mean, else the compressor would amplify rarely sent entries. Streaming: the memory is two global models, sums and
-    means, and a vector as long as the longest sparse update, whatever the cohort; with masks one model more, for the
-    holders of each entry.
+    The divisor counts the clients that *hold* entry j, not those that sent it: an entry that a sparse update leaves out
+    counts as 0. Otherwise the compressor would amplify rarely sent entries. Updates are added one by one: the memory is
+    that of two global models, for sums and means, and of a vector as long as the longest sparse update, for any size of
+    the cohort. With masks it is one model more, for the holders of each entry.
     """
 
     def __init__(self) -> None:
         self._sums: Sums | None = None
         self._means: dict[str, Tensor] = {}
-        # Most holders share an index, or an entry of it (all clients of a level): their weights are added up per
-        # distinct entry, and spread over the tensor once, at the end.
+        # Many clients have the same index, or the same entry of it (all clients of a level). So weights are added up
+        # per distinct entry, and written into the tensor once, at the end.
         self._by_index: dict[int, tuple[Part, float]] = {}
         self._by_entry: dict[str, dict[object, tuple[IndexEntry, float]]] = {}
         self._by_mask: dict[str, Tensor] = {}  # weights of holders with a mask, entry by entry
 
     def weight(self, report: Report) -> float:
-        """Return the weight of a client in the mean: 1 for everyone."""
+        """Return the weight of a client in the mean: 1 for every client."""
         return 1.0
 
     def reset(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: D102
-        if self._sums is None or not self._sums.fit(tensors):  # the pages of new vectors cost more than zeros in old
+        if self._sums is None or not self._sums.fit(tensors):  # reuse vectors: new memory pages are slower
             self._sums = Sums.like(tensors)
             self._means = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
         self._sums.clear()
@@ -70,18 +70,18 @@ class HolderMean(Aggregator):
         return self._sums.tensors()
 
     def scale(self, factor: float) -> None:
-        """Multiply what was added up so far, and its weights."""
+        """Multiply the present sums, and the weights in them, by a factor."""
         for total in self.sums().values():
             total.mul_(factor)
         self._by_entry = {
-            name: {key: (entry, weight * factor) for key, (entry, weight) in found.items()}
-            for name, found in self._weights().items()
+            name: {key: (entry, weight * factor) for key, (entry, weight) in weights.items()}
+            for name, weights in self._weights().items()
         }
         for count in self._by_mask.values():
             count.mul_(factor)
 
     def _weights(self) -> dict[str, dict[object, tuple[IndexEntry, float]]]:
-        """Return per tensor the distinct entries that holders have, with their weight."""
+        """Return by name the distinct index entries of holders, with their total weights."""
         for index, weight in self._by_index.values():
             keys = index.derived("keys", partial(_keys, index))
             for (name, entry), key in zip(index.items(), keys, strict=True):
@@ -91,9 +91,9 @@ class HolderMean(Aggregator):
         return self._by_entry
 
     def compute(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the mean of every tensor, and the weight of the holders of each entry.
+        """Return by name the mean of every tensor, and the weight of the holders of each entry.
 
-        The means are valid until the next call.
+        The next call overwrites the means.
         """
         holders, weights = {}, self._weights()
         for name, total in self.sums().items():
@@ -107,16 +107,16 @@ class HolderMean(Aggregator):
                 torch.div(total, divisor, out=mean)
                 continue
             for rows in _uniform_rows([entry for entry, _ in entries], len(total)):
-                # A row of divisors for all of them, and no shorter than theirs: division at the speed of the memory.
+                # One contiguous row of divisors for all rows: the division is then as fast as the memory.
                 row = divisor[rows][:1].expand(1, *total.shape[1:]).contiguous()
                 torch.div(total[rows], row, out=mean[rows])
         return dict(self._means), holders
 
 
 def _spread(entries: Sequence[tuple[IndexEntry, float]], like: Tensor) -> Tensor:
-    """Return the weights of entries added up, in a shape that expands to that of ``like``.
+    """Return the sum of the entries' weights, in a shape that expands to that of ``like``.
 
-    Dimensions after the second that all entries have whole, as those of kernels, have size 1.
+    Dimensions after the second that every entry covers completely, such as those of kernels, have size 1.
     """
     whole = [
         dim > 1 and all(isinstance(entry[dim], slice) and entry[dim] == slice(0, size) for entry, _ in entries)
@@ -129,7 +129,7 @@ def _spread(entries: Sequence[tuple[IndexEntry, float]], like: Tensor) -> Tensor
 
 
 def _uniform_rows(entries: Sequence[IndexEntry], size: int) -> list[slice]:
-    """Return parts of the first dimension; all rows of a part are held by the same entries."""
+    """Return parts of the first dimension such that the same entries hold all rows of a part."""
     cuts = {0, size}
     for entry in entries:
         part = entry[0]
@@ -138,7 +138,7 @@ def _uniform_rows(entries: Sequence[IndexEntry], size: int) -> list[slice]:
 
 
 def _keys(index: Index) -> list[object]:
-    # A range for a slice: the pair (0, 2) would collide with the positions 0 and 2.
+    # A slice becomes a range: as the pair (0, 2) it would equal the positions 0 and 2.
     return [
         tuple(range(part.start, part.stop) if isinstance(part, slice) else tuple(part.tolist()) for part in entry)
         for entry in index.values()

@@ -1,4 +1,4 @@
-"""One aggregator per global model, and one over all clients for what the models share."""
+"""One aggregator per global model, and one over all clients for the tensors that the models share."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Tensors = dict[str, Tensor]
 
 
 class Aggregators(Piece):
-    """Takes each update into the aggregator of its model, and into one more for what the models share.
+    """Passes each update to the aggregator of its model, and to one more for the tensors that the models share.
 
     Args:
-        aggregator: the first model's; the others are copies of it, as it was given.
+        aggregator: the first model's; the others are copies of its initial state.
     """
 
     def __init__(self, aggregator: Aggregator) -> None:
@@ -70,11 +70,11 @@ class Aggregators(Piece):
             aggregator.checkpointed()
 
     def reset(self, models: Sequence[Mapping[str, Tensor]], shared: frozenset[str]) -> None:
-        """Begin to add up.
+        """Begin a round.
 
         Args:
             models: every global model's tensors by name.
-            shared: names of the tensors that are one for all models.
+            shared: names of the tensors that all models share.
         """
         self._models, self._shared = models, shared
         self._used: set[int] = set()
@@ -82,32 +82,32 @@ class Aggregators(Piece):
             self._used_of(0)
 
     def update(self, update: Update, index: Index, report: Report) -> None:
-        """Take one client's update; see :class:`hetfl.aggregators.Aggregator`."""
+        """Add one client's update; see :class:`hetfl.aggregators.Aggregator`."""
         self._used_of(report.model).update(update, index, report)
         if self._shared:
             self._used_of(SHARED).update(update, index, report)
 
     def compute(self, correct: Callable[[int, Tensors, Tensors], Tensors]) -> tuple[Tensors, Tensors, Tensors]:
-        """Return by name the global tensors that the round is about, their steps and their holders.
+        """Return by name the global tensors with updates, their steps and their holders.
 
-        Tensors of a model without updates are not among them: they and the optimizer's state of them stay as they are.
-        Names of a model other than the first have its number before them.
+        Models without updates are left out: their tensors, and the optimizer's state for them, do not change. The
+        number of the model precedes the names of models other than the first.
 
         Args:
-            correct: returns the step that is taken, of a model, its tensors' mean steps and their holders.
+            correct: returns the corrected steps, given a model's number, its tensors' steps and their holders.
         """
         tensors: Tensors = {}
         steps: Tensors = {}
         held: Tensors = {}
         for model in sorted(self._used):
-            whole = self._models[max(model, 0)]
-            stepped = [name for name in whole if (name in self._shared) == (model == SHARED)]
+            of_model = self._models[max(model, 0)]
+            stepped = [name for name in of_model if (name in self._shared) == (model == SHARED)]
             step = self._of(model).compute()
-            delta, holders = check_step(step, {name: whole[name] for name in stepped}, type(self.first).__name__)
-            taken = correct(model, {name: delta[name] for name in stepped}, holders)
+            delta, holders = check_step(step, {name: of_model[name] for name in stepped}, type(self.first).__name__)
+            corrected = correct(model, {name: delta[name] for name in stepped}, holders)
             for name in stepped:
                 key = f"{model}:{name}" if model > 0 else name
-                tensors[key], steps[key], held[key] = whole[name], taken[name], holders[name]
+                tensors[key], steps[key], held[key] = of_model[name], corrected[name], holders[name]
         return tensors, steps, held
 
     def _of(self, model: int) -> Aggregator:

@@ -1,4 +1,4 @@
-"""q-FedAvg: clients that the model serves badly count more."""
+"""q-FedAvg: clients with a larger loss have a larger weight."""
 
 from __future__ import annotations
 
@@ -16,39 +16,38 @@ from hetfl.types import Report
 from hetfl.updates import DenseUpdate, Update
 
 EPSILON = 1e-10
-"""Added to losses, whose power may be negative; as in the paper's code."""
+"""Added to losses, because the exponent q − 1 may be negative; as in the paper's code."""
 MOST = torch.finfo(torch.float32).max / 2**32
-"""The largest weight: float32 then holds the sum of as many as there will ever be clients."""
+"""The largest weight: float32 then holds the sum of 2³² weights."""
 
 
 class QFedAvg(HolderMean):
     r"""Fair aggregation by the q-FFL objective (Li et al., ICLR 2020, arXiv 1905.10497, algorithm 2), over holders.
 
-    The objective is :math:`\sum_k p_k F_k^{q+1} / (q + 1)`: the larger q, the more it asks for equal losses. With
-    :math:`F_k` the client's loss of the model that it was sent, :math:`u_k` its update as decoded, η the clients'
-    learning rate, whose inverse stands for the Lipschitz constant of their gradients, and :math:`H_j` the holders of
-    entry j:
+    The objective is :math:`\sum_k p_k F_k^{q+1} / (q + 1)`; a larger q gives more equal losses. With :math:`F_k` the
+    client's loss of the model that it downloaded, :math:`u_k` its decoded update, η the clients' learning rate, whose
+    inverse is an estimate of the Lipschitz constant of their gradients, and :math:`H_j` the holders of entry j:
 
     .. math::
         \Delta_j = \frac{\sum_{k \in H_j} F_k^q\, u_{k,j} / \eta}{\sum_{k \in H_j} h_k}, \qquad
         h_k = q F_k^{q-1} \lVert u_k \rVert^2 / \eta^2 + F_k^q / \eta
 
-    :math:`h_k` bounds the curvature of :math:`F_k^{q+1} / (q+1)` along all that client k trains, so its norm is over
-    the whole update, and an entry adds up the bounds of its holders. With full models this is the paper's step. As η is
-    common to a round, it is a weighted mean over holders of shrunk updates,
+    :math:`h_k` bounds the curvature of :math:`F_k^{q+1} / (q+1)` along all entries that client k trains, so its norm is
+    over the whole update, and an entry sums the bounds of its holders. With full models this is the paper's step. As
+    all clients of a round have the same η, it is a weighted mean over holders of shrunk updates,
 
     .. math:: \Delta_j = \frac{\sum_{k \in H_j} F_k^q s_k \cdot u_{k,j} / s_k}{\sum_{k \in H_j} F_k^q s_k}, \qquad
               s_k = 1 + \frac{q \lVert u_k \rVert^2}{\eta F_k}
 
-    and that is how it is computed: with q = 0 it is :class:`HolderMean` to the bit, and only ratios of losses matter,
-    so that neither very small nor very large ones overflow. Float buffers (running statistics) are not shrunk.
+    and is computed in this form: with q = 0 it equals :class:`HolderMean` bit for bit, and only ratios of losses
+    matter, so that very small or very large losses do not overflow. Float buffers (running statistics) are not shrunk.
 
-    Sizes have no part in it: draw clients in proportion to them (:class:`~hetfl.selection.SizeWeighted`), as the paper
-    does, for :math:`p_k \propto n_k`. Every selected client passes its data through the model once more, which is
-    charged to the round. The server's optimizer should be SGD(lr=1).
+    The weights do not depend on sizes. For :math:`p_k \propto n_k` draw clients in proportion to their size
+    (:class:`~hetfl.selection.SizeWeighted`), as in the paper. Every selected client passes its data through the model
+    once more, which is charged to the round. The server's optimizer should be SGD(lr=1).
 
     Args:
-        q: weight of fairness, at least 0; the paper's range from 0.001 to 5, depending on the data.
+        q: exponent q of the objective, at least 0; 0.001 to 5 in the paper, depending on the data.
 
     Raises:
         ConfigurationError: q is negative or not finite.
@@ -63,24 +62,24 @@ class QFedAvg(HolderMean):
         self.q = q
 
     def weight(self, report: Report) -> float:
-        """Return the weight of the client whose update is taken."""
-        return self._own_weight
+        """Return the weight of the client whose update is being added."""
+        return self._update_weight
 
     def reset(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: D102
         super().reset(tensors)
         self._largest = 0.0
 
     def update(self, update: Update, index: Index, report: Report) -> None:
-        """Take one client's update.
+        """Add one client's update.
 
         Args:
-            update: what the server decoded.
-            index: the global entries that the client holds.
-            report: what is known of the client's training; its initial loss and learning rate are used.
+            update: the decoded update.
+            index: the part that the client sends, whose entries it counts as a holder of.
+            report: the client's report; its initial loss and learning rate are used.
 
         Raises:
             ConfigurationError: the loss is negative or not finite, or the learning rate is not positive.
-            RefusedUpdate: sums of weights such as this update's would overflow.
+            RefusedUpdate: the weight is so large that sums of weights could overflow.
         """
         loss = self._loss(report)
         u_D = update.to_dense()
@@ -93,7 +92,7 @@ class QFedAvg(HolderMean):
         if loss > self._largest:
             self.scale((self._largest / loss) ** self.q)
             self._largest = loss
-        self._own_weight = float((loss / self._largest) ** self.q * shrink)
+        self._update_weight = float((loss / self._largest) ** self.q * shrink)
         super().update(DenseUpdate(u_D / shrink, exact=update.exact), index, report)
 
     def _loss(self, report: Report) -> float:

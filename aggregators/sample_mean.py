@@ -13,7 +13,7 @@ class SampleMean(HolderMean):
 
     .. math:: \Delta_j = \frac{\sum_{k \in H_j} n_k u_{k,j}}{\sum_{k \in H_j} n_k}
 
-    Use it with uniform selection: clients drawn in proportion to their size *and* weighted by it count twice.
+    Use it with uniform selection: with clients drawn in proportion to their size, the size would count twice.
     """
 
     by_size: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Mean by what the selection lets each client count, over holders."""
+"""Mean over holders, weighted by the selection policy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class SelectionMean(HolderMean):
     .. math:: \Delta_j = \frac{\sum_{k \in H_j} \gamma_k u_{k,j}}{\sum_{k \in H_j} \gamma_k}
 
     With :class:`~hetfl.selection.DivFL` (Balakrishnan et al., ICLR 2022) :math:`\gamma_k` is the number of clients that
-    client k stands for; other policies let every client count 1, which is :class:`HolderMean`.
+    client k represents. With all other policies :math:`\gamma_k = 1`, which is :class:`HolderMean`.
     """
 
     def weight(self, report: Report) -> float:
-        """Return what the selection lets the client count."""
+        """Return the client's weight γ_k by the selection policy."""
         return report.weight

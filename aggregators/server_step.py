@@ -1,4 +1,4 @@
-"""The server's step: any optimizer, and entries that nobody held keep their values."""
+"""The server's step by any optimizer; entries without holders keep their values."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def server_step(
     delta: Mapping[str, Tensor],
     holders: Mapping[str, Tensor],
 ) -> None:
-    r"""Set :math:`\theta.\text{grad} = -\Delta`, step, and keep what nobody held.
+    r"""Set :math:`\theta.\text{grad} = -\Delta`, step, and restore the entries without holders.
 
     The server's optimizer is that of Reddi et al., Adaptive Federated Optimization (ICLR 2021, arXiv 2003.00295).
 
-    SGD(lr=1) adds the mean delta: FedAvg. Adam is FedAdam. Under momentum, weight decay or Adam a zero gradient still
-    moves a value: entries without holders, and the optimizer's state of them, are put back bit for bit. Float buffers
-    have no gradient: they take the delta as it is.
+    SGD(lr=1) adds the mean delta, as in FedAvg; Adam gives FedAdam. With momentum, weight decay or Adam, a zero
+    gradient still moves a value. So entries without holders, and the optimizer's state for them, are restored bit for
+    bit. Float buffers have no gradient: their delta is added directly.
 
     Args:
         optimizer: holds the global parameters and their state.
         step: performs the step (Lightning's wrapper of ``optimizer.step``, which counts it).
         tensors: the global parameters and float buffers.
         delta: the aggregated step of each tensor.
-        holders: number or weight of holders of each entry; 0: nobody.
+        holders: number or weight of the holders of each entry.
     """
     untouched: dict[nn.Parameter, tuple[Tensor, Tensor, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
@@ -47,14 +47,14 @@ def server_step(
         for parameter, (unheld, value, before) in untouched.items():
             parameter.copy_(torch.where(unheld, value, parameter))
             for key, state in _state(optimizer, parameter).items():
-                # State begins at zero, but for Rprop's steps, which the first step leaves as they begin.
+                # State begins at zero, except Rprop's step sizes, which the first step does not change.
                 initial = state if key == "step_size" else torch.zeros_like(state)
                 optimizer.state[parameter][key].copy_(torch.where(unheld, before.get(key, initial), state))
     optimizer.zero_grad(set_to_none=True)
 
 
 def _state(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Return copies of the optimizer's state that has an entry per entry of the parameter."""
+    """Return copies of the optimizer's state tensors that have the parameter's shape."""
     state = optimizer.state.get(parameter, {})
     return {
         key: value.clone()

@@ -17,25 +17,25 @@ from hetfl.updates import SparseUpdate, Update
 
 
 class Sums(ABC):
-    """What is added up of a round's updates, one by one."""
+    """The sums of a round's updates, which are added one by one."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._like = {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()}
 
     @staticmethod
     def like(tensors: Mapping[str, Tensor]) -> Sums:
-        """Return sums for tensors of these names, shapes, dtypes and devices."""
+        """Return sums for tensors with the names, shapes, dtypes and devices of ``tensors``."""
         kinds = {(tensor.dtype, tensor.device) for tensor in tensors.values()}
         few = sum(tensor.numel() for tensor in tensors.values()) <= SHORT
         return FlatSums(tensors) if few and len(kinds) == 1 else TensorSums(tensors)
 
     def fit(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Return whether these are sums for such tensors."""
+        """Return whether these sums are for tensors with the names, shapes, dtypes and devices of ``tensors``."""
         return self._like == {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()}
 
     @abstractmethod
     def clear(self) -> None:
-        """Begin at zero."""
+        """Set all sums to zero."""
 
     @abstractmethod
     def add(self, update: Update, index: Part, weight: float) -> None:
@@ -43,11 +43,11 @@ class Sums(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """Return the sums by name; what is done to them is done to the sums."""
+        """Return the sums by name, without a copy: a change of them changes the sums."""
 
 
 class FlatSums(Sums):
-    """Sums of few entries in one vector: an update is added in one call, and only what was sent of it."""
+    """Sums of a small model in one vector: an update is added in one call, of a sparse one only the sent entries."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__(tensors)
@@ -59,7 +59,7 @@ class FlatSums(Sums):
         self._sums_D.zero_()
 
     def add(self, update: Update, index: Part, weight: float) -> None:  # noqa: D102
-        # What is kept holds the whole, too: no other can have its identity meanwhile.
+        # The cached value also holds the whole part, so that no other part can get its id().
         _, entries = index.derived(id(self._whole), lambda: (self._whole, Entries(index, self._whole)))
         if isinstance(update, SparseUpdate) and not update.exact.numel():
             positions = entries.positions(self._sums_D)[update.indices.to(self._sums_D.device)]
@@ -72,14 +72,14 @@ class FlatSums(Sums):
 
 
 class TensorSums(Sums):
-    """Sums tensor by tensor."""
+    """Sums with one tensor each."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__(tensors)
         self._sums = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
-        self._stale = set(self._sums)  # sums that are of another round, or never were
+        self._stale = set(self._sums)  # names of sums that have old or no values
         self._views: dict[int, tuple[Part, dict[str, Tensor]]] = {}  # of the sums, by index
-        # As many as the longest sparse update has entries.
+        # As long as the longest sparse update.
         self._zeros_D = next(iter(tensors.values()), torch.empty(0)).new_zeros(0)
 
     def clear(self) -> None:  # noqa: D102
@@ -93,14 +93,14 @@ class TensorSums(Sums):
         if id(index) not in self._views:
             if len(self._views) == DERIVED:
                 self._views.clear()
-            # What is kept holds the index, too: no other can have its identity meanwhile.
+            # The cached value also holds the index, so that no other index can get its id().
             self._views[id(index)] = index, _views(self._sums, index)
         _, views = self._views[id(index)]
         for name, part in parts.items():
             view, total = views.get(name), self._sums[name]
             if name in self._stale:
                 self._stale.remove(name)
-                if view is not None and view.shape == total.shape:  # a pass less than zeros and a sum
+                if view is not None and view.shape == total.shape:  # one pass fewer than zeros and a sum
                     torch.mul(part, weight, out=total)
                     continue
                 total.zero_()
@@ -111,7 +111,7 @@ class TensorSums(Sums):
 
     @contextmanager
     def _spread(self, update: Update) -> Iterator[Tensor]:
-        """Lend all entries of an update: those of a sparse one among zeros that are kept, as new ones take long."""
+        """Yield all entries of an update; a sparse one is written into a reused vector of zeros, then erased."""
         if not isinstance(update, SparseUpdate):
             yield _dense(update).to(self._zeros_D)
             return
@@ -136,11 +136,11 @@ class TensorSums(Sums):
 
 
 def _dense(update: Update) -> Tensor:
-    """Return all entries of an update, what travels exactly included."""
+    """Return all entries of an update, float buffers included."""
     return torch.cat([update.to_dense(), update.exact]) if update.exact.numel() else update.to_dense()
 
 
 def _views(sums: Mapping[str, Tensor], index: Index) -> dict[str, Tensor]:
-    """Return what of the sums an index addresses, where that is a view."""
+    """Return by name the entries of the sums that an index addresses, for entries that are views."""
     views = {name: entry for name, entry in index.items() if all(isinstance(part, slice) for part in entry)}
     return {name: take(sums[name], entry) for name, entry in views.items()}

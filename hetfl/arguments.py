@@ -1,4 +1,4 @@
-"""A constructor's arguments, checked by name and by kind before it runs."""
+"""Checks the names and classes of a constructor's arguments before the constructor runs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 def checked(cls: type[T]) -> type[T]:
-    """Let a class refuse arguments that it does not have, and objects of another class than its annotations say.
+    """Make a class refuse unknown arguments, and objects of another class than its annotations name.
 
-    Numbers and text are left to the class. A subclass checks what it hands on to this class.
+    The class itself checks numbers and text. For a subclass, the arguments that it passes to this class are checked.
     """
     construct: Callable[..., None] = cls.__init__
 
@@ -69,13 +69,13 @@ def _hints(construct: Callable[..., None]) -> dict[str, Any]:
 
 
 def _mismatch(value: Any, hint: Any) -> tuple[str, str] | None:
-    """Return what an annotation expects and what came instead; None if that goes together, or cannot be told."""
+    """Return texts of what an annotation expects and what was given; None if they match, or if this is unknown."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        found = [_mismatch(value, each) for each in inner if each is not type(None)]
-        if (value is None and len(found) < len(inner)) or None in found:
+        mismatches = [_mismatch(value, each) for each in inner if each is not type(None)]
+        if (value is None and len(mismatches) < len(inner)) or None in mismatches:
             return None
-        return " or ".join(each[0] for each in found if each), found[0][1] if found[0] else ""
+        return " or ".join(each[0] for each in mismatches if each), mismatches[0][1] if mismatches[0] else ""
     if isinstance(origin, type) and issubclass(origin, Mapping):
         items = value.items() if isinstance(value, Mapping) else ()
         wrong = [f"{_named(each)} for {key!r}" for key, each in items if _mismatch(each, inner[1])]
@@ -105,5 +105,5 @@ def _words(hint: Any) -> str:
 
 
 def _named(value: Any) -> str:
-    """Return what came, in words: a class that was given in place of an object is named as one."""
+    """Return the name of a value's class; a class that was given in place of an object is called a class."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

@@ -1,4 +1,4 @@
-"""A checksum of tensors' values: what notices a change that torch does not count."""
+"""A checksum of tensors' values, to notice changes that torch does not count."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
-    """Return the CRC-32 of the bytes of tensors, one after the other: it changes with a value, a sign or an order.
+    """Return the CRC-32 of the bytes of tensors, one after the other; it depends on every bit and on the order.
 
     >>> checksum([torch.tensor([1.0, 2.0])]) == checksum([torch.tensor([2.0, 1.0])])
     False

@@ -1,4 +1,4 @@
-"""Values as b-bit codes: what quantisers send."""
+"""Values as b-bit codes, which quantisers send."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Codes:
 
     Args:
         codes: q, int32, shape (k,), each in [0, 2^bits).
-        bits: bits of a code, from 1 to 16.
+        bits: bits per code, from 1 to 16.
         scales: s, float32, shape (B,), finite.
         zeros: z, float32, finite: shape (B,), or (1,) if all buckets share it.
         sizes: entries of each bucket, int64, shape (B,), in the order of the codes; they add up to k.
@@ -43,7 +43,7 @@ class Codes:
         spacing: of the values of a bucket's codes.
 
     Raises:
-        ValueError: the shapes do not go together, or ``bits`` or ``bucket`` is out of range.
+        ValueError: the shapes do not match, or ``bits`` or ``bucket`` is out of range.
     """
 
     codes: Tensor
@@ -92,7 +92,7 @@ class Codes:
         return table[rows_k, self.codes.long()]
 
     def _per_code(self, of_bucket_B: Tensor) -> Tensor:
-        """Return for every code what its bucket has, float32; of one number, the number."""
+        """Return for every code its bucket's number, float32; a single number is returned unchanged."""
         if of_bucket_B.numel() == 1:
             return of_bucket_B
         return of_bucket_B.repeat_interleave(self.sizes, output_size=self.codes.numel())
@@ -121,7 +121,7 @@ def signed(magnitudes_BM: Tensor) -> Tensor:
 
 
 def bucket_sizes(count: int, bucket: int) -> Tensor:
-    """Return the sizes of buckets of ``bucket`` entries over ``count``, the last one with what is left: int64, (B,).
+    """Return the sizes of buckets of ``bucket`` entries for ``count`` entries, the last with the rest: int64, (B,).
 
     >>> bucket_sizes(10, 4)
     tensor([4, 4, 2])

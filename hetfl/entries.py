@@ -1,4 +1,4 @@
-"""Where the entries of a part lie in the flat vector of a larger one."""
+"""The positions of a part's entries in the flat vector of a larger part."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hetfl.submodel import add, extent, put, relative, take
 
 
 class Entries:
-    """Where the entries of a part lie in the flat vector of a whole: read and write them there, one after the other.
+    """The positions of a part's entries in the flat vector of a whole part, to read and write them there.
 
-    A short vector, and one of a part with a mask, is read through positions in one call, whatever the tensors; a long
-    one without a mask tensor by tensor.
+    If the vector is short or the part has a mask, all entries are read by their positions in one call; otherwise tensor
+    by tensor.
 
     Args:
-        index: what is read and written; a part of ``whole``.
-        whole: what the vector holds, all of its entries.
+        index: the entries to read and write; a part of ``whole``.
+        whole: the part whose entries, held or not, the vector has.
     """
 
     def __init__(self, index: Index, whole: Index) -> None:
@@ -35,7 +35,7 @@ class Entries:
         self._positions: Tensor | None = None
 
     def take(self, vector_D: Tensor) -> Tensor:
-        """Return the entries of a vector: a view if they are neighbours in it."""
+        """Return the entries of a vector, a view if they are contiguous in it."""
         return vector_D.index_select(0, self.positions(vector_D)) if self._scattered else self._parts(vector_D)
 
     def put(self, vector_D: Tensor, values: Tensor) -> None:
@@ -51,7 +51,7 @@ class Entries:
                 put(within, place.entry, given.view(entry_shape(place.entry)))
 
     def positions(self, vector_D: Tensor) -> Tensor:
-        """Return where the entries lie in a vector, int64, on its device."""
+        """Return the positions of the entries in a vector, int64, on its device."""
         if self._positions is None:
             positions = self._parts(torch.arange(self._size))
             self._positions = positions if self._mask_D is None else positions[self._mask_D.to(positions.device)]
@@ -59,27 +59,27 @@ class Entries:
         return self._positions
 
     def _parts(self, vector_D: Tensor) -> Tensor:
-        found = []
+        parts = []
         for place in self._places:
             within = place.within(vector_D)
-            found.append(within if place.entry is None else take(within, place.entry).reshape(-1))
-        return found[0] if len(found) == 1 else torch.cat(found)
+            parts.append(within if place.entry is None else take(within, place.entry).reshape(-1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 SHORT = 1 << 15
-"""Entries of a vector whose positions are kept: at most 256 KiB of them, for each index in each whole."""
+"""Largest vector for which positions are cached: they take at most 256 KiB for each pair of index and whole."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Entries of a flat vector: of one tensor in it those at ``entry``; or neighbours, all of them, without an entry.
+    """Entries of a flat vector: those at ``entry`` of one tensor in it, or without ``entry`` a contiguous range.
 
     Attributes:
-        start: where the tensor, or the first neighbour, begins.
-        stop: where it, or the last neighbour, ends.
+        start: where the tensor or the range begins.
+        stop: where the tensor or the range ends.
         size: number of the entries.
         shape: of the tensor.
-        entry: in its coordinates.
+        entry: the entries, in the tensor's coordinates; None: all from ``start`` to ``stop``.
     """
 
     start: int
@@ -89,7 +89,7 @@ class _Place:
     entry: IndexEntry | None = None
 
     def within(self, vector_D: Tensor) -> Tensor:
-        """Return the view that contains the entries: neighbours as they lie, or the tensor in its shape."""
+        """Return the view that contains the entries: the range, or the tensor in its shape."""
         view = vector_D[self.start : self.stop]
         return view if self.entry is None else view.view(self.shape)
 
@@ -119,7 +119,7 @@ def gather_flat(tensors: Mapping[str, Tensor], index: Index) -> Tensor:
 
 
 def add_holders(counts: Mapping[str, Tensor], index: Index, weight: float = 1.0) -> None:
-    """Add a weight to the entries of a part, tensor by tensor and in place; tensors without a count are passed over."""
+    """Add a weight to the counts of a part's entries in place; tensors without a count are skipped."""
     part = part_of(index)
     masks = {} if part.mask_D is None else part.layout.views(part.mask_D)
     for name, entry in part.items():
@@ -129,16 +129,16 @@ def add_holders(counts: Mapping[str, Tensor], index: Index, weight: float = 1.0)
 
 
 def blocks_of(vector_D: Tensor, index: Index) -> dict[str, Tensor]:
-    """Return a vector's entries as blocks in global coordinates on the CPU, NaN where the part covers nothing.
+    """Return a vector's entries as blocks in global coordinates on the CPU, NaN at entries outside the part.
 
     Args:
-        vector_D: in the coordinates of the first tensors of the part; those behind its end are left out.
-        index: where the entries lie.
+        vector_D: the entries of the part's first tensors; tensors after the vector's end are left out.
+        index: positions of the entries.
     """
     part, blocks, position = part_of(index), dict[str, Tensor](), 0
     masks = {} if part.mask_D is None else part.layout.views(part.mask_D)
     for (name, entry), size in zip(part.items(), part.held.sizes, strict=True):
-        if position == vector_D.numel():  # float buffers are behind, in the exact block
+        if position == vector_D.numel():  # float buffers follow, and are not in the vector
             break
         held = vector_D[position : position + size].cpu()
         values = held.new_full(part.layout.shapes[name], math.nan)

@@ -1,20 +1,20 @@
-"""What can go wrong that is not a mistake in this package: settings, and single updates."""
+"""Errors that are no bugs of this package: invalid settings, and unusable updates."""
 
 from __future__ import annotations
 
 from hetfl.printable import printable
 
 LONGEST_MESSAGE = 2000
-"""Characters of a message at the most."""
+"""Largest number of characters in a message."""
 
 
 class ConfigurationError(ValueError):
-    """A setting, a net or a data set that cannot work: one line saying what was expected, what came, and where.
+    """An invalid setting, net or data set. The message is one line: what was expected, what was given, and where.
 
     The command line prints the message without a traceback and exits with status 2.
 
     Args:
-        message: what is wrong; names of files, labels and classes in it may be anything (:func:`printable`).
+        message: the message; names of files, labels and classes in it may be any text (:func:`printable`).
     """
 
     def __init__(self, message: str = "") -> None:
@@ -22,7 +22,7 @@ class ConfigurationError(ValueError):
 
 
 class RefusedUpdate(ValueError):
-    """An update that cannot be sent or taken (NaN, Inf, overflow): its client loses it, and the round goes on.
+    """An update that cannot be sent or accepted (NaN, Inf, overflow). It is lost, and the round goes on.
 
     Args:
         message: why; it may quote what a client sent.

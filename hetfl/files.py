@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whenever the process or the machine stops."""
+"""Atomic writes of files, which are complete or absent even if the process or the machine stops."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hetfl.errors import ConfigurationError
 
 
 def make_folder(folder: Path, what: str, shown: Path | None = None) -> Path:
-    """Return a folder that is there now.
+    """Make a folder if it is absent, and return it.
 
     Args:
-        folder: to be made if absent, with those above it.
-        what: is to be written there, in words.
-        shown: what the user named; None: the folder.
+        folder: the folder; its parents are made too.
+        what: text that completes "a folder to write ...", for the message.
+        shown: the path that the message shows; None: the folder.
 
     Raises:
-        ConfigurationError: a file is in the way.
+        ConfigurationError: the path, or a parent, is a file.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,16 +33,16 @@ def make_folder(folder: Path, what: str, shown: Path | None = None) -> Path:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[BufferedWriter]:
-    """Open a file beside its target; it replaces the target, on the disk, if the block succeeds, and else goes away.
+    """Open a temporary file, which replaces the target if the block succeeds and is deleted otherwise.
 
-    The folder is made if absent. What must happen once the bytes are safe and before the target changes belongs at the
-    end of the block, behind :func:`to_disk`.
+    The folder is made if absent. Work that must happen after the bytes are on the disk and before the target changes
+    belongs at the end of the block, after :func:`to_disk`.
 
     Yields:
-        The file, to be written; ``file.name`` is where it is meanwhile.
+        The temporary file, open for writing; ``file.name`` is its path.
 
     Raises:
-        OSError: it cannot be written; names a file.
+        OSError: the file cannot be written; the error names a file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.tmp")
@@ -53,7 +53,7 @@ def replacing(target: Path) -> Iterator[BufferedWriter]:
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # a write that fails does not say where
+        if error.filename is None and error.errno is not None:  # a failed write does not name its file
             raise OSError(error.errno, error.strerror, str(target)) from error
         raise
     finally:
@@ -61,23 +61,23 @@ def replacing(target: Path) -> Iterator[BufferedWriter]:
 
 
 def to_disk(file: BufferedWriter) -> None:
-    """Pass what was written on to the disk."""
+    """Flush a file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def write_whole(target: Path, data: bytes) -> None:
-    """Write a file, its folder too if absent: whole and on the disk, or not at all.
+    """Write a file atomically and flush it to the disk; its folder is made if absent.
 
     Raises:
-        OSError: it cannot be written; names a file.
+        OSError: the file cannot be written; the error names a file.
     """
     with replacing(target) as file:
         file.write(data)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last: a folder is a file of its own to the disk."""
+    """Flush a folder to the disk, so that a rename in it is permanent."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Which entries of named tensors, and where they lie in one flat vector."""
+"""Indices of entries of named tensors, and the layout of tensors in one flat vector."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 IndexEntry = tuple[slice | Tensor, ...]
-"""Which entries of one global tensor: per dimension a slice(start, stop) or a sorted LongTensor of positions."""
+"""Entries of one global tensor: per dimension a slice(start, stop) or a sorted LongTensor of positions."""
 
 Index = Mapping[str, IndexEntry]
-"""Per name of a parameter (then of a float buffer): the entries of the global tensor that a sub-model holds."""
+"""By name of a parameter (then of a float buffer), the entries of the global tensor that a sub-model holds."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where named tensors lie in one flat vector, in order and without gaps.
+    """The positions of named tensors in one flat vector, in order and without gaps.
 
     Args:
         shapes: per name, the tensor's shape; the order is the order in the vector.
@@ -49,7 +49,7 @@ class Layout:
         return sum(self.sizes)
 
     def views(self, flat_D: Tensor) -> dict[str, Tensor]:
-        """Return per name a view of ``flat_D``, shape (..., D), with that tensor's shape behind leading dimensions."""
+        """Return by name a view of ``flat_D``, shape (..., D), with the leading dimensions and the tensor's shape."""
         parts = flat_D.split(self.sizes, dim=-1)
         return {name: self.shaped(part, shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
@@ -64,16 +64,21 @@ class Layout:
         return tensor.reshape((*tensor.shape[: tensor.dim() - len(shape)], math.prod(shape)))
 
     def reordered(self, flat_D: Tensor, given: Layout) -> Tensor:
-        """Return a vector, shape (..., D), that lies as another layout of the same tensors has it, as this one does."""
+        """Return a vector in this layout, converted from another layout of the same tensors.
+
+        Args:
+            flat_D: the vector in the layout ``given``, shape (..., D).
+            given: its layout.
+        """
         if given == self:
             return flat_D
-        found_D = torch.empty_like(flat_D)
-        torch._foreach_copy_(list(self.views(found_D).values()), list(given.views(flat_D).values()))
-        return found_D
+        reordered_D = torch.empty_like(flat_D)
+        torch._foreach_copy_(list(self.views(reordered_D).values()), list(given.views(flat_D).values()))
+        return reordered_D
 
 
 def iter_entries(index: Index) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield per name of an index the shape of the entries that it addresses."""
+    """Yield each name of an index with the shape of its entries."""
     for name, entry in index.items():
         yield name, entry_shape(entry)
 

@@ -17,10 +17,10 @@ TENSOR = "tensor"
 
 
 def pack(tree: Any) -> bytes:
-    """Return the bytes of dictionaries with text as keys, lists, numbers, text, None and tensors.
+    """Return as bytes a value of dictionaries with text as keys, lists, numbers, text, None and tensors.
 
     Raises:
-        TypeError: there is something else in it.
+        TypeError: the value contains an object of another type.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -30,7 +30,7 @@ def pack(tree: Any) -> bytes:
             tensors[name] = value.detach().cpu().contiguous().clone()
             return {TENSOR: name}
         if isinstance(value, Mapping):
-            # As pairs: a name of the user's own may be the word that marks a tensor.
+            # As pairs, since a user's key may be the word that marks a tensor.
             return {"items": [[str(key), plain(item)] for key, item in value.items()]}
         if isinstance(value, list | tuple):
             return [plain(item) for item in value]
@@ -40,21 +40,23 @@ def pack(tree: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """Return what :func:`pack` was given; tuples are lists now.
+    """Return the value that :func:`pack` got, with lists in place of tuples.
 
     Raises:
-        ValueError: the bytes are not its own.
+        ValueError: :func:`pack` did not make these bytes.
     """
     try:
         tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         tree = parse_json(parse_json(data[8 : 8 + length])["__metadata__"][TREE])
 
-        def whole(value: Any) -> Any:
+        def restored(value: Any) -> Any:
             if isinstance(value, dict):
-                return tensors[value[TENSOR]] if TENSOR in value else {key: whole(item) for key, item in value["items"]}
-            return [whole(item) for item in value] if isinstance(value, list) else value
+                if TENSOR in value:
+                    return tensors[value[TENSOR]]
+                return {key: restored(item) for key, item in value["items"]}
+            return [restored(item) for item in value] if isinstance(value, list) else value
 
-        return whole(tree)
+        return restored(tree)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"Expected packed values but got {len(data)} other bytes") from error

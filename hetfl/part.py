@@ -1,4 +1,4 @@
-"""What a client holds of a global model in one round."""
+"""Parts: the entries of a global model that a client holds in one round."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from hetfl.submodel import relative, take
 T = TypeVar("T")
 
 DERIVED = 256
-"""Results that a part keeps: for clients of as many different sets of labels, say."""
+"""Largest number of cached results per part, such as those for different sets of labels."""
 
 
 class Part(dict[str, IndexEntry]):
-    """What a client holds of a global model: an index and, if it is sparse, a mask.
+    """The entries of a global model that a client holds: an index and, if the part is sparse, a mask.
 
-    The index says per name of a tensor, and per dimension, which positions the client's tensor has: it is the shape of
-    the client's net. The mask says which entries of these tensors, one after the other, the client holds; the others
-    are zero and stay so. A vector of a part has one value for each entry that is held, in the order of the index.
-    Nobody changes a part, and what was computed from it is kept with it.
+    The index has, by tensor and dimension, the positions of the client's tensor in the global one: it determines the
+    shapes of the client's net. The mask marks the held entries among those of the index, with the tensors one after the
+    other; all other entries are always zero. A vector of a part has one value per held entry, in the order of the
+    index. A part is immutable, and caches results that are computed from it.
 
     Args:
         index: entries by name: parameters, then float buffers, then frozen parameters.
         mask_D: bool, shape (D,), for the D entries of the index; None: the client holds all of them.
-        recipe: how the part was drawn, if it was: a message may then carry seeds in place of positions and mask.
+        recipe: the seeds that the part was drawn with; a message may contain them in place of positions and mask.
+            None: the part was not drawn.
 
     Raises:
-        ValueError: the mask is not a bool for each entry of the index.
+        ValueError: the mask is not bool, or its length is not D.
     """
 
     def __init__(self, index: Index, mask_D: Tensor | None = None, recipe: Recipe | None = None) -> None:
@@ -50,17 +51,17 @@ class Part(dict[str, IndexEntry]):
 
     @cached_property
     def layout(self) -> Layout:
-        """Where the tensors of the index lie in a flat vector that has all of their entries, held or not."""
+        """The layout of the index's tensors in a flat vector of all their entries, held or not."""
         return Layout(dict(iter_entries(self)))
 
     @cached_property
     def size(self) -> int:
-        """Number of entries that are held: the length of a vector of the part."""
+        """Number of held entries, which is the length of a vector of the part."""
         return self.layout.size if self.mask_D is None else int(self.mask_D.count_nonzero())
 
     @cached_property
     def held(self) -> Layout:
-        """How a vector of the part is divided by tensors; where there is a mask, tensors have no shape but a length."""
+        """The layout of tensors in a vector of the part; with a mask a tensor's shape is its number of held entries."""
         if self.mask_D is None:
             return self.layout
         counts = [int(each.count_nonzero()) for each in self.mask_D.split(self.layout.sizes)]
@@ -73,7 +74,7 @@ class Part(dict[str, IndexEntry]):
 
     @cached_property
     def key(self) -> bytes:
-        """A digest of the content: parts of one key are the same part."""
+        """A digest of index and mask; parts with equal keys are equal."""
         content = hashlib.blake2b(digest_size=16)
         for name, entry in self.items():
             content.update(f"{name}\0{len(entry)}\0".encode())
@@ -91,28 +92,28 @@ class Part(dict[str, IndexEntry]):
         return OrderedDict()
 
     def derived(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what ``make`` returned when it was last called for a key; at most :data:`DERIVED` results are kept."""
+        """Return the cached result of ``make`` for a key, or call it; at most :data:`DERIVED` results are cached."""
         if key in self._kept:
             self._kept.move_to_end(key)
         else:
             self._kept[key] = make()
             if len(self._kept) > DERIVED:
                 self._kept.popitem(last=False)
-        found: T = self._kept[key]
-        return found
+        result: T = self._kept[key]
+        return result
 
     def packed(self, values_D: Tensor) -> Tensor:
-        """Return the held ones of the values, shape (D,), of all entries of the index."""
+        """Return the values of held entries, given those of all entries of the index, shape (D,)."""
         return values_D if self.mask_D is None else values_D[self.mask_D.to(values_D.device)]
 
     def spread(self, vector: Tensor) -> Tensor:
-        """Return a value for every entry of the index, shape (D,), of a vector of the part: 0 where nothing is held."""
+        """Return values for all entries of the index, shape (D,), given a vector of the part: 0 where not held."""
         if self.mask_D is None:
             return vector
         return vector.new_zeros(self.layout.size).masked_scatter_(self.mask_D.to(vector.device), vector)
 
     def covers(self, other: Part) -> bool:
-        """Return whether whoever holds this part holds all of another one."""
+        """Return whether this part contains all held entries of another one."""
         return self.derived(("covers", other.key), lambda: self._covers(other))
 
     def _covers(self, other: Part) -> bool:
@@ -123,7 +124,7 @@ class Part(dict[str, IndexEntry]):
         for name, entry in other.items():
             try:
                 inner = relative(entry, self[name])
-            except (KeyError, ValueError):  # a tensor that this part lacks, or a position
+            except (KeyError, ValueError):  # this part lacks a tensor or a position
                 return False
             if masks is not None:
                 held = take(masks[name], inner)
@@ -132,11 +133,11 @@ class Part(dict[str, IndexEntry]):
         return True
 
     def rows(self, names: frozenset[str], rows_R: Tensor) -> Part:
-        """Return the part with some rows of some tensors only.
+        """Return the part with only some rows of some tensors.
 
         Args:
-            names: tensors whose first dimension the part has whole.
-            rows_R: which of their rows stay, bool, shape (R,).
+            names: names of tensors whose first dimension is complete in the part.
+            rows_R: the rows of these tensors that stay, bool, shape (R,).
         """
         positions = rows_R.nonzero().squeeze(1)
         index = {name: (positions, *entry[1:]) if name in names else entry for name, entry in self.items()}
@@ -164,17 +165,17 @@ class Part(dict[str, IndexEntry]):
 
 
 def part_of(index: Index) -> Part:
-    """Return an index as a part: itself if it is one."""
+    """Return an index as a part; a part is returned unchanged."""
     return index if isinstance(index, Part) else Part(index)
 
 
 def index_layout(index: Index) -> Layout:
-    """Return the layout of the flat vector that holds the entries of an index, name after name."""
+    """Return the layout of the flat vector of the index's entries, name after name."""
     return index.layout if isinstance(index, Part) else Layout(dict(iter_entries(index)))
 
 
 def only(index: Index, names: frozenset[str]) -> Part:
-    """Return what of a part belongs to some tensors."""
+    """Return a part restricted to the tensors with some names."""
     part = part_of(index)
     return part.derived(names, lambda: _only(part, names))
 

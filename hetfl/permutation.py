@@ -1,4 +1,4 @@
-"""A pseudo-random choice of positions that a seed names: what two sides can draw alike without sending it."""
+"""A pseudo-random choice of positions by a seed, so that two sides can draw the same positions without sending them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 ROUNDS = 8
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
-_BLOCK = 1 << 13  # positions at a time: what is computed on the way stays in the cache
+_BLOCK = 1 << 13  # positions at a time, so that intermediate results stay in the cache
 
 Words = NDArray[np.uint64]
 
 
 def mix(words: Words) -> Words:
-    """Return the finaliser of SplitMix64, a bijection of 64-bit words, entry by entry.
+    """Return the finaliser of SplitMix64 of each word; it is a bijection of 64-bit words.
 
     Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014.
     """
@@ -24,11 +24,12 @@ def mix(words: Words) -> Words:
 
 
 def permuted(positions: Words, size: int, seed: int) -> Words:
-    """Return where a permutation of [0, ``size``) takes some positions.
+    """Return the images of some positions under a pseudo-random permutation of [0, ``size``).
 
-    A balanced Feistel network of 8 rounds on words of 2h bits, h such that they cover ``size``; its round function is
-    the low half of ``mix(right + (64-bit) (seed + golden ratio * (round + 1)))``. A word outside [0, ``size``) is
-    permuted again until it falls inside (cycle walking), which takes less than 4 turns on average.
+    The permutation is a balanced Feistel network of 8 rounds on words of 2h bits, with the least h that covers
+    ``size``. Its round function is the low half of ``mix(right + (64-bit) (seed + golden ratio * (round + 1)))``. A
+    word outside [0, ``size``) is permuted again until it is inside (cycle walking), which takes fewer than 4 turns on
+    average.
 
     Args:
         positions: in [0, ``size``).
@@ -50,7 +51,7 @@ def permuted(positions: Words, size: int, seed: int) -> Words:
 
 
 def chosen(size: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Return ``count`` different positions below ``size``, in rising order: where the permutation takes 0, 1, ...
+    """Return ``count`` different positions below ``size``, ascending: the images of 0, 1, ... under the permutation.
 
     >>> chosen(10, 3, seed=1).tolist()
     [1, 3, 5]

@@ -1,4 +1,4 @@
-"""The lifecycle of whatever keeps a state during a run."""
+"""Pieces: the objects with a state during a run, and their lifecycle."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from hetfl.updates import Update
 
 
 class ServerData(Protocol):
-    """The samples that the server has of its own."""
+    """The server's samples."""
 
     def __len__(self) -> int: ...
 
     def batch(self, positions: Tensor) -> tuple[Any, Tensor]:
-        """Return inputs as nets take them in an evaluation, and targets, of the samples at some positions, int64."""
+        """Return the inputs of nets in an evaluation, and the targets, of the samples at positions, int64."""
         ...
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a federation before its first round.
+    """The facts of a federation that are known before its first round.
 
     Attributes:
         sizes: number of training samples of each client.
         seed: of every random choice.
         levels: names of the levels, the largest first.
-        rounds: number of rounds of the run; None: no round is run, only an evaluation.
+        rounds: number of rounds of the run; None: there are no rounds, only an evaluation.
         parameters: the trained parameters of the first global model by name.
-        shared: names of the tensors that are one for all global models.
+        shared: names of the tensors that all global models share.
         masks: whether clients' parts may have a mask.
-        frozen: parameters that nobody trains, by name.
-        apart: whether clients keep a state for each global model.
-        server_data: the server's own samples; None for pieces that do not declare that they read them.
-        client_names: what the user calls each client; None: as its number.
-        lrs: the clients' learning rate γ_t of every round of the run; empty: no round is run.
+        frozen: parameters that are not trained, by name.
+        apart: whether clients have a separate state for each global model.
+        server_data: the server's samples; None for pieces that do not declare that they read them.
+        client_names: the user's name of each client; None: clients have no names.
+        lrs: the clients' learning rate γ_t of every round of the run; empty: there are no rounds.
         cohort: number of clients that take part in a round, if all are within reach.
     """
 
@@ -66,10 +66,10 @@ class Facts:
         return len(self.sizes)
 
     def known_to(self, piece: Piece) -> Facts:
-        """Return the facts for a piece: the server's data is for those that declare that they read it.
+        """Return the facts for a piece; only pieces that declare that they read the server's data get it.
 
         Raises:
-            ConfigurationError: the piece reads it, and there is none.
+            ConfigurationError: the piece reads the server's data, and there is none.
         """
         if not piece.reads_server_data:
             return replace(self, server_data=None)
@@ -82,7 +82,7 @@ class Facts:
 
 
 class Piece(ABC):  # noqa: B024
-    """A part of a run that keeps a state. The module calls these verbs on all its pieces; by default they do nothing.
+    """An object with a state during a run. The module calls these methods of all pieces; by default they do nothing.
 
     A piece that is an attribute of a :class:`hetfl.FederatedModule` takes part in the run under the attribute's name.
     The order is: :meth:`setup`, :meth:`bind`, :meth:`load_state_dict` in a resumed run, :meth:`begin`; then for every
@@ -90,30 +90,30 @@ class Piece(ABC):  # noqa: B024
     """
 
     for_evaluation: ClassVar[bool] = False
-    """Whether validate and test load its state from a checkpoint; a run that goes on loads every piece's."""
+    """Whether validate and test load the piece's state from a checkpoint; a resumed run loads every piece's."""
 
     files: ClassVar[str] = ""
-    """Name of its folder in the run's folder; empty: its own name."""
+    """Name of the piece's folder in the run's folder; empty: the piece's name."""
 
     reads_server_data: bool = False
-    """Whether :meth:`setup` gets the server's own samples among the facts; without any the piece is refused."""
+    """Whether :meth:`setup` gets the server's samples among the facts; if there are none, the piece is refused."""
 
     def members(self) -> dict[str, Piece]:
-        """Return by name further pieces that take part in the run under this piece's name, a dot and theirs."""
+        """Return by name further pieces of the run; their full names are this piece's name, a dot and their name."""
         return {}
 
     def setup(self, facts: Facts) -> None:
-        """Learn the facts of the federation, before a checkpoint is loaded. It may be called again, with other facts.
+        """Set the facts of the federation, before a checkpoint is loaded. May be called again with other facts.
 
         Raises:
-            ConfigurationError: the piece does not go with them.
+            ConfigurationError: the piece does not work with these facts.
         """
 
     def bind(self, folder: str | None) -> None:
-        """Learn the folder of this run where the piece may keep files; None: it has none."""
+        """Set the folder in which the piece may keep files; None: there is none."""
 
     def begin(self) -> None:
-        """Get ready for rounds, once a checkpoint has been loaded and the models are on their device. Reset nothing."""
+        """Prepare for rounds, after a checkpoint was loaded and the models are on their device. Reset nothing."""
 
     def begin_round(self, round: int, lr: float) -> None:
         """Begin a round.
@@ -124,54 +124,54 @@ class Piece(ABC):  # noqa: B024
         """
 
     def observe(self, update: Update, index: Index, report: Report) -> None:
-        """Learn from an update that the server accepted, in the order of the cohort.
+        """Observe an update that the server accepted, in the order of the cohort.
 
         Args:
-            update: what the server decoded.
-            index: where its entries lie in the global model: what the client sent, parameters and then float buffers.
-                If it has a mask, only the entries that are held are in the update.
-            report: what is known of the client's training.
+            update: the decoded update.
+            index: positions of its entries in the global model: the sent parameters, then the float buffers. If the
+                part has a mask, the update has only the held entries.
+            report: the client's report, completed by the server.
         """
 
     def extras(self) -> dict[str, Range]:
-        """Return by name the ranges of the further numbers in a report that the piece reads.
+        """Return by name the ranges of the extra numbers that the piece reads in reports.
 
-        The server takes a report if it has exactly the extras that the pieces declare, each in its range.
+        The server accepts a report only with exactly the extras that all pieces declare, each in its range.
         """
         return {}
 
     def end_round(self, round: int) -> None:
-        """Close a round after the server's step."""
+        """End a round, after the server's step."""
 
     def settings(self) -> dict[str, object]:
-        """Return by name the settings that results depend on: by default the constructor's arguments that it keeps."""
+        """Return by name the settings that change results; by default the constructor's arguments that it keeps."""
         return settings_of(self)
 
     def describe(self) -> str:
-        """Return the piece with its settings in short text, by which a checkpoint knows it again."""
+        """Return the piece and its settings as short text, which a resumed run compares with the checkpoint's."""
         return described(type(self).__name__, self.settings())
 
     def columns(self) -> dict[str, float]:
-        """Return the piece's columns of ``metrics.csv`` for the round that was closed."""
+        """Return the piece's columns of ``metrics.csv`` for the round that has ended."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs, in plain types and tensors."""
+        """Return the state for a resumed run, as plain types and tensors."""
         return {}
 
     def evaluation_state(self) -> dict[str, Any]:
-        """Return what an evaluation needs, for checkpoints of weights only; asked if it is ``for_evaluation``."""
+        """Return the state for an evaluation, for checkpoints of weights only, if ``for_evaluation`` is true."""
         return self.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
+        """Load the state that :meth:`state_dict` returned."""
 
     def checkpointed(self) -> None:
-        """Learn that a checkpoint with the last :meth:`state_dict` is on the disk."""
+        """Called once a checkpoint with the last :meth:`state_dict` is on the disk."""
 
 
 def settings_of(part: object, less: Iterable[str] = ()) -> dict[str, object]:
-    """Return the constructor's arguments that an object keeps under their names.
+    """Return the constructor's arguments that an object keeps as attributes of the same names.
 
     Args:
         part: an object.
@@ -182,7 +182,7 @@ def settings_of(part: object, less: Iterable[str] = ()) -> dict[str, object]:
 
 
 def described(name: str, settings: Mapping[str, object]) -> str:
-    """Return a name and its settings in short text: plain values, and what has a description.
+    """Return a name and its settings as short text: plain values, and the descriptions of objects that have one.
 
     >>> described("TopK", {"density": 0.05})
     'TopK(density=0.05)'

@@ -1,25 +1,25 @@
-"""Text from elsewhere as one printable line: a node's reasons, names of files and folders, labels, names of classes."""
+"""Makes one printable line of any text: of a node's reasons, names of files and folders, labels, names of classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 LONGEST = 300
-"""Characters of a line, if nothing else is asked for."""
+"""Default for the largest number of characters in a line."""
 CUT = "..."
-"""What a line ends with that was cut."""
+"""End of a line that was cut."""
 
 
 def printable(text: object, longest: int = LONGEST) -> str:
-    r"""Return a text as one line that shows what it is and does nothing else.
+    r"""Return a text as one line of printable characters.
 
-    A character that is not printable is written as its escape: line ends, control characters, the escape that begins a
-    terminal's commands, marks that turn the direction of writing, and single surrogates. Printable characters of all
-    scripts stay, and so does the backslash, as paths of Windows have many.
+    Characters that are not printable are written as escapes: line ends, control characters, terminal commands, marks
+    of the writing direction, and single surrogates. Printable characters of all scripts stay, and so do backslashes,
+    which are frequent in paths of Windows.
 
     Args:
-        text: anything; its ``str`` is taken.
-        longest: characters of the line at the most.
+        text: any object; its ``str`` is used.
+        longest: largest number of characters in the line.
 
     >>> printable("no data\nround 7: accuracy 1.0\x1b[2J")
     'no data\\nround 7: accuracy 1.0\\x1b[2J'
@@ -33,11 +33,11 @@ def printable(text: object, longest: int = LONGEST) -> str:
 
 
 def called(client: int, names: Sequence[str | int] | None) -> str:
-    """Return a client's number and, where the data has another name for it, that name.
+    """Return a client's id and, if the data has another name for it, the name.
 
     Args:
-        client: the number.
-        names: what the user calls each client; None: as its number.
+        client: the id.
+        names: the user's name of each client; None: clients have no names.
 
     >>> called(1, ["ann", "bob"]), called(1, None), called(1, [0, 1])
     ("1 ('bob')", '1', '1')

@@ -1,7 +1,7 @@
-"""Text out of files and command lines, read within bounds: how large it is, how deep it nests, what aliases amount to.
+"""Reads text of files and command lines within bounds on its size, its depth, and its expansion by YAML aliases.
 
-A configuration, a card or a table may come from someone else. A few lines of YAML can stand for a billion values, and a
-few thousand brackets are deeper than Python's stack. Everything that reads YAML, JSON or CSV does so through here.
+A configuration, a card or a table may be from an untrusted source. A few lines of YAML can expand to a billion values,
+and a few thousand brackets nest deeper than Python's stack. All code that reads YAML, JSON or CSV uses this module.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ import yaml
 from hetfl.errors import ConfigurationError
 
 LARGEST_TEXT = 2_000_000
-"""Characters of a YAML text, and bytes of its file. A run's configuration has about ten thousand."""
+"""Bound on the characters of a YAML text and on the bytes of its file. A run's configuration has about ten thousand."""
 LARGEST_HEADER = 100_000_000
-"""Bytes of a JSON text that lists a net's tensors or operators: what safetensors allows a header, too."""
+"""Bound on the bytes of a JSON text that lists a net's tensors or operators; safetensors has the same for a header."""
 LARGEST_TABLE = 2**30
-"""Bytes of a table that a run writes: a million rounds of a hundred columns."""
+"""Bound on the bytes of a table that a run writes: a million rounds of a hundred columns."""
 LARGEST_DATA = 2**36
-"""Bytes of a table of a user's own data."""
+"""Bound on the bytes of a table of a user's data."""
 DEEPEST = 100
-"""Lists and mappings inside each other."""
+"""Bound on the depth of lists and mappings inside each other."""
 SHALLOW = f"at most {DEEPEST} lists and mappings inside each other"
 MOST_VALUES = 100_000
-"""Values of a YAML text, those that aliases repeat counted every time."""
+"""Bound on the values of a YAML text; values that aliases repeat count each time."""
 
 LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Makes plain values alone. The one in C is not everywhere; the other one takes twenty times as long."""
+"""A loader that only makes plain values. Not every installation has the one in C, which is twenty times faster."""
 _MARKUP = "[{&"
-"""Without one of these a text is neither a list, a mapping nor an anchor. Of block style one line has one level."""
+"""Characters that begin flow lists, flow mappings and anchors. A string without any of them is not measured."""
 
 
 class TooMuch(ValueError):
     """A text beyond the bounds of this module.
 
     Args:
-        expected: the bound, in words.
-        came: what came instead.
+        expected: text of the bound.
+        came: text of what the input has.
     """
 
     def __init__(self, expected: str, came: str = "more") -> None:
@@ -60,7 +60,7 @@ class _Part:
     Attributes:
         anchor: its anchor; None: it has none.
         before: number of values before it.
-        height: lists and mappings inside each other in it, so far.
+        height: depth of the lists and mappings inside it, so far.
     """
 
     anchor: str | None
@@ -69,10 +69,11 @@ class _Part:
 
 
 class _Meter:
-    """Adds up the values of a YAML text event by event, without recursion and without making them.
+    """Counts the values of a YAML text event by event, without recursion and without constructing them.
 
     Args:
-        inner: whether to look into texts as well: where a number is expected, a text is read as YAML once more.
+        inner: whether to measure string values as YAML too, because the parser reads a string as YAML again where a
+            number is expected.
     """
 
     def __init__(self, inner: bool = True) -> None:
@@ -81,17 +82,17 @@ class _Meter:
         self._anchored: dict[str, tuple[int, int]] = {}
 
     def add(self, event: yaml.Event) -> None:
-        """Take the next event.
+        """Count the next event.
 
         Raises:
-            TooMuch: the text up to here is beyond a bound.
+            TooMuch: the text so far is beyond a bound.
         """
         if isinstance(event, yaml.AliasEvent):
             self._repeat(event.anchor)
         elif isinstance(event, yaml.ScalarEvent):
             self._end(_Part(event.anchor, self.count, -1))
             if self.inner and any(mark in event.value for mark in _MARKUP):
-                with suppress(yaml.YAMLError):  # no YAML, only a text
+                with suppress(yaml.YAMLError):  # the string is no YAML
                     _measure(event.value, _Meter(inner=False))
         elif isinstance(event, yaml.CollectionStartEvent):
             self._open.append(_Part(event.anchor, self.count))
@@ -109,10 +110,10 @@ class _Meter:
         self._open[-1].height = max(self._open[-1].height, part.height + 1)
 
     def _repeat(self, anchor: str | None) -> None:
-        assert anchor is not None  # an alias names one
+        assert anchor is not None  # an alias always has one
         if any(part.anchor == anchor for part in self._open):
             raise TooMuch("settings with an end", f"some that lie in themselves: *{anchor:.60}")
-        count, height = self._anchored.get(anchor, (1, 0))  # of an anchor that is none the reader tells
+        count, height = self._anchored.get(anchor, (1, 0))  # the loader refuses an unknown anchor
         self.count += count
         self._open[-1].height = max(self._open[-1].height, height)
 
@@ -121,8 +122,8 @@ def check_yaml(text: str) -> None:
     """Refuse a YAML text that is too large, nests too deeply or grows too large by aliases.
 
     Raises:
-        TooMuch: it is; says which bound.
-        yaml.YAMLError: it is no YAML.
+        TooMuch: the text is beyond a bound; names the bound.
+        yaml.YAMLError: the text is no YAML.
     """
     if len(text) > LARGEST_TEXT:
         raise TooMuch(f"at most {LARGEST_TEXT:,} characters of YAML", f"{len(text):,}")
@@ -138,7 +139,7 @@ def parse_yaml(text: str) -> Any:
     """Return the plain values of a YAML text.
 
     Raises:
-        ValueError: it is no YAML of plain values, or beyond a bound; in one line.
+        ValueError: the text is no YAML of plain values, or beyond a bound; the message is one line.
     """
     try:
         check_yaml(text)
@@ -149,7 +150,7 @@ def parse_yaml(text: str) -> Any:
             loader.dispose()
     except TooMuch:
         raise
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date
         raise ValueError(" ".join(str(error).split())) from error
 
 
@@ -157,11 +158,11 @@ def parse_json(text: str | bytes, largest: int = LARGEST_HEADER) -> Any:
     """Return the values of a JSON text.
 
     Args:
-        text: the text; bytes: in UTF-8.
-        largest: the most characters, or bytes.
+        text: the text; bytes are UTF-8.
+        largest: largest number of characters, or bytes.
 
     Raises:
-        ValueError: it is no JSON, or beyond a bound; in one line.
+        ValueError: the text is no JSON, or beyond a bound; the message is one line.
     """
     if len(text) > largest:
         raise TooMuch(f"at most {largest:,} bytes of JSON", f"{len(text):,}")
@@ -185,8 +186,8 @@ def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
     """Return the bytes of a file.
 
     Raises:
-        ConfigurationError: there are too many.
-        OSError: it cannot be read.
+        ConfigurationError: the file has more than ``largest`` bytes.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         data = file.read(largest + 1)
@@ -196,10 +197,10 @@ def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
 
 
 def check_size(path: Path, largest: int) -> None:
-    """Refuse a file of too many bytes before something else reads it; what is no file is passed over.
+    """Refuse a file of too many bytes before other code reads it; a path without a file is accepted.
 
     Raises:
-        ConfigurationError: there are too many.
+        ConfigurationError: the file has more than ``largest`` bytes.
     """
     if path.is_file() and (size := path.stat().st_size) > largest:
         raise TooMuch(f"at most {largest:,} bytes", f"{size:,}").inside(path)

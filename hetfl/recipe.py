@@ -1,4 +1,4 @@
-"""How the random choices of a part were drawn: what is needed to draw them again."""
+"""Recipes: the seeds and settings that are needed to draw a random part again."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from torch import Tensor
 
 
 def draw_positions(seed: int, held: int, of: int) -> Tensor:
-    """Return ``held`` different positions below ``of``, int64, rising: the first of a permutation that a seed names.
+    """Return ``held`` different positions below ``of``, int64, ascending: the first of a random permutation.
 
     Args:
-        seed: 63 bits, of torch's CPU generator.
-        held: how many are held.
-        of: how many there are.
+        seed: 63 bits, for torch's CPU generator.
+        held: number of positions to draw.
+        of: number of all positions.
     """
     random = torch.Generator().manual_seed(seed)
     return torch.randperm(of, generator=random)[:held].sort().values
 
 
 def draw_mask(seed: int, density: float, sizes: Sequence[int], drawn: Sequence[bool]) -> Tensor:
-    """Return a mask, bool, shape (D,), of tensors one after the other.
+    """Return a random mask, bool, shape (D,), of tensors one after the other.
 
     Args:
-        seed: 63 bits, of torch's CPU generator.
+        seed: 63 bits, for torch's CPU generator.
         density: the probability that an entry of a drawn tensor is held, compared in float32.
-        sizes: entries of each tensor, D in all.
+        sizes: entries of each tensor, D in total.
         drawn: whether the entries of each tensor are drawn; all entries of the others are held.
     """
     random = torch.Generator().manual_seed(seed)
 
     def mask(size: int) -> Tensor:
-        return torch.rand(size, generator=random, dtype=torch.float32) < density  # whatever the default type
+        return torch.rand(size, generator=random, dtype=torch.float32) < density  # for any default dtype
 
     masks = [mask(s) if each else torch.ones(s, dtype=torch.bool) for s, each in zip(sizes, drawn, strict=True)]
     return torch.cat(masks)
@@ -41,10 +41,10 @@ def draw_mask(seed: int, density: float, sizes: Sequence[int], drawn: Sequence[b
 
 @dataclass(frozen=True)
 class MaskRecipe:
-    """What :func:`draw_mask` is given for a part's mask.
+    """The arguments of :func:`draw_mask` for a part's mask.
 
     Attributes:
-        seed: a digest of the run's (:func:`hetfl.seeding.derive`), of which no other choice is drawn.
+        seed: derived from the run's seed (:func:`hetfl.seeding.derive`); no other choice uses it.
         density: the probability that an entry is held.
         drawn: names of the tensors whose entries are drawn.
     """
@@ -60,11 +60,11 @@ class MaskRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a part was drawn. It describes the whole part: one that was narrowed has none.
+    """How a part was drawn. It describes the complete part: a narrowed part has no recipe.
 
     Attributes:
-        channels: by the number of channels that there are, the seed of :func:`draw_positions`; a digest, too.
-        mask: how the mask was drawn; None: it was not, or there is none.
+        channels: by number of all channels, the seed of :func:`draw_positions`, derived from the run's seed.
+        mask: how the mask was drawn; None: there is no drawn mask.
     """
 
     channels: Mapping[int, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The class path ``hetfl.run_folder.RunFolder``, which configurations of the first edition name."""
+"""Keeps the class path ``hetfl.run_folder.RunFolder``, which configurations of the first edition use."""
 
 from hetfl.runs import RunFolder
 

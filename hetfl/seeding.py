@@ -1,8 +1,8 @@
-"""Randomness as a function of names, never of order.
+"""Random generators as functions of the seed and names, independent of the order of calls.
 
-Every random choice of a run draws from a generator made from the seed and the names of what it is for: the round, the
-client, the purpose. So the number of workers, the order in which clients finish, and whether the run was killed and
-resumed cannot change a result, and a checkpoint needs no generator state.
+Every random choice of a run has its own generator, made from the seed and from names: the purpose, the round, the
+client. So the number of workers, the order in which clients finish, and a kill and resume cannot change a result, and a
+checkpoint needs no generator state.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """Return 63 bits that depend on the seed and every name: the head of BLAKE2b(seed, names).
+    """Return 63 bits of a digest of the seed and all names: the first 8 bytes of BLAKE2b(seed, names), shifted by one.
 
     >>> derive(0, "local", 3, 17) == derive(0, "local", 3, 17) != derive(0, "local", 17, 3)
     True

@@ -1,7 +1,7 @@
-"""A sub-model is an index into the global model: build indices, read through them, add through them.
+"""Indices of sub-models in the global model: functions that build them, and read, write and add through them.
 
-Everything that knows how clients' tensors lie in global tensors is in this file. An index entry holds, per dimension, a
-``slice(start, stop)`` (a view: no copy) or a sorted LongTensor of positions (a gather).
+An index entry has, per dimension, a ``slice(start, stop)`` (a view: no copy) or a sorted LongTensor of positions (a
+gather).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def parameters_of(net: nn.Module) -> dict[str, Tensor]:
 
 
 def buffers_of(net: nn.Module) -> dict[str, Tensor]:
-    """Return the net's persistent float buffers by name: statistics that travel with the parameters."""
+    """Return the net's persistent float buffers by name: statistics that are sent with the parameters."""
     persistent = net.state_dict(keep_vars=True).keys()
     return {
         name: buffer for name, buffer in net.named_buffers() if name in persistent and torch.is_floating_point(buffer)
@@ -29,17 +29,17 @@ def buffers_of(net: nn.Module) -> dict[str, Tensor]:
 
 
 def state_of(net: nn.Module) -> dict[str, Tensor]:
-    """Return what makes a net: trained parameters, float buffers, then frozen parameters, which never travel up."""
+    """Return a net's tensors by name: trained parameters, float buffers, then frozen parameters, which are not sent."""
     frozen = {name: parameter for name, parameter in net.named_parameters() if not parameter.requires_grad}
     return {**parameters_of(net), **buffers_of(net), **frozen}
 
 
 def prefix_index(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], level: str) -> dict[str, IndexEntry]:
-    """Return the leading block of every tensor, read off the shapes of a sub-model (HeteroFL, section 3).
+    """Return the index of the leading block of every tensor, from the shapes of a sub-model (HeteroFL, section 3).
 
     Args:
         whole: the global model's tensors.
-        part: the sub-model's tensors; a global name that it lacks is absent from the index.
+        part: the sub-model's tensors; global tensors that it lacks are not in the index.
         level: name of the sub-model's level, for messages.
 
     Raises:
@@ -72,11 +72,11 @@ def extent(entry: IndexEntry) -> tuple[int, ...]:
 
 
 def _narrowed(tensor: Tensor, entry: IndexEntry) -> tuple[Tensor, list[tuple[int, Tensor]]]:
-    """Return the view that the slices of an entry give, and the dimensions that are left to gather."""
+    """Return the view by an entry's slices, and the dimensions and positions that must be gathered from it."""
     view, gathers = tensor, []
     for dim, part in enumerate(entry):
         if not isinstance(part, slice):
-            # An index lies on the CPU; the global model may not, and residuals do.
+            # An index is on the CPU. The global model may be on another device; residuals are on the CPU.
             gathers.append((dim, part.to(tensor.device)))
         elif part.stop - part.start != tensor.shape[dim]:
             view = view.narrow(dim, part.start, part.stop - part.start)
@@ -84,7 +84,7 @@ def _narrowed(tensor: Tensor, entry: IndexEntry) -> tuple[Tensor, list[tuple[int
 
 
 def take(tensor: Tensor, entry: IndexEntry) -> Tensor:
-    """Return ``tensor[entry]``, positions combined as an open mesh: a view if the entry has slices only."""
+    """Return ``tensor[entry]``, with positions combined as an open mesh; a view if the entry has only slices."""
     view, gathers = _narrowed(tensor, entry)
     for dim, positions in gathers:
         view = view.index_select(dim, positions)
@@ -110,7 +110,7 @@ def put(tensor: Tensor, entry: IndexEntry, values: Tensor) -> None:
 
 
 def add(tensor: Tensor, entry: IndexEntry, values: Tensor | float, weight: float = 1.0) -> None:
-    """Compute ``tensor[entry] += weight * values`` in place; positions of one entry are distinct."""
+    """Compute ``tensor[entry] += weight * values`` in place; the positions of an entry must be distinct."""
     view, gathers = _narrowed(tensor, entry)
     if not isinstance(values, Tensor):
         values = tensor.new_tensor(values).expand(entry_shape(entry))
@@ -123,10 +123,10 @@ def add(tensor: Tensor, entry: IndexEntry, values: Tensor | float, weight: float
 
 
 def relative(entry: IndexEntry, base: IndexEntry) -> IndexEntry:
-    """Return where the entries of ``entry`` lie inside ``base``, of which they are a part; both in global coordinates.
+    """Return the positions of ``entry`` inside ``base``, given both in global coordinates.
 
     Raises:
-        ValueError: ``entry`` addresses something outside ``base``.
+        ValueError: ``entry`` has positions outside ``base``.
     """
     return tuple(_relative(part, of) for part, of in zip(entry, base, strict=True))
 

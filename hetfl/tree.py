@@ -12,19 +12,19 @@ from torch import Tensor
 from hetfl.errors import ConfigurationError
 
 Tree: TypeAlias = Any
-"""A tensor, or a tuple, list or dict of trees. A net gets it as it is, as its one argument."""
+"""A tensor, or a tuple, list or dict of trees. A net gets the whole tree as its one argument."""
 
 
 def mapped(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
-    """Return a tree of the same structure whose leaves a function makes.
+    """Return a tree of the same structure with a function's results as leaves.
 
     Args:
-        function: takes a leaf, and the leaves at the same place of the others.
-        tree: says what the structure is.
+        function: takes a leaf of ``tree``, and the leaves of ``others`` at the same place.
+        tree: defines the structure.
         others: trees of the same structure.
 
     Raises:
-        ValueError: another one has other entries somewhere.
+        ValueError: one of the others has a different structure.
 
     >>> mapped(torch.neg, {"a": torch.ones(1), "b": (torch.zeros(1),)})
     {'a': tensor([-1.]), 'b': (tensor([-0.]),)}
@@ -42,7 +42,7 @@ def mapped(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
 
 
 def leaves(tree: Tree) -> list[Any]:
-    """Return what stands at the ends of a tree, in its order: tensors, if it is one of inputs.
+    """Return the leaves of a tree in its order; those of inputs are tensors.
 
     >>> leaves((1, {"b": 2, "a": [3]}))
     [1, 2, 3]
@@ -58,18 +58,18 @@ def length(tree: Tree) -> int:
 
 
 def taken(tree: Tree, rows: Tensor | slice | int) -> Tree:
-    """Return the samples at positions; of a slice, views."""
+    """Return the samples at positions; views for a slice."""
     return mapped(lambda leaf: leaf[rows], tree)
 
 
 def divided(tree: Tree, sizes: Sequence[int]) -> list[Tree]:
-    """Return consecutive views of so many samples each."""
+    """Return consecutive views of the samples, with ``sizes`` samples each."""
     ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
     return [taken(tree, slice(start, end)) for start, end in pairwise(ends)]
 
 
 def stacked(trees: Sequence[Tree]) -> Tree:
-    """Return trees of one structure and shape along a new first dimension."""
+    """Return trees of equal structure and shapes stacked along a new first dimension."""
     return mapped(lambda *parts: torch.stack(parts), *trees)
 
 
@@ -79,7 +79,7 @@ def moved(tree: Tree, device: torch.device) -> Tree:
 
 
 def cast(tree: Tree, dtype: torch.dtype) -> Tree:
-    """Return a tree with its floating-point leaves in a type; others, such as token ids and masks, stay as they are."""
+    """Return a tree with its floating-point leaves in a dtype; others, such as token ids and masks, are unchanged."""
     return mapped(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
 
 
@@ -106,10 +106,10 @@ def single(tree: Tree, who: str) -> Tensor:
 
     Args:
         tree: the inputs.
-        who: what asks for it, for the message.
+        who: name of the object that needs one tensor, for the message.
 
     Raises:
-        ConfigurationError: they are a tuple, list or dict.
+        ConfigurationError: the inputs are a tuple, list or dict.
     """
     if not isinstance(tree, Tensor):
         raise ConfigurationError(f"Expected inputs of one tensor for {who} but got {in_words(tree)}")

@@ -1,4 +1,4 @@
-"""The words of the design as types: levels, indices, layouts, tasks, reports.
+"""Basic types of the design: levels, contexts, tasks, ranges, reports.
 
 Shape suffixes used in this package: N batch, C channels, K classes, D entries of a flat parameter vector,
 S clients of a cohort, T tensors of a layout.
@@ -18,22 +18,23 @@ from hetfl.arguments import checked
 from hetfl.part import Part
 
 NOTHING = Part({})
-"""The part of a task whose client holds the leading block of its level."""
+"""The empty part; as the part of a task it means the leading block of the client's level."""
 
 SHARED = -1
-"""In place of a model's number: the tensors that all models share."""
+"""Used in place of a model's number for the tensors that all models share."""
 
 
 @checked
 @dataclass(frozen=True)
 class Level:
-    """What a client can afford: a width ratio, a depth, a density, or several of them.
+    """The size of a sub-model that a client can afford: a width ratio, a depth, a density, or several of them.
 
     Args:
-        name: the level's letter; in YAML the key of the mapping, filled in from there.
+        name: the level's name; in YAML it is the key of the mapping.
         width: hidden channels relative to the global model, in (0, 1].
-        depth: number of stages; None leaves the net's own.
-        density: share of the weights' entries that a client holds, in (0, 1]; below 1 for part rules that make masks.
+        depth: number of stages; None: the default of the net.
+        density: share of the weights' entries that a client holds, in (0, 1]; below 1 only with a part rule that makes
+            masks.
     """
 
     name: str = ""
@@ -43,10 +44,10 @@ class Level:
 
 
 class NetFactory(Protocol):
-    """What YAML's ``net:`` gives: a class, or a class with some arguments bound, that builds the net of a level.
+    """Builds the net of a level: a class, or a class with some arguments bound, as ``net:`` in YAML gives.
 
-    It is also called with ``depth``, a number of stages, for levels that have one, and need not take what no level asks
-    for. The net's output is logits (N, K), or (H, N, K) if it has H exits, the shallowest first.
+    For levels with a depth it is also called with ``depth``, a number of stages; it need not take arguments that no
+    level uses. The net's output is logits (N, K), or (H, N, K) if it has H exits, the shallowest first.
     """
 
     def __call__(self, *, width: float = 1.0) -> nn.Module:
@@ -56,7 +57,7 @@ class NetFactory(Protocol):
 
 @dataclass(frozen=True)
 class ClientContext:
-    """What local training may know about the client that it is for.
+    """The context of a client in local training.
 
     Attributes:
         client: the client's id.
@@ -65,7 +66,7 @@ class ClientContext:
         level: the name of the client's level.
         lr: the clients' learning rate γ of the round.
         step: number of the client's step in this round, from 0.
-        generator: for a method's own random choices; the client's own, and another one in every round.
+        generator: for the method's random choices; a separate one for each client and round.
         anchor: by name, the tensors that the client began with.
         narrow: returns outputs of the client's net at a smaller level, given the level and inputs.
     """
@@ -83,7 +84,7 @@ class ClientContext:
     def narrowed(self, level: str) -> Callable[[Tensor], Tensor]:
         """Return the client's net at a smaller level: its leading channels and first stages, with their gradients.
 
-        The ledger charges the FLOPs of a pass through the whole net all the same.
+        The ledger charges the FLOPs of a pass through the client's whole net.
 
         Raises:
             ConfigurationError: the level is not a part of the client's.
@@ -93,7 +94,7 @@ class ClientContext:
 
 
 class CohortContext(ClientContext):
-    """The same for several clients at once: labels (S, K), and no single client.
+    """The context of several clients at once: with labels (S, K), and without a single client.
 
     Args:
         round: the round's number, from 0.
@@ -108,10 +109,10 @@ class CohortContext(ClientContext):
 
     @property
     def client(self) -> int:
-        """There is none.
+        """Not available for several clients.
 
         Raises:
-            NotImplementedError: always; a loss that asks for it is computed client by client.
+            NotImplementedError: always; a loss that reads it is computed client by client.
         """
         raise NotImplementedError("Expected a loss of single clients but got several clients at once")
 
@@ -122,18 +123,18 @@ class Task:
 
     Attributes:
         client: the client's id.
-        level: the level it works at.
+        level: the name of its level.
         round: the round.
-        version: mark of the global models; another one tells that their values have changed.
+        version: mark of the global models, which changes whenever their values change.
         lr: the clients' learning rate γ of the round.
-        part: what the client holds of the global model; empty: the leading block of every tensor of its level.
-        sent: what it sends of that, parameters and then float buffers.
-        epochs: passes over the client's data; None: as local training has it.
-        memory_D: what a penalty keeps of the client, shape (D,); None if it is all zero or not needed.
-        personal: how far the client's personal entries are from the model's; None: not at all.
-        model: number of the global model that it works with.
-        owner: under which number the client's state of this task is kept, and its message sent; -1: its id.
-        steps: largest number of steps, to learn how long they take; None: all.
+        part: the part of the global model that the client holds; empty: the leading block of its level.
+        sent: the part of it that the client sends: parameters, then float buffers.
+        epochs: passes over the client's data; None: the setting of local training.
+        memory_D: the penalty's memory of the client, shape (D,); None if it is all zero or not needed.
+        personal: the client's personal entries minus the model's; None: all zero.
+        model: number of the global model that the client works with.
+        owner: key of the client's state of this task in stores, and id in its message; -1: the client's id.
+        steps: largest number of steps, for measurements of their time; None: all steps.
     """
 
     client: int
@@ -156,18 +157,18 @@ class Task:
 
     @property
     def key(self) -> tuple[int, int]:
-        """What tells the tasks of a round apart: the client and the model."""
+        """The key of the task in its round: the client and the model."""
         return self.client, self.model
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from one to another, both included. NaN is not in any range.
+    """A closed range of numbers. NaN is not in any range.
 
     Attributes:
         low: the smallest number.
         high: the largest number.
-        what: the number in words.
+        what: text that names the quantity.
     """
 
     low: float
@@ -186,25 +187,25 @@ class Range:
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of a client's local training, beside its update.
+    """The report of a client's local training, beside its update.
 
-    A client reports its samples, passes, steps, loss and extras; the server adds the rest.
+    The client reports its samples, passes, steps, loss and extras; the server adds the other fields.
 
     Attributes:
         client: the client's id.
-        level: the name of the level it trained.
+        level: the name of its level.
         samples: size of its training set.
-        loss: mean training loss over all samples that were passed.
-        flops: floating-point operations spent, forward and backward.
+        loss: mean training loss over all samples passed.
+        flops: floating-point operations, forward and backward.
         lr: the clients' learning rate γ_t of the round.
-        initial_loss: loss F_k of the model that it was sent, on all of its data; None: nobody asked for it.
-        weight: what the selection lets it count; an aggregator may use it.
+        initial_loss: loss F_k of the downloaded model on all of the client's data; None: the client was not asked.
+        weight: the client's weight by the selection policy; an aggregator may use it.
         model: number of the global model that it trained.
         passes: number of samples passed through the net, repetitions counted.
         steps: number of optimizer steps.
-        seconds: simulated seconds from the beginning of its training to the arrival of its update.
-        staleness: server steps between the model that it was sent and the model that its update is added to.
-        extras: further numbers by name; a piece declares which (:meth:`hetfl.piece.Piece.extras`).
+        seconds: simulated seconds from the start of its training to the arrival of its update.
+        staleness: server steps between the downloaded model and the model that its update is added to.
+        extras: extra numbers by name; pieces declare them (:meth:`hetfl.piece.Piece.extras`).
         up_bytes: length of its encoded update.
     """
 

@@ -1,4 +1,4 @@
-"""What one client sends: values, and which entries of its vector they stand for."""
+"""Updates of clients: values, and the entries of the client's vector that they belong to."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hetfl.permutation import chosen
 
 @dataclass(frozen=True)
 class Update(ABC):
-    """A compressed vector of D entries, and an exact block beside it.
+    """A compressed vector of D entries, and an exact block of uncompressed entries.
 
-    Subclasses say which entries ``values`` (k,) stand for.
+    A subclass defines the entries that ``values`` (k,) belong to.
 
     Attributes:
-        codes: where values are quantised, the codes that travel instead; ``values`` are what they stand for.
-        exact: entries that travel uncompressed (running statistics of a net that has them); often empty.
+        codes: the codes that are sent if the values are quantised; ``values`` are then the decoded codes.
+        exact: entries that are sent uncompressed (float buffers, such as running statistics); often empty.
     """
 
     values: Tensor
@@ -43,10 +43,10 @@ class Update(ABC):
 
     @abstractmethod
     def num_sent_per_tensor(self, layout: Layout) -> Tensor:
-        """Return how many values of each tensor are in the message: int64, shape (T,), on the CPU.
+        """Return the number of sent values of each tensor: int64, shape (T,), on the CPU.
 
         Args:
-            layout: where the tensors lie in the vector of D entries; the exact block is no part of it.
+            layout: positions of the tensors in the vector of D entries, without the exact block.
 
         Raises:
             ValueError: the layout is that of a vector of another length.
@@ -54,14 +54,14 @@ class Update(ABC):
 
     @abstractmethod
     def to_dense(self) -> Tensor:
-        """Return the vector of D entries that the server reads; entries that were not sent are 0."""
+        """Return the decoded vector u of D entries; entries that were not sent are 0."""
 
     def left_of(self, p_D: Tensor) -> Tensor:
-        """Return what of a vector, shape (D,), is not in this update: p − u."""
+        """Return the part of a vector p, shape (D,), that is not in this update: p − u."""
         return p_D - self.to_dense().to(p_D)
 
     def with_exact(self, exact: Tensor) -> Self:
-        """Return the same update with an exact block."""
+        """Return the update with another exact block."""
         return replace(self, exact=exact)
 
     def with_values(self, values: Tensor) -> Self:
@@ -69,7 +69,7 @@ class Update(ABC):
         return replace(self, values=values, codes=None)
 
     def scaled(self, factor: float) -> Update:
-        """Return the update with all its entries multiplied by a factor, those of the exact block included."""
+        """Return the update with all entries, the exact block included, multiplied by a factor."""
         return self.with_values(self.values * factor).with_exact(self.exact * factor)
 
     def with_codes(self, codes: Codes, dtype: torch.dtype = torch.float32) -> Self:
@@ -84,7 +84,7 @@ def _require_size(layout: Layout, update: Update) -> None:
 
 @dataclass(frozen=True)
 class DenseUpdate(Update):
-    """Every entry: ``values`` (D,)."""
+    """All entries: ``values`` (D,)."""
 
     @property
     def size(self) -> int:  # noqa: D102
@@ -123,11 +123,12 @@ class SparseUpdate(Update):
 
 @dataclass(frozen=True)
 class SeededUpdate(SparseUpdate):
-    """Some entries that a seed chooses, so that no index travels.
+    """Some entries that a seed chooses, so that no indices are sent.
 
     Attributes:
         seed: 64 bits.
-        counts: number of entries in each section of the vector. One: the vector; else: the tensors of its layout.
+        counts: number of chosen entries in each section of the vector. One section is the whole vector; several are the
+            tensors of its layout.
     """
 
     seed: int
@@ -135,26 +136,26 @@ class SeededUpdate(SparseUpdate):
 
     @staticmethod
     def positions(seed: int, sizes: Sequence[int], counts: Sequence[int]) -> Tensor:
-        """Return the indices: of section t, those that seed + t (modulo 2^64) chooses; int64, shape (k,).
+        """Return the chosen indices, int64, shape (k,); section t uses the seed + t (modulo 2^64).
 
         Args:
             seed: 64 bits.
-            sizes: entries of each section.
-            counts: how many of them are chosen.
+            sizes: number of entries of each section.
+            counts: number of chosen entries of each section.
         """
-        found, offset = [torch.empty(0, dtype=torch.int64)], 0
+        indices, offset = [torch.empty(0, dtype=torch.int64)], 0
         for section, (size, count) in enumerate(zip(sizes, counts, strict=True)):
-            found.append(torch.from_numpy(chosen(size, count, (seed + section) % 2**64)) + offset)
+            indices.append(torch.from_numpy(chosen(size, count, (seed + section) % 2**64)) + offset)
             offset += size
-        return torch.cat(found)
+        return torch.cat(indices)
 
 
 @dataclass(frozen=True)
 class LowRankUpdate(Update):
-    r"""Tensors as products of two thin matrices: a tensor of shape (n, ...), seen as (n, m), is about :math:`P Q^\top`.
+    r"""Tensors as products of two thin matrices: a tensor (n, ...), as a matrix (n, m), is about :math:`P Q^\top`.
 
     Attributes:
-        values: per tensor, one behind the other: P (n, r) and Q (m, r), each by rows; or the tensor itself.
+        values: per tensor, one after the other: P (n, r) and Q (m, r), each by rows; or the tensor itself.
         layout: the tensors.
         ranks: r per tensor; 0: the tensor itself.
     """
@@ -168,7 +169,7 @@ class LowRankUpdate(Update):
 
     @staticmethod
     def lengths(layout: Layout, ranks: Sequence[int]) -> tuple[int, ...]:
-        """Return how many values each tensor takes."""
+        """Return the number of values of each tensor."""
         matrices = zip(layout.shapes.values(), layout.sizes, ranks, strict=True)
         return tuple(rank * sum(matrix_shape(shape)) if rank else size for shape, size, rank in matrices)
 
@@ -196,7 +197,7 @@ class LowRankUpdate(Update):
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Return a tensor's shape as a matrix: the first dimension, and all others together.
+    """Return a tensor's shape as a matrix: the first dimension, and the product of all others.
 
     >>> matrix_shape((64, 3, 3, 3)), matrix_shape((10,)), matrix_shape(())
     ((64, 27), (10, 1), (1, 1))

@@ -50,7 +50,7 @@ WRONG = {
     ),
     "residuals in a file": (
         ["--model.uplink.residuals=hetfl.store.DiskStore", "--model.uplink.residuals.folder=empty.yaml"],
-        "what belongs to clients into but got empty.yaml: a file is there",
+        "clients' states into but got empty.yaml: a file is there",
     ),
     "no such config": (["-c", "missing.yaml"], "missing.yaml"),
     "no such checkpoint": (["--ckpt_path=missing.ckpt"], "missing.ckpt"),

@@ -65,7 +65,7 @@ CLIENT = ["client", "--clients", "0-2", "--states", "states"]
         ([*CLIENT, "--certificates", "tls", "--key", "lonely"], "got no such file: lonely.pub"),
         ([*CLIENT, "--key", "key"], "--certificates with --key but got none"),
         ([*CLIENT, "--certificates", "tls", "--key", "key"], "node.crt in the folder of certificates"),
-        ([*CLIENT, "--states", "key"], "a folder to write what belongs to clients but got key: a file is there"),
+        ([*CLIENT, "--states", "key"], "a folder to write clients' states but got key: a file is there"),
         (["demo", "--clients", "0-2", "--clients", "8-3"], "ranges of clients such as 7-9 but got 8-3"),
     ],
 )

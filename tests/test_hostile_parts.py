@@ -100,7 +100,7 @@ class One:
 
 def test_an_answer_to_something_else_is_refused() -> None:
     (found,) = FlowerPost(One(answer("b"))).collect(["a"]).values()  # type: ignore[arg-type]
-    assert found == Failure("Expected an answer to what was asked but got one to something else", refused=True)
+    assert found == Failure("Expected an answer to the request but got one to another message", refused=True)
 
 
 def test_content_that_is_not_records_is_refused() -> None:

@@ -179,7 +179,7 @@ def test_another_file_in_the_place_of_a_clients_is_refused(tmp_path: Path, other
     resumed.load_state_dict(checkpoint(store))
     shutil.copy(tmp_path / "a" / sources[other], tmp_path / "a" / file(0, 1))
     for each in (store, resumed):
-        with pytest.raises(ConfigurationError, match="Expected in .*client-0-round-1.* but got a file of an") as error:
+        with pytest.raises(ConfigurationError, match="written file in .*client-0-round-1.* but got a file of") as error:
             each.load(0)
         assert "\n" not in str(error.value)
         assert each.load(1)["w"].tolist() == [7.0, 7.0]

@@ -1,4 +1,4 @@
-"""What rounds cost, in bytes, FLOPs and simulated seconds: predicted before they begin, counted as they go."""
+"""The costs of rounds in bytes, FLOPs and simulated seconds: predicted before a round, and counted during it."""
 
 from hetfl.accounting.downloads import Downloads
 from hetfl.accounting.forecast import Forecast

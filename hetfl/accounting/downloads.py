@@ -1,4 +1,4 @@
-"""What clients are sent of the models, and what they have already."""
+"""The bytes that clients download, and what they already have."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hetfl.types import Task
 
 
 class Downloads(Piece):
-    """Counts the bytes of a client's part: its values, and how it lies in the global model if that is not as before.
+    """Counts the bytes of a client's part: its values, and its positions in the global model if they are new.
 
-    A client keeps the positions and the mask that it was told last, and the frozen parameters that it has been sent of
-    a model; neither comes a second time.
+    A client keeps the last positions and mask that it was sent, and the frozen parameters of each model that it was
+    sent; neither is sent again.
 
     Args:
-        blocks: by level, the leading block of every tensor, which a client knows by itself; the largest level's first.
-        personal: names of the tensors that clients are not sent.
+        blocks: by level, the leading block of every tensor, which a client need not be sent; the largest level's first.
+        personal: names of the personal tensors, which are not sent.
     """
 
     for_evaluation: ClassVar[bool] = True
@@ -31,53 +31,53 @@ class Downloads(Piece):
     def __init__(self, blocks: Mapping[str, Part], personal: frozenset[str] = frozenset()) -> None:
         self.blocks, self.personal = blocks, personal
         self._whole = next(iter(blocks.values()))
-        self._told: dict[int, bytes] = {}  # by client, the key of the part that it was told of last
-        self._has: dict[tuple[int, int], dict[str, Tensor]] = {}  # by client and model, the frozen entries
+        self._positions: dict[int, bytes] = {}  # by client, the key of the part whose positions it was sent last
+        self._frozen_held: dict[tuple[int, int], dict[str, Tensor]] = {}  # by client and model, held frozen entries
         self._frozen: Mapping[str, Tensor] = {}
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
         self._frozen = facts.frozen
 
     def bytes(self, task: Task, less: frozenset[str] = frozenset()) -> int:
-        """Return the bytes that a task's client is sent before it can work.
+        """Return the bytes that a task's client must download before it works.
 
         Args:
             task: with its part.
-            less: names of tensors that it has already, or need not have.
+            less: names of tensors that the client already has, or does not need.
         """
         part, block = task.part, self.blocks[task.level]
         less |= self.personal
         values = only(part, frozenset(part) - less) if less else part
-        told = part.key in (block.key, self._told.get(task.client))
-        coded = 0 if told else part.derived("coded", lambda: len(wire.encode_part(part, block, self._whole)))
+        known = part.key in (block.key, self._positions.get(task.client))
+        coded = 0 if known else part.derived("coded", lambda: len(wire.encode_part(part, block, self._whole)))
         return wire.dense_size(values.size - self._known(task, values)) + coded
 
     def note(self, task: Task) -> None:
-        """Learn that a task's client has been sent its part."""
+        """Record that a task's client has downloaded its part."""
         if task.part.key != self.blocks[task.level].key:
-            self._told[task.client] = task.part.key
+            self._positions[task.client] = task.part.key
         if self._frozen:
-            has = self._has.setdefault((task.client, task.model), {})
+            held = self._frozen_held.setdefault((task.client, task.model), {})
             for name in self._frozen.keys() & task.part.keys():
-                mask = has.setdefault(name, torch.zeros(self._frozen[name].shape, dtype=torch.bool))
+                mask = held.setdefault(name, torch.zeros(self._frozen[name].shape, dtype=torch.bool))
                 entry = task.part[name]
                 put(mask, entry, torch.ones_like(take(mask, entry)))
 
     def _known(self, task: Task, values: Part) -> int:
-        """Return how many entries of a part are frozen ones that the client has already."""
-        has = self._has.get((task.client, task.model), {})
-        return sum(int(take(has[name], values[name]).count_nonzero()) for name in has.keys() & values.keys())
+        """Return the number of frozen entries of a part that the client already has."""
+        held = self._frozen_held.get((task.client, task.model), {})
+        return sum(int(take(held[name], values[name]).count_nonzero()) for name in held.keys() & values.keys())
 
     def describe(self) -> str:
-        """Return nothing: what was sent is no setting."""
+        """Return nothing: downloads have no settings."""
         return ""
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {
-            "told": {client: key.hex() for client, key in self._told.items()},
-            "frozen": [[client, model, dict(has)] for (client, model), has in self._has.items()],
+            "told": {client: key.hex() for client, key in self._positions.items()},
+            "frozen": [[client, model, dict(held)] for (client, model), held in self._frozen_held.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
-        self._told = {client: bytes.fromhex(key) for client, key in state["told"].items()}
-        self._has = {(client, model): dict(has) for client, model, has in state["frozen"]}
+        self._positions = {client: bytes.fromhex(key) for client, key in state["told"].items()}
+        self._frozen_held = {(client, model): dict(held) for client, model, held in state["frozen"]}

@@ -1,4 +1,4 @@
-"""What a round costs: bytes, FLOPs and simulated seconds, added up from what was really sent and done."""
+"""The costs of a round in bytes, FLOPs and simulated seconds, counted from encoded payloads and passed samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hetfl.piece import Facts, Piece
 from hetfl.printable import called
 
 Purpose = Literal["training", "statistics", "probes"]
-"""What clients are sent something for."""
+"""The purpose of a download."""
 
 
 @dataclass
@@ -29,15 +29,15 @@ class Costs:
         down_probes_bytes: bytes to clients that are asked for losses before a choice.
         update_bytes: of ``up_bytes``, those of accepted updates.
         dense_bytes: bytes that accepted updates would take as dense float32 values.
-        entries: entries that they could have carried.
-        sent: entries that they did carry.
+        entries: entries of the parameters that accepted updates cover.
+        sent: entries of them that were sent.
         flops: floating-point operations of all clients.
-        sparse_flops: those of them that are with entries that clients hold.
+        sparse_flops: the operations on entries that clients hold.
         seconds: simulated seconds, ``waited`` included.
-        waited: simulated seconds in which nobody was within reach.
-        refused: updates that the server did not take.
-        dropped: updates that came too late, or would have.
-        failed: clients that failed while they trained, or did not answer what had to be known before.
+        waited: simulated seconds in which no client was reachable.
+        refused: updates and other reports that the server refused.
+        dropped: updates that missed the deadline.
+        failed: clients that failed during training, or did not answer a required question before it.
     """
 
     up_bytes: int = 0
@@ -71,13 +71,13 @@ class Costs:
 class Ledger(Piece):
     """Adds up costs over the clients of a round and over rounds; its seconds are the simulated clock.
 
-    A round is a sequence of phases: clients are asked for losses, train, gather statistics. In a phase all clients work
-    side by side, each on one thing after the other, and the phase lasts until the server has nothing more to wait for:
-    the last answer has come, the last connection broken, or the deadline passed.
+    A round is a sequence of phases: probes (clients compute losses), training, and statistics. In a phase all clients
+    work in parallel, each client on one job after the other. The phase ends when each client has answered or failed,
+    or at the deadline.
 
     Args:
         fleet: the clients' devices.
-        deadline: how many seconds after training began updates are still taken; None: however long it takes.
+        deadline: seconds after the start of training until which updates are accepted; None: no deadline.
 
     Raises:
         ConfigurationError: the deadline is not positive.
@@ -90,10 +90,10 @@ class Ledger(Piece):
     round: Costs = field(default_factory=Costs)
     total: Costs = field(default_factory=Costs)
     reachable: int = 0
-    _before: float = 0.0  # the clock when the round began
-    _phase_start: float = 0.0  # seconds of the round
+    _before: float = 0.0  # simulated time at which the round began
+    _phase_start: float = 0.0  # in seconds since the round began
     _purpose: Purpose = "training"  # of the phase
-    _busy: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))  # seconds of the phase
+    _busy: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))  # by client, in this phase
     _last_share: float = 1.0
     _masks: bool = False
     _names: Sequence[str | int] | None = None
@@ -110,37 +110,37 @@ class Ledger(Piece):
 
     @property
     def up_share(self) -> float:
-        """Bytes of updates for each byte of dense ones, in the last round that had any; 1 before it."""
+        """Bytes of updates per byte of dense updates, in the last round with updates; 1 before the first."""
         return self.round.update_bytes / self.round.dense_bytes if self.round.dense_bytes else self._last_share
 
     def setup(self, facts: Facts) -> None:
-        """Learn what clients are called, and whether they may have masks: there are then sparse FLOPs, too."""
+        """Set the clients' names, and whether parts may have masks; the ledger then also counts sparse FLOPs."""
         self._masks, self._names = facts.masks, facts.client_names
 
     def called(self, client: int) -> str:
-        """Return a client's number and, where the data has one, its name."""
+        """Return a client's id and, if the data has one, its name."""
         return called(client, self._names)
 
     def begin_round(self, round: int, lr: float) -> None:
-        """Forget the last round; totals stay."""
+        """Reset the costs of the round; totals stay."""
         self._last_share = self.up_share
         self.round, self._before, self._phase_start = Costs(), self.total.seconds, 0.0
         self._purpose = "training"
 
     def begin_phase(self, purpose: Purpose) -> None:
-        """Begin what clients do side by side, once all that was asked of them before is done.
+        """Begin a phase, in which clients work in parallel, after the end of the previous phase.
 
         Args:
-            purpose: what they are sent something for.
+            purpose: the purpose of the phase's downloads.
         """
         self._phase_start, self._purpose = self.round.seconds, purpose
         self._busy.clear()
 
     def wait(self, round: int) -> IntArray:
-        """Let the clock move on until somebody is within reach, if nobody is; return who then is, ascending.
+        """Move the clock on until a client is reachable, if none is; return the ids of reachable clients, ascending.
 
         Raises:
-            ConfigurationError: that will never be.
+            ConfigurationError: no client will ever be reachable.
         """
         then = self.fleet.next_reachable(round, self.now)
         if math.isinf(then):
@@ -153,25 +153,28 @@ class Ledger(Piece):
         return self.fleet.reachable(round, then)
 
     def charge(self, client: int, round: int, work: Work) -> None:
-        """Add what one client does in the present phase, after what it has done in it already."""
+        """Add the work of one client to the present phase, after the client's earlier work in it."""
         self._busy[client] += self.seconds(client, round, work)
         self._add(work, self._busy[client])
 
     def seconds(self, client: int, round: int, work: Work) -> float:
-        """Return how long a client takes for some work in a round, in simulated seconds."""
+        """Return the simulated seconds that a client needs for some work in a round."""
         return float(self.fleet.seconds(client, round, work))
 
     def in_time(self, client: int, round: int, work: Work) -> bool:
-        """Return whether a client's training can be done by the deadline."""
+        """Return whether a client finishes its training by the deadline."""
         return self.deadline is None or bool(self.fleet.seconds(client, round, work) <= self.deadline)
 
     def lose(self, client: int, round: int, work: Work) -> None:
-        """Add a client whose update does not arrive: late, with what it got done until the deadline; else failed.
+        """Add the work of a client whose update is lost.
+
+        If the work exceeds the deadline, the client counts as dropped, and only its work until the deadline is added.
+        Otherwise it counts as failed.
 
         Args:
             client: its id.
             round: the round.
-            work: all of its work, or what it did before it failed.
+            work: all of its work, or its work until it failed.
         """
         if self.deadline is None or self.in_time(client, round, work):
             self.charge(client, round, work)
@@ -191,12 +194,12 @@ class Ledger(Piece):
         self._let_pass(max(self.round.seconds, self._phase_start + seconds))
 
     def _let_pass(self, seconds: float) -> None:
-        """Set the clock to so many seconds after the round began."""
+        """Set the clock to ``seconds`` after the start of the round."""
         self.round.seconds = seconds
         self.total.seconds = self._before + seconds
 
     def sent(self, *, entries: int, sent: int, update_bytes: int, dense_bytes: int) -> None:
-        """Note how many of an accepted update's entries travelled, in how many bytes."""
+        """Count an accepted update: its entries, the sent ones, its bytes, and the bytes of a dense one."""
         for costs in (self.round, self.total):
             costs.entries += entries
             costs.sent += sent
@@ -204,16 +207,16 @@ class Ledger(Piece):
             costs.dense_bytes += dense_bytes
 
     def refuse(self) -> None:
-        """Note an update that the server did not take."""
+        """Count a refused update or other report."""
         self.round.refused += 1
         self.total.refused += 1
 
     def settings(self) -> dict[str, object]:
-        """Return the deadline; the fleet is a piece of its own."""
+        """Return the deadline; the fleet is a separate piece."""
         return {"deadline": self.deadline}
 
     def costs(self) -> dict[str, float]:
-        """Return the ledger's columns of ``metrics.csv``, once the round's evaluation has been charged, too."""
+        """Return the ledger's columns of ``metrics.csv``."""
         now, total = self.round, self.total
         return {
             "comm/up_bytes": now.up_bytes,
@@ -239,11 +242,11 @@ class Ledger(Piece):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the totals, and the last round's share, as plain numbers."""
+        """Return the totals and :attr:`up_share`, as plain numbers."""
         return {**asdict(self.total), "up_share": self.up_share}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the totals."""
+        """Load the state that :meth:`state_dict` returned."""
         totals = dict(state)
         self._last_share = totals.pop("up_share")
         self.total, self.round = Costs(**totals), Costs()

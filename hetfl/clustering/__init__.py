@@ -1,4 +1,4 @@
-"""Which clients share a global model: one policy per file."""
+"""Clustering policies, which choose the clients that share a global model; one policy per file."""
 
 from hetfl.clustering.base import Clustering, ClusterProbe, NewModel, OneCluster
 from hetfl.clustering.clustered_fl import ClusteredFL

@@ -1,4 +1,4 @@
-"""What a clustering is: which clients share a model, and when there are more models."""
+"""The base class of clusterings, which choose the clients that share a model, and when new models are added."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 from hetfl.piece import Facts, Piece, settings_of
 
 UNKNOWN = -1
-"""The cluster of a client that has none yet."""
+"""Stands for the cluster of a client that has no cluster yet."""
 
 
 class ClusterProbe(Protocol):
-    """What a clustering may ask of the round that begins; what an answer costs is charged to the round."""
+    """The questions that a clustering may ask clients in a round that begins; the round is charged for the answers."""
 
     def cluster_losses(self, clients: Sequence[int]) -> list[list[float]]:
         """Return per client the mean loss of every cluster's model, at the client's level, on its own training data.
 
-        Of a model that a client gave no answer on it is NaN.
+        The loss is NaN if the client gave no answer for a model.
 
         Args:
             clients: ids, each once.
@@ -32,12 +32,12 @@ class ClusterProbe(Protocol):
 
 @dataclass(frozen=True)
 class NewModel:
-    """A cluster gets a model at the end of a round.
+    """A new model for a cluster at the end of a round.
 
     Attributes:
-        cluster: its number; at most the number of clusters, and then there is one more.
-        source: the cluster whose model, with the state of the server's optimizer, is copied, its own included; None: a
-            new draw.
+        cluster: number of the cluster; a number equal to the present number of clusters adds a cluster.
+        source: the cluster whose model is copied, with the state of the server's optimizer; it may be ``cluster``
+            itself; None: a new random model.
         jitter: standard deviation of the normal noise on a copy's parameters, per tensor, relative to the tensor's root
             mean square.
     """
@@ -48,12 +48,12 @@ class NewModel:
 
 
 class Clustering(Piece):
-    """Gives every client of a cohort one of several global models, and keeps who has which.
+    """Assigns one of several global models to every client of a cohort, and stores the assignment.
 
-    Residuals of error feedback belong to a client, whatever its cluster: what it has not sent yet it sends to the
-    cluster that it is in then.
+    A client keeps its residual of error feedback when it changes its cluster: it sends the residual's entries to its
+    present cluster.
 
-    A cluster's number is that of its model; how many models there are is known by the module.
+    A cluster's number is that of its model. The module knows the number of models.
 
     Args:
         count: number of global models that a run begins with.
@@ -61,20 +61,20 @@ class Clustering(Piece):
     Attributes:
         assigned: by client, its cluster; -1 while it has none.
         initial_models: number of global models that a run begins with.
-        history: (round, client, cluster), one entry for every time that a client's cluster changed.
+        history: (round, client, cluster), one entry for each change of a client's cluster.
     """
 
     for_evaluation: ClassVar[bool] = True
     grows: ClassVar[bool] = False
-    """Whether a run may come to have more models than it began with."""
+    """Whether a run may get more models than it began with."""
     asks: ClassVar[bool] = False
-    """Whether the clients of a cohort are sent all models, and pass their data through each, before they train."""
+    """Whether the clients of a cohort download all models, and pass their data through each, before they train."""
     apart: ClassVar[bool] = False
-    """Whether what clients keep between rounds, residuals and personal tensors, is kept for each model apart."""
+    """Whether a client has a separate state (residual, personal tensors) for each model."""
     takes_over: ClassVar[bool] = False
-    """Whether a run goes on from a checkpoint of any other clustering, with the models that it holds."""
+    """Whether a run may resume from a checkpoint of any other clustering, with the checkpoint's models."""
     shared: Sequence[str] = ()
-    """Patterns of tensors that are one for all clusters; ``*`` stands for anything."""
+    """Patterns of names of tensors that all clusters share; ``*`` matches anything."""
 
     def __init__(self, count: int) -> None:
         self.initial_models = count
@@ -83,7 +83,7 @@ class Clustering(Piece):
         self._training = False
 
     def setup(self, facts: Facts) -> None:
-        """Learn the number of clients; another fleet than before has no clusters yet."""
+        """Set the number of clients; if it has changed, no client has a cluster yet."""
         self._training = facts.rounds is not None
         if len(self.assigned) != facts.num_clients:
             self.assigned, self.history = [UNKNOWN] * facts.num_clients, []
@@ -95,53 +95,53 @@ class Clustering(Piece):
         Args:
             round: the round that begins.
             cohort: ids of the clients that take part.
-            probe: what may be asked of them.
+            probe: asks them for losses.
         """
 
     def put(self, round: int, client: int, cluster: int) -> None:
-        """Note a client's cluster."""
+        """Set a client's cluster."""
         if self.assigned[client] != cluster:
             self.assigned[client] = cluster
             self.history.append((round, client, cluster))
 
     def cluster_of(self, client: int) -> int:
-        """Return a client's cluster; for one that has none yet, the one that most clients are in, the first of them."""
-        own = self.assigned[client]
-        return self.largest if own == UNKNOWN else own
+        """Return a client's cluster; for a client without one, the largest cluster."""
+        cluster = self.assigned[client]
+        return self.largest if cluster == UNKNOWN else cluster
 
     def models_of(self, client: int, round: int) -> list[int]:
-        """Return the models that a client of a cohort trains in a round, a task for each: by default its cluster's."""
+        """Return the models that a client of a cohort trains in a round, one task each; by default its cluster's."""
         return [self.cluster_of(client)]
 
     def owner(self, client: int, model: int) -> int:
-        """Return the number under which a client's state for a model is kept: its id, unless states are kept apart."""
+        """Return the key of a client's state for a model in stores: the client's id, unless :attr:`apart` is true."""
         return client + self.apart * model * len(self.assigned)
 
     @property
     def largest(self) -> int:
-        """The cluster that most clients are known to be in, the first of equals."""
-        found = Counter(cluster for cluster in self.assigned if cluster != UNKNOWN)
-        return min(found, key=lambda cluster: (-found[cluster], cluster), default=0)
+        """The cluster with the most known members; of several, the one with the smallest number."""
+        sizes = Counter(cluster for cluster in self.assigned if cluster != UNKNOWN)
+        return min(sizes, key=lambda cluster: (-sizes[cluster], cluster), default=0)
 
     def several(self, models: int) -> bool:
-        """Return whether there are, or may come to be, several models.
+        """Return whether there are several models, or may be later.
 
         Args:
-            models: how many there are.
+            models: the present number of models.
         """
         return models > 1 or self.grows
 
     def settle(self, round: int, clients: Sequence[int], probe: ClusterProbe) -> None:
-        """Put clients that have no cluster yet into one, before the present models are evaluated. By default nothing.
+        """Assign clusters to clients without one before an evaluation of the present models. By default does nothing.
 
         Args:
-            round: the round that the models came out of.
-            clients: ids of those within reach.
-            probe: what may be asked of them.
+            round: the last round of the models.
+            clients: ids of the reachable clients.
+            probe: asks them for losses.
         """
 
     def new_models(self, round: int, count: int) -> list[NewModel]:
-        """Return which clusters get a model once a round has been closed. By default none.
+        """Return the new models of clusters at the end of a round. By default there are none.
 
         Args:
             round: the round.
@@ -150,19 +150,19 @@ class Clustering(Piece):
         return []
 
     def settings(self) -> dict[str, object]:
-        """Return the settings but for the number of clusters: the models come with a checkpoint."""
+        """Return the settings without the number of clusters: a checkpoint has its models."""
         return settings_of(self, less={"clusters"})
 
     def tables(self) -> dict[str, tuple[Sequence[str], list[Sequence[object]]]]:
-        """Return what is to be read beside ``clusters.csv``: by name of a table its columns and rows. Default: none."""
+        """Return further tables beside ``clusters.csv``: by name, columns and rows. By default there are none."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return who is in which cluster, and what was learnt, as plain types and tensors."""
+        """Return every client's cluster and the policy's state, as plain types and tensors."""
         return {**self.evaluation_state(), "learnt": self.learnt()}
 
     def evaluation_state(self) -> dict[str, Any]:
-        """Return who is in which cluster, with nothing learnt that only training needs."""
+        """Return every client's cluster, without state that only training needs."""
         return {
             "policy": type(self).__name__,
             "assigned": torch.tensor(self.assigned, dtype=torch.int64),
@@ -171,25 +171,25 @@ class Clustering(Piece):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back who is in which cluster, whatever policy put them there; to train on, also what was learnt."""
+        """Load every client's cluster, from any policy; for training with the same policy, also its state."""
         self.assigned = state["assigned"].tolist()
         self.history = [(round, client, cluster) for round, client, cluster in state["history"].tolist()]
         if self._training and state["policy"] == type(self).__name__:
             self.load_learnt(state["learnt"])
 
     def learnt(self) -> dict[str, Any]:
-        """Return what was learnt beside the clusters. By default nothing."""
+        """Return the policy's state beside the clusters. By default it is empty."""
         return {}
 
     def load_learnt(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`learnt` gave. By default nothing."""
+        """Load the state that :meth:`learnt` returned. By default does nothing."""
 
 
 class OneCluster(Clustering):
-    """One global model for all clients; or as many as a checkpoint brings, each trained on by the clients it has.
+    """One global model for all clients; or the models of a checkpoint, each trained by its own clients.
 
-    Nobody is assigned anew then, and what the models shared they go on to share. A client that had no cluster yet gets
-    the one that most are in.
+    With the models of a checkpoint no client changes its cluster, and the models go on sharing the same tensors. A
+    client without a cluster joins the largest one.
     """
 
     takes_over: ClassVar[bool] = True

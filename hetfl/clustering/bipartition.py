@@ -1,4 +1,4 @@
-"""Splitting clients into two groups by the directions of their updates."""
+"""Splits clients into two groups by the directions of their updates."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
 Blocks = Mapping[str, Tensor]
-"""An update in global coordinates: per tensor a leading block, NaN at entries that it does not cover."""
+"""An update in global coordinates: per tensor a leading block, with NaN at entries that the update does not cover."""
 
 FloatMatrix = NDArray[np.float64]
 
 Linkage = Literal["single", "complete"]
-"""How the distance of two groups of clients is measured: by their most, or by their least similar members."""
+"""The distance of two groups of clients: that of their most similar (single) or least similar members (complete)."""
 
 
 def similarities(updates: Sequence[Blocks]) -> FloatMatrix:
@@ -26,7 +26,7 @@ def similarities(updates: Sequence[Blocks]) -> FloatMatrix:
     .. math:: \alpha_{ik} = \frac{\sum_{j \in C} u_{i,j} u_{k,j}}
                                  {\sqrt{\sum_{j \in C} u_{i,j}^2} \sqrt{\sum_{j \in C} u_{k,j}^2}}
 
-    C are the entries that both cover. Two updates of which one is zero there, or that share no entry, have 0.
+    C is the set of entries that both updates cover. The cosine is 0 if one update is zero on C, or if C is empty.
 
     Args:
         updates: one per client.
@@ -44,7 +44,7 @@ def similarities(updates: Sequence[Blocks]) -> FloatMatrix:
 
 
 def norms(updates: Sequence[Blocks]) -> tuple[float, float]:
-    """Return the norm of the mean update, each entry over the clients that cover it, and the largest norm of one.
+    """Return the norm of the mean update, each entry averaged over the clients that cover it, and the largest norm.
 
     Args:
         updates: one per client.
@@ -61,9 +61,9 @@ def bipartition(cosines_SS: FloatMatrix, linkage: Linkage = "single") -> tuple[l
 
     Args:
         cosines_SS: similarities, shape (S, S), of at least two clients.
-        linkage: ``single``: no other two groups have a smaller largest similarity between them, as merging the most
-            similar clients first leaves the widest gap; ``complete``: merges the groups whose least similar members are
-            most alike, which keeps groups compact and does not always attain that smallest value.
+        linkage: ``single`` merges the groups with the most similar members, and so minimises the largest similarity
+            between the final two groups; ``complete`` merges the groups whose least similar members are most similar,
+            which keeps groups compact and does not always attain this minimum.
     """
     grouping = AgglomerativeClustering(n_clusters=2, metric="precomputed", linkage=linkage)
     labels = grouping.fit_predict(1.0 - cosines_SS)
@@ -72,16 +72,16 @@ def bipartition(cosines_SS: FloatMatrix, linkage: Linkage = "single") -> tuple[l
 
 
 def _tensors(updates: Sequence[Blocks]) -> list[tuple[Tensor, Tensor]]:
-    """Return per tensor all clients' entries, 0 where not covered, and whether they are; both float64, (S, entries)."""
-    found = []
+    """Return per tensor all clients' entries, 0 where not covered, and the covered ones as 1; float64, (S, entries)."""
+    tensors = []
     for name in dict.fromkeys(name for blocks in updates for name in blocks):
-        own = [blocks[name] for blocks in updates if name in blocks]
-        shape = [max(sizes) for sizes in zip(*(block.shape for block in own), strict=True)]
+        named_blocks = [blocks[name] for blocks in updates if name in blocks]
+        shape = [max(sizes) for sizes in zip(*(block.shape for block in named_blocks), strict=True)]
         values_SD = torch.full((len(updates), *shape), torch.nan, dtype=torch.float64)
         for row, blocks in enumerate(updates):
             if name in blocks:
                 part = tuple(slice(size) for size in blocks[name].shape)
                 values_SD[row][part] = blocks[name].double()
         covered_SD = ~values_SD.isnan()
-        found.append((values_SD.nan_to_num(nan=0.0).flatten(1), covered_SD.double().flatten(1)))
-    return found
+        tensors.append((values_SD.nan_to_num(nan=0.0).flatten(1), covered_SD.double().flatten(1)))
+    return tensors

@@ -1,4 +1,4 @@
-"""Clustered federated learning: clusters are split in two once their clients pull in different directions.
+"""Clustered federated learning: a cluster is split in two once its clients' updates have different directions.
 
 Sattler, Müller, Samek: Clustered Federated Learning: Model-Agnostic Distributed Multi-Task Optimization under Privacy
 Constraints, IEEE TNNLS 2020 (arXiv 1910.01991).
@@ -27,39 +27,41 @@ TREE = ("round", "parent", "child", "stay", "leave", "similarity")
 class ClusteredFL(Clustering):
     r"""Recursive bipartition by the cosine similarities of updates (algorithms 1 and 3).
 
-    All clients begin with one model. At the end of a round a cluster c is split if its model has come to rest while
-    single clients still pull,
+    All clients begin with one model. At the end of a round a cluster c is split if its mean update is small while the
+    update of a single client is still large,
 
     .. math:: \Bigl\lVert \operatorname{mean}_{k \in c} u_k \Bigr\rVert < \epsilon_1 \quad \text{and} \quad
               \max_{k \in c} \lVert u_k \rVert > \epsilon_2,
 
-    into the two groups between which the largest cosine similarity is smallest (the paper's criterion, which single
-    linkage attains), and so on with each part. The authors' code uses complete linkage instead, which attains it in
-    fewer than half of random similarity matrices; ``linkage: complete`` repeats their runs. Where the two groups are
-    separated (two clients of one group are always more alike than two of different groups), both find them.
+    into the two groups that minimise the largest cosine similarity between them. Each part may be split again later.
+    This is the paper's criterion, which single linkage attains. The authors' code uses complete linkage instead, which
+    attains it in fewer than half of random similarity matrices; ``linkage: complete`` repeats their runs. If the two
+    groups are separated (any two clients of one group are more similar than any two of different groups), both
+    linkages find them.
 
-    :math:`u_k` is what the server decoded of the client's latest update since the cluster has existed, for trained
-    parameters; with sub-models each entry is averaged, and two clients are compared, over the entries that are covered.
+    :math:`u_k` is the client's latest decoded update since the cluster exists, for trained parameters. With sub-models,
+    the mean of each entry is over the clients that cover it, and two clients are compared on the entries that both
+    cover.
 
-    Where not everyone takes part in every round, absent members count by the last of their updates; a cluster of which
-    a member has not been heard since it came to be is not split. The parts begin, after the server's step, with the
-    cluster's model and the server optimizer's state; the first keeps its number. (The paper's code splits before the
-    step, for which all updates of a round would have to be kept; the step is small, or there would be no split.)
+    With partial participation an absent member counts with its latest update. A cluster is not split before all its
+    members have sent an update to it. Both parts begin, after the server's step, with the cluster's model and the
+    state of the server's optimizer; the first part keeps the number. (The paper's code splits before the step, for
+    which all updates of a round would have to be kept. When a cluster is split, the step is small.)
 
-    ε₁ and ε₂ are in the units of an update, and depend on the net, the learning rate and the epochs: a run logs both
-    norms, ``cluster/mean_norm/<cluster>`` and ``cluster/max_norm/<cluster>``, to choose them by. The defaults are those
-    of the paper's code. N updates are kept.
+    ε₁ and ε₂ are in the units of an update, and depend on the net, the learning rate and the epochs. To choose them, a
+    run logs both norms: ``cluster/mean_norm/<cluster>`` and ``cluster/max_norm/<cluster>``. The defaults are those of
+    the paper's code. The updates of all N clients are kept.
 
     Args:
-        eps1: ε₁; a cluster whose mean update is not shorter is not split.
-        eps2: ε₂; a cluster of which no update is longer is not split.
+        eps1: ε₁; a cluster is split only if the norm of its mean update is below.
+        eps2: ε₂; a cluster is split only if the norm of an update is above.
         min_rounds: rounds before the first split.
         min_size: smallest number of clients of a cluster that may be split, at least 3.
-        updates: where updates are kept; None: in memory.
+        updates: the store of updates; None: in memory.
         linkage: how a cluster is divided; ``single``: by the paper's criterion; ``complete``: as in the authors' code.
 
     Raises:
-        ConfigurationError: a number out of range, or another linkage.
+        ConfigurationError: a number is out of range, or the linkage is neither of both.
 
     Attributes:
         tree: the splits: round, parent and child (numbers of clusters; the other part keeps the parent's), the clients
@@ -112,11 +114,11 @@ class ClusteredFL(Clustering):
         self.updates.save(report.client, blocks_of(update.to_dense(), index), self._round)
 
     def new_models(self, round: int, count: int) -> list[NewModel]:  # noqa: D102
-        heard, self._norms = set(self.updates.clients()), {}
+        clients_with_update, self._norms = set(self.updates.clients()), {}
         models: list[NewModel] = []
-        for cluster in range(count):  # those that come to be in this round are not heard yet
-            members = [client for client, own in enumerate(self.assigned) if own == cluster]
-            if not members or not heard.issuperset(members):
+        for cluster in range(count):  # clusters of this round's splits have no updates yet
+            members = [client for client, assigned in enumerate(self.assigned) if assigned == cluster]
+            if not members or not clients_with_update.issuperset(members):
                 continue
             latest = [self.updates.load(client) for client in members]
             self._norms[cluster] = mean_norm, max_norm = norms(latest)
@@ -147,14 +149,14 @@ class ClusteredFL(Clustering):
             self.updates.save(client, {}, self._round)
 
     def columns(self) -> dict[str, float]:
-        """Return both norms of every cluster of which all members have been heard."""
+        """Return both norms of every cluster whose members have all sent an update to it."""
         columns: dict[str, float] = {}
         for cluster, (mean_norm, max_norm) in self._norms.items():
             columns |= {f"cluster/mean_norm/{cluster}": mean_norm, f"cluster/max_norm/{cluster}": max_norm}
         return columns
 
     def tables(self) -> dict[str, tuple[Sequence[str], list[Sequence[object]]]]:
-        """Return ``cluster_tree``: a row per split, with numbers of clients; who they are is in ``clusters.csv``."""
+        """Return ``cluster_tree``: a row per split, with the numbers of clients; ``clusters.csv`` has their ids."""
         rows: list[Sequence[object]] = [
             [len(cell) if isinstance(cell := split[name], list) else cell for name in TREE] for split in self.tree
         ]

@@ -1,4 +1,4 @@
-"""IFCA: every client takes the model that serves it best.
+"""IFCA: every client chooses the model with the least loss on its data.
 
 Ghosh, Chung, Yin, Ramchandran: An Efficient Framework for Clustered Federated Learning, NeurIPS 2020 (arXiv
 2006.04088).
@@ -18,12 +18,12 @@ from hetfl.errors import ConfigurationError
 from hetfl.piece import Facts
 
 PATIENCE = 3
-"""Rounds in a row with all clients in one cluster after which it counts as collapsed, ..."""
+"""Number of successive rounds with all choices in one cluster after which the clustering counts as collapsed."""
 CHOICES = 12
-"""... if so many choices were made in them: few clients may well be of one kind."""
+"""Least number of choices in these rounds: a few clients may have similar data by chance."""
 
 COUNTERS = ("alone", "choices", "winner", "restarted", "warned")
-"""What is counted over rounds."""
+"""Attributes that are kept over rounds and saved in checkpoints."""
 
 
 class IFCA(Clustering):
@@ -32,32 +32,34 @@ class IFCA(Clustering):
     .. math:: c_k = \arg\min_j F_k(\theta_j), \qquad
               \theta_j \leftarrow \theta_j + \operatorname{mean}_{k \in S_t: c_k = j} \Delta_k
 
-    The k models begin as different draws. In every round the clients of the cohort are sent all of them, choose the one
-    of least loss on all of their training data (ties: the first), and train it; the server averages within clusters. A
-    model that nobody chose keeps its values, and the server's optimizer its state of it, bit for bit. What choosing
-    costs is charged: k models down (what they share once), k forward passes, one number up.
+    The k models have different random initial values. In every round the clients of the cohort download all models,
+    choose the one with the least loss on all of their training data (ties: the first), and train it; the server
+    averages within clusters. A model that no client chose does not change, nor does the state of the server's optimizer
+    for it, bit for bit. The cost of a choice is charged: k models down (shared tensors once), k forward passes, and one
+    number up.
 
-    A client keeps the cluster that it last chose, also when it does not answer or no model of all has a finite loss.
-    Those that never took part are asked, at the same price, before every evaluation for which they are within reach, so
-    that each client is evaluated by a model that was chosen for it; with ``ask_all`` everyone within reach is, as in
-    the paper, where all choose anew before they are tested (there by their test data, here by their training data).
+    A client keeps the cluster that it chose last, also if it does not answer, or if no model has a finite loss. A
+    client that has never taken part chooses its cluster before every evaluation for which it is reachable, at the same
+    cost, so that each client is evaluated by a model that it chose. With ``ask_all`` all reachable clients choose anew
+    before an evaluation, as in the paper (there by their test data, here by their training data).
 
-    One model can win everybody: a head start makes it the better one for clients of every kind, and only what is chosen
-    is trained. When all clients of 3 rounds in a row, and at least 12, chose the same one, a warning says so, once.
-    ``restarts`` then replaces models, so many times at most: all of them by the chosen one, each with noise of its own,
-    so that they start level and clients of one kind tend to the same one; or, with ``jitter`` null, those that nobody
-    chose by new draws as at the beginning, which can win only while the chosen one has learnt little.
+    All clients may choose the same model: a model that is ahead early is better for every client, and only chosen
+    models are trained. If all clients of 3 successive rounds, at least 12 in total, chose the same model, a warning is
+    given once. ``restarts`` then replaces models, at most so many times. All models become copies of the chosen one,
+    each with different noise: they are then equally good, and similar clients tend to choose the same one. With
+    ``jitter`` null the models that no client chose are drawn anew instead; they can only win while the chosen model has
+    learnt little.
 
-    Which number a cluster has means nothing.
+    The numbers of the clusters have no meaning.
 
     Args:
         clusters: number k of models.
-        shared: patterns of names of tensors that are one for all clusters, ``*`` for anything, such as ``blocks.*``:
-            they are averaged over all clients (section 3.1, weight sharing).
-        restarts: how often models are replaced because nobody chooses them.
+        shared: patterns of names of tensors that all clusters share, ``*`` for anything, such as ``blocks.*``: they are
+            averaged over all clients (section 3.1, weight sharing).
+        restarts: largest number of times that models which no client chooses are replaced.
         jitter: standard deviation of the noise on parameters, per tensor, relative to its root mean square; null: new
-            draws.
-        ask_all: ask all clients within reach before an evaluation, not only those that never took part.
+            random models.
+        ask_all: ask all reachable clients before an evaluation, not only those that have never taken part.
 
     Raises:
         ConfigurationError: fewer than two clusters, a negative number of restarts, or a jitter that is not positive.
@@ -86,13 +88,13 @@ class IFCA(Clustering):
 
     def _forget(self) -> None:
         self.met: set[int] = set()
-        self.alone, self.choices = 0, 0  # rounds in a row in which all chose one cluster, and how many chose
-        self.winner = 0  # which
+        self.alone, self.choices = 0, 0  # successive rounds in which all clients chose one cluster, and their choices
+        self.winner = 0  # this cluster
         self.restarted, self.warned, self._empty = 0, False, 0
-        self._chosen: Counter[int] = Counter()  # how many of the present cohort chose each
+        self._chosen: Counter[int] = Counter()  # by cluster, the number of clients of the present cohort that chose it
 
     def setup(self, facts: Facts) -> None:
-        """Learn the number of clients.
+        """Set the number of clients.
 
         Raises:
             ConfigurationError: there are more models than clients.
@@ -117,7 +119,7 @@ class IFCA(Clustering):
             self._choose(round, asked, probe)
 
     def _choose(self, round: int, clients: Sequence[int], probe: ClusterProbe) -> list[int]:
-        """Put clients into the cluster that serves them best; return those that had a loss to choose by."""
+        """Assign each client to the cluster with the least loss; return the clients with a finite loss."""
         answered = []
         for client, losses in zip(clients, probe.cluster_losses(clients), strict=True):
             known = [math.inf if math.isnan(loss) else loss for loss in losses]
@@ -128,7 +130,7 @@ class IFCA(Clustering):
 
     def new_models(self, round: int, count: int) -> list[NewModel]:  # noqa: D102
         self._empty = sum(not self._chosen[cluster] for cluster in range(count))
-        if not any(self._chosen.values()):  # nobody answered: that tells nothing
+        if not any(self._chosen.values()):  # no client answered, so this is no sign of a collapse
             return []
         winner = max(range(count), key=self._chosen.__getitem__)
         empty = [cluster for cluster in range(count) if cluster != winner]
@@ -144,7 +146,7 @@ class IFCA(Clustering):
             advice = "" if self.restarts else "; set clustering.restarts, or another seed"
             rank_zero_warn(
                 f"IFCA: all clients have chosen cluster {winner} of {count} for {self.alone} rounds up to round "
-                f"{round}: the others learn nothing{advice}"
+                f"{round}: the other models are not trained{advice}"
             )
         if self.restarted == self.restarts:
             return []
@@ -154,13 +156,13 @@ class IFCA(Clustering):
         return [NewModel(cluster, winner, self.jitter) for cluster in (*empty, winner)]
 
     def columns(self) -> dict[str, float]:
-        """Return in how many clusters nobody of the cohort was."""
+        """Return the number of clusters that no client of the cohort chose."""
         return {"cluster/empty": float(self._empty)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back who is in which cluster, and who chose it: in an evaluation too they are not asked again."""
+        """Load every client's cluster, and the clients that chose theirs, which are not asked again."""
         super().load_state_dict(state)
-        placed = [client for client, cluster in enumerate(self.assigned) if cluster != UNKNOWN]  # by whatever policy
+        placed = [client for client, cluster in enumerate(self.assigned) if cluster != UNKNOWN]  # by any policy
         self.met = set(state["learnt"].get("met", placed))
 
     def evaluation_state(self) -> dict[str, Any]:  # noqa: D102

@@ -1,1 +1,1 @@
-"""What keeps clients that report what cannot be true from the model: ranges of numbers, sums far outside, giants."""
+"""Defences against clients that report impossible values: ranges of numbers, outlying sums, oversized updates."""

@@ -1,4 +1,4 @@
-"""Updates out of all proportion to the others of their round: their clients are named."""
+"""Warnings that name the clients of updates that are far larger than the others of their round."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable, Mapping
 from lightning.pytorch.utilities import rank_zero_warn
 
 FEWEST = 3
-"""Updates of a round at the least: of two nobody can tell which one is out of proportion."""
+"""Least number of updates in a round: of two, it is unknown which one is too large."""
 TIMES = 1e6
-"""How many times the median update's largest entry an update's is. Honest clients differ by a factor of ten or so."""
+"""Least ratio of an update's largest entry to the median update's. Honest clients differ by a factor of about ten."""
 
 
 def name_giants(round: int, peaks: Mapping[int, float], called: Callable[[int], str] = str) -> None:
-    """Warn of clients whose update has an entry far larger than the largest one of the round's median update.
+    """Warn about clients whose update has an entry far larger than the largest entry of the round's median update.
 
-    The update was taken: a large norm is the business of :class:`hetfl.hooks.NormBound`. But what it does to the model
-    shows at all other clients, and only here it can be said whose it was.
+    The update is accepted; :class:`hetfl.hooks.NormBound` bounds norms. But a damaged model later fails at all clients,
+    and only this warning names the client that damaged it.
 
     Args:
         round: the round's number.
         peaks: by client, the largest absolute value in its update.
-        called: says what a client is called.
+        called: returns the text that names a client.
     """
     if len(peaks) < FEWEST:
         return

@@ -1,12 +1,13 @@
-r"""Which clients' static batch-norm sums cannot be true, and which lie far outside their cohort's.
+r"""Refuses static batch-norm sums that cannot be true, or that lie far outside those of the other clients.
 
 A client reports per norm layer the sums over its batches of batch mean and batch variance of every channel. The sums of
-a cohort are added up, so one client could move a channel as far as it likes. Two rules keep its sums out.
+a cohort are added up, so one client could move a channel arbitrarily far. Two rules prevent this.
 
-**Ranges** (:mod:`hetfl.defence.ranges`), of every client alone: mean and variance of each channel, and the number of
-batches. A layer that a forward pass calls c times has c times as many batches; c is the median over the cohort.
+**Ranges** (:mod:`hetfl.defence.ranges`), for each client separately: of mean and variance of each channel, and of the
+number of batches. A layer that a forward pass calls c times has c times as many batches; c is the median over the
+cohort.
 
-**Far outside**, of a cohort of at least :data:`FEWEST` clients. With :math:`\mu_{kc}` and :math:`\sigma_{kc}` mean and
+**Far outside**, in a cohort of at least :data:`FEWEST` clients. With :math:`\mu_{kc}` and :math:`\sigma_{kc}` mean and
 standard deviation of channel c at client k, and med the median over the clients, client k is left out if for a channel
 of a layer
 
@@ -16,11 +17,12 @@ of a layer
     s_c^2 = \max\Bigl(r_c, \tfrac{1}{C} \sum_{c'} r_{c'}\Bigr), \qquad
     r_c = \operatorname{med}_c(\mu^2 + \sigma^2)
 
-:math:`s_c` is the size of the channel's activations at a typical client, or of the layer's if that is larger. The
-median absolute deviation would be the textbook's scale and is of no use here: a channel that only one class excites
-deviates by thousands of it at an honest client that has this class, and by less than :math:`s_c`. With clients of one
-class each, honest deviations stay below :math:`s_c`; F is :data:`FACTOR`. Medians withstand liars as long as they are
-fewer than half of the cohort. A liar that stays within the rule moves a channel by F s_c over the number of clients.
+:math:`s_c` is the root mean square of the channel's activations at a typical client, or of the layer's if that is
+larger. The usual scale, the median absolute deviation, does not work here: if only one class excites a channel, an
+honest client with this class deviates by thousands of median absolute deviations, but by less than :math:`s_c`. With
+clients of one class each, honest deviations stay below :math:`s_c`; F is :data:`FACTOR`. Medians are robust as long as
+fewer than half of the cohort are hostile. A hostile client within the rule moves a channel by at most :math:`F s_c`
+divided by the number of clients.
 """
 
 from __future__ import annotations
@@ -33,21 +35,21 @@ from torch import Tensor
 from hetfl.defence.ranges import statistics_ranges
 
 FEWEST = 3
-"""Clients of a cohort at the least: where two differ nobody can tell which one is wrong."""
+"""Least number of clients in a cohort: of two that differ, it is unknown which one is wrong."""
 FACTOR = 5.0
-"""F: how many sizes of a typical activation a client's channel may lie away from the median."""
+"""F: largest distance of a client's channel from the median, in units of :math:`s_c`."""
 
 
 Refusals = dict[int, str]
-"""Why sums are left out, in words, by position of the client in its cohort."""
+"""By position of a client in its cohort, the reason why its sums are left out."""
 
 
 def refusals(layers: Mapping[str, int], vectors: Sequence[Tensor], batches: Sequence[int]) -> Refusals:
-    """Return the clients of a cohort whose sums are left out.
+    """Return the clients of a cohort whose sums are left out, with the reasons.
 
     Args:
         layers: number of channels of every static norm layer by name, in the order of the vectors.
-        vectors: per client the sums, as :func:`hetfl.local.jobs.statistics` lists them.
+        vectors: per client the sums, in the form of :func:`hetfl.local.jobs.statistics`.
         batches: per client the batches of one pass over its data.
     """
     sums_SV = torch.stack([vector.detach().cpu().double() for vector in vectors])
@@ -63,7 +65,7 @@ def refusals(layers: Mapping[str, int], vectors: Sequence[Tensor], batches: Sequ
 
 
 def _out_of_range(sums_SV: Tensor, batches_S: Tensor) -> Refusals:
-    """Return the clients of which a number in a layer is out of its range.
+    """Return the clients with a number of a layer that is out of its range.
 
     Args:
         sums_SV: per client the sums of C means and of C variances, and the number of batches.
@@ -86,24 +88,24 @@ def _out_of_range(sums_SV: Tensor, batches_S: Tensor) -> Refusals:
 
 
 def _far_outside(sums_SV: Tensor, batches_S: Tensor) -> Refusals:
-    """Return the clients of which a channel lies far outside what the cohort reports; see the module."""
+    """Return the clients with a channel far outside the cohort's values; see the module's docstring."""
     if len(sums_SV) < FEWEST:
         return {}
     mean_SC, variance_SC = (sums_SV[:, :-1] / sums_SV[:, -1:]).chunk(2, dim=1)
     moment_C = (mean_SC.square() + variance_SC).median(dim=0).values
     scale_C = moment_C.clamp(min=float(moment_C.mean())).sqrt()
     refused: Refusals = {}
-    for values_SC, what in ((mean_SC, "mean"), (variance_SC.sqrt(), "standard deviation")):
+    for values_SC, quantity in ((mean_SC, "mean"), (variance_SC.sqrt(), "standard deviation")):
         median_C = values_SC.median(dim=0).values
         wrong_SC = (values_SC - median_C).abs() > FACTOR * scale_C
-        limits = f"a {what} within {FACTOR:g} typical activations of the cohort's median"
+        limits = f"a {quantity} within {FACTOR:g} typical activations of the cohort's median"
         for row, reason in _first(wrong_SC, values_SC, limits).items():
             refused.setdefault(row, reason)
     return refused
 
 
 def _first(wrong_SC: Tensor, values_SC: Tensor, wanted: str) -> Refusals:
-    """Return in words, for each client with a wrong channel, the first one."""
+    """Return, for each client with a wrong channel, text about its first one."""
     refused: Refusals = {}
     for row in wrong_SC.any(dim=1).nonzero().flatten().tolist():
         channel = int(wrong_SC[row].nonzero()[0])

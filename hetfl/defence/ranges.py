@@ -1,11 +1,11 @@
-"""The numbers that a client reports: the range of each, and where the range comes from.
+"""The ranges of the numbers that a client reports, and the source of each range.
 
-The server asked for the work, so it knows the range of every number before the number comes. n is the client's number
-of training samples by the server's own data module, E the epochs of its order, s the samples that it was asked about,
-B the batch size, D the entries of the global model, N the number of clients, and L :data:`LARGEST`.
+The server orders the work, so it knows the range of every number in advance. n is the client's number of training
+samples by the server's data module, E the epochs of its order, s the number of samples that a loss was asked for, B the
+batch size, D the entries of the global model, N the number of clients, and L :data:`LARGEST`.
 
 ============  ============  ===================  ======================================================================
-number        of            range                where the range comes from
+number        job           range                source of the range
 ============  ============  ===================  ======================================================================
 samples       training      1 to n               the server's data module; a node reads the same partition
 passes        training      E * samples          the order
@@ -13,18 +13,18 @@ steps         training      1 to passes          a batch has a sample at least
 passes        losses        min(s, n)            the order
 passes        statistics    n                    one pass over all samples
 loss          training      -L to L              a mean of losses in the model's dtype, which float32 holds
-loss          losses        -L to L, or 0 to L   the same; an aggregator that takes powers of losses needs them from 0
-entry         update        -sqrt(L) to sqrt(L)  its square, which norms and the server's Adam need, is at most L
+loss          losses        -L to L, or 0 to L   the same; an aggregator that takes powers of losses needs losses >= 0
+entry         update        -sqrt(L) to sqrt(L)  norms and the server's Adam need its square, which is at most L
 squared_norm  training      0 to D * L^2         D entries of a residual; 0 without error feedback
-batches       statistics    c * ceil(n / B)      c: how often a pass calls the layer, the median over the cohort
-mean          statistics    -sqrt(L) to sqrt(L)  the second moment of a channel, which the variance needs, is at most L
-variance      statistics    0 to L               a sum of squares over the number of values less one
+batches       statistics    c * ceil(n / B)      c: calls of the layer in a pass, the median over the cohort
+mean          statistics    -sqrt(L) to sqrt(L)  the variance needs the channel's second moment, which is at most L
+variance      statistics    0 to L               a sum of squares over the number of values minus one
 client        hello         0 to N - 1           the server's data module
-extras        training      as declared          a piece that reads one declares its range; exactly these are reported
+extras        training      as declared          the piece that reads an extra declares its range; no others are allowed
 ============  ============  ===================  ======================================================================
 
-Nothing else that a client reports is a free number: round, client, lengths, counts and positions of a payload are
-compared with the order by :mod:`hetfl.wire`, names of states with a pattern by :mod:`hetfl.flower.states`.
+All other values in a report are checked elsewhere: :mod:`hetfl.wire` compares round, client, lengths, counts and
+positions of a payload with the order, and the names of states must match a pattern of :mod:`hetfl.flower.states`.
 
 **Sums stay finite.** A sum over 10^9 clients of a loss times 10^12 samples is at most 4e59, and one of squared norms of
 10^12 entries is at most 2e98; float64 ends at 1.8e308.
@@ -42,7 +42,7 @@ from hetfl.printable import printable
 from hetfl.types import Range, Report
 
 LARGEST = torch.finfo(torch.float32).max
-"""L: the largest number of float32, in which models of all precisions are sent, or which theirs should stay below."""
+"""L: the largest number of float32. Models are sent in float32, or with values that should stay below this number."""
 
 
 ROOT = math.sqrt(LARGEST)
@@ -52,16 +52,16 @@ ROOT = math.sqrt(LARGEST)
 Ranges = Mapping[str, Range]
 
 ENTRY = Range(-ROOT, ROOT, "for an entry of an update")
-"""Of each entry of an update, those that travel exactly included."""
+"""Range of each entry of an update, uncompressed ones included."""
 
 
 def training_ranges(samples: int, epochs: int, reported: int) -> Ranges:
-    """Return the ranges of what a client reports of its training.
+    """Return the ranges of the numbers in a training report.
 
     Args:
         samples: n.
         epochs: E.
-        reported: number of samples as the client reports it.
+        reported: the number of samples in the client's report.
     """
     passes = epochs * reported
     return {
@@ -73,7 +73,7 @@ def training_ranges(samples: int, epochs: int, reported: int) -> Ranges:
 
 
 def residual_ranges(entries: int, keeps: bool) -> Ranges:
-    """Return the range of what a client reports of its residual.
+    """Return the range of the squared norm of a client's residual.
 
     Args:
         entries: D.
@@ -83,7 +83,7 @@ def residual_ranges(entries: int, keeps: bool) -> Ranges:
 
 
 def pass_ranges(samples: int, asked: int | None = None) -> Ranges:
-    """Return the range of what a client reports that passes some of its samples through a net once.
+    """Return the range of the number of samples in a single pass, for losses and statistics.
 
     Args:
         samples: n.
@@ -94,10 +94,10 @@ def pass_ranges(samples: int, asked: int | None = None) -> Ranges:
 
 
 def losses_ranges(from_zero: bool) -> Ranges:
-    """Return the range of what a client reports that is asked for a loss.
+    """Return the range of a loss that the server asked for.
 
     Args:
-        from_zero: whether something takes powers of losses.
+        from_zero: whether the loss must be at least 0, for an aggregator that takes powers of losses.
     """
     return {"loss": Range(0 if from_zero else -LARGEST, LARGEST, "for a loss")}
 
@@ -111,7 +111,7 @@ def statistics_ranges() -> Ranges:
 
 
 def number_of_batches(samples: int, batch_size: int) -> int:
-    """Return the batches of one pass: a last one of a single sample joins the batch before it.
+    """Return the number of batches of one pass; a last batch of one sample joins the batch before it.
 
     >>> [number_of_batches(samples, 10) for samples in (1, 10, 11, 12, 20, 21, 22)]
     [1, 1, 1, 2, 2, 2, 3]
@@ -121,25 +121,26 @@ def number_of_batches(samples: int, batch_size: int) -> int:
 
 
 def violation(ranges: Ranges, numbers: object) -> str:
-    """Return in words the first of some numbers that is out of its range; empty if there is none.
+    """Return text about the first number that is out of its range; empty if there is none.
 
     Args:
         ranges: by name.
-        numbers: has the numbers as attributes of these names.
+        numbers: an object with the numbers as attributes of these names.
     """
     return _first({name: getattr(numbers, name) for name in ranges}, ranges)
 
 
 def within_ranges(report: Report, samples: int, epochs: int, extras: Ranges) -> tuple[Report, str]:
-    """Return a client's report, and in words the first number in it that is out of its range; empty if there is none.
+    """Return a client's report, and text about the first number in it that is out of its range; empty if there is none.
 
-    The loss of such a report is 0, and its passes are unless their number is in its range: what they cost is unknown.
+    If a number is out of its range, the returned report has loss 0; its passes are 0 too, unless samples and passes are
+    in their ranges, so that no cost is charged for an unknown number of passes.
 
     Args:
         report: of a client's training.
         samples: n.
         epochs: E.
-        extras: the ranges of the further numbers that pieces declare.
+        extras: the ranges of the extra numbers that pieces declare.
     """
     ranges = training_ranges(samples, epochs, report.samples)
     wrong = violation(ranges, report)

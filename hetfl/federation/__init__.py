@@ -1,4 +1,4 @@
-"""The server's side of a round: the module and what it is made of, a step of the round per file."""
+"""The server's side of a round: the module and its components, one step of a round per file."""
 
 from hetfl.federation.callback import FederatedCallback
 from hetfl.federation.module import FederatedModule

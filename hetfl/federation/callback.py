@@ -1,4 +1,4 @@
-"""Lightning callbacks that follow a round from inside."""
+"""Lightning callbacks with hooks inside a round."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hetfl.updates import Update
 
 
 class FederatedCallback(Callback):
-    """A Lightning callback with hooks for what happens inside a round."""
+    """A Lightning callback with hooks for events inside a round."""
 
     def on_client_end(self, trainer: Trainer, module: LightningModule, done: int, total: int) -> None:
-        """Follow a client's local training; called in the main process.
+        """React to the end of a client's local training; called in the main process.
 
         Args:
             trainer: the trainer.
@@ -28,22 +28,22 @@ class FederatedCallback(Callback):
     def on_update(
         self, trainer: Trainer, module: LightningModule, update: Update, index: Index, report: Report
     ) -> None:
-        """Follow an update that the server accepted; called in the main process, in the order of the cohort.
+        """React to an update that the server accepted; called in the main process, in the order of the cohort.
 
-        The client's ``on_client_end`` comes after it. Take what is needed from an update and let it go: those of a
-        whole cohort need not fit into memory.
+        The client's ``on_client_end`` is called next. Keep no reference to an update: the updates of a whole cohort
+        may not fit into memory.
 
         Args:
             trainer: the trainer.
             module: the federated module.
-            update: what the server decoded.
-            index: where its entries lie in the global model: what was sent, parameters and then float buffers.
-            report: what the client says about its training; names the client and its level.
+            update: the decoded update.
+            index: positions of its entries in the global model: the sent parameters, then the float buffers.
+            report: the client's report of its training, with the client's id and level.
         """
 
 
 def follower(module: LightningModule) -> Callable[[Accepted | None, int, int], None]:
-    """Return what tells the trainer's callbacks of a round: its arguments are those of :data:`Follower`."""
+    """Return a function that notifies the trainer's callbacks; its arguments are those of :data:`Follower`."""
     trainer = module.trainer
     callbacks = [each for each in trainer.callbacks if isinstance(each, FederatedCallback)]  # type: ignore[attr-defined]
 

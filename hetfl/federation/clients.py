@@ -1,4 +1,4 @@
-"""The clients' side of a round: what a client does with its delta, and where clients are."""
+"""The clients' side of a round: how a client sends its delta, and where clients run."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ from hetfl.updates import Update
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a client's task.
+    """A client's answer to a task.
 
     Attributes:
-        task: what it was asked for.
-        report: what it reports of its training; None if nothing came that can be used.
+        task: the task.
+        report: the client's report of its training; None if no usable answer arrived.
         payload: the encoded update; empty if the client could not make one.
-        refusal: why it could not.
-        lost: why nothing came.
-        prepared: what it keeps if the server takes the update; None where that is kept elsewhere.
-        personal: how far its personal entries then are from the model's; None: it has none, or they are elsewhere.
+        refusal: why the client could not make one; empty if it could.
+        lost: why no usable answer arrived; empty if one did.
+        prepared: the state that the client keeps if the server accepts the update; None if another process keeps it.
+        personal: the client's personal entries after training minus the model's; None if the client has none, or if
+            another process keeps them.
     """
 
     task: Task
@@ -51,16 +52,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class ClientSide:
-    """What a client does beside its training: its residual, compression, encoding, and what penalties remember.
+    """The work of a client beside its training: residual, compression, encoding, and the penalty's memory.
 
     Attributes:
         seed: of every random choice.
-        parts: where vectors lie.
+        parts: positions of vectors in the global models.
         uplink: the compressor and the residuals.
         penalty: of the local objective.
         fleet: the clients' devices.
-        personal: what they keep of their own.
-        hooks: may change what is compressed.
+        personal: the clients' personal tensors.
+        hooks: may change the vector that is compressed.
     """
 
     seed: int
@@ -72,18 +73,18 @@ class ClientSide:
     hooks: Hooks
 
     def recall(self, task: Task) -> Task:
-        """Return a task with what the penalty keeps of its client, for its trained parameters, and what is personal."""
+        """Return a task with the penalty's memory of its client's trained parameters, and its personal tensors."""
         models = self.parts.models
         memory_D = self.penalty.memory(task.owner, only(task.part.dense, models.trained), models.like)
         return replace(self.with_personal(task), memory_D=memory_D)
 
     def with_personal(self, task: Task) -> Task:
-        """Return a task with what its client keeps of its own."""
+        """Return a task with its client's personal tensors."""
         kept = self.personal.of(task.owner, self.parts.kept(task), self.parts.models.like)
         return task if kept is None else replace(task, personal=kept)
 
     def send(self, result: Result) -> Reply:
-        """Return what a client sends of its delta: with its residual, compressed and encoded. Its state stays."""
+        """Return a client's reply: its delta plus residual, compressed and encoded. Its state does not change yet."""
         task, sent, held = result.task, result.task.sent, self.parts.held(result.task)
         size = held.size
         vector_D = _restricted(result.vector, task.part.dense, sent)
@@ -107,18 +108,18 @@ class ClientSide:
         return Reply(task, report, message.payload, prepared=message, personal=personal)
 
     def keep(self, reply: Reply, update: Update) -> None:
-        """Do what a client does once the server has taken its update: its state is now the prepared one.
+        """Make the prepared state the client's state, after the server accepted its update.
 
         Args:
-            reply: what it sent, with what it prepared.
-            update: the same as decoded.
+            reply: the client's reply, with the prepared state.
+            update: the decoded update.
         """
         assert reply.prepared is not None
         self.uplink.keep(reply.prepared)
         self.remember(reply, update)
 
     def remember(self, reply: Reply, update: Update) -> None:
-        """Keep what every rank keeps of a client: the penalty's memory, and what is personal."""
+        """Store what every rank keeps of a client: the penalty's memory, and the personal tensors."""
         task = reply.task
         self.penalty.remember(task.owner, task.round, self.parts.held(task), update)
         if reply.personal is not None:
@@ -126,50 +127,50 @@ class ClientSide:
 
 
 def _restricted(vector_D: Tensor, part: Part, sent: Part) -> Tensor:
-    """Return the entries of a sub-model's vector that a client sends."""
+    """Return the entries of a sub-model's vector that lie in the part that a client sends."""
     if sent is part:
         return vector_D
-    # What is kept holds the part, too: no other can have its identity meanwhile.
+    # The cached value also holds the part, so that no other part can get its id().
     _, entries = sent.derived(id(part), lambda: (part, Entries(sent, part)))
     return entries.take(vector_D)
 
 
 class Clients(Piece):
-    """Runs what a round asks of its clients, wherever they are.
+    """Runs a round's tasks on its clients, in this process or elsewhere.
 
     Attributes:
-        known: whether an update that the server refuses tells of training, and not of its sender.
+        known: whether a refused update is a sign of diverged training, and not of a hostile sender.
     """
 
     known: ClassVar[bool] = True
 
     @abstractmethod
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:
-        """Have clients train, and yield what came of it, in the order of the tasks."""
+        """Have clients train, and yield their replies in the order of the tasks."""
 
     @abstractmethod
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:
-        """Have clients do another job; yield the results that came, in the order of the tasks."""
+        """Have clients do another job, and yield the results that arrive, in the order of the tasks."""
 
     @abstractmethod
     def take(self, reply: Reply, update: Update) -> None:
-        """Let a client know that the server took its update, as decoded."""
+        """Tell a client that the server accepted its update."""
 
     def within_reach(self, clients: IntArray) -> IntArray:
-        """Return those of some clients that can be asked now; by default all."""
+        """Return the clients among ``clients`` that can be asked now; by default all."""
         return clients
 
     def describe(self) -> str:
-        """Return nothing: where clients are is no setting."""
+        """Return nothing: the place where clients run is no setting."""
         return ""
 
 
 class OwnClients(Clients):
-    """Clients in the server's own process, their state in its stores.
+    """Clients in the server's process, which keeps their state in its stores.
 
     Args:
         executor: runs their jobs.
-        side: what they do beside.
+        side: does their work beside training.
     """
 
     def __init__(self, executor: Executor, side: ClientSide) -> None:
@@ -180,17 +181,17 @@ class OwnClients(Clients):
             yield self.side.send(result)
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
-        # Static sums are of the global models, whatever clients keep of their own.
+        # Static statistics are those of the global models, so clients gather them without their personal tensors.
         return self.executor.run(job, tasks, None if job is statistics else self.side.with_personal)
 
     def take(self, reply: Reply, update: Update) -> None:  # noqa: D102
         self.side.keep(reply, update)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take nothing: what belongs to clients is in the module's stores.
+        """Load nothing: the clients' state is in the module's stores.
 
         Raises:
-            ConfigurationError: in the checkpoint it is not.
+            ConfigurationError: the checkpoint is of a run on Flower, whose nodes keep the clients' state.
         """
         if state:
             raise ConfigurationError(

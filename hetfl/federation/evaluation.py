@@ -19,10 +19,10 @@ from hetfl.tree import Tree, cast, moved, taken
 from hetfl.types import Task
 
 Batch = tuple[Tree, Tensor, Tensor]
-"""Raw inputs, targets (N, ...), and the client that each sample belongs to (N,), -1 for samples of no client."""
+"""Raw inputs, targets (N, ...), and the client that owns each sample (N,), -1 for samples of no client."""
 
 CLIENT_COLUMNS = ("client", "level", "train_samples", "test_samples")
-"""Of ``clients.csv``; behind them the scores of the global model and of the client's own sub-model on its test data."""
+"""First columns of ``clients.csv``; then the global model's and the client's sub-model's scores on its test data."""
 
 Predict = Callable[[nn.Module, Tree], tuple[Tensor, dict[str, Tensor]]]
 Restrict = Callable[[Tensor, Tensor], Tensor]
@@ -31,16 +31,16 @@ Restrict = Callable[[Tensor, Tensor], Tensor]
 class Evaluation:
     """Evaluates every level on the same batches, after its static batch-norm statistics have been gathered.
 
-    With several global models a client's samples are evaluated by its cluster's, and samples of no client by all of
-    them. A score is then the mean over models, weighted by their number of clients.
+    With several global models, the model of a client's cluster evaluates the client's samples, and all models evaluate
+    samples of no client. A score is then the mean over models, weighted by their number of clients.
 
     Args:
         data: the data.
         gathering: gathers statistics.
         objective: has the loss and the metrics.
         predict: returns the outputs that an evaluation uses, and those of single heads by name.
-        restrict: returns outputs as a client that has only some labels uses them.
-        personal: what clients keep of their own.
+        restrict: restricts outputs to the labels that a client has.
+        personal: the clients' personal tensors.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Evaluation:
         return self.clustering.several(len(self.models))
 
     def begin(self) -> bool:
-        """Bring all levels up to the present global models; return whether clients were asked for statistics."""
+        """Prepare all levels for the present global models; return whether clients were asked for statistics."""
         self.hosting.open(self.data)
         asked = self.gathering.run()
         self._model_N = torch.from_numpy(self.gathering.models_of())
@@ -87,18 +87,18 @@ class Evaluation:
         self.client_scores.update(sums[self.levels.largest], batch[2])
 
     def measure_all(self, batch: Batch) -> None:
-        """Measure all levels, the global model on the clients' own samples, and each client's own sub-model on them."""
+        """Measure all levels, and on each client's samples the global model and the client's sub-model."""
         owner, order = batch[2], list(self.levels)
         sums = self._evaluate(batch, order, measure=True, by_client=True)
         self.client_scores.update(sums[self.levels.largest], owner)
         names = self.assignment.levels(self.models.last_round)
         level_N = torch.tensor([order.index(name) for name in names], device=owner.device)
         stacked_LNM = torch.stack([sums[level] for level in order])
-        own_NM = stacked_LNM[level_N[owner.clamp(min=0)], torch.arange(len(owner), device=owner.device)]
-        self.own_scores.update(own_NM, owner)
+        client_level_NM = stacked_LNM[level_N[owner.clamp(min=0)], torch.arange(len(owner), device=owner.device)]
+        self.own_scores.update(client_level_NM, owner)
 
     def columns(self, stage: str) -> dict[str, Tensor]:
-        """Return and forget what was measured."""
+        """Return the measured scores as columns, and reset them."""
         parts, headline = {}, self.objective.headline
         for model in self._used:
             if self._scores_of(model).count:
@@ -106,8 +106,8 @@ class Evaluation:
                 parts[model] = (share, self._scores_of(model).compute(stage))
         columns = weighted_mean(list(parts.values()))
         if self.several and stage == "val":
-            own = {model: found[headline.column("val")] for model, (_, found) in parts.items()}
-            columns |= {headline.cluster(model): score for model, score in own.items()}
+            model_scores = {model: values[headline.column("val")] for model, (_, values) in parts.items()}
+            columns |= {headline.cluster(model): score for model, score in model_scores.items()}
         columns |= self.client_scores.compute()
         if self.with_personal:
             columns |= {headline.personal: self.measured_personal().mean()}
@@ -115,13 +115,13 @@ class Evaluation:
 
     @property
     def with_personal(self) -> bool:
-        """Whether clients keep something of their own here: on Flower it is with the nodes."""
+        """Whether this process holds personal tensors of clients; on Flower the nodes hold them."""
         return bool(self.personal.names and self.personal.store.clients())
 
     def measured_personal(self) -> ClientScores:
-        """Return the score of every client's own sub-model, with what it keeps of its own, on its test samples.
+        """Return the score of every client's sub-model with its personal tensors, on the client's test samples.
 
-        It is measured once in an evaluation.
+        The scores are measured once in an evaluation.
         """
         if self._personal_measured:
             return self.personal_scores
@@ -138,7 +138,8 @@ class Evaluation:
             net = self.hosting.of_client(replace(task, personal=kept))
             for batch in torch.arange(len(samples.targets)).split(self.data.eval_batch_size):
                 owner = torch.full((len(batch),), client)
-                with self.hosting.problem.precision_context():  # Lightning enters it, and casts inputs, for steps alone
+                # Lightning enters the trainer's precision, and casts inputs, only in steps.
+                with self.hosting.problem.precision_context():
                     inputs, targets = self._prepared(taken(samples.inputs, batch), samples.targets[batch])
                     inputs = moved(cast(inputs, self.models.like.dtype), self.models.like.device)
                     outputs = self.predict(net, inputs)[0]
@@ -146,7 +147,7 @@ class Evaluation:
         return self.personal_scores
 
     def client_rows(self) -> tuple[Sequence[str], list[Sequence[object]]]:
-        """Return and forget columns and rows of ``clients.csv``, one row per client."""
+        """Return the columns and rows of ``clients.csv``, one row per client, and reset their scores."""
         levels, tested = self.assignment.levels(self.models.last_round), self.client_scores.count_S.int().tolist()
         cells: list[Sequence[object]] = [range(len(levels)), levels, self.data.sizes, tested]
         cells += [self.client_scores.per_client(), self.own_scores.per_client()]
@@ -165,13 +166,13 @@ class Evaluation:
     def _evaluate(
         self, batch: Batch, levels: list[str], measure: bool = False, by_client: bool = False
     ) -> dict[str, Tensor]:
-        """Return by level what the objective sums up of each sample (N, M), by its owner's model.
+        """Return by level the objective's sums of each sample (N, M), computed with its owner's model.
 
         Args:
             batch: the samples.
             levels: names, the largest first.
             measure: update the levels' scores; samples of no client are measured by all models.
-            by_client: return sums; otherwise nothing.
+            by_client: return the sums; otherwise an empty dict.
         """
         inputs, targets, owner = batch
         model_N = self._model_N.to(owner.device)[owner.clamp(min=0)]
@@ -195,21 +196,21 @@ class Evaluation:
         return together
 
     def _sums(self, outputs: Tensor, targets: Tensor, owner_N: Tensor) -> Tensor:
-        """Return what the objective sums up of samples, with outputs as their owners use them."""
+        """Return the objective's sums of samples, with outputs restricted to their owners' labels."""
         labels_NK = self._labels_SK[owner_N.clamp(min=0).to(outputs.device)]
         return self.objective.sums(self.restrict(outputs, beside(labels_NK, outputs)), targets)
 
     def _prepared(self, inputs: Tree, targets: Tensor) -> tuple[Tree, Tensor]:
-        """Return raw samples as nets and losses take them."""
-        # The same random choices for every batch: a sample is seen alike in every evaluation.
+        """Return raw samples in the form that nets and losses take."""
+        # The same seed for every batch, so that a sample has the same transform in every evaluation.
         random = generator(self.hosting.problem.seed, "evaluation")
         return self.objective.batch(self.data.transform.eval(inputs), targets, random)
 
     def _outputs(
         self, inputs: Tree, targets: Tensor, levels: list[str], model: int
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the outputs of levels, the largest first, behind them those of the largest's heads; and targets."""
-        if model != self._present:  # resident nets, loaded where they hold another model's values
+        """Return the outputs of levels, the largest first, then those of the largest level's heads; and the targets."""
+        if model != self._present:  # the resident nets hold another model's values
             self._nets = {level: self.hosting.submodel(level, model) for level in self.levels}
             for layer in (layer for net in self._nets.values() for layer in static_layers(net).values()):
                 if not layer.ready:

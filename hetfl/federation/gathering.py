@@ -1,4 +1,4 @@
-"""Which clients gather static batch norm's statistics before an evaluation."""
+"""Chooses the clients that gather static batch norm's statistics before an evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hetfl.types import Task
 
 
 class Gathering:
-    """Asks clients within reach for the sums of every level, unless the present models' statistics are known.
+    """Asks reachable clients for the sums of every level, unless the statistics of the present models are known.
 
     Args:
         probing: asks clients that have no cluster yet.
@@ -30,7 +30,7 @@ class Gathering:
         self.assignment, self.clustering, self.ledger = probing.assignment, probing.clustering, probing.ledger
 
     def run(self) -> bool:
-        """Gather; return whether clients were asked."""
+        """Gather statistics if needed; return whether clients were asked."""
         self.models.notice_edits()
         if self.hosting.statistics.current:
             return False
@@ -39,7 +39,7 @@ class Gathering:
         clients = self.probing.clients.within_reach(self.ledger.wait(round))
         probe = self.probing.of_clients(clients, round)
         self.clustering.settle(round, clients.tolist(), probe)
-        # One order for all levels, so that mostly the same clients are asked and need the model once.
+        # One order for all levels: mostly the same clients are asked, and they download the model once.
         order = torch.randperm(len(clients), generator=generator(self.seed, "statistics", self.models.version))
         self.hosting.statistics.gather(
             self.probing.clients,
@@ -62,16 +62,16 @@ class Gathering:
         return np.array([self.clustering.cluster_of(client) for client in clients], np.int64)
 
     def _by_model(self, clients: IntArray) -> dict[int, IntArray]:
-        """Return the clients of each model that has any, in their order; others stand in where none is in reach."""
+        """Return by model its clients among ``clients``, in their order; all of ``clients`` if it has none there."""
         model_N = self.models_of()
         members = {int(model): clients[model_N[clients] == model] for model in np.unique(model_N)}
         for model, within_reach in members.items():
             if not len(within_reach):
-                rank_zero_warn(f"No client of cluster {model} within reach: others gather its statistics")
+                rank_zero_warn(f"No client of cluster {model} is within reach: other clients gather its statistics")
         return {model: within_reach if len(within_reach) else clients for model, within_reach in members.items()}
 
     def _tasks(self, level: str, order: IntArray, model: int) -> list[Task]:
-        """Return the tasks of the first clients that can afford a level, or of those that come nearest to it."""
+        """Return the tasks of the first clients that can afford a level, or else of those with the largest level."""
         round = self.models.last_round
         names, positions = self.assignment.names, self.assignment.positions(round)
         affording = [number for number, name in enumerate(names) if self.levels.affords(name, level)]

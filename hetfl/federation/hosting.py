@@ -1,4 +1,4 @@
-"""The nets of this process: the global models, and a resident net of every level that all of them use."""
+"""The nets of this process: the global models, and one resident net per level for all global models."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Hosting:
     """Gives executors and evaluations the nets that they work on. Resident nets are not registered with the module.
 
     Args:
-        problem: what is trained.
-        parts: where sub-models lie in the global models.
+        problem: the local problem.
+        parts: positions of sub-models in the global models.
         executor: runs the clients.
         statistics: of static batch norm.
     """
@@ -36,7 +36,7 @@ class Hosting:
         self.bench: Bench | None = None
 
     def open(self, data: FederatedDataModule) -> None:
-        """Hand the executor this process's resident nets, once the global models are on their device."""
+        """Give the executor the resident nets of this process; the global models must be on their device."""
         self._data = data
         if self.bench is None:
             self.bench = Bench(self.problem, data, self.models.tensors)
@@ -45,13 +45,13 @@ class Hosting:
         self.statistics.begin()
 
     def loaded(self) -> None:
-        """Relate a checkpoint's statistics to the values that were just loaded; drop nets of older values."""
+        """Mark loaded statistics as those of the values that were just loaded, and drop nets of older values."""
         self.statistics.begin()
         self.models.notice_edits()
         self.close()
 
     def close(self) -> None:
-        """End the executor's processes, and forget the resident nets and what was read off the global models."""
+        """End the executor's processes, and drop the resident nets and the cached tensors of the global models."""
         self.executor.close()
         self.bench = None
         self.models.forget()
@@ -59,7 +59,7 @@ class Hosting:
     def submodel(self, level: str, model: int = 0) -> nn.Module:
         """Return a level's net with the present values of a global model and, if known, its statistics.
 
-        During a run it is the resident net, which the next client takes over; afterwards it is the caller's.
+        During a run this is the resident net, which the next client overwrites. Otherwise it is a new net.
 
         Args:
             level: the level's name.
@@ -79,7 +79,7 @@ class Hosting:
         return resident.net.eval()
 
     def of_client(self, task: Task) -> nn.Module:
-        """Return the resident net of a task with what its client keeps of its own, for an evaluation."""
+        """Return the resident net of a task with its client's personal tensors, for an evaluation."""
         assert self.bench is not None
         resident = self.bench.resident(task)
         resident.start(beyond_D=self.bench.beyond(task))

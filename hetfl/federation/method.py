@@ -1,4 +1,4 @@
-"""What a method overrides, and what holds if it does not."""
+"""The methods that a federated method may override, with their defaults."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ SUCCESSORS = {
     "index": "a part rule (hetfl.parts.PartRule) as the argument parts",
     "upload_index": "a method sent(part, level, round, client)",
 }
-"""What takes the place of methods that subclasses of the first edition defined."""
+"""Methods that subclasses of the first edition defined, and their replacements."""
 
 
 class Method(LightningModule, LocalMethod):
     """A method of federated learning: what a client sends, the local loss, the prediction.
 
-    :class:`hetfl.FederatedModule` runs it; a method derives from that.
+    :class:`hetfl.FederatedModule` derives from this class and runs the rounds; a user's method derives from
+    :class:`hetfl.FederatedModule`.
 
     Attributes:
-        levels: what clients can afford.
+        levels: the levels that clients can afford.
         models: the global models.
-        parts: says what a client holds of them.
+        parts: the rule that chooses which part of them a client holds.
     """
 
     default_levels: ClassVar[Mapping[str, Level]] = {"a": Level("a")}
     default_aggregator: ClassVar[type[Aggregator]] = HolderMean
     without_labels: ClassVar[str] = ""
-    """What the message adds that refuses an objective without labels: how to do without these rules."""
+    """End of the message that refuses an objective without labels: how to switch the method's label rules off."""
     levels: LevelSet
     models: GlobalModels
     parts: PartRule
@@ -57,7 +58,7 @@ class Method(LightningModule, LocalMethod):
 
     @property
     def pieces(self) -> dict[str, Piece]:
-        """Everything that keeps a state during a run, by name: public attributes that are pieces, and their members."""
+        """All objects with a state during a run, by name: public attributes that are pieces, and their members."""
         attributes = {**vars(self), **self._modules}
         pieces = {name: each for name, each in attributes.items() if isinstance(each, Piece) and name[0] != "_"}
         return pieces | {f"{name}.{key}": each for name, of in pieces.items() for key, each in of.members().items()}
@@ -69,11 +70,20 @@ class Method(LightningModule, LocalMethod):
 
     @property
     def data(self) -> FederatedDataModule:
-        """The trainer's data module; another one than a federated one is refused."""
+        """The trainer's data module; a data module that is not federated is refused."""
         return requirements.federated_data(self.trainer)
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
-        """Return what a client sends of its part, and counts as a holder of: by default all but frozen parameters."""
+        """Return the entries of its part that a client sends and counts as a holder of.
+
+        By default these are the entries that the part rule sends, without frozen parameters.
+
+        Args:
+            part: the client's part.
+            level: the client's level.
+            round: the round.
+            client: the client's id.
+        """
         return self.models.unfrozen(self.parts.sent(part, level, round, client))
 
     def check_objective(self, objective: Objective) -> None:
@@ -89,32 +99,39 @@ class Method(LightningModule, LocalMethod):
             )
 
     def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return logits (..., K) as a client with only some ``labels`` (..., K) uses them; by default as they are.
+        """Return logits (..., K) restricted to a client's ``labels`` (..., K), a mask; by default unchanged.
 
-        A method that overrides it needs an objective whose outputs are labels.
+        A method that overrides it needs an objective whose outputs are scores of labels.
         """
         return logits
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         """Return the objective's loss of outputs and targets; with leading client dimensions, one loss each.
 
-        Outputs are restricted to the client's labels before, as :meth:`restrict` says.
+        :meth:`restrict` first restricts the outputs to the client's labels.
         """
         return self.objective.loss(self.restrict(outputs, beside(ctx.labels, outputs)), targets)
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the method has rules about labels, which the objective must have: by default :meth:`restrict`."""
+        """Whether the method needs an objective with labels: by default, whether it overrides :meth:`restrict`."""
         return type(self).restrict is not Method.restrict
 
     def predict(self, net: nn.Module, inputs: Any) -> Tensor:
-        """Return the outputs that an evaluation uses; refuse several exits, which the loss cannot take."""
+        """Return the outputs that an evaluation uses.
+
+        Raises:
+            ConfigurationError: the net returns the outputs of several exits, which the default loss cannot take.
+        """
         requirements.check_one_exit(net, type(self).__name__)
         outputs: Tensor = net(inputs)
         return outputs
 
     def predict_heads(self, net: nn.Module, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the same, and the logits of single heads by name, from one pass: by default there are none."""
+        """Return :meth:`predict`'s outputs, and the outputs of single heads by name, from one forward pass.
+
+        By default there are no heads.
+        """
         return self.predict(net, inputs), {}
 
     def _precision_context(self) -> AbstractContextManager[object]:

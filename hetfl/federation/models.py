@@ -25,7 +25,7 @@ MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
 
 def default_server_optimizer(params: Iterable[Tensor]) -> Optimizer:
-    """Return SGD(lr=1): the global model moves by the mean delta, which is federated averaging."""
+    """Return SGD(lr=1): the global model moves by the mean delta, θ ← θ + Δ, as in FedAvg."""
     return SGD(params, lr=1.0)
 
 
@@ -34,24 +34,24 @@ class GlobalModels(nn.ModuleList):
 
     Args:
         levels: draws new nets.
-        count: how many there are at first.
-        shared: patterns of names of tensors that are one for all models, ``*`` for anything.
+        count: the number of models at first.
+        shared: patterns of names of tensors that all models share, ``*`` for anything.
 
     Attributes:
-        version: number of rounds that the models have been through.
-        patterns: of the shared tensors.
+        version: number of rounds that the models have completed.
+        patterns: patterns of names of the shared tensors.
     """
 
     def __init__(self, levels: LevelSet, count: int = 1, shared: Sequence[str] = ()) -> None:
         super().__init__([levels.net, *(levels.draw(number) for number in range(1, count))])
         self.levels, self.patterns, self.version = levels, tuple(shared), 0
         self._tensors: list[dict[str, Tensor]] | None = None
-        self._edits = 0  # changes that torch did not count
+        self._edits = 0  # changes that torch's version counter missed
         self._noticed: tuple[int, int] | None = None  # the mark, and the checksum of the values last seen with it
 
     @property
     def last_round(self) -> int:
-        """The round that the present models came out of; 0 before the first."""
+        """The last round that the models completed; 0 before the first."""
         return max(self.version - 1, 0)
 
     @property
@@ -66,22 +66,22 @@ class GlobalModels(nn.ModuleList):
 
     @cached_property
     def shared(self) -> frozenset[str]:
-        """Names of the tensors that are one for all models."""
+        """Names of the tensors that all models share."""
         return frozenset(name for name in state_of(self[0]) for p in self.patterns if fnmatchcase(name, p))
 
     @cached_property
     def trained(self) -> frozenset[str]:
-        """Names of the tensors that are trained and compressed; buffers travel exactly."""
+        """Names of the parameters, which are trained and compressed; buffers are sent uncompressed."""
         return frozenset(parameters_of(self[0]))
 
     @cached_property
     def float_buffers(self) -> frozenset[str]:
-        """Names of the float buffers that travel with parameters."""
+        """Names of the float buffers that are sent with the parameters."""
         return frozenset(buffers_of(self[0]))
 
     @cached_property
     def frozen(self) -> dict[str, Tensor]:
-        """Parameters of the first model that nobody trains, by name."""
+        """Parameters of the first model that are not trained, by name."""
         return {name: parameter for name, parameter in self[0].named_parameters() if not parameter.requires_grad}
 
     def unfrozen(self, part: Part) -> Part:
@@ -95,14 +95,14 @@ class GlobalModels(nn.ModuleList):
 
     @property
     def mark(self) -> int:
-        """A number that grows whenever the models' values change: torch's own count of in-place changes.
+        """A number that grows whenever the models' values change: the sum of torch's version counters.
 
-        Changes through ``.data`` are not counted by torch; :meth:`notice_edits` counts them.
+        Torch does not count changes through ``.data``; :meth:`notice_edits` counts them.
         """
         return sum(tensor._version for tensors in self.tensors for tensor in tensors.values()) + self._edits
 
     def notice_edits(self) -> None:
-        """Count a change of values that came without one of torch's count: through ``.data``, or from NumPy."""
+        """Count a change of values that torch did not count: through ``.data``, or from NumPy."""
         content = checksum(tensor for tensors in self.tensors for tensor in tensors.values())
         if self._noticed is not None and self._noticed[0] == self.mark and self._noticed[1] != content:
             self._edits += 1
@@ -113,14 +113,14 @@ class GlobalModels(nn.ModuleList):
         return self.levels.build(level).to(self.like)
 
     def optimizer(self, make: MakeOptimizer) -> Optimizer:
-        """Return the server's optimizer, with a group of parameters per model; shared ones are the first model's."""
+        """Return the server's optimizer, with one parameter group per model; the first group has the shared ones."""
         optimizer = make(parameters_of(self[0]).values())
         for net in list(self)[1:]:
             add_group(optimizer, (p for name, p in parameters_of(net).items() if name not in self.shared))
         return optimizer
 
     def check_shared(self) -> None:
-        """Refuse patterns that match nothing, or everything.
+        """Refuse patterns that match no tensor, or all tensors.
 
         Raises:
             ConfigurationError: a pattern matches no tensor, or all tensors are shared.
@@ -136,11 +136,11 @@ class GlobalModels(nn.ModuleList):
             raise ConfigurationError("Expected tensors of the net that are not in clustering.shared but got none")
 
     def resize(self, count: int, shared: Sequence[str] | None = None) -> None:
-        """Have so many models: those at the end go, or new ones come, whose values are to be loaded.
+        """Change the number of models: drop the last ones, or append new ones, whose values the caller must load.
 
         Args:
             count: the number of models.
-            shared: patterns of the shared tensors; None: as before.
+            shared: patterns of the shared tensors; None: unchanged.
         """
         self.patterns = self.patterns if shared is None else tuple(shared)
         del self[count:]
@@ -148,11 +148,11 @@ class GlobalModels(nn.ModuleList):
         self.forget()
 
     def renew(self, fresh: Sequence[NewModel], optimizer: Optimizer, round: int, seed: int) -> None:
-        """Give clusters the models that a clustering asks for at the end of a round.
+        """Give clusters the new models that a clustering asks for at the end of a round.
 
         Args:
-            fresh: which, in order.
-            optimizer: the server's; a copied model takes the state of its source along, a drawn one has none.
+            fresh: the new models, in order.
+            optimizer: the server's; it copies the source's state for a copied model, and has none for a drawn model.
             round: the round.
             seed: of every random choice.
         """
@@ -166,7 +166,7 @@ class GlobalModels(nn.ModuleList):
             with torch.no_grad():
                 for name, target in self.tensors[new.cluster].items():
                     if name not in self.shared:
-                        # A buffer stays as it is: with noise a running variance could become negative.
+                        # Buffers get no noise: it could make a running variance negative.
                         jitter = new.jitter if name in apart else 0.0
                         target.copy_(_jittered(of_source[name].detach(), jitter, random))
             if grown:
@@ -177,24 +177,24 @@ class GlobalModels(nn.ModuleList):
                     optimizer.state[parameter] = copy.deepcopy(optimizer.state[of_source[name]])
 
     def forget(self) -> None:
-        """Forget what was read off the nets."""
+        """Forget the cached tensors and names of the nets."""
         self._tensors = None
         forget_cached(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Forget the tensors when the nets move to another device or dtype: buffers are then other tensors."""
+        """Forget the cached tensors when the nets move to another device or dtype: this replaces the buffers."""
         self.forget()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 def add_group(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
-    """Give an optimizer one more group of parameters, with the settings of the first as they are now."""
+    """Give an optimizer one more parameter group, with the present settings of the first group."""
     settings = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
     optimizer.add_param_group({**settings, "params": list(parameters)})
 
 
 def _share(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Replace a net's parameters and buffers of some names by others' tensors."""
+    """Replace a net's parameters and buffers by ``tensors`` of the same names."""
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         module = net.get_submodule(owner)

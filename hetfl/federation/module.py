@@ -1,7 +1,7 @@
-"""Federated learning as a LightningModule: what it is made of, and what Lightning calls.
+"""Federated learning as a LightningModule: its components, and the hooks that Lightning calls.
 
-What a method overrides is in :mod:`hetfl.federation.method`, a round in :mod:`hetfl.federation.round`, an evaluation in
-:mod:`hetfl.federation.evaluation`.
+:mod:`hetfl.federation.method` has the methods that a subclass overrides, :mod:`hetfl.federation.round` a round, and
+:mod:`hetfl.federation.evaluation` an evaluation.
 """
 
 from __future__ import annotations
@@ -59,34 +59,34 @@ class FederatedModule(Method):
     """Federated learning of one global model by clients that train parts of it.
 
     One epoch is one round; its one batch is the round itself. The server optimizer is the Lightning optimizer, so
-    ``max_epochs`` is the number of rounds and ``global_step`` the number of server steps. The clients' learning rate
-    lives in a second optimizer that steps nothing, so that schedulers, monitors and checkpoints see it.
+    ``max_epochs`` is the number of rounds and ``global_step`` the number of server steps. A second optimizer, which
+    moves nothing, holds the clients' learning rate, so that schedulers, monitors and checkpoints see it.
 
     Args:
         net: builds the net of a level: a class, or a class with some arguments bound, that takes ``width``.
-        levels: what clients can afford, by name, the global model's first; or its budgets; None: the method's own.
-        assignment: which client has which level in which round; default: redrawn every round, all levels alike.
-        selection: which clients take part; default: 10 drawn uniformly.
-        local: what a client does with its data.
-        uplink: compressor and error feedback, through which every delta leaves a client; default: everything is sent.
-        aggregator: how updates are combined; None: the method's own.
+        levels: the levels by name, the global model's first, or budgets; None: the default levels of the method.
+        assignment: the level of each client in each round; default: drawn anew every round, all levels equally likely.
+        selection: chooses the clients of a round; default: 10, drawn uniformly.
+        local: the local training of a client.
+        uplink: compressor and error feedback for the deltas that clients send; default: no compression.
+        aggregator: combines the updates; None: the default aggregator of the method.
         server_optimizer: makes the server's optimizer; default: SGD(lr=1).
         executor: runs the clients; default: one after the other.
-        clustering: which clients share a global model; default: all of them one.
-        fleet: the clients' devices: how fast, when within reach, when they fail; default: all alike, always there.
-        deadline: simulated seconds from the beginning of training after which updates are dropped; None: all count.
-        statistics_clients: how many clients gather static batch-norm statistics of each level; None: all that can.
-        parts: which part of the global model a client holds in a round; default: the leading channels and stages.
-        personal: tensors that stay with their client, or patterns of their names; None: there are none.
-        objective: what the targets are; default: what the data says.
-        hooks: change what clients send, what is aggregated, or the server's step, in their order; None: none do.
+        clustering: chooses the global model of each client; default: one model for all clients.
+        fleet: speeds, reachability and failures of the clients' devices; default: equal devices, always reachable.
+        deadline: simulated seconds after the start of training; later updates are dropped; None: no deadline.
+        statistics_clients: clients per level that gather static batch-norm statistics; None: all that can afford it.
+        parts: the part of the global model that a client holds in a round; default: the leading channels and stages.
+        personal: tensors that stay with their client, or patterns of their names; None: no personal tensors.
+        objective: loss and metrics; default: the objective of the data.
+        hooks: each may change a client's vector, an update on the server, or the server's step; None: no hooks.
         check_nesting: refuse nets whose sub-models are not their leading channels.
         seed: of every random choice; on the command line it follows ``seed_everything``.
 
     An attribute that is a :class:`~hetfl.piece.Piece` takes part in the run under the attribute's name.
     """
 
-    _met: FederatedDataModule | None = None
+    _checked_data: FederatedDataModule | None = None
 
     def __init__(
         self,
@@ -111,8 +111,8 @@ class FederatedModule(Method):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        own_axis: Axis = "width" if all(level.depth is None for level in self.default_levels.values()) else "depth"
-        self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed, own_axis)
+        default_axis: Axis = "width" if all(level.depth is None for level in self.default_levels.values()) else "depth"
+        self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed, default_axis)
         self.clustering = clustering or OneCluster()
         self.models = GlobalModels(self.levels, self.clustering.initial_models, self.clustering.shared)
         self.parts = parts or Prefix()
@@ -130,14 +130,16 @@ class FederatedModule(Method):
         self._compose()
 
     def _compose(self) -> None:
-        """Make what works together in a round out of what the constructor was given."""
+        """Build the components of a round from the constructor's arguments."""
         self.automatic_optimization = False
         self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downloads.personal)
         side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal, self.hooks)
         self.clients: Clients = OwnClients(self.executor, side)
         self.server = Server(self.task_parts, self.uplink, self.aggregator, self.hooks, self.ledger, self.downloads)
-        how = (self.levels.indices, self.models.build, self, self._precision_context, self.downloads.personal)
-        problem = LocalProblem(self.seed, self.local, *how)
+        model_arguments = (self.levels.indices, self.models.build, self)
+        problem = LocalProblem(
+            self.seed, self.local, *model_arguments, self._precision_context, self.downloads.personal
+        )
         self.hosting = Hosting(problem, self.task_parts, self.executor, self.statistics)
         self.prediction = Prediction(self.hosting.submodel, list(self.levels), self.models)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)
@@ -148,7 +150,7 @@ class FederatedModule(Method):
         return self.hosting.submodel(level, model)
 
     def setup(self, stage: str) -> None:
-        """Meet the data: check everything that can be checked before the first round."""
+        """Set up for the trainer's data: check everything that can be checked before the first round."""
         if stage == "predict" and requirements.known_data(self) is None:
             return
         data = self.data
@@ -167,12 +169,12 @@ class FederatedModule(Method):
         facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, *names, *schedule)
         for piece in self.pieces.values():
             piece.setup(facts.known_to(piece))
-        if self._met is not data:
+        if self._checked_data is not data:
             check_optimizers(self.server_optimizer, parameters.values(), self.local)
             samples, targets = self.objective.trial(*data.first(4))
             shape = self.objective.output_shape(targets, data.num_classes)
             self.levels.inspect(samples, shape, self.parts.of_level if self.check_nesting else None, self.predict)
-            self._met = data
+            self._checked_data = data
         self._assemble()
         if stage == "fit":
             folder = self.trainer.log_dir if self.trainer.loggers else None
@@ -180,28 +182,28 @@ class FederatedModule(Method):
                 piece.bind(f"{folder}/{piece.files or name}" if folder else None)
 
     def _assemble(self) -> None:
-        """Make what a round and an evaluation consist of, for the present data and number of models."""
+        """Build the round and the evaluation, for the present data and number of models."""
         tried = len(self.models) if self.clustering.asks else int(self.aggregator.first.asks_losses)
-        entries, apart, told = self.task_parts.predicted()
+        entries, unshared_entries, part_bytes = self.task_parts.predicted()
         sizes, epochs, flops = self.data.sizes, self.local.epochs, self.levels.flops
-        self.forecast = Forecast(self.fleet, sizes, epochs, entries, flops, tried, apart, told)
+        self.forecast = Forecast(self.fleet, sizes, epochs, entries, flops, tried, unshared_entries, part_bytes)
         self.assignment.meet(self.forecast.table())
         costs = (self.ledger, self.downloads, self.forecast)
         probing = Probing(self.task_parts, self.assignment, self.clustering, self.clients, *costs)
         pieces, hosting = list(self.pieces.values()), self.hosting
         self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, hosting)
         gathering = Gathering(probing, hosting, self.fleet, self.seed)
-        how = (self.objective, self.predict_heads, self.restrict)
-        self.evaluation = Evaluation(self.data, gathering, *how, self.personal)
+        scoring = (self.objective, self.predict_heads, self.restrict)
+        self.evaluation = Evaluation(self.data, gathering, *scoring, self.personal)
 
     def configure_optimizers(self) -> Any:
-        """Return the server's optimizer and the carrier of the clients' learning rate, with its schedule."""
+        """Return the server's optimizer, and the optimizer that holds the clients' learning rate, with its schedule."""
         carrier = self.local.optimizer([nn.Parameter(torch.zeros(1))])
         schedules = [] if self.local.scheduler is None else [self.local.scheduler(carrier)]
         return [self.models.optimizer(self.server_optimizer), carrier], schedules
 
     def on_train_start(self) -> None:
-        """Get ready to train, and begin to write: rows of rounds that will be run again are forgotten."""
+        """Prepare training and the run folder, which drops the rows of rounds that will run again."""
         if self.models.version != self.current_epoch:
             rank_zero_info(requirements.SECOND_FIT.format(self.models.version))
         self.hosting.open(self.data)
@@ -215,36 +217,36 @@ class FederatedModule(Method):
     def training_step(self, batch: object, batch_idx: int) -> None:
         """Run one round."""
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
-        round = self.models.version  # Lightning's epoch, but in a second fit of a module, which goes on
+        round = self.models.version  # equals Lightning's epoch, except in a second fit, which goes on counting
         columns = self.round.run(round, carrier.param_groups[0]["lr"], server, follower(self))
         writing.save_clusters(self, self.clustering, len(self.models))
         if self.lr_schedulers() is not None:
-            carrier.optimizer.step()  # moves nothing; tells the schedule that this round's step has been
+            carrier.optimizer.step()  # moves nothing; the schedule expects an optimizer step before its own
             self.lr_schedulers().step()  # type: ignore[union-attr]
         writing.log_columns(self, {**columns, **self._costs()}, self.models.last_round)
 
     def on_validation_epoch_start(self) -> None:
-        """Bring all levels up to the present global models."""
+        """Prepare all levels for the present global models."""
         with self._precision_context():  # Lightning enters the trainer's precision for steps, not for this hook
             if self.evaluation.begin():
                 writing.save_clusters(self, self.clustering, len(self.models))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Take a batch of the held-out part of the training data (loader 0) or of the clients' test data (loader 1)."""
+        """Evaluate a batch of the held-out training data (loader 0) or of the clients' test data (loader 1)."""
         if dataloader_idx == 0:
             self.evaluation.measure_levels(batch)
         else:
             self.evaluation.measure_clients(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/*`` and ``local/*``; in training also the round's costs anew, the evaluation's included."""
+        """Log ``val/*`` and ``local/*``; in training log the round's costs again, with those of the evaluation."""
         costs = self._costs() if self.trainer.state.fn == "fit" else {}
         writing.log_columns(self, {**self.evaluation.columns("val"), **costs}, self.models.last_round)
 
     on_test_epoch_start = on_validation_epoch_start
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a batch of the test set."""
+        """Evaluate a batch of the test set."""
         self.evaluation.measure_all(batch)
 
     def on_test_epoch_end(self) -> None:
@@ -262,22 +264,22 @@ class FederatedModule(Method):
         return self.predict(self.prediction.net, self.prediction.inputs(batch, data))
 
     def teardown(self, stage: str) -> None:
-        """End the executor's processes, and forget what another device or data set would change."""
+        """End the executor's processes, and drop the caches that depend on the device or the data set."""
         self.hosting.close()
         self.run_state.forget()
         forget_cached(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not know."""
+        """Add the federation's state to a checkpoint."""
         checkpoint[KEY] = self.run_state.saved(checkpoint, self.data, self.pieces, self.trainer.strategy.checkpoint_io)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back, before Lightning takes its own; refuse the checkpoint of another federation."""
+        """Load the federation's state, before Lightning loads its own; refuse another federation's checkpoint."""
         data = requirements.known_data(self)
         training = data is not None and bool(self.trainer.training)
         self.run_state.load(checkpoint, data, self.pieces, training)
         if self.trainer.precision == "64-true" if data is not None else requirements.is_double(checkpoint):
-            self.double()  # Lightning does so only once it has put the checkpoint's weights in, rounded to float32
+            self.double()  # Lightning does so only after loading the checkpoint's weights, rounded to float32
         if data is not None:
             self._assemble()
         if training:
@@ -286,13 +288,13 @@ class FederatedModule(Method):
                 folder.check_rounds(self.models.version)
 
     def _loaded(self, models: nn.Module, keys: Any) -> None:
-        if requirements.known_data(self) is None:  # with a trainer's data the module goes to its device first
+        if requirements.known_data(self) is None:  # with data, the trainer first moves the module to its device
             self.hosting.loaded()
 
     def _costs(self) -> dict[str, float]:
         return {**self.ledger.costs(), "residual/norm": self.uplink.norm()}
 
     def _method(self) -> str:
-        """Return the method with its own settings in short text; others have entries of their own in a fingerprint."""
+        """Return the method and its settings as short text, without settings that have an entry in a fingerprint."""
         others = [*inspect.signature(FederatedModule).parameters, *self.pieces]
         return described(type(self).__name__, settings_of(self, less=others))

@@ -1,4 +1,4 @@
-"""What a selection policy learns of clients before it chooses: losses, at their price, and predicted seconds."""
+"""Measurements for selection policies before a round: losses of clients, whose cost is charged, and predicted times."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hetfl.types import Task
 class RoundProbe:
     """Asks clients for the loss of the present global model; see :class:`hetfl.selection.Probe`.
 
-    A client is sent its sub-model, passes its data through it once, and answers with one number. A client that is then
-    selected has the model already. Answers are kept: asking twice costs once.
+    A client downloads its sub-model, passes its data through it once, and answers with one number. If it is selected,
+    it does not download the model again. Answers are cached: a repeated question costs nothing.
 
-    If there are several global models, a client's is that of its cluster, unless it is asked for the losses of all.
+    With several global models, a client answers for its cluster's model, or for all models if it is asked to.
 
     Args:
-        probing: who is asked, and at which price.
-        clients: ids of those within reach, ascending.
+        probing: the clients, and the ledger that their answers are charged to.
+        clients: ids of the reachable clients, ascending.
         round: the round.
     """
 
@@ -39,10 +39,10 @@ class RoundProbe:
         self.probing, self.clients, self.round = probing, clients, round
         self.models, self._mark = probing.parts.models, probing.parts.models.mark
         self.answers: dict[tuple[int, int, int | None], float] = {}  # by client, model and samples
-        self.informed: dict[tuple[int, int], Part] = {}  # what clients have of which model
+        self.informed: dict[tuple[int, int], Part] = {}  # by client and model, the part that the client has
 
     def task(self, client: int) -> Task:
-        """Return what a client is asked about: its level's part of its cluster's model."""
+        """Return the task that a client is asked about: its level's part of its cluster's model."""
         level, clustering = self.probing.assignment.level(client, self.round), self.probing.clustering
         model = clustering.cluster_of(client)
         task = Task(client, level, self.round, self._mark, model=model, owner=clustering.owner(client, model))
@@ -70,14 +70,14 @@ class RoundProbe:
             clients: ids, each once.
         """
         tasks = [self.task(client) for client in clients]
-        # Cluster by cluster: the resident net then changes its model k times, not once a client.
+        # Model by model: the resident net is then loaded once per model, not once per client and model.
         models = range(len(self.models))
         owner = self.probing.clustering.owner
         self.ask([replace(t, model=model, owner=owner(t.client, model)) for model in models for t in tasks])
         return [[self.answers.get((client, model, None), math.nan) for model in models] for client in clients]
 
     def ask(self, tasks: Sequence[Task], samples: int | None = None) -> None:
-        """Have tasks that were not answered yet answered; a client sends one number, however many models it tries."""
+        """Ask clients for the losses of tasks without an answer yet; a client sends one number for all its models."""
         asked = [task for task in tasks if (task.client, task.model, samples) not in self.answers]
         ledger, levels = self.probing.ledger, self.models.levels
         ledger.begin_phase("probes")
@@ -98,10 +98,10 @@ class RoundProbe:
         return self.probing.downloads.bytes(task, self.models.shared if has_one else frozenset())
 
     def seconds(self, clients: Sequence[int]) -> list[float]:
-        """Return how long each client's coming round will take: the model down, E epochs, and its update up.
+        """Return the predicted seconds of each client's round: download of the model, E epochs, upload of its update.
 
-        An update is taken to be as much smaller than a dense one as the last round's were. Nobody is asked, and what
-        was asked before does not count.
+        The predicted size of an update is that of a dense one times the last round's ratio of sent to dense bytes. No
+        client is asked. The time of earlier probes in this round is left out.
 
         Args:
             clients: ids.
@@ -112,11 +112,11 @@ class RoundProbe:
         return [float(each) for each in predicted_S]
 
     def initial_loss(self, task: Task) -> float | None:
-        """Return the loss, over all of a client's data, of the model of its task; None if it was not asked for."""
+        """Return the loss of a task's model on all of its client's data; None if the client was not asked for it."""
         return self.answers.get((task.client, task.model, None))
 
     def has_model(self, task: Task) -> bool:
-        """Return whether a task's client was sent the model of the task before."""
+        """Return whether a task's client has already downloaded the task's model."""
         return (task.client, task.model) in self.informed
 
 
@@ -124,12 +124,12 @@ class Probing:
     """Makes the probes of rounds and of evaluations.
 
     Args:
-        parts: where sub-models lie in the global models.
+        parts: positions of sub-models in the global models.
         assignment: the level of every client.
         clustering: the model of every client.
-        clients: who is asked.
-        ledger: takes the costs.
-        downloads: knows what clients have.
+        clients: the clients that are asked.
+        ledger: counts the costs.
+        downloads: records what clients have downloaded.
         forecast: predicts seconds.
     """
 
@@ -147,12 +147,12 @@ class Probing:
         self.clients, self.ledger, self.downloads, self.forecast = clients, ledger, downloads, forecast
 
     def of_round(self, round: int) -> RoundProbe:
-        """Return what policies may ask in a round that begins; the clock waits until a client is within reach."""
+        """Return the probe of a round that begins; the simulated clock waits until a client is reachable."""
         reachable = self.ledger.wait(round)
         self.ledger.reachable = len(reachable)
         return self.of_clients(reachable, round)
 
     def of_clients(self, reachable: IntArray, round: int) -> RoundProbe:
-        """Return what may be asked of clients that are within reach, about the present models."""
+        """Return a probe of reachable clients about the present models."""
         everyone = len(reachable) == self.assignment.num_clients
         return RoundProbe(self, range(len(reachable)) if everyone else reachable.tolist(), round)

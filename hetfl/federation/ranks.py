@@ -1,9 +1,9 @@
-"""A round's clients shared over the processes of a distributed trainer, its ranks: the same rounds, the same bits.
+"""A round's clients distributed over the processes (ranks) of a distributed trainer; results equal one process's.
 
-Every rank trains its share of a cohort, and all ranks get all messages; then each does the server's part by itself, in
-the order of the cohort, so their models stay alike to the bit. Residuals are kept by rank zero, as in a run of one
-process: it lends one to the rank that trains its client, and takes it back. What penalties remember of clients follows
-from updates that all ranks have; so every rank keeps it.
+Every rank trains its share of a cohort and receives the messages of all ranks. Each rank then does the server's work by
+itself, in the order of the cohort, so that all ranks hold the same models, bit for bit. Rank zero keeps the residuals:
+it lends a residual to the rank that trains the client, and takes it back. Penalties compute their memories from the
+updates, which all ranks have; so every rank keeps the memories.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ T = TypeVar("T")
 
 
 class RankClients(Clients):
-    """Clients that the ranks share, the most expensive first, each to the rank that has least to do.
+    """Clients distributed over the ranks: the most expensive task first, each to the rank with the least load.
 
     Args:
-        own: the clients of this rank.
+        inner: the clients of this rank.
         ranks: the processes.
-        filing: the pieces that keep files which every rank needs: all but residuals.
+        filing: the pieces whose files every rank needs: all but residuals.
     """
 
-    def __init__(self, own: OwnClients, ranks: Ranks, filing: Sequence[Piece]) -> None:
-        self.own, self._ranks, self._filing = own, ranks, filing
-        self._uplink, self._parts = own.side.uplink, own.side.parts
+    def __init__(self, inner: OwnClients, ranks: Ranks, filing: Sequence[Piece]) -> None:
+        self.inner, self._ranks, self._filing = inner, ranks, filing
+        self._uplink, self._parts = inner.side.uplink, inner.side.parts
 
     def begin(self) -> None:
-        """Get ready to train, once a checkpoint has been loaded.
+        """Prepare training, after a checkpoint has been loaded.
 
-        Files in the run's folder are rank zero's. On other ranks, policies and penalties keep theirs in a folder of
-        this process, and residuals are only ever lent.
+        Only rank zero writes files into the run's folder. Other ranks keep the files of policies and penalties in a
+        temporary folder, and hold residuals only while they are lent.
         """
         if self._ranks.rank == 0:
             return
@@ -66,7 +66,7 @@ class RankClients(Clients):
         self._lend(tasks, shares)
         mine = [task for task, rank in zip(tasks, shares, strict=True) if rank == self._ranks.rank]
 
-        replies = self._attempt(lambda: list(self.own.train(mine)))
+        replies = self._attempt(lambda: list(self.inner.train(mine)))
         packed = self._ranks.everyone(pack([_written(reply) for reply in replies]))
         residuals = self._returned(tasks, shares, replies)
         answers = [iter(unpack(part)) for part in packed]
@@ -81,7 +81,7 @@ class RankClients(Clients):
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
         shares = self.shares(tasks)
         mine = [task for task, rank in zip(tasks, shares, strict=True) if rank == self._ranks.rank]
-        results = self._attempt(lambda: list(self.own.run(job, mine)))
+        results = self._attempt(lambda: list(self.inner.run(job, mine)))
         packed = self._ranks.everyone(pack([[r.vector, *_numbers(r.report)] for r in results]))
         answers = [iter(unpack(part)) for part in packed]
         for task, rank in zip(tasks, shares, strict=True):
@@ -90,12 +90,12 @@ class RankClients(Clients):
 
     def take(self, reply: Reply, update: Update) -> None:  # noqa: D102
         if self._ranks.rank == 0:
-            self.own.take(reply, update)
-        else:  # the server's part of a penalty may read what clients remember, an evaluation what they keep
-            self.own.side.remember(reply, update)
+            self.inner.take(reply, update)
+        else:  # a penalty's server step may read clients' memories, and an evaluation their personal tensors
+            self.inner.side.remember(reply, update)
 
     def shares(self, tasks: Sequence[Task]) -> list[int]:
-        """Return the rank of each task: the most expensive first, to the rank with the least cost so far."""
+        """Return the rank of each task: the most expensive task first, to the rank with the least total cost so far."""
         costs = [self._bench.cost(task) for task in tasks]
         ranks, load = [0] * len(tasks), [0] * self._ranks.count
         for i in sorted(range(len(tasks)), key=lambda i: (-costs[i], i)):
@@ -105,10 +105,10 @@ class RankClients(Clients):
 
     @property
     def _bench(self) -> Bench:
-        return self.own.executor.bench
+        return self.inner.executor.bench
 
     def _lend(self, tasks: Sequence[Task], shares: Sequence[int]) -> None:
-        """Hand out the residuals of clients to the ranks that train them."""
+        """Send the residuals of clients to the ranks that train the clients."""
         uplink, zero, like = self._uplink, self._ranks.rank == 0, self._parts.models.like
         lent: list[list[tuple[Tensor | None, int | None]]] = [[] for _ in range(self._ranks.count)]
         for task, rank in zip(tasks, shares, strict=True) if zero else ():
@@ -124,13 +124,13 @@ class RankClients(Clients):
     def _returned(
         self, tasks: Sequence[Task], shares: Sequence[int], replies: Sequence[Reply]
     ) -> dict[tuple[int, int], Tensor | None]:
-        """Return by task's key the residuals that all ranks have prepared; on ranks other than zero nothing."""
+        """Return by task key the residuals that all ranks prepared; on ranks other than zero an empty dict."""
         prepared = [None if reply.prepared is None else reply.prepared.residual_D for reply in replies]
         parts = [iter(unpack(part)) for part in self._ranks.at_zero(pack(prepared))]
         return {task.key: next(parts[rank]) for task, rank in zip(tasks, shares, strict=True)} if parts else {}
 
     def _attempt(self, work: Callable[[], list[T]]) -> list[T]:
-        """Do this rank's part; if any rank fails, fail on all, so that none waits for ever.
+        """Do this rank's work; if one rank fails, raise on all ranks, so that no rank waits forever.
 
         Raises:
             RuntimeError: another rank failed.
@@ -146,41 +146,42 @@ class RankClients(Clients):
             raise failure
         for rank, reason in enumerate(reasons):
             if reason:
-                raise RuntimeError(f"Expected every rank to do its part but rank {rank} failed: {reason.decode()}")
+                raise RuntimeError(f"Expected every rank to do its work but rank {rank} failed: {reason.decode()}")
         return done
 
 
 def shared_clients(clients: Clients, trainer: Trainer, filing: Sequence[Piece]) -> Clients:
-    """Return the clients of a run: those of this process, or shared with the other processes of a trainer.
+    """Return the clients of a run: those of this process, or clients distributed over the trainer's processes.
 
     Args:
-        clients: of the run before, or as they were configured.
+        clients: of the previous run, or as configured.
         trainer: the trainer, set up.
-        filing: the pieces that keep files which every rank needs: all but residuals.
+        filing: the pieces whose files every rank needs: all but residuals.
 
     Raises:
-        ConfigurationError: the trainer's processes do not all have the whole model, or would not train alike.
+        ConfigurationError: there are several processes, and the strategy is not DDP, the clients are on Flower, or
+            every rank would choose its executor by itself.
     """
-    own = clients.own if isinstance(clients, RankClients) else clients
+    inner = clients.inner if isinstance(clients, RankClients) else clients
     if trainer.world_size == 1:
-        return own
-    if not isinstance(trainer.strategy, DDPStrategy) or not isinstance(own, OwnClients):
+        return inner
+    if not isinstance(trainer.strategy, DDPStrategy) or not isinstance(inner, OwnClients):
         raise ConfigurationError(
-            f"Expected strategy ddp, and clients of the trainer's own, for {trainer.world_size} devices but got "
-            f"{type(trainer.strategy).__name__} and {type(own).__name__}"
+            f"Expected strategy ddp, and clients in the trainer's processes, for {trainer.world_size} devices but got "
+            f"{type(trainer.strategy).__name__} and {type(inner).__name__}"
         )
-    if isinstance(own.executor, Auto):
+    if isinstance(inner.executor, Auto):
         raise ConfigurationError(
             "Expected an executor by name for several devices but got Auto, which every rank would choose by itself"
         )
-    # Every rank logs the same numbers, as each of them does the server's part; only residual/norm is another, as rank
-    # zero alone keeps residuals, and rank zero's is what loggers write.
+    # Every rank does the server's work and logs the same numbers. Only residual/norm differs, as only rank zero keeps
+    # residuals; loggers write rank zero's value.
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(.*sync_dist=True")
-    return RankClients(own, Ranks(), filing)
+    return RankClients(inner, Ranks(), filing)
 
 
 def _numbers(report: Report) -> list[Any]:
-    # The loss of a client that diverged is no number, which JSON has no word for.
+    # The loss of a diverged client is NaN or infinite, which JSON cannot hold.
     numbers = [report.samples, report.passes, report.steps, dict(report.extras)]
     return [torch.tensor(report.loss, dtype=torch.float64), *numbers]
 

@@ -119,8 +119,8 @@ class Server:
         return Accepted(report, update, task.sent, peak)
 
     def _refuse(self, task: Task, error: Exception, work: Work) -> None:
-        who = f"client {self.ledger.called(task.client)} at level {task.level}"
-        rank_zero_warn(f"Round {task.round}: update of {who} refused: {error}")
+        sender = f"client {self.ledger.called(task.client)} at level {task.level}"
+        rank_zero_warn(f"Round {task.round}: update of {sender} refused: {error}")
         self.ledger.charge(task.client, task.round, work)
         self.ledger.refuse()
 

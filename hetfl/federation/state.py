@@ -220,13 +220,7 @@ def _check_models(clustering: Clustering, count: int) -> None:
 def _rescale(checkpoint: dict[str, Any], number: int, before: float, now: float) -> None:
     """Change an optimizer's learning rates in a checkpoint, and those in the state of the clients' schedule.
 
-    Loading the schedule's state would otherwise restore the old learning rates.
-
-    Args:
-        checkpoint: Lightning's.
-        number: of the optimizer: 0 for the server's, 1 for the clients'.
-        before: the configured learning rate of the run that saved the checkpoint.
-        now: the present one.
+    Optimizer 0 is the server's, 1 the clients'. Loading the schedule's state would otherwise restore the old rates.
     """
 
     def rescaled(lr: float) -> float:

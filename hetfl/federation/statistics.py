@@ -177,8 +177,8 @@ def _kept(net: nn.Module, answers: Sequence[Result], batch_size: int, ledger: Le
     for row, reason in sorted(refused.items()):
         task = answers[row].task
         ledger.refuse()
-        who = f"client {ledger.called(task.client)} at level {task.level}"
-        rank_zero_warn(f"Round {task.round}: statistics of {who} refused: {reason}")
+        sender = f"client {ledger.called(task.client)} at level {task.level}"
+        rank_zero_warn(f"Round {task.round}: statistics of {sender} refused: {reason}")
     return [answer for row, answer in enumerate(answers) if row not in refused]
 
 

@@ -80,9 +80,6 @@ class TaskParts:
         """Return by level the size of an upload.
 
         It may depend on the client's labels; it is that of the client with the most classes.
-
-        Args:
-            data: the data.
         """
         client = max(range(data.num_clients), key=lambda client: int(data.labels(client).sum()))
         tasks = [self.drawn(Task(client, level, 0, 0)) for level in self.models.levels]

@@ -1,4 +1,4 @@
-"""Who takes part: the clients' devices, when they are within reach and when they fail, and their levels."""
+"""The clients' devices (speeds, reachability, failures) and the levels of clients."""
 
 from hetfl.fleet.assignment import Dynamic, Fixed, LevelAssignment
 from hetfl.fleet.base import Fleet

@@ -1,4 +1,4 @@
-"""Which client has which level in which round (HeteroFL, section 4, "fix" and "dynamic")."""
+"""Level assignments: the level of each client in each round (HeteroFL, section 4, "fix" and "dynamic")."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class LevelAssignment(Piece):
     """Gives every client a level in every round: a function of the seed, the round and the fleet."""
 
     def setup(self, facts: Facts) -> None:
-        """Learn the names of the levels and the size of the fleet.
+        """Set the names of the levels, the number of clients and the seed.
 
         Raises:
-            ConfigurationError: it does not go with these levels and clients.
+            ConfigurationError: the assignment's settings do not fit these levels or clients.
         """
         self.names, self.num_clients, self.seed = tuple(facts.levels), facts.num_clients, facts.seed
-        self._last: tuple[int, IntArray] | None = None  # of the round asked for last
+        self._last: tuple[int, IntArray] | None = None  # the last round asked for, and its levels
 
     def meet(self, seconds_LN: FloatArray) -> None:
-        """Learn how long a round takes each client at each level, in seconds; by default it does not matter.
+        """Set the predicted seconds of a round of each client at each level; by default they are not used.
 
         Args:
-            seconds_LN: shape (L, N), every client as fast as usual, everything sent.
+            seconds_LN: shape (L, N), every client at its usual speed, with dense updates.
         """
 
     @abstractmethod
@@ -53,20 +53,20 @@ class LevelAssignment(Piece):
 
 
 class Proportional(LevelAssignment):
-    """Gives out levels in proportions.
+    """Base class of assignments with fixed proportions of levels.
 
     Args:
-        proportions: per level name a positive whole number, as in the paper's ``a2-b8``; None: the same for all levels.
+        proportions: per level name a positive whole number, as in the paper's ``a2-b8``; None: 1 for each level.
     """
 
     def __init__(self, proportions: Mapping[str, int] | None = None) -> None:
         self.proportions = proportions
 
     def setup(self, facts: Facts) -> None:
-        """Learn the names of the levels and the size of the fleet.
+        """Set the names of the levels, the number of clients and the seed.
 
         Raises:
-            ConfigurationError: a proportion belongs to no level or is not positive.
+            ConfigurationError: a proportion belongs to no level or is not positive, or there are no proportions.
         """
         super().setup(facts)
         proportions = dict.fromkeys(self.names, 1) if self.proportions is None else self.proportions
@@ -84,9 +84,9 @@ class Proportional(LevelAssignment):
 
 
 class Fixed(Proportional):
-    """Levels in contiguous blocks of client ids, for the whole run; left-over clients get the last level.
+    """Gives each level a contiguous block of client ids, for the whole run; remaining clients get the last level.
 
-    A block has ``(N div sum of proportions) * proportion`` clients.
+    A level's block has ``(N div sum of proportions) * proportion`` clients.
     """
 
     def draw(self, round: int) -> IntArray:  # noqa: D102
@@ -94,10 +94,11 @@ class Fixed(Proportional):
         return np.concatenate([blocks, np.full(self.num_clients - len(blocks), self.given[-1])])
 
     def setup(self, facts: Facts) -> None:
-        """Learn the names of the levels and the size of the fleet.
+        """Set the names of the levels, the number of clients and the seed.
 
         Raises:
-            ConfigurationError: also if there are fewer clients than the proportions' sum: blocks would be empty.
+            ConfigurationError: an error of the base class, or fewer clients than the sum of the proportions, so that
+                blocks would be empty.
         """
         super().setup(facts)
         if self.num_clients < sum(self.shares):
@@ -107,12 +108,12 @@ class Fixed(Proportional):
 
 
 class Dynamic(Proportional):
-    """All levels are redrawn at every round, independently, with probabilities given by the proportions."""
+    """Draws every client's level anew in every round, independently, with probabilities given by the proportions."""
 
     def draw(self, round: int) -> IntArray:  # noqa: D102
         shares = torch.tensor(self.shares, dtype=torch.float64)
         draws = torch.multinomial(
             shares, self.num_clients, replacement=True, generator=generator(self.seed, "levels", round)
         )
-        found: IntArray = self.given[draws.numpy()]
-        return found
+        positions: IntArray = self.given[draws.numpy()]
+        return positions

@@ -1,4 +1,4 @@
-"""What a fleet is: how long its clients take, when they are within reach, and when they fail."""
+"""The base class of fleets: the speeds of clients' devices, when clients are reachable, and when they fail."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ DAY = 86400.0
 
 
 class Fleet(Piece):
-    r"""The devices of all clients: one kind of fleet per subclass, which says what :meth:`draw` returns.
+    r"""The devices of all clients; a subclass defines :meth:`draw`, which returns them.
 
-    With W bytes down, F floating-point operations and U bytes up, a round takes client k
+    With W bytes down, F floating-point operations and U bytes up, a round of client k takes
 
     .. math:: t_k = \frac{W}{d_{k,r} \, \text{downlink}_k} + \frac{F}{c_{k,r} \, \text{throughput}_k}
         + \frac{U}{d_{k,r} \, \text{uplink}_k}, \qquad c_{k,r} = e^{\sigma z}, \; d_{k,r} = e^{\sigma' z'}, \;
         z, z' \sim N(0, 1)
 
-    seconds, with σ the ``variation`` and σ' the ``link_variation``, drawn anew for every client and round r; a link
-    that is slow is so both ways. A client is within reach for a share ``availability`` of every period P, from a moment
-    of its own on: at time t while
+    seconds, with σ the ``variation`` and σ' the ``link_variation``. z and z' are drawn anew for every client and round
+    r; both directions of a link have the same factor. A client is reachable for a share ``availability`` of every
+    period P, which begins at a random time for each client: it is reachable at time t if
 
     .. math:: (t / P + \varphi_k) \bmod 1 < \text{availability}_k, \qquad \varphi_k \sim U(0, 1).
 
-    All answers are functions of the seed, the client, the round and the simulated time alone: the fleet keeps no state.
+    All answers are functions of only the seed, the client, the round and the simulated time: the fleet has no state.
 
     Args:
         period: P, seconds after which a client's availability repeats.
-        variation: σ, how much throughput varies from round to round; 0: not at all.
-        link_variation: σ', how much both links vary from round to round; 0: not at all.
+        variation: σ, standard deviation of the logarithm of the throughput over rounds; 0: no variation.
+        link_variation: σ', standard deviation of the logarithm of both links' speed over rounds; 0: no variation.
 
     Raises:
-        ConfigurationError: one of them is out of its range.
+        ConfigurationError: an argument is out of its range.
     """
 
     def __init__(self, period: float = DAY, variation: float = 0.0, link_variation: float = 0.0) -> None:
@@ -61,20 +61,20 @@ class Fleet(Piece):
             seed: of every random choice.
 
         Raises:
-            ConfigurationError: there are no such devices.
+            ConfigurationError: the devices cannot be made for so many clients.
         """
 
     def setup(self, facts: Facts) -> None:
         """Draw the devices; see :meth:`draw`.
 
         Raises:
-            ConfigurationError: there are no such devices, or in some round of the run there is no client.
+            ConfigurationError: the devices cannot be made, or some round of the run has no clients.
         """
         num_clients, seed = facts.num_clients, facts.seed
         self.devices, self.seed = self.draw(num_clients, seed), seed
         self._phase_N = uniform(num_clients, seed, "fleet", "phase")
         self._everyone = np.arange(num_clients)
-        self._factor: dict[str, tuple[int, FloatArray]] = {}  # of the round asked for last
+        self._factor: dict[str, tuple[int, FloatArray]] = {}  # by rate, the last round asked for, and its factors
         present = self.devices.first_round.max() == 0 and self.devices.last_round.min() == FOREVER
         self._always = bool(present and self.devices.availability.min() == 1.0)
         if facts.rounds is not None:
@@ -82,16 +82,16 @@ class Fleet(Piece):
 
     @property
     def always(self) -> bool:
-        """Whether every client is within reach at any time of any round."""
+        """Whether every client is reachable at any time of any round."""
         return self._always
 
     def seconds(self, clients: IntArray | int, round: int | None, work: Work) -> FloatArray:
-        """Return how long work takes clients.
+        """Return the seconds that clients need for some work.
 
         Args:
             clients: ids, shape (S,), or one.
-            round: the round; None: as fast as usual.
-            work: what they do: numbers, or one entry per client.
+            round: the round; None: at their usual speeds.
+            work: their work: numbers, or one entry per client.
 
         Returns:
             Seconds, shape (S,).
@@ -101,29 +101,29 @@ class Fleet(Piece):
         return seconds
 
     def rates(self, clients: IntArray | int, round: int | None) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return what clients can do in a round: bytes a second down, FLOP/s, bytes a second up, each of shape (S,).
+        """Return clients' rates in a round: bytes/s down, FLOP/s, and bytes/s up, each of shape (S,).
 
         Args:
             clients: ids, shape (S,), or one.
-            round: the round; None: as fast as usual.
+            round: the round; None: their usual rates.
         """
         devices, link = self.devices, self._varied("link", self.link_variation, clients, round)
         speed = devices.throughput[clients] * self._varied("speed", self.variation, clients, round)
         return devices.downlink[clients] * link, speed, devices.uplink[clients] * link
 
-    def _varied(self, what: str, deviation: float, clients: IntArray | int, round: int | None) -> FloatArray | float:
-        """Return the factors on a rate of clients in a round."""
+    def _varied(self, rate: str, deviation: float, clients: IntArray | int, round: int | None) -> FloatArray | float:
+        """Return the factors of clients' rate (``link`` or ``speed``) in a round."""
         if round is None or not deviation:
             return 1.0
-        if self._factor.get(what, (-1,))[0] != round:
-            random = generator(self.seed, "fleet", what, round)
+        if self._factor.get(rate, (-1,))[0] != round:
+            random = generator(self.seed, "fleet", rate, round)
             drawn = torch.randn(len(self.devices), dtype=torch.float64, generator=random).numpy()
-            self._factor[what] = (round, np.exp(deviation * drawn))
-        factors: FloatArray = self._factor[what][1][clients]
+            self._factor[rate] = (round, np.exp(deviation * drawn))
+        factors: FloatArray = self._factor[rate][1][clients]
         return factors
 
     def done(self, client: int, round: int, work: Work, seconds: float) -> Work:
-        """Return how far one client gets with its work in so many seconds: first down, then computing, then up."""
+        """Return the part of a client's work that it completes in so many seconds: download, compute, then upload."""
         left, amounts = seconds, []
         for amount, rate in zip((work.down_bytes, work.flops, work.up_bytes), self.rates(client, round), strict=True):
             amounts.append(min(float(amount), left * float(rate)))
@@ -132,7 +132,7 @@ class Fleet(Piece):
         return Work(int(down), flops, int(up), work.density)
 
     def reachable(self, round: int, now: float) -> IntArray:
-        """Return the ids, ascending, of the clients that are within reach.
+        """Return the ids, ascending, of the reachable clients.
 
         Args:
             round: the round.
@@ -145,19 +145,19 @@ class Fleet(Piece):
         return np.flatnonzero(available_N & self._present(round))
 
     def _present(self, round: int) -> BoolArray:
-        """Return which clients are there at all in a round."""
+        """Return which clients have joined and not left in a round, bool (N,)."""
         present: BoolArray = (self.devices.first_round <= round) & (round <= self.devices.last_round)
         return present
 
     def next_reachable(self, round: int, now: float) -> float:
-        """Return when somebody is within reach next, in simulated seconds: ``now`` if somebody is already.
+        """Return the next time at which a client is reachable, in simulated seconds: ``now`` if one is already.
 
         Args:
             round: the round.
             now: simulated seconds since the beginning of the run.
 
         Returns:
-            The time; infinity if that will never be in this round.
+            The time; infinity if no client takes part in this round.
         """
         if len(self.reachable(round, now)):
             return now
@@ -167,15 +167,15 @@ class Fleet(Piece):
         turn = now / self.period + self._phase_N[present]
         then = now + self.period * float((np.floor(turn) + 1 - turn).min())
         late = 1e-12 * self.period
-        while not len(self.reachable(round, then)):  # rounding can leave the time a hair before the turn
+        while not len(self.reachable(round, then)):  # by rounding, the time may be slightly too early
             then, late = then + late, 2 * late
         return then
 
     def check_rounds(self, rounds: int | None) -> None:
-        """Refuse a run with a round that no client at all is there for.
+        """Refuse a run with a round that has no clients.
 
         Args:
-            rounds: how many it has; None or -1: without end.
+            rounds: the run's number of rounds; None or -1: unlimited.
 
         Raises:
             ConfigurationError: names the first such round.
@@ -205,6 +205,6 @@ class Fleet(Piece):
         return share if drawn < rate else None
 
     def describe(self) -> str:
-        """Return in short text all that answers depend on; the devices themselves as a digest."""
+        """Return all settings as short text, with a digest of the devices."""
         settings = f"period={self.period}, variation={self.variation}, link_variation={self.link_variation}"
         return f"{type(self).__name__}({settings}), {len(self.devices)} devices, {self.devices.digest()}"

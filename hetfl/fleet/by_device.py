@@ -1,4 +1,4 @@
-"""Levels that fit the clients' devices."""
+"""Levels chosen by the speed of the clients' devices."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from hetfl.fleet.numbers import FloatArray, IntArray
 
 
 class ByDevice(LevelAssignment):
-    r"""Every client has, for the whole run, the most expensive level whose round it can do in time.
+    r"""Gives every client, for the whole run, the slowest level whose round takes at most T seconds.
 
     .. math:: \mathrm{level}_k = \arg\max_l \{ t_k(l) : t_k(l) \le T \}, \qquad
         t_k(l) = \frac{W_l}{\text{downlink}_k} + \frac{E \, n_k F_l}{\text{throughput}_k} + \frac{W_l}{\text{uplink}_k}
 
     with :math:`W_l` the bytes of the sub-model and :math:`F_l` the FLOPs of training it with one sample, E local
-    epochs and :math:`n_k` samples of client k. A client for which every level takes longer than T has the one that
-    takes the least. Compression makes rounds shorter than this.
+    epochs and :math:`n_k` samples of client k. A client for which every level takes longer than T gets the fastest
+    level. The formula assumes dense updates; with compression rounds are shorter.
 
     Args:
         seconds: T, simulated seconds; the module's ``deadline`` is a natural choice.
 
     Raises:
-        ConfigurationError: it is not positive.
+        ConfigurationError: T is not positive and finite.
     """
 
     def __init__(self, seconds: float) -> None:

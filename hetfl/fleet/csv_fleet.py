@@ -1,4 +1,4 @@
-"""Fleets that a user describes client by client."""
+"""Fleets from a table with one row per client."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 NEEDED = ("client", "throughput", "downlink", "uplink")
 OPTIONAL = {"availability": 1.0, "failure_rate": 0.0, "first_round": 0.0, "last_round": float(FOREVER)}
-"""Columns that may be left out, whole or in some rows, and what then holds."""
+"""Optional columns, which may be missing or have empty cells, and their default values."""
 KIND = "kind"
 
 
 class CsvFleet(Fleet):
     """Devices from a CSV file with one row per client.
 
-    Columns ``client`` (0 to N − 1, in any order), ``throughput`` (FLOP/s), ``downlink`` and ``uplink`` (bytes/s); and,
-    each optional, ``availability`` (share of the time, 1), ``failure_rate`` (0), ``first_round`` (0), ``last_round``
-    (the last one that the client is there for; none) and ``kind`` (a name, for tables). In an optional column an empty
-    cell says what is in brackets here.
+    Required columns are ``client`` (0 to N − 1, in any order), ``throughput`` (FLOP/s), ``downlink`` and ``uplink``
+    (bytes/s). Optional columns are ``availability`` (share of the time; default 1), ``failure_rate`` (default 0),
+    ``first_round`` (default 0), ``last_round`` (the last round in which the client takes part; default: no end) and
+    ``kind`` (a name, for tables). An empty cell of an optional column means the default.
 
     Args:
         path: the file, with a header line.
-        period: see :class:`Fleet`, as the argument that follows.
-        variation: how much throughput varies from round to round.
-        link_variation: how much both links do.
+        period: P; see :class:`Fleet`.
+        variation: σ; see :class:`Fleet`.
+        link_variation: σ'; see :class:`Fleet`.
     """
 
     def __init__(self, path: str, period: float = DAY, variation: float = 0.0, link_variation: float = 0.0) -> None:
@@ -42,11 +42,11 @@ class CsvFleet(Fleet):
         self.path = path
 
     def draw(self, num_clients: int, seed: int) -> Devices:
-        """Return the clients' devices as the file has them.
+        """Return the clients' devices, read from the file.
 
         Raises:
-            ConfigurationError: the file is missing, lacks a column or has one that is unknown; a cell is not what it
-                must be, or a client is missing or there twice. Names file, column and line.
+            ConfigurationError: the file is missing, lacks a column or has an unknown one; a cell is invalid; or a
+                client is missing or repeated. Names file, column and line.
         """
         table = self._read()
         order = self._order(table, num_clients)
@@ -63,8 +63,8 @@ class CsvFleet(Fleet):
         )
 
     def _read(self) -> pd.DataFrame:
-        """Return the cells as text, without empty lines; a row's index is its line less two."""
-        # Not at the top: pandas takes a tenth of a second, which other fleets need not pay.
+        """Return the cells as text, without empty lines; a row's index is its line number minus two."""
+        # Not at the top of the file: importing pandas takes a tenth of a second, and other fleets do not need it.
         import pandas as pd
 
         check_size(Path(self.path), LARGEST_TABLE)
@@ -74,7 +74,7 @@ class CsvFleet(Fleet):
             )
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"Expected a CSV file in {self.path} but got: {str(error).strip()}") from error
-        if not isinstance(table.index, pd.RangeIndex):  # pandas took a first column without a heading for names of rows
+        if not isinstance(table.index, pd.RangeIndex):  # pandas uses surplus cells at a line's start as row names
             raise ConfigurationError(
                 f"Expected at most {len(table.columns)} cells in a line, as the header of {self.path} has, but got "
                 f"{len(table.columns) + table.index.nlevels}"
@@ -86,7 +86,7 @@ class CsvFleet(Fleet):
         for name in table.columns:
             if name not in known:
                 raise ConfigurationError(f"Expected columns among {list(known)} in {self.path} but got {name!r}")
-        table = table.fillna("")  # cells that a short line lacks
+        table = table.fillna("")  # missing cells of a short line
         return table[(table != "").any(axis=1)]
 
     def _place(self, table: pd.DataFrame, row: int) -> str:
@@ -115,7 +115,7 @@ class CsvFleet(Fleet):
         return values
 
     def _order(self, table: pd.DataFrame, num_clients: int) -> IntArray:
-        """Return where each client's row is."""
+        """Return each client's row, shape (N,)."""
         ids = self._parsed(table, "client")
         wanted = f"Expected each client from 0 to {num_clients - 1} once in column client"
         wrong = np.flatnonzero((ids < 0) | (ids >= num_clients) | (ids != np.floor(ids)))

@@ -1,4 +1,4 @@
-"""What one client's device can do."""
+"""The device of one client."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hetfl.fleet.numbers import check_column
 
 @dataclass(frozen=True)
 class Device:
-    """A device of the simulation.
+    """A simulated device.
 
     Args:
         throughput: floating-point operations per second; the default is a small phone's, 10 GFLOP/s.
         downlink: bytes per second to the client; the default is 20 Mbit/s.
         uplink: bytes per second from the client; the default is 5 Mbit/s.
-        availability: share of the time in which the device can be reached, from 0.001 to 1.
-        failure_rate: probability that it fails in the middle of a round that it takes part in.
+        availability: share of the time in which the device is reachable, from 0.001 to 1.
+        failure_rate: probability that it fails during a round in which it takes part.
 
     Raises:
         ConfigurationError: a number is out of its range.

@@ -1,4 +1,4 @@
-"""The clients' devices as arrays, and what they have to do in a round."""
+"""The clients' devices as arrays, and the work of clients."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hetfl.fleet.numbers import FOREVER, RULES, FloatArray, IntArray, check_colu
 
 @dataclass(frozen=True)
 class Work:
-    """What clients have to do in a round, in this order; numbers, or arrays of one entry per client.
+    """The work of clients in a round, in this order; numbers, or arrays with one entry per client.
 
     Attributes:
-        down_bytes: bytes that they are sent.
+        down_bytes: bytes to download.
         flops: floating-point operations.
-        up_bytes: bytes that they send.
-        density: share of the operations that is with entries that they hold, of all of their nets' entries.
+        up_bytes: bytes to send.
+        density: share of the operations that use entries that the client holds.
     """
 
     down_bytes: int | IntArray
@@ -32,18 +32,18 @@ class Work:
 
 @dataclass(frozen=True)
 class Devices:
-    """What the devices of N clients can do: an entry per client in every array; see :class:`~hetfl.fleet.Device`.
+    """The devices of N clients, with an entry per client in every array; see :class:`~hetfl.fleet.Device`.
 
     Attributes:
         kinds: names of the kinds of devices.
-        kind: which of them each client has.
+        kind: each client's kind, as a position in ``kinds``.
         throughput: floating-point operations per second.
         downlink: bytes per second to the client.
         uplink: bytes per second from it.
-        availability: share of the time in which it can be reached.
+        availability: share of the time in which it is reachable.
         failure_rate: probability of failing in a round.
         first_round: the round in which the client joins.
-        last_round: the last round that it is there for.
+        last_round: the last round in which it takes part.
 
     Raises:
         ConfigurationError: a number is out of its range, or a client leaves before it joins.
@@ -67,11 +67,11 @@ class Devices:
 
     @staticmethod
     def of_kinds(kinds: Mapping[str, Device], kind_N: IntArray) -> Devices:
-        """Return devices of a few kinds, all of one kind alike; all are there from the first round to the last.
+        """Return devices of a few kinds, with equal devices of a kind, which never join late or leave.
 
         Args:
             kinds: a device of each kind, by name.
-            kind_N: which kind each client has, shape (N,).
+            kind_N: each client's kind, as a position in ``kinds``, shape (N,).
         """
         names = ("throughput", "downlink", "uplink", "availability", "failure_rate")
         arrays = {name: np.array([getattr(device, name) for device in kinds.values()])[kind_N] for name in names}
@@ -82,7 +82,7 @@ class Devices:
         return len(self.kind)
 
     def digest(self) -> str:
-        """Return a short text that depends on every number."""
+        """Return a short digest of all numbers."""
         content = hashlib.blake2b(digest_size=6)
         for name in RULES:
             content.update(np.ascontiguousarray(getattr(self, name)).tobytes())
@@ -90,10 +90,15 @@ class Devices:
 
 
 def check_stay(first_N: IntArray | FloatArray, last_N: IntArray | FloatArray, where: Callable[[int], str]) -> None:
-    """Refuse the first client that leaves before it joins.
+    """Refuse clients that leave before they join.
+
+    Args:
+        first_N: rounds in which clients join, shape (N,).
+        last_N: last rounds of clients, shape (N,).
+        where: returns text that names a client.
 
     Raises:
-        ConfigurationError: names it.
+        ConfigurationError: names the first such client.
     """
     wrong = np.flatnonzero(last_N < first_N)
     if len(wrong):

@@ -1,4 +1,4 @@
-"""Distributions that the numbers of devices are drawn from."""
+"""Distributions of the numbers of devices."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Draw(ABC):
 
     @abstractmethod
     def at(self, quantile_N: FloatArray) -> FloatArray:
-        """Return its quantiles.
+        """Return quantiles of the distribution (its inverse cumulative distribution function).
 
         Args:
-            quantile_N: shares in (0, 1), shape (N,).
+            quantile_N: probabilities in (0, 1), shape (N,).
 
         Returns:
-            Per share the value that so much of the distribution lies below, shape (N,).
+            The quantiles, shape (N,).
         """
 
 
@@ -34,7 +34,7 @@ class Between(Draw):
         high: the largest value.
 
     Raises:
-        ConfigurationError: they are not finite and ascending.
+        ConfigurationError: the values are not finite and ascending.
     """
 
     def __init__(self, low: float, high: float) -> None:
@@ -47,14 +47,14 @@ class Between(Draw):
 
 
 class LogUniform(Draw):
-    """Every order of magnitude between two values is equally likely.
+    """A value whose logarithm is uniform between those of two values.
 
     Args:
         low: the smallest value, above 0.
         high: the largest value.
 
     Raises:
-        ConfigurationError: they are not positive, finite and ascending.
+        ConfigurationError: the values are not positive, finite and ascending.
     """
 
     def __init__(self, low: float, high: float) -> None:
@@ -71,11 +71,11 @@ class LogNormal(Draw):
     """A value whose logarithm is normal: 68 % lie within a factor ``spread`` of the median, 95 % within its square.
 
     Args:
-        median: half of the values lie below it.
-        spread: the factor of one standard deviation; 1: none.
+        median: the median.
+        spread: the factor of one standard deviation; 1: all values are the median.
 
     Raises:
-        ConfigurationError: the median is not positive, or the spread below 1.
+        ConfigurationError: the median is not positive, or the spread is below 1.
     """
 
     def __init__(self, median: float, spread: float = 2.0) -> None:

@@ -1,4 +1,4 @@
-"""What the numbers of a device may be."""
+"""Ranges of the numbers of a device."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ RULES: dict[str, _Rule] = {
     "first_round": _ROUND,
     "last_round": _ROUND,
 }
-"""What the numbers of a device may be, by name: in words, and as a test of many at once."""
+"""Ranges of the numbers of a device by name: as text, and as a test of an array."""
 
 
 def check_column(name: str, values_N: FloatArray, where: Callable[[int], str]) -> None:
-    """Refuse the first number that cannot be.
+    """Refuse numbers that are out of their range.
 
     Args:
         name: of the number: a key of :data:`RULES`.
         values_N: one per client, shape (N,).
-        where: says in words where the number at a position stands.
+        where: returns text that names the place of the number at a position.
 
     Raises:
-        ConfigurationError: names it.
+        ConfigurationError: names the first such number.
     """
     wanted, right = RULES[name]
     wrong = np.flatnonzero(~right(values_N))
@@ -53,6 +53,6 @@ def check_column(name: str, values_N: FloatArray, where: Callable[[int], str]) -
 
 
 def uniform(count: int, seed: int, *names: str | int) -> FloatArray:
-    """Return numbers in (0, 1), shape (count,), drawn for a purpose of that name."""
+    """Return random numbers in (0, 1), shape (count,), from the generator of the seed and names."""
     drawn: FloatArray = torch.rand(count, dtype=torch.float64, generator=generator(seed, *names)).numpy()
-    return drawn + 2.0**-54  # half of a step: never 0, and never 1
+    return drawn + 2.0**-54  # half of torch's step, so that no number is 0 or 1

@@ -1,4 +1,4 @@
-"""Fleets that can be had by name."""
+"""Predefined fleets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hetfl.fleet.devices import Devices
 from hetfl.seeding import generator
 
 MBIT = 1.25e5
-"""Bytes."""
+"""A megabit in bytes."""
 PHONE = {"availability": 0.3, "failure_rate": 0.08}
 KINDS = {
     "old phone": Device(3e9, 10 * MBIT, 2 * MBIT, **PHONE),
@@ -26,36 +26,36 @@ KINDS = {
     "edge GPU": Device(5e11, 200 * MBIT, 100 * MBIT, failure_rate=0.01),
     "workstation": Device(5e12, 1000 * MBIT, 1000 * MBIT, availability=0.9, failure_rate=0.005),
 }
-"""Kinds of devices, and what they can do when they train, not at their best."""
+"""Kinds of devices, with speeds in training, not peak speeds."""
 PRESETS: dict[str, dict[str, int]] = {
     "phones": {"old phone": 3, "phone": 5, "new phone": 2},
     "edge_boxes": {"gateway": 5, "edge box": 4, "edge GPU": 1},
     "mixed": {"old phone": 2, "phone": 3, "new phone": 2, "edge box": 2, "workstation": 1},
 }
-"""Per preset, how many of ten clients have which kind."""
+"""By preset and kind, the number of clients among ten."""
 
 
 class Preset(Fleet):
-    """A fleet by name; which client has which kind of device is drawn from the seed.
+    """A predefined fleet; the kind of each client's device is drawn from the seed.
 
     - ``phones``: 30 % old phones (3 GFLOP/s, 10 Mbit/s down, 2 up), 50 % phones (10 GFLOP/s, 20, 5) and 20 % new ones
-      (40 GFLOP/s, 60, 12), within reach for 30 % of the time.
+      (40 GFLOP/s, 60, 12), reachable for 30 % of the time.
     - ``edge_boxes``: 50 % gateways (8 GFLOP/s, 50 Mbit/s down, 20 up), 40 % edge boxes (60 GFLOP/s, 100, 40) and 10 %
-      with a small GPU (500 GFLOP/s, 200, 100), always within reach.
+      with a small GPU (500 GFLOP/s, 200, 100), always reachable.
     - ``mixed``: 20 % old phones, 30 % phones, 20 % new phones, 20 % edge boxes, and 10 % workstations (5 TFLOP/s,
-      1 Gbit/s both ways, within reach for 90 % of the time).
+      1 Gbit/s both ways, reachable for 90 % of the time).
 
-    Speeds, shares and availabilities are assumptions of this project: round numbers of a plausible order, measured
-    nowhere. That phones take part only while they are idle, charged and on an unmetered network, and that 6 to 10 % of
-    them drop out of a round, is from Bonawitz et al., Towards federated learning at scale (MLSys 2019, arXiv
-    1902.01046); 8 % of phones fail here. Whoever has measurements gives them by :class:`~hetfl.fleet.CsvFleet`.
+    Speeds, shares and availabilities are assumptions of this project: round numbers of a plausible order of magnitude,
+    without a measurement. Phones take part only while they are idle, charged and on an unmetered network, and 6 to 10 %
+    of them drop out of a round, according to Bonawitz et al., Towards federated learning at scale (MLSys 2019, arXiv
+    1902.01046); 8 % of phones fail here. Use :class:`~hetfl.fleet.CsvFleet` for measured devices.
 
     Args:
         name: of the preset.
-        reliable: all devices are always within reach and never fail: only their speeds differ.
-        period: see :class:`Fleet`, as the argument that follows.
-        variation: how much throughput varies from round to round.
-        link_variation: how much both links do.
+        reliable: all devices are always reachable and never fail; only their speeds differ.
+        period: P; see :class:`Fleet`.
+        variation: σ; see :class:`Fleet`.
+        link_variation: σ'; see :class:`Fleet`.
 
     Raises:
         ConfigurationError: there is no such preset.
@@ -78,7 +78,8 @@ class Preset(Fleet):
         kinds = {kind: KINDS[kind] for kind in PRESETS[self.name]}
         if self.reliable:
             kinds = {kind: replace(device, availability=1.0, failure_rate=0.0) for kind, device in kinds.items()}
-        # Shares to a client, as far as their number goes; who has which is drawn, as data often lies in order of ids.
+        # The counts follow the shares as closely as whole numbers allow. The order is drawn, because data often depends
+        # on the client's id.
         bounds = np.cumsum(list(PRESETS[self.name].values())) / sum(PRESETS[self.name].values())
         kind_N = np.searchsorted(bounds, (np.arange(num_clients) + 0.5) / num_clients)
         order = torch.randperm(num_clients, generator=generator(seed, "fleet", "kinds")).numpy()

@@ -13,20 +13,20 @@ from hetfl.fleet.numbers import FOREVER, FloatArray, uniform
 class RandomFleet(Fleet):
     """Every client's device is drawn from the seed, each number independently of the others.
 
-    A number is the same for all clients, or a distribution: :class:`~hetfl.fleet.LogNormal`,
+    An argument is a number for all clients, or a distribution: :class:`~hetfl.fleet.LogNormal`,
     :class:`~hetfl.fleet.LogUniform` or :class:`~hetfl.fleet.Between`.
 
     Args:
         throughput: floating-point operations per second.
         downlink: bytes per second to the client.
         uplink: bytes per second from it.
-        availability: share of the time in which it is within reach, from 0.001 to 1.
-        failure_rate: probability of failing in the middle of a round.
+        availability: share of the time in which it is reachable, from 0.001 to 1.
+        failure_rate: probability of failing during a round.
         first_round: the round in which it joins, rounded down.
-        stays: how many rounds it is there for, rounded up; null: to the end.
-        period: see :class:`Fleet`, as the argument that follows.
-        variation: how much throughput varies from round to round.
-        link_variation: how much both links do.
+        stays: number of rounds until it leaves, rounded up; null: it never leaves.
+        period: P; see :class:`Fleet`.
+        variation: σ; see :class:`Fleet`.
+        link_variation: σ'; see :class:`Fleet`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The plainest fleet."""
+"""The fleet of equal devices."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class SameDevice(Fleet):
     """Every client has the same device.
 
     Args:
-        device: what it can do; null: the default :class:`~hetfl.fleet.Device`, always there and never failing.
-        period: see :class:`Fleet`, as the argument that follows.
-        variation: how much throughput varies from round to round.
-        link_variation: how much both links do.
+        device: the device; null: the default :class:`~hetfl.fleet.Device`, always reachable and never failing.
+        period: P; see :class:`Fleet`.
+        variation: σ; see :class:`Fleet`.
+        link_variation: σ'; see :class:`Fleet`.
     """
 
     def __init__(

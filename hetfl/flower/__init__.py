@@ -1,11 +1,11 @@
-"""A federation on real devices: what a round asks of its clients travels as messages of Flower (extra ``flower``).
+"""A federation on real devices: server and clients exchange messages of Flower (extra ``flower``).
 
-The server runs the very same :class:`~hetfl.FederatedModule` round; only its clients are elsewhere
-(:class:`~hetfl.flower.clients.FlowerClients`). A node runs the very same local training, error feedback and wire
-(:class:`~hetfl.flower.node.Node`), and keeps what belongs to its clients on its own disk
+The server runs the same :class:`~hetfl.FederatedModule` rounds as a simulation, with clients on remote nodes
+(:class:`~hetfl.flower.clients.FlowerClients`). A node runs the same local training, error feedback and encoding
+(:class:`~hetfl.flower.node.Node`), and keeps its clients' states on its disk
 (:class:`~hetfl.flower.states.ClientStates`). See ``docs/deployment.md``.
 
-Nothing here is imported unless it is asked for.
+The rest of hetfl imports this package only for ``hetfl flower``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from hetfl.errors import ConfigurationError
 
 
 def require_flower() -> None:
-    """Refuse to go on without Flower.
+    """Check that Flower is installed.
 
     Raises:
-        ConfigurationError: it is not installed.
+        ConfigurationError: Flower is not installed.
     """
     if find_spec("flwr") is None:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""The server's side of clients that are elsewhere: orders to their nodes, and what comes back, checked."""
+"""The server's side of clients on Flower nodes: it sends orders to nodes, and checks their answers."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from hetfl.updates import DenseUpdate, Update
 class FlowerClients(Clients):
     """Clients on nodes of Flower.
 
-    Every report is checked against the order: nonce and client, every number against its range
-    (:mod:`hetfl.defence.ranges`), and by the wire round, client and every length. What does not pass is refused, by
-    name, and the round goes on.
+    Every report is checked against its order: the nonce, the client, and every number's range
+    (:mod:`hetfl.defence.ranges`). The wire format checks the round, the client and every length. A report that fails a
+    check is refused with a warning that names the client, and the round goes on.
 
     Args:
         module: the server's federated module.
         nodes: the nodes.
-        patience: when a round has waited long enough.
+        patience: how long a round waits.
     """
 
     known = False
@@ -57,13 +57,14 @@ class FlowerClients(Clients):
         self._federation = secrets.token_hex(16)
         self._answers: dict[tuple[int, int], ClientAnswer] = {}
         self._channels: dict[str, list[int]] = {}
-        self._met = False
+        self._gathered = False
 
     def begin(self) -> None:
-        """Get ready to train.
+        """Prepare training.
 
         Raises:
-            ConfigurationError: the server would have to read what only nodes remember of their clients.
+            ConfigurationError: a client would have several states, or the server would need clients' memories, which
+                only the nodes have.
         """
         penalty, clustering = self._module.penalty, self._module.clustering
         if clustering.apart:
@@ -77,27 +78,27 @@ class FlowerClients(Clients):
             )
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
-        found = self._ask("train", tasks)
+        answers = self._ask("train", tasks)
         self._answers = {}
         for number, task in enumerate(tasks):
-            yield self._reply(task, found[number])
+            yield self._reply(task, answers[number])
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
         name, samples = _named(job)
-        found = self._ask(name, tasks, samples)
+        answers = self._ask(name, tasks, samples)
         for number, task in enumerate(tasks):
-            result, who = self._result(name, task, found[number], samples), self._module.ledger.called(task.client)
+            result, client = self._result(name, task, answers[number], samples), self._module.ledger.called(task.client)
             if not isinstance(result, Failure):
                 yield result
             elif result.refused:
                 self._module.ledger.refuse()
-                rank_zero_warn(f"Round {task.round}: {name} of client {who} refused: {result.reason}")
+                rank_zero_warn(f"Round {task.round}: {name} of client {client} refused: {result.reason}")
             else:
-                rank_zero_warn(f"Round {task.round}: no {name} of client {who}: {result.reason}")
+                rank_zero_warn(f"Round {task.round}: no {name} of client {client}: {result.reason}")
 
     def within_reach(self, clients: IntArray) -> IntArray:
-        """Return those of some clients that have a node; all of them where none has: an answer tells what is wrong."""
-        self._meet()
+        """Return the clients among ``clients`` that have a node; all of them if none has, to report the failures."""
+        self._find_nodes()
         served = [client for client in clients.tolist() if self._nodes.serving(client) is not None]
         return np.array(served, dtype=clients.dtype) if served else clients
 
@@ -112,10 +113,10 @@ class FlowerClients(Clients):
         return {"federation": self._federation, **self._book.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned.
+        """Load the state that :meth:`state_dict` returned.
 
         Raises:
-            ConfigurationError: the checkpoint's clients were in the server's process.
+            ConfigurationError: the checkpoint is of a run whose clients were in the server's process.
         """
         if "federation" not in state:
             raise ConfigurationError("Expected a checkpoint of a run on Flower but got one with residuals of its own")
@@ -125,17 +126,17 @@ class FlowerClients(Clients):
     def checkpointed(self) -> None:  # noqa: D102
         self._book.checkpointed()
 
-    def _meet(self) -> None:
-        """Look which nodes are there; the first time, wait for them."""
-        if not self._met:
+    def _find_nodes(self) -> None:
+        """Update the list of nodes; the first time, wait for them."""
+        if not self._gathered:
             everyone = frozenset(range(self._module.data.num_clients))
             self._nodes.gather(shared_settings(self._module), everyone, self._patience.start)
-            self._met = True
+            self._gathered = True
         self._nodes.refresh()
 
     def _ask(self, job: JobName, tasks: Sequence[Task], samples: int | None = None) -> list[ClientAnswer | Failure]:
-        """Return what came of each task."""
-        self._meet()
+        """Return the answer to each task, or a failure."""
+        self._find_nodes()
         of_node: defaultdict[int, list[int]] = defaultdict(list)
         for number, task in enumerate(tasks):
             if (node := self._nodes.serving(task.client)) is not None:
@@ -148,14 +149,14 @@ class FlowerClients(Clients):
             for node, numbers in of_node.items()
         }
         wanted = math.ceil(self._patience.enough * sum(map(len, of_node.values())))
-        found: list[ClientAnswer | Failure] = [Failure("no node that serves it is there") for _ in tasks]
+        answers: list[ClientAnswer | Failure] = [Failure("no node that serves it is there") for _ in tasks]
         for node, answer in self._nodes.ask(requests, self._patience.deadline, wanted).items():
             for position, number in enumerate(of_node[node]):
-                found[number] = answer if isinstance(answer, Failure) else answer.reports[position]
-        return found
+                answers[number] = answer if isinstance(answer, Failure) else answer.reports[position]
+        return answers
 
     def _reply(self, task: Task, answer: ClientAnswer | Failure) -> Reply:
-        """Return what the server makes of an answer to training."""
+        """Return the reply for an answer to training."""
         refusal = self._refusal(task, answer)
         if isinstance(answer, ClientAnswer) and answer.status == "lost":
             self._book.take(task.client, NOTHING)
@@ -171,7 +172,7 @@ class FlowerClients(Clients):
         return Reply(task, answer.report(task), answer.payload, refused)
 
     def _refusal(self, task: Task, report: ClientAnswer | Failure) -> str:
-        """Return why a report on training cannot be used; empty if it can, or if there is none."""
+        """Return why a report on training must be refused; empty if it is valid, or if the client could not train."""
         if isinstance(report, Failure):
             return report.reason
         if report.status != "done":
@@ -184,7 +185,7 @@ class FlowerClients(Clients):
     def _result(
         self, job: JobName, task: Task, report: ClientAnswer | Failure, samples: int | None
     ) -> Result | Failure:
-        """Return a checked result of another job than training."""
+        """Return the checked result of a job other than training."""
         if isinstance(report, Failure):
             return report
         if report.status != "done":
@@ -214,7 +215,7 @@ class FlowerClients(Clients):
         return self._channels[level]
 
     def _orders(self, tasks: Sequence[Task]) -> list[Order]:
-        """Return the orders; one sub-model is encoded once, however many clients get it."""
+        """Return the orders; a sub-model that several clients get is encoded once."""
         blocks, largest = self._module.levels.indices, self._module.levels.largest
         models: dict[tuple[int, bytes], bytes] = {}
         for task in tasks:
@@ -236,7 +237,7 @@ class FlowerClients(Clients):
 
 
 def _named(job: Job) -> tuple[JobName, int | None]:
-    """Return the name of a job, and how many samples of each client it is about."""
+    """Return the name of a job, and the number of samples per client for ``losses``; None: all."""
     if job is statistics:
         return "statistics", None
     if isinstance(job, partial) and job.func is losses:

@@ -1,7 +1,7 @@
-"""What server and node say to each other: records of Flower with plain scalars, and bytes of ``hetfl.wire``.
+"""Messages between server and node: Flower records with plain scalars, and bytes in the format of ``hetfl.wire``.
 
-A request has the records ``request``, ``task.i`` per client and ``model.m`` per sub-model; an answer has ``answer``,
-``report.i`` and, where there are any, ``bytes.i``.
+A request has the records ``request``, ``task.i`` per client and ``model.m`` per sub-model. An answer has the records
+``answer``, ``report.i`` per client and, for clients with a payload, ``bytes.i``.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from hetfl.printable import printable
 from hetfl.reading import LARGEST_TEXT, parse_json
 from hetfl.types import Report, Task
 
-PROTOCOL = 4  # another number: another language
-LONGEST = 300  # characters of a node's words that are kept, as one printable line
+PROTOCOL = 4  # version of the messages; both sides must have the same
+LONGEST = 300  # characters of a node's text that are kept, as one printable line
 
 JobName = Literal["hello", "train", "statistics", "losses"]
 Status = Literal["done", "refused", "lost", "failed"]
-"""Done; could not be encoded; the state is lost; anything else that went wrong."""
+"""done: success; refused: no update could be made; lost: the client's state is lost; failed: any other error."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What one client is asked for.
+    """The order for one client.
 
     Attributes:
-        task: its task.
+        task: the client's task.
         model: the sub-model's values, encoded.
-        part: where they lie in the global model, encoded.
-        state: name of the state that it goes on from.
-        keep: names of its states that the server may still go back to.
+        part: their positions in the global model, encoded.
+        state: name of the state that the client starts from.
+        keep: names of the client's states that a checkpoint of the server may still need.
     """
 
     task: Task
@@ -47,15 +47,15 @@ class Order:
 
 @dataclass(frozen=True)
 class Request:
-    """What a node is asked for.
+    """A request to a node.
 
     Attributes:
-        job: what its clients do; ``hello``: it says which clients it serves.
+        job: the job of its clients; ``hello`` asks the node which clients it serves.
         nonce: a number used once, which the answer repeats.
         federation: name of the federation.
-        samples: for ``losses``: how many of a client's; None: all.
+        samples: for ``losses``: number of samples per client; None: all.
         compressor: the compressor's state, packed.
-        settings: for ``hello``: what both sides must agree in, by name.
+        settings: for ``hello``: the settings in which both sides must agree, by name.
         orders: one per client.
     """
 
@@ -70,20 +70,20 @@ class Request:
 
 @dataclass(frozen=True)
 class ClientAnswer:
-    """What one client answers.
+    """The answer of one client.
 
     Attributes:
         client: its id.
-        status: what became of the order.
-        reason: why it is not done.
+        status: the outcome of the order.
+        reason: why the order is not done; empty if it is.
         loss: mean loss.
         samples: size of its training set.
         passes: samples passed through the net.
         steps: number of optimizer steps.
-        state: name of the state that is in force if the server takes the update.
-        squared_norm: of the residual in it.
+        state: name of the client's state if the server accepts the update.
+        squared_norm: squared 2-norm of the residual in that state.
         payload: the encoded update or result.
-        extras: further numbers by name.
+        extras: extra numbers by name.
     """
 
     client: int
@@ -99,19 +99,19 @@ class ClientAnswer:
     extras: Mapping[str, float] = field(default_factory=dict)
 
     def report(self, task: Task) -> Report:
-        """Return the same as a report on a task."""
+        """Return the answer's numbers as a report on a task."""
         report = Report(self.client, task.level, self.samples, self.loss, lr=task.lr, model=task.model)
         return replace(report, passes=self.passes, steps=self.steps, extras=self.extras)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a node answers.
+    """The answer of a node.
 
     Attributes:
         nonce: of the request.
-        clients: to ``hello``: the clients that it serves.
-        trouble: why it cannot take part; empty if it can.
+        clients: for ``hello``: the clients that the node serves.
+        trouble: why the node cannot take part; empty if it can.
         reports: one per client.
     """
 
@@ -157,10 +157,10 @@ def request_records(request: Request) -> RecordDict:
 
 
 def read_request(records: RecordDict) -> Request:
-    """Return a request.
+    """Return the request in a message's records.
 
     Raises:
-        MalformedMessage: it is none.
+        MalformedMessage: the records are no valid request.
     """
     head = config_of(records, "request")
     _check_protocol(head)
@@ -226,15 +226,17 @@ def answer_records(answer: Answer) -> RecordDict:
 
 
 def read_answer(records: RecordDict, nonce: str, asked: Sequence[int]) -> Answer:
-    """Return an answer whose types have been checked, and that it is one to a request; its values have not.
+    """Return the answer in a message's records.
+
+    Types, the nonce and the clients are checked; the values of numbers are not.
 
     Args:
-        records: what came.
+        records: of the message.
         nonce: of the request.
-        asked: the clients of its orders, one after the other.
+        asked: the clients of the request's orders, in their order.
 
     Raises:
-        MalformedMessage: it is none, or to another request.
+        MalformedMessage: the records are no valid answer, or an answer to another request.
     """
     head = config_of(records, "answer")
     _check_protocol(head)
@@ -246,8 +248,8 @@ def read_answer(records: RecordDict, nonce: str, asked: Sequence[int]) -> Answer
     if not all(type(client) is int for client in clients):
         raise MalformedMessage("Expected numbers of clients but got something else")
     reports = [_read_report(records, position) for position in range(count)]
-    if (spoke := [report.client for report in reports]) != list(asked):
-        raise MalformedMessage(f"Expected reports of clients {list(asked)} but got {spoke}")
+    if (reported := [report.client for report in reports]) != list(asked):
+        raise MalformedMessage(f"Expected reports of clients {list(asked)} but got {reported}")
     return Answer(nonce, clients, printable(value_of(head, "trouble", str), LONGEST), reports)
 
 

@@ -1,4 +1,4 @@
-"""A node: it does what the server asks of its clients, with the same parts as a simulation does."""
+"""A node: it carries out the server's orders for its clients, with the same components as a simulation."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from hetfl.types import Task
 from hetfl.updates import DenseUpdate
 
 RESIDUAL, MEMORY, PERSONAL = "residual/", "memory/", "personal/"
-"""What the names of a state's blocks begin with."""
+"""Prefixes of the names of a state's blocks."""
 
 
 class OrderBench(Bench):
-    """Resident nets that hold what came with an order, in place of parts of a global model."""
+    """Resident nets that are loaded with the sub-model in an order; a node has no global model."""
 
     order: Order
 
     def resident(self, task: Task) -> ResidentNet:
-        """Return the net of the order's level with its anchor at the sub-model that came with it.
+        """Return the net of the order's level; its anchor has the values of the order's sub-model.
 
         Raises:
             MalformedPayload: the sub-model is not of the order's level.
@@ -53,12 +53,12 @@ class Node:
 
     Args:
         module: the federated module, set up with its data by a trainer that runs nothing.
-        data: the data; only what belongs to this node's clients is used.
-        clients: ids of the clients that it serves.
-        states: what belongs to them.
+        data: the data; only the samples of this node's clients are used.
+        clients: ids of the clients that the node serves.
+        states: the store of their states.
 
     Raises:
-        ConfigurationError: there is no such client in the data.
+        ConfigurationError: there are no clients, or a client is not in the data.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Node:
         self._dtype = module.models.like.dtype
 
     def answer(self, request: Request) -> Answer:
-        """Return the answer to a request; what goes wrong with one client is in its report."""
+        """Return the answer to a request; an error of one client is in that client's report."""
         if request.job == "hello":
             return self._hello(request)
         self.module.uplink.compressor.load_state_dict(unpack(request.compressor))
@@ -112,18 +112,18 @@ class Node:
             return ClientAnswer(client, "lost", str(lost))
         except RefusedUpdate as refused:
             return ClientAnswer(client, "refused", str(refused))
-        except Exception as error:  # one client's trouble is not another's
+        except Exception as error:  # an error of one client must not stop the others
             traceback.print_exc()
             return ClientAnswer(client, "failed", f"{type(error).__name__}: {error}")
 
     def _with_part(self, order: Order) -> Task:
-        """Return an order's task with the part that came with it; a node asks no part rule."""
+        """Return an order's task with the part in the order; a node calls no part rule."""
         levels, task = self.module.levels, order.task
         part = wire.decode_part(order.part, levels.indices[task.level], levels.indices[levels.largest])
         return self.module.task_parts.given(task, part)
 
     def _train(self, request: Request, order: Order) -> ClientAnswer:
-        """Train, encode, and write the state that is in force if the server takes the update."""
+        """Train, encode, and write the state that becomes the client's if the server accepts the update."""
         module, task, federation = self.module, order.task, request.federation
         before = self.states.load(federation, task.client, order.state)
         self.states.prune(federation, task.client, {order.state, *order.keep})
@@ -151,14 +151,14 @@ class Node:
         )
 
     def _restore(self, client: int, state: ClientState) -> None:
-        """Put a state where error feedback and the penalty look for it."""
+        """Load a state into the stores of error feedback, the penalty and the personal tensors."""
         self.module.uplink.restore(client, _part(state.blocks, RESIDUAL), state.round)
         if (memories := self._memories) is not None:
             memories.save(client, _part(state.blocks, MEMORY), state.round)
         self.module.personal.store.save(client, _part(state.blocks, PERSONAL), state.round)
 
     def _state(self, task: Task) -> ClientState:
-        """Return what error feedback and the penalty now keep of a client."""
+        """Return a client's present state: its residual, the penalty's memory, and its personal tensors."""
         blocks = {RESIDUAL + name: block for name, block in self.module.uplink.residuals.load(task.client).items()}
         if (memories := self._memories) is not None:
             blocks |= {MEMORY + name: block for name, block in memories.load(task.client).items()}
@@ -166,7 +166,7 @@ class Node:
         return ClientState(task.round, blocks)
 
     def _other(self, request: Request, order: Order) -> ClientAnswer:
-        """Gather statistics or losses; nothing of the client changes."""
+        """Gather statistics or losses; the client's state does not change."""
         self.bench.order = order
         if request.job == "losses":
             result = losses(self.bench, order.task, request.samples)

@@ -1,4 +1,4 @@
-"""Who is there: nodes, the clients that they serve, and which of them are worth waiting for."""
+"""The nodes that are online, the clients that they serve, and the answers that the server waits for."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from hetfl.printable import printable
 
 POLL_SECONDS = 0.2
 HELLO_SECONDS = 600.0
-"""How long a node has to say who it is."""
+"""Seconds that a node has to say which clients it serves."""
 
 
 AGAIN_SECONDS = 10.0
-"""After which a node that could not take part is asked again: it may have been started anew."""
+"""Seconds after which a node that could not take part is asked again: it may have been restarted."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Nothing came, or nothing that can be used.
+    """A missing or unusable answer.
 
     Attributes:
-        reason: why, in words, as one printable line: it may quote what a node sent.
-        refused: whether something came.
+        reason: why, as one printable line; it may quote a node's message.
+        refused: whether an answer arrived and was refused.
     """
 
     reason: str
@@ -42,31 +42,31 @@ class Failure:
 
 
 class Post(Protocol):
-    """How messages come to nodes and back."""
+    """Transport of messages to nodes and back."""
 
     def online(self) -> Collection[int]:
-        """Return the nodes that are there, as far as is known."""
+        """Return the nodes that are known to be online."""
         ...
 
     def send(self, letters: Mapping[int, RecordDict], seconds: float) -> dict[int, str]:
-        """Send a message to each node, not to be delivered later than in so many seconds; return their ids by node."""
+        """Send a message to each node, which expires after so many seconds; return the messages' ids by node."""
         ...
 
     def collect(self, ids: Collection[str]) -> dict[str, RecordDict | Failure]:
-        """Return the answers to messages that have come since, by the id of the message."""
+        """Return the new answers to messages, by the id of the message."""
         ...
 
 
 class Nodes:
     """The nodes of a federation.
 
-    A node is asked who it is when it appears. One that has not answered in time is not asked again until it has: it
-    costs one deadline. What it then answers comes too late, and is not looked at.
+    When a node appears, it is asked which clients it serves. A node that misses a deadline gets no further requests
+    until its late answer arrives, which is ignored: so it delays only one round.
 
     Args:
         post: carries messages.
-        clock: seconds that never go back.
-        sleep: lets seconds pass.
+        clock: returns monotonic seconds.
+        sleep: waits for some seconds.
     """
 
     def __init__(
@@ -74,29 +74,29 @@ class Nodes:
     ) -> None:
         self._post, self._clock, self._sleep = post, clock, sleep
         self._serves: dict[int, frozenset[int]] = {}
-        self._greeted: dict[int, tuple[str, str]] = {}  # node: id and nonce of the question who it is
-        self._overdue: dict[int, str] = {}  # node: id of a message that it has not answered in time
-        self._refused: dict[int, tuple[float, str]] = {}  # node: until when, and why
+        self._greeted: dict[int, tuple[str, str]] = {}  # by node, id and nonce of the unanswered hello request
+        self._overdue: dict[int, str] = {}  # by node, id of the message that it has not answered in time
+        self._refused: dict[int, tuple[float, str]] = {}  # by node, time of the next hello request, and the reason
         self._settings: Mapping[str, str] = {}
-        self._clients: frozenset[int] = frozenset()  # all clients that there are
+        self._clients: frozenset[int] = frozenset()  # all clients of the federation
 
     def serving(self, client: int) -> int | None:
-        """Return the node that serves a client and is worth asking, the first that came; None if there is none."""
+        """Return the first node that serves a client and is not overdue; None if there is none."""
         return next((node for node, clients in self._present().items() if client in clients), None)
 
     def _present(self) -> dict[int, frozenset[int]]:
         return {node: clients for node, clients in self._serves.items() if node not in self._overdue}
 
     def gather(self, settings: Mapping[str, str], clients: frozenset[int], seconds: float) -> None:
-        """Wait until every client has a node, or until the time is over and some have.
+        """Wait until every client has a node, or until the time is over and some clients have one.
 
         Args:
-            settings: what nodes must agree in.
+            settings: the settings in which nodes must agree with the server.
             clients: all clients.
-            seconds: how long.
+            seconds: how long to wait.
 
         Raises:
-            ConfigurationError: no node came.
+            ConfigurationError: no node that can take part appeared in time.
         """
         self._settings, self._clients = settings, clients
         until = self._clock() + seconds
@@ -113,7 +113,7 @@ class Nodes:
         rank_zero_warn(f"No node serves clients {missing} after {seconds:g} s: the first round begins without them")
 
     def refresh(self) -> None:
-        """Look who has come, who has gone, and who has answered at last."""
+        """Update the nodes: forget those that are offline, read late answers, and ask new ones for their clients."""
         online = set(self._post.online())
         for known in (self._serves, self._greeted, self._overdue, self._refused):
             for node in [node for node in known if node not in online]:
@@ -125,11 +125,11 @@ class Nodes:
 
     def _hear_overdue(self) -> None:
         late = {id: node for node, id in self._overdue.items()}
-        for id, came in self._post.collect(list(late)).items() if late else ():
+        for id, reply in self._post.collect(list(late)).items() if late else ():
             node = late[id]
             del self._overdue[node]
-            if isinstance(came, Failure) and not came.refused:
-                # Whoever is there now may be another process: ask it anew.
+            if isinstance(reply, Failure) and not reply.refused:
+                # The node may have been restarted as another process: ask it again.
                 self._serves.pop(node, None)
             else:
                 rank_zero_info(f"Node {node} answered too late: ignored")
@@ -145,10 +145,10 @@ class Nodes:
 
     def _hear_greeted(self) -> None:
         of_id = {id: node for node, (id, _) in self._greeted.items()}
-        for id, came in self._post.collect(list(of_id)).items() if of_id else ():
+        for id, reply in self._post.collect(list(of_id)).items() if of_id else ():
             node = of_id[id]
             _, nonce = self._greeted.pop(node)
-            answer = _read(came, nonce, ())
+            answer = _read(reply, nonce, ())
             trouble = answer.reason if isinstance(answer, Failure) else answer.trouble
             clients: frozenset[int] = frozenset() if isinstance(answer, Failure) else frozenset(answer.clients)
             if unknown := sorted(clients - self._clients):
@@ -157,7 +157,7 @@ class Nodes:
             if not trouble:
                 self._admit(node, clients)
                 continue
-            if trouble != self._refused.get(node, (0.0, ""))[1]:  # said once, although it is asked again
+            if trouble != self._refused.get(node, (0.0, ""))[1]:  # warn once, although the node is asked again
                 rank_zero_warn(f"Node {node} of clients {sorted(clients)} cannot take part: {trouble}")
             self._refused[node] = (self._clock() + AGAIN_SECONDS, trouble)
 
@@ -168,37 +168,41 @@ class Nodes:
         self._refused.pop(node, None)
 
     def ask(self, requests: Mapping[int, Request], deadline: float, wanted: int) -> dict[int, Answer | Failure]:
-        """Ask nodes, and wait until enough clients have answered, or the deadline.
+        """Send requests to nodes, and wait until enough clients have answered, or until the deadline.
 
         Args:
             requests: by node.
             deadline: in seconds.
-            wanted: number of clients whose answers are enough.
+            wanted: the number of answered clients that ends the wait.
+
+        Returns:
+            By node, its answer, or a failure.
         """
         until = self._clock() + deadline
         letters = {node: request_records(request) for node, request in requests.items()}
         sent = self._post.send(letters, deadline) if letters else {}
         waiting = {id: node for node, id in sent.items()}
-        found: dict[int, Answer | Failure] = {}
+        answers: dict[int, Answer | Failure] = {}
         answered = 0
         while waiting and answered < wanted and self._clock() < until:
-            came = self._post.collect(list(waiting))
-            for id, reply in came.items():
+            replies = self._post.collect(list(waiting))
+            for id, reply in replies.items():
                 node = waiting.pop(id)
                 request = requests[node]
-                found[node] = _read(reply, request.nonce, [order.task.client for order in request.orders])
+                answers[node] = _read(reply, request.nonce, [order.task.client for order in request.orders])
                 answered += len(request.orders)
-            if not came:
+            if not replies:
                 self._sleep(POLL_SECONDS)
         why = "enough others had answered" if answered >= wanted else f"no answer within {deadline:g} s"
         self._overdue |= {node: id for id, node in waiting.items()}
-        return {node: found.get(node, Failure(why if node in sent else "Flower did not take it")) for node in requests}
+        reasons = {node: why if node in sent else "Flower did not take it" for node in requests}
+        return {node: answers.get(node, Failure(reasons[node])) for node in requests}
 
 
-def _read(came: RecordDict | Failure, nonce: str, asked: Collection[int]) -> Answer | Failure:
-    if isinstance(came, Failure):
-        return came
+def _read(reply: RecordDict | Failure, nonce: str, asked: Collection[int]) -> Answer | Failure:
+    if isinstance(reply, Failure):
+        return reply
     try:
-        return read_answer(came, nonce, list(asked))
+        return read_answer(reply, nonce, list(asked))
     except MalformedMessage as error:
         return Failure(str(error), refused=True)

@@ -1,4 +1,4 @@
-"""When a round has waited long enough."""
+"""How long a round waits for its clients."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hetfl.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Patience:
-    """When a round has waited long enough.
+    """How long a round waits for its clients.
 
     Args:
         deadline: seconds that nodes have for an answer.
-        enough: share of the clients asked whose answers are enough: with more clients selected than are needed, the
-            slowest are not waited for.
-        start: seconds that the first round waits for a node for every client.
+        enough: share of the clients asked whose answers end the wait. With more clients selected than needed, a round
+            does not wait for the slowest.
+        start: seconds that the first round waits until every client has a node.
 
     Raises:
         ConfigurationError: a number is out of range.

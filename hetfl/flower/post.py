@@ -1,4 +1,4 @@
-"""Flower's Grid as the server's post."""
+"""Transport of the server's messages over Flower's Grid."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from httpx import TransportError
 from hetfl.flower.nodes import Failure
 
 AT_ONCE = 16
-"""How many answers are asked for at a time: with more nodes than that, each is asked for less often."""
+"""Largest number of answers that one call begins to pull; with more nodes, each answer is tried less often."""
 PULL_SECONDS = 0.2
-"""How long :meth:`FlowerPost.collect` waits for answers that are under way."""
+"""Seconds that :meth:`FlowerPost.collect` waits for running pulls."""
 
 
 class FlowerPost:
     """Messages over Flower.
 
-    Flower hands an answer out before all of it has arrived, and then waits for the rest, for minutes if its node has
-    died and for hours if it sends a little from time to time. So each answer is pulled by a thread of its own: nobody
-    else's waits for it, and no round lasts longer than its deadline.
+    Flower announces an answer before all of it has arrived, and a pull then waits for the rest: for minutes if the node
+    has died, and for hours if it sends slowly. So each answer is pulled in a separate thread. Then no answer delays
+    another one, and no round lasts longer than its deadline.
 
     Args:
         grid: of the ServerApp.
@@ -31,64 +31,66 @@ class FlowerPost:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._came: dict[str, RecordDict | Failure | Exception] = {}
-        self._asked: dict[str, float] = {}  # when somebody looked last for an answer
-        self._under_way: dict[str, threading.Thread] = {}
+        self._pulled: dict[str, RecordDict | Failure | Exception] = {}
+        self._tried: dict[str, float] = {}  # time of the last pull by id
+        self._pulls: dict[str, threading.Thread] = {}
 
     def online(self) -> Collection[int]:
-        """Return the nodes whose heartbeat is known; one that has just died is among them."""
+        """Return the nodes with a recent heartbeat; a node that has just died is still among them."""
         return list(self._grid.get_node_ids())
 
     def send(self, letters: Mapping[int, RecordDict], seconds: float) -> dict[int, str]:
-        """Push messages that end with their deadline; return the ids of those that Flower took."""
+        """Push messages that expire after so many seconds; return the ids of those that Flower took, by node."""
         messages = [Message(content, node, MessageType.TRAIN, ttl=seconds) for node, content in letters.items()]
         ids = list(self._grid.push_messages(messages))
         return {node: id for node, id in zip(letters, ids, strict=False) if id}
 
     def collect(self, ids: Collection[str]) -> dict[str, RecordDict | Failure]:
-        """Return the answers that there are; a failure where Flower or the node could not deal with a message.
+        """Return the answers that have arrived, by id; a failure where Flower or the node could not handle a message.
 
-        What came of a node and cannot be read is a failure, too: of that node, and of nobody else.
+        An answer that cannot be read is a failure of its node only.
 
         Raises:
-            Exception: the SuperLink cannot be asked.
+            Exception: the SuperLink cannot be reached.
         """
-        idle = [id for id in ids if id not in self._under_way and id not in self._came]
-        for id in sorted(idle, key=lambda id: self._asked.get(id, 0.0))[:AT_ONCE]:
-            self._asked[id] = time.monotonic()
-            self._under_way[id] = threading.Thread(target=self._pull, args=(id,), daemon=True)
-            self._under_way[id].start()
+        idle = [id for id in ids if id not in self._pulls and id not in self._pulled]
+        for id in sorted(idle, key=lambda id: self._tried.get(id, 0.0))[:AT_ONCE]:
+            self._tried[id] = time.monotonic()
+            self._pulls[id] = threading.Thread(target=self._pull, args=(id,), daemon=True)
+            self._pulls[id].start()
         until = time.monotonic() + PULL_SECONDS
-        for thread in [self._under_way[id] for id in ids if id in self._under_way]:
+        for thread in [self._pulls[id] for id in ids if id in self._pulls]:
             thread.join(max(0.0, until - time.monotonic()))
-        self._under_way = {id: thread for id, thread in self._under_way.items() if thread.is_alive()}
+        self._pulls = {id: thread for id, thread in self._pulls.items() if thread.is_alive()}
         answers: dict[str, RecordDict | Failure] = {}
         for id in ids:
-            if id in self._came and id not in self._under_way:
-                came = self._came.pop(id)
-                self._asked.pop(id, None)
-                if isinstance(came, Exception):
-                    raise came
-                answers[id] = came
+            if id in self._pulled and id not in self._pulls:
+                answer = self._pulled.pop(id)
+                self._tried.pop(id, None)
+                if isinstance(answer, Exception):
+                    raise answer
+                answers[id] = answer
         return answers
 
     def _pull(self, id: str) -> None:
-        """Look for one answer, and wait until all of it is there."""
+        """Pull one answer, and wait until all of it has arrived."""
         try:
             for message in self._grid.pull_messages([id]):
-                self._came[id] = _content(message, id)
-        except (TransportError, OSError) as error:  # nobody is there to be asked
-            self._came[id] = error
+                self._pulled[id] = _content(message, id)
+        except (TransportError, OSError) as error:  # the SuperLink cannot be reached
+            self._pulled[id] = error
         except Exception as error:
-            self._came[id] = self._cause(error)
+            self._pulled[id] = self._cause(error)
 
     def _cause(self, error: Exception) -> Failure | Exception:
-        """Return whose fault an exception is that came out of a pull: a node's, unless the SuperLink serves us no more.
+        """Return the cause of an exception in a pull: a failure of the node if the SuperLink still answers.
 
-        Flower makes objects of a node's bytes after the SuperLink has handed them out. Whatever is wrong with them is
-        an exception of some library: protobuf's ``DecodeError``, ``JSONDecodeError``, ``UnicodeDecodeError``,
-        ``ValueError``, ``KeyError``, ``IndexError``, ``TypeError``, ``AttributeError``, ``RecursionError``,
-        ``MemoryError``.
+        Flower parses a node's bytes after the SuperLink has delivered them. Malformed bytes raise exceptions of many
+        libraries: protobuf's ``DecodeError``, ``JSONDecodeError``, ``UnicodeDecodeError``, ``ValueError``,
+        ``KeyError``, ``IndexError``, ``TypeError``, ``AttributeError``, ``RecursionError``, ``MemoryError``.
+
+        Returns:
+            A failure of the node, or the exception of the SuperLink.
         """
         try:
             self.online()
@@ -98,9 +100,9 @@ class FlowerPost:
 
 
 def _content(message: Message, id: str) -> RecordDict | Failure:
-    """Return what an answer to a message holds. All of it is a node's word, its own id and type included."""
+    """Return the content of an answer to a message. The node chooses all of it, its id and type included."""
     if message.metadata.reply_to_message_id != id:
-        return Failure("Expected an answer to what was asked but got one to something else", refused=True)
+        return Failure("Expected an answer to the request but got one to another message", refused=True)
     if message.has_error():
         return Failure(f"Flower: {message.error.reason}")
     content: object = message.content

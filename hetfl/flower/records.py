@@ -1,4 +1,4 @@
-"""Records of Flower: plain values and bytes, whose types are checked as they are read."""
+"""Flower records of plain values and of bytes; reading checks the types."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hetfl.printable import printable
 
 STYPE = "hetfl.wire"
-"""What Flower is told that our bytes are; it carries them as they are."""
+"""Type of our bytes in Flower's records; Flower does not interpret it."""
 VALUES = "values"
 T = TypeVar("T")
 
 
 class MalformedMessage(ValueError):
-    """A message that is not what it should be; its text may quote what came."""
+    """A message that does not have the expected form; the error's text may quote it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
@@ -30,7 +30,7 @@ def bytes_of(records: RecordDict, name: str) -> bytes:
     """Return the bytes in a record.
 
     Raises:
-        MalformedMessage: there is none.
+        MalformedMessage: there is no such record of bytes.
     """
     record = records.get(name)
     if not isinstance(record, ArrayRecord) or list(record) != [VALUES] or record[VALUES].stype != STYPE:
@@ -42,7 +42,7 @@ def config_of(records: RecordDict, name: str) -> ConfigRecord:
     """Return a record of plain values.
 
     Raises:
-        MalformedMessage: there is none.
+        MalformedMessage: there is no such record.
     """
     record = records.get(name)
     if not isinstance(record, ConfigRecord):
@@ -51,10 +51,10 @@ def config_of(records: RecordDict, name: str) -> ConfigRecord:
 
 
 def value_of(record: ConfigRecord, name: str, kind: type[T]) -> T:
-    """Return a value of a record whose type is the expected one.
+    """Return a value of a record, whose type is checked.
 
     Raises:
-        MalformedMessage: there is none.
+        MalformedMessage: the value is missing, or has another type.
     """
     value = record.get(name)
     if type(value) is not kind:

@@ -1,4 +1,4 @@
-"""What server and nodes must agree in, although each reads it from its own copy of the configuration."""
+"""Settings in which server and nodes must agree; each reads them from its own copy of the configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hetfl.federation import FederatedModule
 
 
 def shared_settings(module: FederatedModule) -> dict[str, str]:
-    """Return by name, in short text, what the numbers of a federation depend on, the partition of its data included.
+    """Return by name, as short text, the settings that change a federation's numbers, with the partition of its data.
 
     Args:
         module: set up with its data, and with a trainer.
@@ -18,9 +18,14 @@ def shared_settings(module: FederatedModule) -> dict[str, str]:
     return {"hetfl": hetfl.__version__, "precision": str(module.trainer.precision), **fingerprint}
 
 
-def disagreement(servers: Mapping[str, str], own: Mapping[str, str]) -> str:
-    """Return the first setting in which a node is not like the server, in words; empty if there is none."""
-    for name in [*own, *servers]:
-        if servers.get(name) != own.get(name):
-            return f"Expected the server's {name} ({servers.get(name)}) but got {own.get(name)}"
+def disagreement(servers: Mapping[str, str], nodes: Mapping[str, str]) -> str:
+    """Return text about the first setting in which a node differs from the server; empty if there is none.
+
+    Args:
+        servers: the server's settings by name.
+        nodes: the node's settings by name.
+    """
+    for name in [*nodes, *servers]:
+        if servers.get(name) != nodes.get(name):
+            return f"Expected the server's {name} ({servers.get(name)}) but got {nodes.get(name)}"
     return ""

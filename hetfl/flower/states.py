@@ -1,9 +1,9 @@
-"""What belongs to a client, on the client's own disk: its residual, and what a penalty remembers of it.
+"""The states of clients on their node's disk: residual, memory of the penalty, and personal tensors.
 
-A state is made when a client has trained, and is in force once the server has taken the update that it goes with. Of
-that a client learns with the next message, so old and new are kept until then: a message says which state it goes on
-from, and which others the server's checkpoints may still go back to. A state is known by a digest of its content, its
-client, round and federation, so a state that is lost, damaged or another's is noticed.
+A client makes a new state when it has trained. This state becomes the client's if the server accepts the update that
+was sent with it. The client learns this from its next order, so it keeps old and new states until then: an order names
+the state to start from, and the other states that the server's checkpoints may still need. The name of a state is a
+digest of its content, client, round and federation. So a state that is lost, damaged or another client's is noticed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from hetfl.errors import ConfigurationError
 from hetfl.store.client_file import digest_of, read_blocks, write_blocks
 
 NOTHING = ""
-"""The state of a client of which the server has not taken an update, or which has nothing to keep."""
+"""Name of the empty state: the server has accepted no update of the client, or the client has nothing to keep."""
 STATE = re.compile(r"(?:[0-9a-f]{32})?")
 FEDERATION = re.compile(r"[0-9a-f]{32}")
 FILE = re.compile(r"client-(\d+)-round-(\d+)-([0-9a-f]{32})\.safetensors")
 TORN = "round-*.safetensors.tmp"
-"""What a node that was killed while it wrote leaves behind."""
+"""Pattern of incomplete files, which a node leaves if it is killed while it writes."""
 
 
 class StateLost(Exception):
-    """The state that the server goes on from is not on the client's disk."""
+    """The state that the server names in an order is not on the node's disk."""
 
 
 @dataclass(frozen=True)
 class ClientState:
-    """What belongs to a client.
+    """The state of a client.
 
     Attributes:
-        round: in which the server took the update that it goes with; -1: none.
-        blocks: by name, in global coordinates (:class:`hetfl.store.ClientStore`).
+        round: the round of the update that the state belongs to; -1: none.
+        blocks: tensors by name, in global coordinates (:class:`hetfl.store.ClientStore`).
     """
 
     round: int = -1
@@ -50,7 +50,7 @@ class ClientStates:
     """The states of a node's clients, in one file each, written under a temporary name and renamed.
 
     Args:
-        folder: where they are, for as long as the client takes part in federations; one folder below it for each.
+        folder: folder of the states, with a sub-folder per federation; keep it as long as the clients take part.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,17 +59,22 @@ class ClientStates:
     def load(self, federation: str, client: int, state: str) -> ClientState:
         """Return a state.
 
+        Args:
+            federation: name of the federation.
+            client: the client's id.
+            state: name of the state.
+
         Raises:
-            StateLost: it is not there as it was written; says what is.
+            StateLost: the state is missing or damaged; names the states that are on the disk.
         """
         if state == NOTHING:
             return ClientState()
-        own = self._files(federation, client)
-        if state not in own:
-            there = max((round for round, _ in own.values()), default=None)
-            have = "no state at all" if there is None else f"states up to round {there}"
-            raise StateLost(f"Expected state {state} of client {client} but got {have}")
-        round, path = own[state]
+        files = self._files(federation, client)
+        if state not in files:
+            newest = max((round for round, _ in files.values()), default=None)
+            present = "no state at all" if newest is None else f"states up to round {newest}"
+            raise StateLost(f"Expected state {state} of client {client} but got {present}")
+        round, path = files[state]
         try:
             blocks = read_blocks(path)
         except ConfigurationError as error:
@@ -79,10 +84,10 @@ class ClientStates:
         return ClientState(round, blocks)
 
     def save(self, federation: str, client: int, state: ClientState) -> str:
-        """Write a state to the disk; return its name. Others stay.
+        """Write a state to the disk, beside the client's other states; return its name.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the state cannot be written.
         """
         if not state.blocks:
             return NOTHING
@@ -92,7 +97,7 @@ class ClientStates:
         return name
 
     def prune(self, federation: str, client: int, keep: Iterable[str]) -> None:
-        """Delete the states of a client that the server will not go back to, and what was never whole."""
+        """Delete a client's incomplete files, and its states other than those in ``keep``."""
         kept = set(keep)
         for torn in self._of(federation).glob(f"client-{client}-{TORN}"):
             torn.unlink(missing_ok=True)
@@ -119,29 +124,29 @@ def _name(federation: str, client: int, round: int, blocks: Mapping[str, Tensor]
 
 
 class StateBook:
-    """The server's book of which state each client goes on from.
+    """The server's record of the name of each client's state.
 
     Args:
-        kept: how many of the last checkpoints the server may go back to.
+        kept: number of the last checkpoints that the server may resume from.
     """
 
     def __init__(self, kept: int = 2) -> None:
         self._kept = kept
         self._present: dict[int, str] = {}
-        self._pending: dict[int, str] | None = None  # in a checkpoint that may be on its way to the disk
+        self._pending: dict[int, str] | None = None  # in a checkpoint that may not be on the disk yet
         self._written: list[dict[int, str]] = []  # in the last checkpoints on the disk
 
     def present(self, client: int) -> str:
-        """Return the state that goes with the last update that the server took of a client."""
+        """Return the name of the state that belongs to the client's last accepted update."""
         return self._present.get(client, NOTHING)
 
     def keep(self, client: int) -> list[str]:
-        """Return the states of a client that may be needed again, the present one included, sorted."""
+        """Return the names of a client's states that may be needed again, with the present one, sorted."""
         books = [self._present, *self._written, *([] if self._pending is None else [self._pending])]
         return sorted({book[client] for book in books if client in book})
 
     def take(self, client: int, state: str) -> None:
-        """Note that the server took an update, and the state that goes with it; :data:`NOTHING` to begin anew."""
+        """Record the state of an accepted update; :data:`NOTHING` makes the client begin anew."""
         self._present[client] = state
         if state == NOTHING:
             del self._present[client]
@@ -152,12 +157,12 @@ class StateBook:
         return {"clients": list(self._present), "states": list(self._present.values())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
+        """Load the state that :meth:`state_dict` returned."""
         self._present = dict(zip(state["clients"], state["states"], strict=True))
         self._pending, self._written = None, [dict(self._present)]
 
     def checkpointed(self) -> None:
-        """Learn that the checkpoint with the last :meth:`state_dict` is on the disk."""
+        """Record that the checkpoint with the last :meth:`state_dict` is on the disk."""
         if self._pending is not None:
             self._written = [*self._written, self._pending][-self._kept :]
             self._pending = None

@@ -1,4 +1,4 @@
-"""Hooks, one per file: they change what a client sends, what the server adds up, or the step that the server takes."""
+"""Hooks, one per file: they change a client's vector, an update on the server, or the server's step."""
 
 from hetfl.hooks.base import DeltaContext, Hook
 from hetfl.hooks.chain import Hooks

@@ -1,4 +1,4 @@
-"""What a hook is: it changes what a client sends, what the server adds up, or the step that the server takes."""
+"""The base class of hooks, which change a client's vector, an update on the server, or the server's step."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from hetfl.updates import Update
 
 @dataclass(frozen=True)
 class DeltaContext:
-    """What a hook may know of the client whose vector it changes.
+    """The context of a client whose vector a hook changes.
 
     Attributes:
         client: the client's id.
         level: the name of its level.
         round: the round's number, from 0.
         lr: the clients' learning rate γ_t.
-        part: where the vector's D entries lie in the global model; with a mask, only those that are held.
-        generator: for random choices, on the CPU; the client's own, another one in every round and for every hook.
+        part: positions of the vector's D entries in the global model; with a mask, only those of held entries.
+        generator: for random choices, on the CPU; a separate one for each client, round and hook.
     """
 
     client: int
@@ -37,48 +37,48 @@ class DeltaContext:
 
 
 class Hook(Piece):
-    """Changes what is aggregated, at three places in a round; by default nothing at any of them.
+    """Changes what is aggregated, by up to three methods; by default each returns its input.
 
-    Each place gets values and returns values. What it gets is only read. Hooks act in the order of
-    ``FederatedModule(hooks=[...])``, and each gets what the one before it returned.
+    Each method gets values, which it must not modify, and returns values. Hooks act in the order of
+    ``FederatedModule(hooks=[...])``; each gets the values that the previous hook returned.
 
-    What a hook changes on the server is changed for the aggregation alone: residuals, memories of penalties and every
-    piece's :meth:`~hetfl.piece.Piece.observe` follow the update as the server decoded it.
+    Changes on the server affect the aggregation only: residuals, memories of penalties and every piece's
+    :meth:`~hetfl.piece.Piece.observe` use the update as decoded.
 
     A hook is a :class:`~hetfl.piece.Piece`: its settings are part of the fingerprint, its state is in checkpoints, its
-    columns are in ``metrics.csv``. The server's two places may change its state; on several ranks every rank runs them
-    on the same updates.
+    columns are in ``metrics.csv``. :meth:`on_update` and :meth:`on_step` run on the server and may change the hook's
+    state; with several ranks every rank runs them on the same updates.
     """
 
     def on_delta(self, p_D: Tensor, ctx: DeltaContext) -> Tensor:
-        r"""Return what a client compresses, in place of :math:`p = \Delta + e`.
+        r"""Return the vector p' that a client compresses in place of :math:`p = \Delta + e`.
 
-        This is the client's side: it runs where p is formed, which is the server's process, the rank that trained the
-        client, or the client's Flower node. There the hook knows its settings and ``ctx`` and must not keep a state.
+        It runs at the client: in the server's process, in the rank that trained the client, or in the client's Flower
+        node. It may read the hook's settings and ``ctx``, and must not keep a state.
 
-        The new residual is :math:`e' = p' - u` with p' the vector that is returned and u the update. So error feedback
-        makes up for what the compressor leaves out, and never for what a hook took away or added: what is clipped is
-        gone, and noise is not taken back in the next round. Float buffers travel beside p and are not in it.
+        The new residual is :math:`e' = p' - u`, with u the update. So error feedback later sends what the compressor
+        leaves out. It does not restore what a hook removed, nor remove what a hook added: clipped values are lost, and
+        noise is not subtracted in the next round. Float buffers are sent beside p and are not in it.
 
         Args:
             p_D: Δ plus the residual, or Δ alone without error feedback, shape (D,).
-            ctx: whose vector it is.
+            ctx: the client, its level, its part, the round.
 
         Raises:
-            RefusedUpdate: the client sends nothing; its delta is lost and its residual stays.
+            RefusedUpdate: the client sends nothing; its delta is lost and its residual does not change.
         """
         return p_D
 
     def on_update(self, update: Update, index: Index, report: Report) -> Update:
-        """Return what the server adds up in place of a decoded update.
+        """Return the update that the server adds up in place of a decoded one.
 
         Args:
-            update: what the server decoded, as the hooks before this one changed it.
-            index: where its entries lie in the global model: what the client sent, parameters and then float buffers.
-            report: what is known of the client's training.
+            update: the decoded update, as changed by the hooks before this one.
+            index: positions of its entries in the global model: the sent parameters, then the float buffers.
+            report: the client's report, completed by the server.
 
         Raises:
-            RefusedUpdate: the update is not added up; it counts as refused, and its client's residual stays.
+            RefusedUpdate: the update is not added up; it counts as refused, and its client's residual does not change.
         """
         return update
 
@@ -86,12 +86,12 @@ class Hook(Piece):
         r"""Return the step Δ that the server's optimizer takes, as :math:`\theta.\text{grad} = -\Delta`.
 
         Args:
-            model: number of the global model; :data:`~hetfl.types.SHARED` for what all models share.
+            model: number of the global model; :data:`~hetfl.types.SHARED` for the tensors that all models share.
             delta: the aggregated step of each tensor, float buffers included, by name.
-            holders: number or weight of holders of each entry; 0: nobody. Such entries stay as they are, whatever is
-                returned.
+            holders: by name, number or weight of the holders of each entry. Entries with 0 do not change, whatever the
+                hook returns.
         """
         return delta
 
     def regroup(self, clusters: Sequence[int]) -> None:
-        """Learn every client's cluster, -1 for none yet, before a round's first update. By default nothing."""
+        """Called before a round's first update with every client's cluster, -1 for none. By default does nothing."""

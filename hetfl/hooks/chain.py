@@ -1,4 +1,4 @@
-"""The hooks of a run, one after the other."""
+"""The hooks of a run, called in their order."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from hetfl.updates import Update
 class Hooks(Piece):
     """Calls the hooks of a run in their order.
 
-    Each hook after the first takes part in the run as a piece named ``hooks.<class>``, with a number behind it for the
-    second of a class. This piece itself stands for their order in the fingerprint.
+    Each hook after the first is a piece of the run with the name ``hooks.<class>``; further hooks of the same class
+    get ``_2``, ``_3`` and so on. This piece itself records their order in the fingerprint.
 
     Args:
-        first: acts before all others, and is a piece of its own: the penalty, with its server's half.
-        others: in their order.
+        first: acts before all others: the penalty, which is registered as a piece elsewhere.
+        others: the other hooks in their order.
     """
 
     def __init__(self, first: Hook, others: Sequence[Hook] = ()) -> None:
@@ -39,7 +39,7 @@ class Hooks(Piece):
         """Add a hook that acts after all others.
 
         Raises:
-            ConfigurationError: it is no hook, or is there already.
+            ConfigurationError: the object is no hook, or is already in the chain.
         """
         if not isinstance(hook, Hook):
             raise ConfigurationError(f"Expected a hook (hetfl.hooks.Hook) among hooks but got {type(hook).__name__}")
@@ -53,17 +53,17 @@ class Hooks(Piece):
         return dict(self.named)
 
     def columns(self) -> dict[str, float]:
-        """Return nothing: every hook has its own columns.
+        """Return nothing: each hook is a piece and logs its columns itself.
 
         Raises:
-            ConfigurationError: two hooks have a column of one name.
+            ConfigurationError: two hooks have a column of the same name.
         """
         owner: dict[str, str] = {}
         for name, hook in self.named.items():
             for column in hook.columns():
                 if owner.setdefault(column, name) != name:
                     raise ConfigurationError(
-                        f"Expected hooks with columns of their own but both {owner[column]} and {name} have {column}"
+                        f"Expected hooks with different columns but both {owner[column]} and {name} have {column}"
                     )
         return {}
 
@@ -71,11 +71,11 @@ class Hooks(Piece):
         return ", ".join(name for name, hook in self.named.items() if hook.describe()) or "none"
 
     def combine(self, task: Task, part: Part, seed: int) -> Combine:
-        """Return what becomes of a client's delta and residual before they are compressed.
+        """Return the function that combines a client's delta and residual before the compression.
 
         Args:
-            task: the client's.
-            part: where the entries of p lie.
+            task: the client's task.
+            part: positions of the entries of p in the global model.
             seed: of every random choice.
         """
         hooks = {name: hook for name, hook in self._all_named() if type(hook).on_delta is not Hook.on_delta}
@@ -93,7 +93,7 @@ class Hooks(Piece):
         return changed
 
     def on_update(self, update: Update, index: Index, report: Report) -> Update:
-        """Return what is added up in place of a decoded update; see :meth:`Hook.on_update`."""
+        """Return the update that is added up in place of a decoded one; see :meth:`Hook.on_update`."""
         for name, hook in self._all_named():
             changed = hook.on_update(update, index, report)
             if changed is not update:
@@ -110,15 +110,15 @@ class Hooks(Piece):
                 raise ConfigurationError(
                     f"Expected steps of {sorted(delta)} from {name}.on_step but got {sorted(changed)}"
                 )
-            held = {tensor: step for tensor, step in changed.items() if step is not delta[tensor]}
-            for tensor, step in held.items():
+            new_steps = {tensor: step for tensor, step in changed.items() if step is not delta[tensor]}
+            for tensor, step in new_steps.items():
                 _alike(step, delta[tensor], f"{name}.on_step")
-                held[tensor] = torch.where(holders[tensor] > 0, step, delta[tensor])
-            delta = {**delta, **held}
+                new_steps[tensor] = torch.where(holders[tensor] > 0, step, delta[tensor])
+            delta = {**delta, **new_steps}
         return delta
 
     def regroup(self, clusters: Sequence[int]) -> None:
-        """Tell all hooks of every client's cluster."""
+        """Pass every client's cluster on to all hooks."""
         for hook in self._all():
             hook.regroup(clusters)
 
@@ -130,10 +130,10 @@ class Hooks(Piece):
 
 
 def _alike(changed: Tensor, given: Tensor, where: str) -> Tensor:
-    """Return a changed tensor.
+    """Return a changed tensor, after a check.
 
     Raises:
-        ConfigurationError: its shape or type is not that of the given one.
+        ConfigurationError: its shape or dtype is not that of the given tensor.
     """
     if changed.shape != given.shape or changed.dtype != given.dtype:
         raise ConfigurationError(

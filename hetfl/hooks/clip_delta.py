@@ -1,4 +1,4 @@
-"""A bound on the norm of what a client compresses, on the client."""
+"""A bound, at the client, on the norm of the vector that the client compresses."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ class ClipDelta(Hook):
 
     .. math:: p' = p \min\bigl(1, C / \lVert p \rVert_2\bigr), \qquad u = \text{decode}(C(p')), \qquad e' = p' - u
 
-    With error feedback the residual is part of p, so what a client sends is bounded, whatever it has not sent yet. What
-    is clipped away is gone: it does not stay in the residual, which would otherwise grow for as long as p is too long.
-    Float buffers travel beside p and are not bounded. The clipping is that of McMahan et al. (ICLR 2018, arXiv
-    1710.06963), where p is Δ. :class:`~hetfl.hooks.NormBound` is the server's bound, which does
-    not rely on clients.
+    With error feedback the residual is part of p, so the bound also limits a large residual. The clipped part is lost:
+    it is not kept in the residual, which would otherwise grow as long as p exceeds the bound. Float buffers are sent
+    beside p and are not bounded. The clipping is that of McMahan et al. (ICLR 2018, arXiv 1710.06963), where p is Δ.
+    :class:`~hetfl.hooks.NormBound` is the server's bound, which does not rely on honest clients.
 
     Args:
         max_norm: C, the bound.

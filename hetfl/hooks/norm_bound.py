@@ -1,4 +1,4 @@
-"""A bound on the norm of every client's update, on the server."""
+"""A bound, at the server, on the norm of every client's update."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Action = Literal["refuse", "clip"]
 class NormBound(Hook):
     r"""Refuse or shorten updates whose 2-norm is larger than a bound (Sun et al., 2019, arXiv 1911.07963).
 
-    With u the update as the server decoded it, its exact block included, and C the bound, ``clip`` adds up
+    With u the decoded update, float buffers included, and C the bound, ``clip`` adds up
 
     .. math:: u \min\bigl(1, C / \lVert u \rVert_2\bigr)
 
-    and ``refuse`` leaves an update with :math:`\lVert u \rVert_2 > C` out: it counts as refused (``comm/refused``), the
+    and ``refuse`` leaves out an update with :math:`\lVert u \rVert_2 > C`: it counts as refused (``comm/refused``), the
     log names its client, and the client keeps its residual. The norm of an update grows with the client's level, its
-    learning rate and its number of steps. A bound below the norms of honest updates stops training if it refuses.
+    learning rate and its number of steps. With ``refuse``, a bound below the norms of honest updates stops training.
 
-    Columns: ``defence/refused`` or ``defence/clipped``, the number of updates of the round that were too long.
+    Columns: ``defence/refused`` or ``defence/clipped``, the number of the round's updates above the bound.
 
     Args:
         max_norm: C.
-        action: what becomes of a longer update.
+        action: ``refuse`` or ``clip``, for an update above the bound.
 
     Raises:
-        ConfigurationError: the bound is not above 0, or there is no such action.
+        ConfigurationError: the bound is not above 0, or ``action`` is neither of both.
     """
 
     def __init__(self, max_norm: float, action: Action = "refuse") -> None:
@@ -49,12 +49,12 @@ class NormBound(Hook):
         self._longer = 0
 
     def bound(self, index: Index, report: Report) -> float:
-        """Return C for an update, given where its entries lie and what is known of the client's training."""
+        """Return C for an update; a subclass may use its positions and the client's report."""
         return self.max_norm
 
     def on_update(self, update: Update, index: Index, report: Report) -> Update:  # noqa: D102
         bound = self.bound(index, report)
-        norm = 0.0 if bound == math.inf else norm_of(update)  # which takes the dense vector
+        norm = 0.0 if bound == math.inf else norm_of(update)  # norm_of makes the dense vector
         if norm <= bound:
             return update
         self._longer += 1
@@ -67,6 +67,6 @@ class NormBound(Hook):
 
 
 def norm_of(update: Update) -> float:
-    """Return the 2-norm of an update, its exact block included, in float64."""
+    """Return the 2-norm of an update, its float buffers included, in float64."""
     parts = (update.to_dense(), update.exact)
     return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))

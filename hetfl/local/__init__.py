@@ -1,4 +1,4 @@
-"""Local training: what happens on a client, and the executors that run it."""
+"""Local training: a client's work, and the executors that run it."""
 
 from hetfl.local.auto import Auto
 from hetfl.local.executor import Executor, InProcess, LocalProblem, Result

@@ -1,4 +1,4 @@
-"""Images, and weights, as convolutions on a CPU want them: all channels of a pixel side by side."""
+"""Channels-last memory layout of images and weights, which convolutions on a CPU need for full speed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hetfl.layout import Layout
 
 
 def channels_last(x_NCHW: Tensor) -> Tensor:
-    """Return the same values with all channels of a pixel side by side."""
-    # Not contiguous(): of one channel it says that both layouts are the same, and layers then choose the other.
+    """Return the same values in channels-last layout: all channels of a pixel lie side by side."""
+    # Not contiguous(): for one channel it treats both layouts as the same, and layers then choose channels first.
     return torch.empty_like(x_NCHW, memory_format=torch.channels_last).copy_(x_NCHW)
 
 
 class ChannelsLastLayout(Layout):
     """A layout whose tensors of four dimensions, (filters, channels, height, width), have their channels last.
 
-    A convolution of images that are laid out so wants its weights so, and copies them in every call if they are not.
+    A convolution of channels-last images needs channels-last weights; it copies weights of another layout in each call.
     """
 
     @staticmethod
@@ -37,26 +37,26 @@ class ChannelsLastLayout(Layout):
 
 
 def _differs(shape: Sequence[int]) -> bool:
-    # Of one channel or one pixel both orders are the same: strides of their own would only mislead layers.
+    # With one channel or one pixel both orders are the same; channels-last strides would only mislead layers.
     return len(shape) == 4 and shape[1] > 1 and shape[2] * shape[3] > 1
 
 
 class ChannelsLast:
-    """A hook before a net's ``forward`` that lays images out channels last, on a CPU.
+    """A hook before a net's ``forward`` that converts images to channels-last layout, on a CPU.
 
-    Layers keep that layout from one to the next; values and shapes are the same, and convolutions and pools take less
-    time. A net that cannot take it (``view`` needs channels first) gets its inputs as they are: that is tried once in
-    training and once in evaluation, on a copy.
+    Layers pass the layout on to the next layer. Values and shapes are the same, and convolutions and pools take less
+    time. A net that fails on this layout (``view`` needs channels first) gets its inputs unchanged: the hook tries a
+    copy of the net once in training and once in evaluation.
 
     Attributes:
-        accepted: whether the net can take it in training (True) and in evaluation (False), as far as that is known.
+        accepted: whether the net accepts the layout, by ``net.training``; a mode that was not tried yet is missing.
     """
 
     def __init__(self) -> None:
         self.accepted: dict[bool, bool] = {}
 
     def __call__(self, net: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Return the arguments that ``forward`` gets; None: as they are."""
+        """Return the arguments for ``forward``; None: unchanged."""
         inputs = args[0] if args else None
         if not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.device.type != "cpu":
             return None
@@ -69,19 +69,19 @@ class ChannelsLast:
 
 
 def without_layout(net: nn.Module) -> nn.Module:
-    """Return a copy of a net that computes on inputs as they are laid out: to the bits of a net that has no hook."""
-    found = copy.deepcopy(net)
-    for number, hook in list(found._forward_pre_hooks.items()):
+    """Return a copy of a net without :class:`ChannelsLast` hooks, so that it computes on inputs in their layout."""
+    copied = copy.deepcopy(net)
+    for number, hook in list(copied._forward_pre_hooks.items()):
         if isinstance(hook, ChannelsLast):
-            del found._forward_pre_hooks[number]
-    return found
+            del copied._forward_pre_hooks[number]
+    return copied
 
 
 def _accepts(net: nn.Module, *args: Any) -> bool:
-    """Return whether a net runs on such inputs; its buffers and torch's random numbers stay as they were."""
+    """Return whether a net runs on these inputs; its buffers and torch's random state do not change."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             without_layout(net)(*args)
-        except Exception:  # whatever is wrong beside the layout is raised again where it belongs
+        except Exception:  # an error with another cause is raised again by the net's own call
             return False
     return True

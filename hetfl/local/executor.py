@@ -1,4 +1,4 @@
-"""What an executor is: it runs jobs of clients on resident nets and returns their results in order."""
+"""The base class of executors, which run clients' jobs on resident nets and return the results in order."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from hetfl.types import NOTHING, ClientContext, Report, Task
 
 
 class ClientSource(Protocol):
-    """What local training needs of a data module."""
+    """The interface of a data module that local training uses."""
 
     @property
     def transform(self) -> Transform:
-        """Turns raw inputs into what the net takes."""
+        """Turns raw inputs into inputs of the net."""
         ...
 
     def client_data(self, client: int, split: Literal["train", "test"] = "train") -> ClientData:
@@ -41,20 +41,20 @@ class ClientSource(Protocol):
         ...
 
     def labels(self, client: int) -> Tensor:
-        """Return which classes a client's training data has, bool (K,)."""
+        """Return which of the K classes a client's training data has, bool (K,)."""
         ...
 
 
 @dataclass(frozen=True)
 class LocalProblem:
-    """What is trained, and how.
+    """The local problem: the nets, the method and the settings of local training.
 
     Attributes:
         seed: of every random choice.
         local: the settings of local training.
         levels: by name of a level, its leading block.
         build: returns a new net of a level on the global model's device.
-        method: says what is computed.
+        method: defines the loss and the hooks of local training.
         precision_context: returns the trainer's precision as a context, for other processes.
         personal: names of the tensors that stay with their client.
     """
@@ -70,11 +70,11 @@ class LocalProblem:
 
 @dataclass(frozen=True)
 class Result:
-    """What a job returns.
+    """The result of a job.
 
     Attributes:
-        task: the task it answers.
-        report: what the client reports of it.
+        task: the task.
+        report: the client's report.
         vector: flat result whose meaning the job defines, shape (D,); a delta for training.
     """
 
@@ -87,8 +87,8 @@ class Bench:
     """The resident nets of one process: one per level, built at first use.
 
     Args:
-        problem: what is trained.
-        data: on what.
+        problem: the local problem.
+        data: the clients' data.
         models: the tensors of every global model by name.
     """
 
@@ -98,39 +98,39 @@ class Bench:
         self._narrow: dict[str, nn.Module] = {}
 
     def resident(self, task: Task) -> ResidentNet:
-        """Return the net of the task's level with its anchor at the present values of the task's global model."""
+        """Return the net of the task's level; its anchor has the present values of the task's global model."""
         resident = self._of_level(task.level)
         resident.anchor(self.models[task.model], self.part(task), (task.model, task.version))
         return resident
 
     def part(self, task: Task) -> Part:
-        """Return what a task's client holds."""
+        """Return the part that a task's client holds."""
         return task.part or self.problem.levels[task.level]
 
     def narrowed(self, task: Task, level: str, inputs_N: Tree) -> Tensor:
-        """Return the outputs of a task's net at a smaller level, with the values that the net has now.
+        """Return the outputs of a task's net at a smaller level, with the present values of the net.
 
         Raises:
-            ConfigurationError: the level is not a part of the task's.
+            ConfigurationError: the level is not a part of the task's level.
         """
         outer, inner = self.problem.levels[task.level], self.problem.levels[level]
         if not outer.covers(inner):
             raise ConfigurationError(f"Expected a level within {task.level} to narrow to but got {level}")
         tensors = state_of(self._of_level(task.level).net)
         narrowed = {name: take(tensors[name], entry) for name, entry in inner.items()}
-        if level not in self._narrow:  # not a resident net: how that lays images out is found by a pass of its own
+        if level not in self._narrow:  # not a resident net: its layout hook would try the layout with one more pass
             self._narrow[level] = self.problem.build(level).train()
         outputs: Tensor = functional_call(self._narrow[level], narrowed, (inputs_N,))
         return outputs
 
     def context(self, task: Task, labels_K: Tensor) -> ClientContext:
-        """Return what local training may know of a task's client."""
+        """Return the context of a task's client for the method's hooks."""
         random = generator(self.problem.seed, "method", task.round, task.client)
         begun, narrow = self._of_level(task.level).begun(), partial(self.narrowed, task)
         return ClientContext(task.client, task.round, labels_K, task.level, task.lr, 0, random, begun, narrow)
 
     def beyond(self, task: Task) -> Tensor | None:
-        """Return how far from the anchor a task's client begins, shape (D,), for its personal tensors; None: at it."""
+        """Return the client's first values minus the anchor, shape (D,), not zero at personal tensors; None: zero."""
         if task.personal is None:
             return None
         part = self.part(task)
@@ -139,7 +139,10 @@ class Bench:
         return beyond_D
 
     def small(self, task: Task) -> Task:
-        """Return a task as another process needs it: that has the leading blocks, and nothing that is sent."""
+        """Return a task for another process, without parts that it knows or does not need.
+
+        The process has the leading blocks of all levels, and sends nothing to the server.
+        """
         known = self.part(task) is self.problem.levels[task.level]
         return replace(task, part=NOTHING if known else task.part, sent=NOTHING)
 
@@ -148,22 +151,22 @@ class Bench:
         return self._of_level(level).layout.size
 
     def cost(self, task: Task) -> int:
-        """Return what a task's training costs, in entries times samples: good for comparisons."""
+        """Return the relative cost of a task's training: entries of its net times samples passed."""
         return self.passes(task) * self.size(task.level)
 
     def passes(self, task: Task) -> int:
-        """Return how many samples a task's training passes through the net, repetitions counted."""
+        """Return the number of samples that a task's training passes through the net: samples times epochs."""
         return len(self.data.client_data(task.client).targets) * (task.epochs or self.problem.local.epochs)
 
     @property
     def capacity(self) -> int:
-        """The number of entries that hold any job's result."""
-        # Statistics can be longer than the parameters only by their counts: one entry per norm layer.
+        """An upper bound of the number of entries of a job's result."""
+        # Statistics are longer than the parameters by at most their counts, one entry per norm layer.
         return sum(tensor.numel() for tensor in self.models[0].values()) + len(self.models[0])
 
     def _of_level(self, level: str) -> ResidentNet:
         if level not in self._residents:
-            # Lightning evaluates in inference mode; tensors born there could never be trained.
+            # Lightning evaluates in inference mode; tensors that are created in it can never be trained.
             with torch.inference_mode(False):
                 self._residents[level] = ResidentNet(self.problem.build(level), self.problem.local.optimizer)
                 self._residents[level].net.register_forward_pre_hook(ChannelsLast())
@@ -180,26 +183,26 @@ Job = Callable[[Bench, Task], Result]
 
 
 Recall = Callable[[Task], Task]
-"""Returns a task with what its client remembers: of a penalty, and of its own."""
+"""Returns a task with its client's state: the penalty's memory, and the personal tensors."""
 
 
 def recalled(task: Task, recall: Recall | None) -> Task:
-    """Return a task with what its client remembers."""
+    """Return a task with its client's state, if ``recall`` is given."""
     return task if recall is None else recall(task)
 
 
 class Executor(Piece):
     """Runs jobs for the clients of a cohort.
 
-    The result of a task depends on the task and the global model alone. For one kind of executor, thread setting and
-    device the bits are the same for any number of workers; between kinds they agree to rounding.
+    The result of a task depends only on the task and the global model. For a given kind of executor, number of threads
+    and device, results are bit-identical for any number of workers; between kinds they agree up to rounding.
     """
 
     def open(self, bench: Bench) -> None:
-        """Learn what is trained on what.
+        """Set the bench: the problem, the data and the global models.
 
         Args:
-            bench: this process's resident nets; its tensors are read whenever a task brings a new version.
+            bench: this process's resident nets; they are reloaded whenever a task has a new version of the models.
         """
         self.bench = bench
 
@@ -208,32 +211,32 @@ class Executor(Piece):
         """Yield the results in the order of the tasks.
 
         Args:
-            job: what each client does.
-            tasks: one per client.
-            recall: gives what a task's client remembers, asked for just before the task is run; None: nothing.
+            job: the work of each client.
+            tasks: one per client and model.
+            recall: adds the client's state to a task, just before the task is run; None: clients have no state here.
         """
 
     def close(self) -> None:
-        """End whatever the executor started."""
+        """End the processes that the executor started."""
 
     def describe(self) -> str:
-        """Return nothing: a run may go on with another executor."""
+        """Return nothing: a run may be resumed with another executor."""
         return ""
 
 
 class InProcess(Executor):
-    """Runs jobs in one process, so many clients at a time; it is also what a process of ``Workers`` does.
+    """Runs jobs in one process, a group of clients at a time; each process of ``Workers`` also uses one.
 
-    A cohort is divided into groups that depend on the cohort alone, so that results do not depend on who computes them.
+    The groups depend only on the cohort, so that results do not depend on the process that computes them.
     """
 
     @property
     def most(self) -> int:
-        """Largest number of tasks of a group."""
+        """The largest number of tasks in a group."""
         return 1
 
     def groups(self, job: Job, tasks: Sequence[Task]) -> list[list[int]]:
-        """Return which positions of ``tasks`` are computed together; by default each alone.
+        """Return groups of positions in ``tasks`` that are computed together; by default one task per group.
 
         Raises:
             ConfigurationError: a task's net cannot be trained in this way.
@@ -251,7 +254,7 @@ class InProcess(Executor):
         done: dict[int, Result] = {}
         for i, task in enumerate(tasks):
             if i not in done:
-                # Only now: what waits to be yielded is then at most one group of each level.
+                # A group runs as late as possible: at most one group of each level then waits to be yielded.
                 group = group_of[i]
                 done.update(zip(group, self.work(job, [recalled(tasks[k], recall) for k in group]), strict=True))
             yield replace(done.pop(i), task=task)

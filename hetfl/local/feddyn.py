@@ -1,4 +1,4 @@
-"""FedDyn: clients and server remember gradients, so that local optima agree with the global one."""
+"""FedDyn: clients and server keep sums of gradients, so that local optima agree with the global optimum."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ from hetfl.updates import Update
 
 
 class FedDyn(Penalty):
-    r"""Dynamic regularisation (Acar et al., ICLR 2021, arXiv 2111.04263), per entry as sub-models need it.
+    r"""Dynamic regularisation (Acar et al., ICLR 2021, arXiv 2111.04263), applied per entry for sub-models.
 
-    With :math:`g_k` the memory of client k, h the server's, :math:`u_k` the update as sent, and N the number of *all*
-    clients:
+    With :math:`g_k` the memory of client k, h the memory of the server, :math:`u_k` the decoded update, and N the
+    number of *all* clients:
 
     .. math::
         \text{client:}\quad & \min_\theta f_k(\theta) - \langle g_k, \theta \rangle
             + \tfrac{\alpha}{2} \lVert \theta - \theta_t \rVert^2, \qquad g_k \leftarrow g_k - \alpha u_k \\
         \text{server:}\quad & h \leftarrow h - \tfrac{\alpha}{N} \textstyle\sum_k u_k, \qquad
-            \theta_{t+1} = \bar\theta - h / \alpha \ \text{ where someone holds the entry}
+            \theta_{t+1} = \bar\theta - h / \alpha \ \text{ for entries with holders}
 
-    So h stays the mean of all :math:`g_k`, of which those of clients never asked are 0. Only trained parameters take
-    part.
+    So h is always the mean of all :math:`g_k`; :math:`g_k = 0` for a client that has never taken part. Only trained
+    parameters take part.
 
-    With several global models, every cluster c is such a federation of its own, and keeps what makes it one: its h is
-    the mean over its members at any time,
+    With several global models, every cluster c is one such federation: its h is always the mean over its members,
 
     .. math:: h_c = \frac{1}{N_c} \textstyle\sum_{k \in c} g_k, \qquad N_c = N \, \frac{n_c}{\sum_{c'} n_{c'}},
 
-    with :math:`n_c` clients known to be in it; those that no cluster is known of count as spread like the others. A
-    client takes its memory, the gradient of its own loss where it last was, along into another cluster, as it keeps it
-    through rounds without it; both clusters' h change at once. A split is a change of cluster of those who leave.
-    Nothing else would do: where a model is at rest its clients' memories hold them in place, in sum 0, and only their
-    mean over a part moves that part's model. What clusters share has one h, over all clients. (The paper has one
-    model; this is its definition of h, kept.)
+    where :math:`n_c` clients are known to be in cluster c. Clients without a known cluster count as distributed over
+    the clusters like the others. A client that changes its cluster takes its memory along, and h of both clusters
+    changes at once; a split is a change of cluster for the clients that leave. This is necessary: at a stationary point
+    the memories of a model's clients sum to 0, and after a split the mean over a new cluster's members moves that
+    cluster's model. Tensors that clusters share have one h, over all clients. (The paper has one model. This is its
+    definition of h, applied to each cluster.)
 
-    :class:`~hetfl.clustering.ClusteredFL` judges by updates, out of which memories take the pull towards a client's own
-    optimum as rounds go by: its split must come before they have, or its norms be chosen with FedDyn on.
+    :class:`~hetfl.clustering.ClusteredFL` splits by the clients' updates. Over the rounds, memories remove from the
+    updates the pull towards each client's local optimum. So let it split in early rounds, or choose its norms for runs
+    with FedDyn.
 
-    With few clients a round and a large α it can diverge: h grows with partial participation. DepthFL (ICLR 2023,
+    With few clients a round and a large α FedDyn can diverge: h grows with partial participation. DepthFL (ICLR 2023,
     section 3.3) uses it with α = 0.1.
 
     Args:
         alpha: the weight α.
-        memories: where :math:`g_k` is kept; None: in memory.
+        memories: the store of :math:`g_k`; None: in memory.
 
     Raises:
-        ConfigurationError: α is so small, or so large, that float32 cannot hold what is divided or multiplied by it.
+        ConfigurationError: α is so small or so large that quotients or products with it leave the range of float32.
 
     Attributes:
         server: by cluster, and for :data:`~hetfl.types.SHARED`, :math:`\frac{1}{N} \sum_{k \in c} g_k`, by
             name of a tensor.
-        where: shape (N,), the cluster in whose sum a client's memory is; -1: none.
+        where: shape (N,), the cluster whose sum contains a client's memory; -1: none.
     """
 
     def __init__(self, alpha: float = 0.1, memories: ClientStore | None = None) -> None:
@@ -81,7 +81,11 @@ class FedDyn(Penalty):
             grad_D.sub_(memory_D)
 
     def setup(self, facts: Facts) -> None:
-        """Learn the number N of all clients, and what the models are made of; what other models left is dropped."""
+        """Set the number N of clients and the models' parameters; drop sums of models with other parameters.
+
+        Raises:
+            ConfigurationError: clients train several models at once.
+        """
         if facts.apart:
             raise ConfigurationError("Expected clients that train one model each for FedDyn but got several models")
         self.num_clients, self.shared, self._parameters = facts.num_clients, facts.shared, facts.parameters
@@ -121,13 +125,13 @@ class FedDyn(Penalty):
         self.memories.write(client, index, step_D if before is None else before + step_D, round)
 
     def on_step(self, model: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the step with the server's half, -h / α, for a cluster's model or for what all share."""
+        """Return the step plus the server's term, -h / α, for a cluster's model or for the shared tensors."""
         share = 1.0 if model == SHARED else int((self.where == model).sum()) / int((self.where >= 0).sum())
         sums = self.server.get(model, {})
         return {**delta, **{name: delta[name] - total / share / self.alpha for name, total in sums.items()}}
 
     def _put(self, client: int, cluster: int) -> None:
-        """Move a client's memory from the sum of the cluster that it was in to that of another."""
+        """Move a client's memory from the sum of its previous cluster to the sum of ``cluster``."""
         before, self.where[client] = int(self.where[client]), cluster
         if before in (-1, cluster):
             return
@@ -138,7 +142,7 @@ class FedDyn(Penalty):
                     total[part].add_(block.to(total), alpha=sign / self.num_clients)
 
     def _sum(self, cluster: int, name: str) -> Tensor:
-        """Return what the server keeps of a tensor for a cluster."""
+        """Return the server's sum of a tensor for a cluster, zero at first."""
         sums = self.server.setdefault(SHARED if name in self.shared else cluster, {})
         if name not in sums:
             sums[name] = torch.zeros_like(self._parameters[name]).detach()

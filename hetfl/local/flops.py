@@ -1,4 +1,4 @@
-"""Floating-point operations per sample, by torch's own counter."""
+"""Floating-point operations per sample, by torch's counter."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from hetfl.tree import Tree, length
 def _convolution_backward(
     gradient: Sequence[int], inputs: Sequence[int], weight: Sequence[int], *settings: Any, out_shape: object
 ) -> int:
-    """Return the FLOPs of a convolution's backward pass from shapes: as many per gradient as the forward pass has.
+    """Return the FLOPs of a convolution's backward pass from shapes: per gradient, as many as in the forward pass.
 
-    torch's own formula counts the weight's gradient as if every output channel met every input channel: ``groups``
-    times too many, which is 512 times in a depthwise convolution of 512 channels.
+    torch's formula counts the weight's gradient as if every output channel used every input channel. That is ``groups``
+    times too many: 512 times in a depthwise convolution of 512 channels.
     """
     _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted = settings
     positions = (inputs if transposed else gradient)[2:]
@@ -29,14 +29,14 @@ def _convolution_backward(
 
 
 FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
-"""What is counted otherwise than by torch."""
+"""Operations whose FLOPs are not counted by torch's formula."""
 
 
 def layer_shares(net: nn.Module, inputs_N: Tree) -> dict[str, float]:
-    """Return by name of a layer with weights the share of a forward pass's FLOPs that it takes.
+    """Return each weighted layer's share of the FLOPs of a forward pass, by the layer's name.
 
     Args:
-        net: the net; it is left as it was.
+        net: the net; it is not changed.
         inputs_N: a few samples, as the net gets them.
     """
     copied = copy.deepcopy(net)
@@ -48,12 +48,12 @@ def layer_shares(net: nn.Module, inputs_N: Tree) -> dict[str, float]:
 
 
 def flops_per_sample(net: nn.Module, inputs_N: Tree) -> tuple[float, float]:
-    """Return the FLOPs (2 per multiply-add) of a forward pass, and of forward and backward, for one sample.
+    """Return the FLOPs (2 per multiply-add) per sample of a forward pass, and of a forward and backward pass.
 
     Convolutions and matrix products count; norms, activations, pools and upsampling do not.
 
     Args:
-        net: the net, of one exit or several; its parameters and gradients are left as they were.
+        net: the net, with one exit or several; its parameters and gradients are not changed.
         inputs_N: a few samples, as the net gets them.
     """
     copied = copy.deepcopy(net)

@@ -1,4 +1,4 @@
-"""What becomes of memory that tensors give back."""
+"""Keeps freed memory in the process, for its next tensors."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import ctypes
 import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Names of glibc's settings, as ``malloc.h`` has them."""
+"""Numbers of glibc's settings in ``malloc.h``."""
 
 LARGEST_BLOCK = 32 * 2**20
-"""Bytes from which a block is mapped by itself, and given back when it is freed: the most that glibc takes."""
+"""Blocks of at least so many bytes are mapped separately, and returned when they are freed: glibc's largest value."""
 
 LARGEST_REST = 2**31 - 1
-"""Freed bytes at the end of the heap that are kept: the most that an ``int`` can say."""
+"""Freed bytes at the end of the heap that the process keeps: the largest value of an ``int``."""
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep freed memory for its next tensors, where the C library is glibc.
+    """Make this process keep freed memory for its next tensors, where the C library is glibc.
 
-    Activations and gradients are freed in every step and asked for again in the next. By default glibc hands the end of
-    its heap back in between, unless something that lives longer happens to lie there, and the system maps and clears
-    every page anew. The price is that a process does not get smaller again.
+    Every step allocates and frees activations and gradients. By default glibc returns the free end of its heap to the
+    system between steps, and the system then maps and clears every page again. The drawback is that the process never
+    gets smaller.
 
     Returns:
-        Whether it was set: not where there is no such setting, nor where the environment has settings of its own
-        (``MALLOC_TRIM_THRESHOLD_``, ``GLIBC_TUNABLES`` and the like).
+        Whether the setting was changed. It is not changed where the C library has no such setting, or where the
+        environment sets the allocator's options (``MALLOC_TRIM_THRESHOLD_``, ``GLIBC_TUNABLES`` and the like).
     """
     set_by_user = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

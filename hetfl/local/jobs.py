@@ -1,4 +1,4 @@
-"""What one client does: local training, and the sums for static batch norm."""
+"""The jobs of one client: local training, sums for static batch norm, and losses."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from hetfl.tree import Tree, moved, taken
 from hetfl.types import Report, Task
 
 LOSS_BATCH = 500
-"""Samples that pass at once where nothing is learnt."""
+"""Samples in a batch of a pass without training."""
 
 
 def train(bench: Bench, task: Task) -> Result:
-    r"""E epochs of SGD from the client's slice of the global model, penalties included; the result is the delta.
+    r"""Run E epochs of SGD from the client's part of the global model, with the penalty; the result is the delta.
 
     .. math:: \Delta_k = \theta_k - \theta[\text{index}]
     """
@@ -53,9 +53,9 @@ def report_of(bench: Bench, task: Task, loss: float, passes: int, steps: int = 0
     """Return a client's report.
 
     Args:
-        bench: has its data.
-        task: what it was asked for.
-        loss: mean loss over all samples that were passed.
+        bench: has the client's data.
+        task: the client's task.
+        loss: mean loss over all samples passed.
         passes: number of samples passed through the net.
         steps: number of optimizer steps.
     """
@@ -66,7 +66,7 @@ def report_of(bench: Bench, task: Task, loss: float, passes: int, steps: int = 0
 def training_batches(bench: Bench, task: Task) -> Iterator[tuple[Tree, Tensor]]:
     """Yield inputs and targets of every step of a client's local training.
 
-    All random choices are the client's own, and drawn in the order of its steps.
+    All random choices come from one generator per client and round, in the order of the steps.
     """
     local, data = bench.problem.local, bench.data.client_data(task.client)
     random = torch.Generator().manual_seed(_seed(bench, task))
@@ -81,10 +81,10 @@ def _seed(bench: Bench, task: Task) -> int:
 
 
 def statistics(bench: Bench, task: Task) -> Result:
-    """One pass over the client's data that sums batch means and variances of every static norm layer.
+    """Run one pass over the client's data, and sum the batch means and variances of every static norm layer.
 
-    The result lists, layer after layer, the sum of means (C,), the sum of variances (C,) and the number of batches:
-    :func:`unpack_statistics` reads it.
+    The result's vector has, for each layer in turn, the sum of means (C,), the sum of variances (C,) and the number of
+    batches; :func:`unpack_statistics` reads it.
     """
     resident = bench.resident(task)
     data = bench.data.client_data(task.client)
@@ -99,14 +99,14 @@ def statistics(bench: Bench, task: Task) -> Result:
 
 
 def losses(bench: Bench, task: Task, samples: int | None) -> Result:
-    """Mean loss of the present sub-model, as local training begins with it, on a client's data or on a part of it.
+    """Compute the mean loss of the sub-model before local training, on a client's data or on a random part of it.
 
     The net is in training mode, for the Scaler and for norm layers without statistics; samples are not augmented.
 
     Args:
         bench: the resident nets.
         task: the client, level, round and model.
-        samples: how many of the client's samples, drawn at random; None: all.
+        samples: number of the client's samples, drawn at random; None: all.
     """
     resident, data = bench.resident(task), bench.data.client_data(task.client)
     resident.start(beyond_D=bench.beyond(task))
@@ -128,11 +128,11 @@ def losses(bench: Bench, task: Task, samples: int | None) -> Result:
 
 
 def unpack_statistics(net: torch.nn.Module, vector: Tensor) -> dict[str, StaticStatistics]:
-    """Return per static norm layer of ``net`` the sums that :func:`statistics` wrote."""
-    found, position = {}, 0
+    """Return the sums of each static norm layer of ``net``, read from the vector of :func:`statistics`."""
+    sums, position = {}, 0
     for name, layer in static_layers(net).items():
         channels = layer.weight.numel()
         mean_C, var_C, count = vector[position : position + 2 * channels + 1].split([channels, channels, 1])
-        found[name] = StaticStatistics(mean_C, var_C, int(count))
+        sums[name] = StaticStatistics(mean_C, var_C, int(count))
         position += 2 * channels + 1
-    return found
+    return sums

@@ -1,4 +1,4 @@
-"""What a method says of a client's local training."""
+"""The methods that local training calls: the loss and the hooks around a client's steps."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from hetfl.tree import Tree
 from hetfl.types import ClientContext
 
 Batch = tuple[Tree, Tensor]
-"""Inputs, as the net takes them, and targets."""
+"""Inputs of the net, and targets."""
 
 NEEDS_STEPS = ("local_loss", "before_client", "after_step", "after_client")
-"""What is called client by client: executors that train several clients at once refuse methods that override it."""
+"""Hooks that are called for one client at a time: executors that train several clients at once refuse overrides."""
 
 
 class LocalMethod(ABC):
-    """The seams of local training. They read the method; what they change is the client's net alone.
+    """The hooks of local training. They may change the client's net only; the method itself is read-only for them.
 
     Attributes:
-        objective: what the targets are.
+        objective: loss, metrics and form of the targets.
     """
 
     objective: Objective = Classification()
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
-        """Return the loss of outputs (N, K) and targets (N,), say; with leading client dimensions, one loss each."""
+        """Return the mean loss of outputs, such as (N, K), and targets (N,); leading dimensions give one per client."""
 
     def local_loss(self, net: nn.Module, batch: Batch, ctx: ClientContext) -> Tensor:
         """Return the loss whose gradient a client's step follows: by default :meth:`loss` of the net's outputs.
@@ -44,15 +44,15 @@ class LocalMethod(ABC):
         return self.loss(net(inputs), targets, ctx)
 
     def before_client(self, net: nn.Module, ctx: ClientContext) -> None:
-        """Do something before a client's first step; by default nothing."""
+        """Called before a client's first step; by default does nothing."""
 
     def after_step(self, net: nn.Module, ctx: ClientContext) -> None:
-        """Do something after each of a client's steps; by default nothing."""
+        """Called after each step of a client; by default does nothing."""
 
     def after_client(self, net: nn.Module, ctx: ClientContext) -> Mapping[str, float]:
-        """Return extras for the client's report, once it has trained; a piece must declare them. By default none."""
+        """Return extras for the client's report after its training; a piece must declare them. By default none."""
         return {}
 
     def steps_overridden(self) -> list[str]:
-        """Return what of the seams that are called client by client a method overrides."""
+        """Return the names of the overridden hooks among :data:`NEEDS_STEPS`."""
         return [name for name in NEEDS_STEPS if getattr(type(self), name) is not getattr(LocalMethod, name)]

@@ -1,4 +1,4 @@
-"""Does the leading block of every tensor make the sub-model? A check before a run, not a wrong result after it."""
+"""Checks before a run that the leading block of every tensor of the global net makes a working sub-model."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from hetfl.tree import Tree, cast, leaves, taken
 
 CROSS_CHANNEL_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 FEW = 64
-"""Values of a channel that tell it from others."""
+"""Values per channel that are compared to identify the channel."""
 
 
 def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Tree, level: str) -> None:
     """Refuse a net whose sub-model is not its leading channels, or its first stages.
 
-    A net nests if the global net, with every entry outside the index set to zero, computes what the sub-model computes.
-    It does not where a tensor's positions mix channels with something else: a flatten in channels-last order before a
-    classifier, a concatenation of branches, attention heads. Nor where an exit reads a later stage than its own, or a
-    tensor's name depends on the depth. Both nets are compared in float64 as they act in evaluation, batch norm by batch
-    statistics; norms across channels, whose statistics rightly differ, are reduced to their affine part.
+    A net nests if the global net, with every entry outside the index set to zero, computes the same outputs as the
+    sub-model. A net does not nest if a tensor's positions mix channels with something else: a flatten in channels-last
+    order before a classifier, a concatenation of branches, attention heads. It also does not nest if an exit reads a
+    later stage than its own, or if a tensor's name depends on the depth. Both nets are compared in float64 in
+    evaluation mode, with batch statistics in batch norm. Norms across channels are reduced to their affine part,
+    because their statistics differ in any sub-model.
 
     Args:
-        whole: the global net; of one with an exit per stage outputs have a leading dimension.
+        whole: the global net; if it has an exit per stage, its outputs have a leading dimension.
         part: the level's net; its values are replaced in a copy. Its exits are compared with the global net's first.
-        index: what the level holds of the global net.
-        inputs_N: a few samples, as the nets get them.
+        index: the part of the global net that the level holds.
+        inputs_N: a few samples, as inputs of the nets.
         level: the level's name, for messages.
 
     Raises:
-        ConfigurationError: the outputs differ; names the tensor with most entries that are dead in the global net.
+        ConfigurationError: the outputs differ; names the tensor with the largest share of entries whose gradient is
+            zero in the global net but not in the sub-model.
     """
     whole, part = (_prepared(net) for net in (whole, part))
     _randomise(whole)
@@ -63,8 +65,8 @@ def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Tre
         f"Expected the net at level {level} to be the leading channels and first stages of the global net but got "
         f"different outputs{f' from layer {layer!r} on' if layer else ''}{_culprit(gradients, of_layer, index)}: its "
         "positions are not channels alone (a flatten, a concatenation or attention heads?), an exit reads more than "
-        "its own stage, or a name depends on the depth; choose a part rule that knows better, or set check_nesting to "
-        "false if that is meant"
+        "its own stage, or a name depends on the depth; choose a part rule for this net, or set check_nesting to "
+        "false if this is intended"
     )
 
 
@@ -88,10 +90,10 @@ def _affine(norm: nn.GroupNorm | nn.LayerNorm | nn.RMSNorm) -> Callable[[Tensor]
 
 
 def _randomise(net: nn.Module) -> None:
-    """Move every value off the initial ones and zeros, which would hide differences."""
+    """Move every value away from initial ones and zeros, which would hide differences."""
     random = torch.Generator().manual_seed(0)
     for parameter in net.parameters():
-        # In place: temporaries of a large net's size take longer than the comparison itself.
+        # In place: for a large net, temporary tensors take longer than the comparison itself.
         noise = torch.rand(parameter.shape, generator=random, dtype=parameter.dtype).add_(0.5)
         parameter.data.mul_(noise).add_(noise.sub_(1.0), alpha=0.05)
 
@@ -105,16 +107,16 @@ def _zero_outside(tensors: Mapping[str, Tensor], index: Index) -> None:
 
 
 def _enough(inputs_N: Tree) -> int:
-    """Return how many samples are compared: fewer of large images, whose last batch norms still see many positions.
+    """Return the number of samples to compare: fewer for large images, which have many positions per sample.
 
-    Two values per channel would hide a wrong scale: batch norm makes plus and minus one of any two.
+    Two values per channel would hide a wrong scale: batch norm maps any two values to plus and minus one.
     """
     positions: int = min(math.prod(leaf.shape[2:]) for leaf in leaves(inputs_N))
     return max(2, math.ceil(2048 / max(positions, 1)))
 
 
 def _run(net: nn.Module, inputs_N: Tree, exits: int | None = None) -> Tensor:
-    """Return the outputs; of a net that declares exits only the first ``exits``."""
+    """Return the outputs; of a net with exits only those of the first ``exits``."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -126,7 +128,7 @@ def _run(net: nn.Module, inputs_N: Tree, exits: int | None = None) -> Tensor:
 
 
 def _gradients(net: nn.Module, inputs_N: Tree, exits: int | None = None) -> dict[str, Tensor]:
-    """Return the gradients of a number that all of the same outputs decide."""
+    """Return the gradients of a weighted sum of the squared outputs."""
     outputs = _run(net, inputs_N, exits)
     weights = torch.rand(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=outputs.dtype)
     (weights * outputs.square()).sum().backward()
@@ -135,9 +137,12 @@ def _gradients(net: nn.Module, inputs_N: Tree, exits: int | None = None) -> dict
 
 
 def _first_that_differs(whole: nn.Module, part: nn.Module, inputs_N: Tree) -> str:
-    """Return the first layer that has a channel in the part which it does not have in the whole; empty: none is found.
+    """Return the first layer with an output channel in the part that no output channel of the whole equals.
 
-    Where a channel lies in the whole is not asked: a layer that mixes channels up has none that equals the part's.
+    Positions of channels are not compared: a layer that mixes channels has no channel that equals the part's.
+
+    Returns:
+        The layer's name; empty if there is no such layer.
     """
     outputs = [_outputs(net, inputs_N) for net in (part, whole)]
     for name, got in outputs[0].items():
@@ -148,7 +153,7 @@ def _first_that_differs(whole: nn.Module, part: nn.Module, inputs_N: Tree) -> st
 
 
 def _outputs(net: nn.Module, inputs_N: Tree) -> dict[str, Tensor]:
-    """Return the first output of every layer that has no layers inside, in the order of the calls."""
+    """Return the first output of every layer without sub-layers, in the order of the calls."""
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str, output: object) -> None:
@@ -169,7 +174,7 @@ def _outputs(net: nn.Module, inputs_N: Tree) -> dict[str, Tensor]:
 
 
 def _is_among(one: Tensor, whole: Tensor) -> bool:
-    """Return whether every channel of a tensor is a channel of another one; channels are where their sizes differ."""
+    """Return whether every channel of ``one`` is a channel of ``whole``; channels lie in the dimension that differs."""
     differing = [dim for dim, (a, b) in enumerate(zip(one.shape, whole.shape, strict=True)) if a != b]
     if len(differing) > 1:
         return False
@@ -181,7 +186,7 @@ def _is_among(one: Tensor, whole: Tensor) -> bool:
 
 
 def _culprit(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], index: Index) -> str:
-    """Say which tensor has the largest share of dead entries; of several the last, which is nearest to the output."""
+    """Return text that names the tensor with the largest share of dead entries; of several, the last."""
     worst, text = 0.0, ""
     for name, gradient in part.items():
         dead = (take(whole[name], index[name]) == 0) & (gradient != 0)

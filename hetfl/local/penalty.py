@@ -1,4 +1,4 @@
-"""Terms of the local objective beside the loss: they pull a client towards where it began, or remember where it was."""
+"""Penalties: terms of the local objective beside the loss, with or without memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LARGEST = 1e6
 
 
 class Penalty(Hook):
-    """Adds gradients to those of the local loss, before clipping; it may remember each client, and the server's steps.
+    """Adds a gradient to that of the local loss, before clipping; may have memories of clients and of the server.
 
-    A penalty knows no method: it acts on vectors of trained parameters in sub-model coordinates. What it keeps follows
-    what was *sent*: a refused update changes nothing, and a compressed one counts as the server decoded it. Its
-    server's half, if it has one, is that of a :class:`~hetfl.hooks.Hook`: it acts on the step before all other hooks.
+    A penalty does not depend on the method: it acts on vectors of trained parameters in sub-model coordinates. Memories
+    are computed from *decoded* updates: a refused update changes nothing, and a compressed one counts as decoded. The
+    server's term, if there is one, is :meth:`~hetfl.hooks.Hook.on_step`; it acts before all other hooks.
 
     Attributes:
-        memories: where it keeps what it remembers of clients; None: nothing.
+        memories: the store of the clients' memories; None: the penalty has none.
     """
 
     files: ClassVar[str] = "memories"
@@ -38,16 +38,16 @@ class Penalty(Hook):
         Args:
             grad_D: the gradient so far, shape (..., D).
             theta_D: the client's parameters, shape (..., D).
-            anchor_D: the parameters that it began the round with, shape (D,).
-            memory_D: what :meth:`memory` returned for the client, shape (..., D); None if all zero.
+            anchor_D: the client's parameters at the start of the round, shape (D,).
+            memory_D: the client's memory, as returned by :meth:`memory`, shape (..., D); None if all zero.
         """
 
     def memory(self, client: int, index: Index, like: Tensor) -> Tensor | None:
-        """Return what is kept of a client at an index, shape (D,), for its next round; None if all zero."""
+        """Return a client's memory at an index, shape (D,), for its next round; None if all zero."""
         return None
 
     def remember(self, client: int, round: int, index: Index, update: Update) -> None:
-        """Learn, at the client, its update that the server took, as decoded. By default nothing."""
+        """Update a client's memory with its accepted, decoded update; runs at the client. By default does nothing."""
 
 
 class NoPenalty(Penalty):
@@ -67,8 +67,7 @@ class Proximal(Penalty):
 
     .. math:: \min_\theta f_k(\theta) + \frac{\mu}{2} \lVert \theta - \theta_t \rVert^2
 
-    Its other half, counting the partial work of stragglers, is ``stragglers`` of
-    :class:`~hetfl.local.LocalTraining`.
+    FedProx also counts the partial work of stragglers: that is ``stragglers`` of :class:`~hetfl.local.LocalTraining`.
 
     Args:
         proximal_mu: the weight μ.

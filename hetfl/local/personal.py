@@ -1,4 +1,4 @@
-"""Tensors that stay with their client: neither sent nor downloaded, and kept between its rounds."""
+"""Personal tensors: they stay with their client, are neither sent nor downloaded, and are kept between rounds."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hetfl.store import ClientStore, MemoryStore
 
 
 class Personal(Piece):
-    """What clients keep of their own: by patterns of tensors' names.
+    """The personal tensors of clients, chosen by patterns of tensors' names.
 
-    A client begins with the global model's initial values of these tensors, which stay there as nobody sends any. The
-    store has how far each client is from them, in global coordinates, so a client that changes its level takes along
-    what both levels have.
+    A client begins with the global model's initial values of these tensors. The global model keeps the initial values,
+    as no client sends an update of them. The store has the difference between each client's values and the initial
+    ones, in global coordinates. So a client that changes its level keeps the entries that both levels have.
 
     Args:
         names: patterns of names, as :mod:`fnmatch` reads them: ``["classifier.*"]`` for FedPer, ``["*norm*"]`` for
-            FedBN; none: nothing is personal.
-        store: where it is kept; default: in memory.
+            FedBN; empty: no tensor is personal.
+        store: the store of the differences; default: in memory.
     """
 
     for_evaluation: ClassVar[bool] = True
@@ -34,14 +34,14 @@ class Personal(Piece):
 
     @classmethod
     def given(cls, personal: Personal | Sequence[str] | None) -> Personal:
-        """Return a setting as an object: patterns of names are kept in memory."""
+        """Return the object for a setting: itself, or one with an in-memory store for patterns of names."""
         return personal if isinstance(personal, Personal) else cls(personal or ())
 
     def among(self, tensors: Iterable[str]) -> frozenset[str]:
-        """Return which tensors are personal.
+        """Return the names of the personal tensors among ``tensors``.
 
         Raises:
-            ConfigurationError: a pattern matches none, or all of them are.
+            ConfigurationError: a pattern matches no tensor, or all tensors are personal.
         """
         tensors = list(tensors)
         for pattern in self.names:
@@ -55,18 +55,18 @@ class Personal(Piece):
         return personal
 
     def of(self, client: int, part: Part, like: Tensor) -> Tensor | None:
-        """Return how far a client's personal entries of a part are from the initial ones; None: not at all."""
+        """Return a client's personal entries of a part minus the initial ones, shape (D,); None: all zero."""
         return self.store.read(client, part, like) if self.names and part else None
 
     def keep(self, client: int, part: Part, vector: Tensor, round: int) -> None:
-        """Keep how far a client's personal entries of a part are from the initial ones, as of a round."""
+        """Store a client's personal entries of a part minus the initial ones, shape (D,), as of a round."""
         self.store.write(client, part, vector, round)
 
     def bind(self, folder: str | None) -> None:  # noqa: D102
         self.store.bind(folder)
 
     def describe(self) -> str:
-        """Return the patterns and the store; nothing if nothing is personal."""
+        """Return the patterns and the store; an empty text if there are no patterns."""
         return f"{self.names} in {self.store.describe()}" if self.names else ""
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102

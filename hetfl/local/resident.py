@@ -1,4 +1,4 @@
-"""A net that stays in memory and is loaded with one client's sub-model after the other."""
+"""A net that stays in memory and is loaded with the sub-models of clients in turn."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from hetfl.part import Part
 from hetfl.submodel import parameters_of, state_of, take
 
 ELEMENTWISE = (ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop)
-"""Optimizers whose step treats every entry alone: they may see all parameters as one vector."""
+"""Optimizers whose step treats every entry separately, so that all parameters can be one vector."""
 
 
 class ResidentNet:
-    """One level's net, its state views of one flat vector: parameters, float buffers, then frozen parameters.
+    """One level's net, whose tensors are views of one flat vector: parameters, float buffers, then frozen parameters.
 
-    Loading, the delta, clipping and the optimizer are then operations on single vectors, however many tensors the net
-    has.
+    Loading, the delta, clipping and the optimizer are then operations on single vectors, for any number of tensors.
 
     Args:
-        net: the level's net, already on its device and in its dtype; it is taken over.
+        net: the level's net, already on its device and in its dtype; its tensors are replaced in place.
         optimizer: makes the clients' optimizer.
     """
 
@@ -64,21 +63,21 @@ class ResidentNet:
         if type(self.optimizer) not in ELEMENTWISE:  # a subclass may look at whole tensors
             self.optimizer = make(self._parameters)
             return
-        if self.optimizer.state:  # made for the way that Adagrad chose at once: on a GPU another may not find it
+        if self.optimizer.state:  # Adagrad makes its state at once, for the implementation that it chose: keep that
             return
         for group in self.optimizer.param_groups:
-            # One pass over the vectors, unless somebody asked for another way; torch's own choice takes up to six.
+            # The fused implementation takes one pass over the vectors, torch's default up to six. A setting is kept.
             if group.get("fused", False) is None and not group["foreach"] and not group["differentiable"]:
                 group["fused"] = True
 
     @torch.no_grad()
     def anchor(self, tensors: Mapping[str, Tensor], part: Part, values: tuple[int, int]) -> None:
-        """Read a part out of global tensors, unless it was the last one that was read of the same values.
+        """Load the anchor with a part of global tensors, unless it already has this part of these values.
 
         Args:
             tensors: of a global model.
-            part: which entries.
-            values: number of the model, and a mark that tells when its values have changed.
+            part: the entries to load.
+            values: number of the model, and a mark that changes whenever its values change.
         """
         key = (*values, part.key)
         if self.loaded == key:
@@ -90,7 +89,7 @@ class ResidentNet:
 
     @torch.no_grad()
     def hold(self, part: Part) -> None:
-        """Keep to the entries of a part, whose values the anchor has: all others are zero and get no gradient."""
+        """Apply a part's mask to the anchor: entries that are not held become zero and get no gradient."""
         mask_D = part.mask_D
         if mask_D is not None:
             mask_D = mask_D.to(self.anchor_D.device)
@@ -100,11 +99,11 @@ class ResidentNet:
 
     @torch.no_grad()
     def start(self, lr: float | None = None, beyond_D: Tensor | None = None) -> None:
-        """Begin a client: the net at the anchor, counters and optimizer as new.
+        """Begin a client: set the net to the anchor, and reset counters and the optimizer.
 
         Args:
-            lr: learning rate; None: as it was.
-            beyond_D: how far from the anchor the client begins, shape (D,); None: at it.
+            lr: learning rate; None: unchanged.
+            beyond_D: the client's first values minus the anchor, shape (D,); None: zero.
         """
         self._begun_D = self.anchor_D if beyond_D is None else self.anchor_D + beyond_D
         self.flat_D.copy_(self._begun_D)
@@ -118,18 +117,18 @@ class ResidentNet:
                 group["lr"] = lr
 
     def begun(self) -> dict[str, Tensor]:
-        """Return the tensors that the present client began with."""
+        """Return by name the tensors that the present client began with."""
         return self._anchor_views if self._begun_D is self.anchor_D else self.layout.views(self._begun_D)
 
     def backward(self, loss: Tensor) -> None:
-        """Write a loss's gradient into ``vector.grad``; parameters that it does not depend on get zeros."""
+        """Write a loss's gradient into ``vector.grad``; parameters that the loss does not depend on get zeros."""
         grads = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-        # Their sum with gradients set to zero, which backward() would make, reads and writes a vector more.
+        # A copy: loss.backward() would add to zeroed gradients, which reads and writes one vector more.
         torch._foreach_copy_(self._grads, grads)
 
     @torch.no_grad()
     def penalise(self, penalty: Penalty, memory_D: Tensor | None) -> None:
-        """Add a penalty's gradient, at the present parameters, to theirs; entries that are not held get none."""
+        """Add a penalty's gradient at the present parameters to ``vector.grad``; entries that are not held get zero."""
         assert self.vector.grad is not None
         penalty.add_gradient(self.vector.grad, self.vector, self._begun_D[: self.vector.numel()], memory_D)
         if self._mask_D is not None:
@@ -138,16 +137,16 @@ class ResidentNet:
     @torch.no_grad()
     def finish(self) -> Tensor:
         """End a client; return the state now minus the state at the anchor, shape (D,)."""
-        # A momentum kept until the next client begins would be the one long vector with a new place in every round, and
-        # what comes to lie between its places keeps the process from ever using them as one again.
+        # Free the optimizer's state now. A momentum that stays until the next client begins would get a new address in
+        # every round, and small tensors between these addresses would fragment the heap.
         self.optimizer.state.clear()
         return self.flat_D - self.anchor_D
 
 
 def _other_buffers(net: nn.Module, tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return buffers that do not travel, with their initial values: one client must not leave them to the next.
+    """Return the buffers that are not sent, with their initial values, which every client begins with.
 
-    Static batch norm's statistics are not among them: they are loaded for evaluation only.
+    Static batch norm's statistics are left out: they are loaded for evaluation only.
     """
     static = {id(b) for layer in net.modules() if isinstance(layer, StaticBatchNorm2d) for b in (layer.mean, layer.var)}
     others = (buffer for name, buffer in net.named_buffers() if name not in tensors and id(buffer) not in static)

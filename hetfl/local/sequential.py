@@ -1,4 +1,4 @@
-"""One client after the other, in this process: the plain executor that the others are compared with."""
+"""The simplest executor, the reference for all others: one client after the other, in this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hetfl.types import Task
 
 
 class Sequential(InProcess):
-    """Runs clients one after the other, with torch's own threads inside each step; any net, any device."""
+    """Runs clients one after the other, with torch's threads inside each step; for any net and any device."""
 
     def work(self, job: Job, tasks: Sequence[Task]) -> list[Result]:  # noqa: D102
         return [job(self.bench, task) for task in tasks]

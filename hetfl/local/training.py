@@ -25,7 +25,7 @@ def default_optimizer(params: Iterable[Tensor]) -> Optimizer:
 @checked
 @dataclass(frozen=True)
 class LocalTraining:
-    """What a client does with its data in a round.
+    """The settings of a client's local training in a round.
 
     Args:
         epochs: passes E over the client's data.
@@ -34,11 +34,12 @@ class LocalTraining:
         optimizer: makes the clients' optimizer; its state starts anew at every client and round.
         scheduler: makes the schedule of the clients' learning rate over *rounds*; None: constant.
         penalty: a term of the objective beside the loss: :class:`~hetfl.local.Proximal`, :class:`~hetfl.local.FedDyn`.
-        stragglers: share of a cohort that has time for 1 to E − 1 epochs only, drawn anew every round; what they did
-            counts (FedProx, section 5.2).
+        stragglers: share of a cohort that only completes 1 to E − 1 epochs, drawn anew every round; their updates
+            count (FedProx, section 5.2).
 
     Raises:
-        ConfigurationError: a number is not positive, or ``stragglers`` is no share or leaves no epoch to leave out.
+        ConfigurationError: a number is not positive, ``stragglers`` is not in [0, 1], or there are stragglers with
+            E = 1.
     """
 
     epochs: int = 1
@@ -59,11 +60,11 @@ class LocalTraining:
         if not 0.0 <= self.stragglers <= 1.0:
             raise ConfigurationError(f"Expected local.stragglers in [0, 1] but got {self.stragglers}")
         if self.stragglers and self.epochs < 2:
-            raise ConfigurationError("Expected local.epochs of at least 2 with stragglers, who do fewer, but got 1")
+            raise ConfigurationError("Expected local.epochs of at least 2 with stragglers, which do fewer, but got 1")
 
     @cached_property
     def regulariser(self) -> Penalty:
-        """The penalty; one that adds nothing if there is none."""
+        """The penalty; :class:`NoPenalty` if there is none."""
         return self.penalty or NoPenalty()
 
     def learning_rates(self, rounds: int) -> list[float]:
@@ -79,7 +80,7 @@ class LocalTraining:
         return rates
 
     def describe(self) -> str:
-        """Return the settings in short text, without the optimizer, the schedule and the penalty."""
+        """Return the settings as short text, without the optimizer, the schedule and the penalty."""
         return described(type(self).__name__, settings_of(self, less={"optimizer", "scheduler", "penalty"}))
 
     def epochs_of(self, cohort: int, generator: torch.Generator) -> list[int]:
@@ -102,9 +103,13 @@ def batches(num_samples: int, batch_size: int, generator: torch.Generator) -> It
 
 
 def cut(order: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Yield parts of an order, in it.
+    """Yield consecutive parts of an order of samples.
 
     A last batch of one sample joins the batch before it: batch norm cannot normalise a single value.
+
+    Args:
+        order: sample positions, shape (N,).
+        batch_size: positions in a part.
     """
     if batch_size > 1 and len(order) > batch_size and len(order) % batch_size == 1:
         *head, last = order[:-1].split(batch_size)
@@ -117,10 +122,10 @@ def cut(order: Tensor, batch_size: int) -> Iterator[Tensor]:
 def check_optimizers(
     server: Callable[[Iterable[Tensor]], Optimizer], parameters: Iterable[Tensor], local: LocalTraining
 ) -> None:
-    """Make both optimizers and the schedule once, before a run depends on them.
+    """Make both optimizers and the schedule once, to find errors before a run starts.
 
     Raises:
-        ConfigurationError: one of them refuses its settings, or needs what a round cannot give: a closure, a metric.
+        ConfigurationError: one of them refuses its settings, or needs a closure or a metric, which a round has not.
     """
     try:
         carrier = local.optimizer([nn.Parameter(torch.zeros(1))])

@@ -1,4 +1,4 @@
-"""Clients spread over persistent processes of one thread each."""
+"""Clients distributed over persistent processes with one thread each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hetfl.local.sequential import Sequential
 from hetfl.types import NOTHING, Task
 
 AHEAD = 2
-"""Groups given to a worker at a time, so that it never waits for this process; each has a slot for its results."""
+"""Groups that a worker has at a time, so that it never waits for this process; each has a slot for its results."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class _Worker:
 
 
 class _Run:
-    """What is left to do of a cohort, and what is done."""
+    """The waiting groups and the finished results of a cohort."""
 
     def __init__(
         self, job: Job, tasks: Sequence[Task], groups: Sequence[list[int]], recall: Recall | None, bench: Bench
@@ -46,24 +46,25 @@ class _Run:
         self.job, self.tasks, self.groups, self.recall, self.bench = job, tasks, groups, recall, bench
         self.done: dict[int, Result] = {}
         self.repeated: set[int] = set()
-        # Largest first, so that no long group is left for the end; the order of the results does not change by it.
+        # Largest first, so that no long group runs last. This does not change the order of the results.
         self.costs = [sum(bench.cost(tasks[i]) for i in group) for group in groups]
         self.waiting = deque(sorted(range(len(groups)), key=lambda number: (-self.costs[number], number)))
 
     def message(self, number: int) -> tuple[Job, list[Task]]:
-        """Return what a worker is sent for a group."""
+        """Return the message to a worker for a group."""
         tasks = [self.bench.small(recalled(self.tasks[i], self.recall)) for i in self.groups[number]]
-        # Sending a tensor moves its memory into a file that stays open as long as it lives: a copy's, not the store's.
+        # Sending a tensor moves its memory into a file that stays open as long as the tensor lives. So send a copy, and
+        # not the store's tensor.
         return self.job, [replace(task, memory_D=_copy(task.memory_D), personal=_copy(task.personal)) for task in tasks]
 
-    def who(self, number: int) -> str:
-        """Return a group in words."""
+    def group_text(self, number: int) -> str:
+        """Return the text that names a group's clients and level."""
         tasks = [self.tasks[i] for i in self.groups[number]]
         clients = ", ".join(str(task.client) for task in tasks)
         return f"client{'s' if len(tasks) > 1 else ''} {clients} at level {tasks[0].level}"
 
     def take(self, number: int, answers: Sequence[tuple[Result, int]], slot_D: Tensor) -> None:
-        """Keep a group's results, whose vectors lie in a slot one behind the other."""
+        """Store a group's results, whose vectors lie in a slot one after the other."""
         position = 0
         for i, (small, size) in zip(self.groups[number], answers, strict=True):
             vector = slot_D[position : position + size].clone()
@@ -74,14 +75,14 @@ class _Run:
 class Workers(Executor):
     """Persistent worker processes, forked at first use; the global model and the results are in shared memory.
 
-    Results come back in the order of the tasks whatever the order in which clients finish, every client's random
-    numbers are its own, and groups depend on the cohort alone: the same bits for any number of workers. A worker that
-    dies is replaced, and what it was doing is repeated, once.
+    Results are bit-identical for any number of workers: they come back in the order of the tasks, every client has its
+    own random generator, and groups depend only on the cohort. A worker that dies is replaced, and its group is
+    repeated once.
 
     Args:
         num_workers: number of processes; None: one per core that this process may use.
-        inner: how each process runs the groups that it is given; default: client after client. With
-            ``hetfl.local.Stacked`` its ``clients`` should leave every process a group of each level.
+        inner: runs the groups in each process; default: one client after the other. For ``hetfl.local.Stacked``, choose
+            ``clients`` so small that every process gets a group of each level.
 
     Raises:
         ConfigurationError: fewer than one worker, no fork on this platform, or a model that is not on the CPU.
@@ -114,8 +115,8 @@ class Workers(Executor):
     ) -> Iterator[Result]:
         threads = torch.get_num_threads()
         try:
-            # What the main process does between two results must not compete with the workers: threads of OpenMP that
-            # wait for each other on busy cores make rounds several times as long.
+            # The main process must not compete with the workers between two results: OpenMP threads that wait for each
+            # other on busy cores make rounds several times as long.
             torch.set_num_threads(1)
             state = _Run(job, tasks, self.inner.groups(job, tasks), recall, self.bench)
             while len(self._workers) < self.num_workers:
@@ -127,19 +128,19 @@ class Workers(Executor):
                 yield state.done.pop(i)
         finally:
             torch.set_num_threads(threads)
-            # Left early, by an error or by the consumer: answers still under way belong to nobody.
+            # The loop ended early, by an error or by the consumer: no code will read the pending answers.
             if any(worker.given for worker in self._workers):
                 self.close()
 
     def _give(self, state: _Run) -> None:
-        """Give the next group to whoever has the least to do, while that one has room for it."""
+        """Give waiting groups to the worker with the least work, as long as this worker has a free slot."""
         while state.waiting:
             worker = min(self._workers, key=lambda worker: sum(state.costs[number] for number, _ in worker.given))
-            if not worker.free:  # others have more to do, even if they have room
+            if not worker.free:  # all others have more work, even if they have a free slot
                 return
             number, slot = state.waiting.popleft(), worker.free.pop()
             worker.given.append((number, slot))
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead, as _collect will notice
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the worker died; _collect replaces it
                 worker.connection.send((*state.message(number), slot))
 
     def _collect(self, state: _Run) -> None:
@@ -155,22 +156,23 @@ class Workers(Executor):
                 number, slot = worker.given.popleft()
                 worker.free.append(slot)
                 if isinstance(answer, str):
-                    raise RuntimeError(f"Expected a result for {state.who(number)} but its worker failed:\n{answer}")
+                    group = state.group_text(number)
+                    raise RuntimeError(f"Expected a result for {group} but its worker failed:\n{answer}")
                 state.take(number, answer, worker.slots[slot])
             self._give(state)
 
     def _replaced(self, dead: _Worker, state: _Run) -> _Worker:
-        """Return a worker instead of one that died; put back what that one had been given.
+        """Return a new worker in place of a dead one, and put the dead worker's groups back into the queue.
 
         Raises:
-            RuntimeError: what it was doing has ended another worker before.
+            RuntimeError: another worker already died on the same group.
         """
         dead.process.join()
         numbers = [number for number, _ in dead.given]
-        found = f"its worker died (exit code {dead.process.exitcode})"
+        cause = f"its worker died (exit code {dead.process.exitcode})"
         if numbers[0] in state.repeated:
-            raise RuntimeError(f"Expected a result for {state.who(numbers[0])} but {found}, the second one")
-        rank_zero_warn(f"Expected a result for {state.who(numbers[0])} but {found}: another one repeats it")
+            raise RuntimeError(f"Expected a result for {state.group_text(numbers[0])} but {cause}, the second one")
+        rank_zero_warn(f"Expected a result for {state.group_text(numbers[0])} but {cause}: another one repeats it")
         state.repeated.add(numbers[0])
         state.waiting.extendleft(reversed(numbers))
         dead.connection.close()
@@ -181,9 +183,9 @@ class Workers(Executor):
         ours, theirs = context.Pipe()
         first = next(iter(self.bench.models[0].values()))
         size = self.inner.most * self.bench.capacity
-        # Anonymous memory that forked processes share: what nobody writes to takes no room.
+        # Anonymous memory that forked processes share: pages that are never written take no memory.
         memory = mmap.mmap(-1, AHEAD * size * first.element_size())
-        # Workers may be started in the middle of an evaluation, but are not to write into an inference tensor.
+        # Workers may start in the middle of an evaluation, but must not write into an inference tensor.
         with torch.inference_mode(False):
             slots = torch.frombuffer(memory, dtype=first.dtype).view(AHEAD, size)
         others = [worker.connection for worker in self._workers if worker is not instead_of] + [ours]
@@ -216,14 +218,14 @@ def usable_cores() -> int:
 
 
 def _serve(bench: Bench, inner: InProcess, connection: Connection, slots: Tensor, others: Sequence[Connection]) -> None:
-    """Answer groups until told to end, or until the main process is gone."""
+    """Compute groups until the main process sends None or is gone."""
     for other in others:
         other.close()
-    # Ctrl-C reaches the whole process group; the main process decides what it means.
+    # Ctrl-C reaches the whole process group; the main process handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The main process ends its workers by SIGTERM; a handler inherited from a trainer would make it wait for ever.
+    # The main process ends its workers by SIGTERM; with a handler inherited from a trainer it would wait forever.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # More than one thread in a forked process can hang: OpenMP's threads did not come along.
+    # More than one thread in a forked process can hang: a fork does not copy OpenMP's threads.
     torch.set_num_threads(1)
     keep_freed_memory()
     inner.open(Bench(bench.problem, bench.data, bench.models))
@@ -244,7 +246,7 @@ def _serve(bench: Bench, inner: InProcess, connection: Connection, slots: Tensor
 
 
 def _written(results: Sequence[Result], slot_D: Tensor) -> list[tuple[Result, int]]:
-    """Write vectors into a slot, one behind the other; return the rest of the results and the vectors' sizes."""
+    """Write the results' vectors into a slot, one after the other; return the results without them, and their sizes."""
     small, position = [], 0
     for result in results:
         size = result.vector.numel()

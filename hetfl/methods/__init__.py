@@ -1,4 +1,4 @@
-"""Methods: one paper, one file."""
+"""Methods, one file per paper."""
 
 from hetfl.methods.depthfl import DepthFL
 from hetfl.methods.fedavg import FedAvg

@@ -39,41 +39,41 @@ def distillation_loss(logits_HNK: Tensor) -> Tensor:
 
     .. math:: \frac{1}{H - 1} \sum_i \sum_{j \ne i} \mathrm{KL}(p_j \,\Vert\, p_i), \qquad p_j \text{ detached}
 
-    The other head is the target, at temperature 1 (section 3.2).
+    The target is the other head's distribution, at temperature 1 (section 3.2).
     """
     heads = logits_HNK.shape[-3]
     if heads == 1:
         return logits_HNK.new_zeros(logits_HNK.shape[:-3])
     log_p = F.log_softmax(logits_HNK, dim=-1)
     teacher = log_p.detach().exp() + EPSILON
-    # Σ_i Σ_{j≠i} p_j (log p_j − log p_i), for all pairs at once: every head's own term is taken out again.
+    # Σ_i Σ_{j≠i} p_j (log p_j − log p_i) as sums over all pairs minus the terms with i = j.
     entropies = (heads - 1) * (teacher * teacher.log()).sum(-3)
     crossed = teacher.sum(-3) * log_p.sum(-3) - (teacher * log_p).sum(-3)
     return (entropies - crossed).sum(-1).mean(-1) / (heads - 1)
 
 
 class DepthFL(FederatedModule):
-    r"""Depth-scaled sub-models with a head per stage, averaged over their holders, distilled among themselves.
+    r"""Depth-scaled sub-models with a head per stage, averaged over their holders, with mutual distillation of heads.
 
     .. math:: L = \sum_i \mathrm{CE}(z_i, y)
         + \frac{w(t)}{M - 1} \sum_i \sum_{j \ne i} \mathrm{KL}(p_j \,\Vert\, p_i)
 
     for a client with M heads of logits :math:`z_i`. The prediction is the mean of the heads' logits. The paper adds
-    FedDyn: ``local.penalty: hetfl.local.FedDyn``. The net is one that takes ``depth`` and returns the logits of all its
-    heads, shape (H, N, K), such as :class:`~hetfl.models.MultiExitResNet`; levels may have a width too.
+    FedDyn: ``local.penalty: hetfl.local.FedDyn``. The net must take ``depth`` and return the logits of all its heads,
+    shape (H, N, K), such as :class:`~hetfl.models.MultiExitResNet`; levels may also have a width.
 
     Args:
         net: builds the net of a level.
-        levels: what clients can afford, the deepest first, or its budgets; None: depths 4, 3, 2, 1.
-        distillation: whether heads learn from each other; the objective's outputs must be those of one distribution.
+        levels: the levels by name, the deepest first, or budgets; None: depths 4, 3, 2, 1.
+        distillation: whether heads learn from each other; the objective's outputs must be one distribution per sample.
         ramp_rounds: rounds R until distillation has its full weight.
-        deepest_only: train and send a client's deepest head alone (InclusiveFL, KDD 2022, without its momentum); it
-            excludes distillation. A head is the mean of the clients that trained it; DepthFL's code also averages the
-            unchanged copies of deeper clients in.
+        deepest_only: train and send only a client's deepest head (InclusiveFL, KDD 2022, without its momentum); it
+            excludes distillation. A head is averaged over the clients that trained it. DepthFL's code also averages in
+            the unchanged copies of deeper clients.
         settings: the other arguments of :class:`~hetfl.FederatedModule`.
 
     Raises:
-        ConfigurationError: ``ramp_rounds`` is negative, or both distillation and its opposite are asked for.
+        ConfigurationError: ``ramp_rounds`` is negative, or both ``distillation`` and ``deepest_only`` are true.
     """
 
     default_levels: ClassVar[Mapping[str, Level]] = {
@@ -99,21 +99,21 @@ class DepthFL(FederatedModule):
         self.distillation, self.ramp_rounds, self.deepest_only = distillation, ramp_rounds, deepest_only
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
-        """Return the local loss of outputs (..., H, N, K) and targets (..., N), say; shape (...)."""
+        """Return the local loss, shape (...), of outputs such as (..., H, N, K) and targets such as (..., N)."""
         exits = targets.dim() - self.objective.target_dims
         if self.deepest_only:
             outputs = outputs.narrow(exits, outputs.shape[exits] - 1, 1)
         loss = self.objective.per_exit(outputs, targets).sum(-1)
         if self.distillation:
-            logits = outputs.flatten(exits + 1, -2)  # positions of sequences are samples, too
+            logits = outputs.flatten(exits + 1, -2)  # each position of a sequence is a sample
             loss = loss + ramp(ctx.round, self.ramp_rounds) * distillation_loss(logits)
         return loss
 
     def check_objective(self, objective: Objective) -> None:
-        """Refuse to distil outputs that are no distribution.
+        """Refuse an objective whose outputs are no distribution, if heads are distilled.
 
         Raises:
-            ConfigurationError: they are not.
+            ConfigurationError: the outputs are no distribution, or an error of the base class.
         """
         super().check_objective(objective)
         if self.distillation and not objective.probabilities:
@@ -123,35 +123,35 @@ class DepthFL(FederatedModule):
             )
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
-        """Return the client's part; without its shallower heads if it trains the deepest alone."""
-        whole = super().sent(part, level, round, client)
+        """Return the client's part, with ``deepest_only`` without its shallower heads."""
+        sent = super().sent(part, level, round, client)
         if not self.deepest_only:
-            return whole
-        return only(whole, frozenset(name for name in whole if not name.startswith(self.shallower_heads[level])))
+            return sent
+        return only(sent, frozenset(name for name in sent if not name.startswith(self.shallower_heads[level])))
 
     @cached_property
     def shallower_heads(self) -> dict[str, tuple[str, ...]]:
-        """What the names of tensors begin with that belong to the heads before a level's deepest.
+        """By level, prefixes of the names of the tensors of all heads but the deepest.
 
         Raises:
-            ConfigurationError: the net is not made of stages with a head each.
+            ConfigurationError: the net has no :class:`~hetfl.models.exits.Stage`.
         """
-        found = {}
+        prefixes = {}
         for level in self.levels:
             stages = [name for name, part in self.levels.build(level).named_modules() if isinstance(part, Stage)]
             if not stages:
                 raise ConfigurationError(
-                    "Expected a net of hetfl.models.exits.Stage for deepest_only, which tells heads from rest, but got "
+                    "Expected a net of hetfl.models.exits.Stage for deepest_only, to find its heads, but got "
                     f"{type(self.net).__name__}"
                 )
-            found[level] = tuple(f"{stage}.{part}." for stage in stages[:-1] for part in ("exit", "classifier"))
-        return found
+            prefixes[level] = tuple(f"{stage}.{part}." for stage in stages[:-1] for part in ("exit", "classifier"))
+        return prefixes
 
     def predict(self, net: nn.Module, inputs: Tree) -> Tensor:
         """Return the mean of the heads' logits, shape (N, K)."""
         return self.predict_heads(net, inputs)[0]
 
     def predict_heads(self, net: nn.Module, inputs: Tree) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean of the heads' logits, and each head's own: ``head_1`` is the shallowest."""
+        """Return the mean of the heads' logits, and each head's logits by name: ``head_1`` is the shallowest."""
         logits_HNK = net(inputs)
         return logits_HNK.mean(0), {f"head_{i}": logits for i, logits in enumerate(logits_HNK, start=1)}

@@ -15,20 +15,21 @@ from hetfl.federation import FederatedModule
 
 
 class FedAvg(FederatedModule):
-    r"""Everyone trains the whole model; the server takes the mean of the results, weighted by number of samples.
+    r"""Every client trains the whole model; the server averages the deltas, weighted by number of samples.
 
     .. math:: \theta \leftarrow \theta + \sum_{k} \frac{n_k}{\sum_j n_j} \Delta_k
 
-    With a server optimizer other than SGD(lr=1) it is FedOpt (Reddi et al., ICLR 2021): Adam makes it FedAdam.
+    With a server optimizer other than SGD(lr=1) it is FedOpt (Reddi et al., ICLR 2021, arXiv 2003.00295); with Adam it
+    is FedAdam.
 
-    Levels of several sizes are allowed, and are no part of the paper: the mean of each entry is then over its holders,
-    as in :class:`~hetfl.HeteroFL` without its rules about labels. A run says so once.
+    Levels of several sizes are allowed, though the paper has none: each entry's mean is then over its holders, as in
+    :class:`~hetfl.HeteroFL` without its rules about labels. A run logs this once.
     """
 
     default_aggregator: ClassVar[type[Aggregator]] = SampleMean
 
     def on_train_start(self) -> None:
-        """Begin to train; say what the mean is over if levels have several sizes."""
+        """Prepare training; log the mean's definition if levels have several sizes."""
         super().on_train_start()
         sizes = set(self.levels.sizes.values())
         if len(sizes) > 1 or self.parts.masks:

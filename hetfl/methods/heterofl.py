@@ -26,20 +26,20 @@ from hetfl.types import Level, NetFactory
 class HeteroFL(FederatedModule):
     r"""Width-scaled sub-models, each entry averaged over its holders (section 3, algorithm 1).
 
-    A client of width :math:`\rho` trains the first :math:`\lceil \rho C \rceil` channels of every hidden layer. The net
-    carries the Scaler and the static batch norm. Beside these, the method is two rules about labels:
+    A client of width :math:`\rho` trains the first :math:`\lceil \rho C \rceil` channels of every hidden layer. The
+    Scaler and the static batch norm are layers of the net. The method adds two rules about labels:
 
     - masked cross-entropy: logits of classes that a client does not own are replaced by 0 in its local loss;
-    - a client speaks only for the classifier rows of the classes that it owns, masked loss or not.
+    - a client sends, and counts as a holder of, only the classifier rows of the classes that it owns.
 
-    ``label_rules: false`` leaves both out: for objectives without labels, such as regression.
+    ``label_rules: false`` switches both off, for objectives without labels, such as regression.
 
     The mean is unweighted, as in the paper; ``aggregator: hetfl.aggregators.SampleMean`` weights it by samples.
 
     Args:
         net: builds the net of a level.
-        levels: what clients can afford, the widest first, or its budgets; None: five widths from 1 to 1/16.
-        label_rules: whether the two rules about labels hold.
+        levels: the levels by name, the widest first, or budgets; None: five widths from 1 to 1/16.
+        label_rules: whether to apply the two rules about labels.
         settings: the other arguments of :class:`~hetfl.FederatedModule`.
     """
 
@@ -61,19 +61,19 @@ class HeteroFL(FederatedModule):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the rules about labels hold."""
+        """Whether the rules about labels are on."""
         return self.label_rules
 
     def restrict(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the logits with 0 (not minus infinity) where a class is not owned."""
+        """Return the logits with 0 (not minus infinity) at classes that the client does not own."""
         return logits.masked_fill(~labels, 0.0) if self.label_rules else logits
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         """Return the client's part without the classifier rows of classes that it does not own."""
-        whole, labels = super().sent(part, level, round, client), self.data.labels(client)
+        sent, labels = super().sent(part, level, round, client), self.data.labels(client)
         if not self.label_rules or bool(labels.all()):
-            return whole
-        return whole.derived(labels.numpy().tobytes(), lambda: whole.rows(self.classifier, labels))
+            return sent
+        return sent.derived(labels.numpy().tobytes(), lambda: sent.rows(self.classifier, labels))
 
     @cached_property
     def classifier(self) -> frozenset[str]:
@@ -94,5 +94,5 @@ class HeteroFL(FederatedModule):
                 prefix = f"{name}." if name else ""
                 return frozenset({f"{prefix}weight", f"{prefix}bias"} & self.models.trained)
         raise ConfigurationError(
-            "Expected a net whose last layer gives the logits, a row of weights per class, but got none"
+            "Expected a net whose last layer gives the logits, with a row of weights per class, but got none"
         )

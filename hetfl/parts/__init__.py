@@ -1,4 +1,4 @@
-"""What a client holds of a global model in a round: one rule per file."""
+"""Part rules: which part of a global model a client holds in a round, one rule per file."""
 
 from hetfl.parts.base import NOBODY, PartRule
 from hetfl.parts.prefix import Prefix

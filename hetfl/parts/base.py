@@ -1,4 +1,4 @@
-"""What a part rule is: it says which part of a global model a client of a level holds in a round."""
+"""The base class of part rules, which choose the part of a global model that a client holds in a round."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from hetfl.piece import Piece
 from hetfl.submodel import parameters_of
 
 NOBODY = -1
-"""In place of a client's id: the part of a level itself, for evaluation, sizes and export."""
+"""Used in place of a client's id for the part of a level itself, in evaluations, sizes and exports."""
 
 Channels = Callable[[int, int], slice | Tensor]
-"""Returns which of so many channels are held, given how many there are and how many are held."""
+"""Returns the positions of the held channels, given the number of all channels and the number of held ones."""
 
 
 class PartRule(Piece):
-    """Makes parts. They are drawn in the server's process and travel with the tasks: nobody else asks a rule.
+    """Makes parts. Only the server's process calls a rule; the tasks carry the parts to the clients.
 
-    A part is a function of the seed, the level, the round and the client, and of what the rule has observed.
+    A part is a function of the seed, the level, the round, the client, and the rule's observations.
 
     Attributes:
-        levels: what clients can afford, with the leading blocks of every level in ``levels.indices``.
+        levels: the levels; ``levels.indices`` has the leading block of each.
         seed: of every random choice.
     """
 
@@ -35,7 +35,7 @@ class PartRule(Piece):
     """Whether parts may have a mask, and levels a density below 1."""
 
     def meet(self, levels: LevelSet, seed: int) -> None:
-        """Learn what levels there are.
+        """Set the levels and the seed.
 
         Raises:
             ConfigurationError: a level has a density below 1, and the rule makes no masks.
@@ -45,12 +45,12 @@ class PartRule(Piece):
             if level.density < 1 and not self.masks:
                 raise ConfigurationError(
                     f"Expected density 1 at level {name}, as parts of {type(self).__name__} have no mask, but got "
-                    f"{level.density:g}: choose hetfl.parts.RandomMask, say"
+                    f"{level.density:g}: choose a rule with masks, such as hetfl.parts.RandomMask"
                 )
 
     @abstractmethod
     def part(self, level: str, round: int, client: int) -> Part:
-        """Return what a client of a level holds in a round.
+        """Return the part that a client of a level holds in a round.
 
         The tensors have the shapes of the level's net. The largest level holds all entries of every tensor.
 
@@ -61,15 +61,15 @@ class PartRule(Piece):
         """
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
-        """Return what the client sends of its part, and counts as a holder of: by default all of it."""
+        """Return the entries of its part that the client sends and counts as a holder of; by default all of them."""
         return part
 
     def check(self, part: Part, level: str) -> None:
         """Refuse a part that a client of a level cannot hold.
 
         Raises:
-            ConfigurationError: its tensors do not have the shapes of the level's net, or a mask leaves entries out of
-                a buffer or a frozen parameter, which are held whole.
+            ConfigurationError: the part's tensors do not have the shapes of the level's net, or its mask leaves out
+                entries of a buffer or a frozen parameter, which every client holds whole.
         """
         shapes, block = part.layout.shapes, self.levels.indices[level].layout.shapes
         if shapes != block:
@@ -89,18 +89,18 @@ class PartRule(Piece):
         return part.mask_D is None or only(part, frozenset(n for n in part if n not in trained)).mask_D is None
 
     def of_level(self, level: str, round: int) -> Part:
-        """Return the part that stands for a level where there is no client: in evaluations, sizes and exports."""
+        """Return the part that represents a level where there is no client: in evaluations, sizes and exports."""
         return self.part(level, round, NOBODY)
 
     def of_channels(self, level: str, channels: Channels) -> Part:
         """Return the part of a level whose tensors hold, in each dimension, the channels that a function chooses.
 
-        A dimension that a level holds whole (classes, input channels, kernels) stays whole. Layers of equal numbers of
-        channels get the same channels, so that what they add up or hand on belongs together.
+        A dimension that a level holds whole (classes, input channels, kernels) stays whole. Layers with equal numbers
+        of channels get the same channels, so that residual additions and successive layers use matching channels.
 
         Args:
             level: name of the level.
-            channels: what is held of a dimension.
+            channels: returns the held channels of a dimension.
         """
         whole, block = self.levels.indices[self.levels.largest].layout.shapes, self.levels.indices[level].layout.shapes
         chosen: dict[tuple[int, int], slice | Tensor] = {}

@@ -1,4 +1,4 @@
-"""The leading channels and the first stages: HeteroFL, DepthFL."""
+"""Leading channels and first stages, as in HeteroFL and DepthFL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hetfl.parts.base import PartRule
 class Prefix(PartRule):
     """A level's clients hold the leading block of every tensor, in every round.
 
-    Diao et al., ICLR 2021 (arXiv 2010.01264), section 3.
+    Diao, Ding, Tarokh: HeteroFL: Computation and Communication Efficient Federated Learning for Heterogeneous Clients,
+    ICLR 2021 (arXiv 2010.01264), section 3.
     """
 
     def part(self, level: str, round: int, client: int) -> Part:  # noqa: D102

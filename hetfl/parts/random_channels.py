@@ -11,10 +11,12 @@ from hetfl.seeding import derive
 
 
 class RandomChannels(PartRule):
-    """Every client holds channels of its own, drawn anew in every round; as many as its level has.
+    """Every client holds random channels, as many as its level has, drawn anew for each client and round.
 
-    Layers of equal numbers of channels get the same ones. Caldas, Konečný, McMahan, Talwalkar: Expanding the Reach of
-    Federated Learning by Reducing Client Resource Requirements, 2018 (arXiv 1812.07210), section 3.
+    Layers with equal numbers of channels get the same channels.
+
+    Caldas, Konečný, McMahan, Talwalkar: Expanding the Reach of Federated Learning by Reducing Client Resource
+    Requirements, 2018 (arXiv 1812.07210), section 3.
     """
 
     def part(self, level: str, round: int, client: int) -> Part:  # noqa: D102

@@ -12,10 +12,10 @@ from hetfl.submodel import parameters_of
 
 
 class RandomMask(PartRule):
-    """Every client holds random entries of its level's weights, drawn anew in every round, and all of the rest.
+    """Every client holds random entries of its level's weights, drawn anew in every round, and all other entries.
 
-    Each entry of a weight is held with the level's density as its probability. Weights are the trained parameters of
-    two and more dimensions; biases, norm layers and buffers are held whole.
+    Each entry of a weight is held with a probability of the level's density. Weights are the trained parameters of two
+    and more dimensions; biases, norm layers and buffers are held whole.
     """
 
     masks: ClassVar[bool] = True

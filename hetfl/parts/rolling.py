@@ -1,4 +1,4 @@
-"""FedRolex: a window of channels that moves on with the rounds."""
+"""FedRolex: a window of channels that moves by one channel per round."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hetfl.parts.base import PartRule
 class Rolling(PartRule):
     r"""In round t a level's clients hold the channels :math:`t, t + 1, \dots, t + n - 1` of N, modulo N.
 
-    The window begins at the same channel for all levels and clients, so a small level's channels are a part of a
-    larger one's, and over N rounds every channel is held equally often.
+    The window begins at the same channel for all levels and clients, so a small level's channels are a subset of a
+    larger level's, and over N rounds every channel is held equally often.
 
     Alam, Liu, Yan, Zhang: FedRolex: Model-Heterogeneous Federated Learning with Rolling Sub-Model Extraction, NeurIPS
     2022 (arXiv 2212.01548), section 3.2.
@@ -33,7 +33,7 @@ class Rolling(PartRule):
 
 
 def window(start: int, of: int, held: int) -> slice | Tensor:
-    """Return ``held`` neighbouring positions of ``of``, from ``start`` on, the first after the last; sorted.
+    """Return ``held`` consecutive positions of ``of``, from ``start`` on, modulo ``of``, in ascending order.
 
     >>> window(1, 4, 2), window(3, 4, 2)
     (slice(1, 3, None), tensor([0, 3]))

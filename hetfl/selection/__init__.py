@@ -1,4 +1,4 @@
-"""Which clients take part in a round: one policy per file."""
+"""Selection policies, which choose the clients of a round; one policy per file."""
 
 from hetfl.selection.base import Everyone, Probe, Selection
 from hetfl.selection.deadline_aware import DeadlineAware

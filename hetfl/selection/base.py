@@ -1,4 +1,4 @@
-"""What a selection policy is, and what it may ask before it selects."""
+"""The base class of selection policies, and the questions that a policy may ask before it selects."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hetfl.piece import Facts, Piece
 
 
 class Probe(Protocol):
-    """What a policy may ask of the round that begins; what an answer costs is charged to the round."""
+    """The questions that a policy may ask clients in a round that begins; the round is charged for the answers."""
 
     @property
     def clients(self) -> Sequence[int]:
-        """The ids of the clients that can be reached, ascending."""
+        """The ids of the reachable clients, ascending."""
         ...
 
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
@@ -25,17 +25,17 @@ class Probe(Protocol):
 
         Args:
             clients: ids, each once.
-            samples: of each client's data, drawn at random; None: all of it.
+            samples: number of each client's samples, drawn at random; None: all.
         """
         ...
 
     def seconds(self, clients: Sequence[int]) -> list[float]:
-        """Return the seconds that each client's round is predicted to take, transfers included; costs nothing."""
+        """Return the predicted seconds of each client's round, transfers included; this has no cost."""
         ...
 
 
 class Everyone:
-    """The probe of a round that is only looked at: all clients can be reached, none computes anything.
+    """The probe for a replay of a round without training: all clients are reachable, and none can be asked.
 
     Args:
         num_clients: number of clients N.
@@ -45,34 +45,34 @@ class Everyone:
         self.clients = range(num_clients)
 
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
-        """Refuse.
+        """Refuse to ask clients.
 
         Raises:
             RuntimeError: always.
         """
-        raise RuntimeError(f"Expected a round that is run to ask {len(clients)} clients for losses but got a replay")
+        raise RuntimeError(f"Expected a real round to ask {len(clients)} clients for losses but got a replay")
 
     def seconds(self, clients: Sequence[int]) -> list[float]:
-        """Refuse.
+        """Refuse to predict seconds.
 
         Raises:
             RuntimeError: always.
         """
-        raise RuntimeError(f"Expected a round that is run to predict {len(clients)} clients' seconds but got a replay")
+        raise RuntimeError(f"Expected a real round to predict {len(clients)} clients' seconds but got a replay")
 
 
 class Selection(Piece):
     """Chooses the cohort of a round.
 
     Args:
-        clients_per_round: size m of the cohort; with fewer clients within reach, all of these.
+        clients_per_round: size m of the cohort; with fewer reachable clients, all of these.
     """
 
     files: ClassVar[str] = "updates"
     replayable: ClassVar[bool] = False
-    """Whether cohorts are functions of the seed and the round alone: nothing is learnt or asked."""
+    """Whether cohorts are functions of only the seed and the round, so that a policy observes and asks nothing."""
     by_size: ClassVar[bool] = False
-    """Whether clients are drawn in proportion to their size: weighting their updates by it would count it twice."""
+    """Whether clients are drawn in proportion to their size; updates must then not be weighted by size again."""
 
     def __init__(self, clients_per_round: int = 10) -> None:
         if clients_per_round < 1:
@@ -81,10 +81,10 @@ class Selection(Piece):
         self.sizes: tuple[int, ...] = ()
 
     def setup(self, facts: Facts) -> None:
-        """Learn the clients' training-set sizes and the seed.
+        """Set the clients' training-set sizes and the seed.
 
         Raises:
-            ConfigurationError: the cohort is larger than the fleet.
+            ConfigurationError: the cohort is larger than the number of clients.
         """
         if self.clients_per_round > facts.num_clients:
             raise ConfigurationError(
@@ -94,13 +94,13 @@ class Selection(Piece):
         self.sizes, self.seed = tuple(facts.sizes), facts.seed
 
     def check_weighting(self, by_size: bool) -> None:
-        """Refuse updates that are weighted by size where clients are drawn by it: q-FFL's sampling says either or.
+        """Refuse an aggregator that weights by size if clients are already drawn in proportion to size.
 
         Args:
             by_size: whether the aggregator weights an update by its client's number of samples.
 
         Raises:
-            ConfigurationError: both do.
+            ConfigurationError: both use the size.
         """
         if by_size and self.by_size:
             raise ConfigurationError(
@@ -114,10 +114,10 @@ class Selection(Piece):
         """Return the ids of the round's cohort, each once, in the order in which their updates are aggregated."""
 
     def cohort(self, round: int, probe: Probe) -> list[int]:
-        """Return what :meth:`select` does, once it is known to be a cohort.
+        """Return the cohort that :meth:`select` chooses, after a check.
 
         Raises:
-            ConfigurationError: something in it is no client's id, cannot be reached, or is there twice.
+            ConfigurationError: an entry is no client's id, or its client is not reachable or is repeated.
         """
         chosen, name = self.select(round, probe), type(self).__name__
         try:
@@ -139,5 +139,5 @@ class Selection(Piece):
         return ids
 
     def weight(self, client: int) -> float:
-        """Return what a client of the last selected cohort counts in :class:`~hetfl.aggregators.SelectionMean`."""
+        """Return the weight of a client of the last cohort in :class:`~hetfl.aggregators.SelectionMean`."""
         return 1.0

@@ -1,4 +1,4 @@
-"""Selection of clients that will be done in time."""
+"""Selection of clients that are predicted to meet a deadline."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from hetfl.selection.draw import uniformly
 
 
 class DeadlineAware(Selection):
-    r"""Uniformly some of the clients whose round is predicted to take no longer than a deadline.
+    r"""A uniform selection among the clients whose round is predicted to take no longer than a deadline.
 
-    FedCS (Nishio and Yonetani, ICC 2019, arXiv 1804.08333) takes only clients that can make a deadline, without its
-    schedule of a shared channel: here clients train and send side by side. :math:`\lceil m (1 + o) \rceil` of them take
-    part, o more than needed for those that will not answer (Bonawitz et al., MLSys 2019, arXiv 1902.01046); fewer if
-    fewer can make it. If nobody can, the m fastest take part, ties by id, with a warning. Slow clients never take part:
-    what only they know is not learnt.
+    This is the rule of FedCS (Nishio and Yonetani, ICC 2019, arXiv 1804.08333) without its schedule of a shared
+    channel: here clients train and send in parallel. :math:`\lceil m (1 + o) \rceil` clients take part, a share o more
+    than needed, because some may not answer (Bonawitz et al., MLSys 2019, arXiv 1902.01046); fewer if fewer meet the
+    deadline. If no client meets it, the m fastest take part, ties by id, with a warning. Slow clients never take part,
+    so the model does not learn from data that only they have.
 
     Args:
         deadline: simulated seconds of a round, transfers included.
         clients_per_round: size m of the cohort.
-        over_selection: share o of further clients.
+        over_selection: share o of additional clients.
 
     Raises:
         ConfigurationError: the deadline is not positive, or the share is negative.
@@ -40,8 +40,8 @@ class DeadlineAware(Selection):
 
     @property
     def cohort_size(self) -> int:
-        """Number of clients that take part if enough can make the deadline."""
-        # Rounded: a product such as 10 * 0.7 may come out a hair above the whole number that is meant.
+        """Number of clients that take part if enough clients meet the deadline."""
+        # round() first: by rounding, a product such as 10 * 0.7 may be slightly above the intended whole number.
         return self.clients_per_round + math.ceil(round(self.clients_per_round * self.over_selection, 9))
 
     def select(self, round: int, probe: Probe) -> list[int]:  # noqa: D102

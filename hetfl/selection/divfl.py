@@ -1,4 +1,4 @@
-"""DivFL: few clients whose updates together stand for everybody's."""
+"""DivFL: selects a few clients whose updates represent the updates of all clients."""
 
 from __future__ import annotations
 
@@ -28,30 +28,31 @@ class DivFL(Selection):
     .. math:: S_t \approx \arg\min_{|S| = m} \sum_{k} \min_{i \in S} d(i, k), \qquad
               d(i, k)^2 = \frac{1}{|C|} \sum_{j \in C} (g_{i,j} - g_{k,j})^2
 
-    chosen greedily among the clients within reach, to stand for all clients. :math:`g_k = u_k / \gamma` is the client's
-    latest update as the server decoded it, over the learning rate of its round, for trained parameters; C are the
-    entries that both updates cover. With full models d is the paper's Euclidean distance times a constant. Without
-    common entries :math:`d^2` is the sum of both mean squares, as if the updates were orthogonal.
+    chosen greedily among the reachable clients, to represent all clients. :math:`g_k = u_k / \gamma` is the client's
+    latest decoded update, divided by the learning rate of its round, for trained parameters. C is the set of entries
+    that both updates cover. With full models d is the paper's Euclidean distance times a constant. Without common
+    entries :math:`d^2` is the sum of both mean squares, as for orthogonal updates.
 
-    The paper asks everyone at round 0; here those whose update the server has never taken come first, drawn uniformly,
-    until there are none left. Later only the clients of a cohort are looked at anew. What others did is known as of
-    their last round: with stale updates the greedy choice may repeat itself; ``sample`` leaves some of it to chance.
+    The paper asks all clients in round 0. Here clients without an accepted update are selected first, drawn uniformly,
+    until there are none left. Later only the updates of a cohort are renewed, so distances may be stale and the greedy
+    choice may repeat itself; ``sample`` makes part of the choice random.
 
-    A chosen client counts as many as it stands for (γ_i in the paper): itself, and the clients outside the cohort that
-    lie nearest to it, ties for the one chosen first. Clients of whom nothing is known, and all of them if nothing is
-    known of the cohort, are shared out evenly. These weights sum to N and act in
-    :class:`~hetfl.aggregators.SelectionMean`; the paper's own code leaves them out, as any other aggregator does.
+    The weight of a chosen client is the number of clients that it represents (γ_i in the paper): itself, and the
+    clients outside the cohort for which it is the nearest, with ties for the client chosen first. Clients without an
+    update are divided evenly over the cohort, as are all clients if the whole cohort has no updates yet. The weights
+    sum to N and are used by :class:`~hetfl.aggregators.SelectionMean`; the paper's code ignores them, as do all other
+    aggregators.
 
-    Every update is compared with those of all N clients: about m N times the size of the model in operations a round.
-    N updates are kept, and :math:`8 N^2` bytes of distances, in every checkpoint too.
+    A round compares m updates with those of all N clients, in about m N times the model's size in operations. N updates
+    and :math:`8 N^2` bytes of distances are kept, also in checkpoints.
 
     Args:
-        clients_per_round: size m of the cohort; with fewer clients within reach, all of these.
-        sample: clients that are looked at for each choice, drawn anew (stochastic greedy); None: all (lazy greedy).
-        updates: where updates are kept; None: in memory.
+        clients_per_round: size m of the cohort; with fewer reachable clients, all of these.
+        sample: number of clients considered for each choice, drawn anew (stochastic greedy); None: all (lazy greedy).
+        updates: the store of updates; None: in memory.
 
     Raises:
-        ConfigurationError: the sample is empty.
+        ConfigurationError: ``sample`` is below 1.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class DivFL(Selection):
     def setup(self, facts: Facts) -> None:  # noqa: D102
         super().setup(facts)
         if len(self.distances_NN) != facts.num_clients:
-            for client in self.updates.clients():  # of another fleet
+            for client in self.updates.clients():  # updates of a run with another number of clients
                 self.updates.save(client, {}, 0)
             self.distances_NN = torch.zeros(facts.num_clients, facts.num_clients, dtype=torch.float64)
 
@@ -80,46 +81,52 @@ class DivFL(Selection):
     def select(self, round: int, probe: Probe) -> list[int]:  # noqa: D102
         self._round, random = round, generator(self.seed, "selection", round)
         known = self.updates.clients()
-        met = set(known)
-        strangers = [client for client in probe.clients if client not in met]
-        first = uniformly(strangers, self.clients_per_round, random)
-        able = [client for client in probe.clients if client in met]
-        distances_CV = self.distances_NN[able][:, known]
+        known_set = set(known)
+        unknown = [client for client in probe.clients if client not in known_set]
+        first = uniformly(unknown, self.clients_per_round, random)
+        candidates = [client for client in probe.clients if client in known_set]
+        distances_CV = self.distances_NN[candidates][:, known]
         left = self.clients_per_round - len(first)
         if self.sample is None:
             rows = lazy_greedy(distances_CV, left)
         else:
             rows = stochastic_greedy(distances_CV, left, self.sample, random)
-        chosen = [able[row] for row in rows]
+        chosen = [candidates[row] for row in rows]
         self._weights = self._represented(first + chosen, chosen, known)
         return first + chosen
 
     def _represented(self, cohort: list[int], chosen: list[int], known: list[int]) -> dict[int, float]:
-        """Return how many clients each of the cohort stands for; ``chosen`` are those that others can be near to."""
+        """Return by client of the cohort the number of clients that it represents.
+
+        Args:
+            cohort: all selected clients.
+            chosen: those of them with an update.
+            known: all clients with an update.
+        """
         weights = dict.fromkeys(cohort, 1.0)
         others = [client for client in known if client not in weights] if chosen else []
         if others:
             for row in self.distances_NN[chosen][:, others].argmin(0).tolist():
                 weights[chosen[row]] += 1.0
-        alone = len(self.sizes) - len(cohort) - len(others)
-        return {client: weight + alone / len(cohort) for client, weight in weights.items()}
+        unrepresented = len(self.sizes) - len(cohort) - len(others)
+        return {client: weight + unrepresented / len(cohort) for client, weight in weights.items()}
 
     def weight(self, client: int) -> float:
-        """Return γ_i: the number of clients that a client of the last selected cohort stands for."""
+        """Return γ_i: the number of clients that a client of the last cohort represents."""
         return self._weights[client]
 
     def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
-        # The whole update is the latest: entries of an earlier round, at another level, are forgotten.
+        # Only the latest update is kept: entries of an earlier round at another level are dropped.
         self.updates.save(report.client, _gradient(update, index, report.lr), self._round)
         self._fresh.add(report.client)
 
     def end_round(self, round: int) -> None:
-        """Bring the distances from and to the clients of the round up to date."""
+        """Compute the distances between the round's new updates and all updates."""
         fresh = {client: self.updates.load(client) for client in sorted(self._fresh)}
         for other in self.updates.clients() if fresh else ():
             blocks = fresh[other] if other in fresh else self.updates.load(other)
-            for client, own in fresh.items():
-                apart = 0.0 if client == other else distance(own, blocks)
+            for client, new_blocks in fresh.items():
+                apart = 0.0 if client == other else distance(new_blocks, blocks)
                 self.distances_NN[client, other] = self.distances_NN[other, client] = apart
         self._fresh.clear()
 
@@ -136,15 +143,15 @@ class DivFL(Selection):
 
 def _gradient(update: Update, index: Index, lr: float) -> dict[str, Tensor]:
     """Return u/γ as blocks in global coordinates, NaN at entries of a block that the update does not cover."""
-    return blocks_of(update.to_dense() / lr if lr else update.to_dense(), index)  # a rate of 0 moves nothing
+    return blocks_of(update.to_dense() / lr if lr else update.to_dense(), index)  # with lr = 0 the update is zero
 
 
 def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """Return the root mean square difference of two updates over the entries that both cover; see :class:`DivFL`.
 
     Args:
-        one: blocks by name of the tensor, NaN where the update covers nothing.
-        other: likewise.
+        one: blocks by name of the tensor, NaN at entries that the update does not cover.
+        other: the same for the other update.
     """
     total, common = _summed(_difference(one[name], other[name]) for name in one if name in other)
     if common:

@@ -1,4 +1,4 @@
-"""How policies draw clients and rank them."""
+"""Functions with which policies draw and rank clients."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def uniformly(clients: Sequence[int], count: int, generator: torch.Generator) ->
 def proportionally(clients: Sequence[int], sizes: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
     r"""Return at most ``count`` of the clients, without replacement, in the order in which they were drawn.
 
-    Each draw takes one of those left, with probability :math:`n_k / \sum_{\text{left}} n_i`.
+    Each draw takes client k of the remaining clients R with probability :math:`n_k / \sum_{i \in R} n_i`.
 
     Args:
         clients: ids.
         sizes: number of samples n by client id.
-        count: how many.
+        count: largest number of clients to draw.
         generator: of the round.
     """
     if not clients:
@@ -33,7 +33,7 @@ def proportionally(clients: Sequence[int], sizes: Sequence[int], count: int, gen
 
 
 def highest(scores: Mapping[int, float], count: int) -> list[int]:
-    """Return at most ``count`` client ids, the highest score first, ties by id; NaN, of a diverged model, is highest.
+    """Return at most ``count`` client ids, the highest score first, ties by id; NaN (a diverged model) is highest.
 
     >>> highest({3: 1.0, 1: 1.0, 2: float("nan"), 0: 0.5}, 3)
     [2, 1, 3]

@@ -1,4 +1,4 @@
-"""Selection by loss and size together."""
+"""Selection by the product of loss and size."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from hetfl.selection.draw import highest, uniformly
 class LossTimesSize(Selection):
     r"""The m clients with the highest score :math:`F_k(\theta_t)\, n_k^\beta`, the highest first, ties by id.
 
-    It asks *where the loss that is left lies*. With β = 1 a score is the sum of a client's losses over its samples, its
-    share of the global objective :math:`\sum_k n_k F_k`: who has most to give to the mean over all samples? With β = 0
-    it is the mean loss of the client: who is served worst? In between, one is traded for the other; the statistical
-    utility of Oort (Lai et al., OSDI 2021, arXiv 2010.06081) is the case β = 1 with a root mean square for the mean.
+    With β = 1 a score is the sum of a client's losses over its samples, which is its share of the global objective
+    :math:`\sum_k n_k F_k`. With β = 0 it is the client's mean loss, so that the clients with the worst model come
+    first. Other β are in between. The statistical utility of Oort (Lai et al., OSDI 2021, arXiv 2010.06081) is β = 1
+    with a root mean square in place of the mean.
 
-    Greedy: with all clients asked, the same few may take part again and again, and those with little loss never do.
-    ``candidates`` leaves that to chance. :class:`~hetfl.selection.PowerOfChoice` draws its candidates by size and ranks
-    them by loss; here they are drawn uniformly, as size is in the score. Asked clients send and compute: that is
-    charged to the round. A loss that is NaN, of a diverged model, counts as ∞.
+    The choice is greedy: if all clients are asked, the same few may take part in every round, and clients with a small
+    loss never do. ``candidates`` adds randomness: only d clients, drawn uniformly, are asked.
+    (:class:`~hetfl.selection.PowerOfChoice` draws its candidates by size and ranks them by loss; here the size is in
+    the score.) The downloads and passes of the asked clients are charged to the round. A loss of NaN, of a diverged
+    model, counts as ∞.
 
     Args:
-        clients_per_round: size m of the cohort; with fewer clients within reach, all of these.
+        clients_per_round: size m of the cohort; with fewer reachable clients, all of these.
         beta: exponent β of the size, at least 0.
-        candidates: number d of clients that are drawn and asked, from m to N; None: all within reach.
+        candidates: number d of clients that are drawn and asked, from m to N; None: all reachable clients.
 
     Raises:
         ConfigurationError: β is negative, or d is below m.
@@ -42,7 +43,7 @@ class LossTimesSize(Selection):
         self.beta, self.candidates = beta, candidates
 
     def setup(self, facts: Facts) -> None:
-        """Learn the clients' training-set sizes and the seed.
+        """Set the clients' training-set sizes and the seed.
 
         Raises:
             ConfigurationError: there are more candidates than clients.
@@ -58,7 +59,7 @@ class LossTimesSize(Selection):
         if self.candidates is not None:
             asked = uniformly(asked, self.candidates, generator(self.seed, "selection", round))
         if len(asked) <= self.clients_per_round:
-            return asked  # nothing to choose: nobody is asked
+            return asked  # all take part, so no losses are needed
         losses = probe.losses(asked)
         scores = {k: loss * self.sizes[k] ** self.beta for k, loss in zip(asked, losses, strict=True)}
         return highest(scores, self.clients_per_round)

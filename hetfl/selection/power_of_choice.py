@@ -1,4 +1,4 @@
-"""Power-of-Choice: of some candidates, those with the largest loss take part."""
+"""Power-of-Choice: selects the candidates with the largest loss."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class PowerOfChoice(Selection):
 
     - ``pow`` (π_pow-d): the loss :math:`F_k(\theta_t)` of the present model on all of a candidate's data.
     - ``cpow`` (π_cpow-d): the same on ``batch`` of its samples, drawn at random.
-    - ``rpow`` (π_rpow-d): nothing is asked; the mean training loss of the client's last round that the server accepted,
-      and ∞ for a client that never took part.
+    - ``rpow`` (π_rpow-d): no client is asked; the mean training loss in the client's last accepted round, and ∞ for a
+      client without one.
 
-    What candidates send and compute is charged to the round. A loss that is NaN, of a diverged model, counts as ∞.
-    With d = m, or with no more than m clients within reach, there is nothing to choose and nobody is asked: that is
-    :class:`~hetfl.selection.SizeWeighted`. With d = N it is greedy.
+    The downloads and passes of candidates are charged to the round. A loss of NaN, of a diverged model, counts as ∞.
+    With d = m, or with at most m reachable clients, all candidates take part and none is asked, as in
+    :class:`~hetfl.selection.SizeWeighted`. With d = N the choice is greedy.
 
     Args:
         candidates: number d, from m to N.
-        clients_per_round: size m of the cohort; with fewer clients within reach, all of these.
-        variant: which losses count.
+        clients_per_round: size m of the cohort; with fewer reachable clients, all of these.
+        variant: ``pow``, ``cpow`` or ``rpow``.
         batch: samples of a candidate in ``cpow``.
 
     Raises:
@@ -58,7 +58,7 @@ class PowerOfChoice(Selection):
         self.remembered: dict[int, float] = {}
 
     def setup(self, facts: Facts) -> None:
-        """Learn the clients' training-set sizes and the seed; of another fleet than before no loss is remembered.
+        """Set the clients' training-set sizes and the seed; forget all losses if the number of clients has changed.
 
         Raises:
             ConfigurationError: there are more candidates than clients.

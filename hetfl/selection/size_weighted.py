@@ -10,11 +10,12 @@ from hetfl.selection.draw import proportionally
 
 
 class SizeWeighted(Selection):
-    r"""m of the clients within reach, without replacement, each draw with probability proportional to :math:`n_k`.
+    r"""m of the reachable clients, without replacement, each draw with probability proportional to :math:`n_k`.
 
-    Larger clients take part more often; their updates should then count alike (``HolderMean``): drawing *and* weighting
-    by size is refused. So sample Li et al., "Fair Resource Allocation in Federated Learning" (ICLR 2020, arXiv
-    1905.10497), and Cho et al. (arXiv 2010.01243) for their random baseline. A function of (seed, round) alone.
+    Larger clients take part more often, so all updates should have the same weight (``HolderMean``): an aggregator that
+    weights by size is refused. This is the sampling of Li et al., "Fair Resource Allocation in Federated Learning"
+    (ICLR 2020, arXiv 1905.10497), and of the random baseline of Cho et al. (arXiv 2010.01243). Cohorts are a function
+    of (seed, round).
     """
 
     replayable: ClassVar[bool] = True

@@ -10,7 +10,7 @@ from hetfl.selection.draw import uniformly
 
 
 class Uniform(Selection):
-    """m of the clients within reach, every subset equally likely; a function of (seed, round) alone."""
+    """m of the reachable clients, every subset equally likely; a function of (seed, round)."""
 
     replayable: ClassVar[bool] = True
 

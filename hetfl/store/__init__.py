@@ -1,4 +1,4 @@
-"""Where what belongs to a client is kept between rounds: in memory, or in one file per client and round."""
+"""Stores of clients' states between rounds: in memory, or in one file per client and round."""
 
 from hetfl.store.base import ClientStore, MemoryStore
 from hetfl.store.disk import DiskStore

@@ -1,9 +1,9 @@
-"""Where what belongs to a client is kept between rounds: in memory, or in one file per client and round.
+"""The base class of stores of clients' states between rounds, and the store in memory.
 
-Residuals of error feedback and a method's memories of its clients are vectors in global coordinates: per name of a
-tensor a block, the leading extent of the global tensor that covers everything the client has held so far. So a client
-that is always at a small level costs what its sub-model costs. Blocks are on the CPU. What a store has handed out is
-good until the client is written to again: a round's residual goes where the last one was.
+Residuals of error feedback, memories of penalties and personal tensors are vectors in global coordinates. A store keeps
+a block per tensor: the leading block of the global tensor that covers all entries that the client has held so far. So a
+client that is always at a small level needs only as much memory as its sub-model. Blocks are on the CPU. Tensors that a
+store returns are valid until the client's next write: a write may reuse their memory.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from hetfl.store.blocks import Blocks
 
 
 class ClientStore(ABC):
-    """A vector per client in global coordinates; it is zero wherever nothing was written."""
+    """A vector per client in global coordinates; entries that were never written are zero."""
 
     @abstractmethod
     def load(self, client: int) -> Mapping[str, Tensor]:
         """Return the client's blocks by name, not to be modified; empty for a client without any.
 
-        They may share the store's memory: copy what has to outlast the client's next :meth:`write`.
+        They may share the store's memory: copy them to keep them beyond the client's next :meth:`write`.
         """
 
     @abstractmethod
     def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:
         """Replace the client's blocks as of a round; without blocks the client is forgotten.
 
-        The store may keep the tensors themselves; it copies them before it writes.
+        The store may keep the tensors themselves, and copies them before it changes them.
         """
 
     @abstractmethod
@@ -42,26 +42,26 @@ class ClientStore(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs, in plain types and tensors: as with modules, references to what is there."""
+        """Return the state for a checkpoint, as plain types and tensors; like a module's, it has references."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned; it is copied."""
+        """Load a copy of the state that :meth:`state_dict` returned."""
 
     def describe(self) -> str:
-        """Return the kind of store: a checkpoint cannot be taken into another kind."""
+        """Return the kind of store: a checkpoint cannot be loaded into another kind."""
         return type(self).__name__
 
     def bind(self, folder: str | None) -> None:
-        """Learn the folder of this run, where a store may keep files; None if it has none. By default nothing."""
+        """Set the run's folder, in which a store may keep files; None if there is none. By default does nothing."""
 
     def checkpointed(self) -> None:
-        """Learn that a checkpoint with the last :meth:`state_dict` is on the disk. By default nothing."""
+        """Called once a checkpoint with the last :meth:`state_dict` is on the disk. By default does nothing."""
 
     def read(self, client: int, index: Index, like: Tensor) -> Tensor | None:
         """Return the client's entries at an index, shape (D,), with dtype and device of ``like``; None: all zero.
 
-        They may share the store's memory: they are not to be modified, and good until the client's next :meth:`write`.
+        They may share the store's memory: do not modify them, nor use them after the client's next :meth:`write`.
         """
         blocks = self.load(client)
         return Blocks.of(blocks, like.dtype).at(index).to(like.device) if blocks else None
@@ -73,13 +73,13 @@ class ClientStore(ABC):
 
         Args:
             client: the client's id.
-            index: where.
+            index: the entries to replace.
             vector_D: the values, shape (D,); copied.
             round: the round's number.
-            outside: factor.
+            outside: factor of all other entries.
 
         Raises:
-            ValueError: there are more values, or fewer, than the index has entries; nothing is written.
+            ValueError: the number of values is not that of the index's entries; nothing is written.
         """
         if vector_D.shape != (size := part_of(index).size,):
             raise ValueError(f"Expected {size} entries of client {client} but got shape {tuple(vector_D.shape)}")
@@ -93,23 +93,23 @@ class ClientStore(ABC):
         return written
 
     def _owns(self, client: int) -> bool:
-        """Return whether the client's blocks lie in memory that may be written to. By default they do not."""
+        """Return whether the store may write into the memory of the client's blocks. By default it may not."""
         return False
 
 
 class MemoryStore(ClientStore):
-    """In memory, and whole in the checkpoint."""
+    """Keeps all blocks in memory, and writes all of them into checkpoints."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, Mapping[str, Tensor]] = {}
-        self._own: set[int] = set()  # clients whose blocks are in memory of this store, and not of who saved them
+        self._writable: set[int] = set()  # clients whose blocks this store allocated, so that it may write into them
 
     def load(self, client: int) -> Mapping[str, Tensor]:  # noqa: D102
         return self._blocks.get(client, {})
 
     def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:  # noqa: D102
         self._blocks.pop(client, None)
-        self._own.discard(client)
+        self._writable.discard(client)
         if blocks:
             self._blocks[client] = blocks if isinstance(blocks, Blocks) else dict(blocks)
 
@@ -118,11 +118,11 @@ class MemoryStore(ClientStore):
     ) -> Blocks:
         written = super().write(client, index, vector_D, round, outside=outside)
         if written:
-            self._own.add(client)
+            self._writable.add(client)
         return written
 
     def _owns(self, client: int) -> bool:
-        return client in self._own
+        return client in self._writable
 
     def clients(self) -> list[int]:  # noqa: D102
         return sorted(self._blocks)
@@ -131,6 +131,8 @@ class MemoryStore(ClientStore):
         return {"blocks": {client: dict(self._blocks[client]) for client in self.clients()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
-        own = {client: dict(blocks) for client, blocks in state["blocks"].items()}
-        self._blocks = {client: Blocks.of(blocks, next(iter(blocks.values())).dtype) for client, blocks in own.items()}
-        self._own = set(own)
+        loaded = {client: dict(blocks) for client, blocks in state["blocks"].items()}
+        self._blocks = {
+            client: Blocks.of(blocks, next(iter(blocks.values())).dtype) for client, blocks in loaded.items()
+        }
+        self._writable = set(loaded)

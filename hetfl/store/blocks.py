@@ -1,4 +1,4 @@
-"""A client's blocks in one vector: read, written and measured in a few calls, however many tensors there are."""
+"""A client's blocks in one vector, so that reads, writes and norms take a few calls for any number of tensors."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from hetfl.part import Part, part_of
 from hetfl.submodel import extent
 
 WHOLE = 1 << 16
-"""Entries of a vector whose squares are taken in one call."""
+"""Largest number of entries whose squares are computed in one call."""
 PART = 1 << 15
-"""Entries of a part of a longer block."""
+"""Entries in a part of a longer block."""
 HEAD = 1 << 10
-"""Entries that are looked at first."""
+"""Entries that a search for a non-zero value reads first."""
 LAYOUTS = 4
-"""Layouts of blocks in which the place of an index is kept: in time clients have met all of their levels."""
+"""Number of layouts per index for which positions are cached; a client's layout stops growing after some rounds."""
 
 
 class Blocks(Mapping[str, Tensor]):
-    """Leading blocks of global tensors by name; zero outside.
+    """Leading blocks of global tensors by name; entries outside of them are zero.
 
     Args:
-        layout: where the blocks lie in the vector.
-        vector_D: on the CPU, shape (D,).
+        layout: positions of the blocks in the vector.
+        vector_D: the blocks' entries, on the CPU, shape (D,).
     """
 
     def __init__(self, layout: Layout, vector_D: Tensor) -> None:
@@ -46,7 +46,7 @@ class Blocks(Mapping[str, Tensor]):
         return cls(Layout.of(blocks), torch.cat(flat) if flat else torch.empty(0, dtype=dtype))
 
     def __reduce__(self) -> tuple[type[Blocks], tuple[Layout, Tensor]]:
-        """Leave the views out: copied on their own they would no longer follow the vector."""
+        """Copy without the cached views: copied views would not share memory with the copied vector."""
         return Blocks, (self.layout, self.vector_D)
 
     @cached_property
@@ -63,17 +63,17 @@ class Blocks(Mapping[str, Tensor]):
         return len(self.layout.shapes)
 
     def at(self, index: Index) -> Tensor:
-        """Return the entries at an index, shape (D,): a view of the vector where they are neighbours in it."""
+        """Return the entries at an index, shape (D,); a view of the vector if they are contiguous in it."""
         layout, entries = self._fitted(index)
         return entries.take(self._grown(layout))
 
     def replaced(self, index: Index, values_D: Tensor, outside: float = 1.0, *, reuse: bool = False) -> Blocks:
-        """Return blocks with other values at an index; those outside of it are multiplied by ``outside``.
+        """Return blocks with new values at an index; all other entries are multiplied by ``outside``.
 
         Args:
-            index: where.
+            index: the entries to replace.
             values_D: the values, shape (D,); copied.
-            outside: factor.
+            outside: factor of all other entries.
             reuse: write into the memory of these blocks, unless they have to grow.
         """
         layout, entries = self._fitted(index)
@@ -81,7 +81,7 @@ class Blocks(Mapping[str, Tensor]):
         if entries.whole and not (reuse and same):
             return Blocks(layout, values_D.clone())
         if values_D.untyped_storage().data_ptr() == self.vector_D.untyped_storage().data_ptr():
-            values_D = values_D.clone()  # read here, perhaps at other entries
+            values_D = values_D.clone()  # the values are a view of the memory that is written below
         written = self if same and reuse else Blocks(layout, self.vector_D.clone() if same else self._grown(layout))
         if outside != 1 and not entries.whole:
             written.vector_D.mul_(outside)
@@ -89,15 +89,15 @@ class Blocks(Mapping[str, Tensor]):
         return written
 
     def are_zero(self) -> bool:
-        """Return whether all entries are zero; as a rule the first ones tell."""
+        """Return whether all entries are zero; reads the first ones first, which are rarely all zero."""
         return not (bool(self.vector_D[:HEAD].any()) or bool(self.vector_D.any()))
 
     def squared_norm(self) -> float:
-        """Return Σ x² in float64, the same bits for any number of threads and any order of the blocks.
+        """Return Σ x² in float64, with the same bits for any number of threads and any order of the blocks.
 
-        The squares of a short vector are summed block by block in one call. No thread shares a part of a long one with
-        another, which takes less time for each entry, too; every part is a copy, as a dot product's bits depend on
-        where in memory its factors begin.
+        A short vector is summed block by block in one call. A long one is summed in parts so short that a dot product
+        uses one thread, which is also faster. Each part is copied, as the bits of a dot product depend on the address
+        of its factors.
         """
         if self.vector_D.numel() <= WHOLE:
             filled = [offset for offset, size in zip(self.layout.offsets, self.layout.sizes, strict=True) if size]
@@ -107,18 +107,18 @@ class Blocks(Mapping[str, Tensor]):
         return math.fsum(float(torch.dot(part, part)) for part in parts)
 
     def _fitted(self, index: Index) -> tuple[Layout, Entries]:
-        """Return the layout of these blocks grown as far as an index reaches, and where the index lies in it."""
-        kept = part_of(index)
-        known = kept.derived("blocks", dict[tuple[Any, ...], tuple[Layout, Entries]])
+        """Return the layout of these blocks enlarged to cover an index, and the index's positions in it."""
+        part = part_of(index)
+        cached = part.derived("blocks", dict[tuple[Any, ...], tuple[Layout, Entries]])
         shapes = tuple(self.layout.shapes.items())
-        if shapes not in known:
-            if len(known) == LAYOUTS:
-                del known[next(iter(known))]
-            known[shapes] = _fitted(kept, self.layout)
-        return known[shapes]
+        if shapes not in cached:
+            if len(cached) == LAYOUTS:
+                del cached[next(iter(cached))]
+            cached[shapes] = _fitted(part, self.layout)
+        return cached[shapes]
 
     def _grown(self, layout: Layout) -> Tensor:
-        """Return the vector with zeros up to a layout."""
+        """Return the vector in a larger layout, with zeros at the new entries."""
         if layout is self.layout or layout.shapes == self.layout.shapes:
             return self.vector_D
         grown_D = self.vector_D.new_zeros(layout.size)
@@ -135,5 +135,5 @@ def _fitted(index: Part, layout: Layout) -> tuple[Layout, Entries]:
         shapes[name] = tuple(max(sizes) for sizes in zip(shapes.get(name, shape), shape, strict=True))
     grown = Layout(shapes) if shapes != layout.shapes else layout
     on_cpu = {name: tuple(p if isinstance(p, slice) else p.cpu() for p in entry) for name, entry in index.items()}
-    whole = {name: tuple(slice(0, size) for size in shape) for name, shape in shapes.items()}
-    return grown, Entries(Part(on_cpu, index.mask_D), whole)
+    blocks = {name: tuple(slice(0, size) for size in shape) for name, shape in shapes.items()}
+    return grown, Entries(Part(on_cpu, index.mask_D), blocks)

@@ -14,9 +14,9 @@ from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
 
 FILES = "client-*-round-*"
-"""What the files are called, torn ones of a killed run included."""
+"""Pattern of the files' names; it also matches incomplete files of a killed run."""
 DIGEST = "blake2b"
-"""Where the digest of a file's blocks stands in its metadata."""
+"""Key of the digest of a file's blocks in its metadata."""
 DIGEST_BYTES = 32
 
 
@@ -26,10 +26,10 @@ def file_name(client: int, round: int) -> str:
 
 
 def write_blocks(path: Path, blocks: Mapping[str, Tensor]) -> str:
-    """Write a file, whole or not at all; return the digest of its blocks.
+    """Write a file atomically; return the digest of its blocks.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     digest = digest_of(blocks)
     write_whole(path, safetensors.torch.save(dict(blocks), {DIGEST: digest}))
@@ -41,10 +41,10 @@ def read_blocks(path: Path, expected: str | None = None) -> dict[str, Tensor]:
 
     Args:
         path: the file.
-        expected: the digest of the blocks that were written there; None: any that are whole.
+        expected: the digest of the blocks that were written there; None: any blocks that match the file's own digest.
 
     Raises:
-        ConfigurationError: they are not those that were written.
+        ConfigurationError: the file is damaged, or has other blocks than those that were written.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -56,7 +56,7 @@ def read_blocks(path: Path, expected: str | None = None) -> dict[str, Tensor]:
         raise ConfigurationError(f"Expected {path} as it was written but got a damaged file")
     if expected is not None and digest != expected:
         raise ConfigurationError(
-            f"Expected in {path} what was written there but got a file of another client, round or run"
+            f"Expected the last written file in {path} but got a file of another client, round or run"
         )
     return blocks
 

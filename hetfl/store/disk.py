@@ -1,4 +1,4 @@
-"""What belongs to a client, in one file per client and round."""
+"""The store of clients' states with one file per client and round."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from hetfl.store.client_file import DIGEST_BYTES, FILES, file_name, read_blocks,
 
 
 class DiskStore(ClientStore):
-    """In one immutable safetensors file per client and round; a checkpoint holds only which round is whose.
+    """Keeps one immutable safetensors file per client and round; a checkpoint has only each client's round and digest.
 
-    A file is written under a temporary name, synced and renamed, so it is whole or absent. Once a later file supersedes
-    it, it stays until ``keep`` checkpoints that do not refer to it are on the disk (:meth:`checkpointed`): a checkpoint
-    that could not be written lets nothing go. Checkpoints between which nothing was saved count as one. Files that a
-    killed run left behind go the same way. What a full disk does not take stays in memory, and in checkpoints, until it
-    can be written.
+    A file is written under a temporary name, synced and renamed, so it is complete or absent. A file that a later one
+    supersedes is deleted once ``keep`` checkpoints that do not refer to it are on the disk (:meth:`checkpointed`); so a
+    checkpoint that could not be written deletes nothing. Checkpoints without a save between them count as one. Files
+    left by a killed run are deleted in the same way. If the disk is full, blocks stay in memory, and in checkpoints,
+    until they can be written.
 
     Args:
-        folder: where the files go, made if absent; for one run and one store alone. None: a folder in the run's own.
-        keep: number of checkpoints, at least 2: while one is being written, the one before it is the last whole one.
+        folder: folder of the files, made if absent; for one run and one store only. None: a folder in the run's folder.
+        keep: number of checkpoints, at least 2: while one is being written, only the one before it is complete.
 
     Raises:
         ConfigurationError: ``keep`` is below 2.
@@ -43,13 +43,13 @@ class DiskStore(ClientStore):
         self._digests: dict[int, str] = {}  # of the clients' files
         self._known = False  # whether the files in the folder are this run's
         self._changed = True
-        self._pending = False  # a checkpoint may be on its way to the disk
+        self._pending = False  # whether a checkpoint may not be on the disk yet
         self._written = 0
-        self._superseded: dict[Path, int] = {}  # the last checkpoint that may refer to the file
-        self._unwritten: dict[int, dict[str, Tensor]] = {}  # what the disk did not take
+        self._superseded: dict[Path, int] = {}  # by file, the number of the last checkpoint that may refer to it
+        self._unwritten: dict[int, dict[str, Tensor]] = {}  # by client, blocks that could not be written
 
     def bind(self, folder: str | None) -> None:
-        """Use a run's folder, unless the constructor was given one; files of a run before come along.
+        """Use a run's folder, unless the constructor got one; copies the present files into a new folder.
 
         Raises:
             ConfigurationError: there is no folder.
@@ -57,29 +57,29 @@ class DiskStore(ClientStore):
         if self._given is not None:
             return
         before, self._folder = self._folder, None if folder is None else Path(folder)
-        if self._own == before or before is None:
+        if self._path == before or before is None:
             return
         self._superseded = {}
-        self._known = not any(self._own.glob(FILES))  # else only a checkpoint of the run that they belong to helps
+        self._known = not any(self._path.glob(FILES))  # other files are only accepted with their run's checkpoint
         names = [file_name(*item) for item in self._rounds.items() if item[0] not in self._unwritten]
         for name in names if self._known else []:
-            write_whole(self._own / name, (before / name).read_bytes())
+            write_whole(self._path / name, (before / name).read_bytes())
 
     def load(self, client: int) -> Mapping[str, Tensor]:
         """Return the client's blocks by name; empty for a client without any.
 
         Raises:
-            ConfigurationError: no folder is known; the file is damaged, or another one is in its place; or it is gone:
-                the checkpoint is older than the last ``keep``.
+            ConfigurationError: there is no folder; the file is damaged, or another one is in its place; or it was
+                deleted, because the checkpoint is older than the last ``keep``.
         """
         if client not in self._rounds:
             return {}
         if client in self._unwritten:
             return self._unwritten[client]
-        path = self._own / file_name(client, self._rounds[client])
+        path = self._path / file_name(client, self._rounds[client])
         if not path.exists():
             raise ConfigurationError(
-                f"Expected what belongs to client {client} in {path} but got no such file: "
+                f"Expected the state of client {client} in {path} but got no such file: "
                 f"files are kept for the last {self._keep} checkpoints"
             )
         return read_blocks(path, self._digests[client])
@@ -87,13 +87,13 @@ class DiskStore(ClientStore):
     def save(self, client: int, blocks: Mapping[str, Tensor], round: int) -> None:
         """Replace the client's blocks as of a round; without blocks the client is forgotten.
 
-        A file that cannot be written is a warning.
+        If the file cannot be written, the store warns and keeps the blocks in memory.
 
         Raises:
-            ConfigurationError: no folder is known, it holds another run's files, or a file is in its place.
+            ConfigurationError: there is no folder, it holds another run's files, or its path is a file.
         """
         self._claim()
-        before, path = self._rounds.get(client), self._own / file_name(client, round)
+        before, path = self._rounds.get(client), self._path / file_name(client, round)
         self._unwritten.pop(client, None)
         self._digests.pop(client, None)
         if blocks:
@@ -104,14 +104,14 @@ class DiskStore(ClientStore):
         else:
             self._rounds.pop(client, None)
         if before is not None and before != self._rounds.get(client):
-            self._superseded[self._own / file_name(client, before)] = self._written + self._pending
+            self._superseded[self._path / file_name(client, before)] = self._written + self._pending
         self._changed = True
 
     def clients(self) -> list[int]:  # noqa: D102
         return sorted(self._rounds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the round and the digest of each client's file: 48 bytes a client."""
+        """Return the round and the digest of each client's file, 48 bytes per client."""
         self._pending |= self._changed
         self._changed = False
         digests = b"".join(bytes.fromhex(self._digests[client]) for client in sorted(self._digests))
@@ -122,10 +122,10 @@ class DiskStore(ClientStore):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned; other files in the folder are left until they are superseded.
+        """Load the state that :meth:`state_dict` returned; other files in the folder are deleted later.
 
         Raises:
-            ConfigurationError: files that it refers to are not in the folder; it has no digests of them.
+            ConfigurationError: files of the state are not in the folder, or the state lacks their digests.
         """
         self._rounds = dict(state["rounds"].tolist())
         self._unwritten = {client: dict(blocks) for client, blocks in state["unwritten"].items()}
@@ -150,12 +150,12 @@ class DiskStore(ClientStore):
     def _files(self) -> set[Path]:
         """Return the files of the present blocks that have been written."""
         rounds = {client: round for client, round in self._rounds.items() if client not in self._unwritten}
-        return {self._own / file_name(*item) for item in rounds.items()}
+        return {self._path / file_name(*item) for item in rounds.items()}
 
     def _write(self) -> None:
-        """Write what is not in files yet, as far as the disk takes it."""
+        """Write blocks that are not in files yet, until the disk refuses one."""
         for client, blocks in list(self._unwritten.items()):
-            path = self._own / file_name(client, self._rounds[client])
+            path = self._path / file_name(client, self._rounds[client])
             try:
                 self._digests[client] = write_blocks(path, blocks)
             except OSError as error:
@@ -173,20 +173,20 @@ class DiskStore(ClientStore):
                 del self._superseded[path]
 
     def _claim(self) -> None:
-        """Make the folder this run's own.
+        """Make the folder, and check that it has no files of another run.
 
         Raises:
-            ConfigurationError: a file is in its place; it holds clients' files, and no checkpoint of theirs was loaded.
+            ConfigurationError: its path is a file, or it has clients' files whose checkpoint was not loaded.
         """
         if self._known:
             return
-        make_folder(self._own, "what belongs to clients into")
-        if any(self._own.glob(FILES)):
-            raise ConfigurationError(f"Expected no clients' files in {self._own} but got those of another run")
+        make_folder(self._path, "clients' states into")
+        if any(self._path.glob(FILES)):
+            raise ConfigurationError(f"Expected no clients' files in {self._path} but got those of another run")
         self._known = True
 
     @property
-    def _own(self) -> Path:
+    def _path(self) -> Path:
         if self._folder is None:
             raise ConfigurationError("Expected a folder for DiskStore, or a run folder, but got none")
         return self._folder

@@ -1,1 +1,1 @@
-"""``hetfl flower``: the processes of Flower that a server and its nodes need, from their start to their end."""
+"""``hetfl flower``: starts, watches and stops the Flower processes of a server and its nodes."""

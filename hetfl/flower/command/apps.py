@@ -1,4 +1,4 @@
-"""What Flower runs: the ServerApp is a run of ``hetfl fit`` whose clients are elsewhere, the ClientApp is a node."""
+"""The apps that Flower runs: the ServerApp is a run of ``hetfl fit`` with remote clients, the ClientApp is a node."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ server_app = ServerApp()
 client_app = ClientApp()
 
 node: Node | None = None
-"""This process's node, once it has been made."""
+"""The node of this process; None until it is made."""
 
 
 class NodeCLI(FederatedCLI):
-    """Makes what a node consists of; its configuration may name the usual packages alone, unless told otherwise."""
+    """Makes a node's objects; by default its configuration may only name classes of the usual packages."""
 
     usually_trusted: ClassVar[Sequence[str] | None] = USUAL
 
@@ -55,8 +55,8 @@ class ServingCLI(FederatedCLI):
     Args:
         args: those of the CLI.
         grid: Flower's.
-        patience: when a round has waited long enough.
-        max_norm: largest norm of an update; None: any.
+        patience: how long a round waits.
+        max_norm: largest norm of an update; None: no bound.
         kwargs: those of the CLI.
     """
 
@@ -67,14 +67,14 @@ class ServingCLI(FederatedCLI):
         super().__init__(*args, **kwargs)
 
     def instantiate_classes(self) -> None:
-        """Make data, model and trainer, and let the model's clients be Flower's."""
+        """Make data, model and trainer, and replace the model's clients by those on Flower."""
         super().instantiate_classes()
         self.model.clients = FlowerClients(self.model, Nodes(FlowerPost(self.grid)), self.patience)
         self.model.hooks.append(ServerBound(self.max_norm))
 
 
 class _Introducing(FederatedTrainer):
-    """In place of a description, only has the module meet its data."""
+    """A trainer whose ``describe`` only sets the module up with its data."""
 
     def describe(
         self,
@@ -90,12 +90,12 @@ def make_node(args: Sequence[str], clients: Sequence[int], states: str) -> Node:
     """Return a node.
 
     Args:
-        args: those of ``hetfl fit``, without the verb.
-        clients: which it serves.
-        states: folder of what belongs to them.
+        args: those of ``hetfl fit``, without the subcommand.
+        clients: ids of the clients that the node serves.
+        states: folder of their states.
 
     Raises:
-        ConfigurationError: something is wrong with the settings.
+        ConfigurationError: a setting is invalid.
     """
     verb = ["describe", *args]
     check_arguments(verb)
@@ -107,19 +107,19 @@ def make_node(args: Sequence[str], clients: Sequence[int], states: str) -> Node:
 
 @client_app.train()
 def answer(message: Message, context: Context) -> Message:
-    """Answer a request; the node is made of the settings of its SuperNode at the first one of a process."""
+    """Answer a request; the first request of a process makes the node, from the settings of its SuperNode."""
     global node
     if node is None:
-        given = context.node_config
-        with _in_folder(str(given.get("folder", "."))):
-            args = shlex.split(str(given["arguments"]))
-            node = make_node(args, numbers(str(given["clients"])), str(given["states"]))
+        config = context.node_config
+        with _in_folder(str(config.get("folder", "."))):
+            args = shlex.split(str(config["arguments"]))
+            node = make_node(args, numbers(str(config["clients"])), str(config["states"]))
     return Message(answer_records(node.answer(read_request(message.content))), reply_to=message)
 
 
 @server_app.main()
 def serve(grid: Grid, context: Context) -> None:
-    """Run; what the run prints goes to a file, and so does how it ended: Flower has its own log."""
+    """Run ``hetfl fit``, and write its output and its exit status to files, apart from Flower's log."""
     settings = parse_json(str(context.run_config["settings"]), LARGEST_TEXT)
     output = Path(settings["output"])
     status = 1
@@ -141,8 +141,8 @@ def serve(grid: Grid, context: Context) -> None:
             status = end.code if isinstance(end.code, int) else 1
         except HTTPError as error:
             sys.stderr.write(
-                f"hetfl: error: Expected the SuperLink to go on with the run but got {condense(str(error))}: go on "
-                "from its last checkpoint (--ckpt_path)\n"
+                f"hetfl: error: Expected the SuperLink to go on with the run but got {condense(str(error))}: resume "
+                "it from its last checkpoint (--ckpt_path)\n"
             )
         except Exception:
             traceback.print_exc()
@@ -152,7 +152,7 @@ def serve(grid: Grid, context: Context) -> None:
 
 @contextmanager
 def _in_folder(folder: str) -> Iterator[None]:
-    """Work where the command was typed: relative paths are the user's."""
+    """Work in the folder where the user ran the command, as paths may be relative to it."""
     before = Path.cwd()
     os.chdir(folder)
     if folder not in sys.path:

@@ -1,4 +1,4 @@
-"""What is wrong with the options of ``hetfl flower`` is said before anything is started."""
+"""Checks of the options of ``hetfl flower``, before any process is started."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hetfl.files import make_folder
 from hetfl.flower.patience import Patience
 
 MOST_CLIENTS = 10**7
-"""In a range: more is a slip of the fingers."""
+"""Largest number of clients in a range such as ``7-9``; a larger range is taken for a typing error."""
 
 
 def check_server(given: argparse.Namespace) -> Patience:
-    """Check what the server was given; return its patience.
+    """Check the server's options; return its patience.
 
     Raises:
-        ConfigurationError: something is wrong with it.
+        ConfigurationError: an option is invalid.
     """
     if given.node_keys and not given.certificates:
         raise ConfigurationError(
@@ -40,10 +40,10 @@ def check_server(given: argparse.Namespace) -> Patience:
 
 
 def check_client(given: argparse.Namespace) -> None:
-    """Check what a node was given.
+    """Check a node's options.
 
     Raises:
-        ConfigurationError: something is wrong with it.
+        ConfigurationError: an option is invalid.
     """
     numbers(given.clients)
     host, _, port = given.server.rpartition(":")
@@ -55,7 +55,7 @@ def check_client(given: argparse.Namespace) -> None:
             raise ConfigurationError(f"Expected a key pair with --key but got no such file: {path}")
     if given.key and not given.certificates:
         raise ConfigurationError("Expected --certificates with --key but got none: keys are for connections by TLS")
-    folder = make_folder(Path(given.states), "what belongs to clients")
+    folder = make_folder(Path(given.states), "clients' states")
     if not os.access(folder, os.W_OK):
         raise ConfigurationError(f"Expected a folder that can be written for --states but got {folder}")
 
@@ -64,38 +64,38 @@ def check_port(port: int, option: str) -> None:
     """Check a port.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: the port is not from 1 to 65535.
     """
     if not 0 < port < 2**16:
         raise ConfigurationError(f"Expected a port from 1 to 65535 for {option} but got {port}")
 
 
 def numbers(text: str) -> list[int]:
-    """Return the clients that a text such as ``0,3,7-9`` names.
+    """Return the ids of the clients that a text such as ``0,3,7-9`` names.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: the text does not have this form, or a range is descending or too large.
 
     >>> numbers("0,3,7-9")
     [0, 3, 7, 8, 9]
     """
-    found: list[int] = []
+    clients: list[int] = []
     for part in str(text).split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ConfigurationError(f"Expected clients such as 0,3,7-9 but got {text!r}")
         if not 0 <= int(last or first) - int(first) < MOST_CLIENTS:
             raise ConfigurationError(f"Expected ranges of clients such as 7-9 but got {part.strip()}")
-        found += range(int(first), int(last or first) + 1)
-    return found
+        clients += range(int(first), int(last or first) + 1)
+    return clients
 
 
 @contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
-    """Keep others out of a folder of Flower's files while a process of ours works there.
+    """Lock a folder of Flower's files against other commands of ``hetfl flower``.
 
     Raises:
-        ConfigurationError: another one is at work there.
+        ConfigurationError: another command has locked the folder.
     """
     with (folder / ".lock").open("w") as file:
         try:

@@ -1,6 +1,6 @@
 """A command of Flower that ends with its parent, and when its main thread does: ``child.py PARENT COMMAND ...``.
 
-It is run as a file: the package's imports would take longer than Flower's.
+It runs as a file, not as a module: importing the hetfl package would take longer than importing Flower.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import traceback
 from importlib.metadata import entry_points
 
 PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: which signal a process gets when its parent is gone."""
+"""Option of Linux's prctl: the signal that a process gets when its parent ends."""
 
 
 def main() -> None:
-    """Become the command."""
+    """Run the command in this process."""
     parent, name, *arguments = sys.argv[1:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it was gone before
+    if os.getppid() != int(parent):  # the parent ended before prctl
         sys.exit(1)
     (command,) = entry_points(group="console_scripts", name=name)
     sys.argv = [shutil.which(name) or name, *arguments]
@@ -31,8 +31,8 @@ def main() -> None:
     except SystemExit:
         raise
     except BaseException:
-        # A SuperNode that a new SuperLink does not know interrupts itself from two threads at once. The second breaks
-        # off what the first began, and threads that are left would keep a process for ever that does nothing.
+        # If a restarted SuperLink does not know a SuperNode, two threads of the SuperNode interrupt it at once. The
+        # second interrupt stops the shutdown that the first began, and the remaining threads would never end.
         traceback.print_exc()
         os._exit(1)
 

@@ -1,4 +1,4 @@
-"""A node's side of the command line: a SuperNode that is kept running."""
+"""``hetfl flower client``: keeps a SuperNode running."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from hetfl.flower.command.processes import POLL_SECONDS, FlowerProcess, certific
 from hetfl.runs.interrupt import taking_signals
 
 RETRY_SECONDS = 5.0
-"""Between two starts of a SuperNode that ended by itself: the SuperLink takes it for alive for a while."""
+"""Seconds before a SuperNode that ended is started again: the SuperLink still takes it for alive for a while."""
 
 
 def run_client(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Keep a SuperNode running until told to stop; return the exit status."""
+    """Keep a SuperNode running until a signal arrives; return the exit status."""
     check_client(given)
     with home_folder(given.home) as home, own_folder(home), taking_signals() as received:
         while not received:
@@ -39,24 +39,27 @@ def run_client(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _watch_node(given: argparse.Namespace, node: FlowerProcess, report: Path, received: Sequence[int]) -> None:
-    """Wait until a SuperNode ends or a signal comes, and say when the node is ready.
+    """Wait until a SuperNode ends or a signal arrives, and print a line when the node is ready.
 
     Raises:
-        ConfigurationError: the node cannot be made of its settings.
+        ConfigurationError: a setting of the node is invalid.
     """
     ready = False
     while not received and node.process.poll() is None:
         if not ready and is_made(report):
             ready = True
-            print(f"node of clients {given.clients} is made; it answers whom it finds at {given.server}", flush=True)
+            print(f"node of clients {given.clients} is made; it answers the server at {given.server}", flush=True)
         time.sleep(POLL_SECONDS)
 
 
 def is_made(report: Path) -> bool:
-    """Return whether a node has been made of its settings yet.
+    """Return whether a node has been made yet.
+
+    Args:
+        report: file that the node's process writes: empty if the node was made, otherwise an error message.
 
     Raises:
-        ConfigurationError: it cannot be.
+        ConfigurationError: the node could not be made; has the message.
     """
     if not report.is_file():
         return False
@@ -66,7 +69,7 @@ def is_made(report: Path) -> bool:
 
 
 def start_node(given: argparse.Namespace, rest: Sequence[str], home: Path) -> FlowerProcess:
-    """Start a SuperNode whose ClientApps are forked from a process that is ready."""
+    """Start a SuperNode whose ClientApps are forked from a process that has already made the node."""
     warm = home / "bin" / "flower-superexec"
     write_whole(warm, f'#!/bin/sh\nexec "{sys.executable}" -m hetfl.flower.command.warm "$@"\n'.encode())
     warm.chmod(0o755)

@@ -1,4 +1,4 @@
-"""``hetfl flower server``, ``client`` and ``demo``: thin covers of Flower's commands, whose processes they own."""
+"""``hetfl flower server``, ``client`` and ``demo``: thin wrappers of Flower's commands, whose processes they manage."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def main(args: Sequence[str]) -> None:
     """Run ``hetfl flower ...``.
 
     Args:
-        args: the arguments behind ``flower``.
+        args: the arguments after ``flower``.
 
     Raises:
-        ConfigurationError: something is wrong with them, or Flower is not installed.
+        ConfigurationError: an argument is invalid, or Flower is not installed.
     """
     require_flower()
     given, rest = _parser().parse_known_args(list(args))
@@ -33,7 +33,7 @@ def main(args: Sequence[str]) -> None:
 
 
 class _OneLine(argparse.ArgumentParser):
-    """Says what is wrong in one line, and lets through what it does not know: that is for fit."""
+    """A parser whose errors are one line with exit status 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"hetfl: error: {message} (hetfl flower -h)\n")
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine alone)")
     server.add_argument("--port", type=int, default=DEFAULT_PORT, help="port to listen at (%(default)s)")
     server.add_argument("--deadline", type=float, default=600.0, help="seconds that nodes have for an answer")
-    server.add_argument("--enough", type=float, default=1.0, help="share of the clients asked that is waited for")
+    server.add_argument("--enough", type=float, default=1.0, help="share of the clients asked that a round waits for")
     server.add_argument("--start", type=float, default=300.0, help="seconds to wait for a node for every client")
     server.add_argument("--max_norm", type=float, help="largest 2-norm of an update; others are refused")
     server.add_argument("--certificates", help="folder of ca.crt, server.crt and server.key: TLS")
@@ -56,14 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     client.epilog = "All other arguments are those of hetfl fit, as the server has them."
     client.add_argument("--server", default=f"127.0.0.1:{DEFAULT_PORT}", help="the server's address (%(default)s)")
     client.add_argument("--clients", required=True, help="which clients this node serves: 0,3,7-9")
-    client.add_argument("--states", required=True, help="folder for what belongs to them, to be kept")
+    client.add_argument("--states", required=True, help="folder for the clients' states; keep it between runs")
     client.add_argument("--certificates", help="folder of ca.crt, node.crt and node.key: TLS")
-    client.add_argument("--key", help="this node's private key; its public key lies beside it, with .pub")
+    client.add_argument("--key", help="this node's private key; the file of its public key ends in .pub")
     demo = roles.add_parser("demo", allow_abbrev=False, help="a server and its nodes, all on this machine")
     demo.epilog = "All other arguments are those of hetfl fit."
-    demo.add_argument("--clients", required=True, action="append", help="clients of a node: 0,3,7-9; one for each node")
+    demo.add_argument("--clients", required=True, action="append", help="clients of a node: 0,3,7-9; once per node")
     for role in (server, client, demo):
-        role.add_argument("--home", help="folder for Flower's files and logs, to be kept; else they go away")
+        role.add_argument("--home", help="folder for Flower's files and logs; without it they are deleted")
     return parser
 
 
@@ -76,10 +76,10 @@ def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
         nodes: list[FlowerProcess] = []
         try:
             for number, clients in enumerate(given.clients):
-                own = home / f"node{number}"
+                node_home = home / f"node{number}"
                 arguments = ["client", "--server", f"127.0.0.1:{port}", "--clients", clients]
-                arguments += ["--states", str(own / "states")]
-                nodes.append(start_node(_parser().parse_args(arguments), rest, own))
+                arguments += ["--states", str(node_home / "states")]
+                nodes.append(start_node(_parser().parse_args(arguments), rest, node_home))
             reports = [home / f"node{number}" / "report" for number in range(len(nodes))]
             server = _parser().parse_known_args(["server", "--port", port, "--home", str(home), *rest])
             return run_server(*server, watch=lambda: all(map(is_made, reports)))

@@ -1,4 +1,4 @@
-"""Flower's processes: started with everything that calls home switched off, watched, and stopped with this one."""
+"""Flower's processes: started without telemetry and update checks, watched, and stopped with this process."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from hetfl.printable import printable
 
 POLL_SECONDS = 0.2
 EXIT = "Exit Code:"
-"""What Flower says before it says why it ends."""
+"""Text in Flower's log before the reason of an exit."""
 CHILD = Path(__file__).with_name("child.py")
 PATIENCE_SECONDS = 10.0
-"""How long a process that was told to end may take."""
+"""Seconds that a process may take to end after a signal."""
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
 }
-"""Flower's settings by environment: nothing leaves the machine, nothing is installed, tasks begin at once."""
+"""Environment variables for Flower: no telemetry, no update check, no installation, and tasks begin at once."""
 
 
 @contextlib.contextmanager
 def home_folder(given: str | None) -> Iterator[Path]:
-    """Give Flower a folder for its files: the given one, which stays, or one that goes away.
+    """Provide a folder for Flower's files: the given one, which stays, or a temporary one.
 
     Yields:
         The folder.
@@ -52,43 +52,43 @@ def home_folder(given: str | None) -> Iterator[Path]:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """Return the environment of Flower's processes: its commands are those beside this Python.
+    """Return the environment of Flower's processes, with the commands in this Python's folder on the path.
 
     Args:
         home: Flower's folder.
-        more: further variables.
+        more: additional variables.
     """
-    own = str(Path(sys.executable).parent)
-    path = os.pathsep.join([str(home / "bin"), own, os.environ.get("PATH", "")])
+    python_folder = str(Path(sys.executable).parent)
+    path = os.pathsep.join([str(home / "bin"), python_folder, os.environ.get("PATH", "")])
     return {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 
 class FlowerProcess:
-    """A process of Flower with all that it starts, in a group of its own: Ctrl-C reaches it through us alone.
+    """A process of Flower and its children, in a separate process group, so that only this process gets Ctrl-C.
 
-    It ends when this process does, however that ends (Linux).
+    The process ends when this process ends, even if this one is killed (Linux).
 
     Args:
         command: Flower's command and its arguments.
-        log: file that takes what it says.
-        env: its environment.
+        log: file for the process's output.
+        env: the process's environment.
     """
 
     def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
         self.name, self.log = command[0], log
-        own = [sys.executable, "-P", str(CHILD), str(os.getpid()), *command]
+        child = [sys.executable, "-P", str(CHILD), str(os.getpid()), *command]
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                own, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=dict(env), start_new_session=True
+                child, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=dict(env), start_new_session=True
             )
 
     def tell(self, number: int = signal.SIGTERM) -> None:
-        """Send a signal to it and all that it started."""
+        """Send a signal to the process and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
     def stop(self) -> None:
-        """End it and all that it started, gently at first."""
+        """End the process and its children, by SIGTERM and then by SIGKILL."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             self.tell(number)
             until = time.monotonic() + PATIENCE_SECONDS
@@ -106,17 +106,17 @@ class FlowerProcess:
         return True
 
     def last_words(self) -> str:
-        """Return why it ended, or else the last line that it said; and where all of it stands."""
+        """Return the reason of the process's end, or the last line of its output; and the path of its log."""
         text = self.log.read_text(errors="replace")
         if EXIT in text:
-            said = " ".join(text.rsplit(EXIT, 1)[1].split("For more information")[0].split())
+            reason = " ".join(text.rsplit(EXIT, 1)[1].split("For more information")[0].split())
         else:
-            said = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
-        return f"{printable(said)} ({printable(self.log)})"
+            reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+        return f"{printable(reason)} ({printable(self.log)})"
 
 
 def free_port() -> int:
-    """Return a port of the loopback that nobody listens at."""
+    """Return a free port of the loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -124,10 +124,10 @@ def free_port() -> int:
 
 
 def require_free(host: str, port: int) -> None:
-    """Refuse a port that somebody listens at.
+    """Refuse a port that is in use.
 
     Raises:
-        ConfigurationError: it is taken, or not this machine's.
+        ConfigurationError: the port is in use, or the address is not one of this machine.
     """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -140,8 +140,13 @@ def require_free(host: str, port: int) -> None:
 def wait_until(ready: Callable[[], bool], child: FlowerProcess, seconds: float) -> None:
     """Wait until a process is ready.
 
+    Args:
+        ready: returns whether it is.
+        child: the process.
+        seconds: how long to wait.
+
     Raises:
-        ConfigurationError: it ended before, or took too long.
+        ConfigurationError: the process ended, or is not ready in time.
     """
     until = time.monotonic() + seconds
     while not ready():
@@ -153,7 +158,7 @@ def wait_until(ready: Callable[[], bool], child: FlowerProcess, seconds: float) 
 
 
 def listens(host: str, port: int) -> bool:
-    """Return whether somebody listens at a port."""
+    """Return whether a server listens at a port."""
     try:
         with socket.create_connection((host, port), timeout=1):
             return True
@@ -162,10 +167,10 @@ def listens(host: str, port: int) -> bool:
 
 
 def certificate(folder: str, name: str) -> Path:
-    """Return a file of a folder of certificates and keys.
+    """Return the path of a file in a folder of certificates and keys.
 
     Raises:
-        ConfigurationError: it is not there.
+        ConfigurationError: there is no such file.
     """
     path = Path(folder).absolute() / name
     if not path.is_file():

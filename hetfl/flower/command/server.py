@@ -1,4 +1,4 @@
-"""The server's side of the command line: a SuperLink, and a run of ``hetfl fit`` on it."""
+"""``hetfl flower server``: a SuperLink, and a run of ``hetfl fit`` on it."""
 
 from __future__ import annotations
 
@@ -49,16 +49,19 @@ clientapp = "hetflapp.client:app"
 [tool.flwr.app.config]
 settings = ""
 """
-"""Flower's app: it only points to hetfl, which every machine has installed. No code of ours travels."""
+"""Flower's app: it only imports hetfl, which every machine has installed. No code is sent to nodes."""
 
 
 def run_server(given: argparse.Namespace, rest: Sequence[str], watch: Callable[[], object] = lambda: None) -> int:
-    """Start a SuperLink, have it run the ServerApp, and show what that says; return the run's exit status.
+    """Start a SuperLink, run the ServerApp on it, and print the run's output; return the run's exit status.
 
     Args:
         given: the options.
         rest: the arguments of fit.
-        watch: called from time to time; what it raises ends the run.
+        watch: called periodically; an exception of it ends the run.
+
+    Raises:
+        ConfigurationError: an option is invalid, the port is in use, or a process of Flower failed.
     """
     patience = check_server(given)
     require_free(given.host, given.port)
@@ -79,7 +82,7 @@ def run_server(given: argparse.Namespace, rest: Sequence[str], watch: Callable[[
 
 
 def _prepare(home: Path, address: str, given: argparse.Namespace, patience: Patience, rest: Sequence[str]) -> None:
-    """Write what Flower reads: how the SuperLink is reached, and the app with its settings."""
+    """Write the files that Flower reads: the address of the SuperLink, and the app with its settings."""
     tls = (
         f"root-certificates = {json.dumps(str(certificate(given.certificates, 'ca.crt')))}"
         if given.certificates
@@ -109,10 +112,10 @@ def _prepare(home: Path, address: str, given: argparse.Namespace, patience: Pati
 
 
 def _superlink(given: argparse.Namespace) -> list[str]:
-    """Return the command of a SuperLink that keeps everything in memory.
+    """Return the command of a SuperLink that keeps its state in memory.
 
-    Its database would keep the keys of nodes that may not join any more, and is locked for seconds by a message of a
-    gigabyte, which ends the run.
+    A database would keep the keys of nodes that may no longer join. A message of a gigabyte also locks it for seconds,
+    which ends the run.
     """
     command = ["flower-superlink", "--host", given.host, "--port", str(given.port)]
     command += ["--disable-runtime-dependency-installation"]
@@ -124,19 +127,19 @@ def _superlink(given: argparse.Namespace) -> list[str]:
 
 
 def _flwr(args: Sequence[str], env: dict[str, str]) -> None:
-    """Run a command of Flower's own.
+    """Run Flower's command ``flwr``.
 
     Raises:
-        ConfigurationError: it failed.
+        ConfigurationError: the command failed.
     """
     done = subprocess.run(["flwr", *args], env=env, capture_output=True, text=True, start_new_session=True, check=False)
-    said = " ".join((done.stderr + done.stdout).split())
+    output = " ".join((done.stderr + done.stdout).split())
     if done.returncode:
-        raise ConfigurationError(f"Expected flwr {args[0]} to succeed but got: {said[-500:]}")
+        raise ConfigurationError(f"Expected flwr {args[0]} to succeed but got: {output[-500:]}")
 
 
 def _follow(home: Path, link: FlowerProcess, received: Sequence[int], watch: Callable[[], object]) -> int:
-    """Show what the run says until it has ended, passing signals on."""
+    """Print the run's output until it has ended, and pass signals on to it; return its exit status."""
     passed = 0
     output, status, pid = home / "output", home / "status", home / "pid"
     with output.open("a+", encoding="utf-8") as file:

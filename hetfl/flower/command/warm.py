@@ -1,8 +1,8 @@
-"""Flower's SuperExec, with a node that is ready: ClientApps are forked from this process.
+"""Flower's SuperExec with a node that is already made: ClientApps are forked from this process.
 
 Flower starts a process for every message. Importing PyTorch and reading the configuration each time would take longer
-than a small client's training, so a SuperNode of ours finds this module as its ``flower-superexec``: it makes the node
-once, before any thread of PyTorch is started, and forks.
+than a small client's training. So our SuperNodes use this module as their ``flower-superexec``: it makes the node once,
+before PyTorch starts any thread, and forks a process per message.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hetfl.reading import LARGEST_TEXT, parse_json
 
 
 def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
-    """Fork a process that is Flower's ``flwr-clientapp``."""
+    """Fork a process that runs Flower's ``flwr-clientapp``."""
     if spec.task_type != TaskType.CLIENT_APP:
         return LaunchResult.failed(f"Expected a ClientApp but got {spec.task_type}")
     args = [TASK_TYPE_TO_APPIO_API_ADDRESS_ARG[spec.task_type], spec.runtime_api_address, "--token", spec.token]
@@ -45,7 +45,7 @@ def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
 
 
 def _become_app(args: list[str]) -> None:
-    """Be the process of one message, to its end."""
+    """Handle one message in a forked process, and end the process."""
     status = 1
     try:
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
@@ -63,21 +63,21 @@ def _become_app(args: list[str]) -> None:
 
 
 def main() -> None:
-    """Make the node, then be Flower's SuperExec."""
+    """Make the node, then run Flower's SuperExec."""
     os.environ["HETFL_THREADS"] = str(torch.get_num_threads())
-    torch.set_num_threads(1)  # threads of OpenMP would not come along into a fork, which then waits for them
+    torch.set_num_threads(1)  # a fork does not copy OpenMP's threads, and would wait for them
     given: dict[str, Any] = parse_json(os.environ["HETFL_NODE"], LARGEST_TEXT)
     os.chdir(given["folder"])
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with redirect_stderr(said), command_line():
+        with redirect_stderr(errors), command_line():
             clients = numbers(given["clients"])
             apps.node = apps.make_node(given["arguments"], clients, given["states"])
-    except SystemExit:  # Flower's SuperNode would go on without us, and answer nobody
-        write_whole(Path(given["report"]), said.getvalue().encode())
+    except SystemExit:  # write the report: Flower's SuperNode goes on without this process, and answers no message
+        write_whole(Path(given["report"]), errors.getvalue().encode())
         raise
     write_whole(Path(given["report"]), b"")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forked: they leave no zombies
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # this process never waits for its children: leave no zombies
     SubprocessExecutor.launch = launch  # type: ignore[method-assign]
     flower_superexec()
 

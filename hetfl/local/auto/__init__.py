@@ -1,4 +1,4 @@
-"""The fastest way to train a cohort, found by trying."""
+"""An executor that times several ways to train a cohort and uses the fastest."""
 
 from hetfl.local.auto.auto import Auto
 

@@ -1,4 +1,4 @@
-"""The executor that tries the others and takes the fastest."""
+"""The executor that times the others and uses the fastest."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ log = logging.getLogger(__name__)
 
 
 class Auto(Executor):
-    """Tries every level for some seconds before the first training, and goes on in the fastest way.
+    """Times several ways to train each level for some seconds before the first training, and uses the fastest.
 
-    The ways are: one client after the other, one at a time as :class:`~hetfl.local.Stacked` does it, or several
-    together; each in this process with its threads, or in worker processes of one thread. All levels are in one place,
-    so that they do not compete for cores, and get the ways by which a cohort like the first one ends earliest. What was
-    chosen is logged, a line per level, and goes into the checkpoint: a resumed run does not try again, and ends with
-    the same bits. Before, and where nothing is trained, jobs are done one after the other.
+    The ways are: clients one after the other by :class:`~hetfl.local.Sequential`; one at a time by
+    :class:`~hetfl.local.Stacked`; or several together by ``Stacked``. Each runs in this process with its threads, or in
+    worker processes with one thread each. All levels run in the same place, so that they do not compete for cores. The
+    choice minimises the time of a cohort like the first one. It is logged, one line per level, and saved in the
+    checkpoint: a resumed run does not choose again, and gives the same bits. Before the choice, and where nothing is
+    trained, jobs run one after the other.
 
     Args:
         clients: largest number of clients that are trained together.
@@ -51,7 +52,7 @@ class Auto(Executor):
         self._begin()
 
     def _begin(self) -> None:
-        """Begin with the executor that was chosen; until then with the plain one."""
+        """Open the chosen executor, or :class:`Sequential` if none is chosen yet."""
         self._executor.close()
         self._executor = Sequential()
         if self.chosen:
@@ -76,19 +77,19 @@ class Auto(Executor):
         self.chosen = dict(state)
 
     def _choose(self, tasks: Sequence[Task]) -> None:
-        """Time all forms of all levels; take those by which a cohort like this one ends earliest, all in one place."""
+        """Time all forms of all levels; choose the forms, all in one place, that minimise the time of this cohort."""
         levels = list(self.bench.problem.levels)
         present = {level: [task for task in tasks if task.level == level] for level in levels}
-        present = {level: own for level, own in present.items() if own}
+        present = {level: level_tasks for level, level_tasks in present.items() if level_tasks}
         seconds: dict[str, dict[Form, float]] = {}
         refusals = {}
         for level in levels:
-            # Nobody is at this level now: then as many will be as at any other.
+            # No client has this level yet: assume as many as at the other levels.
             absent = [replace(task, level=level, part=NOTHING) for task in tasks[: max(1, len(tasks) // len(levels))]]
-            own = present.get(level, absent)
-            forms = self._forms(len(own), alone=list(present) == [level] or level not in present)
-            seconds[level], refusals[level] = time_forms(self.bench, own, forms, self.num_workers)
-        passes = {level: [self.bench.passes(task) for task in own] for level, own in present.items()}
+            level_tasks = present.get(level, absent)
+            forms = self._forms(len(level_tasks), alone=list(present) == [level] or level not in present)
+            seconds[level], refusals[level] = time_forms(self.bench, level_tasks, forms, self.num_workers)
+        passes = {level: [self.bench.passes(task) for task in members] for level, members in present.items()}
         best = [
             quickest(seconds, passes, place, self.num_workers)
             for place in sorted({form.processes for form in seconds[levels[0]]})
@@ -105,17 +106,17 @@ class Auto(Executor):
         self.chosen = {"device": self.bench.device.type, "processes": place, "clients": clients}
 
     def _forms(self, count: int, alone: bool) -> list[Form]:
-        """Return what may be the fastest for so many clients of a level.
+        """Return the forms that may be the fastest for a number of clients of one level.
 
         Args:
             count: number of clients.
-            alone: whether there are no other levels, whose clients would occupy the processes that these leave idle if
-                a process took two shares at once.
+            alone: whether the cohort has no other levels. Other levels could use the processes that stay idle when one
+                process trains two processes' share of these clients at once.
         """
         processes = can_fork() and self.bench.device.type == "cpu" and self.num_workers > 1
         share = -(-count // self.num_workers)
         most = {True: {share} if alone else {share, min(count, 2 * share)}, False: {count}}
-        # Processes first: threads that wait for each other on a busy machine then lose at the first try.
+        # Processes first: on a busy machine threads are much slower, and are then given up after the first run.
         places = [True, False] if processes else [False]
         return [
             Form(p, clients) for p in places for clients in sorted({0, 1, *(min(n, self.clients) for n in most[p])})

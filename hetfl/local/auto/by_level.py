@@ -1,4 +1,4 @@
-"""Every level in its own way."""
+"""An executor that trains each level in its own form."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hetfl.types import Task
 
 
 class ByLevel(InProcess):
-    """Trains each level's clients so many at a time.
+    """Trains each level's clients in groups of a size chosen for the level.
 
     Args:
-        clients: by level, how many clients :class:`~hetfl.local.Stacked` trains together; 0:
+        clients: by level, the number of clients that :class:`~hetfl.local.Stacked` trains together; 0: the level uses
             :class:`~hetfl.local.Sequential`.
     """
 
@@ -34,11 +34,11 @@ class ByLevel(InProcess):
             form.open(bench)
 
     def groups(self, job: Job, tasks: Sequence[Task]) -> list[list[int]]:  # noqa: D102
-        found = []
+        groups = []
         for number, form in self._forms.items():
-            own = [i for i, task in enumerate(tasks) if self.clients[task.level] == number]
-            found += [[own[i] for i in group] for group in form.groups(job, [tasks[i] for i in own])]
-        return found
+            members = [i for i, task in enumerate(tasks) if self.clients[task.level] == number]
+            groups += [[members[i] for i in group] for group in form.groups(job, [tasks[i] for i in members])]
+        return groups
 
     def work(self, job: Job, tasks: Sequence[Task]) -> list[Result]:  # noqa: D102
         return self._forms[self.clients[tasks[0].level]].work(job, tasks)

@@ -1,4 +1,4 @@
-"""How long ways of training a level's clients take, found by a few steps of each."""
+"""Measures the time of each way of training a level's clients, by a few steps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hetfl.local.workers import Workers
 from hetfl.types import Task
 
 STEPS = 2
-"""Steps that each client of a probe takes at least, if it has so many."""
+"""Least number of steps of each client in a probe, if the client has so many."""
 PATIENCE = 0.1
-"""Seconds that a client may take more steps in: with few of them, what is done once for each client counts too much."""
+"""Seconds of steps per client: with fewer steps, the fixed work per client would count too much."""
 REPETITIONS = 3
-"""Timed runs of a form, after one that is not timed."""
+"""Timed runs of a form, after one untimed run."""
 HOPELESS = 3.0
-"""A form that takes so many times what the best one takes is not timed again."""
+"""A form is not timed again once it takes more than so many times the best form's time."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,24 @@ class Form:
     """A way of training a level's clients.
 
     Attributes:
-        processes: in worker processes, rather than in this one.
-        clients: how many are trained together; 0: one after the other, by the plain executor.
+        processes: whether worker processes train them, or this process.
+        clients: the number of clients trained together; 0: one after the other by :class:`~hetfl.local.Sequential`.
     """
 
     processes: bool
     clients: int
 
     def __str__(self) -> str:
-        how = f"{self.clients} at once" if self.clients else "plainly one by one"
-        return f"{how} in processes" if self.processes else f"{how} here"
+        grouping = f"{self.clients} at once" if self.clients else "plainly one by one"
+        return f"{grouping} in processes" if self.processes else f"{grouping} here"
 
 
 def executor_of(clients: dict[str, int], processes: bool, num_workers: int) -> Executor:
-    """Return the executor that trains every level in its form, all of them in one place.
+    """Return the executor that trains every level in its form, all levels in one place.
 
     Args:
-        clients: by level, how many are trained together, as in :class:`Form`.
-        processes: in worker processes, rather than in this one.
+        clients: by level, the number of clients trained together, as in :class:`Form`.
+        processes: whether worker processes train them, or this process.
         num_workers: number of processes.
     """
     inner = ByLevel(clients)
@@ -58,18 +58,21 @@ def executor_of(clients: dict[str, int], processes: bool, num_workers: int) -> E
 def time_forms(
     bench: Bench, tasks: Sequence[Task], forms: Sequence[Form], num_workers: int
 ) -> tuple[dict[Form, float], str]:
-    """Return the seconds per sample of the forms that are possible, and why others are not.
+    """Return the seconds per sample of the possible forms, and the reason why others are impossible.
 
-    All clients of a probe are the one with most to do: in processes every one of them then has a full share of equal
-    clients, whatever a cohort would leave for it.
+    All clients of a probe are copies of the client with the most samples, so that every process has a full share of
+    equal clients.
 
     Args:
-        bench: what is trained on what; another executor's bench stays as it is.
+        bench: the problem and the data; the executors get it in turn, and it is not changed.
         tasks: of one level.
-        forms: what to try; those of the plain executor are always possible.
+        forms: the forms to time; those with ``clients`` 0 are always possible.
         num_workers: number of processes.
+
+    Returns:
+        The seconds per sample by form, and the last refusal; empty if no form was refused.
     """
-    found: dict[Form, float] = {}
+    seconds: dict[Form, float] = {}
     refusal = ""
     largest = max(tasks, key=bench.passes)
     one = replace(largest, steps=_steps(bench, largest))
@@ -78,16 +81,17 @@ def time_forms(
         with closing(executor_of({tasks[0].level: form.clients}, form.processes, num_workers)) as executor:
             executor.open(bench)
             try:
-                found[form] = _seconds(executor, [one] * share, HOPELESS * min(found.values(), default=torch.inf))
+                hopeless = HOPELESS * min(seconds.values(), default=torch.inf)
+                seconds[form] = _seconds(executor, [one] * share, hopeless)
             except ConfigurationError as error:
                 if not form.clients:
                     raise
                 refusal = str(error)
-    return found, refusal
+    return seconds, refusal
 
 
 def _steps(bench: Bench, task: Task) -> int:
-    """Return the steps for each client of a level, found by one who takes a few."""
+    """Return the number of steps per client of a probe, computed from the time of a few steps of one client."""
     few = replace(task, steps=STEPS)
     seconds = []
     for _ in range(2):
@@ -98,7 +102,7 @@ def _steps(bench: Bench, task: Task) -> int:
 
 
 def _seconds(executor: Executor, tasks: Sequence[Task], hopeless: float) -> float:
-    """Return the least seconds per sample of a few runs."""
+    """Return the least seconds per sample of a few runs; stop early if a timed run is slower than ``hopeless``."""
     times = []
     for _ in range(1 + REPETITIONS):
         start = time.perf_counter()

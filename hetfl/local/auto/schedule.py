@@ -1,4 +1,4 @@
-"""Which form of every level ends a cohort first."""
+"""Chooses the form of every level that minimises the time of a cohort."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from hetfl.local.auto.probe import Form
 from hetfl.local.stacked.stacked import evenly
 
 Seconds = Mapping[str, Mapping[Form, float]]
-"""By level and form: seconds per sample of all processes together, each at work."""
+"""By level and form, seconds per sample of all processes together when all are busy."""
 
 
 def quickest(
     seconds: Seconds, passes: Mapping[str, Sequence[int]], processes: bool, num_workers: int
 ) -> dict[str, Form]:
-    """Return each level's form, all in one place, such that no other form of one level would end the cohort earlier.
+    """Return each level's form, all in one place, such that no change of one level's form would end the cohort earlier.
 
-    Clients that are trained together are trained by one process. So a large level is worth dividing and a small one is
-    not, where others have work for the processes that are left: what is best for a level depends on the other ones.
+    One process trains all clients of a group. So it may pay to divide a large level into more groups and a small level
+    into fewer, if the other levels have work for the free processes: the best form of a level depends on the others.
 
     Args:
-        seconds: what each form of each level takes.
-        passes: by level, the samples that each of a cohort's clients passes through the net. A level of which there are
-            none gets the form that takes the least for a sample.
-        processes: the place: worker processes, or this one.
+        seconds: the time of each form of each level.
+        passes: by level, the samples that each of the cohort's clients passes through the net. A level without clients
+            gets the form with the least time per sample.
+        processes: the place: whether worker processes train, or this process.
         num_workers: number of worker processes.
     """
-    own = {level: [form for form in times if form.processes == processes] for level, times in seconds.items()}
-    chosen = {level: min(forms, key=seconds[level].__getitem__) for level, forms in own.items()}
+    candidates = {level: [form for form in times if form.processes == processes] for level, times in seconds.items()}
+    chosen = {level: min(forms, key=seconds[level].__getitem__) for level, forms in candidates.items()}
 
     def end(forms: Mapping[str, Form]) -> float:
         return duration(forms, seconds, passes, num_workers)
 
     while True:
-        best = min(({**chosen, level: form} for level, forms in own.items() for form in forms), key=end)
+        best = min(({**chosen, level: form} for level, forms in candidates.items() for form in forms), key=end)
         if not end(best) < end(chosen):
             return chosen
         chosen = best
@@ -47,7 +47,7 @@ def duration(
 
     Args:
         forms: by level, all in one place.
-        seconds: what each form of each level takes.
+        seconds: the time of each form of each level.
         passes: by level, the samples that each of the cohort's clients passes through the net.
         num_workers: number of worker processes.
     """
@@ -60,7 +60,11 @@ def duration(
 
 
 def last_end(groups: Iterable[float], processes: int) -> float:
-    """Return when all groups are done if a process that has nothing to do takes the largest of those that are left.
+    """Return the time at which all groups are done, if each idle process takes the largest waiting group.
+
+    Args:
+        groups: the seconds of each group.
+        processes: number of processes.
 
     >>> last_end([3, 3, 2, 2, 2], processes=2)
     7.0

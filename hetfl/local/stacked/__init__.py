@@ -1,4 +1,4 @@
-"""The clients of a level trained in one call of a net for all of them."""
+"""An executor that trains several clients of a level in one call of a batched net."""
 
 from hetfl.local.stacked.stacked import Stacked
 

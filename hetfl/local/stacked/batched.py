@@ -1,4 +1,4 @@
-"""One call of a net for several clients with weights of their own: which way of doing it is right for a net."""
+"""One call of a net for several clients, each with its own weights, by the fastest correct implementation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hetfl.tree import Tree, cast, mapped, moved, stacked, taken
 
 
 class BatchedNet(Protocol):
-    """Returns outputs (S, ..., N, K) of S clients' tensors, by name, each (S, ...), and inputs (S, N, ...).
+    """A net of S clients: outputs (S, ..., N, K) from tensors by name, each (S, ...), and inputs (S, N, ...).
 
     Inputs may be a tuple, list or dict of such tensors, as the net takes them.
 
     Attributes:
-        layout: how the tensors should lie in a client's row.
+        layout: the memory layout of the tensors in a client's row.
     """
 
     layout: type[Layout]
@@ -34,14 +34,14 @@ class BatchedNet(Protocol):
 
 
 CLIENTS = 2
-"""Clients that a check compares."""
+"""Number of clients in the comparison."""
 
 
 class VmappedNet:
-    """Any net by ``torch.func``: its operations are batched one by one.
+    """Any net by ``torch.func.vmap``, which batches each of its operations.
 
     Args:
-        net: a client's net; it is taken over.
+        net: a client's net; it is put into training mode.
     """
 
     layout: type[Layout] = Layout
@@ -61,16 +61,17 @@ class VmappedNet:
 
 
 def batched(build: Callable[[], nn.Module], inputs_N: Tree, who: str) -> BatchedNet:
-    """Return a net for several clients at once, by folding if that computes the same, else by ``torch.func``.
+    """Return a net for several clients at once: by folding if that computes the same, otherwise by ``torch.func``.
 
-    A net's ``forward`` may do anything between its layers (join channels, look across them), so what it computes when
-    folded, gradients included, is compared in float64, client by client, on a few samples. ``torch.func`` must be able
-    to batch every net: it refuses those whose way depends on the values that they see, which a comparison could miss.
+    A net's ``forward`` may do anything between its layers (join channels, or compute across them). So the outputs and
+    gradients of the folded net are compared with the single net's in float64, client by client, on a few samples. In
+    any case ``torch.func`` must be able to batch the net: it refuses a net whose control flow depends on values, which
+    a comparison could miss.
 
     Args:
         build: makes a client's net.
-        inputs_N: a few samples, as the net gets them.
-        who: names the net in messages.
+        inputs_N: a few samples, as inputs of the net.
+        who: the name of the net in messages.
 
     Raises:
         ConfigurationError: the net draws random numbers, or changes buffers, or its operations cannot be batched.
@@ -93,35 +94,41 @@ def batched(build: Callable[[], nn.Module], inputs_N: Tree, who: str) -> Batched
         ]
         expected = [torch.cat(parts) for parts in zip(*each, strict=True)]
         try:
-            found = computed(VmappedNet(exact))
-        except Exception as error:  # whatever torch.func and the net's own code raise
+            vmapped = computed(VmappedNet(exact))
+        except Exception as error:  # torch.func and the net's code may raise anything
             first = str(error).splitlines()[0]
             raise ConfigurationError(
                 f"Expected a net that torch.func.vmap can batch for executor Stacked but got {who}: {first}"
             ) from None
-        if not _same(found, expected):
+        if not _same(vmapped, expected):
             raise ConfigurationError(
                 f"Expected a net that torch.func.vmap computes alike for executor Stacked but got {who}"
             )
         try:
             folds = _same(computed(FoldedNet(exact)), expected)
-        except Exception:  # whatever the net's own code raises at shapes that it does not expect
+        except Exception:  # the net's code may raise anything at shapes that it does not expect
             folds = False
     return FoldedNet(build()) if folds else VmappedNet(build())
 
 
 def refuse(net: nn.Module, who: str) -> None:
-    """Refuse what clients that are trained together cannot have of their own: random numbers, changing buffers.
+    """Refuse a net with dropout or running statistics, which a batched net cannot keep separate per client.
+
+    Args:
+        net: a client's net.
+        who: the name of the net in messages.
 
     Raises:
         ConfigurationError: names the module.
     """
     for name, module in net.named_modules():
-        what = f"{name!r}, a {type(module).__name__}, in {who}: use Sequential or Workers"
+        culprit = f"{name!r}, a {type(module).__name__}, in {who}: use Sequential or Workers"
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            raise ConfigurationError(f"Expected a net without dropout for executor Stacked but got {what}")
+            raise ConfigurationError(f"Expected a net without dropout for executor Stacked but got {culprit}")
         if getattr(module, "track_running_stats", False) and isinstance(module, nn.modules.batchnorm._NormBase):
-            raise ConfigurationError(f"Expected a net without running statistics for executor Stacked but got {what}")
+            raise ConfigurationError(
+                f"Expected a net without running statistics for executor Stacked but got {culprit}"
+            )
 
 
 @contextmanager
@@ -137,7 +144,7 @@ def _exactly() -> Iterator[None]:
 
 
 def _drawn(net: nn.Module) -> dict[str, Tensor]:
-    """Return per name the tensors of some clients, moved off the initial ones and zeros, which hide differences."""
+    """Return by name the tensors of some clients, moved away from initial ones and zeros, which hide differences."""
     random = torch.Generator().manual_seed(0)
 
     def drawn(tensor: Tensor) -> Tensor:
@@ -152,7 +159,7 @@ def _drawn(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _as(layout: type[Layout], tensor_S: Tensor) -> Tensor:
-    """Return clients' tensors as they lie in rows of a layout."""
+    """Return clients' tensors in the memory layout of rows."""
     shape = tensor_S.shape[1:]
     return layout.shaped(layout.flat(tensor_S, shape).contiguous(), shape)
 
@@ -160,7 +167,7 @@ def _as(layout: type[Layout], tensor_S: Tensor) -> Tensor:
 def _computed(
     call: Callable[[dict[str, Tensor]], Tensor], tensors: Mapping[str, Tensor], net: nn.Module
 ) -> list[Tensor]:
-    """Return outputs (S, ...), and the gradients of a weighted sum of them by every trained parameter."""
+    """Return outputs (S, ...), and the gradients of a weighted sum of them for every trained parameter."""
     trained = parameters_of(net).keys()
     given = {name: tensor.detach().clone().requires_grad_(name in trained) for name, tensor in tensors.items()}
     outputs_SN = call(given)
@@ -171,7 +178,11 @@ def _computed(
 
 
 def _alone(net: nn.Module, tensors: Mapping[str, Tensor], inputs_N: Tree, who: str) -> list[Tensor]:
-    """Return what :func:`_computed` does for a single client; see that nothing else happens on the way."""
+    """Return the result of :func:`_computed` for a single client.
+
+    Raises:
+        ConfigurationError: the call changes a buffer, or draws random numbers.
+    """
     used = {name: buffer.clone() for name, buffer in net.named_buffers()}
 
     def call(given: dict[str, Tensor]) -> Tensor:
@@ -180,7 +191,7 @@ def _alone(net: nn.Module, tensors: Mapping[str, Tensor], inputs_N: Tree, who: s
         return outputs.unsqueeze(0)
 
     state = torch.get_rng_state()
-    found = _computed(call, tensors, net)
+    computed = _computed(call, tensors, net)
     for name, buffer in net.named_buffers():
         before = tensors[name][0] if name in tensors else buffer
         if not torch.equal(used[name].nan_to_num(), before.nan_to_num()):
@@ -192,12 +203,12 @@ def _alone(net: nn.Module, tensors: Mapping[str, Tensor], inputs_N: Tree, who: s
         raise ConfigurationError(
             f"Expected a net that draws no random numbers for executor Stacked but got {who}: use Sequential or Workers"
         )
-    return found
+    return computed
 
 
-def _same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Return whether tensors agree to rounding, which is relative to a tensor's largest entry."""
+def _same(computed: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Return whether tensors agree up to rounding, relative to each tensor's largest entry."""
     return all(
         one.shape == two.shape and bool((one - two).abs().max() <= 1e-10 + 1e-8 * two.abs().max())
-        for one, two in zip(found, expected, strict=True)
+        for one, two in zip(computed, expected, strict=True)
     )

@@ -1,9 +1,9 @@
 """Nets of several clients in one call: the clients folded into the channels.
 
-Inputs of S clients, (S, N, C, ...), become (N, S·C, ...), client after client along dimension 1. Convolutions are then
-grouped ones, a group per client; normalisation by batch statistics, activations, pools and whatever else treats
-channels alone act as they are; a linear layer is a batched matrix product. So a net stays written once: its own
-``forward`` runs, on layers that were exchanged.
+Inputs of S clients, (S, N, C, ...), become (N, S·C, ...), client after client along dimension 1. A convolution becomes
+a grouped convolution with one group per client, and a linear layer a batched matrix product. Layers that treat each
+channel separately (normalisation by batch statistics, activations, pools) do not change. The net's own ``forward``
+runs, on replaced layers.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class Folded(nn.Module):
 def _folded(tensor_S: Tensor | None) -> Tensor | None:
     if tensor_S is None:
         return None
-    # Joining two dimensions of one entry makes up a stride, with which torch's own convolutions refuse a gradient.
+    # flatten() over a dimension of size 1 gives an arbitrary stride, and torch's convolutions then refuse a gradient.
     return tensor_S[0] if len(tensor_S) == 1 else tensor_S.flatten(0, 1)
 
 
 class FoldedConv2d(Folded):
-    """Convolutions of S clients as one with S times the groups.
+    """Convolutions of S clients as one convolution with S times the groups.
 
     Args:
         layer: a client's convolution.
 
     Raises:
-        TypeError: it pads with something else than zeros.
+        TypeError: the convolution does not pad with zeros.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
@@ -95,7 +95,7 @@ class FoldedLinear(Folded):
 
 
 class FoldedStaticBatchNorm2d(Folded):
-    """Static batch norm in training: every channel by its batch, so clients do not meet.
+    """Static batch norm in training: each channel is normalised by its batch, so clients stay independent.
 
     Args:
         layer: a client's layer.
@@ -117,7 +117,7 @@ class FoldedGroupNorm(Folded):
         layer: a client's layer.
 
     Raises:
-        TypeError: it has no weights, which say how many clients there are.
+        TypeError: the layer has no weights, whose first dimension is the number of clients.
     """
 
     def __init__(self, layer: nn.GroupNorm) -> None:
@@ -138,17 +138,17 @@ FOLDS: dict[type[nn.Module], Callable[..., Folded]] = {
     StaticBatchNorm2d: FoldedStaticBatchNorm2d,
     nn.GroupNorm: FoldedGroupNorm,
 }
-"""Layers with tensors of their own that can be folded; subclasses may do something else."""
+"""Layers with parameters that can be folded, by exact type: a subclass may compute something else."""
 
 
 class FoldedNet:
-    """A net whose layers are exchanged for those of several clients.
+    """A net whose layers are replaced by layers of several clients.
 
     Args:
         net: a client's net; it is copied.
 
     Raises:
-        TypeError: a layer with tensors of its own that cannot be folded.
+        TypeError: a layer with parameters cannot be folded.
     """
 
     layout: type[Layout] = ChannelsLastLayout

@@ -1,4 +1,4 @@
-"""The same net in fewer passes over its activations: for training many clients at once memory is the limit."""
+"""Rewrites a net to need fewer passes over its activations: with many clients at once, memory limits the speed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hetfl.models.static_batch_norm import StaticBatchNorm2d
 
 
 def rewrite(net: nn.Module) -> None:
-    r"""Change the layers of every ``nn.Sequential`` in a net, in place, into ones that train alike with less work.
+    r"""Replace layers of every ``nn.Sequential`` in a net, in place, by equivalent layers with less work in training.
 
-    A Scaler before static batch norm becomes part of it, since batch norm undoes a scale except for ε:
+    A Scaler before static batch norm becomes part of the norm, since batch norm undoes a scale except for ε:
 
     .. math:: \frac{x/\rho - \mu/\rho}{\sqrt{\sigma^2/\rho^2 + \epsilon}} =
         \frac{x - \mu}{\sqrt{\sigma^2 + \rho^2 \epsilon}}
 
-    and ReLU changes places with a max pool behind it, which leaves it a quarter of the entries: both orders choose the
-    same ones. The net is then good for training only.
+    A ReLU before a max pool is moved behind it, where it has a quarter of the entries; both orders give the same
+    values. The rewritten net can only be used for training.
     """
     for module in net.modules():
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:

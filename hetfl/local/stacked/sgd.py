@@ -1,4 +1,4 @@
-"""SGD for several clients at once: a row of one matrix is a client."""
+"""SGD for several clients at once: each row of a matrix is a client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hetfl.errors import ConfigurationError
 
 
 class RowSGD:
-    r"""torch's SGD on the rows of a matrix, of which a step moves some.
+    r"""torch's SGD on rows of a matrix.
 
     .. math:: g \leftarrow g + \lambda \theta, \quad b \leftarrow \mu b + (1 - \tau) g, \quad
         \theta \leftarrow \theta - \gamma b
@@ -20,10 +20,10 @@ class RowSGD:
     with momentum μ, dampening τ (not in a row's first step), weight decay λ, learning rate γ.
 
     Args:
-        make: makes the clients' optimizer; its settings are read off.
+        make: makes the clients' optimizer, whose settings are used.
 
     Raises:
-        ConfigurationError: it makes another optimizer than SGD.
+        ConfigurationError: the optimizer is not SGD.
     """
 
     def __init__(self, make: Callable[[Iterable[Tensor]], Optimizer]) -> None:
@@ -38,13 +38,13 @@ class RowSGD:
         self.weight_decay, self.nesterov, self.maximize = group["weight_decay"], group["nesterov"], group["maximize"]
 
     def direction(self, grad_SD: Tensor, theta_SD: Tensor, momentum_SD: Tensor, first_S1: Tensor | None) -> Tensor:
-        """Return what a step subtracts, before the learning rate; the gradient is used up, the momentum changed.
+        """Return the direction of a step, before the learning rate; changes gradients and momenta in place.
 
         Args:
             grad_SD: gradients.
             theta_SD: parameters.
             momentum_SD: momentum buffers, zero before a row's first step.
-            first_S1: 1 in the rows whose first step this is; None: nobody's, or there is no dampening.
+            first_S1: 1 in rows that take their first step, 0 in others; None: all 0.
         """
         if self.maximize:
             grad_SD.neg_()

@@ -1,4 +1,4 @@
-"""Clients of one level that are trained together: the definition of local training, a row of a matrix for each."""
+"""Local training of several clients of one level together, with a row of a matrix for each client."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ SAMPLES = 4
 
 
 class Stack:
-    """One level's clients on a bench: their parameters, gradients and momenta are matrices of a row each.
+    """One level's clients on a bench: their parameters, gradients and momenta are matrices with one row per client.
 
-    What a client computes is what :func:`hetfl.local.jobs.train` says, from the same random numbers. Clients step
-    together whose next batches are of one shape; who is done, or has a batch of another size, does not move. Entries of
-    a row are in the order in which the net wants its tensors to lie; those of tasks and results are in that of indices.
+    Each client computes what :func:`hetfl.local.jobs.train` computes, from the same random numbers. Clients whose next
+    batches have the same shape step together; all other clients wait. Entries of a row are in the memory layout of the
+    batched net; entries of tasks and results are in the order of indices.
 
     Args:
         bench: the resident nets.
         task: a task of the level.
 
     Raises:
-        ConfigurationError: the net or the optimizer is none that several clients can have at once.
+        ConfigurationError: the method, the net or the optimizer does not work for several clients at once.
     """
 
     def __init__(self, bench: Bench, task: Task) -> None:
@@ -47,15 +47,15 @@ class Stack:
             )
         problem, data = bench.problem, bench.data.client_data(task.client)
         self.sgd = RowSGD(problem.local.optimizer)
-        some = torch.arange(SAMPLES) % len(data.targets)
-        inputs_N = moved(bench.data.transform.eval(taken(data.inputs, some)), bench.device)
-        targets_N = data.targets[some]
+        samples = torch.arange(SAMPLES) % len(data.targets)
+        inputs_N = moved(bench.data.transform.eval(taken(data.inputs, samples)), bench.device)
+        targets_N = data.targets[samples]
         who = f"the net at level {task.level}"
         self.net: BatchedNet = batched(lambda: problem.build(task.level), inputs_N, who)
         resident = bench.resident(task)
-        self.layout, self.own = resident.layout, self.net.layout(resident.layout.shapes)
+        self.layout, self.row_layout = resident.layout, self.net.layout(resident.layout.shapes)
         self.trained = Layout.of(parameters_of(resident.net))
-        self.own_trained = self.net.layout(self.trained.shapes)
+        self.trained_row_layout = self.net.layout(self.trained.shapes)
         with torch.no_grad():
             inputs_SN = mapped(lambda leaf: leaf.expand(2, *leaf.shape), inputs_N)
             shape = self.net(self._tensors(resident.anchor_D.expand(2, -1)), inputs_SN).shape
@@ -63,7 +63,7 @@ class Stack:
         self._buffers = resident.anchor_D.new_empty(2, 0, self.layout.size)
 
     def train(self, tasks: Sequence[Task]) -> list[Result]:
-        """Return the results of clients' local training; their tasks are of one cluster, round, model and γ."""
+        """Return the results of clients' local training; the tasks have the same model, level, round and γ."""
         self._start(tasks)
         streams = [training_batches(self.bench, task) for task in tasks]
         heads = [next(stream, None) for stream in streams]
@@ -80,12 +80,12 @@ class Stack:
                 steps[i] += 1
                 heads[i] = next(streams[i], None)
         losses = [total / (weight or 1.0) for total, weight in zip(self.totals_S.tolist(), counted, strict=True)]
-        # A vector of its own for each: who keeps one would keep a view's whole matrix.
+        # A separate vector for each result: a view would keep the whole matrix in memory.
         return [
             Result(
                 task,
                 report_of(self.bench, task, loss, passed, taken),
-                self.layout.reordered(row_D - anchor_D, self.own),
+                self.layout.reordered(row_D - anchor_D, self.row_layout),
             )
             for task, row_D, anchor_D, loss, passed, taken in zip(
                 tasks, self.theta_SD, self.anchor_SD.expand_as(self.theta_SD), losses, passes, steps, strict=True
@@ -94,14 +94,14 @@ class Stack:
 
     @torch.no_grad()
     def _start(self, tasks: Sequence[Task]) -> None:
-        """Put all clients to the global model, with optimizers as new."""
+        """Set all rows to the global model plus personal differences, and reset the optimizers."""
         device = self.bench.device
         parts = [self.bench.part(task) for task in tasks]
         distinct = 1 if len({part.key for part in parts}) == 1 else len(tasks)
-        # One row for all who hold the same part; copied at once, since the next part is read into the same vector.
+        # One row if all clients hold the same part. Each is copied before the resident net loads the next part.
         self.anchor_SD = torch.empty(distinct, self.layout.size, dtype=self._buffers.dtype, device=device)
         for row_D, task in zip(self.anchor_SD, tasks, strict=False):
-            row_D.copy_(self.own.reordered(self.bench.resident(task).anchor_D, self.layout))
+            row_D.copy_(self.row_layout.reordered(self.bench.resident(task).anchor_D, self.layout))
         self.mask_SD = self._masks(parts)
         if self._buffers.shape[1] < len(tasks):
             self._buffers = self.anchor_SD.new_empty(2, len(tasks), self.layout.size)
@@ -112,7 +112,7 @@ class Stack:
         if any(beyond_D is not None for beyond_D in beyond):
             for row_D, beyond_D in zip(self.theta_SD, beyond, strict=True):
                 if beyond_D is not None:
-                    row_D += self.own.reordered(beyond_D, self.layout)
+                    row_D += self.row_layout.reordered(beyond_D, self.layout)
             self.begun_SD = self.theta_SD.clone()
         self.momentum_SD = momentum_SD[:, : self.trained.size].zero_()
         self.moved = [False] * len(tasks)
@@ -122,18 +122,18 @@ class Stack:
         if any(task.memory_D is not None for task in tasks):
             none_D = torch.zeros_like(self.anchor_SD[0, : self.trained.size])
             memory_SD = torch.stack([none_D if task.memory_D is None else task.memory_D for task in tasks])
-            self.memory_SD = self.own_trained.reordered(memory_SD, self.trained)
+            self.memory_SD = self.trained_row_layout.reordered(memory_SD, self.trained)
 
     def _masks(self, parts: Sequence[Part]) -> Tensor | None:
-        """Return which trained entries each client holds, bool (S, D); None if all hold all."""
+        """Return the trained entries that each client holds, bool (S, D); None if all clients hold all entries."""
         if all(part.mask_D is None for part in parts):
             return None
         all_D = torch.ones(self.trained.size, dtype=torch.bool)
         masks = [all_D if part.mask_D is None else part.mask_D[: self.trained.size].cpu() for part in parts]
-        return self._sent(self.own_trained.reordered(torch.stack(masks), self.trained))
+        return self._sent(self.trained_row_layout.reordered(torch.stack(masks), self.trained))
 
     def _sent(self, tensor: Tensor) -> Tensor:
-        """Return a tensor on the device; a GPU takes it when it gets there, and nobody waits."""
+        """Return a tensor on the device; a copy to a GPU is asynchronous."""
         if self.bench.device.type != "cuda" or tensor.is_cuda:
             return tensor.to(self.bench.device)
         return tensor.pin_memory().to(self.bench.device, non_blocking=True)
@@ -154,9 +154,10 @@ class Stack:
         grads = torch.autograd.grad(losses_S.sum(), leaves, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             shapes = self.trained.shapes.values()
-            grad_SD = torch.cat([self.own.flat(grad, shape) for grad, shape in zip(grads, shapes, strict=True)], dim=1)
+            flat_grads = [self.row_layout.flat(grad, shape) for grad, shape in zip(grads, shapes, strict=True)]
+            grad_SD = torch.cat(flat_grads, dim=1)
             self._move(tasks[0].lr, members, rows, theta_SD, grad_SD)
-            alike = len(set(weights)) == 1  # nothing to send to a device then
+            alike = len(set(weights)) == 1  # then no tensor of weights is sent to the device
             loss_sums_S = losses_S.detach() * (weights[0] if alike else self._sent(torch.tensor(weights)))
             if rows is None:
                 self.totals_S += loss_sums_S
@@ -164,13 +165,13 @@ class Stack:
                 self.totals_S.index_add_(0, rows, loss_sums_S.to(self.totals_S))
 
     def _tensors(self, theta_SD: Tensor) -> dict[str, Tensor]:
-        """Return the tensors of all rows by name, shape (S, ...), without gaps as layers want them."""
-        # Views would have gaps between rows; for such weights of one channel torch's grouped convolution returns zero
-        # gradients.
-        parts = theta_SD.split(self.own.sizes, dim=1)
+        """Return the tensors of all rows by name, shape (S, ...), contiguous in the net's layout."""
+        # Views would have gaps between rows. For such weights with one channel, torch's grouped convolution returns
+        # zero gradients.
+        parts = theta_SD.split(self.row_layout.sizes, dim=1)
         return {
-            name: self.own.shaped(part.contiguous(), shape)
-            for (name, shape), part in zip(self.own.shapes.items(), parts, strict=True)
+            name: self.row_layout.shaped(part.contiguous(), shape)
+            for (name, shape), part in zip(self.row_layout.shapes.items(), parts, strict=True)
         }
 
     def _losses(self, outputs_SN: Tensor, targets_SN: Tensor, tasks: Sequence[Task], rows: Tensor | None) -> Tensor:
@@ -184,7 +185,7 @@ class Stack:
         return torch.stack([problem.method.loss(o, t, _context(task, labels)) for o, t, task, labels in each])
 
     def _move(self, lr: float, members: list[int], rows: Tensor | None, theta_SD: Tensor, grad_SD: Tensor) -> None:
-        """Take a step of the rows that ``theta_SD`` holds; a gradient is changed in place."""
+        """Take a step of the rows in ``theta_SD``; changes ``grad_SD`` in place."""
         local = self.bench.problem.local
         trained_SD = theta_SD[:, : self.trained.size]
         memory_SD = self.memory_SD if self.memory_SD is None or rows is None else self.memory_SD[rows]
@@ -194,7 +195,7 @@ class Stack:
             grad_SD.mul_(self.mask_SD if rows is None else self.mask_SD[rows])
         if local.gradient_clip is not None:
             norms_S1 = torch.linalg.vector_norm(grad_SD, dim=1, keepdim=True)
-            # As torch.nn.utils.clip_grad_norm_ does it, a client at a time.
+            # The formula of torch.nn.utils.clip_grad_norm_, per client.
             grad_SD.mul_((local.gradient_clip / (norms_S1 + 1e-6)).clamp(max=1.0))
         momentum_SD = self.momentum_SD if rows is None else self.momentum_SD[rows]
         first_S1 = None
@@ -209,24 +210,31 @@ class Stack:
 
 
 def most_alike(heads: Sequence[tuple[Tree, Tensor] | None]) -> list[int]:
-    """Return the positions of those whose next batch has the commonest shape; empty if nobody has any."""
-    found = [None if head is None else shapes(head[0]) for head in heads]
-    counts = Counter(shape for shape in found if shape is not None)
+    """Return the positions of the clients whose next batch has the most common shape.
+
+    Args:
+        heads: the next batch of each client; None: the client has none.
+
+    Returns:
+        The positions, ascending; empty if no client has a batch.
+    """
+    batch_shapes = [None if head is None else shapes(head[0]) for head in heads]
+    counts = Counter(shape for shape in batch_shapes if shape is not None)
     if not counts:
         return []
     commonest = counts.most_common(1)[0][0]
-    return [i for i, shape in enumerate(found) if shape == commonest]
+    return [i for i, shape in enumerate(batch_shapes) if shape == commonest]
 
 
 def loss_is_joint(problem: LocalProblem, shape: Sequence[int], targets_N: Tensor, task: Task, labels_K: Tensor) -> bool:
-    """Return whether a loss takes outputs of several clients, (S, ..., N, K), and returns theirs, (S,).
+    """Return whether a method's loss takes outputs of several clients, (S, ..., N, K), and returns one loss each, (S,).
 
     Args:
-        problem: whose loss it is.
-        shape: of outputs of two clients.
-        targets_N: targets of the first one; the second one's are in reverse order.
-        task: for the round and the client.
-        labels_K: of the first one; the second one's are in reverse order.
+        problem: has the method.
+        shape: shape of the outputs of two clients.
+        targets_N: targets of the first client; those of the second are in reverse order.
+        task: has the round, the client, the level and the learning rate.
+        labels_K: labels of the first client; those of the second are in reverse order.
     """
     outputs_SN = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     targets_SN = torch.stack([targets_N, targets_N.flip(0)])
@@ -235,10 +243,10 @@ def loss_is_joint(problem: LocalProblem, shape: Sequence[int], targets_N: Tensor
     expected = [problem.method.loss(o, t, _context(task, labels)) for o, t, labels in each]
     try:
         ctx = CohortContext(task.round, labels_SK, task.level, task.lr)
-        found = problem.method.loss(outputs_SN, targets_SN, ctx)
-    except Exception:  # whatever a loss that is written for one client raises at several
+        losses_S = problem.method.loss(outputs_SN, targets_SN, ctx)
+    except Exception:  # a loss that is written for one client may raise anything for several
         return False
-    return found.shape == (len(expected),) and torch.allclose(found, torch.stack(expected), rtol=1e-4)
+    return losses_S.shape == (len(expected),) and torch.allclose(losses_S, torch.stack(expected), rtol=1e-4)
 
 
 def _context(task: Task, labels_K: Tensor) -> ClientContext:

@@ -1,4 +1,4 @@
-"""Clients of a level trained together, in one call of a net for all of them."""
+"""The executor that trains several clients of a level in one call of a batched net."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from hetfl.types import Task
 
 
 class Stacked(InProcess):
-    """Trains clients of one level together; whatever else clients do, they do one after the other.
+    """Trains several clients of one level together; jobs other than training run one after the other.
 
-    Small nets spend their time on the way into each operation, not in it: ten clients in one operation take little
-    longer than one. A group's clients share cluster, level, round and learning rate; a cohort's are divided as evenly
-    as ``clients`` allows. Their deltas are those of :class:`~hetfl.local.Sequential` up to rounding.
+    For small nets most of an operation's time is overhead: one operation for ten clients takes little longer than for
+    one. The clients of a group have the same model, level, round and learning rate; a cohort is divided into groups of
+    nearly equal size. The deltas are those of :class:`~hetfl.local.Sequential` up to rounding.
 
-    Nets are run with the clients folded into the channels (:mod:`hetfl.local.stacked.folding`) where that computes the
-    same, and else by ``torch.func``. The optimizer must be SGD; nets with dropout or running statistics are refused.
+    Clients are folded into the channels (:mod:`hetfl.local.stacked.folding`) if that computes the same, and otherwise
+    the net is batched by ``torch.func``. The optimizer must be SGD; nets with dropout or running statistics are
+    refused.
 
     Args:
-        clients: largest number of clients that are trained together: memory grows with it.
+        clients: largest number of clients that are trained together; memory grows with it.
 
     Raises:
-        ConfigurationError: fewer than one client.
+        ConfigurationError: ``clients`` is below 1.
     """
 
     def __init__(self, clients: int = 16) -> None:
@@ -48,7 +49,7 @@ class Stacked(InProcess):
             return super().groups(job, tasks)
         alike: dict[tuple[object, ...], list[int]] = {}
         for i, task in enumerate(tasks):
-            self._stack(task)  # refuses what can't be stacked here, before a process of Workers meets it
+            self._stack(task)  # refuses a net or method here, before a worker process gets it
             alike.setdefault((task.model, task.level, task.round, task.version, task.lr), []).append(i)
         return [part for group in alike.values() for part in evenly(group, self.clients)]
 
@@ -64,7 +65,7 @@ class Stacked(InProcess):
 
 
 def evenly(items: Sequence[int], most: int) -> list[list[int]]:
-    """Return consecutive parts of at most so many items, whose sizes differ by one at most.
+    """Return consecutive parts of at most ``most`` items, whose sizes differ by at most one.
 
     >>> evenly(range(7), 3)
     [[0, 1, 2], [3, 4], [5, 6]]
