@@ -261,9 +261,7 @@ def test_costs_that_nobody_counts_are_left_out_with_a_sentence(tmp_path: Path) -
     (out / "plots/accuracy_over_flops.png").write_bytes(b"an earlier report's")
     write_report(groups, out)
     text = (out / "report.md").read_text()
-    assert (
-        "Accuracy over computed FLOPs is left out for all groups: compute/flops\\_total is missing or 0." in text
-    )
+    assert "Accuracy over computed FLOPs is left out for all groups: compute/flops\\_total is missing or 0." in text
     assert "Accuracy over simulated seconds is left out for all groups" in text
     assert sorted(path.name for path in (out / "plots").glob("*.png")) == [
         "accuracy_over_bytes.png",

@@ -125,7 +125,7 @@ def load_run(folder: str | Path) -> Run:
     headline = headline_in(folder)
     metrics = read_metrics(folder / "metrics.csv", headline)
     if metrics.empty:
-        raise ConfigurationError(f"Expected at least one round in {folder / 'metrics.csv'} but got a header alone")
+        raise ConfigurationError(f"Expected at least one round in {folder / 'metrics.csv'} but got only a header")
     levels = _read_table(folder / "levels.csv", LEVEL_RULES)
     if levels is not None:
         _check_names(levels["level"], folder / "levels.csv")
@@ -245,7 +245,7 @@ def _read_table(path: Path, rules: Mapping[str, Rule | None]) -> pd.DataFrame | 
         if name not in table.columns:
             raise ConfigurationError(f"Expected a column {name!r} in {path} but got {_listed(table)}")
     if table.empty:
-        raise ConfigurationError(f"Expected at least one row in {path} but got a header alone")
+        raise ConfigurationError(f"Expected at least one row in {path} but got only a header")
     for name, rule in rules.items():
         if rule is not None:
             _numbers(table[name], rule, path)

@@ -49,9 +49,9 @@ class Resident:
             split: the samples of each client.
             validation_owner: the client whose transform each held-out sample got; None: no client transform.
         """
-        nobody = torch.ones(len(arrays.test), dtype=torch.bool)
-        nobody[torch.cat(split.test)] = False
-        test_parts = [*split.test, nobody.nonzero().flatten()]
+        unmatched = torch.ones(len(arrays.test), dtype=torch.bool)
+        unmatched[torch.cat(split.test)] = False
+        test_parts = [*split.test, unmatched.nonzero().flatten()]
         owners = torch.tensor([*range(len(split.test)), -1])
         all_test = _take(arrays.test, torch.cat(test_parts))
         return Resident(

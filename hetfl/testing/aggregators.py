@@ -17,7 +17,7 @@ from hetfl.testing.rules import check_settings, factory, random, require, same, 
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
-SHAPES = {"kernel": (4, 3, 2, 2), "bias": (4,), "scale": (), "nobodys": (2,), "running_mean": (3,)}
+SHAPES = {"kernel": (4, 3, 2, 2), "bias": (4,), "scale": (), "unheld": (2,), "running_mean": (3,)}
 """Shapes of the global tensors; the last tensor is a buffer, which is sent in the exact block."""
 EXACT = 2
 """Number of entries of the buffer that a client holds."""
@@ -136,7 +136,7 @@ def _check_state(make: Callable[[], Aggregator]) -> None:
     state = through_a_file(first.state_dict(), name)
     again.load_state_dict(state)
     resumed, expected = (play(each, cohort(3, masks=False), 1) for each in (again, first))
-    rule = f"{name} to go on from a saved state as without it, and to forget in reset what is not in it"
+    rule = f"{name} to continue from a saved state as without saving, and to forget in reset what is not in it"
     require(same(resumed, expected), rule, "another step")
     if not first.state_dict():
         fresh = play(ready(make), cohort(3, masks=False), 1)

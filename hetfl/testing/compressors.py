@@ -124,7 +124,7 @@ def _check_state(make: Callable[[], Compressor]) -> None:
     update(refused, 1)
     refused.end_round()
     alike = same(update(refused, 2).to_dense(), update(fresh, 2).to_dense())
-    require(alike, f"{name} to learn from accepted updates alone, by observe", "a change by one that was refused")
+    require(alike, f"{name} to learn only from accepted updates, by observe", "a change by a refused update")
     for round in range(3):
         first.begin_round(0.1)
         for client in range(3):
@@ -135,4 +135,4 @@ def _check_state(make: Callable[[], Compressor]) -> None:
         again.load_state_dict(through_a_file(first.state_dict(), name))
         require(same(again.state_dict(), first.state_dict()), f"{name} to load the state that it saved", "another one")
         alike = same(update(again, 99, 0.05).to_dense(), update(first, 99, 0.05).to_dense())
-        require(alike, f"{name} to go on from a saved state as without it", "another update")
+        require(alike, f"{name} to continue from a saved state as without saving", "another update")

@@ -54,7 +54,7 @@ def check_net(
             require(smaller, f"a smaller {name} at {_size(nets[other])} than at {_size(nets[one])}", got)
     require(nets.build("l0") is not nets.build("l0"), f"a new net from every call of {name}", "the same one")
     values = [dict(nets.draw().named_parameters()) for _ in range(2)]
-    require(same(*values), f"initial values of {name} from torch's generator alone", "others from the same seed")
+    require(same(*values), f"initial values of {name} only from torch's generator", "others from the same seed")
     nets.inspect(inputs, (samples, num_outputs), lambda level, round: nets.indices[level])
     for level in nets:
         _check_gradients(nets.build(level), inputs, f"{name} at {_size(nets[level])}")

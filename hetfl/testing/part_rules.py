@@ -114,4 +114,4 @@ def _check_state(make: Callable[[], PartRule], levels: LevelSet, questions: list
     again.load_state_dict(through_a_file(first.state_dict(), name))
     for level, round, client in questions:
         alike = again.part(level, round + 2, client) == first.part(level, round + 2, client)
-        require(alike, f"{name} to go on from a saved state as without it", f"another part at level {level}")
+        require(alike, f"{name} to continue from a saved state as without saving", f"another part at level {level}")

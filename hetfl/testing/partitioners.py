@@ -68,7 +68,7 @@ def _check_case(make: Callable[[], Partitioner], labels: Tensor, clients: int, s
     untouched = torch.equal(torch.get_rng_state(), state)
     again = make()(labels, clients, random(seed))
     alike = untouched and len(again) == clients and all(map(torch.equal, parts, again))
-    require(alike, f"random choices from the generator alone {where}", "others")
+    require(alike, f"random choices only from the generator {where}", "others")
     return True
 
 

@@ -71,7 +71,7 @@ def through_a_file(state: dict[str, Any], name: str) -> Any:
     torch.save(state, buffer)
     buffer.seek(0)
     try:
-        return torch.load(buffer, weights_only=True)  # noqa: TID251 - plain types and tensors alone
+        return torch.load(buffer, weights_only=True)  # noqa: TID251 - only plain types and tensors
     except Exception as error:  # the unpickler raises many kinds of errors
         got = str(error).splitlines()[0]
         raise AssertionError(f"Expected {name}.state_dict to have plain types and tensors but got: {got}") from None

@@ -123,7 +123,7 @@ def _check_state(make: Callable[[], Selection], rounds: int) -> None:
         resumed.load_state_dict(through_a_file(policy.state_dict(), name))
         for round in range(before, rounds + 2):
             cohort, other = _play(policy, round, 0), _play(resumed, round, 0)
-            rule = f"{name} to go on from a saved state as without it"
+            rule = f"{name} to continue from a saved state as without saving"
             require(other == cohort, rule, f"{other} and {cohort} in round {round}")
             weights = [[each.weight(client) for client in cohort] for each in (policy, resumed)]
             require(weights[0] == weights[1], rule, "other weights")
