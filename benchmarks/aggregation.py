@@ -1,4 +1,4 @@
-"""The holder mean of ten PreActResNet-18 slices, as a multiple of what the memory bandwidth allows."""
+"""The holder mean of ten PreActResNet-18 slices, as a multiple of the time of a memory copy."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from hetfl.updates import DenseUpdate
 
 @dataclass(frozen=True)
 class Uploads:
-    """What arrives at the server in a round.
+    """The uploads of a round.
 
     Attributes:
         tensors: the global model.
-        vectors: per client its decoded vector.
-        indices: per client its index.
-        levels: per client the name of its level.
+        vectors: the decoded vector of each client.
+        indices: the index of each client.
+        levels: the name of the level of each client.
     """
 
     tensors: dict[str, Tensor]
@@ -50,7 +50,7 @@ def uploads(clients: int = 10, hidden: tuple[int, ...] = (64, 128, 256, 512)) ->
 
 
 def holder_mean(mean: HolderMean, given: Uploads) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return delta and holders as the framework computes them, round after round by one aggregator."""
+    """Return delta and holders as computed by the framework, with one aggregator for all rounds."""
     mean.reset(given.tensors)
     for k, (vector, index, level) in enumerate(zip(given.vectors, given.indices, given.levels, strict=True)):
         mean.update(DenseUpdate(vector), index, Report(k, level, samples=1, loss=0.0, flops=0.0))
@@ -58,17 +58,17 @@ def holder_mean(mean: HolderMean, given: Uploads) -> tuple[dict[str, Tensor], di
 
 
 def copy(given: Uploads, target: Tensor) -> None:
-    """Copy as many bytes as must at least be moved: every client's vector, and the size of the global model."""
+    """Copy the minimal number of bytes: the vector of every client, and the size of the global model."""
     for vector in given.vectors:
         target[: vector.numel()].copy_(vector)
     target.copy_(given.vectors[0])  # a client of level a holds the whole model
 
 
 def check(given: Uploads) -> None:
-    """Compare with a mean over blocks that are filled with NaN where a client holds nothing.
+    """Compare with a mean over blocks that are NaN at entries that a client does not hold.
 
     Raises:
-        RuntimeError: they differ by more than 1e-6.
+        RuntimeError: the means differ by more than 1e-6, or the numbers of holders differ.
     """
     delta, holders = holder_mean(HolderMean(), given)
     parts = [index_layout(index).views(vector) for index, vector in zip(given.indices, given.vectors, strict=True)]
@@ -83,7 +83,7 @@ def check(given: Uploads) -> None:
 
 
 def aggregation(given: Uploads, *, num_threads: int, blocks: int) -> list[Row]:
-    """Return the times of the copy and of the mean; before that, check the mean."""
+    """Check the mean, and return the times of the copy and of the mean."""
     check(given)
     target, mean = torch.empty_like(given.vectors[0]), HolderMean()
     with threads(num_threads):

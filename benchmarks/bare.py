@@ -1,4 +1,4 @@
-"""The local steps of a round as an engineer would write them for one experiment, without the framework."""
+"""The local steps of a round in plain PyTorch, without the framework."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.optim import Optimizer
 
 
 class BareLoop:
-    """One resident net, list of parameters and optimizer per level; clients one after the other.
+    """One resident net, list of parameters and optimizer per level; clients are trained one after the other.
 
     Args:
         nets: the net of every level.
-        tensors: the global model's parameters, in the order of the nets'.
+        tensors: the parameters of the global model, in the order of those of the nets.
         clients: uint8 images (n, C, H, W) and targets (n,) of every client.
-        mean: of the raw pixels.
-        std: of the raw pixels.
+        mean: mean of the raw pixels.
+        std: standard deviation of the raw pixels.
         optimizer: makes the optimizer.
         clip: largest 2-norm of the gradient.
-        epochs: passes over a client's data.
+        epochs: passes over the data of a client.
         batch_size: samples of a step.
         foreach: clip all tensors in one call.
     """
@@ -63,7 +63,7 @@ class BareLoop:
         return [self.train(client, level, seed, starts[level]) for client, level, seed in work]
 
     def train(self, client: int, level: str, seed: int, start: Sequence[Tensor]) -> list[Tensor]:
-        """Return a client's delta, tensor by tensor."""
+        """Return the delta of a client, tensor by tensor."""
         net, parameters, optimizer = self.nets[level], self.parameters[level], self.optimizers[level]
         images, targets, absent_K = self.clients[client]
         with torch.no_grad():
@@ -87,7 +87,7 @@ class BareLoop:
 
 
 def batches(order: Tensor, size: int) -> list[Tensor]:
-    """Return the batches of an epoch; a last one of one sample joins the one before it."""
+    """Return the batches of an epoch; a last batch of one sample is merged with the previous batch."""
     parts = list(order.split(size))
     if len(parts) > 1 and len(parts[-1]) == 1 < size:
         parts[-2:] = [torch.cat(parts[-2:])]

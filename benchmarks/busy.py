@@ -1,4 +1,4 @@
-"""Rounds of local training beside a process that never rests: how far the slowest is from the middle one."""
+"""Rounds of local training beside a busy process: the slowest round relative to the median."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from work import Setting
 
 @contextmanager
 def neighbour() -> Iterator[None]:
-    """Keep a core busy for a while."""
+    """Keep one core busy during the context."""
     process = multiprocessing.get_context("spawn").Process(target=_spin, daemon=True)
     process.start()
     try:
@@ -33,15 +33,15 @@ def main() -> None:
     """Run from the command line."""
     options = parser(__doc__, blocks=100)
     options.add_argument("--workers", type=int, default=2, help="processes, and threads (default: %(default)s)")
-    options.add_argument("--levels", default="d", help="levels, each a case of its own (default: %(default)s)")
+    options.add_argument("--levels", default="d", help="levels, each a separate case (default: %(default)s)")
     given = options.parse_args()
-    found = []
+    results = []
     for level in given.levels:
         setting = Setting(level)
         makes = {name: make for name, make in executors(given.workers, setting.cohort).items() if name != "Auto"}
         with neighbour():
-            found += local_rounds(setting, makes, num_threads=given.workers, blocks=given.blocks)
-    report(found, given.json)
+            results += local_rounds(setting, makes, num_threads=given.workers, blocks=given.blocks)
+    report(results, given.json)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What sub-models learn together beside the same net trained on all of the data in one place.
+"""Federated training of sub-models compared with central training of the same net.
 
-``python benchmarks/central.py`` trains a regression (scikit-learn's diabetes) and a text classifier (texts that it
-makes) by HeteroFL on the data's clients, and by one client that has everything, for as many passes over the data; it
-prints the test scores of the global model, and their ratio.
+``python benchmarks/central.py`` trains a regression (scikit-learn's diabetes) and a text classifier (on generated
+texts), by HeteroFL on the clients of the data, and by one client with all data for the same number of passes. It prints
+the test scores of the global models, and their ratio.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEVELS = {"a": Level("a"), "b": Level("b", 0.5)}
 
 
 def write_texts(path: Path) -> None:
-    """Write 1500 texts of 8 to 16 words, a fifth of them of their topic, by 10 users."""
+    """Write 1500 texts of 10 users with 8 to 16 words each, of which about a fifth are words of the topic."""
     drawn, rows = random.Random(0), []
     for _ in range(1500):
         topic = drawn.choice(list(WORDS))
@@ -64,16 +64,14 @@ def compare(
 ) -> None:
     """Print both scores of a task."""
     local = LocalTraining(2, 10, 1.0, partial(SGD, **settings))
-    own, together = data(), data(num_clients=1, partitioner=IID())
-    own.setup()
-    rules = own.objective.owns_labels
+    divided, together = data(), data(num_clients=1, partitioner=IID())
+    divided.setup()
+    rules = divided.objective.owns_labels
     federated = HeteroFL(net, LEVELS, label_rules=rules, selection=Uniform(10), local=local)
     central = FedAvg(net, {"a": Level("a")}, selection=Uniform(1), local=local)
-    found, best = score(federated, own, rounds), score(central, together, rounds)
-    headline = federated.objective.headline
-    print(
-        f"{name}: {headline.name} {found:.4f} by 10 clients, {best:.4f} by one with all data, ratio {found / best:.3f}"
-    )
+    reached, best = score(federated, divided, rounds), score(central, together, rounds)
+    headline, ratio = federated.objective.headline, reached / best
+    print(f"{name}: {headline.name} {reached:.4f} by 10 clients, {best:.4f} by one with all data, ratio {ratio:.3f}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of PreActResNet-18 with the residuals of many clients, in memory and on disk, against bare weights."""
+"""Checkpoints of PreActResNet-18 with the residuals of many clients, in memory and on disk, against weights alone."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from hetfl.submodel import parameters_of
 
 
 def trained(store: ClientStore, clients: int, folder: Path) -> Trainer:
-    """Return the trainer of a run of one round; afterwards every client has a residual of the whole model.
+    """Return the trainer of a run of one round, after which every client has a residual of the whole model.
 
     Args:
-        store: where residuals are.
+        store: the store of residuals.
         clients: number of clients, each with one residual.
-        folder: of the run.
+        folder: folder of the run.
     """
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2 * clients, 3, 32, 32), generator=random, dtype=torch.uint8)
@@ -64,7 +64,7 @@ def trained(store: ClientStore, clients: int, folder: Path) -> Trainer:
 
 
 def checkpoints(clients: int, *, blocks: int) -> list[Row]:
-    """Return the times of saving and of loading a checkpoint, and of the same for the weights alone.
+    """Return the times of saving and loading a checkpoint, and of saving and loading the weights alone.
 
     Args:
         clients: number of clients with a residual of the whole model.
@@ -86,11 +86,11 @@ def checkpoints(clients: int, *, blocks: int) -> list[Row]:
         loads = {side: lambda path=path: writer.load_checkpoint(path) for side, path in files.items()}
         loaded = interleaved(loads, blocks=blocks, warmup=1)
         sides = {side: f"{side}, {path.stat().st_size / 1e6:.1f} MB" for side, path in files.items()}
-    found = []
+    results = []
     for verb, times in (("save", saved), ("load", loaded)):
         case = f"{verb} a checkpoint, PreActResNet-18, {clients} clients"
-        found += rows(case, {sides[side]: seconds for side, seconds in times.items()})
-    return found
+        results += rows(case, {sides[side]: seconds for side, seconds in times.items()})
+    return results
 
 
 def main() -> None:

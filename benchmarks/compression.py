@@ -1,4 +1,4 @@
-"""Compressing with error feedback, the wire and its checks, as multiples of a copy of the vector."""
+"""Compression with error feedback, the wire format and its checks, as multiples of a copy of the vector."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Case:
     """One client's upload.
 
     Attributes:
-        delta_D: the delta, normal.
-        residual_D: the residual, normal and half as large.
-        density: the share of their sum that is sent.
-        threshold: λ for that.
+        delta_D: the delta, standard normal.
+        residual_D: the residual, normal with standard deviation 1/2.
+        density: fraction of the entries of their sum that is sent.
+        threshold: the threshold λ for this density.
     """
 
     delta_D: Tensor
@@ -46,11 +46,11 @@ class Case:
 
     @property
     def index(self) -> Index:
-        """All of one flat global tensor."""
+        """The index of all entries of one flat global tensor."""
         return {"vector": (slice(0, self.delta_D.numel()),)}
 
     def feedback(self) -> ErrorFeedback:
-        """Return an uplink in which client 0 has the residual."""
+        """Return an uplink with the residual of client 0."""
         feedback = ErrorFeedback(HardThreshold(threshold=self.threshold))
         feedback.residuals.write(0, self.index, self.residual_D, round=0)
         return feedback
@@ -58,34 +58,34 @@ class Case:
 
 @dataclass(frozen=True)
 class Ways:
-    """Ways of dividing p = Δ + e into what is sent and what is left: the project's, and those that it is measured by.
+    """Ways of dividing p = Δ + e into the sent part and the new residual: those of hetfl, and those to compare with.
 
     Attributes:
         case: the vectors.
-        left_D: takes what is left, shape (D,): memory that is there already.
+        left_D: preallocated memory for the new residual, shape (D,).
     """
 
     case: Case
     left_D: Tensor
 
     def threshold(self) -> tuple[Update, Tensor]:
-        """Divide at the threshold, by the fused pass where it is used."""
+        """Divide at the threshold, by the fused kernel if it is used."""
         case = self.case
         return HardThreshold(case.threshold).split(case.delta_D, case.residual_D, Context(0.1), out=self.left_D)
 
     def plain_threshold(self) -> tuple[Update, Tensor]:
-        """Divide at the threshold, operation by operation."""
+        """Divide at the threshold, by separate torch operations."""
         p_D = self.case.delta_D + self.case.residual_D
         update = HardThreshold(self.case.threshold).compress(p_D, lr=0.1)
         return update, update.left_of(p_D)
 
     def top_k(self) -> tuple[Update, Tensor]:
-        """Divide into the largest k and the rest, by the fused pass where it is used."""
+        """Divide into the largest k entries and the rest, by the fused kernel if it is used."""
         case = self.case
         return TopK(case.density).split(case.delta_D, case.residual_D, Context(0.1), out=self.left_D)
 
     def torch_top_k(self) -> tuple[Tensor, Tensor]:
-        """Divide by ``torch.topk``, as one would write it."""
+        """Divide by a plain use of ``torch.topk``."""
         p_D = self.case.delta_D + self.case.residual_D
         indices = p_D.abs().topk(count_of(self.case.density, p_D.numel()), sorted=False).indices
         values = p_D[indices]
@@ -93,10 +93,10 @@ class Ways:
         return values, p_D
 
     def check(self) -> None:
-        """Compare.
+        """Compare the results of the ways.
 
         Raises:
-            RuntimeError: two ways send, or leave, something else.
+            RuntimeError: two ways send different entries, or leave different residuals.
         """
         sent, left_D = self.plain_threshold()
         fused, fused_left_D = self.threshold()
@@ -107,7 +107,7 @@ class Ways:
 
 
 def checks(payload: bytes, update: SparseUpdate) -> bool:
-    """Do what a receiver would leave out if it trusted the sender: checksum, finiteness, range of the indices."""
+    """Run the checks that a receiver needs because it does not trust the sender: checksum, finiteness, index range."""
     values = update.values.numpy()
     return checksum_holds(payload) and bool(np.isfinite(values).all()) and int(update.indices[-1]) < update.length
 
@@ -118,16 +118,17 @@ def aggregated(mean: HolderMean, payload: bytes, expected: wire.Expected, index:
 
 
 def sides(case: Case, slow: bool) -> dict[str, Callable[[], object]]:
-    """Return the parts of an upload, each to be run on its own; before that, check what they compute.
+    """Check the parts of an upload, and return them as functions that can be timed separately.
 
-    ``prepare`` is everything that the client does: read and add the residual, compress, encode.
+    ``prepare`` is all work of the client: read and add the residual, compress, encode.
 
     Args:
         case: the vectors.
-        slow: whether to run the ways without the fused pass too.
+        slow: whether to include the ways without the fused kernel.
 
     Raises:
-        RuntimeError: what is sent is not what reaches the threshold, or what is sent and what is kept don't add up.
+        RuntimeError: the sent entries are not those that reach the threshold, or the sent part and the new residual do
+            not add up.
     """
     feedback, accepting, mean = case.feedback(), case.feedback(), HolderMean()
     p_D = case.delta_D + case.residual_D
@@ -160,7 +161,7 @@ def sides(case: Case, slow: bool) -> dict[str, Callable[[], object]]:
 def upload(size: int, density: float, *, blocks: int, slow: bool = False) -> list[Row]:
     """Return the times of the copy and of the parts of an upload, on one thread; see :func:`sides`."""
     with threads(1):
-        # One copy of a short vector would be too short to time.
+        # Several calls, because one copy of a short vector is too short for the timer.
         times = interleaved(
             sides(Case.of(size, density), slow), blocks=blocks, calls=max(1, min(10, 10_000_000 // size))
         )
@@ -171,13 +172,13 @@ def main() -> None:
     """Run from the command line."""
     options = parser(__doc__)
     options.add_argument("--sizes", type=float, nargs="+", default=[1e6, 1e7], help="lengths D of the vector")
-    options.add_argument("--densities", type=float, nargs="+", default=[0.001, 0.01, 0.1], help="shares sent")
-    options.add_argument("--slow", action="store_true", help="plain torch and torch.topk, too")
+    options.add_argument("--densities", type=float, nargs="+", default=[0.001, 0.01, 0.1], help="fractions sent")
+    options.add_argument("--slow", action="store_true", help="include plain torch and torch.topk")
     given = options.parse_args()
-    found = [
+    results = [
         upload(int(d), share, blocks=given.blocks, slow=given.slow) for d in given.sizes for share in given.densities
     ]
-    report([row for case in found for row in case], given.json)
+    report([row for case in results for row in case], given.json)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from hetfl.local import Auto, Executor, Sequential, Stacked, Workers
 
 
 def executors(workers: int, cohort: int) -> dict[str, Callable[[], Executor]]:
-    """Return the executors by name, those with processes first.
+    """Return the executors by name; executors with processes come first.
 
     Args:
         workers: number of processes.
-        cohort: clients of a round, all of one level: each process gets as many.
+        cohort: number of clients of a round, all of one level, which the processes divide evenly.
     """
     return {
         f"Workers({workers})": partial(Workers, workers),

@@ -1,7 +1,7 @@
-"""What a fleet of 100 000 clients costs a round: who is within reach, the cohort, levels, predictions.
+"""The bookkeeping of a round for a fleet of 100 000 clients: clients within reach, cohort, levels, predictions.
 
-The baseline is a random permutation of the clients, which uniform selection cannot do without. Before the clock starts,
-predicted seconds are compared with those computed client by client.
+The baseline is a random permutation of the clients, which uniform selection needs anyway. Before the timing, predicted
+seconds are compared with those that are computed client by client.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FLOPS = {"a": (4.8e6, 14.3e6), "b": (1.2e6, 3.6e6), "c": (0.3e6, 0.9e6)}
 
 
 def random_fleet() -> Fleet:
-    """Return a fleet in which everything differs and varies."""
+    """Return a fleet with different devices that vary over time."""
     return RandomFleet(
         throughput=LogNormal(1e10, 3),
         downlink=LogUniform(1e6, 1e7),
@@ -36,7 +36,7 @@ def random_fleet() -> Fleet:
 
 
 class Round:
-    """The bookkeeping of rounds, without anything that is trained.
+    """The bookkeeping of rounds, without training.
 
     Args:
         fleet: the devices.
@@ -53,10 +53,10 @@ class Round:
         self.forecast = Forecast(fleet, sizes, 1, ENTRIES, FLOPS)
 
     def check(self) -> None:
-        """Compare predictions with those of single clients.
+        """Compare the predictions for all clients with those for single clients.
 
         Raises:
-            RuntimeError: they differ.
+            RuntimeError: the predictions differ.
         """
         together = self.predict(7)
         for k in range(0, len(together), max(1, len(together) // 50)):
@@ -70,18 +70,18 @@ class Round:
                 raise RuntimeError(f"Expected {alone} seconds for client {k} but got {together[k]}")
 
     def predict(self, number: int) -> list[float]:
-        """Return the predicted seconds of every client, as a selection that asks for all of them gets them."""
+        """Return the predicted seconds of every client, as for a selection that needs all of them."""
         positions = self.assignment.positions(number)
-        found: list[float] = self.forecast.seconds(np.arange(len(positions)), positions, number).tolist()
-        return found
+        seconds: list[float] = self.forecast.seconds(np.arange(len(positions)), positions, number).tolist()
+        return seconds
 
     def book(self, predicting: bool) -> None:
-        """Do what a round asks of the fleet: reach, levels, cohort, failures, the clock, statistics' clients."""
+        """Do the bookkeeping of a round: reach, levels, cohort, failures, the clock, clients for statistics."""
         number = next(self.numbers)
         self.ledger.begin_round(0, 0.1)
-        there = self.ledger.wait(number)
-        probe = Everyone(len(there))
-        probe.clients = range(len(there)) if self.fleet.always else there.tolist()
+        reachable = self.ledger.wait(number)
+        probe = Everyone(len(reachable))
+        probe.clients = range(len(reachable)) if self.fleet.always else reachable.tolist()
         if predicting:
             self.predict(number)
         self.ledger.begin_phase("training")
@@ -92,14 +92,14 @@ class Round:
                 self.ledger.charge(client, number, work)
             else:
                 self.ledger.lose(client, number, work)
-        there = self.ledger.wait(number)
-        order = there[torch.randperm(len(there)).numpy()]
+        reachable = self.ledger.wait(number)
+        order = reachable[torch.randperm(len(reachable)).numpy()]
         for level in range(len(ENTRIES)):
             np.isin(self.assignment.positions(number)[order], range(level + 1))
 
 
 def bookkeeping(clients: int, *, blocks: int) -> list[Row]:
-    """Return the times of a round's bookkeeping for two fleets, with and without predictions for everybody."""
+    """Return the times of the bookkeeping of a round for two fleets, with and without predictions for all clients."""
     same, random = Round(SameDevice(), clients), Round(random_fleet(), clients)
     same.check()
     random.check()

@@ -1,6 +1,6 @@
-"""What a round on Flower costs beside Flower's own empty round, all federations side by side, their rounds in turns.
+"""A round of hetfl on Flower compared with an empty round of Flower; all federations run at once, rounds in turn.
 
-The baseline is an app of a few lines that sends an empty message to three nodes and waits for their empty answers.
+The baseline is a small app that sends an empty message to three nodes and waits for their empty answers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from hetfl.flower.command.processes import FlowerProcess, environment, free_port
 
 NODES = 3
 WARMUP = 2
-"""Rounds that are not timed."""
+"""Number of rounds that are not timed."""
 START_SECONDS = 600.0
-"""For all federations together to start, however busy the machine is."""
+"""Maximum time for the start of all federations, also on a busy machine."""
 
 PROJECT = """\
 [project]
@@ -89,16 +89,16 @@ SMALL = [
     *("--final_test", "false"),
 ]
 ROUND = ["--model.net.init_args.norm", "none", "--trainer.limit_val_batches", "0"]
-"""One exchange of messages a round: no statistics, no evaluation."""
+"""Settings for one exchange of messages per round, without statistics and evaluation."""
 ROOT = Path(__file__).parent.parent
 
 
 @contextmanager
 def empty_federation(folder: Path, exchange: str, rounds: int) -> Iterator[Callable[[int], object]]:
-    """Run an app of Flower's that does nothing, on processes of Flower's alone.
+    """Run a Flower app that does nothing, only with processes of Flower.
 
     Args:
-        folder: for its files.
+        folder: folder for its files.
         exchange: one of :data:`EXCHANGES`.
         rounds: number of rounds.
 
@@ -136,8 +136,8 @@ def our_federation(folder: Path, settings: Sequence[str], rounds: int) -> Iterat
     """Run ``hetfl flower demo``.
 
     Args:
-        folder: for its files.
-        settings: of the run.
+        folder: folder for its files.
+        settings: settings of the run.
         rounds: number of rounds.
 
     Yields:
@@ -159,22 +159,22 @@ def our_federation(folder: Path, settings: Sequence[str], rounds: int) -> Iterat
 
 
 def threads_of_one() -> dict[str, str]:
-    """Return the environment with one thread for each process: there are more of them than cores."""
+    """Return the environment with one thread per process, because there are more processes than cores."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def child(stack: ExitStack, command: Sequence[str], log: Path, env: dict[str, str]) -> FlowerProcess:
-    """Start a process that ends with a stack."""
+    """Start a process that is stopped when a stack is closed."""
     made = FlowerProcess(command, log, env)
     stack.callback(made.stop)
     return made
 
 
 def turn(folder: Path, number: int) -> None:
-    """Let a federation have its round, and wait until it is over.
+    """Start the next round of a federation, and wait for its end.
 
     Raises:
-        TimeoutError: it does not come.
+        TimeoutError: the round does not end in time.
     """
     (folder / f"go-{number}").touch()
     until = time.monotonic() + START_SECONDS
@@ -189,7 +189,7 @@ def rounds_in_turns(blocks: int, whole: bool) -> list[Row]:
 
     Args:
         blocks: number of timed rounds.
-        whole: time rounds with statistics and evaluation, too.
+        whole: also time rounds with statistics and evaluation.
     """
     total = blocks + WARMUP
     ours = {"hetfl, a round": ROUND, **({"hetfl, with statistics and evaluation": []} if whole else {})}
@@ -208,7 +208,7 @@ def rounds_in_turns(blocks: int, whole: bool) -> list[Row]:
 
 
 def counting(side: Callable[[int], object]) -> Callable[[], object]:
-    """Return a function that runs the next round each time."""
+    """Return a function that runs the next round at every call."""
     numbers = iter(range(10**9))
     return lambda: side(next(numbers))
 
@@ -216,7 +216,7 @@ def counting(side: Callable[[int], object]) -> Callable[[], object]:
 def main() -> None:
     """Run from the command line."""
     options = parser(__doc__, blocks=10)
-    options.add_argument("--whole", action="store_true", help="time rounds with statistics and evaluation, too")
+    options.add_argument("--whole", action="store_true", help="also time rounds with statistics and evaluation")
     given = options.parse_args()
     report(rounds_in_turns(given.blocks, given.whole), given.json)
 

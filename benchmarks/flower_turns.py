@@ -1,4 +1,4 @@
-"""Rounds of a run that wait for their turn: a callback for what ``flower_round.py`` times."""
+"""A callback that lets ``flower_round.py`` start each round of a run."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Turns(Callback):
-    """Begins a round when its file ``go-N`` appears, and makes ``done-N`` once the round is over, checkpoint and all.
+    """Starts round N when the file ``go-N`` appears, and makes ``done-N`` after the round and its checkpoint.
 
     Args:
-        folder: of these files.
+        folder: folder of these files.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the round before, and wait."""
+        """Mark the previous round as done, and wait for the file of this round."""
         self._done(trainer.current_epoch - 1)
         while not (self.folder / f"go-{trainer.current_epoch}").exists():
             time.sleep(0.01)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the last round."""
+        """Mark the last round as done."""
         self._done(trainer.current_epoch - 1)
 
     def _done(self, round: int) -> None:

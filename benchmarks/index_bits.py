@@ -1,6 +1,6 @@
-"""Bits that an index takes on the wire, beside the fewest that any code can need: log2 C(d, k) / k.
+"""Bits per index in a message, and the minimum of any code: log2 C(d, k) / k.
 
-Indices are drawn at random; what is printed is the mean over draws of the whole block, its first byte included.
+Indices are random; the printed numbers are means over draws of the whole block, including its first byte.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DENSITIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 def entropy_bits(length: int, count: int) -> float:
-    """Return log2 C(d, k): the bits of a choice of ``count`` of ``length`` entries, all choices alike."""
+    """Return log2 C(d, k): the entropy in bits of a uniform choice of k = ``count`` of d = ``length`` entries."""
     return (math.lgamma(length + 1) - math.lgamma(count + 1) - math.lgamma(length - count + 1)) / math.log(2)
 
 

@@ -1,4 +1,4 @@
-"""Memory of the demo over rounds: 600 of them, cohorts of the same clients at the same levels in all."""
+"""Memory of the demo over 600 rounds, with the same clients and levels in all rounds."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 
 
 class _Mallinfo(ctypes.Structure):
-    """What glibc's mallinfo2 returns."""
+    """The result of glibc's mallinfo2."""
 
     _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO]
 
 
 def allocated() -> int:
-    """Return the bytes that glibc's malloc has given out and not got back (glibc 2.33 or later)."""
-    ask = ctypes.CDLL(None).mallinfo2
-    ask.restype = _Mallinfo
-    found = ask()
-    return int(found.uordblks + found.hblkhd)
+    """Return the bytes that are allocated by glibc's malloc and not freed (glibc 2.33 or later)."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Mallinfo
+    state = mallinfo2()
+    return int(state.uordblks + state.hblkhd)
 
 
 class MemoryLog(Callback):
-    """Writes the process's peak, present and allocated memory after every round.
+    """Writes the peak, resident and allocated memory of the process after every round.
 
     Args:
         path: a CSV file with the columns round, peak, resident and allocated, in bytes.
@@ -51,7 +51,7 @@ class MemoryLog(Callback):
 
 
 def slope(rounds: np.ndarray, values: np.ndarray) -> float:
-    """Return the least-squares slope in bytes a round."""
+    """Return the least-squares slope in bytes per round."""
     return float(np.polyfit(rounds, values, 1)[0])
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "memory.csv"
         arguments = ["fit", "-c", str(CONFIG), "--model.assignment=hetfl.fleet.Fixed", "--plots=false"]
-        arguments += ["--data.num_clients=10"]  # the demo's cohort: everyone, every round
+        arguments += ["--data.num_clients=10"]  # as many as the cohort, so that all clients take part in every round
         arguments += ["--final_test=false", f"--trainer.max_epochs={given.rounds}", f"--trainer.logger.root={folder}"]
         arguments += ["--trainer.callbacks+=memory.MemoryLog", f"--trainer.callbacks.path={log}"]
         hetfl([*arguments, *settings])

@@ -1,4 +1,4 @@
-"""What the kind of part costs: a round of local training on leading channels, on windows, on own channels, on masks."""
+"""Costs of kinds of parts: a round of local training on leading channels, windows, channels per client, and masks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DENSITY = 0.3
 
 
 class Masked(PartRule):
-    """Leading channels, and of their entries a random share."""
+    """Leading channels with a random mask of their entries."""
 
     def part(self, level: str, round: int, client: int) -> Part:  # noqa: D102
         block = self.levels.indices[level]
@@ -40,7 +40,7 @@ RULES: dict[str, Callable[[], PartRule]] = {
 
 
 def part_rounds(setting: Setting, executor: InProcess, blocks: int) -> list[Row]:
-    """Return the times of local rounds by rule, drawing the parts included; those of leading channels are the baseline.
+    """Return the times of local rounds by rule, including drawing the parts; leading channels are the baseline.
 
     Args:
         setting: the work of a round.
@@ -66,13 +66,13 @@ def part_rounds(setting: Setting, executor: InProcess, blocks: int) -> list[Row]
 def main() -> None:
     """Run from the command line."""
     options = parser(__doc__, blocks=10)
-    options.add_argument("--levels", default="c", help="levels, each a case of its own (default: %(default)s)")
+    options.add_argument("--levels", default="c", help="levels, each a separate case (default: %(default)s)")
     given = options.parse_args()
-    found: list[Row] = []
+    results: list[Row] = []
     for level in given.levels:
-        found += part_rounds(Setting(level), Sequential(), given.blocks)
-        found += part_rounds(Setting(level), Stacked(), given.blocks)
-    report(found, given.json)
+        results += part_rounds(Setting(level), Sequential(), given.blocks)
+        results += part_rounds(Setting(level), Stacked(), given.blocks)
+    report(results, given.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Peak memory of rounds of local training, each way of doing them in processes of its own (Linux only).
+"""Peak memory of rounds of local training, with separate processes for each side (Linux only).
 
-The baselines are bare loops in processes that import torch, and torch and Lightning. Shared pages count once for all
-processes of a way (PSS).
+The baselines are bare loops in processes that import only torch, or torch and Lightning. A page that processes share
+counts once (PSS).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ THREADS = 2
 
 
 def rounds_of(side: str) -> None:
-    """Do some rounds in one way, the CNN of the simulators' comparisons; imports belong to what is measured."""
+    """Run some rounds of one side with the CNN of the simulators' comparisons; imports are part of the measurement."""
     import torch
 
     torch.set_num_threads(THREADS)
@@ -54,7 +54,7 @@ def rounds_of(side: str) -> None:
 
 
 def bare_rounds() -> None:
-    """Do the rounds without importing anything of hetfl: 10 of 100 clients with 50 images each."""
+    """Run the rounds without importing hetfl: 10 of 100 clients with 50 images each."""
     from functools import partial
 
     import torch
@@ -71,7 +71,7 @@ def bare_rounds() -> None:
 
 
 def peak(side: str) -> float:
-    """Return the most bytes that a process and its children have at one time."""
+    """Return the peak memory of a process and its children in bytes."""
     process = subprocess.Popen([sys.executable, __file__, "--side", side], cwd=HERE)
     most = 0
     while process.poll() is None:
@@ -83,7 +83,7 @@ def peak(side: str) -> float:
 
 
 def share(pid: int) -> int:
-    """Return a process's bytes, those that n processes share by an n-th; 0 if it is gone."""
+    """Return the memory of a process in bytes, with pages that n processes share divided by n; 0 if it has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
             if line.startswith("Pss:"):
@@ -92,7 +92,7 @@ def share(pid: int) -> int:
 
 
 def family(pid: int) -> Iterator[int]:
-    """Yield a process and all that came of it."""
+    """Yield the ids of a process and its descendants."""
     yield pid
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
@@ -111,12 +111,12 @@ def main() -> None:
         return
     peaks: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(given.blocks):
-        for side, found in peaks.items():
-            found.append(peak(side) / 2**20)
+        for side, measured in peaks.items():
+            measured.append(peak(side) / 2**20)
     table = Table("side", title=f"peak memory, medians of {given.blocks}")
     for column in ("MiB", "over torch alone", "over torch and Lightning"):
         table.add_column(column, justify="right")
-    medians = {side: statistics.median(found) for side, found in peaks.items()}
+    medians = {side: statistics.median(measured) for side, measured in peaks.items()}
     for side, median in medians.items():
         table.add_row(side, f"{median:.0f}", f"{median / medians[TORCH]:.2f}", f"{median / medians[LIGHTNING]:.2f}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -32,7 +32,7 @@ def samples_of_clients(setting: Setting) -> list[tuple[Tensor, Tensor]]:
 
 
 def train(setting: Setting, message: Message) -> Message:
-    """Answer with what a client's training makes of the parameters in a message."""
+    """Return a reply with the parameters after the training of a client."""
     config = message.content.config_records["config"]
     client, level, seed = int(str(config["client"])), str(config["level"]), int(str(config["seed"]))
     images, targets = samples_of_clients(setting)[client]
@@ -69,10 +69,10 @@ def client_app(setting: Setting) -> ClientApp:
 
 
 class FlowerPeer:
-    """A simulation that runs as long as this object; its ServerApp waits for a round to do, and does it.
+    """A simulation that runs until :meth:`close`; its ServerApp runs a round on request.
 
     Args:
-        actors: number of processes, of one thread each.
+        actors: number of processes, with one thread each.
         setting: the work of a round, at one level. There is a node for every client.
         tensors: the global model at that level.
     """
@@ -92,7 +92,7 @@ class FlowerPeer:
 
         @app.main()
         def serve(grid: Grid, context: Context) -> None:
-            while len(list(grid.get_node_ids())) < self.setting.clients:  # they join while this has begun
+            while len(list(grid.get_node_ids())) < self.setting.clients:  # nodes join after the start of the ServerApp
                 time.sleep(0.1)
             while (work := self.asked.get()) is not None:
                 self.answers.put(self._round(grid, work))
@@ -103,7 +103,7 @@ class FlowerPeer:
         }
         try:
             run_simulation(app, client_app(self.setting), self.setting.clients, backend_config=resources)
-        except Exception as error:  # whoever waits for an answer gets it
+        except Exception as error:  # round() waits for an answer, and raises it
             self.answers.put(error)
 
     def _round(self, grid: Grid, work: Sequence[Work]) -> list[Parameters]:
@@ -120,10 +120,10 @@ class FlowerPeer:
         return [reply.content.array_records["arrays"].to_torch_state_dict() for reply in replies]
 
     def round(self, work: Sequence[Work]) -> list[Parameters]:
-        """Have the ServerApp send a message to every client; return their parameters, in the order of arrival.
+        """Let the ServerApp send a message to every client; return their parameters in the order of arrival.
 
         Raises:
-            Exception: what ended the simulation.
+            Exception: the error that ended the simulation.
         """
         self.asked.put(work)
         answer = self.answers.get()
@@ -137,6 +137,6 @@ class FlowerPeer:
         return torch.stack(deltas).sum(0)
 
     def close(self) -> None:
-        """End the simulation, and Ray with it."""
+        """Stop the simulation and Ray."""
         self.asked.put(None)
         self.thread.join()

@@ -25,7 +25,7 @@ from work import CLIP, LR, MEAN, MOMENTUM, STD, WEIGHT_DECAY, Setting, Work
 
 
 class WithLoss(nn.Module):
-    """A net with the methods that pfl asks of a model."""
+    """A net with the methods that pfl needs."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class WithLoss(nn.Module):
         return F.cross_entropy(self.net(inputs).masked_fill(absent_K, 0.0), targets)
 
     def metrics(self) -> dict[str, object]:
-        """Return nothing: these rounds are not evaluated."""
+        """Return no metrics, because these rounds are not evaluated."""
         return {}
 
 
 class Samples(PyTorchTensorDataset):  # type: ignore[misc]  # pfl publishes no types
-    """A client's samples, in another order every epoch; pfl's own would keep their order."""
+    """The samples of a client in a new order in every epoch; pfl's data set would keep the order."""
 
     def __init__(self, images: Tensor, targets: Tensor, seed: int) -> None:
         absent_K = torch.bincount(targets, minlength=10) == 0
@@ -58,7 +58,7 @@ class Samples(PyTorchTensorDataset):  # type: ignore[misc]  # pfl publishes no t
 
 
 class PflPeer:
-    """One process, and one resident model that clients train in turn; the sum of their deltas is pfl's own.
+    """One process with one resident model that clients train in turn; pfl adds up their deltas.
 
     Args:
         setting: the work of a round, at one level.
@@ -99,7 +99,7 @@ class PflPeer:
         return Samples(*self.clients[number], seed)
 
     def round(self, work: Sequence[Work]) -> Any:
-        """Gather a cohort's statistics: the sum of the deltas, in float32 whatever the model's dtype."""
+        """Return the statistics of a cohort: the sum of the deltas, always in float32."""
         self.waiting = iter(work)
         context = replace(self.context, cohort_size=len(work))
         statistics, _ = self.backend.gather_results(self.model, self.algorithm, central_context=context)
@@ -110,4 +110,4 @@ class PflPeer:
         return torch.cat([trained[name].flatten() for name in self.model.variable_map])
 
     def close(self) -> None:
-        """Give back nothing: it all happens in this process."""
+        """Do nothing: there are no other processes."""

@@ -1,4 +1,4 @@
-"""Other packages that simulate federated learning, on the work of ``round.py``, where they are installed."""
+"""Other packages for simulation of federated learning, if they are installed, on the work of ``round.py``."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from work import Setting, Work, bare_work
 
 
 class Peer(Protocol):
-    """A package that does local rounds."""
+    """A package that runs local rounds."""
 
     def round(self, work: Sequence[Work]) -> Any:
-        """Train clients from the same global model; return what the package makes of them."""
+        """Train clients from the same global model; return the result of the package."""
         ...
 
     def total(self, trained: Any) -> Tensor:
-        """Return the flat sum of the deltas in what :meth:`round` returned."""
+        """Return the flat sum of the deltas in a result of :meth:`round`."""
         ...
 
     def close(self) -> None:
-        """Give back processes and threads."""
+        """Stop processes and threads."""
         ...
 
 
 MakePeer: TypeAlias = Callable[[Setting, Sequence[Tensor]], Peer]
-"""From the work and the global model's tensors at the level."""
+"""Makes a peer from the work and the tensors of the global model at the level."""
 
 
 def installed_peers(actors: int) -> dict[str, MakePeer]:
-    """Return what makes each peer that is installed; say in a line which is not, and how to install it.
+    """Return a function that makes the peer for each installed package; print a line for each missing package.
 
     Args:
-        actors: number of Flower's processes.
+        actors: number of processes of Flower.
     """
-    found: dict[str, MakePeer] = {}
+    peers: dict[str, MakePeer] = {}
     if _has("pfl", "pfl", "pfl==0.6.0"):
-        # Or it takes whatever accelerator there is.
+        # Otherwise pfl uses any accelerator.
         os.environ["PFL_PYTORCH_DEVICE"] = "cpu"
         from peer_pfl import PflPeer
 
-        found[f"pfl {version('pfl')}"] = PflPeer
+        peers[f"pfl {version('pfl')}"] = PflPeer
     if _has("Flower's simulation", "ray", "flwr[simulation]==1.41.0"):
-        # Ray would give way to every other process of the machine, this one included.
+        # By default Ray gives its workers a lower priority than all other processes, including this one.
         os.environ |= {"RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "FLWR_TELEMETRY_ENABLED": "0"}
         from peer_flower import FlowerPeer
 
-        found[f"Flower {version('flwr')}, {actors} actors"] = partial(FlowerPeer, actors)
-    return found
+        peers[f"Flower {version('flwr')}, {actors} actors"] = partial(FlowerPeer, actors)
+    return peers
 
 
 def _has(what: str, module: str, requirement: str) -> bool:
@@ -67,10 +67,10 @@ def _has(what: str, module: str, requirement: str) -> bool:
 
 
 def check_peer(setting: Setting, peer: Peer, bare: BareLoop) -> None:
-    """Compare a peer's deltas in two rounds with the bare loop's, in float32: of every client alone, and their sums.
+    """Compare the deltas of a peer in two rounds with those of the bare loop, in float32, per client and summed.
 
     Raises:
-        RuntimeError: they differ by more than 1e-6 for each client.
+        RuntimeError: an entry differs by more than 1e-6 per client.
     """
     for number in range(2):
         work = bare_work(setting, number)

@@ -1,4 +1,4 @@
-"""What resuming costs beyond starting: a new run of one round, against one more round of a stopped run."""
+"""The cost of resuming: one more round of a stopped run, compared with a new run of one round."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ONE_ROUND = ["--final_test=false", "--plots=false"]
 
 
 def hetfl(*arguments: str) -> None:
-    """Run the command line in a process of its own.
+    """Run the command line in a separate process.
 
     Raises:
-        RuntimeError: it fails.
+        RuntimeError: the process fails.
     """
     command = [sys.executable, "-c", "from hetfl.cli import main; main()", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -32,7 +32,7 @@ def recovery(rounds: int, settings: list[str], *, blocks: int) -> list[Row]:
 
     Args:
         rounds: rounds before the stop.
-        settings: arguments of ``hetfl fit`` beside those of the demo.
+        settings: arguments of ``hetfl fit`` in addition to those of the demo.
         blocks: timed blocks.
     """
     with tempfile.TemporaryDirectory() as name:

@@ -1,6 +1,6 @@
-"""What the framework costs: a round of local training against a bare PyTorch loop that does the same steps.
+"""The cost of the framework: a round of local training compared with a bare PyTorch loop with the same steps.
 
-With --whole-round: a whole round against the local training in it.
+With --whole-round: a whole round compared with its local training.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from hetfl.types import Task
 
 
 class Federation(HeteroFL):
-    """HeteroFL that is driven without a trainer.
+    """HeteroFL without a trainer.
 
     Args:
         setting: the work of a round.
-        data: the clients' samples.
+        data: the samples of the clients.
         executor: runs the clients.
-        uplink: the door of the deltas.
+        uplink: compresses the deltas.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Federation(HeteroFL):
 
     @property
     def data(self) -> TensorData:
-        """The clients' samples."""
+        """The samples of the clients."""
         return self.samples
 
     def _precision_context(self) -> AbstractContextManager[object]:
@@ -68,7 +68,7 @@ class Federation(HeteroFL):
         return nullcontext()
 
     def close(self) -> None:
-        """End the executor's processes."""
+        """Stop the processes of the executor."""
         self.executor.close()
 
     def local_training(self, number: int) -> list[Result]:
@@ -77,7 +77,7 @@ class Federation(HeteroFL):
         return list(self.executor.run(train, tasks))
 
     def whole_round(self, number: int) -> Iterator[str]:
-        """Run a round as the trainer would, selection excepted; yield the name of each part when it is done."""
+        """Run a round like the trainer, but without selection; yield the name of each part after the part."""
         results = self.local_training(number)
         yield "local training"
         self.server.reset()
@@ -101,7 +101,7 @@ class Federation(HeteroFL):
 
 
 class Unasked:
-    """The probe of a round in which no client is asked anything."""
+    """The probe of a round without queries to clients."""
 
     def initial_loss(self, task: Task) -> None:
         """Return nothing."""
@@ -115,7 +115,7 @@ def check(setting: Setting, executor: Executor, foreach: bool = False) -> None:
     """Compare the deltas of both sides for two rounds in float64.
 
     Raises:
-        RuntimeError: they differ by more than 1e-10.
+        RuntimeError: an entry differs by more than 1e-10.
     """
     with double_precision(), closing(Federation(setting, setting.data(), executor)) as federation:
         bare = bare_loop(setting, federation.data, federation.models.tensors[0], foreach)
@@ -135,14 +135,14 @@ def local_rounds(
     blocks: int,
     peers: Mapping[str, MakePeer] | None = None,
 ) -> list[Row]:
-    """Return the times of bare loops and of executors; before that, check that their deltas are equal.
+    """Check that the deltas of bare loops and executors are equal, and return the times of both.
 
     Args:
         setting: the work of a round.
-        makes: by name, what makes an executor; those with processes first.
-        num_threads: torch's threads in the bare loops, and in executors of this process.
+        makes: functions that make executors, by name; executors with processes come first.
+        num_threads: number of torch's threads in the bare loops, and in executors of this process.
         blocks: number of timed blocks.
-        peers: by name, what makes the side of another package; with them a setting of one level.
+        peers: functions that make the sides of other packages, by name; they need a setting with one level.
     """
     with threads(1):
         check(setting, Sequential(), foreach=True)
@@ -155,7 +155,7 @@ def local_rounds(
             name: opened.enter_context(closing(Federation(setting, data, make()))) for name, make in makes.items()
         }
         for federation in federations.values():
-            federation.local_training(0)  # starts worker processes before this one has started threads
+            federation.local_training(0)  # starts worker processes before this process starts threads
         sides: dict[str, Callable[[int], object]] = {}
         for name, foreach, count in bare_sides(num_threads):
             bare = bare_loop(setting, data, federation.models.tensors[0], foreach)
@@ -174,23 +174,23 @@ def local_rounds(
             warmup=warmup,
         )
     what = "CNN" if setting.cnn else f"level {setting.levels}"
-    if len(setting.levels) > 1:  # what an executor gains where clients differ
+    if len(setting.levels) > 1:  # executors are compared with Sequential
         what, times = f"levels {setting.levels}", {"Sequential": times.pop("Sequential"), **times}
     return rows(f"local round, {what}, {setting.samples} samples", times)
 
 
 def bare_sides(num_threads: int) -> list[tuple[str, bool, int]]:
-    """Return name, foreach and number of threads of the bare loops to compare with; the first is the baseline."""
+    """Return name, foreach and number of threads of the bare loops; the first is the baseline."""
     name = f"bare loop, {num_threads} thread" + ("s" if num_threads > 1 else "")
     sides = [(name, False, num_threads), (f"{name}, foreach", True, num_threads)]
-    # More threads can be slower on small nets: nobody should be compared with the worse choice alone.
+    # Several threads may be slower on small nets, so the loop with one thread is timed too.
     return sides if num_threads == 1 else [*sides, ("bare loop, 1 thread", False, 1)]
 
 
 def whole_rounds(setting: Setting, *, blocks: int, density: float = 0.05) -> list[Row]:
-    """Return the times of local training, of what follows it, and of both, in the same rounds.
+    """Return the times of local training, of the later parts, and of the whole, in the same rounds.
 
-    Every client has taken part once before the clock starts: all have residuals, and the threshold is calibrated.
+    Every client takes part once before the timing, so that all have residuals and the threshold is calibrated.
     """
     check(setting, Sequential())
     warmup = -(-setting.clients // setting.cohort)
@@ -212,7 +212,7 @@ def whole_rounds(setting: Setting, *, blocks: int, density: float = 0.05) -> lis
 def main() -> None:
     """Run from the command line."""
     options = parser(__doc__)
-    options.add_argument("--levels", default=None, help="levels, each a case of its own (default: d)")
+    options.add_argument("--levels", default=None, help="levels, each a separate case (default: d)")
     options.add_argument("--cnn", action="store_true", help="a case with the CNN of the simulators' comparisons")
     options.add_argument("--mixed", metavar="LEVELS", help="a case of clients of several levels, against Sequential")
     options.add_argument("--workers", type=int, help="all executors, with N processes, against the loop with N threads")
@@ -221,9 +221,9 @@ def main() -> None:
     options.add_argument("--peers", action="store_true", help="also pfl and Flower's simulation, if installed")
     given = options.parse_args()
     if given.peers and given.whole_round:
-        options.error("Expected --peers without --whole-round: what they compare is local training")
+        options.error("Expected --peers without --whole-round: peers are compared by local training")
     if given.whole_round:
-        found = whole_rounds(Setting(given.levels or "abcde", samples=given.samples), blocks=given.blocks)
+        results = whole_rounds(Setting(given.levels or "abcde", samples=given.samples), blocks=given.blocks)
     else:
         levels = given.levels or ("" if given.cnn or given.mixed else "d")
         settings = [Setting(level, samples=given.samples) for level in levels]
@@ -231,11 +231,11 @@ def main() -> None:
             settings.append(Setting("a", samples=given.samples, size=32, channels=3, cnn=True))
         if given.mixed:
             settings.append(Setting(given.mixed, samples=given.samples))
-        found, peers = [], installed_peers(given.workers or 2) if given.peers else {}
+        results, peers = [], installed_peers(given.workers or 2) if given.peers else {}
         for setting in settings:
             makes = executors(given.workers, setting.cohort) if given.workers else {"Sequential": Sequential}
-            found += local_rounds(setting, makes, num_threads=given.workers or 1, blocks=given.blocks, peers=peers)
-    report(found, given.json)
+            results += local_rounds(setting, makes, num_threads=given.workers or 1, blocks=given.blocks, peers=peers)
+    report(results, given.json)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def main() -> None:
     given = parser(__doc__, blocks=10).parse_args()
     blocks: int = given.blocks
     two = {name: make for name, make in executors(2, Setting.cohort).items() if name != "Auto"}
-    found = [
+    results = [
         *local_rounds(Setting("d"), {"Sequential": Sequential}, num_threads=1, blocks=2 * blocks),
         *local_rounds(Setting("d"), two, num_threads=2, blocks=max(1, blocks // 2)),
         *whole_rounds(Setting("abcde"), blocks=blocks),
@@ -27,7 +27,7 @@ def main() -> None:
         *upload(1_000_000, 0.01, blocks=blocks),
         *upload(10_000_000, 0.01, blocks=blocks),
     ]
-    report(found, given.json)
+    report(results, given.json)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Show that two commits compute the same: five short runs of each, compared cell by cell and weight by weight.
+"""Check that two commits give the same results: five short runs of each, compared cell by cell and weight by weight.
 
-``python benchmarks/same_bits.py BASE`` compares the working tree with a commit. Columns that were renamed in between
-are mapped, columns that are new are allowed, and every other cell must have the same text. The weights of the last
-checkpoint are compared as a set of digests, so their names may change. The exit status is 1 if anything differs.
+``python benchmarks/same_bits.py BASE`` compares the working tree with a commit. Renamed columns are mapped, new columns
+are allowed, and every other cell must have the same text. The weights of the last checkpoint are compared as a multiset
+of digests, so their names may change. The exit status is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ RUNS: dict[str, tuple[str, ...]] = {
     "workers": ("-c", "configs/demo.yaml", "-c", "configs/executor/workers.yaml"),
     "ranks": ("-c", "configs/demo.yaml", "--trainer.strategy=ddp", "--trainer.devices=2"),
 }
-"""Arguments of ``hetfl fit`` by the name of a run."""
+"""Arguments of ``hetfl fit``, by name of the run."""
 
 
 def renamed(column: str) -> str:
-    """Return the present name of a column of the first edition."""
+    """Return the current name of a column of the first edition."""
     stage, _, name = column.partition("/")
     if stage in ("val", "test") and name.startswith("accuracy/head_"):
         return f"{stage}/accuracy_by_head/{name.removeprefix('accuracy/head_')}"
@@ -80,14 +80,14 @@ def folder(out: Path, name: str) -> Path | None:
 
 
 def table(path: Path) -> dict[str, list[str]]:
-    """Return the cells of a ``metrics.csv`` by the present name of their column."""
+    """Return the cells of a ``metrics.csv`` by the current name of their column."""
     with path.open(newline="") as file:
         header, *rows = list(csv.reader(file))
     return {renamed(column): [row[number] for row in rows] for number, column in enumerate(header)}
 
 
 def weights(run: Path) -> Counter[str]:
-    """Return how often each tensor, by its digest, is among the weights of a run's last checkpoint."""
+    """Return the number of occurrences of each tensor, by digest, in the weights of the last checkpoint of a run."""
     state = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]  # noqa: TID251
     tensors = (tensor.contiguous() for tensor in state.values())
     contents = (tensor.numpy().tobytes() + repr(tensor.shape).encode() for tensor in tensors)
@@ -95,7 +95,7 @@ def weights(run: Path) -> Counter[str]:
 
 
 def differences(before: Path, after: Path) -> list[str]:
-    """Return in words what differs between two folders of a run."""
+    """Return the differences between two folders of a run, in words."""
     old, new = table(before / "metrics.csv"), table(after / "metrics.csv")
     missing = [f"column {column} is gone" for column in old if column not in new]
     other = [
@@ -113,7 +113,7 @@ def main() -> None:
     """Compare the working tree with a commit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", help="the commit to compare with")
-    parser.add_argument("--keep", type=Path, help="folder for the base's runs, which are then not repeated")
+    parser.add_argument("--keep", type=Path, help="folder in which the runs of the base are kept and reused")
     options = parser.parse_args()
     commit = subprocess.check_output(("git", "rev-parse", options.base), cwd=ROOT, text=True).strip()
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Rounds of a few clients out of very many: what a round's time and memory owe to the fleet's size.
+"""Rounds of few clients out of very many: the effect of the size of the fleet on time and memory of a round.
 
 Cohort, nets and samples per client are the same for every size; residuals are on disk. The baseline is the smallest
 fleet.
@@ -28,24 +28,24 @@ from hetfl.selection import Uniform
 from hetfl.store import DiskStore
 
 SAMPLES = 2
-"""Per client."""
+"""Number of samples per client."""
 
 
 class Clock(Callback):
-    """Notes when each round ended, and what the process holds then."""
+    """Records the end of each round, and the allocated memory at that time."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
         self.allocated: list[int] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note it."""
+        """Record time and memory."""
         self.ends.append(time.perf_counter())
         self.allocated.append(allocated())
 
 
 def fleet_data(clients: int) -> TensorData:
-    """Return random images of 8 x 8 for so many clients, and a few for the test."""
+    """Return random 8 x 8 images for a number of clients, and some of them as test images."""
     random = torch.Generator().manual_seed(0)
     images = torch.randint(256, (clients * SAMPLES, 1, 8, 8), generator=random, dtype=torch.uint8)
     targets = torch.randint(10, (clients * SAMPLES,), generator=random)

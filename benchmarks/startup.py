@@ -1,6 +1,6 @@
-"""What there is before any client trains: starting a process, and a round in which nobody has anything to do.
+"""Costs without training: the start of a process, and a round in which no client trains.
 
-The baseline of starting is a process that imports torch and Lightning; of the empty round, a step of the demo's net.
+The baseline of the start is a process that imports torch and Lightning; that of the round is a step of the demo's net.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from hetfl.types import Task
 ROOT = Path(__file__).parent.parent
 COHORT = 100
 WARMUP = 5
-"""Rounds that are not timed."""
+"""Number of rounds that are not timed."""
 
 
 class Idle(Executor):
-    """Returns the same noise for all clients of a level, and trains nobody."""
+    """Returns the same noise for all clients of a level, without training."""
 
     def open(self, bench: Bench) -> None:  # noqa: D102
         super().open(bench)
@@ -60,19 +60,19 @@ class Stopwatch(Callback):
         self.net, self.inputs = ConvNet(hidden=(16, 32, 64)), torch.randn(10, 1, 8, 8)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Time a step, then begin."""
+        """Time a step of the net, and start the clock of the round."""
         begin = time.perf_counter()
         self.net(self.inputs).sum().backward()
         self.steps.append(time.perf_counter() - begin)
         self.begin = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the round; Lightning writes its row before."""
+        """Record the time of the round, including the writing of its row."""
         self.rounds.append(time.perf_counter() - self.begin)
 
 
 def empty_rounds(blocks: int) -> list[Row]:
-    """Return the times of rounds of a hundred clients without their training, with γ-FedHT and without checkpoints."""
+    """Return the times of rounds of a hundred clients without training, with γ-FedHT and without checkpoints."""
     module = HeteroFL(
         net=partial(ConvNet, hidden=(16, 32, 64)),
         selection=Uniform(COHORT),
@@ -99,7 +99,7 @@ def empty_rounds(blocks: int) -> list[Row]:
 
 
 def starts(blocks: int) -> list[Row]:
-    """Return the times of processes that import, and of one that trains the demo's first round."""
+    """Return the times of processes that only import, and of a process that trains the first round of the demo."""
     demo = ["fit", "-c", str(ROOT / "configs" / "demo.yaml"), "--trainer.max_epochs=1"]
     with tempfile.TemporaryDirectory() as folder:
         demo += ["--final_test=false", "--plots=false", f"--trainer.logger.root={folder}"]

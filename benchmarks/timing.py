@@ -1,4 +1,4 @@
-"""Time several ways of doing the same work side by side, and show the ratios."""
+"""Timing of several ways of doing the same work, interleaved, and a table of ratios."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Row:
     """One side of a comparison.
 
     Attributes:
-        case: what was compared: the benchmark and its setting.
-        side: which way of doing it.
-        seconds: one entry per block.
-        baseline: the same of the side that ratios are taken against.
+        case: the benchmark and its setting.
+        side: name of the side.
+        seconds: seconds of each block.
+        baseline: seconds of each block of the baseline of the ratios.
     """
 
     case: str
@@ -37,24 +37,24 @@ class Row:
 
     @property
     def ratio_of_medians(self) -> float:
-        """The median over the baseline's median."""
+        """The median divided by the median of the baseline."""
         return statistics.median(self.seconds) / statistics.median(self.baseline)
 
     @property
     def ratio_of_minima(self) -> float:
-        """The smallest time over the baseline's smallest: what a busy machine distorts least."""
+        """The minimum divided by the minimum of the baseline; a busy machine distorts it least."""
         return min(self.seconds) / min(self.baseline)
 
 
 def rows(case: str, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
-    """Return one row per side; ratios are taken against the first."""
+    """Return one row per side; the first side is the baseline."""
     baseline = next(iter(seconds.values()))
     return [Row(case, side, times, baseline) for side, times in seconds.items()]
 
 
 @contextmanager
 def no_collector() -> Iterator[None]:
-    """Switch the garbage collector off, and leave it only what is made from here on."""
+    """Disable automatic garbage collection, and exclude existing objects from collections."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -67,7 +67,7 @@ def no_collector() -> Iterator[None]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Give torch a number of threads for a while."""
+    """Set the number of torch's threads during the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -78,7 +78,7 @@ def threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Make float64 the default dtype for a while: for checks that both sides compute the same."""
+    """Make float64 the default dtype during the context, for checks that both sides compute the same."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -92,14 +92,14 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Return the seconds of every side, one entry per block.
 
-    A block runs every side, every other block in reverse order, so that a slow spell of the machine meets all
-    sides alike.
+    A block runs every side; every second block runs the sides in reverse order. Therefore a slow period of the machine
+    affects all sides equally.
 
     Args:
-        sides: what to run, by name; the first is the baseline of :func:`rows`.
+        sides: the functions to time, by name; the first is the baseline of :func:`rows`.
         blocks: number of timed blocks.
-        warmup: blocks before them that are not timed.
-        calls: calls per side and block, one after the other; a block's entry is their mean.
+        warmup: number of earlier blocks that are not timed.
+        calls: consecutive calls per side and block; the entry of a block is their mean.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     order = list(sides.items())
@@ -112,19 +112,19 @@ def interleaved(
                     start = time.perf_counter()
                     result = work()
                     elapsed += time.perf_counter() - start
-                    del result  # giving memory back is not part of the work
+                    del result  # freeing memory is not timed
                 if block >= 0:
                     seconds[name].append(elapsed / calls)
     return seconds
 
 
-def show(found: Sequence[Row]) -> None:
-    """Print a table, a section per case."""
+def show(results: Sequence[Row]) -> None:
+    """Print a table with a section per case."""
     table = Table("case", "side", title="ratios are against the first side of each case")
     for column in ("median ms", "min ms", "max ms", "ratio of medians", "ratio of minima"):
         table.add_column(column, justify="right")
     last = None
-    for row in found:
+    for row in results:
         if last is not None and row.case != last:
             table.add_section()
         times = [1000 * pick(row.seconds) for pick in (statistics.median, min, max)]
@@ -133,12 +133,12 @@ def show(found: Sequence[Row]) -> None:
         last = row.case
     console = Console()
     if not console.is_terminal:
-        console.width = 140  # in a file no row should be folded
+        console.width = 140  # rows must not be wrapped in a file
     console.print(table)
 
 
-def save(found: Sequence[Row], path: Path) -> None:
-    """Write every time of every block, and the versions, as JSON."""
+def save(results: Sequence[Row], path: Path) -> None:
+    """Write the times of all blocks, and versions, as JSON."""
     record = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -152,7 +152,7 @@ def save(found: Sequence[Row], path: Path) -> None:
                 "ratio_of_minima": row.ratio_of_minima,
                 "seconds": list(row.seconds),
             }
-            for row in found
+            for row in results
         ],
     }
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -162,12 +162,12 @@ def parser(description: str | None, blocks: int = 20) -> argparse.ArgumentParser
     """Return a parser with the options that all benchmarks share."""
     made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     made.add_argument("--blocks", type=int, default=blocks, help="timed blocks (default: %(default)s)")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write all times to a file, too")
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write all times to a file")
     return made
 
 
-def report(found: Sequence[Row], path: Path | None) -> None:
-    """Print the table and, if asked, write the file."""
-    show(found)
+def report(results: Sequence[Row], path: Path | None) -> None:
+    """Print the table, and write the file if a path is given."""
+    show(results)
     if path is not None:
-        save(found, path)
+        save(results, path)

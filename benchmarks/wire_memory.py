@@ -1,7 +1,7 @@
-"""Memory that reading a message takes at once, as multiples of a dense message of float32; all values are sent.
+"""Peak memory of reading a message, as multiples of a dense float32 message; all values are sent.
 
-Values are codes with a scale and a zero point for every one of them: the worst that was found. Each message is read in
-a process of its own, whose peak is compared with what it had in use before, the message included.
+Values are codes with a scale and a zero point for every value, which is the worst known case. Each message is read in a
+separate process, whose peak memory is compared with its memory before reading, the message included.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def coded(update: Update, bits: int) -> Update:
 
 
 def updated(kind: str, side: int) -> Update:
-    """Return an update of a square matrix with as many values as it can have; of gaps, every other one."""
+    """Return an update of a square matrix with the largest number of values; with gaps, every second entry."""
     size = side**2
     match kind:
         case "dense":
@@ -44,17 +44,17 @@ def updated(kind: str, side: int) -> Update:
 
 
 def resident(field: str) -> int:
-    """Return bytes that this process has in memory: ``VmRSS`` now, ``VmHWM`` at the most; of Linux."""
-    # getrusage knows the peak too, but a new process begins with that of the one that started it.
+    """Return the memory of this process in bytes (Linux): ``VmRSS`` is the current value, ``VmHWM`` the peak."""
+    # getrusage also has the peak, but a new process inherits the peak of its parent.
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
 def read(file: Path, side: int) -> float:
-    """Return by how much reading a message raises the peak, in dense messages."""
+    """Return the increase of the peak by reading a message, in units of a dense message."""
     layout = Layout({"w": (side, side)})
     small = Layout({"w": (2, 2)})
-    for kind in KINDS:  # libraries load, and take their buffers
+    for kind in KINDS:  # loads libraries, which allocate buffers
         decode(encode(coded(updated(kind, 2), 8), round=0, client=0), Expected(0, 0, 4, layout=small))
     data = file.read_bytes()
     before = resident("VmRSS")
@@ -74,13 +74,13 @@ def main() -> None:
     print("| kind | 1 bit | 16 bits |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
-            found = []
+            multiples = []
             for bits in (1, 16):
                 file = Path(folder) / "message"
                 file.write_bytes(encode(coded(updated(kind, given.side), bits), round=0, client=0))
                 command = [sys.executable, __file__, "--side", str(given.side), "--read", str(file)]
-                found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-            print(f"| {kind} | " + " | ".join(f"{times:.1f}" for times in found) + " |")
+                multiples.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            print(f"| {kind} | " + " | ".join(f"{multiple:.1f}" for multiple in multiples) + " |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The work that every side of a comparison of local rounds does, and the bare loop over it."""
+"""The work of every side of a comparison of local rounds, and the bare loop for it."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ Work: TypeAlias = tuple[int, str, int]
 
 @dataclass(frozen=True)
 class Setting:
-    """The work of a round. Client k is at level ``levels[k % len(levels)]``; a round takes the next clients in turn.
+    """The work of a round. Client k has level ``levels[k % len(levels)]``; rounds take the clients in cyclic order.
 
     Attributes:
-        levels: HeteroFL's levels that take part.
+        levels: names of HeteroFL's levels in use.
         clients: number of clients of the federation.
         cohort: number of clients of a round.
         samples: number of training samples of a client.
         batch_size: samples of a step.
         epochs: passes over a client's samples.
-        hidden: channels of ConvNet's blocks at width 1.
+        hidden: channels of the blocks of ConvNet at width 1.
         size: height and width of an image.
-        channels: of an image.
-        cnn: the CNN of the simulators' comparisons, at level a alone, in place of ConvNet.
+        channels: channels of an image.
+        cnn: whether to use the CNN of the simulators' comparisons instead of ConvNet; only for level a.
     """
 
     levels: str = "d"
@@ -67,12 +67,12 @@ class Setting:
         return [(client.inputs, client.targets) for client in clients]
 
     def tasks(self, number: int) -> list[Task]:
-        """Return a round's tasks. Every round counts as a new global model, to be loaded anew."""
+        """Return the tasks of a round; every round has a new version of the global model, which must be loaded."""
         clients = [(number * self.cohort + i) % self.clients for i in range(self.cohort)]
         return [Task(k, self.levels[k % len(self.levels)], number, number, LR) for k in clients]
 
     def data(self) -> TensorData:
-        """Return uint8 noise; every client has 5 of the 10 classes, so that the mask of the loss has work to do."""
+        """Return uint8 noise; every client has 5 of the 10 classes, so that the loss is masked."""
         random = torch.Generator().manual_seed(1)
         shape = (self.channels, self.size, self.size)
         count = self.clients * self.samples
@@ -95,7 +95,7 @@ class Setting:
 
 
 def bare_loop(setting: Setting, data: TensorData, tensors: dict[str, Tensor], foreach: bool = False) -> BareLoop:
-    """Return the bare loop over the same clients, starting from the same global tensors."""
+    """Return the bare loop for the same clients and the same global tensors."""
     nets = {level: setting.level_net(level) for level in setting.levels}
     clients = [data.client_data(k) for k in range(setting.clients)]
     return BareLoop(
@@ -113,5 +113,5 @@ def bare_loop(setting: Setting, data: TensorData, tensors: dict[str, Tensor], fo
 
 
 def bare_work(setting: Setting, number: int) -> list[Work]:
-    """Return a round's clients as the bare loop takes them."""
+    """Return the clients of a round in the form of the bare loop."""
     return [(t.client, t.level, derive(SEED, "local", number, t.client)) for t in setting.tasks(number)]

@@ -1,7 +1,7 @@
-"""Nets whose constructor takes a width, a depth or both: what they are made of, and one architecture per file.
+"""Nets whose constructor takes a width, a depth or both; one architecture per file.
 
-Blocks of all nets are in ``layers``, those of nets with an exit per stage in ``exits``, those of nets for token ids in
-``tokens`` and ``attention``.
+``layers`` has the blocks that all nets share, ``exits`` those of nets with an exit per stage, and ``tokens`` and
+``attention`` those of nets for token ids.
 """
 
 if __name__ != "hetfl.models":

@@ -1,4 +1,4 @@
-"""Attention and the Transformer's block, in shapes whose leading blocks are narrower heads."""
+"""Attention and the block of the Transformer, with tensor shapes whose leading blocks are narrower heads."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from hetfl.models.layers import Scaler, scaled
 
 
 def attended(mask_NT: Tensor | None, causal: bool, length: int, device: torch.device) -> Tensor | None:
-    """Return which tokens (last dimension) each token reads: bool, (N, 1, T, T) or (T, T); None: all of them.
+    """Return which tokens (last dimension) each token attends to: bool, (N, 1, T, T) or (T, T); None: all tokens.
 
-    No token reads padding or, if ``causal``, later tokens. Every token reads itself, so that none reads nothing.
+    Tokens do not attend to padding or, if ``causal``, to later tokens. Every token attends to itself, so that no row is
+    empty.
 
     Args:
-        mask_NT: where tokens are no padding; None: everywhere.
-        causal: whether a token reads only itself and those before it.
+        mask_NT: False at padding; None: no padding.
+        causal: whether a token attends only to itself and earlier tokens.
         length: number of tokens T.
-        device: where the result lies.
+        device: device of the result.
     """
     if mask_NT is None and not causal:
         return None
@@ -35,21 +36,21 @@ def attended(mask_NT: Tensor | None, causal: bool, length: int, device: torch.de
 
 
 class Attention(nn.Module):
-    r"""Self-attention of several heads (Vaswani et al., Attention Is All You Need, NeurIPS 2017).
+    r"""Multi-head self-attention (Vaswani et al., Attention Is All You Need, NeurIPS 2017).
 
     .. math:: y = W_o \, \big\Vert_h \mathrm{softmax}(s \, q_h k_h^\top) \, v_h + b_o, \qquad s = 1 / \sqrt{D}
 
-    A narrower net has as many heads, each of fewer channels, as in HeteroFL. The heads and the choice of query, key and
-    value are dimensions of their own, which are never scaled: ``qkv_weight`` is (D, 3, heads, E) and ``out_weight``
-    (E, heads, D). So the leading block of every tensor is a narrower attention, and so is any choice of channels that
-    is the same for equal sizes. Query, key and value have no biases. The scale s is that of the full width at every
-    width: a narrow net computes what the full one does with the other channels at 0. (HeteroFL's code takes the narrow
-    net's own D, and has biases.)
+    A narrower net has the same number of heads with fewer channels D each, as in HeteroFL. The heads and the choice of
+    query, key and value are separate dimensions, which are never scaled: ``qkv_weight`` is (D, 3, heads, E) and
+    ``out_weight`` (E, heads, D). Therefore the leading block of every tensor is a narrower attention, and so is any
+    other choice of channels that is the same for dimensions of equal size. Query, key and value have no biases. At
+    every width the scale s has the D of the full width, so a narrow net computes the same as the full net with the
+    other channels at 0. (HeteroFL's code uses the D of the narrow net, and has biases.)
 
     Args:
         channels: channels E of input and output at width 1.
         heads: number of heads; never scaled.
-        width: width ratio in (0, 1]; Scalers are behind query, key and value, and behind the output.
+        width: width ratio in (0, 1]; a Scaler follows query, key and value, and another the output.
 
     Raises:
         ConfigurationError: the heads do not divide the channels.
@@ -69,11 +70,11 @@ class Attention(nn.Module):
         self.scaler = Scaler(width)
 
     def forward(self, x_NTE: Tensor, reads: Tensor | None = None) -> Tensor:
-        """Return what every token reads, shape (N, T, E).
+        """Return the output of the attention for every token, shape (N, T, E).
 
         Args:
             x_NTE: channels of the tokens.
-            reads: which tokens each token reads (:func:`attended`).
+            reads: which tokens each token attends to (:func:`attended`); None: all tokens.
         """
         head, _, heads, _ = self.qkv_weight.shape
         qkv_NTC = self.scaler(F.linear(x_NTE, self.qkv_weight.permute(1, 2, 0, 3).flatten(0, 2)))
@@ -89,16 +90,16 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Layer norm and attention, then layer norm, linear, GELU, linear; each added to its input.
+    """Layer norm and attention, then layer norm, linear, GELU, linear; each of the two is added to its input.
 
-    The norms come first, so a block whose weights are all 0 hands on its input: the first blocks of a deep net are a
-    shallower net. A Scaler is behind every linear map.
+    The norms come first, so a block with zero weights is the identity, and the first blocks of a deep net are a
+    shallower net. A Scaler follows every linear map.
 
     Args:
         channels: channels E of a token at width 1.
         heads: number of heads; never scaled.
         feed_forward: channels between the two linear layers at width 1.
-        dropout: share of the added channels that training leaves out.
+        dropout: dropout probability of the added channels.
         width: width ratio in (0, 1].
 
     Raises:
@@ -117,11 +118,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_NTE: Tensor, reads: Tensor | None = None) -> Tensor:
-        """Return the tokens' channels behind the block, shape (N, T, E).
+        """Return the output of the block for every token, shape (N, T, E).
 
         Args:
             x_NTE: channels of the tokens.
-            reads: which tokens each token reads (:func:`attended`).
+            reads: which tokens each token attends to (:func:`attended`); None: all tokens.
         """
         x_NTE = x_NTE + self.dropout(self.attention(self.attention_norm(x_NTE), reads))
         out_NTE: Tensor = x_NTE + self.dropout(self.feed_forward(self.feed_forward_norm(x_NTE)))

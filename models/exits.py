@@ -1,7 +1,8 @@
-"""What nets with an exit per stage are made of (Kim et al.: DepthFL, ICLR 2023).
+"""The building blocks of nets with an exit per stage (Kim et al.: DepthFL, ICLR 2023).
 
-A net of depth d has the first d stages of the full one, each with its exit. Whatever belongs to a stage is registered
-inside it, so a tensor has the same name at every depth, and a shallower net's names are the first of a deeper one's.
+A net of depth d has the first d stages of the full net, each with its exit. Everything that belongs to a stage is
+registered inside the stage. Therefore a tensor has the same name at every depth, and the names of a shallower net are
+the first names of a deeper net.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from hetfl.models.layers import ConvNorm, Norm, make_norm
 
 
 class SeparableConv(nn.Sequential):
-    """3x3 convolution of every channel by itself, 1x1 convolution, Scaler, norm, ReLU.
+    """3x3 depthwise convolution, 1x1 convolution, Scaler, norm, ReLU.
 
-    A channel's own filter depends on no width, so only the 1x1 convolution is scaled. No convolution has a bias.
+    The filter of a single channel does not depend on the width, so a Scaler follows only the 1x1 convolution. The
+    convolutions have no biases.
 
     Args:
         incoming: channels of the input.
@@ -53,12 +55,12 @@ class Bottleneck(nn.Sequential):
 
 
 class AttentionGate(nn.Module):
-    r"""Weight every activation by what its neighbourhood says about it.
+    r"""Multiply every activation by a gate in (0, 1) that is computed from its neighbourhood.
 
     .. math:: y = x \odot \sigma(\mathrm{upsample}(\mathrm{ReLU}(\mathrm{norm}(\mathrm{bottleneck}(x)))))
 
-    Upsampling is bilinear and to the size of ``x``, which is a factor of 2 where that is even. A channel without
-    weights has the gate 1/2, and stays 0 because ``x`` is 0 there.
+    Upsampling is bilinear, to the size of ``x`` (a factor of 2 for even sizes). In a channel whose weights are 0, the
+    gate is 1/2, and the output is 0 because ``x`` is 0.
 
     Args:
         channels: channels of input and output.
@@ -79,12 +81,12 @@ class AttentionGate(nn.Module):
 
 
 class Stage(nn.Module):
-    """A piece of the trunk, and the exit that reads its output: layers of its own, global average pool, linear.
+    """A section of the trunk, and the exit on its output: further layers, global average pool, linear.
 
     Args:
-        trunk: what the next stage goes on from.
-        exit: the exit's own layers before the pool; may be empty.
-        features: channels that come out of ``exit``.
+        trunk: the section of the trunk; its output is the input of the next stage.
+        exit: the layers of the exit before the pool; may be empty.
+        features: output channels of ``exit``.
         num_classes: classes K.
     """
 
@@ -95,13 +97,13 @@ class Stage(nn.Module):
         self.classifier = nn.Linear(features, num_classes)
 
     def forward(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the trunk's output and the exit's logits, shape (N, K)."""
+        """Return the output of the trunk and the logits of the exit, shape (N, K)."""
         out = self.trunk(x_NCHW)
         return out, self.classifier(self.exit(out).mean(dim=(2, 3)))
 
 
 def exits_of(net: nn.Module) -> int | None:
-    """Return how many exits a net has, if it declares them by an attribute ``exits``; None: one, and not as a list.
+    """Return the number of exits that a net declares by an attribute ``exits``; None: the net has one plain output.
 
     The outputs of a net that declares H exits have a leading dimension of H, the shallowest exit first.
     """
@@ -110,12 +112,12 @@ def exits_of(net: nn.Module) -> int | None:
 
 
 def exit_logits(stages: Iterable[nn.Module], x: Tensor, *context: object) -> Tensor:
-    """Return the logits of all stages' exits, shape (H, N, K), the shallowest first.
+    """Return the logits of the exits of all stages, shape (H, N, K), the shallowest first.
 
     Args:
         stages: the stages in order.
-        x: input of the first one.
-        context: what every stage is given beside its input.
+        x: input of the first stage.
+        context: further arguments of every stage.
     """
     logits = []
     for stage in stages:

@@ -1,4 +1,4 @@
-"""What width-scaled nets are made of: the channel rule, the Scaler, the choice of norm layer, the classifier."""
+"""The building blocks of width-scaled nets: the number of channels, the Scaler, norm layers, the classifier."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def scaled(channels: int, width: float) -> int:
     """
     if not 0.0 < width <= 1.0:
         raise ConfigurationError(f"Expected width in (0, 1] but got {width}")
-    # 0.07 * 100 is 7.000000000000001 in binary: round first, or the ceiling is one too many.
+    # 0.07 * 100 is 7.000000000000001 in floating point, whose ceiling is 8: round first.
     return math.ceil(round(width * channels, 9))
 
 
 def kept_stages(depth: int | None, stages: int) -> int:
-    """Return how many of a net's stages a depth keeps: the first ``depth``, or all if it is None.
+    """Return the number of stages that a net of a depth has: ``depth``, or all stages if it is None.
 
     Raises:
         ConfigurationError: the net has no stage, or ``depth`` is not in 1..``stages``.
@@ -68,7 +68,7 @@ class Scaler(nn.Module):
 
 
 def make_classifier(features: int, num_classes: int) -> nn.Linear:
-    """Return the last layer of a net. Its bias begins at 0, as in HeteroFL's code."""
+    """Return the last layer of a net. Its bias is initialised with 0, as in HeteroFL's code."""
     classifier = nn.Linear(features, num_classes)
     nn.init.zeros_(classifier.bias)
     return classifier
@@ -98,7 +98,7 @@ class ConvNorm(nn.Sequential):
     """A convolution, the Scaler, a norm layer.
 
     Args:
-        conv: the convolution; its output is what the Scaler divides.
+        conv: the convolution; the Scaler divides its output.
         norm: kind of norm layer.
         width: ratio for the Scaler.
     """

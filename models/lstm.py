@@ -1,4 +1,4 @@
-"""An LSTM for token ids, scaled in width, with a dimension of its own for the four gates."""
+"""An LSTM for token ids, scaled in width, with a separate dimension for the four gates."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class LSTMLayer(nn.Module):
     .. math:: i, f, o = \sigma(W x_t + U h_{t-1} + b), \quad g = \tanh(W x_t + U h_{t-1} + b), \quad
         c_t = f c_{t-1} + i g, \quad h_t = o \tanh(c_t)
 
-    with weights and a bias for each of i, f, g, o. The gates, in this order, are a dimension of their own, which is
-    never scaled: ``input_weight`` is (H, 4, C), ``hidden_weight`` (H, 4, H), each of the four ``biases`` (H). So the
-    leading block of every tensor is a narrower layer, and so is any choice of channels that is the same for equal
-    sizes. (In ``nn.LSTM`` the gates lie one below the other, and a leading block is the first gates.) It computes what
-    ``nn.LSTM`` does whose two biases add up to these.
+    with separate weights and a bias for each of i, f, g, o. The gates, in this order, are a separate dimension, which
+    is never scaled: ``input_weight`` is (H, 4, C), ``hidden_weight`` (H, 4, H), each of the four ``biases`` (H).
+    Therefore the leading block of every tensor is a narrower layer, and so is any other choice of channels that is the
+    same for dimensions of equal size. (In ``nn.LSTM`` the gates are stacked along the first dimension, and a leading
+    block has only the first gates.) The layer computes the same as an ``nn.LSTM`` whose two biases add up to these.
 
     Args:
         incoming: channels C of the input.
         hidden: channels H of the state.
-        width: ratio for the Scaler, behind the state that this layer and the next one read.
+        width: ratio for the Scaler, which is applied to the state h.
     """
 
     def __init__(self, incoming: int, hidden: int, width: float) -> None:
@@ -45,7 +45,7 @@ class LSTMLayer(nn.Module):
 
         Args:
             x_NTC: the inputs.
-            mask_NT: where inputs are no padding, which leaves the state as it is; None: everywhere.
+            mask_NT: False at padding, which does not change the state; None: no padding.
         """
         recurrent = self.hidden_weight.transpose(0, 1).flatten(0, 1)
         steps = F.linear(x_NTC, self.input_weight.transpose(0, 1).flatten(0, 1), torch.cat(list(self.biases))).unbind(1)
@@ -67,21 +67,21 @@ class LSTM(nn.Module):
     """Embedding, Scaler, LSTM layers with a Scaler each, mean over the tokens, linear.
 
     Channels of a token and of the states are scaled; vocabulary and classes are not. Inputs are token ids, so there is
-    no ``in_channels``. States go forward in time alone: a language model is causal.
+    no ``in_channels``. The LSTM reads forward in time only, so a language model is causal.
 
     Args:
-        vocab_size: number of token ids V, one for padding included if there is such.
-        num_classes: outputs K; None: the vocabulary, for a language model.
-        channels: channels of a token's embedding at width 1.
+        vocab_size: number of token ids V, including an id for padding if there is one.
+        num_classes: outputs K; None: V, for a language model.
+        channels: channels of the embedding at width 1.
         hidden: channels of the states at width 1.
-        layers: number of LSTM layers, one above the other.
-        pooling: ``mean`` over the tokens of a sequence, for classes of sequences; ``none`` for outputs of every token.
-        padding: the id of padding in inputs without a mask; None: there is none.
-        dropout: share of the channels that training leaves out, of the embedding and of every layer's states.
+        layers: number of stacked LSTM layers.
+        pooling: ``mean`` over the tokens, for one output per sequence; ``none`` for one output per token.
+        padding: the id of padding in inputs without a mask; None: no padding.
+        dropout: dropout probability of the embedding and of the states of every layer.
         width: width ratio in (0, 1].
 
     Raises:
-        ConfigurationError: a width out of range, an unknown pooling, no layer.
+        ConfigurationError: the width is out of range, the pooling is unknown, or ``layers`` is below 1.
     """
 
     def __init__(

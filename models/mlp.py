@@ -28,7 +28,7 @@ class HiddenLayer(nn.Module):
 
     def forward(self, x_NC: Tensor) -> Tensor:
         """Return the activations, shape (N, C)."""
-        units_NC11 = self.scaler(self.linear(x_NC))[..., None, None]  # norm layers are those of images
+        units_NC11 = self.scaler(self.linear(x_NC))[..., None, None]  # the norm layers take images
         return F.relu(self.norm(units_NC11).flatten(1))
 
 

@@ -1,4 +1,4 @@
-"""A small convolutional net with an exit per block, for MNIST and Digits: HeteroFL's ConvNet with DepthFL's axis."""
+"""A small convolutional net for MNIST and Digits: HeteroFL's ConvNet with an exit per block, as in DepthFL."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hetfl.models.layers import ConvNorm, Norm, kept_stages, scaled
 
 
 class MultiExitConvNet(nn.Module):
-    """Blocks of 3x3 convolution, Scaler, norm, ReLU, max pool (not after the last), and behind each block an exit.
+    """Blocks of 3x3 convolution, Scaler, norm, ReLU, max pool (not after the last), and an exit after each block.
 
-    The trunk is :class:`~hetfl.models.ConvNet`'s, and so is the last exit: global average pool and linear. The others
-    have a :class:`~hetfl.models.exits.SeparableConv` before these, so that every classifier sees as many features as
-    the last one. All classifiers begin as PyTorch draws them, as in DepthFL's code. Three pools leave one pixel of an
-    8x8 image. Parameters with the defaults:
+    The trunk and the last exit (global average pool and linear) are those of :class:`~hetfl.models.ConvNet`. The other
+    exits have a :class:`~hetfl.models.exits.SeparableConv` before the pool, so that all classifiers have the same
+    number of features. All classifiers have PyTorch's default initialisation, as in DepthFL's code. Three pools reduce
+    an 8x8 image to one pixel. Parameters with the defaults:
 
     ===== ======= ======= ======= =========
     width depth 1 depth 2 depth 3   depth 4
@@ -58,7 +58,7 @@ class MultiExitConvNet(nn.Module):
             trunk = ConvNorm(nn.Conv2d(incoming, outgoing, kernel_size=3, padding=1), norm, width)
             trunk.add_module("relu", nn.ReLU(inplace=True))
             exit = nn.Sequential()
-            # The last of all blocks, not of this depth's: what a stage is made of must not depend on the depth.
+            # The last block of the full net, not of this depth: the layers of a stage must not depend on the depth.
             if i + 2 < len(channels):
                 trunk.add_module("pool", nn.MaxPool2d(2))
                 exit.append(SeparableConv(outgoing, channels[-1], 1, norm, width))

@@ -12,7 +12,7 @@ from hetfl.models.layers import ConvNorm, Norm, kept_stages, scaled
 
 
 def conv(incoming: int, outgoing: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution without bias that keeps height and width, up to its stride."""
+    """Return a convolution without bias whose padding keeps height and width, except for the stride."""
     return nn.Conv2d(incoming, outgoing, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
@@ -44,12 +44,12 @@ class BasicBlock(nn.Module):
 
 
 class MultiExitResNet(nn.Module):
-    """3x3 stem, stages of two basic blocks, and behind each stage an exit with a linear layer of its own.
+    """3x3 stem, stages of two basic blocks, and after each stage an exit with a linear layer.
 
-    The exit of a stage other than the last gates the stage's output (:class:`~hetfl.models.exits.AttentionGate`), then
-    halves its height and width once per stage that is missing, the channels going through the sizes of those stages.
-    So every classifier sees as many features as the last one. With the defaults it has 479 652, 1 347 336, 3 838 316
-    and 12 283 344 parameters at depths 1 to 4, as in the authors' code.
+    Every exit but the last gates the output of its stage (:class:`~hetfl.models.exits.AttentionGate`). It then has one
+    :class:`~hetfl.models.exits.Bottleneck` per remaining stage, which halves height and width and has the channels of
+    that stage. Therefore all classifiers have the same number of features. With the defaults the net has 479 652,
+    1 347 336, 3 838 316 and 12 283 344 parameters at depths 1 to 4, as in the authors' code.
 
     Args:
         in_channels: channels of the input images; never scaled.
@@ -82,7 +82,7 @@ class MultiExitResNet(nn.Module):
             trunk = nn.Sequential(
                 BasicBlock(incoming, outgoing, stride, norm, width), BasicBlock(outgoing, outgoing, 1, norm, width)
             )
-            # What the exit is made of must not depend on the depth: only the last of all stages goes without layers.
+            # The layers of an exit must not depend on the depth: only the last stage of the full net has none.
             exit = nn.Sequential()
             if i + 1 < len(channels):
                 exit.append(AttentionGate(outgoing, norm, width))

@@ -1,4 +1,4 @@
-"""The Transformer with an exit per block: DepthFL's axis for token ids."""
+"""The Transformer with an exit per block, as in DepthFL, for token ids."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hetfl.models.transformer import Transformer
 
 
 class TokenStage(Stage):
-    """A block, and the exit that reads its output: layer norm, mean over the tokens, linear.
+    """A block, and the exit on its output: layer norm, mean over the tokens, linear.
 
     Args:
         trunk: the block.
         features: channels of a token.
         num_classes: outputs K.
-        pooling: whether outputs are of a sequence or of every token.
+        pooling: ``mean`` for one output per sequence, ``none`` for one output per token.
     """
 
     def __init__(self, trunk: nn.Module, features: int, num_classes: int, pooling: Pooling) -> None:
@@ -27,21 +27,21 @@ class TokenStage(Stage):
         self.pooling: Pooling = pooling
 
     def forward(self, x: Tensor, reads: Tensor | None = None, mask_NT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the block's output, (N, T, E), and the exit's logits, (N, K) or (N, T, K).
+        """Return the output of the block, (N, T, E), and the logits of the exit, (N, K) or (N, T, K).
 
         Args:
             x: channels of the tokens, (N, T, E).
-            reads: which tokens each token reads.
-            mask_NT: where tokens are no padding; None: everywhere.
+            reads: which tokens each token attends to; None: all tokens.
+            mask_NT: False at padding; None: no padding.
         """
         out_NTE = self.trunk(x, reads)
         return out_NTE, self.classifier(pooled(self.exit(out_NTE), mask_NT, self.pooling))
 
 
 class MultiExitTransformer(Transformer):
-    """The trunk of :class:`~hetfl.models.Transformer`, and behind each block an exit: layer norm, mean, linear.
+    """The trunk of :class:`~hetfl.models.Transformer`, with an exit after each block: layer norm, mean, linear.
 
-    Its arguments are those of :class:`~hetfl.models.Transformer`; ``depth`` is the number of exits, too.
+    The arguments are those of :class:`~hetfl.models.Transformer`; ``depth`` is also the number of exits.
     """
 
     def add_blocks(self, blocks: Iterable[Block], features: int, outputs: int) -> None:

@@ -22,7 +22,7 @@ class PreActBlock(nn.Module):
         outgoing: channels of the output.
         stride: stride of the first convolution.
         norm: kind of norm layer.
-        width: ratio for the Scalers, which stand before both norm layers.
+        width: ratio for the Scalers, which precede both norm layers.
     """
 
     def __init__(self, incoming: int, outgoing: int, stride: int, norm: Norm, width: float) -> None:
@@ -61,7 +61,7 @@ class PreActResNet(nn.Module):
         width: width ratio in (0, 1].
 
     Raises:
-        ConfigurationError: another number of layers, or not four stages.
+        ConfigurationError: ``layers`` is not 18 or 34, or ``hidden`` does not have four sizes.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class StaticStatistics:
-    """Sums that clients report for one norm layer: they add up over batches and over clients.
+    """Sums that clients report for one norm layer; sums over batches and over clients are added.
 
     Attributes:
         mean_C: sum over batches of the batch means, shape (C,).
@@ -33,9 +33,10 @@ class StaticStatistics:
 class StaticBatchNorm2d(nn.Module):
     r"""Batch norm without running statistics (HeteroFL, section 3, "static batch normalization").
 
-    Training normalises by the batch. Evaluation normalises by statistics that :meth:`load` was given: the cumulative,
-    equally weighted means over batches of batch mean and unbiased batch variance, gathered from the clients with the
-    model as it is (:func:`gathering`). They are non-persistent buffers: no part of what clients send or average.
+    Training normalises by the batch. Evaluation normalises by the statistics that were passed to :meth:`load`: the
+    unweighted means over batches of the batch mean and of the unbiased batch variance, gathered from the clients with
+    the current model (:func:`gathering`). The statistics are non-persistent buffers, so clients do not send or average
+    them.
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot w + b
 
@@ -65,7 +66,7 @@ class StaticBatchNorm2d(nn.Module):
         self.ready = True
 
     def forget(self) -> None:
-        """Use NaN in evaluation, as nothing is known: what comes out is no number either."""
+        """Use NaN in evaluation, because the statistics are unknown; the outputs are then NaN."""
         self.mean.fill_(torch.nan)
         self.var.fill_(torch.nan)
         self.ready = True
@@ -105,11 +106,11 @@ def static_layers(net: nn.Module) -> dict[str, StaticBatchNorm2d]:
 
 @contextmanager
 def gathering(net: nn.Module) -> Iterator[dict[str, StaticBatchNorm2d]]:
-    """Put a net into the mode in which statistics are gathered, and back into evaluation afterwards.
+    """Put a net into the mode in which statistics are gathered, and back into evaluation mode afterwards.
 
-    Everything acts as in evaluation, the Scaler too, except that static norm layers normalise by the batch and add its
-    statistics to ``sums``. (Gathered in training mode, every level below the largest falls to chance: its activations
-    would be larger by 1/width than the ones it meets in evaluation.)
+    All layers, the Scaler included, act as in evaluation. Only static norm layers normalise by the batch, and add its
+    statistics to ``sums``. (In training mode the Scaler would make the activations larger by 1/width than those in
+    evaluation, and the accuracy of every level below the largest would fall to chance.)
     """
     layers = static_layers(net)
     net.eval()

@@ -1,4 +1,4 @@
-"""What nets for token ids are made of: their inputs, the embedding with positions, the mean over tokens.
+"""The building blocks of nets for token ids: their inputs, the embedding with positions, the mean over tokens.
 
 Shape suffixes: N batch, T tokens, E channels of a token, K outputs.
 """
@@ -15,18 +15,18 @@ from hetfl.errors import ConfigurationError
 from hetfl.models.layers import Scaler
 
 Pooling = Literal["mean", "none"]
-"""What the outputs are of: a sequence, by the mean of its tokens (N, K), or every token (N, T, K)."""
+"""The outputs: one per sequence, from the mean over its tokens, (N, K); or one per token, (N, T, K)."""
 
 TokenInputs = Tensor | Mapping[str, Tensor]
-"""Token ids (N, T), or ``tokens`` (N, T) and ``mask`` (N, T), which is true where a token is no padding."""
+"""Token ids (N, T), or a mapping of ``tokens`` (N, T) and ``mask`` (N, T), which is False at padding."""
 
 
 def tokens_and_mask(inputs: TokenInputs, padding: int | None) -> tuple[Tensor, Tensor | None]:
-    """Return token ids and where they are no padding, both (N, T); no mask if there is no padding.
+    """Return token ids and a mask that is False at padding, both (N, T); the mask is None without padding.
 
     Args:
         inputs: ids of any integer type; a mask of 0 and 1 or of bools.
-        padding: the id that stands for no token in inputs without a mask; None: every id is a token.
+        padding: the id of padding in inputs without a mask; None: no padding.
     """
     if isinstance(inputs, Tensor):
         return _ids(inputs), None if padding is None else inputs != padding
@@ -34,14 +34,14 @@ def tokens_and_mask(inputs: TokenInputs, padding: int | None) -> tuple[Tensor, T
 
 
 def _ids(tokens: Tensor) -> Tensor:
-    # Embeddings take int64 and int32 alone. Floats stay what they are, for torch to refuse.
+    # Embeddings take only int64 and int32. Floats stay unchanged; torch refuses them.
     return tokens if tokens.is_floating_point() else tokens.long()
 
 
 def pooled(features_NTE: Tensor, mask_NT: Tensor | None, pooling: Pooling) -> Tensor:
-    """Return the mean over the tokens that are no padding, (N, E), or the features as they are, (N, T, E).
+    """Return the mean over the tokens that are not padding, (N, E), or the unchanged features, (N, T, E).
 
-    The mean of a sequence of padding alone is 0.
+    The mean of a sequence that has only padding is 0.
     """
     if pooling == "none":
         return features_NTE
@@ -55,20 +55,20 @@ def check_pooling(pooling: str) -> None:
     """Refuse an unknown kind of pooling.
 
     Raises:
-        ConfigurationError: it is neither ``mean`` nor ``none``.
+        ConfigurationError: the pooling is neither ``mean`` nor ``none``.
     """
     if pooling not in ("mean", "none"):
         raise ConfigurationError(f"Expected pooling in ('mean', 'none') but got {pooling!r}")
 
 
 class PositionalEmbedding(nn.Module):
-    """The embedding of a token plus that of its position, Scaler, dropout.
+    """The embedding of a token plus the embedding of its position, Scaler, dropout.
 
     Args:
         vocab_size: number of token ids; never scaled.
-        max_length: largest number of tokens of a sequence; never scaled.
+        max_length: maximum number of tokens of a sequence; never scaled.
         channels: channels E of a token.
-        dropout: share of the channels that training leaves out.
+        dropout: dropout probability.
         width: ratio for the Scaler.
     """
 

@@ -14,30 +14,31 @@ from hetfl.models.tokens import Pooling, PositionalEmbedding, TokenInputs, check
 class Transformer(nn.Module):
     """Embedding of tokens and positions, blocks of attention and two linear layers, layer norm, mean, linear.
 
-    The sizes are those of HeteroFL's Transformer (Diao, Ding, Tarokh: HeteroFL, ICLR 2021, appendix); unlike there,
-    norms come before attention and not behind the sum, and the classifier is a single layer. Channels of a token, of a
-    head and between the linear layers are scaled; vocabulary, positions, heads and classes are not. A net of fewer
-    blocks is the first ones of a deeper net, with the same norm and classifier behind them. Inputs are token ids, so
-    there is no ``in_channels``.
+    The sizes are those of HeteroFL's Transformer (Diao, Ding, Tarokh: HeteroFL, ICLR 2021, appendix). Unlike in
+    HeteroFL, norms precede the attention instead of following the sum, and the classifier is a single layer. Channels
+    of a token, of a head and between the linear layers are scaled; vocabulary, positions, heads and classes are not. A
+    net with fewer blocks has the first blocks of a deeper net, followed by the same norm and classifier. Inputs are
+    token ids, so there is no ``in_channels``.
 
     Args:
-        vocab_size: number of token ids V, one for padding and one for masked tokens included if there are such.
-        num_classes: outputs K; None: the vocabulary, for a language model.
+        vocab_size: number of token ids V, including ids for padding and for masked tokens if there are any.
+        num_classes: outputs K; None: V, for a language model.
         channels: channels of a token at width 1.
         heads: number of heads; divides ``channels``.
-        feed_forward: channels between a block's two linear layers at width 1.
+        feed_forward: channels between the two linear layers of a block at width 1.
         layers: number of blocks of the full net.
-        max_length: largest number of tokens of a sequence.
-        pooling: ``mean`` over the tokens of a sequence, for classes of sequences; ``none`` for outputs of every token.
-        causal: whether a token reads only itself and those before it; None: if there is no pooling. A language model
-            that predicts the next token needs it, one that fills in masked tokens does not.
-        padding: the id of padding in inputs without a mask; None: there is none.
-        dropout: share of the channels that training leaves out.
+        max_length: maximum number of tokens of a sequence.
+        pooling: ``mean`` over the tokens, for one output per sequence; ``none`` for one output per token.
+        causal: whether a token attends only to itself and earlier tokens; None: true exactly if ``pooling`` is
+            ``none``. Prediction of the next token needs true, prediction of masked tokens needs false.
+        padding: the id of padding in inputs without a mask; None: no padding.
+        dropout: dropout probability.
         depth: number of blocks; None: all of them.
         width: width ratio in (0, 1].
 
     Raises:
-        ConfigurationError: a depth or width out of range, an unknown pooling, heads that do not divide the channels.
+        ConfigurationError: a depth or width is out of range, the pooling is unknown, or the heads do not divide the
+            channels.
     """
 
     def __init__(
@@ -66,18 +67,18 @@ class Transformer(nn.Module):
         self.add_blocks(blocks, narrow, outputs)
 
     def add_blocks(self, blocks: Iterable[Block], features: int, outputs: int) -> None:
-        """Register the blocks, and what makes logits of their output.
+        """Register the blocks, the final norm and the classifier.
 
         Args:
-            blocks: made one by one, the first one first.
+            blocks: the blocks in order.
             features: channels of a token.
-            outputs: outputs K.
+            outputs: number of outputs K.
         """
         self.blocks, self.norm = nn.ModuleList(blocks), nn.LayerNorm(features)
         self.classifier = make_classifier(features, outputs)
 
     def embedded(self, inputs: TokenInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return the channels of the tokens (N, T, E), which tokens each reads, and where tokens are no padding."""
+        """Return the channels of the tokens (N, T, E), which tokens each attends to, and the mask."""
         tokens_NT, mask_NT = tokens_and_mask(inputs, self.padding)
         reads = attended(mask_NT, self.causal, tokens_NT.shape[1], tokens_NT.device)
         return self.embedding(tokens_NT), reads, mask_NT

@@ -172,7 +172,7 @@ def test_nets_of_users_may_round_and_look_at_their_values_and_draws_are_left_alo
         ({"budgets": [1.0, 1.0]}, "falling budgets"),
         ({"budgets": [1.0, 0.0]}, r"positive budgets but got \[1.0, 0.0\]"),
         ({"budgets": [float("nan")]}, "positive budgets"),
-        ({"budgets": [2.0, 1.0]}, "budgets in .0, 1., shares of the net, but got 2.0"),
+        ({"budgets": [2.0, 1.0]}, "budgets in .0, 1., fractions of the net, but got 2.0"),
         ({"reference": -1.0}, "positive reference for budgets but got -1.0"),
         ({"by": "flops"}, "sample_shape, the shape of an input .* but got None by flops"),
         ({"sample_shape": [1, 8, 8]}, r"but got \[1, 8, 8\] by params"),

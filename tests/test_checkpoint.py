@@ -138,7 +138,7 @@ def test_a_thousand_damages_are_detected_and_the_checkpoint_before_is_taken(tmp_
         path.write_bytes(wrong)
         assert damage(path) is not None
         if number % 50 == 0:
-            with pytest.warns(UserWarning, match=r"last.ckpt is damaged .*; taking .*last.1.ckpt") as said:
+            with pytest.warns(UserWarning, match=r"last.ckpt is damaged .*; using .*last.1.ckpt") as said:
                 assert checkpoints.load_checkpoint(path)["number"] == 0
             assert len(said) == 1
     previous(path, 1).write_bytes(b"")

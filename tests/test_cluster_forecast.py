@@ -97,4 +97,4 @@ def test_describe_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [part for file in files for part in ("-c", str(ROOT / f"configs/{file}.yaml"))]
     main(["describe", *arguments, "--model.clustering.clusters=4"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "IFCA (each of them is sent 4 models, and tries them on its data)" in said
+    assert "IFCA (each client downloads 4 models and tests them on its data)" in said

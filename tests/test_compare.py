@@ -48,7 +48,7 @@ def compare(*args: str) -> list[str]:
         (compare("--seeds", "0", "1", "0"), "Expected every seed once in --seeds but got 0 twice"),
         (compare("--seeds", "one"), "in --seeds but got 'one'"),
         (compare("--jobs", "0"), "in --jobs but got '0'"),
-        (compare("--seed_everything=3"), "Expected no --seed_everything in compare but got it: --seeds"),
+        (compare("--seed_everything=3"), "Expected no --seed_everything in compare but got one: use --seeds"),
         (compare("--ckpt_path", "x"), "Expected no --ckpt_path in compare"),
         (["compare", "configs/b.yaml", *BOTH, "--out", "out"], "Expected --KEY VALUE or another option"),
         (["compare", "-r", f"width={WIDTH}", "--out", WIDTH], "compare_digits_width.yaml is a file"),
@@ -95,7 +95,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(capsys: pytest.Captu
     main(compare("--seeds", "0", "7", "--dry_run"))
     said = capsys.readouterr().out
     assert [line.split("│")[1:5] for line in said.splitlines() if line.startswith("│")] == [
-        [f" {name:<5} ", f"    {seed} ", "    0/2 ", " begin "] for name in ("width", "depth") for seed in (0, 7)
+        [f" {name:<5} ", f"    {seed} ", "    0/2 ", " start "] for name in ("width", "depth") for seed in (0, 7)
     ]
     assert not Path("out").exists()
 
@@ -200,4 +200,4 @@ def test_a_killed_comparison_goes_on_to_the_same_numbers_and_repeats_nothing(
     assert {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*") if path.is_file()} == before
     with pytest.raises(SystemExit):
         main([*args, "--model.local.epochs=2"])
-    assert "Expected model.local.epochs 1, which out/runs/width/seed_0 was made with, but" in capfd.readouterr().err
+    assert "Expected model.local.epochs 1, as in out/runs/width/seed_0, but" in capfd.readouterr().err

@@ -172,7 +172,7 @@ def test_a_run_that_ended_early_by_itself_is_finished_until_more_rounds_are_aske
 def test_checkpoints_of_others_are_never_deleted(tmp_path: Path) -> None:
     run = stood(planned(tmp_path), 2)
     (run.folder / "best.ckpt").touch()
-    with pytest.raises(ConfigurationError, match=r"last.ckpt, to go on from, but got other checkpoints only"):
+    with pytest.raises(ConfigurationError, match=r"last.ckpt, to resume from, but got only other checkpoints"):
         next_action(run)
 
 
@@ -180,7 +180,7 @@ def test_a_finished_run_without_its_metrics_says_what_to_do(tmp_path: Path) -> N
     run = stood(planned(tmp_path), 3, 3, tested=True)
     run.mark.write_text("3")
     (run.folder / "metrics.csv").unlink()
-    with pytest.raises(ConfigurationError, match=r"metrics.csv but got none: delete .*seed_0, and the run begins anew"):
+    with pytest.raises(ConfigurationError, match=r"metrics.csv but got none: delete .*seed_0 to start the run again"):
         next_action(run)
 
 
@@ -260,9 +260,9 @@ def test_runs_of_one_name_with_other_settings_are_refused_whatever_their_seed(tm
     check_unchanged(planned(tmp_path, seed=5, rounds=8))
     with pytest.raises(ConfigurationError) as error:
         check_unchanged(planned(tmp_path, seed=5, final_test=False))
-    assert "Expected final_test true, which" in str(error.value)
-    assert "seed_4 was made with, but got false for run width: take another --out" in str(error.value)
-    with pytest.raises(ConfigurationError, match="Expected trainer.max_epochs of at least 3, which"):
+    assert "Expected final_test true, as in" in str(error.value)
+    assert "seed_4, but got false for run width: use another --out" in str(error.value)
+    with pytest.raises(ConfigurationError, match="Expected trainer.max_epochs of at least 3, as in"):
         check_unchanged(planned(tmp_path, seed=4, rounds=2))
     (tmp_path / "runs/width/seed_4/config.yaml").write_text("{")
     with pytest.raises(ConfigurationError, match="Expected YAML"):

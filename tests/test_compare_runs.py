@@ -75,7 +75,7 @@ def test_a_run_that_fails_is_said_in_one_line_and_others_go_on(runs: Runs, tmp_p
     for name, reason in (
         ("one", "Expected much but got little"),
         ("three", "ended by SIGKILL"),
-        ("four", "it said nothing"),
+        ("four", "no output"),
         ("five", "no round in its metrics.csv"),
     ):
         (line,) = [line for line in text if line.startswith(f"{name} seed 0: failed")]
@@ -91,7 +91,7 @@ def test_a_run_that_fails_is_said_in_one_line_and_others_go_on(runs: Runs, tmp_p
     [
         (
             {"one": FAILS, "two": WORKS},
-            "hetfl: error: 1 of 2 runs failed, and are not in the report, nor is one, of which no run is finished\n",
+            "hetfl: error: 1 of 2 runs failed and are not in the report; no run of one is finished\n",
         ),
         ({"one": FAILS, "two": DIES}, "hetfl: error: no report: no run is finished\n"),
     ],

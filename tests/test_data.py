@@ -181,7 +181,7 @@ def test_unassigned_samples_are_logged_and_in_the_summary(caplog: pytest.LogCapt
     assert f"Digits: {module.unassigned} training samples belong to no client" in caplog.text
     assert re.fullmatch(
         rf"Digits: 10 classes, {sum(module.sizes)} training samples on 50 clients \(smallest \d+, median \S+, "
-        rf"largest {max(module.sizes)}\), {module.unassigned} nobody's, 144 held out, 360 test, "
+        rf"largest {max(module.sizes)}\), {module.unassigned} at no client, 144 held out, 360 test, "
         r"of one class: client.*",
         module.summary(),
     )

@@ -30,7 +30,7 @@ def test_what_was_written_whole_comes_back_and_rows_are_said_to_be_lost(tmp_path
     logger.log_metrics({"lr": 0.1}, step=0)
     logger.log_metrics({"lr": 0.2}, step=1)
     shutil.rmtree(folder)
-    with pytest.warns(UserWarning, match=f"{folder} was deleted .* made anew, with config.yaml, levels.csv; rows"):
+    with pytest.warns(UserWarning, match=f"{folder} was deleted .* made again with config.yaml, levels.csv; rows"):
         logger.log_metrics({"train/loss": 1.0}, step=1)
     logger.log_metrics({"train/loss": 2.0}, step=2)  # said once
     assert (folder / "config.yaml").read_bytes() == b"seed: 0\n"
@@ -78,5 +78,5 @@ def test_another_process_in_the_new_folder_ends_the_run(tmp_path: Path, monkeypa
         raise BlockingIOError(11, "held")
 
     monkeypatch.setattr("fcntl.lockf", held)
-    with pytest.raises(ConfigurationError, match="in which another one is writing"):
+    with pytest.raises(ConfigurationError, match="to which another process writes"):
         logger.log_metrics({"lr": 0.1}, step=0)

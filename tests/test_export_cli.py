@@ -84,7 +84,7 @@ def test_out_is_a_file_or_a_folder_and_the_largest_level_the_default(run: Path) 
 WRONG = {
     "no run": ([], "a run folder with a config.yaml after export but got nothing"),
     "not a run": (["nowhere"], "a run folder with a config.yaml after export but got nowhere"),
-    "no checkpoint": (["bare"], "bare/checkpoints/last.ckpt, which is not there"),
+    "no checkpoint": (["bare"], "bare/checkpoints/last.ckpt, which does not exist"),
     "no checkpoint named": (["-c", "bare/config.yaml"], "Expected --ckpt_path"),
     "unknown level": (["RUN", "--level=z"], "level in ['a', 'b', 'c', 'd', 'e'] but got 'z'"),
     "unknown format": (["RUN", "--format=h5"], "Expected a file ending in .safetensors, .onnx but got "),

@@ -84,7 +84,7 @@ def test_any_damage_is_noticed(files: Path, name: str) -> None:
     path.unlink()
     assert f"{name} but got: No such file" in said(path)
     path.with_name(f"{name}.json").unlink()
-    assert "which is not there" in said(path)
+    assert "which does not exist" in said(path)
     path.write_bytes(data)
     assert f"card of an exported file in {path}.json but got: No such file" in said(path)
 

@@ -67,7 +67,7 @@ def test_a_run_killed_before_its_test_is_completed_to_the_same_bytes(
     assert left.keys() == right.keys()
     assert [name for name in left if left[name] != right[name] and not name.startswith("plots")] == []
     main(["resume", str(folder)])
-    assert capsys.readouterr().out.splitlines() == [f"{NOTHING}{folder} has its rounds, and all that follows them"]
+    assert capsys.readouterr().out.splitlines() == [f"{NOTHING}{folder} has all rounds, and the results of the end"]
     assert contents(folder) == right
 
 

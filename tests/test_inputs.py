@@ -156,7 +156,7 @@ RAGGED = [torch.ones(2), torch.ones(3)] * 12
         (tensor_data, 3, {"pad": 0}, "list of sequences as training inputs but got int"),
         (tensor_data, [["a"]] * COUNT, {"pad": 0}, "numbers in an array as the input at training position 0 but got l"),
         (dataset_data, RAGGED, {}, r"training inputs of one shape, \(2,\), but got \(3,\) at position 1: set pad"),
-        (dataset_data, [torch.ones(2, 1), torch.ones(1, 2)] * 12, {"pad": 0}, r"differ in length alone, .* \(1, 2\), "),
+        (dataset_data, [torch.ones(2, 1), torch.ones(1, 2)] * 12, {"pad": 0}, r"differ only in length, .* \(1, 2\), "),
         (dataset_data, [1.0] * COUNT, {"pad": 0, "pad_mask": True}, r"with pad_mask: true but got float32 \(\)"),
         (dataset_data, [{"a": 1}] * COUNT, {"pad": 0, "pad_mask": True}, "one sequence a sample with pad_mask: true"),
         (dataset_data, [{"a": 1}, {"b": 1}] * 12, {}, "training inputs of one structure: expected dicts of a but"),

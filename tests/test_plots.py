@@ -82,7 +82,7 @@ def test_torn_last_line_is_no_row(folder: Path) -> None:
     [
         (None, "Expected a run folder with a metrics.csv but got no file '.*metrics.csv'"),
         ("", "Expected a table of rounds in .*metrics.csv but got: No columns"),
-        ("step,lr\n", "Expected at least one round in .*metrics.csv but got a header alone"),
+        ("step,lr\n", "Expected at least one round in .*metrics.csv but got only a header"),
         ("epoch,lr\n0,1\n", "Expected a column 'step' in .*metrics.csv but got epoch, lr"),
         ("step,lr\n0,1\n1,2,3\n", "Expected a table of rounds in .*metrics.csv but got: .*line 3"),
     ],

@@ -209,13 +209,13 @@ def test_tables_say_what_the_runs_say(tmp_path: Path) -> None:
 def test_only_what_lies_apart_is_claimed(tmp_path: Path) -> None:
     apart = text_of(two_groups(tmp_path))
     assert "Level a: high is highest with 90.50 % (90.00–91.00). low with 70.50 % (70.00–71.00) is lower, by" in apart
-    assert "would lie wholly apart in 33 % of comparisons, by chance alone" in apart
+    assert "would not overlap in 33 % of comparisons, by chance alone" in apart
     near = text_of(two_groups(tmp_path / "near", gap=0.005))
     assert "is highest with" not in near
-    assert near.count("are not told apart: the spreads overlap") == 3
+    assert near.count("cannot be distinguished: the spreads overlap") == 3
     alone = text_of(two_groups(tmp_path / "alone", seeds=[0]))
     assert "is highest with" not in alone
-    assert "Of high with 90.00 % and low with 70.00 % there is one run each, and so no spread" in alone
+    assert "There is only one run each of high with 90.00 % and low with 70.00 %, and so no spread" in alone
     assert "by chance alone" not in alone
 
 
@@ -246,7 +246,7 @@ def test_clients_and_heads_have_pictures_of_their_own(tmp_path: Path) -> None:
     assert ">head 1<" in heads
     assert ">a<" not in heads
     assert ">head 1<" not in (tmp_path / "out/plots/accuracy_over_rounds.svg").read_text()
-    row = cells((tmp_path / "out/report.md").read_text(), "Accuracy on clients' own test data")[1]
+    row = cells((tmp_path / "out/report.md").read_text(), "Accuracy on the clients' test data")[1]
     assert row == ["g", "80.00 %", "78.00 %", "10.00 %", "40.00 %", "50.00 %"]
     assert (tmp_path / "out/plots/accuracy_of_clients.png").is_file()
     parts = pd.read_csv(tmp_path / "out/summary.csv")["part"].tolist()
@@ -261,10 +261,8 @@ def test_costs_that_nobody_counts_are_left_out_with_a_sentence(tmp_path: Path) -
     (out / "plots/accuracy_over_flops.png").write_bytes(b"an earlier report's")
     write_report(groups, out)
     text = (out / "report.md").read_text()
-    assert (
-        "Accuracy over computed FLOPs is left out for any group: compute/flops\\_total is missing or 0 there." in text
-    )
-    assert "Accuracy over simulated seconds is left out for any group" in text
+    assert "Accuracy over computed FLOPs is left out for all groups: compute/flops\\_total is missing or 0." in text
+    assert "Accuracy over simulated seconds is left out for all groups" in text
     assert sorted(path.name for path in (out / "plots").glob("*.png")) == [
         "accuracy_over_bytes.png",
         "accuracy_over_rounds.png",

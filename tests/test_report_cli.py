@@ -43,7 +43,7 @@ def test_command_line_groups_by_settings(tmp_path: Path, capsys: pytest.CaptureF
         (["x=high/0", "y=high/0", "--out", "out"], "Expected every run once but got high/0 again"),
         (
             ["x=high/0", "x=low/1", "--out", "out"],
-            "Expected runs of group x to differ in their seed alone but got model.lr 0.1 in",
+            "Expected runs of group x to differ only in their seed but got model.lr 0.1 in",
         ),
         (["x=high/0", "x=again/0", "--out", "out"], "Expected one run per seed in group x but got seed 0 in"),
         (["high/0", "--out", "out", "--target=0"], "Expected --target, an accuracy, above 0 and at most 1 but got 0"),
@@ -87,7 +87,8 @@ def test_unfinished_runs_and_mixed_data_are_taken_if_asked_and_said(tmp_path: Pa
     report([*runs, "--out", tmp_path / "out", "--unfinished", "--mixed_data"])
     text = (tmp_path / "out/report.md").read_text()
     assert "Not finished: 0 of short has 3 of 8 rounds." in text
-    assert "Runs have different numbers of rounds (high 8, short 3), and each is taken after its own last one." in text
+    rounds = "(high 8, short 3), and each run is evaluated after its last round."
+    assert f"Runs have different numbers of rounds {rounds}" in text
     assert "Different data: data.num\\_clients is 4 in high and 5 in short" in text
 
 

@@ -39,7 +39,7 @@ def test_groups_are_compared_after_the_last_round_that_all_validated(tmp_path: P
     assert "so accuracies are those of validation after round 6, the last that all runs validated" in text
     table = cells(text, "Validation accuracy after round 6, by name of the level")
     assert table[1:] == [["one", "60.00 %"], ["two", "50.00 %"]]
-    clients = cells(text, "Accuracy on clients' own test data after round 6")
+    clients = cells(text, "Accuracy on the clients' test data after round 6")
     assert [row[1] for row in clients[1:]] == ["60.00 %", "50.00 %"]
     assert "after the last round" not in text
     write_report(groups, tmp_path / "out")
@@ -50,7 +50,7 @@ def test_groups_are_compared_after_the_last_round_that_all_validated(tmp_path: P
 
 def test_without_a_common_round_there_are_dashes(tmp_path: Path) -> None:
     text = text_of(untested(tmp_path, {"one": {3: 0.3, 8: 0.8}, "two": {6: 0.5}}))
-    assert "there is no round that all of them validated, so there are no final accuracies" in text
+    assert "there is no round that all runs validated, so there are no final accuracies" in text
     table = cells(text, "Validation accuracy after a round that all validated, by name of the level")
     assert table[1:] == [["one", "–"], ["two", "–"]]
 
@@ -69,8 +69,8 @@ def test_a_value_is_of_its_round_and_not_of_an_older_one(tmp_path: Path) -> None
 def test_different_numbers_of_rounds_are_said_beside_the_accuracies(tmp_path: Path) -> None:
     groups = {"long": [write_run(tmp_path / "long")], "short": [write_run(tmp_path / "short", rounds=5)]}
     text = text_of(groups)
-    said = "Runs have different numbers of rounds (long 8, short 5), and each is taken after its own last one."
-    assert text.index("## What came out") < text.index(said) < text.index("Test accuracy")
+    said = "Runs have different numbers of rounds (long 8, short 5), and each run is evaluated after its last round."
+    assert text.index("## Results") < text.index(said) < text.index("Test accuracy")
     assert "different numbers of rounds" not in text_of(two_groups(tmp_path / "same"))
 
 
@@ -90,7 +90,8 @@ def test_a_budget_compares_levels_of_one_size(tmp_path: Path) -> None:
 
 
 def test_a_budget_without_sizes_says_that_columns_are_names(tmp_path: Path) -> None:
-    assert "A column is a name of a level; sizes are not known." in text_of(two_groups(tmp_path, seeds=[0]))
+    text = text_of(two_groups(tmp_path, seeds=[0]))
+    assert "The levels of a column have the same name; their sizes are unknown." in text
 
 
 def test_a_level_without_a_width_is_described_without_it(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_level_without_a_width_is_described_without_it(tmp_path: Path) -> None
 def test_small_times_are_not_zero(tmp_path: Path) -> None:
     costs = {"comm/up_bytes_total": 1e6, "sim/seconds_total": 0.0056}
     text = text_of({"g": [write_run(tmp_path / "g", per_round=costs)]})
-    assert cells(text, "The groups, and what a run took in all")[1][-1] == "0.045 s"
+    assert cells(text, "The groups, and the total costs of a run")[1][-1] == "0.045 s"
 
 
 @pytest.mark.parametrize("name", ["模型", "مدل", "🙂"])

@@ -148,7 +148,7 @@ def test_words_claim_an_order_exactly_where_spreads_lie_apart(results: dict[str,
     )
     assert (" is highest" in said) == highest
     assert all(name in said for name in results)
-    assert ("there is one run" in said) == (len(several) < len(results))
+    assert ("There is only one run" in said) == (len(several) < len(results))
 
 
 costs = st.dictionaries(st.sampled_from("abcd"), st.integers(50, 200).map(float), min_size=1)

@@ -98,13 +98,13 @@ def test_a_second_fit_goes_on_with_the_next_rounds_and_says_so(fit: Fit, caplog:
     whole, halves, module = Cohorts(), Cohorts(), small_module()
     fit(small_module(), rounds=4, callbacks=[whole], limit_val_batches=0)
     fit(module, rounds=2, callbacks=[halves], limit_val_batches=0)
-    assert "rounds behind it" not in caplog.text
+    assert "rounds and continues" not in caplog.text
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         trainer = fit(module, rounds=2, name="second", callbacks=[halves], limit_val_batches=0)
     assert halves.rounds == whole.rounds
     assert whole.rounds[:2] != whole.rounds[2:]
     assert rows(trainer)["step"].tolist() == [2, 3]
-    assert "has 2 rounds behind it and goes on with round 2" in caplog.text
+    assert "has done 2 rounds and continues with round 2" in caplog.text
 
 
 def test_a_submodel_can_be_taken_after_training(fit: Fit) -> None:

@@ -301,7 +301,7 @@ def test_levels_of_a_run(fit: Fit) -> None:
         ({"assignment": Fixed({"a": 0})}, {}, "positive proportion for level a but got 0"),
         ({"selection": Uniform(13)}, {}, "number of clients, 12, but got 13"),
         ({}, {"limit_train_batches": 0}, "limit_train_batches of at least 1 or null, .* got 0: no round would be run"),
-        ({}, {"max_steps": 0}, "trainer.max_steps, of which a round takes one, of at least 1 but got 0"),
+        ({}, {"max_steps": 0}, "trainer.max_steps, a limit of the rounds, of at least 1 but got 0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_first_round(

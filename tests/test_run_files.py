@@ -70,7 +70,7 @@ def test_damaged_metrics_are_named(tmp_path: Path, was: str, now: str, said: str
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("levels.csv", LEVELS, "at least one row in .*levels.csv but got a header alone"),
+        ("levels.csv", LEVELS, "at least one row in .*levels.csv but got only a header"),
         (
             "levels.csv",
             LEVELS + "a,1,,9,9,9,9,9\na,1,,9,9,9,9,9\n",
@@ -80,7 +80,7 @@ def test_damaged_metrics_are_named(tmp_path: Path, was: str, now: str, said: str
         ("levels.csv", LEVELS + "a,x,,9,9,9,9,9\n", "finite numbers from 0 in column 'width' of .* but got 'x'"),
         ("levels.csv", LEVELS + "a,1,inf,9,9,9,9,9\n", "finite numbers from 0 in column 'depth' of .* but got inf"),
         ("levels.csv", LEVELS + "a,1,,9,9,-9,9,9\n", "from 0 in column 'training_flops' of .* but got -9 in line 2"),
-        ("clients.csv", CLIENTS, "at least one row in .*clients.csv but got a header alone"),
+        ("clients.csv", CLIENTS, "at least one row in .*clients.csv but got only a header"),
         ("clients.csv", CLIENTS + "0,a,3,3,50,1\n", "shares from 0 to 1 in column 'accuracy' of .* but got 50"),
         ("clients.csv", CLIENTS + "0,a,3,3,1,-1\n", "shares from 0 to 1 in column 'own_accuracy' of .* but got -1"),
         (

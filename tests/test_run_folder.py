@@ -222,7 +222,7 @@ def test_a_folder_is_one_process_s_own(logger: RunFolder) -> None:
     said, saying = multiprocessing.Pipe(duplex=False)
     other = multiprocessing.get_context("fork").Process(target=opened, args=(folder, saying))
     other.start()
-    assert "this process alone but got" in said.recv()
+    assert "that no other process uses but got" in said.recv()
     other.join()
     RunFolder(folder=folder).log_metrics({"lr": 0.2}, step=1)  # a resume in the same process
     del logger

@@ -48,7 +48,7 @@ def test_every_sample_is_somebodys_once() -> None:
     assert held_out == numbers(numbered().resident.validation.inputs)
     assert server == numbers(numbered(server_fraction=0.25).resident.server.inputs)
     assert server != numbers(numbered(server_fraction=0.25, seed=1).resident.server.inputs)
-    assert f", {len(server)} the server's, 40 held out" in data.summary()
+    assert f", {len(server)} at the server, 40 held out" in data.summary()
     assert data.unassigned == 0
 
 

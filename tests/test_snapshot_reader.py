@@ -199,7 +199,7 @@ def test_what_is_not_there_is_told_in_one_line(kept: Path, tmp_path: Path) -> No
     )
     save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     refusals: list[tuple[Callable[[], object], str]] = [
-        (lambda: load_snapshots(kept / "none"), "none/snapshots but got none: --snapshots.every keeps them"),
+        (lambda: load_snapshots(kept / "none"), "none/snapshots but got none: set --snapshots.every to keep them"),
         (lambda: load_snapshots(kept)[1], "a round with a snapshot in .*, 0, but got 1"),
         (lambda: load_snapshots(tmp_path)[7], "round-00007.safetensors but got a damaged file: it is of round 0"),
         (lambda: Snapshot(kept / "none.safetensors"), "no file that can be read: .*none.safetensors"),

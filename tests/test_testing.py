@@ -89,8 +89,8 @@ class Takes(Identity):
         (lambda: Applied(swapped), "strictly rising indices within the vector from Applied"),
         (lambda: Applied(lambda p_D: DenseUpdate(torch.rand_like(p_D))), "the same update of the same vector"),
         (Unkept, "Unkept.settings to have every argument .* but got none for density"),
-        (Counting, "Counting to learn from accepted updates alone, by observe"),
-        (lambda: Counting(observes=True), "Counting to go on from a saved state as without it"),
+        (Counting, "Counting to learn only from accepted updates, by observe"),
+        (lambda: Counting(observes=True), "Counting to continue from a saved state as without saving"),
         (lambda: Counting(saves=True, observes=True), "Counting.state_dict to have plain types and tensors"),
         (Takes, r"Takes.compress to refuse a vector of \[\[1.0"),
         (lambda: 3, "a Compressor, or a function that makes one but got int"),
@@ -140,11 +140,11 @@ def each(values: dict[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[
         (lambda: Changed(lambda _, d, h: None), "two dicts, steps and holders, from Changed.compute"),
         (lambda: Changed(lambda _, d, h: (each(d, lambda t: t[None]), h)), r"Expected a step of .* for 'kernel'"),
         (lambda: Changed(lambda _, d, h: (d, each(h, torch.ones_like))), "holders above 0 exactly where a client"),
-        (lambda: Changed(lambda _, d, h: (each(d, lambda t: t + 1), h)), "a step of 0 where nobody holds an entry"),
-        (lambda: Changed(lambda _, d, h: (each(d, lambda t: t / 0), h)), "a step of 0 where nobody|a finite step of"),
+        (lambda: Changed(lambda _, d, h: (each(d, lambda t: t + 1), h)), "a step of 0 where no client holds an entry"),
+        (lambda: Changed(lambda _, d, h: (each(d, lambda t: t / 0), h)), "step of 0 where no client|finite step of"),
         (lambda: Changed(lambda _, d, h: (each(d, torch.zeros_like), h)), "a step that follows vectors and exact"),
         (lambda: Changed(lambda _, d, h: (each(d, lambda t: t * torch.rand(())), h)), "the same step of the same"),
-        (lambda: Changed(lambda s, d, h: (each(d, lambda t: t * s.rounds), h)), "to go on from a saved state as"),
+        (lambda: Changed(lambda s, d, h: (each(d, lambda t: t * s.rounds), h)), "to continue from a saved state as"),
         (Scaling, "Scaling.update to read the update only"),
         (lambda: Scaling(senders=True), "holders of what a client holds, sent or not, from Scaling"),
     ],
@@ -192,9 +192,9 @@ class Weighs(Uniform):
         ),
         (
             lambda: Picks(lambda round, probe, calls: list(probe.clients[-(calls % 2) :][:1])),
-            "go on from a saved state",
+            "continue from a saved state",
         ),
-        (lambda: Asks(lambda r, probe, c: [*probe.clients, *map(int, probe.losses([]))]), "to ask the probe nothing"),
+        (lambda: Asks(lambda r, probe, c: [*probe.clients, *map(int, probe.losses([]))]), "not to use the probe"),
         (Weighs, "a weight above 0 for each client of the cohort from Weighs"),
     ],
 )
@@ -236,7 +236,7 @@ def in_turn(labels: Tensor, clients: int, order: Tensor) -> list[Tensor]:
         (lambda: Shares(lambda y, n, g: in_turn(y, n, torch.arange(len(y)) + 1)), "positions of samples from Shares"),
         (lambda: Shares(lambda y, n, g: in_turn(y, n, torch.arange(len(y) - 1))), "every sample at a client"),
         (lambda: Shares(lambda y, n, g: in_turn(y.add_(1), n, torch.arange(len(y)))), "labels that are left as they"),
-        (lambda: Shares(lambda y, n, g: in_turn(y, n, torch.randperm(len(y)))), "from the generator alone"),
+        (lambda: Shares(lambda y, n, g: in_turn(y, n, torch.randperm(len(y)))), "only from the generator"),
         (lambda: Shares(refuses), 'a refusal of one line, "Expected'),
         (Lax, "Lax to refuse 21 clients for 20 samples"),
     ],
@@ -322,7 +322,7 @@ class Learnt(RandomMask):
 
 
 def test_a_rule_that_forgets_what_it_learnt() -> None:
-    broken(lambda: testing.check_part_rule(Learnt), "Learnt to go on from a saved state as without it")
+    broken(lambda: testing.check_part_rule(Learnt), "Learnt to continue from a saved state as without saving")
 
 
 class Net(nn.Module):
@@ -352,7 +352,7 @@ COUNT = iter(range(1000))
     ("wrong", "message"),
     [
         ("size", "a smaller Net at width 0.5 than at width 1"),
-        ("random", "initial values of Net from torch's generator alone"),
+        ("random", "initial values of Net only from torch's generator"),
         ("outputs", r"outputs of shape \(9, 3\) from the net at level l0"),
         ("order", "the leading channels and first stages of the global net"),
         ("unused", "a finite gradient of 'unused.weight' in Net at width 1 but got none"),

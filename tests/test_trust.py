@@ -109,7 +109,7 @@ def test_what_is_no_list_of_packages_is_refused(
     text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HETFL_TRUSTED", text)
-    assert "Expected packages divided by commas in HETFL_TRUSTED" in refused(capsys, ["describe", *SHORT])
+    assert "Expected packages separated by commas in HETFL_TRUSTED" in refused(capsys, ["describe", *SHORT])
 
 
 def test_the_packages_that_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:

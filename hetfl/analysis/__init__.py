@@ -1,4 +1,4 @@
-"""Runs to tables and plots: what a run folder holds, read back; snapshots kept while a run goes on; their anatomy."""
+"""Tables and plots of runs: readers for run folders, snapshots during a run, and the analysis of sub-models."""
 
 from hetfl.analysis.anatomy import LevelDrift, channel_norms
 from hetfl.analysis.anatomy_plots import plot_channel_norms, plot_drift, plot_holders, plot_mean_holders

@@ -1,4 +1,4 @@
-"""The anatomy of aggregated sub-models: how far a level's clients pull from the global model, where the norm lies."""
+"""Analysis of aggregated sub-models: the drift of each level from the global model, and the norms of channels."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from hetfl.updates import Update
 
 
 class LevelDrift(FederatedCallback):
-    r"""Follows how far each level drifts from the global model: what its clients alone would have made of it.
+    r"""Measures the drift of each level: the distance of its own aggregate from the new global model.
 
     .. math:: d_l = \frac{\lVert (\theta_t + \Delta_l - \theta_{t+1})_{H_l} \rVert_2}
         {\lVert (\theta_{t+1})_{H_l} \rVert_2}
 
-    with :math:`\Delta_l` what the run's own aggregator makes of the updates of level l alone, as the server decoded
-    them, and :math:`H_l` the entries of the trained tensors that these clients hold. It is 0 where nobody else holds
-    them and the server takes the mean as it is, and where nobody trains. Snapshots have no updates, so this is gathered
-    while a run goes on; it changes nothing, and takes the memory of one global model and one more per level.
+    with :math:`\Delta_l` the aggregate of the decoded updates of level l alone, by the aggregator of the run, and
+    :math:`H_l` the entries of the trained tensors that the clients of these updates hold. The drift is 0 if no other
+    level holds these entries and the server applies the mean unchanged. Snapshots have no updates, so the drift must be
+    measured during the run. It does not change the run, and needs memory for one global model plus one per level.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class LevelDrift(FederatedCallback):
         self._levels: dict[str, tuple[Aggregator, int]] = {}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the global model as the round finds it."""
+        """Keep a copy of the global model before the round."""
         module = cast(FederatedModule, pl_module)
         self._before = {name: module.models.tensors[0][name].detach().clone() for name in module.models.trained}
         self._levels = {}
@@ -59,13 +59,13 @@ class LevelDrift(FederatedCallback):
         self._levels[report.level] = aggregator, clients + 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare every level with the global model that came out of the round."""
+        """Compare the aggregate of every level with the global model after the round."""
         module = cast(FederatedModule, pl_module)
         for level in module.levels:
             clients, (distance, norm) = 0, (math.nan, math.nan)
             if level in self._levels:
                 aggregator, clients = self._levels[level]
-                distance, norm = _apart(self._before, aggregator, module.models.tensors[0])
+                distance, norm = _distance(self._before, aggregator, module.models.tensors[0])
             self._rows.append(
                 {
                     "step": module.models.last_round,
@@ -90,23 +90,22 @@ class LevelDrift(FederatedCallback):
 def channel_norms(
     weights: Mapping[str, Tensor], indices: Mapping[str, Index], tensors: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    r"""Return the norm of every output channel in index order, and how much of the layer's lies up to it.
+    r"""Return the norm of every output channel in index order, and the cumulative share of the squared norm.
 
     .. math:: n_c = \lVert W_{c, \cdot} \rVert_2, \qquad s_c = \frac{\sum_{i \le c} n_i^2}{\sum_i n_i^2}
 
     Args:
-        weights: the global model's tensors by name; the first dimension is the output channel.
-        indices: per level, what its sub-model holds, positions and masks included: ``module.levels.indices`` where
-            parts are leading blocks; under any rule :meth:`hetfl.analysis.Snapshot.part`, or
-            ``module.parts.of_level(level, round)``.
-        tensors: names of the tensors to look at; None: all of two or more dimensions.
+        weights: the tensors of the global model by name; the first dimension is the output channel.
+        indices: the part of each level: ``module.levels.indices`` if parts are leading blocks; under any part rule
+            :meth:`hetfl.analysis.Snapshot.part`, or ``module.parts.of_level(level, round)``.
+        tensors: names of the tensors; None: all tensors of two or more dimensions.
 
     Returns:
         A row per tensor and channel: ``tensor``, ``channel``, ``norm`` and ``share`` in float64, and ``level``, the
-        smallest that holds the channel.
+        smallest level that holds the channel.
 
     Raises:
-        ConfigurationError: there is no such tensor, or none is asked for.
+        ConfigurationError: a tensor is unknown, or ``tensors`` is empty.
     """
     names = [name for name in weights if weights[name].dim() > 1] if tensors is None else list(tensors)
     unknown = [name for name in names if name not in weights]
@@ -129,7 +128,7 @@ def channel_norms(
 
 
 def _channels(part: Part, name: str) -> list[int]:
-    """Return the channels of a tensor of which a part holds an entry."""
+    """Return the channels of a tensor in which a part holds at least one entry."""
     if name not in part:
         return []
     first = part[name][0]
@@ -140,12 +139,12 @@ def _channels(part: Part, name: str) -> list[int]:
     return [channel for channel, held in zip(channels, held_C.tolist(), strict=True) if held]
 
 
-def _apart(before: Mapping[str, Tensor], aggregator: Aggregator, after: Mapping[str, Tensor]) -> tuple[float, float]:
-    """Return how far a level's own step ends from the global model, and the norm of that, where the level holds it."""
+def _distance(before: Mapping[str, Tensor], aggregator: Aggregator, after: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Return the distance of a level's aggregate from the global model, and the norm of the latter, on held entries."""
     delta, holders = aggregator.compute()
-    apart, size = 0.0, 0.0
+    distance, size = 0.0, 0.0
     for name, start in before.items():
         end, held = after[name].detach(), holders[name] > 0
-        apart += float((start + delta[name] - end)[held].double().square().sum())
+        distance += float((start + delta[name] - end)[held].double().square().sum())
         size += float(end[held].double().square().sum())
-    return math.sqrt(apart), math.sqrt(size)
+    return math.sqrt(distance), math.sqrt(size)

@@ -1,4 +1,4 @@
-"""Figures of who holds what, how far the levels drift, and where a layer's norm lies."""
+"""Figures of the holders of entries, the drift of levels, and the norms of channels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def plot_mean_holders(table: pd.DataFrame) -> Figure:
     """Draw how many clients of each level hold an entry of a tensor in a round: stacked bars, one per tensor.
 
     Args:
-        table: what :func:`hetfl.analysis.mean_holders` returns.
+        table: the result of :func:`hetfl.analysis.mean_holders`.
     """
     figure, axes = new_figure(
         "Holders per layer and round",
-        "Look for short bars: an entry of such a layer is the mean of few clients' updates, and the bar's colours say "
-        "of which levels they are.",
+        "Look for short bars: an entry of such a layer is the mean of few clients' updates. The colours show the "
+        "levels of these clients.",
         height=0.9 + 0.24 * len(table),
     )
     ax, before = axes[0, 0], np.zeros(len(table))
@@ -44,14 +44,14 @@ def plot_mean_holders(table: pd.DataFrame) -> Figure:
 def plot_holders(holders: Mapping[str, Tensor], tensors: Sequence[str] | None = None) -> Figure:
     """Draw how many clients ever held each entry: a map per tensor, output channels by input channels.
 
-    Further dimensions, those of a kernel, are averaged over; all maps have one scale.
+    Kernel dimensions are averaged. All maps have the same colour scale.
 
     Args:
-        holders: what :func:`hetfl.analysis.holders` returns.
-        tensors: names of the tensors to show, of two or more dimensions; None: all such.
+        holders: the result of :func:`hetfl.analysis.holders`.
+        tensors: names of tensors of two or more dimensions; None: all of them.
 
     Raises:
-        ConfigurationError: a name is of no such tensor.
+        ConfigurationError: a name is unknown, or its tensor has fewer than two dimensions.
     """
     maps = [name for name, counts in holders.items() if counts.dim() > 1]
     names = maps if tensors is None else list(tensors)
@@ -61,8 +61,8 @@ def plot_holders(holders: Mapping[str, Tensor], tensors: Sequence[str] | None = 
         )
     figure, axes = grid_figure(
         "Clients that ever held an entry",
-        "Look for the dark rim: entries that few clients ever trained, so that what they learn comes from few clients' "
-        "data.",
+        "Look for dark regions: few clients ever trained these entries, so the entries depend on the data of few "
+        "clients.",
         len(names),
         columns=3,
         side=2.3,
@@ -83,21 +83,21 @@ def plot_holders(holders: Mapping[str, Tensor], tensors: Sequence[str] | None = 
 
 
 def plot_drift(table: pd.DataFrame) -> Figure:
-    """Draw how far each level drifts from the global model, round by round.
+    """Draw the drift of each level from the global model over rounds.
 
     Args:
-        table: what :meth:`hetfl.analysis.LevelDrift.table` returns.
+        table: the result of :meth:`hetfl.analysis.LevelDrift.table`.
 
     Raises:
-        ConfigurationError: the table has no round.
+        ConfigurationError: the table has no row with a drift.
     """
     known = table.dropna(subset="drift")
     if known.empty:
-        raise ConfigurationError("Expected the drift of at least one round but got none: follow it while a run goes on")
+        raise ConfigurationError("Expected the drift of at least one round but got none: use LevelDrift during the run")
     figure, axes = new_figure(
         "Drift of each level from the global model",
-        "Look for a line that stays above the others: this level's clients alone would have made something else of "
-        "their part of the model than the round did.",
+        "Look for a line that stays above the others: the updates of this level alone would give a different part of "
+        "the model than the updates of all levels.",
     )
     ax = axes[0, 0]
     colours, ends = level_colours([str(level) for level in table["level"].unique()]), {}
@@ -121,13 +121,13 @@ def plot_channel_norms(table: pd.DataFrame) -> Figure:
     """Draw the norm of every output channel in index order, coloured by the smallest level that holds it.
 
     Args:
-        table: what :func:`hetfl.analysis.channel_norms` returns.
+        table: the result of :func:`hetfl.analysis.channel_norms`.
     """
     names = list(table["tensor"].unique())
     figure, axes = grid_figure(
         "Norm of every output channel, in index order",
-        "Look for a staircase: where the first channels, which all levels share, stand above the rest, the prefix "
-        "carries the layer, and small levels lose little; a letter names the smallest level that holds what is below.",
+        "Look for steps: if the first channels, which all levels share, are higher than the rest, small levels lose "
+        "little. A letter is the smallest level that holds the channels below it.",
         len(names),
         columns=3,
         side=2.0,

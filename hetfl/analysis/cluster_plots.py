@@ -1,4 +1,4 @@
-"""Figures of a run's clusters: who was in which one when, and how they split."""
+"""Figures of the clusters of a run: the cluster of each client over rounds, and the splits of clusters."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from hetfl.errors import ConfigurationError
 from hetfl.runs.headline import headline_in
 
 ROW_INCHES = 0.13
-"""Height of a client's row; ..."""
+"""Height of the row of a client, in inches."""
 HIGHEST = 8.0
-"""... of all rows together at most so much, in inches."""
+"""Maximum height of all rows together, in inches."""
 NOBODY = (0.93, 0.93, 0.93, 1.0)
-"""The colour of a client that has no cluster yet."""
+"""Colour of a client without a cluster."""
 
 
 def plot_assignments(table: pd.DataFrame, rounds: int) -> Figure:
-    """Draw every client's cluster over the rounds, clients of one cluster side by side.
+    """Draw the cluster of every client over the rounds; clients of the same cluster are neighbours.
 
     Args:
-        table: what :func:`load_clusters` returned.
+        table: the result of :func:`load_clusters`.
         rounds: number of rounds.
     """
     figure, axes = new_figure(
-        "Who is in which cluster",
-        "Look for rows that change colour late: clients between two clusters. Grey: not asked yet.",
+        "Cluster of each client",
+        "Look for rows that change colour late: clients between two clusters. Grey: no cluster yet.",
         height=assignments_height(table),
     )
     draw_assignments(axes[0, 0], table, rounds)
@@ -48,12 +48,12 @@ def plot_assignments(table: pd.DataFrame, rounds: int) -> Figure:
 
 
 def assignments_height(table: pd.DataFrame) -> float:
-    """Return how high axes with every client's cluster are to be, in inches."""
+    """Return the height of the axes with the cluster of every client, in inches."""
     return max(1.6, 0.9 + min(ROW_INCHES * (int(table["client"].max()) + 1), HIGHEST))
 
 
 def draw_assignments(ax: Axes, table: pd.DataFrame, rounds: int) -> None:
-    """Draw every client's cluster over the rounds into axes; see :func:`plot_assignments`."""
+    """Draw the cluster of every client over the rounds into axes; see :func:`plot_assignments`."""
     clusters_NR = assignments(table, rounds)
     order = np.lexsort((np.arange(len(clusters_NR)), clusters_NR[:, -1]))
     colours = cluster_colours(int(clusters_NR.max()) + 1)
@@ -64,7 +64,7 @@ def draw_assignments(ax: Axes, table: pd.DataFrame, rounds: int) -> None:
         vmax=len(colours) - 0.5,
         aspect="auto",
         interpolation="nearest",
-        extent=(0.5, rounds + 0.5, len(order) - 0.5, -0.5),  # the first column is of the first round done
+        extent=(0.5, rounds + 0.5, len(order) - 0.5, -0.5),  # the first column is after one round
     )
     few = len(order) <= 100
     ax.set_yticks(range(len(order)) if few else [], [str(client) for client in order] if few else [])
@@ -84,21 +84,21 @@ def draw_assignments(ax: Axes, table: pd.DataFrame, rounds: int) -> None:
 
 
 def plot_cluster_tree(table: pd.DataFrame, rounds: int) -> Figure:
-    """Draw how clusters split: a line per cluster over the rounds, with the number of its clients.
+    """Draw how clusters split: a line per cluster over the rounds, with its number of clients.
 
     Args:
-        table: what :func:`load_clusters` returned.
+        table: the result of :func:`load_clusters`.
         rounds: number of rounds.
 
     Raises:
-        ConfigurationError: the table tells of no split.
+        ConfigurationError: the table has no split.
     """
     splits = splits_of(table)
     if not splits:
         raise ConfigurationError("Expected clusters that were split but got none")
     figure, axes = new_figure(
         "How clusters split",
-        "Look for when a line forks, and into how many clients: a fork late in the run leaves its parts little time.",
+        "Look for the round of each fork and the numbers of clients: clusters of a late fork train for few rounds.",
         height=tree_height(splits),
     )
     draw_tree(axes[0, 0], table, splits, rounds)
@@ -106,17 +106,17 @@ def plot_cluster_tree(table: pd.DataFrame, rounds: int) -> Figure:
 
 
 def tree_height(splits: Sequence[ClusterSplit]) -> float:
-    """Return how high axes with the tree of clusters are to be, in inches."""
+    """Return the height of the axes with the tree of clusters, in inches."""
     return max(1.4, 0.9 + 0.42 * (len(splits) + 1))
 
 
 def draw_tree(ax: Axes, table: pd.DataFrame, splits: Sequence[ClusterSplit], rounds: int) -> None:
-    """Draw how clusters split into axes; see :func:`plot_cluster_tree`."""
+    """Draw the splits of clusters into axes; see :func:`plot_cluster_tree`."""
     order = [0]
-    for split in splits:  # a child lies right below its parent and what came out of it before
+    for split in splits:  # a child is right below its parent, above earlier children
         order.insert(order.index(split.parent) + 1, split.child)
     clusters_NR, colours = assignments(table, rounds), cluster_colours(len(order))
-    begins = {0: 0, **{split.child: split.round + 1 for split in splits}}  # a split is at the end of its round
+    begins = {0: 0, **{split.child: split.round + 1 for split in splits}}  # a cluster splits at the end of a round
     for row, cluster in enumerate(order):
         changes = [begins[cluster], *(split.round + 1 for split in splits if split.parent == cluster), rounds]
         ax.plot([changes[0], rounds], [row, row], color=colours[cluster], lw=2.5, solid_capstyle="butt")
@@ -137,10 +137,10 @@ def draw_tree(ax: Axes, table: pd.DataFrame, splits: Sequence[ClusterSplit], rou
 
 
 def plot_clusters(folder: str | Path) -> list[Path]:
-    """Write the figures of a run that has ``clusters.csv`` into its folder ``plots``; return the files.
+    """Write the figures of the clusters of a run into its folder ``plots``; return the files, none without clusters.
 
     Raises:
-        ConfigurationError: the table or the run's ``metrics.csv`` can't be read.
+        ConfigurationError: ``clusters.csv`` or ``metrics.csv`` of the run cannot be read.
     """
     folder = Path(folder)
     if not (folder / "clusters.csv").is_file():
@@ -156,7 +156,7 @@ def plot_clusters(folder: str | Path) -> list[Path]:
 
 
 def cluster_colours(count: int) -> list[Colour]:
-    """Return a colour per cluster: of ten for ten or fewer, else along a map."""
+    """Return a colour per cluster: distinct colours for at most ten, and otherwise colours of a colour map."""
     if count <= 10:
         return [colormaps["tab10"](cluster) for cluster in range(count)]
     return [colormaps["turbo"](cluster / (count - 1)) for cluster in range(count)]

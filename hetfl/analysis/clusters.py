@@ -1,4 +1,4 @@
-"""Who was in which cluster when, and how clusters split: a run's ``clusters.csv``, read back."""
+"""A reader for ``clusters.csv`` of a run: the cluster of each client over rounds, and the splits of clusters."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ COLUMNS = ["round", "client", "cluster"]
 
 @dataclass(frozen=True)
 class ClusterSplit:
-    """A cluster that became two.
+    """A split of a cluster into two.
 
     Attributes:
-        round: at the end of which it was split.
-        parent: its number, which one part keeps.
-        child: the number of the other part.
+        round: the cluster is split at the end of this round.
+        parent: the number of the cluster, which one of the two keeps.
+        child: the number of the new cluster.
     """
 
     round: int
@@ -31,10 +31,10 @@ class ClusterSplit:
 
 
 def load_clusters(folder: str | Path) -> pd.DataFrame:
-    """Return a run's ``clusters.csv``: a row for every time that a client's cluster changed.
+    """Return ``clusters.csv`` of a run: a row for every change of the cluster of a client.
 
     Raises:
-        ConfigurationError: there is no such file, or it is another table.
+        ConfigurationError: the file is missing, or is not such a table.
     """
     path = Path(folder) / "clusters.csv"
     if not path.is_file():
@@ -43,8 +43,8 @@ def load_clusters(folder: str | Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
         whole = list(table.columns) == COLUMNS and all(kind.kind == "i" for kind in table.dtypes)
-        whole = whole and isinstance(table.index, pd.RangeIndex)  # else a line has a cell too many
-    except ValueError:  # no table at all
+        whole = whole and isinstance(table.index, pd.RangeIndex)  # otherwise a line has too many cells
+    except ValueError:  # not a table
         whole = False
     if not whole or not len(table) or int(table.to_numpy().min()) < 0:
         raise ConfigurationError(f"Expected whole numbers in columns {', '.join(COLUMNS)} of {path} but got others")
@@ -52,27 +52,27 @@ def load_clusters(folder: str | Path) -> pd.DataFrame:
 
 
 def assignments(table: pd.DataFrame, rounds: int) -> NDArray[np.int64]:
-    """Return each client's cluster after each round, shape (N, rounds), -1 while it has none.
+    """Return the cluster of each client after each round, shape (N, rounds); -1 before its first cluster.
 
     Args:
-        table: what :func:`load_clusters` returned.
+        table: the result of :func:`load_clusters`.
         rounds: number of rounds.
     """
-    found = np.full((int(table["client"].max()) + 1, rounds), -1, dtype=np.int64)
+    clusters_NR = np.full((int(table["client"].max()) + 1, rounds), -1, dtype=np.int64)
     for round, client, cluster in table[COLUMNS].itertuples(index=False):
-        found[client, round:] = cluster
-    return found
+        clusters_NR[client, round:] = cluster
+    return clusters_NR
 
 
 def has_splits(folder: str | Path) -> bool:
-    """Return whether clusters of a run come about by splits alone: it has ``cluster_tree.csv``, as of ClusteredFL."""
+    """Return whether the clusters of a run change only by splits, as in ClusteredFL: it has ``cluster_tree.csv``."""
     return (Path(folder) / "cluster_tree.csv").is_file()
 
 
 def splits_of(table: pd.DataFrame) -> list[ClusterSplit]:
-    """Return the splits that a table tells of; none if clients changed clusters in another way.
+    """Return the splits in a table; empty if clients changed clusters in another way.
 
-    Clients that choose can move as if a cluster was split: ask :func:`has_splits` first.
+    Clients that choose their cluster can also move as if a cluster was split, so call :func:`has_splits` first.
     """
     present: dict[int, int] = {}
     splits: dict[int, ClusterSplit] = {}

@@ -1,4 +1,4 @@
-"""Who has what data, as a figure: the labels of each client, and its size."""
+"""The figure of the partition: the labels of each client, and its number of samples."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from hetfl.data.mix import evenly_spaced
 from hetfl.files import make_folder, write_whole
 
 MOST_CLIENTS = 50
-"""Rows of the figure; of more clients, so many at even distances."""
+"""Maximum number of rows; of more clients the figure shows this number at even distances."""
 MOST_KINDS = 6
-"""Kinds of inputs that are told apart by colour."""
+"""Maximum number of kinds of inputs that have different colours."""
 PLAIN_COLOUR = "0.4"
 
 
 def plot_labels(clients: pd.DataFrame) -> Figure:
-    """Draw how many targets of each label each client has, as dots, and how many samples it has in all, as bars.
+    """Draw the number of targets of each label at each client as dots, and the number of samples as bars.
 
-    Where targets have no labels, or too many for a table, there are bars alone.
+    Without labels, or with too many labels for a table, there are only bars.
 
     Args:
-        clients: what :func:`hetfl.data.client_table` returns.
+        clients: the result of :func:`hetfl.data.client_table`.
     """
     classes = [name for name in clients.columns if name.startswith("class_")]
     rows = clients.iloc[evenly_spaced(len(clients), MOST_CLIENTS)]
@@ -44,15 +44,15 @@ def plot_labels(clients: pd.DataFrame) -> Figure:
     largest = counts_NK.max()
     figure, axes = new_figure(
         f"Labels of each client{some}",
-        f"The area of a dot is a number of training samples, {largest:,.0f} for the largest. Look for gaps in a row: "
-        "classes that the client never sees; and for bars of different length.",
+        f"The area of a dot is a number of training samples, {largest:,.0f} for the largest. Look for gaps in a row "
+        "(classes that the client does not have) and for bars of different length.",
         width=dots + bars + 1.0,
         height=row_inches * len(rows) + 0.9,
         columns=2,
     )
     left, right = axes[0]
     left.get_gridspec().set_width_ratios([dots, bars])
-    # Of many classes, dots are wider than a column: neighbours are seldom both large.
+    # With many classes the largest dots are wider than a column, because neighbours are seldom both large.
     _draw_dots(left, counts_NK, colours, points=0.95 * 72 * float(np.sqrt(row_inches * column_inches)))
     _number_rows(left, rows["client"].tolist(), row_inches)
     _draw_sizes(right, rows, colours)
@@ -64,7 +64,7 @@ def plot_labels(clients: pd.DataFrame) -> Figure:
 
 
 def _plot_sizes(rows: pd.DataFrame, title: str, row_inches: float) -> Figure:
-    """Draw how many samples each client has."""
+    """Draw the number of samples of each client."""
     note = "Look for bars of different length."
     figure, axes = new_figure(title, note, width=5.0, height=row_inches * len(rows) + 0.9)
     ax = axes[0][0]
@@ -76,7 +76,7 @@ def _plot_sizes(rows: pd.DataFrame, title: str, row_inches: float) -> Figure:
 
 
 def _draw_sizes(ax: Axes, rows: pd.DataFrame, colours: list[tuple[float, float, float, float] | str]) -> None:
-    """Draw a bar per row as long as the client has training samples."""
+    """Draw a bar per row, whose length is the number of training samples."""
     ax.barh(range(len(rows)), rows["train_samples"], color=colours, height=0.75)
     ax.set_xlabel("training samples")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
@@ -89,8 +89,8 @@ def write_labels(clients: pd.DataFrame, folder: Path) -> list[Path]:
     """Write the figure as ``labels.png`` and ``labels.svg`` and the whole table as ``clients.csv``; return the files.
 
     Raises:
-        ConfigurationError: the folder cannot be made, because a file is there.
-        OSError: a file cannot be written; names it.
+        ConfigurationError: the folder cannot be made, because a file has its name.
+        OSError: a file cannot be written; the message names the file.
     """
     make_folder(folder, "into (--out)")
     table = folder / "clients.csv"
@@ -106,7 +106,7 @@ def _colours(rows: pd.DataFrame) -> list[tuple[float, float, float, float] | str
 
 
 def _in_order(kind: str) -> tuple[int, str]:
-    """Return what puts 90° before 180°."""
+    """Return a sort key that puts 90° before 180°."""
     return len(kind), kind
 
 
@@ -124,14 +124,14 @@ def _draw_dots(
 
 
 def _number_rows(ax: Axes, clients: list[int], row_inches: float) -> None:
-    """Write the number of every row's client, or of every second where rows are close."""
+    """Write the client number of every row, or of every second row if rows are close."""
     step = 1 if row_inches >= 1.1 * FONT_POINTS / 72 else 2
     ax.set_yticks(range(0, len(clients), step), [str(client) for client in clients[::step]])
     ax.set_ylabel("client")
 
 
 def _name_kinds(ax: Axes, kinds: dict[str, tuple[float, float, float, float] | str]) -> None:
-    """Write which colour is which kind of inputs."""
+    """Draw the legend of the kinds of inputs."""
     handles = [ax.barh([0], [0], color=kinds[kind], label=kind) for kind in sorted(kinds, key=_in_order)]
     ax.legend(
         handles=handles, title="inputs", fontsize=FONT_POINTS - 1, title_fontsize=FONT_POINTS - 1, frameon=False,

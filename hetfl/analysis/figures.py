@@ -1,4 +1,4 @@
-"""What the figures share: a heading with a sentence on what to look for, colours of levels, maps of numbers."""
+"""Helpers of all figures: a heading with a hint on what to look for, colours of levels, maps of numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hetfl.analysis.plots import FONT_POINTS, GREY, spread
 
 INCHES_PER_LETTER = 0.068
-"""Of text of :data:`FONT_POINTS`, with some room."""
+"""Mean width of a letter of :data:`FONT_POINTS`, with a margin."""
 LINE_INCHES = 1.35 * FONT_POINTS / 72
 Colour = tuple[float, float, float, float]
 
@@ -28,8 +28,8 @@ def new_figure(
     Args:
         title: what is shown.
         look_for: one sentence, wrapped below the title.
-        width: of the figure in inches.
-        height: of what is below the heading in inches.
+        width: width of the figure in inches.
+        height: height of the part below the heading in inches.
         rows: rows of axes.
         columns: columns of axes.
     """
@@ -57,9 +57,9 @@ def grid_figure(title: str, look_for: str, panels: int, *, columns: int, side: f
     Args:
         title: what is shown.
         look_for: one sentence, wrapped below the title.
-        panels: how many.
-        columns: at most so many side by side; fewer if that fills the rows better.
-        side: height of a panel in inches; it is a little wider.
+        panels: number of panels.
+        columns: maximum number of panels in a row; fewer if that fills the rows better.
+        side: height of a panel in inches; the width is a little larger.
     """
     rows = -(-panels // columns)
     columns = -(-panels // rows)
@@ -72,7 +72,7 @@ def grid_figure(title: str, look_for: str, panels: int, *, columns: int, side: f
 
 
 def level_colours(levels: Sequence[str]) -> dict[str, Colour]:
-    """Return a colour per level, from dark to light in the order given: viridis, told apart without colour vision."""
+    """Return a colour per level, from dark to light in the given order; readable without colour vision (viridis)."""
     shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.8, max(len(levels), 2)))
     return {level: tuple(shade) for level, shade in zip(levels, shades, strict=False)}
 
@@ -97,13 +97,13 @@ def number_map(
     """Draw a table as colours with its numbers in them, dark for ``low``; NaN is an empty cell.
 
     Args:
-        ax: where to draw.
+        ax: axes to draw on.
         values: shape (rows, columns).
-        rows: their names.
-        columns: their names.
+        rows: names of the rows.
+        columns: names of the columns.
         low: the value of the darkest colour.
-        high: the value of the lightest.
-        form: how to write a number, such as ``".2f"``.
+        high: the value of the lightest colour.
+        form: format of a number, such as ``".2f"``.
     """
     image = ax.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
     ax.set_yticks(range(len(rows)), rows)
@@ -133,13 +133,13 @@ def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], colours: Mappi
     """Write the name of each line beside its end, moved apart where ends are close.
 
     Args:
-        ax: axes with their limits as they will be.
-        ends: per name, the last point of its line.
-        colours: per name.
+        ax: axes with their final limits.
+        ends: the last point of each line, by name.
+        colours: the colour of each line, by name.
     """
     figure = ax.get_figure(root=True)
     assert figure is not None  # axes are on one
-    figure.draw_without_rendering()  # only then a constrained layout knows how high the axes are
+    figure.draw_without_rendering()  # a constrained layout sets the height of the axes only here
     (low, high), right = ax.get_ylim(), max(x for x, _ in ends.values())
     points = ax.get_window_extent().height * 72 / figure.get_dpi() / (high - low)  # per unit of y
     line = 1.25 * FONT_POINTS / points

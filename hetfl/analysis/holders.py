@@ -1,4 +1,4 @@
-"""Who holds what of the global model: per layer from snapshots' counts, per entry by replaying who took part."""
+"""The holders of the global model: per layer from the counts of snapshots, per entry by a replay of the cohorts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hetfl.submodel import parameters_of
 
 
 def mean_holders(layers: pd.DataFrame) -> pd.DataFrame:
-    r"""Return how many clients of each level held an entry of a tensor in a round, on average.
+    r"""Return the mean number of clients of each level that hold an entry of a tensor in a round.
 
     .. math:: \bar h_{l,t} = \frac{1}{R\,|\theta_t|} \sum_r \sum_{k \in S_r,\, \mathrm{level}(k) = l} |U_{k,t}|
 
-    with :math:`U_{k,t}` the entries of tensor t that client k sends. The counts of a snapshot are of its
-    own round alone and do not say which clients they were: a client that took part twice counts twice
-    (:func:`holders` counts clients once).
+    with :math:`U_{k,t}` the entries of tensor t that client k sends. A snapshot has the counts of one round without the
+    clients' numbers, so a client that took part twice counts twice (:func:`holders` counts it once).
 
     Args:
-        layers: what :meth:`hetfl.analysis.RunSnapshots.layers` returns: R rounds, L levels, T tensors.
+        layers: the result of :meth:`hetfl.analysis.RunSnapshots.layers`: R rounds, L levels, T tensors.
 
     Returns:
-        Clients, float64: a row per tensor in the net's order, a column per level in the run's order (T, L).
+        Numbers of clients, float64, shape (T, L): a row per tensor in the order of the net, a column per level in the
+        order of the run.
     """
     held = layers.assign(per_entry=layers["held"] / layers["entries"] / layers["step"].nunique())
     table = held.pivot_table("per_entry", "tensor", "level", aggfunc="sum", sort=False)
@@ -34,20 +34,20 @@ def mean_holders(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def holders(module: FederatedModule, rounds: int) -> dict[str, Tensor]:
-    r"""Return how many distinct clients ever held each entry of the trained tensors, by replaying who took part.
+    r"""Return the number of distinct clients that ever held each entry of the trained tensors, by a replay of cohorts.
 
     .. math:: h_j = |\{k : \exists\, t < T,\ k \in S_t,\ j \in U_k(t)\}|
 
-    with :math:`S_t` the cohort of round t and :math:`U_k(t)` what client k sends at its level of that round.
-    Cohorts and levels are functions of the module's seed and the round, so this is exact, whatever the weights; an
-    update that the server refused counts as held, as its client did train.
+    with :math:`S_t` the cohort of round t and :math:`U_k(t)` the entries that client k sends at its level of that
+    round. Cohorts and levels depend only on the seed of the module and the round, so the result is exact for any
+    weights. An update that the server refused counts as held, because its client did train.
 
     Args:
-        module: a module that has met its data: one that was trained, validated or tested.
-        rounds: number of rounds T to replay, from the first.
+        module: a module with data: one that was trained, validated or tested.
+        rounds: number of rounds T to replay, from the first round.
 
     Returns:
-        Per name of a trained tensor, int64 of its shape.
+        By name of a trained tensor, int64 counts of its shape.
 
     Raises:
         ConfigurationError: the module has no data yet, or its selection is not replayable.
@@ -65,11 +65,11 @@ def holders(module: FederatedModule, rounds: int) -> dict[str, Tensor]:
 
 
 def _held_by_client(module: FederatedModule, rounds: int) -> dict[int, list[Index]]:
-    """Return per client the upload indices of the rounds that it took part in."""
+    """Return per client the upload indices of its rounds."""
     if not module.selection.replayable:
         raise ConfigurationError(
-            "Expected a selection that depends on seed and round alone, which can be replayed, but got "
-            f"{type(module.selection).__name__}, which does not"
+            "Expected a selection that can be replayed, because it depends only on seed and round, but got "
+            f"{type(module.selection).__name__}"
         )
     if not module.selection.sizes:
         raise ConfigurationError(

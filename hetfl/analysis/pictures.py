@@ -1,4 +1,4 @@
-"""How pictures are written, and which of a run there are at its end."""
+"""Writing of figures, and the list of figures that a finished run has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hetfl.files import write_whole
 from hetfl.runs.headline import Headline, headline_in
 
 NOT_IN_THE_FONT = r"Glyph .* missing from|Matplotlib currently does not support .* natively"
-"""What matplotlib says of letters that its font lacks; an SVG has them all the same, in the reader's font."""
+"""Warnings of matplotlib for letters that its font lacks; an SVG still shows them, in a font of the viewer."""
 
 
 BUDGET_COLUMNS = ("budget/spent_bytes", "budget/spent_entries")
@@ -24,7 +24,7 @@ BUDGET_COLUMNS = ("budget/spent_bytes", "budget/spent_entries")
 
 
 def pictures_of(headline: Headline) -> tuple[str, str]:
-    """Return the names of the pictures that every validated run has: over rounds, and over bytes.
+    """Return the names of the figures that every validated run has: the headline over rounds, and over bytes.
 
     >>> pictures_of(Headline())
     ('accuracy_over_rounds', 'accuracy_over_bytes')
@@ -33,16 +33,16 @@ def pictures_of(headline: Headline) -> tuple[str, str]:
 
 
 def save_figure(figure: Figure, folder: Path, name: str, padding: float = 0.1) -> list[Path]:
-    """Write a figure as PNG and SVG; the same figure gives the same bytes, and text stays text.
+    """Write a figure as PNG and SVG; the same figure gives the same bytes, and text in the SVG stays text.
 
     Args:
         figure: the figure.
-        folder: where to write.
-        name: of the files, without suffix.
-        padding: inches around what is drawn.
+        folder: the folder to write into.
+        name: name of the files without suffix.
+        padding: margin around the drawing in inches.
 
     Raises:
-        OSError: a file cannot be written; names it. One that was there before stays.
+        OSError: a file cannot be written; the message names the file. An existing file then stays unchanged.
     """
     files = []
     for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
@@ -63,7 +63,7 @@ def expected_pictures(folder: Path) -> list[Path]:
         folder: the run folder.
 
     Raises:
-        ConfigurationError: its ``clusters.csv`` or its headline can't be read.
+        ConfigurationError: ``clusters.csv`` or the headline of the run cannot be read.
     """
     names = [*pictures_of(headline_in(folder))]
     if (folder / "clusters.csv").is_file():

@@ -1,6 +1,6 @@
 """Plots of one run: the headline of every level over rounds, and over uploaded bytes.
 
-Drawn on Figure objects, never through pyplot: no display is needed, and no global state is left behind.
+The plots use Figure objects instead of pyplot, so that they need no display and leave no global state.
 """
 
 from __future__ import annotations
@@ -27,14 +27,22 @@ from hetfl.runs.headline import Headline
 FONT_POINTS = 9.0
 GREY = "0.35"
 BAND = 0.11
-"""Share of the axes' height, at the bottom, that is kept free of curves and their labels."""
+"""Fraction of the height of the axes, at the bottom, that stays free of curves and their labels."""
 LEADER = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
-"""A line from a curve's end to its name."""
+"""Style of the line from the end of a curve to its name."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a plot: ``x`` and ``y`` without gaps, both of shape (rounds that reported,); ``end`` as text."""
+    """A line of a plot.
+
+    Attributes:
+        label: name of the line.
+        color: its colour.
+        x: positions of the rounds that have a score, shape (R,).
+        y: scores, shape (R,).
+        end: the last score as text.
+    """
 
     label: str
     color: tuple[float, float, float, float] | str
@@ -44,10 +52,10 @@ class Curve:
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> NDArray[np.float64]:
-    """Return positions moved as little as possible so that neighbours are ``gap`` apart and all lie in [low, high].
+    """Return positions moved as little as possible so that they lie in [low, high] at distances of at least ``gap``.
 
-    The least-squares solution: for sorted x_i, minimise Σ (z_i − x_i)² subject to z_{i+1} − z_i ≥ gap, which is
-    isotonic regression on x_i − i·gap. If there is no room for all of them, they are evenly spaced.
+    This is the least-squares solution: for sorted x_i, minimise Σ (z_i − x_i)² subject to z_{i+1} − z_i ≥ gap, which is
+    isotonic regression on x_i − i·gap. If [low, high] is too short, the positions are evenly spaced.
 
     >>> spread([1.0, 1.0, 5.0], gap=1.0, low=0.0, high=9.0).tolist()
     [0.5, 1.5, 5.0]
@@ -58,7 +66,7 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> N
     gap = min(gap, (high - low) / (len(wanted) - 1))
     order = np.argsort(wanted, kind="stable")
     offsets = gap * np.arange(len(wanted))
-    # Clipping an isotonic fit gives the fit under bounds; offsets[-1] keeps room for those above.
+    # A clipped isotonic fit is the fit under bounds; offsets[-1] reserves room for the positions above.
     fitted = isotonic_regression(wanted[order] - offsets).x.clip(low, high - offsets[-1])
     result = np.empty_like(wanted)
     result[order] = fitted + offsets
@@ -66,10 +74,14 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> N
 
 
 def score_curves(run: Run, over: NDArray[np.float64]) -> list[Curve]:
-    """Return the validation headline as it is shown, per level and of the global model, over one number per round.
+    """Return curves of the validation headline of each level and of the global model.
 
-    Levels take colours in their order from dark to light (viridis, distinguishable without colour vision). The global
-    model's curve is left out where it is a level's curve, as it is when the largest level is the whole model.
+    Levels have colours from dark to light in their order (viridis, distinguishable without colour vision). The curve of
+    the global model is left out if it equals the curve of a level, usually of the largest one.
+
+    Args:
+        run: the run.
+        over: the x value of each round.
 
     Raises:
         ConfigurationError: the run has no validation headline.
@@ -106,7 +118,7 @@ def plot_score_over_rounds(run: Run, ax: Axes | None = None) -> Axes:
 
     Args:
         run: the run.
-        ax: where to draw; None makes a figure, which is ``.figure`` of what is returned.
+        ax: axes to draw on; None: axes of a new figure, which is the ``figure`` attribute of the result.
 
     Raises:
         ConfigurationError: the run has no validation headline.
@@ -126,11 +138,11 @@ def plot_score_over_rounds(run: Run, ax: Axes | None = None) -> Axes:
 def plot_score_over_bytes(run: Run, ax: Axes | None = None) -> Axes:
     """Plot the validation headline of every level over the bytes that all clients have uploaded.
 
-    A mark shows what the same uploads would have cost as dense float32: Σ_t up_bytes(t) · up_ratio(t).
+    A mark shows the bytes of the same uploads as dense float32: Σ_t up_bytes(t) · up_ratio(t).
 
     Args:
         run: the run.
-        ax: where to draw; None makes a figure, which is ``.figure`` of what is returned.
+        ax: axes to draw on; None: axes of a new figure, which is the ``figure`` attribute of the result.
 
     Raises:
         ConfigurationError: the run has no validation headline, or lacks a column of ``comm/``.
@@ -141,7 +153,7 @@ def plot_score_over_bytes(run: Run, ax: Axes | None = None) -> Axes:
     dense = float((run.series("comm/up_bytes") * run.series("comm/up_ratio")).sum()) / 1e6
     sent = float(np.nanmax(megabytes))
     _draw(ax, curves, run.headline)
-    # Nothing may have been sent yet, if all updates of the first rounds were refused.
+    # No bytes are counted in rounds whose updates were all refused.
     above = [curve.x[curve.x > 0][0] for curve in curves if (curve.x > 0).any()]
     if above:
         ax.set_xscale("log")
@@ -154,7 +166,7 @@ def plot_score_over_bytes(run: Run, ax: Axes | None = None) -> Axes:
     return ax
 
 
-# The names of the first edition, whose runs all had an accuracy.
+# Names of the first edition, in which every run had an accuracy.
 plot_accuracy_over_rounds, plot_accuracy_over_bytes = plot_score_over_rounds, plot_score_over_bytes
 
 
@@ -162,7 +174,7 @@ def plot_run(folder: str | Path) -> list[Path]:
     """Write both plots of a run as PNG and SVG into its folder ``plots``, and return the files.
 
     Raises:
-        ConfigurationError: the folder is not a run's, or the run lacks what the plots show.
+        ConfigurationError: the folder is not a run folder, or the run lacks a column that the plots need.
     """
     run = load_run(folder)
     target = run.folder / "plots"
@@ -176,7 +188,7 @@ def plot_run(folder: str | Path) -> list[Path]:
 
 
 def log_ticks(axis: Axis, low: float, high: float) -> None:
-    """Have a logarithmic axis say few numbers, all of them plain: powers of ten, and on short axes some between them.
+    """Set few tick labels without exponents on a logarithmic axis: powers of ten, and on short axes some between them.
 
     Args:
         axis: the axis.
@@ -184,7 +196,7 @@ def log_ticks(axis: Axis, low: float, high: float) -> None:
         high: its upper end.
     """
     decades = np.log10(high / low)
-    if decades < 0.5:  # there may be no power of ten, nor 2 nor 5 times one
+    if decades < 0.5:  # the axis may have no 1, 2 or 5 times a power of ten
         axis.set_major_locator(MaxNLocator(nbins=5))
     else:
         subs = (1.0,) if decades > 2.2 else (1.0, 3.0) if decades > 1.4 else (1.0, 2.0, 5.0)
@@ -194,7 +206,7 @@ def log_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def plain_number(value: float, position: int | None = None) -> str:
-    """Return a tick's number without an exponent.
+    """Return a tick label without an exponent.
 
     >>> [plain_number(value) for value in (0.00005, 0.05, 20.0, 200000.0)]
     ['0.00005', '0.05', '20', '200 000']
@@ -217,7 +229,7 @@ def _draw(ax: Axes, curves: Sequence[Curve], headline: Headline) -> None:
         if len(curve.x) == 1:
             ax.plot(curve.x, curve.y, color=curve.color, marker="o", clip_on=False)
     low, high = min(curve.y.min() for curve in curves), max(curve.y.max() for curve in curves)
-    # Where nothing changes, an axis shows some of what it could: 10 points, or a tenth of the score.
+    # If nothing changes, the axis spans 10 points, or a tenth of the score.
     margin = max(high - low, 10.0 if headline.percent else 0.1 * max(abs(low), abs(high)) or 1.0)
     ax.set_ylim(low - 0.16 * margin, high + 0.06 * margin)
     ax.set_ylabel(headline.in_unit(headline.heading), fontsize=FONT_POINTS, parse_math=False)
@@ -231,13 +243,13 @@ def _draw(ax: Axes, curves: Sequence[Curve], headline: Headline) -> None:
 def _title(ax: Axes, run: Run, title: str) -> None:
     ax.set_title(title, loc="left", fontsize=FONT_POINTS + 2, pad=20, parse_math=False)
     rounds = len(run.metrics)
-    said = f"run {run.folder.resolve().name}, {rounds} round{'s' if rounds != 1 else ''}"
+    subtitle = f"run {run.folder.resolve().name}, {rounds} round{'s' if rounds != 1 else ''}"
     place = offset_copy(ax.transAxes, ax.get_figure(root=True), y=7, units="points")
-    ax.text(0, 1, said, transform=place, fontsize=FONT_POINTS, color=GREY, parse_math=False)
+    ax.text(0, 1, subtitle, transform=place, fontsize=FONT_POINTS, color=GREY, parse_math=False)
 
 
 def _label_line_ends(ax: Axes, curves: Sequence[Curve]) -> None:
-    """Write each curve's name and last value beside its end, moved apart where ends are close."""
+    """Write the name and last value of each curve beside its end, moved apart where ends are close."""
     low, high = ax.get_ylim()
     figure = ax.get_figure(root=True)
     assert figure is not None  # axes are on one
@@ -260,7 +272,7 @@ def _label_line_ends(ax: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _mark_dense(ax: Axes, sent: float, dense: float) -> None:
-    """Mark, in the band below the curves, what was sent and what the same uploads would have cost as dense float32."""
+    """Mark the sent bytes, and the bytes of the same uploads as dense float32, in the band below the curves."""
     place = ax.get_xaxis_transform()
     ax.plot([dense, dense], [0, BAND / 2], transform=place, color=GREY, linewidth=1.0)
     text = f"the same uploads, dense float32: {float(f'{dense:.3g}'):,g} MB"

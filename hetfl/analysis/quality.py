@@ -1,4 +1,4 @@
-"""How good a level's predictions are: how far its confidence can be believed, and which classes it knows."""
+"""The quality of the predictions of a level: calibration of its confidence, and accuracy per class."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torchmetrics.functional.classification import multiclass_calibration_error,
 from hetfl.errors import ConfigurationError
 
 BELOW_ONE = 1.0 - 2.0**-24
-"""The largest float32 below 1: a confidence of 1 counts in the last bin, where torchmetrics has one more for it."""
+"""The largest float32 below 1. It puts a confidence of 1 into the last bin; torchmetrics has an extra bin for 1."""
 
 
 def check_classes(outputs_NK: Tensor, targets_N: Tensor) -> None:
-    """Refuse what is no classification.
+    """Refuse outputs and targets that are not those of a classification.
 
     Raises:
-        ConfigurationError: the outputs are not logits (N, K), or the targets not classes (N,) below K.
+        ConfigurationError: the outputs are not logits (N, K), or the targets are not classes (N,) below K.
     """
     shaped = outputs_NK.ndim == 2 and outputs_NK.is_floating_point() and targets_N.shape == outputs_NK.shape[:1]
     whole = not targets_N.is_floating_point() and targets_N.dtype != torch.bool
@@ -40,7 +40,7 @@ def calibration_error(logits_NK: Tensor, targets_N: Tensor, bins: int = 15) -> f
 
     .. math:: \mathrm{ECE} = \sum_b \frac{|B_b|}{N} \left| \mathrm{acc}(B_b) - \mathrm{conf}(B_b) \right|
 
-    over B bins of equal width of the confidence, the largest softmax probability.
+    over B bins of equal width for the confidence, which is the largest softmax probability.
 
     Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, equation 3.
 
@@ -50,29 +50,30 @@ def calibration_error(logits_NK: Tensor, targets_N: Tensor, bins: int = 15) -> f
         bins: number of bins B.
 
     Raises:
-        ConfigurationError: they are not of a classification.
+        ConfigurationError: the outputs and targets are not those of a classification.
     """
     check_classes(logits_NK, targets_N)
-    # Probabilities, not logits: torchmetrics would take logits that happen to lie in [0, 1] for probabilities.
+    # torchmetrics would treat logits in [0, 1] as probabilities.
     probabilities = logits_NK.softmax(-1).clamp(max=BELOW_ONE)
     return float(multiclass_calibration_error(probabilities, targets_N, logits_NK.shape[1], n_bins=bins))
 
 
 def reliability(logits_NK: Tensor, targets_N: Tensor, bins: int = 15) -> pd.DataFrame:
-    """Return what a reliability diagram shows: accuracy against confidence, bin by bin.
+    """Return the table of a reliability diagram: accuracy and confidence per bin.
 
     Σ samples · |accuracy − confidence| / N is :func:`calibration_error`.
 
     Args:
         logits_NK: logits.
         targets_N: classes.
-        bins: number of bins B, of equal width, each without its upper end but the last.
+        bins: number of bins B of equal width; only the last bin includes its upper end.
 
     Returns:
-        A row per bin: ``low``, ``high``, ``samples``, ``confidence`` (mean) and ``accuracy``, NaN in an empty bin.
+        A row per bin: ``low``, ``high``, ``samples``, ``confidence`` (mean) and ``accuracy``; the last two are NaN in
+        an empty bin.
 
     Raises:
-        ConfigurationError: they are not of a classification.
+        ConfigurationError: the outputs and targets are not those of a classification.
     """
     check_classes(logits_NK, targets_N)
     confidence, predicted = logits_NK.softmax(-1).clamp(max=BELOW_ONE).float().max(-1)
@@ -88,19 +89,19 @@ def reliability(logits_NK: Tensor, targets_N: Tensor, bins: int = 15) -> pd.Data
 
 
 def class_accuracy(logits: Mapping[str, Tensor], targets_N: Tensor) -> pd.DataFrame:
-    r"""Return per level the share of each class's samples that it recognises (recall).
+    r"""Return the fraction of the samples of each class that each level classifies correctly (recall).
 
     .. math:: a_{k} = C_{kk} / \sum_j C_{kj}, \qquad C_{kj} = |\{n : y_n = k,\ \hat y_n = j\}|
 
     Args:
-        logits: per level, or per whatever model is to have a column, logits (N, K).
+        logits: logits (N, K) by level or any other name of a column.
         targets_N: classes.
 
     Returns:
         A row per class, a column per level, in [0, 1]; NaN for a class without samples.
 
     Raises:
-        ConfigurationError: they are not of a classification.
+        ConfigurationError: the outputs and targets are not those of a classification.
     """
     columns = {}
     for level, logits_NK in logits.items():

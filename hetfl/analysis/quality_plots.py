@@ -1,4 +1,4 @@
-"""Figures of how good the levels' predictions are."""
+"""Figures of the quality of the predictions of levels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.runs.headline import common_headline
 
 WRONG = "#D55E00"
-"""Vermilion, told from grey and black without colour vision."""
+"""Vermilion, distinguishable from grey and black without colour vision."""
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 _AXES = {
     "step": ("round", 1.0),
@@ -30,15 +30,15 @@ _AXES = {
 
 
 def plot_predictions(images_NHW: Tensor, predicted_N: Tensor, targets_N: Tensor) -> Figure:
-    """Draw grey images with what a model takes them for.
+    """Draw grey images with the predicted classes.
 
     Args:
-        images_NHW: images, white the largest value.
+        images_NHW: images; the largest value is white.
         predicted_N: predicted classes.
         targets_N: true classes.
 
     Raises:
-        ConfigurationError: these are no classes.
+        ConfigurationError: the predictions or targets are floats.
     """
     if predicted_N.is_floating_point() or targets_N.is_floating_point():
         raise ConfigurationError(
@@ -46,8 +46,8 @@ def plot_predictions(images_NHW: Tensor, predicted_N: Tensor, targets_N: Tensor)
         )
     columns = min(8, len(images_NHW))
     figure, axes = grid_figure(
-        "What the sub-model takes these images for",
-        "Look for labels in colour: these are mistakes, with the true class behind the prediction.",
+        "Predictions of the sub-model",
+        "Look for coloured labels: these predictions are wrong, and the true class follows the prediction.",
         len(images_NHW),
         columns=columns,
         side=0.8,
@@ -70,14 +70,14 @@ def plot_predictions(images_NHW: Tensor, predicted_N: Tensor, targets_N: Tensor)
 def plot_comparison(
     runs: Mapping[str, Run], over: Literal["step", "comm/up_bytes_total", "compute/flops_total"] = "step"
 ) -> Figure:
-    """Draw the validation headline of several runs, one panel per level that all of them have.
+    """Draw the validation headline of several runs, one panel per level that all runs have.
 
     Args:
         runs: runs by name.
-        over: the column of ``metrics.csv`` to the right.
+        over: the column of ``metrics.csv`` on the x axis.
 
     Raises:
-        ConfigurationError: the runs have different headlines, no level is in all of them, or one lacks the column.
+        ConfigurationError: the runs have different headlines or no common level, or a run lacks the column.
     """
     headline = common_headline({name: run.headline for name, run in runs.items()})
     first, *others = runs.values()
@@ -87,9 +87,9 @@ def plot_comparison(
             f"Expected a level that all runs have but got {'; '.join(', '.join(run.levels) for run in runs.values())}"
         )
     figure, axes = new_figure(
-        f"{headline.heading} of each level, run against run",
+        f"{headline.heading} of each level, for each run",
         f"Look for the line that is {'on top' if headline.higher_is_better else 'lowest'} in all panels: that run is "
-        "better at every size; where lines cross, it depends on the size or on how long you can wait.",
+        "best at every size. Where lines cross, the best run depends on the size or on the length of training.",
         height=0.5 + 1.5 * len(levels),
         rows=len(levels),
     )
@@ -123,9 +123,9 @@ def plot_reliability(logits: Mapping[str, Tensor], targets_N: Tensor, bins: int 
         bins: number of bins.
     """
     figure, axes = grid_figure(
-        "Can a level's confidence be believed?",
-        "Look for bars below the diagonal, where a level is surer than it is right, and above it, where it is too "
-        "modest; a dot's size is the share of samples in its bin.",
+        "Calibration of each level",
+        "Look for bars below the diagonal, where the confidence of a level is too high, and above it, where it is too "
+        "low. The area of a dot is the share of samples in its bin.",
         len(logits),
         columns=3,
         side=2.3,
@@ -145,16 +145,16 @@ def plot_reliability(logits: Mapping[str, Tensor], targets_N: Tensor, bins: int 
 
 
 def plot_class_accuracy(table: pd.DataFrame) -> Figure:
-    """Draw which classes each level recognises: a row per class, a column per level.
+    """Draw the accuracy of each level on each class: a row per class, a column per level.
 
     Args:
-        table: what :func:`hetfl.analysis.class_accuracy` returns.
+        table: the result of :func:`hetfl.analysis.class_accuracy`.
     """
     percent = 100 * table.to_numpy()
     figure, axes = new_figure(
         "Accuracy on each class",
-        "Look for dark cells, classes that the column's model has not learnt, and for rows that change from column to "
-        "column: classes for which size matters.",
+        "Look for dark cells: the model has not learnt this class. Look for rows that change from column to column: "
+        "the accuracy on these classes depends on the size.",
         width=max(2.2 + 0.7 * table.shape[1], 5.0),
         height=0.8 + 0.26 * len(table),
     )
@@ -169,5 +169,5 @@ def plot_class_accuracy(table: pd.DataFrame) -> Figure:
         form=".0f",
     )
     ax.set_ylabel("class")
-    colour_bar(image, "samples recognised (%)", ax)
+    colour_bar(image, "samples classified correctly (%)", ax)
     return figure

@@ -1,4 +1,4 @@
-"""A run folder, read back."""
+"""A reader for run folders."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from hetfl.runs.headline import ACCURACY, Headline, headline_in
 from hetfl.runs.metrics_file import HEAD, present_name
 
 Rule: TypeAlias = tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]
-"""What the numbers of a column are, in words, and which of them are; NaN, an empty cell, is not asked about."""
+"""The description of valid numbers of a column, and a test for them; NaN, an empty cell, is not tested."""
 
-# A mean in float32 can lie a little above 1.
+# A float32 mean can be slightly above 1.
 SHARE: Rule = ("shares from 0 to 1", lambda x: (x >= 0) & (x <= 1 + 1e-6))
 AMOUNT: Rule = ("finite numbers from 0", lambda x: (x >= 0) & np.isfinite(x))
 WHOLE: Rule = ("whole numbers from 0", lambda x: (x >= 0) & np.isfinite(x) & (x == np.floor(x)))
@@ -34,39 +34,39 @@ METRIC_RULES: Mapping[str, Rule] = {
     r"step": WHOLE,
     r"comm/.*|budget/.*|compute/flops_total|sim/.*": AMOUNT,
 }
-"""By patterns of names; ``SCORES`` are shares if they are percentages; other columns hold numbers of any kind."""
+"""Rules by name pattern; columns of ``SCORES`` are shares if they are percentages; others have any numbers."""
 TOTAL = re.compile(r"(comm|compute|sim)/(?!up_ratio).*_total")
-"""Columns of ``metrics.csv`` that never fall; a ratio over the whole run may."""
+"""Columns of ``metrics.csv`` that never fall; only the ratio over the whole run may fall."""
 LEVEL_RULES: Mapping[str, Rule | None] = {
     "level": None,
     **dict.fromkeys(("width", "depth", "density"), AMOUNT),
     **dict.fromkeys(("parameters", "forward_flops", "training_flops", "down_bytes", "up_bytes"), AMOUNT),
 }
-"""The columns of ``levels.csv``; ``CLIENT_RULES`` are of ``clients.csv``, which has scores besides; None: a name."""
+"""The columns of ``levels.csv``, and ``CLIENT_RULES`` those of ``clients.csv`` without its scores; None: a name."""
 ADDED = {"density": 1.0}
-"""Columns that older tables lack, and what they would hold."""
+"""Columns that older tables lack, and their values."""
 CLIENT_RULES: Mapping[str, Rule | None] = {
     "client": WHOLE,
     "level": None,
     **dict.fromkeys(("train_samples", "test_samples"), WHOLE),
 }
 MAPPINGS = ("trainer", "model", "data")
-"""Settings of ``config.yaml`` that are made of others."""
+"""Settings of ``config.yaml`` that are mappings."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds.
+    """The contents of a run folder.
 
     Attributes:
         folder: the folder.
-        metrics: one row per round, with the columns of ``metrics.csv``; NaN where a round did not report.
+        metrics: one row per round, with the columns of ``metrics.csv``; NaN where a round has no value.
         config: the content of ``config.yaml``; empty for a run that was started from Python.
-        level_table: one row per level, with the columns of ``levels.csv``; None where the run has no such file.
-        clients: one row per client, with the columns of ``clients.csv``; None where the run has no such file.
-        clusters: the rows of ``clusters.csv``, one for every time that a client's cluster changed; None where the run
-            has no such file, because it had one model.
-        headline: the score by which its models are compared.
+        level_table: one row per level, with the columns of ``levels.csv``; None without such a file.
+        clients: one row per client, with the columns of ``clients.csv``; None without such a file.
+        clusters: one row per change of the cluster of a client, with the columns of ``clusters.csv``; None for a run
+            without clusters.
+        headline: the score by which models are compared.
     """
 
     folder: Path
@@ -79,12 +79,12 @@ class Run:
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """Names of the levels with a score of their own, in the order of their columns."""
+        """Names of the levels that have a score, in the order of their columns."""
         return tuple(name for name in self._parts() if not name.startswith(HEAD))
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of the global model's heads with a score of their own, the shallowest first."""
+        """Names of the heads of the global model that have a score, the shallowest first."""
         return tuple(name for name in self._parts() if name.startswith(HEAD))
 
     def _parts(self) -> tuple[str, ...]:
@@ -113,19 +113,19 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read a run folder, and check that its files say what a run's can.
+    """Read a run folder, and check the contents of its files.
 
-    A last line of ``metrics.csv`` without its end, as a killed process can leave one, is no row.
+    An incomplete last line of ``metrics.csv``, which a killed process may leave, is ignored.
 
     Raises:
-        ConfigurationError: ``metrics.csv`` is missing, has no rows or is not a table of rounds, or another of the run's
-            files cannot be read; names the file, what was expected and what came.
+        ConfigurationError: ``metrics.csv`` is missing, has no rows or is not a table of rounds, or another file of the
+            run is invalid.
     """
     folder = Path(folder)
     headline = headline_in(folder)
     metrics = read_metrics(folder / "metrics.csv", headline)
     if metrics.empty:
-        raise ConfigurationError(f"Expected at least one round in {folder / 'metrics.csv'} but got a header alone")
+        raise ConfigurationError(f"Expected at least one round in {folder / 'metrics.csv'} but got only a header")
     levels = _read_table(folder / "levels.csv", LEVEL_RULES)
     if levels is not None:
         _check_names(levels["level"], folder / "levels.csv")
@@ -136,10 +136,10 @@ def load_run(folder: str | Path) -> Run:
 
 
 def read_metrics(path: Path, headline: Headline = ACCURACY) -> pd.DataFrame:
-    """Return the rows of a run's ``metrics.csv``, which may be none, as far as they are whole.
+    """Return the complete rows of ``metrics.csv`` of a run; there may be none.
 
     Raises:
-        ConfigurationError: there is no such file, or it is no table of rounds.
+        ConfigurationError: the file is missing, or is not a table of rounds.
     """
     if not path.is_file():
         raise ConfigurationError(f"Expected a run folder with a metrics.csv but got no file {str(path)!r}")
@@ -149,7 +149,7 @@ def read_metrics(path: Path, headline: Headline = ACCURACY) -> pd.DataFrame:
     metrics = metrics.rename(columns=present_name)
     for name in metrics.columns if len(metrics) else ():
         numbers = _numbers(metrics[name], _rule_of(name, headline), path)
-        if not pd.api.types.is_numeric_dtype(metrics[name]):  # whole numbers beyond 64 bits
+        if not pd.api.types.is_numeric_dtype(metrics[name]):  # integers of more than 64 bits
             metrics[name] = numbers
         if name == "step" or TOTAL.fullmatch(name):
             _check_order(numbers, name, path)
@@ -163,10 +163,10 @@ def _rule_of(column: str, headline: Headline) -> Rule | None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the content of a ``config.yaml``; empty where there is no such file.
+    """Return the content of a ``config.yaml``; empty without such a file.
 
     Raises:
-        ConfigurationError: it is no YAML, or no configuration of a run.
+        ConfigurationError: the file is not YAML, or not the configuration of a run.
     """
     if not path.is_file():
         return {}
@@ -191,7 +191,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_settings(settings: Any, path: Path) -> None:
-    """Refuse arguments of a class that are none."""
+    """Refuse ``init_args`` that are not a mapping, at any depth."""
     if isinstance(settings, dict) and "class_path" in settings:
         arguments = settings.get("init_args")
         if not isinstance(arguments, dict | None):
@@ -207,8 +207,8 @@ def _text(path: Path, largest: int) -> str:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
-        came = f"byte {content[error.start]:#04x} at {error.start}"
-        raise ConfigurationError(f"Expected text in {path} but got {came}") from error
+        byte = f"byte {content[error.start]:#04x} at {error.start}"
+        raise ConfigurationError(f"Expected text in {path} but got {byte}") from error
     if "\0" in text:
         raise ConfigurationError(f"Expected text in {path} but got byte 0x00 at {content.index(0)}")
     return text
@@ -221,7 +221,7 @@ def _parse(text: str, path: Path, expected: str) -> pd.DataFrame:
             io.StringIO(text),
             dtype={"level": str},
             keep_default_na=False,
-            # A level may be called nan.
+            # The name of a level may be "nan".
             na_values={name: [""] if name == "level" else ["", "nan"] for name in names},
             skip_blank_lines=False,
         )
@@ -245,7 +245,7 @@ def _read_table(path: Path, rules: Mapping[str, Rule | None]) -> pd.DataFrame | 
         if name not in table.columns:
             raise ConfigurationError(f"Expected a column {name!r} in {path} but got {_listed(table)}")
     if table.empty:
-        raise ConfigurationError(f"Expected at least one row in {path} but got a header alone")
+        raise ConfigurationError(f"Expected at least one row in {path} but got only a header")
     for name, rule in rules.items():
         if rule is not None:
             _numbers(table[name], rule, path)
@@ -253,10 +253,10 @@ def _read_table(path: Path, rules: Mapping[str, Rule | None]) -> pd.DataFrame | 
 
 
 def _numbers(column: pd.Series[Any], rule: Rule | None, path: Path) -> NDArray[np.float64]:
-    """Return a column's numbers, NaN for none.
+    """Return the numbers of a column; NaN for empty cells.
 
     Raises:
-        ConfigurationError: a cell holds text, or another number than the rule says; names the first.
+        ConfigurationError: a cell has text, or a number that breaks the rule; the message has the first such cell.
     """
     is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     numbers = np.asarray(pd.to_numeric(column if is_number else column.astype(str), errors="coerce"), dtype=np.float64)
@@ -265,18 +265,18 @@ def _numbers(column: pd.Series[Any], rule: Rule | None, path: Path) -> NDArray[n
         bad |= ~np.isnan(numbers) & ~rule[1](numbers)
     if bad.any():
         row = int(bad.argmax())
-        came = column.iloc[row]
+        cell = column.iloc[row]
         expected = "numbers" if rule is None else rule[0]
-        _refuse(expected, column.name, path, row, f"{came:.15g}" if is_number else f"{came!r:.60}")
+        _refuse(expected, column.name, path, row, f"{cell:.15g}" if is_number else f"{cell!r:.60}")
     return numbers
 
 
-def _refuse(expected: str, name: object, path: Path, row: int, came: str) -> NoReturn:
-    raise ConfigurationError(f"Expected {expected} in column {name!r} of {path} but got {came} in line {row + 2}")
+def _refuse(expected: str, name: object, path: Path, row: int, got: str) -> NoReturn:
+    raise ConfigurationError(f"Expected {expected} in column {name!r} of {path} but got {got} in line {row + 2}")
 
 
 def _check_order(numbers: NDArray[np.float64], name: str, path: Path) -> None:
-    """Refuse a total that falls, and rounds that do not rise or are not said."""
+    """Refuse a total that falls, and rounds that do not rise or are missing."""
     if name == "step" and np.isnan(numbers).any():
         _refuse("a round", name, path, int(np.isnan(numbers).argmax()), "none")
     rows = np.flatnonzero(~np.isnan(numbers))
@@ -284,9 +284,9 @@ def _check_order(numbers: NDArray[np.float64], name: str, path: Path) -> None:
     bad = steps <= 0 if name == "step" else steps < 0
     if bad.any():
         place = int(bad.argmax())
-        said = "rounds that rise" if name == "step" else "a total that does not fall"
-        before, came = numbers[rows[place : place + 2]]
-        _refuse(said, name, path, int(rows[place + 1]), f"{came:.15g} after {before:.15g}")
+        rule = "rounds that rise" if name == "step" else "a total that does not fall"
+        before, after = numbers[rows[place : place + 2]]
+        _refuse(rule, name, path, int(rows[place + 1]), f"{after:.15g} after {before:.15g}")
 
 
 def _check_names(levels: pd.Series[str], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How alike levels and heads are: centred kernel alignment of their activations, agreement of their predictions."""
+"""Similarity of levels and heads: centred kernel alignment of activations, and agreement of predictions."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ def linear_cka(x_ND: Tensor, y_NE: Tensor, unbiased: bool = True) -> float:
     .. math:: \frac{\mathrm{HSIC}(X X^\top, Y Y^\top)}
         {\sqrt{\mathrm{HSIC}(X X^\top, X X^\top)\,\mathrm{HSIC}(Y Y^\top, Y Y^\top)}}
 
-    1 for features that are the same up to rotation and isotropic scaling. The plain estimate (Kornblith, Norouzi, Lee,
-    Hinton: Similarity of Neural Network Representations Revisited, ICML 2019) nears 1 for unrelated features too once
-    they are more than the samples, as activations of convolutions mostly are. So the unbiased one is the default
-    (Nguyen, Raghu, Kornblith: Do Wide and Deep Networks Learn the Same Things?, ICLR 2021): near 0 for unrelated
-    features, and it can be a little below.
+    It is 1 for features that are equal up to rotation and isotropic scaling. The plain estimate (Kornblith, Norouzi,
+    Lee, Hinton: Similarity of Neural Network Representations Revisited, ICML 2019) is near 1 also for unrelated
+    features if there are more features than samples, which is usual for convolutions. Therefore the default is the
+    unbiased estimate (Nguyen, Raghu, Kornblith: Do Wide and Deep Networks Learn the Same Things?, ICLR 2021). It is
+    near 0 for unrelated features, and may be slightly negative.
 
     Args:
         x_ND: features of N samples, N at least 4.
         y_NE: other features of the same samples.
-        unbiased: which estimate of HSIC.
+        unbiased: whether to use the unbiased estimate of HSIC.
 
     Returns:
-        The alignment; NaN if one side is the same for all samples.
+        The alignment; NaN if the features of one side are equal for all samples.
 
     Raises:
-        ConfigurationError: the two have not the same number of samples, or fewer than 4.
+        ConfigurationError: the numbers of samples differ, or are below 4.
     """
     return _alignment(_gram(x_ND), _gram(y_NE), unbiased)
 
 
 def activations(net: nn.Module, inputs_N: Tree, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Return what layers of a net put out for given samples: per name, float64 (N, D), flattened behind the samples.
+    """Return the outputs of layers for given samples, by name: float64 (N, D), all dimensions after N flattened.
 
-    A layer that is called more than once shows its last call.
+    For a layer that is called more than once, the output is that of the last call.
 
     Args:
         net: the net, in evaluation mode.
-        inputs_N: samples as the net takes them.
-        layers: names of its modules, as in ``net.named_modules()``.
+        inputs_N: samples in the form that the net takes.
+        layers: names of modules, as in ``net.named_modules()``.
 
     Raises:
-        ConfigurationError: the net has no such module, or its output is no tensor with a row per sample.
+        ConfigurationError: the net lacks a module, or the output of a module is not a tensor with a row per sample.
     """
-    modules, found = dict(net.named_modules()), dict[str, object]()
+    modules, outputs = dict(net.named_modules()), dict[str, object]()
     unknown = [name for name in layers if name not in modules]
     if unknown:
         raise ConfigurationError(
@@ -60,8 +60,8 @@ def activations(net: nn.Module, inputs_N: Tree, layers: Sequence[str]) -> dict[s
         )
 
     def keep(name: str, output: object) -> None:
-        # A copy: a ReLU after it may work in place.
-        found[name] = output.detach().to(torch.float64, copy=True) if isinstance(output, Tensor) else output
+        # A copy, because the next layer may change the output in place.
+        outputs[name] = output.detach().to(torch.float64, copy=True) if isinstance(output, Tensor) else output
 
     hooks = [
         modules[name].register_forward_hook(lambda _, inputs, output, name=name: keep(name, output)) for name in layers
@@ -72,7 +72,7 @@ def activations(net: nn.Module, inputs_N: Tree, layers: Sequence[str]) -> dict[s
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: _rows(found.get(name), length(inputs_N), name) for name in layers}
+    return {name: _rows(outputs.get(name), length(inputs_N), name) for name in layers}
 
 
 def level_similarity(
@@ -81,31 +81,31 @@ def level_similarity(
     """Return the linear CKA of every layer between every two levels.
 
     Args:
-        nets: per level its net, in evaluation mode: from ``module.submodel(level)`` after a run, or from
+        nets: the net of each level, in evaluation mode, from ``module.submodel(level)`` after a run or from
             :meth:`hetfl.analysis.Snapshot.fill`.
-        inputs_N: samples as the nets take them, N at least 4.
-        layers: names of modules; None: all innermost ones with weights, in the order of the first net.
+        inputs_N: samples in the form that the nets take, N at least 4.
+        layers: names of modules; None: all innermost modules with weights, in the order of the first net.
         unbiased: as for :func:`linear_cka`.
 
     Returns:
-        A row per layer and pair of levels that both have it: ``layer``, ``level``, ``other``, ``cka``.
+        A row per layer and pair of levels that both have the layer: ``layer``, ``level``, ``other``, ``cka``.
 
     Raises:
-        ConfigurationError: there are fewer than two nets, none of them has such a layer, or its output is no tensor
+        ConfigurationError: there are fewer than two nets, no net has a layer, or the output of a layer is not a tensor
             with a row per sample.
     """
     if len(nets) < 2:
         raise ConfigurationError(f"Expected at least two levels to compare but got {', '.join(nets) or 'none'}")
-    own = {level: list(dict(net.named_modules())) for level, net in nets.items()}
+    names_of = {level: list(dict(net.named_modules())) for level, net in nets.items()}
     if layers is None:
         layers = list(dict.fromkeys(name for net in nets.values() for name in _weighted(net)))
-    missing = [name for name in layers if not any(name in names for names in own.values())]
+    missing = [name for name in layers if not any(name in names for names in names_of.values())]
     if missing:
         raise ConfigurationError(f"Expected names of layers but got {', '.join(map(repr, missing))}, which no net has")
     grams = {
         level: {
             name: _gram(features)
-            for name, features in activations(net, inputs_N, [name for name in layers if name in own[level]]).items()
+            for name, features in activations(net, inputs_N, [n for n in layers if n in names_of[level]]).items()
         }
         for level, net in nets.items()
     }
@@ -119,12 +119,12 @@ def level_similarity(
 
 
 def head_agreement(logits_HNK: Tensor) -> Tensor:
-    r"""Return the share of samples on which two heads predict the same class: float64 (H, H), symmetric.
+    r"""Return the fraction of samples on which two heads predict the same class: float64 (H, H), symmetric.
 
     .. math:: A_{ij} = \frac{1}{N} \sum_n [\arg\max_k z_{ink} = \arg\max_k z_{jnk}]
 
     Raises:
-        ConfigurationError: the logits are not those of several heads.
+        ConfigurationError: the logits do not have three dimensions.
     """
     if logits_HNK.dim() != 3:
         raise ConfigurationError(
@@ -147,7 +147,7 @@ def _unbiased_hsic(k_NN: Tensor, l_NN: Tensor) -> Tensor:
 
     Args:
         k_NN: a kernel matrix of N samples, N at least 4.
-        l_NN: another of the same samples.
+        l_NN: another kernel matrix of the same samples.
     """
     n = len(k_NN)
     k_NN, l_NN = (matrix - matrix.diag().diag() for matrix in (k_NN, l_NN))
@@ -156,7 +156,7 @@ def _unbiased_hsic(k_NN: Tensor, l_NN: Tensor) -> Tensor:
 
 
 def _plain_hsic(k_NN: Tensor, l_NN: Tensor) -> Tensor:
-    r"""Return the usual, biased estimate of the same, up to its factor :math:`(N - 1)^{-2}`; a scalar.
+    r"""Return the biased estimate of the criterion without its factor :math:`(N - 1)^{-2}`; a scalar.
 
     .. math:: \mathrm{tr}(K H L H), \qquad H = I - \tfrac{1}{N} 1 1^\top
 
@@ -164,14 +164,14 @@ def _plain_hsic(k_NN: Tensor, l_NN: Tensor) -> Tensor:
 
     Args:
         k_NN: a kernel matrix of N samples.
-        l_NN: another of the same samples.
+        l_NN: another kernel matrix of the same samples.
     """
     return (_centred(k_NN) * _centred(l_NN)).sum()
 
 
 def _gram(features_ND: Tensor) -> Tensor:
-    # Centred first: HSIC does not change, and features far from 0 would cost digits. From the first sample on, so that
-    # features that are the same for all samples become exactly 0.
+    # Centring does not change HSIC, and avoids a loss of precision for features far from 0. The first sample is
+    # subtracted before, so that features that are equal for all samples become exactly 0.
     shifted = features_ND.double() - features_ND[0].double()
     centred = shifted - shifted.mean(0)
     return centred @ centred.T
@@ -191,7 +191,7 @@ def _alignment(k_NN: Tensor, l_NN: Tensor, unbiased: bool) -> float:
 
 
 def _weighted(net: nn.Module) -> list[str]:
-    """Return the names of a net's innermost modules with weights."""
+    """Return the names of the innermost modules of a net that have weights."""
     return [
         name for name, part in net.named_modules() if not list(part.children()) and list(part.parameters(recurse=False))
     ]

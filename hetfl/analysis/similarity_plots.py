@@ -1,4 +1,4 @@
-"""Figures of how alike levels and heads are."""
+"""Figures of the similarity of levels and heads."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def plot_level_similarity(table: pd.DataFrame) -> Figure:
     """Draw the similarity of levels: a row per layer, a column per pair of levels.
 
     Args:
-        table: what :func:`hetfl.analysis.level_similarity` returns.
+        table: the result of :func:`hetfl.analysis.level_similarity`.
     """
     pairs = table.assign(pair=table["level"] + "–" + table["other"])
     values = pairs.pivot_table("cka", "layer", "pair", sort=False, dropna=False)
     values = values.loc[pairs["layer"].unique(), pairs["pair"].unique()]
     figure, axes = new_figure(
         "Similarity of the levels' activations, layer by layer",
-        "Look for the row where a column turns dark: up to there two levels compute much the same, from there on the "
-        "smaller one goes its own way.",
+        "Look for the row where a column turns dark: above it two levels compute nearly the same, below it their "
+        "activations differ.",
         width=max(2.8 + 0.55 * values.shape[1], 5.0),
         height=0.9 + 0.3 * len(values),
     )
@@ -42,7 +42,7 @@ def plot_level_similarity(table: pd.DataFrame) -> Figure:
 
 
 def plot_heads(logits_HNK: Tensor) -> Figure:
-    """Draw how often two heads of a multi-exit net predict the same class.
+    """Draw the fraction of samples on which two heads of a multi-exit net predict the same class.
 
     Args:
         logits_HNK: logits of all heads for the same samples, the shallowest first.
@@ -50,9 +50,9 @@ def plot_heads(logits_HNK: Tensor) -> Figure:
     agreement = 100 * head_agreement(logits_HNK).numpy()
     names = [str(number) for number in range(1, len(agreement) + 1)]
     figure, axes = new_figure(
-        "Do the heads agree?",
-        "Look for the darkest cell: the two heads, 1 being the shallowest, that differ most often; their mean can be "
-        "better than either.",
+        "Agreement of the heads",
+        "Look for the darkest cell: these two heads (1 is the shallowest) differ most often, and their mean may be "
+        "better than each of them.",
         width=4.6,
         height=1.0 + 0.45 * len(agreement),
     )

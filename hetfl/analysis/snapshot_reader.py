@@ -1,4 +1,4 @@
-"""The snapshots of a run, read back: nets of every level as they were after a round, and tables of who sent what."""
+"""A reader for the snapshots of a run: the nets of every level after a round, and tables of held and sent entries."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 class Snapshot:
-    """The global model after one round, and who held and sent what of it in that round.
+    """The global model after one round, and the counts of held and sent entries of that round.
 
-    Tensors are read when they are asked for.
+    Tensors are read only on access.
 
     Args:
         path: the file.
 
     Raises:
-        ConfigurationError: there is no such file, or it is no whole snapshot; while reading: a tensor is damaged.
+        ConfigurationError: the file is missing or is not a whole snapshot; on access: a tensor is damaged.
 
     Attributes:
-        round: the round's number, from 0.
-        levels: names of the levels, the global model's first.
-        cluster: whose model it is, with several global models.
+        round: number of the round, from 0.
+        levels: names of the levels, that of the global model first.
+        cluster: the cluster whose model this is, with several global models.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,28 +54,28 @@ class Snapshot:
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """The global model's tensors by name: parameters, float buffers, frozen parameters; each read when taken."""
+        """The tensors of the global model by name: parameters, float buffers, frozen parameters; read on access."""
         return _Weights(self._contents.weights, self.read)
 
     @property
     def statistics(self) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
-        """Per level and static norm layer: mean and variance, each (C,); empty if the round was not validated."""
-        found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+        """Mean and variance, each (C,), by level and static norm layer; empty if the round was not validated."""
+        statistics: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
         for key in self._contents.checksums:
             kind, _, rest = key.partition("/")
             level, _, layer = rest.removesuffix("/mean").partition("/")
             if kind == "statistics" and key.endswith("/mean"):
-                found.setdefault(level, {})[layer] = (self.read(key), self.read(f"statistics/{level}/{layer}/var"))
-        return found
+                statistics.setdefault(level, {})[layer] = (self.read(key), self.read(f"statistics/{level}/{layer}/var"))
+        return statistics
 
     def read(self, key: str) -> Tensor:
-        """Return a tensor by its name in the file; it is the caller's.
+        """Return a copy of a tensor by its name in the file.
 
         Raises:
-            ConfigurationError: it is damaged, or not there.
+            ConfigurationError: the tensor is damaged or missing.
         """
         try:
-            tensor: Tensor = self._file.get_tensor(key).clone()  # else a change of it would show in the next reading
+            tensor: Tensor = self._file.get_tensor(key).clone()  # the file may return the same memory again
             if checksum(tensor) == self._contents.checksums[key]:
                 return tensor
         except (safetensors.SafetensorError, KeyError) as error:
@@ -83,12 +83,12 @@ class Snapshot:
         raise _damaged(self.path, f"the bytes of {key} are not those written")
 
     def layers(self) -> pd.DataFrame:
-        """Return who held and sent how much of each trained tensor in the round: one row per level and tensor.
+        """Return how much of each trained tensor was held and sent in the round: one row per level and tensor.
 
-        Columns: ``step`` (the round), ``level``, ``tensor``; ``entries`` of the global tensor; ``clients`` of the level
-        that speak for some of the tensor; ``held`` and ``sent``, how many of its entries they speak for and their
-        messages contain, summed over these clients; ``density``, sent over held, NaN where
-        nobody holds any. Float buffers travel whole beside what is compressed, and are not among the tensors.
+        Columns: ``step`` (the round), ``level``, ``tensor``; ``entries``, the number of entries of the global tensor;
+        ``clients``, the number of clients of the level that hold entries of the tensor; ``held`` and ``sent``, the
+        number of entries that these clients hold and send, summed over the clients; ``density``, sent divided by held,
+        NaN if no client holds an entry. Float buffers, which are sent uncompressed, are not among the tensors.
         """
         trained = self._contents.trained
         of_all = {"tensor": trained, "entries": [self._entries(name) for name in trained]}
@@ -106,16 +106,16 @@ class Snapshot:
             raise _damaged(self.path, error) from error
 
     def part(self, net: nn.Module, level: str) -> Part:
-        """Return which entries of the weights a level's net held after the round.
+        """Return the part of the weights that the net of a level has after the round.
 
-        It is the part that the run's rule gives for the level itself: for random rules no client's, but one like them.
+        It is the part that the part rule gives for the level itself. A random rule draws it like the part of a client.
 
         Args:
-            net: a net of the level, as the run's net is built.
+            net: a net of the level, built like the net of the run.
             level: name of the level.
 
         Raises:
-            ConfigurationError: the net is not of that level.
+            ConfigurationError: the net is not one of that level.
         """
         return self._part(dict(self.weights), net, level)
 
@@ -137,14 +137,14 @@ class Snapshot:
             raise _damaged(self.path, error) from error
 
     def fill(self, net: Net, level: str) -> Net:
-        """Load a net with its level's part of the weights, and with its level's statistics; return it in evaluation.
+        """Load the weights and statistics of a level into a net, and return the net in evaluation mode.
 
         Args:
-            net: a net of the level, as the run's net is built; any initial values.
+            net: a net of the level, built like the net of the run, with any initial values.
             level: name of the level.
 
         Raises:
-            ConfigurationError: the net is not of that level, or it has static batch norm and the snapshot has no
+            ConfigurationError: the net is not one of that level; or it has static batch norm and the snapshot has no
                 statistics, because the round was not validated.
         """
         whole, tensors = dict(self.weights), state_of(net)
@@ -182,17 +182,17 @@ class _Weights(Mapping[str, Tensor]):
 
 
 class RunSnapshots:
-    """A run's snapshots by round; a file is opened when it is asked for.
+    """The snapshots of a run by round; a file is opened only on access.
 
     Args:
-        folder: the run's folder.
-        cluster: whose model, with several global models.
+        folder: the run folder.
+        cluster: the cluster whose models are read, with several global models.
 
     Raises:
-        ConfigurationError: it has no such snapshots.
+        ConfigurationError: the folder has no such snapshots.
 
     Attributes:
-        rounds: the rounds that there are snapshots of, in their order.
+        rounds: the rounds of the snapshots, ascending.
     """
 
     def __init__(self, folder: Path, cluster: int = 0) -> None:
@@ -200,7 +200,7 @@ class RunSnapshots:
         if not self.rounds:
             whose = f" of cluster {cluster}" if cluster else ""
             raise ConfigurationError(
-                f"Expected snapshots{whose} in {folder / FOLDER} but got none: --snapshots.every keeps them"
+                f"Expected snapshots{whose} in {folder / FOLDER} but got none: set --snapshots.every to keep them"
             )
 
     def __len__(self) -> int:
@@ -220,7 +220,7 @@ class RunSnapshots:
         return snapshot
 
     def layers(self) -> pd.DataFrame:
-        """Return :meth:`Snapshot.layers` of all rounds, one below the other."""
+        """Return the concatenated :meth:`Snapshot.layers` of all rounds."""
         return pd.concat([snapshot.layers() for snapshot in self], ignore_index=True)
 
 
@@ -228,11 +228,12 @@ def load_snapshots(folder: str | Path, cluster: int = 0) -> RunSnapshots:
     """Open the snapshots of a run folder.
 
     Args:
-        folder: the run's folder.
-        cluster: whose model, with several global models; one that came out of a split has snapshots from then on.
+        folder: the run folder.
+        cluster: the cluster whose models are read, with several global models. A cluster that a split created has
+            snapshots from the split on.
 
     Raises:
-        ConfigurationError: it has none.
+        ConfigurationError: the folder has no such snapshots.
     """
     return RunSnapshots(Path(folder), cluster)
 

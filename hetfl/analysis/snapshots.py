@@ -1,4 +1,4 @@
-"""Keep snapshots while a run goes on: the global weights, static batch norm's statistics, who held and sent what."""
+"""Snapshots during a run: the global weights, statistics of static batch norm, and counts of held and sent entries."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from hetfl.wire import encode_part
 
 
 class LayerCounts:
-    r"""Per level, how many clients hold each trained tensor, and how many entries of it they hold and send.
+    r"""Counts per level: clients that hold each trained tensor, and entries of it that they hold and send.
 
-    Of the updates u of a round at one level, with :math:`U_u` the parts that are sent and :math:`S_u \subseteq U_u`
-    what their messages contain, for tensor t: :math:`\sum_u [U_{u,t} \ne \emptyset]`, :math:`\sum_u |U_{u,t}|` and
-    :math:`\sum_u |S_{u,t}|`.
+    For the updates u of a round at one level, with :math:`U_u` the held entries and :math:`S_u \subseteq U_u` the
+    entries in the message, the counts of tensor t are :math:`\sum_u [U_{u,t} \ne \emptyset]`,
+    :math:`\sum_u |U_{u,t}|` and :math:`\sum_u |S_{u,t}|`.
 
     Args:
         levels: names of the levels.
         trained: names of the T trained tensors.
 
     Attributes:
-        rows: per level, int64 (3, T): clients, held, sent.
+        rows: int64 (3, T) by level: clients, held, sent.
     """
 
     def __init__(self, levels: Sequence[str], trained: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ class LayerCounts:
         self.rows: dict[str, Tensor] = {level: torch.zeros(3, len(trained), dtype=torch.int64) for level in levels}
 
     def add(self, level: str, index: Index, update: Update) -> None:
-        """Count an update whose entries lie at ``index``; float buffers in it, which travel whole, are passed over."""
+        """Count an update with the entries of ``index``; float buffers, which are sent whole, are not counted."""
         layout = only(index, frozenset(self._positions)).held
         held_T, sent_T = torch.tensor(layout.sizes, dtype=torch.int64), update.num_sent_per_tensor(layout)
         positions = torch.tensor([self._positions[name] for name in layout.shapes], dtype=torch.int64)
@@ -54,18 +54,18 @@ class LayerCounts:
 
 
 class Snapshots(FederatedCallback):
-    """Keeps snapshots of a run in its folder: weights, statistics of static batch norm, who held and sent what.
+    """Keeps snapshots of a run in its folder: weights, statistics of static batch norm, and counts of entries.
 
-    :func:`hetfl.analysis.load_snapshots` reads them back. A snapshot is on the disk before its round's checkpoint is.
-    Statistics are in it if the round was validated: gathering them for the snapshot alone would change what the run
-    costs. With several global models there is one of every cluster's. A run that goes on from a checkpoint deletes the
-    snapshots of the rounds that it runs again, whether or not it keeps new ones.
+    :func:`hetfl.analysis.load_snapshots` reads them. A snapshot is on the disk before the checkpoint of its round. It
+    has statistics only if the round was validated, because gathering them for the snapshot would change the costs of
+    the run. With several global models there is a snapshot per cluster. A run that resumes from a checkpoint deletes
+    the snapshots of the rounds that it repeats, even if it keeps no new ones.
 
     Args:
-        every: keep a snapshot after every so many rounds: 10 for rounds 9, 19, ...; 0: none.
+        every: number of rounds between snapshots: 10 keeps rounds 9, 19, ...; 0: no snapshots.
 
     Raises:
-        ConfigurationError: ``every`` is negative; when training starts: there is no run folder.
+        ConfigurationError: ``every`` is negative; at the start of training: there is no run folder.
     """
 
     def __init__(self, every: int = 0) -> None:
@@ -73,13 +73,13 @@ class Snapshots(FederatedCallback):
         if every < 0:
             raise ConfigurationError(f"Expected snapshots.every of at least 1 round, or 0 for none, but got {every}")
         self.every = every
-        self._counts: dict[int, LayerCounts] | None = None  # by cluster, while the round has a snapshot to come
+        self._counts: dict[int, LayerCounts] | None = None  # by cluster; None in rounds without a snapshot
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to start where there is no place to write.
+        """Refuse to start training without a run folder.
 
         Raises:
-            ConfigurationError: none of the trainer's loggers is a run folder.
+            ConfigurationError: none of the loggers of the trainer is a run folder.
         """
         if stage == "fit" and self.every and not any(isinstance(logger, RunFolder) for logger in trainer.loggers):
             raise ConfigurationError(
@@ -88,7 +88,7 @@ class Snapshots(FederatedCallback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Delete the snapshots of rounds to come; say so if new ones will be without statistics."""
+        """Delete the snapshots of rounds to come; warn if new snapshots will lack statistics."""
         module, folder = cast(FederatedModule, pl_module), _run_folder(trainer)
         if folder is not None:
             forget(folder, module.models.version)
@@ -100,7 +100,7 @@ class Snapshots(FederatedCallback):
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count, if this round is to have a snapshot."""
+        """Begin to count if this round gets a snapshot."""
         round = cast(FederatedModule, pl_module).models.version
         self._counts = {} if self.every > 0 and (round + 1) % self.every == 0 else None
 
@@ -114,7 +114,7 @@ class Snapshots(FederatedCallback):
             self._counts[report.model].add(report.level, index, update)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the snapshot of a round that is validated: some checkpoints are written right after a validation."""
+        """Write the snapshot of a validated round, because some checkpoints are written right after the validation."""
         self._write(trainer, cast(FederatedModule, pl_module))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -154,7 +154,7 @@ def _nothing(module: FederatedModule) -> LayerCounts:
 
 
 def _parts(module: FederatedModule) -> dict[str, bytes]:
-    """Return per level the encoded part that stands for it after the last round."""
+    """Return the encoded part of each level after the last round."""
     blocks, whole = module.levels.indices, module.levels.indices[module.levels.largest]
     parts = {level: module.parts.of_level(level, module.models.last_round) for level in blocks}
     return {level: encode_part(part, blocks[level], whole) for level, part in parts.items()}

@@ -1,4 +1,4 @@
-"""Where a compressor sends, and what it keeps back: density per layer over rounds, residuals per layer."""
+"""Compression per layer: the density of each layer over rounds, and the residuals of each layer."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from hetfl.store import ClientStore, DiskStore, MemoryStore
 
 
 def layer_density(layers: pd.DataFrame) -> pd.DataFrame:
-    r"""Return the share of the entries held that were sent, per tensor and round, over all levels.
+    r"""Return the fraction of the held entries that was sent, per tensor and round, over all levels.
 
     .. math:: \rho_{t,r} = \frac{\sum_l \mathrm{sent}_{l,t,r}}{\sum_l \mathrm{held}_{l,t,r}}
 
     Args:
-        layers: what :meth:`hetfl.analysis.RunSnapshots.layers` returns.
+        layers: the result of :meth:`hetfl.analysis.RunSnapshots.layers`.
 
     Returns:
-        A row per tensor in the net's order, a column per round (``step``); NaN where nobody held any.
+        A row per tensor in the order of the net, a column per round (``step``); NaN where no client held an entry.
     """
     sums = layers.groupby(["tensor", "step"], sort=False)[["held", "sent"]].sum()
     return (sums["sent"] / sums["held"]).unstack("step").loc[layers["tensor"].unique()]
 
 
 def load_residuals(checkpoint: str | Path, folder: str | Path | None = None) -> ClientStore:
-    """Open the residuals that a checkpoint holds, or refers to.
+    """Open the residuals that a checkpoint contains or refers to.
 
     Args:
         checkpoint: the file, such as ``checkpoints/last.ckpt`` in a run folder.
-        folder: where the residuals' own files lie, if they are on disk; None: ``residuals`` in the run folder.
+        folder: the folder with the files of residuals, if they are on disk; None: ``residuals`` in the run folder.
 
     Returns:
-        A store to read from, client by client.
+        A store from which the residuals of each client can be read.
 
     Raises:
         ConfigurationError: the checkpoint cannot be read, is not of a federated run, or holds weights only.
@@ -43,7 +43,7 @@ def load_residuals(checkpoint: str | Path, folder: str | Path | None = None) -> 
     path = Path(checkpoint)
     federation = SafeCheckpointIO().load_checkpoint(path).get("hetfl")
     if federation is None:
-        raise ConfigurationError(f"Expected a checkpoint of a federated run but got {path}, which is of another")
+        raise ConfigurationError(f"Expected a checkpoint of a federated run but got {path}, which is of another run")
     if "uplink" not in (pieces := federation["pieces"]):
         raise ConfigurationError(f"Expected a checkpoint with residuals but got {path}, which holds weights only")
     state = pieces["uplink"]["residuals"]
@@ -54,20 +54,20 @@ def load_residuals(checkpoint: str | Path, folder: str | Path | None = None) -> 
 
 
 def layer_residuals(store: ClientStore) -> pd.DataFrame:
-    r"""Return the norm of what error feedback keeps back, per tensor: of all clients together, and of an entry.
+    r"""Return the norm of the residuals of error feedback per tensor: over all clients, and per entry.
 
     .. math:: \sqrt{\sum_k \lVert e_{k,t} \rVert^2}, \qquad \sqrt{\sum_k \lVert e_{k,t} \rVert^2 \Big/ \sum_k d_{k,t}}
 
-    with :math:`d_{k,t}` the entries of the block that covers what client k has held of tensor t. In units of the delta,
-    which contains the learning rate of its round. The root of the sum of squares over tensors is ``residual/norm`` of
-    ``metrics.csv``.
+    with :math:`d_{k,t}` the number of entries of the block that covers all entries of tensor t that client k has held.
+    The unit is that of a delta, which contains the learning rate of its round. The root of the sum of squares over
+    tensors is ``residual/norm`` of ``metrics.csv``.
 
     Args:
         store: the residuals, from :func:`load_residuals` or ``module.uplink.residuals``.
 
     Returns:
-        A row per tensor with a residual: ``clients`` with one, ``norm`` and ``rms``, the root mean
-        square of an entry, in float64.
+        A row per tensor with a residual: ``clients``, the number of clients that have one, ``norm`` and ``rms``, the
+        root mean square of an entry, in float64.
     """
     rows = [
         (name, block.numel(), float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2)

@@ -1,4 +1,4 @@
-"""Figures of where a compressor sends, and what it keeps back."""
+"""Figures of the density and the residuals of each layer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hetfl.errors import ConfigurationError
 
 
 def plot_layer_density(table: pd.DataFrame) -> Figure:
-    """Draw which share of each tensor was sent, round by round.
+    """Draw the fraction of each tensor that was sent in each round.
 
     Args:
-        table: what :func:`hetfl.analysis.layer_density` returns.
+        table: the result of :func:`hetfl.analysis.layer_density`.
     """
     percent = 100 * table.to_numpy(dtype=np.float64)
     figure, axes = new_figure(
         "Share of the held entries that was sent",
-        "Look for light rows: the layers that the compressor spends its bytes on; a row that stays dark learns mostly "
-        "through its residuals.",
+        "Look for light rows: most bytes are spent on these layers. In a row that stays dark most changes wait in the "
+        "residuals.",
         width=max(2.9 + 0.45 * table.shape[1], 5.0),
         height=0.9 + 0.26 * len(table),
     )
@@ -41,10 +41,10 @@ def plot_layer_density(table: pd.DataFrame) -> Figure:
 
 
 def plot_residuals(table: pd.DataFrame) -> Figure:
-    """Draw what stays in the residuals of each tensor: in all, and per entry.
+    """Draw the norm of the residuals of each tensor: in total, and per entry.
 
     Args:
-        table: what :func:`hetfl.analysis.layer_residuals` returns.
+        table: the result of :func:`hetfl.analysis.layer_residuals`.
 
     Raises:
         ConfigurationError: there are no residuals.
@@ -52,9 +52,9 @@ def plot_residuals(table: pd.DataFrame) -> Figure:
     if table.empty:
         raise ConfigurationError("Expected residuals but got none: did the run compress, with error feedback?")
     figure, axes = new_figure(
-        "What error feedback keeps back",
-        "Look for layers that lead on the right but not on the left: their single entries wait longest, however small "
-        "the layer.",
+        "Residuals of error feedback",
+        "Look for layers with long bars on the right but not on the left: these layers are small, but their entries "
+        "wait longest.",
         width=7.2,
         height=0.9 + 0.24 * len(table),
         columns=2,

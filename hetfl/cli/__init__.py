@@ -16,7 +16,7 @@ from hetfl.errors import ConfigurationError
 __all__ = ["FederatedCLI", "FederatedTrainer", "main"]
 
 OF_RUNS = {"resume": "fit", "export": "export"}
-"""Verbs that take the folder of a run, and the verb that each is in long form."""
+"""Verbs that take the folder of a run, and the verb of their long form."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if args is None else args)
     with debug_option(given), command_line():
-        # Verbs that are no Lightning CLI's; what they need is imported when it is needed.
+        # Verbs outside of Lightning's CLI; their modules are imported only when needed.
         if given[:1] == ["compare"]:
             from hetfl.compare.main import main as compare
 
@@ -64,12 +64,12 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _of_run(args: list[str]) -> list[str]:
-    """Return ``resume RUN ...`` and ``export RUN ...`` in long form: with the run's configuration and checkpoint.
+    """Return ``resume RUN ...`` and ``export RUN ...`` in long form, with the configuration and checkpoint of the run.
 
-    Everything else is returned as it was given.
+    Other arguments are returned unchanged.
 
     Raises:
-        ConfigurationError: no run folder is named, or it has no configuration.
+        ConfigurationError: the run folder is missing, or has no configuration.
     """
     verb = args[0] if args else ""
     in_long_form = verb == "export" and len(args) > 1 and args[1].startswith("-")

@@ -40,19 +40,19 @@ class FederatedTrainer(Trainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Print levels, parameters, FLOPs and bytes per round, and who has what data; run nothing.
+        """Print levels, parameters, FLOPs and bytes per round, the fleet and the data; run nothing.
 
         Args:
             model: the module.
             datamodule: its data.
-            ckpt_path: not used; there so that a configuration of fit is one of describe.
-            weights_only: not used, likewise.
+            ckpt_path: not used; accepted so that a configuration of fit works for describe.
+            weights_only: not used; accepted for the same reason.
         """
         self.introduce(model, datamodule)
         describe(model, model.data)
 
     def introduce(self, model: FederatedModule, datamodule: LightningDataModule) -> None:
-        """Have a module meet its data, and run nothing.
+        """Set up a module with its data, and run nothing.
 
         Args:
             model: the module.
@@ -77,17 +77,17 @@ class FederatedTrainer(Trainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Test a checkpoint, then write one level's sub-model to a file of its own, and a card beside it.
+        """Test a checkpoint, and write the sub-model of one level to a file with a card beside it.
 
         Args:
             model: the module.
             datamodule: its data.
             level: name of the level; null: the largest.
             format: safetensors (the net, for Python) or onnx (the prediction, for onnxruntime and others); null: the
-                one that ``out`` ends in, else safetensors.
+                suffix of ``out``, or else safetensors.
             out: a file with the suffix of a format, or a folder; null: the folder ``export`` of the run.
-            cluster: number of the global model, where there are several (the column ``cluster`` of ``clients.csv``).
-            ckpt_path: the checkpoint; null: the model as it is.
+            cluster: number of the global model, if there are several (see column ``cluster`` of ``clients.csv``).
+            ckpt_path: the checkpoint; null: the current model.
             weights_only: as in Lightning's ``test``.
         """
         level = model.levels.largest if level is None else level
@@ -98,10 +98,10 @@ class FederatedTrainer(Trainer):
 
 
 class FederatedCLI(LightningCLI):
-    """``model`` and ``data`` are given by class; run folder, progress, summary and checkpoints are there by default."""
+    """A CLI with ``model`` and ``data`` as classes; run folder, progress, summary and checkpoints are defaults."""
 
     usually_trusted: ClassVar[Sequence[str] | None] = None
-    """Packages that a configuration may name where ``HETFL_TRUSTED`` is not set; None: any."""
+    """Packages that a configuration may use if ``HETFL_TRUSTED`` is not set; None: all packages."""
 
     def __init__(self, *given: Any, **settings: Any) -> None:
         words = sys.argv[1:] if settings.get("args") is None else settings["args"]
@@ -109,16 +109,16 @@ class FederatedCLI(LightningCLI):
         super().__init__(*given, **settings)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what is ours, and let one seed serve model and data."""
+        """Add the arguments of hetfl, and use one seed for model and data."""
         parser.add_argument("--final_test", type=bool, default=True, help="Test the last model at the end of fit.")
-        parser.add_argument("--plots", type=bool, default=True, help="Draw the run's pictures at the end of fit.")
+        parser.add_argument("--plots", type=bool, default=True, help="Draw the figures of the run at the end of fit.")
         parser.add_lightning_class_args(Snapshots, "snapshots")
         for part in ("model", "data"):
             parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=_seed)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the verbs and which of their arguments are not the user's."""
+        """Return the verbs, and their arguments that are not settings."""
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": {"model", "dataloaders", "datamodule"},
@@ -128,34 +128,34 @@ class FederatedCLI(LightningCLI):
         }
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        if self._asked in self.subcommands() and subcommand != self._asked:  # nobody asks it anything
+        if self._asked in self.subcommands() and subcommand != self._asked:  # its parser is not used
             self._subcommand_method_arguments[subcommand] = []
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand in ("validate", "test"):
-            parser.set_defaults({"verbose": False})  # the summary says it, by level instead of by loader
+            parser.set_defaults({"verbose": False})  # the summary has the results, by level instead of by loader
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse.
+        """Parse the arguments.
 
         Raises:
-            ConfigurationError: jsonargparse stumbled over a value, or a class is not to be trusted.
+            ConfigurationError: jsonargparse refuses a value, or a class is not trusted.
         """
         packages = trusted_packages(self.usually_trusted)
         restrict_imports(packages)
-        with as_configuration():  # Lightning's own warns where a program calls main with arguments
+        with as_configuration():  # Lightning's method warns if a program calls main with arguments
             self.config = parser.parse_args(args)
         check_class_paths(self.config, packages)
 
     def _parse_ckpt_path(self) -> None:
-        """Read nothing: our checkpoints hold no hyperparameters, and only SafeCheckpointIO knows a damaged one."""
+        """Do nothing: checkpoints have no hyperparameters, and only SafeCheckpointIO detects damage."""
 
     def before_instantiate_classes(self) -> None:
-        """Check the settings, and go on in the old run folder when a run is resumed.
+        """Check the settings, and set the run folder of a resumed run.
 
         Raises:
-            ConfigurationError: a setting that cannot work.
+            ConfigurationError: a setting cannot work.
         """
         config = self.config[self.subcommand]
         check_settings(str(self.subcommand), config)
@@ -170,35 +170,35 @@ class FederatedCLI(LightningCLI):
         """Make data, model and trainer.
 
         Raises:
-            ConfigurationError: one of their constructors refused its arguments.
+            ConfigurationError: a constructor refused its arguments.
         """
         with as_configuration(), naming_users_code(self.config[self.subcommand]):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Return the trainer with our callbacks, less those that the user switched off."""
+        """Return the trainer with the callbacks of hetfl, except those that the user switched off."""
         config = self.config_init[self.subcommand].trainer
-        own = [] if self.subcommand in NOT_RUNS else _listed(config.callbacks)
+        users = [] if self.subcommand in NOT_RUNS else _listed(config.callbacks)
         if self.subcommand != "fit":
-            own = [callback for callback in own if not isinstance(callback, Checkpoint)]
+            users = [callback for callback in users if not isinstance(callback, Checkpoint)]
             kwargs["enable_checkpointing"] = False
-            # The checkpoint's callbacks are those of training.
+            # A checkpoint names the callbacks of training.
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
-        kwargs["callbacks"] = own
-        self.trainer_defaults["callbacks"] = [] if self.subcommand in NOT_RUNS else self._callbacks(config, own)
+        kwargs["callbacks"] = users
+        self.trainer_defaults["callbacks"] = [] if self.subcommand in NOT_RUNS else self._callbacks(config, users)
         plugins = _listed(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, SafeCheckpointIO()]
-        if isinstance(config.logger, list):  # checkpoints go where the first logger writes
+        if isinstance(config.logger, list):  # checkpoints go to the folder of the first logger
             kwargs["logger"] = sorted(config.logger, key=lambda each: not isinstance(each, RunFolder))
         if self.subcommand in NOT_RUNS:
             kwargs |= {"logger": False, "enable_progress_bar": False}
         return super().instantiate_trainer(**kwargs)
 
-    def _callbacks(self, config: Namespace, own: list[Callback]) -> list[Callback]:
+    def _callbacks(self, config: Namespace, users: list[Callback]) -> list[Callback]:
         summary = RunSummary(after_fit=self.subcommand != "fit" or not self.config[self.subcommand].final_test)
         callbacks: list[Callback] = [summary]
-        if config.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in own):
+        if config.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in users):
             callbacks.append(RoundProgress())
         if self.subcommand == "fit":
             self.stop = StopAtRoundEnd()
@@ -208,10 +208,10 @@ class FederatedCLI(LightningCLI):
         return callbacks
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run a verb with what is there before it out of the garbage collector's sight.
+        """Run a verb with all earlier objects excluded from garbage collection.
 
-        The half a million objects that imports leave behind would otherwise keep it from a full collection until
-        garbage of a quarter as many has piled up, over hundreds of rounds.
+        Imports leave half a million objects. Python starts a full collection only when the new objects are a quarter of
+        the old ones, so without this garbage would accumulate over hundreds of rounds.
         """
         gc.collect()
         gc.freeze()
@@ -222,7 +222,7 @@ class FederatedCLI(LightningCLI):
             gc.unfreeze()
 
     def after_fit(self) -> None:
-        """Test the last model and draw the pictures, if asked."""
+        """Test the last model and draw the figures, if these are wanted."""
         assert self.trainer is not None
         if self.stop.signal is not None:
             sys.exit(128 + self.stop.signal)
@@ -239,17 +239,17 @@ class FederatedCLI(LightningCLI):
         """Test the last model of a run.
 
         Args:
-            checkpoint: the file that holds it; None: it is the present one.
+            checkpoint: the checkpoint of the model; None: the current model.
         """
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
 
     def draw(self, folder: str | Path) -> None:
-        """Draw a run's pictures, and say where they are."""
+        """Draw the figures of a run, and print their paths."""
         print(f"{'pictures':<18}{_drawn(folder)}")
 
 
 def _drawn(folder: str | Path) -> str:
-    """Draw a run's pictures; return where they are, or why there are none: the run itself is whole."""
+    """Draw the figures of a run; return their paths, or the reason of a failure, which does not fail the run."""
     try:
         drawn = [*plot_run(folder), *plot_clusters(folder), *draw_budget(folder)]
     except ConfigurationError as error:

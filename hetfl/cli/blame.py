@@ -1,4 +1,4 @@
-"""Errors that come out of a user's own code: which class, which setting, which file and line."""
+"""Errors in the user's code: their class, setting, file and line."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hetfl.errors import ConfigurationError
 from hetfl.reading import parse_yaml, read_bytes
 
 DEBUG = "HETFL_DEBUG"
-"""Environment variable: with any value but none and 0, errors are shown with their whole traceback."""
+"""Environment variable; with any value except an empty text and 0, errors have tracebacks."""
 LIBRARIES = tuple({os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "purelib", "platlib")})
 
 
 def debugging() -> bool:
-    """Return whether whole tracebacks are wanted."""
+    """Return whether errors have tracebacks."""
     return os.environ.get(DEBUG, "0") not in ("", "0")
 
 
 @contextmanager
 def debug_option(args: list[str]) -> Iterator[None]:
-    """Take ``--debug`` out of arguments; it shows whole tracebacks, also of processes that are started."""
+    """Remove ``--debug`` from arguments, and let this process and its children show tracebacks."""
     before = os.environ.get(DEBUG)
     if "--debug" in args:
         args.remove("--debug")
@@ -45,21 +45,21 @@ def debug_option(args: list[str]) -> Iterator[None]:
 
 @contextmanager
 def naming_users_code(config: Namespace) -> Iterator[None]:
-    """Say of an error that passed through code of the user's own where it was raised, and by which setting's class.
+    """Add class, setting, file and line to an error that was raised in the user's code.
 
     Args:
         config: the settings of the verb.
 
     Raises:
-        ConfigurationError: in place of any error out of the user's code; names class, setting, file and line, and
-            arguments that files gave to another class of the same setting.
+        ConfigurationError: instead of any error from the user's code. The message also has arguments that a file gave
+            to another class of the same setting.
     """
     try:
         yield
     except MisconfigurationException:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and not users_frames(error):  # a full disk: ours, and it names the file
+        if isinstance(error, OSError) and not users_frames(error):  # such as a full disk; the error names the file
             raise
         chain = _chain(error)
         cause = next((each for each in reversed(chain) if users_frames(each)), None)
@@ -74,7 +74,7 @@ def naming_users_code(config: Namespace) -> Iterator[None]:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """Return an error, the one that it was made of, and so on; one of ours may hide the one that it was made of."""
+    """Return an error and its causes; the cause of a ConfigurationError may be only its context."""
     chain = [error]
     while True:
         before = chain[-1].__cause__
@@ -86,7 +86,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def users_frames(error: BaseException) -> list[tuple[FrameType, int]]:
-    """Return the frames, with their lines, that an error passed through outside this package and all libraries."""
+    """Return the frames of the traceback of an error, with their lines, that are neither of hetfl nor of a library."""
     return [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_users(frame)]
 
 
@@ -97,7 +97,7 @@ def _is_users(frame: FrameType) -> bool:
 
 
 def _setting(frames: Sequence[FrameType], config: Namespace) -> str:
-    """Return which setting named a class that frames are of, and which of its arguments are another class's."""
+    """Return the setting with a class of the given frames, and its arguments that belong to another class, as text."""
     classes = {frame.f_code.co_qualname.partition(".")[0] for frame in frames}
     modules = {frame.f_globals.get("__name__") for frame in frames}
     named = list(_classes(config))
@@ -124,7 +124,7 @@ def _classes(part: Any, key: str = "") -> Iterator[tuple[str, str, dict[str, Any
 
 
 def _left_behind(key: str, class_path: str, arguments: dict[str, Any], files: Sequence[Any]) -> str:
-    """Return those arguments of a class that a configuration file gave to another class of the same setting."""
+    """Return the arguments of a class that a configuration file gave to another class of the same setting, as text."""
     left_behind: dict[str, str] = {}
     present = class_path
     for file in files:

@@ -1,4 +1,4 @@
-"""Callbacks that belong to the command line: the saved configuration, the checkpoint, whether rounds are left."""
+"""Callbacks of the command line: the saved configuration, the last checkpoint, and a check of the rounds left."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hetfl.runs.interrupt import StopAtRoundEnd
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Saves the configuration when training starts: one that fails before leaves an old folder as it was."""
+    """Saves the configuration when training starts, so that an earlier failure does not change an old folder."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save nothing yet: a checkpoint may still be refused."""
+        """Do nothing, because a checkpoint may still be refused."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``config.yaml``, whole or not at all."""
+        """Write ``config.yaml`` atomically."""
         folders = [logger for logger in trainer.loggers if isinstance(logger, RunFolder)]
         folder = trainer.log_dir  # on every rank: Lightning broadcasts it
         if folder is None or not trainer.loggers or not trainer.is_global_zero:
@@ -40,7 +40,7 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 def as_new_run(config: Namespace) -> Namespace:
-    """Return a configuration that starts a new run anywhere: without what resuming put in, data by absolute paths."""
+    """Return a configuration that starts a new run in any directory: without resuming, and with absolute paths."""
     config = deepcopy(config)
     config.pop("ckpt_path", None)
     for part in ("data", "model"):
@@ -52,25 +52,25 @@ def as_new_run(config: Namespace) -> Namespace:
 
 
 ENDED = "hetfl_ended"
-"""Where a checkpoint says that a run ended before its last round, by its settings: the number of rounds asked for."""
+"""Key in the checkpoint of a run that its settings ended early; its value is the number of rounds in the settings."""
 
 
 def has_ended(checkpoint: Mapping[str, Any], rounds: int | None) -> bool:
-    """Return whether a run ended with a checkpoint.
+    """Return whether a checkpoint is the last one of a run.
 
     Args:
-        checkpoint: its content.
-        rounds: how many rounds are asked for; None or below 0: any number.
+        checkpoint: contents of the checkpoint.
+        rounds: total number of rounds in the settings; None or below 0: unlimited.
     """
     done = checkpoint.get("hetfl", {}).get("version", 0)
     return (rounds is not None and 0 <= rounds <= done) or (ENDED in checkpoint and checkpoint[ENDED] == rounds)
 
 
 class RoundsLeft(Callback):
-    """Refuses to go on from a checkpoint that has all rounds behind it; notes in one that a run ended early.
+    """Refuses to resume from a checkpoint after the last round, and marks the checkpoint of a run that ends early.
 
     Args:
-        stop: knows whether a signal stops the run, which then has not ended.
+        stop: has the signal that stops the run; a run that a signal stops has not ended.
     """
 
     def __init__(self, stop: StopAtRoundEnd) -> None:
@@ -78,17 +78,17 @@ class RoundsLeft(Callback):
         self._stop = stop
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Compare the rounds done with those asked for.
+        """Compare the rounds done with the total number of rounds.
 
         Raises:
-            ConfigurationError: none is left.
+            ConfigurationError: no rounds are left.
         """
         done, rounds = checkpoint.get("hetfl", {}).get("version", 0), trainer.max_epochs
         if trainer.training and rounds is not None and 0 <= rounds <= done:
             raise ConfigurationError(f"Expected trainer.max_epochs above the {done} rounds done but got {rounds}")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note whether early stopping, or a limit of steps, ends the run with this round."""
+        """Mark the checkpoint if early stopping or a limit of steps ends the run with this round."""
         rounds, steps = trainer.current_epoch + 1, trainer.global_step
         may_stop = rounds >= (trainer.min_epochs or 0) and steps >= (trainer.min_steps or 0)
         if self._stop.signal is None and ((trainer.should_stop and may_stop) or 0 <= trainer.max_steps <= steps):
@@ -96,10 +96,10 @@ class RoundsLeft(Callback):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps ``checkpoints/last.ckpt``, written after every round's validation, beside whatever else is kept."""
+    """Writes ``checkpoints/last.ckpt`` after the validation of every round, in addition to other checkpoints."""
 
     def __init__(self) -> None:
         super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing back: paths from before a run folder was moved are none to delete."""
+        """Do nothing: if the run folder was moved, the saved paths must not be deleted."""

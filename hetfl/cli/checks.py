@@ -1,4 +1,4 @@
-"""What can be found out from the settings alone: before anything is made, and in one line."""
+"""Checks of settings before any object is made; errors are one line."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ NOT_RUNS = ("describe", "data", "export")
 
 
 PLAIN = (bool, int, float, str)
-"""Types of arguments for which null stands for nothing."""
+"""Types of arguments that cannot be null."""
 
 
 @contextmanager
 def as_configuration() -> Iterator[None]:
-    """Take what jsonargparse or a constructor of the user's choice raises as a wrong setting.
+    """Convert errors of jsonargparse or of a constructor to errors of a setting.
 
     Raises:
-        ConfigurationError: in place of ValueError, TypeError, OSError or RecursionError.
+        ConfigurationError: instead of ValueError, TypeError, OSError or RecursionError.
     """
     try:
         yield
@@ -50,10 +50,10 @@ def run_folders(config: Namespace) -> list[Namespace]:
 
 
 def check_settings(verb: str, config: Namespace) -> None:
-    """Check what Lightning would find out late, otherwise, or not at all.
+    """Check settings that Lightning would check later or never.
 
     Raises:
-        ConfigurationError: a setting that cannot work; names it.
+        ConfigurationError: a setting cannot work; the message names it.
     """
     check_trainer(config.trainer)
     for part in ("model", "data"):
@@ -68,17 +68,17 @@ def check_settings(verb: str, config: Namespace) -> None:
 
 
 def check_nulls(where: str, given: Any, kind: Any = None) -> None:
-    """Refuse null for an argument of a class that has to be a number, a truth value or a text.
+    """Refuse null for an argument of a class that must be a number, a boolean or a text, at any depth.
 
-    jsonargparse passes it on: ``enabled:`` with nothing behind it would be false.
+    jsonargparse accepts it: ``enabled:`` without a value would mean false.
 
     Args:
         where: the key of the value.
-        given: a value, that of a class with all below it; others are passed over.
-        kind: the class, where the value does not name it.
+        given: a value; values that are not classes or groups of settings are ignored.
+        kind: the class, if the value does not contain its class path.
 
     Raises:
-        ConfigurationError: names the key and the type.
+        ConfigurationError: an argument is null; the message has the key and the type.
     """
     if not isinstance(given, Namespace):
         return
@@ -97,7 +97,7 @@ def check_nulls(where: str, given: Any, kind: Any = None) -> None:
 
 
 def _hints(made: Any) -> dict[str, Any]:
-    """Return the types of the arguments of a class or function; none if a name is for type checkers only."""
+    """Return the types of the arguments of a class or function, except those that only type checkers can resolve."""
     hints: dict[str, Any] = {}
     for each in reversed(_constructors(made)):
         with suppress(NameError, TypeError):
@@ -106,7 +106,7 @@ def _hints(made: Any) -> dict[str, Any]:
 
 
 def _never_null(made: Any, hints: Mapping[str, Any]) -> dict[str, str]:
-    """Return the arguments of a class or function that are plain values and not null by default, with their types."""
+    """Return the arguments of a class or function of a plain type whose default is not null, with their types."""
     parameters: dict[str, inspect.Parameter] = {}
     for each in reversed(_constructors(made)):
         parameters |= signature(each).parameters
@@ -118,12 +118,12 @@ def _never_null(made: Any, hints: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _constructors(made: Any) -> list[Any]:
-    """Return a function, or the constructor of a class; behind one that passes arguments on, those of its bases."""
+    """Return a function, or the constructor of a class, followed by those of its bases if it takes ``**kwargs``."""
     if not isinstance(made, type):
         return [made]
     constructors: list[Any] = []
     for constructor in (vars(kind)["__init__"] for kind in made.__mro__ if "__init__" in vars(kind)):
-        if not inspect.isfunction(constructor):  # one that is not written in Python
+        if not inspect.isfunction(constructor):  # it is not written in Python
             break
         constructors.append(constructor)
         if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in signature(constructor).parameters.values()):
@@ -132,13 +132,13 @@ def _constructors(made: Any) -> list[Any]:
 
 
 def check_trainer(trainer: Namespace) -> None:
-    """Refuse precisions and strategies that a federated module does not have.
+    """Refuse precisions and strategies that a federated module does not support.
 
     Raises:
-        ConfigurationError: another precision, or a strategy that divides the model.
+        ConfigurationError: the precision is not supported, or the strategy divides the model.
     """
     if trainer.precision is not None and str(trainer.precision) not in (*PRECISIONS, "32", "64"):
-        # Lightning would take bf16 in place of 16-mixed where the device has no float16, with a warning.
+        # On devices without float16 Lightning would use bf16 instead of 16-mixed, with a warning.
         raise ConfigurationError(f"Expected trainer.precision in {PRECISIONS} but got {trainer.precision}")
     strategy = trainer.strategy
     if isinstance(strategy, str) and strategy not in ("auto", "single_device") and not strategy.startswith("ddp"):
@@ -146,29 +146,29 @@ def check_trainer(trainer: Namespace) -> None:
 
 
 def check_checkpoint(verb: str, path: Any) -> None:
-    """Refuse a checkpoint that is not there, and to evaluate without one.
+    """Refuse a checkpoint that does not exist, and an evaluation without a checkpoint.
 
     Raises:
-        ConfigurationError: no file is named where one must be.
+        ConfigurationError: a checkpoint is missing.
     """
     if not path:
         if verb != "fit":
             raise ConfigurationError(f"Expected --ckpt_path, the checkpoint of a run, for {verb} but got none")
     elif Path(path).is_dir():
         raise ConfigurationError(f"Expected a checkpoint file as ckpt_path but got {path}, which is a directory")
-    elif not any(previous(Path(path), age).is_file() for age in (0, 1)):  # a kept one is taken if the newest is gone
-        raise ConfigurationError(f"Expected a checkpoint file as ckpt_path but got {path}, which is not there")
+    elif not any(previous(Path(path), age).is_file() for age in (0, 1)):  # 1: the previous one is read if 0 is gone
+        raise ConfigurationError(f"Expected a checkpoint file as ckpt_path but got {path}, which does not exist")
 
 
 def check_root(folder: Namespace) -> None:
-    """Refuse a place in which no run folder can be made.
+    """Refuse a root in which no run folder can be made.
 
     Raises:
-        ConfigurationError: the root is a file, lies below one, or cannot be written.
+        ConfigurationError: the root is a file, lies below a file, or is read-only.
     """
     root = Path(folder.get("folder") or folder.get("root") or ".")
-    there = next(path for path in (root, *root.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ConfigurationError(f"Expected a folder for runs in trainer.logger but got {root}: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"Expected a folder for runs in trainer.logger but got {root}: {there} is read-only")
+    nearest = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigurationError(f"Expected a folder for runs in trainer.logger but got {root}: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"Expected a folder for runs in trainer.logger but got {root}: {nearest} is read-only")

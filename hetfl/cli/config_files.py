@@ -1,4 +1,4 @@
-"""Which file ``-c NAME`` means: one of the user's, or one of the configurations that are installed with the package."""
+"""The file of ``-c NAME``: a file of the user, or a configuration that is installed with the package."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from hetfl.errors import ConfigurationError
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
-"""The packaged configurations. In a checkout this is a link to ``configs/`` at top level."""
+"""Folder of the packaged configurations. In a checkout it is a link to ``configs/`` at top level."""
 SUFFIX = ".yaml"
 MOST_NAMES = 3
-"""Names that a message proposes."""
+"""Maximum number of names that a message proposes."""
 LEAST_LIKENESS = 0.6
-"""Share of common characters from which a name is proposed."""
+"""Smallest similarity, from 0 to 1, of a name that a message proposes."""
 
 
 @cache
@@ -37,13 +37,13 @@ def packaged_file(name: str) -> Path | None:
 def config_file(name: str) -> str:
     """Return the path of the configuration that ``-c NAME`` means.
 
-    A file of the user's with exactly this name wins. Otherwise the name is looked up among the packaged configurations.
+    A file with exactly this name has priority. Otherwise the name is looked up among the packaged configurations.
 
     Args:
         name: a path, or the name of a packaged configuration.
 
     Raises:
-        ConfigurationError: there is neither; the message has the nearest names.
+        ConfigurationError: neither exists; the message has the most similar names.
     """
     path = Path(name)
     if path.exists() and not path.is_dir():
@@ -71,7 +71,7 @@ def near_names(name: str) -> str:
 
 
 def _likeness(wanted: str, known: str) -> float:
-    """Return the share of characters that two names, or their last parts, have in common: from 0 to 1."""
+    """Return the similarity of two names or of their last parts, from 0 to 1."""
     pairs = ((wanted, known), (wanted.rpartition("/")[2], known.rpartition("/")[2]))
     whole, last = (SequenceMatcher(None, one.lower(), other).ratio() for one, other in pairs)
     return max(whole, last)

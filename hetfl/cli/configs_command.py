@@ -15,20 +15,20 @@ from hetfl.errors import ConfigurationError
 
 GAP = "  "
 NARROWEST = 20
-"""Columns of a terminal that a description has at the least."""
+"""Minimum width of a description in columns of the terminal."""
 
 
 def main(args: Sequence[str]) -> None:
     """List the packaged configurations, or print one of them.
 
     Args:
-        args: what follows the verb.
+        args: the arguments after the verb.
 
     Raises:
         ConfigurationError: no packaged configuration has the name.
     """
     parser = OneLineParser(prog="hetfl configs", description="List the packaged configurations, or print one of them.")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="One of them, such as method/fedprox: it is printed.")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="Name of the one to print, such as method/fedprox.")
     name = parser.parse_args(list(args)).name
     if name is None:
         console = Console(highlight=False)
@@ -41,10 +41,10 @@ def main(args: Sequence[str]) -> None:
 
 
 def listing(width: int | None) -> str:
-    """Return the names of the packaged configurations and what each of them is, a blank line between folders.
+    """Return the names and descriptions of the packaged configurations, with a blank line between folders.
 
     Args:
-        width: characters of a line, after which a description goes on below itself; None: one line each.
+        width: characters per line, at which descriptions are wrapped; None: no wrapping.
     """
     names = packaged_names()
     indent = max(map(len, names)) + len(GAP)
@@ -56,7 +56,7 @@ def listing(width: int | None) -> str:
 
 
 def _entry(name: str, indent: int, width: int | None) -> str:
-    """Return a name and the description of its file, which begins after ``indent`` characters."""
+    """Return a name and the description of its file, which starts after ``indent`` characters."""
     line = f"{name:<{indent}}{first_comment(name)}"
     if width is None:
         return line
@@ -65,7 +65,7 @@ def _entry(name: str, indent: int, width: int | None) -> str:
 
 
 def first_comment(name: str) -> str:
-    """Return the first line of a packaged configuration, without the mark of a comment."""
+    """Return the first line of a packaged configuration without ``#``."""
     file = packaged_file(name)
     assert file is not None
     return file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()

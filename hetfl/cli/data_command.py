@@ -1,4 +1,4 @@
-"""``hetfl data``: who has what data, printed and drawn, before anything runs."""
+"""``hetfl data``: a table and a figure of the partition of the data, without a run."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from hetfl.federation import FederatedModule
 
 
 def main(args: Sequence[str]) -> None:
-    """Print and draw who has what data.
+    """Print and draw the partition of the data.
 
     Args:
-        args: those of ``hetfl fit``, without the verb, and ``--out``; a model may be missing.
+        args: arguments of ``hetfl fit``, without the verb, and ``--out``; the model may be missing.
 
     Raises:
-        ConfigurationError: the settings cannot work, or nothing can be written where asked.
+        ConfigurationError: the settings cannot work, or the folder cannot be written.
     """
     start(["data", *args], cli=_DataCLI, trainer=_DataTrainer)
 
 
 class _DataTrainer(FederatedTrainer):
-    """Runs nothing: says what there is to train on."""
+    """A trainer that only shows the data."""
 
     def show_data(
         self,
@@ -40,14 +40,14 @@ class _DataTrainer(FederatedTrainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Print and draw who has what data: sizes, labels, how far each client is from all; run nothing.
+        """Print and draw the data of each client: sizes, labels, distance from the global class mix; run nothing.
 
         Args:
             model: not used; may be missing.
             datamodule: the data.
             out: the folder to write labels.png, labels.svg and clients.csv into.
-            ckpt_path: not used; there so that a configuration of fit is one of data.
-            weights_only: not used, likewise.
+            ckpt_path: not used; accepted so that a configuration of fit works for data.
+            weights_only: not used; accepted for the same reason.
         """
         datamodule.prepare_data()
         datamodule.setup("fit")
@@ -60,7 +60,7 @@ class _DataTrainer(FederatedTrainer):
 
 
 class _DataCLI(FederatedCLI):
-    """Takes every configuration of fit, and one without a model."""
+    """A CLI that takes every configuration of fit, with or without a model."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

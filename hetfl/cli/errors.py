@@ -1,4 +1,4 @@
-"""jsonargparse explains a wrong value in a tree of lines; this keeps the one that matters."""
+"""Reduction of jsonargparse's errors, which are trees of lines, to one line."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def condense(message: str) -> str:
             text = text[key.end() :].strip()
         if text and not NOISE.match(text):
             reasons.append(text)
-    if denied := DENIED.search(message):  # what other types would have been accepted says nothing
+    if denied := DENIED.search(message):  # the other reasons are about types, not about trust
         packages = "of the packages in HETFL_TRUSTED" if denied[2] == "*" else f"outside of {denied[2]}"
         reasons = [f"Expected a class or function {packages} but got {denied[1]}"]
-    said = "; ".join(dict.fromkeys(reasons)) or "not valid"
-    said = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", said)
-    said = said.replace("typing.Literal", "")
+    reason = "; ".join(dict.fromkeys(reasons)) or "not valid"
+    reason = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", reason)
+    reason = reason.replace("typing.Literal", "")
     given = VALUE.findall(message)
-    if given and given[-1] not in said and "(" not in given[-1]:
-        said += f" but got {given[-1]}"
-    return printable(f"{'.'.join(path)}: {said}" if path else said, LONGEST_MESSAGE)
+    if given and given[-1] not in reason and "(" not in given[-1]:
+        reason += f" but got {given[-1]}"
+    return printable(f"{'.'.join(path)}: {reason}" if path else reason, LONGEST_MESSAGE)

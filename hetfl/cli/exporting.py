@@ -1,4 +1,4 @@
-"""Where ``hetfl export`` writes, and what it says."""
+"""The target and the output of ``hetfl export``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def export_target(level: str, format: str | None, out: str | None, checkpoint: s
 
     Args:
         level: name of the level.
-        format: the format; None: the one that ``out`` ends in, else safetensors.
-        out: a file with the suffix of a format, or a folder; None: ``export`` in the run's folder.
-        checkpoint: the run's checkpoint, in a folder inside the run's.
+        format: the format; None: the suffix of ``out``, or else safetensors.
+        out: a file with the suffix of a format, or a folder; None: ``export`` in the run folder.
+        checkpoint: the checkpoint of the run, in the folder ``checkpoints`` of the run folder.
 
     Raises:
-        ConfigurationError: ``out`` ends in another format, or is empty.
+        ConfigurationError: the suffix of ``out`` is another format, or ``out`` is empty.
 
     >>> export_target("c", None, "phone.onnx", None).as_posix()
     'phone.onnx'
@@ -38,7 +38,13 @@ def export_target(level: str, format: str | None, out: str | None, checkpoint: s
 
 
 def export_line(path: Path, card: Card, headline: Headline) -> str:
-    """Return what was written, in one line; the headline is the exported module's."""
+    """Return one line about an exported file.
+
+    Args:
+        path: the file.
+        card: its card.
+        headline: the headline of the exported module.
+    """
     size = format_quantity(path.stat().st_size, "B")
     column = headline.column("test")
     score = "" if card.score is None else f", test {headline.words} {headline.shown(card.score[column])}"

@@ -1,4 +1,4 @@
-"""``hetfl resume``: goes on with a run's rounds, or does what is missing of its end once all of them are done."""
+"""``hetfl resume``: continues the rounds of a run, or completes its end if all rounds are done."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hetfl.runs.run_folder import ended_early, note_end
 
 TABLE = "metrics.csv"
 OF_THE_END = ("--final_test", "--plots")
-"""Settings of a run's end: with others, ``resume`` trains."""
+"""Settings of the end of a run; with any other setting ``resume`` trains."""
 NOTE, TEST, PICTURES = "note of an early end", "test", "pictures"
 
 
 class ResumedRun(FederatedCLI):
-    """Trains as ``fit`` does if rounds are left; else tests and draws, if that was not done.
+    """A CLI that trains like ``fit`` if rounds are left, and otherwise tests and draws if that is missing.
 
     Args:
-        args: those of the CLI.
+        args: arguments of the CLI.
         folder: the run folder.
-        settings: the arguments that follow it.
-        kwargs: those of the CLI.
+        settings: the arguments after the run folder.
+        kwargs: keyword arguments of the CLI.
     """
 
     def __init__(self, *args: Any, folder: Path, settings: Sequence[str], **kwargs: Any) -> None:
@@ -38,13 +38,13 @@ class ResumedRun(FederatedCLI):
         super().__init__(*args, **kwargs)
 
     def before_instantiate_classes(self) -> None:
-        """Check the settings, and find out what is left to do."""
+        """Check the settings, and determine the missing steps."""
         super().before_instantiate_classes()
         if all(setting.partition("=")[0] in OF_THE_END for setting in self.settings if setting.startswith("-")):
             self.missing = missing_at_end(self.folder, self.config["fit"])
 
     def instantiate_classes(self) -> None:
-        """Make data, model and trainer, if there is something for them to do."""
+        """Make data, model and trainer if they are needed."""
         if self.missing is None or TEST in self.missing:
             super().instantiate_classes()
 
@@ -52,7 +52,7 @@ class ResumedRun(FederatedCLI):
         if self.missing is None:
             super()._run_subcommand(subcommand)
         elif not self.missing:
-            print(f"nothing is missing: {self.folder} has its rounds, and all that follows them")
+            print(f"nothing is missing: {self.folder} has all rounds, and the results of the end")
         else:
             if NOTE in self.missing:
                 note_end(self.folder, _rounds(self.folder), self.config["fit"].trainer.max_epochs)
@@ -63,18 +63,18 @@ class ResumedRun(FederatedCLI):
 
 
 def missing_at_end(folder: Path, config: Namespace) -> list[str] | None:
-    """Return what a run whose rounds are done lacks, in the order in which it is to be done; None: rounds are left.
+    """Return the missing steps at the end of a run whose rounds are done, in order; None: rounds are left.
 
     Args:
         folder: the run folder.
-        config: the run's settings.
+        config: the settings of the run.
 
     Raises:
-        ConfigurationError: the checkpoint cannot be read, or the run's table lacks rounds before it.
+        ConfigurationError: the checkpoint cannot be read, or the table lacks rounds before the checkpoint.
     """
     checkpoint = SafeCheckpointIO().load_checkpoint(config.ckpt_path)
     saved, done, asked = checkpoint.get("hetfl", {}).get("version", 0), _rounds(folder), config.trainer.max_epochs
-    if not has_ended(checkpoint, asked) or done > saved:  # with more rows it went on already
+    if not has_ended(checkpoint, asked) or done > saved:  # with more rows the run has been continued
         return None
     if done < saved:
         raise ConfigurationError(f"Expected {saved} rounds in {folder / TABLE}, as in the checkpoint, but got {done}")
@@ -95,6 +95,6 @@ def _is_tested(folder: Path) -> bool:
 
 
 def _is_drawn(folder: Path) -> bool:
-    """Return whether there are all pictures, none older than the table that they show."""
+    """Return whether all figures exist and none is older than the table that they show."""
     written = (folder / TABLE).stat().st_mtime_ns
     return all(path.is_file() and path.stat().st_mtime_ns >= written for path in expected_pictures(folder))

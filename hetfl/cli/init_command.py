@@ -1,4 +1,4 @@
-"""``hetfl init``: a project of one's own, that trains at once: a configuration, a net, and example data."""
+"""``hetfl init``: a new project that can train at once, with a configuration, a net, and example data."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from hetfl.errors import ConfigurationError
 TEMPLATES = Path(__file__).parent / "project"
 CONFIGURATION = "project.yaml"
 TRAIN_IMAGES, TEST_IMAGES = 20, 5
-"""Example images of each class."""
+"""Numbers of example images per class."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A kind of data that a project may begin with.
+    """A kind of data for a new project.
 
     Attributes:
-        data: the template of the section ``data``, up to the settings that all data share.
+        data: the template of the section ``data``, without the settings that all data share.
         net: the template of ``net.py``.
-        in_channels: channels or features of the example data.
-        num_classes: its classes.
-        hidden: sizes of the net's hidden layers at width 1.
-        channels: what ``in_channels`` counts, in words.
-        files: returns the example data, as files by their names.
+        in_channels: number of channels or features of the example data.
+        num_classes: number of classes of the example data.
+        hidden: sizes of the hidden layers of the net at width 1.
+        channels: description of ``in_channels``.
+        files: returns the contents of the files of the example data, by name.
     """
 
     data: str
@@ -42,7 +42,7 @@ class Example:
     files: Callable[[], dict[str, bytes]] = dict
 
     def project(self) -> dict[str, bytes]:
-        """Return the files of the project by their names."""
+        """Return the contents of the files of the project, by name."""
         data = _template(self.data) + _template("clients.yaml")
         settings = {name: f"{getattr(self, name)!s:<2}" for name in ("in_channels", "num_classes", "hidden")}
         configuration = Template(_template(CONFIGURATION)).substitute(settings, data=data, channels=self.channels)
@@ -65,7 +65,7 @@ def _iris_table() -> dict[str, bytes]:
 
 
 def _digit_images() -> dict[str, bytes]:
-    """Return some of scikit-learn's digits as PNG files, in a folder for each class."""
+    """Return some of scikit-learn's digits as PNG files, in one folder per class."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -86,24 +86,24 @@ EXAMPLES = {
     "csv": Example("csv.yaml", "table_net.py", 4, 3, [64, 64], "features of a row", _iris_table),
     "images": Example("images.yaml", "image_net.py", 3, 10, [32, 64], "channels: images are in colour", _digit_images),
 }
-"""What ``--data`` may be."""
+"""The values of ``--data``."""
 
 
 def main(args: Sequence[str]) -> None:
-    """Write a project into a folder; nothing that is there is overwritten.
+    """Write a project into a folder; existing files are never overwritten.
 
     Args:
-        args: what follows the verb.
+        args: the arguments after the verb.
 
     Raises:
-        ConfigurationError: the kind of data is unknown, or the project cannot be written there.
+        ConfigurationError: the kind of data is unknown, or the project cannot be written into the folder.
     """
     parser = OneLineParser(
         prog="hetfl init",
-        description="Write a commented configuration and a net for a project of your own, which train at once.",
+        description="Write a commented configuration and a net for a new project, which can train at once.",
     )
-    parser.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="Where to; it is made if absent.")
-    parser.add_argument("--data", type=str, default="digits", help=f"What to begin with: {', '.join(EXAMPLES)}.")
+    parser.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="The folder; made if it is missing.")
+    parser.add_argument("--data", type=str, default="digits", help=f"Kind of example data: {', '.join(EXAMPLES)}.")
     given = parser.parse_args(list(args))
     if given.data not in EXAMPLES:
         raise ConfigurationError(f"Expected --data of {', '.join(EXAMPLES)} but got {given.data!r}")
@@ -120,14 +120,14 @@ def main(args: Sequence[str]) -> None:
 
 
 def check_free(folder: Path, names: Sequence[str]) -> None:
-    """Refuse a folder that cannot be written, or has files of a project already.
+    """Refuse a folder that cannot be written, or that has files of a project already.
 
     Args:
-        folder: the folder; it may be absent.
-        names: the files and folders that are to be written there.
+        folder: the folder; it may be missing.
+        names: the files and folders to write into it.
 
     Raises:
-        ConfigurationError: a file is in the way, the folder is read-only, or a folder above it is a file.
+        ConfigurationError: a file exists already, the folder is read-only, or a part of its path is a file.
     """
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():

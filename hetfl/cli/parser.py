@@ -1,4 +1,4 @@
-"""The parser: what is wrong in one line, and configuration files checked before they are read."""
+"""The parser: errors in one line, and configuration files that are checked before they are read."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from hetfl.errors import ConfigurationError
 from hetfl.reading import LOADER, TooMuch, check_yaml, read_bytes
 
 EXPORT = ("--level", "--format", "--out")
-"""What to export, and where: one file a call."""
+"""Options of ``export`` that may be given only once, because a call exports one file."""
 SEED = re.compile(r"(?:--)?(model|data)\.(?:init_args\.)?seed(?:=|$)")
 YAML_MARKS = (":", "{", "\n")
-"""A value of ``-c`` with one of these may be YAML text: jsonargparse finds out."""
+"""A value of ``-c`` with one of these characters may be YAML text, and is passed to jsonargparse."""
 MODE = "hetfl"
-"""What jsonargparse calls YAML within bounds."""
+"""Name of the parser mode of jsonargparse for YAML with limits on its size."""
 
 
 def _load(text: str) -> Any:
-    """Return the values of a configuration file, or of one value of the command line.
+    """Return the values of a configuration file, or of a value on the command line.
 
     Raises:
-        TooMuch: the text is beyond the bounds of :mod:`hetfl.reading`.
+        TooMuch: the text exceeds the limits of :mod:`hetfl.reading`.
     """
     check_yaml(text)
     return get_loader("yaml")(text)
@@ -43,13 +43,13 @@ set_loader(MODE, _load, exceptions=(yaml.YAMLError,))
 
 
 class _ConfigOption(ActionConfigFile):
-    """``-c``: a file of the user's, the name of a packaged configuration, or YAML text."""
+    """``-c``: a file, the name of a packaged configuration, or YAML text."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """Read the file that is meant.
+        """Read the configuration.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: there is no such file or packaged configuration.
         """
         is_text = any(mark in values for mark in YAML_MARKS)
         file = values if is_text else config_file(values)
@@ -57,9 +57,9 @@ class _ConfigOption(ActionConfigFile):
 
 
 class OneLineParser(LightningArgumentParser):
-    """Says what is wrong in one line, and exits with status 2; takes no abbreviations, no functions as classes.
+    """A parser with one-line errors and exit status 2, without abbreviations, and without functions as ``class_path``.
 
-    jsonargparse would call a function that stands as ``class_path``, whatever function, and use what it returns.
+    jsonargparse would call any function that is given as ``class_path`` and use its result.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -67,7 +67,7 @@ class OneLineParser(LightningArgumentParser):
         super().__init__(*args, **{"parser_mode": MODE, **kwargs})
 
     def add_argument(self, *names: Any, **settings: Any) -> Any:
-        """Add an argument; one for configuration files also takes names of packaged configurations."""
+        """Add an argument; arguments for configuration files also take names of packaged configurations."""
         if settings.get("action") is ActionConfigFile:
             settings |= {"action": _ConfigOption, "help": "A configuration file, or a name that hetfl configs lists."}
         return super().add_argument(*names, **settings)
@@ -79,35 +79,35 @@ class OneLineParser(LightningArgumentParser):
             ValueError: always; jsonargparse reports it with the key.
         """
         name = f"{function.__module__}.{function.__qualname__}" if inspect.isroutine(function) else repr(function)
-        raise ValueError(f"Expected a class as class_path but got {name:.200}, which is none and would be called")
+        raise ValueError(f"Expected a class as class_path but got {name:.200}, which is not a class")
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Print the innermost reason of jsonargparse's message and where it lies."""
-        if not self.exit_on_error:  # the parser of one class among alternatives: the outer one says it
+        """Print the key and the innermost reason of an error of jsonargparse, and exit."""
+        if not self.exit_on_error:  # the parser of one of several classes; the outer parser prints the error
             raise ArgumentError(None, message) from ex
         if ex is not None and debugging():
             traceback.print_exception(ex)
         self.exit(2, f"hetfl: error: {condense(message)}\n")
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
-        """Parse arguments; a null for an option of an option arrives here as Python's None, as text."""
+        """Parse arguments; jsonargparse passes null for a nested option as the text ``None``."""
         if args is not None and not self.exit_on_error:
             args = [re.sub(r"^(--[^=]+)=None$", r"\1=null", argument) for argument in args]
         return super().parse_args(args, *rest, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """Read a configuration file that has passed its check."""
+        """Check and read a configuration file."""
         check_file(Path(path))
         config: Namespace = super().parse_path(path, *args, **kwargs)
         return config
 
 
 def check_arguments(args: Sequence[str]) -> None:
-    """Refuse arguments that would be overwritten without a word.
+    """Refuse arguments that would be silently overwritten.
 
     Raises:
-        ConfigurationError: the seed of model or data is given apart from ``seed_everything``; what to export is given
-            twice.
+        ConfigurationError: a seed of model or data is given instead of ``seed_everything``, or an option of export is
+            given twice.
     """
     for argument in args:
         _check_seed(argument, "")
@@ -115,16 +115,16 @@ def check_arguments(args: Sequence[str]) -> None:
     for option in EXPORT:
         if given.count(option) > 1:
             raise ConfigurationError(
-                f"Expected {option} once but got it {given.count(option)} times: export one by one"
+                f"Expected {option} once but got it {given.count(option)} times: export one file per call"
             )
 
 
 def check_file(path: Path) -> None:
-    """Refuse what YAML would read as something else than it looks.
+    """Refuse a configuration file that is invalid or that YAML would read in an unexpected way.
 
     Raises:
-        ConfigurationError: the file is not text, not YAML, empty or no mapping, has a key twice, or sets a seed other
-            than ``seed_everything``; names the file.
+        ConfigurationError: the file is not text, not YAML, empty or not a mapping, has a key twice, or sets a seed
+            other than ``seed_everything``.
     """
     try:
         text = read_bytes(path).decode()
@@ -150,8 +150,8 @@ def check_file(path: Path) -> None:
 
 
 def _keys(node: yaml.Node, prefix: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, int, bool]]:
-    """Yield each key below a node, in dotted form, with its line and whether it was there before."""
-    if id(node) in seen:  # an alias of what it stands in
+    """Yield each key below a node, in dotted form, with its line and whether it is a repetition."""
+    if id(node) in seen:  # an alias of a node that contains it
         return
     seen |= {id(node)}
     if isinstance(node, yaml.SequenceNode):
@@ -167,8 +167,8 @@ def _keys(node: yaml.Node, prefix: str = "", seen: frozenset[int] = frozenset())
 
 
 def _check_seed(argument: str, where: str) -> None:
-    found = SEED.match(argument)
-    if found:
+    match = SEED.match(argument)
+    if match:
         raise ConfigurationError(
-            f"Expected seed_everything but got {found[1]}.seed{where}: one seed serves model and data"
+            f"Expected seed_everything but got {match[1]}.seed{where}: model and data use the same seed"
         )

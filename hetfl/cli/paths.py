@@ -1,4 +1,4 @@
-"""Paths in a saved configuration: absolute, so that a run can be resumed from any directory."""
+"""Absolute paths in a saved configuration, so that a run can be resumed from any directory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from jsonargparse import Namespace
 
 PATH_NAME = re.compile(r"(.*_)?(path|root|folder|file|dir|directory)")
-"""Names of arguments that are paths, whatever class they belong to."""
+"""Names of arguments that are paths, in any class."""
 
 
 def make_absolute(part: Any, name: str = "") -> Any:
-    """Return settings with all relative paths among them made absolute, from the present directory.
+    """Return settings in which relative paths are made absolute, starting from the current directory.
 
-    A text is a path if its argument is called ``path``, ``root``, ``folder``, ``file``, ``dir`` or ``directory``, or
-    ends in one of these behind an underscore.
+    A text is a path if the name of its argument is ``path``, ``root``, ``folder``, ``file``, ``dir`` or ``directory``,
+    or ends in an underscore and one of these.
 
     Args:
         part: settings, or a value; Namespaces and mappings are changed in place.
-        name: of the argument that has the value.
+        name: name of the argument with the value.
     """
     if isinstance(part, Namespace | dict):
         for key, value in list(part.items() if isinstance(part, dict) else vars(part).items()):

@@ -1,4 +1,4 @@
-"""``hetfl report``: its arguments, and which runs belong together."""
+"""``hetfl report``: its arguments, and the groups of runs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def main(args: Sequence[str]) -> None:
     """Write a report on run folders.
 
     Args:
-        args: what follows the verb.
+        args: the arguments after the verb.
 
     Raises:
-        ConfigurationError: the runs or the options cannot work.
+        ConfigurationError: the runs or the options are invalid.
     """
     options = report_parser().parse_args(list(args))
     if not options.runs:
@@ -40,11 +40,11 @@ def main(args: Sequence[str]) -> None:
 
 
 def report_parser() -> OneLineParser:
-    """Return the parser of what follows the verb."""
+    """Return the parser of the arguments after the verb."""
     parser = OneLineParser(
         prog="hetfl report",
         description="Compare finished runs: tables at equal budgets, plots, and a report in HTML and Markdown. Runs "
-        "that differ in their seed alone are one group.",
+        "that differ only in their seed are one group.",
     )
     parser.add_argument("runs", nargs="*", metavar="[NAME=]RUN", help="A run folder, and the name of its group.")
     parser.add_argument("--out", type=str, default=None, help="The folder to write into.")
@@ -52,19 +52,19 @@ def report_parser() -> OneLineParser:
         "--target",
         type=float,
         default=None,
-        help="The validation score whose cost is reported, as metrics.csv has it (an accuracy of 90 percent is 0.9); "
-        "default: 5 percent short of the best one of the group whose best is worst.",
+        help="Validation score for which costs are reported, in the unit of metrics.csv (90 percent accuracy is 0.9); "
+        "default: 5 percent worse than the best score of the group whose best score is worst.",
     )
-    parser.add_argument("--unfinished", action="store_true", help="Take runs with fewer rounds than they should have.")
-    parser.add_argument("--mixed_data", action="store_true", help="Take runs on different data.")
+    parser.add_argument("--unfinished", action="store_true", help="Accept unfinished runs.")
+    parser.add_argument("--mixed_data", action="store_true", help="Accept runs on different data.")
     return parser
 
 
 def named_run(argument: str) -> tuple[str | None, Path]:
-    """Return the group's name, None where there is none, and the run's folder.
+    """Return the name of the group, or None, and the run folder of an argument.
 
     Raises:
-        ConfigurationError: there is an equals sign, and no name or no folder beside it.
+        ConfigurationError: there is an equals sign without a name or without a folder.
 
     >>> named_run("width=runs/1"), named_run("runs/1")
     (('width', PosixPath('runs/1')), (None, PosixPath('runs/1')))

@@ -1,4 +1,4 @@
-"""How Lightning's CLI is started here: with our defaults, quietly, and with what is wrong in one line."""
+"""Start of Lightning's CLI with the defaults of hetfl, fewer messages, and one-line errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def start(
     trainer: type[FederatedTrainer] = FederatedTrainer,
     parser: type[OneLineParser] = OneLineParser,
 ) -> FederatedCLI:
-    """Parse arguments of ``fit`` or another of the CLI's verbs and do what they say.
+    """Parse the arguments of ``fit`` or another verb of the CLI, and run the verb.
 
     Args:
         args: the arguments, the verb first.
@@ -67,13 +67,13 @@ def start(
 
 @contextmanager
 def command_line() -> Iterator[None]:
-    """Be quiet, find classes of the user's own beside where the command is typed, and fail in one line.
+    """Suppress messages, make the current directory importable, and turn errors into one line.
 
     Raises:
-        SystemExit: with status 2 for what the user can put right, with 1 for a disk that is full or read-only.
+        SystemExit: with status 2 for errors that the user can correct, with 1 for a full or read-only disk.
     """
     _quiet()
-    if os.getcwd() not in sys.path:  # by name: jsonargparse reads a file from within its folder
+    if os.getcwd() not in sys.path:  # not "": jsonargparse changes the directory while it reads a file
         sys.path.append(os.getcwd())
     try:
         yield
@@ -85,30 +85,30 @@ def command_line() -> Iterator[None]:
         if "Early stopping conditioned on metric" not in str(error):
             raise
         _fail(str(error), status=2)
-    except OSError as error:  # a full or read-only disk is nobody's mistake in code
+    except OSError as error:  # a full or read-only disk is not a fault of the code
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}", status=1)
 
 
 def _fail(message: str, status: int) -> None:
-    rank = os.environ.get("LOCAL_RANK", "0")  # of a distributed trainer: most mistakes are those of all its processes
+    rank = os.environ.get("LOCAL_RANK", "0")  # with several processes most errors occur in all of them
     sys.stderr.write(f"hetfl: error: {'' if rank == '0' else f'rank {rank}: '}{condense(message)}\n")
     sys.exit(status)
 
 
 class _Stderr(logging.Handler):
-    """Writes what the framework logs, a line each, to wherever standard error goes at that moment."""
+    """A handler that writes one line per record to the current standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(f"{printable(record.getMessage(), LONGEST_MESSAGE)}\n")
 
 
 def _quiet() -> None:
-    """Show what the framework logs; silence what Lightning says about training in general and what is not so here."""
-    own = logging.getLogger("hetfl")
-    own.setLevel(logging.INFO)
-    own.handlers = [_Stderr()]
+    """Show the messages of hetfl; suppress general messages of Lightning and those that do not apply to hetfl."""
+    logger = logging.getLogger("hetfl")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_Stderr()]
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

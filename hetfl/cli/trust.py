@@ -1,9 +1,9 @@
-"""Which code a configuration may name: it is imported, and its classes are made.
+"""Trust: the packages whose classes a configuration may use.
 
-A configuration is code. One that runs what its author likes needs no fault in this package: it names a class of a
-module that lies beside it. So ``HETFL_TRUSTED`` says which packages may be named at all; nothing else is imported.
-What is refused with and without it: functions as ``class_path`` (:class:`hetfl.cli.parser.OneLineParser`), modules of
-Python that start processes or touch files (jsonargparse's list), and classes for arguments of any type.
+A configuration can run any code, because the classes in it are imported and made. ``HETFL_TRUSTED`` limits the packages
+that a configuration may use; nothing else is imported. With and without it, these are refused: functions as
+``class_path`` (:class:`hetfl.cli.parser.OneLineParser`), modules of Python that start processes or access files
+(jsonargparse's list), and classes for arguments without a type.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from hetfl.errors import ConfigurationError
 
 VARIABLE = "HETFL_TRUSTED"
 USUAL = ("hetfl", "torch", "torchvision", "torchmetrics", "lightning", "flwr_datasets")
-"""Packages that are enough for every file in ``configs/``; what a node of Flower trusts if nobody says otherwise."""
+"""Packages that suffice for every file in ``configs/``; the default of a node of Flower."""
 EVERYTHING = "*"
 
 
 def trusted_packages(usual: Sequence[str] | None = None) -> tuple[str, ...] | None:
-    """Return the packages, or beginnings of dotted paths, that a configuration may name; None: any.
+    """Return the packages, or prefixes of dotted paths, that a configuration may use; None: all.
 
-    ``HETFL_TRUSTED`` holds them, divided by commas: ``hetfl,torch,lightning,mine.nets``. With a plus before one of
-    them, as in ``+mine``, all of :data:`USUAL` belong to them; ``*`` stands for everything. ``hetfl`` always belongs.
+    ``HETFL_TRUSTED`` is a list with commas, such as ``hetfl,torch,lightning,mine.nets``. A plus before a name, as in
+    ``+mine``, adds all of :data:`USUAL`; ``*`` means all packages. ``hetfl`` is always included.
 
     Args:
-        usual: those where the variable is not set; None: any.
+        usual: the packages if the variable is not set; None: all.
 
     Raises:
-        ConfigurationError: the variable holds something else.
+        ConfigurationError: the variable has another form.
     """
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
@@ -45,20 +45,20 @@ def trusted_packages(usual: Sequence[str] | None = None) -> tuple[str, ...] | No
         package = name.removeprefix("+")
         if not all(part.isidentifier() for part in package.split(".")) or package.partition(".")[0] == "jsonargparse":
             raise ConfigurationError(
-                f"Expected packages divided by commas in {VARIABLE}, such as hetfl,torch,mine, but got {name!r:.60}"
+                f"Expected packages separated by commas in {VARIABLE}, such as hetfl,torch,mine, but got {name!r:.60}"
             )
         packages[package] = None
     return tuple(packages)
 
 
 def restrict_imports(packages: Sequence[str] | None) -> None:
-    """Have jsonargparse import nothing else from now on, whatever is parsed, for as long as the process lives.
+    """Let jsonargparse import only trusted packages, for the rest of the process.
 
-    Modules of Python that start processes, load code or touch files are refused in any case, unless they are named
-    among the packages. An argument without a type gets a class path as it stands: nothing is made of it.
+    Modules of Python that start processes, load code or access files are refused unless they are among the packages.
+    For an argument without a type, a class path stays a plain value, and no object is made.
 
     Args:
-        packages: as :func:`trusted_packages` returns them.
+        packages: the result of :func:`trusted_packages`.
     """
     set_parsing_settings(
         validate_subclass_spec_in_any=True,
@@ -69,14 +69,14 @@ def restrict_imports(packages: Sequence[str] | None) -> None:
 
 
 def check_class_paths(config: Any, packages: Sequence[str] | None) -> None:
-    """Refuse class paths of other packages, wherever they stand: also where jsonargparse takes them for mere values.
+    """Refuse class paths of other packages at any depth, also those that jsonargparse treats as plain values.
 
     Args:
-        config: settings that have been parsed, and nothing made of them yet.
-        packages: as :func:`trusted_packages` returns them.
+        config: parsed settings, before objects are made.
+        packages: the result of :func:`trusted_packages`.
 
     Raises:
-        ConfigurationError: there is one; names its key and the path.
+        ConfigurationError: a class path is not trusted; the message has its key.
     """
     if packages is None:
         return
@@ -86,7 +86,7 @@ def check_class_paths(config: Any, packages: Sequence[str] | None) -> None:
 
 
 def class_paths(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each class path in settings, and its key."""
+    """Yield the key and the value of each class path in settings."""
     pairs: Iterator[tuple[Any, Any]] = iter(())
     if isinstance(config, Namespace):
         pairs = iter(vars(config).items())

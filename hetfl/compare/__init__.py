@@ -1,1 +1,1 @@
-"""``hetfl compare``: many runs, what is left to do of each, their processes, and the report on them all."""
+"""``hetfl compare``: the plan of many runs, their processes, and a report on all of them."""

@@ -1,4 +1,4 @@
-"""``hetfl compare``: every configuration with every seed, in one folder, and the report on them all."""
+"""``hetfl compare``: runs of every configuration with every seed, in one folder, and a report on all of them."""
 
 from __future__ import annotations
 
@@ -36,37 +36,37 @@ from hetfl.report.groups import Group
 from hetfl.report.spread import spread_of
 from hetfl.runs.headline import ACCURACY, Headline, common_headline, headline_in
 
-DESCRIPTION = "Run every configuration with every seed, as far as that has not been done, and write a report."
+DESCRIPTION = "Run every configuration with every seed, unless the run is finished, and write a report."
 EPILOG = """
-Any other --KEY VALUE (or -c FILE) is a setting of all runs, on top of their files. Each run has a folder of its own,
-DIR/runs/NAME/seed_SEED, and its output beside it. The same command again goes on where it was stopped, by Ctrl-C, a
-kill or a failure: what is finished is not repeated. More names, seeds or rounds may be asked for later; other settings
+Any other --KEY VALUE (or -c FILE) is a setting of all runs and overrides their files. The folder of a run is
+DIR/runs/NAME/seed_SEED; the file beside it has its output. If the command is stopped by Ctrl-C, a kill or a failure,
+the same command continues: finished runs are not repeated. Names, seeds and rounds can be added later; other settings
 need another DIR.
 """
 NOT_FOR_ALL = {
-    "--seed_everything": "--seeds gives them",
-    "--ckpt_path": "compared runs begin at their first round",
+    "--seed_everything": "use --seeds",
+    "--ckpt_path": "compared runs start with their first round",
     "--print_config": "hetfl fit --print_config prints one configuration",
 }
-"""Arguments of ``hetfl fit`` that make no sense here, and why."""
+"""Arguments of ``hetfl fit`` that ``hetfl compare`` refuses, with the reason."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong as the other verbs do."""
+    """A parser whose errors have the form of the other verbs."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigurationError(f"Expected arguments as hetfl compare --help says but got: {message}")
 
 
 def main(args: Sequence[str]) -> None:
-    """Run every configuration with every seed, as far as that has not been done, and write the report.
+    """Run every configuration with every seed, unless the run is finished, and write the report.
 
     Args:
-        args: what follows the verb.
+        args: the arguments after the verb.
 
     Raises:
-        ConfigurationError: something is wrong that a user can put right; nothing was run.
-        SystemExit: with status 1 if a run failed, with 128 and the signal's number if one stopped it all.
+        ConfigurationError: an argument or a setting is wrong; nothing was run.
+        SystemExit: with status 1 if a run failed; with 128 plus the number of the signal if a signal stopped the runs.
     """
     given, settings = _parse(args)
     out = Path(given.out)
@@ -77,13 +77,13 @@ def main(args: Sequence[str]) -> None:
     actions = {run: next_action(run) for run in runs}
     headlines = {}
     for contender in contenders:
-        own = {run: action for run, action in actions.items() if run.name == contender.name}
-        # What has run before needs no rehearsal.
-        if any(action in (Action.BEGIN, Action.ANEW) for action in own.values()):
+        of_name = {run: action for run, action in actions.items() if run.name == contender.name}
+        # Settings that have trained before need no rehearsal.
+        if any(action in (Action.BEGIN, Action.ANEW) for action in of_name.values()):
             with naming(contender.name):
                 headlines[contender.name] = rehearse(_arguments(contender, settings))
         else:
-            headlines[contender.name] = headline_in(next(iter(own)).folder)
+            headlines[contender.name] = headline_in(next(iter(of_name)).folder)
     headline = common_headline(headlines)
     if given.dry_run:
         _print_plan(actions)
@@ -93,7 +93,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return our own arguments, and those that are settings of every run."""
+    """Return the arguments of ``hetfl compare``, and those that are settings of every run."""
     given, settings = _parser().parse_known_args(list(args))
     if not (given.jobs.isascii() and given.jobs.isdecimal() and int(given.jobs) > 0):
         raise ConfigurationError(f"Expected a number of runs at a time, from 1, in --jobs but got {given.jobs!r}")
@@ -102,13 +102,13 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         raise ConfigurationError(f"Expected --KEY VALUE or another option but got {settings[0]!r}")
     for option in (argument.partition("=")[0] for argument in settings):
         if reason := NOT_FOR_ALL.get(option):
-            raise ConfigurationError(f"Expected no {option} in compare but got it: {reason}")
+            raise ConfigurationError(f"Expected no {option} in compare but got one: {reason}")
     if given.out is None:
         raise ConfigurationError("Expected --out DIR, the folder of the comparison, but got none")
-    there = next(path for path in (Path(given.out), *Path(given.out).absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "read-only" if there.is_dir() else "a file"
-        raise ConfigurationError(f"Expected a folder to write to in --out but got {given.out}: {there} is {why}")
+    nearest = next(path for path in (Path(given.out), *Path(given.out).absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        why = "read-only" if nearest.is_dir() else "a file"
+        raise ConfigurationError(f"Expected a folder to write to in --out but got {given.out}: {nearest} is {why}")
     return given, settings
 
 
@@ -122,27 +122,28 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=FILE[,FILE...]",
         action="append",
         default=[],
-        help="what to compare: a name and its YAML files, or names of hetfl configs, later ones on top; once per name",
+        help="a name and its YAML files or packaged configurations, of which later ones override earlier ones; "
+        "repeat it for every name",
     )
-    add("--seeds", nargs="+", default=["0"], metavar="SEED", help="seeds of every run (default: 0)")
+    add("--seeds", nargs="+", default=["0"], metavar="SEED", help="seeds of every configuration (default: 0)")
     add("--out", metavar="DIR", help="folder of the comparison, with its runs and report.html")
     add(
         "--jobs",
         default="1",
         metavar="N",
-        help="how many runs at a time (default: 1); with more, each has its share of the cores, unless OMP_NUM_THREADS "
-        "says how many",
+        help="number of runs at a time (default: 1); with several, the cores are divided among them, unless "
+        "OMP_NUM_THREADS is set",
     )
-    add("--mixed_data", action="store_true", help="compare runs on different data all the same")
-    add("--dry_run", action="store_true", help="check everything, print what would be done, and do nothing")
+    add("--mixed_data", action="store_true", help="allow runs on different data")
+    add("--dry_run", action="store_true", help="check everything, print the plan, and run nothing")
     return parser
 
 
 def plan(contenders: Sequence[Contender], seeds: Sequence[int], settings: Sequence[str], out: Path) -> list[PlannedRun]:
-    """Return the runs of a comparison, by name and seed, their configurations parsed.
+    """Return the runs of a comparison with their parsed configurations, ordered by name and seed.
 
     Raises:
-        ConfigurationError: one of them is wrong, or not that with which runs of its name were made.
+        ConfigurationError: a configuration is wrong, or differs from that of earlier runs of its name.
     """
     runs = []
     for contender in contenders:
@@ -161,10 +162,10 @@ def _arguments(contender: Contender, settings: Sequence[str]) -> list[str]:
 
 
 def check_same_data(runs: Sequence[PlannedRun]) -> None:
-    """Refuse to compare runs on different data; the draw of who has what may differ by the seed.
+    """Refuse to compare runs on different data; only the seed of the partition may differ.
 
     Raises:
-        ConfigurationError: they differ in a setting of the data; names it.
+        ConfigurationError: a setting of the data differs; the message names it.
     """
     first = {run.name: run for run in reversed(runs)}
     groups = [Group(run.name, (Run(run.folder, pd.DataFrame(), run.settings),)) for run in reversed(first.values())]
@@ -178,18 +179,18 @@ def check_same_data(runs: Sequence[PlannedRun]) -> None:
 def run_comparison(
     runs: Sequence[PlannedRun], out: Path, *, lock: int, jobs: int, mixed_data: bool, headline: Headline = ACCURACY
 ) -> None:
-    """Run what is not finished, and report on what is.
+    """Execute unfinished runs, and write a report on the finished ones.
 
     Args:
         runs: the runs.
         out: the folder of the comparison.
-        lock: file descriptor that every process keeps open.
-        jobs: how many run at a time.
-        mixed_data: whether to report on runs on different data.
+        lock: file descriptor of the lock, which every process keeps open.
+        jobs: number of runs at a time.
+        mixed_data: whether to accept runs on different data.
         headline: the score by which models are compared.
 
     Raises:
-        SystemExit: a run failed, or a signal stopped it all; what is finished is reported on in the first case.
+        SystemExit: a run failed (after a report on the finished runs), or a signal stopped the runs (without a report).
     """
     lines = [_line(run, headline) for run in runs]
     with RunsProgress(lines, jobs) as progress:
@@ -197,7 +198,7 @@ def run_comparison(
             progress.print(f"{finished} of {len(runs)} runs finished before")
         stopped = run_all(runs, lines, progress, lock=lock, jobs=jobs)
     if stopped is not None:
-        sys.stderr.write("hetfl: stopped; the same command goes on from here\n")
+        sys.stderr.write("hetfl: stopped; run the same command again to continue\n")
         sys.exit(128 + stopped)
     over = [run for run, line in zip(runs, lines, strict=True) if line.state == "done"]
     names = list(dict.fromkeys(run.name for run in runs))
@@ -207,13 +208,13 @@ def run_comparison(
         sys.exit(1)
     _print_results(groups, headline)
     folders = {name: [run.folder for run in members] for name, members in groups.items()}
-    # A run that ended by itself is finished, even if before its last round: it may stop early by its settings.
+    # unfinished=True: a run that its settings ended before its last round is finished.
     report = write_report(folders, out, unfinished=True, mixed_data=mixed_data)
     print(f"{'report':<18}{report}")
     if failed := len(runs) - len(over):
         missing = ", ".join(name for name in names if name not in groups)
-        none = f", nor is {missing}, of which no run is finished" if missing else ""
-        sys.stderr.write(f"hetfl: error: {failed} of {len(runs)} runs failed, and are not in the report{none}\n")
+        none = f"; no run of {missing} is finished" if missing else ""
+        sys.stderr.write(f"hetfl: error: {failed} of {len(runs)} runs failed and are not in the report{none}\n")
         sys.exit(1)
 
 
@@ -224,7 +225,7 @@ def _line(run: PlannedRun, headline: Headline) -> RunLine:
 
 
 def _print_plan(actions: dict[PlannedRun, Action]) -> None:
-    table = Table(title="What would be done", title_justify="left")
+    table = Table(title="Plan", title_justify="left")
     for heading in ("run", "seed", "rounds"):
         table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     table.add_column("to do")
@@ -234,7 +235,7 @@ def _print_plan(actions: dict[PlannedRun, Action]) -> None:
 
 
 def _print_results(groups: dict[str, list[PlannedRun]], headline: Headline) -> None:
-    """Print, per name, the test's headline and uploaded bytes of its finished runs."""
+    """Print the test headline and the uploaded bytes of the finished runs, by name."""
     table = Table(title="Comparison: means over seeds", title_justify="left")
     for heading in ("run", "seeds", f"test {headline.words}", "uploaded"):
         table.add_column(cell(heading), justify="left" if heading == "run" else "right", no_wrap=True)

@@ -16,16 +16,16 @@ from hetfl.cli.checks import run_folders
 from hetfl.cli.starting import command_line, start
 
 PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: which signal a process gets when its parent is gone."""
+"""Option of Linux's prctl that sets the signal that a process gets when its parent ends."""
 
 
 class RunInFolder(FederatedCLI):
-    """Runs in a folder that is there already.
+    """A CLI that runs in a given run folder.
 
     Args:
-        args: those of the CLI.
+        args: arguments of the CLI.
         folder: the run folder.
-        kwargs: those of the CLI.
+        kwargs: keyword arguments of the CLI.
     """
 
     def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
@@ -33,34 +33,34 @@ class RunInFolder(FederatedCLI):
         super().__init__(*args, **kwargs)
 
     def before_instantiate_classes(self) -> None:
-        """Check the settings, and have the run folder be the one given."""
+        """Check the settings, and set the run folder."""
         super().before_instantiate_classes()
         for each in run_folders(self.config[self.subcommand]):
             each.init_args.folder = str(self.folder)
 
     def after_test(self) -> None:
-        """Draw the pictures, if asked: a test on its own is the end of a run that was stopped before it."""
+        """Draw the figures if they are wanted, because a separate test finishes a run that was stopped before it."""
         if self.config["test"].plots:
             self.draw(self.folder)
 
 
 def die_with(parent: int) -> None:
-    """End this process, by SIGKILL, when its parent is gone; where the system cannot, it goes on to its end.
+    """Let the system kill this process when its parent ends; systems other than Linux do not.
 
     Args:
-        parent: the parent's process number.
+        parent: process id of the parent.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before
+    if os.getppid() != parent:  # the parent has ended already
         sys.exit(1)
 
 
 def main(args: Sequence[str]) -> None:
-    """Run.
+    """Execute one run.
 
     Args:
-        args: the parent's process number, the run folder, and the arguments of the CLI.
+        args: the process id of the parent, the run folder, and the arguments of the CLI.
     """
     parent, folder, *rest = args
     die_with(int(parent))

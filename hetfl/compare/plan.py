@@ -1,4 +1,4 @@
-"""The plan of a comparison: its runs, where each of them stands, and what is left to do with it."""
+"""The plan of a comparison: its runs, their progress, and the next action for each run."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ROUNDS = "trainer.max_epochs"
 
 @dataclass(frozen=True)
 class Contender:
-    """What is compared: one configuration, under a name.
+    """A configuration to compare, with a name.
 
     Attributes:
-        name: its name, and that of its runs' folder.
-        files: YAML files or names of packaged configurations, later ones on top.
+        name: its name, and the name of the folder of its runs.
+        files: YAML files or names of packaged configurations; later ones override earlier ones.
     """
 
     name: str
@@ -41,10 +41,11 @@ class Contender:
 
 
 def parse_contenders(given: Sequence[str]) -> list[Contender]:
-    """Return what ``NAME=FILE[,FILE...]`` say.
+    """Return the contenders of arguments of the form ``NAME=FILE[,FILE...]``.
 
     Raises:
-        ConfigurationError: there is none, one has another form, a name comes twice, or a file is not there.
+        ConfigurationError: there is no argument, an argument has another form, a name occurs twice, or a file is
+            missing.
 
     >>> parse_contenders(["width=pyproject.toml"])
     [Contender(name='width', files=('pyproject.toml',))]
@@ -65,15 +66,15 @@ def parse_contenders(given: Sequence[str]) -> list[Contender]:
                 raise ConfigurationError(f"run {name}: {error}") from error
         contenders.append(Contender(name, tuple(files.split(","))))
     if again := _twice([each.name for each in contenders]):
-        raise ConfigurationError(f"Expected every name once in -r but got {again} twice: files stack as NAME=FILE,FILE")
+        raise ConfigurationError(f"Expected every name once in -r but got {again} twice: give files as NAME=FILE,FILE")
     return contenders
 
 
 def parse_seeds(given: Sequence[str]) -> list[int]:
-    """Return seeds.
+    """Return seeds as integers.
 
     Raises:
-        ConfigurationError: one is no whole number from 0 to 2³² − 1, or comes twice.
+        ConfigurationError: a seed is not a whole number from 0 to 2³² − 1, or occurs twice.
 
     >>> parse_seeds(["0", "17"])
     [0, 17]
@@ -96,10 +97,10 @@ class PlannedRun:
     """One run of a comparison.
 
     Attributes:
-        name: of its configuration.
+        name: name of its configuration.
         seed: its seed.
         folder: its run folder.
-        text: its whole configuration, as YAML.
+        text: its complete configuration, as YAML.
     """
 
     name: str
@@ -115,39 +116,39 @@ class PlannedRun:
 
     @property
     def rounds(self) -> int:
-        """How many rounds it has."""
+        """Total number of rounds."""
         return int(self.settings["trainer"]["max_epochs"])
 
     @property
     def title(self) -> str:
-        """What it is called where people read of it."""
+        """Title of the run in output."""
         return f"{self.name} seed {self.seed}"
 
     @property
     def checkpoint(self) -> Path:
-        """Where its last checkpoint is."""
+        """Path of its last checkpoint."""
         return self.folder / "checkpoints" / "last.ckpt"
 
     @property
     def log(self) -> Path:
-        """The file that takes what the run says."""
+        """Path of the file with the output of the run."""
         return self.folder.with_suffix(".log")
 
     @property
     def mark(self) -> Path:
-        """The file that says that the run ended by itself: it holds how many rounds were asked for."""
+        """Path of the mark of a finished run; the file has the number of rounds in its configuration."""
         return self.folder.with_suffix(".ended")
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a run is, by its ``metrics.csv``.
+    """The progress of a run, from its ``metrics.csv``.
 
     Attributes:
-        done: rounds that have a row.
-        val_score: the latest headline; None: none yet.
-        test_score: that of the last row; None: not tested.
-        up_bytes: uploaded so far; None: not known.
+        done: number of rounds that have a row.
+        val_score: the latest validation headline; None: none yet.
+        test_score: the test headline of the last row; None: not tested.
+        up_bytes: bytes uploaded up to the last row; None: unknown.
     """
 
     done: int = 0
@@ -157,15 +158,15 @@ class Standing:
 
     @property
     def score(self) -> float | None:
-        """The test's headline, else the latest validation's; None: none yet."""
+        """The test headline, or else the latest validation headline; None: none yet."""
         return self.val_score if self.test_score is None else self.test_score
 
 
 def standing(folder: Path) -> Standing:
-    """Return how far a run is, which may be under way: a last line without its end is no row yet.
+    """Return the progress of a run, which may be executing: an incomplete last line is ignored.
 
     Raises:
-        ConfigurationError: its ``metrics.csv`` is no table of rounds, or its headline is none.
+        ConfigurationError: its ``metrics.csv`` is not a table of rounds, or its headline is invalid.
     """
     path = folder / "metrics.csv"
     if not path.is_file() or b"\n" not in read_bytes(path, LARGEST_TABLE):
@@ -188,41 +189,41 @@ def _last(metrics: pd.DataFrame, column: str) -> float | None:
 
 
 class Action(Enum):
-    """What is left to do with a run, in the words of the plan."""
+    """The next action for a run, in the words of the plan."""
 
     SKIP = "nothing: it is finished"
-    BEGIN = "begin"
-    ANEW = "begin anew: it was stopped before its first checkpoint"
-    RESUME = "go on"
+    BEGIN = "start"
+    ANEW = "start again: it was stopped before its first checkpoint"
+    RESUME = "resume"
     TEST = "test: all rounds are done"
 
 
 def next_action(run: PlannedRun) -> Action:
-    """Return what is left to do with a run.
+    """Return the next action for a run.
 
     Raises:
-        ConfigurationError: its folder holds checkpoints, but none to go on from, or not the rounds before it.
+        ConfigurationError: its folder has checkpoints but not the last one, or lacks the rounds before the checkpoint.
     """
     at = standing(run.folder)
     if run.mark.is_file() and run.mark.read_bytes() == str(run.rounds).encode() and at.done:
-        return Action.SKIP  # perhaps before its last round: it may stop early by its settings
+        return Action.SKIP  # its settings may have ended it before its last round
     tests = run.settings["final_test"]
     complete = at.done >= run.rounds and (at.test_score is not None or not tests)
     if not run.checkpoint.is_file():
         if next(run.folder.rglob("*.ckpt"), None) is not None:
-            raise ConfigurationError(f"Expected {run.checkpoint}, to go on from, but got other checkpoints only")
-        if complete:  # checkpoints are switched off by its settings
+            raise ConfigurationError(f"Expected {run.checkpoint}, to resume from, but got only other checkpoints")
+        if complete:  # its settings switch checkpoints off
             return Action.SKIP
         return Action.ANEW if run.folder.is_dir() and any(run.folder.iterdir()) else Action.BEGIN
-    if not at.done:  # a row is written before its checkpoint, so there was one
+    if not at.done:  # a row is written before its checkpoint, so a row was deleted
         raise ConfigurationError(
             f"Expected the rounds before {run.checkpoint} in {run.folder / 'metrics.csv'} but got none: "
-            f"delete {run.folder}, and the run begins anew"
+            f"delete {run.folder} to start the run again"
         )
     if complete and tests:
         return Action.SKIP
-    # A row is written before its checkpoint: all rows may be there, and the last round's checkpoint not. A run that
-    # its settings stop early has fewer rows.
+    # A row is written before its checkpoint, so all rows may exist without the checkpoint of the last round. A run that
+    # its settings ended early has fewer rows.
     checkpoint = SafeCheckpointIO().load_checkpoint(run.checkpoint)
     if not has_ended(checkpoint, run.rounds) or at.done > checkpoint["hetfl"]["version"]:
         return Action.RESUME
@@ -230,33 +231,33 @@ def next_action(run: PlannedRun) -> Action:
 
 
 def differences(made: Mapping[str, Any], planned: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the settings that differ: key, what it was, what it is now; but not seeds, folders and more rounds.
+    """Return the settings that differ, as key, old value and new value; seeds, folders and more rounds do not count.
 
     >>> differences({"a": 1, "trainer": {"max_epochs": 2}}, {"a": None, "trainer": {"max_epochs": 3}})
     [('a', '1', 'null')]
     """
     was, now = flat_settings(made), flat_settings(planned)
-    found = []
+    changed = []
     for key in dict.fromkeys([*was, *now]):
         one, other = was.get(key, ABSENT), now.get(key, ABSENT)
         longer = key == ROUNDS and one.isdecimal() and other.isdecimal() and int(one) < int(other)
         if one != other and not longer and not SEED_OR_FOLDER.fullmatch(key):
-            found.append((key, one, other))
-    return found
+            changed.append((key, one, other))
+    return changed
 
 
 def check_validated(run: PlannedRun) -> None:
-    """Refuse a run that no round would validate.
+    """Refuse a run without any validation.
 
     Raises:
-        ConfigurationError: its settings switch validation off, or put it off beyond the last round.
+        ConfigurationError: validation is switched off, or its interval is longer than the run.
     """
     trainer = run.settings["trainer"]
     if trainer.get("limit_val_batches") == 0:
         raise ConfigurationError(
             f"run {run.name}: Expected trainer.limit_val_batches above 0 but got 0: runs are compared by validation"
         )
-    interval = trainer.get("val_check_interval")  # in rounds, where epochs are not asked about: a round is a batch
+    interval = trainer.get("val_check_interval")  # in batches, i.e. rounds, if check_val_every_n_epoch is null
     if trainer.get("check_val_every_n_epoch", 1) is None and isinstance(interval, int) and interval > run.rounds:
         raise ConfigurationError(
             f"run {run.name}: Expected trainer.val_check_interval of at most {run.rounds} rounds but got {interval}"
@@ -264,10 +265,10 @@ def check_validated(run: PlannedRun) -> None:
 
 
 def check_unchanged(run: PlannedRun) -> None:
-    """Refuse to mix runs of one name with different settings in one folder; more rounds are none.
+    """Refuse to mix runs of one name with different settings in one folder; more rounds are allowed.
 
     Raises:
-        ConfigurationError: a run of this name, with whatever seed, was made with other settings; names the first.
+        ConfigurationError: an earlier run of this name has other settings; the message has the first difference.
     """
     for saved in sorted(run.folder.parent.glob("seed_*/config.yaml")):
         changed = differences(read_config(saved), run.settings)
@@ -276,6 +277,6 @@ def check_unchanged(run: PlannedRun) -> None:
             least = "of at least " if key == ROUNDS else ""
             more = f" (and {len(changed) - 1} more that differ)" if len(changed) > 1 else ""
             raise ConfigurationError(
-                f"Expected {key} {least}{was}, which {saved.parent} was made with, but got {now} for run "
-                f"{run.name}{more}: take another --out, or the settings as they were"
+                f"Expected {key} {least}{was}, as in {saved.parent}, but got {now} for run {run.name}{more}: use "
+                "another --out, or the earlier settings"
             )

@@ -1,4 +1,4 @@
-"""The processes of a comparison: started, watched, stopped at a round's end, and what became of each."""
+"""The processes of a comparison: start, supervision, stop at the end of a round, and results."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from hetfl.runs.interrupt import taking_signals
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 5.0
-"""How long a comparison waits for the runs of one that was just killed to be gone."""
+"""Time that a comparison waits for the end of the runs of a comparison that was just killed."""
 
 
 @contextmanager
 def only_one(out: Path) -> Iterator[int]:
-    """Let one comparison at a time work in a folder; the runs that it starts count as it, as long as they live.
+    """Lock a folder for one comparison; the processes of its runs hold the lock too, as long as they live.
 
     Yields:
-        A file descriptor that holds the lock: for the runs.
+        A file descriptor of the lock, for the runs.
 
     Raises:
-        ConfigurationError: another one is at work there.
+        ConfigurationError: another comparison uses the folder.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as file:
@@ -44,7 +44,7 @@ def only_one(out: Path) -> Iterator[int]:
                 break
             time.sleep(POLL_SECONDS)
         else:
-            raise ConfigurationError(f"Expected one comparison at a time in {out} but got another one at work there")
+            raise ConfigurationError(f"Expected one comparison at a time in {out} but got another running comparison")
         yield file.fileno()
 
 
@@ -53,10 +53,10 @@ class RunProcess:
 
     Args:
         run: the run.
-        action: what is left to do with it.
-        line: what is shown of it.
-        lock: file descriptor that it is to keep open.
-        threads: for OpenMP; None: as it is.
+        action: the action to execute.
+        line: the displayed state of the run.
+        lock: file descriptor of the lock, which the process keeps open.
+        threads: number of OpenMP threads; None: unchanged.
     """
 
     def __init__(self, run: PlannedRun, action: Action, line: RunLine, lock: int, threads: int | None) -> None:
@@ -67,8 +67,8 @@ class RunProcess:
         prepare(run, action)
         environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
         with run.log.open("ab") as log:
-            self._said_before = log.tell()
-            # A process group of its own: Ctrl-C in a terminal reaches it once, through us.
+            self._log_start = log.tell()
+            # A separate process group, so that Ctrl-C in a terminal reaches the process only through stop().
             self.process = subprocess.Popen(
                 command(run, action),
                 stdin=subprocess.DEVNULL,
@@ -80,10 +80,13 @@ class RunProcess:
             )
 
     def stop(self, signals: Sequence[int]) -> bool:
-        """Send the signals that it does not have yet: the first ends it at the round's end, the second at once.
+        """Send new signals to the process: the first stops it at the end of the round, the second at once.
+
+        Args:
+            signals: numbers of all signals received by now.
 
         Returns:
-            Whether there was one to send.
+            Whether a signal was sent.
         """
         new = signals[self._sent :]
         for place, number in enumerate(new, start=self._sent):
@@ -92,7 +95,7 @@ class RunProcess:
         return bool(new)
 
     def watch(self) -> None:
-        """Bring its line up to date."""
+        """Update the displayed state."""
         with suppress(OSError):
             now = (self.run.folder / "metrics.csv").stat()
             if (now.st_mtime_ns, now.st_size) == self._seen:
@@ -104,13 +107,13 @@ class RunProcess:
             self.line.score = at.score
 
     def last_words(self) -> str:
-        """Return the line in which it says what went wrong, and where all of it stands."""
+        """Return the last error of the process, and the path of its log."""
         code = self.process.returncode
         with self.run.log.open("rb") as log:
-            log.seek(self._said_before)
-            said = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in said if line.startswith("hetfl: error: ")]
-        last = (errors or said or ["it said nothing"])[-1].removeprefix("hetfl: error: ").strip()
+            log.seek(self._log_start)
+            output = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in output if line.startswith("hetfl: error: ")]
+        last = (errors or output or ["no output"])[-1].removeprefix("hetfl: error: ").strip()
         if code == 0:
             last = "no round in its metrics.csv"
         elif code < 0:
@@ -119,7 +122,7 @@ class RunProcess:
 
 
 def prepare(run: PlannedRun, action: Action) -> None:
-    """Make the folder of a run that is to begin or to go on, with its configuration."""
+    """Prepare the folder of a run for an action, and write its configuration."""
     if action is Action.ANEW:
         shutil.rmtree(run.folder)
     run.mark.unlink(missing_ok=True)
@@ -127,27 +130,27 @@ def prepare(run: PlannedRun, action: Action) -> None:
 
 
 def command(run: PlannedRun, action: Action) -> list[str]:
-    """Return the command of a run's process."""
+    """Return the command of the process of a run."""
     verb = "test" if action is Action.TEST else "fit"
-    begun = ["--ckpt_path", str(run.checkpoint)] if action in (Action.RESUME, Action.TEST) else []
-    own = [sys.executable, "-m", "hetfl.compare.one_run", str(os.getpid()), str(run.folder)]
-    return [*own, verb, "-c", str(run.folder / "config.yaml"), *begun]
+    checkpoint = ["--ckpt_path", str(run.checkpoint)] if action in (Action.RESUME, Action.TEST) else []
+    program = [sys.executable, "-m", "hetfl.compare.one_run", str(os.getpid()), str(run.folder)]
+    return [*program, verb, "-c", str(run.folder / "config.yaml"), *checkpoint]
 
 
 def run_all(
     runs: Sequence[PlannedRun], lines: Sequence[RunLine], progress: RunsProgress, *, lock: int, jobs: int = 1
 ) -> int | None:
-    """Run what is not finished, some at a time; a run that fails does not keep others from going on.
+    """Execute unfinished runs, several at a time; the failure of a run does not stop the others.
 
     Args:
         runs: the runs.
-        lines: what is shown of each.
-        progress: shows it.
-        lock: file descriptor that every process keeps open.
-        jobs: how many run at a time.
+        lines: the displayed state of each run.
+        progress: the display.
+        lock: file descriptor of the lock, which every process keeps open.
+        jobs: number of runs at a time.
 
     Returns:
-        The number of the signal that stopped it all; None: none did.
+        The number of the signal that stopped the runs; None: no signal.
     """
     todo = deque((run, action, line) for run, line in zip(runs, lines, strict=True)
                  if (action := next_action(run)) is not Action.SKIP)  # fmt: skip
@@ -163,7 +166,7 @@ def run_all(
                 _pass_on(received, children, progress)
                 children = [child for child in children if not _is_over(child, progress, stopped=bool(received))]
                 progress.refresh()
-        finally:  # an error of our own leaves no process behind
+        finally:  # an error here must not leave processes
             for child in children:
                 child.process.kill()
                 child.process.wait()
@@ -171,7 +174,7 @@ def run_all(
 
 
 def _pass_on(received: Sequence[int], children: Sequence[RunProcess], progress: RunsProgress) -> None:
-    """Give signals to the processes that do not have them yet, and say so the first time."""
+    """Send new signals to the processes, and print a line at the first signal."""
     told = [child.stop(received) for child in children]
     if len(received) == 1 and any(told):
         name = "Ctrl-C" if received[0] == signal.SIGINT else "SIGTERM"
@@ -179,7 +182,7 @@ def _pass_on(received: Sequence[int], children: Sequence[RunProcess], progress: 
 
 
 def _is_over(child: RunProcess, progress: RunsProgress, *, stopped: bool) -> bool:
-    """Look after a process; return whether it has ended."""
+    """Update the state of a process, and return whether it has ended."""
     code = child.process.poll()
     child.watch()
     if code is None:

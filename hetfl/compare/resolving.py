@@ -1,4 +1,4 @@
-"""What configuration files and arguments amount to, found out and checked without running anything."""
+"""Resolution of configuration files and arguments, and checks without training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hetfl.runs.headline import Headline
 
 
 class _RaisingParser(OneLineParser):
-    """Raises where the parser of a command would end the process."""
+    """A parser that raises errors instead of ending the process."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
@@ -34,7 +34,7 @@ class _RaisingParser(OneLineParser):
 
 
 class _Reading(FederatedCLI):
-    """Parses, and makes nothing."""
+    """A CLI that only parses."""
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
@@ -57,7 +57,7 @@ class _Reading(FederatedCLI):
 
 
 class _Rehearsal(FederatedTrainer):
-    """Does what is done before the first round, and no round."""
+    """A trainer that does everything before the first round, and no round."""
 
     def fit(
         self,
@@ -68,14 +68,14 @@ class _Rehearsal(FederatedTrainer):
         ckpt_path: str | Path | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Load the data, build every level and check that they nest."""
+        """Load the data, build every level and check that the levels nest."""
         assert datamodule is not None
-        with contextlib.redirect_stdout(io.StringIO()):  # a description of it all is made on the way
+        with contextlib.redirect_stdout(io.StringIO()):  # the description itself is not wanted
             self.describe(model, datamodule)
 
 
 class _Rehearsing(FederatedCLI):
-    """Parses, makes everything and sets it up; no run folder."""
+    """A CLI that parses, makes all objects and sets them up, without a run folder."""
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
@@ -87,13 +87,13 @@ class _Rehearsing(FederatedCLI):
 
 
 def check_comparable(config: Namespace) -> None:
-    """Refuse settings with which a run cannot be one of a comparison.
+    """Refuse settings that a run of a comparison cannot have.
 
     Raises:
-        ConfigurationError: it has no end, no curves or no run folder, or begins with a checkpoint.
+        ConfigurationError: the run has no end, no validation, no metrics or no run folder, or starts from a checkpoint.
     """
     if config.get("ckpt_path"):
-        raise ConfigurationError(f"Expected a run from its first round on but got ckpt_path {config.ckpt_path}")
+        raise ConfigurationError(f"Expected a run without ckpt_path but got ckpt_path {config.ckpt_path}")
     rounds = config.trainer.max_epochs
     if rounds is None or rounds < 1:
         raise ConfigurationError(f"Expected trainer.max_epochs, the number of rounds, of at least 1 but got {rounds}")
@@ -108,10 +108,10 @@ def check_comparable(config: Namespace) -> None:
 
 @contextlib.contextmanager
 def naming(run: str) -> Iterator[None]:
-    """Say which run it is that something is wrong with.
+    """Add the name of a run to errors.
 
     Raises:
-        ConfigurationError: in place of whatever a user can put right.
+        ConfigurationError: instead of an error that a user can correct.
     """
     try:
         yield
@@ -124,10 +124,10 @@ def naming(run: str) -> Iterator[None]:
 
 
 def resolve(args: Sequence[str], seeds: Sequence[int]) -> dict[int, str]:
-    """Return the whole configuration of a new run for each seed, as YAML.
+    """Return the complete configuration of a new run for each seed, as YAML.
 
     Args:
-        args: those of ``hetfl fit``, without the verb.
+        args: arguments of ``hetfl fit``, without the verb.
         seeds: the seeds.
 
     Raises:
@@ -140,16 +140,16 @@ def resolve(args: Sequence[str], seeds: Sequence[int]) -> dict[int, str]:
 
 
 def rehearse(args: Sequence[str]) -> Headline:
-    """Do all that comes before the first round: load the data, build every level, check that they nest.
+    """Do everything before the first round: load the data, build every level, check that the levels nest.
 
     Args:
-        args: those of ``hetfl fit``, without the verb.
+        args: arguments of ``hetfl fit``, without the verb.
 
     Returns:
         The score by which models are compared.
 
     Raises:
-        ConfigurationError: something is wrong that a run would stumble over.
+        ConfigurationError: a run would fail before its first round.
     """
     headline: Headline = start(
         ["fit", *args], cli=_Rehearsing, trainer=_Rehearsal, parser=_RaisingParser

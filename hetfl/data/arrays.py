@@ -1,4 +1,4 @@
-"""A data set in memory: what a data module loads, and what a client gets of it."""
+"""A data set in memory: all its samples, and the samples of one client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ClientData:
     Attributes:
         inputs: uint8 images (n, C, height, width), float features or token ids (n, ...), or a tuple, list or dict of
             tensors of n rows each.
-        targets: shape (n, ...), as the data's objective has them: class numbers, int64, shape (n,), say.
+        targets: shape (n, ...), as the objective takes them: for classification class numbers, int64, shape (n,).
     """
 
     inputs: Tree
@@ -41,15 +41,15 @@ class Arrays:
 
     Attributes:
         train: the training samples, from which validation samples are held out.
-        test: the test samples, never used for choosing anything.
-        num_classes: number of classes K, or of whatever a net gives an output for; None: as many as the targets need.
-        train_clients: int64, the id of each training sample's client, where the data knows it.
+        test: the test samples; no setting is chosen by them.
+        num_classes: number of classes K, or of other outputs of a net; None: the largest that the targets need.
+        train_clients: int64, shape (n,): the client id of each training sample; None: the data has no client ids.
         test_clients: the same for the test samples.
-        client_names: what the user calls the clients, by id; None: as the ids.
-        objective: what the targets are, unless the user says something else; None: classes.
+        client_names: the name of each client, indexed by id; None: the ids are the names.
+        objective: what the targets are, unless the user sets another objective; None: classes.
 
     Raises:
-        ConfigurationError: lengths, shapes or types of samples don't fit together.
+        ConfigurationError: lengths, shapes or types of samples disagree.
     """
 
     train: ClientData
@@ -61,7 +61,7 @@ class Arrays:
     objective: Objective | None = None
 
     def name_of(self, client_id: int) -> str | int:
-        """Return what the user calls a client."""
+        """Return the name of a client in the user's data."""
         return client_id if self.client_names is None else self.client_names[client_id]
 
     def __post_init__(self) -> None:
@@ -70,10 +70,10 @@ class Arrays:
         _check_alike(self.train.inputs, self.test.inputs)
 
     def meeting(self, objective: Objective) -> Arrays:
-        """Return the data set with targets as an objective takes them.
+        """Return the data set with its targets converted for an objective.
 
         Raises:
-            ConfigurationError: its targets are those of another objective.
+            ConfigurationError: the objective does not take such targets.
         """
         train, test = (
             replace(data, targets=objective.prepared(data.targets, where))
@@ -87,13 +87,13 @@ class Arrays:
         return replace(self, train=train, test=test, num_classes=size, objective=objective)
 
     def classes(self, data: ClientData) -> Tensor:
-        """Return the class of each sample of the training or test data, int64, shape (n,); where it has none, 0."""
+        """Return the class of each sample of the training or test data, int64, shape (n,); 0 where it has no class."""
         labels = None if self.objective is None else self.objective.single_labels(data.targets)
         return torch.zeros(len(data), dtype=torch.int64) if labels is None else labels
 
     @property
     def outputs(self) -> int:
-        """Number K of classes, or of whatever a net gives an output for, once an objective has been met."""
+        """Number K of classes, or of other outputs of a net; available after :meth:`meeting`."""
         assert self.num_classes is not None
         return self.num_classes
 
@@ -116,7 +116,7 @@ def _check_samples(data: ClientData, clients: Tensor | None, where: str) -> None
 
 
 def _check_alike(train: Tree, test: Tree) -> None:
-    """Refuse test inputs of another structure, other shapes, or whole numbers where training inputs are floats."""
+    """Refuse test inputs whose structure, shapes or kind (floats or integers) differ from the training inputs."""
     rows = [taken(inputs, 0) for inputs in (train, test)]
     shapes = [mapped(lambda leaf: torch.empty(leaf.shape, device="meta"), row) for row in rows]
     floats = [[leaf.is_floating_point() for leaf in leaves(row)] for row in rows]
@@ -131,7 +131,7 @@ def _check_alike(train: Tree, test: Tree) -> None:
 
 
 def class_codes(*labels: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
-    """Return classes as int64 numbers, the position among all of them, sorted; and the classes.
+    """Return labels as int64 class numbers, and the sorted classes; a number is the position among the sorted classes.
 
     >>> class_codes(["cat", "ant"], ["bee"])
     ([tensor([2, 0]), tensor([1])], ['ant', 'bee', 'cat'])
@@ -144,14 +144,16 @@ def class_codes(*labels: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
 def client_codes(
     train_ids: Any, test_ids: Any
 ) -> tuple[Tensor | None, Tensor | None, tuple[str, ...] | tuple[int, ...] | None]:
-    """Return client ids as int64 codes, the position among all distinct ids, sorted, and these ids; None stays None.
+    """Return client ids as int64 codes, and the sorted distinct ids; a code is a position among these ids.
+
+    Missing ids (None) give None.
 
     Args:
-        train_ids: a list, an array, a column of a table or a tensor of numbers or texts; None: there are none.
+        train_ids: a list, an array, a column of a table or a tensor of numbers or texts; None: no ids.
         test_ids: the same for the test samples.
 
     Raises:
-        ConfigurationError: an id is missing, or some are numbers and others texts.
+        ConfigurationError: an id is missing, or numbers and texts are mixed.
 
     >>> client_codes(["bob", "ann", "bob"], ["ann"])
     (tensor([1, 0, 1]), tensor([0]), ('ann', 'bob'))
@@ -177,10 +179,10 @@ def as_tensor(values: Any, where: str) -> Tensor:
 
     Args:
         values: the values; an array that torch can share is not copied.
-        where: what they are, for the message.
+        where: what the values are, for the message.
 
     Raises:
-        ConfigurationError: they are not numbers, or no array.
+        ConfigurationError: the values are not numbers, or do not form an array.
     """
     if isinstance(values, Tensor):
         return values.detach()
@@ -188,10 +190,10 @@ def as_tensor(values: Any, where: str) -> Tensor:
         array = np.asarray(values)
         if array.dtype == object:  # a table of several types, a column that may have missing values, a column of rows
             array = np.array(array.tolist())
-        if array.dtype.kind == "f" and not hasattr(values, "dtype"):  # Python's own numbers have no type to keep
+        if array.dtype.kind == "f" and not hasattr(values, "dtype"):  # Python floats have no dtype to keep
             return torch.tensor(array, dtype=torch.get_default_dtype())
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
-        # torch takes neither negative strides nor, without a warning, what must not be written to.
+        # torch refuses negative strides, and warns of arrays that are read-only.
         return torch.from_numpy(np.require(native, requirements=["C", "W"]))
     except (TypeError, ValueError) as error:
         kind = f"{type(values).__name__} of {getattr(values, 'dtype', 'no common type')}"
@@ -199,7 +201,7 @@ def as_tensor(values: Any, where: str) -> Tensor:
 
 
 def plain_list(values: Any) -> list[Any]:
-    """Return the values of a list, an array, a column of a table or a tensor, as Python's own numbers and texts."""
+    """Return the values of a list, an array, a column of a table or a tensor as plain Python numbers and texts."""
     if hasattr(values, "iloc") and values.ndim == 2 and values.shape[1] == 1:  # a table of one column
         values = values.iloc[:, 0]
     listed = values.tolist() if hasattr(values, "tolist") else list(values)

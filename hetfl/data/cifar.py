@@ -14,7 +14,7 @@ from hetfl.data.transform import ImageTransform, Transform
 class CIFAR10(TorchvisionData):
     """50,000 + 10,000 colour images 32 x 32 in ten classes; training crops (padding 4) and flips.
 
-    The original files are pickled; torchvision reads them only if their checksums are the published ones.
+    The original files are pickled; torchvision reads them only if their checksums match the published ones.
     """
 
     folder: ClassVar[str] = "cifar-10-batches-py"
@@ -27,9 +27,9 @@ class CIFAR10(TorchvisionData):
 
 
 class CIFAR100(TorchvisionData):
-    """50,000 + 10,000 colour images 32 x 32 in a hundred classes; read and augmented as :class:`CIFAR10`.
+    """50,000 + 10,000 colour images 32 x 32 in a hundred classes; read and augmented like :class:`CIFAR10`.
 
-    Normalised by the constants that the Flower baseline of DepthFL uses.
+    The normalisation constants are those of the Flower baseline of DepthFL.
     """
 
     folder: ClassVar[str] = "cifar-100-python"

@@ -1,4 +1,4 @@
-"""What a client's samples look like to it: clients that differ in their inputs, not only in their labels."""
+"""Transforms of the inputs of a client: clients that differ in their inputs, not only in their labels."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ from hetfl.tree import Tree, single
 
 
 class ClientTransform(ABC):
-    """Changes the raw samples of a client, once, when the data is shared out: its training and its test samples alike.
+    """Changes the raw training and test samples of a client, once, after the partition.
 
-    What a :class:`~hetfl.data.Transform` does, augmentation and normalisation, comes after it and is the same for all.
+    Augmentation and normalisation by a :class:`~hetfl.data.Transform` come later and are the same for all clients.
     """
 
     @abstractmethod
     def apply(self, inputs: Tensor, client: int, num_clients: int, unit: float, generator: torch.Generator) -> Tensor:
-        """Return a client's samples as it sees them: of the same shape, and of one type for all clients.
+        """Return the changed samples of a client: the same shape, and one dtype for all clients.
 
         Args:
-            inputs: raw, shape (n, ...).
-            client: the client's number.
+            inputs: raw samples, shape (n, ...).
+            client: the number of the client.
             num_clients: number of clients N.
-            unit: the raw value that stands for 1: white in an image, 1 in a table of floats.
-            generator: what every random choice draws from.
+            unit: the raw value that is 1 after scaling: white in an image, 1 in a table of floats.
+            generator: source of every random choice.
 
         Raises:
-            ConfigurationError: there are no such samples or clients to be changed in this way.
+            ConfigurationError: the transform does not fit the samples or the number of clients.
         """
 
     @abstractmethod
     def describe(self, client: int, num_clients: int) -> str:
-        """Return in a word or two what becomes of a client's samples."""
+        """Return the change of the samples of a client in one or two words."""
 
 
 def as_clients_see(
     arrays: Arrays, split: Split, transform: ClientTransform, unit: float, seed: int
 ) -> tuple[Arrays, Tensor]:
-    """Return a data set with every sample as the client sees it that it belongs to, and whose held-out samples are.
+    """Return a data set in which every sample has the transform of a client, and the clients of the held-out samples.
 
-    Held-out and global test samples must look like what clients see, in the same proportions, or accuracies would be
-    measured on images that nobody has. So held-out samples are matched to clients as test samples are
-    (:func:`~hetfl.data.matched_partition`), and samples that match nobody are seen as a client does that is drawn in
-    proportion to its number of training samples; they stay nobody's.
+    Held-out and global test samples get the transforms of clients too, in proportion to the classes of the clients.
+    Otherwise accuracies would be measured on images that no client has. Held-out samples are matched to clients like
+    test samples (:func:`~hetfl.data.matched_partition`). A sample that matches no client gets the transform of a random
+    client, drawn in proportion to the number of training samples, and still belongs to no client.
 
     Args:
         arrays: the data set.
-        split: who has which sample.
-        transform: what becomes of a client's samples.
-        unit: the raw value that stands for 1.
-        seed: of every random choice, with the client's number.
+        split: the samples of each client.
+        transform: the change of the samples of each client.
+        unit: the raw value that is 1 after scaling.
+        seed: seed of every random choice, together with the number of the client.
 
     Returns:
-        The data set, and for each held-out sample, in the order of the split, the client as which it is seen.
+        The data set, and for each held-out sample, in the order of the split, the client whose transform it got.
 
     Raises:
-        ConfigurationError: the transform can't be used on this data.
+        ConfigurationError: the transform does not fit this data.
     """
     targets, classes = arrays.train.targets, arrays.classes(arrays.train)
     matching = generator(seed, "client transform", "matching")
@@ -82,7 +82,10 @@ def as_clients_see(
 
 
 def _with_strays(parts: Sequence[Tensor], total: int, train: Sequence[Tensor], random: torch.Generator) -> list[Tensor]:
-    """Return parts to which each position below ``total`` that is in none was added, drawn by training samples."""
+    """Return the parts with every unassigned position below ``total`` added to a random part.
+
+    A part is drawn in proportion to the number of training samples of its client.
+    """
     stray = torch.ones(total, dtype=torch.bool)
     stray[torch.cat(list(parts))] = False
     positions = stray.nonzero().flatten()
@@ -96,23 +99,23 @@ def _with_strays(parts: Sequence[Tensor], total: int, train: Sequence[Tensor], r
 def _seen(
     inputs: Tree, shares: dict[str, Sequence[Tensor]], transform: ClientTransform, unit: float, seed: int
 ) -> Tensor:
-    """Return all inputs, those at each client's positions as the client sees them; what is nobody's stays as it is."""
-    who = f"client_transform {type(transform).__name__}"
-    raw = single(inputs, who)
+    """Return all inputs, with the positions of each client transformed; other positions stay unchanged."""
+    setting = f"client_transform {type(transform).__name__}"
+    raw = single(inputs, setting)
     if raw.dtype != torch.uint8 and not raw.is_floating_point():
-        raise ConfigurationError(f"Expected inputs of uint8 or floats for {who} but got {raw.dtype}")
+        raise ConfigurationError(f"Expected inputs of uint8 or floats for {setting} but got {raw.dtype}")
     seen: Tensor | None = None
     for name, parts in shares.items():
         for client, part in enumerate(parts):
             if not len(part):
                 continue
             random = generator(seed, "client transform", name, client)
-            own = transform.apply(raw[part], client, len(parts), unit, random)
-            seen = raw.to(own.dtype, copy=True) if seen is None else seen
-            if own.shape != (len(part), *raw.shape[1:]) or own.dtype != seen.dtype:
+            changed = transform.apply(raw[part], client, len(parts), unit, random)
+            seen = raw.to(changed.dtype, copy=True) if seen is None else seen
+            if changed.shape != (len(part), *raw.shape[1:]) or changed.dtype != seen.dtype:
                 raise ConfigurationError(
                     f"Expected inputs of shape {tuple(raw[part].shape)} and one type for all clients from "
-                    f"{type(transform).__name__} but got {own.dtype} {tuple(own.shape)} for client {client}"
+                    f"{type(transform).__name__} but got {changed.dtype} {tuple(changed.shape)} for client {client}"
                 )
-            seen[part] = own
+            seen[part] = changed
     return raw if seen is None else seen

@@ -1,4 +1,4 @@
-"""Tables of numbers in CSV files."""
+"""Tables in CSV files."""
 
 from __future__ import annotations
 
@@ -21,35 +21,36 @@ if TYPE_CHECKING:
 
 
 class CSVData(FederatedDataModule):
-    """One sample a row: features, a target, and perhaps the client that it belongs to.
+    """One sample per row: features, a target, and optionally a client id.
 
-    Classes may be any texts, "NA" and "None" included, or numbers; sorted, they are 0 to K-1. Features are taken as
-    they are: scale them beforehand, or in ``transform``. Rows with a feature that is infinite or too large for the
-    default type, or without a target or a client, are refused, or left out with ``drop_unusable``; so are rows with an
-    empty feature, unless ``missing`` says something else.
+    Classes may be numbers or any texts, also "NA" and "None"; in sorted order they become 0 to K-1. Features are not
+    scaled: scale them beforehand, or in ``transform``. A row is unusable if a feature is infinite or too large for the
+    default type, or if the target or the client id is empty. Unusable rows are an error, or left out with
+    ``drop_unusable``. ``missing`` decides on empty features.
 
     Args:
         path: the CSV file with a header line.
-        target: the column with the class; or a list of columns, each with 0 or 1, or numbers.
+        target: the column with the class; or a list of columns with 0 and 1, or with numbers.
         features: the feature columns; null: all columns but the targets and the client id.
         client: the column with the client id; null: the partitioner decides.
-        test_path: a second file with the test rows; null: some rows of the first.
-        test_fraction: without ``test_path``, the part of the rows that is the test set, whatever the seed.
+        test_path: a second file with the test rows; null: a fraction of the rows of ``path``.
+        test_fraction: fraction of the rows that is the test set without ``test_path``; ``seed`` does not change it.
         separator: the character between cells, such as ";" or a tab.
-        encoding: of the text, such as "latin-1".
-        decimal: the character before the fraction of a number.
+        encoding: encoding of the text, such as "latin-1".
+        decimal: the decimal point of numbers.
         target_kind: ``class``, or ``number`` for floats; null: numbers if the objective has no labels.
-        categorical: the feature columns whose cells are categories, as they are written; ``path`` has all of them that
-            are known. Others in ``test_path`` count as none.
-        categories: ``one_hot``: 0 or 1 for each category, in the place of its column; ``codes``: a net gets
-            ``{"numbers": floats (N, F), "categories": int64 (N, C)}``, codes from 1, 0 for none.
-        missing: what becomes of an empty feature: ``refuse``; ``drop``: its row is left out; ``mean``, of the training
-            rows, or a number: that is put there. An empty category is then none.
-        num_clients: number of clients N; null: as many as there are client ids in the data.
+        categorical: the feature columns whose cells are categories, read as text. The known categories are those in
+            ``path``; another category in ``test_path`` is treated as empty.
+        categories: ``one_hot``: each category is a column of 0 and 1; ``codes``: a net gets
+            ``{"numbers": floats (N, F), "categories": int64 (N, C)}`` with codes from 1; 0 is an empty cell.
+        missing: treatment of an empty feature. ``refuse``: the row is unusable; ``drop``: the row is left out;
+            ``mean``: the mean of the training rows is filled in; a number: this number is filled in. With ``mean`` or
+            a number, an empty category gives zeros.
+        num_clients: number of clients N; null: the number of client ids in the data.
         settings: the other arguments of :class:`FederatedDataModule`.
 
     Attributes:
-        features: how rows become inputs, with the categories of each column; there after :meth:`load`.
+        features: the conversion of rows to inputs, with the categories of each column; None before :meth:`load`.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class CSVData(FederatedDataModule):
         return read_table(path, self.columns, self.separator, self.encoding, self.decimal)
 
     def _targets(self, train: pd.DataFrame, test: pd.DataFrame, columns: Columns) -> tuple[list[Tensor], int]:
-        """Return the targets of training and test rows, and how many classes or outputs there are."""
+        """Return the targets of training and test rows, and the number of classes or outputs."""
         if not columns.numeric_targets:
             return class_targets(*(part[columns.targets[0]] for part in (train, test)))
         parts = ((train, self.path), (test, self.test_path or self.path))

@@ -1,4 +1,4 @@
-"""CSV files as tables: read, checked, and with rows left out that nothing can be learnt from."""
+"""CSV files as tables: reading, checks, and the selection of usable rows."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 BoolArray = NDArray[np.bool_]
 
 EMPTY = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-NaN", "-nan", "null", "NULL", "None"]
-"""What stands in a cell of a feature without a value; as a class or a client id all but the first are names."""
+"""Texts that mean an empty cell in a feature column; in a class or id column only the first means an empty cell."""
 
 
 Missing = float | Literal["refuse", "drop", "mean"]
-"""What becomes of rows with an empty cell in a feature, or of the cell: a number is put there."""
+"""Treatment of an empty feature cell: an error, the row is left out, the cell gets the mean, or it gets a number."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Columns:
 
     Attributes:
         target: the column with the class, or several columns with 0 or 1, or with numbers.
-        client: the column with the client id; None: there is none.
-        features: the feature columns; None: all others.
+        client: the column with the client id; None: no such column.
+        features: the feature columns; None: all columns but the target and the client.
         categorical: the feature columns whose cells are categories.
         numbers: whether targets are numbers rather than classes.
-        missing: what becomes of empty cells in features.
+        missing: treatment of empty cells in features.
     """
 
     target: str | Sequence[str]
@@ -52,10 +52,10 @@ class Columns:
     missing: Missing = "refuse"
 
     def check(self) -> None:
-        """Refuse columns that cannot be what they are said to be.
+        """Refuse settings that contradict each other.
 
         Raises:
-            ConfigurationError: names the setting.
+            ConfigurationError: a column has two roles, a list is empty, or ``missing`` is unknown.
         """
         if not self.targets:
             raise ConfigurationError("Expected at least one column in target but got []")
@@ -74,7 +74,7 @@ class Columns:
 
     @property
     def several(self) -> bool:
-        """Whether targets are a list of columns, and so a matrix."""
+        """Whether the target is a list of columns, and so a matrix."""
         return not isinstance(self.target, str)
 
     @property
@@ -84,7 +84,7 @@ class Columns:
 
     @property
     def numeric_targets(self) -> list[str]:
-        """The target columns whose cells are numbers: all but that of a class."""
+        """The target columns whose cells are numbers: all target columns but a single class column."""
         return self.targets if self.numbers or self.several else []
 
     @property
@@ -94,20 +94,20 @@ class Columns:
 
     @property
     def texts(self) -> list[str]:
-        """The columns whose cells are kept as they are written."""
+        """The columns whose cells are read as text."""
         return [*self.names, *self.categorical]
 
     def features_of(self, table: pd.DataFrame, path: str) -> list[str]:
         """Return the feature columns of a table.
 
         Raises:
-            ConfigurationError: a column is missing, or a column of numbers holds something else.
+            ConfigurationError: a column is missing, or a numeric column has other values.
         """
         listed, others = list(table.columns), [*self.targets, *([] if self.client is None else [self.client])]
         features = [name for name in listed if name not in others] if self.features is None else list(self.features)
         missing = [name for name in dict.fromkeys([*features, *others, *self.categorical]) if name not in listed]
         if missing:
-            hint = " (set separator if it is another than a comma)" if len(listed) == 1 else ""
+            hint = " (set separator if the file is not separated by commas)" if len(listed) == 1 else ""
             raise ConfigurationError(f"Expected columns {missing} in {path} but it has {listed}{hint}")
         if not features:
             raise ConfigurationError(f"Expected a feature column in {path} but it has {listed}")
@@ -129,9 +129,9 @@ def read_table(path: str, columns: Columns, separator: str, encoding: str, decim
     """Return a CSV file as a table.
 
     Raises:
-        ConfigurationError: there is no such file, or it cannot be read in this way.
+        ConfigurationError: the file is missing, too large, or cannot be read with these settings.
     """
-    # Not at the top: pandas takes a tenth of a second, which other data sets need not pay.
+    # Imported here because importing pandas takes 0.1 s, and other data sets do not need it.
     import pandas as pd
 
     check_size(Path(path), LARGEST_DATA)
@@ -139,13 +139,13 @@ def read_table(path: str, columns: Columns, separator: str, encoding: str, decim
     try:
         listed = list(pd.read_csv(path, nrows=0, **dialect).columns)
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows with more cells than the header
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # raised for rows with more cells than the header
             table: pd.DataFrame = pd.read_csv(
                 path,
                 dtype={name: str for name in columns.texts if name in listed},
                 keep_default_na=False,
                 na_values={name: EMPTY for name in listed if name not in columns.texts},
-                index_col=False if len(listed) > 1 else None,  # with one column the separator is another
+                index_col=False if len(listed) > 1 else None,  # a single column means a wrong separator
                 **dialect,
             )
         return table
@@ -160,19 +160,20 @@ def read_table(path: str, columns: Columns, separator: str, encoding: str, decim
 
 
 def usable_rows(table: pd.DataFrame, columns: Columns, path: str, drop: bool) -> pd.DataFrame:
-    """Return the rows that have a target, a client if there is such a column, and finite numbers in all features.
+    """Return the rows that have a target, a client id (if there is such a column), and finite numbers in all features.
 
-    Empty cells of features are looked at first: their rows are left out, or they are no reason to, as the columns say.
+    ``columns.missing`` decides on empty feature cells: ``refuse`` counts them as unusable, ``drop`` leaves their rows
+    out, and otherwise they are filled later.
 
     Args:
         table: the table.
         columns: what its columns mean.
         path: its file, for messages.
-        drop: leave the other rows out; otherwise they are refused.
+        drop: leave unusable rows out; otherwise they are an error.
 
     Raises:
-        ConfigurationError: there are others and they are not to be left out, or nothing else is left; names columns,
-            rows (from 1, the header not counted) and clients.
+        ConfigurationError: a row is unusable and ``drop`` is false, or no row is left. The message has the columns, the
+            rows (counted from 1 without the header) and the clients.
     """
     empty, bad = _empty_cells(table, columns, path), _bad_cells(table, columns, path)
     left_out = np.zeros(len(table), dtype=bool)
@@ -203,7 +204,7 @@ def usable_rows(table: pd.DataFrame, columns: Columns, path: str, drop: bool) ->
 
 
 def _empty_cells(table: pd.DataFrame, columns: Columns, path: str) -> dict[str, BoolArray]:
-    """Return per feature column which rows have no value in it."""
+    """Return for each feature column which rows are empty in it."""
     return {
         name: (table[name] == "").to_numpy() if name in columns.categorical else table[name].isna().to_numpy()
         for name in columns.features_of(table, path)
@@ -211,7 +212,7 @@ def _empty_cells(table: pd.DataFrame, columns: Columns, path: str) -> dict[str, 
 
 
 def _bad_cells(table: pd.DataFrame, columns: Columns, path: str) -> dict[str, BoolArray]:
-    """Return per column which rows cannot be used because of it."""
+    """Return for each column which rows have an unusable cell in it."""
     features = [name for name in columns.features_of(table, path) if name not in columns.categorical]
     numbers = [*features, *columns.numeric_targets]
     bad = {name: ~usable(torch.tensor(table[name].to_numpy("float64"))).numpy() for name in numbers}
@@ -219,7 +220,7 @@ def _bad_cells(table: pd.DataFrame, columns: Columns, path: str) -> dict[str, Bo
 
 
 def cells(*parts: pd.Series[str]) -> list[list[Any]]:
-    """Return the cells of columns as they are written, or as numbers where all of them are finite numbers."""
+    """Return the cells of columns as numbers if all of them are finite numbers, and otherwise as text."""
     import pandas as pd
 
     try:

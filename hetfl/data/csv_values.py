@@ -1,4 +1,4 @@
-"""What the cells of a table become: features with categories and empty cells, and targets of any kind."""
+"""Conversion of table cells to tensors: features with categories and empty cells, and targets of any kind."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CategoryForm = Literal["one_hot", "codes"]
 
 @dataclass(frozen=True)
 class Features:
-    """How rows become inputs, as the training file and its rows say.
+    """The conversion of rows to inputs; categories and means come from the training file.
 
     Attributes:
         names: the feature columns.
-        categories: per categorical column its categories as they are written, sorted.
-        form: ``one_hot``: 0 or 1 for each category, in the place of its column; ``codes``: a second input.
-        filled: what stands for an empty cell, per column of numbers that may have one.
+        categories: for each categorical column its sorted categories, as text.
+        form: ``one_hot``: each category is a column of 0 and 1; ``codes``: categories are integers in a second input.
+        filled: for numeric columns, the number that replaces an empty cell.
     """
 
     names: Sequence[str]
@@ -37,9 +37,9 @@ class Features:
     filled: Mapping[str, float]
 
     def inputs(self, table: pd.DataFrame) -> Tree:
-        """Return floats (n, F), or with codes these as ``numbers`` beside ``categories``, int64 (n, C).
+        """Return floats (n, F); with ``codes`` a dict of ``numbers``, floats (n, F), and ``categories``, int64 (n, C).
 
-        Codes begin at 1. A category that the training file does not have, and an empty cell, is 0 everywhere.
+        Codes begin at 1. An empty cell, or a category that the training file does not have, gives zeros.
         """
         numbers = [self._numbers(table, name) for name in self.names if name not in self.categories]
         if not self.categories:
@@ -71,16 +71,16 @@ def _floats(columns: Sequence[Any], rows: int) -> Tensor:
 
 
 def features_of(file: pd.DataFrame, train: pd.DataFrame, columns: Columns, form: CategoryForm) -> Features:
-    """Return what turns rows into inputs.
+    """Return the conversion of rows to inputs.
 
     Args:
-        file: all usable rows of the training file, whose categories are known.
-        train: the training rows among them, whose means are taken.
-        columns: what columns mean, with names of features.
-        form: of categories.
+        file: all usable rows of the training file; they define the categories.
+        train: the training rows among them; they define the means.
+        columns: what the columns mean; ``columns.features`` is set.
+        form: form of categories.
 
     Raises:
-        ConfigurationError: a column without a value in a training row has no mean.
+        ConfigurationError: a mean is needed of a column without a value in any training row.
     """
     names = list(columns.features or ())
     numbers = [name for name in names if name not in columns.categorical]
@@ -96,7 +96,7 @@ def features_of(file: pd.DataFrame, train: pd.DataFrame, columns: Columns, form:
 
 
 def class_targets(*parts: pd.Series[str]) -> tuple[list[Tensor], int]:
-    """Return the number of each row's class among all classes, sorted, int64 (n,), and how many classes there are."""
+    """Return the class number of each row, int64 (n,), for the classes in sorted order, and the number of classes."""
     labels = cells(*parts)
     classes = sorted({label for part in labels for label in part})
     numbers = {name: number for number, name in enumerate(classes)}
@@ -104,10 +104,10 @@ def class_targets(*parts: pd.Series[str]) -> tuple[list[Tensor], int]:
 
 
 def number_targets(table: pd.DataFrame, columns: Columns, path: str) -> Tensor:
-    """Return floats (n,), or (n, M) of several columns; of several columns of classes 0 or 1, int64 (n, L).
+    """Return numeric targets as floats (n,), or (n, M) for M columns; columns of 0 and 1 give int64 (n, L).
 
     Raises:
-        ConfigurationError: something else than 0 or 1 in a column of classes.
+        ConfigurationError: a column of classes has another value than 0 and 1.
     """
     values = table[list(columns.targets)].to_numpy("float64")
     if columns.numbers:
@@ -115,6 +115,6 @@ def number_targets(table: pd.DataFrame, columns: Columns, path: str) -> Tensor:
         return targets if columns.several else targets[:, 0]
     if others := [name for name, column in zip(columns.targets, values.T, strict=True) if set(column) - {0.0, 1.0}]:
         raise ConfigurationError(
-            f"Expected 0 or 1 in target columns {others} of {path} but got other values: target_kind: number takes them"
+            f"Expected 0 or 1 in target columns {others} of {path} but got other values: set target_kind: number"
         )
     return torch.tensor(values, dtype=torch.int64)

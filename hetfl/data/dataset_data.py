@@ -1,4 +1,4 @@
-"""Any map-style data set."""
+"""Map-style data sets."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from hetfl.tree import Tree
 
 
 class DatasetData(FederatedDataModule):
-    """Two data sets with ``len()`` and items (input, target), such as lists of pairs, read once into memory.
+    """Two data sets with ``len()`` and items (input, target), such as lists of pairs; read once into memory.
 
-    An input is a tensor, an array, a number, a list of numbers or a PIL image, or a tuple of arrays or a dict of such,
-    which a net gets as one argument; all have one structure and shape, but for lengths with ``pad``. A random transform
-    inside the data set would be drawn only once: augment by ``transform`` here.
+    An input is a tensor, an array, a number, a list of numbers or a PIL image, or a tuple or dict of arrays, which a
+    net gets as one argument. All inputs have the same structure and shape; with ``pad`` lengths may differ. A random
+    transform inside the data set is drawn only once: augment with ``transform`` instead.
 
     Args:
         train: the training samples.
         test: the test samples.
         num_classes: number of classes K; None: the largest class that occurs, plus 1.
-        train_clients: per training sample the id of its client, a number or a text; None: the partitioner decides.
-        test_clients: per test sample the id of its client; None: matched to the training samples.
-        pad: the value behind the end of sequences that are shorter than the longest; None: all are of one length.
+        train_clients: the client id of each training sample, a number or a text; None: the partitioner decides.
+        test_clients: the client id of each test sample; None: test samples are matched to the training samples.
+        pad: the value behind the end of sequences that are shorter than the longest; None: all have the same length.
         pad_mask: whether a net gets ``{"tokens": padded, "mask": mask}``, the mask bool (n, T), True within a sequence.
-        num_clients: number of clients N; None: as many as there are client ids in the data.
+        num_clients: number of clients N; None: the number of client ids in the data.
         settings: the other arguments of :class:`FederatedDataModule`.
     """
 

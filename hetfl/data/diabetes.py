@@ -11,15 +11,15 @@ from hetfl.data.module import FederatedDataModule
 from hetfl.objectives import Regression
 
 MEAN, STD = 152.13, 77.01
-"""Of all targets."""
+"""Mean and standard deviation of all targets."""
 
 
 class Diabetes(FederatedDataModule):
-    """442 patients, ten features each, and how far a disease had progressed a year later, 25 to 346.
+    """442 patients with ten features each; the target is a measure of disease progression after a year, 25 to 346.
 
     Efron, Hastie, Johnstone, Tibshirani: Least Angle Regression, Annals of Statistics 2004. Features have mean 0 and
-    variance 1. A fifth (89 patients) is the test set: always the same one, whatever the seed. The objective is
-    regression; outputs of a net are in standard deviations from the mean of all targets.
+    variance 1. A fifth (89 patients) is the test set; it does not depend on the seed. The objective is regression;
+    outputs of a net are in standard deviations from the mean of all targets.
     """
 
     def load(self) -> Arrays:  # noqa: D102

@@ -9,17 +9,17 @@ from hetfl.data.module import FederatedDataModule
 from hetfl.data.transform import ImageTransform, Transform
 
 MEAN, STD = 0.3053, 0.3760
-"""Of all pixels, in units of the largest value, 16."""
+"""Mean and standard deviation of all pixels, in units of the largest value, 16."""
 
 
 class Digits(FederatedDataModule):
     """1,797 grey images 8 x 8 of ten digits, values 0 to 16 (UCI, Optical Recognition of Handwritten Digits).
 
-    A fifth of each class (360 samples) is the test set: always the same one, whatever the seed.
+    A fifth of each class (360 samples in total) is the test set; it does not depend on the seed.
     """
 
     def load(self) -> Arrays:  # noqa: D102
-        # Not at the top: scikit-learn takes a quarter of a second, which other data sets need not pay.
+        # Imported here because importing scikit-learn takes 0.25 s, and other data sets do not need it.
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 

@@ -11,16 +11,16 @@ from hetfl.data.redrawn import Redrawn, dirichlet, whole_shares
 
 
 class Dirichlet(Redrawn):
-    r"""Each class is shared out by proportions :math:`\pi \sim \mathrm{Dir}(\beta \mathbf 1)` over the clients.
+    r"""Divides each class by proportions :math:`\pi \sim \mathrm{Dir}(\beta \mathbf 1)` over the clients.
 
-    Clients that have reached n/N samples take no part in the classes that follow (the balance trick), and the whole
-    partition is redrawn until the smallest client has ``min_samples``: as in NIID-Bench and DepthFL. Elsewhere
-    "Dirichlet" means other things; FedDyn draws per client over the classes.
+    As in NIID-Bench and DepthFL, clients that have reached n/N samples get nothing of the following classes, and the
+    whole partition is redrawn until the smallest client has ``min_samples``. Other papers mean something else by
+    "Dirichlet": FedDyn draws per client over the classes.
 
     Args:
-        beta: concentration; towards 0 a class goes to one client, towards infinity to all alike.
-        min_samples: smallest client that is accepted.
-        max_tries: partitions that are drawn at most.
+        beta: concentration; towards 0 a class goes to one client, towards infinity all clients get equal shares.
+        min_samples: number of samples that the smallest client must have.
+        max_tries: maximum number of draws.
 
     Raises:
         ConfigurationError: an argument is out of range.
@@ -47,9 +47,9 @@ def _draw(
     owners = np.empty(num_samples, dtype=np.int64)
     sizes = np.zeros(num_clients, dtype=np.int64)
     for positions in members:
-        # NIID-Bench draws over all clients, zeroes those that are full and renormalises: 0/0 if the others drew 0. Some
-        # entries of a Dirichlet vector, renormalised, are a Dirichlet vector: drawing over the others is the same, and
-        # can't fail. There always are others: while samples are left to share out, somebody is below the mean.
+        # NIID-Bench draws over all clients, sets full clients to zero and renormalises. That is 0/0 if the open clients
+        # drew 0. A subset of a Dirichlet vector, renormalised, is again a Dirichlet vector, so drawing over the open
+        # clients has the same distribution and cannot fail. While samples are left, a client is below the mean.
         open_clients = np.flatnonzero(sizes * num_clients < num_samples)
         counts = whole_shares(dirichlet(beta, len(open_clients), rng), len(positions))
         owners[rng.permutation(positions)] = np.repeat(open_clients, counts)

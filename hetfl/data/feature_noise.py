@@ -12,19 +12,19 @@ from hetfl.errors import ConfigurationError
 
 
 class FeatureNoise(ClientTransform):
-    r"""Client i's inputs carry Gaussian noise that grows with its number; client 0 is clean.
+    r"""Adds Gaussian noise to the inputs of client i; the noise grows with i, and client 0 has none.
 
     .. math:: \tilde x = x + \mathcal N(0, \sigma_i^2), \quad \sigma_i = \sigma \, i / (N - 1)
 
-    In units in which white is 1, before normalisation, without clipping, drawn once for each sample. The paper writes
-    the level as a variance; its code uses it as the standard deviation, as here. Images become floats, four times as
-    large in memory. A single client is clean.
+    The unit is white = 1, before normalisation. The noise is drawn once for each sample and is not clipped. The paper
+    defines the level as a variance; its code uses it as the standard deviation, as here. Images become floats, four
+    times as large in memory. A single client has no noise.
 
-    The level goes by the client's number, and :class:`hetfl.fleet.Fixed` shares sizes of models out by number too:
-    there, large models get the clean data.
+    Both this rule and :class:`hetfl.fleet.Fixed` go by the number of the client: with ``Fixed`` the clients with large
+    models have the cleanest data.
 
     Args:
-        sigma: the standard deviation of the last client's noise.
+        sigma: the standard deviation of the noise of the last client.
 
     Raises:
         ConfigurationError: sigma is negative or not finite.
@@ -36,7 +36,7 @@ class FeatureNoise(ClientTransform):
         self.sigma = sigma
 
     def level(self, client: int, num_clients: int) -> float:
-        """Return the standard deviation of a client's noise."""
+        """Return the standard deviation of the noise of a client."""
         return self.sigma * client / max(num_clients - 1, 1)
 
     def apply(  # noqa: D102

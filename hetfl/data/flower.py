@@ -1,4 +1,4 @@
-"""Partitioners of the package flwr-datasets, as partitioners of this one."""
+"""An adapter for partitioners of the package flwr-datasets."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hetfl.errors import ConfigurationError
 
 
 class FlowerRule(Protocol):
-    """What a partitioner of flwr-datasets has."""
+    """The interface of a partitioner of flwr-datasets."""
 
     dataset: Any
-    """The table that is shared out, a ``datasets.Dataset``; set once."""
+    """The table that is divided, a ``datasets.Dataset``; set once."""
 
     @property
     def num_partitions(self) -> Any:
@@ -28,15 +28,15 @@ class FlowerRule(Protocol):
 
 
 class FlowerPartitioner(Partitioner):
-    """Shares samples out as a partitioner of flwr-datasets does; that package must be installed.
+    """Divides samples by a partitioner of flwr-datasets; that package must be installed.
 
-    The partitioner sees a table with a column ``label`` (what its ``partition_by`` must say, where it has one) and is
-    given the samples in an order shuffled by the data's seed, as Flower's ``FederatedDataset`` shuffles first. What it
-    draws itself comes from its own ``seed`` argument: the data's seed does not reach it.
+    The partitioner gets a table with a column ``label``; set its ``partition_by`` argument, if it has one, to
+    ``label``. The samples are shuffled with the seed of the data, as Flower's ``FederatedDataset`` shuffles them.
+    The random choices of the partitioner depend only on its ``seed`` argument, not on the seed of the data.
 
     Args:
-        partitioner: one that has not been given a data set yet, such as
-            ``flwr_datasets.partitioner.DirichletPartitioner``; its number of partitions must be the number of clients.
+        partitioner: a partitioner without a data set, such as ``flwr_datasets.partitioner.DirichletPartitioner``; its
+            number of partitions must be the number of clients.
     """
 
     def __init__(self, partitioner: FlowerRule) -> None:
@@ -46,18 +46,18 @@ class FlowerPartitioner(Partitioner):
         """Return per client the positions of its samples, in the order of the partitioner.
 
         Raises:
-            ConfigurationError: the package is missing, the partitioner fails, it makes another number of partitions, or
-                it divides columns rather than samples.
+            ConfigurationError: the package is missing, the partitioner fails, the number of partitions is not the
+                number of clients, or the partitioner divides columns instead of samples.
         """
         order = torch.randperm(len(labels), generator=generator)
         table = _table({"label": labels[order].tolist(), "position": order.tolist()})
-        # It takes one data set in its life; a data module may be set up again.
+        # A partitioner accepts one data set only, but a data module may be set up again.
         rule, name = deepcopy(self.partitioner), type(self.partitioner).__name__
         try:
             rule.dataset = table
             count = int(rule.num_partitions)
             parts = [rule.load_partition(number) for number in range(count)] if count == num_clients else []
-        except Exception as error:  # whatever a foreign rule raises, it is about its settings or the data
+        except Exception as error:  # an external rule may raise anything; the cause is its settings or the data
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigurationError(f"Expected a partition from {name} (flwr-datasets) but got {reason}") from error
         if count != num_clients:
@@ -72,7 +72,7 @@ class FlowerPartitioner(Partitioner):
 
 
 def _table(columns: dict[str, list[int]]) -> Any:
-    # Not at the top: hetfl neither needs nor installs it.
+    # Imported here because the package is optional.
     try:
         datasets = import_module("datasets")
     except ImportError as error:

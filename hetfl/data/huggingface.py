@@ -16,24 +16,25 @@ from hetfl.tree import Tree
 
 
 class HuggingFaceData(FederatedDataModule):
-    """Columns of two tables of ``datasets``: given in Python, or from folders that ``save_to_disk`` wrote.
+    """Columns of two tables of ``datasets``, given in Python or in folders that ``save_to_disk`` wrote.
 
-    Cells of inputs may be numbers, nested lists of numbers (token ids, say) or images. Tokenise texts beforehand, by
-    ``Dataset.map``, and make classes of texts by ``class_encode_column``. Nothing is fetched from elsewhere.
+    Input cells may be numbers, nested lists of numbers (such as token ids) or images. Tokenise texts beforehand with
+    ``Dataset.map``, and turn text classes into numbers with ``class_encode_column``. Nothing is downloaded.
 
     Args:
-        inputs: a column, which a net gets as a tensor; or a list of columns, which it gets as a dict by their names.
-        target: the column with the target; or a list of columns, whose numbers stand side by side.
+        inputs: a column, which a net gets as a tensor; or a list of columns, which it gets as a dict by name.
+        target: the column with the target; or a list of columns, whose numbers form a vector.
         client: the column with the client id, a number or a text; null: the partitioner decides.
         train: the training samples, a ``datasets.Dataset``; null: they are in a folder.
-        test: the test samples.
-        path: a folder with a ``DatasetDict`` that has the splits ``train`` and ``test``; with ``test_path`` one with a
-            ``Dataset``.
+        test: the test samples, a ``datasets.Dataset``; null: they are in a folder.
+        path: a folder with a ``DatasetDict`` with the splits ``train`` and ``test``; with ``test_path``, a folder with
+            the ``Dataset`` of the training samples.
         test_path: a folder with the ``Dataset`` of the test samples.
-        num_classes: number of classes K; null: what the column says, or else the largest class that occurs, plus 1.
-        pad: the value behind the end of sequences that are shorter than the longest; null: all are of one length.
+        num_classes: number of classes K; null: the number in the description of the column, or else the largest class
+            that occurs, plus 1.
+        pad: the value behind the end of sequences that are shorter than the longest; null: all have the same length.
         pad_mask: whether a net gets ``{"tokens": padded, "mask": mask}``, the mask bool (n, T), True within a sequence.
-        num_clients: number of clients N; null: as many as there are client ids in the data.
+        num_clients: number of clients N; null: the number of client ids in the data.
         settings: the other arguments of :class:`FederatedDataModule`.
     """
 
@@ -83,7 +84,7 @@ class HuggingFaceData(FederatedDataModule):
         return Arrays(train, test, self._num_classes(tables["training"]), train_codes, test_codes, names)
 
     def _check(self, table: Any, where: str) -> None:
-        """Refuse what is no table, or lacks a column; test samples need no client."""
+        """Refuse a value that is not a table, and a table without a needed column; test samples need no client id."""
         listed = getattr(table, "column_names", None)
         if not isinstance(listed, list):
             raise ConfigurationError(
@@ -116,8 +117,8 @@ class HuggingFaceData(FederatedDataModule):
         return _cells(table, self.client) if self.client is not None and self.client in table.column_names else None
 
     def _num_classes(self, table: Any) -> int | None:
-        said = getattr(table.features.get(self.target), "num_classes", None) if isinstance(self.target, str) else None
-        return self.num_labels or said
+        feature = table.features.get(self.target) if isinstance(self.target, str) else None
+        return self.num_labels or getattr(feature, "num_classes", None)
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
@@ -125,7 +126,7 @@ def _listed(names: str | Sequence[str]) -> list[str]:
 
 
 def _cells(table: Any, name: str) -> list[Any]:
-    """Return a column as Python's own values, whatever format was set."""
+    """Return a column as plain Python values, independent of the format that was set."""
     cells: list[Any] = table.select_columns([name]).with_format(None)[:][name]
     return cells
 
@@ -134,11 +135,11 @@ def _table(folder: str, split: str, alone: bool) -> Any:
     """Return the table in a folder, or one of the splits in it.
 
     Args:
-        folder: what ``save_to_disk`` wrote.
+        folder: a folder that ``save_to_disk`` wrote.
         split: the name of the split.
-        alone: whether the folder has a table and no splits.
+        alone: whether the folder must have a single table, without splits.
     """
-    # Not at the top: hetfl neither needs nor installs it.
+    # Imported here because the package is optional.
     try:
         datasets = import_module("datasets")
     except ImportError as error:
@@ -146,15 +147,15 @@ def _table(folder: str, split: str, alone: bool) -> Any:
             "Expected the package datasets (HuggingFaceData) but it is not installed: pip install 'hetfl[huggingface]'"
         ) from error
     try:
-        found = datasets.load_from_disk(folder)
-    except Exception as error:  # of many kinds, from pyarrow and the package
+        loaded = datasets.load_from_disk(folder)
+    except Exception as error:  # pyarrow and the package raise many kinds of errors
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigurationError(f"Expected a folder that save_to_disk wrote in {folder} but got {reason}") from error
-    if isinstance(found, dict) == alone:
-        what = f"splits {list(found)}" if alone else "a table without splits: set test_path"
+    if isinstance(loaded, dict) == alone:
+        what = f"splits {list(loaded)}" if alone else "a table without splits: set test_path"
         raise ConfigurationError(f"Expected {'a table' if alone else 'splits'} in {folder} but got {what}")
     if alone:
-        return found
-    if split not in found:
-        raise ConfigurationError(f"Expected a split {split} in {folder} but got {list(found)}")
-    return found[split]
+        return loaded
+    if split not in loaded:
+        raise ConfigurationError(f"Expected a split {split} in {folder} but got {list(loaded)}")
+    return loaded[split]

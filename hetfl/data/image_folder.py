@@ -15,9 +15,9 @@ from hetfl.errors import ConfigurationError
 
 
 class ImageFolder(FederatedDataModule):
-    """Images in ``root/train/CLASS/`` and ``root/test/CLASS/``, read as torchvision's ``ImageFolder`` does, in colour.
+    """Images in ``root/train/CLASS/`` and ``root/test/CLASS/``, read in colour by torchvision's ``ImageFolder``.
 
-    Every image is decoded once, at :meth:`setup`, and kept as uint8; all must have the same size.
+    Every image is decoded once, in :meth:`setup`, and kept as uint8; all images must have the same size.
 
     Args:
         root: the folder above ``train`` and ``test``.
@@ -33,7 +33,7 @@ class ImageFolder(FederatedDataModule):
         if train.classes != test.classes:
             raise ConfigurationError(
                 f"Expected the same class folders in train and test below {self.root} "
-                f"but only one of them has {sorted(set(train.classes) ^ set(test.classes))}"
+                f"but got {sorted(set(train.classes) ^ set(test.classes))} in only one of them"
             )
         return Arrays(_decode(train), _decode(test), num_classes=len(train.classes))
 

@@ -1,4 +1,4 @@
-"""Inputs as a Python user has them, as trees of tensors; sequences of different lengths are padded."""
+"""Conversion of Python inputs to trees of tensors; sequences of different lengths are padded."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Padding:
     """How sequences of different lengths become one tensor.
 
     Args:
-        value: what stands behind the end of a shorter sequence; None: sequences must be of one length.
+        value: the value behind the end of a shorter sequence; None: all sequences must have the same length.
         mask: whether a net gets ``{"tokens": padded, "mask": mask}``, the mask bool (n, T), True within a sequence.
 
     Raises:
-        ConfigurationError: a mask without a value.
+        ConfigurationError: ``mask`` is set without ``value``.
     """
 
     value: float | None = None
@@ -40,15 +40,15 @@ class Padding:
 
 
 def as_inputs(values: Any, where: str, leaf: Callable[[Any, str], Tensor] = as_tensor) -> Tree:
-    """Return inputs as a tree of tensors: a dict, or a tuple that has an array inside, is several inputs.
+    """Return inputs as a tree of tensors; a dict, or a tuple that contains an array, is several inputs.
 
     Args:
-        values: an array, a table, a column or nested lists of numbers, or a tuple or dict of such.
-        where: what they are, for messages.
-        leaf: makes a tensor of what is no tuple or dict.
+        values: an array, a table, a column or nested lists of numbers, or a tuple or dict of these.
+        where: what the values are, for messages.
+        leaf: converts a value that is not a tuple or a dict to a tensor.
 
     Raises:
-        ConfigurationError: an input is not numbers.
+        ConfigurationError: a value is not numeric.
     """
     if isinstance(values, dict):
         return {name: as_inputs(value, f"{where} {name!r}", leaf) for name, value in values.items()}
@@ -64,10 +64,10 @@ def _is_several(values: Any) -> bool:
 
 
 def train_and_test(train: ArrayLike, test: ArrayLike, padding: Padding) -> tuple[Tree, Tree]:
-    """Return training and test inputs, both padded to the longest sequence of all if there is a padding.
+    """Return training and test inputs, both padded to the longest sequence of both if ``padding`` has a value.
 
     Raises:
-        ConfigurationError: they are not numbers, or cannot be padded.
+        ConfigurationError: a value is not numeric, or cannot be padded.
     """
     if padding.value is None:
         return as_inputs(train, "training inputs"), as_inputs(test, "test inputs")
@@ -77,8 +77,8 @@ def train_and_test(train: ArrayLike, test: ArrayLike, padding: Padding) -> tuple
 def _sequences(values: ArrayLike, where: str) -> list[Tensor]:
     if _is_several(values):
         raise ConfigurationError(
-            f"Expected a list of sequences as {where} inputs with pad but got a {type(values).__name__}: give "
-            "DatasetData one such for each sample"
+            f"Expected a list of sequences as {where} inputs with pad but got a {type(values).__name__}: use "
+            "DatasetData with one such input per sample"
         )
     if getattr(values, "ndim", 1) > 1:
         return list(as_tensor(values, f"{where} inputs"))
@@ -88,15 +88,15 @@ def _sequences(values: ArrayLike, where: str) -> list[Tensor]:
 
 
 def stack(samples: Sequence[Tree], padding: Padding, where: str) -> Tree:
-    """Return samples as one tree whose first dimension they are.
+    """Return samples stacked along a new first dimension, as one tree.
 
     Args:
-        samples: trees of one structure.
-        padding: of tensors of different lengths; with a mask every sample is one sequence.
-        where: what they are, for messages.
+        samples: trees of the same structure.
+        padding: pads tensors of different lengths; with a mask each sample must be one sequence.
+        where: what the samples are, for messages.
 
     Raises:
-        ConfigurationError: they differ in structure, or in shape without a padding, or are not sequences.
+        ConfigurationError: samples differ in structure, differ in shape without padding, or are not sequences.
     """
     if padding.mask:
         for sample in samples:
@@ -114,7 +114,7 @@ def stack(samples: Sequence[Tree], padding: Padding, where: str) -> Tree:
 
 
 def stack_both(train: Sequence[Tree], test: Sequence[Tree], padding: Padding) -> tuple[Tree, Tree]:
-    """Return training and test samples as a tree each; sequences are padded to the longest of all.
+    """Return training and test samples as one tree each; sequences are padded to the longest of both.
 
     Raises:
         ConfigurationError: as :func:`stack`.
@@ -126,10 +126,10 @@ def stack_both(train: Sequence[Tree], test: Sequence[Tree], padding: Padding) ->
 
 
 def stack_targets(targets: Sequence[Tensor], where: str) -> Tensor:
-    """Return targets as one tensor: those of one entry each, shape (n,); whole numbers as int64, others as they are.
+    """Return targets as one tensor; targets with one entry give shape (n,), and integers become int64.
 
     Raises:
-        ConfigurationError: they differ in shape.
+        ConfigurationError: the targets differ in shape.
     """
     rows = [target.reshape(()) for target in targets] if all(target.numel() == 1 for target in targets) else targets
     stacked: Tensor = stack(rows, Padding(), f"{where} targets")
@@ -142,8 +142,8 @@ def pixels_or_numbers(value: Any, where: str) -> Tensor:
 
 
 def _column(rows: Sequence[Tensor], pad: float | None, where: str) -> Tensor:
-    """Return tensors as rows of one, of the type that holds all of them."""
-    wanted = {row.dtype for row in rows if row.numel()} or {row.dtype for row in rows}  # [] says nothing of its type
+    """Return tensors as the rows of one tensor, whose type can hold all of them."""
+    wanted = {row.dtype for row in rows if row.numel()} or {row.dtype for row in rows}  # [] has no meaningful type
     dtype = functools.reduce(torch.promote_types, sorted(wanted, key=str))
     shapes = {row.shape for row in rows}
     if pad is None or rows[0].dim() == 0:
@@ -157,7 +157,7 @@ def _column(rows: Sequence[Tensor], pad: float | None, where: str) -> Tensor:
     items = {shape[1:] for shape in shapes if shape.numel()} or {rows[0].shape[1:]}
     if len(items) > 1 or any(not shape for shape in shapes):
         raise ConfigurationError(
-            f"Expected {where} as sequences (length, ...) that differ in length alone, as pad is set, but got shapes "
+            f"Expected {where} as sequences (length, ...) that differ only in length, as pad is set, but got shapes "
             f"{', '.join(str(tuple(shape)) for shape in sorted(shapes)[:3])}"
         )
     if not dtype.is_floating_point and pad != int(pad):

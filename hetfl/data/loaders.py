@@ -1,4 +1,4 @@
-"""What Lightning iterates over: the round, and batches for evaluation."""
+"""The loaders that Lightning iterates over: the round, and batches for evaluation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 class EvalBatch(NamedTuple):
-    """Samples to evaluate on.
+    """A batch of samples for evaluation.
 
     Attributes:
-        inputs: raw, shape (N, ...) or a tree of such: the transform is the module's to apply.
-        targets: int64, shape (N,).
-        owner: int64, shape (N,): the client whose sample it is, or -1.
+        inputs: raw inputs, shape (N, ...), or a tree of such tensors; the module applies the transform.
+        targets: shape (N, ...), as the objective takes them.
+        owner: int64, shape (N,): the client that has the sample, or -1.
     """
 
     inputs: Tree
@@ -29,7 +29,7 @@ class EvalBatch(NamedTuple):
 
 
 class OneRound(Dataset[int]):
-    """The only item of a training epoch: a place for the round to happen in, without data."""
+    """A data set with one item and no data: Lightning's one training batch of an epoch, which is the round."""
 
     def __len__(self) -> int:
         return 1
@@ -65,7 +65,7 @@ def round_loader() -> DataLoader[int]:
 
 
 def eval_loader(data: ClientData, batch_size: int, owner: Tensor | None = None) -> DataLoader[EvalBatch]:
-    """Return a loader of whole batches; without ``owner`` every sample is nobody's."""
+    """Return a loader of whole batches; without ``owner`` no sample belongs to a client."""
     owner = torch.full_like(data.targets, -1) if owner is None else owner
     return _on_every_rank(EvalBatches(data, owner, batch_size))
 
@@ -73,8 +73,9 @@ def eval_loader(data: ClientData, batch_size: int, owner: Tensor | None = None) 
 def _on_every_rank(items: Dataset[T]) -> DataLoader[T]:
     """Return a loader that yields all items in order, in every process of a distributed trainer.
 
-    Lightning leaves loaders with this kind of sampler alone; else it would divide the items and repeat some.
+    Lightning does not replace a ``DistributedSampler``. Otherwise it would divide the items over processes and repeat
+    some of them.
     """
     sampler: DistributedSampler[int] = DistributedSampler(items, num_replicas=1, rank=0, shuffle=False)
-    # batch_size=None: an item is a batch already; slicing in this process is faster than any worker.
+    # batch_size=None: an item already is a batch. num_workers=0: slicing is faster than the transfer from a worker.
     return DataLoader(items, batch_size=None, sampler=sampler, num_workers=0)

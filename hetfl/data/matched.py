@@ -1,4 +1,4 @@
-"""The test set, shared out by the rule that the training set was: for accuracies on the clients' own kind of data."""
+"""A partition of the test set with the same class mix per client as the training set, for accuracies per client."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hetfl.data.partition import class_counts, positions_by_owner
 def matched_partition(
     train_labels: Tensor, parts: Sequence[Tensor], test_labels: Tensor, generator: torch.Generator
 ) -> list[Tensor]:
-    r"""Return per client the positions of its test samples: as many of each class as its training samples ask for.
+    r"""Return per client the positions of its test samples, in proportion to its training samples of each class.
 
     Of the :math:`m_c` test samples of class c, client k gets :math:`m_c n_{kc} / \sum_i n_{ic}`, rounded by largest
-    remainders, where :math:`n_{kc}` counts its training samples of the class. No test sample goes to two clients; those
-    of a class that no client trains on stay unassigned. So a client's test classes are among its training classes.
+    remainders, where :math:`n_{kc}` counts its training samples of the class. No test sample goes to two clients.
+    Test samples of a class that no client trains on stay unassigned.
 
     Args:
         train_labels: int64, shape (n,).
         parts: per client the positions of its training samples.
         test_labels: int64, shape (m,).
-        generator: decides ties, and which sample goes where.
+        generator: breaks ties, and draws the samples of each client.
     """
     owners = torch.full_like(test_labels, -1)
     counts_NK = class_counts(train_labels, parts, 1 + int(torch.cat([train_labels, test_labels]).max()))
@@ -37,9 +37,9 @@ def matched_partition(
 
 
 def largest_remainder(total: int, weights: Tensor, generator: torch.Generator) -> Tensor:
-    """Return whole numbers, shape (N,), that add up to ``total`` in proportion to whole weights (Hamilton's method).
+    """Return integers, shape (N,), that add up to ``total`` in proportion to integer weights (Hamilton's method).
 
-    Ties between equal remainders are broken at random: by position, the first clients would have more of every class.
+    Equal remainders are ordered at random. Ordered by position, the first clients would get more of every class.
 
     >>> largest_remainder(10, torch.tensor([5, 3, 0, 4]), torch.Generator())
     tensor([4, 3, 0, 3])

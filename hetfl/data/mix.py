@@ -1,4 +1,4 @@
-"""Who has what, in numbers: the class mix of each client, and how far it is from that of all clients together."""
+"""The class mix of each client, and its distance from the mix of all clients together."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 MOST_LABELS = 1000
-"""Labels that have a column each in a table of clients."""
+"""Maximum number of labels for which a table of clients has one column per label."""
 
 
 def class_mix(data: FederatedDataModule) -> Tensor:
-    """Return how many training targets of each client have each label, int64, shape (N, K): its mix of classes."""
+    """Return how many training targets of each client have each label, int64, shape (N, K)."""
     objective, clients = data.objective, range(data.num_clients)
     return torch.stack([objective.label_counts(data.client_data(k).targets, data.num_classes) for k in clients])
 
@@ -29,8 +29,8 @@ def divergence(counts_NK: Tensor) -> Tensor:
     .. math:: d_k = \frac12 \sum_c \left| \frac{n_{kc}}{n_k} - \frac{n_c}{n} \right|
 
     with :math:`n_{kc}` samples of class c at client k, :math:`n_k = \sum_c n_{kc}`, and :math:`n_c`, :math:`n` their
-    sums over the clients: the share of its samples that a client would have to exchange to look like all. 0 is the
-    global mix; a client of one class among K equal ones has 1 - 1/K.
+    sums over the clients. It is the fraction of its samples that a client would have to exchange to have the global
+    mix. 0 means the global mix; a client with one of K equally frequent classes has 1 - 1/K.
 
     Args:
         counts_NK: int64, shape (N, K); no client is empty.
@@ -45,13 +45,13 @@ def divergence(counts_NK: Tensor) -> Tensor:
 
 
 def client_table(data: FederatedDataModule) -> pd.DataFrame:
-    """Return one row per client: sizes, number of labels, divergence, what becomes of its inputs, samples per label.
+    """Return one row per client: sizes, number of labels, divergence, change of its inputs, samples per label.
 
-    Columns: ``client``, ``id`` where clients are those of the data, ``train_samples``, ``test_samples``; where targets
-    have labels also ``labels`` and ``divergence`` (see :func:`divergence`); ``inputs`` under a client transform; then,
-    of at most :data:`MOST_LABELS` labels, ``class_0`` to ``class_{K-1}``, training targets of each.
+    Columns: ``client``, ``id`` if the data has client ids, ``train_samples``, ``test_samples``; if targets have labels
+    also ``labels`` and ``divergence`` (see :func:`divergence`); ``inputs`` under a client transform; and, for at most
+    :data:`MOST_LABELS` labels, ``class_0`` to ``class_{K-1}`` with the number of training targets of each label.
     """
-    # Not at the top: pandas takes a tenth of a second, which data sets need not pay.
+    # Imported here because importing pandas takes 0.1 s, and most data sets do not need it.
     import pandas as pd
 
     counts_NK, clients = class_mix(data), range(data.num_clients)
@@ -75,7 +75,7 @@ def client_table(data: FederatedDataModule) -> pd.DataFrame:
 
 
 def evenly_spaced(total: int, most: int) -> list[int]:
-    """Return the numbers below ``total``, or ``most`` of them at even distances, the first and the last included.
+    """Return the integers below ``total``, or ``most`` of them at even distances with the first and the last.
 
     >>> evenly_spaced(3, 5), evenly_spaced(1000, 4)
     ([0, 1, 2], [0, 333, 666, 999])

@@ -1,4 +1,4 @@
-"""The data of a federation: who has which samples, and what Lightning evaluates on."""
+"""The data of a federation: which client has which samples, and the samples that Lightning evaluates on."""
 
 from __future__ import annotations
 
@@ -31,30 +31,32 @@ from hetfl.tree import Tree, taken
 class FederatedDataModule(LightningDataModule):
     """A data set, held in memory, and its partition over the clients.
 
-    A data set is a subclass with :meth:`load`, and with :meth:`default_transform` where it knows better. Which sample
-    is whose depends on ``seed`` and the other arguments, on nothing else.
+    A data set is a subclass that defines :meth:`load`, and :meth:`default_transform` where the default does not fit.
+    The partition depends only on the data and the arguments, ``seed`` included.
 
     Args:
-        num_clients: number of clients N; null: as many as there are client ids in the data.
-        partitioner: the rule that shares the training samples out; null: by the data's client ids, or
-            :class:`~hetfl.data.IID` where it has none.
-        transform: raw samples to the batches that nets take; null: the data set's own.
-        client_transform: what a client's samples look like to it, training and test samples alike, held-out and global
-            test samples as those of the client that they are matched to; null: all see the same.
-        objective: what the targets are; null: the data set's own, which is mostly one class per sample.
-        val_fraction: part of the training data held out for validation, before the clients get theirs.
-        server_fraction: part of the other training data set aside for the server, before the clients get theirs; the
-            server's samples are those of pieces that say they read them, and no client transform changes them.
+        num_clients: number of clients N; null: the number of client ids in the data.
+        partitioner: the rule that divides the training samples among the clients; null: by the client ids of the data,
+            or :class:`~hetfl.data.IID` if the data has no client ids.
+        transform: turns raw samples into the batches that nets take; null: the default of the data set.
+        client_transform: changes the raw training and test samples of each client; held-out and global test samples
+            are changed like those of the client that they are matched to; null: no change.
+        objective: what the targets are; null: the default of the data set, mostly one class per sample.
+        val_fraction: fraction of the training data that is held out for validation, before the partition.
+        server_fraction: fraction of the remaining training data that is set aside for the server, before the
+            partition. Only pieces that declare it read these samples, and no client transform changes them.
         min_samples: smallest number of training samples that a client may have; batch norm needs 2.
-        drop_small_clients: leave clients with fewer training samples out, and say who; otherwise they are refused.
-        drop_unusable: leave samples with missing, infinite or too large values out, and say how many; otherwise they
-            are refused.
+        drop_small_clients: leave out clients with fewer training samples, with a warning that names them; false: such
+            clients are an error.
+        drop_unusable: leave out samples with missing, infinite or too large values, with a warning; false: such samples
+            are an error.
         eval_batch_size: samples in a batch of validation and test.
-        local_metrics: whether validation also runs over the clients' own test samples.
-        seed: of the held-out samples and the partition.
+        local_metrics: whether validation also runs over the test samples of the clients.
+        seed: seed of the held-out samples and of the partition.
 
     Attributes:
-        client_names: what the user calls each client, where they are those of the data; None before :meth:`setup`.
+        client_names: the ids of the clients in the data; None before :meth:`setup`, or if the partitioner does not use
+            them.
     """
 
     def __init__(
@@ -91,11 +93,11 @@ class FederatedDataModule(LightningDataModule):
         """Return the whole data set; called once.
 
         Raises:
-            ConfigurationError: the data is not there or not as expected.
+            ConfigurationError: the data is missing, or its format is not as expected.
         """
 
     def default_transform(self, arrays: Arrays) -> Transform:
-        """Return the transform where none is given: uint8 images to [-1, 1], anything else as it is."""
+        """Return the transform that is used when none is given: it scales uint8 images to [-1, 1], and nothing else."""
         inputs = arrays.train.inputs
         if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.dim() == 4:
             half = (0.5,) * inputs.shape[1]
@@ -103,10 +105,10 @@ class FederatedDataModule(LightningDataModule):
         return Plain()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the data and share it out; every later call does nothing.
+        """Load the data and divide it among the clients; every later call does nothing.
 
         Raises:
-            ConfigurationError: the data is missing, or the partition can't be made as asked.
+            ConfigurationError: the data is missing, or the requested partition is impossible.
         """
         if self._resident is not None:
             return
@@ -139,7 +141,7 @@ class FederatedDataModule(LightningDataModule):
         """Return a data set that can be trained on.
 
         Raises:
-            ConfigurationError: it has one class, or unusable samples that are not to be left out.
+            ConfigurationError: the data has only one class, or unusable samples without ``drop_unusable``.
         """
         if arrays.outputs < 2 and self.objective.single_labels(arrays.train.targets) is not None:
             raise ConfigurationError(
@@ -151,7 +153,7 @@ class FederatedDataModule(LightningDataModule):
         return arrays
 
     def _report(self, split: Split) -> None:
-        """Say which clients and how many samples take no part in training."""
+        """Warn of clients that are left out, and log how many samples belong to no client."""
         if split.dropped:
             names = some("client", [repr(name) for name in split.dropped])
             rank_zero_warn(
@@ -163,14 +165,14 @@ class FederatedDataModule(LightningDataModule):
 
     @property
     def resident(self) -> Resident:
-        """The samples in the order of the clients; there after :meth:`setup`."""
+        """The samples in the order of the clients; available after :meth:`setup`."""
         if self._resident is None:
             raise RuntimeError(f"Expected {type(self).__name__}.setup() before its data is used but it was not called")
         return self._resident
 
     @property
     def transform(self) -> Transform:
-        """Raw samples to float batches."""
+        """Turns raw samples into float batches."""
         if self._transform is None:
             raise RuntimeError(f"Expected {type(self).__name__}.setup() before its transform is used")
         return self._transform
@@ -183,10 +185,10 @@ class FederatedDataModule(LightningDataModule):
         return self._objective
 
     def meet(self, objective: Objective) -> Objective:
-        """Return another objective than the data's own, of the same targets.
+        """Return an objective that replaces the one of the data, after a check that it takes the same targets.
 
         Raises:
-            ConfigurationError: its targets are others.
+            ConfigurationError: the objective needs targets of another type or shape.
         """
         for data, where in ((self.resident.validation, "validation"), (self.resident.all_test, "test")):
             targets = objective.prepared(data.targets, where)
@@ -206,7 +208,7 @@ class FederatedDataModule(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number K of classes, or of whatever a net gives an output for."""
+        """Number K of classes, or of other outputs of a net."""
         return self.resident.labels.shape[1]
 
     @property
@@ -216,38 +218,38 @@ class FederatedDataModule(LightningDataModule):
 
     @property
     def unassigned(self) -> int:
-        """Number of training samples that are neither held out nor any client's (:class:`~hetfl.data.LabelShards`)."""
+        """Number of training samples neither held out nor given to a client (:class:`~hetfl.data.LabelShards`)."""
         return self.resident.unassigned
 
     @property
     def server_data(self) -> ServerSamples | None:
-        """The server's own samples; None: it has none (``server_fraction`` is 0)."""
+        """The samples of the server; None if ``server_fraction`` is 0."""
         return ServerSamples(self.resident.server, self.transform) if len(self.resident.server) else None
 
     def client_data(self, client: int, split: Literal["train", "test"] = "train") -> ClientData:
-        """Return a client's samples: views of the resident tensors, the same objects at every call."""
+        """Return the samples of a client: views of the resident tensors, the same objects at every call."""
         return (self.resident.train if split == "train" else self.resident.test)[client]
 
     def first(self, count: int) -> tuple[Tree, Tensor]:
-        """Return inputs as nets take them in an evaluation, and targets, of some samples of client 0."""
+        """Return the first samples of client 0: inputs after the evaluation transform, and targets."""
         data = self.client_data(0)
         return self.transform.eval(taken(data.inputs, slice(count))), data.targets[:count]
 
     def labels(self, client: int) -> Tensor:
-        """Return which labels a client's training targets have, bool (K,); all of an objective without labels."""
+        """Return which labels occur in the training targets of a client, bool (K,); all True without labels."""
         return self.resident.labels[client]
 
     def train_dataloader(self) -> DataLoader[int]:
-        """Return a loader whose one item stands for the round."""
+        """Return a loader with one item, which stands for the round."""
         return round_loader()
 
     def val_dataloader(self) -> list[DataLoader[EvalBatch]]:
-        """Return the held-out samples and, with ``local_metrics``, the test samples that are some client's.
+        """Return the held-out samples and, with ``local_metrics``, the test samples that belong to a client.
 
-        Held-out samples are nobody's; under a client transform their owner is the client as which they are seen.
+        Held-out samples have no owner. Under a client transform their owner is the client whose transform they got.
 
         Raises:
-            ConfigurationError: nothing is held out.
+            ConfigurationError: no samples are held out.
         """
         if not len(self.resident.validation):
             raise ConfigurationError(
@@ -256,11 +258,11 @@ class FederatedDataModule(LightningDataModule):
             )
         loaders = [eval_loader(self.resident.validation, self.eval_batch_size, self.resident.validation_owner)]
         owner = self.resident.test_owner
-        owned = int((owner >= 0).sum())  # nobody's samples stand last
+        owned = int((owner >= 0).sum())  # samples without an owner come last
         if self.local_metrics and owned:
             test = self.resident.all_test
-            own = ClientData(taken(test.inputs, slice(owned)), test.targets[:owned])
-            loaders.append(eval_loader(own, self.eval_batch_size, owner[:owned]))
+            client_samples = ClientData(taken(test.inputs, slice(owned)), test.targets[:owned])
+            loaders.append(eval_loader(client_samples, self.eval_batch_size, owner[:owned]))
         return loaders
 
     def test_dataloader(self) -> list[DataLoader[EvalBatch]]:
@@ -272,7 +274,7 @@ class FederatedDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def summary(self) -> str:
-        """Return one line: the data set, its samples, how they lie on the clients, and which clients are special."""
+        """Return one line: the data set, its partition, and clients without test samples or with one class."""
         untested = [client for client in range(self.num_clients) if not len(self.client_data(client, "test"))]
         single = (self.resident.labels.sum(dim=1) == 1).nonzero().flatten().tolist() if self.num_classes > 1 else []
         special = "".join(
@@ -280,16 +282,16 @@ class FederatedDataModule(LightningDataModule):
             for fact, clients in (("without test samples", untested), ("of one class", single))
             if clients
         )
-        sizes, nobody = self.sizes, f", {self.unassigned} nobody's" if self.unassigned else ""
-        servers = f", {len(self.resident.server)} the server's" if len(self.resident.server) else ""
-        seen = "" if self.client_transform is None else f", seen through {type(self.client_transform).__name__}"
-        learnt = self.objective.noun(self.num_classes)
+        sizes, unassigned = self.sizes, f", {self.unassigned} at no client" if self.unassigned else ""
+        at_server = f", {len(self.resident.server)} at the server" if len(self.resident.server) else ""
+        changed = "" if self.client_transform is None else f", changed by {type(self.client_transform).__name__}"
+        outputs = self.objective.noun(self.num_classes)
         return (
-            f"{type(self).__name__}: {learnt}, {sum(sizes)} training samples on {len(sizes)} clients "
-            f"(smallest {min(sizes)}, median {median(sizes):g}, largest {max(sizes)}){nobody}{servers}, "
-            f"{len(self.resident.validation)} held out, {len(self.resident.all_test)} test{seen}{special}"
+            f"{type(self).__name__}: {outputs}, {sum(sizes)} training samples on {len(sizes)} clients "
+            f"(smallest {min(sizes)}, median {median(sizes):g}, largest {max(sizes)}){unassigned}{at_server}, "
+            f"{len(self.resident.validation)} held out, {len(self.resident.all_test)} test{changed}{special}"
         )
 
     def _called(self, client: int) -> str:
-        """Return a client's number and, where the data has one, its id."""
+        """Return the number of a client and, if the data has one, its id."""
         return called(client, self.client_names)

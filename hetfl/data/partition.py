@@ -1,4 +1,4 @@
-"""What a partitioner is, and the two plainest: at random, and by the clients that the data itself names."""
+"""The base class of partitioners, and two simple ones: equal shares at random, and by the client ids of the data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hetfl.errors import ConfigurationError
 
 
 class Partitioner(ABC):
-    """Shares the training samples out over the clients: no sample twice.
+    """Divides the training samples among the clients; each sample goes to at most one client.
 
-    Subclasses write :meth:`partition`. One that goes by the client ids in the data sets ``by_client_id``, and is given
-    each sample's client in the place of its class.
+    Subclasses define :meth:`partition`. A subclass that divides by the client ids of the data sets ``by_client_id``,
+    and its ``labels`` are then client codes instead of classes.
     """
 
     by_client_id: ClassVar[bool] = False
     by_class: ClassVar[bool] = True
-    """Whether the rule looks at classes; it is refused where samples have none."""
+    """Whether the rule uses classes; such a rule is refused for data without classes."""
 
     def __call__(self, labels: Tensor, num_clients: int, generator: torch.Generator) -> list[Tensor]:
         """Return per client the positions of its samples.
@@ -29,10 +29,10 @@ class Partitioner(ABC):
         Args:
             labels: int64, shape (n,): the class of each sample.
             num_clients: number of clients N.
-            generator: what every random choice draws from.
+            generator: source of every random choice.
 
         Raises:
-            ConfigurationError: there are more clients than samples, no client, or the rule can't be met.
+            ConfigurationError: there are more clients than samples, no client, or the rule cannot be followed.
         """
         if not 1 <= num_clients <= len(labels):
             raise ConfigurationError(
@@ -48,8 +48,8 @@ class Partitioner(ABC):
 class IID(Partitioner):
     """Equal shares at random.
 
-    HeteroFL gives every client ``n div N`` samples and drops the remainder; here the first ``n mod N`` clients get one
-    sample more, so that none is lost.
+    HeteroFL gives every client ``n div N`` samples and drops the remainder. Here the first ``n mod N`` clients get one
+    more sample, so that no sample is lost.
     """
 
     by_class: ClassVar[bool] = False
@@ -59,13 +59,13 @@ class IID(Partitioner):
 
 
 class NaturalIds(Partitioner):
-    """The clients that the data names (a writer, a hospital): client k has the samples of the k-th id, ids sorted."""
+    """The clients of the data (writers, hospitals): client k has the samples of the k-th id in sorted order."""
 
     by_client_id: ClassVar[bool] = True
     by_class: ClassVar[bool] = False
 
     def partition(self, labels: Tensor, num_clients: int, generator: torch.Generator) -> list[Tensor]:
-        """Return per client its samples; ``labels`` holds each sample's client, in [0, N).
+        """Return per client the positions of its samples; ``labels`` holds the client of each sample, in [0, N).
 
         Raises:
             ConfigurationError: a client id is out of range.
@@ -78,7 +78,7 @@ class NaturalIds(Partitioner):
 
 
 def positions_by_owner(owners: Tensor, num_clients: int) -> list[Tensor]:
-    """Return per client the positions that it owns, ascending; an owner of -1 is nobody.
+    """Return per client the positions that it owns, ascending; an owner of -1 means no client.
 
     >>> positions_by_owner(torch.tensor([1, -1, 0, 1]), 2)
     [tensor([2]), tensor([0, 3])]

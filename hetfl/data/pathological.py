@@ -10,14 +10,17 @@ from hetfl.errors import ConfigurationError
 
 
 class PathologicalLabels(Partitioner):
-    """Every client has exactly ``labels_per_client`` classes, and every sample is somebody's.
+    """Every client has exactly ``labels_per_client`` classes, and every sample belongs to a client.
 
-    Client i has class ``i mod K`` of the K classes that occur, and ``n - 1`` others drawn at random; each class is
-    shuffled and split evenly among those that have it. :class:`~hetfl.data.LabelShards` is another rule with the same
-    name in some papers: shards of equal size, at most n classes, and samples may be left over.
+    Client i has class ``i mod K`` of the K classes that occur, and ``n - 1`` other classes drawn at random. Each class
+    is shuffled and split evenly among the clients that have it. Some papers use the same name for another rule,
+    :class:`~hetfl.data.LabelShards`: shards of equal size, at most n classes, and samples may be left over.
 
     Args:
-        labels_per_client: n.
+        labels_per_client: number of classes n.
+
+    Raises:
+        ConfigurationError: ``labels_per_client`` is below 1.
     """
 
     def __init__(self, labels_per_client: int) -> None:
@@ -42,8 +45,8 @@ class PathologicalLabels(Partitioner):
             )
         if num_clients < len(classes):
             raise ConfigurationError(
-                f"Expected num_clients of at least {len(classes)}, the number of classes, so that every sample is "
-                f"somebody's (PathologicalLabels), but got {num_clients}"
+                f"Expected num_clients of at least {len(classes)}, the number of classes, so that every sample has a "
+                f"client (PathologicalLabels), but got {num_clients}"
             )
         has_NK = deal(num_clients, len(classes), self.labels_per_client, generator)
         owners = torch.empty_like(labels)
@@ -56,7 +59,7 @@ class PathologicalLabels(Partitioner):
                 )
             members = (labels == label).nonzero().flatten()
             shuffled = members[torch.randperm(len(members), generator=generator)]
-            # In random order, or the first clients would have one sample more of each of their classes.
+            # Random order: otherwise the first clients would have one more sample of each of their classes.
             holders = holders[torch.randperm(len(holders), generator=generator)]
             for holder, share in zip(holders.tolist(), shuffled.tensor_split(len(holders)), strict=True):
                 owners[share] = holder
@@ -64,9 +67,9 @@ class PathologicalLabels(Partitioner):
 
 
 def deal(num_clients: int, num_classes: int, labels_per_client: int, generator: torch.Generator) -> Tensor:
-    """Return which classes each client has, bool (N, K): ``i mod K``, and others at random, n in all."""
+    """Return which classes each client has, bool (N, K): class ``i mod K`` and ``n - 1`` others at random."""
     first_N = torch.arange(num_clients) % num_classes
-    # The first class comes before all others in a random order of the classes.
+    # A random order of the classes, in which class i mod K comes first.
     order_NK = torch.rand(num_clients, num_classes, generator=generator)
     order_NK[torch.arange(num_clients), first_N] = -1.0
     has_NK = torch.zeros(num_clients, num_classes, dtype=torch.bool)

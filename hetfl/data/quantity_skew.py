@@ -1,4 +1,4 @@
-"""Quantity skew: clients of one mix but of any size (Li et al., "NIID-Bench", ICDE 2022, arXiv 2102.02079)."""
+"""Quantity skew: same class mix, different sizes (Li et al., "NIID-Bench", ICDE 2022, arXiv 2102.02079)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hetfl.data.redrawn import Redrawn, dirichlet, whole_shares
 
 
 class QuantitySkew(Redrawn):
-    r"""The shuffled samples are cut by proportions :math:`q \sim \mathrm{Dir}(\beta \mathbf 1)` over the clients.
+    r"""Cuts the shuffled samples by proportions :math:`q \sim \mathrm{Dir}(\beta \mathbf 1)` over the clients.
 
     The proportions are redrawn until the smallest client has ``min_samples``.
 
     Args:
-        beta: concentration; towards 0 one client has nearly everything, towards infinity all have as much.
-        min_samples: smallest client that is accepted.
-        max_tries: partitions that are drawn at most.
+        beta: concentration; towards 0 one client has nearly all samples, towards infinity all have equally many.
+        min_samples: number of samples that the smallest client must have.
+        max_tries: maximum number of draws.
 
     Raises:
         ConfigurationError: an argument is out of range.

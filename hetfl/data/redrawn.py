@@ -1,4 +1,4 @@
-"""Partitions that are drawn again until the smallest client is large enough, and how often at most."""
+"""Partitions that are redrawn until the smallest client is large enough, at most a fixed number of times."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from hetfl.data.partition import Partitioner, positions_by_owner
 from hetfl.errors import ConfigurationError
 
 SMALLEST = 1e-300
-"""Already here one client gets it all in every draw; much below, logarithms of Gamma variates overflow."""
+"""Smallest beta in use. At this value one client gets all samples; far below, logarithms of Gamma variates overflow."""
 
 
 class Redrawn(Partitioner):
     r"""A partitioner whose proportions are :math:`\mathrm{Dir}(\beta \mathbf 1)` vectors over the clients.
 
-    NIID-Bench draws until the smallest client has ten samples, for ever if need be; here the draws are bounded.
+    NIID-Bench redraws without a limit until the smallest client has ten samples; here ``max_tries`` is the limit.
 
     Args:
-        beta: concentration; towards 0 one client gets it all, towards infinity all get alike.
-        min_samples: smallest client that is accepted.
-        max_tries: partitions that are drawn at most.
+        beta: concentration; towards 0 one client gets all samples, towards infinity all get equally many.
+        min_samples: number of samples that the smallest client must have.
+        max_tries: maximum number of draws.
 
     Raises:
         ConfigurationError: an argument is out of range.
@@ -53,12 +53,12 @@ class Redrawn(Partitioner):
             draw: returns the owner of each sample.
             num_samples: number of samples n.
             num_clients: number of clients N.
-            generator: what every random choice comes from.
+            generator: source of every random choice.
 
         Raises:
             ConfigurationError: no partition among ``max_tries`` has ``min_samples`` at every client.
         """
-        # numpy draws gamma variates from a generator that is passed in; torch has no public call that does.
+        # NumPy draws Gamma variates from a given generator; torch has no public function for it.
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         smallest = -1
         possible = num_clients * self.min_samples <= num_samples
@@ -79,8 +79,8 @@ class Redrawn(Partitioner):
 def dirichlet(beta: float, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
     r"""Return :math:`\pi \sim \mathrm{Dir}(\beta \mathbf 1)`, shape (size,), finite for any positive beta.
 
-    The usual quotient of Gamma(β) variates is 0/0 for small β, where all of them underflow. Their logarithms don't:
-    Gamma(β) = Gamma(β+1) U^{1/β} (Marsaglia, Tsang, 2000).
+    The usual quotient of Gamma(β) variates is 0/0 for small β, because all variates underflow. Their logarithms do not
+    underflow: Gamma(β) = Gamma(β+1) U^{1/β} (Marsaglia, Tsang, 2000).
     """
     beta = max(beta, SMALLEST)
     logs = np.log(rng.standard_gamma(beta + 1, size)) + np.log1p(-rng.random(size)) / beta
@@ -90,7 +90,9 @@ def dirichlet(beta: float, size: int, rng: np.random.Generator) -> NDArray[np.fl
 
 
 def whole_shares(proportions: NDArray[np.float64], total: int) -> NDArray[np.int64]:
-    """Return whole numbers that add up to ``total`` in the given proportions, which add up to 1: cumulative, cut off.
+    """Return integers that add up to ``total``, for proportions that add up to 1.
+
+    They are the differences of the cumulative proportions times ``total``, rounded down.
 
     >>> whole_shares(np.array([0.5, 0.3, 0.2]), 7).tolist()
     [3, 2, 2]

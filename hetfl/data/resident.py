@@ -1,4 +1,4 @@
-"""The samples in memory, in the order of the clients: a client's data is a view, and costs nothing."""
+"""The samples in memory in the order of the clients, so that the data of a client is a view."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Resident:
     """A data set after its split.
 
     Attributes:
-        train: per client its training samples, views of one tensor.
-        test: per client its test samples, views of ``all_test``.
-        all_test: every test sample: client 0's, client 1's, ..., then nobody's.
+        train: the training samples of each client, views of one tensor.
+        test: the test samples of each client, views of ``all_test``.
+        all_test: all test samples: those of client 0, of client 1, ..., then those of no client.
         test_owner: int64, shape (n_test,): the client of each sample of ``all_test``, or -1.
         validation: the samples held out from the training data.
-        validation_owner: int64, shape (n_validation,): the client as which each is seen, or -1.
-        labels: bool, shape (N, K): the labels in each client's training data.
+        validation_owner: int64, shape (n_validation,): the client whose transform each sample got, or -1.
+        labels: bool, shape (N, K): the labels in the training data of each client.
         unassigned: number of training samples that the partitioner left out.
-        server: the samples of the server, as they are.
+        server: the samples of the server, unchanged by client transforms.
     """
 
     train: tuple[ClientData, ...]
@@ -46,12 +46,12 @@ class Resident:
 
         Args:
             arrays: the data set.
-            split: who has which sample.
-            validation_owner: the client as which each held-out sample is seen; None: they are seen as they are.
+            split: the samples of each client.
+            validation_owner: the client whose transform each held-out sample got; None: no client transform.
         """
-        nobody = torch.ones(len(arrays.test), dtype=torch.bool)
-        nobody[torch.cat(split.test)] = False
-        test_parts = [*split.test, nobody.nonzero().flatten()]
+        unmatched = torch.ones(len(arrays.test), dtype=torch.bool)
+        unmatched[torch.cat(split.test)] = False
+        test_parts = [*split.test, unmatched.nonzero().flatten()]
         owners = torch.tensor([*range(len(split.test)), -1])
         all_test = _take(arrays.test, torch.cat(test_parts))
         return Resident(
@@ -74,11 +74,11 @@ def _owned(arrays: Arrays, part: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ServerSamples:
-    """The samples that the server has of its own, for pieces that declare that they read them.
+    """The samples of the server, for pieces that declare that they read them.
 
     Attributes:
-        samples: as they lie in memory.
-        transform: what an evaluation makes of inputs.
+        samples: raw samples.
+        transform: turns raw inputs into the inputs of nets.
     """
 
     samples: ClientData
@@ -88,7 +88,7 @@ class ServerSamples:
         return len(self.samples)
 
     def batch(self, positions: Tensor) -> tuple[Tree, Tensor]:
-        """Return inputs as nets take them in an evaluation, and targets, of the samples at some positions, int64."""
+        """Return inputs after the evaluation transform, and targets, of the samples at int64 positions."""
         chosen = _take(self.samples, positions)
         return self.transform.eval(chosen.inputs), chosen.targets
 
@@ -98,6 +98,6 @@ def _take(data: ClientData, positions: Tensor) -> ClientData:
 
 
 def _views(data: ClientData, parts: Sequence[Tensor]) -> tuple[ClientData, ...]:
-    """Return consecutive views of the sizes of ``parts``."""
+    """Return consecutive views with the sizes of ``parts``."""
     sizes = [len(part) for part in parts]
     return tuple(map(ClientData, divided(data.inputs, sizes), data.targets.split(sizes)))

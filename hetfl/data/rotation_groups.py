@@ -1,4 +1,4 @@
-"""Groups of clients whose images are rotated by one angle each (IFCA, NeurIPS 2020, arXiv 2006.04088)."""
+"""Groups of clients, each with its own rotation of the images (IFCA, NeurIPS 2020, arXiv 2006.04088)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from hetfl.seeding import generator as named_generator
 class RotationGroups(ClientTransform):
     """Clients in groups of equal size; the images of group g are rotated by its angle.
 
-    Also the setting of Sattler et al. (arXiv 1910.01991) and of most papers on clustering: labels don't tell the groups
-    apart, inputs do. Which client is in which group is drawn once for a number of clients, whatever the seed: going by
-    number, groups would be those of levels (:class:`hetfl.fleet.Fixed`) or labels
+    Sattler et al. (arXiv 1910.01991) and most papers on clustering use this setting: groups differ in their inputs, not
+    in their labels. The group of a client is random, but depends only on the number of clients, not on the seed. Groups
+    by client number would coincide with levels (:class:`hetfl.fleet.Fixed`) or labels
     (:class:`~hetfl.data.PathologicalLabels`).
 
-    Multiples of 90° move pixels and change none; square images only. Other angles are interpolated bilinearly, and what
-    comes in from outside is black.
+    Multiples of 90° only move pixels, and need square images. Other angles are interpolated bilinearly, with black
+    outside the image.
 
     Args:
         angles: counter-clockwise, in degrees, one per group.
 
     Raises:
-        ConfigurationError: there is no angle, or one that is not finite.
+        ConfigurationError: the list of angles is empty, or an angle is not finite.
     """
 
     def __init__(self, angles: Sequence[float] = (0.0, 90.0, 180.0, 270.0)) -> None:
@@ -40,7 +40,7 @@ class RotationGroups(ClientTransform):
         self.angles = tuple(angles)
 
     def groups(self, num_clients: int) -> tuple[int, ...]:
-        """Return each client's group; sizes of groups differ by one at most.
+        """Return the group of each client; the sizes of groups differ by at most one.
 
         Raises:
             ConfigurationError: there are fewer clients than groups.
@@ -80,7 +80,7 @@ def rotated(images: Tensor, angle: float) -> Tensor:
     """Return images (N, C, height, width) rotated counter-clockwise by an angle in degrees.
 
     Raises:
-        ConfigurationError: a quarter turn of images that are not square.
+        ConfigurationError: the angle is an odd multiple of 90°, and the images are not square.
     """
     quarters, rest = divmod(angle % 360, 90)
     if rest:

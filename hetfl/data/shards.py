@@ -1,4 +1,4 @@
-"""Label shards: every client has a few classes (HeteroFL, Diao, Ding, Tarokh, ICLR 2021, arXiv 2010.01264)."""
+"""Label shards: each client has few classes (HeteroFL, Diao, Ding, Tarokh, ICLR 2021, arXiv 2010.01264)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from hetfl.errors import ConfigurationError
 
 
 class LabelShards(Partitioner):
-    """At most ``labels_per_client`` classes per client: the paper's "non-iid-n".
+    """At most ``labels_per_client`` classes per client: the setting "non-iid-n" of the paper.
 
-    Each of the K classes that occur is cut, in file order, into ``n N / K`` shards. A list with every class that many
-    times is shuffled and dealt out, n to a client; of each of its classes a client draws one of the shards that are
-    left. As in the authors' code a client that is dealt the same class twice takes **one** shard of it and the other is
-    nobody's: with N=100, K=10, n=2 that happens to P = 19/199 = 9.5 % of the clients. The data module reports how many
-    samples that leaves out.
+    Each of the K classes that occur is cut, in file order, into ``n N / K`` shards. A list with ``n N / K`` copies of
+    every class is shuffled, and each client gets n entries of it. For each of its classes a client draws one of the
+    remaining shards. As in the authors' code, a client that gets the same class twice takes only **one** shard of it,
+    and the other shard belongs to no client. With N=100, K=10, n=2 this happens to 19/199 = 9.5 % of the clients on
+    average. The data module reports the number of unused samples.
 
     Args:
-        labels_per_client: n.
+        labels_per_client: number of classes n.
+
+    Raises:
+        ConfigurationError: ``labels_per_client`` is below 1.
     """
 
     def __init__(self, labels_per_client: int) -> None:
@@ -28,7 +31,7 @@ class LabelShards(Partitioner):
         self.labels_per_client = labels_per_client
 
     def partition(self, labels: Tensor, num_clients: int, generator: torch.Generator) -> list[Tensor]:
-        """Return per client the positions of its shards, one shard after the other.
+        """Return per client the positions of its samples, shard by shard.
 
         Raises:
             ConfigurationError: the number of shards is not a multiple of the number of classes, or a class has fewer
@@ -48,13 +51,14 @@ class LabelShards(Partitioner):
             )
         dealt = classes.repeat(per_class)[torch.randperm(per_class * len(classes), generator=generator)]
         shards = {int(c): shuffled(cut(labels, int(c), per_class), generator) for c in classes}
-        return [torch.cat([shards[c].pop() for c in sorted(set(own))]) for own in dealt.view(num_clients, -1).tolist()]
+        hands = dealt.view(num_clients, -1).tolist()
+        return [torch.cat([shards[c].pop() for c in sorted(set(hand))]) for hand in hands]
 
 
 def cut(labels: Tensor, label: int, num_shards: int) -> list[Tensor]:
     """Return the positions of one class as shards of equal size, in file order.
 
-    What is left over stands at the end of the file order and goes, one each, to the first shards.
+    The remainder, the last samples in file order, goes to the first shards, one sample to each.
     """
     positions = (labels == label).nonzero().flatten()
     size = len(positions) // num_shards
@@ -63,5 +67,5 @@ def cut(labels: Tensor, label: int, num_shards: int) -> list[Tensor]:
 
 
 def shuffled(shards: list[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """Return the shards in random order: taking the last one then is a draw from those left."""
+    """Return the shards in random order, so that ``pop`` draws a random shard."""
     return [shards[i] for i in torch.randperm(len(shards), generator=generator).tolist()]

@@ -1,4 +1,4 @@
-"""Who has which sample: the held-out validation samples, the clients' training samples, the clients' test samples."""
+"""The division of a data set: held-out validation samples, server samples, training and test samples per client."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Split:
 
     Attributes:
         train: per client, in the training set.
-        validation: in the training set; nobody's.
+        validation: in the training set; these samples belong to no client.
         test: per client, in the test set.
-        unassigned: number of training samples that are neither held out nor any client's.
-        names: what the user calls each client, where the partitioner goes by the data's client ids.
-        dropped: what the user calls the clients that were left out, or their numbers.
-        server: in the training set; the server's.
+        unassigned: number of training samples that are not held out and belong to no client.
+        names: the name of each client in the data; None: the partitioner does not use client ids.
+        dropped: the names, or else the numbers, of the clients that were left out.
+        server: in the training set; the samples of the server.
     """
 
     train: tuple[Tensor, ...]
@@ -48,11 +48,13 @@ def make_split(
     drop_small_clients: bool = False,
     server_fraction: float = 0.0,
 ) -> Split:
-    """Hold samples out, then share the rest of the training set and the test set out: a function of the arguments only.
+    """Return a split: hold samples out, then divide the other training samples and the test set among the clients.
+
+    The result depends only on the arguments.
 
     Raises:
-        ConfigurationError: a fraction is out of range, the partitioner fails or gives a sample away twice, or a client
-            has fewer than ``min_samples`` training samples and is not to be dropped.
+        ConfigurationError: a fraction is out of range, the partitioner fails or assigns a sample twice, or a client
+            has fewer than ``min_samples`` training samples without ``drop_small_clients``.
     """
     classes = arrays.classes(arrays.train)
     rest, held_out = hold_out(len(classes), val_fraction, generator(seed, "validation"))
@@ -89,10 +91,10 @@ def make_split(
 def hold_out(
     num_samples: int, fraction: float, generator: torch.Generator, setting: str = "val_fraction"
 ) -> tuple[Tensor, Tensor]:
-    """Return the positions that stay and those held out, both ascending; the draw is not stratified.
+    """Return the positions that are kept and those that are held out, both ascending; the draw is not stratified.
 
     Raises:
-        ConfigurationError: the fraction is outside [0, 1), or positive but less than one sample.
+        ConfigurationError: the fraction is outside [0, 1), or positive and selects no sample or all samples.
     """
     if not 0 <= fraction < 1:
         raise ConfigurationError(f"Expected a held-out fraction ({setting}) in [0, 1) but got {fraction}")
@@ -107,23 +109,23 @@ def hold_out(
 
 
 def _large_enough(sizes: Sequence[int], min_samples: int, drop: bool, names: Sequence[str | int] | None) -> list[int]:
-    """Return the clients that can be trained; batch norm needs two samples.
+    """Return the clients with at least ``min_samples`` training samples.
 
     Args:
         sizes: number of training samples of each client.
-        min_samples: least number of them.
-        drop: leave smaller clients out; otherwise they are refused.
-        names: what the user calls the clients, where the data has ids.
+        min_samples: smallest number of training samples.
+        drop: leave smaller clients out; otherwise they are an error.
+        names: the names of the clients in the data; None: it has no client ids.
 
     Raises:
-        ConfigurationError: a client has fewer samples and is not to be left out, or all have.
+        ConfigurationError: a client has fewer samples and ``drop`` is false, or all clients have fewer.
     """
     kept = [client for client, size in enumerate(sizes) if size >= min_samples]
     small = len(sizes) - len(kept)
     if not small or (drop and kept):
         return kept
     client = min(range(len(sizes)), key=sizes.__getitem__)
-    who = f"client {client}" if names is None else f"client {client} (id {names[client]!r})"
+    smallest = f"client {client}" if names is None else f"client {client} (id {names[client]!r})"
     if drop:
         raise ConfigurationError(
             f"Expected a client with at least {min_samples} training samples (min_samples) but the largest of "
@@ -131,16 +133,16 @@ def _large_enough(sizes: Sequence[int], min_samples: int, drop: bool, names: Seq
         )
     more = f" ({small} clients have too few)" if small > 1 else ""
     raise ConfigurationError(
-        f"Expected at least {min_samples} training samples per client (min_samples) but {who} has {sizes[client]}"
+        f"Expected at least {min_samples} training samples per client (min_samples) but {smallest} has {sizes[client]}"
         f"{more}: use fewer clients or a milder partitioner, leave such clients out by drop_small_clients: true, or "
         "set min_samples: 1, which works without batch norm"
     )
 
 
 def _keys(arrays: Arrays, partitioner: Partitioner, num_clients: int | None) -> tuple[Tensor, int, Tensor | None]:
-    """Return what the partitioner goes by, the number of clients, and their ids in the data, ascending.
+    """Return the keys for the partitioner, the number of clients, and the client ids in the data, ascending.
 
-    It goes by the class of each training sample, or by its client; then there are ids.
+    A key is the class of a training sample (the ids are then None), or its client.
     """
     if not partitioner.by_client_id:
         if num_clients is None:
@@ -167,6 +169,6 @@ def _keys(arrays: Arrays, partitioner: Partitioner, num_clients: int | None) -> 
 
 
 def _by_id(ids: Tensor, test_clients: Tensor) -> list[Tensor]:
-    """Return per client the test samples that carry its id; ids that are not in the training data are nobody's."""
-    found = torch.searchsorted(ids, test_clients).clamp(max=len(ids) - 1)
-    return positions_by_owner(torch.where(ids[found] == test_clients, found, -1), len(ids))
+    """Return per client the test samples with its id; samples of an id without training data belong to no client."""
+    clients = torch.searchsorted(ids, test_clients).clamp(max=len(ids) - 1)
+    return positions_by_owner(torch.where(ids[clients] == test_clients, clients, -1), len(ids))

@@ -1,4 +1,4 @@
-"""The user's own tensors."""
+"""Data sets that are given as tensors or arrays in Python."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from hetfl.data.module import FederatedDataModule
 
 
 class TensorData(FederatedDataModule):
-    """Samples given in Python: tensors, NumPy arrays, tables and columns of pandas, lists, or several of these.
+    """Samples given in Python as tensors, NumPy arrays, pandas tables or columns, lists, or a tuple or dict of these.
 
     Args:
-        train_inputs: shape (n, ...), uint8 images (n, C, height, width), floats or token ids; a tuple of arrays, or a
-            dict, is several inputs, which a net gets as one argument; with ``pad`` a list of sequences.
-        train_targets: shape (n, ...), as the objective takes them; by default whole numbers from 0, shape (n,).
-        test_inputs: the same of the test samples.
-        test_targets: shape (m, ...).
-        num_classes: number of classes or other outputs K; None: as many as the targets need.
-        train_clients: per training sample the id of its client, a number or a text; None: the partitioner decides.
-        test_clients: per test sample the id of its client; None: matched to the training samples.
-        pad: the value behind the end of sequences that are shorter than the longest; None: all are of one length.
+        train_inputs: shape (n, ...): uint8 images (n, C, height, width), floats or token ids. A tuple of arrays, or a
+            dict, is several inputs, which a net gets as one argument. With ``pad`` a list of sequences.
+        train_targets: shape (n, ...), as the objective takes them; by default integers from 0, shape (n,).
+        test_inputs: inputs of the test samples, shape (m, ...).
+        test_targets: targets of the test samples, shape (m, ...).
+        num_classes: number of classes or other outputs K; None: the largest that the targets need.
+        train_clients: the client id of each training sample, a number or a text; None: the partitioner decides.
+        test_clients: the client id of each test sample; None: test samples are matched to the training samples.
+        pad: the value behind the end of sequences that are shorter than the longest; None: all have the same length.
         pad_mask: whether a net gets ``{"tokens": padded, "mask": mask}``, the mask bool (n, T), True within a sequence.
-        num_clients: number of clients N; None: as many as there are client ids in the data.
+        num_clients: number of clients N; None: the number of client ids in the data.
         settings: the other arguments of :class:`FederatedDataModule`.
     """
 

@@ -1,4 +1,4 @@
-"""Plain text as a language model reads it."""
+"""Plain text for language modelling."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from hetfl.reading import LARGEST_DATA, check_size
 class TextFile(FederatedDataModule):
     """A text file, cut into samples of T tokens; the objective is language modelling.
 
-    The vocabulary is the commonest words of the training text. Words outside it are token 1; as targets they do not
-    count. The size of the vocabulary is a net's ``num_classes``, and its ``vocab_size``, which needs one more for a
-    token of masked words. With ``by_place`` client k has the k-th part of the text, as in HeteroFL's experiment on
-    WikiText-2; otherwise the partitioner decides.
+    The vocabulary is the most frequent words of the training text. Words outside it are token 1, and are ignored as
+    targets. The size of the vocabulary is the ``num_classes`` of a net. It is also its ``vocab_size``, which is one
+    larger for masked language modelling. With ``by_place`` client k has the k-th part of the text, as in the experiment
+    of HeteroFL on WikiText-2; otherwise the partitioner decides.
 
     Args:
         path: the training text.
         test_path: the test text.
-        vocabulary: number of tokens, that of padding and that of other words included.
-        length: tokens T of a sample.
+        vocabulary: number of tokens, tokens 0 (padding) and 1 (other words) included.
+        length: number of tokens T of a sample.
         targets: ``next``: the following token at each position; ``same``: the token itself, for masked tokens.
-        by_place: whether neighbouring samples are one client's.
-        encoding: of the text, such as "latin-1".
+        by_place: whether each client has a contiguous part of the text.
+        encoding: encoding of the text, such as "latin-1".
         num_clients: number of clients N.
         settings: the other arguments of :class:`FederatedDataModule`.
     """
@@ -91,5 +91,5 @@ class TextFile(FederatedDataModule):
         return ClientData(inputs, targets.masked_fill(targets == UNKNOWN, objective.ignore))
 
     def _owners(self, count: int) -> Tensor | None:
-        """Return the client of each sample, in equal parts, one after the other; None where a partitioner decides."""
+        """Return the client of each sample, in contiguous equal parts; None if the partitioner decides."""
         return None if not self.by_place else torch.arange(count) * self.clients // count

@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 
 class TextTable(FederatedDataModule):
-    """One text a row, its class, and perhaps the client that wrote it.
+    """One text per row, its class, and optionally a client id.
 
-    A text becomes the tokens of its first words, int64, shape (n, T); tokens 0 and 1 fill short texts up and stand for
-    words outside the vocabulary. The vocabulary is the commonest words of all training texts, so that it tells clients
-    which words others use. Sorted, the classes are 0 to K-1.
+    A text becomes the tokens of its first T words, int64, shape (n, T). Token 0 pads short texts; token 1 stands for
+    words outside the vocabulary. The vocabulary is the most frequent words of all training texts, so it reveals words
+    of each client to the others. In sorted order the classes become 0 to K-1.
 
     Args:
         path: the CSV file with a header line.
         text: the column with the text.
         target: the column with the class.
         client: the column with the client id; null: the partitioner decides.
-        test_path: a second file with the test rows; null: some rows of the first.
-        test_fraction: without ``test_path``, the part of the rows that is the test set, whatever the seed.
-        vocabulary: number of tokens, the two that are no words included: a net's ``vocab_size``.
-        length: tokens T of a text; longer texts are cut off.
+        test_path: a second file with the test rows; null: a fraction of the rows of ``path``.
+        test_fraction: fraction of the rows that is the test set without ``test_path``; ``seed`` does not change it.
+        vocabulary: number of tokens, tokens 0 and 1 included: the ``vocab_size`` of a net.
+        length: number of tokens T of a text; longer texts are truncated.
         separator: the character between cells, such as ";" or a tab.
-        encoding: of the text, such as "latin-1".
-        num_clients: number of clients N; null: as many as there are client ids in the data.
+        encoding: encoding of the text, such as "latin-1".
+        num_clients: number of clients N; null: the number of client ids in the data.
         settings: the other arguments of :class:`FederatedDataModule`.
     """
 
@@ -58,7 +58,7 @@ class TextTable(FederatedDataModule):
         if test_path is None and not 0 < test_fraction < 1:
             raise ConfigurationError(f"Expected test_fraction in (0, 1), or test_path, but got {test_fraction}")
         if text in (target, client):
-            raise ConfigurationError(f"Expected a column of texts of its own but got {text!r} as text and as another")
+            raise ConfigurationError(f"Expected a text column other than target and client but got {text!r} twice")
         if length < 1:
             raise ConfigurationError(f"Expected a length of at least 1 token but got {length}")
         self.text, self.target, self.columns = text, target, Columns(target, client, [], [text])
@@ -89,7 +89,7 @@ class TextTable(FederatedDataModule):
         """Return the rows of a file.
 
         Raises:
-            ConfigurationError: a column is missing, or a cell of one is empty.
+            ConfigurationError: a column is missing, or a cell in it is empty.
         """
         table = read_table(path, self.columns, self.separator, self.encoding, ".")
         if missing := [name for name in self.columns.texts if name not in table.columns]:

@@ -1,4 +1,4 @@
-"""What torchvision's data sets have in common."""
+"""The base class of the data sets that torchvision reads."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hetfl.errors import ConfigurationError
 
 
 class TorchvisionData(FederatedDataModule):
-    """A data set that torchvision reads, and downloads on request, in its own layout below ``root``.
+    """A data set that torchvision reads, and downloads on request, in the layout of torchvision below ``root``.
 
     Args:
         root: the folder that holds torchvision's folder of the data set.
-        download: whether :meth:`prepare_data` fetches what is missing; needs a network.
+        download: whether :meth:`prepare_data` downloads missing files; needs a network.
         settings: the arguments of :class:`FederatedDataModule`.
     """
 
     folder: ClassVar[str]
-    """What torchvision calls the folder below the root."""
+    """Name of the folder that torchvision uses below the root."""
 
     num_labels: ClassVar[int] = 10
     """Number of classes K."""
@@ -42,7 +42,7 @@ class TorchvisionData(FederatedDataModule):
         """
 
     def prepare_data(self) -> None:
-        """Download what is missing, if asked to; Lightning calls this on one process per machine."""
+        """Download missing files if ``download`` is set; Lightning calls this on one process per machine."""
         if self.download:
             for train in (True, False):
                 self.open(train=train, download=True)
@@ -60,6 +60,6 @@ class TorchvisionData(FederatedDataModule):
                 "damaged: set root to the folder above, or download: true to fetch them"
             ) from error
         images = torch.as_tensor(dataset.data)
-        # Grey images come without channels, colour images with channels last.
+        # Grey images have no channel dimension; colour images have it last.
         images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
         return ClientData(images, torch.as_tensor(dataset.targets, dtype=torch.int64))

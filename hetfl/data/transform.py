@@ -1,4 +1,4 @@
-"""Raw resident samples to the float batches that nets take."""
+"""Transforms of raw samples into the float batches that nets take."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from hetfl.tree import Tree, mapped, single
 
 
 class Transform(ABC):
-    """Turns a raw batch (N, ...) into what nets take, in ``torch.get_default_dtype()``; in training it may augment.
+    """Turns a raw batch (N, ...) into the input of nets, in ``torch.get_default_dtype()``; may augment in training.
 
-    Where the inputs of a data set are a tuple, list or dict, it gets them as they are and returns what nets get.
+    If the inputs of a data set are a tuple, list or dict, the transform gets and may return such a tree.
     """
 
     @property
     def unit(self) -> float:
-        """The raw value that stands for 1, in which noise on raw samples is measured."""
+        """The raw value that is 1 after scaling: the unit of noise that is added to raw samples."""
         return 1.0
 
     @abstractmethod
     def train(self, inputs: Tree, generator: torch.Generator) -> Tree:
-        """Return the batch for a training step; random choices draw from ``generator``, one for each sample."""
+        """Return the batch for a training step; each sample is augmented independently, with ``generator``."""
 
     @abstractmethod
     def eval(self, inputs: Tree) -> Tree:
-        """Return the batch for evaluation: no randomness."""
+        """Return the batch for evaluation, without randomness."""
 
 
 class Plain(Transform):
-    """Floats and uint8 in the default type; other integers, such as token ids, and masks as they are."""
+    """Converts floats and uint8 to the default type; other integers, such as token ids, and masks stay unchanged."""
 
     def train(self, inputs: Tree, generator: torch.Generator) -> Tree:  # noqa: D102
         return self.eval(inputs)
@@ -54,20 +54,21 @@ class ImageTransform(Transform):
 
     .. math:: y_c = (x_c / \text{maximum} - \text{mean}_c) / \text{std}_c
 
-    Crops are cut from the raw image with ``padding`` black pixels on every side, as torchvision's ``RandomCrop`` before
-    ``ToTensor`` and ``Normalize`` does: the border is raw 0, not the mean. Inputs are uint8, or floats in the same
-    units if a :class:`~hetfl.data.ClientTransform` made such of them, shape (N, C, H, W). ``eval`` admits further
-    leading dimensions.
+    Crops are cut from the raw image with ``padding`` black pixels on every side, like torchvision's ``RandomCrop``
+    before ``ToTensor`` and ``Normalize``: the border is raw 0, not the mean. Inputs have shape (N, C, H, W). They are
+    uint8, or floats in the same units after a :class:`~hetfl.data.ClientTransform`. ``eval`` accepts further leading
+    dimensions.
 
     Args:
-        mean: per channel, in units of ``maximum``.
-        std: per channel, in units of ``maximum``.
-        padding: black pixels on every side before a crop of the image's own size; 0: no crop.
+        mean: mean per channel, in units of ``maximum``.
+        std: standard deviation per channel, in units of ``maximum``.
+        padding: black pixels on every side before a crop of the original size; 0: no crop.
         flip: mirror left and right with probability 1/2.
         maximum: the raw value of white.
 
     Raises:
-        ConfigurationError: not one std per mean, a std or the maximum that is not positive, or a negative padding.
+        ConfigurationError: ``mean`` and ``std`` differ in length, a std or ``maximum`` is not positive, or ``padding``
+            is negative.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class ImageTransform(Transform):
             raise ConfigurationError(
                 f"Expected std > 0, maximum > 0 and padding >= 0 but got {std}, {maximum} and {padding}"
             )
-        # YAML gives lists; tuples are hashable, as the cache below needs.
+        # YAML gives lists, but the cache below needs hashable tuples.
         self.mean, self.std, self.padding, self.flip, self.maximum = tuple(mean), tuple(std), padding, flip, maximum
 
     @property
@@ -111,10 +112,10 @@ class ImageTransform(Transform):
 
 
 def check_raw(arrays: Arrays, transform: Transform) -> None:
-    """Refuse floats as images: :class:`ImageTransform` would take 1.0 for nearly black.
+    """Refuse float images for :class:`ImageTransform`, which would treat 1.0 as nearly black.
 
     Raises:
-        ConfigurationError: the data set's inputs are floats, or several, and the transform is for images.
+        ConfigurationError: the transform is for images, and the inputs are not uint8 or not a single tensor.
     """
     if not isinstance(transform, ImageTransform):
         return
@@ -124,10 +125,10 @@ def check_raw(arrays: Arrays, transform: Transform) -> None:
 
 
 def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Return each image (N, C, H, W), padded by zeros on every side, cut back to H x W at a random place of its own."""
+    """Return a random H x W crop of each image (N, C, H, W) after zero padding on every side."""
     offsets_2N = torch.randint(0, 2 * padding + 1, (2, len(images)), generator=generator).to(images.device)
     padded = F.pad(images, (padding,) * 4)
-    # A view of every possible crop, (N, C, 2p+1, 2p+1, H, W): taking one per sample copies nothing else.
+    # A view of all possible crops, (N, C, 2p+1, 2p+1, H, W): only the chosen crops are copied.
     crops = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
     return crops[torch.arange(len(images), device=images.device), :, offsets_2N[0], offsets_2N[1]]
 

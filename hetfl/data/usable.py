@@ -1,4 +1,4 @@
-"""Samples that no net can be trained on: with values that are missing, infinite, or too large for the default type."""
+"""Detection of unusable samples: those with values that are missing, infinite, or too large for the default type."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hetfl.errors import ConfigurationError
 from hetfl.tree import Tree, leaves, taken
 
 FIRST = 64
-"""Samples on which a transform is tried."""
+"""Number of samples on which a transform is tested."""
 DROP = "set drop_unusable: true to leave them out"
 
 
 def usable(inputs: Tree) -> Tensor:
-    """Return which samples have finite values only once they are of ``torch.get_default_dtype()``: bool, shape (n,).
+    """Return which samples have only finite values after conversion to ``torch.get_default_dtype()``: bool, shape (n,).
 
     Args:
-        inputs: shape (n, ...), of any type, or a tree of such.
+        inputs: shape (n, ...), of any type, or a tree of such tensors.
     """
     return torch.stack([_usable(leaf) for leaf in leaves(inputs)]).all(0)
 
@@ -41,12 +41,12 @@ def usable_only(arrays: Arrays, drop: bool, cause: str = "") -> tuple[Arrays, in
 
     Args:
         arrays: the data set.
-        drop: leave them out; otherwise they are refused.
-        cause: what made the values, for the message.
+        drop: leave unusable samples out; otherwise they are an error.
+        cause: what produced the values, for the message.
 
     Raises:
-        ConfigurationError: there are such samples, and they are not to be left out, or nothing else is left; names
-            their positions and, where the data has client ids, the clients.
+        ConfigurationError: a sample is unusable and ``drop`` is false, or no usable sample is left. The message has the
+            positions and, if the data has client ids, the clients.
     """
     train, test = usable(arrays.train.inputs), usable(arrays.test.inputs)
     dropped = int((~train).sum() + (~test).sum())
@@ -74,22 +74,22 @@ def usable_only(arrays: Arrays, drop: bool, cause: str = "") -> tuple[Arrays, in
 
 
 def check_transform(transform: Transform, inputs: Tree) -> None:
-    """Refuse a transform that makes values of the first samples unusable: the net would be blamed.
+    """Refuse a transform that makes the first samples unusable; otherwise the error would appear later, in the net.
 
     Raises:
-        ConfigurationError: a batch is not finite.
+        ConfigurationError: the transformed samples are not finite.
     """
     if not usable(transform.eval(taken(inputs, slice(FIRST)))).all():
         raise ConfigurationError(f"Expected finite batches from {type(transform).__name__} but got other values")
 
 
 def default_type() -> str:
-    """Return the name of the type that nets compute in."""
+    """Return the name of the type in which nets compute."""
     return str(torch.get_default_dtype()).removeprefix("torch.")
 
 
 def some(noun: str, items: Sequence[object], most: int = 5) -> str:
-    """Return a noun and the first of some things, and how many more there are.
+    """Return a noun, the first items, and the number of further items.
 
     >>> some("row", [7]), some("row", [1, 2, 3, 4], most=2)
     ('row 7', 'rows 1, 2 and 2 more')
@@ -99,7 +99,7 @@ def some(noun: str, items: Sequence[object], most: int = 5) -> str:
 
 
 def of_clients(names: Sequence[str | int]) -> str:
-    """Return the user's ids of clients, each once, as text in one line.
+    """Return the distinct client names as text in one line.
 
     >>> of_clients(["ann", "bob", "ann"])
     "clients 'ann', 'bob'"

@@ -1,4 +1,4 @@
-"""Texts as numbers: words, and a vocabulary of them."""
+"""Words of a text, and their numbers in a vocabulary."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from hetfl.errors import ConfigurationError
 
 PADDING, UNKNOWN = 0, 1
-"""Tokens that are no word: what fills short texts up, and what stands for words outside the vocabulary."""
+"""Tokens that are not words: the first pads short texts, the second stands for words outside the vocabulary."""
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text in lower case, and its other signs one by one.
+    """Return the words of a text in lower case, and each punctuation character as a word.
 
     >>> words_of("It's 3 o'clock.")
     ['it', "'", 's', '3', 'o', "'", 'clock', '.']
@@ -25,14 +25,14 @@ def words_of(text: str) -> list[str]:
 
 
 class Vocabulary:
-    """The commonest words of some texts, numbered from 2; of equally common ones the first in the alphabet.
+    """The most frequent words of some texts, numbered from 2; equally frequent words are in alphabetical order.
 
     Args:
         texts: lists of words.
         size: number of tokens, :data:`PADDING` and :data:`UNKNOWN` included.
 
     Raises:
-        ConfigurationError: the size leaves no place for a word.
+        ConfigurationError: the size is below 3.
     """
 
     def __init__(self, texts: Iterable[Sequence[str]], size: int) -> None:
@@ -47,6 +47,6 @@ class Vocabulary:
         return [self._tokens.get(word, UNKNOWN) for word in words]
 
     def padded(self, texts: Iterable[Sequence[str]], length: int) -> Tensor:
-        """Return the first tokens of each text, int64, shape (n, T), filled up with :data:`PADDING`."""
+        """Return the first tokens of each text, int64, shape (n, T), padded with :data:`PADDING`."""
         rows = [self.tokens(text[:length]) for text in texts]
         return torch.tensor([row + [PADDING] * (length - len(row)) for row in rows], dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What the terminal shows: before a run, while it goes on, when it ends."""
+"""Output in the terminal: before, during and after a run."""
 
 from hetfl.display.describe import describe
 from hetfl.display.progress import RoundProgress

@@ -1,4 +1,4 @@
-"""Who has what data, as a table in the terminal."""
+"""The partition of the data as a table in the terminal."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from hetfl.data.mix import evenly_spaced
 from hetfl.display.formats import cell, plain_table
 
 MOST_ROWS = 50
-"""Clients that are shown one by one; of more, so many at even distances."""
+"""Maximum number of rows; of more clients the table shows this number at even distances."""
 COLUMNS = {
     "train_samples": "training\nsamples",
     "test_samples": "test\nsamples",
     "labels": "labels",
     "divergence": "divergence",
 }
-"""Numbers in the table of clients, and their headings."""
+"""Columns of the table of clients, and their headings."""
 
 
 def show_data(data: FederatedDataModule, clients: pd.DataFrame, console: Console | None = None) -> None:
-    """Print what each client has, then the smallest, the median and the largest, and what is nobody's.
+    """Print the numbers of each client, their minima, medians and maxima, and the number of unassigned samples.
 
     Args:
-        data: the data module, set up.
-        clients: what :func:`hetfl.data.client_table` returns for it.
-        console: where to print; None: standard output.
+        data: the data module, after setup.
+        clients: the result of :func:`hetfl.data.client_table` for it.
+        console: console to print to; None: standard output.
     """
     console = console or Console()
     console.print(data_table(clients), "")
@@ -44,10 +44,10 @@ def show_data(data: FederatedDataModule, clients: pd.DataFrame, console: Console
 
 
 def data_table(clients: pd.DataFrame) -> Table:
-    """Return a row per client, at most :data:`MOST_ROWS`, and below them the smallest, the median and the largest.
+    """Return a table with a row per client, at most :data:`MOST_ROWS`, and rows for minima, medians and maxima.
 
     Args:
-        clients: what :func:`hetfl.data.client_table` returns.
+        clients: the result of :func:`hetfl.data.client_table`.
     """
     shown = evenly_spaced(len(clients), MOST_ROWS)
     some = "" if len(shown) == len(clients) else f" ({len(shown)} of {len(clients):,}, evenly spaced)"
@@ -69,6 +69,6 @@ def data_table(clients: pd.DataFrame) -> Table:
 
 
 def _cells(row: Mapping[Any, Any] | pd.Series[Any]) -> list[str]:
-    """Return the numbers of a row as text: counts, the median of which may be half of one, and a share."""
+    """Return the numbers of a row as text: counts (a median may end in .5), and the divergence."""
     counts = [f"{row[name]:,.1f}".removesuffix(".0") for name in COLUMNS if name != "divergence" and name in row]
     return [*counts, *([f"{row['divergence']:.3f}"] if "divergence" in row else [])]

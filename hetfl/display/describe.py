@@ -1,4 +1,4 @@
-"""What a run would be, before anything runs."""
+"""The description of a run before its start."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hetfl.levels.table import level_costs
 
 
 def describe(module: FederatedModule, data: FederatedDataModule, console: Console | None = None) -> None:
-    """Print the levels with their costs and, if they were found by cost, their budgets; then the fleet and the data.
+    """Print the levels with their costs, their budgets if there are any, the fleet, the data and the methods in use.
 
     Args:
-        module: the module, set up.
-        data: the data module, set up.
-        console: where to print; None: standard output.
+        module: the module, after setup.
+        data: the data module, after setup.
+        console: console to print to; None: standard output.
     """
     console = console or Console()
     _print_whole(cost_table(module), console)
@@ -34,7 +34,7 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
     console.print(data.summary(), markup=False)
     clustering = f", {type(module.clustering).__name__}" if module.clustering.several(len(module.models)) else ""
     if module.clustering.asks:
-        clustering += f" (each of them is sent {len(module.models)} models, and tries them on its data)"
+        clustering += f" (each client downloads {len(module.models)} models and tests them on its data)"
     console.print(
         f"{module.selection.clients_per_round} of {data.num_clients} clients a round, "
         f"{type(module.uplink.compressor).__name__} on every upload, "
@@ -45,10 +45,10 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
 
 
 def cost_table(module: FederatedModule) -> Table:
-    """Return a table of the levels: sizes, parameters, FLOPs of a sample, bytes of a round.
+    """Return a table of the levels: sizes, parameters, FLOPs per sample, bytes per round.
 
-    Of width, depth and density only what the levels differ in has a column. A compressor with a density has one for
-    the bytes that are then expected up.
+    There is no column for width, depth or density if all levels have the same. If the compressor has a density, a
+    column has the expected bytes of an upload.
     """
     uploads = module.task_parts.upload_sizes(module.data)
     rows = level_costs(module.levels, uploads, module.forecast.down_bytes())
@@ -56,7 +56,7 @@ def cost_table(module: FederatedModule) -> Table:
     widths = not depths or any(row.width != 1.0 for row in rows)
     density = getattr(module.uplink.compressor, "density", None)
     itemsize = 2 if module.uplink.half_precision else 4
-    table = plain_table(f"{type(module).__name__}: levels, what a sample costs them, and a round's messages")
+    table = plain_table(f"{type(module).__name__}: levels, FLOPs per sample, bytes per round")
     table.add_column("level", no_wrap=True)
     sparse = any(row.density != 1.0 for row in rows)
     headings = (
@@ -79,7 +79,7 @@ def cost_table(module: FederatedModule) -> Table:
 
 
 def budget_table(module: FederatedModule, budgets: Budgets) -> Table:
-    """Return a table of what each level may cost, and what it does."""
+    """Return a table of the cost limit and the cost of each level."""
     table = plain_table(f"Budgets: {UNITS[budgets.by]}")
     table.add_column("level", no_wrap=True)
     _add_columns(table, ["budget", "at most", "cost", "used", "of the net"])
@@ -95,7 +95,7 @@ def _add_columns(table: Table, headings: Sequence[str]) -> None:
 
 
 def _print_whole(table: Table, console: Console) -> None:
-    """Print a table with all of its columns, wherever a narrow terminal may break its lines: no number is cut."""
+    """Print a table at its full width: a narrow terminal may wrap lines, but no number is truncated."""
     before = console.width
     console.width = 10_000
     console.width = max(before, console.measure(table).maximum)

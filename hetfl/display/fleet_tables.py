@@ -1,4 +1,4 @@
-"""The clients' devices, and how long rounds take them, as tables for the terminal."""
+"""Tables of the clients' devices, and of the duration of a round on them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SHOWN: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "availability": ("within reach", lambda value: f"{100 * value:.3g} %"),
     "failure_rate": ("rounds failed", lambda value: f"{100 * value:.3g} %"),
 }
-"""Of a kind of devices: headings, and how to write the values."""
+"""Headings and formats of the properties of a kind of devices."""
 QUANTILES = {"fastest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "slowest": 1.0}
-"""Of the seconds of a round."""
+"""Quantiles of the seconds of a round."""
 
 
 def fleet_table(fleet: Fleet) -> Table:
-    """Return a table of the kinds of devices: how many clients have one, and the medians of what these can do.
+    """Return a table of the kinds of devices: number of clients, and medians of speed, bandwidth and availability.
 
     Args:
-        fleet: the fleet, set up.
+        fleet: the fleet, after setup.
     """
     devices, counts = fleet.devices, np.bincount(fleet.devices.kind, minlength=len(fleet.devices.kinds))
     table = plain_table(f"{type(fleet).__name__}: devices, medians of each kind")
@@ -36,37 +36,37 @@ def fleet_table(fleet: Fleet) -> Table:
     for heading in ("clients", *(heading for heading, _ in SHOWN.values())):
         table.add_column(heading, justify="right", no_wrap=True)
     for number in np.flatnonzero(counts).tolist():
-        own = devices.kind == number
-        cells = [form(float(np.median(getattr(devices, name)[own]))) for name, (_, form) in SHOWN.items()]
+        of_kind = devices.kind == number
+        cells = [form(float(np.median(getattr(devices, name)[of_kind]))) for name, (_, form) in SHOWN.items()]
         table.add_row(cell(devices.kinds[number]), f"{counts[number]:,}", *cells)
     return table
 
 
 def seconds_table(assignment: LevelAssignment, forecast: Forecast, deadline: float | None) -> Table:
-    """Return a table of the seconds that a round takes the clients of each level, as the first round has them.
+    """Return a table of the seconds of a round for the clients of each level, with the levels of the first round.
 
     Args:
-        assignment: who has which level, set up.
-        forecast: of the module.
-        deadline: after which updates are dropped; None: there is none.
+        assignment: the assignment of levels to clients, after setup.
+        forecast: the forecast of the module.
+        deadline: seconds after which updates are dropped; None: no deadline.
     """
     late = [] if deadline is None else [f"after {format_seconds(deadline)}"]
-    table = plain_table("A round on these devices, whole models both ways, by the level that clients begin with")
+    table = plain_table("Duration of a round on these devices, with dense messages, by level in the first round")
     table.add_column("level", no_wrap=True)
     for heading in ("clients", *QUANTILES, *late):
         table.add_column(heading, justify="right", no_wrap=True)
     positions_N = assignment.positions(0)
     for position, level in enumerate(assignment.names):
-        own = np.flatnonzero(positions_N == position)
-        seconds = forecast.seconds(own, positions_N[own], None)
-        cells = [format_seconds(np.quantile(seconds, share)) if len(own) else "–" for share in QUANTILES.values()]
+        clients = np.flatnonzero(positions_N == position)
+        seconds = forecast.seconds(clients, positions_N[clients], None)
+        cells = [format_seconds(np.quantile(seconds, share)) if len(clients) else "–" for share in QUANTILES.values()]
         if deadline is not None:
-            cells.append(f"{np.mean(seconds > deadline):.1%}" if len(own) else "–")
-        table.add_row(cell(level), f"{len(own):,}", *cells)
+            cells.append(f"{np.mean(seconds > deadline):.1%}" if len(clients) else "–")
+        table.add_row(cell(level), f"{len(clients):,}", *cells)
     return table
 
 
 def comings_and_goings(fleet: Fleet) -> str | None:
-    """Return one line about who joins and leaves; None if everybody is there from the first round to the last."""
+    """Return one line with the numbers of clients that join late or leave; None if there are none."""
     joining, leaving = int((fleet.devices.first_round > 0).sum()), int((fleet.devices.last_round < FOREVER).sum())
     return f"{joining:,} clients join after the first round, {leaving:,} leave" if joining or leaving else None

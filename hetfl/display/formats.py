@@ -1,4 +1,4 @@
-"""Quantities, durations and tables as people read them."""
+"""Formats of quantities, durations and tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hetfl.printable import printable
 
 
 def cell(text: object) -> Text:
-    r"""Return a table's cell with a name from elsewhere: one line, and not read as rich's markup.
+    r"""Return a text as a cell of a table: on one line, and without interpretation of rich's markup.
 
     >>> cell("[red]phone\n").plain
     '[red]phone\\n'
@@ -21,12 +21,12 @@ def cell(text: object) -> Text:
 
 
 def plain_table(title: str) -> Table:
-    """Return an empty table for the terminal, with a line below its head alone."""
+    """Return an empty table for the terminal, whose only line is below its head."""
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
 
 
 def format_quantity(value: float, unit: str) -> str:
-    """Return a quantity with three digits and a decimal prefix (k is 10³).
+    """Return a quantity with three significant digits and a decimal prefix (k is 10³).
 
     >>> format_quantity(1_234_567, "B"), format_quantity(999, "B"), format_quantity(2.5e13, "FLOP")
     ('1.23 MB', '999 B', '25.0 TFLOP')
@@ -41,7 +41,7 @@ def format_quantity(value: float, unit: str) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds; below a minute as seconds, with two digits.
+    """Return a duration as hours, minutes and seconds; below a minute as seconds with two significant digits.
 
     >>> format_seconds(3725.4), format_seconds(52.3), format_seconds(0.0443), format_seconds(0.0)
     ('1:02:05', '52 s', '0.044 s', '0 s')

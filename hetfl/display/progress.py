@@ -1,4 +1,4 @@
-"""What the terminal shows while a run goes on."""
+"""The progress of a run in the terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hetfl.runs.headline import ACCURACY
 
 
 def is_milestone(done: int, total: int | None) -> bool:
-    """Return whether a plain line is due after ``done`` rounds: about every tenth of ``total``, or every 10 rounds.
+    """Return whether a plain line is due after ``done`` rounds: ten times per run, or every 10 rounds without a total.
 
     >>> [done for done in range(1, 26) if is_milestone(done, 25)]
     [3, 5, 8, 10, 13, 15, 18, 20, 23, 25]
@@ -30,10 +30,10 @@ def is_milestone(done: int, total: int | None) -> bool:
 
 
 class RoundProgress(ProgressBar, FederatedCallback):
-    """Shows the round, the clients done in it, the time taken, the time left, and the latest validation headline.
+    """Shows the round, its finished clients, the elapsed and remaining time, and the latest validation headline.
 
-    In a terminal this is one live line. Where standard output is a file, a pipe or a dumb terminal, it is one plain
-    line about every tenth of the rounds. The run's folder is printed before the first round.
+    In a terminal this is one live line. If standard output is a file, a pipe or a dumb terminal, about ten plain lines
+    are printed per run. The run folder is printed before the first round.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class RoundProgress(ProgressBar, FederatedCallback):
         console.print(*args, markup=False, highlight=False, soft_wrap=True, **kwargs)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the run's folder."""
+        """Print the run folder."""
         folder = trainer.log_dir  # on every rank: Lightning broadcasts it
         if self._enabled and folder is not None and trainer.loggers:
             self.print(f"run folder: {printable(folder)}")
@@ -73,7 +73,7 @@ class RoundProgress(ProgressBar, FederatedCallback):
         self._first_round = self._rounds_done = self._last_line = trainer.current_epoch
         self._started = time.monotonic()
         if self._enabled and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-            # No refresh thread: workers may be forked from this process, and a lock that it held stays locked in them.
+            # No refresh thread: a lock that the thread holds during a fork would stay locked in the worker.
             self._live = Progress(
                 TextColumn("{task.description}", markup=False), BarColumn(), auto_refresh=False, transient=True
             )
@@ -91,7 +91,7 @@ class RoundProgress(ProgressBar, FederatedCallback):
         self._draw(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End a round: its validation is over."""
+        """End a round, after its validation."""
         self._rounds_done = trainer.current_epoch + 1
         self._clients = (0, 0)
         self._draw(trainer, force=True)
@@ -104,7 +104,7 @@ class RoundProgress(ProgressBar, FederatedCallback):
         self._print_line(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Stop the live line."""
         self._stop()
 
     def _stop(self) -> None:
@@ -122,13 +122,13 @@ class RoundProgress(ProgressBar, FederatedCallback):
         self._live.refresh()
 
     def _print_line(self, trainer: Trainer) -> None:
-        """Print the state after the latest round, unless it is on screen already."""
+        """Print the state after the latest round, unless it was printed already."""
         if self._enabled and self._live is None and self._rounds_done > self._last_line:
             self._last_line = self._rounds_done
             self.print(self._status(trainer))
 
     def _progress(self, trainer: Trainer) -> tuple[float, int | None]:
-        """Return the rounds done since this process started, the present one in part, and how many it has to do."""
+        """Return the rounds that this process has done, with the fraction of the current round, and their total."""
         rounds, (done, total) = _rounds(trainer), self._clients
         part = done / total if total else 0.0
         return self._rounds_done - self._first_round + part, None if rounds is None else rounds - self._first_round
@@ -151,5 +151,5 @@ class RoundProgress(ProgressBar, FederatedCallback):
 
 
 def _rounds(trainer: Trainer) -> int | None:
-    """Return the number of rounds of the run; None if it has no end."""
+    """Return the number of rounds of the run; None if it is unlimited."""
     return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None

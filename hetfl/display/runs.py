@@ -1,4 +1,4 @@
-"""What the terminal shows while several runs are under way."""
+"""The progress of several runs in the terminal."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ STYLES: dict[State, str] = {"waiting": "dim", "running": "", "done": "green", "f
 
 @dataclass
 class RunLine:
-    """What is shown of one run.
+    """The state of one run.
 
     Attributes:
-        name: of its configuration.
+        name: name of its configuration.
         seed: its seed.
-        rounds: how many rounds it is to have.
-        done: how many it has.
-        score: the latest headline that is known; None: none yet.
-        state: what is happening to it.
-        first: how many rounds it had when its process began.
-        began: when that was, on the display's clock.
-        seconds: how long the process took, once it has ended.
-        headline: the score by which models are compared, one for all runs.
+        rounds: total number of rounds.
+        done: number of finished rounds.
+        score: the latest headline; None: none yet.
+        state: whether it waits, runs, or how it ended.
+        first: number of finished rounds at the start of its process.
+        began: start of its process in seconds, by the clock of the display.
+        seconds: duration of its process in seconds; 0 before its end.
+        headline: the score by which models are compared, the same for all runs.
     """
 
     name: str
@@ -52,28 +52,31 @@ class RunLine:
     headline: Headline = ACCURACY
 
     def pace(self, now: float) -> float | None:
-        """Return the seconds that a round takes, the start of the process shared out; None: not known yet."""
+        """Return the mean seconds per round, including the start of the process; None: unknown."""
         spent = now - self.began if self.state == "running" else self.seconds
         return spent / (self.done - self.first) if self.done > self.first else None
 
 
 def seconds_left(lines: Sequence[RunLine], now: float, jobs: int = 1) -> float | None:
-    """Return how long all runs will still take, by the pace of each, of its name or of all; None: not known yet."""
+    """Return the seconds until all runs end; None: unknown.
+
+    A run that has no pace yet is assumed to have the mean pace of runs of its name, or else of all runs.
+    """
     paces = [(line.name, pace) for line in lines if (pace := line.pace(now)) is not None]
     if not paces:
         return None
     todo = [line for line in lines if line.state in ("waiting", "running")]
     total = 0.0
     for line in todo:
-        own = line.pace(now)
-        alike = [own] if own is not None else [pace for name, pace in paces if name == line.name]
+        measured = line.pace(now)
+        alike = [measured] if measured is not None else [pace for name, pace in paces if name == line.name]
         chosen = alike or [pace for _, pace in paces]
         total += (line.rounds - line.done) * sum(chosen) / len(chosen)
     return total / max(1, min(jobs, len(todo)))
 
 
 def in_view(lines: Sequence[RunLine], height: int) -> Sequence[RunLine]:
-    """Return the lines that fit: those around the first run that is not over."""
+    """Return the lines that fit on the screen: those around the first unfinished run."""
     if len(lines) <= height:
         return lines
     first = next((i for i, line in enumerate(lines) if line.state in ("running", "waiting")), len(lines))
@@ -82,13 +85,13 @@ def in_view(lines: Sequence[RunLine], height: int) -> Sequence[RunLine]:
 
 
 class RunsProgress:
-    """Shows each run's rounds, headline and time; in a terminal as a live table, elsewhere as plain lines.
+    """Shows rounds, headline and time of each run: in a terminal as a live table, otherwise as plain lines.
 
     Args:
-        lines: the runs, in the order in which they are shown; the caller keeps them up to date.
-        jobs: how many run at a time.
-        console: where to print; None: standard output.
-        clock: seconds that only rise.
+        lines: the runs in display order; the caller updates them.
+        jobs: number of runs at a time.
+        console: console to print to; None: standard output.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class RunsProgress:
         self._live = Live(console=self.console, auto_refresh=False) if live else None
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start the clock and the live table."""
         self._began = self.clock()
         if self._live is not None:
             self._live.start()
@@ -117,17 +120,17 @@ class RunsProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last state on the screen."""
+        """Stop the live table; its last state stays on the screen."""
         if self._live is not None:
             self.refresh()
             self._live.stop()
 
     def print(self, text: str) -> None:
-        """Print a line, above the table where there is one."""
+        """Print a line, above the live table if there is one."""
         self.console.print(printable(text, LONGEST_MESSAGE), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, line: RunLine) -> None:
-        """Say that the process of a run has begun."""
+        """Show that the process of a run has started."""
         line.state, line.began, line.first = "running", self.clock(), line.done
         if self._live is None:
             rounds = f"{line.rounds - line.done} of {line.rounds}" if line.done else str(line.rounds)
@@ -135,31 +138,31 @@ class RunsProgress:
         self.refresh()
 
     def end(self, line: RunLine, state: State, reason: str = "") -> None:
-        """Say how the process of a run has ended.
+        """Show how the process of a run has ended.
 
         Args:
             line: the run.
             state: done, failed or stopped.
-            reason: why it failed.
+            reason: the reason of a failure.
         """
         line.state, line.seconds = state, self.clock() - line.began
-        said = f"{line.name} seed {line.seed}: {state} after {format_seconds(line.seconds)}"
+        text = f"{line.name} seed {line.seed}: {state} after {format_seconds(line.seconds)}"
         if state == "done":
             shown = "" if line.score is None else f", test {line.headline.words} {line.headline.shown(line.score, 1)}"
-            said = f"{line.name} seed {line.seed}: done in {format_seconds(line.seconds)}{shown}"
+            text = f"{line.name} seed {line.seed}: done in {format_seconds(line.seconds)}{shown}"
         elif state == "stopped":
-            said += f", {line.done} of {line.rounds} rounds done"
+            text += f", {line.done} of {line.rounds} rounds done"
         if self._live is None or state == "failed":
-            self.print(f"{said}: {reason}" if reason else said)
+            self.print(f"{text}: {reason}" if reason else text)
         self.refresh()
 
     def refresh(self) -> None:
-        """Draw the table again, where there is one."""
+        """Redraw the live table if there is one."""
         if self._live is not None:
             self._live.update(self.render(), refresh=True)
 
     def render(self) -> Group:
-        """Return the table and the line below it."""
+        """Return the table, and the line of totals below it."""
         now = self.clock()
         shown = in_view(self.lines, max(3, self.console.height - 5))
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

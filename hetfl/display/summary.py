@@ -1,4 +1,4 @@
-"""What the terminal shows when a run ends."""
+"""The summary of a run in the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hetfl.types import Level
 
 
 class _Leveled(Protocol):
-    """What the summary needs of a federated module."""
+    """The interface of a module that the summary needs."""
 
     levels: Mapping[str, Level]
 
@@ -29,12 +29,12 @@ class _Leveled(Protocol):
 
 
 class RunSummary(Callback):
-    """Prints, after training, a test and a validation on its own, what each level reached and what the run cost.
+    """Prints the scores of each level and the costs of the run, after training, a test or a separate validation.
 
-    The module must have ``levels`` and ``submodel(level)``, as :class:`hetfl.FederatedModule` has.
+    The module must have ``levels`` and ``submodel(level)``, like :class:`hetfl.FederatedModule`.
 
     Args:
-        after_fit: print after training; switch off where a test follows, whose summary says it all.
+        after_fit: print after training; set it to False if a test follows, because its summary contains everything.
     """
 
     def __init__(self, after_fit: bool = True) -> None:
@@ -70,12 +70,12 @@ class RunSummary(Callback):
             self._print(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the summary; a test after training adds to what training reported."""
+        """Print the summary; after training it also has the metrics of training."""
         self._note(trainer)
         self._print(trainer, pl_module)
 
     def _note(self, trainer: Trainer) -> None:
-        """Keep time and metrics: Lightning forgets those of training when a test starts."""
+        """Keep time and metrics, because Lightning discards those of training when a test starts."""
         self._seconds += time.monotonic() - self._started
         self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -95,14 +95,14 @@ class RunSummary(Callback):
 
 
 def level_table(module: _Leveled, metrics: Mapping[str, float], headline: Headline = ACCURACY) -> Table:
-    """Return a table of the levels and, below them, the global model and its heads: size, parameters, scores."""
+    """Return a table of the levels, the global model and its heads: sizes, parameters and scores."""
     table = Table(title="Levels", title_justify="left")
     sparse = any(level.density != 1.0 for level in module.levels.values())
     scores = [f"{stage} {headline.words}" for stage in ("val", "test")]
     headings = ["level", "width", "depth", *["density"] * sparse, "parameters", *scores]
     for heading in headings[:-2]:
         table.add_column(heading, justify="left" if heading == "level" else "right", no_wrap=True)
-    for heading in scores:  # which may be long: it has several lines where the terminal is narrow
+    for heading in scores:  # a long heading is wrapped in a narrow terminal
         table.add_column(cell(heading), justify="right", min_width=len("100.00 %"))
     for name, level in module.levels.items():
         depth = "all" if level.depth is None else str(level.depth)
@@ -124,11 +124,11 @@ def _scores(metrics: Mapping[str, float], part: str, headline: Headline) -> list
 
 
 def totals(metrics: Mapping[str, float], seconds: float, headline: Headline = ACCURACY) -> dict[str, str]:
-    """Return what a run cost, by name, as text; what was not measured is absent.
+    """Return scores over clients and total costs of a run as text, by name; unmeasured values are left out.
 
     Args:
-        metrics: the latest value of each metric, with the names of ``metrics.csv``.
-        seconds: wall time.
+        metrics: the latest value of each metric, by its name in ``metrics.csv``.
+        seconds: wall time in seconds.
         headline: the score by which models are compared.
     """
     shown = headline.shown

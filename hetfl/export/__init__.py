@@ -1,4 +1,4 @@
-"""Sub-models as files: exported with a card that says what they are, and loaded without the federation."""
+"""Export of sub-models to files with a card that describes them, and loading without the federation."""
 
 from hetfl.export.card import Card
 from hetfl.export.loading import FORMATS, load

@@ -1,4 +1,4 @@
-"""The card beside an exported file: what it is and where it comes from, in JSON."""
+"""The card beside an exported file: a JSON description of its contents and origin."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from hetfl.reading import TooMuch, parse_json, read_bytes
 from hetfl.types import Level
 
 VERSION = 1
-"""Of the card's format."""
+"""Version of the format of a card."""
 LARGEST = 1_000_000
-"""Bytes; a card has about a thousand."""
+"""Maximum size of a card in bytes; usual cards have about a thousand bytes."""
 MOST_ARGUMENTS = 10_000
-"""Characters of a constructor's arguments: those of a net of a million layers would keep a machine busy for long."""
+"""Maximum length of the arguments of a constructor as JSON; it limits the size of a net that a card can build."""
 
 
 @dataclass(frozen=True)
 class Constructor:
-    """What makes a net: a call of its class.
+    """The constructor call of a net.
 
     Attributes:
-        path: the class, as YAML names it.
-        arguments: all arguments, defaults included; None if some are no plain values.
+        path: the class path, as in YAML.
+        arguments: all arguments including defaults; None if one of them is not a plain value.
     """
 
     path: str
@@ -43,23 +43,23 @@ class Constructor:
 
 @dataclass(frozen=True)
 class Card:
-    """What stands beside an exported file.
+    """The description of an exported file.
 
     Attributes:
-        file: the file's name when it was written; its suffix says the format.
-        sha256: of the file's bytes, in hexadecimal digits.
-        level: the level's name and size.
-        method: the class of the federated module.
-        rounds: number of rounds that the global model was trained for.
-        net: what made the net.
+        file: name of the file when it was written; its suffix is the format.
+        sha256: SHA-256 digest of the file, in hexadecimal digits.
+        level: name and size of the level.
+        method: class path of the federated module.
+        rounds: number of rounds of training of the global model.
+        net: constructor call of the net.
         parameters: number of parameters.
-        dtype: of the parameters, and of the batches that the net takes: ``float32`` or ``float64``.
-        input: shape and dtype of a raw sample, and what turns raw batches into the net's (``normalisation``: class and
-            arguments, or None if these are no plain values).
+        dtype: type of the parameters and of input batches: ``float32`` or ``float64``.
+        input: shape and dtype of a raw sample, and under ``normalisation`` class and arguments of the transform of raw
+            batches (None if the arguments are not plain values).
         classes: number of classes K.
         score: the headline on the test set under its column, such as ``test/accuracy``, and the number of ``samples``;
-            None: not measured. Earlier cards call it ``accuracy``.
-        hetfl: the version that wrote it.
+            None: not measured. In older cards its key is ``accuracy``.
+        hetfl: version of hetfl that wrote the card.
     """
 
     file: str
@@ -76,7 +76,7 @@ class Card:
     hetfl: str
 
     def to_json(self) -> str:
-        """Return the card as text, the same for equal cards."""
+        """Return the card as JSON; equal cards give the same text."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["level"] = dataclasses.asdict(self.level)
         fields["net"] = {"class": self.net.path, "arguments": self.net.arguments}
@@ -84,20 +84,20 @@ class Card:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The net's floating-point type."""
+        """The floating-point type of the net."""
         return torch.float64 if self.dtype == "float64" else torch.float32
 
 
 def card_path(path: Path) -> Path:
-    """Return where the card of a file is: ``c.safetensors.json`` beside ``c.safetensors``."""
+    """Return the path of the card of a file: ``c.safetensors.json`` for ``c.safetensors``."""
     return path.with_name(f"{path.name}.json")
 
 
 def read_card(path: Path) -> Card:
-    """Return a card that :meth:`Card.to_json` gave.
+    """Return a card from a file with the result of :meth:`Card.to_json`.
 
     Raises:
-        ConfigurationError: there is none, or it is no such card; names the file, and the entry.
+        ConfigurationError: the file is missing or is not such a card; the message has the file and the entry.
     """
     try:
         text = read_bytes(path, LARGEST)
@@ -152,10 +152,10 @@ def _parse(data: Mapping[str, Any], path: Path) -> Card:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it, tuples as lists.
+    """Return a value with the types of JSON; tuples become lists.
 
     Raises:
-        TypeError: it is none of null, true, false, finite numbers, text, lists and mappings with text as keys.
+        TypeError: the value is not None, a bool, a finite number, a text, a list, or a mapping with text keys.
 
     >>> plain((1, 0.5, {"a": None}))
     [1, 0.5, {'a': None}]

@@ -1,4 +1,4 @@
-"""How a net was made, found out from its class; and a net made again from a card, without running a stranger's code."""
+"""The constructor call of a net: recording it, and building a net from a card without running untrusted code."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from hetfl.export.formats import reason
 from hetfl.types import Level, NetFactory
 
 OWN = "hetfl.models"
-"""The package whose nets are made from a card alone."""
+"""The package whose nets can be built from a card without a user's constructor."""
 
 
 def class_path(kind: type) -> str:
-    """Return the shortest path under which a class can be imported: what YAML has.
+    """Return the shortest path under which a class can be imported, as in YAML.
 
     >>> from hetfl.data import ImageTransform
     >>> class_path(ImageTransform)
@@ -39,13 +39,13 @@ def class_path(kind: type) -> str:
 
 
 def construct(build: Callable[[], nn.Module]) -> tuple[nn.Module, Constructor]:
-    """Return a new net, and the call of its class that made it.
+    """Return a new net, and its constructor call.
 
-    What builds a net may be a class, a class with arguments bound, any function, or what the command line passes for
-    one. So the class itself is asked: while the net is built, its constructor notes its arguments.
+    ``build`` may be any function, whose arguments are unknown. Therefore the constructor of the net's class is wrapped
+    during the call, and records its arguments.
 
     Args:
-        build: builds the net; called twice, with the same result.
+        build: builds the net; it is called twice and must return equal nets.
     """
     kind = type(build())
     with _noted(kind) as calls:
@@ -65,14 +65,14 @@ def construct(build: Callable[[], nn.Module]) -> tuple[nn.Module, Constructor]:
 
 @contextmanager
 def _noted(kind: type) -> Iterator[list[tuple[object, inspect.BoundArguments]]]:
-    """Note each object of a class that is made meanwhile, with its arguments, the object itself first."""
-    original, own = kind.__init__, "__init__" in vars(kind)  # type: ignore[misc]
+    """Record each new object of a class with its arguments; the first argument is the object."""
+    original, has_init = kind.__init__, "__init__" in vars(kind)  # type: ignore[misc]
     signature = inspect.signature(original)
     calls: list[tuple[object, inspect.BoundArguments]] = []
 
     @functools.wraps(original)
     def init(self: object, *args: Any, **kwargs: Any) -> None:
-        if type(self) is kind:  # not as the base of a subclass
+        if type(self) is kind:  # not a call from a subclass
             calls.append((self, signature.bind(self, *args, **kwargs)))
         original(self, *args, **kwargs)
 
@@ -80,21 +80,21 @@ def _noted(kind: type) -> Iterator[list[tuple[object, inspect.BoundArguments]]]:
     try:
         yield calls
     finally:
-        if own:
+        if has_init:
             type.__setattr__(kind, "__init__", original)
         else:
             type.__delattr__(kind, "__init__")
 
 
 def make(card: Card, net: NetFactory | None) -> nn.Module:
-    """Return a new net of a card's level, in the card's dtype.
+    """Return a new net of the level of a card, in its dtype.
 
     Args:
-        card: what made the net, and its level.
-        net: the user's constructor, called with the level's width and depth; None: the card's class and arguments.
+        card: the constructor call of the net, and its level.
+        net: the user's constructor, called with width and depth of the level; None: class and arguments of the card.
 
     Raises:
-        ConfigurationError: the card names a class that is none of hetfl's own nets, or its arguments make no net.
+        ConfigurationError: the class in the card is not a net of hetfl, or its constructor fails with the arguments.
     """
     with torch.random.fork_rng(devices=[]):
         if net is not None:
@@ -107,29 +107,29 @@ def make(card: Card, net: NetFactory | None) -> nn.Module:
             )
         try:
             return kind(**arguments).to(card.torch_dtype)
-        except Exception as error:  # whatever arguments out of a file may lead to
+        except Exception as error:  # arguments from a file may cause any error
             raise ConfigurationError(
                 f"Expected a net from the card's {card.net!s:.200} but got: {reason(error)}"
             ) from None
 
 
 def own_net(constructor: Constructor) -> type[nn.Module] | None:
-    """Return the class that a constructor names if it is one of :mod:`hetfl.models`; None for any other.
+    """Return the class of a constructor call if it is a net of :mod:`hetfl.models`; None for any other class.
 
-    Nothing outside that package is imported or looked at, whatever the name.
+    Nothing outside that package is imported.
     """
-    found = re.fullmatch(rf"({re.escape(OWN)}(?:\.[a-z]\w*)?)\.([A-Z]\w*)", constructor.path, re.ASCII)
+    match = re.fullmatch(rf"({re.escape(OWN)}(?:\.[a-z]\w*)?)\.([A-Z]\w*)", constructor.path, re.ASCII)
     try:
-        kind = None if found is None else getattr(importlib.import_module(found[1]), found[2], None)
+        kind = None if match is None else getattr(importlib.import_module(match[1]), match[2], None)
     except ImportError:
         return None
-    # What the package has only imported itself is none of its nets.
-    own = isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__.startswith(f"{OWN}.")
-    return kind if own else None
+    # A class that the package only imports is not one of its nets.
+    is_own = isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__.startswith(f"{OWN}.")
+    return kind if is_own else None
 
 
 def _level_arguments(net: NetFactory, level: Level) -> dict[str, Any]:
-    """Return width and depth as a constructor takes them: a depth of None and a width that it lacks are left out."""
+    """Return width and depth as arguments, without a depth of None and without a width of 1 that is no parameter."""
     arguments: dict[str, Any] = {"width": level.width}
     if level.depth is not None:
         arguments["depth"] = level.depth

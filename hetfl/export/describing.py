@@ -1,4 +1,4 @@
-"""What a card says about where a sub-model comes from: its data, its score."""
+"""The contents of a card: the origin of a sub-model, its data, its score."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def describe(
     """Return the card of a file.
 
     Args:
-        module: where the sub-model comes from.
-        level: name of its level.
+        module: the federated module with the sub-model.
+        level: name of the level.
         net: the sub-model.
-        constructor: what made it.
-        file: the file's name.
-        content: the file's bytes.
+        constructor: its constructor call.
+        file: name of the file.
+        content: bytes of the file.
     """
     parameters = list(net.parameters())
     return Card(
@@ -48,9 +48,9 @@ def describe(
 
 
 def sample_description(data: FederatedDataModule) -> dict[str, Any]:
-    """Return shape and dtype of a raw sample, and what turns raw batches into those that nets take.
+    """Return shape and dtype of a raw sample, and the transform of raw batches.
 
-    Of several inputs ``tensors`` stands in the place of both, with shape and dtype of each, in a list or by name.
+    With several inputs, ``tensors`` replaces shape and dtype: it has both for each input, in a list or by name.
     """
     described = _described(taken(data.resident.all_test.inputs, 0))
     single = isinstance(data.resident.all_test.inputs, Tensor)
@@ -66,7 +66,7 @@ def _described(sample: Tree) -> Any:
 
 
 def normalisation(transform: Transform) -> dict[str, Any] | None:
-    """Return class and arguments of a transform that keeps its arguments under their names; else None.
+    """Return class and arguments of a transform; None if an argument is no attribute of the same name, or not plain.
 
     >>> from hetfl.data import Plain
     >>> normalisation(Plain())
@@ -81,14 +81,15 @@ def normalisation(transform: Transform) -> dict[str, Any] | None:
 
 
 def measured_score(module: FederatedModule, level: str) -> dict[str, float] | None:
-    """Return a level's headline in the last test, and on how many samples; None if it was not tested last.
+    """Return the headline of a level in the last test, and its number of samples.
 
-    The headline's key is its column: ``test/accuracy``, ``test/r2``.
+    The key of the headline is its column, such as ``test/accuracy`` or ``test/r2``. The result is None if the last
+    action of the trainer was not a test, or if there are several global models.
     """
     trainer, data, headline = module.trainer, module.data, module.objective.headline
     value = trainer.callback_metrics.get(headline.column("test", level))
     if trainer.state.fn != TrainerFn.TESTING or value is None or len(module.models) > 1:
         return None
-    # limit_test_batches may have cut the test short.
+    # limit_test_batches may have shortened the test.
     samples = min(len(data.resident.all_test), int(trainer.num_test_batches[0]) * data.eval_batch_size)
     return {headline.column("test"): value.item(), "samples": samples}

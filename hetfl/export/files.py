@@ -1,4 +1,4 @@
-"""Where an export can be written."""
+"""Checks of the target of an export."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from hetfl.errors import ConfigurationError
 
 
 def check_target(path: Path) -> None:
-    """Refuse a place where no file can be written.
+    """Refuse a path where no file can be written.
 
     Raises:
-        ConfigurationError: it is a folder, lies below a file, or in a folder that is read-only.
+        ConfigurationError: the path is a folder, lies below a file, or lies in a read-only folder.
     """
-    there = next(folder for folder in path.absolute().parents if folder.exists())
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir():
         raise ConfigurationError(f"Expected a file to write but got {path}, which is a folder")
-    if not there.is_dir():
-        raise ConfigurationError(f"Expected a file to write but got {path}: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"Expected a file to write but got {path}: {there} is read-only")
+    if not nearest.is_dir():
+        raise ConfigurationError(f"Expected a file to write but got {path}: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"Expected a file to write but got {path}: {nearest} is read-only")

@@ -1,4 +1,4 @@
-"""What a file format must do: turn a net into bytes, and bytes into something that predicts."""
+"""The base class of file formats: encoding of a net to bytes, and decoding of bytes to a module that predicts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hetfl.tree import Tree
 from hetfl.types import NetFactory
 
 Predict = Callable[[nn.Module, Tree], Tensor]
-"""What a method makes of a net and a batch (N, ...): logits (N, K) (:meth:`hetfl.FederatedModule.predict`)."""
+"""The prediction of a method for a net and a batch (N, ...): logits (N, K) (:meth:`hetfl.FederatedModule.predict`)."""
 
 
 class Format(ABC):
     """A file format for one sub-model.
 
     Attributes:
-        name: the format's name, and the suffix of its files.
-        tolerance: how far outputs of the loaded file may be from the net's, in units of the largest output (or of 1, if
-            that is larger); 0: the same bits.
-        builds: whether loading needs what makes the net.
+        name: name of the format, and suffix of its files.
+        tolerance: largest difference between outputs of the loaded file and of the net, relative to the largest output
+            (or to 1 if that is larger); 0: the same bits.
+        builds: whether loading needs a constructor of the net.
     """
 
     name: ClassVar[str]
@@ -31,44 +31,44 @@ class Format(ABC):
     builds: ClassVar[bool] = False
 
     def require(self, *, writing: bool) -> None:
-        """Check that the packages are there that loading, or ``writing`` as well, needs; by default none.
+        """Check that the packages for loading, or for ``writing`` too, are installed; by default none are needed.
 
         Raises:
-            ConfigurationError: one is missing; names it, and what installs it.
+            ConfigurationError: a package is missing; the message has the command that installs it.
         """
 
     @abstractmethod
     def encode(self, net: nn.Module, predict: Predict, inputs_N: Tree) -> bytes:
-        """Return the file.
+        """Return the contents of the file.
 
         Args:
             net: the sub-model, on the CPU and in evaluation mode.
-            predict: what its method makes of it.
-            inputs_N: a batch of at least two samples, as the net gets them.
+            predict: the prediction of its method.
+            inputs_N: a batch of at least two samples, in the form that the net takes.
 
         Raises:
-            ConfigurationError: the format cannot hold this net.
+            ConfigurationError: the format does not support this net.
         """
 
     @abstractmethod
     def decode(self, data: bytes, card: Card, net: NetFactory | None) -> nn.Module:
-        """Return what the file holds, in evaluation mode; nothing in the file may run code of its own.
+        """Return the net or the prediction in a file, in evaluation mode, without running code from the file.
 
         Args:
-            data: the file.
-            card: what is known about it.
-            net: the user's constructor; None: the net is made from the card.
+            data: contents of the file.
+            card: the card of the file.
+            net: the user's constructor; None: the net is built from the card.
 
         Raises:
-            ConfigurationError: the file is not what it should be.
+            ConfigurationError: the contents are not valid.
         """
 
     def outputs(self, net: nn.Module, predict: Predict, inputs_N: Tree) -> Tensor:
-        """Return what the loaded file must return for a batch: by default the prediction, shape (N, K)."""
+        """Return the expected outputs of the loaded file for a batch; by default the prediction, shape (N, K)."""
         return predict(net, inputs_N)
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line that an exception says."""
+    """Return the first line of the message of an exception, or else its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

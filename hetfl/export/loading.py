@@ -1,4 +1,4 @@
-"""Back from a file to a net."""
+"""Loading of exported files."""
 
 from __future__ import annotations
 
@@ -15,31 +15,30 @@ from hetfl.export.tensors import Safetensors
 from hetfl.types import NetFactory
 
 FORMATS: dict[str, Format] = {format.name: format for format in (Safetensors(), Onnx())}
-"""Formats by name, which is their files' suffix."""
+"""Formats by name, which is also the suffix of files."""
 
 
 def load(path: str | Path, net: NetFactory | None = None) -> nn.Module:
     """Return the sub-model of an exported file, on the CPU and in evaluation mode.
 
-    The card (``<path>.json``) must lie beside the file. No code that a file might hold is run: without ``net``
-    only nets of :mod:`hetfl.models` are made.
+    The card (``<path>.json``) must be in the same folder. No code from the file is run: without ``net`` only nets of
+    :mod:`hetfl.models` are built.
 
     Args:
         path: a file that :func:`hetfl.export.export_submodel` or ``hetfl export`` wrote.
-        net: for safetensors, what makes the net where it is none of hetfl's own: the ``net`` of the federated module,
-            called with the level's width and depth.
+        net: only for safetensors files: the constructor of a net that is not one of hetfl. It is the ``net`` of the
+            federated module, and is called with the width and depth of the level.
 
     Returns:
-        Of a safetensors file the net itself; of an onnx file a module that predicts: float batches (N, ...), normalised
-        as the card says, to logits (N, K).
+        The net for a safetensors file. For an onnx file, a module that maps float batches (N, ...), normalised as
+        described in the card, to logits (N, K).
 
     Raises:
-        ConfigurationError: file or card are missing, damaged or not what they should be; the net needs ``net``; a
-            package is missing.
+        ConfigurationError: file or card are missing, damaged or invalid; ``net`` is needed; a package is missing.
     """
     path = Path(path)
     if not path.exists() and not card_path(path).exists():
-        raise ConfigurationError(f"Expected an exported file but got {path}, which is not there")
+        raise ConfigurationError(f"Expected an exported file but got {path}, which does not exist")
     card = read_card(card_path(path))
     data, format = read_whole(path, card), format_of(card.file)
     if net is not None and not format.builds:
@@ -53,10 +52,10 @@ def load(path: str | Path, net: NetFactory | None = None) -> nn.Module:
 
 
 def read_whole(path: Path, card: Card) -> bytes:
-    """Return the bytes of a file, which must be those that its card describes.
+    """Return the bytes of a file after a check of the digest in its card.
 
     Raises:
-        ConfigurationError: they are not, or the file cannot be read.
+        ConfigurationError: the digest is wrong, or the file cannot be read.
     """
     try:
         data = path.read_bytes()
@@ -72,10 +71,10 @@ def read_whole(path: Path, card: Card) -> bytes:
 
 
 def format_of(file: str | Path) -> Format:
-    """Return the format that a file's suffix names.
+    """Return the format of a file by its suffix.
 
     Raises:
-        ConfigurationError: it names none.
+        ConfigurationError: the suffix is not that of a format.
     """
     suffix = Path(file).suffix
     if suffix == ".pt2":

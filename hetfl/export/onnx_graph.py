@@ -21,11 +21,11 @@ from hetfl.types import NetFactory
 
 INPUT, OUTPUT = "input", "logits"
 DESCRIPTIONS = ("metadata_props", "doc_string")
-"""What the exporter notes at every node, source lines with paths on this machine among it."""
+"""Fields that the exporter adds to every node; they contain source lines and paths of this machine."""
 
 
 class Onnx(Format):
-    """The prediction, ``input`` (batch, ...) to ``logits`` (batch, K); runs on the CPU by onnxruntime when loaded."""
+    """The prediction, from ``input`` (batch, ...) to ``logits`` (batch, K); onnxruntime runs it on the CPU."""
 
     name: ClassVar[str] = "onnx"
     tolerance: ClassVar[float] = 1e-5
@@ -54,7 +54,7 @@ class Onnx(Format):
                 )
                 assert exported is not None
                 model = exported.model_proto
-        except Exception as error:  # of many kinds, from deep inside
+        except Exception as error:  # the exporter raises many kinds of errors
             raise ConfigurationError(
                 f"Expected a net that torch.onnx can translate, for format onnx, but got: {reason(error)}"
             ) from error
@@ -64,7 +64,7 @@ class Onnx(Format):
 
     def decode(self, data: bytes, card: Card, net: NetFactory | None) -> nn.Module:  # noqa: D102
         self.require(writing=False)
-        if b"location" in data:  # the key of a tensor's place in another file, which the digest would not cover
+        if b"location" in data:  # the key of tensors in other files, which the digest does not cover
             raise ConfigurationError(
                 "Expected an ONNX model with all values inside but got one that may name other files"
             )
@@ -72,7 +72,7 @@ class Onnx(Format):
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # what is wrong is in the exception
+        options.log_severity_level = 4  # the exception has the same message
         try:
             session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -87,7 +87,7 @@ class LoadedOnnx(nn.Module):
     """A prediction that onnxruntime computes, on the CPU: float batches (N, ...) to logits (N, K).
 
     Args:
-        session: the model, loaded.
+        session: the session with the loaded model.
     """
 
     def __init__(self, session: Any) -> None:
@@ -99,7 +99,7 @@ class LoadedOnnx(nn.Module):
         """Stay in evaluation mode.
 
         Raises:
-            ConfigurationError: training mode was asked for.
+            ConfigurationError: ``mode`` is true.
         """
         if mode:
             raise ConfigurationError(
@@ -111,11 +111,11 @@ class LoadedOnnx(nn.Module):
         """Return the logits, shape (N, K).
 
         Raises:
-            ValueError: the batch has another dtype or shape than the model takes.
+            ValueError: the model does not take a batch of this dtype or shape.
         """
         try:
             (logits,) = self._session.run([OUTPUT], {INPUT: x.detach().cpu().numpy()})
-        except Exception as error:  # onnxruntime's own, of many kinds
+        except Exception as error:  # onnxruntime raises many kinds of errors
             wanted = self._session.get_inputs()[0]
             raise ValueError(
                 f"Expected a batch of {wanted.type} and shape {tuple(wanted.shape)} but got {x.dtype} and "
@@ -128,11 +128,11 @@ class LoadedOnnx(nn.Module):
 
 
 class Traced(nn.Module):
-    """A net and its method's prediction as one module of one argument, for the exporter.
+    """A net and the prediction of its method as one module with one argument, for the exporter.
 
     Args:
         net: the sub-model.
-        predict: what its method makes of it.
+        predict: the prediction of its method.
     """
 
     def __init__(self, net: nn.Module, predict: Predict) -> None:
@@ -147,7 +147,7 @@ class Traced(nn.Module):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporter: its prints, logs and warnings are advice to its own authors."""
+    """Suppress the prints, logs and warnings of the exporter, which are meant for its developers."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -159,7 +159,7 @@ def quiet() -> Iterator[None]:
 
 
 def _strip(message: Any) -> None:
-    """Remove descriptions from a protobuf message and all that are in it."""
+    """Remove descriptions from a protobuf message and its nested messages."""
     for field, value in message.ListFields():
         if field.name in DESCRIPTIONS:
             message.ClearField(field.name)

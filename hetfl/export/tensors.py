@@ -1,4 +1,4 @@
-"""safetensors: the net's own tensors and its static batch-norm statistics, bit for bit."""
+"""safetensors: the tensors of a net and its static batch-norm statistics, bit for bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hetfl.types import NetFactory
 
 
 class Safetensors(Format):
-    """A whole net: it is built by its constructor and can be trained further; it returns what the net returns."""
+    """A whole net, which is built by its constructor, has the same outputs, and can be trained further."""
 
     name: ClassVar[str] = "safetensors"
     tolerance: ClassVar[float] = 0.0
@@ -35,25 +35,25 @@ class Safetensors(Format):
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise ConfigurationError(f"Expected a safetensors file but got: {error}") from None
         if net is None:
-            with torch.device("meta"):  # sizes out of a file are compared before any memory is taken for them
+            with torch.device("meta"):  # sizes from the card are checked before memory is allocated
                 check_tensors(tensors_of(make(card, None)), tensors)
         built = make(card, net)
         fill(built, tensors)
         return built.eval()
 
     def outputs(self, net: nn.Module, predict: Predict, inputs_N: Tree) -> Tensor:
-        """Return what the net returns, predictions or not."""
+        """Return the outputs of the net, which need not be predictions."""
         outputs: Tensor = net(inputs_N)
         return outputs
 
 
 def tensors_of(net: nn.Module) -> dict[str, Tensor]:
-    """Return everything that a net has learnt, by name, sharing its memory: its state, and static batch norm's.
+    """Return the state of a net and its static batch-norm statistics, by name, without copies.
 
-    Static batch norm's statistics are no part of ``state_dict``, since clients neither send nor average them.
+    The statistics are not in ``state_dict``, because clients do not send or average them.
 
     Raises:
-        ConfigurationError: the net's state holds something else than tensors.
+        ConfigurationError: the state has a value that is not a tensor.
     """
     tensors = dict(net.state_dict())
     for name, value in tensors.items():
@@ -66,7 +66,7 @@ def tensors_of(net: nn.Module) -> dict[str, Tensor]:
 
 
 def copied(net: nn.Module) -> dict[str, Tensor]:
-    """Return :func:`tensors_of` a net as copies on the CPU: those of resident nets are views of one vector."""
+    """Return copies of :func:`tensors_of` a net on the CPU, as tensors of resident nets are views of one vector."""
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors_of(net).items()
@@ -78,21 +78,21 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors into a net in place.
 
     Raises:
-        ConfigurationError: their names, shapes or types are not the net's.
+        ConfigurationError: names, shapes or types differ from those of the net.
     """
-    own = tensors_of(net)
-    check_tensors(own, tensors)
-    for name, tensor in own.items():
+    targets = tensors_of(net)
+    check_tensors(targets, tensors)
+    for name, tensor in targets.items():
         tensor.copy_(tensors[name])
     for layer in static_layers(net).values():
         layer.ready = True
 
 
 def check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not a net's.
+    """Refuse tensors that do not fit a net.
 
     Raises:
-        ConfigurationError: another name, shape or type; names the tensor.
+        ConfigurationError: a name, shape or type differs; the message names the tensor.
     """
     for name in [*expected, *tensors]:
         wanted, got = (

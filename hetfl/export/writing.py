@@ -1,4 +1,4 @@
-"""From a federation to a file: one level's sub-model, stand-alone, read back and compared before it gets its name."""
+"""Export of the sub-model of a level to a file, which is read and compared before it replaces an earlier file."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from hetfl.tree import Tree, taken
 from hetfl.types import NetFactory
 
 SAMPLES = 64
-"""Test samples on which a file is compared with the framework."""
+"""Number of test samples on which the outputs of a file are compared with those of the framework."""
 
 
 def export_submodel(module: FederatedModule, level: str, path: str | Path, cluster: int | None = None) -> Card:
-    """Write a level's sub-model to a file, and what it is to a card beside it (``<path>.json``).
+    """Write the sub-model of a level to a file, and its description to a card beside it (``<path>.json``).
 
-    The file is read back as :func:`hetfl.load` does, and its outputs on test samples are compared with the framework's:
-    the same bits for safetensors, 1e-5 for onnx. Only then does it take its name, and the card is written.
+    The file is read like in :func:`hetfl.load`, and its outputs on test samples are compared with those of the
+    framework: they must have the same bits for safetensors, and differ by at most 1e-5 for onnx. Then the file gets its
+    name, and the card is written.
 
     Args:
-        module: the federated module, after ``trainer.fit``, ``validate`` or ``test``; a test makes the score known.
+        module: the federated module, after ``trainer.fit``, ``validate`` or ``test``; a score needs a test.
         level: name of the level.
         path: the file; its suffix is the format: ``.safetensors`` or ``.onnx``.
-        cluster: whose global model, if there are several.
+        cluster: number of the global model, if there are several.
 
     Returns:
-        The card; of one of several models it says no score, for a test is of all of them together.
+        The card. With several global models it has no score, because a test covers all of them together.
 
     Raises:
-        ConfigurationError: no such level or format, a missing package, no statistics for static batch norm, a net that
-            the format cannot hold, or other outputs.
+        ConfigurationError: the level or format is unknown, a package is missing, static batch norm has no statistics,
+            the format does not support the net, or the outputs differ.
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -63,16 +64,16 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path, clust
             loaded = format.decode(read_whole(Path(file.name), card), card, factory)
             for inputs_N in (batch_N, taken(batch_N, slice(1))):
                 compare_outputs(loaded(inputs_N), format.outputs(reference, module.predict, inputs_N), format, path)
-            # Both are on the disk before either takes its name: a full disk leaves the export before as it was.
+            # Both files are on the disk before one is renamed: if the disk is full, the earlier export stays unchanged.
             write_whole(card_path(path), card.to_json().encode())
     return card
 
 
 def check_export(module: FederatedModule, level: str, path: Path) -> Format:
-    """Return the format that a path names, after a check of all that can be known before a test.
+    """Return the format of a path, after all checks that need no test of the model.
 
     Raises:
-        ConfigurationError: no such level or format, a missing package, or a place where no file can be written.
+        ConfigurationError: the level or format is unknown, a package is missing, or the file cannot be written.
     """
     format = format_of(path)
     if level not in module.levels:
@@ -83,10 +84,10 @@ def check_export(module: FederatedModule, level: str, path: Path) -> Format:
 
 
 def known_cluster(module: FederatedModule, cluster: int | None) -> int:
-    """Return the number of the cluster that is meant.
+    """Return the number of the cluster to export.
 
     Raises:
-        ConfigurationError: there are several models and none was named, or the one that was is none of them.
+        ConfigurationError: there are several models and ``cluster`` is None, or the number is out of range.
     """
     count = len(module.models)
     if cluster is None and count == 1:
@@ -97,10 +98,10 @@ def known_cluster(module: FederatedModule, cluster: int | None) -> int:
 
 
 def present_submodel(module: FederatedModule, level: str, cluster: int = 0) -> nn.Module:
-    """Return a level's net with the present global model's values and statistics.
+    """Return the net of a level with the values and statistics of the current global model.
 
     Raises:
-        ConfigurationError: it has no static batch-norm statistics, or the module has no data.
+        ConfigurationError: static batch norm has no current statistics, or the module has no data.
     """
     try:
         data = module.data
@@ -114,13 +115,13 @@ def present_submodel(module: FederatedModule, level: str, cluster: int = 0) -> n
     ):
         raise ConfigurationError(
             f"Expected static batch-norm statistics of the present model for level {level} but got none: "
-            "trainer.validate or trainer.test gather them, for clusters that have clients"
+            "run trainer.validate or trainer.test, which gather them for clusters that have clients"
         )
     return submodel
 
 
 def standalone(module: FederatedModule, level: str, submodel: nn.Module) -> tuple[nn.Module, Constructor]:
-    """Return a new net on the CPU with a sub-model's values, and what made it."""
+    """Return a new net on the CPU with the values of a sub-model, and its constructor call."""
     net, constructor = construct(lambda: module.levels.build(level))
     net.to(next(submodel.parameters()).dtype)
     fill(net, copied(submodel))
@@ -128,7 +129,7 @@ def standalone(module: FederatedModule, level: str, submodel: nn.Module) -> tupl
 
 
 def sample_batch(module: FederatedModule, dtype: torch.dtype) -> Tree:
-    """Return the first test samples as nets of a dtype get them, shape (N, ...)."""
+    """Return the first test samples in the form that nets of a dtype take, shape (N, ...)."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -138,17 +139,17 @@ def sample_batch(module: FederatedModule, dtype: torch.dtype) -> Tree:
 
 
 def users_factory(module: FederatedModule, card: Card) -> NetFactory | None:
-    """Return the constructor that :func:`hetfl.load` will be given: none for hetfl's own nets."""
+    """Return the constructor that a user must pass to :func:`hetfl.load`; None for nets of hetfl."""
     if own_net(card.net) is not None and card.net.arguments is not None:
         return None
     return lambda width=1.0, depth=None: module.levels.build(card.level.name)
 
 
 def compare_outputs(got: Tensor, expected: Tensor, format: Format, path: Path) -> None:
-    """Refuse a file that does not give what the framework gives.
+    """Refuse a file whose outputs differ from those of the framework.
 
     Raises:
-        ConfigurationError: an output is further off than the format's tolerance.
+        ConfigurationError: shapes differ, or an output differs by more than the tolerance of the format.
     """
     allowed = format.tolerance * max(1.0, float(expected.abs().max()))
     if got.shape != expected.shape or not torch.allclose(got, expected, rtol=0.0, atol=allowed, equal_nan=True):

@@ -1,4 +1,4 @@
-"""Levels by cost: the largest sub-models along one axis that fit budgets of a common reference."""
+"""Levels by cost: for each budget, the largest sub-model along one axis whose cost is within it."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ from hetfl.submodel import buffers_of, parameters_of
 from hetfl.types import Level, NetFactory
 
 Cost = Literal["params", "flops", "upload_bytes"]
-"""What a budget is of: parameters, training FLOPs of one sample, or bytes of a round's dense upload."""
+"""Unit of a budget: parameters, training FLOPs of one sample, or bytes of the dense upload of a round."""
 
 Axis = Literal["width", "depth"]
-"""What is made smaller."""
+"""The dimension along which a net is made smaller."""
 
 UNITS: Mapping[Cost, str] = {"params": "parameters", "flops": "training FLOPs a sample", "upload_bytes": "bytes up"}
-"""What the numbers of a cost are numbers of."""
+"""Name of the unit of each cost."""
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a level may cost, and what its sub-model does cost.
+    """The cost limit of a level, and the cost of its sub-model.
 
     Attributes:
-        budget: the share of the reference.
-        limit: the budget times the reference's cost.
-        cost: the sub-model's, at most ``limit``.
-        size: the sub-model's; a level's width is relative to the global model, this one is the net's own.
+        budget: fraction of the cost of the reference.
+        limit: the budget times the cost of the reference.
+        cost: the cost of the sub-model, at most ``limit``.
+        size: the size of the sub-model. Its width is relative to the net, while the width of a level is relative to the
+            global model.
     """
 
     budget: float
@@ -58,25 +59,26 @@ class Allowance:
 
 @dataclass(frozen=True)
 class Budgets:
-    """In place of levels: what each may cost. The largest sub-model within each budget becomes a level.
+    """Cost budgets, as an alternative to levels. The largest sub-model within each budget becomes a level.
 
-    Levels are named a, b, c, ... in the order of the budgets. The first is the global model: where its budget is
-    smaller than the net, the net is cut to it, and the other levels' widths are relative to that. Methods that are to
-    be compared at equal budgets have each its own net, and the same ``reference``. A net comes in steps, of channels
-    or stages, so two budgets may give the same sub-model, as levels given one by one may be the same.
+    Levels are named a, b, c, ... in the order of the budgets. The first level is the global model. If its budget is
+    smaller than the net, the global model is a sub-model of the net, and the widths of the other levels are relative to
+    it. To compare methods with different nets at equal budgets, give them the same ``reference``. The size of a net
+    changes in steps of channels or stages, so two budgets may give the same sub-model.
 
     Args:
-        by: what is budgeted: ``params``; ``flops`` of training on one sample; ``upload_bytes`` of one round, dense and
-            of the whole sub-model, whatever a method leaves out of it (labels that a client lacks, shallow heads).
-        budgets: shares of the reference, falling.
-        axis: width or depth; null: the method's own.
-        reference: what a budget of 1 stands for: a number (of parameters, FLOPs or bytes), or a net, by class, at its
-            full size; null: the run's own net.
-        sample_shape: shape of one input of the net, such as ``[1, 28, 28]``, for ``flops`` alone.
+        by: the unit of the budgets. ``params``: parameters; ``flops``: training FLOPs of one sample; ``upload_bytes``:
+            bytes of a dense upload of the whole sub-model, even if the method leaves out some entries (labels that a
+            client lacks, shallow heads).
+        budgets: fractions of the cost of the reference, in descending order.
+        axis: width or depth; null: the axis of the method.
+        reference: the cost of a budget of 1: a number (of parameters, FLOPs or bytes), or the class of a net, at its
+            full size; null: the net of the run.
+        sample_shape: shape of one input of the net, such as ``[1, 28, 28]``; only for ``flops``.
         sample_type: ``float``, or ``int64`` for token ids.
 
     Raises:
-        ConfigurationError: an argument out of range, missing, or without use.
+        ConfigurationError: an argument is out of range, missing, or not used with this ``by``.
     """
 
     by: Cost
@@ -87,7 +89,7 @@ class Budgets:
     sample_type: Literal["float", "int64"] = "float"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be met."""
+        """Check the arguments."""
         if self.by not in UNITS:
             raise ConfigurationError(f"Expected by in {tuple(UNITS)} for levels but got {self.by!r}")
         if self.axis not in ("width", "depth", None):
@@ -95,15 +97,15 @@ class Budgets:
         _check_budgets(self.budgets)
         if self.reference is None and self.budgets[0] > 1:
             raise ConfigurationError(
-                f"Expected budgets in (0, 1], shares of the net, but got {self.budgets[0]}: more than 1 "
+                f"Expected budgets in (0, 1], fractions of the net, but got {self.budgets[0]}: more than 1 "
                 "needs a reference"
             )
         if isinstance(self.reference, int | float) and not 0 < self.reference < math.inf:
             raise ConfigurationError(f"Expected a positive reference for budgets but got {self.reference}")
         if (self.by == "flops") != (self.sample_shape is not None):
             raise ConfigurationError(
-                "Expected sample_shape, the shape of an input such as [1, 28, 28], for budgets by flops, and only "
-                f"there, but got {self.sample_shape} by {self.by}"
+                "Expected sample_shape, the shape of an input such as [1, 28, 28], for budgets by flops and no others, "
+                f"but got {self.sample_shape} by {self.by}"
             )
         if self.sample_shape is not None and min(self.sample_shape, default=0) < 1:
             raise ConfigurationError(f"Expected positive sizes in sample_shape but got {self.sample_shape}")
@@ -111,15 +113,15 @@ class Budgets:
             raise ConfigurationError(f"Expected sample_type float or int64 but got {self.sample_type!r}")
 
     def choose(self, net: NetFactory, own_axis: Axis) -> tuple[dict[str, Level], dict[str, Allowance]]:
-        """Return the levels, and by name what they may cost and do.
+        """Return the levels, and the allowance of each by name.
 
         Args:
-            net: builds the run's net.
-            own_axis: the method's own, for ``axis`` null.
+            net: builds the net of the run.
+            own_axis: the axis of the method, which is used if ``axis`` is null.
 
         Raises:
-            ConfigurationError: the net does not come in sizes along the axis; or no sub-model meets a budget, and then
-                it says what the smallest one costs.
+            ConfigurationError: the net has no sizes along the axis; or no sub-model is within a budget (the message has
+                the cost of the smallest sub-model).
         """
 
         @cache
@@ -145,18 +147,18 @@ class Budgets:
         return levels, allowances
 
     def cost(self, build: Callable[[], nn.Module]) -> float:
-        """Return what a net costs, in the unit of ``by``.
+        """Return the cost of a net in the unit of ``by``.
 
         Args:
             build: builds the net.
 
         Raises:
-            ConfigurationError: the net does not take samples of the shape given.
+            ConfigurationError: the net does not take samples of ``sample_shape``.
         """
         try:
             return self._cost(without_values(build))
         except (RuntimeError, TypeError, ValueError, IndexError):
-            net = build()  # it looks at values while it runs, or it is wrong and says so again
+            net = build()  # its forward reads values, or it fails again below
         try:
             return self._cost(net)
         except (RuntimeError, ValueError, IndexError) as error:
@@ -171,7 +173,7 @@ class Budgets:
             sent = {**parameters_of(net), **buffers_of(net)}
             return wire.dense_size(sum(tensor.numel() for tensor in sent.values()))
         assert self.sample_shape is not None
-        # Two samples: batch norm needs more than one value per channel, and deep nets leave one pixel.
+        # Two samples: batch norm needs more than one value per channel, and deep nets reduce an image to one pixel.
         device = next((parameter.device for parameter in net.parameters()), None)
         dtype = torch.int64 if self.sample_type == "int64" else None
         return flops_per_sample(net, torch.zeros(2, *self.sample_shape, dtype=dtype, device=device))[1]
@@ -188,14 +190,14 @@ class Budgets:
         return cost
 
     def _allowance(self, name: str, budget: float, limit: float, sizes: Sequence[Size], cost: CostOf) -> Allowance:
-        found = largest_within(sizes, limit, cost)
-        if found is None:
+        largest = largest_within(sizes, limit, cost)
+        if largest is None:
             least = next(size for size in sizes if cost(size) is not None)
             raise ConfigurationError(
                 f"Expected a budget of at least {cost(least):,.0f} {UNITS[self.by]}, the smallest sub-model's "
                 f"({least}), for level {name} but got {math.floor(limit):,}, which is {budget:g} of the reference"
             )
-        return Allowance(budget, limit, cost(found) or 0.0, found)
+        return Allowance(budget, limit, cost(largest) or 0.0, largest)
 
 
 def _check_budgets(budgets: Sequence[float]) -> None:

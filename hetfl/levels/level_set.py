@@ -1,4 +1,4 @@
-"""The levels of a run: named sizes, their nets, and which block of the global model each one holds."""
+"""The levels of a run: named sizes, their nets, and the block of the global model that each level holds."""
 
 from __future__ import annotations
 
@@ -26,34 +26,35 @@ from hetfl.tree import Tree, cast, in_words, shapes, taken
 from hetfl.types import Level, NetFactory, Task
 
 Predict = Callable[[nn.Module, Tree], Tensor]
-"""Logits (N, K) that a method reads off a net and inputs."""
+"""Returns the prediction of a method, logits (N, K), for a net and inputs."""
 
 LevelPart = Callable[[str, int], Part]
-"""The part of a level in a round."""
+"""Returns the part of a level in a round."""
 
 
 class LevelSet(Mapping[str, Level]):
-    """Levels by name; the first is the global model's and the largest.
+    """Levels by name; the first level is the global model and the largest.
 
     Args:
         factory: builds the net of a level.
-        levels: sizes by name; widths are relative to the global model, so the first is 1; or what they may cost.
-        seed: seeds the global model's initial values.
-        own_axis: which axis budgets are met on if they don't say.
+        levels: sizes by name, with widths relative to the global model, so that the first is 1; or cost budgets.
+        seed: seed of the initial values of the global model.
+        own_axis: the axis of the method, for budgets without an axis.
 
     Attributes:
-        budgets: what levels may cost; None for levels that are given by size.
-        allowances: by level, what it may cost and does; empty without budgets.
+        budgets: the cost budgets; None for levels that are given by size.
+        allowances: cost limit and cost by level; empty without budgets.
         largest: name of the first level.
         net: the global model.
         indices: by level, the leading block of every tensor that its sub-model holds.
         sizes: by level, the number of entries that it holds, float buffers and frozen parameters included.
         parameters: by level, the number of parameters.
-        flops: by level, the FLOPs of one sample, forward and with backward; empty before :meth:`inspect`.
+        flops: by level, the FLOPs of one sample for a forward pass, and for forward and backward; empty before
+            :meth:`inspect`.
 
     Raises:
-        ConfigurationError: no levels; a name or width out of range; the first level is not the largest; the net lacks
-            the axis asked for; the net of a level is not a leading block of the global one.
+        ConfigurationError: there are no levels; a name, width, depth or density is out of range; the first level is not
+            the largest; the net does not take the axis; the net of a level is not a leading block of the global model.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class LevelSet(Mapping[str, Level]):
         """Return a new net of a level.
 
         Raises:
-            ConfigurationError: the net's constructor does not take the axis, or the size, that the level asks for.
+            ConfigurationError: the constructor of the net does not take the axis or the size of the level.
         """
         level = self._levels[name]
         try:
@@ -133,10 +134,10 @@ class LevelSet(Mapping[str, Level]):
             )
 
     def draw(self, *names: str | int) -> nn.Module:
-        """Return a new net of the largest level with initial values of its own.
+        """Return a new net of the largest level with its own initial values.
 
         Args:
-            names: what it is for; none: the global model, the first if there are several.
+            names: the purpose, which selects the random numbers; none: the first global model.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self._seed, "net", *names))
@@ -149,22 +150,23 @@ class LevelSet(Mapping[str, Level]):
         part: LevelPart | None = None,
         predict: Predict | None = None,
     ) -> dict[str, tuple[float, float]]:
-        """Return per level the FLOPs of one sample, forward and with backward; check that nets nest.
+        """Return the FLOPs of one sample by level, forward and forward with backward; check that the nets nest.
 
         Args:
-            inputs_N: a few samples, as the nets get them.
-            output_shape: shape of a net's outputs for them, such as (N, K), without a dimension of exits.
-            part: returns the part of a level in a round, of which two are compared with the global net; None: none is.
-            predict: makes outputs of a net and inputs, as the method does; None: that is not looked at.
+            inputs_N: a few samples, in the form that nets take.
+            output_shape: shape of the outputs for these samples, such as (N, K), without the dimension of exits.
+            part: returns the part of a level in a round; the parts of two rounds are checked to compute the same as
+                the global net with the other entries at zero. None: no such check.
+            predict: returns the prediction of the method for a net and inputs; None: no check of its shape.
 
         Raises:
-            ConfigurationError: a net cannot take the samples, gives outputs of another shape from its exits, or is
-                not the leading channels and first stages of the global net; the method cannot use the net's exits; the
-                samples are not of the shape that budgets were met with.
+            ConfigurationError: a net does not take the samples, has outputs of another shape, or is not the leading
+                channels and first stages of the global net; the method cannot use the exits of the net; the samples do
+                not have the ``sample_shape`` of the budgets.
         """
         wanted = None if self.budgets is None else self.budgets.sample_shape
-        if wanted is not None and [wanted] != (found := [list(shape[1:]) for shape in shapes(inputs_N)]):
-            shape = found[0] if len(found) == 1 else f"of one tensor rather than {found}"
+        if wanted is not None and [wanted] != (sample_shapes := [list(shape[1:]) for shape in shapes(inputs_N)]):
+            shape = sample_shapes[0] if len(sample_shapes) == 1 else f"of one tensor rather than {sample_shapes}"
             raise ConfigurationError(
                 f"Expected sample_shape {shape}, the data's, for budgets by flops but got {wanted}"
             )
@@ -199,22 +201,22 @@ class LevelSet(Mapping[str, Level]):
             )
 
     def work(self, task: Task, down_bytes: int, passes: int, up_bytes: int = 0, training: bool = False) -> Work:
-        """Return what a task takes its client.
+        """Return the work of a client for a task: bytes and FLOPs.
 
         Args:
-            task: with its part.
-            down_bytes: bytes that the client is sent.
-            passes: number of samples that it passes through its net.
-            up_bytes: bytes that it sends.
-            training: whether passes go back, too.
+            task: the task, with its part.
+            down_bytes: bytes that the client receives.
+            passes: number of samples that the client passes through its net.
+            up_bytes: bytes that the client sends.
+            training: whether passes include the backward pass.
         """
         flops = self.flops[task.level][training] * passes
         return Work(down_bytes, flops, up_bytes, self.flop_density(task.level, task.part))
 
     def flop_density(self, level: str, part: Part) -> float:
-        """Return the share of a level's FLOPs that is with entries of weights that a part holds.
+        """Return the fraction of the FLOPs of a level that belongs to weight entries of a part; 1 without a mask.
 
-        Every layer's FLOPs count by the density of its weights, as in a forward pass.
+        The FLOPs of each layer are multiplied by the density of its weights. The FLOPs are those of a forward pass.
         """
         return 1.0 if part.mask_D is None else part.derived("flops", lambda: self._flop_density(level, part))
 
@@ -231,7 +233,7 @@ class LevelSet(Mapping[str, Level]):
         return density
 
     def affords(self, has: str, level: str) -> bool:
-        """Return whether a client of level ``has`` can run the sub-model of ``level``: it holds all of it."""
+        """Return whether a client of level ``has`` can run the sub-model of ``level``: it holds all its entries."""
         return _contains(self.indices[has], self.indices[level])
 
 
@@ -246,7 +248,7 @@ def _probe_method(predict: Predict, net: nn.Module, inputs_N: Tree, output_shape
 
 
 def _contains(outer: Index, inner: Index) -> bool:
-    """Return whether every leading block of ``inner`` is a part of ``outer``'s."""
+    """Return whether every leading block of ``inner`` lies within that of ``outer``."""
     return all(
         name in outer and all(i <= o for i, o in zip(extent(entry), extent(outer[name]), strict=True))
         for name, entry in inner.items()

@@ -1,4 +1,4 @@
-"""The sizes that a net comes in, and a net at a size: what levels and budgets are made of."""
+"""The possible sizes of a net, and the construction of a net of a size, for levels and budgets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from hetfl.models import Scaler
 from hetfl.types import NetFactory
 
 REFUSALS = (ValueError, AssertionError)
-"""What constructors raise for a size that a net does not come in: channels of a group norm, heads of an attention."""
+"""Errors that constructors raise for an impossible size, such as channels that a group norm cannot divide."""
 ROUNDING = 1e-7
-"""Widths closer than this are one: nets round a little differently at the step itself."""
+"""Widths closer than this are treated as equal, because nets round differently exactly at a step."""
 
 
 class Size(NamedTuple):
-    """A width of the net itself, exactly, and a depth; None leaves the net's own."""
+    """An exact width relative to the net, and a depth; None: the default depth of the net."""
 
     width: Fraction = Fraction(1)
     depth: int | None = None
@@ -35,25 +35,25 @@ class Size(NamedTuple):
         return make_net(net, width=float(self.width), depth=self.depth)
 
     def __str__(self) -> str:
-        """Return it as a message has it."""
+        """Return the size as text for messages."""
         return f"width {self.width}" if self.depth is None else f"depth {self.depth}"
 
 
 CostOf = Callable[[Size], float | None]
-"""What a sub-model costs; None if the net does not come in that size."""
+"""Returns the cost of a sub-model; None if the net cannot have that size."""
 
 
 def make_net(factory: NetFactory, *, width: float = 1.0, depth: int | None = None) -> nn.Module:
-    """Return a new net of a width and depth; a net without a width of its own is fine at width 1.
+    """Return a new net of a width and depth; at width 1 the constructor need not take ``width``.
 
     Args:
-        factory: the net's class, or a class with some arguments bound.
+        factory: the class of the net, or the class with bound arguments.
         width: ratio of the hidden channels.
-        depth: number of stages; None leaves the net's own.
+        depth: number of stages; None: the default depth of the net.
 
     Raises:
-        ConfigurationError: it builds no net; its constructor does not take the axis that is asked for, or an argument
-            that is bound; or a layer learns its size from the data.
+        ConfigurationError: the factory does not build a net; its constructor does not take the axis or a bound
+            argument; or a layer is lazy, so that its size depends on the data.
     """
     if isinstance(factory, nn.Module) or not callable(factory):
         got = f"an object of {type(factory).__name__}" if isinstance(factory, nn.Module) else type(factory).__name__
@@ -91,7 +91,7 @@ def _call(factory: NetFactory, arguments: Mapping[str, float]) -> nn.Module:
 
 
 def without_values(build: Callable[[], nn.Module]) -> nn.Module:
-    """Return a net whose tensors have shapes alone, and no memory; a whole one if its constructor looks at values."""
+    """Return a net on the meta device, whose tensors have no values; a real net if its constructor reads values."""
     try:
         with torch.device("meta"):
             return build()
@@ -100,11 +100,11 @@ def without_values(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def rescale(net: nn.Module, whole: float) -> None:
-    """Make the Scalers of a net relative to a global model that is itself a cut of the net (the paper's ``b1-e1``).
+    """Make the Scalers of a net relative to a global model whose own width is below 1 (``b1-e1`` in the paper).
 
     Args:
-        net: the net of a level; its :class:`~hetfl.models.Scaler` layers have its own width.
-        whole: the width of the global model.
+        net: the net of a level; its :class:`~hetfl.models.Scaler` layers have widths relative to the full net.
+        whole: the width of the global model relative to the full net.
     """
     for module in net.modules():
         if isinstance(module, Scaler):
@@ -112,27 +112,27 @@ def rescale(net: nn.Module, whole: float) -> None:
 
 
 def largest_within(sizes: Sequence[Size], limit: float, cost: CostOf) -> Size | None:
-    """Return the last size whose cost is within a limit, by bisection; None if there is none.
+    """Return the last size whose cost is at most a limit, by bisection; None if there is none.
 
-    Between two widths the net may come in more sizes, if its channels are not rounded up exactly: those are looked
-    through too.
+    A net that does not round its channels up may have more sizes between two widths of the list; these are searched
+    too.
 
     Args:
-        sizes: in the order of rising cost.
-        limit: what may be reached, not exceeded.
-        cost: of a size; sizes without one are passed over.
+        sizes: sizes in the order of rising cost.
+        limit: the largest accepted cost.
+        cost: returns the cost of a size; sizes without a cost are skipped.
     """
     best: int | None = None
     low, high = 0, len(sizes)
     while low < high:
         middle = (low + high) // 2
-        there = next((i for i in range(middle, low - 1, -1) if cost(sizes[i]) is not None), None)
-        if there is None:
+        tested = next((i for i in range(middle, low - 1, -1) if cost(sizes[i]) is not None), None)
+        if tested is None:
             low = middle + 1
-        elif (cost(sizes[there]) or 0.0) <= limit:
-            best, low = there, middle + 1
+        elif (cost(sizes[tested]) or 0.0) <= limit:
+            best, low = tested, middle + 1
         else:
-            high = there
+            high = tested
     if best is None:
         return None
     above = next((size for size in sizes[best + 1 :] if cost(size) is not None), None)
@@ -140,11 +140,11 @@ def largest_within(sizes: Sequence[Size], limit: float, cost: CostOf) -> Size | 
 
 
 def _between(below: Size, above: Size, limit: float, cost: CostOf) -> Size:
-    """Return the largest size within a limit between two widths, the second of which exceeds it."""
+    """Return the largest size within a limit between two widths, of which ``above`` exceeds the limit."""
 
     def fits(width: float) -> bool:
-        found = cost(Size(Fraction(width)))
-        return found is not None and found <= limit
+        size_cost = cost(Size(Fraction(width)))
+        return size_cost is not None and size_cost <= limit
 
     low, high = float(below.width) + ROUNDING, float(above.width) - ROUNDING
     if high < low or not fits(low):
@@ -162,12 +162,12 @@ def _between(below: Size, above: Size, limit: float, cost: CostOf) -> Size:
 
 
 def widths_of(net: NetFactory) -> list[Size]:
-    """Return the widths k/C at which a net of C hidden channels gets one more, for all of its hidden sizes; rising.
+    """Return the widths k/C, k = 1..C, for all hidden sizes C of a net, in ascending order.
 
-    Hidden sizes are those that shrink with the width.
+    Hidden sizes are those that shrink with the width. At width k/C a layer of C channels has k channels.
 
     Raises:
-        ConfigurationError: the net does not come in smaller widths.
+        ConfigurationError: the net has no smaller widths.
     """
     full = shapes(Size(), net)
     for width in (Fraction(1, 2), Fraction(3, 4), Fraction(1, 4), Fraction(1, 8)):
@@ -188,15 +188,15 @@ def widths_of(net: NetFactory) -> list[Size]:
 
 
 def depths_of(net: NetFactory, cost: CostOf, full: float) -> list[Size]:
-    """Return the depths from 1 up to the net's own.
+    """Return the depths from 1 to the default depth of a net.
 
     Args:
         net: builds the net.
-        cost: of a size.
-        full: the cost of the net at its own depth.
+        cost: returns the cost of a size.
+        full: the cost of the net at its default depth.
 
     Raises:
-        ConfigurationError: the net does not come in depths.
+        ConfigurationError: the net has no depths.
     """
     sizes: list[Size] = []
     for depth in itertools.count(1):
@@ -214,11 +214,11 @@ def depths_of(net: NetFactory, cost: CostOf, full: float) -> list[Size]:
 
 
 def shapes(size: Size, net: NetFactory) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a net's parameters by name."""
+    """Return the shapes of the parameters of a net by name."""
     made = without_values(lambda: size.make(net))
     return {name: tuple(parameter.shape) for name, parameter in made.named_parameters()}
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says, on one line."""
+    """Return the first line of the message of an error, or else its type."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""What the levels of a run are, and what each costs: the rows of ``levels.csv``."""
+"""The levels of a run and their costs: the rows of ``levels.csv``."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class LevelCosts:
     """One level and its costs.
 
     Attributes:
-        level: its name.
+        level: name of the level.
         width: hidden channels relative to the global model.
-        depth: number of stages; None for the net's own.
-        density: share of the weights' entries that its clients hold.
-        parameters: of its net.
+        depth: number of stages; None: the default of the net.
+        density: fraction of the weight entries that its clients hold.
+        parameters: number of parameters of its net.
         forward_flops: FLOPs of a forward pass, for one sample.
         training_flops: FLOPs of forward and backward, for one sample.
-        down_bytes: to a client in a round: of the sub-model, or of those of all clusters, if it is to choose.
-        up_bytes: of a client's message in a round, if it sent every entry as float32.
+        down_bytes: bytes that a client receives in a round: its sub-model, or one per cluster if it chooses a cluster.
+        up_bytes: bytes that a client sends in a round if it sends every entry as float32.
     """
 
     level: str
@@ -40,24 +40,29 @@ class LevelCosts:
 
 @dataclass(frozen=True)
 class UploadSize:
-    """What a client of a level sends in a round: entries that are compressed, and the exact block beside them."""
+    """The entries that a client of a level sends in a round.
+
+    Attributes:
+        size: number of entries that are compressed.
+        exact_size: number of entries of the exact block.
+    """
 
     size: int
     exact_size: int
 
     def dense(self) -> int:
-        """Return the bytes if every entry is sent as float32."""
+        """Return the number of bytes if every entry is sent as float32."""
         return wire.dense_size(self.size, self.exact_size)
 
     def sparse(self, density: float, itemsize: int = 4) -> float:
-        r"""Return the expected bytes if each entry is sent with probability p = ``density``, wherever it lies.
+        r"""Return the expected bytes if each entry is sent independently with probability p = ``density``.
 
-        An index takes the entropy of the gap to it, :math:`-\log_2 p - \frac{1 - p}{p} \log_2 (1 - p)` bits; the code
-        of the wire comes within 2 % of it from a few hundred indices on.
+        An index costs the entropy of its gap, :math:`-\log_2 p - \frac{1 - p}{p} \log_2 (1 - p)` bits; the wire format
+        is within 2 % of it for more than a few hundred indices.
 
         Args:
-            density: in (0, 1].
-            itemsize: bytes of one value; the exact block has float32.
+            density: fraction of the entries that are sent, in (0, 1].
+            itemsize: bytes per value; values of the exact block are always float32.
         """
         rest = 1.0 - density
         bits = -math.log2(density) - (rest / density * math.log2(rest) if rest else 0.0)
@@ -72,9 +77,9 @@ def level_costs(
     """Return one row per level.
 
     Args:
-        levels: the levels, inspected.
-        uploads: by level, what a client sends.
-        down: by level, the bytes to a client.
+        levels: the levels, after :meth:`LevelSet.inspect`.
+        uploads: by level, the entries that a client sends.
+        down: by level, the bytes that a client receives.
     """
     return [
         LevelCosts(

@@ -1,4 +1,4 @@
-"""What a federation learns: the loss, the metrics and the headline of targets of every kind."""
+"""Objectives: the loss, the metrics and the headline score for each kind of target."""
 
 from hetfl.objectives.base import Objective
 from hetfl.objectives.classification import Classification

@@ -1,4 +1,4 @@
-"""What an objective is: what the targets are, the loss, and the scores of predictions."""
+"""The base class of objectives: the form of targets, the loss, and the scores of predictions."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from hetfl.runs.headline import Headline
 
 
 class Objective(Piece):
-    """What a federation learns: how targets look, the loss of outputs, and the scores of predictions.
+    """The learning task: the form of targets, the loss of outputs, and the scores of predictions.
 
-    Outputs and targets may have leading dimensions, of clients or of exits: (..., N, K) and (..., N), say. What is
-    returned for them has these dimensions.
+    Outputs and targets may have leading dimensions of clients or exits, such as (..., N, K) and (..., N). Results have
+    the same leading dimensions.
 
     Attributes:
         headline: the score by which models are compared.
     """
 
     target_dims: ClassVar[int] = 2
-    """Dimensions of a batch's targets: 1 for (N,), 2 for (N, Q)."""
+    """Number of dimensions of a batch of targets: 1 for (N,), 2 for (N, Q)."""
 
     owns_labels: ClassVar[bool] = False
-    """Whether clients own some of the K outputs: classes that their targets have. Rules about labels need it."""
+    """Whether each output is a label, which a client owns if its targets have it. Rules about labels need this."""
 
     probabilities: ClassVar[bool] = False
-    """Whether the K outputs are logits of one distribution, which exits can distil into each other."""
+    """Whether the K outputs are logits of one distribution, as distillation between exits needs."""
 
     headline: Headline
 
     def noun(self, size: int) -> str:
-        """Return in words what K outputs are for."""
+        """Return the number of outputs with a noun, such as "10 classes"."""
         return f"{size} {'output' if size == 1 else 'outputs'}"
 
     @abstractmethod
     def prepared(self, targets: Tensor, where: str) -> Tensor:
-        """Return a data set's targets as the loss takes them.
+        """Return the targets of a data set in the form that the loss takes.
 
         Args:
-            targets: as the data has them, shape (n, ...).
-            where: whose they are, for the message: ``training`` or ``test``.
+            targets: targets of the data, shape (n, ...).
+            where: the part of the data, for messages: ``training`` or ``test``.
 
         Raises:
-            ConfigurationError: their type or shape is that of another objective.
+            ConfigurationError: the objective does not take targets of this type or shape.
         """
 
     @abstractmethod
@@ -60,44 +60,44 @@ class Objective(Piece):
         """Refuse targets that K outputs cannot predict.
 
         Args:
-            targets: prepared ones.
+            targets: prepared targets.
             size: number K of outputs.
-            where: whose they are.
+            where: the part of the data, for messages.
 
         Raises:
-            ConfigurationError: they cannot.
+            ConfigurationError: a target is out of range, or a setting does not fit K.
         """
 
     def single_labels(self, targets: Tensor) -> Tensor | None:
-        """Return the class of each sample, int64, shape (n,), for partitioners by class; None: there is no such."""
+        """Return the class of each sample, int64, shape (n,), for partitioners by class; None without classes."""
         return None
 
     def label_counts(self, targets: Tensor, size: int) -> Tensor:
-        """Return how many targets have each of the K outputs as a label, int64, shape (K,): by default all have all.
+        """Return how many targets have each label, int64, shape (K,); by default every target has every label.
 
-        A client owns the labels that it has a target of.
+        A client owns the labels that occur in its targets.
         """
         return torch.full((size,), len(targets))
 
     def batch(self, inputs: Any, targets: Tensor, generator: torch.Generator) -> tuple[Any, Tensor]:
-        """Return a batch as the net and the loss take it: by default as it is.
+        """Return a training batch for the net and the loss; by default unchanged.
 
         Args:
             inputs: transformed inputs of N samples.
             targets: prepared targets.
-            generator: for random choices, the client's own.
+            generator: source of random choices, specific to the client.
         """
         return inputs, targets
 
     def trial(self, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
-        """Return a batch on which nets are tried before the first round: by default as it is.
+        """Return a batch for the test of nets before the first round; by default unchanged.
 
-        It has every change that :meth:`batch` may make.
+        The batch has every change that :meth:`batch` may make.
         """
         return inputs, targets
 
     def output_shape(self, targets: Tensor, size: int) -> tuple[int, ...]:
-        """Return the shape of outputs for a batch's targets: by default (N, K)."""
+        """Return the shape of the outputs for a batch of targets; by default (N, K)."""
         return (len(targets), size)
 
     @abstractmethod
@@ -105,33 +105,33 @@ class Objective(Piece):
         """Return the mean loss over a batch, shape (...)."""
 
     def weight(self, targets: Tensor) -> float:
-        """Return by what a batch's loss counts in a mean over batches: by default its number of samples."""
+        """Return the weight of a batch in a mean of losses over batches; by default its number of samples."""
         return len(targets)
 
     @abstractmethod
     def metrics(self, size: int) -> Mapping[str, Metric]:
-        """Return new metrics by name, the headline's first; they take what :meth:`predicted` returns, and targets.
+        """Return new metrics by name, the headline first; they are updated with predictions and targets.
 
-        :class:`HeadlineOfSums` is a metric of any objective's headline.
+        :meth:`predicted` returns the predictions. :class:`HeadlineOfSums` computes the headline of any objective.
         """
 
     def predicted(self, outputs: Tensor) -> Tensor:
-        """Return outputs as metrics take them: by default as they are."""
+        """Return predictions in the form that metrics take; by default the outputs."""
         return outputs
 
     @abstractmethod
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return numbers of each sample, float64, shape (N, M), whose sums over samples tell the headline.
+        """Return M numbers per sample, float64, shape (N, M), whose sums over samples determine the headline.
 
-        Samples of clients are added up client by client, so no outputs are kept.
+        The evaluation adds them up per client, so it keeps no outputs.
         """
 
     @abstractmethod
     def score(self, sums: Tensor) -> Tensor:
-        """Return the headline of sums (..., M), shape (...)."""
+        """Return the headline score of sums (..., M), shape (...)."""
 
     def per_exit(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of each of H exits, shape (..., H), of outputs (..., H, N, ...)."""
+        """Return the mean loss of each of H exits, shape (..., H), for outputs (..., H, N, ...)."""
         position = targets.dim() - self.target_dims
         heads = outputs.shape[position]
         shape = (*targets.shape[:position], heads, *targets.shape[position:])
@@ -139,12 +139,12 @@ class Objective(Piece):
 
 
 class HeadlineOfSums(Metric):
-    """The headline of an objective, of the sums over all samples in float64: as clients' scores are.
+    """The headline of an objective, computed from float64 sums over all samples, like the scores of clients.
 
-    Where the headline is not defined for so few samples, or samples so much alike, it is NaN.
+    It is NaN where the headline is undefined, such as R² of equal targets.
 
     Args:
-        objective: has the sums.
+        objective: defines the sums and the score.
     """
 
     sums: Tensor
@@ -155,7 +155,7 @@ class HeadlineOfSums(Metric):
         self.add_state("sums", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Add up what the objective sums up of each sample."""
+        """Add the sums of a batch."""
         self.sums = self.sums + self.objective.sums(outputs, targets).sum(0)
 
     def compute(self) -> Tensor:
@@ -164,7 +164,7 @@ class HeadlineOfSums(Metric):
 
 
 def expected_targets(what: str, targets: Tensor, where: str, objective: str) -> ConfigurationError:
-    """Return the error that names what targets an objective expects, and what came."""
+    """Return the error for targets of a wrong form: what the objective expects, and what it got."""
     return ConfigurationError(
         f"Expected {where} targets as {what} for {objective} but got {targets.dtype} of shape {tuple(targets.shape)}"
     )

@@ -26,10 +26,10 @@ class Classification(Objective):
 
     Args:
         class_weights: weight w of each class; None: 1.
-        label_smoothing: share of a target's probability that all classes get alike.
-        top_k: also log ``top<k>_accuracy``: whether the class is among the k likeliest; None: it is not logged.
-        macro_f1: also log ``macro_f1``, the mean of the classes' F1 scores.
-        headline: by which score models are compared.
+        label_smoothing: fraction of the probability that is spread evenly over all classes.
+        top_k: also log ``top<k>_accuracy``, which counts the class if it is among the k most probable; None: no.
+        macro_f1: also log ``macro_f1``, the mean of the F1 scores of the classes.
+        headline: the score by which models are compared.
 
     Raises:
         ConfigurationError: a weight is not positive, the smoothing is outside [0, 1), or k is below 2.
@@ -115,15 +115,15 @@ class Classification(Objective):
         return torch.tensor(self.class_weights, dtype=torch.float64)[targets.cpu()].sum().item()
 
     def metrics(self, size: int) -> Mapping[str, Metric]:  # noqa: D102
-        found: dict[str, Metric] = {"accuracy": MulticlassAccuracy(size, average="micro", sync_on_compute=False)}
+        metrics: dict[str, Metric] = {"accuracy": MulticlassAccuracy(size, average="micro", sync_on_compute=False)}
         if self.top_k is not None:
-            found[f"top{self.top_k}_accuracy"] = MulticlassAccuracy(
+            metrics[f"top{self.top_k}_accuracy"] = MulticlassAccuracy(
                 size, top_k=self.top_k, average="micro", sync_on_compute=False
             )
         if self.macro_f1 or self.headline.name == "macro_f1":
-            found["macro_f1"] = MulticlassF1Score(size, average="macro", sync_on_compute=False)
+            metrics["macro_f1"] = MulticlassF1Score(size, average="macro", sync_on_compute=False)
         name = self.headline.name
-        return {name: found.pop(name), **found}
+        return {name: metrics.pop(name), **metrics}
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
         guesses = outputs.argmax(-1)

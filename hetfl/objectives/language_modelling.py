@@ -1,4 +1,4 @@
-"""Tokens as targets."""
+"""Language modelling: tokens as targets."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ class LanguageModelling(Objective):
     .. math:: L = \frac{1}{M} \sum_{n, t:\, y_{nt} \ne \text{ignored}} \mathrm{CE}(z_{nt}, y_{nt}), \qquad
         \text{perplexity} = e^L
 
-    Targets are whole numbers from 0, shape (N, T); outputs are logits, shape (N, T, V). For the next token the data's
-    targets are its inputs, moved by one. For masked language modelling the targets are the inputs themselves: some
-    tokens of the inputs are masked, drawn anew in every batch. A client owns the tokens that its targets have.
+    Targets are whole numbers from 0, shape (N, T); outputs are logits, shape (N, T, V). To predict the next token, the
+    targets of the data are the inputs shifted by one. For masked language modelling the targets are the inputs, and
+    each batch masks a random part of the input tokens. A client owns the tokens that occur in its targets.
 
     Args:
-        ignore: the target of positions that do not count, such as padding.
-        masked: share of tokens that are masked; None: no token is.
-        mask_token: stands in the place of a masked token; a net's embedding needs a row for it.
-        only_masked: whether masked tokens alone count, as in BERT; HeteroFL counts all tokens.
+        ignore: the target of positions that are not counted, such as padding.
+        masked: fraction of the tokens that are masked; None: no masking.
+        mask_token: the token that replaces a masked token; the embedding of the net needs a row for it.
+        only_masked: whether only masked tokens are counted, as in BERT; HeteroFL counts all tokens.
 
     Raises:
-        ConfigurationError: the share is outside (0, 1), or there is no token for it; or ``ignore`` is a token.
+        ConfigurationError: ``masked`` is outside (0, 1), only one of ``masked`` and ``mask_token`` is set, or
+            ``ignore`` is not negative.
     """
 
     owns_labels: ClassVar[bool] = True
@@ -73,9 +74,9 @@ class LanguageModelling(Objective):
         return targets[targets != self.ignore].bincount(minlength=size)
 
     def batch(self, inputs: Any, targets: Tensor, generator: torch.Generator) -> tuple[Any, Tensor]:
-        """Return a batch with some of its tokens masked, if tokens are.
+        """Return a batch with random tokens masked; unchanged if ``masked`` is None.
 
-        Inputs are the tokens (N, T), or have them under ``tokens``.
+        Inputs are the tokens (N, T), or a dict that has them under ``tokens``.
         """
         if self.masked is None:
             return inputs, targets
@@ -83,23 +84,23 @@ class LanguageModelling(Objective):
         return self._hidden(inputs, targets, drawn.to(targets.device))
 
     def trial(self, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
-        """Return a batch with all of its tokens masked, if tokens are.
+        """Return a batch with all tokens masked; unchanged if ``masked`` is None.
 
         Raises:
-            ConfigurationError: the inputs are no tokens of the shape of the targets.
+            ConfigurationError: the inputs do not have tokens of the shape of the targets.
         """
         if self.masked is None:
             return inputs, targets
         tokens = inputs.get("tokens") if isinstance(inputs, dict) else inputs
         if not isinstance(tokens, Tensor) or tokens.shape != targets.shape:
             raise ConfigurationError(
-                f"Expected tokens of shape {tuple(targets.shape)} to mask, alone or by that name, but got "
+                f"Expected tokens of shape {tuple(targets.shape)} to mask, alone or under the name tokens, but got "
                 f"{in_words(inputs)}"
             )
         return self._hidden(inputs, targets, torch.ones_like(targets, dtype=torch.bool))
 
     def _hidden(self, inputs: Any, targets: Tensor, drawn_NT: Tensor) -> tuple[Any, Tensor]:
-        """Return a batch without the tokens at some places."""
+        """Return a batch with the tokens at the given positions masked."""
         tokens = inputs["tokens"] if isinstance(inputs, dict) else inputs
         drawn_NT = drawn_NT & (targets != self.ignore)
         hidden = tokens.masked_fill(drawn_NT, self.mask_token)
@@ -111,7 +112,7 @@ class LanguageModelling(Objective):
         return (*targets.shape, size)
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of every position, 0 where it does not count, in the shape of the targets."""
+        """Return the loss of every position in the shape of the targets; 0 at ignored positions."""
         flat = F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=self.ignore)
         return flat.view(targets.shape)
 

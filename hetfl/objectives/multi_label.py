@@ -1,4 +1,4 @@
-"""Any number of classes per sample."""
+"""Multi-label classification: any number of classes per sample."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class MultiLabel(Objective):
     .. math:: L = -\frac{1}{N K} \sum_{n, k} w_k y_{nk} \log \sigma(z_{nk}) + (1 - y_{nk}) \log(1 - \sigma(z_{nk}))
 
     Targets are 0 or 1, or bools, shape (N, K); outputs are logits, shape (N, K). A label is predicted where
-    :math:`\sigma(z) > 1/2`. The headline is ``f1``, of all samples and labels together; ``macro_f1``, the mean of the
-    labels' F1 scores, and ``exact_match``, the share of samples with all labels right, are logged, too. Where nothing
-    is to be found and nothing is predicted, F1 is 1. A client owns the labels that one of its samples has.
+    :math:`\sigma(z) > 1/2`. The headline is ``f1``, computed over all samples and labels together. ``macro_f1``, the
+    mean of the F1 scores of the labels, and ``exact_match``, the fraction of samples with all labels right, are logged
+    too. Without positive targets and positive predictions F1 is 1. A client owns the labels that its samples have.
 
     Args:
-        positive_weights: weight w of each label's presence; None: 1.
+        positive_weights: weight w of the positive term of each label; None: 1.
 
     Raises:
         ConfigurationError: a weight is not positive.
@@ -79,7 +79,7 @@ class MultiLabel(Objective):
         }
 
     def predicted(self, outputs: Tensor) -> Tensor:
-        """Return which labels are predicted, int64: a metric would take logits in [0, 1] for probabilities."""
+        """Return which labels are predicted, int64; metrics would treat logits in [0, 1] as probabilities."""
         return (outputs > 0).long()
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102

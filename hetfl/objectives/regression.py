@@ -1,4 +1,4 @@
-"""Numbers as targets."""
+"""Regression: numbers as targets."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ HEADLINES = {
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
-"""The losses of one number by name."""
+"""The losses by name."""
 
 
 class Regression(Objective):
-    r"""Each sample has Q numbers; the net predicts them in units of ``scale``, from ``offset`` on.
+    r"""Each sample has Q numbers; the net predicts their difference from ``offset`` in units of ``scale``.
 
     .. math:: \hat y = \text{offset} + \text{scale} \cdot z, \qquad
         R^2 = \frac1Q \sum_q 1 - \frac{\sum_n (y_{nq} - \hat y_{nq})^2}{\sum_n (y_{nq} - \bar y_q)^2}
 
     Targets are floats, shape (N, Q), or (N,) for Q = 1; outputs z have shape (N, Q). The loss compares z with
-    (y - offset) / scale; scores are in the targets' own units. ``r2`` and ``mae`` are both logged. R² needs targets
-    that differ: a client whose test targets are all alike has none.
+    (y - offset) / scale; scores are in the units of the targets. ``r2`` and ``mae`` are both logged. R² is undefined
+    for equal targets, so a client with equal test targets has no R².
 
     Args:
-        loss: of one number: ``mse``, ``l1``, or ``huber``, which is quadratic up to 1 and linear beyond.
-        offset: where outputs of 0 lie: about the mean of the targets.
-        scale: unit of the outputs: about the standard deviation of the targets.
-        headline: by which score models are compared: ``r2`` or ``mae``.
+        loss: ``mse``, ``l1``, or ``huber``, which is quadratic up to 1 and linear beyond.
+        offset: the target that an output of 0 means; about the mean of the targets.
+        scale: the unit of the outputs; about the standard deviation of the targets.
+        headline: the score by which models are compared: ``r2`` or ``mae``.
 
     Raises:
-        ConfigurationError: there is no such loss or headline, the scale is not positive, or the offset is not finite.
+        ConfigurationError: the loss or headline is unknown, the scale is not positive, or the offset is not finite.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Regression(Objective):
         ones = torch.ones_like(given[..., :1])
         if self.headline.name == "mae":
             return torch.cat([errors.abs().mean(-1, keepdim=True), ones], dim=-1)
-        centred = given - self.offset  # squares of large numbers would cancel
+        centred = given - self.offset  # differences of large squares would lose precision
         return torch.cat([ones, centred, centred.square(), errors.square()], dim=-1)
 
     def score(self, sums: Tensor) -> Tensor:  # noqa: D102

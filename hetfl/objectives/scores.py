@@ -1,4 +1,4 @@
-"""Scores of every level, and of the global model on each client's own data."""
+"""Scores of each level, and of the global model on the data of each client."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hetfl.objectives.base import Objective
 
 
 class LevelScores(nn.Module):
-    """Loss and metrics of the global model, and the headline of each level and of its heads, over an evaluation.
+    """Loss and metrics of the global model, and the headline of each level and each head, over an evaluation.
 
-    Outputs of NaN are no prediction: scores and loss are then NaN, and not those of the rest.
+    If an output is NaN, the scores and the loss are NaN.
 
     Args:
-        levels: names of the levels, the global model's first.
-        objective: has the metrics.
+        levels: names of the levels, that of the global model first.
+        objective: defines the metrics.
         size: number K of outputs.
     """
 
@@ -39,7 +39,12 @@ class LevelScores(nn.Module):
         return self.objective.metrics(self.size)[self.objective.headline.name]
 
     def update(self, outputs: Mapping[str, Tensor], targets: Tensor) -> None:
-        """Take one batch's outputs of every level, and of heads by their names."""
+        """Add one batch.
+
+        Args:
+            outputs: outputs by name of the level or head.
+            targets: prepared targets.
+        """
         for name, values in outputs.items():
             if _key(name) not in self.headlines:
                 self.headlines[_key(name)] = self._headline().to(values.device)
@@ -51,14 +56,14 @@ class LevelScores(nn.Module):
             if bool(values.isnan().any()):
                 self._without.add(name)
         loss = self.objective.loss(outputs[self.largest], targets)
-        if bool(loss.isnan()):  # torchmetrics would leave it out
+        if bool(loss.isnan()):  # torchmetrics would ignore it
             self._lost = True
         else:
             self.loss.update(loss, self.objective.weight(targets))
         self.count += len(targets)
 
     def compute(self, stage: str) -> dict[str, Tensor]:
-        """Return and forget a stage's loss, metrics, and headlines by level and by head."""
+        """Return the loss, metrics, and headlines by level and by head under the names of a stage; then reset."""
         headlines = {_name(key): cast(Metric, metric) for key, metric in self.headlines.items()}
         others = cast(Mapping[str, Metric], dict(self.others.items()))
         values = {name: metric.compute() for name, metric in headlines.items()}
@@ -79,7 +84,7 @@ class LevelScores(nn.Module):
 
 
 def _key(name: str) -> str:
-    """Return a name that no attribute of a module has."""
+    """Return a name that is no attribute of a module."""
     return f"of {name}"
 
 
@@ -88,12 +93,12 @@ def _name(key: str) -> str:
 
 
 def beside(labels: Tensor, outputs: Tensor) -> Tensor:
-    """Return labels (..., K) with dimensions of 1 before the last, so that they go with outputs (..., N, ..., K)."""
+    """Return labels (..., K) with dimensions of 1 before the last, to broadcast to outputs (..., N, ..., K)."""
     return labels.view(*labels.shape[:-1], *[1] * (outputs.dim() - labels.dim()), labels.shape[-1])
 
 
 def weighted_mean(parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
-    """Return per column the mean over parts, each with its weight; of a single part as it is."""
+    """Return the weighted mean of each column over parts; a single part is returned unchanged."""
     if len(parts) == 1:
         return dict(parts[0][1])
     total = sum(weight for weight, _ in parts)
@@ -102,14 +107,14 @@ def weighted_mean(parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[s
 
 
 class ClientScores:
-    """The headline of one model on each client's own test data: mean, worst tenth, and how it spreads.
+    """The headline of one model on the test data of each client: mean, worst tenth, and spread.
 
-    A client with outputs of NaN has a score of NaN, and so have all figures over clients. A client whose test data
-    define no score, such as R² of a single sample, has none, as one without test data.
+    A client with NaN outputs has the score NaN, and all statistics over clients are then NaN. A client without test
+    data has no score, and neither has a client whose score is undefined, such as R² of a single sample.
 
     Args:
-        num_clients: size N of the fleet.
-        objective: has the headline.
+        num_clients: number of clients N.
+        objective: defines the headline.
     """
 
     def __init__(self, num_clients: int, objective: Objective) -> None:
@@ -122,11 +127,11 @@ class ClientScores:
         self.count_S = torch.zeros(self.num_clients, dtype=torch.float64)
 
     def update(self, sums_NM: Tensor, owner_N: Tensor) -> None:
-        """Take one batch.
+        """Add one batch.
 
         Args:
-            sums_NM: what the objective sums up of each sample.
-            owner_N: the client that each sample belongs to, -1 for nobody's.
+            sums_NM: the numbers of each sample from :meth:`Objective.sums`.
+            owner_N: the client of each sample, or -1.
         """
         owned = owner_N >= 0
         owner, sums = owner_N[owned].cpu(), sums_NM[owned].cpu()
@@ -136,7 +141,7 @@ class ClientScores:
         self.count_S.index_add_(0, owner, torch.ones(len(owner), dtype=torch.float64))
 
     def _scores(self) -> tuple[Tensor, Tensor]:
-        """Return which clients have a score, bool (N,), and these scores, in their order."""
+        """Return which clients have a score, bool (N,), and their scores in the order of the clients."""
         has_S = self.count_S > 0
         if not bool(has_S.any()):
             return has_S, self.count_S[:0]
@@ -145,26 +150,25 @@ class ClientScores:
         return has_S, scores_S[has_S]
 
     def per_client(self) -> list[float | None]:
-        """Return each client's score; None for one that has none."""
+        """Return the score of each client; None for a client without a score."""
         has_S, scores = self._scores()
         in_order = iter(scores.tolist())
         return [next(in_order) if has else None for has in has_S.tolist()]
 
     def mean(self) -> Tensor:
-        """Return the mean over clients that have a score, each counting the same; NaN without any."""
+        """Return the unweighted mean over clients with a score; NaN if no client has a score."""
         return self._scores()[1].mean()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return and forget ``local/*`` of the headline, such as ``accuracy``, over clients that have a score.
+        """Return ``local/*`` statistics of the headline over the clients with a score; then reset.
 
-        In ``local/accuracy_by_samples`` a client counts by its number of test samples, in all others every client
-        counts the same.
+        Clients have equal weights, except in ``by_samples``. For the headline ``accuracy`` the columns are:
 
         - ``local/accuracy_mean``: the mean.
-        - ``local/accuracy_by_samples``: the score of all clients' samples together (what HeteroFL's authors report).
-        - ``local/accuracy_worst10``: the mean over the worst tenth of the clients, at least one.
-        - ``local/accuracy_std``, ``local/accuracy_var``: standard deviation and variance, of these very clients
-          (divided by their number, as q-FFL reports it).
+        - ``local/accuracy_by_samples``: the score of the samples of all clients together, as HeteroFL's authors report.
+        - ``local/accuracy_worst10``: the mean over the worst tenth of the clients, at least one client.
+        - ``local/accuracy_std``, ``local/accuracy_var``: standard deviation and variance, divided by the number of
+          clients, as q-FFL reports them.
         """
         headline = self.objective.headline
         scores, sums_M = self._scores()[1], self.sums_SM.sum(0)
@@ -172,7 +176,7 @@ class ClientScores:
         if not len(scores):
             return {}
         scores = scores.sort(descending=not headline.higher_is_better).values
-        if bool(scores.isnan().any()):  # sorted they would be the best
+        if bool(scores.isnan().any()):  # NaN would sort as the best score
             scores = torch.full_like(scores, torch.nan)
         worst = scores[: max(1, len(scores) // 10)]
         return {

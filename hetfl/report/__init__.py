@@ -1,4 +1,4 @@
-"""Finished runs side by side: tables, plots and a report, in HTML and Markdown."""
+"""Comparison of finished runs: tables, plots and a report, in HTML and Markdown."""
 
 from hetfl.report.groups import group_runs
 from hetfl.report.writing import write_report

@@ -1,4 +1,4 @@
-"""Which runs may stand side by side: finished ones, on the same data."""
+"""Checks that runs can be compared: they are finished, and have the same data."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from hetfl.runs.headline import common_headline
 from hetfl.runs.run_folder import ended_early
 
 NOT_THE_DATA = {"data.seed", "data.eval_batch_size", "data.local_metrics"}
-"""Settings of a data module that say nothing of which samples there are and whose they are, but for the draw."""
+"""Settings of a data module that may differ between compared runs: they do not change the rule of the partition."""
 
 
 def rounds_done(run: Run) -> int:
-    """Return how many rounds a run has behind it."""
+    """Return the number of rounds that a run has done."""
     return int(run.metrics["step"].max()) + 1
 
 
 def rounds_asked(run: Run) -> int | None:
-    """Return how many rounds a run's configuration asks for; None where it does not say."""
+    """Return the number of rounds in the configuration of a run; None if it has none."""
     rounds = (run.config.get("trainer") or {}).get("max_epochs")
     return rounds if isinstance(rounds, int) and rounds >= 0 else None
 
 
 def unfinished(groups: Sequence[Group]) -> list[tuple[str, Run]]:
-    """Return the runs that have rounds left, with their groups' names; none of those that their settings ended."""
+    """Return the unfinished runs with the names of their groups; a run that its settings ended early is finished."""
     runs = [(group.name, run) for group in groups for run in group.runs]
     return [(name, run) for name, run in runs if not _has_ended(run)]
 
@@ -37,7 +37,7 @@ def _has_ended(run: Run) -> bool:
 
 
 def data_settings(group: Group) -> dict[str, str]:
-    """Return the settings of a group's data, without the seed of the partition."""
+    """Return the settings of the data of a group, without the seed of the partition."""
     return {
         name: value
         for name, value in group.settings.items()
@@ -46,11 +46,14 @@ def data_settings(group: Group) -> dict[str, str]:
 
 
 def differing_data(groups: Sequence[Group]) -> list[tuple[str, str, str, str, str]]:
-    """Return where groups have other data than the first one that says: setting, group, value, group, value."""
-    said = [(group.name, data_settings(group)) for group in groups if group.settings]
+    """Return the data settings that differ from those of the first group with settings.
+
+    A row is the setting, the first group, its value, the other group, and its value.
+    """
+    known = [(group.name, data_settings(group)) for group in groups if group.settings]
     differences = []
-    for name, settings in said[1:]:
-        first_name, first = said[0]
+    for name, settings in known[1:]:
+        first_name, first = known[0]
         for key in dict.fromkeys([*first, *settings]):
             one, other = first.get(key, ABSENT), settings.get(key, ABSENT)
             if one != other:
@@ -59,16 +62,15 @@ def differing_data(groups: Sequence[Group]) -> list[tuple[str, str, str, str, st
 
 
 def check_comparable(groups: Sequence[Group], *, allow_unfinished: bool, allow_mixed_data: bool) -> None:
-    """Refuse what a report would silently compare wrongly.
+    """Refuse runs whose comparison would be wrong.
 
     Args:
         groups: the groups.
-        allow_unfinished: take runs with fewer rounds than asked for.
-        allow_mixed_data: take runs on different data.
+        allow_unfinished: accept runs with fewer rounds than their configuration has.
+        allow_mixed_data: accept runs on different data.
 
     Raises:
-        ConfigurationError: runs have different headlines, one has no score, is not finished, or is on other data than
-            another one.
+        ConfigurationError: runs have different headlines or different data, or a run has no score or is not finished.
     """
     runs = [run for group in groups for run in group.runs]
     headline = common_headline({str(run.folder): run.headline for run in runs})
@@ -76,8 +78,7 @@ def check_comparable(groups: Sequence[Group], *, allow_unfinished: bool, allow_m
     for run in runs:
         if column not in run.metrics.columns or run.metrics[column].isna().all():
             raise ConfigurationError(
-                f"Expected a validation {headline.words} in {run.folder / 'metrics.csv'} but got none: "
-                "nothing to report"
+                f"Expected a validation {headline.words} in {run.folder / 'metrics.csv'} but got none"
             )
     short = unfinished(groups)
     if short and not allow_unfinished:

@@ -1,4 +1,4 @@
-"""What a report shows of runs with several global models: who was in which cluster, how clusters split, how they do."""
+"""The clusters in a report, for runs with several global models: members, splits and scores."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from hetfl.report.groups import Group, seed_of
 from hetfl.report.series import ROUNDS, Band, final_amount
 
 MOST = 6
-"""So many clusters have their numbers in a table; of more, the smallest and the largest."""
+"""Maximum number of clusters that are listed one by one; of more, a table has the smallest and the largest number."""
 
 
 @dataclass(frozen=True)
 class ClusteredRun:
-    """A run that had, or could have had, several models.
+    """A run with clusters.
 
     Attributes:
-        group: the name of its group.
+        group: name of the group of the run.
         run: the run.
-        table: its ``clusters.csv``.
+        table: ``clusters.csv`` of the run.
     """
 
     group: str
@@ -49,7 +49,7 @@ class ClusteredRun:
 
     @property
     def title(self) -> str:
-        """What a picture calls it."""
+        """Title of the run in figures."""
         return f"{self.group}, seed {seed_of(self.run)}"
 
     @property
@@ -59,32 +59,32 @@ class ClusteredRun:
 
     @cached_property
     def members(self) -> NDArray[np.int64]:
-        """Each client's cluster after each round, shape (N, rounds), -1 while it has none."""
+        """The cluster of each client after each round, shape (N, rounds); -1 before its first cluster."""
         return assignments(self.table, self.rounds)
 
     @cached_property
     def splits(self) -> list[ClusterSplit]:
-        """How clusters split, if they did."""
+        """The splits of clusters; empty for a run without splits."""
         return splits_of(self.table) if has_splits(self.run.folder) else []
 
     @cached_property
     def count(self) -> int:
-        """Number of models in the end, those included that nobody was in."""
+        """Number of models at the end, including those of empty clusters."""
         return max(int(self.members.max()) + 1, int(final_amount(self.run, "cluster/count") or 0))
 
     @cached_property
     def scores(self) -> dict[int, Band]:
-        """Each cluster's validation headline over rounds, of those that have any."""
-        rounds, found = np.asarray(self.run.series("step"), dtype=np.float64) + 1, {}
+        """The validation headline over rounds, by cluster, for clusters with a score."""
+        rounds, bands = np.asarray(self.run.series("step"), dtype=np.float64) + 1, {}
         for cluster in range(self.count):
             column = self.run.headline.cluster(cluster)
             if column in self.run.metrics.columns:
                 score = np.asarray(self.run.series(column), dtype=np.float64)
-                there = ~np.isnan(score)
-                if there.any():
-                    mean = score[there]
-                    found[cluster] = Band(rounds[there], mean, mean, mean, n=1)
-        return found
+                reported = ~np.isnan(score)
+                if reported.any():
+                    mean = score[reported]
+                    bands[cluster] = Band(rounds[reported], mean, mean, mean, n=1)
+        return bands
 
 
 def clustered(groups: Sequence[Group]) -> list[ClusteredRun]:
@@ -94,34 +94,38 @@ def clustered(groups: Sequence[Group]) -> list[ClusteredRun]:
 
 
 def cluster_table(runs: Sequence[ClusteredRun]) -> Table:
-    """Return a row per run, at least one: how many clusters, their clients and scores, and when clients changed."""
+    """Return a table with a row per run: clusters, their clients and scores, and changes of clusters.
+
+    Args:
+        runs: at least one run.
+    """
     headline = runs[0].run.headline
     rows: list[list[str | Cell]] = []
     for each in runs:
         before_NR, after_NR = each.members[:, :-1], each.members[:, 1:]
         moves_NR = (before_NR != after_NR) & (before_NR >= 0)
-        when = np.flatnonzero(moves_NR.any(axis=0)) + 2  # rounds count from 1, and the first one has none before it
+        when = np.flatnonzero(moves_NR.any(axis=0)) + 2  # rounds count from 1, and column 0 is a move in round 2
         changes = Cell(str(int(moves_NR.sum())), f"the last in round {when[-1]}" if len(when) else "")
         sizes = [float((each.members[:, -1] == cluster).sum()) for cluster in range(each.count)]
         ends = [float(band.mean[-1]) for band in each.scores.values()]
         numbers = [_all_or_ends(sizes, "{:.0f}".format), _all_or_ends(ends, headline.shown)]
         rows.append([each.group, seed_of(each.run), str(each.count), *numbers, changes])
     return Table(
-        f"Clusters after the last round, by their numbers: clients, and the validation {headline.words} last measured.",
+        f"Clusters after the last round, by number: clients, and the last validation {headline.words}.",
         ["group", "seed", "clusters", "clients", headline.words, "changes of cluster"],
         rows,
     )
 
 
 def _all_or_ends(values: Sequence[float], write: Callable[[float], str]) -> str:
-    """Return all values, or of many the smallest and the largest."""
+    """Return all values as text, or only the smallest and the largest of more than :data:`MOST`."""
     if len(values) > MOST:
         return f"{write(min(values))} to {write(max(values))}"
     return ", ".join(map(write, values)) or "–"
 
 
 def cluster_figures(groups: Sequence[Group]) -> dict[str, Figure | None]:
-    """Return pictures of the first run with clusters of every group, at least one, by the names of their files."""
+    """Return figures of the first run with clusters of each group, by file name; at least one group has such a run."""
     runs = list({each.group: each for each in reversed(clustered(groups))}.values())[::-1]
     split = [each for each in runs if each.splits]
     return {
@@ -140,7 +144,7 @@ def cluster_figures(groups: Sequence[Group]) -> dict[str, Figure | None]:
 
 
 def _scores(runs: Sequence[ClusteredRun]) -> Figure | None:
-    """Draw every cluster's validation headline over rounds, a panel per run, in the colours of the other pictures."""
+    """Draw the validation headline of every cluster over rounds, a panel per run, in the colours of other figures."""
     numbers = sorted({cluster for each in runs for cluster in each.scores})
     if not numbers:
         return None
@@ -157,7 +161,7 @@ def _scores(runs: Sequence[ClusteredRun]) -> Figure | None:
 def _stacked(
     runs: Sequence[ClusteredRun], heights: Sequence[float], draw: Callable[[Axes, ClusteredRun], None]
 ) -> Figure | None:
-    """Draw axes one below the other, one per run."""
+    """Draw one axes per run, from top to bottom."""
     if not runs:
         return None
     figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")

@@ -1,4 +1,4 @@
-"""The order of a report: what came out first, then how, then what was different."""
+"""The order of a report: results, costs, clients, and settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hetfl.report.document import Block, Document, Picture, Points, Section, Tex
 from hetfl.report.matching import BY, TOLERANCE
 from hetfl.report.material import Material, left_out
 from hetfl.report.series import BYTES, COSTS, FLOPS, SECONDS, Cost
-from hetfl.report.spread import span, spread_says
+from hetfl.report.spread import span, spread_text
 from hetfl.report.tables import (
     budget_table,
     client_table,
@@ -27,16 +27,16 @@ def compose(material: Material, pictures: Collection[str]) -> Document:
     """Return the whole report.
 
     Args:
-        material: what it is made from.
-        pictures: names of the pictures that there are.
+        material: the runs and the decisions about their comparison.
+        pictures: names of the figures that exist.
     """
     names = ", ".join(group.name for group in material.groups)
     sections = [
-        Section("What was run", [*_warnings(material), group_table(material)]),
-        Section("What came out", list(_results(material, pictures))),
+        Section("Runs", [*_warnings(material), group_table(material)]),
+        Section("Results", list(_results(material, pictures))),
         *(_over(material, cost, pictures) for cost in COSTS),
         Section("At the same budget", list(_budgets(material))),
-        Section(f"To a target {material.headline.words}", [Text(_target_says(material)), target_table(material)]),
+        Section(f"To a target {material.headline.words}", [Text(_target_text(material)), target_table(material)]),
         Section("Clients", list(_clients(material, pictures))),
     ]
     if clustered(material.groups):
@@ -48,28 +48,28 @@ def compose(material: Material, pictures: Collection[str]) -> Document:
 
 
 def _warnings(material: Material) -> Iterator[Block]:
-    said = [
+    warnings = [
         f"Not finished: {run.folder.name} of {name} has {rounds_done(run)} of {rounds_asked(run)} rounds."
         for name, run in unfinished(material.groups)
     ]
-    said += [
+    warnings += [
         f"Different data: {key} is {one} in {first} and {other} in {second}; "
         f"{material.headline.several} on them are not comparable."
         for key, first, one, second, other in differing_data(material.groups)
     ]
-    said += [
+    warnings += [
         f"No config.yaml in the runs of {group.name}: their data, seeds and settings could not be checked."
         for group in material.groups
         if not group.settings
     ]
-    if said:
-        yield Points(said)
+    if warnings:
+        yield Points(warnings)
 
 
 def _results(material: Material, pictures: Collection[str]) -> Iterator[Block]:
     counts = [len(group.runs) for group in material.groups]
-    yield Text(spread_says(counts))
-    yield from (Text(said) for said in _compared_after(material))
+    yield Text(spread_text(counts))
+    yield from (Text(sentence) for sentence in _compared_after(material))
     if not material.own_global:
         yield Text("The largest level is the global model.")
     if len(material.groups) > 1:
@@ -77,30 +77,30 @@ def _results(material: Material, pictures: Collection[str]) -> Iterator[Block]:
         if (warning := caution(material)) is not None:
             yield Text(warning)
     if material.matched_by is None:
-        yield Text("Not every group has a levels.csv, so sizes are not known: levels are matched by their names.")
+        yield Text("Not every group has a levels.csv, so sizes are unknown, and levels are matched by their names.")
     else:
         cost = BY[material.matched_by]
         if len(material.groups) > 1:
-            yield Text(f"Levels stand in one row where their {cost} differ by at most {100 * TOLERANCE - 100:.0f} %.")
+            yield Text(f"Levels of one row have {cost} that differ by at most {100 * TOLERANCE - 100:.0f} %.")
         yield equal_cost_table(material)
     headline = material.headline
-    caption = f"{headline.heading} {material.when} over the level's size."
+    caption = f"{headline.heading} {material.when} over the size of the level."
     yield from _picture(material, f"{headline.name}_over_size", pictures, "size", caption)
     yield final_table(material)
 
 
 def _compared_after(material: Material) -> Iterator[str]:
-    """Yield what to know of the rounds after which groups are compared, if it is not the same last one."""
+    """Yield sentences on the rounds after which groups are compared, unless it is the same last round."""
     rounds = {group.name: [rounds_done(run) for run in group.runs] for group in material.groups}
     if len({count for counts in rounds.values() for count in counts}) > 1:
         counts = ", ".join(f"{name} {span(str(min(each)), str(max(each)))}" for name, each in rounds.items())
-        after = ", and each is taken after its own last one" if material.after_last else ""
+        after = ", and each run is evaluated after its last round" if material.after_last else ""
         yield f"Runs have different numbers of rounds ({counts}){after}."
     if material.stage == "test":
         return
     untested, scores = "Not every run was tested after its last round", material.headline.several
     if material.validated is None:
-        yield f"{untested}, and there is no round that all of them validated, so there are no final {scores}."
+        yield f"{untested}, and there is no round that all runs validated, so there are no final {scores}."
     elif material.after_last:
         yield f"{untested}, so final {scores} are those of its validation."
     else:
@@ -118,7 +118,7 @@ def _over(material: Material, cost: Cost, pictures: Collection[str]) -> Section:
     blocks: list[Block] = [] if missing is None else [Text(missing)]
     headline = material.headline
     key = f"{headline.name}_over_{cost.key}"
-    spread = "line: mean over seeds, as far as all of them reach; band: their spread"
+    spread = "line: mean over seeds, up to the shortest run; band: spread over seeds"
     caption = f"Validation {headline.words} over {cost.name}; {spread}."
     blocks += _picture(material, key, pictures, cost.key, caption)
     return Section(f"{headline.heading} over {cost.name}", blocks)
@@ -127,15 +127,15 @@ def _over(material: Material, cost: Cost, pictures: Collection[str]) -> Section:
 def _budgets(material: Material) -> Iterator[Block]:
     one = material.headline.one
     yield Text(
-        "The largest budget is what every run of every group has spent at its last validation; the others are a half "
-        f"and a quarter of it. {one[:1].upper()}{one[1:]} is the last one at or before the budget, a dash where a run "
-        "has none yet."
+        "The largest budget is the amount that every run of every group has spent at its last validation; the others "
+        f"are a half and a quarter of it. {one[:1].upper()}{one[1:]} is the last one at or before the budget; a dash "
+        "means that a run has none by then."
     )
     if material.matched_by is None:
-        yield Text("A column is a name of a level; sizes are not known.")
+        yield Text("The levels of a column have the same name; their sizes are unknown.")
     elif len(material.groups) > 1:
         yield Text(
-            "A column holds levels of nearly the same cost, as a row above; small print names them where names differ."
+            "A column holds levels of nearly the same cost, like a row above; small print has other names of a level."
         )
     for cost in (BYTES, FLOPS, SECONDS):
         if material.spending(cost):
@@ -144,13 +144,14 @@ def _budgets(material: Material) -> Iterator[Block]:
             yield Text(str(left_out(material, cost)))
 
 
-def _target_says(material: Material) -> str:
+def _target_text(material: Material) -> str:
     headline = material.headline
     target = f"The target is a validation {headline.words} of {headline.shown(material.target)}"
     if material.part_of_best is None:
         return f"{target}, as asked for."
     worst = "lowest" if headline.higher_is_better else "highest"
-    return f"{target}: {material.part_of_best:g} of the best {headline.words} of the group whose best is {worst}."
+    words = headline.words
+    return f"{target}: {material.part_of_best:g} times the best {words} of the group whose best {words} is {worst}."
 
 
 def _clients(material: Material, pictures: Collection[str]) -> Iterator[Block]:
@@ -158,8 +159,8 @@ def _clients(material: Material, pictures: Collection[str]) -> Iterator[Block]:
     headline = material.headline
     yield client_table(material)
     if without:
-        yield Text(f"No clients.csv in {', '.join(without)}: single clients' {headline.several} are not known there.")
-    caption = f"Share of clients, of all seeds together, with at most that {headline.words}."
+        yield Text(f"No clients.csv in {', '.join(without)}: the {headline.several} of single clients are unknown.")
+    caption = f"Share of the clients of all seeds with at most the {headline.words} on the horizontal axis."
     yield from _picture(material, f"{headline.name}_of_clients", pictures, "clients", caption)
 
 
@@ -169,12 +170,12 @@ def _clusters(material: Material, pictures: Collection[str]) -> Iterator[Block]:
     yield cluster_table(runs)
     if without:
         yield Text(f"One global model for all clients in {', '.join(without)}.")
-    first, headline = "of each group's first run", material.headline
+    first, headline = "for the first run of each group", material.headline
     members = f"The cluster of every client over rounds, {first}."
     yield from _picture(material, "cluster_members", pictures, "cluster_members", members)
-    each = f"Validation {headline.words} of each cluster's model, for its clients, over rounds, {first}."
+    each = f"Validation {headline.words} of the model of each cluster on its clients over rounds, {first}."
     yield from _picture(material, f"cluster_{headline.name}", pictures, "cluster_score", each)
-    tree = f"How clusters split, with numbers of clients, {first}."
+    tree = f"Splits of clusters, with numbers of clients, {first}."
     yield from _picture(material, "cluster_tree", pictures, "cluster_tree", tree)
 
 
@@ -186,7 +187,7 @@ def _heads(material: Material, pictures: Collection[str]) -> Iterator[Block]:
 def _settings(material: Material) -> Iterator[Block]:
     table = settings_table(material.groups)
     if table is None:
-        yield Text("The groups' settings differ in nothing but seeds and folders.")
+        yield Text("The settings of the groups differ only in seeds and folders.")
     else:
-        yield Text("Seeds, folders and loggers are left out; a dash stands for a setting that a group does not have.")
+        yield Text("Seeds, folders and loggers are left out; a dash means that a group does not have the setting.")
         yield table

@@ -1,4 +1,4 @@
-"""What a report consists of, whatever it is written as."""
+"""The elements of a report, independent of its format."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Points:
-    """Sentences, one below the other."""
+    """A list of sentences."""
 
     items: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table: a figure, and what belongs to it in small print."""
+    """A cell of a table: a text, and a note in small print."""
 
     text: str
     note: str = ""
@@ -34,10 +34,10 @@ class Table:
     """A table.
 
     Attributes:
-        caption: what it shows, in a sentence.
-        head: the columns' headings.
-        rows: the rows; the first cell is the row's heading.
-        code: whether the cells are settings, to be shown letter by letter.
+        caption: the contents of the table, in a sentence.
+        head: headings of the columns.
+        rows: the rows; the first cell is the heading of the row.
+        code: whether the cells are settings, which are shown in a monospace font.
     """
 
     caption: str
@@ -48,11 +48,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that lies in files.
+    """A figure in files.
 
     Attributes:
-        key: the files' name without suffix.
-        caption: what it shows, in a sentence.
+        key: name of the files without suffix.
+        caption: the contents of the figure, in a sentence.
     """
 
     key: str
@@ -64,7 +64,7 @@ Block: TypeAlias = Text | Points | Table | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading, and the blocks below it."""
 
     title: str
     blocks: Sequence[Block] = field(default_factory=tuple)
@@ -72,7 +72,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report: title, and sections."""
+    """A report: a title, and sections."""
 
     title: str
     sections: Sequence[Section]

@@ -1,6 +1,6 @@
-"""The report's pictures: a panel per level, a line per group, one colour and one dash for a group throughout.
+"""The figures of a report: a panel per level, a line per group; a group has the same colour and dashes everywhere.
 
-Colours are Okabe and Ito's, told apart without colour vision; dashes tell lines apart where there is no colour at all.
+The colours are those of Okabe and Ito, which are distinguishable without colour vision; dashes work without colours.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ MARKERS = ("o", "s", "^", "D", "v")
 WIDTH = 7.0
 PANEL_HEIGHT, ALONE = 1.45, 2.1
 LEFT, BOTTOM, GAP = 0.62, 0.48, 0.18
-"""In inches, as those above: of which the last is the height of panels in a single row; here margins with the axes'
-numbers and names, and between panels."""
+"""Sizes in inches, like those above. ``ALONE`` is the height of panels in a single row; ``LEFT`` and ``BOTTOM`` are the
+margins for numbers and names of axes; ``GAP`` is the distance between panels."""
 TITLE = 0.26
 LETTER = 0.078
-"""Width in inches of a letter of :data:`FONT_POINTS`, with some room."""
+"""Mean width in inches of a letter of :data:`FONT_POINTS`, with a margin."""
 LONGEST = 28
 LOG_FROM = 4.0
-"""Where groups' ends lie so many times apart, an axis is logarithmic: else the shorter lines would be at its left."""
+"""Smallest ratio of the ends of groups for a logarithmic axis; on a linear axis short lines would be at the left."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a group is drawn, in every picture."""
+    """The style of a group in all figures."""
 
     colour: str
     dashes: Any
@@ -59,17 +59,17 @@ class Panel:
 
 @dataclass(frozen=True)
 class Axis:
-    """What the two axes say.
+    """Names, units and style of the two axes.
 
     Attributes:
-        x: name of the horizontal one.
-        y: name of the vertical one.
-        scale: what one unit of the horizontal one is.
-        whole: whether it counts in whole numbers.
-        log: whether it is logarithmic; None: where groups' ends lie far apart.
-        steps: whether lines are stairs.
-        points: whether points are marked, with bars for the spread in place of a band.
-        shares: whether the vertical one is of shares, shown as percentages.
+        x: name of the horizontal axis.
+        y: name of the vertical axis.
+        scale: amount of one unit of the horizontal axis.
+        whole: whether the horizontal axis has only whole numbers.
+        log: whether the horizontal axis is logarithmic; None: if the ends of groups differ by :data:`LOG_FROM`.
+        steps: whether lines are step functions.
+        points: whether points are marked, with bars instead of a band for the spread.
+        shares: whether values of the vertical axis are shares, which are shown as percentages.
     """
 
     x: str
@@ -82,16 +82,16 @@ class Axis:
     shares: bool = True
 
     def of(self, headline: Headline) -> Axis:
-        """Return the same axes with a headline as the vertical one."""
+        """Return the same axes with a headline on the vertical axis."""
         return replace(self, y=headline.in_unit(headline.heading), shares=headline.percent)
 
     def shown(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return values of the vertical axis as it shows them."""
+        """Return values in the unit of the vertical axis."""
         return 100 * values if self.shares else values
 
 
 def styles_of(names: Sequence[str]) -> dict[str, Style]:
-    """Return how each group is drawn; 35 groups come before two look the same."""
+    """Return the style of each group; up to 35 groups have different styles."""
     looks = zip(names, cycle(OKABE_ITO), cycle(DASHES), cycle(MARKERS), strict=False)
     return {name: Style(colour, dashes, marker) for name, colour, dashes, marker in looks}
 
@@ -99,13 +99,13 @@ def styles_of(names: Sequence[str]) -> dict[str, Style]:
 def draw_panels(panels: Sequence[Panel], axis: Axis, styles: Mapping[str, Style]) -> Figure:
     """Draw panels side by side with common axes, the mean of each group with its spread.
 
-    Groups are named at their lines' ends in the last panel of the first row, if all end at its right and each has a
-    colour of its own; else above, with their dashes.
+    The names of groups are at the ends of their lines in the last panel of the first row if all lines end at the right
+    and have different colours; otherwise the names are in a legend above the panels.
 
     Args:
-        panels: at least one, each with at least one line.
-        axis: what the axes say.
-        styles: how each group is drawn.
+        panels: at least one panel, each with at least one line.
+        axis: names, units and style of the axes.
+        styles: the style of each group.
     """
     columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
     rows = -(-len(panels) // columns)
@@ -113,9 +113,9 @@ def draw_panels(panels: Sequence[Panel], axis: Axis, styles: Mapping[str, Style]
     drawn = [name for name in styles if any(name in panel.bands for panel in panels)]
     log = _is_log(panels) if axis.log is None else axis.log
     last = panels[columns - 1]
-    # Stairs that all end in one corner cannot be told apart by their ends, nor two names of one colour.
-    apart = not axis.steps and len(drawn) <= len(OKABE_ITO)
-    direct = apart and set(last.bands) == set(drawn) and _end_at_right(panels, last, log)
+    # Step functions all end in the same corner, and more groups than colours share a colour: then names need a legend.
+    distinct = not axis.steps and len(drawn) <= len(OKABE_ITO)
+    direct = distinct and set(last.bands) == set(drawn) and _end_at_right(panels, last, log)
     right = 0.3 + LETTER * max(len(_short(name)) for name in drawn) if direct else 0.12
     top = TITLE if direct else TITLE + 0.24 * -(-len(drawn) // 3)
     height = BOTTOM + top + rows * tall + (rows - 1) * (GAP + TITLE)
@@ -178,7 +178,7 @@ def _set_axes(axes: Any, panels: Sequence[Panel], axis: Axis, log: bool) -> None
         first.xaxis.set_major_formatter(FuncFormatter(plain_number))
     low, high = first.get_ylim()
     if axis.shares:
-        first.set_ylim(max(low, -2.0), min(high, 102.0))  # a standard deviation may reach beyond 100 %
+        first.set_ylim(max(low, -2.0), min(high, 102.0))  # mean plus standard deviation may exceed 100 %
     rows, columns = axes.shape
     width, height = figure.get_size_inches()
     middle = (axes[0, 0].get_position().x0 + axes[0, columns - 1].get_position().x1) / 2
@@ -189,7 +189,7 @@ def _set_axes(axes: Any, panels: Sequence[Panel], axis: Axis, log: bool) -> None
 
 
 def _show_numbers(axes: Any, panels: int, columns: int) -> None:
-    """Show the numbers of the horizontal axis below the panels that have no panel below them."""
+    """Show the numbers of the horizontal axis at panels that have no panel below them."""
     for ax in axes.flat[panels - columns : panels]:
         ax.tick_params(labelbottom=True)
 
@@ -216,7 +216,7 @@ def _short(name: str) -> str:
 
 
 def _name_ends(ax: Axes, panel: Panel, axis: Axis, styles: Mapping[str, Style]) -> None:
-    """Write each group's name beside the end of its line, moved apart where ends are close."""
+    """Write the name of each group beside the end of its line, moved apart where ends are close."""
     low, high = ax.get_ylim()
     points = 72 * ax.get_position().height * figure_of(ax).get_size_inches()[1] / (high - low)  # per unit of the axis
     edge = ax.get_xlim()[1]
@@ -265,7 +265,7 @@ def _name_above(figure: Figure, names: Sequence[str], styles: Mapping[str, Style
         )
         for name in names
     ]
-    # A name that begins with an underscore would be left out: none does behind a space.
+    # matplotlib leaves names with a leading underscore out of a legend; a leading space avoids this.
     legend = figure.legend(
         handles,
         [f" {_short(name)}" for name in names],

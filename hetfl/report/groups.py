@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone are a group; which settings differ between groups."""
+"""Groups of runs that differ only in their seed, and the settings that differ between groups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.runs.headline import Headline
 
 SEED_OR_FOLDER = re.compile(r"seed_everything|(model|data)\.seed|trainer\.logger(\[\d+\])?(\..*)?|ckpt_path")
-"""Settings in which runs of one group may differ: they say which run of an experiment this is, and where it is kept."""
+"""Settings in which runs of one group may differ: seeds, folders and the checkpoint to resume from."""
 
 ABSENT = "–"
 
@@ -24,8 +24,8 @@ class Group:
     """Runs of one experiment, one per seed.
 
     Attributes:
-        name: what the report calls them.
-        runs: at least one, in the order of their seeds.
+        name: name of the group in the report.
+        runs: at least one run, in the order of seeds.
     """
 
     name: str
@@ -33,22 +33,22 @@ class Group:
 
     @property
     def headline(self) -> Headline:
-        """The score by which the runs' models are compared; one for all runs of a report."""
+        """The score by which models are compared; the same for all runs of a report."""
         return self.runs[0].headline
 
     @property
     def settings(self) -> dict[str, str]:
-        """What all runs of the group have in common, as :func:`flat_settings` gives it."""
+        """The common settings of all runs of the group, in the form of :func:`flat_settings`."""
         return common_settings(self.runs[0])
 
     @property
     def seeds(self) -> tuple[str, ...]:
-        """The runs' seeds as text."""
+        """The seeds of the runs as text."""
         return tuple(seed_of(run) for run in self.runs)
 
 
 def flat_settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return settings by the dotted names that the command line takes, their values as JSON, text without quotes.
+    """Return settings by their dotted names on the command line; values are JSON, texts are without quotes.
 
     >>> flat_settings({"model": {"class_path": "hetfl.FedAvg", "init_args": {"net": None, "sizes": [1, 2]}}})
     {'model': 'hetfl.FedAvg', 'model.net': 'null', 'model.sizes': '[1, 2]'}
@@ -78,20 +78,20 @@ def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
 
 
 def common_settings(run: Run) -> dict[str, str]:
-    """Return a run's settings without seed and folders."""
+    """Return the settings of a run without seeds and folders."""
     flat = flat_settings(run.config)
     return {name: value for name, value in flat.items() if not SEED_OR_FOLDER.fullmatch(name)}
 
 
 def seed_of(run: Run) -> str:
-    """Return a run's seed as text; :data:`ABSENT` where its configuration does not say."""
+    """Return the seed of a run as text; :data:`ABSENT` if its configuration has none."""
     return str(run.config.get("seed_everything", ABSENT))
 
 
 def differing_settings(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """Return the settings that are not the same in all groups, with each group's value, :data:`ABSENT` for none."""
+    """Return the settings that differ between groups, with the value of each group, :data:`ABSENT` for none."""
     rows = _differing([group.settings for group in groups])
-    # That a class has a setting which is not set says nothing beside one that has no such setting.
+    # A setting that is null in one class and missing in another class is no difference.
     return {name: row for name, row in rows.items() if not set(row) <= {ABSENT, "null", ""}}
 
 
@@ -102,14 +102,17 @@ def _differing(settings: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
 
 
 def group_runs(runs: Sequence[Run], names: Sequence[str | None] | None = None) -> dict[str, list[Run]]:
-    """Put runs together that differ in their seed alone, or that the user gave one name.
+    """Return groups of runs that differ only in their seed, or that have the same name from the user.
 
-    A group without a name from the user takes that of the folder its runs lie in. Where several would take the same
-    one, what tells them apart is added.
+    A group without a name from the user has the name of the folder of its runs. If several groups would have the same
+    name, the settings that differ, or a number, are added.
 
     Args:
-        runs: the runs. One without a configuration, started from Python, belongs with those in the same folder.
-        names: per run the name of its group, None where it has none; None: no run has one.
+        runs: the runs. Runs without a configuration, which were started from Python, are grouped by folder.
+        names: the name of the group of each run, or None; None: no run has a name.
+
+    Raises:
+        ConfigurationError: two groups still have the same name.
     """
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run, name in zip(runs, names or [None] * len(runs), strict=True):
@@ -127,10 +130,10 @@ def group_runs(runs: Sequence[Run], names: Sequence[str | None] | None = None) -
 
 
 def _unique_names(groups: Sequence[Sequence[Run]], fixed: Sequence[str | None]) -> list[str]:
-    """Return the groups' names; those that several would have carry what differs if that is short, else a number.
+    """Return unique names of groups; equal names get the differing settings if these are short, or else a number.
 
     Raises:
-        ConfigurationError: two are the same even so.
+        ConfigurationError: two names are still equal.
     """
     wanted = [name or runs[0].folder.resolve().parent.name for name, runs in zip(fixed, groups, strict=True)]
     names = list(wanted)
@@ -156,16 +159,16 @@ def _marks(rows: Mapping[str, Sequence[str]], number: int) -> list[str]:
 
 
 def _short(value: str) -> str:
-    """Return the class's name of a class path, anything else as it is."""
+    """Return the name of the class for a class path, and any other value unchanged."""
     return value.rpartition(".")[2] if re.fullmatch(r"([A-Za-z_]\w*\.)+[A-Za-z_]\w*", value) else value
 
 
 def make_groups(runs: Mapping[str, Sequence[Run]]) -> list[Group]:
-    """Check what is said to be runs of one experiment each, and return them as groups, their runs by seed.
+    """Return checked groups, with the runs of each in the order of seeds.
 
     Raises:
-        ConfigurationError: nothing is there, a name cannot be shown, runs of one group differ in more than their seed,
-            or a run or a seed is there twice.
+        ConfigurationError: there are no runs, a name is not printable, runs of one group differ in more than their
+            seed, or a run or a seed occurs twice.
     """
     if not any(runs.values()):
         raise ConfigurationError("Expected at least one run to report on but got none")
@@ -198,7 +201,7 @@ def _check_group(name: str, runs: Sequence[Run]) -> None:
         if rows:
             key, (one, other) = next(iter(rows.items()))
             raise ConfigurationError(
-                f"Expected runs of group {name} to differ in their seed alone but got {key} {one} in {first.folder} "
+                f"Expected runs of group {name} to differ only in their seed but got {key} {one} in {first.folder} "
                 f"and {other} in {run.folder}"
             )
         seed = seed_of(run)

@@ -1,4 +1,4 @@
-"""Which level of one group stands beside which of another: those of nearly the same cost."""
+"""Matching of the levels of different groups by nearly the same cost."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hetfl.errors import ConfigurationError
 from hetfl.report.groups import Group
 
 TOLERANCE = 1.25
-"""Levels stand side by side whose costs differ by at most this factor."""
+"""Levels are matched if their costs differ by at most this factor."""
 
 BY = {"parameters": "parameters", "training_flops": "FLOPs per training sample"}
-"""Columns of ``levels.csv`` that levels can be matched by, and what the text calls them."""
+"""Columns of ``levels.csv`` by which levels can be matched, and their names in texts."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class LevelRow:
     """Levels that are compared.
 
     Attributes:
-        name: what the row is called: the levels' names.
-        levels: per group that has such a level, its name there.
+        name: the distinct names of the levels.
+        levels: name of the level by group, for groups that have such a level.
     """
 
     name: str
@@ -33,10 +33,10 @@ class LevelRow:
 
 
 def level_sizes(group: Group) -> dict[str, dict[str, float]] | None:
-    """Return the numbers of ``levels.csv`` by level and column, NaN for none; None where no run of the group has it.
+    """Return the numbers of ``levels.csv`` by level and column, NaN for empty cells; None if no run has the file.
 
     Raises:
-        ConfigurationError: a level costs nothing, or there is none.
+        ConfigurationError: the file has no levels, or a level whose cost is not above 0.
     """
     for run in group.runs:
         if run.level_table is not None:
@@ -51,21 +51,21 @@ def level_sizes(group: Group) -> dict[str, dict[str, float]] | None:
 
 
 def rows_by_name(groups: Sequence[Group]) -> list[LevelRow]:
-    """Return a row per name of a level, with the groups that have it, in the order of the groups' levels."""
+    """Return a row per name of a level, with the groups that have the level, in the order of the levels."""
     names = dict.fromkeys(level for group in groups for run in group.runs for level in run.levels)
     has = {group.name: {level for run in group.runs for level in run.levels} for group in groups}
     return [LevelRow(name, {group: name for group, levels in has.items() if name in levels}) for name in names]
 
 
 def rows_by_cost(groups: Sequence[Group]) -> tuple[list[LevelRow], str] | None:
-    """Return rows of levels that cost nearly the same, the dearest first, and the column of ``levels.csv`` that it is.
+    """Return rows of levels of nearly the same cost, the most expensive first, and the column of ``levels.csv`` in use.
 
-    The group with the most levels makes the rows; each other group's levels take rows, one each, so that as many as
-    possible are within :data:`TOLERANCE` and then as close as possible; what is left makes rows of its own. Parameters
-    decide, unless FLOPs give fewer rows.
+    The group with the most levels defines the rows. The levels of every other group are assigned to rows, so that as
+    many levels as possible are within :data:`TOLERANCE`, and these as close as possible. The remaining levels become
+    new rows. The costs are parameters, or FLOPs if these give fewer rows.
 
     Returns:
-        None where a group has no ``levels.csv``.
+        The rows and the column; None if a group has no ``levels.csv``.
     """
     sizes = {group.name: level_sizes(group) for group in groups}
     known = {name: levels for name, levels in sizes.items() if levels is not None}
@@ -79,31 +79,31 @@ def rows_by_cost(groups: Sequence[Group]) -> tuple[list[LevelRow], str] | None:
 
 
 def rows_of(costs: Mapping[str, Mapping[str, float]]) -> list[LevelRow]:
-    """Return rows of levels within :data:`TOLERANCE` of each other's cost, the dearest first.
+    """Return rows of levels whose costs are within :data:`TOLERANCE`, the most expensive first.
 
     Args:
-        costs: per group the cost of each of its levels, above 0.
+        costs: the cost of each level, above 0, by group and level.
 
     >>> [dict(row.levels) for row in rows_of({"width": {"a": 100, "b": 50}, "depth": {"x": 95, "y": 20}})]
     [{'width': 'a', 'depth': 'x'}, {'width': 'b'}, {'depth': 'y'}]
     """
     members: list[dict[str, str]] = []
-    places: list[list[float]] = []  # of each row, the logarithms of its levels' costs
+    places: list[list[float]] = []  # the logarithms of the costs of each row
     for group in sorted(costs, key=lambda name: -len(costs[name])):
         levels = list(costs[group])
-        own = np.log([costs[group][level] for level in levels])
-        far = np.array([[max(abs(one - other) for other in row) for row in places] for one in own])
-        # A pair that is too far apart costs more than all that are not: first as many pairs as possible, then close.
+        logs = np.log([costs[group][level] for level in levels])
+        far = np.array([[max(abs(one - other) for other in row) for row in places] for one in logs])
+        # A pair beyond the tolerance is more expensive than all pairs within it, so the number of pairs counts first.
         price = np.where(far <= np.log(TOLERANCE) + 1e-12, far, 1e3)
         pairs = dict(zip(*(side.tolist() for side in linear_sum_assignment(price)), strict=True))
         for number, level in enumerate(levels):
             row = pairs.get(number)
             if row is not None and price[number, row] < 1e3:
                 members[row][group] = level
-                places[row].append(float(own[number]))
+                places[row].append(float(logs[number]))
             else:
                 members.append({group: level})
-                places.append([float(own[number])])
+                places.append([float(logs[number])])
     by_cost = sorted(range(len(members)), key=lambda row: -places[row][0])
     return [_named({group: members[row][group] for group in costs if group in members[row]}) for row in by_cost]
 

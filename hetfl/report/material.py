@@ -1,4 +1,4 @@
-"""What a report is made from: the groups, and what was decided before anything is drawn or written."""
+"""The input of a report: the groups, and the decisions about their comparison."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ from hetfl.report.spread import Spread, span, spread_of
 from hetfl.runs.headline import Headline
 
 UNITS = {"parameters": (" parameters", " param."), "training_flops": (" a sample", "")}
-"""What follows a level's size, by its column: in a sentence, and in a picture."""
+"""Units of the size of a level, by column: in a sentence, and in a figure."""
 
 PART_OF_BEST = 0.95
-"""The target that nobody names: so much of the best score of the group whose best is worst."""
+"""The default target is this fraction of the best score of the group whose best score is worst."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a report is made from.
+    """The groups of a report, and the decisions about their comparison.
 
     Attributes:
         groups: the groups.
         rows: levels that are compared with each other.
-        matched_by: the column of ``levels.csv`` that matched them; None: their names.
-        stage: where final accuracies come from: ``test``, or ``val`` where a run was not tested.
-        validated: the last round, from 0, that all runs validated; None where there is none.
-        own_global: whether the global model's score is another one than the first level's.
-        target: the validation headline whose cost is reported.
-        part_of_best: what the target is of the best score of the group whose best is worst; None: the user gave it.
+        matched_by: the column of ``levels.csv`` by which levels are matched; None: by their names.
+        stage: source of the final scores: ``test``, or ``val`` if a run was not tested.
+        validated: the last round, from 0, that all runs validated; None without such a round.
+        own_global: whether the score of the global model differs from that of the first level.
+        target: the validation headline for which costs are reported.
+        part_of_best: the target divided by the best score of the group whose best score is worst; None: the user gave
+            the target.
     """
 
     groups: Sequence[Group]
@@ -64,15 +65,15 @@ class Material:
 
     @property
     def parts(self) -> list[str]:
-        """Names of what has a score: levels in their order, and the global model where it is none of them."""
+        """Names of the levels in order, and of the global model if it is not one of them."""
         return [row.name for row in rows_by_name(self.groups)] + [GLOBAL] * self.own_global
 
     def spending(self, cost: Cost) -> list[Group]:
-        """Return the groups that count a cost."""
+        """Return the groups whose runs have a cost."""
         return [group for group in self.groups if spends(group, cost)]
 
     def size_of(self, row: LevelRow, *, short: bool) -> str:
-        """Return what the levels of a row have in common, such as ``187–201 k parameters``; empty where not known."""
+        """Return the sizes of the levels of a row as text, such as ``187–201 k parameters``; empty if unknown."""
         if self.matched_by is None:
             return ""
         known = {group.name: level_sizes(group) or {} for group in self.groups}
@@ -84,37 +85,37 @@ class Material:
 
     @property
     def after_last(self) -> bool:
-        """Whether every run is taken after its last round."""
+        """Whether every run is evaluated after its last round."""
         runs = [run for group in self.groups for run in group.runs]
         return self.stage == "test" or all(rounds_done(run) - 1 == self.validated for run in runs)
 
     @property
     def when(self) -> str:
-        """After which round groups are compared, in words."""
+        """The round after which groups are compared, in words."""
         if self.after_last:
             return "after the last round"
         return "after a round that all validated" if self.validated is None else f"after round {self.validated + 1}"
 
     def value(self, run: Run, column: str) -> float | None:
-        """Return what a column of a run says of the round after which groups are compared."""
+        """Return the value of a column of a run after the round in which groups are compared."""
         if self.stage == "test":
             return value_after(run, column)
         return None if self.validated is None else value_after(run, column, self.validated)
 
     def final(self, group: Group, part: str) -> Spread | None:
-        """Return the headline of a part after the round after which groups are compared."""
+        """Return the headline of a level or the global model after the round in which groups are compared."""
         return spread_of([self.value(run, column_of(run, part, self.stage)) for run in group.runs])
 
 
 def make_material(groups: Sequence[Group], target: float | None) -> Material:
-    """Decide what is compared with what.
+    """Return the groups with the decisions about their comparison.
 
     Args:
         groups: at least one group.
-        target: a score, as in ``metrics.csv``; None: :func:`usual_target`.
+        target: a score in the unit of ``metrics.csv``; None: :func:`usual_target`.
 
     Raises:
-        ConfigurationError: ``target`` is no such score.
+        ConfigurationError: ``target`` is not a possible score.
     """
     part = None
     if target is None:
@@ -137,10 +138,10 @@ def make_material(groups: Sequence[Group], target: float | None) -> Material:
 
 
 def check_target(target: float, headline: Headline) -> None:
-    """Refuse a target that no score can be.
+    """Refuse a target that is not a possible score.
 
     Raises:
-        ConfigurationError: it is not finite, or of percentages not a share above 0.
+        ConfigurationError: the target is not finite; or the headline is a percentage and the target is not in (0, 1].
     """
     if headline.percent and not 0 < target <= 1:
         raise ConfigurationError(f"Expected --target, {headline.one}, above 0 and at most 1 but got {target:g}")
@@ -149,9 +150,9 @@ def check_target(target: float, headline: Headline) -> None:
 
 
 def usual_target(groups: Sequence[Group]) -> tuple[float, float]:
-    """Return the target that nobody names, and what it is of the best score of the group whose best is worst.
+    """Return the default target, and its ratio to the best score of the group whose best score is worst.
 
-    It is :data:`PART_OF_BEST` of it, or, where less would be better, as much above it as that is below.
+    The ratio is :data:`PART_OF_BEST` or 2 - :data:`PART_OF_BEST`, so that the target is easier than that best score.
     """
     headline, bests = groups[0].headline, [best_score(group) for group in groups]
     worst = min(bests) if headline.higher_is_better else max(bests)
@@ -171,9 +172,9 @@ def _global_is_no_level(group: Group) -> bool:
 
 
 def left_out(material: Material, cost: Cost) -> str | None:
-    """Return a sentence about groups that do not count a cost; None where all do."""
+    """Return a sentence about groups whose runs do not have a cost; None if all have it."""
     without = [group.name for group in material.groups if not spends(group, cost)]
     if not without:
         return None
-    who = "any group" if len(without) == len(material.groups) else ", ".join(without)
-    return f"{material.headline.heading} over {cost.name} is left out for {who}: {cost.column} is missing or 0 there."
+    names = "all groups" if len(without) == len(material.groups) else ", ".join(without)
+    return f"{material.headline.heading} over {cost.name} is left out for {names}: {cost.column} is missing or 0."

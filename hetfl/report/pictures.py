@@ -1,4 +1,4 @@
-"""Which pictures a report has, and what is in them."""
+"""The figures of a report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE_AXES = {
 
 
 def score_over(material: Material, cost: Cost, styles: dict[str, Style]) -> Figure | None:
-    """Draw the validation headline over a cost, a panel per row of levels; None where nobody counts the cost."""
+    """Draw the validation headline over a cost, a panel per row of levels; None if no group has the cost."""
     panels = [
         (", ".join(filter(None, (row.name, material.size_of(row, short=True)))), row.levels) for row in material.rows
     ]
@@ -38,7 +38,7 @@ def score_over(material: Material, cost: Cost, styles: dict[str, Style]) -> Figu
 
 
 def score_over_size(material: Material, styles: dict[str, Style]) -> Figure | None:
-    """Draw every level's headline in the last round over its size; None where sizes are not known."""
+    """Draw the headline of every level in the last round over its size; None if sizes are unknown."""
     if material.matched_by is None:
         return None
     bands = {group.name: _by_size(material, group, material.matched_by) for group in material.groups}
@@ -46,7 +46,7 @@ def score_over_size(material: Material, styles: dict[str, Style]) -> Figure | No
 
 
 def score_of_heads(material: Material, styles: dict[str, Style]) -> Figure | None:
-    """Draw the validation headline of every head over rounds; None where nobody has heads."""
+    """Draw the validation headline of every head over rounds; None without heads."""
     names = dict.fromkeys(head for group in material.groups for run in group.runs for head in run.heads)
     panels = [
         Panel(name.replace("_", " "), _known({g.name: band(g.runs, name, ROUNDS) for g in material.groups}))
@@ -56,7 +56,7 @@ def score_of_heads(material: Material, styles: dict[str, Style]) -> Figure | Non
 
 
 def score_of_clients(material: Material, styles: dict[str, Style]) -> Figure | None:
-    """Draw which share of the clients has at most which score; None where no run says."""
+    """Draw the share of clients with at most each score; None without scores of clients."""
     headline = material.headline
     titles = {headline.name: "global model", headline.own: "sub-model of the client's level"}
     scores = {
@@ -64,13 +64,13 @@ def score_of_clients(material: Material, styles: dict[str, Style]) -> Figure | N
         for column, title in titles.items()
     }
     every = np.concatenate([values for by_group in scores.values() for values in by_group.values()])
-    # The whole range of scores, so that lines can be told apart where they are flat.
+    # All lines cover the whole range of scores, so that their flat parts can be compared.
     ends = (0.0, 1.0) if headline.percent or not len(every) else (float(every.min()), float(every.max()))
     panels = [
         Panel(title, _known({name: _distribution(values, *ends) for name, values in by_group.items()}))
         for title, by_group in scores.items()
     ]
-    name = headline.in_unit(f"{headline.heading} on a client's own test data")
+    name = headline.in_unit(f"{headline.heading} on the test data of a client")
     return _drawn(panels, Axis(name, "Clients (%)", scale=1 / headline.scale, log=False, steps=True), styles)
 
 
@@ -85,26 +85,26 @@ def _known(bands: Mapping[str, Band | None]) -> dict[str, Band]:
 
 def _by_size(material: Material, group: Group, column: str) -> Band | None:
     known = level_sizes(group)
-    assert known is not None  # else levels were not matched by cost
-    found = {
+    assert known is not None  # levels are matched by cost only if all groups have sizes
+    spreads = {
         sizes[column]: spread for level, sizes in known.items() if (spread := material.final(group, level)) is not None
     }
-    if not found:
+    if not spreads:
         return None
-    x = sorted(found)
-    mean, low, high = (np.array([getattr(found[size], name) for size in x]) for name in ("mean", "low", "high"))
+    x = sorted(spreads)
+    mean, low, high = (np.array([getattr(spreads[size], name) for size in x]) for name in ("mean", "low", "high"))
     return Band(np.array(x), mean, low, high, len(group.runs))
 
 
 def _scores_of_clients(group: Group, column: str) -> Numbers:
-    """Return what clients of all seeds together have in a column, in rising order."""
+    """Return the finite values of a column of ``clients.csv``, over all clients and seeds, ascending."""
     tables = [run.clients[column] for run in group.runs if run.clients is not None]
     scores = np.concatenate([np.asarray(table, dtype=np.float64) for table in tables] or [np.empty(0)])
     return np.sort(scores[np.isfinite(scores)])
 
 
 def _distribution(scores: Numbers, low: float, high: float) -> Band | None:
-    """Return the share of clients with at most each score, from 0 % at ``low`` to 100 % at ``high``; None of none."""
+    """Return the share of clients with at most each score, from 0 % at ``low`` to 100 % at ``high``; None if empty."""
     if not len(scores):
         return None
     x = np.unique(scores)
@@ -114,7 +114,7 @@ def _distribution(scores: Numbers, low: float, high: float) -> Band | None:
 
 
 def draw_all(material: Material, styles: dict[str, Style]) -> dict[str, Figure]:
-    """Return the report's pictures by the names of their files, less those for which nothing is known."""
+    """Return the figures of a report by file name; figures without data are left out."""
     name = material.headline.name
     made: dict[str, Figure | None] = {f"{name}_over_size": score_over_size(material, styles)}
     for cost in COSTS:
@@ -126,7 +126,7 @@ def draw_all(material: Material, styles: dict[str, Style]) -> dict[str, Figure]:
 
 
 def picture_names(headline: Headline) -> Sequence[str]:
-    """Return the names of all pictures' files that a report on a headline may have, without suffix."""
+    """Return the file names, without suffix, of all figures that a report on a headline may have."""
     over = [f"{headline.name}_over_{key}" for key in ("size", *(cost.key for cost in COSTS))]
     of = [f"{headline.name}_of_{key}" for key in ("heads", "clients")]
     return [*over, *of, "cluster_members", f"cluster_{headline.name}", "cluster_tree"]

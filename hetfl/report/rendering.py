@@ -1,4 +1,4 @@
-"""A report as one HTML file, which loads nothing, and as Markdown with links to its pictures: by ``templates/``."""
+"""Rendering of a report by ``templates/``: as one self-contained HTML file, and as Markdown with linked figures."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hetfl.printable import printable
 from hetfl.report.document import Document
 
 LONGEST = 10_000
-"""Characters of a text in Markdown at the most."""
+"""Maximum number of characters of a text in Markdown."""
 MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 DOT = re.compile(r"(?<=\w)\.(?=[a-zA-Z_])")
-"""Where names of settings and classes are broken."""
+"""Positions at which names of settings and classes may be broken."""
 
 
 def to_html(document: Document, pictures: Mapping[str, bytes]) -> str:
@@ -25,7 +25,7 @@ def to_html(document: Document, pictures: Mapping[str, bytes]) -> str:
 
     Args:
         document: the document.
-        pictures: the SVG file of each picture, by its key.
+        pictures: the contents of the SVG file of each figure, by key.
     """
     encoded = {key: b64encode(picture).decode("ascii") for key, picture in pictures.items()}
     return _environment(autoescape=True).get_template("report.html").render(document=document, pictures=encoded)
@@ -36,14 +36,14 @@ def to_markdown(document: Document, folder: str) -> str:
 
     Args:
         document: the document.
-        folder: where its pictures are, as a link says it.
+        folder: the folder of the figures in links.
     """
     environment = _environment(finalize=lambda value: value if hasattr(value, "__html__") else escape(value))
     return environment.get_template("report.md").render(document=document, folder=folder)
 
 
 def escape(text: str) -> str:
-    r"""Return text in which nothing means anything to Markdown or HTML.
+    r"""Return text with all special characters of Markdown and HTML escaped.
 
     >>> escape("a_b | <i> & 3")
     'a\\_b \\| \\<i\\> &amp; 3'
@@ -52,7 +52,7 @@ def escape(text: str) -> str:
 
 
 def _environment(**settings: Any) -> Environment:
-    """Return the templates of reports; nothing in them is escaped but values, as the settings say."""
+    """Return the environment of the templates; ``settings`` define how values are escaped."""
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(
         loader=loader,

@@ -1,4 +1,4 @@
-"""The headline over what was spent: the last value at or before a budget, means over seeds, what a target took."""
+"""The headline over costs: the last value at or before a budget, means over seeds, and the cost of a target."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from hetfl.report.spread import bands
 Numbers = NDArray[np.float64]
 
 GLOBAL = "global"
-"""Stands for the global model among the names of levels and heads."""
+"""Name of the global model among the names of levels and heads."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Something that a run spends.
+    """A cost of a run.
 
     Attributes:
         key: part of file names and of column names in ``summary.csv``.
-        column: the column of ``metrics.csv`` that adds it up.
-        name: what the text calls it, as in "at the same ...".
-        axis: what a plot's axis says, with the unit.
-        scale: what one unit of the axis is.
-        write: an amount as text.
+        column: the column of ``metrics.csv`` with the cumulative cost.
+        name: the name in texts, as in "at the same ...".
+        axis: the label of an axis, with the unit.
+        scale: amount of one unit of the axis.
+        write: converts an amount to text.
     """
 
     key: str
@@ -62,7 +62,7 @@ COSTS = (ROUNDS, BYTES, FLOPS, SECONDS)
 
 
 def amounts(run: Run, cost: Cost) -> Numbers:
-    """Return what was spent by the end of each row's round; NaN in all rows where the run has no such column."""
+    """Return the cumulative cost at the end of the round of each row; all NaN if the run has no such column."""
     if cost.column not in run.metrics.columns:
         return np.full(len(run.metrics), np.nan)
     spent = np.asarray(run.series(cost.column), dtype=np.float64)
@@ -70,12 +70,12 @@ def amounts(run: Run, cost: Cost) -> Numbers:
 
 
 def column_of(run: Run, part: str, stage: str = "val") -> str:
-    """Return the column of a level's, a head's or the global model's headline."""
+    """Return the column of the headline of a level, a head or the global model."""
     return run.headline.column(stage, "" if part == GLOBAL else part)
 
 
 def curve(run: Run, part: str, cost: Cost) -> tuple[Numbers, Numbers]:
-    """Return what was spent, and the validation headline then, of the rounds that reported both."""
+    """Return the cumulative cost and the validation headline of the rounds that have both."""
     column = column_of(run, part)
     if column not in run.metrics.columns:
         return np.empty(0), np.empty(0)
@@ -85,7 +85,7 @@ def curve(run: Run, part: str, cost: Cost) -> tuple[Numbers, Numbers]:
 
 
 def values_at(spent: Numbers, score: Numbers, budgets: Numbers) -> Numbers:
-    """Return the last score at or before each budget, NaN before the first: nothing is interpolated.
+    """Return the last score at or before each budget, without interpolation; NaN before the first score.
 
     >>> values_at(np.array([1.0, 3.0]), np.array([0.5, 0.75]), np.array([0.0, 1.0, 2.5, 3.0, 9.0])).tolist()
     [nan, 0.5, 0.5, 0.75, 0.75]
@@ -95,7 +95,7 @@ def values_at(spent: Numbers, score: Numbers, budgets: Numbers) -> Numbers:
 
 
 def spends(group: Group, cost: Cost) -> bool:
-    """Return whether all runs of a group count a cost, and not as 0 throughout."""
+    """Return whether all runs of a group have a cost that is not always 0."""
     return all(bool((curve(run, GLOBAL, cost)[0] > 0).any()) for run in group.runs)
 
 
@@ -104,10 +104,10 @@ class Band:
     """A score over a cost: mean and spread over seeds.
 
     Attributes:
-        x: what was spent, rising.
-        mean: mean score, as ``metrics.csv`` has it.
+        x: cumulative cost, ascending.
+        mean: mean score, in the unit of ``metrics.csv``.
         low: lower end of the spread.
-        high: upper end.
+        high: upper end of the spread.
         n: number of seeds.
     """
 
@@ -119,9 +119,10 @@ class Band:
 
 
 def band(runs: Sequence[Run], part: str, cost: Cost) -> Band | None:
-    """Return the mean curve of several seeds as far as all of them reach; None where one has nothing to show.
+    """Return the mean curve of several seeds over the common range of costs; None if a seed has no score.
 
-    Its points are all amounts at which a seed reported; each seed counts with its last value at or before the point.
+    The points are all amounts at which a seed has a score. The value of a seed at a point is its last score at or
+    before the point.
     """
     curves = [curve(run, part, cost) for run in runs]
     if any(not len(spent) for spent, _ in curves):
@@ -136,42 +137,42 @@ def band(runs: Sequence[Run], part: str, cost: Cost) -> Band | None:
 
 
 def common_budget(groups: Sequence[Group], cost: Cost) -> float:
-    """Return the largest amount that every run has spent by the last round in which it reported a score."""
+    """Return the largest amount that every run has spent by its last round with a score."""
     return float(min(curve(run, GLOBAL, cost)[0][-1] for group in groups for run in group.runs))
 
 
 def score_at(run: Run, part: str, cost: Cost, budget: float) -> float | None:
-    """Return the last validation headline at or before a budget; None where there is none yet."""
+    """Return the last validation headline at or before a budget; None if there is none."""
     value = float(values_at(*curve(run, part, cost), np.array([budget]))[0])
     return None if np.isnan(value) else value
 
 
 def amount_to_reach(run: Run, target: float, cost: Cost) -> float | None:
-    """Return what was spent by the first round whose global model reached a validation headline; None if none did."""
+    """Return the cost of a run until its global model first reached a validation headline; None if it never did."""
     spent, score = curve(run, GLOBAL, cost)
     reached = np.flatnonzero(score >= target if run.headline.higher_is_better else score <= target)
     return float(spent[reached[0]]) if len(reached) else None
 
 
 def best_score(group: Group) -> float:
-    """Return the best validation headline of the global model in a run, mean over the group's runs."""
+    """Return the mean over the runs of a group of the best validation headline of the global model."""
     return float(np.mean([run.headline.best(run.series(column_of(run, GLOBAL))) for run in group.runs]))
 
 
 def last_validated(groups: Sequence[Group]) -> int | None:
-    """Return the last round, from 0, in which all runs reported a validation headline; None where there is none."""
+    """Return the last round, from 0, in which all runs have a validation headline; None if there is none."""
     reported = [set(curve(run, GLOBAL, ROUNDS)[0]) for group in groups for run in group.runs]
     common = set.intersection(*reported)
     return int(max(common)) - 1 if common else None
 
 
 def value_after(run: Run, column: str, step: float | None = None) -> float | None:
-    """Return what a column reports of one round; None where it reports nothing of it.
+    """Return the value of a column in one round; None if the cell is empty.
 
     Args:
         run: the run.
-        column: of ``metrics.csv``.
-        step: the round, from 0; None: the last one. An older number is of an older model.
+        column: name of the column of ``metrics.csv``.
+        step: the round, from 0; None: the last round. Values of earlier rounds belong to an older model.
     """
     if column not in run.metrics.columns:
         return None
@@ -181,7 +182,7 @@ def value_after(run: Run, column: str, step: float | None = None) -> float | Non
 
 
 def final_amount(run: Run, column: str) -> float | None:
-    """Return the last number that a column reports; None where there is none."""
+    """Return the last number of a column; None if there is none."""
     if column not in run.metrics.columns:
         return None
     known = run.series(column).dropna()

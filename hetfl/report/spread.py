@@ -1,4 +1,4 @@
-"""One number per seed, and what they say together: mean and spread."""
+"""Mean and spread of numbers over seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hetfl.runs.headline import ACCURACY, Headline
 
 FEW = 5
-"""With fewer seeds than this the spread is from the smallest to the largest, else one standard deviation each way."""
+"""With fewer seeds the spread is the range of values; with this many or more, mean ± one standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Spread:
     Attributes:
         mean: the mean.
         low: the lower end of the spread.
-        high: the upper end.
+        high: the upper end of the spread.
         n: number of seeds.
     """
 
@@ -32,7 +32,7 @@ class Spread:
     n: int
 
     def shown(self, headline: Headline = ACCURACY) -> str:
-        """Return a score with its spread.
+        """Return a score with its spread as text.
 
         >>> Spread(0.5, 0.25, 0.75, 2).shown(), Spread(0.5, 0.5, 0.5, 1).shown(), Spread(0.5, 0.4, 0.6, 5).shown()
         ('50.00 % (25.00–75.00)', '50.00 %', '50.00 ± 10.00 %')
@@ -44,13 +44,13 @@ class Spread:
         return f"{headline.number(self.mean)} ± {headline.shown(self.high - self.mean)}"
 
     def beats(self, other: Spread, headline: Headline = ACCURACY) -> bool:
-        """Return whether this spread lies wholly on the better side of another one; never where a seed has none."""
+        """Return whether this spread is entirely better than another spread; False if one of them has only one seed."""
         worse, better = (self, other) if headline.higher_is_better else (other, self)
         return self.n > 1 and other.n > 1 and worse.low > better.high
 
 
 def bands(values_SX: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean, lower and upper end of the spread over seeds S, each of shape (X,)."""
+    """Return mean, lower end and upper end of the spread over S seeds, each of shape (X,)."""
     mean = values_SX.mean(0)
     if len(values_SX) < FEW:
         return mean, values_SX.min(0), values_SX.max(0)
@@ -59,7 +59,7 @@ def bands(values_SX: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 
 
 def spread_of(values: Sequence[float | None]) -> Spread | None:
-    """Return mean and spread of one number per seed; None unless every seed has one.
+    """Return mean and spread of one number per seed; None if a seed has no number.
 
     >>> spread_of([0.5, 0.75])
     Spread(mean=0.625, low=0.5, high=0.75, n=2)
@@ -72,7 +72,7 @@ def spread_of(values: Sequence[float | None]) -> Spread | None:
 
 
 def span(low: str, high: str) -> str:
-    """Return two amounts as a range, their unit once if they have the same.
+    """Return two amounts as a range; a common unit is written once.
 
     >>> span("1.5 MB", "2.0 MB"), span("999 B", "1.0 kB"), span("3", "3")
     ('1.5–2.0 MB', '999 B–1.0 kB', '3')
@@ -82,9 +82,14 @@ def span(low: str, high: str) -> str:
 
 
 def chance_apart(one: int, other: int) -> float:
-    """Return how often ranges of so many seeds lie wholly apart if both groups are in truth the same.
+    """Return the probability that the ranges of two groups of equal distribution do not overlap.
 
-    All orders of the seeds are then alike likely, and in two of them one group is wholly above the other.
+    It is 2 / C(n + m, n) for n and m seeds: all orders of the groups are equally likely, and in two of them one group
+    is entirely above the other.
+
+    Args:
+        one: number of seeds n of one group.
+        other: number of seeds m of the other group.
 
     >>> round(chance_apart(2, 2), 4), round(chance_apart(3, 3), 4)
     (0.3333, 0.1)
@@ -92,15 +97,15 @@ def chance_apart(one: int, other: int) -> float:
     return 2 / comb(one + other, one)
 
 
-def spread_says(counts: Sequence[int]) -> str:
-    """Return what the spread is for groups with so many seeds, as a sentence."""
+def spread_text(counts: Sequence[int]) -> str:
+    """Return a text on the meaning of the spread, for groups with these numbers of seeds."""
     several = sorted({count for count in counts if count > 1})
     if not several:
-        return "Every group has one run, so nothing is known of the spread over seeds."
+        return "Every group has one run, so the spread over seeds is unknown."
     parts = []
     if several[0] < FEW:
         parts.append(f"from the lowest to the highest seed (fewer than {FEW} seeds)")
     if several[-1] >= FEW:
-        parts.append(f"one standard deviation each way ({FEW} seeds or more)")
-    alone = "; a group of one run has none" if min(counts) == 1 else ""
-    return f"Figures are means over seeds. The spread, where seeds differ, is {', or '.join(parts)}{alone}."
+        parts.append(f"plus and minus one standard deviation ({FEW} seeds or more)")
+    alone = "; a group of one run has no spread" if min(counts) == 1 else ""
+    return f"Numbers are means over seeds. The spread of a group is {', or '.join(parts)}{alone}."

@@ -1,4 +1,4 @@
-"""What a report says in numbers, as one table for other programs."""
+"""The numbers of a report as one table for other programs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ TOTALS = {
 def summary_table(groups: Sequence[Group], validated: int | None) -> pd.DataFrame:
     """Return a row per group and part: the global model, each level, each head.
 
-    Columns: ``group``, ``part``, ``runs``, ``rounds``; of the ``test`` headline after the last round and the ``val``
-    headline after ``val_round``, as in ``metrics.csv``, the mean with the ends of its spread (of accuracies
-    ``test_accuracy``, ``test_accuracy_low``, ``test_accuracy_high``); a level's ``parameters`` and
-    ``training_flops``; means of what the group's runs spent. A cell is empty where nothing is known.
+    Columns: ``group``, ``part``, ``runs``, ``rounds``; mean and ends of the spread of the ``test`` headline after the
+    last round and of the ``val`` headline after ``val_round``, in the unit of ``metrics.csv`` (for accuracy
+    ``test_accuracy``, ``test_accuracy_low``, ``test_accuracy_high``); ``parameters`` and ``training_flops`` of a level;
+    mean total costs of the runs of the group. Unknown cells are empty.
 
     Args:
         groups: the groups.
-        validated: the last round, from 0, that all runs of all groups validated; None where there is none.
+        validated: the last round, from 0, that all runs of all groups validated; None if there is none.
     """
     return pd.DataFrame([row for group in groups for row in _rows(group, validated)])
 
@@ -45,7 +45,7 @@ def _rows(group: Group, validated: int | None) -> Iterator[dict[str, object]]:
         row: dict[str, object] = {"group": group.name, "part": part, "runs": len(group.runs)}
         row["rounds"] = None if rounds is None else rounds.mean
         row["val_round"] = None if validated is None else validated + 1
-        # No row is of round -1: a run without a common round has no score here.
+        # Round -1 does not exist, so without a common round the cells are empty.
         for stage, step in (("test", None), ("val", -1 if validated is None else validated)):
             spread = spread_of([value_after(run, column_of(run, part, stage), step) for run in group.runs])
             for end, name in (("mean", ""), ("low", "_low"), ("high", "_high")):

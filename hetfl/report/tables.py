@@ -1,4 +1,4 @@
-"""The report's tables."""
+"""The tables of a report."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LOCAL = {
 
 
 def quantity(spread: Spread | None, write: Callable[[float], str]) -> Cell:
-    """Return an amount, and in small print its spread, or a dash; a spread that cannot be seen is left out.
+    """Return an amount with its spread in small print, or a dash; the spread is left out if its ends look the same.
 
     >>> quantity(Spread(2.0, 1.0, 3.0, 2), "{:g} MB".format), quantity(Spread(2.0, 2.0, 2.0, 2), "{:g} MB".format)
     (Cell(text='2 MB', note='1–3 MB'), Cell(text='2 MB', note=''))
@@ -55,7 +55,7 @@ def quantity(spread: Spread | None, write: Callable[[float], str]) -> Cell:
 
 
 def group_table(material: Material) -> Table:
-    """Return who is compared: runs, rounds, and what they spent in all."""
+    """Return the table of the groups: runs, rounds, and total costs."""
     rows: list[list[str | Cell]] = []
     for group in material.groups:
         rounds = spread_of([rounds_done(run) for run in group.runs])
@@ -66,14 +66,14 @@ def group_table(material: Material) -> Table:
         name, seeds = group.name, ", ".join(group.seeds)
         rows.append([name, str(len(group.runs)), seeds, quantity(rounds, "{:.0f}".format), *spent])
     return Table(
-        "The groups, and what a run took in all.",
+        "The groups, and the total costs of a run.",
         ["group", "runs", "seeds", "rounds", "uploaded", "computed", "simulated time"],
         rows,
     )
 
 
 def equal_cost_table(material: Material) -> Table:
-    """Return levels of nearly the same cost side by side: score, and what the level is."""
+    """Return the table of levels of nearly the same cost: the score and the size of each level."""
     rows: list[list[str | Cell]] = []
     for row in material.rows:
         cells = [
@@ -91,7 +91,7 @@ def equal_cost_table(material: Material) -> Table:
 
 def _level_cell(material: Material, group: Group, level: str) -> Cell:
     known = level_sizes(group)
-    assert known is not None  # else levels were not matched by cost
+    assert known is not None  # levels are matched by cost only if all groups have sizes
     sizes = known[level]
     axes = [f"{axis} {sizes[axis]:.4g}" for axis in ("width", "depth") if not isnan(sizes[axis])]
     flops = format_quantity(sizes["training_flops"], "FLOP")
@@ -102,7 +102,7 @@ def _level_cell(material: Material, group: Group, level: str) -> Cell:
 
 
 def final_table(material: Material) -> Table:
-    """Return the score of every level, by its name, a row per group."""
+    """Return the table of the scores of all levels, a row per group, a column per name of a level."""
     parts, headline = material.parts, material.headline
     rows: list[list[str | Cell]] = [
         [group.name, *(quantity(material.final(group, part), headline.shown) for part in parts)]
@@ -113,9 +113,9 @@ def final_table(material: Material) -> Table:
 
 
 def budget_table(material: Material, cost: Cost) -> Table:
-    """Return every group's validation headline at the largest amount that all of them spend, a half, and a quarter.
+    """Return the table of the validation headline at the largest amount that all groups spend, a half and a quarter.
 
-    A column is a row of levels that are compared; small print says whose level it is where their names differ.
+    A column has the levels of one row; small print has the name of a level if it differs from the name of the row.
     """
     groups = material.spending(cost)
     largest = common_budget(groups, cost)
@@ -143,7 +143,7 @@ def _budget_cell(group: Group, row: LevelRow, cost: Cost, budget: float) -> Cell
 
 
 def target_table(material: Material) -> Table:
-    """Return what each group spent until its global model reached the target."""
+    """Return the table of the costs of each group until its global model reached the target."""
     rows: list[list[str | Cell]] = [
         [group.name, *(_to_target(group, material, cost) for cost in COSTS)] for group in material.groups
     ]
@@ -167,7 +167,7 @@ def _to_target(group: Group, material: Material, cost: Cost) -> Cell:
 
 
 def client_table(material: Material) -> Table:
-    """Return how the global model does on the clients' own test data, and sub-models on those of their clients."""
+    """Return the table of scores on the test data of the clients, of the global model and of their sub-models."""
     headline = material.headline
     rows: list[list[str | Cell]] = []
     for group in material.groups:
@@ -175,19 +175,19 @@ def client_table(material: Material) -> Table:
         spreads.append(spread_of([_own_mean(run) for run in group.runs]))
         rows.append([group.name, *(quantity(spread, headline.shown) for spread in spreads)])
     return Table(
-        f"{headline.heading} on clients' own test data {material.when}.",
+        f"{headline.heading} on the clients' test data {material.when}.",
         ["group", *(f"global model, {name}" for name in LOCAL.values()), "sub-model of the client's level, mean"],
         rows,
     )
 
 
 def _own_mean(run: Run) -> float | None:
-    own = run.clients[run.headline.own].dropna() if run.clients is not None else pd.Series(dtype="float64")
-    return float(own.mean()) if len(own) else None
+    scores = run.clients[run.headline.own].dropna() if run.clients is not None else pd.Series(dtype="float64")
+    return float(scores.mean()) if len(scores) else None
 
 
 def settings_table(groups: Sequence[Group]) -> Table | None:
-    """Return the settings in which groups differ, a column per group; None where they differ in none."""
+    """Return the table of the settings in which groups differ, a column per group; None if there are none."""
     rows = [[name, *values] for name, values in differing_settings(groups).items()]
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""What came out, in words: only what the numbers say."""
+"""The sentences of a report about its results and figures."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from hetfl.report.spread import FEW, Spread, chance_apart
 from hetfl.runs.headline import ACCURACY, Headline
 
 LOOK_FOR = {
-    "rounds": "Look at the right end: which line is {highest}, and whether the bands overlap there. Where they do, the "
-    "seeds do not tell the groups apart.",
-    "bytes": "Look along one height: the line that gets there first, at the left, uploads the fewest bytes for that "
-    "{score}.",
-    "flops": "Look along one height: the line that gets there first needs the least computing by all clients for that "
-    "{score}.",
-    "seconds": "Look along one height: the line that gets there first would be done first on devices as the "
-    "configuration says they are; a round lasts as long as its slowest client, or until its deadline.",
-    "size": "Look at one size, up and down: the group whose point is {higher} makes more of models of that size, "
-    "unless the bars, the spread over seeds, overlap.",
+    "rounds": "Compare the right ends: the group whose line is {highest} is best, unless the bands, the spread over "
+    "seeds, overlap.",
+    "bytes": "Compare the lines at the same {score}: the leftmost line needs the fewest uploaded bytes.",
+    "flops": "Compare the lines at the same {score}: the leftmost line needs the least computation by all clients.",
+    "seconds": "Compare the lines at the same {score}: the leftmost line needs the least simulated time. A round lasts "
+    "as long as its slowest client, or until its deadline.",
+    "size": "Compare the points of the same size: the group whose point is {higher} is better at that size, unless the "
+    "bars, the spread over seeds, overlap.",
     "heads": "Look at how far the shallow heads are {below} the deep ones, and whether they still {rise}.",
-    "cluster_members": "Look for rows that change colour late: clients between two clusters. Grey: no cluster yet. The "
-    "number of a cluster means nothing.",
-    "cluster_score": "Look for a line that stays {low} or {falls}: a cluster of few clients, or of two kinds of them.",
-    "cluster_tree": "Look for when a line forks, and into how many clients: a fork late in the run leaves its parts "
-    "little time.",
-    "clients": "Look at the {bad_end}: a line that rises there has clients whom the model serves badly; one that "
-    "{even} serves all alike.",
+    "cluster_members": "Look for rows that change colour late: these clients are between two clusters. Grey: no "
+    "cluster yet. The numbers of clusters have no meaning.",
+    "cluster_score": "Look for a line that stays {low} or {falls}: such a cluster has few clients, or clients of "
+    "different kinds.",
+    "cluster_tree": "Look for the round of each fork and the numbers of clients: clusters of a late fork train for few "
+    "rounds.",
+    "clients": "Look at the {bad_end}: if a line rises there, some clients have a bad {score}. A line that {even} "
+    "means that all clients have a similar {score}.",
 }
-"""A sentence per picture, by its key; in braces what depends on the headline."""
+"""The text of each figure, by key; the words in braces depend on the headline."""
 
 RISING = {
     "highest": "highest",
@@ -41,7 +40,7 @@ RISING = {
     "bad_end": "left",
     "even": "stays low and then rises steeply",
 }
-"""What stands in texts in which the better score is the higher one, ..."""
+"""Words in texts if a higher score is better."""
 FALLING = {
     "highest": "lowest",
     "higher": "lower",
@@ -51,18 +50,18 @@ FALLING = {
     "low": "high",
     "falls": "rises",
     "bad_end": "right",
-    "even": "rises steeply and is done early",
+    "even": "rises steeply at the left",
 }
-"""... and where it is the lower one."""
+"""Words in texts if a lower score is better."""
 
 
 def words_of(headline: Headline) -> Mapping[str, str]:
-    """Return what stands in texts on runs with a headline."""
+    """Return the words in texts for a headline."""
     return {"score": headline.words, **(RISING if headline.higher_is_better else FALLING)}
 
 
 def look_for(key: str, headline: Headline) -> str:
-    """Return what to look for in a picture.
+    """Return the text of a figure: what to look for.
 
     >>> look_for("heads", Headline("mae", higher_is_better=False, percent=False))
     'Look at how far the shallow heads are above the deep ones, and whether they still fall.'
@@ -71,8 +70,8 @@ def look_for(key: str, headline: Headline) -> str:
 
 
 def findings(material: Material) -> list[str]:
-    """Return a sentence or two per row of levels: who is best, and whether the spreads lie apart."""
-    said = []
+    """Return a text per row of levels: which group is best, and whether the spreads overlap."""
+    texts = []
     for row in material.rows:
         results = {
             group.name: spread
@@ -80,24 +79,24 @@ def findings(material: Material) -> list[str]:
             if group.name in row.levels and (spread := material.final(group, row.levels[group.name])) is not None
         }
         size = material.size_of(row, short=False)
-        said.append(f"Level {row.name}{f', {size}' if size else ''}: {level_sentence(results, material.headline)}")
-    return said
+        texts.append(f"Level {row.name}{f', {size}' if size else ''}: {level_sentence(results, material.headline)}")
+    return texts
 
 
 def level_sentence(results: Mapping[str, Spread], headline: Headline = ACCURACY) -> str:
-    """Return what scores of groups with their spreads say about each other.
+    """Return a comparison of the scores of groups in words.
 
     >>> level_sentence({"x": Spread(0.9, 0.88, 0.92, 2), "y": Spread(0.8, 0.79, 0.81, 2)})
     'x is highest with 90.00 % (88.00–92.00). y with 80.00 % (79.00–81.00) is lower, by 10.00 points.'
     >>> level_sentence({"x": Spread(0.9, 0.85, 0.95, 2), "y": Spread(0.89, 0.88, 0.90, 2)})
-    'x with 90.00 % (85.00–95.00) and y with 89.00 % (88.00–90.00) are not told apart: the spreads overlap.'
+    'x with 90.00 % (85.00–95.00) and y with 89.00 % (88.00–90.00) cannot be distinguished: the spreads overlap.'
     >>> level_sentence({"x": Spread(0.9, 0.9, 0.9, 1), "y": Spread(0.8, 0.7, 0.9, 2)})
-    'y has 80.00 % (70.00–90.00). Of x with 90.00 % there is one run, and so no spread to compare by.'
+    'y has 80.00 % (70.00–90.00). There is only one run of x with 90.00 %, and so no spread to compare.'
     """
     if not results:
-        return f"no group has {headline.one} of it."
+        return f"no group has {headline.one} of this level."
     if len(results) == 1:
-        return f"only {next(iter(results))} has such a level; there is nothing to compare it with."
+        return f"only {next(iter(results))} has such a level, so there is no comparison."
     sign = -1.0 if headline.higher_is_better else 1.0
     by_mean = sorted(results, key=lambda name: sign * results[name].mean)
     several = [name for name in by_mean if results[name].n > 1]
@@ -105,14 +104,13 @@ def level_sentence(results: Mapping[str, Spread], headline: Headline = ACCURACY)
     among = " of those with several runs" if alone else ""
     sentences = _order({name: results[name] for name in several}, among, headline)
     if alone:
-        sentences.append(
-            f"Of {_listed(alone)} there is one run{' each' * (len(alone) > 1)}, and so no spread to compare by."
-        )
+        each = " each" * (len(alone) > 1)
+        sentences.append(f"There is only one run{each} of {_listed(alone)}, and so no spread to compare.")
     return " ".join(sentences)
 
 
 def _order(results: Mapping[str, Spread], among: str, headline: Headline) -> list[str]:
-    """Return sentences on groups that all have a spread, the one with the best mean first."""
+    """Return sentences on groups that all have a spread; the group with the best mean comes first."""
     shown = {name: spread.shown(headline) for name, spread in results.items()}
     if len(results) < 2:
         return [f"{name} has {text}." for name, text in shown.items()]
@@ -122,11 +120,12 @@ def _order(results: Mapping[str, Spread], among: str, headline: Headline) -> lis
     if not near:
         sentences = [f"{best} is {words['highest']}{among} with {shown[best]}."]
     elif len(near) == 1:
-        sentences = [f"{figures[best]} and {figures[near[0]]} are not told apart: the spreads overlap."]
+        sentences = [f"{figures[best]} and {figures[near[0]]} cannot be distinguished: the spreads overlap."]
     else:
         close = _listed([figures[name] for name in near])
         sentences = [
-            f"{figures[best]} has the {words['highest']} mean; {close} are not told apart from it: the spreads overlap."
+            f"{figures[best]} has the {words['highest']} mean; {close} cannot be distinguished from it: the spreads "
+            "overlap."
         ]
     for name in others:
         ahead = [other for other in results if results[other].beats(results[name], headline)]
@@ -143,13 +142,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def caution(material: Material) -> str | None:
-    """Return how often ranges of few seeds lie apart by chance alone; None where no two groups have such ranges."""
+    """Return a sentence on the chance that ranges of few seeds do not overlap; None without two groups of few seeds."""
     counts = sorted(len(group.runs) for group in material.groups if 1 < len(group.runs) < FEW)
     if len(counts) < 2:
         return None
     one, other = counts[:2]
     chance = chance_apart(one, other)
     return (
-        f"Few seeds say little: if two groups of {one} and of {other} runs were of one and the same method, their "
-        f"ranges would lie wholly apart in {100 * chance:.0f} % of comparisons, by chance alone."
+        f"Few seeds are weak evidence: the ranges of {one} and {other} runs of the same method would not overlap in "
+        f"{100 * chance:.0f} % of comparisons, by chance alone."
     )

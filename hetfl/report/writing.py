@@ -1,4 +1,4 @@
-"""From run folders to the files of a report."""
+"""Writing of the files of a report."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def write_report(
 ) -> Path:
     """Write a report on groups of runs: ``report.html``, ``report.md``, ``summary.csv``, and the plots as PNG and SVG.
 
-    The same runs give the same bytes. What an earlier report on the same score left in the folder is replaced.
+    The same runs give the same bytes. Files of an earlier report on the same score are replaced.
 
     Args:
-        groups: per name of a group the folders of its runs, which differ in their seed alone.
-        out: the folder to write into; made if it is not there.
-        target: the validation score whose cost is reported, as in ``metrics.csv``; None: 5 % short of the best one of
-            the group whose best is worst.
-        unfinished: whether to take runs with fewer rounds than their configuration asks for.
-        mixed_data: whether to take runs on different data.
+        groups: the folders of the runs of each group, by name; runs of a group differ only in their seed.
+        out: the folder to write into; it is made if it is missing.
+        target: the validation score for which costs are reported, in the unit of ``metrics.csv``; None: 5 % worse than
+            the best score of the group whose best score is worst.
+        unfinished: whether to accept runs with fewer rounds than their configuration has.
+        mixed_data: whether to accept runs on different data.
 
     Returns:
         The path of ``report.html``.
 
     Raises:
-        ConfigurationError: there are no runs, one cannot be read, or they cannot be compared.
-        OSError: a file cannot be written; names it.
+        ConfigurationError: there are no runs, a run cannot be read, or the runs cannot be compared.
+        OSError: a file cannot be written; the message names the file.
     """
     made = make_groups({name: [load_run(folder) for folder in folders] for name, folders in groups.items()})
     check_comparable(made, allow_unfinished=unfinished, allow_mixed_data=mixed_data)

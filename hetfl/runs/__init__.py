@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder, its table of rounds and their headline, checkpoints, and how it is stopped."""
+"""The run folder, the table of rounds, the headline score, checkpoints, and the interruption of a run."""
 
 from hetfl.runs.run_folder import RunFolder
 

@@ -1,7 +1,7 @@
-"""Checkpoints that survive: written whole or not at all, checked by a digest, with the ones before kept.
+"""Atomic checkpoints with a digest; earlier checkpoints are kept.
 
-The file is torch's own (a zip archive, readable by ``torch.load(path, weights_only=True)``); its digest stands in the
-archive's comment, which readers of the archive pass over.
+The file has torch's format (a zip archive, readable by ``torch.load(path, weights_only=True)``). The digest is in the
+comment of the archive, which other readers ignore.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ DIGEST_BYTES = 32
 COMMENT_BYTES = len(MARK) + 2 * DIGEST_BYTES
 END_OF_ARCHIVE = b"PK\x05\x06"
 END_BYTES = 22
-"""Length of a zip archive's end record without comment; its last two bytes are the comment's length."""
+"""Length of the end record of a zip archive without comment; its last two bytes are the length of the comment."""
 CHUNK_BYTES = 1 << 22
-"""How much of a checkpoint is read at a time to compare its digest."""
+"""Number of bytes that are read at a time to compute a digest."""
 
 
 class SealedFile:
-    """Takes an archive as torch writes it, on to a file, and ends it with the digest of its bytes as its comment.
+    """A file object that writes torch's archive to a file and adds a comment with the digest of its bytes.
 
-    What is written passes through: a checkpoint may be much larger than what memory is left. torch turns an error in a
-    write into one of its own, which names neither the file nor the reason; so :meth:`seal` raises what a write met.
+    Bytes are not buffered, because a checkpoint may be larger than the free memory. torch replaces an error of a write
+    by an error without the file and the reason. Therefore :meth:`seal` raises the original error.
 
     Args:
         file: an empty file, open for writing.
@@ -44,11 +44,11 @@ class SealedFile:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-        self._end = b""  # held back: the archive's last bytes say how long its comment is
+        self._end = b""  # not written yet: the last bytes of the archive have the length of its comment
         self._error: OSError | None = None
 
     def write(self, data: memoryview) -> int:
-        """Take the next bytes."""
+        """Write the next bytes, except the last :data:`END_BYTES`."""
         if len(data) < END_BYTES:
             joined = self._end + data
             self._pass_on(joined[:-END_BYTES])
@@ -60,14 +60,14 @@ class SealedFile:
         return len(data)
 
     def flush(self) -> None:
-        """Do nothing: :meth:`seal` writes what is held back."""
+        """Do nothing: :meth:`seal` writes the remaining bytes."""
 
     def seal(self) -> None:
-        """Write the end of the archive.
+        """Write the end of the archive and the comment.
 
         Raises:
             OSError: a write failed.
-            ValueError: what was written is no zip archive without comment.
+            ValueError: the bytes are not a zip archive without comment.
         """
         if self._error is None and (self._end[:4] != END_OF_ARCHIVE or self._end[-2:] != b"\0\0"):
             raise ValueError("Expected a zip archive without comment but got other bytes")
@@ -86,7 +86,7 @@ class SealedFile:
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with a sealed archive; None if it is as it was written.
+    """Return the kind of damage of a sealed archive; None if it is intact.
 
     Raises:
         OSError: the file cannot be read.
@@ -106,20 +106,20 @@ def damage(path: Path) -> str | None:
 
 
 def previous(path: Path, age: int) -> Path:
-    """Return the name under which the checkpoint of ``age`` saves ago is kept: ``last.1.ckpt`` beside ``last.ckpt``."""
+    """Return the path of the checkpoint of ``age`` saves ago: ``last.1.ckpt`` for ``last.ckpt`` and 1."""
     return path if age == 0 else path.with_name(f"{path.stem}.{age}{path.suffix}")
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Writes beside the target, flushes to the disk, then renames; keeps the last checkpoints.
+    """Writes to a temporary file, flushes it to the disk, and renames it; keeps the last checkpoints.
 
-    A full disk or another failure to write is a warning: the checkpoint before stays, and training goes on.
+    A full disk or another write error is only a warning: the previous checkpoint stays, and training continues.
 
     Args:
-        keep: how many checkpoints of one name there are, the newest included.
+        keep: number of checkpoints of one name that are kept, including the newest.
 
     Raises:
-        ConfigurationError: fewer than one is to be kept.
+        ConfigurationError: ``keep`` is below 1.
     """
 
     def __init__(self, keep: int = 2) -> None:
@@ -134,7 +134,7 @@ class SafeCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; afterwards either it or the one before is under ``path``, whole."""
+        """Write a checkpoint; afterwards ``path`` is the whole new checkpoint or the whole previous one."""
         target = Path(path)
         try:
             self._write(target, checkpoint)
@@ -143,8 +143,8 @@ class SafeCheckpointIO(CheckpointIO):
         except OSError as error:
             self.failed = True
             rank_zero_warn(
-                f"Checkpoint {printable(target)} not written ({printable(error)}); the one before is kept, training "
-                "goes on"
+                f"Checkpoint {printable(target)} not written ({printable(error)}); the previous checkpoint is kept, "
+                "training goes on"
             )
 
     def _write(self, target: Path, checkpoint: dict[str, Any]) -> None:
@@ -158,19 +158,19 @@ class SafeCheckpointIO(CheckpointIO):
                 self._keep_previous(target)
 
     def _check_readable(self, written: Path) -> None:
-        """Read the first checkpoint back: what a callback keeps in its state may be nothing that can be read.
+        """Read the first checkpoint, because the state of a callback may contain values that cannot be loaded.
 
         Raises:
-            ConfigurationError: it cannot be read.
+            ConfigurationError: the checkpoint cannot be read.
         """
         if not self._readable:
             _read(written, "cpu")
             self._readable = True
 
     def _keep_previous(self, target: Path) -> None:
-        """Give the checkpoints one place back; each name changes in one step, and ``target`` stays until replaced.
+        """Rename each kept checkpoint to the next age; every rename is atomic, and ``target`` also keeps its name.
 
-        One that was found to be damaged takes no other's place.
+        A checkpoint that is known to be damaged does not replace an older one.
         """
         for age in range(self.keep - 1, 0, -1):
             newer, older = previous(target, age - 1), previous(target, age)
@@ -189,10 +189,10 @@ class SafeCheckpointIO(CheckpointIO):
         map_location: Callable[..., Any] | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Return the newest whole checkpoint of a name.
+        """Return the newest intact checkpoint of a name.
 
         Raises:
-            ConfigurationError: none of them can be read.
+            ConfigurationError: no checkpoint of the name can be read.
         """
         target, reasons = Path(path), []
         for age in range(max(self.keep, 2)):
@@ -204,14 +204,14 @@ class SafeCheckpointIO(CheckpointIO):
                 continue
             if wrong is None:
                 if reasons:
-                    rank_zero_warn(f"Checkpoint {printable('; '.join(reasons))}; taking {printable(candidate)}")
+                    rank_zero_warn(f"Checkpoint {printable('; '.join(reasons))}; using {printable(candidate)}")
                 return _read(candidate, map_location if map_location is not None else "cpu")
             self._damaged.add(candidate)
             reasons.append(f"{candidate} is damaged ({wrong})")
         raise ConfigurationError(f"Expected a whole checkpoint but got none: {'; '.join(reasons)}")
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint and those kept before it."""
+        """Remove a checkpoint and the kept older ones of its name."""
         for age in range(self.keep):
             previous(Path(path), age).unlink(missing_ok=True)
 
@@ -220,14 +220,14 @@ def _read(path: Path, location: Any) -> dict[str, Any]:
     """Return the content of an intact archive.
 
     Raises:
-        ConfigurationError: it holds what cannot be read without running its code, or no checkpoint.
+        ConfigurationError: the archive has values that can be read only by running code, or is not a checkpoint.
     """
     try:
         content = torch.load(path, map_location=location, weights_only=True)  # noqa: TID251
-    except Exception as error:  # of the unpickler, of many kinds
+    except Exception as error:  # the unpickler raises many kinds of errors
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise ConfigurationError(
-            f"Expected a checkpoint of plain values and tensors but got {path} with others (in a callback's state?): "
+            f"Expected a checkpoint of plain values and tensors but got {path} with others (state of a callback?): "
             f"{reason[:200]}"
         ) from None
     if not isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""The score by which models of a run are compared: its name, its direction, and how it is written."""
+"""The headline: the score by which models of a run are compared, with its name, direction and format."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hetfl.reading import parse_json, read_bytes
 from hetfl.runs.metrics_file import score_column
 
 FILE = "headline.json"
-"""Name of the file of a run folder that says what the run's headline is; a run without it has an accuracy."""
+"""Name of the file with the headline in a run folder; the headline of a run without this file is the accuracy."""
 
 LARGEST = 10_000
-"""Bytes of that file."""
+"""Maximum size of that file in bytes."""
 LONGEST_TITLE = 60
-"""Characters."""
+"""Maximum number of characters of a title."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Headline:
     """The score of an objective by which models are compared.
 
     Attributes:
-        name: as columns have it, such as ``accuracy`` in ``val/accuracy``: lower-case letters, digits and ``_``.
-        higher_is_better: whether a model of a higher score is the better one.
+        name: name in columns, such as ``accuracy`` in ``val/accuracy``: lower-case letters, digits and ``_``.
+        higher_is_better: whether a higher score is better.
         percent: whether the score is a share from 0 to 1, which is shown as a percentage.
-        title: as tables and axes have it, in a sentence; empty: the name, with spaces for ``_``.
+        title: name in tables, axes and sentences; empty: ``name`` with spaces instead of ``_``.
 
     Raises:
-        ConfigurationError: the name cannot be that of a column, or the title is not a line of text.
+        ConfigurationError: the name is not valid for a column, or the title is too long or not printable.
     """
 
     name: str = "accuracy"
@@ -55,17 +55,17 @@ class Headline:
 
     @property
     def words(self) -> str:
-        """The title; else the name in words."""
+        """The title, or else the name with spaces."""
         return self.title or self.name.replace("_", " ")
 
     @property
     def heading(self) -> str:
-        """The words with a capital letter, as a sentence or an axis begins."""
+        """The words with a capital first letter."""
         return self.words[:1].upper() + self.words[1:]
 
     @property
     def one(self) -> str:
-        """The words with their article; a word of capitals is spelt.
+        """The words with their indefinite article; a word in capitals is spoken letter by letter.
 
         >>> [Headline(title=title).one for title in ("accuracy", "perplexity", "MAE", "R²", "macro F1")]
         ['an accuracy', 'a perplexity', 'an MAE', 'an R²', 'a macro F1']
@@ -76,7 +76,7 @@ class Headline:
 
     @property
     def several(self) -> str:
-        """The words for more than one.
+        """The words in the plural.
 
         >>> [Headline(title=title).several for title in ("accuracy", "mean absolute error", "R²")]
         ['accuracies', 'mean absolute errors', 'values of R²']
@@ -86,20 +86,20 @@ class Headline:
         return f"{self.words}s" if self.words[-1].islower() else f"values of {self.words}"
 
     def in_unit(self, text: str) -> str:
-        """Return the name of an axis, with ``(%)`` behind it where scores are percentages."""
+        """Return the name of an axis, followed by ``(%)`` if scores are percentages."""
         return f"{text} (%)" if self.percent else text
 
     @property
     def scale(self) -> float:
-        """What a score is multiplied by where it is shown."""
+        """The factor by which a score is multiplied for display."""
         return 100.0 if self.percent else 1.0
 
     def column(self, stage: str, part: str = "") -> str:
-        """Return the column of a level's or a head's score; see :func:`hetfl.runs.metrics_file.score_column`."""
+        """Return the column of the score of a level or a head; see :func:`hetfl.runs.metrics_file.score_column`."""
         return score_column(stage, part, self.name)
 
     def local(self, figure: str) -> str:
-        """Return the column of a figure over clients.
+        """Return the column of a statistic over clients.
 
         Args:
             figure: ``mean``, ``by_samples``, ``worst10``, ``std`` or ``var``.
@@ -111,20 +111,24 @@ class Headline:
 
     @property
     def personal(self) -> str:
-        """The column of the mean over clients of sub-models with what each client keeps of its own."""
+        """The column of the mean over clients of the scores of sub-models with the client's personal tensors."""
         return f"local/personal_{self.name}"
 
     def cluster(self, number: int) -> str:
-        """Return the column of the score of a cluster's model."""
+        """Return the column of the score of the model of a cluster."""
         return f"cluster/{self.name}/{number}"
 
     @property
     def own(self) -> str:
-        """The column of ``clients.csv`` with scores of clients' own sub-models; :attr:`name` is the global model's."""
+        """The column of ``clients.csv`` with the scores of sub-models; :attr:`name` has those of the global model."""
         return f"own_{self.name}"
 
     def number(self, value: float, digits: int = 2) -> str:
-        """Return a score as text without its unit: of a percentage, or a number of two more significant digits.
+        """Return a score as text without its unit.
+
+        Args:
+            value: the score.
+            digits: decimals of a percentage; another number has two more significant digits.
 
         >>> Headline().number(0.97531), [Headline("mae", False, False).number(x) for x in (12.3, 1234.0, 54321.0)]
         ('97.53', ['12.30', '1234', '54321'])
@@ -136,7 +140,7 @@ class Headline:
         return f"{value:#.{digits + 2}g}".rstrip(".")
 
     def shown(self, value: float, digits: int = 2) -> str:
-        """Return a score as text: a percentage, or a number of about as many significant digits.
+        """Return a score as text with its unit; see :meth:`number`.
 
         >>> Headline().shown(0.97531), Headline("mae", False, False).shown(12.3456)
         ('97.53 %', '12.35')
@@ -146,7 +150,7 @@ class Headline:
         return f"{self.number(value, digits)} %" if self.percent else self.number(value, digits)
 
     def difference(self, value: float) -> str:
-        """Return how far apart two scores are, as text.
+        """Return a difference of two scores as text.
 
         >>> Headline().difference(0.05), Headline("mae", False, False).difference(1.5)
         ('5.00 points', '1.500')
@@ -154,16 +158,16 @@ class Headline:
         return f"{self.number(value)} points" if self.percent else self.number(value)
 
     def better(self, one: float, other: float) -> bool:
-        """Return whether one score is better than another one; NaN never is."""
+        """Return whether a score is better than another score; NaN is never better."""
         return one > other if self.higher_is_better else one < other
 
     def best(self, values: Iterable[float]) -> float:
-        """Return the best of some scores, those of NaN left out; NaN without any."""
+        """Return the best of some scores without NaN; NaN if there are none."""
         known = [value for value in values if not math.isnan(value)]
         return (max if self.higher_is_better else min)(known, default=math.nan)
 
     def to_json(self) -> bytes:
-        """Return the headline as the content of its file."""
+        """Return the contents of the file of the headline."""
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
 
 
@@ -172,13 +176,13 @@ ACCURACY = Headline()
 
 
 def common_headline(headlines: Mapping[str, Headline]) -> Headline:
-    """Return the headline that all runs have.
+    """Return the common headline of all runs.
 
     Args:
-        headlines: by what a message calls the run, or the runs, at least one.
+        headlines: at least one headline, by the name of the run for messages.
 
     Raises:
-        ConfigurationError: two have different ones; names both.
+        ConfigurationError: two headlines differ; the message has both.
 
     >>> common_headline({"one": ACCURACY, "two": Headline("mae", False, False)})
     Traceback (most recent call last):
@@ -198,10 +202,10 @@ def common_headline(headlines: Mapping[str, Headline]) -> Headline:
 
 
 def headline_in(folder: Path) -> Headline:
-    """Return the headline of the run in a folder; the accuracy if the folder says nothing.
+    """Return the headline of the run in a folder; the accuracy if the folder has no file of a headline.
 
     Raises:
-        ConfigurationError: the file is none that a run writes.
+        ConfigurationError: the file is invalid.
     """
     path = folder / FILE
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends the run at the end of the round, with its checkpoint; the second at once."""
+"""Ctrl-C and SIGTERM: the first signal stops the run after the round and its checkpoint, the second at once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopAtRoundEnd(Callback):
-    """Lets a round that is under way end before an interrupted training stops.
+    """Stops an interrupted training at the end of the current round.
 
     Attributes:
-        signal: the number of the signal that came; None: none.
+        signal: number of the signal that was received; None: none.
     """
 
     def __init__(self) -> None:
@@ -28,13 +28,13 @@ class StopAtRoundEnd(Callback):
         self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Install the signal handlers."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             if self.signal is not None:
                 sys.exit(128 + number)
             self.signal = number
-            if trainer.world_size == 1:  # else all ranks must stop at the same place
+            if trainer.world_size == 1:  # several ranks must stop in the same round; on_train_epoch_end agrees on it
                 trainer.should_stop = True
             name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
             sys.stderr.write(f"hetfl: stopping after this round; once more {name} stops at once\n")
@@ -42,23 +42,23 @@ class StopAtRoundEnd(Callback):
         self._before = {each: signal.signal(each, stop) for each in SIGNALS}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have all ranks of a distributed trainer stop if one of them is to, here or at the end of the next round."""
+        """Stop all ranks of a distributed trainer if one of them received a signal."""
         self._agree(trainer)
         trainer.should_stop |= self.signal is not None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop listening."""
+        """Restore the signal handlers."""
         self._agree(trainer)
         self._restore()
 
     def _agree(self, trainer: Trainer) -> None:
-        """Have all ranks know of a signal that came to one of them."""
+        """Tell all ranks of a signal that one of them received."""
         if trainer.world_size > 1:
-            own = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
-            self.signal = int(trainer.strategy.reduce(own, reduce_op="max")) or None
+            received = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
+            self.signal = int(trainer.strategy.reduce(received, reduce_op="max")) or None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop listening."""
+        """Restore the signal handlers."""
         self._restore()
 
     def _restore(self) -> None:
@@ -69,10 +69,10 @@ class StopAtRoundEnd(Callback):
 
 @contextmanager
 def taking_signals() -> Iterator[list[int]]:
-    """Take Ctrl-C and SIGTERM as wishes to be passed on.
+    """Collect Ctrl-C and SIGTERM instead of reacting to them.
 
     Yields:
-        Their numbers, as they come.
+        The list of the numbers of received signals; it grows.
     """
     received: list[int] = []
 

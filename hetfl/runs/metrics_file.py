@@ -1,4 +1,4 @@
-"""``metrics.csv``: one row per round, in rising order, whole whenever the process stops."""
+"""``metrics.csv``: one row per round in ascending order; whole rows even if the process is killed."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ COLUMNS = (
 """Order of the columns after ``step``; a name that ends in a slash stands for one column per level, head or cluster."""
 
 HEAD = "head_"
-"""The names of heads begin with it, and those of levels do not."""
+"""Prefix of the names of heads; names of levels must not have it."""
 
 _FIRST_EDITION = re.compile(rf"(val|test)/accuracy/({HEAD})?(.+)")
 
 _OF_A_SCORE = re.compile(
     r"((?:val|test)/|local/|cluster/)([a-z][a-z0-9_]*?)((?:_by_(?:level|head)/.+|_(?:mean|by_samples|worst10|std|var)|/.+)?)"
 )
-"""The name of any score within that of a column."""
+"""The name of a score as a part of the name of a column."""
 
-_NOT_METRICS = ("epoch", "step")  # Lightning adds the epoch, which is the round, which is the step
+_NOT_METRICS = ("epoch", "step")  # Lightning adds the epoch, which equals the step: the number of the round
 
 
 def score_column(stage: str, part: str = "", score: str = "accuracy") -> str:
@@ -79,7 +79,7 @@ def score_column(stage: str, part: str = "", score: str = "accuracy") -> str:
 
     Args:
         stage: ``val`` or ``test``.
-        part: the name of a level, or of a head with :data:`HEAD` before its number; empty for the global model.
+        part: the name of a level, or :data:`HEAD` and the number of a head; empty for the global model.
         score: name of the score.
 
     >>> [score_column("val", part) for part in ("", "b", "head_2")]
@@ -93,7 +93,7 @@ def score_column(stage: str, part: str = "", score: str = "accuracy") -> str:
 
 
 def present_name(column: str) -> str:
-    """Return what a column is called now; a ``metrics.csv`` of version 0.1 has ``val/accuracy/<level or head>``.
+    """Return the current name of a column; a ``metrics.csv`` of version 0.1 has ``val/accuracy/<level or head>``.
 
     >>> present_name("test/accuracy/head_1"), present_name("val/accuracy/a"), present_name("val/accuracy")
     ('test/accuracy_by_head/1', 'val/accuracy_by_level/a', 'val/accuracy')
@@ -103,7 +103,7 @@ def present_name(column: str) -> str:
 
 
 def columns_of(score: str = "accuracy") -> tuple[str, ...]:
-    """Return :data:`COLUMNS` of a run whose models are compared by another score.
+    """Return :data:`COLUMNS` with another score instead of the accuracy.
 
     >>> columns_of("r2")[2]
     'val/r2'
@@ -112,13 +112,13 @@ def columns_of(score: str = "accuracy") -> tuple[str, ...]:
 
 
 def _of_accuracy(column: str) -> str:
-    """Return the column of the accuracy that stands where a column of another score does."""
-    found = _OF_A_SCORE.fullmatch(column)
-    return column if found is None else f"{found[1]}accuracy{found[3]}"
+    """Return the name of a column with the accuracy instead of another score."""
+    match = _OF_A_SCORE.fullmatch(column)
+    return column if match is None else f"{match[1]}accuracy{match[3]}"
 
 
 def _rank(column: str) -> int:
-    """Return the place of a column in :data:`COLUMNS`; columns that it does not name come last."""
+    """Return the position of a column in :data:`COLUMNS`; unknown columns come last."""
     for name in (column, _of_accuracy(column)):
         family = name.rpartition("/")[0] + "/"
         for listed in (name, family):
@@ -128,12 +128,12 @@ def _rank(column: str) -> int:
 
 
 def ordered(columns: Iterable[str]) -> list[str]:
-    """Return columns in the order of :data:`COLUMNS`, equals and unknown ones as they came."""
+    """Return columns in the order of :data:`COLUMNS`; columns of one family and unknown columns keep their order."""
     return sorted(columns, key=_rank)
 
 
 def format_value(value: float) -> str:
-    """Return a number as text that reads back as the same float64: integers without a point, others in shortest form.
+    """Return a number as the shortest text that gives the same float64; integers have no decimal point.
 
     >>> [format_value(value) for value in (1234567890123.0, 0.1, 1e300, float("nan"))]
     ['1234567890123', '0.1', '1e+300', 'nan']
@@ -150,25 +150,25 @@ def encoded(cells: Iterable[str]) -> bytes:
 
 
 class MetricsFile:
-    """A CSV file with one row per round, in rising order; only the last row is held in memory.
+    """A CSV file with one row per round in ascending order; only the last row is kept in memory.
 
-    A row is appended when its round is first heard of, and written over in one write while more is said about it; other
-    columns, an earlier round or a shorter row make a new file, renamed. A process killed at any instant leaves whole
-    rows and at most one torn last line, which is no row.
+    The first metrics of a round append a row; further metrics overwrite it in a single write. New columns, an earlier
+    round or a shorter row give a new file, which is renamed. A process that is killed at any time leaves whole rows and
+    at most one incomplete last line, which readers ignore.
 
     Args:
-        path: the file; one that exists is read, and continued by the first change.
+        path: the file; an existing file is read and continued.
 
     Raises:
-        ConfigurationError: the file that exists is not such a file.
+        ConfigurationError: the existing file is not such a table.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._columns: list[str] = []
         self._last: dict[str, str] = {}
-        self._end = 0  # where whole rows end in the file
-        self._written = not path.exists()  # whether its lines are those that this object wrote
+        self._end = 0  # offset of the end of the last whole row
+        self._written = not path.exists()  # whether this object wrote all lines of the file
         if not self._written:
             self._columns = self._columns_on_disk()
             for row in self._rows():
@@ -180,11 +180,11 @@ class MetricsFile:
         return int(self._last["step"]) if self._last else -1
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Merge metrics into the row of a round; a metric that is there already is replaced."""
+        """Merge metrics into the row of a round; existing values of the same metrics are replaced."""
         cells = {name: format_value(value) for name, value in metrics.items() if name not in _NOT_METRICS}
         last_step = self.last_step
         columns = ordered(dict.fromkeys([*self._columns, *cells]))
-        if step == last_step and not self.path.exists():  # deleted meanwhile
+        if step == last_step and not self.path.exists():  # the file was deleted
             cells = {**self._last, **cells}
         if step < last_step or columns != self._columns or not self._written or not self.path.exists():
             self._rewrite(columns, row={"step": str(step), **cells})
@@ -194,7 +194,7 @@ class MetricsFile:
             self._append({"step": str(step), **cells})
 
     def declare(self, columns: Iterable[str]) -> None:
-        """Have these columns, whether or not a round ever reports on them."""
+        """Add columns, even if no round ever has values for them."""
         wanted = ordered(dict.fromkeys([*self._columns, *columns]))
         if wanted != self._columns:
             self._rewrite(wanted)
@@ -205,7 +205,7 @@ class MetricsFile:
             self._rewrite(self._columns, before_step=before_step)
 
     def _append(self, row: dict[str, str]) -> None:
-        """Write a new last row; a torn line that a failed write left behind the whole ones is cut off first."""
+        """Write a new last row, after removing an incomplete line of a failed write."""
         os.truncate(self.path, self._end)
         line = encoded(row.get(name, "") for name in ("step", *self._columns))
         with self.path.open("ab") as file:
@@ -213,7 +213,7 @@ class MetricsFile:
         self._last, self._end = row, self._end + len(line)
 
     def _replace(self, row: dict[str, str]) -> None:
-        """Write the last row again, in one write over the old one: more cells make a line longer, rarely shorter."""
+        """Overwrite the last row in one write; a shorter row, which is rare, gives a new file."""
         line = encoded(row.get(name, "") for name in ("step", *self._columns))
         old = encoded(self._last.get(name, "") for name in ("step", *self._columns))
         if len(line) < len(old):
@@ -231,17 +231,17 @@ class MetricsFile:
             yield from (line for line in file if line.endswith("\n"))
 
     def _cells(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield each line's number and cells.
+        """Yield the number and the cells of each line.
 
         Raises:
-            ConfigurationError: the file is no table.
+            ConfigurationError: the file is not a table.
         """
         reader = csv.reader(self._lines())
         try:
             yield from ((reader.line_num, cells) for cells in reader)
         except (csv.Error, UnicodeDecodeError) as error:
             raise ConfigurationError(
-                f"Expected a table of rounds in {self.path} but got, behind line {reader.line_num}: {error}"
+                f"Expected a table of rounds in {self.path} but got, after line {reader.line_num}: {error}"
             ) from error
 
     def _columns_on_disk(self) -> list[str]:
@@ -265,7 +265,7 @@ class MetricsFile:
             yield dict(zip(header, cells, strict=True))
 
     def _rewrite(self, columns: list[str], row: dict[str, str] | None = None, before_step: int | None = None) -> None:
-        """Write the file anew, in one step for whoever reads it: with other columns, one more row, or fewer rows."""
+        """Replace the file atomically by one with other columns, one more row, or fewer rows."""
         last: dict[str, str] = {}
         with replacing(self.path) as file:
             file.write(encoded(("step", *columns)))
@@ -279,7 +279,7 @@ class MetricsFile:
 
 
 def _merged(rows: Iterator[dict[str, str]], row: dict[str, str] | None) -> Iterator[dict[str, str]]:
-    """Yield rows, in order of their step, with one more among them; two of the same step are joined."""
+    """Yield rows in the order of steps with one more row; two rows of the same step are merged."""
     for cells in rows:
         if row is not None and int(row["step"]) <= int(cells["step"]):
             if row["step"] == cells["step"]:

@@ -1,7 +1,7 @@
-"""A run's folder: ``config.yaml``, ``metrics.csv``, tables, ``checkpoints/``, as a Lightning logger.
+"""The folder of a run as a Lightning logger: ``config.yaml``, ``metrics.csv``, tables, ``checkpoints/``.
 
-Lightning's own CSV logger deletes the file of the run that it continues, and writes one row per call. Here a round is
-one row, whatever the number of calls that report on it, and a continued run goes on below the rounds that it kept.
+Lightning's CSV logger deletes the file of a run that it continues, and writes one row per call. This logger writes one
+row per round for any number of calls, and a continued run appends to the rounds that it kept.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from hetfl.printable import printable
 from hetfl.runs.metrics_file import MetricsFile, encoded
 
 LOCK = ".lock"
-"""Name of the file that keeps other processes out of a run's folder."""
+"""Name of the lock file, which keeps other processes from writing into the folder."""
 EARLY_END = "ended.txt"
-"""Name of the file that says that a run ended by itself before its last round."""
+"""Name of the file that marks a run that its settings ended before its last round."""
 
 
 def ended_early(folder: Path, done: int, asked: int) -> bool:
-    """Return whether a run ended by itself after ``done`` of ``asked`` rounds, because its settings stop it early."""
+    """Return whether the settings of a run ended it after ``done`` of ``asked`` rounds."""
     path = folder / EARLY_END
     return path.is_file() and path.read_bytes() == _early_end(done, asked)
 
 
 def note_end(folder: Path, done: int, asked: int) -> None:
-    """Note, where rounds are left, that a run ended by itself: for who reads its folder."""
+    """Write the mark of a run that its settings ended early; do nothing if all rounds are done."""
     if done < asked and not ended_early(folder, done, asked):
         try:
             write_whole(folder / EARLY_END, _early_end(done, asked))
@@ -52,21 +52,18 @@ def _early_end(done: int, asked: int) -> bytes:
 class RunFolder(Logger):
     """The logger of a run: one new folder per run, one row of ``metrics.csv`` per round.
 
-    The folder is made when it is first needed, by rank zero, as ``root/name/<date>_<time>``, with ``-2``, ``-3``, ...
-    added when runs start within the same second. Checkpoints and the configuration go there too, through Lightning's
-    defaults.
+    Rank zero makes the folder on first use, as ``root/name/<date>_<time>``; ``-2``, ``-3``, ... is added if runs start
+    in the same second. By Lightning's defaults, checkpoints and the configuration are written there too. Only one
+    process at a time can write into the folder. If the disk is full, a row is only a warning, and is written later.
 
     Args:
         root: the folder of all runs.
-        name: the folder, inside ``root``, of runs that belong together.
-        folder: a run to continue instead; its ``metrics.csv`` is kept.
-
-    While a process writes into the folder no other one can. A row that a full disk does not take is a warning; it is
-    written when there is space.
+        name: the folder in ``root`` for runs that belong together.
+        folder: folder of a run to continue, instead of a new folder; its ``metrics.csv`` is kept.
 
     Raises:
-        ConfigurationError: ``name`` is not the name of one folder; on first use: ``folder`` does not exist, is another
-            process's, or holds a ``metrics.csv`` that this class did not write.
+        ConfigurationError: ``name`` is not the name of one folder; on first use: ``folder`` does not exist, another
+            process uses it, or its ``metrics.csv`` has another format.
     """
 
     def __init__(self, root: str = "runs", name: str = "run", folder: str | None = None) -> None:
@@ -76,23 +73,23 @@ class RunFolder(Logger):
         self._parent = Path(root) / name
         self._continued = None if folder is None else Path(folder)
         self._metrics: MetricsFile | None = None
-        self._waiting: list[tuple[int, dict[str, float]]] = []  # rows that the disk did not take
-        self._whole: dict[str, bytes] = {}  # files that were written whole, by name
+        self._waiting: list[tuple[int, dict[str, float]]] = []  # rows that are not written yet
+        self._whole: dict[str, bytes] = {}  # contents of the files from write_file, by name
 
     @property
     def name(self) -> str:
-        """Empty: Lightning then puts checkpoints right below the folder."""
+        """Empty, so that Lightning writes checkpoints directly below the folder."""
         return ""
 
     @property
     def version(self) -> str:
-        """Empty, as the name is."""
+        """Empty, like the name."""
         return ""
 
     @property
     @rank_zero_only
     def save_dir(self) -> str:
-        """The run's folder; None on ranks other than zero, which write nothing."""
+        """The run folder; None on ranks other than zero, which write nothing."""
         return str(self._open().path.parent)
 
     @rank_zero_only
@@ -119,45 +116,45 @@ class RunFolder(Logger):
 
     @rank_zero_only
     def declare(self, columns: Iterable[str]) -> None:
-        """Have these columns in ``metrics.csv``, whether or not a round ever reports on them.
+        """Add columns to ``metrics.csv``, even if no round ever has values for them.
 
         Args:
-            columns: their names; names of families, which end in a slash, are passed over.
+            columns: names of columns; names of families, which end in a slash, are ignored.
         """
         self._open().declare(name for name in columns if not name.endswith("/"))
 
     @rank_zero_only
     def check_rounds(self, before_step: int) -> None:
-        """Refuse to continue from a checkpoint of round ``before_step`` where rounds before it are missing.
+        """Refuse to continue from a checkpoint before round ``before_step`` if rows of earlier rounds are missing.
 
         Raises:
-            ConfigurationError: the folder to continue lacks them.
+            ConfigurationError: the folder to continue lacks such rows.
         """
         metrics = self._open()
         if self._continued is not None and metrics.last_step + 1 < before_step:
             raise ConfigurationError(
                 f"Expected {before_step} rounds in {metrics.path}, as in the checkpoint, but got "
-                f"{metrics.last_step + 1}: go on from an older checkpoint (--ckpt_path) and they are run again"
+                f"{metrics.last_step + 1}: resume from an older checkpoint (--ckpt_path), which repeats these rounds"
             )
 
     @rank_zero_only
     def truncate(self, before_step: int) -> None:
-        """Forget the rounds from ``before_step`` on: what a run does that continues from a checkpoint of that round.
+        """Remove the rows of rounds from ``before_step`` on, for a run that continues from a checkpoint.
 
         Raises:
-            ConfigurationError: the folder to continue lacks rounds before it.
+            ConfigurationError: the folder to continue lacks rows of earlier rounds.
         """
         self.check_rounds(before_step)
         self._open().truncate(before_step)
 
     @rank_zero_only
     def write_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Write ``<name>.csv``, whole or not at all, over one that is there.
+        """Write ``<name>.csv`` atomically; it replaces an existing file.
 
         Args:
-            name: of the table.
-            columns: their names.
-            rows: cells, one per column; None is an empty cell.
+            name: name of the table.
+            columns: names of the columns.
+            rows: rows with one cell per column; None is an empty cell.
         """
         cells = ([("" if cell is None else str(cell)) for cell in row] for row in rows)
         try:
@@ -167,10 +164,10 @@ class RunFolder(Logger):
 
     @rank_zero_only
     def write_file(self, name: str, data: bytes) -> None:
-        """Write a file into the folder, whole or not at all; if the folder is deleted it comes back with it.
+        """Write a file into the folder atomically; if the folder is deleted, the file is written again with it.
 
         Raises:
-            OSError: it cannot be written; names a file.
+            OSError: the file cannot be written.
         """
         path = self._open().path.with_name(name)
         self._whole[name] = data
@@ -192,11 +189,11 @@ class RunFolder(Logger):
         self._unlock = weakref.finalize(self, os.close, self._descriptor)
 
     def _make_anew(self, folder: Path) -> None:
-        """Make a folder that was deleted meanwhile again, with all that is known of it, and say what is not.
+        """Make a deleted folder again with the files that are in memory, and warn of the lost ones.
 
         Raises:
-            ConfigurationError: another process is in the folder that is there now.
-            OSError: it cannot be made.
+            ConfigurationError: another process uses a folder of this name.
+            OSError: the folder cannot be made.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._unlock()
@@ -205,8 +202,8 @@ class RunFolder(Logger):
             write_whole(folder / name, data)
         kept = ", ".join(self._whole) or "nothing"
         rank_zero_warn(
-            f"Run folder {folder} was deleted while the run goes on: it is made anew, with {kept}; rows and files of "
-            "earlier rounds are lost"
+            f"Run folder {folder} was deleted during the run: it is made again with {kept}; rows and files of earlier "
+            "rounds are lost"
         )
 
     def _new_folder(self) -> Path:
@@ -224,7 +221,7 @@ class RunFolder(Logger):
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether an open file is the one under a path."""
+    """Return whether a path is an open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -232,19 +229,19 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _locked(folder: Path) -> int:
-    """Keep other processes out of a folder until the descriptor is closed, or this process ends.
+    """Lock a folder until the returned descriptor is closed or this process ends.
 
     Raises:
-        ConfigurationError: another process is in it.
+        ConfigurationError: another process has locked the folder.
     """
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process's own: forked workers do not hold it
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked workers do not inherit this lock
     except OSError as error:
         os.close(lock)
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
         raise ConfigurationError(
-            f"Expected a run folder for this process alone but got {folder}, in which another one is writing"
+            f"Expected a run folder that no other process uses but got {folder}, to which another process writes"
         ) from None
     return lock

@@ -1,4 +1,4 @@
-"""The contract of each kind of extension as a check: for classes of one's own, and for those of this package."""
+"""Checks of the contract of each kind of extension, for users' classes and for those of this package."""
 
 from hetfl.testing.aggregators import check_aggregator
 from hetfl.testing.compressors import check_compressor

@@ -1,4 +1,4 @@
-"""The contract of aggregators."""
+"""The check of the contract of aggregators."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from hetfl.testing.rules import check_settings, factory, random, require, same, 
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
-SHAPES = {"kernel": (4, 3, 2, 2), "bias": (4,), "scale": (), "nobodys": (2,), "running_mean": (3,)}
-"""The global tensors; the last one is a buffer, which travels in the exact block."""
+SHAPES = {"kernel": (4, 3, 2, 2), "bias": (4,), "scale": (), "unheld": (2,), "running_mean": (3,)}
+"""Shapes of the global tensors; the last tensor is a buffer, which is sent in the exact block."""
 EXACT = 2
-"""Entries of the buffer that a client holds."""
+"""Number of entries of the buffer that a client holds."""
 Cohort = list[tuple[Update, Part, Report]]
 
 
 def check_aggregator(aggregator: Aggregator | Callable[[], Aggregator]) -> None:
-    """Check that an aggregator keeps its contract.
+    """Check that an aggregator follows its contract.
 
-    It returns a step and the holders of each tensor, in its shape; both are 0 exactly where no client holds an entry,
-    whatever the parts: leading blocks, positions and masks. An entry that a sparse update leaves out counts as 0. The
-    exact block follows the vector. A round remembers nothing of the one before but what is in the state; updates and
-    tensors are only read; a saved state makes it the same again.
+    - It returns a step and the holders of each tensor, in the shape of the tensor. Holders are 0 exactly at entries
+      that no client holds, and the step is 0 there, for parts with leading blocks, positions and masks.
+    - An entry that a sparse update leaves out counts as 0. The exact block is aggregated like the vector.
+    - A round depends on earlier rounds only through the state. A saved and loaded state continues identically.
+    - It does not modify updates or global tensors.
 
     Args:
-        aggregator: an object, or a function that makes new ones.
+        aggregator: an object, or a function that makes new objects.
 
     Raises:
-        AssertionError: a rule is broken; the message says which one.
-        ConfigurationError: likewise, of rules that every run checks.
+        AssertionError: a rule is broken; the message names the rule.
+        ConfigurationError: a rule that every run checks is broken.
     """
     make = factory(aggregator, Aggregator)
     check_settings(make())
@@ -49,7 +50,7 @@ def check_aggregator(aggregator: Aggregator | Callable[[], Aggregator]) -> None:
 
 
 def cohort(seed: int, masks: bool, dtype: torch.dtype = torch.float64) -> Cohort:
-    """Return the updates of a round: of leading blocks, of positions and, if asked for, of masks."""
+    """Return the updates of a round, for leading blocks, positions and, with ``masks``, masks."""
     taken: Cohort = []
     held_rows: list[slice | Tensor] = [slice(0, 4), slice(0, 2), torch.tensor([0, 2]), slice(0, 2)]
     for client, rows in enumerate(held_rows):
@@ -67,7 +68,7 @@ def cohort(seed: int, masks: bool, dtype: torch.dtype = torch.float64) -> Cohort
 
 
 def ready(make: Callable[[], Aggregator]) -> Aggregator:
-    """Return an aggregator that knows its federation, before its first round."""
+    """Return an aggregator after setup, before its first round."""
     aggregator = make()
     aggregator.setup(Facts(sizes=(3, 4, 5, 6), levels=("a",), rounds=3))
     aggregator.begin()
@@ -75,7 +76,7 @@ def ready(make: Callable[[], Aggregator]) -> Aggregator:
 
 
 def play(aggregator: Aggregator, updates: Cohort, round: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return copies of what comes out of a round, once their shapes are known to be right."""
+    """Return copies of the steps and holders of a round, after a check of their shapes."""
     dtype = updates[0][0].values.dtype
     tensors = {name: torch.zeros(shape, dtype=dtype) for name, shape in SHAPES.items()}
     aggregator.begin_round(round, 0.1)
@@ -86,9 +87,9 @@ def play(aggregator: Aggregator, updates: Cohort, round: int = 0) -> tuple[dict[
     aggregator.end_round(round)
     untouched = not any(bool(tensor.any()) for tensor in tensors.values())
     require(untouched, f"{type(aggregator).__name__} to read the global tensors only", "one that it changed")
-    found: tuple[dict[str, Tensor], dict[str, Tensor]]
-    found = {k: steps[k].clone() for k in tensors}, {k: holders[k].clone() for k in tensors}
-    return found
+    copies: tuple[dict[str, Tensor], dict[str, Tensor]]
+    copies = {k: steps[k].clone() for k in tensors}, {k: holders[k].clone() for k in tensors}
+    return copies
 
 
 def _check_round(make: Callable[[], Aggregator], updates: Cohort, dtype: torch.dtype) -> None:
@@ -105,7 +106,8 @@ def _check_round(make: Callable[[], Aggregator], updates: Cohort, dtype: torch.d
         rule = f"holders above 0 exactly where a client holds an entry of {key!r} from {name}"
         require(not bool(apart.any()), rule, f"others at {int(apart.sum())} entries")
         stray = int(((held[key] == 0) & (steps[key] != 0)).sum())
-        require(not stray, f"a step of 0 where nobody holds an entry of {key!r} from {name}", f"others at {stray}")
+        rule = f"a step of 0 where no client holds an entry of {key!r} from {name}"
+        require(not stray, rule, f"other steps at {stray} entries")
         require(bool(steps[key].isfinite().all()), f"a finite step of {key!r} from {name}", "NaN or Inf")
     moved = all(bool(steps[key].any()) for key in ("kernel", "running_mean"))
     require(moved, f"a step that follows vectors and exact blocks from {name}", "0 everywhere")
@@ -133,9 +135,9 @@ def _check_state(make: Callable[[], Aggregator]) -> None:
     play(first, cohort(2, masks=False))
     state = through_a_file(first.state_dict(), name)
     again.load_state_dict(state)
-    found, expected = (play(each, cohort(3, masks=False), 1) for each in (again, first))
-    rule = f"{name} to go on from a saved state as without it, and to forget in reset what is not in it"
-    require(same(found, expected), rule, "another step")
+    resumed, expected = (play(each, cohort(3, masks=False), 1) for each in (again, first))
+    rule = f"{name} to continue from a saved state as without saving, and to forget in reset what is not in it"
+    require(same(resumed, expected), rule, "another step")
     if not first.state_dict():
         fresh = play(ready(make), cohort(3, masks=False), 1)
         require(same(fresh, expected), f"{name} to forget in reset what is not in its state", "another step")

@@ -1,4 +1,4 @@
-"""The contract of compressors."""
+"""The check of the contract of compressors."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ LAYOUTS = {
     50: Layout({"w": (5, 3, 3), "b": (5,)}),
     1000: Layout({"conv": (10, 9, 3, 3), "conv.bias": (10,), "linear": (10, 17), "linear.bias": (10,)}),
 }
-"""The tensors of vectors by their length."""
+"""The tensor layout of the test vectors, by length."""
 
 
 def check_compressor(compressor: Compressor | Callable[[], Compressor]) -> None:
-    """Check that a compressor keeps its contract.
+    """Check that a compressor follows its contract.
 
-    Its update is of the whole vector, which is left as it is, in its dtype, for vectors of any length and with or
-    without a layout; sparse indices rise. It is a function of the vector, the context and the state. With error
-    feedback, what is sent and what is left add up to the vector. It learns from accepted updates alone, and a saved
-    state makes it the same again.
+    - The update has the length and dtype of the vector, for vectors of any length, with and without a layout. Sparse
+      indices rise strictly. The vector is not modified.
+    - The update depends only on the vector, the context and the state.
+    - With error feedback the update and the residual add up to the vector.
+    - The state changes only by accepted updates. A saved and loaded state continues identically.
 
     Args:
-        compressor: an object, or a function that makes new ones.
+        compressor: an object, or a function that makes new objects.
 
     Raises:
-        AssertionError: a rule is broken; the message says which one.
-        ConfigurationError: likewise, of rules that every run checks.
+        AssertionError: a rule is broken; the message names the rule.
+        ConfigurationError: a rule that every run checks is broken.
     """
     make = factory(compressor, Compressor)
     check_settings(make())
@@ -52,7 +53,7 @@ def check_compressor(compressor: Compressor | Callable[[], Compressor]) -> None:
 
 
 def vectors() -> list[Tensor]:
-    """Return vectors at which compressors err: empty, constant, zero, of all magnitudes, with denormal entries."""
+    """Return vectors that are hard for compressors: empty, constant, zero, of all magnitudes, with denormal entries."""
     wide = torch.randn(1000, generator=random(1)) * torch.logspace(-30, 30, 1000)
     small = torch.tensor([-0.0, 1e-45, -1e-40, 0.0, 2.0])
     plain = [torch.zeros(0), torch.tensor([-0.7]), torch.zeros(50), torch.full((50,), -0.25), small]
@@ -123,7 +124,7 @@ def _check_state(make: Callable[[], Compressor]) -> None:
     update(refused, 1)
     refused.end_round()
     alike = same(update(refused, 2).to_dense(), update(fresh, 2).to_dense())
-    require(alike, f"{name} to learn from accepted updates alone, by observe", "a change by one that was refused")
+    require(alike, f"{name} to learn only from accepted updates, by observe", "a change by a refused update")
     for round in range(3):
         first.begin_round(0.1)
         for client in range(3):
@@ -134,4 +135,4 @@ def _check_state(make: Callable[[], Compressor]) -> None:
         again.load_state_dict(through_a_file(first.state_dict(), name))
         require(same(again.state_dict(), first.state_dict()), f"{name} to load the state that it saved", "another one")
         alike = same(update(again, 99, 0.05).to_dense(), update(first, 99, 0.05).to_dense())
-        require(alike, f"{name} to go on from a saved state as without it", "another update")
+        require(alike, f"{name} to continue from a saved state as without saving", "another update")

@@ -1,4 +1,4 @@
-"""The contract of nets."""
+"""The check of the contract of nets."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ def check_net(
     widths: Sequence[float] = (1.0, 0.5, 0.25),
     depths: Sequence[int] = (),
 ) -> None:
-    """Check that a net keeps its contract.
+    """Check that a net follows its contract.
 
-    A call builds a new net of a width, and of a depth if depths are given. Outputs have shape (N, K), or (H, N, K) for
-    a net that declares H exits. A narrower or shallower net is smaller, its tensors are leading blocks of the whole
-    net's, and it computes what the whole one computes with all other entries at zero. Initial values come from torch's
-    generator alone. Every trained parameter has a finite gradient.
+    - A call builds a new net of a width, and of a depth if depths are given.
+    - Outputs have shape (N, K), or (H, N, K) for a net that declares H exits.
+    - A narrower or shallower net is smaller. Its tensors are leading blocks of those of the full net, and it computes
+      the same as the full net with all other entries at zero.
+    - Initial values depend only on torch's generator. Every trained parameter has a finite gradient.
 
     Args:
         net: the class, or a function that builds the net of a level.
-        inputs: a few samples, as the net gets them; at least two.
-        num_outputs: number K of outputs.
-        widths: of the levels, the first 1.
-        depths: of the levels, falling; a level of each; none: the net has no depths.
+        inputs: at least two samples, in the form that the net takes.
+        num_outputs: number of outputs K.
+        widths: widths of the levels; the first is 1.
+        depths: depths of further levels, in descending order; empty: the net has no depths.
 
     Raises:
-        AssertionError: a rule is broken; the message says which one.
-        ConfigurationError: likewise, of rules that every run checks.
+        AssertionError: a rule is broken; the message names the rule.
+        ConfigurationError: a rule that every run checks is broken.
     """
     sizes = [(width, None) for width in widths] + [(1.0, depth) for depth in depths]
     levels = {f"l{number}": Level(f"l{number}", width, depth) for number, (width, depth) in enumerate(sizes)}
@@ -53,7 +54,7 @@ def check_net(
             require(smaller, f"a smaller {name} at {_size(nets[other])} than at {_size(nets[one])}", got)
     require(nets.build("l0") is not nets.build("l0"), f"a new net from every call of {name}", "the same one")
     values = [dict(nets.draw().named_parameters()) for _ in range(2)]
-    require(same(*values), f"initial values of {name} from torch's generator alone", "others from the same seed")
+    require(same(*values), f"initial values of {name} only from torch's generator", "others from the same seed")
     nets.inspect(inputs, (samples, num_outputs), lambda level, round: nets.indices[level])
     for level in nets:
         _check_gradients(nets.build(level), inputs, f"{name} at {_size(nets[level])}")

@@ -1,4 +1,4 @@
-"""The contract of objectives."""
+"""The check of the contract of objectives."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from hetfl.testing.rules import factory, random, require, same
 
 
 def check_objective(objective: Objective | Callable[[], Objective], targets: Tensor, size: int | None = None) -> None:
-    """Check that an objective keeps its contract.
+    """Check that an objective follows its contract.
 
-    Targets are prepared once, as the loss takes them. The loss is one finite number of a batch with a gradient, and one
-    of each leading dimension of clients; by ``weight`` losses of parts of a batch average to that of the whole. Sums of
-    samples are float64; added up they tell the headline, which is that of the metrics; outputs of NaN have no score.
+    - ``prepared`` does not change targets that are prepared already.
+    - The loss of a batch is one finite number with a gradient; with a leading dimension of clients, one per client.
+      The mean of the losses of two parts of a batch, weighted by ``weight``, is the loss of the batch.
+    - ``sums`` are float64. ``score`` of their sum is the headline that the metrics compute; NaN outputs give NaN.
 
     Args:
-        objective: an object, or a function that makes new ones.
-        targets: at least eight targets, as the data has them, shape (n, ...).
-        size: number K of outputs; None: as many as the targets need.
+        objective: an object, or a function that makes new objects.
+        targets: at least eight targets in the form of the data, shape (n, ...).
+        size: number of outputs K; None: the largest that the targets need.
 
     Raises:
-        AssertionError: a rule is broken; the message says which one.
-        ConfigurationError: likewise, of rules that every run checks.
+        AssertionError: a rule is broken; the message names the rule.
+        ConfigurationError: a rule that every run checks is broken.
     """
     made = factory(objective, Objective)()
     name = type(made).__name__
@@ -96,9 +97,9 @@ def _check_scores(objective: Objective, outputs: Tensor, targets: Tensor, size: 
     require(right, f"sums as float64 of shape (N, M) from {name}", f"{sums.dtype} {tuple(sums.shape)}")
     headline = metrics[objective.headline.name]
     headline.update(objective.predicted(outputs), targets)
-    expected, found = float(headline.compute()), float(objective.score(sums.sum(0)))
+    expected, computed = float(headline.compute()), float(objective.score(sums.sum(0)))
     rule = f"{name}.score of the sums to be the metric {objective.headline.name!r}, {expected:g},"
-    require(math.isclose(expected, found, rel_tol=1e-4, abs_tol=1e-6), rule, f"{found:g}")
+    require(math.isclose(expected, computed, rel_tol=1e-4, abs_tol=1e-6), rule, f"{computed:g}")
     several = objective.score(torch.stack([sums.sum(0), sums[:5].sum(0)]))
     require(several.shape == (2,), f"a score of each row of sums from {name}.score", f"shape {tuple(several.shape)}")
     unknown = outputs.clone()

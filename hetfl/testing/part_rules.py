@@ -1,4 +1,4 @@
-"""The contract of part rules."""
+"""The check of the contract of part rules."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ def check_part_rule(
     net: NetFactory | None = None,
     levels: Mapping[str, Level] | None = None,
 ) -> None:
-    """Check that a part rule keeps its contract.
+    """Check that a part rule follows its contract.
 
-    Parts have the shapes of their level's net; positions rise and are within the global tensors; the largest level
-    holds everything; masks leave out entries of trained parameters alone, and are declared by ``masks``. A part is a
-    function of the seed, the level, the round, the client and what was observed, whatever was asked before; the level
-    itself (``NOBODY``) has a part in every round. What is sent is within the part. A saved state makes it the same
-    again.
+    - Parts have the shapes of the net of their level. Positions rise and lie within the global tensors. The largest
+      level holds all entries. Masks leave out only entries of trained parameters, and the rule declares them by
+      ``masks``.
+    - A part depends only on the seed, the level, the round, the client and the observed updates, not on earlier calls.
+      The client ``NOBODY``, which stands for the level itself, has a part in every round.
+    - The part that ``sent`` returns lies within the part. A saved and loaded state continues identically.
 
     Args:
-        rule: an object, or a function that makes new ones.
+        rule: an object, or a function that makes new objects.
         net: builds the net of a level; None: a ConvNet of 8 and 16 channels.
-        levels: what clients can afford; None: widths of 1, 1/2 and 1/4, and a density of 0.3 for a rule with masks.
+        levels: the levels; None: widths of 1, 1/2 and 1/4, the last with a density of 0.3 for a rule with masks.
 
     Raises:
-        AssertionError: a rule is broken; the message says which one.
-        ConfigurationError: likewise, of rules that every run checks.
+        AssertionError: a rule is broken; the message names the rule.
+        ConfigurationError: a rule that every run checks is broken.
     """
     make = factory(rule, PartRule)
     check_settings(make())
@@ -113,4 +114,4 @@ def _check_state(make: Callable[[], PartRule], levels: LevelSet, questions: list
     again.load_state_dict(through_a_file(first.state_dict(), name))
     for level, round, client in questions:
         alike = again.part(level, round + 2, client) == first.part(level, round + 2, client)
-        require(alike, f"{name} to go on from a saved state as without it", f"another part at level {level}")
+        require(alike, f"{name} to continue from a saved state as without saving", f"another part at level {level}")

@@ -1,4 +1,4 @@
-"""The contract of partitioners."""
+"""The check of the contract of partitioners."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from hetfl.errors import ConfigurationError
 from hetfl.testing.rules import factory, random, require
 
 CASES = [(1, 1, 1), (30, 1, 4), (60, 3, 6), (120, 4, 8), (300, 10, 20), (600, 10, 20), (200, 2, 40), (97, 5, 7)]
-"""Samples, classes and clients of the data that is shared out."""
+"""Numbers of samples, classes and clients of the test data sets."""
 
 
 def check_partitioner(partitioner: Partitioner | Callable[[], Partitioner], leaves_out: bool = False) -> None:
-    """Check that a partitioner keeps its contract.
+    """Check that a partitioner follows its contract.
 
-    It returns positions for every client, int64, each at most once and, unless it leaves some out, all of them. It is
-    a function of the labels and the generator; it leaves the labels, and torch's own random numbers, as they are. What
-    it cannot share out it refuses by a ConfigurationError of one line.
+    - It returns int64 positions for every client. Every position occurs exactly once, or at most once with
+      ``leaves_out``.
+    - The result depends only on the labels and the generator. The labels and torch's global generator are not modified.
+    - An impossible partition is refused by a ConfigurationError of one line.
 
     Args:
-        partitioner: an object, or a function that makes new ones.
-        leaves_out: whether some samples may be nobody's.
+        partitioner: an object, or a function that makes new objects.
+        leaves_out: whether the partitioner may leave some samples without a client.
 
     Raises:
-        AssertionError: a rule is broken; the message says which one.
+        AssertionError: a rule is broken; the message names the rule.
     """
     make = factory(partitioner, Partitioner)
     name, shared = type(make()).__name__, 0
@@ -35,7 +36,7 @@ def check_partitioner(partitioner: Partitioner | Callable[[], Partitioner], leav
         bound = clients if make().by_client_id else classes
         labels = torch.randint(bound, (samples,), generator=random(number))
         shared += _check_case(make, labels, clients, number, leaves_out)
-    require(shared > 0, f"{name} to share out one of {len(CASES)} data sets", "a refusal of all")
+    require(shared > 0, f"{name} to divide at least one of {len(CASES)} data sets", "a refusal of all")
     try:
         make()(torch.zeros(20, dtype=torch.int64), 21, random(0))
     except ConfigurationError:
@@ -67,7 +68,7 @@ def _check_case(make: Callable[[], Partitioner], labels: Tensor, clients: int, s
     untouched = torch.equal(torch.get_rng_state(), state)
     again = make()(labels, clients, random(seed))
     alike = untouched and len(again) == clients and all(map(torch.equal, parts, again))
-    require(alike, f"random choices from the generator alone {where}", "others")
+    require(alike, f"random choices only from the generator {where}", "others")
     return True
 
 

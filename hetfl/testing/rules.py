@@ -1,4 +1,4 @@
-"""What the checks of all kinds share: objects to try, and rules that hold for everything that keeps a state."""
+"""Helpers that all contract checks share: objects to test, and rules for everything that has a state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Stateful(Protocol):
-    """What can be checkpointed, and has settings by which a checkpoint knows it."""
+    """An object with a state for checkpoints, and settings that a checkpoint is compared with."""
 
     def settings(self) -> dict[str, object]:
         """Return the settings."""
@@ -27,7 +27,7 @@ class Stateful(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put a state back."""
+        """Restore a state."""
         ...
 
 
@@ -35,50 +35,50 @@ def require(holds: bool, rule: str, got: object) -> None:
     """Refuse an object that breaks a rule.
 
     Args:
-        holds: whether it keeps the rule.
-        rule: what was expected, and of which class.
-        got: what came.
+        holds: whether the rule is kept.
+        rule: what was expected, with the name of the class.
+        got: what was observed instead.
 
     Raises:
-        AssertionError: it breaks the rule.
+        AssertionError: the rule is broken.
     """
     if not holds:
         raise AssertionError(f"Expected {rule} but got {got}")
 
 
 def factory(given: T | Callable[[], T], kind: Callable[..., T]) -> Callable[[], T]:
-    """Return what makes new objects: the given factory, or copies of the given object.
+    """Return a function that makes new objects: the given function, or one that copies the given object.
 
     Raises:
-        AssertionError: what is made is not of the kind.
+        AssertionError: the function makes an object of another kind.
     """
     assert isinstance(kind, type)
     make: Any = partial(copy.deepcopy, given) if isinstance(given, kind) else given
     require(callable(make), f"a {kind.__name__}, or a function that makes one", type(given).__name__)
     made = make()
     require(isinstance(made, kind), f"a {kind.__name__}, or a function that makes one", type(made).__name__)
-    found: Callable[[], T] = make
-    return found
+    typed: Callable[[], T] = make
+    return typed
 
 
 def through_a_file(state: dict[str, Any], name: str) -> Any:
-    """Return a state as a resumed run reads it.
+    """Return a state after it was saved and loaded, as in a resumed run.
 
     Raises:
-        AssertionError: it has something other than plain types and tensors.
+        AssertionError: the state has something other than plain types and tensors.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
     try:
-        return torch.load(buffer, weights_only=True)  # noqa: TID251 - plain types and tensors alone
-    except Exception as error:  # whatever the unpickler refuses
+        return torch.load(buffer, weights_only=True)  # noqa: TID251 - only plain types and tensors
+    except Exception as error:  # the unpickler raises many kinds of errors
         got = str(error).splitlines()[0]
         raise AssertionError(f"Expected {name}.state_dict to have plain types and tensors but got: {got}") from None
 
 
 def check_settings(made: Stateful) -> None:
-    """Refuse an object by whose settings a checkpoint would not know it: the constructor's arguments, kept by name.
+    """Refuse an object whose settings lack an argument of the constructor, because checkpoints compare the settings.
 
     Raises:
         AssertionError: an argument is not among the settings.
@@ -91,7 +91,7 @@ def check_settings(made: Stateful) -> None:
 
 
 def same(one: object, other: object) -> bool:
-    """Return whether two results, or states, are the same bits."""
+    """Return whether two results or states are equal bit for bit, except that NaN equals 0 in tensors."""
     if isinstance(one, Tensor):
         return (
             isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
@@ -104,5 +104,5 @@ def same(one: object, other: object) -> bool:
 
 
 def random(seed: int) -> torch.Generator:
-    """Return a generator."""
+    """Return a generator with a seed."""
     return torch.Generator().manual_seed(seed)

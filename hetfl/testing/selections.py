@@ -1,4 +1,4 @@
-"""The contract of selections."""
+"""The check of the contract of selections."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 
 SIZES = (30, 5, 80, 12, 7, 50, 21, 9, 64, 33)
-"""Training samples of each client."""
+"""Number of training samples of each client."""
 
 
 class Answers:
-    """A probe that answers at random, as a function of a seed and a round.
+    """A probe with random answers that depend only on a seed and a round.
 
     Args:
-        seed: of the answers.
+        seed: seed of the answers.
         round: the round.
-        clients: ids of those within reach.
+        clients: ids of the clients within reach.
 
     Attributes:
-        asked: whether it was asked for anything.
+        asked: whether :meth:`losses` or :meth:`seconds` was called.
     """
 
     def __init__(self, seed: int, round: int, clients: Sequence[int] = range(len(SIZES))) -> None:
@@ -35,7 +35,7 @@ class Answers:
         self._losses, self._seconds = drawn.tolist()
 
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
-        """Return a loss of each client."""
+        """Return the loss of each client."""
         self.asked = True
         return [self._losses[client] for client in clients]
 
@@ -46,25 +46,26 @@ class Answers:
 
 
 def check_selection(selection: Selection | Callable[[], Selection], rounds: int = 6) -> None:
-    """Check that a selection keeps its contract, in a federation of ten clients.
+    """Check that a selection follows its contract, in a federation of ten clients.
 
-    A cohort has clients within reach, each once, and at least one of them if there is any. It is a function of the
-    seed, the round, what the probe says and what was observed. A ``replayable`` one asks nothing and learns nothing.
-    Weights are above 0. A saved state makes it the same again.
+    - A cohort has only clients within reach, each at most once, and at least one if any client is within reach.
+    - The cohort depends only on the seed, the round, the answers of the probe and the observed updates. A
+      ``replayable`` selection depends only on the seed and the round, and does not use the probe.
+    - Weights are above 0. A saved and loaded state continues identically.
 
     Args:
-        selection: an object, or a function that makes new ones; of cohorts of at most ten clients.
-        rounds: how many are played.
+        selection: an object, or a function that makes new objects; cohorts have at most ten clients.
+        rounds: number of rounds that are played.
 
     Raises:
-        AssertionError: a rule is broken; the message says which one.
-        ConfigurationError: likewise, of rules that every run checks.
+        AssertionError: a rule is broken; the message names the rule.
+        ConfigurationError: a rule that every run checks is broken.
     """
     make = factory(selection, Selection)
     check_settings(make())
     name = type(make()).__name__
-    nobody = _ready(make, 0).cohort(0, Answers(0, 0, []))
-    require(nobody == [], f"no client from {name} where nobody is within reach", nobody)
+    cohort = _ready(make, 0).cohort(0, Answers(0, 0, []))
+    require(cohort == [], f"no client from {name} where no client is within reach", cohort)
     for seed in range(3):
         _check_rounds(make, seed, rounds)
     _check_state(make, rounds)
@@ -78,12 +79,12 @@ def _ready(make: Callable[[], Selection], seed: int) -> Selection:
 
 
 def _play(policy: Selection, round: int, seed: int, reach: Sequence[int] = range(len(SIZES))) -> list[int]:
-    """Run a round: every client of the cohort but the last, whom the server refuses, sends an update."""
+    """Run a round: every client of the cohort sends an update, and the server refuses that of the last client."""
     policy.begin_round(round, 0.1)
     probe = Answers(seed, round, reach)
     cohort = policy.cohort(round, probe)
     name = type(policy).__name__
-    require(not (policy.replayable and probe.asked), f"a replayable {name} to ask the probe nothing", "a question")
+    require(not (policy.replayable and probe.asked), f"a replayable {name} not to use the probe", "a call of it")
     for client in cohort:
         require(policy.weight(client) > 0, f"a weight above 0 for each client of the cohort from {name}", client)
     for client in cohort[:-1]:
@@ -105,7 +106,7 @@ def _check_rounds(make: Callable[[], Selection], seed: int, rounds: int) -> None
         cohort = _play(policy, round, seed, reach)
         require(bool(cohort), f"a client from {name} where {len(reach)} are within reach", "none")
         other = _play(again, round, seed, reach)
-        rule = f"the same cohort from two {name} of one seed that saw the same"
+        rule = f"the same cohort from two {name} of one seed with the same observations"
         require(other == cohort, rule, f"{other} and {cohort} in round {round}")
         if policy.replayable:
             alone = _ready(make, seed).cohort(round, Answers(seed, round, reach))
@@ -122,7 +123,7 @@ def _check_state(make: Callable[[], Selection], rounds: int) -> None:
         resumed.load_state_dict(through_a_file(policy.state_dict(), name))
         for round in range(before, rounds + 2):
             cohort, other = _play(policy, round, 0), _play(resumed, round, 0)
-            rule = f"{name} to go on from a saved state as without it"
+            rule = f"{name} to continue from a saved state as without saving"
             require(other == cohort, rule, f"{other} and {cohort} in round {round}")
             weights = [[each.weight(client) for client in cohort] for each in (policy, resumed)]
             require(weights[0] == weights[1], rule, "other weights")

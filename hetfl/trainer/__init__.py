@@ -1,1 +1,1 @@
-"""What a federated module and Lightning's trainer agree on: requirements, fingerprints, what is logged and written."""
+"""The interface of a federated module to Lightning's trainer: requirements, fingerprints, logging, writing."""

@@ -1,4 +1,4 @@
-"""What may not change between a checkpoint and the run that goes on from it."""
+"""The fingerprint: settings that must be equal in a checkpoint and in the run that resumes from it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hetfl.tree import leaves
 from hetfl.types import Level
 
 LEARNING_RATES = ("lr", "max_lr", "min_lr", "initial_lr", "base_lr")
-"""What an optimizer calls its learning rates, which may change."""
+"""Names of learning rates in optimizers; these may change."""
 OF_SCHEDULES = ("last_epoch", "base_lrs", "verbose")
-"""What a schedule keeps that says how far it is, or is a learning rate."""
+"""Attributes of schedules that are progress or learning rates; these may change."""
 
 
 def fingerprint(
@@ -30,16 +30,16 @@ def fingerprint(
     data: FederatedDataModule,
     pieces: Mapping[str, Piece],
 ) -> dict[str, str]:
-    """Return by name what the state in a checkpoint depends on, in short text that can be compared and shown.
+    """Return the settings on which the state in a checkpoint depends, as short texts by name.
 
-    Numbers of rounds and learning rates are not in it: they may change.
+    The number of rounds and learning rates may change, and are not included.
 
     Args:
-        parameters: the trained ones of a global model.
+        parameters: the trained parameters of a global model.
         local: the settings of local training.
-        server: makes the server's optimizer.
-        data: the data, set up.
-        pieces: what keeps a state, by name.
+        server: makes the server optimizer.
+        data: the data module, after setup.
+        pieces: the stateful pieces, by name.
     """
     clients = local.optimizer([nn.Parameter(torch.zeros(1))])
     return {
@@ -53,11 +53,11 @@ def fingerprint(
 
 
 def of_models(tensors: Mapping[str, Tensor], levels: Mapping[str, Level]) -> dict[str, str]:
-    """Return the part of it that says what the models are, and depends on no data.
+    """Return the part of the fingerprint that describes the models and does not depend on the data.
 
     Args:
-        tensors: of a global model, by name.
-        levels: by name.
+        tensors: the tensors of a global model, by name.
+        levels: the levels, by name.
     """
     sizes = {n: f"{level.width:g}x{level.depth or 'all'}" for n, level in levels.items()}
     densities = {n: "" if level.density == 1 else f" at density {level.density:g}" for n, level in levels.items()}
@@ -69,27 +69,27 @@ def of_models(tensors: Mapping[str, Tensor], levels: Mapping[str, Level]) -> dic
 
 
 def agree(saved: Mapping[str, str], present: Mapping[str, str]) -> None:
-    """Refuse to go on from another federation's checkpoint.
+    """Refuse to resume from the checkpoint of a different federation.
 
     Raises:
-        ConfigurationError: something differs; names it, with both values.
+        ConfigurationError: a setting differs; the message has its name and both values.
     """
     for name, value in present.items():
         if saved.get(name) != value:
             raise ConfigurationError(
-                f"Expected the checkpoint's {name} ({saved.get(name, 'not in it')}) but got {value}: a run goes on "
-                f"with the {name} that it began with"
+                f"Expected the checkpoint's {name} ({saved.get(name, 'not in it')}) but got {value}: a resumed run "
+                f"needs the {name} of its first round"
             )
 
 
 def optimizer_settings(optimizer: Optimizer) -> str:
-    """Return an optimizer's class and settings without its learning rates."""
+    """Return the class and the settings of an optimizer without learning rates."""
     settings = {name: value for name, value in optimizer.defaults.items() if name not in LEARNING_RATES}
     return described(type(optimizer).__name__, settings)
 
 
 def _schedule_settings(schedule: object) -> str:
-    """Return a schedule's class and settings, those of schedules inside it included."""
+    """Return the class and the settings of a schedule, including those of nested schedules."""
     kept = {
         name: [_schedule_settings(each) for each in value] if name == "_schedulers" else value
         for name, value in vars(schedule).items()
@@ -101,9 +101,9 @@ def _schedule_settings(schedule: object) -> str:
 def _partition(data: FederatedDataModule) -> str:
     content, inputs = hashlib.blake2b(digest_size=6), 0
     for client in range(data.num_clients):
-        own = data.client_data(client)
-        content.update(own.targets.numpy().tobytes())
-        for leaf in leaves(own.inputs):
+        samples = data.client_data(client)
+        content.update(samples.targets.numpy().tobytes())
+        for leaf in leaves(samples.inputs):
             inputs = zlib.crc32(leaf.contiguous().numpy().data, inputs)
     return f"{data.num_clients} clients of {sum(data.sizes)} samples, {content.hexdigest()}-{inputs:08x}"
 

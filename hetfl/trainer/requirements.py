@@ -1,4 +1,4 @@
-"""What a federated module asks of its trainer, its data and its net."""
+"""Requirements of a federated module on its trainer, its data and its net."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from hetfl.errors import ConfigurationError
 from hetfl.models.exits import exits_of
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
-"""Lightning's precisions in which local steps need no gradient scaler, and deltas keep at least float32."""
+"""Lightning's precisions that need no gradient scaler in local steps and keep deltas in at least float32."""
 SECOND_FIT = (
-    "This module has {0} rounds behind it and goes on with round {0}, counted from 0: optimizers and the schedule of "
-    "the learning rate begin anew"
+    "This module has done {0} rounds and continues with round {0}, counted from 0: optimizers and the schedule of the "
+    "learning rate start again"
 )
-"""What a second fit of a module says."""
+"""The message of a second fit of a module."""
 EVALUATED = {"validate": "limit_val_batches", "test": "limit_test_batches"}
-"""By verb, the limit that leaves it without a batch when it is 0."""
+"""The limit of the number of batches, by verb."""
 
 
 def federated_data(trainer: Trainer) -> FederatedDataModule:
-    """Return a trainer's data module.
+    """Return the data module of a trainer.
 
     Raises:
-        ConfigurationError: it is not a federated one.
+        ConfigurationError: the data module is not a federated one.
     """
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, FederatedDataModule):
@@ -37,32 +37,34 @@ def federated_data(trainer: Trainer) -> FederatedDataModule:
 
 
 def known_data(module: LightningModule) -> FederatedDataModule | None:
-    """Return the federated data module of a module's trainer; None if there is none, or no trainer."""
+    """Return the federated data module of the trainer of a module; None without a trainer or such a data module."""
     data = getattr(module._trainer, "datamodule", None)
     return data if isinstance(data, FederatedDataModule) else None
 
 
 def is_double(checkpoint: Mapping[str, Any]) -> bool:
-    """Return whether a checkpoint's weights are of float64."""
+    """Return whether a checkpoint has float64 weights."""
     return any(tensor.dtype == torch.float64 for tensor in checkpoint["state_dict"].values())
 
 
 def rounds_asked(trainer: Trainer, version: int) -> int:
-    """Return up to which round training goes: in a second fit so many more; below 0: without end.
+    """Return the round before which training ends; a value below 0 means no end.
+
+    It is ``max_epochs`` with a checkpoint, and otherwise ``version + max_epochs``, as a second fit adds rounds.
 
     Args:
         trainer: the trainer.
-        version: rounds that the module has behind it.
+        version: number of rounds that the module has done.
     """
     rounds = -1 if trainer.max_epochs is None else trainer.max_epochs
     return rounds if rounds < 0 or trainer.ckpt_path else version + rounds
 
 
 def check_trainer(trainer: Trainer, stage: str) -> None:
-    """Refuse a trainer whose precision federated rounds cannot have, or that would do nothing.
+    """Refuse a trainer with an unsupported precision, or without anything to do.
 
     Raises:
-        ConfigurationError: says what it should have.
+        ConfigurationError: the precision or a limit is not supported.
     """
     check_limits(stage, trainer)
     if trainer.precision not in PRECISIONS:
@@ -76,7 +78,7 @@ def check_one_exit(net: nn.Module, method: str) -> None:
     """Refuse a net with an exit per stage.
 
     Raises:
-        ConfigurationError: it declares exits.
+        ConfigurationError: the net declares exits.
     """
     exits = exits_of(net)
     if exits is not None:
@@ -87,17 +89,17 @@ def check_one_exit(net: nn.Module, method: str) -> None:
 
 
 def check_limits(stage: str, trainer: Any) -> None:
-    """Refuse a trainer that would do nothing: a round is one step of one batch.
+    """Refuse a trainer whose limits allow no round or no batch of an evaluation.
 
     Args:
         stage: ``fit``, ``validate`` or ``test``.
         trainer: a trainer, or its settings under the same names.
 
     Raises:
-        ConfigurationError: no round could begin, or no batch would be evaluated.
+        ConfigurationError: no round would be run, or no batch would be evaluated.
     """
     if stage == "fit":
-        for name, meaning in (("max_epochs", "the number of rounds"), ("max_steps", "of which a round takes one")):
+        for name, meaning in (("max_epochs", "the number of rounds"), ("max_steps", "a limit of the rounds")):
             if getattr(trainer, name) == 0:
                 raise ConfigurationError(f"Expected trainer.{name}, {meaning}, of at least 1 but got 0")
         limit = trainer.limit_train_batches

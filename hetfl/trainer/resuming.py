@@ -1,7 +1,7 @@
-"""Whether a checkpoint is one to go on from: asked before anything in a run's folder changes.
+"""Checks that training can resume from a checkpoint, before anything in the run folder changes.
 
-Lightning restores optimizers, schedules and loops last, after ``on_fit_start``. What it would stumble over then is
-refused here, when the checkpoint is loaded.
+Lightning restores optimizers, schedules and loops last, after ``on_fit_start``. Here their errors are found earlier,
+when the checkpoint is loaded.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from torch.optim import Optimizer
 from hetfl.errors import ConfigurationError
 
 OPTIMIZERS, SCHEDULES, LOOPS = "optimizer_states", "lr_schedulers", "loops"
-"""What Lightning restores last, by its names."""
+"""Lightning's names of the parts of a checkpoint that it restores last."""
 
 
 def weights_only(checkpoint: Mapping[str, Any]) -> bool:
-    """Return whether Lightning was asked to leave out of a checkpoint what only training needs."""
+    """Return whether a checkpoint was saved with ``save_weights_only``, without the state of training."""
     return OPTIMIZERS not in checkpoint
 
 
 def check_complete(checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that lacks what training goes on with.
+    """Refuse a checkpoint that lacks a part of the state of training.
 
     Raises:
-        ConfigurationError: it is one of weights only, or lacks another part.
+        ConfigurationError: the checkpoint has only weights, or lacks another part.
     """
     if weights_only(checkpoint):
         raise ConfigurationError(
-            "Expected a checkpoint to go on from but got one of weights only (save_weights_only), which can be "
-            "tested and not trained on"
+            "Expected a checkpoint with the state of training but got one of weights only (save_weights_only), which "
+            "can be tested but not resumed"
         )
     for name, kind in ((OPTIMIZERS, Sequence), (SCHEDULES, Sequence), (LOOPS, Mapping)):
         if not isinstance(checkpoint.get(name), kind):
@@ -43,15 +43,15 @@ def check_complete(checkpoint: Mapping[str, Any]) -> None:
 def check_optimizers_fit(
     optimizers: Sequence[Optimizer], schedules: Sequence[Any], checkpoint: Mapping[str, Any]
 ) -> None:
-    """Refuse optimizer states that the run's optimizers cannot take, and schedules that it does not have.
+    """Refuse a checkpoint whose optimizer states or schedules do not fit those of the run.
 
     Args:
-        optimizers: of the run.
-        schedules: of the run.
-        checkpoint: a complete one.
+        optimizers: optimizers of the run.
+        schedules: schedules of the run.
+        checkpoint: a complete checkpoint.
 
     Raises:
-        ConfigurationError: numbers of optimizers, parameters or schedules differ.
+        ConfigurationError: the numbers of optimizers, parameters or schedules differ.
     """
     expected = [_sizes(optimizer.state_dict()) for optimizer in optimizers]
     saved = [_sizes(state) for state in checkpoint[OPTIMIZERS]]
@@ -66,7 +66,7 @@ def check_optimizers_fit(
 
 
 def _sizes(state: Any) -> list[int]:
-    """Return the number of parameters of each group of an optimizer's state; none if it is no such state."""
+    """Return the number of parameters of each group of an optimizer state; empty if the value is not such a state."""
     groups = state.get("param_groups") if isinstance(state, Mapping) else None
     if not isinstance(groups, Sequence) or not isinstance(state.get("state"), Mapping):
         return []

@@ -1,4 +1,4 @@
-"""What a run writes: columns to its loggers, tables to its folder."""
+"""Output of a run: columns for its loggers, tables for its folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hetfl.runs.headline import ACCURACY, FILE, Headline
 from hetfl.runs.metrics_file import columns_of
 
 CLUSTER_COLUMNS = ("round", "client", "cluster")
-"""Of ``clusters.csv``: a row for every time that a client's cluster changed."""
+"""Columns of ``clusters.csv``, which has a row for every change of the cluster of a client."""
 
 
 def run_folders(loggers: Iterable[object]) -> list[RunFolder]:
@@ -25,10 +25,10 @@ def run_folders(loggers: Iterable[object]) -> list[RunFolder]:
 
 
 def log_columns(module: LightningModule, columns: Mapping[str, Tensor | float], round: int) -> None:
-    """Log values of a round; in float64, since Lightning would make float32 of Python numbers.
+    """Log values of a round in float64, because Lightning would convert Python numbers to float32.
 
-    In training loggers get them at once, not at the end of the epoch as by Lightning's own ``log``: that comes after
-    the round's checkpoint, and a process killed between the two would leave a round without its row.
+    In training the loggers get the values at once. Lightning's ``log`` passes them on at the end of the epoch, after
+    the checkpoint of the round, and a process killed between the two would leave a round without its row.
     """
     training = module.trainer.state.fn == "fit"
     values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in columns.items()}
@@ -41,7 +41,7 @@ def log_columns(module: LightningModule, columns: Mapping[str, Tensor | float], 
 
 
 def go_on(folder: RunFolder, version: int, levels: Iterable[str], headline: Headline) -> None:
-    """Forget the rows of rounds that will be run again, and have all columns that a run can have."""
+    """Remove the rows of rounds that will be repeated, add all columns of a run, and write the headline."""
     folder.truncate(version)
     folder.declare([*columns_of(headline.name), *(headline.column("val", level) for level in levels)])
     if headline == ACCURACY:
@@ -53,7 +53,7 @@ def go_on(folder: RunFolder, version: int, levels: Iterable[str], headline: Head
 
 
 def save_clusters(module: LightningModule, clustering: Clustering, models: int) -> None:
-    """Write ``clusters.csv``, if clusters can differ, and what else the clustering has to tell."""
+    """Write ``clusters.csv`` and further tables of the clustering, if there can be several clusters."""
     written = clustering.several(models) and not module.trainer.sanity_checking
     for folder in run_folders(module.loggers) if written else ():
         folder.write_table("clusters", CLUSTER_COLUMNS, clustering.history)
