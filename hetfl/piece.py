@@ -43,7 +43,7 @@ class Facts:
         server_data: the server's samples; None for pieces that do not declare that they read them.
         client_names: the user's name of each client; None: clients have no names.
         lrs: the clients' learning rate γ_t of every round of the run; empty: there are no rounds.
-        cohort: number of clients that take part in a round, if all are within reach.
+        cohort: number of clients whose updates a round should have, if all are within reach.
     """
 
     sizes: Sequence[int] = ()

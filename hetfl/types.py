@@ -18,7 +18,7 @@ from hetfl.arguments import checked
 from hetfl.part import Part
 
 NOTHING = Part({})
-"""The empty part; as the part of a task it means the leading block of the client's level."""
+"""The empty part. In a task that carries no part it stands for the leading block of the client's level."""
 
 SHARED = -1
 """Used in place of a model's number for the tensors that all models share."""

@@ -42,9 +42,9 @@ class BudgetState:
         cost: b, bytes of an entry on the wire, smoothed; 0: no entry was sent yet.
         log_norm: a = ln(mean ‖Δ‖₁ / γ_t), smoothed; None: no entry was sent yet.
         log_pile: ln φ, with φ = entries sent times λ over ‖Δ‖₁, smoothed.
-        log_threshold: ln(λ_t / f_t); None: each client takes its threshold from its own ‖Δ‖₁.
+        log_threshold: ln(λ_t / f_t); None: not known yet, so each client takes its threshold from its own ‖Δ‖₁.
         law: f_t.
-        planned: k_t, entries of an update of mean length; of clients that take their own threshold not used.
+        planned: k_t, entries of an update of mean length; not used while clients take their own thresholds.
         left: R, what is left for entries.
         share: share of R that one update of this round should take.
         mean_share: the mean of ``share`` over the rounds that are left.
@@ -86,12 +86,12 @@ class BudgetControl:
     .. math:: λ_t = φ e^a m b f_t G_t / R, \quad G_t = \sum_{s ≥ t} γ_s / f_s, \quad a = \ln(‖Δ‖_1 / γ_t).
 
     φ, a, b and m are measured and smoothed with the weight β = max(0.1, 1/(t + 2)), φ from round 3 on. ln(λ_t / f_t)
-    moves towards its goal by at most 0.04 + 0.5/(t + 1) a round: a threshold that falls releases old residuals late,
-    where they help least. A client sends at most four times the planned number of entries,
+    moves towards its goal by at most 0.04 + 0.5/t at the beginning of round t: a threshold that falls releases old
+    residuals late, where they help least. A client sends at most four times the planned number of entries,
     :math:`k_t = R γ_t / (f_t m b G_t)`, scaled by the length of its vector. In the first round a client takes the
     threshold :math:`0.3 ‖Δ‖_1 / k` from its own delta. Once nothing is left, nothing is sent.
 
-    Clients report ‖Δ‖₁; one that is, per entry, above ten times the cohort's median counts as that.
+    Clients report ‖Δ‖₁. Divided by the number of entries, it counts as at most ten times the cohort's median.
 
     Args:
         amount: bytes of all accepted updates of the run, above 1; or a mean density, in (0, 1]: the share of all

@@ -35,11 +35,10 @@ class ErrorFeedback(Piece):
     where a is the number of rounds since the server last took an update of the client, and f is 1 unless ``staleness``
     says otherwise.
 
-    Entries of e_k outside I are not sent, and stay as they are but for f(a), by which they are multiplied too: what is
-    too old now does not come back later as if it were not. A message that was never accepted changes nothing: the
-    client loses its delta and keeps its residual. Rounding on the wire is in the residual, as u is what the server
-    decodes. Sparsifiers satisfy u + e' = fl(Δ + e) bit for bit, so over a run Σ u + e = Σ Δ up to the rounding of
-    Δ + e, while f is 1; others do within the rounding of the difference.
+    Entries of e_k outside I are not sent; they are multiplied by f(a), too, so that old residuals stay old. A message
+    that was never accepted changes nothing: the client loses its delta and keeps its residual. Rounding on the wire is
+    in the residual, as u is what the server decodes. Sparsifiers satisfy u + e' = fl(Δ + e) bit for bit, so over a run
+    Σ u + e = Σ Δ up to the rounding of Δ + e, while f is 1; others do within the rounding of the difference.
 
     Error feedback: Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019, arXiv 1901.09847. In global
     coordinates, for sub-models that change: ours.
@@ -227,12 +226,12 @@ class ErrorFeedback(Piece):
             self._squared_norms[message.client] = written.squared_norm()
 
     def note(self, client: int, round: int, squared_norm: float) -> None:
-        """Do in place of :meth:`keep` what a server can whose clients keep their residuals themselves.
+        """Note an accepted update of a client that keeps its residual itself, in place of :meth:`keep`.
 
         Args:
             client: of which the server took an update.
             round: in which it did.
-            squared_norm: ‖e_k‖², as the client says.
+            squared_norm: ‖e_k‖², as the client reports it.
         """
         self._rounds[client] = round
         self._squared_norms.pop(client, None)

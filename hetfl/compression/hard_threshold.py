@@ -144,7 +144,7 @@ class HardThreshold(Compressor):
         return kept_largest(parts, limit.most) if parts.finite and parts.indices.numel() > limit.most else parts
 
     def _limit(self, control: BudgetControl, delta_D: Tensor, context: Context) -> Limit:
-        """Return what a client may send of a vector as long as its delta."""
+        """Return what a client may send of its vector, which has as many entries as its delta."""
         norm = context.reported[DELTA_NORM] if DELTA_NORM in context.reported else _norm(delta_D)
         threshold, most = control.limit(delta_D.numel(), context.itemsize or delta_D.element_size(), norm)
         return Limit(threshold / self._weight(context), most)

@@ -70,7 +70,7 @@ class Selection(Piece):
 
     files: ClassVar[str] = "updates"
     replayable: ClassVar[bool] = False
-    """Whether cohorts are functions of only the seed and the round, so that a policy observes and asks nothing."""
+    """Whether cohorts are functions of only the seed, the round and the reachable clients: a policy asks nothing."""
     by_size: ClassVar[bool] = False
     """Whether clients are drawn in proportion to their size; updates must then not be weighted by size again."""
 

@@ -50,7 +50,7 @@ def check_selection(selection: Selection | Callable[[], Selection], rounds: int 
 
     - A cohort has only clients within reach, each at most once, and at least one if any client is within reach.
     - The cohort depends only on the seed, the round, the answers of the probe and the observed updates. A
-      ``replayable`` selection depends only on the seed and the round, and does not use the probe.
+      ``replayable`` selection depends only on the seed, the round and the reachable clients, and asks for nothing.
     - Weights are above 0. A saved and loaded state continues identically.
 
     Args:
