@@ -51,8 +51,7 @@ class FederatedDataModule(LightningDataModule):
             clients are an error.
         drop_unusable: leave out samples with missing, infinite or too large values, with a warning; false: such samples
             are an error.
-        eval_batch_size: largest number of samples in a batch of validation and test. A batch has at most 2^24 outputs,
-            unless one sample has more.
+        eval_batch_size: largest number of samples in an evaluation batch; fewer if they have more than 2^24 outputs.
         local_metrics: whether validation also runs over the test samples of the clients.
         seed: seed of the held-out samples and of the partition.
 
