@@ -50,7 +50,7 @@ def overlapping(archive: bytes) -> bytes:
             record = copy.copy(max(file.filelist[:10], key=lambda each: each.file_size))
             record.filename = f"archive/data/{number + 10}"
             file.filelist.append(record)
-            file._didModify = True
+            vars(file)["_didModify"] = True
     return written.getvalue()
 
 
