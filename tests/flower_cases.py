@@ -23,7 +23,7 @@ from hetfl.data import FederatedDataModule
 from hetfl.flower.clients import FlowerClients
 from hetfl.flower.messages import answer_records, read_request
 from hetfl.flower.node import Node
-from hetfl.flower.nodes import Failure, Nodes
+from hetfl.flower.nodes import Failure, Letter, Nodes
 from hetfl.flower.patience import Patience
 from hetfl.flower.states import ClientStates
 from tests.conftest import small_data, small_module
@@ -75,12 +75,12 @@ class Hands:
     def online(self) -> Collection[int]:
         return list(self.nodes)
 
-    def send(self, letters: Mapping[int, RecordDict], seconds: float) -> dict[int, str]:
+    def send(self, letters: Mapping[int, Letter], seconds: float) -> dict[int, str]:
         ids = {}
         for node, letter in letters.items():
             ids[node] = f"message {len(self.sent)}"
-            self.sent.append((node, letter))
-            request = read_request(over_the_wire(letter))
+            self.sent.append((node, letter.content))
+            request = read_request(over_the_wire(letter.content))
             answer = self.tamper(node, over_the_wire(answer_records(self.nodes[node].answer(request))))
             if answer is not None:
                 self._answers[ids[node]] = answer

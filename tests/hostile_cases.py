@@ -21,9 +21,9 @@ pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetf
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
 from lightning import Trainer
 from torch.optim import SGD
 
@@ -40,6 +40,7 @@ from hetfl.local import LocalTraining
 from hetfl.selection import Uniform
 from tests.conftest import small_levels, small_module
 from tests.flower_cases import Clock, make_node, over_the_wire
+from tests.flower_store import Contents, Store, Stored, stored_answer
 
 Fit = Callable[..., Trainer]
 SPLIT = {11: (0, 1), 12: (2,), 13: (3,)}
@@ -50,8 +51,6 @@ VICTIM = SPLIT[LIAR][0]
 HEAD_END, HEAD_VALUE_END = b"\x00", " "
 """Of an object of Flower: what lies between head and body, and between the values of a head."""
 
-Contents = dict[str, bytes]
-"""The objects of a message as they travel, by id."""
 Lie = Callable[[RecordDict], RecordDict]
 Garble = Callable[[Contents], None]
 
@@ -112,8 +111,8 @@ class Play:
         return self.names[round]
 
 
-class Link:
-    """A Grid of Flower whose answers are bytes until somebody pulls them, as Flower's own are.
+class Link(HttpGrid):
+    """Flower's Grid, whose answers are bytes in a store until it pulls them.
 
     Args:
         nodes: by number.
@@ -121,8 +120,11 @@ class Link:
     """
 
     def __init__(self, nodes: Mapping[int, Node], play: Play) -> None:
-        self.nodes, self.play = dict(nodes), play
-        self._answers: dict[str, tuple[str, Contents]] = {}
+        super().__init__(token="none")
+        self.nodes, self.play, self.store = dict(nodes), play, Store()
+        self._client = self.store  # type: ignore[assignment]
+        self._asked = 0
+        self.set_run(Run.create_empty(1))
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SUPERLINK_NODE_ID, 1  # as Flower sets it
 
     def get_node_ids(self) -> Iterable[int]:
@@ -131,31 +133,23 @@ class Link:
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         ids = []
         for message in messages:
-            ids.append(id := f"message {len(self._answers)}")
+            ids.append(id := f"message {self._asked}")
+            self._asked += 1
             message.metadata.__dict__["_message_id"] = id
-            self._answers[id] = self._answer(message)
+            self.store.answers[id] = self._answer(message)
         return ids
 
-    def _answer(self, message: Message) -> tuple[str, Contents]:
+    def _answer(self, message: Message) -> Stored:
         node = message.metadata.dst_node_id
         request = read_request(over_the_wire(message.content))
         records = answer_records(self.nodes[node].answer(request))
         name = self.play.name(node, request.job, request.orders[0].task.round if request.orders else -1)
         if name in self.play.lies:
             records = self.play.lies[name](records)
-        answer = Message(records, reply_to=message)
-        contents = {key: part.deflate() for key, part in get_all_nested_objects(answer).items()}
+        stored = stored_answer(records, message)
         if name in self.play.garbles:
-            self.play.garbles[name](contents)
-        return answer.object_id, contents
-
-    def pull_messages(self, ids: Iterable[str]) -> list[Any]:
-        (id,) = ids
-        if id not in self._answers or not self._answers[id][1]:
-            return []
-        root, contents = self._answers[id]
-        self._answers[id] = (root, {})
-        return [inflate_object_from_contents(root, contents)]
+            self.play.garbles[name](stored.contents)
+        return stored
 
 
 def garbled(kind: str, body: Callable[[bytes], bytes] | bytes, head: str = "") -> Garble:
@@ -236,7 +230,7 @@ def served(module: FederatedModule, folder: Path, play: Play, build: Callable[[]
     """Return a module whose clients are on nodes of a link."""
     nodes = {node: make_node(clients, folder / str(node), build, data) for node, clients in SPLIT.items()}
     clock = Clock()
-    post = FlowerPost(Link(nodes, play))  # type: ignore[arg-type]
+    post = FlowerPost(Link(nodes, play))
     module.clients = FlowerClients(module, Nodes(post, clock, clock.sleep), Patience())
     return module
 

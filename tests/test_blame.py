@@ -72,7 +72,7 @@ def failed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     ("args", "error", "name", "line", "setting"),
     [
         (
-            ["--model.net=blamed_classes.Mine"],
+            ["-c", "seed_everything: 0", "--model.net=blamed_classes.Mine"],  # the text has no file to name
             "TypeError: can't multiply sequence by non-int of type 'float'",
             "Mine.__init__",
             "channels = ",

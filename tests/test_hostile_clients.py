@@ -37,6 +37,12 @@ ARRAY = b'{"dtype": "uint8", "shape": %s, "stype": "hetfl.wire", "arraychunk_ids
 FORGED = "all is well\nRound 9: update of client 0 at level a refused: by nobody\x1b[2J\u202e"
 """Text that would look like a line of the log's own, clear the screen, and turn the direction of writing."""
 
+
+def repeated(times: int, position: bytes = b"0") -> bytes:
+    """Return the JSON of a list that has one position many times."""
+    return b"[" + b",".join([position] * times) + b"]"
+
+
 GARBLED: dict[str, Garble] = {
     "protobuf that is none": garbled("ConfigRecord", b"\xff" * 40),
     "protobuf cut short": garbled("ConfigRecord", lambda body: body[:-3]),
@@ -59,6 +65,22 @@ GARBLED: dict[str, Garble] = {
     "an array record that is a list": garbled("ArrayRecord", b"[]"),
 }
 """Objects that Flower itself cannot make anything of."""
+
+BOMBS: dict[str, tuple[Garble, str]] = {
+    "a chunk that is repeated a million times": (
+        garbled("Array", ARRAY % (b"[5]", repeated(1_000_000))),
+        r"an answer of at most [\d,]+ bytes but got arrays of [\d,]{9,}$",
+    ),
+    "the last chunk, repeated": (
+        garbled("Array", ARRAY % (b"[5]", repeated(1_000_000, b"-1"))),
+        r"an answer of at most [\d,]+ bytes but got arrays of [\d,]{9,}$",
+    ),
+    "a record of eight megabytes": (
+        garbled("ConfigRecord", bytes(1 << 23)),
+        r"an answer of at most [\d,]+ bytes but got more$",
+    ),
+}
+"""Objects that Flower would make much of, and what the log says of them."""
 
 
 def payload(make_payload: Callable[[bytes], bytes]) -> Lie:
@@ -155,7 +177,7 @@ def played(lies: dict[str, Any], garbles: dict[str, Garble], job: str, **options
     return pytest.fixture(scope="module")(run)
 
 
-training = played(TRAINING, GARBLED, "train", limit_val_batches=0)
+training = played(TRAINING, GARBLED | {name: bomb for name, (bomb, _) in BOMBS.items()}, "train", limit_val_batches=0)
 
 
 def said_of(play: Play, outcome: Outcome, name: str) -> str:
@@ -172,6 +194,15 @@ def test_an_object_that_flower_cannot_read_is_the_nodes_own_trouble(
 ) -> None:
     play, lied, _ = training
     assert "refused: Expected an answer that can be read but got " in said_of(play, lied, name)
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_an_answer_larger_than_what_was_asked_for_is_refused(
+    training: tuple[Play, Outcome, Outcome], name: str
+) -> None:
+    play, lied, _ = training
+    said = said_of(play, lied, name)
+    assert re.search(f"refused: Expected {BOMBS[name][1]}", said), said
 
 
 @pytest.mark.parametrize("name", TRAINING)

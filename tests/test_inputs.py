@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -151,7 +152,11 @@ RAGGED = [torch.ones(2), torch.ones(3)] * 12
     ("make", "train", "settings", "message"),
     [
         (tensor_data, TEXTS, {"pad_mask": True}, "Expected pad, the value behind .* with pad_mask: true but got null"),
-        (tensor_data, TEXTS, {"pad": 0.5}, r"whole number as pad, for inputs of torch.int64, but got 0.5"),
+        (tensor_data, TEXTS, {"pad": 0.5}, r"whole number from .* as pad, for inputs of torch.int64, but got 0.5"),
+        (tensor_data, TEXTS, {"pad": math.inf}, "Expected a finite number as pad, or null, but got inf"),
+        (tensor_data, TEXTS, {"pad": math.nan}, "Expected a finite number as pad, or null, but got nan"),
+        (tensor_data, TEXTS, {"pad": 1e30}, r"from -9.* to 9.* as pad, for inputs of torch.int64, but got 1e\+30"),
+        (tensor_data, RAGGED, {"pad": 1e300}, r"as pad, for inputs of torch.float32, but got 1e\+300"),
         (tensor_data, (torch.ones(COUNT),), {"pad": 0}, "a list of sequences as training inputs with pad but got a t"),
         (tensor_data, 3, {"pad": 0}, "list of sequences as training inputs but got int"),
         (tensor_data, [["a"]] * COUNT, {"pad": 0}, "numbers in an array as the input at training position 0 but got l"),

@@ -97,6 +97,10 @@ def more_rounds(content: Content) -> None:
     content["hetfl"]["version"] = 4
 
 
+def many_models(content: Content) -> None:
+    content["hetfl"]["models"] = 10**9
+
+
 CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "optimizers": (without("optimizer_states"), "one of weights only"),
     "schedules": (without("lr_schedulers"), "Expected lr_schedulers"),
@@ -107,6 +111,7 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "schedule": (a_schedule, "Expected 0 schedules"),
     "federation": (without("hetfl"), "without a federation's state"),
     "uplink": (no_uplink, "Expected a whole federation's state"),
+    "models": (many_models, "Expected 2 global models in the checkpoint, as it has values of, but got 1000000000"),
     "rows": (more_rounds, "Expected 4 rounds in"),
 }
 

@@ -215,7 +215,7 @@ def test_only_what_lies_apart_is_claimed(tmp_path: Path) -> None:
     assert near.count("cannot be distinguished: the spreads overlap") == 3
     alone = text_of(two_groups(tmp_path / "alone", seeds=[0]))
     assert "is highest with" not in alone
-    assert "There is only one run each of high with 90.00 % and low with 70.00 %, and so no spread" in alone
+    assert "Level a: high has 90.00 % and low has 70.00 %. There is only one run each." in alone
     assert "by chance alone" not in alone
 
 

@@ -89,6 +89,16 @@ def test_a_budget_compares_levels_of_one_size(tmp_path: Path) -> None:
     assert "A column holds levels of nearly the same cost" in text
 
 
+def test_a_budget_before_the_first_validation_is_left_out(tmp_path: Path) -> None:
+    """Of 8 MB one run has a score from 5 MB on, so a quarter, 2 MB, and a half, 4 MB, would be dashes alone."""
+    text = text_of(untested(tmp_path, {"one": {5: 0.5, 8: 0.8}, "two": {6: 0.6, 8: 0.7}}))
+    table = cells(text, "Validation accuracy at the same uploaded bytes")
+    assert [row[:2] for row in table[1:]] == [["all: 8.00 MB", "one"], ["", "two"]]
+    again = text_of(untested(tmp_path / "again", {"one": {4: 0.5, 8: 0.8}, "two": {6: 0.6, 8: 0.7}}))
+    table = cells(again, "Validation accuracy at the same uploaded bytes")
+    assert [row[0] for row in table[1:]] == ["½: 4.00 MB", "", "all: 8.00 MB", ""]
+
+
 def test_a_budget_without_sizes_says_that_columns_are_names(tmp_path: Path) -> None:
     text = text_of(two_groups(tmp_path, seeds=[0]))
     assert "The levels of a column have the same name; their sizes are unknown." in text

@@ -128,6 +128,8 @@ def _left_behind(key: str, class_path: str, arguments: dict[str, Any], files: Se
     left_behind: dict[str, str] = {}
     present = class_path
     for file in files:
+        if file is None:  # -c with YAML text: no file to name
+            continue
         part: Any = parse_yaml(read_bytes(Path(os.fspath(file))).decode())
         for name in key.split("."):
             part = part.get(name) if isinstance(part, dict) else None

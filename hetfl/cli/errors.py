@@ -45,6 +45,6 @@ def condense(message: str) -> str:
     reason = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", reason)
     reason = reason.replace("typing.Literal", "")
     given = VALUE.findall(message)
-    if given and given[-1] not in reason and "(" not in given[-1]:
+    if given and not reason.endswith("?") and given[-1] not in reason and "(" not in given[-1]:
         reason += f" but got {given[-1]}"
     return printable(f"{'.'.join(path)}: {reason}" if path else reason, LONGEST_MESSAGE)

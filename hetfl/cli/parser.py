@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from hetfl.cli.blame import debugging
 from hetfl.cli.config_files import config_file
 from hetfl.cli.errors import condense
+from hetfl.cli.suggesting import with_suggestion
 from hetfl.errors import ConfigurationError
 from hetfl.reading import LOADER, TooMuch, check_yaml, read_bytes
 
@@ -84,10 +85,15 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print the key and the innermost reason of an error of jsonargparse, and exit."""
         if not self.exit_on_error:  # the parser of one of several classes; the outer parser prints the error
-            raise ArgumentError(None, message) from ex
+            raise ArgumentError(None, self.suggesting(message, ex)) from ex
         if ex is not None and debugging():
             traceback.print_exception(ex)
-        self.exit(2, f"hetfl: error: {condense(message)}\n")
+        self.exit(2, f"hetfl: error: {condense(self.suggesting(message, ex))}\n")
+
+    def suggesting(self, message: str, ex: Exception | None) -> str:
+        """Return a message with the nearest name that this parser, or the one of the verb, has to an unknown name."""
+        parser = getattr(ex, "subcommand_parser", self)
+        return with_suggestion(message, [action.dest for action in parser._actions])
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parse arguments; jsonargparse passes null for a nested option as the text ``None``."""

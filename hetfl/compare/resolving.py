@@ -30,7 +30,7 @@ class _RaisingParser(OneLineParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        raise ConfigurationError(condense(message)) from ex
+        raise ConfigurationError(condense(self.suggesting(message, ex))) from ex
 
 
 class _Reading(FederatedCLI):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +27,15 @@ class Padding:
         mask: whether a net gets ``{"tokens": padded, "mask": mask}``, the mask bool (n, T), True within a sequence.
 
     Raises:
-        ConfigurationError: ``mask`` is set without ``value``.
+        ConfigurationError: ``mask`` is set without ``value``, or ``value`` is not finite.
     """
 
     value: float | None = None
     mask: bool = False
 
     def __post_init__(self) -> None:
+        if self.value is not None and not math.isfinite(self.value):
+            raise ConfigurationError(f"Expected a finite number as pad, or null, but got {self.value}")
         if self.mask and self.value is None:
             raise ConfigurationError(
                 "Expected pad, the value behind the end of a sequence, with pad_mask: true but got null"
@@ -160,11 +163,24 @@ def _column(rows: Sequence[Tensor], pad: float | None, where: str) -> Tensor:
             f"Expected {where} as sequences (length, ...) that differ only in length, as pad is set, but got shapes "
             f"{', '.join(str(tuple(shape)) for shape in sorted(shapes)[:3])}"
         )
-    if not dtype.is_floating_point and pad != int(pad):
-        raise ConfigurationError(f"Expected a whole number as pad, for {where} of {dtype}, but got {pad}")
+    _check_pad(pad, dtype, where)
     length = max(len(row) for row in rows)
     padded = torch.full((len(rows), length, *items.pop()), pad, dtype=dtype)
     for row, values in zip(padded, rows, strict=True):
         if len(values):
             row[: len(values)] = values
     return padded
+
+
+def _check_pad(pad: float, dtype: torch.dtype, where: str) -> None:
+    """Refuse a value that a type does not hold."""
+    if dtype == torch.bool:
+        least, most, wanted = 0.0, 1.0, "0 or 1"
+    elif dtype.is_floating_point:
+        least, most, wanted = torch.finfo(dtype).min, torch.finfo(dtype).max, "a number"
+    else:
+        least, most, wanted = torch.iinfo(dtype).min, torch.iinfo(dtype).max, "a whole number"
+    if not least <= pad <= most or (not dtype.is_floating_point and pad != int(pad)):
+        raise ConfigurationError(
+            f"Expected {wanted} from {least:g} to {most:g} as pad, for {where} of {dtype}, but got {pad}"
+        )

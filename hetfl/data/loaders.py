@@ -13,6 +13,9 @@ from hetfl.tree import Tree, taken
 
 T = TypeVar("T")
 
+MOST_OUTPUTS = 1 << 24
+"""The most outputs of an evaluation batch: 64 MiB of float32. An objective may take twice this for float64 as well."""
+
 
 class EvalBatch(NamedTuple):
     """A batch of samples for evaluation.
@@ -57,6 +60,19 @@ class EvalBatches(Dataset[EvalBatch]):
         start = range(len(self))[position] * self.batch_size
         part = slice(start, start + self.batch_size)
         return EvalBatch(taken(self.data.inputs, part), self.data.targets[part], self.owner[part])
+
+
+def evaluation_batch(most: int, outputs: int) -> int:
+    """Return how many samples are evaluated together, at least 1.
+
+    Args:
+        most: the most samples.
+        outputs: of a net for one sample, such as tokens times vocabulary.
+
+    >>> evaluation_batch(1000, 10), evaluation_batch(1000, 64 * 10_000)
+    (1000, 26)
+    """
+    return max(1, min(most, MOST_OUTPUTS // max(outputs, 1)))
 
 
 def round_loader() -> DataLoader[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from statistics import median
 from typing import Literal
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from hetfl.arguments import checked
 from hetfl.data.arrays import Arrays, ClientData
 from hetfl.data.client_transform import ClientTransform, as_clients_see
-from hetfl.data.loaders import EvalBatch, eval_loader, round_loader
+from hetfl.data.loaders import EvalBatch, eval_loader, evaluation_batch, round_loader
 from hetfl.data.partition import IID, NaturalIds, Partitioner
 from hetfl.data.resident import Resident, ServerSamples
 from hetfl.data.split import Split, make_split
@@ -50,7 +51,7 @@ class FederatedDataModule(LightningDataModule):
             clients are an error.
         drop_unusable: leave out samples with missing, infinite or too large values, with a warning; false: such samples
             are an error.
-        eval_batch_size: samples in a batch of validation and test.
+        eval_batch_size: largest number of samples in an evaluation batch; fewer if they have more than 2^24 outputs.
         local_metrics: whether validation also runs over the test samples of the clients.
         seed: seed of the held-out samples and of the partition.
 
@@ -133,6 +134,8 @@ class FederatedDataModule(LightningDataModule):
             arrays, owner = as_clients_see(arrays, split, self.client_transform, self._transform.unit, self.seed)
             usable_only(arrays, drop=False, cause=f" as {type(self.client_transform).__name__} changes them")
         check_transform(self._transform, arrays.train.inputs)
+        outputs = math.prod(self.objective.output_shape(arrays.train.targets[:1], arrays.outputs))
+        self.eval_batch_size = evaluation_batch(self.eval_batch_size, outputs)
         self._resident = Resident.of(arrays, split, owner)
         self.client_names = split.names
         self._report(split)

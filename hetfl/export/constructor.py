@@ -7,12 +7,14 @@ import importlib
 import inspect
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hetfl.errors import ConfigurationError
 from hetfl.export.card import Card, Constructor, plain
@@ -111,6 +113,28 @@ def make(card: Card, net: NetFactory | None) -> nn.Module:
             raise ConfigurationError(
                 f"Expected a net from the card's {card.net!s:.200} but got: {reason(error)}"
             ) from None
+
+
+@contextmanager
+def limited(most: int) -> Iterator[None]:
+    """Let nets that this thread makes meanwhile have at most so many parameters.
+
+    Raises:
+        ConfigurationError: in the constructor that makes one more.
+    """
+    thread, count = threading.get_ident(), 0
+
+    def note(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > most:
+            raise ConfigurationError(f"Expected a net of at most {most} parameters but got more")
+
+    handle = register_module_parameter_registration_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def own_net(constructor: Constructor) -> type[nn.Module] | None:

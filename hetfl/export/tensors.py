@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
 from hetfl.export.card import Card
-from hetfl.export.constructor import make
+from hetfl.export.constructor import limited, make
 from hetfl.export.formats import Format, Predict
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.tree import Tree
@@ -35,7 +35,8 @@ class Safetensors(Format):
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise ConfigurationError(f"Expected a safetensors file but got: {error}") from None
         if net is None:
-            with torch.device("meta"):  # sizes from the card are checked before memory is allocated
+            # Sizes from the card are checked before memory is allocated.
+            with torch.device("meta"), limited(2 * len(tensors)):
                 check_tensors(tensors_of(make(card, None)), tensors)
         built = make(card, net)
         fill(built, tensors)

@@ -166,6 +166,13 @@ def _read(checkpoint: Mapping[str, Any], pieces: Mapping[str, Piece]) -> dict[st
             f"Expected a whole federation's state in the checkpoint but got none of {missing}: checkpoints of other "
             "versions of hetfl cannot be read"
         )
+    # A net is made for each model, so the number of models has to be that of the values to load.
+    held = {name.split(".")[1] for name in checkpoint.get("state_dict", {}) if name.startswith("models.")}
+    if state["models"] != len(held):
+        raise ConfigurationError(
+            f"Expected {len(held)} global models in the checkpoint, as it has values of, but got "
+            f"{state['models']!r:.40}"
+        )
     return state
 
 

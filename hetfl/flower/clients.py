@@ -130,7 +130,7 @@ class FlowerClients(Clients):
         """Update the list of nodes; the first time, wait for them."""
         if not self._gathered:
             everyone = frozenset(range(self._module.data.num_clients))
-            self._nodes.gather(shared_settings(self._module), everyone, self._patience.start)
+            self._nodes.gather(shared_settings(self._module), everyone, self._entries, self._patience.start)
             self._gathered = True
         self._nodes.refresh()
 
@@ -179,8 +179,12 @@ class FlowerClients(Clients):
             return ""
         if not STATE.fullmatch(report.state):
             return f"Expected the name of a state but got {printable(report.state, 40)}"
-        entries = sum(tensor.numel() for tensor in self._module.models.tensors[0].values())
-        return violation(residual_ranges(entries, self._module.uplink.enabled), report)
+        return violation(residual_ranges(self._entries, self._module.uplink.enabled), report)
+
+    @property
+    def _entries(self) -> int:
+        """Entries D of the global model."""
+        return sum(tensor.numel() for tensor in self._module.models.tensors[0].values())
 
     def _result(
         self, job: JobName, task: Task, report: ClientAnswer | Failure, samples: int | None

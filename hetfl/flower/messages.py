@@ -210,7 +210,7 @@ def answer_records(answer: Answer) -> RecordDict:
     head: dict[str, Any] = {
         "protocol": PROTOCOL,
         "nonce": answer.nonce,
-        "trouble": answer.trouble,
+        "trouble": printable(answer.trouble, LONGEST),
         "clients": list(answer.clients),
     }
     records: dict[str, Any] = {"answer": ConfigRecord({**head, "reports": len(answer.reports)})}
@@ -218,6 +218,7 @@ def answer_records(answer: Answer) -> RecordDict:
         fields: dict[str, Any] = {
             name: value for name, value in vars(report).items() if name not in ("payload", "extras")
         }
+        fields["reason"] = printable(report.reason, LONGEST)
         fields |= {"extras": list(report.extras), "extra_values": [float(value) for value in report.extras.values()]}
         records[f"report.{position}"] = ConfigRecord(fields)
         if report.payload:

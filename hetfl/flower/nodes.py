@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from hetfl.errors import ConfigurationError
 from hetfl.flower.messages import Answer, Request, read_answer, request_records
+from hetfl.flower.metered import most_bytes
 from hetfl.flower.records import MalformedMessage
 from hetfl.printable import printable
 
@@ -41,6 +42,19 @@ class Failure:
         object.__setattr__(self, "reason", printable(self.reason))
 
 
+@dataclass(frozen=True)
+class Letter:
+    """A message to a node.
+
+    Attributes:
+        content: its records.
+        largest: the most bytes of an answer.
+    """
+
+    content: RecordDict
+    largest: int
+
+
 class Post(Protocol):
     """Transport of messages to nodes and back."""
 
@@ -48,7 +62,7 @@ class Post(Protocol):
         """Return the nodes that are known to be online."""
         ...
 
-    def send(self, letters: Mapping[int, RecordDict], seconds: float) -> dict[int, str]:
+    def send(self, letters: Mapping[int, Letter], seconds: float) -> dict[int, str]:
         """Send a message to each node, which expires after so many seconds; return the messages' ids by node."""
         ...
 
@@ -79,6 +93,7 @@ class Nodes:
         self._refused: dict[int, tuple[float, str]] = {}  # by node, time of the next hello request, and the reason
         self._settings: Mapping[str, str] = {}
         self._clients: frozenset[int] = frozenset()  # all clients of the federation
+        self._entries = 0
 
     def serving(self, client: int) -> int | None:
         """Return the first node that serves a client and is not overdue; None if there is none."""
@@ -87,18 +102,19 @@ class Nodes:
     def _present(self) -> dict[int, frozenset[int]]:
         return {node: clients for node, clients in self._serves.items() if node not in self._overdue}
 
-    def gather(self, settings: Mapping[str, str], clients: frozenset[int], seconds: float) -> None:
+    def gather(self, settings: Mapping[str, str], clients: frozenset[int], entries: int, seconds: float) -> None:
         """Wait until every client has a node, or until the time is over and some clients have one.
 
         Args:
             settings: the settings in which nodes must agree with the server.
             clients: all clients.
+            entries: entries of the global model, which bound the size of an answer.
             seconds: how long to wait.
 
         Raises:
             ConfigurationError: no node that can take part appeared in time.
         """
-        self._settings, self._clients = settings, clients
+        self._settings, self._clients, self._entries = settings, clients, entries
         until = self._clock() + seconds
         while True:
             self.refresh()
@@ -140,8 +156,9 @@ class Nodes:
         for node, id in (self._post.send(letters, HELLO_SECONDS) if letters else {}).items():
             self._greeted[node] = (id, nonces[node])
 
-    def _hello(self, nonce: str) -> RecordDict:
-        return request_records(Request("hello", nonce, "", settings=self._settings))
+    def _hello(self, nonce: str) -> Letter:
+        request = Request("hello", nonce, "", settings=self._settings)
+        return Letter(request_records(request), most_bytes(clients=len(self._clients)))
 
     def _hear_greeted(self) -> None:
         of_id = {id: node for node, (id, _) in self._greeted.items()}
@@ -179,7 +196,10 @@ class Nodes:
             By node, its answer, or a failure.
         """
         until = self._clock() + deadline
-        letters = {node: request_records(request) for node, request in requests.items()}
+        letters = {
+            node: Letter(request_records(request), most_bytes(orders=len(request.orders), entries=self._entries))
+            for node, request in requests.items()
+        }
         sent = self._post.send(letters, deadline) if letters else {}
         waiting = {id: node for node, id in sent.items()}
         answers: dict[int, Answer | Failure] = {}

@@ -10,7 +10,9 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from httpx import TransportError
 
-from hetfl.flower.nodes import Failure
+from hetfl.flower.metered import pull
+from hetfl.flower.nodes import Failure, Letter
+from hetfl.reading import TooMuch
 
 AT_ONCE = 16
 """Largest number of answers that one call begins to pull; with more nodes, each answer is tried less often."""
@@ -34,16 +36,19 @@ class FlowerPost:
         self._pulled: dict[str, RecordDict | Failure | Exception] = {}
         self._tried: dict[str, float] = {}  # time of the last pull by id
         self._pulls: dict[str, threading.Thread] = {}
+        self._largest: dict[str, int] = {}  # the most bytes of an answer by id
 
     def online(self) -> Collection[int]:
         """Return the nodes with a recent heartbeat; a node that has just died is still among them."""
         return list(self._grid.get_node_ids())
 
-    def send(self, letters: Mapping[int, RecordDict], seconds: float) -> dict[int, str]:
+    def send(self, letters: Mapping[int, Letter], seconds: float) -> dict[int, str]:
         """Push messages that expire after so many seconds; return the ids of those that Flower took, by node."""
-        messages = [Message(content, node, MessageType.TRAIN, ttl=seconds) for node, content in letters.items()]
+        messages = [Message(letter.content, node, MessageType.TRAIN, ttl=seconds) for node, letter in letters.items()]
         ids = list(self._grid.push_messages(messages))
-        return {node: id for node, id in zip(letters, ids, strict=False) if id}
+        sent = {node: id for node, id in zip(letters, ids, strict=False) if id}
+        self._largest |= {id: letters[node].largest for node, id in sent.items()}
+        return sent
 
     def collect(self, ids: Collection[str]) -> dict[str, RecordDict | Failure]:
         """Return the answers that have arrived, by id; a failure where Flower or the node could not handle a message.
@@ -67,6 +72,7 @@ class FlowerPost:
             if id in self._pulled and id not in self._pulls:
                 answer = self._pulled.pop(id)
                 self._tried.pop(id, None)
+                self._largest.pop(id, None)
                 if isinstance(answer, Exception):
                     raise answer
                 answers[id] = answer
@@ -75,8 +81,10 @@ class FlowerPost:
     def _pull(self, id: str) -> None:
         """Pull one answer, and wait until all of it has arrived."""
         try:
-            for message in self._grid.pull_messages([id]):
+            for message in pull(self._grid, id, self._largest.get(id, 0)):
                 self._pulled[id] = _content(message, id)
+        except TooMuch as error:
+            self._pulled[id] = Failure(str(error), refused=True)
         except (TransportError, OSError) as error:  # the SuperLink cannot be reached
             self._pulled[id] = error
         except Exception as error:

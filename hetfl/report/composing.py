@@ -128,8 +128,8 @@ def _budgets(material: Material) -> Iterator[Block]:
     one = material.headline.one
     yield Text(
         "The largest budget is the amount that every run of every group has spent at its last validation; the others "
-        f"are a half and a quarter of it. {one[:1].upper()}{one[1:]} is the last one at or before the budget; a dash "
-        "means that a run has none by then."
+        f"are a half and a quarter of it, left out if no run has {one} by then. {one[:1].upper()}{one[1:]} is the last "
+        "one at or before the budget; a dash means that a run has none by then."
     )
     if material.matched_by is None:
         yield Text("The levels of a column have the same name; their sizes are unknown.")

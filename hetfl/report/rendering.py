@@ -18,6 +18,8 @@ LONGEST = 10_000
 MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 DOT = re.compile(r"(?<=\w)\.(?=[a-zA-Z_])")
 """Positions at which names of settings and classes may be broken."""
+UNIT = re.compile(r"(?<=\d) (?=(?:%|[kMGTP]?(?:FLOP|B)|s|parameters|param\.)(?!\w))")
+"""The space between a number and its unit, at which a line may not be broken."""
 
 
 def to_html(document: Document, pictures: Mapping[str, bytes]) -> str:
@@ -63,5 +65,6 @@ def _environment(**settings: Any) -> Environment:
         **settings,
     )
     environment.filters["kind"] = lambda block: type(block).__name__
+    environment.filters["unbroken"] = lambda text: UNIT.sub("\N{NO-BREAK SPACE}", text)
     environment.filters["breakable"] = lambda escaped: DOT.sub(".<wbr>", escaped)
     return environment

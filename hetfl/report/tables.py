@@ -115,6 +115,8 @@ def final_table(material: Material) -> Table:
 def budget_table(material: Material, cost: Cost) -> Table:
     """Return the table of the validation headline at the largest amount that all groups spend, a half and a quarter.
 
+    A smaller amount at which no group has a value is left out.
+
     A column has the levels of one row; small print has the name of a level if it differs from the name of the row.
     """
     groups = material.spending(cost)
@@ -123,9 +125,11 @@ def budget_table(material: Material, cost: Cost) -> Table:
     columns = [*material.rows, *[whole] * material.own_global]
     rows: list[list[str | Cell]] = []
     for share, fraction in (("¼", 0.25), ("½", 0.5), ("all", 1.0)):
-        for group in groups:
+        scores = [[_budget_cell(group, row, cost, fraction * largest) for row in columns] for group in groups]
+        if all(score.text == NONE for cells in scores for score in cells):
+            continue
+        for group, cells in zip(groups, scores, strict=True):
             budget = f"{share}: {cost.write(fraction * largest)}" if group is groups[0] else ""
-            cells = [_budget_cell(group, row, cost, fraction * largest) for row in columns]
             rows.append([budget, group.name, *cells])
     heads = [", ".join(filter(None, (row.name, material.size_of(row, short=True)))) for row in material.rows]
     heads += ["global model"] * material.own_global

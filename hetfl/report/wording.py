@@ -92,6 +92,8 @@ def level_sentence(results: Mapping[str, Spread], headline: Headline = ACCURACY)
     'x with 90.00 % (85.00–95.00) and y with 89.00 % (88.00–90.00) cannot be distinguished: the spreads overlap.'
     >>> level_sentence({"x": Spread(0.9, 0.9, 0.9, 1), "y": Spread(0.8, 0.7, 0.9, 2)})
     'y has 80.00 % (70.00–90.00). There is only one run of x with 90.00 %, and so no spread to compare.'
+    >>> level_sentence({"x": Spread(0.9, 0.9, 0.9, 1), "y": Spread(0.8, 0.8, 0.8, 1)})
+    'x has 90.00 % and y has 80.00 %. There is only one run each.'
     """
     if not results:
         return f"no group has {headline.one} of this level."
@@ -100,6 +102,9 @@ def level_sentence(results: Mapping[str, Spread], headline: Headline = ACCURACY)
     sign = -1.0 if headline.higher_is_better else 1.0
     by_mean = sorted(results, key=lambda name: sign * results[name].mean)
     several = [name for name in by_mean if results[name].n > 1]
+    if not several:
+        scores = _listed([f"{name} has {results[name].shown(headline)}" for name in by_mean])
+        return f"{scores}. There is only one run each."
     alone = [f"{name} with {results[name].shown(headline)}" for name in by_mean if results[name].n == 1]
     among = " of those with several runs" if alone else ""
     sentences = _order({name: results[name] for name in several}, among, headline)

@@ -20,6 +20,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from hetfl.errors import ConfigurationError
 from hetfl.files import replacing, to_disk
 from hetfl.printable import printable
+from hetfl.reading import TooMuch
+from hetfl.runs.content import check_content, check_records
 
 MARK = b"hetfl blake2b "
 DIGEST_BYTES = 32
@@ -220,10 +222,15 @@ def _read(path: Path, location: Any) -> dict[str, Any]:
     """Return the content of an intact archive.
 
     Raises:
-        ConfigurationError: the archive has values that can be read only by running code, or is not a checkpoint.
+        ConfigurationError: the archive has values that can be read only by running code, declares more memory than it
+            has bytes, or is not a checkpoint.
     """
     try:
+        check_records(path)
         content = torch.load(path, map_location=location, weights_only=True)  # noqa: TID251
+        check_content(content, path.stat().st_size)
+    except TooMuch as error:
+        raise error.inside(path) from None
     except Exception as error:  # the unpickler raises many kinds of errors
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise ConfigurationError(
