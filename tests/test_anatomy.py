@@ -119,7 +119,7 @@ def test_a_run_that_cannot_be_replayed_is_refused(fit: Fit) -> None:
 
     module = small_module(selection=Learns(4))
     fit(module, rounds=1)
-    with pytest.raises(ConfigurationError, match="Expected a selection .* replayed, but got Learns"):
+    with pytest.raises(ConfigurationError, match="Expected a selection that can be replayed, .* but got Learns"):
         holders(module, 1)
     with pytest.raises(ConfigurationError, match=r"Expected a module that has met its data .* but got a new one"):
         holders(small_module(), 1)

@@ -55,7 +55,10 @@ def test_fit_makes_a_run_folder_with_the_contract_and_a_second_run_another(
     assert (folder / "checkpoints/last.ckpt").stat().st_size > 1000
     assert {path.suffix for path in (folder / "plots").iterdir()} == {".png", ".svg"}
     saved = yaml.safe_load((folder / "config.yaml").read_text())
-    assert saved["model"]["init_args"]["uplink"]["init_args"]["compressor"]["init_args"]["density"] == 0.05
+    assert (
+        saved["model"]["init_args"]["uplink"]["init_args"]["compressor"]["init_args"]["quantiser"]["init_args"]["bits"]
+        == 3
+    )
 
     # The saved configuration is the run: the same numbers again, in a folder of its own; and go on where it ended.
     main(["fit", "-c", str(folder / "config.yaml"), "--final_test=false", "--plots=false"])

@@ -27,7 +27,7 @@ class Apart(Clustering):
             self.put(round, client, client // 7)
 
 
-@pytest.mark.filterwarnings("ignore:No client of cluster 1 within reach")
+@pytest.mark.filterwarnings("ignore:No client of cluster 1 is within reach")
 def test_who_stands_in_for_another_cluster_is_sent_its_model_too(fit: Fit, tmp_path: Path) -> None:
     path = tmp_path / "fleet.csv"
     lines = [f"{client},1e9,1e6,1e6,{0 if client == 7 else 9}\n" for client in range(8)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,4 +56,10 @@ def test_a_file_makes_a_run(file: Path, tmp_path: Path) -> None:
 def test_no_compressor_lacks_a_file() -> None:
     classes = [each for each in vars(compression).values() if inspect.isclass(each) and issubclass(each, Compressor)]
     wanted = {f"hetfl.compression.{each.__name__}" for each in classes if not inspect.isabstract(each)}
-    assert {uplink(file)["compressor"]["class_path"] for file in FILES} == wanted
+    assert set(chain.from_iterable(compressors(uplink(file)["compressor"]) for file in FILES)) == wanted
+
+
+def compressors(setting: dict[str, Any]) -> list[str]:
+    """Return the class paths of a compressor and of those that it is made of."""
+    parts = [value for value in setting.get("init_args", {}).values() if isinstance(value, dict)]
+    return [setting["class_path"], *(path for part in parts for path in compressors(part))]

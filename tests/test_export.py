@@ -161,7 +161,7 @@ def test_without_statistics_of_the_present_model_there_is_nothing_to_export(tmp_
         export_submodel(new, "a", tmp_path / "a.onnx")
     module = trained(new, test=False, check_val_every_n_epoch=2)
     with pytest.raises(
-        ConfigurationError, match=r"present model for level a .* trainer.validate or trainer.test gather"
+        ConfigurationError, match=r"present model for level a .* trainer.validate or trainer.test, which gather"
     ):
         export_submodel(module, "a", tmp_path / "a.onnx")
     module.trainer.validate(module, datamodule=module.data, verbose=False)

@@ -162,6 +162,16 @@ class Compressor(ABC):
         return False
 
     @property
+    def planned_density(self) -> float | None:
+        """The share of the entries that is to be sent in the mean; None: not known. By default ``self.density``."""
+        return getattr(self, "density", None)
+
+    @property
+    def value_bits(self) -> int | None:
+        """Bits of a value on the wire where values are codes; None by default: values are floats."""
+        return None
+
+    @property
     def needs_shapes(self) -> bool:
         """Whether tensors are looked at by rows or filters, which a masked vector does not have. By default not."""
         return False
@@ -216,6 +226,11 @@ class Compressor(ABC):
     def threshold(self, lr: float) -> float | None:
         """Return the threshold λ in force at a learning rate; None if there is none, or none yet."""
         return None
+
+    @property
+    def title(self) -> str:
+        """The name by which it is shown: by default that of its class."""
+        return type(self).__name__
 
     def describe(self) -> str:
         """Return the compressor with its settings in short text, by which a checkpoint knows it again."""

@@ -40,6 +40,18 @@ class Chain(Compressor):
         self.sparsifier, self.quantiser = sparsifier, quantiser
 
     @property
+    def planned_density(self) -> float | None:  # noqa: D102
+        return self.sparsifier.planned_density
+
+    @property
+    def value_bits(self) -> int:  # noqa: D102
+        return self.quantiser.bits
+
+    @property
+    def title(self) -> str:  # noqa: D102
+        return f"{self.sparsifier.title} with {self.quantiser.title} ({self.quantiser.bits} bits)"
+
+    @property
     def needs_shapes(self) -> bool:  # noqa: D102
         return self.sparsifier.needs_shapes
 

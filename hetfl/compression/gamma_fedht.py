@@ -26,8 +26,8 @@ class GammaFedHT(HardThreshold):
     ``law: power`` is the family λ_t = λ_0 (γ_t / γ_0)^α, which is not the paper's. As λ falls with γ_t, it releases old
     residuals when steps are too small to make use of them.
 
-    λ_0 is ``threshold``, or follows from ``density`` or ``budget`` as in :class:`HardThreshold`. A calibration gives the
-    threshold λ_t of its round; λ_0 is computed from it by the law.
+    λ_0 is ``threshold``, or follows from ``density`` or ``budget`` as in :class:`HardThreshold`. A calibration gives
+    the threshold λ_t of its round; λ_0 is computed from it by the law.
 
     Args:
         threshold: λ_0, at least 0.

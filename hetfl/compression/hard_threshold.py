@@ -89,6 +89,11 @@ class HardThreshold(Compressor):
         self._control = None if budget is None else BudgetControl(budget)
         self._lr: float | None = None  # of the round
 
+    @property
+    def planned_density(self) -> float | None:
+        """The density of the calibration, or a budget that is a mean density; None: neither is given."""
+        return self.budget if self._control is not None and self._control.by_density else self.density
+
     def settings(self) -> dict[str, object]:  # noqa: D102
         return super().settings() | {"threshold": self._given}
 

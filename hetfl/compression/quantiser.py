@@ -39,6 +39,10 @@ class Quantiser(Compressor):
             raise ConfigurationError(f"Expected bucket in 1..{2**32 - 1} or null but got {bucket}")
         self.bits, self.bucket = bits, bucket
 
+    @property
+    def value_bits(self) -> int:  # noqa: D102
+        return self.bits
+
     @abstractmethod
     def quantise(self, values_k: Tensor, sizes_B: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """Return codes (k,), scales (B,), and zero points (B,) or (1,), as :class:`hetfl.codes.Codes` has them.

@@ -37,7 +37,7 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
         clustering += f" (each client downloads {len(module.models)} models and tests them on its data)"
     console.print(
         f"{module.selection.clients_per_round} of {data.num_clients} clients a round, "
-        f"{type(module.uplink.compressor).__name__} on every upload, "
+        f"{module.uplink.compressor.title} on every upload, "
         f"{type(module.executor).__name__} executor{clustering}"
     )
     objective = module.objective
@@ -54,8 +54,8 @@ def cost_table(module: FederatedModule) -> Table:
     rows = level_costs(module.levels, uploads, module.forecast.down_bytes())
     depths = any(row.depth is not None for row in rows)
     widths = not depths or any(row.width != 1.0 for row in rows)
-    density = getattr(module.uplink.compressor, "density", None)
-    itemsize = 2 if module.uplink.half_precision else 4
+    density, bits = module.uplink.compressor.planned_density, module.uplink.compressor.value_bits
+    itemsize = bits / 8 if bits else 2 if module.uplink.half_precision else 4
     table = plain_table(f"{type(module).__name__}: levels, FLOPs per sample, bytes per round")
     table.add_column("level", no_wrap=True)
     sparse = any(row.density != 1.0 for row in rows)

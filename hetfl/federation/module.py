@@ -164,13 +164,13 @@ class FederatedModule(Method):
         rounds = requirements.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
         parameters = parameters_of(self.net)
         models = (parameters, self.models.shared, self.parts.masks, self.models.frozen, self.clustering.apart)
+        check_optimizers(self.server_optimizer, parameters.values(), self.local)
         schedule = (self.local.learning_rates(rounds or 0), self.selection.clients_per_round)
         names = (data.server_data, data.client_names)
         facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, *names, *schedule)
         for piece in self.pieces.values():
             piece.setup(facts.known_to(piece))
         if self._checked_data is not data:
-            check_optimizers(self.server_optimizer, parameters.values(), self.local)
             samples, targets = self.objective.trial(*data.first(4))
             shape = self.objective.output_shape(targets, data.num_classes)
             self.levels.inspect(samples, shape, self.parts.of_level if self.check_nesting else None, self.predict)

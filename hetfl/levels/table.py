@@ -54,7 +54,7 @@ class UploadSize:
         """Return the number of bytes if every entry is sent as float32."""
         return wire.dense_size(self.size, self.exact_size)
 
-    def sparse(self, density: float, itemsize: int = 4) -> float:
+    def sparse(self, density: float, itemsize: float = 4) -> float:
         r"""Return the expected bytes if each entry is sent independently with probability p = ``density``.
 
         An index costs the entropy of its gap, :math:`-\log_2 p - \frac{1 - p}{p} \log_2 (1 - p)` bits; the wire format
