@@ -88,7 +88,8 @@ def _draw_densities(ax: Axes, run: Run, rounds: NDArray[np.float64]) -> None:
             ax.plot(rounds[known], values[known], color=colours[level], linewidth=1.1)
             ends[level] = (rounds[known][-1], values[known][-1])
     if ends:
-        ax.set_yscale("log")
+        ax.set_ylim(bottom=0)
+        ax.set_xlim(right=rounds[-1])
         label_ends(ax, ends, colours)
 
 

@@ -44,7 +44,7 @@ class BudgetState:
         log_pile: ln φ, with φ = entries sent times λ over ‖Δ‖₁, smoothed.
         log_threshold: ln(λ_t / f_t); None: not known yet, so each client takes its threshold from its own ‖Δ‖₁.
         law: f_t.
-        planned: k_t, entries of an update of mean length; not used while clients take their own thresholds.
+        planned: k_t, entries of a mean update; not used while clients take their own thresholds.
         left: R, what is left for entries.
         share: share of R that one update of this round should take.
         mean_share: the mean of ``share`` over the rounds that are left.
@@ -87,9 +87,9 @@ class BudgetControl:
 
     φ, a, b and m are measured and smoothed with the weight β = max(0.1, 1/(t + 2)), φ from round 3 on. ln(λ_t / f_t)
     moves towards its goal by at most 0.04 + 0.5/t at the beginning of round t: a threshold that falls releases old
-    residuals late, where they help least. A client sends at most four times the planned number of entries,
-    :math:`k_t = R γ_t / (f_t m b G_t)`, scaled by the length of its vector. In the first round a client takes the
-    threshold :math:`0.3 ‖Δ‖_1 / k` from its own delta. Once nothing is left, nothing is sent.
+    residuals late, where they help least. A client sends at most four times the planned number of entries of a mean
+    update, :math:`k_t = R γ_t / (f_t m b G_t)`; a small sub-model may send all of its entries. In the first round a
+    client takes the threshold :math:`0.3 ‖Δ‖_1 / k` from its own delta. Once nothing is left, nothing is sent.
 
     Clients report ‖Δ‖₁. Divided by the number of entries, it counts as at most ten times the cohort's median.
 
@@ -198,7 +198,7 @@ class BudgetControl:
             planned = self._first_count(size, itemsize)
             threshold = PILE * delta_norm / planned if planned > 0 else math.inf
         else:
-            planned = state.planned * size * state.updates / state.entries if state.entries else 0.0
+            planned = state.planned
             threshold = math.inf if state.log_threshold is None else math.exp(state.log_threshold) * state.law
         most = math.ceil(MOST * max(0.0, planned))
         return Limit(threshold if most else math.inf, most)
