@@ -24,7 +24,7 @@ from lightning import Trainer, seed_everything
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, MultiStepLR
 from torchvision.datasets import MNIST, ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -102,6 +102,8 @@ def samples(model: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def schedule_of(cell: Cell, optimizer: Any) -> Any:
     """Return the schedule over rounds."""
     task = TASKS[cell.model]
+    if cell.schedule == "constant":
+        return ConstantLR(optimizer, factor=1.0)
     if cell.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=task.rounds, eta_min=task.lr / 100)
     return MultiStepLR(optimizer, milestones=[task.rounds // 2, 3 * task.rounds // 4], gamma=0.1)
@@ -211,6 +213,15 @@ def table(path: Path) -> Iterator[str]:
             )
 
 
+def densities(root: str) -> Iterator[str]:
+    """Yield by how much a calibrated threshold misses its density at a constant learning rate."""
+    for clients in (10, 100):
+        cell = Cell("logistic", 3, "constant", clients)
+        for density in (0.003, 0.02, 0.1):
+            _, _, sent = train(cell, HardThreshold(density=density), 0, root, rounds=60)
+            yield f"10 of {clients} clients, density {density}: {sent / density:.2f} times as much was sent"
+
+
 def main() -> None:
     """Train what is missing, and print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -220,11 +231,16 @@ def main() -> None:
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options.add_argument("--methods", nargs="+", help="some of them beside γ-FedHT (default: all)")
     options.add_argument("--alphas", nargs="+", type=float, default=[0.25, 0.5, 1.0], help="tried on seed 0")
+    options.add_argument("--densities", action="store_true", help="only how well a calibration meets a density")
     given = options.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     path = Path(given.out)
+    if given.densities:
+        for line in densities(given.root):
+            print(line, flush=True)
+        return
     for model in given.models:
         cells = [cell for cell in CELLS if cell.model == model]
         alpha = tuned_alpha(cells[0], given.root, path, tuple(given.alphas))

@@ -39,8 +39,8 @@ def pile_factor(delta_norm: float, kept: Sequence[tuple[int, float]]) -> float:
 
     With error feedback, entries pile up below λ until each round sends :math:`n = φ ‖Δ‖_1 / λ` of them. For n = k this
     is :math:`λ = φ ‖Δ‖_1 / k`, well above κ. Clients that take part seldom have small piles, for which κ is right; λ
-    is the geometric mean of the two, :math:`\sqrt{κ φ ‖Δ‖_1 / k}`, and at least κ. Densities are then within a factor
-    of 2.3 of what was asked for, where κ gave up to 9.8 times as much (``docs/results.md``); a budget meets a density.
+    is the geometric mean of the two, :math:`\sqrt{κ φ ‖Δ‖_1 / k}`, and at least κ. Densities were then within a factor
+    of 2.3 of what was asked for (``docs/results.md``); a budget meets a density.
 
     Args:
         delta_norm: ‖Δ‖₁.
