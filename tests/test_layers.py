@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "hetfl"
 LAYERS = (
     {"printable"},
     {"errors", "seeding", "codes", "compiled", "permutation", "checksum", "collective"},
-    {"arguments", "files", "reading", "layout", "tree", "recipe"},
+    {"arguments", "files", "reading", "layout", "tree", "recipe", "rotation"},
     {"submodel"},
     {"part"},
     {"types"},
@@ -29,7 +29,7 @@ LAYERS = (
     },
     {"hooks"},
     {"local"},
-    {"levels", "accounting", "trainer"},
+    {"levels", "accounting", "downlink", "trainer"},
     {"parts"},
     {"federation"},
     {"methods"},
