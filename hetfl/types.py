@@ -118,6 +118,19 @@ class CohortContext(ClientContext):
 
 
 @dataclass(frozen=True)
+class Received:
+    """The values of a part as its client reads them in a message that is not exact.
+
+    Attributes:
+        values_D: of all entries of the part's index, shape (D,).
+        key: tells them from other values of the same part in the same version of the model.
+    """
+
+    values_D: Tensor
+    key: bytes
+
+
+@dataclass(frozen=True)
 class Task:
     """One client's work in one round.
 
@@ -135,6 +148,9 @@ class Task:
         model: number of the global model that the client works with.
         owner: key of the client's state of this task in stores, and id in its message; -1: the client's id.
         steps: largest number of steps, for measurements of their time; None: all steps.
+        source: a larger part that the client was sent, which contains its part; empty: it is sent its own part.
+        statistics: whether the client gathers the sums of static batch norm.
+        received: the values that the client begins with; None: those of the global model.
     """
 
     client: int
@@ -150,6 +166,9 @@ class Task:
     model: int = 0
     owner: int = -1
     steps: int | None = None
+    source: Part = NOTHING
+    statistics: bool = False
+    received: Received | None = None
 
     def __post_init__(self) -> None:
         if self.owner < 0:

@@ -20,6 +20,7 @@ from hetfl import FederatedModule, Level
 from hetfl.clustering import IFCA
 from hetfl.compression import (
     Chain,
+    DynamicRange,
     ErrorFeedback,
     GammaFedHT,
     HardThreshold,
@@ -30,6 +31,7 @@ from hetfl.compression import (
     TopK,
 )
 from hetfl.compression.staleness import Decay
+from hetfl.downlink import Downlink
 from hetfl.hooks import NormBound
 from hetfl.local import FedDyn, LocalTraining
 from hetfl.parts import RandomMask, Rolling
@@ -94,6 +96,23 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
     ),
     "rolling windows and personal heads": (
         lambda: {"parts": Rolling(), "personal": ["classifier.*"], "uplink": ErrorFeedback(TopK(0.2))},
+        {},
+    ),
+    "coded downloads, rotated, of masks": (
+        lambda: {
+            "downlink": Downlink(DynamicRange(4, 64, stochastic=True), rotate=True, block=64),
+            "parts": RandomMask(),
+            "levels": {"a": Level("a"), "b": Level("b", 0.5, density=0.3)},
+            "personal": ["classifier.bias"],
+            "statistics_clients": None,
+        },
+        {},
+    ),
+    "coded downloads of models that share": (
+        lambda: {
+            "downlink": Downlink(exact=["*bias"], statistics=DynamicRange(12)),
+            "clustering": IFCA(2, shared=["blocks.*"]),
+        },
         {},
     ),
     "masks and hooks": (

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -142,6 +143,12 @@ def test_runs_are_compared_at_the_levels_that_all_have(tmp_path: Path) -> None:
             assert np.allclose(line.get_ydata(), expected)
         ends = [f"{name} {100 * run.series(f'val/accuracy_by_level/{level}')[3]:.1f} %" for name, run in runs.items()]
         assert [text.get_text() for text in ax.texts] == ends
+    for name in runs:
+        path = tmp_path / name / "metrics.csv"
+        metrics = pd.read_csv(path)
+        metrics.assign(**{"comm/down_bytes_total": 3 * metrics["comm/up_bytes_total"]}).to_csv(path, index=False)
+    both = plot_comparison({name: load_run(tmp_path / name) for name in runs}, over="comm/bytes_total")
+    assert np.allclose(both.axes[0].lines[0].get_xdata(), 4 * UP_BYTES / 1e6 * np.arange(1, 5))
     with pytest.raises(ConfigurationError, match="Expected column 'compute/flops_total' in .*metrics.csv but got none"):
         plot_comparison(runs, over="compute/flops_total")
     with pytest.raises(ConfigurationError, match="Expected a level that all runs have"):

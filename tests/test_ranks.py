@@ -25,6 +25,7 @@ from hetfl.clustering import IFCA
 from hetfl.collective import Ranks
 from hetfl.compression import Chain, ErrorFeedback, GammaFedHT, LogQuantizer, RandomK, TopK
 from hetfl.compression.staleness import Decay
+from hetfl.downlink import Downlink
 from hetfl.federation.clients import OwnClients
 from hetfl.federation.ranks import RankClients
 from hetfl.hooks import NormBound
@@ -78,8 +79,9 @@ def dynamic(**changes: Any) -> FederatedModule:
 
 
 def clustered(**changes: Any) -> FederatedModule:
-    """Two global models; a compressor that draws and keeps no residual."""
-    return small_module(clustering=IFCA(2), uplink=ErrorFeedback(RandomK(0.3), enabled=False), **changes)
+    """Two global models, whose values travel as codes; a compressor that draws and keeps no residual."""
+    uplink = ErrorFeedback(RandomK(0.3), enabled=False)
+    return small_module(clustering=IFCA(2), uplink=uplink, downlink=Downlink(rotate=True), **changes)
 
 
 def sparse(**changes: Any) -> FederatedModule:

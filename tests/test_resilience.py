@@ -29,7 +29,8 @@ AT_RANDOM: list[Any] = [(seed, 6) for seed in range(KILLS)] or [(0, 1), (1, 2)]
 COMMAND = (
     "fit -c {root}/configs/demo.yaml --final_test=false --plots=false --model.local.epochs=1 "
     "--model.local.batch_size=30 "
-    "--data.num_clients=12 --trainer.max_epochs={rounds} --trainer.logger.root={folder} --model.statistics_clients=2"
+    "--data.num_clients=12 --trainer.max_epochs={rounds} --trainer.logger.root={folder} --model.statistics_clients=2 "
+    "--trainer.check_val_every_n_epoch=2"
 )
 ROUNDS = 12
 HIDDEN = "--model.net.hidden=[8,8]"

@@ -16,8 +16,19 @@ from hetfl.layout import Layout
 from hetfl.part import Part
 from hetfl.permutation import permuted
 from hetfl.recipe import MaskRecipe, Recipe
-from hetfl.updates import LowRankUpdate, SeededUpdate, SparseUpdate
-from hetfl.wire import Expected, Reason, decode, decode_part, encode, encode_part, rice
+from hetfl.rotation import Rotation
+from hetfl.updates import DenseUpdate, LowRankUpdate, SeededUpdate, SparseUpdate
+from hetfl.wire import (
+    Expected,
+    Reason,
+    decode,
+    decode_part,
+    decode_submodel,
+    encode,
+    encode_part,
+    encode_submodel,
+    rice,
+)
 from hetfl.wire.header import HEADER_SIZE, Header, Kind
 from hetfl.wire.support import most_support_bytes
 from tests.wire_by_hand import message
@@ -94,6 +105,18 @@ def test_the_example_of_a_part_of_seeds() -> None:
     part = Part({"w": (rows, slice(0, 4)), "b": (rows,)}, torch.cat([held, torch.ones(64, dtype=torch.bool)]), recipe)
     assert encode_part(part, net, whole) == bytes_in(block)
     assert decode_part(bytes_in(block), net, whole) == part
+
+
+def test_the_example_of_a_submodel() -> None:
+    (block,) = re.findall(r"```submodel\n([^`]+)```", TEXT)
+    layout = Layout({"w": (3, 2)})
+    submodel = decode_submodel(bytes_in(block), Expected(3, 1, 6, 2, layout=layout))
+    root = 2**0.5
+    assert submodel.values_D.tolist() == pytest.approx([1, -2.5, -1.5, 0, -2 / root, 3 / root])
+    assert submodel.exact.tolist() == [0.25, -1]
+    update = decode(bytes_in(block)[12:], Expected(3, 1, 6, 2, layout=layout))
+    assert isinstance(update, DenseUpdate)
+    assert encode_submodel(update, Rotation(2, 5), round=3, model=1) == bytes_in(block)
 
 
 def twister(seed: int, count: int) -> list[int]:

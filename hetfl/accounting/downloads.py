@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +16,14 @@ from hetfl.piece import Facts, Piece
 from hetfl.submodel import put, take
 from hetfl.types import Task
 
+Size = Callable[[Task, Part, int], int]
+"""Returns the bytes of the values of a part that a task's client is sent, some of whose entries it has already."""
+
+
+def dense_size(task: Task, values: Part, known: int) -> int:
+    """Return the bytes of values that travel as float32."""
+    return wire.dense_size(values.size - known)
+
 
 class Downloads(Piece):
     """Counts the bytes of a client's part: its values, and its positions in the global model if they are new.
@@ -24,12 +34,15 @@ class Downloads(Piece):
     Args:
         blocks: by level, the leading block of every tensor, which a client need not be sent; the largest level's first.
         personal: names of the personal tensors, which are not sent.
+        size: returns the bytes of values.
     """
 
     for_evaluation: ClassVar[bool] = True
 
-    def __init__(self, blocks: Mapping[str, Part], personal: frozenset[str] = frozenset()) -> None:
-        self.blocks, self.personal = blocks, personal
+    def __init__(
+        self, blocks: Mapping[str, Part], personal: frozenset[str] = frozenset(), size: Size = dense_size
+    ) -> None:
+        self.blocks, self.personal, self.size = blocks, personal, size
         self._whole = next(iter(blocks.values()))
         self._positions: dict[int, bytes] = {}  # by client, the key of the part whose positions it was sent last
         self._frozen_held: dict[tuple[int, int], dict[str, Tensor]] = {}  # by client and model, held frozen entries
@@ -50,7 +63,7 @@ class Downloads(Piece):
         values = only(part, frozenset(part) - less) if less else part
         known = part.key in (block.key, self._positions.get(task.client))
         coded = 0 if known else part.derived("coded", lambda: len(wire.encode_part(part, block, self._whole)))
-        return wire.dense_size(values.size - self._known(task, values)) + coded
+        return self.size(task, values, self._known(task, values)) + coded
 
     def note(self, task: Task) -> None:
         """Record that a task's client has downloaded its part."""
@@ -81,3 +94,20 @@ class Downloads(Piece):
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         self._positions = {client: bytes.fromhex(key) for client, key in state["told"].items()}
         self._frozen_held = {(client, model): dict(held) for client, model, held in state["frozen"]}
+
+
+def with_sources(tasks: Iterable[Task], informed: Mapping[tuple[int, int], Part]) -> list[Task]:
+    """Return tasks, each with the larger part in which its client finds its own, if it was sent one before.
+
+    Args:
+        tasks: in the order in which they are sent.
+        informed: by client and model, the part of which the client has the present values already.
+    """
+    has = defaultdict[tuple[int, int], list[Part]](list, {key: [part] for key, part in informed.items()})
+    found = []
+    for task in tasks:
+        source = next((larger for larger in has[task.key] if larger.covers(task.part)), None)
+        if source is None:
+            has[task.key].append(task.part)
+        found.append(task if source is None else replace(task, source=source))
+    return found

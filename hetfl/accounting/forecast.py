@@ -31,6 +31,7 @@ class Forecast:
         tried: m, the number of models whose losses a client computes; 0: it is not asked.
         further: by level, the number of entries that models do not share; None: all entries.
         told: by level, the bytes that encode the positions of a client's part; None: 0.
+        down: by level, the bytes of a coded sub-model, and of a further one; None: W and W'.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Forecast:
         tried: int = 0,
         further: Mapping[str, int] | None = None,
         told: Mapping[str, int] | None = None,
+        down: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         self.fleet, self.epochs, self.levels = fleet, epochs, list(entries)
         self.samples_N = np.array(sizes)
@@ -50,9 +52,11 @@ class Forecast:
         self.flops_L = np.array([flops[level][1] for level in entries])
         self.trying_L = tried * np.array([flops[level][0] for level in entries])
         unshared = entries if further is None else further
-        more_L = max(tried - 1, 0) * np.array([wire.dense_size(unshared[level]) for level in entries])
-        more_L += np.array([0 if told is None else told[level] for level in entries])
-        self.down_L, self.answer = self.bytes_L + more_L, wire.dense_size(1) if tried else 0
+        dense = {level: (wire.dense_size(entries[level]), wire.dense_size(unshared[level])) for level in entries}
+        first_L, further_L = np.array([(down or dense)[level] for level in entries]).T
+        told_L = np.array([0 if told is None else told[level] for level in entries])
+        self.down_L = first_L + max(tried - 1, 0) * further_L + told_L
+        self.answer = wire.dense_size(1) if tried else 0
 
     def seconds(
         self, clients: Sequence[int] | IntArray, positions_S: IntArray, round: int | None, up_share: float = 1.0

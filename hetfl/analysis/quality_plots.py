@@ -22,11 +22,14 @@ from hetfl.runs.headline import common_headline
 WRONG = "#D55E00"
 """Vermilion, distinguishable from grey and black without colour vision."""
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
-_AXES = {
-    "step": ("round", 1.0),
-    "comm/up_bytes_total": ("uploaded by all clients (MB)", 1e6),
-    "compute/flops_total": ("computed by all clients (GFLOP)", 1e9),
+Over = Literal["step", "comm/up_bytes_total", "comm/bytes_total", "compute/flops_total"]
+_AXES: dict[Over, tuple[str, float, tuple[str, ...]]] = {
+    "step": ("round", 1.0, ("step",)),
+    "comm/up_bytes_total": ("uploaded by all clients (MB)", 1e6, ("comm/up_bytes_total",)),
+    "comm/bytes_total": ("sent both ways (MB)", 1e6, ("comm/up_bytes_total", "comm/down_bytes_total")),
+    "compute/flops_total": ("computed by all clients (GFLOP)", 1e9, ("compute/flops_total",)),
 }
+"""What is to the right: in words, its unit, and the columns that add up to it."""
 
 
 def plot_predictions(images_NHW: Tensor, predicted_N: Tensor, targets_N: Tensor) -> Figure:
@@ -67,14 +70,12 @@ def plot_predictions(images_NHW: Tensor, predicted_N: Tensor, targets_N: Tensor)
     return figure
 
 
-def plot_comparison(
-    runs: Mapping[str, Run], over: Literal["step", "comm/up_bytes_total", "compute/flops_total"] = "step"
-) -> Figure:
+def plot_comparison(runs: Mapping[str, Run], over: Over = "step") -> Figure:
     """Draw the validation headline of several runs, one panel per level that all runs have.
 
     Args:
         runs: runs by name.
-        over: the column of ``metrics.csv`` on the x axis.
+        over: the column of ``metrics.csv`` on the x axis; ``comm/bytes_total`` is the sum of both directions.
 
     Raises:
         ConfigurationError: the runs have different headlines or no common level, or a run lacks the column.
@@ -93,7 +94,7 @@ def plot_comparison(
         height=0.5 + 1.5 * len(levels),
         rows=len(levels),
     )
-    label, unit = _AXES[over]
+    label, unit, columns = _AXES[over]
     axes[-1, 0].set_xlabel(label)
     shades = level_colours(list(runs))
     for ax, level in zip(axes[:, 0], levels, strict=True):
@@ -101,7 +102,7 @@ def plot_comparison(
         for (name, run), dashes in zip(runs.items(), itertools.cycle(DASHES), strict=False):
             score = run.series(headline.column("val", level)).dropna()
             y = headline.scale * score
-            x = run.series(over)[y.index] / unit
+            x = pd.concat([run.series(column)[y.index] for column in columns], axis=1).sum(axis=1) / unit
             ax.plot(x, y, color=shades[name], linestyle=dashes, linewidth=1.6)
             text = f"{name} {headline.shown(score.iloc[-1], 1)}"
             ends[text], colours[text] = (float(x.iloc[-1]), float(y.iloc[-1])), shades[name]

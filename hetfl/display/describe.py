@@ -35,9 +35,10 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
     clustering = f", {type(module.clustering).__name__}" if module.clustering.several(len(module.models)) else ""
     if module.clustering.asks:
         clustering += f" (each client downloads {len(module.models)} models and tests them on its data)"
+    down = f"{module.downlink.words} on every download, " if module.downlink.codes else ""
     console.print(
         f"{module.selection.clients_per_round} of {data.num_clients} clients a round, "
-        f"{module.uplink.compressor.title} on every upload, "
+        f"{module.uplink.compressor.title} on every upload, {down}"
         f"{type(module.executor).__name__} executor{clustering}"
     )
     objective = module.objective

@@ -177,12 +177,15 @@ class OwnClients(Clients):
         self.executor, self.side = executor, side
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
-        for result in self.executor.run(train, tasks, self.side.recall):
+        given = self.side.parts.broadcast.given
+        for result in self.executor.run(train, tasks, lambda task: given(self.side.recall(task))):
             yield self.side.send(result)
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
         # Static statistics are those of the global models, so clients gather them without their personal tensors.
-        return self.executor.run(job, tasks, None if job is statistics else self.side.with_personal)
+        given = self.side.parts.broadcast.given
+        recall = given if job is statistics else lambda task: given(self.side.with_personal(task))
+        return self.executor.run(job, tasks, recall)
 
     def take(self, reply: Reply, update: Update) -> None:  # noqa: D102
         self.side.keep(reply, update)

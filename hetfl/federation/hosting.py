@@ -53,6 +53,7 @@ class Hosting:
     def close(self) -> None:
         """End the executor's processes, and drop the resident nets and the cached tensors of the global models."""
         self.executor.close()
+        self.parts.broadcast.forget()
         self.bench = None
         self.models.forget()
 

@@ -23,6 +23,7 @@ from hetfl.arguments import checked
 from hetfl.clustering import Clustering, OneCluster
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
+from hetfl.downlink import Broadcast, Downlink
 from hetfl.federation.callback import follower
 from hetfl.federation.clients import Clients, ClientSide, OwnClients
 from hetfl.federation.evaluation import Batch, Evaluation
@@ -79,6 +80,7 @@ class FederatedModule(Method):
         parts: the part of the global model that a client holds in a round; default: the leading channels and stages.
         personal: tensors that stay with their client, or patterns of their names; None: no personal tensors.
         objective: loss and metrics; default: the objective of the data.
+        downlink: how the values that clients are sent are coded; None: they are sent float32.
         hooks: each may change a client's vector, an update on the server, or the server's step; None: no hooks.
         check_nesting: refuse nets whose sub-models are not their leading channels.
         seed: of every random choice; on the command line it follows ``seed_everything``.
@@ -106,6 +108,7 @@ class FederatedModule(Method):
         parts: PartRule | None = None,
         personal: Personal | list[str] | None = None,
         objective: Objective | None = None,
+        downlink: Downlink | None = None,
         hooks: list[Hook] | None = None,
         check_nesting: bool = True,
         seed: int = 0,
@@ -113,9 +116,8 @@ class FederatedModule(Method):
         super().__init__()
         default_axis: Axis = "width" if all(level.depth is None for level in self.default_levels.values()) else "depth"
         self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed, default_axis)
-        self.clustering = clustering or OneCluster()
+        self.clustering, self.parts = clustering or OneCluster(), parts or Prefix()
         self.models = GlobalModels(self.levels, self.clustering.initial_models, self.clustering.shared)
-        self.parts = parts or Prefix()
         self.parts.meet(self.levels, seed)
         self.fleet, self.assignment = fleet or SameDevice(), assignment or Dynamic()
         self.selection, self.local = selection or Uniform(), local or LocalTraining()
@@ -124,7 +126,7 @@ class FederatedModule(Method):
         self.aggregator = Aggregators(aggregator or self.default_aggregator())
         self._objective, self.objective = objective, objective or self.objective
         self.personal, self.ledger = Personal.given(personal), Ledger(self.fleet, deadline)
-        self.downloads = Downloads(self.levels.indices, self.personal.among(self.models.tensors[0]))
+        self.downlink = Broadcast(downlink, self.models, self.personal, seed)
         self.statistics = StaticStatisticsStore(self.models, statistics_clients)
         self.server_optimizer, self.check_nesting, self.seed = server_optimizer, check_nesting, seed
         self._compose()
@@ -132,14 +134,13 @@ class FederatedModule(Method):
     def _compose(self) -> None:
         """Build the components of a round from the constructor's arguments."""
         self.automatic_optimization = False
-        self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downloads.personal)
+        self.downloads = Downloads(self.levels.indices, self.downlink.personal, self.downlink.size)
+        self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downlink)
         side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal, self.hooks)
         self.clients: Clients = OwnClients(self.executor, side)
         self.server = Server(self.task_parts, self.uplink, self.aggregator, self.hooks, self.ledger, self.downloads)
-        model_arguments = (self.levels.indices, self.models.build, self)
-        problem = LocalProblem(
-            self.seed, self.local, *model_arguments, self._precision_context, self.downloads.personal
-        )
+        model_arguments = (self.levels.indices, self.models.build, self, self._precision_context)
+        problem = LocalProblem(self.seed, self.local, *model_arguments, self.downlink.personal)
         self.hosting = Hosting(problem, self.task_parts, self.executor, self.statistics)
         self.prediction = Prediction(self.hosting.submodel, list(self.levels), self.models)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)
@@ -184,15 +185,14 @@ class FederatedModule(Method):
     def _assemble(self) -> None:
         """Build the round and the evaluation, for the present data and number of models."""
         tried = len(self.models) if self.clustering.asks else int(self.aggregator.first.asks_losses)
-        entries, unshared_entries, part_bytes = self.task_parts.predicted()
+        entries, unshared, part_bytes, down = self.task_parts.predicted()
         sizes, epochs, flops = self.data.sizes, self.local.epochs, self.levels.flops
-        self.forecast = Forecast(self.fleet, sizes, epochs, entries, flops, tried, unshared_entries, part_bytes)
+        self.forecast = Forecast(self.fleet, sizes, epochs, entries, flops, tried, unshared, part_bytes, down)
         self.assignment.meet(self.forecast.table())
-        costs = (self.ledger, self.downloads, self.forecast)
+        costs, pieces = (self.ledger, self.downloads, self.forecast), list(self.pieces.values())
         probing = Probing(self.task_parts, self.assignment, self.clustering, self.clients, *costs)
-        pieces, hosting = list(self.pieces.values()), self.hosting
-        self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, hosting)
-        gathering = Gathering(probing, hosting, self.fleet, self.seed)
+        self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, self.hosting)
+        gathering = Gathering(probing, self.hosting, self.fleet, self.seed)
         scoring = (self.objective, self.predict_heads, self.restrict)
         self.evaluation = Evaluation(self.data, gathering, *scoring, self.personal)
 

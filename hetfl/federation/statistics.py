@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from hetfl import wire
 from hetfl.accounting import Downloads, Ledger
+from hetfl.accounting.downloads import with_sources
 from hetfl.defence.outlying import refusals
 from hetfl.defence.ranges import number_of_batches
 from hetfl.errors import ConfigurationError
@@ -97,7 +99,7 @@ class StaticStatisticsStore(Piece):
         has = defaultdict[tuple[int, int], list[Part]](list, {key: [part] for key, part in informed.items()})
         asked = {key: list(of_level) for key, of_level in tasks.items() if static_layers(nets[key[1]])}
         answers: defaultdict[tuple[int, str], list[Result]] = defaultdict(list)
-        for result in runner.run(gather, [task for of_level in asked.values() for task in of_level]):
+        for result in runner.run(gather, with_sources(chain.from_iterable(asked.values()), informed)):
             task = result.task
             answers[task.model, task.level].append(result)
             ledger.charge(task.client, task.round, self._work(result, has[task.key], downloads))
@@ -119,7 +121,7 @@ class StaticStatisticsStore(Piece):
         # A level that is narrower and deeper than another is no part of it, so some clients download several parts.
         task, down = result.task, 0
         if not any(larger.covers(task.part) for larger in has):
-            down = downloads.bytes(task, self.models.float_buffers)
+            down = downloads.bytes(task, self.models.float_buffers)  # alone, where what has its source was lost
             downloads.note(task)
         return self.models.levels.work(task, down, result.report.passes, wire.dense_size(result.vector.numel(), 0))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hetfl.data import FederatedDataModule
+from hetfl.downlink import Broadcast
 from hetfl.federation.models import GlobalModels
 from hetfl.levels.table import UploadSize
 from hetfl.part import Part, only
@@ -22,13 +23,13 @@ class TaskParts:
         rule: makes parts.
         narrowed: returns what a client sends of its part, given the part, level, round and client.
         models: the global models.
-        personal: names of the tensors that stay with their client.
+        broadcast: what clients are sent of the models.
     """
 
     rule: PartRule
     narrowed: Callable[[Part, str, int, int], Part]
     models: GlobalModels
-    personal: frozenset[str] = frozenset()
+    broadcast: Broadcast
 
     def drawn(self, task: Task) -> Task:
         """Return a task with the client's part, drawn by the rule, and the part of it that the client sends."""
@@ -45,11 +46,11 @@ class TaskParts:
         return replace(task, part=part, sent=self._common(sent))
 
     def _common(self, part: Part) -> Part:
-        return only(part, frozenset(part) - self.personal) if self.personal else part
+        return only(part, frozenset(part) - self.broadcast.personal) if self.broadcast.personal else part
 
     def kept(self, task: Task) -> Part:
         """Return the personal tensors of a task's part, which stay with its client."""
-        return only(task.part, self.personal) if self.personal else NOTHING
+        return only(task.part, self.broadcast.personal) if self.broadcast.personal else NOTHING
 
     def of_level(self, task: Task) -> Task:
         """Return a task with the part that represents its level; its client sends nothing."""
@@ -59,13 +60,13 @@ class TaskParts:
         """Return the sent parameters, whose vector is compressed; buffers are sent uncompressed."""
         return only(task.sent, self.models.trained)
 
-    def predicted(self) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    def predicted(self) -> tuple[dict[str, int], dict[str, int], dict[str, int], dict[str, tuple[int, int]] | None]:
         """Return the predicted download of a client of each level, as far as it is known before a run.
 
         Returns:
-            By level: the number of entries of its part; the number of those that the global models do not share; and
-            the bytes that encode the part's positions. All are of round 1, because in round 0 a rolling window is
-            still the leading block.
+            By level: the number of entries of its part; the number of those that the global models do not share; the
+            bytes that encode the part's positions; and the bytes of coded values (:meth:`Broadcast.predicted`). All are
+            of round 1, because in round 0 a rolling window is still the leading block.
         """
         levels = self.models.levels
         parts = {level: self.rule.of_level(level, 1) for level in levels}
@@ -74,7 +75,8 @@ class TaskParts:
         largest = levels.indices[levels.largest]
         part_bytes = {level: len(encode_part(part, levels.indices[level], largest)) for level, part in parts.items()}
         sizes = {level: part.size for level, part in common.items()}
-        return sizes, {level: part.size for level, part in unshared.items()}, part_bytes
+        unshared_sizes = {level: part.size for level, part in unshared.items()}
+        return sizes, unshared_sizes, part_bytes, self.broadcast.predicted(parts)
 
     def upload_sizes(self, data: FederatedDataModule) -> dict[str, UploadSize]:
         """Return by level the size of an upload.

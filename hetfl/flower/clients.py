@@ -6,6 +6,7 @@ import math
 import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,8 +32,9 @@ from hetfl.local.executor import Job
 from hetfl.local.jobs import losses, statistics
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.packing import pack
+from hetfl.part import Part
 from hetfl.printable import printable
-from hetfl.types import Report, Task
+from hetfl.types import SHARED, Report, Task
 from hetfl.updates import DenseUpdate, Update
 
 
@@ -220,24 +222,40 @@ class FlowerClients(Clients):
 
     def _orders(self, tasks: Sequence[Task]) -> list[Order]:
         """Return the orders; a sub-model that several clients get is encoded once."""
-        blocks, largest = self._module.levels.indices, self._module.levels.largest
         models: dict[tuple[int, bytes], bytes] = {}
+        orders = []
         for task in tasks:
+            part = self._encoded(task.part, task.level)
+            order = Order(task, b"", part, self._book.present(task.client), self._book.keep(task.client))
+            if self._module.downlink.codes:
+                orders.append(self._with_codes(order))
+                continue
             if (key := (task.model, task.part.key)) not in models:
                 tensors = self._module.models.tensors[task.model]
                 with torch.no_grad():
                     values_D = gather_flat(tensors, task.part)
                 models[key] = wire.encode(DenseUpdate(values_D), round=task.round, client=task.model)
-        return [
-            Order(
-                task,
-                models[task.model, task.part.key],
-                wire.encode_part(task.part, blocks[task.level], blocks[largest]),
-                self._book.present(task.client),
-                self._book.keep(task.client),
-            )
-            for task in tasks
-        ]
+            orders.append(replace(order, model=models[key]))
+        return orders
+
+    def _with_codes(self, order: Order) -> Order:
+        """Return an order with the coded values of its part, or of the larger part that they are in."""
+        task, broadcast, source_level = order.task, self._module.downlink, ""
+        if task.source:
+            blocks, layout = self._module.levels.indices, task.source.layout
+            source_level = next(level for level, block in blocks.items() if block.layout == layout)
+        messages = broadcast.sent(task, task.source or task.part).messages
+        return replace(
+            order,
+            model=messages.get(task.model, b""),
+            shared=messages.get(SHARED, b""),
+            source=self._encoded(task.source, source_level) if source_level else b"",
+            source_level=source_level,
+        )
+
+    def _encoded(self, part: Part, level: str) -> bytes:
+        blocks, largest = self._module.levels.indices, self._module.levels.largest
+        return wire.encode_part(part, blocks[level], blocks[largest])
 
 
 def _named(job: Job) -> tuple[JobName, int | None]:

@@ -18,7 +18,7 @@ from hetfl.printable import printable
 from hetfl.reading import LARGEST_TEXT, parse_json
 from hetfl.types import Report, Task
 
-PROTOCOL = 4  # version of the messages; both sides must have the same
+PROTOCOL = 5  # version of the messages; both sides must have the same
 LONGEST = 300  # characters of a node's text that are kept, as one printable line
 
 JobName = Literal["hello", "train", "statistics", "losses"]
@@ -32,10 +32,13 @@ class Order:
 
     Attributes:
         task: the client's task.
-        model: the sub-model's values, encoded.
+        model: the sub-model's values, encoded; if they are coded, those that global models do not share.
         part: their positions in the global model, encoded.
         state: name of the state that the client starts from.
         keep: names of the client's states that a checkpoint of the server may still need.
+        shared: the coded values that all global models share, encoded.
+        source: the positions of the larger part whose values are in the order, encoded.
+        source_level: the level of the larger part; empty: the values are those of ``part``.
     """
 
     task: Task
@@ -43,6 +46,9 @@ class Order:
     part: bytes = b""
     state: str = ""
     keep: Sequence[str] = ()
+    shared: bytes = b""
+    source: bytes = b""
+    source_level: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,8 +129,8 @@ class Answer:
 
 def request_records(request: Request) -> RecordDict:
     """Return a request as records."""
-    models = {id(order.model): order.model for order in request.orders}
-    number = {key: position for position, key in enumerate(models)}
+    models = dict.fromkeys(model for order in request.orders for model in (order.model, order.shared) if model)
+    number = {model: position for position, model in enumerate(models)}
     head: dict[str, Any] = {
         "protocol": PROTOCOL,
         "job": request.job,
@@ -146,13 +152,16 @@ def request_records(request: Request) -> RecordDict:
                 "lr": float(task.lr),
                 "epochs": task.epochs or 0,
                 "model": task.model,
-                "values": number[id(order.model)],
+                "values": number.get(order.model, -1),
+                "shared": number.get(order.shared, -1),
                 "part": order.part,
+                "source": order.source,
+                "source_level": order.source_level,
                 "state": order.state,
                 "keep": list(order.keep),
             }
         )
-    records |= {f"model.{position}": bytes_record(model) for position, model in enumerate(models.values())}
+    records |= {f"model.{position}": bytes_record(model) for position, model in enumerate(models)}
     return RecordDict(records)
 
 
@@ -201,8 +210,11 @@ def _read_order(records: RecordDict, position: int) -> Order:
         model=value_of(record, "model", int),
     )
     keep = [str(each) for each in value_of(record, "keep", list)]
-    model = bytes_of(records, f"model.{value_of(record, 'values', int)}")
-    return Order(task, model, value_of(record, "part", bytes), value_of(record, "state", str), keep)
+    numbers = (value_of(record, name, int) for name in ("values", "shared"))
+    model, shared = (b"" if number < 0 else bytes_of(records, f"model.{number}") for number in numbers)
+    state, source = value_of(record, "state", str), value_of(record, "source", bytes)
+    part, level = value_of(record, "part", bytes), value_of(record, "source_level", str)
+    return Order(task, model, part, state, keep, shared, source, level)
 
 
 def answer_records(answer: Answer) -> RecordDict:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hetfl import wire
 from hetfl.data import FederatedDataModule
+from hetfl.downlink import receiving
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation import FederatedModule
 from hetfl.federation.clients import ClientSide
@@ -21,8 +22,9 @@ from hetfl.local.executor import Bench
 from hetfl.local.jobs import losses, statistics, train
 from hetfl.local.resident import ResidentNet
 from hetfl.packing import unpack
+from hetfl.part import Part
 from hetfl.store import ClientStore, MemoryStore
-from hetfl.types import Task
+from hetfl.types import SHARED, Task
 from hetfl.updates import DenseUpdate
 
 RESIDUAL, MEMORY, PERSONAL = "residual/", "memory/", "personal/"
@@ -41,6 +43,10 @@ class OrderBench(Bench):
             MalformedPayload: the sub-model is not of the order's level.
         """
         resident, order = self._of_level(task.level), self.order.task
+        if order.received is not None:
+            resident.loaded = None  # orders have no version of the model by which other values could be told
+            resident.receive(order.received, order.part, (order.model, order.version))
+            return resident
         size, dtype = order.part.size, resident.anchor_D.dtype
         expected = wire.Expected(order.round, order.model, size, dtype=dtype)
         resident.anchor_D.copy_(order.part.spread(wire.decode(self.order.model, expected).to_dense()))
@@ -117,10 +123,21 @@ class Node:
             return ClientAnswer(client, "failed", f"{type(error).__name__}: {error}")
 
     def _with_part(self, order: Order) -> Task:
-        """Return an order's task with the part in the order; a node calls no part rule."""
-        levels, task = self.module.levels, order.task
-        part = wire.decode_part(order.part, levels.indices[task.level], levels.indices[levels.largest])
-        return self.module.task_parts.given(task, part)
+        """Return an order's task with the part and the coded values in the order; a node calls no part rule."""
+        task, broadcast = order.task, self.module.downlink
+        task = self.module.task_parts.given(task, self._part(order.part, task.level))
+        if not broadcast.codes:
+            return task
+        if order.source_level:
+            task = replace(task, source=self._part(order.source, order.source_level))
+        messages = {SHARED: order.shared, task.model: order.model}
+        return receiving(task, broadcast.read(task, task.source or task.part, messages))
+
+    def _part(self, data: bytes, level: str) -> Part:
+        indices = self.module.levels.indices
+        if level not in indices:
+            raise ConfigurationError(f"Expected a level among {list(indices)} but got {level}")
+        return wire.decode_part(data, indices[level], indices[self.module.levels.largest])
 
     def _train(self, request: Request, order: Order) -> ClientAnswer:
         """Train, encode, and write the state that becomes the client's if the server accepts the update."""

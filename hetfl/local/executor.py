@@ -98,9 +98,12 @@ class Bench:
         self._narrow: dict[str, nn.Module] = {}
 
     def resident(self, task: Task) -> ResidentNet:
-        """Return the net of the task's level; its anchor has the present values of the task's global model."""
-        resident = self._of_level(task.level)
-        resident.anchor(self.models[task.model], self.part(task), (task.model, task.version))
+        """Return the net of the task's level; its anchor has what the client received, or the global model's values."""
+        resident, part, values = self._of_level(task.level), self.part(task), (task.model, task.version)
+        if task.received is None:
+            resident.anchor(self.models[task.model], part, values)
+        else:
+            resident.receive(task.received, part, values)
         return resident
 
     def part(self, task: Task) -> Part:
@@ -144,7 +147,7 @@ class Bench:
         The process has the leading blocks of all levels, and sends nothing to the server.
         """
         known = self.part(task) is self.problem.levels[task.level]
-        return replace(task, part=NOTHING if known else task.part, sent=NOTHING)
+        return replace(task, part=NOTHING if known else task.part, sent=NOTHING, source=NOTHING)
 
     def size(self, level: str) -> int:
         """Return the number of entries of a level's net."""

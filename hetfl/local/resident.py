@@ -14,6 +14,7 @@ from hetfl.local.penalty import Penalty
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
 from hetfl.part import Part
 from hetfl.submodel import parameters_of, state_of, take
+from hetfl.types import Received
 
 ELEMENTWISE = (ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop)
 """Optimizers whose step treats every entry separately, so that all parameters can be one vector."""
@@ -86,6 +87,15 @@ class ResidentNet:
         torch._foreach_copy_(list(self._anchor_views.values()), views)
         self.hold(part)
         self.loaded = key
+
+    @torch.no_grad()
+    def receive(self, received: Received, part: Part, values: tuple[int, int]) -> None:
+        """Take a part's values as a client reads them, unless they were the last ones; see :meth:`anchor`."""
+        key = (*values, part.key + received.key)
+        if self.loaded != key:
+            self.anchor_D.copy_(received.values_D)
+            self.hold(part)
+            self.loaded = key
 
     @torch.no_grad()
     def hold(self, part: Part) -> None:

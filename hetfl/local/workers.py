@@ -252,7 +252,7 @@ def _written(results: Sequence[Result], slot_D: Tensor) -> list[tuple[Result, in
         size = result.vector.numel()
         slot_D[position : position + size].copy_(result.vector)
         position += size
-        task = replace(result.task, memory_D=None, personal=None, part=NOTHING)
+        task = replace(result.task, memory_D=None, personal=None, part=NOTHING, received=None)
         small.append((replace(result, task=task, vector=torch.empty(0)), size))
     return small
 

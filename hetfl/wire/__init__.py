@@ -10,15 +10,19 @@ from hetfl.wire.encoding import as_sent, encode
 from hetfl.wire.header import dense_size
 from hetfl.wire.malformed import MalformedPayload, Reason
 from hetfl.wire.parts import decode_part, encode_part
+from hetfl.wire.submodel import Submodel, decode_submodel, encode_submodel
 
 __all__ = [
     "Expected",
     "MalformedPayload",
     "Reason",
+    "Submodel",
     "as_sent",
     "decode",
     "decode_part",
+    "decode_submodel",
     "dense_size",
     "encode",
     "encode_part",
+    "encode_submodel",
 ]
