@@ -64,7 +64,7 @@ def brute_force(
 
 
 @pytest.mark.parametrize("make", [HolderMean, SampleMean, SelectionMean, QFedAvg])
-def test_contract(make: Callable[[], Aggregator]) -> None:
+def test_every_aggregator_fulfils_the_contract(make: Callable[[], Aggregator]) -> None:
     check_aggregator(make)
 
 
@@ -100,7 +100,7 @@ def test_the_divisor_counts_holders_not_senders(
 
 
 @pytest.mark.parametrize(("make", "weight"), ALL)
-def test_the_exact_block_follows_the_vector(make: Callable[[], Aggregator], weight: Callable[[Report], float]) -> None:
+def test_the_exact_block_is_assigned_to_the_buffers(make: Callable[[], Aggregator], weight: Callable[[Report], float]) -> None:
     aggregator = make()
     aggregator.reset({"w": torch.zeros(2), "running_mean": torch.zeros(1)})
     index = {"w": (slice(0, 2),), "running_mean": (slice(0, 1),)}
@@ -113,7 +113,7 @@ def test_the_exact_block_follows_the_vector(make: Callable[[], Aggregator], weig
 @pytest.mark.parametrize(("make", "weight"), ALL)
 @settings(max_examples=30)
 @given(blocks=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(1, 9)), max_size=5))
-def test_kernels_and_scalars_are_means_over_their_holders(
+def test_kernels_and_single_entries_are_means_over_their_holders(
     make: Callable[[], Aggregator],
     weight: Callable[[Report], float],
     blocks: list[tuple[int, int, int]],
@@ -142,7 +142,7 @@ def test_kernels_and_scalars_are_means_over_their_holders(
 
 
 @pytest.mark.parametrize(("make", "weight"), ALL)
-def test_holders_of_a_part_of_the_kernel_alone_are_counted_there(
+def test_holders_of_part_of_a_kernel_are_counted_only_there(
     make: Callable[[], Aggregator], weight: Callable[[Report], float]
 ) -> None:
     """Convolutions of 3x3, of 1x1 in a corner of it, of a row, and of some columns; every entry by itself."""

@@ -63,14 +63,14 @@ def choice(monkeypatch: pytest.MonkeyPatch, times: TIMES, tasks: Sequence[Task],
     return executor.chosen, asked
 
 
-def test_every_level_gets_the_fastest_form_of_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_level_gets_its_fastest_form_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {("a", False, 0): 0.6, ("b", False, 4): 0.2, ("a", True, 1): 0.5, ("b", True, 1): 0.9}
     chosen, asked = choice(monkeypatch, times, tasks_of(range(4)), num_workers=2)
     assert chosen == {"device": "cpu", "processes": False, "clients": {"a": 0, "b": 4}}
     assert asked == [("a", 4), ("b", 4)]
 
 
-def test_the_cohort_decides_between_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_place_depends_on_the_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
     """5 · 0.6 + 0.2 here is less than 5 · 0.5 + 0.9 in processes, and with 15 at level a it is more."""
     times = {("a", False, 0): 0.6, ("b", False, 1): 0.2, ("a", True, 1): 0.5, ("b", True, 1): 0.9}
     few, one = tasks_of(range(5), "a"), tasks_of([5], "b")
@@ -79,7 +79,7 @@ def test_the_cohort_decides_between_places(monkeypatch: pytest.MonkeyPatch) -> N
     assert chosen == {"device": "cpu", "processes": True, "clients": {"a": 1, "b": 1}}
 
 
-def test_a_small_level_is_left_to_one_process_while_the_other_trains_a_larger_one(
+def test_a_small_level_uses_one_process_while_the_other_trains_a_larger_level(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """12 · (1 + 0.6) with one client of b in each process; 12 · (1 + 0.4) or 12 · (1 + 0.8) with both in one."""
@@ -89,7 +89,7 @@ def test_a_small_level_is_left_to_one_process_while_the_other_trains_a_larger_on
         assert chosen == {"device": "cpu", "processes": True, "clients": {"a": 1, "b": expected}}
 
 
-def test_what_clients_have_to_do_counts() -> None:
+def test_the_chosen_form_depends_on_the_work_of_clients() -> None:
     """Level b's clients pass 40 samples each beside 4 at level a: that is too much for one process."""
     executor = Auto(num_workers=2)
     executor.open(bench_of(Problem(LocalTraining(optimizer=sgd())), (4, 40, 40)))
@@ -103,7 +103,7 @@ def test_what_clients_have_to_do_counts() -> None:
         assert executor.chosen["clients"] == {"a": 1, "b": 2}
 
 
-def test_a_level_that_nobody_is_at_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_level_without_clients_is_also_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, asked = choice(monkeypatch, {("a", False, 2): 0.1}, tasks_of(range(5), "b"), clients=2, num_workers=1)
     assert asked == [("a", 2), ("b", 5)]
     assert chosen == {"device": "cpu", "processes": False, "clients": {"a": 2, "b": 0}}
@@ -111,7 +111,7 @@ def test_a_level_that_nobody_is_at_is_tried_too(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize(("patience", "passes"), [(0.0, STEPS * 5), (1e9, 40)])
-def test_forms_are_timed_by_as_many_steps_as_patience_allows(
+def test_forms_are_timed_with_the_steps_that_patience_allows(
     num_workers: int, patience: float, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -130,7 +130,7 @@ def test_forms_are_timed_by_as_many_steps_as_patience_allows(
     assert seen == [[passes] * share for share in shares]
 
 
-def test_what_cannot_be_stacked_is_run_otherwise_and_the_line_says_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_nets_that_cannot_be_stacked_run_sequentially_and_the_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     executor = Auto(num_workers=1)
     problem = Problem(LocalTraining(optimizer=partial(Adam, lr=0.1)))
     with caplog.at_level(logging.INFO, LOGGER):
@@ -144,7 +144,7 @@ def test_what_cannot_be_stacked_is_run_otherwise_and_the_line_says_why(caplog: p
     )
 
 
-def test_before_any_training_jobs_are_done_one_after_the_other() -> None:
+def test_jobs_before_the_first_training_run_sequentially() -> None:
     executor, problem = Auto(), Problem(LocalTraining())
     found = results(executor, bench_of(problem), tasks_of([0, 1]), statistics)
     expected = results(Sequential(), bench_of(problem), tasks_of([0, 1]), statistics)
@@ -152,7 +152,7 @@ def test_before_any_training_jobs_are_done_one_after_the_other() -> None:
     assert executor.chosen == {}
 
 
-def test_a_resumed_run_goes_on_with_what_was_chosen(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_keeps_the_chosen_executor(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_default_dtype(torch.float32)
     asked: list[tuple[str, int]] = []
     times: TIMES = {("b", True, 2): 0.1, ("c", True, 1): 0.2}
@@ -174,7 +174,7 @@ def test_a_resumed_run_goes_on_with_what_was_chosen(fit: Fit, tmp_path: Path, mo
     assert all(torch.equal(one, two) for one, two in zip(whole, resumed, strict=True))
 
 
-def test_groups_of_levels_are_those_of_their_forms() -> None:
+def test_levels_are_grouped_by_their_forms() -> None:
     executor = ByLevel({"a": 0, "b": 2})
     executor.open(bench_of(Problem(LocalTraining())))
     tasks = tasks_of([0, 1, 2], "ab")

@@ -44,7 +44,7 @@ class MethodProblem(Problem):
 
 
 @pytest.mark.parametrize("norm", ["static_batch", "group", "none"])
-def test_masked_loss_and_scaler_of_heterofl(norm: Norm) -> None:
+def test_heterofls_masked_loss_and_scaler_train_alike_stacked(norm: Norm) -> None:
     """Sizes of 3 and 5 samples leave most of the 10 classes out."""
     net = partial(ConvNet, hidden=(8, 16), norm=norm)
     problem = MethodProblem(HeteroFL, LocalTraining(batch_size=4, optimizer=sgd()), net, levels=LEVELS)
@@ -60,14 +60,14 @@ DEPTHS = {"a": Level("a", 1.0, 3), "b": Level("b", 0.5, 2), "c": Level("c", 1.0,
 
 
 @pytest.mark.parametrize("net", MULTI_EXIT, ids=["MultiExitConvNet", "MultiExitResNet"])
-def test_self_distillation_of_several_exits(net: Callable[..., nn.Module]) -> None:
+def test_self_distillation_of_several_exits_trains_alike_stacked(net: Callable[..., nn.Module]) -> None:
     """Depthwise convolutions, gates and upsampling included."""
     problem = MethodProblem(DepthFL, LocalTraining(batch_size=8, optimizer=sgd()), net, levels=DEPTHS)
     stacks = compare(problem, tasks_of([0, 1], levels="abc"), (17, 20))
     assert all(isinstance(stack.net, FoldedNet) and stack.joint for stack in stacks.values())
 
 
-def test_residual_net() -> None:
+def test_a_residual_net_trains_alike_stacked() -> None:
     net = partial(PreActResNet, in_channels=1, hidden=(4, 4, 8, 8))
     local = LocalTraining(optimizer=sgd(), gradient_clip=0.1)  # four stages leave a pixel: norms are steep there
     stacks = compare(Problem(local, net), tasks_of([0, 1, 2], lr=0.02), (20, 17, 20))
@@ -102,7 +102,7 @@ class Counted(nn.Sequential):
         return x
 
 
-def test_layers_that_run_in_another_order_are_not_rewritten() -> None:
+def test_layers_called_in_another_order_are_not_rewritten() -> None:
     net = Counted(Scaler(0.5), StaticBatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)).train()
     images = torch.randn(5, 3, 8, 8)
     expected = net(images)
@@ -110,11 +110,11 @@ def test_layers_that_run_in_another_order_are_not_rewritten() -> None:
     assert torch.equal(net(images), expected)
 
 
-def test_nets_of_a_single_channel() -> None:
+def test_nets_of_a_single_channel_train_alike_stacked() -> None:
     compare(Problem(LocalTraining(optimizer=sgd()), partial(ConvNet, hidden=(2, 4))), tasks_of([0, 1, 2]))
 
 
-def test_a_single_filter_of_a_single_client() -> None:
+def test_a_single_filter_of_a_single_client_trains_alike_stacked() -> None:
     net = partial(ConvNet, hidden=(4, 1, 8))
     compare(Problem(LocalTraining(optimizer=sgd()), net, levels={"a": Level("a")}), tasks_of([2], "a"))
 
@@ -137,7 +137,7 @@ class Joined(nn.Module):
 
 
 @pytest.mark.parametrize("fold", [False, True])
-def test_other_nets_go_through_torch_func(fold: bool) -> None:
+def test_other_nets_are_stacked_with_torch_func(fold: bool) -> None:
     """With ``fold`` every layer could be folded, and only what the net does between them cannot."""
     problem = Problem(LocalTraining(epochs=2, optimizer=sgd(), gradient_clip=0.4), partial(Joined, fold=fold))
     problem.net.shift.fill_(0.7)  # type: ignore[operator]
@@ -146,14 +146,14 @@ def test_other_nets_go_through_torch_func(fold: bool) -> None:
 
 
 @pytest.mark.parametrize("net", [Joined, small_net])
-def test_clients_with_parts_of_their_own(net: Callable[..., nn.Module]) -> None:
+def test_clients_with_different_parts_start_from_their_part(net: Callable[..., nn.Module]) -> None:
     """Each begins with the values of its part, whichever way the net goes."""
     problem, rule = Problem(LocalTraining(optimizer=sgd()), net), RandomChannels()
     rule.meet(problem.levels, seed=3)
     compare(problem, [replace(task, part=rule.part(task.level, 3, task.client)) for task in tasks_of([0, 1, 2])])
 
 
-def test_frozen_parameters_stay() -> None:
+def test_frozen_parameters_do_not_change() -> None:
     def net(*, width: float = 1.0) -> nn.Module:
         made = small_net(width=width)
         made.get_parameter("blocks.0.conv.weight").requires_grad_(False)
@@ -178,7 +178,7 @@ class Gapped(nn.Module):
         return logits if logits.shape[-1] == 10 else logits.detach() + 0.5 * (logits - logits.detach())
 
 
-def test_gradients_are_compared_too() -> None:
+def test_wrong_batched_gradients_are_refused() -> None:
     problem = Problem(LocalTraining(optimizer=sgd()), lambda *, width=1.0: Gapped(), levels={"a": Level("a")})
     stacks = compare(problem, tasks_of([0, 1, 2], "a"))
     assert not isinstance(stacks["a"].net, FoldedNet)
@@ -213,7 +213,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
 
 
 @pytest.mark.parametrize(("net", "message"), REFUSED)
-def test_nets_that_clients_cannot_share_a_call_of_are_refused(net: Callable[[], nn.Module], message: str) -> None:
+def test_nets_that_cannot_run_several_clients_in_one_call_are_refused(net: Callable[[], nn.Module], message: str) -> None:
     executor = Stacked()
     executor.open(bench_of(Problem(LocalTraining(), lambda *, width=1.0: net(), levels={"a": Level("a")})))
     with pytest.raises(ConfigurationError, match=message) as caught:

@@ -41,7 +41,7 @@ class Honest:
         self.closed = True
 
 
-def test_a_peer_that_does_the_same_work_is_timed_and_closed() -> None:
+def test_a_peer_with_equal_results_is_timed_and_closed() -> None:
     peer = Honest()
     found = local_rounds(
         SMALL, {"Sequential": Sequential}, num_threads=1, blocks=1, peers={"honest": lambda setting, tensors: peer}
@@ -50,12 +50,12 @@ def test_a_peer_that_does_the_same_work_is_timed_and_closed() -> None:
     assert peer.closed
 
 
-def test_a_peer_that_does_other_work_is_refused() -> None:
+def test_a_peer_with_different_results_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"Expected Honest to make the bare loop's deltas"):
         check_peer(SMALL, Honest(factor=1.001), start())
 
 
-def test_who_is_not_installed_is_said_in_a_line(
+def test_peers_that_are_not_installed_are_listed_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("peers.find_spec", lambda name: None)
@@ -68,7 +68,7 @@ def test_who_is_not_installed_is_said_in_a_line(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("module", ["pfl", "ray"])
-def test_an_installed_peer_computes_what_the_bare_loop_does(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_peer_equals_the_bare_loop(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(module)
     monkeypatch.setattr("peers.find_spec", lambda name: find_spec(name) if name == module else None)
     (make,) = installed_peers(1).values()

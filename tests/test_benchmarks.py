@@ -47,19 +47,19 @@ def test_the_memory_of_reading_a_message_is_measured(kind: str, tmp_path: Path) 
     assert read(file, 30) >= 0
 
 
-def test_the_cnn_is_the_comparisons_and_trained_alike() -> None:
+def test_the_cnn_and_its_training_equal_those_of_the_comparison() -> None:
     assert sum(p.numel() for p in CNN().parameters()) == 1_626_442
     check(Setting("a", clients=2, cohort=2, samples=4, batch_size=2, size=32, channels=3, cnn=True), Stacked())
 
 
-def test_a_different_step_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_different_step_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     train = BareLoop.train
     monkeypatch.setattr(BareLoop, "train", lambda self, k, level, seed, start: train(self, k, level, seed + 1, start))
     with pytest.raises(RuntimeError, match="equal deltas"):
         check(SMALL, Sequential())
 
 
-def test_whole_round_moves_the_model_by_the_mean_of_the_bare_deltas() -> None:
+def test_a_whole_round_moves_the_model_by_the_mean_of_the_bare_deltas() -> None:
     with double_precision():
         federation = Federation(SMALL, SMALL.data(), Sequential())
         before = {name: tensor.detach().clone() for name, tensor in federation.models.tensors[0].items()}
@@ -79,7 +79,7 @@ def test_whole_round_moves_the_model_by_the_mean_of_the_bare_deltas() -> None:
             assert torch.allclose(tensor, expected, rtol=0, atol=1e-10)
 
 
-def test_whole_round_is_the_sum_of_its_parts() -> None:
+def test_the_time_of_a_whole_round_is_the_sum_of_its_parts() -> None:
     *parts, whole = whole_rounds(SMALL, blocks=2)
     assert whole.seconds == pytest.approx([sum(times) for times in zip(*(p.seconds for p in parts), strict=True)])
 
@@ -94,7 +94,7 @@ def test_upload_is_checked_and_timed(density: float) -> None:
     assert len(upload(2000, density, blocks=1, slow=True)) == 11
 
 
-def test_blocks_take_turns() -> None:
+def test_timed_blocks_alternate() -> None:
     calls: list[str] = []
     times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, blocks=3, warmup=1)
     assert "".join(calls) == "ba" + "ab" + "ba" + "ab"
@@ -120,18 +120,18 @@ def test_checkpoints_of_both_stores_are_timed_against_bare_weights() -> None:
     assert sizes["MemoryStore"] == pytest.approx(3 * weights, rel=0.01)
 
 
-def test_slope_is_in_bytes_a_round() -> None:
+def test_the_slope_is_in_bytes_per_round() -> None:
     assert slope(np.arange(10.0), 5.0 + 3.0 * np.arange(10.0)) == pytest.approx(3.0)
 
 
-def test_rounds_out_of_a_fleet_are_clocked() -> None:
+def test_rounds_of_a_fleet_are_timed() -> None:
     first, clock = scale(clients=30, cohort=3, rounds=3)
     assert first > 0
     assert len(clock.ends) == len(clock.allocated) == 3
 
 
 @pytest.mark.slow
-def test_rounds_without_training_are_timed_beside_a_step() -> None:
+def test_rounds_without_training_are_timed_with_a_step_beside_them() -> None:
     step, round = empty_rounds(2)
     assert len(step.seconds) == len(round.seconds) == 2
     assert round.baseline is step.seconds

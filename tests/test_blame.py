@@ -102,7 +102,7 @@ def failed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     ],
     ids=["constructor", "given to it", "forward", "compressor"],
 )
-def test_an_error_in_a_users_class_says_where_it_is(
+def test_an_error_in_a_users_class_is_reported_with_its_location(
     capsys: pytest.CaptureFixture[str], home: Path, args: list[str], error: str, name: str, line: str, setting: str
 ) -> None:
     message = failed(capsys, *args)

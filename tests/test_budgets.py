@@ -44,7 +44,7 @@ def prefix(hidden: list[int], width: Fraction) -> list[int]:
     budgets=st.lists(st.floats(0.02, 1.0), min_size=1, max_size=4, unique=True),
     by=st.sampled_from(["params", "upload_bytes"]),
 )
-def test_widths_are_the_best_of_all_channel_counts(hidden: list[int], budgets: list[float], by: Any) -> None:
+def test_widths_equal_the_best_of_all_channel_counts(hidden: list[int], budgets: list[float], by: Any) -> None:
     def cost(width: Fraction) -> int:
         parameters = conv_parameters(prefix(hidden, width))
         return parameters if by == "params" else dense_size(parameters)
@@ -68,14 +68,14 @@ def test_widths_are_the_best_of_all_channel_counts(hidden: list[int], budgets: l
 
 @settings(max_examples=200)
 @given(costs=st.lists(st.integers(0, 9).map(float) | st.none(), max_size=12), limit=st.floats(0, 10))
-def test_bisection_passes_over_sizes_that_a_net_does_not_come_in(costs: list[float | None], limit: float) -> None:
+def test_bisection_skips_sizes_that_the_net_does_not_have(costs: list[float | None], limit: float) -> None:
     rising = iter(sorted(cost for cost in costs if cost is not None))
     table = {Size(depth=i): None if cost is None else next(rising) for i, cost in enumerate(costs)}
     fitting = [size for size, cost in table.items() if cost is not None and cost <= limit]
     assert largest_within(list(table), limit, table.__getitem__) == (fitting[-1] if fitting else None)
 
 
-def test_a_group_norm_takes_multiples_of_its_groups_only() -> None:
+def test_group_norm_allows_multiples_of_its_groups_only() -> None:
     net = partial(ConvNet, hidden=(24, 48), norm="group")
     found = LevelSet(net, Budgets("params", [1.0, 0.4, 0.2]), seed=0)
     sizes = [(12 * k, 24 * k) for k in (1, 2)] + [(4 * k, 8 * k) for k in (1, 2, 4, 5)]
@@ -84,7 +84,7 @@ def test_a_group_norm_takes_multiples_of_its_groups_only() -> None:
         assert allowed.cost == best
 
 
-def test_depths_are_the_deepest_that_fit_and_two_budgets_may_give_the_same() -> None:
+def test_depths_are_the_deepest_within_budget_and_may_be_equal() -> None:
     counts = (3930, 14564, 43502, 118904)
     net = partial(MultiExitConvNet, hidden=(16, 32, 64, 128))
     found = LevelSet(net, Budgets("params", HALVES), seed=0, own_axis="depth")
@@ -98,7 +98,7 @@ def test_depths_are_the_deepest_that_fit_and_two_budgets_may_give_the_same() -> 
     assert {name: level.depth for name, level in roomy.items()} == {"a": 4, "b": 3}
 
 
-def test_budgets_of_flops_are_of_those_that_are_counted() -> None:
+def test_flops_budgets_use_the_counted_flops() -> None:
     inputs = torch.rand(4, 1, 8, 8)
     found = LevelSet(partial(ConvNet, hidden=(8, 12)), Budgets("flops", [1.0, 0.3], sample_shape=[1, 8, 8]), seed=0)
     flops = found.inspect(inputs, (4, 10), lambda level, _: found.indices[level])
@@ -110,7 +110,7 @@ def test_budgets_of_flops_are_of_those_that_are_counted() -> None:
         found.inspect(torch.rand(4, 1, 9, 9), (4, 10))
 
 
-def test_methods_at_the_same_reference_fit_the_same_budgets() -> None:
+def test_methods_with_the_same_reference_have_the_same_budgets() -> None:
     reference = partial(MultiExitConvNet, hidden=(16, 32, 64, 128))
     wide = LevelSet(partial(ConvNet, hidden=(64, 96, 128)), Budgets("params", HALVES, "width", reference), seed=0)
     deep = LevelSet(reference, Budgets("params", HALVES, "depth", reference), seed=0)
@@ -120,7 +120,7 @@ def test_methods_at_the_same_reference_fit_the_same_budgets() -> None:
         assert other.cost <= other.limit
 
 
-def test_a_net_that_is_cut_to_its_first_budget_is_the_smaller_net() -> None:
+def test_a_net_cut_to_its_first_budget_equals_the_smaller_net() -> None:
     """The paper's b1-e1: everything is relative to the global model, the Scaler too."""
     budgets = Budgets("params", [1.0, 0.3], reference=conv_parameters([8, 16]))
     cut = LevelSet(partial(ConvNet, hidden=(16, 32), norm="none"), budgets, seed=0)
@@ -151,7 +151,7 @@ class Rounds(nn.Module):
         return self.second(torch.relu(self.first(x.flatten(1)) / self.scale))  # type: ignore[no-any-return]
 
 
-def test_nets_of_users_may_round_and_look_at_their_values_and_draws_are_left_alone() -> None:
+def test_users_nets_may_round_and_read_their_values_and_random_state_is_kept() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -191,7 +191,7 @@ def test_budgets_that_cannot_be_met_are_refused_in_one_line(arguments: dict[str,
     assert "\n" not in str(error.value)
 
 
-def test_a_resnet_is_searched_without_memory_for_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resnet_is_searched_without_allocating_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[torch.device] = []
     original = PreActResNet.__init__
 
@@ -206,7 +206,7 @@ def test_a_resnet_is_searched_without_memory_for_its_values(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("method", "net"), [(HeteroFL, ConvNet), (DepthFL, MultiExitConvNet)])
-def test_a_run_by_budgets_has_its_methods_own_axis(fit: Fit, method: Any, net: Any) -> None:
+def test_a_run_with_budgets_uses_the_axis_of_its_method(fit: Fit, method: Any, net: Any) -> None:
     budgets = Budgets("params", [1.0, 0.4], reference=2000)
     module = small_module(method, net=partial(net, hidden=(8, 16)), levels=budgets)
     fit(module, small_data(), rounds=1)
@@ -224,7 +224,7 @@ class Rounded(nn.Module):
 
 
 @pytest.mark.parametrize("rounding", [math.ceil, math.floor, round], ids=["up", "down", "nearest"])
-def test_nets_that_round_their_channels_in_other_ways_are_found_in_all_their_sizes(
+def test_all_sizes_of_nets_with_other_roundings_are_found(
     rounding: Callable[[float], float],
 ) -> None:
     def net(*, width: float = 1.0) -> nn.Module:

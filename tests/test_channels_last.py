@@ -49,7 +49,7 @@ def trained(views: bool) -> tuple[Tensor, set[bool]]:
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_both_layouts_train_alike() -> None:
+def test_both_memory_layouts_train_alike() -> None:
     """Dropout's random numbers included: a trial does not use any up."""
     expected, last = trained(views=True)
     assert last == {False}
@@ -59,7 +59,7 @@ def test_both_layouts_train_alike() -> None:
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
-def test_a_trial_changes_nothing() -> None:
+def test_the_layout_trial_does_not_change_the_net() -> None:
     net, images = Seen().train(), torch.rand(4, 1, 8, 8)
     state, before = torch.get_rng_state(), {name: value.clone() for name, value in net.state_dict().items()}
     (inputs,) = ChannelsLast()(net, (images,)) or (None,)
@@ -70,14 +70,14 @@ def test_a_trial_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 4, 5), (1, 3, 4, 5), (2, 3, 4, 5)])
-def test_values_stay_and_one_channel_is_laid_out_too(shape: tuple[int, ...]) -> None:
+def test_channels_last_keeps_values_and_also_converts_one_channel(shape: tuple[int, ...]) -> None:
     x = torch.rand(shape)
     found = channels_last(x)
     assert torch.equal(found, x)
     assert found.stride() == torch.empty(shape, memory_format=torch.channels_last).stride()
 
 
-def test_inputs_that_are_no_images_stay_as_they_are() -> None:
+def test_inputs_that_are_not_images_are_not_converted() -> None:
     hook, net = ChannelsLast(), nn.Linear(4, 2)
     assert hook(net, (torch.rand(3, 4),)) is None
     assert hook(net, ()) is None
@@ -98,7 +98,7 @@ class Picky(nn.Conv2d):
 
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("first", [True, False])
-def test_training_and_evaluation_are_tried_apart(mode: bool, first: bool) -> None:
+def test_training_and_evaluation_modes_are_tried_separately(mode: bool, first: bool) -> None:
     net, hook = Picky(mode), ChannelsLast()
     net.register_forward_pre_hook(hook)
     for training in (first, not first):
@@ -106,14 +106,14 @@ def test_training_and_evaluation_are_tried_apart(mode: bool, first: bool) -> Non
     assert hook.accepted == {mode: False, not mode: True}
 
 
-def test_what_is_wrong_with_a_net_is_said_by_the_net() -> None:
+def test_an_error_of_the_net_is_raised_unchanged() -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 3))
     net.register_forward_pre_hook(ChannelsLast())
     with pytest.raises(RuntimeError, match="expected input"):
         net(torch.rand(2, 1, 8, 8))
 
 
-def test_a_copy_computes_as_a_net_without_the_hook() -> None:
+def test_a_copy_without_the_hook_gives_the_same_outputs() -> None:
     net, images = Seen().eval(), torch.rand(3, 1, 8, 8)
     expected = net(images)
     net.register_forward_pre_hook(ChannelsLast())
@@ -128,7 +128,7 @@ def test_a_copy_computes_as_a_net_without_the_hook() -> None:
     st.lists(st.lists(st.integers(0, 4), max_size=5), min_size=1, max_size=5),
     st.sampled_from([(), (1,), (3,), (2, 3)]),
 )
-def test_layouts_by_transposition(shapes: list[list[int]], leading: tuple[int, ...]) -> None:
+def test_channels_last_layout_equals_numpy_transposition(shapes: list[list[int]], leading: tuple[int, ...]) -> None:
     plain = Layout({str(number): tuple(shape) for number, shape in enumerate(shapes)})
     last = ChannelsLastLayout(plain.shapes)
     given_D = torch.rand(*leading, plain.size)
@@ -145,7 +145,7 @@ def test_layouts_by_transposition(shapes: list[list[int]], leading: tuple[int, .
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 4, 5), (3, 2, 1, 1)])
-def test_strides_are_the_usual_ones_where_both_orders_are_the_same(shape: tuple[int, ...]) -> None:
+def test_strides_are_contiguous_where_both_layouts_are_equal(shape: tuple[int, ...]) -> None:
     """Layers go by strides, even by those of dimensions of one."""
     part = torch.rand(math.prod(shape))
     assert ChannelsLastLayout.shaped(part, shape).stride() == Layout.shaped(part, shape).stride()
@@ -154,7 +154,7 @@ def test_strides_are_the_usual_ones_where_both_orders_are_the_same(shape: tuple[
 @pytest.mark.parametrize("hidden", [(1, 2, 3), (4, 1, 8), (4, 2, 8), (16, 16, 16)])
 @pytest.mark.parametrize("clients", [[0], [0, 1, 2]])
 @pytest.mark.parametrize("batch_size", [1, 10])
-def test_convolutions_of_several_clients_in_single_precision(
+def test_stacked_convolutions_in_float32_equal_sequential_ones(
     hidden: tuple[int, ...], clients: list[int], batch_size: int
 ) -> None:
     """Other kernels than those of float64; some return zero gradients if weights are not laid out as they expect."""

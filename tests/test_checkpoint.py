@@ -37,7 +37,7 @@ def state(number: int) -> dict[str, Any]:
     return {"number": number, "weights": torch.full((200,), float(number))}
 
 
-def test_the_newest_checkpoints_are_kept_and_readable_by_torch(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_kept_and_torch_can_read_them(tmp_path: Path) -> None:
     checkpoints, path = SafeCheckpointIO(keep=3), tmp_path / "new" / "last.ckpt"
     for number in range(5):
         checkpoints.save_checkpoint(state(number), path)
@@ -49,7 +49,7 @@ def test_the_newest_checkpoints_are_kept_and_readable_by_torch(tmp_path: Path) -
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_a_failing_write_is_a_warning_and_a_whole_checkpoint_remains(
+def test_a_failing_write_gives_a_warning_and_a_complete_checkpoint_remains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, error: int
 ) -> None:
     checkpoints, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
@@ -92,7 +92,7 @@ class Disk:
         return File(path, mode.replace("b", ""))
 
 
-def test_a_write_that_fails_anywhere_does_not_reach_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_anywhere_does_not_change_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
     checkpoints.save_checkpoint(state(0), path)
     before = path.read_bytes()
@@ -129,7 +129,7 @@ def damaged_copies(data: bytes, count: int) -> Iterator[bytes]:
             yield data[:position]
 
 
-def test_a_thousand_damages_are_detected_and_the_checkpoint_before_is_taken(tmp_path: Path) -> None:
+def test_a_thousand_damaged_files_are_detected_and_the_previous_checkpoint_is_used(tmp_path: Path) -> None:
     checkpoints, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
     checkpoints.save_checkpoint(state(0), path)
     checkpoints.save_checkpoint(state(1), path)
@@ -147,7 +147,7 @@ def test_a_thousand_damages_are_detected_and_the_checkpoint_before_is_taken(tmp_
     assert "\n" not in str(error.value)
 
 
-def test_only_an_archive_can_be_sealed() -> None:
+def test_only_a_zip_archive_can_be_sealed() -> None:
     sealed = SealedFile(io.BytesIO())
     sealed.write(memoryview(b"no archive, and long enough to be one"))
     with pytest.raises(ValueError, match="zip"):
@@ -155,7 +155,7 @@ def test_only_an_archive_can_be_sealed() -> None:
 
 
 @given(st.lists(st.integers(0, 60), max_size=8))
-def test_what_is_sealed_passes_through_however_it_is_cut(sizes: list[int]) -> None:
+def test_sealing_keeps_the_bytes_for_any_sizes_of_writes(sizes: list[int]) -> None:
     archive = random.Random(0).randbytes(sum(sizes)) + END_OF_ARCHIVE + bytes(18)
     file, position = io.BytesIO(), 0
     sealed = SealedFile(file)
@@ -179,7 +179,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_another_federations_checkpoint_is_refused_by_name(
+def test_a_checkpoint_of_another_federation_is_refused_with_the_difference(
     fit: Callable[..., Trainer], tmp_path: Path, name: str
 ) -> None:
     uplink = ErrorFeedback(GammaFedHT(density=0.1))
@@ -201,7 +201,7 @@ def test_a_changed_learning_rate_is_used_after_resuming(fit: Callable[..., Train
     assert table["lr"].tolist() == [0.02]
 
 
-def test_a_disk_that_stays_full_for_rounds_keeps_what_the_last_checkpoint_needs(
+def test_a_full_disk_does_not_delete_files_of_the_last_checkpoint(
     fit: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def uplink() -> ErrorFeedback:

@@ -105,7 +105,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in WRONG])
-def test_what_is_wrong_is_said_in_one_line_with_status_2(
+def test_user_errors_are_reported_in_one_line_with_status_2(
     case: str, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     args, expected = WRONG[case]
@@ -140,10 +140,10 @@ def test_an_evaluation_needs_a_batch(verb: str, limit: str, capsys: pytest.Captu
     assert f"Expected trainer.{limit} above 0 or null for {verb} but got 0" in message
 
 
-def test_an_unknown_metric_to_stop_at_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_stopping_metric_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     stopping = "[{class_path: EarlyStopping, init_args: {monitor: nope}}]"
     assert "metric `nope` which is not available" in refused(capsys, tiny(f"--trainer.callbacks={stopping}"))
 
 
-def test_an_unknown_verb_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_subcommand_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fitt" in refused(capsys, ["fitt"])

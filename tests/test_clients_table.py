@@ -27,7 +27,7 @@ def table(trainer: Trainer) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("assignment", [Dynamic(), Fixed()])
-def test_every_client_is_counted_by_itself(fit: Callable[..., Trainer], assignment: Dynamic) -> None:
+def test_every_clients_accuracy_equals_a_separate_computation(fit: Callable[..., Trainer], assignment: Dynamic) -> None:
     module, data = small_module(assignment=assignment), small_data()
     trainer = fit(module, data)
     trainer.test(module, datamodule=data, verbose=False)
@@ -52,7 +52,7 @@ def test_every_client_is_counted_by_itself(fit: Callable[..., Trainer], assignme
 
 
 @pytest.mark.parametrize("kind", [FedAvg, HeteroFL])
-def test_another_test_writes_over_it(fit: Callable[..., Trainer], kind: type[FederatedModule]) -> None:
+def test_a_second_test_overwrites_the_table(fit: Callable[..., Trainer], kind: type[FederatedModule]) -> None:
     module, data = small_module(kind, levels=small_levels(1.0)), small_data()
     trainer = fit(module, data, rounds=1)
     trainer.test(module, datamodule=data, verbose=False)
@@ -65,7 +65,7 @@ def test_another_test_writes_over_it(fit: Callable[..., Trainer], kind: type[Fed
 NAMES = ("ann, of York", "bob", "cat", "dan", "eve", "nan")
 
 
-def test_clients_are_called_as_the_data_does(fit: Callable[..., Trainer]) -> None:
+def test_clients_have_the_names_of_the_data(fit: Callable[..., Trainer]) -> None:
     module, data = small_module(net=TextNet, levels=small_levels(1.0)), Given("tokens", NAMES)
     trainer = fit(module, data, rounds=1)
     trainer.test(module, datamodule=data, verbose=False)
@@ -76,7 +76,7 @@ def test_clients_are_called_as_the_data_does(fit: Callable[..., Trainer]) -> Non
     assert clients["client"].tolist() == list(range(6))
 
 
-def test_a_table_of_clients_without_names_has_no_such_column(fit: Callable[..., Trainer]) -> None:
+def test_the_table_has_no_name_column_without_client_names(fit: Callable[..., Trainer]) -> None:
     module, data = small_module(levels=small_levels(1.0)), small_data()
     trainer = fit(module, data, rounds=1)
     trainer.test(module, datamodule=data, verbose=False)
@@ -90,7 +90,7 @@ class Spoilt(FedAvg):
         return super().loss(outputs, targets, ctx) * (float("nan") if ctx.client == 1 else 1.0)
 
 
-def test_a_refused_client_is_called_as_the_data_does(fit: Callable[..., Trainer]) -> None:
+def test_a_refused_client_is_reported_with_its_name_in_the_data(fit: Callable[..., Trainer]) -> None:
     module = small_module(Spoilt, net=TextNet, levels=small_levels(1.0), selection=Uniform(6))
     with pytest.warns(UserWarning, match=r"Round 0: update of client 1 \('bob'\) at level a refused: "):
         fit(module, Given("tokens", NAMES), rounds=1)

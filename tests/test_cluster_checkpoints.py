@@ -53,7 +53,7 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FederatedDataM
 Five = tuple[Path, FederatedDataModule, FederatedModule, Trainer]
 
 
-def test_it_is_evaluated_where_one_is_configured(five: Five) -> None:
+def test_a_checkpoint_of_five_models_is_evaluated_with_one_configured(five: Five) -> None:
     path, data, tested, trainer = five
     trainer.test(tested, datamodule=data, verbose=False)
     expected = dict(trainer.callback_metrics)
@@ -65,7 +65,7 @@ def test_it_is_evaluated_where_one_is_configured(five: Five) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_an_evaluation_asks_nobody_that_has_chosen(fit: Fit, tmp_path: Path, seed: int) -> None:
+def test_an_evaluation_asks_no_client_that_has_chosen(fit: Fit, tmp_path: Path, seed: int) -> None:
     def make() -> FederatedModule:
         # Without static norms there is nothing to gather, and no sign of whether that was done.
         return module(IFCA(3), net=partial(small_net, norm="none"), selection=Uniform(2), local=LONGER, seed=seed)
@@ -81,7 +81,7 @@ def test_an_evaluation_asks_nobody_that_has_chosen(fit: Fit, tmp_path: Path, see
     assert found["test/accuracy"] == expected["test/accuracy"].item()
 
 
-def test_clusters_are_not_taken_over_to_other_clients(five: Five) -> None:
+def test_clusters_of_a_checkpoint_are_refused_for_other_clients(five: Five) -> None:
     path = five[0]
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     for other in (small_data(num_clients=8), small_data(num_clients=12)):
@@ -89,7 +89,7 @@ def test_clusters_are_not_taken_over_to_other_clients(five: Five) -> None:
             trainer.test(clustered(None), datamodule=other, ckpt_path=str(path), verbose=False, weights_only=True)
 
 
-def test_all_models_are_trained_on_by_the_clients_they_have(fit: Fit, five: Five) -> None:
+def test_all_models_of_a_checkpoint_are_trained_by_their_clients(fit: Fit, five: Five) -> None:
     path, data, tested, _ = five
     one, before = clustered(None), values(tested)
     sent: set[int] = set()
@@ -114,7 +114,7 @@ def test_all_models_are_trained_on_by_the_clients_they_have(fit: Fit, five: Five
 
 @pytest.mark.filterwarnings("ignore:The checkpoint holds")
 @pytest.mark.parametrize("make", [lambda: None, lambda: IFCA(3)], ids=["null", "fewer"])
-def test_stopped_and_gone_on_with_it_ends_with_the_same_bits(
+def test_a_run_resumed_from_a_clustered_checkpoint_ends_with_the_same_bits(
     fit: Fit, five: Five, tmp_path: Path, make: Callable[[], Clustering | None]
 ) -> None:
     path, data, _, _ = five
@@ -131,7 +131,7 @@ def test_stopped_and_gone_on_with_it_ends_with_the_same_bits(
 
 
 @pytest.mark.filterwarnings("ignore:The checkpoint holds")
-def test_a_policy_configured_with_fewer_goes_on_as_it_would_have(fit: Fit, five: Five) -> None:
+def test_a_policy_configured_with_fewer_clusters_resumes_with_all_clusters(fit: Fit, five: Five) -> None:
     path, data, _, _ = five
     found = []
     for clusters in (5, 2):
@@ -142,7 +142,7 @@ def test_a_policy_configured_with_fewer_goes_on_as_it_would_have(fit: Fit, five:
 
 
 @pytest.mark.filterwarnings("ignore:The checkpoint holds")
-def test_splits_stay_where_no_clustering_is_configured(fit: Fit, tmp_path: Path) -> None:
+def test_splits_are_kept_without_a_configured_clustering(fit: Fit, tmp_path: Path) -> None:
     path, data, split = tmp_path / "split.ckpt", grouped(), module(splitting())
     fit(split, data, rounds=3, limit_val_batches=0).save_checkpoint(path)
     assert len(split.models) > 1
@@ -152,7 +152,7 @@ def test_splits_stay_where_no_clustering_is_configured(fit: Fit, tmp_path: Path)
 
 
 @pytest.mark.filterwarnings("ignore:The checkpoint holds", "ignore:IFCA")
-def test_what_models_share_they_go_on_to_share(fit: Fit, tmp_path: Path) -> None:
+def test_shared_tensors_stay_shared_after_resuming(fit: Fit, tmp_path: Path) -> None:
     path, data, shared = tmp_path / "shared.ckpt", grouped(), module(IFCA(3, shared=["blocks.*"]))
     fit(shared, data, rounds=2).save_checkpoint(path)
     one = module(None)
@@ -171,7 +171,7 @@ def test_what_models_share_they_go_on_to_share(fit: Fit, tmp_path: Path) -> None
         (ClusteredFL(), "checkpoint's clustering .* but got ClusteredFL"),
     ],
 )
-def test_what_conflicts_is_refused(fit: Fit, five: Five, clustering: Any, message: str) -> None:
+def test_conflicting_clusterings_are_refused(fit: Fit, five: Five, clustering: Any, message: str) -> None:
     path, data, _, _ = five
     with pytest.raises(ConfigurationError, match=message) as error:
         fit(clustered(clustering), data, rounds=3, name="other", ckpt=str(path))

@@ -13,7 +13,7 @@ from hetfl.fleet import CsvFleet
 from tests.test_cluster_runs import Fit, grouped, module, rows
 
 
-def test_who_has_chosen_a_model_gathers_its_statistics_with_it(fit: Fit) -> None:
+def test_a_client_gathers_statistics_with_the_downloaded_model_of_its_cluster(fit: Fit) -> None:
     tested = module(IFCA(2, ask_all=True))
     one = wire.dense_size(tested.levels.sizes["a"])
     assert rows(fit(tested, grouped(), rounds=1))["comm/down_bytes"].tolist() == [(2 + 2) * 8 * one]
@@ -28,7 +28,7 @@ class Apart(Clustering):
 
 
 @pytest.mark.filterwarnings("ignore:No client of cluster 1 is within reach")
-def test_who_stands_in_for_another_cluster_is_sent_its_model_too(fit: Fit, tmp_path: Path) -> None:
+def test_substitute_client_downloads_the_other_clusters_model(fit: Fit, tmp_path: Path) -> None:
     path = tmp_path / "fleet.csv"
     lines = [f"{client},1e9,1e6,1e6,{0 if client == 7 else 9}\n" for client in range(8)]
     path.write_text("client,throughput,downlink,uplink,last_round\n" + "".join(lines))

@@ -39,7 +39,7 @@ def sized(clustering: Clustering | None, fleet: Fleet | None = None, **changes: 
 
 @pytest.mark.parametrize("aggregator", [HolderMean(), QFedAvg(1.0)])
 @pytest.mark.parametrize("clustering", [None, IFCA(3), IFCA(3, shared=("blocks.*",))], ids=["one", "ifca", "shared"])
-def test_the_slowest_clients_round_takes_what_was_predicted(
+def test_the_slowest_clients_round_takes_the_predicted_time(
     fit: Fit, clustering: Clustering | None, aggregator: Aggregator
 ) -> None:
     tested = sized(copy.deepcopy(clustering), OneSlow(), aggregator=copy.deepcopy(aggregator))
@@ -49,7 +49,7 @@ def test_the_slowest_clients_round_takes_what_was_predicted(
     assert rows(trainer)["sim/round_seconds"][0] == pytest.approx(predicted, rel=1e-4)  # the update's own header
 
 
-def test_the_levels_say_what_is_sent_down(fit: Fit) -> None:
+def test_the_level_table_gives_the_download_bytes_of_several_models(fit: Fit) -> None:
     found = {}
     for name, clustering in {"one": None, "ifca": IFCA(3), "shared": IFCA(3, shared=["blocks.*"]),
                              "cfl": ClusteredFL()}.items():  # fmt: skip
@@ -66,7 +66,7 @@ def test_the_levels_say_what_is_sent_down(fit: Fit) -> None:
     assert found["one"] < found["shared"] < found["ifca"]
 
 
-def test_a_level_by_device_leaves_time_to_choose(fit: Fit) -> None:
+def test_levels_by_device_leave_time_for_choosing_a_cluster(fit: Fit) -> None:
     counts = {}
     for name, clustering in {"one": None, "ifca": IFCA(5)}.items():
         tested = sized(clustering)
@@ -82,7 +82,7 @@ def test_a_level_by_device_leaves_time_to_choose(fit: Fit) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The checkpoint holds", "ignore:No client")
-def test_models_that_a_checkpoint_brings_are_counted(fit: Fit, tmp_path: Path) -> None:
+def test_models_from_a_checkpoint_are_counted_in_the_prediction(fit: Fit, tmp_path: Path) -> None:
     path, data, five = tmp_path / "five.ckpt", grouped(), sized(IFCA(5))
     fit(five, data, rounds=1).save_checkpoint(path)
     one, two = sized(None), sized(IFCA(2))
@@ -92,7 +92,7 @@ def test_models_that_a_checkpoint_brings_are_counted(fit: Fit, tmp_path: Path) -
     assert (one.forecast.table() < five.forecast.table()).all()
 
 
-def test_describe_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_describe_prints_the_number_of_models_that_clients_try(capsys: pytest.CaptureFixture[str]) -> None:
     files = ["experiment/clusters_digits", "clustering/ifca"]
     arguments = [part for file in files for part in ("-c", str(ROOT / f"configs/{file}.yaml"))]
     main(["describe", *arguments, "--model.clustering.clusters=4"])

@@ -30,7 +30,7 @@ CLIENTS = 9
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_each_clusters_memory_is_the_mean_of_its_members_over_moves_and_splits(tmp_path: Path, on_disk: bool) -> None:
+def test_a_clusters_memory_is_the_mean_of_its_members_through_moves_and_splits(tmp_path: Path, on_disk: bool) -> None:
     """Against dense NumPy memories, over 30 rounds in which clients join and change clusters, of which one splits."""
     alpha, random = 0.07, np.random.default_rng(1)
     feddyn = FedDyn(alpha, DiskStore(str(tmp_path)) if on_disk else None)
@@ -70,7 +70,7 @@ def test_each_clusters_memory_is_the_mean_of_its_members_over_moves_and_splits(t
                 np.testing.assert_allclose(found[name].numpy(), expected, atol=1e-12)
 
 
-def test_after_a_split_each_part_goes_to_its_own_optimum() -> None:
+def test_after_a_split_each_cluster_converges_to_its_optimum() -> None:
     """Quadratic losses around four points: at rest, only the members' memories still move the model of a part."""
     alpha, points = 0.5, torch.tensor([[0.0, 1.0], [1.0, 2.0], [10.0, 5.0], [11.0, 8.0]], dtype=torch.float64)
     feddyn, models = FedDyn(alpha), [torch.zeros(2, dtype=torch.float64)] * 2
@@ -119,7 +119,7 @@ def remembering(clustering: Clustering, **changes: Any) -> FederatedModule:
 
 @pytest.mark.filterwarnings("ignore:IFCA", "ignore:No client")
 @pytest.mark.parametrize("name", NAMES)
-def test_it_reaches_workers_and_survives_resuming_bit_by_bit(fit: Fit, tmp_path: Path, name: str) -> None:
+def test_feddyn_with_clusters_has_the_same_bits_in_workers_and_after_a_resume(fit: Fit, tmp_path: Path, name: str) -> None:
     path, whole, workers = tmp_path / "half.ckpt", remembering(MAKE[name]()), remembering(MAKE[name]())
     options: dict[str, Any] = {"limit_val_batches": 0}
     fit(whole, grouped(), rounds=4, name="whole", **options)
@@ -146,7 +146,7 @@ def test_it_reaches_workers_and_survives_resuming_bit_by_bit(fit: Fit, tmp_path:
 
 @pytest.mark.filterwarnings("ignore:IFCA", "ignore:No client")
 @pytest.mark.parametrize("name", NAMES)
-def test_depthfl_has_clusters_too(fit: Fit, name: str) -> None:
+def test_depthfl_with_feddyn_runs_with_clusters(fit: Fit, name: str) -> None:
     levels = {"a": Level("a", depth=2), "b": Level("b", depth=1)}
     local = LocalTraining(batch_size=40, optimizer=lambda p: SGD(p, lr=0.1), penalty=FedDyn(0.1))
     changes = {"levels": levels, "local": local, "net": small_exits}

@@ -52,7 +52,7 @@ def values(module: FederatedModule) -> list[list[Tensor]]:
     return [[p.detach().clone() for p in net.parameters()] for net in module.models]
 
 
-def test_a_round_of_ifca_is_choose_train_and_average_within_clusters(fit: Fit) -> None:
+def test_a_round_of_ifca_chooses_trains_and_averages_within_clusters(fit: Fit) -> None:
     net = partial(small_net, norm="none")
     tested = module(IFCA(2), net=net, aggregator=HolderMean())
     before = [copy.deepcopy(tested.net).double(), copy.deepcopy(tested.models[1]).double()]
@@ -91,7 +91,7 @@ class Chosen(IFCA):
         self._chosen = Counter()
 
 
-def test_an_empty_cluster_keeps_values_and_the_optimizers_state(fit: Fit) -> None:
+def test_an_empty_cluster_keeps_values_and_optimizer_state(fit: Fit) -> None:
     tested = module(Chosen(3), server_optimizer=adam)
     start = values(tested)
     trainer = fit(tested, grouped(), rounds=1, limit_val_batches=0)
@@ -110,7 +110,7 @@ def test_an_empty_cluster_keeps_values_and_the_optimizers_state(fit: Fit) -> Non
 
 @pytest.mark.filterwarnings("ignore:IFCA")
 @pytest.mark.slow
-def test_identical_models_never_separate_and_a_jitter_separates_them(fit: Fit) -> None:
+def test_identical_models_separate_only_with_jitter(fit: Fit) -> None:
     for restarts, sizes in ((0, [8, 0]), (1, [4, 4])):
         tested = module(IFCA(2, restarts=restarts), local=LONGER)
         tested.models[1].load_state_dict(tested.net.state_dict())
@@ -118,7 +118,7 @@ def test_identical_models_never_separate_and_a_jitter_separates_them(fit: Fit) -
         assert sorted((tested.clustering.assigned.count(c) for c in range(2)), reverse=True) == sizes
 
 
-def test_choosing_is_charged(fit: Fit) -> None:
+def test_choosing_a_cluster_is_charged(fit: Fit) -> None:
     one, two = module(None), module(IFCA(2))
     plain, asked = (
         rows(fit(each, grouped(), rounds=1, limit_val_batches=0, name=name)) for each, name in ((one, "1"), (two, "2"))
@@ -131,7 +131,7 @@ def test_choosing_is_charged(fit: Fit) -> None:
     assert asked["compute/flops_total"][0] - plain["compute/flops_total"][0] == 2 * forward * sum(data.sizes)
 
 
-def test_what_clusters_share_is_one_tensor_averaged_over_all(fit: Fit) -> None:
+def test_shared_tensors_are_averaged_over_all_clusters(fit: Fit) -> None:
     tested = module(IFCA(2, shared=["blocks.*"]))
     trainer = fit(tested, grouped(), rounds=2, limit_val_batches=0)
     one, other = dict(tested.net.named_parameters()), dict(tested.models[1].named_parameters())
@@ -160,7 +160,7 @@ POLICIES: dict[str, Callable[[], Clustering]] = {
 @pytest.mark.parametrize(
     "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("ifca", "restarts")), "shared", "clustered_fl"]
 )
-def test_a_resumed_run_ends_with_the_same_bits_splits_included(fit: Fit, tmp_path: Path, name: str) -> None:
+def test_a_resumed_run_ends_with_the_same_bits_including_splits(fit: Fit, tmp_path: Path, name: str) -> None:
     def make() -> FederatedModule:
         server = partial(SGD, lr=1.0, momentum=0.5)
         uplink = ErrorFeedback(TopK(0.3))
@@ -187,7 +187,7 @@ def test_a_resumed_run_ends_with_the_same_bits_splits_included(fit: Fit, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["ifca", "clustered_fl"])
-def test_workers_equal_sequential(fit: Fit, name: str) -> None:
+def test_workers_equal_sequential_with_clusters(fit: Fit, name: str) -> None:
     found = []
     for number, executor in enumerate((None, Workers(2))):
         tested = module(POLICIES[name](), executor=executor)
@@ -199,7 +199,7 @@ def test_workers_equal_sequential(fit: Fit, name: str) -> None:
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_clients_are_evaluated_by_their_clusters_model(fit: Fit) -> None:
+def test_clients_are_evaluated_with_the_model_of_their_cluster(fit: Fit) -> None:
     tested, data = module(IFCA(2), local=LONGER, seed=5), grouped()
     trainer = fit(tested, data, rounds=4)
     trainer.test(tested, datamodule=data, verbose=False)
@@ -230,7 +230,7 @@ def test_clients_are_evaluated_by_their_clusters_model(fit: Fit) -> None:
         (IFCA(2, shared=["*"]), "tensors of the net that are not in clustering.shared but got none"),
     ],
 )
-def test_what_several_models_cannot_do_is_refused(fit: Fit, clustering: Clustering, message: str) -> None:
+def test_settings_that_need_one_model_are_refused(fit: Fit, clustering: Clustering, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         fit(module(clustering), grouped(), rounds=1)
     assert "\n" not in str(error.value)

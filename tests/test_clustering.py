@@ -49,7 +49,7 @@ def hear(policy: Clustering, client: int, values: Sequence[float], cluster: int 
     policy.observe(DenseUpdate(torch.tensor(values)), index_of(len(values)), report)
 
 
-def test_the_least_loss_decides_ties_go_to_the_first_and_nan_loses() -> None:
+def test_clients_choose_the_least_loss_the_first_of_ties_and_never_nan() -> None:
     policy = ready(IFCA(3), 4)
     told = Told({0: [2.0, 1.0, 3.0], 1: [1.0, 1.0, 1.0], 3: [math.nan, math.inf, 5.0]})
     policy.assign(0, [0, 1, 3], told)
@@ -60,7 +60,7 @@ def test_the_least_loss_decides_ties_go_to_the_first_and_nan_loses() -> None:
     assert len(policy.history) == 3  # nothing changed
 
 
-def test_who_gives_no_answer_keeps_its_cluster_and_is_asked_again() -> None:
+def test_a_client_that_does_not_answer_keeps_its_cluster_and_is_asked_again() -> None:
     policy, silent = ready(IFCA(2), 3), [math.nan, math.nan]
     policy.assign(0, [0, 1], Told({0: [2.0, 1.0], 1: silent}))
     assert policy.assigned == [1, -1, -1]
@@ -74,7 +74,7 @@ def test_who_gives_no_answer_keeps_its_cluster_and_is_asked_again() -> None:
     assert policy.assigned == [1, 0, 1]
 
 
-def test_strangers_are_asked_before_an_evaluation_and_everyone_only_on_request() -> None:
+def test_new_clients_choose_before_an_evaluation_and_all_clients_only_with_ask_all() -> None:
     losses = {client: [float(client % 2), 0.5] for client in range(4)}
     for ask_all, asked in ((False, [2, 3]), (True, [0, 1, 2, 3])):
         policy, told = ready(IFCA(2, ask_all=ask_all), 4), Told(losses)
@@ -85,7 +85,7 @@ def test_strangers_are_asked_before_an_evaluation_and_everyone_only_on_request()
 
 
 @given(st.permutations(range(3)), st.integers(0, 10**6))
-def test_choices_do_not_depend_on_the_models_numbers(order: list[int], seed: int) -> None:
+def test_choices_do_not_depend_on_the_order_of_models(order: list[int], seed: int) -> None:
     losses = np.random.default_rng(seed).random((6, 3))
     plain, other = ready(IFCA(3), 6), ready(IFCA(3), 6)
     plain.assign(0, range(6), Told(dict(enumerate(losses.tolist()))))
@@ -102,7 +102,7 @@ def collapse(policy: IFCA, rounds: int) -> list[list[NewModel]]:
     return found
 
 
-def test_a_collapse_is_told_once() -> None:
+def test_a_collapse_is_warned_about_once() -> None:
     with pytest.warns(UserWarning, match="all clients have chosen cluster 1 of 3 for 3 rounds up to round 2") as told:
         assert collapse(ready(IFCA(3), 6), 8) == [[]] * 8
     assert len(told) == 1
@@ -110,14 +110,14 @@ def test_a_collapse_is_told_once() -> None:
 
 @pytest.mark.parametrize(("jitter", "source"), [(0.2, 1), (None, None)])
 @pytest.mark.filterwarnings("ignore:IFCA")
-def test_restarts_replace_what_nobody_chose(jitter: float | None, source: int | None) -> None:
+def test_restarts_replace_models_that_no_client_chose(jitter: float | None, source: int | None) -> None:
     found = collapse(ready(IFCA(3, restarts=2, jitter=jitter), 6), 10)
     models = [NewModel(cluster, source, jitter or 0.0) for cluster in ((0, 2) if jitter is None else (0, 2, 1))]
     assert [bool(each) for each in found] == [False, False, True, False, False, True, False, False, False, False]
     assert found[2] == found[5] == models
 
 
-def test_two_clients_of_one_kind_are_no_collapse() -> None:
+def test_two_clients_with_one_choice_are_not_a_collapse() -> None:
     policy = ready(IFCA(2), 6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -139,7 +139,7 @@ def slow_similarity(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 @given(st.integers(0, 10**6))
-def test_similarities_and_norms_are_over_entries_that_are_covered(seed: int) -> None:
+def test_similarities_and_norms_use_covered_entries_only(seed: int) -> None:
     random = np.random.default_rng(seed)
     updates = []
     for _ in range(4):
@@ -216,7 +216,7 @@ def test_single_linkage_attains_the_papers_criterion_always_and_complete_linkage
 
 
 @pytest.mark.parametrize(("linkage", "parts"), [("single", [[0, 1, 2], [3]]), ("complete", [[0, 1], [2, 3]])])
-def test_a_cluster_is_divided_by_the_linkage_that_is_asked_for(linkage: Linkage, parts: list[list[int]]) -> None:
+def test_a_cluster_is_split_by_the_configured_linkage(linkage: Linkage, parts: list[list[int]]) -> None:
     policy = ready(ClusteredFL(10.0, 0.1, min_rounds=0, linkage=linkage), 4)
     policy.assign(0, range(4), Told({}))
     for client, degrees in enumerate((0, 40, 85, 140)):  # the gaps are 40, 45 and 55: the widest is before the last
@@ -235,7 +235,7 @@ def pulling(policy: ClusteredFL, clients: int, round: int, scale: float = 1.0, d
     return policy.new_models(round, max(policy.assigned) + 1)
 
 
-def test_a_cluster_at_rest_is_split_by_direction() -> None:
+def test_a_stationary_cluster_is_split_by_direction() -> None:
     policy = ready(ClusteredFL(0.4, 0.9, min_rounds=2), 6)
     assert [pulling(policy, 6, round) for round in range(3)] == [[], [], [NewModel(1, 0)]]
     assert policy.assigned == [0, 1, 0, 1, 0, 1]
@@ -244,7 +244,7 @@ def test_a_cluster_at_rest_is_split_by_direction() -> None:
     assert pulling(policy, 6, 3) == []  # each part now agrees: its mean is long
 
 
-def test_no_split_while_the_mean_is_long_or_all_are_short_or_few() -> None:
+def test_there_is_no_split_with_a_large_mean_small_updates_or_few_members() -> None:
     assert pulling(ready(ClusteredFL(0.4, 0.9, min_rounds=0), 6), 6, 5, drift=0.5) == []
     assert pulling(ready(ClusteredFL(0.4, 1.1, min_rounds=0), 6), 6, 5) == []
     assert pulling(ready(ClusteredFL(0.4, 0.9, min_rounds=6), 6), 6, 5) == []
@@ -252,7 +252,7 @@ def test_no_split_while_the_mean_is_long_or_all_are_short_or_few() -> None:
     assert pulling(ready(ClusteredFL(0.4, 0.9, min_rounds=0, min_size=5), 4), 4, 5) == []
 
 
-def test_absent_members_count_by_their_last_update_and_unheard_ones_hold_a_split_back() -> None:
+def test_absent_members_count_by_their_last_update_and_unheard_members_prevent_a_split() -> None:
     policy = ready(ClusteredFL(0.4, 0.9, min_rounds=0), 4)
     policy.assign(0, [0, 1, 2], Told({}))
     for client in (0, 1, 2):
@@ -265,7 +265,7 @@ def test_absent_members_count_by_their_last_update_and_unheard_ones_hold_a_split
 
 
 @pytest.mark.parametrize("make", [OneCluster, lambda: IFCA(2), lambda: ClusteredFL(0.4, 0.9, min_rounds=0)])
-def test_state_comes_back(make: Any) -> None:
+def test_the_state_of_a_policy_is_restored(make: Any) -> None:
     policy, again = ready(make(), 4), ready(make(), 4)
     policy.assign(0, range(4), Told({client: [client % 2, 0.5] for client in range(4)}))
     for client in range(4):

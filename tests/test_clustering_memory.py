@@ -34,7 +34,7 @@ class Told:
         ([2, 0, 0, 0, 0, 0, 0, 1, 1, 1], [3, 6, 9]),
     ],
 )
-def test_rounds_of_one_winner_are_counted_anew_with_another_one(winners: list[int], replaced: list[int]) -> None:
+def test_the_count_of_rounds_with_one_winner_restarts_with_another_winner(winners: list[int], replaced: list[int]) -> None:
     policy = IFCA(3, restarts=9, jitter=None)
     found: dict[int, list[NewModel]] = {}
     policy.setup(Facts([1] * 6))
@@ -60,7 +60,7 @@ def norm_columns(policy: ClusteredFL) -> set[str]:
     return {name for name in policy.columns() if "norm" in name}
 
 
-def test_the_parts_of_a_split_are_judged_by_what_is_heard_after_it() -> None:
+def test_new_clusters_of_a_split_are_judged_by_later_updates_only() -> None:
     """A part is neither measured nor split by updates that its members made for their common model."""
     policy = ClusteredFL(10.0, 0.1, min_rounds=0)
     policy.setup(Facts([1] * 6))
@@ -74,7 +74,7 @@ def test_the_parts_of_a_split_are_judged_by_what_is_heard_after_it() -> None:
     assert policy.assigned == [0, 2, 2, 1, 1, 1]
 
 
-def test_the_tree_has_the_largest_similarity_between_the_parts() -> None:
+def test_the_cluster_tree_records_the_largest_similarity_between_the_parts() -> None:
     """The nearest of different parts are 90 degrees apart, the furthest 130, and neighbours of one part 10 and 30."""
     policy = ClusteredFL(10.0, 0.1, min_rounds=0)
     policy.setup(Facts([1] * 4))

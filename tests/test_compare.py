@@ -70,14 +70,14 @@ def compare(*args: str) -> list[str]:
         (compare("--model.levels={a: {width: 1.0, depth: 7}}"), "run width: "),  # found when the net is made
     ],
 )
-def test_what_is_wrong_is_said_before_anything_runs(
+def test_errors_are_reported_before_any_run_starts(
     args: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said in refused(capsys, args)
     assert not Path("out").exists()
 
 
-def test_a_wrong_key_in_the_last_file_is_found_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_key_in_the_last_file_is_reported_before_any_run_starts(capsys: pytest.CaptureFixture[str]) -> None:
     Path("last.yaml").write_text("model: {init_args: {local: {epoch: 3}}}\n")
     other = ["-r", f"width={WIDTH}", "-r", f"other={WIDTH},last.yaml", *TINY, "--out", "out"]
     error = refused(capsys, ["compare", *other])
@@ -91,7 +91,7 @@ def test_a_wrong_key_in_the_last_file_is_found_first(capsys: pytest.CaptureFixtu
     assert not Path("out").exists()
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_the_plan_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     main(compare("--seeds", "0", "7", "--dry_run"))
     said = capsys.readouterr().out
     assert [line.split("│")[1:5] for line in said.splitlines() if line.startswith("│")] == [
@@ -100,7 +100,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(capsys: pytest.Captu
     assert not Path("out").exists()
 
 
-def test_one_comparison_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_comparison_in_the_same_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hetfl.compare.processes.PATIENCE_SECONDS", 0.4)
     with (
         only_one(Path("out")),
@@ -128,7 +128,7 @@ def undisturbed(root: Path, settings: list[str]) -> list[PlannedRun]:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_before_its_test_is_tested_and_ends_with_the_same_files(
+def test_a_run_killed_before_its_test_is_tested_and_has_the_same_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The last round is not validated: the test gathers statistics of its own.
@@ -162,7 +162,7 @@ class KillOnce(Callback):
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_to_the_same_numbers_and_repeats_nothing(
+def test_a_killed_comparison_resumes_to_the_same_numbers_without_repeating_runs(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Path("killer.py").write_text(KILLER)

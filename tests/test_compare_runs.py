@@ -64,7 +64,7 @@ def plain(lines: list[RunLine]) -> tuple[RunsProgress, io.StringIO]:
     return RunsProgress(lines, console=Console(file=said, width=60)), said
 
 
-def test_a_run_that_fails_is_said_in_one_line_and_others_go_on(runs: Runs, tmp_path: Path) -> None:
+def test_a_failing_run_is_reported_in_one_line_and_others_continue(runs: Runs, tmp_path: Path) -> None:
     planned, lines = runs(one=FAILS, two=WORKS, three=DIES, four=SAYS_NOTHING, five=IS_EMPTY)
     progress, said = plain(lines)
     with only_one(tmp_path) as lock, progress:
@@ -96,7 +96,7 @@ def test_a_run_that_fails_is_said_in_one_line_and_others_go_on(runs: Runs, tmp_p
         ({"one": FAILS, "two": DIES}, "hetfl: error: no report: no run is finished\n"),
     ],
 )
-def test_what_is_finished_is_reported_on_and_what_is_missing_is_said(
+def test_finished_runs_are_reported_and_missing_runs_are_listed(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], programs: dict[str, str], said: str
 ) -> None:
     planned, _ = runs(**programs)
@@ -135,7 +135,7 @@ def interrupt(times: int, when: Path) -> threading.Thread:
 
 
 @pytest.mark.parametrize(("program", "times"), [(WAITS, 1), (WAITS.replace("< 3", "< 0"), 3)])
-def test_ctrl_c_ends_the_present_run_and_starts_no_other(runs: Runs, tmp_path: Path, program: str, times: int) -> None:
+def test_ctrl_c_ends_the_running_run_and_starts_no_other(runs: Runs, tmp_path: Path, program: str, times: int) -> None:
     planned, lines = runs(one=program, two=WORKS)
     progress, said = plain(lines)
     thread = interrupt(times, planned[0].folder / "metrics.csv")
@@ -149,7 +149,7 @@ def test_ctrl_c_ends_the_present_run_and_starts_no_other(runs: Runs, tmp_path: P
     assert "1 of 3 rounds done" in said.getvalue()
 
 
-def test_a_run_goes_on_from_its_checkpoint_in_its_folder() -> None:
+def test_a_run_is_resumed_from_its_checkpoint_in_its_folder() -> None:
     run = PlannedRun("width", 3, Path("out/runs/width/seed_3"), TEXT)
     fit = ["fit", "-c", "out/runs/width/seed_3/config.yaml"]
     on = ["--ckpt_path", "out/runs/width/seed_3/checkpoints/last.ckpt"]
@@ -159,7 +159,7 @@ def test_a_run_goes_on_from_its_checkpoint_in_its_folder() -> None:
 
 
 @given(st.lists(st.sampled_from(["done", "running", "waiting", "failed"]), min_size=1), st.integers(3, 12))
-def test_what_is_under_way_is_in_view(states: list[str], height: int) -> None:
+def test_running_runs_are_visible(states: list[str], height: int) -> None:
     lines = [RunLine("a", seed, 3, state=state) for seed, state in enumerate(states)]  # type: ignore[arg-type]
     shown = in_view(lines, height)
     assert len(shown) == min(height, len(lines))
@@ -167,7 +167,7 @@ def test_what_is_under_way_is_in_view(states: list[str], height: int) -> None:
     assert first in shown
 
 
-def test_the_time_left_goes_by_each_runs_pace() -> None:
+def test_the_remaining_time_uses_the_speed_of_each_run() -> None:
     over = RunLine("a", 0, 10, done=10, state="done", seconds=20.0)  # 2 s a round
     under_way = RunLine("b", 0, 10, done=6, first=5, state="running", began=100.0)  # 4 s a round at 104
     same, new = RunLine("a", 1, 10), RunLine("c", 0, 10)

@@ -43,7 +43,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize("file", RUNS)
-def test_a_file_makes_a_run(file: Path, tmp_path: Path) -> None:
+def test_every_compressor_file_runs_and_saves_bytes(file: Path, tmp_path: Path) -> None:
     main(["fit", *DEMO, "-c", str(file), *SMALL, f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
     used = uplink(metrics.with_name("config.yaml"))
@@ -53,7 +53,7 @@ def test_a_file_makes_a_run(file: Path, tmp_path: Path) -> None:
     assert ratio < 1 if file.stem == "none" else ratio > 1.5
 
 
-def test_no_compressor_lacks_a_file() -> None:
+def test_every_compressor_has_a_file() -> None:
     classes = [each for each in vars(compression).values() if inspect.isclass(each) and issubclass(each, Compressor)]
     wanted = {f"hetfl.compression.{each.__name__}" for each in classes if not inspect.isabstract(each)}
     assert set(chain.from_iterable(compressors(uplink(file)["compressor"]) for file in FILES)) == wanted

@@ -34,7 +34,7 @@ PARTITIONERS = [IID(), Dirichlet(0.5, min_samples=3), LabelShards(2)]
 
 
 @pytest.mark.parametrize("partitioner", PARTITIONERS, ids=lambda p: type(p).__name__)
-def test_held_out_samples_are_no_clients(partitioner: Partitioner) -> None:
+def test_held_out_samples_belong_to_no_client(partitioner: Partitioner) -> None:
     module = ready(numbered(num_clients=10, partitioner=partitioner, val_fraction=0.2))
     held_out = module.resident.validation.inputs[:, 0].int().tolist()
     owned = flat(numbers(module, "train"))
@@ -62,7 +62,7 @@ def test_iid_clients_share_the_whole_test_set() -> None:
     assert sorted(flat(numbers(module, "test"))) == list(range(1000, 1080))
 
 
-def test_second_setup_loads_nothing_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_setup_loads_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ready(Digits(num_clients=20))
     before = [module.client_data(k) for k in range(20)]
     monkeypatch.setattr(Digits, "load", lambda self: pytest.fail("loaded twice"))
@@ -154,13 +154,13 @@ def test_lightning_runs_one_round_an_epoch(tmp_path: Path) -> None:
         ({"num_clients": 5, "partitioner": NaturalIds()}, "Expected client ids in the data, as NaturalIds"),
     ],
 )
-def test_impossible_settings_are_refused_on_one_line(arguments: dict[str, Any], message: str) -> None:
+def test_impossible_settings_are_refused_in_one_line(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         ready(numbered(**arguments))
     assert "\n" not in str(error.value)
 
 
-def test_one_sample_clients_are_possible_when_asked_for() -> None:
+def test_clients_with_one_sample_are_accepted_on_request() -> None:
     assert set(ready(numbered(num_clients=100, min_samples=1)).sizes) == {1, 2}
 
 
@@ -187,7 +187,7 @@ def test_unassigned_samples_are_logged_and_in_the_summary(caplog: pytest.LogCapt
     )
 
 
-def test_use_before_setup_is_an_error() -> None:
+def test_use_before_setup_is_refused() -> None:
     module = Digits()
     for use in (lambda: module.num_clients, lambda: module.transform, lambda: module.client_data(0)):
         with pytest.raises(RuntimeError, match="setup"):
@@ -197,7 +197,7 @@ def test_use_before_setup_is_an_error() -> None:
 # --- natural clients ---
 
 
-def test_clients_named_by_the_data() -> None:
+def test_clients_can_be_named_by_the_data() -> None:
     ids = ["north" if i % 3 else "south" for i in range(200)]
     test_ids = ["south" if i % 2 else "west" for i in range(80)]
     module = ready(numbered(train_clients=ids, test_clients=test_ids))
@@ -214,7 +214,7 @@ def test_ids_without_test_ids_match_the_test_set_by_class() -> None:
     assert [{(x - 1000) % 5 for x in part} for part in numbers(module, "test")] == [{0}, {1}, {2}, {3}, {4}]
 
 
-def test_number_of_natural_clients_must_match() -> None:
+def test_a_wrong_number_of_natural_clients_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="null or 4, the number of client ids .* but got 9"):
         ready(numbered(train_clients=[i % 4 for i in range(200)], num_clients=9))
     assert ready(numbered(train_clients=[i % 4 for i in range(200)], num_clients=9, partitioner=IID())).num_clients == 9

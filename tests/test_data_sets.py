@@ -39,7 +39,7 @@ def ready(module: FederatedDataModule) -> FederatedDataModule:
     return module
 
 
-def test_digits_are_normalised_and_split_the_same_way_for_every_seed() -> None:
+def test_digits_are_normalised_and_every_seed_has_the_same_test_set() -> None:
     first, other = ready(Digits(num_clients=10, seed=0)), ready(Digits(num_clients=10, seed=1))
     assert first.num_classes == 10
     assert sum(first.sizes) == 1293
@@ -87,7 +87,7 @@ def test_idx_files_are_read(tmp_path: Path, data_set: type[MNIST]) -> None:
         (CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # of DepthFL's baseline
     ],
 )
-def test_colour_images_are_normalised_as_in_the_methods_code(
+def test_colour_images_are_normalised_as_in_the_authors_code(
     data_set: type[CIFAR10 | CIFAR100], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
     grey = ClientData(torch.full((1, 3, 32, 32), 128, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
@@ -97,7 +97,7 @@ def test_colour_images_are_normalised_as_in_the_methods_code(
 
 
 @pytest.mark.parametrize(("data_set", "folder"), [(MNIST, "MNIST/raw"), (CIFAR10, "cifar-10-batches-py")])
-def test_missing_files_are_named_on_one_line(tmp_path: Path, data_set: type[MNIST], folder: str) -> None:
+def test_missing_files_are_named_in_one_line(tmp_path: Path, data_set: type[MNIST], folder: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{re.escape(str(tmp_path / folder))}.*download: true") as error:
         ready(data_set(root=str(tmp_path)))
     assert "\n" not in str(error.value)
@@ -144,7 +144,7 @@ def test_image_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ready(ImageFolder(root=str(tmp_path)))
 
 
-def test_any_dataset_can_be_used() -> None:
+def test_any_torch_dataset_can_be_used() -> None:
     train = TensorDataset(torch.arange(60).float()[:, None], torch.arange(60) % 3)
     test = TensorDataset(torch.arange(1000, 1030).float()[:, None], torch.arange(30) % 3)
     ids = [i % 5 for i in range(60)]

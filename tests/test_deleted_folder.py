@@ -22,7 +22,7 @@ def folder_of(logger: RunFolder) -> Path:
     return Path(logger.save_dir)
 
 
-def test_what_was_written_whole_comes_back_and_rows_are_said_to_be_lost(tmp_path: Path) -> None:
+def test_complete_files_are_restored_and_lost_rows_are_warned_about(tmp_path: Path) -> None:
     logger = RunFolder(str(tmp_path))
     folder = folder_of(logger)
     logger.write_file("config.yaml", b"seed: 0\n")
@@ -38,7 +38,7 @@ def test_what_was_written_whole_comes_back_and_rows_are_said_to_be_lost(tmp_path
     assert (folder / "metrics.csv").read_text() == "step,train/loss,lr\n1,1,0.2\n2,2,\n"
 
 
-def test_a_folder_that_something_else_made_again_is_noticed_too(tmp_path: Path) -> None:
+def test_a_folder_recreated_by_another_writer_is_detected(tmp_path: Path) -> None:
     logger = RunFolder(str(tmp_path))
     folder = folder_of(logger)
     logger.write_file("config.yaml", b"seed: 0\n")
@@ -70,7 +70,7 @@ def test_a_run_whose_folder_was_deleted_can_be_resumed(tmp_path: Path) -> None:
     assert pd.read_csv(folder / "metrics.csv")["step"].tolist() == [1, 2, 3]
 
 
-def test_another_process_in_the_new_folder_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_in_the_recreated_folder_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = RunFolder(str(tmp_path))
     shutil.rmtree(folder_of(logger))
 

@@ -158,7 +158,7 @@ def test_sums_of_float32_deltas_agree_up_to_rounding(make: Callable[[], Compress
     others=st.lists(st.floats(-6e4, 6e4, width=32), min_size=6, max_size=6),
     half_precision=st.booleans(),
 )
-def test_each_step_is_bit_exact(
+def test_every_step_is_bit_exact(
     make: Callable[[], Compressor], numbers: list[float], others: list[float], half_precision: bool
 ) -> None:
     feedback = ErrorFeedback(make(), half_precision=half_precision)
@@ -189,7 +189,7 @@ def test_entries_outside_the_index_are_not_touched() -> None:
         np.testing.assert_array_equal(got[name], want[name])
 
 
-def test_a_message_that_is_not_accepted_changes_nothing() -> None:
+def test_an_unaccepted_message_changes_nothing() -> None:
     feedback = ErrorFeedback(TopK(density=0.1))
     run(feedback, 3, 0, torch.float32, integers=False)
     before = [blocks_of(feedback, client) for client in range(4)]
@@ -205,7 +205,7 @@ def test_a_message_that_is_not_accepted_changes_nothing() -> None:
             np.testing.assert_array_equal(blocks_of(feedback, client)[name], before[client][name])
 
 
-def test_a_residual_costs_what_the_client_has_held() -> None:
+def test_a_residual_takes_the_memory_of_the_held_entries() -> None:
     feedback = ErrorFeedback(HardThreshold(threshold=100.0))
     small: Index = {"conv": (slice(0, 2), slice(0, 1), slice(0, 3)), "head": (torch.tensor([0, 2]), slice(0, 2))}
     message = feedback.prepare(0, torch.ones(10), index=small, round=0, lr=0.1)
@@ -216,7 +216,7 @@ def test_a_residual_costs_what_the_client_has_held() -> None:
     }
 
 
-def test_a_zero_residual_costs_nothing() -> None:
+def test_a_zero_residual_takes_no_memory() -> None:
     feedback = ErrorFeedback(Identity())
     run(feedback, 5, 0, torch.float32, integers=False)
     assert feedback.residuals.clients() == []
@@ -230,7 +230,7 @@ def test_a_zero_residual_costs_nothing() -> None:
     assert feedback.state_dict()["squared_norms"].tolist() == []
 
 
-def test_without_error_feedback_nothing_is_kept() -> None:
+def test_without_error_feedback_no_residual_is_kept() -> None:
     feedback = ErrorFeedback(TopK(density=0.5), enabled=False)
     for round in range(2):
         message = feedback.prepare(0, torch.arange(6.0), index=full_index("bias"), round=round, lr=0.1)
@@ -242,14 +242,14 @@ def test_without_error_feedback_nothing_is_kept() -> None:
     assert feedback.norm() == 0.0
 
 
-def test_the_norm_is_that_of_all_residuals() -> None:
+def test_the_norm_is_over_all_residuals() -> None:
     feedback = ErrorFeedback(TopK(density=0.1))
     run(feedback, 10, 2, torch.float64, integers=False)
     squares = [float((part**2).sum()) for client in range(4) for part in blocks_of(feedback, client).values()]
     assert feedback.norm() == pytest.approx(math.sqrt(sum(squares)), rel=1e-12)
 
 
-def test_the_compressor_learns_from_what_was_accepted() -> None:
+def test_the_compressor_observes_accepted_updates() -> None:
     feedback = ErrorFeedback(HardThreshold(density=0.5))
     refused = feedback.prepare(0, torch.full((6,), 9.0), index=full_index("bias"), round=0, lr=0.1)
     accepted = feedback.prepare(1, torch.arange(6.0), index=full_index("bias"), round=0, lr=0.1)
@@ -259,7 +259,7 @@ def test_the_compressor_learns_from_what_was_accepted() -> None:
     assert feedback.residuals.load(refused.client) == {}
 
 
-def test_the_exact_block_travels_beside() -> None:
+def test_the_exact_block_is_sent_uncompressed() -> None:
     feedback = ErrorFeedback(TopK(density=0.1), half_precision=True)
     exact = torch.tensor([1 + 2**-20, 3.0])
     message = feedback.prepare(0, torch.ones(6), index=full_index("bias"), round=0, lr=0.1, exact=exact)
@@ -314,7 +314,7 @@ def test_resuming_is_bit_exact(on_disk: bool, tmp_path: Path) -> None:
     assert resumed.norm() == norm
 
 
-def test_disk_equals_memory(tmp_path: Path) -> None:
+def test_disk_store_equals_memory_store(tmp_path: Path) -> None:
     stores = (MemoryStore(), DiskStore(str(tmp_path)))
     feedbacks = [ErrorFeedback(TopK(density=0.1), residuals=store) for store in stores]
     for feedback in feedbacks:

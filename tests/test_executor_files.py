@@ -18,7 +18,7 @@ SMALL = ["--trainer.max_epochs=1", LEVELS, "--model.net.hidden=[16,16]", *FEW, *
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_file_makes_a_run(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_executor_file_runs(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     main(["fit", *DEMO, "-c", str(file), *SMALL, f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
     wanted = yaml.safe_load(file.read_text())["model"]["init_args"]["executor"]
@@ -43,7 +43,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("executor", "more", "message"), WRONG)
-def test_what_is_wrong_is_said_in_one_line(
+def test_wrong_executor_settings_are_reported_in_one_line(
     executor: dict[str, object], more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [*SMALL, f"--model.executor={json.dumps(executor)}", *more]

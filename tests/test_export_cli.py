@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_levels_of_a_run_become_files_with_the_runs_test_accuracy(
+def test_exported_levels_of_a_run_have_its_test_accuracy(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = pd.read_csv(run / "metrics.csv")
@@ -61,7 +61,7 @@ def test_levels_of_a_run_become_files_with_the_runs_test_accuracy(
     assert (card["rounds"], card["score"]["samples"]) == (2, 360)
 
 
-def test_one_line_is_said_whatever_the_exporter_says(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_export_prints_one_line_and_hides_the_exporters_output(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
     main(["export", str(run), "--out", "small.onnx", "--level=e"])
     shown = capfd.readouterr()
@@ -71,7 +71,7 @@ def test_one_line_is_said_whatever_the_exporter_says(run: Path, capfd: pytest.Ca
     assert {path.name for path in Path().iterdir()} == {"small.onnx", "small.onnx.json"}
 
 
-def test_out_is_a_file_or_a_folder_and_the_largest_level_the_default(run: Path) -> None:
+def test_out_is_a_file_or_a_folder_and_the_default_is_the_largest_level(run: Path) -> None:
     checkpoint = str(run / "checkpoints/last.ckpt")
     main(["export", "-c", str(run / "config.yaml"), "--ckpt_path", checkpoint, "--out=new/place", "--level=null"])
     main(["export", str(run), "--level=b", "--out=new/small.onnx"])
@@ -106,7 +106,7 @@ SLOW = {"nowhere", "another suffix", "below a file"}
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in WRONG])
-def test_what_is_wrong_is_said_in_one_line(case: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_reported_in_one_line(case: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args, expected = WRONG[case]
     Path("file").touch()
     Path("bare").mkdir()
@@ -114,7 +114,7 @@ def test_what_is_wrong_is_said_in_one_line(case: str, run: Path, capsys: pytest.
     assert expected in refused(capsys, ["export", *(str(run) if arg == "RUN" else arg for arg in args)])
 
 
-def test_a_full_disk_is_said_in_one_line_with_status_1(
+def test_a_full_disk_is_reported_in_one_line_with_status_1(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*args: object) -> None:

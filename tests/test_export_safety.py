@@ -72,7 +72,7 @@ def replace_content(path: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["b.safetensors", "b.onnx"])
-def test_any_damage_is_noticed(files: Path, name: str) -> None:
+def test_every_damage_is_detected(files: Path, name: str) -> None:
     path, choose = files / name, random.Random(0)
     data = path.read_bytes()
     for _ in range(20):
@@ -103,7 +103,7 @@ CARDS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("case", CARDS)
-def test_a_card_that_is_none_is_refused(case: str, files: Path) -> None:
+def test_an_invalid_card_is_refused(case: str, files: Path) -> None:
     text, expected = CARDS[case]
     (files / "b.onnx.json").write_text(text)
     with pytest.raises(ConfigurationError, match=expected):
@@ -131,7 +131,7 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_card_makes_nothing_but_hetfls_own_nets(
+def test_a_card_can_only_construct_nets_of_hetfl(
     name: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stranger.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nclass Net: pass\n")
@@ -153,7 +153,7 @@ ARGUMENTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", ARGUMENTS)
-def test_arguments_that_make_another_net_are_refused(case: str, files: Path) -> None:
+def test_card_arguments_that_make_another_net_are_refused(case: str, files: Path) -> None:
     arguments, expected = ARGUMENTS[case]
     change_card(files / "b.safetensors", lambda card: card["net"].update(arguments=arguments))
     with pytest.raises(ConfigurationError, match=expected):
@@ -161,7 +161,7 @@ def test_arguments_that_make_another_net_are_refused(case: str, files: Path) -> 
     said(files / "b.safetensors")
 
 
-def test_tensors_must_be_the_nets(files: Path) -> None:
+def test_tensors_that_do_not_match_the_net_are_refused(files: Path) -> None:
     path = files / "b.safetensors"
     tensors = safetensors.torch.load_file(path)
     bias = tensors["classifier.bias"]
@@ -180,13 +180,13 @@ def test_tensors_must_be_the_nets(files: Path) -> None:
 
 
 @pytest.mark.parametrize("width", ["0", "-1", "1.5", "NaN", "1" + 400 * "0"])
-def test_a_card_with_a_width_that_no_level_has_is_refused(files: Path, width: str) -> None:
+def test_a_card_with_an_impossible_width_is_refused(files: Path, width: str) -> None:
     card = files / "b.safetensors.json"
     card.write_text(re.sub(r'"width": [0-9.]+,', f'"width": {width},', card.read_text(), count=1))
     assert "a width in (0, 1] in the card" in said(files / "b.safetensors")
 
 
-def test_a_card_of_a_huge_net_is_refused_before_it_is_made(files: Path) -> None:
+def test_a_card_of_a_huge_net_is_refused_before_construction(files: Path) -> None:
     card = files / "b.safetensors.json"
     content = json.loads(card.read_text())
     content["net"]["arguments"]["hidden"] = [1] * 100_000
@@ -202,7 +202,7 @@ def test_a_card_of_a_net_of_a_billion_layers_is_refused_while_it_is_made(files: 
 
 
 @pytest.mark.parametrize("location", ["secret.bin", "../secret.bin"])
-def test_an_onnx_file_may_not_name_other_files(files: Path, federation: FederatedModule, location: str) -> None:
+def test_an_onnx_file_that_refers_to_other_files_is_refused(files: Path, federation: FederatedModule, location: str) -> None:
     path = files / "b.onnx"
     export_submodel(federation, "b", path)
     model = onnx.load_from_string(path.read_bytes())
@@ -215,7 +215,7 @@ def test_an_onnx_file_may_not_name_other_files(files: Path, federation: Federate
     assert "with all values inside but got one that may name other files" in said(path)
 
 
-def test_a_loaded_onnx_model_says_what_it_takes_and_can_be_copied(files: Path, federation: FederatedModule) -> None:
+def test_a_loaded_onnx_model_checks_its_inputs_and_can_be_copied(files: Path, federation: FederatedModule) -> None:
     path = files / "b.onnx"
     export_submodel(federation, "b", path)
     loaded = hetfl.load(path)
@@ -227,12 +227,12 @@ def test_a_loaded_onnx_model_says_what_it_takes_and_can_be_copied(files: Path, f
         assert "\n" not in str(error.value)
 
 
-def test_an_onnx_file_of_junk_is_refused(files: Path) -> None:
+def test_an_onnx_file_of_random_bytes_is_refused(files: Path) -> None:
     with pytest.raises(ConfigurationError, match="Expected an ONNX model that onnxruntime can run but got: "):
         Onnx().decode(b"junk", read_card(files / "b.onnx.json"), None)
 
 
-def test_a_full_disk_leaves_the_file_before_and_nothing_else(
+def test_a_full_disk_keeps_the_previous_file_and_leaves_no_other(
     federation: FederatedModule, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = files / "b.safetensors"
@@ -258,7 +258,7 @@ def test_a_full_disk_leaves_the_file_before_and_nothing_else(
         assert {each.name: each.read_bytes() for each in files.iterdir()} == before
 
 
-def test_a_file_that_reads_back_otherwise_never_gets_its_name(
+def test_a_file_that_reads_back_differently_is_not_kept(
     federation: FederatedModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = Safetensors.encode

@@ -24,17 +24,17 @@ def section_of(block: str) -> str:
 NAMES = [section_of(block) for block in BLOCKS[1:]]
 
 
-def test_every_kind_has_an_example() -> None:
+def test_every_kind_of_extension_has_an_example() -> None:
     assert set(HEADINGS) - {"Rules for everything"} == set(NAMES)
 
 
-def test_the_table_of_contents_has_every_section() -> None:
+def test_the_table_of_contents_lists_every_section() -> None:
     links = re.findall(r"\]\(#([a-z-]+)\)", TEXT[: TEXT.index("```python")])
     assert sorted(links) == sorted(heading.lower().replace(" ", "-") for heading in HEADINGS)
 
 
 @pytest.mark.parametrize("number", range(1, len(BLOCKS)), ids=NAMES)
-def test_example(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": f"guide_{number}"}
     for block in (BLOCKS[0], BLOCKS[number]):

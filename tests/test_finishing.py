@@ -71,7 +71,7 @@ def test_a_run_killed_before_its_test_is_completed_to_the_same_bytes(
     assert contents(folder) == right
 
 
-def test_only_what_is_missing_is_done(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_missing_outputs_are_made(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     (folder / "plots/accuracy_over_bytes.svg").unlink()
     main(["resume", str(folder), "--plots", "false"])
@@ -85,7 +85,7 @@ def test_only_what_is_missing_is_done(whole: Path, tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out.startswith("pictures ")
 
 
-def test_with_settings_a_finished_run_goes_on_or_is_refused(
+def test_a_finished_run_with_changed_settings_continues_or_is_refused(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -99,7 +99,7 @@ def test_with_settings_a_finished_run_goes_on_or_is_refused(
     assert pd.read_csv(folder / "metrics.csv")["step"].tolist() == [0, 1, 2]
 
 
-def test_rows_that_are_missing_are_said(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_rows_are_reported(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
     (folder / "metrics.csv").write_text("".join(lines[:-1]))
@@ -109,7 +109,7 @@ def test_rows_that_are_missing_are_said(whole: Path, tmp_path: Path, capsys: pyt
     assert "Expected 2 rounds in " in capsys.readouterr().err
 
 
-def test_a_run_that_stopped_early_is_completed_without_another_round(
+def test_an_early_stopped_run_is_completed_without_another_round(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fit(tmp_path, f"--trainer.callbacks={yaml.safe_dump([STOP], default_flow_style=True).strip()}")

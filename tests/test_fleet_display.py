@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 DEMO = ["describe", "-c", str(ROOT / "configs/demo.yaml"), "--model.net.hidden=[16,32]", "--data.num_clients=20"]
 
 
-def test_describe_tells_the_kinds_and_the_seconds_of_each_level(capsys: pytest.CaptureFixture[str]) -> None:
+def test_describe_prints_device_kinds_and_seconds_per_level(capsys: pytest.CaptureFixture[str]) -> None:
     main([*DEMO, "-c", str(ROOT / "configs/fleet/mixed.yaml"), "--model.assignment.seconds=0.06"])
     said = capsys.readouterr().out
     fleet = Preset("mixed")
@@ -34,7 +34,7 @@ def test_describe_tells_the_kinds_and_the_seconds_of_each_level(capsys: pytest.C
 
 
 @pytest.mark.slow
-def test_describe_of_the_other_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_describe_prints_the_fleet_of_other_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "devices.csv"
     lines = [f"{k},1e9,1e6,{1e5 * (k + 1):g},{k % 2}" for k in range(20)]
     path.write_text("client,throughput,downlink,uplink,first_round\n" + "\n".join(lines) + "\n", encoding="utf-8")
@@ -46,7 +46,7 @@ def test_describe_of_the_other_configurations(tmp_path: Path, capsys: pytest.Cap
     assert re.search(r"RandomFleet: devices", capsys.readouterr().out)
 
 
-def test_who_joins_and_leaves_is_counted() -> None:
+def test_joining_and_leaving_clients_are_counted() -> None:
     fleet = RandomFleet(first_round=Between(0, 3), stays=2.0)
     fleet.setup(Facts([1] * 30, 0))
     joining = int(np.count_nonzero(fleet.devices.first_round))
@@ -56,6 +56,6 @@ def test_who_joins_and_leaves_is_counted() -> None:
     assert comings_and_goings(plain) is None
 
 
-def test_the_summary_says_how_many_updates_were_lost() -> None:
+def test_the_summary_shows_the_number_of_lost_updates() -> None:
     assert totals({"sim/lost_total": 3.0}, 1.0)["updates lost"].startswith("3 (")
     assert "updates lost" not in totals({"sim/lost_total": 0.0}, 1.0)

@@ -55,7 +55,7 @@ def lively(**changes: Any) -> FederatedModule:
 
 
 @pytest.mark.filterwarnings("ignore:No client within reach can run level")
-def test_the_same_seed_gives_the_same_history_also_with_workers_and_after_a_kill(fit: Fit, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_history_with_workers_and_after_a_kill(fit: Fit, tmp_path: Path) -> None:
     options: dict[str, Any] = {"check_val_every_n_epoch": 3}
     whole = rows(fit(lively(), rounds=6, name="whole", **options))
     again = rows(fit(lively(executor=Workers(2)), rounds=6, name="again", **options))
@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_history_also_with_workers_and_after_a_kill
             fit(lively(**change), rounds=6, name="changed", ckpt=str(path))
 
 
-def test_predictions_are_dense_at_first_and_then_as_the_last_updates_were(fit: Fit) -> None:
+def test_predictions_assume_dense_updates_at_first_and_then_the_last_ratio(fit: Fit) -> None:
     selection, fleet = Quick(5), varied()
     module = small_module(
         selection=selection, fleet=fleet, uplink=ErrorFeedback(TopK(0.1)), levels=small_levels(1, 0.5)
@@ -96,7 +96,7 @@ def test_predictions_are_dense_at_first_and_then_as_the_last_updates_were(fit: F
         assert 0.1 < share < 0.3
 
 
-def test_a_round_that_loses_everybody_moves_nothing_and_the_run_goes_on(fit: Fit) -> None:
+def test_a_round_that_loses_all_updates_changes_nothing_and_the_run_continues(fit: Fit) -> None:
     module = small_module(
         fleet=SameDevice(Device(failure_rate=1.0)),
         server_optimizer=lambda p: Adam(p, lr=0.1),
@@ -116,7 +116,7 @@ def test_a_round_that_loses_everybody_moves_nothing_and_the_run_goes_on(fit: Fit
     assert table["val/accuracy"].notna().all()  # those that gather statistics do not fail
 
 
-def test_all_that_arrive_diverged_still_ends_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_in_which_all_arrived_updates_diverged_ends_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     module = small_module(fleet=SameDevice(Device(failure_rate=0.5)), selection=Uniform(8))
     monkeypatch.setattr(module, "loss", lambda outputs, targets, ctx: outputs.sum() * float("nan"))
     with pytest.warns(UserWarning, match="refused"), pytest.raises(ConfigurationError, match="diverged"):
@@ -124,7 +124,7 @@ def test_all_that_arrive_diverged_still_ends_the_run(fit: Fit, monkeypatch: pyte
 
 
 @pytest.mark.filterwarnings("ignore:No client within reach can run level")
-def test_the_clock_waits_for_somebody_and_statistics_are_gathered_by_who_is_there(
+def test_the_clock_waits_for_a_client_and_reachable_clients_gather_statistics(
     fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = RandomFleet(availability=0.05, period=1000.0)
@@ -166,7 +166,7 @@ def test_levels_by_device_meet_their_deadline(fit: Fit) -> None:
     assert len(set(module.assignment.levels(0))) > 2
 
 
-def test_who_took_part_by_the_clock_cannot_be_replayed(fit: Fit) -> None:
+def test_cohorts_that_depend_on_the_clock_cannot_be_replayed(fit: Fit) -> None:
     module = small_module(fleet=RandomFleet(availability=0.5))
     fit(module, rounds=1, limit_val_batches=0)
     with pytest.raises(ConfigurationError, match="always within reach, to replay .* RandomFleet"):
@@ -179,7 +179,7 @@ def test_an_impossible_deadline_is_refused(deadline: float) -> None:
         small_module(deadline=deadline)
 
 
-def test_history_does_not_depend_on_what_was_asked_in_between() -> None:
+def test_the_history_of_a_fleet_does_not_depend_on_queries() -> None:
     one, other = varied(availability=0.5, period=50.0), varied(availability=0.5, period=50.0)
     for fleet in (one, other):
         fleet.setup(Facts([1] * 9, 5))

@@ -68,7 +68,7 @@ def watched(module: FederatedModule, monkeypatch: pytest.MonkeyPatch) -> tuple[W
     return Witness(), lengths
 
 
-def test_the_clock_and_the_costs_are_those_of_a_plain_computation(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_and_the_costs_equal_a_plain_computation(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     deadline = 8.0
     fleet = varied(failure_rate=0.2)
     module = small_module(
@@ -128,7 +128,7 @@ def test_the_clock_and_the_costs_are_those_of_a_plain_computation(fit: Fit, monk
     assert table["sim/reachable"].tolist() == [12] * 6
 
 
-def test_lost_updates_leave_residuals_as_they_were_and_accepted_ones_do_not(
+def test_only_accepted_updates_change_residuals(
     fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = small_module(
@@ -157,7 +157,7 @@ def test_lost_updates_leave_residuals_as_they_were_and_accepted_ones_do_not(
     assert prepared > 0  # of those that were dropped, some had compressed what never arrived
 
 
-def test_phases_follow_each_other_and_a_client_does_one_thing_after_the_other() -> None:
+def test_phases_and_the_work_of_one_client_are_sequential() -> None:
     fleet = SameDevice(Device(throughput=10.0, downlink=5.0, uplink=2.0))
     fleet.setup(Facts([1] * 3, 0))
     ledger = Ledger(fleet, deadline=100.0)
@@ -188,7 +188,7 @@ def test_phases_follow_each_other_and_a_client_does_one_thing_after_the_other() 
     assert (again.total.down_statistics_bytes, again.total.down_bytes) == (3, 518)
 
 
-def test_an_update_that_takes_as_long_as_the_deadline_is_in_time() -> None:
+def test_an_update_that_takes_exactly_the_deadline_is_in_time() -> None:
     fleet = SameDevice(Device(throughput=8.0, downlink=4.0, uplink=2.0))
     fleet.setup(Facts([1] * 1, 0))
     ledger = Ledger(fleet, deadline=7.5)
@@ -199,7 +199,7 @@ def test_an_update_that_takes_as_long_as_the_deadline_is_in_time() -> None:
     assert (ledger.round.failed, ledger.round.dropped) == (1, 1)
 
 
-def test_those_who_have_left_or_are_yet_to_join_end_no_wait(tmp_path: Path) -> None:
+def test_waiting_ignores_clients_that_have_left_or_not_joined(tmp_path: Path) -> None:
     """Against the moments at which each client by itself comes within reach, for five thousand seconds."""
     lines = ["client,throughput,downlink,uplink,availability,first_round,last_round"]
     lines += [f"{k},1,1,1,0.1,{5 * (k == 0)},{3 if k == 1 else 99}" for k in range(4)]

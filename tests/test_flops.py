@@ -9,7 +9,7 @@ from hetfl.local.flops import flops_per_sample
 from hetfl.models import MultiExitConvNet
 
 
-def test_flops_by_hand() -> None:
+def test_flops_of_multi_exit_nets_by_hand() -> None:
     net = MultiExitConvNet(in_channels=1, num_classes=10, hidden=(4, 8))
     forward, training = flops_per_sample(net, torch.rand(3, 1, 8, 8))
     first, second = 2 * 64 * 9 * 1 * 4, 2 * 16 * 9 * 4 * 8
@@ -30,7 +30,7 @@ class Apart(nn.Module):
         return torch.cat([conv(x[:, [c]]) for c, conv in enumerate(self.filters)], dim=1)
 
 
-def test_flops_of_grouped_convolutions_are_those_of_their_groups() -> None:
+def test_flops_of_grouped_convolutions_equal_the_sum_over_groups() -> None:
     x = torch.rand(2, 6, 5, 5)
     stem = nn.Conv2d(6, 6, 1)
     depthwise = flops_per_sample(nn.Sequential(stem, nn.Conv2d(6, 6, 3, padding=1, groups=6)), x)

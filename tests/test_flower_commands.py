@@ -84,7 +84,7 @@ def test_a_port_in_use_is_refused() -> None:
             command(["server", "--port", str(port)])
 
 
-def test_two_do_not_work_in_one_folder_of_flowers_files(tmp_path: Path) -> None:
+def test_two_processes_cannot_share_a_home_folder(tmp_path: Path) -> None:
     """A server and a node on one machine, or two nodes: each would take the other's programs and logs for its own."""
     with own_folder(tmp_path), pytest.raises(ConfigurationError, match="a folder of its own for --home"):
         command([*CLIENT, "--home", str(tmp_path)])
@@ -92,12 +92,12 @@ def test_two_do_not_work_in_one_folder_of_flowers_files(tmp_path: Path) -> None:
         pass
 
 
-def test_clients_may_be_named_in_ranges() -> None:
+def test_clients_may_be_given_as_ranges() -> None:
     assert numbers("0, 3,7-9") == [0, 3, 7, 8, 9]
     assert numbers("4-4") == [4]
 
 
-def test_why_a_node_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_the_reason_why_a_node_cannot_be_made_is_reported(tmp_path: Path) -> None:
     report = tmp_path / "report"
     assert not is_made(report)
     report.write_text("some warning\nhetfl: error: Expected this but got that\n")
@@ -107,7 +107,7 @@ def test_why_a_node_cannot_be_made_is_said(tmp_path: Path) -> None:
     assert is_made(report)
 
 
-def test_a_superlink_that_gives_the_run_up_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_superlink_that_abandons_the_run_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does if it hears nothing of the run for a minute; then the run is to go on from its checkpoint."""
 
     def given_up(*args: object, **options: object) -> None:

@@ -158,7 +158,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lying_node_changes_nothing(fit: Fit, tmp_path: Path, lie: str, without: dict[str, torch.Tensor]) -> None:
+def test_a_lying_node_does_not_change_the_model(fit: Fit, tmp_path: Path, lie: str, without: dict[str, torch.Tensor]) -> None:
     """The same weights as in a run in which nothing comes of that node's clients; and the log says which lie it was."""
     tamper, message = LIES[lie]
     lied = federated(make(), hands(tmp_path, tamper))
@@ -171,7 +171,7 @@ def test_a_lying_node_changes_nothing(fit: Fit, tmp_path: Path, lie: str, withou
 
 
 @pytest.mark.parametrize("lie", ["values changed on the way", "more passes", "a replay"])
-def test_a_lie_about_statistics_is_left_out(fit: Fit, tmp_path: Path, lie: str) -> None:
+def test_false_statistics_are_left_out(fit: Fit, tmp_path: Path, lie: str) -> None:
     """Of every level the others' sums are enough; levels are evaluated all the same."""
     tamper, _ = LIES[lie]
     module = federated(make(), hands(tmp_path, tamper))
@@ -181,7 +181,7 @@ def test_a_lie_about_statistics_is_left_out(fit: Fit, tmp_path: Path, lie: str) 
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_no_number_is_refused_and_chooses_nobody(fit: Fit, tmp_path: Path, loss: float) -> None:
+def test_a_non_finite_loss_is_refused_and_its_client_is_not_selected(fit: Fit, tmp_path: Path, loss: float) -> None:
     """Power-of-Choice asks everyone, and takes those who lose most: not who says so with NaN or infinity."""
 
     def build() -> FederatedModule:
@@ -206,7 +206,7 @@ def test_a_loss_that_is_no_number_is_refused_and_chooses_nobody(fit: Fit, tmp_pa
     assert chosen.isdisjoint(SPLIT[LIAR])
 
 
-def test_a_node_serves_its_own_clients_alone(tmp_path: Path) -> None:
+def test_a_node_refuses_orders_for_clients_of_other_nodes(tmp_path: Path) -> None:
     """Asked for another's, it says so; the others' orders in the same request are done."""
     node = make_node([3, 4], tmp_path, make)
     model = wire.encode(DenseUpdate(torch.zeros(node.bench.size("c"))), round=0, client=0)
@@ -217,7 +217,7 @@ def test_a_node_serves_its_own_clients_alone(tmp_path: Path) -> None:
     assert "among [3, 4] but got 5" in found[1].reason
 
 
-def test_a_model_of_another_size_is_refused_by_the_node(tmp_path: Path) -> None:
+def test_a_node_refuses_a_model_of_wrong_size(tmp_path: Path) -> None:
     node = make_node([3], tmp_path, make)
     model = wire.encode(DenseUpdate(torch.zeros(17)), round=0, client=0)
     request = Request("train", "n", "0" * 32, compressor=pack({}), orders=[Order(Task(3, "c", 0, 0, 0.1), model)])
@@ -226,7 +226,7 @@ def test_a_model_of_another_size_is_refused_by_the_node(tmp_path: Path) -> None:
     assert "Expected size 158 from client 0 but got 17" in report.reason
 
 
-def test_requests_come_back_as_they_were() -> None:
+def test_requests_survive_encoding_and_decoding() -> None:
     task = Task(7, "b", 3, 0, 0.1 + 0.2, epochs=2, model=1)
     order = Order(task, b"bytes", b"part", "0" * 32, ["0" * 32, "1" * 32])
     request = Request("losses", "n", "f" * 32, 64, b"state", {"a": "b"}, [order, Order(task, b"others", keep=[])])
@@ -235,7 +235,7 @@ def test_requests_come_back_as_they_were() -> None:
     assert read_request(over_the_wire(request_records(hello))) == hello
 
 
-def test_the_servers_bound_is_no_setting_of_the_run() -> None:
+def test_the_servers_norm_bound_is_not_a_setting_of_the_run() -> None:
     """Nodes need not know it, and without ``--max_norm`` it takes everything."""
     module, plain = make(), make()
     module.hooks.append(ServerBound(1.0))

@@ -41,7 +41,7 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
         yield made
 
 
-def test_three_nodes_give_the_bits_of_one_process(federation: Federation) -> None:
+def test_three_nodes_give_the_same_bits_as_one_process(federation: Federation) -> None:
     for number in NODES:
         federation.node(number)
     federation.server()
@@ -51,7 +51,7 @@ def test_three_nodes_give_the_bits_of_one_process(federation: Federation) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning", "ignore:No update of a round:UserWarning")
-def test_killed_nodes_come_back_and_their_clients_go_on_from_what_was_accepted(federation: Federation) -> None:
+def test_killed_nodes_return_and_their_clients_continue_from_the_accepted_state(federation: Federation) -> None:
     """HETFL_KILLS of them, 2 if it is not said: kill -9 in the middle of a round, every fourth."""
     kills = int(os.environ.get("HETFL_KILLS", "2"))
     settings = [f"--trainer.max_epochs={3 + 4 * kills}", "--trainer.limit_val_batches=0"]
@@ -69,7 +69,7 @@ def test_killed_nodes_come_back_and_their_clients_go_on_from_what_was_accepted(f
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning", "ignore:No client can run level:UserWarning")
-def test_a_killed_server_goes_on_as_a_new_run_with_the_same_states(federation: Federation) -> None:
+def test_a_killed_server_resumes_as_a_new_run_with_the_same_client_states(federation: Federation) -> None:
     """HETFL_KILLS of them, 1 if it is not said: kill -9 at different instants of a round, every other one."""
     kills = int(os.environ.get("HETFL_KILLS", "1"))
     settings = [f"--trainer.max_epochs={3 + 2 * kills}"]
@@ -92,7 +92,7 @@ def test_a_killed_server_goes_on_as_a_new_run_with_the_same_states(federation: F
     assert_same_end(run_of(federation.folder), alone, federation.folder)
 
 
-def test_ctrl_c_ends_a_run_at_its_rounds_end_and_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_run_at_a_round_end_and_leaves_no_processes(tmp_path: Path) -> None:
     before = set(Path("/tmp").glob("hetfl-flower-*"))
     command = [HETFL, "flower", "demo", *(part for each in NODES.values() for part in ("--clients", each))]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

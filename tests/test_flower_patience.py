@@ -56,7 +56,7 @@ def rounds_asked(post: Hands, node: int) -> list[int]:
     return [int(letter["task.0"]["round"]) for letter in letters]  # type: ignore[arg-type]
 
 
-def test_a_silent_node_costs_one_deadline(fit: Fit, tmp_path: Path) -> None:
+def test_a_silent_node_delays_the_run_by_one_deadline(fit: Fit, tmp_path: Path) -> None:
     post = hands(tmp_path)
     post.tamper = lambda node, answer: None if node == SILENT and "report.0" in answer else answer
     module = make()
@@ -70,7 +70,7 @@ def test_a_silent_node_costs_one_deadline(fit: Fit, tmp_path: Path) -> None:
     assert rows(trainer)["comm/refused"].tolist() == [0] * 4
 
 
-def test_a_late_answer_is_ignored_and_its_node_is_asked_again(fit: Fit, tmp_path: Path) -> None:
+def test_a_late_answer_is_ignored_and_its_node_is_used_again(fit: Fit, tmp_path: Path) -> None:
     """What came too late changes nothing: neither the model nor what its clients go on from."""
     post, late = hands(tmp_path), {}
 
@@ -105,7 +105,7 @@ def test_enough_answers_end_a_round(fit: Fit, tmp_path: Path) -> None:
     assert clock.now < 1
 
 
-def test_without_nodes_the_run_says_so(fit: Fit, tmp_path: Path) -> None:
+def test_a_run_without_nodes_logs_that_it_waits(fit: Fit, tmp_path: Path) -> None:
     module = make()
     clock = timed(module, Hands({}), start=60.0)
     with pytest.raises(ConfigurationError, match="a node that can take part within 60 s but none came"):
@@ -123,7 +123,7 @@ def test_a_node_with_other_settings_cannot_take_part(fit: Fit, tmp_path: Path) -
         fit(module, rounds=1, limit_val_batches=0)
 
 
-def test_a_node_that_was_refused_may_come_back_mended(fit: Fit, tmp_path: Path) -> None:
+def test_a_refused_node_can_return_with_right_settings(fit: Fit, tmp_path: Path) -> None:
     """The same node, started anew with the right settings; meanwhile it is told of once."""
     post, clock = hands(tmp_path), Clock()
     mended = post.nodes[SILENT]
@@ -143,7 +143,7 @@ def test_a_node_that_was_refused_may_come_back_mended(fit: Fit, tmp_path: Path) 
     assert rounds_asked(post, SILENT) == [0]
 
 
-def test_a_node_that_comes_later_takes_over(fit: Fit, tmp_path: Path) -> None:
+def test_a_later_node_takes_over_the_clients(fit: Fit, tmp_path: Path) -> None:
     """A node dies; its clients come back as another node, with their states."""
     post = hands(tmp_path)
     keeper = post.nodes[SILENT]
@@ -175,7 +175,7 @@ def test_a_node_that_comes_later_takes_over(fit: Fit, tmp_path: Path) -> None:
         pytest.param(False, "states up to round 0", marks=pytest.mark.slow),
     ],
 )
-def test_a_lost_or_older_disk_is_reported_and_its_clients_begin_anew(
+def test_a_lost_or_older_disk_is_reported_and_its_clients_start_without_state(
     fit: Fit, tmp_path: Path, penalty: bool, found: str
 ) -> None:
     """Nothing is left of the disk, or a copy of what it was a round before."""
@@ -206,7 +206,7 @@ def test_a_lost_or_older_disk_is_reported_and_its_clients_begin_anew(
 
 
 @pytest.mark.parametrize("killed", [pytest.param("after a checkpoint", marks=pytest.mark.slow), "in a round"])
-def test_a_server_that_begins_again_ends_as_one_that_did_not(fit: Fit, tmp_path: Path, killed: str) -> None:
+def test_a_restarted_server_ends_with_the_same_bits(fit: Fit, tmp_path: Path, killed: str) -> None:
     """As a new run with new nodes' ids, but with the clients' disks: the bits of one process."""
 
     def build() -> FederatedModule:
@@ -229,7 +229,7 @@ def test_a_server_that_begins_again_ends_as_one_that_did_not(fit: Fit, tmp_path:
     pd.testing.assert_frame_equal(rows(trainer), expected, check_exact=True)
 
 
-def test_checkpoints_of_the_two_kinds_do_not_mix(fit: Fit, tmp_path: Path) -> None:
+def test_checkpoints_of_flower_and_simulation_runs_do_not_mix(fit: Fit, tmp_path: Path) -> None:
     alone, there = make(), federated(make(), hands(tmp_path))
     fit(alone, rounds=1, name="alone").save_checkpoint(tmp_path / "alone.ckpt")
     fit(there, rounds=1, name="nodes").save_checkpoint(tmp_path / "nodes.ckpt")
@@ -253,7 +253,7 @@ def test_a_node_of_unknown_clients_is_refused(tmp_path: Path) -> None:
         make_node([12], tmp_path)
 
 
-def test_a_full_disk_costs_the_round_alone(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_the_update_of_one_round_only(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client whose state cannot be written has no update; it goes on from the state that it has."""
     post = hands(tmp_path)
     states = post.nodes[SILENT].states

@@ -59,7 +59,7 @@ def collected(post: FlowerPost, ids: list[str], count: int) -> list[str]:
     return sorted(found)
 
 
-def test_an_answer_that_is_half_there_keeps_nobody_waiting() -> None:
+def test_an_incomplete_answer_does_not_delay_other_answers() -> None:
     """Its node died, or sends a byte now and then: the others' answers come, and so does it once it is whole."""
     grid = SlowGrid(ready=["b", "c"], partial=["a"])
     post = FlowerPost(grid)  # type: ignore[arg-type]
@@ -69,13 +69,13 @@ def test_an_answer_that_is_half_there_keeps_nobody_waiting() -> None:
     assert collected(post, ["a", "d"], 1) == ["a"]
 
 
-def test_an_error_is_a_failure_of_the_node() -> None:
+def test_an_error_message_is_a_failure_of_its_node() -> None:
     """Its text is the node's, and comes as one line."""
     post = FlowerPost(SlowGrid([], errors=["a"]))  # type: ignore[arg-type]
     assert post.collect(["a"]) == {"a": Failure("Flower: the node\\nis gone")}
 
 
-def test_many_nodes_are_asked_in_turns() -> None:
+def test_many_nodes_are_polled_in_turns() -> None:
     ids = [f"{number}" for number in range(3 * AT_ONCE)]
     grid = SlowGrid(ready=[])
     post = FlowerPost(grid)  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def test_many_nodes_are_asked_in_turns() -> None:
     assert collected(post, ids, len(ids)) == sorted(ids)
 
 
-def test_a_superlink_that_cannot_be_asked_ends_the_run() -> None:
+def test_an_unreachable_superlink_ends_the_run() -> None:
     class Gone(SlowGrid):
         def pull_messages(self, ids: Iterable[str]) -> list[Any]:
             raise ConnectionError("nobody there")

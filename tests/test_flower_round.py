@@ -110,7 +110,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nodes_give_the_bits_of_one_process(fit: Fit, tmp_path: Path, case: str) -> None:
+def test_nodes_give_the_same_bits_as_one_process(fit: Fit, tmp_path: Path, case: str) -> None:
     changes, own = CASES[case]
     options: dict[str, Any] = {"rounds": 3, "check_val_every_n_epoch": 3, **own}
 

@@ -21,7 +21,7 @@ from tests.tree_cases import FORMS, Given
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_nodes_train_on_any_inputs(fit: Callable[..., Trainer], form: str, tmp_path: Path) -> None:
+def test_nodes_train_on_token_tuple_and_dict_inputs(fit: Callable[..., Trainer], form: str, tmp_path: Path) -> None:
     make: Callable[[], FederatedModule] = partial(small_module, net=FORMS[form], levels=small_levels(1.0, 0.5))
     nodes = {
         number: make_node(clients, tmp_path / str(number), make, partial(Given, form))
@@ -34,7 +34,7 @@ def test_nodes_train_on_any_inputs(fit: Callable[..., Trainer], form: str, tmp_p
         assert torch.equal(tensor, expected), name
 
 
-def test_clients_that_do_not_answer_are_called_as_the_data_does(fit: Callable[..., Trainer], tmp_path: Path) -> None:
+def test_silent_clients_are_reported_with_their_names_in_the_data(fit: Callable[..., Trainer], tmp_path: Path) -> None:
     names = ("ann", "bob", "cat", "dan", "eve", "fay")
 
     def make() -> FederatedModule:

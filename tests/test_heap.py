@@ -48,7 +48,7 @@ def measured(**settings: str) -> tuple[int, int, bool]:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="a C library without these settings")
-def test_pages_are_not_mapped_anew() -> None:
+def test_freed_pages_are_reused() -> None:
     before, after, kept = measured()
     assert kept
     assert before > 20 * 5 * 2**22 // os.sysconf("SC_PAGE_SIZE")  # each time at least one of three
@@ -62,12 +62,12 @@ def test_pages_are_not_mapped_anew() -> None:
         pytest.param({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=4096"}, marks=pytest.mark.slow),
     ],
 )
-def test_settings_of_the_environment_stay(settings: dict[str, str]) -> None:
+def test_malloc_settings_of_the_environment_are_kept(settings: dict[str, str]) -> None:
     before, after, kept = measured(**settings)
     assert not kept
     assert after > before / 2
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_c_library_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not heap.keep_freed_memory()

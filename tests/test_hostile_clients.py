@@ -189,7 +189,7 @@ def said_of(play: Play, outcome: Outcome, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", GARBLED)
-def test_an_object_that_flower_cannot_read_is_the_nodes_own_trouble(
+def test_an_unreadable_flower_object_is_refused_as_an_error_of_its_node(
     training: tuple[Play, Outcome, Outcome], name: str
 ) -> None:
     play, lied, _ = training
@@ -206,7 +206,7 @@ def test_an_answer_larger_than_what_was_asked_for_is_refused(
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_a_lie_about_training_is_refused_by_name(training: tuple[Play, Outcome, Outcome], name: str) -> None:
+def test_a_false_training_answer_is_refused_by_client_name(training: tuple[Play, Outcome, Outcome], name: str) -> None:
     play, lied, _ = training
     said = said_of(play, lied, name)
     assert re.search(TRAINING[name][1], said), said
@@ -215,7 +215,7 @@ def test_a_lie_about_training_is_refused_by_name(training: tuple[Play, Outcome, 
     assert len(said) < 400
 
 
-def test_lies_about_training_change_nothing_else(training: tuple[Play, Outcome, Outcome]) -> None:
+def test_false_training_answers_change_nothing_else(training: tuple[Play, Outcome, Outcome]) -> None:
     """The run goes on to its end, every lie is counted, and the honest updates of its round are in the model."""
     play, lied, silent = training
     assert lied.rows["comm/refused"].tolist() == [1] * len(play.names)
@@ -246,7 +246,7 @@ losses = played(LOSSES, {}, "losses", build=lambda: make(aggregator=QFedAvg(1.0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_false_loss_is_refused_by_name(losses: tuple[Play, Outcome, Outcome], name: str) -> None:
+def test_a_false_loss_is_refused_by_client_name(losses: tuple[Play, Outcome, Outcome], name: str) -> None:
     play, lied, _ = losses
     (said,) = [text for text in lied.said[play.names.index(name)] if f"losses of client {VICTIM} refused: " in text]
     assert re.search(LOSSES[name][1], said), said
@@ -299,7 +299,7 @@ statistics = played(STATISTICS, {}, "statistics")
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_false_sums_are_left_out_by_name(statistics: tuple[Play, Outcome, Outcome], name: str) -> None:
+def test_false_sums_are_left_out_by_client_name(statistics: tuple[Play, Outcome, Outcome], name: str) -> None:
     play, lied, _ = statistics
     (said,) = lied.said[play.names.index(name)]
     assert f"statistics of client {VICTIM} " in said

@@ -28,7 +28,7 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning", "ignore:No client can run level:UserWarning")
-def test_a_hostile_node_ends_no_run_and_changes_nothing(
+def test_a_hostile_node_neither_ends_the_run_nor_changes_the_result(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients 3 to 5 are a liar's. What the run comes to is what it comes to in one process without their updates."""

@@ -65,7 +65,7 @@ class Grid:
 
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
-def test_what_cannot_be_read_is_refused(error: Exception) -> None:
+def test_unreadable_answers_are_refused(error: Exception) -> None:
     (found,) = FlowerPost(Grid(error)).collect(["a"]).values()  # type: ignore[arg-type]
     assert isinstance(found, Failure)
     assert found.refused
@@ -74,13 +74,13 @@ def test_what_cannot_be_read_is_refused(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", [DecodeError("x"), FAULTS[-1]], ids=lambda error: type(error).__name__)
-def test_a_superlink_that_serves_the_run_no_more_ends_it(error: Exception) -> None:
+def test_a_superlink_that_stopped_serving_the_run_ends_it(error: Exception) -> None:
     """Flower has ended the run, say: no node is to blame, and the round must not be counted without updates."""
     with pytest.raises(HTTPStatusError, match="401"):
         FlowerPost(Grid(error, ours=False)).collect(["a"])  # type: ignore[arg-type]
 
 
-def test_a_superlink_that_is_not_reached_ends_the_run() -> None:
+def test_an_unreachable_superlink_ends_the_run() -> None:
     with pytest.raises(ConnectError):
         FlowerPost(Grid(ConnectError("nobody there"))).collect(["a"])  # type: ignore[arg-type]
 
@@ -98,12 +98,12 @@ class One:
         return [1]
 
 
-def test_an_answer_to_something_else_is_refused() -> None:
+def test_an_answer_to_another_message_is_refused() -> None:
     (found,) = FlowerPost(One(answer("b"))).collect(["a"]).values()  # type: ignore[arg-type]
     assert found == Failure("Expected an answer to the request but got one to another message", refused=True)
 
 
-def test_content_that_is_not_records_is_refused() -> None:
+def test_content_that_is_not_a_record_dict_is_refused() -> None:
     message = answer("a")
     message.content = ConfigRecord({"job": "train"})
     (found,) = FlowerPost(One(message)).collect(["a"]).values()  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def test_content_that_is_not_records_is_refused() -> None:
         (list(range(9999)), "from 0 to 3 but got .4, 5, "),
     ],
 )
-def test_a_node_that_claims_clients_that_there_are_not_cannot_take_part(
+def test_a_node_that_claims_unknown_clients_cannot_take_part(
     fit: Fit, tmp_path: Path, clients: list[int], reason: str
 ) -> None:
     """Its client stays without a node, and the run goes on."""
@@ -172,7 +172,7 @@ OWN: dict[str, Callable[[Reply], Reply]] = {
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning")
-def test_a_simulations_own_clients_pass_the_same_checks(fit: Fit) -> None:
+def test_clients_of_a_simulation_pass_the_same_checks(fit: Fit) -> None:
     lying, silent = make(), make()
     lying.clients = Lying(lying, list(OWN.values()))
     outcome = played(fit, lying, len(OWN), "lying", limit_val_batches=0)
@@ -189,7 +189,7 @@ def test_a_simulations_own_clients_pass_the_same_checks(fit: Fit) -> None:
 
 @pytest.mark.parametrize("aggregator", [None, QFedAvg(1.0)], ids=["mean", "q-FedAvg"])
 @pytest.mark.parametrize("factor", [1e15, 1e30])
-def test_a_huge_update_names_its_client_and_ends_no_run(
+def test_a_huge_update_is_reported_by_client_and_the_run_continues(
     fit: Fit, tmp_path: Path, factor: float, aggregator: Any
 ) -> None:
     """Over Flower, where a client may be anybody; the model is spoilt if it was taken, but the log says by whom."""
@@ -213,7 +213,7 @@ def test_a_huge_update_names_its_client_and_ends_no_run(
     assert any(f"update of client {VICTIM} " in text for text in outcome.said[0])
 
 
-def test_giants_are_named_and_nobody_else() -> None:
+def test_only_clients_with_huge_updates_are_named() -> None:
     with pytest.warns(UserWarning, match=r"Round 3: update of client 7 has an entry of 5e\+06, 5e\+06 times") as said:
         name_giants(3, {4: 1.0, 5: 0.5, 6: 100.0, 7: 5e6, 8: 0.0})
     assert len(said) == 1
@@ -238,13 +238,13 @@ def test_sums_of_the_largest_norms_and_losses_are_finite() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
-def test_the_number_of_batches_is_that_of_a_pass(batch_size: int) -> None:
+def test_the_expected_number_of_batches_equals_one_pass(batch_size: int) -> None:
     for samples in range(1, 45):
         made = len(list(batches(samples, batch_size, torch.Generator())))
         assert number_of_batches(samples, batch_size) == made
 
 
-def test_records_of_a_request_are_no_answer(fit: Fit, tmp_path: Path) -> None:
+def test_a_request_sent_back_is_refused_as_answer(fit: Fit, tmp_path: Path) -> None:
     """A node that sends the server's own request back."""
     play = Play("train", {"an echo": lambda answer: RecordDict({"request": ConfigRecord({"job": "train"})})})
     module = served(make(), tmp_path, play, make)

@@ -62,7 +62,7 @@ def ready(tables: dict[str, Any], **arguments: Any) -> HuggingFaceData:
 
 
 @pytest.mark.parametrize("format", [None, "numpy", "torch", "pandas"])
-def test_a_column_is_a_tensor_whatever_the_format(tables: dict[str, Any], format: str | None) -> None:
+def test_a_column_becomes_a_tensor_in_every_format(tables: dict[str, Any], format: str | None) -> None:
     module = ready({name: table.with_format(format) for name, table in tables.items()})
     assert (module.num_classes, module.client_names) == (4, ("clinic0", "clinic1", "clinic2", "clinic3"))
     for client in range(4):
@@ -73,7 +73,7 @@ def test_a_column_is_a_tensor_whatever_the_format(tables: dict[str, Any], format
             assert torch.equal(data.targets, torch.tensor(own, dtype=torch.int64) % 3)
 
 
-def test_columns_are_a_dict_and_sequences_are_padded(tables: dict[str, Any]) -> None:
+def test_several_columns_become_a_dict_and_sequences_are_padded(tables: dict[str, Any]) -> None:
     module = ready(tables, inputs=["tokens", "row", "age"], pad=0, num_classes=3, client="all")
     inputs = module.client_data(0).inputs
     assert in_words(inputs) == "{tokens: int64 (30, 5), row: float32 (30, 2), age: int64 (30,)}"
@@ -92,7 +92,7 @@ def test_images_become_uint8_tensors(datasets: Any) -> None:
     assert inputs[:, 0, 0, 0].tolist() == list(range(ROWS))
 
 
-def test_folders_that_were_saved_are_read(datasets: Any, tables: dict[str, Any], tmp_path: Path) -> None:
+def test_saved_folders_are_read(datasets: Any, tables: dict[str, Any], tmp_path: Path) -> None:
     datasets.DatasetDict(tables).save_to_disk(tmp_path / "both")
     for name, table in tables.items():
         table.save_to_disk(tmp_path / name)
@@ -133,7 +133,7 @@ def test_a_net_trains_on_tokens_and_their_mask(fit: Callable[..., Trainer], tabl
         ({"train": [1, 2]}, "Expected a datasets.Dataset as training samples but got list: choose a split of it"),
     ],
 )
-def test_columns_that_cannot_be_are_refused_in_one_line(tables: dict[str, Any], arguments: Any, message: str) -> None:
+def test_impossible_columns_are_refused_in_one_line(tables: dict[str, Any], arguments: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         ready(tables, **arguments)
     assert "\n" not in str(error.value)
@@ -165,7 +165,7 @@ def test_tables_without_rows_and_folders_without_tables_are_refused(
         ready({**tables, "train": datasets.DatasetDict(tables)})
 
 
-def test_without_the_package_a_line_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigurationError, match=r"package datasets .*: pip install 'hetfl\[huggingface\]'") as error:
         ready({}, path="folder")
@@ -192,7 +192,7 @@ class Table:
         return self
 
 
-def test_a_stand_in_of_the_package_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stand_in_for_the_package_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the package is not installed."""
     splits = {"train": Table(rows(ROWS)), "test": Table(rows(TEST))}
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_from_disk=lambda folder: splits))

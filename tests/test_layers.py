@@ -107,12 +107,12 @@ def layer_of(unit: str) -> int:
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_unit_has_a_layer(unit: str) -> None:
+def test_every_unit_has_a_layer(unit: str) -> None:
     assert sum(unit in layer for layer in LAYERS) == 1, f"say in LAYERS of {Path(__file__).name} where {unit} belongs"
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_imports_go_down(unit: str) -> None:
+def test_imports_only_go_down(unit: str) -> None:
     own = layer_of(unit)
     free = LAYERS[own] if LAYERS[own] & WITHIN_A_LAYER else set()
     wrong = {
@@ -123,7 +123,7 @@ def test_imports_go_down(unit: str) -> None:
     assert not wrong, f"{unit} is in layer {own} and imports {sorted(wrong)}, which are not below it"
 
 
-def test_no_circle() -> None:
+def test_no_import_cycle() -> None:
     try:
         TopologicalSorter(dependencies()).prepare()
     except CycleError as error:
@@ -131,7 +131,7 @@ def test_no_circle() -> None:
 
 
 @pytest.mark.parametrize("package", ["federation", "levels", "local", "defence"])
-def test_no_circle_within_a_package(package: str) -> None:
+def test_no_import_cycle_within_a_package(package: str) -> None:
     front = PACKAGE / package / "__init__.py"
     inside = [file for file in source_files() if PACKAGE / package in file.parents and file != front]
     files = {
@@ -151,7 +151,7 @@ def classes() -> dict[str, ast.ClassDef]:
     return {node.name: node for file in source_files() for node in tree_of(file).body if isinstance(node, ast.ClassDef)}
 
 
-def test_no_class_has_more_than_three_of_our_own_above_it() -> None:
+def test_no_class_has_more_than_three_hetfl_ancestors() -> None:
     known = classes()
 
     def depth(name: str) -> int:
@@ -172,12 +172,12 @@ def test_no_class_has_more_than_25_public_members() -> None:
     assert {name: count for name, count in counts.items() if count > 25} == {}
 
 
-def test_the_round_stays_small() -> None:
+def test_the_round_module_is_short() -> None:
     lines = [len(file.read_text(encoding="utf-8").splitlines()) for file in (PACKAGE / "federation").glob("*.py")]
     assert sum(lines) <= 2600, "what a round does not need has a package of its own"
 
 
-def test_a_wrong_import_would_be_seen(tmp_path: Path) -> None:
+def test_a_wrong_import_is_detected(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
     file.write_text("import hetfl.cli\ndef f():\n    from hetfl import wire\n    from hetfl.data.split import x, y\n")
     assert sorted(imported_units(file)) == ["cli", "data", "data", "wire"]
@@ -192,7 +192,7 @@ def function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 @pytest.mark.parametrize("file", source_files(), ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_file_and_its_functions_are_short(file: Path) -> None:
+def test_files_and_functions_are_short(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 300
     functions = [node for node in ast.walk(tree_of(file)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]

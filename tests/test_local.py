@@ -101,7 +101,7 @@ def test_training_equals_a_bare_loop(make: Callable[..., Optimizer], norm: str, 
 
 @pytest.mark.parametrize("norm", ["static_batch", "batch"])
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_penalised_training_equals_a_bare_loop_with_the_term_in_its_loss(norm: str, clip: float | None) -> None:
+def test_penalised_training_equals_a_bare_loop_with_the_penalty_in_the_loss(norm: str, clip: float | None) -> None:
     def make(parameters: Any) -> Optimizer:
         return SGD(parameters, lr=1.0, momentum=0.9, weight_decay=5e-4)
 
@@ -137,14 +137,14 @@ def test_penalised_training_equals_a_bare_loop_with_the_term_in_its_loss(norm: s
 @pytest.mark.parametrize(
     ("make", "fused"), [(SGD, True), (Adam, True), (partial(SGD, fused=False), False), (Adagrad, None)]
 )
-def test_a_step_is_one_pass_unless_there_is_a_state_for_another_way(
+def test_a_fused_step_is_used_unless_the_optimizer_state_prevents_it(
     make: Callable[..., Optimizer], fused: bool | None
 ) -> None:
     """Adagrad's is there from the start, its step on the CPU, where a GPU's fused kernel does not find it."""
     assert ResidentNet(nn.Linear(2, 2), make).optimizer.param_groups[0]["fused"] is fused
 
 
-def test_a_new_version_of_the_global_model_is_loaded() -> None:
+def test_a_new_model_version_is_loaded() -> None:
     problem = Problem(LocalTraining())
     bench = bench_of(problem)
     first = train(bench, Task(0, "b", 0, 0, 0.05)).vector
@@ -156,7 +156,7 @@ def test_a_new_version_of_the_global_model_is_loaded() -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 12))
-def test_batches_hold_every_sample_once_and_none_is_alone(num_samples: int, batch_size: int) -> None:
+def test_batches_contain_every_sample_once_and_no_batch_has_one_sample(num_samples: int, batch_size: int) -> None:
     found = list(batches(num_samples, batch_size, torch.Generator().manual_seed(0)))
     assert sorted(torch.cat(found).tolist()) == list(range(num_samples))
     assert all(len(batch) <= batch_size + 1 for batch in found)

@@ -45,7 +45,7 @@ class Ordered(OrderedDropout, Problem):
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_batches_of_drawn_widths_are_those_of_a_bare_loop() -> None:
+def test_ordered_dropout_equals_a_bare_loop() -> None:
     levels = small_levels(1.0, 0.5, 0.25)
     problem = Ordered(LocalTraining(epochs=3, batch_size=8, optimizer=sgd(momentum=0.0)), levels=levels)
     bench, task = bench_of(problem), Task(1, "a", 4, 4, 0.03)
@@ -70,7 +70,7 @@ def test_batches_of_drawn_widths_are_those_of_a_bare_loop() -> None:
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_steps_of_a_methods_own_are_alike_in_workers_and_refused_by_stacked() -> None:
+def test_a_method_with_local_loss_runs_in_workers_and_is_refused_by_stacked() -> None:
     problem = Ordered(LocalTraining(epochs=2, optimizer=sgd()))
     expected = results(Sequential(), bench_of(problem), tasks_of([0, 1, 2]))
     workers = Workers(2)
@@ -83,7 +83,7 @@ def test_steps_of_a_methods_own_are_alike_in_workers_and_refused_by_stacked() ->
         results(Stacked(2), bench_of(problem), tasks_of([0, 1]))
 
 
-def test_a_level_that_is_no_part_of_the_clients_is_refused() -> None:
+def test_narrowing_to_a_level_outside_the_clients_is_refused() -> None:
     class Widening(Problem):
         def local_loss(self, net: nn.Module, batch: Batch, ctx: ClientContext) -> Tensor:
             return ctx.narrowed("a")(batch[0]).sum()
@@ -114,7 +114,7 @@ class Told(Problem):
         return {"moved": sum(moved)}
 
 
-def test_what_happens_around_steps_is_called_in_order() -> None:
+def test_methods_around_steps_are_called_in_order() -> None:
     problem = Told(LocalTraining(epochs=1, batch_size=10), dtype=torch.float32)
     result = train(bench_of(problem, (23,)), replace(Task(0, "b", 0, 0, 0.1), steps=2))
     assert problem.told == [("before", 0, 0.1), ("step", 0, 0.1), ("step", 1, 0.1), ("after", 2, 0.1)]
@@ -143,7 +143,7 @@ class Reports(HeteroFL):
         return {"moved": float(sum((p.detach() - ctx.anchor[name]).norm() for name, p in net.named_parameters()))}
 
 
-def test_extras_of_a_method_reach_the_piece_that_declares_them(fit: Fit) -> None:
+def test_extras_of_a_method_reach_the_declaring_piece(fit: Fit) -> None:
     module: Any = small_module(Reports)
     fit(module, rounds=2)
     assert len(module.moved.seen) == 8

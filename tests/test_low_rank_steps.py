@@ -20,7 +20,7 @@ def sent(compressor: LowRank, matrix: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
-def test_so_many_steps_are_taken(steps: int) -> None:
+def test_the_given_number_of_subspace_iterations_is_done(steps: int) -> None:
     """The row space of what was sent is that of Q, from which the next round starts."""
     random = np.random.default_rng(3)
     compressor = LowRank(rank=2, steps=steps, min_reduction=0.5)

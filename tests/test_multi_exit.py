@@ -43,7 +43,7 @@ def test_a_depth_out_of_range_is_refused(make: Callable[..., nn.Module], depth: 
 
 @both_nets
 @pytest.mark.parametrize("width", [1.0, 0.5, 0.3])
-def test_a_shallow_net_is_the_beginning_of_a_deep_one(make: Callable[..., nn.Module], width: float) -> None:
+def test_parameters_of_a_shallow_net_are_the_first_of_a_deep_net(make: Callable[..., nn.Module], width: float) -> None:
     states = [make(width=width, depth=depth).state_dict() for depth in (1, 2, 3, 4)]
     assert list(make(width=width).state_dict()) == list(states[-1])
     for shallow, deep in itertools.pairwise(states):
@@ -54,7 +54,7 @@ def test_a_shallow_net_is_the_beginning_of_a_deep_one(make: Callable[..., nn.Mod
 
 @both_nets
 @pytest.mark.parametrize("norm", ["static_batch", "batch"])
-def test_every_width_and_depth_is_a_leading_block(make: Callable[..., nn.Module], norm: str) -> None:
+def test_every_width_and_depth_is_a_leading_block_of_the_full_net(make: Callable[..., nn.Module], norm: str) -> None:
     whole = state_of(make(norm=norm))
     for width, depth in itertools.product((1.0, 0.5, 0.3, 0.01), (1, 2, 3, 4)):
         part = state_of(make(norm=norm, width=width, depth=depth))
@@ -89,7 +89,7 @@ def with_statistics(net: nn.Module, *batches: Tensor) -> nn.Module:
 
 @both_nets
 @pytest.mark.parametrize("norm", ["static_batch", "batch"])
-def test_exits_of_a_shallow_net_are_the_first_of_the_deep_one(make: Callable[..., nn.Module], norm: str) -> None:
+def test_exits_of_a_shallow_net_equal_the_first_exits_of_a_deep_net(make: Callable[..., nn.Module], norm: str) -> None:
     inputs = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     whole = with_statistics(moved(make(norm=norm)), inputs)
     expected = whole(inputs)
@@ -129,7 +129,7 @@ def upsampled(x: Tensor, height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 10), (2, 2), (1, 3)])
-def test_the_gate_equals_a_slow_one(height: int, width: int) -> None:
+def test_the_gate_equals_a_slow_reference(height: int, width: int) -> None:
     torch.manual_seed(0)
     gate = moved(AttentionGate(6, "batch", width=1.0)).double().train()
     x = torch.randn(3, 6, height, width, dtype=torch.float64)
@@ -142,7 +142,7 @@ def test_the_gate_equals_a_slow_one(height: int, width: int) -> None:
     assert torch.allclose(gate.float()(x.float()), slow.float(), rtol=0, atol=1e-6)
 
 
-def test_the_resnets_trunk_and_last_exit_are_torchvisions_with_a_small_stem() -> None:
+def test_the_resnets_trunk_and_last_exit_equal_torchvisions_with_a_small_stem() -> None:
     net = moved(MultiExitResNet(num_classes=7)).eval()
     reference = torchvision.models.resnet18(num_classes=7)
     reference.conv1, reference.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
@@ -155,7 +155,7 @@ def test_the_resnets_trunk_and_last_exit_are_torchvisions_with_a_small_stem() ->
 
 
 @pytest.mark.parametrize("width", [1.0, 0.5])
-def test_the_convnets_trunk_and_last_exit_are_those_of_the_net_with_one_exit(width: float) -> None:
+def test_the_convnets_trunk_and_last_exit_equal_the_single_exit_net(width: float) -> None:
     net, single = MultiExitConvNet(hidden=HIDDEN, width=width), ConvNet(hidden=HIDDEN, width=width)
     ours = net.state_dict()
     names = {
@@ -170,7 +170,7 @@ def test_the_convnets_trunk_and_last_exit_are_those_of_the_net_with_one_exit(wid
 
 @both_nets
 @pytest.mark.parametrize("size", [8, 28, 32])
-def test_every_depth_takes_every_size_in_training_and_evaluation(make: Callable[..., nn.Module], size: int) -> None:
+def test_every_depth_accepts_every_image_size(make: Callable[..., nn.Module], size: int) -> None:
     x = torch.rand(3, 3, size, size)
     for depth, norm in itertools.product((1, 2, 3, 4), ("static_batch", "batch", "group", "none")):
         net = make(norm=norm, depth=depth, width=0.5)
@@ -194,7 +194,7 @@ def test_gradients_reach_every_parameter(make: Callable[..., nn.Module], norm: s
 
 
 @both_nets
-def test_static_statistics_are_gathered_and_then_samples_are_independent(make: Callable[..., nn.Module]) -> None:
+def test_with_gathered_static_statistics_samples_are_independent(make: Callable[..., nn.Module]) -> None:
     batches = torch.rand(2, 6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     net = with_statistics(moved(make(norm="static_batch", width=0.5, depth=3)), *batches)
     # One behind every Scaler, and one more in a gate.
@@ -205,7 +205,7 @@ def test_static_statistics_are_gathered_and_then_samples_are_independent(make: C
 
 
 @both_nets
-def test_running_averages_are_buffers_that_travel_and_static_statistics_are_not(make: Callable[..., nn.Module]) -> None:
+def test_running_averages_travel_as_buffers_and_static_statistics_do_not(make: Callable[..., nn.Module]) -> None:
     running, static = make(norm="batch", depth=2), make(norm="static_batch", depth=2)
     norms = {name for name, module in running.named_modules() if isinstance(module, nn.BatchNorm2d)}
     assert buffers_of(running).keys() == {
@@ -216,7 +216,7 @@ def test_running_averages_are_buffers_that_travel_and_static_statistics_are_not(
 
 
 @both_nets
-def test_a_scaler_stands_behind_every_convolution_that_is_normalised(make: Callable[..., nn.Module]) -> None:
+def test_a_scaler_follows_every_normalised_convolution(make: Callable[..., nn.Module]) -> None:
     net = make(norm="none", width=0.5).train()
     x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     scalers = [module for module in net.modules() if isinstance(module, Scaler)]
@@ -235,7 +235,7 @@ def test_a_scaler_stands_behind_every_convolution_that_is_normalised(make: Calla
 
 
 @both_nets
-def test_scalers_before_batch_norm_change_nothing_but_eps(make: Callable[..., nn.Module]) -> None:
+def test_scalers_before_batch_norm_only_change_the_effect_of_eps(make: Callable[..., nn.Module]) -> None:
     net = make(norm="batch", width=0.5).double().train()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -248,7 +248,7 @@ def test_scalers_before_batch_norm_change_nothing_but_eps(make: Callable[..., nn
     assert torch.allclose(net(x), scaled, rtol=1e-6)
 
 
-def test_the_resnet_starts_as_in_the_paper() -> None:
+def test_the_resnet_is_initialised_as_in_the_paper() -> None:
     torch.manual_seed(0)
     net = MultiExitResNet(hidden=(64, 128), num_classes=5)
     for name, module in net.named_modules():
@@ -263,7 +263,7 @@ def test_the_resnet_starts_as_in_the_paper() -> None:
 
 
 @both_nets
-def test_the_nets_can_be_exported_with_a_batch_of_any_size(make: Callable[..., nn.Module]) -> None:
+def test_exported_nets_accept_any_batch_size(make: Callable[..., nn.Module]) -> None:
     x = torch.rand(6, 3, 14, 14, generator=torch.Generator().manual_seed(0))
     net = with_statistics(moved(make(norm="static_batch", depth=2, width=0.5)), x)
     exported = torch.export.export(net, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
@@ -282,7 +282,7 @@ class SumOfExits(FederatedModule):
 
 
 @pytest.mark.parametrize(("make", "norm"), [(MultiExitConvNet, "static_batch"), (MultiExitResNet, "batch")])
-def test_a_federation_of_widths_and_depths_trains_and_leaves_stages_without_holders_alone(
+def test_a_run_with_widths_and_depths_keeps_stages_without_holders(
     make: Callable[..., nn.Module], norm: str, fit: Callable[..., Trainer]
 ) -> None:
     levels = {"a": Level("a"), "b": Level("b", depth=1), "c": Level("c", 0.5, 2)}

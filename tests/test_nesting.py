@@ -193,7 +193,7 @@ def check(
         (MLP, (64,), ()),
     ],
 )
-def test_contract(net: Callable[..., nn.Module], shape: tuple[int, ...], depths: tuple[int, ...]) -> None:
+def test_every_net_of_the_project_fulfils_the_contract(net: Callable[..., nn.Module], shape: tuple[int, ...], depths: tuple[int, ...]) -> None:
     check_net(net, torch.rand(4, *shape), 10, depths=depths)
 
 
@@ -214,7 +214,7 @@ def test_the_projects_nets_nest(norm: str) -> None:
 
 
 @pytest.mark.parametrize("factory", [MLP, lambda *, width=1.0: Flat(width, channels_last=False)])
-def test_nets_of_users_that_nest_are_accepted(factory: Callable[..., nn.Module]) -> None:
+def test_users_nets_that_nest_are_accepted(factory: Callable[..., nn.Module]) -> None:
     check(factory)
 
 
@@ -264,7 +264,7 @@ def test_nets_whose_exits_do_not_nest_are_refused(factory: Callable[..., nn.Modu
     assert "\n" not in str(error.value)
 
 
-def test_a_gate_that_reaches_absent_channels_is_refused() -> None:
+def test_a_gate_that_changes_absent_channels_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="different outputs"):
         check(AddsItsGate)
 
@@ -285,6 +285,6 @@ class OneChannelTooMany(PreActResNet):
         return super().forward(x_NCHW) + F.pad(last.unsqueeze(1), (0, 9))
 
 
-def test_a_single_channel_in_a_deep_net_is_found() -> None:
+def test_a_single_wrong_channel_in_a_deep_net_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="different outputs"):
         check(partial(OneChannelTooMany, hidden=(8, 8, 8, 8)), channels=3, size=32)

@@ -53,7 +53,7 @@ def sequences() -> TensorData:
     return TensorData(train_inputs=inputs, train_targets=targets, **test, num_clients=4, num_classes=4)
 
 
-def test_gates_of_an_lstm_are_a_rule_and_leading_rows_are_refused_by_name(fit: Fit) -> None:
+def test_leading_units_of_lstm_gates_nest_and_leading_rows_are_refused_by_name(fit: Fit) -> None:
     levels = {"a": Level("a"), "b": Level("b", 0.5)}
     module = small_module(FedAvg, net=Recurrent, levels=levels, parts=Gates())
     before = module.net.get_parameter("lstm.weight_hh_l0").clone()

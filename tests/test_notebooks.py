@@ -30,7 +30,7 @@ def shows_a_figure(cell: Any) -> bool:
     return re.match(r"(analysis\.)?plot_", cell.source.splitlines()[-1]) is not None
 
 
-def test_there_are_three() -> None:
+def test_there_are_three_notebooks() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["01_first_run", "02_width_vs_depth", "03_anatomy_of_submodels"]
 
 
@@ -47,7 +47,7 @@ def test_notebook_is_kept_without_outputs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_is_thin_and_explains_itself(path: Path) -> None:
+def test_notebook_has_short_cells_and_explanations(path: Path) -> None:
     notebook = read(path)
     cells = notebook.cells
     assert cells[0].cell_type == "markdown"

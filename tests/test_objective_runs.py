@@ -42,7 +42,7 @@ def table(trainer: Trainer) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("name", cases("weighted classes", "labels", "numbers"))
-def test_a_run_learns_logs_its_headline_and_goes_on_with_the_same_bits(name: str, fit: Fit, tmp_path: Path) -> None:
+def test_a_run_learns_logs_its_headline_and_resumes_with_the_same_bits(name: str, fit: Fit, tmp_path: Path) -> None:
     case = CASES[name]
     headline = case.objective().headline
     whole, first, second = case.module(), case.module(), case.module()
@@ -68,7 +68,7 @@ def test_a_run_learns_logs_its_headline_and_goes_on_with_the_same_bits(name: str
 
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("name", cases("weighted classes", "numbers", "masked tokens"))
-def test_executors_agree(name: str, fit: Fit) -> None:
+def test_executors_give_equal_results(name: str, fit: Fit) -> None:
     case, values = CASES[name], []
     executors: list[Executor] = [Sequential(), Stacked(), Workers(2)]
     for number, executor in enumerate(executors):
@@ -80,7 +80,7 @@ def test_executors_agree(name: str, fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("name", cases("numbers"))
-def test_ranks_end_with_the_bits_of_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
+def test_ranks_give_the_same_bits_as_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
     case = CASES[name]
     fit(case.module(), case.data(), rounds=2, name="one")
     fit(case.module(), case.data(), rounds=2, name="two", strategy="ddp_fork", devices=2)
@@ -89,7 +89,7 @@ def test_ranks_end_with_the_bits_of_one_process(name: str, fit: Fit, tmp_path: P
 
 
 @pytest.mark.parametrize("name", cases("labels", "numbers"))
-def test_nodes_give_the_bits_of_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
+def test_nodes_give_the_same_bits_as_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
     pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
     from tests.flower_cases import Hands, federated, make_node
 
@@ -102,7 +102,7 @@ def test_nodes_give_the_bits_of_one_process(name: str, fit: Fit, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["labels", "numbers", "next token"])
-def test_exported_levels_give_the_frameworks_outputs(name: str, fit: Fit, tmp_path: Path) -> None:
+def test_exported_levels_have_the_outputs_of_the_framework(name: str, fit: Fit, tmp_path: Path) -> None:
     case = CASES[name]
     module, data = case.module(), case.data()
     fit(module, data, rounds=1).test(module, datamodule=data, verbose=False)
@@ -113,7 +113,7 @@ def test_exported_levels_give_the_frameworks_outputs(name: str, fit: Fit, tmp_pa
         assert torch.equal(loaded(inputs), module.submodel("b")(inputs))
 
 
-def test_an_objective_of_the_model_overrides_that_of_the_data(fit: Fit) -> None:
+def test_the_models_objective_overrides_the_datas(fit: Fit) -> None:
     """The same targets with other weights and another headline."""
     objective = Classification(class_weights=[0.1] * 9 + [5.0], headline="macro_f1")
     plain, weighted = (small_module(FedAvg, levels=small_levels(1.0), objective=each) for each in (None, objective))
@@ -124,7 +124,7 @@ def test_an_objective_of_the_model_overrides_that_of_the_data(fit: Fit) -> None:
     assert other["val/loss"].iloc[-1] != one["val/loss"].iloc[-1]
 
 
-def test_clients_of_one_cluster_beside_samples_of_nobody_are_all_measured(fit: Fit) -> None:
+def test_a_batch_with_one_cluster_and_unowned_samples_is_fully_measured(fit: Fit) -> None:
     """A batch with samples of nobody, and of clients of one cluster that is not the first."""
     module = small_module(clustering=IFCA(2))
     data = small_data()
@@ -150,7 +150,7 @@ def test_masks_are_counted_in_double_precision(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("executor", [Sequential(), Stacked()], ids=["Sequential", "Stacked"])
-def test_train_loss_is_the_mean_over_what_counts(executor: Executor, fit: Fit) -> None:
+def test_train_loss_is_the_weighted_mean_over_all_samples(executor: Executor, fit: Fit) -> None:
     """A client that does not move reports the weighted mean over all of its samples, whatever its batches hold."""
     objective = Classification(class_weights=[0.1] * 5 + [3.0] * 5)
     still = LocalTraining(1, 7, None, lambda p: SGD(p, lr=0.0))
@@ -232,7 +232,7 @@ def numbers(**settings: Any) -> TensorData:
     ],
     ids=["labels", "partitioner", "objective", "targets", "kind", "weights", "mask token", "outputs"],
 )
-def test_what_does_not_go_together_is_refused_in_one_line(
+def test_incompatible_data_nets_and_objectives_are_refused_in_one_line(
     module: Callable[[], FederatedModule], data: Callable[[], Any], message: str, fit: Fit
 ) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
@@ -240,7 +240,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_distillation_of_numbers_is_refused(fit: Fit) -> None:
+def test_distillation_of_regression_outputs_is_refused(fit: Fit) -> None:
     net = CASES["numbers"].net
     with pytest.raises(ConfigurationError, match="distillation false for Regression, whose outputs"):
         fit(DepthFL(net, {"a": hetfl.Level("a")}), numbers(), rounds=1)

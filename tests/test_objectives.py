@@ -57,14 +57,14 @@ def test_cross_entropy_with_class_weights_is_a_weighted_mean(
     assert heads[:, 1].tolist() == pytest.approx(expected, rel=1e-9)
 
 
-def test_smoothed_cross_entropy_gives_every_class_a_share() -> None:
+def test_label_smoothing_equals_a_mixture_with_the_uniform_distribution() -> None:
     outputs, targets = logits_of(0, 3, 5), torch.tensor([4, 0, 2])
     expected = [cross_entropy(z, y, 0.1) for z, y in zip(outputs.numpy(), targets.tolist(), strict=True)]
     assert Classification(label_smoothing=0.1).loss(outputs, targets).item() == pytest.approx(np.mean(expected))
 
 
 @given(SEEDS, st.integers(1, 4))
-def test_losses_of_tokens_leave_padding_out(seed: int, samples: int) -> None:
+def test_token_losses_ignore_padding(seed: int, samples: int) -> None:
     outputs = logits_of(seed, 2, samples, 3, 5)
     targets = torch.randint(-1, 5, (2, samples, 3), generator=torch.Generator().manual_seed(seed))
     objective = LanguageModelling(ignore=-1)
@@ -77,7 +77,7 @@ def test_losses_of_tokens_leave_padding_out(seed: int, samples: int) -> None:
     assert objective.weight(targets[0]) == int((targets[0] >= 0).sum())
 
 
-def test_losses_of_labels_and_numbers_are_means_over_all_cells() -> None:
+def test_multilabel_and_regression_losses_are_means_over_all_cells() -> None:
     outputs = logits_of(1, 2, 6, 3)
     present = (logits_of(2, 2, 6, 3) > 0).to(torch.uint8)
     p = 1 / (1 + np.exp(-outputs.numpy()))
@@ -145,14 +145,14 @@ OBJECTIVES = [
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: f"{type(each).__name__}-{each.headline.name}")
-def test_contract(objective: Objective) -> None:
+def test_every_objective_fulfils_the_contract(objective: Objective) -> None:
     check_objective(objective, samples_of(objective, 12, 0)[1])
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: f"{type(each).__name__}-{each.headline.name}")
 @settings(max_examples=12)
 @given(seed=SEEDS, count=st.integers(8, 30))
-def test_metrics_are_those_computed_by_hand(objective: Objective, seed: int, count: int) -> None:
+def test_metrics_equal_a_computation_by_hand(objective: Objective, seed: int, count: int) -> None:
     """Of all samples in batches, by torchmetrics; and of each client's samples by sums over them."""
     outputs, targets = samples_of(objective, count, seed)
     size, name = outputs.shape[-1], objective.headline.name
@@ -186,7 +186,7 @@ def test_metrics_are_those_computed_by_hand(objective: Objective, seed: int, cou
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: f"{type(each).__name__}-{each.headline.name}")
-def test_outputs_of_nan_have_no_score(objective: Objective) -> None:
+def test_nan_outputs_give_a_nan_score(objective: Objective) -> None:
     outputs, targets = samples_of(objective, 9, 0)
     targets = targets.clamp(min=0)
     outputs[4] = torch.nan
@@ -200,14 +200,14 @@ def test_outputs_of_nan_have_no_score(objective: Objective) -> None:
     assert all(value.isnan() for name, value in clients.compute().items())
 
 
-def test_labels_that_clients_own_are_those_of_their_targets() -> None:
+def test_owned_labels_are_the_labels_of_the_targets() -> None:
     assert Classification().label_counts(torch.tensor([2, 0, 2]), 4).tolist() == [1, 0, 2, 0]
     assert MultiLabel().label_counts(torch.tensor([[1, 0], [1, 0]], dtype=torch.uint8), 2).tolist() == [2, 0]
     assert LanguageModelling().label_counts(torch.tensor([[1, 1, -100]]), 3).tolist() == [0, 2, 0]
     assert Regression().label_counts(torch.zeros(5, 2), 2).tolist() == [5, 5]
 
 
-def test_masked_tokens_alone_are_predicted() -> None:
+def test_only_masked_tokens_are_predicted() -> None:
     tokens = torch.randint(9, (40, 25), generator=torch.Generator().manual_seed(0))
     objective = LanguageModelling(masked=0.3, mask_token=9)
     inputs, targets = objective.batch(tokens, tokens, torch.Generator().manual_seed(1))
@@ -232,7 +232,7 @@ def test_masked_tokens_alone_are_predicted() -> None:
         (LanguageModelling(), torch.zeros(3, dtype=torch.long), r"\(n, length\) for LanguageModelling but got"),
     ],
 )
-def test_targets_of_another_objective_are_refused(objective: Objective, targets: Tensor, message: str) -> None:
+def test_targets_of_another_kind_of_objective_are_refused(objective: Objective, targets: Tensor, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         objective.prepared(targets, "training")
     assert "\n" not in str(error.value)
@@ -285,7 +285,7 @@ def test_r2_is_exact_far_from_zero_and_for_small_numbers(middle: float, spread: 
     assert scores.compute("val")["val/r2"].item() == pytest.approx(r2_score(targets, middle + outputs), rel=1e-9)
 
 
-def test_a_single_sample_has_no_r2_and_leaves_other_clients_theirs() -> None:
+def test_a_single_sample_has_no_r2_and_does_not_affect_other_clients() -> None:
     objective = Regression()
     scores = LevelScores(["a"], objective, 1)
     scores.update({"a": torch.zeros(1, 1)}, torch.ones(1, 1))
@@ -303,7 +303,7 @@ def test_a_single_sample_has_no_r2_and_leaves_other_clients_theirs() -> None:
         assert clients.compute() == {}
 
 
-def test_one_confident_mistake_leaves_the_perplexity_finite() -> None:
+def test_one_confident_mistake_gives_a_finite_perplexity() -> None:
     objective = LanguageModelling()
     outputs = torch.zeros(2, 3, 4)
     outputs[0, 0, 0] = 200.0
@@ -314,14 +314,14 @@ def test_one_confident_mistake_leaves_the_perplexity_finite() -> None:
     assert found["val/perplexity"].item() == pytest.approx(math.exp(found["val/loss"].item()), rel=1e-5)
 
 
-def test_an_infinite_output_leaves_no_batch_out_of_the_loss() -> None:
+def test_an_infinite_output_makes_the_loss_nan() -> None:
     scores = LevelScores(["a"], Classification(), 3)
     for value in (0.0, math.inf):
         scores.update({"a": torch.tensor([[value, 0.0, 0.0]])}, torch.tensor([0]))
     assert scores.compute("val")["val/loss"].isnan()
 
 
-def test_bfloat16_rounds_neither_targets_nor_weights() -> None:
+def test_targets_and_weights_are_not_rounded_to_bfloat16() -> None:
     outputs, targets = torch.full((3, 1), 302.0), torch.tensor([[301.0], [302.0], [303.0]])
     assert Regression().loss(outputs.bfloat16(), targets).item() == pytest.approx(2 / 3)
     logits, classes = torch.zeros(2, 5, 2).bfloat16(), torch.tensor([[0, 1, 0, 1, 1], [0, 0, 1, 1, 1]])

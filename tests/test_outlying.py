@@ -43,7 +43,7 @@ def honest(seed: int = 0, batches: list[int] | None = None) -> list[Tensor]:
     return vectors
 
 
-def test_sums_of_a_cohort_are_kept() -> None:
+def test_plausible_sums_of_a_cohort_are_kept() -> None:
     for seed in range(50):
         assert refusals(LAYERS, honest(seed), BATCHES) == {}
 
@@ -68,7 +68,7 @@ def test_sums_of_a_cohort_are_kept() -> None:
     ],
 )
 @pytest.mark.parametrize("client", [0, 3])
-def test_one_wrong_number_is_enough(client: int, place: int, value: float, reason: str) -> None:
+def test_one_wrong_number_excludes_a_clients_sums(client: int, place: int, value: float, reason: str) -> None:
     vectors = honest()
     vectors[client][place] = value
     refused = refusals(LAYERS, vectors, BATCHES)
@@ -76,7 +76,7 @@ def test_one_wrong_number_is_enough(client: int, place: int, value: float, reaso
     assert reason in refused[client]
 
 
-def test_two_liars_of_five_are_left_out_and_nobody_else() -> None:
+def test_exactly_the_two_false_clients_of_five_are_left_out() -> None:
     vectors = honest()
     vectors[1], vectors[4] = vectors[1] * 1, vectors[4] * 1
     vectors[1][:3] += 1e6
@@ -84,14 +84,14 @@ def test_two_liars_of_five_are_left_out_and_nobody_else() -> None:
     assert sorted(refusals(LAYERS, vectors, BATCHES)) == [1, 4]
 
 
-def test_of_two_clients_nobody_is_left_out_for_being_different() -> None:
+def test_two_different_clients_are_both_kept() -> None:
     assert FEWEST == 3
     vectors = honest(batches=[2, 2])
     vectors[0][:3] += 1e6
     assert refusals(LAYERS, vectors, [2, 2]) == {}
 
 
-def test_a_layer_that_is_called_twice_has_twice_the_batches() -> None:
+def test_a_layer_that_is_called_twice_may_count_twice_the_batches() -> None:
     vectors = [torch.cat([2 * vector[:7], vector[7:]]) for vector in honest()]
     assert refusals(LAYERS, vectors, BATCHES) == {}
 
@@ -151,7 +151,7 @@ class FalseSums(OwnClients):
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning")
-def test_a_simulation_leaves_false_sums_out_too(fit: Fit) -> None:
+def test_a_simulation_also_leaves_false_sums_out(fit: Fit) -> None:
     module = small_module(levels=small_levels(1.0), statistics_clients=None)
     module.clients = FalseSums(module, {5}, 0)
     with pytest.warns(UserWarning, match="Round 0: statistics of client 5 at level a refused: .* for a variance"):
@@ -160,7 +160,7 @@ def test_a_simulation_leaves_false_sums_out_too(fit: Fit) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning")
-def test_a_level_of_which_all_sums_are_false_keeps_the_last_ones_or_has_no_accuracy(fit: Fit) -> None:
+def test_a_level_with_false_sums_only_keeps_old_statistics_or_has_no_accuracy(fit: Fit) -> None:
     """It is never an accuracy of chance, and never the end of the run."""
     late, never = small_module(levels=small_levels(1.0)), small_module(levels=small_levels(1.0))
     late.clients = FalseSums(late, set(range(12)), 1)

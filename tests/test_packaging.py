@@ -55,14 +55,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_exactly_the_tree(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     described = {name for name in names if name.startswith("hetfl-0.1.0.dist-info/")}
     assert names - described == installed_names()
     assert "hetfl-0.1.0.dist-info/licenses/LICENSE" in described
 
 
-def test_wheel_installs_the_command(wheel: Path) -> None:
+def test_the_wheel_installs_the_command(wheel: Path) -> None:
     entry_points = zipfile.ZipFile(wheel).read("hetfl-0.1.0.dist-info/entry_points.txt").decode()
     assert "hetfl = hetfl.cli:main" in entry_points.splitlines()
     assert "hetfl/cli/__init__.py" in zipfile.ZipFile(wheel).namelist()
@@ -79,7 +79,7 @@ def target(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_installed_wheel_is_imported_without_the_tree(target: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_is_imported_without_the_tree(target: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     code = (
@@ -96,7 +96,7 @@ def test_installed_wheel_is_imported_without_the_tree(target: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_wheel_alone_makes_trains_and_compares_projects(target: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_creates_trains_and_compares_projects(target: Path, tmp_path: Path) -> None:
     def hetfl(*args: str) -> str:
         done = run(target / "bin" / "hetfl", *args, cwd=tmp_path, path=target)
         assert done.returncode == 0, done.stderr
@@ -123,7 +123,7 @@ def test_wheel_alone_makes_trains_and_compares_projects(target: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("package", ["models", "aggregators"])
-def test_second_name_of_a_package_is_refused(package: str) -> None:
+def test_a_second_name_of_a_package_is_refused(package: str) -> None:
     imported = run(sys.executable, "-c", f"import {package}", cwd=ROOT)
     assert imported.returncode == 1
     last_line = imported.stderr.strip().splitlines()[-1]
@@ -131,7 +131,7 @@ def test_second_name_of_a_package_is_refused(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", LINKS)
-def test_link_and_mapping_agree(package: str) -> None:
+def test_links_and_package_mapping_agree(package: str) -> None:
     assert os.readlink(ROOT / "hetfl" / package) == f"../{package}"
     assert PROJECT["tool"]["setuptools"]["package-dir"][f"hetfl.{package}"] == package
 

@@ -19,11 +19,11 @@ leaves = st.one_of(
 
 @settings(max_examples=100)
 @given(st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4)))
-def test_packed_values_come_back(tree: object) -> None:
+def test_packed_values_are_unpacked_unchanged(tree: object) -> None:
     assert unpack(pack(tree)) == tree
 
 
-def test_packed_tensors_come_back_bit_for_bit() -> None:
+def test_packed_tensors_are_unpacked_bit_for_bit() -> None:
     tree = {
         "a": torch.tensor([1.5, -0.0, 1e-45, math.nan, math.inf]),
         "loss": torch.tensor(math.nan, dtype=torch.float64),
@@ -45,6 +45,6 @@ def test_packed_tensors_come_back_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00" * 8, b"\xff" * 64, pack({"a": torch.ones(3)})[:-1]])
-def test_other_bytes_are_refused(data: bytes) -> None:
+def test_bytes_that_are_not_packed_values_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="packed values"):
         unpack(data)

@@ -19,7 +19,7 @@ from hetfl.updates import DenseUpdate
 WHOLE = Part({name: (slice(0, 3), slice(0, 2)) for name in "abcd"})
 
 
-def test_a_layout_is_made_once() -> None:
+def test_the_layout_of_an_index_is_computed_once() -> None:
     assert index_layout(WHOLE) is index_layout(WHOLE)
     assert index_layout(dict(WHOLE)) == index_layout(WHOLE)
     assert part_of(WHOLE) is WHOLE
@@ -27,7 +27,7 @@ def test_a_layout_is_made_once() -> None:
 
 
 @pytest.mark.parametrize("kind", [FlatSums, TensorSums])
-def test_copied_sums_mistake_no_index_for_one_that_is_gone(kind: type[Sums]) -> None:
+def test_copied_sums_do_not_confuse_a_new_index_with_a_freed_one(kind: type[Sums]) -> None:
     """Clusters' aggregators are copies; what was kept of clients that come no more is let go, and memory used again."""
     sums, update = kind({"w": torch.empty(4, 3)}), DenseUpdate(torch.ones(4))
     gone = Part({"w": (slice(0, 2), slice(0, 2))})
@@ -43,13 +43,13 @@ def test_copied_sums_mistake_no_index_for_one_that_is_gone(kind: type[Sums]) -> 
         assert copied.tensors()["w"][2:, 1:].sum() == 4
 
 
-def test_parts_by_name_keep_their_order() -> None:
+def test_the_order_of_tensors_in_a_part_is_kept() -> None:
     part = only(WHOLE, frozenset("db"))
     assert list(part) == ["b", "d"]
     assert only(WHOLE, frozenset("bd")) is part
 
 
-def test_as_many_results_are_kept_as_there_may_be() -> None:
+def test_derived_results_are_kept_up_to_the_limit() -> None:
     index, calls = Part(WHOLE), list[int]()
 
     def ask(key: int) -> int:
@@ -65,7 +65,7 @@ def test_as_many_results_are_kept_as_there_may_be() -> None:
     assert len(calls) == DERIVED + 2
 
 
-def test_what_a_client_sends_is_cut_out_of_its_vector() -> None:
+def test_the_sent_part_is_cut_out_of_the_clients_vector() -> None:
     """Two tensors whole, then rows of one, and the last left out; of two parts in turn."""
     rows = (torch.tensor([0, 2]), slice(0, 2))
     upload = Part({"a": WHOLE["a"], "b": WHOLE["b"], "c": rows})
@@ -79,7 +79,7 @@ def test_what_a_client_sends_is_cut_out_of_its_vector() -> None:
     )
 
 
-def test_sums_of_another_round_are_gone() -> None:
+def test_sums_of_the_previous_round_are_cleared() -> None:
     """Whether the first client of a round covers a tensor, or a part of it, or nobody does."""
     mean, report = HolderMean(), Report(0, "a", 1, 0.0, 0.0)
     tensors = {name: torch.empty(3, 2) for name in WHOLE}

@@ -32,7 +32,7 @@ def local(penalty: Penalty | None = None, **changes: Any) -> LocalTraining:
     return LocalTraining(**{"batch_size": 10, "optimizer": lambda p: SGD(p, lr=0.05), "penalty": penalty, **changes})
 
 
-def test_proximal_gradient_is_that_of_the_penalty() -> None:
+def test_proximal_gradient_equals_autograd_of_the_penalty() -> None:
     random = torch.Generator().manual_seed(0)
     theta, anchor = torch.randn(7, generator=random, dtype=torch.float64), torch.randn(7, generator=random).double()
     theta.requires_grad_()
@@ -43,7 +43,7 @@ def test_proximal_gradient_is_that_of_the_penalty() -> None:
     assert torch.allclose(gradient, 1 + theta.grad, rtol=0, atol=1e-15)
 
 
-def test_feddyn_gradient_is_that_of_the_penalty() -> None:
+def test_feddyn_gradient_equals_autograd_of_the_penalty() -> None:
     random = torch.Generator().manual_seed(0)
     theta, anchor, memory = torch.randn(3, 7, generator=random, dtype=torch.float64)
     theta.requires_grad_()
@@ -121,7 +121,7 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
             np.testing.assert_allclose(corrected[name].numpy(), expected, atol=1e-12)
 
 
-def test_the_servers_memory_stays_the_mean_of_the_clients_under_compression(fit: Fit) -> None:
+def test_the_servers_memory_equals_the_mean_of_client_memories_under_compression(fit: Fit) -> None:
     feddyn = FedDyn(0.2)
     module = small_module(local=local(feddyn), uplink=ErrorFeedback(TopK(0.1)))
     fit(module, rounds=5, precision="64-true", limit_val_batches=0)
@@ -137,7 +137,7 @@ def test_the_servers_memory_stays_the_mean_of_the_clients_under_compression(fit:
 
 
 @pytest.mark.parametrize("penalty", [lambda: FedDyn(0.1), pytest.param(lambda: Proximal(0.5), marks=pytest.mark.slow)])
-def test_a_penalty_reaches_workers_and_survives_compression_and_resuming(
+def test_a_penalty_works_with_workers_compression_and_resuming(
     fit: Fit, tmp_path: Path, penalty: Callable[[], Penalty]
 ) -> None:
     def module(**changes: Any) -> Any:
@@ -159,7 +159,7 @@ def test_a_penalty_reaches_workers_and_survives_compression_and_resuming(
     )
 
 
-def test_a_strong_proximal_term_holds_clients_back(fit: Fit) -> None:
+def test_a_strong_proximal_term_keeps_clients_near_the_global_model(fit: Fit) -> None:
     moved = []
     for mu in (0.01, 10.0):
         module = small_module(local=local(Proximal(mu)))
@@ -170,7 +170,7 @@ def test_a_strong_proximal_term_holds_clients_back(fit: Fit) -> None:
     assert moved[1] < moved[0] / 1.5
 
 
-def test_another_penalty_is_refused_on_resuming(fit: Fit, tmp_path: Path) -> None:
+def test_resuming_with_another_penalty_is_refused(fit: Fit, tmp_path: Path) -> None:
     fit(small_module(local=local(Proximal(0.1))), rounds=1).save_checkpoint(tmp_path / "one.ckpt")
     with pytest.raises(ConfigurationError, match=r"penalty \(Proximal\(proximal_mu=0.1\)\) but got none"):
         fit(small_module(local=local()), rounds=2, name="other", ckpt=str(tmp_path / "one.ckpt"))

@@ -43,7 +43,7 @@ def table(trainer: Trainer) -> pd.DataFrame:
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_fedper_is_that_of_a_bare_loop(fit: Fit) -> None:
+def test_fedper_equals_a_bare_loop(fit: Fit) -> None:
     """Bodies are averaged, and every client goes on with its own head; momentum is as new in every round."""
     data, rounds = small_data(), 3
     module: Any = small_module(
@@ -93,7 +93,7 @@ def test_fedper_is_that_of_a_bare_loop(fit: Fit) -> None:
     assert module.forecast.down_bytes()["a"] == 56 + 4 * sent
 
 
-def test_accuracies_of_clients_with_their_own_heads_are_logged_and_listed(fit: Fit) -> None:
+def test_accuracies_with_personal_heads_are_logged_and_listed(fit: Fit) -> None:
     module: Any = small_module(personal=HEAD, selection=Uniform(12), local=everyone())
     data = small_data()
     trainer = fit(module, data, rounds=4, check_val_every_n_epoch=4)
@@ -116,7 +116,7 @@ def test_accuracies_of_clients_with_their_own_heads_are_logged_and_listed(fit: F
 
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("executor", [Stacked(3), Workers(2)])
-def test_clients_begin_with_what_they_keep(executor: Executor) -> None:
+def test_clients_start_from_their_personal_tensors(executor: Executor) -> None:
     problem = Problem(LocalTraining(epochs=2, gradient_clip=0.6, optimizer=sgd(), penalty=Proximal(0.7)))
     names = frozenset(name for name, _ in problem.net.named_parameters() if name.startswith("classifier"))
     local_problem = replace(problem.local_problem(), personal=names)
@@ -153,7 +153,7 @@ def assert_kept_alike(one: FederatedModule, two: FederatedModule) -> None:
         assert all(torch.equal(block, found[client][name]) for name, block in blocks.items())
 
 
-def test_a_resumed_run_ends_with_the_same_bits_and_files_keep_them_too(fit: Fit, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_bits_in_memory_and_on_disk(fit: Fit, tmp_path: Path) -> None:
     def module(*store: DiskStore) -> FederatedModule:
         return small_module(personal=Personal(["*norm*", "classifier.bias"], *store), uplink=ErrorFeedback(TopK(0.2)))
 
@@ -176,6 +176,6 @@ def test_a_resumed_run_ends_with_the_same_bits_and_files_keep_them_too(fit: Fit,
         (["*"], "got none"),
     ],
 )
-def test_patterns_that_match_nothing_or_everything_are_refused(names: list[str], said: str) -> None:
+def test_patterns_that_match_no_tensor_or_all_tensors_are_refused(names: list[str], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         small_module(personal=names)

@@ -42,7 +42,7 @@ def predicted(module: FederatedModule, inputs: Tensor, checkpoint: str | None = 
     ("clustering", "precision", "weights_only"),
     [(None, "32-true", False), (IFCA(2), "32-true", True), (None, "64-true", False)],
 )
-def test_a_module_is_read_back_from_a_checkpoint_without_data(
+def test_a_module_is_loaded_from_a_checkpoint_without_data(
     fit: Fit, tmp_path: Path, clustering: IFCA | None, precision: str, weights_only: bool
 ) -> None:
     module = small_module(clustering=clustering)
@@ -66,7 +66,7 @@ def test_a_checkpoint_of_other_levels_is_refused(fit: Fit, tmp_path: Path) -> No
         HeteroFL.load_from_checkpoint(tmp_path / "m.ckpt")
 
 
-def test_predictions_are_those_that_a_test_counts(fit: Fit, tmp_path: Path) -> None:
+def test_predictions_give_the_accuracy_of_a_test(fit: Fit, tmp_path: Path) -> None:
     module, data = small_module(), small_data()
     trainer = fit(module, data, rounds=2)
     tested = trainer.test(module, datamodule=data, verbose=False)[0]
@@ -88,7 +88,7 @@ def test_predictions_are_those_that_a_test_counts(fit: Fit, tmp_path: Path) -> N
     assert torch.equal(from_file, predicted(again, prepared))
 
 
-def test_what_cannot_be_predicted_with_is_said() -> None:
+def test_missing_statistics_and_wrong_prediction_settings_are_refused() -> None:
     module, samples = small_module(), DataLoader(TensorDataset(torch.rand(4, 1, 8, 8)))
     with pytest.raises(ConfigurationError, match="Expected static batch-norm statistics .* level a but got none"):
         plain().predict(module, samples)

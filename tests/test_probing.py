@@ -70,7 +70,7 @@ def plain_losses(
 
 
 @pytest.mark.parametrize("kind", [HeteroFL, FedAvg])
-def test_losses_are_those_of_a_plain_loop_for_any_executor(
+def test_losses_equal_a_plain_loop_for_every_executor(
     fit: Fit, kind: type[FederatedModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "LOSS_BATCH", 7)  # several batches a client, the last one shorter
@@ -101,7 +101,7 @@ def test_losses_are_those_of_a_plain_loop_for_any_executor(
         assert answers["workers"].parts[round] == pytest.approx(asking.parts[round], rel=1e-12)
 
 
-def test_the_model_is_that_of_the_round_in_training_mode(fit: Fit) -> None:
+def test_losses_use_the_rounds_model_in_training_mode(fit: Fit) -> None:
     """With static batch norm, a client's loss is that of one batch of all of its data, as its first step has it."""
     asking = Asking()
     module = small_module(selection=asking)
@@ -117,7 +117,7 @@ def test_the_model_is_that_of_the_round_in_training_mode(fit: Fit) -> None:
         assert asking.whole[0][client] == pytest.approx(loss, rel=1e-5)
 
 
-def test_a_last_sample_alone_is_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_last_sample_joins_the_previous_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch norm refuses a single value for a channel, which is what deep nets make of one small image."""
     monkeypatch.setattr(jobs, "LOSS_BATCH", 7)
     deep = partial(ConvNet, hidden=(4, 4, 4, 4), norm="batch")
@@ -177,7 +177,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Selection], list[list[
 
 
 @pytest.mark.parametrize(("asked", "policy", "changes", "samples"), CASES)
-def test_answers_cost_a_model_a_number_and_a_forward_pass(
+def test_a_probe_costs_a_model_a_number_and_a_forward_pass(
     fit: Fit,
     asked: str,
     policy: Selection,
@@ -209,7 +209,7 @@ def test_answers_cost_a_model_a_number_and_a_forward_pass(
         assert table["compute/flops_total"][round] == flops
 
 
-def test_who_was_asked_for_a_part_and_then_for_everything_was_sent_the_model_once(
+def test_a_client_probed_twice_in_a_round_downloads_the_model_once(
     fit: Fit, watched: Callable[[Selection], list[list[int]]]
 ) -> None:
     policy = PowerOfChoice(6, 3, "cpow", batch=16)

@@ -113,7 +113,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_plain_lines_come_every_tenth_of_the_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plain_line_is_printed_every_tenth_of_the_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = trainer_with([RoundProgress()], 20, tmp_path)
     trainer.fit(Federation(), LOADER, LOADER)
     out = capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_plain_lines_come_every_tenth_of_the_rounds(tmp_path: Path, capsys: pyte
     assert f"run folder: {trainer.log_dir}" in out.splitlines()
 
 
-def test_run_that_stops_early_ends_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_stops_early_prints_a_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stop = pl.callbacks.EarlyStopping("val/accuracy", patience=2)
     trainer_with([RoundProgress(), stop], 100, tmp_path).fit(Federation(), LOADER, LOADER)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("round ")]
@@ -134,7 +134,7 @@ def test_run_that_stops_early_ends_with_a_line(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("term", ["dumb", "xterm"])
-def test_live_line_only_in_a_terminal_that_can(tmp_path: Path, term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_live_line_is_shown_only_in_a_capable_terminal(tmp_path: Path, term: str, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", term)
@@ -146,7 +146,7 @@ def test_live_line_only_in_a_terminal_that_can(tmp_path: Path, term: str, monkey
     assert "round 2/2  elapsed" in out
 
 
-def test_live_line_counts_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_live_line_counts_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", "xterm")
@@ -160,7 +160,7 @@ def test_live_line_counts_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert screen.getvalue().endswith("\n")
 
 
-def test_exception_gives_the_terminal_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_restores_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", "xterm")
@@ -171,14 +171,14 @@ def test_exception_gives_the_terminal_back(tmp_path: Path, monkeypatch: pytest.M
     assert screen.getvalue().rfind("\x1b[?25h") > screen.getvalue().rfind("\x1b[?25l") >= 0  # the cursor shows again
 
 
-def test_disabled_progress_is_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_disabled_progress_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     progress = RoundProgress()
     progress.disable()
     trainer_with([progress], 2, tmp_path).fit(Federation(), LOADER, LOADER)
     assert "round" not in capsys.readouterr().out
 
 
-def test_summary_after_training_and_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_summary_is_printed_after_training_and_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = Federation()
     trainer = trainer_with([RunSummary()], 2, tmp_path)
     trainer.fit(module, LOADER, LOADER)
@@ -199,7 +199,7 @@ def test_summary_after_training_and_test(tmp_path: Path, capsys: pytest.CaptureF
     assert re.search(r"│ b +│ +0\.5 +│ +2 +│ +315 +│ +75\.00 % +│ +50\.00 % +│", tested)
 
 
-def test_a_module_with_an_objective_shows_its_headline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_shows_the_objectives_headline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = Regression()
     trainer = trainer_with([RoundProgress(), RunSummary(after_fit=False)], 2, tmp_path)
     trainer.fit(module, LOADER, LOADER)
@@ -213,7 +213,7 @@ def test_a_module_with_an_objective_shows_its_headline(tmp_path: Path, capsys: p
     assert re.search(r"^wall time +[\d.]+ s$", shown, re.MULTILINE)
 
 
-def test_totals_use_the_contracts_names() -> None:
+def test_totals_are_read_from_the_contract_columns() -> None:
     metrics = {
         "local/accuracy_mean": 0.5,
         "local/accuracy_worst10": 0.25,
@@ -236,18 +236,18 @@ def test_totals_use_the_contracts_names() -> None:
 
 
 @given(st.integers(1, 500))
-def test_milestones_are_about_ten_and_the_last_is_one(total: int) -> None:
+def test_there_are_about_ten_milestones_including_the_last_round(total: int) -> None:
     milestones = [done for done in range(1, total + 1) if is_milestone(done, total)]
     assert len(milestones) == min(total, 10)
     assert milestones[-1] == total
 
 
-def test_run_without_end_has_a_line_every_ten_rounds() -> None:
+def test_a_run_without_a_last_round_prints_a_line_every_ten_rounds() -> None:
     assert [done for done in range(1, 31) if is_milestone(done, None)] == [10, 20, 30]
 
 
 @given(st.floats(0, 1e20))
-def test_quantity_is_right_to_three_digits(value: float) -> None:
+def test_quantities_are_accurate_to_three_digits(value: float) -> None:
     number, unit = format_quantity(value, "B").split(" ")
     read = float(number) * 1000.0 ** ["B", "kB", "MB", "GB", "TB", "PB", "EB"].index(unit)
     assert read == pytest.approx(value, rel=0.0051, abs=0.5)
@@ -255,7 +255,7 @@ def test_quantity_is_right_to_three_digits(value: float) -> None:
 
 
 @given(st.floats(0, 1e6))
-def test_seconds_read_back(value: float) -> None:
+def test_formatted_seconds_parse_back_to_the_value(value: float) -> None:
     said = format_seconds(value)
     if value < 59.5:
         number, unit = said.split(" ")

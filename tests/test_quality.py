@@ -50,7 +50,7 @@ def predicted_class(logits: Tensor) -> int:
 
 @settings(max_examples=80)
 @given(st.integers(1, 40), st.integers(2, 6), st.floats(0.1, 20), st.integers(1, 20), st.integers(0, 999))
-def test_calibration_is_that_of_an_independent_binning(n: int, k: int, scale: float, bins: int, seed: int) -> None:
+def test_calibration_equals_an_independent_binning(n: int, k: int, scale: float, bins: int, seed: int) -> None:
     logits, targets = predictions(n, k, scale, seed)
     # A confidence on an edge may fall to either side by rounding.
     edges = logits.double().softmax(-1).amax(-1) * bins
@@ -71,7 +71,7 @@ def test_calibration_is_that_of_an_independent_binning(n: int, k: int, scale: fl
             assert math.isnan(row.accuracy)  # type: ignore[arg-type]
 
 
-def test_calibration_of_known_predictions() -> None:
+def test_calibration_of_known_predictions_by_hand() -> None:
     sure, targets = 1000 * torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 1, 1, 0])  # a confidence of 1, half are right
     assert calibration_error(sure, targets) == pytest.approx(0.5, abs=1e-6)
     assert reliability(sure, targets)["samples"].tolist() == [0] * 14 + [4]
@@ -86,14 +86,14 @@ def test_full_confidence_belongs_to_the_last_bin() -> None:
     assert calibration_error(logits, targets, bins=10) == pytest.approx((1.98 - 1) / 2, abs=1e-6)
 
 
-def test_logits_between_0_and_1_are_no_probabilities() -> None:
+def test_logits_between_0_and_1_are_not_taken_as_probabilities() -> None:
     logits, targets = torch.tensor([[0.9, 0.1]]), torch.tensor([0])
     confidence = 1 / (1 + math.exp(-0.8))
     assert calibration_error(logits, targets) == pytest.approx(1 - confidence, abs=1e-6)
 
 
 @given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 99))
-def test_class_accuracy_is_counted_one_by_one(n: int, k: int, seed: int) -> None:
+def test_class_accuracy_equals_a_count_one_by_one(n: int, k: int, seed: int) -> None:
     (logits, targets), (others, _) = predictions(n, k, 1.0, seed), predictions(n, k, 1.0, seed + 1)
     table = class_accuracy({"a": logits, "b": others}, targets)
     assert list(table.columns) == ["a", "b"]
@@ -107,7 +107,7 @@ def test_class_accuracy_is_counted_one_by_one(n: int, k: int, seed: int) -> None
 # Figures.
 
 
-def test_reliability_diagrams_say_the_error_of_each_level() -> None:
+def test_reliability_diagrams_show_the_error_of_each_level() -> None:
     sure, targets = 1000 * torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 1, 1, 0])
     figure = plot_reliability({"a": sure, "b": torch.zeros(4, 2)}, targets)
     assert [ax.get_title() for ax in figure.axes] == ["level a: error 50.0 points", "level b: error 0.0 points"]
@@ -115,19 +115,19 @@ def test_reliability_diagrams_say_the_error_of_each_level() -> None:
     assert heights[-1] == pytest.approx(50.0)
 
 
-def test_class_accuracy_is_written_into_its_map() -> None:
+def test_the_class_accuracy_map_shows_its_numbers() -> None:
     table = class_accuracy({"a": torch.eye(3)[[0, 0, 1]]}, torch.tensor([0, 1, 1]))
     assert [text.get_text() for text in plot_class_accuracy(table).axes[0].texts] == ["100", "50"]
 
 
-def test_mistakes_are_named_with_the_true_class() -> None:
+def test_wrong_predictions_are_titled_with_the_true_class() -> None:
     figure = plot_predictions(torch.rand(3, 8, 8), torch.tensor([1, 2, 3]), torch.tensor([1, 7, 3]))
     titles = [ax.title for ax in figure.axes]
     assert [title.get_text() for title in titles] == ["1", "2, not 7", "3"]
     assert [title.get_color() == "black" for title in titles] == [True, False, True]
 
 
-def test_runs_are_compared_at_the_levels_that_all_have(tmp_path: Path) -> None:
+def test_runs_are_compared_at_common_levels(tmp_path: Path) -> None:
     for name, levels in (("width", "abc"), ("depth", "ab")):
         (tmp_path / name).mkdir()
         write_run(tmp_path / name, levels, rounds=4)

@@ -43,7 +43,7 @@ Fit = Callable[..., Trainer]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 3))
-def test_the_busiest_rank_has_at_most_a_third_more_to_do_than_it_must(costs: list[int], count: int) -> None:
+def test_the_busiest_rank_is_within_four_thirds_of_the_best_assignment(costs: list[int], count: int) -> None:
     executor = SimpleNamespace(bench=SimpleNamespace(cost=lambda task: costs[task.client]))
     own = cast(OwnClients, SimpleNamespace(executor=executor, side=SimpleNamespace(uplink=None, parts=None)))
     clients = RankClients(own, cast(Ranks, SimpleNamespace(rank=0, count=count)), [])
@@ -126,7 +126,7 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
     ],
     ids=["choosy", "dynamic", "clustered", "sparse"],
 )
-def test_ranks_end_with_the_bits_of_one_process(
+def test_ranks_give_the_same_bits_as_one_process(
     fit: Fit,
     tmp_path: Path,
     make: Callable[..., FederatedModule],
@@ -138,7 +138,7 @@ def test_ranks_end_with_the_bits_of_one_process(
     assert_same(one, several)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(fit: Fit, tmp_path: Path) -> None:
+def test_a_run_resumes_with_another_number_of_ranks(fit: Fit, tmp_path: Path) -> None:
     whole = run(fit, tmp_path, dynamic(), "whole", rounds=4)
     run(fit, tmp_path, dynamic(), "two", rounds=1)
     path = next(tmp_path.glob("two/*/checkpoints/last.ckpt"))
@@ -159,7 +159,7 @@ class Failing(Sequential):
         return super().run(job, tasks, memory)
 
 
-def test_a_rank_that_fails_ends_all(fit: Fit) -> None:
+def test_a_failing_rank_ends_all_ranks(fit: Fit) -> None:
     with pytest.raises(Exception, match="no such sensor"):
         fit(small_module(executor=Failing(5)), rounds=20, strategy="ddp_fork", devices=2)
 
@@ -183,7 +183,7 @@ class Interrupted(Callback):
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_signal_to_one_rank_stops_all_at_the_end_of_its_round(fit: Fit, tmp_path: Path, rank: int) -> None:
+def test_a_signal_to_one_rank_stops_all_ranks_at_the_end_of_its_round(fit: Fit, tmp_path: Path, rank: int) -> None:
     said = tmp_path / "said"
     said.mkdir()
     stop, interrupted = StopAtRoundEnd(), Interrupted(said, rank, round=1)
@@ -193,6 +193,6 @@ def test_a_signal_to_one_rank_stops_all_at_the_end_of_its_round(fit: Fit, tmp_pa
     assert pd.read_csv(metrics)["step"].tolist() == [0, 1]
 
 
-def test_ranks_do_not_choose_executors_by_themselves(fit: Fit) -> None:
+def test_auto_executor_is_refused_on_several_ranks(fit: Fit) -> None:
     with pytest.raises(Exception, match="an executor by name for several devices but got Auto"):
         fit(small_module(executor=Auto()), rounds=1, strategy="ddp_fork", devices=2)

@@ -33,7 +33,7 @@ def check_history(trainer: Trainer, federation: Federation) -> None:
 
 
 @pytest.mark.parametrize("ask_all", [False, True])
-def test_ifca_with_shared_layers_and_feddyn(fit: Fit, tmp_path: Path, ask_all: bool) -> None:
+def test_ifca_with_shared_layers_and_feddyn_equals_the_reference(fit: Fit, tmp_path: Path, ask_all: bool) -> None:
     """Three kinds of clients for two models; what FedDyn remembers of a client goes along to another cluster."""
     shapes = conv_shapes(3, classes=3)
     rules = Rules(
@@ -73,7 +73,7 @@ def test_ifca_with_shared_layers_and_feddyn(fit: Fit, tmp_path: Path, ask_all: b
 
 
 @pytest.mark.filterwarnings("ignore:IFCA. all clients have chosen cluster 1")
-def test_a_model_that_nobody_chooses_is_drawn_anew(fit: Fit, tmp_path: Path) -> None:
+def test_a_redrawn_model_that_no_client_chose_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
     """Cluster 0 is trained, then left alone for three rounds, drawn anew, and trained again: its momentum is gone."""
     rules = one_level(momentum=0.9, server_momentum=0.6, clusters=2, restarts=1, batch=5, samples=True)
     data = made_data([13, 9, 17, 8, 21, 10, 12, 9], renamed=lambda client, y: (y + (client > 4)) % 3)

@@ -29,7 +29,7 @@ PATIENT = 3
 
 
 @pytest.mark.filterwarnings("ignore:No update of a round arrived")
-def test_fedprox_with_stragglers_a_deadline_and_clients_that_are_away(fit: Fit, tmp_path: Path) -> None:
+def test_fedprox_with_stragglers_deadline_and_absent_clients_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
     """Rates are powers of two, so seconds are exact; of ten clients four are there in the first round alone."""
     data = made_data([11, 16, 23, 13, 18, 14, 12, 12, 12, 12])
     data.setup()
@@ -60,7 +60,7 @@ def test_fedprox_with_stragglers_a_deadline_and_clients_that_are_away(fit: Fit, 
     assert 1 in federation.taken.values(), "no straggler is in time"
 
 
-def test_the_clock_of_a_checkpoint_goes_on(fit: Fit, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_the_clock_of_the_checkpoint(fit: Fit, tmp_path: Path) -> None:
     """A run of two rounds without evaluations goes on: it begins with a sanity check, which clients are asked for."""
     data = made_data([11, 16, 23, 13, 18, 14], (1, 4, 4))
     rules = Rules(nets={"a": conv_net(1.0, 1)}, shapes={"a": conv_shapes(3, classes=3)}, samples=True, batch=5)

@@ -42,7 +42,7 @@ class SparseChannels(PartRule):
 
 
 @pytest.mark.parametrize("rule", [Rolling, RandomChannels, RandomMask, SparseChannels])
-def test_heterofl_on_parts_of_a_rule(fit: Fit, tmp_path: Path, rule: type[PartRule]) -> None:
+def test_heterofl_with_other_part_rules_equals_the_reference(fit: Fit, tmp_path: Path, rule: type[PartRule]) -> None:
     """Rounds with top-k, momentum, clipping, weight decay, FedDyn's memories and Adam on the server."""
     sparse = rule.masks
     # With seed 0 a client of RandomMask holds no weight of a filter in round 3. The filter's outputs are then constant,

@@ -31,7 +31,7 @@ from tests.reference.torch_nets import Exits, Mlp
 pytestmark = pytest.mark.usefixtures("double_precision")
 
 
-def test_heterofl_with_top_k_and_server_momentum(fit: Fit, tmp_path: Path) -> None:
+def test_heterofl_with_top_k_and_server_momentum_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
     rules = Rules(
         nets={"a": conv_net(1.0, 2), "b": conv_net(0.5, 2), "c": conv_net(0.25, 2)},
         shapes={
@@ -71,7 +71,7 @@ def test_heterofl_with_top_k_and_server_momentum(fit: Fit, tmp_path: Path) -> No
     assert len({federation.given.level(0, t) for t in range(4)}) > 1
 
 
-def test_depthfl_with_feddyn(fit: Fit, tmp_path: Path) -> None:
+def test_depthfl_with_feddyn_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
     """Memories of clients and server follow what was sent, which top-k cuts."""
     depths = {"a": 3, "b": 2, "c": 1}
     rules = Rules(
@@ -110,7 +110,7 @@ def test_depthfl_with_feddyn(fit: Fit, tmp_path: Path) -> None:
     check_store(memories, federation.memories)
 
 
-def test_q_fedavg_among_clients_that_fail(fit: Fit, tmp_path: Path) -> None:
+def test_q_fedavg_with_failing_clients_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
     """Of 21 clients the worst tenth are two."""
     rules = one_level(lr=0.5, q=2.0, gamma=0.5, momentum=0.5, batch=6)
     data = made_data([6 + 3 * (k % 4) for k in range(21)], labels=lambda k: [[0, 1, 2], [k % 3, (k + 1) % 3]][k % 2])
@@ -131,7 +131,7 @@ def test_q_fedavg_among_clients_that_fail(fit: Fit, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*update of client 3 at level a refused")
-def test_a_threshold_and_residuals_that_are_dropped(fit: Fit, tmp_path: Path) -> None:
+def test_a_threshold_with_dropped_residuals_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
     """Client 0 comes back after just as many rounds as its residual is kept, client 1 after one more."""
     rules = one_level(density=0.4, calibrated=True, oldest=2, adam=True, server_lr=0.05, batch=4, momentum=0.9)
     data = made_data([13, 9, 17, 8, 11])

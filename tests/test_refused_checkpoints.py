@@ -117,7 +117,7 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_cannot_be_gone_on_from_leaves_the_folder_as_it_was(fit: Fit, run: Path, name: str) -> None:
+def test_a_refused_checkpoint_does_not_change_the_run_folder(fit: Fit, run: Path, name: str) -> None:
     change, message = CHANGES[name]
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)  # noqa: TID251
     change(content)
@@ -129,7 +129,7 @@ def test_what_cannot_be_gone_on_from_leaves_the_folder_as_it_was(fit: Fit, run: 
     assert contents(run) == before
 
 
-def test_a_checkpoint_of_weights_only_is_tested_and_not_gone_on_from(fit: Fit, run: Path) -> None:
+def test_a_weights_only_checkpoint_can_be_tested_but_not_resumed(fit: Fit, run: Path) -> None:
     weights, before = str(run / "checkpoints" / "weights.ckpt"), contents(run)
     with pytest.raises(ConfigurationError, match="weights only"):
         fit(module(), rounds=5, ckpt=weights, **options(run))
@@ -145,7 +145,7 @@ def test_a_checkpoint_of_weights_only_is_tested_and_not_gone_on_from(fit: Fit, r
         load_residuals(weights)
 
 
-def test_checkpoints_of_weights_only_let_no_residual_go(fit: Fit) -> None:
+def test_weights_only_checkpoints_delete_no_residual_files(fit: Fit) -> None:
     """The files that the last whole checkpoint refers to stay, however many checkpoints of weights only follow."""
     every = {"enable_checkpointing": True, "plugins": [SafeCheckpointIO()]}
     light = ModelCheckpoint(filename="weights", save_weights_only=True, save_on_train_epoch_end=True)

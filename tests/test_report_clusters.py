@@ -54,7 +54,7 @@ def test_the_table_counts_models_clients_and_changes(tmp_path: Path) -> None:
     assert cells(many)[2:5] == ["9", "1 to 1", "0.00 % to 80.00 %"]
 
 
-def test_pictures_are_of_each_groups_first_run_in_their_order(tmp_path: Path) -> None:
+def test_figures_show_the_first_run_of_each_group_in_order(tmp_path: Path) -> None:
     folders = {
         "one": [write_run(tmp_path / "0")],
         "ifca": [write_clusters(write_run(tmp_path / f"1{s}", s), MOVING, [0.9, 0.8], 2) for s in (1, 2)],
@@ -74,7 +74,7 @@ def test_pictures_are_of_each_groups_first_run_in_their_order(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_they_are_in_the_report_and_go_again_with_the_clusters(tmp_path: Path) -> None:
+def test_cluster_figures_are_in_the_report_and_removed_without_clusters(tmp_path: Path) -> None:
     one, two = write_run(tmp_path / "one"), write_clusters(write_run(tmp_path / "two"), SPLIT, [0.9, 0.8], 2, tree=True)
     out = tmp_path / "report"
     write_report({"one": [one], "two": [two]}, out)

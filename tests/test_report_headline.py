@@ -58,7 +58,7 @@ def row(text: str, caption: str, group: str) -> list[str]:
     return [cell.strip() for cell in found.split("|")[2:-1]]
 
 
-def test_the_lowest_is_the_best_of_errors(tmp_path: Path) -> None:
+def test_the_lowest_error_is_the_best(tmp_path: Path) -> None:
     text = text_of(two_groups(tmp_path, MAE, GOOD, BAD))
     assert "Level a: good is lowest with 40.25 (40.00–40.50). bad with 70.25 (70.00–70.50) is higher, by 30.00." in text
     final = row(text, "Test mean absolute error after the last round, by name of the level", "good")
@@ -79,7 +79,7 @@ def test_the_lowest_is_the_best_of_errors(tmp_path: Path) -> None:
     assert not re.search(r"\d %", text.replace("33 %", ""))  # but for how often chance tells groups apart
 
 
-def test_the_highest_is_the_best_of_r2_which_may_be_negative(tmp_path: Path) -> None:
+def test_the_highest_r2_is_the_best_and_may_be_negative(tmp_path: Path) -> None:
     groups = two_groups(tmp_path, R2, [-2.0, 0.5], [-4.0, -0.5], apart=0.03125)
     text = text_of(groups)
     assert "good is highest with 0.5156 (0.5000–0.5312). bad with -0.4844 (-0.5000–-0.4688) is lower, by 1.000." in text
@@ -93,7 +93,7 @@ def test_the_highest_is_the_best_of_r2_which_may_be_negative(tmp_path: Path) -> 
     assert "No clients.csv in bad: the values of R² of single clients are unknown." in text_of(groups)
 
 
-def test_a_report_is_written_with_pictures_of_the_headlines_name(tmp_path: Path) -> None:
+def test_report_figures_are_named_after_the_headline(tmp_path: Path) -> None:
     write_report(two_groups(tmp_path, MAE, GOOD, BAD), tmp_path / "out", target=55.0)
     names = {path.stem for path in (tmp_path / "out/plots").iterdir()}
     assert names == {"mae_over_rounds", "mae_over_bytes", "mae_of_clients"}
@@ -108,7 +108,7 @@ def test_a_report_is_written_with_pictures_of_the_headlines_name(tmp_path: Path)
     assert ">Mean absolute error<" in svg
 
 
-def test_pictures_show_scores_as_they_are(tmp_path: Path) -> None:
+def test_figures_show_scores_without_percent_conversion(tmp_path: Path) -> None:
     paths = two_groups(tmp_path, R2, [-2.0, 0.5], [-4.0, -0.5])
     groups = make_groups({name: [load_run(each) for each in own] for name, own in paths.items()})
     figures = draw_all(make_material(groups, None), styles_of(list(paths)))
@@ -124,33 +124,33 @@ def test_pictures_show_scores_as_they_are(tmp_path: Path) -> None:
     assert ax.get_xlim()[1] > 1.0
 
 
-def test_a_target_of_errors_is_reached_from_above(tmp_path: Path) -> None:
+def test_an_error_target_is_reached_from_above(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "run", PERPLEXITY, [9.0, 5.0, 6.0, 4.0]))
     assert [amount_to_reach(run, target, ROUNDS) for target in (9.5, 9.0, 5.5, 5.0, 4.0, 3.9)] == [1, 1, 2, 2, 4, None]
 
 
 @pytest.mark.parametrize("target", [float("nan"), float("inf")])
-def test_a_target_that_no_score_can_be_is_refused(target: float, tmp_path: Path) -> None:
+def test_an_impossible_target_is_refused(target: float, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", MAE, GOOD)
     with pytest.raises(ConfigurationError, match="Expected --target, a mean absolute error, to be finite but got"):
         write_report({"x": [run]}, tmp_path / "out", target=target)
 
 
-def test_different_headlines_are_not_compared(tmp_path: Path) -> None:
+def test_runs_with_different_headlines_are_refused(tmp_path: Path) -> None:
     runs = {"x": [write_run(tmp_path / "x", MAE, GOOD)], "y": [write_run(tmp_path / "y", R2, [0.5] * 3)]}
     with pytest.raises(ConfigurationError, match=r"runs with the same score but got mae in .*x and r2 in .*y$"):
         write_report(runs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_without_its_headline_is_named(tmp_path: Path) -> None:
+def test_a_run_without_headline_values_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "x", MAE, GOOD)
     (run / FILE).write_bytes(R2.to_json())
     with pytest.raises(ConfigurationError, match=r"Expected a validation R² in .*metrics\.csv but got none"):
         write_report({"x": [run]}, tmp_path / "out")
 
 
-def test_sentences_order_errors_from_the_lowest() -> None:
+def test_sentences_order_errors_from_lowest_to_highest() -> None:
     def spread(mean: float, n: int = 2) -> Spread:
         return Spread(mean, mean - 0.5, mean + 0.5, n)
 

@@ -206,7 +206,7 @@ def test_a_run_killed_inside_the_write_of_a_checkpoint_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_at_a_round_with_a_checkpoint(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_run_at_a_round_end_with_a_checkpoint(tmp_path: Path) -> None:
     process = start(command(tmp_path, NAMES[0], rounds=2000))
     while process.poll() is None and not list(tmp_path.glob("demo/*/checkpoints/last.ckpt")):
         time.sleep(0.05)

@@ -120,7 +120,7 @@ def test_one_level_of_full_width_is_fedavg(fit: Fit) -> None:
         assert torch.equal(one, two)
 
 
-def test_an_absent_class_moves_no_row_and_gets_no_gradient_but_counts_in_the_softmax(fit: Fit) -> None:
+def test_an_absent_class_gets_no_gradient_but_counts_in_the_softmax(fit: Fit) -> None:
     module = small_module()
     labels = torch.tensor([True, False, True])
     logits = torch.tensor([[1.0, 5.0, -1.0]], requires_grad=True)
@@ -158,7 +158,7 @@ def compressed() -> ErrorFeedback:
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_run_for_any_executor_and_another_seed_does_not(fit: Fit) -> None:
+def test_equal_seeds_give_equal_runs_in_every_executor(fit: Fit) -> None:
     runs: list[tuple[str, int, dict[str, Any]]] = [
         ("first", 0, {}),
         ("again", 0, {}),
@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_run_for_any_executor_and_another_seed_does
     assert not tables[4]["train/loss"].equals(tables[0]["train/loss"])
 
 
-def test_a_resumed_run_ends_like_one_that_was_not_interrupted(fit: Fit, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_run(fit: Fit, tmp_path: Path) -> None:
     def module() -> FederatedModule:
         return small_module(uplink=compressed(), local=LOCAL, server_optimizer=lambda p: Adam(p, lr=0.01))
 
@@ -202,7 +202,7 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(fit: Fit, tmp_path
     pd.testing.assert_frame_equal(rows(straight), rows(trainer), check_exact=True)
 
 
-def test_a_diverged_client_is_refused_and_the_round_goes_on(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverged_client_is_refused_and_the_round_continues(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = Uniform(4)
     bad.setup(Facts([10] * 12))
     victim = bad.select(0, Everyone(12))[1]
@@ -220,7 +220,7 @@ def test_a_diverged_client_is_refused_and_the_round_goes_on(fit: Fit, monkeypatc
     assert victim not in module.uplink.residuals.clients()
 
 
-def test_bytes_and_density_are_those_of_the_encoded_messages(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_and_density_equal_those_of_the_encoded_messages(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     module = small_module(uplink=ErrorFeedback(TopK(0.1)), levels=small_levels(1.0))
     sizes: list[int] = []
     prepare = module.uplink.prepare
@@ -254,7 +254,7 @@ def test_statistics_cost_bytes_and_flops_and_are_gathered_only_for_an_evaluation
     assert without["train/loss"].tolist() == every["train/loss"].tolist() == second["train/loss"].tolist()
 
 
-def test_every_level_is_as_good_in_test_as_its_own_net_would_be(fit: Fit) -> None:
+def test_every_level_reaches_a_good_test_accuracy(fit: Fit) -> None:
     """Statistics, slices and the Scaler in evaluation: a few rounds on IID data must leave chance far behind."""
     module = small_module(selection=Uniform(6), local=LocalTraining(5, 20, 1.0, lambda p: SGD(p, 0.1, 0.9)))
     data = small_data(partitioner=IID(), num_clients=8, val_fraction=0.1)
@@ -269,7 +269,7 @@ def test_every_level_is_as_good_in_test_as_its_own_net_would_be(fit: Fit) -> Non
     assert table["test/accuracy"].notna().tolist() == [False] * 5 + [True]
 
 
-def test_a_server_optimizer_is_any_torch_optimizer(fit: Fit) -> None:
+def test_any_torch_optimizer_can_be_the_server_optimizer(fit: Fit) -> None:
     module = small_module(FedAvg, levels=None, server_optimizer=lambda p: Adam(p, lr=0.01))
     before = [p.detach().clone() for p in module.net.parameters()]
     trainer = fit(module, rounds=2)
@@ -279,7 +279,7 @@ def test_a_server_optimizer_is_any_torch_optimizer(fit: Fit) -> None:
         assert 0.001 < float((one - two.detach()).abs().max()) <= 0.0201
 
 
-def test_levels_of_a_run(fit: Fit) -> None:
+def test_fixed_and_dynamic_assignment_follow_their_proportions(fit: Fit) -> None:
     fixed, dynamic = Fixed({"a": 2, "b": 1}), Dynamic({"a": 3, "b": 1})
     fixed.setup(Facts([1] * 10, 0, ["a", "b"]))
     dynamic.setup(Facts([1] * 2000, 0, ["a", "b"]))
@@ -304,7 +304,7 @@ def test_levels_of_a_run(fit: Fit) -> None:
         ({}, {"max_steps": 0}, "trainer.max_steps, a limit of the rounds, of at least 1 but got 0"),
     ],
 )
-def test_what_cannot_work_is_refused_before_the_first_round(
+def test_impossible_settings_are_refused_before_the_first_round(
     fit: Fit, changes: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
@@ -319,7 +319,7 @@ def test_identity_stores_no_residual(fit: Fit) -> None:
     assert rows(trainer)["residual/norm"].tolist() == [0, 0]
 
 
-def test_dirichlet_clients_and_labels_reach_the_module(fit: Fit) -> None:
+def test_labels_of_dirichlet_clients_match_their_samples(fit: Fit) -> None:
     data = small_data(partitioner=Dirichlet(0.5))
     fit(small_module(), data, rounds=1)
     for client in range(12):

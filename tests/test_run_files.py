@@ -22,7 +22,7 @@ LEVELS = "level,width,depth,parameters,forward_flops,training_flops,down_bytes,u
 CLIENTS = "client,level,train_samples,test_samples,accuracy,own_accuracy\n"
 
 
-def test_a_gap_a_diverged_loss_and_a_level_called_nan_are_no_damage(tmp_path: Path) -> None:
+def test_gaps_diverged_losses_and_a_level_named_nan_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(METRICS)
     (tmp_path / "levels.csv").write_text(LEVELS + "nan,0.5,,9,9,9,9,9\nNA,,3,4,4,4,4,4\n")
     (tmp_path / "clients.csv").write_text(CLIENTS + "0,nan,3,0,,nan\n")
@@ -59,7 +59,7 @@ def test_a_gap_a_diverged_loss_and_a_level_called_nan_are_no_damage(tmp_path: Pa
         ("0.25", "\0", "Expected text in .*metrics.csv but got byte 0x00"),
     ],
 )
-def test_damaged_metrics_are_named(tmp_path: Path, was: str, now: str, said: str) -> None:
+def test_damaged_metrics_are_refused_in_one_line(tmp_path: Path, was: str, now: str, said: str) -> None:
     assert was in METRICS
     (tmp_path / "metrics.csv").write_text(METRICS.replace(was, now, 1))
     with pytest.raises(ConfigurationError, match=said) as caught:
@@ -105,7 +105,7 @@ def test_damaged_metrics_are_named(tmp_path: Path, was: str, now: str, said: str
         ("config.yaml", "seed_everything: [1]\n", r"a whole number for seed_everything in .* but got \[1\]"),
     ],
 )
-def test_other_damaged_files_are_named(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_other_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / "metrics.csv").write_text(METRICS)
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigurationError, match=said) as caught:
@@ -114,7 +114,7 @@ def test_other_damaged_files_are_named(tmp_path: Path, name: str, text: str, sai
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "levels.csv", "clients.csv", "config.yaml"])
-def test_other_bytes_are_told_in_one_line_with_status_2(
+def test_undecodable_files_are_reported_in_one_line_with_status_2(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_run(tmp_path / "run")
@@ -134,7 +134,7 @@ CELLS = st.one_of(st.text(max_size=6), st.floats().map(str), st.integers().map(s
 
 @given(st.integers(0, 3), st.integers(0, 3), CELLS)
 @example(3, 0, str(2**64))
-def test_whatever_a_cell_holds_it_is_a_number_or_refused_in_one_line(row: int, column: int, cell: str) -> None:
+def test_every_cell_is_read_as_a_number_or_refused_in_one_line(row: int, column: int, cell: str) -> None:
     lines = [line.split(",") for line in METRICS.splitlines()]
     lines[row][column] = cell
     with TemporaryDirectory() as folder:

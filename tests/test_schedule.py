@@ -17,7 +17,7 @@ times = st.integers(1, 20).map(float)
 
 
 @given(st.lists(times, max_size=6), st.integers(1, 3))
-def test_a_cohort_ends_within_four_thirds_of_the_best_assignment(groups: list[float], processes: int) -> None:
+def test_the_schedule_is_within_four_thirds_of_the_best_assignment(groups: list[float], processes: int) -> None:
     """Graham's bound for largest first, 4/3 − 1/(3m); and never before the best one."""
     best = min(
         max(sum(g for g, p in zip(groups, places, strict=True) if p == place) for place in range(processes))
@@ -59,7 +59,7 @@ def cohorts(draw: st.DrawFn) -> tuple[dict[str, dict[Form, float]], dict[str, li
 
 
 @given(cohorts())
-def test_no_other_form_of_a_level_ends_the_cohort_earlier(
+def test_no_other_combination_of_forms_is_quicker(
     drawn: tuple[dict[str, dict[Form, float]], dict[str, list[int]], bool, int],
 ) -> None:
     seconds, passes, place, workers = drawn
@@ -74,7 +74,7 @@ def test_no_other_form_of_a_level_ends_the_cohort_earlier(
                 assert end <= simulated({**chosen, level: form}, seconds, passes, workers) + 1e-9
 
 
-def test_a_small_level_stays_together_where_a_large_one_keeps_the_other_process_busy() -> None:
+def test_a_small_level_is_stacked_while_a_large_level_uses_the_other_process() -> None:
     """Two clients at e: 12 s together in one process, 10 s each in one of its own, the other one idle or not."""
     one, both = Form(PROCESSES, 1), Form(PROCESSES, 2)
     seconds = {"a": {one: 10.0, both: 10.0}, "e": {one: 2.5, both: 1.5}}
@@ -82,7 +82,7 @@ def test_a_small_level_stays_together_where_a_large_one_keeps_the_other_process_
     assert quickest(seconds, {"a": [2], "e": [2, 2]}, PROCESSES, 2)["e"] == both
 
 
-def test_a_level_without_clients_gets_the_form_that_takes_the_least_for_a_sample() -> None:
+def test_a_level_without_clients_gets_the_form_with_the_least_time_per_sample() -> None:
     one, both = Form(PROCESSES, 1), Form(PROCESSES, 2)
     seconds = {"a": {one: 2.0, both: 1.0}, "b": {one: 1.0, both: 2.0}}
     assert quickest(seconds, {"b": [1, 1]}, PROCESSES, 2) == {"a": both, "b": one}

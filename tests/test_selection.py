@@ -90,7 +90,7 @@ def play(policy: Selection, round: int, seed: int = 0, reach: Sequence[int] = ra
 @pytest.mark.parametrize("name", ALL)
 @settings(max_examples=25)
 @given(reaches=st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=6), seed=st.integers(0, 99))
-def test_a_cohort_is_some_of_those_within_reach_each_once_the_same_again(
+def test_a_cohort_is_a_repeatable_set_of_reachable_clients(
     name: str, reaches: list[set[int]], seed: int
 ) -> None:
     policy, again = ready(ALL[name](), seed=seed), ready(ALL[name](), seed=seed)
@@ -108,12 +108,12 @@ def test_a_cohort_is_some_of_those_within_reach_each_once_the_same_again(
 @pytest.mark.filterwarnings("ignore:No client within reach")
 @pytest.mark.filterwarnings("ignore:Expected a client that")
 @pytest.mark.parametrize("name", ALL)
-def test_contract(name: str) -> None:
+def test_every_selection_fulfils_the_contract(name: str) -> None:
     check_selection(ALL[name])
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_only_replayable_policies_can_do_without_a_probe(name: str) -> None:
+def test_only_replayable_policies_work_without_a_probe(name: str) -> None:
     policy = ready(ALL[name]())
     if policy.replayable:
         assert policy.select(4, Everyone(10)) == policy.select(4, Table([0.0] * 10))
@@ -122,7 +122,7 @@ def test_only_replayable_policies_can_do_without_a_probe(name: str) -> None:
             policy.select(4, Everyone(10))
 
 
-def test_draws_by_size_have_the_probabilities_of_one_draw_after_the_other() -> None:
+def test_draws_by_size_have_the_probabilities_of_sequential_draws() -> None:
     sizes, rounds = (1, 2, 3, 4), 6000
     policy, probe = ready(SizeWeighted(2), sizes), Table([], clients=range(4))
     counts = torch.zeros(4, 4)
@@ -168,7 +168,7 @@ def test_power_of_choice_takes_the_largest_losses_among_candidates_drawn_by_size
         assert cohort == ranked(dict(enumerate(losses)), 3)
 
 
-def test_rpow_remembers_the_last_accepted_round_and_asks_nobody() -> None:
+def test_rpow_uses_the_losses_of_the_last_accepted_round_without_probes() -> None:
     policy, probe = ready(PowerOfChoice(10, 3, "rpow")), Table([])
     assert policy.select(0, probe) == [0, 1, 2]  # all unseen
     for client, loss in ((0, 3.0), (1, 0.5), (2, 1.0), (1, 4.0)):
@@ -180,7 +180,7 @@ def test_rpow_remembers_the_last_accepted_round_and_asks_nobody() -> None:
     assert probe.asked == []
 
 
-def test_losses_are_remembered_of_the_same_fleet_alone() -> None:
+def test_losses_are_kept_only_for_the_same_fleet() -> None:
     policy = PowerOfChoice(9, 3, "rpow")
     ready(policy)
     policy.observe(DenseUpdate(torch.zeros(1)), {"w": (slice(0, 1),)}, Report(0, "a", 1, 3.0, 0.0))
@@ -191,7 +191,7 @@ def test_losses_are_remembered_of_the_same_fleet_alone() -> None:
 
 
 @given(losses=LOSSES, beta=st.sampled_from([0.0, 0.5, 1.0, 2.0]), d=st.sampled_from([None, 3, 6, 10]))
-def test_loss_times_size_takes_the_highest_scores(losses: list[float], beta: float, d: int | None) -> None:
+def test_loss_times_size_selects_the_highest_scores(losses: list[float], beta: float, d: int | None) -> None:
     probe = Table(losses)
     cohort = ready(LossTimesSize(3, beta, d)).select(5, probe)
     asked = [client for client, _ in probe.asked]
@@ -208,7 +208,7 @@ def test_loss_times_size_takes_the_highest_scores(losses: list[float], beta: flo
     m=st.integers(1, 10),
     tenths=st.integers(0, 20),
 )
-def test_only_clients_that_make_the_deadline_and_the_fastest_if_nobody_does(
+def test_deadline_selects_clients_in_time_or_the_fastest_if_there_are_none(
     seconds: list[float], m: int, tenths: int
 ) -> None:
     cohort = ready(DeadlineAware(5.0, m, tenths / 10)).select(2, Table([], seconds))
@@ -220,12 +220,12 @@ def test_only_clients_that_make_the_deadline_and_the_fastest_if_nobody_does(
         assert cohort == sorted(range(10), key=lambda client: seconds[client])[:m]
 
 
-def test_over_selection_is_the_whole_number_that_is_meant() -> None:
+def test_over_selection_has_no_binary_rounding_error() -> None:
     assert 100 * 1.1 > 110
     assert [DeadlineAware(1.0, 100, share).cohort_size for share in (0.0, 0.001, 1.1)] == [100, 101, 210]
 
 
-def test_a_deadline_that_nobody_makes_is_a_warning_and_one_that_all_make_is_uniform() -> None:
+def test_a_deadline_that_no_client_meets_gives_a_warning_and_a_loose_deadline_is_uniform() -> None:
     with pytest.warns(UserWarning, match=r"deadline of 0.5 s: the fastest 3 take part, of which the first needs 1 s"):
         assert ready(DeadlineAware(0.5, 3)).select(0, Table([])) == [0, 1, 2]
     assert ready(DeadlineAware(INF, 3)).select(7, Table([])) == ready(Uniform(3)).select(7, Table([]))
@@ -260,7 +260,7 @@ def test_drawing_and_weighting_by_size_is_refused() -> None:
         (lambda: ready(DivFL(11)), "at most the number of clients, 10, but got 11"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_in_one_line(make: Callable[[], Selection], message: str) -> None:
+def test_impossible_settings_are_refused_in_one_line(make: Callable[[], Selection], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         make()
     assert "\n" not in str(error.value)

@@ -64,7 +64,7 @@ VARIANTS = {"cpow", "loss_times_size_drawn", "divfl_stochastic"}
 
 @pytest.mark.filterwarnings("ignore:No client within reach")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in ALL])
-def test_a_resumed_run_chooses_and_ends_like_one_that_was_not_interrupted(fit: Fit, tmp_path: Path, name: str) -> None:
+def test_a_resumed_run_selects_and_ends_like_an_uninterrupted_run(fit: Fit, tmp_path: Path, name: str) -> None:
     def module() -> FederatedModule:
         local = LocalTraining(batch_size=40, optimizer=lambda p: SGD(p, lr=0.05, momentum=0.9))
         uplink = ErrorFeedback(TopK(0.2))
@@ -87,7 +87,7 @@ def test_a_resumed_run_chooses_and_ends_like_one_that_was_not_interrupted(fit: F
     pd.testing.assert_frame_equal(rows(straight)[3:].reset_index(drop=True), rows(again), check_exact=True)
 
 
-def test_divfl_measures_what_the_server_decoded(fit: Fit) -> None:
+def test_divfl_measures_the_decoded_updates(fit: Fit) -> None:
     policy, noted = DivFL(3), Cohorts()
     module = small_module(selection=policy, uplink=ErrorFeedback(TopK(0.3)), local=LocalTraining(batch_size=40))
     fit(module, small_data(num_clients=8), rounds=4, limit_val_batches=0, callbacks=[noted])
@@ -100,7 +100,7 @@ def test_divfl_measures_what_the_server_decoded(fit: Fit) -> None:
         assert policy.distances_NN[i, k].item() == pytest.approx(float(np.sqrt(np.mean(gaps**2))), rel=1e-5)
 
 
-def test_power_of_choice_takes_those_that_the_model_serves_worst(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_power_of_choice_selects_the_clients_with_the_largest_losses(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, noted = PowerOfChoice(8, 2), Cohorts()
     module = small_module(selection=policy)
     asked: list[list[float]] = []
@@ -121,7 +121,7 @@ def test_power_of_choice_takes_those_that_the_model_serves_worst(fit: Fit, monke
     outcomes=st.lists(st.tuples(st.integers(-1, 11), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60),
     cut=st.integers(0, 60),
 )
-def test_accuracy_of_single_clients_is_that_of_a_loop(outcomes: list[tuple[int, int, int]], cut: int) -> None:
+def test_accuracy_per_client_equals_a_loop(outcomes: list[tuple[int, int, int]], cut: int) -> None:
     objective = Classification()
     metric = ClientScores(12, objective)
     for part in (outcomes[:cut], outcomes[cut:]):
@@ -156,7 +156,7 @@ def depthfl() -> FederatedModule:
 
 
 @pytest.mark.parametrize("make", [lambda: small_module(HeteroFL), lambda: small_module(FedAvg), depthfl])
-def test_every_method_says_how_well_single_clients_are_served(fit: Fit, make: Callable[[], FederatedModule]) -> None:
+def test_every_method_logs_accuracies_per_client(fit: Fit, make: Callable[[], FederatedModule]) -> None:
     table = rows(fit(make(), small_data(partitioner=IID()), rounds=2))
     assert table["local/accuracy_mean"].between(0, 1).all()
     assert (table["local/accuracy_worst10"] <= table["local/accuracy_mean"]).all()

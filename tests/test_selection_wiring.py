@@ -44,7 +44,7 @@ class Weighted(FederatedCallback):
         self.totals.append(sum(weight for weight, _ in self.taken))
 
 
-def test_divfls_weights_reach_the_mean_and_sum_to_the_number_of_clients(fit: Fit) -> None:
+def test_divfls_weights_are_used_in_the_mean_and_sum_to_the_number_of_clients(fit: Fit) -> None:
     noted, data = Weighted(), small_data(partitioner=IID(), num_clients=8)
     module = small_module(selection=DivFL(3), aggregator=SelectionMean(), levels=small_levels(1.0))
     before: dict[str, torch.Tensor] = {}
@@ -70,7 +70,7 @@ def test_drawing_and_weighting_by_size_is_refused_at_start(fit: Fit, policy: Sel
     fit(small_module(HeteroFL, selection=policy), rounds=1, limit_val_batches=0)
 
 
-def test_divfls_updates_may_lie_in_the_run_folder_and_old_ones_go(fit: Fit, tmp_path: Path) -> None:
+def test_divfls_updates_can_be_stored_in_the_run_folder_and_old_files_are_deleted(fit: Fit, tmp_path: Path) -> None:
     module = small_module(selection=DivFL(3, updates=DiskStore()))
     last = ModelCheckpoint(tmp_path / "checkpoints", save_last=True)
     options = {"limit_val_batches": 0, "enable_checkpointing": True, "callbacks": [last]}
@@ -80,7 +80,7 @@ def test_divfls_updates_may_lie_in_the_run_folder_and_old_ones_go(fit: Fit, tmp_
     assert 6 <= len(files) <= 12
 
 
-def test_a_checkpoint_may_be_evaluated_under_another_policy(fit: Fit, tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_evaluated_with_another_policy(fit: Fit, tmp_path: Path) -> None:
     path, data = tmp_path / "one.ckpt", small_data(num_clients=6)
     fit(small_module(), data, rounds=1).save_checkpoint(path)
     for policy in (DivFL(3), PowerOfChoice(4, 3, "rpow")):

@@ -51,7 +51,7 @@ def table(trainer: Trainer) -> pd.DataFrame:
 
 @pytest.mark.filterwarnings("ignore:No client")
 @pytest.mark.parametrize("executor", [Sequential, lambda: Workers(2), lambda: Stacked(8)])
-def test_two_models_are_those_of_two_runs(fit: Fit, tmp_path: Path, executor: Callable[[], Executor]) -> None:
+def test_two_models_equal_the_models_of_two_runs(fit: Fit, tmp_path: Path, executor: Callable[[], Executor]) -> None:
     both = module(clustering=Both(), executor=executor())
     alone = [module(executor=executor()) for _ in range(2)]
     alone[1].net.load_state_dict(both.models[1].state_dict())
@@ -69,13 +69,13 @@ def test_two_models_are_those_of_two_runs(fit: Fit, tmp_path: Path, executor: Ca
 
 
 @pytest.mark.filterwarnings("ignore:No client")
-def test_losses_are_asked_of_every_task(fit: Fit) -> None:
+def test_losses_are_requested_for_every_task(fit: Fit) -> None:
     """q-FedAvg needs the loss of each model before it is trained: nobody is lost."""
     trainer = fit(module(clustering=Both(), aggregator=QFedAvg(0.5)), rounds=2, limit_val_batches=0)
     assert table(trainer)["sim/failed"].tolist() == [0, 0]
 
 
-def test_feddyn_is_refused(fit: Fit) -> None:
+def test_feddyn_is_refused_with_several_tasks(fit: Fit) -> None:
     local = LocalTraining(penalty=FedDyn(0.1))
     with pytest.raises(ConfigurationError, match="Expected clients that train one model each for FedDyn"):
         fit(module(clustering=Both(), local=local), rounds=1)

@@ -34,7 +34,7 @@ def files_of(trainer: Trainer) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder_of(trainer) / "snapshots").iterdir()}
 
 
-def test_every_clusters_model_can_be_filled_in(fit: Fit) -> None:
+def test_a_net_is_filled_with_every_clusters_model(fit: Fit) -> None:
     tested = sized(IFCA(2, shared=["blocks.0.*"]), seed=5)
     trainer = fit(tested, grouped(), rounds=3, callbacks=[Snapshots(3)])
     folder, inputs = folder_of(trainer), torch.rand(5, 1, 8, 8)
@@ -50,7 +50,7 @@ def test_every_clusters_model_can_be_filled_in(fit: Fit) -> None:
             assert torch.equal(net(inputs), tested.submodel(level, cluster)(inputs))
 
 
-def test_what_clusters_hold_and_send_adds_up_to_all(fit: Fit) -> None:
+def test_counts_of_clusters_add_up_to_the_totals(fit: Fit) -> None:
     tested = sized(IFCA(2))
     trainer = fit(tested, grouped(), rounds=2, callbacks=[Snapshots(1)])
     both = [load_snapshots(folder_of(trainer), cluster).layers() for cluster in range(2)]
@@ -64,7 +64,7 @@ def test_what_clusters_hold_and_send_adds_up_to_all(fit: Fit) -> None:
 
 
 @pytest.mark.slow
-def test_a_part_of_a_split_has_snapshots_from_then_on_and_a_resumed_run_the_same_bytes(
+def test_a_new_cluster_has_snapshots_from_its_split_on_also_after_a_resume(
     fit: Fit, tmp_path: Path
 ) -> None:
     path = tmp_path / "three.ckpt"
@@ -82,7 +82,7 @@ def test_a_part_of_a_split_has_snapshots_from_then_on_and_a_resumed_run_the_same
     assert not files_of(first)
 
 
-def test_a_file_of_another_cluster_and_none_are_told_apart(fit: Fit) -> None:
+def test_wrong_and_missing_cluster_files_have_different_errors(fit: Fit) -> None:
     folder = folder_of(fit(sized(IFCA(2)), grouped(), rounds=1, callbacks=[Snapshots(1)]))
     one, other = (folder / "snapshots" / f"round-00000{mark}.safetensors" for mark in ("", "-cluster-1"))
     with pytest.raises(ConfigurationError, match="snapshots of cluster 2 in .* but got none"):

@@ -61,7 +61,7 @@ def net_with(norm: str) -> Callable[..., nn.Module]:
 
 
 @given(sizes=st.lists(st.integers(0, 5), max_size=6), data=st.data())
-def test_entries_sent_per_tensor_are_those_counted_one_by_one(sizes: list[int], data: st.DataObject) -> None:
+def test_entries_sent_per_tensor_equal_a_count_one_by_one(sizes: list[int], data: st.DataObject) -> None:
     layout = Layout({f"t{number}": (size,) for number, size in enumerate(sizes)})
     sent = data.draw(st.lists(st.sampled_from(range(layout.size)), unique=True) if layout.size else st.just([]))
     owner = [tensor for tensor, size in enumerate(sizes) for _ in range(size)]
@@ -99,7 +99,7 @@ class Recorder(FederatedCallback):
         self.processes.add(os.getpid())
 
 
-def test_callbacks_get_accepted_updates_in_the_order_of_the_cohort(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callbacks_receive_accepted_updates_in_cohort_order(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     module, recorder = small_module(executor=Workers(2)), Recorder()
     plain = module.loss
     refused: list[int] = []
@@ -142,7 +142,7 @@ def mask(shape: tuple[int, ...], entry: tuple[slice | Tensor, ...]) -> np.ndarra
 
 
 @pytest.mark.parametrize("norm", ["static_batch", "batch"])
-def test_holders_and_entries_are_those_counted_with_masks(fit: Fit, norm: str) -> None:
+def test_holders_and_entries_equal_counts_with_masks(fit: Fit, norm: str) -> None:
     module = small_module(SparesBiases, net=net_with(norm), uplink=ErrorFeedback(TopK(0.1)))
     recorder = Recorder()
     trainer = fit(module, rounds=4, callbacks=[Snapshots(2), recorder], check_val_every_n_epoch=2)
@@ -183,7 +183,7 @@ def test_holders_and_entries_are_those_counted_with_masks(fit: Fit, norm: str) -
 # Beside the run, and beside its checkpoints.
 
 
-def test_a_snapshot_costs_the_run_nothing_and_off_leaves_no_trace(fit: Fit) -> None:
+def test_snapshots_do_not_change_the_run_and_off_writes_no_files(fit: Fit) -> None:
     def run(name: str, every: int) -> Trainer:
         module = small_module(uplink=ErrorFeedback(GammaFedHT(density=0.1)))
         return fit(module, rounds=3, name=name, callbacks=[Snapshots(every)], check_val_every_n_epoch=2)
@@ -249,7 +249,7 @@ class Stops(FederatedCallback):
             raise InterruptedError
 
 
-def test_half_a_round_is_no_snapshot(fit: Fit) -> None:
+def test_an_interrupted_round_writes_no_snapshot(fit: Fit) -> None:
     module, data, snapshots = small_module(), small_data(), Snapshots(1)
     trainer = fit(module, data, rounds=1, callbacks=[snapshots])
     before = files_of(trainer)
@@ -272,7 +272,7 @@ def test_half_a_round_is_no_snapshot(fit: Fit) -> None:
 # What can go wrong.
 
 
-def test_there_must_be_a_run_folder(fit: Fit) -> None:
+def test_snapshots_need_a_run_folder(fit: Fit) -> None:
     with pytest.raises(ConfigurationError, match="run folder, .* a snapshot every 2 rounds but got none") as error:
         fit(small_module(), rounds=1, logger=False, callbacks=[Snapshots(2)])
     assert "\n" not in str(error.value)
@@ -281,7 +281,7 @@ def test_there_must_be_a_run_folder(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("operation", ["pathlib.Path.open", "pathlib.Path.mkdir", "os.replace", "os.fsync"])
-def test_a_full_disk_is_a_warning_and_training_goes_on(
+def test_a_full_disk_gives_a_warning_and_training_continues(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     class Full(Snapshots):
@@ -303,7 +303,7 @@ def test_a_full_disk_is_a_warning_and_training_goes_on(
 # On the command line.
 
 
-def test_every_verb_takes_the_configuration_of_a_run_with_snapshots(
+def test_every_subcommand_accepts_the_configuration_of_a_run_with_snapshots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

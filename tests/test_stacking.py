@@ -65,7 +65,7 @@ def run(tmp_path: Path, files: list[Path], *settings: str) -> pd.DataFrame:
     "stack",
     [pytest.param(stack, id="-".join(file.stem for file in stack), marks=marks) for stack, marks in MARKED],
 )
-def test_selections_with_clusterings_and_fleets(tmp_path: Path, stack: tuple[Path, ...]) -> None:
+def test_selection_files_stack_with_clustering_and_fleet_files(tmp_path: Path, stack: tuple[Path, ...]) -> None:
     table = run(tmp_path, [CONFIGS / "demo.yaml", *stack], "--model.net.hidden=[8,8]")
     assert table["cluster/count"].min() >= 1
     assert table["sim/seconds_total"].iloc[-1] > 0
@@ -73,7 +73,7 @@ def test_selections_with_clusterings_and_fleets(tmp_path: Path, stack: tuple[Pat
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("method", "groups"), PAIRS)
-def test_methods_with_clusterings(tmp_path: Path, method: Path, groups: Path) -> None:
+def test_method_files_stack_with_clustering_files(tmp_path: Path, method: Path, groups: Path) -> None:
     stages = method.stem in ("depthfl", "inclusivefl")
     hidden = "--model.net.hidden=[4,4,4,4]" if stages else "--model.net.hidden=[8,8]"
     files = [CONFIGS / "base.yaml", method, data_of(method), groups]
@@ -83,7 +83,7 @@ def test_methods_with_clusterings(tmp_path: Path, method: Path, groups: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", FILES["method"], ids=lambda file: file.stem)
-def test_methods_on_base_and_their_data_alone(tmp_path: Path, method: Path) -> None:
+def test_method_files_train_on_base_and_their_data_file(tmp_path: Path, method: Path) -> None:
     stacked = [part for file in (CONFIGS / "base.yaml", method, data_of(method)) for part in ("-c", str(file))]
     main(["fit", *stacked, "--trainer.max_epochs=2", "--plots=false", f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
@@ -91,7 +91,7 @@ def test_methods_on_base_and_their_data_alone(tmp_path: Path, method: Path) -> N
 
 
 @pytest.mark.parametrize("method", FILES["method"], ids=lambda file: file.stem)
-def test_methods_name_their_class_and_levels(method: Path) -> None:
+def test_method_files_name_their_class_and_levels(method: Path) -> None:
     model = yaml.safe_load(method.read_text(encoding="utf-8"))["model"]
     assert model["class_path"].startswith("hetfl.")
     assert model["init_args"]["levels"]
@@ -102,7 +102,7 @@ def test_methods_name_their_class_and_levels(method: Path) -> None:
     [(selection, Selection, Uniform), (clustering, Clustering, OneCluster), (fleet, Fleet, SameDevice)],
     ids=["selection", "clustering", "fleet"],
 )
-def test_no_policy_lacks_a_file(module: ModuleType, kind: type, plain: type) -> None:
+def test_every_policy_has_a_file(module: ModuleType, kind: type, plain: type) -> None:
     """But for the ones that hold where nothing is said."""
     folder = kind.__name__.lower()
     text = "".join(file.read_text() for file in FILES[folder])

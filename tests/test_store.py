@@ -36,7 +36,7 @@ def file(client: int, round: int) -> str:
 
 
 @pytest.mark.parametrize("keep", [2, 3])
-def test_files_stay_for_the_kept_checkpoints(keep: int, tmp_path: Path) -> None:
+def test_files_of_the_kept_checkpoints_stay(keep: int, tmp_path: Path) -> None:
     store = DiskStore(str(tmp_path), keep=keep)
     states = []
     for round in range(8):
@@ -51,7 +51,7 @@ def test_files_stay_for_the_kept_checkpoints(keep: int, tmp_path: Path) -> None:
             assert resumed.load(0)["w"].tolist() == [kept, kept]
 
 
-def test_files_between_checkpoints_go_too(tmp_path: Path) -> None:
+def test_files_between_checkpoints_are_deleted(tmp_path: Path) -> None:
     store = DiskStore(str(tmp_path))
     for round in range(3):
         save(store, 0, round)
@@ -63,7 +63,7 @@ def test_files_between_checkpoints_go_too(tmp_path: Path) -> None:
     assert names(tmp_path) == {file(0, 3), file(0, 4)}
 
 
-def test_a_killed_run_resumes_over_its_own_leftovers(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_despite_its_leftover_files(tmp_path: Path) -> None:
     store = DiskStore(str(tmp_path))
     save(store, 0, 0)
     save(store, 1, 0)
@@ -83,7 +83,7 @@ def test_a_killed_run_resumes_over_its_own_leftovers(tmp_path: Path) -> None:
     assert names(tmp_path) == {file(0, 3), file(0, 4), file(1, 0), "notes.txt"}
 
 
-def test_a_checkpoint_that_is_too_old_says_so(tmp_path: Path) -> None:
+def test_a_checkpoint_whose_files_are_deleted_is_refused(tmp_path: Path) -> None:
     store = DiskStore(str(tmp_path))
     save(store, 7, 0)
     old = checkpoint(store)
@@ -95,7 +95,7 @@ def test_a_checkpoint_that_is_too_old_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", [1, 5])
-def test_checkpoints_that_do_not_reach_the_disk_let_nothing_go(tmp_path: Path, lost: int) -> None:
+def test_failed_checkpoints_delete_no_files(tmp_path: Path, lost: int) -> None:
     store = DiskStore(str(tmp_path))
     save(store, 0, 0, 0.0)
     state = checkpoint(store)
@@ -111,7 +111,7 @@ def test_checkpoints_that_do_not_reach_the_disk_let_nothing_go(tmp_path: Path, l
     assert names(tmp_path) == {file(0, lost + 2), file(0, lost + 3)}
 
 
-def test_a_checkpoint_on_its_way_keeps_its_files(tmp_path: Path) -> None:
+def test_files_of_a_checkpoint_being_written_are_kept(tmp_path: Path) -> None:
     """It is known to be on the disk only by the time the next one is made: files superseded meanwhile are its own."""
     store = DiskStore(str(tmp_path))
     states = []
@@ -126,7 +126,7 @@ def test_a_checkpoint_on_its_way_keeps_its_files(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 3
 
 
-def test_another_runs_files_are_not_touched(tmp_path: Path) -> None:
+def test_files_of_another_run_are_not_deleted(tmp_path: Path) -> None:
     save(DiskStore(str(tmp_path)), 0, 0)
     before = (tmp_path / file(0, 0)).read_bytes()
     with pytest.raises(ConfigurationError, match=r"no clients' files in .* another run"):
@@ -134,7 +134,7 @@ def test_another_runs_files_are_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / file(0, 0)).read_bytes() == before
 
 
-def test_files_of_the_run_before_come_along_into_a_new_folder(tmp_path: Path) -> None:
+def test_files_of_the_previous_run_are_copied_into_a_new_folder(tmp_path: Path) -> None:
     store = DiskStore()
     store.bind(str(tmp_path / "one"))
     save(store, 3, 5, 7.0)
@@ -167,7 +167,7 @@ def test_damage_is_detected_and_names_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["client", "round", "run"])
-def test_another_file_in_the_place_of_a_clients_is_refused(tmp_path: Path, other: str) -> None:
+def test_a_swapped_client_file_is_refused(tmp_path: Path, other: str) -> None:
     """A whole file, with a digest of its own, of another client, an older round or another run's same round."""
     store, stranger = DiskStore(str(tmp_path / "a")), DiskStore(str(tmp_path / "b"))
     for round in range(2):
@@ -194,7 +194,7 @@ def test_a_checkpoint_without_digests_is_refused(tmp_path: Path) -> None:
         DiskStore(str(tmp_path)).load_state_dict(state)
 
 
-def test_what_a_full_disk_does_not_take_waits_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_stay_in_memory_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = DiskStore(str(tmp_path))
     save(store, 0, 0, 5.0)
     before = checkpoint(store)
@@ -220,7 +220,7 @@ def test_what_a_full_disk_does_not_take_waits_in_memory(tmp_path: Path, monkeypa
     assert [store.load(client)["w"].tolist() for client in (0, 1)] == [[6.0, 6.0], [7.0, 7.0]]
 
 
-def test_the_folder_may_come_later(tmp_path: Path) -> None:
+def test_the_folder_of_a_disk_store_may_be_bound_later(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="folder for DiskStore"):
         save(DiskStore(), 0, 0)
     with pytest.raises(ConfigurationError, match="folder for DiskStore"):
@@ -238,7 +238,7 @@ def test_the_folder_may_come_later(tmp_path: Path) -> None:
         DiskStore(keep=1)
 
 
-def test_blocks_keep_nothing_but_themselves() -> None:
+def test_blocks_do_not_keep_the_memory_of_other_vectors() -> None:
     """Else a client that trains less than before would keep vectors whose other parts nobody reads."""
     store, vector_D = MemoryStore(), torch.arange(1.0, 7.0)
     index = {name: (slice(0, 2),) for name in "abc"}
@@ -252,7 +252,7 @@ def test_blocks_keep_nothing_but_themselves() -> None:
 
 @pytest.mark.parametrize("size", [3, 3000])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e-45])
-def test_only_clients_of_zeros_are_forgotten(value: float, size: int) -> None:
+def test_only_clients_with_all_zero_blocks_are_forgotten(value: float, size: int) -> None:
     store, vector_D = MemoryStore(), torch.zeros(2 * size)
     index = {name: (slice(0, size),) for name in "ab"}
     store.write(0, index, vector_D, 0)
@@ -264,7 +264,7 @@ def test_only_clients_of_zeros_are_forgotten(value: float, size: int) -> None:
     assert store.clients() == []
 
 
-def test_a_checkpoint_holds_every_entry_once() -> None:
+def test_a_checkpoint_stores_every_entry_once() -> None:
     store = MemoryStore()
     store.write(0, {name: (slice(0, 5_000),) for name in "abcdefghij"}, torch.randn(50_000), 0)
     file = io.BytesIO()

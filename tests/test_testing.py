@@ -96,7 +96,7 @@ class Takes(Identity):
         (lambda: 3, "a Compressor, or a function that makes one but got int"),
     ],
 )
-def test_compressors(make: Callable[[], Any], message: str) -> None:
+def test_broken_compressors_fail_the_check(make: Callable[[], Any], message: str) -> None:
     broken(lambda: testing.check_compressor(make), message)
 
 
@@ -149,7 +149,7 @@ def each(values: dict[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[
         (lambda: Scaling(senders=True), "holders of what a client holds, sent or not, from Scaling"),
     ],
 )
-def test_aggregators(make: Callable[[], Any], message: str) -> None:
+def test_broken_aggregators_fail_the_check(make: Callable[[], Any], message: str) -> None:
     broken(lambda: testing.check_aggregator(make), message)
 
 
@@ -198,7 +198,7 @@ class Weighs(Uniform):
         (Weighs, "a weight above 0 for each client of the cohort from Weighs"),
     ],
 )
-def test_selections(make: Callable[[], Any], message: str) -> None:
+def test_broken_selections_fail_the_check(make: Callable[[], Any], message: str) -> None:
     broken(lambda: testing.check_selection(make), message)
 
 
@@ -241,11 +241,11 @@ def in_turn(labels: Tensor, clients: int, order: Tensor) -> list[Tensor]:
         (Lax, "Lax to refuse 21 clients for 20 samples"),
     ],
 )
-def test_partitioners(make: Callable[[], Any], message: str) -> None:
+def test_broken_partitioners_fail_the_check(make: Callable[[], Any], message: str) -> None:
     broken(lambda: testing.check_partitioner(make), message)
 
 
-def test_a_partitioner_that_leaves_samples_out_is_accepted_where_that_is_said() -> None:
+def test_a_partitioner_that_leaves_samples_out_passes_if_declared() -> None:
     testing.check_partitioner(Shares(lambda y, n, g: in_turn(y, n, torch.arange(max(n, len(y) - 1)))), leaves_out=True)
 
 
@@ -304,7 +304,7 @@ def flipped(block: Part) -> Part:
         (Sends, "Sends.sent to be within the part"),
     ],
 )
-def test_part_rules(make: Callable[[], Any], message: str) -> None:
+def test_broken_part_rules_fail_the_check(make: Callable[[], Any], message: str) -> None:
     broken(lambda: testing.check_part_rule(make), message)
 
 
@@ -321,7 +321,7 @@ class Learnt(RandomMask):
         return super().part(level, round + 100 * self.seen, client)
 
 
-def test_a_rule_that_forgets_what_it_learnt() -> None:
+def test_a_part_rule_that_does_not_save_its_state_fails_the_check() -> None:
     broken(lambda: testing.check_part_rule(Learnt), "Learnt to continue from a saved state as without saving")
 
 
@@ -358,7 +358,7 @@ COUNT = iter(range(1000))
         ("unused", "a finite gradient of 'unused.weight' in Net at width 1 but got none"),
     ],
 )
-def test_nets(wrong: str, message: str) -> None:
+def test_broken_nets_fail_the_check(wrong: str, message: str) -> None:
     inputs = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
     testing.check_net(Net, inputs, 3)
     broken(lambda: testing.check_net(lambda *, width=1.0: Net(wrong, width), inputs, 3), message)
@@ -420,13 +420,13 @@ class Squares(Regression):
         ("nan", "a score of NaN where outputs are NaN from Squares"),
     ],
 )
-def test_objectives(wrong: str, message: str) -> None:
+def test_broken_objectives_fail_the_check(wrong: str, message: str) -> None:
     targets = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
     testing.check_objective(Squares(""), targets)
     broken(lambda: testing.check_objective(lambda: Squares(wrong), targets), message)
 
 
-def test_an_object_will_do_for_a_function() -> None:
+def test_checks_accept_an_object_in_place_of_a_factory() -> None:
     testing.check_compressor(TopK(0.1))
     testing.check_objective(Classification(), torch.arange(9) % 3)
     broken(

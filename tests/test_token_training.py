@@ -48,7 +48,7 @@ class Pixels(nn.Module):
 
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize(("kind", "made"), PAIRS)
-def test_every_rules_parts_train_alike_in_every_executor(kind: str, made: type[PartRule]) -> None:
+def test_every_part_rule_trains_alike_in_every_executor(kind: str, made: type[PartRule]) -> None:
     """Steps of clients at once equal those of single ones to 1e-12, and those in other processes to the bit."""
     rule = made()
     levels = {**LEVELS, "b": Level("b", 0.5, density=0.4)} if rule.masks else LEVELS
@@ -91,7 +91,7 @@ def trained(fit: Fit, kind: str, method: type[FederatedModule] = HeteroFL, **set
     assert all(bool((after[name] != tensor).any()) for name, tensor in before.items())
 
 
-def test_an_lstm_trains_by_width_in_rolling_windows(fit: Fit) -> None:
+def test_an_lstm_trains_with_rolling_windows_of_width(fit: Fit) -> None:
     """The run checks that the nets nest in the parts of two rounds, and counts FLOPs."""
     trained(fit, "lstm", levels=LEVELS, parts=Rolling())
 

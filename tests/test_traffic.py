@@ -41,7 +41,7 @@ def sparse(store: ClientStore | None = None) -> ErrorFeedback:
     return ErrorFeedback(TopK(0.1), residuals=store)
 
 
-def test_density_is_that_of_the_updates_that_arrived(fit: Fit) -> None:
+def test_density_equals_a_count_over_the_arrived_updates(fit: Fit) -> None:
     module, recorder = small_module(SparesBiases, uplink=sparse()), Recorder()
     trainer = fit(module, rounds=4, callbacks=[recorder, Snapshots(2)])
     table = layer_density(load_snapshots(folder_of(trainer)).layers())
@@ -62,7 +62,7 @@ def test_density_is_that_of_the_updates_that_arrived(fit: Fit) -> None:
             assert table.loc[name, round] == pytest.approx(expected, nan_ok=True)
 
 
-def test_density_of_what_nobody_holds_is_not_known() -> None:
+def test_density_of_a_tensor_without_holders_is_nan() -> None:
     rows = [(0, "a", "t", 0, 0), (1, "a", "t", 4, 1), (1, "b", "t", 4, 3)]
     table = layer_density(pd.DataFrame(rows, columns=["step", "level", "tensor", "held", "sent"]))
     assert np.isnan(table.loc["t", 0])  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ blocks = st.dictionaries(
 
 
 @given(st.dictionaries(st.integers(0, 9), blocks))
-def test_residuals_per_tensor_are_added_up_over_clients(clients: dict[int, dict[str, Tensor]]) -> None:
+def test_residuals_per_tensor_are_summed_over_clients(clients: dict[int, dict[str, Tensor]]) -> None:
     store = MemoryStore()
     for client, own in clients.items():
         store.save(client, own, round=0)
@@ -89,7 +89,7 @@ def test_residuals_per_tensor_are_added_up_over_clients(clients: dict[int, dict[
         assert table.loc[name, "rms"] == pytest.approx(math.sqrt(sum(squares) / len(squares)))
 
 
-def test_residuals_of_a_run_are_those_of_its_metrics(fit: Fit) -> None:
+def test_residuals_of_a_run_match_its_metrics(fit: Fit) -> None:
     module = small_module(uplink=sparse())
     trainer = fit(module, rounds=3)
     table = layer_residuals(module.uplink.residuals)

@@ -17,7 +17,7 @@ from tests.part_cases import WHOLE, blocks, parts_like
 
 @settings(max_examples=200)
 @given(st.data())
-def test_a_part_comes_back_as_it_was(data: st.DataObject) -> None:
+def test_a_part_survives_encoding_and_decoding(data: st.DataObject) -> None:
     block = data.draw(blocks())
     part = data.draw(parts_like(block))
     coded = encode_part(part, block, WHOLE)
@@ -26,7 +26,7 @@ def test_a_part_comes_back_as_it_was(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("density", [0.05, 0.2, 0.5, 0.9])
-def test_a_random_mask_costs_its_entropy(density: float) -> None:
+def test_an_encoded_random_mask_is_near_its_entropy(density: float) -> None:
     """At most 1.1 times the entropy of its entries, and no more than a bit for each."""
     size = 100_000
     block = Part({"w": (slice(0, 100), slice(0, size // 100))})
@@ -40,7 +40,7 @@ def test_a_random_mask_costs_its_entropy(density: float) -> None:
 
 @settings(max_examples=300)
 @given(st.data())
-def test_changed_bytes_are_refused_or_are_another_part(data: st.DataObject) -> None:
+def test_changed_bytes_are_refused_or_decode_to_a_valid_part(data: st.DataObject) -> None:
     block = data.draw(blocks())
     coded = bytearray(encode_part(data.draw(parts_like(block)), block, WHOLE))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -60,7 +60,7 @@ def test_changed_bytes_are_refused_or_are_another_part(data: st.DataObject) -> N
             assert 0 <= places.min() <= places.max() < of.stop
 
 
-def test_bytes_that_are_left_over_and_masks_of_another_length_are_refused() -> None:
+def test_extra_bytes_and_masks_of_wrong_length_are_refused() -> None:
     block = Part({"w": (slice(0, 4), slice(0, 4))})
     coded = encode_part(Part(block, torch.arange(16) % 2 == 0), block, block)
     with pytest.raises(MalformedPayload, match="Expected the end of a part but got 1 bytes more"):

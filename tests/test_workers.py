@@ -44,14 +44,14 @@ def deltas(executor: Executor, job: Callable[..., object] = train, order: int = 
 
 
 @pytest.mark.parametrize("job", [train, statistics])
-def test_workers_give_the_sequential_result_for_any_number_of_workers(job: Callable[..., object]) -> None:
+def test_workers_equal_sequential_for_any_number_of_workers(job: Callable[..., object]) -> None:
     expected = deltas(Sequential(), job)
     for num_workers in (1, 2, 5):
         found = deltas(Workers(num_workers), job)
         assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
 
 
-def test_workers_see_a_new_global_model() -> None:
+def test_workers_receive_a_new_global_model() -> None:
     problem = Problem(LocalTraining())
     bench = bench_of(problem)
     workers, sequential = Workers(2), Sequential()
@@ -83,7 +83,7 @@ def dies(bench: Bench, task: Task) -> object:
 MESSAGES = [(fails, "no luck with client"), (dies, r"client 1 at level a .* died \(exit code -9\), the second one")]
 
 
-def test_processes_keep_freed_memory_and_this_one_is_left_alone(
+def test_only_worker_processes_keep_freed_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hetfl.local.workers.keep_freed_memory", lambda: (tmp_path / str(os.getpid())).touch())
@@ -93,7 +93,7 @@ def test_processes_keep_freed_memory_and_this_one_is_left_alone(
     assert os.getpid() not in found
 
 
-def test_failures_use_up_nothing() -> None:
+def test_workers_stay_usable_after_failures() -> None:
     workers = Workers(1)
     workers.open(bench_of(Problem(LocalTraining())))
     try:
@@ -127,7 +127,7 @@ def dies_once(bench: Bench, task: Task, mark: Path) -> Result:
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_a_worker_that_dies_is_replaced_and_its_client_is_repeated(num_workers: int, tmp_path: Path) -> None:
+def test_a_dead_worker_is_replaced_and_its_client_is_repeated(num_workers: int, tmp_path: Path) -> None:
     expected = deltas(Sequential())
     workers = Workers(num_workers)
     workers.open(bench_of(Problem(LocalTraining(epochs=2))))
@@ -162,7 +162,7 @@ def test_a_worker_that_was_killed_between_rounds_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("job", [train, statistics])
-def test_stacked_workers_give_the_bits_of_stacked_for_any_number_of_workers(job: Callable[..., object]) -> None:
+def test_stacked_workers_equal_stacked_for_any_number_of_workers(job: Callable[..., object]) -> None:
     """Another order would be another division into groups, whose results agree to rounding only."""
     expected = deltas(Stacked(2), job, order=1)
     for num_workers in (1, 2, 5):
@@ -178,7 +178,7 @@ def test_a_net_that_cannot_be_stacked_is_refused_before_a_worker_starts() -> Non
     assert workers._workers == []
 
 
-def test_workers_end_by_sigterm_whatever_handler_the_main_process_has() -> None:
+def test_sigterm_ends_workers_with_any_handler_of_the_main_process() -> None:
     """The main process terminates its workers at exit and waits: a handler of its own must not stay in them."""
     executor = Workers(2)
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # as Lightning's, which only takes a note
@@ -196,7 +196,7 @@ def test_workers_end_by_sigterm_whatever_handler_the_main_process_has() -> None:
         executor.close()
 
 
-def test_results_that_nobody_waits_for_do_not_reach_the_next_run() -> None:
+def test_unread_results_do_not_reach_the_next_run() -> None:
     workers = Workers(2)
     workers.open(bench_of(Problem(LocalTraining())))
     try:
@@ -208,7 +208,7 @@ def test_results_that_nobody_waits_for_do_not_reach_the_next_run() -> None:
         workers.close()
 
 
-def test_what_clients_remember_stays_in_the_memory_that_it_is_in() -> None:
+def test_client_memories_are_not_moved_to_shared_memory() -> None:
     """Shared memory holds a file open as long as it lives, one for every client."""
     problem = Problem(LocalTraining(penalty=FedDyn(0.1)))
     sizes = {level: sum(p.numel() for p in problem.build(level).parameters()) for level in ("a", "b")}
@@ -228,7 +228,7 @@ def whose(bench: Bench, task: Task) -> Result:
     return Result(task, Report(task.client, task.level, 1, 0.0), torch.tensor([os.getpid()]))
 
 
-def test_who_has_the_least_to_do_is_given_the_next_client() -> None:
+def test_the_least_busy_worker_gets_the_next_client() -> None:
     """Not who has one client fewer: a cohort would wait for a second one behind the largest."""
     workers = Workers(2)
     workers.open(bench_of(Problem(LocalTraining()), (20, 12, 12)))
@@ -240,7 +240,7 @@ def test_who_has_the_least_to_do_is_given_the_next_client() -> None:
     assert first != second == third
 
 
-def test_workers_may_be_started_in_the_middle_of_an_evaluation() -> None:
+def test_workers_can_be_started_during_an_evaluation() -> None:
     """Lightning tests in inference mode, and statistics may be the first thing that is asked of workers."""
     workers = Workers(2)
     workers.open(bench_of(Problem(LocalTraining(epochs=2))))
