@@ -1,4 +1,4 @@
-"""Federations of real processes for tests: started, killed, closed; and what they should have come to."""
+"""Federations of real processes for tests, and the comparison of their results with a run in one process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def args(folder: Path, *more: str) -> list[str]:
 
 
 class Federation:
-    """A server and its nodes, each a process group of its own."""
+    """A server and its nodes; each runs in a separate process group."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -60,7 +60,7 @@ class Federation:
         return (self.folder / f"{name}.log").read_text()
 
     def wait_for_rounds(self, count: int, name: str = "server", seconds: float = 600) -> None:
-        """Wait until so many rounds are over: of those that are on the disk, for what is shown leaves some out."""
+        """Wait until ``count`` rounds are in ``metrics.csv``; the terminal output skips some rounds."""
         until = time.monotonic() + seconds
         while sum(map(rounds_of, self.folder.glob("flower_digits/*"))) < count:
             assert self.processes[name].poll() is None, self.log(name)
@@ -71,7 +71,7 @@ class Federation:
         return self.processes[name].wait(timeout=seconds)
 
     def kill(self, name: str) -> None:
-        """Kill -9 what carries a part, with all its children: the cover that we started stays."""
+        """Kill the processes below a command's wrapper process with SIGKILL; the wrapper itself keeps running."""
         for pid in descendants(self.processes[name].pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -85,7 +85,7 @@ class Federation:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Federation]:
-    """Give a federation; in the end close it, and see that none of its processes is left."""
+    """Yield a federation, close it at the end, and check that no process remains."""
     federation = Federation(folder)
     try:
         yield federation
@@ -118,7 +118,7 @@ def run_of(folder: Path) -> Path:
 
 
 class Without(Clients):
-    """Clients in one process of which some updates are lost."""
+    """Clients in one process; the listed updates are lost."""
 
     def __init__(self, inner: Clients, lost: set[tuple[int, int]]) -> None:
         self.inner, self.lost = inner, lost
@@ -136,7 +136,7 @@ class Without(Clients):
 
 
 class Replay(FederatedCLI):
-    """A run in one process with the same updates lost as in a run on Flower."""
+    """A run in one process in which the same updates are lost as in a run on Flower."""
 
     def __init__(self, *args: Any, lost: set[tuple[int, int]], **kwargs: Any) -> None:
         self.lost = lost
@@ -154,17 +154,17 @@ def rounds_of(run: Path) -> int:
 
 
 def replayed(folder: Path, logs: Mapping[int, str], *more: str) -> Path:
-    """Return the folder of a run in this process that takes the updates which the server of some logs took."""
+    """Return the folder of a run in this process that accepts the same updates as the server of some logs."""
     start(["fit", *args(folder / "replay", *more)], cli=partial(Replay, lost=lost_updates(logs)))
     return run_of(folder / "replay")
 
 
 def lost_updates(logs: Mapping[int, str]) -> set[tuple[int, int]]:
-    """Return round and client of the updates that the server did not take.
+    """Return round and client of the updates that the server did not accept.
 
     Args:
-        logs: by the round that a server began with, in order; what another one did again counts as it was the last
-            time.
+        logs: server logs in order, by the first round of each server. Of a round that a server repeated, the last
+            repetition counts.
     """
     lost: set[tuple[int, int]] = set()
     for first, log in logs.items():
@@ -180,12 +180,12 @@ def checkpoint(run: Path) -> dict[str, Any]:
 
 
 def assert_same_end(run: Path, alone: Path, states: Path) -> None:
-    """Compare a run on Flower with one in one process: weights, metrics, and every client's residual, bit for bit.
+    """Compare a run on Flower with one in one process bit for bit: weights, metrics, and every client's residual.
 
     Args:
-        run: its folder.
-        alone: the other's.
-        states: folder of folders in which the nodes keep what belongs to their clients.
+        run: folder of the run on Flower.
+        alone: folder of the run in one process.
+        states: folder with the state folders of the nodes.
     """
     one, two = checkpoint(run), checkpoint(alone)
     assert one["state_dict"].keys() == two["state_dict"].keys()

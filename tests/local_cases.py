@@ -1,4 +1,4 @@
-"""A local problem of random images, without a trainer: what tests of local training and executors are made of."""
+"""A local training problem on random images without a trainer, shared by tests of local training and executors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import small_levels, small_net
 
 
 class Source:
-    """Random images for some clients of different sizes."""
+    """Random images for clients with different numbers of samples."""
 
     transform = Plain()
 
@@ -44,7 +44,7 @@ class Source:
 
 
 class Problem(LocalMethod):
-    """Plain local problem over a level set."""
+    """A plain local problem over a level set."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ def results(executor: Executor, bench: Bench, tasks: Sequence[Task], job: Job = 
 
 
 def compare(problem: Problem, tasks: Sequence[Task], sizes: tuple[int, ...] = (23, 31, 12, 23), **options: Any) -> Any:
-    """Compare the results of both executors to 1e-12; return the stacks that were used."""
+    """Compare the results of both executors up to 1e-12; return the stacks that were used."""
     executor = Stacked(**options)
     expected, found = (
         results(Sequential(), bench_of(problem, sizes), tasks),
