@@ -1,4 +1,4 @@
-"""As many entries as an uplink carries in a given time: against a search over all numbers, and on the wire."""
+"""AdaptiveDensity sends as many entries as an uplink carries in a given time: exhaustive search, and encoded sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hetfl.wire import dense_size
 
 
 def most_entries(size: int, room: float, itemsize: int) -> int:
-    """Try every number of entries, with whole numbers for C(D, k)."""
+    """Try every number of entries; C(D, k) is computed with exact integers."""
     fits = [
         k
         for k in range(1, size + 1)

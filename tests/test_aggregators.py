@@ -1,4 +1,4 @@
-"""Means over holders against a NumPy loop over every scalar; one contract for all aggregators."""
+"""Aggregators: means over holders against a NumPy loop over every scalar, and one contract for all of them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def cohorts(draw: st.DrawFn) -> Case:
 def brute_force(
     clients: Case, weight: Callable[[Report], float]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Average every scalar by itself over the clients that hold it."""
+    """Average every scalar separately over the clients that hold it."""
     sums = {name: np.zeros(tuple(t.shape)) for name, t in tensors().items()}
     counts = {name: np.zeros(tuple(t.shape)) for name, t in tensors().items()}
     for index, values, report in clients:
@@ -75,7 +75,7 @@ def test_every_scalar_is_the_mean_over_its_holders(
     make: Callable[[], Aggregator], weight: Callable[[Report], float], clients: Case
 ) -> None:
     aggregator = make()
-    for _ in range(2):  # the second round must not remember the first
+    for _ in range(2):  # the second round must not contain values of the first
         aggregator.reset(tensors())
         for index, values, report in clients:
             aggregator.update(DenseUpdate(values), index, report)
@@ -120,7 +120,7 @@ def test_kernels_and_single_entries_are_means_over_their_holders(
 ) -> None:
     whole = {"kernel": torch.zeros(4, 3, 2, 2), "scale": torch.zeros(()), "unheld": torch.zeros(2)}
     aggregator = make()
-    aggregator.reset({"kernel": torch.zeros(9)})  # of another model: nothing of it may be left
+    aggregator.reset({"kernel": torch.zeros(9)})  # of another model; its values must be cleared
     aggregator.reset(whole)
     filled = {name: np.full((len(blocks), *tensor.shape), np.nan) for name, tensor in whole.items()}
     weights = np.zeros(len(blocks))
@@ -145,7 +145,7 @@ def test_kernels_and_single_entries_are_means_over_their_holders(
 def test_holders_of_part_of_a_kernel_are_counted_only_there(
     make: Callable[[], Aggregator], weight: Callable[[Report], float]
 ) -> None:
-    """Convolutions of 3x3, of 1x1 in a corner of it, of a row, and of some columns; every entry by itself."""
+    """3x3 kernels, 1x1 parts in a corner of them, a row, and some columns; holders are counted per entry."""
     parts: list[tuple[slice | Tensor, slice | Tensor]] = [
         (slice(0, 3), slice(0, 3)),
         (slice(0, 1), slice(0, 1)),

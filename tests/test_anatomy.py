@@ -1,4 +1,4 @@
-"""Who holds what, how far levels drift, where norms lie: against updates seen in the run, position by position."""
+"""Holders, drift of levels and channel norms, against a position-by-position computation from the run's updates."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_mean_holders_equal_the_held_entries_of_the_snapshots(fit: Fit) -> None:
 
 
 class Models(Recorder):
-    """Also keeps the global model before every round."""
+    """A recorder that also keeps the global model before every round."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ def arrays(module: FederatedModule) -> dict[str, np.ndarray]:
 
 
 def expected_drift(recorder: Models, round: int, level: str) -> tuple[float, float, int]:
-    """Return distance, norm and clients of a level, entry by entry in float64."""
+    """Return distance, norm and number of clients of a level, entry by entry in float64."""
     before, after = recorder.models[round], recorder.models[round + 1]
     sums = {name: np.zeros_like(tensor) for name, tensor in before.items()}
     counts = {name: np.zeros_like(tensor) for name, tensor in before.items()}
@@ -313,7 +313,7 @@ def test_figures_show_the_tables() -> None:
 def test_labels_of_drift_lines_do_not_overlap() -> None:
     rows = [(step, level, 1, 1.0, 10.0, 0.1) for step in range(3) for level in "abcd"]
     table = pd.DataFrame(rows, columns=["step", "level", "clients", "distance", "norm", "drift"])
-    table.loc[table["level"] == "d", "drift"] = np.nan  # nobody was of this level
+    table.loc[table["level"] == "d", "drift"] = np.nan  # no client had this level
     ax = plot_drift(table).axes[0]
     assert [line.get_ydata().tolist() for line in ax.lines] == [[10.0] * 3] * 3  # type: ignore[union-attr]
     assert [text.get_text() for text in ax.texts] == ["a", "b", "c"]

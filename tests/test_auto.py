@@ -1,4 +1,4 @@
-"""Choosing an executor: what is tried, what is chosen, and that a resumed run goes on with it."""
+"""The Auto executor: timing of forms, the choice, and the same choice after a resume."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 Fit = Callable[..., Trainer]
 LOGGER = "hetfl.local.auto"
 TIMES = dict[tuple[str, bool, int], float]
-"""Seconds per sample by level, place and number of clients at once; 1 for all others."""
+"""Seconds per sample by level, place and number of clients trained together; 1 if missing."""
 
 
 def stub(times: TIMES, asked: list[tuple[str, int]]) -> Callable[..., tuple[dict[Form, float], str]]:
-    """Return timing by a table: what is fastest on this machine is not for a test to know."""
+    """Return a timing function that reads a table, so that tests do not depend on the machine's speed."""
 
     def timed(
         bench: Bench, tasks: Sequence[Task], forms: Sequence[Form], num_workers: int
@@ -47,7 +47,7 @@ def stub(times: TIMES, asked: list[tuple[str, int]]) -> Callable[..., tuple[dict
 
 
 def choice(monkeypatch: pytest.MonkeyPatch, times: TIMES, tasks: Sequence[Task], **options: Any) -> Any:
-    """Return what is chosen, and what was asked for, after comparing the results with the plain executor's."""
+    """Return the chosen forms and the timed ones, after comparing the results with those of Sequential."""
     asked: list[tuple[str, int]] = []
     monkeypatch.setattr(auto, "time_forms", stub(times, asked))
     executor, problem = Auto(**options), Problem(LocalTraining(optimizer=sgd()))
@@ -71,7 +71,7 @@ def test_every_level_gets_its_fastest_form_in_one_place(monkeypatch: pytest.Monk
 
 
 def test_the_place_depends_on_the_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
-    """5 · 0.6 + 0.2 here is less than 5 · 0.5 + 0.9 in processes, and with 15 at level a it is more."""
+    """5 · 0.6 + 0.2 here is less than 5 · 0.5 + 0.9 in processes; with 15 clients at level a it is more."""
     times = {("a", False, 0): 0.6, ("b", False, 1): 0.2, ("a", True, 1): 0.5, ("b", True, 1): 0.9}
     few, one = tasks_of(range(5), "a"), tasks_of([5], "b")
     assert choice(monkeypatch, times, few + one, num_workers=2)[0]["processes"] is False
@@ -90,7 +90,7 @@ def test_a_small_level_uses_one_process_while_the_other_trains_a_larger_level(
 
 
 def test_the_chosen_form_depends_on_the_work_of_clients() -> None:
-    """Level b's clients pass 40 samples each beside 4 at level a: that is too much for one process."""
+    """Level b's clients train on 40 samples each and level a's on 4: both clients of b are too slow for one process."""
     executor = Auto(num_workers=2)
     executor.open(bench_of(Problem(LocalTraining(optimizer=sgd())), (4, 40, 40)))
     tasks = [*tasks_of([0], "a"), *tasks_of([1, 2], "b")]
@@ -167,7 +167,7 @@ def test_a_resumed_run_keeps_the_chosen_executor(fit: Fit, tmp_path: Path, monke
     whole = weights(2, "whole")
     weights(1, "half")
     times.clear()
-    times[("a", False, 0)] = 0.1  # another machine, or a busy one: it would choose otherwise
+    times[("a", False, 0)] = 0.1  # another or a busy machine would choose otherwise
     count = len(asked)
     resumed = weights(2, "resumed", str(tmp_path / "half.ckpt"))
     assert len(asked) == count

@@ -1,4 +1,4 @@
-"""Arguments and extensions that cannot work are refused in one line that names them."""
+"""Wrong arguments and broken user classes are refused in one line that names them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_checked_class_keeps_its_signature() -> None:
 
 
 class Lazy(nn.Module):
-    """A net whose first layer learns its size from the data."""
+    """A net whose first layer learns its input size from the data."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def test_a_net_that_ignores_its_width_gives_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"smaller at level c, of width 0.25, but got Fixed of one size: does it use"):
         LevelSet(Fixed, small_levels(1.0, 0.5, 0.25), seed=0)
     LevelSet(Fixed, small_levels(1.0, 1.0), seed=0)
-    LevelSet(small_net, small_levels(1.0, 0.99, 0.5), seed=0)  # at 0.99 as many channels as at 1
+    LevelSet(small_net, small_levels(1.0, 0.99, 0.5), seed=0)  # at 0.99 the net has as many channels as at 1
 
 
 def test_a_type_error_inside_the_net_is_not_replaced() -> None:
@@ -123,7 +123,7 @@ def test_a_type_error_inside_the_net_is_not_replaced() -> None:
 
 
 class Chosen(Uniform):
-    """Selects what it was told to."""
+    """Selects the given clients."""
 
     def __init__(self, chosen: Any) -> None:
         super().__init__(2)
@@ -158,7 +158,7 @@ def test_a_run_checks_the_cohort_and_the_aggregated_step(fit: Fit) -> None:
 
 
 class Spoilt(HolderMean):
-    """Returns what a function makes of a mean and its holders."""
+    """Returns the result of a function of the mean and its holders."""
 
     def __init__(self, spoil: Callable[[dict[str, Tensor], dict[str, Tensor]], Any]) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ def test_invalid_results_of_an_aggregator_are_refused(spoil: Any, message: str) 
 
 
 class Made(Compressor):
-    """Returns what a function makes of a vector."""
+    """Returns the result of a function of the vector."""
 
     def __init__(self, make: Callable[[Tensor], Any]) -> None:
         self.make = make
@@ -224,7 +224,7 @@ def test_fedavg_with_several_sizes_equals_heterofl_without_label_rules(fit: Fit)
 
 
 def test_fedavg_with_several_sizes_logs_that_means_are_over_holders(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"), caplog.at_level("INFO", "lightning.pytorch"):  # the command line quietens it
+    with caplog.at_level("INFO"), caplog.at_level("INFO", "lightning.pytorch"):  # the command line raises the level
         fit(small_module(FedAvg), rounds=1, limit_val_batches=0)
         fit(small_module(FedAvg, levels=small_levels(1.0)), rounds=1, limit_val_batches=0, name="one")
         fit(small_module(HeteroFL), rounds=1, limit_val_batches=0, name="other")

@@ -1,4 +1,4 @@
-"""Which nets several clients can be trained on at once, and in which way."""
+"""Stacked training of several clients: the nets that can be batched, and how each kind is batched."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LEVELS = small_levels(1.0, 0.5)
 
 
 class MethodProblem(Problem):
-    """A problem with the loss of a method, masks of labels included."""
+    """A problem with the loss of a method, label masks included."""
 
     def __init__(self, method: type[FederatedModule], local: LocalTraining, net: Callable[..., nn.Module], **rest: Any):
         super().__init__(local, net, **rest)
@@ -45,7 +45,7 @@ class MethodProblem(Problem):
 
 @pytest.mark.parametrize("norm", ["static_batch", "group", "none"])
 def test_heterofls_masked_loss_and_scaler_train_alike_stacked(norm: Norm) -> None:
-    """Sizes of 3 and 5 samples leave most of the 10 classes out."""
+    """With 3 and 5 samples most of the 10 classes are absent."""
     net = partial(ConvNet, hidden=(8, 16), norm=norm)
     problem = MethodProblem(HeteroFL, LocalTraining(batch_size=4, optimizer=sgd()), net, levels=LEVELS)
     stacks = compare(problem, tasks_of([0, 1, 2, 3]), (5, 3, 21, 5))
@@ -61,7 +61,7 @@ DEPTHS = {"a": Level("a", 1.0, 3), "b": Level("b", 0.5, 2), "c": Level("c", 1.0,
 
 @pytest.mark.parametrize("net", MULTI_EXIT, ids=["MultiExitConvNet", "MultiExitResNet"])
 def test_self_distillation_of_several_exits_trains_alike_stacked(net: Callable[..., nn.Module]) -> None:
-    """Depthwise convolutions, gates and upsampling included."""
+    """Nets with depthwise convolutions, gates and upsampling."""
     problem = MethodProblem(DepthFL, LocalTraining(batch_size=8, optimizer=sgd()), net, levels=DEPTHS)
     stacks = compare(problem, tasks_of([0, 1], levels="abc"), (17, 20))
     assert all(isinstance(stack.net, FoldedNet) and stack.joint for stack in stacks.values())
@@ -69,13 +69,13 @@ def test_self_distillation_of_several_exits_trains_alike_stacked(net: Callable[.
 
 def test_a_residual_net_trains_alike_stacked() -> None:
     net = partial(PreActResNet, in_channels=1, hidden=(4, 4, 8, 8))
-    local = LocalTraining(optimizer=sgd(), gradient_clip=0.1)  # four stages leave a pixel: norms are steep there
+    local = LocalTraining(optimizer=sgd(), gradient_clip=0.1)  # four stages leave a pixel: norms are steep
     stacks = compare(Problem(local, net), tasks_of([0, 1, 2], lr=0.02), (20, 17, 20))
     assert all(isinstance(stack.net, FoldedNet) for stack in stacks.values())
 
 
 def test_rewritten_nets_compute_the_same_in_fewer_passes() -> None:
-    """The Scaler is in batch norm's epsilon, which is large here, and ReLU meets what is left of the pool."""
+    """The Scaler is folded into batch norm's epsilon, which is large here, and ReLU is moved behind the pool."""
     net = ConvNet(hidden=(8, 16), width=0.5).train()
     for layer in net.modules():
         if isinstance(layer, StaticBatchNorm2d):
@@ -94,7 +94,7 @@ def test_rewritten_nets_compute_the_same_in_fewer_passes() -> None:
 
 
 class Counted(nn.Sequential):
-    """Runs its layers in an order of its own."""
+    """Runs its layers in another order."""
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in reversed(self):
@@ -120,7 +120,7 @@ def test_a_single_filter_of_a_single_client_trains_alike_stacked() -> None:
 
 
 class Joined(nn.Module):
-    """Branches joined along the channels, and a layer norm: nothing that folds."""
+    """Branches concatenated along the channels, and a layer norm; neither can be folded."""
 
     def __init__(self, *, width: float = 1.0, fold: bool = False) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Joined(nn.Module):
 
 @pytest.mark.parametrize("fold", [False, True])
 def test_other_nets_are_stacked_with_torch_func(fold: bool) -> None:
-    """With ``fold`` every layer could be folded, and only what the net does between them cannot."""
+    """With ``fold`` every layer can be folded, but not the operation that the net does between them."""
     problem = Problem(LocalTraining(epochs=2, optimizer=sgd(), gradient_clip=0.4), partial(Joined, fold=fold))
     problem.net.shift.fill_(0.7)  # type: ignore[operator]
     stacks = compare(problem, tasks_of([0, 1, 2, 3]))
@@ -147,7 +147,7 @@ def test_other_nets_are_stacked_with_torch_func(fold: bool) -> None:
 
 @pytest.mark.parametrize("net", [Joined, small_net])
 def test_clients_with_different_parts_start_from_their_part(net: Callable[..., nn.Module]) -> None:
-    """Each begins with the values of its part, whichever way the net goes."""
+    """Each client starts from the values of its part, with every kind of batching."""
     problem, rule = Problem(LocalTraining(optimizer=sgd()), net), RandomChannels()
     rule.meet(problem.levels, seed=3)
     compare(problem, [replace(task, part=rule.part(task.level, 3, task.client)) for task in tasks_of([0, 1, 2])])
@@ -167,7 +167,7 @@ def test_frozen_parameters_do_not_change() -> None:
 
 
 class Gapped(nn.Module):
-    """A gradient that is wrong for several clients at once, though what is computed is right."""
+    """A net with right outputs and wrong gradients for several clients at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ def test_wrong_batched_gradients_are_refused() -> None:
 
 
 class Drawing(nn.Module):
-    """Draws random numbers without saying so by a layer; or counts; or looks at its values."""
+    """Draws random numbers outside of layers, counts calls, or reads its values."""
 
     seen: Tensor
 

@@ -1,4 +1,4 @@
-"""Other packages on the work of the benchmarks: what they compute is compared, and who is not installed is said."""
+"""Other packages in the benchmarks: their results are compared, and missing packages are reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def start() -> BareLoop:
 
 
 class Honest:
-    """Does what the bare loop does, times a factor."""
+    """Computes the bare loop's result times a factor."""
 
     def __init__(self, factor: float = 1.0) -> None:
         self.bare, self.factor, self.closed = start(), factor, False

@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they compare computes the same. How fast is not tested."""
+"""The benchmarks run, and the compared sides compute equal results. Speed is not tested."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_local_rounds_are_checked_and_timed() -> None:
     makes = {name: make for name, make in executors(2, SMALL.cohort).items() if name != "Auto"}
     found = local_rounds(SMALL, makes, num_threads=1, blocks=1)
     assert [row.side for row in found] == [
-        "Sequential",  # the baseline where clients differ
+        "Sequential",  # the baseline for clients with different parts
         "bare loop, 1 thread",
         "bare loop, 1 thread, foreach",
         *("Workers(2)", "Workers(2, Stacked)", "Workers(2, Stacked(1))", "Stacked"),

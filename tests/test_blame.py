@@ -1,4 +1,4 @@
-"""Errors in the user's own code: one line that names class, file, line and setting; the traceback on request."""
+"""Errors in user code: one line with class, file, line and setting; the traceback on request."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Failing(TopK):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the user's module, which Python imports once."""
+    """Return the folder of the user's module, which Python imports only once."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "blamed_classes.py").write_text(OWN)
     return folder
@@ -54,7 +54,7 @@ def line_of(text: str) -> int:
 
 
 def failed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Return what a run on two files and some arguments says on standard error."""
+    """Return the standard error of a run with two files and some arguments."""
     Path("first.yaml").write_text(
         "model:\n  init_args:\n    net:\n      class_path: hetfl.models.ConvNet\n      init_args: {hidden: [8, 8]}\n"
     )

@@ -1,9 +1,9 @@
-"""A client's blocks against global arrays, and sums of updates against a loop: one vector, or tensor by tensor."""
+"""Blocks of a client against global arrays, and sums of updates against a loop, for both storage forms."""
 
 from __future__ import annotations
 
 import math
-import pickle  # noqa: TID251 -- users may: what joblib or a spawned process is given
+import pickle  # users may pickle them: joblib and spawned processes do
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -61,7 +61,7 @@ def mesh(entry: IndexEntry) -> tuple[np.ndarray, ...]:
 
 @pytest.fixture(params=["in one call", "by tensor"], scope="module", autouse=True)
 def short(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Read through positions, and again as if vectors were long."""
+    """Read short vectors through positions, and then treat them as long ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(entries, "SHORT", entries.SHORT if request.param == "in one call" else 0)
         yield
@@ -80,7 +80,7 @@ def test_written_values_are_read_back_at_every_index(steps: list[tuple[Part, flo
         write(arrays, index, values_D)
         given_D = torch.from_numpy(values_D)
         written = store.write(0, index, given_D, round, outside=outside)
-        given_D.fill_(math.nan)  # its memory may be used again
+        given_D.fill_(math.nan)  # its memory may be reused
         for asked in (index, *(earlier for earlier, _ in steps)):
             got = store.read(0, asked, like)
             assert got is not None
@@ -142,7 +142,7 @@ def test_a_read_vector_can_be_written_elsewhere_and_a_wrong_length_is_refused() 
 def test_a_norm_does_not_depend_on_the_order_of_the_blocks(
     whole: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor on where in memory they begin; of a short vector and, as if it were one, of a long one."""
+    """The norm also does not depend on memory offsets, for a short vector and for one treated as long."""
     monkeypatch.setattr("hetfl.store.blocks.WHOLE", whole)
     random = torch.Generator().manual_seed(0)
     for size in range(200, 230):
@@ -170,7 +170,7 @@ def test_sums_equal_a_loop(clients: list[tuple[Part, bool, bool]], seed: int) ->
     random = np.random.default_rng(seed)
     tensors = {name: torch.full(shape, 7.0, dtype=torch.float64) for name, shape in SHAPES.items()}
     every = [FlatSums(tensors), TensorSums(tensors)]
-    for _ in range(2):  # nothing is left of the round before
+    for _ in range(2):  # values of the first round must be cleared
         arrays = {name: np.zeros(shape) for name, shape in SHAPES.items()}
         for sums in every:
             sums.clear()

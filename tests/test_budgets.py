@@ -1,4 +1,4 @@
-"""Levels by cost against brute force over all sizes, the cut of a net to a budget, and what is refused."""
+"""Levels by cost against brute force over all sizes, nets cut to a budget, and refused budgets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HALVES = [1.0, 0.5, 0.25, 0.125]
 
 
 def conv_parameters(hidden: list[int]) -> int:
-    """Count a ConvNet's parameters: 3x3 weights, bias, two of the norm; then the classifier's."""
+    """Return the number of a ConvNet's parameters: 3x3 weights, bias, and two of the norm; then the classifier's."""
     blocks = sum(9 * before * after + 3 * after for before, after in pairwise([1, *hidden]))
     return blocks + 10 * hidden[-1] + 10
 
@@ -121,7 +121,7 @@ def test_methods_with_the_same_reference_have_the_same_budgets() -> None:
 
 
 def test_a_net_cut_to_its_first_budget_equals_the_smaller_net() -> None:
-    """The paper's b1-e1: everything is relative to the global model, the Scaler too."""
+    """The paper's b1-e1: every size is relative to the global model, also the Scaler's ratio."""
     budgets = Budgets("params", [1.0, 0.3], reference=conv_parameters([8, 16]))
     cut = LevelSet(partial(ConvNet, hidden=(16, 32), norm="none"), budgets, seed=0)
     plain = partial(ConvNet, hidden=(8, 16), norm="none")
@@ -139,7 +139,7 @@ def test_a_net_cut_to_its_first_budget_equals_the_smaller_net() -> None:
 
 
 class Rounds(nn.Module):
-    """Rounds its channels, and looks at its own values."""
+    """Rounds its channels and reads its own values."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ def test_a_run_with_budgets_uses_the_axis_of_its_method(fit: Fit, method: Any, n
 
 
 class Rounded(nn.Module):
-    """A net of two layers whose channels are rounded in a way of its own."""
+    """A net of two layers with a custom rounding of channels."""
 
     def __init__(self, rounding: Callable[[float], float], width: float = 1.0) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ def test_all_sizes_of_nets_with_other_roundings_are_found(
     thresholds = sorted({(k + shift) / c for c in (10, 29, 100) for k in range(c + 1) for shift in (0.0, 0.5)})
     near = {
         step + shift for step in thresholds for shift in (-1e-5, 1e-5)
-    }  # at the step itself binary fractions decide
+    }  # exactly at a step, binary fractions decide
     costs = sorted({size(width) for width in near if 0.1 <= width <= 1})
     for limit in sorted({cost + step for cost in costs[1:-1:9] for step in (-1, 0, 1)}):
         levels, allowances = Budgets(by="params", budgets=[1.0], reference=float(limit)).choose(net, "width")

@@ -1,4 +1,4 @@
-"""A sparsifier and a quantiser together: every pair, what a threshold is calibrated by, and what an uplink carries."""
+"""Chains of a sparsifier and a quantiser: residuals of every pair, calibration of thresholds, and use of the uplink."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def normal(size: int, seed: int) -> Tensor:
 
 
 def exchanged(feedback: ErrorFeedback, delta: Tensor, round: int, lr: float = 0.1) -> tuple[Update, int]:
-    """Pass a delta through the door; return what the server reads, and its bytes."""
+    """Compress a delta with error feedback; return the update that the server decodes, and its bytes."""
     generator = torch.Generator().manual_seed(round)
     message = feedback.prepare(0, delta, index=INDEX, round=round, lr=lr, generator=generator)
     sent = decode(message.payload, Expected(round, 0, LAYOUT.size, layout=LAYOUT))
@@ -83,7 +83,7 @@ def test_every_pair_keeps_unsent_values_in_the_residual(
         sent, _ = exchanged(feedback, delta, round)
         feedback.end_round(0)
         left = feedback.residuals.read(0, INDEX, delta)
-        left = torch.zeros_like(delta) if left is None else left.clone()  # the next residual takes its place
+        left = torch.zeros_like(delta) if left is None else left.clone()  # the next residual reuses its memory
         p_D, u_D = delta + before, sent.to_dense()
         assert torch.equal(left, p_D - u_D)
         assert bool(((u_D + left - p_D).abs() <= 2**-23 * torch.maximum(p_D.abs(), u_D.abs())).all())
@@ -95,7 +95,7 @@ def test_every_pair_keeps_unsent_values_in_the_residual(
 def test_a_threshold_is_calibrated_as_without_a_quantiser(quantiser: Callable[[], Quantiser], scope: str) -> None:
     plain = HardThreshold(density=0.1, scope=scope)  # type: ignore[arg-type]
     within = HardThreshold(density=0.1, scope=scope)  # type: ignore[arg-type]
-    delta = normal(LAYOUT.size, 0) ** 3  # a tail that is long, next to which the k-th rounds to 0
+    delta = normal(LAYOUT.size, 0) ** 3  # heavy-tailed, so that the k-th magnitude would be quantised to 0
     updates = []
     for compressor in (plain, Chain(within, quantiser())):
         feedback = ErrorFeedback(compressor)

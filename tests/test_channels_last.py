@@ -1,4 +1,4 @@
-"""Images reach resident nets channels last, folded nets have their weights so, and nothing else changes."""
+"""Resident nets get images channels last, folded nets have channels-last weights, and results do not change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
 
 
 class Seen(nn.Module):
-    """Remembers how its inputs were laid out; ``view`` can only join what lies side by side."""
+    """Records the layout of its inputs; ``view`` works only for adjacent dimensions."""
 
     def __init__(self, *, width: float = 1.0, views: bool = False) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Seen(nn.Module):
         last = x.stride() == torch.empty(x.shape, memory_format=torch.channels_last).stride()
         self.last.add(last)
         x = self.norm(self.conv(x))
-        if last:  # convolutions in float64 lose the layout
+        if last:  # float64 convolutions lose the layout
             x = x.contiguous(memory_format=torch.channels_last)
         x = (x.view(len(x), -1) if self.views else x.flatten(1)).unflatten(1, (-1, 36))
         logits: Tensor = self.head(self.drop(x.mean(dim=2)))
@@ -41,7 +41,7 @@ class Seen(nn.Module):
 
 
 def trained(views: bool) -> tuple[Tensor, set[bool]]:
-    """Return a delta, and whether the net's inputs were laid out channels last on the way."""
+    """Return a delta, and whether the net received channels-last inputs."""
     problem, tasks = Problem(LocalTraining(optimizer=sgd()), partial(Seen, views=views)), tasks_of([0], levels="a")
     bench = bench_of(problem)
     ((delta, *_),) = results(Sequential(), bench, tasks)
@@ -50,7 +50,7 @@ def trained(views: bool) -> tuple[Tensor, set[bool]]:
 
 @pytest.mark.usefixtures("double_precision")
 def test_both_memory_layouts_train_alike() -> None:
-    """Dropout's random numbers included: a trial does not use any up."""
+    """Dropout's random numbers are also equal, since the trial uses none."""
     expected, last = trained(views=True)
     assert last == {False}
     found, last = trained(views=False)
@@ -85,7 +85,7 @@ def test_inputs_that_are_not_images_are_not_converted() -> None:
 
 
 class Picky(nn.Conv2d):
-    """Wants channels first, in training or in evaluation, and says so in its own words."""
+    """Accepts only channels first, in training or in evaluation, and raises its own error otherwise."""
 
     def __init__(self, mode: bool) -> None:
         super().__init__(3, 2, 3)
@@ -146,7 +146,7 @@ def test_channels_last_layout_equals_numpy_transposition(shapes: list[list[int]]
 
 @pytest.mark.parametrize("shape", [(3, 1, 4, 5), (3, 2, 1, 1)])
 def test_strides_are_contiguous_where_both_layouts_are_equal(shape: tuple[int, ...]) -> None:
-    """Layers go by strides, even by those of dimensions of one."""
+    """Kernels are selected by strides, even by strides of dimensions of size one."""
     part = torch.rand(math.prod(shape))
     assert ChannelsLastLayout.shaped(part, shape).stride() == Layout.shaped(part, shape).stride()
 
@@ -157,7 +157,7 @@ def test_strides_are_contiguous_where_both_layouts_are_equal(shape: tuple[int, .
 def test_stacked_convolutions_in_float32_equal_sequential_ones(
     hidden: tuple[int, ...], clients: list[int], batch_size: int
 ) -> None:
-    """Other kernels than those of float64; some return zero gradients if weights are not laid out as they expect."""
+    """float32 uses other kernels than float64; some return zero gradients for unexpected weight layouts."""
     net = partial(ConvNet, hidden=hidden, norm="none")
     problem = Problem(LocalTraining(batch_size=batch_size, optimizer=sgd()), net, dtype=torch.float32)
     tasks = tasks_of(clients, levels="a")

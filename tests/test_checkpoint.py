@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, damage detected, another federation's refused, Ctrl-C at a round's end."""
+"""Checkpoints: complete or absent, damage detected, other federations refused, Ctrl-C waits for a round's end."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_failing_write_gives_a_warning_and_a_complete_checkpoint_remains(
 
 
 class Disk:
-    """Counts what is done to files opened through it, and fails from the n-th write on."""
+    """Counts the operations on files opened through it, and fails from the n-th write on."""
 
     def __init__(self, fail_at: int, half: bool, error: int) -> None:
         self.fail_at, self.half, self.error, self.writes = fail_at, half, error, 0
@@ -119,7 +119,7 @@ def test_a_write_that_fails_anywhere_does_not_change_the_target(tmp_path: Path, 
 
 
 def damaged_copies(data: bytes, count: int) -> Iterator[bytes]:
-    """Yield copies with one bit flipped, or cut, anywhere."""
+    """Yield copies with one flipped bit, or cut off, at random positions."""
     choose = random.Random(0)
     for _ in range(count):
         position = choose.randrange(len(data))
@@ -230,5 +230,5 @@ def test_a_full_disk_does_not_delete_files_of_the_last_checkpoint(
     fit(resumed, rounds=7, name="again", ckpt=str(last), **options())
     fit(whole, rounds=7, name="whole", limit_val_batches=0)
     assert all(torch.equal(resumed.models.tensors[0][name], tensor) for name, tensor in whole.models.tensors[0].items())
-    # Checkpoints reach the disk again: beside the clients' files there are those of the three rounds before, at most.
+    # Checkpoints are written again: there are the clients' files and at most those of the three previous rounds.
     assert len(list((tmp_path / "residuals").iterdir())) <= 12 + 3 * 4

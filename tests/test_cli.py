@@ -1,4 +1,4 @@
-"""The command line: what it makes, and how runs go on."""
+"""The command line: the files of a run, and resuming it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def hetfl(*args: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does."""
+    """Run the command in a subprocess, as a user does."""
     command = [sys.executable, "-c", "from hetfl.cli import main; main()", *args]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # as in this process
     return subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -60,7 +60,7 @@ def test_fit_writes_the_contract_columns_and_each_run_has_its_own_folder(
         == 3
     )
 
-    # The saved configuration is the run: the same numbers again, in a folder of its own; and go on where it ended.
+    # The saved configuration repeats the run in a new folder, and also resumes it.
     main(["fit", "-c", str(folder / "config.yaml"), "--final_test=false", "--plots=false"])
     (other,) = set(Path("runs/demo").iterdir()) - {folder}
     columns = [name for name in table.columns if not name.startswith("test/")]
@@ -121,7 +121,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def old(finished: Path, tmp_path: Path) -> Path:
-    """Return a copy of that run's folder."""
+    """Return a copy of the finished run's folder."""
     return Path(shutil.copytree(finished, tmp_path / "old"))
 
 

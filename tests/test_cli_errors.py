@@ -1,4 +1,4 @@
-"""The command line: one line, and status 2, for whatever is wrong."""
+"""The command line reports every user error in one line, with status 2."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ SLOW = {
     *("checkpoint is torch's own", "checkpoint is a directory", "residuals in a file", "seed", "precision"),
     *("accelerator", "devices unknown", "folder as YAML", "binary YAML", "empty YAML"),
 }
-"""Said as another one is; most of their messages are those of a class, which its own tests look at."""
+"""Slow cases, whose error path other cases also test; tests of the classes check most of their messages."""
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in WRONG])

@@ -1,4 +1,4 @@
-"""What clients see: rotations that move pixels and change none, noise of the stated size, evaluation on the same."""
+"""Client transforms: rotations that only move pixels, noise of the stated size, the same transform in evaluation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def images(*shape: int) -> Tensor:
 
 
 class Marked(ClientTransform):
-    """Writes the client's number over its samples."""
+    """Writes the client's number into its samples."""
 
     def apply(self, inputs: Tensor, client: int, num_clients: int, unit: float, generator: torch.Generator) -> Tensor:
         return torch.full_like(inputs, client)
@@ -139,7 +139,7 @@ def test_quarter_turns_have_torchvisions_direction(angle: float) -> None:
 
 def test_other_angles_equal_torchvisions_interpolated_rotation() -> None:
     batch = torch.zeros(1, 1, 21, 21, dtype=torch.uint8)
-    batch[:, :, 10, 14:] = 255  # a hand that points to the right
+    batch[:, :, 10, 14:] = 255  # a line that points to the right
     turned = rotated(batch, 45)
     assert turned.dtype == torch.uint8
     assert torch.equal(turned, rotate(batch, 45, interpolation=InterpolationMode.BILINEAR))
@@ -177,7 +177,7 @@ def test_client_images_are_rotated_by_their_groups_angle() -> None:
             assert torch.equal(after.inputs, torch.rot90(before.inputs, group, (2, 3)))
     owner = turned.resident.test_owner
     share = torch.tensor(groups)[owner[owner >= 0]].bincount() / len(owner)
-    assert (share - 0.25).abs().max() < 0.05  # the global test set contains what clients see
+    assert (share - 0.25).abs().max() < 0.05  # the global test set has the clients' rotations
 
 
 @pytest.mark.parametrize("angles", [[], [float("nan")], [0.0, float("inf")]])

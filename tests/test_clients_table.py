@@ -1,4 +1,4 @@
-"""``clients.csv``: how well each client is served, by the global model and by its own level's."""
+"""``clients.csv``: each client's accuracy with the global model and with its level's sub-model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_table_has_no_name_column_without_client_names(fit: Callable[..., Tr
 
 
 class Spoilt(FedAvg):
-    """One client's loss is no number."""
+    """FedAvg in which one client's loss is NaN."""
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         return super().loss(outputs, targets, ctx) * (float("nan") if ctx.client == 1 else 1.0)

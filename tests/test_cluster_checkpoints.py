@@ -1,4 +1,4 @@
-"""Checkpoints with more global models than a configuration asks for: evaluated, trained on, stopped, gone on with."""
+"""Checkpoints with more global models than configured: evaluated, trained further, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Make = Callable[[Clustering | None], FederatedModule]
 
 
 def clustered(clustering: Clustering | None) -> FederatedModule:
-    """Return a module whose server and clients remember something, and of whose eight clients five take part."""
+    """Return a module with state on the server and the clients, in which five of eight clients take part."""
     server, uplink = partial(SGD, lr=1.0, momentum=0.5), ErrorFeedback(TopK(0.3))
     return module(clustering, server_optimizer=server, uplink=uplink, selection=Uniform(5))
 
@@ -41,7 +41,7 @@ def same(one: FederatedModule, other: FederatedModule) -> bool:
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FederatedDataModule, FederatedModule, Trainer]:
-    """Return a checkpoint of five clusters, with what it is of."""
+    """Return the path of a checkpoint with five clusters, its data and module, and a trainer."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("five")
     path, data, tested = folder / "five.ckpt", grouped(), clustered(IFCA(5))
@@ -67,7 +67,7 @@ def test_a_checkpoint_of_five_models_is_evaluated_with_one_configured(five: Five
 @pytest.mark.parametrize("seed", [1, 2])
 def test_an_evaluation_asks_no_client_that_has_chosen(fit: Fit, tmp_path: Path, seed: int) -> None:
     def make() -> FederatedModule:
-        # Without static norms there is nothing to gather, and no sign of whether that was done.
+        # Without static norms no statistics are gathered, so statistics do not show whether clients were asked.
         return module(IFCA(3), net=partial(small_net, norm="none"), selection=Uniform(2), local=LONGER, seed=seed)
 
     path, data, tested, again = tmp_path / "two.ckpt", grouped(), make(), make()
@@ -107,7 +107,7 @@ def test_all_models_of_a_checkpoint_are_trained_by_their_clients(fit: Fit, five:
     assert table["cluster/count"].tolist() == [5.0, 5.0]
     assert table["step"].tolist() == [2, 3]
     assert rows(trainer, "clusters").to_numpy().tolist() == [list(entry) for entry in tested.clustering.history]
-    # Nobody is asked anything: each client is sent the model of its cluster alone.
+    # No client is asked: each one downloads only the model of its cluster.
     plain = rows(fit(clustered(None), data, rounds=1, name="plain", limit_val_batches=0))
     assert table["comm/down_bytes"].tolist() == [plain["comm/down_bytes"][0]] * 2
 

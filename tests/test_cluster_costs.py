@@ -1,4 +1,4 @@
-"""What an evaluation of several models sends down: every model once to whoever needs it."""
+"""Download bytes of an evaluation with several models: a client downloads each needed model once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_client_gathers_statistics_with_the_downloaded_model_of_its_cluster(fi
 
 
 class Apart(Clustering):
-    """Client 7 has a model of its own."""
+    """A clustering in which client 7 has a separate model."""
 
     def assign(self, round: int, cohort: Sequence[int], probe: ClusterProbe) -> None:
         for client in cohort:
@@ -36,7 +36,7 @@ def test_substitute_client_downloads_the_other_clusters_model(fit: Fit, tmp_path
     one = wire.dense_size(tested.levels.sizes["a"])
     found = rows(fit(tested, grouped(), rounds=2))
     down = found["comm/down_bytes"]
-    # Round 0: all train, and gather for their own. Round 1: seven train, and gather for both models.
+    # Round 0: all clients train, and gather for their own model. Round 1: seven train, and gather for both models.
     assert down.tolist() == [(8 + 8) * one, (7 + 2 * 7) * one]
     assert found["comm/down_training_bytes"].tolist() == [8 * one, 7 * one]
     assert found["comm/down_statistics_bytes"].tolist() == [8 * one, 2 * 7 * one]

@@ -1,4 +1,4 @@
-"""What choosing among models costs is predicted as it is charged: bytes down, passes, seconds, levels by device."""
+"""Predicted costs of choosing among models equal the charged ones: bytes, forward passes, seconds, levels by device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class OneSlow(Fleet):
-    """Client 3 takes a thousand times as long as the others."""
+    """A fleet in which client 3 takes a thousand times as long as the others."""
 
     def draw(self, num_clients: int, seed: int) -> Devices:
         devices = Devices.of_kinds({"device": Device()}, np.zeros(num_clients, np.int64))
@@ -46,7 +46,7 @@ def test_the_slowest_clients_round_takes_the_predicted_time(
     trainer = fit(tested, grouped(), rounds=1, limit_val_batches=0)
     position = tested.assignment.positions(0)[[3]]
     predicted = tested.forecast.seconds([3], position, 0)[0]
-    assert rows(trainer)["sim/round_seconds"][0] == pytest.approx(predicted, rel=1e-4)  # the update's own header
+    assert rows(trainer)["sim/round_seconds"][0] == pytest.approx(predicted, rel=1e-4)  # the header of the update
 
 
 def test_the_level_table_gives_the_download_bytes_of_several_models(fit: Fit) -> None:

@@ -1,4 +1,4 @@
-"""Models that are replaced while a run goes on: what a copy takes along, and where its noise goes."""
+"""Models that are replaced during a run: the state that a copy has, and where its noise is added."""
 
 from __future__ import annotations
 

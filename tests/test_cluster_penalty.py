@@ -1,4 +1,4 @@
-"""FedDyn with several global models: every cluster's memory is the mean of its members', whatever they do."""
+"""FedDyn with several global models: every cluster's memory is the mean of its members' memories."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLIENTS = 9
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_a_clusters_memory_is_the_mean_of_its_members_through_moves_and_splits(tmp_path: Path, on_disk: bool) -> None:
-    """Against dense NumPy memories, over 30 rounds in which clients join and change clusters, of which one splits."""
+    """Against dense NumPy memories, over 30 rounds in which clients join and change clusters, and a cluster splits."""
     alpha, random = 0.07, np.random.default_rng(1)
     feddyn = FedDyn(alpha, DiskStore(str(tmp_path)) if on_disk else None)
     shared = frozenset({"bias"})
@@ -71,7 +71,7 @@ def test_a_clusters_memory_is_the_mean_of_its_members_through_moves_and_splits(t
 
 
 def test_after_a_split_each_cluster_converges_to_its_optimum() -> None:
-    """Quadratic losses around four points: at rest, only the members' memories still move the model of a part."""
+    """Quadratic losses around four points: near the optimum only the members' memories still move a cluster's model."""
     alpha, points = 0.5, torch.tensor([[0.0, 1.0], [1.0, 2.0], [10.0, 5.0], [11.0, 8.0]], dtype=torch.float64)
     feddyn, models = FedDyn(alpha), [torch.zeros(2, dtype=torch.float64)] * 2
     index: Index = {"x": (slice(0, 2),)}
@@ -106,11 +106,11 @@ MAKE: dict[str, Callable[[], Clustering]] = {
     "clustered_fl": splitting,
 }
 NAMES = [pytest.param("ifca", marks=pytest.mark.slow), "shared", "clustered_fl"]
-"""By default without what the second has, too."""
+"""ifca is a slow test, since shared covers the same code."""
 
 
 def remembering(clustering: Clustering, **changes: Any) -> FederatedModule:
-    """Return HeteroFL with FedDyn and sparse uploads, of whose eight clients six take part."""
+    """Return HeteroFL with FedDyn and sparse uploads, in which six of eight clients take part."""
     local = LocalTraining(batch_size=20, optimizer=lambda p: SGD(p, lr=0.1), penalty=FedDyn(0.2))
     levels = {"a": Level("a"), "b": Level("b", 0.5)}
     arguments = {"local": local, "levels": levels, "uplink": ErrorFeedback(TopK(0.3)), "selection": Uniform(6)}

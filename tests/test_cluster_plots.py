@@ -1,4 +1,4 @@
-"""Figures and tables of a run's clusters, and the files in ``configs`` that make one."""
+"""Figures and tables of a run's clusters, and the clustering files in ``configs``."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_figures_show_sizes_and_every_client() -> None:
     rows = table([*BEGIN, (5, 1, 1), (5, 2, 1)])
     tree = plot_cluster_tree(rows, 10).axes[0]
     assert [text.get_text() for text in tree.texts] == ["6", "4 clients", "2 clients"]
-    assert np.asarray(tree.lines[-1].get_xdata()).tolist() == [6, 6]  # split in round 5, the sixth
+    assert np.asarray(tree.lines[-1].get_xdata()).tolist() == [6, 6]  # the split in round 5 is at x = 6
     assert tree.get_xlabel() == "Rounds done"
     axes = plot_assignments(rows, 10).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "3", "4", "5", "1", "2"]
@@ -81,7 +81,7 @@ def test_a_run_writes_cluster_tables_and_figures(fit: Fit) -> None:
     assert [file.name for file in plot_clusters(folder)] == [
         *("clusters.png", "clusters.svg", "cluster_tree.png", "cluster_tree.svg")
     ]
-    (folder / "cluster_tree.csv").unlink()  # clients that choose may move just so, and nothing was split
+    (folder / "cluster_tree.csv").unlink()  # IFCA's clients may also move together without a split
     assert [file.name for file in plot_clusters(folder)] == ["clusters.png", "clusters.svg"]
     (folder / "clusters.csv").write_text("round,client\n0,1\n")
     with pytest.raises(ConfigurationError, match="columns round, client, cluster of"):

@@ -1,4 +1,4 @@
-"""Whole runs with several global models: what a round does, what it costs, going on, workers, evaluation."""
+"""Whole runs with several global models: rounds, costs, resuming, workers and evaluation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LONGER = LocalTraining(epochs=2, batch_size=20, optimizer=lambda p: SGD(p, lr=0.
 
 
 def grouped(**changes: Any) -> FederatedDataModule:
-    """Return Digits over 8 clients, the images of half of them upside down."""
+    """Return Digits over 8 clients; half of the clients have upside-down images."""
     return small_data(num_clients=8, partitioner=IID(), client_transform=RotationGroups([0, 180]), **changes)
 
 
@@ -83,7 +83,7 @@ def adam(parameters: Iterable[Tensor]) -> Optimizer:
 
 
 class Chosen(IFCA):
-    """Clients take cluster 1 in odd rounds, cluster 0 in even ones; nobody ever takes cluster 2."""
+    """Clients choose cluster 1 in odd rounds and cluster 0 in even rounds; no client chooses cluster 2."""
 
     def assign(self, round: int, cohort: Any, probe: Any) -> None:
         for client in cohort:

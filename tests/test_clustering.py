@@ -1,4 +1,4 @@
-"""Policies of clustering on their own: choices, splits, state."""
+"""Clustering policies without a run: choices, splits and state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hetfl.updates import DenseUpdate
 
 
 class Told:
-    """A probe that answers with given losses, by client."""
+    """A probe that answers with given losses by client, and records the clients asked."""
 
     def __init__(self, losses: dict[int, list[float]]) -> None:
         self.losses, self.asked = losses, list[int]()
@@ -57,7 +57,7 @@ def test_clients_choose_the_least_loss_the_first_of_ties_and_never_nan() -> None
     assert policy.history == [(0, 0, 1), (0, 1, 0), (0, 3, 2)]
     assert [policy.cluster_of(client) for client in range(4)] == [1, 0, 0, 2]
     policy.assign(1, [0], Told({0: [2.0, 1.0, 3.0]}))
-    assert len(policy.history) == 3  # nothing changed
+    assert len(policy.history) == 3  # nothing has changed
 
 
 def test_a_client_that_does_not_answer_keeps_its_cluster_and_is_asked_again() -> None:
@@ -171,7 +171,7 @@ def test_two_orthogonal_groups_are_recovered_exactly(seed: int, first: int, seco
     updates = []
     for group in groups:
         values = np.zeros(8)
-        values[4 * group : 4 * group + 4] = random.uniform(0.5, 1.0, 4)  # within a group at an acute angle
+        values[4 * group : 4 * group + 4] = random.uniform(0.5, 1.0, 4)  # acute angles within a group
         updates.append({"w": torch.tensor(values)})
     stay, leave = bipartition(similarities(updates), linkage)
     assert {groups[row] for row in stay} == {groups[0]}
@@ -189,13 +189,13 @@ def random_cosines(clients: int, seed: int) -> np.ndarray:
 
 
 def crossing(cosines: np.ndarray, first: Sequence[int]) -> float:
-    """Return the largest similarity between a group and the rest, entry by entry."""
+    """Return the largest similarity between a group and the other clients, entry by entry."""
     rest = set(range(len(cosines))) - set(first)
     return max(float(cosines[i, k]) for i in first for k in rest)
 
 
 def smallest_crossing(cosines: np.ndarray) -> float:
-    """Return the smallest that any of the 2^(S-1) - 1 bipartitions has."""
+    """Return the smallest crossing similarity of all 2^(S-1) - 1 bipartitions."""
     others = range(1, len(cosines))
     groups = ((0, *chosen) for size in range(len(others)) for chosen in combinations(others, size))
     return min(crossing(cosines, group) for group in groups)
@@ -219,7 +219,7 @@ def test_single_linkage_attains_the_papers_criterion_always_and_complete_linkage
 def test_a_cluster_is_split_by_the_configured_linkage(linkage: Linkage, parts: list[list[int]]) -> None:
     policy = ready(ClusteredFL(10.0, 0.1, min_rounds=0, linkage=linkage), 4)
     policy.assign(0, range(4), Told({}))
-    for client, degrees in enumerate((0, 40, 85, 140)):  # the gaps are 40, 45 and 55: the widest is before the last
+    for client, degrees in enumerate((0, 40, 85, 140)):  # the gaps are 40, 45 and 55: the largest one is the last
         hear(policy, client, [math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
     policy.new_models(0, 1)
     assert [policy.tree[0]["stay"], policy.tree[0]["leave"]] == parts
@@ -228,7 +228,7 @@ def test_a_cluster_is_split_by_the_configured_linkage(linkage: Linkage, parts: l
 
 
 def pulling(policy: ClusteredFL, clients: int, round: int, scale: float = 1.0, drift: float = 0.0) -> list[NewModel]:
-    """Let even clients pull one way, odd ones the other way, and all of them along a third axis."""
+    """Send updates: even clients in one direction, odd clients in the opposite one, all drifting along a third axis."""
     policy.assign(round, range(clients), Told({}))
     for client in range(clients):
         hear(policy, client, [scale if client % 2 else -scale, drift], policy.cluster_of(client))
@@ -241,7 +241,7 @@ def test_a_stationary_cluster_is_split_by_direction() -> None:
     assert policy.assigned == [0, 1, 0, 1, 0, 1]
     assert policy.tree[0].pop("similarity") == pytest.approx(-1.0)
     assert policy.tree == [{"round": 2, "parent": 0, "child": 1, "stay": [0, 2, 4], "leave": [1, 3, 5]}]
-    assert pulling(policy, 6, 3) == []  # each part now agrees: its mean is long
+    assert pulling(policy, 6, 3) == []  # the members of each part agree, so their mean is long
 
 
 def test_there_is_no_split_with_a_large_mean_small_updates_or_few_members() -> None:

@@ -1,4 +1,4 @@
-"""What policies of clustering remember over rounds, and when they forget it."""
+"""State that clustering policies keep over rounds, and when they reset it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hetfl.updates import DenseUpdate
 
 
 class Told:
-    """A probe by which all clients serve themselves best with one cluster of three."""
+    """A probe in which one of three clusters has the least loss for all clients."""
 
     def __init__(self, best: int) -> None:
         self.best = best
@@ -47,7 +47,7 @@ def test_the_count_of_rounds_with_one_winner_restarts_with_another_winner(winner
 
 
 def hear(policy: ClusteredFL, round: int, degrees: dict[int, float]) -> list[NewModel]:
-    """Let clients pull in directions; return what the round comes to."""
+    """Send updates with given directions in degrees; return the new models of the round."""
     policy.assign(round, list(degrees), Told(0))
     for client, angle in degrees.items():
         values = torch.tensor([math.cos(math.radians(angle)), math.sin(math.radians(angle))], dtype=torch.float64)
@@ -61,7 +61,7 @@ def norm_columns(policy: ClusteredFL) -> set[str]:
 
 
 def test_new_clusters_of_a_split_are_judged_by_later_updates_only() -> None:
-    """A part is neither measured nor split by updates that its members made for their common model."""
+    """Updates that members sent for their common model neither count in a new cluster's norms nor split it."""
     policy = ClusteredFL(10.0, 0.1, min_rounds=0)
     policy.setup(Facts([1] * 6))
     assert hear(policy, 0, {0: 0, 1: 10, 2: 20, 3: 120, 4: 130, 5: 140}) == [NewModel(1, 0)]
@@ -75,7 +75,7 @@ def test_new_clusters_of_a_split_are_judged_by_later_updates_only() -> None:
 
 
 def test_the_cluster_tree_records_the_largest_similarity_between_the_parts() -> None:
-    """The nearest of different parts are 90 degrees apart, the furthest 130, and neighbours of one part 10 and 30."""
+    """The nearest members of different parts are 90 degrees apart, the farthest 130; neighbours in a part 10 and 30."""
     policy = ClusteredFL(10.0, 0.1, min_rounds=0)
     policy.setup(Facts([1] * 4))
     hear(policy, 0, {0: 0, 1: 10, 2: 100, 3: 130})

@@ -1,4 +1,4 @@
-"""``hetfl compare`` as a user meets it: what it refuses, what it says, and that a kill changes no number."""
+"""``hetfl compare`` on the command line: refused arguments, output, and equal numbers after a kill."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def compare(*args: str) -> list[str]:
         (["compare", "configs/b.yaml", *BOTH, "--out", "out"], "Expected --KEY VALUE or another option"),
         (["compare", "-r", f"width={WIDTH}", "--out", WIDTH], "compare_digits_width.yaml is a file"),
         (compare("--model.local.epoch=3"), "run width: "),
-        (compare("--model.ramp_rounds=3"), "run width: "),  # DepthFL's alone
+        (compare("--model.ramp_rounds=3"), "run width: "),  # only DepthFL has this setting
         (compare("--trainer.max_epochs=-1"), "run width: Expected trainer.max_epochs, the number of rounds, of at"),
         (compare("--trainer.fast_dev_run=true"), "run width: Expected neither trainer.fast_dev_run"),
         (
@@ -67,7 +67,7 @@ def compare(*args: str) -> list[str]:
         ),
         (compare("--trainer.logger=false"), "run width: Expected one hetfl.runs.RunFolder"),
         (compare("--model.seed=3"), "Expected seed_everything but got model.seed"),
-        (compare("--model.levels={a: {width: 1.0, depth: 7}}"), "run width: "),  # found when the net is made
+        (compare("--model.levels={a: {width: 1.0, depth: 7}}"), "run width: "),  # detected when the net is built
     ],
 )
 def test_errors_are_reported_before_any_run_starts(
@@ -84,7 +84,7 @@ def test_a_wrong_key_in_the_last_file_is_reported_before_any_run_starts(capsys: 
     assert "run other: " in error
     assert "epoch" in error
     Path("last.yaml").write_text("data: {class_path: hetfl.data.MNIST, init_args: {root: nowhere}}\n")
-    assert "run other: " in refused(capsys, ["compare", *other, "--mixed_data"])  # its files are not there
+    assert "run other: " in refused(capsys, ["compare", *other, "--mixed_data"])  # its files are missing
     Path("last.yaml").write_text("data: {init_args: {num_clients: 12}}\n")
     args = ["compare", "-r", f"width={WIDTH}", "-r", f"other={WIDTH},last.yaml", "--out", "out"]
     assert "got data.num_clients 50 in width and 12 in other: allow it with --mixed_data" in refused(capsys, args)
@@ -113,14 +113,14 @@ def test_a_second_comparison_in_the_same_folder_is_refused(monkeypatch: pytest.M
 
 
 def do(run: PlannedRun, action: Action = Action.BEGIN) -> None:
-    """Do in this process what that of a run does."""
+    """Do in this process what the subprocess of a run does."""
     prepare(run, action)
     verb = command(run, action)[5:]
     start(verb, cli=partial(RunInFolder, folder=run.folder))
 
 
 def undisturbed(root: Path, settings: list[str]) -> list[PlannedRun]:
-    """Do what the processes of a comparison do, without a break."""
+    """Do what the processes of a comparison do, without interruption."""
     runs = plan(parse_contenders(BOTH[1::2]), [0, 1], settings, root)
     for run in runs:
         do(run)
@@ -131,7 +131,7 @@ def undisturbed(root: Path, settings: list[str]) -> list[PlannedRun]:
 def test_a_run_killed_before_its_test_is_tested_and_has_the_same_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The last round is not validated: the test gathers statistics of its own.
+    # The last round is not validated, so the test gathers its own statistics.
     settings = [*TINY[:-1], "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2"]
     whole, killed = (plan(parse_contenders(BOTH[3:]), [0], settings, Path(root))[0] for root in ("whole", "killed"))
     do(whole)
@@ -158,7 +158,7 @@ class KillOnce(Callback):
             os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
 """
-"""Kills the comparison and its run, once, at the end of a second round and before its checkpoint."""
+"""Kills the comparison and its run once, at the end of the second round and before its checkpoint."""
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The plan of a comparison: what is asked for, where each run stands, and what is left to do with it."""
+"""The plan of a comparison: the requested runs, the state of each run, and its next action."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def planned(root: Path, rounds: int = 3, seed: int = 0, **changes: Any) -> Plann
 
 
 def stood(run: PlannedRun, rows: int, saved: int | None = None, tested: bool = False) -> PlannedRun:
-    """Leave behind what a run does that was stopped after so many rows and with a checkpoint of so many rounds."""
+    """Write the files of a run that was stopped after ``rows`` rows, with a checkpoint of ``saved`` rounds."""
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "config.yaml").write_text(run.text)
     lines = ["step,val/accuracy,test/accuracy,comm/up_bytes_total"]
@@ -109,14 +109,14 @@ def test_wrong_seeds_are_refused(given: list[str]) -> None:
 @pytest.mark.parametrize(
     ("rows", "saved", "tested", "action"),
     [
-        (0, None, False, Action.ANEW),  # its configuration is there, and nothing else
+        (0, None, False, Action.ANEW),  # only its configuration exists
         (1, None, False, Action.ANEW),  # killed before the first checkpoint
         (1, 1, False, Action.RESUME),
         (2, 1, False, Action.RESUME),  # killed between a row and its checkpoint
         (3, 2, False, Action.RESUME),
         (3, 3, False, Action.TEST),  # killed before or in the test
         (3, 3, True, Action.SKIP),
-        (2, 2, True, Action.RESUME),  # finished once, with fewer rounds
+        (2, 2, True, Action.RESUME),  # finished earlier with fewer rounds
     ],
 )
 def test_the_next_action_after_a_kill(
@@ -130,8 +130,8 @@ def test_the_next_action_after_a_kill(
     [
         (2, False, 3, Action.TEST),
         (2, True, 3, Action.SKIP),
-        (2, True, 4, Action.RESUME),  # more rounds are asked for
-        (3, False, 3, Action.RESUME),  # it went on already
+        (2, True, 4, Action.RESUME),  # more rounds are requested
+        (3, False, 3, Action.RESUME),  # it was resumed after the early stop
     ],
 )
 def test_a_run_stopped_early_by_its_settings_is_not_trained_further(
@@ -270,7 +270,7 @@ def test_runs_of_one_name_with_different_settings_are_refused(tmp_path: Path) ->
 
 
 def test_the_next_action_does_not_depend_on_other_runs(tmp_path: Path) -> None:
-    """Every state of one run, with every state of another one beside it, gives the same action."""
+    """A run in any state has the same action, whatever the state of another run beside it."""
     states = [(0, None, False), (2, 2, False), (3, 3, True)]
     for one, other in itertools.product(states, repeat=2):
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)

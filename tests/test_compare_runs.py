@@ -1,4 +1,4 @@
-"""The processes of a comparison and what is shown of them, with small programs in the place of runs."""
+"""The processes of a comparison and their display, with small programs in place of training runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Runs = Callable[..., tuple[list[PlannedRun], list[RunLine]]]
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """Return a function that makes runs out of programs, by name."""
+    """Return a function that plans runs which execute given programs, by name."""
     programs: dict[str, str] = {}
 
     def start(run: PlannedRun, action: Action) -> list[str]:
@@ -120,7 +120,7 @@ def test_finished_runs_are_not_started(runs: Runs, tmp_path: Path) -> None:
 
 
 def interrupt(times: int, when: Path) -> threading.Thread:
-    """Send this process SIGINT so many times once a file is there."""
+    """Send this process SIGINT ``times`` times after a file exists."""
 
     def send() -> None:
         while not when.is_file() or b"0.5" not in when.read_bytes():

@@ -1,4 +1,4 @@
-"""Every compressor has a file in ``configs/compressor`` that can be stacked on a run, and makes its bytes fewer."""
+"""Every file in ``configs/compressor`` can be stacked on a run and reduces its uploaded bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RUNS = [
     pytest.param(file, id=file.stem, marks=[] if file.stem in ("none", "gamma_fedht", "chain") else [pytest.mark.slow])
     for file in FILES
 ]
-"""By default one that keeps all, one with a state and one of two; the others differ in their arguments alone."""
+"""Default cases: a compressor that sends everything, one with state, one of two parts; others differ in arguments."""
 
 
 @pytest.mark.parametrize("file", RUNS)
@@ -49,7 +49,7 @@ def test_every_compressor_file_runs_and_saves_bytes(file: Path, tmp_path: Path) 
     used = uplink(metrics.with_name("config.yaml"))
     assert used["compressor"]["class_path"] == uplink(file)["compressor"]["class_path"]
     assert used["half_precision"] == uplink(file)["half_precision"]
-    ratio = pd.read_csv(metrics)["comm/up_ratio"].max()  # AdaptiveDensity compresses only what takes too long
+    ratio = pd.read_csv(metrics)["comm/up_ratio"].max()  # AdaptiveDensity compresses only slow uploads
     assert ratio < 1 if file.stem == "none" else ratio > 1.5
 
 

@@ -1,4 +1,4 @@
-"""The contract of every compressor, and what each promises beyond it. A new compressor is one line in MEMBERS."""
+"""The contract of every compressor, and further properties of each. A new compressor adds one line to MEMBERS."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ SPARSIFIERS = {
     ),
     *("RandomK", "RandomK, by layer", "ChannelThreshold", "ChannelThreshold, by density"),
 }
-"""What sends values as they are."""
+"""Compressors that send unchanged values."""
 
 LAYOUTS: dict[int, dict[str, tuple[int, ...]]] = {
     0: {"none": (0,)},
@@ -170,7 +170,7 @@ def test_sent_plus_kept_is_delta_plus_residual(name: str, vector: Tensor, half_p
         off_D = (u_D + message.residual_D - p_D).abs()
         if name in SPARSIFIERS and not half_precision:
             assert not bool(off_D.any())
-        else:  # the difference is rounded once, the sum once more
+        else:  # one rounding for the difference, one for the sum
             assert bool((off_D <= 2**-23 * torch.maximum(p_D.abs(), u_D.abs())).all())
         feedback.accept(message, sent)
         feedback.end_round(0)

@@ -1,4 +1,4 @@
-"""Packaged configurations: found by name from anywhere, listed, printed, and each of them says what it is."""
+"""Packaged configurations: found by name from any folder, listed, printed, and described by their first line."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_users_file_with_the_same_name_takes_precedence(tmp_path: Path) -> Non
     (tmp_path / "base.yaml").write_text("seed_everything: 1\n")
     assert config_file("base.yaml") == "base.yaml"
     assert config_file("base") == str(packaged_file("base"))
-    (tmp_path / "data" / "digits").mkdir(parents=True)  # a folder is no configuration
+    (tmp_path / "data" / "digits").mkdir(parents=True)  # a folder is not a configuration
     assert config_file("data/digits") == str(packaged_file("data/digits"))
 
 

@@ -1,4 +1,4 @@
-"""What CSVData makes of tables, and what it refuses."""
+"""CSVData: reading tables, and refused tables."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def written(folder: Path, name: str = "table", **columns: Any) -> str:
 
 
 def read(path: str, **arguments: Any) -> FederatedDataModule:
-    """Return all training rows at one client, in their order, and rows of the file itself as a test set."""
+    """Return data with all training rows at one client, in order, and rows of the same file as test set."""
     settings = {"target": "sick", "features": ["number", "colour", "half", "zip"], "test_path": path}
     module = CSVData(path=path, **{**settings, "num_clients": 1, "val_fraction": 0.0, **arguments})
     module.setup()
@@ -87,7 +87,7 @@ def test_an_unknown_category_counts_as_none(tmp_path: Path, form: str) -> None:
 
 def test_categories_that_occur_only_in_test_rows_are_known(tmp_path: Path) -> None:
     colours = ["red"] * (ROWS - 1) + ["blue"]
-    for position in range(ROWS):  # whether the row is tested or trained on, there are two columns
+    for position in range(ROWS):  # there are two columns, whether the row is for training or for testing
         inputs = read(written(tmp_path, colour=np.roll(colours, position)), test_path=None, features=["colour"],
                       categorical=["colour"]).client_data(0).inputs  # fmt: skip
         assert inputs.shape[1] == 2

@@ -1,4 +1,4 @@
-"""The data module: who has which sample, and what Lightning evaluates on."""
+"""The data module: the samples of each client, and the loaders of Lightning's evaluation."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_validation_never_falls_back_on_the_test_set() -> None:
 
 
 class OneStep(pl.LightningModule):
-    """Counts what Lightning hands out."""
+    """Counts the batches that Lightning passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ def test_a_partitioner_that_gives_a_sample_twice_is_refused() -> None:
 
 
 def test_unassigned_samples_are_logged_and_in_the_summary(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"), caplog.at_level("INFO", "lightning.pytorch"):  # the command line quietens it
+    with caplog.at_level("INFO"), caplog.at_level("INFO", "lightning.pytorch"):  # the command line raises the level
         module = ready(Digits(num_clients=50, partitioner=LabelShards(2)))
     assert module.unassigned == 1293 - sum(module.sizes) > 0
     assert f"Digits: {module.unassigned} training samples belong to no client" in caplog.text
@@ -205,7 +205,7 @@ def test_clients_can_be_named_by_the_data() -> None:
     assert all(i % 3 for i in north)
     assert not any(i % 3 for i in south)
     assert len(north) + len(south) == 180
-    # Nobody trains in the west; the north has no test samples.
+    # The west has no training samples; the north has no test samples.
     assert numbers(module, "test") == [[], list(range(1001, 1080, 2))]
 
 

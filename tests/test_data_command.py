@@ -1,4 +1,4 @@
-"""``hetfl data``: the numbers against plain loops, the table, the picture, and what is refused."""
+"""``hetfl data``: its numbers against plain loops, the table, the figure, and refused arguments."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_dots_and_bars_show_the_counts() -> None:
         assert size / sizes.max() == pytest.approx(counts[client, label] / counts.max())
     assert [bar.get_width() for bar in right.patches if isinstance(bar, Rectangle)] == table["train_samples"].tolist()
     assert left.get_ylim() == right.get_ylim()
-    assert left.get_ylim()[0] > left.get_ylim()[1]  # client 0 stands at the top
+    assert left.get_ylim()[0] > left.get_ylim()[1]  # client 0 is at the top
 
 
 def test_the_legend_lists_the_groups_of_inputs() -> None:
@@ -166,7 +166,7 @@ def test_an_existing_file_in_place_of_the_folder_is_named(tmp_path: Path) -> Non
 
 
 BY_DEFAULT = ("two_labels", "rotation_groups")
-"""A partition of labels and one of inputs."""
+"""One partition of labels and one of inputs."""
 
 
 @pytest.mark.parametrize(

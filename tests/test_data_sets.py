@@ -1,4 +1,4 @@
-"""What each data set makes of files and of the user's own data."""
+"""Every data set: reading its files or the user's data, and refused inputs."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def test_idx_files_are_read(tmp_path: Path, data_set: type[MNIST]) -> None:
 @pytest.mark.parametrize(
     ("data_set", "mean", "std"),
     [
-        (CIFAR10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # of HeteroFL's authors
-        (CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # of DepthFL's baseline
+        (CIFAR10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # HeteroFL authors' code
+        (CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # the baseline code of DepthFL
     ],
 )
 def test_colour_images_are_normalised_as_in_the_authors_code(
@@ -177,7 +177,7 @@ def test_pil_images_become_uint8_tensors() -> None:
 
 
 class Items(Dataset[object]):
-    """The items it is given."""
+    """A data set of the given items."""
 
     def __init__(self, *items: object) -> None:
         self.items = items
@@ -237,7 +237,7 @@ def test_help_shows_the_settings_that_all_data_sets_share(kind: type[FederatedDa
     shared.add_class_arguments(FederatedDataModule, "data", instantiate=False)
     help_of_kind, help_of_all = parser.format_help(), shared.format_help()
     assert "--data.settings" not in help_of_kind
-    # Some data sets have a num_clients of their own, as their samples may name their clients.
+    # Some data sets define num_clients themselves, as their samples may name their clients.
     for setting in vars(shared.get_defaults().data).keys() - {"num_clients"}:
         (described,) = re.findall(rf"(?ms)^  --data\.{setting} .*?(?=^  -|\Z)", help_of_all)
         assert described.strip() in help_of_kind

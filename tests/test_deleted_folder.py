@@ -1,4 +1,4 @@
-"""A run folder that is deleted while its run goes on is made anew, as far as it is known, and that is said."""
+"""A run folder that is deleted during its run is recreated with the known files, and a warning says so."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_complete_files_are_restored_and_lost_rows_are_warned_about(tmp_path: Pa
     shutil.rmtree(folder)
     with pytest.warns(UserWarning, match=f"{folder} was deleted .* made again with config.yaml, levels.csv; rows"):
         logger.log_metrics({"train/loss": 1.0}, step=1)
-    logger.log_metrics({"train/loss": 2.0}, step=2)  # said once
+    logger.log_metrics({"train/loss": 2.0}, step=2)  # one warning only
     assert (folder / "config.yaml").read_bytes() == b"seed: 0\n"
     assert (folder / "levels.csv").read_text() == "level\na\n"
     assert (folder / "metrics.csv").read_text() == "step,train/loss,lr\n1,1,0.2\n2,2,\n"
@@ -43,14 +43,14 @@ def test_a_folder_recreated_by_another_writer_is_detected(tmp_path: Path) -> Non
     folder = folder_of(logger)
     logger.write_file("config.yaml", b"seed: 0\n")
     shutil.rmtree(folder)
-    (folder / "checkpoints").mkdir(parents=True)  # as the writer of checkpoints does
+    (folder / "checkpoints").mkdir(parents=True)  # as the checkpoint writer does
     with pytest.warns(UserWarning, match="was deleted"):
         logger.log_metrics({"lr": 0.1}, step=0)
     assert {path.name for path in folder.iterdir()} == {"checkpoints", "config.yaml", LOCK, "metrics.csv"}
 
 
 class Deleting(Callback):
-    """Deletes the run folder as the second round begins."""
+    """Deletes the run folder at the start of the second round."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == 1:

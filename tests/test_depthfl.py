@@ -1,4 +1,4 @@
-"""DepthFL: its loss against the sum over pairs written out, who trains which head, and whole runs of mixed depths."""
+"""DepthFL: its loss against a sum over pairs, the heads that clients train, and whole runs of mixed depths."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def softmax(z: Any) -> Any:
 
 
 def brute_force(logits: Any, targets: Any, weight: float) -> float:
-    """The loss, sample by sample and pair by pair, as the authors' code has it."""
+    """Return the loss, sample by sample and pair by pair, as in the authors' code."""
     heads, samples, _ = logits.shape
     total = 0.0
     for i in range(heads):
@@ -85,7 +85,7 @@ def test_loss_equals_the_sum_over_heads_and_pairs(heads: int, samples: int, roun
 
 
 def test_gradient_flows_into_the_student_head_only() -> None:
-    """Against autograd through the pairs written out with the other head detached; and the wrong ways differ."""
+    """Against autograd through the pairs with the teacher head detached; the wrong variants differ."""
     random = torch.Generator().manual_seed(1)
     logits = torch.randn(3, 4, 5, generator=random, dtype=torch.float64, requires_grad=True)
 
@@ -139,7 +139,7 @@ def test_settings_select_variants_of_the_loss() -> None:
 
 
 class Uploads(FederatedCallback):
-    """Keeps, per client of the last round, its level and the names that it sent."""
+    """Records the level and the sent tensor names of each client in the last round."""
 
     def __init__(self) -> None:
         self.names: dict[int, tuple[str, set[str]]] = {}
@@ -175,7 +175,7 @@ def test_only_the_deepest_head_is_sent_if_only_it_is_trained(fit: Fit) -> None:
 
 
 def test_a_run_with_all_options_learns_and_logs_heads(fit: Fit, tmp_path: Path) -> None:
-    """Mixed depth and width, FedDyn, compression, workers: learns, same bits as one process, heads beside levels."""
+    """Mixed depth and width, FedDyn, compression, workers: learns, and has the same bits as a run in one process."""
     levels = {**LEVELS, "d": Level("d", width=0.5, depth=2)}
 
     def module(**changes: Any) -> DepthFL:

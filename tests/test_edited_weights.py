@@ -1,4 +1,4 @@
-"""Values that were changed behind torch's count of changes are evaluated with statistics of their own."""
+"""Values that are changed without torch's version counter are evaluated with new statistics."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_test_after_an_edit_gathers_statistics_again(fit: Fit, edit: Edit) -> 
     assert module.statistics.levels is not stale
     known = module.statistics.levels
     plain().test(module, datamodule=data, verbose=False)
-    assert module.statistics.levels is known  # nothing was changed: nobody is asked again
+    assert module.statistics.levels is known  # nothing has changed, so no client is asked again
 
 
 @pytest.mark.parametrize("counted", [False, True])

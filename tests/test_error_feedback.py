@@ -1,4 +1,4 @@
-"""Error feedback: nothing is lost, whatever clients hold, and nothing is kept that is not needed."""
+"""Error feedback: no entry of a delta is lost for any parts, and no unneeded state is kept."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def zeros() -> Globals:
 
 
 def mesh(index: Index, name: str) -> Any:
-    """The entries of a name as NumPy indexes them: an open mesh of explicit positions."""
+    """Return a tensor's entry as NumPy's open mesh of explicit positions."""
     parts = [np.arange(p.start, p.stop) if isinstance(p, slice) else p.numpy() for p in index[name]]
     return np.ix_(*parts) if parts else ()
 
@@ -49,7 +49,7 @@ def gathered(tensors: Globals, index: Index) -> NDArray[np.float64]:
 
 
 def scattered(vector: Tensor, index: Index) -> Globals:
-    """A vector in global coordinates, 0 where the index does not reach."""
+    """Return a vector in global coordinates; entries outside the index are 0."""
     whole, at = zeros(), 0
     for name in index:
         shape = whole[name][mesh(index, name)].shape
@@ -60,7 +60,7 @@ def scattered(vector: Tensor, index: Index) -> Globals:
 
 
 def random_index(rng: np.random.Generator) -> Index:
-    """A nested prefix of random width and depth, with the classifier rows of random labels."""
+    """Return nested leading blocks of random width and depth, with the classifier rows of random labels."""
     width = int(rng.integers(1, 7))
     labels = np.sort(rng.choice(5, int(rng.integers(0, 6)), replace=False))
     index: dict[str, Any] = {
@@ -87,7 +87,7 @@ def received(message: Message, dtype: torch.dtype) -> Update:
 
 
 def blocks_of(feedback: ErrorFeedback, client: int) -> Globals:
-    """The client's residual in global coordinates, from the store."""
+    """Return the client's residual in global coordinates, from the store."""
     whole = zeros()
     for name, block in feedback.residuals.load(client).items():
         whole[name][tuple(slice(0, size) for size in block.shape)] = block.double().numpy()
@@ -106,7 +106,7 @@ compressors = pytest.mark.parametrize("make", COMPRESSORS.values(), ids=COMPRESS
 def run(
     feedback: ErrorFeedback, rounds: int, seed: int, dtype: torch.dtype, integers: bool
 ) -> list[tuple[Globals, Globals]]:
-    """Random rounds of four clients that idle, change their sub-models and are refused; per client Σ sent and Σ Δ."""
+    """Run random rounds with four clients that idle, change sub-models and are refused; return Σ sent and Σ Δ."""
     rng = np.random.default_rng(seed)
     totals = [(zeros(), zeros()) for _ in range(4)]
     for round in range(rounds):
@@ -133,7 +133,7 @@ def run(
 @settings(max_examples=5)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_sent_plus_residual_is_the_sum_of_deltas(make: Callable[[], Compressor], seed: int) -> None:
-    """40 rounds; deltas are whole numbers, so the sums are exact in float64 and the equality is too."""
+    """40 rounds with integer deltas, so sums are exact in float64, and so is the equality."""
     feedback = ErrorFeedback(make())
     for client, (sent, wanted) in enumerate(run(feedback, 40, seed, torch.float64, integers=True)):
         residual = blocks_of(feedback, client)
@@ -221,7 +221,7 @@ def test_a_zero_residual_takes_no_memory() -> None:
     run(feedback, 5, 0, torch.float32, integers=False)
     assert feedback.residuals.clients() == []
     assert feedback.norm() == 0.0
-    # One that becomes zero is dropped.
+    # A residual that becomes zero is dropped.
     feedback = ErrorFeedback(HardThreshold(threshold=2.0))
     for round, kept in enumerate([[0], []]):
         message = feedback.prepare(0, torch.ones(6), index=full_index("bias"), round=round, lr=0.1)

@@ -1,4 +1,4 @@
-"""The files in ``configs/executor`` make runs, and what a user gets wrong there is said in one line."""
+"""Every file in ``configs/executor`` makes a run, and wrong settings are reported in one line."""
 
 from __future__ import annotations
 

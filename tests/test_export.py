@@ -1,4 +1,4 @@
-"""Exported sub-models: the framework's outputs in every format, and a card that tells the truth."""
+"""Exported sub-models: the framework's outputs in every format, and the card's content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEVELS = small_levels(1.0, 0.5, 0.25)
 
 
 def trained(module: FederatedModule, *, rounds: int = 1, test: bool = True, **options: Any) -> FederatedModule:
-    """Return a module after some rounds and a test, as a program of the user's leaves it."""
+    """Return a module after training and a test, as a user's script leaves it."""
     settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
     shown = {"enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(max_epochs=rounds, **{**settings, **shown, **options})
@@ -39,7 +39,7 @@ def trained(module: FederatedModule, *, rounds: int = 1, test: bool = True, **op
 
 @pytest.fixture(scope="module")
 def module() -> FederatedModule:
-    """Return a federation of three levels, of which no client ever had the last."""
+    """Return a federation of three levels; no client ever had the last level."""
     torch.set_num_threads(1)
     return trained(small_module(assignment=Fixed({"a": 1, "b": 1})), rounds=2)
 
@@ -81,7 +81,7 @@ def test_every_level_in_every_format_has_the_logits_of_the_framework(
             assert got.shape == (len(inputs), 10)
             assert torch.equal(got, expected) or format != "safetensors"
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-        # What the test's table says, recounted.
+        # The accuracy in the test's table, computed again.
         correct = (got.argmax(1) == module.data.resident.all_test.targets).sum().item()
     measured = module.trainer.callback_metrics[f"test/accuracy_by_level/{level}"].item()
     assert correct / 360 == pytest.approx(measured, abs=1e-6)
@@ -93,7 +93,7 @@ def test_a_safetensors_file_has_the_bits_of_the_net(module: FederatedModule, exp
     loaded = hetfl.load(exported / "b.safetensors")
     arrays = safetensors.numpy.load_file(exported / "b.safetensors")
     submodel = module.submodel("b")
-    expected = {**submodel.state_dict(), **dict(submodel.named_buffers())}  # static batch norm's are not in the first
+    expected = {**submodel.state_dict(), **dict(submodel.named_buffers())}  # without static batch norm's buffers
     assert arrays.keys() == expected.keys()
     assert sum(array.size for name, array in arrays.items() if not name.endswith((".mean", ".var"))) == 450
     for name, tensor in {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}.items():
@@ -174,7 +174,7 @@ def test_export_is_refused_without_statistics_of_the_current_model(tmp_path: Pat
 
 
 class ExportEveryRound(Callback):
-    """Exports while the run goes on."""
+    """Exports at the end of every validation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

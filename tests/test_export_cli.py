@@ -1,4 +1,4 @@
-"""``hetfl export``: from a run's folder to files, in one line each."""
+"""``hetfl export``: from a run folder to files, with one line of output each."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ WRONG = {
 
 
 SLOW = {"nowhere", "another suffix", "below a file"}
-"""Other ends of --out than the one that is tried by default."""
+"""The cases of ``--out`` that are not tried by default."""
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in WRONG])

@@ -1,4 +1,4 @@
-"""Exported sub-models of all kinds of nets, methods, data and precisions."""
+"""Exported sub-models of many kinds of nets, methods, data and precisions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_arguments_without_a_json_form_are_recorded_as_none() -> None:
 
 
 class Inherited(nn.Flatten):
-    """A net without a constructor of its own."""
+    """A net without its own constructor."""
 
 
 NETS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -75,7 +75,7 @@ def test_nets_of_other_kinds_export_with_equal_outputs(name: str, tmp_path: Path
 
 
 class TwoHeads(nn.Module):
-    """A net of the user's that returns the logits of two heads, shape (2, N, K)."""
+    """A user's net that returns the logits of two heads, shape (2, N, K)."""
 
     exits = 2
 
@@ -90,7 +90,7 @@ class TwoHeads(nn.Module):
 
 
 class MeanOfHeads(FedAvg):
-    """A method whose prediction is not what its net returns."""
+    """A method whose prediction differs from its net's outputs."""
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         return torch.stack([F.cross_entropy(logits, targets) for logits in outputs]).sum()
@@ -149,7 +149,7 @@ def test_every_precision_exports_with_equal_outputs(precision: str, dtype: torch
 
 
 class Noisy(ConvNet):
-    """A net that never gives the same twice."""
+    """A net with random outputs."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return super().forward(x_NCHW) + torch.rand(10)

@@ -1,4 +1,4 @@
-"""Exported files from strangers and broken disks: refused in one line, and no code of theirs is run."""
+"""Exported files from untrusted sources and damaged disks are refused in one line, and none of their code runs."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def originals(federation: FederatedModule, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def files(originals: Path, tmp_path: Path) -> Path:
-    """Return a folder with one file of each kind, to be damaged."""
+    """Return a folder with one file of each format, to be damaged."""
     return Path(shutil.copytree(originals, tmp_path / "files"))
 
 
 def said(path: Path) -> str:
-    """Return the one line with which a file is refused."""
+    """Return the one-line error of loading a file."""
     with pytest.raises(ConfigurationError) as error:
         hetfl.load(path)
     assert "\n" not in str(error.value)
@@ -66,7 +66,7 @@ def change_card(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def replace_content(path: Path, data: bytes) -> None:
-    """Write a file, and its digest into its card, as whoever means harm does."""
+    """Write a file, and write its digest into its card, as an attacker would do."""
     path.write_bytes(data)
     change_card(path, lambda card: card.update(sha256=hashlib.sha256(data).hexdigest()))
 

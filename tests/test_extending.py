@@ -1,4 +1,4 @@
-"""Every Python block of docs/extending.md runs, after the first one, which they all begin with."""
+"""Every Python block of docs/extending.md runs after the first block, which all of them need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXT = GUIDE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 HEADINGS = re.findall(r"^## (.*)$", TEXT, re.MULTILINE)
 LONGEST = 25
-"""Lines of code of an example: without blank ones, imports and docstrings."""
+"""Largest number of code lines of an example, without blank lines, imports and docstrings."""
 
 
 def section_of(block: str) -> str:

@@ -1,4 +1,4 @@
-"""What fleets answer, against plain loops over clients, and what must hold whatever the devices are."""
+"""Fleets against plain loops over clients, and properties that hold for all devices."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def ready(fleet: Fleet, clients: int = 20, seed: int = 0) -> Fleet:
 
 
 class Stays(Fleet):
-    """Clients that are there for given rounds.
+    """A fleet with given rounds of presence.
 
     Args:
-        rounds: per client the first and the last.
+        rounds: first and last round of each client.
     """
 
     def __init__(self, rounds: list[tuple[int, int]]) -> None:
@@ -142,7 +142,7 @@ def test_uplink_and_downlink_vary_together_and_independently_of_speed() -> None:
     assert abs(np.corrcoef(factors)[0, 1]) < 0.08
     again = fleet.rates(everyone, 7)[0]
     assert abs(np.corrcoef(np.log(down), np.log(again))[0, 1]) < 0.08
-    assert np.array_equal(fleet.rates(everyone, 6)[0], down)  # whatever was asked in between
+    assert np.array_equal(fleet.rates(everyone, 6)[0], down)  # earlier queries must not matter
     seconds = fleet.seconds(everyone, 6, Work(1000, 1e9, 500))
     assert np.allclose(seconds, 1000 / down + 1e9 / speed + 500 / up, rtol=1e-14)
     usual = fleet.rates(everyone, None)
@@ -162,7 +162,7 @@ def test_work_is_done_in_order_until_the_time_is_over(down: int, flops: float, u
     assert done.up_bytes == 0 or done.flops == flops
     assert done.flops == 0 or done.down_bytes == down
     took = float(fleet.seconds(client, 1, done))
-    byte = max(1 / fleet.rates(client, 1)[0], 1 / fleet.rates(client, 1)[2])  # parts of bytes do not count
+    byte = max(1 / fleet.rates(client, 1)[0], 1 / fleet.rates(client, 1)[2])  # fractions of bytes do not count
     assert min(part, 1) * needed - byte * 1.001 <= took * (1 + 1e-9) + 1e-9
     assert took <= min(part, 1) * needed * (1 + 1e-9) + 1e-9
 

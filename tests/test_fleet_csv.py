@@ -1,4 +1,4 @@
-"""Fleets from files: what is read, and what each mistake says."""
+"""Fleets from CSV files: reading them, and the errors of wrong files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user sees of a fleet: before a run, and when it ends."""
+"""The display of a fleet before a run and at its end."""
 
 from __future__ import annotations
 

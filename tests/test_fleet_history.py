@@ -1,4 +1,4 @@
-"""Runs of a fleet: the same history for the same seed, predictions, waiting, rounds that lose everybody."""
+"""Runs on a fleet: the same history for the same seed, predictions, waiting, and rounds that lose all updates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Fit = Callable[..., Trainer]
 
 
 class Quick(Selection):
-    """The clients with the shortest predicted rounds; keeps the predictions."""
+    """Selects the clients with the shortest predicted rounds, and records the predictions."""
 
     def __init__(self, clients_per_round: int = 4) -> None:
         super().__init__(clients_per_round)
@@ -42,7 +42,7 @@ class Quick(Selection):
 
 
 def lively(**changes: Any) -> FederatedModule:
-    """Return a module in which everything that a fleet does happens."""
+    """Return a module in which all events of a fleet happen."""
     settings: dict[str, Any] = {
         "fleet": varied(failure_rate=0.2, availability=Between(0.2, 0.8), first_round=Between(0, 1.5), period=30.0),
         "deadline": 9.0,
@@ -90,7 +90,7 @@ def test_predictions_assume_dense_updates_at_first_and_then_the_last_ratio(fit: 
             size = dense_size(module.levels.sizes[level])
             flops = module.levels.flops[level][1] * data.sizes[k]
             assert found == pytest.approx(float(fleet.seconds(k, r, Work(size, flops, size * share))), rel=1e-12)
-        upload = table["comm/up_bytes"][r] * table["comm/up_ratio"][r]  # less than dense: of owned classes alone
+        upload = table["comm/up_bytes"][r] * table["comm/up_ratio"][r]  # less than dense: only owned classes are sent
         assert upload <= sum(dense[module.assignment.level(k, r)] for k in cohort)
         share = 1 / table["comm/up_ratio"][r]
         assert 0.1 < share < 0.3
@@ -113,7 +113,7 @@ def test_a_round_that_loses_all_updates_changes_nothing_and_the_run_continues(fi
     assert table["train/loss"].isna().all()
     assert table["lr"].tolist() == [0.1, 0.05, 0.025]
     assert (table["compute/flops_total"] > 0).all()
-    assert table["val/accuracy"].notna().all()  # those that gather statistics do not fail
+    assert table["val/accuracy"].notna().all()  # clients that gather statistics do not fail
 
 
 def test_a_round_in_which_all_arrived_updates_diverged_ends_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_the_clock_waits_for_a_client_and_reachable_clients_gather_statistics(
     assert table["sim/waited"][0] > 0
     assert table["sim/round_seconds"][0] > table["sim/waited"][0]
     assert 1 <= table["sim/reachable"].min() <= table["sim/reachable"].max() < 4
-    assert len(there) == 6  # before training and before statistics, of three rounds
+    assert len(there) == 6  # before training and before statistics, in three rounds
     for clients, (_, found) in zip(asked, there, strict=True):
         assert clients
         assert clients <= set(found)

@@ -1,4 +1,4 @@
-"""Fleets by name: which kinds of devices they have, and what those can do."""
+"""Preset fleets: their kinds of devices and the devices' properties."""
 
 from __future__ import annotations
 

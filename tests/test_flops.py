@@ -1,4 +1,4 @@
-"""FLOPs of nets with several exits and of grouped convolutions, by hand."""
+"""FLOPs of multi-exit nets and of grouped convolutions, by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_flops_of_multi_exit_nets_by_hand() -> None:
     first, second = 2 * 64 * 9 * 1 * 4, 2 * 16 * 9 * 4 * 8
     exits = 2 * 16 * 9 * 4 + 2 * 16 * 4 * 8 + 2 * (2 * 8 * 10)
     assert forward == first + second + exits
-    # Backward: gradients of weights and of inputs, but no gradient of the images.
+    # Backward: gradients of weights and of inputs, except for the gradient of the images.
     assert training == 3 * (first + second + exits) - first
 
 

@@ -1,4 +1,4 @@
-"""Flower's processes end with ours, and do not outlive their own main thread."""
+"""Flower's processes end with their parent, and end when their main thread ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ends():
     return 3
 
 def stuck():
-    """As a SuperNode does that is interrupted twice: its main thread ends, others do not."""
+    """Behave like a SuperNode that is interrupted twice: its main thread ends, other threads do not."""
     threading.Thread(target=time.sleep, args=(600,)).start()
     raise KeyboardInterrupt
 '''
@@ -26,7 +26,7 @@ def stuck():
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    """Install two commands."""
+    """Install two commands, and return the environment."""
     (tmp_path / "a_node.py").write_text(NODE)
     info = tmp_path / "a_node-1.0.dist-info"
     info.mkdir()

@@ -1,4 +1,4 @@
-"""What is wrong with the options of hetfl flower is said in one line, before anything is started."""
+"""Wrong options of hetfl flower are reported in one line before any process starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hetfl.flower.command.main import main as command
 
 @pytest.fixture(autouse=True)
 def _nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in a folder of the test's own, with files to name, where no process may be started."""
+    """Change to a new folder with files for the options, where starting a process fails."""
     monkeypatch.chdir(tmp_path)
     for folder in ("none", "tls", "keys"):
         (tmp_path / folder).mkdir()
@@ -85,7 +85,7 @@ def test_a_port_in_use_is_refused() -> None:
 
 
 def test_two_processes_cannot_share_a_home_folder(tmp_path: Path) -> None:
-    """A server and a node on one machine, or two nodes: each would take the other's programs and logs for its own."""
+    """A server and a node on one machine, or two nodes, would mix up their programs and logs."""
     with own_folder(tmp_path), pytest.raises(ConfigurationError, match="a folder of its own for --home"):
         command([*CLIENT, "--home", str(tmp_path)])
     with own_folder(tmp_path):
@@ -108,7 +108,7 @@ def test_the_reason_why_a_node_cannot_be_made_is_reported(tmp_path: Path) -> Non
 
 
 def test_a_superlink_that_abandons_the_run_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does if it hears nothing of the run for a minute; then the run is to go on from its checkpoint."""
+    """The SuperLink abandons a run after a minute of silence; the error says to resume from the checkpoint."""
 
     def given_up(*args: object, **options: object) -> None:
         raise HTTPError("Client error '401 Unauthorized'\nFor more information ...")

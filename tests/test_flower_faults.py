@@ -1,4 +1,4 @@
-"""What nodes may do wrong: say nothing, come late, lie, lose their disk; the server goes on without them."""
+"""Faulty nodes: silent, late, malicious or with a lost disk; the server continues without them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def hands(folder: Path, tamper: Tamper | None = None, build: Callable[[], Federa
 
 
 class LyingUpload:
-    """A module whose clients of one node send nothing that the server takes: what a run without them comes to."""
+    """Wraps a module's clients so that the server accepts nothing from the clients of one node."""
 
     def __init__(self, module: FederatedModule, where: frozenset[int]) -> None:
         self.inner, self.where, self.known = module.clients, where, False
@@ -75,7 +75,7 @@ def client_of(answer: RecordDict, name: str) -> int:
 
 
 def changed(**values: Any) -> Tamper:
-    """Return a lie about all reports of the liar's."""
+    """Return a function that changes all reports of the malicious node."""
 
     def tamper(node: int, answer: RecordDict) -> RecordDict:
         for name in answer if node == LIAR else ():
@@ -116,7 +116,7 @@ def replay() -> Tamper:
 
 
 def wrong_values(payload: bytes) -> bytes:
-    return payload[:-4] + b"\x00\x00\xc0\x7f"  # NaN, with a checksum that no longer holds
+    return payload[:-4] + b"\x00\x00\xc0\x7f"  # NaN with an invalid checksum
 
 
 def dense(value: float, size: int) -> Callable[[bytes], bytes]:
@@ -143,12 +143,12 @@ LIES: dict[str, tuple[Tamper, str]] = {
         "Expected . reports but got 0",
     ),
 }
-"""Of a node with several clients; test_hostile_clients.py plays more lies, of a node with one, in a run for all."""
+"""False answers of a node with several clients; test_hostile_clients.py has more, with one client per node."""
 
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Return what a run ends with in which nothing comes of the liar's clients."""
+    """Return the final weights of a run that accepts nothing from the malicious node's clients."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("without")
     module = federated(make(), hands(folder))
@@ -159,7 +159,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lying_node_does_not_change_the_model(fit: Fit, tmp_path: Path, lie: str, without: dict[str, torch.Tensor]) -> None:
-    """The same weights as in a run in which nothing comes of that node's clients; and the log says which lie it was."""
+    """The weights equal those of a run without that node's clients, and the log states the fault."""
     tamper, message = LIES[lie]
     lied = federated(make(), hands(tmp_path, tamper))
     lied.hooks.append(ServerBound(1e6))
@@ -172,7 +172,7 @@ def test_a_lying_node_does_not_change_the_model(fit: Fit, tmp_path: Path, lie: s
 
 @pytest.mark.parametrize("lie", ["values changed on the way", "more passes", "a replay"])
 def test_false_statistics_are_left_out(fit: Fit, tmp_path: Path, lie: str) -> None:
-    """Of every level the others' sums are enough; levels are evaluated all the same."""
+    """The other clients' sums are enough for every level, so all levels are evaluated."""
     tamper, _ = LIES[lie]
     module = federated(make(), hands(tmp_path, tamper))
     with warned("Round 0: statistics of client 5 refused: "):
@@ -182,7 +182,7 @@ def test_false_statistics_are_left_out(fit: Fit, tmp_path: Path, lie: str) -> No
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_non_finite_loss_is_refused_and_its_client_is_not_selected(fit: Fit, tmp_path: Path, loss: float) -> None:
-    """Power-of-Choice asks everyone, and takes those who lose most: not who says so with NaN or infinity."""
+    """Power-of-Choice asks all clients and selects the largest losses, but not clients that report NaN or infinity."""
 
     def build() -> FederatedModule:
         return make(selection=PowerOfChoice(12, 4))
@@ -207,7 +207,7 @@ def test_a_non_finite_loss_is_refused_and_its_client_is_not_selected(fit: Fit, t
 
 
 def test_a_node_refuses_orders_for_clients_of_other_nodes(tmp_path: Path) -> None:
-    """Asked for another's, it says so; the others' orders in the same request are done."""
+    """The node refuses an order for a client of another node, and does the other orders of the same request."""
     node = make_node([3, 4], tmp_path, make)
     model = wire.encode(DenseUpdate(torch.zeros(node.bench.size("c"))), round=0, client=0)
     orders = [Order(Task(client, "c", 0, 0, 0.1), model) for client in (3, 5, 4)]
@@ -236,7 +236,7 @@ def test_requests_survive_encoding_and_decoding() -> None:
 
 
 def test_the_servers_norm_bound_is_not_a_setting_of_the_run() -> None:
-    """Nodes need not know it, and without ``--max_norm`` it takes everything."""
+    """Nodes need not know it, and without ``--max_norm`` every update is accepted."""
     module, plain = make(), make()
     module.hooks.append(ServerBound(1.0))
     assert module.hooks.describe() == plain.hooks.describe() == "none"

@@ -1,4 +1,4 @@
-"""The comparisons of the tests with real processes can fail: they notice one bit, and which updates were lost."""
+"""The comparisons in the tests with real processes can fail: they detect one changed bit and the lost updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Partitioners of flwr-datasets: the adapter with a stand-in of the package, and with the package where it is there."""
+"""Partitioners of flwr-datasets: the adapter with a stand-in for the package, and with the package if installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hetfl.errors import ConfigurationError
 
 
 class Table:
-    """What the adapter uses of a ``datasets.Dataset``."""
+    """The part of ``datasets.Dataset`` that the adapter uses."""
 
     def __init__(self, columns: dict[str, list[int]]) -> None:
         self.columns = columns
@@ -36,7 +36,7 @@ class Table:
 
 
 class EveryNth:
-    """Deals the rows of a table out in turn, with the interface of a Flower partitioner."""
+    """Deals table rows to clients in turn, with the interface of a Flower partitioner."""
 
     def __init__(self, num_partitions: int, partition_by: str = "label") -> None:
         self._count, self._by = num_partitions, partition_by
@@ -62,7 +62,7 @@ class EveryNth:
 
 
 class Columns(EveryNth):
-    """Divides columns."""
+    """Divides columns in place of rows."""
 
     def load_partition(self, partition_id: int) -> Any:
         return Table({"label": self.dataset["label"]})

@@ -1,4 +1,4 @@
-"""Nodes that are silent, late, new or gone; clients that have lost their state; a server that begins again."""
+"""Silent, late, new and lost nodes; clients that have lost their state; a restarted server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def timed(module: FederatedModule, post: Hands, **patience: float) -> Clock:
 
 
 def rounds_asked(post: Hands, node: int) -> list[int]:
-    """Return the rounds in which a node was asked for training."""
+    """Return the rounds in which a node was asked to train."""
     letters = [letter for to, letter in post.sent if to == node and letter["request"]["job"] == "train"]
     return [int(letter["task.0"]["round"]) for letter in letters]  # type: ignore[arg-type]
 
@@ -71,7 +71,7 @@ def test_a_silent_node_delays_the_run_by_one_deadline(fit: Fit, tmp_path: Path) 
 
 
 def test_a_late_answer_is_ignored_and_its_node_is_used_again(fit: Fit, tmp_path: Path) -> None:
-    """What came too late changes nothing: neither the model nor what its clients go on from."""
+    """A late answer changes neither the model nor the state that its clients continue from."""
     post, late = hands(tmp_path), {}
 
     def tamper(node: int, answer: Any) -> Any:
@@ -124,7 +124,7 @@ def test_a_node_with_other_settings_cannot_take_part(fit: Fit, tmp_path: Path) -
 
 
 def test_a_refused_node_can_return_with_right_settings(fit: Fit, tmp_path: Path) -> None:
-    """The same node, started anew with the right settings; meanwhile it is told of once."""
+    """The same node is restarted with the right settings; before that it is reported once."""
     post, clock = hands(tmp_path), Clock()
     mended = post.nodes[SILENT]
     post.nodes[SILENT] = make_node(SPLIT[SILENT], tmp_path, lambda: make(uplink=ErrorFeedback(TopK(0.3))))
@@ -144,7 +144,7 @@ def test_a_refused_node_can_return_with_right_settings(fit: Fit, tmp_path: Path)
 
 
 def test_a_later_node_takes_over_the_clients(fit: Fit, tmp_path: Path) -> None:
-    """A node dies; its clients come back as another node, with their states."""
+    """A node dies; its clients return as another node with their states."""
     post = hands(tmp_path)
     keeper = post.nodes[SILENT]
 
@@ -178,7 +178,7 @@ def test_a_later_node_takes_over_the_clients(fit: Fit, tmp_path: Path) -> None:
 def test_a_lost_or_older_disk_is_reported_and_its_clients_start_without_state(
     fit: Fit, tmp_path: Path, penalty: bool, found: str
 ) -> None:
-    """Nothing is left of the disk, or a copy of what it was a round before."""
+    """The disk is empty, or holds the states of a round before."""
 
     def build() -> FederatedModule:
         return make(local=LocalTraining(1, 10, penalty=FedDyn(0.1) if penalty else None))
@@ -207,7 +207,7 @@ def test_a_lost_or_older_disk_is_reported_and_its_clients_start_without_state(
 
 @pytest.mark.parametrize("killed", [pytest.param("after a checkpoint", marks=pytest.mark.slow), "in a round"])
 def test_a_restarted_server_ends_with_the_same_bits(fit: Fit, tmp_path: Path, killed: str) -> None:
-    """As a new run with new nodes' ids, but with the clients' disks: the bits of one process."""
+    """As a new run with new node ids and the clients' disks; the bits equal those of one process."""
 
     def build() -> FederatedModule:
         return make(local=LocalTraining(1, 10, penalty=FedDyn(0.1)), selection=Uniform(6))
@@ -217,7 +217,7 @@ def test_a_restarted_server_ends_with_the_same_bits(fit: Fit, tmp_path: Path, ki
     first = federated(build(), hands(tmp_path, build))
     half = fit(first, rounds=2, name="nodes", **options)
     half.save_checkpoint(path)
-    if killed == "in a round":  # what the clients did in a round of which the server knows nothing
+    if killed == "in a round":  # clients have worked in a round that the server does not know
         half.fit_loop.max_epochs = 3
         fit(federated(build(), hands(tmp_path, build)), rounds=3, name="lost", ckpt=path, **options)
     post = hands(tmp_path, build)
@@ -254,7 +254,7 @@ def test_a_node_of_unknown_clients_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_the_update_of_one_round_only(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client whose state cannot be written has no update; it goes on from the state that it has."""
+    """A client whose state cannot be written has no update; it continues from its last state."""
     post = hands(tmp_path)
     states = post.nodes[SILENT].states
     save = states.save

@@ -1,4 +1,4 @@
-"""Answers of Flower's Grid come one by one: none waits for another's that is still on its way."""
+"""Answers of Flower's Grid arrive separately: no answer waits for another one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hetfl.flower.post import AT_ONCE, FlowerPost
 
 
 class SlowGrid:
-    """Hands every answer out once, as Flower does, and some of them only when they are whole."""
+    """Hands every answer out once, as Flower does, and some answers only when they are complete."""
 
     def __init__(self, ready: Iterable[str], partial: Iterable[str] = (), errors: Iterable[str] = ()) -> None:
         self.ready, self.partial, self.errors = set(ready), set(partial), set(errors)
@@ -50,7 +50,7 @@ def answer(id: str, error: str = "") -> Any:
 
 
 def collected(post: FlowerPost, ids: list[str], count: int) -> list[str]:
-    """Return so many of the answers, as they come."""
+    """Return ``count`` of the answers in order of arrival."""
     found: list[str] = []
     until = time.monotonic() + 30
     while len(found) < count:
@@ -60,7 +60,7 @@ def collected(post: FlowerPost, ids: list[str], count: int) -> list[str]:
 
 
 def test_an_incomplete_answer_does_not_delay_other_answers() -> None:
-    """Its node died, or sends a byte now and then: the others' answers come, and so does it once it is whole."""
+    """The node of the incomplete answer died or is slow; the other answers arrive, and that one once it is complete."""
     grid = SlowGrid(ready=["b", "c"], partial=["a"])
     post = FlowerPost(grid)  # type: ignore[arg-type]
     assert collected(post, ["a", "b", "c", "d"], 2) == ["b", "c"]
@@ -70,7 +70,7 @@ def test_an_incomplete_answer_does_not_delay_other_answers() -> None:
 
 
 def test_an_error_message_is_a_failure_of_its_node() -> None:
-    """Its text is the node's, and comes as one line."""
+    """The error text comes from the node, and is shown as one line."""
     post = FlowerPost(SlowGrid([], errors=["a"]))  # type: ignore[arg-type]
     assert post.collect(["a"]) == {"a": Failure("Flower: the node\\nis gone")}
 

@@ -1,4 +1,4 @@
-"""A round over nodes is the round in one process, bit for bit; the nodes' messages go from hand to hand as bytes."""
+"""A round over nodes equals a round in one process bit for bit; messages pass between nodes as bytes in memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.hook_cases import Momentum, Noise
 
 Fit = Callable[..., Trainer]
 SPLIT = {11: range(5), 12: range(5, 8), 13: range(8, 12)}
-"""Which node serves whom."""
+"""Clients of each node."""
 
 
 def rows(trainer: Trainer) -> pd.DataFrame:
@@ -122,7 +122,7 @@ def test_nodes_give_the_same_bits_as_one_process(fit: Fit, tmp_path: Path, case:
     nodes = {node: make_node(of, tmp_path / f"node{node}", make, **own) for node, of in SPLIT.items()}
     there = federated(make(), Hands(nodes))
     found = rows(fit(there, name="nodes", **options))
-    # What clients keep of their own is with the nodes, so the server has no accuracy of it.
+    # Personal tensors stay on the nodes, so the server has no accuracy with them.
     expected = expected.drop(columns="local/personal_accuracy", errors="ignore")
     for name, value in alone.state_dict().items():
         assert torch.equal(value, there.state_dict()[name]), name

@@ -1,4 +1,4 @@
-"""What belongs to a client on its own disk: old and new stay until the server's word, and what is lost is noticed."""
+"""A client's state on its disk: old and new versions stay until the server decides, and lost states are detected."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_path_as_federation_name_is_refused(tmp_path: Path, federation: str) -
 def test_every_state_that_the_server_may_return_to_is_on_the_disk(
     tmp_path_factory: pytest.TempPathFactory, events: list[str]
 ) -> None:
-    """A client, and a server that takes, refuses, writes checkpoints or fails to, and is killed: no state is lost."""
+    """A client, and a server that accepts, refuses, fails to write checkpoints, and is killed: no state is lost."""
     states, book = ClientStates(tmp_path_factory.mktemp("states")), StateBook()
     saved, last = [book.state_dict()], 0  # checkpoints on the disk
     book.checkpointed()

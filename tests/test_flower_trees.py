@@ -1,4 +1,4 @@
-"""Nodes whose samples are token ids, tuples or dicts train what one process trains."""
+"""Nodes whose samples are token ids, tuples or dicts train the same model as one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file that the disk does not take is named in one line, and what was there before it stays."""
+"""A file that does not fit on the disk is named in one line, and its previous version stays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hetfl.runs import RunFolder
 
 @contextmanager
 def no_space(bytes: int = 1000) -> Iterator[None]:
-    """Have the system refuse what would make a file longer than so many bytes."""
+    """Let writes fail that would make a file longer than a limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, hard))
     try:
@@ -69,7 +69,7 @@ def test_a_plot_that_cannot_be_written_at_the_end_of_fit_is_named_and_the_run_st
 
 @contextmanager
 def refusing(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have a disk without space for a file of one name."""
+    """Let writes of files with one name fail as on a full disk."""
 
     def full(file: BufferedWriter) -> None:
         if Path(file.name).name == f"{name}.tmp":

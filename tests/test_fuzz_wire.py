@@ -1,4 +1,4 @@
-"""Hostile bytes: a mutated payload is refused with MalformedPayload, or what comes out holds every promise."""
+"""Fuzzing of the decoder: a mutated payload is refused with MalformedPayload, or decodes to a valid update."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Mutator = Callable[[bytearray, random.Random, bytes], None]
 
 
 def supports(layout: Layout, generator: torch.Generator) -> list[Update]:
-    """Updates of every kind and fill, with random values."""
+    """Return updates of every kind and density, with random values."""
     size = layout.size
     dense = torch.randn(size, generator=generator)
     found: list[Update] = [DenseUpdate(dense)]
@@ -56,7 +56,7 @@ def supports(layout: Layout, generator: torch.Generator) -> list[Update]:
 
 
 def coded(update: Update, layout: Layout, generator: torch.Generator) -> list[Update]:
-    """The same entries in six codings."""
+    """Return the same update in six quantised codings."""
     found = []
     affine = [(1, 0, False), (5, 16, True), (8, 2**20, False), (16, 7, False)]
     for bits, bucket, own in (*affine, (3, 2**20, False), (6, 16, True)):
@@ -71,7 +71,7 @@ def coded(update: Update, layout: Layout, generator: torch.Generator) -> list[Up
 
 
 def honest(rows: int) -> list[tuple[bytes, Expected]]:
-    """Honest payloads of every kind, dtype and fill."""
+    """Return valid payloads of every kind, dtype and density."""
     generator = torch.Generator().manual_seed(rows)
     layout = Layout({"w": (rows, 2, 3), "b": (rows,), "s": ()})
     found = []
@@ -112,7 +112,7 @@ def edit_field(data: bytearray, chance: random.Random, other: bytes) -> None:
 
 
 def edit_support(data: bytearray, chance: random.Random, other: bytes) -> None:
-    """A seed, a count, a rank, a Rice parameter, a number of runs."""
+    """Edit a seed, a count, a rank, a Rice parameter or a number of runs."""
     length = chance.choice((1, 2, 8))
     edit(data, chance, HEADER + chance.choice((0, 1, 2, 8, 9, 16, 17, 18, 24)), length)
 
@@ -140,7 +140,7 @@ def swap_header(data: bytearray, chance: random.Random, other: bytes) -> None:
 
 
 def move_counts(data: bytearray, chance: random.Random, other: bytes) -> None:
-    """Lengths that still add up: bytes taken from the values and given to the support."""
+    """Move bytes from the values to the support, so that the lengths still add up."""
     count, support = struct.unpack_from("<Q", data, 28)[0], struct.unpack_from("<Q", data, 44)[0]
     moved = chance.choice((1, 2, 4))
     if count >= moved:
@@ -149,7 +149,7 @@ def move_counts(data: bytearray, chance: random.Random, other: bytes) -> None:
 
 
 def other_indices(data: bytearray, chance: random.Random, other: bytes) -> None:
-    """Another block of indices in the same room, of as many, or nearly."""
+    """Replace the block of indices by another one of equal or nearly equal size and count."""
     count, support = struct.unpack_from("<Q", data, 28)[0], struct.unpack_from("<Q", data, 44)[0]
     if data[5] == 1 and count < 1000 and support < 1000:
         size = int.from_bytes(data[20:28], "little") % 4096 + chance.choice((0, 0, 1))
@@ -167,7 +167,7 @@ MUTATORS: list[Mutator] = [
 
 
 def mutated(payload: bytes, other: bytes, chance: random.Random) -> bytes:
-    """One or two mutations; in half of the cases the checksum is mended, so that later checks are reached."""
+    """Apply one or two mutations; in half of the cases correct the checksum, so that later checks are reached."""
     data = bytearray(payload)
     for _ in range(chance.choice((1, 1, 2))):
         if len(data) >= HEADER:
@@ -180,7 +180,7 @@ def mutated(payload: bytes, other: bytes, chance: random.Random) -> bytes:
 
 
 def assert_sound(update: Update, expected: Expected) -> None:
-    """What the server may rely on."""
+    """Check the properties that the server relies on."""
     dense = update.to_dense()
     assert update.size == expected.size
     assert update.values.dtype == dense.dtype == expected.dtype
@@ -199,7 +199,7 @@ def assert_sound(update: Update, expected: Expected) -> None:
 
 
 def as_find(data: bytes, expected: Expected) -> str:
-    """A case in the form of the corpus."""
+    """Return a case in the format of the corpus."""
     layout = None if expected.layout is None else [list(shape) for shape in expected.layout.shapes.values()]
     known = {
         "round": expected.round,
@@ -212,7 +212,7 @@ def as_find(data: bytes, expected: Expected) -> str:
 
 
 def outcome(data: bytes, expected: Expected) -> str:
-    """The reason of the refusal, or "accepted" where what came out is sound."""
+    """Return the reason of the refusal, or "accepted" if the decoded update is valid."""
     try:
         update = decode(data, expected)
     except MalformedPayload as refusal:
@@ -227,7 +227,7 @@ def test_mutated_payloads_are_refused_or_valid(monkeypatch: pytest.MonkeyPatch) 
     seeds = honest(4) + honest(40)
     outcomes: Counter[str] = Counter()
     for _ in range(CASES):
-        monkeypatch.setattr(rice, "FEWEST", chance.choice((0, 2**62)))  # by compiled loops, or without
+        monkeypatch.setattr(rice, "FEWEST", chance.choice((0, 2**62)))  # with or without compiled loops
         payload, expected = chance.choice(seeds)
         data = mutated(payload, chance.choice(seeds)[0], chance)
         if chance.random() < 0.05:
@@ -237,7 +237,7 @@ def test_mutated_payloads_are_refused_or_valid(monkeypatch: pytest.MonkeyPatch) 
         except Exception as error:
             pytest.fail(f"{type(error).__name__}: {error}\nseed {SEED}; a find:\n{as_find(data, expected)}")
     print(dict(outcomes))
-    # Every check was reached, and so was the far end: mended payloads with other values or indices.
+    # Every check was reached, and payloads with correct checksums but other values or indices were accepted.
     assert set(outcomes) == {*Reason, "accepted"}
     assert min(outcomes.values()) > CASES // 1000
 

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint with other settings: learning rates and rounds may change, nothing else does unseen."""
+"""Resuming with changed settings: learning rates and numbers of rounds may change; other changes are refused."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_changed_server_learning_rate_is_used(fit: Fit, tmp_path: Path) -> Non
     before = torch.load(path, weights_only=True)["state_dict"]  # noqa: TID251
     assert all(torch.equal(still.state_dict()[name], tensor) for name, tensor in before.items())
     trainer.save_checkpoint(tmp_path / "two.ckpt")
-    moving = small_module(server_optimizer=server(0.5))  # and from 0 to something
+    moving = small_module(server_optimizer=server(0.5))  # also from a rate of 0 to a positive one
     fit(moving, rounds=3, name="moving", ckpt=str(tmp_path / "two.ckpt"))
     assert any(not torch.equal(moving.state_dict()[name], tensor) for name, tensor in before.items())
 
@@ -193,7 +193,7 @@ def test_a_kill_after_a_fallback_keeps_the_complete_checkpoint(tmp_path: Path, m
 
 
 class Best(Callback):
-    """Keeps what no checkpoint can hold."""
+    """A callback whose state no checkpoint can hold."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": np.float64(1.0)}

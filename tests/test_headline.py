@@ -1,4 +1,4 @@
-"""What a run's headline says, and that everything that reads a run follows it."""
+"""A run's headline metric, and everything that reads a run by it."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_columns_have_the_name_of_the_headline(tmp_path: Path) -> None:
     write_run(tmp_path / "share", MACRO_F1, [0.5, 1.5])
     with pytest.raises(ConfigurationError, match=r"Expected shares from 0 to 1 in column 'val/macro_f1' of .*got 1\.5"):
         load_run(tmp_path / "share")
-    (tmp_path / "run" / FILE).unlink()  # as if it was of the first edition
+    (tmp_path / "run" / FILE).unlink()  # as in a run of the first edition
     with pytest.raises(ConfigurationError, match=r"Expected a column 'accuracy' in .*clients\.csv"):
         load_run(tmp_path / "run")
 
@@ -150,7 +150,7 @@ def test_class_figures_are_refused_for_other_objectives() -> None:
 
 
 class Module:
-    """The little of a federated module that the table of levels reads."""
+    """The attributes of a federated module that the level table reads."""
 
     def __init__(self) -> None:
         self.levels: Mapping[str, Level] = {"a": Level("a"), "b": Level("b", width=0.5)}

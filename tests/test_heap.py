@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next tensors."""
+"""Freed memory is kept for later tensors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ print(before, faults(), kept)
 
 
 def measured(**settings: str) -> tuple[int, int, bool]:
-    """Return page faults of the same work before and after, and what was returned, in a process of its own."""
+    """Return, from a subprocess, page faults of the same work before and after, and the function's result."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_") and n != "GLIBC_TUNABLES"}
     found = subprocess.run(
         [sys.executable, "-c", SCRIPT, heap.__file__],
@@ -51,7 +51,7 @@ def measured(**settings: str) -> tuple[int, int, bool]:
 def test_freed_pages_are_reused() -> None:
     before, after, kept = measured()
     assert kept
-    assert before > 20 * 5 * 2**22 // os.sysconf("SC_PAGE_SIZE")  # each time at least one of three
+    assert before > 20 * 5 * 2**22 // os.sysconf("SC_PAGE_SIZE")  # each repetition maps at least one of three blocks
     assert after < before / 50
 
 

@@ -1,4 +1,4 @@
-"""Hooks: what a client compresses, what the server adds up, and its step, against formulas written out."""
+"""Hooks on a client's vector, on updates and on the server's step, against formulas."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def test_a_client_hook_clips_the_sum_of_delta_and_residual() -> None:
     assert torch.allclose(ClipDelta(2.0).on_delta(p_D, context()), torch.tensor([1.2, 1.6]))
     assert ClipDelta(5.0).on_delta(p_D, context()) is p_D
     diverged = ClipDelta(1.0).on_delta(torch.tensor([math.inf, 1.0]), context())
-    assert not torch.isfinite(diverged).all()  # for the compressor to refuse
+    assert not torch.isfinite(diverged).all()  # the compressor refuses it
 
 
 @pytest.mark.parametrize("half_precision", [False, True])
 def test_the_hooks_result_is_compressed_and_what_it_removes_is_not_in_the_residual(half_precision: bool) -> None:
-    """Two rounds: p' = clip(Δ + e) + noise of the client's own, u = top k of p', e' = p' - u."""
+    """Two rounds: p' = clip(Δ + e) + the client's noise, u = top k of p', e' = p' - u."""
     uplink = ErrorFeedback(TopK(0.25), half_precision=half_precision)
     hooks = Hooks(NoPenalty(), [ClipDelta(1.5), Noise(0.3)])
     random, residual = np.random.default_rng(0), np.zeros(D)
@@ -128,7 +128,7 @@ def test_without_error_feedback_a_hook_changes_the_delta() -> None:
 
 
 def test_the_compressor_adds_delta_and_residual_unless_a_hook_needs_the_sum() -> None:
-    """The compressors' fused pass adds Δ and e itself."""
+    """The compressors' fused pass adds Δ and e."""
     task = Task(0, "a", 0, 0, 0.1)
     assert Hooks(FedDyn(0.1)).combine(task, PART, 0) is apart
     assert Hooks(NoPenalty(), [NormBound(1.0), Momentum()]).combine(task, PART, 0) is apart
@@ -136,7 +136,7 @@ def test_the_compressor_adds_delta_and_residual_unless_a_hook_needs_the_sum() ->
 
 
 def test_hooks_clients_and_rounds_have_different_random_numbers() -> None:
-    """Two of a class, two clients, two rounds: each has noise of its own."""
+    """Two hooks of a class, two clients and two rounds all have different noise."""
     drawn = []
     for client, round in ((0, 0), (1, 0), (0, 1)):
         for hooks in ([Noise(1.0)], [Noise(0.0), Noise(1.0)]):
@@ -146,7 +146,7 @@ def test_hooks_clients_and_rounds_have_different_random_numbers() -> None:
 
 
 class Watcher(Piece):
-    """Keeps what pieces observe."""
+    """Records the updates that pieces observe."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
@@ -168,7 +168,7 @@ def watched(**changes: Any) -> Any:
 
 
 class Doubled(Hook):
-    """Twice the step."""
+    """Doubles the server's step."""
 
     def on_step(self, model: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: 2 * step for name, step in delta.items()}
@@ -197,7 +197,7 @@ def test_client_hooks_are_applied_in_a_run(fit: Fit) -> None:
 
 
 def test_a_refused_update_is_counted_and_changes_no_state(fit: Fit) -> None:
-    """Whoever is longer than the median of the first run's updates is refused: neither observed nor remembered."""
+    """Updates above the median norm of the first run are refused: neither observed nor remembered."""
     first = watched(uplink=ErrorFeedback(TopK(0.2)))
     fit(first, name="first", rounds=1, limit_val_batches=0)
     norms = sorted(float(update.norm()) for update in first.watcher.seen)
@@ -256,7 +256,7 @@ def test_hooks_resume_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
 
 
 class Everywhere(Hook):
-    """A step of 1 more for every entry."""
+    """Adds 1 to every entry of the step."""
 
     def on_step(self, model: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: step + 1 for name, step in delta.items()}
@@ -276,7 +276,7 @@ def test_hooks_are_applied_in_order_and_entries_without_holders_stay() -> None:
 
 
 def test_clipping_does_not_change_feddyns_memories(fit: Fit) -> None:
-    """FedDyn's memories are of updates as sent; its server's half is not clipped."""
+    """FedDyn's memories use updates as sent; the server's part is not clipped."""
     memories = []
     for hooks in ([], [NormBound(0.1, action="clip")]):
         feddyn = FedDyn(0.2)
@@ -290,7 +290,7 @@ def test_clipping_does_not_change_feddyns_memories(fit: Fit) -> None:
 
 
 class Wrong(Hook):
-    """Returns what does not fit."""
+    """Returns results of a wrong type or shape."""
 
     def on_delta(self, p_D: Tensor, ctx: DeltaContext) -> Tensor:
         return p_D[1:]
@@ -313,7 +313,7 @@ def test_hook_results_of_wrong_type_or_shape_are_refused() -> None:
 
 
 class Grouped(Hook):
-    """Learns who is where."""
+    """Depends on the clusters of clients."""
 
     clusters: tuple[int, ...] = ()
 

@@ -10,7 +10,7 @@ from tests.reference.rules import Devices
 
 
 class Ledger:
-    """Costs of rounds. Phases of a round are sequential; in a phase clients work in parallel, and each one sequentially."""
+    """Costs of rounds: phases are sequential; clients of a phase work in parallel, and each client sequentially."""
 
     def __init__(self, devices: Devices, deadline: float | None) -> None:
         self.devices, self.deadline = devices, deadline

@@ -28,7 +28,7 @@ Owned = NDArray[np.bool_]
 
 @dataclass
 class Net:
-    """A net of one or more stages. A stage has the layers of its trunk, and of the head that reads the trunk's output."""
+    """A net of stages. A stage has the layers of its trunk, and of the head that reads the trunk's output."""
 
     stages: list[tuple[list[Layer], list[Layer]]]
 
