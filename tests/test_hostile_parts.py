@@ -1,4 +1,4 @@
-"""Whose fault an answer is, who may join, and numbers that a simulation's own clients report."""
+"""Attribution of invalid answers, admission of nodes, and checks of numbers that a simulation's clients report."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FAULTS = [
 
 
 class Grid:
-    """A Grid of which pulls fail; ``ours`` says whether the SuperLink still serves the run."""
+    """A Grid whose pulls fail; ``ours`` says whether the SuperLink still serves the run."""
 
     def __init__(self, error: Exception, ours: bool = True) -> None:
         self.error, self.ours = error, ours
@@ -75,7 +75,7 @@ def test_unreadable_answers_are_refused(error: Exception) -> None:
 
 @pytest.mark.parametrize("error", [DecodeError("x"), FAULTS[-1]], ids=lambda error: type(error).__name__)
 def test_a_superlink_that_stopped_serving_the_run_ends_it(error: Exception) -> None:
-    """Flower has ended the run, say: no node is to blame, and the round must not be counted without updates."""
+    """For example, Flower has ended the run: no node is to blame, and the round must not be counted without updates."""
     with pytest.raises(HTTPStatusError, match="401"):
         FlowerPost(Grid(error, ours=False)).collect(["a"])  # type: ignore[arg-type]
 
@@ -86,7 +86,7 @@ def test_an_unreachable_superlink_ends_the_run() -> None:
 
 
 class One:
-    """A Grid that hands out one message, whatever it is asked for."""
+    """A Grid that returns one message for every request."""
 
     def __init__(self, message: Any) -> None:
         self.message = message
@@ -121,7 +121,7 @@ def test_content_that_is_not_a_record_dict_is_refused() -> None:
 def test_a_node_that_claims_unknown_clients_cannot_take_part(
     fit: Fit, tmp_path: Path, clients: list[int], reason: str
 ) -> None:
-    """Its client stays without a node, and the run goes on."""
+    """Its client has no node, and the run continues."""
     play = Play("hello", {"clients": altered("answer", clients=clients)})
     play.name = lambda node, job, round: "clients" if (node, job) == (12, "hello") else ""  # type: ignore[method-assign]
     module = served(make(), tmp_path, play, make)
@@ -132,7 +132,7 @@ def test_a_node_that_claims_unknown_clients_cannot_take_part(
 
 
 class Lying(OwnClients):
-    """Clients in the server's process, one of which lies about its training in another way in every round."""
+    """Clients in the server's process; one of them sends a different false training answer in every round."""
 
     def __init__(self, module: FederatedModule, lies: list[Callable[[Reply], Reply]]) -> None:
         assert isinstance(module.clients, OwnClients)
@@ -146,7 +146,7 @@ class Lying(OwnClients):
 
 
 def times(factor: float) -> Callable[[Reply], Reply]:
-    """Return a lie that multiplies an update."""
+    """Return a function that multiplies an update."""
 
     def lie(reply: Reply) -> Reply:
         header = wire.header.unpack(reply.payload)
@@ -192,7 +192,7 @@ def test_clients_of_a_simulation_pass_the_same_checks(fit: Fit) -> None:
 def test_a_huge_update_is_reported_by_client_and_the_run_continues(
     fit: Fit, tmp_path: Path, factor: float, aggregator: Any
 ) -> None:
-    """Over Flower, where a client may be anybody; the model is spoilt if it was taken, but the log says by whom."""
+    """A Flower client may send a huge update: the model is spoilt if it is accepted, but the log names the client."""
 
     def build() -> FederatedModule:
         return make(aggregator=aggregator, uplink=ErrorFeedback(Identity()))
@@ -245,7 +245,7 @@ def test_the_expected_number_of_batches_equals_one_pass(batch_size: int) -> None
 
 
 def test_a_request_sent_back_is_refused_as_answer(fit: Fit, tmp_path: Path) -> None:
-    """A node that sends the server's own request back."""
+    """A node sends the server's request back as its answer."""
     play = Play("train", {"an echo": lambda answer: RecordDict({"request": ConfigRecord({"job": "train"})})})
     module = served(make(), tmp_path, play, make)
     outcome = played(fit, module, 1, "run", limit_val_batches=0)

@@ -1,4 +1,4 @@
-"""Data sets of the package ``datasets``, made here; without the package only its absence is tested."""
+"""Data sets of the package ``datasets``, created here; without the package most tests are skipped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORDS = ("no", "perhaps", "yes")
 
 @pytest.fixture(scope="module")
 def datasets() -> Any:
-    """Return the package, quiet; tests that need it are skipped where it is not installed."""
+    """Return the package without progress output; skip the test if the package is not installed."""
     found = pytest.importorskip("datasets", reason="HuggingFaceData needs datasets: pip install 'hetfl[huggingface]'")
     found.disable_progress_bars()
     return found
@@ -46,7 +46,7 @@ def rows(count: int) -> dict[str, list[Any]]:
 
 @pytest.fixture(scope="module")
 def tables(datasets: Any) -> dict[str, Any]:
-    """Return tables whose labels have names, of which the last is on no row of the data."""
+    """Return tables whose labels have names; no row has the last label."""
     label = datasets.ClassLabel(names=[*WORDS, "never"])
     return {
         name: datasets.Dataset.from_dict(rows(count)).cast_column("label", label)
@@ -173,7 +173,7 @@ def test_a_missing_package_is_reported_with_the_install_command(monkeypatch: pyt
 
 
 class Table:
-    """What is used of a ``datasets.Dataset``."""
+    """The part of ``datasets.Dataset`` that hetfl uses."""
 
     def __init__(self, columns: dict[str, list[Any]]) -> None:
         self.columns, self.column_names = columns, list(columns)
@@ -193,7 +193,7 @@ class Table:
 
 
 def test_a_stand_in_for_the_package_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the package is not installed."""
+    """This also works where the package is not installed."""
     splits = {"train": Table(rows(ROWS)), "test": Table(rows(TEST))}
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_from_disk=lambda folder: splits))
     module = ready({}, path="folder", inputs=["row", "age"])

@@ -1,4 +1,4 @@
-"""``hetfl init``: a project that trains at once, and overwrites nothing."""
+"""``hetfl init``: a project that can be trained at once, and no overwritten files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several inputs, and sequences of different lengths, as a Python user has them."""
+"""Several inputs and sequences of different lengths, given as Python objects."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_unreadable_inputs_are_refused_in_one_line(
 
 
 def test_float_targets_reach_the_objective_unchanged() -> None:
-    """Whether they are wanted is the objective's to say; here they get as far as that."""
+    """Only the objective decides whether float targets are allowed; here they reach its check unchanged."""
     pairs: Any = [(row, [0.5, float(i)]) for i, row in enumerate(NUMBERS)]
     with pytest.raises(ConfigurationError, match=r"targets .* torch.float32 .*\(24, 2\)"):
         DatasetData(train=pairs, test=pairs, num_clients=2, num_classes=2).setup()

@@ -1,4 +1,4 @@
-"""The tree keeps its shape: who may import whom, and how long a file and a function may be."""
+"""The structure of the source: allowed imports, and the largest length of files and functions."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ LAYERS = (
     {"cli"},
     {"compare", "flower.command"},
 )
-"""Modules and packages of hetfl from the bottom up. Each imports from the layers below it."""
+"""Modules and packages of hetfl from the bottom up. Each imports only from the layers below it."""
 
 WITHIN_A_LAYER = {"report"}
-"""Members of a layer where imports may go any way that is not a circle: a report uses display and analysis."""
+"""Members of one layer that may import each other without cycles: a report uses display and analysis."""
 
 FRONT_DOORS = {"hetfl", "hetfl.cli"}
-"""Packages whose ``__init__.py`` imports what stands behind it, in whatever layer."""
+"""Packages whose ``__init__.py`` re-exports from all layers."""
 
 ALLOWED = {("compression", "wire")}
-"""The residual is what the server won't decode, so error feedback encodes and decodes."""
+"""Error feedback encodes and decodes, since the residual is the part that the server does not decode."""
 
 
 @cache
 def source_files() -> list[Path]:
-    """Return the files of the package, those behind the links included."""
+    """Return the source files of the package, including those behind the links."""
     folders = os.walk(PACKAGE, followlinks=True)
     return sorted(Path(folder, name) for folder, _, names in folders for name in names if name.endswith(".py"))
 
 
 def unit_of(file: Path) -> str:
-    """Return the module or package of hetfl that a file belongs to; "" for a front door."""
+    """Return the module or package of hetfl that a file belongs to; "" for a re-exporting ``__init__.py``."""
     name = ".".join(("hetfl", *file.relative_to(PACKAGE).with_suffix("").parts))
     return "" if name.removesuffix(".__init__") in FRONT_DOORS else unit_named(name)
 
 
 def unit_named(name: str) -> str:
-    """Return the unit that a full name is of: the longest that has a layer, else the name behind ``hetfl.``."""
+    """Return the unit of a full name: the longest prefix that has a layer, else the name after ``hetfl.``."""
     first, second = (*name.split(".")[1:3], "")[:2]
     return f"{first}.{second}" if any(f"{first}.{second}" in layer for layer in LAYERS) else first
 
@@ -74,7 +74,7 @@ def tree_of(file: Path) -> ast.Module:
 
 
 def imported_names(file: Path) -> Iterator[str]:
-    """Yield what a file imports of hetfl by its full name, wherever in the file."""
+    """Yield the full names of everything that a file imports from hetfl, at any place in the file."""
     for node in ast.walk(tree_of(file)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -94,7 +94,7 @@ UNITS = sorted({unit_of(file) for file in source_files()} - {""})
 
 @cache
 def dependencies() -> dict[str, set[str]]:
-    """Return per unit the other units that it imports."""
+    """Return the other units that each unit imports."""
     graph: dict[str, set[str]] = {unit: set() for unit in UNITS}
     for file in source_files():
         if unit := unit_of(file):
@@ -184,7 +184,7 @@ def test_a_wrong_import_is_detected(tmp_path: Path) -> None:
 
 
 def function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Return the number of lines of a function, its docstring not counted."""
+    """Return the number of lines of a function without its docstring."""
     docstring = function.body[0] if ast.get_docstring(function) is not None else None
     own = docstring.end_lineno - docstring.lineno + 1 if docstring is not None and docstring.end_lineno else 0
     assert function.end_lineno is not None

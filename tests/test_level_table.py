@@ -1,4 +1,4 @@
-"""``levels.csv`` against what a run is charged; who can run what, and what gathering statistics costs them."""
+"""``levels.csv`` against the charges of a run, the clients that can train a level, and the cost of statistics."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COLUMNS = [
 ]
 NET = partial(MultiExitConvNet, hidden=(8, 16))
 CROSSED = {"a": Level("a", depth=2), "b": Level("b", 0.5, 2), "c": Level("c", 1.0, 1), "d": Level("d", 0.5, 1)}
-"""Of b and c neither holds the other."""
+"""Neither of levels b and c contains the other."""
 
 
 def table_of(trainer: Trainer, name: str) -> pd.DataFrame:
@@ -134,7 +134,7 @@ def test_a_client_downloads_every_level_that_its_other_levels_do_not_contain(lev
 
 @pytest.mark.filterwarnings("ignore:No client can run level a")
 def test_clients_are_not_asked_for_statistics_of_a_level_that_they_do_not_contain(fit: Fit) -> None:
-    """Level c is smaller than b; a fleet of b and d alone cannot gather for it."""
+    """Level c is smaller than b, but a fleet with levels b and d only cannot gather its statistics."""
     assert len(held(LevelSet(NET, CROSSED, 0), "c")) < len(held(LevelSet(NET, CROSSED, 0), "b"))
     with pytest.warns(UserWarning, match="No client can run level c"):
         fit(small_module(DepthFL, net=NET, levels=CROSSED, assignment=Fixed({"b": 1, "d": 1})), rounds=1)

@@ -1,4 +1,4 @@
-"""Levels: a net is asked only for the axes that levels use, and must give logits of one exit or of several."""
+"""Levels: nets need only the axes that levels use, and must return logits of one exit or of several."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_depth_that_the_net_does_not_have_is_refused_and_the_level_is_named() 
 
 
 class Shaped(Exits):
-    """Gives back what a function makes of the logits."""
+    """Returns the result of a function of the logits."""
 
     def __init__(self, change: Callable[[Tensor], object], depth: int = 3, exits: int | None = None) -> None:
         super().__init__(depth)

@@ -1,4 +1,4 @@
-"""Local training against a bare PyTorch loop, and executors against each other."""
+"""Local training against a bare PyTorch loop."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def bare_loop(
     make: Callable[..., Optimizer],
     term: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, float]:
-    """Train a freshly built net with one optimizer over its list of parameters, as anyone would write it.
+    """Train a new net with one optimizer over its list of parameters, in a plain loop.
 
-    ``term``, of the parameters now and at the start as vectors, is added to the loss.
+    ``term`` is added to the loss; it is a function of the parameters now and at the start, as vectors.
     """
     net = problem.build(task.level)
     for name, tensor in state_of(net).items():
@@ -72,11 +72,11 @@ def bare_loop(
 OPTIMIZERS: list[Callable[..., Optimizer]] = [
     lambda p: SGD(p, lr=1.0, momentum=0.9, weight_decay=5e-4),
     lambda p: SGD(p, lr=1.0, momentum=0.9, dampening=0.3),
-    # A large eps: the gradient of a bias before batch norm is rounding noise, which Adam would blow up.
+    # A large eps: the gradient of a bias before batch norm is rounding noise, which Adam would amplify.
     lambda p: Adam(p, lr=1.0, eps=1e-3),
-    lambda p: Adagrad(p, lr=1.0, lr_decay=0.1, initial_accumulator_value=0.3),  # begins with a state
+    lambda p: Adagrad(p, lr=1.0, lr_decay=0.1, initial_accumulator_value=0.3),  # starts with a state
     lambda p: SGD(p, lr=1.0, momentum=0.9, nesterov=True, foreach=True),
-    lambda p: Adafactor(p, lr=1.0, eps=(1e-3, 1e-3)),  # looks at rows and columns: must not be given one flat vector
+    lambda p: Adafactor(p, lr=1.0, eps=(1e-3, 1e-3)),  # uses rows and columns: it must not get one flat vector
 ]
 
 
@@ -89,7 +89,7 @@ def test_training_equals_a_bare_loop(make: Callable[..., Optimizer], norm: str, 
         net=lambda *, width=1.0: small_net(width=width, norm=norm),
     )
     bench = bench_of(problem)
-    # The second client must not see the first one's optimizer state, gradients or weights.
+    # The second client must not use the first one's optimizer state, gradients or weights.
     for client, level in ((0, "b"), (1, "b"), (1, "a"), (0, "b")):
         task = Task(client, level, round=4, version=4, lr=0.02)
         result = train(bench, task)
@@ -140,7 +140,7 @@ def test_penalised_training_equals_a_bare_loop_with_the_penalty_in_the_loss(norm
 def test_a_fused_step_is_used_unless_the_optimizer_state_prevents_it(
     make: Callable[..., Optimizer], fused: bool | None
 ) -> None:
-    """Adagrad's is there from the start, its step on the CPU, where a GPU's fused kernel does not find it."""
+    """Adagrad has a state from the start, with its step count on the CPU, which a fused GPU kernel cannot use."""
     assert ResidentNet(nn.Linear(2, 2), make).optimizer.param_groups[0]["fused"] is fused
 
 
@@ -151,7 +151,7 @@ def test_a_new_model_version_is_loaded() -> None:
     with torch.no_grad():
         for p in problem.net.parameters():
             p.mul_(0.5)
-    assert torch.equal(train(bench, Task(0, "b", 0, 0, 0.05)).vector, first)  # version 0 is what was loaded
+    assert torch.equal(train(bench, Task(0, "b", 0, 0, 0.05)).vector, first)  # version 0 is the loaded one
     assert not torch.equal(train(bench, Task(0, "b", 0, 1, 0.05)).vector, first)
 
 
@@ -189,7 +189,7 @@ def test_flops_of_the_convnet_by_hand() -> None:
     forward, training = flops_per_sample(net, torch.rand(4, 1, 8, 8))
     first, second, head = 2 * 64 * 9 * 1 * 8, 2 * 16 * 9 * 8 * 16, 2 * 16 * 10
     assert forward == first + second + head
-    # Backward: gradients of weights and of inputs, but no gradient of the images.
+    # Backward: gradients of weights and of inputs, except for the gradient of the images.
     assert training == 3 * (first + second + head) - first
 
 

@@ -1,4 +1,4 @@
-"""The seams of local training: a loss over the net and the batch, what happens around steps, and nets that narrow."""
+"""Extension points of local training: a loss of net and batch, methods around steps, and narrowed nets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Fit = Callable[..., Trainer]
 
 
 class OrderedDropout(LocalMethod):
-    """FjORD: every batch is passed at a width that is drawn from those that the client can afford."""
+    """FjORD: every batch is trained at a width that is drawn from the widths that the client can afford."""
 
     levels: LevelSet
 
@@ -94,7 +94,7 @@ def test_narrowing_to_a_level_outside_the_clients_is_refused() -> None:
 
 
 class Told(Problem):
-    """Notes what it is called with."""
+    """Records its calls."""
 
     def __init__(self, local: LocalTraining, **settings: Any) -> None:
         super().__init__(local, **settings)
@@ -151,7 +151,7 @@ def test_extras_of_a_method_reach_the_declaring_piece(fit: Fit) -> None:
 
 
 class Fjord(OrderedDropout, FedAvg):
-    """Ordered dropout on levels of a run."""
+    """Ordered dropout on the levels of a run."""
 
 
 def test_a_run_of_ordered_dropout_ends_with_the_same_bits_in_workers(fit: Fit) -> None:

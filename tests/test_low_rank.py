@@ -1,4 +1,4 @@
-"""Low-rank factors: the best of their rank, PowerSGD's step, and the start that clients share."""
+"""Low-rank factors: the best approximation of a rank, PowerSGD's step, and the warm start that clients share."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_one_step_equals_powersgd() -> None:
             np.testing.assert_allclose(got[name], left @ rights[name].T, atol=1e-4)
         compressor.observe(update, LAYOUT)
         compressor.end_round()
-        for name, right in rights.items():  # the warm start is Q, up to its size
+        for name, right in rights.items():  # the warm start is Q up to a factor
             start = compressor._start(name, right.shape[0], 2).numpy()
             np.testing.assert_allclose(start, right / np.linalg.norm(right), atol=1e-4)
         vector = vector + 0.1 * normal(LAYOUT.size, seed=round + 1)
@@ -141,7 +141,7 @@ def test_small_levels_use_and_update_the_leading_rows_of_the_start() -> None:
     start = compressor._start("linear", 12, 1)
     assert start.shape == (12, 1)
     assert torch.allclose(compressor._start("linear", 6, 1), start[:6] / start[:6].norm())
-    grown = compressor._start("linear", 20, 1)  # a level that has not been seen: the rest is drawn
+    grown = compressor._start("linear", 20, 1)  # an unseen level: the rest of the start is drawn
     assert grown.shape == (20, 1)
     assert bool(grown[12:].any())
 

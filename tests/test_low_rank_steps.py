@@ -1,4 +1,4 @@
-"""LowRank's steps of subspace iteration, one by one in NumPy, from a start that is known: the last round's Q."""
+"""LowRank's steps of subspace iteration, one by one in NumPy, from a known start: Q of the previous round."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sent(compressor: LowRank, matrix: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_the_given_number_of_subspace_iterations_is_done(steps: int) -> None:
-    """The row space of what was sent is that of Q, from which the next round starts."""
+    """The row space of the sent product is that of Q, from which the next round starts."""
     random = np.random.default_rng(3)
     compressor = LowRank(rank=2, steps=steps, min_reduction=0.5)
     before = sent(compressor, random.normal(size=(6, 5)))

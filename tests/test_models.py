@@ -1,4 +1,4 @@
-"""Nets and layers: exact sizes, the Scaler, static batch norm against NumPy."""
+"""Nets and layers: exact numbers of parameters, the Scaler, and static batch norm against NumPy."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_static_batch_norm_equals_numpy_in_training_and_evaluation() -> None:
     layer.load(sums)
     got = layer.eval()(batches[1]).detach().numpy()
     assert np.allclose(got, normalised(batches[1].numpy(), mean, var), atol=1e-12)
-    # One sample at a time gives the same: nothing of the test batch enters.
+    # Single samples give the same outputs: the batch's statistics are not used.
     alone = torch.cat([layer(batches[1][i : i + 1]) for i in range(7)])
     assert np.allclose(alone.detach().numpy(), got, atol=1e-12)
 

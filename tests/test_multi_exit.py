@@ -1,4 +1,4 @@
-"""Nets with an exit per stage: shallow nets are prefixes, what is inside equals slow references, and a run of them."""
+"""Multi-exit nets: shallow nets are prefixes, layers equal slow references, and a run trains them."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def test_every_width_and_depth_is_a_leading_block_of_the_full_net(make: Callable
         part = state_of(make(norm=norm, width=width, depth=depth))
         index = prefix_index(whole, part, "x")
         assert index == {name: tuple(slice(0, size) for size in tensor.shape) for name, tensor in part.items()}
-        # Images and classes are never cut.
+        # Image channels and classes are never cut.
         assert next(iter(part.values())).shape[1] == 3
         assert [len(tensor) for name, tensor in part.items() if name.endswith("classifier.weight")] == [7] * depth
 
 
 def moved(net: nn.Module) -> nn.Module:
-    """Move weights and running statistics off their initial values."""
+    """Change weights and running statistics from their initial values."""
     random = torch.Generator().manual_seed(1)
     for tensor in state_of(net).values():
         tensor.data += 0.2 * (torch.rand(tensor.shape, generator=random, dtype=tensor.dtype) - 0.5)
@@ -114,7 +114,7 @@ def separable_conv(x: Tensor, layer: nn.Module, stride: int) -> Tensor:
 
 
 def upsampled(x: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear, pixel by pixel: pixels are squares whose values are those of their centres."""
+    """Return the bilinear interpolation pixel by pixel; values are those of the pixels' centres."""
 
     def mixture(large: int, small: int) -> Tensor:
         weights = torch.zeros(large, small, dtype=x.dtype)
@@ -188,7 +188,7 @@ def test_gradients_reach_every_parameter(make: Callable[..., nn.Module], norm: s
         torch.stack([F.cross_entropy(logits, targets) for logits in net(torch.rand(8, 3, 16, 16))]).sum().backward()
         for name, parameter in net.named_parameters():
             assert parameter.grad is not None, name
-            # Batch norm takes away what a bias before it adds: its gradient is 0 but for rounding.
+            # Batch norm removes a bias before it: the bias's gradient is 0 up to rounding.
             if not (name.endswith("conv.bias") and "batch" in norm):
                 assert parameter.grad.abs().max() > 1e-7, name
 
@@ -254,7 +254,7 @@ def test_the_resnet_is_initialised_as_in_the_paper() -> None:
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
             assert module.bias is None
-            # Kaiming-normal, fan out: as torch counts it, a depthwise convolution has the fan of a full one.
+            # Kaiming-normal, fan out: in torch, a depthwise convolution has the fan of a full convolution.
             fan = module.out_channels * module.weight[0, 0].numel()
             assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan), rel=0.1), name
         elif isinstance(module, nn.BatchNorm2d):
@@ -272,7 +272,7 @@ def test_exported_nets_accept_any_batch_size(make: Callable[..., nn.Module]) -> 
 
 
 class SumOfExits(FederatedModule):
-    """Every exit learns."""
+    """Sums the losses of all exits."""
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         return torch.stack([F.cross_entropy(logits, targets) for logits in outputs]).sum()
@@ -292,7 +292,7 @@ def test_a_run_with_widths_and_depths_keeps_stages_without_holders(
     fit(module, rounds=2, limit_val_batches=0)
     for name, tensor in state_of(module.net).items():
         assert torch.equal(tensor, before[name]) == name.startswith("stages.2"), name
-        # The exit of stage 1 is held at half width only: its other half stays, too.
+        # The exit of stage 1 is held at half width only: its other half does not change either.
         if name.startswith("stages.1") and tensor.dim() == 1 and len(tensor) > 10:
             assert torch.equal(tensor[8:], before[name][8:])
             assert not torch.equal(tensor[:8], before[name][:8])

@@ -1,4 +1,4 @@
-"""Numbers of parameters of nets with an exit per stage: the authors', the documented, and by a formula of their own."""
+"""Numbers of parameters of multi-exit nets: the authors', the documented ones, and those of a separate formula."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def count(net: nn.Module) -> int:
 
 
 def separable(incoming: int, outgoing: int) -> int:
-    # A filter of 9 per channel, the 1x1 convolution, a norm's weight and bias.
+    # A 3x3 filter per channel, the 1x1 convolution, and a norm's weight and bias.
     return 9 * incoming + incoming * outgoing + 2 * outgoing
 
 

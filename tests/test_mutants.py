@@ -1,4 +1,4 @@
-"""`make mutants`: its draw, its tables, what it measures, and bugs that it tries in a small project."""
+"""`make mutants`: its draw, its tables, its measurements, and bugs that it tries in a small project."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project of one small file, its test, and this tool."""
+    """Return a project of one small file, its tests, and this tool."""
     root = tmp_path / "project"
     (root / "hetfl/compression").mkdir(parents=True)
     shutil.copytree(ROOT / "tests/mutants", root / "tests/mutants")
@@ -225,7 +225,7 @@ def test_an_interrupted_run_waits_for_started_trials() -> None:
             ended.set()
 
     bench = cast(Bench, SimpleNamespace(terminate=terminated.set))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
             shared_out([0], [bench], do)

@@ -1,4 +1,4 @@
-"""Which changes `make mutants` makes to a statement, and which it never makes."""
+"""The changes that `make mutants` makes to a statement, and code that it never changes."""
 
 from __future__ import annotations
 

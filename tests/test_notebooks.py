@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom in small, show what they promise, and are kept without outputs."""
+"""The notebooks run in a small setting, show their figures, and are stored without outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def code_of(notebook: Any) -> list[Any]:
 
 
 def shows_a_figure(cell: Any) -> bool:
-    """Return whether a cell ends in a figure, as its last line says."""
+    """Return whether the last line of a cell shows a figure."""
     return re.match(r"(analysis\.)?plot_", cell.source.splitlines()[-1]) is not None
 
 
@@ -72,7 +72,7 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     work.mkdir()
     own = {"HETFL_RUNS": str(work / "runs"), "IPYTHONDIR": str(home), "JUPYTER_RUNTIME_DIR": str(home)}
     for name, value in (SMALL | own).items():
-        monkeypatch.setenv(name, value)  # the kernel inherits it
+        monkeypatch.setenv(name, value)  # the kernel inherits the variable
     notebook = read(path)
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": work}}).execute()
     figures = 0

@@ -1,4 +1,4 @@
-"""Runs of every objective: what is learnt and logged, resumed, on ranks, on nodes, exported; and what is refused."""
+"""Runs of every objective: learning, logging, resuming, ranks, nodes, export, and refused combinations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROUNDS = 6
 
 
 def cases(*quick: str) -> list[Any]:
-    """Return all cases; those that are not named are slow tests."""
+    """Return all cases; cases that are not named are slow tests."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 
 
@@ -114,18 +114,18 @@ def test_exported_levels_have_the_outputs_of_the_framework(name: str, fit: Fit, 
 
 
 def test_the_models_objective_overrides_the_datas(fit: Fit) -> None:
-    """The same targets with other weights and another headline."""
+    """The targets are the same; weights and headline differ."""
     objective = Classification(class_weights=[0.1] * 9 + [5.0], headline="macro_f1")
     plain, weighted = (small_module(FedAvg, levels=small_levels(1.0), objective=each) for each in (None, objective))
     one, other = (table(fit(module, rounds=2)) for module in (plain, weighted))
     assert "val/macro_f1" in other
     assert "val/macro_f1" not in one
-    assert other["val/accuracy"].iloc[-1] < one["val/accuracy"].iloc[-1]  # it says 9 to everything
+    assert other["val/accuracy"].iloc[-1] < one["val/accuracy"].iloc[-1]  # the weighted model predicts 9 everywhere
     assert other["val/loss"].iloc[-1] != one["val/loss"].iloc[-1]
 
 
 def test_a_batch_with_one_cluster_and_unowned_samples_is_fully_measured(fit: Fit) -> None:
-    """A batch with samples of nobody, and of clients of one cluster that is not the first."""
+    """A batch with unowned samples, and samples of clients whose cluster is not the first."""
     module = small_module(clustering=IFCA(2))
     data = small_data()
     fit(module, data, rounds=1)
@@ -151,7 +151,7 @@ def test_masks_are_counted_in_double_precision(fit: Fit) -> None:
 
 @pytest.mark.parametrize("executor", [Sequential(), Stacked()], ids=["Sequential", "Stacked"])
 def test_train_loss_is_the_weighted_mean_over_all_samples(executor: Executor, fit: Fit) -> None:
-    """A client that does not move reports the weighted mean over all of its samples, whatever its batches hold."""
+    """The reported loss of clients that do not move is the weighted mean over all samples, for any batches."""
     objective = Classification(class_weights=[0.1] * 5 + [3.0] * 5)
     still = LocalTraining(1, 7, None, lambda p: SGD(p, lr=0.0))
     settings: dict[str, Any] = {"executor": executor, "local": still, "levels": small_levels(1.0)}

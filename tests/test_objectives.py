@@ -1,4 +1,4 @@
-"""Objectives: losses and scores against loops in NumPy and scikit-learn, and what is refused."""
+"""Objectives: losses and scores against loops in NumPy and scikit-learn, and refused targets and settings."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_multilabel_and_regression_losses_are_means_over_all_cells() -> None:
 
 
 def by_hand(objective: Objective, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return an objective's metrics by scikit-learn or a loop."""
+    """Return an objective's metrics from scikit-learn or a loop."""
     if isinstance(objective, Classification):
         guesses = outputs.argmax(-1)
         return {
@@ -153,7 +153,7 @@ def test_every_objective_fulfils_the_contract(objective: Objective) -> None:
 @settings(max_examples=12)
 @given(seed=SEEDS, count=st.integers(8, 30))
 def test_metrics_equal_a_computation_by_hand(objective: Objective, seed: int, count: int) -> None:
-    """Of all samples in batches, by torchmetrics; and of each client's samples by sums over them."""
+    """Metrics of all samples in batches by torchmetrics, and of each client's samples by sums, equal those by hand."""
     outputs, targets = samples_of(objective, count, seed)
     size, name = outputs.shape[-1], objective.headline.name
     scores = LevelScores(["a", "b"], objective, size)
@@ -169,7 +169,7 @@ def test_metrics_equal_a_computation_by_hand(objective: Objective, seed: int, co
     )
     assert found["val/loss"].item() == pytest.approx(objective.loss(outputs, targets).item(), rel=1e-5)
 
-    clients, owner = ClientScores(3, objective), torch.arange(count) % 2  # the third one has no samples
+    clients, owner = ClientScores(3, objective), torch.arange(count) % 2  # the third client has no samples
     for part in torch.arange(count).split(7):
         clients.update(objective.sums(outputs[part], targets[part]), owner[part])
     each = [by_hand(objective, outputs[owner == k], targets[owner == k])[name] for k in (0, 1)]
@@ -298,7 +298,7 @@ def test_a_single_sample_has_no_r2_and_does_not_affect_other_clients() -> None:
     expected = r2_score(targets[:3], torch.zeros(3))
     assert clients.per_client() == [pytest.approx(expected), None, None]
     assert clients.compute()["local/r2_mean"].item() == pytest.approx(expected)
-    for _ in range(2):  # single samples of two evaluations are no two samples of one
+    for _ in range(2):  # single samples of two evaluations must not be combined
         clients.update(objective.sums(torch.zeros(1, 1), torch.rand(1, 1)), torch.tensor([0]))
         assert clients.compute() == {}
 
@@ -308,7 +308,7 @@ def test_one_confident_mistake_gives_a_finite_perplexity() -> None:
     outputs = torch.zeros(2, 3, 4)
     outputs[0, 0, 0] = 200.0
     targets = torch.ones(2, 3, dtype=torch.long)
-    scores = LevelScores(["keys"], objective, 4)  # a level's name that modules have an attribute of
+    scores = LevelScores(["keys"], objective, 4)  # modules have an attribute of this level's name
     scores.update({"keys": outputs}, targets)
     found = scores.compute("val")
     assert found["val/perplexity"].item() == pytest.approx(math.exp(found["val/loss"].item()), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Static batch-norm sums: which are left out, and that those of honest clients never are."""
+"""Static batch-norm sums: the ones that are left out, and that honest clients' sums never are."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BATCHES = [2, 4, 3, 2, 5]
 
 
 def honest(seed: int = 0, batches: list[int] | None = None) -> list[Tensor]:
-    """Return the sums of clients whose channels differ by up to their size."""
+    """Return the sums of clients whose channel statistics differ by up to their size."""
     random = torch.Generator().manual_seed(seed)
     vectors = []
     for count in BATCHES if batches is None else batches:
@@ -106,7 +106,7 @@ def test_a_layer_that_is_called_twice_may_count_twice_the_batches() -> None:
     ids=["Dirichlet 0.1", "one class each", "one class each, with noise"],
 )
 def test_honest_clients_are_never_left_out(fit: Fit, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
-    """Nobody of a real run, at half of the factor; and sums have the bits of a plain sum in the order of answers."""
+    """No client of a real run is left out at half of the factor, and totals have the bits of a sum in answer order."""
     monkeypatch.setattr("hetfl.defence.outlying.FACTOR", FACTOR / 2)
     cohorts: list[int] = []
     kept = store._kept
@@ -136,7 +136,7 @@ def rows(trainer: Trainer) -> pd.DataFrame:
 
 
 class FalseSums(OwnClients):
-    """Clients in the server's process of which some report variances below 0."""
+    """Clients in the server's process; some of them report negative variances."""
 
     def __init__(self, module: FederatedModule, liars: set[int], first: int) -> None:
         assert isinstance(module.clients, OwnClients)
@@ -161,7 +161,7 @@ def test_a_simulation_also_leaves_false_sums_out(fit: Fit) -> None:
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning")
 def test_a_level_with_false_sums_only_keeps_old_statistics_or_has_no_accuracy(fit: Fit) -> None:
-    """It is never an accuracy of chance, and never the end of the run."""
+    """The accuracy is then neither that of chance, nor does the run end."""
     late, never = small_module(levels=small_levels(1.0)), small_module(levels=small_levels(1.0))
     late.clients = FalseSums(late, set(range(12)), 1)
     with pytest.warns(UserWarning, match="statistics for level a: the last known ones stand in"):

@@ -1,4 +1,4 @@
-"""What is installed is what is in the tree."""
+"""The installed package has exactly the files of the tree."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = ("hetfl", "models", "aggregators", "configs")
 LINKS = ("models", "aggregators", "configs")
-"""Folders at top level that are installed inside hetfl."""
+"""Top-level folders that are installed inside hetfl."""
 
 
 def run(*command: str | Path, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command, with ``path`` as the only addition to where Python looks for packages."""
+    """Run a command; only ``path`` is added to Python's search path."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
@@ -33,8 +33,8 @@ def run(*command: str | Path, cwd: Path, path: Path | None = None) -> subprocess
 
 
 def installed_names() -> set[str]:
-    """Return the paths that the modules, configurations and templates of the tree should have once installed."""
-    # rglob does not follow the links
+    """Return the installed paths of the tree's modules, configurations and templates."""
+    # rglob does not follow links
     files = [file for folder in FOLDERS for suffix in ("py", "yaml") for file in (ROOT / folder).rglob(f"*.{suffix}")]
     files += (ROOT / "hetfl").rglob("templates/*")
     names = (file.relative_to(ROOT).as_posix() for file in files)
@@ -43,7 +43,7 @@ def installed_names() -> set[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a source distribution from a copy of the tree, and the wheel from that: it has no links to lean on."""
+    """Build a source distribution from a copy of the tree, and the wheel from it, so that links cannot help."""
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, tree / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -70,7 +70,7 @@ def test_the_wheel_installs_the_command(wheel: Path) -> None:
 
 @pytest.fixture(scope="module")
 def target(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel into a folder of its own; what it depends on is found where this test finds it."""
+    """Install the wheel into a new folder; its dependencies are those of this environment."""
     target = tmp_path_factory.mktemp("target")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     installed = run(*pip, "install", "--no-deps", "--no-index", "--target", target, wheel, cwd=target)
@@ -143,7 +143,7 @@ def test_every_package_is_listed() -> None:
 
 
 def requirements(*extras: str) -> dict[str, Requirement]:
-    """Return what the project needs, and with which extras, by canonical name."""
+    """Return the project's requirements by canonical name, with those of some extras."""
     texts = list(PROJECT["project"]["dependencies"])
     for extra in extras:
         texts += PROJECT["project"]["optional-dependencies"][extra]

@@ -1,4 +1,4 @@
-"""Packed values and tensors come back as they were; other bytes are refused."""
+"""Packed values and tensors are unpacked unchanged; other bytes are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is computed from an index is kept with it, and never mistaken for another's."""
+"""Results computed from an index are cached with it, and never used for another index."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_layout_of_an_index_is_computed_once() -> None:
 
 @pytest.mark.parametrize("kind", [FlatSums, TensorSums])
 def test_copied_sums_do_not_confuse_a_new_index_with_a_freed_one(kind: type[Sums]) -> None:
-    """Clusters' aggregators are copies; what was kept of clients that come no more is let go, and memory used again."""
+    """Clusters copy aggregators, and freed indices may reuse memory: cached positions must not be confused by id."""
     sums, update = kind({"w": torch.empty(4, 3)}), DenseUpdate(torch.ones(4))
     gone = Part({"w": (slice(0, 2), slice(0, 2))})
     sums.add(update, gone, 1.0)
@@ -56,7 +56,7 @@ def test_derived_results_are_kept_up_to_the_limit() -> None:
         return index.derived(key, lambda: calls.append(key) or -key)  # type: ignore[func-returns-value]
 
     assert [ask(key) for key in range(DERIVED)] == [-key for key in range(DERIVED)]
-    ask(0)  # the one used last stays longest
+    ask(0)  # the last used result stays longest
     ask(DERIVED)
     assert len(calls) == DERIVED + 1
     ask(0)
@@ -66,7 +66,7 @@ def test_derived_results_are_kept_up_to_the_limit() -> None:
 
 
 def test_the_sent_part_is_cut_out_of_the_clients_vector() -> None:
-    """Two tensors whole, then rows of one, and the last left out; of two parts in turn."""
+    """Two whole tensors, then rows of a third, and the last tensor left out; for two parts in turn."""
     rows = (torch.tensor([0, 2]), slice(0, 2))
     upload = Part({"a": WHOLE["a"], "b": WHOLE["b"], "c": rows})
     vector_D = torch.arange(24.0)
@@ -80,7 +80,7 @@ def test_the_sent_part_is_cut_out_of_the_clients_vector() -> None:
 
 
 def test_sums_of_the_previous_round_are_cleared() -> None:
-    """Whether the first client of a round covers a tensor, or a part of it, or nobody does."""
+    """The first client of the next round covers a tensor, a part of it, or nothing of it."""
     mean, report = HolderMean(), Report(0, "a", 1, 0.0, 0.0)
     tensors = {name: torch.empty(3, 2) for name in WHOLE}
     part = Part({"a": WHOLE["a"], "b": (slice(0, 2), slice(0, 1))})

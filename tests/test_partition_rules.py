@@ -1,4 +1,4 @@
-"""What every partitioner keeps to, whatever the data; the rules of NIID-Bench against plain re-implementations."""
+"""Properties of every partitioner, and the rules of NIID-Bench against plain re-implementations."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MAKERS: dict[str, Callable[[int], Partitioner]] = {
     "LabelShards": LabelShards,
     "NaturalIds": lambda n: NaturalIds(),
 }
-"""Every partitioner, from a number of 1 to 4; a new one gets its line here."""
+"""Every partitioner, as a function of a number from 1 to 4; a new partitioner adds one line."""
 LEAVES_OUT = {"LabelShards"}
-"""Rules by which some samples may be nobody's."""
+"""Partitioners that may leave samples without an owner."""
 MIN_SAMPLES = {"Dirichlet", "QuantitySkew"}
-"""Rules that promise each client a number of samples."""
+"""Partitioners that guarantee a number of samples per client."""
 
 
 def random_generator(seed: int) -> torch.Generator:
@@ -115,7 +115,7 @@ def test_quantity_skew_has_the_moments_of_its_distribution(beta: float) -> None:
     sizes = np.array([[len(part) for part in partitioner(labels, clients, random_generator(s))] for s in range(1500)])
     shares, a = sizes / 2000, 1 / clients
     np.testing.assert_allclose(shares.mean(axis=0), a, atol=0.025)
-    # Var of one entry of Dir(beta 1): a(1-a)/(N beta + 1).
+    # Variance of one entry of Dir(beta 1): a(1-a)/(N beta + 1).
     np.testing.assert_allclose(shares.var(axis=0), a * (1 - a) / (clients * beta + 1), rtol=0.15)
 
 
@@ -125,7 +125,7 @@ def test_quantity_skew_does_not_change_the_class_mix() -> None:
     sizes = torch.tensor([len(part) for part in parts])
     assert sizes.max() > 3 * sizes.min()
     for part, counts in zip(parts, class_counts(labels, parts, 10), strict=True):
-        # Drawn without replacement: each class is hypergeometric, five standard deviations allowed.
+        # Drawn without replacement: each class count is hypergeometric; five standard deviations are allowed.
         assert (counts - len(part) / 10).abs().max() <= 5 * (len(part) * 0.09) ** 0.5
 
 
@@ -175,7 +175,7 @@ def test_quantity_skew_refuses_wrong_arguments(arguments: dict[str, float], mess
 def test_every_client_has_its_first_class_and_the_given_number_of_others(num_classes: int, extra: int, n: int, seed: int) -> None:
     assume(n <= num_classes)
     num_clients = num_classes + extra
-    # Classes need not be numbered from 0 without gaps: class i is the i-th that occurs.
+    # Class numbers may have gaps: class i is the i-th one that occurs.
     labels = 3 * torch.cat([torch.arange(num_classes).repeat(num_clients), labels_of(50, num_classes, seed)]) + 1
     parts = PathologicalLabels(n)(labels, num_clients, random_generator(seed))
     has = [set(labels[part].tolist()) for part in parts]
@@ -193,7 +193,7 @@ def test_the_other_labels_are_uniform() -> None:
     for seed in range(60):
         parts = PathologicalLabels(2)(labels, 50, random_generator(seed))
         counts += (class_counts(labels, parts, 5) > 0).sum(dim=0)
-    # 3000 draws, each class the own one of 600 clients, the other one of (3000 - 600) / 4 = 600: sd about 22.
+    # 3000 draws: each class is the first one of 600 clients and the other one of (3000 - 600) / 4 = 600; sd about 22.
     assert (counts - 1200).abs().max() < 110
 
 
@@ -205,7 +205,7 @@ def test_client_size_does_not_depend_on_the_client_number() -> None:
         for seed in range(200)
     )
     assert isinstance(larger, Tensor)
-    assert larger.min() > 60  # half of 200, sd 7
+    assert larger.min() > 60  # mean 100 of 200, standard deviation 7
     assert larger.max() < 140
 
 

@@ -1,4 +1,4 @@
-"""Who gets which sample: the partitioners against slow, obvious re-implementations."""
+"""Partitioners against slow, obvious re-implementations."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_dirichlet_with_tiny_beta_gives_a_class_to_one_client() -> None:
 def test_dirichlet_with_huge_beta_is_nearly_uniform() -> None:
     labels = torch.arange(4).repeat_interleave(1000)
     counts_NK = class_counts(labels, lenient(1e6)(labels, 10, random_generator(0)), 4)
-    # The first three classes are open to all ten clients; rounding and sqrt(beta) noise stay within a few samples.
+    # The first three classes are dealt to all ten clients; rounding and sqrt(beta) noise are a few samples.
     assert (counts_NK[:, :3] - 100).abs().max() <= 3
 
 
@@ -131,7 +131,7 @@ def test_dirichlet_vectors_have_the_moments_of_the_distribution(beta: float) -> 
     assert np.isfinite(draws).all()
     np.testing.assert_allclose(draws.sum(axis=1), 1)
     np.testing.assert_allclose(draws.mean(axis=0), 0.25, atol=0.015)
-    # Var of one entry: a(1-a)/(N beta + 1) with a = 1/N.
+    # Variance of one entry: a(1-a)/(N beta + 1) with a = 1/N.
     np.testing.assert_allclose(draws.var(axis=0), 0.25 * 0.75 / (4 * beta + 1), rtol=0.06)
 
 
@@ -269,7 +269,7 @@ def test_matched_partition_equals_brute_force(num_clients: int, num_classes: int
     matched = as_lists(matched_partition(train, parts, test, random_generator(seed)))
     flat = flatten(matched)
     assert len(flat) == len(set(flat))
-    # A class that nobody trains on stays behind, every other sample has an owner.
+    # A class without training clients has no owner; every other sample has one.
     assert set(flat) == {i for i, label in enumerate(test.tolist()) if label in set(train.tolist())}
     for c in range(num_classes + 1):
         own = [sum(int(train[i]) == c for i in part) for part in as_lists(parts)]

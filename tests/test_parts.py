@@ -1,8 +1,8 @@
-"""What clients hold: parts and their rules, in every executor, on ranks, on nodes, and after a resume."""
+"""Parts and part rules: vectors, masks, every executor, ranks, nodes and resuming."""
 
 from __future__ import annotations
 
-import pickle  # noqa: TID251 -- parts cross to worker processes
+import pickle  # parts are sent to worker processes
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_a_part_covers_another_part_if_it_holds_all_of_its_entries(data: st.Data
         mine, wanted = held_by(outer), held_by(inner)
         return all(bool((mine[name] | ~held).all()) for name, held in wanted.items())
 
-    # A client needs every position of its net, held or not, and every entry that it holds.
+    # A client needs every position of its net, held or not, and every held entry.
     assert one.covers(two) == (within(one.dense, two.dense) and within(one, two))
     fewer = one.spread(torch.rand(one.size)) > 0.5
     assert one.covers(Part(one, fewer))
@@ -140,7 +140,7 @@ def test_a_random_mask_has_the_density_of_its_level_and_holds_biases_whole() -> 
 
 
 class Drawn(PartRule):
-    """Random channels, and of all entries a share, for every client."""
+    """Random channels, and a random share of all entries, for every client."""
 
     masks = True
 
@@ -193,7 +193,7 @@ def test_a_resumed_run_ends_with_the_same_bits(fit: Fit, tmp_path: Path, rule: t
 
 
 def test_sparse_flops_count_held_entries_only(fit: Fit) -> None:
-    """Of ConvNet a forward pass takes 2 operations for each entry of a kernel at each of its positions."""
+    """A forward pass of ConvNet takes 2 operations for each kernel entry at each of its output positions."""
     module = small_module(levels=SPARSE, parts=RandomMask(), selection=Uniform(12))
     data = small_data()
     trainer = fit(module, data, rounds=1, limit_val_batches=0)

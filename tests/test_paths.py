@@ -1,4 +1,4 @@
-"""Relative paths: a run goes on from any directory."""
+"""Relative paths: a run can be resumed from any directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Terms of the local objective: FedProx and FedDyn against formulas written out in NumPy, stragglers counted."""
+"""Penalties of the local objective: FedProx and FedDyn against NumPy formulas, and the costs of stragglers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def positions(index: Index, name: str) -> Any:
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path: Path, on_disk: bool) -> None:
-    """20 rounds of partial participation; h is the mean of all N memories, and corrects what someone holds."""
+    """20 rounds of partial participation; h is the mean of all N memories, and corrects only held entries."""
     alpha, random = 0.07, np.random.default_rng(0)
     feddyn = FedDyn(alpha, DiskStore(str(tmp_path)) if on_disk else None)
     parameters = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
@@ -97,7 +97,7 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
                 parts.append(sent.ravel())
             update = DenseUpdate(torch.from_numpy(np.concatenate(parts)))
             before = feddyn.memory(client, index, update.values)
-            before = None if before is None else before.clone()  # what is written next may take its place
+            before = None if before is None else before.clone()  # the next write may reuse its memory
             feddyn.observe(update, index, Report(client, "a", 1, 0.0))
             feddyn.remember(client, round, index, update)
             after = feddyn.memory(client, index, update.values)
@@ -108,7 +108,7 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
             name: np.divide(sums[name], counts[name], where=counts[name] > 0, out=sums[name] * 0) for name in SHAPES
         }
         for name in SHAPES:
-            h[name] -= alpha * counts[name] / CLIENTS * mean[name]  # as the authors write it: h ← h − α c/N (mean step)
+            h[name] -= alpha * counts[name] / CLIENTS * mean[name]  # the authors' form: h ← h − α c/N (mean step)
         corrected = Hooks(feddyn).on_step(
             0,
             {name: torch.from_numpy(value) for name, value in mean.items()},

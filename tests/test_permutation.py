@@ -1,4 +1,4 @@
-"""The choice that a seed names: the same as in plain loops, a permutation, fixed for ever, and even."""
+"""The permutation that a seed selects: equal to plain loops, bijective, fixed for all versions, and uniform."""
 
 from __future__ import annotations
 
@@ -57,5 +57,5 @@ def test_positions_are_chosen_with_equal_frequency(size: int, count: int) -> Non
     for seed in range(draws):
         hits[chosen(size, count, seed)] += 1
     expected = draws * count / size
-    # A choice without replacement varies less than independent draws do, so the bound is on the safe side.
+    # Counts without replacement vary less than independent draws, so the bound is safe.
     assert ((hits - expected) ** 2 / expected).sum() < chi2.ppf(0.9999, size - 1)

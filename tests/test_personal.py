@@ -1,4 +1,4 @@
-"""Tensors that stay with their client: against a bare loop, in every executor, after a resume, and what is refused."""
+"""Personal tensors: against a bare loop, in every executor, after a resume, and refused patterns."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def table(trainer: Trainer) -> pd.DataFrame:
 
 @pytest.mark.usefixtures("double_precision")
 def test_fedper_equals_a_bare_loop(fit: Fit) -> None:
-    """Bodies are averaged, and every client goes on with its own head; momentum is as new in every round."""
+    """Bodies are averaged, every client keeps its head, and momentum restarts in every round."""
     data, rounds = small_data(), 3
     module: Any = small_module(
         FedAvg,

@@ -1,4 +1,4 @@
-"""A stateful part of a user's own is one class and one constructor argument: the lifecycle reaches it by itself."""
+"""A user's stateful piece needs one class and one constructor argument; its lifecycle is automatic."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MeanUpdate(Piece):
     """Logs the moving average of the updates' norms.
 
     Args:
-        rate: weight of what was before.
+        rate: weight of the previous average.
     """
 
     def __init__(self, rate: float = 0.5) -> None:
@@ -68,7 +68,7 @@ class MeanUpdate(Piece):
 
 
 class Watched(FedAvg):
-    """FedAvg with one more piece: an attribute is all that it takes."""
+    """FedAvg with an additional piece, which is an attribute."""
 
     def __init__(self, *args: Any, watcher: Piece, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -76,7 +76,7 @@ class Watched(FedAvg):
 
 
 class SlowMean(HolderMean):
-    """An aggregator with a state of its own: the mean of this round's step and of the last step that it returned."""
+    """A stateful aggregator: it returns the mean of this round's step and its last returned step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def test_an_evaluation_loads_only_the_pieces_that_it_needs(fit: Fit, tmp_path: P
 
 
 class Hardness(Piece):
-    """Reads one further number of each report."""
+    """Reads an additional number of each report."""
 
     def __init__(self) -> None:
         self.read: dict[int, float] = {}
@@ -164,7 +164,7 @@ class Hardness(Piece):
 
 
 class Measured(Sequential):
-    """Reports the client's number as its hardness; client 9 adds what nobody reads, client 7 leaves it out."""
+    """Reports the client's number as its hardness; client 9 adds an undeclared extra, client 7 reports none."""
 
     def work(self, job: Job, tasks: Sequence[Task]) -> list[Result]:
         return [self._measured(result) for result in super().work(job, tasks)]

@@ -1,4 +1,4 @@
-"""Run folders read back, and the plots made of them."""
+"""Reading run folders, and the plots of runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UP_BYTES = 400_000.0
 
 
 def write_run(folder: Path, levels: str = "abcde", rounds: int = 30, step_between_ends: float = 0.002) -> Path:
-    """Write a run whose levels end close together, as they do in practice."""
+    """Write a run whose levels end close together, as in real runs."""
     file = MetricsFile(folder / "metrics.csv")
     for step in range(rounds):
         learnt = 1 - np.exp(-step / 5)
@@ -129,7 +129,7 @@ def test_plots_are_written_with_their_labels(folder: Path) -> None:
     assert {"Rounds done", "Accuracy (%)", "Validation accuracy of each level over rounds"} < set(rounds)
     assert {"Uploaded by all clients (MB)", "Accuracy (%)"} < set(sent)
     assert "the same uploads, dense float32: 300 MB (25.0×)" in sent  # 30 rounds of 0.4 MB at 25×
-    assert not any(text.startswith("global") for text in rounds)  # it is level a
+    assert not any(text.startswith("global") for text in rounds)  # the global model is level a
 
 
 def test_equal_runs_give_equal_svg_files(folder: Path) -> None:
@@ -138,13 +138,13 @@ def test_equal_runs_give_equal_svg_files(folder: Path) -> None:
 
 
 def label_boxes(ax: Axes) -> list[Bbox]:
-    """Return where the labels of the line ends are drawn, in pixels."""
+    """Return the boxes of the line-end labels, in pixels."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     labels = [child for child in ax.get_children() if isinstance(child, Annotation) and child.get_text().endswith(" %")]
-    # The text alone, without the line that leads to it.
+    # The box of the text only, without the line that leads to it.
     return [super(Annotation, label).get_window_extent(canvas.get_renderer()) for label in labels]
 
 
@@ -158,7 +158,7 @@ def test_labels_do_not_overlap(tmp_path: Path, plot: Callable[[Run], Axes], step
 
 
 def tick_boxes(ax: Axes) -> list[Bbox]:
-    """Return where the numbers of the horizontal axis are drawn, those of minor ticks too."""
+    """Return the boxes of the horizontal axis's tick labels, including minor ticks."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     canvas = FigureCanvasAgg(figure)

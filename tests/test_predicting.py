@@ -1,4 +1,4 @@
-"""A module read back from a checkpoint, and ``trainer.predict``: the same logits, with or without a data module."""
+"""A module loaded from a checkpoint, and ``trainer.predict``: equal logits with and without a data module."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def logits(module: FederatedModule, level: str, inputs: Tensor, cluster: int = 0
 
 
 def predicted(module: FederatedModule, inputs: Tensor, checkpoint: str | None = None) -> Tensor:
-    """Return the logits of inputs as nets get them, from a trainer without a data module."""
+    """Return the logits of transformed inputs, from a trainer without a data module."""
     loader = DataLoader(TensorDataset(inputs), 64)
     batches: Any = plain().predict(module, loader, ckpt_path=checkpoint, weights_only=True)
     return torch.cat(batches)

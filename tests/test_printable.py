@@ -1,4 +1,4 @@
-"""Text from elsewhere is one printable line wherever it is shown."""
+"""Text from other sources is shown as one printable line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients answer before a cohort is chosen: against a plain loop over their data, and what it costs by hand."""
+"""Answers of clients before a cohort is selected: against a plain loop over their data, and their costs by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CHANNELS = {"a": (8, 16), "b": (4, 8), "c": (2, 4)}
 
 
 class Asking(Uniform):
-    """Asks everyone for everything before it draws, and keeps the answers of each round."""
+    """Asks all clients for all losses before it draws, and records the answers of each round."""
 
     def __init__(self) -> None:
         super().__init__(2)
@@ -49,7 +49,7 @@ class Asking(Uniform):
 def plain_losses(
     module: FederatedModule, data: FederatedDataModule, round: int, weights: dict[str, Tensor], masked: bool
 ) -> tuple[list[float], list[float]]:
-    """Return each client's mean loss over all of its samples, and over those that it draws, sample by sample."""
+    """Return each client's mean loss over all samples, and over its drawn samples, sample by sample."""
     whole, parts = [], []
     for client in range(data.num_clients):
         width = {"a": 1.0, "b": 0.5, "c": 0.25}[module.assignment.levels(round)[client]]
@@ -73,7 +73,7 @@ def plain_losses(
 def test_losses_equal_a_plain_loop_for_every_executor(
     fit: Fit, kind: type[FederatedModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "LOSS_BATCH", 7)  # several batches a client, the last one shorter
+    monkeypatch.setattr(jobs, "LOSS_BATCH", 7)  # several batches per client; the last one is shorter
     data = small_data(partitioner=LabelShards(2), num_clients=5)
     answers: dict[str, Asking] = {}
     for name, executor in {"sequential": Sequential(), "workers": Workers(2)}.items():
@@ -94,7 +94,7 @@ def test_losses_equal_a_plain_loop_for_every_executor(
         torch.set_default_dtype(torch.float32)
     assert asking.whole[0] == pytest.approx(whole, rel=1e-12)
     assert asking.parts[0] == pytest.approx(parts, rel=1e-12)
-    assert asking.whole[1] != pytest.approx(whole, rel=1e-3)  # of the present model: another one by then
+    assert asking.whole[1] != pytest.approx(whole, rel=1e-3)  # losses of the current model, which has changed since
     assert trainer.global_step == 2
     for round in range(2):
         assert answers["workers"].whole[round] == pytest.approx(asking.whole[round], rel=1e-12)
@@ -102,7 +102,7 @@ def test_losses_equal_a_plain_loop_for_every_executor(
 
 
 def test_losses_use_the_rounds_model_in_training_mode(fit: Fit) -> None:
-    """With static batch norm, a client's loss is that of one batch of all of its data, as its first step has it."""
+    """With static batch norm, a client's loss is that of one batch of all its data, as in its first step."""
     asking = Asking()
     module = small_module(selection=asking)
     data = small_data(partitioner=IID(), num_clients=4)
@@ -118,7 +118,7 @@ def test_losses_use_the_rounds_model_in_training_mode(fit: Fit) -> None:
 
 
 def test_a_single_last_sample_joins_the_previous_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batch norm refuses a single value for a channel, which is what deep nets make of one small image."""
+    """Batch norm refuses a single value per channel, which is what a deep net makes of one small image."""
     monkeypatch.setattr(jobs, "LOSS_BATCH", 7)
     deep = partial(ConvNet, hidden=(4, 4, 4, 4), norm="batch")
     problem = Problem(LocalTraining(), net=deep, levels=small_levels(1.0), dtype=torch.float32)
@@ -136,31 +136,31 @@ def forward(level: str) -> int:
 
 
 def training(level: str) -> int:
-    """Return the same with the backward pass, which takes no gradient of the images."""
+    """Return the FLOPs including the backward pass, which needs no gradient of the images."""
     return 3 * forward(level) - 2 * 64 * 9 * CHANNELS[level][0]
 
 
 def entries(level: str) -> int:
-    """Return the parameters: convolutions with biases, two norm layers, the classifier."""
+    """Return the number of parameters: convolutions with biases, two norm layers, the classifier."""
     first, second = CHANNELS[level]
     return (9 * first + first) + 2 * first + (9 * first * second + second) + 2 * second + (10 * second + 10)
 
 
 CASES: list[tuple[str, Selection, dict[str, Any], Callable[[int], int]]] = [
-    # Who is asked, and for how many of n samples.
+    # The clients that are asked, and the number of samples of n.
     ("candidates", PowerOfChoice(6, 3), {}, lambda n: n),
     ("candidates", PowerOfChoice(6, 3, "cpow", batch=16), {}, lambda n: min(n, 16)),
     ("nobody", PowerOfChoice(6, 3, "rpow"), {}, int),
     ("nobody", PowerOfChoice(3, 3), {}, int),
     ("everyone", LossTimesSize(3), {}, lambda n: n),
     ("cohort", SizeWeighted(3), {"aggregator": QFedAvg(1.0)}, lambda n: n),
-    ("candidates", PowerOfChoice(6, 3), {"aggregator": QFedAvg(1.0)}, lambda n: n),  # answers are kept
+    ("candidates", PowerOfChoice(6, 3), {"aggregator": QFedAvg(1.0)}, lambda n: n),  # answers are reused
 ]
 
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Selection], list[list[int]]]:
-    """Return a function that makes a policy note its cohorts."""
+    """Return a function that makes a policy record its cohorts."""
 
     def watch(policy: Selection) -> list[list[int]]:
         cohorts: list[list[int]] = []
@@ -187,7 +187,7 @@ def test_a_probe_costs_a_model_a_number_and_a_forward_pass(
 ) -> None:
     cohorts = watched(policy)
     module = small_module(selection=policy, **changes)
-    data = small_data(partitioner=IID(), num_clients=9)  # every client has every class: it sends all it trains
+    data = small_data(partitioner=IID(), num_clients=9)  # so every client sends all that it trains
     trainer = fit(module, data, rounds=2, limit_val_batches=0)
     table = pd.read_csv(Path(str(trainer.log_dir)) / "metrics.csv")
     flops = 0

@@ -1,4 +1,4 @@
-"""What the terminal shows: plain lines where there is no terminal, one live line where there is, a table at the end."""
+"""The terminal display: plain lines without a terminal, one live line in a terminal, and a final table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLIENTS = 3
 
 
 class Federation(pl.LightningModule):
-    """The little of a federated module that the display reads."""
+    """The attributes of a federated module that the display reads."""
 
     objective = SimpleNamespace(headline=ACCURACY)
 
@@ -107,7 +107,7 @@ def trainer_with(callbacks: Sequence[pl.Callback], rounds: int, root: Path) -> p
 
 
 class Terminal(io.StringIO):
-    """Standard output that says it is a terminal."""
+    """Standard output that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -168,7 +168,7 @@ def test_an_exception_restores_the_terminal(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(RuntimeError, match="a client failed"):
         trainer_with([progress], 3, tmp_path).fit(Federation(fail_in_round=1), LOADER, LOADER)
     assert sys.stdout is screen  # the live line had replaced it
-    assert screen.getvalue().rfind("\x1b[?25h") > screen.getvalue().rfind("\x1b[?25l") >= 0  # the cursor shows again
+    assert screen.getvalue().rfind("\x1b[?25h") > screen.getvalue().rfind("\x1b[?25l") >= 0  # the cursor is shown again
 
 
 def test_disabled_progress_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +191,7 @@ def test_a_summary_is_printed_after_training_and_test(tmp_path: Path, capsys: py
     assert re.search(r"^computed +2\.50 TFLOP$", fitted, re.MULTILINE)
     assert re.search(r"^wall time +[\d.]+ s$", fitted, re.MULTILINE)
     assert re.search(rf"^run folder +{re.escape(str(trainer.log_dir))}$", fitted, re.MULTILINE)
-    assert "downloaded" not in fitted  # was not measured
+    assert "downloaded" not in fitted  # it was not measured
 
     trainer.test(module, LOADER, verbose=False)
     tested = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Samples as a Python user has them: tensors, arrays, tables, lists; and ids of clients likewise."""
+"""Samples and client ids as Python objects: tensors, arrays, tables and lists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_only(values: np.ndarray) -> np.ndarray:
 
 def table_or_column(values: np.ndarray) -> Any:
     made = pd.DataFrame(values) if values.ndim > 1 else pd.Series(values)
-    return made.set_axis(range(100, 100 + len(values)))  # with an index of its own
+    return made.set_axis(range(100, 100 + len(values)))  # with a different row index
 
 
 FORMS: dict[str, Callable[[np.ndarray], Any]] = {

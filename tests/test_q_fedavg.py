@@ -1,4 +1,4 @@
-"""q-FedAvg against the formula in NumPy, entry by entry, and what its limits must be."""
+"""q-FedAvg against the formula in NumPy, entry by entry, and its limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tensors(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 
 @st.composite
 def cohorts(draw: st.DrawFn) -> Case:
-    """Draw clients with prefix blocks whose rows may be restricted, with losses from none to many."""
+    """Draw clients with prefix blocks whose rows may be restricted, and losses of any size."""
     clients: Case = []
     for client in range(draw(st.integers(1, 5))):
         rows = draw(st.sets(st.integers(0, 3), min_size=1))
@@ -50,7 +50,7 @@ def aggregated(aggregator: HolderMean, clients: Case, dtype: torch.dtype = torch
 
 
 def by_formula(clients: Case, q: float) -> dict[str, np.ndarray]:
-    """Follow algorithm 2 of the paper for every scalar by itself: w − Σ Δ_k / Σ h_k over its holders."""
+    """Compute algorithm 2 of the paper for every scalar separately: w − Σ Δ_k / Σ h_k over its holders."""
     step = {name: np.zeros(tuple(t.shape)) for name, t in tensors().items()}
     bound = {name: np.zeros(tuple(t.shape)) for name, t in tensors().items()}
     for index, values, report in clients:
@@ -74,7 +74,7 @@ def by_formula(clients: Case, q: float) -> dict[str, np.ndarray]:
 @given(clients=cohorts())
 def test_every_scalar_equals_the_papers_formula(q: float, clients: Case) -> None:
     aggregator = QFedAvg(q)
-    for _ in range(2):  # the second round must not remember the first
+    for _ in range(2):  # the second round must not contain values of the first
         delta = aggregated(aggregator, clients)
     for name, expected in by_formula(clients, q).items():
         assert np.allclose(delta[name].numpy(), expected, rtol=1e-9, atol=1e-300)
@@ -117,7 +117,7 @@ def test_the_result_is_finite_for_the_smallest_and_largest_losses(q: float, loss
 
 
 def test_losses_of_equal_ratio_have_equal_weights() -> None:
-    """The step itself is homogeneous: losses and squared norms over η times the same factor change nothing."""
+    """The step is homogeneous: losses and squared norms over η times the same factor change nothing."""
     one = aggregated(QFedAvg(2.0), two_clients((3.0, 1.0)))["b"]
     scaled = two_clients((3e-4, 1e-4), (1e-2, -1e-2))
     assert torch.allclose(aggregated(QFedAvg(2.0), scaled)["b"], 1e-2 * one, rtol=1e-5)

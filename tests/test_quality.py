@@ -1,4 +1,4 @@
-"""Calibration against an independent binning, accuracy per class counted one by one, and what their figures show."""
+"""Calibration against an independent binning, accuracy per class against a count, and their figures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def predictions(samples: int, classes: int, scale: float, seed: int) -> tuple[Te
 
 
 def binned(logits: Tensor, targets: Tensor, bins: int) -> list[list[tuple[float, bool]]]:
-    """Return per bin the confidence and the success of its samples, sorted in one by one."""
+    """Return confidence and success of the samples of each bin, sorted in one by one."""
     found: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
     for row, target in zip(logits.double().tolist(), targets.tolist(), strict=True):
         weights = [math.exp(value - max(row)) for value in row]
@@ -52,7 +52,7 @@ def predicted_class(logits: Tensor) -> int:
 @given(st.integers(1, 40), st.integers(2, 6), st.floats(0.1, 20), st.integers(1, 20), st.integers(0, 999))
 def test_calibration_equals_an_independent_binning(n: int, k: int, scale: float, bins: int, seed: int) -> None:
     logits, targets = predictions(n, k, scale, seed)
-    # A confidence on an edge may fall to either side by rounding.
+    # Rounding may move a confidence at a bin's edge to either side.
     edges = logits.double().softmax(-1).amax(-1) * bins
     assume(bool((((edges - edges.round()).abs() > 1e-4) | (edges > bins - 1e-4)).all()))
     groups = binned(logits, targets, bins)
@@ -72,17 +72,17 @@ def test_calibration_equals_an_independent_binning(n: int, k: int, scale: float,
 
 
 def test_calibration_of_known_predictions_by_hand() -> None:
-    sure, targets = 1000 * torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 1, 1, 0])  # a confidence of 1, half are right
+    sure, targets = 1000 * torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 1, 1, 0])  # confidence 1, half of them right
     assert calibration_error(sure, targets) == pytest.approx(0.5, abs=1e-6)
     assert reliability(sure, targets)["samples"].tolist() == [0] * 14 + [4]
-    unsure = torch.zeros(4, 2)  # a confidence of 1/2, class 0: half are right, and 1/2 belongs to the bin above it
+    unsure = torch.zeros(4, 2)  # confidence 1/2 for class 0, half of them right; 1/2 belongs to the upper bin
     assert calibration_error(unsure, targets, bins=10) == pytest.approx(0.0, abs=1e-6)
     assert reliability(unsure, targets, bins=10)["samples"].tolist() == [0] * 5 + [4] + [0] * 4
 
 
 def test_full_confidence_belongs_to_the_last_bin() -> None:
     nearly = math.log(0.98 / 0.02)
-    logits, targets = torch.tensor([[1000.0, 0.0], [nearly, 0.0]]), torch.tensor([1, 0])  # sure and wrong; 98 %, right
+    logits, targets = torch.tensor([[1000.0, 0.0], [nearly, 0.0]]), torch.tensor([1, 0])  # certain, but wrong; 98 %, right
     assert calibration_error(logits, targets, bins=10) == pytest.approx((1.98 - 1) / 2, abs=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""What quantisers promise: values by the book, means that are right, contractions, zeros that stay zero."""
+"""Quantisers: values by the formulas, unbiased means, contractions, and zeros that stay zero."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def dense(compressor: Compressor, vector: Tensor, layout: Layout | None = None, 
 
 
 def buckets_of(vector: Tensor, bucket: int | None) -> list[np.ndarray]:
-    """Return the buckets of a vector, by hand."""
+    """Return the buckets of a vector, computed by hand."""
     numbers = vector.numpy().astype(np.float64)
     if bucket is None:
         return np.split(numbers, np.cumsum([48, 0, 6])) if len(numbers) == 55 else [numbers]
@@ -82,7 +82,7 @@ def test_dynamic_range_equals_the_affine_scheme(bits: int, bucket: int | None, b
 def test_one_bit_represents_the_sign_with_the_larger_magnitude() -> None:
     for numbers, want in [([0.5, -2.0], [0.0, -2.0]), ([0.5, -0.25], [0.5, 0.0]), ([-1.0, -1.0], [-1.0, -1.0])]:
         assert dense(DynamicRange(bits=1, bucket=None), torch.tensor(numbers)).tolist() == want
-    # Deltas that point both ways: each sign has its turn, and residuals end.
+    # Deltas with both signs: each sign is sent in turn, and the residuals become zero.
     feedback, index = ErrorFeedback(DynamicRange(bits=1, bucket=None)), {"w": (slice(0, 2),)}
     for round in range(100):
         message = feedback.prepare(0, torch.tensor([1.0, -1.0]), index=index, round=round, lr=0.1)
@@ -144,7 +144,7 @@ def test_the_mean_over_many_draws_is_the_vector(name: str) -> None:
         total, squares = total + got, squares + got**2
     mean = total / draws
     error = ((squares / draws - mean**2).clamp(min=0) / draws).sqrt()
-    # The greatest of 55 normal deviations is below 5 but in a few runs of 100 000.
+    # The largest of 55 normal deviations is below 5, except in a few of 100,000 runs.
     assert bool(((mean - vector).abs() <= 5 * error + 1e-6).all())
     assert bool((error > 0).any())
 

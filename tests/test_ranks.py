@@ -1,4 +1,4 @@
-"""Rounds shared over ranks: what crosses between processes, who gets what, and the same bits as in one process."""
+"""Rounds on several ranks: the data exchanged, the assignment of clients, and the same bits as in one process."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def test_the_busiest_rank_is_within_four_thirds_of_the_best_assignment(costs: li
         return max(sum(cost for cost, rank in zip(costs, ranks, strict=True) if rank == r) for r in range(count))
 
     best = min(busiest(ranks) for ranks in product(range(count), repeat=len(costs)))
-    # Largest first is within 4/3 − 1/(3 m) of the best (Graham, 1969).
+    # Largest first is within 4/3 − 1/(3 m) of the optimum (Graham, 1969).
     assert busiest(shares) <= (4 / 3 - 1 / (3 * count)) * best + 1e-9
 
 
 def choosy(**changes: Any) -> FederatedModule:
-    """HeteroFL: losses asked for, losses that count, residuals in files, a threshold with a budget, codes."""
+    """Return HeteroFL with probed losses, q-FedAvg, residuals in files, a threshold with a budget, and codes."""
     uplink = ErrorFeedback(Chain(GammaFedHT(budget=0.1), LogQuantizer(4)), DiskStore())
     selection = PowerOfChoice(candidates=6, clients_per_round=4)
     return small_module(selection=selection, aggregator=QFedAvg(0.5), uplink=uplink, parts=Rolling(), **changes)
 
 
 def dynamic(**changes: Any) -> FederatedModule:
-    """DepthFL with what FedDyn remembers of clients; residuals that age; a hook at every place."""
+    """Return DepthFL with FedDyn's memories, ageing residuals and a hook at every place."""
     return small_module(
         DepthFL,
         net=lambda width=1.0, depth=2: MultiExitConvNet(hidden=(8, 16), width=width, depth=depth),
@@ -78,12 +78,12 @@ def dynamic(**changes: Any) -> FederatedModule:
 
 
 def clustered(**changes: Any) -> FederatedModule:
-    """Two global models; a compressor that draws and keeps no residual."""
+    """Return a module with two global models and a random compressor without residuals."""
     return small_module(clustering=IFCA(2), uplink=ErrorFeedback(RandomK(0.3), enabled=False), **changes)
 
 
 def sparse(**changes: Any) -> FederatedModule:
-    """Masks of every client's own, residuals where they lie, and biases that stay with their client."""
+    """Return a module with masks per client, residuals in global coordinates, and personal biases."""
     levels = {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}
     return small_module(
         levels=levels, parts=RandomMask(), uplink=ErrorFeedback(TopK(0.2)), personal=["*bias"], **changes
@@ -101,7 +101,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def run(fit: Fit, tmp_path: Path, module: FederatedModule, name: str, **options: Any) -> tuple[dict[str, Any], str]:
-    """Return a run's last checkpoint, of rank zero, whose process has ended, and its metrics."""
+    """Return a run's last checkpoint, which rank zero wrote before it ended, and its metrics."""
     callbacks = [LastCheckpoint()]
     fit(module, name=name, callbacks=callbacks, plugins=[SafeCheckpointIO()], enable_checkpointing=True, **options)
     folder = next((tmp_path / name).iterdir())
@@ -165,9 +165,9 @@ def test_a_failing_rank_ends_all_ranks(fit: Fit) -> None:
 
 
 class Interrupted(Callback):
-    """A signal comes to one rank in a round; every rank leaves in a file which signal it stopped by.
+    """Sends a signal to one rank in a round; every rank writes the signal that stopped it into a file.
 
-    A rank that ends otherwise leaves none.
+    A rank that ends in another way writes no file.
     """
 
     def __init__(self, folder: Path, rank: int, round: int) -> None:

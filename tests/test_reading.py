@@ -1,4 +1,4 @@
-"""Whatever is read has an end, and is refused in one line before it takes long."""
+"""All input is limited in size and depth, and is refused in one line before parsing takes long."""
 
 from __future__ import annotations
 

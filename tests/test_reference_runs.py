@@ -72,7 +72,7 @@ def test_heterofl_with_top_k_and_server_momentum_equals_the_reference(fit: Fit, 
 
 
 def test_depthfl_with_feddyn_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
-    """Memories of clients and server follow what was sent, which top-k cuts."""
+    """Memories of clients and server use the sent updates, which top-k makes sparse."""
     depths = {"a": 3, "b": 2, "c": 1}
     rules = Rules(
         nets={name: exits(depth) for name, depth in depths.items()},
@@ -111,7 +111,7 @@ def test_depthfl_with_feddyn_equals_the_reference(fit: Fit, tmp_path: Path) -> N
 
 
 def test_q_fedavg_with_failing_clients_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
-    """Of 21 clients the worst tenth are two."""
+    """The worst tenth of 21 clients are two clients."""
     rules = one_level(lr=0.5, q=2.0, gamma=0.5, momentum=0.5, batch=6)
     data = made_data([6 + 3 * (k % 4) for k in range(21)], labels=lambda k: [[0, 1, 2], [k % 3, (k + 1) % 3]][k % 2])
     local = LocalTraining(
@@ -132,7 +132,7 @@ def test_q_fedavg_with_failing_clients_equals_the_reference(fit: Fit, tmp_path: 
 
 @pytest.mark.filterwarnings("ignore:.*update of client 3 at level a refused")
 def test_a_threshold_with_dropped_residuals_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
-    """Client 0 comes back after just as many rounds as its residual is kept, client 1 after one more."""
+    """Client 0 returns after exactly the rounds that its residual is kept, client 1 after one round more."""
     rules = one_level(density=0.4, calibrated=True, oldest=2, adam=True, server_lr=0.05, batch=4, momentum=0.9)
     data = made_data([13, 9, 17, 8, 11])
     data.setup()

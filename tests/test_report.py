@@ -1,4 +1,4 @@
-"""``hetfl report`` on runs that were written by hand: what is in the files, and what is refused."""
+"""``hetfl report`` on hand-written runs: the content of its files, and refused runs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ROUNDS = 8
 
 
 CLIENTS = {"mean": 0.8, "by_samples": 0.78, "std": 0.1, "worst10": 0.4}
-"""Of `local/accuracy_*`, what a run ends with."""
+"""The final values of the columns ``local/accuracy_*``."""
 
 
 def settings(seed: int = 0, **changes: Any) -> dict[str, Any]:
-    """Return a configuration as a run folder holds it; changes replace settings of the model."""
+    """Return a configuration as in a run folder; ``changes`` replace settings of the model."""
     return {
         "seed_everything": seed,
         "trainer": {
@@ -54,7 +54,7 @@ def write_run(
     heads: Sequence[str] = (),
     tested: bool = True,
 ) -> Path:
-    """Write a run whose levels end at ``top``, 10 points less for each level further down, a point more per seed."""
+    """Write a run whose first level ends at ``top``; each further level ends 10 points lower, each seed one higher."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(settings(seed) if config is None else dict(config)))
     file = MetricsFile(folder / "metrics.csv")
@@ -97,7 +97,7 @@ def write_clients(folder: Path, accuracies: Sequence[float | None]) -> None:
 def two_groups(
     root: Path, seeds: Sequence[int] = (0, 1), gap: float = 0.2, levels: str = "abc"
 ) -> dict[str, list[Path]]:
-    """Write runs of two groups that differ in a setting and, by ``gap``, in their accuracy."""
+    """Write runs of two groups that differ in one setting and, by ``gap``, in their accuracy."""
     return {
         "high": [write_run(root / "high" / str(seed), seed, top=0.9, levels=levels) for seed in seeds],
         "low": [
@@ -108,7 +108,7 @@ def two_groups(
 
 
 class Page(HTMLParser):
-    """What a page loads, its tags, and its text."""
+    """The files that a page loads, its tags, and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -126,14 +126,14 @@ class Page(HTMLParser):
 
 
 def text_of(groups: Mapping[str, Sequence[Path]], target: float | None = None) -> str:
-    """Return the report as Markdown, without drawing anything."""
+    """Return the report as Markdown, without figures."""
     made = make_groups({name: [load_run(folder) for folder in folders] for name, folders in groups.items()})
     material = make_material(made, target)
     return to_markdown(compose(material, picture_names(material.headline)), "plots")
 
 
 def cells(markdown: str, caption: str) -> list[list[str]]:
-    """Return the rows of a table of the Markdown file, which begins below its caption."""
+    """Return the rows of the Markdown table below a caption."""
     lines = markdown.split(caption, 1)[1].split("\n\n")[1].splitlines()
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if ":--" not in line]
 

@@ -1,4 +1,4 @@
-"""``hetfl report`` on the command line: what it takes, and what it refuses."""
+"""``hetfl report`` on the command line: accepted and refused arguments."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_run_ended_early_by_its_settings_counts_as_finished(tmp_path: Path) ->
     note_end(runs[1], 3, 8)
     report([*runs, "--out", tmp_path / "out"])
     assert "Not finished" not in (tmp_path / "out/report.md").read_text()
-    note_end(runs[1], 4, 8)  # it went on since
+    note_end(runs[1], 4, 8)  # it was resumed since
     with pytest.raises(ConfigurationError, match="Expected finished runs but got 3 of 8 rounds in"):
         report([*runs, "--out", tmp_path / "out"])
 

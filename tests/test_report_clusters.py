@@ -1,4 +1,4 @@
-"""What a report says of clusters: numbers against runs written by hand, and nothing where every run had one model."""
+"""Clusters in a report: numbers of hand-written runs, and no cluster section if every run had one model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOVING = [(0, 0, 0), (0, 1, 1), (1, 2, 1), (4, 1, 0), (6, 1, 1), (6, 2, 0)]
 def write_clusters(
     folder: Path, history: Sequence[tuple[int, int, int]], ends: Sequence[float], count: int, tree: bool = False
 ) -> Path:
-    """Write who was in which cluster into a run's folder; accuracies grow to ``ends``, one per cluster in use."""
+    """Write the cluster of each client into a run's folder; accuracies grow to ``ends``, one per used cluster."""
     if tree:
         (folder / "cluster_tree.csv").write_text("round,parent,child,stay,leave,similarity\n3,0,1,4,2,-0.5\n")
     pd.DataFrame(history, columns=["round", "client", "cluster"]).to_csv(folder / "clusters.csv", index=False)
@@ -58,7 +58,7 @@ def test_figures_show_the_first_run_of_each_group_in_order(tmp_path: Path) -> No
     folders = {
         "one": [write_run(tmp_path / "0")],
         "ifca": [write_clusters(write_run(tmp_path / f"1{s}", s), MOVING, [0.9, 0.8], 2) for s in (1, 2)],
-        "looks split": [write_clusters(write_run(tmp_path / "3"), SPLIT, [0.9, 0.8], 2)],  # IFCA's clients may move so
+        "looks split": [write_clusters(write_run(tmp_path / "3"), SPLIT, [0.9, 0.8], 2)],  # IFCA, no split
         "cfl": [write_clusters(write_run(tmp_path / "2"), SPLIT, [0.9, 0.8], 2, tree=True)],
     }
     groups = make_groups({name: [load_run(each) for each in own] for name, own in folders.items()})

@@ -1,4 +1,4 @@
-"""The report's pictures: nothing in them lies over something else, and each group looks the same everywhere."""
+"""Figures of a report: texts do not overlap, and each group has the same style everywhere."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(panels: Sequence[Panel], axis: Axis | None = None) -> Figure:
 
 
 def text_boxes(figure: Figure) -> dict[str, Bbox]:
-    """Return where the pictures' words are, in pixels: titles, names of axes and groups; not the axes' numbers."""
+    """Return the boxes of a figure's texts in pixels: titles, axis names and group names, without tick labels."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
@@ -43,7 +43,7 @@ def text_boxes(figure: Figure) -> dict[str, Bbox]:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         if any(letter.isalpha() for letter in text.get_text()):
-            # Of an annotation the text alone, without the line that leads to it.
+            # The box of an annotation's text only, without the line that leads to it.
             found[f"{len(found)}: {text.get_text()}"] = (
                 Text.get_window_extent(text, renderer)
                 if isinstance(text, Annotation)

@@ -1,4 +1,4 @@
-"""Which runs are one group, what it is called, and which settings differ."""
+"""Groups of runs: their members, their names, and their differing settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METRICS = pd.DataFrame({"step": [0.0], "val/accuracy": [0.5]})
 
 
 def make_run(folder: str, seed: int | None = 0, root: str = "runs", **model: Any) -> Run:
-    """Return a run in a folder, started with a seed; no configuration for None."""
+    """Return a run in a folder, started with a seed; without a configuration if the seed is None."""
     if seed is None:
         return Run(Path(folder), METRICS)
     logger = {"class_path": "hetfl.runs.RunFolder", "init_args": {"root": root, "name": "n"}}
@@ -129,7 +129,7 @@ def test_every_group_has_a_different_line_style() -> None:
     styles = styles_of([str(i) for i in range(len(OKABE_ITO) * len(DASHES))])
     assert len({(style.colour, str(style.dashes)) for style in styles.values()}) == len(styles)
     few = [styles[str(i)] for i in range(5)]
-    assert len({str(style.dashes) for style in few}) == 5  # told apart in grey
+    assert len({str(style.dashes) for style in few}) == 5  # distinguishable in grey
     assert len({to_rgb(style.colour) for style in few}) == 5
 
 

@@ -1,4 +1,4 @@
-"""Reports on runs whose models are compared by another score than the accuracy."""
+"""Reports on runs with a headline metric other than accuracy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GOOD, BAD = [60.0, 50.0, 40.0], [90.0, 80.0, 70.0]
 def two_groups(
     root: Path, headline: Headline, good: Sequence[float], bad: Sequence[float], apart: float = 0.5
 ) -> dict[str, list[Path]]:
-    """Write two groups of two seeds, whose scores are ``apart``."""
+    """Write two groups of two seeds, whose scores differ by ``apart``."""
     ends = {"good": (good, 0.1), "bad": (bad, 0.5)}
     return {
         name: [
@@ -45,7 +45,7 @@ def two_groups(
 
 
 def text_of(groups: Mapping[str, Sequence[Path]], target: float | None = None) -> str:
-    """Return the report as Markdown, without drawing anything."""
+    """Return the report as Markdown, without figures."""
     made = make_groups({name: [load_run(each) for each in own] for name, own in groups.items()})
     material = make_material(made, target)
     return to_markdown(compose(material, picture_names(material.headline)), "plots")
@@ -63,7 +63,7 @@ def test_the_lowest_error_is_the_best(tmp_path: Path) -> None:
     assert "Level a: good is lowest with 40.25 (40.00–40.50). bad with 70.25 (70.00–70.50) is higher, by 30.00." in text
     final = row(text, "Test mean absolute error after the last round, by name of the level", "good")
     assert final == ["40.25<br>40.00–40.50", "41.25<br>41.00–41.50"]
-    # 1.05 times 70.25, the best of the worse group
+    # 1.05 times 70.25, the best score of the worse group
     assert "The target is a validation mean absolute error of 73.76: 1.05 times the best mean absolute error of" in text
     assert "of the group whose best mean absolute error is highest." in text
     spent = "Spent by the first validation of the global model at 73.76 or less."
@@ -76,7 +76,7 @@ def test_the_lowest_error_is_the_best(tmp_path: Path) -> None:
     assert "Look at the right: if a line rises there, some clients have a bad mean absolute error" in text
     assert "## To a target mean absolute error" in text
     assert "ccurac" not in text
-    assert not re.search(r"\d %", text.replace("33 %", ""))  # but for how often chance tells groups apart
+    assert not re.search(r"\d %", text.replace("33 %", ""))  # except for the chance that orders arise at random
 
 
 def test_the_highest_r2_is_the_best_and_may_be_negative(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_figures_show_scores_without_percent_conversion(tmp_path: Path) -> None:
     assert lines == [[-1.75, 0.75], [-3.75, -0.25]]
     ax = figures["r2_of_clients"].axes[0]
     good, bad = (line.get_xydata().tolist() for line in ax.get_lines())  # type: ignore[union-attr]
-    # Two clients in each of two seeds; each line goes over the range of all, which own sub-models make -8 to 1.
+    # Two clients in each of two seeds; each line spans the range of all scores, which sub-models extend to -8 to 1.
     assert good == [[-8.0, 0.0], [-2.0, 50.0], [0.5, 100.0], [1.0, 100.0]]
     assert bad == [[-8.0, 0.0], [-4.0, 50.0], [-0.5, 100.0], [1.0, 100.0]]
     assert ax.get_xlim()[0] == -8.0

@@ -1,4 +1,4 @@
-"""What a report compares: accuracies of one round, and at a budget levels of one size."""
+"""Comparisons in a report: accuracies of the same round, and levels of nearly equal size at a budget."""
 
 from __future__ import annotations
 
