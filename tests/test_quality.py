@@ -82,7 +82,7 @@ def test_calibration_of_known_predictions_by_hand() -> None:
 
 def test_full_confidence_belongs_to_the_last_bin() -> None:
     nearly = math.log(0.98 / 0.02)
-    logits, targets = torch.tensor([[1000.0, 0.0], [nearly, 0.0]]), torch.tensor([1, 0])  # certain, but wrong; 98 %, right
+    logits, targets = torch.tensor([[1000.0, 0.0], [nearly, 0.0]]), torch.tensor([1, 0])  # wrong, then right
     assert calibration_error(logits, targets, bins=10) == pytest.approx((1.98 - 1) / 2, abs=1e-6)
 
 

@@ -17,7 +17,7 @@ from tests.test_report import ROUNDS, cells, text_of, two_groups, write_levels, 
 
 
 def validated_in(folder: Path, accuracies: Mapping[int, float]) -> Path:
-    """Have a run report on these rounds alone, by its number from 1."""
+    """Let a run have validation values only in these rounds, numbered from 1."""
     path = folder / "metrics.csv"
     metrics = pd.read_csv(path)
     for column in ("val/accuracy", "val/accuracy_by_level/a", "local/accuracy_mean"):

@@ -1,4 +1,4 @@
-"""The arithmetic of reports, against slow and obvious references."""
+"""The arithmetic of reports against slow, obvious references."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from hetfl.report.wording import level_sentence
 
 shares = st.integers(0, 100).map(lambda percent: percent / 100)
 gaps = st.lists(st.integers(0, 5), min_size=1, max_size=8)
-"""Bytes of each round; none in some, as when all updates are refused."""
+"""Uploaded bytes of each round; some rounds have 0, as when all updates are refused."""
 
 
 def make_run(bytes_a_round: list[int], accuracies: list[float | None], name: str = "run") -> Run:
@@ -47,7 +47,7 @@ runs = st.builds(make_run, gaps, st.lists(shares, min_size=1, max_size=8))
 
 
 def value_at(run: Run, budget: float) -> float | None:
-    """Return the accuracy of the last row that is within the budget, looking at one row after the other."""
+    """Return the accuracy of the last row within the budget, row by row."""
     found = None
     for _, row in run.metrics.iterrows():
         if row["comm/up_bytes_total"] <= budget and not isnan(row["val/accuracy"]):
@@ -92,7 +92,7 @@ def test_a_target_is_reached_in_the_first_round_at_or_above_it(run: Run, target:
 def test_the_largest_budget_is_spent_by_all_runs_at_their_last_validation() -> None:
     long, short = make_run([2] * 5, [0.5]), make_run([1, 1, 1, 5], [0.1, 0.2, 0.3, None])
     groups = [Group("long", (long,)), Group("short", (short,))]
-    assert common_budget(groups, BYTES) == 3  # the 5 of the last round bought nothing that was measured
+    assert common_budget(groups, BYTES) == 3  # the 5 bytes of the last round are not followed by a validation
 
 
 def test_the_best_score_of_a_group_is_the_mean_of_the_best_scores_of_its_runs() -> None:
@@ -119,7 +119,7 @@ def test_a_spread_is_the_range_of_few_values_or_their_standard_deviation(values:
 
 @pytest.mark.parametrize(("one", "other"), [(2, 2), (2, 3), (3, 3), (2, 4)])
 def test_the_chance_equals_a_count_of_all_rank_orders(one: int, other: int) -> None:
-    """Count the ways to give ranks to the seeds of two equal groups in which one is wholly above the other."""
+    """Count the rank orders of the seeds of two equal groups in which one group lies wholly above the other."""
     ranks = set(range(one + other))
     ways = [set(chosen) for chosen in itertools.combinations(ranks, one)]
     apart = sum(min(way) > max(ranks - way) or max(way) < min(ranks - way) for way in ways)
@@ -156,7 +156,7 @@ costs = st.dictionaries(st.sampled_from("abcd"), st.integers(50, 200).map(float)
 
 @given(costs, costs)
 def test_levels_are_matched_optimally(one: dict[str, float], other: dict[str, float]) -> None:
-    """Try all ways to pair levels within the tolerance: most pairs first, then least apart."""
+    """Try all ways to pair levels within the tolerance: most pairs first, then the smallest differences."""
 
     def apart(pair: tuple[str, str]) -> float:
         return abs(log(one[pair[0]] / other[pair[1]]))

@@ -1,4 +1,4 @@
-"""What one run, client or data set must not leave behind for the next."""
+"""Reused modules, clients and data: nothing of one run may affect the next."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_second_fit_trains_on_its_own_data(fit: Fit) -> None:
 
 
 class Cohorts(FederatedCallback):
-    """Notes who sent an update, round by round."""
+    """Records the clients with updates, round by round."""
 
     def __init__(self) -> None:
         self.rounds: list[list[int]] = []
@@ -117,7 +117,7 @@ def test_a_submodel_can_be_extracted_after_training(fit: Fit) -> None:
 
 
 class Odd(nn.Module):
-    """Has a frozen parameter, counters and dropout."""
+    """A net with a frozen parameter, counters and dropout."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ def running_net(*, width: float = 1.0) -> nn.Module:
 
 
 BY_DEFAULT = {(Odd, "32-true"), (running_net, "64-true"), (small_net, "bf16-mixed")}
-"""Every net and every precision once; of the other pairs none has a path of its own."""
+"""Default cases: every net and every precision once; other combinations use no additional code."""
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_rprop_step_sizes_of_entries_without_holders_stay_initial() -> None:
 
 
 class TwoHeads(nn.Module):
-    """Registers a layer of K outputs after the one that gives the logits."""
+    """Registers a layer of K outputs after the layer that gives the logits."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()

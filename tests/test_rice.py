@@ -1,4 +1,4 @@
-"""Integers and indices as bytes: against plain loops, at the borders of int64, and how long they get."""
+"""Encoding of integers and indices: against plain loops, at the limits of int64, and its length."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ numbers_lists = st.lists(st.one_of(st.integers(0, 3), st.integers(0, 300), st.in
 
 @pytest.fixture(scope="module", params=["plain", "compiled"], autouse=True)
 def _loops(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run every test without compiled loops, and with them however short a stream is."""
+    """Run every test without compiled loops, and with compiled loops for streams of any length."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rice, "FEWEST", 2**62 if request.param == "plain" else 0)
         yield
@@ -51,7 +51,7 @@ def test_words_are_packed_correctly_across_blocks(bits: int) -> None:
     words = np.random.default_rng(bits).integers(0, 2**bits, 2**16 + 5)
     packed = pack(words, bits)
     assert np.array_equal(unpack(packed, words.size, bits), words)
-    middle = 2**13 - 8  # begins on a byte, and lies across the border between two blocks
+    middle = 2**13 - 8  # begins at a byte, and crosses a block's end
     part = by_hand.bytes_of(by_hand.word_bits(words[middle : middle + 16].tolist(), bits))
     assert packed[middle * bits // 8 :][: 2 * bits].tobytes() == part
 
@@ -92,7 +92,7 @@ def test_sums_that_overflow_int64_are_refused() -> None:
     with pytest.raises(MalformedPayload):
         rice.decode(of(stream), 512, 2**55 - 1)
     most = 2**56 - 1
-    for number in (0, most):  # the border itself is read
+    for number in (0, most):  # the limit itself is read
         stream = by_hand.rice_with([number], 56)
         assert rice.decode(of(stream), 1, most).tolist() == [number]
 

@@ -1,4 +1,4 @@
-"""Whole rounds against a plain NumPy server and a bare PyTorch client, and what must not change a result."""
+"""Whole rounds against a plain NumPy server and a bare PyTorch client, and settings that must not change results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Fit = Callable[..., Trainer]
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor, owned: Tensor) -> Tensor:
-    """HeteroFL's loss, sample by sample and class by class."""
+    """Return HeteroFL's loss, computed sample by sample and class by class."""
     losses = []
     for row, target in zip(logits, targets, strict=True):
         filled = [row[k] if owned[k] else torch.zeros((), dtype=row.dtype) for k in range(len(row))]
@@ -43,7 +43,7 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, owned: Tensor) -> Tens
 def plain_heterofl(
     module: FederatedModule, rounds: int, lr: Callable[[int], float], weigh: Callable[[int], float], masked: bool
 ) -> dict[str, np.ndarray]:
-    """Train as the paper's algorithm 1 says: dictionaries of arrays, one scalar at a time on the server."""
+    """Train by algorithm 1 of the paper: dictionaries of arrays, one scalar at a time on the server."""
     data, local = module.data, module.local
     whole = {name: p.detach().numpy().copy() for name, p in module.levels.net.double().named_parameters()}
     for round in range(rounds):
@@ -129,7 +129,7 @@ def test_an_absent_class_gets_no_gradient_but_counts_in_the_softmax(fit: Fit) ->
     loss.backward()
     assert logits.grad is not None
     assert logits.grad[0, 1] == 0
-    # With a leading client dimension: one loss each.
+    # With a leading client dimension: one loss per client.
     both = module.loss(
         logits.detach().expand(2, 1, 3),
         torch.tensor([[0], [0]]),
@@ -255,12 +255,12 @@ def test_statistics_cost_bytes_and_flops_and_are_gathered_only_for_an_evaluation
 
 
 def test_every_level_reaches_a_good_test_accuracy(fit: Fit) -> None:
-    """Statistics, slices and the Scaler in evaluation: a few rounds on IID data must leave chance far behind."""
+    """Statistics, slices and the Scaler in evaluation: a few rounds on IID data reach much more than chance."""
     module = small_module(selection=Uniform(6), local=LocalTraining(5, 20, 1.0, lambda p: SGD(p, 0.1, 0.9)))
     data = small_data(partitioner=IID(), num_clients=8, val_fraction=0.1)
     trainer = fit(module, data, rounds=6, check_val_every_n_epoch=6)
     result = trainer.test(module, datamodule=data, verbose=False)[0]
-    # Level c has 2 and 4 channels: little, but far from the 0.1 of wrong statistics.
+    # Level c has 2 and 4 channels: its accuracy is low, but far above the 0.1 of wrong statistics.
     for level, least in (("a", 0.85), ("b", 0.7), ("c", 0.3)):
         assert result[f"test/accuracy_by_level/{level}"] > least
     assert result["test/accuracy"] == result["test/accuracy_by_level/a"]
@@ -274,7 +274,7 @@ def test_any_torch_optimizer_can_be_the_server_optimizer(fit: Fit) -> None:
     before = [p.detach().clone() for p in module.net.parameters()]
     trainer = fit(module, rounds=2)
     assert trainer.global_step == 2
-    # Adam's first steps move every entry by about the learning rate each.
+    # Adam's first steps move every entry by about the learning rate.
     for one, two in zip(before, module.net.parameters(), strict=True):
         assert 0.001 < float((one - two.detach()).abs().max()) <= 0.0201
 
@@ -283,7 +283,7 @@ def test_fixed_and_dynamic_assignment_follow_their_proportions(fit: Fit) -> None
     fixed, dynamic = Fixed({"a": 2, "b": 1}), Dynamic({"a": 3, "b": 1})
     fixed.setup(Facts([1] * 10, 0, ["a", "b"]))
     dynamic.setup(Facts([1] * 2000, 0, ["a", "b"]))
-    # 10 div 3 = 3: six a, three b, and the one left over gets the last level.
+    # 10 div 3 = 3: six clients at a, three at b, and the remaining one at the last level.
     assert fixed.levels(0) == fixed.levels(7) == ["a"] * 6 + ["b"] * 4
     assert dynamic.levels(1) != dynamic.levels(0) == dynamic.levels(0)
     assert dynamic.levels(0).count("a") / 2000 == pytest.approx(0.75, abs=0.04)

@@ -1,4 +1,4 @@
-"""Damaged files of a run: each is named in one line, and none is taken for what it is not."""
+"""Damaged files of a run are named in one line, and valid files are not refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run folder: one row per round, whatever the order and number of calls, and nothing lost by a kill."""
+"""The run folder: one row per round for any order and number of calls, and no loss by a kill."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_any_sequence_of_calls_equals_an_in_memory_table(
         file.add(step, metrics)
         table.setdefault(step, {}).update(metrics)
         if count % 3 == 2:
-            file = MetricsFile(path)  # as another process would continue
+            file = MetricsFile(path)  # as another process continues
     file.truncate(kept)
     written = {int(row.pop("step")): {name: float(text) for name, text in row.items() if text} for row in rows_of(path)}
     assert written == {step: table[step] for step in table if step < kept}
@@ -238,7 +238,7 @@ def test_missing_rounds_are_refused(logger: RunFolder) -> None:
     RunFolder(folder=folder).truncate(2)
     with pytest.raises(ConfigurationError, match="Expected 3 rounds .* but got 2"):
         RunFolder(folder=folder).truncate(3)
-    logger.truncate(9)  # a new folder has none yet
+    logger.truncate(9)  # a new folder has no rows
 
 
 def test_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert len(rows_of(file.path)) == 2201
-    assert after - before < 50_000  # the rows are 300 kB
+    assert after - before < 50_000  # the rows take 300 kB
 
 
 def test_new_runs_never_share_a_folder(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One contract for all selection policies, and each against a slow loop that says who should have been chosen."""
+"""One contract for all selection policies, and each policy against a slow loop."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ALL: dict[str, Callable[[], Selection]] = {
 
 
 class Table:
-    """A probe that answers from tables, and remembers who was asked."""
+    """A probe that answers from tables, and records the clients asked."""
 
     def __init__(
         self, losses: Sequence[float], seconds: Sequence[float] = (1.0,) * 10, clients: Sequence[int] = range(10)
@@ -74,7 +74,7 @@ def probe_of(round: int, seed: int, reach: Sequence[int] = range(10)) -> Table:
 
 
 def play(policy: Selection, round: int, seed: int = 0, reach: Sequence[int] = range(10)) -> list[int]:
-    """Run a round: every client of the cohort but the last, whom the server refuses, sends an update."""
+    """Run a round: every client of the cohort except the last sends an accepted update."""
     cohort = policy.select(round, probe_of(round, seed, reach))
     for client in cohort[:-1]:
         size = 2 + (client + round) % 3
@@ -117,7 +117,7 @@ def test_only_replayable_policies_work_without_a_probe(name: str) -> None:
     policy = ready(ALL[name]())
     if policy.replayable:
         assert policy.select(4, Everyone(10)) == policy.select(4, Table([0.0] * 10))
-    elif name not in ("rpow", "divfl", "divfl_stochastic"):  # those learn, and ask nothing
+    elif name not in ("rpow", "divfl", "divfl_stochastic"):  # these learn from updates, and ask no client
         with pytest.raises(RuntimeError, match="got a replay"):
             policy.select(4, Everyone(10))
 
@@ -136,7 +136,7 @@ def test_draws_by_size_have_the_probabilities_of_sequential_draws() -> None:
 
 
 def ranked(scores: dict[int, float], count: int) -> list[int]:
-    """Take the best again and again: NaN before anything, then the largest, the lowest id of equals."""
+    """Select the best one repeatedly: NaN first, then the largest score, the lowest id of equals."""
     left, found = dict(scores), list[int]()
     while left and len(found) < count:
         best = -1
@@ -159,7 +159,7 @@ def test_power_of_choice_takes_the_largest_losses_among_candidates_drawn_by_size
     probe = Table(losses)
     drawn = ready(SizeWeighted(d)).select(round, probe)
     cohort = ready(PowerOfChoice(d, 3, variant, batch=8)).select(round, probe)
-    if d == 3:  # plain sampling: nobody is asked
+    if d == 3:  # plain sampling: no client is asked
         assert (cohort, probe.asked) == (drawn, [])
         return
     assert cohort == ranked({client: losses[client] for client in drawn}, 3)
@@ -170,7 +170,7 @@ def test_power_of_choice_takes_the_largest_losses_among_candidates_drawn_by_size
 
 def test_rpow_uses_the_losses_of_the_last_accepted_round_without_probes() -> None:
     policy, probe = ready(PowerOfChoice(10, 3, "rpow")), Table([])
-    assert policy.select(0, probe) == [0, 1, 2]  # all unseen
+    assert policy.select(0, probe) == [0, 1, 2]  # no client has a known loss
     for client, loss in ((0, 3.0), (1, 0.5), (2, 1.0), (1, 4.0)):
         policy.observe(DenseUpdate(torch.zeros(1)), {"w": (slice(0, 1),)}, Report(client, "a", 1, loss, 0.0))
     assert policy.select(1, probe) == [3, 4, 5]
@@ -215,7 +215,7 @@ def test_deadline_selects_clients_in_time_or_the_fastest_if_there_are_none(
     able = {client for client in range(10) if seconds[client] <= 5.0}
     if able:
         assert set(cohort) <= able
-        assert len(cohort) == min(len(able), m - (-m * tenths // 10))  # the ceiling, in whole numbers
+        assert len(cohort) == min(len(able), m - (-m * tenths // 10))  # the ceiling, with exact integers
     else:
         assert cohort == sorted(range(10), key=lambda client: seconds[client])[:m]
 

@@ -1,4 +1,4 @@
-"""DivFL: greedy facility location against exhaustive search, distances entry by entry, and who stands for whom."""
+"""DivFL: greedy facility location against exhaustive search, distances entry by entry, and weights of clients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZES = [10] * 8
 
 @st.composite
 def matrices(draw: st.DrawFn) -> list[list[int]]:
-    """Draw small whole distances, of which many are equal, from each of C rows to V columns."""
+    """Draw small integer distances with many ties, from each of C rows to V columns."""
     rows, columns = draw(st.integers(1, 10)), draw(st.integers(1, 10))
     return [draw(st.lists(st.integers(0, 5), min_size=columns, max_size=columns)) for _ in range(rows)]
 
@@ -39,7 +39,7 @@ def total(rows: list[list[int]], chosen: tuple[int, ...] | list[int]) -> int:
 
 
 def plain_greedy(rows: list[list[int]], count: int) -> list[int]:
-    """Add the row that makes the objective least, the first of equals, until there are enough."""
+    """Add the row that makes the objective smallest, the first of equals, until there are enough rows."""
     chosen: list[int] = []
     while len(chosen) < min(count, len(rows)):
         left = [row for row in range(len(rows)) if row not in chosen]
@@ -58,7 +58,7 @@ def test_lazy_greedy_equals_plain_greedy_and_is_near_the_optimum(rows: list[list
     values = [objective(distances_CV, chosen[:size]) for size in range(1, len(chosen) + 1)]
     assert values == sorted(values, reverse=True)
     assert values[-1] == total(rows, chosen)
-    # The guarantee is on the decrease from a row that is farthest from everything.
+    # The guarantee is on the decrease from a row that is farthest from all columns.
     far = len(rows[0]) * max(map(max, rows))
     best = min(total(rows, subset) for subset in itertools.combinations(range(len(rows)), len(chosen)))
     assert far - values[-1] >= (1 - 1 / math.e) * (far - best)
@@ -84,7 +84,7 @@ Scalars = dict[tuple[str, tuple[int, ...]], float]
 
 @st.composite
 def updates(draw: st.DrawFn) -> tuple[Index, DenseUpdate, Scalars]:
-    """Draw an index of prefixes and chosen rows, some tensors absent, with values; and the same scalar by scalar."""
+    """Draw an index of prefixes and chosen rows with values, some tensors absent, and the same scalar by scalar."""
     index: dict[str, IndexEntry] = {}
     shapes = {"w": (3, 2), "head": (4,)}
     for name in draw(st.sampled_from([("w",), ("head",), ("w", "head")])):
@@ -99,7 +99,7 @@ def updates(draw: st.DrawFn) -> tuple[Index, DenseUpdate, Scalars]:
         axes = [range(p.start, p.stop) if isinstance(p, slice) else p.tolist() for p in entry]
         for where in itertools.product(*axes):
             scalars[name, where] = values[len(scalars)]
-    index["running"] = (slice(0, 2),)  # a float buffer: it travels in the exact block and is no part of a gradient
+    index["running"] = (slice(0, 2),)  # a float buffer: sent in the exact block, and not part of a gradient
     update = DenseUpdate(torch.tensor(values, dtype=torch.float64), exact=torch.ones(2, dtype=torch.float64))
     return index, update, scalars
 
@@ -120,7 +120,7 @@ def test_distances_use_common_entries_of_the_latest_updates(
     policy.setup(Facts(SIZES))
     latest: dict[int, Scalars] = {}
     for number, (index, update, scalars) in enumerate(drawn):
-        client = number % 4  # later ones replace earlier ones, in other rounds
+        client = number % 4  # a later update of a client replaces its earlier one
         policy.observe(update, index, Report(client, "a", 10, 0.0, 0.0, lr=lr))
         latest[client] = {where: value / (lr or 1.0) for where, value in scalars.items()}
         if number % 2:
@@ -157,9 +157,9 @@ def test_clients_without_an_update_are_selected_first_and_share_the_unknown_clie
         assert [policy.weight(client) for client in cohort] == pytest.approx([8 / 3] * 3)
         seen |= set(cohort)
         observed(policy, dict.fromkeys(cohort, float(round)))
-    cohort = policy.select(2, probe)  # two strangers are left, and one place
+    cohort = policy.select(2, probe)  # two clients without an update are left, and one more place
     assert set(cohort[:2]) == set(range(8)) - seen
-    # The known one stands for all six known clients, each stranger for itself.
+    # The known client represents all six known clients, each new client only itself.
     assert [policy.weight(client) for client in cohort] == [1.0, 1.0, 6.0]
 
 

@@ -1,4 +1,4 @@
-"""Whole runs with every selection policy: going on from a checkpoint, what DivFL learns, accuracy of single clients."""
+"""Whole runs with every selection policy: resuming, DivFL's distances, and accuracies of single clients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Fit = Callable[..., Trainer]
 
 
 class Cohorts(FederatedCallback):
-    """Notes whose updates the server took, round by round, and the last update of each, scalar by scalar."""
+    """Records the clients with accepted updates by round, and the last update of each client scalar by scalar."""
 
     def __init__(self) -> None:
         self.rounds: dict[int, list[int]] = {}
@@ -59,7 +59,7 @@ def rows(trainer: Trainer) -> pd.DataFrame:
 
 
 VARIANTS = {"cpow", "loss_times_size_drawn", "divfl_stochastic"}
-"""Policies that keep the same from round to round as another one."""
+"""Policies that keep the same state as another policy."""
 
 
 @pytest.mark.filterwarnings("ignore:No client within reach")
@@ -92,7 +92,7 @@ def test_divfl_measures_the_decoded_updates(fit: Fit) -> None:
     module = small_module(selection=policy, uplink=ErrorFeedback(TopK(0.3)), local=LocalTraining(batch_size=40))
     fit(module, small_data(num_clients=8), rounds=4, limit_val_batches=0, callbacks=[noted])
     assert sorted(itertools.chain(*list(noted.rounds.values())[:2])) != list(range(8))
-    assert set(itertools.chain(*noted.rounds.values())) == set(range(8))  # strangers first: three rounds for all
+    assert set(itertools.chain(*noted.rounds.values())) == set(range(8))  # three rounds reach all clients
     for i, k in itertools.combinations(range(8), 2):
         one, two = noted.latest[i], noted.latest[k]
         common = sorted(one.keys() & two.keys())

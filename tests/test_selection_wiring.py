@@ -1,4 +1,4 @@
-"""What a selection policy tells the rest of a run: what its clients count, what it cannot go with, where files lie."""
+"""Effects of a selection policy on a run: weights of clients, refused combinations, and the place of its files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Fit = Callable[..., Trainer]
 
 
 class Weighted(FederatedCallback):
-    """Notes the weights and updates of the last round."""
+    """Records the weights and updates of the last round."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[float, dict[str, torch.Tensor]]] = []
@@ -76,7 +76,7 @@ def test_divfls_updates_can_be_stored_in_the_run_folder_and_old_files_are_delete
     options = {"limit_val_batches": 0, "enable_checkpointing": True, "callbacks": [last]}
     trainer = fit(module, small_data(num_clients=6), rounds=8, **options)
     files = list((Path(str(trainer.log_dir)) / "updates").iterdir())
-    # One for each client, and those that the last two checkpoints may still refer to; not all 24.
+    # One file for each client, and the files that the last two checkpoints may refer to; not all 24.
     assert 6 <= len(files) <= 12
 
 

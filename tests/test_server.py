@@ -42,7 +42,7 @@ def test_entries_without_holders_keep_value_and_state_bit_for_bit(
     optimizer = make([p])
     held = torch.tensor([1.0, 0.0, 1.0, 0.0, 2.0, 0.0])
     for round in range(4):
-        everyone = round in (0, 2)  # state exists before the entries are skipped, and is used again after
+        everyone = round in (0, 2)  # the state exists before the entries are skipped, and is used again later
         holders = torch.ones(6) if everyone else held
         before, states = p.detach().clone(), {k: v.clone() for k, v in optimizer.state[p].items() if v.shape == p.shape}
         step(optimizer, p, torch.randn(6) * (holders > 0), holders)

@@ -1,4 +1,4 @@
-"""The server's own data: set aside before clients get theirs, and given to pieces that declare that they read it."""
+"""The server's data: set aside before the partition, and given only to pieces that declare that they read it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ N = 400
 
 
 def numbered(**changes: Any) -> FederatedDataModule:
-    """Return samples of which the input is the number, set up."""
+    """Return prepared data in which the input of a sample is its number."""
     inputs = torch.arange(N, dtype=torch.float32)[:, None]
     targets = torch.arange(N) % 4
     samples = {"train_inputs": inputs, "train_targets": targets, "test_inputs": inputs, "test_targets": targets}
@@ -92,7 +92,7 @@ def test_server_batches_use_the_evaluation_transform_and_no_client_transform() -
 
 
 class Knowing(Hook):
-    """Keeps the facts."""
+    """Keeps the facts of its setup."""
 
     def setup(self, facts: Facts) -> None:
         self.facts = facts
@@ -105,7 +105,7 @@ class Reading(Knowing):
 
 
 class ReadingMean(HolderMean):
-    """An aggregator that does."""
+    """An aggregator that reads the server's data."""
 
     reads_server_data = True
 

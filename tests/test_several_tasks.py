@@ -1,4 +1,4 @@
-"""A client with several tasks in a round: each model is trained as in a run of its own."""
+"""Clients with several tasks in a round: each model is trained as in a separate run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Fit = Callable[..., Trainer]
 
 
 class Both(Clustering):
-    """Every client of a cohort trains two models, and keeps a residual for each."""
+    """Every client of a cohort trains two models, with a residual for each."""
 
     apart = True
 
@@ -70,7 +70,7 @@ def test_two_models_equal_the_models_of_two_runs(fit: Fit, tmp_path: Path, execu
 
 @pytest.mark.filterwarnings("ignore:No client")
 def test_losses_are_requested_for_every_task(fit: Fit) -> None:
-    """q-FedAvg needs the loss of each model before it is trained: nobody is lost."""
+    """q-FedAvg needs the loss of each model before its training; no update is lost."""
     trainer = fit(module(clustering=Both(), aggregator=QFedAvg(0.5)), rounds=2, limit_val_batches=0)
     assert table(trainer)["sim/failed"].tolist() == [0, 0]
 

@@ -1,4 +1,4 @@
-"""Centred kernel alignment against NumPy, activations against the net's own, agreement of heads counted one by one."""
+"""Centred kernel alignment against NumPy, activations against the net's layers, and agreement of heads by a count."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def features(samples: int, size: int, seed: int) -> Tensor:
 
 
 def plain_oracle(x: np.ndarray, y: np.ndarray) -> float:
-    """Return tr(K H L H), over its norms, with the centring matrix written out."""
+    """Return tr(K H L H) divided by its norms, with an explicit centring matrix."""
     n = len(x)
     h = np.eye(n) - np.ones((n, n)) / n
 
@@ -46,7 +46,7 @@ def plain_oracle(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def unbiased_oracle(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the inner product of U-centred matrices, over their norms (Székely, Rizzo: Annals of Statistics 2014)."""
+    """Return the inner product of U-centred matrices over their norms (Székely, Rizzo: Annals of Statistics 2014)."""
 
     def centred(k: np.ndarray) -> np.ndarray:
         n, out = len(k), np.zeros_like(k)
@@ -98,7 +98,7 @@ def test_the_unbiased_estimate_is_near_zero_for_many_random_features() -> None:
 @both
 @pytest.mark.parametrize("samples", range(4, 16))
 def test_constant_features_have_no_similarity(unbiased: bool, samples: int) -> None:
-    # Values that are not exactly the mean of themselves.
+    # Values that differ from their mean by rounding.
     still = torch.tensor([0.1, 1e8 + 0.1, 0.3], dtype=torch.float64).expand(samples, -1)
     assert np.isnan(linear_cka(still, features(samples, 2, 0), unbiased))
 
@@ -123,7 +123,7 @@ def test_activations_equal_the_layer_outputs() -> None:
     found = activations(net, inputs, ["blocks.0.conv", "classifier"])
     with torch.no_grad():
         first = cast(Any, net).blocks[0].conv(inputs)
-        assert torch.equal(found["blocks.0.conv"], first.double().flatten(1))  # though the ReLU works in place
+        assert torch.equal(found["blocks.0.conv"], first.double().flatten(1))  # although the ReLU is in place
         assert torch.equal(found["classifier"], net(inputs).double())
     assert (first < 0).any()
     assert not any(module._forward_hooks for module in net.modules())
@@ -145,7 +145,7 @@ def test_a_layer_without_usable_activations_is_refused_by_name(layer: str, messa
 
 
 def test_a_layer_with_a_wrong_number_of_rows_is_refused_by_name() -> None:
-    net = nn.Sequential(nn.Unflatten(0, (3, 2)), nn.Flatten(0, 1))  # three pairs of samples, then samples again
+    net = nn.Sequential(nn.Unflatten(0, (3, 2)), nn.Flatten(0, 1))  # pairs of samples, and then samples again
     with pytest.raises(ConfigurationError, match=r"6 rows, one per sample, from layer '0' but got \(3, 2, 4\)"):
         activations(net, torch.randn(6, 4), ["0"])
     assert activations(net, torch.randn(6, 4), ["1"])["1"].shape == (6, 4)
@@ -203,8 +203,8 @@ def test_incomparable_inputs_are_refused() -> None:
 def test_figures_show_the_values() -> None:
     rows = [("conv", "a", "b", 0.91), ("conv", "a", "c", 0.72), ("head", "a", "b", 0.33), ("head", "a", "c", np.nan)]
     ax = plot_level_similarity(pd.DataFrame(rows, columns=["layer", "level", "other", "cka"])).axes[0]
-    assert [text.get_text() for text in ax.texts] == ["0.91", "0.72", "0.33"]  # an empty cell for what is unknown
+    assert [text.get_text() for text in ax.texts] == ["0.91", "0.72", "0.33"]  # an empty cell for an unknown value
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a–b", "a–c"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["conv", "head"]
-    heads = torch.eye(3)[torch.tensor([[0, 1, 2, 0], [0, 1, 2, 1]])]  # two heads, four samples, one differs
+    heads = torch.eye(3)[torch.tensor([[0, 1, 2, 0], [0, 1, 2, 1]])]  # two heads and four samples; one sample differs
     assert [text.get_text() for text in plot_heads(heads).axes[0].texts] == ["100.0", "75.0", "75.0", "100.0"]

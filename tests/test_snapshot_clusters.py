@@ -1,4 +1,4 @@
-"""Snapshots of runs with several global models: one of every cluster's, each as a run with one model has it."""
+"""Snapshots of runs with several global models: one per cluster, each like the snapshot of a run with one model."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_new_cluster_has_snapshots_from_its_split_on_also_after_a_resume(
     assert load_snapshots(folder_of(straight)).rounds == (0, 1, 2, 3)
     later = load_snapshots(folder_of(straight), 1)
     assert later.rounds == (1, 2, 3)
-    assert later[1].layers()["clients"].sum() == 0  # it came to be at the end of the round
+    assert later[1].layers()["clients"].sum() == 0  # the cluster was made at the end of the round
     assert later[2].layers()["clients"].sum() > 0
     fit(sized(splitting()), grouped(), rounds=1, logger=first.logger, callbacks=[Snapshots()])
     assert not files_of(first)

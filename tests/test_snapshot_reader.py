@@ -1,4 +1,4 @@
-"""Snapshots read back: nets and numbers are those of the run, damage and what is missing are told in one line."""
+"""Reading snapshots: nets and numbers equal those of the run; damaged and missing files are reported in one line."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_snapshot_of_an_unvalidated_round_has_no_statistics(fit: Fit) -> None:
     assert first.weights.keys() == second.weights.keys()
     with pytest.raises(ConfigurationError, match="round-00000.safetensors but got none: its round was not validated"):
         first.fill(small_net(), "a")
-    # A net that needs none is neither warned of nor refused.
+    # A net without static norms needs no statistics, and gives neither a warning nor an error.
     trainer = fit(
         small_module(net=net_with("none")), rounds=1, name="none", callbacks=[Snapshots(1)], check_val_every_n_epoch=2
     )
@@ -144,7 +144,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(snapshot: Snapshot) -> tuple[Any, ...]:
-    """Return all that a snapshot holds, in a form that can be compared."""
+    """Return the whole content of a snapshot in a comparable form."""
     weights = {name: tensor.tolist() for name, tensor in snapshot.weights.items()}
     statistics = {
         (level, name): (mean.tolist(), var.tolist())
@@ -166,7 +166,7 @@ def test_damage_is_reported_in_one_line(kept: Path, tmp_path: Path) -> None:
         flipped = bytes([data[position] ^ 1 << choose.randrange(8)])
         wrong.write_bytes(data[:position] + (flipped + data[position + 1 :] if number % 5 else b""))
         try:
-            # The filling at the end of the header tells nothing.
+            # The padding at the end of the header has no meaning.
             assert everything(load_snapshots(tmp_path)[0]) == whole
         except ConfigurationError as error:
             messages.append(str(error))

@@ -1,4 +1,4 @@
-"""Snapshots while a run goes on: counts against masks, the same bytes after a resume, faults, and no cost."""
+"""Writing snapshots: counts against masks, the same bytes after a resume, faults, and no effect on the run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def net_with(norm: str) -> Callable[..., nn.Module]:
     return lambda *, width=1.0: small_net(width=width, norm=norm)
 
 
-# What an update says about each tensor.
+# Counts per tensor of an update.
 
 
 @given(sizes=st.lists(st.integers(0, 5), max_size=6), data=st.data())
@@ -77,7 +77,7 @@ def test_entries_sent_per_tensor_equal_a_count_one_by_one(sizes: list[int], data
 
 
 class Recorder(FederatedCallback):
-    """Keeps what the hooks of a round were told."""
+    """Records the arguments of the callbacks of every round."""
 
     def __init__(self) -> None:
         self.updates: list[list[tuple[Update, Index, Report]]] = []
@@ -122,7 +122,7 @@ def test_callbacks_receive_accepted_updates_in_cohort_order(fit: Fit, monkeypatc
 
 
 class SparesBiases(HeteroFL):
-    """Clients of even number send no bias of the classifier, the others no entry of the first block's."""
+    """Clients of even number send no classifier bias; the others send nothing of the first block's bias."""
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         sent = super().sent(part, level, round, client)
@@ -132,7 +132,7 @@ class SparesBiases(HeteroFL):
 
 
 def mask(shape: tuple[int, ...], entry: tuple[slice | Tensor, ...]) -> np.ndarray:
-    """Return where an entry of an index lies in a tensor, position by position."""
+    """Return the mask of an index entry in a tensor, position by position."""
     positions = [
         range(size)[part] if isinstance(part, slice) else part.tolist() for size, part in zip(shape, entry, strict=True)
     ]
@@ -180,7 +180,7 @@ def test_holders_and_entries_equal_counts_with_masks(fit: Fit, norm: str) -> Non
     assert whole.iloc[len(expected) :].reset_index(drop=True).equals(table)
 
 
-# Beside the run, and beside its checkpoints.
+# Snapshots, the run and its checkpoints.
 
 
 def test_snapshots_do_not_change_the_run_and_off_writes_no_files(fit: Fit) -> None:
@@ -203,7 +203,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(fit: Fit, tmp_path: Path) -> Non
     straight = fit(module(), rounds=6, name="straight", callbacks=[Snapshots(2)], check_val_every_n_epoch=2)
     interrupted = fit(module(), rounds=3, name="interrupted", callbacks=[Snapshots(2)], check_val_every_n_epoch=2)
     interrupted.save_checkpoint(tmp_path / "third.ckpt")
-    # It had gone on for a while, and was killed while it wrote.
+    # The run continued for a while, and was killed during a write.
     folder = folder_of(interrupted) / "snapshots"
     for late in ("round-00003.safetensors", "round-00004.safetensors", "round-100001.safetensors", "round-00005.tmp"):
         (folder / late).write_bytes(b"of another history")
@@ -214,13 +214,13 @@ def test_a_resumed_run_ends_with_the_same_bytes(fit: Fit, tmp_path: Path) -> Non
     assert files_of(resumed) == files_of(straight)
     other = fit(module(seed=1), rounds=2, name="other", callbacks=callbacks, check_val_every_n_epoch=2)
     assert files_of(other)["round-00001.safetensors"] != files_of(straight)["round-00001.safetensors"]
-    # Without new snapshots, too, old ones must not tell of rounds that were run anew.
+    # Old snapshots of repeated rounds must also be deleted if no new ones are written.
     fit(module(), rounds=4, callbacks=[Snapshots()], check_val_every_n_epoch=2, **options)
     assert list(files_of(resumed)) == ["round-00001.safetensors"]
 
 
 class Watched(SafeCheckpointIO):
-    """Keeps which snapshots are on the disk when a checkpoint is written."""
+    """Records the snapshots on the disk when a checkpoint is written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ def test_an_interrupted_round_writes_no_snapshot(fit: Fit) -> None:
     assert files_of(trainer) == before
 
 
-# What can go wrong.
+# Faults.
 
 
 def test_snapshots_need_a_run_folder(fit: Fit) -> None:

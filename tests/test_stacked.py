@@ -1,4 +1,4 @@
-"""Clients trained together get what each gets alone."""
+"""Stacked training gives each client the same result as training alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OPTIMIZERS = [
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("clients", [1, 3])
 def test_stacked_training_equals_training_alone(make: Callable[..., SGD], clip: float | None, clients: int) -> None:
-    """Sizes 23, 31 and 12 in batches of 10 leave batches of 3, 11 and 2 over, and different numbers of steps."""
+    """Sizes 23, 31 and 12 in batches of 10 give last batches of 3, 11 and 2, and different numbers of steps."""
     local = LocalTraining(epochs=2, batch_size=10, gradient_clip=clip, optimizer=make)
     compare(Problem(local), tasks_of([2, 0, 1, 3]), clients=clients)
 
@@ -65,7 +65,7 @@ def test_stacked_training_equals_training_alone_for_ragged_cohorts(sizes: list[i
 
 @pytest.mark.parametrize("penalty", [Proximal(0.7), FedDyn(0.4)])
 def test_stacked_training_equals_training_alone_with_penalties_and_memories(penalty: Any) -> None:
-    """Clients 0 and 3 remember something, the others nothing."""
+    """Clients 0 and 3 have a memory, the others have none."""
     local = LocalTraining(epochs=3, optimizer=sgd(), gradient_clip=0.6, penalty=penalty)
     problem = Problem(local)
     random, tasks = torch.Generator().manual_seed(0), tasks_of([0, 1, 2, 3], "b")

@@ -1,4 +1,4 @@
-"""Every file of configs/selection, clustering, fleet and method can be stacked with others on the command line."""
+"""Files of configs/selection, clustering, fleet and method can be stacked on the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STACKS = [
     tuple(files[number % len(files)] for files in (FILES["selection"], FILES["clustering"], FILES["fleet"]))
     for number in range(len(FILES["selection"]))
 ]
-"""Every selection, with the other kinds in turn."""
+"""Every selection, with the files of the other kinds in turn."""
 MARKED = [(stack, [pytest.mark.slow] * (number % 2)) for number, stack in enumerate(STACKS)]
 PAIRS = [
     pytest.param(
@@ -35,17 +35,17 @@ PAIRS = [
     for row, method in enumerate(FILES["method"])
     for column, groups in enumerate(FILES["clustering"])
 ]
-"""Every method with every clustering; by default one of them, in turn, for those that no other test runs."""
+"""Every method with every clustering; by default one clustering per method that no other test runs."""
 
 
 def data_of(method: Path) -> Path:
-    """Return the data file that the first line of a method's file names; if none, the digits."""
+    """Return the data file that the first line of a method's file names, or the digits by default."""
     named = re.search(r"\bdata/\w+", method.read_text(encoding="utf-8").partition("\n")[0])
     return CONFIGS / f"{named[0] if named else 'data/digits'}.yaml"
 
 
 def run(tmp_path: Path, files: list[Path], *settings: str) -> pd.DataFrame:
-    """Train two rounds of stacked files; return what metrics.csv says."""
+    """Train two rounds of stacked files; return the table metrics.csv."""
     devices = tmp_path / "devices.csv"
     lines = [f"{client},1e9,1e6,{1e5 * (client + 1)},0.9" for client in range(10)]
     devices.write_text("\n".join(["client,throughput,downlink,uplink,availability", *lines]))
@@ -77,7 +77,7 @@ def test_method_files_stack_with_clustering_files(tmp_path: Path, method: Path, 
     stages = method.stem in ("depthfl", "inclusivefl")
     hidden = "--model.net.hidden=[4,4,4,4]" if stages else "--model.net.hidden=[8,8]"
     files = [CONFIGS / "base.yaml", method, data_of(method), groups]
-    table = run(tmp_path, files, hidden, "--model.local.epochs=2")  # of which stragglers do one
+    table = run(tmp_path, files, hidden, "--model.local.epochs=2")  # stragglers do one epoch
     assert table["cluster/count"].iloc[-1] == (2 if groups.stem == "ifca" else 1)
 
 
@@ -103,7 +103,7 @@ def test_method_files_name_their_class_and_levels(method: Path) -> None:
     ids=["selection", "clustering", "fleet"],
 )
 def test_every_policy_has_a_file(module: ModuleType, kind: type, plain: type) -> None:
-    """But for the ones that hold where nothing is said."""
+    """The policies that are used by default need no file."""
     folder = kind.__name__.lower()
     text = "".join(file.read_text() for file in FILES[folder])
     classes = [each for each in vars(module).values() if inspect.isclass(each) and issubclass(each, kind)]

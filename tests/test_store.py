@@ -1,4 +1,4 @@
-"""What belongs to a client: which files there are, and for how long."""
+"""Client stores: the files on the disk, and when they are deleted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def save(store: ClientStore, client: int, round: int, value: float = 1.0) -> Non
 
 
 def checkpoint(store: ClientStore) -> dict[str, Any]:
-    """Return the state as a checkpoint that reaches the disk holds it."""
+    """Return the state as a written checkpoint holds it."""
     state = store.state_dict()
     store.checkpointed()
     return state
@@ -42,8 +42,8 @@ def test_files_of_the_kept_checkpoints_stay(keep: int, tmp_path: Path) -> None:
     for round in range(8):
         save(store, 0, round, round)
         states.append(checkpoint(store))
-        states.append(checkpoint(store))  # a second one of the same round is the same checkpoint
-        # Every kept checkpoint can be resumed from, and nothing is left over.
+        states.append(checkpoint(store))  # a second checkpoint of the same round counts as the same one
+        # Every kept checkpoint can be resumed, and there are no other files.
         assert names(tmp_path) == {file(0, kept) for kept in range(max(0, round - keep + 1), round + 1)}
         for kept in range(max(0, round - keep + 1), round + 1):
             resumed = DiskStore(str(tmp_path), keep=keep)
@@ -56,7 +56,7 @@ def test_files_between_checkpoints_are_deleted(tmp_path: Path) -> None:
     for round in range(3):
         save(store, 0, round)
     checkpoint(store)
-    assert names(tmp_path) == {file(0, round) for round in range(3)}  # only one checkpoint so far
+    assert names(tmp_path) == {file(0, round) for round in range(3)}  # there is only one checkpoint so far
     for round in range(3, 5):
         save(store, 0, round)
         checkpoint(store)
@@ -68,7 +68,7 @@ def test_a_killed_run_resumes_despite_its_leftover_files(tmp_path: Path) -> None
     save(store, 0, 0)
     save(store, 1, 0)
     state = checkpoint(store)
-    save(store, 0, 1)  # the round that is lost
+    save(store, 0, 1)  # this round is lost by the kill
     save(store, 1, 2)
     (tmp_path / "client-5-round-1.tmp").write_bytes(b"torn")
     (tmp_path / "notes.txt").write_text("not ours")
@@ -112,12 +112,12 @@ def test_failed_checkpoints_delete_no_files(tmp_path: Path, lost: int) -> None:
 
 
 def test_files_of_a_checkpoint_being_written_are_kept(tmp_path: Path) -> None:
-    """It is known to be on the disk only by the time the next one is made: files superseded meanwhile are its own."""
+    """A written checkpoint is confirmed only when the next one is made; until then it keeps its files."""
     store = DiskStore(str(tmp_path))
     states = []
     for round in range(6):
         save(store, 0, round, round)
-        store.checkpointed()  # the one before
+        store.checkpointed()  # confirms the previous checkpoint
         states.append(store.state_dict())
         for kept in range(max(0, round - 1), round + 1):
             resumed = DiskStore(str(tmp_path))
@@ -161,14 +161,14 @@ def test_damage_is_detected_and_names_the_file(tmp_path: Path) -> None:
             blocks = store.load(4)
         except ConfigurationError as error:
             assert "client-4-round-1" in str(error)  # noqa: PT017
-        else:  # a name of the format's own, or a blank: what was read is what was written
+        else:  # a format name or a blank was changed: the content is still right
             assert position < header
             assert all(torch.equal(blocks[name], whole[name]) for name in whole)
 
 
 @pytest.mark.parametrize("other", ["client", "round", "run"])
 def test_a_swapped_client_file_is_refused(tmp_path: Path, other: str) -> None:
-    """A whole file, with a digest of its own, of another client, an older round or another run's same round."""
+    """A whole file with a valid digest, of another client, an older round, or the same round of another run."""
     store, stranger = DiskStore(str(tmp_path / "a")), DiskStore(str(tmp_path / "b"))
     for round in range(2):
         save(store, 0, round, 1.0 + round)
@@ -239,7 +239,7 @@ def test_the_folder_of_a_disk_store_may_be_bound_later(tmp_path: Path) -> None:
 
 
 def test_blocks_do_not_keep_the_memory_of_other_vectors() -> None:
-    """Else a client that trains less than before would keep vectors whose other parts nobody reads."""
+    """Otherwise a client that trains less than before would keep whole vectors of which only a part is used."""
     store, vector_D = MemoryStore(), torch.arange(1.0, 7.0)
     index = {name: (slice(0, 2),) for name in "abc"}
     store.write(0, index, vector_D, 0)

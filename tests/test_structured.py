@@ -1,4 +1,4 @@
-"""Compressors that look at tensors: whole filters, one choice per layer; and residuals that age."""
+"""Compressors that use tensors: whole filters, one choice per layer; and residuals that age."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def normal(size: int, seed: int = 0) -> Tensor:
 
 
 def filters(vector: Tensor, layout: Layout) -> list[tuple[int, int, float]]:
-    """Return first entry, end and mean magnitude of every filter, by hand."""
+    """Return start, end and mean magnitude of every filter, computed by hand."""
     found = []
     for (_, part), offset in zip(layout.views(vector).items(), layout.offsets, strict=True):
         rows = part.reshape(part.shape[0], -1) if part.dim() > 1 else part.reshape(1, -1)
@@ -127,7 +127,7 @@ def test_an_idle_clients_residual_ages(name: str) -> None:
         assert message.residual_D is not None
         p = delta + (kept if round == 0 else kept * factor(round - before))
         assert torch.equal(sent.to_dense() + message.residual_D, p)
-        if round != 7:  # a refused one: the age goes on
+        if round != 7:  # update 7 is refused, and the age continues
             feedback.accept(message, sent)
             kept, before = message.residual_D, round
         again = ErrorFeedback(TopK(0.25), staleness=policy)
@@ -140,7 +140,7 @@ def test_an_idle_clients_residual_ages(name: str) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_residuals_outside_the_current_level_also_age(name: str) -> None:
-    """It comes back at a smaller level, and goes on at the larger one."""
+    """The client returns at a smaller level, and then trains the larger level again."""
     policy, factor = POLICIES[name]
     feedback, small = ErrorFeedback(HardThreshold(threshold=100.0), staleness=policy), {"w": (slice(0, 2),)}
     kept = torch.zeros(4)

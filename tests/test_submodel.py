@@ -1,4 +1,4 @@
-"""Indices against plain NumPy indexing."""
+"""Index functions against plain NumPy indexing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hetfl.submodel import add, extent, prefix_index, put, relative, take
 
 @st.composite
 def entries(draw: st.DrawFn) -> tuple[tuple[int, ...], IndexEntry]:
-    """Draw a tensor's shape and an entry of slices and sorted positions in it."""
+    """Draw a tensor's shape, and an entry of slices and sorted positions in it."""
     shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
     parts: list[slice | torch.Tensor] = []
     for size in shape:

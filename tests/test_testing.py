@@ -1,4 +1,4 @@
-"""Every rule that hetfl.testing checks is broken by a class here, and the message says which one."""
+"""For every rule that hetfl.testing checks, a class here breaks it, and the error names the rule."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def broken(check: Callable[[], None], message: str) -> None:
 
 
 class Applied(Compressor):
-    """A compressor that is a function of the vector."""
+    """A compressor that applies a function to the vector."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         self.function = function
@@ -46,14 +46,14 @@ def swapped(p_D: Tensor) -> Update:
 
 
 class Unkept(Identity):
-    """Does not keep its argument."""
+    """Does not keep its constructor argument."""
 
     def __init__(self, density: float = 0.1) -> None:
         self._density = density
 
 
 class Counting(Compressor):
-    """Sends fewer entries from call to call, whatever the server accepts; saves it if it is told to."""
+    """Sends fewer entries from call to call without any accepted update; may save its count."""
 
     def __init__(self, saves: bool = False, observes: bool = False) -> None:
         self.saves, self.observes = saves, observes
@@ -71,7 +71,7 @@ class Counting(Compressor):
 
 
 class Takes(Identity):
-    """Takes vectors that are no vectors."""
+    """Accepts inputs that are not vectors."""
 
     def compress_in(self, p_D: Tensor, context: Context) -> Update:
         return DenseUpdate(p_D)
@@ -101,7 +101,7 @@ def test_broken_compressors_fail_the_check(make: Callable[[], Any], message: str
 
 
 class Changed(HolderMean):
-    """A mean that a function changes, with a state that it saves or not."""
+    """A mean changed by a function, with a state that is saved or not."""
 
     def __init__(self, change: Callable[[Changed, dict[str, Tensor], dict[str, Tensor]], Any]) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Changed(HolderMean):
 
 
 class Scaling(HolderMean):
-    """Halves the update that it is given, or counts senders in place of holders."""
+    """Halves its input update, or counts senders in place of holders."""
 
     def __init__(self, senders: bool = False) -> None:
         super().__init__()
@@ -168,13 +168,13 @@ class Picks(Uniform):
 
 
 class Asks(Picks):
-    """Says that it can be replayed."""
+    """Claims to be replayable."""
 
     replayable = True
 
 
 class Weighs(Uniform):
-    """Gives weight 0."""
+    """Gives all clients weight 0."""
 
     def weight(self, client: int) -> float:
         return 0.0
@@ -203,7 +203,7 @@ def test_broken_selections_fail_the_check(make: Callable[[], Any], message: str)
 
 
 class Shares(Partitioner):
-    """Shares out by a function."""
+    """Partitions with a function."""
 
     def __init__(self, share: Callable[[Tensor, int, torch.Generator], Any]) -> None:
         self.share = share
@@ -250,7 +250,7 @@ def test_a_partitioner_that_leaves_samples_out_passes_if_declared() -> None:
 
 
 class Cuts(Prefix):
-    """A part that a function makes of the leading block, the round, the client and the number of calls."""
+    """Parts made by a function of the leading block, the round, the client and the number of calls."""
 
     def __init__(self, cut: Callable[[Part, int, int, int], Any], masks: bool = True) -> None:
         self.cut, self.calls = cut, 0
@@ -263,7 +263,7 @@ class Cuts(Prefix):
 
 
 class Whole(RandomMask):
-    """Drops entries of the largest level, too."""
+    """Also drops entries of the largest level."""
 
     def part(self, level: str, round: int, client: int) -> Part:
         part = super().part(level, round, client)
@@ -271,7 +271,7 @@ class Whole(RandomMask):
 
 
 class Sends(Prefix):
-    """Sends what it does not hold."""
+    """Sends entries that it does not hold."""
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         return self.levels.indices["a"]
@@ -309,7 +309,7 @@ def test_broken_part_rules_fail_the_check(make: Callable[[], Any], message: str)
 
 
 class Learnt(RandomMask):
-    """Moves with what it observed, and saves nothing."""
+    """Depends on its observed updates, and does not save them."""
 
     def setup(self, facts: Any) -> None:
         self.seen = 0
@@ -326,7 +326,7 @@ def test_a_part_rule_that_does_not_save_its_state_fails_the_check() -> None:
 
 
 class Net(nn.Module):
-    """A net of two layers, with one thing wrong."""
+    """A net of two layers with one fault."""
 
     def __init__(self, wrong: str = "", width: float = 1.0) -> None:
         super().__init__()
@@ -365,7 +365,7 @@ def test_broken_nets_fail_the_check(wrong: str, message: str) -> None:
 
 
 class Squares(Regression):
-    """A regression of one loss, with one thing wrong."""
+    """A regression of one loss with one fault."""
 
     def __init__(self, wrong: str) -> None:
         super().__init__()

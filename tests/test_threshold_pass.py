@@ -1,4 +1,4 @@
-"""The fused pass against the plain one, bit for bit, and both against a loop."""
+"""The fused pass against the plain pass, bit for bit, and both against a loop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from hetfl.wire import Expected, decode
 
 
 def by_loop(delta_D: Tensor, residual_D: Tensor | None, threshold: float) -> tuple[list[int], list[float], list[float]]:
-    """Return indices, values and what is left, entry by entry in float32."""
+    """Return indices, values and the residual, entry by entry in float32."""
     indices, values, left = [], [], []
     with np.errstate(over="ignore"):
         limit = np.float32(threshold)
@@ -49,7 +49,7 @@ def by_loop(delta_D: Tensor, residual_D: Tensor | None, threshold: float) -> tup
 
 
 def split_plain(delta_D: Tensor, residual_D: Tensor | None, threshold: float) -> Parts:
-    """Return what is done with vectors that no fused pass takes, operation by operation."""
+    """Return the result of the plain operations, without the fused pass."""
     p_D = delta_D if residual_D is None else delta_D + residual_D
     update = hard_threshold(p_D, threshold)
     return Parts(update.indices, update.values, update.left_of(p_D), True)
@@ -148,7 +148,7 @@ def test_one_buffer_is_reused_for_all_lengths() -> None:
         message = feedback.prepare(round, torch.ones(size), index=index, round=round, lr=0.1)
         assert message.residual_D is not None
         assert message.buffer is not None
-        assert message.residual_D._base is message.buffer  # and no array, which would be its owner, and a tensor's view
+        assert message.residual_D._base is message.buffer  # not of an array that owns the memory
         places.add(message.residual_D.data_ptr())
         feedback.accept(message, decode(message.payload, Expected(round, round, size)))
         assert torch.equal(feedback.residuals.load(round)["w"], torch.ones(size))
@@ -162,7 +162,7 @@ def test_an_unaccepted_message_shares_no_memory_with_the_next() -> None:
         feedback.prepare(client, torch.full((size,), float(client)), index=index, round=0, lr=0.1)
         for client in (0, 1, 2)
     ]
-    for message in messages[1:]:  # the first one is lost
+    for message in messages[1:]:  # the first message is lost
         feedback.accept(message, decode(message.payload, Expected(0, message.client, size)))
     later = feedback.prepare(3, torch.full((size,), 1.5), index=index, round=0, lr=0.1)
     lost_D = messages[0].residual_D
@@ -207,7 +207,7 @@ def test_top_k_by_a_sampled_threshold_is_exact(seed: int, density: float, ties: 
     p_D = delta_D + residual_D if with_residual else delta_D
     plain = top_k(p_D, density)
     parts = split_largest(delta_D, residual_D if with_residual else None, plain.num_sent, None)
-    if parts is None:  # the sample led astray, or zeros are among the largest k: then the plain way is taken
+    if parts is None:  # the sample misled, or zeros are among the largest k: the plain way is used
         estimate = estimated_threshold(p_D, None, plain.num_sent)
         assert int((p_D != 0).sum()) < plain.num_sent or estimate > plain.values.abs().min()
         return

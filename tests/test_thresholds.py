@@ -1,4 +1,4 @@
-"""Hard thresholds: what reaches them, how they follow the learning rate, how they are calibrated."""
+"""Hard thresholds: selection of entries, dependence on the learning rate, and calibration."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_wrong_thresholds_and_densities_are_refused(kind: type[HardThreshold], t
         ({"final_lr": 0.1, "law": "power"}, "Expected no final_lr with law: power"),
     ],
 )
-def test_wrong_settings_of_the_law(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_settings_of_the_law_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         GammaFedHT(threshold=0.1, **wrong)
 
@@ -86,11 +86,11 @@ def test_a_first_learning_rate_of_zero_is_refused_as_reference(law: Law) -> None
     assert GammaFedHT(threshold=0.1, reference_lr=0.1, law=law).compress(torch.ones(3), lr=0.0).num_sent == 3
 
 
-# How the threshold follows the learning rate.
+# Dependence on the learning rate.
 
 
 def paper(lr: float, first: float, last: float, alpha: float) -> float:
-    """Line 11 of algorithm 1, as it is printed there."""
+    """Return the value of line 11 of algorithm 1 in the paper."""
     return float(
         np.sqrt(
             lr**alpha * (first * last) ** (alpha / 2) / (lr ** (2 * alpha) + (first * last) ** alpha), dtype=np.float64
@@ -99,7 +99,7 @@ def paper(lr: float, first: float, last: float, alpha: float) -> float:
 
 
 @given(st.floats(1e-4, 1), st.floats(1e-4, 1), st.floats(1e-4, 1), st.floats(0, 3))
-def test_the_papers_law_is_line_eleven_of_its_algorithm(lr: float, first: float, last: float, alpha: float) -> None:
+def test_the_papers_law_equals_line_11_of_its_algorithm(lr: float, first: float, last: float, alpha: float) -> None:
     compressor = GammaFedHT(threshold=0.3, alpha=alpha, law="paper", reference_lr=first, final_lr=last)
     assert compressor.threshold(lr) == pytest.approx(0.3 * paper(lr, first, last, alpha), rel=1e-12)
 
@@ -118,14 +118,14 @@ def test_the_papers_law_has_its_peak_between_first_and_last_learning_rate() -> N
     assert {constant.scale(float(lr)) for lr in rates} == {math.sqrt(0.5)}
 
 
-def test_extreme_learning_rates_overflow_in_no_law() -> None:
+def test_extreme_learning_rates_do_not_overflow() -> None:
     compressor = GammaFedHT(threshold=1.0, alpha=50.0, law="paper", reference_lr=1e30, final_lr=1e-30)
     assert compressor.scale(1e-300) == 0.0
     assert compressor.scale(0.0) == 0.0
     assert compressor.scale(1.0) == pytest.approx(math.sqrt(0.5))
 
 
-def test_a_run_knows_its_first_and_last_learning_rate() -> None:
+def test_the_first_and_last_learning_rate_come_from_the_run() -> None:
     compressor = GammaFedHT(threshold=1.0)
     compressor.setup(Facts((5,), rounds=3, lrs=(0.4, 0.2, 0.1), cohort=1))
     assert compressor.scale(0.2) == pytest.approx(math.sqrt(0.5))  # the geometric mean of 0.4 and 0.1
@@ -143,7 +143,7 @@ def test_a_run_knows_its_first_and_last_learning_rate() -> None:
     st.floats(0, 3),
     st.floats(1e-4, 1) | st.none(),
 )
-def test_falling_learning_rate_never_raises_the_threshold_of_the_power_law(
+def test_a_falling_learning_rate_never_raises_the_threshold_of_the_power_law(
     rates: list[float], alpha: float, reference_lr: float | None
 ) -> None:
     compressor = GammaFedHT(threshold=0.3, alpha=alpha, law="power", reference_lr=reference_lr)
@@ -181,7 +181,7 @@ def test_error_feedback_lowers_the_threshold_with_the_learning_rate(size: int) -
 
 
 def test_alpha_one_keeps_the_density_under_a_falling_learning_rate() -> None:
-    """Deltas and learning rate both times 0.1: α = 1 keeps the density, α = 0 loses nearly all of it."""
+    """Deltas and learning rate shrink by a factor of 10: α = 1 keeps the density, α = 0 loses nearly all entries."""
     vector = normal(20_000, 3)
     densities = {}
     for alpha in (0.0, 1.0):
@@ -208,7 +208,7 @@ def test_clients_with_more_samples_have_a_lower_threshold(size: int) -> None:
 
 
 def slow_weighted_median(values: list[float], weights: list[int]) -> float:
-    """The smallest value once each is repeated as often as its weight says and the lower middle is taken."""
+    """Return the lower median of the values, each repeated as often as its weight."""
     repeated = sorted(value for value, weight in zip(values, weights, strict=True) for _ in range(weight))
     return repeated[(len(repeated) - 1) // 2]
 
@@ -238,7 +238,7 @@ def test_calibration_is_the_median_of_the_kth_magnitudes(kind: type[HardThreshol
     compressor.end_round()
     want = slow_weighted_median(kth, [vector.numel() for vector in vectors])
     assert compressor.threshold(0.1) == want
-    # From now on it is a threshold, and it stays.
+    # The threshold is now set and does not change.
     update = sparse(compressor.compress(vectors[1], lr=0.1))
     assert update.indices.tolist() == [i for i, x in enumerate(vectors[1].tolist()) if abs(x) >= want]
     compressor.observe(update)
@@ -257,12 +257,12 @@ def test_calibration_continues_until_an_update_is_accepted() -> None:
         compressor.end_round()
         assert (compressor.threshold(lr) is None) == (round == 0)
     initial = float(np.median([np.sort(np.abs(normal(100, client).numpy()))[-10] for client in range(3)]))
-    assert compressor.threshold(0.2) == pytest.approx(initial)  # as it was in the round of the calibration
+    assert compressor.threshold(0.2) == pytest.approx(initial)  # equal to that of the calibration round
     assert compressor.threshold(0.1) == pytest.approx(initial / 2)
 
 
 def test_the_reference_lr_of_a_tensor_is_that_of_its_calibration() -> None:
-    """Deltas shrink with the learning rate: at α = 1 every tensor keeps its density, whenever it came."""
+    """Deltas shrink with the learning rate: at α = 1 every tensor keeps its density, also one calibrated later."""
     compressor = GammaFedHT(density=0.1, alpha=1.0, law="power", scope="layer")
     shallow, deep = Layout({"first": (1000,)}), Layout({"first": (1000,), "last": (1000,)})
     for round in range(8):
@@ -291,7 +291,7 @@ def test_calibration_never_gives_a_zero_threshold() -> None:
     assert compressor.threshold(0.1) == 1.0
 
 
-def test_calibration_makes_room_for_residuals_that_pile_up() -> None:
+def test_calibration_allows_for_accumulating_residuals() -> None:
     """λ² is the k-th magnitude times 0.3 ‖Δ‖₁ / k, if that is the larger one; reports of the first round tell ‖Δ‖₁."""
     for density, delta_D in [(0.01, normal(5000, 1)), (0.9, torch.arange(5000.0))]:
         compressor = HardThreshold(density=density)

@@ -1,4 +1,4 @@
-"""Nets for token ids: their values against torch's own layers and NumPy, padding, and what they refuse."""
+"""Nets for token ids: their values against torch's layers and NumPy, padding, and refused inputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def randomised(net: nn.Module) -> nn.Module:
-    """Move biases and norm weights off 0 and 1."""
+    """Change biases and norm weights from 0 and 1."""
     random = torch.Generator().manual_seed(1)
     for parameter in net.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=random)
@@ -73,7 +73,7 @@ def test_attention_equals_torchs(causal: bool, padded: bool) -> None:
         key_padding_mask=None if mask is None else ~mask,
         attn_mask=torch.ones(5, 5).triu(1).bool() if causal else None,
     )
-    real = torch.ones(2, 5).bool() if mask is None else mask  # what padding reads is of no use
+    real = torch.ones(2, 5).bool() if mask is None else mask  # outputs at padding are not used
     assert torch.allclose(found[real], expected.transpose(0, 1)[real], rtol=1e-10)
 
 
@@ -86,7 +86,7 @@ BY_HAND = {"lstm": lstm_by_hand, "transformer": transformer_by_hand}
 def test_a_sub_model_equals_numpy_on_its_channels_of_the_global_weights(
     kind: str, rule: type[PartRule], training: bool
 ) -> None:
-    """Gates and heads are whole, and layers that belong together have the same channels; a Scaler divides by 1/2."""
+    """Sub-models keep whole gates and heads, connected layers have the same channels, and the Scaler divides by 1/2."""
     depth = {} if kind == "lstm" else {"depth": 2}
     factory: Callable[..., nn.Module] = lambda **sizes: SMALL[kind](num_classes=CLASSES, **sizes)  # noqa: E731
     levels = LevelSet(factory, {"a": Level("a"), "b": Level("b", 0.5, **depth)}, seed=0)
@@ -131,7 +131,7 @@ def test_token_ids_of_any_integer_dtype_are_accepted(integers: torch.dtype) -> N
 
 @pytest.mark.parametrize(("kind", "side"), [("lstm", "left"), *((kind, "right") for kind in SMALL)])
 def test_padding_does_not_change_outputs(kind: str, side: str) -> None:
-    """A Transformer's positions are counted from the left, padding included."""
+    """A Transformer counts positions from the left, including padding."""
     net = randomised(SMALL[kind](CLASSES, padding=0))
     ids = tokens(4) % (VOCABULARY - 1) + 1
     padding = [torch.zeros(4, 3).long()]
@@ -212,7 +212,7 @@ def test_flops_by_hand() -> None:
 
 
 def test_a_scaler_follows_every_linear_map_except_the_classifier() -> None:
-    """HeteroFL's places; the widths are those of the level."""
+    """The Scalers are at HeteroFL's places; their widths are those of the level."""
     net = SMALL["transformer"](CLASSES, width=0.5)
     assert [name for name, layer in net.named_modules() if isinstance(layer, Scaler) and layer.width == 0.5] == [
         "embedding.scaler",

@@ -1,4 +1,4 @@
-"""Where compressors send and what residuals keep: against the updates that arrived, and against the stores."""
+"""Densities of uploads and sizes of residuals: against the arrived updates and against the stores."""
 
 from __future__ import annotations
 

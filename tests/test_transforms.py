@@ -1,4 +1,4 @@
-"""Raw samples to batches, against loops over samples and torchvision."""
+"""Transforms from raw samples to batches, against loops over samples and torchvision."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_training_pads_with_black_before_normalising() -> None:
     transform = ImageTransform(mean=(0.5,), std=(0.25,), padding=1)
     batch = transform.train(torch.full((200, 1, 1, 1), 255, dtype=torch.uint8), random_generator())
     white = (batch.flatten() - 2.0).abs() < 1e-5
-    assert (batch.flatten()[~white] == -2.0).all()  # the border is black: not 0, the mean
+    assert (batch.flatten()[~white] == -2.0).all()  # the border is black, which differs from the mean 0
     assert int(white.sum()) == pytest.approx(200 / 9, abs=15)
 
 

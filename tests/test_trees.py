@@ -1,4 +1,4 @@
-"""Token ids, and inputs that are tuples or dicts: from the data set to every executor, statistics, files and nodes."""
+"""Inputs that are token ids, tuples or dicts: in data sets, executors, statistics, files and nodes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_client_samples_keep_their_tree_structure_and_values(form: str) -> None:
 
 
 class Source:
-    """Three clients of trees."""
+    """Three clients with tree inputs."""
 
     def __init__(self, form: str) -> None:
         self.data = Given(form, val_fraction=0.0)
@@ -148,7 +148,7 @@ def test_predictions_equal_the_nets_with_and_without_a_data_module(fit: Fit, for
         expected = module.predict(module.submodel("a"), inputs)
     with_data: Any = trainer.predict(module, datamodule=data)
     plain = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    batch = inputs if isinstance(inputs, dict) else (inputs,)  # a tuple of inputs stands inside another one
+    batch = inputs if isinstance(inputs, dict) else (inputs,)  # a tuple of inputs is wrapped in another tuple
     without: Any = plain.predict(module, DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
     assert torch.equal(torch.cat(with_data), expected)
     assert torch.equal(torch.cat(without), expected)
@@ -191,7 +191,7 @@ def test_flops_are_counted_for_tree_inputs(form: str) -> None:
 
 
 class Leading(MaskedNet):
-    """Means of channels depend on how many there are."""
+    """A net whose channel means depend on the number of channels."""
 
     def logits(self, x_NC: Tensor) -> Tensor:
         return super().logits(x_NC - x_NC.mean(1, keepdim=True))

@@ -1,4 +1,4 @@
-"""A configuration runs nothing but constructors of the classes that it may name."""
+"""A configuration runs only constructors of classes from trusted packages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def make_run() -> None:
-    """Make a run folder with a checkpoint that nobody reads before the configuration."""
+    """Make a run folder with a checkpoint that is not read before the configuration."""
     Path("run/checkpoints").mkdir(parents=True)
     Path("run/checkpoints/last.ckpt").touch()
     Path("run/config.yaml").write_text((CONFIGS / "demo.yaml").read_text())
@@ -162,7 +162,7 @@ def test_a_node_and_a_server_trust_the_default_packages(
 
 
 def test_the_popen_attack_works_outside_hetfl() -> None:
-    """The attacks would run something: this one does where it is called."""
+    """The attacks of these tests would run a command: this one does so when it is called."""
     import subprocess
 
     with subprocess.Popen(**yaml.safe_load(POPEN)["init_args"]) as process:

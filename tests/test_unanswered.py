@@ -1,4 +1,4 @@
-"""Clients that are asked for losses and do not answer, as happens where they are on other machines."""
+"""Clients that do not answer requests for losses, as can happen with clients on other machines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.test_cluster_runs import Fit, grouped, module, rows
 
 
 class Silent(OwnClients):
-    """Client 3 never answers; client 5 says nothing on the second model."""
+    """Client 3 never answers; client 5 does not answer for the second model."""
 
     def __init__(self, module: FederatedModule) -> None:
         assert isinstance(module.clients, OwnClients)

@@ -1,4 +1,4 @@
-"""Samples and clients that cannot be used: refused by name, or left out."""
+"""Samples and clients that cannot be used are refused by name, or left out."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_data_with_a_single_class_is_refused() -> None:
 
 
 def uneven(**changes: Any) -> TensorData:
-    """Six clients: bob and eve have one training sample each, and no test samples."""
+    """Return six clients: bob and eve have one training sample each and no test samples."""
     names = ["ann", "cat", "dan", "fay"]
     ids = [names[i % 4] for i in range(198)] + ["bob", "eve"]
     return numbered(
@@ -97,7 +97,7 @@ def test_drop_small_clients_leaves_them_out() -> None:
     for client in range(4):
         assert {number % 4 for number in numbers(module, "train")[client]} == {client}
         assert {number % 4 for number in numbers(module, "test")[client]} == {client}
-    assert int((module.resident.test_owner < 0).sum()) == 2  # bob's
+    assert int((module.resident.test_owner < 0).sum()) == 2  # bob's samples
     assert client_table(module)["id"].tolist() == ["ann", "cat", "dan", "fay"]
 
 

@@ -1,4 +1,4 @@
-"""Updates: what they stand for, against plain loops."""
+"""Updates: their dense form and counts, against plain loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.wire_cases import cases
 
 
 def dense_by_hand(update: Update) -> list[float]:
-    """Every entry by itself."""
+    """Return every entry, computed separately."""
     values = update.values.tolist()
     if isinstance(update, SparseUpdate):
         sent = dict(zip(update.indices.tolist(), values, strict=True))
@@ -69,7 +69,7 @@ def test_number_of_values_per_tensor_equals_a_loop(case: tuple[Update, Layout, b
 @pytest.mark.parametrize("counts", [(4,), (0, 0, 1), (2, 0, 3)])
 def test_every_section_of_a_seeded_update_has_its_own_seed(counts: tuple[int, ...]) -> None:
     sizes = (9,) if len(counts) == 1 else (3, 0, 6)
-    for seed in (0, 2**64 - 1):  # the seed of the second section is 0 then
+    for seed in (0, 2**64 - 1):  # the second section's seed is then 0
         want, offset = [], 0
         for section, (size, count) in enumerate(zip(sizes, counts, strict=True)):
             want += [offset + place for place in by_hand.chosen(size, count, (seed + section) % 2**64)]

@@ -1,4 +1,4 @@
-"""Bytes on the wire: round trips, the exact layout, what is refused and why."""
+"""The wire format: round trips, the exact layout, and the reasons of refusals."""
 
 from __future__ import annotations
 
@@ -125,14 +125,14 @@ def test_products_may_have_more_values_than_entries() -> None:
         ("dense", 56, struct.pack("<f", float("nan")), Reason.VALUES),
         ("runs", 57, long(158), Reason.INDICES),  # more runs than indices
         ("runs", 57, long(1), Reason.INDICES),
-        ("runs", 65, long(0), Reason.INDICES),  # no first stream
-        ("runs", 65, long(4), Reason.INDICES),  # no second
+        ("runs", 65, long(0), Reason.INDICES),  # an empty first stream
+        ("runs", 65, long(4), Reason.INDICES),  # an empty second stream
         ("runs", 65, long(2**64 - 1), Reason.INDICES),
-        ("seeded", 64, long(4), Reason.COUNT),  # the sum is another
+        ("seeded", 64, long(4), Reason.COUNT),  # a wrong sum
         ("seeded", 64, long(7) + long(2**64 - 2), Reason.COUNT),  # the sum is right modulo 2^64
         ("seeded", 64, long(2) + long(2) + long(2), Reason.COUNT),  # of a tensor of one entry
         ("low_rank", 56, b"\x0b\x00", Reason.COUNT),  # rank 11 of a 20 x 10 matrix
-        ("low_rank", 56, b"\x01\x00", Reason.COUNT),  # fewer values
+        ("low_rank", 56, b"\x01\x00", Reason.COUNT),  # too few values
         ("low_rank", 56, b"\x02\x00\x02\x00", Reason.COUNT),
     ],
 )

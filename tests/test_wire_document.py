@@ -1,4 +1,4 @@
-"""``docs/wire.md``: its examples and tables are what the code does."""
+"""``docs/wire.md``: its examples and tables agree with the code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXAMPLES = re.findall(r"### (.+)\n\n```json\n(.+)\n(.+)\n```\n\n```hex\n([^`]+)`
 
 
 def rows(heading: str) -> list[list[str]]:
-    """The cells of the table whose first cell is this, its heading left out."""
+    """Return the cells of the table with this heading cell, without its heading row."""
     table = TEXT.split(f"| {heading} |", 1)[1].split("\n\n", 1)[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
@@ -137,7 +137,7 @@ def test_every_field_and_reason_is_described() -> None:
     ("kind", "tensors", "most"),
     [
         (Kind.DENSE, 1, 0),
-        (Kind.SPARSE, 1, 32 + 2 + 4 * 3),  # of D = 11 entries, and k = 3 that are sent
+        (Kind.SPARSE, 1, 32 + 2 + 4 * 3),  # D = 11 entries, k = 3 sent entries
         (Kind.SEEDED, 2, 8 + 8 * 2),
         (Kind.SEEDED, 0, 8 + 8),
         (Kind.LOW_RANK, 2, 2 * 2),

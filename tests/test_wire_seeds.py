@@ -1,4 +1,4 @@
-"""Seeds on the wire: they draw exactly the part, are taken where they are shortest, and are not trusted."""
+"""Seeds on the wire: they reproduce the part exactly, are used where they are shortest, and are checked."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def without(part: Part) -> Part:
 
 
 def words(seed: int, count: int) -> NDArray[np.int64]:
-    """The numbers of 32 bits that a Mersenne Twister of the lowest 32 bits of a seed gives."""
+    """Return the 32-bit numbers of a Mersenne Twister that is seeded with the lowest 32 bits of a seed."""
     twister = np.random.RandomState(seed % 2**32)
     return twister.randint(0, 2**32, size=count, dtype=np.uint32).astype(np.int64)
 

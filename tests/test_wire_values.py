@@ -1,4 +1,4 @@
-"""Blocks of codes: what they stand for, their layout, what is refused."""
+"""Blocks of codes: their values, their layout, and refused blocks."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def altered(offset: int, replacement: bytes, update: Update = DENSE) -> bytes:
         (BLOCK + 1, b"\x01", Reason.LENGTH),
         (BLOCK + 2, b"\x02", Reason.FORMAT),
         (BLOCK + 2, b"\x01", Reason.VALUES),  # logarithmic codes, whose magnitudes would not ascend
-        (BLOCK + 4, struct.pack("<I", 0), Reason.FORMAT),  # one per tensor, without a layout
+        (BLOCK + 4, struct.pack("<I", 0), Reason.FORMAT),  # one bucket per tensor, without a layout
         (BLOCK + 4, struct.pack("<I", 1), Reason.LENGTH),
         (BLOCK + 4, struct.pack("<I", 2**32 - 1), Reason.LENGTH),
         (BLOCK + 8, struct.pack("<f", float("nan")), Reason.VALUES),  # the zero point
         (BLOCK + 12, struct.pack("<f", float("-inf")), Reason.VALUES),  # a scale
-        (BLOCK + 12, struct.pack("<f", 3e38), Reason.VALUES),  # a finite one whose values overflow
-        (-1, b"\x04", Reason.VALUES),  # bits behind the last code
+        (BLOCK + 12, struct.pack("<f", 3e38), Reason.VALUES),  # finite, but its values overflow
+        (-1, b"\x04", Reason.VALUES),  # bits after the last code
         (-1, b"\x80", Reason.VALUES),
     ],
 )
@@ -149,7 +149,7 @@ def test_inconsistent_code_fields_are_refused(changes: dict[str, object]) -> Non
 
 
 def test_decoding_the_largest_messages_takes_little_memory() -> None:
-    """What NumPy takes, with which the bytes are read."""
+    """The memory that NumPy allocates for decoding."""
     size = 200_000
     layout = Layout({"w": (size // 2, 1), "v": (size // 2, 1)})
     positions = SeededUpdate.positions(1, [size], [size])

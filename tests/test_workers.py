@@ -1,4 +1,4 @@
-"""Processes that train clients: the same bits for any number of them, and what happens when they fail or die."""
+"""Worker processes: the same bits for any number of them, and handling of their failures and deaths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TASKS = [
 
 
 def deltas(executor: Executor, job: Callable[..., object] = train, order: int = -1) -> list[Tensor]:
-    """Return the vectors of a run, after comparing them with those of another one in the same or in reverse order."""
+    """Return the vectors of a run, after comparing them with those of a second run in the same or reverse order."""
     problem = Problem(LocalTraining(epochs=2))
     executor.open(bench_of(problem))
     try:
@@ -70,7 +70,7 @@ def test_workers_receive_a_new_global_model() -> None:
 
 
 def fails(bench: Bench, task: Task) -> object:
-    """A job that cannot be done."""
+    """A job that raises an error."""
     raise ValueError(f"no luck with client {task.client}")
 
 
@@ -119,7 +119,7 @@ def test_a_failing_worker_is_reported_and_the_next_run_works(job: Callable[..., 
 
 
 def dies_once(bench: Bench, task: Task, mark: Path) -> Result:
-    """A job that ends its process at the first try of one client."""
+    """A job that ends its process at the first attempt for one client."""
     if task.client == 2 and task.level == "b" and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -163,7 +163,7 @@ def test_a_worker_that_was_killed_between_rounds_is_replaced() -> None:
 
 @pytest.mark.parametrize("job", [train, statistics])
 def test_stacked_workers_equal_stacked_for_any_number_of_workers(job: Callable[..., object]) -> None:
-    """Another order would be another division into groups, whose results agree to rounding only."""
+    """Another order would give another division into groups, whose results agree only up to rounding."""
     expected = deltas(Stacked(2), job, order=1)
     for num_workers in (1, 2, 5):
         found = deltas(Workers(num_workers, Stacked(2)), job, order=1)
@@ -179,9 +179,9 @@ def test_a_net_that_cannot_be_stacked_is_refused_before_a_worker_starts() -> Non
 
 
 def test_sigterm_ends_workers_with_any_handler_of_the_main_process() -> None:
-    """The main process terminates its workers at exit and waits: a handler of its own must not stay in them."""
+    """The main process terminates its workers at exit and waits: workers must not inherit its signal handler."""
     executor = Workers(2)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # as Lightning's, which only takes a note
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # like Lightning's handler, which only records the signal
     try:
         executor.open(bench_of(Problem(LocalTraining())))
         assert len(list(executor.run(train, TASKS))) == len(TASKS)
@@ -209,7 +209,7 @@ def test_unread_results_do_not_reach_the_next_run() -> None:
 
 
 def test_client_memories_are_not_moved_to_shared_memory() -> None:
-    """Shared memory holds a file open as long as it lives, one for every client."""
+    """Shared memory keeps a file open for each client's memory as long as it exists."""
     problem = Problem(LocalTraining(penalty=FedDyn(0.1)))
     sizes = {level: sum(p.numel() for p in problem.build(level).parameters()) for level in ("a", "b")}
     kept = {level: torch.ones(size, dtype=torch.float64) for level, size in sizes.items()}
@@ -224,12 +224,12 @@ def test_client_memories_are_not_moved_to_shared_memory() -> None:
 
 
 def whose(bench: Bench, task: Task) -> Result:
-    """Return the process that a client was trained by."""
+    """Return the process that trained a client."""
     return Result(task, Report(task.client, task.level, 1, 0.0), torch.tensor([os.getpid()]))
 
 
 def test_the_least_busy_worker_gets_the_next_client() -> None:
-    """Not who has one client fewer: a cohort would wait for a second one behind the largest."""
+    """The worker with the least work, not the one with the fewest clients: one client may be as large as several."""
     workers = Workers(2)
     workers.open(bench_of(Problem(LocalTraining()), (20, 12, 12)))
     try:
@@ -241,7 +241,7 @@ def test_the_least_busy_worker_gets_the_next_client() -> None:
 
 
 def test_workers_can_be_started_during_an_evaluation() -> None:
-    """Lightning tests in inference mode, and statistics may be the first thing that is asked of workers."""
+    """Lightning tests in inference mode, and statistics may be the first job of the workers."""
     workers = Workers(2)
     workers.open(bench_of(Problem(LocalTraining(epochs=2))))
     try:

@@ -22,7 +22,7 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "transformer": partial(Transformer, VOCABULARY, channels=12, heads=3, feed_forward=20, layers=3),
     "exits": partial(MultiExitTransformer, VOCABULARY, channels=12, heads=3, feed_forward=20, layers=3),
 }
-"""No two of the sizes that are scaled are equal, but for those that must be."""
+"""All scaled sizes differ, except for those that must be equal."""
 
 
 def tokens(samples: int, length: int = 7, seed: int = 0) -> Tensor:
@@ -31,19 +31,19 @@ def tokens(samples: int, length: int = 7, seed: int = 0) -> Tensor:
 
 
 def positions(part: Part, name: str, dim: int) -> NDArray[np.int64]:
-    """Return which positions of a dimension of a tensor a part holds."""
+    """Return the positions of a dimension of a tensor that a part holds."""
     held = part[name][dim]
     return np.arange(held.start, held.stop) if isinstance(held, slice) else held.numpy()
 
 
 def lstm_by_hand(weights: Mapping[str, Array], ids: NDArray[np.int64], part: Part, state_scale: float = 1.0) -> Array:
-    """Return the logits (K,) of one sequence, unit by unit, by the global weights of the channels that a part holds.
+    """Return the logits (K,) of one sequence, unit by unit, from the global weights of the channels that a part holds.
 
     Args:
-        weights: of the global net, by name.
+        weights: weights of the global net, by name.
         ids: the sequence, shape (T,).
-        part: says which channels.
-        state_scale: what states are multiplied by before anybody reads them.
+        part: the channels.
+        state_scale: factor of states before they are read.
     """
     read = positions(part, "embedding.0.weight", 1)
     units = positions(part, "layers.0.hidden_weight", 0)
@@ -78,13 +78,13 @@ def _sigmoid(x: float) -> float:
 
 
 def transformer_by_hand(weights: Mapping[str, Array], ids: NDArray[np.int64], part: Part, scale: float = 1.0) -> Array:
-    """Return the logits (K,) of one sequence, head by head, by the global weights of the channels that a part holds.
+    """Return the logits (K,) of one sequence, head by head, from the global weights of the channels that a part holds.
 
     Args:
-        weights: of the global net, by name.
+        weights: weights of the global net, by name.
         ids: the sequence, shape (T,).
-        part: says which channels, and how many blocks.
-        scale: what comes out of every linear map is multiplied by.
+        part: the channels and the number of blocks.
+        scale: factor of the output of every linear map.
     """
     held = positions(part, "embedding.token.weight", 1)
     x = (weights["embedding.token.weight"][ids] + weights["embedding.position"][: len(ids)])[:, held] * scale

@@ -1,4 +1,4 @@
-"""Configurations that try to run a command: each makes the file ``ran`` if anything of it is called."""
+"""Configurations that try to run a command: each attack creates the file ``ran`` if it is called."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
 CALL = "{class_path: subprocess.check_call, init_args: {popenargs: [touch, ran]}}"
 POPEN = "{class_path: subprocess.Popen, init_args: {args: [touch, ran]}}"
 OWN = "{class_path: attack.touch, init_args: {path: ran}}"
-"""A function of a module that the user has: no list of Python's modules knows it."""
+"""A function of the user's module, which no list of Python's modules contains."""
 TYPED = "{class_path: attack.typed, init_args: {path: ran}}"
-"""One that says that it returns a net, and is none."""
+"""A function whose annotation claims that it returns a net."""
 CYCLIC = "{class_path: torch.optim.lr_scheduler.CyclicLR, init_args: {base_lr: 0.1, max_lr: 0.2, scale_fn: %s}}"
 LAMBDA = "{class_path: lightning.pytorch.callbacks.LambdaCallback, init_args: {setup: %s, on_fit_start: %s}}"
 STRATEGY = "{class_path: lightning.pytorch.strategies.DDPStrategy, init_args: {ddp_comm_hook: %s}}"
@@ -48,7 +48,7 @@ def make(*, width: float = 1.0) -> nn.Module:
 def optimize(parameters) -> Optimizer:
     return SGD(parameters, lr=0.1)
 """
-"""The module ``attack``."""
+"""Source of the module ``attack``."""
 
 RUNS: dict[str, list[str]] = {
     "a function as net": ["--model.net", TOUCH],
@@ -86,7 +86,7 @@ RUNS: dict[str, list[str]] = {
     "for an argument of any type, of one's own": ["--model.net=attack.Net", "--model.net.extra", OWN],
     "YAML's own way": ["-c", "python.yaml"],
 }
-"""Arguments behind those of a demo."""
+"""Arguments after those of a demo."""
 
 FILES = {
     "attack.py": ATTACK,
@@ -96,7 +96,7 @@ FILES = {
 }
 
 IMPORTING = "open('ran', 'w').close()\nfrom torch import nn\nclass Thing(nn.Module): ...\ndef function(): ...\n"
-"""The module ``stranger``, in which already the import is the attack."""
+"""Source of the module ``stranger``, whose import is the attack."""
 THING = "{class_path: stranger.Thing}"
 TENSORBOARD = "{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: tb}, dict_kwargs: %s}"
 
@@ -120,4 +120,4 @@ IMPORTS: dict[str, list[str]] = {
     "by way of a package that is trusted": ["--model.net=torch.nn.modules.module.OrderedDict"],
     "help": ["--model.help=stranger.Thing"],
 }  # fmt: skip
-"""Arguments that name code of a package that is not trusted."""
+"""Arguments that name code of an untrusted package."""
