@@ -41,9 +41,9 @@ def make_node(
 ) -> Node:
     """Return a node that serves some clients, with a separate module and data module."""
     trainer = FederatedTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, **options)
-    module, own = make(), data()
-    trainer.introduce(module, own)
-    return Node(trainer.precision_plugin.convert_module(module), own, frozenset(clients), ClientStates(folder))  # type: ignore[arg-type]
+    module, datamodule = make(), data()
+    trainer.introduce(module, datamodule)
+    return Node(trainer.precision_plugin.convert_module(module), datamodule, frozenset(clients), ClientStates(folder))  # type: ignore[arg-type]
 
 
 class Clock:
@@ -59,7 +59,7 @@ class Clock:
         self.now += seconds
 
 
-class Hands:
+class FakePost:
     """A fake transport that lets nodes answer at once and hands out their answers.
 
     Args:
@@ -102,7 +102,7 @@ def over_the_wire(records: RecordDict) -> RecordDict:
     return inflated
 
 
-def federated(module: FederatedModule, hands: Hands, **patience: float) -> FederatedModule:
+def federated(module: FederatedModule, hands: FakePost, **patience: float) -> FederatedModule:
     """Return a module whose clients are on the nodes of a fake transport."""
     clock = Clock()
     module.clients = FlowerClients(module, Nodes(hands, clock, clock.sleep), Patience(**patience))
@@ -112,8 +112,8 @@ def federated(module: FederatedModule, hands: Hands, **patience: float) -> Feder
 @contextmanager
 def warned(match: str) -> Iterator[None]:
     """Expect a matching warning; other warnings are allowed, since each client without an update causes one."""
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    texts = [str(each.message) for each in said]
+    texts = [str(each.message) for each in caught]
     assert any(re.search(match, text) for text in texts), texts

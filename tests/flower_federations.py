@@ -48,13 +48,13 @@ class Federation:
             )
 
     def server(self, *more: str, settings: Sequence[str] = (), name: str = "server") -> None:
-        own = ["server", "--port", str(self.port), "--home", str(self.folder / name)]
-        self.command(name, [*own, *more, *(settings or args(self.folder))])
+        arguments = ["server", "--port", str(self.port), "--home", str(self.folder / name)]
+        self.command(name, [*arguments, *more, *(settings or args(self.folder))])
 
     def node(self, number: int, *more: str, settings: Sequence[str] = ()) -> None:
-        own = ["client", "--clients", NODES[number], "--server", f"127.0.0.1:{self.port}"]
-        own += ["--states", str(self.folder / f"states{number}"), "--home", str(self.folder / f"node{number}")]
-        self.command(f"node{number}", [*own, *more, *(settings or args(self.folder))])
+        arguments = ["client", "--clients", NODES[number], "--server", f"127.0.0.1:{self.port}"]
+        arguments += ["--states", str(self.folder / f"states{number}"), "--home", str(self.folder / f"node{number}")]
+        self.command(f"node{number}", [*arguments, *more, *(settings or args(self.folder))])
 
     def log(self, name: str = "server") -> str:
         return (self.folder / f"{name}.log").read_text()
@@ -101,10 +101,10 @@ def descendants(pid: int) -> list[int]:
             with contextlib.suppress(OSError):
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(entry.name))
-    found = list(children.get(pid, ()))
-    for child in found:
-        found += children.get(child, ())
-    return found
+    pids = list(children.get(pid, ()))
+    for child in pids:
+        pids += children.get(child, ())
+    return pids
 
 
 def left_behind(port: int) -> list[str]:
@@ -117,16 +117,16 @@ def run_of(folder: Path) -> Path:
     return run
 
 
-class Without(Clients):
+class LossyClients(Clients):
     """Clients in one process; the listed updates are lost."""
 
     def __init__(self, inner: Clients, lost: set[tuple[int, int]]) -> None:
         self.inner, self.lost = inner, lost
 
     def train(self, tasks: Any) -> Any:
-        there = iter(self.inner.train([task for task in tasks if (task.round, task.client) not in self.lost]))
+        replies = iter(self.inner.train([task for task in tasks if (task.round, task.client) not in self.lost]))
         for task in tasks:
-            yield Reply(task, lost="as before") if (task.round, task.client) in self.lost else next(there)
+            yield Reply(task, lost="as before") if (task.round, task.client) in self.lost else next(replies)
 
     def run(self, job: Any, tasks: Any) -> Any:
         return self.inner.run(job, tasks)
@@ -144,7 +144,7 @@ class Replay(FederatedCLI):
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
-        self.model.clients = Without(self.model.clients, self.lost)
+        self.model.clients = LossyClients(self.model.clients, self.lost)
 
 
 def rounds_of(run: Path) -> int:
@@ -169,14 +169,14 @@ def lost_updates(logs: Mapping[int, str]) -> set[tuple[int, int]]:
     lost: set[tuple[int, int]] = set()
     for first, log in logs.items():
         lost = {each for each in lost if each[0] < first}
-        found = re.findall(r"Round (\d+): (?:no )?update of client (\d+)(?:: | at level \S+ refused)", log)
-        lost |= {(int(round), int(client)) for round, client in found}
+        refusals = re.findall(r"Round (\d+): (?:no )?update of client (\d+)(?:: | at level \S+ refused)", log)
+        lost |= {(int(round), int(client)) for round, client in refusals}
     return lost
 
 
 def checkpoint(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)  # noqa: TID251
-    return found
+    content: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)  # noqa: TID251
+    return content
 
 
 def assert_same_end(run: Path, alone: Path, states: Path) -> None:
@@ -203,9 +203,9 @@ def assert_same_end(run: Path, alone: Path, states: Path) -> None:
 
 
 def assert_same_residual(file: Path, expected: dict[str, torch.Tensor]) -> None:
-    found = safetensors.torch.load_file(file)
-    assert found.keys() == {f"residual/{name}" for name in expected}, file
+    residual = safetensors.torch.load_file(file)
+    assert residual.keys() == {f"residual/{name}" for name in expected}, file
     for name, block in expected.items():
-        kept = found[f"residual/{name}"]
+        kept = residual[f"residual/{name}"]
         assert (kept.dtype, kept.shape) == (block.dtype, block.shape), (file, name)
         assert kept.numpy().tobytes() == block.contiguous().numpy().tobytes(), (file, name)

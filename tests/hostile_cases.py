@@ -91,13 +91,13 @@ class Play:
         job: the job whose answers are false: ``train``, ``losses`` or ``statistics``.
         lies: functions that change the records of an answer, by name.
         garbles: functions that change the serialised objects of an answer, by name.
-        told: names of the false answers that were sent, by round.
+        sent: names of the false answers that were sent, by round.
     """
 
     job: str
     lies: Mapping[str, Lie] = field(default_factory=dict)
     garbles: Mapping[str, Garble] = field(default_factory=dict)
-    told: dict[int, str] = field(default_factory=dict)
+    sent: dict[int, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -107,7 +107,7 @@ class Play:
         """Return the name of the false answer to send; empty for an honest answer."""
         if node != LIAR or job != self.job or round >= len(self.names):
             return ""
-        self.told[round] = self.names[round]
+        self.sent[round] = self.names[round]
         return self.names[round]
 
 
@@ -191,13 +191,13 @@ class Outcome:
     Attributes:
         state: the final weights.
         rows: the table ``metrics.csv``.
-        said: warnings by round.
+        by_round: warnings by round.
         texts: all warnings in order.
     """
 
     state: Mapping[str, torch.Tensor]
     rows: pd.DataFrame
-    said: Mapping[int, Sequence[str]]
+    by_round: Mapping[int, Sequence[str]]
     texts: Sequence[str]
 
 
@@ -226,7 +226,7 @@ class Silenced:
         return getattr(self.inner, name)
 
 
-def served(module: FederatedModule, folder: Path, play: Play, build: Callable[[], FederatedModule]) -> FederatedModule:
+def on_nodes(module: FederatedModule, folder: Path, play: Play, build: Callable[[], FederatedModule]) -> FederatedModule:
     """Return a module whose clients are on nodes behind a :class:`Link`."""
     nodes = {node: make_node(clients, folder / str(node), build, data) for node, clients in SPLIT.items()}
     clock = Clock()
@@ -235,19 +235,19 @@ def served(module: FederatedModule, folder: Path, play: Play, build: Callable[[]
     return module
 
 
-def played(fit: Fit, module: FederatedModule, rounds: int, name: str, **options: Any) -> Outcome:
+def outcome_of(fit: Fit, module: FederatedModule, rounds: int, name: str, **options: Any) -> Outcome:
     """Run a module and return its outcome."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = fit(module, data(), rounds=rounds, name=name, **options)
-    said: dict[int, list[str]] = {}
+    by_round: dict[int, list[str]] = {}
     texts = [str(each.message) for each in caught]
     for text in texts:
         if match := re.match(r"Round (\d+): ", text):
-            said.setdefault(int(match[1]), []).append(text)
+            by_round.setdefault(int(match[1]), []).append(text)
     folder = Path(trainer.logger.save_dir)  # type: ignore[union-attr,arg-type]
     state = {key: value.clone() for key, value in module.state_dict().items()}
-    return Outcome(state, pd.read_csv(folder / "metrics.csv"), said, texts)
+    return Outcome(state, pd.read_csv(folder / "metrics.csv"), by_round, texts)
 
 
 def hostile_run(
@@ -255,8 +255,8 @@ def hostile_run(
 ) -> tuple[Outcome, Outcome]:
     """Return the outcomes of a run with one false answer per round, and of a run that loses the victim's answers."""
     rounds = len(play.names)
-    module = served(build(), folder / "lied", play, build)
-    lied = played(fit, module, rounds, f"lied_{play.job}", **options)
-    silent = served(build(), folder / "silent", Play(""), build)
+    module = on_nodes(build(), folder / "lied", play, build)
+    lied = outcome_of(fit, module, rounds, f"lied_{play.job}", **options)
+    silent = on_nodes(build(), folder / "silent", Play(""), build)
     silent.clients = Silenced(silent, play.job)  # type: ignore[assignment]
-    return lied, played(fit, silent, rounds, f"silent_{play.job}", **options)
+    return lied, outcome_of(fit, silent, rounds, f"silent_{play.job}", **options)

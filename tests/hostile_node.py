@@ -61,14 +61,14 @@ LIES: dict[str, tuple[Any, str]] = {
 def become_hostile() -> None:
     """Replace this process's training answers by the false answer of the requested round."""
     read, write = messages.read_request, messages.answer_records
-    asked: list[Request] = []
+    requests: list[Request] = []
 
     def read_request(records: RecordDict) -> Request:
-        asked.append(read(records))
-        return asked[-1]
+        requests.append(read(records))
+        return requests[-1]
 
     def answer_records(answer: Answer) -> RecordDict:
-        records, request = write(answer), asked[-1]
+        records, request = write(answer), requests[-1]
         orders: list[Order] = list(request.orders)
         if request.job != "train" or not orders:
             return records

@@ -75,11 +75,11 @@ def drawn_parts(draw: st.DrawFn) -> tuple[Part, Part, Part]:
 
 def held_by(part: Part) -> dict[str, NDArray[np.bool_]]:
     """Return a mask per global tensor of the entries that a part holds, computed position by position."""
-    found = {name: np.zeros(SHAPES[name], dtype=bool) for name in part}
+    held = {name: np.zeros(SHAPES[name], dtype=bool) for name in part}
     masks = {} if part.mask_D is None else part.layout.views(part.mask_D)
     for name, entry in part.items():
         ranges = [list(range(d.start, d.stop)) if isinstance(d, slice) else d.tolist() for d in entry]
         for place in np.ndindex(*map(len, ranges)):
             position = tuple(each[i] for each, i in zip(ranges, place, strict=True))
-            found[name][position] = bool(masks[name][place]) if name in masks else True
-    return found
+            held[name][position] = bool(masks[name][place]) if name in masks else True
+    return held

@@ -76,14 +76,14 @@ def test_replayed_holders_equal_those_of_the_arrived_updates(fit: Fit, kind: typ
         mine = ever.setdefault(report.client, {name: np.zeros(shape, dtype=bool) for name, shape in shapes.items()})
         for name, covered in masks_of(index, shapes).items():
             mine[name] |= covered
-    found = holders(module, rounds=5)
-    assert found.keys() == shapes.keys()
-    for name, counts in found.items():
+    actual = holders(module, rounds=5)
+    assert actual.keys() == shapes.keys()
+    for name, counts in actual.items():
         assert counts.dtype == torch.int64
         assert np.array_equal(counts.numpy(), sum(mine[name] for mine in ever.values()))
     assert len(ever) < sum(map(len, recorder.updates)), "else nobody took part twice, which counts once"
     if kind is HeteroFL:
-        rows = found["classifier.bias"].tolist()
+        rows = actual["classifier.bias"].tolist()
         assert len(set(rows)) > 1, "clients own two labels each, so rows of the classifier differ"
 
 
@@ -106,11 +106,11 @@ def test_holders_of_any_indices_equal_a_count_one_by_one(rounds: list[list[tuple
         selection=selection,
         round=SimpleNamespace(tasks=tasks),
     )
-    found = holders(cast(FederatedModule, stand_in), len(rounds))
+    counts = holders(cast(FederatedModule, stand_in), len(rounds))
     for name, shape in (("weight", (5, 5)), ("bias", (5,))):
         for place in np.ndindex(*shape):
             ever = {k for each in rounds for k, index in each if name in index and mask(shape, index[name])[place]}
-            assert found[name][place] == len(ever)
+            assert counts[name][place] == len(ever)
 
 
 def test_a_run_that_cannot_be_replayed_is_refused(fit: Fit) -> None:
@@ -265,9 +265,9 @@ def test_channel_norms_are_computed_for_the_requested_tensors() -> None:
     assert set(channel_norms(weights, module.levels.indices)["tensor"]) == {
         name for name, tensor in weights.items() if tensor.dim() > 1
     }
-    for asked, wrong in ((["conv"], "'conv'"), ([], "none")):
+    for tensors, wrong in ((["conv"], "'conv'"), ([], "none")):
         with pytest.raises(ConfigurationError, match=f"Expected names of the model's tensors but got {wrong}"):
-            channel_norms(weights, module.levels.indices, asked)
+            channel_norms(weights, module.levels.indices, tensors)
 
 
 @settings(max_examples=50)

@@ -81,14 +81,14 @@ def test_rewritten_nets_compute_the_same_in_fewer_passes() -> None:
         if isinstance(layer, StaticBatchNorm2d):
             layer.eps = 0.1
     images = torch.randn(5, 1, 8, 8)
-    found = copy.deepcopy(net)
-    rewrite(found)
-    assert not [layer for layer in found.modules() if isinstance(layer, Scaler)]
-    assert [type(layer) for layer in found.blocks[0].children()][-2:] == [nn.MaxPool2d, nn.ReLU]
-    for one in (net, found):
+    changed = copy.deepcopy(net)
+    rewrite(changed)
+    assert not [layer for layer in changed.modules() if isinstance(layer, Scaler)]
+    assert [type(layer) for layer in changed.blocks[0].children()][-2:] == [nn.MaxPool2d, nn.ReLU]
+    for one in (net, changed):
         one(images).square().sum().backward()
-    assert torch.allclose(found(images), net(images), rtol=1e-12)
-    for (name, parameter), (other, rewritten) in zip(net.named_parameters(), found.named_parameters(), strict=True):
+    assert torch.allclose(changed(images), net(images), rtol=1e-12)
+    for (name, parameter), (other, rewritten) in zip(net.named_parameters(), changed.named_parameters(), strict=True):
         assert name == other
         assert torch.allclose(rewritten.grad, parameter.grad, rtol=1e-9, atol=1e-12)  # type: ignore[arg-type]
 

@@ -43,10 +43,10 @@ class Honest:
 
 def test_a_peer_with_equal_results_is_timed_and_closed() -> None:
     peer = Honest()
-    found = local_rounds(
+    timings = local_rounds(
         SMALL, {"Sequential": Sequential}, num_threads=1, blocks=1, peers={"honest": lambda setting, tensors: peer}
     )
-    assert [row.side for row in found][-2:] == ["Sequential", "honest"]
+    assert [row.side for row in timings][-2:] == ["Sequential", "honest"]
     assert peer.closed
 
 

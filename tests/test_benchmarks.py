@@ -30,14 +30,14 @@ SMALL = Setting("be", clients=8, cohort=4, samples=11, batch_size=5, epochs=2, h
 
 def test_local_rounds_are_checked_and_timed() -> None:
     makes = {name: make for name, make in executors(2, SMALL.cohort).items() if name != "Auto"}
-    found = local_rounds(SMALL, makes, num_threads=1, blocks=1)
-    assert [row.side for row in found] == [
+    timings = local_rounds(SMALL, makes, num_threads=1, blocks=1)
+    assert [row.side for row in timings] == [
         "Sequential",  # the baseline for clients with different parts
         "bare loop, 1 thread",
         "bare loop, 1 thread, foreach",
         *("Workers(2)", "Workers(2, Stacked)", "Workers(2, Stacked(1))", "Stacked"),
     ]
-    assert all(len(row.seconds) == 1 for row in found)
+    assert all(len(row.seconds) == 1 for row in timings)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,8 +85,8 @@ def test_the_time_of_a_whole_round_is_the_sum_of_its_parts() -> None:
 
 
 def test_aggregation_is_checked_and_timed() -> None:
-    found = aggregation(uploads(clients=6, hidden=(16, 16, 32, 32)), num_threads=1, blocks=1)
-    assert [row.side for row in found] == ["copy of the same bytes", "HolderMean"]
+    timings = aggregation(uploads(clients=6, hidden=(16, 16, 32, 32)), num_threads=1, blocks=1)
+    assert [row.side for row in timings] == ["copy of the same bytes", "HolderMean"]
 
 
 @pytest.mark.parametrize("density", [0.001, 0.1])
@@ -102,18 +102,18 @@ def test_timed_blocks_alternate() -> None:
 
 
 def test_ratios_are_against_the_first_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found: list[Row] = rows("case", {"one": [1.0, 2.0, 9.0], "two": [3.0, 5.0, 4.0]})
-    report(found, tmp_path / "times.json")
-    assert (found[1].ratio_of_medians, found[1].ratio_of_minima) == (2.0, 3.0)
+    table: list[Row] = rows("case", {"one": [1.0, 2.0, 9.0], "two": [3.0, 5.0, 4.0]})
+    report(table, tmp_path / "times.json")
+    assert (table[1].ratio_of_medians, table[1].ratio_of_minima) == (2.0, 3.0)
     assert "2.000" in capsys.readouterr().out
     assert json.loads((tmp_path / "times.json").read_text())["rows"][1]["seconds"] == [3.0, 5.0, 4.0]
 
 
 @pytest.mark.slow
 def test_checkpoints_of_both_stores_are_timed_against_bare_weights() -> None:
-    found = checkpoints(2, blocks=1)
-    sizes = {row.side.split(",")[0]: float(row.side.split()[-2]) for row in found}
-    assert [row.case.split()[0] for row in found] == ["save"] * 3 + ["load"] * 3
+    timings = checkpoints(2, blocks=1)
+    sizes = {row.side.split(",")[0]: float(row.side.split()[-2]) for row in timings}
+    assert [row.case.split()[0] for row in timings] == ["save"] * 3 + ["load"] * 3
     weights = 4 * 11_172_170 / 1e6
     assert sizes["weights alone"] == pytest.approx(weights, rel=0.01)
     assert sizes["DiskStore"] == pytest.approx(weights, rel=0.01)

@@ -81,10 +81,10 @@ def test_written_values_are_read_back_at_every_index(steps: list[tuple[Part, flo
         given_D = torch.from_numpy(values_D)
         written = store.write(0, index, given_D, round, outside=outside)
         given_D.fill_(math.nan)  # its memory may be reused
-        for asked in (index, *(earlier for earlier, _ in steps)):
-            got = store.read(0, asked, like)
+        for read_index in (index, *(earlier for earlier, _ in steps)):
+            got = store.read(0, read_index, like)
             assert got is not None
-            assert np.array_equal(got.numpy(), read(arrays, asked))
+            assert np.array_equal(got.numpy(), read(arrays, read_index))
         for name, block in written.items():
             inside = tuple(slice(size) for size in block.shape)
             assert np.array_equal(block.numpy(), arrays[name][inside])

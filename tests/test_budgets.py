@@ -56,13 +56,13 @@ def test_widths_equal_the_best_of_all_channel_counts(hidden: list[int], budgets:
         with pytest.raises(ConfigurationError, match="budget of at least"):
             LevelSet(net, Budgets(by, budgets), seed=0)
         return
-    found = LevelSet(net, Budgets(by, budgets), seed=0)
-    assert list(found) == list("abcd")[: len(budgets)]
-    for (name, allowed), budget in zip(found.allowances.items(), budgets, strict=True):
+    levels = LevelSet(net, Budgets(by, budgets), seed=0)
+    assert list(levels) == list("abcd")[: len(budgets)]
+    for (name, allowed), budget in zip(levels.allowances.items(), budgets, strict=True):
         limit = budget * cost(every[-1])
         best = max((width for width in every if cost(width) <= limit), key=cost)
         assert allowed.cost == cost(best) <= allowed.limit == limit
-        shapes = [p.shape[0] for n, p in found.build(name).named_parameters() if n.endswith("conv.weight")]
+        shapes = [p.shape[0] for n, p in levels.build(name).named_parameters() if n.endswith("conv.weight")]
         assert shapes == prefix(hidden, allowed.size.width) == prefix(hidden, best)
 
 
@@ -77,9 +77,9 @@ def test_bisection_skips_sizes_that_the_net_does_not_have(costs: list[float | No
 
 def test_group_norm_allows_multiples_of_its_groups_only() -> None:
     net = partial(ConvNet, hidden=(24, 48), norm="group")
-    found = LevelSet(net, Budgets("params", [1.0, 0.4, 0.2]), seed=0)
+    levels = LevelSet(net, Budgets("params", [1.0, 0.4, 0.2]), seed=0)
     sizes = [(12 * k, 24 * k) for k in (1, 2)] + [(4 * k, 8 * k) for k in (1, 2, 4, 5)]
-    for allowed in found.allowances.values():
+    for allowed in levels.allowances.values():
         best = max(c for c in (conv_parameters(list(size)) for size in sizes) if c <= allowed.limit)
         assert allowed.cost == best
 
@@ -87,10 +87,10 @@ def test_group_norm_allows_multiples_of_its_groups_only() -> None:
 def test_depths_are_the_deepest_within_budget_and_may_be_equal() -> None:
     counts = (3930, 14564, 43502, 118904)
     net = partial(MultiExitConvNet, hidden=(16, 32, 64, 128))
-    found = LevelSet(net, Budgets("params", HALVES), seed=0, own_axis="depth")
-    assert {name: level.depth for name, level in found.items()} == {"a": 4, "b": 3, "c": 2, "d": 2}
-    assert [allowed.cost for allowed in found.allowances.values()] == [counts[i] for i in (3, 2, 1, 1)]
-    assert found.affords("d", "c")
+    levels = LevelSet(net, Budgets("params", HALVES), seed=0, own_axis="depth")
+    assert {name: level.depth for name, level in levels.items()} == {"a": 4, "b": 3, "c": 2, "d": 2}
+    assert [allowed.cost for allowed in levels.allowances.values()] == [counts[i] for i in (3, 2, 1, 1)]
+    assert levels.affords("d", "c")
     cut = LevelSet(net, Budgets("params", [1.0, 0.5], "depth", 50_000), seed=0)
     assert {name: level.depth for name, level in cut.items()} == {"a": 3, "b": 2}
     assert sum(p.numel() for p in cut.net.parameters()) == counts[2]
@@ -100,14 +100,14 @@ def test_depths_are_the_deepest_within_budget_and_may_be_equal() -> None:
 
 def test_flops_budgets_use_the_counted_flops() -> None:
     inputs = torch.rand(4, 1, 8, 8)
-    found = LevelSet(partial(ConvNet, hidden=(8, 12)), Budgets("flops", [1.0, 0.3], sample_shape=[1, 8, 8]), seed=0)
-    flops = found.inspect(inputs, (4, 10), lambda level, _: found.indices[level])
-    assert {name: allowed.cost for name, allowed in found.allowances.items()} == {n: f[1] for n, f in flops.items()}
-    one_more = found.allowances["b"].size.width + Fraction(1, 12)
+    levels = LevelSet(partial(ConvNet, hidden=(8, 12)), Budgets("flops", [1.0, 0.3], sample_shape=[1, 8, 8]), seed=0)
+    flops = levels.inspect(inputs, (4, 10), lambda level, _: levels.indices[level])
+    assert {name: allowed.cost for name, allowed in levels.allowances.items()} == {n: f[1] for n, f in flops.items()}
+    one_more = levels.allowances["b"].size.width + Fraction(1, 12)
     wider = LevelSet(partial(ConvNet, hidden=prefix([8, 12], one_more)), {"a": Level("a")}, seed=0)
-    assert wider.inspect(inputs, (4, 10))["a"][1] > found.allowances["b"].limit
+    assert wider.inspect(inputs, (4, 10))["a"][1] > levels.allowances["b"].limit
     with pytest.raises(ConfigurationError, match=r"sample_shape \[1, 9, 9\], the data's"):
-        found.inspect(torch.rand(4, 1, 9, 9), (4, 10))
+        levels.inspect(torch.rand(4, 1, 9, 9), (4, 10))
 
 
 def test_methods_with_the_same_reference_have_the_same_budgets() -> None:

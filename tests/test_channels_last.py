@@ -53,10 +53,10 @@ def test_both_memory_layouts_train_alike() -> None:
     """Dropout's random numbers are also equal, since the trial uses none."""
     expected, last = trained(views=True)
     assert last == {False}
-    found, last = trained(views=False)
+    actual, last = trained(views=False)
     assert last == {True}
     assert expected.abs().max() > 1e-3
-    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_the_layout_trial_does_not_change_the_net() -> None:
@@ -72,9 +72,9 @@ def test_the_layout_trial_does_not_change_the_net() -> None:
 @pytest.mark.parametrize("shape", [(3, 1, 4, 5), (1, 3, 4, 5), (2, 3, 4, 5)])
 def test_channels_last_keeps_values_and_also_converts_one_channel(shape: tuple[int, ...]) -> None:
     x = torch.rand(shape)
-    found = channels_last(x)
-    assert torch.equal(found, x)
-    assert found.stride() == torch.empty(shape, memory_format=torch.channels_last).stride()
+    converted = channels_last(x)
+    assert torch.equal(converted, x)
+    assert converted.stride() == torch.empty(shape, memory_format=torch.channels_last).stride()
 
 
 def test_inputs_that_are_not_images_are_not_converted() -> None:
@@ -119,8 +119,8 @@ def test_a_copy_without_the_hook_gives_the_same_outputs() -> None:
     net.register_forward_pre_hook(ChannelsLast())
     net(images)
     assert net.last == {False, True}
-    found = without_layout(net)
-    assert torch.equal(found(images), expected)
+    copied = without_layout(net)
+    assert torch.equal(copied(images), expected)
     assert len(net._forward_pre_hooks) == 1
 
 
@@ -162,9 +162,9 @@ def test_stacked_convolutions_in_float32_equal_sequential_ones(
     problem = Problem(LocalTraining(batch_size=batch_size, optimizer=sgd()), net, dtype=torch.float32)
     tasks = tasks_of(clients, levels="a")
     expected = results(Sequential(), bench_of(problem), tasks)
-    found = results(Stacked(), bench_of(problem), tasks)
+    actual = results(Stacked(), bench_of(problem), tasks)
     layout = Layout.of(state_of(problem.build("a")))
-    for (one_D, *_), (other_D, *_) in zip(found, expected, strict=True):
+    for (one_D, *_), (other_D, *_) in zip(actual, expected, strict=True):
         assert torch.allclose(one_D, other_D, rtol=0, atol=1e-5)
         moved = {name: float(view.abs().max()) for name, view in layout.views(one_D).items()}
         assert all(most > 1e-6 for name, most in moved.items() if "conv.weight" in name), moved

@@ -41,8 +41,8 @@ def test_the_newest_checkpoints_are_kept_and_torch_can_read_them(tmp_path: Path)
     checkpoints, path = SafeCheckpointIO(keep=3), tmp_path / "new" / "last.ckpt"
     for number in range(5):
         checkpoints.save_checkpoint(state(number), path)
-    found = {name.name: torch.load(name, weights_only=True)["number"] for name in path.parent.iterdir()}  # noqa: TID251
-    assert found == {"last.ckpt": 4, "last.1.ckpt": 3, "last.2.ckpt": 2}
+    numbers = {name.name: torch.load(name, weights_only=True)["number"] for name in path.parent.iterdir()}  # noqa: TID251
+    assert numbers == {"last.ckpt": 4, "last.1.ckpt": 3, "last.2.ckpt": 2}
     checkpoints.remove_checkpoint(path)
     assert not list(path.parent.iterdir())
 
@@ -138,9 +138,9 @@ def test_a_thousand_damaged_files_are_detected_and_the_previous_checkpoint_is_us
         path.write_bytes(wrong)
         assert damage(path) is not None
         if number % 50 == 0:
-            with pytest.warns(UserWarning, match=r"last.ckpt is damaged .*; using .*last.1.ckpt") as said:
+            with pytest.warns(UserWarning, match=r"last.ckpt is damaged .*; using .*last.1.ckpt") as caught:
                 assert checkpoints.load_checkpoint(path)["number"] == 0
-            assert len(said) == 1
+            assert len(caught) == 1
     previous(path, 1).write_bytes(b"")
     with pytest.raises(ConfigurationError, match=r"last.ckpt is damaged .*last.1.ckpt is damaged") as error:
         checkpoints.load_checkpoint(path)
@@ -208,8 +208,8 @@ def test_a_full_disk_does_not_delete_files_of_the_last_checkpoint(
         return ErrorFeedback(TopK(0.1), DiskStore(str(tmp_path / "residuals")))
 
     def options() -> dict[str, Any]:
-        own = {"plugins": [SafeCheckpointIO()], "callbacks": [LastCheckpoint()], "enable_checkpointing": True}
-        return {**own, "limit_val_batches": 0}
+        callbacks = {"plugins": [SafeCheckpointIO()], "callbacks": [LastCheckpoint()], "enable_checkpointing": True}
+        return {**callbacks, "limit_val_batches": 0}
 
     write, saves = SafeCheckpointIO._write, 0
 

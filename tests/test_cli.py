@@ -44,10 +44,10 @@ def test_fit_writes_the_contract_columns_and_each_run_has_its_own_folder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     main(demo())
-    said = capsys.readouterr()
-    assert said.err == ""
+    captured = capsys.readouterr()
+    assert captured.err == ""
     (folder,) = Path("runs/demo").iterdir()
-    assert str(folder) in said.out
+    assert str(folder) in captured.out
     table = pd.read_csv(folder / "metrics.csv")
     assert set(CONTRACT.split(",")) <= set(table.columns)
     assert table["step"].tolist() == [0, 1]
@@ -104,9 +104,9 @@ def test_a_users_net_needs_no_registration(
 
 def test_describe_prints_the_run_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     main(demo(verb="describe"))
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in ("parameters", "0.0625", "MFLOP", "Digits", "Sequential", "3 of 10 clients", "GammaFedHT"):
-        assert text in said
+        assert text in output
     assert not Path("runs").exists()
 
 
@@ -173,10 +173,10 @@ def test_an_evaluation_prints_its_summary_once_and_no_configuration(
 ) -> None:
     before = (old / "config.yaml").read_bytes()
     main([verb, "-c", str(old / "config.yaml"), "--ckpt_path", str(old / "checkpoints/last.ckpt")])
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert said.out.count("global") == 1
-    assert "DataLoader" not in said.out
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.count("global") == 1
+    assert "DataLoader" not in captured.out
     assert (old / "config.yaml").read_bytes() == before
     assert not list(Path("runs").rglob("config.yaml"))
 
@@ -204,8 +204,8 @@ def test_base_method_and_data_files_are_enough_for_a_run() -> None:
 
 
 def test_a_users_checkpoint_callback_is_added_to_ours() -> None:
-    own = "{class_path: ModelCheckpoint, init_args: {monitor: val/accuracy, mode: max, filename: best}}"
-    main(tiny(f"--trainer.callbacks=[{own}]"))
+    callback = "{class_path: ModelCheckpoint, init_args: {monitor: val/accuracy, mode: max, filename: best}}"
+    main(tiny(f"--trainer.callbacks=[{callback}]"))
     (folder,) = new_runs()
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 

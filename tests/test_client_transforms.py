@@ -156,8 +156,8 @@ def test_rotation_groups_have_equal_sizes_and_are_described(num_clients: int) ->
     assert len(groups) == num_clients
     assert sizes.max() - sizes.min() <= 1
     assert groups == RotationGroups([0, 90, 180, 270]).groups(num_clients)
-    told = [transform.describe(client, num_clients) for client in range(num_clients)]
-    assert told == [("0°", "90°", "180°", "270°")[group] for group in groups]
+    descriptions = [transform.describe(client, num_clients) for client in range(num_clients)]
+    assert descriptions == [("0°", "90°", "180°", "270°")[group] for group in groups]
 
 
 def test_rotation_groups_are_independent_of_client_order() -> None:
@@ -278,7 +278,7 @@ def test_every_data_set_accepts_a_client_transform() -> None:
         "Digits": {}, "MNIST": {}, "CIFAR10": {}, "ImageFolder": {"root": "."}, "CSVData": {"path": "a", "target": "b"},
         "HuggingFaceData": {"path": "a", "inputs": "b", "target": "c"},
     }  # fmt: skip
-    for name, own in arguments.items():
-        given = {"class_path": f"hetfl.data.{name}", "init_args": {**own, "client_transform": angles}}
+    for name, options in arguments.items():
+        given = {"class_path": f"hetfl.data.{name}", "init_args": {**options, "client_transform": angles}}
         module = parser.instantiate(parser.parse_object({"data": given})).data
         assert module.client_transform.angles == (0, 180)

@@ -34,15 +34,15 @@ def test_every_clients_accuracy_equals_a_separate_computation(fit: Callable[...,
     rows, has = table(trainer), module.assignment.levels(2)
     assert [row["client"] for row in rows] == [str(client) for client in range(12)]
     for client, row in enumerate(rows):
-        own = data.client_data(client, "test")
+        samples = data.client_data(client, "test")
         assert row["level"] == has[client]
-        assert (int(row["train_samples"]), int(row["test_samples"])) == (len(data.client_data(client)), len(own))
+        assert (int(row["train_samples"]), int(row["test_samples"])) == (len(data.client_data(client)), len(samples))
         for column, level in (("accuracy", "a"), ("own_accuracy", has[client])):
             with torch.no_grad():
-                logits = module.submodel(level)(data.transform.eval(own.inputs))
+                logits = module.submodel(level)(data.transform.eval(samples.inputs))
             absent = ~data.labels(client)
             best = torch.where(absent, 0.0, logits).argmax(-1)  # HeteroFL fills absent logits with 0
-            expected = (best == own.targets).double().mean().item() if len(own) else None
+            expected = (best == samples.targets).double().mean().item() if len(samples) else None
             assert row[column] == ("" if expected is None else str(expected))
     accuracies = [float(row["accuracy"]) for row in rows if row["accuracy"]]
     assert trainer.callback_metrics["local/accuracy_mean"].item() == pytest.approx(sum(accuracies) / len(accuracies))

@@ -59,8 +59,8 @@ def test_a_checkpoint_of_five_models_is_evaluated_with_one_configured(five: Five
     expected = dict(trainer.callback_metrics)
     one = clustered(None)
     again = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    found = again.test(one, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
-    assert found["test/accuracy"] == expected["test/accuracy"].item()
+    actual = again.test(one, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
+    assert actual["test/accuracy"] == expected["test/accuracy"].item()
     assert same(tested, one)
 
 
@@ -76,9 +76,9 @@ def test_an_evaluation_asks_no_client_that_has_chosen(fit: Fit, tmp_path: Path, 
     trainer.test(tested, datamodule=data, verbose=False)
     expected = dict(trainer.callback_metrics)
     evaluation = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    found = evaluation.test(again, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
+    actual = evaluation.test(again, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
     assert again.clustering.history == tested.clustering.history
-    assert found["test/accuracy"] == expected["test/accuracy"].item()
+    assert actual["test/accuracy"] == expected["test/accuracy"].item()
 
 
 def test_clusters_of_a_checkpoint_are_refused_for_other_clients(five: Five) -> None:
@@ -96,7 +96,7 @@ def test_all_models_of_a_checkpoint_are_trained_by_their_clients(fit: Fit, five:
     with pytest.warns(UserWarning, match="holds 5 global models, the configuration asks for 1: all 5 are trained on"):
         trainer = fit(one, data, rounds=4, name="one", ckpt=str(path), limit_val_batches=0)
     largest = tested.clustering.largest
-    assert one.clustering.assigned == [largest if own < 0 else own for own in tested.clustering.assigned]
+    assert one.clustering.assigned == [largest if cluster < 0 else cluster for cluster in tested.clustering.assigned]
     assert one.clustering.history == tested.clustering.history
     for round in (2, 3):
         sent |= {one.clustering.cluster_of(client) for client in one.selection.select(round, Everyone(8))}
@@ -133,12 +133,12 @@ def test_a_run_resumed_from_a_clustered_checkpoint_ends_with_the_same_bits(
 @pytest.mark.filterwarnings("ignore:The checkpoint holds")
 def test_a_policy_configured_with_fewer_clusters_resumes_with_all_clusters(fit: Fit, five: Five) -> None:
     path, data, _, _ = five
-    found = []
+    modules = []
     for clusters in (5, 2):
-        found.append(clustered(IFCA(clusters)))
-        fit(found[-1], data, rounds=4, name=str(clusters), ckpt=str(path), limit_val_batches=0)
-    assert same(*found)
-    assert str(found[0].clustering.state_dict()) == str(found[1].clustering.state_dict())
+        modules.append(clustered(IFCA(clusters)))
+        fit(modules[-1], data, rounds=4, name=str(clusters), ckpt=str(path), limit_val_batches=0)
+    assert same(*modules)
+    assert str(modules[0].clustering.state_dict()) == str(modules[1].clustering.state_dict())
 
 
 @pytest.mark.filterwarnings("ignore:The checkpoint holds")

@@ -34,9 +34,9 @@ def test_substitute_client_downloads_the_other_clusters_model(fit: Fit, tmp_path
     path.write_text("client,throughput,downlink,uplink,last_round\n" + "".join(lines))
     tested = module(Apart(2), fleet=CsvFleet(str(path)), statistics_clients=None)
     one = wire.dense_size(tested.levels.sizes["a"])
-    found = rows(fit(tested, grouped(), rounds=2))
-    down = found["comm/down_bytes"]
+    table = rows(fit(tested, grouped(), rounds=2))
+    down = table["comm/down_bytes"]
     # Round 0: all clients train, and gather for their own model. Round 1: seven train, and gather for both models.
     assert down.tolist() == [(8 + 8) * one, (7 + 2 * 7) * one]
-    assert found["comm/down_training_bytes"].tolist() == [8 * one, 7 * one]
-    assert found["comm/down_statistics_bytes"].tolist() == [8 * one, 2 * 7 * one]
+    assert table["comm/down_training_bytes"].tolist() == [8 * one, 7 * one]
+    assert table["comm/down_statistics_bytes"].tolist() == [8 * one, 2 * 7 * one]

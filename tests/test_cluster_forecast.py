@@ -50,7 +50,7 @@ def test_the_slowest_clients_round_takes_the_predicted_time(
 
 
 def test_the_level_table_gives_the_download_bytes_of_several_models(fit: Fit) -> None:
-    found = {}
+    down_bytes = {}
     for name, clustering in {"one": None, "ifca": IFCA(3), "shared": IFCA(3, shared=["blocks.*"]),
                              "cfl": ClusteredFL()}.items():  # fmt: skip
         tested = sized(clustering)
@@ -60,10 +60,10 @@ def test_the_level_table_gives_the_download_bytes_of_several_models(fit: Fit) ->
         costs = level_costs(tested.levels, uploads, tested.forecast.down_bytes())
         table = {row.level: row.down_bytes for row in costs}
         assert sum(table[level] for level in has) == down
-        found[name] = table["a"]
-    assert found["one"] == found["cfl"] == wire.dense_size(tested.levels.sizes["a"])
-    assert found["ifca"] == 3 * found["one"]
-    assert found["one"] < found["shared"] < found["ifca"]
+        down_bytes[name] = table["a"]
+    assert down_bytes["one"] == down_bytes["cfl"] == wire.dense_size(tested.levels.sizes["a"])
+    assert down_bytes["ifca"] == 3 * down_bytes["one"]
+    assert down_bytes["one"] < down_bytes["shared"] < down_bytes["ifca"]
 
 
 def test_levels_by_device_leave_time_for_choosing_a_cluster(fit: Fit) -> None:
@@ -96,5 +96,5 @@ def test_describe_prints_the_number_of_models_that_clients_try(capsys: pytest.Ca
     files = ["experiment/clusters_digits", "clustering/ifca"]
     arguments = [part for file in files for part in ("-c", str(ROOT / f"configs/{file}.yaml"))]
     main(["describe", *arguments, "--model.clustering.clusters=4"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "IFCA (each client downloads 4 models and tests them on its data)" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "IFCA (each client downloads 4 models and tests them on its data)" in output

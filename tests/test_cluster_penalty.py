@@ -62,12 +62,12 @@ def test_a_clusters_memory_is_the_mean_of_its_members_through_moves_and_splits(t
             counted = CLIENTS if cluster == SHARED else CLIENTS * len(members) / known
             step = {name: torch.from_numpy(random.normal(size=SHAPES[name])) for name in names}
             held = {name: torch.from_numpy(random.integers(0, 2, size=SHAPES[name])) for name in names}
-            found = Hooks(feddyn).on_step(cluster, step, held)
-            assert found.keys() == step.keys()
+            corrected = Hooks(feddyn).on_step(cluster, step, held)
+            assert corrected.keys() == step.keys()
             for name in names:
                 h = sum(g[k][name] for k in members) / counted
                 expected = np.where(held[name] > 0, step[name].numpy() - h / alpha, step[name].numpy())
-                np.testing.assert_allclose(found[name].numpy(), expected, atol=1e-12)
+                np.testing.assert_allclose(corrected[name].numpy(), expected, atol=1e-12)
 
 
 def test_after_a_split_each_cluster_converges_to_its_optimum() -> None:
@@ -92,9 +92,9 @@ def test_after_a_split_each_cluster_converges_to_its_optimum() -> None:
             steps[cluster].append(update)
             feddyn.observe(DenseUpdate(update), index, Report(client, "a", 1, 0.0, model=cluster))
             feddyn.remember(client, round, index, DenseUpdate(update))
-        for cluster, own in steps.items():
-            if own:
-                mean = {"x": torch.stack(own).mean(0)}
+        for cluster, steps_of_members in steps.items():
+            if steps_of_members:
+                mean = {"x": torch.stack(steps_of_members).mean(0)}
                 models[cluster] = models[cluster] + Hooks(feddyn).on_step(cluster, mean, {"x": torch.ones(2)})["x"]
     assert torch.allclose(models[0], points[:2].mean(0), atol=1e-9)
     assert torch.allclose(models[1], points[2:].mean(0), atol=1e-9)

@@ -32,11 +32,11 @@ def table(rows: list[tuple[int, int, int]]) -> pd.DataFrame:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4), st.integers(0, 3)), min_size=1).map(sorted))
 def test_a_cluster_lasts_until_the_next_change(rows: list[tuple[int, int, int]]) -> None:
-    found = assignments(table(rows), 10)
-    for client in range(len(found)):
+    clusters = assignments(table(rows), 10)
+    for client in range(len(clusters)):
         for round in range(10):
             before = [cluster for when, who, cluster in rows if who == client and when <= round]
-            assert found[client, round] == (before[-1] if before else -1)
+            assert clusters[client, round] == (before[-1] if before else -1)
 
 
 BEGIN = [(0, client, 0) for client in range(6)]

@@ -61,9 +61,9 @@ def test_a_round_of_ifca_chooses_trains_and_averages_within_clusters(fit: Fit) -
     sums: list[list[Tensor]] = [[], []]
     members: list[list[int]] = [[], []]
     for client in range(8):
-        own = data.client_data(client)
+        samples = data.client_data(client)
         with precision.forward_context():
-            inputs, targets = data.transform.eval(own.inputs), own.targets
+            inputs, targets = data.transform.eval(samples.inputs), samples.targets
         losses = [F.cross_entropy(model(inputs), targets).item() for model in before]
         chosen = losses.index(min(losses))
         trained = copy.deepcopy(before[chosen])
@@ -73,8 +73,8 @@ def test_a_round_of_ifca_chooses_trains_and_averages_within_clusters(fit: Fit) -
         members[chosen].append(client)
     assert all(members)
     assert [tested.clustering.assigned.index(c) in members[c] for c in range(2)] == [True, True]
-    for cluster, (model, found) in enumerate(zip(before, values(tested), strict=True)):
-        for start, step, end in zip(model.parameters(), sums[cluster], found, strict=True):
+    for cluster, (model, ends) in enumerate(zip(before, values(tested), strict=True)):
+        for start, step, end in zip(model.parameters(), sums[cluster], ends, strict=True):
             torch.testing.assert_close(end, start + step / len(members[cluster]), rtol=0, atol=1e-12)
 
 
@@ -120,15 +120,15 @@ def test_identical_models_separate_only_with_jitter(fit: Fit) -> None:
 
 def test_choosing_a_cluster_is_charged(fit: Fit) -> None:
     one, two = module(None), module(IFCA(2))
-    plain, asked = (
+    plain, ifca = (
         rows(fit(each, grouped(), rounds=1, limit_val_batches=0, name=name)) for each, name in ((one, "1"), (two, "2"))
     )
     another = wire.dense_size(one.levels.sizes["a"])
-    assert asked["comm/down_bytes"][0] - plain["comm/down_bytes"][0] == 8 * another
-    assert asked["comm/up_bytes"][0] - plain["comm/up_bytes"][0] == 8 * wire.dense_size(1)
+    assert ifca["comm/down_bytes"][0] - plain["comm/down_bytes"][0] == 8 * another
+    assert ifca["comm/up_bytes"][0] - plain["comm/up_bytes"][0] == 8 * wire.dense_size(1)
     forward = two.levels.inspect(torch.zeros(2, 1, 8, 8), (2, 10))["a"][0]
     (data := grouped()).setup("fit")
-    assert asked["compute/flops_total"][0] - plain["compute/flops_total"][0] == 2 * forward * sum(data.sizes)
+    assert ifca["compute/flops_total"][0] - plain["compute/flops_total"][0] == 2 * forward * sum(data.sizes)
 
 
 def test_shared_tensors_are_averaged_over_all_clusters(fit: Fit) -> None:
@@ -188,13 +188,13 @@ def test_a_resumed_run_ends_with_the_same_bits_including_splits(fit: Fit, tmp_pa
 
 @pytest.mark.parametrize("name", ["ifca", "clustered_fl"])
 def test_workers_equal_sequential_with_clusters(fit: Fit, name: str) -> None:
-    found = []
+    modules = []
     for number, executor in enumerate((None, Workers(2))):
         tested = module(POLICIES[name](), executor=executor)
         fit(tested, grouped(), rounds=4, name=str(number), precision="64-true", limit_val_batches=0)
-        found.append((values(tested), tested.clustering.assigned))
-    assert found[0][1] == found[1][1]
-    for one, two in zip(found[0][0], found[1][0], strict=True):
+        modules.append((values(tested), tested.clustering.assigned))
+    assert modules[0][1] == modules[1][1]
+    for one, two in zip(modules[0][0], modules[1][0], strict=True):
         for a, b in zip(one, two, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -208,13 +208,13 @@ def test_clients_are_evaluated_with_the_model_of_their_cluster(fit: Fit) -> None
     correct: dict[int, list[bool]] = {0: [], 1: []}
     for client in range(8):
         cluster = tested.clustering.cluster_of(client)
-        own = data.client_data(client, "test")
+        samples = data.client_data(client, "test")
         net = tested.submodel("a", cluster)
-        right = net(data.transform.eval(own.inputs)).argmax(-1) == own.targets
+        right = net(data.transform.eval(samples.inputs)).argmax(-1) == samples.targets
         assert table["accuracy"][client] == pytest.approx(right.double().mean().item())
         correct[cluster] += right.tolist()
     sizes = [tested.clustering.assigned.count(cluster) for cluster in range(2)]
-    mean = sum(sizes[c] / 8 * (sum(found) / len(found)) for c, found in correct.items())
+    mean = sum(sizes[c] / 8 * (sum(shares) / len(shares)) for c, shares in correct.items())
     assert trainer.callback_metrics["test/accuracy"].item() == pytest.approx(mean, abs=1e-6)
     both = [last[f"cluster/accuracy/{cluster}"] for cluster in range(2)]
     assert last["val/accuracy"] == pytest.approx(sum(s / 8 * a for s, a in zip(sizes, both, strict=True)), abs=1e-6)

@@ -39,7 +39,7 @@ def compare(*args: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["compare", *BOTH], "Expected --out DIR"),
         (["compare", "--out", "out"], "Expected at least one -r"),
@@ -71,9 +71,9 @@ def compare(*args: str) -> list[str]:
     ],
 )
 def test_errors_are_reported_before_any_run_starts(
-    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said in refused(capsys, args)
+    assert message in refused(capsys, args)
     assert not Path("out").exists()
 
 
@@ -93,8 +93,8 @@ def test_a_wrong_key_in_the_last_file_is_reported_before_any_run_starts(capsys: 
 
 def test_a_dry_run_prints_the_plan_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     main(compare("--seeds", "0", "7", "--dry_run"))
-    said = capsys.readouterr().out
-    assert [line.split("│")[1:5] for line in said.splitlines() if line.startswith("│")] == [
+    output = capsys.readouterr().out
+    assert [line.split("│")[1:5] for line in output.splitlines() if line.startswith("│")] == [
         [f" {name:<5} ", f"    {seed} ", "    0/2 ", " start "] for name in ("width", "depth") for seed in (0, 7)
     ]
     assert not Path("out").exists()
@@ -183,15 +183,15 @@ def test_a_killed_comparison_resumes_to_the_same_numbers_without_repeating_runs(
     args = ["compare", *BOTH, *settings, "--out", "out", "--seeds", "0", "1", "--jobs", "2"]
     capfd.readouterr()
     main(args)
-    said = capfd.readouterr().out
+    output = capfd.readouterr().out
     for run in reference:
         folder = Path("out/runs", run.name, f"seed_{run.seed}")
         assert (folder / "metrics.csv").read_bytes() == (run.folder / "metrics.csv").read_bytes(), run.title
         assert (folder / "config.yaml").read_bytes() == (run.folder / "config.yaml").read_bytes(), run.title
         accuracy = pd.read_csv(folder / "metrics.csv")["test/accuracy"].iloc[-1]
-        assert f"{run.title}: done in" in said
-        assert f"test accuracy {100 * accuracy:.1f} %" in said
-    assert "out/report.html" in said
+        assert f"{run.title}: done in" in output
+        assert f"test accuracy {100 * accuracy:.1f} %" in output
+    assert "out/report.html" in output
     assert Path("out/report.html").is_file()
 
     before = {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*") if path.is_file()}

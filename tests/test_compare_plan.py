@@ -45,7 +45,7 @@ def planned(root: Path, rounds: int = 3, seed: int = 0, **changes: Any) -> Plann
     return PlannedRun("width", seed, root / "runs" / "width" / f"seed_{seed}", yaml.safe_dump(settings))
 
 
-def stood(run: PlannedRun, rows: int, saved: int | None = None, tested: bool = False) -> PlannedRun:
+def stopped_run(run: PlannedRun, rows: int, saved: int | None = None, tested: bool = False) -> PlannedRun:
     """Write the files of a run that was stopped after ``rows`` rows, with a checkpoint of ``saved`` rounds."""
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "config.yaml").write_text(run.text)
@@ -68,7 +68,7 @@ def test_contenders_are_parsed_into_names_and_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ([], "Expected at least one -r NAME=FILE"),
         (["pyproject.toml"], "Expected -r NAME=FILE[,FILE...] but got 'pyproject.toml'"),
@@ -88,11 +88,11 @@ def test_contenders_are_parsed_into_names_and_files(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_contenders_are_refused(given: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_contenders_are_refused(given: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent.parent)
     with pytest.raises(ConfigurationError) as error:
         parse_contenders(given)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), unique=True))
@@ -122,7 +122,7 @@ def test_wrong_seeds_are_refused(given: list[str]) -> None:
 def test_the_next_action_after_a_kill(
     tmp_path: Path, rows: int, saved: int | None, tested: bool, action: Action
 ) -> None:
-    assert next_action(stood(planned(tmp_path), rows, saved, tested)) is action
+    assert next_action(stopped_run(planned(tmp_path), rows, saved, tested)) is action
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_next_action_after_a_kill(
 def test_a_run_stopped_early_by_its_settings_is_not_trained_further(
     tmp_path: Path, rows: int, tested: bool, rounds: int, action: Action
 ) -> None:
-    run = stood(planned(tmp_path, rounds), rows, tested=tested)
+    run = stopped_run(planned(tmp_path, rounds), rows, tested=tested)
     SafeCheckpointIO().save_checkpoint({"hetfl": {"version": 2}, ENDED: 3}, run.checkpoint)
     assert next_action(run) is action
 
@@ -153,16 +153,16 @@ def test_a_run_without_a_folder_or_files_begins(tmp_path: Path) -> None:
 def test_without_a_final_test_the_last_checkpoint_marks_a_run_as_finished(
     tmp_path: Path, saved: int | None, action: Action
 ) -> None:
-    assert next_action(stood(planned(tmp_path, final_test=False), 3, saved)) is action
+    assert next_action(stopped_run(planned(tmp_path, final_test=False), 3, saved)) is action
 
 
 def test_a_finished_run_is_resumed_for_more_rounds(tmp_path: Path) -> None:
-    stood(planned(tmp_path), 3, 3, tested=True)
+    stopped_run(planned(tmp_path), 3, 3, tested=True)
     assert next_action(planned(tmp_path, rounds=4)) is Action.RESUME
 
 
 def test_a_run_that_ended_early_is_finished_unless_more_rounds_are_requested(tmp_path: Path) -> None:
-    run = stood(planned(tmp_path, rounds=9), 4, 4, tested=True)
+    run = stopped_run(planned(tmp_path, rounds=9), 4, 4, tested=True)
     assert next_action(run) is Action.RESUME
     run.mark.write_text("9")
     assert next_action(run) is Action.SKIP
@@ -170,14 +170,14 @@ def test_a_run_that_ended_early_is_finished_unless_more_rounds_are_requested(tmp
 
 
 def test_foreign_checkpoints_are_never_deleted(tmp_path: Path) -> None:
-    run = stood(planned(tmp_path), 2)
+    run = stopped_run(planned(tmp_path), 2)
     (run.folder / "best.ckpt").touch()
     with pytest.raises(ConfigurationError, match=r"last.ckpt, to resume from, but got only other checkpoints"):
         next_action(run)
 
 
 def test_a_finished_run_without_metrics_is_refused_with_advice(tmp_path: Path) -> None:
-    run = stood(planned(tmp_path), 3, 3, tested=True)
+    run = stopped_run(planned(tmp_path), 3, 3, tested=True)
     run.mark.write_text("3")
     (run.folder / "metrics.csv").unlink()
     with pytest.raises(ConfigurationError, match=r"metrics.csv but got none: delete .*seed_0 to start the run again"):
@@ -185,7 +185,7 @@ def test_a_finished_run_without_metrics_is_refused_with_advice(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("metrics.csv", b"step,val/accuracy\n0,0.5\nzz,0.6\n", "whole numbers from 0 in column 'step' of .*got 'zz'"),
         ("metrics.csv", b"step,val/accuracy\n0,0.5\n1,good\n", "shares from 0 to 1 in column 'val/accuracy' of"),
@@ -197,22 +197,22 @@ def test_a_finished_run_without_metrics_is_refused_with_advice(tmp_path: Path) -
         ("config.yaml", b"model: {class_path: x, init_args: [1]}\n", r"below init_args of x in .* but got \[1\]"),
     ],
 )
-def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
-    run = stood(planned(tmp_path), 3, 3, tested=True)
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    run = stopped_run(planned(tmp_path), 3, 3, tested=True)
     (run.folder / name).write_bytes(content)
     check = check_unchanged if name == "config.yaml" else next_action
-    with pytest.raises(ConfigurationError, match=said):
+    with pytest.raises(ConfigurationError, match=message):
         check(run)
 
 
 def test_a_damaged_mark_is_ignored(tmp_path: Path) -> None:
-    run = stood(planned(tmp_path), 2, 2)
+    run = stopped_run(planned(tmp_path), 2, 2)
     run.mark.write_bytes(b"\xff")
     assert next_action(run) is Action.RESUME
 
 
 def test_every_prefix_of_a_metrics_file_can_be_read(tmp_path: Path) -> None:
-    run = stood(planned(tmp_path), 3, tested=True)
+    run = stopped_run(planned(tmp_path), 3, tested=True)
     whole = (run.folder / "metrics.csv").read_text()
     for end in range(len(whole)):
         (run.folder / "metrics.csv").write_text(whole[:end])
@@ -256,7 +256,7 @@ def test_seed_folder_and_number_of_rounds_are_not_differences() -> None:
 
 
 def test_runs_of_one_name_with_different_settings_are_refused(tmp_path: Path) -> None:
-    stood(planned(tmp_path, seed=4), 1)
+    stopped_run(planned(tmp_path, seed=4), 1)
     check_unchanged(planned(tmp_path, seed=5, rounds=8))
     with pytest.raises(ConfigurationError) as error:
         check_unchanged(planned(tmp_path, seed=5, final_test=False))
@@ -274,6 +274,6 @@ def test_the_next_action_does_not_depend_on_other_runs(tmp_path: Path) -> None:
     states = [(0, None, False), (2, 2, False), (3, 3, True)]
     for one, other in itertools.product(states, repeat=2):
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
-        alone = next_action(stood(planned(tmp_path, seed=0), *one))
-        stood(planned(tmp_path, seed=1), *other)
+        alone = next_action(stopped_run(planned(tmp_path, seed=0), *one))
+        stopped_run(planned(tmp_path, seed=1), *other)
         assert next_action(planned(tmp_path, seed=0)) is alone

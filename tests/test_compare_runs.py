@@ -60,17 +60,17 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 
 def plain(lines: list[RunLine]) -> tuple[RunsProgress, io.StringIO]:
-    said = io.StringIO()
-    return RunsProgress(lines, console=Console(file=said, width=60)), said
+    screen = io.StringIO()
+    return RunsProgress(lines, console=Console(file=screen, width=60)), screen
 
 
 def test_a_failing_run_is_reported_in_one_line_and_others_continue(runs: Runs, tmp_path: Path) -> None:
     planned, lines = runs(one=FAILS, two=WORKS, three=DIES, four=SAYS_NOTHING, five=IS_EMPTY)
-    progress, said = plain(lines)
+    progress, screen = plain(lines)
     with only_one(tmp_path) as lock, progress:
         assert run_all(planned, lines, progress, lock=lock) is None
     assert [line.state for line in lines] == ["failed", "done", "failed", "failed", "failed"]
-    text = said.getvalue().splitlines()
+    text = screen.getvalue().splitlines()
     log = str(tmp_path / "runs" / "{}" / "seed_0.log")
     for name, reason in (
         ("one", "Expected much but got little"),
@@ -87,7 +87,7 @@ def test_a_failing_run_is_reported_in_one_line_and_others_continue(runs: Runs, t
 
 
 @pytest.mark.parametrize(
-    ("programs", "said"),
+    ("programs", "message"),
     [
         (
             {"one": FAILS, "two": WORKS},
@@ -97,13 +97,13 @@ def test_a_failing_run_is_reported_in_one_line_and_others_continue(runs: Runs, t
     ],
 )
 def test_finished_runs_are_reported_and_missing_runs_are_listed(
-    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], programs: dict[str, str], said: str
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], programs: dict[str, str], message: str
 ) -> None:
     planned, _ = runs(**programs)
     with only_one(tmp_path) as lock, pytest.raises(SystemExit) as stop:
         run_comparison(planned, tmp_path, lock=lock, jobs=1, mixed_data=False)
     assert stop.value.code == 1
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
     report = tmp_path / "report.md"
     assert report.is_file() == (WORKS in programs.values())
     if report.is_file():
@@ -113,10 +113,10 @@ def test_finished_runs_are_reported_and_missing_runs_are_listed(
 def test_finished_runs_are_not_started(runs: Runs, tmp_path: Path) -> None:
     planned, lines = runs(one=WORKS)
     for _ in range(2):
-        progress, said = plain(lines)
+        progress, screen = plain(lines)
         with only_one(tmp_path) as lock, progress:
             run_all(planned, lines, progress, lock=lock)
-    assert said.getvalue() == ""
+    assert screen.getvalue() == ""
 
 
 def interrupt(times: int, when: Path) -> threading.Thread:
@@ -137,16 +137,16 @@ def interrupt(times: int, when: Path) -> threading.Thread:
 @pytest.mark.parametrize(("program", "times"), [(WAITS, 1), (WAITS.replace("< 3", "< 0"), 3)])
 def test_ctrl_c_ends_the_running_run_and_starts_no_other(runs: Runs, tmp_path: Path, program: str, times: int) -> None:
     planned, lines = runs(one=program, two=WORKS)
-    progress, said = plain(lines)
+    progress, screen = plain(lines)
     thread = interrupt(times, planned[0].folder / "metrics.csv")
     with only_one(tmp_path) as lock, progress:
         assert run_all(planned, lines, progress, lock=lock) == signal.SIGINT
     thread.join()
     assert [line.state for line in lines] == ["stopped", "waiting"]
     assert not planned[1].folder.exists()
-    assert "once more Ctrl-C stops at once" in said.getvalue()
-    assert "one seed 0: stopped after" in said.getvalue()
-    assert "1 of 3 rounds done" in said.getvalue()
+    assert "once more Ctrl-C stops at once" in screen.getvalue()
+    assert "one seed 0: stopped after" in screen.getvalue()
+    assert "1 of 3 rounds done" in screen.getvalue()
 
 
 def test_a_run_is_resumed_from_its_checkpoint_in_its_folder() -> None:
@@ -185,9 +185,9 @@ def test_a_terminal_shows_a_line_per_run() -> None:
         RunLine("depth", 0, 10, done=2, score=0.5),
         RunLine("depth", 1, 10),
     ]
-    said = io.StringIO()
+    screen = io.StringIO()
     console = Console(
-        file=said, width=90, height=20, force_terminal=True, color_system=None, _environ={"TERM": "xterm"}
+        file=screen, width=90, height=20, force_terminal=True, color_system=None, _environ={"TERM": "xterm"}
     )
     progress = RunsProgress(lines, console=console, clock=lambda: now[0])
     with progress:
@@ -204,4 +204,4 @@ def test_a_terminal_shows_a_line_per_run() -> None:
     )
     assert [word for word in table[3] if "━" not in word] == ["depth", "seed", "1", "0/10"]
     assert table[4][:6] == ["1", "of", "3", "runs", "done", "elapsed"]
-    assert "depth seed 0: failed after 9.0 s: no reason" in said.getvalue()
+    assert "depth seed 0: failed after 9.0 s: no reason" in screen.getvalue()

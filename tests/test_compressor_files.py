@@ -22,8 +22,8 @@ SMALL = [*FEW, "--trainer.max_epochs=1", "--model.net.hidden=[64,64]", *UNTESTED
 
 
 def uplink(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(file.read_text())["model"]["init_args"]["uplink"]["init_args"]
-    return found
+    arguments: dict[str, Any] = yaml.safe_load(file.read_text())["model"]["init_args"]["uplink"]["init_args"]
+    return arguments
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -55,11 +55,11 @@ def test_every_compressor_file_runs_and_saves_bytes(file: Path, tmp_path: Path) 
 
 def test_every_compressor_has_a_file() -> None:
     classes = [each for each in vars(compression).values() if inspect.isclass(each) and issubclass(each, Compressor)]
-    wanted = {f"hetfl.compression.{each.__name__}" for each in classes if not inspect.isabstract(each)}
-    assert set(chain.from_iterable(compressors(uplink(file)["compressor"]) for file in FILES)) == wanted
+    paths = {f"hetfl.compression.{each.__name__}" for each in classes if not inspect.isabstract(each)}
+    assert set(chain.from_iterable(compressors(uplink(file)["compressor"]) for file in FILES)) == paths
 
 
 def compressors(setting: dict[str, Any]) -> list[str]:
-    """Return the class paths of a compressor and of those that it is made of."""
+    """Return the class paths of a compressor and of its parts."""
     parts = [value for value in setting.get("init_args", {}).values() if isinstance(value, dict)]
     return [setting["class_path"], *(path for part in parts for path in compressors(part))]

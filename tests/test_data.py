@@ -89,7 +89,7 @@ def test_loaders_give_every_sample_once_with_its_owner() -> None:
     module = ready(numbered(num_clients=10, partitioner=LabelShards(2), eval_batch_size=16))
     assert list(module.train_dataloader()) == [0]
     assert len(module.train_dataloader()) == 1
-    held_out, own = (list(loader) for loader in module.val_dataloader())
+    held_out, owned = (list(loader) for loader in module.val_dataloader())
     (everything,) = (list(loader) for loader in module.test_dataloader())
     assert [len(batch.targets) for batch in held_out] == [16, 4]
     assert all((batch.owner == -1).all() and batch.owner.dtype == torch.int64 for batch in held_out)
@@ -97,7 +97,7 @@ def test_loaders_give_every_sample_once_with_its_owner() -> None:
         module.resident.validation.inputs[:, 0].tolist()
     )
     owners = {number: k for k, part in enumerate(numbers(module, "test")) for number in part}
-    for batches, expected in ((own, set(owners)), (everything, set(range(1000, 1080)))):
+    for batches, expected in ((owned, set(owners)), (everything, set(range(1000, 1080)))):
         seen = [(int(x), int(y), int(k)) for b in batches for x, y, k in zip(b.inputs, b.targets, b.owner, strict=True)]
         assert sorted(x for x, _, _ in seen) == sorted(expected)
         assert all(y == (x - 1000) % 5 and k == owners.get(x, -1) for x, y, k in seen)

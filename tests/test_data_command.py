@@ -34,7 +34,7 @@ def digits(**arguments: Any) -> Digits:
     return module
 
 
-def said(module: Digits | TensorData) -> str:
+def printed(module: Digits | TensorData) -> str:
     console = Console(file=io.StringIO(), width=100)
     show_data(module, client_table(module), console)
     assert isinstance(console.file, io.StringIO)
@@ -47,10 +47,10 @@ def said(module: Digits | TensorData) -> str:
 @given(counts=st.lists(st.lists(st.integers(0, 30), min_size=4, max_size=4).filter(any), min_size=1, max_size=12))
 def test_divergence_is_half_the_sum_of_absolute_differences(counts: list[list[int]]) -> None:
     total = sum(map(sum, counts))
-    for client, own in enumerate(counts):
+    for client, client_counts in enumerate(counts):
         slow = 0.0
         for c in range(4):
-            slow += abs(own[c] / sum(own) - sum(row[c] for row in counts) / total) / 2
+            slow += abs(client_counts[c] / sum(client_counts) - sum(row[c] for row in counts) / total) / 2
         assert float(divergence(torch.tensor(counts))[client]) == pytest.approx(slow, abs=1e-12)
 
 
@@ -86,7 +86,7 @@ def test_even_positions_are_evenly_spaced(total: int, most: int) -> None:
 
 def test_every_client_and_a_summary_are_printed() -> None:
     module = digits(partitioner=LabelShards(2), num_clients=30)
-    text = said(module)
+    text = printed(module)
     for client in range(30):
         assert f"\n      {client:>2} " in text
     sizes = sorted(module.sizes)
@@ -111,7 +111,7 @@ def many(num_clients: int) -> TensorData:
 
 def test_a_thousand_clients_are_abbreviated_with_a_note() -> None:
     module = many(1000)
-    text = said(module)
+    text = printed(module)
     assert "Clients (50 of 1,000, evenly spaced)" in text
     assert text.count("\n") < 65
     figure = plot_labels(client_table(module))

@@ -63,8 +63,8 @@ def brute_force(logits: Any, targets: Any, weight: float) -> float:
             if j != i:
                 pairs = []
                 for n in range(samples):
-                    teacher, own = softmax(logits[j, n]) + 1e-7, softmax(logits[i, n])
-                    pairs.append(sum(p * (math.log(p) - math.log(q)) for p, q in zip(teacher, own, strict=True)))
+                    teacher, student = softmax(logits[j, n]) + 1e-7, softmax(logits[i, n])
+                    pairs.append(sum(p * (math.log(p) - math.log(q)) for p, q in zip(teacher, student, strict=True)))
                 total += weight / (heads - 1) * float(np.mean(pairs))
     return total
 
@@ -80,8 +80,8 @@ def test_loss_equals_the_sum_over_heads_and_pairs(heads: int, samples: int, roun
     logits, targets = 2 * random.normal(size=(heads, samples, 5)), random.integers(0, 5, samples)
     outputs, labels = torch.from_numpy(logits), torch.from_numpy(targets)
     expected = brute_force(logits, targets, ramp(round, 300))
-    found = Classification().per_exit(outputs, labels).sum() + ramp(round, 300) * distillation_loss(outputs)
-    assert found.item() == pytest.approx(expected, rel=1e-9)
+    loss = Classification().per_exit(outputs, labels).sum() + ramp(round, 300) * distillation_loss(outputs)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_gradient_flows_into_the_student_head_only() -> None:
@@ -102,10 +102,10 @@ def test_gradient_flows_into_the_student_head_only() -> None:
     def gradient(loss: Tensor) -> Tensor:
         return torch.autograd.grad(loss, logits)[0]
 
-    found = gradient(distillation_loss(logits))
-    assert torch.allclose(found, gradient(pairs(lambda p: p.detach(), False)), rtol=0, atol=1e-12)
-    assert not torch.allclose(found, gradient(pairs(lambda p: p, False)), atol=1e-3)
-    assert not torch.allclose(found, gradient(pairs(lambda p: p.detach(), True)), atol=1e-3)
+    actual = gradient(distillation_loss(logits))
+    assert torch.allclose(actual, gradient(pairs(lambda p: p.detach(), False)), rtol=0, atol=1e-12)
+    assert not torch.allclose(actual, gradient(pairs(lambda p: p, False)), atol=1e-3)
+    assert not torch.allclose(actual, gradient(pairs(lambda p: p.detach(), True)), atol=1e-3)
 
 
 def test_loss_accepts_a_leading_client_dimension() -> None:

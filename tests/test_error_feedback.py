@@ -135,20 +135,20 @@ def run(
 def test_sent_plus_residual_is_the_sum_of_deltas(make: Callable[[], Compressor], seed: int) -> None:
     """40 rounds with integer deltas, so sums are exact in float64, and so is the equality."""
     feedback = ErrorFeedback(make())
-    for client, (sent, wanted) in enumerate(run(feedback, 40, seed, torch.float64, integers=True)):
+    for client, (sent, deltas) in enumerate(run(feedback, 40, seed, torch.float64, integers=True)):
         residual = blocks_of(feedback, client)
         for name in SHAPES:
-            np.testing.assert_array_equal(sent[name] + residual[name], wanted[name])
+            np.testing.assert_array_equal(sent[name] + residual[name], deltas[name])
 
 
 @compressors
 @pytest.mark.parametrize("half_precision", [False, True])
 def test_sums_of_float32_deltas_agree_up_to_rounding(make: Callable[[], Compressor], half_precision: bool) -> None:
     feedback = ErrorFeedback(make(), half_precision=half_precision)
-    for client, (sent, wanted) in enumerate(run(feedback, 60, 1, torch.float32, integers=False)):
+    for client, (sent, deltas) in enumerate(run(feedback, 60, 1, torch.float32, integers=False)):
         residual = blocks_of(feedback, client)
         for name in SHAPES:
-            np.testing.assert_allclose(sent[name] + residual[name], wanted[name], atol=1e-4)
+            np.testing.assert_allclose(sent[name] + residual[name], deltas[name], atol=1e-4)
 
 
 @compressors
@@ -292,7 +292,7 @@ def test_resuming_is_bit_exact(on_disk: bool, tmp_path: Path) -> None:
         return ErrorFeedback(GammaFedHT(density=0.2), residuals=DiskStore(str(tmp_path)) if on_disk else MemoryStore())
 
     def payloads(feedback: ErrorFeedback, start: int, stop: int) -> list[bytes]:
-        found = []
+        messages = []
         for round in range(start, stop):
             rng = np.random.default_rng(round)
             for client in range(3):
@@ -300,9 +300,9 @@ def test_resuming_is_bit_exact(on_disk: bool, tmp_path: Path) -> None:
                 delta = torch.from_numpy(rng.normal(size=size_of(index))).float()
                 message = feedback.prepare(client, delta, index=index, round=round, lr=0.1 / (1 + round))
                 feedback.accept(message, received(message, torch.float32))
-                found.append(message.payload)
+                messages.append(message.payload)
             feedback.end_round(0)
-        return found
+        return messages
 
     first = fresh()
     payloads(first, 0, 4)

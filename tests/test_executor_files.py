@@ -21,12 +21,12 @@ SMALL = ["--trainer.max_epochs=1", LEVELS, "--model.net.hidden=[16,16]", *FEW, *
 def test_every_executor_file_runs(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     main(["fit", *DEMO, "-c", str(file), *SMALL, f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
-    wanted = yaml.safe_load(file.read_text())["model"]["init_args"]["executor"]
+    settings = yaml.safe_load(file.read_text())["model"]["init_args"]["executor"]
     used = yaml.safe_load(metrics.with_name("config.yaml").read_text())["model"]["init_args"]["executor"]
-    assert used["class_path"] == wanted["class_path"]
+    assert used["class_path"] == settings["class_path"]
     assert pd.read_csv(metrics)["train/loss"].between(0, 10).all()
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Executor for level")]
-    assert [line.split(":")[0].split()[-1] for line in said] == (["a", "e"] if file.stem == "auto" else [])
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Executor for level")]
+    assert [line.split(":")[0].split()[-1] for line in lines] == (["a", "e"] if file.stem == "auto" else [])
 
 
 WRONG = [

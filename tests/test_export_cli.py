@@ -50,8 +50,8 @@ def test_exported_levels_of_a_run_have_its_test_accuracy(
         assert shown.out.endswith(f", test accuracy {accuracy:.2%}".replace("%", " %") + ")\n")
         assert shown.err == ""
         with torch.no_grad():
-            found = hetfl.load(path)(transform.eval(test.inputs)).argmax(1)
-        assert (found == test.targets).float().mean().item() == pytest.approx(accuracy, abs=1e-6)
+            predicted = hetfl.load(path)(transform.eval(test.inputs)).argmax(1)
+        assert (predicted == test.targets).float().mean().item() == pytest.approx(accuracy, abs=1e-6)
         assert json.loads(path.with_name(f"{path.name}.json").read_text())["score"]["test/accuracy"] == accuracy
     assert {path: path.read_bytes() for path in before} == before
     assert not list(Path().iterdir())

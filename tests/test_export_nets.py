@@ -173,7 +173,7 @@ def test_other_data_and_transforms_are_recorded_in_the_card(tmp_path: Path) -> N
             self._by = by
 
     plain = {"class": "hetfl.data.Plain", "arguments": {}}
-    for transform, said, format in ((None, plain, "onnx"), (Halved(2.0), None, "safetensors")):
+    for transform, normalisation, format in ((None, plain, "onnx"), (Halved(2.0), None, "safetensors")):
         net: Any = lambda width=1.0: nn.Sequential(nn.Linear(5, 3))  # noqa: E731
         module = FedAvg(net)
         trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -188,7 +188,7 @@ def test_other_data_and_transforms_are_recorded_in_the_card(tmp_path: Path) -> N
         )
         trainer.test(module, datamodule=data, verbose=False)
         card = export_submodel(module, "a", tmp_path / f"a.{format}")
-        assert card.input == {"shape": [5], "dtype": "float32", "normalisation": said}
+        assert card.input == {"shape": [5], "dtype": "float32", "normalisation": normalisation}
         assert card.score is not None
         assert card.score["samples"] == 1
         with torch.no_grad():

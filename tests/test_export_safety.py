@@ -50,7 +50,7 @@ def files(originals: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(originals, tmp_path / "files"))
 
 
-def said(path: Path) -> str:
+def refusal(path: Path) -> str:
     """Return the one-line error of loading a file."""
     with pytest.raises(ConfigurationError) as error:
         hetfl.load(path)
@@ -78,15 +78,15 @@ def test_every_damage_is_detected(files: Path, name: str) -> None:
     for _ in range(20):
         position = choose.randrange(len(data))
         path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
-        assert "damaged, or another file" in said(path)
+        assert "damaged, or another file" in refusal(path)
         path.write_bytes(data[:position])
-        assert "damaged, or another file" in said(path)
+        assert "damaged, or another file" in refusal(path)
     path.unlink()
-    assert f"{name} but got: No such file" in said(path)
+    assert f"{name} but got: No such file" in refusal(path)
     path.with_name(f"{name}.json").unlink()
-    assert "which does not exist" in said(path)
+    assert "which does not exist" in refusal(path)
     path.write_bytes(data)
-    assert f"card of an exported file in {path}.json but got: No such file" in said(path)
+    assert f"card of an exported file in {path}.json but got: No such file" in refusal(path)
 
 
 CARDS: dict[str, tuple[str, str]] = {
@@ -108,7 +108,7 @@ def test_an_invalid_card_is_refused(case: str, files: Path) -> None:
     (files / "b.onnx.json").write_text(text)
     with pytest.raises(ConfigurationError, match=expected):
         hetfl.load(files / "b.onnx")
-    said(files / "b.onnx")
+    refusal(files / "b.onnx")
 
 
 CLASSES = [
@@ -137,7 +137,7 @@ def test_a_card_can_only_construct_nets_of_hetfl(
     (tmp_path / "stranger.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nclass Net: pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     change_card(files / "b.safetensors", lambda card: card["net"].update({"class": name}))
-    assert "only nets of hetfl.models with plain arguments are made from a card" in said(files / "b.safetensors")
+    assert "only nets of hetfl.models with plain arguments are made from a card" in refusal(files / "b.safetensors")
     assert "stranger" not in sys.modules
     assert not (tmp_path / "ran").exists()
 
@@ -158,7 +158,7 @@ def test_card_arguments_that_make_another_net_are_refused(case: str, files: Path
     change_card(files / "b.safetensors", lambda card: card["net"].update(arguments=arguments))
     with pytest.raises(ConfigurationError, match=expected):
         hetfl.load(files / "b.safetensors")
-    said(files / "b.safetensors")
+    refusal(files / "b.safetensors")
 
 
 def test_tensors_that_do_not_match_the_net_are_refused(files: Path) -> None:
@@ -172,18 +172,18 @@ def test_tensors_that_do_not_match_the_net_are_refused(files: Path) -> None:
     }
     for change, expected in changes.values():
         replace_content(path, safetensors.torch.save(tensors | change))
-        assert expected in said(path)
+        assert expected in refusal(path)
     replace_content(path, safetensors.torch.save({name: t for name, t in tensors.items() if not name.endswith("mean")}))
-    assert "'blocks.0.norm.mean' of the net to be float32 (2,) but got none" in said(path)
+    assert "'blocks.0.norm.mean' of the net to be float32 (2,) but got none" in refusal(path)
     replace_content(path, b"\xff" * 50)
-    assert "Expected a safetensors file" in said(path)
+    assert "Expected a safetensors file" in refusal(path)
 
 
 @pytest.mark.parametrize("width", ["0", "-1", "1.5", "NaN", "1" + 400 * "0"])
 def test_a_card_with_an_impossible_width_is_refused(files: Path, width: str) -> None:
     card = files / "b.safetensors.json"
     card.write_text(re.sub(r'"width": [0-9.]+,', f'"width": {width},', card.read_text(), count=1))
-    assert "a width in (0, 1] in the card" in said(files / "b.safetensors")
+    assert "a width in (0, 1] in the card" in refusal(files / "b.safetensors")
 
 
 def test_a_card_of_a_huge_net_is_refused_before_construction(files: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_card_of_a_huge_net_is_refused_before_construction(files: Path) -> Non
     content = json.loads(card.read_text())
     content["net"]["arguments"]["hidden"] = [1] * 100_000
     card.write_text(json.dumps(content))
-    assert "at most 10000 characters of arguments" in said(files / "b.safetensors")
+    assert "at most 10000 characters of arguments" in refusal(files / "b.safetensors")
 
 
 def test_a_card_of_a_net_of_a_billion_layers_is_refused_while_it_is_made(files: Path) -> None:
@@ -212,7 +212,7 @@ def test_an_onnx_file_that_refers_to_other_files_is_refused(files: Path, federat
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
     replace_content(path, model.SerializeToString())
-    assert "with all values inside but got one that may name other files" in said(path)
+    assert "with all values inside but got one that may name other files" in refusal(path)
 
 
 def test_a_loaded_onnx_model_checks_its_inputs_and_can_be_copied(files: Path, federation: FederatedModule) -> None:

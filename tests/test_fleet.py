@@ -94,9 +94,9 @@ def test_a_round_without_any_client_is_refused_before_the_run(
     end = rounds if rounds is not None and rounds > 0 else 50
     empty = [r for r in range(end) if not any(first <= r <= last for first, last in stays)]
     for r in range(30):
-        there = [k for k, (first, last) in enumerate(stays) if first <= r <= last]
-        assert fleet.reachable(r, 0.0).tolist() == there
-        assert math.isinf(fleet.next_reachable(r, 0.0)) == (not there)
+        present = [k for k, (first, last) in enumerate(stays) if first <= r <= last]
+        assert fleet.reachable(r, 0.0).tolist() == present
+        assert math.isinf(fleet.next_reachable(r, 0.0)) == (not present)
     if empty:
         with pytest.raises(ConfigurationError, match=f"any in round {empty[0]}:"):
             fleet.check_rounds(rounds)
@@ -169,14 +169,14 @@ def test_work_is_done_in_order_until_the_time_is_over(down: int, flops: float, u
 
 def test_failures_have_the_given_rate_and_a_uniform_time() -> None:
     fleet = ready(RandomFleet(failure_rate=Between(0.1, 0.6)), 30, seed=3)
-    found = {(k, r): fleet.fails(k, r) for k in range(30) for r in range(200)}
+    failures = {(k, r): fleet.fails(k, r) for k in range(30) for r in range(200)}
     for k in range(30):
-        rate = sum(found[k, r] is not None for r in range(200)) / 200
+        rate = sum(failures[k, r] is not None for r in range(200)) / 200
         assert rate == pytest.approx(fleet.devices.failure_rate[k], abs=0.15)
-    shares = [share for share in found.values() if share is not None]
+    shares = [share for share in failures.values() if share is not None]
     assert np.quantile(shares, [0.0, 0.5, 1.0]) == pytest.approx([0.0, 0.5, 1.0], abs=0.05)
     again = ready(RandomFleet(failure_rate=Between(0.1, 0.6)), 30, seed=3)
-    assert all(again.fails(k, r) == found[k, r] for k, r in reversed(found))
+    assert all(again.fails(k, r) == failures[k, r] for k, r in reversed(failures))
     assert ready(SameDevice()).fails(0, 0) is None
 
 

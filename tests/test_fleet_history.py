@@ -36,9 +36,9 @@ class Quick(Selection):
         self.predicted: list[dict[int, float]] = []
 
     def select(self, round: int, probe: Probe) -> list[int]:
-        found = dict(zip(probe.clients, probe.seconds(probe.clients), strict=True))
-        self.predicted.append(found)
-        return sorted(found, key=lambda client: (found[client], client))[: self.clients_per_round]
+        seconds = dict(zip(probe.clients, probe.seconds(probe.clients), strict=True))
+        self.predicted.append(seconds)
+        return sorted(seconds, key=lambda client: (seconds[client], client))[: self.clients_per_round]
 
 
 def lively(**changes: Any) -> FederatedModule:
@@ -85,11 +85,11 @@ def test_predictions_assume_dense_updates_at_first_and_then_the_last_ratio(fit: 
     share = 1.0
     for r in range(3):
         cohort = sorted(selection.predicted[r], key=lambda k: (selection.predicted[r][k], k))[:5]
-        for k, found in selection.predicted[r].items():
+        for k, predicted in selection.predicted[r].items():
             level = module.assignment.level(k, r)
             size = dense_size(module.levels.sizes[level])
             flops = module.levels.flops[level][1] * data.sizes[k]
-            assert found == pytest.approx(float(fleet.seconds(k, r, Work(size, flops, size * share))), rel=1e-12)
+            assert predicted == pytest.approx(float(fleet.seconds(k, r, Work(size, flops, size * share))), rel=1e-12)
         upload = table["comm/up_bytes"][r] * table["comm/up_ratio"][r]  # less than dense: only owned classes are sent
         assert upload <= sum(dense[module.assignment.level(k, r)] for k in cohort)
         share = 1 / table["comm/up_ratio"][r]
@@ -129,18 +129,18 @@ def test_the_clock_waits_for_a_client_and_reachable_clients_gather_statistics(
 ) -> None:
     fleet = RandomFleet(availability=0.05, period=1000.0)
     module = small_module(fleet=fleet, levels=small_levels(1, 0.5))
-    asked: list[set[int]] = []
-    there: list[tuple[float, list[int]]] = []
+    gathering: list[set[int]] = []
+    reachable: list[tuple[float, list[int]]] = []
     charge, wait = module.ledger.charge, module.ledger.wait
 
     def waiting(round: int) -> Any:
-        found = wait(round)
-        there.append((module.ledger.now, found.tolist()))
-        asked.append(set())
-        return found
+        clients_now = wait(round)
+        reachable.append((module.ledger.now, clients_now.tolist()))
+        gathering.append(set())
+        return clients_now
 
     def charging(client: int, round: int, work: Work) -> None:
-        asked[-1].add(client)
+        gathering[-1].add(client)
         charge(client, round, work)
 
     monkeypatch.setattr(module.ledger, "wait", waiting)
@@ -149,10 +149,10 @@ def test_the_clock_waits_for_a_client_and_reachable_clients_gather_statistics(
     assert table["sim/waited"][0] > 0
     assert table["sim/round_seconds"][0] > table["sim/waited"][0]
     assert 1 <= table["sim/reachable"].min() <= table["sim/reachable"].max() < 4
-    assert len(there) == 6  # before training and before statistics, in three rounds
-    for clients, (_, found) in zip(asked, there, strict=True):
+    assert len(reachable) == 6  # before training and before statistics, in three rounds
+    for clients, (_, clients_now) in zip(gathering, reachable, strict=True):
         assert clients
-        assert clients <= set(found)
+        assert clients <= set(clients_now)
 
 
 @pytest.mark.filterwarnings("ignore:No client within reach can run level a. clients of level b gather")

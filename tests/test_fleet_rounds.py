@@ -207,9 +207,9 @@ def test_waiting_ignores_clients_that_have_left_or_not_joined(tmp_path: Path) ->
     fleet, waits = CsvFleet(str(tmp_path / "fleet.csv"), period=100.0), 0
     fleet.setup(Facts([1] * 4, 0))
     phase = torch.rand(4, dtype=torch.float64, generator=generator(0, "fleet", "phase")).tolist()
-    for round, there in ((0, (1, 2, 3)), (4, (2, 3)), (5, (0, 2, 3))):
+    for round, present in ((0, (1, 2, 3)), (4, (2, 3)), (5, (0, 2, 3))):
         for now in range(0, 5000, 7):
-            turns = [(now / 100 + phase[k]) % 1 for k in there]
+            turns = [(now / 100 + phase[k]) % 1 for k in present]
             until = 0.0 if min(turns) < 0.1 else min(100 * (1 - turn) for turn in turns)
             assert fleet.next_reachable(round, float(now)) == pytest.approx(now + until, abs=1e-7)
             waits += until > 0

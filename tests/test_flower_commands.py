@@ -124,6 +124,6 @@ def test_a_superlink_that_abandons_the_run_is_reported_in_one_line(tmp_path: Pat
     context = SimpleNamespace(run_config={"settings": json.dumps({**settings, "patience": {}})})
     apps.serve(None, context)  # type: ignore[arg-type]
     assert (tmp_path / "status").read_text() == "1"
-    said = (tmp_path / "output").read_text()
-    assert said.startswith("hetfl: error: Expected the SuperLink to go on with the run but got Client error '401")
-    assert said.count("\n") == 1
+    output = (tmp_path / "output").read_text()
+    assert output.startswith("hetfl: error: Expected the SuperLink to go on with the run but got Client error '401")
+    assert output.count("\n") == 1

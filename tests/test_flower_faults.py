@@ -27,7 +27,7 @@ from hetfl.selection import PowerOfChoice
 from hetfl.types import Report, Task
 from hetfl.updates import DenseUpdate
 from tests.conftest import fit_in, small_module
-from tests.flower_cases import Hands, Tamper, federated, make_node, over_the_wire, warned
+from tests.flower_cases import FakePost, Tamper, federated, make_node, over_the_wire, warned
 
 Fit = Callable[..., Trainer]
 SPLIT = {11: range(5), 12: range(5, 8), 13: range(8, 12)}
@@ -42,14 +42,14 @@ def rows(trainer: Trainer) -> pd.DataFrame:
     return pd.read_csv(Path(trainer.logger.save_dir) / "metrics.csv")  # type: ignore[union-attr,arg-type]
 
 
-def hands(folder: Path, tamper: Tamper | None = None, build: Callable[[], FederatedModule] = make) -> Hands:
-    post = Hands({node: make_node(of, folder / str(node), build) for node, of in SPLIT.items()})
+def fake_post(folder: Path, tamper: Tamper | None = None, build: Callable[[], FederatedModule] = make) -> FakePost:
+    post = FakePost({node: make_node(of, folder / str(node), build) for node, of in SPLIT.items()})
     if tamper is not None:
         post.tamper = tamper
     return post
 
 
-class LyingUpload:
+class DropsUpdates:
     """Wraps a module's clients so that the server accepts nothing from the clients of one node."""
 
     def __init__(self, module: FederatedModule, where: frozenset[int]) -> None:
@@ -151,8 +151,8 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]
     """Return the final weights of a run that accepts nothing from the malicious node's clients."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("without")
-    module = federated(make(), hands(folder))
-    module.clients = LyingUpload(module, frozenset(SPLIT[LIAR]))  # type: ignore[assignment]
+    module = federated(make(), fake_post(folder))
+    module.clients = DropsUpdates(module, frozenset(SPLIT[LIAR]))  # type: ignore[assignment]
     fit_in(folder)(module, rounds=2, limit_val_batches=0)
     return module.state_dict()
 
@@ -161,7 +161,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]
 def test_a_lying_node_does_not_change_the_model(fit: Fit, tmp_path: Path, lie: str, without: dict[str, torch.Tensor]) -> None:
     """The weights equal those of a run without that node's clients, and the log states the fault."""
     tamper, message = LIES[lie]
-    lied = federated(make(), hands(tmp_path, tamper))
+    lied = federated(make(), fake_post(tmp_path, tamper))
     lied.hooks.append(ServerBound(1e6))
     with warned(f"refused: .*{message}"):
         trainer = fit(lied, rounds=2, name="lied", limit_val_batches=0)
@@ -174,7 +174,7 @@ def test_a_lying_node_does_not_change_the_model(fit: Fit, tmp_path: Path, lie: s
 def test_false_statistics_are_left_out(fit: Fit, tmp_path: Path, lie: str) -> None:
     """The other clients' sums are enough for every level, so all levels are evaluated."""
     tamper, _ = LIES[lie]
-    module = federated(make(), hands(tmp_path, tamper))
+    module = federated(make(), fake_post(tmp_path, tamper))
     with warned("Round 0: statistics of client 5 refused: "):
         trainer = fit(module, rounds=1)
     assert rows(trainer)[[f"val/accuracy_by_level/{level}" for level in module.levels]].notna().all(axis=None)
@@ -190,15 +190,15 @@ def test_a_non_finite_loss_is_refused_and_its_client_is_not_selected(fit: Fit, t
     chosen: set[int] = set()
 
     def tamper(node: int, answer: RecordDict) -> RecordDict:
-        told = [name for name in answer if name.startswith("report.")]
+        reports = [name for name in answer if name.startswith("report.")]
         payload = any(name.startswith("bytes.") for name in answer)
         if payload:
-            chosen.update(client_of(answer, name) for name in told)
-        for name in told if node == LIAR and not payload else ():
+            chosen.update(client_of(answer, name) for name in reports)
+        for name in reports if node == LIAR and not payload else ():
             answer[name] = altered(answer, name, loss=loss)
         return answer
 
-    module = federated(build(), hands(tmp_path, tamper, build))
+    module = federated(build(), fake_post(tmp_path, tamper, build))
     with warned(rf"Round 0: losses of client 5 refused: .*for a loss but got {loss}"):
         trainer = fit(module, rounds=1, limit_val_batches=0)
     assert rows(trainer)["comm/refused"].tolist() == [len(SPLIT[LIAR])]
@@ -212,9 +212,9 @@ def test_a_node_refuses_orders_for_clients_of_other_nodes(tmp_path: Path) -> Non
     model = wire.encode(DenseUpdate(torch.zeros(node.bench.size("c"))), round=0, client=0)
     orders = [Order(Task(client, "c", 0, 0, 0.1), model) for client in (3, 5, 4)]
     request = Request("train", "nonce", "0" * 32, compressor=pack({}), orders=orders)
-    found = node.answer(request).reports
-    assert [report.status for report in found] == ["done", "failed", "done"]
-    assert "among [3, 4] but got 5" in found[1].reason
+    reports = node.answer(request).reports
+    assert [report.status for report in reports] == ["done", "failed", "done"]
+    assert "among [3, 4] but got 5" in reports[1].reason
 
 
 def test_a_node_refuses_a_model_of_wrong_size(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hetfl.flower.post import AT_ONCE, FlowerPost
 
 
 class SlowGrid:
-    """Hands every answer out once, as Flower does, and some answers only when they are complete."""
+    """FakePost every answer out once, as Flower does, and some answers only when they are complete."""
 
     def __init__(self, ready: Iterable[str], partial: Iterable[str] = (), errors: Iterable[str] = ()) -> None:
         self.ready, self.partial, self.errors = set(ready), set(partial), set(errors)
@@ -51,12 +51,12 @@ def answer(id: str, error: str = "") -> Any:
 
 def collected(post: FlowerPost, ids: list[str], count: int) -> list[str]:
     """Return ``count`` of the answers in order of arrival."""
-    found: list[str] = []
+    arrived: list[str] = []
     until = time.monotonic() + 30
-    while len(found) < count:
-        assert time.monotonic() < until, found
-        found += post.collect([id for id in ids if id not in found])
-    return sorted(found)
+    while len(arrived) < count:
+        assert time.monotonic() < until, arrived
+        arrived += post.collect([id for id in ids if id not in arrived])
+    return sorted(arrived)
 
 
 def test_an_incomplete_answer_does_not_delay_other_answers() -> None:

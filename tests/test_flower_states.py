@@ -37,11 +37,11 @@ def test_an_empty_state_writes_no_file(tmp_path: Path) -> None:
 
 def test_old_and_new_states_stay_until_the_server_decides(tmp_path: Path) -> None:
     states = ClientStates(tmp_path)
-    old, taken, refused = (states.save(RUN, 1, state(round)) for round in (0, 1, 2))
-    for name in (old, taken, refused):
+    old, accepted, refused = (states.save(RUN, 1, state(round)) for round in (0, 1, 2))
+    for name in (old, accepted, refused):
         states.load(RUN, 1, name)
-    states.prune(RUN, 1, {taken})
-    states.load(RUN, 1, taken)
+    states.prune(RUN, 1, {accepted})
+    states.load(RUN, 1, accepted)
     for name in (old, refused):
         with pytest.raises(StateLost, match="states up to round 1"):
             states.load(RUN, 1, name)

@@ -16,7 +16,7 @@ from lightning import Trainer
 from hetfl import FederatedModule
 from hetfl.selection import Uniform
 from tests.conftest import small_levels, small_module
-from tests.flower_cases import Hands, federated, make_node, warned
+from tests.flower_cases import FakePost, federated, make_node, warned
 from tests.tree_cases import FORMS, Given
 
 
@@ -27,7 +27,7 @@ def test_nodes_train_on_token_tuple_and_dict_inputs(fit: Callable[..., Trainer],
         number: make_node(clients, tmp_path / str(number), make, partial(Given, form))
         for number, clients in {11: range(3), 12: range(3, 6)}.items()
     }
-    alone, together = make(), federated(make(), Hands(nodes))
+    alone, together = make(), federated(make(), FakePost(nodes))
     for name, module in (("alone", alone), ("together", together)):
         fit(module, Given(form), rounds=2, name=name)
     for (name, expected), tensor in zip(alone.net.named_parameters(), together.net.parameters(), strict=True):
@@ -42,7 +42,7 @@ def test_silent_clients_are_reported_with_their_names_in_the_data(fit: Callable[
 
     data = partial(Given, "tokens", names)
     nodes = {k: make_node([k], tmp_path / str(k), make, data) for k in range(6)}
-    hands = Hands(nodes)
+    hands = FakePost(nodes)
     hands.tamper = lambda node, answer: None if node == 3 and "report.0" in answer else answer
     module = federated(make(), hands)
     with warned(r"Round 0: no update of client 3 \('dan'\): "):

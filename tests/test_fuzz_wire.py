@@ -39,42 +39,42 @@ def supports(layout: Layout, generator: torch.Generator) -> list[Update]:
     """Return updates of every kind and density, with random values."""
     size = layout.size
     dense = torch.randn(size, generator=generator)
-    found: list[Update] = [DenseUpdate(dense)]
+    updates: list[Update] = [DenseUpdate(dense)]
     for count in (0, 1, size // 20, size // 2, size):
         indices = torch.randperm(size, generator=generator)[:count].sort().values
-        found.append(SparseUpdate(dense[indices], indices, size))
+        updates.append(SparseUpdate(dense[indices], indices, size))
     rows = torch.cat([torch.arange(size // 3), torch.arange(size // 2, size)])
-    found.append(SparseUpdate(dense[rows], rows, size))
+    updates.append(SparseUpdate(dense[rows], rows, size))
     for sizes in ((size,), layout.sizes):
         counts = tuple(n // 3 for n in sizes)
         positions = SeededUpdate.positions(99, sizes, counts)
-        found.append(SeededUpdate(dense[positions], positions, size, 99, counts))
+        updates.append(SeededUpdate(dense[positions], positions, size, 99, counts))
     for ranks in ((0, 0, 0), (2, 1, 1)):
         count = sum(LowRankUpdate.lengths(layout, ranks))
-        found.append(LowRankUpdate(torch.randn(count, generator=generator), layout, ranks))
-    return found
+        updates.append(LowRankUpdate(torch.randn(count, generator=generator), layout, ranks))
+    return updates
 
 
 def coded(update: Update, layout: Layout, generator: torch.Generator) -> list[Update]:
     """Return the same update in six quantised codings."""
-    found = []
+    updates = []
     affine = [(1, 0, False), (5, 16, True), (8, 2**20, False), (16, 7, False)]
-    for bits, bucket, own in (*affine, (3, 2**20, False), (6, 16, True)):
+    for bits, bucket, own_zeros in (*affine, (3, 2**20, False), (6, 16, True)):
         sizes = bucket_sizes(update.num_sent, bucket) if bucket else update.num_sent_per_tensor(layout)
         scales = torch.rand(len(sizes), generator=generator)
-        zeros = torch.rand(len(sizes) if own else 1, generator=generator)
+        zeros = torch.rand(len(sizes) if own_zeros else 1, generator=generator)
         words = torch.randint(2**bits, (update.num_sent,), generator=generator, dtype=torch.int32)
-        spacing: Spacing = "affine" if (bits, bucket, own) in affine else "logarithmic"
+        spacing: Spacing = "affine" if (bits, bucket, own_zeros) in affine else "logarithmic"
         ratios = scales if spacing == "affine" else 1 + scales
-        found.append(update.with_codes(Codes(words, bits, ratios, zeros, sizes, bucket, spacing)))
-    return found
+        updates.append(update.with_codes(Codes(words, bits, ratios, zeros, sizes, bucket, spacing)))
+    return updates
 
 
 def honest(rows: int) -> list[tuple[bytes, Expected]]:
     """Return valid payloads of every kind, dtype and density."""
     generator = torch.Generator().manual_seed(rows)
     layout = Layout({"w": (rows, 2, 3), "b": (rows,), "s": ()})
-    found = []
+    payloads = []
     for dtype in (torch.float32, torch.float64):
         exact = torch.randn(3, generator=generator, dtype=dtype)
         for number, update in enumerate(supports(layout, generator)):
@@ -84,8 +84,8 @@ def honest(rows: int) -> list[tuple[bytes, Expected]]:
                 payload = encode(
                     sent.with_exact(block), round=7, client=11, half_precision=sent is plain and number > 5
                 )
-                found.append((payload, Expected(7, 11, layout.size, block.numel(), dtype, layout=layout)))
-    return found
+                payloads.append((payload, Expected(7, 11, layout.size, block.numel(), dtype, layout=layout)))
+    return payloads
 
 
 def flip_bits(data: bytearray, chance: random.Random, other: bytes) -> None:

@@ -37,14 +37,14 @@ print(before, faults(), kept)
 def measured(**settings: str) -> tuple[int, int, bool]:
     """Return, from a subprocess, page faults of the same work before and after, and the function's result."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_") and n != "GLIBC_TUNABLES"}
-    found = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", SCRIPT, heap.__file__],
         env=environment | settings,
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
-    return int(found[0]), int(found[1]), found[2] == "True"
+    return int(output[0]), int(output[1]), output[2] == "True"
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="a C library without these settings")

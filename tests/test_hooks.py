@@ -65,8 +65,8 @@ def test_an_update_above_the_bound_is_clipped(kind: str) -> None:
     norm = math.sqrt(sum(value * value for value in whole.tolist()))
     assert norm > 0.25
     clipped = hook.on_update(update, PART, REPORT)
-    found = torch.cat([clipped.to_dense(), clipped.exact]).double().numpy()
-    np.testing.assert_allclose(found, whole * 0.25 / norm, rtol=1e-6)
+    actual = torch.cat([clipped.to_dense(), clipped.exact]).double().numpy()
+    np.testing.assert_allclose(actual, whole * 0.25 / norm, rtol=1e-6)
     assert hook.columns() == {"defence/clipped": 1.0}
     assert NormBound(norm * 1.0001, action="clip").on_update(update, PART, REPORT) is update
 
@@ -221,19 +221,19 @@ def test_a_bound_that_refuses_all_updates_ends_the_run(fit: Fit) -> None:
 @pytest.mark.usefixtures("double_precision")
 def test_hooks_give_the_same_values_in_every_executor(fit: Fit) -> None:
     options: dict[str, Any] = {"rounds": 2, "precision": "64-true", "limit_val_batches": 0}
-    found = {}
+    results = {}
     for executor in (Sequential(), Workers(2), Stacked(2)):
         module = hooked(executor=executor)
         trainer = fit(module, name=type(executor).__name__, **options)
-        found[type(executor)] = module.models.tensors[0], rows(trainer)["defence/clipped"]
-    (values, clipped), plain = found[Sequential], small_module(uplink=ErrorFeedback(TopK(0.3)))
+        results[type(executor)] = module.models.tensors[0], rows(trainer)["defence/clipped"]
+    (values, clipped), plain = results[Sequential], small_module(uplink=ErrorFeedback(TopK(0.3)))
     fit(plain, name="plain", **options)
     assert clipped.sum() > 0
     for name, tensor in values.items():
-        assert torch.equal(found[Workers][0][name], tensor)
-        assert torch.allclose(found[Stacked][0][name], tensor, rtol=0, atol=1e-10)
+        assert torch.equal(results[Workers][0][name], tensor)
+        assert torch.allclose(results[Stacked][0][name], tensor, rtol=0, atol=1e-10)
     assert any(not torch.allclose(plain.models.tensors[0][name], tensor) for name, tensor in values.items())
-    assert all(found[kind][1].equals(clipped) for kind in found)
+    assert all(results[kind][1].equals(clipped) for kind in results)
 
 
 def test_hooks_resume_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
@@ -269,8 +269,8 @@ def test_hooks_are_applied_in_order_and_entries_without_holders_stay() -> None:
     assert hooks.on_step(0, delta, holders)["w"].tolist() == [4.5, 0.0]
     clip, refuse = NormBound(1.0, action="clip"), NormBound(2.0)
     long = DenseUpdate(torch.tensor([3.0, 4.0]))
-    taken = Hooks(NoPenalty(), [clip, refuse]).on_update(long, PART, REPORT)
-    assert torch.allclose(taken.to_dense(), torch.tensor([0.6, 0.8]))
+    clipped = Hooks(NoPenalty(), [clip, refuse]).on_update(long, PART, REPORT)
+    assert torch.allclose(clipped.to_dense(), torch.tensor([0.6, 0.8]))
     with pytest.raises(RefusedUpdate):
         Hooks(NoPenalty(), [refuse, clip]).on_update(long, PART, REPORT)
 

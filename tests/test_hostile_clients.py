@@ -165,7 +165,7 @@ TRAINING: dict[str, tuple[Lie, str]] = {
 """False training answers, and the expected log message of each."""
 
 
-def played(lies: dict[str, Any], garbles: dict[str, Garble], job: str, **options: Any) -> Callable[..., Any]:
+def hostile_fixture(lies: dict[str, Any], garbles: dict[str, Garble], job: str, **options: Any) -> Callable[..., Any]:
     """Return a fixture with a run of all false answers, and a run in which the victim's answers are lost."""
 
     def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Play, Outcome, Outcome]:
@@ -177,14 +177,14 @@ def played(lies: dict[str, Any], garbles: dict[str, Garble], job: str, **options
     return pytest.fixture(scope="module")(run)
 
 
-training = played(TRAINING, GARBLED | {name: bomb for name, (bomb, _) in BOMBS.items()}, "train", limit_val_batches=0)
+training = hostile_fixture(TRAINING, GARBLED | {name: bomb for name, (bomb, _) in BOMBS.items()}, "train", limit_val_batches=0)
 
 
-def said_of(play: Play, outcome: Outcome, name: str) -> str:
+def message_of(play: Play, outcome: Outcome, name: str) -> str:
     """Return the log message about the victim in the round of a false answer."""
     round = play.names.index(name)
-    assert play.told[round] == name
-    (text,) = [text for text in outcome.said[round] if f"of client {VICTIM} " in text]
+    assert play.sent[round] == name
+    (text,) = [text for text in outcome.by_round[round] if f"of client {VICTIM} " in text]
     return text
 
 
@@ -193,7 +193,7 @@ def test_an_unreadable_flower_object_is_refused_as_an_error_of_its_node(
     training: tuple[Play, Outcome, Outcome], name: str
 ) -> None:
     play, lied, _ = training
-    assert "refused: Expected an answer that can be read but got " in said_of(play, lied, name)
+    assert "refused: Expected an answer that can be read but got " in message_of(play, lied, name)
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -201,18 +201,18 @@ def test_an_answer_larger_than_what_was_asked_for_is_refused(
     training: tuple[Play, Outcome, Outcome], name: str
 ) -> None:
     play, lied, _ = training
-    said = said_of(play, lied, name)
-    assert re.search(f"refused: Expected {BOMBS[name][1]}", said), said
+    message = message_of(play, lied, name)
+    assert re.search(f"refused: Expected {BOMBS[name][1]}", message), message
 
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_false_training_answer_is_refused_by_client_name(training: tuple[Play, Outcome, Outcome], name: str) -> None:
     play, lied, _ = training
-    said = said_of(play, lied, name)
-    assert re.search(TRAINING[name][1], said), said
-    assert "refused: " in said
-    assert said.isprintable()
-    assert len(said) < 400
+    message = message_of(play, lied, name)
+    assert re.search(TRAINING[name][1], message), message
+    assert "refused: " in message
+    assert message.isprintable()
+    assert len(message) < 400
 
 
 def test_false_training_answers_change_nothing_else(training: tuple[Play, Outcome, Outcome]) -> None:
@@ -242,14 +242,14 @@ LOSSES: dict[str, tuple[Lie, str]] = {
 """False losses, which an aggregator raises to a power."""
 
 
-losses = played(LOSSES, {}, "losses", build=lambda: make(aggregator=QFedAvg(1.0)), limit_val_batches=0)
+losses = hostile_fixture(LOSSES, {}, "losses", build=lambda: make(aggregator=QFedAvg(1.0)), limit_val_batches=0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_false_loss_is_refused_by_client_name(losses: tuple[Play, Outcome, Outcome], name: str) -> None:
     play, lied, _ = losses
-    (said,) = [text for text in lied.said[play.names.index(name)] if f"losses of client {VICTIM} refused: " in text]
-    assert re.search(LOSSES[name][1], said), said
+    (message,) = [text for text in lied.by_round[play.names.index(name)] if f"losses of client {VICTIM} refused: " in text]
+    assert re.search(LOSSES[name][1], message), message
 
 
 def test_false_losses_change_nothing_else(losses: tuple[Play, Outcome, Outcome]) -> None:
@@ -295,15 +295,15 @@ STATISTICS: dict[str, tuple[Lie, str]] = {
 """False static batch-norm statistics, and the expected log message of each."""
 
 
-statistics = played(STATISTICS, {}, "statistics")
+statistics = hostile_fixture(STATISTICS, {}, "statistics")
 
 
 @pytest.mark.parametrize("name", STATISTICS)
 def test_false_sums_are_left_out_by_client_name(statistics: tuple[Play, Outcome, Outcome], name: str) -> None:
     play, lied, _ = statistics
-    (said,) = lied.said[play.names.index(name)]
-    assert f"statistics of client {VICTIM} " in said
-    assert re.search(f"refused: .*{STATISTICS[name][1]}", said), said
+    (message,) = lied.by_round[play.names.index(name)]
+    assert f"statistics of client {VICTIM} " in message
+    assert re.search(f"refused: .*{STATISTICS[name][1]}", message), message
 
 
 def test_false_sums_change_nothing_else(statistics: tuple[Play, Outcome, Outcome]) -> None:

@@ -30,7 +30,7 @@ from hetfl.flower.nodes import Failure
 from hetfl.flower.post import FlowerPost
 from hetfl.local.training import batches
 from hetfl.updates import DenseUpdate
-from tests.hostile_cases import VICTIM, Play, altered, make, played, served
+from tests.hostile_cases import VICTIM, Play, altered, make, outcome_of, on_nodes
 from tests.test_flower_post import answer
 
 Fit = Callable[..., Trainer]
@@ -124,11 +124,11 @@ def test_a_node_that_claims_unknown_clients_cannot_take_part(
     """Its client has no node, and the run continues."""
     play = Play("hello", {"clients": altered("answer", clients=clients)})
     play.name = lambda node, job, round: "clients" if (node, job) == (12, "hello") else ""  # type: ignore[method-assign]
-    module = served(make(), tmp_path, play, make)
-    outcome = played(fit, module, 1, "run", limit_val_batches=0)
-    said = rf"Node 12 of clients .* cannot take part: Expected clients {reason}"
-    assert any(re.search(said, text) for text in outcome.texts)
-    assert any(f"no update of client {VICTIM}: no node" in text for text in outcome.said[0])
+    module = on_nodes(make(), tmp_path, play, make)
+    outcome = outcome_of(fit, module, 1, "run", limit_val_batches=0)
+    message = rf"Node 12 of clients .* cannot take part: Expected clients {reason}"
+    assert any(re.search(message, text) for text in outcome.texts)
+    assert any(f"no update of client {VICTIM}: no node" in text for text in outcome.by_round[0])
 
 
 class Lying(OwnClients):
@@ -157,16 +157,16 @@ def times(factor: float) -> Callable[[Reply], Reply]:
     return lie
 
 
-def told(reply: Reply, **numbers: Any) -> Reply:
+def with_report(reply: Reply, **numbers: Any) -> Reply:
     """Return a reply with other numbers in its report."""
     assert reply.report is not None
     return replace(reply, report=replace(reply.report, **numbers))
 
 
 OWN: dict[str, Callable[[Reply], Reply]] = {
-    "but got nan": lambda reply: told(reply, loss=math.nan),
-    "but got 1000000": lambda reply: told(reply, samples=10**6),
-    "but got 0": lambda reply: told(reply, passes=0),
+    "but got nan": lambda reply: with_report(reply, loss=math.nan),
+    "but got 1000000": lambda reply: with_report(reply, samples=10**6),
+    "but got 0": lambda reply: with_report(reply, passes=0),
     "for an entry of an update but got": times(1e30),
 }
 
@@ -175,14 +175,14 @@ OWN: dict[str, Callable[[Reply], Reply]] = {
 def test_clients_of_a_simulation_pass_the_same_checks(fit: Fit) -> None:
     lying, silent = make(), make()
     lying.clients = Lying(lying, list(OWN.values()))
-    outcome = played(fit, lying, len(OWN), "lying", limit_val_batches=0)
+    outcome = outcome_of(fit, lying, len(OWN), "lying", limit_val_batches=0)
     for round, reason in enumerate(OWN):
         assert any(
-            f"update of client {VICTIM} at level a refused" in text and reason in text for text in outcome.said[round]
+            f"update of client {VICTIM} at level a refused" in text and reason in text for text in outcome.by_round[round]
         )
     assert outcome.rows["comm/refused"].tolist() == [1] * len(OWN)
     silent.clients = Lying(silent, [lambda upload: replace(upload, refusal="no")] * len(OWN))
-    expected = played(fit, silent, len(OWN), "silent", limit_val_batches=0)
+    expected = outcome_of(fit, silent, len(OWN), "silent", limit_val_batches=0)
     for name, value in expected.state.items():
         assert torch.equal(value, outcome.state[name]), name
 
@@ -197,7 +197,7 @@ def test_a_huge_update_is_reported_by_client_and_the_run_continues(
     def build() -> FederatedModule:
         return make(aggregator=aggregator, uplink=ErrorFeedback(Identity()))
 
-    module = served(build(), tmp_path, Play(""), build)
+    module = on_nodes(build(), tmp_path, Play(""), build)
     inner = module.clients.train
 
     def train(tasks: Any) -> Any:
@@ -208,15 +208,15 @@ def test_a_huge_update_is_reported_by_client_and_the_run_continues(
                 yield upload
 
     module.clients.train = train  # type: ignore[method-assign]
-    outcome = played(fit, module, 2, "run")
+    outcome = outcome_of(fit, module, 2, "run")
     assert len(outcome.rows) == 2
-    assert any(f"update of client {VICTIM} " in text for text in outcome.said[0])
+    assert any(f"update of client {VICTIM} " in text for text in outcome.by_round[0])
 
 
 def test_only_clients_with_huge_updates_are_named() -> None:
-    with pytest.warns(UserWarning, match=r"Round 3: update of client 7 has an entry of 5e\+06, 5e\+06 times") as said:
+    with pytest.warns(UserWarning, match=r"Round 3: update of client 7 has an entry of 5e\+06, 5e\+06 times") as caught:
         name_giants(3, {4: 1.0, 5: 0.5, 6: 100.0, 7: 5e6, 8: 0.0})
-    assert len(said) == 1
+    assert len(caught) == 1
     with pytest.warns(UserWarning, match=r"update of client 7 \('eve'\) has"):
         name_giants(3, {4: 1.0, 5: 0.5, 7: 5e6}, lambda client: f"{client} ('eve')")
     name_giants(3, {4: 1.0, 7: 5e6})
@@ -247,6 +247,6 @@ def test_the_expected_number_of_batches_equals_one_pass(batch_size: int) -> None
 def test_a_request_sent_back_is_refused_as_answer(fit: Fit, tmp_path: Path) -> None:
     """A node sends the server's request back as its answer."""
     play = Play("train", {"an echo": lambda answer: RecordDict({"request": ConfigRecord({"job": "train"})})})
-    module = served(make(), tmp_path, play, make)
-    outcome = played(fit, module, 1, "run", limit_val_batches=0)
-    assert any(r"Expected record answer but got ['request']" in text for text in outcome.said[0])
+    module = on_nodes(make(), tmp_path, play, make)
+    outcome = outcome_of(fit, module, 1, "run", limit_val_batches=0)
+    assert any(r"Expected record answer but got ['request']" in text for text in outcome.by_round[0])

@@ -26,9 +26,9 @@ WORDS = ("no", "perhaps", "yes")
 @pytest.fixture(scope="module")
 def datasets() -> Any:
     """Return the package without progress output; skip the test if the package is not installed."""
-    found = pytest.importorskip("datasets", reason="HuggingFaceData needs datasets: pip install 'hetfl[huggingface]'")
-    found.disable_progress_bars()
-    return found
+    package = pytest.importorskip("datasets", reason="HuggingFaceData needs datasets: pip install 'hetfl[huggingface]'")
+    package.disable_progress_bars()
+    return package
 
 
 def rows(count: int) -> dict[str, list[Any]]:
@@ -68,16 +68,16 @@ def test_a_column_becomes_a_tensor_in_every_format(tables: dict[str, Any], forma
     for client in range(4):
         for split, count in (("train", ROWS), ("test", TEST)):
             data = module.client_data(client, split)  # type: ignore[arg-type]
-            own = [i for i in range(count) if i // 3 % 4 == client]
-            assert torch.equal(data.inputs, torch.tensor([[i, i / 2] for i in own]).view(-1, 2))
-            assert torch.equal(data.targets, torch.tensor(own, dtype=torch.int64) % 3)
+            positions = [i for i in range(count) if i // 3 % 4 == client]
+            assert torch.equal(data.inputs, torch.tensor([[i, i / 2] for i in positions]).view(-1, 2))
+            assert torch.equal(data.targets, torch.tensor(positions, dtype=torch.int64) % 3)
 
 
 def test_several_columns_become_a_dict_and_sequences_are_padded(tables: dict[str, Any]) -> None:
     module = ready(tables, inputs=["tokens", "row", "age"], pad=0, num_classes=3, client="all")
     inputs = module.client_data(0).inputs
     assert in_words(inputs) == "{tokens: int64 (30, 5), row: float32 (30, 2), age: int64 (30,)}"
-    assert inputs["tokens"].tolist() == [[*own, *[0] * (5 - len(own))] for own in rows(ROWS)["tokens"]]
+    assert inputs["tokens"].tolist() == [[*sequence, *[0] * (5 - len(sequence))] for sequence in rows(ROWS)["tokens"]]
     assert module.num_classes == 3
     assert length(module.resident.all_test.inputs) == TEST
 

@@ -113,14 +113,14 @@ def test_every_unit_has_a_layer(unit: str) -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_imports_only_go_down(unit: str) -> None:
-    own = layer_of(unit)
-    free = LAYERS[own] if LAYERS[own] & WITHIN_A_LAYER else set()
+    layer = layer_of(unit)
+    free = LAYERS[layer] if LAYERS[layer] & WITHIN_A_LAYER else set()
     wrong = {
         other
         for other in dependencies()[unit]
-        if other not in free and (unit, other) not in ALLOWED and layer_of(other) >= own
+        if other not in free and (unit, other) not in ALLOWED and layer_of(other) >= layer
     }
-    assert not wrong, f"{unit} is in layer {own} and imports {sorted(wrong)}, which are not below it"
+    assert not wrong, f"{unit} is in layer {layer} and imports {sorted(wrong)}, which are not below it"
 
 
 def test_no_import_cycle() -> None:
@@ -186,9 +186,9 @@ def test_a_wrong_import_is_detected(tmp_path: Path) -> None:
 def function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Return the number of lines of a function without its docstring."""
     docstring = function.body[0] if ast.get_docstring(function) is not None else None
-    own = docstring.end_lineno - docstring.lineno + 1 if docstring is not None and docstring.end_lineno else 0
+    docstring_lines = docstring.end_lineno - docstring.lineno + 1 if docstring is not None and docstring.end_lineno else 0
     assert function.end_lineno is not None
-    return function.end_lineno - function.lineno + 1 - own
+    return function.end_lineno - function.lineno + 1 - docstring_lines
 
 
 @pytest.mark.parametrize("file", source_files(), ids=lambda file: file.relative_to(PACKAGE).as_posix())

@@ -109,12 +109,12 @@ def held(levels: LevelSet, name: str) -> set[tuple[str, int]]:
 def test_a_level_affords_exactly_the_levels_that_it_contains() -> None:
     sizes = itertools.product((1.0, 0.5, 0.25), (3, 2, 1))
     levels = {f"w{width}-d{depth}".replace(".", ""): Level("", width, depth) for width, depth in sizes}
-    found = LevelSet(partial(MultiExitConvNet, hidden=(4, 4, 8)), levels, seed=0)
-    entries = {name: held(found, name) for name in found}
+    level_set = LevelSet(partial(MultiExitConvNet, hidden=(4, 4, 8)), levels, seed=0)
+    entries = {name: held(level_set, name) for name in level_set}
     smaller = 0
-    for has, level in itertools.product(found, repeat=2):
-        assert found.affords(has, level) == (entries[level] <= entries[has])
-        smaller += found.sizes[level] <= found.sizes[has] and not found.affords(has, level)
+    for has, level in itertools.product(level_set, repeat=2):
+        assert level_set.affords(has, level) == (entries[level] <= entries[has])
+        smaller += level_set.sizes[level] <= level_set.sizes[has] and not level_set.affords(has, level)
     assert smaller > 3
 
 

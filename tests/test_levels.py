@@ -49,8 +49,8 @@ def rigid() -> nn.Module:
 
 def test_a_net_needs_an_axis_only_if_levels_use_it() -> None:
     depths, widths = {"a": Level("a"), "b": Level("b", depth=1)}, small_levels(1.0, 0.5)
-    found = LevelSet(deep, depths, seed=0)  # type: ignore[arg-type]
-    assert found.sizes == {"a": 64 * 8 + 8 + 2 * 72 + 3 * 90, "b": 520 + 90}
+    level_set = LevelSet(deep, depths, seed=0)  # type: ignore[arg-type]
+    assert level_set.sizes == {"a": 64 * 8 + 8 + 2 * 72 + 3 * 90, "b": 520 + 90}
     assert len(LevelSet(wide, widths, seed=0)) == 2
     assert len(LevelSet(rigid, {"a": Level("a")}, seed=0)) == 1  # type: ignore[arg-type]
     cases: list[tuple[str, Callable[..., nn.Module], dict[str, Level]]] = [

@@ -129,8 +129,8 @@ def test_penalised_training_equals_a_bare_loop_with_the_penalty_in_the_loss(norm
         make,
         lambda theta, start: -(memory * theta).sum() + 0.2 * (theta - start).square().sum(),
     )
-    found = train(feddyn, replace(task, memory_D=memory)).vector
-    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+    actual = train(feddyn, replace(task, memory_D=memory)).vector
+    assert torch.allclose(actual, expected, rtol=1e-9, atol=1e-12)
     assert not torch.allclose(train(feddyn, task).vector, expected, rtol=1e-3, atol=1e-6)
 
 
@@ -157,13 +157,13 @@ def test_a_new_model_version_is_loaded() -> None:
 
 @given(st.integers(1, 60), st.integers(1, 12))
 def test_batches_contain_every_sample_once_and_no_batch_has_one_sample(num_samples: int, batch_size: int) -> None:
-    found = list(batches(num_samples, batch_size, torch.Generator().manual_seed(0)))
-    assert sorted(torch.cat(found).tolist()) == list(range(num_samples))
-    assert all(len(batch) <= batch_size + 1 for batch in found)
+    drawn = list(batches(num_samples, batch_size, torch.Generator().manual_seed(0)))
+    assert sorted(torch.cat(drawn).tolist()) == list(range(num_samples))
+    assert all(len(batch) <= batch_size + 1 for batch in drawn)
     if batch_size > 1 and num_samples > 1:
-        assert min(len(batch) for batch in found) > 1
+        assert min(len(batch) for batch in drawn) > 1
     if batch_size == 1:
-        assert len(found) == num_samples
+        assert len(drawn) == num_samples
 
 
 def test_statistics_are_sums_over_the_clients_batches() -> None:

@@ -49,7 +49,7 @@ def test_ordered_dropout_equals_a_bare_loop() -> None:
     levels = small_levels(1.0, 0.5, 0.25)
     problem = Ordered(LocalTraining(epochs=3, batch_size=8, optimizer=sgd(momentum=0.0)), levels=levels)
     bench, task = bench_of(problem), Task(1, "a", 4, 4, 0.03)
-    found = train(bench, task).vector
+    actual = train(bench, task).vector
     theta = {name: p.detach().clone() for name, p in problem.net.named_parameters()}
     random, used = generator(problem.seed, "method", 4, 1), set[str]()
     for inputs, targets in training_batches(bench, task):
@@ -66,7 +66,7 @@ def test_ordered_dropout_equals_a_bare_loop() -> None:
     start = torch.cat([p.detach().flatten() for p in problem.net.parameters()])
     expected = torch.cat([value.flatten() for value in theta.values()]) - start
     assert used == {"a", "b", "c"}
-    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.usefixtures("double_precision")
@@ -75,10 +75,10 @@ def test_a_method_with_local_loss_runs_in_workers_and_is_refused_by_stacked() ->
     expected = results(Sequential(), bench_of(problem), tasks_of([0, 1, 2]))
     workers = Workers(2)
     try:
-        found = results(workers, bench_of(problem), tasks_of([0, 1, 2]))
+        actual = results(workers, bench_of(problem), tasks_of([0, 1, 2]))
     finally:
         workers.close()
-    assert all(torch.equal(one[0], two[0]) for one, two in zip(expected, found, strict=True))
+    assert all(torch.equal(one[0], two[0]) for one, two in zip(expected, actual, strict=True))
     with pytest.raises(ConfigurationError, match=r"for executor Stacked but got Ordered\.local_loss"):
         results(Stacked(2), bench_of(problem), tasks_of([0, 1]))
 
@@ -93,7 +93,7 @@ def test_narrowing_to_a_level_outside_the_clients_is_refused() -> None:
         train(bench_of(problem), Task(0, "b", 0, 0, 0.1))
 
 
-class Told(Problem):
+class Recording(Problem):
     """Records its calls."""
 
     def __init__(self, local: LocalTraining, **settings: Any) -> None:
@@ -115,7 +115,7 @@ class Told(Problem):
 
 
 def test_methods_around_steps_are_called_in_order() -> None:
-    problem = Told(LocalTraining(epochs=1, batch_size=10), dtype=torch.float32)
+    problem = Recording(LocalTraining(epochs=1, batch_size=10), dtype=torch.float32)
     result = train(bench_of(problem, (23,)), replace(Task(0, "b", 0, 0, 0.1), steps=2))
     assert problem.told == [("before", 0, 0.1), ("step", 0, 0.1), ("step", 1, 0.1), ("after", 2, 0.1)]
     assert result.report.extras["moved"] > 0

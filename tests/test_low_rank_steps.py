@@ -32,7 +32,7 @@ def test_the_given_number_of_subspace_iterations_is_done(steps: int) -> None:
         left = np.linalg.qr(matrix @ right)[0]
         right = matrix.T @ left
         results.append(left @ right.T)
-    found = sent(compressor, matrix)
-    apart = [float(np.abs(found - result).max()) for result in results]
+    actual = sent(compressor, matrix)
+    apart = [float(np.abs(actual - result).max()) for result in results]
     assert apart[steps - 1] < 1e-9
     assert min(distance for step, distance in enumerate(apart, start=1) if step != steps) > 1e-4

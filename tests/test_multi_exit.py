@@ -80,10 +80,10 @@ def with_statistics(net: nn.Module, *batches: Tensor) -> nn.Module:
             net(batch)
         sums = {name: layer.sums for name, layer in layers.items()}
     for name, layer in layers.items():
-        found = sums[name]
-        assert found is not None
-        assert found.batches == len(batches)
-        layer.load(found)
+        gathered = sums[name]
+        assert gathered is not None
+        assert gathered.batches == len(batches)
+        layer.load(gathered)
     return net.eval()
 
 
@@ -163,7 +163,7 @@ def test_the_convnets_trunk_and_last_exit_equal_the_single_exit_net(width: float
         for name in single.state_dict()
         if name.startswith("blocks")
     } | {f"classifier.{leaf}": f"stages.3.classifier.{leaf}" for leaf in ("weight", "bias")}
-    single.load_state_dict({name: ours[own] for name, own in names.items()})
+    single.load_state_dict({name: ours[our_name] for name, our_name in names.items()})
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(net.train()(x)[-1], single.train()(x))
 

@@ -70,18 +70,18 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
-    own = {"HETFL_RUNS": str(work / "runs"), "IPYTHONDIR": str(home), "JUPYTER_RUNTIME_DIR": str(home)}
-    for name, value in (SMALL | own).items():
+    folders = {"HETFL_RUNS": str(work / "runs"), "IPYTHONDIR": str(home), "JUPYTER_RUNTIME_DIR": str(home)}
+    for name, value in (SMALL | folders).items():
         monkeypatch.setenv(name, value)  # the kernel inherits the variable
     notebook = read(path)
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": work}}).execute()
     figures = 0
     for cell in code_of(notebook):
-        said = [output.text for output in cell.outputs if output.get("name") == "stderr"]
-        assert said == [], f"a reader would see this below: {cell.source}"
+        errors = [output.text for output in cell.outputs if output.get("name") == "stderr"]
+        assert errors == [], f"a reader would see this below: {cell.source}"
         images = [output for output in cell.outputs if "image/png" in output.get("data", {})]
         assert len(images) == shows_a_figure(cell)
         figures += len(images)
     assert figures == {"01_first_run": 3, "02_width_vs_depth": 2, "03_anatomy_of_submodels": 11}[path.stem]
-    assert [found.name for found in work.iterdir()] == ["runs"], "run folders go where they are told to go"
+    assert [each.name for each in work.iterdir()] == ["runs"], "run folders go where they are told to go"
     assert all((folder / "metrics.csv").is_file() for folder in (work / "runs").glob("*/*"))

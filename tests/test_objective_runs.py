@@ -47,13 +47,13 @@ def test_a_run_learns_logs_its_headline_and_resumes_with_the_same_bits(name: str
     headline = case.objective().headline
     whole, first, second = case.module(), case.module(), case.module()
     trainer = fit(whole, case.data(), rounds=ROUNDS, name="whole")
-    found = table(trainer)
-    scores = found[f"val/{headline.name}"]
+    metrics = table(trainer)
+    scores = metrics[f"val/{headline.name}"]
     assert headline.better(scores.iloc[-1], scores.iloc[0])
-    assert found["val/loss"].iloc[-1] < found["val/loss"].iloc[0]
+    assert metrics["val/loss"].iloc[-1] < metrics["val/loss"].iloc[0]
     for column in (f"val/{headline.name}_by_level/b", f"local/{headline.name}_worst10"):
-        assert found[column].notna().all()
-    assert not [column for column in found if "accuracy_" in str(column)]
+        assert metrics[column].notna().all()
+    assert not [column for column in metrics if "accuracy_" in str(column)]
     assert headline_in(Path(str(trainer.log_dir))) == headline
     trainer.test(whole, datamodule=case.data(), verbose=False)
     clients = pd.read_csv(Path(str(trainer.log_dir)) / "clients.csv")
@@ -61,7 +61,7 @@ def test_a_run_learns_logs_its_headline_and_resumes_with_the_same_bits(name: str
 
     fit(first, case.data(), rounds=2, name="begun").save_checkpoint(tmp_path / "half.ckpt")
     resumed = fit(second, case.data(), rounds=ROUNDS, name="resumed", ckpt=str(tmp_path / "half.ckpt"))
-    expected = table(trainer)[found.columns].iloc[2:].drop(columns=[c for c in found if str(c).startswith("test/")])
+    expected = table(trainer)[metrics.columns].iloc[2:].drop(columns=[c for c in metrics if str(c).startswith("test/")])
     pd.testing.assert_frame_equal(expected.reset_index(drop=True), table(resumed)[expected.columns], check_exact=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
 
@@ -91,14 +91,14 @@ def test_ranks_give_the_same_bits_as_one_process(name: str, fit: Fit, tmp_path: 
 @pytest.mark.parametrize("name", cases("labels", "numbers"))
 def test_nodes_give_the_same_bits_as_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
     pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
-    from tests.flower_cases import Hands, federated, make_node
+    from tests.flower_cases import FakePost, federated, make_node
 
     case = CASES[name]
     alone = table(fit(case.module(), case.data(), rounds=2, name="alone"))
     split = {11: range(2), 12: range(2, 5)}
     nodes = {n: make_node(of, tmp_path / f"node{n}", case.module, case.data) for n, of in split.items()}
-    there = table(fit(federated(case.module(), Hands(nodes)), case.data(), rounds=2, name="nodes"))
-    pd.testing.assert_frame_equal(there, alone, check_exact=True)
+    on_nodes = table(fit(federated(case.module(), FakePost(nodes)), case.data(), rounds=2, name="nodes"))
+    pd.testing.assert_frame_equal(on_nodes, alone, check_exact=True)
 
 
 @pytest.mark.parametrize("name", ["labels", "numbers", "next token"])
@@ -139,14 +139,14 @@ def test_a_batch_with_one_cluster_and_unowned_samples_is_fully_measured(fit: Fit
 
 
 def test_personal_tensors_are_measured_in_double_precision(fit: Fit) -> None:
-    found = table(fit(small_module(personal=["classifier.*"]), rounds=1, precision="64-true"))
-    assert found["local/personal_accuracy"].notna().all()
+    metrics = table(fit(small_module(personal=["classifier.*"]), rounds=1, precision="64-true"))
+    assert metrics["local/personal_accuracy"].notna().all()
 
 
 def test_masks_are_counted_in_double_precision(fit: Fit) -> None:
     levels = {"a": hetfl.Level("a"), "b": hetfl.Level("b", density=0.3)}
-    found = table(fit(small_module(levels=levels, parts=RandomMask()), rounds=1, precision="64-true"))
-    assert (found["compute/sparse_flops_total"] < found["compute/flops_total"]).all()
+    metrics = table(fit(small_module(levels=levels, parts=RandomMask()), rounds=1, precision="64-true"))
+    assert (metrics["compute/sparse_flops_total"] < metrics["compute/flops_total"]).all()
 
 
 @pytest.mark.parametrize("executor", [Sequential(), Stacked()], ids=["Sequential", "Stacked"])
@@ -175,9 +175,9 @@ def multi_exit() -> FederatedModule:
 
 def test_depthfl_distils_token_by_token(fit: Fit) -> None:
     case = CASES["next token"]
-    found = table(fit(multi_exit(), case.data(), rounds=3))
-    assert found["val/perplexity_by_head/1"].notna().all()
-    assert found["val/perplexity"].iloc[-1] < found["val/perplexity"].iloc[0]
+    metrics = table(fit(multi_exit(), case.data(), rounds=3))
+    assert metrics["val/perplexity_by_head/1"].notna().all()
+    assert metrics["val/perplexity"].iloc[-1] < metrics["val/perplexity"].iloc[0]
 
 
 def numbers(**settings: Any) -> TensorData:

@@ -83,15 +83,15 @@ def test_multilabel_and_regression_losses_are_means_over_all_cells() -> None:
     p = 1 / (1 + np.exp(-outputs.numpy()))
     weights = np.array([1.0, 2.0, 0.5])
     cells = -(weights * present.numpy() * np.log(p) + (1 - present.numpy()) * np.log(1 - p))
-    found = MultiLabel(positive_weights=weights.tolist()).loss(outputs, present)
-    assert found.tolist() == pytest.approx(cells.mean((1, 2)).tolist())
+    actual = MultiLabel(positive_weights=weights.tolist()).loss(outputs, present)
+    assert actual.tolist() == pytest.approx(cells.mean((1, 2)).tolist())
     numbers = logits_of(3, 2, 6, 3)
     errors = outputs.numpy() - (numbers.numpy() - 10.0) / 4.0
-    for objective, wanted in (
+    for objective, expected in (
         (Regression("mse", offset=10.0, scale=4.0), np.square(errors)),
         (Regression("l1", offset=10.0, scale=4.0), np.abs(errors)),
     ):
-        assert objective.loss(outputs, numbers).tolist() == pytest.approx(wanted.mean((1, 2)).tolist())
+        assert objective.loss(outputs, numbers).tolist() == pytest.approx(expected.mean((1, 2)).tolist())
 
 
 def by_hand(objective: Objective, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -159,15 +159,15 @@ def test_metrics_equal_a_computation_by_hand(objective: Objective, seed: int, co
     scores = LevelScores(["a", "b"], objective, size)
     for part in torch.arange(count).split(5):
         scores.update({"a": outputs[part], "b": -outputs[part]}, targets[part])
-    found = scores.compute("val")
+    actual = scores.compute("val")
     expected = by_hand(objective, outputs, targets)
     if isinstance(objective, Classification) and len(targets.unique()) == size:  # else scikit-learn knows fewer classes
-        assert {key: found[f"val/{key}"].item() for key in expected} == pytest.approx(expected, abs=1e-5)
-    assert found[f"val/{name}"].item() == pytest.approx(expected[name], rel=1e-5)
-    assert found[f"val/{name}_by_level/b"].item() == pytest.approx(
+        assert {key: actual[f"val/{key}"].item() for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert actual[f"val/{name}"].item() == pytest.approx(expected[name], rel=1e-5)
+    assert actual[f"val/{name}_by_level/b"].item() == pytest.approx(
         by_hand(objective, -outputs, targets)[name], rel=1e-5
     )
-    assert found["val/loss"].item() == pytest.approx(objective.loss(outputs, targets).item(), rel=1e-5)
+    assert actual["val/loss"].item() == pytest.approx(objective.loss(outputs, targets).item(), rel=1e-5)
 
     clients, owner = ClientScores(3, objective), torch.arange(count) % 2  # the third client has no samples
     for part in torch.arange(count).split(7):
@@ -289,9 +289,9 @@ def test_a_single_sample_has_no_r2_and_does_not_affect_other_clients() -> None:
     objective = Regression()
     scores = LevelScores(["a"], objective, 1)
     scores.update({"a": torch.zeros(1, 1)}, torch.ones(1, 1))
-    found = scores.compute("val")
-    assert found["val/r2"].isnan()
-    assert found["val/mae"] == 1.0
+    actual = scores.compute("val")
+    assert actual["val/r2"].isnan()
+    assert actual["val/mae"] == 1.0
     clients = ClientScores(3, objective)
     targets = torch.tensor([[1.0], [2.0], [3.0], [5.0]])
     clients.update(objective.sums(torch.zeros(4, 1), targets), torch.tensor([0, 0, 0, 2]))
@@ -310,8 +310,8 @@ def test_one_confident_mistake_gives_a_finite_perplexity() -> None:
     targets = torch.ones(2, 3, dtype=torch.long)
     scores = LevelScores(["keys"], objective, 4)  # modules have an attribute of this level's name
     scores.update({"keys": outputs}, targets)
-    found = scores.compute("val")
-    assert found["val/perplexity"].item() == pytest.approx(math.exp(found["val/loss"].item()), rel=1e-5)
+    actual = scores.compute("val")
+    assert actual["val/perplexity"].item() == pytest.approx(math.exp(actual["val/loss"].item()), rel=1e-5)
 
 
 def test_an_infinite_output_makes_the_loss_nan() -> None:

@@ -112,14 +112,14 @@ def test_honest_clients_are_never_left_out(fit: Fit, monkeypatch: pytest.MonkeyP
     kept = store._kept
 
     def spy(net: Any, answers: list[Result], batch_size: int, ledger: Any) -> list[Result]:
-        found = kept(net, answers, batch_size, ledger)
-        assert found == answers
-        cohorts.append(len(found))
+        remaining = kept(net, answers, batch_size, ledger)
+        assert remaining == answers
+        cohorts.append(len(remaining))
         total = torch.zeros_like(answers[0].vector, dtype=torch.float64)
         for answer in answers:
             total += answer.vector.double()
-        assert torch.equal(store._total(found), total)
-        return found
+        assert torch.equal(store._total(remaining), total)
+        return remaining
 
     monkeypatch.setattr(store, "_kept", spy)
     module = small_module(

@@ -167,6 +167,6 @@ def test_every_import_is_a_declared_dependency() -> None:
 def test_constraints_pin_every_direct_dependency_within_its_bounds() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-    wanted = requirements("dev", "tensorboard")
-    assert sorted(map(canonicalize_name, pins)) == sorted(wanted)
-    assert all(wanted[canonicalize_name(name)].specifier.contains(version) for name, version in pins.items())
+    required = requirements("dev", "tensorboard")
+    assert sorted(map(canonicalize_name, pins)) == sorted(required)
+    assert all(required[canonicalize_name(name)].specifier.contains(version) for name, version in pins.items())

@@ -36,12 +36,12 @@ def test_packed_tensors_are_unpacked_bit_for_bit() -> None:
             return [value]
         return [each for item in value.values() for each in tensors(item)] if isinstance(value, dict) else []
 
-    found = unpack(pack(tree))
-    assert list(found) == list(tree)
-    for got, wanted in zip(tensors(found), tensors(tree), strict=True):
-        assert got.dtype == wanted.dtype
-        assert got.shape == wanted.shape
-        assert got.numpy().tobytes() == wanted.numpy().tobytes()
+    unpacked = unpack(pack(tree))
+    assert list(unpacked) == list(tree)
+    for got, expected in zip(tensors(unpacked), tensors(tree), strict=True):
+        assert got.dtype == expected.dtype
+        assert got.shape == expected.shape
+        assert got.numpy().tobytes() == expected.numpy().tobytes()
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00" * 8, b"\xff" * 64, pack({"a": torch.ones(3)})[:-1]])

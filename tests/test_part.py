@@ -30,11 +30,11 @@ def test_the_layout_of_an_index_is_computed_once() -> None:
 def test_copied_sums_do_not_confuse_a_new_index_with_a_freed_one(kind: type[Sums]) -> None:
     """Clusters copy aggregators, and freed indices may reuse memory: cached positions must not be confused by id."""
     sums, update = kind({"w": torch.empty(4, 3)}), DenseUpdate(torch.ones(4))
-    gone = Part({"w": (slice(0, 2), slice(0, 2))})
-    sums.add(update, gone, 1.0)
-    assert copy.deepcopy(gone) is gone
+    freed = Part({"w": (slice(0, 2), slice(0, 2))})
+    sums.add(update, freed, 1.0)
+    assert copy.deepcopy(freed) is freed
     copied = copy.deepcopy(sums)
-    del sums, gone
+    del sums, freed
     gc.collect()
     later = [Part({"w": (slice(2, 4), slice(1, 3))}) for _ in range(1000)]
     for index in later:
@@ -88,12 +88,12 @@ def test_sums_of_the_previous_round_are_cleared() -> None:
         mean.reset(tensors)
         for sign in (1.0, 3.0):
             mean.update(DenseUpdate(sign * torch.arange(1.0, 25.0)), WHOLE, report)
-        found, _ = mean.compute()
-        assert torch.equal(torch.cat([found[name].flatten() for name in WHOLE]), 2 * torch.arange(1.0, 25.0))
+        delta, _ = mean.compute()
+        assert torch.equal(torch.cat([delta[name].flatten() for name in WHOLE]), 2 * torch.arange(1.0, 25.0))
         mean.reset(tensors)
         mean.update(DenseUpdate(torch.arange(1.0, 9.0)), part, report)
-        found, holders = mean.compute()
-        assert torch.equal(found["a"].flatten(), torch.arange(1.0, 7.0))
-        assert torch.equal(found["b"], torch.tensor([[7.0, 0.0], [8.0, 0.0], [0.0, 0.0]]))
-        assert not found["c"].any()
+        delta, holders = mean.compute()
+        assert torch.equal(delta["a"].flatten(), torch.arange(1.0, 7.0))
+        assert torch.equal(delta["b"], torch.tensor([[7.0, 0.0], [8.0, 0.0], [0.0, 0.0]]))
+        assert not delta["c"].any()
         assert not holders["c"].any()

@@ -180,9 +180,9 @@ def test_every_client_has_its_first_class_and_the_given_number_of_others(num_cla
     parts = PathologicalLabels(n)(labels, num_clients, random_generator(seed))
     has = [set(labels[part].tolist()) for part in parts]
     assert sorted(torch.cat(parts).tolist()) == list(range(len(labels)))
-    assert all(len(own) == n and 3 * (client % num_classes) + 1 in own for client, own in enumerate(has))
+    assert all(len(classes) == n and 3 * (client % num_classes) + 1 in classes for client, classes in enumerate(has))
     for label in labels.unique().tolist():
-        sizes = [int((labels[part] == label).sum()) for part, own in zip(parts, has, strict=True) if label in own]
+        sizes = [int((labels[part] == label).sum()) for part, classes in zip(parts, has, strict=True) if label in classes]
         assert sum(sizes) == int((labels == label).sum())
         assert max(sizes) - min(sizes) <= 1
 

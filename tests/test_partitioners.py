@@ -272,10 +272,10 @@ def test_matched_partition_equals_brute_force(num_clients: int, num_classes: int
     # A class without training clients has no owner; every other sample has one.
     assert set(flat) == {i for i, label in enumerate(test.tolist()) if label in set(train.tolist())}
     for c in range(num_classes + 1):
-        own = [sum(int(train[i]) == c for i in part) for part in as_lists(parts)]
+        counts = [sum(int(train[i]) == c for i in part) for part in as_lists(parts)]
         got = [sum(int(test[i]) == c for i in part) for part in matched]
-        for n_kc, m_kc in zip(own, got, strict=True):
-            quota = Fraction(sum(got) * n_kc, max(sum(own), 1))
+        for n_kc, m_kc in zip(counts, got, strict=True):
+            quota = Fraction(sum(got) * n_kc, max(sum(counts), 1))
             assert m_kc in (quota // 1, quota // 1 + (quota % 1 > 0))
 
 

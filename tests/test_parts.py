@@ -73,8 +73,8 @@ def test_a_part_covers_another_part_if_it_holds_all_of_its_entries(data: st.Data
     two = only(two, frozenset(names))
 
     def within(outer: Part, inner: Part) -> bool:
-        mine, wanted = held_by(outer), held_by(inner)
-        return all(bool((mine[name] | ~held).all()) for name, held in wanted.items())
+        mine, inner_masks = held_by(outer), held_by(inner)
+        return all(bool((mine[name] | ~held).all()) for name, held in inner_masks.items())
 
     # A client needs every position of its net, held or not, and every held entry.
     assert one.covers(two) == (within(one.dense, two.dense) and within(one, two))
@@ -102,13 +102,13 @@ def test_parts_with_equal_keys_hold_the_same_entries(data: st.DataObject) -> Non
 
 def test_a_rolling_window_wraps_around() -> None:
     def positions(start: int) -> list[int]:
-        found = window(start, 5, 3)
-        return list(range(5))[found] if isinstance(found, slice) else found.tolist()
+        dimension = window(start, 5, 3)
+        return list(range(5))[dimension] if isinstance(dimension, slice) else dimension.tolist()
 
     assert [positions(t) for t in range(6)] == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [0, 3, 4], [0, 1, 4], [0, 1, 2]]
 
 
-def met(rule: PartRule, levels: dict[str, Level] | None = None) -> PartRule:
+def set_up(rule: PartRule, levels: dict[str, Level] | None = None) -> PartRule:
     small_module(parts=rule, levels=levels or small_levels(1.0, 0.5, 0.25))
     return rule
 
@@ -119,7 +119,7 @@ def test_every_part_rule_fulfils_the_contract(rule: type[PartRule]) -> None:
 
 
 def test_a_rolling_window_holds_every_channel_equally_often() -> None:
-    parts = met(Rolling())
+    parts = set_up(Rolling())
     counts = {name: torch.zeros(shape) for name, shape in parts.levels.indices["a"].layout.shapes.items()}
     for round in range(16):
         assert parts.part("b", round, 0).covers(parts.part("c", round, 1))
@@ -129,7 +129,7 @@ def test_a_rolling_window_holds_every_channel_equally_often() -> None:
 
 
 def test_a_random_mask_has_the_density_of_its_level_and_holds_biases_whole() -> None:
-    parts = met(RandomMask(), {"a": Level("a"), "b": Level("b", density=0.3)})
+    parts = set_up(RandomMask(), {"a": Level("a"), "b": Level("b", density=0.3)})
     one, two = parts.part("b", 0, 1), parts.part("b", 0, 2)
     assert one.mask_D is not None
     assert one != two
@@ -165,10 +165,10 @@ def test_executors_agree_if_clients_of_one_level_have_different_parts(executor: 
     tasks.append(replace(Task(1, "b", 3, 3, 0.05)))
     expected = results(Sequential(), bench_of(problem), tasks)
     try:
-        found = results(executor, bench_of(problem), tasks)
+        actual = results(executor, bench_of(problem), tasks)
     finally:
         executor.close()
-    for task, (delta, *_), (other, *_) in zip(tasks, expected, found, strict=True):
+    for task, (delta, *_), (other, *_) in zip(tasks, expected, actual, strict=True):
         assert torch.allclose(other, delta, rtol=0, atol=1e-12)
         if task.part.mask_D is not None:
             assert not delta[~task.part.mask_D].any()
@@ -258,7 +258,7 @@ def test_frozen_parameters_are_sent_once_to_each_client(fit: Fit) -> None:
 
 
 def test_each_frozen_entry_is_downloaded_once_for_all_windows_and_levels() -> None:
-    parts = met(Rolling())
+    parts = set_up(Rolling())
     blocks, name = parts.levels.indices, "blocks.1.conv.weight"
     downloads = Downloads(blocks)
     downloads.setup(Facts(frozen={name: torch.empty(blocks["a"].layout.shapes[name])}))
@@ -269,8 +269,8 @@ def test_each_frozen_entry_is_downloaded_once_for_all_windows_and_levels() -> No
         held = torch.zeros(seen.shape)
         add_holders({name: held}, part)
         known = int((seen & (held > 0)).sum())
-        told = encode_part(part, blocks[level], blocks["a"])
-        assert downloads.bytes(task) == dense_size(part.size - known) + len(told)
+        encoded = encode_part(part, blocks[level], blocks["a"])
+        assert downloads.bytes(task) == dense_size(part.size - known) + len(encoded)
         downloads.note(task)
         seen |= held > 0
         assert downloads.bytes(task) == dense_size(part.size - int((held > 0).sum()))

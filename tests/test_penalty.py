@@ -63,8 +63,8 @@ def index_of(random: np.random.Generator) -> Index:
     rows, columns = int(random.integers(2, 7)), int(random.integers(1, 4))
     index: dict[str, Any] = {"stem": (slice(0, rows), slice(0, columns))}
     if random.random() < 0.7:
-        own = torch.from_numpy(np.sort(random.permutation(4)[: random.integers(1, 5)]))
-        index |= {"head": (own, slice(0, rows)), "bias": (own,)}
+        rows_held = torch.from_numpy(np.sort(random.permutation(4)[: random.integers(1, 5)]))
+        index |= {"head": (rows_held, slice(0, rows)), "bias": (rows_held,)}
     return index
 
 

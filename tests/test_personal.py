@@ -97,11 +97,11 @@ def test_accuracies_with_personal_heads_are_logged_and_listed(fit: Fit) -> None:
     module: Any = small_module(personal=HEAD, selection=Uniform(12), local=everyone())
     data = small_data()
     trainer = fit(module, data, rounds=4, check_val_every_n_epoch=4)
-    found = table(trainer)["local/personal_accuracy"]
-    assert found.iloc[-1] > table(trainer)["val/accuracy"].iloc[-1]
+    accuracy_by_round = table(trainer)["local/personal_accuracy"]
+    assert accuracy_by_round.iloc[-1] > table(trainer)["val/accuracy"].iloc[-1]
     trainer.test(module, datamodule=data, verbose=False)
     rows = pd.read_csv(Path(str(trainer.log_dir)) / "clients.csv")
-    assert rows["personal_accuracy"].mean() == pytest.approx(found.iloc[-1])
+    assert rows["personal_accuracy"].mean() == pytest.approx(accuracy_by_round.iloc[-1])
     client = int(rows["test_samples"].to_numpy().argmax())
     net = copy.deepcopy(module.submodel(str(rows["level"][client])))
     for name, block in module.personal.store.load(client).items():
@@ -109,8 +109,8 @@ def test_accuracies_with_personal_heads_are_logged_and_listed(fit: Fit) -> None:
         parameter.data += block[tuple(slice(size) for size in parameter.shape)]
     test = data.client_data(client, "test")
     logits = net.eval()(data.transform.eval(test.inputs))
-    own = module.restrict(logits, data.labels(client).expand(len(logits), -1))
-    accuracy = (own.argmax(1) == test.targets).double().mean().item()
+    restricted = module.restrict(logits, data.labels(client).expand(len(logits), -1))
+    accuracy = (restricted.argmax(1) == test.targets).double().mean().item()
     assert rows["personal_accuracy"][client] == pytest.approx(accuracy)
 
 
@@ -129,15 +129,15 @@ def test_clients_start_from_their_personal_tensors(executor: Executor) -> None:
     tasks = [recall(Task(k, level, 3, 3, 0.05)) for level in "ba" for k in range(3)]
 
     def bench() -> Bench:
-        own = bench_of(problem)
-        return Bench(local_problem, own.data, own.models)
+        base = bench_of(problem)
+        return Bench(local_problem, base.data, base.models)
 
     expected = results(Sequential(), bench(), tasks)
     try:
-        found = results(executor, bench(), tasks)
+        actual = results(executor, bench(), tasks)
     finally:
         executor.close()
-    assert all(torch.allclose(one[0], two[0], rtol=0, atol=1e-12) for one, two in zip(expected, found, strict=True))
+    assert all(torch.allclose(one[0], two[0], rtol=0, atol=1e-12) for one, two in zip(expected, actual, strict=True))
     without = results(Sequential(), bench(), [replace(task, personal=None) for task in tasks])
     assert [torch.equal(one[0], two[0]) for one, two in zip(expected, without, strict=True)] == [False, True, False] * 2
 
@@ -147,10 +147,10 @@ def kept(module: FederatedModule) -> dict[int, dict[str, Tensor]]:
 
 
 def assert_kept_alike(one: FederatedModule, two: FederatedModule) -> None:
-    found, expected = kept(one), kept(two)
-    assert found.keys() == expected.keys()
+    actual, expected = kept(one), kept(two)
+    assert actual.keys() == expected.keys()
     for client, blocks in expected.items():
-        assert all(torch.equal(block, found[client][name]) for name, block in blocks.items())
+        assert all(torch.equal(block, actual[client][name]) for name, block in blocks.items())
 
 
 def test_a_resumed_run_ends_with_the_same_bits_in_memory_and_on_disk(fit: Fit, tmp_path: Path) -> None:
@@ -170,12 +170,12 @@ def test_a_resumed_run_ends_with_the_same_bits_in_memory_and_on_disk(fit: Fit, t
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (["head.*"], r"Expected patterns of personal that match tensors, such as .* but got 'head\.\*'"),
         (["*"], "got none"),
     ],
 )
-def test_patterns_that_match_no_tensor_or_all_tensors_are_refused(names: list[str], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_patterns_that_match_no_tensor_or_all_tensors_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         small_module(personal=names)

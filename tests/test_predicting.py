@@ -52,8 +52,8 @@ def test_a_module_is_loaded_from_a_checkpoint_without_data(
     expected = {(level, k): logits(module, level, inputs, k) for level in "abc" for k in range(len(module.models))}
     again = HeteroFL.load_from_checkpoint(tmp_path / "m.ckpt", clustering=clustering and IFCA(2), **LEVELS)
     assert again.models.version == 1
-    for (level, cluster), wanted in expected.items():
-        assert torch.equal(logits(again, level, inputs, cluster), wanted)
+    for (level, cluster), logits_expected in expected.items():
+        assert torch.equal(logits(again, level, inputs, cluster), logits_expected)
     assert len(expected) == 3 * len(again.models)
 
 

@@ -56,14 +56,14 @@ def plain_losses(
         net = small_net(width=width, norm="none").double().train()
         for name, parameter in net.named_parameters():
             parameter.data = weights[name][tuple(slice(0, size) for size in parameter.shape)]
-        own, losses = data.client_data(client), []
-        for position in range(len(own)):
+        samples, losses = data.client_data(client), []
+        for position in range(len(samples)):
             with torch.no_grad():
-                logits = net(data.transform.eval(own.inputs[position : position + 1]).double())
+                logits = net(data.transform.eval(samples.inputs[position : position + 1]).double())
             if masked:
                 logits = torch.where(data.labels(client), logits, 0.0)
-            losses.append(F.cross_entropy(logits, own.targets[position : position + 1]).item())
-        drawn = torch.randperm(len(own), generator=generator(module.seed, "losses", round, client))[:BATCH].tolist()
+            losses.append(F.cross_entropy(logits, samples.targets[position : position + 1]).item())
+        drawn = torch.randperm(len(samples), generator=generator(module.seed, "losses", round, client))[:BATCH].tolist()
         whole.append(sum(losses) / len(losses))
         parts.append(sum(losses[position] for position in drawn) / len(drawn))
     return whole, parts
@@ -110,10 +110,10 @@ def test_losses_use_the_rounds_model_in_training_mode(fit: Fit) -> None:
     weights = {name: p.detach().clone() for name, p in module.net.named_parameters()}
     fit(module, data, rounds=1, limit_val_batches=0)
     for client, level in enumerate(module.assignment.levels(0)):
-        net, own = levels.build(level).train(), data.client_data(client)
+        net, samples = levels.build(level).train(), data.client_data(client)
         for name, parameter in net.named_parameters():
             parameter.data = weights[name][tuple(slice(0, size) for size in parameter.shape)]
-        loss = F.cross_entropy(net(data.transform.eval(own.inputs)), own.targets).item()
+        loss = F.cross_entropy(net(data.transform.eval(samples.inputs)), samples.targets).item()
         assert asking.whole[0][client] == pytest.approx(loss, rel=1e-5)
 
 
@@ -123,10 +123,10 @@ def test_a_single_last_sample_joins_the_previous_batch(monkeypatch: pytest.Monke
     deep = partial(ConvNet, hidden=(4, 4, 4, 4), norm="batch")
     problem = Problem(LocalTraining(), net=deep, levels=small_levels(1.0), dtype=torch.float32)
     bench = bench_of(problem, sizes=(8,))
-    found = jobs.losses(bench, Task(0, "a", 0, 0, 0.1), None)
-    own = bench.data.client_data(0)
-    expected = F.cross_entropy(problem.net.train()(own.inputs), own.targets)
-    assert found.report.loss == pytest.approx(expected.item(), rel=1e-5)
+    result = jobs.losses(bench, Task(0, "a", 0, 0, 0.1), None)
+    samples = bench.data.client_data(0)
+    expected = F.cross_entropy(problem.net.train()(samples.inputs), samples.targets)
+    assert result.report.loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 def forward(level: str) -> int:
@@ -176,10 +176,10 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Selection], list[list[
     return watch
 
 
-@pytest.mark.parametrize(("asked", "policy", "changes", "samples"), CASES)
+@pytest.mark.parametrize(("requested", "policy", "changes", "samples"), CASES)
 def test_a_probe_costs_a_model_a_number_and_a_forward_pass(
     fit: Fit,
-    asked: str,
+    requested: str,
     policy: Selection,
     changes: dict[str, Any],
     samples: Callable[[int], int],
@@ -196,7 +196,7 @@ def test_a_probe_costs_a_model_a_number_and_a_forward_pass(
         drawn = SizeWeighted(6)
         drawn.setup(Facts(sizes))
         candidates = drawn.select(round, Everyone(9))
-        who = {"nobody": [], "cohort": cohort, "everyone": list(range(9)), "candidates": candidates}[asked]
+        who = {"nobody": [], "cohort": cohort, "everyone": list(range(9)), "candidates": candidates}[requested]
         assert set(cohort) <= set(who) or not who
         down = sum(dense_size(entries(levels[k])) for k in set(who) | set(cohort))
         up = sum(dense_size(entries(levels[k])) for k in cohort) + len(who) * dense_size(1)

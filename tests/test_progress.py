@@ -256,14 +256,14 @@ def test_quantities_are_accurate_to_three_digits(value: float) -> None:
 
 @given(st.floats(0, 1e6))
 def test_formatted_seconds_parse_back_to_the_value(value: float) -> None:
-    said = format_seconds(value)
+    text = format_seconds(value)
     if value < 59.5:
-        number, unit = said.split(" ")
+        number, unit = text.split(" ")
         assert unit == "s"
         assert float(number) == pytest.approx(value, rel=0.0501)  # two digits
         assert "e" not in number
         return
-    hours, minutes, seconds = map(int, said.split(":"))
+    hours, minutes, seconds = map(int, text.split(":"))
     assert hours * 3600 + minutes * 60 + seconds == round(value)
     assert max(minutes, seconds) < 60
 

@@ -35,12 +35,12 @@ def predictions(samples: int, classes: int, scale: float, seed: int) -> tuple[Te
 
 def binned(logits: Tensor, targets: Tensor, bins: int) -> list[list[tuple[float, bool]]]:
     """Return confidence and success of the samples of each bin, sorted in one by one."""
-    found: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
+    samples_by_bin: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
     for row, target in zip(logits.double().tolist(), targets.tolist(), strict=True):
         weights = [math.exp(value - max(row)) for value in row]
         confidence = max(weights) / sum(weights)
-        found[min(int(confidence * bins), bins - 1)].append((confidence, row.index(max(row)) == target))
-    return found
+        samples_by_bin[min(int(confidence * bins), bins - 1)].append((confidence, row.index(max(row)) == target))
+    return samples_by_bin
 
 
 def predicted_class(logits: Tensor) -> int:
@@ -98,9 +98,9 @@ def test_class_accuracy_equals_a_count_one_by_one(n: int, k: int, seed: int) -> 
     table = class_accuracy({"a": logits, "b": others}, targets)
     assert list(table.columns) == ["a", "b"]
     assert list(table.index) == list(range(k))
-    for name, own in (("a", logits), ("b", others)):
+    for name, level_logits in (("a", logits), ("b", others)):
         for label in range(k):
-            right = [predicted_class(own[i]) == label for i in range(n) if targets[i] == label]
+            right = [predicted_class(level_logits[i]) == label for i in range(n) if targets[i] == label]
             assert table.loc[label, name] == pytest.approx(np.mean(right) if right else np.nan, nan_ok=True)
 
 

@@ -54,7 +54,7 @@ def buckets_of(vector: Tensor, bucket: int | None) -> list[np.ndarray]:
 
 
 def dynamic_range_by_hand(vector: Tensor, bits: int, bucket: int | None) -> list[float]:
-    found = []
+    values = []
     for part in buckets_of(vector, bucket):
         least, greatest = min([0.0, *part]), max([0.0, *part])
         most = 2**bits - 1
@@ -65,8 +65,8 @@ def dynamic_range_by_hand(vector: Tensor, bits: int, bucket: int | None) -> list
         scale = float(np.float32(max(steps)))
         for number in part:
             code = min(max(round(number / scale) + zero, 0), most) if scale else zero
-            found.append(float(np.float32((code - zero) * scale)))
-    return found
+            values.append(float(np.float32((code - zero) * scale)))
+    return values
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8, 16])

@@ -45,8 +45,8 @@ Fit = Callable[..., Trainer]
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 3))
 def test_the_busiest_rank_is_within_four_thirds_of_the_best_assignment(costs: list[int], count: int) -> None:
     executor = SimpleNamespace(bench=SimpleNamespace(cost=lambda task: costs[task.client]))
-    own = cast(OwnClients, SimpleNamespace(executor=executor, side=SimpleNamespace(uplink=None, parts=None)))
-    clients = RankClients(own, cast(Ranks, SimpleNamespace(rank=0, count=count)), [])
+    inner = cast(OwnClients, SimpleNamespace(executor=executor, side=SimpleNamespace(uplink=None, parts=None)))
+    clients = RankClients(inner, cast(Ranks, SimpleNamespace(rank=0, count=count)), [])
     shares = clients.shares([Task(k, "a", 0, 0) for k in range(len(costs))])
 
     def busiest(ranks: Any) -> int:
@@ -57,7 +57,7 @@ def test_the_busiest_rank_is_within_four_thirds_of_the_best_assignment(costs: li
     assert busiest(shares) <= (4 / 3 - 1 / (3 * count)) * best + 1e-9
 
 
-def choosy(**changes: Any) -> FederatedModule:
+def probing(**changes: Any) -> FederatedModule:
     """Return HeteroFL with probed losses, q-FedAvg, residuals in files, a threshold with a budget, and codes."""
     uplink = ErrorFeedback(Chain(GammaFedHT(budget=0.1), LogQuantizer(4)), DiskStore())
     selection = PowerOfChoice(candidates=6, clients_per_round=4)
@@ -119,12 +119,12 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
 @pytest.mark.parametrize(
     ("make", "executor", "ranks"),
     [
-        (choosy, Sequential, 2),
+        (probing, Sequential, 2),
         (dynamic, lambda: Workers(2), 2),
         (clustered, Sequential, 3),
         (sparse, lambda: Workers(2), 2),
     ],
-    ids=["choosy", "dynamic", "clustered", "sparse"],
+    ids=["probing", "dynamic", "clustered", "sparse"],
 )
 def test_ranks_give_the_same_bits_as_one_process(
     fit: Fit,
@@ -184,11 +184,11 @@ class Interrupted(Callback):
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_rank_stops_all_ranks_at_the_end_of_its_round(fit: Fit, tmp_path: Path, rank: int) -> None:
-    said = tmp_path / "said"
-    said.mkdir()
-    stop, interrupted = StopAtRoundEnd(), Interrupted(said, rank, round=1)
+    signals = tmp_path / "signals"
+    signals.mkdir()
+    stop, interrupted = StopAtRoundEnd(), Interrupted(signals, rank, round=1)
     fit(small_module(), rounds=20, callbacks=[stop, interrupted], strategy="ddp_fork", devices=2)
-    assert {file.name: file.read_text() for file in said.iterdir()} == {"0": "15", "1": "15"}
+    assert {file.name: file.read_text() for file in signals.iterdir()} == {"0": "15", "1": "15"}
     (metrics,) = tmp_path.rglob("metrics.csv")
     assert pd.read_csv(metrics)["step"].tolist() == [0, 1]
 

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 def check_history(trainer: Trainer, federation: Federation) -> None:
     rows = read(f"{trainer.log_dir}/clusters.csv")
-    found = [(int(row["round"]), int(row["client"]), int(row["cluster"])) for row in rows]
-    assert found == federation.clusters.history
+    changes = [(int(row["round"]), int(row["client"]), int(row["cluster"])) for row in rows]
+    assert changes == federation.clusters.history
 
 
 @pytest.mark.parametrize("ask_all", [False, True])

@@ -105,7 +105,7 @@ def test_depthfl_with_feddyn_equals_the_reference(fit: Fit, tmp_path: Path) -> N
     )
     federation = Federation(rules, given(Exits, data, rules, fleet, **parts))
     _, evaluation, _ = compare(fit, module, data, federation, rounds=5)
-    assert evaluation.clients(4) != evaluation.clients(4, own=True)
+    assert evaluation.clients(4) != evaluation.clients(4, submodels=True)
     check_store(residuals, federation.residuals)
     check_store(memories, federation.memories)
 

@@ -61,14 +61,14 @@ def test_figures_show_the_first_run_of_each_group_in_order(tmp_path: Path) -> No
         "looks split": [write_clusters(write_run(tmp_path / "3"), SPLIT, [0.9, 0.8], 2)],  # IFCA, no split
         "cfl": [write_clusters(write_run(tmp_path / "2"), SPLIT, [0.9, 0.8], 2, tree=True)],
     }
-    groups = make_groups({name: [load_run(each) for each in own] for name, own in folders.items()})
-    found = cluster_figures(groups)
+    groups = make_groups({name: [load_run(each) for each in paths] for name, paths in folders.items()})
+    drawn = cluster_figures(groups)
     titles = {
-        name: [ax.get_title("left") for ax in figure.axes] for name, figure in found.items() if figure is not None
+        name: [ax.get_title("left") for ax in figure.axes] for name, figure in drawn.items() if figure is not None
     }
     all_three = ["ifca, seed 1", "looks split, seed 0", "cfl, seed 0"]
     assert titles == {"cluster_members": all_three, "cluster_accuracy": all_three, "cluster_tree": ["cfl, seed 0"]}
-    accuracy = found["cluster_accuracy"]
+    accuracy = drawn["cluster_accuracy"]
     assert accuracy is not None
     assert accuracy.axes[0].lines[1].get_xydata()[-1].tolist() == [8.0, 80.0]  # type: ignore[index, union-attr]
 

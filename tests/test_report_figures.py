@@ -39,17 +39,17 @@ def text_boxes(figure: Figure) -> dict[str, Bbox]:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
-    found: dict[str, Bbox] = {}
+    boxes: dict[str, Bbox] = {}
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         if any(letter.isalpha() for letter in text.get_text()):
             # The box of an annotation's text only, without the line that leads to it.
-            found[f"{len(found)}: {text.get_text()}"] = (
+            boxes[f"{len(boxes)}: {text.get_text()}"] = (
                 Text.get_window_extent(text, renderer)
                 if isinstance(text, Annotation)
                 else text.get_window_extent(renderer)
             )
-    return found
+    return boxes
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 7])

@@ -46,7 +46,7 @@ def two_groups(
 
 def text_of(groups: Mapping[str, Sequence[Path]], target: float | None = None) -> str:
     """Return the report as Markdown, without figures."""
-    made = make_groups({name: [load_run(each) for each in own] for name, own in groups.items()})
+    made = make_groups({name: [load_run(each) for each in paths] for name, paths in groups.items()})
     material = make_material(made, target)
     return to_markdown(compose(material, picture_names(material.headline)), "plots")
 
@@ -54,8 +54,8 @@ def text_of(groups: Mapping[str, Sequence[Path]], target: float | None = None) -
 def row(text: str, caption: str, group: str) -> list[str]:
     """Return a group's first row in the table below a caption."""
     lines = text.split(caption, 1)[1].splitlines()
-    found = next(line for line in lines if line.startswith(f"| {group} |"))
-    return [cell.strip() for cell in found.split("|")[2:-1]]
+    line_of_group = next(line for line in lines if line.startswith(f"| {group} |"))
+    return [cell.strip() for cell in line_of_group.split("|")[2:-1]]
 
 
 def test_the_lowest_error_is_the_best(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_report_figures_are_named_after_the_headline(tmp_path: Path) -> None:
 
 def test_figures_show_scores_without_percent_conversion(tmp_path: Path) -> None:
     paths = two_groups(tmp_path, R2, [-2.0, 0.5], [-4.0, -0.5])
-    groups = make_groups({name: [load_run(each) for each in own] for name, own in paths.items()})
+    groups = make_groups({name: [load_run(each) for each in folders] for name, folders in paths.items()})
     figures = draw_all(make_material(groups, None), styles_of(list(paths)))
     assert set(figures) == {"r2_over_rounds", "r2_over_bytes", "r2_of_clients"}
     lines = [line.get_ydata().tolist() for line in figures["r2_over_rounds"].axes[0].get_lines()]  # type: ignore[union-attr]
@@ -154,8 +154,8 @@ def test_sentences_order_errors_from_lowest_to_highest() -> None:
     def spread(mean: float, n: int = 2) -> Spread:
         return Spread(mean, mean - 0.5, mean + 0.5, n)
 
-    said = level_sentence({"x": spread(3.0), "y": spread(5.0), "z": spread(2.75)}, MAE)
-    assert said == (
+    sentence = level_sentence({"x": spread(3.0), "y": spread(5.0), "z": spread(2.75)}, MAE)
+    assert sentence == (
         "z with 2.750 (2.250–3.250) and x with 3.000 (2.500–3.500) cannot be distinguished: the spreads overlap. "
         "y with 5.000 (4.500–5.500) is higher than z and x."
     )

@@ -69,8 +69,8 @@ def test_a_value_is_taken_from_its_round_only(tmp_path: Path) -> None:
 def test_different_numbers_of_rounds_are_noted_beside_the_accuracies(tmp_path: Path) -> None:
     groups = {"long": [write_run(tmp_path / "long")], "short": [write_run(tmp_path / "short", rounds=5)]}
     text = text_of(groups)
-    said = "Runs have different numbers of rounds (long 8, short 5), and each run is evaluated after its last round."
-    assert text.index("## Results") < text.index(said) < text.index("Test accuracy")
+    note = "Runs have different numbers of rounds (long 8, short 5), and each run is evaluated after its last round."
+    assert text.index("## Results") < text.index(note) < text.index("Test accuracy")
     assert "different numbers of rounds" not in text_of(two_groups(tmp_path / "same"))
 
 

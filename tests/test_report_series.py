@@ -48,11 +48,11 @@ runs = st.builds(make_run, gaps, st.lists(shares, min_size=1, max_size=8))
 
 def value_at(run: Run, budget: float) -> float | None:
     """Return the accuracy of the last row within the budget, row by row."""
-    found = None
+    accuracy = None
     for _, row in run.metrics.iterrows():
         if row["comm/up_bytes_total"] <= budget and not isnan(row["val/accuracy"]):
-            found = float(row["val/accuracy"])
-    return found
+            accuracy = float(row["val/accuracy"])
+    return accuracy
 
 
 @given(runs, st.integers(-1, 45))
@@ -135,10 +135,10 @@ spreads = st.builds(
 
 @given(st.dictionaries(st.sampled_from("wxyz"), spreads, min_size=2))
 def test_sentences_claim_an_order_exactly_where_spreads_do_not_overlap(results: dict[str, Spread]) -> None:
-    said = level_sentence(results)
+    sentence = level_sentence(results)
     several = {name: each for name, each in results.items() if each.n > 1}
     lower = {name for name, each in several.items() if any(each.high < other.low for other in several.values())}
-    assert {name for name, each in results.items() if f"{name} with {each.shown()} is lower" in said} == lower
+    assert {name for name, each in results.items() if f"{name} with {each.shown()} is lower" in sentence} == lower
     highest = (
         len(several) > 1
         and len(lower) == len(several) - 1
@@ -146,9 +146,9 @@ def test_sentences_claim_an_order_exactly_where_spreads_do_not_overlap(results: 
             each.low > max(several[name].high for name in lower) for name, each in several.items() if name not in lower
         )
     )
-    assert (" is highest" in said) == highest
-    assert all(name in said for name in results)
-    assert ("There is only one run" in said) == (len(several) < len(results))
+    assert (" is highest" in sentence) == highest
+    assert all(name in sentence for name in results)
+    assert ("There is only one run" in sentence) == (len(several) < len(results))
 
 
 costs = st.dictionaries(st.sampled_from("abcd"), st.integers(50, 200).map(float), min_size=1)

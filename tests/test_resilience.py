@@ -88,9 +88,9 @@ def start(args: str, *kill: str) -> subprocess.Popen[str]:
 
 
 def command(folder: Path, name: str, rounds: int = ROUNDS) -> str:
-    own = CONFIGURATIONS[name].format(configs=ROOT / "configs")
-    net = "" if "net.hidden" in own else HIDDEN
-    return f"{COMMAND.format(root=ROOT, folder=folder, rounds=rounds)} {own} {net}"
+    arguments = CONFIGURATIONS[name].format(configs=ROOT / "configs")
+    net = "" if "net.hidden" in arguments else HIDDEN
+    return f"{COMMAND.format(root=ROOT, folder=folder, rounds=rounds)} {arguments} {net}"
 
 
 def state(folder: Path) -> dict[str, Any]:

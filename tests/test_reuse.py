@@ -52,8 +52,8 @@ def test_another_checkpoint_loaded_into_a_module_is_evaluated_correctly(fit: Fit
     one = small_module()
     plain = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     for path, loss in zip([*paths, paths[0]], [*expected, expected[0]], strict=True):
-        found = plain.test(one, datamodule=small_data(), ckpt_path=str(path), verbose=False, weights_only=True)
-        assert found[0]["test/loss"] == loss
+        metrics = plain.test(one, datamodule=small_data(), ckpt_path=str(path), verbose=False, weights_only=True)
+        assert metrics[0]["test/loss"] == loss
 
 
 def test_a_second_validation_uses_changed_values(fit: Fit) -> None:

@@ -54,13 +54,13 @@ def plain_heterofl(
             for name, p in net.named_parameters():
                 p.data = torch.from_numpy(whole[name][tuple(slice(0, s) for s in p.shape)].copy())
             optimizer = SGD(net.parameters(), lr=lr(round), momentum=0.9, weight_decay=5e-4)
-            own, random = data.client_data(client), generator(module.seed, "local", round, client)
+            samples, random = data.client_data(client), generator(module.seed, "local", round, client)
             for _ in range(local.epochs):
-                for batch in batches(len(own.targets), local.batch_size, random):
-                    logits = net(data.transform.eval(own.inputs[batch]).double())
+                for batch in batches(len(samples.targets), local.batch_size, random):
+                    logits = net(data.transform.eval(samples.inputs[batch]).double())
                     owned = data.labels(client) if masked else torch.ones(10, dtype=torch.bool)
                     optimizer.zero_grad()
-                    masked_cross_entropy(logits, own.targets[batch], owned).backward()
+                    masked_cross_entropy(logits, samples.targets[batch], owned).backward()
                     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                     optimizer.step()
             results.append((client, {name: p.detach().numpy() for name, p in net.named_parameters()}))

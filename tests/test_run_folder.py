@@ -58,7 +58,7 @@ def test_the_file_is_complete_after_every_call(logger: RunFolder) -> None:
 
 
 def test_columns_are_in_contract_order_then_in_order_of_appearance() -> None:
-    came = [
+    names = [
         "zeta",
         "residual/norm",
         "comm/up_bytes",
@@ -68,7 +68,7 @@ def test_columns_are_in_contract_order_then_in_order_of_appearance() -> None:
         "val/accuracy",
         "lr",
     ]
-    assert ordered(came) == [
+    assert ordered(names) == [
         *(
             "val/accuracy",
             "val/accuracy_by_level/b",
@@ -219,10 +219,10 @@ def opened(folder: str, saying: Connection) -> None:
 def test_a_run_folder_is_locked_by_one_process(logger: RunFolder) -> None:
     logger.log_metrics({"lr": 0.1}, step=0)
     folder = str(metrics_of(logger).parent)
-    said, saying = multiprocessing.Pipe(duplex=False)
-    other = multiprocessing.get_context("fork").Process(target=opened, args=(folder, saying))
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    other = multiprocessing.get_context("fork").Process(target=opened, args=(folder, sender))
     other.start()
-    assert "that no other process uses but got" in said.recv()
+    assert "that no other process uses but got" in receiver.recv()
     other.join()
     RunFolder(folder=folder).log_metrics({"lr": 0.2}, step=1)  # a resume in the same process
     del logger

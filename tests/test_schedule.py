@@ -39,8 +39,8 @@ def simulated(
         size, left = forms[level].clients or 1, list(clients)
         parts = -(-len(left) // size)
         for part in range(parts):
-            taken = [left.pop(0) for _ in range(-(-len(left) // (parts - part)))]
-            groups.append(sum(taken) * seconds[level][forms[level]] * len(workers))
+            group = [left.pop(0) for _ in range(-(-len(left) // (parts - part)))]
+            groups.append(sum(group) * seconds[level][forms[level]] * len(workers))
     while groups:
         largest = max(groups)
         groups.remove(largest)

@@ -137,16 +137,16 @@ def test_draws_by_size_have_the_probabilities_of_sequential_draws() -> None:
 
 def ranked(scores: dict[int, float], count: int) -> list[int]:
     """Select the best one repeatedly: NaN first, then the largest score, the lowest id of equals."""
-    left, found = dict(scores), list[int]()
-    while left and len(found) < count:
+    left, ranking = dict(scores), list[int]()
+    while left and len(ranking) < count:
         best = -1
         for client in sorted(left):
             value = INF if left[client] != left[client] else left[client]
             if best < 0 or value > (INF if left[best] != left[best] else left[best]):
                 best = client
-        found.append(best)
+        ranking.append(best)
         del left[best]
-    return found
+    return ranking
 
 
 LOSSES = st.lists(st.sampled_from([0.5, 1.0, 1.5, 2.0, NAN, INF]), min_size=10, max_size=10)
@@ -194,12 +194,12 @@ def test_losses_are_kept_only_for_the_same_fleet() -> None:
 def test_loss_times_size_selects_the_highest_scores(losses: list[float], beta: float, d: int | None) -> None:
     probe = Table(losses)
     cohort = ready(LossTimesSize(3, beta, d)).select(5, probe)
-    asked = [client for client, _ in probe.asked]
+    probed = [client for client, _ in probe.asked]
     if d == 3:
-        assert (asked, cohort) == ([], ready(Uniform(3)).select(5, probe))
+        assert (probed, cohort) == ([], ready(Uniform(3)).select(5, probe))
         return
-    assert sorted(asked) == (list(range(10)) if d is None else sorted(ready(Uniform(d)).select(5, Table([]))))
-    assert cohort == ranked({client: losses[client] * SIZES[client] ** beta for client in asked}, 3)
+    assert sorted(probed) == (list(range(10)) if d is None else sorted(ready(Uniform(d)).select(5, Table([]))))
+    assert cohort == ranked({client: losses[client] * SIZES[client] ** beta for client in probed}, 3)
 
 
 @pytest.mark.filterwarnings("ignore:No client within reach")

@@ -45,13 +45,13 @@ class Cohorts(FederatedCallback):
         self, trainer: Trainer, module: LightningModule, update: Update, index: Index, report: Report
     ) -> None:
         self.rounds.setdefault(trainer.current_epoch, []).append(report.client)
-        found: dict[tuple[str, tuple[int, ...]], float] = {}
+        scalars: dict[tuple[str, tuple[int, ...]], float] = {}
         values = (update.to_dense() / report.lr).tolist()
         for name, entry in index.items():
             axes = [range(p.start, p.stop) if isinstance(p, slice) else p.tolist() for p in entry]
             for where in itertools.product(*axes):
-                found[name, where] = values[len(found)]
-        self.latest[report.client] = found
+                scalars[name, where] = values[len(scalars)]
+        self.latest[report.client] = scalars
 
 
 def rows(trainer: Trainer) -> pd.DataFrame:
@@ -103,17 +103,17 @@ def test_divfl_measures_the_decoded_updates(fit: Fit) -> None:
 def test_power_of_choice_selects_the_clients_with_the_largest_losses(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, noted = PowerOfChoice(8, 2), Cohorts()
     module = small_module(selection=policy)
-    asked: list[list[float]] = []
+    requests: list[list[float]] = []
     losses = RoundProbe.losses
 
     def noting(probe: RoundProbe, clients: list[int], samples: int | None = None) -> list[float]:
         answers = losses(probe, clients, samples)
-        asked.append([answer for _, answer in sorted(zip(clients, answers, strict=True))])
+        requests.append([answer for _, answer in sorted(zip(clients, answers, strict=True))])
         return answers
 
     monkeypatch.setattr(RoundProbe, "losses", noting)
     fit(module, small_data(num_clients=8), rounds=3, limit_val_batches=0, callbacks=[noted])
-    for round, answers in enumerate(asked):
+    for round, answers in enumerate(requests):
         assert noted.rounds[round] == sorted(range(8), key=lambda client: -answers[client])[:2]
 
 

@@ -120,11 +120,11 @@ def test_too_few_samples_or_different_ones_are_refused(rows: int, others: int, m
 
 def test_activations_equal_the_layer_outputs() -> None:
     net, inputs = small_net(norm="none").eval(), torch.randn(5, 1, 8, 8)
-    found = activations(net, inputs, ["blocks.0.conv", "classifier"])
+    actual = activations(net, inputs, ["blocks.0.conv", "classifier"])
     with torch.no_grad():
         first = cast(Any, net).blocks[0].conv(inputs)
-        assert torch.equal(found["blocks.0.conv"], first.double().flatten(1))  # although the ReLU is in place
-        assert torch.equal(found["classifier"], net(inputs).double())
+        assert torch.equal(actual["blocks.0.conv"], first.double().flatten(1))  # although the ReLU is in place
+        assert torch.equal(actual["classifier"], net(inputs).double())
     assert (first < 0).any()
     assert not any(module._forward_hooks for module in net.modules())
 
@@ -180,12 +180,12 @@ def test_levels_are_compared_only_at_layers_that_both_have() -> None:
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(2, 4), st.integers(0, 99))
 def test_agreement_equals_the_share_of_samples_with_equal_predictions(h: int, n: int, k: int, seed: int) -> None:
     logits = torch.randn(h, n, k, generator=torch.Generator().manual_seed(seed))
-    found = head_agreement(logits)
-    assert found.dtype == torch.float64
+    actual = head_agreement(logits)
+    assert actual.dtype == torch.float64
     for i, j in itertools.product(range(h), repeat=2):
         pairs = zip(logits[i].tolist(), logits[j].tolist(), strict=True)
         same = sum(one.index(max(one)) == other.index(max(other)) for one, other in pairs)
-        assert float(found[i, j]) == pytest.approx(same / n)
+        assert float(actual[i, j]) == pytest.approx(same / n)
 
 
 def test_incomparable_inputs_are_refused() -> None:

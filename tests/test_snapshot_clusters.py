@@ -59,8 +59,8 @@ def test_counts_of_clusters_add_up_to_the_totals(fit: Fit) -> None:
     history = pd.DataFrame(tested.clustering.history, columns=["round", "client", "cluster"])
     first = history[history["round"] == 0].groupby("cluster")["client"].count()
     for cluster, layers in enumerate(both):
-        asked = layers[(layers["step"] == 0) & (layers["tensor"] == "classifier.bias")]
-        assert asked["clients"].sum() == first.get(cluster, 0)
+        first_round = layers[(layers["step"] == 0) & (layers["tensor"] == "classifier.bias")]
+        assert first_round["clients"].sum() == first.get(cluster, 0)
 
 
 @pytest.mark.slow

@@ -109,9 +109,9 @@ def test_a_part_that_does_not_fit_the_net_is_reported_as_damage(fit: Fit, tmp_pa
 
 def test_a_snapshot_of_an_unvalidated_round_has_no_statistics(fit: Fit) -> None:
     multiple = "multiple of trainer.check_val_every_n_epoch, 2, but got 1: snapshots .* have no statistics"
-    with pytest.warns(UserWarning, match=multiple) as said:
+    with pytest.warns(UserWarning, match=multiple) as caught:
         trainer = fit(small_module(), rounds=3, callbacks=[Snapshots(1)], check_val_every_n_epoch=2)
-    assert sum("check_val_every_n_epoch" in str(warning.message) for warning in said) == 1
+    assert sum("check_val_every_n_epoch" in str(warning.message) for warning in caught) == 1
     first, second, third = snapshots_of(trainer)
     assert first.statistics == third.statistics == {}
     assert second.statistics.keys() == WIDTHS.keys()

@@ -114,8 +114,8 @@ def test_callbacks_receive_accepted_updates_in_cohort_order(fit: Fit, monkeypatc
     with pytest.warns(UserWarning, match=f"client {cohort[1]} at level . refused"):
         trainer = fit(module, rounds=1, callbacks=[recorder, Snapshots(1)])
     others = {position: f"update of {client}" for position, client in enumerate(cohort) if client not in refused}
-    told = [line for k in range(4) for line in (others.get(k), f"end of {k + 1}") if line is not None]
-    assert recorder.order == [told]
+    expected = [line for k in range(4) for line in (others.get(k), f"end of {k + 1}") if line is not None]
+    assert recorder.order == [expected]
     assert recorder.processes == {os.getpid()}
     table = snapshots_of(trainer)[0].layers()
     assert table.groupby("tensor")["clients"].sum().max() == 3
@@ -294,9 +294,9 @@ def test_a_full_disk_gives_a_warning_and_training_continues(
                     broken.setattr(operation, fail)
                 super()._write(trainer, module)
 
-    with pytest.warns(UserWarning, match=r"round-00000.* not written .*No space.*; training goes on") as said:
+    with pytest.warns(UserWarning, match=r"round-00000.* not written .*No space.*; training goes on") as caught:
         trainer = fit(small_module(net=net_with("none")), rounds=2, callbacks=[Full(1)])
-    assert sum("not written" in str(warning.message) for warning in said) == 1
+    assert sum("not written" in str(warning.message) for warning in caught) == 1
     assert list(files_of(trainer)) == ["round-00001.safetensors"]
 
 

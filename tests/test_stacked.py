@@ -71,29 +71,29 @@ def test_stacked_training_equals_training_alone_with_penalties_and_memories(pena
     random, tasks = torch.Generator().manual_seed(0), tasks_of([0, 1, 2, 3], "b")
     size = sum(p.numel() for p in problem.build("b").parameters())
     memories = {k: 0.1 * torch.randn(size, generator=random) for k in (0, 3)}
-    asked: list[int] = []
+    recalled: list[int] = []
 
     def recall(task: Task) -> Task:
-        asked.append(task.client)
+        recalled.append(task.client)
         return replace(task, memory_D=memories.get(task.client) if isinstance(penalty, FedDyn) else None)
 
-    found = []
+    vectors = []
     for executor in (Sequential(), Stacked(2)):
         executor.open(bench_of(problem, (23, 31, 12, 23)))
-        found.append([r.vector for r in executor.run(train, tasks, recall)])
-    assert torch.allclose(torch.stack(found[0]), torch.stack(found[1]), rtol=0, atol=1e-12)
-    assert asked == [0, 1, 2, 3, 0, 1, 2, 3]
+        vectors.append([r.vector for r in executor.run(train, tasks, recall)])
+    assert torch.allclose(torch.stack(vectors[0]), torch.stack(vectors[1]), rtol=0, atol=1e-12)
+    assert recalled == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
 def test_stacked_clusters_start_from_their_models_and_are_not_mixed() -> None:
     problem = Problem(LocalTraining(optimizer=sgd()))
     other = {name: 0.5 * tensor for name, tensor in state_of(problem.net).items()}
     source, tasks = Source((23, 12, 23)), [Task(k, "b", 1, 1, 0.05, model=c) for k in range(3) for c in (1, 0)]
-    expected, found = (
+    expected, actual = (
         results(executor, Bench(problem.local_problem(), source, [state_of(problem.net), other]), tasks)
         for executor in (Sequential(), Stacked())
     )
-    for (delta, *_), (vector, *_) in zip(expected, found, strict=True):
+    for (delta, *_), (vector, *_) in zip(expected, actual, strict=True):
         assert torch.allclose(vector, delta, rtol=0, atol=1e-12)
 
 
@@ -113,10 +113,10 @@ def test_a_new_model_is_loaded_and_state_of_the_previous_round_is_cleared() -> N
 
 def test_other_jobs_are_not_stacked() -> None:
     problem = Problem(LocalTraining())
-    expected, found = (
+    expected, actual = (
         results(executor, bench_of(problem), tasks_of([0, 1, 2]), statistics) for executor in (Sequential(), Stacked())
     )
-    assert all(torch.equal(one[0], two[0]) for one, two in zip(expected, found, strict=True))
+    assert all(torch.equal(one[0], two[0]) for one, two in zip(expected, actual, strict=True))
 
 
 def test_results_do_not_share_memory() -> None:
@@ -179,21 +179,21 @@ Fit = Callable[..., Any]
 
 
 def test_a_stacked_run_ends_with_the_same_model(fit: Fit) -> None:
-    found = []
+    weights = []
     for executor in (None, Stacked(3)):
         module = small_module(executor=executor)
         fit(module, precision="64-true", name=type(executor).__name__)
-        found.append([tensor.detach().clone() for tensor in module.models.tensors[0].values()])
-    for one, two in zip(*found, strict=True):
+        weights.append([tensor.detach().clone() for tensor in module.models.tensors[0].values()])
+    for one, two in zip(*weights, strict=True):
         assert torch.allclose(one, two, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_runs_of_every_precision_are_repeatable(fit: Fit, precision: str) -> None:
     torch.set_default_dtype(torch.float32)
-    found = []
+    weights = []
     for name in ("one", "two"):
         module = small_module(executor=Stacked())
         fit(module, precision=precision, name=name)
-        found.append([tensor.detach().clone() for tensor in module.models.tensors[0].values()])
-    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+        weights.append([tensor.detach().clone() for tensor in module.models.tensors[0].values()])
+    assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))

@@ -50,9 +50,9 @@ def run(tmp_path: Path, files: list[Path], *settings: str) -> pd.DataFrame:
     lines = [f"{client},1e9,1e6,{1e5 * (client + 1)},0.9" for client in range(10)]
     devices.write_text("\n".join(["client,throughput,downlink,uplink,availability", *lines]))
     stacked = [part for file in files for part in ("-c", str(file))]
-    own = [f"--model.fleet.path={devices}"] if any(file.stem == "csv" for file in files) else []
-    own += ["--model.selection.candidates=5"] if any(file.stem == "power_of_choice" for file in files) else []
-    main(["fit", *stacked, *SHORT, "--plots=false", *own, *settings, f"--trainer.logger.root={tmp_path}"])
+    arguments = [f"--model.fleet.path={devices}"] if any(file.stem == "csv" for file in files) else []
+    arguments += ["--model.selection.candidates=5"] if any(file.stem == "power_of_choice" for file in files) else []
+    main(["fit", *stacked, *SHORT, "--plots=false", *arguments, *settings, f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
     table = pd.read_csv(metrics)
     assert table["step"].tolist() == [0, 1]

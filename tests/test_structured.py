@@ -36,13 +36,13 @@ def normal(size: int, seed: int = 0) -> Tensor:
 
 def filters(vector: Tensor, layout: Layout) -> list[tuple[int, int, float]]:
     """Return start, end and mean magnitude of every filter, computed by hand."""
-    found = []
+    spans = []
     for (_, part), offset in zip(layout.views(vector).items(), layout.offsets, strict=True):
         rows = part.reshape(part.shape[0], -1) if part.dim() > 1 else part.reshape(1, -1)
         for i, row in enumerate(rows if part.numel() else []):
             first = offset + i * row.numel()
-            found.append((first, first + row.numel(), float(row.double().abs().mean())))
-    return found
+            spans.append((first, first + row.numel(), float(row.double().abs().mean())))
+    return spans
 
 
 def test_filters_are_sent_whole_or_not_at_all() -> None:
@@ -63,10 +63,10 @@ def test_a_threshold_of_zero_sends_all_nonzero_filters() -> None:
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 1.0])
 def test_a_density_selects_the_filters_with_the_largest_means(density: float) -> None:
     vector, room, expected = normal(LAYOUT.size), density * LAYOUT.size, set()
-    taken = 0
+    sent_size = 0
     for number, (first, end, _) in enumerate(sorted(filters(vector, LAYOUT), key=lambda each: -each[2])):
-        taken += end - first
-        if number and taken > room:
+        sent_size += end - first
+        if number and sent_size > room:
             break
         expected |= set(range(first, end))
     update = ChannelThreshold(density=density).apply(vector, Context(0.1, LAYOUT))

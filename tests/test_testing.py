@@ -391,8 +391,8 @@ class Squares(Regression):
         return {"weight": 1.0, "negative": -1.0}.get(self.wrong, super().weight(targets))
 
     def metrics(self, size: int) -> Mapping[str, Metric]:
-        found = super().metrics(size)
-        return dict(reversed(list(found.items()))) if self.wrong == "order" else found
+        chosen = super().metrics(size)
+        return dict(reversed(list(chosen.items()))) if self.wrong == "order" else chosen
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         sums = super().sums(outputs, targets)

@@ -119,10 +119,10 @@ def test_only_long_vectors_use_the_fused_pass(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(kernels, "split", counted)
     long = torch.randn(threshold_pass.SHORTEST, generator=torch.Generator().manual_seed(0))
-    for vector, taken in [(long, True), (long[1:], False), (long.double(), False)]:
+    for vector, is_fused in [(long, True), (long[1:], False), (long.double(), False)]:
         calls.clear()
         HardThreshold(2.0).split(vector, None, Context(0.1))
-        assert bool(calls) == taken
+        assert bool(calls) == is_fused
     monkeypatch.setattr(compiled, "has_numba", lambda: False)
     calls.clear()
     HardThreshold(2.0).split(long, None, Context(0.1))

@@ -64,7 +64,7 @@ def test_attention_equals_torchs(causal: bool, padded: bool) -> None:
     attention, x = Attention(12, 3, 1.0), torch.randn(2, 5, 12)
     randomised(attention)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool() if padded else None
-    found = attention(x, attended(mask, causal, 5, x.device))
+    actual = attention(x, attended(mask, causal, 5, x.device))
     stacked = torch.cat([attention.qkv_weight[:, i, h] for i in range(3) for h in range(3)])
     out = torch.cat([attention.out_weight[:, h] for h in range(3)], dim=1)
     x = x.transpose(0, 1)
@@ -74,7 +74,7 @@ def test_attention_equals_torchs(causal: bool, padded: bool) -> None:
         attn_mask=torch.ones(5, 5).triu(1).bool() if causal else None,
     )
     real = torch.ones(2, 5).bool() if mask is None else mask  # outputs at padding are not used
-    assert torch.allclose(found[real], expected.transpose(0, 1)[real], rtol=1e-10)
+    assert torch.allclose(actual[real], expected.transpose(0, 1)[real], rtol=1e-10)
 
 
 BY_HAND = {"lstm": lstm_by_hand, "transformer": transformer_by_hand}
@@ -96,10 +96,10 @@ def test_a_sub_model_equals_numpy_on_its_channels_of_the_global_weights(
     for name, parameter in parameters_of(net).items():
         parameter.data.copy_(take(whole[name], part[name]))
     ids = tokens(3)
-    found = net.train(training)(ids)
+    actual = net.train(training)(ids)
     weights = {name: tensor.detach().numpy() for name, tensor in whole.items()}
     expected = [BY_HAND[kind](weights, each.numpy(), part, 2.0 if training else 1.0) for each in ids]
-    assert torch.allclose(found, torch.from_numpy(np.stack(expected)), rtol=1e-9)
+    assert torch.allclose(actual, torch.from_numpy(np.stack(expected)), rtol=1e-9)
 
 
 OUTPUTS: dict[str, dict[str, Any]] = {"classes": {"num_classes": CLASSES}, "tokens": {"pooling": "none"}}

@@ -77,12 +77,12 @@ blocks = st.dictionaries(
 @given(st.dictionaries(st.integers(0, 9), blocks))
 def test_residuals_per_tensor_are_summed_over_clients(clients: dict[int, dict[str, Tensor]]) -> None:
     store = MemoryStore()
-    for client, own in clients.items():
-        store.save(client, own, round=0)
+    for client, blocks in clients.items():
+        store.save(client, blocks, round=0)
     table = layer_residuals(store)
-    assert set(table.index) == {name for own in clients.values() for name in own}
+    assert set(table.index) == {name for blocks in clients.values() for name in blocks}
     for name in table.index:
-        mine = [own[name] for own in clients.values() if name in own]
+        mine = [blocks[name] for blocks in clients.values() if name in blocks]
         squares = [float(value) ** 2 for block in mine for value in block.double()]
         assert table.loc[name, "clients"] == len(mine)
         assert table.loc[name, "norm"] == pytest.approx(math.sqrt(sum(squares)))
@@ -106,17 +106,17 @@ def test_residuals_are_read_from_a_checkpoint(fit: Fit, tmp_path: Path, store: t
     path = folder_of(trainer) / "checkpoints" / "last.ckpt"
     trainer.save_checkpoint(path)
     files = sorted(folder_of(trainer).rglob("*"))
-    loaded, own = load_residuals(path), module.uplink.residuals
-    assert loaded.clients() == own.clients() != []
-    for client in own.clients():
-        assert loaded.load(client).keys() == own.load(client).keys()
-        assert all(torch.equal(block, own.load(client)[name]) for name, block in loaded.load(client).items())
-    pd.testing.assert_frame_equal(layer_residuals(loaded), layer_residuals(own))
+    loaded, stored = load_residuals(path), module.uplink.residuals
+    assert loaded.clients() == stored.clients() != []
+    for client in stored.clients():
+        assert loaded.load(client).keys() == stored.load(client).keys()
+        assert all(torch.equal(block, stored.load(client)[name]) for name, block in loaded.load(client).items())
+    pd.testing.assert_frame_equal(layer_residuals(loaded), layer_residuals(stored))
     assert sorted(folder_of(trainer).rglob("*")) == files, "reading leaves a run as it was"
     if store is DiskStore:
         path = path.rename(tmp_path / "moved.ckpt")
         elsewhere = load_residuals(path, folder=folder_of(trainer) / "residuals")
-        assert elsewhere.load(own.clients()[0]).keys() == own.load(own.clients()[0]).keys()
+        assert elsewhere.load(stored.clients()[0]).keys() == stored.load(stored.clients()[0]).keys()
 
 
 def test_a_checkpoint_without_residuals_is_refused(tmp_path: Path) -> None:

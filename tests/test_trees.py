@@ -115,10 +115,10 @@ def test_every_executor_gives_equal_deltas_for_tree_inputs(form: str, name: str)
     tasks = tasks_of([2, 0, 1])
     executor = EXECUTORS[name]()
     try:
-        found, expected = results(executor, bench(form), tasks), results(Sequential(), bench(form), tasks)
+        actual, expected = results(executor, bench(form), tasks), results(Sequential(), bench(form), tasks)
     finally:
         executor.close()
-    for (delta, loss, *counts), (other, other_loss, *other_counts) in zip(expected, found, strict=True):
+    for (delta, loss, *counts), (other, other_loss, *other_counts) in zip(expected, actual, strict=True):
         assert delta.abs().max() > 1e-4
         assert torch.allclose(other, delta, rtol=0, atol=1e-12)
         assert other_loss == pytest.approx(loss, rel=1e-12)

@@ -51,7 +51,7 @@ def test_there_is_an_example_of_every_kind_and_dtype() -> None:
 
 @pytest.mark.parametrize(("title", "known", "read", "block"), EXAMPLES, ids=[example[0] for example in EXAMPLES])
 def test_every_example_decodes_to_the_documented_update(title: str, known: str, read: str, block: str) -> None:
-    payload, said = bytes_in(block), json.loads(read)["update"]
+    payload, documented = bytes_in(block), json.loads(read)["update"]
     update = decode(payload, expected_of(json.loads(known)["expected"]))
     half = payload[6] == 0
     assert encode(update, round=3, client=17, half_precision=half) == payload
@@ -67,7 +67,7 @@ def test_every_example_decodes_to_the_documented_update(title: str, known: str, 
     if (codes := update.codes) is not None:
         got |= {"bits": codes.bits, "bucket": codes.bucket, "codes": codes.codes.tolist()}
         got |= {"scales": codes.scales.tolist(), "zeros": codes.zeros.tolist()}
-    for name, want in said.items():
+    for name, want in documented.items():
         assert (got[name[6:]][: len(want)] if name.startswith("first_") else got[name]) == want, name
 
 

@@ -151,7 +151,7 @@ def test_a_narrowed_part_has_no_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "density", "reason", "told"),
+    ("seed", "density", "reason", "message"),
     [
         (2**63, 0.25, Reason.VALUES, "Expected a seed below 9223372036854775808 but got 9223372036854775808"),
         (11, 0.0, Reason.VALUES, "Expected a density between 0 and 1 but got 0"),
@@ -163,10 +163,10 @@ def test_a_narrowed_part_has_no_recipe() -> None:
         (11, 0.26, Reason.CHECKSUM, "Expected a seed that draws what the sender drew"),
     ],
 )
-def test_an_impossible_mask_record_is_refused(seed: int, density: float, reason: Reason, told: str) -> None:
+def test_an_impossible_mask_record_is_refused(seed: int, density: float, reason: Reason, message: str) -> None:
     coded = encode_part(masked(), BLOCK, WHOLE)
     record = struct.pack("<Qf", seed, density) + coded[-4:]
-    with pytest.raises(MalformedPayload, match=told) as refusal:
+    with pytest.raises(MalformedPayload, match=message) as refusal:
         decode_part(coded[:-16] + record, BLOCK, WHOLE)
     assert refusal.value.reason == reason
 
@@ -174,9 +174,9 @@ def test_an_impossible_mask_record_is_refused(seed: int, density: float, reason:
 def test_impossible_seeded_positions_are_refused() -> None:
     coded = encode_part(placed(), BLOCK, WHOLE)
     start = coded.index(b"\xfe")
-    for seed, told in ((2**63, "Expected a seed below"), (6, "Expected a seed that draws what the sender drew")):
+    for seed, message in ((2**63, "Expected a seed below"), (6, "Expected a seed that draws what the sender drew")):
         changed = coded[: start + 1] + struct.pack("<Q", seed) + coded[start + 9 :]
-        with pytest.raises(MalformedPayload, match=told):
+        with pytest.raises(MalformedPayload, match=message):
             decode_part(changed, BLOCK, WHOLE)
     short = coded[: start - 4] + struct.pack("<I", 12) + coded[start : start + 12] + coded[start + 13 :]
     with pytest.raises(MalformedPayload, match="Expected a seed in 13 bytes but got 12"):
@@ -225,15 +225,15 @@ def test_the_ledger_counts_the_bytes_of_messages_in_both_directions(
     monkeypatch.setattr(module.uplink, "prepare", spy)
     trainer = fit(module, rounds=3, limit_val_batches=0)
     table = pd.read_csv(Path(str(trainer.log_dir)) / "metrics.csv")
-    blocks, told, seen = rule.levels.indices, dict[int, Part](), 0
+    blocks, known, seen = rule.levels.indices, dict[int, Part](), 0
     for round in range(3):
         down, tasks = 0, module.round.tasks(round, 0.0)
         for task in tasks:
             values = gather_flat(module.models.tensors[0], task.part)
             down += len(encode(DenseUpdate(values), round=round, client=0))
-            if task.part not in (blocks[task.level], told.get(task.client)):
+            if task.part not in (blocks[task.level], known.get(task.client)):
                 down += len(encode_part(task.part, blocks[task.level], blocks["a"]))
-                told[task.client], seen = task.part, seen + 1
+                known[task.client], seen = task.part, seen + 1
         assert table["comm/down_bytes"][round] == down
         assert table["comm/up_bytes"][round] == sum(sent[: len(tasks)])
         del sent[: len(tasks)]

@@ -47,8 +47,8 @@ def deltas(executor: Executor, job: Callable[..., object] = train, order: int = 
 def test_workers_equal_sequential_for_any_number_of_workers(job: Callable[..., object]) -> None:
     expected = deltas(Sequential(), job)
     for num_workers in (1, 2, 5):
-        found = deltas(Workers(num_workers), job)
-        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+        actual = deltas(Workers(num_workers), job)
+        assert all(torch.equal(one, two) for one, two in zip(expected, actual, strict=True))
 
 
 def test_workers_receive_a_new_global_model() -> None:
@@ -88,9 +88,9 @@ def test_only_worker_processes_keep_freed_memory(
 ) -> None:
     monkeypatch.setattr("hetfl.local.workers.keep_freed_memory", lambda: (tmp_path / str(os.getpid())).touch())
     deltas(Workers(2))
-    found = {int(path.name) for path in tmp_path.iterdir()}
-    assert len(found) == 2
-    assert os.getpid() not in found
+    pids = {int(path.name) for path in tmp_path.iterdir()}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
 
 
 def test_workers_stay_usable_after_failures() -> None:
@@ -135,9 +135,9 @@ def test_a_dead_worker_is_replaced_and_its_client_is_repeated(num_workers: int, 
         list(workers.run(train, TASKS))
         before = {worker.process.pid for worker in workers._workers}
         with pytest.warns(UserWarning, match="client 2 at level b .* another one repeats it"):
-            found = list(workers.run(partial(dies_once, mark=tmp_path / "mark"), TASKS))
-        assert [result.task for result in found] == TASKS
-        assert all(torch.equal(one, two.vector) for one, two in zip(expected, found, strict=True))
+            completed = list(workers.run(partial(dies_once, mark=tmp_path / "mark"), TASKS))
+        assert [result.task for result in completed] == TASKS
+        assert all(torch.equal(one, two.vector) for one, two in zip(expected, completed, strict=True))
         after = {worker.process.pid for worker in workers._workers}
         assert (len(before), len(after), len(before & after)) == (num_workers, num_workers, num_workers - 1)
         assert all(worker.process.is_alive() for worker in workers._workers)
@@ -155,8 +155,8 @@ def test_a_worker_that_was_killed_between_rounds_is_replaced() -> None:
             os.kill(worker.process.pid or 0, signal.SIGKILL)
             worker.process.join()
         with pytest.warns(UserWarning, match="another one repeats it"):
-            found = list(workers.run(train, TASKS))
-        assert all(torch.equal(one, two.vector) for one, two in zip(expected, found, strict=True))
+            completed = list(workers.run(train, TASKS))
+        assert all(torch.equal(one, two.vector) for one, two in zip(expected, completed, strict=True))
     finally:
         workers.close()
 
@@ -166,8 +166,8 @@ def test_stacked_workers_equal_stacked_for_any_number_of_workers(job: Callable[.
     """Another order would give another division into groups, whose results agree only up to rounding."""
     expected = deltas(Stacked(2), job, order=1)
     for num_workers in (1, 2, 5):
-        found = deltas(Workers(num_workers, Stacked(2)), job, order=1)
-        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+        actual = deltas(Workers(num_workers, Stacked(2)), job, order=1)
+        assert all(torch.equal(one, two) for one, two in zip(expected, actual, strict=True))
 
 
 def test_a_net_that_cannot_be_stacked_is_refused_before_a_worker_starts() -> None:
@@ -202,8 +202,8 @@ def test_unread_results_do_not_reach_the_next_run() -> None:
     try:
         expected = [r.vector for r in workers.run(train, TASKS)]
         next(iter(workers.run(train, TASKS[::-1])))
-        found = [r.vector for r in workers.run(train, TASKS)]
-        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+        actual = [r.vector for r in workers.run(train, TASKS)]
+        assert all(torch.equal(one, two) for one, two in zip(expected, actual, strict=True))
     finally:
         workers.close()
 
@@ -246,9 +246,9 @@ def test_workers_can_be_started_during_an_evaluation() -> None:
     workers.open(bench_of(Problem(LocalTraining(epochs=2))))
     try:
         with torch.inference_mode():
-            found = [result.vector for result in workers.run(statistics, TASKS)]
+            actual = [result.vector for result in workers.run(statistics, TASKS)]
         trained = [result.vector for result in workers.run(train, TASKS)]
     finally:
         workers.close()
-    assert all(torch.equal(*pair) for pair in zip(found, deltas(Sequential(), statistics), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(actual, deltas(Sequential(), statistics), strict=True))
     assert all(torch.equal(*pair) for pair in zip(trained, deltas(Sequential(), train), strict=True))

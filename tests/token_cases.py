@@ -49,7 +49,7 @@ def lstm_by_hand(weights: Mapping[str, Array], ids: NDArray[np.int64], part: Par
     units = positions(part, "layers.0.hidden_weight", 0)
     inputs = [{int(c): weights["embedding.0.weight"][i, c] * state_scale for c in read} for i in ids]
     for layer in range(2):
-        own = {leaf: weights[f"layers.{layer}.{leaf}"] for leaf in ("input_weight", "hidden_weight")}
+        tensors = {leaf: weights[f"layers.{layer}.{leaf}"] for leaf in ("input_weight", "hidden_weight")}
         biases = [weights[f"layers.{layer}.biases.{gate}"] for gate in range(4)]
         state = {int(u): 0.0 for u in units}
         cell, states = dict(state), []
@@ -57,8 +57,8 @@ def lstm_by_hand(weights: Mapping[str, Array], ids: NDArray[np.int64], part: Par
             gates = {
                 u: [
                     biases[gate][u]
-                    + sum(own["input_weight"][u, gate, c] * value for c, value in x.items())
-                    + sum(own["hidden_weight"][u, gate, v] * value for v, value in state.items())
+                    + sum(tensors["input_weight"][u, gate, c] * value for c, value in x.items())
+                    + sum(tensors["hidden_weight"][u, gate, v] * value for v, value in state.items())
                     for gate in range(4)
                 ]
                 for u in state
@@ -96,14 +96,14 @@ def transformer_by_hand(weights: Mapping[str, Array], ids: NDArray[np.int64], pa
 
     for block in range(sum(name.endswith("out_bias") for name in part)):
         name = f"blocks.{block}."
-        own = {leaf: weights[name + leaf] for leaf in ("attention.qkv_weight", "attention.out_weight")}
+        tensors = {leaf: weights[name + leaf] for leaf in ("attention.qkv_weight", "attention.out_weight")}
         head, hidden = (positions(part, name + leaf, 0) for leaf in ("attention.qkv_weight", "feed_forward.0.weight"))
         normed, out = norm(x, name + "attention_norm"), weights[name + "attention.out_bias"][held]
         for h in range(3):
-            q, k, v = (normed @ own["attention.qkv_weight"][:, i, h][np.ix_(head, held)].T for i in range(3))
+            q, k, v = (normed @ tensors["attention.qkv_weight"][:, i, h][np.ix_(head, held)].T for i in range(3))
             scores = np.exp((q * scale) @ (k * scale).T / math.sqrt(4))
             attention = scores / scores.sum(1, keepdims=True)
-            out = out + attention @ (v * scale) @ own["attention.out_weight"][:, h][np.ix_(held, head)].T
+            out = out + attention @ (v * scale) @ tensors["attention.out_weight"][:, h][np.ix_(held, head)].T
         x = x + out * scale
         first, second = (weights[f"{name}feed_forward.{i}.weight"] for i in (0, 3))
         z = norm(x, name + "feed_forward_norm") @ first[np.ix_(hidden, held)].T

@@ -144,8 +144,8 @@ def logarithmic(code: int, bits: int, least: float, ratio: float) -> float:
 
 def code_block(codes: Codes) -> bytes:
     zeros, scales = codes.zeros.tolist(), codes.scales.tolist()
-    own = int(len(zeros) > 1 or (not zeros and not scales))
-    head = struct.pack("<BBHI", codes.bits, own, int(codes.spacing == "logarithmic"), codes.bucket)
+    flags = int(len(zeros) > 1 or (not zeros and not scales))
+    head = struct.pack("<BBHI", codes.bits, flags, int(codes.spacing == "logarithmic"), codes.bucket)
     floats = struct.pack(f"<{len(zeros) + len(scales)}f", *zeros, *scales)
     return head + floats + bytes_of(word_bits(codes.codes.tolist(), codes.bits))
 

@@ -60,7 +60,7 @@ def one_of_each() -> dict[str, Update]:
     indices = torch.tensor([1, 2, 9, 70, 206])
     rows = torch.cat([torch.arange(100), torch.arange(150, 207)])
     positions = SeededUpdate.positions(5, LAYOUT.sizes, (3, 2, 1))
-    found = {
+    updates = {
         "dense": dense,
         "gaps": SparseUpdate(torch.arange(5) - 1.5, indices, 207, exact=exact),
         "runs": SparseUpdate(torch.arange(157) / 4, rows, 207, exact=exact),
@@ -73,9 +73,9 @@ def one_of_each() -> dict[str, Update]:
         "16": (16, 0, True, "affine"),
         "3 logarithmic": (3, 64, True, "logarithmic"),
     }
-    for name, update in list(found.items()):
-        found |= {f"{name}/{key}": quantised(update, *coding) for key, coding in codings.items()}
-    return found
+    for name, update in list(updates.items()):
+        updates |= {f"{name}/{key}": quantised(update, *coding) for key, coding in codings.items()}
+    return updates
 
 
 @st.composite

@@ -68,7 +68,7 @@ class Functions:
             for _, _, function in self._sources(self._root + path).functions:
                 self.names.setdefault(f"{path}::{function}", len(self.names) + 1)
 
-    def taken(self) -> set[int]:
+    def take_numbers(self) -> set[int]:
         """Return the numbers of the functions called since the last call of this method, and reset the record."""
         numbers = {number for number in range(1, len(self.names) + 1) if self._called[number]}
         self._called[: len(self.names) + 1] = bytes(len(self.names) + 1)
@@ -103,23 +103,23 @@ class Recorder:
         if fixturedef.scope == "function":
             yield
             return
-        self._before |= self.functions.taken()
+        self._before |= self.functions.take_numbers()
         yield
-        called = self.functions.taken()
+        called = self.functions.take_numbers()
         self._of_fixtures.setdefault(fixturedef.argname, set()).update(called)
         self._before |= called
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, None, None]:
         """Record the calls of a test."""
-        self.functions.taken()
+        self.functions.take_numbers()
         self._before = set()
         threading.settrace(self.functions)
         sys.settrace(self.functions)
         yield
         sys.settrace(None)
         threading.settrace(None)
-        called = self.functions.taken() | self._before
+        called = self.functions.take_numbers() | self._before
         for name in getattr(item, "fixturenames", ()):
             called |= self._of_fixtures.get(name, set())
         if item.nodeid not in self._unusable:

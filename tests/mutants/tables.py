@@ -105,8 +105,8 @@ def _advice(bug: Bug, root: Path) -> str:
 
 def reason_of(mutant: Mutant, equivalents: Iterable[Equivalent]) -> str | None:
     """Return why a mutant does not change behaviour, if the table has it; else None."""
-    wanted = _key(mutant.function, mutant.old, mutant.new)
-    return next((each.reason for each in equivalents if _key(each.function, each.old, each.new) == wanted), None)
+    key = _key(mutant.function, mutant.old, mutant.new)
+    return next((each.reason for each in equivalents if _key(each.function, each.old, each.new) == key), None)
 
 
 def unmatched(equivalents: Sequence[Equivalent], mutants: Iterable[Mutant]) -> list[Equivalent]:

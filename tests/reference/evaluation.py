@@ -35,11 +35,11 @@ class Evaluation:
     def settle(self, t: int, here: list[int]) -> set[int]:
         """Let clients without a cluster, or all clients, choose one; return the clients that downloaded models."""
         clusters = self.federation.clusters
-        asked = [k for k in here if self.rules.ask_all or k not in clusters.met] if self.rules.clusters > 1 else []
-        if asked:
-            self.federation.ask(asked, t, list(range(self.rules.clusters)))
-            clusters.choose(t, asked, {k: self.federation.losses(k, t) for k in asked}, met=False)
-        return set(asked)
+        choosing = [k for k in here if self.rules.ask_all or k not in clusters.met] if self.rules.clusters > 1 else []
+        if choosing:
+            self.federation.ask(choosing, t, list(range(self.rules.clusters)))
+            clusters.choose(t, choosing, {k: self.federation.losses(k, t) for k in choosing}, met=False)
+        return set(choosing)
 
     def gather(self, t: int) -> None:
         """Rebuild every level's static statistics from forward passes of clients that can afford the level.
@@ -92,10 +92,10 @@ class Evaluation:
         sums: dict[str, list[tuple[Array, Array]]],
     ) -> None:
         """Charge a client's pass. It uploads a sum of means and of variances per channel, and a count per layer."""
-        wanted = {name: held for name, held in self.federation.covered(level, t, NOBODY).items() if not is_buffer(name)}
+        needed = {name: held for name, held in self.federation.covered(level, t, NOBODY).items() if not is_buffer(name)}
         down = 0
-        if not any(all((wanted[name] <= other.get(name, False)).all() for name in wanted) for other in has):
-            down = dense_bytes(sum(int(held.sum()) for held in wanted.values()))
+        if not any(all((needed[name] <= other.get(name, False)).all() for name in needed) for other in has):
+            down = dense_bytes(sum(int(held.sum()) for held in needed.values()))
             down += self.federation.tell(level, t, NOBODY, client)
         up = dense_bytes(sum(2 * len(moments[0][0]) + 1 for moments in sums.values()))
         flops = self.federation.flops[level][0] * len(self.given.clients[client].train)
@@ -132,18 +132,18 @@ class Evaluation:
                     columns[f"{stage}_accuracy_of_head:{number}"] += share * accuracy(head, judged.y)
         return dict(columns)
 
-    def clients(self, t: int, own: bool = False) -> list[float | None]:
-        """Return every client's test accuracy with its cluster's global model, or with its sub-model if ``own``."""
-        found: list[float | None] = []
+    def clients(self, t: int, submodels: bool = False) -> list[float | None]:
+        """Return every client's test accuracy with its cluster's global model, or with its sub-model if ``submodels``."""
+        client_accuracies: list[float | None] = []
         for k, client in enumerate(self.given.clients):
-            level = self.given.level(k, t) if own else self.rules.largest
+            level = self.given.level(k, t) if submodels else self.rules.largest
             cluster = self.federation.clusters.of(k)
             if not len(client.test):
-                found.append(None)
+                client_accuracies.append(None)
                 continue
             logits = np.mean(self.logits(cluster, level, client.test.x), axis=0)
-            found.append(accuracy(logits, client.test.y, client.owned if self.rules.masked else None))
-        return found
+            client_accuracies.append(accuracy(logits, client.test.y, client.owned if self.rules.masked else None))
+        return client_accuracies
 
     def local(self, t: int) -> dict[str, float]:
         """Return the mean, the mean of the worst tenth, and the variance of the clients' accuracies."""
@@ -170,7 +170,7 @@ class Evaluation:
         """Return the columns of a test; a model sees the samples of its cluster's clients and all unowned samples."""
         assigned, parts = self.federation.clusters.assigned, {}
         for cluster in sorted(set(assigned)):
-            of = [c.test for c, own in zip(self.given.clients, assigned, strict=True) if own == cluster]
+            of = [c.test for c, assigned_cluster in zip(self.given.clients, assigned, strict=True) if assigned_cluster == cluster]
             of.append(self.given.nobodys)
             parts[cluster] = Samples(np.concatenate([s.x for s in of]), np.concatenate([s.y for s in of]))
         return {**self.levels("test", parts), **self.local(t)}

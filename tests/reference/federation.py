@@ -111,12 +111,12 @@ class Federation:
     def covered(self, level: str, t: int, client: int) -> dict[str, NDArray[np.bool_]]:
         """Return which entries of the global tensors a client holds."""
         where, masks = self.held(level, t, client)
-        found = {}
+        held_entries = {}
         for name, parts in where.items():
             held = np.zeros(self.models[0][name].shape, dtype=bool)
             held[np.ix_(*parts)] = True
-            found[name] = held & masks.get(name, np.bool_(True))
-        return found
+            held_entries[name] = held & masks.get(name, np.bool_(True))
+        return held_entries
 
     def loss(self, client: int, t: int, cluster: int) -> float:
         net = self.rules.nets[self.given.level(client, t)]
@@ -162,9 +162,9 @@ class Federation:
             level = self.given.level(client, t)
             for number in range(len(clusters)):
                 known = self.rules.shared if number else frozenset()
-                own = self.rules.entries(level, without=known)
+                size = self.rules.entries(level, without=known)
                 flops = self.flops[level][0] * len(self.given.clients[client].train)
-                self.ledger.spend(client, dense_bytes(own), flops, 0 if number else dense_bytes(1))
+                self.ledger.spend(client, dense_bytes(size), flops, 0 if number else dense_bytes(1))
 
     def client(self, client: int, epochs: int, t: int) -> Arrived | None:
         """Let a client train and send; return its update if the server accepts it."""
@@ -258,8 +258,8 @@ class Federation:
         for cluster in sorted({update.cluster for update in arrived} | ({ALL} if arrived else set())):
             members = [update for update in arrived if cluster in (update.cluster, ALL)]
             model = self.models[max(cluster, 0)]
-            own = {name: value for name, value in model.items() if (name in self.rules.shared) == (cluster == ALL)}
-            for name, (delta, held) in mean(self.rules, members, own, self.lr(t)).items():
+            stepped = {name: value for name, value in model.items() if (name in self.rules.shared) == (cluster == ALL)}
+            for name, (delta, held) in mean(self.rules, members, stepped, self.lr(t)).items():
                 if is_buffer(name):
                     model[name][...] += delta
                     continue

@@ -53,8 +53,8 @@ def made_data(
     centres = random.normal(size=(classes, *shape))
 
     def drawn(client: int, count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        own = list(range(classes)) if labels is None else list(labels(client))
-        y = np.array(own)[np.arange(count) % len(own)]
+        client_classes = list(range(classes)) if labels is None else list(labels(client))
+        y = np.array(client_classes)[np.arange(count) % len(client_classes)]
         x = 0.7 * centres[y] + random.normal(size=(count, *shape))
         return x, renamed(client, y)
 

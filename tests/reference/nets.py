@@ -131,14 +131,14 @@ class Objective:
         log_p = [z - z.max(1, keepdims=True) for z in seen]
         log_p = [z - np.log(np.exp(z).sum(1, keepdims=True)) for z in log_p]
         loss, gradients = 0.0, []
-        for i, own in enumerate(log_p):
-            loss -= own[rows, self.targets].mean()
-            gradient = np.exp(own)
+        for i, student in enumerate(log_p):
+            loss -= student[rows, self.targets].mean()
+            gradient = np.exp(student)
             gradient[rows, self.targets] -= 1
             for teacher in (np.exp(other) + 1e-7 for j, other in enumerate(log_p) if j != i and self.distillation):
                 weight = self.distillation / (heads - 1)
-                loss += weight * (teacher * (np.log(teacher) - own)).sum(1).mean()
-                gradient += weight * (np.exp(own) * teacher.sum(1, keepdims=True) - teacher)
+                loss += weight * (teacher * (np.log(teacher) - student)).sum(1).mean()
+                gradient += weight * (np.exp(student) * teacher.sum(1, keepdims=True) - teacher)
             gradient /= len(rows)
             gradients.append(gradient if self.zeroed is None else np.where(self.zeroed, 0.0, gradient))
         return float(loss), gradients
