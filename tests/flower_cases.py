@@ -102,10 +102,10 @@ def over_the_wire(records: RecordDict) -> RecordDict:
     return inflated
 
 
-def federated(module: FederatedModule, hands: FakePost, **patience: float) -> FederatedModule:
+def federated(module: FederatedModule, post: FakePost, **patience: float) -> FederatedModule:
     """Return a module whose clients are on the nodes of a fake transport."""
     clock = Clock()
-    module.clients = FlowerClients(module, Nodes(hands, clock, clock.sleep), Patience(**patience))
+    module.clients = FlowerClients(module, Nodes(post, clock, clock.sleep), Patience(**patience))
     return module
 
 

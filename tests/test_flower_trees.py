@@ -42,8 +42,8 @@ def test_silent_clients_are_reported_with_their_names_in_the_data(fit: Callable[
 
     data = partial(Given, "tokens", names)
     nodes = {k: make_node([k], tmp_path / str(k), make, data) for k in range(6)}
-    hands = FakePost(nodes)
-    hands.tamper = lambda node, answer: None if node == 3 and "report.0" in answer else answer
-    module = federated(make(), hands)
+    post = FakePost(nodes)
+    post.tamper = lambda node, answer: None if node == 3 and "report.0" in answer else answer
+    module = federated(make(), post)
     with warned(r"Round 0: no update of client 3 \('dan'\): "):
         fit(module, data(), rounds=1)

@@ -15,7 +15,7 @@ SCRIPT = """
 import ctypes, resource, runpy, sys, torch
 heap = runpy.run_path(sys.argv[1])  # without the rest of the package, which takes seconds to import
 
-# Whether the heap's end is given back is a matter of what happens to lie there; blocks of their own are, always.
+# Whether the end of the heap is returned depends on its contents; separately mapped blocks are always returned.
 if hasattr(ctypes.CDLL(None), "mallopt"):
     ctypes.CDLL(None).mallopt(heap["M_MMAP_THRESHOLD"], 2**20)
 

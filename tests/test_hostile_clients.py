@@ -44,7 +44,7 @@ def repeated(times: int, position: bytes = b"0") -> bytes:
 
 
 GARBLED: dict[str, Garble] = {
-    "protobuf that is none": garbled("ConfigRecord", b"\xff" * 40),
+    "invalid protobuf": garbled("ConfigRecord", b"\xff" * 40),
     "protobuf cut short": garbled("ConfigRecord", lambda body: body[:-3]),
     "a message cut short": garbled("Message", lambda body: body[:7]),
     "a message of nothing": garbled("Message", b""),
@@ -57,7 +57,7 @@ GARBLED: dict[str, Garble] = {
     "numbers for records": garbled("RecordDict", b'{"answer": 7}'),
     "lists for records": garbled("RecordDict", b'{"answer": [7]}'),
     "another class": garbled("RecordDict", lambda body: body, "ConfigRecord"),
-    "a class that nobody knows": garbled("RecordDict", lambda body: body, "Pickle"),
+    "an unknown class": garbled("RecordDict", lambda body: body, "Pickle"),
     "a root that is no message": garbled("Message", b"", "ConfigRecord"),
     "an array without its metadata": garbled("Array", b"{}"),
     "an array of parts that are not there": garbled("Array", ARRAY % (b"[1]", b"[99]")),
@@ -130,7 +130,7 @@ TRAINING: dict[str, tuple[Lie, str]] = {
     "a state that is a path": (altered(state="../../etc/passwd"), "name of a state but got ../../etc/passwd"),
     "a state of two lines": (altered(state="a\nb"), r"name of a state but got a\\nb"),
     "another client": (altered(client=0), r"reports of clients \[2\] but got \[0\]"),
-    "a status of its own": (altered(status=FORGED), r"a status among .* but got 'all is well\\n"),
+    "an unknown status": (altered(status=FORGED), r"a status among .* but got 'all is well\\n"),
     "another nonce": (altered("answer", nonce=FORGED), r"Expected nonce .* but got 'all is well\\n"),
     "another protocol": (altered("answer", protocol=2**62), "Expected protocol 4 but got 4611686018427387904"),
     "reports without end": (altered("answer", reports=2**62), "1 reports but got 4611686018427387904"),

@@ -56,9 +56,9 @@ RUNS: dict[str, list[str]] = {
     "its path by key": ["--model.net.class_path=os.system", "--model.net.init_args.command=touch ran"],
     "another function as net": ["--model.net", CALL],
     "a class that runs a command as net": ["--model.net", POPEN],
-    "a function of one's own as net": ["--model.net", OWN],
-    "one that says it returns a net": ["--model.net", TYPED],
-    "a path to a function of one's own": ["--model.net=attack.touch"],
+    "a user's function as net": ["--model.net", OWN],
+    "a function annotated to return a net": ["--model.net", TYPED],
+    "a path to a user's function": ["--model.net=attack.touch"],
     "a class that is no net": ["--model.net=attack.Touching"],
     "in YAML as text": ["-c", NET],
     "in a file": ["-c", "net.yaml"],
@@ -67,7 +67,7 @@ RUNS: dict[str, list[str]] = {
     "as server optimizer, a path alone": ["--model.server_optimizer=attack.touch"],
     "as server optimizer, a class": ["--model.server_optimizer=attack.Touching"],
     "as optimizer of the clients": ["--model.local.optimizer", TOUCH],
-    "as optimizer of the clients, of one's own": ["--model.local.optimizer", OWN],
+    "as optimizer of the clients, a user's function": ["--model.local.optimizer", OWN],
     "as their scheduler": ["--model.local.scheduler", OWN],
     "as their scheduler, a path alone": ["--model.local.scheduler=attack.touch"],
     "as their scheduler's function": ["--model.local.scheduler", CYCLIC % OWN],
@@ -83,7 +83,7 @@ RUNS: dict[str, list[str]] = {
     "as partitioner": ["--data.partitioner", TOUCH],
     "as compressor": ["--model.uplink.compressor", OWN],
     "for an argument of any type": ["--model.net=attack.Net", "--model.net.extra", POPEN],
-    "for an argument of any type, of one's own": ["--model.net=attack.Net", "--model.net.extra", OWN],
+    "for an argument of any type, a user's function": ["--model.net=attack.Net", "--model.net.extra", OWN],
     "YAML's own way": ["-c", "python.yaml"],
 }
 """Arguments after those of a demo."""
@@ -116,8 +116,8 @@ IMPORTS: dict[str, list[str]] = {
     "functions of callbacks": ["--trainer.callbacks", f"[{LAMBDA % ('stranger.function', 'stranger.function')}]"],
     "loggers": ["--trainer.logger", f"[{THING}]"],
     "plugins": ["--trainer.plugins", f"[{THING}]"],
-    "what a logger is given besides": ["--trainer.logger", f"[{TENSORBOARD % '{x: [{class_path: stranger.Thing}]}'}]"],
-    "by way of a package that is trusted": ["--model.net=torch.nn.modules.module.OrderedDict"],
+    "keyword arguments of a logger": ["--trainer.logger", f"[{TENSORBOARD % '{x: [{class_path: stranger.Thing}]}'}]"],
+    "through a trusted package": ["--model.net=torch.nn.modules.module.OrderedDict"],
     "help": ["--model.help=stranger.Thing"],
 }  # fmt: skip
 """Arguments that name code of an untrusted package."""
