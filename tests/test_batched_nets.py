@@ -93,7 +93,7 @@ def test_rewritten_nets_compute_the_same_in_fewer_passes() -> None:
         assert torch.allclose(rewritten.grad, parameter.grad, rtol=1e-9, atol=1e-12)  # type: ignore[arg-type]
 
 
-class Counted(nn.Sequential):
+class Reordered(nn.Sequential):
     """Runs its layers in another order."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class Counted(nn.Sequential):
 
 
 def test_layers_called_in_another_order_are_not_rewritten() -> None:
-    net = Counted(Scaler(0.5), StaticBatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)).train()
+    net = Reordered(Scaler(0.5), StaticBatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)).train()
     images = torch.randn(5, 3, 8, 8)
     expected = net(images)
     rewrite(net)
@@ -119,7 +119,7 @@ def test_a_single_filter_of_a_single_client_trains_alike_stacked() -> None:
     compare(Problem(LocalTraining(optimizer=sgd()), net, levels={"a": Level("a")}), tasks_of([2], "a"))
 
 
-class Joined(nn.Module):
+class Branched(nn.Module):
     """Branches concatenated along the channels, and a layer norm; neither can be folded."""
 
     def __init__(self, *, width: float = 1.0, fold: bool = False) -> None:
@@ -139,13 +139,13 @@ class Joined(nn.Module):
 @pytest.mark.parametrize("fold", [False, True])
 def test_other_nets_are_stacked_with_torch_func(fold: bool) -> None:
     """With ``fold`` every layer can be folded, but not the operation that the net does between them."""
-    problem = Problem(LocalTraining(epochs=2, optimizer=sgd(), gradient_clip=0.4), partial(Joined, fold=fold))
+    problem = Problem(LocalTraining(epochs=2, optimizer=sgd(), gradient_clip=0.4), partial(Branched, fold=fold))
     problem.net.shift.fill_(0.7)  # type: ignore[operator]
     stacks = compare(problem, tasks_of([0, 1, 2, 3]))
     assert not any(isinstance(stack.net, FoldedNet) for stack in stacks.values())
 
 
-@pytest.mark.parametrize("net", [Joined, small_net])
+@pytest.mark.parametrize("net", [Branched, small_net])
 def test_clients_with_different_parts_start_from_their_part(net: Callable[..., nn.Module]) -> None:
     """Each client starts from the values of its part, with every kind of batching."""
     problem, rule = Problem(LocalTraining(optimizer=sgd()), net), RandomChannels()
@@ -166,7 +166,7 @@ def test_frozen_parameters_do_not_change() -> None:
     assert all(not vector[-frozen:].any() for vector, *_ in results(Stacked(), bench_of(problem), tasks_of([1], "a")))
 
 
-class Gapped(nn.Module):
+class WrongGradients(nn.Module):
     """A net with right outputs and wrong gradients for several clients at once."""
 
     def __init__(self) -> None:
@@ -179,7 +179,7 @@ class Gapped(nn.Module):
 
 
 def test_wrong_batched_gradients_are_refused() -> None:
-    problem = Problem(LocalTraining(optimizer=sgd()), lambda *, width=1.0: Gapped(), levels={"a": Level("a")})
+    problem = Problem(LocalTraining(optimizer=sgd()), lambda *, width=1.0: WrongGradients(), levels={"a": Level("a")})
     stacks = compare(problem, tasks_of([0, 1, 2], "a"))
     assert not isinstance(stacks["a"].net, FoldedNet)
 

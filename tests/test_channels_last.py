@@ -20,7 +20,7 @@ from hetfl.submodel import state_of
 from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
 
 
-class Seen(nn.Module):
+class LayoutRecorder(nn.Module):
     """Records the layout of its inputs; ``view`` works only for adjacent dimensions."""
 
     def __init__(self, *, width: float = 1.0, views: bool = False) -> None:
@@ -42,7 +42,7 @@ class Seen(nn.Module):
 
 def trained(views: bool) -> tuple[Tensor, set[bool]]:
     """Return a delta, and whether the net received channels-last inputs."""
-    problem, tasks = Problem(LocalTraining(optimizer=sgd()), partial(Seen, views=views)), tasks_of([0], levels="a")
+    problem, tasks = Problem(LocalTraining(optimizer=sgd()), partial(LayoutRecorder, views=views)), tasks_of([0], levels="a")
     bench = bench_of(problem)
     ((delta, *_),) = results(Sequential(), bench, tasks)
     return delta, bench.resident(tasks[0]).net.last  # type: ignore[return-value]
@@ -60,7 +60,7 @@ def test_both_memory_layouts_train_alike() -> None:
 
 
 def test_the_layout_trial_does_not_change_the_net() -> None:
-    net, images = Seen().train(), torch.rand(4, 1, 8, 8)
+    net, images = LayoutRecorder().train(), torch.rand(4, 1, 8, 8)
     state, before = torch.get_rng_state(), {name: value.clone() for name, value in net.state_dict().items()}
     (inputs,) = ChannelsLast()(net, (images,)) or (None,)
     assert inputs is not None
@@ -84,7 +84,7 @@ def test_inputs_that_are_not_images_are_not_converted() -> None:
     assert hook.accepted == {}
 
 
-class Picky(nn.Conv2d):
+class NeedsChannelsFirst(nn.Conv2d):
     """Accepts only channels first, in training or in evaluation, and raises its own error otherwise."""
 
     def __init__(self, mode: bool) -> None:
@@ -99,7 +99,7 @@ class Picky(nn.Conv2d):
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("first", [True, False])
 def test_training_and_evaluation_modes_are_tried_separately(mode: bool, first: bool) -> None:
-    net, hook = Picky(mode), ChannelsLast()
+    net, hook = NeedsChannelsFirst(mode), ChannelsLast()
     net.register_forward_pre_hook(hook)
     for training in (first, not first):
         net.train(training)(torch.rand(2, 3, 8, 8))
@@ -114,7 +114,7 @@ def test_an_error_of_the_net_is_raised_unchanged() -> None:
 
 
 def test_a_copy_without_the_hook_gives_the_same_outputs() -> None:
-    net, images = Seen().eval(), torch.rand(3, 1, 8, 8)
+    net, images = LayoutRecorder().eval(), torch.rand(3, 1, 8, 8)
     expected = net(images)
     net.register_forward_pre_hook(ChannelsLast())
     net(images)

@@ -83,7 +83,7 @@ def test_the_table_has_no_name_column_without_client_names(fit: Callable[..., Tr
     assert "name" not in table(trainer)[0]
 
 
-class Spoilt(FedAvg):
+class NanLoss(FedAvg):
     """FedAvg in which one client's loss is NaN."""
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
@@ -91,6 +91,6 @@ class Spoilt(FedAvg):
 
 
 def test_a_refused_client_is_reported_with_its_name_in_the_data(fit: Callable[..., Trainer]) -> None:
-    module = small_module(Spoilt, net=TextNet, levels=small_levels(1.0), selection=Uniform(6))
+    module = small_module(NanLoss, net=TextNet, levels=small_levels(1.0), selection=Uniform(6))
     with pytest.warns(UserWarning, match=r"Round 0: update of client 1 \('bob'\) at level a refused: "):
         fit(module, Given("tokens", NAMES), rounds=1)

@@ -19,7 +19,7 @@ def test_a_client_gathers_statistics_with_the_downloaded_model_of_its_cluster(fi
     assert rows(fit(tested, grouped(), rounds=1))["comm/down_bytes"].tolist() == [(2 + 2) * 8 * one]
 
 
-class Apart(Clustering):
+class SeparateModel(Clustering):
     """A clustering in which client 7 has a separate model."""
 
     def assign(self, round: int, cohort: Sequence[int], probe: ClusterProbe) -> None:
@@ -32,7 +32,7 @@ def test_substitute_client_downloads_the_other_clusters_model(fit: Fit, tmp_path
     path = tmp_path / "fleet.csv"
     lines = [f"{client},1e9,1e6,1e6,{0 if client == 7 else 9}\n" for client in range(8)]
     path.write_text("client,throughput,downlink,uplink,last_round\n" + "".join(lines))
-    tested = module(Apart(2), fleet=CsvFleet(str(path)), statistics_clients=None)
+    tested = module(SeparateModel(2), fleet=CsvFleet(str(path)), statistics_clients=None)
     one = wire.dense_size(tested.levels.sizes["a"])
     table = rows(fit(tested, grouped(), rounds=2))
     down = table["comm/down_bytes"]

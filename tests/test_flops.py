@@ -19,7 +19,7 @@ def test_flops_of_multi_exit_nets_by_hand() -> None:
     assert training == 3 * (first + second + exits) - first
 
 
-class Apart(nn.Module):
+class ConvolutionPerChannel(nn.Module):
     """A depthwise convolution as one convolution per channel."""
 
     def __init__(self, channels: int) -> None:
@@ -34,7 +34,7 @@ def test_flops_of_grouped_convolutions_equal_the_sum_over_groups() -> None:
     x = torch.rand(2, 6, 5, 5)
     stem = nn.Conv2d(6, 6, 1)
     depthwise = flops_per_sample(nn.Sequential(stem, nn.Conv2d(6, 6, 3, padding=1, groups=6)), x)
-    assert depthwise == flops_per_sample(nn.Sequential(stem, Apart(6)), x)
+    assert depthwise == flops_per_sample(nn.Sequential(stem, ConvolutionPerChannel(6)), x)
     transposed = flops_per_sample(nn.ConvTranspose2d(6, 6, 3, stride=2, groups=3), x)
     # 25 pixels, each times 9 weights of 2 outputs; no gradient of the inputs.
     assert transposed == (2 * 25 * 6 * 9 * 2, 2 * 2 * 25 * 6 * 9 * 2)

@@ -66,11 +66,11 @@ class Grid:
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
 def test_unreadable_answers_are_refused(error: Exception) -> None:
-    (found,) = FlowerPost(Grid(error)).collect(["a"]).values()  # type: ignore[arg-type]
-    assert isinstance(found, Failure)
-    assert found.refused
-    assert found.reason.startswith(f"Expected an answer that can be read but got {type(error).__name__}: ")
-    assert found.reason.isprintable()
+    (failure,) = FlowerPost(Grid(error)).collect(["a"]).values()  # type: ignore[arg-type]
+    assert isinstance(failure, Failure)
+    assert failure.refused
+    assert failure.reason.startswith(f"Expected an answer that can be read but got {type(error).__name__}: ")
+    assert failure.reason.isprintable()
 
 
 @pytest.mark.parametrize("error", [DecodeError("x"), FAULTS[-1]], ids=lambda error: type(error).__name__)
@@ -85,7 +85,7 @@ def test_an_unreachable_superlink_ends_the_run() -> None:
         FlowerPost(Grid(ConnectError("nobody there"))).collect(["a"])  # type: ignore[arg-type]
 
 
-class One:
+class OneMessage:
     """A Grid that returns one message for every request."""
 
     def __init__(self, message: Any) -> None:
@@ -99,15 +99,15 @@ class One:
 
 
 def test_an_answer_to_another_message_is_refused() -> None:
-    (found,) = FlowerPost(One(answer("b"))).collect(["a"]).values()  # type: ignore[arg-type]
-    assert found == Failure("Expected an answer to the request but got one to another message", refused=True)
+    (failure,) = FlowerPost(OneMessage(answer("b"))).collect(["a"]).values()  # type: ignore[arg-type]
+    assert failure == Failure("Expected an answer to the request but got one to another message", refused=True)
 
 
 def test_content_that_is_not_a_record_dict_is_refused() -> None:
     message = answer("a")
     message.content = ConfigRecord({"job": "train"})
-    (found,) = FlowerPost(One(message)).collect(["a"]).values()  # type: ignore[arg-type]
-    assert found == Failure("Expected records but got ConfigRecord", refused=True)
+    (failure,) = FlowerPost(OneMessage(message)).collect(["a"]).values()  # type: ignore[arg-type]
+    assert failure == Failure("Expected records but got ConfigRecord", refused=True)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_node_that_claims_unknown_clients_cannot_take_part(
     assert any(f"no update of client {VICTIM}: no node" in text for text in outcome.by_round[0])
 
 
-class Lying(OwnClients):
+class LyingClients(OwnClients):
     """Clients in the server's process; one of them sends a different false training answer in every round."""
 
     def __init__(self, module: FederatedModule, lies: list[Callable[[Reply], Reply]]) -> None:
@@ -174,14 +174,14 @@ OWN: dict[str, Callable[[Reply], Reply]] = {
 @pytest.mark.filterwarnings("ignore:Round:UserWarning")
 def test_clients_of_a_simulation_pass_the_same_checks(fit: Fit) -> None:
     lying, silent = make(), make()
-    lying.clients = Lying(lying, list(OWN.values()))
+    lying.clients = LyingClients(lying, list(OWN.values()))
     outcome = outcome_of(fit, lying, len(OWN), "lying", limit_val_batches=0)
     for round, reason in enumerate(OWN):
         assert any(
             f"update of client {VICTIM} at level a refused" in text and reason in text for text in outcome.by_round[round]
         )
     assert outcome.rows["comm/refused"].tolist() == [1] * len(OWN)
-    silent.clients = Lying(silent, [lambda upload: replace(upload, refusal="no")] * len(OWN))
+    silent.clients = LyingClients(silent, [lambda upload: replace(upload, refusal="no")] * len(OWN))
     expected = outcome_of(fit, silent, len(OWN), "silent", limit_val_batches=0)
     for name, value in expected.state.items():
         assert torch.equal(value, outcome.state[name]), name

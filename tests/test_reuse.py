@@ -116,7 +116,7 @@ def test_a_submodel_can_be_extracted_after_training(fit: Fit) -> None:
     assert trainer.state.finished
 
 
-class Odd(nn.Module):
+class FrozenCountingNet(nn.Module):
     """A net with a frozen parameter, counters and dropout."""
 
     def __init__(self, width: float = 1.0) -> None:
@@ -138,7 +138,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("server", [lambda p: SGD(p, lr=1.0), lambda p: AdamW(p, lr=0.1, weight_decay=0.5)])
 def test_frozen_parameters_reach_clients_but_are_not_trained_or_uploaded(fit: Fit, server: Any) -> None:
     local = LocalTraining(optimizer=lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1))
-    module = small_module(net=Odd, local=local, server_optimizer=server)
+    module = small_module(net=FrozenCountingNet, local=local, server_optimizer=server)
     frozen, free = module.net.get_parameter("second.weight").clone(), module.net.get_parameter("second.bias").clone()
     fit(module, rounds=2)
     assert torch.equal(module.net.get_parameter("second.weight"), frozen)
@@ -152,7 +152,7 @@ def running_net(*, width: float = 1.0) -> nn.Module:
     return small_net(width=width, norm="batch")
 
 
-BY_DEFAULT = {(Odd, "32-true"), (running_net, "64-true"), (small_net, "bf16-mixed")}
+BY_DEFAULT = {(FrozenCountingNet, "32-true"), (running_net, "64-true"), (small_net, "bf16-mixed")}
 """Default cases: every net and every precision once; other combinations use no additional code."""
 
 
@@ -160,7 +160,7 @@ BY_DEFAULT = {(Odd, "32-true"), (running_net, "64-true"), (small_net, "bf16-mixe
     ("net", "precision"),
     [
         pytest.param(net, precision, marks=[] if (net, precision) in BY_DEFAULT else [pytest.mark.slow])
-        for net in (Odd, running_net, small_net)
+        for net in (FrozenCountingNet, running_net, small_net)
         for precision in ("32-true", "64-true", "bf16-mixed")
     ],
 )
