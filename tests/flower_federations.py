@@ -91,7 +91,7 @@ def running(folder: Path) -> Iterator[Federation]:
         yield federation
     finally:
         federation.close()
-        assert not left_behind(federation.port), "processes of the federation are still there"
+        assert not left_behind(federation.port), "processes of the federation remain"
 
 
 def descendants(pid: int) -> list[int]:

@@ -81,10 +81,10 @@ def test_replayed_holders_equal_those_of_the_arrived_updates(fit: Fit, kind: typ
     for name, counts in actual.items():
         assert counts.dtype == torch.int64
         assert np.array_equal(counts.numpy(), sum(mine[name] for mine in ever.values()))
-    assert len(ever) < sum(map(len, recorder.updates)), "else nobody took part twice, which counts once"
+    assert len(ever) < sum(map(len, recorder.updates)), "no client took part twice, which the test needs"
     if kind is HeteroFL:
         rows = actual["classifier.bias"].tolist()
-        assert len(set(rows)) > 1, "clients own two labels each, so rows of the classifier differ"
+        assert len(set(rows)) > 1, "classifier rows must differ in holders, as clients own two labels each"
 
 
 entries = st.lists(st.integers(0, 4), unique=True, min_size=1).map(lambda own: torch.tensor(sorted(own)))
@@ -204,7 +204,7 @@ def test_drift_equals_a_computation_from_the_updates_of_the_level(fit: Fit, serv
             assert row.drift == pytest.approx(distance / norm, rel=1e-4)
         else:
             assert np.isnan(cast(float, row.drift))
-    assert (table["clients"] == 0).any(), "else the case of a level without clients is not tested"
+    assert (table["clients"] == 0).any(), "no level without clients, which the test needs"
     assert (table["clients"].groupby(table["step"]).sum() == 4).all()
 
 

@@ -10,7 +10,7 @@ import pytest
 from hetfl.cli import main
 from tests.demo_cases import CONFIGS
 
-OWN = """
+SOURCE = """
 from torch import nn, zeros
 from hetfl.compression import TopK
 
@@ -39,7 +39,7 @@ class Failing(TopK):
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the user's module, which Python imports only once."""
     folder = tmp_path_factory.mktemp("home")
-    (folder / "blamed_classes.py").write_text(OWN)
+    (folder / "blamed_classes.py").write_text(SOURCE)
     return folder
 
 
@@ -50,7 +50,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, home: Path, monkeypatch: pytest.Monk
 
 
 def line_of(text: str) -> int:
-    return next(number for number, line in enumerate(OWN.splitlines(), start=1) if text in line)
+    return next(number for number, line in enumerate(SOURCE.splitlines(), start=1) if text in line)
 
 
 def failed(capsys: pytest.CaptureFixture[str], *args: str) -> str:

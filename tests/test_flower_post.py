@@ -64,7 +64,7 @@ def test_an_incomplete_answer_does_not_delay_other_answers() -> None:
     grid = SlowGrid(ready=["b", "c"], partial=["a"])
     post = FlowerPost(grid)  # type: ignore[arg-type]
     assert collected(post, ["a", "b", "c", "d"], 2) == ["b", "c"]
-    assert grid.looked.count("a") == 1, "it is handed out once: nobody else may ask for it"
+    assert grid.looked.count("a") == 1, "the answer is handed out once and must be pulled once"
     grid.whole.set()
     assert collected(post, ["a", "d"], 1) == ["a"]
 

@@ -93,7 +93,7 @@ def test_a_failing_write_keeps_the_old_state(tmp_path: Path, monkeypatch: pytest
         states.save(RUN, 1, state(1))
     monkeypatch.undo()
     states.load(RUN, 1, old)
-    assert len(list(tmp_path.rglob("*"))) == 2, "the folder and the old file alone: no torn one"
+    assert len(list(tmp_path.rglob("*"))) == 2, "only the folder and the old file, no incomplete file"
 
 
 def test_incomplete_files_of_a_killed_node_are_deleted(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def assert_sound(update: Update, expected: Expected) -> None:
         assert all(bool(torch.isfinite(numbers).all()) for numbers in (update.codes.scales, update.codes.zeros))
 
 
-def as_find(data: bytes, expected: Expected) -> str:
+def as_finding(data: bytes, expected: Expected) -> str:
     """Return a case in the format of the corpus."""
     layout = None if expected.layout is None else [list(shape) for shape in expected.layout.shapes.values()]
     known = {
@@ -235,7 +235,7 @@ def test_mutated_payloads_are_refused_or_valid(monkeypatch: pytest.MonkeyPatch) 
         try:
             outcomes[outcome(data, expected)] += 1
         except Exception as error:
-            pytest.fail(f"{type(error).__name__}: {error}\nseed {SEED}; a find:\n{as_find(data, expected)}")
+            pytest.fail(f"{type(error).__name__}: {error}\nseed {SEED}; a finding:\n{as_finding(data, expected)}")
     print(dict(outcomes))
     # Every check was reached, and payloads with correct checksums but other values or indices were accepted.
     assert set(outcomes) == {*Reason, "accepted"}
@@ -286,10 +286,10 @@ def test_decoding_memory_stays_near_the_expected_size() -> None:
 
 @pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.stem)
 def test_past_findings_stay_fixed(file: Path) -> None:
-    find: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    shapes = find["layout"]
+    finding: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    shapes = finding["layout"]
     layout = None if shapes is None else Layout({str(number): tuple(shape) for number, shape in enumerate(shapes)})
     expected = Expected(
-        find["round"], find["client"], find["size"], find["exact_size"], getattr(torch, find["dtype"]), layout=layout
+        finding["round"], finding["client"], finding["size"], finding["exact_size"], getattr(torch, finding["dtype"]), layout=layout
     )
-    assert outcome(bytes.fromhex(find["payload"]), expected) == find["reason"]
+    assert outcome(bytes.fromhex(finding["payload"]), expected) == finding["reason"]

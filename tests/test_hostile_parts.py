@@ -163,7 +163,7 @@ def with_report(reply: Reply, **numbers: Any) -> Reply:
     return replace(reply, report=replace(reply.report, **numbers))
 
 
-OWN: dict[str, Callable[[Reply], Reply]] = {
+FALSE_REPORTS: dict[str, Callable[[Reply], Reply]] = {
     "but got nan": lambda reply: with_report(reply, loss=math.nan),
     "but got 1000000": lambda reply: with_report(reply, samples=10**6),
     "but got 0": lambda reply: with_report(reply, passes=0),
@@ -174,15 +174,15 @@ OWN: dict[str, Callable[[Reply], Reply]] = {
 @pytest.mark.filterwarnings("ignore:Round:UserWarning")
 def test_clients_of_a_simulation_pass_the_same_checks(fit: Fit) -> None:
     lying, silent = make(), make()
-    lying.clients = LyingClients(lying, list(OWN.values()))
-    outcome = outcome_of(fit, lying, len(OWN), "lying", limit_val_batches=0)
-    for round, reason in enumerate(OWN):
+    lying.clients = LyingClients(lying, list(FALSE_REPORTS.values()))
+    outcome = outcome_of(fit, lying, len(FALSE_REPORTS), "lying", limit_val_batches=0)
+    for round, reason in enumerate(FALSE_REPORTS):
         assert any(
             f"update of client {VICTIM} at level a refused" in text and reason in text for text in outcome.by_round[round]
         )
-    assert outcome.rows["comm/refused"].tolist() == [1] * len(OWN)
-    silent.clients = LyingClients(silent, [lambda upload: replace(upload, refusal="no")] * len(OWN))
-    expected = outcome_of(fit, silent, len(OWN), "silent", limit_val_batches=0)
+    assert outcome.rows["comm/refused"].tolist() == [1] * len(FALSE_REPORTS)
+    silent.clients = LyingClients(silent, [lambda upload: replace(upload, refusal="no")] * len(FALSE_REPORTS))
+    expected = outcome_of(fit, silent, len(FALSE_REPORTS), "silent", limit_val_batches=0)
     for name, value in expected.state.items():
         assert torch.equal(value, outcome.state[name]), name
 

@@ -108,7 +108,7 @@ def layer_of(unit: str) -> int:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_every_unit_has_a_layer(unit: str) -> None:
-    assert sum(unit in layer for layer in LAYERS) == 1, f"say in LAYERS of {Path(__file__).name} where {unit} belongs"
+    assert sum(unit in layer for layer in LAYERS) == 1, f"add {unit} to LAYERS of {Path(__file__).name}"
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -127,7 +127,7 @@ def test_no_import_cycle() -> None:
     try:
         TopologicalSorter(dependencies()).prepare()
     except CycleError as error:
-        pytest.fail(f"these import each other: {' -> '.join(error.args[1])}")
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("package", ["federation", "levels", "local", "defence"])
@@ -144,7 +144,7 @@ def test_no_import_cycle_within_a_package(package: str) -> None:
     try:
         TopologicalSorter({module: others & files.keys() for module, others in modules.items()}).prepare()
     except CycleError as error:
-        pytest.fail(f"these import each other: {' -> '.join(error.args[1])}")
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
 def classes() -> dict[str, ast.ClassDef]:
@@ -174,7 +174,7 @@ def test_no_class_has_more_than_25_public_members() -> None:
 
 def test_the_round_module_is_short() -> None:
     lines = [len(file.read_text(encoding="utf-8").splitlines()) for file in (PACKAGE / "federation").glob("*.py")]
-    assert sum(lines) <= 2600, "what a round does not need has a package of its own"
+    assert sum(lines) <= 2600, "move code that a round does not need into another package"
 
 
 def test_a_wrong_import_is_detected(tmp_path: Path) -> None:

@@ -98,26 +98,26 @@ class Recording(Problem):
 
     def __init__(self, local: LocalTraining, **settings: Any) -> None:
         super().__init__(local, **settings)
-        self.told: list[tuple[str, int, float]] = []
+        self.calls: list[tuple[str, int, float]] = []
         self.norms: list[float] = []
 
     def before_client(self, net: nn.Module, ctx: ClientContext) -> None:
-        self.told.append(("before", ctx.step, ctx.lr))
+        self.calls.append(("before", ctx.step, ctx.lr))
         assert all(torch.equal(p, ctx.anchor[name]) for name, p in net.named_parameters())
 
     def after_step(self, net: nn.Module, ctx: ClientContext) -> None:
-        self.told.append(("step", ctx.step, ctx.lr))
+        self.calls.append(("step", ctx.step, ctx.lr))
 
     def after_client(self, net: nn.Module, ctx: ClientContext) -> Mapping[str, float]:
         moved = [float((p.detach() - ctx.anchor[name]).norm()) for name, p in net.named_parameters()]
-        self.told.append(("after", ctx.step, ctx.lr))
+        self.calls.append(("after", ctx.step, ctx.lr))
         return {"moved": sum(moved)}
 
 
 def test_methods_around_steps_are_called_in_order() -> None:
     problem = Recording(LocalTraining(epochs=1, batch_size=10), dtype=torch.float32)
     result = train(bench_of(problem, (23,)), replace(Task(0, "b", 0, 0, 0.1), steps=2))
-    assert problem.told == [("before", 0, 0.1), ("step", 0, 0.1), ("step", 1, 0.1), ("after", 2, 0.1)]
+    assert problem.calls == [("before", 0, 0.1), ("step", 0, 0.1), ("step", 1, 0.1), ("after", 2, 0.1)]
     assert result.report.extras["moved"] > 0
 
 

@@ -78,10 +78,10 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     figures = 0
     for cell in code_of(notebook):
         errors = [output.text for output in cell.outputs if output.get("name") == "stderr"]
-        assert errors == [], f"a reader would see this below: {cell.source}"
+        assert errors == [], f"warnings below a cell: {cell.source}"
         images = [output for output in cell.outputs if "image/png" in output.get("data", {})]
         assert len(images) == shows_a_figure(cell)
         figures += len(images)
     assert figures == {"01_first_run": 3, "02_width_vs_depth": 2, "03_anatomy_of_submodels": 11}[path.stem]
-    assert [each.name for each in work.iterdir()] == ["runs"], "run folders go where they are told to go"
+    assert [each.name for each in work.iterdir()] == ["runs"], "run folders are made only in the configured folder"
     assert all((folder / "metrics.csv").is_file() for folder in (work / "runs").glob("*/*"))

@@ -56,7 +56,7 @@ def test_fedprox_with_stragglers_deadline_and_absent_clients_equals_the_referenc
     rows, _, _ = compare(fit, module, data, federation, rounds=7)
     assert [row["waited"] > 0 for row in rows] == [False, True, False, False, False, True, False]
     assert {row["dropped"] for row in rows} == {1}
-    assert federation.taken[6, PATIENT] == 2, "nobody is in time to the last bit"
+    assert federation.taken[6, PATIENT] == 2, "no client takes exactly the deadline"
     assert 1 in federation.taken.values(), "no straggler is in time"
 
 

@@ -112,7 +112,7 @@ def test_residuals_are_read_from_a_checkpoint(fit: Fit, tmp_path: Path, store: t
         assert loaded.load(client).keys() == stored.load(client).keys()
         assert all(torch.equal(block, stored.load(client)[name]) for name, block in loaded.load(client).items())
     pd.testing.assert_frame_equal(layer_residuals(loaded), layer_residuals(stored))
-    assert sorted(folder_of(trainer).rglob("*")) == files, "reading leaves a run as it was"
+    assert sorted(folder_of(trainer).rglob("*")) == files, "reading must not change a run"
     if store is DiskStore:
         path = path.rename(tmp_path / "moved.ckpt")
         elsewhere = load_residuals(path, folder=folder_of(trainer) / "residuals")

@@ -5,7 +5,7 @@ from __future__ import annotations
 TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
 CALL = "{class_path: subprocess.check_call, init_args: {popenargs: [touch, ran]}}"
 POPEN = "{class_path: subprocess.Popen, init_args: {args: [touch, ran]}}"
-OWN = "{class_path: attack.touch, init_args: {path: ran}}"
+USER_FUNCTION = "{class_path: attack.touch, init_args: {path: ran}}"
 """A function of the user's module, which no list of Python's modules contains."""
 TYPED = "{class_path: attack.typed, init_args: {path: ran}}"
 """A function whose annotation claims that it returns a net."""
@@ -56,7 +56,7 @@ RUNS: dict[str, list[str]] = {
     "its path by key": ["--model.net.class_path=os.system", "--model.net.init_args.command=touch ran"],
     "another function as net": ["--model.net", CALL],
     "a class that runs a command as net": ["--model.net", POPEN],
-    "a user's function as net": ["--model.net", OWN],
+    "a user's function as net": ["--model.net", USER_FUNCTION],
     "a function annotated to return a net": ["--model.net", TYPED],
     "a path to a user's function": ["--model.net=attack.touch"],
     "a class that is no net": ["--model.net=attack.Touching"],
@@ -67,23 +67,23 @@ RUNS: dict[str, list[str]] = {
     "as server optimizer, a path alone": ["--model.server_optimizer=attack.touch"],
     "as server optimizer, a class": ["--model.server_optimizer=attack.Touching"],
     "as optimizer of the clients": ["--model.local.optimizer", TOUCH],
-    "as optimizer of the clients, a user's function": ["--model.local.optimizer", OWN],
-    "as their scheduler": ["--model.local.scheduler", OWN],
+    "as optimizer of the clients, a user's function": ["--model.local.optimizer", USER_FUNCTION],
+    "as their scheduler": ["--model.local.scheduler", USER_FUNCTION],
     "as their scheduler, a path alone": ["--model.local.scheduler=attack.touch"],
-    "as their scheduler's function": ["--model.local.scheduler", CYCLIC % OWN],
-    "as reference of budgets": ["--model.levels", BUDGETS % OWN],
+    "as their scheduler's function": ["--model.local.scheduler", CYCLIC % USER_FUNCTION],
+    "as reference of budgets": ["--model.levels", BUDGETS % USER_FUNCTION],
     "as reference of budgets, a path alone": ["--model.levels", BUDGETS % "attack.touch"],
-    "as callback's function": ["--trainer.callbacks", f"[{LAMBDA % (OWN, OWN)}]"],
-    "as callback": ["--trainer.callbacks", f"[{OWN}]"],
-    "as strategy's hook": ["--trainer.strategy", STRATEGY % OWN],
-    "as plugin": ["--trainer.plugins", f"[{OWN}]"],
+    "as callback's function": ["--trainer.callbacks", f"[{LAMBDA % (USER_FUNCTION, USER_FUNCTION)}]"],
+    "as callback": ["--trainer.callbacks", f"[{USER_FUNCTION}]"],
+    "as strategy's hook": ["--trainer.strategy", STRATEGY % USER_FUNCTION],
+    "as plugin": ["--trainer.plugins", f"[{USER_FUNCTION}]"],
     "as logger": ["--trainer.logger", f"[{POPEN}]"],
-    "as model": ["--model", OWN],
+    "as model": ["--model", USER_FUNCTION],
     "as data": ["--data", POPEN],
     "as partitioner": ["--data.partitioner", TOUCH],
-    "as compressor": ["--model.uplink.compressor", OWN],
+    "as compressor": ["--model.uplink.compressor", USER_FUNCTION],
     "for an argument of any type": ["--model.net=attack.Net", "--model.net.extra", POPEN],
-    "for an argument of any type, a user's function": ["--model.net=attack.Net", "--model.net.extra", OWN],
+    "for an argument of any type, a user's function": ["--model.net=attack.Net", "--model.net.extra", USER_FUNCTION],
     "YAML's own way": ["-c", "python.yaml"],
 }
 """Arguments after those of a demo."""
@@ -91,7 +91,7 @@ RUNS: dict[str, list[str]] = {
 FILES = {
     "attack.py": ATTACK,
     "net.yaml": f"{NET}\n",
-    "inner.yaml": f"{OWN}\n",
+    "inner.yaml": f"{USER_FUNCTION}\n",
     "python.yaml": "model: !!python/object/apply:os.system [touch ran]\n",
 }
 

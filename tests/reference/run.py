@@ -82,7 +82,7 @@ def check_values(net: nn.Module, expected: Tensors) -> None:
 
 def check_store(store: ClientStore, expected: Mapping[int, Tensors]) -> None:
     """Check that a store of residuals or memories has the expected vectors, in global coordinates."""
-    assert store.clients(), "nothing is kept"
+    assert store.clients(), "the store is empty"
     for client, tensors in expected.items():
         blocks = store.load(client)
         for name in (name for name in tensors if not is_buffer(name)):
