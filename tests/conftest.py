@@ -33,7 +33,7 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _imports_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def _imports_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo import restrictions: a command with HETFL_TRUSTED restricts the imports of its whole process."""
     for name, value in jsonargparse._common.parsing_settings.items():
         monkeypatch.setitem(jsonargparse._common.parsing_settings, name, value)
