@@ -226,7 +226,9 @@ class Silenced:
         return getattr(self.inner, name)
 
 
-def on_nodes(module: FederatedModule, folder: Path, play: Play, build: Callable[[], FederatedModule]) -> FederatedModule:
+def on_nodes(
+    module: FederatedModule, folder: Path, play: Play, build: Callable[[], FederatedModule]
+) -> FederatedModule:
     """Return a module whose clients are on nodes behind a :class:`Link`."""
     nodes = {node: make_node(clients, folder / str(node), build, data) for node, clients in SPLIT.items()}
     clock = Clock()

@@ -100,7 +100,9 @@ def test_the_divisor_counts_holders_not_senders(
 
 
 @pytest.mark.parametrize(("make", "weight"), ALL)
-def test_the_exact_block_is_assigned_to_the_buffers(make: Callable[[], Aggregator], weight: Callable[[Report], float]) -> None:
+def test_the_exact_block_is_assigned_to_the_buffers(
+    make: Callable[[], Aggregator], weight: Callable[[Report], float]
+) -> None:
     aggregator = make()
     aggregator.reset({"w": torch.zeros(2), "running_mean": torch.zeros(1)})
     index = {"w": (slice(0, 2),), "running_mean": (slice(0, 1),)}

@@ -235,9 +235,7 @@ def test_recording_the_drift_does_not_change_the_run(fit: Fit) -> None:
 
 @settings(max_examples=50)
 @given(data=st.data(), channels=st.integers(1, 8), gather=st.booleans())
-def test_channel_norms_equal_a_loop_over_channels(
-    data: st.DataObject, channels: int, gather: bool
-) -> None:
+def test_channel_norms_equal_a_loop_over_channels(data: st.DataObject, channels: int, gather: bool) -> None:
     weights = {"conv": torch.randn(channels, 2, 3, generator=torch.Generator().manual_seed(channels))}
     sizes = sorted({channels, *data.draw(st.lists(st.integers(1, channels), max_size=3))}, reverse=True)
 

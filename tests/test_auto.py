@@ -130,7 +130,9 @@ def test_forms_are_timed_with_the_steps_that_patience_allows(
     assert seen == [[passes] * share for share in shares]
 
 
-def test_nets_that_cannot_be_stacked_run_sequentially_and_the_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_nets_that_cannot_be_stacked_run_sequentially_and_the_reason_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     executor = Auto(num_workers=1)
     problem = Problem(LocalTraining(optimizer=partial(Adam, lr=0.1)))
     with caplog.at_level(logging.INFO, LOGGER):

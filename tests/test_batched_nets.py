@@ -213,7 +213,9 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
 
 
 @pytest.mark.parametrize(("net", "message"), REFUSED)
-def test_nets_that_cannot_run_several_clients_in_one_call_are_refused(net: Callable[[], nn.Module], message: str) -> None:
+def test_nets_that_cannot_run_several_clients_in_one_call_are_refused(
+    net: Callable[[], nn.Module], message: str
+) -> None:
     executor = Stacked()
     executor.open(bench_of(Problem(LocalTraining(), lambda *, width=1.0: net(), levels={"a": Level("a")})))
     with pytest.raises(ConfigurationError, match=message) as caught:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import pickle  # users may pickle them: joblib and spawned processes do
+import pickle  # noqa: TID251 -- users may pickle stores: joblib and spawned processes do
 from collections.abc import Iterator, Mapping
 
 import numpy as np

@@ -42,7 +42,10 @@ class LayoutRecorder(nn.Module):
 
 def trained(views: bool) -> tuple[Tensor, set[bool]]:
     """Return a delta, and whether the net received channels-last inputs."""
-    problem, tasks = Problem(LocalTraining(optimizer=sgd()), partial(LayoutRecorder, views=views)), tasks_of([0], levels="a")
+    problem, tasks = (
+        Problem(LocalTraining(optimizer=sgd()), partial(LayoutRecorder, views=views)),
+        tasks_of([0], levels="a"),
+    )
     bench = bench_of(problem)
     ((delta, *_),) = results(Sequential(), bench, tasks)
     return delta, bench.resident(tasks[0]).net.last  # type: ignore[return-value]

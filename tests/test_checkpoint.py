@@ -92,7 +92,9 @@ class Disk:
         return File(path, mode.replace("b", ""))
 
 
-def test_a_write_that_fails_anywhere_does_not_change_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_anywhere_does_not_change_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
     checkpoints.save_checkpoint(state(0), path)
     before = path.read_bytes()

@@ -81,9 +81,15 @@ WRONG = {
     "accelerator": (["--trainer.accelerator=foo"], "foo"),
     "precision of half": (["--trainer.precision=bf16-true"], "bf16-true"),
     "root below a file": (["--trainer.logger.root=empty.yaml/runs"], "empty.yaml is a file"),
-    "budgets of an unknown cost": (["--model.levels", "{by: parms, budgets: [1.0]}"], "['params', 'flops', 'upload_bytes']"),
+    "budgets of an unknown cost": (
+        ["--model.levels", "{by: parms, budgets: [1.0]}"],
+        "['params', 'flops', 'upload_bytes']",
+    ),
     "budgets missing": (["--model.levels", "{by: params}"], "model.levels: "),
-    "budgets along an unknown axis": (["--model.levels", "{by: params, budgets: [1.0], axis: up}"], "['width', 'depth']"),
+    "budgets along an unknown axis": (
+        ["--model.levels", "{by: params, budgets: [1.0], axis: up}"],
+        "['width', 'depth']",
+    ),
     "budget misspelt": (["--model.levels", "{by: params, budgets: [1], refrence: 1}"], "Option 'refrence'"),
     "budget above 1": (["--model.levels", "{by: params, budgets: [2.0]}"], "got 2.0: more than 1 needs a reference"),
     "budgets of FLOPs": (["--model.levels", "{by: flops, budgets: [1.0]}"], "Expected sample_shape"),
@@ -96,7 +102,13 @@ WRONG = {
 
 SLOW = {
     *("null for a setting of all data", "null for a setting of all methods", "null for one of several settings"),
-    *("budgets of an unknown cost", "budgets missing", "budgets along an unknown axis", "budget above 1", "budgets of FLOPs"),
+    *(
+        "budgets of an unknown cost",
+        "budgets missing",
+        "budgets along an unknown axis",
+        "budget above 1",
+        "budgets of FLOPs",
+    ),
     *("no such reference", "depth of a net without one", "other FLOPs", "width 0", "no rounds", "validation never"),
     *("checkpoint is torch's own", "checkpoint is a directory", "residuals in a file", "seed", "precision"),
     *("accelerator", "devices unknown", "folder as YAML", "binary YAML", "empty YAML"),

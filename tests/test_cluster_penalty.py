@@ -119,7 +119,9 @@ def remembering(clustering: Clustering, **changes: Any) -> FederatedModule:
 
 @pytest.mark.filterwarnings("ignore:IFCA", "ignore:No client")
 @pytest.mark.parametrize("name", NAMES)
-def test_feddyn_with_clusters_has_the_same_bits_in_workers_and_after_a_resume(fit: Fit, tmp_path: Path, name: str) -> None:
+def test_feddyn_with_clusters_has_the_same_bits_in_workers_and_after_a_resume(
+    fit: Fit, tmp_path: Path, name: str
+) -> None:
     path, whole, workers = tmp_path / "half.ckpt", remembering(MAKE[name]()), remembering(MAKE[name]())
     options: dict[str, Any] = {"limit_val_batches": 0}
     fit(whole, grouped(), rounds=4, name="whole", **options)

@@ -227,7 +227,9 @@ def test_a_cluster_is_split_by_the_configured_linkage(linkage: Linkage, parts: l
     assert policy.tree[0]["similarity"] == pytest.approx(math.cos(math.radians(widest)))
 
 
-def send_opposite_updates(policy: ClusteredFL, clients: int, round: int, scale: float = 1.0, drift: float = 0.0) -> list[NewModel]:
+def send_opposite_updates(
+    policy: ClusteredFL, clients: int, round: int, scale: float = 1.0, drift: float = 0.0
+) -> list[NewModel]:
     """Send updates: even clients in one direction, odd clients in the opposite one, all drifting along a third axis."""
     policy.assign(round, range(clients), GivenLosses({}))
     for client in range(clients):

@@ -34,7 +34,9 @@ class OneBest:
         ([2, 0, 0, 0, 0, 0, 0, 1, 1, 1], [3, 6, 9]),
     ],
 )
-def test_the_count_of_rounds_with_one_winner_restarts_with_another_winner(winners: list[int], replaced: list[int]) -> None:
+def test_the_count_of_rounds_with_one_winner_restarts_with_another_winner(
+    winners: list[int], replaced: list[int]
+) -> None:
     policy = IFCA(3, restarts=9, jitter=None)
     actual: dict[int, list[NewModel]] = {}
     policy.setup(Facts([1] * 6))

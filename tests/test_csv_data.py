@@ -90,9 +90,7 @@ VALUES = {
 
 @pytest.mark.parametrize("cell", VALUES.values(), ids=VALUES)
 @pytest.mark.parametrize("held_out", [False, True])
-def test_non_finite_values_are_refused_by_column_row_and_client(
-    tmp_path: Path, cell: str, held_out: bool
-) -> None:
+def test_non_finite_values_are_refused_by_column_row_and_client(tmp_path: Path, cell: str, held_out: bool) -> None:
     path = write_table(tmp_path / "table.csv")
     write_table(tmp_path / "test.csv")
     spoilt = tmp_path / ("test.csv" if held_out else "table.csv")

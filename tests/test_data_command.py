@@ -203,7 +203,9 @@ def test_a_configuration_of_fit_is_accepted(
         (["-c", DIGITS, "--out", DIGITS], "digits.yaml: a file is there"),
     ],
 )
-def test_wrong_values_are_reported_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_values_are_reported_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["data", *arguments])
     error = capsys.readouterr().err

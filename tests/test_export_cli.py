@@ -32,9 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_exported_levels_of_a_run_have_its_test_accuracy(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exported_levels_of_a_run_have_its_test_accuracy(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv(run / "metrics.csv")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     data = Digits()

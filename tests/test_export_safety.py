@@ -202,7 +202,9 @@ def test_a_card_of_a_net_of_a_billion_layers_is_refused_while_it_is_made(files: 
 
 
 @pytest.mark.parametrize("location", ["secret.bin", "../secret.bin"])
-def test_an_onnx_file_that_refers_to_other_files_is_refused(files: Path, federation: FederatedModule, location: str) -> None:
+def test_an_onnx_file_that_refers_to_other_files_is_refused(
+    files: Path, federation: FederatedModule, location: str
+) -> None:
     path = files / "b.onnx"
     export_submodel(federation, "b", path)
     model = onnx.load_from_string(path.read_bytes())

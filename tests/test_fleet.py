@@ -152,7 +152,9 @@ def test_uplink_and_downlink_vary_together_and_independently_of_speed() -> None:
 
 
 @given(st.integers(0, 10**7), st.floats(0, 1e12), st.integers(0, 10**7), st.floats(0, 2), st.integers(0, 19))
-def test_work_is_done_in_order_until_the_time_is_over(down: int, flops: float, up: int, part: float, client: int) -> None:
+def test_work_is_done_in_order_until_the_time_is_over(
+    down: int, flops: float, up: int, part: float, client: int
+) -> None:
     fleet = ready(RandomFleet(**VARIED, variation=0.5, link_variation=0.5))  # type: ignore[arg-type]
     work = Work(down, flops, up)
     needed = float(fleet.seconds(client, 1, work))

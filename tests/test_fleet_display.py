@@ -26,7 +26,9 @@ def test_describe_prints_device_kinds_and_seconds_per_level(capsys: pytest.Captu
     for number, kind in enumerate(fleet.devices.kinds):
         count = int((fleet.devices.kind == number).sum())
         assert re.search(rf"^{kind} +{count} +", output, re.MULTILINE)
-    assert re.search(r"^workstation +2 +5\.00 TFLOP/s +1\.00 Gbit/s +1\.00 Gbit/s +90 % +0\.5 % *$", output, re.MULTILINE)
+    assert re.search(
+        r"^workstation +2 +5\.00 TFLOP/s +1\.00 Gbit/s +1\.00 Gbit/s +90 % +0\.5 % *$", output, re.MULTILINE
+    )
     rows = re.findall(r"^([a-e]) +(\d+) +(?:–|[\d.]+ s) ", output, re.MULTILINE)
     assert [level for level, _ in rows] == list("abcde")
     assert sum(int(count) for _, count in rows) == 20

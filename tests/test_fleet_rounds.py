@@ -128,9 +128,7 @@ def test_the_clock_and_the_costs_equal_a_plain_computation(fit: Fit, monkeypatch
     assert table["sim/reachable"].tolist() == [12] * 6
 
 
-def test_only_accepted_updates_change_residuals(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_accepted_updates_change_residuals(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     module = small_module(
         fleet=varied(failure_rate=0.2, variation=1.0),
         deadline=8.0,

@@ -107,7 +107,9 @@ def test_the_reason_why_a_node_cannot_be_made_is_reported(tmp_path: Path) -> Non
     assert is_made(report)
 
 
-def test_a_superlink_that_abandons_the_run_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_superlink_that_abandons_the_run_is_reported_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The SuperLink abandons a run after a minute of silence; the error says to resume from the checkpoint."""
 
     def given_up(*args: object, **options: object) -> None:

@@ -158,7 +158,9 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lying_node_does_not_change_the_model(fit: Fit, tmp_path: Path, lie: str, without: dict[str, torch.Tensor]) -> None:
+def test_a_lying_node_does_not_change_the_model(
+    fit: Fit, tmp_path: Path, lie: str, without: dict[str, torch.Tensor]
+) -> None:
     """The weights equal those of a run without that node's clients, and the log states the fault."""
     tamper, message = LIES[lie]
     lied = federated(make(), fake_post(tmp_path, tamper))

@@ -118,7 +118,9 @@ def test_a_node_with_other_settings_cannot_take_part(fit: Fit, tmp_path: Path) -
     post.nodes[SILENT] = make_node(SPLIT[SILENT], tmp_path, lambda: make(uplink=ErrorFeedback(TopK(0.3))))
     module = make()
     timed(module, post, start=1.0)
-    message = r"Node 12 of clients \[5, 6, 7\] cannot take part: Expected the server's uplink .*TopK\(density=0.2, .*0.3"
+    message = (
+        r"Node 12 of clients \[5, 6, 7\] cannot take part: Expected the server's uplink .*TopK\(density=0.2, .*0.3"
+    )
     with warned(message):
         fit(module, rounds=1, limit_val_batches=0)
 
@@ -253,7 +255,9 @@ def test_a_node_of_unknown_clients_is_refused(tmp_path: Path) -> None:
         make_node([12], tmp_path)
 
 
-def test_a_full_disk_loses_the_update_of_one_round_only(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_the_update_of_one_round_only(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A client whose state cannot be written has no update; it continues from its last state."""
     post = fake_post(tmp_path)
     states = post.nodes[SILENT].states

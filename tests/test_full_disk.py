@@ -94,7 +94,9 @@ def test_a_report_file_that_cannot_be_written_is_named_in_one_line(
 
 
 @pytest.mark.parametrize("name", ["labels.png", "labels.svg", "clients.csv"])
-def test_a_data_file_that_cannot_be_written_is_named(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_file_that_cannot_be_written_is_named(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clients = pd.DataFrame({"client": [0, 1], "train_samples": [3, 4], "class_0": [1, 2], "class_1": [2, 2]})
     with refusing(name, monkeypatch), pytest.raises(OSError, match="No space left") as error:
         write_labels(clients, tmp_path)

@@ -290,6 +290,11 @@ def test_past_findings_stay_fixed(file: Path) -> None:
     shapes = finding["layout"]
     layout = None if shapes is None else Layout({str(number): tuple(shape) for number, shape in enumerate(shapes)})
     expected = Expected(
-        finding["round"], finding["client"], finding["size"], finding["exact_size"], getattr(torch, finding["dtype"]), layout=layout
+        finding["round"],
+        finding["client"],
+        finding["size"],
+        finding["exact_size"],
+        getattr(torch, finding["dtype"]),
+        layout=layout,
     )
     assert outcome(bytes.fromhex(finding["payload"]), expected) == finding["reason"]

@@ -210,7 +210,9 @@ VERSION = {"pytorch-lightning_version": lightning.__version__}
 
 
 @pytest.mark.parametrize("content", [[1], {"hetfl": {"fingerprint": {}}, **VERSION}, {"a": np.float64(1.0)}, VERSION])
-def test_files_that_are_not_hetfl_checkpoints_are_refused_in_one_line(fit: Fit, tmp_path: Path, content: object) -> None:
+def test_files_that_are_not_hetfl_checkpoints_are_refused_in_one_line(
+    fit: Fit, tmp_path: Path, content: object
+) -> None:
     write(tmp_path / "last.ckpt", content)
     with pytest.raises(ConfigurationError, match="^Expected ") as error:
         fit(small_module(), rounds=1, ckpt=str(tmp_path / "last.ckpt"), plugins=[SafeCheckpointIO()])

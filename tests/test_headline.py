@@ -62,7 +62,9 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_an_invalid_headline_file_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(WRONG[case])
-    with pytest.raises(ConfigurationError, match=r"Expected the headline of a run in .*headline\.json but got") as error:
+    with pytest.raises(
+        ConfigurationError, match=r"Expected the headline of a run in .*headline\.json but got"
+    ) as error:
         headline_in(tmp_path)
     assert "\n" not in str(error.value)
 

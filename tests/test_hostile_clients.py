@@ -248,7 +248,9 @@ losses = hostile_fixture(LOSSES, {}, "losses", build=lambda: make(aggregator=QFe
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_false_loss_is_refused_by_client_name(losses: tuple[Play, Outcome, Outcome], name: str) -> None:
     play, lied, _ = losses
-    (message,) = [text for text in lied.by_round[play.names.index(name)] if f"losses of client {VICTIM} refused: " in text]
+    (message,) = [
+        text for text in lied.by_round[play.names.index(name)] if f"losses of client {VICTIM} refused: " in text
+    ]
     assert re.search(LOSSES[name][1], message), message
 
 

@@ -30,7 +30,7 @@ from hetfl.flower.nodes import Failure
 from hetfl.flower.post import FlowerPost
 from hetfl.local.training import batches
 from hetfl.updates import DenseUpdate
-from tests.hostile_cases import VICTIM, Play, altered, make, outcome_of, on_nodes
+from tests.hostile_cases import VICTIM, Play, altered, make, on_nodes, outcome_of
 from tests.test_flower_post import answer
 
 Fit = Callable[..., Trainer]
@@ -178,7 +178,8 @@ def test_clients_of_a_simulation_pass_the_same_checks(fit: Fit) -> None:
     outcome = outcome_of(fit, lying, len(FALSE_REPORTS), "lying", limit_val_batches=0)
     for round, reason in enumerate(FALSE_REPORTS):
         assert any(
-            f"update of client {VICTIM} at level a refused" in text and reason in text for text in outcome.by_round[round]
+            f"update of client {VICTIM} at level a refused" in text and reason in text
+            for text in outcome.by_round[round]
         )
     assert outcome.rows["comm/refused"].tolist() == [1] * len(FALSE_REPORTS)
     silent.clients = LyingClients(silent, [lambda upload: replace(upload, refusal="no")] * len(FALSE_REPORTS))

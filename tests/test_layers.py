@@ -186,7 +186,9 @@ def test_a_wrong_import_is_detected(tmp_path: Path) -> None:
 def function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Return the number of lines of a function without its docstring."""
     docstring = function.body[0] if ast.get_docstring(function) is not None else None
-    docstring_lines = docstring.end_lineno - docstring.lineno + 1 if docstring is not None and docstring.end_lineno else 0
+    docstring_lines = (
+        docstring.end_lineno - docstring.lineno + 1 if docstring is not None and docstring.end_lineno else 0
+    )
     assert function.end_lineno is not None
     return function.end_lineno - function.lineno + 1 - docstring_lines
 

@@ -58,7 +58,9 @@ def table_of(trainer: Trainer, name: str) -> pd.DataFrame:
         (DepthFL, {"net": NET, "levels": CROSSED, "distillation": False, "deepest_only": True}),
     ],
 )
-def test_the_level_table_equals_the_charges_of_a_round(fit: Fit, kind: type[FederatedModule], changes: dict[str, Any]) -> None:
+def test_the_level_table_equals_the_charges_of_a_round(
+    fit: Fit, kind: type[FederatedModule], changes: dict[str, Any]
+) -> None:
     data = small_data(partitioner=IID())
     module = small_module(kind, selection=Uniform(8), uplink=ErrorFeedback(Identity()), **changes)
     trainer = fit(module, data, rounds=1, limit_val_batches=0)

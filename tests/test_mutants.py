@@ -198,7 +198,9 @@ def test_a_bug_is_tried_only_with_the_tests_of_its_function(bench: tuple[Bench, 
 
 
 @pytest.mark.slow
-def test_an_ended_run_leaves_no_files_and_no_processes(bench: tuple[Bench, Coverage], project: Path, tmp_path: Path) -> None:
+def test_an_ended_run_leaves_no_files_and_no_processes(
+    bench: tuple[Bench, Coverage], project: Path, tmp_path: Path
+) -> None:
     place, coverage = bench
     mutant, file = mutants(project)["8: a = a // (1)"], tmp_path / "process"
     tests = place.copy / "tests/test_scale.py"

@@ -193,7 +193,9 @@ def check(
         (MLP, (64,), ()),
     ],
 )
-def test_every_net_of_the_project_fulfils_the_contract(net: Callable[..., nn.Module], shape: tuple[int, ...], depths: tuple[int, ...]) -> None:
+def test_every_net_of_the_project_fulfils_the_contract(
+    net: Callable[..., nn.Module], shape: tuple[int, ...], depths: tuple[int, ...]
+) -> None:
     check_net(net, torch.rand(4, *shape), 10, depths=depths)
 
 

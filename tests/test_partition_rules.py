@@ -172,7 +172,9 @@ def test_quantity_skew_refuses_wrong_arguments(arguments: dict[str, float], mess
 
 @settings(max_examples=60)
 @given(num_classes=st.integers(1, 8), extra=st.integers(0, 20), n=st.integers(1, 8), seed=st.integers(0, 2**31))
-def test_every_client_has_its_first_class_and_the_given_number_of_others(num_classes: int, extra: int, n: int, seed: int) -> None:
+def test_every_client_has_its_first_class_and_the_given_number_of_others(
+    num_classes: int, extra: int, n: int, seed: int
+) -> None:
     assume(n <= num_classes)
     num_clients = num_classes + extra
     # Class numbers may have gaps: class i is the i-th one that occurs.
@@ -182,7 +184,9 @@ def test_every_client_has_its_first_class_and_the_given_number_of_others(num_cla
     assert sorted(torch.cat(parts).tolist()) == list(range(len(labels)))
     assert all(len(classes) == n and 3 * (client % num_classes) + 1 in classes for client, classes in enumerate(has))
     for label in labels.unique().tolist():
-        sizes = [int((labels[part] == label).sum()) for part, classes in zip(parts, has, strict=True) if label in classes]
+        sizes = [
+            int((labels[part] == label).sum()) for part, classes in zip(parts, has, strict=True) if label in classes
+        ]
         assert sum(sizes) == int((labels == label).sum())
         assert max(sizes) - min(sizes) <= 1
 
@@ -217,7 +221,9 @@ def test_client_size_does_not_depend_on_the_client_number() -> None:
         (1, 4, torch.tensor([0] * 30 + [1]), r"at least 2 samples of class 1, one for each client .* but got 1"),
     ],
 )
-def test_labels_that_cannot_be_dealt_to_all_clients_are_refused(n: int, num_clients: int, labels: Tensor, message: str) -> None:
+def test_labels_that_cannot_be_dealt_to_all_clients_are_refused(
+    n: int, num_clients: int, labels: Tensor, message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message):
         PathologicalLabels(n)(labels, num_clients, random_generator(0))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle  # parts are sent to worker processes
+import pickle  # noqa: TID251 -- parts are sent to worker processes
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

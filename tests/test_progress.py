@@ -134,7 +134,9 @@ def test_a_run_that_stops_early_prints_a_last_line(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("term", ["dumb", "xterm"])
-def test_the_live_line_is_shown_only_in_a_capable_terminal(tmp_path: Path, term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_live_line_is_shown_only_in_a_capable_terminal(
+    tmp_path: Path, term: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", term)

@@ -249,7 +249,9 @@ def small_net_of(**changes: Any) -> Callable[..., nn.Module]:
         ({"selection": Uniform(50)}, "12, but got 50"),
     ],
 )
-def test_settings_that_would_fail_in_a_round_are_refused_before_it(fit: Fit, changes: dict[str, Any], message: str) -> None:
+def test_settings_that_would_fail_in_a_round_are_refused_before_it(
+    fit: Fit, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         fit(small_module(**changes), rounds=1)
     assert "\n" not in str(error.value)

@@ -90,9 +90,7 @@ def play(policy: Selection, round: int, seed: int = 0, reach: Sequence[int] = ra
 @pytest.mark.parametrize("name", ALL)
 @settings(max_examples=25)
 @given(reaches=st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=6), seed=st.integers(0, 99))
-def test_a_cohort_is_a_repeatable_set_of_reachable_clients(
-    name: str, reaches: list[set[int]], seed: int
-) -> None:
+def test_a_cohort_is_a_repeatable_set_of_reachable_clients(name: str, reaches: list[set[int]], seed: int) -> None:
     policy, again = ready(ALL[name](), seed=seed), ready(ALL[name](), seed=seed)
     for round, reach in enumerate(reaches):
         cohort = play(policy, round, seed, sorted(reach))

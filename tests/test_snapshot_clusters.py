@@ -64,9 +64,7 @@ def test_counts_of_clusters_add_up_to_the_totals(fit: Fit) -> None:
 
 
 @pytest.mark.slow
-def test_a_new_cluster_has_snapshots_from_its_split_on_also_after_a_resume(
-    fit: Fit, tmp_path: Path
-) -> None:
+def test_a_new_cluster_has_snapshots_from_its_split_on_also_after_a_resume(fit: Fit, tmp_path: Path) -> None:
     path = tmp_path / "three.ckpt"
     straight = fit(sized(splitting()), grouped(), rounds=4, callbacks=[Snapshots(1)], name="straight")
     first = fit(sized(splitting()), grouped(), rounds=3, callbacks=[Snapshots(1)], name="first")

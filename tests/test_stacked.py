@@ -55,7 +55,9 @@ def test_stacked_training_equals_training_alone(make: Callable[..., SGD], clip: 
     clients=st.integers(1, 4),
     seed=st.integers(0, 5),
 )
-def test_stacked_training_equals_training_alone_for_ragged_cohorts(sizes: list[int], epochs: list[int], batch_size: int, clients: int, seed: int) -> None:
+def test_stacked_training_equals_training_alone_for_ragged_cohorts(
+    sizes: list[int], epochs: list[int], batch_size: int, clients: int, seed: int
+) -> None:
     torch.manual_seed(seed)
     local = LocalTraining(epochs=2, batch_size=batch_size, gradient_clip=0.7, optimizer=sgd(dampening=0.1))
     problem = Problem(local, net=lambda *, width=1.0: ConvNet(hidden=(4,), norm="none", width=width))

@@ -56,7 +56,9 @@ def test_an_update_below_the_threshold_sends_no_values_and_decodes() -> None:
 @pytest.mark.parametrize(
     ("threshold", "density"), [(None, None), (0.1, 0.1), (-0.1, None), (float("nan"), None), (float("inf"), None)]
 )
-def test_wrong_thresholds_and_densities_are_refused(kind: type[HardThreshold], threshold: float | None, density: float | None) -> None:
+def test_wrong_thresholds_and_densities_are_refused(
+    kind: type[HardThreshold], threshold: float | None, density: float | None
+) -> None:
     with pytest.raises(ConfigurationError, match=r"Expected .*threshold.* but got"):
         kind(threshold=threshold, density=density)
 

@@ -77,14 +77,14 @@ blocks = st.dictionaries(
 @given(st.dictionaries(st.integers(0, 9), blocks))
 def test_residuals_per_tensor_are_summed_over_clients(clients: dict[int, dict[str, Tensor]]) -> None:
     store = MemoryStore()
-    for client, blocks in clients.items():
-        store.save(client, blocks, round=0)
+    for client, tensors in clients.items():
+        store.save(client, tensors, round=0)
     table = layer_residuals(store)
-    assert set(table.index) == {name for blocks in clients.values() for name in blocks}
+    assert set(table.index) == {name for tensors in clients.values() for name in tensors}
     for name in table.index:
-        mine = [blocks[name] for blocks in clients.values() if name in blocks]
-        squares = [float(value) ** 2 for block in mine for value in block.double()]
-        assert table.loc[name, "clients"] == len(mine)
+        held = [tensors[name] for tensors in clients.values() if name in tensors]
+        squares = [float(value) ** 2 for block in held for value in block.double()]
+        assert table.loc[name, "clients"] == len(held)
         assert table.loc[name, "norm"] == pytest.approx(math.sqrt(sum(squares)))
         assert table.loc[name, "rms"] == pytest.approx(math.sqrt(sum(squares) / len(squares)))
 

@@ -15,7 +15,7 @@ from hetfl.cli.starting import command_line, start
 from hetfl.cli.trust import USUAL, check_class_paths, class_paths, trusted_packages
 from hetfl.errors import ConfigurationError
 from tests.demo_cases import CONFIGS, DEMO, FEW, refused
-from tests.trust_cases import FILES, IMPORTING, IMPORTS, USER_FUNCTION, POPEN, RUNS, THING
+from tests.trust_cases import FILES, IMPORTING, IMPORTS, POPEN, RUNS, THING, USER_FUNCTION
 
 STRICT = "hetfl,torch,lightning"
 SHORT = [*DEMO, *FEW, "--trainer.max_epochs=1"]
@@ -63,7 +63,10 @@ def test_no_subcommand_runs_a_command(verb: str, capsys: pytest.CaptureFixture[s
             "data.partitioner: Import path attack.touch does not correspond",
         )
     else:
-        hostile, expected = ["--model.local.optimizer", USER_FUNCTION], "Expected a class as class_path but got attack.touch"
+        hostile, expected = (
+            ["--model.local.optimizer", USER_FUNCTION],
+            "Expected a class as class_path but got attack.touch",
+        )
     assert expected in refused(capsys, [*VERBS[verb], *hostile])
     assert not Path("ran").exists()
 

@@ -16,9 +16,7 @@ from tests.data_cases import SPLITS, flat, numbered, numbers, ready
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("named", [True, False])
-def test_non_finite_values_are_refused_or_left_out(
-    value: float, split: Literal["train", "test"], named: bool
-) -> None:
+def test_non_finite_values_are_refused_or_left_out(value: float, split: Literal["train", "test"], named: bool) -> None:
     module = numbered(
         num_clients=None if named else 4,
         train_clients=[f"c{i % 4}" for i in range(200)] if named else None,

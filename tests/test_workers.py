@@ -83,9 +83,7 @@ def dies(bench: Bench, task: Task) -> object:
 MESSAGES = [(fails, "no luck with client"), (dies, r"client 1 at level a .* died \(exit code -9\), the second one")]
 
 
-def test_only_worker_processes_keep_freed_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_worker_processes_keep_freed_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hetfl.local.workers.keep_freed_memory", lambda: (tmp_path / str(os.getpid())).touch())
     deltas(Workers(2))
     pids = {int(path.name) for path in tmp_path.iterdir()}

@@ -31,8 +31,9 @@ def copied(root: Path, target: Path) -> None:
 def changed(file: Path, text: str, number: int) -> Iterator[None]:
     """Replace the text of a file in a copy, and restore it at the end.
 
-    Python recognises a compiled file by the source's size and modification time in whole seconds, so each change gets a
-different time.
+    Python recognises a compiled file by the source's size and modification time in whole seconds. So each change gets a
+    different time.
+
     Args:
         file: the file to change.
         text: the new text.

@@ -43,8 +43,8 @@ def train(
     lr: float,
     w: float,
 ) -> tuple[Tensors, float]:
-    """Return how far SGD moves a client's sub-model, and the mean loss of the samples that it passed."""
     """Train with SGD; return the change of the client's sub-model and the mean loss over the processed samples."""
+    theta = {name: value.copy() for name, value in anchor.items()}
     velocity: Tensors = {}
     total, passed = 0.0, 0
     for rows in (rows for order in orders for rows in batches(order, rules.batch)):

@@ -133,7 +133,7 @@ class Evaluation:
         return dict(columns)
 
     def clients(self, t: int, submodels: bool = False) -> list[float | None]:
-        """Return every client's test accuracy with its cluster's global model, or with its sub-model if ``submodels``."""
+        """Return every client's test accuracy with its cluster's global model, or with its sub-model."""
         client_accuracies: list[float | None] = []
         for k, client in enumerate(self.given.clients):
             level = self.given.level(k, t) if submodels else self.rules.largest
@@ -170,7 +170,11 @@ class Evaluation:
         """Return the columns of a test; a model sees the samples of its cluster's clients and all unowned samples."""
         assigned, parts = self.federation.clusters.assigned, {}
         for cluster in sorted(set(assigned)):
-            of = [c.test for c, assigned_cluster in zip(self.given.clients, assigned, strict=True) if assigned_cluster == cluster]
+            of = [
+                c.test
+                for c, assigned_cluster in zip(self.given.clients, assigned, strict=True)
+                if assigned_cluster == cluster
+            ]
             of.append(self.given.nobodys)
             parts[cluster] = Samples(np.concatenate([s.x for s in of]), np.concatenate([s.y for s in of]))
         return {**self.levels("test", parts), **self.local(t)}

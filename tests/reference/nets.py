@@ -62,6 +62,7 @@ class Net:
 
         The backward pass costs a forward pass for the weight gradients, and another one for the input gradients, except
         that the first layer needs no input gradients.
+        """
         counts: list[float] = []
         for trunk, head in self.stages:
             for layer in trunk:
