@@ -198,7 +198,7 @@ def test_a_card_of_a_net_of_a_billion_layers_is_refused_while_it_is_made(files: 
     """A number of layers takes few characters, so the parameters that are made for them are counted."""
     net = {"class": "hetfl.models.LSTM", "arguments": {"vocab_size": 9, "num_classes": 9, "layers": 10**9}}
     change_card(files / "b.safetensors", lambda card: card.update(net=net))
-    assert re.search(r"Expected a net of at most \d+ parameters but got more", said(files / "b.safetensors"))
+    assert re.search(r"Expected a net of at most \d+ parameters but got more", refusal(files / "b.safetensors"))
 
 
 @pytest.mark.parametrize("location", ["secret.bin", "../secret.bin"])

@@ -177,7 +177,9 @@ def hostile_fixture(lies: dict[str, Any], garbles: dict[str, Garble], job: str, 
     return pytest.fixture(scope="module")(run)
 
 
-training = hostile_fixture(TRAINING, GARBLED | {name: bomb for name, (bomb, _) in BOMBS.items()}, "train", limit_val_batches=0)
+training = hostile_fixture(
+    TRAINING, GARBLED | {name: bomb for name, (bomb, _) in BOMBS.items()}, "train", limit_val_batches=0
+)
 
 
 def message_of(play: Play, outcome: Outcome, name: str) -> str:
