@@ -21,20 +21,20 @@ from hetfl.models import ConvNet
 from hetfl.runs import RunFolder
 from hetfl.selection import Uniform
 
-# Times say nothing about the code on a machine that does other things: neither an example nor its drawing has a limit.
+# Timing depends on the load of the machine: neither an example nor its generation has a time limit.
 hypothesis.settings.register_profile("hetfl", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("hetfl")
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Two threads on tiny tensors only wait for each other, and summation order would depend on their number."""
+    """Use one thread: threads on tiny tensors only wait, and their number would change the summation order."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _imports_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command with HETFL_TRUSTED restricts what its process imports, to the end: here that is one test."""
+def _imports_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo import restrictions: a command with HETFL_TRUSTED restricts the imports of its whole process."""
     for name, value in jsonargparse._common.parsing_settings.items():
         monkeypatch.setitem(jsonargparse._common.parsing_settings, name, value)
     monkeypatch.delenv("HETFL_TRUSTED", raising=False)
@@ -42,7 +42,7 @@ def _imports_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def double_precision() -> Iterator[None]:
-    """Make float64 the default: executors are equal to rounding, which float32's is too coarse for."""
+    """Make float64 the default dtype: executors agree up to rounding, and float32 is too coarse to compare them."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -59,7 +59,7 @@ def small_levels(*widths: float) -> dict[str, Level]:
 
 
 def small_module(kind: type[FederatedModule] = HeteroFL, **changes: Any) -> FederatedModule:
-    """Return a module over Digits that trains in milliseconds; keyword arguments replace its own."""
+    """Return a module over Digits that trains in milliseconds; keyword arguments replace its defaults."""
     arguments: dict[str, Any] = {
         "net": small_net,
         "levels": small_levels(1.0, 0.5, 0.25),
@@ -76,19 +76,19 @@ def small_module(kind: type[FederatedModule] = HeteroFL, **changes: Any) -> Fede
 
 
 def small_data(**changes: Any) -> FederatedDataModule:
-    """Return half of Digits over 12 clients, Dirichlet 0.5."""
+    """Return half of Digits over 12 clients, Dirichlet with β = 0.5."""
     arguments: dict[str, Any] = {"num_clients": 12, "partitioner": Dirichlet(0.5), "val_fraction": 0.5}
     return Digits(**{**arguments, **changes})
 
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Callable[..., Trainer]:
-    """Return a function that trains a module for some rounds in a run folder of its own."""
+    """Return a function that trains a module for some rounds in a new run folder."""
     return fit_in(tmp_path)
 
 
 def fit_in(folder: Path) -> Callable[..., Trainer]:
-    """Return a function that trains a module for some rounds in a run folder below another one."""
+    """Return a function that trains a module for some rounds in a run folder below ``folder``."""
 
     def run(
         module: FederatedModule,

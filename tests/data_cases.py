@@ -1,4 +1,4 @@
-"""Data sets whose samples are told apart by their own numbers."""
+"""Data sets whose inputs are the numbers of the samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 
 def numbered(num_train: int = 200, num_test: int = 80, num_classes: int = 5, **arguments: Any) -> TensorData:
-    """A data set whose inputs are the samples' own numbers: training 0.., test 1000.. ."""
+    """Return a data set whose inputs are sample numbers: 0, 1, … for training and 1000, 1001, … for testing."""
     return TensorData(
         train_inputs=torch.arange(num_train).float()[:, None],
         train_targets=torch.arange(num_train) * 7 % num_classes,

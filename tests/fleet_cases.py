@@ -1,4 +1,4 @@
-"""Fleets for tests, and what a run has written."""
+"""Fleets for tests, and the metrics that a run has written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def rows(trainer: Trainer) -> pd.DataFrame:
 
 
 def varied(**changes: Any) -> RandomFleet:
-    """Return a fleet whose rounds of the small nets take seconds."""
+    """Return a fleet of varied devices; rounds of the small nets take seconds of simulated time on it."""
     settings: dict[str, Any] = {
         "throughput": LogNormal(2e6, 3),
         "downlink": LogNormal(2e4, 2),

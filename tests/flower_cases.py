@@ -1,4 +1,4 @@
-"""Nodes without a network: messages are passed from hand to hand, as bytes, by rules of the test's own."""
+"""Nodes without a network: a fake transport serialises messages to bytes and delivers them under the test's control."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hetfl.flower.states import ClientStates
 from tests.conftest import small_data, small_module
 
 Tamper = Callable[[int, RecordDict], RecordDict | None]
-"""What becomes of the answer of a node: another one, or none for one that never comes."""
+"""Maps a node and its answer to the delivered answer; None if the answer never arrives."""
 
 
 def make_node(
@@ -39,15 +39,15 @@ def make_node(
     data: Callable[[], FederatedDataModule] = small_data,
     **options: Any,
 ) -> Node:
-    """Return a node that serves some clients, with a module and data of its own."""
+    """Return a node that serves some clients, with a separate module and data module."""
     trainer = FederatedTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, **options)
-    module, own = make(), data()
-    trainer.introduce(module, own)
-    return Node(trainer.precision_plugin.convert_module(module), own, frozenset(clients), ClientStates(folder))  # type: ignore[arg-type]
+    module, datamodule = make(), data()
+    trainer.introduce(module, datamodule)
+    return Node(trainer.precision_plugin.convert_module(module), datamodule, frozenset(clients), ClientStates(folder))  # type: ignore[arg-type]
 
 
 class Clock:
-    """Seconds that pass when somebody sleeps."""
+    """A clock that advances only in :meth:`sleep`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -59,11 +59,11 @@ class Clock:
         self.now += seconds
 
 
-class Hands:
-    """A post that asks nodes at once, and hands their answers out.
+class FakePost:
+    """A fake transport that lets nodes answer at once and hands out their answers.
 
     Args:
-        nodes: by number.
+        nodes: nodes by id.
     """
 
     def __init__(self, nodes: Mapping[int, Node]) -> None:
@@ -87,7 +87,7 @@ class Hands:
         return ids
 
     def deliver(self, id: str, answer: RecordDict | Failure) -> None:
-        """Have an answer come late."""
+        """Deliver an answer late."""
         self._answers[id] = answer
 
     def collect(self, ids: Collection[str]) -> dict[str, RecordDict | Failure]:
@@ -95,25 +95,25 @@ class Hands:
 
 
 def over_the_wire(records: RecordDict) -> RecordDict:
-    """Return what Flower makes of records on the other side."""
+    """Return the records as the receiver decodes them."""
     contents = {id: part.deflate() for id, part in get_all_nested_objects(records).items()}
     inflated = inflate_object_from_contents(records.object_id, contents)
     assert isinstance(inflated, RecordDict)
     return inflated
 
 
-def federated(module: FederatedModule, hands: Hands, **patience: float) -> FederatedModule:
-    """Return a module whose clients are on the nodes of a post."""
+def federated(module: FederatedModule, post: FakePost, **patience: float) -> FederatedModule:
+    """Return a module whose clients are on the nodes of a fake transport."""
     clock = Clock()
-    module.clients = FlowerClients(module, Nodes(hands, clock, clock.sleep), Patience(**patience))
+    module.clients = FlowerClients(module, Nodes(post, clock, clock.sleep), Patience(**patience))
     return module
 
 
 @contextmanager
 def warned(match: str) -> Iterator[None]:
-    """Expect a warning among whatever others there are: each client without an update is one."""
-    with warnings.catch_warnings(record=True) as said:
+    """Expect a matching warning; other warnings are allowed, since each client without an update causes one."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    texts = [str(each.message) for each in said]
+    texts = [str(each.message) for each in caught]
     assert any(re.search(match, text) for text in texts), texts

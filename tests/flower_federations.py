@@ -1,4 +1,4 @@
-"""Federations of real processes for tests: started, killed, closed; and what they should have come to."""
+"""Federations of real processes for tests, and the comparison of their results with a run in one process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def args(folder: Path, *more: str) -> list[str]:
 
 
 class Federation:
-    """A server and its nodes, each a process group of its own."""
+    """A server and its nodes; each runs in a separate process group."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -48,19 +48,19 @@ class Federation:
             )
 
     def server(self, *more: str, settings: Sequence[str] = (), name: str = "server") -> None:
-        own = ["server", "--port", str(self.port), "--home", str(self.folder / name)]
-        self.command(name, [*own, *more, *(settings or args(self.folder))])
+        arguments = ["server", "--port", str(self.port), "--home", str(self.folder / name)]
+        self.command(name, [*arguments, *more, *(settings or args(self.folder))])
 
     def node(self, number: int, *more: str, settings: Sequence[str] = ()) -> None:
-        own = ["client", "--clients", NODES[number], "--server", f"127.0.0.1:{self.port}"]
-        own += ["--states", str(self.folder / f"states{number}"), "--home", str(self.folder / f"node{number}")]
-        self.command(f"node{number}", [*own, *more, *(settings or args(self.folder))])
+        arguments = ["client", "--clients", NODES[number], "--server", f"127.0.0.1:{self.port}"]
+        arguments += ["--states", str(self.folder / f"states{number}"), "--home", str(self.folder / f"node{number}")]
+        self.command(f"node{number}", [*arguments, *more, *(settings or args(self.folder))])
 
     def log(self, name: str = "server") -> str:
         return (self.folder / f"{name}.log").read_text()
 
     def wait_for_rounds(self, count: int, name: str = "server", seconds: float = 600) -> None:
-        """Wait until so many rounds are over: of those that are on the disk, for what is shown leaves some out."""
+        """Wait until ``count`` rounds are in ``metrics.csv``; the terminal output skips some rounds."""
         until = time.monotonic() + seconds
         while sum(map(rounds_of, self.folder.glob("flower_digits/*"))) < count:
             assert self.processes[name].poll() is None, self.log(name)
@@ -71,7 +71,7 @@ class Federation:
         return self.processes[name].wait(timeout=seconds)
 
     def kill(self, name: str) -> None:
-        """Kill -9 what carries a part, with all its children: the cover that we started stays."""
+        """Kill the processes below a command's wrapper process with SIGKILL; the wrapper itself keeps running."""
         for pid in descendants(self.processes[name].pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -85,13 +85,13 @@ class Federation:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Federation]:
-    """Give a federation; in the end close it, and see that none of its processes is left."""
+    """Yield a federation, close it at the end, and check that no process remains."""
     federation = Federation(folder)
     try:
         yield federation
     finally:
         federation.close()
-        assert not left_behind(federation.port), "processes of the federation are still there"
+        assert not left_behind(federation.port), "processes of the federation remain"
 
 
 def descendants(pid: int) -> list[int]:
@@ -101,10 +101,10 @@ def descendants(pid: int) -> list[int]:
             with contextlib.suppress(OSError):
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(entry.name))
-    found = list(children.get(pid, ()))
-    for child in found:
-        found += children.get(child, ())
-    return found
+    pids = list(children.get(pid, ()))
+    for child in pids:
+        pids += children.get(child, ())
+    return pids
 
 
 def left_behind(port: int) -> list[str]:
@@ -117,16 +117,16 @@ def run_of(folder: Path) -> Path:
     return run
 
 
-class Without(Clients):
-    """Clients in one process of which some updates are lost."""
+class LossyClients(Clients):
+    """Clients in one process; the listed updates are lost."""
 
     def __init__(self, inner: Clients, lost: set[tuple[int, int]]) -> None:
         self.inner, self.lost = inner, lost
 
     def train(self, tasks: Any) -> Any:
-        there = iter(self.inner.train([task for task in tasks if (task.round, task.client) not in self.lost]))
+        replies = iter(self.inner.train([task for task in tasks if (task.round, task.client) not in self.lost]))
         for task in tasks:
-            yield Reply(task, lost="as before") if (task.round, task.client) in self.lost else next(there)
+            yield Reply(task, lost="as before") if (task.round, task.client) in self.lost else next(replies)
 
     def run(self, job: Any, tasks: Any) -> Any:
         return self.inner.run(job, tasks)
@@ -136,7 +136,7 @@ class Without(Clients):
 
 
 class Replay(FederatedCLI):
-    """A run in one process with the same updates lost as in a run on Flower."""
+    """A run in one process in which the same updates are lost as in a run on Flower."""
 
     def __init__(self, *args: Any, lost: set[tuple[int, int]], **kwargs: Any) -> None:
         self.lost = lost
@@ -144,7 +144,7 @@ class Replay(FederatedCLI):
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
-        self.model.clients = Without(self.model.clients, self.lost)
+        self.model.clients = LossyClients(self.model.clients, self.lost)
 
 
 def rounds_of(run: Path) -> int:
@@ -154,38 +154,38 @@ def rounds_of(run: Path) -> int:
 
 
 def replayed(folder: Path, logs: Mapping[int, str], *more: str) -> Path:
-    """Return the folder of a run in this process that takes the updates which the server of some logs took."""
+    """Return the folder of a run in this process that accepts the same updates as the server of some logs."""
     start(["fit", *args(folder / "replay", *more)], cli=partial(Replay, lost=lost_updates(logs)))
     return run_of(folder / "replay")
 
 
 def lost_updates(logs: Mapping[int, str]) -> set[tuple[int, int]]:
-    """Return round and client of the updates that the server did not take.
+    """Return round and client of the updates that the server did not accept.
 
     Args:
-        logs: by the round that a server began with, in order; what another one did again counts as it was the last
-            time.
+        logs: server logs in order, by the first round of each server. Of a round that a server repeated, the last
+            repetition counts.
     """
     lost: set[tuple[int, int]] = set()
     for first, log in logs.items():
         lost = {each for each in lost if each[0] < first}
-        found = re.findall(r"Round (\d+): (?:no )?update of client (\d+)(?:: | at level \S+ refused)", log)
-        lost |= {(int(round), int(client)) for round, client in found}
+        refusals = re.findall(r"Round (\d+): (?:no )?update of client (\d+)(?:: | at level \S+ refused)", log)
+        lost |= {(int(round), int(client)) for round, client in refusals}
     return lost
 
 
 def checkpoint(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)  # noqa: TID251
-    return found
+    content: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)  # noqa: TID251
+    return content
 
 
 def assert_same_end(run: Path, alone: Path, states: Path) -> None:
-    """Compare a run on Flower with one in one process: weights, metrics, and every client's residual, bit for bit.
+    """Compare a run on Flower with one in one process bit for bit: weights, metrics, and every client's residual.
 
     Args:
-        run: its folder.
-        alone: the other's.
-        states: folder of folders in which the nodes keep what belongs to their clients.
+        run: folder of the run on Flower.
+        alone: folder of the run in one process.
+        states: folder with the state folders of the nodes.
     """
     one, two = checkpoint(run), checkpoint(alone)
     assert one["state_dict"].keys() == two["state_dict"].keys()
@@ -203,9 +203,9 @@ def assert_same_end(run: Path, alone: Path, states: Path) -> None:
 
 
 def assert_same_residual(file: Path, expected: dict[str, torch.Tensor]) -> None:
-    found = safetensors.torch.load_file(file)
-    assert found.keys() == {f"residual/{name}" for name in expected}, file
+    residual = safetensors.torch.load_file(file)
+    assert residual.keys() == {f"residual/{name}" for name in expected}, file
     for name, block in expected.items():
-        kept = found[f"residual/{name}"]
+        kept = residual[f"residual/{name}"]
         assert (kept.dtype, kept.shape) == (block.dtype, block.shape), (file, name)
         assert kept.numpy().tobytes() == block.contiguous().numpy().tobytes(), (file, name)

@@ -1,4 +1,4 @@
-"""Runs that were written by hand, of headlines other than the accuracy."""
+"""Hand-written run folders with headline metrics other than accuracy."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def write_run(
     lr: float = 0.1,
     clients: Sequence[float] = (),
 ) -> Path:
-    """Write a finished run of levels a and b.
+    """Write a finished run with levels a and b.
 
     Args:
-        folder: where.
-        headline: the score by which its models are compared.
-        scores: of level a, which is the global model, after every round; the last one is the test's, too.
-        step: how much more level b has.
-        seed: the run's seed.
-        lr: a setting by which groups differ.
-        clients: each client's score by the global model; by its own sub-model it is twice as large.
+        folder: the run folder.
+        headline: the metric that compares models.
+        scores: scores of level a, the global model, after every round; the last one is also the test score.
+        step: difference between the scores of level b and level a.
+        seed: seed of the run.
+        lr: a setting that differs between groups.
+        clients: each client's score with the global model; the score with its sub-model is twice as large.
     """
     folder.mkdir(parents=True)
     (folder / FILE).write_bytes(headline.to_json())

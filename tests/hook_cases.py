@@ -1,4 +1,4 @@
-"""Hooks of a user's own, one for each place of a round."""
+"""User-defined hooks, one for each place in a round."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Momentum(Hook):
 
 
 def hooked(**changes: Any) -> FederatedModule:
-    """Return a small module with a hook at each place of a round, all of which change numbers."""
+    """Return a small module with a hook at each place of a round; all of them change numbers."""
     uplink = ErrorFeedback(TopK(0.3))
     hooks = [Noise(0.02), NormBound(0.2, action="clip"), Momentum()]
     return small_module(**{"uplink": uplink, "hooks": hooks, **changes})

@@ -1,7 +1,7 @@
-"""A node that lies in every round in another way, and what must come of it: nothing.
+"""A malicious node that sends a different false answer in every round.
 
-A table of lies is played in one run, a lie a round. :func:`hostile_run` returns what the server said and did; it must
-end with the weights of a run in which nothing comes of the liar's client.
+One run plays a table of false answers, one per round. :func:`hostile_run` returns the server's warnings and results.
+The run must end with the weights of a run in which the malicious node's client sends nothing.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from tests.flower_store import Contents, Store, Stored, stored_answer
 
 Fit = Callable[..., Trainer]
 SPLIT = {11: (0, 1), 12: (2,), 13: (3,)}
-"""Which node serves whom."""
+"""Clients of each node."""
 LIAR = 12
 VICTIM = SPLIT[LIAR][0]
-"""The client for which the liar speaks."""
+"""The client of the malicious node."""
 HEAD_END, HEAD_VALUE_END = b"\x00", " "
-"""Of an object of Flower: what lies between head and body, and between the values of a head."""
+"""In a serialised Flower object: the separator between head and body, and the separator of the head's values."""
 
 Lie = Callable[[RecordDict], RecordDict]
 Garble = Callable[[Contents], None]
 
 
 def data() -> FederatedDataModule:
-    """Return 100 noisy pictures of four classes, which four clients train on for milliseconds."""
+    """Return 100 noisy images of four classes; four clients train on them for milliseconds."""
     random = torch.Generator().manual_seed(3)
     targets = torch.arange(100) % 4
     pictures = torch.rand(100, 1, 8, 8, generator=random) + targets[:, None, None, None] / 4
@@ -72,42 +72,42 @@ def data() -> FederatedDataModule:
 
 
 def make(**changes: Any) -> FederatedModule:
-    """Return a module of which all four clients take part in every round."""
+    """Return a module whose four clients all take part in every round."""
     arguments: dict[str, Any] = {
         "uplink": ErrorFeedback(TopK(0.2)),
         "selection": Uniform(4),
         "statistics_clients": None,
         "levels": small_levels(1.0),
-        "local": LocalTraining(1, 10, 1.0, lambda p: SGD(p, 0.05, 0.9)),  # of two batches a client
+        "local": LocalTraining(1, 10, 1.0, lambda p: SGD(p, 0.05, 0.9)),  # two batches per client
     }
     return small_module(**{**arguments, **changes})
 
 
 @dataclass
 class Play:
-    """The lies of a run: one for each request of a job, in turn.
+    """The false answers of a run: one per request of a job, in turn.
 
     Attributes:
-        job: which answers are lies: those to ``train``, ``losses`` or ``statistics``.
-        lies: what becomes of the records of an answer, by name.
-        garbles: what becomes of an answer's objects, by name.
-        told: the names of the lies, by round.
+        job: the job whose answers are false: ``train``, ``losses`` or ``statistics``.
+        lies: functions that change the records of an answer, by name.
+        garbles: functions that change the serialised objects of an answer, by name.
+        sent: names of the false answers that were sent, by round.
     """
 
     job: str
     lies: Mapping[str, Lie] = field(default_factory=dict)
     garbles: Mapping[str, Garble] = field(default_factory=dict)
-    told: dict[int, str] = field(default_factory=dict)
+    sent: dict[int, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         return [*self.lies, *self.garbles]
 
     def name(self, node: int, job: str, round: int) -> str:
-        """Return the lie that an answer is; empty for the truth."""
+        """Return the name of the false answer to send; empty for an honest answer."""
         if node != LIAR or job != self.job or round >= len(self.names):
             return ""
-        self.told[round] = self.names[round]
+        self.sent[round] = self.names[round]
         return self.names[round]
 
 
@@ -115,8 +115,8 @@ class Link(HttpGrid):
     """Flower's Grid, whose answers are bytes in a store until it pulls them.
 
     Args:
-        nodes: by number.
-        play: what the liar does.
+        nodes: nodes by id.
+        play: the false answers of the malicious node.
     """
 
     def __init__(self, nodes: Mapping[int, Node], play: Play) -> None:
@@ -153,12 +153,12 @@ class Link(HttpGrid):
 
 
 def garbled(kind: str, body: Callable[[bytes], bytes] | bytes, head: str = "") -> Garble:
-    """Return a lie that gives the first object of a kind another body, and a head that is true of its length.
+    """Return a function that replaces the body of the first object of a class; the head states the new length.
 
     Args:
-        kind: class of the object.
-        body: the new body, or what makes it of the old one.
-        head: the class that the head names; empty: the true one.
+        kind: class name of the object.
+        body: the new body, or a function of the old body.
+        head: class name that the head states; empty: ``kind``.
     """
 
     def garble(contents: Contents) -> None:
@@ -173,7 +173,7 @@ def garbled(kind: str, body: Callable[[bytes], bytes] | bytes, head: str = "") -
 
 
 def altered(record: str = "report.0", **values: Any) -> Lie:
-    """Return a lie in some values of a record."""
+    """Return a function that changes some values of a record."""
 
     def lie(answer: RecordDict) -> RecordDict:
         given = answer[record]
@@ -186,27 +186,27 @@ def altered(record: str = "report.0", **values: Any) -> Lie:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        state: the weights at its end.
-        rows: of its ``metrics.csv``.
-        said: the warnings of each round.
-        texts: all warnings.
+        state: the final weights.
+        rows: the table ``metrics.csv``.
+        by_round: warnings by round.
+        texts: all warnings in order.
     """
 
     state: Mapping[str, torch.Tensor]
     rows: pd.DataFrame
-    said: Mapping[int, Sequence[str]]
+    by_round: Mapping[int, Sequence[str]]
     texts: Sequence[str]
 
 
 class Silenced:
-    """Clients of which the victim does one job in vain.
+    """Clients of a module; results of the malicious node's client are dropped for one job.
 
     Args:
-        module: whose clients they are.
-        job: the job.
+        module: the module that owns the clients.
+        job: name of the job.
     """
 
     known = False
@@ -226,8 +226,10 @@ class Silenced:
         return getattr(self.inner, name)
 
 
-def served(module: FederatedModule, folder: Path, play: Play, build: Callable[[], FederatedModule]) -> FederatedModule:
-    """Return a module whose clients are on nodes of a link."""
+def on_nodes(
+    module: FederatedModule, folder: Path, play: Play, build: Callable[[], FederatedModule]
+) -> FederatedModule:
+    """Return a module whose clients are on nodes behind a :class:`Link`."""
     nodes = {node: make_node(clients, folder / str(node), build, data) for node, clients in SPLIT.items()}
     clock = Clock()
     post = FlowerPost(Link(nodes, play))
@@ -235,28 +237,28 @@ def served(module: FederatedModule, folder: Path, play: Play, build: Callable[[]
     return module
 
 
-def played(fit: Fit, module: FederatedModule, rounds: int, name: str, **options: Any) -> Outcome:
-    """Run a module, and return what came of it."""
+def outcome_of(fit: Fit, module: FederatedModule, rounds: int, name: str, **options: Any) -> Outcome:
+    """Run a module and return its outcome."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = fit(module, data(), rounds=rounds, name=name, **options)
-    said: dict[int, list[str]] = {}
+    by_round: dict[int, list[str]] = {}
     texts = [str(each.message) for each in caught]
     for text in texts:
         if match := re.match(r"Round (\d+): ", text):
-            said.setdefault(int(match[1]), []).append(text)
+            by_round.setdefault(int(match[1]), []).append(text)
     folder = Path(trainer.logger.save_dir)  # type: ignore[union-attr,arg-type]
     state = {key: value.clone() for key, value in module.state_dict().items()}
-    return Outcome(state, pd.read_csv(folder / "metrics.csv"), said, texts)
+    return Outcome(state, pd.read_csv(folder / "metrics.csv"), by_round, texts)
 
 
 def hostile_run(
     fit: Fit, folder: Path, play: Play, build: Callable[[], FederatedModule] = make, **options: Any
 ) -> tuple[Outcome, Outcome]:
-    """Return what comes of a run with a lie a round, and of one in which the liar's client does the job in vain."""
+    """Return the outcomes of a run with one false answer per round, and of a run that loses the victim's answers."""
     rounds = len(play.names)
-    module = served(build(), folder / "lied", play, build)
-    lied = played(fit, module, rounds, f"lied_{play.job}", **options)
-    silent = served(build(), folder / "silent", Play(""), build)
+    module = on_nodes(build(), folder / "lied", play, build)
+    lied = outcome_of(fit, module, rounds, f"lied_{play.job}", **options)
+    silent = on_nodes(build(), folder / "silent", Play(""), build)
     silent.clients = Silenced(silent, play.job)  # type: ignore[assignment]
-    return lied, played(fit, silent, rounds, f"silent_{play.job}", **options)
+    return lied, outcome_of(fit, silent, rounds, f"silent_{play.job}", **options)

@@ -1,6 +1,6 @@
-"""A node of ``hetfl flower client`` whose answers on training are lies: what makes one of any node's process.
+"""False training answers for a node process of ``hetfl flower client``.
 
-It is found by :mod:`tests.hostile_site.sitecustomize`, which a node's process imports if its folder is on the path.
+:mod:`tests.hostile_site.sitecustomize` installs them in a node process if its folder is on the Python path.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FORGED = "all is well\nRound 9: update of client 0 at level a refused: by nobody
 
 
 class Garbled(ConfigRecord):
-    """A record whose body is not what its head says."""
+    """A record whose body does not match its head."""
 
     body = b"\xff" * 40
 
@@ -27,7 +27,7 @@ class Garbled(ConfigRecord):
 
 
 class Unreadable(RecordDict):
-    """Records whose references are no JSON."""
+    """Records whose references are not valid JSON."""
 
     def deflate(self) -> bytes:
         children = ",".join(self.children or {})
@@ -55,20 +55,20 @@ LIES: dict[str, tuple[Any, str]] = {
     "a loss of NaN": (altered(loss=math.nan), "for a loss but got nan"),
     "a forged reason": (altered(status="refused", reason=FORGED), r"all is well\\nRound 9: .* by nobody\\x1b\[2J"),
 }
-"""A lie a round: what becomes of the answer, and what the server's log says of it."""
+"""One false answer per round: the function that makes it, and a pattern of the server's log message."""
 
 
 def become_hostile() -> None:
-    """Have this process's answers on training be lies: the one of the round that is asked for."""
+    """Replace this process's training answers by the false answer of the requested round."""
     read, write = messages.read_request, messages.answer_records
-    asked: list[Request] = []
+    requests: list[Request] = []
 
     def read_request(records: RecordDict) -> Request:
-        asked.append(read(records))
-        return asked[-1]
+        requests.append(read(records))
+        return requests[-1]
 
     def answer_records(answer: Answer) -> RecordDict:
-        records, request = write(answer), asked[-1]
+        records, request = write(answer), requests[-1]
         orders: list[Order] = list(request.orders)
         if request.job != "train" or not orders:
             return records

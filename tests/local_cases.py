@@ -1,4 +1,4 @@
-"""A local problem of random images, without a trainer: what tests of local training and executors are made of."""
+"""A local training problem on random images without a trainer, shared by tests of local training and executors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import small_levels, small_net
 
 
 class Source:
-    """Random images for some clients of different sizes."""
+    """Random images for clients with different numbers of samples."""
 
     transform = Plain()
 
@@ -44,7 +44,7 @@ class Source:
 
 
 class Problem(LocalMethod):
-    """Plain local problem over a level set."""
+    """A plain local problem over a level set."""
 
     def __init__(
         self,
@@ -77,19 +77,19 @@ def bench_of(problem: Problem, sizes: tuple[int, ...] = (23, 31, 12)) -> Bench:
 
 def results(executor: Executor, bench: Bench, tasks: Sequence[Task], job: Job = train) -> list[tuple[Any, ...]]:
     executor.open(bench)
-    found = list(executor.run(job, tasks))
-    assert [result.task for result in found] == list(tasks)
-    return [(r.vector, r.report.loss, r.report.samples, r.report.passes) for r in found]
+    listed = list(executor.run(job, tasks))
+    assert [result.task for result in listed] == list(tasks)
+    return [(r.vector, r.report.loss, r.report.samples, r.report.passes) for r in listed]
 
 
 def compare(problem: Problem, tasks: Sequence[Task], sizes: tuple[int, ...] = (23, 31, 12, 23), **options: Any) -> Any:
-    """Compare the results of both executors to 1e-12; return the stacks that were used."""
+    """Compare the results of both executors up to 1e-12; return the stacks that were used."""
     executor = Stacked(**options)
-    expected, found = (
+    expected, actual = (
         results(Sequential(), bench_of(problem, sizes), tasks),
         results(executor, bench_of(problem, sizes), tasks),
     )
-    for (delta, loss, *counts), (other, other_loss, *other_counts) in zip(expected, found, strict=True):
+    for (delta, loss, *counts), (other, other_loss, *other_counts) in zip(expected, actual, strict=True):
         assert delta.abs().max() > 1e-4
         assert torch.allclose(other, delta, rtol=0, atol=1e-12)
         assert other_loss == pytest.approx(loss, rel=1e-12)

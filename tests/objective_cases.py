@@ -1,4 +1,4 @@
-"""A small federation for every objective: data with something to learn, and a module that learns it."""
+"""A small federation for every objective, with data that can be learnt."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CLIENTS, FEATURES, TOKENS = 5, 6, 12
 
 @dataclass(frozen=True)
 class Case:
-    """A federation.
+    """A federation for one objective.
 
     Attributes:
-        objective: of the data.
-        samples: returns inputs and targets, given how many and a seed.
+        objective: makes the objective of the data.
+        samples: returns inputs and targets for a number of samples and a seed.
         net: builds the net of a level.
         changes: arguments of the module.
     """
@@ -55,7 +55,7 @@ class Case:
         )
 
     def module(self, **changes: Any) -> FederatedModule:
-        """Return HeteroFL of two widths with everything that a run has."""
+        """Return HeteroFL with two widths, momentum, top-k and error feedback."""
         local = LocalTraining(2, 10, 1.0, lambda p: SGD(p, lr=0.05, momentum=0.9))
         arguments: dict[str, Any] = {
             "levels": small_levels(1.0, 0.5),
@@ -67,7 +67,7 @@ class Case:
 
 
 def features(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return inputs and, as targets, three numbers that depend on them."""
+    """Return inputs, and as targets three numbers that depend on them."""
     random = torch.Generator().manual_seed(seed)
     inputs = torch.randn(count, FEATURES, generator=random)
     weights = torch.randn(FEATURES, 3, generator=torch.Generator().manual_seed(7))
@@ -75,7 +75,7 @@ def features(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def texts(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return sequences in which every token is mostly three more than the one before, and the tokens that follow."""
+    """Return token sequences and the following tokens; most tokens are three more than the token before."""
     random = torch.Generator().manual_seed(seed)
     tokens = [torch.randint(2, TOKENS, (count,), generator=random)]
     for _ in range(6):
@@ -86,25 +86,25 @@ def texts(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def classes(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return features and the largest of their three numbers."""
+    """Return features, and as targets the position of the largest of three numbers that depend on them."""
     inputs, numbers = features(count, seed)
     return inputs, numbers.argmax(1)
 
 
 def labels(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return features and which of their three numbers are positive."""
+    """Return features, and as targets which of the three numbers are positive."""
     inputs, numbers = features(count, seed)
     return inputs, numbers > 0
 
 
 def measured(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return features and two of their numbers, around 50."""
+    """Return features, and as targets two of the numbers, shifted to about 50."""
     inputs, numbers = features(count, seed)
     return inputs, 50 + 10 * numbers[:, :2]
 
 
 def same_tokens(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return sequences twice, as masked language modelling has them."""
+    """Return sequences as inputs and as targets, for masked language modelling."""
     tokens = texts(count, seed)[0]
     return tokens, tokens
 

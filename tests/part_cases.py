@@ -1,4 +1,4 @@
-"""Parts of a small global model, drawn by Hypothesis."""
+"""Hypothesis strategies that draw parts of a small global model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ WHOLE = Part({name: tuple(slice(0, size) for size in shape) for name, shape in S
 
 @st.composite
 def blocks(draw: st.DrawFn) -> Part:
-    """Leading blocks of all tensors."""
+    """Draw leading blocks of all tensors."""
     sizes = {name: [draw(st.integers(1, size)) for size in shape] for name, shape in SHAPES.items()}
     return Part({name: tuple(slice(0, size) for size in each) for name, each in sizes.items()})
 
 
 @st.composite
 def parts_like(draw: st.DrawFn, block: Part) -> Part:
-    """Windows, positions and masks in the shapes of a block."""
+    """Draw a part with windows, positions and masks in the shapes of a block."""
 
     def dimension(of: int, held: int) -> slice | torch.Tensor:
         if draw(st.booleans()):
@@ -43,9 +43,9 @@ def parts_like(draw: st.DrawFn, block: Part) -> Part:
 
 @st.composite
 def drawn_parts(draw: st.DrawFn) -> tuple[Part, Part, Part]:
-    """A part with a recipe, its leading block, and all of the global tensors.
+    """Draw a part with a recipe, its leading block, and all of the global tensors.
 
-    The recipe is that of the part, of other seeds, or of the part before rows or tensors were left out of it.
+    The recipe belongs to the part, to other seeds, or to a larger part from which rows or tensors were removed.
     """
     n, m = draw(st.integers(1, 300)), draw(st.integers(1, 40))
     of = {"conv": (n, m), "bias": (n,), "head": (7, n), "scale": ()}
@@ -74,12 +74,12 @@ def drawn_parts(draw: st.DrawFn) -> tuple[Part, Part, Part]:
 
 
 def held_by(part: Part) -> dict[str, NDArray[np.bool_]]:
-    """Return which entries of the global tensors a part holds, found position by position."""
-    found = {name: np.zeros(SHAPES[name], dtype=bool) for name in part}
+    """Return a mask per global tensor of the entries that a part holds, computed position by position."""
+    held = {name: np.zeros(SHAPES[name], dtype=bool) for name in part}
     masks = {} if part.mask_D is None else part.layout.views(part.mask_D)
     for name, entry in part.items():
         ranges = [list(range(d.start, d.stop)) if isinstance(d, slice) else d.tolist() for d in entry]
         for place in np.ndindex(*map(len, ranges)):
             position = tuple(each[i] for each, i in zip(ranges, place, strict=True))
-            found[name][position] = bool(masks[name][place]) if name in masks else True
-    return found
+            held[name][position] = bool(masks[name][place]) if name in masks else True
+    return held

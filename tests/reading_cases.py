@@ -1,15 +1,15 @@
-"""Texts that are small, and large once they are read."""
+"""Small texts that become very large when they are parsed."""
 
 from __future__ import annotations
 
 ALIASES = "".join(f"a{n}: &a{n} [{', '.join(['x' if n == 0 else f'*a{n - 1}'] * 10)}]\n" for n in range(9))
-"""Nine levels of ten aliases: a billion values."""
+"""Nine levels of ten aliases each: a billion values."""
 CHAIN = "".join(f"a{n}: &a{n} [{'x' if n == 0 else f'*a{n - 1}'}]\n" for n in range(3000))
-"""Lists inside each other by aliases, none in the text."""
+"""Lists nested through aliases; the text itself has no nested lists."""
 MERGED = "a0: &a0 {x: 1}\n" + "".join(
     f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 9)
 )  # fmt: skip
-"""The same through YAML's merge key."""
+"""Nine levels of ten aliases through YAML's merge key."""
 
 DEEP = "at most 100 lists and mappings inside each other"
 MANY = "at most 100,000 values, aliases written out,"
@@ -29,7 +29,7 @@ YAML = {
     "a text that is read again": ("a: '" + "[" * 3000 + "]" * 3000 + "'", DEEP),
     "aliases in a text": (f"a: {('{' + ALIASES.replace(chr(10), ', ') + '}')!r}", MANY),
 }
-"""Texts in YAML, and what is said of them."""
+"""YAML texts by name, each with the expected words of its error."""
 
 JSON = {
     "lists": ("[" * 3000 + "]" * 3000, DEEP),
@@ -38,4 +38,4 @@ JSON = {
     "digits": ("9" * 5000, "Exceeds the limit"),
     "no JSON": ("{", "Expecting property name"),
 }
-"""Texts in JSON, likewise."""
+"""JSON texts by name, each with the expected words of its error."""

@@ -1,4 +1,4 @@
-"""Means over holders against a NumPy loop over every scalar; one contract for all aggregators."""
+"""Aggregators: means over holders against a NumPy loop over every scalar, and one contract for all of them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def cohorts(draw: st.DrawFn) -> Case:
 def brute_force(
     clients: Case, weight: Callable[[Report], float]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Average every scalar by itself over the clients that hold it."""
+    """Average every scalar separately over the clients that hold it."""
     sums = {name: np.zeros(tuple(t.shape)) for name, t in tensors().items()}
     counts = {name: np.zeros(tuple(t.shape)) for name, t in tensors().items()}
     for index, values, report in clients:
@@ -64,7 +64,7 @@ def brute_force(
 
 
 @pytest.mark.parametrize("make", [HolderMean, SampleMean, SelectionMean, QFedAvg])
-def test_contract(make: Callable[[], Aggregator]) -> None:
+def test_every_aggregator_fulfils_the_contract(make: Callable[[], Aggregator]) -> None:
     check_aggregator(make)
 
 
@@ -75,7 +75,7 @@ def test_every_scalar_is_the_mean_over_its_holders(
     make: Callable[[], Aggregator], weight: Callable[[Report], float], clients: Case
 ) -> None:
     aggregator = make()
-    for _ in range(2):  # the second round must not remember the first
+    for _ in range(2):  # the second round must not contain values of the first
         aggregator.reset(tensors())
         for index, values, report in clients:
             aggregator.update(DenseUpdate(values), index, report)
@@ -100,7 +100,9 @@ def test_the_divisor_counts_holders_not_senders(
 
 
 @pytest.mark.parametrize(("make", "weight"), ALL)
-def test_the_exact_block_follows_the_vector(make: Callable[[], Aggregator], weight: Callable[[Report], float]) -> None:
+def test_the_exact_block_is_assigned_to_the_buffers(
+    make: Callable[[], Aggregator], weight: Callable[[Report], float]
+) -> None:
     aggregator = make()
     aggregator.reset({"w": torch.zeros(2), "running_mean": torch.zeros(1)})
     index = {"w": (slice(0, 2),), "running_mean": (slice(0, 1),)}
@@ -113,14 +115,14 @@ def test_the_exact_block_follows_the_vector(make: Callable[[], Aggregator], weig
 @pytest.mark.parametrize(("make", "weight"), ALL)
 @settings(max_examples=30)
 @given(blocks=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(1, 9)), max_size=5))
-def test_kernels_and_scalars_are_means_over_their_holders(
+def test_kernels_and_single_entries_are_means_over_their_holders(
     make: Callable[[], Aggregator],
     weight: Callable[[Report], float],
     blocks: list[tuple[int, int, int]],
 ) -> None:
     whole = {"kernel": torch.zeros(4, 3, 2, 2), "scale": torch.zeros(()), "unheld": torch.zeros(2)}
     aggregator = make()
-    aggregator.reset({"kernel": torch.zeros(9)})  # of another model: nothing of it may be left
+    aggregator.reset({"kernel": torch.zeros(9)})  # of another model; its values must be cleared
     aggregator.reset(whole)
     filled = {name: np.full((len(blocks), *tensor.shape), np.nan) for name, tensor in whole.items()}
     weights = np.zeros(len(blocks))
@@ -142,10 +144,10 @@ def test_kernels_and_scalars_are_means_over_their_holders(
 
 
 @pytest.mark.parametrize(("make", "weight"), ALL)
-def test_holders_of_a_part_of_the_kernel_alone_are_counted_there(
+def test_holders_of_part_of_a_kernel_are_counted_only_there(
     make: Callable[[], Aggregator], weight: Callable[[Report], float]
 ) -> None:
-    """Convolutions of 3x3, of 1x1 in a corner of it, of a row, and of some columns; every entry by itself."""
+    """3x3 kernels, 1x1 parts in a corner of them, a row, and some columns; holders are counted per entry."""
     parts: list[tuple[slice | Tensor, slice | Tensor]] = [
         (slice(0, 3), slice(0, 3)),
         (slice(0, 1), slice(0, 1)),

@@ -1,4 +1,4 @@
-"""Who holds what, how far levels drift, where norms lie: against updates seen in the run, position by position."""
+"""Holders, drift of levels and channel norms, against a position-by-position computation from the run's updates."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def masks_of(held: Index, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np
 
 
 @pytest.mark.parametrize("kind", [HeteroFL, SparesBiases, DepthFL])
-def test_replayed_holders_are_those_of_the_updates_that_arrived(fit: Fit, kind: type[FederatedModule]) -> None:
+def test_replayed_holders_equal_those_of_the_arrived_updates(fit: Fit, kind: type[FederatedModule]) -> None:
     module = small_depth() if kind is DepthFL else small_module(kind)  # levels are redrawn in every round
     recorder = Recorder()
     fit(
@@ -76,15 +76,15 @@ def test_replayed_holders_are_those_of_the_updates_that_arrived(fit: Fit, kind: 
         mine = ever.setdefault(report.client, {name: np.zeros(shape, dtype=bool) for name, shape in shapes.items()})
         for name, covered in masks_of(index, shapes).items():
             mine[name] |= covered
-    found = holders(module, rounds=5)
-    assert found.keys() == shapes.keys()
-    for name, counts in found.items():
+    actual = holders(module, rounds=5)
+    assert actual.keys() == shapes.keys()
+    for name, counts in actual.items():
         assert counts.dtype == torch.int64
         assert np.array_equal(counts.numpy(), sum(mine[name] for mine in ever.values()))
-    assert len(ever) < sum(map(len, recorder.updates)), "else nobody took part twice, which counts once"
+    assert len(ever) < sum(map(len, recorder.updates)), "no client took part twice, which the test needs"
     if kind is HeteroFL:
-        rows = found["classifier.bias"].tolist()
-        assert len(set(rows)) > 1, "clients own two labels each, so rows of the classifier differ"
+        rows = actual["classifier.bias"].tolist()
+        assert len(set(rows)) > 1, "classifier rows must differ in holders, as clients own two labels each"
 
 
 entries = st.lists(st.integers(0, 4), unique=True, min_size=1).map(lambda own: torch.tensor(sorted(own)))
@@ -94,7 +94,7 @@ indices = st.fixed_dictionaries({}, optional={"weight": st.tuples(parts, parts),
 
 @settings(max_examples=50)
 @given(rounds=st.lists(st.lists(st.tuples(st.integers(0, 3), indices), max_size=4), max_size=4))
-def test_holders_of_any_indices_are_those_counted_one_by_one(rounds: list[list[tuple[int, Index]]]) -> None:
+def test_holders_of_any_indices_equal_a_count_one_by_one(rounds: list[list[tuple[int, Index]]]) -> None:
     selection = Uniform(2)
     selection.setup(Facts([9] * 4))
 
@@ -106,11 +106,11 @@ def test_holders_of_any_indices_are_those_counted_one_by_one(rounds: list[list[t
         selection=selection,
         round=SimpleNamespace(tasks=tasks),
     )
-    found = holders(cast(FederatedModule, stand_in), len(rounds))
+    counts = holders(cast(FederatedModule, stand_in), len(rounds))
     for name, shape in (("weight", (5, 5)), ("bias", (5,))):
         for place in np.ndindex(*shape):
             ever = {k for each in rounds for k, index in each if name in index and mask(shape, index[name])[place]}
-            assert found[name][place] == len(ever)
+            assert counts[name][place] == len(ever)
 
 
 def test_a_run_that_cannot_be_replayed_is_refused(fit: Fit) -> None:
@@ -126,7 +126,7 @@ def test_a_run_that_cannot_be_replayed_is_refused(fit: Fit) -> None:
     assert isinstance(module.selection, Selection)
 
 
-def test_mean_holders_are_the_entries_held_in_the_rounds_with_snapshots(fit: Fit) -> None:
+def test_mean_holders_equal_the_held_entries_of_the_snapshots(fit: Fit) -> None:
     module, recorder = small_module(), Recorder()
     trainer = fit(module, rounds=4, callbacks=[recorder, Snapshots(2)], limit_val_batches=0)
     table = mean_holders(load_snapshots(folder_of(trainer)).layers())
@@ -144,7 +144,7 @@ def test_mean_holders_are_the_entries_held_in_the_rounds_with_snapshots(fit: Fit
 
 
 class Models(Recorder):
-    """Also keeps the global model before every round."""
+    """A recorder that also keeps the global model before every round."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ def arrays(module: FederatedModule) -> dict[str, np.ndarray]:
 
 
 def expected_drift(recorder: Models, round: int, level: str) -> tuple[float, float, int]:
-    """Return distance, norm and clients of a level, entry by entry in float64."""
+    """Return distance, norm and number of clients of a level, entry by entry in float64."""
     before, after = recorder.models[round], recorder.models[round + 1]
     sums = {name: np.zeros_like(tensor) for name, tensor in before.items()}
     counts = {name: np.zeros_like(tensor) for name, tensor in before.items()}
@@ -180,7 +180,7 @@ def expected_drift(recorder: Models, round: int, level: str) -> tuple[float, flo
 
 
 @pytest.mark.parametrize("server", [SGD, Adam])
-def test_drift_is_that_of_the_levels_own_updates(fit: Fit, server: type[SGD | Adam]) -> None:
+def test_drift_equals_a_computation_from_the_updates_of_the_level(fit: Fit, server: type[SGD | Adam]) -> None:
     uplink, recorder, drift = ErrorFeedback(GammaFedHT(density=0.3)), Models(), LevelDrift()
     module = small_module(server_optimizer=lambda p: server(p, lr=0.5), uplink=uplink)
     fit(
@@ -204,11 +204,11 @@ def test_drift_is_that_of_the_levels_own_updates(fit: Fit, server: type[SGD | Ad
             assert row.drift == pytest.approx(distance / norm, rel=1e-4)
         else:
             assert np.isnan(cast(float, row.drift))
-    assert (table["clients"] == 0).any(), "else the case of a level without clients is not tested"
+    assert (table["clients"] == 0).any(), "no level without clients, which the test needs"
     assert (table["clients"].groupby(table["step"]).sum() == 4).all()
 
 
-def test_nothing_drifts_where_nobody_trains_and_where_there_is_one_level(fit: Fit) -> None:
+def test_drift_is_zero_without_training_and_with_one_level(fit: Fit) -> None:
     still, alone = LevelDrift(), LevelDrift()
     fit(
         small_module(local=LocalTraining(epochs=1, optimizer=lambda p: SGD(p, lr=0.0))),
@@ -221,7 +221,7 @@ def test_nothing_drifts_where_nobody_trains_and_where_there_is_one_level(fit: Fi
     assert (alone.table()["norm"] > 0).all()
 
 
-def test_following_the_drift_changes_nothing(fit: Fit) -> None:
+def test_recording_the_drift_does_not_change_the_run(fit: Fit) -> None:
     plain, followed = small_module(), small_module()
     fit(plain)
     fit(followed, callbacks=[LevelDrift()])
@@ -235,9 +235,7 @@ def test_following_the_drift_changes_nothing(fit: Fit) -> None:
 
 @settings(max_examples=50)
 @given(data=st.data(), channels=st.integers(1, 8), gather=st.booleans())
-def test_channel_norms_are_those_of_one_channel_after_the_other(
-    data: st.DataObject, channels: int, gather: bool
-) -> None:
+def test_channel_norms_equal_a_loop_over_channels(data: st.DataObject, channels: int, gather: bool) -> None:
     weights = {"conv": torch.randn(channels, 2, 3, generator=torch.Generator().manual_seed(channels))}
     sizes = sorted({channels, *data.draw(st.lists(st.integers(1, channels), max_size=3))}, reverse=True)
 
@@ -255,7 +253,7 @@ def test_channel_norms_are_those_of_one_channel_after_the_other(
         assert level == f"level {min(size for size in sizes if size > place)}"
 
 
-def test_channel_norms_are_of_the_tensors_asked_for() -> None:
+def test_channel_norms_are_computed_for_the_requested_tensors() -> None:
     module = small_module()
     weights = dict(module.net.state_dict())
     both = channel_norms(weights, module.levels.indices, ["blocks.1.conv.weight", "blocks.0.conv.weight"])
@@ -265,14 +263,14 @@ def test_channel_norms_are_of_the_tensors_asked_for() -> None:
     assert set(channel_norms(weights, module.levels.indices)["tensor"]) == {
         name for name, tensor in weights.items() if tensor.dim() > 1
     }
-    for asked, wrong in ((["conv"], "'conv'"), ([], "none")):
+    for tensors, wrong in ((["conv"], "'conv'"), ([], "none")):
         with pytest.raises(ConfigurationError, match=f"Expected names of the model's tensors but got {wrong}"):
-            channel_norms(weights, module.levels.indices, asked)
+            channel_norms(weights, module.levels.indices, tensors)
 
 
 @settings(max_examples=50)
 @given(data=st.data())
-def test_channel_norms_name_the_smallest_level_that_holds_an_entry_of_a_channel(data: st.DataObject) -> None:
+def test_channel_norms_name_the_smallest_level_that_holds_the_channel(data: st.DataObject) -> None:
     tensors = {name: torch.rand(shape) for name, shape in SHAPES.items()}
     parts = {"all": WHOLE} | {level: data.draw(parts_like(data.draw(blocks()))) for level in "bcd"}
     table = channel_norms(tensors, parts)
@@ -310,10 +308,10 @@ def test_figures_show_the_tables() -> None:
     assert plot_channel_norms(window).axes[0].get_title().endswith("first 25 %: 25 % of norm²")
 
 
-def test_lines_of_drift_are_named_at_their_ends_without_overlap() -> None:
+def test_labels_of_drift_lines_do_not_overlap() -> None:
     rows = [(step, level, 1, 1.0, 10.0, 0.1) for step in range(3) for level in "abcd"]
     table = pd.DataFrame(rows, columns=["step", "level", "clients", "distance", "norm", "drift"])
-    table.loc[table["level"] == "d", "drift"] = np.nan  # nobody was of this level
+    table.loc[table["level"] == "d", "drift"] = np.nan  # no client had this level
     ax = plot_drift(table).axes[0]
     assert [line.get_ydata().tolist() for line in ax.lines] == [[10.0] * 3] * 3  # type: ignore[union-attr]
     assert [text.get_text() for text in ax.texts] == ["a", "b", "c"]
@@ -321,7 +319,7 @@ def test_lines_of_drift_are_named_at_their_ends_without_overlap() -> None:
     assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
-def test_figures_of_nothing_are_refused() -> None:
+def test_figures_of_empty_tables_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="Expected the drift of at least one round but got none"):
         plot_drift(LevelDrift().table())
     with pytest.raises(

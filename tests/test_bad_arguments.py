@@ -1,4 +1,4 @@
-"""Arguments and extensions that cannot work are refused in one line that names them."""
+"""Wrong arguments and broken user classes are refused in one line that names them."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def refused(make: Callable[[], object], message: str) -> None:
         ({"selction": Uniform(2)}, "arguments of HeteroFL but got 'selction': did you mean 'selection'?"),
     ],
 )
-def test_arguments_of_a_module(arguments: dict[str, Any], message: str) -> None:
+def test_wrong_module_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     refused(lambda: small_module(**arguments), message)
 
 
-def test_arguments_of_other_constructors() -> None:
+def test_wrong_arguments_of_other_constructors_are_refused() -> None:
     level: Any = Level
     refused(lambda: level("a", widht=0.5), "arguments of Level but got 'widht': did you mean 'width'?")
     refused(lambda: small_data(num_clinets=3), "arguments of Digits but got 'num_clinets': did you mean 'num_clients'?")
@@ -75,7 +75,7 @@ def test_a_checked_class_keeps_its_signature() -> None:
 
 
 class Lazy(nn.Module):
-    """A net whose first layer learns its size from the data."""
+    """A net whose first layer learns its input size from the data."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -103,18 +103,18 @@ class Fixed(nn.Module):
         ),
     ],
 )
-def test_nets(net: Any, message: str) -> None:
+def test_nets_that_cannot_work_are_refused(net: Any, message: str) -> None:
     refused(lambda: small_module(net=net), message)
 
 
-def test_a_net_that_ignores_its_width_is_a_warning() -> None:
+def test_a_net_that_ignores_its_width_gives_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"smaller at level c, of width 0.25, but got Fixed of one size: does it use"):
         LevelSet(Fixed, small_levels(1.0, 0.5, 0.25), seed=0)
     LevelSet(Fixed, small_levels(1.0, 1.0), seed=0)
-    LevelSet(small_net, small_levels(1.0, 0.99, 0.5), seed=0)  # at 0.99 as many channels as at 1
+    LevelSet(small_net, small_levels(1.0, 0.99, 0.5), seed=0)  # at 0.99 the net has as many channels as at 1
 
 
-def test_a_type_error_of_the_nets_own_code_stays_one() -> None:
+def test_a_type_error_inside_the_net_is_not_replaced() -> None:
     def net(*, width: float = 1.0) -> nn.Module:
         return nn.Linear(64, 10, biass=False)  # type: ignore[call-arg]
 
@@ -123,7 +123,7 @@ def test_a_type_error_of_the_nets_own_code_stays_one() -> None:
 
 
 class Chosen(Uniform):
-    """Selects what it was told to."""
+    """Selects the given clients."""
 
     def __init__(self, chosen: Any) -> None:
         super().__init__(2)
@@ -143,22 +143,22 @@ class Chosen(Uniform):
         ([1.0], r"a list of clients' ids from Chosen.select but got \[1.0\]"),
     ],
 )
-def test_selections(chosen: Any, message: str) -> None:
+def test_invalid_cohorts_of_a_selection_are_refused(chosen: Any, message: str) -> None:
     refused(lambda: Chosen(chosen).cohort(0, Everyone(12)), message)
 
 
-def test_ids_of_torch_are_ids() -> None:
+def test_client_ids_may_be_tensors() -> None:
     assert Chosen(torch.tensor([3, 1])).cohort(0, Everyone(12)) == [3, 1]
 
 
-def test_a_run_asks_for_the_cohort_and_the_step_by_the_checks(fit: Fit) -> None:
+def test_a_run_checks_the_cohort_and_the_aggregated_step(fit: Fit) -> None:
     refused(lambda: fit(small_module(selection=Chosen([0, 12])), rounds=1), "Chosen.select but got 12 in round 0")
     spoilt = Spoilt(lambda steps, holders: steps)
     refused(lambda: fit(small_module(aggregator=spoilt), rounds=1), "Spoilt.compute but got dict")
 
 
 class Spoilt(HolderMean):
-    """Returns what a function makes of a mean and its holders."""
+    """Returns the result of a function of the mean and its holders."""
 
     def __init__(self, spoil: Callable[[dict[str, Tensor], dict[str, Tensor]], Any]) -> None:
         super().__init__()
@@ -183,14 +183,14 @@ FIRST = r"'w' from Spoilt.compute but got"
         (lambda steps, holders: (steps, {k: v[:1] for k, v in holders.items()}), f"Expected holders of .* {FIRST}"),
     ],
 )
-def test_aggregators(spoil: Any, message: str) -> None:
+def test_invalid_results_of_an_aggregator_are_refused(spoil: Any, message: str) -> None:
     aggregators = Aggregators(Spoilt(spoil))
     aggregators.reset([{"w": torch.zeros(4, 3)}], frozenset())
     refused(lambda: aggregators.compute(lambda model, steps, holders: steps), message)
 
 
 class Made(Compressor):
-    """Returns what a function makes of a vector."""
+    """Returns the result of a function of the vector."""
 
     def __init__(self, make: Callable[[Tensor], Any]) -> None:
         self.make = make
@@ -208,13 +208,13 @@ class Made(Compressor):
         (lambda p_D: DenseUpdate(p_D.mul_(0.5)), "Made.apply to leave its vector as it is but got it changed in place"),
     ],
 )
-def test_compressors(make: Any, message: str) -> None:
+def test_invalid_results_of_a_compressor_are_refused(make: Any, message: str) -> None:
     refused(lambda: Made(make).compress(torch.ones(50), lr=0.1), message)
     feedback, index = ErrorFeedback(Made(make)), {"w": (slice(0, 50),)}
     refused(lambda: feedback.prepare(0, torch.ones(50), index=index, round=0, lr=0.1), message)
 
 
-def test_fedavg_with_several_sizes_is_heterofl_without_rules_about_labels(fit: Fit) -> None:
+def test_fedavg_with_several_sizes_equals_heterofl_without_label_rules(fit: Fit) -> None:
     settings = {"rounds": 2, "limit_val_batches": 0}
     fedavg = small_module(FedAvg)
     heterofl = small_module(HeteroFL, label_rules=False, aggregator=SampleMean())
@@ -223,8 +223,8 @@ def test_fedavg_with_several_sizes_is_heterofl_without_rules_about_labels(fit: F
     assert all(torch.equal(a, b) for a, b in zip(fedavg.parameters(), heterofl.parameters(), strict=True))
 
 
-def test_fedavg_with_several_sizes_says_what_its_mean_is_over(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"), caplog.at_level("INFO", "lightning.pytorch"):  # the command line quietens it
+def test_fedavg_with_several_sizes_logs_that_means_are_over_holders(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"), caplog.at_level("INFO", "lightning.pytorch"):  # the command line raises the level
         fit(small_module(FedAvg), rounds=1, limit_val_batches=0)
         fit(small_module(FedAvg, levels=small_levels(1.0)), rounds=1, limit_val_batches=0, name="one")
         fit(small_module(HeteroFL), rounds=1, limit_val_batches=0, name="other")

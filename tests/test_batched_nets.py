@@ -1,4 +1,4 @@
-"""Which nets several clients can be trained on at once, and in which way."""
+"""Stacked training of several clients: the nets that can be batched, and how each kind is batched."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LEVELS = small_levels(1.0, 0.5)
 
 
 class MethodProblem(Problem):
-    """A problem with the loss of a method, masks of labels included."""
+    """A problem with the loss of a method, label masks included."""
 
     def __init__(self, method: type[FederatedModule], local: LocalTraining, net: Callable[..., nn.Module], **rest: Any):
         super().__init__(local, net, **rest)
@@ -44,8 +44,8 @@ class MethodProblem(Problem):
 
 
 @pytest.mark.parametrize("norm", ["static_batch", "group", "none"])
-def test_masked_loss_and_scaler_of_heterofl(norm: Norm) -> None:
-    """Sizes of 3 and 5 samples leave most of the 10 classes out."""
+def test_heterofls_masked_loss_and_scaler_train_alike_stacked(norm: Norm) -> None:
+    """With 3 and 5 samples most of the 10 classes are absent."""
     net = partial(ConvNet, hidden=(8, 16), norm=norm)
     problem = MethodProblem(HeteroFL, LocalTraining(batch_size=4, optimizer=sgd()), net, levels=LEVELS)
     stacks = compare(problem, tasks_of([0, 1, 2, 3]), (5, 3, 21, 5))
@@ -60,41 +60,41 @@ DEPTHS = {"a": Level("a", 1.0, 3), "b": Level("b", 0.5, 2), "c": Level("c", 1.0,
 
 
 @pytest.mark.parametrize("net", MULTI_EXIT, ids=["MultiExitConvNet", "MultiExitResNet"])
-def test_self_distillation_of_several_exits(net: Callable[..., nn.Module]) -> None:
-    """Depthwise convolutions, gates and upsampling included."""
+def test_self_distillation_of_several_exits_trains_alike_stacked(net: Callable[..., nn.Module]) -> None:
+    """Nets with depthwise convolutions, gates and upsampling."""
     problem = MethodProblem(DepthFL, LocalTraining(batch_size=8, optimizer=sgd()), net, levels=DEPTHS)
     stacks = compare(problem, tasks_of([0, 1], levels="abc"), (17, 20))
     assert all(isinstance(stack.net, FoldedNet) and stack.joint for stack in stacks.values())
 
 
-def test_residual_net() -> None:
+def test_a_residual_net_trains_alike_stacked() -> None:
     net = partial(PreActResNet, in_channels=1, hidden=(4, 4, 8, 8))
-    local = LocalTraining(optimizer=sgd(), gradient_clip=0.1)  # four stages leave a pixel: norms are steep there
+    local = LocalTraining(optimizer=sgd(), gradient_clip=0.1)  # four stages leave a pixel: norms are steep
     stacks = compare(Problem(local, net), tasks_of([0, 1, 2], lr=0.02), (20, 17, 20))
     assert all(isinstance(stack.net, FoldedNet) for stack in stacks.values())
 
 
 def test_rewritten_nets_compute_the_same_in_fewer_passes() -> None:
-    """The Scaler is in batch norm's epsilon, which is large here, and ReLU meets what is left of the pool."""
+    """The Scaler is folded into batch norm's epsilon, which is large here, and ReLU is moved behind the pool."""
     net = ConvNet(hidden=(8, 16), width=0.5).train()
     for layer in net.modules():
         if isinstance(layer, StaticBatchNorm2d):
             layer.eps = 0.1
     images = torch.randn(5, 1, 8, 8)
-    found = copy.deepcopy(net)
-    rewrite(found)
-    assert not [layer for layer in found.modules() if isinstance(layer, Scaler)]
-    assert [type(layer) for layer in found.blocks[0].children()][-2:] == [nn.MaxPool2d, nn.ReLU]
-    for one in (net, found):
+    changed = copy.deepcopy(net)
+    rewrite(changed)
+    assert not [layer for layer in changed.modules() if isinstance(layer, Scaler)]
+    assert [type(layer) for layer in changed.blocks[0].children()][-2:] == [nn.MaxPool2d, nn.ReLU]
+    for one in (net, changed):
         one(images).square().sum().backward()
-    assert torch.allclose(found(images), net(images), rtol=1e-12)
-    for (name, parameter), (other, rewritten) in zip(net.named_parameters(), found.named_parameters(), strict=True):
+    assert torch.allclose(changed(images), net(images), rtol=1e-12)
+    for (name, parameter), (other, rewritten) in zip(net.named_parameters(), changed.named_parameters(), strict=True):
         assert name == other
         assert torch.allclose(rewritten.grad, parameter.grad, rtol=1e-9, atol=1e-12)  # type: ignore[arg-type]
 
 
-class Counted(nn.Sequential):
-    """Runs its layers in an order of its own."""
+class Reordered(nn.Sequential):
+    """Runs its layers in another order."""
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in reversed(self):
@@ -102,25 +102,25 @@ class Counted(nn.Sequential):
         return x
 
 
-def test_layers_that_run_in_another_order_are_not_rewritten() -> None:
-    net = Counted(Scaler(0.5), StaticBatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)).train()
+def test_layers_called_in_another_order_are_not_rewritten() -> None:
+    net = Reordered(Scaler(0.5), StaticBatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)).train()
     images = torch.randn(5, 3, 8, 8)
     expected = net(images)
     rewrite(net)
     assert torch.equal(net(images), expected)
 
 
-def test_nets_of_a_single_channel() -> None:
+def test_nets_of_a_single_channel_train_alike_stacked() -> None:
     compare(Problem(LocalTraining(optimizer=sgd()), partial(ConvNet, hidden=(2, 4))), tasks_of([0, 1, 2]))
 
 
-def test_a_single_filter_of_a_single_client() -> None:
+def test_a_single_filter_of_a_single_client_trains_alike_stacked() -> None:
     net = partial(ConvNet, hidden=(4, 1, 8))
     compare(Problem(LocalTraining(optimizer=sgd()), net, levels={"a": Level("a")}), tasks_of([2], "a"))
 
 
-class Joined(nn.Module):
-    """Branches joined along the channels, and a layer norm: nothing that folds."""
+class Branched(nn.Module):
+    """Branches concatenated along the channels, and a layer norm; neither can be folded."""
 
     def __init__(self, *, width: float = 1.0, fold: bool = False) -> None:
         super().__init__()
@@ -137,23 +137,23 @@ class Joined(nn.Module):
 
 
 @pytest.mark.parametrize("fold", [False, True])
-def test_other_nets_go_through_torch_func(fold: bool) -> None:
-    """With ``fold`` every layer could be folded, and only what the net does between them cannot."""
-    problem = Problem(LocalTraining(epochs=2, optimizer=sgd(), gradient_clip=0.4), partial(Joined, fold=fold))
+def test_other_nets_are_stacked_with_torch_func(fold: bool) -> None:
+    """With ``fold`` every layer can be folded, but not the operation that the net does between them."""
+    problem = Problem(LocalTraining(epochs=2, optimizer=sgd(), gradient_clip=0.4), partial(Branched, fold=fold))
     problem.net.shift.fill_(0.7)  # type: ignore[operator]
     stacks = compare(problem, tasks_of([0, 1, 2, 3]))
     assert not any(isinstance(stack.net, FoldedNet) for stack in stacks.values())
 
 
-@pytest.mark.parametrize("net", [Joined, small_net])
-def test_clients_with_parts_of_their_own(net: Callable[..., nn.Module]) -> None:
-    """Each begins with the values of its part, whichever way the net goes."""
+@pytest.mark.parametrize("net", [Branched, small_net])
+def test_clients_with_different_parts_start_from_their_part(net: Callable[..., nn.Module]) -> None:
+    """Each client starts from the values of its part, with every kind of batching."""
     problem, rule = Problem(LocalTraining(optimizer=sgd()), net), RandomChannels()
     rule.meet(problem.levels, seed=3)
     compare(problem, [replace(task, part=rule.part(task.level, 3, task.client)) for task in tasks_of([0, 1, 2])])
 
 
-def test_frozen_parameters_stay() -> None:
+def test_frozen_parameters_do_not_change() -> None:
     def net(*, width: float = 1.0) -> nn.Module:
         made = small_net(width=width)
         made.get_parameter("blocks.0.conv.weight").requires_grad_(False)
@@ -166,8 +166,8 @@ def test_frozen_parameters_stay() -> None:
     assert all(not vector[-frozen:].any() for vector, *_ in results(Stacked(), bench_of(problem), tasks_of([1], "a")))
 
 
-class Gapped(nn.Module):
-    """A gradient that is wrong for several clients at once, though what is computed is right."""
+class WrongGradients(nn.Module):
+    """A net with right outputs and wrong gradients for several clients at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,14 +178,14 @@ class Gapped(nn.Module):
         return logits if logits.shape[-1] == 10 else logits.detach() + 0.5 * (logits - logits.detach())
 
 
-def test_gradients_are_compared_too() -> None:
-    problem = Problem(LocalTraining(optimizer=sgd()), lambda *, width=1.0: Gapped(), levels={"a": Level("a")})
+def test_wrong_batched_gradients_are_refused() -> None:
+    problem = Problem(LocalTraining(optimizer=sgd()), lambda *, width=1.0: WrongGradients(), levels={"a": Level("a")})
     stacks = compare(problem, tasks_of([0, 1, 2], "a"))
     assert not isinstance(stacks["a"].net, FoldedNet)
 
 
 class Drawing(nn.Module):
-    """Draws random numbers without saying so by a layer; or counts; or looks at its values."""
+    """Draws random numbers outside of layers, counts calls, or reads its values."""
 
     seen: Tensor
 
@@ -213,7 +213,9 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
 
 
 @pytest.mark.parametrize(("net", "message"), REFUSED)
-def test_nets_that_clients_cannot_share_a_call_of_are_refused(net: Callable[[], nn.Module], message: str) -> None:
+def test_nets_that_cannot_run_several_clients_in_one_call_are_refused(
+    net: Callable[[], nn.Module], message: str
+) -> None:
     executor = Stacked()
     executor.open(bench_of(Problem(LocalTraining(), lambda *, width=1.0: net(), levels={"a": Level("a")})))
     with pytest.raises(ConfigurationError, match=message) as caught:

@@ -1,4 +1,4 @@
-"""Other packages on the work of the benchmarks: what they compute is compared, and who is not installed is said."""
+"""Other packages in the benchmarks: their results are compared, and missing packages are reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def start() -> BareLoop:
 
 
 class Honest:
-    """Does what the bare loop does, times a factor."""
+    """Computes the bare loop's result times a factor."""
 
     def __init__(self, factor: float = 1.0) -> None:
         self.bare, self.factor, self.closed = start(), factor, False
@@ -41,21 +41,21 @@ class Honest:
         self.closed = True
 
 
-def test_a_peer_that_does_the_same_work_is_timed_and_closed() -> None:
+def test_a_peer_with_equal_results_is_timed_and_closed() -> None:
     peer = Honest()
-    found = local_rounds(
+    timings = local_rounds(
         SMALL, {"Sequential": Sequential}, num_threads=1, blocks=1, peers={"honest": lambda setting, tensors: peer}
     )
-    assert [row.side for row in found][-2:] == ["Sequential", "honest"]
+    assert [row.side for row in timings][-2:] == ["Sequential", "honest"]
     assert peer.closed
 
 
-def test_a_peer_that_does_other_work_is_refused() -> None:
+def test_a_peer_with_different_results_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"Expected Honest to make the bare loop's deltas"):
         check_peer(SMALL, Honest(factor=1.001), start())
 
 
-def test_who_is_not_installed_is_said_in_a_line(
+def test_peers_that_are_not_installed_are_listed_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("peers.find_spec", lambda name: None)
@@ -68,7 +68,7 @@ def test_who_is_not_installed_is_said_in_a_line(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("module", ["pfl", "ray"])
-def test_an_installed_peer_computes_what_the_bare_loop_does(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_peer_equals_the_bare_loop(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(module)
     monkeypatch.setattr("peers.find_spec", lambda name: find_spec(name) if name == module else None)
     (make,) = installed_peers(1).values()

@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they compare computes the same. How fast is not tested."""
+"""The benchmarks run, and the compared sides compute equal results. Speed is not tested."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SMALL = Setting("be", clients=8, cohort=4, samples=11, batch_size=5, epochs=2, h
 
 def test_local_rounds_are_checked_and_timed() -> None:
     makes = {name: make for name, make in executors(2, SMALL.cohort).items() if name != "Auto"}
-    found = local_rounds(SMALL, makes, num_threads=1, blocks=1)
-    assert [row.side for row in found] == [
-        "Sequential",  # the baseline where clients differ
+    timings = local_rounds(SMALL, makes, num_threads=1, blocks=1)
+    assert [row.side for row in timings] == [
+        "Sequential",  # the baseline for clients with different parts
         "bare loop, 1 thread",
         "bare loop, 1 thread, foreach",
         *("Workers(2)", "Workers(2, Stacked)", "Workers(2, Stacked(1))", "Stacked"),
     ]
-    assert all(len(row.seconds) == 1 for row in found)
+    assert all(len(row.seconds) == 1 for row in timings)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,19 +47,19 @@ def test_the_memory_of_reading_a_message_is_measured(kind: str, tmp_path: Path) 
     assert read(file, 30) >= 0
 
 
-def test_the_cnn_is_the_comparisons_and_trained_alike() -> None:
+def test_the_cnn_and_its_training_equal_those_of_the_comparison() -> None:
     assert sum(p.numel() for p in CNN().parameters()) == 1_626_442
     check(Setting("a", clients=2, cohort=2, samples=4, batch_size=2, size=32, channels=3, cnn=True), Stacked())
 
 
-def test_a_different_step_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_different_step_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     train = BareLoop.train
     monkeypatch.setattr(BareLoop, "train", lambda self, k, level, seed, start: train(self, k, level, seed + 1, start))
     with pytest.raises(RuntimeError, match="equal deltas"):
         check(SMALL, Sequential())
 
 
-def test_whole_round_moves_the_model_by_the_mean_of_the_bare_deltas() -> None:
+def test_a_whole_round_moves_the_model_by_the_mean_of_the_bare_deltas() -> None:
     with double_precision():
         federation = Federation(SMALL, SMALL.data(), Sequential())
         before = {name: tensor.detach().clone() for name, tensor in federation.models.tensors[0].items()}
@@ -79,14 +79,14 @@ def test_whole_round_moves_the_model_by_the_mean_of_the_bare_deltas() -> None:
             assert torch.allclose(tensor, expected, rtol=0, atol=1e-10)
 
 
-def test_whole_round_is_the_sum_of_its_parts() -> None:
+def test_the_time_of_a_whole_round_is_the_sum_of_its_parts() -> None:
     *parts, whole = whole_rounds(SMALL, blocks=2)
     assert whole.seconds == pytest.approx([sum(times) for times in zip(*(p.seconds for p in parts), strict=True)])
 
 
 def test_aggregation_is_checked_and_timed() -> None:
-    found = aggregation(uploads(clients=6, hidden=(16, 16, 32, 32)), num_threads=1, blocks=1)
-    assert [row.side for row in found] == ["copy of the same bytes", "HolderMean"]
+    timings = aggregation(uploads(clients=6, hidden=(16, 16, 32, 32)), num_threads=1, blocks=1)
+    assert [row.side for row in timings] == ["copy of the same bytes", "HolderMean"]
 
 
 @pytest.mark.parametrize("density", [0.001, 0.1])
@@ -94,7 +94,7 @@ def test_upload_is_checked_and_timed(density: float) -> None:
     assert len(upload(2000, density, blocks=1, slow=True)) == 11
 
 
-def test_blocks_take_turns() -> None:
+def test_timed_blocks_alternate() -> None:
     calls: list[str] = []
     times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, blocks=3, warmup=1)
     assert "".join(calls) == "ba" + "ab" + "ba" + "ab"
@@ -102,36 +102,36 @@ def test_blocks_take_turns() -> None:
 
 
 def test_ratios_are_against_the_first_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found: list[Row] = rows("case", {"one": [1.0, 2.0, 9.0], "two": [3.0, 5.0, 4.0]})
-    report(found, tmp_path / "times.json")
-    assert (found[1].ratio_of_medians, found[1].ratio_of_minima) == (2.0, 3.0)
+    table: list[Row] = rows("case", {"one": [1.0, 2.0, 9.0], "two": [3.0, 5.0, 4.0]})
+    report(table, tmp_path / "times.json")
+    assert (table[1].ratio_of_medians, table[1].ratio_of_minima) == (2.0, 3.0)
     assert "2.000" in capsys.readouterr().out
     assert json.loads((tmp_path / "times.json").read_text())["rows"][1]["seconds"] == [3.0, 5.0, 4.0]
 
 
 @pytest.mark.slow
 def test_checkpoints_of_both_stores_are_timed_against_bare_weights() -> None:
-    found = checkpoints(2, blocks=1)
-    sizes = {row.side.split(",")[0]: float(row.side.split()[-2]) for row in found}
-    assert [row.case.split()[0] for row in found] == ["save"] * 3 + ["load"] * 3
+    timings = checkpoints(2, blocks=1)
+    sizes = {row.side.split(",")[0]: float(row.side.split()[-2]) for row in timings}
+    assert [row.case.split()[0] for row in timings] == ["save"] * 3 + ["load"] * 3
     weights = 4 * 11_172_170 / 1e6
     assert sizes["weights alone"] == pytest.approx(weights, rel=0.01)
     assert sizes["DiskStore"] == pytest.approx(weights, rel=0.01)
     assert sizes["MemoryStore"] == pytest.approx(3 * weights, rel=0.01)
 
 
-def test_slope_is_in_bytes_a_round() -> None:
+def test_the_slope_is_in_bytes_per_round() -> None:
     assert slope(np.arange(10.0), 5.0 + 3.0 * np.arange(10.0)) == pytest.approx(3.0)
 
 
-def test_rounds_out_of_a_fleet_are_clocked() -> None:
+def test_rounds_of_a_fleet_are_timed() -> None:
     first, clock = scale(clients=30, cohort=3, rounds=3)
     assert first > 0
     assert len(clock.ends) == len(clock.allocated) == 3
 
 
 @pytest.mark.slow
-def test_rounds_without_training_are_timed_beside_a_step() -> None:
+def test_rounds_without_training_are_timed_with_a_step_beside_them() -> None:
     step, round = empty_rounds(2)
     assert len(step.seconds) == len(round.seconds) == 2
     assert round.baseline is step.seconds

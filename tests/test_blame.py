@@ -1,4 +1,4 @@
-"""Errors in the user's own code: one line that names class, file, line and setting; the traceback on request."""
+"""Errors in user code: one line with class, file, line and setting; the traceback on request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hetfl.cli import main
 from tests.demo_cases import CONFIGS
 
-OWN = """
+SOURCE = """
 from torch import nn, zeros
 from hetfl.compression import TopK
 
@@ -37,24 +37,24 @@ class Failing(TopK):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the user's module, which Python imports once."""
+    """Return the folder of the user's module, which Python imports only once."""
     folder = tmp_path_factory.mktemp("home")
-    (folder / "blamed_classes.py").write_text(OWN)
+    (folder / "blamed_classes.py").write_text(SOURCE)
     return folder
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_new_folder(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(home))
 
 
 def line_of(text: str) -> int:
-    return next(number for number, line in enumerate(OWN.splitlines(), start=1) if text in line)
+    return next(number for number, line in enumerate(SOURCE.splitlines(), start=1) if text in line)
 
 
 def failed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Return what a run on two files and some arguments says on standard error."""
+    """Return the standard error of a run with two files and some arguments."""
     Path("first.yaml").write_text(
         "model:\n  init_args:\n    net:\n      class_path: hetfl.models.ConvNet\n      init_args: {hidden: [8, 8]}\n"
     )
@@ -102,7 +102,7 @@ def failed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     ],
     ids=["constructor", "given to it", "forward", "compressor"],
 )
-def test_an_error_in_a_users_class_says_where_it_is(
+def test_an_error_in_a_users_class_is_reported_with_its_location(
     capsys: pytest.CaptureFixture[str], home: Path, args: list[str], error: str, name: str, line: str, setting: str
 ) -> None:
     message = failed(capsys, *args)

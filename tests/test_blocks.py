@@ -1,9 +1,9 @@
-"""A client's blocks against global arrays, and sums of updates against a loop: one vector, or tensor by tensor."""
+"""Blocks of a client against global arrays, and sums of updates against a loop, for both storage forms."""
 
 from __future__ import annotations
 
 import math
-import pickle  # noqa: TID251 -- users may: what joblib or a spawned process is given
+import pickle  # noqa: TID251 -- users may pickle stores: joblib and spawned processes do
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -61,7 +61,7 @@ def mesh(entry: IndexEntry) -> tuple[np.ndarray, ...]:
 
 @pytest.fixture(params=["in one call", "by tensor"], scope="module", autouse=True)
 def short(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Read through positions, and again as if vectors were long."""
+    """Read short vectors through positions, and then treat them as long ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(entries, "SHORT", entries.SHORT if request.param == "in one call" else 0)
         yield
@@ -69,7 +69,7 @@ def short(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @settings(max_examples=150)
 @given(st.lists(st.tuples(indices(), st.sampled_from([1.0, 0.5, 0.0])), min_size=1, max_size=8), st.integers(0, 99))
-def test_what_is_written_is_read_wherever_it_lies(steps: list[tuple[Part, float]], seed: int) -> None:
+def test_written_values_are_read_back_at_every_index(steps: list[tuple[Part, float]], seed: int) -> None:
     random = np.random.default_rng(seed)
     arrays = {name: np.zeros(shape) for name, shape in SHAPES.items()}
     store, like = MemoryStore(), torch.empty(0, dtype=torch.float64)
@@ -80,11 +80,11 @@ def test_what_is_written_is_read_wherever_it_lies(steps: list[tuple[Part, float]
         write(arrays, index, values_D)
         given_D = torch.from_numpy(values_D)
         written = store.write(0, index, given_D, round, outside=outside)
-        given_D.fill_(math.nan)  # its memory may be used again
-        for asked in (index, *(earlier for earlier, _ in steps)):
-            got = store.read(0, asked, like)
+        given_D.fill_(math.nan)  # its memory may be reused
+        for read_index in (index, *(earlier for earlier, _ in steps)):
+            got = store.read(0, read_index, like)
             assert got is not None
-            assert np.array_equal(got.numpy(), read(arrays, asked))
+            assert np.array_equal(got.numpy(), read(arrays, read_index))
         for name, block in written.items():
             inside = tuple(slice(size) for size in block.shape)
             assert np.array_equal(block.numpy(), arrays[name][inside])
@@ -93,7 +93,7 @@ def test_what_is_written_is_read_wherever_it_lies(steps: list[tuple[Part, float]
         assert written.squared_norm() == pytest.approx(whole, rel=1e-14)
 
 
-def test_a_vector_stays_where_it_is_in_memory_but_what_was_given_is_left_alone() -> None:
+def test_a_store_reuses_its_own_memory_and_not_the_callers() -> None:
     corner, both = Part({"w": (slice(0, 2),)}), Part({"w": (slice(0, 4),)})
     given = {"w": torch.ones(4)}
     store, resumed = MemoryStore(), MemoryStore()
@@ -124,7 +124,7 @@ def test_a_vector_stays_where_it_is_in_memory_but_what_was_given_is_left_alone()
     assert pickled.load(0)["w"].tolist() == pickled.read(0, both, torch.ones(0)).tolist() == [3, 3, 6, 7]
 
 
-def test_what_was_read_can_be_written_elsewhere_and_a_wrong_length_changes_nothing() -> None:
+def test_a_read_vector_can_be_written_elsewhere_and_a_wrong_length_is_refused() -> None:
     first, last, whole = (Part({"w": (slice(*ends),)}) for ends in ((0, 3), (1, 4), (0, 4)))
     store = MemoryStore()
     store.write(0, whole, torch.tensor([1.0, 2.0, 3.0, 4.0]), 0)
@@ -142,7 +142,7 @@ def test_what_was_read_can_be_written_elsewhere_and_a_wrong_length_changes_nothi
 def test_a_norm_does_not_depend_on_the_order_of_the_blocks(
     whole: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor on where in memory they begin; of a short vector and, as if it were one, of a long one."""
+    """The norm also does not depend on memory offsets, for a short vector and for one treated as long."""
     monkeypatch.setattr("hetfl.store.blocks.WHOLE", whole)
     random = torch.Generator().manual_seed(0)
     for size in range(200, 230):
@@ -156,7 +156,7 @@ def test_a_norm_does_not_depend_on_the_order_of_the_blocks(
         assert norms.pop() == pytest.approx(sum(float(block.double().square().sum()) for block in blocks.values()))
 
 
-def test_no_more_places_are_kept_than_there_may_be() -> None:
+def test_cached_block_positions_are_limited() -> None:
     index = Part({"a": (slice(0, 1),)})
     for rows in (*range(1, 20), *range(1, 20)):
         block = torch.arange(float(rows))
@@ -166,11 +166,11 @@ def test_no_more_places_are_kept_than_there_may_be() -> None:
 
 @settings(max_examples=150)
 @given(st.lists(st.tuples(indices(), st.booleans(), st.booleans()), min_size=1, max_size=6), st.integers(0, 99))
-def test_sums_are_those_of_a_loop(clients: list[tuple[Part, bool, bool]], seed: int) -> None:
+def test_sums_equal_a_loop(clients: list[tuple[Part, bool, bool]], seed: int) -> None:
     random = np.random.default_rng(seed)
     tensors = {name: torch.full(shape, 7.0, dtype=torch.float64) for name, shape in SHAPES.items()}
     every = [FlatSums(tensors), TensorSums(tensors)]
-    for _ in range(2):  # nothing is left of the round before
+    for _ in range(2):  # values of the first round must be cleared
         arrays = {name: np.zeros(shape) for name, shape in SHAPES.items()}
         for sums in every:
             sums.clear()

@@ -1,4 +1,4 @@
-"""Levels by cost against brute force over all sizes, the cut of a net to a budget, and what is refused."""
+"""Levels by cost against brute force over all sizes, nets cut to a budget, and refused budgets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HALVES = [1.0, 0.5, 0.25, 0.125]
 
 
 def conv_parameters(hidden: list[int]) -> int:
-    """Count a ConvNet's parameters: 3x3 weights, bias, two of the norm; then the classifier's."""
+    """Return the number of a ConvNet's parameters: 3x3 weights, bias, and two of the norm; then the classifier's."""
     blocks = sum(9 * before * after + 3 * after for before, after in pairwise([1, *hidden]))
     return blocks + 10 * hidden[-1] + 10
 
@@ -44,7 +44,7 @@ def prefix(hidden: list[int], width: Fraction) -> list[int]:
     budgets=st.lists(st.floats(0.02, 1.0), min_size=1, max_size=4, unique=True),
     by=st.sampled_from(["params", "upload_bytes"]),
 )
-def test_widths_are_the_best_of_all_channel_counts(hidden: list[int], budgets: list[float], by: Any) -> None:
+def test_widths_equal_the_best_of_all_channel_counts(hidden: list[int], budgets: list[float], by: Any) -> None:
     def cost(width: Fraction) -> int:
         parameters = conv_parameters(prefix(hidden, width))
         return parameters if by == "params" else dense_size(parameters)
@@ -56,41 +56,41 @@ def test_widths_are_the_best_of_all_channel_counts(hidden: list[int], budgets: l
         with pytest.raises(ConfigurationError, match="budget of at least"):
             LevelSet(net, Budgets(by, budgets), seed=0)
         return
-    found = LevelSet(net, Budgets(by, budgets), seed=0)
-    assert list(found) == list("abcd")[: len(budgets)]
-    for (name, allowed), budget in zip(found.allowances.items(), budgets, strict=True):
+    levels = LevelSet(net, Budgets(by, budgets), seed=0)
+    assert list(levels) == list("abcd")[: len(budgets)]
+    for (name, allowed), budget in zip(levels.allowances.items(), budgets, strict=True):
         limit = budget * cost(every[-1])
         best = max((width for width in every if cost(width) <= limit), key=cost)
         assert allowed.cost == cost(best) <= allowed.limit == limit
-        shapes = [p.shape[0] for n, p in found.build(name).named_parameters() if n.endswith("conv.weight")]
+        shapes = [p.shape[0] for n, p in levels.build(name).named_parameters() if n.endswith("conv.weight")]
         assert shapes == prefix(hidden, allowed.size.width) == prefix(hidden, best)
 
 
 @settings(max_examples=200)
 @given(costs=st.lists(st.integers(0, 9).map(float) | st.none(), max_size=12), limit=st.floats(0, 10))
-def test_bisection_passes_over_sizes_that_a_net_does_not_come_in(costs: list[float | None], limit: float) -> None:
+def test_bisection_skips_sizes_that_the_net_does_not_have(costs: list[float | None], limit: float) -> None:
     rising = iter(sorted(cost for cost in costs if cost is not None))
     table = {Size(depth=i): None if cost is None else next(rising) for i, cost in enumerate(costs)}
     fitting = [size for size, cost in table.items() if cost is not None and cost <= limit]
     assert largest_within(list(table), limit, table.__getitem__) == (fitting[-1] if fitting else None)
 
 
-def test_a_group_norm_takes_multiples_of_its_groups_only() -> None:
+def test_group_norm_allows_multiples_of_its_groups_only() -> None:
     net = partial(ConvNet, hidden=(24, 48), norm="group")
-    found = LevelSet(net, Budgets("params", [1.0, 0.4, 0.2]), seed=0)
+    levels = LevelSet(net, Budgets("params", [1.0, 0.4, 0.2]), seed=0)
     sizes = [(12 * k, 24 * k) for k in (1, 2)] + [(4 * k, 8 * k) for k in (1, 2, 4, 5)]
-    for allowed in found.allowances.values():
+    for allowed in levels.allowances.values():
         best = max(c for c in (conv_parameters(list(size)) for size in sizes) if c <= allowed.limit)
         assert allowed.cost == best
 
 
-def test_depths_are_the_deepest_that_fit_and_two_budgets_may_give_the_same() -> None:
+def test_depths_are_the_deepest_within_budget_and_may_be_equal() -> None:
     counts = (3930, 14564, 43502, 118904)
     net = partial(MultiExitConvNet, hidden=(16, 32, 64, 128))
-    found = LevelSet(net, Budgets("params", HALVES), seed=0, own_axis="depth")
-    assert {name: level.depth for name, level in found.items()} == {"a": 4, "b": 3, "c": 2, "d": 2}
-    assert [allowed.cost for allowed in found.allowances.values()] == [counts[i] for i in (3, 2, 1, 1)]
-    assert found.affords("d", "c")
+    levels = LevelSet(net, Budgets("params", HALVES), seed=0, own_axis="depth")
+    assert {name: level.depth for name, level in levels.items()} == {"a": 4, "b": 3, "c": 2, "d": 2}
+    assert [allowed.cost for allowed in levels.allowances.values()] == [counts[i] for i in (3, 2, 1, 1)]
+    assert levels.affords("d", "c")
     cut = LevelSet(net, Budgets("params", [1.0, 0.5], "depth", 50_000), seed=0)
     assert {name: level.depth for name, level in cut.items()} == {"a": 3, "b": 2}
     assert sum(p.numel() for p in cut.net.parameters()) == counts[2]
@@ -98,19 +98,19 @@ def test_depths_are_the_deepest_that_fit_and_two_budgets_may_give_the_same() -> 
     assert {name: level.depth for name, level in roomy.items()} == {"a": 4, "b": 3}
 
 
-def test_budgets_of_flops_are_of_those_that_are_counted() -> None:
+def test_flops_budgets_use_the_counted_flops() -> None:
     inputs = torch.rand(4, 1, 8, 8)
-    found = LevelSet(partial(ConvNet, hidden=(8, 12)), Budgets("flops", [1.0, 0.3], sample_shape=[1, 8, 8]), seed=0)
-    flops = found.inspect(inputs, (4, 10), lambda level, _: found.indices[level])
-    assert {name: allowed.cost for name, allowed in found.allowances.items()} == {n: f[1] for n, f in flops.items()}
-    one_more = found.allowances["b"].size.width + Fraction(1, 12)
+    levels = LevelSet(partial(ConvNet, hidden=(8, 12)), Budgets("flops", [1.0, 0.3], sample_shape=[1, 8, 8]), seed=0)
+    flops = levels.inspect(inputs, (4, 10), lambda level, _: levels.indices[level])
+    assert {name: allowed.cost for name, allowed in levels.allowances.items()} == {n: f[1] for n, f in flops.items()}
+    one_more = levels.allowances["b"].size.width + Fraction(1, 12)
     wider = LevelSet(partial(ConvNet, hidden=prefix([8, 12], one_more)), {"a": Level("a")}, seed=0)
-    assert wider.inspect(inputs, (4, 10))["a"][1] > found.allowances["b"].limit
+    assert wider.inspect(inputs, (4, 10))["a"][1] > levels.allowances["b"].limit
     with pytest.raises(ConfigurationError, match=r"sample_shape \[1, 9, 9\], the data's"):
-        found.inspect(torch.rand(4, 1, 9, 9), (4, 10))
+        levels.inspect(torch.rand(4, 1, 9, 9), (4, 10))
 
 
-def test_methods_at_the_same_reference_fit_the_same_budgets() -> None:
+def test_methods_with_the_same_reference_have_the_same_budgets() -> None:
     reference = partial(MultiExitConvNet, hidden=(16, 32, 64, 128))
     wide = LevelSet(partial(ConvNet, hidden=(64, 96, 128)), Budgets("params", HALVES, "width", reference), seed=0)
     deep = LevelSet(reference, Budgets("params", HALVES, "depth", reference), seed=0)
@@ -120,8 +120,8 @@ def test_methods_at_the_same_reference_fit_the_same_budgets() -> None:
         assert other.cost <= other.limit
 
 
-def test_a_net_that_is_cut_to_its_first_budget_is_the_smaller_net() -> None:
-    """The paper's b1-e1: everything is relative to the global model, the Scaler too."""
+def test_a_net_cut_to_its_first_budget_equals_the_smaller_net() -> None:
+    """The paper's b1-e1: every size is relative to the global model, also the Scaler's ratio."""
     budgets = Budgets("params", [1.0, 0.3], reference=conv_parameters([8, 16]))
     cut = LevelSet(partial(ConvNet, hidden=(16, 32), norm="none"), budgets, seed=0)
     plain = partial(ConvNet, hidden=(8, 16), norm="none")
@@ -139,7 +139,7 @@ def test_a_net_that_is_cut_to_its_first_budget_is_the_smaller_net() -> None:
 
 
 class Rounds(nn.Module):
-    """Rounds its channels, and looks at its own values."""
+    """Rounds its channels and reads its own values."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Rounds(nn.Module):
         return self.second(torch.relu(self.first(x.flatten(1)) / self.scale))  # type: ignore[no-any-return]
 
 
-def test_nets_of_users_may_round_and_look_at_their_values_and_draws_are_left_alone() -> None:
+def test_users_nets_may_round_and_read_their_values_and_random_state_is_kept() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -191,7 +191,7 @@ def test_budgets_that_cannot_be_met_are_refused_in_one_line(arguments: dict[str,
     assert "\n" not in str(error.value)
 
 
-def test_a_resnet_is_searched_without_memory_for_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resnet_is_searched_without_allocating_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[torch.device] = []
     original = PreActResNet.__init__
 
@@ -206,7 +206,7 @@ def test_a_resnet_is_searched_without_memory_for_its_values(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("method", "net"), [(HeteroFL, ConvNet), (DepthFL, MultiExitConvNet)])
-def test_a_run_by_budgets_has_its_methods_own_axis(fit: Fit, method: Any, net: Any) -> None:
+def test_a_run_with_budgets_uses_the_axis_of_its_method(fit: Fit, method: Any, net: Any) -> None:
     budgets = Budgets("params", [1.0, 0.4], reference=2000)
     module = small_module(method, net=partial(net, hidden=(8, 16)), levels=budgets)
     fit(module, small_data(), rounds=1)
@@ -215,7 +215,7 @@ def test_a_run_by_budgets_has_its_methods_own_axis(fit: Fit, method: Any, net: A
 
 
 class Rounded(nn.Module):
-    """A net of two layers whose channels are rounded in a way of its own."""
+    """A net of two layers with a custom rounding of channels."""
 
     def __init__(self, rounding: Callable[[float], float], width: float = 1.0) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class Rounded(nn.Module):
 
 
 @pytest.mark.parametrize("rounding", [math.ceil, math.floor, round], ids=["up", "down", "nearest"])
-def test_nets_that_round_their_channels_in_other_ways_are_found_in_all_their_sizes(
+def test_all_sizes_of_nets_with_other_roundings_are_found(
     rounding: Callable[[float], float],
 ) -> None:
     def net(*, width: float = 1.0) -> nn.Module:
@@ -236,7 +236,7 @@ def test_nets_that_round_their_channels_in_other_ways_are_found_in_all_their_siz
     thresholds = sorted({(k + shift) / c for c in (10, 29, 100) for k in range(c + 1) for shift in (0.0, 0.5)})
     near = {
         step + shift for step in thresholds for shift in (-1e-5, 1e-5)
-    }  # at the step itself binary fractions decide
+    }  # exactly at a step, binary fractions decide
     costs = sorted({size(width) for width in near if 0.1 <= width <= 1})
     for limit in sorted({cost + step for cost in costs[1:-1:9] for step in (-1, 0, 1)}):
         levels, allowances = Budgets(by="params", budgets=[1.0], reference=float(limit)).choose(net, "width")

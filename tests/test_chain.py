@@ -1,4 +1,4 @@
-"""A sparsifier and a quantiser together: every pair, what a threshold is calibrated by, and what an uplink carries."""
+"""Chains of a sparsifier and a quantiser: residuals of every pair, calibration of thresholds, and use of the uplink."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def normal(size: int, seed: int) -> Tensor:
 
 
 def exchanged(feedback: ErrorFeedback, delta: Tensor, round: int, lr: float = 0.1) -> tuple[Update, int]:
-    """Pass a delta through the door; return what the server reads, and its bytes."""
+    """Compress a delta with error feedback; return the update that the server decodes, and its bytes."""
     generator = torch.Generator().manual_seed(round)
     message = feedback.prepare(0, delta, index=INDEX, round=round, lr=lr, generator=generator)
     sent = decode(message.payload, Expected(round, 0, LAYOUT.size, layout=LAYOUT))
@@ -73,7 +73,7 @@ def exchanged(feedback: ErrorFeedback, delta: Tensor, round: int, lr: float = 0.
 @pytest.mark.parametrize("sparsifier", SPARSIFIERS, ids=lambda make: repr(make()))
 @pytest.mark.parametrize("quantiser", QUANTISERS, ids=lambda make: repr(make()))
 @pytest.mark.parametrize("half_precision", [False, True])
-def test_every_pair_keeps_what_it_does_not_send(
+def test_every_pair_keeps_unsent_values_in_the_residual(
     sparsifier: Callable[[], Compressor], quantiser: Callable[[], Quantiser], half_precision: bool
 ) -> None:
     feedback = ErrorFeedback(Chain(sparsifier(), quantiser()), half_precision=half_precision)
@@ -83,7 +83,7 @@ def test_every_pair_keeps_what_it_does_not_send(
         sent, _ = exchanged(feedback, delta, round)
         feedback.end_round(0)
         left = feedback.residuals.read(0, INDEX, delta)
-        left = torch.zeros_like(delta) if left is None else left.clone()  # the next residual takes its place
+        left = torch.zeros_like(delta) if left is None else left.clone()  # the next residual reuses its memory
         p_D, u_D = delta + before, sent.to_dense()
         assert torch.equal(left, p_D - u_D)
         assert bool(((u_D + left - p_D).abs() <= 2**-23 * torch.maximum(p_D.abs(), u_D.abs())).all())
@@ -95,7 +95,7 @@ def test_every_pair_keeps_what_it_does_not_send(
 def test_a_threshold_is_calibrated_as_without_a_quantiser(quantiser: Callable[[], Quantiser], scope: str) -> None:
     plain = HardThreshold(density=0.1, scope=scope)  # type: ignore[arg-type]
     within = HardThreshold(density=0.1, scope=scope)  # type: ignore[arg-type]
-    delta = normal(LAYOUT.size, 0) ** 3  # a tail that is long, next to which the k-th rounds to 0
+    delta = normal(LAYOUT.size, 0) ** 3  # heavy-tailed, so that the k-th magnitude would be quantised to 0
     updates = []
     for compressor in (plain, Chain(within, quantiser())):
         feedback = ErrorFeedback(compressor)
@@ -107,7 +107,7 @@ def test_a_threshold_is_calibrated_as_without_a_quantiser(quantiser: Callable[[]
     assert [update.codes is None for update in updates] == [True, True, True, False]
 
 
-def test_a_tensor_of_zeros_does_not_hold_the_codes_up() -> None:
+def test_a_zero_tensor_does_not_delay_the_codes() -> None:
     feedback = ErrorFeedback(Chain(HardThreshold(density=0.1, scope="layer"), SignEF()))
     delta = normal(LAYOUT.size, 0)
     LAYOUT.views(delta)["bias"].zero_()
@@ -119,13 +119,13 @@ def test_a_tensor_of_zeros_does_not_hold_the_codes_up() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 4, 12])
-def test_an_uplink_is_used_up_by_codes_too(bits: int) -> None:
+def test_codes_also_fill_the_uplink(bits: int) -> None:
     feedback = ErrorFeedback(Chain(AdaptiveDensity(1.0), DynamicRange(bits, bucket=None)), half_precision=True)
     message = feedback.prepare(0, normal(50_000, 0), index={"w": (slice(0, 50_000),)}, round=0, lr=0.1, uplink=5_000.0)
     assert 4_800 < len(message.payload) < 5_200
 
 
 @pytest.mark.parametrize("sparsifier", [SignEF(), Chain(TopK(0.1), SignEF())], ids=repr)
-def test_what_sends_codes_is_no_sparsifier(sparsifier: Compressor) -> None:
+def test_a_compressor_that_sends_codes_is_refused_as_sparsifier(sparsifier: Compressor) -> None:
     with pytest.raises(ConfigurationError, match="sparsifier that sends floating-point numbers for Chain but got "):
         Chain(sparsifier, DynamicRange())

@@ -1,4 +1,4 @@
-"""Images reach resident nets channels last, folded nets have their weights so, and nothing else changes."""
+"""Resident nets get images channels last, folded nets have channels-last weights, and results do not change."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hetfl.submodel import state_of
 from tests.local_cases import Problem, bench_of, results, sgd, tasks_of
 
 
-class Seen(nn.Module):
-    """Remembers how its inputs were laid out; ``view`` can only join what lies side by side."""
+class LayoutRecorder(nn.Module):
+    """Records the layout of its inputs; ``view`` works only for adjacent dimensions."""
 
     def __init__(self, *, width: float = 1.0, views: bool = False) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Seen(nn.Module):
         last = x.stride() == torch.empty(x.shape, memory_format=torch.channels_last).stride()
         self.last.add(last)
         x = self.norm(self.conv(x))
-        if last:  # convolutions in float64 lose the layout
+        if last:  # float64 convolutions lose the layout
             x = x.contiguous(memory_format=torch.channels_last)
         x = (x.view(len(x), -1) if self.views else x.flatten(1)).unflatten(1, (-1, 36))
         logits: Tensor = self.head(self.drop(x.mean(dim=2)))
@@ -41,26 +41,29 @@ class Seen(nn.Module):
 
 
 def trained(views: bool) -> tuple[Tensor, set[bool]]:
-    """Return a delta, and whether the net's inputs were laid out channels last on the way."""
-    problem, tasks = Problem(LocalTraining(optimizer=sgd()), partial(Seen, views=views)), tasks_of([0], levels="a")
+    """Return a delta, and whether the net received channels-last inputs."""
+    problem, tasks = (
+        Problem(LocalTraining(optimizer=sgd()), partial(LayoutRecorder, views=views)),
+        tasks_of([0], levels="a"),
+    )
     bench = bench_of(problem)
     ((delta, *_),) = results(Sequential(), bench, tasks)
     return delta, bench.resident(tasks[0]).net.last  # type: ignore[return-value]
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_both_layouts_train_alike() -> None:
-    """Dropout's random numbers included: a trial does not use any up."""
+def test_both_memory_layouts_train_alike() -> None:
+    """Dropout's random numbers are also equal, since the trial uses none."""
     expected, last = trained(views=True)
     assert last == {False}
-    found, last = trained(views=False)
+    actual, last = trained(views=False)
     assert last == {True}
     assert expected.abs().max() > 1e-3
-    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-12)
 
 
-def test_a_trial_changes_nothing() -> None:
-    net, images = Seen().train(), torch.rand(4, 1, 8, 8)
+def test_the_layout_trial_does_not_change_the_net() -> None:
+    net, images = LayoutRecorder().train(), torch.rand(4, 1, 8, 8)
     state, before = torch.get_rng_state(), {name: value.clone() for name, value in net.state_dict().items()}
     (inputs,) = ChannelsLast()(net, (images,)) or (None,)
     assert inputs is not None
@@ -70,22 +73,22 @@ def test_a_trial_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 4, 5), (1, 3, 4, 5), (2, 3, 4, 5)])
-def test_values_stay_and_one_channel_is_laid_out_too(shape: tuple[int, ...]) -> None:
+def test_channels_last_keeps_values_and_also_converts_one_channel(shape: tuple[int, ...]) -> None:
     x = torch.rand(shape)
-    found = channels_last(x)
-    assert torch.equal(found, x)
-    assert found.stride() == torch.empty(shape, memory_format=torch.channels_last).stride()
+    converted = channels_last(x)
+    assert torch.equal(converted, x)
+    assert converted.stride() == torch.empty(shape, memory_format=torch.channels_last).stride()
 
 
-def test_inputs_that_are_no_images_stay_as_they_are() -> None:
+def test_inputs_that_are_not_images_are_not_converted() -> None:
     hook, net = ChannelsLast(), nn.Linear(4, 2)
     assert hook(net, (torch.rand(3, 4),)) is None
     assert hook(net, ()) is None
     assert hook.accepted == {}
 
 
-class Picky(nn.Conv2d):
-    """Wants channels first, in training or in evaluation, and says so in its own words."""
+class NeedsChannelsFirst(nn.Conv2d):
+    """Accepts only channels first, in training or in evaluation, and raises its own error otherwise."""
 
     def __init__(self, mode: bool) -> None:
         super().__init__(3, 2, 3)
@@ -98,29 +101,29 @@ class Picky(nn.Conv2d):
 
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("first", [True, False])
-def test_training_and_evaluation_are_tried_apart(mode: bool, first: bool) -> None:
-    net, hook = Picky(mode), ChannelsLast()
+def test_training_and_evaluation_modes_are_tried_separately(mode: bool, first: bool) -> None:
+    net, hook = NeedsChannelsFirst(mode), ChannelsLast()
     net.register_forward_pre_hook(hook)
     for training in (first, not first):
         net.train(training)(torch.rand(2, 3, 8, 8))
     assert hook.accepted == {mode: False, not mode: True}
 
 
-def test_what_is_wrong_with_a_net_is_said_by_the_net() -> None:
+def test_an_error_of_the_net_is_raised_unchanged() -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 3))
     net.register_forward_pre_hook(ChannelsLast())
     with pytest.raises(RuntimeError, match="expected input"):
         net(torch.rand(2, 1, 8, 8))
 
 
-def test_a_copy_computes_as_a_net_without_the_hook() -> None:
-    net, images = Seen().eval(), torch.rand(3, 1, 8, 8)
+def test_a_copy_without_the_hook_gives_the_same_outputs() -> None:
+    net, images = LayoutRecorder().eval(), torch.rand(3, 1, 8, 8)
     expected = net(images)
     net.register_forward_pre_hook(ChannelsLast())
     net(images)
     assert net.last == {False, True}
-    found = without_layout(net)
-    assert torch.equal(found(images), expected)
+    copied = without_layout(net)
+    assert torch.equal(copied(images), expected)
     assert len(net._forward_pre_hooks) == 1
 
 
@@ -128,7 +131,7 @@ def test_a_copy_computes_as_a_net_without_the_hook() -> None:
     st.lists(st.lists(st.integers(0, 4), max_size=5), min_size=1, max_size=5),
     st.sampled_from([(), (1,), (3,), (2, 3)]),
 )
-def test_layouts_by_transposition(shapes: list[list[int]], leading: tuple[int, ...]) -> None:
+def test_channels_last_layout_equals_numpy_transposition(shapes: list[list[int]], leading: tuple[int, ...]) -> None:
     plain = Layout({str(number): tuple(shape) for number, shape in enumerate(shapes)})
     last = ChannelsLastLayout(plain.shapes)
     given_D = torch.rand(*leading, plain.size)
@@ -145,8 +148,8 @@ def test_layouts_by_transposition(shapes: list[list[int]], leading: tuple[int, .
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 4, 5), (3, 2, 1, 1)])
-def test_strides_are_the_usual_ones_where_both_orders_are_the_same(shape: tuple[int, ...]) -> None:
-    """Layers go by strides, even by those of dimensions of one."""
+def test_strides_are_contiguous_where_both_layouts_are_equal(shape: tuple[int, ...]) -> None:
+    """Kernels are selected by strides, even by strides of dimensions of size one."""
     part = torch.rand(math.prod(shape))
     assert ChannelsLastLayout.shaped(part, shape).stride() == Layout.shaped(part, shape).stride()
 
@@ -154,17 +157,17 @@ def test_strides_are_the_usual_ones_where_both_orders_are_the_same(shape: tuple[
 @pytest.mark.parametrize("hidden", [(1, 2, 3), (4, 1, 8), (4, 2, 8), (16, 16, 16)])
 @pytest.mark.parametrize("clients", [[0], [0, 1, 2]])
 @pytest.mark.parametrize("batch_size", [1, 10])
-def test_convolutions_of_several_clients_in_single_precision(
+def test_stacked_convolutions_in_float32_equal_sequential_ones(
     hidden: tuple[int, ...], clients: list[int], batch_size: int
 ) -> None:
-    """Other kernels than those of float64; some return zero gradients if weights are not laid out as they expect."""
+    """float32 uses other kernels than float64; some return zero gradients for unexpected weight layouts."""
     net = partial(ConvNet, hidden=hidden, norm="none")
     problem = Problem(LocalTraining(batch_size=batch_size, optimizer=sgd()), net, dtype=torch.float32)
     tasks = tasks_of(clients, levels="a")
     expected = results(Sequential(), bench_of(problem), tasks)
-    found = results(Stacked(), bench_of(problem), tasks)
+    actual = results(Stacked(), bench_of(problem), tasks)
     layout = Layout.of(state_of(problem.build("a")))
-    for (one_D, *_), (other_D, *_) in zip(found, expected, strict=True):
+    for (one_D, *_), (other_D, *_) in zip(actual, expected, strict=True):
         assert torch.allclose(one_D, other_D, rtol=0, atol=1e-5)
         moved = {name: float(view.abs().max()) for name, view in layout.views(one_D).items()}
         assert all(most > 1e-6 for name, most in moved.items() if "conv.weight" in name), moved

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, damage detected, another federation's refused, Ctrl-C at a round's end."""
+"""Checkpoints: complete or absent, damage detected, other federations refused, Ctrl-C waits for a round's end."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def state(number: int) -> dict[str, Any]:
     return {"number": number, "weights": torch.full((200,), float(number))}
 
 
-def test_the_newest_checkpoints_are_kept_and_readable_by_torch(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_kept_and_torch_can_read_them(tmp_path: Path) -> None:
     checkpoints, path = SafeCheckpointIO(keep=3), tmp_path / "new" / "last.ckpt"
     for number in range(5):
         checkpoints.save_checkpoint(state(number), path)
-    found = {name.name: torch.load(name, weights_only=True)["number"] for name in path.parent.iterdir()}  # noqa: TID251
-    assert found == {"last.ckpt": 4, "last.1.ckpt": 3, "last.2.ckpt": 2}
+    numbers = {name.name: torch.load(name, weights_only=True)["number"] for name in path.parent.iterdir()}  # noqa: TID251
+    assert numbers == {"last.ckpt": 4, "last.1.ckpt": 3, "last.2.ckpt": 2}
     checkpoints.remove_checkpoint(path)
     assert not list(path.parent.iterdir())
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_a_failing_write_is_a_warning_and_a_whole_checkpoint_remains(
+def test_a_failing_write_gives_a_warning_and_a_complete_checkpoint_remains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, error: int
 ) -> None:
     checkpoints, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
@@ -70,7 +70,7 @@ def test_a_failing_write_is_a_warning_and_a_whole_checkpoint_remains(
 
 
 class Disk:
-    """Counts what is done to files opened through it, and fails from the n-th write on."""
+    """Counts the operations on files opened through it, and fails from the n-th write on."""
 
     def __init__(self, fail_at: int, half: bool, error: int) -> None:
         self.fail_at, self.half, self.error, self.writes = fail_at, half, error, 0
@@ -92,7 +92,9 @@ class Disk:
         return File(path, mode.replace("b", ""))
 
 
-def test_a_write_that_fails_anywhere_does_not_reach_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_anywhere_does_not_change_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
     checkpoints.save_checkpoint(state(0), path)
     before = path.read_bytes()
@@ -119,7 +121,7 @@ def test_a_write_that_fails_anywhere_does_not_reach_the_target(tmp_path: Path, m
 
 
 def damaged_copies(data: bytes, count: int) -> Iterator[bytes]:
-    """Yield copies with one bit flipped, or cut, anywhere."""
+    """Yield copies with one flipped bit, or cut off, at random positions."""
     choose = random.Random(0)
     for _ in range(count):
         position = choose.randrange(len(data))
@@ -129,7 +131,7 @@ def damaged_copies(data: bytes, count: int) -> Iterator[bytes]:
             yield data[:position]
 
 
-def test_a_thousand_damages_are_detected_and_the_checkpoint_before_is_taken(tmp_path: Path) -> None:
+def test_a_thousand_damaged_files_are_detected_and_the_previous_checkpoint_is_used(tmp_path: Path) -> None:
     checkpoints, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
     checkpoints.save_checkpoint(state(0), path)
     checkpoints.save_checkpoint(state(1), path)
@@ -138,16 +140,16 @@ def test_a_thousand_damages_are_detected_and_the_checkpoint_before_is_taken(tmp_
         path.write_bytes(wrong)
         assert damage(path) is not None
         if number % 50 == 0:
-            with pytest.warns(UserWarning, match=r"last.ckpt is damaged .*; using .*last.1.ckpt") as said:
+            with pytest.warns(UserWarning, match=r"last.ckpt is damaged .*; using .*last.1.ckpt") as caught:
                 assert checkpoints.load_checkpoint(path)["number"] == 0
-            assert len(said) == 1
+            assert len(caught) == 1
     previous(path, 1).write_bytes(b"")
     with pytest.raises(ConfigurationError, match=r"last.ckpt is damaged .*last.1.ckpt is damaged") as error:
         checkpoints.load_checkpoint(path)
     assert "\n" not in str(error.value)
 
 
-def test_only_an_archive_can_be_sealed() -> None:
+def test_only_a_zip_archive_can_be_sealed() -> None:
     sealed = SealedFile(io.BytesIO())
     sealed.write(memoryview(b"no archive, and long enough to be one"))
     with pytest.raises(ValueError, match="zip"):
@@ -155,7 +157,7 @@ def test_only_an_archive_can_be_sealed() -> None:
 
 
 @given(st.lists(st.integers(0, 60), max_size=8))
-def test_what_is_sealed_passes_through_however_it_is_cut(sizes: list[int]) -> None:
+def test_sealing_keeps_the_bytes_for_any_sizes_of_writes(sizes: list[int]) -> None:
     archive = random.Random(0).randbytes(sum(sizes)) + END_OF_ARCHIVE + bytes(18)
     file, position = io.BytesIO(), 0
     sealed = SealedFile(file)
@@ -179,7 +181,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_another_federations_checkpoint_is_refused_by_name(
+def test_a_checkpoint_of_another_federation_is_refused_with_the_difference(
     fit: Callable[..., Trainer], tmp_path: Path, name: str
 ) -> None:
     uplink = ErrorFeedback(GammaFedHT(density=0.1))
@@ -201,15 +203,15 @@ def test_a_changed_learning_rate_is_used_after_resuming(fit: Callable[..., Train
     assert table["lr"].tolist() == [0.02]
 
 
-def test_a_disk_that_stays_full_for_rounds_keeps_what_the_last_checkpoint_needs(
+def test_a_full_disk_does_not_delete_files_of_the_last_checkpoint(
     fit: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def uplink() -> ErrorFeedback:
         return ErrorFeedback(TopK(0.1), DiskStore(str(tmp_path / "residuals")))
 
     def options() -> dict[str, Any]:
-        own = {"plugins": [SafeCheckpointIO()], "callbacks": [LastCheckpoint()], "enable_checkpointing": True}
-        return {**own, "limit_val_batches": 0}
+        callbacks = {"plugins": [SafeCheckpointIO()], "callbacks": [LastCheckpoint()], "enable_checkpointing": True}
+        return {**callbacks, "limit_val_batches": 0}
 
     write, saves = SafeCheckpointIO._write, 0
 
@@ -230,5 +232,5 @@ def test_a_disk_that_stays_full_for_rounds_keeps_what_the_last_checkpoint_needs(
     fit(resumed, rounds=7, name="again", ckpt=str(last), **options())
     fit(whole, rounds=7, name="whole", limit_val_batches=0)
     assert all(torch.equal(resumed.models.tensors[0][name], tensor) for name, tensor in whole.models.tensors[0].items())
-    # Checkpoints reach the disk again: beside the clients' files there are those of the three rounds before, at most.
+    # Checkpoints are written again: there are the clients' files and at most those of the three previous rounds.
     assert len(list((tmp_path / "residuals").iterdir())) <= 12 + 3 * 4

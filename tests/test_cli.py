@@ -1,4 +1,4 @@
-"""The command line: what it makes, and how runs go on."""
+"""The command line: the files of a run, and resuming it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SMALL = [*SHORT, "--model.net.hidden=[8,8]"]
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
 def hetfl(*args: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does."""
+    """Run the command in a subprocess, as a user does."""
     command = [sys.executable, "-c", "from hetfl.cli import main; main()", *args]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # as in this process
     return subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -40,14 +40,14 @@ def demo(*args: str, verb: str = "fit") -> list[str]:
     return [verb, *DEMO, *SMALL, *args]
 
 
-def test_fit_makes_a_run_folder_with_the_contract_and_a_second_run_another(
+def test_fit_writes_the_contract_columns_and_each_run_has_its_own_folder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     main(demo())
-    said = capsys.readouterr()
-    assert said.err == ""
+    captured = capsys.readouterr()
+    assert captured.err == ""
     (folder,) = Path("runs/demo").iterdir()
-    assert str(folder) in said.out
+    assert str(folder) in captured.out
     table = pd.read_csv(folder / "metrics.csv")
     assert set(CONTRACT.split(",")) <= set(table.columns)
     assert table["step"].tolist() == [0, 1]
@@ -60,7 +60,7 @@ def test_fit_makes_a_run_folder_with_the_contract_and_a_second_run_another(
         == 3
     )
 
-    # The saved configuration is the run: the same numbers again, in a folder of its own; and go on where it ended.
+    # The saved configuration repeats the run in a new folder, and also resumes it.
     main(["fit", "-c", str(folder / "config.yaml"), "--final_test=false", "--plots=false"])
     (other,) = set(Path("runs/demo").iterdir()) - {folder}
     columns = [name for name in table.columns if not name.startswith("test/")]
@@ -78,7 +78,7 @@ def test_fit_makes_a_run_folder_with_the_contract_and_a_second_run_another(
 
 
 @pytest.mark.slow
-def test_the_command_of_a_user_says_nothing_on_stderr() -> None:
+def test_the_installed_command_writes_nothing_to_stderr() -> None:
     done = hetfl(*demo())
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -86,7 +86,7 @@ def test_the_command_of_a_user_says_nothing_on_stderr() -> None:
     assert str(folder) in done.stdout
 
 
-def test_a_net_of_the_users_needs_no_registration(
+def test_a_users_net_needs_no_registration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -102,11 +102,11 @@ def test_a_net_of_the_users_needs_no_registration(
     assert "test accuracy" in capsys.readouterr().out
 
 
-def test_describe_says_what_would_run_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_describe_prints_the_run_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     main(demo(verb="describe"))
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in ("parameters", "0.0625", "MFLOP", "Digits", "Sequential", "3 of 10 clients", "GammaFedHT"):
-        assert text in said
+        assert text in output
     assert not Path("runs").exists()
 
 
@@ -121,7 +121,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def old(finished: Path, tmp_path: Path) -> Path:
-    """Return a copy of that run's folder."""
+    """Return a copy of the finished run's folder."""
     return Path(shutil.copytree(finished, tmp_path / "old"))
 
 
@@ -133,7 +133,7 @@ def new_runs() -> list[Path]:
     return [path.parent for path in Path("runs").rglob("metrics.csv")]
 
 
-def test_a_failed_resume_leaves_the_configuration_as_it_was(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_resume_does_not_change_the_configuration(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, rows = (old / "config.yaml").read_bytes(), (old / "metrics.csv").read_bytes()
     again = ["fit", "-c", str(old / "config.yaml"), "--ckpt_path", str(old / "checkpoints/last.ckpt")]
     assert "above the 1 rounds done but got 1" in refused(capsys, again)
@@ -147,7 +147,7 @@ def test_a_failed_resume_leaves_the_configuration_as_it_was(old: Path, capsys: p
     assert not Path("runs").exists()
 
 
-def test_a_resumed_runs_configuration_starts_a_new_run(old: Path) -> None:
+def test_the_configuration_of_a_resumed_run_starts_a_new_run(old: Path) -> None:
     loggers = (
         "[{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: others}},"
         " {class_path: hetfl.run_folder.RunFolder, init_args: {root: runs, name: many}}]"
@@ -173,10 +173,10 @@ def test_an_evaluation_prints_its_summary_once_and_no_configuration(
 ) -> None:
     before = (old / "config.yaml").read_bytes()
     main([verb, "-c", str(old / "config.yaml"), "--ckpt_path", str(old / "checkpoints/last.ckpt")])
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert said.out.count("global") == 1
-    assert "DataLoader" not in said.out
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.count("global") == 1
+    assert "DataLoader" not in captured.out
     assert (old / "config.yaml").read_bytes() == before
     assert not list(Path("runs").rglob("config.yaml"))
 
@@ -187,7 +187,7 @@ def test_describe_takes_the_configuration_of_fit(old: Path, capsys: pytest.Captu
     assert not Path("runs").exists()
 
 
-def test_null_on_the_command_line_takes_back_what_yaml_sets() -> None:
+def test_null_on_the_command_line_overrides_yaml() -> None:
     main(tiny("--model.local.gradient_clip", "null", "--model.init_args.local.scheduler=null"))
     (folder,) = new_runs()
     local = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["local"]
@@ -196,21 +196,21 @@ def test_null_on_the_command_line_takes_back_what_yaml_sets() -> None:
     assert local["epochs"] == 1
 
 
-def test_base_method_and_data_make_a_run() -> None:
+def test_base_method_and_data_files_are_enough_for_a_run() -> None:
     files = ["base.yaml", "method/heterofl.yaml", "data/digits.yaml"]
     stacked = [part for file in files for part in ("-c", str(CONFIGS / file))]
     main(["fit", *stacked, *tiny()[3:]])
     assert len(new_runs()) == 1
 
 
-def test_a_checkpoint_callback_of_the_users_stands_beside_ours() -> None:
-    own = "{class_path: ModelCheckpoint, init_args: {monitor: val/accuracy, mode: max, filename: best}}"
-    main(tiny(f"--trainer.callbacks=[{own}]"))
+def test_a_users_checkpoint_callback_is_added_to_ours() -> None:
+    callback = "{class_path: ModelCheckpoint, init_args: {monitor: val/accuracy, mode: max, filename: best}}"
+    main(tiny(f"--trainer.callbacks=[{callback}]"))
     (folder,) = new_runs()
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
-def test_a_run_without_validation_ends_well_without_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_validation_succeeds_without_plots(capsys: pytest.CaptureFixture[str]) -> None:
     main(demo("--final_test=false", "--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0"))
     (folder,) = Path("runs/demo").iterdir()
     assert len(pd.read_csv(folder / "metrics.csv")) == 2
@@ -219,7 +219,7 @@ def test_a_run_without_validation_ends_well_without_pictures(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
-def test_a_signal_ends_at_a_round_with_a_checkpoint(
+def test_a_signal_stops_the_run_at_a_round_end_with_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, name: str
 ) -> None:
     Path("terminating.py").write_text(
@@ -240,7 +240,7 @@ def test_a_signal_ends_at_a_round_with_a_checkpoint(
     assert (folder / "checkpoints/last.ckpt").is_file()
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
     assert stop.value.code == 0

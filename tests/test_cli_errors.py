@@ -1,4 +1,4 @@
-"""The command line: one line, and status 2, for whatever is wrong."""
+"""The command line reports every user error in one line, with status 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.test_cli import demo, tiny
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -44,7 +44,7 @@ WRONG = {
         ["--model=hetfl.DepthFL", "--model.check_nesting=null"],
         "Expected model.check_nesting of type bool but got null",
     ),
-    "null for one of several": (
+    "null for one of several settings": (
         ["--model.uplink.compressor=hetfl.compression.StochasticQuantizer", "--model.uplink.compressor.norm=null"],
         "compressor.norm of type Literal['l2', 'max'] but got null",
     ),
@@ -81,31 +81,43 @@ WRONG = {
     "accelerator": (["--trainer.accelerator=foo"], "foo"),
     "precision of half": (["--trainer.precision=bf16-true"], "bf16-true"),
     "root below a file": (["--trainer.logger.root=empty.yaml/runs"], "empty.yaml is a file"),
-    "budgets of what": (["--model.levels", "{by: parms, budgets: [1.0]}"], "['params', 'flops', 'upload_bytes']"),
+    "budgets of an unknown cost": (
+        ["--model.levels", "{by: parms, budgets: [1.0]}"],
+        "['params', 'flops', 'upload_bytes']",
+    ),
     "budgets missing": (["--model.levels", "{by: params}"], "model.levels: "),
-    "budgets along what": (["--model.levels", "{by: params, budgets: [1.0], axis: up}"], "['width', 'depth']"),
+    "budgets along an unknown axis": (
+        ["--model.levels", "{by: params, budgets: [1.0], axis: up}"],
+        "['width', 'depth']",
+    ),
     "budget misspelt": (["--model.levels", "{by: params, budgets: [1], refrence: 1}"], "Option 'refrence'"),
     "budget above 1": (["--model.levels", "{by: params, budgets: [2.0]}"], "got 2.0: more than 1 needs a reference"),
     "budgets of FLOPs": (["--model.levels", "{by: flops, budgets: [1.0]}"], "Expected sample_shape"),
     "other FLOPs": (["--model.levels", "{by: flops, budgets: [1], sample_shape: [1, 9, 9]}"], "[1, 8, 8], the data's"),
     "no such reference": (["--model.levels", "{by: params, budgets: [1], reference: hetfl.Nope}"], "Nope"),
-    "depth of a net without": (["--model.levels", "{by: params, budgets: [1.0], axis: depth}"], "takes 'depth'"),
+    "depth of a net without one": (["--model.levels", "{by: params, budgets: [1.0], axis: depth}"], "takes 'depth'"),
     "several exits": (["--model.net=hetfl.models.MultiExitConvNet"], "for HeteroFL"),
 }
 
 
 SLOW = {
-    *("null for a setting of all data", "null for a setting of all methods", "null for one of several"),
-    *("budgets of what", "budgets missing", "budgets along what", "budget above 1", "budgets of FLOPs"),
-    *("no such reference", "depth of a net without", "other FLOPs", "width 0", "no rounds", "validation never"),
+    *("null for a setting of all data", "null for a setting of all methods", "null for one of several settings"),
+    *(
+        "budgets of an unknown cost",
+        "budgets missing",
+        "budgets along an unknown axis",
+        "budget above 1",
+        "budgets of FLOPs",
+    ),
+    *("no such reference", "depth of a net without one", "other FLOPs", "width 0", "no rounds", "validation never"),
     *("checkpoint is torch's own", "checkpoint is a directory", "residuals in a file", "seed", "precision"),
     *("accelerator", "devices unknown", "folder as YAML", "binary YAML", "empty YAML"),
 }
-"""Said as another one is; most of their messages are those of a class, which its own tests look at."""
+"""Slow cases, whose error path other cases also test; tests of the classes check most of their messages."""
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in WRONG])
-def test_what_is_wrong_is_said_in_one_line_with_status_2(
+def test_user_errors_are_reported_in_one_line_with_status_2(
     case: str, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     args, expected = WRONG[case]
@@ -140,10 +152,10 @@ def test_an_evaluation_needs_a_batch(verb: str, limit: str, capsys: pytest.Captu
     assert f"Expected trainer.{limit} above 0 or null for {verb} but got 0" in message
 
 
-def test_an_unknown_metric_to_stop_at_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_stopping_metric_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     stopping = "[{class_path: EarlyStopping, init_args: {monitor: nope}}]"
     assert "metric `nope` which is not available" in refused(capsys, tiny(f"--trainer.callbacks={stopping}"))
 
 
-def test_an_unknown_verb_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_subcommand_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fitt" in refused(capsys, ["fitt"])

@@ -1,4 +1,4 @@
-"""What clients see: rotations that move pixels and change none, noise of the stated size, evaluation on the same."""
+"""Client transforms: rotations that only move pixels, noise of the stated size, the same transform in evaluation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def images(*shape: int) -> Tensor:
 
 
 class Marked(ClientTransform):
-    """Writes the client's number over its samples."""
+    """Writes the client's number into its samples."""
 
     def apply(self, inputs: Tensor, client: int, num_clients: int, unit: float, generator: torch.Generator) -> Tensor:
         return torch.full_like(inputs, client)
@@ -53,7 +53,7 @@ class Marked(ClientTransform):
 # --- in the data module ---
 
 
-def test_every_sample_is_seen_by_the_client_that_it_belongs_to() -> None:
+def test_every_sample_is_transformed_by_its_owner() -> None:
     module = ready(client_transform=Marked(), partitioner=Dirichlet(0.5))
     for client in range(12):
         for part in (module.client_data(client), module.client_data(client, "test")):
@@ -65,7 +65,7 @@ def test_every_sample_is_seen_by_the_client_that_it_belongs_to() -> None:
     assert held_out.owner.min() >= 0
 
 
-def test_the_partition_is_the_same_as_without() -> None:
+def test_a_client_transform_does_not_change_the_partition() -> None:
     plain, marked = (ready(client_transform=transform, partitioner=Dirichlet(0.5)) for transform in (None, Marked()))
     assert plain.sizes == marked.sizes
     for client in range(12):
@@ -75,14 +75,14 @@ def test_the_partition_is_the_same_as_without() -> None:
     assert (plain.resident.validation_owner == -1).all()
 
 
-def test_held_out_samples_are_seen_by_clients_that_have_their_class() -> None:
+def test_held_out_samples_are_transformed_by_clients_with_their_class() -> None:
     module = ready(client_transform=Marked(), num_clients=50, partitioner=LabelShards(2))
     held_out = module.resident
     for target, owner in zip(held_out.validation.targets.tolist(), held_out.validation_owner.tolist(), strict=True):
         assert module.labels(owner)[target]
 
 
-def test_samples_that_match_nobody_are_seen_as_some_client_does_and_stay_nobodys() -> None:
+def test_samples_without_a_matching_client_get_a_random_clients_transform_and_no_owner() -> None:
     module = TensorData(
         train_inputs=torch.zeros(60, 1), train_targets=torch.arange(60) % 3, test_inputs=torch.full((400, 1), -1.0),
         test_targets=torch.full((400,), 4), num_clients=3, client_transform=Marked(), val_fraction=0.0,
@@ -93,7 +93,7 @@ def test_samples_that_match_nobody_are_seen_as_some_client_does_and_stay_nobodys
     assert (test.inputs.flatten().long().bincount() - 400 / 3).abs().max() < 50
 
 
-def test_the_data_is_a_function_of_the_seed() -> None:
+def test_the_transformed_data_is_a_function_of_the_seed() -> None:
     first, again, other = (ready(client_transform=FeatureNoise(0.3), seed=seed) for seed in (1, 1, 2))
     for client in range(12):
         for split in SPLITS:
@@ -115,7 +115,7 @@ def test_a_transform_that_changes_shapes_is_refused() -> None:
 # --- rotation groups ---
 
 
-def test_quarter_turns_move_pixels_and_change_none() -> None:
+def test_quarter_turns_move_pixels_and_keep_their_values() -> None:
     batch = images(4, 3, 7, 7)
     sources: dict[int, Callable[[int, int], tuple[int, int]]] = {
         0: lambda y, x: (y, x),
@@ -132,14 +132,14 @@ def test_quarter_turns_move_pixels_and_change_none() -> None:
 
 
 @pytest.mark.parametrize("angle", [0.0, 90.0, 180.0, 270.0])
-def test_quarter_turns_go_the_way_of_torchvision(angle: float) -> None:
+def test_quarter_turns_have_torchvisions_direction(angle: float) -> None:
     batch = images(2, 1, 8, 8)
     assert torch.equal(rotated(batch, angle), rotate(batch, angle, interpolation=InterpolationMode.NEAREST))
 
 
-def test_other_angles_are_torchvisions_and_lie_between() -> None:
+def test_other_angles_equal_torchvisions_interpolated_rotation() -> None:
     batch = torch.zeros(1, 1, 21, 21, dtype=torch.uint8)
-    batch[:, :, 10, 14:] = 255  # a hand that points to the right
+    batch[:, :, 10, 14:] = 255  # a line that points to the right
     turned = rotated(batch, 45)
     assert turned.dtype == torch.uint8
     assert torch.equal(turned, rotate(batch, 45, interpolation=InterpolationMode.BILINEAR))
@@ -149,24 +149,24 @@ def test_other_angles_are_torchvisions_and_lie_between() -> None:
 
 
 @pytest.mark.parametrize("num_clients", [4, 10, 50, 101])
-def test_groups_are_of_equal_size_and_what_clients_see(num_clients: int) -> None:
+def test_rotation_groups_have_equal_sizes_and_are_described(num_clients: int) -> None:
     transform = RotationGroups([0, 90, 180, 270])
     groups = transform.groups(num_clients)
     sizes = torch.tensor(groups).bincount(minlength=4)
     assert len(groups) == num_clients
     assert sizes.max() - sizes.min() <= 1
     assert groups == RotationGroups([0, 90, 180, 270]).groups(num_clients)
-    told = [transform.describe(client, num_clients) for client in range(num_clients)]
-    assert told == [("0°", "90°", "180°", "270°")[group] for group in groups]
+    descriptions = [transform.describe(client, num_clients) for client in range(num_clients)]
+    assert descriptions == [("0°", "90°", "180°", "270°")[group] for group in groups]
 
 
-def test_groups_follow_neither_blocks_nor_turns() -> None:
+def test_rotation_groups_are_independent_of_client_order() -> None:
     groups = torch.tensor(RotationGroups([0, 90]).groups(1000))
     for other in (torch.arange(1000) // 500, torch.arange(1000) % 2, torch.arange(1000) // 100 % 2):
         assert abs(int((groups == other).sum()) - 500) < 80  # five standard deviations
 
 
-def test_clients_have_their_images_turned() -> None:
+def test_client_images_are_rotated_by_their_groups_angle() -> None:
     plain, turned = ready(), ready(client_transform=RotationGroups([0, 90, 180, 270]))
     transform = turned.client_transform
     assert isinstance(transform, RotationGroups)
@@ -177,16 +177,16 @@ def test_clients_have_their_images_turned() -> None:
             assert torch.equal(after.inputs, torch.rot90(before.inputs, group, (2, 3)))
     owner = turned.resident.test_owner
     share = torch.tensor(groups)[owner[owner >= 0]].bincount() / len(owner)
-    assert (share - 0.25).abs().max() < 0.05  # the global test set contains what clients see
+    assert (share - 0.25).abs().max() < 0.05  # the global test set has the clients' rotations
 
 
 @pytest.mark.parametrize("angles", [[], [float("nan")], [0.0, float("inf")]])
-def test_angles_without_meaning_are_refused(angles: list[float]) -> None:
+def test_wrong_angles_are_refused(angles: list[float]) -> None:
     with pytest.raises(ConfigurationError, match="Expected finite angles, one per group"):
         RotationGroups(angles)
 
 
-def test_what_cannot_be_turned_is_refused() -> None:
+def test_inputs_that_cannot_be_rotated_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"Expected square images for a rotation by 90° .* but got \(4, 6\)"):
         rotated(images(2, 1, 4, 6), 90)
     assert rotated(images(2, 1, 4, 6), 180).shape == (2, 1, 4, 6)
@@ -204,7 +204,7 @@ def test_what_cannot_be_turned_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("unit", "raw"), [(255.0, torch.uint8), (1.0, torch.float32)])
-def test_noise_has_the_size_that_the_formula_says(unit: float, raw: torch.dtype) -> None:
+def test_noise_has_the_standard_deviation_of_the_formula(unit: float, raw: torch.dtype) -> None:
     transform, num_clients, sigma = FeatureNoise(0.4), 5, 0.4
     inputs = torch.full((200, 1, 20, 20), 3).to(raw)
     for client in range(num_clients):
@@ -247,19 +247,19 @@ def test_training_and_test_noise_are_different_draws() -> None:
     assert len(rows.unique(dim=0)) == len(rows) > 30
 
 
-def test_a_single_client_is_clean() -> None:
+def test_a_single_client_has_no_noise() -> None:
     assert torch.equal(
         FeatureNoise(2.0).apply(images(2, 1, 4, 4), 0, 1, 255.0, torch.Generator()), images(2, 1, 4, 4).float()
     )
 
 
 @pytest.mark.parametrize("sigma", [-0.1, float("nan"), float("inf")])
-def test_noise_without_meaning_is_refused(sigma: float) -> None:
+def test_wrong_noise_levels_are_refused(sigma: float) -> None:
     with pytest.raises(ConfigurationError, match="Expected a finite sigma >= 0"):
         FeatureNoise(sigma)
 
 
-def test_floats_are_no_raw_images() -> None:
+def test_float_images_are_refused_as_raw_images() -> None:
     module = TensorData(
         train_inputs=torch.rand(20, 1, 4, 4), train_targets=torch.arange(20) % 2, test_inputs=torch.rand(8, 1, 4, 4),
         test_targets=torch.arange(8) % 2, num_clients=2, transform=ImageTransform((0.5,), (0.5,)),
@@ -270,7 +270,7 @@ def test_floats_are_no_raw_images() -> None:
         module.setup()
 
 
-def test_every_data_set_takes_a_client_transform() -> None:
+def test_every_data_set_accepts_a_client_transform() -> None:
     parser = ArgumentParser()
     parser.add_subclass_arguments(FederatedDataModule, "data", required=True)
     angles = {"class_path": "hetfl.data.RotationGroups", "init_args": {"angles": [0, 180]}}
@@ -278,7 +278,7 @@ def test_every_data_set_takes_a_client_transform() -> None:
         "Digits": {}, "MNIST": {}, "CIFAR10": {}, "ImageFolder": {"root": "."}, "CSVData": {"path": "a", "target": "b"},
         "HuggingFaceData": {"path": "a", "inputs": "b", "target": "c"},
     }  # fmt: skip
-    for name, own in arguments.items():
-        given = {"class_path": f"hetfl.data.{name}", "init_args": {**own, "client_transform": angles}}
+    for name, options in arguments.items():
+        given = {"class_path": f"hetfl.data.{name}", "init_args": {**options, "client_transform": angles}}
         module = parser.instantiate(parser.parse_object({"data": given})).data
         assert module.client_transform.angles == (0, 180)

@@ -1,4 +1,4 @@
-"""``clients.csv``: how well each client is served, by the global model and by its own level's."""
+"""``clients.csv``: each client's accuracy with the global model and with its level's sub-model."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def table(trainer: Trainer) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("assignment", [Dynamic(), Fixed()])
-def test_every_client_is_counted_by_itself(fit: Callable[..., Trainer], assignment: Dynamic) -> None:
+def test_every_clients_accuracy_equals_a_separate_computation(fit: Callable[..., Trainer], assignment: Dynamic) -> None:
     module, data = small_module(assignment=assignment), small_data()
     trainer = fit(module, data)
     trainer.test(module, datamodule=data, verbose=False)
     rows, has = table(trainer), module.assignment.levels(2)
     assert [row["client"] for row in rows] == [str(client) for client in range(12)]
     for client, row in enumerate(rows):
-        own = data.client_data(client, "test")
+        samples = data.client_data(client, "test")
         assert row["level"] == has[client]
-        assert (int(row["train_samples"]), int(row["test_samples"])) == (len(data.client_data(client)), len(own))
+        assert (int(row["train_samples"]), int(row["test_samples"])) == (len(data.client_data(client)), len(samples))
         for column, level in (("accuracy", "a"), ("own_accuracy", has[client])):
             with torch.no_grad():
-                logits = module.submodel(level)(data.transform.eval(own.inputs))
+                logits = module.submodel(level)(data.transform.eval(samples.inputs))
             absent = ~data.labels(client)
             best = torch.where(absent, 0.0, logits).argmax(-1)  # HeteroFL fills absent logits with 0
-            expected = (best == own.targets).double().mean().item() if len(own) else None
+            expected = (best == samples.targets).double().mean().item() if len(samples) else None
             assert row[column] == ("" if expected is None else str(expected))
     accuracies = [float(row["accuracy"]) for row in rows if row["accuracy"]]
     assert trainer.callback_metrics["local/accuracy_mean"].item() == pytest.approx(sum(accuracies) / len(accuracies))
@@ -52,7 +52,7 @@ def test_every_client_is_counted_by_itself(fit: Callable[..., Trainer], assignme
 
 
 @pytest.mark.parametrize("kind", [FedAvg, HeteroFL])
-def test_another_test_writes_over_it(fit: Callable[..., Trainer], kind: type[FederatedModule]) -> None:
+def test_a_second_test_overwrites_the_table(fit: Callable[..., Trainer], kind: type[FederatedModule]) -> None:
     module, data = small_module(kind, levels=small_levels(1.0)), small_data()
     trainer = fit(module, data, rounds=1)
     trainer.test(module, datamodule=data, verbose=False)
@@ -65,7 +65,7 @@ def test_another_test_writes_over_it(fit: Callable[..., Trainer], kind: type[Fed
 NAMES = ("ann, of York", "bob", "cat", "dan", "eve", "nan")
 
 
-def test_clients_are_called_as_the_data_does(fit: Callable[..., Trainer]) -> None:
+def test_clients_have_the_names_of_the_data(fit: Callable[..., Trainer]) -> None:
     module, data = small_module(net=TextNet, levels=small_levels(1.0)), Given("tokens", NAMES)
     trainer = fit(module, data, rounds=1)
     trainer.test(module, datamodule=data, verbose=False)
@@ -76,21 +76,21 @@ def test_clients_are_called_as_the_data_does(fit: Callable[..., Trainer]) -> Non
     assert clients["client"].tolist() == list(range(6))
 
 
-def test_a_table_of_clients_without_names_has_no_such_column(fit: Callable[..., Trainer]) -> None:
+def test_the_table_has_no_name_column_without_client_names(fit: Callable[..., Trainer]) -> None:
     module, data = small_module(levels=small_levels(1.0)), small_data()
     trainer = fit(module, data, rounds=1)
     trainer.test(module, datamodule=data, verbose=False)
     assert "name" not in table(trainer)[0]
 
 
-class Spoilt(FedAvg):
-    """One client's loss is no number."""
+class NanLoss(FedAvg):
+    """FedAvg in which one client's loss is NaN."""
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         return super().loss(outputs, targets, ctx) * (float("nan") if ctx.client == 1 else 1.0)
 
 
-def test_a_refused_client_is_called_as_the_data_does(fit: Callable[..., Trainer]) -> None:
-    module = small_module(Spoilt, net=TextNet, levels=small_levels(1.0), selection=Uniform(6))
+def test_a_refused_client_is_reported_with_its_name_in_the_data(fit: Callable[..., Trainer]) -> None:
+    module = small_module(NanLoss, net=TextNet, levels=small_levels(1.0), selection=Uniform(6))
     with pytest.warns(UserWarning, match=r"Round 0: update of client 1 \('bob'\) at level a refused: "):
         fit(module, Given("tokens", NAMES), rounds=1)

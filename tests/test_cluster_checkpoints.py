@@ -1,4 +1,4 @@
-"""Checkpoints with more global models than a configuration asks for: evaluated, trained on, stopped, gone on with."""
+"""Checkpoints with more global models than configured: evaluated, trained further, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Make = Callable[[Clustering | None], FederatedModule]
 
 
 def clustered(clustering: Clustering | None) -> FederatedModule:
-    """Return a module whose server and clients remember something, and of whose eight clients five take part."""
+    """Return a module with state on the server and the clients, in which five of eight clients take part."""
     server, uplink = partial(SGD, lr=1.0, momentum=0.5), ErrorFeedback(TopK(0.3))
     return module(clustering, server_optimizer=server, uplink=uplink, selection=Uniform(5))
 
@@ -41,7 +41,7 @@ def same(one: FederatedModule, other: FederatedModule) -> bool:
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FederatedDataModule, FederatedModule, Trainer]:
-    """Return a checkpoint of five clusters, with what it is of."""
+    """Return the path of a checkpoint with five clusters, its data and module, and a trainer."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("five")
     path, data, tested = folder / "five.ckpt", grouped(), clustered(IFCA(5))
@@ -53,21 +53,21 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FederatedDataM
 Five = tuple[Path, FederatedDataModule, FederatedModule, Trainer]
 
 
-def test_it_is_evaluated_where_one_is_configured(five: Five) -> None:
+def test_a_checkpoint_of_five_models_is_evaluated_with_one_configured(five: Five) -> None:
     path, data, tested, trainer = five
     trainer.test(tested, datamodule=data, verbose=False)
     expected = dict(trainer.callback_metrics)
     one = clustered(None)
     again = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    found = again.test(one, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
-    assert found["test/accuracy"] == expected["test/accuracy"].item()
+    actual = again.test(one, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
+    assert actual["test/accuracy"] == expected["test/accuracy"].item()
     assert same(tested, one)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_an_evaluation_asks_nobody_that_has_chosen(fit: Fit, tmp_path: Path, seed: int) -> None:
+def test_an_evaluation_asks_no_client_that_has_chosen(fit: Fit, tmp_path: Path, seed: int) -> None:
     def make() -> FederatedModule:
-        # Without static norms there is nothing to gather, and no sign of whether that was done.
+        # Without static norms no statistics are gathered, so statistics do not show whether clients were asked.
         return module(IFCA(3), net=partial(small_net, norm="none"), selection=Uniform(2), local=LONGER, seed=seed)
 
     path, data, tested, again = tmp_path / "two.ckpt", grouped(), make(), make()
@@ -76,12 +76,12 @@ def test_an_evaluation_asks_nobody_that_has_chosen(fit: Fit, tmp_path: Path, see
     trainer.test(tested, datamodule=data, verbose=False)
     expected = dict(trainer.callback_metrics)
     evaluation = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    found = evaluation.test(again, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
+    actual = evaluation.test(again, datamodule=data, ckpt_path=str(path), verbose=False, weights_only=True)[0]
     assert again.clustering.history == tested.clustering.history
-    assert found["test/accuracy"] == expected["test/accuracy"].item()
+    assert actual["test/accuracy"] == expected["test/accuracy"].item()
 
 
-def test_clusters_are_not_taken_over_to_other_clients(five: Five) -> None:
+def test_clusters_of_a_checkpoint_are_refused_for_other_clients(five: Five) -> None:
     path = five[0]
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     for other in (small_data(num_clients=8), small_data(num_clients=12)):
@@ -89,14 +89,14 @@ def test_clusters_are_not_taken_over_to_other_clients(five: Five) -> None:
             trainer.test(clustered(None), datamodule=other, ckpt_path=str(path), verbose=False, weights_only=True)
 
 
-def test_all_models_are_trained_on_by_the_clients_they_have(fit: Fit, five: Five) -> None:
+def test_all_models_of_a_checkpoint_are_trained_by_their_clients(fit: Fit, five: Five) -> None:
     path, data, tested, _ = five
     one, before = clustered(None), values(tested)
     sent: set[int] = set()
     with pytest.warns(UserWarning, match="holds 5 global models, the configuration asks for 1: all 5 are trained on"):
         trainer = fit(one, data, rounds=4, name="one", ckpt=str(path), limit_val_batches=0)
     largest = tested.clustering.largest
-    assert one.clustering.assigned == [largest if own < 0 else own for own in tested.clustering.assigned]
+    assert one.clustering.assigned == [largest if cluster < 0 else cluster for cluster in tested.clustering.assigned]
     assert one.clustering.history == tested.clustering.history
     for round in (2, 3):
         sent |= {one.clustering.cluster_of(client) for client in one.selection.select(round, Everyone(8))}
@@ -107,14 +107,14 @@ def test_all_models_are_trained_on_by_the_clients_they_have(fit: Fit, five: Five
     assert table["cluster/count"].tolist() == [5.0, 5.0]
     assert table["step"].tolist() == [2, 3]
     assert rows(trainer, "clusters").to_numpy().tolist() == [list(entry) for entry in tested.clustering.history]
-    # Nobody is asked anything: each client is sent the model of its cluster alone.
+    # No client is asked: each one downloads only the model of its cluster.
     plain = rows(fit(clustered(None), data, rounds=1, name="plain", limit_val_batches=0))
     assert table["comm/down_bytes"].tolist() == [plain["comm/down_bytes"][0]] * 2
 
 
 @pytest.mark.filterwarnings("ignore:The checkpoint holds")
 @pytest.mark.parametrize("make", [lambda: None, lambda: IFCA(3)], ids=["null", "fewer"])
-def test_stopped_and_gone_on_with_it_ends_with_the_same_bits(
+def test_a_run_resumed_from_a_clustered_checkpoint_ends_with_the_same_bits(
     fit: Fit, five: Five, tmp_path: Path, make: Callable[[], Clustering | None]
 ) -> None:
     path, data, _, _ = five
@@ -131,18 +131,18 @@ def test_stopped_and_gone_on_with_it_ends_with_the_same_bits(
 
 
 @pytest.mark.filterwarnings("ignore:The checkpoint holds")
-def test_a_policy_configured_with_fewer_goes_on_as_it_would_have(fit: Fit, five: Five) -> None:
+def test_a_policy_configured_with_fewer_clusters_resumes_with_all_clusters(fit: Fit, five: Five) -> None:
     path, data, _, _ = five
-    found = []
+    modules = []
     for clusters in (5, 2):
-        found.append(clustered(IFCA(clusters)))
-        fit(found[-1], data, rounds=4, name=str(clusters), ckpt=str(path), limit_val_batches=0)
-    assert same(*found)
-    assert str(found[0].clustering.state_dict()) == str(found[1].clustering.state_dict())
+        modules.append(clustered(IFCA(clusters)))
+        fit(modules[-1], data, rounds=4, name=str(clusters), ckpt=str(path), limit_val_batches=0)
+    assert same(*modules)
+    assert str(modules[0].clustering.state_dict()) == str(modules[1].clustering.state_dict())
 
 
 @pytest.mark.filterwarnings("ignore:The checkpoint holds")
-def test_splits_stay_where_no_clustering_is_configured(fit: Fit, tmp_path: Path) -> None:
+def test_splits_are_kept_without_a_configured_clustering(fit: Fit, tmp_path: Path) -> None:
     path, data, split = tmp_path / "split.ckpt", grouped(), module(splitting())
     fit(split, data, rounds=3, limit_val_batches=0).save_checkpoint(path)
     assert len(split.models) > 1
@@ -152,7 +152,7 @@ def test_splits_stay_where_no_clustering_is_configured(fit: Fit, tmp_path: Path)
 
 
 @pytest.mark.filterwarnings("ignore:The checkpoint holds", "ignore:IFCA")
-def test_what_models_share_they_go_on_to_share(fit: Fit, tmp_path: Path) -> None:
+def test_shared_tensors_stay_shared_after_resuming(fit: Fit, tmp_path: Path) -> None:
     path, data, shared = tmp_path / "shared.ckpt", grouped(), module(IFCA(3, shared=["blocks.*"]))
     fit(shared, data, rounds=2).save_checkpoint(path)
     one = module(None)
@@ -171,7 +171,7 @@ def test_what_models_share_they_go_on_to_share(fit: Fit, tmp_path: Path) -> None
         (ClusteredFL(), "checkpoint's clustering .* but got ClusteredFL"),
     ],
 )
-def test_what_conflicts_is_refused(fit: Fit, five: Five, clustering: Any, message: str) -> None:
+def test_conflicting_clusterings_are_refused(fit: Fit, five: Five, clustering: Any, message: str) -> None:
     path, data, _, _ = five
     with pytest.raises(ConfigurationError, match=message) as error:
         fit(clustered(clustering), data, rounds=3, name="other", ckpt=str(path))

@@ -1,4 +1,4 @@
-"""What an evaluation of several models sends down: every model once to whoever needs it."""
+"""Download bytes of an evaluation with several models: a client downloads each needed model once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hetfl.fleet import CsvFleet
 from tests.test_cluster_runs import Fit, grouped, module, rows
 
 
-def test_who_has_chosen_a_model_gathers_its_statistics_with_it(fit: Fit) -> None:
+def test_a_client_gathers_statistics_with_the_downloaded_model_of_its_cluster(fit: Fit) -> None:
     tested = module(IFCA(2, ask_all=True))
     one = wire.dense_size(tested.levels.sizes["a"])
     assert rows(fit(tested, grouped(), rounds=1))["comm/down_bytes"].tolist() == [(2 + 2) * 8 * one]
 
 
-class Apart(Clustering):
-    """Client 7 has a model of its own."""
+class SeparateModel(Clustering):
+    """A clustering in which client 7 has a separate model."""
 
     def assign(self, round: int, cohort: Sequence[int], probe: ClusterProbe) -> None:
         for client in cohort:
@@ -28,15 +28,15 @@ class Apart(Clustering):
 
 
 @pytest.mark.filterwarnings("ignore:No client of cluster 1 is within reach")
-def test_who_stands_in_for_another_cluster_is_sent_its_model_too(fit: Fit, tmp_path: Path) -> None:
+def test_substitute_client_downloads_the_other_clusters_model(fit: Fit, tmp_path: Path) -> None:
     path = tmp_path / "fleet.csv"
     lines = [f"{client},1e9,1e6,1e6,{0 if client == 7 else 9}\n" for client in range(8)]
     path.write_text("client,throughput,downlink,uplink,last_round\n" + "".join(lines))
-    tested = module(Apart(2), fleet=CsvFleet(str(path)), statistics_clients=None)
+    tested = module(SeparateModel(2), fleet=CsvFleet(str(path)), statistics_clients=None)
     one = wire.dense_size(tested.levels.sizes["a"])
-    found = rows(fit(tested, grouped(), rounds=2))
-    down = found["comm/down_bytes"]
-    # Round 0: all train, and gather for their own. Round 1: seven train, and gather for both models.
+    table = rows(fit(tested, grouped(), rounds=2))
+    down = table["comm/down_bytes"]
+    # Round 0: all clients train, and gather for their own model. Round 1: seven train, and gather for both models.
     assert down.tolist() == [(8 + 8) * one, (7 + 2 * 7) * one]
-    assert found["comm/down_training_bytes"].tolist() == [8 * one, 7 * one]
-    assert found["comm/down_statistics_bytes"].tolist() == [8 * one, 2 * 7 * one]
+    assert table["comm/down_training_bytes"].tolist() == [8 * one, 7 * one]
+    assert table["comm/down_statistics_bytes"].tolist() == [8 * one, 2 * 7 * one]

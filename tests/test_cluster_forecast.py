@@ -1,4 +1,4 @@
-"""What choosing among models costs is predicted as it is charged: bytes down, passes, seconds, levels by device."""
+"""Predicted costs of choosing among models equal the charged ones: bytes, forward passes, seconds, levels by device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class OneSlow(Fleet):
-    """Client 3 takes a thousand times as long as the others."""
+    """A fleet in which client 3 takes a thousand times as long as the others."""
 
     def draw(self, num_clients: int, seed: int) -> Devices:
         devices = Devices.of_kinds({"device": Device()}, np.zeros(num_clients, np.int64))
@@ -39,18 +39,18 @@ def sized(clustering: Clustering | None, fleet: Fleet | None = None, **changes: 
 
 @pytest.mark.parametrize("aggregator", [HolderMean(), QFedAvg(1.0)])
 @pytest.mark.parametrize("clustering", [None, IFCA(3), IFCA(3, shared=("blocks.*",))], ids=["one", "ifca", "shared"])
-def test_the_slowest_clients_round_takes_what_was_predicted(
+def test_the_slowest_clients_round_takes_the_predicted_time(
     fit: Fit, clustering: Clustering | None, aggregator: Aggregator
 ) -> None:
     tested = sized(copy.deepcopy(clustering), OneSlow(), aggregator=copy.deepcopy(aggregator))
     trainer = fit(tested, grouped(), rounds=1, limit_val_batches=0)
     position = tested.assignment.positions(0)[[3]]
     predicted = tested.forecast.seconds([3], position, 0)[0]
-    assert rows(trainer)["sim/round_seconds"][0] == pytest.approx(predicted, rel=1e-4)  # the update's own header
+    assert rows(trainer)["sim/round_seconds"][0] == pytest.approx(predicted, rel=1e-4)  # the header of the update
 
 
-def test_the_levels_say_what_is_sent_down(fit: Fit) -> None:
-    found = {}
+def test_the_level_table_gives_the_download_bytes_of_several_models(fit: Fit) -> None:
+    down_bytes = {}
     for name, clustering in {"one": None, "ifca": IFCA(3), "shared": IFCA(3, shared=["blocks.*"]),
                              "cfl": ClusteredFL()}.items():  # fmt: skip
         tested = sized(clustering)
@@ -60,13 +60,13 @@ def test_the_levels_say_what_is_sent_down(fit: Fit) -> None:
         costs = level_costs(tested.levels, uploads, tested.forecast.down_bytes())
         table = {row.level: row.down_bytes for row in costs}
         assert sum(table[level] for level in has) == down
-        found[name] = table["a"]
-    assert found["one"] == found["cfl"] == wire.dense_size(tested.levels.sizes["a"])
-    assert found["ifca"] == 3 * found["one"]
-    assert found["one"] < found["shared"] < found["ifca"]
+        down_bytes[name] = table["a"]
+    assert down_bytes["one"] == down_bytes["cfl"] == wire.dense_size(tested.levels.sizes["a"])
+    assert down_bytes["ifca"] == 3 * down_bytes["one"]
+    assert down_bytes["one"] < down_bytes["shared"] < down_bytes["ifca"]
 
 
-def test_a_level_by_device_leaves_time_to_choose(fit: Fit) -> None:
+def test_levels_by_device_leave_time_for_choosing_a_cluster(fit: Fit) -> None:
     counts = {}
     for name, clustering in {"one": None, "ifca": IFCA(5)}.items():
         tested = sized(clustering)
@@ -82,7 +82,7 @@ def test_a_level_by_device_leaves_time_to_choose(fit: Fit) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The checkpoint holds", "ignore:No client")
-def test_models_that_a_checkpoint_brings_are_counted(fit: Fit, tmp_path: Path) -> None:
+def test_models_from_a_checkpoint_are_counted_in_the_prediction(fit: Fit, tmp_path: Path) -> None:
     path, data, five = tmp_path / "five.ckpt", grouped(), sized(IFCA(5))
     fit(five, data, rounds=1).save_checkpoint(path)
     one, two = sized(None), sized(IFCA(2))
@@ -92,9 +92,9 @@ def test_models_that_a_checkpoint_brings_are_counted(fit: Fit, tmp_path: Path) -
     assert (one.forecast.table() < five.forecast.table()).all()
 
 
-def test_describe_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_describe_prints_the_number_of_models_that_clients_try(capsys: pytest.CaptureFixture[str]) -> None:
     files = ["experiment/clusters_digits", "clustering/ifca"]
     arguments = [part for file in files for part in ("-c", str(ROOT / f"configs/{file}.yaml"))]
     main(["describe", *arguments, "--model.clustering.clusters=4"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "IFCA (each client downloads 4 models and tests them on its data)" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "IFCA (each client downloads 4 models and tests them on its data)" in output

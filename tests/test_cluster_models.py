@@ -1,4 +1,4 @@
-"""Models that are replaced while a run goes on: what a copy takes along, and where its noise goes."""
+"""Models that are replaced during a run: the state that a copy has, and where its noise is added."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.test_cluster_runs import Fit, adam, grouped, module
 pytestmark = pytest.mark.filterwarnings("ignore:IFCA", "ignore:All clients")
 
 
-def test_all_models_of_a_restart_have_the_optimizers_state_of_the_chosen_one(fit: Fit) -> None:
+def test_restarted_models_copy_the_optimizer_state_of_the_chosen_model(fit: Fit) -> None:
     tested = module(IFCA(2, restarts=1), server_optimizer=adam)
     tested.models[1].load_state_dict(tested.net.state_dict())
     server = fit(tested, grouped(), rounds=3, limit_val_batches=0).optimizers[0]
@@ -29,7 +29,7 @@ def test_all_models_of_a_restart_have_the_optimizers_state_of_the_chosen_one(fit
         assert not torch.equal(winner, other)
 
 
-def test_noise_on_a_copy_leaves_running_statistics_as_they_are(fit: Fit) -> None:
+def test_jitter_on_a_copied_model_does_not_change_running_statistics(fit: Fit) -> None:
     tested = module(IFCA(2), net=partial(small_net, norm="batch"))
     server = fit(tested, grouped(), rounds=1, limit_val_batches=0).optimizers[0]
     tested.hosting.renew([NewModel(1, 0, jitter=0.5)], server, 1, seed=0)

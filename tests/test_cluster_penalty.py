@@ -1,4 +1,4 @@
-"""FedDyn with several global models: every cluster's memory is the mean of its members', whatever they do."""
+"""FedDyn with several global models: every cluster's memory is the mean of its members' memories."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CLIENTS = 9
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_each_clusters_memory_is_the_mean_of_its_members_over_moves_and_splits(tmp_path: Path, on_disk: bool) -> None:
-    """Against dense NumPy memories, over 30 rounds in which clients join and change clusters, of which one splits."""
+def test_a_clusters_memory_is_the_mean_of_its_members_through_moves_and_splits(tmp_path: Path, on_disk: bool) -> None:
+    """Against dense NumPy memories, over 30 rounds in which clients join and change clusters, and a cluster splits."""
     alpha, random = 0.07, np.random.default_rng(1)
     feddyn = FedDyn(alpha, DiskStore(str(tmp_path)) if on_disk else None)
     shared = frozenset({"bias"})
@@ -62,16 +62,16 @@ def test_each_clusters_memory_is_the_mean_of_its_members_over_moves_and_splits(t
             counted = CLIENTS if cluster == SHARED else CLIENTS * len(members) / known
             step = {name: torch.from_numpy(random.normal(size=SHAPES[name])) for name in names}
             held = {name: torch.from_numpy(random.integers(0, 2, size=SHAPES[name])) for name in names}
-            found = Hooks(feddyn).on_step(cluster, step, held)
-            assert found.keys() == step.keys()
+            corrected = Hooks(feddyn).on_step(cluster, step, held)
+            assert corrected.keys() == step.keys()
             for name in names:
                 h = sum(g[k][name] for k in members) / counted
                 expected = np.where(held[name] > 0, step[name].numpy() - h / alpha, step[name].numpy())
-                np.testing.assert_allclose(found[name].numpy(), expected, atol=1e-12)
+                np.testing.assert_allclose(corrected[name].numpy(), expected, atol=1e-12)
 
 
-def test_after_a_split_each_part_goes_to_its_own_optimum() -> None:
-    """Quadratic losses around four points: at rest, only the members' memories still move the model of a part."""
+def test_after_a_split_each_cluster_converges_to_its_optimum() -> None:
+    """Quadratic losses around four points: near the optimum only the members' memories still move a cluster's model."""
     alpha, points = 0.5, torch.tensor([[0.0, 1.0], [1.0, 2.0], [10.0, 5.0], [11.0, 8.0]], dtype=torch.float64)
     feddyn, models = FedDyn(alpha), [torch.zeros(2, dtype=torch.float64)] * 2
     index: Index = {"x": (slice(0, 2),)}
@@ -92,9 +92,9 @@ def test_after_a_split_each_part_goes_to_its_own_optimum() -> None:
             steps[cluster].append(update)
             feddyn.observe(DenseUpdate(update), index, Report(client, "a", 1, 0.0, model=cluster))
             feddyn.remember(client, round, index, DenseUpdate(update))
-        for cluster, own in steps.items():
-            if own:
-                mean = {"x": torch.stack(own).mean(0)}
+        for cluster, steps_of_members in steps.items():
+            if steps_of_members:
+                mean = {"x": torch.stack(steps_of_members).mean(0)}
                 models[cluster] = models[cluster] + Hooks(feddyn).on_step(cluster, mean, {"x": torch.ones(2)})["x"]
     assert torch.allclose(models[0], points[:2].mean(0), atol=1e-9)
     assert torch.allclose(models[1], points[2:].mean(0), atol=1e-9)
@@ -106,11 +106,11 @@ MAKE: dict[str, Callable[[], Clustering]] = {
     "clustered_fl": splitting,
 }
 NAMES = [pytest.param("ifca", marks=pytest.mark.slow), "shared", "clustered_fl"]
-"""By default without what the second has, too."""
+"""ifca is a slow test, since shared covers the same code."""
 
 
 def remembering(clustering: Clustering, **changes: Any) -> FederatedModule:
-    """Return HeteroFL with FedDyn and sparse uploads, of whose eight clients six take part."""
+    """Return HeteroFL with FedDyn and sparse uploads, in which six of eight clients take part."""
     local = LocalTraining(batch_size=20, optimizer=lambda p: SGD(p, lr=0.1), penalty=FedDyn(0.2))
     levels = {"a": Level("a"), "b": Level("b", 0.5)}
     arguments = {"local": local, "levels": levels, "uplink": ErrorFeedback(TopK(0.3)), "selection": Uniform(6)}
@@ -119,7 +119,9 @@ def remembering(clustering: Clustering, **changes: Any) -> FederatedModule:
 
 @pytest.mark.filterwarnings("ignore:IFCA", "ignore:No client")
 @pytest.mark.parametrize("name", NAMES)
-def test_it_reaches_workers_and_survives_resuming_bit_by_bit(fit: Fit, tmp_path: Path, name: str) -> None:
+def test_feddyn_with_clusters_has_the_same_bits_in_workers_and_after_a_resume(
+    fit: Fit, tmp_path: Path, name: str
+) -> None:
     path, whole, workers = tmp_path / "half.ckpt", remembering(MAKE[name]()), remembering(MAKE[name]())
     options: dict[str, Any] = {"limit_val_batches": 0}
     fit(whole, grouped(), rounds=4, name="whole", **options)
@@ -146,7 +148,7 @@ def test_it_reaches_workers_and_survives_resuming_bit_by_bit(fit: Fit, tmp_path:
 
 @pytest.mark.filterwarnings("ignore:IFCA", "ignore:No client")
 @pytest.mark.parametrize("name", NAMES)
-def test_depthfl_has_clusters_too(fit: Fit, name: str) -> None:
+def test_depthfl_with_feddyn_runs_with_clusters(fit: Fit, name: str) -> None:
     levels = {"a": Level("a", depth=2), "b": Level("b", depth=1)}
     local = LocalTraining(batch_size=40, optimizer=lambda p: SGD(p, lr=0.1), penalty=FedDyn(0.1))
     changes = {"levels": levels, "local": local, "net": small_exits}

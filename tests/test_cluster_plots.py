@@ -1,4 +1,4 @@
-"""Figures and tables of a run's clusters, and the files in ``configs`` that make one."""
+"""Figures and tables of a run's clusters, and the clustering files in ``configs``."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def table(rows: list[tuple[int, int, int]]) -> pd.DataFrame:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4), st.integers(0, 3)), min_size=1).map(sorted))
 def test_a_cluster_lasts_until_the_next_change(rows: list[tuple[int, int, int]]) -> None:
-    found = assignments(table(rows), 10)
-    for client in range(len(found)):
+    clusters = assignments(table(rows), 10)
+    for client in range(len(clusters)):
         for round in range(10):
             before = [cluster for when, who, cluster in rows if who == client and when <= round]
-            assert found[client, round] == (before[-1] if before else -1)
+            assert clusters[client, round] == (before[-1] if before else -1)
 
 
 BEGIN = [(0, client, 0) for client in range(6)]
 
 
-def test_splits_are_read_off_the_table_and_other_changes_are_none() -> None:
+def test_splits_are_recognised_in_the_table_and_other_changes_are_not_splits() -> None:
     rows = [*BEGIN, (5, 1, 1), (5, 2, 1), (7, 2, 2), (7, 4, 3), (7, 5, 3)]
     assert splits_of(table(rows)) == [ClusterSplit(5, 0, 1), ClusterSplit(7, 1, 2), ClusterSplit(7, 0, 3)]
     assert splits_of(table(BEGIN)) == []
@@ -57,7 +57,7 @@ def test_figures_show_sizes_and_every_client() -> None:
     rows = table([*BEGIN, (5, 1, 1), (5, 2, 1)])
     tree = plot_cluster_tree(rows, 10).axes[0]
     assert [text.get_text() for text in tree.texts] == ["6", "4 clients", "2 clients"]
-    assert np.asarray(tree.lines[-1].get_xdata()).tolist() == [6, 6]  # split in round 5, the sixth
+    assert np.asarray(tree.lines[-1].get_xdata()).tolist() == [6, 6]  # the split in round 5 is at x = 6
     assert tree.get_xlabel() == "Rounds done"
     axes = plot_assignments(rows, 10).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "3", "4", "5", "1", "2"]
@@ -69,7 +69,7 @@ def test_figures_show_sizes_and_every_client() -> None:
     assert list(axes.images[0].get_extent())[:2] == [0.5, 10.5]
 
 
-def test_a_run_writes_its_clusters_and_their_figures(fit: Fit) -> None:
+def test_a_run_writes_cluster_tables_and_figures(fit: Fit) -> None:
     clustering = ClusteredFL(eps1=10.0, eps2=1e-6, min_rounds=1)
     trainer = fit(module(clustering), grouped(), rounds=3)
     folder = Path(str(trainer.log_dir))
@@ -81,7 +81,7 @@ def test_a_run_writes_its_clusters_and_their_figures(fit: Fit) -> None:
     assert [file.name for file in plot_clusters(folder)] == [
         *("clusters.png", "clusters.svg", "cluster_tree.png", "cluster_tree.svg")
     ]
-    (folder / "cluster_tree.csv").unlink()  # clients that choose may move just so, and nothing was split
+    (folder / "cluster_tree.csv").unlink()  # IFCA's clients may also move together without a split
     assert [file.name for file in plot_clusters(folder)] == ["clusters.png", "clusters.svg"]
     (folder / "clusters.csv").write_text("round,client\n0,1\n")
     with pytest.raises(ConfigurationError, match="columns round, client, cluster of"):
@@ -92,7 +92,7 @@ def test_a_run_writes_its_clusters_and_their_figures(fit: Fit) -> None:
         load_clusters(folder)
 
 
-def test_one_of_several_models_is_exported_by_number(fit: Fit, tmp_path: Path) -> None:
+def test_one_of_several_models_is_exported_by_its_number(fit: Fit, tmp_path: Path) -> None:
     tested, data = module(IFCA(2), seed=5), grouped()
     trainer = fit(tested, data, rounds=2)
     trainer.test(tested, datamodule=data, verbose=False)
@@ -110,7 +110,7 @@ def test_one_of_several_models_is_exported_by_number(fit: Fit, tmp_path: Path) -
     "file",
     [pytest.param(file, id=file.stem, marks=[pytest.mark.slow] * (file.stem != "ifca")) for file in FILES],
 )
-def test_every_file_can_be_stacked_on_the_experiment(file: Path, tmp_path: Path) -> None:
+def test_every_clustering_file_stacks_on_the_experiment(file: Path, tmp_path: Path) -> None:
     experiment = str(ROOT / "configs/experiment/clusters_digits.yaml")
     short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--model.init_args.local.epochs=1"]
     place = f"--trainer.logger.init_args.root={tmp_path}"

@@ -1,4 +1,4 @@
-"""Whole runs with several global models: what a round does, what it costs, going on, workers, evaluation."""
+"""Whole runs with several global models: rounds, costs, resuming, workers and evaluation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LONGER = LocalTraining(epochs=2, batch_size=20, optimizer=lambda p: SGD(p, lr=0.
 
 
 def grouped(**changes: Any) -> FederatedDataModule:
-    """Return Digits over 8 clients, the images of half of them upside down."""
+    """Return Digits over 8 clients; half of the clients have upside-down images."""
     return small_data(num_clients=8, partitioner=IID(), client_transform=RotationGroups([0, 180]), **changes)
 
 
@@ -52,7 +52,7 @@ def values(module: FederatedModule) -> list[list[Tensor]]:
     return [[p.detach().clone() for p in net.parameters()] for net in module.models]
 
 
-def test_a_round_of_ifca_is_choose_train_and_average_within_clusters(fit: Fit) -> None:
+def test_a_round_of_ifca_chooses_trains_and_averages_within_clusters(fit: Fit) -> None:
     net = partial(small_net, norm="none")
     tested = module(IFCA(2), net=net, aggregator=HolderMean())
     before = [copy.deepcopy(tested.net).double(), copy.deepcopy(tested.models[1]).double()]
@@ -61,9 +61,9 @@ def test_a_round_of_ifca_is_choose_train_and_average_within_clusters(fit: Fit) -
     sums: list[list[Tensor]] = [[], []]
     members: list[list[int]] = [[], []]
     for client in range(8):
-        own = data.client_data(client)
+        samples = data.client_data(client)
         with precision.forward_context():
-            inputs, targets = data.transform.eval(own.inputs), own.targets
+            inputs, targets = data.transform.eval(samples.inputs), samples.targets
         losses = [F.cross_entropy(model(inputs), targets).item() for model in before]
         chosen = losses.index(min(losses))
         trained = copy.deepcopy(before[chosen])
@@ -73,8 +73,8 @@ def test_a_round_of_ifca_is_choose_train_and_average_within_clusters(fit: Fit) -
         members[chosen].append(client)
     assert all(members)
     assert [tested.clustering.assigned.index(c) in members[c] for c in range(2)] == [True, True]
-    for cluster, (model, found) in enumerate(zip(before, values(tested), strict=True)):
-        for start, step, end in zip(model.parameters(), sums[cluster], found, strict=True):
+    for cluster, (model, ends) in enumerate(zip(before, values(tested), strict=True)):
+        for start, step, end in zip(model.parameters(), sums[cluster], ends, strict=True):
             torch.testing.assert_close(end, start + step / len(members[cluster]), rtol=0, atol=1e-12)
 
 
@@ -83,7 +83,7 @@ def adam(parameters: Iterable[Tensor]) -> Optimizer:
 
 
 class Chosen(IFCA):
-    """Clients take cluster 1 in odd rounds, cluster 0 in even ones; nobody ever takes cluster 2."""
+    """Clients choose cluster 1 in odd rounds and cluster 0 in even rounds; no client chooses cluster 2."""
 
     def assign(self, round: int, cohort: Any, probe: Any) -> None:
         for client in cohort:
@@ -91,7 +91,7 @@ class Chosen(IFCA):
         self._chosen = Counter()
 
 
-def test_an_empty_cluster_keeps_values_and_the_optimizers_state(fit: Fit) -> None:
+def test_an_empty_cluster_keeps_values_and_optimizer_state(fit: Fit) -> None:
     tested = module(Chosen(3), server_optimizer=adam)
     start = values(tested)
     trainer = fit(tested, grouped(), rounds=1, limit_val_batches=0)
@@ -110,7 +110,7 @@ def test_an_empty_cluster_keeps_values_and_the_optimizers_state(fit: Fit) -> Non
 
 @pytest.mark.filterwarnings("ignore:IFCA")
 @pytest.mark.slow
-def test_identical_models_never_separate_and_a_jitter_separates_them(fit: Fit) -> None:
+def test_identical_models_separate_only_with_jitter(fit: Fit) -> None:
     for restarts, sizes in ((0, [8, 0]), (1, [4, 4])):
         tested = module(IFCA(2, restarts=restarts), local=LONGER)
         tested.models[1].load_state_dict(tested.net.state_dict())
@@ -118,20 +118,20 @@ def test_identical_models_never_separate_and_a_jitter_separates_them(fit: Fit) -
         assert sorted((tested.clustering.assigned.count(c) for c in range(2)), reverse=True) == sizes
 
 
-def test_choosing_is_charged(fit: Fit) -> None:
+def test_choosing_a_cluster_is_charged(fit: Fit) -> None:
     one, two = module(None), module(IFCA(2))
-    plain, asked = (
+    plain, ifca = (
         rows(fit(each, grouped(), rounds=1, limit_val_batches=0, name=name)) for each, name in ((one, "1"), (two, "2"))
     )
     another = wire.dense_size(one.levels.sizes["a"])
-    assert asked["comm/down_bytes"][0] - plain["comm/down_bytes"][0] == 8 * another
-    assert asked["comm/up_bytes"][0] - plain["comm/up_bytes"][0] == 8 * wire.dense_size(1)
+    assert ifca["comm/down_bytes"][0] - plain["comm/down_bytes"][0] == 8 * another
+    assert ifca["comm/up_bytes"][0] - plain["comm/up_bytes"][0] == 8 * wire.dense_size(1)
     forward = two.levels.inspect(torch.zeros(2, 1, 8, 8), (2, 10))["a"][0]
     (data := grouped()).setup("fit")
-    assert asked["compute/flops_total"][0] - plain["compute/flops_total"][0] == 2 * forward * sum(data.sizes)
+    assert ifca["compute/flops_total"][0] - plain["compute/flops_total"][0] == 2 * forward * sum(data.sizes)
 
 
-def test_what_clusters_share_is_one_tensor_averaged_over_all(fit: Fit) -> None:
+def test_shared_tensors_are_averaged_over_all_clusters(fit: Fit) -> None:
     tested = module(IFCA(2, shared=["blocks.*"]))
     trainer = fit(tested, grouped(), rounds=2, limit_val_batches=0)
     one, other = dict(tested.net.named_parameters()), dict(tested.models[1].named_parameters())
@@ -160,7 +160,7 @@ POLICIES: dict[str, Callable[[], Clustering]] = {
 @pytest.mark.parametrize(
     "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("ifca", "restarts")), "shared", "clustered_fl"]
 )
-def test_a_resumed_run_ends_with_the_same_bits_splits_included(fit: Fit, tmp_path: Path, name: str) -> None:
+def test_a_resumed_run_ends_with_the_same_bits_including_splits(fit: Fit, tmp_path: Path, name: str) -> None:
     def make() -> FederatedModule:
         server = partial(SGD, lr=1.0, momentum=0.5)
         uplink = ErrorFeedback(TopK(0.3))
@@ -187,19 +187,19 @@ def test_a_resumed_run_ends_with_the_same_bits_splits_included(fit: Fit, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["ifca", "clustered_fl"])
-def test_workers_equal_sequential(fit: Fit, name: str) -> None:
-    found = []
+def test_workers_equal_sequential_with_clusters(fit: Fit, name: str) -> None:
+    modules = []
     for number, executor in enumerate((None, Workers(2))):
         tested = module(POLICIES[name](), executor=executor)
         fit(tested, grouped(), rounds=4, name=str(number), precision="64-true", limit_val_batches=0)
-        found.append((values(tested), tested.clustering.assigned))
-    assert found[0][1] == found[1][1]
-    for one, two in zip(found[0][0], found[1][0], strict=True):
+        modules.append((values(tested), tested.clustering.assigned))
+    assert modules[0][1] == modules[1][1]
+    for one, two in zip(modules[0][0], modules[1][0], strict=True):
         for a, b in zip(one, two, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_clients_are_evaluated_by_their_clusters_model(fit: Fit) -> None:
+def test_clients_are_evaluated_with_the_model_of_their_cluster(fit: Fit) -> None:
     tested, data = module(IFCA(2), local=LONGER, seed=5), grouped()
     trainer = fit(tested, data, rounds=4)
     trainer.test(tested, datamodule=data, verbose=False)
@@ -208,13 +208,13 @@ def test_clients_are_evaluated_by_their_clusters_model(fit: Fit) -> None:
     correct: dict[int, list[bool]] = {0: [], 1: []}
     for client in range(8):
         cluster = tested.clustering.cluster_of(client)
-        own = data.client_data(client, "test")
+        samples = data.client_data(client, "test")
         net = tested.submodel("a", cluster)
-        right = net(data.transform.eval(own.inputs)).argmax(-1) == own.targets
+        right = net(data.transform.eval(samples.inputs)).argmax(-1) == samples.targets
         assert table["accuracy"][client] == pytest.approx(right.double().mean().item())
         correct[cluster] += right.tolist()
     sizes = [tested.clustering.assigned.count(cluster) for cluster in range(2)]
-    mean = sum(sizes[c] / 8 * (sum(found) / len(found)) for c, found in correct.items())
+    mean = sum(sizes[c] / 8 * (sum(shares) / len(shares)) for c, shares in correct.items())
     assert trainer.callback_metrics["test/accuracy"].item() == pytest.approx(mean, abs=1e-6)
     both = [last[f"cluster/accuracy/{cluster}"] for cluster in range(2)]
     assert last["val/accuracy"] == pytest.approx(sum(s / 8 * a for s, a in zip(sizes, both, strict=True)), abs=1e-6)
@@ -230,7 +230,7 @@ def test_clients_are_evaluated_by_their_clusters_model(fit: Fit) -> None:
         (IFCA(2, shared=["*"]), "tensors of the net that are not in clustering.shared but got none"),
     ],
 )
-def test_what_several_models_cannot_do_is_refused(fit: Fit, clustering: Clustering, message: str) -> None:
+def test_settings_that_need_one_model_are_refused(fit: Fit, clustering: Clustering, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         fit(module(clustering), grouped(), rounds=1)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Policies of clustering on their own: choices, splits, state."""
+"""Clustering policies without a run: choices, splits and state."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 
 
-class Told:
-    """A probe that answers with given losses, by client."""
+class GivenLosses:
+    """A probe that answers with given losses by client, and records the clients asked."""
 
     def __init__(self, losses: dict[int, list[float]]) -> None:
         self.losses, self.asked = losses, list[int]()
@@ -44,85 +44,85 @@ def index_of(size: int) -> Index:
     return {"w": (slice(0, size),)}
 
 
-def hear(policy: Clustering, client: int, values: Sequence[float], cluster: int = 0) -> None:
+def send_update(policy: Clustering, client: int, values: Sequence[float], cluster: int = 0) -> None:
     report = Report(client, "a", 10, 1.0, 0.0, 0.1, model=cluster)
     policy.observe(DenseUpdate(torch.tensor(values)), index_of(len(values)), report)
 
 
-def test_the_least_loss_decides_ties_go_to_the_first_and_nan_loses() -> None:
+def test_clients_choose_the_least_loss_the_first_of_ties_and_never_nan() -> None:
     policy = ready(IFCA(3), 4)
-    told = Told({0: [2.0, 1.0, 3.0], 1: [1.0, 1.0, 1.0], 3: [math.nan, math.inf, 5.0]})
-    policy.assign(0, [0, 1, 3], told)
+    probe = GivenLosses({0: [2.0, 1.0, 3.0], 1: [1.0, 1.0, 1.0], 3: [math.nan, math.inf, 5.0]})
+    policy.assign(0, [0, 1, 3], probe)
     assert policy.assigned == [1, 0, -1, 2]
     assert policy.history == [(0, 0, 1), (0, 1, 0), (0, 3, 2)]
     assert [policy.cluster_of(client) for client in range(4)] == [1, 0, 0, 2]
-    policy.assign(1, [0], Told({0: [2.0, 1.0, 3.0]}))
-    assert len(policy.history) == 3  # nothing changed
+    policy.assign(1, [0], GivenLosses({0: [2.0, 1.0, 3.0]}))
+    assert len(policy.history) == 3  # nothing has changed
 
 
-def test_who_gives_no_answer_keeps_its_cluster_and_is_asked_again() -> None:
+def test_a_client_that_does_not_answer_keeps_its_cluster_and_is_asked_again() -> None:
     policy, silent = ready(IFCA(2), 3), [math.nan, math.nan]
-    policy.assign(0, [0, 1], Told({0: [2.0, 1.0], 1: silent}))
+    policy.assign(0, [0, 1], GivenLosses({0: [2.0, 1.0], 1: silent}))
     assert policy.assigned == [1, -1, -1]
-    policy.assign(1, [0, 1], Told({0: silent, 1: silent}))
+    policy.assign(1, [0, 1], GivenLosses({0: silent, 1: silent}))
     assert policy.assigned == [1, -1, -1]
     assert policy.new_models(1, policy.clusters) == []
     assert (policy.alone, policy.choices) == (0, 0)
-    later = Told({1: [0.5, 1.0], 2: [math.nan, 3.0]})
+    later = GivenLosses({1: [0.5, 1.0], 2: [math.nan, 3.0]})
     policy.settle(1, [0, 1, 2], later)
     assert later.asked == [1, 2]
     assert policy.assigned == [1, 0, 1]
 
 
-def test_strangers_are_asked_before_an_evaluation_and_everyone_only_on_request() -> None:
+def test_new_clients_choose_before_an_evaluation_and_all_clients_only_with_ask_all() -> None:
     losses = {client: [float(client % 2), 0.5] for client in range(4)}
-    for ask_all, asked in ((False, [2, 3]), (True, [0, 1, 2, 3])):
-        policy, told = ready(IFCA(2, ask_all=ask_all), 4), Told(losses)
-        policy.assign(0, [0, 1], Told(losses))
-        policy.settle(0, range(4), told)
-        assert told.asked == asked
+    for ask_all, expected in ((False, [2, 3]), (True, [0, 1, 2, 3])):
+        policy, probe = ready(IFCA(2, ask_all=ask_all), 4), GivenLosses(losses)
+        policy.assign(0, [0, 1], GivenLosses(losses))
+        policy.settle(0, range(4), probe)
+        assert probe.asked == expected
         assert policy.assigned == [0, 1, 0, 1]
 
 
 @given(st.permutations(range(3)), st.integers(0, 10**6))
-def test_choices_do_not_depend_on_the_models_numbers(order: list[int], seed: int) -> None:
+def test_choices_do_not_depend_on_the_order_of_models(order: list[int], seed: int) -> None:
     losses = np.random.default_rng(seed).random((6, 3))
     plain, other = ready(IFCA(3), 6), ready(IFCA(3), 6)
-    plain.assign(0, range(6), Told(dict(enumerate(losses.tolist()))))
-    other.assign(0, range(6), Told(dict(enumerate(losses[:, order].tolist()))))
+    plain.assign(0, range(6), GivenLosses(dict(enumerate(losses.tolist()))))
+    other.assign(0, range(6), GivenLosses(dict(enumerate(losses[:, order].tolist()))))
     assert [order[cluster] for cluster in other.assigned] == plain.assigned
 
 
 def collapse(policy: IFCA, rounds: int) -> list[list[NewModel]]:
-    same = Told({client: [2.0, 1.0, 3.0] for client in range(6)})
-    found = []
+    same = GivenLosses({client: [2.0, 1.0, 3.0] for client in range(6)})
+    replaced = []
     for round in range(rounds):
         policy.assign(round, range(6), same)
-        found.append(policy.new_models(round, policy.clusters))
-    return found
+        replaced.append(policy.new_models(round, policy.clusters))
+    return replaced
 
 
-def test_a_collapse_is_told_once() -> None:
-    with pytest.warns(UserWarning, match="all clients have chosen cluster 1 of 3 for 3 rounds up to round 2") as told:
+def test_a_collapse_is_warned_about_once() -> None:
+    with pytest.warns(UserWarning, match="all clients have chosen cluster 1 of 3 for 3 rounds up to round 2") as caught:
         assert collapse(ready(IFCA(3), 6), 8) == [[]] * 8
-    assert len(told) == 1
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize(("jitter", "source"), [(0.2, 1), (None, None)])
 @pytest.mark.filterwarnings("ignore:IFCA")
-def test_restarts_replace_what_nobody_chose(jitter: float | None, source: int | None) -> None:
-    found = collapse(ready(IFCA(3, restarts=2, jitter=jitter), 6), 10)
+def test_restarts_replace_models_that_no_client_chose(jitter: float | None, source: int | None) -> None:
+    replaced = collapse(ready(IFCA(3, restarts=2, jitter=jitter), 6), 10)
     models = [NewModel(cluster, source, jitter or 0.0) for cluster in ((0, 2) if jitter is None else (0, 2, 1))]
-    assert [bool(each) for each in found] == [False, False, True, False, False, True, False, False, False, False]
-    assert found[2] == found[5] == models
+    assert [bool(each) for each in replaced] == [False, False, True, False, False, True, False, False, False, False]
+    assert replaced[2] == replaced[5] == models
 
 
-def test_two_clients_of_one_kind_are_no_collapse() -> None:
+def test_two_clients_with_one_choice_are_not_a_collapse() -> None:
     policy = ready(IFCA(2), 6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for round in range(3):
-            policy.assign(round, [0, 1], Told({0: [1.0, 2.0], 1: [1.0, 2.0]}))
+            policy.assign(round, [0, 1], GivenLosses({0: [1.0, 2.0], 1: [1.0, 2.0]}))
             policy.new_models(round, policy.clusters)
 
 
@@ -139,7 +139,7 @@ def slow_similarity(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 @given(st.integers(0, 10**6))
-def test_similarities_and_norms_are_over_entries_that_are_covered(seed: int) -> None:
+def test_similarities_and_norms_use_covered_entries_only(seed: int) -> None:
     random = np.random.default_rng(seed)
     updates = []
     for _ in range(4):
@@ -149,11 +149,11 @@ def test_similarities_and_norms_are_over_entries_that_are_covered(seed: int) -> 
         for block in blocks.values():
             block[torch.tensor(random.random(len(block)) < 0.3)] = math.nan
         updates.append(blocks or {"a": torch.tensor([1.0], dtype=torch.float64)})
-    found = similarities(updates)
+    actual = similarities(updates)
     for i in range(4):
         for k in range(4):
             expected = 1.0 if i == k else slow_similarity(updates[i], updates[k])
-            assert found[i, k] == pytest.approx(expected, abs=1e-9)
+            assert actual[i, k] == pytest.approx(expected, abs=1e-9)
     entries: dict[tuple[str, int], list[float]] = {}
     for blocks in updates:
         for name, block in blocks.items():
@@ -171,7 +171,7 @@ def test_two_orthogonal_groups_are_recovered_exactly(seed: int, first: int, seco
     updates = []
     for group in groups:
         values = np.zeros(8)
-        values[4 * group : 4 * group + 4] = random.uniform(0.5, 1.0, 4)  # within a group at an acute angle
+        values[4 * group : 4 * group + 4] = random.uniform(0.5, 1.0, 4)  # acute angles within a group
         updates.append({"w": torch.tensor(values)})
     stay, leave = bipartition(similarities(updates), linkage)
     assert {groups[row] for row in stay} == {groups[0]}
@@ -189,13 +189,13 @@ def random_cosines(clients: int, seed: int) -> np.ndarray:
 
 
 def crossing(cosines: np.ndarray, first: Sequence[int]) -> float:
-    """Return the largest similarity between a group and the rest, entry by entry."""
+    """Return the largest similarity between a group and the other clients, entry by entry."""
     rest = set(range(len(cosines))) - set(first)
     return max(float(cosines[i, k]) for i in first for k in rest)
 
 
 def smallest_crossing(cosines: np.ndarray) -> float:
-    """Return the smallest that any of the 2^(S-1) - 1 bipartitions has."""
+    """Return the smallest crossing similarity of all 2^(S-1) - 1 bipartitions."""
     others = range(1, len(cosines))
     groups = ((0, *chosen) for size in range(len(others)) for chosen in combinations(others, size))
     return min(crossing(cosines, group) for group in groups)
@@ -216,60 +216,62 @@ def test_single_linkage_attains_the_papers_criterion_always_and_complete_linkage
 
 
 @pytest.mark.parametrize(("linkage", "parts"), [("single", [[0, 1, 2], [3]]), ("complete", [[0, 1], [2, 3]])])
-def test_a_cluster_is_divided_by_the_linkage_that_is_asked_for(linkage: Linkage, parts: list[list[int]]) -> None:
+def test_a_cluster_is_split_by_the_configured_linkage(linkage: Linkage, parts: list[list[int]]) -> None:
     policy = ready(ClusteredFL(10.0, 0.1, min_rounds=0, linkage=linkage), 4)
-    policy.assign(0, range(4), Told({}))
-    for client, degrees in enumerate((0, 40, 85, 140)):  # the gaps are 40, 45 and 55: the widest is before the last
-        hear(policy, client, [math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
+    policy.assign(0, range(4), GivenLosses({}))
+    for client, degrees in enumerate((0, 40, 85, 140)):  # the gaps are 40, 45 and 55: the largest one is the last
+        send_update(policy, client, [math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
     policy.new_models(0, 1)
     assert [policy.tree[0]["stay"], policy.tree[0]["leave"]] == parts
     widest = {"single": 55, "complete": 45}[linkage]
     assert policy.tree[0]["similarity"] == pytest.approx(math.cos(math.radians(widest)))
 
 
-def pulling(policy: ClusteredFL, clients: int, round: int, scale: float = 1.0, drift: float = 0.0) -> list[NewModel]:
-    """Let even clients pull one way, odd ones the other way, and all of them along a third axis."""
-    policy.assign(round, range(clients), Told({}))
+def send_opposite_updates(
+    policy: ClusteredFL, clients: int, round: int, scale: float = 1.0, drift: float = 0.0
+) -> list[NewModel]:
+    """Send updates: even clients in one direction, odd clients in the opposite one, all drifting along a third axis."""
+    policy.assign(round, range(clients), GivenLosses({}))
     for client in range(clients):
-        hear(policy, client, [scale if client % 2 else -scale, drift], policy.cluster_of(client))
+        send_update(policy, client, [scale if client % 2 else -scale, drift], policy.cluster_of(client))
     return policy.new_models(round, max(policy.assigned) + 1)
 
 
-def test_a_cluster_at_rest_is_split_by_direction() -> None:
+def test_a_stationary_cluster_is_split_by_direction() -> None:
     policy = ready(ClusteredFL(0.4, 0.9, min_rounds=2), 6)
-    assert [pulling(policy, 6, round) for round in range(3)] == [[], [], [NewModel(1, 0)]]
+    assert [send_opposite_updates(policy, 6, round) for round in range(3)] == [[], [], [NewModel(1, 0)]]
     assert policy.assigned == [0, 1, 0, 1, 0, 1]
     assert policy.tree[0].pop("similarity") == pytest.approx(-1.0)
     assert policy.tree == [{"round": 2, "parent": 0, "child": 1, "stay": [0, 2, 4], "leave": [1, 3, 5]}]
-    assert pulling(policy, 6, 3) == []  # each part now agrees: its mean is long
+    assert send_opposite_updates(policy, 6, 3) == []  # the members of each part agree, so their mean is long
 
 
-def test_no_split_while_the_mean_is_long_or_all_are_short_or_few() -> None:
-    assert pulling(ready(ClusteredFL(0.4, 0.9, min_rounds=0), 6), 6, 5, drift=0.5) == []
-    assert pulling(ready(ClusteredFL(0.4, 1.1, min_rounds=0), 6), 6, 5) == []
-    assert pulling(ready(ClusteredFL(0.4, 0.9, min_rounds=6), 6), 6, 5) == []
-    assert pulling(ready(ClusteredFL(0.4, 0.9, min_rounds=0), 2), 2, 5) == []
-    assert pulling(ready(ClusteredFL(0.4, 0.9, min_rounds=0, min_size=5), 4), 4, 5) == []
+def test_there_is_no_split_with_a_large_mean_small_updates_or_few_members() -> None:
+    assert send_opposite_updates(ready(ClusteredFL(0.4, 0.9, min_rounds=0), 6), 6, 5, drift=0.5) == []
+    assert send_opposite_updates(ready(ClusteredFL(0.4, 1.1, min_rounds=0), 6), 6, 5) == []
+    assert send_opposite_updates(ready(ClusteredFL(0.4, 0.9, min_rounds=6), 6), 6, 5) == []
+    assert send_opposite_updates(ready(ClusteredFL(0.4, 0.9, min_rounds=0), 2), 2, 5) == []
+    assert send_opposite_updates(ready(ClusteredFL(0.4, 0.9, min_rounds=0, min_size=5), 4), 4, 5) == []
 
 
-def test_absent_members_count_by_their_last_update_and_unheard_ones_hold_a_split_back() -> None:
+def test_absent_members_count_by_their_last_update_and_unheard_members_prevent_a_split() -> None:
     policy = ready(ClusteredFL(0.4, 0.9, min_rounds=0), 4)
-    policy.assign(0, [0, 1, 2], Told({}))
+    policy.assign(0, [0, 1, 2], GivenLosses({}))
     for client in (0, 1, 2):
-        hear(policy, client, [1.0 if client % 2 else -1.0, 0.0])
+        send_update(policy, client, [1.0 if client % 2 else -1.0, 0.0])
     assert policy.new_models(0, 1) == []
-    policy.assign(1, [3], Told({}))
-    hear(policy, 3, [1.0, 0.0])
+    policy.assign(1, [3], GivenLosses({}))
+    send_update(policy, 3, [1.0, 0.0])
     assert policy.new_models(1, 1) == [NewModel(1, 0)]
     assert policy.assigned == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("make", [OneCluster, lambda: IFCA(2), lambda: ClusteredFL(0.4, 0.9, min_rounds=0)])
-def test_state_comes_back(make: Any) -> None:
+def test_the_state_of_a_policy_is_restored(make: Any) -> None:
     policy, again = ready(make(), 4), ready(make(), 4)
-    policy.assign(0, range(4), Told({client: [client % 2, 0.5] for client in range(4)}))
+    policy.assign(0, range(4), GivenLosses({client: [client % 2, 0.5] for client in range(4)}))
     for client in range(4):
-        hear(policy, client, [1.0 if client % 2 else -1.0, 0.0])
+        send_update(policy, client, [1.0 if client % 2 else -1.0, 0.0])
     policy.new_models(0, policy.initial_models)
     state = policy.state_dict()
     again.load_state_dict(state)

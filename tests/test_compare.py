@@ -1,4 +1,4 @@
-"""``hetfl compare`` as a user meets it: what it refuses, what it says, and that a kill changes no number."""
+"""``hetfl compare`` on the command line: refused arguments, output, and equal numbers after a kill."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMPARE = "from hetfl.cli import main; main()"
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -39,7 +39,7 @@ def compare(*args: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["compare", *BOTH], "Expected --out DIR"),
         (["compare", "--out", "out"], "Expected at least one -r"),
@@ -53,7 +53,7 @@ def compare(*args: str) -> list[str]:
         (["compare", "configs/b.yaml", *BOTH, "--out", "out"], "Expected --KEY VALUE or another option"),
         (["compare", "-r", f"width={WIDTH}", "--out", WIDTH], "compare_digits_width.yaml is a file"),
         (compare("--model.local.epoch=3"), "run width: "),
-        (compare("--model.ramp_rounds=3"), "run width: "),  # DepthFL's alone
+        (compare("--model.ramp_rounds=3"), "run width: "),  # only DepthFL has this setting
         (compare("--trainer.max_epochs=-1"), "run width: Expected trainer.max_epochs, the number of rounds, of at"),
         (compare("--trainer.fast_dev_run=true"), "run width: Expected neither trainer.fast_dev_run"),
         (
@@ -67,40 +67,40 @@ def compare(*args: str) -> list[str]:
         ),
         (compare("--trainer.logger=false"), "run width: Expected one hetfl.runs.RunFolder"),
         (compare("--model.seed=3"), "Expected seed_everything but got model.seed"),
-        (compare("--model.levels={a: {width: 1.0, depth: 7}}"), "run width: "),  # found when the net is made
+        (compare("--model.levels={a: {width: 1.0, depth: 7}}"), "run width: "),  # detected when the net is built
     ],
 )
-def test_what_is_wrong_is_said_before_anything_runs(
-    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_errors_are_reported_before_any_run_starts(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said in refused(capsys, args)
+    assert message in refused(capsys, args)
     assert not Path("out").exists()
 
 
-def test_a_wrong_key_in_the_last_file_is_found_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_key_in_the_last_file_is_reported_before_any_run_starts(capsys: pytest.CaptureFixture[str]) -> None:
     Path("last.yaml").write_text("model: {init_args: {local: {epoch: 3}}}\n")
     other = ["-r", f"width={WIDTH}", "-r", f"other={WIDTH},last.yaml", *TINY, "--out", "out"]
     error = refused(capsys, ["compare", *other])
     assert "run other: " in error
     assert "epoch" in error
     Path("last.yaml").write_text("data: {class_path: hetfl.data.MNIST, init_args: {root: nowhere}}\n")
-    assert "run other: " in refused(capsys, ["compare", *other, "--mixed_data"])  # its files are not there
+    assert "run other: " in refused(capsys, ["compare", *other, "--mixed_data"])  # its files are missing
     Path("last.yaml").write_text("data: {init_args: {num_clients: 12}}\n")
     args = ["compare", "-r", f"width={WIDTH}", "-r", f"other={WIDTH},last.yaml", "--out", "out"]
     assert "got data.num_clients 50 in width and 12 in other: allow it with --mixed_data" in refused(capsys, args)
     assert not Path("out").exists()
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_the_plan_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     main(compare("--seeds", "0", "7", "--dry_run"))
-    said = capsys.readouterr().out
-    assert [line.split("│")[1:5] for line in said.splitlines() if line.startswith("│")] == [
+    output = capsys.readouterr().out
+    assert [line.split("│")[1:5] for line in output.splitlines() if line.startswith("│")] == [
         [f" {name:<5} ", f"    {seed} ", "    0/2 ", " start "] for name in ("width", "depth") for seed in (0, 7)
     ]
     assert not Path("out").exists()
 
 
-def test_one_comparison_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_comparison_in_the_same_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hetfl.compare.processes.PATIENCE_SECONDS", 0.4)
     with (
         only_one(Path("out")),
@@ -113,14 +113,14 @@ def test_one_comparison_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def do(run: PlannedRun, action: Action = Action.BEGIN) -> None:
-    """Do in this process what that of a run does."""
+    """Do in this process what the subprocess of a run does."""
     prepare(run, action)
     verb = command(run, action)[5:]
     start(verb, cli=partial(RunInFolder, folder=run.folder))
 
 
 def undisturbed(root: Path, settings: list[str]) -> list[PlannedRun]:
-    """Do what the processes of a comparison do, without a break."""
+    """Do what the processes of a comparison do, without interruption."""
     runs = plan(parse_contenders(BOTH[1::2]), [0, 1], settings, root)
     for run in runs:
         do(run)
@@ -128,10 +128,10 @@ def undisturbed(root: Path, settings: list[str]) -> list[PlannedRun]:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_before_its_test_is_tested_and_ends_with_the_same_files(
+def test_a_run_killed_before_its_test_is_tested_and_has_the_same_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The last round is not validated: the test gathers statistics of its own.
+    # The last round is not validated, so the test gathers its own statistics.
     settings = [*TINY[:-1], "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2"]
     whole, killed = (plan(parse_contenders(BOTH[3:]), [0], settings, Path(root))[0] for root in ("whole", "killed"))
     do(whole)
@@ -158,11 +158,11 @@ class KillOnce(Callback):
             os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
 """
-"""Kills the comparison and its run, once, at the end of a second round and before its checkpoint."""
+"""Kills the comparison and its run once, at the end of the second round and before its checkpoint."""
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_to_the_same_numbers_and_repeats_nothing(
+def test_a_killed_comparison_resumes_to_the_same_numbers_without_repeating_runs(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Path("killer.py").write_text(KILLER)
@@ -183,15 +183,15 @@ def test_a_killed_comparison_goes_on_to_the_same_numbers_and_repeats_nothing(
     args = ["compare", *BOTH, *settings, "--out", "out", "--seeds", "0", "1", "--jobs", "2"]
     capfd.readouterr()
     main(args)
-    said = capfd.readouterr().out
+    output = capfd.readouterr().out
     for run in reference:
         folder = Path("out/runs", run.name, f"seed_{run.seed}")
         assert (folder / "metrics.csv").read_bytes() == (run.folder / "metrics.csv").read_bytes(), run.title
         assert (folder / "config.yaml").read_bytes() == (run.folder / "config.yaml").read_bytes(), run.title
         accuracy = pd.read_csv(folder / "metrics.csv")["test/accuracy"].iloc[-1]
-        assert f"{run.title}: done in" in said
-        assert f"test accuracy {100 * accuracy:.1f} %" in said
-    assert "out/report.html" in said
+        assert f"{run.title}: done in" in output
+        assert f"test accuracy {100 * accuracy:.1f} %" in output
+    assert "out/report.html" in output
     assert Path("out/report.html").is_file()
 
     before = {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""The plan of a comparison: what is asked for, where each run stands, and what is left to do with it."""
+"""The plan of a comparison: the requested runs, the state of each run, and its next action."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def planned(root: Path, rounds: int = 3, seed: int = 0, **changes: Any) -> Plann
     return PlannedRun("width", seed, root / "runs" / "width" / f"seed_{seed}", yaml.safe_dump(settings))
 
 
-def stood(run: PlannedRun, rows: int, saved: int | None = None, tested: bool = False) -> PlannedRun:
-    """Leave behind what a run does that was stopped after so many rows and with a checkpoint of so many rounds."""
+def stopped_run(run: PlannedRun, rows: int, saved: int | None = None, tested: bool = False) -> PlannedRun:
+    """Write the files of a run that was stopped after ``rows`` rows, with a checkpoint of ``saved`` rounds."""
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "config.yaml").write_text(run.text)
     lines = ["step,val/accuracy,test/accuracy,comm/up_bytes_total"]
@@ -57,7 +57,7 @@ def stood(run: PlannedRun, rows: int, saved: int | None = None, tested: bool = F
     return run
 
 
-def test_contenders_and_their_files(tmp_path: Path) -> None:
+def test_contenders_are_parsed_into_names_and_files(tmp_path: Path) -> None:
     one, two = str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml")
     for file in (one, two):
         Path(file).touch()
@@ -68,7 +68,7 @@ def test_contenders_and_their_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ([], "Expected at least one -r NAME=FILE"),
         (["pyproject.toml"], "Expected -r NAME=FILE[,FILE...] but got 'pyproject.toml'"),
@@ -88,15 +88,15 @@ def test_contenders_and_their_files(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_contenders_are_refused(given: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_contenders_are_refused(given: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent.parent)
     with pytest.raises(ConfigurationError) as error:
         parse_contenders(given)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), unique=True))
-def test_seeds_are_read_as_they_are_written(seeds: list[int]) -> None:
+def test_seeds_are_parsed_in_the_given_order(seeds: list[int]) -> None:
     assert parse_seeds([str(seed) for seed in seeds]) == seeds
 
 
@@ -109,20 +109,20 @@ def test_wrong_seeds_are_refused(given: list[str]) -> None:
 @pytest.mark.parametrize(
     ("rows", "saved", "tested", "action"),
     [
-        (0, None, False, Action.ANEW),  # its configuration is there, and nothing else
+        (0, None, False, Action.ANEW),  # only its configuration exists
         (1, None, False, Action.ANEW),  # killed before the first checkpoint
         (1, 1, False, Action.RESUME),
         (2, 1, False, Action.RESUME),  # killed between a row and its checkpoint
         (3, 2, False, Action.RESUME),
         (3, 3, False, Action.TEST),  # killed before or in the test
         (3, 3, True, Action.SKIP),
-        (2, 2, True, Action.RESUME),  # finished once, with fewer rounds
+        (2, 2, True, Action.RESUME),  # finished earlier with fewer rounds
     ],
 )
-def test_what_is_left_to_do_after_a_kill(
+def test_the_next_action_after_a_kill(
     tmp_path: Path, rows: int, saved: int | None, tested: bool, action: Action
 ) -> None:
-    assert next_action(stood(planned(tmp_path), rows, saved, tested)) is action
+    assert next_action(stopped_run(planned(tmp_path), rows, saved, tested)) is action
 
 
 @pytest.mark.parametrize(
@@ -130,19 +130,19 @@ def test_what_is_left_to_do_after_a_kill(
     [
         (2, False, 3, Action.TEST),
         (2, True, 3, Action.SKIP),
-        (2, True, 4, Action.RESUME),  # more rounds are asked for
-        (3, False, 3, Action.RESUME),  # it went on already
+        (2, True, 4, Action.RESUME),  # more rounds are requested
+        (3, False, 3, Action.RESUME),  # it was resumed after the early stop
     ],
 )
-def test_a_run_that_its_settings_stopped_early_trains_no_further(
+def test_a_run_stopped_early_by_its_settings_is_not_trained_further(
     tmp_path: Path, rows: int, tested: bool, rounds: int, action: Action
 ) -> None:
-    run = stood(planned(tmp_path, rounds), rows, tested=tested)
+    run = stopped_run(planned(tmp_path, rounds), rows, tested=tested)
     SafeCheckpointIO().save_checkpoint({"hetfl": {"version": 2}, ENDED: 3}, run.checkpoint)
     assert next_action(run) is action
 
 
-def test_a_run_that_never_was_begins(tmp_path: Path) -> None:
+def test_a_run_without_a_folder_or_files_begins(tmp_path: Path) -> None:
     run = planned(tmp_path)
     assert next_action(run) is Action.BEGIN
     run.folder.mkdir(parents=True)
@@ -150,34 +150,34 @@ def test_a_run_that_never_was_begins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("saved", "action"), [(2, Action.RESUME), (3, Action.SKIP), (None, Action.SKIP)])
-def test_without_a_final_test_the_last_checkpoint_ends_a_run_if_it_has_any(
+def test_without_a_final_test_the_last_checkpoint_marks_a_run_as_finished(
     tmp_path: Path, saved: int | None, action: Action
 ) -> None:
-    assert next_action(stood(planned(tmp_path, final_test=False), 3, saved)) is action
+    assert next_action(stopped_run(planned(tmp_path, final_test=False), 3, saved)) is action
 
 
-def test_more_rounds_go_on_from_a_finished_run(tmp_path: Path) -> None:
-    stood(planned(tmp_path), 3, 3, tested=True)
+def test_a_finished_run_is_resumed_for_more_rounds(tmp_path: Path) -> None:
+    stopped_run(planned(tmp_path), 3, 3, tested=True)
     assert next_action(planned(tmp_path, rounds=4)) is Action.RESUME
 
 
-def test_a_run_that_ended_early_by_itself_is_finished_until_more_rounds_are_asked_for(tmp_path: Path) -> None:
-    run = stood(planned(tmp_path, rounds=9), 4, 4, tested=True)
+def test_a_run_that_ended_early_is_finished_unless_more_rounds_are_requested(tmp_path: Path) -> None:
+    run = stopped_run(planned(tmp_path, rounds=9), 4, 4, tested=True)
     assert next_action(run) is Action.RESUME
     run.mark.write_text("9")
     assert next_action(run) is Action.SKIP
     assert next_action(planned(tmp_path, rounds=10)) is Action.RESUME
 
 
-def test_checkpoints_of_others_are_never_deleted(tmp_path: Path) -> None:
-    run = stood(planned(tmp_path), 2)
+def test_foreign_checkpoints_are_never_deleted(tmp_path: Path) -> None:
+    run = stopped_run(planned(tmp_path), 2)
     (run.folder / "best.ckpt").touch()
     with pytest.raises(ConfigurationError, match=r"last.ckpt, to resume from, but got only other checkpoints"):
         next_action(run)
 
 
-def test_a_finished_run_without_its_metrics_says_what_to_do(tmp_path: Path) -> None:
-    run = stood(planned(tmp_path), 3, 3, tested=True)
+def test_a_finished_run_without_metrics_is_refused_with_advice(tmp_path: Path) -> None:
+    run = stopped_run(planned(tmp_path), 3, 3, tested=True)
     run.mark.write_text("3")
     (run.folder / "metrics.csv").unlink()
     with pytest.raises(ConfigurationError, match=r"metrics.csv but got none: delete .*seed_0 to start the run again"):
@@ -185,7 +185,7 @@ def test_a_finished_run_without_its_metrics_says_what_to_do(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("metrics.csv", b"step,val/accuracy\n0,0.5\nzz,0.6\n", "whole numbers from 0 in column 'step' of .*got 'zz'"),
         ("metrics.csv", b"step,val/accuracy\n0,0.5\n1,good\n", "shares from 0 to 1 in column 'val/accuracy' of"),
@@ -197,22 +197,22 @@ def test_a_finished_run_without_its_metrics_says_what_to_do(tmp_path: Path) -> N
         ("config.yaml", b"model: {class_path: x, init_args: [1]}\n", r"below init_args of x in .* but got \[1\]"),
     ],
 )
-def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
-    run = stood(planned(tmp_path), 3, 3, tested=True)
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    run = stopped_run(planned(tmp_path), 3, 3, tested=True)
     (run.folder / name).write_bytes(content)
     check = check_unchanged if name == "config.yaml" else next_action
-    with pytest.raises(ConfigurationError, match=said):
+    with pytest.raises(ConfigurationError, match=message):
         check(run)
 
 
-def test_a_mark_of_other_bytes_is_none(tmp_path: Path) -> None:
-    run = stood(planned(tmp_path), 2, 2)
+def test_a_damaged_mark_is_ignored(tmp_path: Path) -> None:
+    run = stopped_run(planned(tmp_path), 2, 2)
     run.mark.write_bytes(b"\xff")
     assert next_action(run) is Action.RESUME
 
 
 def test_every_prefix_of_a_metrics_file_can_be_read(tmp_path: Path) -> None:
-    run = stood(planned(tmp_path), 3, tested=True)
+    run = stopped_run(planned(tmp_path), 3, tested=True)
     whole = (run.folder / "metrics.csv").read_text()
     for end in range(len(whole)):
         (run.folder / "metrics.csv").write_text(whole[:end])
@@ -224,7 +224,7 @@ def test_every_prefix_of_a_metrics_file_can_be_read(tmp_path: Path) -> None:
     assert standing(tmp_path).done == 0
 
 
-def test_accuracy_is_the_latest_that_a_round_reported(tmp_path: Path) -> None:
+def test_the_accuracy_of_a_run_is_the_latest_reported_one(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,val/accuracy\n0,0.5\n1,0.75\n2,\n")
     at = standing(tmp_path)
     assert (at.done, at.val_score, at.test_score) == (3, 0.75, None)
@@ -241,13 +241,13 @@ def test_accuracy_is_the_latest_that_a_round_reported(tmp_path: Path) -> None:
         ("trainer.precision", "–", "bf16-mixed", lambda s: s["trainer"].update(precision="bf16-mixed")),
     ],
 )
-def test_a_difference_is_named(key: str, was: str, now: str, change: Any) -> None:
+def test_differing_settings_are_named(key: str, was: str, now: str, change: Any) -> None:
     planned = copy.deepcopy(SETTINGS)
     change(planned)
     assert differences(SETTINGS, planned) == [(key, was, now)]
 
 
-def test_seed_folder_and_more_rounds_are_no_difference() -> None:
+def test_seed_folder_and_number_of_rounds_are_not_differences() -> None:
     planned = copy.deepcopy(SETTINGS)
     planned["seed_everything"] = 7
     planned["trainer"]["max_epochs"] = 30
@@ -255,8 +255,8 @@ def test_seed_folder_and_more_rounds_are_no_difference() -> None:
     assert differences(SETTINGS, planned) == []
 
 
-def test_runs_of_one_name_with_other_settings_are_refused_whatever_their_seed(tmp_path: Path) -> None:
-    stood(planned(tmp_path, seed=4), 1)
+def test_runs_of_one_name_with_different_settings_are_refused(tmp_path: Path) -> None:
+    stopped_run(planned(tmp_path, seed=4), 1)
     check_unchanged(planned(tmp_path, seed=5, rounds=8))
     with pytest.raises(ConfigurationError) as error:
         check_unchanged(planned(tmp_path, seed=5, final_test=False))
@@ -269,11 +269,11 @@ def test_runs_of_one_name_with_other_settings_are_refused_whatever_their_seed(tm
         check_unchanged(planned(tmp_path, seed=4))
 
 
-def test_actions_never_depend_on_what_is_not_the_runs_own(tmp_path: Path) -> None:
-    """Every state of one run, with every state of another one beside it, gives the same action."""
+def test_the_next_action_does_not_depend_on_other_runs(tmp_path: Path) -> None:
+    """A run in any state has the same action, whatever the state of another run beside it."""
     states = [(0, None, False), (2, 2, False), (3, 3, True)]
     for one, other in itertools.product(states, repeat=2):
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
-        alone = next_action(stood(planned(tmp_path, seed=0), *one))
-        stood(planned(tmp_path, seed=1), *other)
+        alone = next_action(stopped_run(planned(tmp_path, seed=0), *one))
+        stopped_run(planned(tmp_path, seed=1), *other)
         assert next_action(planned(tmp_path, seed=0)) is alone

@@ -1,4 +1,4 @@
-"""The processes of a comparison and what is shown of them, with small programs in the place of runs."""
+"""The processes of a comparison and their display, with small programs in place of training runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Runs = Callable[..., tuple[list[PlannedRun], list[RunLine]]]
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """Return a function that makes runs out of programs, by name."""
+    """Return a function that plans runs which execute given programs, by name."""
     programs: dict[str, str] = {}
 
     def start(run: PlannedRun, action: Action) -> list[str]:
@@ -60,17 +60,17 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 
 def plain(lines: list[RunLine]) -> tuple[RunsProgress, io.StringIO]:
-    said = io.StringIO()
-    return RunsProgress(lines, console=Console(file=said, width=60)), said
+    screen = io.StringIO()
+    return RunsProgress(lines, console=Console(file=screen, width=60)), screen
 
 
-def test_a_run_that_fails_is_said_in_one_line_and_others_go_on(runs: Runs, tmp_path: Path) -> None:
+def test_a_failing_run_is_reported_in_one_line_and_others_continue(runs: Runs, tmp_path: Path) -> None:
     planned, lines = runs(one=FAILS, two=WORKS, three=DIES, four=SAYS_NOTHING, five=IS_EMPTY)
-    progress, said = plain(lines)
+    progress, screen = plain(lines)
     with only_one(tmp_path) as lock, progress:
         assert run_all(planned, lines, progress, lock=lock) is None
     assert [line.state for line in lines] == ["failed", "done", "failed", "failed", "failed"]
-    text = said.getvalue().splitlines()
+    text = screen.getvalue().splitlines()
     log = str(tmp_path / "runs" / "{}" / "seed_0.log")
     for name, reason in (
         ("one", "Expected much but got little"),
@@ -87,7 +87,7 @@ def test_a_run_that_fails_is_said_in_one_line_and_others_go_on(runs: Runs, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("programs", "said"),
+    ("programs", "message"),
     [
         (
             {"one": FAILS, "two": WORKS},
@@ -96,14 +96,14 @@ def test_a_run_that_fails_is_said_in_one_line_and_others_go_on(runs: Runs, tmp_p
         ({"one": FAILS, "two": DIES}, "hetfl: error: no report: no run is finished\n"),
     ],
 )
-def test_what_is_finished_is_reported_on_and_what_is_missing_is_said(
-    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], programs: dict[str, str], said: str
+def test_finished_runs_are_reported_and_missing_runs_are_listed(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], programs: dict[str, str], message: str
 ) -> None:
     planned, _ = runs(**programs)
     with only_one(tmp_path) as lock, pytest.raises(SystemExit) as stop:
         run_comparison(planned, tmp_path, lock=lock, jobs=1, mixed_data=False)
     assert stop.value.code == 1
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
     report = tmp_path / "report.md"
     assert report.is_file() == (WORKS in programs.values())
     if report.is_file():
@@ -113,14 +113,14 @@ def test_what_is_finished_is_reported_on_and_what_is_missing_is_said(
 def test_finished_runs_are_not_started(runs: Runs, tmp_path: Path) -> None:
     planned, lines = runs(one=WORKS)
     for _ in range(2):
-        progress, said = plain(lines)
+        progress, screen = plain(lines)
         with only_one(tmp_path) as lock, progress:
             run_all(planned, lines, progress, lock=lock)
-    assert said.getvalue() == ""
+    assert screen.getvalue() == ""
 
 
 def interrupt(times: int, when: Path) -> threading.Thread:
-    """Send this process SIGINT so many times once a file is there."""
+    """Send this process SIGINT ``times`` times after a file exists."""
 
     def send() -> None:
         while not when.is_file() or b"0.5" not in when.read_bytes():
@@ -135,21 +135,21 @@ def interrupt(times: int, when: Path) -> threading.Thread:
 
 
 @pytest.mark.parametrize(("program", "times"), [(WAITS, 1), (WAITS.replace("< 3", "< 0"), 3)])
-def test_ctrl_c_ends_the_present_run_and_starts_no_other(runs: Runs, tmp_path: Path, program: str, times: int) -> None:
+def test_ctrl_c_ends_the_running_run_and_starts_no_other(runs: Runs, tmp_path: Path, program: str, times: int) -> None:
     planned, lines = runs(one=program, two=WORKS)
-    progress, said = plain(lines)
+    progress, screen = plain(lines)
     thread = interrupt(times, planned[0].folder / "metrics.csv")
     with only_one(tmp_path) as lock, progress:
         assert run_all(planned, lines, progress, lock=lock) == signal.SIGINT
     thread.join()
     assert [line.state for line in lines] == ["stopped", "waiting"]
     assert not planned[1].folder.exists()
-    assert "once more Ctrl-C stops at once" in said.getvalue()
-    assert "one seed 0: stopped after" in said.getvalue()
-    assert "1 of 3 rounds done" in said.getvalue()
+    assert "once more Ctrl-C stops at once" in screen.getvalue()
+    assert "one seed 0: stopped after" in screen.getvalue()
+    assert "1 of 3 rounds done" in screen.getvalue()
 
 
-def test_a_run_goes_on_from_its_checkpoint_in_its_folder() -> None:
+def test_a_run_is_resumed_from_its_checkpoint_in_its_folder() -> None:
     run = PlannedRun("width", 3, Path("out/runs/width/seed_3"), TEXT)
     fit = ["fit", "-c", "out/runs/width/seed_3/config.yaml"]
     on = ["--ckpt_path", "out/runs/width/seed_3/checkpoints/last.ckpt"]
@@ -159,7 +159,7 @@ def test_a_run_goes_on_from_its_checkpoint_in_its_folder() -> None:
 
 
 @given(st.lists(st.sampled_from(["done", "running", "waiting", "failed"]), min_size=1), st.integers(3, 12))
-def test_what_is_under_way_is_in_view(states: list[str], height: int) -> None:
+def test_running_runs_are_visible(states: list[str], height: int) -> None:
     lines = [RunLine("a", seed, 3, state=state) for seed, state in enumerate(states)]  # type: ignore[arg-type]
     shown = in_view(lines, height)
     assert len(shown) == min(height, len(lines))
@@ -167,7 +167,7 @@ def test_what_is_under_way_is_in_view(states: list[str], height: int) -> None:
     assert first in shown
 
 
-def test_the_time_left_goes_by_each_runs_pace() -> None:
+def test_the_remaining_time_uses_the_speed_of_each_run() -> None:
     over = RunLine("a", 0, 10, done=10, state="done", seconds=20.0)  # 2 s a round
     under_way = RunLine("b", 0, 10, done=6, first=5, state="running", began=100.0)  # 4 s a round at 104
     same, new = RunLine("a", 1, 10), RunLine("c", 0, 10)
@@ -185,9 +185,9 @@ def test_a_terminal_shows_a_line_per_run() -> None:
         RunLine("depth", 0, 10, done=2, score=0.5),
         RunLine("depth", 1, 10),
     ]
-    said = io.StringIO()
+    screen = io.StringIO()
     console = Console(
-        file=said, width=90, height=20, force_terminal=True, color_system=None, _environ={"TERM": "xterm"}
+        file=screen, width=90, height=20, force_terminal=True, color_system=None, _environ={"TERM": "xterm"}
     )
     progress = RunsProgress(lines, console=console, clock=lambda: now[0])
     with progress:
@@ -204,4 +204,4 @@ def test_a_terminal_shows_a_line_per_run() -> None:
     )
     assert [word for word in table[3] if "━" not in word] == ["depth", "seed", "1", "0/10"]
     assert table[4][:6] == ["1", "of", "3", "runs", "done", "elapsed"]
-    assert "depth seed 0: failed after 9.0 s: no reason" in said.getvalue()
+    assert "depth seed 0: failed after 9.0 s: no reason" in screen.getvalue()

@@ -1,4 +1,4 @@
-"""The contract of every compressor, and what each promises beyond it. A new compressor is one line in MEMBERS."""
+"""The contract of every compressor, and further properties of each. A new compressor adds one line to MEMBERS."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ SPARSIFIERS = {
     ),
     *("RandomK", "RandomK, by layer", "ChannelThreshold", "ChannelThreshold, by density"),
 }
-"""What sends values as they are."""
+"""Compressors that send unchanged values."""
 
 LAYOUTS: dict[int, dict[str, tuple[int, ...]]] = {
     0: {"none": (0,)},
@@ -132,7 +132,7 @@ def sparse(update: Update) -> SparseUpdate:
 
 
 @members
-def test_a_checkpoint_knows_it_by_every_argument_of_its_constructor(make: Callable[[], Compressor]) -> None:
+def test_the_description_of_a_compressor_has_every_constructor_argument(make: Callable[[], Compressor]) -> None:
     compressor = make()
     assert list(compressor.settings()) == list(inspect.signature(type(compressor)).parameters)
     assert type(compressor)(**compressor.settings()).describe() == compressor.describe()
@@ -147,7 +147,7 @@ def chance(seed: int = 0) -> torch.Generator:
 
 
 @members
-def test_contract(make: Callable[[], Compressor]) -> None:
+def test_every_compressor_fulfils_the_contract(make: Callable[[], Compressor]) -> None:
     check_compressor(make)
 
 
@@ -170,7 +170,7 @@ def test_sent_plus_kept_is_delta_plus_residual(name: str, vector: Tensor, half_p
         off_D = (u_D + message.residual_D - p_D).abs()
         if name in SPARSIFIERS and not half_precision:
             assert not bool(off_D.any())
-        else:  # the difference is rounded once, the sum once more
+        else:  # one rounding for the difference, one for the sum
             assert bool((off_D <= 2**-23 * torch.maximum(p_D.abs(), u_D.abs())).all())
         feedback.accept(message, sent)
         feedback.end_round(0)
@@ -179,7 +179,7 @@ def test_sent_plus_kept_is_delta_plus_residual(name: str, vector: Tensor, half_p
 
 @members
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_non_finite_is_refused_naming_client_and_tensor(make: Callable[[], Compressor], bad: float) -> None:
+def test_non_finite_vectors_are_refused_naming_client_and_tensor(make: Callable[[], Compressor], bad: float) -> None:
     layout = Layout({"conv.weight": (2, 3), "none": (0,), "conv.bias": (4,), "scale": ()})
     for position, where in [
         (0, "0 of tensor 'conv.weight'"),
@@ -195,7 +195,7 @@ def test_non_finite_is_refused_naming_client_and_tensor(make: Callable[[], Compr
 
 
 @members
-def test_only_flat_vectors(make: Callable[[], Compressor]) -> None:
+def test_only_one_dimensional_vectors_are_accepted(make: Callable[[], Compressor]) -> None:
     with pytest.raises(ValueError, match=r"flat vector from client 2 but got shape \(2, 3\)"):
         make().compress(torch.ones(2, 3), lr=0.1, client=2)
 
@@ -214,7 +214,7 @@ def test_identity_sends_everything() -> None:
     st.lists(st.integers(-3, 3) | st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60),
     st.sampled_from([0.001, 0.1, 0.29, 0.5, 1.0]),
 )
-def test_top_k_is_a_stable_sort_by_magnitude(numbers: list[float], density: float) -> None:
+def test_top_k_equals_a_stable_sort_by_magnitude(numbers: list[float], density: float) -> None:
     vector = torch.tensor(numbers, dtype=torch.float32)
     count = max(1, math.floor(density * len(numbers)))
     order = np.argsort(-np.abs(vector.numpy()), kind="stable")

@@ -1,4 +1,4 @@
-"""Packaged configurations: found by name from anywhere, listed, printed, and each of them says what it is."""
+"""Packaged configurations: found by name from any folder, listed, printed, and described by their first line."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def test_names_are_the_files_of_the_tree() -> None:
+def test_names_are_the_files_of_the_configs_folder() -> None:
     files = {file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.yaml")}
     assert {f"{name}.yaml" for name in packaged_names()} == files
 
 
 @pytest.mark.parametrize("name", packaged_names())
-def test_first_line_says_what_a_configuration_is(name: str) -> None:
+def test_the_first_line_describes_the_configuration(name: str) -> None:
     file = packaged_file(name)
     assert file is not None
     first = file.read_text(encoding="utf-8").splitlines()[0]
@@ -45,17 +45,17 @@ def test_a_name_means_the_packaged_file_with_or_without_its_suffix() -> None:
         assert Path(config_file(name)).read_bytes() == (CONFIGS / "method" / "fedprox.yaml").read_bytes()
 
 
-def test_a_file_of_the_user_with_that_very_name_wins(tmp_path: Path) -> None:
+def test_a_users_file_with_the_same_name_takes_precedence(tmp_path: Path) -> None:
     (tmp_path / "demo").write_text("seed_everything: 1\n")
     assert config_file("demo") == "demo"
     (tmp_path / "base.yaml").write_text("seed_everything: 1\n")
     assert config_file("base.yaml") == "base.yaml"
     assert config_file("base") == str(packaged_file("base"))
-    (tmp_path / "data" / "digits").mkdir(parents=True)  # a folder is no configuration
+    (tmp_path / "data" / "digits").mkdir(parents=True)  # a folder is not a configuration
     assert config_file("data/digits") == str(packaged_file("data/digits"))
 
 
-def test_names_leave_no_trace_in_the_configuration_of_a_run() -> None:
+def test_names_do_not_appear_in_the_configuration_of_a_run() -> None:
     by_name, by_path = (
         resolve(["-c", f"{prefix}base", f"--config={prefix}data/digits", "-c", f"{prefix}method/fedprox.yaml"], [0])
         if not prefix
@@ -95,12 +95,12 @@ def test_unknown_names_are_refused_with_the_nearest(
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "describe", "data", "export"])
-def test_every_verb_takes_names(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_subcommand_accepts_names(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, [verb, "-c", "demo", "-c", "method/fedprx"])
     assert "the nearest names are method/fedprox" in error
 
 
-def test_compare_takes_names() -> None:
+def test_compare_accepts_names() -> None:
     assert parse_contenders(["a=demo,method/fedprox"])[0].files == ("demo", "method/fedprox")
     with pytest.raises(ConfigurationError, match="run a: .*'dmo'.*; the nearest name is demo"):
         parse_contenders(["a=dmo"])
@@ -125,7 +125,7 @@ def test_the_list_keeps_to_the_width_of_a_terminal() -> None:
     assert " ".join(" ".join(lines).split()) == " ".join(listing(None).split())
 
 
-def test_one_configuration_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_configuration_is_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     main(["configs", "method/fedprox"])
     assert capsys.readouterr().out == (CONFIGS / "method" / "fedprox.yaml").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What CSVData makes of tables, and what it refuses."""
+"""CSVData: reading tables, and refused tables."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_tables_are_read(tmp_path: Path) -> None:
     )
 
 
-def test_tables_with_a_test_file_and_chosen_features(tmp_path: Path) -> None:
+def test_a_test_file_and_chosen_features_are_read(tmp_path: Path) -> None:
     train, test = write_table(tmp_path / "train.csv"), write_table(tmp_path / "test.csv", rows=20)
     module = ready(CSVData(path=str(train), test_path=str(test), target="sick", features=["half"], num_clients=3))
     assert module.client_data(0).inputs.shape[1:] == (1,)
@@ -90,9 +90,7 @@ VALUES = {
 
 @pytest.mark.parametrize("cell", VALUES.values(), ids=VALUES)
 @pytest.mark.parametrize("held_out", [False, True])
-def test_values_that_no_net_can_take_are_refused_by_column_row_and_client(
-    tmp_path: Path, cell: str, held_out: bool
-) -> None:
+def test_non_finite_values_are_refused_by_column_row_and_client(tmp_path: Path, cell: str, held_out: bool) -> None:
     path = write_table(tmp_path / "table.csv")
     write_table(tmp_path / "test.csv")
     spoilt = tmp_path / ("test.csv" if held_out else "table.csv")
@@ -124,13 +122,13 @@ def test_rows_without_a_class_or_a_client_are_refused_or_left_out(tmp_path: Path
     assert (module.num_classes, module.client_names) == (2, (0, 1, 2, 3))
 
 
-def test_a_table_without_a_row_that_can_be_used_is_refused(tmp_path: Path) -> None:
+def test_a_table_without_usable_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("x,y\n,0\n,1\n,0\n,1\n")
     with pytest.raises(ConfigurationError, match=r"in column 'x', all rows$"):
         ready(CSVData(path=str(tmp_path / "table.csv"), target="y", num_clients=1, drop_unusable=True))
 
 
-def test_labels_and_clients_may_be_called_na_or_none(tmp_path: Path) -> None:
+def test_labels_and_clients_may_be_named_na_or_none(tmp_path: Path) -> None:
     rows = [f"{i},{('NA', 'None', 'null', 'nan')[i % 4]},{('NA', 'None')[i % 2]}" for i in range(80)]
     (tmp_path / "table.csv").write_text("\n".join(["x,y,who", *rows]))
     module = ready(CSVData(path=str(tmp_path / "table.csv"), target="y", client="who"))
@@ -147,7 +145,7 @@ def test_labels_and_clients_may_be_called_na_or_none(tmp_path: Path) -> None:
         (("10", "9", "x"), ("10", "9", "x")),
     ],
 )
-def test_labels_are_sorted_as_numbers_where_all_are_numbers(
+def test_labels_are_sorted_as_numbers_if_all_are_numbers(
     tmp_path: Path, written: tuple[str, ...], order: tuple[str, ...]
 ) -> None:
     (tmp_path / "table.csv").write_text("\n".join(["x,y", *(f"{i},{written[i % 3]}" for i in range(60))]))
@@ -157,7 +155,7 @@ def test_labels_are_sorted_as_numbers_where_all_are_numbers(
     assert data.targets.tolist() == expected
 
 
-def test_rows_of_more_cells_than_the_header_are_refused(tmp_path: Path) -> None:
+def test_rows_with_more_cells_than_the_header_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("a,b,y\n" + "".join(f"{i},{2 * i},{i % 2},{i % 2}\n" for i in range(20)))
     with pytest.raises(ConfigurationError, match="rows of 3 cells, as the header has, .* got longer ones"):
@@ -181,7 +179,7 @@ def test_tables_in_other_dialects_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"separator": ",", "decimal": ","}, {"separator": "::"}, {"decimal": ""}])
-def test_dialects_that_cannot_be_are_refused(arguments: dict[str, str]) -> None:
+def test_impossible_dialects_are_refused(arguments: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="two different characters as separator and decimal but got"):
         CSVData(path="table.csv", target="y", **arguments)  # type: ignore[arg-type]
 

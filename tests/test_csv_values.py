@@ -43,7 +43,7 @@ def written(folder: Path, name: str = "table", **columns: Any) -> str:
 
 
 def read(path: str, **arguments: Any) -> FederatedDataModule:
-    """Return all training rows at one client, in their order, and rows of the file itself as a test set."""
+    """Return data with all training rows at one client, in order, and rows of the same file as test set."""
     settings = {"target": "sick", "features": ["number", "colour", "half", "zip"], "test_path": path}
     module = CSVData(path=path, **{**settings, "num_clients": 1, "val_fraction": 0.0, **arguments})
     module.setup()
@@ -54,14 +54,14 @@ def in_order(inputs: Tensor) -> Tensor:
     return inputs[inputs[:, 0].argsort()]
 
 
-def test_categories_are_zeros_and_ones_in_the_place_of_their_column(tmp_path: Path) -> None:
+def test_one_hot_categories_take_the_place_of_their_column(tmp_path: Path) -> None:
     data = read(written(tmp_path), categorical=["colour", "zip"]).client_data(0)
     expected = pd.get_dummies(table()[["number", "colour", "half", "zip"]], columns=["colour", "zip"], dtype=float)
     order = ["number", "colour_NA", "colour_blue", "colour_red", "half", "zip_01", "zip_1", "zip_10"]
     assert torch.equal(in_order(data.inputs), torch.tensor(expected[order].to_numpy(), dtype=torch.float32))
 
 
-def test_categories_are_codes_beside_numbers(tmp_path: Path) -> None:
+def test_category_codes_are_a_separate_input_beside_numbers(tmp_path: Path) -> None:
     module = read(written(tmp_path), categorical=["colour", "zip"], categories="codes")
     inputs = module.client_data(0).inputs
     assert in_words(inputs) == "{numbers: float32 (60, 2), categories: int64 (60, 2)}"
@@ -77,7 +77,7 @@ def test_categories_are_codes_beside_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["one_hot", "codes"])
-def test_a_category_that_the_training_file_does_not_have_is_none(tmp_path: Path, form: str) -> None:
+def test_an_unknown_category_counts_as_none(tmp_path: Path, form: str) -> None:
     test = written(tmp_path, "test", colour="green")
     module = read(written(tmp_path), test_path=test, categorical=["colour", "zip"], categories=form)
     inputs = module.resident.all_test.inputs
@@ -85,9 +85,9 @@ def test_a_category_that_the_training_file_does_not_have_is_none(tmp_path: Path,
     assert (inputs["categories"][:, 1] if form == "codes" else inputs[:, 5:8]).any()
 
 
-def test_categories_of_rows_that_are_tested_are_known(tmp_path: Path) -> None:
+def test_categories_that_occur_only_in_test_rows_are_known(tmp_path: Path) -> None:
     colours = ["red"] * (ROWS - 1) + ["blue"]
-    for position in range(ROWS):  # whether the row is tested or trained on, there are two columns
+    for position in range(ROWS):  # there are two columns, whether the row is for training or for testing
         inputs = read(written(tmp_path, colour=np.roll(colours, position)), test_path=None, features=["colour"],
                       categorical=["colour"]).client_data(0).inputs  # fmt: skip
         assert inputs.shape[1] == 2
@@ -100,7 +100,7 @@ def spoilt(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(("missing", "value"), [("mean", None), (-1.5, -1.5), (0, 0.0)])
-def test_a_mean_or_a_number_stands_for_an_empty_cell(tmp_path: Path, missing: Any, value: float | None) -> None:
+def test_an_empty_cell_is_replaced_by_a_mean_or_a_number(tmp_path: Path, missing: Any, value: float | None) -> None:
     inputs = in_order(read(spoilt(tmp_path), categorical=["colour", "zip"], missing=missing).client_data(0).inputs)
     known = [i / 2 for i in range(ROWS) if i not in (4, 5)]
     filled = sum(known) / len(known) if value is None else value
@@ -110,7 +110,7 @@ def test_a_mean_or_a_number_stands_for_an_empty_cell(tmp_path: Path, missing: An
     assert (inputs[:, 1:4].sum(1) == 1).sum() == ROWS - 1
 
 
-def test_the_mean_is_of_training_rows_alone(tmp_path: Path) -> None:
+def test_the_mean_is_over_training_rows_only(tmp_path: Path) -> None:
     module = read(spoilt(tmp_path), test_path=None, categorical=["colour", "zip"], missing="mean")
     train, test = in_order(module.client_data(0).inputs), in_order(module.resident.all_test.inputs)
     empty = {4.0, 5.0}
@@ -127,7 +127,7 @@ def test_rows_with_empty_cells_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["refuse", "drop", "mean", 0])
-def test_what_is_not_empty_but_infinite_is_refused_all_the_same(tmp_path: Path, missing: Any) -> None:
+def test_infinite_cells_are_refused_with_any_missing_setting(tmp_path: Path, missing: Any) -> None:
     path = written(tmp_path, half=[np.inf, *table()["half"][1:]])
     with pytest.raises(ConfigurationError, match=r"in column 'half', row 1: set drop_unusable"):
         read(path, features=["number", "half"], missing=missing)
@@ -140,7 +140,7 @@ def targets(path: str, **arguments: Any) -> Tensor:
     return number_targets(read_table(path, columns, ",", "utf-8", "."), columns, path)
 
 
-def test_targets_are_numbers_or_several_of_a_kind(tmp_path: Path) -> None:
+def test_targets_are_numbers_or_several_columns(tmp_path: Path) -> None:
     path = written(tmp_path)
     assert torch.equal(targets(path, target="dose", numbers=True), torch.arange(ROWS) / 4)
     both = targets(path, target=["dose", "sick"], numbers=True)
@@ -177,7 +177,7 @@ def test_a_row_without_a_number_as_target_is_refused(tmp_path: Path) -> None:
         ({"target": ["sick", "ill"], "features": ["number"]}, r"Expected columns \['ill'\] in"),
     ],
 )  # fmt: skip
-def test_columns_that_cannot_be_are_refused_in_one_line(tmp_path: Path, arguments: Any, message: str) -> None:
+def test_impossible_columns_are_refused_in_one_line(tmp_path: Path, arguments: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         read(written(tmp_path), **arguments)
     assert "\n" not in str(error.value)

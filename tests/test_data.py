@@ -1,4 +1,4 @@
-"""The data module: who has which sample, and what Lightning evaluates on."""
+"""The data module: the samples of each client, and the loaders of Lightning's evaluation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PARTITIONERS = [IID(), Dirichlet(0.5, min_samples=3), LabelShards(2)]
 
 
 @pytest.mark.parametrize("partitioner", PARTITIONERS, ids=lambda p: type(p).__name__)
-def test_held_out_samples_are_no_clients(partitioner: Partitioner) -> None:
+def test_held_out_samples_belong_to_no_client(partitioner: Partitioner) -> None:
     module = ready(numbered(num_clients=10, partitioner=partitioner, val_fraction=0.2))
     held_out = module.resident.validation.inputs[:, 0].int().tolist()
     owned = flat(numbers(module, "train"))
@@ -62,7 +62,7 @@ def test_iid_clients_share_the_whole_test_set() -> None:
     assert sorted(flat(numbers(module, "test"))) == list(range(1000, 1080))
 
 
-def test_second_setup_loads_nothing_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_setup_loads_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ready(Digits(num_clients=20))
     before = [module.client_data(k) for k in range(20)]
     monkeypatch.setattr(Digits, "load", lambda self: pytest.fail("loaded twice"))
@@ -89,7 +89,7 @@ def test_loaders_give_every_sample_once_with_its_owner() -> None:
     module = ready(numbered(num_clients=10, partitioner=LabelShards(2), eval_batch_size=16))
     assert list(module.train_dataloader()) == [0]
     assert len(module.train_dataloader()) == 1
-    held_out, own = (list(loader) for loader in module.val_dataloader())
+    held_out, owned = (list(loader) for loader in module.val_dataloader())
     (everything,) = (list(loader) for loader in module.test_dataloader())
     assert [len(batch.targets) for batch in held_out] == [16, 4]
     assert all((batch.owner == -1).all() and batch.owner.dtype == torch.int64 for batch in held_out)
@@ -97,7 +97,7 @@ def test_loaders_give_every_sample_once_with_its_owner() -> None:
         module.resident.validation.inputs[:, 0].tolist()
     )
     owners = {number: k for k, part in enumerate(numbers(module, "test")) for number in part}
-    for batches, expected in ((own, set(owners)), (everything, set(range(1000, 1080)))):
+    for batches, expected in ((owned, set(owners)), (everything, set(range(1000, 1080)))):
         seen = [(int(x), int(y), int(k)) for b in batches for x, y, k in zip(b.inputs, b.targets, b.owner, strict=True)]
         assert sorted(x for x, _, _ in seen) == sorted(expected)
         assert all(y == (x - 1000) % 5 and k == owners.get(x, -1) for x, y, k in seen)
@@ -115,7 +115,7 @@ def test_validation_never_falls_back_on_the_test_set() -> None:
 
 
 class OneStep(pl.LightningModule):
-    """Counts what Lightning hands out."""
+    """Counts the batches that Lightning passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,13 +154,13 @@ def test_lightning_runs_one_round_an_epoch(tmp_path: Path) -> None:
         ({"num_clients": 5, "partitioner": NaturalIds()}, "Expected client ids in the data, as NaturalIds"),
     ],
 )
-def test_impossible_settings_are_refused_on_one_line(arguments: dict[str, Any], message: str) -> None:
+def test_impossible_settings_are_refused_in_one_line(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         ready(numbered(**arguments))
     assert "\n" not in str(error.value)
 
 
-def test_one_sample_clients_are_possible_when_asked_for() -> None:
+def test_clients_with_one_sample_are_accepted_on_request() -> None:
     assert set(ready(numbered(num_clients=100, min_samples=1)).sizes) == {1, 2}
 
 
@@ -175,7 +175,7 @@ def test_a_partitioner_that_gives_a_sample_twice_is_refused() -> None:
 
 
 def test_unassigned_samples_are_logged_and_in_the_summary(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"), caplog.at_level("INFO", "lightning.pytorch"):  # the command line quietens it
+    with caplog.at_level("INFO"), caplog.at_level("INFO", "lightning.pytorch"):  # the command line raises the level
         module = ready(Digits(num_clients=50, partitioner=LabelShards(2)))
     assert module.unassigned == 1293 - sum(module.sizes) > 0
     assert f"Digits: {module.unassigned} training samples belong to no client" in caplog.text
@@ -187,7 +187,7 @@ def test_unassigned_samples_are_logged_and_in_the_summary(caplog: pytest.LogCapt
     )
 
 
-def test_use_before_setup_is_an_error() -> None:
+def test_use_before_setup_is_refused() -> None:
     module = Digits()
     for use in (lambda: module.num_clients, lambda: module.transform, lambda: module.client_data(0)):
         with pytest.raises(RuntimeError, match="setup"):
@@ -197,7 +197,7 @@ def test_use_before_setup_is_an_error() -> None:
 # --- natural clients ---
 
 
-def test_clients_named_by_the_data() -> None:
+def test_clients_can_be_named_by_the_data() -> None:
     ids = ["north" if i % 3 else "south" for i in range(200)]
     test_ids = ["south" if i % 2 else "west" for i in range(80)]
     module = ready(numbered(train_clients=ids, test_clients=test_ids))
@@ -205,7 +205,7 @@ def test_clients_named_by_the_data() -> None:
     assert all(i % 3 for i in north)
     assert not any(i % 3 for i in south)
     assert len(north) + len(south) == 180
-    # Nobody trains in the west; the north has no test samples.
+    # The west has no training samples; the north has no test samples.
     assert numbers(module, "test") == [[], list(range(1001, 1080, 2))]
 
 
@@ -214,7 +214,7 @@ def test_ids_without_test_ids_match_the_test_set_by_class() -> None:
     assert [{(x - 1000) % 5 for x in part} for part in numbers(module, "test")] == [{0}, {1}, {2}, {3}, {4}]
 
 
-def test_number_of_natural_clients_must_match() -> None:
+def test_a_wrong_number_of_natural_clients_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="null or 4, the number of client ids .* but got 9"):
         ready(numbered(train_clients=[i % 4 for i in range(200)], num_clients=9))
     assert ready(numbered(train_clients=[i % 4 for i in range(200)], num_clients=9, partitioner=IID())).num_clients == 9

@@ -1,4 +1,4 @@
-"""``hetfl data``: the numbers against plain loops, the table, the picture, and what is refused."""
+"""``hetfl data``: its numbers against plain loops, the table, the figure, and refused arguments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def digits(**arguments: Any) -> Digits:
     return module
 
 
-def said(module: Digits | TensorData) -> str:
+def printed(module: Digits | TensorData) -> str:
     console = Console(file=io.StringIO(), width=100)
     show_data(module, client_table(module), console)
     assert isinstance(console.file, io.StringIO)
@@ -45,21 +45,21 @@ def said(module: Digits | TensorData) -> str:
 
 
 @given(counts=st.lists(st.lists(st.integers(0, 30), min_size=4, max_size=4).filter(any), min_size=1, max_size=12))
-def test_divergence_is_half_the_absolute_differences(counts: list[list[int]]) -> None:
+def test_divergence_is_half_the_sum_of_absolute_differences(counts: list[list[int]]) -> None:
     total = sum(map(sum, counts))
-    for client, own in enumerate(counts):
+    for client, client_counts in enumerate(counts):
         slow = 0.0
         for c in range(4):
-            slow += abs(own[c] / sum(own) - sum(row[c] for row in counts) / total) / 2
+            slow += abs(client_counts[c] / sum(client_counts) - sum(row[c] for row in counts) / total) / 2
         assert float(divergence(torch.tensor(counts))[client]) == pytest.approx(slow, abs=1e-12)
 
 
-def test_divergence_at_its_ends() -> None:
+def test_divergence_of_equal_and_of_disjoint_clients() -> None:
     assert divergence(torch.tensor([[3, 6], [1, 2]])).abs().max() < 1e-12
     assert divergence(torch.eye(8).long() * 7).tolist() == pytest.approx([7 / 8] * 8)
 
 
-def test_the_table_is_what_clients_have() -> None:
+def test_the_table_equals_the_counts_of_the_clients() -> None:
     module = digits(client_transform=RotationGroups([0, 90]))
     table = client_table(module)
     for client, row in enumerate(table.to_dict("records")):
@@ -73,7 +73,7 @@ def test_the_table_is_what_clients_have() -> None:
 
 
 @given(total=st.integers(1, 5000), most=st.integers(2, 60))
-def test_even_distances(total: int, most: int) -> None:
+def test_even_positions_are_evenly_spaced(total: int, most: int) -> None:
     chosen = evenly_spaced(total, most)
     assert len(chosen) == min(total, most)
     assert (chosen[0], chosen[-1]) == (0, total - 1)
@@ -86,7 +86,7 @@ def test_even_distances(total: int, most: int) -> None:
 
 def test_every_client_and_a_summary_are_printed() -> None:
     module = digits(partitioner=LabelShards(2), num_clients=30)
-    text = said(module)
+    text = printed(module)
     for client in range(30):
         assert f"\n      {client:>2} " in text
     sizes = sorted(module.sizes)
@@ -109,9 +109,9 @@ def many(num_clients: int) -> TensorData:
     return module
 
 
-def test_of_a_thousand_clients_some_are_shown_and_it_is_said() -> None:
+def test_a_thousand_clients_are_abbreviated_with_a_note() -> None:
     module = many(1000)
-    text = said(module)
+    text = printed(module)
     assert "Clients (50 of 1,000, evenly spaced)" in text
     assert text.count("\n") < 65
     figure = plot_labels(client_table(module))
@@ -124,7 +124,7 @@ def test_of_a_thousand_clients_some_are_shown_and_it_is_said() -> None:
 # --- the picture ---
 
 
-def test_dots_and_bars_are_the_counts() -> None:
+def test_dots_and_bars_show_the_counts() -> None:
     table = client_table(digits())
     left, right = plot_labels(table).axes
     (dots,) = left.collections
@@ -136,17 +136,17 @@ def test_dots_and_bars_are_the_counts() -> None:
         assert size / sizes.max() == pytest.approx(counts[client, label] / counts.max())
     assert [bar.get_width() for bar in right.patches if isinstance(bar, Rectangle)] == table["train_samples"].tolist()
     assert left.get_ylim() == right.get_ylim()
-    assert left.get_ylim()[0] > left.get_ylim()[1]  # client 0 stands at the top
+    assert left.get_ylim()[0] > left.get_ylim()[1]  # client 0 is at the top
 
 
-def test_groups_of_inputs_have_colours() -> None:
+def test_the_legend_lists_the_groups_of_inputs() -> None:
     figure = plot_labels(client_table(digits(client_transform=RotationGroups([0, 90, 180]))))
     legend = figure.axes[1].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["0°", "90°", "180°"]
 
 
-def test_files_are_written_and_the_same_again(tmp_path: Path) -> None:
+def test_files_are_written_with_the_same_bytes_each_time(tmp_path: Path) -> None:
     table = client_table(digits())
     files = write_labels(table, tmp_path / "new" / "folder")
     assert [file.name for file in files] == ["labels.png", "labels.svg", "clients.csv"]
@@ -155,7 +155,7 @@ def test_files_are_written_and_the_same_again(tmp_path: Path) -> None:
     assert [file.read_bytes() for file in write_labels(table, tmp_path / "new" / "folder")] == before
 
 
-def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+def test_an_existing_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "there").write_text("")
     for folder in (tmp_path / "there", tmp_path / "there" / "below"):
         with pytest.raises(ConfigurationError, match="Expected a folder to write into .--out. but got .*there"):
@@ -166,14 +166,14 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 
 
 BY_DEFAULT = ("two_labels", "rotation_groups")
-"""A partition of labels and one of inputs."""
+"""One partition of labels and one of inputs."""
 
 
 @pytest.mark.parametrize(
     "path",
     [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem not in BY_DEFAULT)) for path in PARTITIONS],
 )
-def test_every_partition_stacks_on_digits(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_partition_file_stacks_on_digits(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if path.stem.startswith("flower"):
         pytest.importorskip("flwr_datasets")
     main(["data", "-c", DIGITS, "-c", str(path), "--out", str(tmp_path)])
@@ -181,7 +181,7 @@ def test_every_partition_stacks_on_digits(path: Path, tmp_path: Path, capsys: py
     assert (tmp_path / "labels.svg").is_file()
 
 
-def test_a_configuration_of_fit_will_do(
+def test_a_configuration_of_fit_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -203,7 +203,9 @@ def test_a_configuration_of_fit_will_do(
         (["-c", DIGITS, "--out", DIGITS], "digits.yaml: a file is there"),
     ],
 )
-def test_wrong_values_get_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_values_are_reported_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["data", *arguments])
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What each data set makes of files and of the user's own data."""
+"""Every data set: reading its files or the user's data, and refused inputs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ready(module: FederatedDataModule) -> FederatedDataModule:
     return module
 
 
-def test_digits_are_normalised_and_split_the_same_way_for_every_seed() -> None:
+def test_digits_are_normalised_and_every_seed_has_the_same_test_set() -> None:
     first, other = ready(Digits(num_clients=10, seed=0)), ready(Digits(num_clients=10, seed=1))
     assert first.num_classes == 10
     assert sum(first.sizes) == 1293
@@ -83,11 +83,11 @@ def test_idx_files_are_read(tmp_path: Path, data_set: type[MNIST]) -> None:
 @pytest.mark.parametrize(
     ("data_set", "mean", "std"),
     [
-        (CIFAR10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # of HeteroFL's authors
-        (CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # of DepthFL's baseline
+        (CIFAR10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # HeteroFL authors' code
+        (CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # the baseline code of DepthFL
     ],
 )
-def test_colour_images_are_normalised_as_in_the_methods_code(
+def test_colour_images_are_normalised_as_in_the_authors_code(
     data_set: type[CIFAR10 | CIFAR100], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
     grey = ClientData(torch.full((1, 3, 32, 32), 128, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
@@ -97,7 +97,7 @@ def test_colour_images_are_normalised_as_in_the_methods_code(
 
 
 @pytest.mark.parametrize(("data_set", "folder"), [(MNIST, "MNIST/raw"), (CIFAR10, "cifar-10-batches-py")])
-def test_missing_files_are_named_on_one_line(tmp_path: Path, data_set: type[MNIST], folder: str) -> None:
+def test_missing_files_are_named_in_one_line(tmp_path: Path, data_set: type[MNIST], folder: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{re.escape(str(tmp_path / folder))}.*download: true") as error:
         ready(data_set(root=str(tmp_path)))
     assert "\n" not in str(error.value)
@@ -144,7 +144,7 @@ def test_image_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ready(ImageFolder(root=str(tmp_path)))
 
 
-def test_any_dataset_can_be_used() -> None:
+def test_any_torch_dataset_can_be_used() -> None:
     train = TensorDataset(torch.arange(60).float()[:, None], torch.arange(60) % 3)
     test = TensorDataset(torch.arange(1000, 1030).float()[:, None], torch.arange(30) % 3)
     ids = [i % 5 for i in range(60)]
@@ -177,7 +177,7 @@ def test_pil_images_become_uint8_tensors() -> None:
 
 
 class Items(Dataset[object]):
-    """The items it is given."""
+    """A data set of the given items."""
 
     def __init__(self, *items: object) -> None:
         self.items = items
@@ -237,7 +237,7 @@ def test_help_shows_the_settings_that_all_data_sets_share(kind: type[FederatedDa
     shared.add_class_arguments(FederatedDataModule, "data", instantiate=False)
     help_of_kind, help_of_all = parser.format_help(), shared.format_help()
     assert "--data.settings" not in help_of_kind
-    # Some data sets have a num_clients of their own, as their samples may name their clients.
+    # Some data sets define num_clients themselves, as their samples may name their clients.
     for setting in vars(shared.get_defaults().data).keys() - {"num_clients"}:
         (described,) = re.findall(rf"(?ms)^  --data\.{setting} .*?(?=^  -|\Z)", help_of_all)
         assert described.strip() in help_of_kind

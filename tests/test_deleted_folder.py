@@ -1,4 +1,4 @@
-"""A run folder that is deleted while its run goes on is made anew, as far as it is known, and that is said."""
+"""A run folder that is deleted during its run is recreated with the known files, and a warning says so."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder_of(logger: RunFolder) -> Path:
     return Path(logger.save_dir)
 
 
-def test_what_was_written_whole_comes_back_and_rows_are_said_to_be_lost(tmp_path: Path) -> None:
+def test_complete_files_are_restored_and_lost_rows_are_warned_about(tmp_path: Path) -> None:
     logger = RunFolder(str(tmp_path))
     folder = folder_of(logger)
     logger.write_file("config.yaml", b"seed: 0\n")
@@ -32,25 +32,25 @@ def test_what_was_written_whole_comes_back_and_rows_are_said_to_be_lost(tmp_path
     shutil.rmtree(folder)
     with pytest.warns(UserWarning, match=f"{folder} was deleted .* made again with config.yaml, levels.csv; rows"):
         logger.log_metrics({"train/loss": 1.0}, step=1)
-    logger.log_metrics({"train/loss": 2.0}, step=2)  # said once
+    logger.log_metrics({"train/loss": 2.0}, step=2)  # one warning only
     assert (folder / "config.yaml").read_bytes() == b"seed: 0\n"
     assert (folder / "levels.csv").read_text() == "level\na\n"
     assert (folder / "metrics.csv").read_text() == "step,train/loss,lr\n1,1,0.2\n2,2,\n"
 
 
-def test_a_folder_that_something_else_made_again_is_noticed_too(tmp_path: Path) -> None:
+def test_a_folder_recreated_by_another_writer_is_detected(tmp_path: Path) -> None:
     logger = RunFolder(str(tmp_path))
     folder = folder_of(logger)
     logger.write_file("config.yaml", b"seed: 0\n")
     shutil.rmtree(folder)
-    (folder / "checkpoints").mkdir(parents=True)  # as the writer of checkpoints does
+    (folder / "checkpoints").mkdir(parents=True)  # as the checkpoint writer does
     with pytest.warns(UserWarning, match="was deleted"):
         logger.log_metrics({"lr": 0.1}, step=0)
     assert {path.name for path in folder.iterdir()} == {"checkpoints", "config.yaml", LOCK, "metrics.csv"}
 
 
 class Deleting(Callback):
-    """Deletes the run folder as the second round begins."""
+    """Deletes the run folder at the start of the second round."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == 1:
@@ -70,7 +70,7 @@ def test_a_run_whose_folder_was_deleted_can_be_resumed(tmp_path: Path) -> None:
     assert pd.read_csv(folder / "metrics.csv")["step"].tolist() == [1, 2, 3]
 
 
-def test_another_process_in_the_new_folder_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_in_the_recreated_folder_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = RunFolder(str(tmp_path))
     shutil.rmtree(folder_of(logger))
 

@@ -1,4 +1,4 @@
-"""DepthFL: its loss against the sum over pairs written out, who trains which head, and whole runs of mixed depths."""
+"""DepthFL: its loss against a sum over pairs, the heads that clients train, and whole runs of mixed depths."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def softmax(z: Any) -> Any:
 
 
 def brute_force(logits: Any, targets: Any, weight: float) -> float:
-    """The loss, sample by sample and pair by pair, as the authors' code has it."""
+    """Return the loss, sample by sample and pair by pair, as in the authors' code."""
     heads, samples, _ = logits.shape
     total = 0.0
     for i in range(heads):
@@ -63,8 +63,8 @@ def brute_force(logits: Any, targets: Any, weight: float) -> float:
             if j != i:
                 pairs = []
                 for n in range(samples):
-                    teacher, own = softmax(logits[j, n]) + 1e-7, softmax(logits[i, n])
-                    pairs.append(sum(p * (math.log(p) - math.log(q)) for p, q in zip(teacher, own, strict=True)))
+                    teacher, student = softmax(logits[j, n]) + 1e-7, softmax(logits[i, n])
+                    pairs.append(sum(p * (math.log(p) - math.log(q)) for p, q in zip(teacher, student, strict=True)))
                 total += weight / (heads - 1) * float(np.mean(pairs))
     return total
 
@@ -75,17 +75,17 @@ def module_at(round: int, **changes: Any) -> tuple[DepthFL, ClientContext]:
 
 @settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 400), st.integers(0, 10**6))
-def test_loss_is_the_sum_over_heads_and_pairs(heads: int, samples: int, round: int, seed: int) -> None:
+def test_loss_equals_the_sum_over_heads_and_pairs(heads: int, samples: int, round: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     logits, targets = 2 * random.normal(size=(heads, samples, 5)), random.integers(0, 5, samples)
     outputs, labels = torch.from_numpy(logits), torch.from_numpy(targets)
     expected = brute_force(logits, targets, ramp(round, 300))
-    found = Classification().per_exit(outputs, labels).sum() + ramp(round, 300) * distillation_loss(outputs)
-    assert found.item() == pytest.approx(expected, rel=1e-9)
+    loss = Classification().per_exit(outputs, labels).sum() + ramp(round, 300) * distillation_loss(outputs)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_gradient_flows_into_the_own_head_only_and_the_other_is_the_target() -> None:
-    """Against autograd through the pairs written out with the other head detached; and the wrong ways differ."""
+def test_gradient_flows_into_the_student_head_only() -> None:
+    """Against autograd through the pairs with the teacher head detached; the wrong variants differ."""
     random = torch.Generator().manual_seed(1)
     logits = torch.randn(3, 4, 5, generator=random, dtype=torch.float64, requires_grad=True)
 
@@ -102,13 +102,13 @@ def test_gradient_flows_into_the_own_head_only_and_the_other_is_the_target() -> 
     def gradient(loss: Tensor) -> Tensor:
         return torch.autograd.grad(loss, logits)[0]
 
-    found = gradient(distillation_loss(logits))
-    assert torch.allclose(found, gradient(pairs(lambda p: p.detach(), False)), rtol=0, atol=1e-12)
-    assert not torch.allclose(found, gradient(pairs(lambda p: p, False)), atol=1e-3)
-    assert not torch.allclose(found, gradient(pairs(lambda p: p.detach(), True)), atol=1e-3)
+    actual = gradient(distillation_loss(logits))
+    assert torch.allclose(actual, gradient(pairs(lambda p: p.detach(), False)), rtol=0, atol=1e-12)
+    assert not torch.allclose(actual, gradient(pairs(lambda p: p, False)), atol=1e-3)
+    assert not torch.allclose(actual, gradient(pairs(lambda p: p.detach(), True)), atol=1e-3)
 
 
-def test_loss_admits_leading_client_dimensions() -> None:
+def test_loss_accepts_a_leading_client_dimension() -> None:
     random = torch.Generator().manual_seed(2)
     outputs, targets = torch.randn(6, 3, 4, 5, generator=random), torch.randint(0, 5, (6, 4), generator=random)
     module, ctx = module_at(150)
@@ -118,12 +118,12 @@ def test_loss_admits_leading_client_dimensions() -> None:
     assert torch.allclose(stacked, single)
 
 
-def test_ramp_rises_from_almost_nothing_to_one() -> None:
+def test_ramp_rises_from_near_zero_to_one() -> None:
     assert [round(ramp(t, 300), 4) for t in (0, 100, 200, 300, 1000)] == [0.0067, 0.1084, 0.5738, 1.0, 1.0]
     assert ramp(0, 0) == 1.0
 
 
-def test_variants_of_the_loss() -> None:
+def test_settings_select_variants_of_the_loss() -> None:
     random = torch.Generator().manual_seed(3)
     outputs, targets = torch.randn(3, 4, 5, generator=random), torch.randint(0, 5, (4,), generator=random)
     plain, ctx = module_at(0, distillation=False)
@@ -139,7 +139,7 @@ def test_variants_of_the_loss() -> None:
 
 
 class Uploads(FederatedCallback):
-    """Keeps, per client of the last round, its level and the names that it sent."""
+    """Records the level and the sent tensor names of each client in the last round."""
 
     def __init__(self) -> None:
         self.names: dict[int, tuple[str, set[str]]] = {}
@@ -148,7 +148,7 @@ class Uploads(FederatedCallback):
         self.names[report.client] = (report.level, set(index))
 
 
-def test_clients_send_their_own_stages_and_entries_without_holders_stay(fit: Fit) -> None:
+def test_clients_send_the_stages_of_their_depth_and_entries_without_holders_stay(fit: Fit) -> None:
     uploads = Uploads()
     module = depthfl()
     before = {name: tensor.detach().clone() for name, tensor in module.models.tensors[0].items()}
@@ -161,7 +161,7 @@ def test_clients_send_their_own_stages_and_entries_without_holders_stay(fit: Fit
         assert torch.equal(tensor, before[name]) == (name not in held)
 
 
-def test_only_the_deepest_head_is_sent_if_it_is_trained_alone(fit: Fit) -> None:
+def test_only_the_deepest_head_is_sent_if_only_it_is_trained(fit: Fit) -> None:
     uploads = Uploads()
     module = depthfl(distillation=False, deepest_only=True)
     fit(module, rounds=2, callbacks=[uploads])
@@ -174,8 +174,8 @@ def test_only_the_deepest_head_is_sent_if_it_is_trained_alone(fit: Fit) -> None:
         assert trunks == set(range(depth))
 
 
-def test_whole_run_with_everything_learns_and_logs_heads(fit: Fit, tmp_path: Path) -> None:
-    """Mixed depth and width, FedDyn, compression, workers: learns, same bits as one process, heads beside levels."""
+def test_a_run_with_all_options_learns_and_logs_heads(fit: Fit, tmp_path: Path) -> None:
+    """Mixed depth and width, FedDyn, compression, workers: learns, and has the same bits as a run in one process."""
     levels = {**LEVELS, "d": Level("d", width=0.5, depth=2)}
 
     def module(**changes: Any) -> DepthFL:
@@ -211,6 +211,6 @@ def test_prediction_is_the_mean_of_the_heads(fit: Fit) -> None:
     assert trainer.global_step == 1
 
 
-def test_levels_must_not_be_named_like_heads() -> None:
+def test_level_names_that_equal_head_names_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="none of them head_"):
         depthfl(levels={"head_1": Level("head_1")})

@@ -1,4 +1,4 @@
-"""Values that were changed behind torch's count of changes are evaluated with statistics of their own."""
+"""Values that are changed without torch's version counter are evaluated with new statistics."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def from_numpy(net: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("edit", [scaled, swapped, from_numpy])
-def test_a_test_after_an_edit_gathers_statistics_anew(fit: Fit, edit: Edit) -> None:
+def test_a_test_after_an_edit_gathers_statistics_again(fit: Fit, edit: Edit) -> None:
     module, fresh, data = small_module(), small_module(), small_data()
     fit(module, data, rounds=1)
     stale = module.statistics.levels
@@ -50,11 +50,11 @@ def test_a_test_after_an_edit_gathers_statistics_anew(fit: Fit, edit: Edit) -> N
     assert module.statistics.levels is not stale
     known = module.statistics.levels
     plain().test(module, datamodule=data, verbose=False)
-    assert module.statistics.levels is known  # nothing was changed: nobody is asked again
+    assert module.statistics.levels is known  # nothing has changed, so no client is asked again
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_statistics_of_a_checkpoint_are_not_those_of_an_edit(fit: Fit, tmp_path: Path, counted: bool) -> None:
+def test_statistics_of_a_checkpoint_are_not_used_after_an_edit(fit: Fit, tmp_path: Path, counted: bool) -> None:
     fit(small_module(), rounds=1).save_checkpoint(tmp_path / "m.ckpt")
     levels = small_levels(1.0, 0.5, 0.25)
     module = HeteroFL.load_from_checkpoint(tmp_path / "m.ckpt", net=small_net, levels=levels)
@@ -70,6 +70,6 @@ def test_statistics_of_a_checkpoint_are_not_those_of_an_edit(fit: Fit, tmp_path:
         module.submodel("c")(inputs)
 
 
-def test_a_checksum_takes_tensors_of_any_kind() -> None:
+def test_a_checksum_accepts_tensors_of_any_dtype_and_shape() -> None:
     tensors = [torch.tensor(1.5), torch.ones(2, 3, dtype=torch.bfloat16).t(), torch.empty(0), torch.ones(2) > 0]
     assert checksum(tensors) == checksum([tensor.clone() for tensor in tensors]) != checksum(tensors[:2])

@@ -1,4 +1,4 @@
-"""Error feedback: nothing is lost, whatever clients hold, and nothing is kept that is not needed."""
+"""Error feedback: no entry of a delta is lost for any parts, and no unneeded state is kept."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def zeros() -> Globals:
 
 
 def mesh(index: Index, name: str) -> Any:
-    """The entries of a name as NumPy indexes them: an open mesh of explicit positions."""
+    """Return a tensor's entry as NumPy's open mesh of explicit positions."""
     parts = [np.arange(p.start, p.stop) if isinstance(p, slice) else p.numpy() for p in index[name]]
     return np.ix_(*parts) if parts else ()
 
@@ -49,7 +49,7 @@ def gathered(tensors: Globals, index: Index) -> NDArray[np.float64]:
 
 
 def scattered(vector: Tensor, index: Index) -> Globals:
-    """A vector in global coordinates, 0 where the index does not reach."""
+    """Return a vector in global coordinates; entries outside the index are 0."""
     whole, at = zeros(), 0
     for name in index:
         shape = whole[name][mesh(index, name)].shape
@@ -60,7 +60,7 @@ def scattered(vector: Tensor, index: Index) -> Globals:
 
 
 def random_index(rng: np.random.Generator) -> Index:
-    """A nested prefix of random width and depth, with the classifier rows of random labels."""
+    """Return nested leading blocks of random width and depth, with the classifier rows of random labels."""
     width = int(rng.integers(1, 7))
     labels = np.sort(rng.choice(5, int(rng.integers(0, 6)), replace=False))
     index: dict[str, Any] = {
@@ -87,7 +87,7 @@ def received(message: Message, dtype: torch.dtype) -> Update:
 
 
 def blocks_of(feedback: ErrorFeedback, client: int) -> Globals:
-    """The client's residual in global coordinates, from the store."""
+    """Return the client's residual in global coordinates, from the store."""
     whole = zeros()
     for name, block in feedback.residuals.load(client).items():
         whole[name][tuple(slice(0, size) for size in block.shape)] = block.double().numpy()
@@ -106,7 +106,7 @@ compressors = pytest.mark.parametrize("make", COMPRESSORS.values(), ids=COMPRESS
 def run(
     feedback: ErrorFeedback, rounds: int, seed: int, dtype: torch.dtype, integers: bool
 ) -> list[tuple[Globals, Globals]]:
-    """Random rounds of four clients that idle, change their sub-models and are refused; per client Σ sent and Σ Δ."""
+    """Run random rounds with four clients that idle, change sub-models and are refused; return Σ sent and Σ Δ."""
     rng = np.random.default_rng(seed)
     totals = [(zeros(), zeros()) for _ in range(4)]
     for round in range(rounds):
@@ -133,22 +133,22 @@ def run(
 @settings(max_examples=5)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_sent_plus_residual_is_the_sum_of_deltas(make: Callable[[], Compressor], seed: int) -> None:
-    """40 rounds; deltas are whole numbers, so the sums are exact in float64 and the equality is too."""
+    """40 rounds with integer deltas, so sums are exact in float64, and so is the equality."""
     feedback = ErrorFeedback(make())
-    for client, (sent, wanted) in enumerate(run(feedback, 40, seed, torch.float64, integers=True)):
+    for client, (sent, deltas) in enumerate(run(feedback, 40, seed, torch.float64, integers=True)):
         residual = blocks_of(feedback, client)
         for name in SHAPES:
-            np.testing.assert_array_equal(sent[name] + residual[name], wanted[name])
+            np.testing.assert_array_equal(sent[name] + residual[name], deltas[name])
 
 
 @compressors
 @pytest.mark.parametrize("half_precision", [False, True])
 def test_sums_of_float32_deltas_agree_up_to_rounding(make: Callable[[], Compressor], half_precision: bool) -> None:
     feedback = ErrorFeedback(make(), half_precision=half_precision)
-    for client, (sent, wanted) in enumerate(run(feedback, 60, 1, torch.float32, integers=False)):
+    for client, (sent, deltas) in enumerate(run(feedback, 60, 1, torch.float32, integers=False)):
         residual = blocks_of(feedback, client)
         for name in SHAPES:
-            np.testing.assert_allclose(sent[name] + residual[name], wanted[name], atol=1e-4)
+            np.testing.assert_allclose(sent[name] + residual[name], deltas[name], atol=1e-4)
 
 
 @compressors
@@ -158,7 +158,7 @@ def test_sums_of_float32_deltas_agree_up_to_rounding(make: Callable[[], Compress
     others=st.lists(st.floats(-6e4, 6e4, width=32), min_size=6, max_size=6),
     half_precision=st.booleans(),
 )
-def test_each_step_is_bit_exact(
+def test_every_step_is_bit_exact(
     make: Callable[[], Compressor], numbers: list[float], others: list[float], half_precision: bool
 ) -> None:
     feedback = ErrorFeedback(make(), half_precision=half_precision)
@@ -189,7 +189,7 @@ def test_entries_outside_the_index_are_not_touched() -> None:
         np.testing.assert_array_equal(got[name], want[name])
 
 
-def test_a_message_that_is_not_accepted_changes_nothing() -> None:
+def test_an_unaccepted_message_changes_nothing() -> None:
     feedback = ErrorFeedback(TopK(density=0.1))
     run(feedback, 3, 0, torch.float32, integers=False)
     before = [blocks_of(feedback, client) for client in range(4)]
@@ -205,7 +205,7 @@ def test_a_message_that_is_not_accepted_changes_nothing() -> None:
             np.testing.assert_array_equal(blocks_of(feedback, client)[name], before[client][name])
 
 
-def test_a_residual_costs_what_the_client_has_held() -> None:
+def test_a_residual_takes_the_memory_of_the_held_entries() -> None:
     feedback = ErrorFeedback(HardThreshold(threshold=100.0))
     small: Index = {"conv": (slice(0, 2), slice(0, 1), slice(0, 3)), "head": (torch.tensor([0, 2]), slice(0, 2))}
     message = feedback.prepare(0, torch.ones(10), index=small, round=0, lr=0.1)
@@ -216,12 +216,12 @@ def test_a_residual_costs_what_the_client_has_held() -> None:
     }
 
 
-def test_a_zero_residual_costs_nothing() -> None:
+def test_a_zero_residual_takes_no_memory() -> None:
     feedback = ErrorFeedback(Identity())
     run(feedback, 5, 0, torch.float32, integers=False)
     assert feedback.residuals.clients() == []
     assert feedback.norm() == 0.0
-    # One that becomes zero is dropped.
+    # A residual that becomes zero is dropped.
     feedback = ErrorFeedback(HardThreshold(threshold=2.0))
     for round, kept in enumerate([[0], []]):
         message = feedback.prepare(0, torch.ones(6), index=full_index("bias"), round=round, lr=0.1)
@@ -230,7 +230,7 @@ def test_a_zero_residual_costs_nothing() -> None:
     assert feedback.state_dict()["squared_norms"].tolist() == []
 
 
-def test_without_error_feedback_nothing_is_kept() -> None:
+def test_without_error_feedback_no_residual_is_kept() -> None:
     feedback = ErrorFeedback(TopK(density=0.5), enabled=False)
     for round in range(2):
         message = feedback.prepare(0, torch.arange(6.0), index=full_index("bias"), round=round, lr=0.1)
@@ -242,14 +242,14 @@ def test_without_error_feedback_nothing_is_kept() -> None:
     assert feedback.norm() == 0.0
 
 
-def test_the_norm_is_that_of_all_residuals() -> None:
+def test_the_norm_is_over_all_residuals() -> None:
     feedback = ErrorFeedback(TopK(density=0.1))
     run(feedback, 10, 2, torch.float64, integers=False)
     squares = [float((part**2).sum()) for client in range(4) for part in blocks_of(feedback, client).values()]
     assert feedback.norm() == pytest.approx(math.sqrt(sum(squares)), rel=1e-12)
 
 
-def test_the_compressor_learns_from_what_was_accepted() -> None:
+def test_the_compressor_observes_accepted_updates() -> None:
     feedback = ErrorFeedback(HardThreshold(density=0.5))
     refused = feedback.prepare(0, torch.full((6,), 9.0), index=full_index("bias"), round=0, lr=0.1)
     accepted = feedback.prepare(1, torch.arange(6.0), index=full_index("bias"), round=0, lr=0.1)
@@ -259,7 +259,7 @@ def test_the_compressor_learns_from_what_was_accepted() -> None:
     assert feedback.residuals.load(refused.client) == {}
 
 
-def test_the_exact_block_travels_beside() -> None:
+def test_the_exact_block_is_sent_uncompressed() -> None:
     feedback = ErrorFeedback(TopK(density=0.1), half_precision=True)
     exact = torch.tensor([1 + 2**-20, 3.0])
     message = feedback.prepare(0, torch.ones(6), index=full_index("bias"), round=0, lr=0.1, exact=exact)
@@ -292,7 +292,7 @@ def test_resuming_is_bit_exact(on_disk: bool, tmp_path: Path) -> None:
         return ErrorFeedback(GammaFedHT(density=0.2), residuals=DiskStore(str(tmp_path)) if on_disk else MemoryStore())
 
     def payloads(feedback: ErrorFeedback, start: int, stop: int) -> list[bytes]:
-        found = []
+        messages = []
         for round in range(start, stop):
             rng = np.random.default_rng(round)
             for client in range(3):
@@ -300,9 +300,9 @@ def test_resuming_is_bit_exact(on_disk: bool, tmp_path: Path) -> None:
                 delta = torch.from_numpy(rng.normal(size=size_of(index))).float()
                 message = feedback.prepare(client, delta, index=index, round=round, lr=0.1 / (1 + round))
                 feedback.accept(message, received(message, torch.float32))
-                found.append(message.payload)
+                messages.append(message.payload)
             feedback.end_round(0)
-        return found
+        return messages
 
     first = fresh()
     payloads(first, 0, 4)
@@ -314,7 +314,7 @@ def test_resuming_is_bit_exact(on_disk: bool, tmp_path: Path) -> None:
     assert resumed.norm() == norm
 
 
-def test_disk_equals_memory(tmp_path: Path) -> None:
+def test_disk_store_equals_memory_store(tmp_path: Path) -> None:
     stores = (MemoryStore(), DiskStore(str(tmp_path)))
     feedbacks = [ErrorFeedback(TopK(density=0.1), residuals=store) for store in stores]
     for feedback in feedbacks:

@@ -1,4 +1,4 @@
-"""The files in ``configs/executor`` make runs, and what a user gets wrong there is said in one line."""
+"""Every file in ``configs/executor`` makes a run, and wrong settings are reported in one line."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SMALL = ["--trainer.max_epochs=1", LEVELS, "--model.net.hidden=[16,16]", *FEW, *
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_file_makes_a_run(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_executor_file_runs(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     main(["fit", *DEMO, "-c", str(file), *SMALL, f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
-    wanted = yaml.safe_load(file.read_text())["model"]["init_args"]["executor"]
+    settings = yaml.safe_load(file.read_text())["model"]["init_args"]["executor"]
     used = yaml.safe_load(metrics.with_name("config.yaml").read_text())["model"]["init_args"]["executor"]
-    assert used["class_path"] == wanted["class_path"]
+    assert used["class_path"] == settings["class_path"]
     assert pd.read_csv(metrics)["train/loss"].between(0, 10).all()
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Executor for level")]
-    assert [line.split(":")[0].split()[-1] for line in said] == (["a", "e"] if file.stem == "auto" else [])
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Executor for level")]
+    assert [line.split(":")[0].split()[-1] for line in lines] == (["a", "e"] if file.stem == "auto" else [])
 
 
 WRONG = [
@@ -43,7 +43,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("executor", "more", "message"), WRONG)
-def test_what_is_wrong_is_said_in_one_line(
+def test_wrong_executor_settings_are_reported_in_one_line(
     executor: dict[str, object], more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [*SMALL, f"--model.executor={json.dumps(executor)}", *more]

@@ -1,4 +1,4 @@
-"""Exported sub-models: the framework's outputs in every format, and a card that tells the truth."""
+"""Exported sub-models: the framework's outputs in every format, and the card's content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEVELS = small_levels(1.0, 0.5, 0.25)
 
 
 def trained(module: FederatedModule, *, rounds: int = 1, test: bool = True, **options: Any) -> FederatedModule:
-    """Return a module after some rounds and a test, as a program of the user's leaves it."""
+    """Return a module after training and a test, as a user's script leaves it."""
     settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
     shown = {"enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(max_epochs=rounds, **{**settings, **shown, **options})
@@ -39,7 +39,7 @@ def trained(module: FederatedModule, *, rounds: int = 1, test: bool = True, **op
 
 @pytest.fixture(scope="module")
 def module() -> FederatedModule:
-    """Return a federation of three levels, of which no client ever had the last."""
+    """Return a federation of three levels; no client ever had the last level."""
     torch.set_num_threads(1)
     return trained(small_module(assignment=Fixed({"a": 1, "b": 1})), rounds=2)
 
@@ -68,7 +68,7 @@ def roundtrip(module: FederatedModule, level: str, path: Path, net: Any = None) 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_level_in_every_format_gives_the_frameworks_logits(
+def test_every_level_in_every_format_has_the_logits_of_the_framework(
     module: FederatedModule, exported: Path, level: str, format: str
 ) -> None:
     loaded = hetfl.load(exported / f"{level}.{format}")
@@ -81,7 +81,7 @@ def test_every_level_in_every_format_gives_the_frameworks_logits(
             assert got.shape == (len(inputs), 10)
             assert torch.equal(got, expected) or format != "safetensors"
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-        # What the test's table says, recounted.
+        # The accuracy in the test's table, computed again.
         correct = (got.argmax(1) == module.data.resident.all_test.targets).sum().item()
     measured = module.trainer.callback_metrics[f"test/accuracy_by_level/{level}"].item()
     assert correct / 360 == pytest.approx(measured, abs=1e-6)
@@ -89,18 +89,18 @@ def test_every_level_in_every_format_gives_the_frameworks_logits(
     assert card["score"] == {"test/accuracy": pytest.approx(correct / 360, abs=1e-6), "samples": 360}
 
 
-def test_a_safetensors_file_holds_the_nets_bits(module: FederatedModule, exported: Path) -> None:
+def test_a_safetensors_file_has_the_bits_of_the_net(module: FederatedModule, exported: Path) -> None:
     loaded = hetfl.load(exported / "b.safetensors")
     arrays = safetensors.numpy.load_file(exported / "b.safetensors")
     submodel = module.submodel("b")
-    expected = {**submodel.state_dict(), **dict(submodel.named_buffers())}  # static batch norm's are not in the first
+    expected = {**submodel.state_dict(), **dict(submodel.named_buffers())}  # without static batch norm's buffers
     assert arrays.keys() == expected.keys()
     assert sum(array.size for name, array in arrays.items() if not name.endswith((".mean", ".var"))) == 450
     for name, tensor in {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}.items():
         assert tensor.detach().numpy().tobytes() == arrays[name].tobytes() == expected[name].numpy().tobytes()
 
 
-def test_the_files_need_no_hetfl_and_tell_nothing_about_this_machine(exported: Path) -> None:
+def test_the_files_load_without_hetfl_and_contain_no_machine_paths(exported: Path) -> None:
     for path in exported.iterdir():
         assert str(ROOT).encode() not in path.read_bytes()
         assert b"site-packages" not in path.read_bytes()
@@ -120,7 +120,7 @@ def test_the_same_federation_gives_the_same_files(module: FederatedModule, expor
         assert path.read_bytes() == (exported / path.name).read_bytes()
 
 
-def test_the_card_says_what_the_file_is(exported: Path) -> None:
+def test_the_card_describes_the_file(exported: Path) -> None:
     card = json.loads((exported / "c.safetensors.json").read_text())
     assert len(card.pop("sha256")) == 64
     assert card.pop("score")["samples"] == 360
@@ -145,7 +145,7 @@ def test_the_card_says_what_the_file_is(exported: Path) -> None:
     }
 
 
-def test_loaded_predictions_only_predict(exported: Path) -> None:
+def test_loaded_predictions_cannot_be_trained(exported: Path) -> None:
     whole = hetfl.load(exported / "c.safetensors")
     assert whole.train().training
     assert all(parameter.requires_grad for parameter in whole.parameters())
@@ -155,7 +155,7 @@ def test_loaded_predictions_only_predict(exported: Path) -> None:
         loaded.train()
 
 
-def test_without_statistics_of_the_present_model_there_is_nothing_to_export(tmp_path: Path) -> None:
+def test_export_is_refused_without_statistics_of_the_current_model(tmp_path: Path) -> None:
     new = small_module()
     with pytest.raises(ConfigurationError, match="that a trainer has trained or tested"):
         export_submodel(new, "a", tmp_path / "a.onnx")
@@ -174,7 +174,7 @@ def test_without_statistics_of_the_present_model_there_is_nothing_to_export(tmp_
 
 
 class ExportEveryRound(Callback):
-    """Exports while the run goes on."""
+    """Exports at the end of every validation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -184,7 +184,7 @@ class ExportEveryRound(Callback):
         export_submodel(pl_module, "b", self.folder / f"{pl_module.models.version}.safetensors")
 
 
-def test_exporting_during_a_run_changes_nothing_in_it(tmp_path: Path) -> None:
+def test_exporting_during_a_run_does_not_change_the_run(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     watched = trained(small_module(), rounds=2, callbacks=[ExportEveryRound(tmp_path)])
     alone = trained(small_module(), rounds=2)
@@ -195,7 +195,7 @@ def test_exporting_during_a_run_changes_nothing_in_it(tmp_path: Path) -> None:
     assert not torch.equal(hetfl.load(tmp_path / "1.safetensors")(inputs), alone.submodel("b")(inputs))
 
 
-def test_packages_that_are_missing_are_named(
+def test_missing_packages_are_named(
     module: FederatedModule, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -205,7 +205,7 @@ def test_packages_that_are_missing_are_named(
         hetfl.load(exported / "a.onnx")
 
 
-def test_what_cannot_be_exported_is_said(module: FederatedModule, tmp_path: Path) -> None:
+def test_impossible_exports_are_refused(module: FederatedModule, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"level in \['a', 'b', 'c'\] but got 'z'"):
         export_submodel(module, "z", tmp_path / "z.onnx")
     with pytest.raises(ConfigurationError, match=r"ending in \.safetensors, \.onnx but got .*a\.h5"):

@@ -1,4 +1,4 @@
-"""``hetfl export``: from a run's folder to files, in one line each."""
+"""``hetfl export``: from a run folder to files, with one line of output each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.test_cli import SMALL
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -32,9 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_levels_of_a_run_become_files_with_the_runs_test_accuracy(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exported_levels_of_a_run_have_its_test_accuracy(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv(run / "metrics.csv")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     data = Digits()
@@ -50,8 +48,8 @@ def test_levels_of_a_run_become_files_with_the_runs_test_accuracy(
         assert shown.out.endswith(f", test accuracy {accuracy:.2%}".replace("%", " %") + ")\n")
         assert shown.err == ""
         with torch.no_grad():
-            found = hetfl.load(path)(transform.eval(test.inputs)).argmax(1)
-        assert (found == test.targets).float().mean().item() == pytest.approx(accuracy, abs=1e-6)
+            predicted = hetfl.load(path)(transform.eval(test.inputs)).argmax(1)
+        assert (predicted == test.targets).float().mean().item() == pytest.approx(accuracy, abs=1e-6)
         assert json.loads(path.with_name(f"{path.name}.json").read_text())["score"]["test/accuracy"] == accuracy
     assert {path: path.read_bytes() for path in before} == before
     assert not list(Path().iterdir())
@@ -61,7 +59,7 @@ def test_levels_of_a_run_become_files_with_the_runs_test_accuracy(
     assert (card["rounds"], card["score"]["samples"]) == (2, 360)
 
 
-def test_one_line_is_said_whatever_the_exporter_says(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_export_prints_one_line_and_hides_the_exporters_output(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
     main(["export", str(run), "--out", "small.onnx", "--level=e"])
     shown = capfd.readouterr()
@@ -71,7 +69,7 @@ def test_one_line_is_said_whatever_the_exporter_says(run: Path, capfd: pytest.Ca
     assert {path.name for path in Path().iterdir()} == {"small.onnx", "small.onnx.json"}
 
 
-def test_out_is_a_file_or_a_folder_and_the_largest_level_the_default(run: Path) -> None:
+def test_out_is_a_file_or_a_folder_and_the_default_is_the_largest_level(run: Path) -> None:
     checkpoint = str(run / "checkpoints/last.ckpt")
     main(["export", "-c", str(run / "config.yaml"), "--ckpt_path", checkpoint, "--out=new/place", "--level=null"])
     main(["export", str(run), "--level=b", "--out=new/small.onnx"])
@@ -102,11 +100,11 @@ WRONG = {
 
 
 SLOW = {"nowhere", "another suffix", "below a file"}
-"""Other ends of --out than the one that is tried by default."""
+"""The cases of ``--out`` that are not tried by default."""
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in WRONG])
-def test_what_is_wrong_is_said_in_one_line(case: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_reported_in_one_line(case: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args, expected = WRONG[case]
     Path("file").touch()
     Path("bare").mkdir()
@@ -114,7 +112,7 @@ def test_what_is_wrong_is_said_in_one_line(case: str, run: Path, capsys: pytest.
     assert expected in refused(capsys, ["export", *(str(run) if arg == "RUN" else arg for arg in args)])
 
 
-def test_a_full_disk_is_said_in_one_line_with_status_1(
+def test_a_full_disk_is_reported_in_one_line_with_status_1(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*args: object) -> None:

@@ -1,4 +1,4 @@
-"""Exported sub-models of all kinds of nets, methods, data and precisions."""
+"""Exported sub-models of many kinds of nets, methods, data and precisions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FACTORIES: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
-def test_a_constructors_arguments_are_known_whatever_calls_it(factory: str) -> None:
+def test_constructor_arguments_are_recorded_for_every_kind_of_call(factory: str) -> None:
     before = ConvNet.__init__
     net, constructor = construct(FACTORIES[factory])
     expected = {"in_channels": 1, "num_classes": 10, "hidden": [8, 16], "norm": "group", "width": 0.5}
@@ -42,7 +42,7 @@ def test_a_constructors_arguments_are_known_whatever_calls_it(factory: str) -> N
     assert ConvNet.__init__ is before
 
 
-def test_arguments_that_json_does_not_have_are_none() -> None:
+def test_arguments_without_a_json_form_are_recorded_as_none() -> None:
     assert construct(lambda: nn.Sequential(nn.Linear(2, 2)))[1].arguments is None
     assert construct(lambda: nn.Linear(2, 2, dtype=torch.float64))[1].arguments is None
     inherited, constructor = construct(Inherited)
@@ -51,7 +51,7 @@ def test_arguments_that_json_does_not_have_are_none() -> None:
 
 
 class Inherited(nn.Flatten):
-    """A net without a constructor of its own."""
+    """A net without its own constructor."""
 
 
 NETS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -62,7 +62,7 @@ NETS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", ["running averages", "group norm", pytest.param("resnet", marks=pytest.mark.slow)])
-def test_other_nets(name: str, tmp_path: Path) -> None:
+def test_nets_of_other_kinds_export_with_equal_outputs(name: str, tmp_path: Path) -> None:
     net, formats = NETS[name]
     module = trained(small_module(net=net, levels=small_levels(1.0, 0.5)))
     inputs = batch(module, 9)
@@ -75,7 +75,7 @@ def test_other_nets(name: str, tmp_path: Path) -> None:
 
 
 class TwoHeads(nn.Module):
-    """A net of the user's that returns the logits of two heads, shape (2, N, K)."""
+    """A user's net that returns the logits of two heads, shape (2, N, K)."""
 
     exits = 2
 
@@ -90,7 +90,7 @@ class TwoHeads(nn.Module):
 
 
 class MeanOfHeads(FedAvg):
-    """A method whose prediction is not what its net returns."""
+    """A method whose prediction differs from its net's outputs."""
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         return torch.stack([F.cross_entropy(logits, targets) for logits in outputs]).sum()
@@ -101,7 +101,7 @@ class MeanOfHeads(FedAvg):
             return mean
 
 
-def test_a_whole_net_returns_its_outputs_and_a_prediction_what_the_method_makes_of_them(tmp_path: Path) -> None:
+def test_a_loaded_net_returns_raw_outputs_and_a_loaded_prediction_applies_the_method(tmp_path: Path) -> None:
     levels = small_levels(1.0, 0.5)
     module = trained(small_module(MeanOfHeads, net=TwoHeads, levels=levels), test=False, limit_val_batches=0)
     inputs = batch(module, 7)
@@ -113,7 +113,7 @@ def test_a_whole_net_returns_its_outputs_and_a_prediction_what_the_method_makes_
         torch.testing.assert_close(got, outputs.mean(0), rtol=1e-5, atol=1e-5)
 
 
-def test_a_net_of_the_users_is_made_by_the_user(tmp_path: Path) -> None:
+def test_a_users_net_must_be_given_to_load(tmp_path: Path) -> None:
     module = small_module(MeanOfHeads, net=functools.partial(TwoHeads, hidden=6), levels=small_levels(1.0))
     trained(module, test=False, limit_val_batches=0)
     path = tmp_path / "a.safetensors"
@@ -133,7 +133,7 @@ def test_a_net_of_the_users_is_made_by_the_user(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-mixed", torch.float32)])
-def test_precisions(precision: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_every_precision_exports_with_equal_outputs(precision: str, dtype: torch.dtype, tmp_path: Path) -> None:
     module = trained(small_module(), precision=precision)
     inputs = batch(module, 7).to(dtype)
     with torch.no_grad():
@@ -149,13 +149,13 @@ def test_precisions(precision: str, dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 class Noisy(ConvNet):
-    """A net that never gives the same twice."""
+    """A net with random outputs."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return super().forward(x_NCHW) + torch.rand(10)
 
 
-def test_a_file_with_other_outputs_is_refused_and_removed(tmp_path: Path) -> None:
+def test_an_exported_file_with_wrong_outputs_is_refused_and_removed(tmp_path: Path) -> None:
     module = trained(
         small_module(FedAvg, net=functools.partial(Noisy, hidden=(4,)), levels=small_levels(1.0), check_nesting=False)
     )
@@ -164,7 +164,7 @@ def test_a_file_with_other_outputs_is_refused_and_removed(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_other_data_and_transforms(tmp_path: Path) -> None:
+def test_other_data_and_transforms_are_recorded_in_the_card(tmp_path: Path) -> None:
     torch.manual_seed(0)
     samples, classes = torch.rand(300, 5), torch.arange(300) % 3
 
@@ -173,7 +173,7 @@ def test_other_data_and_transforms(tmp_path: Path) -> None:
             self._by = by
 
     plain = {"class": "hetfl.data.Plain", "arguments": {}}
-    for transform, said, format in ((None, plain, "onnx"), (Halved(2.0), None, "safetensors")):
+    for transform, normalisation, format in ((None, plain, "onnx"), (Halved(2.0), None, "safetensors")):
         net: Any = lambda width=1.0: nn.Sequential(nn.Linear(5, 3))  # noqa: E731
         module = FedAvg(net)
         trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -188,7 +188,7 @@ def test_other_data_and_transforms(tmp_path: Path) -> None:
         )
         trainer.test(module, datamodule=data, verbose=False)
         card = export_submodel(module, "a", tmp_path / f"a.{format}")
-        assert card.input == {"shape": [5], "dtype": "float32", "normalisation": said}
+        assert card.input == {"shape": [5], "dtype": "float32", "normalisation": normalisation}
         assert card.score is not None
         assert card.score["samples"] == 1
         with torch.no_grad():

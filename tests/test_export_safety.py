@@ -1,4 +1,4 @@
-"""Exported files from strangers and broken disks: refused in one line, and no code of theirs is run."""
+"""Exported files from untrusted sources and damaged disks are refused in one line, and none of their code runs."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def originals(federation: FederatedModule, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def files(originals: Path, tmp_path: Path) -> Path:
-    """Return a folder with one file of each kind, to be damaged."""
+    """Return a folder with one file of each format, to be damaged."""
     return Path(shutil.copytree(originals, tmp_path / "files"))
 
 
-def said(path: Path) -> str:
-    """Return the one line with which a file is refused."""
+def refusal(path: Path) -> str:
+    """Return the one-line error of loading a file."""
     with pytest.raises(ConfigurationError) as error:
         hetfl.load(path)
     assert "\n" not in str(error.value)
@@ -66,27 +66,27 @@ def change_card(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def replace_content(path: Path, data: bytes) -> None:
-    """Write a file, and its digest into its card, as whoever means harm does."""
+    """Write a file, and write its digest into its card, as an attacker would do."""
     path.write_bytes(data)
     change_card(path, lambda card: card.update(sha256=hashlib.sha256(data).hexdigest()))
 
 
 @pytest.mark.parametrize("name", ["b.safetensors", "b.onnx"])
-def test_any_damage_is_noticed(files: Path, name: str) -> None:
+def test_every_damage_is_detected(files: Path, name: str) -> None:
     path, choose = files / name, random.Random(0)
     data = path.read_bytes()
     for _ in range(20):
         position = choose.randrange(len(data))
         path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
-        assert "damaged, or another file" in said(path)
+        assert "damaged, or another file" in refusal(path)
         path.write_bytes(data[:position])
-        assert "damaged, or another file" in said(path)
+        assert "damaged, or another file" in refusal(path)
     path.unlink()
-    assert f"{name} but got: No such file" in said(path)
+    assert f"{name} but got: No such file" in refusal(path)
     path.with_name(f"{name}.json").unlink()
-    assert "which does not exist" in said(path)
+    assert "which does not exist" in refusal(path)
     path.write_bytes(data)
-    assert f"card of an exported file in {path}.json but got: No such file" in said(path)
+    assert f"card of an exported file in {path}.json but got: No such file" in refusal(path)
 
 
 CARDS: dict[str, tuple[str, str]] = {
@@ -103,12 +103,12 @@ CARDS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("case", CARDS)
-def test_a_card_that_is_none_is_refused(case: str, files: Path) -> None:
+def test_an_invalid_card_is_refused(case: str, files: Path) -> None:
     text, expected = CARDS[case]
     (files / "b.onnx.json").write_text(text)
     with pytest.raises(ConfigurationError, match=expected):
         hetfl.load(files / "b.onnx")
-    said(files / "b.onnx")
+    refusal(files / "b.onnx")
 
 
 CLASSES = [
@@ -131,13 +131,13 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_card_makes_nothing_but_hetfls_own_nets(
+def test_a_card_can_only_construct_nets_of_hetfl(
     name: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stranger.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nclass Net: pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     change_card(files / "b.safetensors", lambda card: card["net"].update({"class": name}))
-    assert "only nets of hetfl.models with plain arguments are made from a card" in said(files / "b.safetensors")
+    assert "only nets of hetfl.models with plain arguments are made from a card" in refusal(files / "b.safetensors")
     assert "stranger" not in sys.modules
     assert not (tmp_path / "ran").exists()
 
@@ -153,15 +153,15 @@ ARGUMENTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", ARGUMENTS)
-def test_arguments_that_make_another_net_are_refused(case: str, files: Path) -> None:
+def test_card_arguments_that_make_another_net_are_refused(case: str, files: Path) -> None:
     arguments, expected = ARGUMENTS[case]
     change_card(files / "b.safetensors", lambda card: card["net"].update(arguments=arguments))
     with pytest.raises(ConfigurationError, match=expected):
         hetfl.load(files / "b.safetensors")
-    said(files / "b.safetensors")
+    refusal(files / "b.safetensors")
 
 
-def test_tensors_must_be_the_nets(files: Path) -> None:
+def test_tensors_that_do_not_match_the_net_are_refused(files: Path) -> None:
     path = files / "b.safetensors"
     tensors = safetensors.torch.load_file(path)
     bias = tensors["classifier.bias"]
@@ -172,37 +172,39 @@ def test_tensors_must_be_the_nets(files: Path) -> None:
     }
     for change, expected in changes.values():
         replace_content(path, safetensors.torch.save(tensors | change))
-        assert expected in said(path)
+        assert expected in refusal(path)
     replace_content(path, safetensors.torch.save({name: t for name, t in tensors.items() if not name.endswith("mean")}))
-    assert "'blocks.0.norm.mean' of the net to be float32 (2,) but got none" in said(path)
+    assert "'blocks.0.norm.mean' of the net to be float32 (2,) but got none" in refusal(path)
     replace_content(path, b"\xff" * 50)
-    assert "Expected a safetensors file" in said(path)
+    assert "Expected a safetensors file" in refusal(path)
 
 
 @pytest.mark.parametrize("width", ["0", "-1", "1.5", "NaN", "1" + 400 * "0"])
-def test_a_card_with_a_width_that_no_level_has_is_refused(files: Path, width: str) -> None:
+def test_a_card_with_an_impossible_width_is_refused(files: Path, width: str) -> None:
     card = files / "b.safetensors.json"
     card.write_text(re.sub(r'"width": [0-9.]+,', f'"width": {width},', card.read_text(), count=1))
-    assert "a width in (0, 1] in the card" in said(files / "b.safetensors")
+    assert "a width in (0, 1] in the card" in refusal(files / "b.safetensors")
 
 
-def test_a_card_of_a_huge_net_is_refused_before_it_is_made(files: Path) -> None:
+def test_a_card_of_a_huge_net_is_refused_before_construction(files: Path) -> None:
     card = files / "b.safetensors.json"
     content = json.loads(card.read_text())
     content["net"]["arguments"]["hidden"] = [1] * 100_000
     card.write_text(json.dumps(content))
-    assert "at most 10000 characters of arguments" in said(files / "b.safetensors")
+    assert "at most 10000 characters of arguments" in refusal(files / "b.safetensors")
 
 
 def test_a_card_of_a_net_of_a_billion_layers_is_refused_while_it_is_made(files: Path) -> None:
     """A number of layers takes few characters, so the parameters that are made for them are counted."""
     net = {"class": "hetfl.models.LSTM", "arguments": {"vocab_size": 9, "num_classes": 9, "layers": 10**9}}
     change_card(files / "b.safetensors", lambda card: card.update(net=net))
-    assert re.search(r"Expected a net of at most \d+ parameters but got more", said(files / "b.safetensors"))
+    assert re.search(r"Expected a net of at most \d+ parameters but got more", refusal(files / "b.safetensors"))
 
 
 @pytest.mark.parametrize("location", ["secret.bin", "../secret.bin"])
-def test_an_onnx_file_may_not_name_other_files(files: Path, federation: FederatedModule, location: str) -> None:
+def test_an_onnx_file_that_refers_to_other_files_is_refused(
+    files: Path, federation: FederatedModule, location: str
+) -> None:
     path = files / "b.onnx"
     export_submodel(federation, "b", path)
     model = onnx.load_from_string(path.read_bytes())
@@ -212,10 +214,10 @@ def test_an_onnx_file_may_not_name_other_files(files: Path, federation: Federate
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
     replace_content(path, model.SerializeToString())
-    assert "with all values inside but got one that may name other files" in said(path)
+    assert "with all values inside but got one that may name other files" in refusal(path)
 
 
-def test_a_loaded_onnx_model_says_what_it_takes_and_can_be_copied(files: Path, federation: FederatedModule) -> None:
+def test_a_loaded_onnx_model_checks_its_inputs_and_can_be_copied(files: Path, federation: FederatedModule) -> None:
     path = files / "b.onnx"
     export_submodel(federation, "b", path)
     loaded = hetfl.load(path)
@@ -227,12 +229,12 @@ def test_a_loaded_onnx_model_says_what_it_takes_and_can_be_copied(files: Path, f
         assert "\n" not in str(error.value)
 
 
-def test_an_onnx_file_of_junk_is_refused(files: Path) -> None:
+def test_an_onnx_file_of_random_bytes_is_refused(files: Path) -> None:
     with pytest.raises(ConfigurationError, match="Expected an ONNX model that onnxruntime can run but got: "):
         Onnx().decode(b"junk", read_card(files / "b.onnx.json"), None)
 
 
-def test_a_full_disk_leaves_the_file_before_and_nothing_else(
+def test_a_full_disk_keeps_the_previous_file_and_leaves_no_other(
     federation: FederatedModule, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = files / "b.safetensors"
@@ -258,7 +260,7 @@ def test_a_full_disk_leaves_the_file_before_and_nothing_else(
         assert {each.name: each.read_bytes() for each in files.iterdir()} == before
 
 
-def test_a_file_that_reads_back_otherwise_never_gets_its_name(
+def test_a_file_that_reads_back_differently_is_not_kept(
     federation: FederatedModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = Safetensors.encode

@@ -1,4 +1,4 @@
-"""Every Python block of docs/extending.md runs, after the first one, which they all begin with."""
+"""Every Python block of docs/extending.md runs after the first block, which all of them need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXT = GUIDE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 HEADINGS = re.findall(r"^## (.*)$", TEXT, re.MULTILINE)
 LONGEST = 25
-"""Lines of code of an example: without blank ones, imports and docstrings."""
+"""Largest number of code lines of an example, without blank lines, imports and docstrings."""
 
 
 def section_of(block: str) -> str:
@@ -24,17 +24,17 @@ def section_of(block: str) -> str:
 NAMES = [section_of(block) for block in BLOCKS[1:]]
 
 
-def test_every_kind_has_an_example() -> None:
+def test_every_kind_of_extension_has_an_example() -> None:
     assert set(HEADINGS) - {"Rules for everything"} == set(NAMES)
 
 
-def test_the_table_of_contents_has_every_section() -> None:
+def test_the_table_of_contents_lists_every_section() -> None:
     links = re.findall(r"\]\(#([a-z-]+)\)", TEXT[: TEXT.index("```python")])
     assert sorted(links) == sorted(heading.lower().replace(" ", "-") for heading in HEADINGS)
 
 
 @pytest.mark.parametrize("number", range(1, len(BLOCKS)), ids=NAMES)
-def test_example(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": f"guide_{number}"}
     for block in (BLOCKS[0], BLOCKS[number]):

@@ -1,4 +1,4 @@
-"""``hetfl resume`` does what is missing once all rounds are done, and says so if nothing is."""
+"""``hetfl resume`` makes the missing outputs of a run with all rounds done, and says if nothing is missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTHING = "nothing is missing: "
 
 
 def fit(root: Path, *args: str) -> Path:
-    """Run the demo for a round or two; return its folder."""
+    """Run the demo for one or two rounds; return its folder."""
     small = [*FEW, "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1"]
     main(["fit", *DEMO, *small, "--model.net.hidden=[8,8]", f"--trainer.logger.root={root}", *args])
     (folder,) = (root / "demo").iterdir()
@@ -32,13 +32,13 @@ def fit(root: Path, *args: str) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run that came to its end."""
+    """Return the folder of a finished run."""
     torch.set_num_threads(1)
     return fit(tmp_path_factory.mktemp("whole"))
 
 
 def killed_before_its_test(whole: Path, folder: Path) -> Path:
-    """Return a copy of a run as a kill between the last checkpoint and the test leaves it."""
+    """Return a copy of a run's folder as a kill between the last checkpoint and the test leaves it."""
     shutil.copytree(whole, folder)
     (folder / "clients.csv").unlink()
     shutil.rmtree(folder / "plots")
@@ -61,7 +61,7 @@ def test_a_run_killed_before_its_test_is_completed_to_the_same_bytes(
     main(["resume", str(folder)])
     assert "test accuracy" in capsys.readouterr().out
     one, two = pd.read_csv(whole / "metrics.csv"), pd.read_csv(folder / "metrics.csv")
-    # Of local/* the last evaluation's is kept, which is the test's.
+    # Columns local/* keep the values of the last evaluation, the test.
     pd.testing.assert_frame_equal(one, two[one.columns], check_exact=True)
     left, right = contents(whole), contents(folder)
     assert left.keys() == right.keys()
@@ -71,7 +71,7 @@ def test_a_run_killed_before_its_test_is_completed_to_the_same_bytes(
     assert contents(folder) == right
 
 
-def test_only_what_is_missing_is_done(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_missing_outputs_are_made(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     (folder / "plots/accuracy_over_bytes.svg").unlink()
     main(["resume", str(folder), "--plots", "false"])
@@ -80,12 +80,12 @@ def test_only_what_is_missing_is_done(whole: Path, tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out.startswith("pictures ")
     assert contents(folder).keys() == contents(whole).keys()
     newer = (folder / "plots/accuracy_over_bytes.svg").stat().st_mtime_ns + 10**9
-    os.utime(folder / "metrics.csv", ns=(newer, newer))  # rounds that were added after the pictures
+    os.utime(folder / "metrics.csv", ns=(newer, newer))  # rounds that were added after the plots
     main(["resume", str(folder)])
     assert capsys.readouterr().out.startswith("pictures ")
 
 
-def test_with_settings_a_finished_run_goes_on_or_is_refused(
+def test_a_finished_run_with_changed_settings_continues_or_is_refused(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -99,7 +99,7 @@ def test_with_settings_a_finished_run_goes_on_or_is_refused(
     assert pd.read_csv(folder / "metrics.csv")["step"].tolist() == [0, 1, 2]
 
 
-def test_rows_that_are_missing_are_said(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_rows_are_reported(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
     (folder / "metrics.csv").write_text("".join(lines[:-1]))
@@ -109,7 +109,7 @@ def test_rows_that_are_missing_are_said(whole: Path, tmp_path: Path, capsys: pyt
     assert "Expected 2 rounds in " in capsys.readouterr().err
 
 
-def test_a_run_that_stopped_early_is_completed_without_another_round(
+def test_an_early_stopped_run_is_completed_without_another_round(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fit(tmp_path, f"--trainer.callbacks={yaml.safe_dump([STOP], default_flow_style=True).strip()}")

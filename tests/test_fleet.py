@@ -1,4 +1,4 @@
-"""What fleets answer, against plain loops over clients, and what must hold whatever the devices are."""
+"""Fleets against plain loops over clients, and properties that hold for all devices."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def ready(fleet: Fleet, clients: int = 20, seed: int = 0) -> Fleet:
 
 
 class Stays(Fleet):
-    """Clients that are there for given rounds.
+    """A fleet with given rounds of presence.
 
     Args:
-        rounds: per client the first and the last.
+        rounds: first and last round of each client.
     """
 
     def __init__(self, rounds: list[tuple[int, int]]) -> None:
@@ -57,7 +57,7 @@ class Stays(Fleet):
 
 
 @given(st.floats(0.001, 1), st.floats(0.1, 1e7), st.integers(0, 100), st.floats(0, 1e6))
-def test_clients_are_within_reach_for_their_share_of_every_period(
+def test_clients_are_reachable_for_their_share_of_every_period(
     availability: float, period: float, seed: int, start: float
 ) -> None:
     fleet = ready(RandomFleet(availability=availability, period=period), 5, seed)
@@ -68,7 +68,7 @@ def test_clients_are_within_reach_for_their_share_of_every_period(
 
 
 @given(st.floats(0.001, 0.3), st.floats(1.0, 1e6), st.integers(0, 1000), st.floats(0, 1e5))
-def test_waiting_ends_when_the_first_client_is_within_reach(
+def test_waiting_ends_when_the_first_client_is_reachable(
     availability: float, period: float, seed: int, turns: float
 ) -> None:
     fleet, now = ready(RandomFleet(availability=availability, period=period), 3, seed), turns * period
@@ -86,7 +86,7 @@ ROUNDS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12) | st.just(FOR
 
 
 @given(ROUNDS, st.integers(1, 40) | st.sampled_from([None, -1]))
-def test_a_round_that_nobody_is_there_for_is_found_before_the_run(
+def test_a_round_without_any_client_is_refused_before_the_run(
     given_rounds: list[tuple[int, int]], rounds: int | None
 ) -> None:
     stays = [(first, last if last == FOREVER else first + last) for first, last in given_rounds]
@@ -94,9 +94,9 @@ def test_a_round_that_nobody_is_there_for_is_found_before_the_run(
     end = rounds if rounds is not None and rounds > 0 else 50
     empty = [r for r in range(end) if not any(first <= r <= last for first, last in stays)]
     for r in range(30):
-        there = [k for k, (first, last) in enumerate(stays) if first <= r <= last]
-        assert fleet.reachable(r, 0.0).tolist() == there
-        assert math.isinf(fleet.next_reachable(r, 0.0)) == (not there)
+        present = [k for k, (first, last) in enumerate(stays) if first <= r <= last]
+        assert fleet.reachable(r, 0.0).tolist() == present
+        assert math.isinf(fleet.next_reachable(r, 0.0)) == (not present)
     if empty:
         with pytest.raises(ConfigurationError, match=f"any in round {empty[0]}:"):
             fleet.check_rounds(rounds)
@@ -107,7 +107,7 @@ def test_a_round_that_nobody_is_there_for_is_found_before_the_run(
 VARIED = {"throughput": LogNormal(1e9, 3), "downlink": LogUniform(1e5, 1e7), "uplink": Between(1e4, 1e5)}
 
 
-def test_seconds_are_those_of_each_part_and_vary_by_round_alone() -> None:
+def test_seconds_are_the_sum_of_the_phases_and_vary_by_round_only() -> None:
     fleet = ready(RandomFleet(**VARIED, variation=0.5))  # type: ignore[arg-type]
     devices, everyone = fleet.devices, np.arange(20)
     down, flops, up = np.arange(20) * 1000, np.linspace(0, 2e9, 20), np.arange(20) * 77
@@ -132,7 +132,7 @@ def test_variation_is_the_standard_deviation_of_the_logarithm() -> None:
     assert abs(np.corrcoef(factors)[0, 1]) < 0.08
 
 
-def test_links_vary_both_ways_alike_and_apart_from_speeds() -> None:
+def test_uplink_and_downlink_vary_together_and_independently_of_speed() -> None:
     fleet = ready(SameDevice(variation=0.4, link_variation=0.7), 2000)
     everyone, device = np.arange(2000), Device()
     down, speed, up = fleet.rates(everyone, 6)
@@ -142,7 +142,7 @@ def test_links_vary_both_ways_alike_and_apart_from_speeds() -> None:
     assert abs(np.corrcoef(factors)[0, 1]) < 0.08
     again = fleet.rates(everyone, 7)[0]
     assert abs(np.corrcoef(np.log(down), np.log(again))[0, 1]) < 0.08
-    assert np.array_equal(fleet.rates(everyone, 6)[0], down)  # whatever was asked in between
+    assert np.array_equal(fleet.rates(everyone, 6)[0], down)  # earlier queries must not matter
     seconds = fleet.seconds(everyone, 6, Work(1000, 1e9, 500))
     assert np.allclose(seconds, 1000 / down + 1e9 / speed + 500 / up, rtol=1e-14)
     usual = fleet.rates(everyone, None)
@@ -152,7 +152,9 @@ def test_links_vary_both_ways_alike_and_apart_from_speeds() -> None:
 
 
 @given(st.integers(0, 10**7), st.floats(0, 1e12), st.integers(0, 10**7), st.floats(0, 2), st.integers(0, 19))
-def test_work_is_done_in_its_order_until_time_is_up(down: int, flops: float, up: int, part: float, client: int) -> None:
+def test_work_is_done_in_order_until_the_time_is_over(
+    down: int, flops: float, up: int, part: float, client: int
+) -> None:
     fleet = ready(RandomFleet(**VARIED, variation=0.5, link_variation=0.5))  # type: ignore[arg-type]
     work = Work(down, flops, up)
     needed = float(fleet.seconds(client, 1, work))
@@ -162,21 +164,21 @@ def test_work_is_done_in_its_order_until_time_is_up(down: int, flops: float, up:
     assert done.up_bytes == 0 or done.flops == flops
     assert done.flops == 0 or done.down_bytes == down
     took = float(fleet.seconds(client, 1, done))
-    byte = max(1 / fleet.rates(client, 1)[0], 1 / fleet.rates(client, 1)[2])  # parts of bytes do not count
+    byte = max(1 / fleet.rates(client, 1)[0], 1 / fleet.rates(client, 1)[2])  # fractions of bytes do not count
     assert min(part, 1) * needed - byte * 1.001 <= took * (1 + 1e-9) + 1e-9
     assert took <= min(part, 1) * needed * (1 + 1e-9) + 1e-9
 
 
-def test_failures_have_their_rate_and_come_at_any_time_of_the_training() -> None:
+def test_failures_have_the_given_rate_and_a_uniform_time() -> None:
     fleet = ready(RandomFleet(failure_rate=Between(0.1, 0.6)), 30, seed=3)
-    found = {(k, r): fleet.fails(k, r) for k in range(30) for r in range(200)}
+    failures = {(k, r): fleet.fails(k, r) for k in range(30) for r in range(200)}
     for k in range(30):
-        rate = sum(found[k, r] is not None for r in range(200)) / 200
+        rate = sum(failures[k, r] is not None for r in range(200)) / 200
         assert rate == pytest.approx(fleet.devices.failure_rate[k], abs=0.15)
-    shares = [share for share in found.values() if share is not None]
+    shares = [share for share in failures.values() if share is not None]
     assert np.quantile(shares, [0.0, 0.5, 1.0]) == pytest.approx([0.0, 0.5, 1.0], abs=0.05)
     again = ready(RandomFleet(failure_rate=Between(0.1, 0.6)), 30, seed=3)
-    assert all(again.fails(k, r) == found[k, r] for k, r in reversed(found))
+    assert all(again.fails(k, r) == failures[k, r] for k, r in reversed(failures))
     assert ready(SameDevice()).fails(0, 0) is None
 
 
@@ -203,13 +205,13 @@ def test_a_fleet_is_a_function_of_its_settings_and_the_seed(fleet: type[Fleet]) 
         (LogNormal(10.0, 3.0), (10 * 3**-1.281551565545, 10.0, 10 * 3**1.281551565545)),
     ],
 )
-def test_draws_have_their_quantiles(draw: Draw, quantiles: tuple[float, ...]) -> None:
+def test_draws_have_the_documented_quantiles(draw: Draw, quantiles: tuple[float, ...]) -> None:
     assert draw.at(np.array([0.1, 0.5, 0.9])) == pytest.approx(quantiles, rel=1e-9)
     many = ready(RandomFleet(throughput=draw), 4000).devices.throughput
     assert np.quantile(many, [0.1, 0.5, 0.9]) == pytest.approx(quantiles, rel=0.12)
 
 
-def test_joining_and_staying_are_whole_rounds() -> None:
+def test_clients_join_and_stay_for_whole_rounds() -> None:
     devices = ready(RandomFleet(first_round=Between(0, 4), stays=Between(0.5, 3)), 500).devices
     assert Counter(devices.first_round.tolist()).keys() == {0, 1, 2, 3}
     assert Counter((devices.last_round - devices.first_round + 1).tolist()).keys() == {1, 2, 3}
@@ -244,7 +246,7 @@ def test_impossible_devices_are_refused_in_one_line(make: type, message: str) ->
     assert "\n" not in str(error.value)
 
 
-def test_a_device_gives_the_most_expensive_level_that_is_done_in_time() -> None:
+def test_by_device_assigns_the_most_expensive_level_that_meets_the_deadline() -> None:
     fleet = ready(RandomFleet(**VARIED), 40)  # type: ignore[arg-type]
     sizes, entries = [3 + k % 7 for k in range(40)], {"a": 40_000, "b": 9_000, "c": 2_500}
     flops = {"a": (1.0, 9e6), "b": (1.0, 2.5e6), "c": (1.0, 0.4e6)}
@@ -264,14 +266,14 @@ def test_a_device_gives_the_most_expensive_level_that_is_done_in_time() -> None:
     assert set(assignment.levels(0)) == {"a", "b", "c"}
 
 
-def test_a_level_that_takes_just_as_long_as_there_is_time_is_given() -> None:
+def test_by_device_assigns_a_level_that_takes_exactly_the_deadline() -> None:
     assignment = ByDevice(2.5)
     assignment.setup(Facts([1] * 4, 0, ["a", "b", "c"]))
     assignment.meet(np.array([[2.5, 2.5 + 2**-50, 9.0, 2.0], [1.0, 2.5, 8.0, 2.5], [0.5, 1.0, 7.0, 1.0]]))
     assert assignment.levels(0) == ["a", "b", "c", "b"]
 
 
-def test_levels_of_one_client_are_those_of_all_and_follow_the_names() -> None:
+def test_the_level_of_one_client_equals_its_entry_in_the_list_of_all() -> None:
     for assignment in (Fixed({"c": 2, "a": 1}), Dynamic({"c": 2, "a": 1})):
         assignment.setup(Facts([1] * 30, 4, ["a", "b", "c"]))
         for r in (0, 3, 0):
@@ -281,5 +283,5 @@ def test_levels_of_one_client_are_those_of_all_and_follow_the_names() -> None:
             assert [assignment.names[p] for p in assignment.positions(r).tolist()] == levels
 
 
-def test_bookkeeping_is_checked_and_timed() -> None:
+def test_the_fleet_benchmark_checks_and_times_its_bookkeeping() -> None:
     assert len(bookkeeping(500, blocks=1)) == 4

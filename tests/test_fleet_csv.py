@@ -1,4 +1,4 @@
-"""Fleets from files: what is read, and what each mistake says."""
+"""Fleets from CSV files: reading them, and the errors of wrong files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fleet(tmp_path: Path, text: str, clients: int = 3) -> CsvFleet:
     return made
 
 
-def test_rows_go_to_their_clients_and_what_is_left_out_is_the_default(tmp_path: Path) -> None:
+def test_rows_are_assigned_by_client_and_missing_values_are_defaults(tmp_path: Path) -> None:
     text = (
         "kind,uplink,client,throughput,downlink,availability,last_round\n"
         "phone,1e3,2,1e9,1e6,,7\n\nbox, 2e3 ,0,2e9,2e6,0.5,\nphone,3e3,1,3e9,3e6,0.25\n\n"
@@ -37,7 +37,7 @@ def test_rows_go_to_their_clients_and_what_is_left_out_is_the_default(tmp_path: 
     assert [devices.kinds[number] for number in devices.kind.tolist()] == ["box", "phone", "phone"]
 
 
-def test_the_file_alone_decides(tmp_path: Path) -> None:
+def test_the_description_of_a_csv_fleet_depends_on_the_file_only(tmp_path: Path) -> None:
     text = f"{HEADER}\n0,1e9,1e6,1e6\n1,1e9,1e6,1e6\n2,1e9,1e6,1e6\n"
     one, same = fleet(tmp_path, text), fleet(tmp_path, text)
     other = fleet(tmp_path, text.replace("2,1e9", "2,2e9"))
@@ -74,14 +74,14 @@ GOOD = "0,1e9,1e6,1e6\n1,1e9,1e6,1e6\n2,1e9,1e6,1e6\n"
         ("", "Expected a CSV file in .* No columns"),
     ],
 )
-def test_mistakes_are_said_in_one_line_that_says_where(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_are_reported_in_one_line_with_their_place(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         fleet(tmp_path, text)
     assert "\n" not in str(error.value)
     assert "devices.csv" in str(error.value)
 
 
-def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     for name in ("none.csv", "bytes.csv"):
         with pytest.raises(ConfigurationError, match=f"Expected a CSV file in .*{name}") as error:

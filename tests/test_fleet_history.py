@@ -1,4 +1,4 @@
-"""Runs of a fleet: the same history for the same seed, predictions, waiting, rounds that lose everybody."""
+"""Runs on a fleet: the same history for the same seed, predictions, waiting, and rounds that lose all updates."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ Fit = Callable[..., Trainer]
 
 
 class Quick(Selection):
-    """The clients with the shortest predicted rounds; keeps the predictions."""
+    """Selects the clients with the shortest predicted rounds, and records the predictions."""
 
     def __init__(self, clients_per_round: int = 4) -> None:
         super().__init__(clients_per_round)
         self.predicted: list[dict[int, float]] = []
 
     def select(self, round: int, probe: Probe) -> list[int]:
-        found = dict(zip(probe.clients, probe.seconds(probe.clients), strict=True))
-        self.predicted.append(found)
-        return sorted(found, key=lambda client: (found[client], client))[: self.clients_per_round]
+        seconds = dict(zip(probe.clients, probe.seconds(probe.clients), strict=True))
+        self.predicted.append(seconds)
+        return sorted(seconds, key=lambda client: (seconds[client], client))[: self.clients_per_round]
 
 
 def lively(**changes: Any) -> FederatedModule:
-    """Return a module in which everything that a fleet does happens."""
+    """Return a module in which all events of a fleet happen."""
     settings: dict[str, Any] = {
         "fleet": varied(failure_rate=0.2, availability=Between(0.2, 0.8), first_round=Between(0, 1.5), period=30.0),
         "deadline": 9.0,
@@ -55,7 +55,7 @@ def lively(**changes: Any) -> FederatedModule:
 
 
 @pytest.mark.filterwarnings("ignore:No client within reach can run level")
-def test_the_same_seed_gives_the_same_history_also_with_workers_and_after_a_kill(fit: Fit, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_history_with_workers_and_after_a_kill(fit: Fit, tmp_path: Path) -> None:
     options: dict[str, Any] = {"check_val_every_n_epoch": 3}
     whole = rows(fit(lively(), rounds=6, name="whole", **options))
     again = rows(fit(lively(executor=Workers(2)), rounds=6, name="again", **options))
@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_history_also_with_workers_and_after_a_kill
             fit(lively(**change), rounds=6, name="changed", ckpt=str(path))
 
 
-def test_predictions_are_dense_at_first_and_then_as_the_last_updates_were(fit: Fit) -> None:
+def test_predictions_assume_dense_updates_at_first_and_then_the_last_ratio(fit: Fit) -> None:
     selection, fleet = Quick(5), varied()
     module = small_module(
         selection=selection, fleet=fleet, uplink=ErrorFeedback(TopK(0.1)), levels=small_levels(1, 0.5)
@@ -85,18 +85,18 @@ def test_predictions_are_dense_at_first_and_then_as_the_last_updates_were(fit: F
     share = 1.0
     for r in range(3):
         cohort = sorted(selection.predicted[r], key=lambda k: (selection.predicted[r][k], k))[:5]
-        for k, found in selection.predicted[r].items():
+        for k, predicted in selection.predicted[r].items():
             level = module.assignment.level(k, r)
             size = dense_size(module.levels.sizes[level])
             flops = module.levels.flops[level][1] * data.sizes[k]
-            assert found == pytest.approx(float(fleet.seconds(k, r, Work(size, flops, size * share))), rel=1e-12)
-        upload = table["comm/up_bytes"][r] * table["comm/up_ratio"][r]  # less than dense: of owned classes alone
+            assert predicted == pytest.approx(float(fleet.seconds(k, r, Work(size, flops, size * share))), rel=1e-12)
+        upload = table["comm/up_bytes"][r] * table["comm/up_ratio"][r]  # less than dense: only owned classes are sent
         assert upload <= sum(dense[module.assignment.level(k, r)] for k in cohort)
         share = 1 / table["comm/up_ratio"][r]
         assert 0.1 < share < 0.3
 
 
-def test_a_round_that_loses_everybody_moves_nothing_and_the_run_goes_on(fit: Fit) -> None:
+def test_a_round_that_loses_all_updates_changes_nothing_and_the_run_continues(fit: Fit) -> None:
     module = small_module(
         fleet=SameDevice(Device(failure_rate=1.0)),
         server_optimizer=lambda p: Adam(p, lr=0.1),
@@ -113,10 +113,10 @@ def test_a_round_that_loses_everybody_moves_nothing_and_the_run_goes_on(fit: Fit
     assert table["train/loss"].isna().all()
     assert table["lr"].tolist() == [0.1, 0.05, 0.025]
     assert (table["compute/flops_total"] > 0).all()
-    assert table["val/accuracy"].notna().all()  # those that gather statistics do not fail
+    assert table["val/accuracy"].notna().all()  # clients that gather statistics do not fail
 
 
-def test_all_that_arrive_diverged_still_ends_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_in_which_all_arrived_updates_diverged_ends_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     module = small_module(fleet=SameDevice(Device(failure_rate=0.5)), selection=Uniform(8))
     monkeypatch.setattr(module, "loss", lambda outputs, targets, ctx: outputs.sum() * float("nan"))
     with pytest.warns(UserWarning, match="refused"), pytest.raises(ConfigurationError, match="diverged"):
@@ -124,23 +124,23 @@ def test_all_that_arrive_diverged_still_ends_the_run(fit: Fit, monkeypatch: pyte
 
 
 @pytest.mark.filterwarnings("ignore:No client within reach can run level")
-def test_the_clock_waits_for_somebody_and_statistics_are_gathered_by_who_is_there(
+def test_the_clock_waits_for_a_client_and_reachable_clients_gather_statistics(
     fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = RandomFleet(availability=0.05, period=1000.0)
     module = small_module(fleet=fleet, levels=small_levels(1, 0.5))
-    asked: list[set[int]] = []
-    there: list[tuple[float, list[int]]] = []
+    gathering: list[set[int]] = []
+    reachable: list[tuple[float, list[int]]] = []
     charge, wait = module.ledger.charge, module.ledger.wait
 
     def waiting(round: int) -> Any:
-        found = wait(round)
-        there.append((module.ledger.now, found.tolist()))
-        asked.append(set())
-        return found
+        clients_now = wait(round)
+        reachable.append((module.ledger.now, clients_now.tolist()))
+        gathering.append(set())
+        return clients_now
 
     def charging(client: int, round: int, work: Work) -> None:
-        asked[-1].add(client)
+        gathering[-1].add(client)
         charge(client, round, work)
 
     monkeypatch.setattr(module.ledger, "wait", waiting)
@@ -149,10 +149,10 @@ def test_the_clock_waits_for_somebody_and_statistics_are_gathered_by_who_is_ther
     assert table["sim/waited"][0] > 0
     assert table["sim/round_seconds"][0] > table["sim/waited"][0]
     assert 1 <= table["sim/reachable"].min() <= table["sim/reachable"].max() < 4
-    assert len(there) == 6  # before training and before statistics, of three rounds
-    for clients, (_, found) in zip(asked, there, strict=True):
+    assert len(reachable) == 6  # before training and before statistics, in three rounds
+    for clients, (_, clients_now) in zip(gathering, reachable, strict=True):
         assert clients
-        assert clients <= set(found)
+        assert clients <= set(clients_now)
 
 
 @pytest.mark.filterwarnings("ignore:No client within reach can run level a. clients of level b gather")
@@ -166,7 +166,7 @@ def test_levels_by_device_meet_their_deadline(fit: Fit) -> None:
     assert len(set(module.assignment.levels(0))) > 2
 
 
-def test_who_took_part_by_the_clock_cannot_be_replayed(fit: Fit) -> None:
+def test_cohorts_that_depend_on_the_clock_cannot_be_replayed(fit: Fit) -> None:
     module = small_module(fleet=RandomFleet(availability=0.5))
     fit(module, rounds=1, limit_val_batches=0)
     with pytest.raises(ConfigurationError, match="always within reach, to replay .* RandomFleet"):
@@ -179,7 +179,7 @@ def test_an_impossible_deadline_is_refused(deadline: float) -> None:
         small_module(deadline=deadline)
 
 
-def test_history_does_not_depend_on_what_was_asked_in_between() -> None:
+def test_the_history_of_a_fleet_does_not_depend_on_queries() -> None:
     one, other = varied(availability=0.5, period=50.0), varied(availability=0.5, period=50.0)
     for fleet in (one, other):
         fleet.setup(Facts([1] * 9, 5))

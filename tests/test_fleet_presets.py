@@ -1,4 +1,4 @@
-"""Fleets by name: which kinds of devices they have, and what those can do."""
+"""Preset fleets: their kinds of devices and the devices' properties."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS = {  # GFLOP/s, Mbit/s down and up, availability, failure rate
         ("mixed", {"old phone": 2, "phone": 3, "new phone": 2, "edge box": 2, "workstation": 1}),
     ],
 )
-def test_a_preset_has_the_devices_of_its_docstring(preset: Any, shares: dict[str, int]) -> None:
+def test_a_preset_has_the_documented_devices(preset: Any, shares: dict[str, int]) -> None:
     devices = devices_of(Preset(preset), 10)
     expected = Counter({KINDS[kind]: number for kind, number in shares.items()})
     speeds = [devices.throughput / 1e9, devices.downlink * 8 / 1e6, devices.uplink * 8 / 1e6]
@@ -44,7 +44,7 @@ def test_a_preset_has_the_devices_of_its_docstring(preset: Any, shares: dict[str
     assert Counter(tuple(round(cell, 9) for cell in row) for row in zip(*columns, strict=True)) == expected
 
 
-def test_a_preset_shares_its_kinds_out_as_it_says() -> None:
+def test_a_preset_has_the_documented_shares_of_device_kinds() -> None:
     devices = devices_of(Preset("mixed"), 50)
     names = [devices.kinds[number] for number in devices.kind.tolist()]
     assert Counter(names) == {"old phone": 10, "phone": 15, "new phone": 10, "edge box": 10, "workstation": 5}

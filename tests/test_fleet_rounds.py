@@ -1,4 +1,4 @@
-"""Rounds of a fleet: the clock, deadlines, failures and waiting, against plain computations over every client."""
+"""Rounds on a fleet: clock, deadlines, failures and waiting, against plain computations over every client."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Fit = Callable[..., Trainer]
 
 
 class Witness(FederatedCallback):
-    """Notes of every round whose update was accepted, and the residuals before and after."""
+    """Records the clients with accepted updates in every round, and the residuals before and after."""
 
     def __init__(self) -> None:
         self.accepted: list[set[int]] = []
@@ -68,7 +68,7 @@ def watched(module: FederatedModule, monkeypatch: pytest.MonkeyPatch) -> tuple[W
     return Witness(), lengths
 
 
-def test_the_clock_and_the_costs_are_those_of_a_plain_computation(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_and_the_costs_equal_a_plain_computation(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     deadline = 8.0
     fleet = varied(failure_rate=0.2)
     module = small_module(
@@ -118,7 +118,7 @@ def test_the_clock_and_the_costs_are_those_of_a_plain_computation(fit: Fit, monk
         assert table["sim/round_seconds"][r] == pytest.approx(max(ends), rel=1e-9)
         assert table["sim/seconds_total"][r] == pytest.approx(clock, rel=1e-9)
         assert table["comm/down_bytes"][r] == down_total
-        assert table["comm/up_bytes"][r] == pytest.approx(up_total, abs=len(ends))  # parts of a byte
+        assert table["comm/up_bytes"][r] == pytest.approx(up_total, abs=len(ends))  # fractions of bytes
         assert table["compute/flops_total"][r] - before == pytest.approx(flops_total, rel=1e-9)
         assert (table["sim/dropped"][r], table["sim/failed"][r]) == (lost["dropped"], lost["failed"])
         counts["dropped"] += lost["dropped"]
@@ -128,9 +128,7 @@ def test_the_clock_and_the_costs_are_those_of_a_plain_computation(fit: Fit, monk
     assert table["sim/reachable"].tolist() == [12] * 6
 
 
-def test_lost_updates_leave_residuals_as_they_were_and_accepted_ones_do_not(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_accepted_updates_change_residuals(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     module = small_module(
         fleet=varied(failure_rate=0.2, variation=1.0),
         deadline=8.0,
@@ -154,10 +152,10 @@ def test_lost_updates_leave_residuals_as_they_were_and_accepted_ones_do_not(
             kept += k in before
             prepared += (k, r) in lengths
     assert kept > 3
-    assert prepared > 0  # of those that were dropped, some had compressed what never arrived
+    assert prepared > 0  # some dropped clients had compressed an update that did not arrive
 
 
-def test_phases_follow_each_other_and_a_client_does_one_thing_after_the_other() -> None:
+def test_phases_and_the_work_of_one_client_are_sequential() -> None:
     fleet = SameDevice(Device(throughput=10.0, downlink=5.0, uplink=2.0))
     fleet.setup(Facts([1] * 3, 0))
     ledger = Ledger(fleet, deadline=100.0)
@@ -170,7 +168,7 @@ def test_phases_follow_each_other_and_a_client_does_one_thing_after_the_other() 
     ledger.begin_phase("training")
     ledger.charge(0, 0, Work(0, 5.0, 0))
     assert ledger.now == 6.5
-    ledger.lose(2, 0, Work(500, 1e4, 9))  # late: the model in 100 s, and nothing more
+    ledger.lose(2, 0, Work(500, 1e4, 9))  # late: 100 s for the model, and nothing more
     assert (ledger.now, ledger.round.dropped) == (106.0, 1)
     assert (ledger.round.down_bytes, ledger.round.up_bytes, ledger.round.flops) == (510, 2, 85.0)
     costs = ledger.costs()
@@ -182,34 +180,34 @@ def test_phases_follow_each_other_and_a_client_does_one_thing_after_the_other() 
     again = Ledger(fleet)
     again.load_state_dict(ledger.state_dict())
     assert (again.now, again.total, again.round.seconds) == (108.0, ledger.total, 0.0)
-    again.begin_phase("statistics")  # of an evaluation that comes before the next round
+    again.begin_phase("statistics")  # of an evaluation before the next round
     again.charge(0, 1, Work(3, 2.0, 0))  # 0.6 + 0.2 s
     assert again.now == 108.8
     assert (again.total.down_statistics_bytes, again.total.down_bytes) == (3, 518)
 
 
-def test_an_update_that_takes_as_long_as_the_deadline_is_in_time() -> None:
+def test_an_update_that_takes_exactly_the_deadline_is_in_time() -> None:
     fleet = SameDevice(Device(throughput=8.0, downlink=4.0, uplink=2.0))
     fleet.setup(Facts([1] * 1, 0))
     ledger = Ledger(fleet, deadline=7.5)
     assert ledger.in_time(0, 0, Work(8, 32.0, 3))  # 2 + 4 + 1.5 s
     assert not ledger.in_time(0, 0, Work(8, 32.0, 4))
-    ledger.lose(0, 0, Work(8, 32.0, 3))  # in time, so it must have failed
+    ledger.lose(0, 0, Work(8, 32.0, 3))  # in time, so it counts as a failure
     ledger.lose(0, 0, Work(8, 32.0, 4))
     assert (ledger.round.failed, ledger.round.dropped) == (1, 1)
 
 
-def test_those_who_have_left_or_are_yet_to_join_end_no_wait(tmp_path: Path) -> None:
-    """Against the moments at which each client by itself comes within reach, for five thousand seconds."""
+def test_waiting_ignores_clients_that_have_left_or_not_joined(tmp_path: Path) -> None:
+    """Against the moments at which each client becomes reachable, for five thousand seconds."""
     lines = ["client,throughput,downlink,uplink,availability,first_round,last_round"]
     lines += [f"{k},1,1,1,0.1,{5 * (k == 0)},{3 if k == 1 else 99}" for k in range(4)]
     (tmp_path / "fleet.csv").write_text("\n".join(lines))
     fleet, waits = CsvFleet(str(tmp_path / "fleet.csv"), period=100.0), 0
     fleet.setup(Facts([1] * 4, 0))
     phase = torch.rand(4, dtype=torch.float64, generator=generator(0, "fleet", "phase")).tolist()
-    for round, there in ((0, (1, 2, 3)), (4, (2, 3)), (5, (0, 2, 3))):
+    for round, present in ((0, (1, 2, 3)), (4, (2, 3)), (5, (0, 2, 3))):
         for now in range(0, 5000, 7):
-            turns = [(now / 100 + phase[k]) % 1 for k in there]
+            turns = [(now / 100 + phase[k]) % 1 for k in present]
             until = 0.0 if min(turns) < 0.1 else min(100 * (1 - turn) for turn in turns)
             assert fleet.next_reachable(round, float(now)) == pytest.approx(now + until, abs=1e-7)
             waits += until > 0

@@ -1,4 +1,4 @@
-"""Flower's processes end with ours, and do not outlive their own main thread."""
+"""Flower's processes end with their parent, and end when their main thread ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ends():
     return 3
 
 def stuck():
-    """As a SuperNode does that is interrupted twice: its main thread ends, others do not."""
+    """Behave like a SuperNode that is interrupted twice: its main thread ends, other threads do not."""
     threading.Thread(target=time.sleep, args=(600,)).start()
     raise KeyboardInterrupt
 '''
@@ -26,7 +26,7 @@ def stuck():
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    """Install two commands."""
+    """Install two commands, and return the environment."""
     (tmp_path / "a_node.py").write_text(NODE)
     info = tmp_path / "a_node-1.0.dist-info"
     info.mkdir()
@@ -37,13 +37,13 @@ def env(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(tmp_path)}
 
 
-def test_a_command_gets_its_arguments_and_gives_its_status(env: dict[str, str], tmp_path: Path) -> None:
+def test_a_command_receives_its_arguments_and_returns_its_status(env: dict[str, str], tmp_path: Path) -> None:
     child = FlowerProcess(["a-node-ends", "--port", "7"], tmp_path / "log", env)
     assert child.process.wait(timeout=60) == 3
     assert (tmp_path / "log").read_text() == "ends --port 7\n"
 
 
-def test_threads_that_are_left_keep_no_process(env: dict[str, str], tmp_path: Path) -> None:
+def test_remaining_threads_do_not_keep_the_process_alive(env: dict[str, str], tmp_path: Path) -> None:
     child = FlowerProcess(["a-node-stuck"], tmp_path / "log", env)
     try:
         assert child.process.wait(timeout=60) == 1
@@ -52,6 +52,6 @@ def test_threads_that_are_left_keep_no_process(env: dict[str, str], tmp_path: Pa
     assert "KeyboardInterrupt" in (tmp_path / "log").read_text()
 
 
-def test_nothing_starts_whose_parent_is_gone(env: dict[str, str]) -> None:
+def test_a_command_does_not_start_after_its_parent_has_ended(env: dict[str, str]) -> None:
     done = subprocess.run([sys.executable, "-P", str(CHILD), "1", "a-node-ends"], env=env, capture_output=True)
     assert (done.returncode, done.stdout) == (1, b"")

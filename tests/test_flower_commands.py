@@ -1,4 +1,4 @@
-"""What is wrong with the options of hetfl flower is said in one line, before anything is started."""
+"""Wrong options of hetfl flower are reported in one line before any process starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hetfl.flower.command.main import main as command
 
 @pytest.fixture(autouse=True)
 def _nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in a folder of the test's own, with files to name, where no process may be started."""
+    """Change to a new folder with files for the options, where starting a process fails."""
     monkeypatch.chdir(tmp_path)
     for folder in ("none", "tls", "keys"):
         (tmp_path / folder).mkdir()
@@ -84,20 +84,20 @@ def test_a_port_in_use_is_refused() -> None:
             command(["server", "--port", str(port)])
 
 
-def test_two_do_not_work_in_one_folder_of_flowers_files(tmp_path: Path) -> None:
-    """A server and a node on one machine, or two nodes: each would take the other's programs and logs for its own."""
+def test_two_processes_cannot_share_a_home_folder(tmp_path: Path) -> None:
+    """A server and a node on one machine, or two nodes, would mix up their programs and logs."""
     with own_folder(tmp_path), pytest.raises(ConfigurationError, match="a folder of its own for --home"):
         command([*CLIENT, "--home", str(tmp_path)])
     with own_folder(tmp_path):
         pass
 
 
-def test_clients_may_be_named_in_ranges() -> None:
+def test_clients_may_be_given_as_ranges() -> None:
     assert numbers("0, 3,7-9") == [0, 3, 7, 8, 9]
     assert numbers("4-4") == [4]
 
 
-def test_why_a_node_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_the_reason_why_a_node_cannot_be_made_is_reported(tmp_path: Path) -> None:
     report = tmp_path / "report"
     assert not is_made(report)
     report.write_text("some warning\nhetfl: error: Expected this but got that\n")
@@ -107,8 +107,10 @@ def test_why_a_node_cannot_be_made_is_said(tmp_path: Path) -> None:
     assert is_made(report)
 
 
-def test_a_superlink_that_gives_the_run_up_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does if it hears nothing of the run for a minute; then the run is to go on from its checkpoint."""
+def test_a_superlink_that_abandons_the_run_is_reported_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SuperLink abandons a run after a minute of silence; the error says to resume from the checkpoint."""
 
     def given_up(*args: object, **options: object) -> None:
         raise HTTPError("Client error '401 Unauthorized'\nFor more information ...")
@@ -124,6 +126,6 @@ def test_a_superlink_that_gives_the_run_up_is_said_in_one_line(tmp_path: Path, m
     context = SimpleNamespace(run_config={"settings": json.dumps({**settings, "patience": {}})})
     apps.serve(None, context)  # type: ignore[arg-type]
     assert (tmp_path / "status").read_text() == "1"
-    said = (tmp_path / "output").read_text()
-    assert said.startswith("hetfl: error: Expected the SuperLink to go on with the run but got Client error '401")
-    assert said.count("\n") == 1
+    output = (tmp_path / "output").read_text()
+    assert output.startswith("hetfl: error: Expected the SuperLink to go on with the run but got Client error '401")
+    assert output.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What nodes may do wrong: say nothing, come late, lie, lose their disk; the server goes on without them."""
+"""Faulty nodes: silent, late, malicious or with a lost disk; the server continues without them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hetfl.selection import PowerOfChoice
 from hetfl.types import Report, Task
 from hetfl.updates import DenseUpdate
 from tests.conftest import fit_in, small_module
-from tests.flower_cases import Hands, Tamper, federated, make_node, over_the_wire, warned
+from tests.flower_cases import FakePost, Tamper, federated, make_node, over_the_wire, warned
 
 Fit = Callable[..., Trainer]
 SPLIT = {11: range(5), 12: range(5, 8), 13: range(8, 12)}
@@ -42,15 +42,15 @@ def rows(trainer: Trainer) -> pd.DataFrame:
     return pd.read_csv(Path(trainer.logger.save_dir) / "metrics.csv")  # type: ignore[union-attr,arg-type]
 
 
-def hands(folder: Path, tamper: Tamper | None = None, build: Callable[[], FederatedModule] = make) -> Hands:
-    post = Hands({node: make_node(of, folder / str(node), build) for node, of in SPLIT.items()})
+def fake_post(folder: Path, tamper: Tamper | None = None, build: Callable[[], FederatedModule] = make) -> FakePost:
+    post = FakePost({node: make_node(of, folder / str(node), build) for node, of in SPLIT.items()})
     if tamper is not None:
         post.tamper = tamper
     return post
 
 
-class LyingUpload:
-    """A module whose clients of one node send nothing that the server takes: what a run without them comes to."""
+class DropsUpdates:
+    """Wraps a module's clients so that the server accepts nothing from the clients of one node."""
 
     def __init__(self, module: FederatedModule, where: frozenset[int]) -> None:
         self.inner, self.where, self.known = module.clients, where, False
@@ -75,7 +75,7 @@ def client_of(answer: RecordDict, name: str) -> int:
 
 
 def changed(**values: Any) -> Tamper:
-    """Return a lie about all reports of the liar's."""
+    """Return a function that changes all reports of the malicious node."""
 
     def tamper(node: int, answer: RecordDict) -> RecordDict:
         for name in answer if node == LIAR else ():
@@ -116,7 +116,7 @@ def replay() -> Tamper:
 
 
 def wrong_values(payload: bytes) -> bytes:
-    return payload[:-4] + b"\x00\x00\xc0\x7f"  # NaN, with a checksum that no longer holds
+    return payload[:-4] + b"\x00\x00\xc0\x7f"  # NaN with an invalid checksum
 
 
 def dense(value: float, size: int) -> Callable[[bytes], bytes]:
@@ -143,25 +143,27 @@ LIES: dict[str, tuple[Tamper, str]] = {
         "Expected . reports but got 0",
     ),
 }
-"""Of a node with several clients; test_hostile_clients.py plays more lies, of a node with one, in a run for all."""
+"""False answers of a node with several clients; test_hostile_clients.py has more, with one client per node."""
 
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Return what a run ends with in which nothing comes of the liar's clients."""
+    """Return the final weights of a run that accepts nothing from the malicious node's clients."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("without")
-    module = federated(make(), hands(folder))
-    module.clients = LyingUpload(module, frozenset(SPLIT[LIAR]))  # type: ignore[assignment]
+    module = federated(make(), fake_post(folder))
+    module.clients = DropsUpdates(module, frozenset(SPLIT[LIAR]))  # type: ignore[assignment]
     fit_in(folder)(module, rounds=2, limit_val_batches=0)
     return module.state_dict()
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lying_node_changes_nothing(fit: Fit, tmp_path: Path, lie: str, without: dict[str, torch.Tensor]) -> None:
-    """The same weights as in a run in which nothing comes of that node's clients; and the log says which lie it was."""
+def test_a_lying_node_does_not_change_the_model(
+    fit: Fit, tmp_path: Path, lie: str, without: dict[str, torch.Tensor]
+) -> None:
+    """The weights equal those of a run without that node's clients, and the log states the fault."""
     tamper, message = LIES[lie]
-    lied = federated(make(), hands(tmp_path, tamper))
+    lied = federated(make(), fake_post(tmp_path, tamper))
     lied.hooks.append(ServerBound(1e6))
     with warned(f"refused: .*{message}"):
         trainer = fit(lied, rounds=2, name="lied", limit_val_batches=0)
@@ -171,18 +173,18 @@ def test_a_lying_node_changes_nothing(fit: Fit, tmp_path: Path, lie: str, withou
 
 
 @pytest.mark.parametrize("lie", ["values changed on the way", "more passes", "a replay"])
-def test_a_lie_about_statistics_is_left_out(fit: Fit, tmp_path: Path, lie: str) -> None:
-    """Of every level the others' sums are enough; levels are evaluated all the same."""
+def test_false_statistics_are_left_out(fit: Fit, tmp_path: Path, lie: str) -> None:
+    """The other clients' sums are enough for every level, so all levels are evaluated."""
     tamper, _ = LIES[lie]
-    module = federated(make(), hands(tmp_path, tamper))
+    module = federated(make(), fake_post(tmp_path, tamper))
     with warned("Round 0: statistics of client 5 refused: "):
         trainer = fit(module, rounds=1)
     assert rows(trainer)[[f"val/accuracy_by_level/{level}" for level in module.levels]].notna().all(axis=None)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_no_number_is_refused_and_chooses_nobody(fit: Fit, tmp_path: Path, loss: float) -> None:
-    """Power-of-Choice asks everyone, and takes those who lose most: not who says so with NaN or infinity."""
+def test_a_non_finite_loss_is_refused_and_its_client_is_not_selected(fit: Fit, tmp_path: Path, loss: float) -> None:
+    """Power-of-Choice asks all clients and selects the largest losses, but not clients that report NaN or infinity."""
 
     def build() -> FederatedModule:
         return make(selection=PowerOfChoice(12, 4))
@@ -190,15 +192,15 @@ def test_a_loss_that_is_no_number_is_refused_and_chooses_nobody(fit: Fit, tmp_pa
     chosen: set[int] = set()
 
     def tamper(node: int, answer: RecordDict) -> RecordDict:
-        told = [name for name in answer if name.startswith("report.")]
+        reports = [name for name in answer if name.startswith("report.")]
         payload = any(name.startswith("bytes.") for name in answer)
         if payload:
-            chosen.update(client_of(answer, name) for name in told)
-        for name in told if node == LIAR and not payload else ():
+            chosen.update(client_of(answer, name) for name in reports)
+        for name in reports if node == LIAR and not payload else ():
             answer[name] = altered(answer, name, loss=loss)
         return answer
 
-    module = federated(build(), hands(tmp_path, tamper, build))
+    module = federated(build(), fake_post(tmp_path, tamper, build))
     with warned(rf"Round 0: losses of client 5 refused: .*for a loss but got {loss}"):
         trainer = fit(module, rounds=1, limit_val_batches=0)
     assert rows(trainer)["comm/refused"].tolist() == [len(SPLIT[LIAR])]
@@ -206,18 +208,18 @@ def test_a_loss_that_is_no_number_is_refused_and_chooses_nobody(fit: Fit, tmp_pa
     assert chosen.isdisjoint(SPLIT[LIAR])
 
 
-def test_a_node_serves_its_own_clients_alone(tmp_path: Path) -> None:
-    """Asked for another's, it says so; the others' orders in the same request are done."""
+def test_a_node_refuses_orders_for_clients_of_other_nodes(tmp_path: Path) -> None:
+    """The node refuses an order for a client of another node, and does the other orders of the same request."""
     node = make_node([3, 4], tmp_path, make)
     model = wire.encode(DenseUpdate(torch.zeros(node.bench.size("c"))), round=0, client=0)
     orders = [Order(Task(client, "c", 0, 0, 0.1), model) for client in (3, 5, 4)]
     request = Request("train", "nonce", "0" * 32, compressor=pack({}), orders=orders)
-    found = node.answer(request).reports
-    assert [report.status for report in found] == ["done", "failed", "done"]
-    assert "among [3, 4] but got 5" in found[1].reason
+    reports = node.answer(request).reports
+    assert [report.status for report in reports] == ["done", "failed", "done"]
+    assert "among [3, 4] but got 5" in reports[1].reason
 
 
-def test_a_model_of_another_size_is_refused_by_the_node(tmp_path: Path) -> None:
+def test_a_node_refuses_a_model_of_wrong_size(tmp_path: Path) -> None:
     node = make_node([3], tmp_path, make)
     model = wire.encode(DenseUpdate(torch.zeros(17)), round=0, client=0)
     request = Request("train", "n", "0" * 32, compressor=pack({}), orders=[Order(Task(3, "c", 0, 0, 0.1), model)])
@@ -226,7 +228,7 @@ def test_a_model_of_another_size_is_refused_by_the_node(tmp_path: Path) -> None:
     assert "Expected size 158 from client 0 but got 17" in report.reason
 
 
-def test_requests_come_back_as_they_were() -> None:
+def test_requests_survive_encoding_and_decoding() -> None:
     task = Task(7, "b", 3, 0, 0.1 + 0.2, epochs=2, model=1)
     order = Order(task, b"bytes", b"part", "0" * 32, ["0" * 32, "1" * 32])
     request = Request("losses", "n", "f" * 32, 64, b"state", {"a": "b"}, [order, Order(task, b"others", keep=[])])
@@ -235,8 +237,8 @@ def test_requests_come_back_as_they_were() -> None:
     assert read_request(over_the_wire(request_records(hello))) == hello
 
 
-def test_the_servers_bound_is_no_setting_of_the_run() -> None:
-    """Nodes need not know it, and without ``--max_norm`` it takes everything."""
+def test_the_servers_norm_bound_is_not_a_setting_of_the_run() -> None:
+    """Nodes need not know it, and without ``--max_norm`` every update is accepted."""
     module, plain = make(), make()
     module.hooks.append(ServerBound(1.0))
     assert module.hooks.describe() == plain.hooks.describe() == "none"

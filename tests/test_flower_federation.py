@@ -1,4 +1,4 @@
-"""Federations of real processes over the loopback: Flower's SuperLink, SuperNodes, and our commands around them."""
+"""Federations of real processes over the loopback: Flower's SuperLink and SuperNodes, started by our commands."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
         yield made
 
 
-def test_three_nodes_give_the_bits_of_one_process(federation: Federation) -> None:
+def test_three_nodes_give_the_same_bits_as_one_process(federation: Federation) -> None:
     for number in NODES:
         federation.node(number)
     federation.server()
@@ -51,8 +51,8 @@ def test_three_nodes_give_the_bits_of_one_process(federation: Federation) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning", "ignore:No update of a round:UserWarning")
-def test_killed_nodes_come_back_and_their_clients_go_on_from_what_was_accepted(federation: Federation) -> None:
-    """HETFL_KILLS of them, 2 if it is not said: kill -9 in the middle of a round, every fourth."""
+def test_killed_nodes_return_and_their_clients_continue_from_the_accepted_state(federation: Federation) -> None:
+    """HETFL_KILLS nodes (default 2) are killed with SIGKILL in the middle of a round, one in every fourth round."""
     kills = int(os.environ.get("HETFL_KILLS", "2"))
     settings = [f"--trainer.max_epochs={3 + 4 * kills}", "--trainer.limit_val_batches=0"]
     for number in NODES:
@@ -69,8 +69,8 @@ def test_killed_nodes_come_back_and_their_clients_go_on_from_what_was_accepted(f
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning", "ignore:No client can run level:UserWarning")
-def test_a_killed_server_goes_on_as_a_new_run_with_the_same_states(federation: Federation) -> None:
-    """HETFL_KILLS of them, 1 if it is not said: kill -9 at different instants of a round, every other one."""
+def test_a_killed_server_resumes_as_a_new_run_with_the_same_client_states(federation: Federation) -> None:
+    """HETFL_KILLS servers (default 1) are killed with SIGKILL at different instants, one in every second round."""
     kills = int(os.environ.get("HETFL_KILLS", "1"))
     settings = [f"--trainer.max_epochs={3 + 2 * kills}"]
     for number in NODES:
@@ -92,7 +92,7 @@ def test_a_killed_server_goes_on_as_a_new_run_with_the_same_states(federation: F
     assert_same_end(run_of(federation.folder), alone, federation.folder)
 
 
-def test_ctrl_c_ends_a_run_at_its_rounds_end_and_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_run_at_a_round_end_and_leaves_no_processes(tmp_path: Path) -> None:
     before = set(Path("/tmp").glob("hetfl-flower-*"))
     command = [HETFL, "flower", "demo", *(part for each in NODES.values() for part in ("--clients", each))]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -118,7 +118,7 @@ def left_behind_lines(name: str) -> list[str]:
 
 @pytest.mark.skipif(not shutil.which("openssl") or not shutil.which("ssh-keygen"), reason="makes certificates and keys")
 def test_only_nodes_with_a_registered_key_and_the_right_ca_join(federation: Federation) -> None:
-    """With certificates and keys made by the commands of docs/deployment.md."""
+    """Certificates and keys are made with the commands of docs/deployment.md."""
     folder = federation.folder
     (commands,) = re.findall(r"```sh\n(mkdir tls.*?)```", DEPLOYMENT.read_text(), re.DOTALL)
     for name in ("own", "other"):
@@ -128,7 +128,7 @@ def test_only_nodes_with_a_registered_key_and_the_right_ca_join(federation: Fede
     settings = args(folder, "--trainer.max_epochs=1")
     federation.server(*tls, "--node_keys", str(keys), "--start", "60", settings=settings)
     federation.node(0, *tls, "--key", str(keys / "one"), settings=settings)
-    federation.node(1, *tls, "--key", str(folder / "other/keys/one"), settings=settings)  # nobody knows this key
+    federation.node(1, *tls, "--key", str(folder / "other/keys/one"), settings=settings)  # this key is not registered
     federation.node(2, "--certificates", str(folder / "other/tls"), "--key", str(keys / "two"), settings=settings)
     plain = [
         "client",
@@ -144,7 +144,7 @@ def test_only_nodes_with_a_registered_key_and_the_right_ca_join(federation: Fede
     assert re.search(r"No node serves clients \[3, 4, 5, 6, 7, 8\]", federation.log())
     assert "305 Failed to initialize" in federation.log("node1")
     assert "CERTIFICATE_VERIFY_FAILED" in federation.log("node2")
-    # Again with the same --home: the key is registered anew, and the node that is still there joins.
+    # Started again with the same --home: the key is registered again, and the waiting node joins.
     federation.server(*tls, "--node_keys", str(keys), "--start", "120", settings=settings)
     assert federation.end() == 0, federation.log()
     assert len(re.findall(r"No node serves clients \[3, 4, 5, 6, 7, 8\]", federation.log())) == 2

@@ -1,4 +1,4 @@
-"""The comparisons of the tests with real processes can fail: they notice one bit, and which updates were lost."""
+"""The comparisons in the tests with real processes can fail: they detect one changed bit and the lost updates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.flower_federations import assert_same_residual, lost_updates
 
 
 @pytest.mark.parametrize("wrong", ["", "a bit", "a sign of zero", "a name", "a shape", "nothing kept"])
-def test_a_residual_that_is_not_the_same_is_noticed(tmp_path: Path, wrong: str) -> None:
+def test_a_different_residual_is_detected(tmp_path: Path, wrong: str) -> None:
     block = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
     ClientStates(tmp_path).save("0" * 32, 1, ClientState(0, {"residual/w": block}))
     (file,) = tmp_path.glob("*/*.safetensors")
@@ -34,7 +34,7 @@ def test_a_residual_that_is_not_the_same_is_noticed(tmp_path: Path, wrong: str) 
         assert_same_residual(file, expected)
 
 
-def test_what_a_server_did_again_counts_as_the_last_time() -> None:
+def test_a_repeated_round_counts_as_in_its_last_repetition() -> None:
     first = (
         "Round 1: no update of client 4: no answer within 30 s\n"
         "Round 2: no update of client 5: no answer within 30 s\n"

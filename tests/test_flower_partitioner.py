@@ -1,4 +1,4 @@
-"""Partitioners of flwr-datasets: the adapter with a stand-in of the package, and with the package where it is there."""
+"""Partitioners of flwr-datasets: the adapter with a stand-in for the package, and with the package if installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hetfl.errors import ConfigurationError
 
 
 class Table:
-    """What the adapter uses of a ``datasets.Dataset``."""
+    """The part of ``datasets.Dataset`` that the adapter uses."""
 
     def __init__(self, columns: dict[str, list[int]]) -> None:
         self.columns = columns
@@ -36,7 +36,7 @@ class Table:
 
 
 class EveryNth:
-    """Deals the rows of a table out in turn, with the interface of a Flower partitioner."""
+    """Deals table rows to clients in turn, with the interface of a Flower partitioner."""
 
     def __init__(self, num_partitions: int, partition_by: str = "label") -> None:
         self._count, self._by = num_partitions, partition_by
@@ -62,7 +62,7 @@ class EveryNth:
 
 
 class Columns(EveryNth):
-    """Divides columns."""
+    """Divides columns in place of rows."""
 
     def load_partition(self, partition_id: int) -> Any:
         return Table({"label": self.dataset["label"]})
@@ -81,7 +81,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_stand_in")
-def test_parts_are_what_the_rule_makes_of_the_shuffled_samples() -> None:
+def test_parts_are_those_of_the_rule_on_shuffled_samples() -> None:
     order = torch.randperm(60, generator=torch.Generator().manual_seed(3)).tolist()
     assert [part.tolist() for part in parts_of(EveryNth(4), seed=3)] == [order[k::4] for k in range(4)]
     assert sorted(torch.cat(parts_of(EveryNth(4))).tolist()) == list(range(60))
@@ -117,28 +117,28 @@ def test_one_instance_serves_several_data_modules() -> None:
         (lambda: Columns(4), "Expected a rule that divides samples but got Columns, which divides the columns"),
     ],
 )
-def test_rules_that_do_not_fit_are_refused_on_one_line(rule: Callable[[], Any], message: str) -> None:
+def test_rules_that_do_not_fit_are_refused_in_one_line(rule: Callable[[], Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         parts_of(rule())
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.usefixtures("_stand_in")
-def test_a_rule_that_has_a_data_set_already_is_refused() -> None:
+def test_a_rule_with_a_data_set_is_refused() -> None:
     rule = EveryNth(4)
     rule.dataset = Table({})
     with pytest.raises(ConfigurationError, match="only once to the partitioner. Really"):
         parts_of(rule)
 
 
-def test_a_missing_package_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigurationError, match="Expected the package flwr-datasets .* pip install flwr-datasets"):
         parts_of(EveryNth(4))
 
 
 @pytest.mark.usefixtures("_stand_in")
-def test_yaml_gives_it_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yaml_names_the_rule_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rules", SimpleNamespace(EveryNth=EveryNth, __name__="rules"))
     rule = {"class_path": "rules.EveryNth", "init_args": {"num_partitions": 7}}
     partitioner = {"class_path": "hetfl.data.FlowerPartitioner", "init_args": {"partitioner": rule}}
@@ -160,7 +160,7 @@ def flower() -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_flowers_partitioners_share_digits_out(flower: Any) -> None:
+def test_flowers_partitioners_divide_digits(flower: Any) -> None:
     for rule in (
         flower.IidPartitioner(num_partitions=10),
         flower.DirichletPartitioner(num_partitions=10, partition_by="label", alpha=1.0),
@@ -177,7 +177,7 @@ def test_flowers_partitioners_share_digits_out(flower: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_flowers_own_refusals_are_one_line(flower: Any) -> None:
+def test_errors_of_flowers_partitioners_are_one_line(flower: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"DirichletPartitioner \(flwr-datasets\) but got ValueError") as error:
         parts_of(flower.DirichletPartitioner(num_partitions=4, partition_by="digit", alpha=1.0))
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Nodes that are silent, late, new or gone; clients that have lost their state; a server that begins again."""
+"""Silent, late, new and lost nodes; clients that have lost their state; a restarted server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hetfl.flower.patience import Patience
 from hetfl.local import FedDyn, LocalTraining
 from hetfl.selection import Uniform
 from tests.conftest import small_module
-from tests.flower_cases import Clock, Hands, federated, make_node, warned
+from tests.flower_cases import Clock, FakePost, federated, make_node, warned
 
 Fit = Callable[..., Trainer]
 SPLIT = {11: range(5), 12: range(5, 8), 13: range(8, 12)}
@@ -40,24 +40,24 @@ def rows(trainer: Trainer) -> pd.DataFrame:
     return pd.read_csv(Path(trainer.logger.save_dir) / "metrics.csv")  # type: ignore[union-attr,arg-type]
 
 
-def hands(folder: Path, build: Callable[[], FederatedModule] = make) -> Hands:
-    return Hands({node: make_node(of, folder / str(node), build) for node, of in SPLIT.items()})
+def fake_post(folder: Path, build: Callable[[], FederatedModule] = make) -> FakePost:
+    return FakePost({node: make_node(of, folder / str(node), build) for node, of in SPLIT.items()})
 
 
-def timed(module: FederatedModule, post: Hands, **patience: float) -> Clock:
+def timed(module: FederatedModule, post: FakePost, **patience: float) -> Clock:
     clock = Clock()
     module.clients = FlowerClients(module, Nodes(post, clock, clock.sleep), Patience(**patience))
     return clock
 
 
-def rounds_asked(post: Hands, node: int) -> list[int]:
-    """Return the rounds in which a node was asked for training."""
+def rounds_asked(post: FakePost, node: int) -> list[int]:
+    """Return the rounds in which a node was asked to train."""
     letters = [letter for to, letter in post.sent if to == node and letter["request"]["job"] == "train"]
     return [int(letter["task.0"]["round"]) for letter in letters]  # type: ignore[arg-type]
 
 
-def test_a_silent_node_costs_one_deadline(fit: Fit, tmp_path: Path) -> None:
-    post = hands(tmp_path)
+def test_a_silent_node_delays_the_run_by_one_deadline(fit: Fit, tmp_path: Path) -> None:
+    post = fake_post(tmp_path)
     post.tamper = lambda node, answer: None if node == SILENT and "report.0" in answer else answer
     module = make()
     clock = timed(module, post, deadline=DEADLINE)
@@ -70,9 +70,9 @@ def test_a_silent_node_costs_one_deadline(fit: Fit, tmp_path: Path) -> None:
     assert rows(trainer)["comm/refused"].tolist() == [0] * 4
 
 
-def test_a_late_answer_is_ignored_and_its_node_is_asked_again(fit: Fit, tmp_path: Path) -> None:
-    """What came too late changes nothing: neither the model nor what its clients go on from."""
-    post, late = hands(tmp_path), {}
+def test_a_late_answer_is_ignored_and_its_node_is_used_again(fit: Fit, tmp_path: Path) -> None:
+    """A late answer changes neither the model nor the state that its clients continue from."""
+    post, late = fake_post(tmp_path), {}
 
     def tamper(node: int, answer: Any) -> Any:
         if node == SILENT and "report.0" in answer and len(rounds_asked(post, SILENT)) == 1:
@@ -96,7 +96,7 @@ def test_a_late_answer_is_ignored_and_its_node_is_asked_again(fit: Fit, tmp_path
 
 
 def test_enough_answers_end_a_round(fit: Fit, tmp_path: Path) -> None:
-    post = hands(tmp_path)
+    post = fake_post(tmp_path)
     post.tamper = lambda node, answer: None if node == SILENT and "report.0" in answer else answer
     module = make()
     clock = timed(module, post, deadline=DEADLINE, enough=0.7)
@@ -105,27 +105,29 @@ def test_enough_answers_end_a_round(fit: Fit, tmp_path: Path) -> None:
     assert clock.now < 1
 
 
-def test_without_nodes_the_run_says_so(fit: Fit, tmp_path: Path) -> None:
+def test_a_run_without_nodes_logs_that_it_waits(fit: Fit, tmp_path: Path) -> None:
     module = make()
-    clock = timed(module, Hands({}), start=60.0)
+    clock = timed(module, FakePost({}), start=60.0)
     with pytest.raises(ConfigurationError, match="a node that can take part within 60 s but none came"):
         fit(module, rounds=1)
     assert 60 <= clock.now < 61
 
 
 def test_a_node_with_other_settings_cannot_take_part(fit: Fit, tmp_path: Path) -> None:
-    post = hands(tmp_path)
+    post = fake_post(tmp_path)
     post.nodes[SILENT] = make_node(SPLIT[SILENT], tmp_path, lambda: make(uplink=ErrorFeedback(TopK(0.3))))
     module = make()
     timed(module, post, start=1.0)
-    said = r"Node 12 of clients \[5, 6, 7\] cannot take part: Expected the server's uplink .*TopK\(density=0.2, .*0.3"
-    with warned(said):
+    message = (
+        r"Node 12 of clients \[5, 6, 7\] cannot take part: Expected the server's uplink .*TopK\(density=0.2, .*0.3"
+    )
+    with warned(message):
         fit(module, rounds=1, limit_val_batches=0)
 
 
-def test_a_node_that_was_refused_may_come_back_mended(fit: Fit, tmp_path: Path) -> None:
-    """The same node, started anew with the right settings; meanwhile it is told of once."""
-    post, clock = hands(tmp_path), Clock()
+def test_a_refused_node_can_return_with_right_settings(fit: Fit, tmp_path: Path) -> None:
+    """The same node is restarted with the right settings; before that it is reported once."""
+    post, clock = fake_post(tmp_path), Clock()
     mended = post.nodes[SILENT]
     post.nodes[SILENT] = make_node(SPLIT[SILENT], tmp_path, lambda: make(uplink=ErrorFeedback(TopK(0.3))))
 
@@ -136,16 +138,16 @@ def test_a_node_that_was_refused_may_come_back_mended(fit: Fit, tmp_path: Path) 
 
     module = make()
     module.clients = FlowerClients(module, Nodes(post, clock, sleep), Patience())
-    with pytest.warns(UserWarning, match="Node 12 .* cannot take part") as said:
+    with pytest.warns(UserWarning, match="Node 12 .* cannot take part") as caught:
         fit(module, rounds=1, limit_val_batches=0)
-    assert sum("cannot take part" in str(each.message) for each in said) == 1
+    assert sum("cannot take part" in str(each.message) for each in caught) == 1
     assert 25 < clock.now < 40
     assert rounds_asked(post, SILENT) == [0]
 
 
-def test_a_node_that_comes_later_takes_over(fit: Fit, tmp_path: Path) -> None:
-    """A node dies; its clients come back as another node, with their states."""
-    post = hands(tmp_path)
+def test_a_later_node_takes_over_the_clients(fit: Fit, tmp_path: Path) -> None:
+    """A node dies; its clients return as another node with their states."""
+    post = fake_post(tmp_path)
     keeper = post.nodes[SILENT]
 
     def tamper(node: int, answer: Any) -> Any:
@@ -167,7 +169,7 @@ def test_a_node_that_comes_later_takes_over(fit: Fit, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("penalty", "found"),
+    ("penalty", "expected_state"),
     [
         (False, "no state at all"),
         (True, "states up to round 0"),
@@ -175,30 +177,30 @@ def test_a_node_that_comes_later_takes_over(fit: Fit, tmp_path: Path) -> None:
         pytest.param(False, "states up to round 0", marks=pytest.mark.slow),
     ],
 )
-def test_a_lost_or_older_disk_is_reported_and_its_clients_begin_anew(
-    fit: Fit, tmp_path: Path, penalty: bool, found: str
+def test_a_lost_or_older_disk_is_reported_and_its_clients_start_without_state(
+    fit: Fit, tmp_path: Path, penalty: bool, expected_state: str
 ) -> None:
-    """Nothing is left of the disk, or a copy of what it was a round before."""
+    """The disk is empty, or holds the states of a round before."""
 
     def build() -> FederatedModule:
         return make(local=LocalTraining(1, 10, penalty=FedDyn(0.1) if penalty else None))
 
-    post = hands(tmp_path, build)
+    post = fake_post(tmp_path, build)
 
     def tamper(node: int, answer: Any) -> Any:
-        asked = len(rounds_asked(post, SILENT)) if node == SILENT and "report.0" in answer else 0
-        if asked == 1 and "round 0" in found:
+        count = len(rounds_asked(post, SILENT)) if node == SILENT and "report.0" in answer else 0
+        if count == 1 and "round 0" in expected_state:
             shutil.copytree(tmp_path / str(SILENT), tmp_path / "copy")
-        if asked == 2:
+        if count == 2:
             shutil.rmtree(tmp_path / str(SILENT))
-            if "round 0" in found:
+            if "round 0" in expected_state:
                 shutil.copytree(tmp_path / "copy", tmp_path / str(SILENT))
         return answer
 
     post.tamper = tamper
     module = build()
     timed(module, post)
-    with warned(f"client 5: Expected state [0-9a-f]{{32}} of client 5 but got {found}: it begins anew"):
+    with warned(f"client 5: Expected state [0-9a-f]{{32}} of client 5 but got {expected_state}: it begins anew"):
         trainer = fit(module, rounds=5, limit_val_batches=0)
     assert rows(trainer)["sim/failed"].tolist() == [0, 0, 3, 0, 0]
     states = [letter["task.0"]["state"] for to, letter in post.sent if to == SILENT and "task.0" in letter]
@@ -206,21 +208,21 @@ def test_a_lost_or_older_disk_is_reported_and_its_clients_begin_anew(
 
 
 @pytest.mark.parametrize("killed", [pytest.param("after a checkpoint", marks=pytest.mark.slow), "in a round"])
-def test_a_server_that_begins_again_ends_as_one_that_did_not(fit: Fit, tmp_path: Path, killed: str) -> None:
-    """As a new run with new nodes' ids, but with the clients' disks: the bits of one process."""
+def test_a_restarted_server_ends_with_the_same_bits(fit: Fit, tmp_path: Path, killed: str) -> None:
+    """As a new run with new node ids and the clients' disks; the bits equal those of one process."""
 
     def build() -> FederatedModule:
         return make(local=LocalTraining(1, 10, penalty=FedDyn(0.1)), selection=Uniform(6))
 
     alone, path, options = build(), str(tmp_path / "half.ckpt"), {"check_val_every_n_epoch": 4}
     expected = rows(fit(alone, rounds=4, name="alone", **options))
-    first = federated(build(), hands(tmp_path, build))
+    first = federated(build(), fake_post(tmp_path, build))
     half = fit(first, rounds=2, name="nodes", **options)
     half.save_checkpoint(path)
-    if killed == "in a round":  # what the clients did in a round of which the server knows nothing
+    if killed == "in a round":  # clients have worked in a round that the server does not know
         half.fit_loop.max_epochs = 3
-        fit(federated(build(), hands(tmp_path, build)), rounds=3, name="lost", ckpt=path, **options)
-    post = hands(tmp_path, build)
+        fit(federated(build(), fake_post(tmp_path, build)), rounds=3, name="lost", ckpt=path, **options)
+    post = fake_post(tmp_path, build)
     post.nodes = {node + 100: each for node, each in post.nodes.items()}
     again = federated(build(), post)
     trainer = fit(again, rounds=4, name="nodes2", ckpt=path, logger=half.logger, **options)
@@ -229,14 +231,14 @@ def test_a_server_that_begins_again_ends_as_one_that_did_not(fit: Fit, tmp_path:
     pd.testing.assert_frame_equal(rows(trainer), expected, check_exact=True)
 
 
-def test_checkpoints_of_the_two_kinds_do_not_mix(fit: Fit, tmp_path: Path) -> None:
-    alone, there = make(), federated(make(), hands(tmp_path))
+def test_checkpoints_of_flower_and_simulation_runs_do_not_mix(fit: Fit, tmp_path: Path) -> None:
+    alone, on_nodes = make(), federated(make(), fake_post(tmp_path))
     fit(alone, rounds=1, name="alone").save_checkpoint(tmp_path / "alone.ckpt")
-    fit(there, rounds=1, name="nodes").save_checkpoint(tmp_path / "nodes.ckpt")
+    fit(on_nodes, rounds=1, name="nodes").save_checkpoint(tmp_path / "nodes.ckpt")
     with pytest.raises(ConfigurationError, match="go on with hetfl flower server"):
         fit(make(), rounds=2, name="a", ckpt=str(tmp_path / "nodes.ckpt"))
     with pytest.raises(ConfigurationError, match="a run on Flower but got one with residuals of its own"):
-        fit(federated(make(), hands(tmp_path)), rounds=2, name="b", ckpt=str(tmp_path / "alone.ckpt"))
+        fit(federated(make(), fake_post(tmp_path)), rounds=2, name="b", ckpt=str(tmp_path / "alone.ckpt"))
 
 
 @pytest.mark.parametrize(
@@ -253,9 +255,11 @@ def test_a_node_of_unknown_clients_is_refused(tmp_path: Path) -> None:
         make_node([12], tmp_path)
 
 
-def test_a_full_disk_costs_the_round_alone(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client whose state cannot be written has no update; it goes on from the state that it has."""
-    post = hands(tmp_path)
+def test_a_full_disk_loses_the_update_of_one_round_only(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose state cannot be written has no update; it continues from its last state."""
+    post = fake_post(tmp_path)
     states = post.nodes[SILENT].states
     save = states.save
 

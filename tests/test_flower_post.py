@@ -1,4 +1,4 @@
-"""Answers of Flower's Grid come one by one: none waits for another's that is still on its way."""
+"""Answers of Flower's Grid arrive separately: no answer waits for another one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hetfl.flower.post import AT_ONCE, FlowerPost
 
 
 class SlowGrid:
-    """Hands every answer out once, as Flower does, and some of them only when they are whole."""
+    """FakePost every answer out once, as Flower does, and some answers only when they are complete."""
 
     def __init__(self, ready: Iterable[str], partial: Iterable[str] = (), errors: Iterable[str] = ()) -> None:
         self.ready, self.partial, self.errors = set(ready), set(partial), set(errors)
@@ -50,32 +50,32 @@ def answer(id: str, error: str = "") -> Any:
 
 
 def collected(post: FlowerPost, ids: list[str], count: int) -> list[str]:
-    """Return so many of the answers, as they come."""
-    found: list[str] = []
+    """Return ``count`` of the answers in order of arrival."""
+    arrived: list[str] = []
     until = time.monotonic() + 30
-    while len(found) < count:
-        assert time.monotonic() < until, found
-        found += post.collect([id for id in ids if id not in found])
-    return sorted(found)
+    while len(arrived) < count:
+        assert time.monotonic() < until, arrived
+        arrived += post.collect([id for id in ids if id not in arrived])
+    return sorted(arrived)
 
 
-def test_an_answer_that_is_half_there_keeps_nobody_waiting() -> None:
-    """Its node died, or sends a byte now and then: the others' answers come, and so does it once it is whole."""
+def test_an_incomplete_answer_does_not_delay_other_answers() -> None:
+    """The node of the incomplete answer died or is slow; the other answers arrive, and that one once it is complete."""
     grid = SlowGrid(ready=["b", "c"], partial=["a"])
     post = FlowerPost(grid)  # type: ignore[arg-type]
     assert collected(post, ["a", "b", "c", "d"], 2) == ["b", "c"]
-    assert grid.looked.count("a") == 1, "it is handed out once: nobody else may ask for it"
+    assert grid.looked.count("a") == 1, "the answer is handed out once and must be pulled once"
     grid.whole.set()
     assert collected(post, ["a", "d"], 1) == ["a"]
 
 
-def test_an_error_is_a_failure_of_the_node() -> None:
-    """Its text is the node's, and comes as one line."""
+def test_an_error_message_is_a_failure_of_its_node() -> None:
+    """The error text comes from the node, and is shown as one line."""
     post = FlowerPost(SlowGrid([], errors=["a"]))  # type: ignore[arg-type]
     assert post.collect(["a"]) == {"a": Failure("Flower: the node\\nis gone")}
 
 
-def test_many_nodes_are_asked_in_turns() -> None:
+def test_many_nodes_are_polled_in_turns() -> None:
     ids = [f"{number}" for number in range(3 * AT_ONCE)]
     grid = SlowGrid(ready=[])
     post = FlowerPost(grid)  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def test_many_nodes_are_asked_in_turns() -> None:
     assert collected(post, ids, len(ids)) == sorted(ids)
 
 
-def test_a_superlink_that_cannot_be_asked_ends_the_run() -> None:
+def test_an_unreachable_superlink_ends_the_run() -> None:
     class Gone(SlowGrid):
         def pull_messages(self, ids: Iterable[str]) -> list[Any]:
             raise ConnectionError("nobody there")

@@ -1,4 +1,4 @@
-"""A round over nodes is the round in one process, bit for bit; the nodes' messages go from hand to hand as bytes."""
+"""A round over nodes equals a round in one process bit for bit; messages pass between nodes as bytes in memory."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from hetfl.local import FedDyn, LocalTraining
 from hetfl.parts import RandomMask, Rolling
 from hetfl.selection import PowerOfChoice
 from tests.conftest import small_levels, small_module
-from tests.flower_cases import Hands, federated, make_node
+from tests.flower_cases import FakePost, federated, make_node
 from tests.hook_cases import Momentum, Noise
 
 Fit = Callable[..., Trainer]
 SPLIT = {11: range(5), 12: range(5, 8), 13: range(8, 12)}
-"""Which node serves whom."""
+"""Clients of each node."""
 
 
 def rows(trainer: Trainer) -> pd.DataFrame:
@@ -129,20 +129,20 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nodes_give_the_bits_of_one_process(fit: Fit, tmp_path: Path, case: str) -> None:
-    changes, own = CASES[case]
-    options: dict[str, Any] = {"rounds": 3, "check_val_every_n_epoch": 3, **own}
+def test_nodes_give_the_same_bits_as_one_process(fit: Fit, tmp_path: Path, case: str) -> None:
+    changes, precision = CASES[case]
+    options: dict[str, Any] = {"rounds": 3, "check_val_every_n_epoch": 3, **precision}
 
     def make() -> FederatedModule:
         return small_module(**changes())
 
     alone = make()
     expected = rows(fit(alone, name="alone", **options))
-    nodes = {node: make_node(of, tmp_path / f"node{node}", make, **own) for node, of in SPLIT.items()}
-    there = federated(make(), Hands(nodes))
-    found = rows(fit(there, name="nodes", **options))
-    # What clients keep of their own is with the nodes, so the server has no accuracy of it.
+    nodes = {node: make_node(of, tmp_path / f"node{node}", make, **precision) for node, of in SPLIT.items()}
+    on_nodes = federated(make(), FakePost(nodes))
+    actual = rows(fit(on_nodes, name="nodes", **options))
+    # Personal tensors stay on the nodes, so the server has no accuracy with them.
     expected = expected.drop(columns="local/personal_accuracy", errors="ignore")
     for name, value in alone.state_dict().items():
-        assert torch.equal(value, there.state_dict()[name]), name
-    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+        assert torch.equal(value, on_nodes.state_dict()[name]), name
+    pd.testing.assert_frame_equal(actual, expected, check_exact=True)

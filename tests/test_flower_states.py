@@ -1,4 +1,4 @@
-"""What belongs to a client on its own disk: old and new stay until the server's word, and what is lost is noticed."""
+"""A client's state on its disk: old and new versions stay until the server decides, and lost states are detected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def state(round: int, value: float = 1.0) -> ClientState:
     return ClientState(round, {"residual/w": torch.full((2, 3), value), "memory/w": torch.arange(3.0)})
 
 
-def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_state_is_saved_and_loaded_unchanged(tmp_path: Path) -> None:
     states = ClientStates(tmp_path)
     name = states.save(RUN, 4, state(7))
     again = ClientStates(tmp_path).load(RUN, 4, name)
@@ -28,26 +28,26 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
         assert torch.equal(block, state(7).blocks[key])
 
 
-def test_nothing_is_kept_as_nothing(tmp_path: Path) -> None:
+def test_an_empty_state_writes_no_file(tmp_path: Path) -> None:
     states = ClientStates(tmp_path)
     assert states.save(RUN, 0, ClientState(3, {})) == NOTHING
     assert states.load(RUN, 0, NOTHING) == ClientState()
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_old_and_new_stay_until_the_server_says_which(tmp_path: Path) -> None:
+def test_old_and_new_states_stay_until_the_server_decides(tmp_path: Path) -> None:
     states = ClientStates(tmp_path)
-    old, taken, refused = (states.save(RUN, 1, state(round)) for round in (0, 1, 2))
-    for name in (old, taken, refused):
+    old, accepted, refused = (states.save(RUN, 1, state(round)) for round in (0, 1, 2))
+    for name in (old, accepted, refused):
         states.load(RUN, 1, name)
-    states.prune(RUN, 1, {taken})
-    states.load(RUN, 1, taken)
+    states.prune(RUN, 1, {accepted})
+    states.load(RUN, 1, accepted)
     for name in (old, refused):
         with pytest.raises(StateLost, match="states up to round 1"):
             states.load(RUN, 1, name)
 
 
-def test_pruning_is_one_clients_in_one_federation(tmp_path: Path) -> None:
+def test_pruning_affects_one_client_of_one_federation(tmp_path: Path) -> None:
     states = ClientStates(tmp_path)
     names = {(run, client): states.save(run, client, state(0)) for run in (RUN, OTHER) for client in (1, 11)}
     assert len(set(names.values())) == 4
@@ -58,7 +58,7 @@ def test_pruning_is_one_clients_in_one_federation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["deleted", "damaged", "cut", "another client's", "another round's", "another run's"])
-def test_a_lost_or_foreign_state_is_noticed(tmp_path: Path, how: str) -> None:
+def test_a_lost_or_foreign_state_is_detected(tmp_path: Path, how: str) -> None:
     states = ClientStates(tmp_path)
     name = states.save(RUN, 1, state(5))
     path = tmp_path / RUN / f"client-1-round-5-{name}.safetensors"
@@ -81,7 +81,7 @@ def test_a_lost_or_foreign_state_is_noticed(tmp_path: Path, how: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_write_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_write_keeps_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states = ClientStates(tmp_path)
     old = states.save(RUN, 1, state(0))
 
@@ -93,10 +93,10 @@ def test_a_write_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: py
         states.save(RUN, 1, state(1))
     monkeypatch.undo()
     states.load(RUN, 1, old)
-    assert len(list(tmp_path.rglob("*"))) == 2, "the folder and the old file alone: no torn one"
+    assert len(list(tmp_path.rglob("*"))) == 2, "only the folder and the old file, no incomplete file"
 
 
-def test_what_a_killed_node_left_half_written_goes_away(tmp_path: Path) -> None:
+def test_incomplete_files_of_a_killed_node_are_deleted(tmp_path: Path) -> None:
     states = ClientStates(tmp_path)
     name = states.save(RUN, 1, state(0))
     (whole,) = (tmp_path / RUN).iterdir()
@@ -110,17 +110,17 @@ def test_what_a_killed_node_left_half_written_goes_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("federation", ["../" + "0" * 29, "", "0" * 31, "0" * 31 + "/", "G" * 32])
-def test_a_federation_is_no_path(tmp_path: Path, federation: str) -> None:
+def test_a_path_as_federation_name_is_refused(tmp_path: Path, federation: str) -> None:
     with pytest.raises(ValueError, match="32 hexadecimal digits"):
         ClientStates(tmp_path).save(federation, 0, state(0))
 
 
 @settings(max_examples=60)
 @given(st.lists(st.sampled_from(["train", "refused", "checkpoint", "failed checkpoint", "crash"]), max_size=25))
-def test_whatever_the_server_may_go_back_to_is_on_the_disk(
+def test_every_state_that_the_server_may_return_to_is_on_the_disk(
     tmp_path_factory: pytest.TempPathFactory, events: list[str]
 ) -> None:
-    """A client, and a server that takes, refuses, writes checkpoints or fails to, and is killed: no state is lost."""
+    """A client, and a server that accepts, refuses, fails to write checkpoints, and is killed: no state is lost."""
     states, book = ClientStates(tmp_path_factory.mktemp("states")), StateBook()
     saved, last = [book.state_dict()], 0  # checkpoints on the disk
     book.checkpointed()
@@ -144,7 +144,7 @@ def test_whatever_the_server_may_go_back_to_is_on_the_disk(
                 states.load(RUN, 0, name)
 
 
-def test_only_what_is_needed_stays_on_the_disk(tmp_path: Path) -> None:
+def test_only_needed_states_stay_on_the_disk(tmp_path: Path) -> None:
     states, book = ClientStates(tmp_path), StateBook()
     for round in range(20):
         states.load(RUN, 0, book.present(0))

@@ -1,4 +1,4 @@
-"""Nodes whose samples are token ids, tuples or dicts train what one process trains."""
+"""Nodes whose samples are token ids, tuples or dicts train the same model as one process."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from lightning import Trainer
 from hetfl import FederatedModule
 from hetfl.selection import Uniform
 from tests.conftest import small_levels, small_module
-from tests.flower_cases import Hands, federated, make_node, warned
+from tests.flower_cases import FakePost, federated, make_node, warned
 from tests.tree_cases import FORMS, Given
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_nodes_train_on_any_inputs(fit: Callable[..., Trainer], form: str, tmp_path: Path) -> None:
+def test_nodes_train_on_token_tuple_and_dict_inputs(fit: Callable[..., Trainer], form: str, tmp_path: Path) -> None:
     make: Callable[[], FederatedModule] = partial(small_module, net=FORMS[form], levels=small_levels(1.0, 0.5))
     nodes = {
         number: make_node(clients, tmp_path / str(number), make, partial(Given, form))
         for number, clients in {11: range(3), 12: range(3, 6)}.items()
     }
-    alone, together = make(), federated(make(), Hands(nodes))
+    alone, together = make(), federated(make(), FakePost(nodes))
     for name, module in (("alone", alone), ("together", together)):
         fit(module, Given(form), rounds=2, name=name)
     for (name, expected), tensor in zip(alone.net.named_parameters(), together.net.parameters(), strict=True):
         assert torch.equal(tensor, expected), name
 
 
-def test_clients_that_do_not_answer_are_called_as_the_data_does(fit: Callable[..., Trainer], tmp_path: Path) -> None:
+def test_silent_clients_are_reported_with_their_names_in_the_data(fit: Callable[..., Trainer], tmp_path: Path) -> None:
     names = ("ann", "bob", "cat", "dan", "eve", "fay")
 
     def make() -> FederatedModule:
@@ -42,8 +42,8 @@ def test_clients_that_do_not_answer_are_called_as_the_data_does(fit: Callable[..
 
     data = partial(Given, "tokens", names)
     nodes = {k: make_node([k], tmp_path / str(k), make, data) for k in range(6)}
-    hands = Hands(nodes)
-    hands.tamper = lambda node, answer: None if node == 3 and "report.0" in answer else answer
-    module = federated(make(), hands)
+    post = FakePost(nodes)
+    post.tamper = lambda node, answer: None if node == 3 and "report.0" in answer else answer
+    module = federated(make(), post)
     with warned(r"Round 0: no update of client 3 \('dan'\): "):
         fit(module, data(), rounds=1)

@@ -1,4 +1,4 @@
-"""A file that the disk does not take is named in one line, and what was there before it stays."""
+"""A file that does not fit on the disk is named in one line, and its previous version stays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hetfl.runs import RunFolder
 
 @contextmanager
 def no_space(bytes: int = 1000) -> Iterator[None]:
-    """Have the system refuse what would make a file longer than so many bytes."""
+    """Let writes fail that would make a file longer than a limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, hard))
     try:
@@ -50,7 +50,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_picture_is_named_and_the_one_before_stays(tmp_path: Path) -> None:
+def test_a_plot_that_cannot_be_written_is_named_and_the_old_plot_stays(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"before")
     with no_space(), pytest.raises(OSError, match=r"a\.png") as error:
         save_figure(Figure(), tmp_path, "a")
@@ -59,7 +59,7 @@ def test_a_picture_is_named_and_the_one_before_stays(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() == b"before"
 
 
-def test_at_the_end_of_fit_the_picture_is_named_and_the_run_stays(run: Path) -> None:
+def test_a_plot_that_cannot_be_written_at_the_end_of_fit_is_named_and_the_run_stays(run: Path) -> None:
     with no_space():
         line = _drawn(run)
     assert line == f"none: {run}/plots/accuracy_over_rounds.png not written (File too large)"
@@ -69,7 +69,7 @@ def test_at_the_end_of_fit_the_picture_is_named_and_the_run_stays(run: Path) -> 
 
 @contextmanager
 def refusing(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have a disk without space for a file of one name."""
+    """Let writes of files with one name fail as on a full disk."""
 
     def full(file: BufferedWriter) -> None:
         if Path(file.name).name == f"{name}.tmp":
@@ -82,7 +82,7 @@ def refusing(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["accuracy_over_rounds.svg", "summary.csv", "report.md", "report.html"])
-def test_every_file_of_a_report_is_named_in_one_line(
+def test_a_report_file_that_cannot_be_written_is_named_in_one_line(
     run: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with refusing(name, monkeypatch), pytest.raises(SystemExit) as stop, command_line():
@@ -94,7 +94,9 @@ def test_every_file_of_a_report_is_named_in_one_line(
 
 
 @pytest.mark.parametrize("name", ["labels.png", "labels.svg", "clients.csv"])
-def test_every_file_about_the_data_is_named(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_file_that_cannot_be_written_is_named(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clients = pd.DataFrame({"client": [0, 1], "train_samples": [3, 4], "class_0": [1, 2], "class_1": [2, 2]})
     with refusing(name, monkeypatch), pytest.raises(OSError, match="No space left") as error:
         write_labels(clients, tmp_path)

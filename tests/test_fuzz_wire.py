@@ -1,4 +1,4 @@
-"""Hostile bytes: a mutated payload is refused with MalformedPayload, or what comes out holds every promise."""
+"""Fuzzing of the decoder: a mutated payload is refused with MalformedPayload, or decodes to a valid update."""
 
 from __future__ import annotations
 
@@ -36,45 +36,45 @@ Mutator = Callable[[bytearray, random.Random, bytes], None]
 
 
 def supports(layout: Layout, generator: torch.Generator) -> list[Update]:
-    """Updates of every kind and fill, with random values."""
+    """Return updates of every kind and density, with random values."""
     size = layout.size
     dense = torch.randn(size, generator=generator)
-    found: list[Update] = [DenseUpdate(dense)]
+    updates: list[Update] = [DenseUpdate(dense)]
     for count in (0, 1, size // 20, size // 2, size):
         indices = torch.randperm(size, generator=generator)[:count].sort().values
-        found.append(SparseUpdate(dense[indices], indices, size))
+        updates.append(SparseUpdate(dense[indices], indices, size))
     rows = torch.cat([torch.arange(size // 3), torch.arange(size // 2, size)])
-    found.append(SparseUpdate(dense[rows], rows, size))
+    updates.append(SparseUpdate(dense[rows], rows, size))
     for sizes in ((size,), layout.sizes):
         counts = tuple(n // 3 for n in sizes)
         positions = SeededUpdate.positions(99, sizes, counts)
-        found.append(SeededUpdate(dense[positions], positions, size, 99, counts))
+        updates.append(SeededUpdate(dense[positions], positions, size, 99, counts))
     for ranks in ((0, 0, 0), (2, 1, 1)):
         count = sum(LowRankUpdate.lengths(layout, ranks))
-        found.append(LowRankUpdate(torch.randn(count, generator=generator), layout, ranks))
-    return found
+        updates.append(LowRankUpdate(torch.randn(count, generator=generator), layout, ranks))
+    return updates
 
 
 def coded(update: Update, layout: Layout, generator: torch.Generator) -> list[Update]:
-    """The same entries in six codings."""
-    found = []
+    """Return the same update in six quantised codings."""
+    updates = []
     affine = [(1, 0, False), (5, 16, True), (8, 2**20, False), (16, 7, False)]
-    for bits, bucket, own in (*affine, (3, 2**20, False), (6, 16, True)):
+    for bits, bucket, own_zeros in (*affine, (3, 2**20, False), (6, 16, True)):
         sizes = bucket_sizes(update.num_sent, bucket) if bucket else update.num_sent_per_tensor(layout)
         scales = torch.rand(len(sizes), generator=generator)
-        zeros = torch.rand(len(sizes) if own else 1, generator=generator)
+        zeros = torch.rand(len(sizes) if own_zeros else 1, generator=generator)
         words = torch.randint(2**bits, (update.num_sent,), generator=generator, dtype=torch.int32)
-        spacing: Spacing = "affine" if (bits, bucket, own) in affine else "logarithmic"
+        spacing: Spacing = "affine" if (bits, bucket, own_zeros) in affine else "logarithmic"
         ratios = scales if spacing == "affine" else 1 + scales
-        found.append(update.with_codes(Codes(words, bits, ratios, zeros, sizes, bucket, spacing)))
-    return found
+        updates.append(update.with_codes(Codes(words, bits, ratios, zeros, sizes, bucket, spacing)))
+    return updates
 
 
 def honest(rows: int) -> list[tuple[bytes, Expected]]:
-    """Honest payloads of every kind, dtype and fill."""
+    """Return valid payloads of every kind, dtype and density."""
     generator = torch.Generator().manual_seed(rows)
     layout = Layout({"w": (rows, 2, 3), "b": (rows,), "s": ()})
-    found = []
+    payloads = []
     for dtype in (torch.float32, torch.float64):
         exact = torch.randn(3, generator=generator, dtype=dtype)
         for number, update in enumerate(supports(layout, generator)):
@@ -84,8 +84,8 @@ def honest(rows: int) -> list[tuple[bytes, Expected]]:
                 payload = encode(
                     sent.with_exact(block), round=7, client=11, half_precision=sent is plain and number > 5
                 )
-                found.append((payload, Expected(7, 11, layout.size, block.numel(), dtype, layout=layout)))
-    return found
+                payloads.append((payload, Expected(7, 11, layout.size, block.numel(), dtype, layout=layout)))
+    return payloads
 
 
 def flip_bits(data: bytearray, chance: random.Random, other: bytes) -> None:
@@ -112,7 +112,7 @@ def edit_field(data: bytearray, chance: random.Random, other: bytes) -> None:
 
 
 def edit_support(data: bytearray, chance: random.Random, other: bytes) -> None:
-    """A seed, a count, a rank, a Rice parameter, a number of runs."""
+    """Edit a seed, a count, a rank, a Rice parameter or a number of runs."""
     length = chance.choice((1, 2, 8))
     edit(data, chance, HEADER + chance.choice((0, 1, 2, 8, 9, 16, 17, 18, 24)), length)
 
@@ -140,7 +140,7 @@ def swap_header(data: bytearray, chance: random.Random, other: bytes) -> None:
 
 
 def move_counts(data: bytearray, chance: random.Random, other: bytes) -> None:
-    """Lengths that still add up: bytes taken from the values and given to the support."""
+    """Move bytes from the values to the support, so that the lengths still add up."""
     count, support = struct.unpack_from("<Q", data, 28)[0], struct.unpack_from("<Q", data, 44)[0]
     moved = chance.choice((1, 2, 4))
     if count >= moved:
@@ -149,7 +149,7 @@ def move_counts(data: bytearray, chance: random.Random, other: bytes) -> None:
 
 
 def other_indices(data: bytearray, chance: random.Random, other: bytes) -> None:
-    """Another block of indices in the same room, of as many, or nearly."""
+    """Replace the block of indices by another one of equal or nearly equal size and count."""
     count, support = struct.unpack_from("<Q", data, 28)[0], struct.unpack_from("<Q", data, 44)[0]
     if data[5] == 1 and count < 1000 and support < 1000:
         size = int.from_bytes(data[20:28], "little") % 4096 + chance.choice((0, 0, 1))
@@ -167,7 +167,7 @@ MUTATORS: list[Mutator] = [
 
 
 def mutated(payload: bytes, other: bytes, chance: random.Random) -> bytes:
-    """One or two mutations; in half of the cases the checksum is mended, so that later checks are reached."""
+    """Apply one or two mutations; in half of the cases correct the checksum, so that later checks are reached."""
     data = bytearray(payload)
     for _ in range(chance.choice((1, 1, 2))):
         if len(data) >= HEADER:
@@ -180,7 +180,7 @@ def mutated(payload: bytes, other: bytes, chance: random.Random) -> bytes:
 
 
 def assert_sound(update: Update, expected: Expected) -> None:
-    """What the server may rely on."""
+    """Check the properties that the server relies on."""
     dense = update.to_dense()
     assert update.size == expected.size
     assert update.values.dtype == dense.dtype == expected.dtype
@@ -198,8 +198,8 @@ def assert_sound(update: Update, expected: Expected) -> None:
         assert all(bool(torch.isfinite(numbers).all()) for numbers in (update.codes.scales, update.codes.zeros))
 
 
-def as_find(data: bytes, expected: Expected) -> str:
-    """A case in the form of the corpus."""
+def as_finding(data: bytes, expected: Expected) -> str:
+    """Return a case in the format of the corpus."""
     layout = None if expected.layout is None else [list(shape) for shape in expected.layout.shapes.values()]
     known = {
         "round": expected.round,
@@ -212,7 +212,7 @@ def as_find(data: bytes, expected: Expected) -> str:
 
 
 def outcome(data: bytes, expected: Expected) -> str:
-    """The reason of the refusal, or "accepted" where what came out is sound."""
+    """Return the reason of the refusal, or "accepted" if the decoded update is valid."""
     try:
         update = decode(data, expected)
     except MalformedPayload as refusal:
@@ -221,13 +221,13 @@ def outcome(data: bytes, expected: Expected) -> str:
     return "accepted"
 
 
-def test_mutated_payloads_are_refused_or_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutated_payloads_are_refused_or_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     print(f"seed {SEED}, {CASES} cases")
     chance = random.Random(SEED)
     seeds = honest(4) + honest(40)
     outcomes: Counter[str] = Counter()
     for _ in range(CASES):
-        monkeypatch.setattr(rice, "FEWEST", chance.choice((0, 2**62)))  # by compiled loops, or without
+        monkeypatch.setattr(rice, "FEWEST", chance.choice((0, 2**62)))  # with or without compiled loops
         payload, expected = chance.choice(seeds)
         data = mutated(payload, chance.choice(seeds)[0], chance)
         if chance.random() < 0.05:
@@ -235,14 +235,14 @@ def test_mutated_payloads_are_refused_or_sound(monkeypatch: pytest.MonkeyPatch) 
         try:
             outcomes[outcome(data, expected)] += 1
         except Exception as error:
-            pytest.fail(f"{type(error).__name__}: {error}\nseed {SEED}; a find:\n{as_find(data, expected)}")
+            pytest.fail(f"{type(error).__name__}: {error}\nseed {SEED}; a finding:\n{as_finding(data, expected)}")
     print(dict(outcomes))
-    # Every check was reached, and so was the far end: mended payloads with other values or indices.
+    # Every check was reached, and payloads with correct checksums but other values or indices were accepted.
     assert set(outcomes) == {*Reason, "accepted"}
     assert min(outcomes.values()) > CASES // 1000
 
 
-def test_what_is_accepted_can_be_sent_on() -> None:
+def test_accepted_updates_can_be_encoded_again() -> None:
     chance = random.Random(3)
     seeds = honest(5)
     accepted = 0
@@ -266,7 +266,7 @@ def test_random_bytes_are_refused() -> None:
             decode(chance.randbytes(chance.randrange(200)), expected)
 
 
-def test_memory_stays_near_the_expected_size() -> None:
+def test_decoding_memory_stays_near_the_expected_size() -> None:
     chance = random.Random(9)
     seeds = honest(6000)
     tracemalloc.start()
@@ -285,11 +285,16 @@ def test_memory_stays_near_the_expected_size() -> None:
 
 
 @pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.stem)
-def test_past_finds(file: Path) -> None:
-    find: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    shapes = find["layout"]
+def test_past_findings_stay_fixed(file: Path) -> None:
+    finding: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    shapes = finding["layout"]
     layout = None if shapes is None else Layout({str(number): tuple(shape) for number, shape in enumerate(shapes)})
     expected = Expected(
-        find["round"], find["client"], find["size"], find["exact_size"], getattr(torch, find["dtype"]), layout=layout
+        finding["round"],
+        finding["client"],
+        finding["size"],
+        finding["exact_size"],
+        getattr(torch, finding["dtype"]),
+        layout=layout,
     )
-    assert outcome(bytes.fromhex(find["payload"]), expected) == find["reason"]
+    assert outcome(bytes.fromhex(finding["payload"]), expected) == finding["reason"]

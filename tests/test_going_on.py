@@ -1,4 +1,4 @@
-"""Going on from a checkpoint with other settings: learning rates and rounds may change, nothing else does unseen."""
+"""Resuming with changed settings: learning rates and numbers of rounds may change; other changes are refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def rates(trainer: Trainer) -> list[float]:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
-def test_a_run_goes_on_with_all_bits_of_its_precision(fit: Fit, tmp_path: Path, precision: str) -> None:
+def test_a_resumed_run_has_the_same_bits_in_every_precision(fit: Fit, tmp_path: Path, precision: str) -> None:
     options: dict[str, Any] = {"precision": precision, "limit_val_batches": 0}
     whole, half, again = (small_module(uplink=ErrorFeedback(TopK(0.1))) for _ in range(3))
     fit(whole, rounds=3, name="whole", **options)
@@ -77,7 +77,7 @@ def test_a_run_goes_on_with_all_bits_of_its_precision(fit: Fit, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_changed_learning_rate_scales_what_is_left_of_a_schedule(fit: Fit, tmp_path: Path, schedule: str) -> None:
+def test_a_changed_learning_rate_scales_the_rest_of_the_schedule(fit: Fit, tmp_path: Path, schedule: str) -> None:
     def run(lr: float, rounds: int, name: str, ckpt: str | None = None) -> Trainer:
         module = small_module(local=local(lr, SCHEDULES[schedule]), selection=Uniform(1))
         return fit(module, rounds=rounds, name=name, ckpt=ckpt, limit_val_batches=0)
@@ -90,7 +90,7 @@ def test_a_changed_learning_rate_scales_what_is_left_of_a_schedule(fit: Fit, tmp
         assert rates(again) == pytest.approx([rate * lr / 0.08 for rate in whole[3:]], rel=1e-12)
 
 
-def test_a_cycles_peak_is_scaled_too(fit: Fit, tmp_path: Path) -> None:
+def test_a_changed_learning_rate_scales_the_peak_of_a_cycle(fit: Fit, tmp_path: Path) -> None:
     def cycle(lr: float) -> LocalTraining:
         return local(lr, lambda o: OneCycleLR(o, max_lr=2 * lr, total_steps=8))
 
@@ -113,7 +113,7 @@ def test_a_changed_server_learning_rate_is_used(fit: Fit, tmp_path: Path) -> Non
     before = torch.load(path, weights_only=True)["state_dict"]  # noqa: TID251
     assert all(torch.equal(still.state_dict()[name], tensor) for name, tensor in before.items())
     trainer.save_checkpoint(tmp_path / "two.ckpt")
-    moving = small_module(server_optimizer=server(0.5))  # and from 0 to something
+    moving = small_module(server_optimizer=server(0.5))  # also from a rate of 0 to a positive one
     fit(moving, rounds=3, name="moving", ckpt=str(tmp_path / "two.ckpt"))
     assert any(not torch.equal(moving.state_dict()[name], tensor) for name, tensor in before.items())
 
@@ -140,14 +140,14 @@ def one_round(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_settings_are_refused_by_name(fit: Fit, one_round: str, name: str) -> None:
+def test_other_changed_settings_are_refused_by_name(fit: Fit, one_round: str, name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"checkpoint's {name} \\(") as error:
         fit(small_module(**{"local": local(0.1), **OTHERS[name]}), rounds=2, name="other", ckpt=one_round)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("one", "other"), [("cosine", 9), ("sequential", 5)])
-def test_a_schedule_of_other_length_is_refused(fit: Fit, tmp_path: Path, one: str, other: int) -> None:
+def test_a_schedule_with_another_length_is_refused(fit: Fit, tmp_path: Path, one: str, other: int) -> None:
     longer: dict[str, Schedule] = {
         "cosine": lambda o: CosineAnnealingLR(o, T_max=other),
         "sequential": lambda o: SequentialLR(o, [ConstantLR(o, 0.5, other), ExponentialLR(o, 0.5)], [2]),
@@ -164,7 +164,7 @@ def write(path: Path, content: object) -> None:
         sealed.seal()
 
 
-def test_a_kill_after_a_fallback_leaves_the_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_after_a_fallback_keeps_the_complete_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, first = tmp_path / "last.ckpt", SafeCheckpointIO()
     for number in (0, 1):
         first.save_checkpoint({"number": number}, path)
@@ -193,13 +193,13 @@ def test_a_kill_after_a_fallback_leaves_the_whole_checkpoint(tmp_path: Path, mon
 
 
 class Best(Callback):
-    """Keeps what no checkpoint can hold."""
+    """A callback whose state no checkpoint can hold."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": np.float64(1.0)}
 
 
-def test_a_state_that_cannot_be_read_back_is_refused_at_the_first_checkpoint(fit: Fit) -> None:
+def test_an_unreadable_callback_state_is_refused_at_the_first_checkpoint(fit: Fit) -> None:
     options = {"plugins": [SafeCheckpointIO()], "enable_checkpointing": True}
     with pytest.raises(ConfigurationError, match="plain values and tensors .*callback") as error:
         fit(small_module(), rounds=2, callbacks=[LastCheckpoint(), Best()], **options)
@@ -210,14 +210,16 @@ VERSION = {"pytorch-lightning_version": lightning.__version__}
 
 
 @pytest.mark.parametrize("content", [[1], {"hetfl": {"fingerprint": {}}, **VERSION}, {"a": np.float64(1.0)}, VERSION])
-def test_what_is_no_federations_checkpoint_is_refused_in_one_line(fit: Fit, tmp_path: Path, content: object) -> None:
+def test_files_that_are_not_hetfl_checkpoints_are_refused_in_one_line(
+    fit: Fit, tmp_path: Path, content: object
+) -> None:
     write(tmp_path / "last.ckpt", content)
     with pytest.raises(ConfigurationError, match="^Expected ") as error:
         fit(small_module(), rounds=1, ckpt=str(tmp_path / "last.ckpt"), plugins=[SafeCheckpointIO()])
     assert "\n" not in str(error.value)
 
 
-def test_sealed_files_are_written_by_this_test_as_checkpoints_are(tmp_path: Path) -> None:
+def test_the_sealed_files_of_these_tests_equal_real_checkpoints(tmp_path: Path) -> None:
     write(tmp_path / "a.ckpt", {"number": 1})
     SafeCheckpointIO().save_checkpoint({"number": 1}, tmp_path / "b.ckpt")
     loaded = [torch.load(io.BytesIO(path.read_bytes()), weights_only=True) for path in tmp_path.iterdir()]  # noqa: TID251

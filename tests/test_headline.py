@@ -1,4 +1,4 @@
-"""What a run's headline says, and that everything that reads a run follows it."""
+"""A run's headline metric, and everything that reads a run by it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.reading_cases import JSON
 
 
 @pytest.mark.parametrize("headline", [ACCURACY, MACRO_F1, MAE, R2, PERPLEXITY])
-def test_a_headline_is_read_back(headline: Headline, tmp_path: Path) -> None:
+def test_a_headline_is_written_and_read_unchanged(headline: Headline, tmp_path: Path) -> None:
     assert headline_in(tmp_path) == ACCURACY
     (tmp_path / FILE).write_bytes(headline.to_json())
     assert headline_in(tmp_path) == headline
@@ -60,14 +60,16 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_no_headline_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+def test_an_invalid_headline_file_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(WRONG[case])
-    with pytest.raises(ConfigurationError, match=r"Expected the headline of a run in .*headline\.json but got") as said:
+    with pytest.raises(
+        ConfigurationError, match=r"Expected the headline of a run in .*headline\.json but got"
+    ) as error:
         headline_in(tmp_path)
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(error.value)
 
 
-def test_numbers_and_texts_of_a_headline() -> None:
+def test_a_headline_formats_its_numbers() -> None:
     assert [MAE.shown(x) for x in (0.000123456, 45.0, 123.456, 54321.0, math.inf, math.nan)] == [
         *("0.0001235", "45.00", "123.5", "54321", "inf", "nan"),
     ]
@@ -78,7 +80,7 @@ def test_numbers_and_texts_of_a_headline() -> None:
     assert R2.best([-3.0, math.nan, -2.0]) == -2.0
 
 
-def test_columns_go_by_the_name_of_the_headline(tmp_path: Path) -> None:
+def test_columns_have_the_name_of_the_headline(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "run", MAE, [60.0, 50.0], clients=[40.0, 1e6]))
     assert (run.headline, run.levels) == (MAE, ("a", "b"))
     assert run.clients is not None
@@ -86,13 +88,13 @@ def test_columns_go_by_the_name_of_the_headline(tmp_path: Path) -> None:
     write_run(tmp_path / "share", MACRO_F1, [0.5, 1.5])
     with pytest.raises(ConfigurationError, match=r"Expected shares from 0 to 1 in column 'val/macro_f1' of .*got 1\.5"):
         load_run(tmp_path / "share")
-    (tmp_path / "run" / FILE).unlink()  # as if it was of the first edition
+    (tmp_path / "run" / FILE).unlink()  # as in a run of the first edition
     with pytest.raises(ConfigurationError, match=r"Expected a column 'accuracy' in .*clients\.csv"):
         load_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("headline", "scores"), [(MAE, [60.0, 50.0, 42.5]), (R2, [-1.5, 0.25, 0.625])])
-def test_plots_show_scores_as_they_are(headline: Headline, scores: list[float], tmp_path: Path) -> None:
+def test_plots_show_scores_without_percent_conversion(headline: Headline, scores: list[float], tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "run", headline, scores, step=0.125))
     for plot in (plot_score_over_rounds, plot_score_over_bytes):
         ax = plot(run)
@@ -107,14 +109,14 @@ def test_plots_show_scores_as_they_are(headline: Headline, scores: list[float], 
     assert (run.folder / "plots" / f"{headline.name}_over_rounds.svg").is_file()
 
 
-def test_scores_without_an_end_are_off_a_plot_and_equal_ones_have_an_axis(tmp_path: Path) -> None:
+def test_infinite_scores_are_not_plotted_and_equal_scores_have_an_axis(tmp_path: Path) -> None:
     ax = plot_score_over_rounds(load_run(write_run(tmp_path / "run", PERPLEXITY, [math.inf, 8.0, 8.0], step=0.0)))
     assert np.allclose(ax.get_lines()[0].get_xydata(), [(2, 8), (3, 8)])
     low, high = ax.get_ylim()
     assert low < 8 < high
 
 
-def test_runs_are_compared_by_one_headline_alone(tmp_path: Path) -> None:
+def test_only_runs_with_one_headline_are_compared(tmp_path: Path) -> None:
     runs = {name: load_run(write_run(tmp_path / name, MAE, [60.0, 50.0])) for name in ("one", "two")}
     figure = plot_comparison(runs)
     assert [text.get_text() for text in figure.axes[0].texts] == ["one 50.0", "two 50.0"]
@@ -125,13 +127,13 @@ def test_runs_are_compared_by_one_headline_alone(tmp_path: Path) -> None:
         plot_comparison(runs)
 
 
-def test_a_title_alone_makes_no_other_headline() -> None:
+def test_headlines_that_differ_only_in_title_are_the_same() -> None:
     assert common_headline({"x": MAE, "y": dataclasses.replace(MAE, title="MAE")}) == MAE
     with pytest.raises(ConfigurationError, match="mae in x and mae in y"):
         common_headline({"x": MAE, "y": dataclasses.replace(MAE, higher_is_better=True)})
 
 
-def test_pictures_of_classes_are_refused_for_other_targets() -> None:
+def test_class_figures_are_refused_for_other_objectives() -> None:
     values, targets = torch.randn(5, 1), torch.randn(5)
     message = r"of a classification but got outputs \(5, 1\) and torch.float32 targets \(5,\)"
     for measure in (calibration_error, reliability):
@@ -150,7 +152,7 @@ def test_pictures_of_classes_are_refused_for_other_targets() -> None:
 
 
 class Module:
-    """The little of a federated module that the table of levels reads."""
+    """The attributes of a federated module that the level table reads."""
 
     def __init__(self) -> None:
         self.levels: Mapping[str, Level] = {"a": Level("a"), "b": Level("b", width=0.5)}
@@ -225,7 +227,7 @@ def card(score: dict[str, float] | None) -> Card:
     return Card("a.onnx", "0", Level("a"), "hetfl.FedAvg", 2, net, 10, "float32", {}, 1, score, "0.2")
 
 
-def test_a_card_says_the_headline_by_its_name(tmp_path: Path) -> None:
+def test_a_card_contains_the_headline_under_its_name(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"x")
     assert export_line(tmp_path / "a.onnx", card({"test/r2": 0.625, "samples": 9}), R2).endswith(", test R² 0.6250)")
     assert export_line(tmp_path / "a.onnx", card(None), R2).endswith("1 B)")
@@ -235,7 +237,7 @@ def test_a_card_says_the_headline_by_its_name(tmp_path: Path) -> None:
         assert read_card(path).score == score
 
 
-def test_an_earlier_card_is_read(tmp_path: Path) -> None:
+def test_a_card_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     written = json.loads(card({"test/accuracy": 0.5, "samples": 4}).to_json())
     written["accuracy"] = written.pop("score")
     path = tmp_path / "a.onnx.json"

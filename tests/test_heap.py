@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next tensors."""
+"""Freed memory is kept for later tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCRIPT = """
 import ctypes, resource, runpy, sys, torch
 heap = runpy.run_path(sys.argv[1])  # without the rest of the package, which takes seconds to import
 
-# Whether the heap's end is given back is a matter of what happens to lie there; blocks of their own are, always.
+# Whether the end of the heap is returned depends on its contents; separately mapped blocks are always returned.
 if hasattr(ctypes.CDLL(None), "mallopt"):
     ctypes.CDLL(None).mallopt(heap["M_MMAP_THRESHOLD"], 2**20)
 
@@ -35,23 +35,23 @@ print(before, faults(), kept)
 
 
 def measured(**settings: str) -> tuple[int, int, bool]:
-    """Return page faults of the same work before and after, and what was returned, in a process of its own."""
+    """Return, from a subprocess, page faults of the same work before and after, and the function's result."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_") and n != "GLIBC_TUNABLES"}
-    found = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", SCRIPT, heap.__file__],
         env=environment | settings,
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
-    return int(found[0]), int(found[1]), found[2] == "True"
+    return int(output[0]), int(output[1]), output[2] == "True"
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="a C library without these settings")
-def test_pages_are_not_mapped_anew() -> None:
+def test_freed_pages_are_reused() -> None:
     before, after, kept = measured()
     assert kept
-    assert before > 20 * 5 * 2**22 // os.sysconf("SC_PAGE_SIZE")  # each time at least one of three
+    assert before > 20 * 5 * 2**22 // os.sysconf("SC_PAGE_SIZE")  # each repetition maps at least one of three blocks
     assert after < before / 50
 
 
@@ -62,12 +62,12 @@ def test_pages_are_not_mapped_anew() -> None:
         pytest.param({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=4096"}, marks=pytest.mark.slow),
     ],
 )
-def test_settings_of_the_environment_stay(settings: dict[str, str]) -> None:
+def test_malloc_settings_of_the_environment_are_kept(settings: dict[str, str]) -> None:
     before, after, kept = measured(**settings)
     assert not kept
     assert after > before / 2
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_c_library_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not heap.keep_freed_memory()

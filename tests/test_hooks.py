@@ -1,4 +1,4 @@
-"""Hooks: what a client compresses, what the server adds up, and its step, against formulas written out."""
+"""Hooks on a client's vector, on updates and on the server's step, against formulas."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ def updates() -> dict[str, Update]:
 
 
 @pytest.mark.parametrize("kind", updates())
-def test_a_longer_update_is_clipped_to_the_bound(kind: str) -> None:
+def test_an_update_above_the_bound_is_clipped(kind: str) -> None:
     update, hook = updates()[kind], NormBound(0.25, action="clip")
     whole = np.concatenate([update.to_dense().double().numpy(), update.exact.double().numpy()])
     norm = math.sqrt(sum(value * value for value in whole.tolist()))
     assert norm > 0.25
     clipped = hook.on_update(update, PART, REPORT)
-    found = torch.cat([clipped.to_dense(), clipped.exact]).double().numpy()
-    np.testing.assert_allclose(found, whole * 0.25 / norm, rtol=1e-6)
+    actual = torch.cat([clipped.to_dense(), clipped.exact]).double().numpy()
+    np.testing.assert_allclose(actual, whole * 0.25 / norm, rtol=1e-6)
     assert hook.columns() == {"defence/clipped": 1.0}
     assert NormBound(norm * 1.0001, action="clip").on_update(update, PART, REPORT) is update
 
 
-def test_a_longer_update_is_refused() -> None:
+def test_an_update_above_the_bound_is_refused() -> None:
     hook = NormBound(2.5)
     short, long = DenseUpdate(torch.tensor([1.2, 1.6])), DenseUpdate(torch.tensor([3.0, 4.0]))
     assert hook.on_update(short, PART, REPORT) is short
@@ -86,17 +86,17 @@ def context(client: int = 3, seed: int = 0) -> DeltaContext:
     return DeltaContext(client, "a", 2, 0.1, PART, torch.Generator().manual_seed(seed))
 
 
-def test_a_client_clips_delta_and_residual_together() -> None:
+def test_a_client_hook_clips_the_sum_of_delta_and_residual() -> None:
     p_D = torch.tensor([3.0, 4.0])
     assert torch.allclose(ClipDelta(2.0).on_delta(p_D, context()), torch.tensor([1.2, 1.6]))
     assert ClipDelta(5.0).on_delta(p_D, context()) is p_D
     diverged = ClipDelta(1.0).on_delta(torch.tensor([math.inf, 1.0]), context())
-    assert not torch.isfinite(diverged).all()  # for the compressor to refuse
+    assert not torch.isfinite(diverged).all()  # the compressor refuses it
 
 
 @pytest.mark.parametrize("half_precision", [False, True])
-def test_what_a_hook_changes_is_compressed_and_what_it_takes_is_not_in_the_residual(half_precision: bool) -> None:
-    """Two rounds: p' = clip(Δ + e) + noise of the client's own, u = top k of p', e' = p' - u."""
+def test_the_hooks_result_is_compressed_and_what_it_removes_is_not_in_the_residual(half_precision: bool) -> None:
+    """Two rounds: p' = clip(Δ + e) + the client's noise, u = top k of p', e' = p' - u."""
     uplink = ErrorFeedback(TopK(0.25), half_precision=half_precision)
     hooks = Hooks(NoPenalty(), [ClipDelta(1.5), Noise(0.3)])
     random, residual = np.random.default_rng(0), np.zeros(D)
@@ -127,16 +127,16 @@ def test_without_error_feedback_a_hook_changes_the_delta() -> None:
     assert message.residual_D is None
 
 
-def test_p_is_formed_by_the_compressor_unless_a_hook_looks_at_it() -> None:
-    """The compressors' fused pass adds Δ and e itself."""
+def test_the_compressor_adds_delta_and_residual_unless_a_hook_needs_the_sum() -> None:
+    """The compressors' fused pass adds Δ and e."""
     task = Task(0, "a", 0, 0, 0.1)
     assert Hooks(FedDyn(0.1)).combine(task, PART, 0) is apart
     assert Hooks(NoPenalty(), [NormBound(1.0), Momentum()]).combine(task, PART, 0) is apart
     assert Hooks(NoPenalty(), [NormBound(1.0), ClipDelta(1.0)]).combine(task, PART, 0) is not apart
 
 
-def test_hooks_draw_apart() -> None:
-    """Two of a class, two clients, two rounds: each has noise of its own."""
+def test_hooks_clients_and_rounds_have_different_random_numbers() -> None:
+    """Two hooks of a class, two clients and two rounds all have different noise."""
     drawn = []
     for client, round in ((0, 0), (1, 0), (0, 1)):
         for hooks in ([Noise(1.0)], [Noise(0.0), Noise(1.0)]):
@@ -146,7 +146,7 @@ def test_hooks_draw_apart() -> None:
 
 
 class Watcher(Piece):
-    """Keeps what pieces observe."""
+    """Records the updates that pieces observe."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
@@ -168,13 +168,13 @@ def watched(**changes: Any) -> Any:
 
 
 class Doubled(Hook):
-    """Twice the step."""
+    """Doubles the server's step."""
 
     def on_step(self, model: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: 2 * step for name, step in delta.items()}
 
 
-def test_the_step_is_the_mean_of_clipped_updates_and_pieces_observe_them_as_sent(fit: Fit) -> None:
+def test_the_step_uses_clipped_updates_and_pieces_observe_updates_as_sent(fit: Fit) -> None:
     bound = 0.3
     module = watched(hooks=[NormBound(bound, action="clip"), Doubled()], aggregator=HolderMean())
     before = torch.cat([p.detach().double().flatten() for p in module.net.parameters()])
@@ -188,7 +188,7 @@ def test_the_step_is_the_mean_of_clipped_updates_and_pieces_observe_them_as_sent
     assert rows(trainer)["defence/clipped"].tolist() == [float(sum(norm > bound for norm in norms))]
 
 
-def test_a_run_has_its_clients_clip_delta_and_residual(fit: Fit) -> None:
+def test_client_hooks_are_applied_in_a_run(fit: Fit) -> None:
     module = watched(hooks=[ClipDelta(0.1)], uplink=ErrorFeedback(TopK(0.9)), selection=Uniform(12))
     fit(module, rounds=2, limit_val_batches=0)
     norms = [float(update.norm()) for update in module.watcher.seen]
@@ -196,8 +196,8 @@ def test_a_run_has_its_clients_clip_delta_and_residual(fit: Fit) -> None:
     assert 0.099 < max(norms) < 0.1 + 1e-6
 
 
-def test_a_refused_update_is_counted_and_leaves_no_trace(fit: Fit) -> None:
-    """Whoever is longer than the median of the first run's updates is refused: neither observed nor remembered."""
+def test_a_refused_update_is_counted_and_changes_no_state(fit: Fit) -> None:
+    """Updates above the median norm of the first run are refused: neither observed nor remembered."""
     first = watched(uplink=ErrorFeedback(TopK(0.2)))
     fit(first, name="first", rounds=1, limit_val_batches=0)
     norms = sorted(float(update.norm()) for update in first.watcher.seen)
@@ -210,7 +210,7 @@ def test_a_refused_update_is_counted_and_leaves_no_trace(fit: Fit) -> None:
     assert len(module.uplink.residuals.clients()) == 2
 
 
-def test_a_bound_that_refuses_everybody_ends_the_run(fit: Fit) -> None:
+def test_a_bound_that_refuses_all_updates_ends_the_run(fit: Fit) -> None:
     with (
         pytest.warns(UserWarning, match="refused"),
         pytest.raises(ConfigurationError, match=r"all 4 were refused .* a larger bound where hooks have one"),
@@ -221,19 +221,19 @@ def test_a_bound_that_refuses_everybody_ends_the_run(fit: Fit) -> None:
 @pytest.mark.usefixtures("double_precision")
 def test_hooks_give_the_same_values_in_every_executor(fit: Fit) -> None:
     options: dict[str, Any] = {"rounds": 2, "precision": "64-true", "limit_val_batches": 0}
-    found = {}
+    results = {}
     for executor in (Sequential(), Workers(2), Stacked(2)):
         module = hooked(executor=executor)
         trainer = fit(module, name=type(executor).__name__, **options)
-        found[type(executor)] = module.models.tensors[0], rows(trainer)["defence/clipped"]
-    (values, clipped), plain = found[Sequential], small_module(uplink=ErrorFeedback(TopK(0.3)))
+        results[type(executor)] = module.models.tensors[0], rows(trainer)["defence/clipped"]
+    (values, clipped), plain = results[Sequential], small_module(uplink=ErrorFeedback(TopK(0.3)))
     fit(plain, name="plain", **options)
     assert clipped.sum() > 0
     for name, tensor in values.items():
-        assert torch.equal(found[Workers][0][name], tensor)
-        assert torch.allclose(found[Stacked][0][name], tensor, rtol=0, atol=1e-10)
+        assert torch.equal(results[Workers][0][name], tensor)
+        assert torch.allclose(results[Stacked][0][name], tensor, rtol=0, atol=1e-10)
     assert any(not torch.allclose(plain.models.tensors[0][name], tensor) for name, tensor in values.items())
-    assert all(found[kind][1].equals(clipped) for kind in found)
+    assert all(results[kind][1].equals(clipped) for kind in results)
 
 
 def test_hooks_resume_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
@@ -256,27 +256,27 @@ def test_hooks_resume_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
 
 
 class Everywhere(Hook):
-    """A step of 1 more for every entry."""
+    """Adds 1 to every entry of the step."""
 
     def on_step(self, model: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: step + 1 for name, step in delta.items()}
 
 
-def test_hooks_act_in_order_and_entries_without_holders_stay() -> None:
+def test_hooks_are_applied_in_order_and_entries_without_holders_stay() -> None:
     hooks = Hooks(NoPenalty(), [Everywhere(), Momentum(0.5)])
     delta, holders = {"w": torch.tensor([2.0, 0.0])}, {"w": torch.tensor([3.0, 0.0])}
     assert hooks.on_step(0, delta, holders)["w"].tolist() == [3.0, 0.0]
     assert hooks.on_step(0, delta, holders)["w"].tolist() == [4.5, 0.0]
     clip, refuse = NormBound(1.0, action="clip"), NormBound(2.0)
     long = DenseUpdate(torch.tensor([3.0, 4.0]))
-    taken = Hooks(NoPenalty(), [clip, refuse]).on_update(long, PART, REPORT)
-    assert torch.allclose(taken.to_dense(), torch.tensor([0.6, 0.8]))
+    clipped = Hooks(NoPenalty(), [clip, refuse]).on_update(long, PART, REPORT)
+    assert torch.allclose(clipped.to_dense(), torch.tensor([0.6, 0.8]))
     with pytest.raises(RefusedUpdate):
         Hooks(NoPenalty(), [refuse, clip]).on_update(long, PART, REPORT)
 
 
-def test_clipping_changes_no_memory_of_a_penalty(fit: Fit) -> None:
-    """FedDyn's memories are of updates as sent; its server's half is not clipped."""
+def test_clipping_does_not_change_feddyns_memories(fit: Fit) -> None:
+    """FedDyn's memories use updates as sent; the server's part is not clipped."""
     memories = []
     for hooks in ([], [NormBound(0.1, action="clip")]):
         feddyn = FedDyn(0.2)
@@ -290,7 +290,7 @@ def test_clipping_changes_no_memory_of_a_penalty(fit: Fit) -> None:
 
 
 class Wrong(Hook):
-    """Returns what does not fit."""
+    """Returns results of a wrong type or shape."""
 
     def on_delta(self, p_D: Tensor, ctx: DeltaContext) -> Tensor:
         return p_D[1:]
@@ -302,7 +302,7 @@ class Wrong(Hook):
         return {}
 
 
-def test_what_a_hook_returns_must_fit() -> None:
+def test_hook_results_of_wrong_type_or_shape_are_refused() -> None:
     hooks = Hooks(NoPenalty(), [Wrong()])
     with pytest.raises(ConfigurationError, match=r"float32 \(12,\) from Wrong.on_delta but got torch.float32 \(11,\)"):
         hooks.combine(Task(0, "a", 0, 0, 0.1), PART, 0)(torch.zeros(D), None)
@@ -313,7 +313,7 @@ def test_what_a_hook_returns_must_fit() -> None:
 
 
 class Grouped(Hook):
-    """Learns who is where."""
+    """Depends on the clusters of clients."""
 
     clusters: tuple[int, ...] = ()
 
@@ -321,7 +321,7 @@ class Grouped(Hook):
         self.clusters = tuple(clusters)
 
 
-def test_the_list_of_hooks_is_checked() -> None:
+def test_invalid_lists_of_hooks_are_refused() -> None:
     bound, grouped = NormBound(1.0), Grouped()
     with pytest.raises(ConfigurationError, match="Expected a hook .* but got NoneType"):
         Hooks(NoPenalty(), [None])  # type: ignore[list-item]
@@ -353,7 +353,7 @@ def slow(*values: Any) -> Any:
         slow({"class_path": "hetfl.selection.Uniform"}, "hetfl.selection.Uniform"),
     ],
 )
-def test_wrong_settings_are_one_line(
+def test_wrong_settings_are_reported_in_one_line(
     hook: dict[str, object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -365,7 +365,7 @@ def test_wrong_settings_are_one_line(
 
 
 @pytest.mark.parametrize("file", ["norm_bound", slow("clip_delta")])
-def test_a_file_makes_a_run(file: str, tmp_path: Path) -> None:
+def test_every_hook_file_runs(file: str, tmp_path: Path) -> None:
     levels = '--model.levels={"a": {"width": 1.0}}'
     small = ["--trainer.max_epochs=1", levels, "--model.net.hidden=[16,16]", *FEW, *UNTESTED]
     main(["fit", *DEMO, "-c", str(CONFIGS / f"hooks/{file}.yaml"), *small, f"--trainer.logger.root={tmp_path}"])

@@ -1,4 +1,4 @@
-"""Whatever a client sends that is not what it was asked for is refused by name and counted, and the round goes on."""
+"""Invalid answers of a client are refused by name and counted, and the round continues."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.hostile_cases import (
 HUGE = torch.finfo(torch.float32).max
 ARRAY = b'{"dtype": "uint8", "shape": %s, "stype": "hetfl.wire", "arraychunk_ids": %s}'
 FORGED = "all is well\nRound 9: update of client 0 at level a refused: by nobody\x1b[2J\u202e"
-"""Text that would look like a line of the log's own, clear the screen, and turn the direction of writing."""
+"""Text that imitates a log line, clears the screen, and reverses the writing direction."""
 
 
 def repeated(times: int, position: bytes = b"0") -> bytes:
@@ -44,7 +44,7 @@ def repeated(times: int, position: bytes = b"0") -> bytes:
 
 
 GARBLED: dict[str, Garble] = {
-    "protobuf that is none": garbled("ConfigRecord", b"\xff" * 40),
+    "invalid protobuf": garbled("ConfigRecord", b"\xff" * 40),
     "protobuf cut short": garbled("ConfigRecord", lambda body: body[:-3]),
     "a message cut short": garbled("Message", lambda body: body[:7]),
     "a message of nothing": garbled("Message", b""),
@@ -57,14 +57,14 @@ GARBLED: dict[str, Garble] = {
     "numbers for records": garbled("RecordDict", b'{"answer": 7}'),
     "lists for records": garbled("RecordDict", b'{"answer": [7]}'),
     "another class": garbled("RecordDict", lambda body: body, "ConfigRecord"),
-    "a class that nobody knows": garbled("RecordDict", lambda body: body, "Pickle"),
+    "an unknown class": garbled("RecordDict", lambda body: body, "Pickle"),
     "a root that is no message": garbled("Message", b"", "ConfigRecord"),
     "an array without its metadata": garbled("Array", b"{}"),
     "an array of parts that are not there": garbled("Array", ARRAY % (b"[1]", b"[99]")),
     "an array whose shape is a number": garbled("Array", ARRAY % (b"5", b"[0]")),
     "an array record that is a list": garbled("ArrayRecord", b"[]"),
 }
-"""Objects that Flower itself cannot make anything of."""
+"""Flower objects that Flower itself cannot read."""
 
 BOMBS: dict[str, tuple[Garble, str]] = {
     "a chunk that is repeated a million times": (
@@ -94,7 +94,7 @@ def payload(make_payload: Callable[[bytes], bytes]) -> Lie:
 
 
 def dense(change: Callable[[torch.Tensor], torch.Tensor]) -> Lie:
-    """Return a lie that sends other values, all of them, in a message without a fault."""
+    """Return a function that replaces all values in an otherwise valid message."""
 
     def changed(honest: bytes) -> bytes:
         header = wire.header.unpack(honest)
@@ -130,7 +130,7 @@ TRAINING: dict[str, tuple[Lie, str]] = {
     "a state that is a path": (altered(state="../../etc/passwd"), "name of a state but got ../../etc/passwd"),
     "a state of two lines": (altered(state="a\nb"), r"name of a state but got a\\nb"),
     "another client": (altered(client=0), r"reports of clients \[2\] but got \[0\]"),
-    "a status of its own": (altered(status=FORGED), r"a status among .* but got 'all is well\\n"),
+    "an unknown status": (altered(status=FORGED), r"a status among .* but got 'all is well\\n"),
     "another nonce": (altered("answer", nonce=FORGED), r"Expected nonce .* but got 'all is well\\n"),
     "another protocol": (altered("answer", protocol=2**62), "Expected protocol 4 but got 4611686018427387904"),
     "reports without end": (altered("answer", reports=2**62), "1 reports but got 4611686018427387904"),
@@ -162,11 +162,11 @@ TRAINING: dict[str, tuple[Lie, str]] = {
     ),
     "a reason of a megabyte": (altered(status="refused", reason="x" * 10**6), r"refused: x{297}\.\.\.$"),
 }
-"""What a node says of its training, and what the log says of it."""
+"""False training answers, and the expected log message of each."""
 
 
-def played(lies: dict[str, Any], garbles: dict[str, Garble], job: str, **options: Any) -> Callable[..., Any]:
-    """Return a fixture: a run with all of the lies, and one in which the liar's client does its job in vain."""
+def hostile_fixture(lies: dict[str, Any], garbles: dict[str, Garble], job: str, **options: Any) -> Callable[..., Any]:
+    """Return a fixture with a run of all false answers, and a run in which the victim's answers are lost."""
 
     def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Play, Outcome, Outcome]:
         torch.set_num_threads(1)
@@ -177,23 +177,25 @@ def played(lies: dict[str, Any], garbles: dict[str, Garble], job: str, **options
     return pytest.fixture(scope="module")(run)
 
 
-training = played(TRAINING, GARBLED | {name: bomb for name, (bomb, _) in BOMBS.items()}, "train", limit_val_batches=0)
+training = hostile_fixture(
+    TRAINING, GARBLED | {name: bomb for name, (bomb, _) in BOMBS.items()}, "train", limit_val_batches=0
+)
 
 
-def said_of(play: Play, outcome: Outcome, name: str) -> str:
-    """Return what the log says of the client for which the liar speaks, in the round of a lie."""
+def message_of(play: Play, outcome: Outcome, name: str) -> str:
+    """Return the log message about the victim in the round of a false answer."""
     round = play.names.index(name)
-    assert play.told[round] == name
-    (text,) = [text for text in outcome.said[round] if f"of client {VICTIM} " in text]
+    assert play.sent[round] == name
+    (text,) = [text for text in outcome.by_round[round] if f"of client {VICTIM} " in text]
     return text
 
 
 @pytest.mark.parametrize("name", GARBLED)
-def test_an_object_that_flower_cannot_read_is_the_nodes_own_trouble(
+def test_an_unreadable_flower_object_is_refused_as_an_error_of_its_node(
     training: tuple[Play, Outcome, Outcome], name: str
 ) -> None:
     play, lied, _ = training
-    assert "refused: Expected an answer that can be read but got " in said_of(play, lied, name)
+    assert "refused: Expected an answer that can be read but got " in message_of(play, lied, name)
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -201,22 +203,22 @@ def test_an_answer_larger_than_what_was_asked_for_is_refused(
     training: tuple[Play, Outcome, Outcome], name: str
 ) -> None:
     play, lied, _ = training
-    said = said_of(play, lied, name)
-    assert re.search(f"refused: Expected {BOMBS[name][1]}", said), said
+    message = message_of(play, lied, name)
+    assert re.search(f"refused: Expected {BOMBS[name][1]}", message), message
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_a_lie_about_training_is_refused_by_name(training: tuple[Play, Outcome, Outcome], name: str) -> None:
+def test_a_false_training_answer_is_refused_by_client_name(training: tuple[Play, Outcome, Outcome], name: str) -> None:
     play, lied, _ = training
-    said = said_of(play, lied, name)
-    assert re.search(TRAINING[name][1], said), said
-    assert "refused: " in said
-    assert said.isprintable()
-    assert len(said) < 400
+    message = message_of(play, lied, name)
+    assert re.search(TRAINING[name][1], message), message
+    assert "refused: " in message
+    assert message.isprintable()
+    assert len(message) < 400
 
 
-def test_lies_about_training_change_nothing_else(training: tuple[Play, Outcome, Outcome]) -> None:
-    """The run goes on to its end, every lie is counted, and the honest updates of its round are in the model."""
+def test_false_training_answers_change_nothing_else(training: tuple[Play, Outcome, Outcome]) -> None:
+    """The run reaches its end, every false answer is counted, and the honest updates of its round are in the model."""
     play, lied, silent = training
     assert lied.rows["comm/refused"].tolist() == [1] * len(play.names)
     assert_same(lied, silent)
@@ -239,17 +241,19 @@ LOSSES: dict[str, tuple[Lie, str]] = {
     "of no samples": (altered(passes=0), "20 passes over its samples but got 0"),
     "of samples without end": (altered(passes=2**62), "20 passes over its samples but got 46"),
 }
-"""What a node says that is asked for a loss, of which an aggregator takes powers."""
+"""False losses, which an aggregator raises to a power."""
 
 
-losses = played(LOSSES, {}, "losses", build=lambda: make(aggregator=QFedAvg(1.0)), limit_val_batches=0)
+losses = hostile_fixture(LOSSES, {}, "losses", build=lambda: make(aggregator=QFedAvg(1.0)), limit_val_batches=0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_false_loss_is_refused_by_name(losses: tuple[Play, Outcome, Outcome], name: str) -> None:
+def test_a_false_loss_is_refused_by_client_name(losses: tuple[Play, Outcome, Outcome], name: str) -> None:
     play, lied, _ = losses
-    (said,) = [text for text in lied.said[play.names.index(name)] if f"losses of client {VICTIM} refused: " in text]
-    assert re.search(LOSSES[name][1], said), said
+    (message,) = [
+        text for text in lied.by_round[play.names.index(name)] if f"losses of client {VICTIM} refused: " in text
+    ]
+    assert re.search(LOSSES[name][1], message), message
 
 
 def test_false_losses_change_nothing_else(losses: tuple[Play, Outcome, Outcome]) -> None:
@@ -259,12 +263,12 @@ def test_false_losses_change_nothing_else(losses: tuple[Play, Outcome, Outcome])
 
 
 CHANNELS = (8, 16)
-"""Of the norm layers of the net; of the first one the sums of means come first, of variances next, then batches."""
+"""Channels of the net's norm layers. The sums of a layer are those of means, those of variances, and a batch count."""
 FIRST = slice(0, 8), slice(8, 16), 16
 
 
 def sums(where: slice | int, change: Callable[[torch.Tensor], torch.Tensor]) -> Lie:
-    """Return a lie about some sums of the first norm layer."""
+    """Return a function that changes some sums of the first norm layer."""
 
     def changed(values: torch.Tensor) -> torch.Tensor:
         values = values.clone()
@@ -292,22 +296,22 @@ STATISTICS: dict[str, tuple[Lie, str]] = {
     "another size": (payload(lambda honest: wire.encode(DenseUpdate(torch.ones(3)), round=13, client=2)), "size: "),
     "more passes": (altered(passes=10**9), "20 passes over its samples but got 1000000000"),
 }
-"""What a node says of its static batch-norm statistics."""
+"""False static batch-norm statistics, and the expected log message of each."""
 
 
-statistics = played(STATISTICS, {}, "statistics")
+statistics = hostile_fixture(STATISTICS, {}, "statistics")
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_false_sums_are_left_out_by_name(statistics: tuple[Play, Outcome, Outcome], name: str) -> None:
+def test_false_sums_are_left_out_by_client_name(statistics: tuple[Play, Outcome, Outcome], name: str) -> None:
     play, lied, _ = statistics
-    (said,) = lied.said[play.names.index(name)]
-    assert f"statistics of client {VICTIM} " in said
-    assert re.search(f"refused: .*{STATISTICS[name][1]}", said), said
+    (message,) = lied.by_round[play.names.index(name)]
+    assert f"statistics of client {VICTIM} " in message
+    assert re.search(f"refused: .*{STATISTICS[name][1]}", message), message
 
 
 def test_false_sums_change_nothing_else(statistics: tuple[Play, Outcome, Outcome]) -> None:
-    """Every evaluation is the one of a run in which nothing comes of the liar's sums, bit for bit."""
+    """Every evaluation equals that of a run without the victim's sums, bit for bit."""
     play, lied, silent = statistics
     assert lied.rows["comm/refused"].tolist() == [1] * len(play.names)
     assert_same(lied, silent)

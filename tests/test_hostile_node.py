@@ -1,4 +1,4 @@
-"""A registered node over the loopback that lies in every round: the run goes on without it to its end."""
+"""A registered node over the loopback that sends a false answer in every round; the run continues without it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning", "ignore:No client can run level:UserWarning")
-def test_a_hostile_node_ends_no_run_and_changes_nothing(
+def test_a_hostile_node_neither_ends_the_run_nor_changes_the_result(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clients 3 to 5 are a liar's. What the run comes to is what it comes to in one process without their updates."""
+    """Clients 3 to 5 are on the hostile node. The result equals that of a run in one process without their updates."""
     everyone = "--model.init_args.selection.init_args.clients_per_round=9"
     more = [f"--trainer.max_epochs={len(LIES)}", everyone]
     settings = args(federation.folder, *more)

@@ -1,4 +1,4 @@
-"""Whose fault an answer is, who may join, and numbers that a simulation's own clients report."""
+"""Attribution of invalid answers, admission of nodes, and checks of numbers that a simulation's clients report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hetfl.flower.nodes import Failure
 from hetfl.flower.post import FlowerPost
 from hetfl.local.training import batches
 from hetfl.updates import DenseUpdate
-from tests.hostile_cases import VICTIM, Play, altered, make, played, served
+from tests.hostile_cases import VICTIM, Play, altered, make, on_nodes, outcome_of
 from tests.test_flower_post import answer
 
 Fit = Callable[..., Trainer]
@@ -50,7 +50,7 @@ FAULTS = [
 
 
 class Grid:
-    """A Grid of which pulls fail; ``ours`` says whether the SuperLink still serves the run."""
+    """A Grid whose pulls fail; ``ours`` says whether the SuperLink still serves the run."""
 
     def __init__(self, error: Exception, ours: bool = True) -> None:
         self.error, self.ours = error, ours
@@ -65,28 +65,28 @@ class Grid:
 
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
-def test_what_cannot_be_read_is_refused(error: Exception) -> None:
-    (found,) = FlowerPost(Grid(error)).collect(["a"]).values()  # type: ignore[arg-type]
-    assert isinstance(found, Failure)
-    assert found.refused
-    assert found.reason.startswith(f"Expected an answer that can be read but got {type(error).__name__}: ")
-    assert found.reason.isprintable()
+def test_unreadable_answers_are_refused(error: Exception) -> None:
+    (failure,) = FlowerPost(Grid(error)).collect(["a"]).values()  # type: ignore[arg-type]
+    assert isinstance(failure, Failure)
+    assert failure.refused
+    assert failure.reason.startswith(f"Expected an answer that can be read but got {type(error).__name__}: ")
+    assert failure.reason.isprintable()
 
 
 @pytest.mark.parametrize("error", [DecodeError("x"), FAULTS[-1]], ids=lambda error: type(error).__name__)
-def test_a_superlink_that_serves_the_run_no_more_ends_it(error: Exception) -> None:
-    """Flower has ended the run, say: no node is to blame, and the round must not be counted without updates."""
+def test_a_superlink_that_stopped_serving_the_run_ends_it(error: Exception) -> None:
+    """For example, Flower has ended the run: no node is to blame, and the round must not be counted without updates."""
     with pytest.raises(HTTPStatusError, match="401"):
         FlowerPost(Grid(error, ours=False)).collect(["a"])  # type: ignore[arg-type]
 
 
-def test_a_superlink_that_is_not_reached_ends_the_run() -> None:
+def test_an_unreachable_superlink_ends_the_run() -> None:
     with pytest.raises(ConnectError):
         FlowerPost(Grid(ConnectError("nobody there"))).collect(["a"])  # type: ignore[arg-type]
 
 
-class One:
-    """A Grid that hands out one message, whatever it is asked for."""
+class OneMessage:
+    """A Grid that returns one message for every request."""
 
     def __init__(self, message: Any) -> None:
         self.message = message
@@ -98,16 +98,16 @@ class One:
         return [1]
 
 
-def test_an_answer_to_something_else_is_refused() -> None:
-    (found,) = FlowerPost(One(answer("b"))).collect(["a"]).values()  # type: ignore[arg-type]
-    assert found == Failure("Expected an answer to the request but got one to another message", refused=True)
+def test_an_answer_to_another_message_is_refused() -> None:
+    (failure,) = FlowerPost(OneMessage(answer("b"))).collect(["a"]).values()  # type: ignore[arg-type]
+    assert failure == Failure("Expected an answer to the request but got one to another message", refused=True)
 
 
-def test_content_that_is_not_records_is_refused() -> None:
+def test_content_that_is_not_a_record_dict_is_refused() -> None:
     message = answer("a")
     message.content = ConfigRecord({"job": "train"})
-    (found,) = FlowerPost(One(message)).collect(["a"]).values()  # type: ignore[arg-type]
-    assert found == Failure("Expected records but got ConfigRecord", refused=True)
+    (failure,) = FlowerPost(OneMessage(message)).collect(["a"]).values()  # type: ignore[arg-type]
+    assert failure == Failure("Expected records but got ConfigRecord", refused=True)
 
 
 @pytest.mark.parametrize(
@@ -118,21 +118,21 @@ def test_content_that_is_not_records_is_refused() -> None:
         (list(range(9999)), "from 0 to 3 but got .4, 5, "),
     ],
 )
-def test_a_node_that_claims_clients_that_there_are_not_cannot_take_part(
+def test_a_node_that_claims_unknown_clients_cannot_take_part(
     fit: Fit, tmp_path: Path, clients: list[int], reason: str
 ) -> None:
-    """Its client stays without a node, and the run goes on."""
+    """Its client has no node, and the run continues."""
     play = Play("hello", {"clients": altered("answer", clients=clients)})
     play.name = lambda node, job, round: "clients" if (node, job) == (12, "hello") else ""  # type: ignore[method-assign]
-    module = served(make(), tmp_path, play, make)
-    outcome = played(fit, module, 1, "run", limit_val_batches=0)
-    said = rf"Node 12 of clients .* cannot take part: Expected clients {reason}"
-    assert any(re.search(said, text) for text in outcome.texts)
-    assert any(f"no update of client {VICTIM}: no node" in text for text in outcome.said[0])
+    module = on_nodes(make(), tmp_path, play, make)
+    outcome = outcome_of(fit, module, 1, "run", limit_val_batches=0)
+    message = rf"Node 12 of clients .* cannot take part: Expected clients {reason}"
+    assert any(re.search(message, text) for text in outcome.texts)
+    assert any(f"no update of client {VICTIM}: no node" in text for text in outcome.by_round[0])
 
 
-class Lying(OwnClients):
-    """Clients in the server's process, one of which lies about its training in another way in every round."""
+class LyingClients(OwnClients):
+    """Clients in the server's process; one of them sends a different false training answer in every round."""
 
     def __init__(self, module: FederatedModule, lies: list[Callable[[Reply], Reply]]) -> None:
         assert isinstance(module.clients, OwnClients)
@@ -146,7 +146,7 @@ class Lying(OwnClients):
 
 
 def times(factor: float) -> Callable[[Reply], Reply]:
-    """Return a lie that multiplies an update."""
+    """Return a function that multiplies an update."""
 
     def lie(reply: Reply) -> Reply:
         header = wire.header.unpack(reply.payload)
@@ -157,47 +157,48 @@ def times(factor: float) -> Callable[[Reply], Reply]:
     return lie
 
 
-def told(reply: Reply, **numbers: Any) -> Reply:
+def with_report(reply: Reply, **numbers: Any) -> Reply:
     """Return a reply with other numbers in its report."""
     assert reply.report is not None
     return replace(reply, report=replace(reply.report, **numbers))
 
 
-OWN: dict[str, Callable[[Reply], Reply]] = {
-    "but got nan": lambda reply: told(reply, loss=math.nan),
-    "but got 1000000": lambda reply: told(reply, samples=10**6),
-    "but got 0": lambda reply: told(reply, passes=0),
+FALSE_REPORTS: dict[str, Callable[[Reply], Reply]] = {
+    "but got nan": lambda reply: with_report(reply, loss=math.nan),
+    "but got 1000000": lambda reply: with_report(reply, samples=10**6),
+    "but got 0": lambda reply: with_report(reply, passes=0),
     "for an entry of an update but got": times(1e30),
 }
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning")
-def test_a_simulations_own_clients_pass_the_same_checks(fit: Fit) -> None:
+def test_clients_of_a_simulation_pass_the_same_checks(fit: Fit) -> None:
     lying, silent = make(), make()
-    lying.clients = Lying(lying, list(OWN.values()))
-    outcome = played(fit, lying, len(OWN), "lying", limit_val_batches=0)
-    for round, reason in enumerate(OWN):
+    lying.clients = LyingClients(lying, list(FALSE_REPORTS.values()))
+    outcome = outcome_of(fit, lying, len(FALSE_REPORTS), "lying", limit_val_batches=0)
+    for round, reason in enumerate(FALSE_REPORTS):
         assert any(
-            f"update of client {VICTIM} at level a refused" in text and reason in text for text in outcome.said[round]
+            f"update of client {VICTIM} at level a refused" in text and reason in text
+            for text in outcome.by_round[round]
         )
-    assert outcome.rows["comm/refused"].tolist() == [1] * len(OWN)
-    silent.clients = Lying(silent, [lambda upload: replace(upload, refusal="no")] * len(OWN))
-    expected = played(fit, silent, len(OWN), "silent", limit_val_batches=0)
+    assert outcome.rows["comm/refused"].tolist() == [1] * len(FALSE_REPORTS)
+    silent.clients = LyingClients(silent, [lambda upload: replace(upload, refusal="no")] * len(FALSE_REPORTS))
+    expected = outcome_of(fit, silent, len(FALSE_REPORTS), "silent", limit_val_batches=0)
     for name, value in expected.state.items():
         assert torch.equal(value, outcome.state[name]), name
 
 
 @pytest.mark.parametrize("aggregator", [None, QFedAvg(1.0)], ids=["mean", "q-FedAvg"])
 @pytest.mark.parametrize("factor", [1e15, 1e30])
-def test_a_huge_update_names_its_client_and_ends_no_run(
+def test_a_huge_update_is_reported_by_client_and_the_run_continues(
     fit: Fit, tmp_path: Path, factor: float, aggregator: Any
 ) -> None:
-    """Over Flower, where a client may be anybody; the model is spoilt if it was taken, but the log says by whom."""
+    """A Flower client may send a huge update: the model is spoilt if it is accepted, but the log names the client."""
 
     def build() -> FederatedModule:
         return make(aggregator=aggregator, uplink=ErrorFeedback(Identity()))
 
-    module = served(build(), tmp_path, Play(""), build)
+    module = on_nodes(build(), tmp_path, Play(""), build)
     inner = module.clients.train
 
     def train(tasks: Any) -> Any:
@@ -208,15 +209,15 @@ def test_a_huge_update_names_its_client_and_ends_no_run(
                 yield upload
 
     module.clients.train = train  # type: ignore[method-assign]
-    outcome = played(fit, module, 2, "run")
+    outcome = outcome_of(fit, module, 2, "run")
     assert len(outcome.rows) == 2
-    assert any(f"update of client {VICTIM} " in text for text in outcome.said[0])
+    assert any(f"update of client {VICTIM} " in text for text in outcome.by_round[0])
 
 
-def test_giants_are_named_and_nobody_else() -> None:
-    with pytest.warns(UserWarning, match=r"Round 3: update of client 7 has an entry of 5e\+06, 5e\+06 times") as said:
+def test_only_clients_with_huge_updates_are_named() -> None:
+    with pytest.warns(UserWarning, match=r"Round 3: update of client 7 has an entry of 5e\+06, 5e\+06 times") as caught:
         name_giants(3, {4: 1.0, 5: 0.5, 6: 100.0, 7: 5e6, 8: 0.0})
-    assert len(said) == 1
+    assert len(caught) == 1
     with pytest.warns(UserWarning, match=r"update of client 7 \('eve'\) has"):
         name_giants(3, {4: 1.0, 5: 0.5, 7: 5e6}, lambda client: f"{client} ('eve')")
     name_giants(3, {4: 1.0, 7: 5e6})
@@ -238,15 +239,15 @@ def test_sums_of_the_largest_norms_and_losses_are_finite() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
-def test_the_number_of_batches_is_that_of_a_pass(batch_size: int) -> None:
+def test_the_expected_number_of_batches_equals_one_pass(batch_size: int) -> None:
     for samples in range(1, 45):
         made = len(list(batches(samples, batch_size, torch.Generator())))
         assert number_of_batches(samples, batch_size) == made
 
 
-def test_records_of_a_request_are_no_answer(fit: Fit, tmp_path: Path) -> None:
-    """A node that sends the server's own request back."""
+def test_a_request_sent_back_is_refused_as_answer(fit: Fit, tmp_path: Path) -> None:
+    """A node sends the server's request back as its answer."""
     play = Play("train", {"an echo": lambda answer: RecordDict({"request": ConfigRecord({"job": "train"})})})
-    module = served(make(), tmp_path, play, make)
-    outcome = played(fit, module, 1, "run", limit_val_batches=0)
-    assert any(r"Expected record answer but got ['request']" in text for text in outcome.said[0])
+    module = on_nodes(make(), tmp_path, play, make)
+    outcome = outcome_of(fit, module, 1, "run", limit_val_batches=0)
+    assert any(r"Expected record answer but got ['request']" in text for text in outcome.by_round[0])

@@ -1,4 +1,4 @@
-"""Data sets of the package ``datasets``, made here; without the package only its absence is tested."""
+"""Data sets of the package ``datasets``, created here; without the package most tests are skipped."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ WORDS = ("no", "perhaps", "yes")
 
 @pytest.fixture(scope="module")
 def datasets() -> Any:
-    """Return the package, quiet; tests that need it are skipped where it is not installed."""
-    found = pytest.importorskip("datasets", reason="HuggingFaceData needs datasets: pip install 'hetfl[huggingface]'")
-    found.disable_progress_bars()
-    return found
+    """Return the package without progress output; skip the test if the package is not installed."""
+    package = pytest.importorskip("datasets", reason="HuggingFaceData needs datasets: pip install 'hetfl[huggingface]'")
+    package.disable_progress_bars()
+    return package
 
 
 def rows(count: int) -> dict[str, list[Any]]:
@@ -46,7 +46,7 @@ def rows(count: int) -> dict[str, list[Any]]:
 
 @pytest.fixture(scope="module")
 def tables(datasets: Any) -> dict[str, Any]:
-    """Return tables whose labels have names, of which the last is on no row of the data."""
+    """Return tables whose labels have names; no row has the last label."""
     label = datasets.ClassLabel(names=[*WORDS, "never"])
     return {
         name: datasets.Dataset.from_dict(rows(count)).cast_column("label", label)
@@ -62,22 +62,22 @@ def ready(tables: dict[str, Any], **arguments: Any) -> HuggingFaceData:
 
 
 @pytest.mark.parametrize("format", [None, "numpy", "torch", "pandas"])
-def test_a_column_is_a_tensor_whatever_the_format(tables: dict[str, Any], format: str | None) -> None:
+def test_a_column_becomes_a_tensor_in_every_format(tables: dict[str, Any], format: str | None) -> None:
     module = ready({name: table.with_format(format) for name, table in tables.items()})
     assert (module.num_classes, module.client_names) == (4, ("clinic0", "clinic1", "clinic2", "clinic3"))
     for client in range(4):
         for split, count in (("train", ROWS), ("test", TEST)):
             data = module.client_data(client, split)  # type: ignore[arg-type]
-            own = [i for i in range(count) if i // 3 % 4 == client]
-            assert torch.equal(data.inputs, torch.tensor([[i, i / 2] for i in own]).view(-1, 2))
-            assert torch.equal(data.targets, torch.tensor(own, dtype=torch.int64) % 3)
+            positions = [i for i in range(count) if i // 3 % 4 == client]
+            assert torch.equal(data.inputs, torch.tensor([[i, i / 2] for i in positions]).view(-1, 2))
+            assert torch.equal(data.targets, torch.tensor(positions, dtype=torch.int64) % 3)
 
 
-def test_columns_are_a_dict_and_sequences_are_padded(tables: dict[str, Any]) -> None:
+def test_several_columns_become_a_dict_and_sequences_are_padded(tables: dict[str, Any]) -> None:
     module = ready(tables, inputs=["tokens", "row", "age"], pad=0, num_classes=3, client="all")
     inputs = module.client_data(0).inputs
     assert in_words(inputs) == "{tokens: int64 (30, 5), row: float32 (30, 2), age: int64 (30,)}"
-    assert inputs["tokens"].tolist() == [[*own, *[0] * (5 - len(own))] for own in rows(ROWS)["tokens"]]
+    assert inputs["tokens"].tolist() == [[*sequence, *[0] * (5 - len(sequence))] for sequence in rows(ROWS)["tokens"]]
     assert module.num_classes == 3
     assert length(module.resident.all_test.inputs) == TEST
 
@@ -92,7 +92,7 @@ def test_images_become_uint8_tensors(datasets: Any) -> None:
     assert inputs[:, 0, 0, 0].tolist() == list(range(ROWS))
 
 
-def test_folders_that_were_saved_are_read(datasets: Any, tables: dict[str, Any], tmp_path: Path) -> None:
+def test_saved_folders_are_read(datasets: Any, tables: dict[str, Any], tmp_path: Path) -> None:
     datasets.DatasetDict(tables).save_to_disk(tmp_path / "both")
     for name, table in tables.items():
         table.save_to_disk(tmp_path / name)
@@ -133,7 +133,7 @@ def test_a_net_trains_on_tokens_and_their_mask(fit: Callable[..., Trainer], tabl
         ({"train": [1, 2]}, "Expected a datasets.Dataset as training samples but got list: choose a split of it"),
     ],
 )
-def test_columns_that_cannot_be_are_refused_in_one_line(tables: dict[str, Any], arguments: Any, message: str) -> None:
+def test_impossible_columns_are_refused_in_one_line(tables: dict[str, Any], arguments: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         ready(tables, **arguments)
     assert "\n" not in str(error.value)
@@ -165,7 +165,7 @@ def test_tables_without_rows_and_folders_without_tables_are_refused(
         ready({**tables, "train": datasets.DatasetDict(tables)})
 
 
-def test_without_the_package_a_line_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigurationError, match=r"package datasets .*: pip install 'hetfl\[huggingface\]'") as error:
         ready({}, path="folder")
@@ -173,7 +173,7 @@ def test_without_the_package_a_line_says_what_installs_it(monkeypatch: pytest.Mo
 
 
 class Table:
-    """What is used of a ``datasets.Dataset``."""
+    """The part of ``datasets.Dataset`` that hetfl uses."""
 
     def __init__(self, columns: dict[str, list[Any]]) -> None:
         self.columns, self.column_names = columns, list(columns)
@@ -192,8 +192,8 @@ class Table:
         return self
 
 
-def test_a_stand_in_of_the_package_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the package is not installed."""
+def test_a_stand_in_for_the_package_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This also works where the package is not installed."""
     splits = {"train": Table(rows(ROWS)), "test": Table(rows(TEST))}
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_from_disk=lambda folder: splits))
     module = ready({}, path="folder", inputs=["row", "age"])

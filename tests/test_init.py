@@ -1,4 +1,4 @@
-"""``hetfl init``: a project that trains at once, and overwrites nothing."""
+"""``hetfl init``: a project that can be trained at once, and no overwritten files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     "kind", ["csv", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("digits", "images"))]
 )
-def test_a_project_trains_as_it_is(
+def test_a_new_project_trains_without_changes(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["init", "mine", "--data", kind])
@@ -56,7 +56,7 @@ def test_nothing_is_overwritten(name: str, capsys: pytest.CaptureFixture[str]) -
     assert [path.name for path in Path().iterdir()] == [name]
 
 
-def test_a_file_in_the_way_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_file_at_the_project_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("taken").write_text("")
     assert "taken is a file" in refused(capsys, ["init", "taken"])
     assert "taken is a file" in refused(capsys, ["init", "taken/inside"])

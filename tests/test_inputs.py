@@ -1,4 +1,4 @@
-"""Several inputs, and sequences of different lengths, as a Python user has them."""
+"""Several inputs and sequences of different lengths, given as Python objects."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_net_trains_on_padded_sequences_and_their_mask(fit: Callable[..., Trai
     assert fit(module, data, rounds=1).callback_metrics["train/loss"].isfinite()
 
 
-def test_sequences_of_rows_and_empty_ones_are_padded() -> None:
+def test_sequences_of_rows_and_empty_sequences_are_padded() -> None:
     rows = [torch.full((i % 3, 2), float(i)) for i in range(COUNT)]
     padded = tensor_data(rows, rows[:TEST], pad=-1.5, train_clients=[0] * COUNT, num_clients=None)
     inputs = padded.client_data(0).inputs
@@ -94,7 +94,7 @@ def test_only_sequences_of_several_inputs_are_padded() -> None:
     assert in_words(inputs) == "{text: int64 (12, 7), row: float32 (12, 2), age: int64 (12,)}"
 
 
-def test_several_inputs_are_tuples_and_dicts_of_whatever_is_an_array() -> None:
+def test_tuples_and_dicts_of_arrays_are_several_inputs() -> None:
     given = {"numbers": pd.DataFrame(NUMBERS), "more": (torch.arange(COUNT), TARGETS.tolist())}
     few = {"numbers": pd.DataFrame(NUMBERS[:TEST]), "more": (torch.arange(TEST), TARGETS[:TEST].tolist())}
     inputs = tensor_data(given, few).client_data(0).inputs
@@ -122,7 +122,7 @@ COLUMNS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_tables_of_any_kind_of_number_are_read(name: str) -> None:
+def test_tables_of_any_number_dtype_are_read(name: str) -> None:
     values = COLUMNS[name]
     inputs = tensor_data(values, values[:TEST], train_clients=[0] * COUNT, num_clients=None).client_data(0).inputs
     expected = torch.from_numpy(NUMBERS).clone()
@@ -139,7 +139,7 @@ IDS: dict[str, Callable[[list[Any]], Any]] = {
 
 
 @pytest.mark.parametrize("form", IDS)
-def test_ids_of_clients_are_taken_in_any_form(form: str) -> None:
+def test_client_ids_are_accepted_in_any_form(form: str) -> None:
     module = tensor_data(NUMBERS, NUMBERS[:TEST], train_clients=IDS[form]([7, 3, 9] * 8), num_clients=None)
     assert module.client_names == (3, 7, 9)
     assert (module.client_data(0).inputs[:, 0] // 2 % 3 == 1).all()
@@ -171,7 +171,7 @@ RAGGED = [torch.ones(2), torch.ones(3)] * 12
         (tensor_data, {"a": NUMBERS}, {}, r"test samples of \{a: float32 \(2,\)\}, like the .* got float32 \(2,\)"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_refused_in_one_line(
+def test_unreadable_inputs_are_refused_in_one_line(
     make: Callable[..., Any], train: Any, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
@@ -179,8 +179,8 @@ def test_what_cannot_be_read_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_targets_of_numbers_come_as_they_are() -> None:
-    """Whether they are wanted is the objective's to say; here they get as far as that."""
+def test_float_targets_reach_the_objective_unchanged() -> None:
+    """Only the objective decides whether float targets are allowed; here they reach its check unchanged."""
     pairs: Any = [(row, [0.5, float(i)]) for i, row in enumerate(NUMBERS)]
     with pytest.raises(ConfigurationError, match=r"targets .* torch.float32 .*\(24, 2\)"):
         DatasetData(train=pairs, test=pairs, num_clients=2, num_classes=2).setup()

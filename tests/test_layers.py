@@ -1,4 +1,4 @@
-"""The tree keeps its shape: who may import whom, and how long a file and a function may be."""
+"""The structure of the source: allowed imports, and the largest length of files and functions."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ LAYERS = (
     {"cli"},
     {"compare", "flower.command"},
 )
-"""Modules and packages of hetfl from the bottom up. Each imports from the layers below it."""
+"""Modules and packages of hetfl from the bottom up. Each imports only from the layers below it."""
 
 WITHIN_A_LAYER = {"report"}
-"""Members of a layer where imports may go any way that is not a circle: a report uses display and analysis."""
+"""Members of one layer that may import each other without cycles: a report uses display and analysis."""
 
 FRONT_DOORS = {"hetfl", "hetfl.cli"}
-"""Packages whose ``__init__.py`` imports what stands behind it, in whatever layer."""
+"""Packages whose ``__init__.py`` re-exports from all layers."""
 
 ALLOWED = {("compression", "wire")}
-"""The residual is what the server won't decode, so error feedback encodes and decodes."""
+"""Error feedback encodes and decodes, since the residual is the part that the server does not decode."""
 
 
 @cache
 def source_files() -> list[Path]:
-    """Return the files of the package, those behind the links included."""
+    """Return the source files of the package, including those behind the links."""
     folders = os.walk(PACKAGE, followlinks=True)
     return sorted(Path(folder, name) for folder, _, names in folders for name in names if name.endswith(".py"))
 
 
 def unit_of(file: Path) -> str:
-    """Return the module or package of hetfl that a file belongs to; "" for a front door."""
+    """Return the module or package of hetfl that a file belongs to; "" for a re-exporting ``__init__.py``."""
     name = ".".join(("hetfl", *file.relative_to(PACKAGE).with_suffix("").parts))
     return "" if name.removesuffix(".__init__") in FRONT_DOORS else unit_named(name)
 
 
 def unit_named(name: str) -> str:
-    """Return the unit that a full name is of: the longest that has a layer, else the name behind ``hetfl.``."""
+    """Return the unit of a full name: the longest prefix that has a layer, else the name after ``hetfl.``."""
     first, second = (*name.split(".")[1:3], "")[:2]
     return f"{first}.{second}" if any(f"{first}.{second}" in layer for layer in LAYERS) else first
 
@@ -74,7 +74,7 @@ def tree_of(file: Path) -> ast.Module:
 
 
 def imported_names(file: Path) -> Iterator[str]:
-    """Yield what a file imports of hetfl by its full name, wherever in the file."""
+    """Yield the full names of everything that a file imports from hetfl, at any place in the file."""
     for node in ast.walk(tree_of(file)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -94,7 +94,7 @@ UNITS = sorted({unit_of(file) for file in source_files()} - {""})
 
 @cache
 def dependencies() -> dict[str, set[str]]:
-    """Return per unit the other units that it imports."""
+    """Return the other units that each unit imports."""
     graph: dict[str, set[str]] = {unit: set() for unit in UNITS}
     for file in source_files():
         if unit := unit_of(file):
@@ -107,31 +107,31 @@ def layer_of(unit: str) -> int:
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_unit_has_a_layer(unit: str) -> None:
-    assert sum(unit in layer for layer in LAYERS) == 1, f"say in LAYERS of {Path(__file__).name} where {unit} belongs"
+def test_every_unit_has_a_layer(unit: str) -> None:
+    assert sum(unit in layer for layer in LAYERS) == 1, f"add {unit} to LAYERS of {Path(__file__).name}"
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_imports_go_down(unit: str) -> None:
-    own = layer_of(unit)
-    free = LAYERS[own] if LAYERS[own] & WITHIN_A_LAYER else set()
+def test_imports_only_go_down(unit: str) -> None:
+    layer = layer_of(unit)
+    free = LAYERS[layer] if LAYERS[layer] & WITHIN_A_LAYER else set()
     wrong = {
         other
         for other in dependencies()[unit]
-        if other not in free and (unit, other) not in ALLOWED and layer_of(other) >= own
+        if other not in free and (unit, other) not in ALLOWED and layer_of(other) >= layer
     }
-    assert not wrong, f"{unit} is in layer {own} and imports {sorted(wrong)}, which are not below it"
+    assert not wrong, f"{unit} is in layer {layer} and imports {sorted(wrong)}, which are not below it"
 
 
-def test_no_circle() -> None:
+def test_no_import_cycle() -> None:
     try:
         TopologicalSorter(dependencies()).prepare()
     except CycleError as error:
-        pytest.fail(f"these import each other: {' -> '.join(error.args[1])}")
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("package", ["federation", "levels", "local", "defence"])
-def test_no_circle_within_a_package(package: str) -> None:
+def test_no_import_cycle_within_a_package(package: str) -> None:
     front = PACKAGE / package / "__init__.py"
     inside = [file for file in source_files() if PACKAGE / package in file.parents and file != front]
     files = {
@@ -144,14 +144,14 @@ def test_no_circle_within_a_package(package: str) -> None:
     try:
         TopologicalSorter({module: others & files.keys() for module, others in modules.items()}).prepare()
     except CycleError as error:
-        pytest.fail(f"these import each other: {' -> '.join(error.args[1])}")
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
 def classes() -> dict[str, ast.ClassDef]:
     return {node.name: node for file in source_files() for node in tree_of(file).body if isinstance(node, ast.ClassDef)}
 
 
-def test_no_class_has_more_than_three_of_our_own_above_it() -> None:
+def test_no_class_has_more_than_three_hetfl_ancestors() -> None:
     known = classes()
 
     def depth(name: str) -> int:
@@ -172,27 +172,29 @@ def test_no_class_has_more_than_25_public_members() -> None:
     assert {name: count for name, count in counts.items() if count > 25} == {}
 
 
-def test_the_round_stays_small() -> None:
+def test_the_round_module_is_short() -> None:
     lines = [len(file.read_text(encoding="utf-8").splitlines()) for file in (PACKAGE / "federation").glob("*.py")]
-    assert sum(lines) <= 2620, "what a round does not need has a package of its own"
+    assert sum(lines) <= 2620, "move code that a round does not need into another package"
 
 
-def test_a_wrong_import_would_be_seen(tmp_path: Path) -> None:
+def test_a_wrong_import_is_detected(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
     file.write_text("import hetfl.cli\ndef f():\n    from hetfl import wire\n    from hetfl.data.split import x, y\n")
     assert sorted(imported_units(file)) == ["cli", "data", "data", "wire"]
 
 
 def function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Return the number of lines of a function, its docstring not counted."""
+    """Return the number of lines of a function without its docstring."""
     docstring = function.body[0] if ast.get_docstring(function) is not None else None
-    own = docstring.end_lineno - docstring.lineno + 1 if docstring is not None and docstring.end_lineno else 0
+    docstring_lines = (
+        docstring.end_lineno - docstring.lineno + 1 if docstring is not None and docstring.end_lineno else 0
+    )
     assert function.end_lineno is not None
-    return function.end_lineno - function.lineno + 1 - own
+    return function.end_lineno - function.lineno + 1 - docstring_lines
 
 
 @pytest.mark.parametrize("file", source_files(), ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_file_and_its_functions_are_short(file: Path) -> None:
+def test_files_and_functions_are_short(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 300
     functions = [node for node in ast.walk(tree_of(file)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]

@@ -1,4 +1,4 @@
-"""``levels.csv`` against what a run is charged; who can run what, and what gathering statistics costs them."""
+"""``levels.csv`` against the charges of a run, the clients that can train a level, and the cost of statistics."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COLUMNS = [
 ]
 NET = partial(MultiExitConvNet, hidden=(8, 16))
 CROSSED = {"a": Level("a", depth=2), "b": Level("b", 0.5, 2), "c": Level("c", 1.0, 1), "d": Level("d", 0.5, 1)}
-"""Of b and c neither holds the other."""
+"""Neither of levels b and c contains the other."""
 
 
 def table_of(trainer: Trainer, name: str) -> pd.DataFrame:
@@ -58,7 +58,9 @@ def table_of(trainer: Trainer, name: str) -> pd.DataFrame:
         (DepthFL, {"net": NET, "levels": CROSSED, "distillation": False, "deepest_only": True}),
     ],
 )
-def test_the_table_is_what_a_round_is_charged(fit: Fit, kind: type[FederatedModule], changes: dict[str, Any]) -> None:
+def test_the_level_table_equals_the_charges_of_a_round(
+    fit: Fit, kind: type[FederatedModule], changes: dict[str, Any]
+) -> None:
     data = small_data(partitioner=IID())
     module = small_module(kind, selection=Uniform(8), uplink=ErrorFeedback(Identity()), **changes)
     trainer = fit(module, data, rounds=1, limit_val_batches=0)
@@ -82,7 +84,7 @@ def test_the_table_is_what_a_round_is_charged(fit: Fit, kind: type[FederatedModu
         assert rows["parameters"][name] == sum(p.numel() for p in net.parameters())
 
 
-def test_expected_bytes_are_the_mean_of_encoded_ones() -> None:
+def test_expected_bytes_equal_the_mean_of_encoded_sizes() -> None:
     size, random = 20_000, torch.Generator().manual_seed(0)
     for density, half in ((0.5, False), (0.05, True), (0.005, False), (0.0005, False)):
         lengths = []
@@ -106,20 +108,20 @@ def held(levels: LevelSet, name: str) -> set[tuple[str, int]]:
     return entries
 
 
-def test_a_level_affords_those_that_it_holds_and_no_smaller_one() -> None:
+def test_a_level_affords_exactly_the_levels_that_it_contains() -> None:
     sizes = itertools.product((1.0, 0.5, 0.25), (3, 2, 1))
     levels = {f"w{width}-d{depth}".replace(".", ""): Level("", width, depth) for width, depth in sizes}
-    found = LevelSet(partial(MultiExitConvNet, hidden=(4, 4, 8)), levels, seed=0)
-    entries = {name: held(found, name) for name in found}
+    level_set = LevelSet(partial(MultiExitConvNet, hidden=(4, 4, 8)), levels, seed=0)
+    entries = {name: held(level_set, name) for name in level_set}
     smaller = 0
-    for has, level in itertools.product(found, repeat=2):
-        assert found.affords(has, level) == (entries[level] <= entries[has])
-        smaller += found.sizes[level] <= found.sizes[has] and not found.affords(has, level)
+    for has, level in itertools.product(level_set, repeat=2):
+        assert level_set.affords(has, level) == (entries[level] <= entries[has])
+        smaller += level_set.sizes[level] <= level_set.sizes[has] and not level_set.affords(has, level)
     assert smaller > 3
 
 
 @pytest.mark.parametrize("levels", [CROSSED, {"a": Level("a", depth=2), "b": Level("b", depth=1)}])
-def test_a_client_is_sent_every_level_that_no_other_of_its_levels_holds(levels: dict[str, Level]) -> None:
+def test_a_client_downloads_every_level_that_its_other_levels_do_not_contain(levels: dict[str, Level]) -> None:
     module = small_module(DepthFL, net=NET, levels=levels, assignment=Fixed(), statistics_clients=None)
     plain = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     plain.validate(module, datamodule=small_data(), verbose=False)
@@ -133,14 +135,14 @@ def test_a_client_is_sent_every_level_that_no_other_of_its_levels_holds(levels: 
 
 
 @pytest.mark.filterwarnings("ignore:No client can run level a")
-def test_with_a_level_that_a_client_does_not_hold_it_is_not_asked(fit: Fit) -> None:
-    """Level c is smaller than b; a fleet of b and d alone cannot gather for it."""
+def test_clients_are_not_asked_for_statistics_of_a_level_that_they_do_not_contain(fit: Fit) -> None:
+    """Level c is smaller than b, but a fleet with levels b and d only cannot gather its statistics."""
     assert len(held(LevelSet(NET, CROSSED, 0), "c")) < len(held(LevelSet(NET, CROSSED, 0), "b"))
     with pytest.warns(UserWarning, match="No client can run level c"):
         fit(small_module(DepthFL, net=NET, levels=CROSSED, assignment=Fixed({"b": 1, "d": 1})), rounds=1)
 
 
-def test_the_table_is_written_again_by_a_run_that_goes_on(fit: Fit) -> None:
+def test_a_resumed_run_rewrites_the_level_table(fit: Fit) -> None:
     trainer = fit(small_module(), rounds=1)
     path = Path(str(trainer.logger.save_dir)) / "levels.csv"  # type: ignore[union-attr]
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Levels: a net is asked only for the axes that levels use, and must give logits of one exit or of several."""
+"""Levels: nets need only the axes that levels use, and must return logits of one exit or of several."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def rigid() -> nn.Module:
     return Exits()
 
 
-def test_an_axis_is_needed_only_by_levels_that_use_it() -> None:
+def test_a_net_needs_an_axis_only_if_levels_use_it() -> None:
     depths, widths = {"a": Level("a"), "b": Level("b", depth=1)}, small_levels(1.0, 0.5)
-    found = LevelSet(deep, depths, seed=0)  # type: ignore[arg-type]
-    assert found.sizes == {"a": 64 * 8 + 8 + 2 * 72 + 3 * 90, "b": 520 + 90}
+    level_set = LevelSet(deep, depths, seed=0)  # type: ignore[arg-type]
+    assert level_set.sizes == {"a": 64 * 8 + 8 + 2 * 72 + 3 * 90, "b": 520 + 90}
     assert len(LevelSet(wide, widths, seed=0)) == 2
     assert len(LevelSet(rigid, {"a": Level("a")}, seed=0)) == 1  # type: ignore[arg-type]
     cases: list[tuple[str, Callable[..., nn.Module], dict[str, Level]]] = [
@@ -74,7 +74,7 @@ def test_a_depth_that_the_net_does_not_have_is_refused_and_the_level_is_named() 
 
 
 class Shaped(Exits):
-    """Gives back what a function makes of the logits."""
+    """Returns the result of a function of the logits."""
 
     def __init__(self, change: Callable[[Tensor], object], depth: int = 3, exits: int | None = None) -> None:
         super().__init__(depth)
@@ -84,7 +84,7 @@ class Shaped(Exits):
         return self.change(super().forward(x))  # type: ignore[return-value]
 
 
-def test_outputs_of_the_exits_that_a_net_declares_are_accepted_and_anything_else_is_refused() -> None:
+def test_only_outputs_with_the_declared_exits_are_accepted() -> None:
     inputs = torch.rand(4, 1, 8, 8)
 
     def inspect(change: Callable[[Tensor], object], exits: int | None = None) -> dict[str, tuple[float, float]]:
@@ -138,7 +138,7 @@ def test_a_net_whose_exits_the_method_cannot_use_is_refused_before_the_first_rou
         assert "\n" not in str(error.value)
 
 
-def test_federated_averaging_of_a_net_with_exits_is_depthfl_with_one_level(fit: Callable[..., Trainer]) -> None:
+def test_a_multi_exit_net_with_one_level_trains_with_depthfl(fit: Callable[..., Trainer]) -> None:
     net = partial(MultiExitConvNet, hidden=(8, 8))
     trainer = fit(small_module(DepthFL, net=net, levels={"a": Level("a")}, distillation=False), rounds=1)
     assert trainer.global_step == 1

@@ -1,4 +1,4 @@
-"""Local training against a bare PyTorch loop, and executors against each other."""
+"""Local training against a bare PyTorch loop."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def bare_loop(
     make: Callable[..., Optimizer],
     term: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, float]:
-    """Train a freshly built net with one optimizer over its list of parameters, as anyone would write it.
+    """Train a new net with one optimizer over its list of parameters, in a plain loop.
 
-    ``term``, of the parameters now and at the start as vectors, is added to the loss.
+    ``term`` is added to the loss; it is a function of the parameters now and at the start, as vectors.
     """
     net = problem.build(task.level)
     for name, tensor in state_of(net).items():
@@ -72,11 +72,11 @@ def bare_loop(
 OPTIMIZERS: list[Callable[..., Optimizer]] = [
     lambda p: SGD(p, lr=1.0, momentum=0.9, weight_decay=5e-4),
     lambda p: SGD(p, lr=1.0, momentum=0.9, dampening=0.3),
-    # A large eps: the gradient of a bias before batch norm is rounding noise, which Adam would blow up.
+    # A large eps: the gradient of a bias before batch norm is rounding noise, which Adam would amplify.
     lambda p: Adam(p, lr=1.0, eps=1e-3),
-    lambda p: Adagrad(p, lr=1.0, lr_decay=0.1, initial_accumulator_value=0.3),  # begins with a state
+    lambda p: Adagrad(p, lr=1.0, lr_decay=0.1, initial_accumulator_value=0.3),  # starts with a state
     lambda p: SGD(p, lr=1.0, momentum=0.9, nesterov=True, foreach=True),
-    lambda p: Adafactor(p, lr=1.0, eps=(1e-3, 1e-3)),  # looks at rows and columns: must not be given one flat vector
+    lambda p: Adafactor(p, lr=1.0, eps=(1e-3, 1e-3)),  # uses rows and columns: it must not get one flat vector
 ]
 
 
@@ -89,7 +89,7 @@ def test_training_equals_a_bare_loop(make: Callable[..., Optimizer], norm: str, 
         net=lambda *, width=1.0: small_net(width=width, norm=norm),
     )
     bench = bench_of(problem)
-    # The second client must not see the first one's optimizer state, gradients or weights.
+    # The second client must not use the first one's optimizer state, gradients or weights.
     for client, level in ((0, "b"), (1, "b"), (1, "a"), (0, "b")):
         task = Task(client, level, round=4, version=4, lr=0.02)
         result = train(bench, task)
@@ -101,7 +101,7 @@ def test_training_equals_a_bare_loop(make: Callable[..., Optimizer], norm: str, 
 
 @pytest.mark.parametrize("norm", ["static_batch", "batch"])
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_penalised_training_equals_a_bare_loop_with_the_term_in_its_loss(norm: str, clip: float | None) -> None:
+def test_penalised_training_equals_a_bare_loop_with_the_penalty_in_the_loss(norm: str, clip: float | None) -> None:
     def make(parameters: Any) -> Optimizer:
         return SGD(parameters, lr=1.0, momentum=0.9, weight_decay=5e-4)
 
@@ -129,41 +129,41 @@ def test_penalised_training_equals_a_bare_loop_with_the_term_in_its_loss(norm: s
         make,
         lambda theta, start: -(memory * theta).sum() + 0.2 * (theta - start).square().sum(),
     )
-    found = train(feddyn, replace(task, memory_D=memory)).vector
-    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+    actual = train(feddyn, replace(task, memory_D=memory)).vector
+    assert torch.allclose(actual, expected, rtol=1e-9, atol=1e-12)
     assert not torch.allclose(train(feddyn, task).vector, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("make", "fused"), [(SGD, True), (Adam, True), (partial(SGD, fused=False), False), (Adagrad, None)]
 )
-def test_a_step_is_one_pass_unless_there_is_a_state_for_another_way(
+def test_a_fused_step_is_used_unless_the_optimizer_state_prevents_it(
     make: Callable[..., Optimizer], fused: bool | None
 ) -> None:
-    """Adagrad's is there from the start, its step on the CPU, where a GPU's fused kernel does not find it."""
+    """Adagrad has a state from the start, with its step count on the CPU, which a fused GPU kernel cannot use."""
     assert ResidentNet(nn.Linear(2, 2), make).optimizer.param_groups[0]["fused"] is fused
 
 
-def test_a_new_version_of_the_global_model_is_loaded() -> None:
+def test_a_new_model_version_is_loaded() -> None:
     problem = Problem(LocalTraining())
     bench = bench_of(problem)
     first = train(bench, Task(0, "b", 0, 0, 0.05)).vector
     with torch.no_grad():
         for p in problem.net.parameters():
             p.mul_(0.5)
-    assert torch.equal(train(bench, Task(0, "b", 0, 0, 0.05)).vector, first)  # version 0 is what was loaded
+    assert torch.equal(train(bench, Task(0, "b", 0, 0, 0.05)).vector, first)  # version 0 is the loaded one
     assert not torch.equal(train(bench, Task(0, "b", 0, 1, 0.05)).vector, first)
 
 
 @given(st.integers(1, 60), st.integers(1, 12))
-def test_batches_hold_every_sample_once_and_none_is_alone(num_samples: int, batch_size: int) -> None:
-    found = list(batches(num_samples, batch_size, torch.Generator().manual_seed(0)))
-    assert sorted(torch.cat(found).tolist()) == list(range(num_samples))
-    assert all(len(batch) <= batch_size + 1 for batch in found)
+def test_batches_contain_every_sample_once_and_no_batch_has_one_sample(num_samples: int, batch_size: int) -> None:
+    drawn = list(batches(num_samples, batch_size, torch.Generator().manual_seed(0)))
+    assert sorted(torch.cat(drawn).tolist()) == list(range(num_samples))
+    assert all(len(batch) <= batch_size + 1 for batch in drawn)
     if batch_size > 1 and num_samples > 1:
-        assert min(len(batch) for batch in found) > 1
+        assert min(len(batch) for batch in drawn) > 1
     if batch_size == 1:
-        assert len(found) == num_samples
+        assert len(drawn) == num_samples
 
 
 def test_statistics_are_sums_over_the_clients_batches() -> None:
@@ -189,7 +189,7 @@ def test_flops_of_the_convnet_by_hand() -> None:
     forward, training = flops_per_sample(net, torch.rand(4, 1, 8, 8))
     first, second, head = 2 * 64 * 9 * 1 * 8, 2 * 16 * 9 * 8 * 16, 2 * 16 * 10
     assert forward == first + second + head
-    # Backward: gradients of weights and of inputs, but no gradient of the images.
+    # Backward: gradients of weights and of inputs, except for the gradient of the images.
     assert training == 3 * (first + second + head) - first
 
 

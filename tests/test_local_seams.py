@@ -1,4 +1,4 @@
-"""The seams of local training: a loss over the net and the batch, what happens around steps, and nets that narrow."""
+"""Extension points of local training: a loss of net and batch, methods around steps, and narrowed nets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Fit = Callable[..., Trainer]
 
 
 class OrderedDropout(LocalMethod):
-    """FjORD: every batch is passed at a width that is drawn from those that the client can afford."""
+    """FjORD: every batch is trained at a width that is drawn from the widths that the client can afford."""
 
     levels: LevelSet
 
@@ -45,11 +45,11 @@ class Ordered(OrderedDropout, Problem):
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_batches_of_drawn_widths_are_those_of_a_bare_loop() -> None:
+def test_ordered_dropout_equals_a_bare_loop() -> None:
     levels = small_levels(1.0, 0.5, 0.25)
     problem = Ordered(LocalTraining(epochs=3, batch_size=8, optimizer=sgd(momentum=0.0)), levels=levels)
     bench, task = bench_of(problem), Task(1, "a", 4, 4, 0.03)
-    found = train(bench, task).vector
+    actual = train(bench, task).vector
     theta = {name: p.detach().clone() for name, p in problem.net.named_parameters()}
     random, used = generator(problem.seed, "method", 4, 1), set[str]()
     for inputs, targets in training_batches(bench, task):
@@ -66,24 +66,24 @@ def test_batches_of_drawn_widths_are_those_of_a_bare_loop() -> None:
     start = torch.cat([p.detach().flatten() for p in problem.net.parameters()])
     expected = torch.cat([value.flatten() for value in theta.values()]) - start
     assert used == {"a", "b", "c"}
-    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_steps_of_a_methods_own_are_alike_in_workers_and_refused_by_stacked() -> None:
+def test_a_method_with_local_loss_runs_in_workers_and_is_refused_by_stacked() -> None:
     problem = Ordered(LocalTraining(epochs=2, optimizer=sgd()))
     expected = results(Sequential(), bench_of(problem), tasks_of([0, 1, 2]))
     workers = Workers(2)
     try:
-        found = results(workers, bench_of(problem), tasks_of([0, 1, 2]))
+        actual = results(workers, bench_of(problem), tasks_of([0, 1, 2]))
     finally:
         workers.close()
-    assert all(torch.equal(one[0], two[0]) for one, two in zip(expected, found, strict=True))
+    assert all(torch.equal(one[0], two[0]) for one, two in zip(expected, actual, strict=True))
     with pytest.raises(ConfigurationError, match=r"for executor Stacked but got Ordered\.local_loss"):
         results(Stacked(2), bench_of(problem), tasks_of([0, 1]))
 
 
-def test_a_level_that_is_no_part_of_the_clients_is_refused() -> None:
+def test_narrowing_to_a_level_outside_the_clients_is_refused() -> None:
     class Widening(Problem):
         def local_loss(self, net: nn.Module, batch: Batch, ctx: ClientContext) -> Tensor:
             return ctx.narrowed("a")(batch[0]).sum()
@@ -93,31 +93,31 @@ def test_a_level_that_is_no_part_of_the_clients_is_refused() -> None:
         train(bench_of(problem), Task(0, "b", 0, 0, 0.1))
 
 
-class Told(Problem):
-    """Notes what it is called with."""
+class Recording(Problem):
+    """Records its calls."""
 
     def __init__(self, local: LocalTraining, **settings: Any) -> None:
         super().__init__(local, **settings)
-        self.told: list[tuple[str, int, float]] = []
+        self.calls: list[tuple[str, int, float]] = []
         self.norms: list[float] = []
 
     def before_client(self, net: nn.Module, ctx: ClientContext) -> None:
-        self.told.append(("before", ctx.step, ctx.lr))
+        self.calls.append(("before", ctx.step, ctx.lr))
         assert all(torch.equal(p, ctx.anchor[name]) for name, p in net.named_parameters())
 
     def after_step(self, net: nn.Module, ctx: ClientContext) -> None:
-        self.told.append(("step", ctx.step, ctx.lr))
+        self.calls.append(("step", ctx.step, ctx.lr))
 
     def after_client(self, net: nn.Module, ctx: ClientContext) -> Mapping[str, float]:
         moved = [float((p.detach() - ctx.anchor[name]).norm()) for name, p in net.named_parameters()]
-        self.told.append(("after", ctx.step, ctx.lr))
+        self.calls.append(("after", ctx.step, ctx.lr))
         return {"moved": sum(moved)}
 
 
-def test_what_happens_around_steps_is_called_in_order() -> None:
-    problem = Told(LocalTraining(epochs=1, batch_size=10), dtype=torch.float32)
+def test_methods_around_steps_are_called_in_order() -> None:
+    problem = Recording(LocalTraining(epochs=1, batch_size=10), dtype=torch.float32)
     result = train(bench_of(problem, (23,)), replace(Task(0, "b", 0, 0, 0.1), steps=2))
-    assert problem.told == [("before", 0, 0.1), ("step", 0, 0.1), ("step", 1, 0.1), ("after", 2, 0.1)]
+    assert problem.calls == [("before", 0, 0.1), ("step", 0, 0.1), ("step", 1, 0.1), ("after", 2, 0.1)]
     assert result.report.extras["moved"] > 0
 
 
@@ -143,7 +143,7 @@ class Reports(HeteroFL):
         return {"moved": float(sum((p.detach() - ctx.anchor[name]).norm() for name, p in net.named_parameters()))}
 
 
-def test_extras_of_a_method_reach_the_piece_that_declares_them(fit: Fit) -> None:
+def test_extras_of_a_method_reach_the_declaring_piece(fit: Fit) -> None:
     module: Any = small_module(Reports)
     fit(module, rounds=2)
     assert len(module.moved.seen) == 8
@@ -151,7 +151,7 @@ def test_extras_of_a_method_reach_the_piece_that_declares_them(fit: Fit) -> None
 
 
 class Fjord(OrderedDropout, FedAvg):
-    """Ordered dropout on levels of a run."""
+    """Ordered dropout on the levels of a run."""
 
 
 def test_a_run_of_ordered_dropout_ends_with_the_same_bits_in_workers(fit: Fit) -> None:

@@ -1,4 +1,4 @@
-"""Low-rank factors: the best of their rank, PowerSGD's step, and the start that clients share."""
+"""Low-rank factors: the best approximation of a rank, PowerSGD's step, and the warm start that clients share."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def low_rank(rank: int = 2, **settings: object) -> LowRank:
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5, 8, 100])
-def test_without_steps_the_product_is_the_best_of_its_rank(rank: int) -> None:
+def test_without_steps_the_product_is_the_best_low_rank_approximation(rank: int) -> None:
     vector = normal(LAYOUT.size)
     update = low_rank(rank, steps=None).apply(vector, Context(0.1, LAYOUT))
     got = matrices(update.to_dense())
@@ -50,7 +50,7 @@ def test_without_steps_the_product_is_the_best_of_its_rank(rank: int) -> None:
         np.testing.assert_allclose(got[name], best, atol=1e-5)
 
 
-def test_one_step_is_powersgds() -> None:
+def test_one_step_equals_powersgd() -> None:
     vector, compressor = normal(LAYOUT.size), low_rank(2)
     for round in range(3):
         starts = {
@@ -67,13 +67,13 @@ def test_one_step_is_powersgds() -> None:
             np.testing.assert_allclose(got[name], left @ rights[name].T, atol=1e-4)
         compressor.observe(update, LAYOUT)
         compressor.end_round()
-        for name, right in rights.items():  # the warm start is Q, up to its size
+        for name, right in rights.items():  # the warm start is Q up to a factor
             start = compressor._start(name, right.shape[0], 2).numpy()
             np.testing.assert_allclose(start, right / np.linalg.norm(right), atol=1e-4)
         vector = vector + 0.1 * normal(LAYOUT.size, seed=round + 1)
 
 
-def test_warm_starts_find_the_best_of_its_rank_and_cold_ones_do_not() -> None:
+def test_warm_starts_converge_to_the_best_approximation_and_cold_starts_do_not() -> None:
     vector = normal(LAYOUT.size)
     best = float((low_rank(2, steps=None).compress(vector, lr=0.1, layout=LAYOUT).to_dense() - vector).norm())
     errors = {}
@@ -90,7 +90,7 @@ def test_warm_starts_find_the_best_of_its_rank_and_cold_ones_do_not() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("seed", range(8))
-def test_clients_with_a_common_right_vector_do_not_cancel_in_the_warm_start(seed: int, steps: int) -> None:
+def test_opposite_clients_do_not_cancel_in_the_warm_start(seed: int, steps: int) -> None:
     random = np.random.default_rng(seed)
     left, right = random.normal(size=10), random.normal(size=12)
     layout, compressor = Layout({"linear": (10, 12)}), low_rank(1, steps=steps)
@@ -104,7 +104,7 @@ def test_clients_with_a_common_right_vector_do_not_cancel_in_the_warm_start(seed
 
 
 @given(st.integers(0, 2**32))
-def test_the_right_factors_of_a_matrix_and_its_rotations_are_the_same(seed: int) -> None:
+def test_right_factors_do_not_depend_on_rotations_of_the_left(seed: int) -> None:
     random = np.random.default_rng(seed)
     matrix, (rotation, _) = random.normal(size=(10, 12)), np.linalg.qr(random.normal(size=(10, 10)))
     layout, factors = Layout({"linear": (10, 12)}), []
@@ -123,7 +123,7 @@ def test_low_rank_is_a_contraction(rank: int, seed: int, steps: bool) -> None:
     assert float((update.to_dense() - vector).norm()) <= float(vector.norm()) * (1 + 1e-5)
 
 
-def test_tensors_of_any_shape_can_be_products_where_none_has_to_shrink() -> None:
+def test_tensors_of_any_shape_are_factored_without_a_minimum_reduction() -> None:
     layout = Layout({"scale": (), "empty": (0, 3), "none": (3, 0), "vector": (5,), "matrix": (2, 3)})
     vector = normal(layout.size)
     update = LowRank(rank=3, min_reduction=0.1).compress(vector, lr=0.1, layout=layout)
@@ -132,7 +132,7 @@ def test_tensors_of_any_shape_can_be_products_where_none_has_to_shrink() -> None
     assert update.to_dense().tolist() == pytest.approx(vector.tolist(), abs=1e-6)
 
 
-def test_small_levels_take_the_leading_rows_of_the_start_and_add_to_it() -> None:
+def test_small_levels_use_and_update_the_leading_rows_of_the_start() -> None:
     small = Layout({"linear": (5, 6)})
     compressor = low_rank(1)
     for layout in (Layout({"linear": (10, 12)}), small):
@@ -141,12 +141,12 @@ def test_small_levels_take_the_leading_rows_of_the_start_and_add_to_it() -> None
     start = compressor._start("linear", 12, 1)
     assert start.shape == (12, 1)
     assert torch.allclose(compressor._start("linear", 6, 1), start[:6] / start[:6].norm())
-    grown = compressor._start("linear", 20, 1)  # a level that has not been seen: the rest is drawn
+    grown = compressor._start("linear", 20, 1)  # an unseen level: the rest of the start is drawn
     assert grown.shape == (20, 1)
     assert bool(grown[12:].any())
 
 
-def test_what_does_not_shrink_is_sent_as_it_is_and_the_start_is_counted() -> None:
+def test_tensors_that_do_not_shrink_are_sent_whole_and_the_start_is_charged() -> None:
     compressor = LowRank(rank=2, min_reduction=2.0)
     vector = normal(LAYOUT.size)
     update = compressor.apply(vector, Context(0.1, LAYOUT))

@@ -1,4 +1,4 @@
-"""LowRank's steps of subspace iteration, one by one in NumPy, from a start that is known: the last round's Q."""
+"""LowRank's steps of subspace iteration, one by one in NumPy, from a known start: Q of the previous round."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def sent(compressor: LowRank, matrix: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
-def test_so_many_steps_are_taken(steps: int) -> None:
-    """The row space of what was sent is that of Q, from which the next round starts."""
+def test_the_given_number_of_subspace_iterations_is_done(steps: int) -> None:
+    """The row space of the sent product is that of Q, from which the next round starts."""
     random = np.random.default_rng(3)
     compressor = LowRank(rank=2, steps=steps, min_reduction=0.5)
     before = sent(compressor, random.normal(size=(6, 5)))
@@ -32,7 +32,7 @@ def test_so_many_steps_are_taken(steps: int) -> None:
         left = np.linalg.qr(matrix @ right)[0]
         right = matrix.T @ left
         results.append(left @ right.T)
-    found = sent(compressor, matrix)
-    apart = [float(np.abs(found - result).max()) for result in results]
+    actual = sent(compressor, matrix)
+    apart = [float(np.abs(actual - result).max()) for result in results]
     assert apart[steps - 1] < 1e-9
     assert min(distance for step, distance in enumerate(apart, start=1) if step != steps) > 1e-4

@@ -1,4 +1,4 @@
-"""Nets and layers: exact sizes, the Scaler, static batch norm against NumPy."""
+"""Nets and layers: exact numbers of parameters, the Scaler, and static batch norm against NumPy."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_resnet34_is_resnet18_with_eight_more_blocks() -> None:
 
 @pytest.mark.parametrize("net", [ConvNet, PreActResNet])
 @pytest.mark.parametrize("norm", ["static_batch", "batch", "group", "none"])
-def test_logits_have_a_column_per_class(net: type[ConvNet | PreActResNet], norm: str) -> None:
+def test_the_nets_return_one_logit_per_class(net: type[ConvNet | PreActResNet], norm: str) -> None:
     model = net(in_channels=2, num_classes=7, hidden=(8, 8, 16, 16), norm=norm, width=0.5)  # type: ignore[arg-type]
     assert model(torch.rand(3, 2, 16, 16)).shape == (3, 7)
 
 
 @pytest.mark.parametrize("net", [ConvNet, PreActResNet])
 @pytest.mark.parametrize("width", [1.0, 0.25])
-def test_the_classifiers_bias_begins_at_0_and_all_else_as_pytorch_draws_it(
+def test_the_classifier_bias_starts_at_0_and_other_tensors_use_pytorch_defaults(
     net: type[ConvNet | PreActResNet], width: float
 ) -> None:
     torch.manual_seed(3)
@@ -71,7 +71,7 @@ def test_the_classifiers_bias_begins_at_0_and_all_else_as_pytorch_draws_it(
     assert not model.classifier.bias.any()
 
 
-def test_channels_are_rounded_up_but_not_by_binary_noise() -> None:
+def test_channels_are_rounded_up_except_for_binary_rounding_noise() -> None:
     assert [scaled(10, w) for w in (0.3, 0.33, 0.01, 1.0)] == [3, 4, 1, 10]
     for hundredths in range(1, 101):
         assert scaled(100, hundredths / 100) == hundredths
@@ -83,14 +83,14 @@ def test_a_width_out_of_range_is_refused(width: float) -> None:
         ConvNet(width=width)
 
 
-def test_scaler_divides_in_training_only() -> None:
+def test_the_scaler_divides_in_training_only() -> None:
     x = torch.rand(5)
     scaler = Scaler(0.25)
     assert torch.equal(scaler.train()(x), x / 0.25)
     assert torch.equal(scaler.eval()(x), x)
 
 
-def test_scaler_before_batch_norm_changes_nothing_but_eps_and_without_norm_it_does() -> None:
+def test_the_scaler_only_matters_without_batch_norm_up_to_eps() -> None:
     torch.manual_seed(0)
     x = torch.randn(64, 3, 4, 4)
     with_norm = nn.Sequential(Scaler(0.25), StaticBatchNorm2d(3)).train()
@@ -126,19 +126,19 @@ def test_static_batch_norm_equals_numpy_in_training_and_evaluation() -> None:
     layer.load(sums)
     got = layer.eval()(batches[1]).detach().numpy()
     assert np.allclose(got, normalised(batches[1].numpy(), mean, var), atol=1e-12)
-    # One sample at a time gives the same: nothing of the test batch enters.
+    # Single samples give the same outputs: the batch's statistics are not used.
     alone = torch.cat([layer(batches[1][i : i + 1]) for i in range(7)])
     assert np.allclose(alone.detach().numpy(), got, atol=1e-12)
 
 
-def test_evaluation_without_statistics_is_refused_and_statistics_do_not_travel() -> None:
+def test_evaluation_without_statistics_is_refused_and_statistics_are_not_sent() -> None:
     layer = StaticBatchNorm2d(2)
     with pytest.raises(RuntimeError, match="statistics"):
         layer.eval()(torch.rand(2, 2, 1, 1))
     assert set(layer.state_dict()) == {"weight", "bias"}
 
 
-def test_gathering_keeps_the_scaler_as_in_evaluation_and_changes_no_parameter() -> None:
+def test_gathering_statistics_disables_the_scaler_and_changes_no_parameter() -> None:
     torch.manual_seed(0)
     net = ConvNet(hidden=(8, 8), width=0.5)
     before = {name: p.clone() for name, p in net.named_parameters()}
@@ -163,7 +163,7 @@ def test_unknown_norms_and_impossible_groups_are_refused() -> None:
         PreActResNet(layers=50)
 
 
-def test_models_cannot_be_imported_by_a_second_name() -> None:
+def test_models_cannot_be_imported_under_a_second_name() -> None:
     root = Path(__file__).parent.parent
     for name in ("models", "aggregators"):
         done = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=root, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Nets with an exit per stage: shallow nets are prefixes, what is inside equals slow references, and a run of them."""
+"""Multi-exit nets: shallow nets are prefixes, layers equal slow references, and a run trains them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_depth_out_of_range_is_refused(make: Callable[..., nn.Module], depth: 
 
 @both_nets
 @pytest.mark.parametrize("width", [1.0, 0.5, 0.3])
-def test_a_shallow_net_is_the_beginning_of_a_deep_one(make: Callable[..., nn.Module], width: float) -> None:
+def test_parameters_of_a_shallow_net_are_the_first_of_a_deep_net(make: Callable[..., nn.Module], width: float) -> None:
     states = [make(width=width, depth=depth).state_dict() for depth in (1, 2, 3, 4)]
     assert list(make(width=width).state_dict()) == list(states[-1])
     for shallow, deep in itertools.pairwise(states):
@@ -54,19 +54,19 @@ def test_a_shallow_net_is_the_beginning_of_a_deep_one(make: Callable[..., nn.Mod
 
 @both_nets
 @pytest.mark.parametrize("norm", ["static_batch", "batch"])
-def test_every_width_and_depth_is_a_leading_block(make: Callable[..., nn.Module], norm: str) -> None:
+def test_every_width_and_depth_is_a_leading_block_of_the_full_net(make: Callable[..., nn.Module], norm: str) -> None:
     whole = state_of(make(norm=norm))
     for width, depth in itertools.product((1.0, 0.5, 0.3, 0.01), (1, 2, 3, 4)):
         part = state_of(make(norm=norm, width=width, depth=depth))
         index = prefix_index(whole, part, "x")
         assert index == {name: tuple(slice(0, size) for size in tensor.shape) for name, tensor in part.items()}
-        # Images and classes are never cut.
+        # Image channels and classes are never cut.
         assert next(iter(part.values())).shape[1] == 3
         assert [len(tensor) for name, tensor in part.items() if name.endswith("classifier.weight")] == [7] * depth
 
 
 def moved(net: nn.Module) -> nn.Module:
-    """Move weights and running statistics off their initial values."""
+    """Change weights and running statistics from their initial values."""
     random = torch.Generator().manual_seed(1)
     for tensor in state_of(net).values():
         tensor.data += 0.2 * (torch.rand(tensor.shape, generator=random, dtype=tensor.dtype) - 0.5)
@@ -80,16 +80,16 @@ def with_statistics(net: nn.Module, *batches: Tensor) -> nn.Module:
             net(batch)
         sums = {name: layer.sums for name, layer in layers.items()}
     for name, layer in layers.items():
-        found = sums[name]
-        assert found is not None
-        assert found.batches == len(batches)
-        layer.load(found)
+        gathered = sums[name]
+        assert gathered is not None
+        assert gathered.batches == len(batches)
+        layer.load(gathered)
     return net.eval()
 
 
 @both_nets
 @pytest.mark.parametrize("norm", ["static_batch", "batch"])
-def test_exits_of_a_shallow_net_are_the_first_of_the_deep_one(make: Callable[..., nn.Module], norm: str) -> None:
+def test_exits_of_a_shallow_net_equal_the_first_exits_of_a_deep_net(make: Callable[..., nn.Module], norm: str) -> None:
     inputs = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     whole = with_statistics(moved(make(norm=norm)), inputs)
     expected = whole(inputs)
@@ -114,7 +114,7 @@ def separable_conv(x: Tensor, layer: nn.Module, stride: int) -> Tensor:
 
 
 def upsampled(x: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear, pixel by pixel: pixels are squares whose values are those of their centres."""
+    """Return the bilinear interpolation pixel by pixel; values are those of the pixels' centres."""
 
     def mixture(large: int, small: int) -> Tensor:
         weights = torch.zeros(large, small, dtype=x.dtype)
@@ -129,7 +129,7 @@ def upsampled(x: Tensor, height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 10), (2, 2), (1, 3)])
-def test_the_gate_equals_a_slow_one(height: int, width: int) -> None:
+def test_the_gate_equals_a_slow_reference(height: int, width: int) -> None:
     torch.manual_seed(0)
     gate = moved(AttentionGate(6, "batch", width=1.0)).double().train()
     x = torch.randn(3, 6, height, width, dtype=torch.float64)
@@ -142,7 +142,7 @@ def test_the_gate_equals_a_slow_one(height: int, width: int) -> None:
     assert torch.allclose(gate.float()(x.float()), slow.float(), rtol=0, atol=1e-6)
 
 
-def test_the_resnets_trunk_and_last_exit_are_torchvisions_with_a_small_stem() -> None:
+def test_the_resnets_trunk_and_last_exit_equal_torchvisions_with_a_small_stem() -> None:
     net = moved(MultiExitResNet(num_classes=7)).eval()
     reference = torchvision.models.resnet18(num_classes=7)
     reference.conv1, reference.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
@@ -155,7 +155,7 @@ def test_the_resnets_trunk_and_last_exit_are_torchvisions_with_a_small_stem() ->
 
 
 @pytest.mark.parametrize("width", [1.0, 0.5])
-def test_the_convnets_trunk_and_last_exit_are_those_of_the_net_with_one_exit(width: float) -> None:
+def test_the_convnets_trunk_and_last_exit_equal_the_single_exit_net(width: float) -> None:
     net, single = MultiExitConvNet(hidden=HIDDEN, width=width), ConvNet(hidden=HIDDEN, width=width)
     ours = net.state_dict()
     names = {
@@ -163,14 +163,14 @@ def test_the_convnets_trunk_and_last_exit_are_those_of_the_net_with_one_exit(wid
         for name in single.state_dict()
         if name.startswith("blocks")
     } | {f"classifier.{leaf}": f"stages.3.classifier.{leaf}" for leaf in ("weight", "bias")}
-    single.load_state_dict({name: ours[own] for name, own in names.items()})
+    single.load_state_dict({name: ours[our_name] for name, our_name in names.items()})
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(net.train()(x)[-1], single.train()(x))
 
 
 @both_nets
 @pytest.mark.parametrize("size", [8, 28, 32])
-def test_every_depth_takes_every_size_in_training_and_evaluation(make: Callable[..., nn.Module], size: int) -> None:
+def test_every_depth_accepts_every_image_size(make: Callable[..., nn.Module], size: int) -> None:
     x = torch.rand(3, 3, size, size)
     for depth, norm in itertools.product((1, 2, 3, 4), ("static_batch", "batch", "group", "none")):
         net = make(norm=norm, depth=depth, width=0.5)
@@ -188,13 +188,13 @@ def test_gradients_reach_every_parameter(make: Callable[..., nn.Module], norm: s
         torch.stack([F.cross_entropy(logits, targets) for logits in net(torch.rand(8, 3, 16, 16))]).sum().backward()
         for name, parameter in net.named_parameters():
             assert parameter.grad is not None, name
-            # Batch norm takes away what a bias before it adds: its gradient is 0 but for rounding.
+            # Batch norm removes a bias before it: the bias's gradient is 0 up to rounding.
             if not (name.endswith("conv.bias") and "batch" in norm):
                 assert parameter.grad.abs().max() > 1e-7, name
 
 
 @both_nets
-def test_static_statistics_are_gathered_and_then_samples_are_independent(make: Callable[..., nn.Module]) -> None:
+def test_with_gathered_static_statistics_samples_are_independent(make: Callable[..., nn.Module]) -> None:
     batches = torch.rand(2, 6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     net = with_statistics(moved(make(norm="static_batch", width=0.5, depth=3)), *batches)
     # One behind every Scaler, and one more in a gate.
@@ -205,7 +205,7 @@ def test_static_statistics_are_gathered_and_then_samples_are_independent(make: C
 
 
 @both_nets
-def test_running_averages_are_buffers_that_travel_and_static_statistics_are_not(make: Callable[..., nn.Module]) -> None:
+def test_running_averages_travel_as_buffers_and_static_statistics_do_not(make: Callable[..., nn.Module]) -> None:
     running, static = make(norm="batch", depth=2), make(norm="static_batch", depth=2)
     norms = {name for name, module in running.named_modules() if isinstance(module, nn.BatchNorm2d)}
     assert buffers_of(running).keys() == {
@@ -216,7 +216,7 @@ def test_running_averages_are_buffers_that_travel_and_static_statistics_are_not(
 
 
 @both_nets
-def test_a_scaler_stands_behind_every_convolution_that_is_normalised(make: Callable[..., nn.Module]) -> None:
+def test_a_scaler_follows_every_normalised_convolution(make: Callable[..., nn.Module]) -> None:
     net = make(norm="none", width=0.5).train()
     x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     scalers = [module for module in net.modules() if isinstance(module, Scaler)]
@@ -235,7 +235,7 @@ def test_a_scaler_stands_behind_every_convolution_that_is_normalised(make: Calla
 
 
 @both_nets
-def test_scalers_before_batch_norm_change_nothing_but_eps(make: Callable[..., nn.Module]) -> None:
+def test_scalers_before_batch_norm_only_change_the_effect_of_eps(make: Callable[..., nn.Module]) -> None:
     net = make(norm="batch", width=0.5).double().train()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -248,13 +248,13 @@ def test_scalers_before_batch_norm_change_nothing_but_eps(make: Callable[..., nn
     assert torch.allclose(net(x), scaled, rtol=1e-6)
 
 
-def test_the_resnet_starts_as_in_the_paper() -> None:
+def test_the_resnet_is_initialised_as_in_the_paper() -> None:
     torch.manual_seed(0)
     net = MultiExitResNet(hidden=(64, 128), num_classes=5)
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
             assert module.bias is None
-            # Kaiming-normal, fan out: as torch counts it, a depthwise convolution has the fan of a full one.
+            # Kaiming-normal, fan out: in torch, a depthwise convolution has the fan of a full convolution.
             fan = module.out_channels * module.weight[0, 0].numel()
             assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan), rel=0.1), name
         elif isinstance(module, nn.BatchNorm2d):
@@ -263,7 +263,7 @@ def test_the_resnet_starts_as_in_the_paper() -> None:
 
 
 @both_nets
-def test_the_nets_can_be_exported_with_a_batch_of_any_size(make: Callable[..., nn.Module]) -> None:
+def test_exported_nets_accept_any_batch_size(make: Callable[..., nn.Module]) -> None:
     x = torch.rand(6, 3, 14, 14, generator=torch.Generator().manual_seed(0))
     net = with_statistics(moved(make(norm="static_batch", depth=2, width=0.5)), x)
     exported = torch.export.export(net, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
@@ -272,7 +272,7 @@ def test_the_nets_can_be_exported_with_a_batch_of_any_size(make: Callable[..., n
 
 
 class SumOfExits(FederatedModule):
-    """Every exit learns."""
+    """Sums the losses of all exits."""
 
     def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
         return torch.stack([F.cross_entropy(logits, targets) for logits in outputs]).sum()
@@ -282,7 +282,7 @@ class SumOfExits(FederatedModule):
 
 
 @pytest.mark.parametrize(("make", "norm"), [(MultiExitConvNet, "static_batch"), (MultiExitResNet, "batch")])
-def test_a_federation_of_widths_and_depths_trains_and_leaves_stages_without_holders_alone(
+def test_a_run_with_widths_and_depths_keeps_stages_without_holders(
     make: Callable[..., nn.Module], norm: str, fit: Callable[..., Trainer]
 ) -> None:
     levels = {"a": Level("a"), "b": Level("b", depth=1), "c": Level("c", 0.5, 2)}
@@ -292,7 +292,7 @@ def test_a_federation_of_widths_and_depths_trains_and_leaves_stages_without_hold
     fit(module, rounds=2, limit_val_batches=0)
     for name, tensor in state_of(module.net).items():
         assert torch.equal(tensor, before[name]) == name.startswith("stages.2"), name
-        # The exit of stage 1 is held at half width only: its other half stays, too.
+        # The exit of stage 1 is held at half width only: its other half does not change either.
         if name.startswith("stages.1") and tensor.dim() == 1 and len(tensor) > 10:
             assert torch.equal(tensor[8:], before[name][8:])
             assert not torch.equal(tensor[:8], before[name][:8])

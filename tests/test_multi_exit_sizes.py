@@ -1,4 +1,4 @@
-"""Numbers of parameters of nets with an exit per stage: the authors', the documented, and by a formula of their own."""
+"""Numbers of parameters of multi-exit nets: the authors', the documented ones, and those of a separate formula."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def count(net: nn.Module) -> int:
 
 
 def separable(incoming: int, outgoing: int) -> int:
-    # A filter of 9 per channel, the 1x1 convolution, a norm's weight and bias.
+    # A 3x3 filter per channel, the 1x1 convolution, and a norm's weight and bias.
     return 9 * incoming + incoming * outgoing + 2 * outgoing
 
 
@@ -41,12 +41,12 @@ def bottleneck(incoming: int, outgoing: int) -> int:
 def resnet_size(sizes: Sequence[int], depth: int, images: int, classes: int) -> int:
     total = 9 * images * sizes[0] + 2 * sizes[0]
     for stage in range(depth):
-        before, own, after = sizes[max(stage - 1, 0)], sizes[stage], sizes[stage + 1 :]
-        total += 9 * before * own + 3 * 9 * own**2 + 4 * 2 * own
-        total += before * own + 2 * own if stage or before != own else 0
+        before, size, after = sizes[max(stage - 1, 0)], sizes[stage], sizes[stage + 1 :]
+        total += 9 * before * size + 3 * 9 * size**2 + 4 * 2 * size
+        total += before * size + 2 * size if stage or before != size else 0
         if after:
-            total += bottleneck(own, own) + 2 * own
-        total += sum(bottleneck(*pair) for pair in itertools.pairwise((own, *after)))
+            total += bottleneck(size, size) + 2 * size
+        total += sum(bottleneck(*pair) for pair in itertools.pairwise((size, *after)))
         total += classes * (sizes[-1] + 1)
     return total
 

@@ -1,4 +1,4 @@
-"""`make mutants`: its draw, its tables, what it measures, and bugs that it tries in a small project."""
+"""`make mutants`: its draw, its tables, its measurements, and bugs that it tries in a small project."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project of one small file, its test, and this tool."""
+    """Return a project of one small file, its tests, and this tool."""
     root = tmp_path / "project"
     (root / "hetfl/compression").mkdir(parents=True)
     shutil.copytree(ROOT / "tests/mutants", root / "tests/mutants")
@@ -85,7 +85,7 @@ def mutants(root: Path) -> dict[str, Mutant]:
     return {f"{mutant.line}: {mutant.new}": mutant for mutant in mutants_of(root, files_in_scope(root))}
 
 
-def test_draw_is_a_function_of_the_seed_and_of_what_changes(project: Path) -> None:
+def test_the_draw_is_a_function_of_the_seed_and_the_changed_text(project: Path) -> None:
     def draw(seed: int) -> list[str]:
         chosen = drawn(mutants_of(project, files_in_scope(project)), seed, 4)
         assert len({mutant.line for mutant in chosen}) == len(chosen)
@@ -98,7 +98,7 @@ def test_draw_is_a_function_of_the_seed_and_of_what_changes(project: Path) -> No
     assert draw(0) == first
 
 
-def test_at_most_so_many_of_a_function_are_drawn(project: Path) -> None:
+def test_the_number_of_draws_per_function_is_limited(project: Path) -> None:
     file = project / "hetfl/compression/scale.py"
     file.write_text("def f(a):\n" + "".join(f"    a{k} = {k}\n" for k in range(9)))
     assert len(drawn(mutants_of(project, files_in_scope(project)), 0, 9)) == 3
@@ -112,18 +112,18 @@ def test_at_most_so_many_of_a_function_are_drawn(project: Path) -> None:
         ("a * b", "no valid program"),
     ],
 )
-def test_stale_entry_says_where_its_text_may_be(project: Path, old: str, message: str) -> None:
+def test_a_stale_entry_reports_where_its_text_may_be(project: Path, old: str, message: str) -> None:
     with pytest.raises(StaleEntry, match=message.replace("*", r"\*")):
         planted(Bug("a bug", "hetfl/compression/scale.py", old, "a *"), project)
 
 
-def test_stale_entry_names_the_file_that_its_text_moved_to(project: Path) -> None:
+def test_a_stale_entry_names_the_file_with_its_text(project: Path) -> None:
     (project / "hetfl/compression/scale.py").rename(project / "hetfl/compression/other.py")
     with pytest.raises(StaleEntry, match="its text stands in hetfl/compression/other.py:2"):
         planted(Bug("a bug", "hetfl/compression/scale.py", "return a * b", "return a"), project)
 
 
-def test_entry_is_found_whatever_its_line_breaks(project: Path) -> None:
+def test_an_entry_is_found_with_any_line_breaks(project: Path) -> None:
     mutant = planted(Bug("a bug", "hetfl/compression/scale.py", "steps\n  +=   1", "steps += 2"), project)
     assert (mutant.line, mutant.function, mutant.is_planted) == (9, "halved", True)
     assert (
@@ -132,7 +132,7 @@ def test_entry_is_found_whatever_its_line_breaks(project: Path) -> None:
     )
 
 
-def test_equivalent_change_goes_by_content(project: Path) -> None:
+def test_equivalent_changes_are_matched_by_content(project: Path) -> None:
     entry = Equivalent("halved", "steps  = 0", "steps = 1", "a reason")
     mutant = mutants(project)["6: steps = 1"]
     assert reason_of(mutant, [entry]) == "a reason"
@@ -142,13 +142,13 @@ def test_equivalent_change_goes_by_content(project: Path) -> None:
     ]
 
 
-def test_tables_belong_to_the_source() -> None:
+def test_every_table_entry_matches_the_source() -> None:
     for bug in read_bugs():
         planted(bug, ROOT)
     assert unmatched(read_equivalents(), mutants_of(ROOT, files_in_scope(ROOT))) == []
 
 
-def test_changed_file_is_put_back(project: Path) -> None:
+def test_a_changed_file_is_restored(project: Path) -> None:
     file = project / "hetfl/compression/scale.py"
     before = file.stat().st_mtime_ns
     times = set()
@@ -161,7 +161,7 @@ def test_changed_file_is_put_back(project: Path) -> None:
     assert len(times | {before // 10**9}) == 3
 
 
-def test_batches_grow_and_leave_out_what_the_budget_does_not_allow() -> None:
+def test_batches_grow_and_stay_within_the_budget() -> None:
     tests = [
         MeasuredTest(f"tests/test_{k}.py::test", seconds, 1) for k, seconds in enumerate([1.0, 1.0, 2.5, 9.0, 1.0, 0.5])
     ]
@@ -181,7 +181,7 @@ def bench(project: Path, tmp_path: Path) -> Iterator[tuple[Bench, Coverage]]:
         yield place, coverage
 
 
-def test_bugs_are_noticed_by_the_tests_of_their_function_alone(bench: tuple[Bench, Coverage], project: Path) -> None:
+def test_a_bug_is_tried_only_with_the_tests_of_its_function(bench: tuple[Bench, Coverage], project: Path) -> None:
     place, coverage = bench
     everything = mutants(project)
 
@@ -198,7 +198,9 @@ def test_bugs_are_noticed_by_the_tests_of_their_function_alone(bench: tuple[Benc
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_a_run_that_is_ended(bench: tuple[Bench, Coverage], project: Path, tmp_path: Path) -> None:
+def test_an_ended_run_leaves_no_files_and_no_processes(
+    bench: tuple[Bench, Coverage], project: Path, tmp_path: Path
+) -> None:
     place, coverage = bench
     mutant, file = mutants(project)["8: a = a // (1)"], tmp_path / "process"
     tests = place.copy / "tests/test_scale.py"
@@ -214,7 +216,7 @@ def test_nothing_is_left_of_a_run_that_is_ended(bench: tuple[Bench, Coverage], p
     assert (place.copy / "hetfl/compression/scale.py").read_text() == SCALE
 
 
-def test_an_interrupted_run_waits_for_what_it_has_begun() -> None:
+def test_an_interrupted_run_waits_for_started_trials() -> None:
     terminated, ended = threading.Event(), threading.Event()
 
     def do(bench: object, piece: int) -> None:
@@ -225,7 +227,7 @@ def test_an_interrupted_run_waits_for_what_it_has_begun() -> None:
             ended.set()
 
     bench = cast(Bench, SimpleNamespace(terminate=terminated.set))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
             shared_out([0], [bench], do)
@@ -239,7 +241,7 @@ def _ignoring_its_end(place: Bench, mutant: Mutant, coverage: Coverage) -> None:
         place.attempt(mutant, coverage.tests_of(mutant.path, mutant.function), budget=60)
 
 
-def test_compiled_functions_have_the_tests_of_the_files_that_import_them(project: Path, tmp_path: Path) -> None:
+def test_compiled_functions_are_covered_by_the_tests_that_import_their_file(project: Path, tmp_path: Path) -> None:
     file = project / "hetfl/compression/scale.py"
     (file.parent / "kernels.py").write_text("import numba\n\n\ndef compiled():\n    pass\n")
     file.write_text(f"{SCALE}\n\ndef kernels():\n    from hetfl.compression import kernels\n")
@@ -252,7 +254,7 @@ def test_compiled_functions_have_the_tests_of_the_files_that_import_them(project
     assert coverage.tests_of("hetfl/compression/scale.py", "scaled") == []
 
 
-def test_measurements_are_known_until_what_they_depend_on_changes(
+def test_measurements_are_valid_until_a_dependency_changes(
     bench: tuple[Bench, Coverage], project: Path, tmp_path: Path
 ) -> None:
     files = ["tests/test_scale.py"]

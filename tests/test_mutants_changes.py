@@ -1,4 +1,4 @@
-"""Which changes `make mutants` makes to a statement, and which it never makes."""
+"""The changes that `make mutants` makes to a statement, and code that it never changes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def changed_texts(text: str) -> set[str]:
         ("r = f(  # a < b\n    c < d\n)\n", {"r = f(  # a < b\n    c <= d\n)\n"}),
     ],
 )
-def test_changes_of_a_statement(text: str, expected: set[str]) -> None:
+def test_every_operator_changes_its_statements(text: str, expected: set[str]) -> None:
     assert changed_texts(text) >= expected
     assert all(each != text for each in changed_texts(text))
 
@@ -55,12 +55,12 @@ def test_only_the_listed_operands_of_a_condition_are_replaced() -> None:
     assert changed_texts("r = a and b\n") == {"r = a or b\n", "r = True and b\n", "r = a and True\n"}
 
 
-def test_argument_with_a_default_is_left_out() -> None:
+def test_an_argument_with_a_default_is_left_out() -> None:
     texts = changed_texts("def f(a, b=c, *, d=e, g):\n    return a\n\n\nr = f(a=h, b=i, d=j, g=k)\n")
     assert {text.splitlines()[-1] for text in texts} == {"r = f(a=h, d=j, g=k)", "r = f(a=h, b=i, g=k)"}
 
 
-def test_first_argument_is_left_out_with_its_comma() -> None:
+def test_the_first_argument_is_left_out_with_its_comma() -> None:
     assert changed_texts("def f(a=b, c=d):\n    return a\n\n\nr = f(a=h,\n  c=i)\n") == {
         "def f(a=b, c=d):\n    return a\n\n\nr = f(c=i)\n",
         "def f(a=b, c=d):\n    return a\n\n\nr = f(a=h)\n",
@@ -87,11 +87,11 @@ def test_first_argument_is_left_out_with_its_comma() -> None:
         "if TYPE_CHECKING:\n    a = 1\n",
     ],
 )
-def test_what_only_tells_a_reader_something_is_not_changed(text: str) -> None:
+def test_annotations_docstrings_and_messages_are_not_changed(text: str) -> None:
     assert changed_texts(text) == set()
 
 
-def test_functions_of_lines_go_by_decorators_and_nesting() -> None:
+def test_function_at_uses_decorators_and_nesting() -> None:
     source = Source(
         "class A:\n    a = 1\n\n    @b\n    def c(self):\n        def d():\n            pass\n        d()\n"
     )

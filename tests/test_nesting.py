@@ -1,4 +1,4 @@
-"""Nets that prefixes cannot slice, in width or depth, are refused; nets that they can are not."""
+"""Nets that leading blocks cannot slice in width or depth are refused; other nets are accepted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import small_levels
 
 
 class Branches(nn.Module):
-    """Concatenates two branches: the leading channels of the whole are the first branch's alone."""
+    """Concatenates two branches: the leading channels of the sum belong to the first branch only."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Flat(nn.Module):
 
 
 class MLP(nn.Module):
-    """A net of the user's: layer norm, dropout, no convolution."""
+    """A user's net: layer norm, dropout, no convolution."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Two heads over rows of pixels: a narrower net has narrower heads, not fewer."""
+    """Attention with two heads over rows of pixels; a narrower net has narrower heads, not fewer heads."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Attention(nn.Module):
 
 
 class NoAxis(nn.Module):
-    """A net of one size."""
+    """A net of a single size."""
 
     def __init__(self, hidden: int = 8) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class NoAxis(nn.Module):
 
 
 class Exits(nn.Module):
-    """A linear layer per stage and a linear exit for each: the right way, for the wrong ones below."""
+    """A linear layer per stage and a linear exit for each: the right net, and base class of the wrong ones below."""
 
     def __init__(self, depth: int = 3, width: float = 1.0) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Exits(nn.Module):
 
 
 class ReadsLater(Exits):
-    """Every exit reads the stage after its own, if there is one."""
+    """Every exit reads the next stage, if there is one."""
 
     def read(self, features: list[Tensor], stage: int) -> Tensor:
         return features[min(stage + 1, len(features) - 1)]
@@ -130,28 +130,28 @@ class ReadsAll(Exits):
 
 
 class CountsFromTheEnd(Exits):
-    """The deepest exit, whichever it is, has the name 0."""
+    """The deepest exit of every net has the name 0."""
 
     def name(self, stage: int, depth: int) -> str:
         return str(depth - 1 - stage)
 
 
 class DeepestFirst(Exits):
-    """Stacks the deepest exit first."""
+    """Stacks the outputs of the deepest exit first."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).flip(0)
 
 
 class OneExitAlone(Exits):
-    """Does not stack a single exit."""
+    """Does not stack the output of a single exit."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).squeeze(0)
 
 
 class AddsItsGate(nn.Module):
-    """Adds a gate where the project's nets multiply by it: a channel without weights gets sigmoid(0), which is 1/2."""
+    """Adds a gate where the project's nets multiply by it: a channel without weights gets sigmoid(0) = 1/2."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -193,7 +193,9 @@ def check(
         (MLP, (64,), ()),
     ],
 )
-def test_contract(net: Callable[..., nn.Module], shape: tuple[int, ...], depths: tuple[int, ...]) -> None:
+def test_every_net_of_the_project_fulfils_the_contract(
+    net: Callable[..., nn.Module], shape: tuple[int, ...], depths: tuple[int, ...]
+) -> None:
     check_net(net, torch.rand(4, *shape), 10, depths=depths)
 
 
@@ -214,7 +216,7 @@ def test_the_projects_nets_nest(norm: str) -> None:
 
 
 @pytest.mark.parametrize("factory", [MLP, lambda *, width=1.0: Flat(width, channels_last=False)])
-def test_nets_of_users_that_nest_are_accepted(factory: Callable[..., nn.Module]) -> None:
+def test_users_nets_that_nest_are_accepted(factory: Callable[..., nn.Module]) -> None:
     check(factory)
 
 
@@ -264,7 +266,7 @@ def test_nets_whose_exits_do_not_nest_are_refused(factory: Callable[..., nn.Modu
     assert "\n" not in str(error.value)
 
 
-def test_a_gate_that_reaches_absent_channels_is_refused() -> None:
+def test_a_gate_that_changes_absent_channels_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="different outputs"):
         check(AddsItsGate)
 
@@ -277,7 +279,7 @@ def test_fewer_samples_of_large_images_are_enough_to_refuse(factory: Callable[..
 
 
 class OneChannelTooMany(PreActResNet):
-    """Lets one channel of its last stage through to the first class, beside the way that nests."""
+    """Adds one channel of its last stage to the logit of the first class, which does not nest."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return the logits."""
@@ -285,6 +287,6 @@ class OneChannelTooMany(PreActResNet):
         return super().forward(x_NCHW) + F.pad(last.unsqueeze(1), (0, 9))
 
 
-def test_a_single_channel_in_a_deep_net_is_found() -> None:
+def test_a_single_wrong_channel_in_a_deep_net_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="different outputs"):
         check(partial(OneChannelTooMany, hidden=(8, 8, 8, 8)), channels=3, size=32)

@@ -1,4 +1,4 @@
-"""The nesting check looks at the parts that a rule makes, and not at leading blocks alone."""
+"""The nesting check uses the parts that a rule makes, not only leading blocks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Recurrent(nn.Module):
 
 
 class Gates(PartRule):
-    """The leading units of each of the four gates, which lie one below the other in an LSTM's weights."""
+    """The leading units of each of the four gates, which are stacked in an LSTM's weights."""
 
     def part(self, level: str, round: int, client: int) -> Part:
         def rows(name: str, entry: tuple[slice | Tensor, ...]) -> tuple[slice | Tensor, ...]:
@@ -53,7 +53,7 @@ def sequences() -> TensorData:
     return TensorData(train_inputs=inputs, train_targets=targets, **test, num_clients=4, num_classes=4)
 
 
-def test_gates_of_an_lstm_are_a_rule_and_leading_rows_are_refused_by_name(fit: Fit) -> None:
+def test_leading_units_of_lstm_gates_nest_and_leading_rows_are_refused_by_name(fit: Fit) -> None:
     levels = {"a": Level("a"), "b": Level("b", 0.5)}
     module = small_module(FedAvg, net=Recurrent, levels=levels, parts=Gates())
     before = module.net.get_parameter("lstm.weight_hh_l0").clone()
@@ -79,7 +79,7 @@ class Flat(nn.Module):
 
 @pytest.mark.parametrize("rule", [Rolling, RandomChannels])
 def test_a_flatten_is_refused_where_its_positions_do_not_follow_the_channels(fit: Fit, rule: type[PartRule]) -> None:
-    """Leading channels are leading positions, so a prefix is right; a window of channels is none of positions."""
+    """Leading channels are leading positions, so prefixes are right; a window of channels is no window of positions."""
     levels = {"a": Level("a"), "b": Level("b", 0.5)}
     fit(small_module(FedAvg, net=Flat, levels=levels), sequences(), rounds=1)
     with pytest.raises(ConfigurationError, match="at level b .* different outputs from layer 'classifier' on"):

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom in small, show what they promise, and are kept without outputs."""
+"""The notebooks run in a small setting, show their figures, and are stored without outputs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def code_of(notebook: Any) -> list[Any]:
 
 
 def shows_a_figure(cell: Any) -> bool:
-    """Return whether a cell ends in a figure, as its last line says."""
+    """Return whether the last line of a cell shows a figure."""
     return re.match(r"(analysis\.)?plot_", cell.source.splitlines()[-1]) is not None
 
 
-def test_there_are_three() -> None:
+def test_there_are_three_notebooks() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["01_first_run", "02_width_vs_depth", "03_anatomy_of_submodels"]
 
 
@@ -47,7 +47,7 @@ def test_notebook_is_kept_without_outputs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_is_thin_and_explains_itself(path: Path) -> None:
+def test_notebook_has_short_cells_and_explanations(path: Path) -> None:
     notebook = read(path)
     cells = notebook.cells
     assert cells[0].cell_type == "markdown"
@@ -70,18 +70,18 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
-    own = {"HETFL_RUNS": str(work / "runs"), "IPYTHONDIR": str(home), "JUPYTER_RUNTIME_DIR": str(home)}
-    for name, value in (SMALL | own).items():
-        monkeypatch.setenv(name, value)  # the kernel inherits it
+    folders = {"HETFL_RUNS": str(work / "runs"), "IPYTHONDIR": str(home), "JUPYTER_RUNTIME_DIR": str(home)}
+    for name, value in (SMALL | folders).items():
+        monkeypatch.setenv(name, value)  # the kernel inherits the variable
     notebook = read(path)
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": work}}).execute()
     figures = 0
     for cell in code_of(notebook):
-        said = [output.text for output in cell.outputs if output.get("name") == "stderr"]
-        assert said == [], f"a reader would see this below: {cell.source}"
+        errors = [output.text for output in cell.outputs if output.get("name") == "stderr"]
+        assert errors == [], f"warnings below a cell: {cell.source}"
         images = [output for output in cell.outputs if "image/png" in output.get("data", {})]
         assert len(images) == shows_a_figure(cell)
         figures += len(images)
     assert figures == {"01_first_run": 3, "02_width_vs_depth": 2, "03_anatomy_of_submodels": 11}[path.stem]
-    assert [found.name for found in work.iterdir()] == ["runs"], "run folders go where they are told to go"
+    assert [each.name for each in work.iterdir()] == ["runs"], "run folders are made only in the configured folder"
     assert all((folder / "metrics.csv").is_file() for folder in (work / "runs").glob("*/*"))

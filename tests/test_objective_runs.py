@@ -1,4 +1,4 @@
-"""Runs of every objective: what is learnt and logged, resumed, on ranks, on nodes, exported; and what is refused."""
+"""Runs of every objective: learning, logging, resuming, ranks, nodes, export, and refused combinations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROUNDS = 6
 
 
 def cases(*quick: str) -> list[Any]:
-    """Return all cases; those that are not named are slow tests."""
+    """Return all cases; cases that are not named are slow tests."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 
 
@@ -42,18 +42,18 @@ def table(trainer: Trainer) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("name", cases("weighted classes", "labels", "numbers"))
-def test_a_run_learns_logs_its_headline_and_goes_on_with_the_same_bits(name: str, fit: Fit, tmp_path: Path) -> None:
+def test_a_run_learns_logs_its_headline_and_resumes_with_the_same_bits(name: str, fit: Fit, tmp_path: Path) -> None:
     case = CASES[name]
     headline = case.objective().headline
     whole, first, second = case.module(), case.module(), case.module()
     trainer = fit(whole, case.data(), rounds=ROUNDS, name="whole")
-    found = table(trainer)
-    scores = found[f"val/{headline.name}"]
+    metrics = table(trainer)
+    scores = metrics[f"val/{headline.name}"]
     assert headline.better(scores.iloc[-1], scores.iloc[0])
-    assert found["val/loss"].iloc[-1] < found["val/loss"].iloc[0]
+    assert metrics["val/loss"].iloc[-1] < metrics["val/loss"].iloc[0]
     for column in (f"val/{headline.name}_by_level/b", f"local/{headline.name}_worst10"):
-        assert found[column].notna().all()
-    assert not [column for column in found if "accuracy_" in str(column)]
+        assert metrics[column].notna().all()
+    assert not [column for column in metrics if "accuracy_" in str(column)]
     assert headline_in(Path(str(trainer.log_dir))) == headline
     trainer.test(whole, datamodule=case.data(), verbose=False)
     clients = pd.read_csv(Path(str(trainer.log_dir)) / "clients.csv")
@@ -61,14 +61,14 @@ def test_a_run_learns_logs_its_headline_and_goes_on_with_the_same_bits(name: str
 
     fit(first, case.data(), rounds=2, name="begun").save_checkpoint(tmp_path / "half.ckpt")
     resumed = fit(second, case.data(), rounds=ROUNDS, name="resumed", ckpt=str(tmp_path / "half.ckpt"))
-    expected = table(trainer)[found.columns].iloc[2:].drop(columns=[c for c in found if str(c).startswith("test/")])
+    expected = table(trainer)[metrics.columns].iloc[2:].drop(columns=[c for c in metrics if str(c).startswith("test/")])
     pd.testing.assert_frame_equal(expected.reset_index(drop=True), table(resumed)[expected.columns], check_exact=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
 
 
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("name", cases("weighted classes", "numbers", "masked tokens"))
-def test_executors_agree(name: str, fit: Fit) -> None:
+def test_executors_give_equal_results(name: str, fit: Fit) -> None:
     case, values = CASES[name], []
     executors: list[Executor] = [Sequential(), Stacked(), Workers(2)]
     for number, executor in enumerate(executors):
@@ -80,7 +80,7 @@ def test_executors_agree(name: str, fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("name", cases("numbers"))
-def test_ranks_end_with_the_bits_of_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
+def test_ranks_give_the_same_bits_as_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
     case = CASES[name]
     fit(case.module(), case.data(), rounds=2, name="one")
     fit(case.module(), case.data(), rounds=2, name="two", strategy="ddp_fork", devices=2)
@@ -89,20 +89,20 @@ def test_ranks_end_with_the_bits_of_one_process(name: str, fit: Fit, tmp_path: P
 
 
 @pytest.mark.parametrize("name", cases("labels", "numbers"))
-def test_nodes_give_the_bits_of_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
+def test_nodes_give_the_same_bits_as_one_process(name: str, fit: Fit, tmp_path: Path) -> None:
     pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetfl[flower]'")
-    from tests.flower_cases import Hands, federated, make_node
+    from tests.flower_cases import FakePost, federated, make_node
 
     case = CASES[name]
     alone = table(fit(case.module(), case.data(), rounds=2, name="alone"))
     split = {11: range(2), 12: range(2, 5)}
     nodes = {n: make_node(of, tmp_path / f"node{n}", case.module, case.data) for n, of in split.items()}
-    there = table(fit(federated(case.module(), Hands(nodes)), case.data(), rounds=2, name="nodes"))
-    pd.testing.assert_frame_equal(there, alone, check_exact=True)
+    on_nodes = table(fit(federated(case.module(), FakePost(nodes)), case.data(), rounds=2, name="nodes"))
+    pd.testing.assert_frame_equal(on_nodes, alone, check_exact=True)
 
 
 @pytest.mark.parametrize("name", ["labels", "numbers", "next token"])
-def test_exported_levels_give_the_frameworks_outputs(name: str, fit: Fit, tmp_path: Path) -> None:
+def test_exported_levels_have_the_outputs_of_the_framework(name: str, fit: Fit, tmp_path: Path) -> None:
     case = CASES[name]
     module, data = case.module(), case.data()
     fit(module, data, rounds=1).test(module, datamodule=data, verbose=False)
@@ -113,19 +113,19 @@ def test_exported_levels_give_the_frameworks_outputs(name: str, fit: Fit, tmp_pa
         assert torch.equal(loaded(inputs), module.submodel("b")(inputs))
 
 
-def test_an_objective_of_the_model_overrides_that_of_the_data(fit: Fit) -> None:
-    """The same targets with other weights and another headline."""
+def test_the_models_objective_overrides_the_datas(fit: Fit) -> None:
+    """The targets are the same; weights and headline differ."""
     objective = Classification(class_weights=[0.1] * 9 + [5.0], headline="macro_f1")
     plain, weighted = (small_module(FedAvg, levels=small_levels(1.0), objective=each) for each in (None, objective))
     one, other = (table(fit(module, rounds=2)) for module in (plain, weighted))
     assert "val/macro_f1" in other
     assert "val/macro_f1" not in one
-    assert other["val/accuracy"].iloc[-1] < one["val/accuracy"].iloc[-1]  # it says 9 to everything
+    assert other["val/accuracy"].iloc[-1] < one["val/accuracy"].iloc[-1]  # the weighted model predicts 9 everywhere
     assert other["val/loss"].iloc[-1] != one["val/loss"].iloc[-1]
 
 
-def test_clients_of_one_cluster_beside_samples_of_nobody_are_all_measured(fit: Fit) -> None:
-    """A batch with samples of nobody, and of clients of one cluster that is not the first."""
+def test_a_batch_with_one_cluster_and_unowned_samples_is_fully_measured(fit: Fit) -> None:
+    """A batch with unowned samples, and samples of clients whose cluster is not the first."""
     module = small_module(clustering=IFCA(2))
     data = small_data()
     fit(module, data, rounds=1)
@@ -139,19 +139,19 @@ def test_clients_of_one_cluster_beside_samples_of_nobody_are_all_measured(fit: F
 
 
 def test_personal_tensors_are_measured_in_double_precision(fit: Fit) -> None:
-    found = table(fit(small_module(personal=["classifier.*"]), rounds=1, precision="64-true"))
-    assert found["local/personal_accuracy"].notna().all()
+    metrics = table(fit(small_module(personal=["classifier.*"]), rounds=1, precision="64-true"))
+    assert metrics["local/personal_accuracy"].notna().all()
 
 
 def test_masks_are_counted_in_double_precision(fit: Fit) -> None:
     levels = {"a": hetfl.Level("a"), "b": hetfl.Level("b", density=0.3)}
-    found = table(fit(small_module(levels=levels, parts=RandomMask()), rounds=1, precision="64-true"))
-    assert (found["compute/sparse_flops_total"] < found["compute/flops_total"]).all()
+    metrics = table(fit(small_module(levels=levels, parts=RandomMask()), rounds=1, precision="64-true"))
+    assert (metrics["compute/sparse_flops_total"] < metrics["compute/flops_total"]).all()
 
 
 @pytest.mark.parametrize("executor", [Sequential(), Stacked()], ids=["Sequential", "Stacked"])
-def test_train_loss_is_the_mean_over_what_counts(executor: Executor, fit: Fit) -> None:
-    """A client that does not move reports the weighted mean over all of its samples, whatever its batches hold."""
+def test_train_loss_is_the_weighted_mean_over_all_samples(executor: Executor, fit: Fit) -> None:
+    """The reported loss of clients that do not move is the weighted mean over all samples, for any batches."""
     objective = Classification(class_weights=[0.1] * 5 + [3.0] * 5)
     still = LocalTraining(1, 7, None, lambda p: SGD(p, lr=0.0))
     settings: dict[str, Any] = {"executor": executor, "local": still, "levels": small_levels(1.0)}
@@ -175,9 +175,9 @@ def multi_exit() -> FederatedModule:
 
 def test_depthfl_distils_token_by_token(fit: Fit) -> None:
     case = CASES["next token"]
-    found = table(fit(multi_exit(), case.data(), rounds=3))
-    assert found["val/perplexity_by_head/1"].notna().all()
-    assert found["val/perplexity"].iloc[-1] < found["val/perplexity"].iloc[0]
+    metrics = table(fit(multi_exit(), case.data(), rounds=3))
+    assert metrics["val/perplexity_by_head/1"].notna().all()
+    assert metrics["val/perplexity"].iloc[-1] < metrics["val/perplexity"].iloc[0]
 
 
 def numbers(**settings: Any) -> TensorData:
@@ -232,7 +232,7 @@ def numbers(**settings: Any) -> TensorData:
     ],
     ids=["labels", "partitioner", "objective", "targets", "kind", "weights", "mask token", "outputs"],
 )
-def test_what_does_not_go_together_is_refused_in_one_line(
+def test_incompatible_data_nets_and_objectives_are_refused_in_one_line(
     module: Callable[[], FederatedModule], data: Callable[[], Any], message: str, fit: Fit
 ) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
@@ -240,7 +240,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_distillation_of_numbers_is_refused(fit: Fit) -> None:
+def test_distillation_of_regression_outputs_is_refused(fit: Fit) -> None:
     net = CASES["numbers"].net
     with pytest.raises(ConfigurationError, match="distillation false for Regression, whose outputs"):
         fit(DepthFL(net, {"a": hetfl.Level("a")}), numbers(), rounds=1)

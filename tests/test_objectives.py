@@ -1,4 +1,4 @@
-"""Objectives: losses and scores against loops in NumPy and scikit-learn, and what is refused."""
+"""Objectives: losses and scores against loops in NumPy and scikit-learn, and refused targets and settings."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def test_cross_entropy_with_class_weights_is_a_weighted_mean(
     assert heads[:, 1].tolist() == pytest.approx(expected, rel=1e-9)
 
 
-def test_smoothed_cross_entropy_gives_every_class_a_share() -> None:
+def test_label_smoothing_equals_a_mixture_with_the_uniform_distribution() -> None:
     outputs, targets = logits_of(0, 3, 5), torch.tensor([4, 0, 2])
     expected = [cross_entropy(z, y, 0.1) for z, y in zip(outputs.numpy(), targets.tolist(), strict=True)]
     assert Classification(label_smoothing=0.1).loss(outputs, targets).item() == pytest.approx(np.mean(expected))
 
 
 @given(SEEDS, st.integers(1, 4))
-def test_losses_of_tokens_leave_padding_out(seed: int, samples: int) -> None:
+def test_token_losses_ignore_padding(seed: int, samples: int) -> None:
     outputs = logits_of(seed, 2, samples, 3, 5)
     targets = torch.randint(-1, 5, (2, samples, 3), generator=torch.Generator().manual_seed(seed))
     objective = LanguageModelling(ignore=-1)
@@ -77,25 +77,25 @@ def test_losses_of_tokens_leave_padding_out(seed: int, samples: int) -> None:
     assert objective.weight(targets[0]) == int((targets[0] >= 0).sum())
 
 
-def test_losses_of_labels_and_numbers_are_means_over_all_cells() -> None:
+def test_multilabel_and_regression_losses_are_means_over_all_cells() -> None:
     outputs = logits_of(1, 2, 6, 3)
     present = (logits_of(2, 2, 6, 3) > 0).to(torch.uint8)
     p = 1 / (1 + np.exp(-outputs.numpy()))
     weights = np.array([1.0, 2.0, 0.5])
     cells = -(weights * present.numpy() * np.log(p) + (1 - present.numpy()) * np.log(1 - p))
-    found = MultiLabel(positive_weights=weights.tolist()).loss(outputs, present)
-    assert found.tolist() == pytest.approx(cells.mean((1, 2)).tolist())
+    actual = MultiLabel(positive_weights=weights.tolist()).loss(outputs, present)
+    assert actual.tolist() == pytest.approx(cells.mean((1, 2)).tolist())
     numbers = logits_of(3, 2, 6, 3)
     errors = outputs.numpy() - (numbers.numpy() - 10.0) / 4.0
-    for objective, wanted in (
+    for objective, expected in (
         (Regression("mse", offset=10.0, scale=4.0), np.square(errors)),
         (Regression("l1", offset=10.0, scale=4.0), np.abs(errors)),
     ):
-        assert objective.loss(outputs, numbers).tolist() == pytest.approx(wanted.mean((1, 2)).tolist())
+        assert objective.loss(outputs, numbers).tolist() == pytest.approx(expected.mean((1, 2)).tolist())
 
 
 def by_hand(objective: Objective, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return an objective's metrics by scikit-learn or a loop."""
+    """Return an objective's metrics from scikit-learn or a loop."""
     if isinstance(objective, Classification):
         guesses = outputs.argmax(-1)
         return {
@@ -145,31 +145,31 @@ OBJECTIVES = [
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: f"{type(each).__name__}-{each.headline.name}")
-def test_contract(objective: Objective) -> None:
+def test_every_objective_fulfils_the_contract(objective: Objective) -> None:
     check_objective(objective, samples_of(objective, 12, 0)[1])
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: f"{type(each).__name__}-{each.headline.name}")
 @settings(max_examples=12)
 @given(seed=SEEDS, count=st.integers(8, 30))
-def test_metrics_are_those_computed_by_hand(objective: Objective, seed: int, count: int) -> None:
-    """Of all samples in batches, by torchmetrics; and of each client's samples by sums over them."""
+def test_metrics_equal_a_computation_by_hand(objective: Objective, seed: int, count: int) -> None:
+    """Metrics of all samples in batches by torchmetrics, and of each client's samples by sums, equal those by hand."""
     outputs, targets = samples_of(objective, count, seed)
     size, name = outputs.shape[-1], objective.headline.name
     scores = LevelScores(["a", "b"], objective, size)
     for part in torch.arange(count).split(5):
         scores.update({"a": outputs[part], "b": -outputs[part]}, targets[part])
-    found = scores.compute("val")
+    actual = scores.compute("val")
     expected = by_hand(objective, outputs, targets)
     if isinstance(objective, Classification) and len(targets.unique()) == size:  # else scikit-learn knows fewer classes
-        assert {key: found[f"val/{key}"].item() for key in expected} == pytest.approx(expected, abs=1e-5)
-    assert found[f"val/{name}"].item() == pytest.approx(expected[name], rel=1e-5)
-    assert found[f"val/{name}_by_level/b"].item() == pytest.approx(
+        assert {key: actual[f"val/{key}"].item() for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert actual[f"val/{name}"].item() == pytest.approx(expected[name], rel=1e-5)
+    assert actual[f"val/{name}_by_level/b"].item() == pytest.approx(
         by_hand(objective, -outputs, targets)[name], rel=1e-5
     )
-    assert found["val/loss"].item() == pytest.approx(objective.loss(outputs, targets).item(), rel=1e-5)
+    assert actual["val/loss"].item() == pytest.approx(objective.loss(outputs, targets).item(), rel=1e-5)
 
-    clients, owner = ClientScores(3, objective), torch.arange(count) % 2  # the third one has no samples
+    clients, owner = ClientScores(3, objective), torch.arange(count) % 2  # the third client has no samples
     for part in torch.arange(count).split(7):
         clients.update(objective.sums(outputs[part], targets[part]), owner[part])
     each = [by_hand(objective, outputs[owner == k], targets[owner == k])[name] for k in (0, 1)]
@@ -186,7 +186,7 @@ def test_metrics_are_those_computed_by_hand(objective: Objective, seed: int, cou
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: f"{type(each).__name__}-{each.headline.name}")
-def test_outputs_of_nan_have_no_score(objective: Objective) -> None:
+def test_nan_outputs_give_a_nan_score(objective: Objective) -> None:
     outputs, targets = samples_of(objective, 9, 0)
     targets = targets.clamp(min=0)
     outputs[4] = torch.nan
@@ -200,14 +200,14 @@ def test_outputs_of_nan_have_no_score(objective: Objective) -> None:
     assert all(value.isnan() for name, value in clients.compute().items())
 
 
-def test_labels_that_clients_own_are_those_of_their_targets() -> None:
+def test_owned_labels_are_the_labels_of_the_targets() -> None:
     assert Classification().label_counts(torch.tensor([2, 0, 2]), 4).tolist() == [1, 0, 2, 0]
     assert MultiLabel().label_counts(torch.tensor([[1, 0], [1, 0]], dtype=torch.uint8), 2).tolist() == [2, 0]
     assert LanguageModelling().label_counts(torch.tensor([[1, 1, -100]]), 3).tolist() == [0, 2, 0]
     assert Regression().label_counts(torch.zeros(5, 2), 2).tolist() == [5, 5]
 
 
-def test_masked_tokens_alone_are_predicted() -> None:
+def test_only_masked_tokens_are_predicted() -> None:
     tokens = torch.randint(9, (40, 25), generator=torch.Generator().manual_seed(0))
     objective = LanguageModelling(masked=0.3, mask_token=9)
     inputs, targets = objective.batch(tokens, tokens, torch.Generator().manual_seed(1))
@@ -232,7 +232,7 @@ def test_masked_tokens_alone_are_predicted() -> None:
         (LanguageModelling(), torch.zeros(3, dtype=torch.long), r"\(n, length\) for LanguageModelling but got"),
     ],
 )
-def test_targets_of_another_objective_are_refused(objective: Objective, targets: Tensor, message: str) -> None:
+def test_targets_of_another_kind_of_objective_are_refused(objective: Objective, targets: Tensor, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         objective.prepared(targets, "training")
     assert "\n" not in str(error.value)
@@ -285,43 +285,43 @@ def test_r2_is_exact_far_from_zero_and_for_small_numbers(middle: float, spread: 
     assert scores.compute("val")["val/r2"].item() == pytest.approx(r2_score(targets, middle + outputs), rel=1e-9)
 
 
-def test_a_single_sample_has_no_r2_and_leaves_other_clients_theirs() -> None:
+def test_a_single_sample_has_no_r2_and_does_not_affect_other_clients() -> None:
     objective = Regression()
     scores = LevelScores(["a"], objective, 1)
     scores.update({"a": torch.zeros(1, 1)}, torch.ones(1, 1))
-    found = scores.compute("val")
-    assert found["val/r2"].isnan()
-    assert found["val/mae"] == 1.0
+    actual = scores.compute("val")
+    assert actual["val/r2"].isnan()
+    assert actual["val/mae"] == 1.0
     clients = ClientScores(3, objective)
     targets = torch.tensor([[1.0], [2.0], [3.0], [5.0]])
     clients.update(objective.sums(torch.zeros(4, 1), targets), torch.tensor([0, 0, 0, 2]))
     expected = r2_score(targets[:3], torch.zeros(3))
     assert clients.per_client() == [pytest.approx(expected), None, None]
     assert clients.compute()["local/r2_mean"].item() == pytest.approx(expected)
-    for _ in range(2):  # single samples of two evaluations are no two samples of one
+    for _ in range(2):  # single samples of two evaluations must not be combined
         clients.update(objective.sums(torch.zeros(1, 1), torch.rand(1, 1)), torch.tensor([0]))
         assert clients.compute() == {}
 
 
-def test_one_confident_mistake_leaves_the_perplexity_finite() -> None:
+def test_one_confident_mistake_gives_a_finite_perplexity() -> None:
     objective = LanguageModelling()
     outputs = torch.zeros(2, 3, 4)
     outputs[0, 0, 0] = 200.0
     targets = torch.ones(2, 3, dtype=torch.long)
-    scores = LevelScores(["keys"], objective, 4)  # a level's name that modules have an attribute of
+    scores = LevelScores(["keys"], objective, 4)  # modules have an attribute of this level's name
     scores.update({"keys": outputs}, targets)
-    found = scores.compute("val")
-    assert found["val/perplexity"].item() == pytest.approx(math.exp(found["val/loss"].item()), rel=1e-5)
+    actual = scores.compute("val")
+    assert actual["val/perplexity"].item() == pytest.approx(math.exp(actual["val/loss"].item()), rel=1e-5)
 
 
-def test_an_infinite_output_leaves_no_batch_out_of_the_loss() -> None:
+def test_an_infinite_output_makes_the_loss_nan() -> None:
     scores = LevelScores(["a"], Classification(), 3)
     for value in (0.0, math.inf):
         scores.update({"a": torch.tensor([[value, 0.0, 0.0]])}, torch.tensor([0]))
     assert scores.compute("val")["val/loss"].isnan()
 
 
-def test_bfloat16_rounds_neither_targets_nor_weights() -> None:
+def test_targets_and_weights_are_not_rounded_to_bfloat16() -> None:
     outputs, targets = torch.full((3, 1), 302.0), torch.tensor([[301.0], [302.0], [303.0]])
     assert Regression().loss(outputs.bfloat16(), targets).item() == pytest.approx(2 / 3)
     logits, classes = torch.zeros(2, 5, 2).bfloat16(), torch.tensor([[0, 1, 0, 1, 1], [0, 0, 1, 1, 1]])

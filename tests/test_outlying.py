@@ -1,4 +1,4 @@
-"""Static batch-norm sums: which are left out, and that those of honest clients never are."""
+"""Static batch-norm sums: the ones that are left out, and that honest clients' sums never are."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BATCHES = [2, 4, 3, 2, 5]
 
 
 def honest(seed: int = 0, batches: list[int] | None = None) -> list[Tensor]:
-    """Return the sums of clients whose channels differ by up to their size."""
+    """Return the sums of clients whose channel statistics differ by up to their size."""
     random = torch.Generator().manual_seed(seed)
     vectors = []
     for count in BATCHES if batches is None else batches:
@@ -43,7 +43,7 @@ def honest(seed: int = 0, batches: list[int] | None = None) -> list[Tensor]:
     return vectors
 
 
-def test_sums_of_a_cohort_are_kept() -> None:
+def test_plausible_sums_of_a_cohort_are_kept() -> None:
     for seed in range(50):
         assert refusals(LAYERS, honest(seed), BATCHES) == {}
 
@@ -68,7 +68,7 @@ def test_sums_of_a_cohort_are_kept() -> None:
     ],
 )
 @pytest.mark.parametrize("client", [0, 3])
-def test_one_wrong_number_is_enough(client: int, place: int, value: float, reason: str) -> None:
+def test_one_wrong_number_excludes_a_clients_sums(client: int, place: int, value: float, reason: str) -> None:
     vectors = honest()
     vectors[client][place] = value
     refused = refusals(LAYERS, vectors, BATCHES)
@@ -76,7 +76,7 @@ def test_one_wrong_number_is_enough(client: int, place: int, value: float, reaso
     assert reason in refused[client]
 
 
-def test_two_liars_of_five_are_left_out_and_nobody_else() -> None:
+def test_exactly_the_two_false_clients_of_five_are_left_out() -> None:
     vectors = honest()
     vectors[1], vectors[4] = vectors[1] * 1, vectors[4] * 1
     vectors[1][:3] += 1e6
@@ -84,14 +84,14 @@ def test_two_liars_of_five_are_left_out_and_nobody_else() -> None:
     assert sorted(refusals(LAYERS, vectors, BATCHES)) == [1, 4]
 
 
-def test_of_two_clients_nobody_is_left_out_for_being_different() -> None:
+def test_two_different_clients_are_both_kept() -> None:
     assert FEWEST == 3
     vectors = honest(batches=[2, 2])
     vectors[0][:3] += 1e6
     assert refusals(LAYERS, vectors, [2, 2]) == {}
 
 
-def test_a_layer_that_is_called_twice_has_twice_the_batches() -> None:
+def test_a_layer_that_is_called_twice_may_count_twice_the_batches() -> None:
     vectors = [torch.cat([2 * vector[:7], vector[7:]]) for vector in honest()]
     assert refusals(LAYERS, vectors, BATCHES) == {}
 
@@ -106,20 +106,20 @@ def test_a_layer_that_is_called_twice_has_twice_the_batches() -> None:
     ids=["Dirichlet 0.1", "one class each", "one class each, with noise"],
 )
 def test_honest_clients_are_never_left_out(fit: Fit, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
-    """Nobody of a real run, at half of the factor; and sums have the bits of a plain sum in the order of answers."""
+    """No client of a real run is left out at half of the factor, and totals have the bits of a sum in answer order."""
     monkeypatch.setattr("hetfl.defence.outlying.FACTOR", FACTOR / 2)
     cohorts: list[int] = []
     kept = store._kept
 
     def spy(net: Any, answers: list[Result], batch_size: int, ledger: Any) -> list[Result]:
-        found = kept(net, answers, batch_size, ledger)
-        assert found == answers
-        cohorts.append(len(found))
+        remaining = kept(net, answers, batch_size, ledger)
+        assert remaining == answers
+        cohorts.append(len(remaining))
         total = torch.zeros_like(answers[0].vector, dtype=torch.float64)
         for answer in answers:
             total += answer.vector.double()
-        assert torch.equal(store._total(found), total)
-        return found
+        assert torch.equal(store._total(remaining), total)
+        return remaining
 
     monkeypatch.setattr(store, "_kept", spy)
     module = small_module(
@@ -136,7 +136,7 @@ def rows(trainer: Trainer) -> pd.DataFrame:
 
 
 class FalseSums(OwnClients):
-    """Clients in the server's process of which some report variances below 0."""
+    """Clients in the server's process; some of them report negative variances."""
 
     def __init__(self, module: FederatedModule, liars: set[int], first: int) -> None:
         assert isinstance(module.clients, OwnClients)
@@ -151,7 +151,7 @@ class FalseSums(OwnClients):
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning")
-def test_a_simulation_leaves_false_sums_out_too(fit: Fit) -> None:
+def test_a_simulation_also_leaves_false_sums_out(fit: Fit) -> None:
     module = small_module(levels=small_levels(1.0), statistics_clients=None)
     module.clients = FalseSums(module, {5}, 0)
     with pytest.warns(UserWarning, match="Round 0: statistics of client 5 at level a refused: .* for a variance"):
@@ -160,8 +160,8 @@ def test_a_simulation_leaves_false_sums_out_too(fit: Fit) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Round:UserWarning")
-def test_a_level_of_which_all_sums_are_false_keeps_the_last_ones_or_has_no_accuracy(fit: Fit) -> None:
-    """It is never an accuracy of chance, and never the end of the run."""
+def test_a_level_with_false_sums_only_keeps_old_statistics_or_has_no_accuracy(fit: Fit) -> None:
+    """The accuracy is then neither that of chance, nor does the run end."""
     late, never = small_module(levels=small_levels(1.0)), small_module(levels=small_levels(1.0))
     late.clients = FalseSums(late, set(range(12)), 1)
     with pytest.warns(UserWarning, match="statistics for level a: the last known ones stand in"):

@@ -1,4 +1,4 @@
-"""What is installed is what is in the tree."""
+"""The installed package has exactly the files of the tree."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = ("hetfl", "models", "aggregators", "configs")
 LINKS = ("models", "aggregators", "configs")
-"""Folders at top level that are installed inside hetfl."""
+"""Top-level folders that are installed inside hetfl."""
 
 
 def run(*command: str | Path, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command, with ``path`` as the only addition to where Python looks for packages."""
+    """Run a command; only ``path`` is added to Python's search path."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
@@ -33,8 +33,8 @@ def run(*command: str | Path, cwd: Path, path: Path | None = None) -> subprocess
 
 
 def installed_names() -> set[str]:
-    """Return the paths that the modules, configurations and templates of the tree should have once installed."""
-    # rglob does not follow the links
+    """Return the installed paths of the tree's modules, configurations and templates."""
+    # rglob does not follow links
     files = [file for folder in FOLDERS for suffix in ("py", "yaml") for file in (ROOT / folder).rglob(f"*.{suffix}")]
     files += (ROOT / "hetfl").rglob("templates/*")
     names = (file.relative_to(ROOT).as_posix() for file in files)
@@ -43,7 +43,7 @@ def installed_names() -> set[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a source distribution from a copy of the tree, and the wheel from that: it has no links to lean on."""
+    """Build a source distribution from a copy of the tree, and the wheel from it, so that links cannot help."""
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, tree / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -55,14 +55,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_exactly_the_tree(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     described = {name for name in names if name.startswith("hetfl-0.1.0.dist-info/")}
     assert names - described == installed_names()
     assert "hetfl-0.1.0.dist-info/licenses/LICENSE" in described
 
 
-def test_wheel_installs_the_command(wheel: Path) -> None:
+def test_the_wheel_installs_the_command(wheel: Path) -> None:
     entry_points = zipfile.ZipFile(wheel).read("hetfl-0.1.0.dist-info/entry_points.txt").decode()
     assert "hetfl = hetfl.cli:main" in entry_points.splitlines()
     assert "hetfl/cli/__init__.py" in zipfile.ZipFile(wheel).namelist()
@@ -70,7 +70,7 @@ def test_wheel_installs_the_command(wheel: Path) -> None:
 
 @pytest.fixture(scope="module")
 def target(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel into a folder of its own; what it depends on is found where this test finds it."""
+    """Install the wheel into a new folder; its dependencies are those of this environment."""
     target = tmp_path_factory.mktemp("target")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     installed = run(*pip, "install", "--no-deps", "--no-index", "--target", target, wheel, cwd=target)
@@ -79,7 +79,7 @@ def target(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_installed_wheel_is_imported_without_the_tree(target: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_is_imported_without_the_tree(target: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     code = (
@@ -96,7 +96,7 @@ def test_installed_wheel_is_imported_without_the_tree(target: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_wheel_alone_makes_trains_and_compares_projects(target: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_creates_trains_and_compares_projects(target: Path, tmp_path: Path) -> None:
     def hetfl(*args: str) -> str:
         done = run(target / "bin" / "hetfl", *args, cwd=tmp_path, path=target)
         assert done.returncode == 0, done.stderr
@@ -123,7 +123,7 @@ def test_wheel_alone_makes_trains_and_compares_projects(target: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("package", ["models", "aggregators"])
-def test_second_name_of_a_package_is_refused(package: str) -> None:
+def test_a_second_name_of_a_package_is_refused(package: str) -> None:
     imported = run(sys.executable, "-c", f"import {package}", cwd=ROOT)
     assert imported.returncode == 1
     last_line = imported.stderr.strip().splitlines()[-1]
@@ -131,7 +131,7 @@ def test_second_name_of_a_package_is_refused(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", LINKS)
-def test_link_and_mapping_agree(package: str) -> None:
+def test_links_and_package_mapping_agree(package: str) -> None:
     assert os.readlink(ROOT / "hetfl" / package) == f"../{package}"
     assert PROJECT["tool"]["setuptools"]["package-dir"][f"hetfl.{package}"] == package
 
@@ -143,7 +143,7 @@ def test_every_package_is_listed() -> None:
 
 
 def requirements(*extras: str) -> dict[str, Requirement]:
-    """Return what the project needs, and with which extras, by canonical name."""
+    """Return the project's requirements by canonical name, with those of some extras."""
     texts = list(PROJECT["project"]["dependencies"])
     for extra in extras:
         texts += PROJECT["project"]["optional-dependencies"][extra]
@@ -167,6 +167,6 @@ def test_every_import_is_a_declared_dependency() -> None:
 def test_constraints_pin_every_direct_dependency_within_its_bounds() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-    wanted = requirements("dev", "tensorboard")
-    assert sorted(map(canonicalize_name, pins)) == sorted(wanted)
-    assert all(wanted[canonicalize_name(name)].specifier.contains(version) for name, version in pins.items())
+    required = requirements("dev", "tensorboard")
+    assert sorted(map(canonicalize_name, pins)) == sorted(required)
+    assert all(required[canonicalize_name(name)].specifier.contains(version) for name, version in pins.items())

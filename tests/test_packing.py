@@ -1,4 +1,4 @@
-"""Packed values and tensors come back as they were; other bytes are refused."""
+"""Packed values and tensors are unpacked unchanged; other bytes are refused."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ leaves = st.one_of(
 
 @settings(max_examples=100)
 @given(st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4)))
-def test_packed_values_come_back(tree: object) -> None:
+def test_packed_values_are_unpacked_unchanged(tree: object) -> None:
     assert unpack(pack(tree)) == tree
 
 
-def test_packed_tensors_come_back_bit_for_bit() -> None:
+def test_packed_tensors_are_unpacked_bit_for_bit() -> None:
     tree = {
         "a": torch.tensor([1.5, -0.0, 1e-45, math.nan, math.inf]),
         "loss": torch.tensor(math.nan, dtype=torch.float64),
@@ -36,15 +36,15 @@ def test_packed_tensors_come_back_bit_for_bit() -> None:
             return [value]
         return [each for item in value.values() for each in tensors(item)] if isinstance(value, dict) else []
 
-    found = unpack(pack(tree))
-    assert list(found) == list(tree)
-    for got, wanted in zip(tensors(found), tensors(tree), strict=True):
-        assert got.dtype == wanted.dtype
-        assert got.shape == wanted.shape
-        assert got.numpy().tobytes() == wanted.numpy().tobytes()
+    unpacked = unpack(pack(tree))
+    assert list(unpacked) == list(tree)
+    for got, expected in zip(tensors(unpacked), tensors(tree), strict=True):
+        assert got.dtype == expected.dtype
+        assert got.shape == expected.shape
+        assert got.numpy().tobytes() == expected.numpy().tobytes()
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00" * 8, b"\xff" * 64, pack({"a": torch.ones(3)})[:-1]])
-def test_other_bytes_are_refused(data: bytes) -> None:
+def test_bytes_that_are_not_packed_values_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="packed values"):
         unpack(data)

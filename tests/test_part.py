@@ -1,4 +1,4 @@
-"""What is computed from an index is kept with it, and never mistaken for another's."""
+"""Results computed from an index are cached with it, and never used for another index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hetfl.updates import DenseUpdate
 WHOLE = Part({name: (slice(0, 3), slice(0, 2)) for name in "abcd"})
 
 
-def test_a_layout_is_made_once() -> None:
+def test_the_layout_of_an_index_is_computed_once() -> None:
     assert index_layout(WHOLE) is index_layout(WHOLE)
     assert index_layout(dict(WHOLE)) == index_layout(WHOLE)
     assert part_of(WHOLE) is WHOLE
@@ -27,14 +27,14 @@ def test_a_layout_is_made_once() -> None:
 
 
 @pytest.mark.parametrize("kind", [FlatSums, TensorSums])
-def test_copied_sums_mistake_no_index_for_one_that_is_gone(kind: type[Sums]) -> None:
-    """Clusters' aggregators are copies; what was kept of clients that come no more is let go, and memory used again."""
+def test_copied_sums_do_not_confuse_a_new_index_with_a_freed_one(kind: type[Sums]) -> None:
+    """Clusters copy aggregators, and freed indices may reuse memory: cached positions must not be confused by id."""
     sums, update = kind({"w": torch.empty(4, 3)}), DenseUpdate(torch.ones(4))
-    gone = Part({"w": (slice(0, 2), slice(0, 2))})
-    sums.add(update, gone, 1.0)
-    assert copy.deepcopy(gone) is gone
+    freed = Part({"w": (slice(0, 2), slice(0, 2))})
+    sums.add(update, freed, 1.0)
+    assert copy.deepcopy(freed) is freed
     copied = copy.deepcopy(sums)
-    del sums, gone
+    del sums, freed
     gc.collect()
     later = [Part({"w": (slice(2, 4), slice(1, 3))}) for _ in range(1000)]
     for index in later:
@@ -43,20 +43,20 @@ def test_copied_sums_mistake_no_index_for_one_that_is_gone(kind: type[Sums]) -> 
         assert copied.tensors()["w"][2:, 1:].sum() == 4
 
 
-def test_parts_by_name_keep_their_order() -> None:
+def test_the_order_of_tensors_in_a_part_is_kept() -> None:
     part = only(WHOLE, frozenset("db"))
     assert list(part) == ["b", "d"]
     assert only(WHOLE, frozenset("bd")) is part
 
 
-def test_as_many_results_are_kept_as_there_may_be() -> None:
+def test_derived_results_are_kept_up_to_the_limit() -> None:
     index, calls = Part(WHOLE), list[int]()
 
     def ask(key: int) -> int:
         return index.derived(key, lambda: calls.append(key) or -key)  # type: ignore[func-returns-value]
 
     assert [ask(key) for key in range(DERIVED)] == [-key for key in range(DERIVED)]
-    ask(0)  # the one used last stays longest
+    ask(0)  # the last used result stays longest
     ask(DERIVED)
     assert len(calls) == DERIVED + 1
     ask(0)
@@ -65,8 +65,8 @@ def test_as_many_results_are_kept_as_there_may_be() -> None:
     assert len(calls) == DERIVED + 2
 
 
-def test_what_a_client_sends_is_cut_out_of_its_vector() -> None:
-    """Two tensors whole, then rows of one, and the last left out; of two parts in turn."""
+def test_the_sent_part_is_cut_out_of_the_clients_vector() -> None:
+    """Two whole tensors, then rows of a third, and the last tensor left out; for two parts in turn."""
     rows = (torch.tensor([0, 2]), slice(0, 2))
     upload = Part({"a": WHOLE["a"], "b": WHOLE["b"], "c": rows})
     vector_D = torch.arange(24.0)
@@ -79,8 +79,8 @@ def test_what_a_client_sends_is_cut_out_of_its_vector() -> None:
     )
 
 
-def test_sums_of_another_round_are_gone() -> None:
-    """Whether the first client of a round covers a tensor, or a part of it, or nobody does."""
+def test_sums_of_the_previous_round_are_cleared() -> None:
+    """The first client of the next round covers a tensor, a part of it, or nothing of it."""
     mean, report = HolderMean(), Report(0, "a", 1, 0.0, 0.0)
     tensors = {name: torch.empty(3, 2) for name in WHOLE}
     part = Part({"a": WHOLE["a"], "b": (slice(0, 2), slice(0, 1))})
@@ -88,12 +88,12 @@ def test_sums_of_another_round_are_gone() -> None:
         mean.reset(tensors)
         for sign in (1.0, 3.0):
             mean.update(DenseUpdate(sign * torch.arange(1.0, 25.0)), WHOLE, report)
-        found, _ = mean.compute()
-        assert torch.equal(torch.cat([found[name].flatten() for name in WHOLE]), 2 * torch.arange(1.0, 25.0))
+        delta, _ = mean.compute()
+        assert torch.equal(torch.cat([delta[name].flatten() for name in WHOLE]), 2 * torch.arange(1.0, 25.0))
         mean.reset(tensors)
         mean.update(DenseUpdate(torch.arange(1.0, 9.0)), part, report)
-        found, holders = mean.compute()
-        assert torch.equal(found["a"].flatten(), torch.arange(1.0, 7.0))
-        assert torch.equal(found["b"], torch.tensor([[7.0, 0.0], [8.0, 0.0], [0.0, 0.0]]))
-        assert not found["c"].any()
+        delta, holders = mean.compute()
+        assert torch.equal(delta["a"].flatten(), torch.arange(1.0, 7.0))
+        assert torch.equal(delta["b"], torch.tensor([[7.0, 0.0], [8.0, 0.0], [0.0, 0.0]]))
+        assert not delta["c"].any()
         assert not holders["c"].any()

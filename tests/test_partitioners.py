@@ -1,4 +1,4 @@
-"""Who gets which sample: the partitioners against slow, obvious re-implementations."""
+"""Partitioners against slow, obvious re-implementations."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def test_iid_shares_differ_by_at_most_one_sample(num_samples: int, num_clients: 
 @pytest.mark.parametrize(
     "partitioner", [IID(), Dirichlet(0.1, min_samples=20), NaturalIds()], ids=lambda p: type(p).__name__
 )
-def test_one_client_gets_everything(partitioner: Partitioner) -> None:
+def test_a_single_client_gets_all_samples(partitioner: Partitioner) -> None:
     labels = torch.zeros(30, dtype=torch.int64) if partitioner.by_client_id else labels_of(30, 3, 0)
     (part,) = partitioner(labels, 1, random_generator(0))
     assert sorted(part.tolist()) == list(range(30))
 
 
 @pytest.mark.parametrize("num_clients", [0, -1])
-def test_no_client_is_refused(num_clients: int) -> None:
+def test_fewer_than_one_client_is_refused(num_clients: int) -> None:
     with pytest.raises(ConfigurationError, match="num_clients"):
         IID()(torch.zeros(5).long(), num_clients, random_generator(0))
 
@@ -112,11 +112,11 @@ def test_dirichlet_with_tiny_beta_gives_a_class_to_one_client() -> None:
 def test_dirichlet_with_huge_beta_is_nearly_uniform() -> None:
     labels = torch.arange(4).repeat_interleave(1000)
     counts_NK = class_counts(labels, lenient(1e6)(labels, 10, random_generator(0)), 4)
-    # The first three classes are open to all ten clients; rounding and sqrt(beta) noise stay within a few samples.
+    # The first three classes are dealt to all ten clients; rounding and sqrt(beta) noise are a few samples.
     assert (counts_NK[:, :3] - 100).abs().max() <= 3
 
 
-def test_dirichlet_stops_feeding_clients_that_are_full() -> None:
+def test_dirichlet_gives_no_more_samples_to_full_clients() -> None:
     labels = torch.arange(5).repeat_interleave(40)
     counts_NK = class_counts(labels, lenient(0.2)(labels, 10, random_generator(5)), 5)
     before_NK = counts_NK.cumsum(dim=1) - counts_NK
@@ -131,11 +131,11 @@ def test_dirichlet_vectors_have_the_moments_of_the_distribution(beta: float) -> 
     assert np.isfinite(draws).all()
     np.testing.assert_allclose(draws.sum(axis=1), 1)
     np.testing.assert_allclose(draws.mean(axis=0), 0.25, atol=0.015)
-    # Var of one entry: a(1-a)/(N beta + 1) with a = 1/N.
+    # Variance of one entry: a(1-a)/(N beta + 1) with a = 1/N.
     np.testing.assert_allclose(draws.var(axis=0), 0.25 * 0.75 / (4 * beta + 1), rtol=0.06)
 
 
-def test_dirichlet_that_cannot_be_met_says_what_to_relax() -> None:
+def test_an_impossible_dirichlet_partition_is_refused_with_advice() -> None:
     labels = labels_of(500, 10, 0)
     with pytest.raises(
         ConfigurationError, match=r"Expected 10 samples .* best of 3 draws gave \d+, with beta=0.01"
@@ -149,7 +149,7 @@ def test_dirichlet_that_cannot_be_met_says_what_to_relax() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, float("inf"), float("nan")])
-def test_dirichlet_refuses_a_beta_without_meaning(beta: float) -> None:
+def test_dirichlet_refuses_a_wrong_beta(beta: float) -> None:
     with pytest.raises(ConfigurationError, match="beta"):
         Dirichlet(beta)
 
@@ -194,7 +194,7 @@ def test_shards_match_plain_python(num_classes: int, per_class: int, n: int, see
     assert all(1 <= len(set(labels[part].tolist())) <= n for part in parts)
 
 
-def test_a_label_that_is_dealt_twice_is_one_shard() -> None:
+def test_a_label_that_is_dealt_twice_to_a_client_is_one_shard() -> None:
     labels = torch.arange(10).repeat_interleave(200)  # 20 shards of 10 samples per class
     parts = LabelShards(2)(labels, 100, random_generator(0))
     kinds = Counter((len(part), len(labels[part].unique())) for part in parts)
@@ -202,7 +202,7 @@ def test_a_label_that_is_dealt_twice_is_one_shard() -> None:
     assert sum(len(part) for part in parts) == 2000 - 10 * kinds[(10, 1)]
 
 
-def test_duplicate_deals_occur_as_often_as_computed() -> None:
+def test_duplicate_deals_have_the_computed_frequency() -> None:
     labels = torch.arange(10).repeat_interleave(20)
     duplicates = [
         sum(len(part) == 1 for part in LabelShards(2)(labels, 100, random_generator(seed))) for seed in range(100)
@@ -218,7 +218,7 @@ def test_duplicate_deals_occur_as_often_as_computed() -> None:
         (torch.tensor([0] * 30 + [1]), 4, "at least 4 samples of every class.*class 1 has 1"),
     ],
 )
-def test_shards_that_do_not_come_out_even_are_refused(labels: Tensor, num_clients: int, message: str) -> None:
+def test_uneven_shards_are_refused(labels: Tensor, num_clients: int, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         LabelShards(2)(labels, num_clients, random_generator(0))
 
@@ -226,7 +226,7 @@ def test_shards_that_do_not_come_out_even_are_refused(labels: Tensor, num_client
 # --- natural ids, matched test data ---
 
 
-def test_natural_ids_follow_the_data() -> None:
+def test_natural_ids_are_the_clients_of_the_data() -> None:
     ids = torch.tensor([2, 0, 1, 2, 2, 0])
     assert as_lists(NaturalIds()(ids, 3, random_generator(0))) == [[1, 5], [2], [0, 3, 4]]
     with pytest.raises(ConfigurationError, match=r"client ids in \[0, 2\) but got 0 to 2"):
@@ -242,7 +242,7 @@ def test_positions_by_owner_matches_a_loop(owners: list[int]) -> None:
 @given(
     total=st.integers(0, 200), weights=st.lists(st.integers(0, 30), min_size=1, max_size=20), seed=st.integers(0, 99)
 )
-def test_largest_remainder_is_hamiltons_method(total: int, weights: list[int], seed: int) -> None:
+def test_largest_remainder_equals_hamiltons_method(total: int, weights: list[int], seed: int) -> None:
     assume(sum(weights) > 0)
     shares = largest_remainder(total, torch.tensor(weights), random_generator(seed)).tolist()
     quotas = [Fraction(total * weight, sum(weights)) for weight in weights]
@@ -253,7 +253,7 @@ def test_largest_remainder_is_hamiltons_method(total: int, weights: list[int], s
     assert not raised or not kept or min(raised) >= max(kept)
 
 
-def test_ties_do_not_favour_the_first_clients() -> None:
+def test_ties_of_remainders_do_not_favour_the_first_clients() -> None:
     totals = sum(largest_remainder(3, torch.ones(10).long(), random_generator(seed)) for seed in range(300))
     assert isinstance(totals, Tensor)
     assert totals.sum() == 900
@@ -263,23 +263,23 @@ def test_ties_do_not_favour_the_first_clients() -> None:
 
 @settings(max_examples=40)
 @given(num_clients=st.integers(1, 12), num_classes=st.integers(1, 6), seed=st.integers(0, 2**31))
-def test_matched_partition_against_brute_force(num_clients: int, num_classes: int, seed: int) -> None:
+def test_matched_partition_equals_brute_force(num_clients: int, num_classes: int, seed: int) -> None:
     train, test = labels_of(120, num_classes, seed), labels_of(70, num_classes + 1, seed + 1)
     parts = lenient(0.3)(train, num_clients, random_generator(seed))
     matched = as_lists(matched_partition(train, parts, test, random_generator(seed)))
     flat = flatten(matched)
     assert len(flat) == len(set(flat))
-    # A class that nobody trains on stays behind, every other sample has an owner.
+    # A class without training clients has no owner; every other sample has one.
     assert set(flat) == {i for i, label in enumerate(test.tolist()) if label in set(train.tolist())}
     for c in range(num_classes + 1):
-        own = [sum(int(train[i]) == c for i in part) for part in as_lists(parts)]
+        counts = [sum(int(train[i]) == c for i in part) for part in as_lists(parts)]
         got = [sum(int(test[i]) == c for i in part) for part in matched]
-        for n_kc, m_kc in zip(own, got, strict=True):
-            quota = Fraction(sum(got) * n_kc, max(sum(own), 1))
+        for n_kc, m_kc in zip(counts, got, strict=True):
+            quota = Fraction(sum(got) * n_kc, max(sum(counts), 1))
             assert m_kc in (quota // 1, quota // 1 + (quota % 1 > 0))
 
 
-def test_matched_partition_is_exact_where_it_can_be() -> None:
+def test_matched_partition_is_exact_where_possible() -> None:
     train, test = torch.arange(2).repeat_interleave(6), torch.arange(2).repeat(4)
     parts = [torch.tensor([0, 1, 2, 6, 7, 8]), torch.tensor([3, 4, 5]), torch.tensor([9, 10, 11])]
     matched = matched_partition(train, parts, test, random_generator(0))

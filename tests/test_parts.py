@@ -1,8 +1,8 @@
-"""What clients hold: parts and their rules, in every executor, on ranks, on nodes, and after a resume."""
+"""Parts and part rules: vectors, masks, every executor, ranks, nodes and resuming."""
 
 from __future__ import annotations
 
-import pickle  # noqa: TID251 -- parts cross to worker processes
+import pickle  # noqa: TID251 -- parts are sent to worker processes
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ SPARSE = {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}
 
 @settings(max_examples=150)
 @given(st.data())
-def test_vectors_of_a_part_are_read_and_written_where_it_lies(data: st.DataObject) -> None:
+def test_take_and_put_of_a_part_equal_numpy(data: st.DataObject) -> None:
     part = data.draw(parts_like(data.draw(blocks())))
     tensors = {name: torch.rand(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
     held = held_by(part)
@@ -67,16 +67,16 @@ def test_vectors_of_a_part_are_read_and_written_where_it_lies(data: st.DataObjec
 
 @settings(max_examples=150)
 @given(st.data())
-def test_a_part_covers_another_if_it_holds_all_of_its_entries(data: st.DataObject) -> None:
+def test_a_part_covers_another_part_if_it_holds_all_of_its_entries(data: st.DataObject) -> None:
     one, two = (data.draw(parts_like(data.draw(blocks()))) for _ in range(2))
     names = data.draw(st.sets(st.sampled_from(sorted(SHAPES)), min_size=1))
     two = only(two, frozenset(names))
 
     def within(outer: Part, inner: Part) -> bool:
-        mine, wanted = held_by(outer), held_by(inner)
-        return all(bool((mine[name] | ~held).all()) for name, held in wanted.items())
+        mine, inner_masks = held_by(outer), held_by(inner)
+        return all(bool((mine[name] | ~held).all()) for name, held in inner_masks.items())
 
-    # A client needs every position of its net, held or not, and every entry that it holds.
+    # A client needs every position of its net, held or not, and every held entry.
     assert one.covers(two) == (within(one.dense, two.dense) and within(one, two))
     fewer = one.spread(torch.rand(one.size)) > 0.5
     assert one.covers(Part(one, fewer))
@@ -86,7 +86,7 @@ def test_a_part_covers_another_if_it_holds_all_of_its_entries(data: st.DataObjec
 
 
 @given(st.data())
-def test_a_part_is_known_by_its_content(data: st.DataObject) -> None:
+def test_parts_with_equal_keys_hold_the_same_entries(data: st.DataObject) -> None:
     block = data.draw(blocks())
     one, two = data.draw(parts_like(block)), data.draw(parts_like(block))
     masks = [part.spread(torch.ones(part.size)) for part in (one, two)]
@@ -100,26 +100,26 @@ def test_a_part_is_known_by_its_content(data: st.DataObject) -> None:
     assert pickle.loads(pickle.dumps(one)) == one  # noqa: S301
 
 
-def test_a_window_moves_on_and_comes_round() -> None:
+def test_a_rolling_window_wraps_around() -> None:
     def positions(start: int) -> list[int]:
-        found = window(start, 5, 3)
-        return list(range(5))[found] if isinstance(found, slice) else found.tolist()
+        dimension = window(start, 5, 3)
+        return list(range(5))[dimension] if isinstance(dimension, slice) else dimension.tolist()
 
     assert [positions(t) for t in range(6)] == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [0, 3, 4], [0, 1, 4], [0, 1, 2]]
 
 
-def met(rule: PartRule, levels: dict[str, Level] | None = None) -> PartRule:
+def set_up(rule: PartRule, levels: dict[str, Level] | None = None) -> PartRule:
     small_module(parts=rule, levels=levels or small_levels(1.0, 0.5, 0.25))
     return rule
 
 
 @pytest.mark.parametrize("rule", [Prefix, Rolling, RandomChannels, RandomMask])
-def test_contract(rule: type[PartRule]) -> None:
+def test_every_part_rule_fulfils_the_contract(rule: type[PartRule]) -> None:
     check_part_rule(rule)
 
 
-def test_every_channel_is_held_equally_often_by_a_rolling_window() -> None:
-    parts = met(Rolling())
+def test_a_rolling_window_holds_every_channel_equally_often() -> None:
+    parts = set_up(Rolling())
     counts = {name: torch.zeros(shape) for name, shape in parts.levels.indices["a"].layout.shapes.items()}
     for round in range(16):
         assert parts.part("b", round, 0).covers(parts.part("c", round, 1))
@@ -129,7 +129,7 @@ def test_every_channel_is_held_equally_often_by_a_rolling_window() -> None:
 
 
 def test_a_random_mask_has_the_density_of_its_level_and_holds_biases_whole() -> None:
-    parts = met(RandomMask(), {"a": Level("a"), "b": Level("b", density=0.3)})
+    parts = set_up(RandomMask(), {"a": Level("a"), "b": Level("b", density=0.3)})
     one, two = parts.part("b", 0, 1), parts.part("b", 0, 2)
     assert one.mask_D is not None
     assert one != two
@@ -140,7 +140,7 @@ def test_a_random_mask_has_the_density_of_its_level_and_holds_biases_whole() -> 
 
 
 class Drawn(PartRule):
-    """Random channels, and of all entries a share, for every client."""
+    """Random channels, and a random share of all entries, for every client."""
 
     masks = True
 
@@ -154,7 +154,7 @@ class Drawn(PartRule):
 
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("executor", [Stacked(3), Workers(2), Workers(2, Stacked(2))])
-def test_clients_of_one_level_and_round_with_parts_of_their_own(executor: Executor) -> None:
+def test_executors_agree_if_clients_of_one_level_have_different_parts(executor: Executor) -> None:
     problem = Problem(
         LocalTraining(epochs=2, gradient_clip=0.6, optimizer=sgd(), penalty=FedDyn(0.4)),
         levels={"a": Level("a"), "b": Level("b", 0.5, density=0.4)},
@@ -165,10 +165,10 @@ def test_clients_of_one_level_and_round_with_parts_of_their_own(executor: Execut
     tasks.append(replace(Task(1, "b", 3, 3, 0.05)))
     expected = results(Sequential(), bench_of(problem), tasks)
     try:
-        found = results(executor, bench_of(problem), tasks)
+        actual = results(executor, bench_of(problem), tasks)
     finally:
         executor.close()
-    for task, (delta, *_), (other, *_) in zip(tasks, expected, found, strict=True):
+    for task, (delta, *_), (other, *_) in zip(tasks, expected, actual, strict=True):
         assert torch.allclose(other, delta, rtol=0, atol=1e-12)
         if task.part.mask_D is not None:
             assert not delta[~task.part.mask_D].any()
@@ -192,8 +192,8 @@ def test_a_resumed_run_ends_with_the_same_bits(fit: Fit, tmp_path: Path, rule: t
     assert len(rows[1]) == 3
 
 
-def test_sparse_flops_are_those_of_held_entries(fit: Fit) -> None:
-    """Of ConvNet a forward pass takes 2 operations for each entry of a kernel at each of its positions."""
+def test_sparse_flops_count_held_entries_only(fit: Fit) -> None:
+    """A forward pass of ConvNet takes 2 operations for each kernel entry at each of its output positions."""
     module = small_module(levels=SPARSE, parts=RandomMask(), selection=Uniform(12))
     data = small_data()
     trainer = fit(module, data, rounds=1, limit_val_batches=0)
@@ -220,7 +220,7 @@ def test_a_density_without_masks_and_masks_without_shapes_are_refused(fit: Fit) 
         small_module(levels={"a": Level("a", density=0.5)}, parts=RandomMask())
 
 
-def test_a_rule_whose_parts_are_not_its_levels_is_refused_by_the_tensor(fit: Fit) -> None:
+def test_a_rule_with_parts_of_wrong_shape_is_refused_and_the_tensor_is_named(fit: Fit) -> None:
     class Wrong(Prefix):
         def part(self, level: str, round: int, client: int) -> Part:
             return super().part("a", round, client)
@@ -243,7 +243,7 @@ def test_a_mask_of_a_buffer_or_a_frozen_parameter_is_refused(fit: Fit) -> None:
         fit(module)
 
 
-def test_a_subclass_of_the_first_edition_is_told_what_takes_its_place() -> None:
+def test_a_first_edition_subclass_is_refused_with_the_replacement() -> None:
     for name, successor in (("index", "a part rule"), ("upload_index", "a method sent")):
         with pytest.raises(TypeError, match=f"Expected {successor}.* in place of {name}"):
             type("Old", (HeteroFL,), {name: lambda self, *given: {}})
@@ -257,8 +257,8 @@ def test_frozen_parameters_are_sent_once_to_each_client(fit: Fit) -> None:
     assert module.ledger.total.down_bytes == 12 * (dense_size(whole) + 2 * dense_size(whole - frozen))
 
 
-def test_each_frozen_entry_comes_down_once_whatever_the_windows_and_levels() -> None:
-    parts = met(Rolling())
+def test_each_frozen_entry_is_downloaded_once_for_all_windows_and_levels() -> None:
+    parts = set_up(Rolling())
     blocks, name = parts.levels.indices, "blocks.1.conv.weight"
     downloads = Downloads(blocks)
     downloads.setup(Facts(frozen={name: torch.empty(blocks["a"].layout.shapes[name])}))
@@ -269,8 +269,8 @@ def test_each_frozen_entry_comes_down_once_whatever_the_windows_and_levels() -> 
         held = torch.zeros(seen.shape)
         add_holders({name: held}, part)
         known = int((seen & (held > 0)).sum())
-        told = encode_part(part, blocks[level], blocks["a"])
-        assert downloads.bytes(task) == dense_size(part.size - known) + len(told)
+        encoded = encode_part(part, blocks[level], blocks["a"])
+        assert downloads.bytes(task) == dense_size(part.size - known) + len(encoded)
         downloads.note(task)
         seen |= held > 0
         assert downloads.bytes(task) == dense_size(part.size - int((held > 0).sum()))

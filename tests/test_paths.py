@@ -1,4 +1,4 @@
-"""Relative paths: a run goes on from any directory."""
+"""Relative paths: a run can be resumed from any directory."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def namespace(**values: Any) -> Namespace:
     return Namespace(**values)  # type: ignore[no-untyped-call]
 
 
-def test_paths_are_made_absolute_by_the_names_of_their_arguments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_are_made_absolute_by_argument_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = namespace(
         class_path="hetfl.data.CSVData",
@@ -49,7 +47,7 @@ def test_paths_are_made_absolute_by_the_names_of_their_arguments(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_on_a_relative_path_is_resumed_from_another_directory(
+def test_a_run_with_a_relative_path_is_resumed_from_another_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, elsewhere = tmp_path / "begun", tmp_path / "elsewhere"

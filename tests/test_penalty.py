@@ -1,4 +1,4 @@
-"""Terms of the local objective: FedProx and FedDyn against formulas written out in NumPy, stragglers counted."""
+"""Penalties of the local objective: FedProx and FedDyn against NumPy formulas, and the costs of stragglers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def local(penalty: Penalty | None = None, **changes: Any) -> LocalTraining:
     return LocalTraining(**{"batch_size": 10, "optimizer": lambda p: SGD(p, lr=0.05), "penalty": penalty, **changes})
 
 
-def test_proximal_gradient_is_that_of_the_penalty() -> None:
+def test_proximal_gradient_equals_autograd_of_the_penalty() -> None:
     random = torch.Generator().manual_seed(0)
     theta, anchor = torch.randn(7, generator=random, dtype=torch.float64), torch.randn(7, generator=random).double()
     theta.requires_grad_()
@@ -43,7 +43,7 @@ def test_proximal_gradient_is_that_of_the_penalty() -> None:
     assert torch.allclose(gradient, 1 + theta.grad, rtol=0, atol=1e-15)
 
 
-def test_feddyn_gradient_is_that_of_the_penalty() -> None:
+def test_feddyn_gradient_equals_autograd_of_the_penalty() -> None:
     random = torch.Generator().manual_seed(0)
     theta, anchor, memory = torch.randn(3, 7, generator=random, dtype=torch.float64)
     theta.requires_grad_()
@@ -63,8 +63,8 @@ def index_of(random: np.random.Generator) -> Index:
     rows, columns = int(random.integers(2, 7)), int(random.integers(1, 4))
     index: dict[str, Any] = {"stem": (slice(0, rows), slice(0, columns))}
     if random.random() < 0.7:
-        own = torch.from_numpy(np.sort(random.permutation(4)[: random.integers(1, 5)]))
-        index |= {"head": (own, slice(0, rows)), "bias": (own,)}
+        rows_held = torch.from_numpy(np.sort(random.permutation(4)[: random.integers(1, 5)]))
+        index |= {"head": (rows_held, slice(0, rows)), "bias": (rows_held,)}
     return index
 
 
@@ -74,7 +74,7 @@ def positions(index: Index, name: str) -> Any:
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path: Path, on_disk: bool) -> None:
-    """20 rounds of partial participation; h is the mean of all N memories, and corrects what someone holds."""
+    """20 rounds of partial participation; h is the mean of all N memories, and corrects only held entries."""
     alpha, random = 0.07, np.random.default_rng(0)
     feddyn = FedDyn(alpha, DiskStore(str(tmp_path)) if on_disk else None)
     parameters = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
@@ -97,7 +97,7 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
                 parts.append(sent.ravel())
             update = DenseUpdate(torch.from_numpy(np.concatenate(parts)))
             before = feddyn.memory(client, index, update.values)
-            before = None if before is None else before.clone()  # what is written next may take its place
+            before = None if before is None else before.clone()  # the next write may reuse its memory
             feddyn.observe(update, index, Report(client, "a", 1, 0.0))
             feddyn.remember(client, round, index, update)
             after = feddyn.memory(client, index, update.values)
@@ -108,7 +108,7 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
             name: np.divide(sums[name], counts[name], where=counts[name] > 0, out=sums[name] * 0) for name in SHAPES
         }
         for name in SHAPES:
-            h[name] -= alpha * counts[name] / CLIENTS * mean[name]  # as the authors write it: h ← h − α c/N (mean step)
+            h[name] -= alpha * counts[name] / CLIENTS * mean[name]  # the authors' form: h ← h − α c/N (mean step)
         corrected = Hooks(feddyn).on_step(
             0,
             {name: torch.from_numpy(value) for name, value in mean.items()},
@@ -121,7 +121,7 @@ def test_memories_of_clients_and_server_follow_the_formulas_over_rounds(tmp_path
             np.testing.assert_allclose(corrected[name].numpy(), expected, atol=1e-12)
 
 
-def test_the_servers_memory_stays_the_mean_of_the_clients_under_compression(fit: Fit) -> None:
+def test_the_servers_memory_equals_the_mean_of_client_memories_under_compression(fit: Fit) -> None:
     feddyn = FedDyn(0.2)
     module = small_module(local=local(feddyn), uplink=ErrorFeedback(TopK(0.1)))
     fit(module, rounds=5, precision="64-true", limit_val_batches=0)
@@ -137,7 +137,7 @@ def test_the_servers_memory_stays_the_mean_of_the_clients_under_compression(fit:
 
 
 @pytest.mark.parametrize("penalty", [lambda: FedDyn(0.1), pytest.param(lambda: Proximal(0.5), marks=pytest.mark.slow)])
-def test_a_penalty_reaches_workers_and_survives_compression_and_resuming(
+def test_a_penalty_works_with_workers_compression_and_resuming(
     fit: Fit, tmp_path: Path, penalty: Callable[[], Penalty]
 ) -> None:
     def module(**changes: Any) -> Any:
@@ -159,7 +159,7 @@ def test_a_penalty_reaches_workers_and_survives_compression_and_resuming(
     )
 
 
-def test_a_strong_proximal_term_holds_clients_back(fit: Fit) -> None:
+def test_a_strong_proximal_term_keeps_clients_near_the_global_model(fit: Fit) -> None:
     moved = []
     for mu in (0.01, 10.0):
         module = small_module(local=local(Proximal(mu)))
@@ -170,7 +170,7 @@ def test_a_strong_proximal_term_holds_clients_back(fit: Fit) -> None:
     assert moved[1] < moved[0] / 1.5
 
 
-def test_another_penalty_is_refused_on_resuming(fit: Fit, tmp_path: Path) -> None:
+def test_resuming_with_another_penalty_is_refused(fit: Fit, tmp_path: Path) -> None:
     fit(small_module(local=local(Proximal(0.1))), rounds=1).save_checkpoint(tmp_path / "one.ckpt")
     with pytest.raises(ConfigurationError, match=r"penalty \(Proximal\(proximal_mu=0.1\)\) but got none"):
         fit(small_module(local=local()), rounds=2, name="other", ckpt=str(tmp_path / "one.ckpt"))

@@ -1,4 +1,4 @@
-"""The choice that a seed names: the same as in plain loops, a permutation, fixed for ever, and even."""
+"""The permutation that a seed selects: equal to plain loops, bijective, fixed for all versions, and uniform."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ seeds = st.integers(0, 2**64 - 1)
 
 
 @given(seeds)
-def test_mix_is_that_of_splitmix64(word: int) -> None:
+def test_mix_equals_splitmix64(word: int) -> None:
     assert int(mix(np.array([word], dtype=np.uint64))[0]) == by_hand.mix(word)
 
 
-def test_splitmix64_gives_its_published_numbers() -> None:
+def test_splitmix64_equals_its_published_numbers() -> None:
     state = [(0x9E3779B97F4A7C15 * (number + 1)) % 2**64 for number in range(3)]
     want = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     assert mix(np.array(state, dtype=np.uint64)).tolist() == want
 
 
 @given(st.integers(1, 2**60), seeds)
-def test_positions_are_those_by_hand(size: int, seed: int) -> None:
+def test_positions_equal_the_computation_by_hand(size: int, seed: int) -> None:
     positions = sorted({0, size // 2, size - 1, min(size - 1, 7)})
     got = permuted(np.array(positions, dtype=np.uint64), size, seed)
     assert got.tolist() == [by_hand.permuted(position, size, seed) for position in positions]
 
 
 @pytest.mark.parametrize("size", [*range(1, 40), 255, 256, 257, 1023, 1025])
-def test_every_position_is_taken_once(size: int) -> None:
+def test_every_position_occurs_once(size: int) -> None:
     for seed in (0, size, 2**64 - 1):
         assert np.array_equal(chosen(size, size, seed), np.arange(size))
         assert chosen(size, size // 3, seed).tolist() == by_hand.chosen(size, size // 3, seed)
 
 
-def test_more_positions_than_are_computed_at_a_time() -> None:
+def test_positions_are_correct_across_blocks() -> None:
     size, count = 200_000, 2**13 + 1000
     got = chosen(size, count, 3)
     assert np.all(np.diff(got) > 0)
@@ -51,11 +51,11 @@ def test_more_positions_than_are_computed_at_a_time() -> None:
 
 
 @pytest.mark.parametrize(("size", "count"), [(50, 5), (64, 20), (100, 1)])
-def test_positions_are_chosen_alike_often(size: int, count: int) -> None:
+def test_positions_are_chosen_with_equal_frequency(size: int, count: int) -> None:
     draws = 50 * size // count
     hits = np.zeros(size)
     for seed in range(draws):
         hits[chosen(size, count, seed)] += 1
     expected = draws * count / size
-    # A choice without replacement varies less than independent draws do, so the bound is on the safe side.
+    # Counts without replacement vary less than independent draws, so the bound is safe.
     assert ((hits - expected) ** 2 / expected).sum() < chi2.ppf(0.9999, size - 1)

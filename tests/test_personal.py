@@ -1,4 +1,4 @@
-"""Tensors that stay with their client: against a bare loop, in every executor, after a resume, and what is refused."""
+"""Personal tensors: against a bare loop, in every executor, after a resume, and refused patterns."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def table(trainer: Trainer) -> pd.DataFrame:
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_fedper_is_that_of_a_bare_loop(fit: Fit) -> None:
-    """Bodies are averaged, and every client goes on with its own head; momentum is as new in every round."""
+def test_fedper_equals_a_bare_loop(fit: Fit) -> None:
+    """Bodies are averaged, every client keeps its head, and momentum restarts in every round."""
     data, rounds = small_data(), 3
     module: Any = small_module(
         FedAvg,
@@ -93,15 +93,15 @@ def test_fedper_is_that_of_a_bare_loop(fit: Fit) -> None:
     assert module.forecast.down_bytes()["a"] == 56 + 4 * sent
 
 
-def test_accuracies_of_clients_with_their_own_heads_are_logged_and_listed(fit: Fit) -> None:
+def test_accuracies_with_personal_heads_are_logged_and_listed(fit: Fit) -> None:
     module: Any = small_module(personal=HEAD, selection=Uniform(12), local=everyone())
     data = small_data()
     trainer = fit(module, data, rounds=4, check_val_every_n_epoch=4)
-    found = table(trainer)["local/personal_accuracy"]
-    assert found.iloc[-1] > table(trainer)["val/accuracy"].iloc[-1]
+    accuracy_by_round = table(trainer)["local/personal_accuracy"]
+    assert accuracy_by_round.iloc[-1] > table(trainer)["val/accuracy"].iloc[-1]
     trainer.test(module, datamodule=data, verbose=False)
     rows = pd.read_csv(Path(str(trainer.log_dir)) / "clients.csv")
-    assert rows["personal_accuracy"].mean() == pytest.approx(found.iloc[-1])
+    assert rows["personal_accuracy"].mean() == pytest.approx(accuracy_by_round.iloc[-1])
     client = int(rows["test_samples"].to_numpy().argmax())
     net = copy.deepcopy(module.submodel(str(rows["level"][client])))
     for name, block in module.personal.store.load(client).items():
@@ -109,14 +109,14 @@ def test_accuracies_of_clients_with_their_own_heads_are_logged_and_listed(fit: F
         parameter.data += block[tuple(slice(size) for size in parameter.shape)]
     test = data.client_data(client, "test")
     logits = net.eval()(data.transform.eval(test.inputs))
-    own = module.restrict(logits, data.labels(client).expand(len(logits), -1))
-    accuracy = (own.argmax(1) == test.targets).double().mean().item()
+    restricted = module.restrict(logits, data.labels(client).expand(len(logits), -1))
+    accuracy = (restricted.argmax(1) == test.targets).double().mean().item()
     assert rows["personal_accuracy"][client] == pytest.approx(accuracy)
 
 
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("executor", [Stacked(3), Workers(2)])
-def test_clients_begin_with_what_they_keep(executor: Executor) -> None:
+def test_clients_start_from_their_personal_tensors(executor: Executor) -> None:
     problem = Problem(LocalTraining(epochs=2, gradient_clip=0.6, optimizer=sgd(), penalty=Proximal(0.7)))
     names = frozenset(name for name, _ in problem.net.named_parameters() if name.startswith("classifier"))
     local_problem = replace(problem.local_problem(), personal=names)
@@ -129,15 +129,15 @@ def test_clients_begin_with_what_they_keep(executor: Executor) -> None:
     tasks = [recall(Task(k, level, 3, 3, 0.05)) for level in "ba" for k in range(3)]
 
     def bench() -> Bench:
-        own = bench_of(problem)
-        return Bench(local_problem, own.data, own.models)
+        base = bench_of(problem)
+        return Bench(local_problem, base.data, base.models)
 
     expected = results(Sequential(), bench(), tasks)
     try:
-        found = results(executor, bench(), tasks)
+        actual = results(executor, bench(), tasks)
     finally:
         executor.close()
-    assert all(torch.allclose(one[0], two[0], rtol=0, atol=1e-12) for one, two in zip(expected, found, strict=True))
+    assert all(torch.allclose(one[0], two[0], rtol=0, atol=1e-12) for one, two in zip(expected, actual, strict=True))
     without = results(Sequential(), bench(), [replace(task, personal=None) for task in tasks])
     assert [torch.equal(one[0], two[0]) for one, two in zip(expected, without, strict=True)] == [False, True, False] * 2
 
@@ -147,13 +147,13 @@ def kept(module: FederatedModule) -> dict[int, dict[str, Tensor]]:
 
 
 def assert_kept_alike(one: FederatedModule, two: FederatedModule) -> None:
-    found, expected = kept(one), kept(two)
-    assert found.keys() == expected.keys()
+    actual, expected = kept(one), kept(two)
+    assert actual.keys() == expected.keys()
     for client, blocks in expected.items():
-        assert all(torch.equal(block, found[client][name]) for name, block in blocks.items())
+        assert all(torch.equal(block, actual[client][name]) for name, block in blocks.items())
 
 
-def test_a_resumed_run_ends_with_the_same_bits_and_files_keep_them_too(fit: Fit, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_bits_in_memory_and_on_disk(fit: Fit, tmp_path: Path) -> None:
     def module(*store: DiskStore) -> FederatedModule:
         return small_module(personal=Personal(["*norm*", "classifier.bias"], *store), uplink=ErrorFeedback(TopK(0.2)))
 
@@ -170,12 +170,12 @@ def test_a_resumed_run_ends_with_the_same_bits_and_files_keep_them_too(fit: Fit,
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (["head.*"], r"Expected patterns of personal that match tensors, such as .* but got 'head\.\*'"),
         (["*"], "got none"),
     ],
 )
-def test_patterns_that_match_nothing_or_everything_are_refused(names: list[str], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_patterns_that_match_no_tensor_or_all_tensors_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         small_module(personal=names)

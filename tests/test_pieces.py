@@ -1,4 +1,4 @@
-"""A stateful part of a user's own is one class and one constructor argument: the lifecycle reaches it by itself."""
+"""A user's stateful piece needs one class and one constructor argument; its lifecycle is automatic."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MeanUpdate(Piece):
     """Logs the moving average of the updates' norms.
 
     Args:
-        rate: weight of what was before.
+        rate: weight of the previous average.
     """
 
     def __init__(self, rate: float = 0.5) -> None:
@@ -68,7 +68,7 @@ class MeanUpdate(Piece):
 
 
 class Watched(FedAvg):
-    """FedAvg with one more piece: an attribute is all that it takes."""
+    """FedAvg with an additional piece, which is an attribute."""
 
     def __init__(self, *args: Any, watcher: Piece, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -76,7 +76,7 @@ class Watched(FedAvg):
 
 
 class SlowMean(HolderMean):
-    """An aggregator with a state of its own: the mean of this round's step and of the last step that it returned."""
+    """A stateful aggregator: it returns the mean of this round's step and its last returned step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def rows(trainer: Trainer) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("make", [watched, slow])
-def test_a_users_own_state_resumes_with_the_same_bits(
+def test_state_of_a_users_piece_resumes_with_the_same_bits(
     fit: Fit, tmp_path: Path, make: Callable[[], FederatedModule]
 ) -> None:
     whole, first, second = make(), make(), make()
@@ -120,7 +120,7 @@ def test_a_users_own_state_resumes_with_the_same_bits(
     pd.testing.assert_frame_equal(rows(straight)[2:].reset_index(drop=True), rows(again), check_exact=True)
 
 
-def test_the_verbs_come_in_order(fit: Fit, tmp_path: Path) -> None:
+def test_the_methods_of_a_piece_are_called_in_order(fit: Fit, tmp_path: Path) -> None:
     first, second = watched(), watched()
     trainer = fit(first, rounds=1, limit_val_batches=0)
     assert first.pieces["watcher"].calls == ["setup 12 1", "begin", "begin round 0", "end round 0"]  # type: ignore[attr-defined]
@@ -151,7 +151,7 @@ def test_an_evaluation_loads_only_the_pieces_that_it_needs(fit: Fit, tmp_path: P
 
 
 class Hardness(Piece):
-    """Reads one further number of each report."""
+    """Reads an additional number of each report."""
 
     def __init__(self) -> None:
         self.read: dict[int, float] = {}
@@ -164,7 +164,7 @@ class Hardness(Piece):
 
 
 class Measured(Sequential):
-    """Reports the client's number as its hardness; client 9 adds what nobody reads, client 7 leaves it out."""
+    """Reports the client's number as its hardness; client 9 adds an undeclared extra, client 7 reports none."""
 
     def work(self, job: Job, tasks: Sequence[Task]) -> list[Result]:
         return [self._measured(result) for result in super().work(job, tasks)]
@@ -175,7 +175,7 @@ class Measured(Sequential):
         return replace(result, report=replace(result.report, extras=extras))
 
 
-def test_a_report_has_the_extras_that_pieces_declare_and_no_others(fit: Fit) -> None:
+def test_only_declared_extras_of_a_report_are_accepted(fit: Fit) -> None:
     piece = Hardness()
     module = small_module(Watched, levels=small_levels(1.0), watcher=piece, executor=Measured(), selection=Uniform(12))
     with warnings.catch_warnings(record=True) as warnings_given:
@@ -188,7 +188,7 @@ def test_a_report_has_the_extras_that_pieces_declare_and_no_others(fit: Fit) -> 
     assert r"Expected extras ['hardness'] but got ['hardness', 'shape']" in messages
 
 
-def test_an_extra_has_one_range() -> None:
+def test_two_pieces_must_declare_the_same_range_for_an_extra() -> None:
     other = MeanUpdate()
     other.extras = lambda: {"hardness": Range(0, 1, "for a hardness")}  # type: ignore[method-assign]
     with pytest.raises(ConfigurationError, match="range of extra hardness but MeanUpdate declares from 0 to 1"):

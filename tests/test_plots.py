@@ -1,4 +1,4 @@
-"""Run folders read back, and the plots made of them."""
+"""Reading run folders, and the plots of runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UP_BYTES = 400_000.0
 
 
 def write_run(folder: Path, levels: str = "abcde", rounds: int = 30, step_between_ends: float = 0.002) -> Path:
-    """Write a run whose levels end close together, as they do in practice."""
+    """Write a run whose levels end close together, as in real runs."""
     file = MetricsFile(folder / "metrics.csv")
     for step in range(rounds):
         learnt = 1 - np.exp(-step / 5)
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return write_run(tmp_path)
 
 
-def test_run_is_read_back(folder: Path) -> None:
+def test_a_run_is_read_from_its_folder(folder: Path) -> None:
     run = load_run(folder)
     assert run.levels == ("a", "b", "c", "d", "e")
     assert run.config == {"model": {"class_path": "hetfl.HeteroFL"}, "seed_everything": 3}
@@ -56,7 +56,7 @@ def test_run_is_read_back(folder: Path) -> None:
     assert run.series("val/accuracy_by_level/e").iloc[0] == 0.1
 
 
-def test_columns_of_version_0_1_are_read_under_their_present_names(tmp_path: Path) -> None:
+def test_columns_of_version_0_1_are_read_under_their_current_names(tmp_path: Path) -> None:
     cells = {"val/accuracy/a": 0.5, "val/accuracy/head_2": 0.25, "test/accuracy/a": 0.75, "cluster/accuracy/0": 1.0}
     MetricsFile(tmp_path / "metrics.csv").add(0, cells)
     run = load_run(tmp_path)
@@ -67,11 +67,11 @@ def test_columns_of_version_0_1_are_read_under_their_present_names(tmp_path: Pat
     assert run.series("cluster/accuracy/0")[0] == 1.0
 
 
-def test_run_without_config_was_started_from_python(tmp_path: Path) -> None:
+def test_a_run_without_configuration_has_an_empty_config(tmp_path: Path) -> None:
     assert load_run(write_run(tmp_path)).config == {}
 
 
-def test_torn_last_line_is_no_row(folder: Path) -> None:
+def test_an_incomplete_last_line_is_ignored(folder: Path) -> None:
     with (folder / "metrics.csv").open("a") as file:
         file.write("30,0.1")
     assert len(load_run(folder).metrics) == 30
@@ -87,7 +87,7 @@ def test_torn_last_line_is_no_row(folder: Path) -> None:
         ("step,lr\n0,1\n1,2,3\n", "Expected a table of rounds in .*metrics.csv but got: .*line 3"),
     ],
 )
-def test_unusable_metrics_are_named(tmp_path: Path, text: str | None, message: str) -> None:
+def test_unusable_metrics_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "metrics.csv").write_text(text)
     with pytest.raises(ConfigurationError, match=message) as caught:
@@ -103,7 +103,7 @@ def test_unusable_metrics_are_named(tmp_path: Path, text: str | None, message: s
         ("a: !!python/object/apply:os.getcwd []\n", "Expected YAML in .*config.yaml but got: could not determine"),
     ],
 )
-def test_unusable_or_unsafe_config_is_refused(folder: Path, text: str, message: str) -> None:
+def test_an_unusable_or_unsafe_configuration_is_refused(folder: Path, text: str, message: str) -> None:
     (folder / "config.yaml").write_text(text)
     with pytest.raises(ConfigurationError, match=message) as caught:
         load_run(folder)
@@ -129,22 +129,22 @@ def test_plots_are_written_with_their_labels(folder: Path) -> None:
     assert {"Rounds done", "Accuracy (%)", "Validation accuracy of each level over rounds"} < set(rounds)
     assert {"Uploaded by all clients (MB)", "Accuracy (%)"} < set(sent)
     assert "the same uploads, dense float32: 300 MB (25.0×)" in sent  # 30 rounds of 0.4 MB at 25×
-    assert not any(text.startswith("global") for text in rounds)  # it is level a
+    assert not any(text.startswith("global") for text in rounds)  # the global model is level a
 
 
-def test_same_run_gives_the_same_svg(folder: Path) -> None:
+def test_equal_runs_give_equal_svg_files(folder: Path) -> None:
     first = [path.read_bytes() for path in plot_run(folder) if path.suffix == ".svg"]
     assert first == [path.read_bytes() for path in plot_run(folder) if path.suffix == ".svg"]
 
 
 def label_boxes(ax: Axes) -> list[Bbox]:
-    """Return where the labels of the line ends are drawn, in pixels."""
+    """Return the boxes of the line-end labels, in pixels."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     labels = [child for child in ax.get_children() if isinstance(child, Annotation) and child.get_text().endswith(" %")]
-    # The text alone, without the line that leads to it.
+    # The box of the text only, without the line that leads to it.
     return [super(Annotation, label).get_window_extent(canvas.get_renderer()) for label in labels]
 
 
@@ -158,7 +158,7 @@ def test_labels_do_not_overlap(tmp_path: Path, plot: Callable[[Run], Axes], step
 
 
 def tick_boxes(ax: Axes) -> list[Bbox]:
-    """Return where the numbers of the horizontal axis are drawn, those of minor ticks too."""
+    """Return the boxes of the horizontal axis's tick labels, including minor ticks."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     canvas = FigureCanvasAgg(figure)
@@ -172,7 +172,7 @@ def tick_boxes(ax: Axes) -> list[Bbox]:
 @pytest.mark.parametrize("rounds", [1, 2, 5, 7, 30, 3000])
 @pytest.mark.parametrize("size", [0.017, 1e-4, 400.0])
 @pytest.mark.parametrize("ratio", [pytest.param(1.0, marks=pytest.mark.slow), RATIO])
-def test_numbers_of_an_axis_of_bytes_do_not_overlap(folder: Path, rounds: int, size: float, ratio: float) -> None:
+def test_tick_labels_of_a_byte_axis_do_not_overlap(folder: Path, rounds: int, size: float, ratio: float) -> None:
     metrics = load_run(folder).metrics.iloc[[0] * rounds].reset_index(drop=True)
     metrics["comm/up_bytes_total"] = size * UP_BYTES * (metrics.index + 1)
     metrics["comm/up_bytes"] = size * UP_BYTES
@@ -182,7 +182,7 @@ def test_numbers_of_an_axis_of_bytes_do_not_overlap(folder: Path, rounds: int, s
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
-def test_rounds_that_sent_nothing_are_off_a_logarithmic_axis(folder: Path) -> None:
+def test_rounds_without_uploads_are_not_on_a_logarithmic_axis(folder: Path) -> None:
     metrics = load_run(folder).metrics
     metrics.loc[:3, "comm/up_bytes_total"] = 0
     assert plot_accuracy_over_bytes(Run(folder, metrics)).get_xlim()[0] > 0
@@ -190,21 +190,21 @@ def test_rounds_that_sent_nothing_are_off_a_logarithmic_axis(folder: Path) -> No
     assert plot_accuracy_over_bytes(Run(folder, metrics)).get_xscale() == "linear"
 
 
-def test_letters_that_the_font_lacks_are_drawn_without_a_warning(tmp_path: Path) -> None:
+def test_characters_missing_in_the_font_give_no_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         files = plot_run(write_run(tmp_path / "模型 مدل", "模b"))
     assert any("模型 مدل" in path.read_text() for path in files if path.suffix == ".svg")
 
 
-def test_level_colours_run_from_dark_to_light(folder: Path) -> None:
+def test_level_colours_go_from_dark_to_light(folder: Path) -> None:
     lines = plot_accuracy_over_rounds(load_run(folder)).get_lines()
     luminance = [float(np.dot(to_rgb(line.get_color()), (0.2126, 0.7152, 0.0722))) for line in lines]
     assert len(luminance) == 5
     assert np.all(np.diff(luminance) > 0.05)
 
 
-def test_global_model_is_drawn_where_it_is_not_a_level(tmp_path: Path) -> None:
+def test_the_global_model_is_drawn_if_it_is_not_a_level(tmp_path: Path) -> None:
     write_run(tmp_path, "ab")
     MetricsFile(tmp_path / "metrics.csv").add(29, {"val/accuracy": 0.95})
     ax = plot_accuracy_over_rounds(load_run(tmp_path))
@@ -225,7 +225,7 @@ def test_curves_have_the_values_of_the_file_and_skip_gaps(tmp_path: Path) -> Non
     assert np.allclose(line.get_xydata(), [(4, 10), (8, 30), (12, 50)])
 
 
-def test_plot_goes_where_it_is_told(folder: Path) -> None:
+def test_a_plot_is_drawn_on_the_given_axes(folder: Path) -> None:
     ax = Figure().add_subplot()
     assert plot_accuracy_over_rounds(load_run(folder), ax) is ax
     assert len(ax.get_lines()) == 5
@@ -236,14 +236,14 @@ def test_one_round_can_be_plotted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["comm/up_bytes", "comm/up_bytes_total", "comm/up_ratio"])
-def test_missing_column_is_named(folder: Path, column: str) -> None:
+def test_a_missing_column_is_named(folder: Path, column: str) -> None:
     whole = load_run(folder)
     run = replace(whole, metrics=whole.metrics.drop(columns=column))
     with pytest.raises(ConfigurationError, match=f"Expected column '{column}' in .*metrics.csv but got none"):
         plot_accuracy_over_bytes(run)
 
 
-def test_run_without_validation_is_named(tmp_path: Path) -> None:
+def test_a_run_without_validation_is_refused_by_name(tmp_path: Path) -> None:
     MetricsFile(tmp_path / "metrics.csv").add(0, {"train/loss": 1.0})
     with pytest.raises(ConfigurationError, match="Expected column 'val/accuracy' in .*metrics.csv but got none"):
         plot_accuracy_over_rounds(load_run(tmp_path))
@@ -269,5 +269,5 @@ def test_spread_moves_as_little_as_possible(positions: tuple[float, ...]) -> Non
     assert float(np.sum((moved - positions) ** 2)) <= best + 1e-9
 
 
-def test_spread_without_room_is_even() -> None:
+def test_spread_is_even_without_enough_room() -> None:
     assert spread([5.0, 5.0, 5.0], gap=10.0, low=0.0, high=10.0).tolist() == [0.0, 5.0, 10.0]

@@ -1,4 +1,4 @@
-"""A module read back from a checkpoint, and ``trainer.predict``: the same logits, with or without a data module."""
+"""A module loaded from a checkpoint, and ``trainer.predict``: equal logits with and without a data module."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def logits(module: FederatedModule, level: str, inputs: Tensor, cluster: int = 0
 
 
 def predicted(module: FederatedModule, inputs: Tensor, checkpoint: str | None = None) -> Tensor:
-    """Return the logits of inputs as nets get them, from a trainer without a data module."""
+    """Return the logits of transformed inputs, from a trainer without a data module."""
     loader = DataLoader(TensorDataset(inputs), 64)
     batches: Any = plain().predict(module, loader, ckpt_path=checkpoint, weights_only=True)
     return torch.cat(batches)
@@ -42,7 +42,7 @@ def predicted(module: FederatedModule, inputs: Tensor, checkpoint: str | None = 
     ("clustering", "precision", "weights_only"),
     [(None, "32-true", False), (IFCA(2), "32-true", True), (None, "64-true", False)],
 )
-def test_a_module_is_read_back_from_a_checkpoint_without_data(
+def test_a_module_is_loaded_from_a_checkpoint_without_data(
     fit: Fit, tmp_path: Path, clustering: IFCA | None, precision: str, weights_only: bool
 ) -> None:
     module = small_module(clustering=clustering)
@@ -52,8 +52,8 @@ def test_a_module_is_read_back_from_a_checkpoint_without_data(
     expected = {(level, k): logits(module, level, inputs, k) for level in "abc" for k in range(len(module.models))}
     again = HeteroFL.load_from_checkpoint(tmp_path / "m.ckpt", clustering=clustering and IFCA(2), **LEVELS)
     assert again.models.version == 1
-    for (level, cluster), wanted in expected.items():
-        assert torch.equal(logits(again, level, inputs, cluster), wanted)
+    for (level, cluster), logits_expected in expected.items():
+        assert torch.equal(logits(again, level, inputs, cluster), logits_expected)
     assert len(expected) == 3 * len(again.models)
 
 
@@ -66,7 +66,7 @@ def test_a_checkpoint_of_other_levels_is_refused(fit: Fit, tmp_path: Path) -> No
         HeteroFL.load_from_checkpoint(tmp_path / "m.ckpt")
 
 
-def test_predictions_are_those_that_a_test_counts(fit: Fit, tmp_path: Path) -> None:
+def test_predictions_give_the_accuracy_of_a_test(fit: Fit, tmp_path: Path) -> None:
     module, data = small_module(), small_data()
     trainer = fit(module, data, rounds=2)
     tested = trainer.test(module, datamodule=data, verbose=False)[0]
@@ -88,7 +88,7 @@ def test_predictions_are_those_that_a_test_counts(fit: Fit, tmp_path: Path) -> N
     assert torch.equal(from_file, predicted(again, prepared))
 
 
-def test_what_cannot_be_predicted_with_is_said() -> None:
+def test_missing_statistics_and_wrong_prediction_settings_are_refused() -> None:
     module, samples = small_module(), DataLoader(TensorDataset(torch.rand(4, 1, 8, 8)))
     with pytest.raises(ConfigurationError, match="Expected static batch-norm statistics .* level a but got none"):
         plain().predict(module, samples)

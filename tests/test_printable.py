@@ -1,4 +1,4 @@
-"""Text from elsewhere is one printable line wherever it is shown."""
+"""Text from other sources is shown as one printable line."""
 
 from __future__ import annotations
 
@@ -38,31 +38,31 @@ def test_any_text_is_one_printable_line_of_bounded_length(text: str, longest: in
 
 
 @pytest.mark.parametrize("text", ["plain", "C:\\new\\table", "größer 日本語 ✓", "'quoted' \"text\" {x} %s"])
-def test_printable_text_of_any_script_stays(text: str) -> None:
+def test_printable_text_of_any_script_is_unchanged(text: str) -> None:
     assert printable(text) == text
 
 
-def test_a_single_surrogate_can_be_written_to_any_file() -> None:
+def test_a_lone_surrogate_becomes_writable_text() -> None:
     assert printable("\udcff").encode() == rb"\udcff"
 
 
 @pytest.mark.parametrize("error", [ConfigurationError, RefusedUpdate, lambda text: MalformedPayload(Reason.SIZE, text)])
-def test_no_message_of_an_error_has_more_than_a_line(error: type[ValueError]) -> None:
+def test_every_error_message_is_one_line(error: type[ValueError]) -> None:
     assert str(error(FORGED)).endswith(SHOWN)
     assert len(str(error("y" * 10**6))) <= 2000
 
 
-def test_the_command_line_says_what_is_wrong_in_one_line() -> None:
+def test_the_command_line_reports_an_error_in_one_line() -> None:
     assert condense("a\x1b[31mb\n  c") == r"a\x1b[31mb; c"
     assert len(condense("z" * 10**6)) == 2000
 
 
-def test_what_is_logged_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_messages_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     _Stderr().emit(logging.LogRecord("hetfl", logging.INFO, "", 0, "node %s", (FORGED,), None))
     assert capsys.readouterr().err == f"node {SHOWN}\n"
 
 
-def test_a_cell_is_neither_markup_nor_more_than_a_line() -> None:
+def test_table_cells_are_escaped_and_one_line() -> None:
     table, output = Table(), io.StringIO()
     table.add_column("kind", no_wrap=True)
     table.add_row(cell("[link=file:///etc]phone[/link]\x1b[2J\nbox"))
@@ -70,7 +70,7 @@ def test_a_cell_is_neither_markup_nor_more_than_a_line() -> None:
     assert r"[link=file:///etc]phone[/link]\x1b[2J\nbox" in output.getvalue()
 
 
-def test_a_name_cannot_end_a_row_of_a_reports_table() -> None:
+def test_names_do_not_break_rows_of_report_tables() -> None:
     assert "\n" not in escape("level\n| a | 100 % |")
 
 

@@ -1,4 +1,4 @@
-"""What the terminal shows: plain lines where there is no terminal, one live line where there is, a table at the end."""
+"""The terminal display: plain lines without a terminal, one live line in a terminal, and a final table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLIENTS = 3
 
 
 class Federation(pl.LightningModule):
-    """The little of a federated module that the display reads."""
+    """The attributes of a federated module that the display reads."""
 
     objective = SimpleNamespace(headline=ACCURACY)
 
@@ -107,13 +107,13 @@ def trainer_with(callbacks: Sequence[pl.Callback], rounds: int, root: Path) -> p
 
 
 class Terminal(io.StringIO):
-    """Standard output that says it is a terminal."""
+    """Standard output that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
-def test_plain_lines_come_every_tenth_of_the_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plain_line_is_printed_every_tenth_of_the_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = trainer_with([RoundProgress()], 20, tmp_path)
     trainer.fit(Federation(), LOADER, LOADER)
     out = capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_plain_lines_come_every_tenth_of_the_rounds(tmp_path: Path, capsys: pyte
     assert f"run folder: {trainer.log_dir}" in out.splitlines()
 
 
-def test_run_that_stops_early_ends_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_stops_early_prints_a_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stop = pl.callbacks.EarlyStopping("val/accuracy", patience=2)
     trainer_with([RoundProgress(), stop], 100, tmp_path).fit(Federation(), LOADER, LOADER)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("round ")]
@@ -134,7 +134,9 @@ def test_run_that_stops_early_ends_with_a_line(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("term", ["dumb", "xterm"])
-def test_live_line_only_in_a_terminal_that_can(tmp_path: Path, term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_live_line_is_shown_only_in_a_capable_terminal(
+    tmp_path: Path, term: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", term)
@@ -146,7 +148,7 @@ def test_live_line_only_in_a_terminal_that_can(tmp_path: Path, term: str, monkey
     assert "round 2/2  elapsed" in out
 
 
-def test_live_line_counts_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_live_line_counts_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", "xterm")
@@ -160,7 +162,7 @@ def test_live_line_counts_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert screen.getvalue().endswith("\n")
 
 
-def test_exception_gives_the_terminal_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_restores_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", "xterm")
@@ -168,17 +170,17 @@ def test_exception_gives_the_terminal_back(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(RuntimeError, match="a client failed"):
         trainer_with([progress], 3, tmp_path).fit(Federation(fail_in_round=1), LOADER, LOADER)
     assert sys.stdout is screen  # the live line had replaced it
-    assert screen.getvalue().rfind("\x1b[?25h") > screen.getvalue().rfind("\x1b[?25l") >= 0  # the cursor shows again
+    assert screen.getvalue().rfind("\x1b[?25h") > screen.getvalue().rfind("\x1b[?25l") >= 0  # the cursor is shown again
 
 
-def test_disabled_progress_is_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_disabled_progress_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     progress = RoundProgress()
     progress.disable()
     trainer_with([progress], 2, tmp_path).fit(Federation(), LOADER, LOADER)
     assert "round" not in capsys.readouterr().out
 
 
-def test_summary_after_training_and_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_summary_is_printed_after_training_and_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = Federation()
     trainer = trainer_with([RunSummary()], 2, tmp_path)
     trainer.fit(module, LOADER, LOADER)
@@ -191,7 +193,7 @@ def test_summary_after_training_and_test(tmp_path: Path, capsys: pytest.CaptureF
     assert re.search(r"^computed +2\.50 TFLOP$", fitted, re.MULTILINE)
     assert re.search(r"^wall time +[\d.]+ s$", fitted, re.MULTILINE)
     assert re.search(rf"^run folder +{re.escape(str(trainer.log_dir))}$", fitted, re.MULTILINE)
-    assert "downloaded" not in fitted  # was not measured
+    assert "downloaded" not in fitted  # it was not measured
 
     trainer.test(module, LOADER, verbose=False)
     tested = capsys.readouterr().out
@@ -199,7 +201,7 @@ def test_summary_after_training_and_test(tmp_path: Path, capsys: pytest.CaptureF
     assert re.search(r"│ b +│ +0\.5 +│ +2 +│ +315 +│ +75\.00 % +│ +50\.00 % +│", tested)
 
 
-def test_a_module_with_an_objective_shows_its_headline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_shows_the_objectives_headline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = Regression()
     trainer = trainer_with([RoundProgress(), RunSummary(after_fit=False)], 2, tmp_path)
     trainer.fit(module, LOADER, LOADER)
@@ -213,7 +215,7 @@ def test_a_module_with_an_objective_shows_its_headline(tmp_path: Path, capsys: p
     assert re.search(r"^wall time +[\d.]+ s$", shown, re.MULTILINE)
 
 
-def test_totals_use_the_contracts_names() -> None:
+def test_totals_are_read_from_the_contract_columns() -> None:
     metrics = {
         "local/accuracy_mean": 0.5,
         "local/accuracy_worst10": 0.25,
@@ -236,18 +238,18 @@ def test_totals_use_the_contracts_names() -> None:
 
 
 @given(st.integers(1, 500))
-def test_milestones_are_about_ten_and_the_last_is_one(total: int) -> None:
+def test_there_are_about_ten_milestones_including_the_last_round(total: int) -> None:
     milestones = [done for done in range(1, total + 1) if is_milestone(done, total)]
     assert len(milestones) == min(total, 10)
     assert milestones[-1] == total
 
 
-def test_run_without_end_has_a_line_every_ten_rounds() -> None:
+def test_a_run_without_a_last_round_prints_a_line_every_ten_rounds() -> None:
     assert [done for done in range(1, 31) if is_milestone(done, None)] == [10, 20, 30]
 
 
 @given(st.floats(0, 1e20))
-def test_quantity_is_right_to_three_digits(value: float) -> None:
+def test_quantities_are_accurate_to_three_digits(value: float) -> None:
     number, unit = format_quantity(value, "B").split(" ")
     read = float(number) * 1000.0 ** ["B", "kB", "MB", "GB", "TB", "PB", "EB"].index(unit)
     assert read == pytest.approx(value, rel=0.0051, abs=0.5)
@@ -255,15 +257,15 @@ def test_quantity_is_right_to_three_digits(value: float) -> None:
 
 
 @given(st.floats(0, 1e6))
-def test_seconds_read_back(value: float) -> None:
-    said = format_seconds(value)
+def test_formatted_seconds_parse_back_to_the_value(value: float) -> None:
+    text = format_seconds(value)
     if value < 59.5:
-        number, unit = said.split(" ")
+        number, unit = text.split(" ")
         assert unit == "s"
         assert float(number) == pytest.approx(value, rel=0.0501)  # two digits
         assert "e" not in number
         return
-    hours, minutes, seconds = map(int, said.split(":"))
+    hours, minutes, seconds = map(int, text.split(":"))
     assert hours * 3600 + minutes * 60 + seconds == round(value)
     assert max(minutes, seconds) < 60
 

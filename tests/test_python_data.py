@@ -1,4 +1,4 @@
-"""Samples as a Python user has them: tensors, arrays, tables, lists; and ids of clients likewise."""
+"""Samples and client ids as Python objects: tensors, arrays, tables and lists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_only(values: np.ndarray) -> np.ndarray:
 
 def table_or_column(values: np.ndarray) -> Any:
     made = pd.DataFrame(values) if values.ndim > 1 else pd.Series(values)
-    return made.set_axis(range(100, 100 + len(values)))  # with an index of its own
+    return made.set_axis(range(100, 100 + len(values)))  # with a different row index
 
 
 FORMS: dict[str, Callable[[np.ndarray], Any]] = {
@@ -69,7 +69,7 @@ def dataset_data(form: Callable[[np.ndarray], Any]) -> FederatedDataModule:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_tensor_data_is_the_same_in_any_form(name: str) -> None:
+def test_tensor_data_is_equal_in_every_input_form(name: str) -> None:
     for (inputs, targets), (same_inputs, same_targets) in zip(
         samples(ready(tensor_data(FORMS[name]))), samples(ready(tensor_data(torch.from_numpy))), strict=True
     ):
@@ -80,7 +80,7 @@ def test_tensor_data_is_the_same_in_any_form(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["array", "read-only array", "other byte order", "tensor"])
-def test_items_of_a_data_set_are_the_same_in_any_form(name: str) -> None:
+def test_items_of_a_data_set_are_equal_in_every_input_form(name: str) -> None:
     reference = ready(tensor_data(torch.from_numpy))
     for (inputs, targets), (same_inputs, same_targets) in zip(
         samples(ready(dataset_data(FORMS[name]))), samples(reference), strict=True
@@ -90,7 +90,7 @@ def test_items_of_a_data_set_are_the_same_in_any_form(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_clients_are_called_by_their_ids_in_any_form(name: str) -> None:
+def test_client_names_are_their_ids_in_every_input_form(name: str) -> None:
     module = ready(tensor_data(FORMS[name]))
     assert module.client_names == (0, 1, 2, 3)
     for client in range(4):
@@ -98,7 +98,7 @@ def test_clients_are_called_by_their_ids_in_any_form(name: str) -> None:
         assert (numbers % 4 == client).all()
 
 
-def test_ids_may_be_texts() -> None:
+def test_client_ids_may_be_strings() -> None:
     names = pd.Series(["bob", "ann", "eve"] * 20)
     module = ready(
         TensorData(train_inputs=INPUTS, train_targets=TARGETS, test_inputs=INPUTS, test_targets=TARGETS,
@@ -124,7 +124,7 @@ def test_ids_may_be_texts() -> None:
         ),
     ],
 )
-def test_what_is_no_array_of_numbers_is_refused_in_one_line(changed: dict[str, Any], message: str) -> None:
+def test_inputs_that_are_not_arrays_of_numbers_are_refused_in_one_line(changed: dict[str, Any], message: str) -> None:
     fitting = {"train_inputs": INPUTS, "train_targets": TARGETS, "test_inputs": INPUTS, "test_targets": TARGETS}
     with pytest.raises(ConfigurationError, match=message) as error:
         ready(TensorData(**{**fitting, **changed}, num_clients=None if "train_clients" in changed else 3))

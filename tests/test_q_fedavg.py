@@ -1,4 +1,4 @@
-"""q-FedAvg against the formula in NumPy, entry by entry, and what its limits must be."""
+"""q-FedAvg against the formula in NumPy, entry by entry, and its limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tensors(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 
 @st.composite
 def cohorts(draw: st.DrawFn) -> Case:
-    """Draw clients with prefix blocks whose rows may be restricted, with losses from none to many."""
+    """Draw clients with prefix blocks whose rows may be restricted, and losses of any size."""
     clients: Case = []
     for client in range(draw(st.integers(1, 5))):
         rows = draw(st.sets(st.integers(0, 3), min_size=1))
@@ -50,7 +50,7 @@ def aggregated(aggregator: HolderMean, clients: Case, dtype: torch.dtype = torch
 
 
 def by_formula(clients: Case, q: float) -> dict[str, np.ndarray]:
-    """Follow algorithm 2 of the paper for every scalar by itself: w − Σ Δ_k / Σ h_k over its holders."""
+    """Compute algorithm 2 of the paper for every scalar separately: w − Σ Δ_k / Σ h_k over its holders."""
     step = {name: np.zeros(tuple(t.shape)) for name, t in tensors().items()}
     bound = {name: np.zeros(tuple(t.shape)) for name, t in tensors().items()}
     for index, values, report in clients:
@@ -72,9 +72,9 @@ def by_formula(clients: Case, q: float) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("q", [0.0, 0.5, 1.0, 5.0])
 @settings(max_examples=60)
 @given(clients=cohorts())
-def test_every_scalar_is_that_of_the_papers_formula(q: float, clients: Case) -> None:
+def test_every_scalar_equals_the_papers_formula(q: float, clients: Case) -> None:
     aggregator = QFedAvg(q)
-    for _ in range(2):  # the second round must not remember the first
+    for _ in range(2):  # the second round must not contain values of the first
         delta = aggregated(aggregator, clients)
     for name, expected in by_formula(clients, q).items():
         assert np.allclose(delta[name].numpy(), expected, rtol=1e-9, atol=1e-300)
@@ -82,7 +82,7 @@ def test_every_scalar_is_that_of_the_papers_formula(q: float, clients: Case) -> 
 
 @settings(max_examples=60)
 @given(clients=cohorts())
-def test_with_q_of_0_it_is_the_plain_mean_to_the_bit(clients: Case) -> None:
+def test_q_of_0_equals_the_plain_mean_bit_for_bit(clients: Case) -> None:
     for dtype in (torch.float32, torch.float64):
         fair, plain = aggregated(QFedAvg(0.0), clients, dtype), aggregated(HolderMean(), clients, dtype)
         assert all(torch.equal(fair[name], plain[name]) for name in plain)
@@ -96,7 +96,7 @@ def two_clients(losses: tuple[float, float], steps: tuple[float, float] = (1.0, 
     ]
 
 
-def test_the_larger_loss_counts_more_and_the_more_so_the_larger_q() -> None:
+def test_a_larger_loss_has_a_larger_weight_that_grows_with_q() -> None:
     # Ratio of the clients' weights in the numerator: (3 / 1)^q.
     for q in (0.0, 0.5, 1.0, 5.0):
         both = aggregated(QFedAvg(q), two_clients((3.0, 1.0)))["b"][0].item()
@@ -110,20 +110,20 @@ def test_the_larger_loss_counts_more_and_the_more_so_the_larger_q() -> None:
 
 @pytest.mark.parametrize("q", [0.001, 1.0, 5.0, 20.0])
 @pytest.mark.parametrize("losses", [(0.0, 0.0), (0.0, 1e6), (1e6, 0.0), (1e-9, 1e-8), (1e30, 1e30)])
-def test_it_is_finite_for_the_smallest_and_the_largest_losses(q: float, losses: tuple[float, float]) -> None:
+def test_the_result_is_finite_for_the_smallest_and_largest_losses(q: float, losses: tuple[float, float]) -> None:
     delta = aggregated(QFedAvg(q), two_clients(losses, (1.0, 0.5)), torch.float32)
     assert bool(delta["b"].isfinite().all())
     assert 0 <= delta["b"].min() <= delta["b"].max() <= 1
 
 
-def test_small_and_large_losses_of_one_ratio_weigh_alike() -> None:
-    """The step itself is homogeneous: losses and squared norms over η times the same factor change nothing."""
+def test_losses_of_equal_ratio_have_equal_weights() -> None:
+    """The step is homogeneous: losses and squared norms over η times the same factor change nothing."""
     one = aggregated(QFedAvg(2.0), two_clients((3.0, 1.0)))["b"]
     scaled = two_clients((3e-4, 1e-4), (1e-2, -1e-2))
     assert torch.allclose(aggregated(QFedAvg(2.0), scaled)["b"], 1e-2 * one, rtol=1e-5)
 
 
-def test_what_a_sparse_update_leaves_out_is_0_and_buffers_are_not_shrunk() -> None:
+def test_unsent_entries_count_as_0_and_buffers_are_not_scaled() -> None:
     aggregator = QFedAvg(1.0)
     aggregator.reset({"b": torch.zeros(2), "running": torch.zeros(1)})
     index: Index = {"b": (slice(0, 2),), "running": (slice(0, 1),)}
@@ -136,7 +136,7 @@ def test_what_a_sparse_update_leaves_out_is_0_and_buffers_are_not_shrunk() -> No
     assert bool((holders["b"] > 0).all())
 
 
-def test_an_entry_without_holders_stays() -> None:
+def test_an_entry_without_holders_does_not_change() -> None:
     aggregator = QFedAvg(1.0)
     aggregator.reset({"b": torch.zeros(3)})
     report = Report(0, "a", 1, 0.0, 0.0, lr=0.5, initial_loss=2.0)
@@ -155,7 +155,7 @@ def test_an_entry_without_holders_stays() -> None:
         (Report(3, "a", 1, 0.0, 0.0, initial_loss=1.0), "learning rate of clients above 0 for QFedAvg but got 0.0"),
     ],
 )
-def test_reports_that_cannot_be_used_are_refused(report: Report, message: str) -> None:
+def test_reports_without_a_usable_loss_or_rate_are_refused(report: Report, message: str) -> None:
     aggregator = QFedAvg(1.0)
     aggregator.reset({"b": torch.zeros(1)})
     with pytest.raises(ConfigurationError, match=message):

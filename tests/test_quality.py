@@ -1,4 +1,4 @@
-"""Calibration against an independent binning, accuracy per class counted one by one, and what their figures show."""
+"""Calibration against an independent binning, accuracy per class against a count, and their figures."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def predictions(samples: int, classes: int, scale: float, seed: int) -> tuple[Te
 
 
 def binned(logits: Tensor, targets: Tensor, bins: int) -> list[list[tuple[float, bool]]]:
-    """Return per bin the confidence and the success of its samples, sorted in one by one."""
-    found: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
+    """Return confidence and success of the samples of each bin, sorted in one by one."""
+    samples_by_bin: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
     for row, target in zip(logits.double().tolist(), targets.tolist(), strict=True):
         weights = [math.exp(value - max(row)) for value in row]
         confidence = max(weights) / sum(weights)
-        found[min(int(confidence * bins), bins - 1)].append((confidence, row.index(max(row)) == target))
-    return found
+        samples_by_bin[min(int(confidence * bins), bins - 1)].append((confidence, row.index(max(row)) == target))
+    return samples_by_bin
 
 
 def predicted_class(logits: Tensor) -> int:
@@ -51,9 +51,9 @@ def predicted_class(logits: Tensor) -> int:
 
 @settings(max_examples=80)
 @given(st.integers(1, 40), st.integers(2, 6), st.floats(0.1, 20), st.integers(1, 20), st.integers(0, 999))
-def test_calibration_is_that_of_an_independent_binning(n: int, k: int, scale: float, bins: int, seed: int) -> None:
+def test_calibration_equals_an_independent_binning(n: int, k: int, scale: float, bins: int, seed: int) -> None:
     logits, targets = predictions(n, k, scale, seed)
-    # A confidence on an edge may fall to either side by rounding.
+    # Rounding may move a confidence at a bin's edge to either side.
     edges = logits.double().softmax(-1).amax(-1) * bins
     assume(bool((((edges - edges.round()).abs() > 1e-4) | (edges > bins - 1e-4)).all()))
     groups = binned(logits, targets, bins)
@@ -72,43 +72,43 @@ def test_calibration_is_that_of_an_independent_binning(n: int, k: int, scale: fl
             assert math.isnan(row.accuracy)  # type: ignore[arg-type]
 
 
-def test_calibration_of_known_predictions() -> None:
-    sure, targets = 1000 * torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 1, 1, 0])  # a confidence of 1, half are right
+def test_calibration_of_known_predictions_by_hand() -> None:
+    sure, targets = 1000 * torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 1, 1, 0])  # confidence 1, half of them right
     assert calibration_error(sure, targets) == pytest.approx(0.5, abs=1e-6)
     assert reliability(sure, targets)["samples"].tolist() == [0] * 14 + [4]
-    unsure = torch.zeros(4, 2)  # a confidence of 1/2, class 0: half are right, and 1/2 belongs to the bin above it
+    unsure = torch.zeros(4, 2)  # confidence 1/2 for class 0, half of them right; 1/2 belongs to the upper bin
     assert calibration_error(unsure, targets, bins=10) == pytest.approx(0.0, abs=1e-6)
     assert reliability(unsure, targets, bins=10)["samples"].tolist() == [0] * 5 + [4] + [0] * 4
 
 
 def test_full_confidence_belongs_to_the_last_bin() -> None:
     nearly = math.log(0.98 / 0.02)
-    logits, targets = torch.tensor([[1000.0, 0.0], [nearly, 0.0]]), torch.tensor([1, 0])  # sure and wrong; 98 %, right
+    logits, targets = torch.tensor([[1000.0, 0.0], [nearly, 0.0]]), torch.tensor([1, 0])  # wrong, then right
     assert calibration_error(logits, targets, bins=10) == pytest.approx((1.98 - 1) / 2, abs=1e-6)
 
 
-def test_logits_between_0_and_1_are_no_probabilities() -> None:
+def test_logits_between_0_and_1_are_not_taken_as_probabilities() -> None:
     logits, targets = torch.tensor([[0.9, 0.1]]), torch.tensor([0])
     confidence = 1 / (1 + math.exp(-0.8))
     assert calibration_error(logits, targets) == pytest.approx(1 - confidence, abs=1e-6)
 
 
 @given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 99))
-def test_class_accuracy_is_counted_one_by_one(n: int, k: int, seed: int) -> None:
+def test_class_accuracy_equals_a_count_one_by_one(n: int, k: int, seed: int) -> None:
     (logits, targets), (others, _) = predictions(n, k, 1.0, seed), predictions(n, k, 1.0, seed + 1)
     table = class_accuracy({"a": logits, "b": others}, targets)
     assert list(table.columns) == ["a", "b"]
     assert list(table.index) == list(range(k))
-    for name, own in (("a", logits), ("b", others)):
+    for name, level_logits in (("a", logits), ("b", others)):
         for label in range(k):
-            right = [predicted_class(own[i]) == label for i in range(n) if targets[i] == label]
+            right = [predicted_class(level_logits[i]) == label for i in range(n) if targets[i] == label]
             assert table.loc[label, name] == pytest.approx(np.mean(right) if right else np.nan, nan_ok=True)
 
 
 # Figures.
 
 
-def test_reliability_diagrams_say_the_error_of_each_level() -> None:
+def test_reliability_diagrams_show_the_error_of_each_level() -> None:
     sure, targets = 1000 * torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 1, 1, 0])
     figure = plot_reliability({"a": sure, "b": torch.zeros(4, 2)}, targets)
     assert [ax.get_title() for ax in figure.axes] == ["level a: error 50.0 points", "level b: error 0.0 points"]
@@ -116,19 +116,19 @@ def test_reliability_diagrams_say_the_error_of_each_level() -> None:
     assert heights[-1] == pytest.approx(50.0)
 
 
-def test_class_accuracy_is_written_into_its_map() -> None:
+def test_the_class_accuracy_map_shows_its_numbers() -> None:
     table = class_accuracy({"a": torch.eye(3)[[0, 0, 1]]}, torch.tensor([0, 1, 1]))
     assert [text.get_text() for text in plot_class_accuracy(table).axes[0].texts] == ["100", "50"]
 
 
-def test_mistakes_are_named_with_the_true_class() -> None:
+def test_wrong_predictions_are_titled_with_the_true_class() -> None:
     figure = plot_predictions(torch.rand(3, 8, 8), torch.tensor([1, 2, 3]), torch.tensor([1, 7, 3]))
     titles = [ax.title for ax in figure.axes]
     assert [title.get_text() for title in titles] == ["1", "2, not 7", "3"]
     assert [title.get_color() == "black" for title in titles] == [True, False, True]
 
 
-def test_runs_are_compared_at_the_levels_that_all_have(tmp_path: Path) -> None:
+def test_runs_are_compared_at_common_levels(tmp_path: Path) -> None:
     for name, levels in (("width", "abc"), ("depth", "ab")):
         (tmp_path / name).mkdir()
         write_run(tmp_path / name, levels, rounds=4)

@@ -1,4 +1,4 @@
-"""What quantisers promise: values by the book, means that are right, contractions, zeros that stay zero."""
+"""Quantisers: values by the formulas, unbiased means, contractions, and zeros that stay zero."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def dense(compressor: Compressor, vector: Tensor, layout: Layout | None = None, 
 
 
 def buckets_of(vector: Tensor, bucket: int | None) -> list[np.ndarray]:
-    """Return the buckets of a vector, by hand."""
+    """Return the buckets of a vector, computed by hand."""
     numbers = vector.numpy().astype(np.float64)
     if bucket is None:
         return np.split(numbers, np.cumsum([48, 0, 6])) if len(numbers) == 55 else [numbers]
@@ -54,7 +54,7 @@ def buckets_of(vector: Tensor, bucket: int | None) -> list[np.ndarray]:
 
 
 def dynamic_range_by_hand(vector: Tensor, bits: int, bucket: int | None) -> list[float]:
-    found = []
+    values = []
     for part in buckets_of(vector, bucket):
         least, greatest = min([0.0, *part]), max([0.0, *part])
         most = 2**bits - 1
@@ -65,24 +65,24 @@ def dynamic_range_by_hand(vector: Tensor, bits: int, bucket: int | None) -> list
         scale = float(np.float32(max(steps)))
         for number in part:
             code = min(max(round(number / scale) + zero, 0), most) if scale else zero
-            found.append(float(np.float32((code - zero) * scale)))
-    return found
+            values.append(float(np.float32((code - zero) * scale)))
+    return values
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8, 16])
 @pytest.mark.parametrize("bucket", [1, 7, 16, None])
 @pytest.mark.parametrize("below", [1.0, 1e-3, 1e3])  # how much further the negative values reach
-def test_dynamic_range_is_the_affine_scheme(bits: int, bucket: int | None, below: float) -> None:
+def test_dynamic_range_equals_the_affine_scheme(bits: int, bucket: int | None, below: float) -> None:
     vector = normal(55, seed=bits)
     vector = torch.where(vector < 0, below * vector, vector)
     got = dense(DynamicRange(bits=bits, bucket=bucket), vector, LAYOUT)
     assert got.tolist() == pytest.approx(dynamic_range_by_hand(vector, bits, bucket), rel=1e-6, abs=1e-9)
 
 
-def test_a_single_bit_serves_the_sign_that_reaches_further() -> None:
+def test_one_bit_represents_the_sign_with_the_larger_magnitude() -> None:
     for numbers, want in [([0.5, -2.0], [0.0, -2.0]), ([0.5, -0.25], [0.5, 0.0]), ([-1.0, -1.0], [-1.0, -1.0])]:
         assert dense(DynamicRange(bits=1, bucket=None), torch.tensor(numbers)).tolist() == want
-    # Deltas that point both ways: each sign has its turn, and residuals end.
+    # Deltas with both signs: each sign is sent in turn, and the residuals become zero.
     feedback, index = ErrorFeedback(DynamicRange(bits=1, bucket=None)), {"w": (slice(0, 2),)}
     for round in range(100):
         message = feedback.prepare(0, torch.tensor([1.0, -1.0]), index=index, round=round, lr=0.1)
@@ -91,7 +91,7 @@ def test_a_single_bit_serves_the_sign_that_reaches_further() -> None:
 
 
 @pytest.mark.parametrize("vector", [normal(55), normal(55).abs(), -normal(55).abs() - 1, torch.zeros(55)])
-def test_dynamic_range_keeps_zero_and_stays_within_half_a_step(vector: Tensor) -> None:
+def test_dynamic_range_keeps_zero_and_errs_by_at_most_half_a_step(vector: Tensor) -> None:
     vector[3] = 0.0
     got = dense(DynamicRange(bits=6, bucket=None), vector)
     span = max(0.0, float(vector.max())) - min(0.0, float(vector.min()))
@@ -144,14 +144,14 @@ def test_the_mean_over_many_draws_is_the_vector(name: str) -> None:
         total, squares = total + got, squares + got**2
     mean = total / draws
     error = ((squares / draws - mean**2).clamp(min=0) / draws).sqrt()
-    # The greatest of 55 normal deviations is below 5 but in a few runs of 100 000.
+    # The largest of 55 normal deviations is below 5, except in a few of 100,000 runs.
     assert bool(((mean - vector).abs() <= 5 * error + 1e-6).all())
     assert bool((error > 0).any())
 
 
 @settings(max_examples=100)
 @given(st.integers(2, 10), st.sampled_from(["l2", "max"]), st.integers(0, 2**32))
-def test_qsgd_takes_one_of_the_two_levels_around(bits: int, norm: str, seed: int) -> None:
+def test_qsgd_rounds_to_one_of_the_two_nearest_levels(bits: int, norm: str, seed: int) -> None:
     vector = normal(40, seed)
     vector[5] = 0.0
     got = dense(StochasticQuantizer(bits, bucket=40, norm=norm), vector, seed=seed)  # type: ignore[arg-type]
@@ -173,7 +173,7 @@ def test_random_k_is_a_contraction_in_the_mean() -> None:
     assert np.mean(errors) == pytest.approx(0.7 * float(vector.square().sum()), rel=0.02)
 
 
-def test_random_k_draws_every_entry_alike_and_from_every_tensor_by_layer() -> None:
+def test_random_k_draws_entries_uniformly_and_by_layer_in_proportion() -> None:
     generator, counts = torch.Generator().manual_seed(5), torch.zeros(55)
     for _ in range(4000):
         update = RandomK(0.2).apply(normal(55), Context(0.1, LAYOUT, generator=generator))
@@ -185,7 +185,7 @@ def test_random_k_draws_every_entry_alike_and_from_every_tensor_by_layer() -> No
     assert update.num_sent_per_tensor(LAYOUT).tolist() == [9, 0, 1, 1]
 
 
-def test_a_chain_sends_what_the_sparsifier_chooses_as_the_quantiser_rounds_it() -> None:
+def test_a_chain_sends_the_sparsifiers_entries_rounded_by_the_quantiser() -> None:
     vector = normal(1000)
     chosen = TopK(0.1).apply(vector, Context(0.1))
     got = Chain(TopK(0.1), DynamicRange(bits=8, bucket=16)).compress(vector, lr=0.1)
@@ -195,7 +195,7 @@ def test_a_chain_sends_what_the_sparsifier_chooses_as_the_quantiser_rounds_it() 
     assert got.codes is not None
 
 
-def test_a_bucket_of_one_tensor_holds_only_what_is_sent_of_it() -> None:
+def test_a_bucket_per_tensor_covers_only_its_sent_entries() -> None:
     vector = torch.cat([normal(48), torch.zeros(6), torch.tensor([3.0])])
     got = Chain(TopK(0.2, scope="layer"), SignEF()).compress(vector, lr=0.1, layout=LAYOUT)
     assert got.codes is not None
@@ -231,7 +231,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_work_is_refused(case: str) -> None:
+def test_impossible_settings_are_refused(case: str) -> None:
     make, expected = WRONG[case]
     with pytest.raises(ConfigurationError, match=expected) as error:
         make()
@@ -248,7 +248,7 @@ def test_what_cannot_work_is_refused(case: str) -> None:
     ],
     ids=repr,
 )
-def test_with_error_feedback_residuals_stay_bounded(quantiser: Quantiser) -> None:
+def test_residuals_stay_bounded_with_error_feedback(quantiser: Quantiser) -> None:
     feedback, norms = ErrorFeedback(quantiser), []
     for round in range(120):
         message = feedback.prepare(
@@ -259,7 +259,7 @@ def test_with_error_feedback_residuals_stay_bounded(quantiser: Quantiser) -> Non
     assert max(norms[60:]) < 2 * max(norms[:60])
 
 
-def test_every_quantiser_rounds_to_no_more_codes_than_its_bits_allow() -> None:
+def test_every_quantiser_uses_at_most_the_codes_of_its_bits() -> None:
     vector = normal(5000)
     makers: list[Quantiser] = [StochasticQuantizer(bits=3), FixedPoint(bits=3), DynamicRange(bits=3), SignEF()]
     for quantiser in makers:

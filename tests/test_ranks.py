@@ -1,4 +1,4 @@
-"""Rounds shared over ranks: what crosses between processes, who gets what, and the same bits as in one process."""
+"""Rounds on several ranks: the data exchanged, the assignment of clients, and the same bits as in one process."""
 
 from __future__ import annotations
 
@@ -44,29 +44,29 @@ Fit = Callable[..., Trainer]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 3))
-def test_the_busiest_rank_has_at_most_a_third_more_to_do_than_it_must(costs: list[int], count: int) -> None:
+def test_the_busiest_rank_is_within_four_thirds_of_the_best_assignment(costs: list[int], count: int) -> None:
     executor = SimpleNamespace(bench=SimpleNamespace(cost=lambda task: costs[task.client]))
-    own = cast(OwnClients, SimpleNamespace(executor=executor, side=SimpleNamespace(uplink=None, parts=None)))
-    clients = RankClients(own, cast(Ranks, SimpleNamespace(rank=0, count=count)), [])
+    inner = cast(OwnClients, SimpleNamespace(executor=executor, side=SimpleNamespace(uplink=None, parts=None)))
+    clients = RankClients(inner, cast(Ranks, SimpleNamespace(rank=0, count=count)), [])
     shares = clients.shares([Task(k, "a", 0, 0) for k in range(len(costs))])
 
     def busiest(ranks: Any) -> int:
         return max(sum(cost for cost, rank in zip(costs, ranks, strict=True) if rank == r) for r in range(count))
 
     best = min(busiest(ranks) for ranks in product(range(count), repeat=len(costs)))
-    # Largest first is within 4/3 − 1/(3 m) of the best (Graham, 1969).
+    # Largest first is within 4/3 − 1/(3 m) of the optimum (Graham, 1969).
     assert busiest(shares) <= (4 / 3 - 1 / (3 * count)) * best + 1e-9
 
 
-def choosy(**changes: Any) -> FederatedModule:
-    """HeteroFL: losses asked for, losses that count, residuals in files, a threshold with a budget, codes."""
+def probing(**changes: Any) -> FederatedModule:
+    """Return HeteroFL with probed losses, q-FedAvg, residuals in files, a threshold with a budget, and codes."""
     uplink = ErrorFeedback(Chain(GammaFedHT(budget=0.1), LogQuantizer(4)), DiskStore())
     selection = PowerOfChoice(candidates=6, clients_per_round=4)
     return small_module(selection=selection, aggregator=QFedAvg(0.5), uplink=uplink, parts=Rolling(), **changes)
 
 
 def dynamic(**changes: Any) -> FederatedModule:
-    """DepthFL with what FedDyn remembers of clients; residuals that age; a hook at every place."""
+    """Return DepthFL with FedDyn's memories, ageing residuals and a hook at every place."""
     return small_module(
         DepthFL,
         net=lambda width=1.0, depth=2: MultiExitConvNet(hidden=(8, 16), width=width, depth=depth),
@@ -79,13 +79,13 @@ def dynamic(**changes: Any) -> FederatedModule:
 
 
 def clustered(**changes: Any) -> FederatedModule:
-    """Two global models, whose values travel as codes; a compressor that draws and keeps no residual."""
+    """Return a module with two global models, codes on the way down, and a random compressor without residuals."""
     uplink = ErrorFeedback(RandomK(0.3), enabled=False)
     return small_module(clustering=IFCA(2), uplink=uplink, downlink=Downlink(rotate=True), **changes)
 
 
 def sparse(**changes: Any) -> FederatedModule:
-    """Masks of every client's own, residuals where they lie, and biases that stay with their client."""
+    """Return a module with masks per client, residuals in global coordinates, and personal biases."""
     levels = {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}
     return small_module(
         levels=levels, parts=RandomMask(), uplink=ErrorFeedback(TopK(0.2)), personal=["*bias"], **changes
@@ -103,7 +103,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def run(fit: Fit, tmp_path: Path, module: FederatedModule, name: str, **options: Any) -> tuple[dict[str, Any], str]:
-    """Return a run's last checkpoint, of rank zero, whose process has ended, and its metrics."""
+    """Return a run's last checkpoint, which rank zero wrote before it ended, and its metrics."""
     callbacks = [LastCheckpoint()]
     fit(module, name=name, callbacks=callbacks, plugins=[SafeCheckpointIO()], enable_checkpointing=True, **options)
     folder = next((tmp_path / name).iterdir())
@@ -121,14 +121,14 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
 @pytest.mark.parametrize(
     ("make", "executor", "ranks"),
     [
-        (choosy, Sequential, 2),
+        (probing, Sequential, 2),
         (dynamic, lambda: Workers(2), 2),
         (clustered, Sequential, 3),
         (sparse, lambda: Workers(2), 2),
     ],
-    ids=["choosy", "dynamic", "clustered", "sparse"],
+    ids=["probing", "dynamic", "clustered", "sparse"],
 )
-def test_ranks_end_with_the_bits_of_one_process(
+def test_ranks_give_the_same_bits_as_one_process(
     fit: Fit,
     tmp_path: Path,
     make: Callable[..., FederatedModule],
@@ -140,7 +140,7 @@ def test_ranks_end_with_the_bits_of_one_process(
     assert_same(one, several)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(fit: Fit, tmp_path: Path) -> None:
+def test_a_run_resumes_with_another_number_of_ranks(fit: Fit, tmp_path: Path) -> None:
     whole = run(fit, tmp_path, dynamic(), "whole", rounds=4)
     run(fit, tmp_path, dynamic(), "two", rounds=1)
     path = next(tmp_path.glob("two/*/checkpoints/last.ckpt"))
@@ -161,15 +161,15 @@ class Failing(Sequential):
         return super().run(job, tasks, memory)
 
 
-def test_a_rank_that_fails_ends_all(fit: Fit) -> None:
+def test_a_failing_rank_ends_all_ranks(fit: Fit) -> None:
     with pytest.raises(Exception, match="no such sensor"):
         fit(small_module(executor=Failing(5)), rounds=20, strategy="ddp_fork", devices=2)
 
 
 class Interrupted(Callback):
-    """A signal comes to one rank in a round; every rank leaves in a file which signal it stopped by.
+    """Sends a signal to one rank in a round; every rank writes the signal that stopped it into a file.
 
-    A rank that ends otherwise leaves none.
+    A rank that ends in another way writes no file.
     """
 
     def __init__(self, folder: Path, rank: int, round: int) -> None:
@@ -185,16 +185,16 @@ class Interrupted(Callback):
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_signal_to_one_rank_stops_all_at_the_end_of_its_round(fit: Fit, tmp_path: Path, rank: int) -> None:
-    said = tmp_path / "said"
-    said.mkdir()
-    stop, interrupted = StopAtRoundEnd(), Interrupted(said, rank, round=1)
+def test_a_signal_to_one_rank_stops_all_ranks_at_the_end_of_its_round(fit: Fit, tmp_path: Path, rank: int) -> None:
+    signals = tmp_path / "signals"
+    signals.mkdir()
+    stop, interrupted = StopAtRoundEnd(), Interrupted(signals, rank, round=1)
     fit(small_module(), rounds=20, callbacks=[stop, interrupted], strategy="ddp_fork", devices=2)
-    assert {file.name: file.read_text() for file in said.iterdir()} == {"0": "15", "1": "15"}
+    assert {file.name: file.read_text() for file in signals.iterdir()} == {"0": "15", "1": "15"}
     (metrics,) = tmp_path.rglob("metrics.csv")
     assert pd.read_csv(metrics)["step"].tolist() == [0, 1]
 
 
-def test_ranks_do_not_choose_executors_by_themselves(fit: Fit) -> None:
+def test_auto_executor_is_refused_on_several_ranks(fit: Fit) -> None:
     with pytest.raises(Exception, match="an executor by name for several devices but got Auto"):
         fit(small_module(executor=Auto()), rounds=1, strategy="ddp_fork", devices=2)

@@ -1,4 +1,4 @@
-"""Whatever is read has an end, and is refused in one line before it takes long."""
+"""All input is limited in size and depth, and is refused in one line before parsing takes long."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ METRICS = "step,train/loss\n0,1\n"
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("case", YAML)
-def test_a_text_in_yaml_is_measured_before_it_is_built(case: str) -> None:
+def test_yaml_text_is_measured_before_it_is_parsed(case: str) -> None:
     text, expected = YAML[case]
     with pytest.raises(ValueError, match=f"Expected {expected}") as caught:
         parse_yaml(text)
@@ -41,7 +41,7 @@ def test_a_text_in_yaml_is_measured_before_it_is_built(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", YAML)
-def test_neither_a_configuration_nor_a_runs_is_built(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_oversized_configurations_are_refused_before_parsing(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     text, expected = YAML[case]
     Path("run").mkdir()
     Path("run/config.yaml").write_text(text)
@@ -61,7 +61,7 @@ def test_neither_a_configuration_nor_a_runs_is_built(case: str, capsys: pytest.C
     ],
     ids=lambda args: args[0],
 )
-def test_no_verb_hangs_at_an_alias_bomb(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_subcommand_hangs_on_an_alias_bomb(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("run/checkpoints").mkdir(parents=True)
     Path("run/config.yaml").write_text(ALIASES)
     Path("run/metrics.csv").write_text(METRICS)
@@ -81,7 +81,7 @@ def test_no_verb_hangs_at_an_alias_bomb(args: list[str], capsys: pytest.CaptureF
         ("data.partitioner", "[" * 3000, DEEP),
     ],
 )
-def test_neither_is_a_value_of_the_command_line(
+def test_oversized_command_line_values_are_refused_before_parsing(
     key: str, value: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = refused(capsys, ["describe", *DEMO, f"--{key}={value}"])
@@ -89,12 +89,12 @@ def test_neither_is_a_value_of_the_command_line(
     assert len(error) < 1100
 
 
-def test_what_a_setting_names_is_measured_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_named_by_a_setting_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     Path("inner.yaml").write_text(ALIASES)
     assert MANY in refused(capsys, ["describe", *DEMO, "--data.partitioner=inner.yaml"])
 
 
-def test_up_to_the_bounds_all_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_within_the_limits_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hetfl.reading.MOST_VALUES", 1000)
     deep = "[" * DEEPEST + "]" * DEEPEST
     assert parse_yaml(deep) == parse_json(deep)
@@ -111,7 +111,7 @@ def test_up_to_the_bounds_all_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("case", JSON)
-def test_a_text_in_json_has_an_end(case: str, tmp_path: Path) -> None:
+def test_json_text_is_measured_before_it_is_parsed(case: str, tmp_path: Path) -> None:
     text, expected = JSON[case]
     with pytest.raises(ValueError, match=expected):
         parse_json(text)
@@ -128,7 +128,7 @@ def test_a_text_in_json_has_an_end(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"levels": ["a"]}, {"round": "0"}, {"weights": {}}, {"more": 1}, {"trained": [1]}])
-def test_metadata_of_other_kinds_are_no_snapshots(change: dict[str, object]) -> None:
+def test_snapshot_metadata_of_wrong_types_is_refused(change: dict[str, object]) -> None:
     contents = json.loads(Contents(0, {"a": 1}, ["w"], ["w"], {"weights/w": 0}).to_json())["contents"]
     text = json.dumps({"contents": (changed := {**contents, **change}), "checksum": checksum(changed)})
     with pytest.raises(ValueError, match="not those of a snapshot"):
@@ -153,7 +153,7 @@ TABLES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("case", TABLES)
-def test_a_table_has_a_size(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_tables_are_refused(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("runs.metrics_file", "fleet.csv_fleet", "analysis.clusters", "analysis.runs"):
         monkeypatch.setattr(f"hetfl.{module}.LARGEST_TABLE", 50)
     monkeypatch.setattr("hetfl.data.csv_table.LARGEST_DATA", 50)
@@ -164,14 +164,14 @@ def test_a_table_has_a_size(case: str, tmp_path: Path, monkeypatch: pytest.Monke
         TABLES[case](path)
 
 
-def test_a_cell_without_an_end_is_told_in_one_line(tmp_path: Path) -> None:
+def test_an_unterminated_cell_is_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,train/loss\n0," + "1" * 200_000 + "\n")
     with pytest.raises(ConfigurationError, match=r"a table of rounds in .* line 2: field larger than field limit"):
         MetricsFile(path)
 
 
-def test_a_file_without_an_end_is_read_up_to_the_bound(tmp_path: Path) -> None:
+def test_an_endless_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="at most 1,000 bytes in /dev/zero but got more"):
         read_bytes(Path("/dev/zero"), 1000)
     check_size(tmp_path / "absent", 0)

@@ -28,13 +28,13 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 def check_history(trainer: Trainer, federation: Federation) -> None:
     rows = read(f"{trainer.log_dir}/clusters.csv")
-    found = [(int(row["round"]), int(row["client"]), int(row["cluster"])) for row in rows]
-    assert found == federation.clusters.history
+    changes = [(int(row["round"]), int(row["client"]), int(row["cluster"])) for row in rows]
+    assert changes == federation.clusters.history
 
 
 @pytest.mark.parametrize("ask_all", [False, True])
-def test_ifca_with_shared_layers_and_feddyn(fit: Fit, tmp_path: Path, ask_all: bool) -> None:
-    """Three kinds of clients for two models; what FedDyn remembers of a client goes along to another cluster."""
+def test_ifca_with_shared_layers_and_feddyn_equals_the_reference(fit: Fit, tmp_path: Path, ask_all: bool) -> None:
+    """Three kinds of clients for two models; a client's FedDyn memory moves to another cluster with it."""
     shapes = conv_shapes(3, classes=3)
     rules = Rules(
         nets={"a": conv_net(1.0, 1)},
@@ -68,13 +68,13 @@ def test_ifca_with_shared_layers_and_feddyn(fit: Fit, tmp_path: Path, ask_all: b
     check_store(residuals, federation.residuals)
     check_store(memories, federation.memories)
     check_history(trainer, federation)
-    assert {round for round, *_ in federation.clusters.history} >= {0, 1}, "nobody moves"
+    assert {round for round, *_ in federation.clusters.history} >= {0, 1}, "no client changes its cluster"
     assert rows[-1]["cluster_size:0"] != rows[-1]["cluster_size:1"]
 
 
 @pytest.mark.filterwarnings("ignore:IFCA. all clients have chosen cluster 1")
-def test_a_model_that_nobody_chooses_is_drawn_anew(fit: Fit, tmp_path: Path) -> None:
-    """Cluster 0 is trained, then left alone for three rounds, drawn anew, and trained again: its momentum is gone."""
+def test_a_redrawn_model_that_no_client_chose_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
+    """Cluster 0 is trained, not chosen for three rounds, redrawn, and trained again with zero momentum."""
     rules = one_level(momentum=0.9, server_momentum=0.6, clusters=2, restarts=1, batch=5, samples=True)
     data = made_data([13, 9, 17, 8, 21, 10, 12, 9], renamed=lambda client, y: (y + (client > 4)) % 3)
     local = LocalTraining(epochs=2, batch_size=5, optimizer=sgd(0.1, momentum=0.9))

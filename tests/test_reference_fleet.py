@@ -1,4 +1,4 @@
-"""Whole runs on fleets whose clients are late or away, against the reference federation in NumPy."""
+"""Whole runs on fleets with late or absent clients, against the reference federation in NumPy."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from tests.reference.torch_nets import Mlp
 pytestmark = pytest.mark.usefixtures("double_precision")
 
 PATIENT = 3
-"""The client whose training takes as long as the deadline allows, to the last bit."""
+"""The client whose training takes exactly as long as the deadline allows, to the last bit."""
 
 
 @pytest.mark.filterwarnings("ignore:No update of a round arrived")
-def test_fedprox_with_stragglers_a_deadline_and_clients_that_are_away(fit: Fit, tmp_path: Path) -> None:
-    """Rates are powers of two, so seconds are exact; of ten clients four are there in the first round alone."""
+def test_fedprox_with_stragglers_deadline_and_absent_clients_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
+    """Rates are powers of two, so seconds are exact; four of ten clients are present in the first round only."""
     data = made_data([11, 16, 23, 13, 18, 14, 12, 12, 12, 12])
     data.setup()
-    # A net of 47 parameters and 8 buffers takes 152 FLOPs a sample; it comes down as float32, and goes up as float64.
+    # A net of 47 parameters and 8 buffers takes 152 FLOPs per sample; downloads are float32, uploads float64.
     deadline = (56 + 4 * 55) / 64 + 152 * data.sizes[PATIENT] * 2 / 256 + (56 + 8 * 55) / 64
     rules = one_level(norm=True, samples=True, proximal=0.4, deadline=deadline, batch=5, weight_decay=0.01)
     local = LocalTraining(
@@ -56,12 +56,12 @@ def test_fedprox_with_stragglers_a_deadline_and_clients_that_are_away(fit: Fit, 
     rows, _, _ = compare(fit, module, data, federation, rounds=7)
     assert [row["waited"] > 0 for row in rows] == [False, True, False, False, False, True, False]
     assert {row["dropped"] for row in rows} == {1}
-    assert federation.taken[6, PATIENT] == 2, "nobody is in time to the last bit"
+    assert federation.taken[6, PATIENT] == 2, "no client takes exactly the deadline"
     assert 1 in federation.taken.values(), "no straggler is in time"
 
 
-def test_the_clock_of_a_checkpoint_goes_on(fit: Fit, tmp_path: Path) -> None:
-    """A run of two rounds without evaluations goes on: it begins with a sanity check, which clients are asked for."""
+def test_a_resumed_run_continues_the_clock_of_the_checkpoint(fit: Fit, tmp_path: Path) -> None:
+    """A run of two rounds without evaluations is resumed; the resumed run starts with a sanity check by clients."""
     data = made_data([11, 16, 23, 13, 18, 14], (1, 4, 4))
     rules = Rules(nets={"a": conv_net(1.0, 1)}, shapes={"a": conv_shapes(3, classes=3)}, samples=True, batch=5)
     local = LocalTraining(epochs=1, batch_size=5, optimizer=sgd(0.1))
@@ -70,7 +70,7 @@ def test_the_clock_of_a_checkpoint_goes_on(fit: Fit, tmp_path: Path) -> None:
     net = partial(ConvNet, num_classes=3, hidden=(3,))
     federation = Federation(rules, given(net, data, rules, fleet, **parts))
     before, _ = play(federation, rounds=2, evaluated=False)
-    Evaluation(federation).validation(1)  # a sanity check writes no row, and moves the clock
+    Evaluation(federation).validation(1)  # a sanity check writes no row, and advances the clock
     after, _ = play(federation, rounds=4, first=2)
 
     def run(rounds: int, **options: Any) -> tuple[FedAvg, Any]:

@@ -1,4 +1,4 @@
-"""Rules that make parts other than leading blocks, against the reference federation in NumPy (tests/reference)."""
+"""Part rules other than leading blocks, against the reference federation in NumPy (tests/reference)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 class SparseChannels(PartRule):
-    """Random channels for every client and round, and of their weights a random share."""
+    """Random channels for every client and round, and a random share of their weights."""
 
     masks = True
 
@@ -42,11 +42,11 @@ class SparseChannels(PartRule):
 
 
 @pytest.mark.parametrize("rule", [Rolling, RandomChannels, RandomMask, SparseChannels])
-def test_heterofl_on_parts_of_a_rule(fit: Fit, tmp_path: Path, rule: type[PartRule]) -> None:
+def test_heterofl_with_other_part_rules_equals_the_reference(fit: Fit, tmp_path: Path, rule: type[PartRule]) -> None:
     """Rounds with top-k, momentum, clipping, weight decay, FedDyn's memories and Adam on the server."""
     sparse = rule.masks
     # With seed 0 a client of RandomMask holds no weight of a filter in round 3. The filter's outputs are then constant,
-    # and batch norm turns them into rounding errors, which decide about ReLU and pooling.
+    # and batch norm turns them into rounding errors, which change the results of ReLU and pooling.
     seed = 1 if rule is RandomMask else 0
     rules = Rules(
         nets={"a": conv_net(1.0, 2), "b": conv_net(0.5, 2)},

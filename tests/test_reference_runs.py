@@ -31,7 +31,7 @@ from tests.reference.torch_nets import Exits, Mlp
 pytestmark = pytest.mark.usefixtures("double_precision")
 
 
-def test_heterofl_with_top_k_and_server_momentum(fit: Fit, tmp_path: Path) -> None:
+def test_heterofl_with_top_k_and_server_momentum_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
     rules = Rules(
         nets={"a": conv_net(1.0, 2), "b": conv_net(0.5, 2), "c": conv_net(0.25, 2)},
         shapes={
@@ -71,8 +71,8 @@ def test_heterofl_with_top_k_and_server_momentum(fit: Fit, tmp_path: Path) -> No
     assert len({federation.given.level(0, t) for t in range(4)}) > 1
 
 
-def test_depthfl_with_feddyn(fit: Fit, tmp_path: Path) -> None:
-    """Memories of clients and server follow what was sent, which top-k cuts."""
+def test_depthfl_with_feddyn_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
+    """Memories of clients and server use the sent updates, which top-k makes sparse."""
     depths = {"a": 3, "b": 2, "c": 1}
     rules = Rules(
         nets={name: exits(depth) for name, depth in depths.items()},
@@ -105,13 +105,13 @@ def test_depthfl_with_feddyn(fit: Fit, tmp_path: Path) -> None:
     )
     federation = Federation(rules, given(Exits, data, rules, fleet, **parts))
     _, evaluation, _ = compare(fit, module, data, federation, rounds=5)
-    assert evaluation.clients(4) != evaluation.clients(4, own=True)
+    assert evaluation.clients(4) != evaluation.clients(4, submodels=True)
     check_store(residuals, federation.residuals)
     check_store(memories, federation.memories)
 
 
-def test_q_fedavg_among_clients_that_fail(fit: Fit, tmp_path: Path) -> None:
-    """Of 21 clients the worst tenth are two."""
+def test_q_fedavg_with_failing_clients_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
+    """The worst tenth of 21 clients are two clients."""
     rules = one_level(lr=0.5, q=2.0, gamma=0.5, momentum=0.5, batch=6)
     data = made_data([6 + 3 * (k % 4) for k in range(21)], labels=lambda k: [[0, 1, 2], [k % 3, (k + 1) % 3]][k % 2])
     local = LocalTraining(
@@ -127,12 +127,12 @@ def test_q_fedavg_among_clients_that_fail(fit: Fit, tmp_path: Path) -> None:
     rows, evaluation, _ = compare(fit, module, data, federation, rounds=3)
     assert 0 < rows[-1]["lost_total"] < 12
     lowest = sorted(each for each in evaluation.clients(2) if each is not None)[:3]
-    assert lowest[0] < lowest[1] < lowest[2], "another number of clients would have the same mean"
+    assert lowest[0] < lowest[1] < lowest[2], "the worst clients must have different accuracies"
 
 
 @pytest.mark.filterwarnings("ignore:.*update of client 3 at level a refused")
-def test_a_threshold_and_residuals_that_are_dropped(fit: Fit, tmp_path: Path) -> None:
-    """Client 0 comes back after just as many rounds as its residual is kept, client 1 after one more."""
+def test_a_threshold_with_dropped_residuals_equals_the_reference(fit: Fit, tmp_path: Path) -> None:
+    """Client 0 returns after exactly the rounds that its residual is kept, client 1 after one round more."""
     rules = one_level(density=0.4, calibrated=True, oldest=2, adam=True, server_lr=0.05, batch=4, momentum=0.9)
     data = made_data([13, 9, 17, 8, 11])
     data.setup()

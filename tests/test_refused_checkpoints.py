@@ -1,4 +1,4 @@
-"""A checkpoint that is refused leaves the run's folder as it was, to the last byte."""
+"""A refused checkpoint leaves the run's folder unchanged, to the last byte."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Content = dict[str, Any]
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Return the bytes of every file, and when it was written."""
+    """Return the bytes and the modification time of every file."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
@@ -46,7 +46,7 @@ def options(folder: Path | None = None) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run of two rounds, with one more round in its table than in its checkpoint."""
+    """Return the folder of a run of two rounds; its table has one more round than its checkpoint."""
     torch.set_num_threads(1)
     root = str(tmp_path_factory.mktemp("source"))
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -62,7 +62,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(source: Path, tmp_path: Path) -> Path:
-    """Return a copy of it."""
+    """Return a copy of the source folder."""
     return Path(shutil.copytree(source, tmp_path / "copy"))
 
 
@@ -117,7 +117,7 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_cannot_be_gone_on_from_leaves_the_folder_as_it_was(fit: Fit, run: Path, name: str) -> None:
+def test_a_refused_checkpoint_does_not_change_the_run_folder(fit: Fit, run: Path, name: str) -> None:
     change, message = CHANGES[name]
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)  # noqa: TID251
     change(content)
@@ -129,7 +129,7 @@ def test_what_cannot_be_gone_on_from_leaves_the_folder_as_it_was(fit: Fit, run: 
     assert contents(run) == before
 
 
-def test_a_checkpoint_of_weights_only_is_tested_and_not_gone_on_from(fit: Fit, run: Path) -> None:
+def test_a_weights_only_checkpoint_can_be_tested_but_not_resumed(fit: Fit, run: Path) -> None:
     weights, before = str(run / "checkpoints" / "weights.ckpt"), contents(run)
     with pytest.raises(ConfigurationError, match="weights only"):
         fit(module(), rounds=5, ckpt=weights, **options(run))
@@ -145,8 +145,8 @@ def test_a_checkpoint_of_weights_only_is_tested_and_not_gone_on_from(fit: Fit, r
         load_residuals(weights)
 
 
-def test_checkpoints_of_weights_only_let_no_residual_go(fit: Fit) -> None:
-    """The files that the last whole checkpoint refers to stay, however many checkpoints of weights only follow."""
+def test_weights_only_checkpoints_delete_no_residual_files(fit: Fit) -> None:
+    """Files that the last complete checkpoint refers to stay, however many weights-only checkpoints follow."""
     every = {"enable_checkpointing": True, "plugins": [SafeCheckpointIO()]}
     light = ModelCheckpoint(filename="weights", save_weights_only=True, save_on_train_epoch_end=True)
     whole = ModelCheckpoint(filename="whole", every_n_epochs=4, save_on_train_epoch_end=True)
@@ -166,7 +166,7 @@ def test_checkpoints_of_weights_only_let_no_residual_go(fit: Fit) -> None:
 
 
 class Failing(Callback):
-    """Fails when Lightning has restored everything: the last moment before training starts."""
+    """Fails after Lightning has restored everything, at the last moment before training."""
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         raise RuntimeError("too late")

@@ -1,4 +1,4 @@
-"""``hetfl report`` on runs that were written by hand: what is in the files, and what is refused."""
+"""``hetfl report`` on hand-written runs: the content of its files, and refused runs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ROUNDS = 8
 
 
 CLIENTS = {"mean": 0.8, "by_samples": 0.78, "std": 0.1, "worst10": 0.4}
-"""Of `local/accuracy_*`, what a run ends with."""
+"""The final values of the columns ``local/accuracy_*``."""
 
 
 def settings(seed: int = 0, **changes: Any) -> dict[str, Any]:
-    """Return a configuration as a run folder holds it; changes replace settings of the model."""
+    """Return a configuration as in a run folder; ``changes`` replace settings of the model."""
     return {
         "seed_everything": seed,
         "trainer": {
@@ -54,7 +54,7 @@ def write_run(
     heads: Sequence[str] = (),
     tested: bool = True,
 ) -> Path:
-    """Write a run whose levels end at ``top``, 10 points less for each level further down, a point more per seed."""
+    """Write a run whose first level ends at ``top``; each further level ends 10 points lower, each seed one higher."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(settings(seed) if config is None else dict(config)))
     file = MetricsFile(folder / "metrics.csv")
@@ -97,7 +97,7 @@ def write_clients(folder: Path, accuracies: Sequence[float | None]) -> None:
 def two_groups(
     root: Path, seeds: Sequence[int] = (0, 1), gap: float = 0.2, levels: str = "abc"
 ) -> dict[str, list[Path]]:
-    """Write runs of two groups that differ in a setting and, by ``gap``, in their accuracy."""
+    """Write runs of two groups that differ in one setting and, by ``gap``, in their accuracy."""
     return {
         "high": [write_run(root / "high" / str(seed), seed, top=0.9, levels=levels) for seed in seeds],
         "low": [
@@ -108,7 +108,7 @@ def two_groups(
 
 
 class Page(HTMLParser):
-    """What a page loads, its tags, and its text."""
+    """The files that a page loads, its tags, and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -126,19 +126,19 @@ class Page(HTMLParser):
 
 
 def text_of(groups: Mapping[str, Sequence[Path]], target: float | None = None) -> str:
-    """Return the report as Markdown, without drawing anything."""
+    """Return the report as Markdown, without figures."""
     made = make_groups({name: [load_run(folder) for folder in folders] for name, folders in groups.items()})
     material = make_material(made, target)
     return to_markdown(compose(material, picture_names(material.headline)), "plots")
 
 
 def cells(markdown: str, caption: str) -> list[list[str]]:
-    """Return the rows of a table of the Markdown file, which begins below its caption."""
+    """Return the rows of the Markdown table below a caption."""
     lines = markdown.split(caption, 1)[1].split("\n\n")[1].splitlines()
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if ":--" not in line]
 
 
-def test_files_are_written_and_the_page_loads_nothing(tmp_path: Path) -> None:
+def test_report_files_are_written_and_the_page_loads_no_other_files(tmp_path: Path) -> None:
     html = write_report(two_groups(tmp_path), tmp_path / "out")
     made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     plots = {
@@ -162,7 +162,7 @@ def test_files_are_written_and_the_page_loads_nothing(tmp_path: Path) -> None:
     assert all((tmp_path / "out" / link).is_file() for link in links)
 
 
-def test_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+def test_equal_runs_give_reports_of_equal_bytes(tmp_path: Path) -> None:
     groups = two_groups(tmp_path, levels="a")
     for out in ("one", "two"):
         write_report(groups, tmp_path / out)
@@ -170,7 +170,7 @@ def test_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path.name
 
 
-def test_hostile_names_are_text(tmp_path: Path) -> None:
+def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     names = ("<script>alert(1)</script>", '"><img src=x onerror=y>', "a|b", "$x_{1}$", "_under", "&lt;", "![](x)")
     groups = {name: [write_run(tmp_path / str(i), levels="a", config=settings(lr=i))] for i, name in enumerate(names)}
     page = Page(write_report(groups, tmp_path / "out").read_text())
@@ -186,7 +186,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     assert dict.fromkeys(pd.read_csv(tmp_path / "out/summary.csv")["group"]) == dict.fromkeys(names)
 
 
-def test_tables_say_what_the_runs_say(tmp_path: Path) -> None:
+def test_tables_show_the_values_of_the_runs(tmp_path: Path) -> None:
     text = text_of(two_groups(tmp_path), target=0.5)
     final = cells(text, "Test accuracy after the last round, by name of the level")
     assert final[0] == ["group", "a", "b", "c"]
@@ -206,7 +206,7 @@ def test_tables_say_what_the_runs_say(tmp_path: Path) -> None:
     assert differing == [["setting", "high", "low"], ["model.lr", "0.1", "0.5"]]
 
 
-def test_only_what_lies_apart_is_claimed(tmp_path: Path) -> None:
+def test_only_differences_without_overlap_are_claimed(tmp_path: Path) -> None:
     apart = text_of(two_groups(tmp_path))
     assert "Level a: high is highest with 90.50 % (90.00–91.00). low with 70.50 % (70.00–71.00) is lower, by" in apart
     assert "would not overlap in 33 % of comparisons, by chance alone" in apart
@@ -219,7 +219,7 @@ def test_only_what_lies_apart_is_claimed(tmp_path: Path) -> None:
     assert "by chance alone" not in alone
 
 
-def test_levels_of_nearly_the_same_cost_stand_side_by_side(tmp_path: Path) -> None:
+def test_levels_of_nearly_equal_cost_share_a_column(tmp_path: Path) -> None:
     groups = two_groups(tmp_path)
     for name, sizes in (("high", {"a": 1000, "b": 500, "c": 100}), ("low", {"a": 520, "b": 110, "c": 10})):
         for folder in groups[name]:
@@ -236,7 +236,7 @@ def test_levels_of_nearly_the_same_cost_stand_side_by_side(tmp_path: Path) -> No
     assert (tmp_path / "out/plots/accuracy_over_size.svg").is_file()
 
 
-def test_clients_and_heads_have_pictures_of_their_own(tmp_path: Path) -> None:
+def test_clients_and_heads_have_separate_figures(tmp_path: Path) -> None:
     groups = {"g": [write_run(tmp_path / "g/0", heads=("head_1", "head_2"))]}
     write_clients(groups["g"][0], [1.0, 0.5, None, 0.0])
     assert load_run(groups["g"][0]).levels == ("a", "b", "c")
@@ -253,7 +253,7 @@ def test_clients_and_heads_have_pictures_of_their_own(tmp_path: Path) -> None:
     assert parts == ["global", "a", "b", "c", "head_1", "head_2"]
 
 
-def test_costs_that_nobody_counts_are_left_out_with_a_sentence(tmp_path: Path) -> None:
+def test_costs_that_no_run_counts_are_left_out_with_a_note(tmp_path: Path) -> None:
     costs = {"comm/up_bytes_total": 1e6, "sim/seconds_total": 0.0}
     groups = {"g": [write_run(tmp_path / "g/0", per_round=costs)]}
     out = tmp_path / "out"
@@ -269,7 +269,7 @@ def test_costs_that_nobody_counts_are_left_out_with_a_sentence(tmp_path: Path) -
     ]
 
 
-def test_a_cost_that_one_group_counts_is_shown_for_it(tmp_path: Path) -> None:
+def test_a_cost_counted_by_one_group_is_shown_for_that_group(tmp_path: Path) -> None:
     groups = {"with": [write_run(tmp_path / "w/0")], "without": [write_run(tmp_path / "v/0", per_round={})]}
     text = text_of(groups)
     assert "Accuracy over uploaded bytes is left out for without" in text
@@ -277,20 +277,20 @@ def test_a_cost_that_one_group_counts_is_shown_for_it(tmp_path: Path) -> None:
     assert [row[1] for row in cells(text, "Validation accuracy at the same uploaded bytes")] == ["group", *["with"] * 3]
 
 
-def test_runs_that_were_not_tested_are_reported_by_their_validation(tmp_path: Path) -> None:
+def test_untested_runs_are_reported_by_their_validation(tmp_path: Path) -> None:
     text = text_of({"g": [write_run(tmp_path / "g/0", tested=False)]})
     assert "Not every run was tested after its last round" in text
     assert "Validation accuracy after the last round, by name of the level" in text
     assert "Test accuracy" not in text
 
 
-def test_a_test_of_an_earlier_model_is_not_the_last_one(tmp_path: Path) -> None:
+def test_a_test_of_an_earlier_model_is_not_reported_as_final(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "g/0", rounds=4)
     MetricsFile(folder / "metrics.csv").add(ROUNDS - 1, {"val/accuracy": 0.95, "val/accuracy_by_level/a": 0.95})
     assert "Not every run was tested after its last round" in text_of({"g": [folder]})
 
 
-def test_target_that_is_not_reached_is_said_so(tmp_path: Path) -> None:
+def test_a_target_that_is_not_reached_is_reported(tmp_path: Path) -> None:
     spent = cells(text_of(two_groups(tmp_path), target=0.905), "at 90.50 % or more")
     assert spent[1] == ["high", *["reached by 1 of 2 runs"] * 4]
     assert spent[2] == ["low", *["not reached"] * 4]

@@ -1,4 +1,4 @@
-"""``hetfl report`` on the command line: what it takes, and what it refuses."""
+"""``hetfl report`` on the command line: accepted and refused arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def report(args: Sequence[str | Path]) -> None:
     main([str(argument) for argument in args])
 
 
-def test_command_line_groups_by_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_on_the_command_line_are_grouped_by_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     groups = two_groups(tmp_path, levels="a")
     report([*groups["low"], *groups["high"], "--out", tmp_path / "out"])
     assert capsys.readouterr().out.splitlines() == [
@@ -61,7 +61,7 @@ def test_command_line_groups_by_settings(tmp_path: Path, capsys: pytest.CaptureF
         (["broken/0", "--out", "out"], "Expected a column 'parameters' in broken/0/levels.csv but got level, width"),
     ],
 )
-def test_what_cannot_be_reported_is_refused_in_one_line(
+def test_impossible_reports_are_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -80,7 +80,7 @@ def test_what_cannot_be_reported_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_unfinished_runs_and_mixed_data_are_taken_if_asked_and_said(tmp_path: Path) -> None:
+def test_unfinished_runs_and_mixed_data_are_accepted_on_request_and_noted(tmp_path: Path) -> None:
     other = settings()
     other["data"]["init_args"]["num_clients"] = 5
     runs = [write_run(tmp_path / "high/0"), write_run(tmp_path / "short/0", rounds=3, config=other)]
@@ -92,17 +92,17 @@ def test_unfinished_runs_and_mixed_data_are_taken_if_asked_and_said(tmp_path: Pa
     assert "Different data: data.num\\_clients is 4 in high and 5 in short" in text
 
 
-def test_a_run_that_its_settings_ended_early_is_finished(tmp_path: Path) -> None:
+def test_a_run_ended_early_by_its_settings_counts_as_finished(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "high/0"), write_run(tmp_path / "short/0", rounds=3, config=settings(lr=0.7))]
     note_end(runs[1], 3, 8)
     report([*runs, "--out", tmp_path / "out"])
     assert "Not finished" not in (tmp_path / "out/report.md").read_text()
-    note_end(runs[1], 4, 8)  # it went on since
+    note_end(runs[1], 4, 8)  # it was resumed since
     with pytest.raises(ConfigurationError, match="Expected finished runs but got 3 of 8 rounds in"):
         report([*runs, "--out", tmp_path / "out"])
 
 
-def test_a_wrong_option_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_option_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["runs/1", "--out", "x", "--targett=3"])
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""What a report says of clusters: numbers against runs written by hand, and nothing where every run had one model."""
+"""Clusters in a report: numbers of hand-written runs, and no cluster section if every run had one model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOVING = [(0, 0, 0), (0, 1, 1), (1, 2, 1), (4, 1, 0), (6, 1, 1), (6, 2, 0)]
 def write_clusters(
     folder: Path, history: Sequence[tuple[int, int, int]], ends: Sequence[float], count: int, tree: bool = False
 ) -> Path:
-    """Write who was in which cluster into a run's folder; accuracies grow to ``ends``, one per cluster in use."""
+    """Write the cluster of each client into a run's folder; accuracies grow to ``ends``, one per used cluster."""
     if tree:
         (folder / "cluster_tree.csv").write_text("round,parent,child,stay,leave,similarity\n3,0,1,4,2,-0.5\n")
     pd.DataFrame(history, columns=["round", "client", "cluster"]).to_csv(folder / "clusters.csv", index=False)
@@ -54,27 +54,27 @@ def test_the_table_counts_models_clients_and_changes(tmp_path: Path) -> None:
     assert cells(many)[2:5] == ["9", "1 to 1", "0.00 % to 80.00 %"]
 
 
-def test_pictures_are_of_each_groups_first_run_in_their_order(tmp_path: Path) -> None:
+def test_figures_show_the_first_run_of_each_group_in_order(tmp_path: Path) -> None:
     folders = {
         "one": [write_run(tmp_path / "0")],
         "ifca": [write_clusters(write_run(tmp_path / f"1{s}", s), MOVING, [0.9, 0.8], 2) for s in (1, 2)],
-        "looks split": [write_clusters(write_run(tmp_path / "3"), SPLIT, [0.9, 0.8], 2)],  # IFCA's clients may move so
+        "looks split": [write_clusters(write_run(tmp_path / "3"), SPLIT, [0.9, 0.8], 2)],  # IFCA, no split
         "cfl": [write_clusters(write_run(tmp_path / "2"), SPLIT, [0.9, 0.8], 2, tree=True)],
     }
-    groups = make_groups({name: [load_run(each) for each in own] for name, own in folders.items()})
-    found = cluster_figures(groups)
+    groups = make_groups({name: [load_run(each) for each in paths] for name, paths in folders.items()})
+    drawn = cluster_figures(groups)
     titles = {
-        name: [ax.get_title("left") for ax in figure.axes] for name, figure in found.items() if figure is not None
+        name: [ax.get_title("left") for ax in figure.axes] for name, figure in drawn.items() if figure is not None
     }
     all_three = ["ifca, seed 1", "looks split, seed 0", "cfl, seed 0"]
     assert titles == {"cluster_members": all_three, "cluster_accuracy": all_three, "cluster_tree": ["cfl, seed 0"]}
-    accuracy = found["cluster_accuracy"]
+    accuracy = drawn["cluster_accuracy"]
     assert accuracy is not None
     assert accuracy.axes[0].lines[1].get_xydata()[-1].tolist() == [8.0, 80.0]  # type: ignore[index, union-attr]
 
 
 @pytest.mark.slow
-def test_they_are_in_the_report_and_go_again_with_the_clusters(tmp_path: Path) -> None:
+def test_cluster_figures_are_in_the_report_and_removed_without_clusters(tmp_path: Path) -> None:
     one, two = write_run(tmp_path / "one"), write_clusters(write_run(tmp_path / "two"), SPLIT, [0.9, 0.8], 2, tree=True)
     out = tmp_path / "report"
     write_report({"one": [one], "two": [two]}, out)

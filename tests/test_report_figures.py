@@ -1,4 +1,4 @@
-"""The report's pictures: nothing in them lies over something else, and each group looks the same everywhere."""
+"""Figures of a report: texts do not overlap, and each group has the same style everywhere."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def draw(panels: Sequence[Panel], axis: Axis | None = None) -> Figure:
 
 
 def text_boxes(figure: Figure) -> dict[str, Bbox]:
-    """Return where the pictures' words are, in pixels: titles, names of axes and groups; not the axes' numbers."""
+    """Return the boxes of a figure's texts in pixels: titles, axis names and group names, without tick labels."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
-    found: dict[str, Bbox] = {}
+    boxes: dict[str, Bbox] = {}
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         if any(letter.isalpha() for letter in text.get_text()):
-            # Of an annotation the text alone, without the line that leads to it.
-            found[f"{len(found)}: {text.get_text()}"] = (
+            # The box of an annotation's text only, without the line that leads to it.
+            boxes[f"{len(boxes)}: {text.get_text()}"] = (
                 Text.get_window_extent(text, renderer)
                 if isinstance(text, Annotation)
                 else text.get_window_extent(renderer)
             )
-    return found
+    return boxes
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 7])
@@ -62,13 +62,13 @@ def text_boxes(figure: Figure) -> dict[str, Bbox]:
         ([0.9, 0.8], [1000, 5]),
     ],
 )
-def test_words_do_not_lie_over_each_other(number: int, ends: list[float], lasts: list[float]) -> None:
+def test_texts_of_figures_do_not_overlap(number: int, ends: list[float], lasts: list[float]) -> None:
     boxes = text_boxes(draw(make_panels(number, ends, lasts)))
     over = [(a, b) for (a, one), (b, other) in itertools.combinations(boxes.items(), 2) if one.overlaps(other)]
     assert over == []
 
 
-def test_groups_are_named_at_their_ends_where_these_are_at_the_right() -> None:
+def test_groups_are_labelled_at_line_ends_if_these_are_at_the_right() -> None:
     at_ends = draw(make_panels(2, [0.9, 0.5], [50, 50]))
     assert not at_ends.legends
     notes = [text.get_text() for text in at_ends.findobj(Annotation) if isinstance(text, Annotation)]
@@ -78,7 +78,7 @@ def test_groups_are_named_at_their_ends_where_these_are_at_the_right() -> None:
     assert not above.findobj(Annotation)
 
 
-def test_names_at_ends_have_a_colour_of_their_own() -> None:
+def test_labels_at_line_ends_have_distinct_colours() -> None:
     for number in (len(OKABE_ITO), len(OKABE_ITO) + 1):
         names = [f"group {i}" for i in range(number)]
         bands = {name: make_band(0.1 * i + 0.05) for i, name in enumerate(names)}
@@ -97,13 +97,13 @@ def legend_lines(figure: Figure) -> list[Line2D]:
     return [line for legend in figure.legends for line in legend.get_lines()]
 
 
-def test_an_axis_is_logarithmic_where_ends_lie_far_apart() -> None:
+def test_an_axis_is_logarithmic_if_line_ends_are_far_apart() -> None:
     assert draw(make_panels(1, [0.9, 0.5], [100, 30])).axes[0].get_xscale() == "linear"
     assert draw(make_panels(1, [0.9, 0.5], [100, 10])).axes[0].get_xscale() == "log"
     assert draw(make_panels(1, [0.9, 0.5], [100, 10]), Axis("x", log=False)).axes[0].get_xscale() == "linear"
 
 
-def test_a_group_looks_the_same_in_every_panel_and_its_values_are_the_band() -> None:
+def test_a_group_has_one_style_in_every_panel_and_shows_its_band() -> None:
     panels = make_panels(5, [0.9, 0.5, 0.3], [50, 50, 50])
     figure = draw(panels, Axis("MB", scale=10.0))
     for ax, panel in zip(figure.axes, panels, strict=True):

@@ -1,4 +1,4 @@
-"""Which runs are one group, what it is called, and which settings differ."""
+"""Groups of runs: their members, their names, and their differing settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METRICS = pd.DataFrame({"step": [0.0], "val/accuracy": [0.5]})
 
 
 def make_run(folder: str, seed: int | None = 0, root: str = "runs", **model: Any) -> Run:
-    """Return a run in a folder, started with a seed; no configuration for None."""
+    """Return a run in a folder, started with a seed; without a configuration if the seed is None."""
     if seed is None:
         return Run(Path(folder), METRICS)
     logger = {"class_path": "hetfl.runs.RunFolder", "init_args": {"root": root, "name": "n"}}
@@ -33,7 +33,7 @@ def make_run(folder: str, seed: int | None = 0, root: str = "runs", **model: Any
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.sampled_from("xy")), min_size=1, max_size=8))
-def test_runs_are_together_exactly_if_they_differ_in_seed_and_folder_alone(given_runs: list[Any]) -> None:
+def test_runs_form_a_group_exactly_if_they_differ_only_in_seed_and_folder(given_runs: list[Any]) -> None:
     made = [make_run(f"{i}/r", seed, root, lr=lr) for i, (lr, seed, root) in enumerate(given_runs)]
     groups = group_runs(made)
     assert sorted(run.folder for runs in groups.values() for run in runs) == sorted(run.folder for run in made)
@@ -42,13 +42,13 @@ def test_runs_are_together_exactly_if_they_differ_in_seed_and_folder_alone(given
     assert together == {frozenset(folder for folder in rates if rates[folder] == lr) for lr in rates.values()}
 
 
-def test_a_list_of_loggers_is_left_out_too() -> None:
+def test_a_list_of_loggers_does_not_separate_groups() -> None:
     one, other = make_run("x/1", 1), make_run("x/2", 2)
     other.config["trainer"]["logger"] = [{"class_path": "hetfl.runs.RunFolder"}, {"class_path": "lightning.W"}]
     assert list(group_runs([one, other])) == ["x"]
 
 
-def test_groups_are_called_after_their_folder_and_what_tells_them_apart() -> None:
+def test_groups_are_named_by_folder_and_differing_settings() -> None:
     runs = [make_run("demo/1", density=0.1), make_run("demo/2", density=0.5), make_run("other/1", density=0.7)]
     assert list(group_runs(runs)) == ["demo (density 0.1)", "demo (density 0.5)", "other"]
     runs = [
@@ -60,7 +60,7 @@ def test_groups_are_called_after_their_folder_and_what_tells_them_apart() -> Non
     assert list(group_runs(runs)) == ["demo 1", "demo 2"]
 
 
-def test_names_given_come_first_and_are_kept() -> None:
+def test_given_group_names_come_first_and_are_kept() -> None:
     runs = [make_run("x/1", a=1), make_run("x/2", a=2), make_run("y/3", 3, a=1)]
     groups = group_runs(runs, ["mine", None, "mine"])
     assert {name: [run.folder.name for run in members] for name, members in groups.items()} == {
@@ -72,13 +72,13 @@ def test_names_given_come_first_and_are_kept() -> None:
         group_runs([*runs[:2], make_run("z/1", a=7)], ["x", None, "x (a 2)"])
 
 
-def test_runs_without_configuration_belong_to_their_folder() -> None:
+def test_runs_without_configuration_are_grouped_by_folder() -> None:
     groups = group_runs([make_run("x/1", None), make_run("y/1", None), make_run("x/2", None)])
     assert {name: len(runs) for name, runs in groups.items()} == {"x": 2, "y": 1}
     assert make_groups(groups)[0].seeds == (ABSENT, ABSENT)
 
 
-def test_runs_of_a_group_are_in_the_order_of_their_seeds() -> None:
+def test_runs_of_a_group_are_sorted_by_seed() -> None:
     (group,) = make_groups({"g": [make_run(f"x/{seed}", seed) for seed in (10, 2, 0)]})
     assert group.seeds == ("0", "2", "10")
 
@@ -102,7 +102,7 @@ def test_settings_are_named_as_on_the_command_line() -> None:
     }
 
 
-def test_only_settings_that_differ_are_told() -> None:
+def test_only_differing_settings_are_listed() -> None:
     groups = [
         Group("one", (make_run("x/1", 1, lr=0.1, same=1, here=5, unset=None),)),
         Group("two", (make_run("y/2", 2, "elsewhere", lr=0.2, same=1),)),
@@ -120,16 +120,16 @@ def test_only_settings_that_differ_are_told() -> None:
         ({"a\nb": [make_run("y/1")]}, "Expected a group's name to be printable text but got 'a\\\\nb'"),
     ],
 )
-def test_groups_that_are_none_are_refused(groups: dict[str, list[Run]], message: str) -> None:
+def test_invalid_groups_are_refused(groups: dict[str, list[Run]], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make_groups(groups)
 
 
-def test_no_two_of_many_groups_look_the_same() -> None:
+def test_every_group_has_a_different_line_style() -> None:
     styles = styles_of([str(i) for i in range(len(OKABE_ITO) * len(DASHES))])
     assert len({(style.colour, str(style.dashes)) for style in styles.values()}) == len(styles)
     few = [styles[str(i)] for i in range(5)]
-    assert len({str(style.dashes) for style in few}) == 5  # told apart in grey
+    assert len({str(style.dashes) for style in few}) == 5  # distinguishable in grey
     assert len({to_rgb(style.colour) for style in few}) == 5
 
 
@@ -157,7 +157,7 @@ def test_unusable_tables_of_a_run_are_named(tmp_path: Path, name: str, text: str
     assert "\n" not in str(caught.value)
 
 
-def test_tables_of_a_run_are_read_and_a_level_may_be_called_na(tmp_path: Path) -> None:
+def test_tables_of_a_run_are_read_and_a_level_may_be_named_na(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,val/accuracy\n0,0.5\n")
     assert load_run(tmp_path).level_table is None
     assert load_run(tmp_path).clients is None

@@ -1,4 +1,4 @@
-"""Reports on runs whose models are compared by another score than the accuracy."""
+"""Reports on runs with a headline metric other than accuracy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GOOD, BAD = [60.0, 50.0, 40.0], [90.0, 80.0, 70.0]
 def two_groups(
     root: Path, headline: Headline, good: Sequence[float], bad: Sequence[float], apart: float = 0.5
 ) -> dict[str, list[Path]]:
-    """Write two groups of two seeds, whose scores are ``apart``."""
+    """Write two groups of two seeds, whose scores differ by ``apart``."""
     ends = {"good": (good, 0.1), "bad": (bad, 0.5)}
     return {
         name: [
@@ -45,8 +45,8 @@ def two_groups(
 
 
 def text_of(groups: Mapping[str, Sequence[Path]], target: float | None = None) -> str:
-    """Return the report as Markdown, without drawing anything."""
-    made = make_groups({name: [load_run(each) for each in own] for name, own in groups.items()})
+    """Return the report as Markdown, without figures."""
+    made = make_groups({name: [load_run(each) for each in paths] for name, paths in groups.items()})
     material = make_material(made, target)
     return to_markdown(compose(material, picture_names(material.headline)), "plots")
 
@@ -54,16 +54,16 @@ def text_of(groups: Mapping[str, Sequence[Path]], target: float | None = None) -
 def row(text: str, caption: str, group: str) -> list[str]:
     """Return a group's first row in the table below a caption."""
     lines = text.split(caption, 1)[1].splitlines()
-    found = next(line for line in lines if line.startswith(f"| {group} |"))
-    return [cell.strip() for cell in found.split("|")[2:-1]]
+    line_of_group = next(line for line in lines if line.startswith(f"| {group} |"))
+    return [cell.strip() for cell in line_of_group.split("|")[2:-1]]
 
 
-def test_the_lowest_is_the_best_of_errors(tmp_path: Path) -> None:
+def test_the_lowest_error_is_the_best(tmp_path: Path) -> None:
     text = text_of(two_groups(tmp_path, MAE, GOOD, BAD))
     assert "Level a: good is lowest with 40.25 (40.00–40.50). bad with 70.25 (70.00–70.50) is higher, by 30.00." in text
     final = row(text, "Test mean absolute error after the last round, by name of the level", "good")
     assert final == ["40.25<br>40.00–40.50", "41.25<br>41.00–41.50"]
-    # 1.05 times 70.25, the best of the worse group
+    # 1.05 times 70.25, the best score of the worse group
     assert "The target is a validation mean absolute error of 73.76: 1.05 times the best mean absolute error of" in text
     assert "of the group whose best mean absolute error is highest." in text
     spent = "Spent by the first validation of the global model at 73.76 or less."
@@ -76,10 +76,10 @@ def test_the_lowest_is_the_best_of_errors(tmp_path: Path) -> None:
     assert "Look at the right: if a line rises there, some clients have a bad mean absolute error" in text
     assert "## To a target mean absolute error" in text
     assert "ccurac" not in text
-    assert not re.search(r"\d %", text.replace("33 %", ""))  # but for how often chance tells groups apart
+    assert not re.search(r"\d %", text.replace("33 %", ""))  # except for the chance that orders arise at random
 
 
-def test_the_highest_is_the_best_of_r2_which_may_be_negative(tmp_path: Path) -> None:
+def test_the_highest_r2_is_the_best_and_may_be_negative(tmp_path: Path) -> None:
     groups = two_groups(tmp_path, R2, [-2.0, 0.5], [-4.0, -0.5], apart=0.03125)
     text = text_of(groups)
     assert "good is highest with 0.5156 (0.5000–0.5312). bad with -0.4844 (-0.5000–-0.4688) is lower, by 1.000." in text
@@ -93,7 +93,7 @@ def test_the_highest_is_the_best_of_r2_which_may_be_negative(tmp_path: Path) -> 
     assert "No clients.csv in bad: the values of R² of single clients are unknown." in text_of(groups)
 
 
-def test_a_report_is_written_with_pictures_of_the_headlines_name(tmp_path: Path) -> None:
+def test_report_figures_are_named_after_the_headline(tmp_path: Path) -> None:
     write_report(two_groups(tmp_path, MAE, GOOD, BAD), tmp_path / "out", target=55.0)
     names = {path.stem for path in (tmp_path / "out/plots").iterdir()}
     assert names == {"mae_over_rounds", "mae_over_bytes", "mae_of_clients"}
@@ -108,54 +108,54 @@ def test_a_report_is_written_with_pictures_of_the_headlines_name(tmp_path: Path)
     assert ">Mean absolute error<" in svg
 
 
-def test_pictures_show_scores_as_they_are(tmp_path: Path) -> None:
+def test_figures_show_scores_without_percent_conversion(tmp_path: Path) -> None:
     paths = two_groups(tmp_path, R2, [-2.0, 0.5], [-4.0, -0.5])
-    groups = make_groups({name: [load_run(each) for each in own] for name, own in paths.items()})
+    groups = make_groups({name: [load_run(each) for each in folders] for name, folders in paths.items()})
     figures = draw_all(make_material(groups, None), styles_of(list(paths)))
     assert set(figures) == {"r2_over_rounds", "r2_over_bytes", "r2_of_clients"}
     lines = [line.get_ydata().tolist() for line in figures["r2_over_rounds"].axes[0].get_lines()]  # type: ignore[union-attr]
     assert lines == [[-1.75, 0.75], [-3.75, -0.25]]
     ax = figures["r2_of_clients"].axes[0]
     good, bad = (line.get_xydata().tolist() for line in ax.get_lines())  # type: ignore[union-attr]
-    # Two clients in each of two seeds; each line goes over the range of all, which own sub-models make -8 to 1.
+    # Two clients in each of two seeds; each line spans the range of all scores, which sub-models extend to -8 to 1.
     assert good == [[-8.0, 0.0], [-2.0, 50.0], [0.5, 100.0], [1.0, 100.0]]
     assert bad == [[-8.0, 0.0], [-4.0, 50.0], [-0.5, 100.0], [1.0, 100.0]]
     assert ax.get_xlim()[0] == -8.0
     assert ax.get_xlim()[1] > 1.0
 
 
-def test_a_target_of_errors_is_reached_from_above(tmp_path: Path) -> None:
+def test_an_error_target_is_reached_from_above(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "run", PERPLEXITY, [9.0, 5.0, 6.0, 4.0]))
     assert [amount_to_reach(run, target, ROUNDS) for target in (9.5, 9.0, 5.5, 5.0, 4.0, 3.9)] == [1, 1, 2, 2, 4, None]
 
 
 @pytest.mark.parametrize("target", [float("nan"), float("inf")])
-def test_a_target_that_no_score_can_be_is_refused(target: float, tmp_path: Path) -> None:
+def test_an_impossible_target_is_refused(target: float, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", MAE, GOOD)
     with pytest.raises(ConfigurationError, match="Expected --target, a mean absolute error, to be finite but got"):
         write_report({"x": [run]}, tmp_path / "out", target=target)
 
 
-def test_different_headlines_are_not_compared(tmp_path: Path) -> None:
+def test_runs_with_different_headlines_are_refused(tmp_path: Path) -> None:
     runs = {"x": [write_run(tmp_path / "x", MAE, GOOD)], "y": [write_run(tmp_path / "y", R2, [0.5] * 3)]}
     with pytest.raises(ConfigurationError, match=r"runs with the same score but got mae in .*x and r2 in .*y$"):
         write_report(runs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_without_its_headline_is_named(tmp_path: Path) -> None:
+def test_a_run_without_headline_values_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "x", MAE, GOOD)
     (run / FILE).write_bytes(R2.to_json())
     with pytest.raises(ConfigurationError, match=r"Expected a validation R² in .*metrics\.csv but got none"):
         write_report({"x": [run]}, tmp_path / "out")
 
 
-def test_sentences_order_errors_from_the_lowest() -> None:
+def test_sentences_order_errors_from_lowest_to_highest() -> None:
     def spread(mean: float, n: int = 2) -> Spread:
         return Spread(mean, mean - 0.5, mean + 0.5, n)
 
-    said = level_sentence({"x": spread(3.0), "y": spread(5.0), "z": spread(2.75)}, MAE)
-    assert said == (
+    sentence = level_sentence({"x": spread(3.0), "y": spread(5.0), "z": spread(2.75)}, MAE)
+    assert sentence == (
         "z with 2.750 (2.250–3.250) and x with 3.000 (2.500–3.500) cannot be distinguished: the spreads overlap. "
         "y with 5.000 (4.500–5.500) is higher than z and x."
     )

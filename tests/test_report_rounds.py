@@ -1,4 +1,4 @@
-"""What a report compares: accuracies of one round, and at a budget levels of one size."""
+"""Comparisons in a report: accuracies of the same round, and levels of nearly equal size at a budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.test_report import ROUNDS, cells, text_of, two_groups, write_levels, 
 
 
 def validated_in(folder: Path, accuracies: Mapping[int, float]) -> Path:
-    """Have a run report on these rounds alone, by its number from 1."""
+    """Let a run have validation values only in these rounds, numbered from 1."""
     path = folder / "metrics.csv"
     metrics = pd.read_csv(path)
     for column in ("val/accuracy", "val/accuracy_by_level/a", "local/accuracy_mean"):
@@ -33,7 +33,7 @@ def untested(root: Path, rounds: Mapping[str, Mapping[int, float]]) -> dict[str,
     }
 
 
-def test_groups_are_compared_after_the_last_round_that_all_validated(tmp_path: Path) -> None:
+def test_groups_are_compared_after_the_last_common_validated_round(tmp_path: Path) -> None:
     groups = untested(tmp_path, {"one": {3: 0.3, 6: 0.6, 8: 0.8}, "two": {3: 0.4, 6: 0.5}})
     text = text_of(groups)
     assert "so accuracies are those of validation after round 6, the last that all runs validated" in text
@@ -55,7 +55,7 @@ def test_without_a_common_round_there_are_dashes(tmp_path: Path) -> None:
     assert table[1:] == [["one", "–"], ["two", "–"]]
 
 
-def test_a_value_is_of_its_round_and_not_of_an_older_one(tmp_path: Path) -> None:
+def test_a_value_is_taken_from_its_round_only(tmp_path: Path) -> None:
     groups = untested(tmp_path, {"one": {3: 0.3, 6: 0.6}})
     (run,) = (load_run(folder) for folder in groups["one"])
     assert value_after(run, "val/accuracy", 5) == 0.6
@@ -66,15 +66,15 @@ def test_a_value_is_of_its_round_and_not_of_an_older_one(tmp_path: Path) -> None
     assert last_validated(make_groups({"one": [run]})) == 5
 
 
-def test_different_numbers_of_rounds_are_said_beside_the_accuracies(tmp_path: Path) -> None:
+def test_different_numbers_of_rounds_are_noted_beside_the_accuracies(tmp_path: Path) -> None:
     groups = {"long": [write_run(tmp_path / "long")], "short": [write_run(tmp_path / "short", rounds=5)]}
     text = text_of(groups)
-    said = "Runs have different numbers of rounds (long 8, short 5), and each run is evaluated after its last round."
-    assert text.index("## Results") < text.index(said) < text.index("Test accuracy")
+    note = "Runs have different numbers of rounds (long 8, short 5), and each run is evaluated after its last round."
+    assert text.index("## Results") < text.index(note) < text.index("Test accuracy")
     assert "different numbers of rounds" not in text_of(two_groups(tmp_path / "same"))
 
 
-def test_a_budget_compares_levels_of_one_size(tmp_path: Path) -> None:
+def test_levels_of_nearly_equal_size_are_compared_at_a_budget(tmp_path: Path) -> None:
     groups = two_groups(tmp_path, seeds=[0])
     for name, sizes in (("high", {"a": 1000, "b": 500, "c": 100}), ("low", {"a": 520, "b": 110, "c": 10})):
         write_levels(groups[name][0], sizes)
@@ -99,12 +99,12 @@ def test_a_budget_before_the_first_validation_is_left_out(tmp_path: Path) -> Non
     assert [row[0] for row in table[1:]] == ["½: 4.00 MB", "", "all: 8.00 MB", ""]
 
 
-def test_a_budget_without_sizes_says_that_columns_are_names(tmp_path: Path) -> None:
+def test_without_sizes_levels_are_compared_by_name_at_a_budget(tmp_path: Path) -> None:
     text = text_of(two_groups(tmp_path, seeds=[0]))
     assert "The levels of a column have the same name; their sizes are unknown." in text
 
 
-def test_a_level_without_a_width_is_described_without_it(tmp_path: Path) -> None:
+def test_a_level_without_a_width_is_described_without_one(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "g", levels="a")
     write_levels(folder, {"a": 1000})
     table = pd.read_csv(folder / "levels.csv")
@@ -112,14 +112,14 @@ def test_a_level_without_a_width_is_described_without_it(tmp_path: Path) -> None
     assert "a: depth 3, 1,000 parameters" in text_of({"g": [folder]})
 
 
-def test_small_times_are_not_zero(tmp_path: Path) -> None:
+def test_small_times_are_not_printed_as_zero(tmp_path: Path) -> None:
     costs = {"comm/up_bytes_total": 1e6, "sim/seconds_total": 0.0056}
     text = text_of({"g": [write_run(tmp_path / "g", per_round=costs)]})
     assert cells(text, "The groups, and the total costs of a run")[1][-1] == "0.045 s"
 
 
 @pytest.mark.parametrize("name", ["模型", "مدل", "🙂"])
-def test_names_that_the_font_lacks_are_kept_without_a_warning(tmp_path: Path, name: str) -> None:
+def test_names_with_characters_missing_in_the_font_are_kept_without_a_warning(tmp_path: Path, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         html = write_report({name: [write_run(tmp_path / "g", levels="a")]}, tmp_path / "out")

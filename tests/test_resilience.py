@@ -1,4 +1,4 @@
-"""Runs that are killed, at any instant and inside the write of a checkpoint, resume to the same bits."""
+"""Runs that are killed at random instants or inside the write of a checkpoint resume to the same bits."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from hetfl.runs.checkpoint import SafeCheckpointIO
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("HETFL_KILLS", "0"))
-"""For each number below it: six kills at random instants, and one at each place in the write of a checkpoint."""
+"""Number of repetitions; each has six kills at random instants, and one at each place in a checkpoint's write."""
 AT_RANDOM: list[Any] = [(seed, 6) for seed in range(KILLS)] or [(0, 1), (1, 2)]
-"""Seeds, and how often a run is killed: after the first time it is one that goes on."""
+"""Pairs of a seed and the number of kills of its run; later kills hit a resumed run."""
 
 COMMAND = (
     "fit -c {root}/configs/demo.yaml --final_test=false --plots=false --model.local.epochs=1 "
@@ -47,10 +47,10 @@ CONFIGURATIONS = {
     "depthfl": "-c {configs}/method/depthfl.yaml --model.net.hidden=[4,4,4,4]",
     "masks and personal tensors": '-c {configs}/parts/random_mask.yaml --model.personal=["*bias"] ' + FILES,
 }
-"""What is killed, by name: arguments of a run."""
+"""Arguments of the killed runs, by name."""
 NAMES = tuple(CONFIGURATIONS)
 PLACES = ("SealedFile.write", "files._sync_folder", "SealedFile.seal", "SafeCheckpointIO._keep_previous")
-"""Of hetfl.runs.checkpoint and hetfl.files: inside a file, after the renames, at the file's end, before the renames."""
+"""Functions of hetfl.runs.checkpoint and hetfl.files: in a file, after the renames, at its end, before the renames."""
 INSIDE = [(seed, place) for seed in range(KILLS) for place in PLACES] or [(0, place) for place in PLACES[:2]]
 
 KILLED = """
@@ -77,11 +77,11 @@ checkpoint.SealedFile.__init__ = saving
 setattr(owner, name, call)
 main(sys.argv[4:])
 """
-"""Ends itself at the ``number``-th call of a function, counted from the ``save``-th checkpoint on."""
+"""Kills itself at the ``number``-th call of a function, counted from the ``save``-th checkpoint on."""
 
 
 def start(args: str, *kill: str) -> subprocess.Popen[str]:
-    """Start a run; with arguments of ``KILLED``, one that kills itself."""
+    """Start a run; with arguments of ``KILLED``, a run that kills itself."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script = [KILLED, *kill] if kill else ["from hetfl.cli import main; main()"]
     command = [sys.executable, "-c", *script, *args.split()]
@@ -89,9 +89,9 @@ def start(args: str, *kill: str) -> subprocess.Popen[str]:
 
 
 def command(folder: Path, name: str, rounds: int = ROUNDS) -> str:
-    own = CONFIGURATIONS[name].format(configs=ROOT / "configs")
-    net = "" if "net.hidden" in own else HIDDEN
-    return f"{COMMAND.format(root=ROOT, folder=folder, rounds=rounds)} {own} {net}"
+    arguments = CONFIGURATIONS[name].format(configs=ROOT / "configs")
+    net = "" if "net.hidden" in arguments else HIDDEN
+    return f"{COMMAND.format(root=ROOT, folder=folder, rounds=rounds)} {arguments} {net}"
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def state(folder: Path) -> dict[str, Any]:
 
 
 def files_of_residuals(folder: Path) -> dict[str, bytes]:
-    """Return the files that the checkpoint refers to; none of them for residuals in memory."""
+    """Return the residual files that the checkpoint refers to; none for residuals in memory."""
     rounds = state(folder)["hetfl"]["pieces"]["uplink"]["residuals"].get("rounds", torch.empty(0, 2)).tolist()
     names = [f"client-{client}-round-{round}.safetensors" for client, round in rounds]
     return {name: (folder / "residuals" / name).read_bytes() for name in names}
@@ -113,7 +113,7 @@ def assert_same(one: Any, two: Any) -> None:
     """Compare nested states bit for bit."""
     if isinstance(one, torch.Tensor):
         assert one.shape == two.shape
-        assert torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)  # what DivFL keeps is NaN where nothing lies
+        assert torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)  # DivFL keeps NaN where a client sent no entry
     elif isinstance(one, dict):
         assert one.keys() == two.keys()
         for key in one:
@@ -140,7 +140,7 @@ def run_folder(root: Path) -> Path:
 
 
 def checkpoint_time(root: Path) -> int:
-    """Return when the run's checkpoint was written, in nanoseconds; 0 before the first."""
+    """Return the time of the run's checkpoint in nanoseconds; 0 before the first checkpoint."""
     return max((path.stat().st_mtime_ns for path in root.glob("demo/*/checkpoints/last.ckpt")), default=0)
 
 
@@ -152,7 +152,7 @@ def assert_at_most_one_round_is_lost(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return, for a configuration, the folder of a run that nobody disturbed: of this process, to save time."""
+    """Return a function that gives the folder of an uninterrupted run of a configuration, made in this process."""
 
     @cache
     def run(name: str) -> Path:
@@ -174,7 +174,7 @@ def test_a_run_killed_at_random_instants_and_resumed_ends_with_the_same_bits(
     for number in range(kills):
         if number:
             process = start(f"resume {run_folder(tmp_path)}")
-        # The instant: after the next checkpoint that this process writes, anywhere in the rounds that follow.
+        # The instant is after the next checkpoint of this process, anywhere in the following rounds.
         seen = checkpoint_time(tmp_path)
         while process.poll() is None and checkpoint_time(tmp_path) == seen:
             time.sleep(0.01)
@@ -207,7 +207,7 @@ def test_a_run_killed_inside_the_write_of_a_checkpoint_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_at_a_round_with_a_checkpoint(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_run_at_a_round_end_with_a_checkpoint(tmp_path: Path) -> None:
     process = start(command(tmp_path, NAMES[0], rounds=2000))
     while process.poll() is None and not list(tmp_path.glob("demo/*/checkpoints/last.ckpt")):
         time.sleep(0.05)

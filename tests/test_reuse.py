@@ -1,4 +1,4 @@
-"""What one run, client or data set must not leave behind for the next."""
+"""Reused modules, clients and data: nothing of one run may affect the next."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rows(trainer: Trainer) -> pd.DataFrame:
     return pd.read_csv(Path(str(trainer.logger.save_dir)) / "metrics.csv")  # type: ignore[union-attr]
 
 
-def test_another_checkpoint_in_the_same_module_is_evaluated_as_itself(fit: Fit, tmp_path: Path) -> None:
+def test_another_checkpoint_loaded_into_a_module_is_evaluated_correctly(fit: Fit, tmp_path: Path) -> None:
     paths, expected = [], []
     for seed in (0, 1):
         module = small_module(seed=seed)
@@ -52,11 +52,11 @@ def test_another_checkpoint_in_the_same_module_is_evaluated_as_itself(fit: Fit, 
     one = small_module()
     plain = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     for path, loss in zip([*paths, paths[0]], [*expected, expected[0]], strict=True):
-        found = plain.test(one, datamodule=small_data(), ckpt_path=str(path), verbose=False, weights_only=True)
-        assert found[0]["test/loss"] == loss
+        metrics = plain.test(one, datamodule=small_data(), ckpt_path=str(path), verbose=False, weights_only=True)
+        assert metrics[0]["test/loss"] == loss
 
 
-def test_new_values_are_seen_by_a_second_validation(fit: Fit) -> None:
+def test_a_second_validation_uses_changed_values(fit: Fit) -> None:
     module, other = small_module(), small_module()
     with torch.no_grad():
         other.net.get_parameter("classifier.weight").mul_(-3.0)
@@ -80,7 +80,7 @@ def test_a_second_fit_trains_on_its_own_data(fit: Fit) -> None:
 
 
 class Cohorts(FederatedCallback):
-    """Notes who sent an update, round by round."""
+    """Records the clients with updates, round by round."""
 
     def __init__(self) -> None:
         self.rounds: list[list[int]] = []
@@ -94,7 +94,7 @@ class Cohorts(FederatedCallback):
         self.rounds[-1].append(report.client)
 
 
-def test_a_second_fit_goes_on_with_the_next_rounds_and_says_so(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_fit_continues_with_the_next_rounds_and_logs_it(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
     whole, halves, module = Cohorts(), Cohorts(), small_module()
     fit(small_module(), rounds=4, callbacks=[whole], limit_val_batches=0)
     fit(module, rounds=2, callbacks=[halves], limit_val_batches=0)
@@ -107,7 +107,7 @@ def test_a_second_fit_goes_on_with_the_next_rounds_and_says_so(fit: Fit, caplog:
     assert "has done 2 rounds and continues with round 2" in caplog.text
 
 
-def test_a_submodel_can_be_taken_after_training(fit: Fit) -> None:
+def test_a_submodel_can_be_extracted_after_training(fit: Fit) -> None:
     module = small_module()
     trainer = fit(module, rounds=2)
     net = module.submodel("b")
@@ -116,8 +116,8 @@ def test_a_submodel_can_be_taken_after_training(fit: Fit) -> None:
     assert trainer.state.finished
 
 
-class Odd(nn.Module):
-    """Has a frozen parameter, counters and dropout."""
+class FrozenCountingNet(nn.Module):
+    """A net with a frozen parameter, counters and dropout."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -136,9 +136,9 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize("server", [lambda p: SGD(p, lr=1.0), lambda p: AdamW(p, lr=0.1, weight_decay=0.5)])
-def test_frozen_parameters_reach_clients_but_are_never_trained_nor_sent(fit: Fit, server: Any) -> None:
+def test_frozen_parameters_reach_clients_but_are_not_trained_or_uploaded(fit: Fit, server: Any) -> None:
     local = LocalTraining(optimizer=lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1))
-    module = small_module(net=Odd, local=local, server_optimizer=server)
+    module = small_module(net=FrozenCountingNet, local=local, server_optimizer=server)
     frozen, free = module.net.get_parameter("second.weight").clone(), module.net.get_parameter("second.bias").clone()
     fit(module, rounds=2)
     assert torch.equal(module.net.get_parameter("second.weight"), frozen)
@@ -152,15 +152,15 @@ def running_net(*, width: float = 1.0) -> nn.Module:
     return small_net(width=width, norm="batch")
 
 
-BY_DEFAULT = {(Odd, "32-true"), (running_net, "64-true"), (small_net, "bf16-mixed")}
-"""Every net and every precision once; of the other pairs none has a path of its own."""
+BY_DEFAULT = {(FrozenCountingNet, "32-true"), (running_net, "64-true"), (small_net, "bf16-mixed")}
+"""Default cases: every net and every precision once; other combinations use no additional code."""
 
 
 @pytest.mark.parametrize(
     ("net", "precision"),
     [
         pytest.param(net, precision, marks=[] if (net, precision) in BY_DEFAULT else [pytest.mark.slow])
-        for net in (Odd, running_net, small_net)
+        for net in (FrozenCountingNet, running_net, small_net)
         for precision in ("32-true", "64-true", "bf16-mixed")
     ],
 )
@@ -179,7 +179,7 @@ def test_counters_dropout_and_precision_give_the_same_bits_for_any_number_of_wor
         pd.testing.assert_frame_equal(table, results[0][1], check_exact=True)
 
 
-def test_running_statistics_are_the_mean_over_their_holders_whatever_the_compressor(fit: Fit) -> None:
+def test_running_statistics_are_means_over_holders_with_any_compressor(fit: Fit) -> None:
     def moved(uplink: ErrorFeedback) -> dict[str, Tensor]:
         module = small_module(net=running_net, uplink=uplink)
         fit(module, rounds=1, name=type(uplink.compressor).__name__, limit_val_batches=0)
@@ -189,7 +189,7 @@ def test_running_statistics_are_the_mean_over_their_holders_whatever_the_compres
     assert all(torch.equal(sparse[name], exact[name]) for name in exact)
 
 
-def test_a_mistake_in_a_compressor_is_no_refused_update(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_in_a_compressor_is_not_a_refused_update(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     def apply(*args: object) -> None:
         raise ValueError("a mistake")
 
@@ -205,7 +205,7 @@ def test_a_round_without_any_usable_update_ends_the_run_with_the_reason(fit: Fit
         fit(small_module(local=local), rounds=1)
 
 
-def test_rprops_steps_of_entries_never_held_stay_as_they_begin() -> None:
+def test_rprop_step_sizes_of_entries_without_holders_stay_initial() -> None:
     p = nn.Parameter(torch.ones(2))
     optimizer = Rprop([p], lr=0.1)
     held = torch.tensor([1.0, 0.0])
@@ -214,7 +214,7 @@ def test_rprops_steps_of_entries_never_held_stay_as_they_begin() -> None:
 
 
 class TwoHeads(nn.Module):
-    """Registers a layer of K outputs after the one that gives the logits."""
+    """Registers a layer of K outputs after the layer that gives the logits."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -249,7 +249,9 @@ def small_net_of(**changes: Any) -> Callable[..., nn.Module]:
         ({"selection": Uniform(50)}, "12, but got 50"),
     ],
 )
-def test_what_would_fail_in_a_round_is_refused_before_it(fit: Fit, changes: dict[str, Any], message: str) -> None:
+def test_settings_that_would_fail_in_a_round_are_refused_before_it(
+    fit: Fit, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         fit(small_module(**changes), rounds=1)
     assert "\n" not in str(error.value)
@@ -262,13 +264,13 @@ def test_impossible_numbers_are_refused() -> None:
         small_module(statistics_clients=0)
 
 
-def test_a_level_that_nobody_can_run_is_said_and_still_evaluated(fit: Fit) -> None:
+def test_a_level_that_no_client_can_run_gives_a_warning_and_is_evaluated(fit: Fit) -> None:
     with pytest.warns(UserWarning, match="No client can run level a: clients of level b gather"):
         trainer = fit(small_module(assignment=Fixed({"b": 1})), rounds=1)
     assert rows(trainer)["val/accuracy"].notna().all()
 
 
-def test_residuals_on_disk_need_a_run_folder_and_follow_into_the_next_runs(fit: Fit, tmp_path: Path) -> None:
+def test_residuals_on_disk_need_a_run_folder_and_are_copied_to_the_next_run(fit: Fit, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="folder for DiskStore"):
         fit(small_module(uplink=ErrorFeedback(TopK(0.1), DiskStore())), rounds=1, logger=False)
     module = small_module(uplink=ErrorFeedback(TopK(0.1), DiskStore()))

@@ -1,4 +1,4 @@
-"""Integers and indices as bytes: against plain loops, at the borders of int64, and how long they get."""
+"""Encoding of integers and indices: against plain loops, at the limits of int64, and its length."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ numbers_lists = st.lists(st.one_of(st.integers(0, 3), st.integers(0, 300), st.in
 
 @pytest.fixture(scope="module", params=["plain", "compiled"], autouse=True)
 def _loops(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run every test without compiled loops, and with them however short a stream is."""
+    """Run every test without compiled loops, and with compiled loops for streams of any length."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rice, "FEWEST", 2**62 if request.param == "plain" else 0)
         yield
@@ -47,18 +47,18 @@ def test_words_are_packed_lowest_bit_first(bits: int, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8, 11, 16, 21])
-def test_more_words_than_are_packed_at_a_time(bits: int) -> None:
+def test_words_are_packed_correctly_across_blocks(bits: int) -> None:
     words = np.random.default_rng(bits).integers(0, 2**bits, 2**16 + 5)
     packed = pack(words, bits)
     assert np.array_equal(unpack(packed, words.size, bits), words)
-    middle = 2**13 - 8  # begins on a byte, and lies across the border between two blocks
+    middle = 2**13 - 8  # begins at a byte, and crosses a block's end
     part = by_hand.bytes_of(by_hand.word_bits(words[middle : middle + 16].tolist(), bits))
     assert packed[middle * bits // 8 :][: 2 * bits].tobytes() == part
 
 
 @settings(max_examples=300)
 @given(numbers_lists)
-def test_the_shortest_stream_of_all_parameters(numbers: list[int]) -> None:
+def test_the_encoder_takes_the_parameter_of_the_shortest_stream(numbers: list[int]) -> None:
     parameter, quotients = rice.best_parameter(array(numbers))
     assert parameter == by_hand.best_parameter(numbers)
     assert quotients == sum(number >> parameter for number in numbers)
@@ -68,7 +68,7 @@ def test_the_shortest_stream_of_all_parameters(numbers: list[int]) -> None:
 
 
 @given(st.lists(st.integers(0, 500), max_size=20), st.data())
-def test_any_parameter_is_read(numbers: list[int], data: st.DataObject) -> None:
+def test_streams_of_any_parameter_are_decoded(numbers: list[int], data: st.DataObject) -> None:
     parameter = data.draw(st.integers(0, sum(numbers).bit_length()))
     stream = by_hand.rice_with(numbers, parameter)
     assert rice.decode(of(stream), len(numbers), sum(numbers)).tolist() == numbers
@@ -76,7 +76,7 @@ def test_any_parameter_is_read(numbers: list[int], data: st.DataObject) -> None:
 
 @settings(max_examples=1000)
 @given(st.integers(0, 6), st.binary(max_size=4), st.integers(0, 9), st.integers(0, 60))
-def test_any_bytes_are_read_as_by_the_slow_reader(parameter: int, rest: bytes, count: int, most: int) -> None:
+def test_any_bytes_are_decoded_as_by_the_slow_reader(parameter: int, rest: bytes, count: int, most: int) -> None:
     stream = bytes([parameter]) + rest
     want = by_hand.read_rice(stream, count, most)
     if want is None:
@@ -86,18 +86,18 @@ def test_any_bytes_are_read_as_by_the_slow_reader(parameter: int, rest: bytes, c
         assert rice.decode(of(stream), count, most).tolist() == want
 
 
-def test_sums_that_leave_int64_are_refused() -> None:
+def test_sums_that_overflow_int64_are_refused() -> None:
     ones = bytes([255]) * packed_size(512, 55)
     stream = bytes([55]) + ones + bytes([255]) * 64  # 512 times 2**55 - 1, which is -512 modulo 2**64
     with pytest.raises(MalformedPayload):
         rice.decode(of(stream), 512, 2**55 - 1)
     most = 2**56 - 1
-    for number in (0, most):  # the border itself is read
+    for number in (0, most):  # the limit itself is read
         stream = by_hand.rice_with([number], 56)
         assert rice.decode(of(stream), 1, most).tolist() == [number]
 
 
-def test_no_bytes_and_no_numbers() -> None:
+def test_empty_streams_are_encoded_and_decoded() -> None:
     assert rice.encode(array([])).tolist() == [0]
     assert rice.decode(of(b"\x00"), 0, 5).size == 0
     for stream, count in [(b"", 0), (b"", 1), (b"\x00\x00", 0), (b"\x00", 1)]:
@@ -106,7 +106,7 @@ def test_no_bytes_and_no_numbers() -> None:
 
 
 @pytest.mark.parametrize("size", range(11))
-def test_every_subset_is_the_block_by_hand_and_not_longer_than_a_bitmap(size: int) -> None:
+def test_every_subset_equals_the_block_by_hand_and_is_no_longer_than_a_bitmap(size: int) -> None:
     for count in range(size + 1):
         for indices in itertools.combinations(range(size), count):
             block = encode_indices(array(list(indices)))
@@ -116,7 +116,7 @@ def test_every_subset_is_the_block_by_hand_and_not_longer_than_a_bitmap(size: in
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 90)), max_size=12))
-def test_rows_of_neighbours(rows: list[tuple[int, int]]) -> None:
+def test_runs_of_consecutive_indices_are_encoded_as_by_hand(rows: list[tuple[int, int]]) -> None:
     indices: list[int] = []
     end = 0
     for skipped, length in rows:
@@ -150,13 +150,13 @@ def runs_block(number: int, between: bytes, lengths: bytes) -> bytes:
         (runs_block(1, by_hand.rice([0]), b""), 1, 9),
     ],
 )
-def test_blocks_that_no_encoder_makes(block: bytes, count: int, size: int) -> None:
+def test_malformed_index_blocks_are_refused(block: bytes, count: int, size: int) -> None:
     with pytest.raises(MalformedPayload) as caught:
         decode_indices(of(block), count, size)
     assert caught.value.reason is Reason.INDICES
 
 
-def test_a_short_block_of_many_indices_takes_little_memory() -> None:
+def test_decoding_a_short_block_of_many_indices_takes_little_memory() -> None:
     size = 500_000
     blocks = {"runs": encode_indices(np.arange(size)), "gaps": of(by_hand.rice_with([0] * size, 0))}
     assert len(blocks["runs"]) < 40
@@ -171,11 +171,11 @@ def test_a_short_block_of_many_indices_takes_little_memory() -> None:
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("density", DENSITIES)
-def test_indices_stay_near_their_entropy(length: int, density: float) -> None:
+def test_encoded_indices_are_near_their_entropy(length: int, density: float) -> None:
     assert 1 <= ratio(length, density, draws=40 if length == 10_000 else 2) <= 1.15
 
 
-def test_entropy_of_a_small_case() -> None:
+def test_entropy_of_a_small_case_by_hand() -> None:
     assert entropy_bits(6, 2) == pytest.approx(np.log2(15))
 
 

@@ -1,4 +1,4 @@
-"""Whole rounds against a plain NumPy server and a bare PyTorch client, and what must not change a result."""
+"""Whole rounds against a plain NumPy server and a bare PyTorch client, and settings that must not change results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Fit = Callable[..., Trainer]
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor, owned: Tensor) -> Tensor:
-    """HeteroFL's loss, sample by sample and class by class."""
+    """Return HeteroFL's loss, computed sample by sample and class by class."""
     losses = []
     for row, target in zip(logits, targets, strict=True):
         filled = [row[k] if owned[k] else torch.zeros((), dtype=row.dtype) for k in range(len(row))]
@@ -43,7 +43,7 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, owned: Tensor) -> Tens
 def plain_heterofl(
     module: FederatedModule, rounds: int, lr: Callable[[int], float], weigh: Callable[[int], float], masked: bool
 ) -> dict[str, np.ndarray]:
-    """Train as the paper's algorithm 1 says: dictionaries of arrays, one scalar at a time on the server."""
+    """Train by algorithm 1 of the paper: dictionaries of arrays, one scalar at a time on the server."""
     data, local = module.data, module.local
     whole = {name: p.detach().numpy().copy() for name, p in module.levels.net.double().named_parameters()}
     for round in range(rounds):
@@ -54,13 +54,13 @@ def plain_heterofl(
             for name, p in net.named_parameters():
                 p.data = torch.from_numpy(whole[name][tuple(slice(0, s) for s in p.shape)].copy())
             optimizer = SGD(net.parameters(), lr=lr(round), momentum=0.9, weight_decay=5e-4)
-            own, random = data.client_data(client), generator(module.seed, "local", round, client)
+            samples, random = data.client_data(client), generator(module.seed, "local", round, client)
             for _ in range(local.epochs):
-                for batch in batches(len(own.targets), local.batch_size, random):
-                    logits = net(data.transform.eval(own.inputs[batch]).double())
+                for batch in batches(len(samples.targets), local.batch_size, random):
+                    logits = net(data.transform.eval(samples.inputs[batch]).double())
                     owned = data.labels(client) if masked else torch.ones(10, dtype=torch.bool)
                     optimizer.zero_grad()
-                    masked_cross_entropy(logits, own.targets[batch], owned).backward()
+                    masked_cross_entropy(logits, samples.targets[batch], owned).backward()
                     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                     optimizer.step()
             results.append((client, {name: p.detach().numpy() for name, p in net.named_parameters()}))
@@ -120,7 +120,7 @@ def test_one_level_of_full_width_is_fedavg(fit: Fit) -> None:
         assert torch.equal(one, two)
 
 
-def test_an_absent_class_moves_no_row_and_gets_no_gradient_but_counts_in_the_softmax(fit: Fit) -> None:
+def test_an_absent_class_gets_no_gradient_but_counts_in_the_softmax(fit: Fit) -> None:
     module = small_module()
     labels = torch.tensor([True, False, True])
     logits = torch.tensor([[1.0, 5.0, -1.0]], requires_grad=True)
@@ -129,7 +129,7 @@ def test_an_absent_class_moves_no_row_and_gets_no_gradient_but_counts_in_the_sof
     loss.backward()
     assert logits.grad is not None
     assert logits.grad[0, 1] == 0
-    # With a leading client dimension: one loss each.
+    # With a leading client dimension: one loss per client.
     both = module.loss(
         logits.detach().expand(2, 1, 3),
         torch.tensor([[0], [0]]),
@@ -158,7 +158,7 @@ def compressed() -> ErrorFeedback:
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_run_for_any_executor_and_another_seed_does_not(fit: Fit) -> None:
+def test_equal_seeds_give_equal_runs_in_every_executor(fit: Fit) -> None:
     runs: list[tuple[str, int, dict[str, Any]]] = [
         ("first", 0, {}),
         ("again", 0, {}),
@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_run_for_any_executor_and_another_seed_does
     assert not tables[4]["train/loss"].equals(tables[0]["train/loss"])
 
 
-def test_a_resumed_run_ends_like_one_that_was_not_interrupted(fit: Fit, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_run(fit: Fit, tmp_path: Path) -> None:
     def module() -> FederatedModule:
         return small_module(uplink=compressed(), local=LOCAL, server_optimizer=lambda p: Adam(p, lr=0.01))
 
@@ -202,7 +202,7 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(fit: Fit, tmp_path
     pd.testing.assert_frame_equal(rows(straight), rows(trainer), check_exact=True)
 
 
-def test_a_diverged_client_is_refused_and_the_round_goes_on(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverged_client_is_refused_and_the_round_continues(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = Uniform(4)
     bad.setup(Facts([10] * 12))
     victim = bad.select(0, Everyone(12))[1]
@@ -220,7 +220,7 @@ def test_a_diverged_client_is_refused_and_the_round_goes_on(fit: Fit, monkeypatc
     assert victim not in module.uplink.residuals.clients()
 
 
-def test_bytes_and_density_are_those_of_the_encoded_messages(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_and_density_equal_those_of_the_encoded_messages(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     module = small_module(uplink=ErrorFeedback(TopK(0.1)), levels=small_levels(1.0))
     sizes: list[int] = []
     prepare = module.uplink.prepare
@@ -254,13 +254,13 @@ def test_statistics_cost_bytes_and_flops_and_are_gathered_only_for_an_evaluation
     assert without["train/loss"].tolist() == every["train/loss"].tolist() == second["train/loss"].tolist()
 
 
-def test_every_level_is_as_good_in_test_as_its_own_net_would_be(fit: Fit) -> None:
-    """Statistics, slices and the Scaler in evaluation: a few rounds on IID data must leave chance far behind."""
+def test_every_level_reaches_a_good_test_accuracy(fit: Fit) -> None:
+    """Statistics, slices and the Scaler in evaluation: a few rounds on IID data reach much more than chance."""
     module = small_module(selection=Uniform(6), local=LocalTraining(5, 20, 1.0, lambda p: SGD(p, 0.1, 0.9)))
     data = small_data(partitioner=IID(), num_clients=8, val_fraction=0.1)
     trainer = fit(module, data, rounds=6, check_val_every_n_epoch=6)
     result = trainer.test(module, datamodule=data, verbose=False)[0]
-    # Level c has 2 and 4 channels: little, but far from the 0.1 of wrong statistics.
+    # Level c has 2 and 4 channels: its accuracy is low, but far above the 0.1 of wrong statistics.
     for level, least in (("a", 0.85), ("b", 0.7), ("c", 0.3)):
         assert result[f"test/accuracy_by_level/{level}"] > least
     assert result["test/accuracy"] == result["test/accuracy_by_level/a"]
@@ -269,21 +269,21 @@ def test_every_level_is_as_good_in_test_as_its_own_net_would_be(fit: Fit) -> Non
     assert table["test/accuracy"].notna().tolist() == [False] * 5 + [True]
 
 
-def test_a_server_optimizer_is_any_torch_optimizer(fit: Fit) -> None:
+def test_any_torch_optimizer_can_be_the_server_optimizer(fit: Fit) -> None:
     module = small_module(FedAvg, levels=None, server_optimizer=lambda p: Adam(p, lr=0.01))
     before = [p.detach().clone() for p in module.net.parameters()]
     trainer = fit(module, rounds=2)
     assert trainer.global_step == 2
-    # Adam's first steps move every entry by about the learning rate each.
+    # Adam's first steps move every entry by about the learning rate.
     for one, two in zip(before, module.net.parameters(), strict=True):
         assert 0.001 < float((one - two.detach()).abs().max()) <= 0.0201
 
 
-def test_levels_of_a_run(fit: Fit) -> None:
+def test_fixed_and_dynamic_assignment_follow_their_proportions(fit: Fit) -> None:
     fixed, dynamic = Fixed({"a": 2, "b": 1}), Dynamic({"a": 3, "b": 1})
     fixed.setup(Facts([1] * 10, 0, ["a", "b"]))
     dynamic.setup(Facts([1] * 2000, 0, ["a", "b"]))
-    # 10 div 3 = 3: six a, three b, and the one left over gets the last level.
+    # 10 div 3 = 3: six clients at a, three at b, and the remaining one at the last level.
     assert fixed.levels(0) == fixed.levels(7) == ["a"] * 6 + ["b"] * 4
     assert dynamic.levels(1) != dynamic.levels(0) == dynamic.levels(0)
     assert dynamic.levels(0).count("a") / 2000 == pytest.approx(0.75, abs=0.04)
@@ -304,7 +304,7 @@ def test_levels_of_a_run(fit: Fit) -> None:
         ({}, {"max_steps": 0}, "trainer.max_steps, a limit of the rounds, of at least 1 but got 0"),
     ],
 )
-def test_what_cannot_work_is_refused_before_the_first_round(
+def test_impossible_settings_are_refused_before_the_first_round(
     fit: Fit, changes: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
@@ -319,7 +319,7 @@ def test_identity_stores_no_residual(fit: Fit) -> None:
     assert rows(trainer)["residual/norm"].tolist() == [0, 0]
 
 
-def test_dirichlet_clients_and_labels_reach_the_module(fit: Fit) -> None:
+def test_labels_of_dirichlet_clients_match_their_samples(fit: Fit) -> None:
     data = small_data(partitioner=Dirichlet(0.5))
     fit(small_module(), data, rounds=1)
     for client in range(12):

@@ -1,4 +1,4 @@
-"""Damaged files of a run: each is named in one line, and none is taken for what it is not."""
+"""Damaged files of a run are named in one line, and valid files are not refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEVELS = "level,width,depth,parameters,forward_flops,training_flops,down_bytes,u
 CLIENTS = "client,level,train_samples,test_samples,accuracy,own_accuracy\n"
 
 
-def test_a_gap_a_diverged_loss_and_a_level_called_nan_are_no_damage(tmp_path: Path) -> None:
+def test_gaps_diverged_losses_and_a_level_named_nan_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(METRICS)
     (tmp_path / "levels.csv").write_text(LEVELS + "nan,0.5,,9,9,9,9,9\nNA,,3,4,4,4,4,4\n")
     (tmp_path / "clients.csv").write_text(CLIENTS + "0,nan,3,0,,nan\n")
@@ -36,7 +36,7 @@ def test_a_gap_a_diverged_loss_and_a_level_called_nan_are_no_damage(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("was", "now", "said"),
+    ("was", "now", "message"),
     [
         ("\n1,", "\nx,", "whole numbers from 0 in column 'step' of .* but got 'x' in line 3"),
         ("\n1,", "\n1.5,", "whole numbers from 0 in column 'step' of .* but got 1.5 in line 3"),
@@ -59,16 +59,16 @@ def test_a_gap_a_diverged_loss_and_a_level_called_nan_are_no_damage(tmp_path: Pa
         ("0.25", "\0", "Expected text in .*metrics.csv but got byte 0x00"),
     ],
 )
-def test_damaged_metrics_are_named(tmp_path: Path, was: str, now: str, said: str) -> None:
+def test_damaged_metrics_are_refused_in_one_line(tmp_path: Path, was: str, now: str, message: str) -> None:
     assert was in METRICS
     (tmp_path / "metrics.csv").write_text(METRICS.replace(was, now, 1))
-    with pytest.raises(ConfigurationError, match=said) as caught:
+    with pytest.raises(ConfigurationError, match=message) as caught:
         load_run(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("levels.csv", LEVELS, "at least one row in .*levels.csv but got only a header"),
         (
@@ -105,16 +105,16 @@ def test_damaged_metrics_are_named(tmp_path: Path, was: str, now: str, said: str
         ("config.yaml", "seed_everything: [1]\n", r"a whole number for seed_everything in .* but got \[1\]"),
     ],
 )
-def test_other_damaged_files_are_named(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_other_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / "metrics.csv").write_text(METRICS)
     (tmp_path / name).write_text(text)
-    with pytest.raises(ConfigurationError, match=said) as caught:
+    with pytest.raises(ConfigurationError, match=message) as caught:
         load_run(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "levels.csv", "clients.csv", "config.yaml"])
-def test_other_bytes_are_told_in_one_line_with_status_2(
+def test_undecodable_files_are_reported_in_one_line_with_status_2(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_run(tmp_path / "run")
@@ -125,8 +125,8 @@ def test_other_bytes_are_told_in_one_line_with_status_2(
     with pytest.raises(SystemExit) as caught:
         main(["report", str(folder), "--out", str(tmp_path / "out")])
     assert caught.value.code == 2
-    said = capsys.readouterr().err
-    assert said == f"hetfl: error: Expected text in {folder / name} but got byte 0xff at 20\n"
+    error = capsys.readouterr().err
+    assert error == f"hetfl: error: Expected text in {folder / name} but got byte 0xff at 20\n"
 
 
 CELLS = st.one_of(st.text(max_size=6), st.floats().map(str), st.integers().map(str), st.sampled_from(["", "nan", "1"]))
@@ -134,7 +134,7 @@ CELLS = st.one_of(st.text(max_size=6), st.floats().map(str), st.integers().map(s
 
 @given(st.integers(0, 3), st.integers(0, 3), CELLS)
 @example(3, 0, str(2**64))
-def test_whatever_a_cell_holds_it_is_a_number_or_refused_in_one_line(row: int, column: int, cell: str) -> None:
+def test_every_cell_is_read_as_a_number_or_refused_in_one_line(row: int, column: int, cell: str) -> None:
     lines = [line.split(",") for line in METRICS.splitlines()]
     lines[row][column] = cell
     with TemporaryDirectory() as folder:

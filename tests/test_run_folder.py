@@ -1,4 +1,4 @@
-"""The run folder: one row per round, whatever the order and number of calls, and nothing lost by a kill."""
+"""The run folder: one row per round for any order and number of calls, and no loss by a kill."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def metrics_of(logger: RunFolder) -> Path:
     return Path(folder) / "metrics.csv"
 
 
-def test_calls_of_one_round_are_one_row(logger: RunFolder) -> None:
+def test_log_calls_of_one_round_make_one_row(logger: RunFolder) -> None:
     logger.log_metrics({"val/accuracy": 0.5, "epoch": 0}, step=0)
     logger.log_metrics({"train/loss": 2.25}, step=0)
     logger.log_metrics({"val/accuracy": 0.75, "train/loss": 1.5}, step=1)
@@ -46,7 +46,7 @@ def test_calls_of_one_round_are_one_row(logger: RunFolder) -> None:
     assert metrics_of(logger).read_text() == "step,train/loss,val/accuracy\n0,2.25,0.5\n1,1.5,0.8\n"
 
 
-def test_file_is_complete_after_every_call(logger: RunFolder) -> None:
+def test_the_file_is_complete_after_every_call(logger: RunFolder) -> None:
     for step in range(3):
         for name in ("lr", "train/loss"):
             logger.log_metrics({name: step + 0.5}, step=step)
@@ -57,8 +57,8 @@ def test_file_is_complete_after_every_call(logger: RunFolder) -> None:
     assert [row["step"] for row in rows_of(metrics_of(logger))] == ["0", "1", "2"]
 
 
-def test_columns_follow_the_contract_and_then_first_appearance() -> None:
-    came = [
+def test_columns_are_in_contract_order_then_in_order_of_appearance() -> None:
+    names = [
         "zeta",
         "residual/norm",
         "comm/up_bytes",
@@ -68,7 +68,7 @@ def test_columns_follow_the_contract_and_then_first_appearance() -> None:
         "val/accuracy",
         "lr",
     ]
-    assert ordered(came) == [
+    assert ordered(names) == [
         *(
             "val/accuracy",
             "val/accuracy_by_level/b",
@@ -82,19 +82,19 @@ def test_columns_follow_the_contract_and_then_first_appearance() -> None:
     ]
 
 
-def test_new_column_leaves_earlier_rows_with_an_empty_cell(logger: RunFolder) -> None:
+def test_a_new_column_is_empty_in_earlier_rows(logger: RunFolder) -> None:
     logger.log_metrics({"lr": 0.1}, step=0)
     logger.log_metrics({"lr": 0.1, "train/loss": 3.0}, step=1)
     assert metrics_of(logger).read_text() == "step,train/loss,lr\n0,,0.1\n1,3,0.1\n"
 
 
-def test_missing_value_is_an_empty_cell(logger: RunFolder) -> None:
+def test_a_missing_value_is_an_empty_cell(logger: RunFolder) -> None:
     logger.log_metrics({"lr": 0.1, "threshold": 0.5}, step=0)
     logger.log_metrics({"lr": 0.2}, step=1)
     assert metrics_of(logger).read_text().splitlines()[-1] == "1,0.2,"
 
 
-def test_earlier_round_is_merged_where_it_stands(logger: RunFolder) -> None:
+def test_values_of_an_earlier_round_are_merged_into_its_row(logger: RunFolder) -> None:
     for step in (0, 2, 3):
         logger.log_metrics({"lr": float(step)}, step=step)
     logger.log_metrics({"test/accuracy": 0.5}, step=2)
@@ -106,7 +106,7 @@ def test_earlier_round_is_merged_where_it_stands(logger: RunFolder) -> None:
 
 
 @given(st.floats(allow_nan=False))
-def test_values_read_back_as_the_same_float64(value: float) -> None:
+def test_values_are_read_back_as_the_same_float64(value: float) -> None:
     assert float(format_value(value)) == value
 
 
@@ -126,7 +126,7 @@ def test_whole_numbers_are_written_as_integers(value: int) -> None:
     ),
     kept=st.integers(0, 7),
 )
-def test_any_sequence_of_calls_equals_a_table_in_memory(
+def test_any_sequence_of_calls_equals_an_in_memory_table(
     calls: list[tuple[int, dict[str, float]]], kept: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "metrics.csv"
@@ -136,14 +136,14 @@ def test_any_sequence_of_calls_equals_a_table_in_memory(
         file.add(step, metrics)
         table.setdefault(step, {}).update(metrics)
         if count % 3 == 2:
-            file = MetricsFile(path)  # as another process would continue
+            file = MetricsFile(path)  # as another process continues
     file.truncate(kept)
     written = {int(row.pop("step")): {name: float(text) for name, text in row.items() if text} for row in rows_of(path)}
     assert written == {step: table[step] for step in table if step < kept}
     assert list(written) == sorted(written)
 
 
-def test_continued_run_keeps_rows_before_the_checkpoint(logger: RunFolder) -> None:
+def test_a_continued_run_keeps_rows_before_the_checkpoint(logger: RunFolder) -> None:
     for step in range(5):
         logger.log_metrics({"lr": 0.1, "train/loss": float(step)}, step=step)
     uninterrupted = metrics_of(logger).read_bytes()
@@ -161,7 +161,7 @@ def test_truncate_before_anything_was_logged_does_nothing(logger: RunFolder) -> 
     assert not metrics_of(logger).exists()
 
 
-def test_torn_last_line_is_no_row(logger: RunFolder) -> None:
+def test_an_incomplete_last_line_is_ignored(logger: RunFolder) -> None:
     logger.log_metrics({"lr": 0.1}, step=0)
     with metrics_of(logger).open("a") as file:
         file.write("1,0.")
@@ -171,7 +171,7 @@ def test_torn_last_line_is_no_row(logger: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("fault", ["os.fsync", "os.replace"])
-def test_failing_rewrite_leaves_the_old_file(logger: RunFolder, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_rewrite_keeps_the_old_file(logger: RunFolder, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     logger.log_metrics({"lr": 0.1}, step=0)
     before = metrics_of(logger).read_bytes()
 
@@ -190,7 +190,7 @@ def test_failing_rewrite_leaves_the_old_file(logger: RunFolder, fault: str, monk
     assert sorted(os.listdir(metrics_of(logger).parent)) == [".lock", "metrics.csv"]
 
 
-def test_failing_append_does_not_spoil_the_next(logger: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_append_does_not_damage_the_next_row(logger: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     logger.log_metrics({"lr": 0.1}, step=0)
     path = metrics_of(logger)
 
@@ -216,19 +216,19 @@ def opened(folder: str, saying: Connection) -> None:
         saying.send(str(error))
 
 
-def test_a_folder_is_one_process_s_own(logger: RunFolder) -> None:
+def test_a_run_folder_is_locked_by_one_process(logger: RunFolder) -> None:
     logger.log_metrics({"lr": 0.1}, step=0)
     folder = str(metrics_of(logger).parent)
-    said, saying = multiprocessing.Pipe(duplex=False)
-    other = multiprocessing.get_context("fork").Process(target=opened, args=(folder, saying))
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    other = multiprocessing.get_context("fork").Process(target=opened, args=(folder, sender))
     other.start()
-    assert "that no other process uses but got" in said.recv()
+    assert "that no other process uses but got" in receiver.recv()
     other.join()
     RunFolder(folder=folder).log_metrics({"lr": 0.2}, step=1)  # a resume in the same process
     del logger
 
 
-def test_rounds_that_are_missing_are_refused(logger: RunFolder) -> None:
+def test_missing_rounds_are_refused(logger: RunFolder) -> None:
     for step in range(4):
         logger.log_metrics({"lr": 0.1}, step=step)
     folder = str(metrics_of(logger).parent)
@@ -238,7 +238,7 @@ def test_rounds_that_are_missing_are_refused(logger: RunFolder) -> None:
     RunFolder(folder=folder).truncate(2)
     with pytest.raises(ConfigurationError, match="Expected 3 rounds .* but got 2"):
         RunFolder(folder=folder).truncate(3)
-    logger.truncate(9)  # a new folder has none yet
+    logger.truncate(9)  # a new folder has no rows
 
 
 def test_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert len(rows_of(file.path)) == 2201
-    assert after - before < 50_000  # the rows are 300 kB
+    assert after - before < 50_000  # the rows take 300 kB
 
 
 def test_new_runs_never_share_a_folder(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_new_runs_never_share_a_folder(tmp_path: Path) -> None:
     assert all(folder is not None and Path(folder).parent == tmp_path / "demo" for folder in folders)
 
 
-def test_folder_is_made_when_it_is_needed(tmp_path: Path) -> None:
+def test_the_folder_is_created_on_first_use(tmp_path: Path) -> None:
     logger = RunFolder(root=str(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
     assert logger.save_dir == logger.save_dir
@@ -282,12 +282,12 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "a\0b"])
-def test_name_is_one_folder(name: str) -> None:
+def test_a_name_that_is_not_one_folder_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="Expected the run's name to be the name of one folder but got"):
         RunFolder(name=name)
 
 
-def test_folder_to_continue_must_exist(tmp_path: Path) -> None:
+def test_a_folder_to_continue_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"Expected the folder of a run to continue but got .*absent"):
         _ = RunFolder(folder=str(tmp_path / "absent")).save_dir
 
@@ -300,7 +300,7 @@ def test_folder_to_continue_must_exist(tmp_path: Path) -> None:
         ("step,lr\nx,1\n", "Expected 2 cells, the first a round, in line 2 of .*metrics.csv but got 'x,1'"),
     ],
 )
-def test_foreign_file_is_refused_and_left_alone(tmp_path: Path, text: str, message: str) -> None:
+def test_a_foreign_metrics_file_is_refused_and_not_changed(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "metrics.csv").write_text(text)
     with pytest.raises(ConfigurationError, match=message):
         RunFolder(folder=str(tmp_path)).log_metrics({"lr": 0.1}, step=0)
@@ -308,7 +308,7 @@ def test_foreign_file_is_refused_and_left_alone(tmp_path: Path, text: str, messa
 
 
 @pytest.mark.parametrize("step", [None, -1])
-def test_step_must_be_a_round(logger: RunFolder, step: int | None) -> None:
+def test_a_step_that_is_not_a_round_is_refused(logger: RunFolder, step: int | None) -> None:
     with pytest.raises(ValueError, match=f"Expected step to be a round, from 0, but got {step}"):
         logger.log_metrics({"lr": 0.1}, step=step)
 
@@ -362,7 +362,7 @@ def test_lightning_writes_rows_and_checkpoints_into_the_folder(logger: RunFolder
     assert list((metrics_of(logger).parent / "checkpoints").glob("*.ckpt"))
 
 
-def test_declared_columns_are_there_from_the_start_and_stay_empty(tmp_path: Path) -> None:
+def test_declared_columns_are_written_at_the_start_and_may_stay_empty(tmp_path: Path) -> None:
     logger = RunFolder(str(tmp_path))
     logger.declare(["val/accuracy_by_level/", "threshold", "lr"])
     logger.declare(["lr"])

@@ -1,4 +1,4 @@
-"""Which forms end a cohort first: against all assignments and all combinations, tried one by one."""
+"""The forms that end a cohort first, against all assignments and all combinations, tried one by one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ times = st.integers(1, 20).map(float)
 
 
 @given(st.lists(times, max_size=6), st.integers(1, 3))
-def test_a_cohort_ends_within_four_thirds_of_the_best_assignment(groups: list[float], processes: int) -> None:
-    """Graham's bound for largest first, 4/3 − 1/(3m); and never before the best one."""
+def test_the_schedule_is_within_four_thirds_of_the_best_assignment(groups: list[float], processes: int) -> None:
+    """Graham's bound for largest first, 4/3 − 1/(3m); the schedule is never shorter than the optimum."""
     best = min(
         max(sum(g for g, p in zip(groups, places, strict=True) if p == place) for place in range(processes))
         for places in itertools.product(range(processes), repeat=len(groups))
@@ -32,15 +32,15 @@ def simulated(
     passes: Mapping[str, Sequence[int]],
     num_workers: int,
 ) -> float:
-    """Return the same as duration(), a client and a worker at a time."""
+    """Return the same as duration(), simulated client by client and worker by worker."""
     workers = [0.0] * (num_workers if any(form.processes for form in forms.values()) else 1)
     groups = []
     for level, clients in passes.items():
         size, left = forms[level].clients or 1, list(clients)
         parts = -(-len(left) // size)
         for part in range(parts):
-            taken = [left.pop(0) for _ in range(-(-len(left) // (parts - part)))]
-            groups.append(sum(taken) * seconds[level][forms[level]] * len(workers))
+            group = [left.pop(0) for _ in range(-(-len(left) // (parts - part)))]
+            groups.append(sum(group) * seconds[level][forms[level]] * len(workers))
     while groups:
         largest = max(groups)
         groups.remove(largest)
@@ -50,7 +50,7 @@ def simulated(
 
 @st.composite
 def cohorts(draw: st.DrawFn) -> tuple[dict[str, dict[Form, float]], dict[str, list[int]], bool, int]:
-    """Draw what forms take, a cohort's passes, a place and a number of workers."""
+    """Draw the seconds of forms, a cohort's passes, a place and a number of workers."""
     levels = draw(st.lists(st.sampled_from("abc"), min_size=1, unique=True))
     every = [Form(place, clients) for place in (HERE, PROCESSES) for clients in (0, 1, 2, 4)]
     seconds = {level: {form: draw(times) for form in every} for level in levels}
@@ -59,7 +59,7 @@ def cohorts(draw: st.DrawFn) -> tuple[dict[str, dict[Form, float]], dict[str, li
 
 
 @given(cohorts())
-def test_no_other_form_of_a_level_ends_the_cohort_earlier(
+def test_no_other_combination_of_forms_is_quicker(
     drawn: tuple[dict[str, dict[Form, float]], dict[str, list[int]], bool, int],
 ) -> None:
     seconds, passes, place, workers = drawn
@@ -74,15 +74,15 @@ def test_no_other_form_of_a_level_ends_the_cohort_earlier(
                 assert end <= simulated({**chosen, level: form}, seconds, passes, workers) + 1e-9
 
 
-def test_a_small_level_stays_together_where_a_large_one_keeps_the_other_process_busy() -> None:
-    """Two clients at e: 12 s together in one process, 10 s each in one of its own, the other one idle or not."""
+def test_a_small_level_is_stacked_while_a_large_level_uses_the_other_process() -> None:
+    """Two clients at e: 12 s together in one process, or 10 s each in two processes, if the other one is idle."""
     one, both = Form(PROCESSES, 1), Form(PROCESSES, 2)
     seconds = {"a": {one: 10.0, both: 10.0}, "e": {one: 2.5, both: 1.5}}
     assert quickest({"e": seconds["e"]}, {"e": [2, 2]}, PROCESSES, 2) == {"e": one}
     assert quickest(seconds, {"a": [2], "e": [2, 2]}, PROCESSES, 2)["e"] == both
 
 
-def test_a_level_without_clients_gets_the_form_that_takes_the_least_for_a_sample() -> None:
+def test_a_level_without_clients_gets_the_form_with_the_least_time_per_sample() -> None:
     one, both = Form(PROCESSES, 1), Form(PROCESSES, 2)
     seconds = {"a": {one: 2.0, both: 1.0}, "b": {one: 1.0, both: 2.0}}
     assert quickest(seconds, {"b": [1, 1]}, PROCESSES, 2) == {"a": both, "b": one}

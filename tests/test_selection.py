@@ -1,4 +1,4 @@
-"""One contract for all selection policies, and each against a slow loop that says who should have been chosen."""
+"""One contract for all selection policies, and each policy against a slow loop."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ALL: dict[str, Callable[[], Selection]] = {
 
 
 class Table:
-    """A probe that answers from tables, and remembers who was asked."""
+    """A probe that answers from tables, and records the clients asked."""
 
     def __init__(
         self, losses: Sequence[float], seconds: Sequence[float] = (1.0,) * 10, clients: Sequence[int] = range(10)
@@ -74,7 +74,7 @@ def probe_of(round: int, seed: int, reach: Sequence[int] = range(10)) -> Table:
 
 
 def play(policy: Selection, round: int, seed: int = 0, reach: Sequence[int] = range(10)) -> list[int]:
-    """Run a round: every client of the cohort but the last, whom the server refuses, sends an update."""
+    """Run a round: every client of the cohort except the last sends an accepted update."""
     cohort = policy.select(round, probe_of(round, seed, reach))
     for client in cohort[:-1]:
         size = 2 + (client + round) % 3
@@ -90,9 +90,7 @@ def play(policy: Selection, round: int, seed: int = 0, reach: Sequence[int] = ra
 @pytest.mark.parametrize("name", ALL)
 @settings(max_examples=25)
 @given(reaches=st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=6), seed=st.integers(0, 99))
-def test_a_cohort_is_some_of_those_within_reach_each_once_the_same_again(
-    name: str, reaches: list[set[int]], seed: int
-) -> None:
+def test_a_cohort_is_a_repeatable_set_of_reachable_clients(name: str, reaches: list[set[int]], seed: int) -> None:
     policy, again = ready(ALL[name](), seed=seed), ready(ALL[name](), seed=seed)
     for round, reach in enumerate(reaches):
         cohort = play(policy, round, seed, sorted(reach))
@@ -108,21 +106,21 @@ def test_a_cohort_is_some_of_those_within_reach_each_once_the_same_again(
 @pytest.mark.filterwarnings("ignore:No client within reach")
 @pytest.mark.filterwarnings("ignore:Expected a client that")
 @pytest.mark.parametrize("name", ALL)
-def test_contract(name: str) -> None:
+def test_every_selection_fulfils_the_contract(name: str) -> None:
     check_selection(ALL[name])
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_only_replayable_policies_can_do_without_a_probe(name: str) -> None:
+def test_only_replayable_policies_work_without_a_probe(name: str) -> None:
     policy = ready(ALL[name]())
     if policy.replayable:
         assert policy.select(4, Everyone(10)) == policy.select(4, Table([0.0] * 10))
-    elif name not in ("rpow", "divfl", "divfl_stochastic"):  # those learn, and ask nothing
+    elif name not in ("rpow", "divfl", "divfl_stochastic"):  # these learn from updates, and ask no client
         with pytest.raises(RuntimeError, match="got a replay"):
             policy.select(4, Everyone(10))
 
 
-def test_draws_by_size_have_the_probabilities_of_one_draw_after_the_other() -> None:
+def test_draws_by_size_have_the_probabilities_of_sequential_draws() -> None:
     sizes, rounds = (1, 2, 3, 4), 6000
     policy, probe = ready(SizeWeighted(2), sizes), Table([], clients=range(4))
     counts = torch.zeros(4, 4)
@@ -136,17 +134,17 @@ def test_draws_by_size_have_the_probabilities_of_one_draw_after_the_other() -> N
 
 
 def ranked(scores: dict[int, float], count: int) -> list[int]:
-    """Take the best again and again: NaN before anything, then the largest, the lowest id of equals."""
-    left, found = dict(scores), list[int]()
-    while left and len(found) < count:
+    """Select the best one repeatedly: NaN first, then the largest score, the lowest id of equals."""
+    left, ranking = dict(scores), list[int]()
+    while left and len(ranking) < count:
         best = -1
         for client in sorted(left):
             value = INF if left[client] != left[client] else left[client]
             if best < 0 or value > (INF if left[best] != left[best] else left[best]):
                 best = client
-        found.append(best)
+        ranking.append(best)
         del left[best]
-    return found
+    return ranking
 
 
 LOSSES = st.lists(st.sampled_from([0.5, 1.0, 1.5, 2.0, NAN, INF]), min_size=10, max_size=10)
@@ -159,7 +157,7 @@ def test_power_of_choice_takes_the_largest_losses_among_candidates_drawn_by_size
     probe = Table(losses)
     drawn = ready(SizeWeighted(d)).select(round, probe)
     cohort = ready(PowerOfChoice(d, 3, variant, batch=8)).select(round, probe)
-    if d == 3:  # plain sampling: nobody is asked
+    if d == 3:  # plain sampling: no client is asked
         assert (cohort, probe.asked) == (drawn, [])
         return
     assert cohort == ranked({client: losses[client] for client in drawn}, 3)
@@ -168,9 +166,9 @@ def test_power_of_choice_takes_the_largest_losses_among_candidates_drawn_by_size
         assert cohort == ranked(dict(enumerate(losses)), 3)
 
 
-def test_rpow_remembers_the_last_accepted_round_and_asks_nobody() -> None:
+def test_rpow_uses_the_losses_of_the_last_accepted_round_without_probes() -> None:
     policy, probe = ready(PowerOfChoice(10, 3, "rpow")), Table([])
-    assert policy.select(0, probe) == [0, 1, 2]  # all unseen
+    assert policy.select(0, probe) == [0, 1, 2]  # no client has a known loss
     for client, loss in ((0, 3.0), (1, 0.5), (2, 1.0), (1, 4.0)):
         policy.observe(DenseUpdate(torch.zeros(1)), {"w": (slice(0, 1),)}, Report(client, "a", 1, loss, 0.0))
     assert policy.select(1, probe) == [3, 4, 5]
@@ -180,7 +178,7 @@ def test_rpow_remembers_the_last_accepted_round_and_asks_nobody() -> None:
     assert probe.asked == []
 
 
-def test_losses_are_remembered_of_the_same_fleet_alone() -> None:
+def test_losses_are_kept_only_for_the_same_fleet() -> None:
     policy = PowerOfChoice(9, 3, "rpow")
     ready(policy)
     policy.observe(DenseUpdate(torch.zeros(1)), {"w": (slice(0, 1),)}, Report(0, "a", 1, 3.0, 0.0))
@@ -191,15 +189,15 @@ def test_losses_are_remembered_of_the_same_fleet_alone() -> None:
 
 
 @given(losses=LOSSES, beta=st.sampled_from([0.0, 0.5, 1.0, 2.0]), d=st.sampled_from([None, 3, 6, 10]))
-def test_loss_times_size_takes_the_highest_scores(losses: list[float], beta: float, d: int | None) -> None:
+def test_loss_times_size_selects_the_highest_scores(losses: list[float], beta: float, d: int | None) -> None:
     probe = Table(losses)
     cohort = ready(LossTimesSize(3, beta, d)).select(5, probe)
-    asked = [client for client, _ in probe.asked]
+    probed = [client for client, _ in probe.asked]
     if d == 3:
-        assert (asked, cohort) == ([], ready(Uniform(3)).select(5, probe))
+        assert (probed, cohort) == ([], ready(Uniform(3)).select(5, probe))
         return
-    assert sorted(asked) == (list(range(10)) if d is None else sorted(ready(Uniform(d)).select(5, Table([]))))
-    assert cohort == ranked({client: losses[client] * SIZES[client] ** beta for client in asked}, 3)
+    assert sorted(probed) == (list(range(10)) if d is None else sorted(ready(Uniform(d)).select(5, Table([]))))
+    assert cohort == ranked({client: losses[client] * SIZES[client] ** beta for client in probed}, 3)
 
 
 @pytest.mark.filterwarnings("ignore:No client within reach")
@@ -208,24 +206,24 @@ def test_loss_times_size_takes_the_highest_scores(losses: list[float], beta: flo
     m=st.integers(1, 10),
     tenths=st.integers(0, 20),
 )
-def test_only_clients_that_make_the_deadline_and_the_fastest_if_nobody_does(
+def test_deadline_selects_clients_in_time_or_the_fastest_if_there_are_none(
     seconds: list[float], m: int, tenths: int
 ) -> None:
     cohort = ready(DeadlineAware(5.0, m, tenths / 10)).select(2, Table([], seconds))
     able = {client for client in range(10) if seconds[client] <= 5.0}
     if able:
         assert set(cohort) <= able
-        assert len(cohort) == min(len(able), m - (-m * tenths // 10))  # the ceiling, in whole numbers
+        assert len(cohort) == min(len(able), m - (-m * tenths // 10))  # the ceiling, with exact integers
     else:
         assert cohort == sorted(range(10), key=lambda client: seconds[client])[:m]
 
 
-def test_over_selection_is_the_whole_number_that_is_meant() -> None:
+def test_over_selection_has_no_binary_rounding_error() -> None:
     assert 100 * 1.1 > 110
     assert [DeadlineAware(1.0, 100, share).cohort_size for share in (0.0, 0.001, 1.1)] == [100, 101, 210]
 
 
-def test_a_deadline_that_nobody_makes_is_a_warning_and_one_that_all_make_is_uniform() -> None:
+def test_a_deadline_that_no_client_meets_gives_a_warning_and_a_loose_deadline_is_uniform() -> None:
     with pytest.warns(UserWarning, match=r"deadline of 0.5 s: the fastest 3 take part, of which the first needs 1 s"):
         assert ready(DeadlineAware(0.5, 3)).select(0, Table([])) == [0, 1, 2]
     assert ready(DeadlineAware(INF, 3)).select(7, Table([])) == ready(Uniform(3)).select(7, Table([]))
@@ -260,7 +258,7 @@ def test_drawing_and_weighting_by_size_is_refused() -> None:
         (lambda: ready(DivFL(11)), "at most the number of clients, 10, but got 11"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_in_one_line(make: Callable[[], Selection], message: str) -> None:
+def test_impossible_settings_are_refused_in_one_line(make: Callable[[], Selection], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         make()
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""DivFL: greedy facility location against exhaustive search, distances entry by entry, and who stands for whom."""
+"""DivFL: greedy facility location against exhaustive search, distances entry by entry, and weights of clients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZES = [10] * 8
 
 @st.composite
 def matrices(draw: st.DrawFn) -> list[list[int]]:
-    """Draw small whole distances, of which many are equal, from each of C rows to V columns."""
+    """Draw small integer distances with many ties, from each of C rows to V columns."""
     rows, columns = draw(st.integers(1, 10)), draw(st.integers(1, 10))
     return [draw(st.lists(st.integers(0, 5), min_size=columns, max_size=columns)) for _ in range(rows)]
 
@@ -39,7 +39,7 @@ def total(rows: list[list[int]], chosen: tuple[int, ...] | list[int]) -> int:
 
 
 def plain_greedy(rows: list[list[int]], count: int) -> list[int]:
-    """Add the row that makes the objective least, the first of equals, until there are enough."""
+    """Add the row that makes the objective smallest, the first of equals, until there are enough rows."""
     chosen: list[int] = []
     while len(chosen) < min(count, len(rows)):
         left = [row for row in range(len(rows)) if row not in chosen]
@@ -49,7 +49,7 @@ def plain_greedy(rows: list[list[int]], count: int) -> list[int]:
 
 @settings(max_examples=120)
 @given(rows=matrices(), count=st.integers(1, 6))
-def test_lazy_greedy_is_plain_greedy_and_close_to_the_best(rows: list[list[int]], count: int) -> None:
+def test_lazy_greedy_equals_plain_greedy_and_is_near_the_optimum(rows: list[list[int]], count: int) -> None:
     distances_CV = torch.tensor(rows, dtype=torch.float64)
     chosen = lazy_greedy(distances_CV, count)
     assert chosen == plain_greedy(rows, count)
@@ -58,14 +58,14 @@ def test_lazy_greedy_is_plain_greedy_and_close_to_the_best(rows: list[list[int]]
     values = [objective(distances_CV, chosen[:size]) for size in range(1, len(chosen) + 1)]
     assert values == sorted(values, reverse=True)
     assert values[-1] == total(rows, chosen)
-    # The guarantee is on the decrease from a row that is farthest from everything.
+    # The guarantee is on the decrease from a row that is farthest from all columns.
     far = len(rows[0]) * max(map(max, rows))
     best = min(total(rows, subset) for subset in itertools.combinations(range(len(rows)), len(chosen)))
     assert far - values[-1] >= (1 - 1 / math.e) * (far - best)
 
 
 @given(rows=matrices(), count=st.integers(1, 6), sample=st.integers(1, 4), seed=st.integers(0, 9))
-def test_stochastic_greedy_chooses_different_rows_the_same_again(
+def test_stochastic_greedy_is_repeatable_and_chooses_distinct_rows(
     rows: list[list[int]], count: int, sample: int, seed: int
 ) -> None:
     distances_CV = torch.tensor(rows, dtype=torch.float64)
@@ -84,7 +84,7 @@ Scalars = dict[tuple[str, tuple[int, ...]], float]
 
 @st.composite
 def updates(draw: st.DrawFn) -> tuple[Index, DenseUpdate, Scalars]:
-    """Draw an index of prefixes and chosen rows, some tensors absent, with values; and the same scalar by scalar."""
+    """Draw an index of prefixes and chosen rows with values, some tensors absent, and the same scalar by scalar."""
     index: dict[str, IndexEntry] = {}
     shapes = {"w": (3, 2), "head": (4,)}
     for name in draw(st.sampled_from([("w",), ("head",), ("w", "head")])):
@@ -99,7 +99,7 @@ def updates(draw: st.DrawFn) -> tuple[Index, DenseUpdate, Scalars]:
         axes = [range(p.start, p.stop) if isinstance(p, slice) else p.tolist() for p in entry]
         for where in itertools.product(*axes):
             scalars[name, where] = values[len(scalars)]
-    index["running"] = (slice(0, 2),)  # a float buffer: it travels in the exact block and is no part of a gradient
+    index["running"] = (slice(0, 2),)  # a float buffer: sent in the exact block, and not part of a gradient
     update = DenseUpdate(torch.tensor(values, dtype=torch.float64), exact=torch.ones(2, dtype=torch.float64))
     return index, update, scalars
 
@@ -113,14 +113,14 @@ def entrywise(one: Scalars, other: Scalars) -> float:
 
 @settings(max_examples=80)
 @given(drawn=st.lists(updates(), min_size=2, max_size=6), lr=st.sampled_from([0.0, 0.25, 1.0]))
-def test_distances_are_those_over_common_entries_of_latest_updates(
+def test_distances_use_common_entries_of_the_latest_updates(
     drawn: list[tuple[Index, DenseUpdate, Scalars]], lr: float
 ) -> None:
     policy = DivFL(2)
     policy.setup(Facts(SIZES))
     latest: dict[int, Scalars] = {}
     for number, (index, update, scalars) in enumerate(drawn):
-        client = number % 4  # later ones replace earlier ones, in other rounds
+        client = number % 4  # a later update of a client replaces its earlier one
         policy.observe(update, index, Report(client, "a", 10, 0.0, 0.0, lr=lr))
         latest[client] = {where: value / (lr or 1.0) for where, value in scalars.items()}
         if number % 2:
@@ -132,7 +132,7 @@ def test_distances_are_those_over_common_entries_of_latest_updates(
     assert torch.equal(policy.distances_NN, policy.distances_NN.T)
 
 
-def test_with_full_models_it_is_the_euclidean_distance_times_a_constant() -> None:
+def test_the_distance_of_full_models_is_proportional_to_the_euclidean_distance() -> None:
     one, other = torch.randn(2, 3, 4, dtype=torch.float64)
     assert distance({"w": one}, {"w": other}) == pytest.approx(float((one - other).norm()) / math.sqrt(12))
 
@@ -146,7 +146,7 @@ def observed(policy: DivFL, values: dict[int, float]) -> DivFL:
     return policy
 
 
-def test_strangers_come_first_and_share_whom_nobody_knows() -> None:
+def test_clients_without_an_update_are_selected_first_and_share_the_unknown_clients() -> None:
     policy = DivFL(3)
     policy.setup(Facts(SIZES))
     probe = Table([], clients=range(8))
@@ -157,9 +157,9 @@ def test_strangers_come_first_and_share_whom_nobody_knows() -> None:
         assert [policy.weight(client) for client in cohort] == pytest.approx([8 / 3] * 3)
         seen |= set(cohort)
         observed(policy, dict.fromkeys(cohort, float(round)))
-    cohort = policy.select(2, probe)  # two strangers are left, and one place
+    cohort = policy.select(2, probe)  # two clients without an update are left, and one more place
     assert set(cohort[:2]) == set(range(8)) - seen
-    # The known one stands for all six known clients, each stranger for itself.
+    # The known client represents all six known clients, each new client only itself.
     assert [policy.weight(client) for client in cohort] == [1.0, 1.0, 6.0]
 
 
@@ -170,7 +170,7 @@ def test_strangers_come_first_and_share_whom_nobody_knows() -> None:
     reach=st.sets(st.integers(0, 7), min_size=1),
     m=st.integers(1, 5),
 )
-def test_everyone_counts_for_the_nearest_of_the_cohort(
+def test_every_client_counts_for_the_nearest_selected_client(
     values: list[int], unknown: set[int], reach: set[int], m: int
 ) -> None:
     policy = DivFL(m)
@@ -195,7 +195,7 @@ def test_everyone_counts_for_the_nearest_of_the_cohort(
     assert sum(policy.weight(client) for client in cohort) == pytest.approx(8)
 
 
-def test_the_weights_act_in_selection_mean_and_ones_are_the_plain_mean() -> None:
+def test_selection_mean_uses_the_weights_and_weights_of_1_give_the_plain_mean() -> None:
     for weights in ((5.0, 3.0), (1.0, 1.0)):
         weighted, plain = SelectionMean(), HolderMean()
         for aggregator in (weighted, plain):
@@ -208,7 +208,7 @@ def test_the_weights_act_in_selection_mean_and_ones_are_the_plain_mean() -> None
         assert weights != (1.0, 1.0) or torch.equal(weighted.compute()[0]["w"], plain.compute()[0]["w"])
 
 
-def test_updates_may_lie_in_files_and_a_checkpoint_knows_the_kind_of_store(tmp_path: Path) -> None:
+def test_updates_can_be_stored_in_files_and_a_checkpoint_records_the_kind_of_store(tmp_path: Path) -> None:
     policy, in_memory = DivFL(3, updates=DiskStore()), DivFL(3)
     policy.bind(str(tmp_path / "updates"))
     for each in (policy, in_memory):
@@ -224,7 +224,7 @@ def test_updates_may_lie_in_files_and_a_checkpoint_knows_the_kind_of_store(tmp_p
     assert (policy.describe() == resumed.describe()) > (policy.describe() == in_memory.describe())
 
 
-def test_only_updates_of_the_round_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_distances_of_new_updates_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = DivFL(2)
     policy.setup(Facts(SIZES))
     observed(policy, dict.fromkeys(range(8), 1.0))
@@ -241,7 +241,7 @@ def test_only_updates_of_the_round_are_compared(monkeypatch: pytest.MonkeyPatch)
     assert len(pairs) == 2 * 7
 
 
-def test_another_fleet_is_known_from_nothing_and_the_same_one_is_remembered() -> None:
+def test_updates_are_kept_for_the_same_fleet_and_dropped_for_another() -> None:
     policy = DivFL(2)
     policy.setup(Facts(SIZES))
     observed(policy, {0: 1.0, 1: 2.0})

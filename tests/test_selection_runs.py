@@ -1,4 +1,4 @@
-"""Whole runs with every selection policy: going on from a checkpoint, what DivFL learns, accuracy of single clients."""
+"""Whole runs with every selection policy: resuming, DivFL's distances, and accuracies of single clients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Fit = Callable[..., Trainer]
 
 
 class Cohorts(FederatedCallback):
-    """Notes whose updates the server took, round by round, and the last update of each, scalar by scalar."""
+    """Records the clients with accepted updates by round, and the last update of each client scalar by scalar."""
 
     def __init__(self) -> None:
         self.rounds: dict[int, list[int]] = {}
@@ -45,13 +45,13 @@ class Cohorts(FederatedCallback):
         self, trainer: Trainer, module: LightningModule, update: Update, index: Index, report: Report
     ) -> None:
         self.rounds.setdefault(trainer.current_epoch, []).append(report.client)
-        found: dict[tuple[str, tuple[int, ...]], float] = {}
+        scalars: dict[tuple[str, tuple[int, ...]], float] = {}
         values = (update.to_dense() / report.lr).tolist()
         for name, entry in index.items():
             axes = [range(p.start, p.stop) if isinstance(p, slice) else p.tolist() for p in entry]
             for where in itertools.product(*axes):
-                found[name, where] = values[len(found)]
-        self.latest[report.client] = found
+                scalars[name, where] = values[len(scalars)]
+        self.latest[report.client] = scalars
 
 
 def rows(trainer: Trainer) -> pd.DataFrame:
@@ -59,12 +59,12 @@ def rows(trainer: Trainer) -> pd.DataFrame:
 
 
 VARIANTS = {"cpow", "loss_times_size_drawn", "divfl_stochastic"}
-"""Policies that keep the same from round to round as another one."""
+"""Policies that keep the same state as another policy."""
 
 
 @pytest.mark.filterwarnings("ignore:No client within reach")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in ALL])
-def test_a_resumed_run_chooses_and_ends_like_one_that_was_not_interrupted(fit: Fit, tmp_path: Path, name: str) -> None:
+def test_a_resumed_run_selects_and_ends_like_an_uninterrupted_run(fit: Fit, tmp_path: Path, name: str) -> None:
     def module() -> FederatedModule:
         local = LocalTraining(batch_size=40, optimizer=lambda p: SGD(p, lr=0.05, momentum=0.9))
         uplink = ErrorFeedback(TopK(0.2))
@@ -87,12 +87,12 @@ def test_a_resumed_run_chooses_and_ends_like_one_that_was_not_interrupted(fit: F
     pd.testing.assert_frame_equal(rows(straight)[3:].reset_index(drop=True), rows(again), check_exact=True)
 
 
-def test_divfl_measures_what_the_server_decoded(fit: Fit) -> None:
+def test_divfl_measures_the_decoded_updates(fit: Fit) -> None:
     policy, noted = DivFL(3), Cohorts()
     module = small_module(selection=policy, uplink=ErrorFeedback(TopK(0.3)), local=LocalTraining(batch_size=40))
     fit(module, small_data(num_clients=8), rounds=4, limit_val_batches=0, callbacks=[noted])
     assert sorted(itertools.chain(*list(noted.rounds.values())[:2])) != list(range(8))
-    assert set(itertools.chain(*noted.rounds.values())) == set(range(8))  # strangers first: three rounds for all
+    assert set(itertools.chain(*noted.rounds.values())) == set(range(8))  # three rounds reach all clients
     for i, k in itertools.combinations(range(8), 2):
         one, two = noted.latest[i], noted.latest[k]
         common = sorted(one.keys() & two.keys())
@@ -100,20 +100,20 @@ def test_divfl_measures_what_the_server_decoded(fit: Fit) -> None:
         assert policy.distances_NN[i, k].item() == pytest.approx(float(np.sqrt(np.mean(gaps**2))), rel=1e-5)
 
 
-def test_power_of_choice_takes_those_that_the_model_serves_worst(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_power_of_choice_selects_the_clients_with_the_largest_losses(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, noted = PowerOfChoice(8, 2), Cohorts()
     module = small_module(selection=policy)
-    asked: list[list[float]] = []
+    requests: list[list[float]] = []
     losses = RoundProbe.losses
 
     def noting(probe: RoundProbe, clients: list[int], samples: int | None = None) -> list[float]:
         answers = losses(probe, clients, samples)
-        asked.append([answer for _, answer in sorted(zip(clients, answers, strict=True))])
+        requests.append([answer for _, answer in sorted(zip(clients, answers, strict=True))])
         return answers
 
     monkeypatch.setattr(RoundProbe, "losses", noting)
     fit(module, small_data(num_clients=8), rounds=3, limit_val_batches=0, callbacks=[noted])
-    for round, answers in enumerate(asked):
+    for round, answers in enumerate(requests):
         assert noted.rounds[round] == sorted(range(8), key=lambda client: -answers[client])[:2]
 
 
@@ -121,7 +121,7 @@ def test_power_of_choice_takes_those_that_the_model_serves_worst(fit: Fit, monke
     outcomes=st.lists(st.tuples(st.integers(-1, 11), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60),
     cut=st.integers(0, 60),
 )
-def test_accuracy_of_single_clients_is_that_of_a_loop(outcomes: list[tuple[int, int, int]], cut: int) -> None:
+def test_accuracy_per_client_equals_a_loop(outcomes: list[tuple[int, int, int]], cut: int) -> None:
     objective = Classification()
     metric = ClientScores(12, objective)
     for part in (outcomes[:cut], outcomes[cut:]):
@@ -156,7 +156,7 @@ def depthfl() -> FederatedModule:
 
 
 @pytest.mark.parametrize("make", [lambda: small_module(HeteroFL), lambda: small_module(FedAvg), depthfl])
-def test_every_method_says_how_well_single_clients_are_served(fit: Fit, make: Callable[[], FederatedModule]) -> None:
+def test_every_method_logs_accuracies_per_client(fit: Fit, make: Callable[[], FederatedModule]) -> None:
     table = rows(fit(make(), small_data(partitioner=IID()), rounds=2))
     assert table["local/accuracy_mean"].between(0, 1).all()
     assert (table["local/accuracy_worst10"] <= table["local/accuracy_mean"]).all()

@@ -1,4 +1,4 @@
-"""What a selection policy tells the rest of a run: what its clients count, what it cannot go with, where files lie."""
+"""Effects of a selection policy on a run: weights of clients, refused combinations, and the place of its files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Fit = Callable[..., Trainer]
 
 
 class Weighted(FederatedCallback):
-    """Notes the weights and updates of the last round."""
+    """Records the weights and updates of the last round."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[float, dict[str, torch.Tensor]]] = []
@@ -44,7 +44,7 @@ class Weighted(FederatedCallback):
         self.totals.append(sum(weight for weight, _ in self.taken))
 
 
-def test_divfls_weights_reach_the_mean_and_sum_to_the_number_of_clients(fit: Fit) -> None:
+def test_divfls_weights_are_used_in_the_mean_and_sum_to_the_number_of_clients(fit: Fit) -> None:
     noted, data = Weighted(), small_data(partitioner=IID(), num_clients=8)
     module = small_module(selection=DivFL(3), aggregator=SelectionMean(), levels=small_levels(1.0))
     before: dict[str, torch.Tensor] = {}
@@ -70,17 +70,17 @@ def test_drawing_and_weighting_by_size_is_refused_at_start(fit: Fit, policy: Sel
     fit(small_module(HeteroFL, selection=policy), rounds=1, limit_val_batches=0)
 
 
-def test_divfls_updates_may_lie_in_the_run_folder_and_old_ones_go(fit: Fit, tmp_path: Path) -> None:
+def test_divfls_updates_can_be_stored_in_the_run_folder_and_old_files_are_deleted(fit: Fit, tmp_path: Path) -> None:
     module = small_module(selection=DivFL(3, updates=DiskStore()))
     last = ModelCheckpoint(tmp_path / "checkpoints", save_last=True)
     options = {"limit_val_batches": 0, "enable_checkpointing": True, "callbacks": [last]}
     trainer = fit(module, small_data(num_clients=6), rounds=8, **options)
     files = list((Path(str(trainer.log_dir)) / "updates").iterdir())
-    # One for each client, and those that the last two checkpoints may still refer to; not all 24.
+    # One file for each client, and the files that the last two checkpoints may refer to; not all 24.
     assert 6 <= len(files) <= 12
 
 
-def test_a_checkpoint_may_be_evaluated_under_another_policy(fit: Fit, tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_evaluated_with_another_policy(fit: Fit, tmp_path: Path) -> None:
     path, data = tmp_path / "one.ckpt", small_data(num_clients=6)
     fit(small_module(), data, rounds=1).save_checkpoint(path)
     for policy in (DivFL(3), PowerOfChoice(4, 3, "rpow")):

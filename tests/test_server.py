@@ -42,7 +42,7 @@ def test_entries_without_holders_keep_value_and_state_bit_for_bit(
     optimizer = make([p])
     held = torch.tensor([1.0, 0.0, 1.0, 0.0, 2.0, 0.0])
     for round in range(4):
-        everyone = round in (0, 2)  # state exists before the entries are skipped, and is used again after
+        everyone = round in (0, 2)  # the state exists before the entries are skipped, and is used again later
         holders = torch.ones(6) if everyone else held
         before, states = p.detach().clone(), {k: v.clone() for k, v in optimizer.state[p].items() if v.shape == p.shape}
         step(optimizer, p, torch.randn(6) * (holders > 0), holders)
@@ -54,7 +54,7 @@ def test_entries_without_holders_keep_value_and_state_bit_for_bit(
                 assert torch.equal(optimizer.state[p][key][skipped], state[skipped]), key
 
 
-def test_entries_never_held_start_as_if_new() -> None:
+def test_entries_never_held_keep_fresh_optimizer_state() -> None:
     p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
     first, second = Adam([p], lr=0.1), Adam([q], lr=0.1)
     step(first, p, torch.tensor([0.5, 0.0]), torch.tensor([1.0, 0.0]))
@@ -63,7 +63,7 @@ def test_entries_never_held_start_as_if_new() -> None:
     assert p[0] == q[0]
 
 
-def test_float_buffers_take_the_delta_as_it_is() -> None:
+def test_float_buffers_add_the_plain_delta() -> None:
     p, mean = nn.Parameter(torch.zeros(1)), torch.tensor([1.0, 2.0])
     optimizer = Adam([p], lr=0.1)
     ones = {"p": torch.ones(1), "mean": torch.ones(2)}

@@ -1,4 +1,4 @@
-"""The server's own data: set aside before clients get theirs, and given to pieces that declare that they read it."""
+"""The server's data: set aside before the partition, and given only to pieces that declare that they read it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ N = 400
 
 
 def numbered(**changes: Any) -> FederatedDataModule:
-    """Return samples of which the input is the number, set up."""
+    """Return prepared data in which the input of a sample is its number."""
     inputs = torch.arange(N, dtype=torch.float32)[:, None]
     targets = torch.arange(N) % 4
     samples = {"train_inputs": inputs, "train_targets": targets, "test_inputs": inputs, "test_targets": targets}
@@ -40,7 +40,7 @@ def of_clients(data: FederatedDataModule) -> list[int]:
     return [number for client in range(data.num_clients) for number in numbers(data.client_data(client).inputs)]
 
 
-def test_every_sample_is_somebodys_once() -> None:
+def test_every_sample_has_exactly_one_owner() -> None:
     data = numbered(server_fraction=0.25)
     server, held_out = numbers(data.resident.server.inputs), numbers(data.resident.validation.inputs)
     assert len(server) == round(0.25 * (N - 40))
@@ -52,13 +52,13 @@ def test_every_sample_is_somebodys_once() -> None:
     assert data.unassigned == 0
 
 
-def test_what_a_partitioner_leaves_is_not_the_servers() -> None:
+def test_unassigned_samples_do_not_belong_to_the_server() -> None:
     data = numbered(server_fraction=0.25, partitioner=LabelShards(2), num_clients=6)
     assert data.unassigned > 0
     assert data.unassigned + sum(data.sizes) == N - 40 - 90
 
 
-def test_by_default_there_is_none() -> None:
+def test_by_default_there_is_no_server_data() -> None:
     data = numbered()
     assert data.server_data is None
     assert "server" not in data.summary()
@@ -73,12 +73,12 @@ def test_by_default_there_is_none() -> None:
         (1e-6, r"some of 360 samples \(server_fraction\) but a fraction of 1e-06 makes 0"),
     ],
 )
-def test_a_wrong_fraction_is_refused(fraction: float, message: str) -> None:
+def test_a_wrong_server_fraction_is_refused(fraction: float, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         numbered(server_fraction=fraction)
 
 
-def test_a_batch_is_as_an_evaluation_sees_it_and_as_no_client_does() -> None:
+def test_server_batches_use_the_evaluation_transform_and_no_client_transform() -> None:
     plain, noisy = (small_data(server_fraction=0.1, client_transform=each) for each in (None, FeatureNoise(0.5)))
     for data in (plain, noisy):
         data.setup()
@@ -92,7 +92,7 @@ def test_a_batch_is_as_an_evaluation_sees_it_and_as_no_client_does() -> None:
 
 
 class Knowing(Hook):
-    """Keeps the facts."""
+    """Keeps the facts of its setup."""
 
     def setup(self, facts: Facts) -> None:
         self.facts = facts
@@ -105,7 +105,7 @@ class Reading(Knowing):
 
 
 class ReadingMean(HolderMean):
-    """An aggregator that does."""
+    """An aggregator that reads the server's data."""
 
     reads_server_data = True
 
@@ -113,7 +113,7 @@ class ReadingMean(HolderMean):
         self.facts = facts
 
 
-def test_only_a_piece_that_declares_it_gets_the_servers_data(fit: Fit) -> None:
+def test_only_a_piece_that_declares_it_gets_server_data(fit: Fit) -> None:
     reading, knowing, mean = Reading(), Knowing(), ReadingMean()
     module = small_module(hooks=[reading, knowing], aggregator=mean)
     data = small_data(server_fraction=0.1)
@@ -125,7 +125,7 @@ def test_only_a_piece_that_declares_it_gets_the_servers_data(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"hooks": [Reading()]}, {"aggregator": ReadingMean()}], ids=["hook", "aggregator"])
-def test_a_piece_that_reads_it_is_refused_without(fit: Fit, changes: dict[str, Any]) -> None:
+def test_a_piece_that_needs_server_data_is_refused_without_it(fit: Fit, changes: dict[str, Any]) -> None:
     with pytest.raises(
         ConfigurationError, match=r"^Expected data.server_fraction above 0 for Reading(Mean)?\(\), which"
     ):

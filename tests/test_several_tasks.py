@@ -1,4 +1,4 @@
-"""A client with several tasks in a round: each model is trained as in a run of its own."""
+"""Clients with several tasks in a round: each model is trained as in a separate run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.conftest import small_levels, small_module
 Fit = Callable[..., Trainer]
 
 
-class Both(Clustering):
-    """Every client of a cohort trains two models, and keeps a residual for each."""
+class TwoModels(Clustering):
+    """Every client of a cohort trains two models, with a residual for each."""
 
     apart = True
 
@@ -51,8 +51,8 @@ def table(trainer: Trainer) -> pd.DataFrame:
 
 @pytest.mark.filterwarnings("ignore:No client")
 @pytest.mark.parametrize("executor", [Sequential, lambda: Workers(2), lambda: Stacked(8)])
-def test_two_models_are_those_of_two_runs(fit: Fit, tmp_path: Path, executor: Callable[[], Executor]) -> None:
-    both = module(clustering=Both(), executor=executor())
+def test_two_models_equal_the_models_of_two_runs(fit: Fit, tmp_path: Path, executor: Callable[[], Executor]) -> None:
+    both = module(clustering=TwoModels(), executor=executor())
     alone = [module(executor=executor()) for _ in range(2)]
     alone[1].net.load_state_dict(both.models[1].state_dict())
     together = table(fit(both, rounds=4, name="both", limit_val_batches=0))
@@ -69,13 +69,13 @@ def test_two_models_are_those_of_two_runs(fit: Fit, tmp_path: Path, executor: Ca
 
 
 @pytest.mark.filterwarnings("ignore:No client")
-def test_losses_are_asked_of_every_task(fit: Fit) -> None:
-    """q-FedAvg needs the loss of each model before it is trained: nobody is lost."""
-    trainer = fit(module(clustering=Both(), aggregator=QFedAvg(0.5)), rounds=2, limit_val_batches=0)
+def test_losses_are_requested_for_every_task(fit: Fit) -> None:
+    """q-FedAvg needs the loss of each model before its training; no update is lost."""
+    trainer = fit(module(clustering=TwoModels(), aggregator=QFedAvg(0.5)), rounds=2, limit_val_batches=0)
     assert table(trainer)["sim/failed"].tolist() == [0, 0]
 
 
-def test_feddyn_is_refused(fit: Fit) -> None:
+def test_feddyn_is_refused_with_several_tasks(fit: Fit) -> None:
     local = LocalTraining(penalty=FedDyn(0.1))
     with pytest.raises(ConfigurationError, match="Expected clients that train one model each for FedDyn"):
-        fit(module(clustering=Both(), local=local), rounds=1)
+        fit(module(clustering=TwoModels(), local=local), rounds=1)

@@ -1,4 +1,4 @@
-"""Centred kernel alignment against NumPy, activations against the net's own, agreement of heads counted one by one."""
+"""Centred kernel alignment against NumPy, activations against the net's layers, and agreement of heads by a count."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def features(samples: int, size: int, seed: int) -> Tensor:
 
 
 def plain_oracle(x: np.ndarray, y: np.ndarray) -> float:
-    """Return tr(K H L H), over its norms, with the centring matrix written out."""
+    """Return tr(K H L H) divided by its norms, with an explicit centring matrix."""
     n = len(x)
     h = np.eye(n) - np.ones((n, n)) / n
 
@@ -46,7 +46,7 @@ def plain_oracle(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def unbiased_oracle(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the inner product of U-centred matrices, over their norms (Székely, Rizzo: Annals of Statistics 2014)."""
+    """Return the inner product of U-centred matrices over their norms (Székely, Rizzo: Annals of Statistics 2014)."""
 
     def centred(k: np.ndarray) -> np.ndarray:
         n, out = len(k), np.zeros_like(k)
@@ -62,7 +62,7 @@ def unbiased_oracle(x: np.ndarray, y: np.ndarray) -> float:
 
 @settings(max_examples=50)
 @given(st.integers(4, 9), st.integers(1, 12), st.integers(1, 12), st.floats(-100, 100), st.integers(0, 99))
-def test_cka_is_that_of_the_formulas_written_out(n: int, d: int, e: int, shift: float, seed: int) -> None:
+def test_cka_equals_the_written_out_formulas(n: int, d: int, e: int, shift: float, seed: int) -> None:
     x, y = features(n, d, seed), features(n, e, seed + 1)
     assert linear_cka(x + shift, y, unbiased=False) == pytest.approx(plain_oracle(x.numpy(), y.numpy()), abs=1e-9)
     assert linear_cka(x + shift, y) == pytest.approx(unbiased_oracle(x.numpy(), y.numpy()), abs=1e-6)
@@ -71,7 +71,7 @@ def test_cka_is_that_of_the_formulas_written_out(n: int, d: int, e: int, shift: 
 
 @both
 @given(st.integers(1, 8), st.floats(0.01, 100), st.integers(0, 99))
-def test_cka_is_1_for_features_that_are_the_same_up_to_rotation_scale_and_shift(
+def test_cka_is_1_for_features_equal_up_to_rotation_scale_and_shift(
     unbiased: bool, d: int, scale: float, seed: int
 ) -> None:
     x = features(10, d, seed)
@@ -82,14 +82,14 @@ def test_cka_is_1_for_features_that_are_the_same_up_to_rotation_scale_and_shift(
     assert linear_cka(x @ rotation, other, unbiased) == pytest.approx(linear_cka(x, other, unbiased), abs=1e-9)
 
 
-def test_cka_of_single_features_is_their_squared_correlation() -> None:
+def test_cka_of_single_features_equals_their_squared_correlation() -> None:
     x, y = torch.tensor([1.0, 0.0, -1.0, 0.0]), torch.tensor([1.0, 1.0, -1.0, -1.0])
     assert linear_cka(x[:, None], y[:, None], unbiased=False) == pytest.approx(0.5)  # 2² / (2 · 4)
     x, y = features(30, 1, 0), features(30, 1, 1)
     assert linear_cka(x, y, unbiased=False) == pytest.approx(np.corrcoef(x[:, 0], y[:, 0])[0, 1] ** 2)
 
 
-def test_the_unbiased_estimate_does_not_take_many_features_for_similarity() -> None:
+def test_the_unbiased_estimate_is_near_zero_for_many_random_features() -> None:
     x, y = features(40, 2000, 0), features(40, 2000, 1)
     assert linear_cka(x, y, unbiased=False) > 0.9
     assert abs(linear_cka(x, y)) < 0.1
@@ -97,8 +97,8 @@ def test_the_unbiased_estimate_does_not_take_many_features_for_similarity() -> N
 
 @both
 @pytest.mark.parametrize("samples", range(4, 16))
-def test_features_that_never_change_have_no_similarity(unbiased: bool, samples: int) -> None:
-    # Values that are not exactly the mean of themselves.
+def test_constant_features_have_no_similarity(unbiased: bool, samples: int) -> None:
+    # Values that differ from their mean by rounding.
     still = torch.tensor([0.1, 1e8 + 0.1, 0.3], dtype=torch.float64).expand(samples, -1)
     assert np.isnan(linear_cka(still, features(samples, 2, 0), unbiased))
 
@@ -118,13 +118,13 @@ def test_too_few_samples_or_different_ones_are_refused(rows: int, others: int, m
 # Activations.
 
 
-def test_activations_are_what_the_layers_put_out() -> None:
+def test_activations_equal_the_layer_outputs() -> None:
     net, inputs = small_net(norm="none").eval(), torch.randn(5, 1, 8, 8)
-    found = activations(net, inputs, ["blocks.0.conv", "classifier"])
+    actual = activations(net, inputs, ["blocks.0.conv", "classifier"])
     with torch.no_grad():
         first = cast(Any, net).blocks[0].conv(inputs)
-        assert torch.equal(found["blocks.0.conv"], first.double().flatten(1))  # though the ReLU works in place
-        assert torch.equal(found["classifier"], net(inputs).double())
+        assert torch.equal(actual["blocks.0.conv"], first.double().flatten(1))  # although the ReLU is in place
+        assert torch.equal(actual["classifier"], net(inputs).double())
     assert (first < 0).any()
     assert not any(module._forward_hooks for module in net.modules())
 
@@ -136,7 +136,7 @@ def test_activations_are_what_the_layers_put_out() -> None:
         ("unused", "Expected 5 rows, one per sample, from layer 'unused' but got NoneType"),
     ],
 )
-def test_a_layer_without_activations_is_named(layer: str, message: str) -> None:
+def test_a_layer_without_usable_activations_is_refused_by_name(layer: str, message: str) -> None:
     net = small_net(norm="none").eval()
     net.add_module("unused", nn.Identity())
     with pytest.raises(ConfigurationError, match=message):
@@ -144,14 +144,14 @@ def test_a_layer_without_activations_is_named(layer: str, message: str) -> None:
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_a_layer_with_other_rows_than_samples_is_named() -> None:
-    net = nn.Sequential(nn.Unflatten(0, (3, 2)), nn.Flatten(0, 1))  # three pairs of samples, then samples again
+def test_a_layer_with_a_wrong_number_of_rows_is_refused_by_name() -> None:
+    net = nn.Sequential(nn.Unflatten(0, (3, 2)), nn.Flatten(0, 1))  # pairs of samples, and then samples again
     with pytest.raises(ConfigurationError, match=r"6 rows, one per sample, from layer '0' but got \(3, 2, 4\)"):
         activations(net, torch.randn(6, 4), ["0"])
     assert activations(net, torch.randn(6, 4), ["1"])["1"].shape == (6, 4)
 
 
-def test_levels_are_compared_where_both_have_the_layer() -> None:
+def test_levels_are_compared_only_at_layers_that_both_have() -> None:
     torch.manual_seed(0)
     build: Callable[[int], nn.Module] = lambda depth: MultiExitConvNet(  # noqa: E731
         hidden=(4, 8, 8), norm="none", depth=depth
@@ -178,17 +178,17 @@ def test_levels_are_compared_where_both_have_the_layer() -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(2, 4), st.integers(0, 99))
-def test_agreement_is_the_share_of_samples_with_the_same_class(h: int, n: int, k: int, seed: int) -> None:
+def test_agreement_equals_the_share_of_samples_with_equal_predictions(h: int, n: int, k: int, seed: int) -> None:
     logits = torch.randn(h, n, k, generator=torch.Generator().manual_seed(seed))
-    found = head_agreement(logits)
-    assert found.dtype == torch.float64
+    actual = head_agreement(logits)
+    assert actual.dtype == torch.float64
     for i, j in itertools.product(range(h), repeat=2):
         pairs = zip(logits[i].tolist(), logits[j].tolist(), strict=True)
         same = sum(one.index(max(one)) == other.index(max(other)) for one, other in pairs)
-        assert float(found[i, j]) == pytest.approx(same / n)
+        assert float(actual[i, j]) == pytest.approx(same / n)
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_incomparable_inputs_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="Expected at least two levels to compare but got a"):
         level_similarity({"a": small_net(norm="none")}, torch.randn(5, 1, 8, 8))
     with pytest.raises(
@@ -200,11 +200,11 @@ def test_what_cannot_be_compared_is_refused() -> None:
 # Figures.
 
 
-def test_figures_show_the_numbers() -> None:
+def test_figures_show_the_values() -> None:
     rows = [("conv", "a", "b", 0.91), ("conv", "a", "c", 0.72), ("head", "a", "b", 0.33), ("head", "a", "c", np.nan)]
     ax = plot_level_similarity(pd.DataFrame(rows, columns=["layer", "level", "other", "cka"])).axes[0]
-    assert [text.get_text() for text in ax.texts] == ["0.91", "0.72", "0.33"]  # an empty cell for what is unknown
+    assert [text.get_text() for text in ax.texts] == ["0.91", "0.72", "0.33"]  # an empty cell for an unknown value
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a–b", "a–c"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["conv", "head"]
-    heads = torch.eye(3)[torch.tensor([[0, 1, 2, 0], [0, 1, 2, 1]])]  # two heads, four samples, one differs
+    heads = torch.eye(3)[torch.tensor([[0, 1, 2, 0], [0, 1, 2, 1]])]  # two heads and four samples; one sample differs
     assert [text.get_text() for text in plot_heads(heads).axes[0].texts] == ["100.0", "75.0", "75.0", "100.0"]

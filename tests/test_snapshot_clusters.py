@@ -1,4 +1,4 @@
-"""Snapshots of runs with several global models: one of every cluster's, each as a run with one model has it."""
+"""Snapshots of runs with several global models: one per cluster, each like the snapshot of a run with one model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def files_of(trainer: Trainer) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder_of(trainer) / "snapshots").iterdir()}
 
 
-def test_every_clusters_model_can_be_filled_in(fit: Fit) -> None:
+def test_a_net_is_filled_with_every_clusters_model(fit: Fit) -> None:
     tested = sized(IFCA(2, shared=["blocks.0.*"]), seed=5)
     trainer = fit(tested, grouped(), rounds=3, callbacks=[Snapshots(3)])
     folder, inputs = folder_of(trainer), torch.rand(5, 1, 8, 8)
@@ -50,7 +50,7 @@ def test_every_clusters_model_can_be_filled_in(fit: Fit) -> None:
             assert torch.equal(net(inputs), tested.submodel(level, cluster)(inputs))
 
 
-def test_what_clusters_hold_and_send_adds_up_to_all(fit: Fit) -> None:
+def test_counts_of_clusters_add_up_to_the_totals(fit: Fit) -> None:
     tested = sized(IFCA(2))
     trainer = fit(tested, grouped(), rounds=2, callbacks=[Snapshots(1)])
     both = [load_snapshots(folder_of(trainer), cluster).layers() for cluster in range(2)]
@@ -59,14 +59,12 @@ def test_what_clusters_hold_and_send_adds_up_to_all(fit: Fit) -> None:
     history = pd.DataFrame(tested.clustering.history, columns=["round", "client", "cluster"])
     first = history[history["round"] == 0].groupby("cluster")["client"].count()
     for cluster, layers in enumerate(both):
-        asked = layers[(layers["step"] == 0) & (layers["tensor"] == "classifier.bias")]
-        assert asked["clients"].sum() == first.get(cluster, 0)
+        first_round = layers[(layers["step"] == 0) & (layers["tensor"] == "classifier.bias")]
+        assert first_round["clients"].sum() == first.get(cluster, 0)
 
 
 @pytest.mark.slow
-def test_a_part_of_a_split_has_snapshots_from_then_on_and_a_resumed_run_the_same_bytes(
-    fit: Fit, tmp_path: Path
-) -> None:
+def test_a_new_cluster_has_snapshots_from_its_split_on_also_after_a_resume(fit: Fit, tmp_path: Path) -> None:
     path = tmp_path / "three.ckpt"
     straight = fit(sized(splitting()), grouped(), rounds=4, callbacks=[Snapshots(1)], name="straight")
     first = fit(sized(splitting()), grouped(), rounds=3, callbacks=[Snapshots(1)], name="first")
@@ -76,13 +74,13 @@ def test_a_part_of_a_split_has_snapshots_from_then_on_and_a_resumed_run_the_same
     assert load_snapshots(folder_of(straight)).rounds == (0, 1, 2, 3)
     later = load_snapshots(folder_of(straight), 1)
     assert later.rounds == (1, 2, 3)
-    assert later[1].layers()["clients"].sum() == 0  # it came to be at the end of the round
+    assert later[1].layers()["clients"].sum() == 0  # the cluster was made at the end of the round
     assert later[2].layers()["clients"].sum() > 0
     fit(sized(splitting()), grouped(), rounds=1, logger=first.logger, callbacks=[Snapshots()])
     assert not files_of(first)
 
 
-def test_a_file_of_another_cluster_and_none_are_told_apart(fit: Fit) -> None:
+def test_wrong_and_missing_cluster_files_have_different_errors(fit: Fit) -> None:
     folder = folder_of(fit(sized(IFCA(2)), grouped(), rounds=1, callbacks=[Snapshots(1)]))
     one, other = (folder / "snapshots" / f"round-00000{mark}.safetensors" for mark in ("", "-cluster-1"))
     with pytest.raises(ConfigurationError, match="snapshots of cluster 2 in .* but got none"):

@@ -1,4 +1,4 @@
-"""Snapshots read back: nets and numbers are those of the run, damage and what is missing are told in one line."""
+"""Reading snapshots: nets and numbers equal those of the run; damaged and missing files are reported in one line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def samples(module: FederatedModule) -> Tensor:
 
 
 @pytest.mark.parametrize("norm", ["static_batch", "batch", "none"])
-def test_a_net_filled_from_a_snapshot_has_the_logits_of_the_runs_own(fit: Fit, norm: str) -> None:
+def test_a_net_filled_from_a_snapshot_has_the_logits_of_the_runs_net(fit: Fit, norm: str) -> None:
     module, logits, data = small_module(net=net_with(norm)), Logits(), small_data()
     trainer = fit(module, data, rounds=3, callbacks=[Snapshots(1), logits])
     metrics = pd.read_csv(folder_of(trainer) / "metrics.csv")
@@ -79,7 +79,7 @@ def test_a_net_filled_from_a_snapshot_has_the_logits_of_the_runs_own(fit: Fit, n
 
 
 @pytest.mark.parametrize("rule", [Rolling(), RandomChannels(), RandomMask()], ids=["window", "channels", "mask"])
-def test_a_net_is_filled_with_the_part_of_its_level_under_any_rule(fit: Fit, rule: PartRule) -> None:
+def test_every_part_rule_fills_a_net_with_the_part_of_its_level(fit: Fit, rule: PartRule) -> None:
     levels = {"a": Level("a"), "b": Level("b", 0.5, density=0.3 if rule.masks else 1.0), "c": Level("c", 0.25)}
     module, logits = small_module(parts=rule, levels=levels), Logits()
     trainer = fit(module, rounds=3, callbacks=[Snapshots(1), logits])
@@ -95,7 +95,7 @@ def test_a_net_is_filled_with_the_part_of_its_level_under_any_rule(fit: Fit, rul
     assert moved == {Rolling: 4, RandomChannels: 6, RandomMask: 3}[type(rule)]
 
 
-def test_a_part_that_does_not_fit_the_net_is_damage(fit: Fit, tmp_path: Path) -> None:
+def test_a_part_that_does_not_fit_the_net_is_reported_as_damage(fit: Fit, tmp_path: Path) -> None:
     trainer = fit(small_module(parts=Rolling()), rounds=2, callbacks=[Snapshots(1)])
     snapshot = snapshots_of(trainer)[1]
     tensors = {name: snapshot.read(name) for name in snapshot._contents.checksums}
@@ -107,18 +107,18 @@ def test_a_part_that_does_not_fit_the_net_is_damage(fit: Fit, tmp_path: Path) ->
         Snapshot(tmp_path / "short.safetensors").fill(small_net(width=0.5), "b")
 
 
-def test_a_round_without_validation_has_weights_and_no_statistics(fit: Fit) -> None:
+def test_a_snapshot_of_an_unvalidated_round_has_no_statistics(fit: Fit) -> None:
     multiple = "multiple of trainer.check_val_every_n_epoch, 2, but got 1: snapshots .* have no statistics"
-    with pytest.warns(UserWarning, match=multiple) as said:
+    with pytest.warns(UserWarning, match=multiple) as caught:
         trainer = fit(small_module(), rounds=3, callbacks=[Snapshots(1)], check_val_every_n_epoch=2)
-    assert sum("check_val_every_n_epoch" in str(warning.message) for warning in said) == 1
+    assert sum("check_val_every_n_epoch" in str(warning.message) for warning in caught) == 1
     first, second, third = snapshots_of(trainer)
     assert first.statistics == third.statistics == {}
     assert second.statistics.keys() == WIDTHS.keys()
     assert first.weights.keys() == second.weights.keys()
     with pytest.raises(ConfigurationError, match="round-00000.safetensors but got none: its round was not validated"):
         first.fill(small_net(), "a")
-    # A net that needs none is neither warned of nor refused.
+    # A net without static norms needs no statistics, and gives neither a warning nor an error.
     trainer = fit(
         small_module(net=net_with("none")), rounds=1, name="none", callbacks=[Snapshots(1)], check_val_every_n_epoch=2
     )
@@ -144,7 +144,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(snapshot: Snapshot) -> tuple[Any, ...]:
-    """Return all that a snapshot holds, in a form that can be compared."""
+    """Return the whole content of a snapshot in a comparable form."""
     weights = {name: tensor.tolist() for name, tensor in snapshot.weights.items()}
     statistics = {
         (level, name): (mean.tolist(), var.tolist())
@@ -154,7 +154,7 @@ def everything(snapshot: Snapshot) -> tuple[Any, ...]:
     return snapshot.round, snapshot.levels, weights, statistics, snapshot.layers().to_csv()
 
 
-def test_damage_is_told_in_one_line(kept: Path, tmp_path: Path) -> None:
+def test_damage_is_reported_in_one_line(kept: Path, tmp_path: Path) -> None:
     (file,) = (kept / "snapshots").iterdir()
     whole, data, choose = everything(load_snapshots(kept)[0]), file.read_bytes(), random.Random(0)
     header = int.from_bytes(data[:8], "little") + 8
@@ -166,7 +166,7 @@ def test_damage_is_told_in_one_line(kept: Path, tmp_path: Path) -> None:
         flipped = bytes([data[position] ^ 1 << choose.randrange(8)])
         wrong.write_bytes(data[:position] + (flipped + data[position + 1 :] if number % 5 else b""))
         try:
-            # The filling at the end of the header tells nothing.
+            # The padding at the end of the header has no meaning.
             assert everything(load_snapshots(tmp_path)[0]) == whole
         except ConfigurationError as error:
             messages.append(str(error))
@@ -174,7 +174,7 @@ def test_damage_is_told_in_one_line(kept: Path, tmp_path: Path) -> None:
     assert all(re.fullmatch(rf"Expected .*{file.name} but got a damaged file: .+", each) for each in messages)
 
 
-def test_a_tensor_is_read_when_it_is_asked_for_and_is_the_callers(kept: Path, tmp_path: Path) -> None:
+def test_tensors_are_read_on_access_and_owned_by_the_caller(kept: Path, tmp_path: Path) -> None:
     data = bytearray((kept / "snapshots/round-00000.safetensors").read_bytes())
     bias = Snapshot(kept / "snapshots/round-00000.safetensors").weights["classifier.bias"]
     position = data.index(bias.numpy().tobytes())
@@ -191,7 +191,7 @@ def test_a_tensor_is_read_when_it_is_asked_for_and_is_the_callers(kept: Path, tm
         _ = snapshot.weights["nothing"]
 
 
-def test_what_is_not_there_is_told_in_one_line(kept: Path, tmp_path: Path) -> None:
+def test_missing_snapshots_and_tensors_are_reported_in_one_line(kept: Path, tmp_path: Path) -> None:
     snapshot = load_snapshots(kept)[0]
     (tmp_path / "snapshots").mkdir()
     (tmp_path / "snapshots/round-00007.safetensors").write_bytes(

@@ -1,4 +1,4 @@
-"""Snapshots while a run goes on: counts against masks, the same bytes after a resume, faults, and no cost."""
+"""Writing snapshots: counts against masks, the same bytes after a resume, faults, and no effect on the run."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def net_with(norm: str) -> Callable[..., nn.Module]:
     return lambda *, width=1.0: small_net(width=width, norm=norm)
 
 
-# What an update says about each tensor.
+# Counts per tensor of an update.
 
 
 @given(sizes=st.lists(st.integers(0, 5), max_size=6), data=st.data())
-def test_entries_sent_per_tensor_are_those_counted_one_by_one(sizes: list[int], data: st.DataObject) -> None:
+def test_entries_sent_per_tensor_equal_a_count_one_by_one(sizes: list[int], data: st.DataObject) -> None:
     layout = Layout({f"t{number}": (size,) for number, size in enumerate(sizes)})
     sent = data.draw(st.lists(st.sampled_from(range(layout.size)), unique=True) if layout.size else st.just([]))
     owner = [tensor for tensor, size in enumerate(sizes) for _ in range(size)]
@@ -77,7 +77,7 @@ def test_entries_sent_per_tensor_are_those_counted_one_by_one(sizes: list[int], 
 
 
 class Recorder(FederatedCallback):
-    """Keeps what the hooks of a round were told."""
+    """Records the arguments of the callbacks of every round."""
 
     def __init__(self) -> None:
         self.updates: list[list[tuple[Update, Index, Report]]] = []
@@ -99,7 +99,7 @@ class Recorder(FederatedCallback):
         self.processes.add(os.getpid())
 
 
-def test_callbacks_get_accepted_updates_in_the_order_of_the_cohort(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callbacks_receive_accepted_updates_in_cohort_order(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     module, recorder = small_module(executor=Workers(2)), Recorder()
     plain = module.loss
     refused: list[int] = []
@@ -114,15 +114,15 @@ def test_callbacks_get_accepted_updates_in_the_order_of_the_cohort(fit: Fit, mon
     with pytest.warns(UserWarning, match=f"client {cohort[1]} at level . refused"):
         trainer = fit(module, rounds=1, callbacks=[recorder, Snapshots(1)])
     others = {position: f"update of {client}" for position, client in enumerate(cohort) if client not in refused}
-    told = [line for k in range(4) for line in (others.get(k), f"end of {k + 1}") if line is not None]
-    assert recorder.order == [told]
+    expected = [line for k in range(4) for line in (others.get(k), f"end of {k + 1}") if line is not None]
+    assert recorder.order == [expected]
     assert recorder.processes == {os.getpid()}
     table = snapshots_of(trainer)[0].layers()
     assert table.groupby("tensor")["clients"].sum().max() == 3
 
 
 class SparesBiases(HeteroFL):
-    """Clients of even number send no bias of the classifier, the others no entry of the first block's."""
+    """Clients of even number send no classifier bias; the others send nothing of the first block's bias."""
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         sent = super().sent(part, level, round, client)
@@ -132,7 +132,7 @@ class SparesBiases(HeteroFL):
 
 
 def mask(shape: tuple[int, ...], entry: tuple[slice | Tensor, ...]) -> np.ndarray:
-    """Return where an entry of an index lies in a tensor, position by position."""
+    """Return the mask of an index entry in a tensor, position by position."""
     positions = [
         range(size)[part] if isinstance(part, slice) else part.tolist() for size, part in zip(shape, entry, strict=True)
     ]
@@ -142,7 +142,7 @@ def mask(shape: tuple[int, ...], entry: tuple[slice | Tensor, ...]) -> np.ndarra
 
 
 @pytest.mark.parametrize("norm", ["static_batch", "batch"])
-def test_holders_and_entries_are_those_counted_with_masks(fit: Fit, norm: str) -> None:
+def test_holders_and_entries_equal_counts_with_masks(fit: Fit, norm: str) -> None:
     module = small_module(SparesBiases, net=net_with(norm), uplink=ErrorFeedback(TopK(0.1)))
     recorder = Recorder()
     trainer = fit(module, rounds=4, callbacks=[Snapshots(2), recorder], check_val_every_n_epoch=2)
@@ -180,10 +180,10 @@ def test_holders_and_entries_are_those_counted_with_masks(fit: Fit, norm: str) -
     assert whole.iloc[len(expected) :].reset_index(drop=True).equals(table)
 
 
-# Beside the run, and beside its checkpoints.
+# Snapshots, the run and its checkpoints.
 
 
-def test_a_snapshot_costs_the_run_nothing_and_off_leaves_no_trace(fit: Fit) -> None:
+def test_snapshots_do_not_change_the_run_and_off_writes_no_files(fit: Fit) -> None:
     def run(name: str, every: int) -> Trainer:
         module = small_module(uplink=ErrorFeedback(GammaFedHT(density=0.1)))
         return fit(module, rounds=3, name=name, callbacks=[Snapshots(every)], check_val_every_n_epoch=2)
@@ -203,7 +203,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(fit: Fit, tmp_path: Path) -> Non
     straight = fit(module(), rounds=6, name="straight", callbacks=[Snapshots(2)], check_val_every_n_epoch=2)
     interrupted = fit(module(), rounds=3, name="interrupted", callbacks=[Snapshots(2)], check_val_every_n_epoch=2)
     interrupted.save_checkpoint(tmp_path / "third.ckpt")
-    # It had gone on for a while, and was killed while it wrote.
+    # The run continued for a while, and was killed during a write.
     folder = folder_of(interrupted) / "snapshots"
     for late in ("round-00003.safetensors", "round-00004.safetensors", "round-100001.safetensors", "round-00005.tmp"):
         (folder / late).write_bytes(b"of another history")
@@ -214,13 +214,13 @@ def test_a_resumed_run_ends_with_the_same_bytes(fit: Fit, tmp_path: Path) -> Non
     assert files_of(resumed) == files_of(straight)
     other = fit(module(seed=1), rounds=2, name="other", callbacks=callbacks, check_val_every_n_epoch=2)
     assert files_of(other)["round-00001.safetensors"] != files_of(straight)["round-00001.safetensors"]
-    # Without new snapshots, too, old ones must not tell of rounds that were run anew.
+    # Old snapshots of repeated rounds must also be deleted if no new ones are written.
     fit(module(), rounds=4, callbacks=[Snapshots()], check_val_every_n_epoch=2, **options)
     assert list(files_of(resumed)) == ["round-00001.safetensors"]
 
 
 class Watched(SafeCheckpointIO):
-    """Keeps which snapshots are on the disk when a checkpoint is written."""
+    """Records the snapshots on the disk when a checkpoint is written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ class Stops(FederatedCallback):
             raise InterruptedError
 
 
-def test_half_a_round_is_no_snapshot(fit: Fit) -> None:
+def test_an_interrupted_round_writes_no_snapshot(fit: Fit) -> None:
     module, data, snapshots = small_module(), small_data(), Snapshots(1)
     trainer = fit(module, data, rounds=1, callbacks=[snapshots])
     before = files_of(trainer)
@@ -269,10 +269,10 @@ def test_half_a_round_is_no_snapshot(fit: Fit) -> None:
     assert files_of(trainer) == before
 
 
-# What can go wrong.
+# Faults.
 
 
-def test_there_must_be_a_run_folder(fit: Fit) -> None:
+def test_snapshots_need_a_run_folder(fit: Fit) -> None:
     with pytest.raises(ConfigurationError, match="run folder, .* a snapshot every 2 rounds but got none") as error:
         fit(small_module(), rounds=1, logger=False, callbacks=[Snapshots(2)])
     assert "\n" not in str(error.value)
@@ -281,7 +281,7 @@ def test_there_must_be_a_run_folder(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("operation", ["pathlib.Path.open", "pathlib.Path.mkdir", "os.replace", "os.fsync"])
-def test_a_full_disk_is_a_warning_and_training_goes_on(
+def test_a_full_disk_gives_a_warning_and_training_continues(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     class Full(Snapshots):
@@ -294,16 +294,16 @@ def test_a_full_disk_is_a_warning_and_training_goes_on(
                     broken.setattr(operation, fail)
                 super()._write(trainer, module)
 
-    with pytest.warns(UserWarning, match=r"round-00000.* not written .*No space.*; training goes on") as said:
+    with pytest.warns(UserWarning, match=r"round-00000.* not written .*No space.*; training goes on") as caught:
         trainer = fit(small_module(net=net_with("none")), rounds=2, callbacks=[Full(1)])
-    assert sum("not written" in str(warning.message) for warning in said) == 1
+    assert sum("not written" in str(warning.message) for warning in caught) == 1
     assert list(files_of(trainer)) == ["round-00001.safetensors"]
 
 
 # On the command line.
 
 
-def test_every_verb_takes_the_configuration_of_a_run_with_snapshots(
+def test_every_subcommand_accepts_the_configuration_of_a_run_with_snapshots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Clients trained together get what each gets alone."""
+"""Stacked training gives each client the same result as training alone."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ OPTIMIZERS = [
 @pytest.mark.parametrize("make", OPTIMIZERS)
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("clients", [1, 3])
-def test_every_client_gets_what_it_gets_alone(make: Callable[..., SGD], clip: float | None, clients: int) -> None:
-    """Sizes 23, 31 and 12 in batches of 10 leave batches of 3, 11 and 2 over, and different numbers of steps."""
+def test_stacked_training_equals_training_alone(make: Callable[..., SGD], clip: float | None, clients: int) -> None:
+    """Sizes 23, 31 and 12 in batches of 10 give last batches of 3, 11 and 2, and different numbers of steps."""
     local = LocalTraining(epochs=2, batch_size=10, gradient_clip=clip, optimizer=make)
     compare(Problem(local), tasks_of([2, 0, 1, 3]), clients=clients)
 
@@ -55,7 +55,9 @@ def test_every_client_gets_what_it_gets_alone(make: Callable[..., SGD], clip: fl
     clients=st.integers(1, 4),
     seed=st.integers(0, 5),
 )
-def test_ragged_cohorts(sizes: list[int], epochs: list[int], batch_size: int, clients: int, seed: int) -> None:
+def test_stacked_training_equals_training_alone_for_ragged_cohorts(
+    sizes: list[int], epochs: list[int], batch_size: int, clients: int, seed: int
+) -> None:
     torch.manual_seed(seed)
     local = LocalTraining(epochs=2, batch_size=batch_size, gradient_clip=0.7, optimizer=sgd(dampening=0.1))
     problem = Problem(local, net=lambda *, width=1.0: ConvNet(hidden=(4,), norm="none", width=width))
@@ -64,40 +66,40 @@ def test_ragged_cohorts(sizes: list[int], epochs: list[int], batch_size: int, cl
 
 
 @pytest.mark.parametrize("penalty", [Proximal(0.7), FedDyn(0.4)])
-def test_penalties_and_what_clients_remember(penalty: Any) -> None:
-    """Clients 0 and 3 remember something, the others nothing."""
+def test_stacked_training_equals_training_alone_with_penalties_and_memories(penalty: Any) -> None:
+    """Clients 0 and 3 have a memory, the others have none."""
     local = LocalTraining(epochs=3, optimizer=sgd(), gradient_clip=0.6, penalty=penalty)
     problem = Problem(local)
     random, tasks = torch.Generator().manual_seed(0), tasks_of([0, 1, 2, 3], "b")
     size = sum(p.numel() for p in problem.build("b").parameters())
     memories = {k: 0.1 * torch.randn(size, generator=random) for k in (0, 3)}
-    asked: list[int] = []
+    recalled: list[int] = []
 
     def recall(task: Task) -> Task:
-        asked.append(task.client)
+        recalled.append(task.client)
         return replace(task, memory_D=memories.get(task.client) if isinstance(penalty, FedDyn) else None)
 
-    found = []
+    vectors = []
     for executor in (Sequential(), Stacked(2)):
         executor.open(bench_of(problem, (23, 31, 12, 23)))
-        found.append([r.vector for r in executor.run(train, tasks, recall)])
-    assert torch.allclose(torch.stack(found[0]), torch.stack(found[1]), rtol=0, atol=1e-12)
-    assert asked == [0, 1, 2, 3, 0, 1, 2, 3]
+        vectors.append([r.vector for r in executor.run(train, tasks, recall)])
+    assert torch.allclose(torch.stack(vectors[0]), torch.stack(vectors[1]), rtol=0, atol=1e-12)
+    assert recalled == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
-def test_clusters_begin_with_their_own_models_and_are_not_mixed() -> None:
+def test_stacked_clusters_start_from_their_models_and_are_not_mixed() -> None:
     problem = Problem(LocalTraining(optimizer=sgd()))
     other = {name: 0.5 * tensor for name, tensor in state_of(problem.net).items()}
     source, tasks = Source((23, 12, 23)), [Task(k, "b", 1, 1, 0.05, model=c) for k in range(3) for c in (1, 0)]
-    expected, found = (
+    expected, actual = (
         results(executor, Bench(problem.local_problem(), source, [state_of(problem.net), other]), tasks)
         for executor in (Sequential(), Stacked())
     )
-    for (delta, *_), (vector, *_) in zip(expected, found, strict=True):
+    for (delta, *_), (vector, *_) in zip(expected, actual, strict=True):
         assert torch.allclose(vector, delta, rtol=0, atol=1e-12)
 
 
-def test_a_new_model_is_loaded_and_nothing_is_left_of_the_round_before() -> None:
+def test_a_new_model_is_loaded_and_state_of_the_previous_round_is_cleared() -> None:
     problem = Problem(LocalTraining(epochs=2, optimizer=sgd()))
     executor, plain, bench = Stacked(), Sequential(), bench_of(problem)
     executor.open(bench)
@@ -111,22 +113,22 @@ def test_a_new_model_is_loaded_and_nothing_is_left_of_the_round_before() -> None
                 p.add_(0.01)
 
 
-def test_other_jobs_are_done_one_after_the_other() -> None:
+def test_other_jobs_are_not_stacked() -> None:
     problem = Problem(LocalTraining())
-    expected, found = (
+    expected, actual = (
         results(executor, bench_of(problem), tasks_of([0, 1, 2]), statistics) for executor in (Sequential(), Stacked())
     )
-    assert all(torch.equal(one[0], two[0]) for one, two in zip(expected, found, strict=True))
+    assert all(torch.equal(one[0], two[0]) for one, two in zip(expected, actual, strict=True))
 
 
-def test_every_result_has_memory_of_its_own() -> None:
+def test_results_do_not_share_memory() -> None:
     executor = Stacked()
     executor.open(bench_of(Problem(LocalTraining(optimizer=sgd()))))
     for result in executor.run(train, tasks_of([0, 1, 2])):
         assert result.vector.untyped_storage().nbytes() == result.vector.numel() * result.vector.element_size()
 
 
-def test_results_come_in_order_and_a_group_is_computed_when_it_is_due() -> None:
+def test_results_are_in_task_order_and_groups_are_computed_when_needed() -> None:
     done: list[int] = []
 
     class Counting(Stacked):
@@ -143,14 +145,14 @@ def test_results_come_in_order_and_a_group_is_computed_when_it_is_due() -> None:
     assert progress == [(0, 1), (1, 2), (2, 2), (3, 2), (4, 3), (5, 4)]
 
 
-def test_steps_of_a_task_end_it() -> None:
+def test_a_task_ends_after_its_steps() -> None:
     tasks = [replace(task, steps=2) for task in tasks_of([0, 1, 2])]
     problem = Problem(LocalTraining(epochs=2, batch_size=10, optimizer=sgd()))
     compare(problem, tasks)
     assert [passes for *_, passes in results(Stacked(), bench_of(problem), tasks)] == [20, 20, 20, 20, 12, 12]
 
 
-def test_a_loss_of_single_clients_is_computed_client_by_client() -> None:
+def test_a_loss_that_depends_on_the_client_is_computed_per_client() -> None:
     class Weighted(Problem):
         def loss(self, outputs: Tensor, targets: Tensor, ctx: ClientContext) -> Tensor:
             return (1 + ctx.client) * F.cross_entropy(outputs, targets)
@@ -159,7 +161,7 @@ def test_a_loss_of_single_clients_is_computed_client_by_client() -> None:
     assert not any(stack.joint for stack in compare(problem, tasks_of([0, 1, 2])).values())
 
 
-def test_who_steps_together() -> None:
+def test_the_largest_set_of_clients_with_equal_shapes_steps_together() -> None:
     a, b = (torch.zeros(10), torch.zeros(10)), (torch.zeros(3), torch.zeros(3))
     assert most_alike([a, b, None, b]) == [1, 3]
     assert most_alike([a, b]) == [0]
@@ -178,22 +180,22 @@ def test_wrong_settings_are_refused() -> None:
 Fit = Callable[..., Any]
 
 
-def test_a_run_ends_with_the_same_model(fit: Fit) -> None:
-    found = []
+def test_a_stacked_run_ends_with_the_same_model(fit: Fit) -> None:
+    weights = []
     for executor in (None, Stacked(3)):
         module = small_module(executor=executor)
         fit(module, precision="64-true", name=type(executor).__name__)
-        found.append([tensor.detach().clone() for tensor in module.models.tensors[0].values()])
-    for one, two in zip(*found, strict=True):
+        weights.append([tensor.detach().clone() for tensor in module.models.tensors[0].values()])
+    for one, two in zip(*weights, strict=True):
         assert torch.allclose(one, two, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_runs_of_every_precision_are_repeatable(fit: Fit, precision: str) -> None:
     torch.set_default_dtype(torch.float32)
-    found = []
+    weights = []
     for name in ("one", "two"):
         module = small_module(executor=Stacked())
         fit(module, precision=precision, name=name)
-        found.append([tensor.detach().clone() for tensor in module.models.tensors[0].values()])
-    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+        weights.append([tensor.detach().clone() for tensor in module.models.tensors[0].values()])
+    assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))

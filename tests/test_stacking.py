@@ -1,4 +1,4 @@
-"""Every file of configs/selection, clustering, fleet and method can be stacked with others on the command line."""
+"""Files of configs/selection, clustering, fleet and method can be stacked on the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STACKS = [
     tuple(files[number % len(files)] for files in (FILES["selection"], FILES["clustering"], FILES["fleet"]))
     for number in range(len(FILES["selection"]))
 ]
-"""Every selection, with the other kinds in turn."""
+"""Every selection, with the files of the other kinds in turn."""
 MARKED = [(stack, [pytest.mark.slow] * (number % 2)) for number, stack in enumerate(STACKS)]
 PAIRS = [
     pytest.param(
@@ -35,24 +35,24 @@ PAIRS = [
     for row, method in enumerate(FILES["method"])
     for column, groups in enumerate(FILES["clustering"])
 ]
-"""Every method with every clustering; by default one of them, in turn, for those that no other test runs."""
+"""Every method with every clustering; by default one clustering per method that no other test runs."""
 
 
 def data_of(method: Path) -> Path:
-    """Return the data file that the first line of a method's file names; if none, the digits."""
+    """Return the data file that the first line of a method's file names, or the digits by default."""
     named = re.search(r"\bdata/\w+", method.read_text(encoding="utf-8").partition("\n")[0])
     return CONFIGS / f"{named[0] if named else 'data/digits'}.yaml"
 
 
 def run(tmp_path: Path, files: list[Path], *settings: str) -> pd.DataFrame:
-    """Train two rounds of stacked files; return what metrics.csv says."""
+    """Train two rounds of stacked files; return the table metrics.csv."""
     devices = tmp_path / "devices.csv"
     lines = [f"{client},1e9,1e6,{1e5 * (client + 1)},0.9" for client in range(10)]
     devices.write_text("\n".join(["client,throughput,downlink,uplink,availability", *lines]))
     stacked = [part for file in files for part in ("-c", str(file))]
-    own = [f"--model.fleet.path={devices}"] if any(file.stem == "csv" for file in files) else []
-    own += ["--model.selection.candidates=5"] if any(file.stem == "power_of_choice" for file in files) else []
-    main(["fit", *stacked, *SHORT, "--plots=false", *own, *settings, f"--trainer.logger.root={tmp_path}"])
+    arguments = [f"--model.fleet.path={devices}"] if any(file.stem == "csv" for file in files) else []
+    arguments += ["--model.selection.candidates=5"] if any(file.stem == "power_of_choice" for file in files) else []
+    main(["fit", *stacked, *SHORT, "--plots=false", *arguments, *settings, f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
     table = pd.read_csv(metrics)
     assert table["step"].tolist() == [0, 1]
@@ -65,7 +65,7 @@ def run(tmp_path: Path, files: list[Path], *settings: str) -> pd.DataFrame:
     "stack",
     [pytest.param(stack, id="-".join(file.stem for file in stack), marks=marks) for stack, marks in MARKED],
 )
-def test_selections_with_clusterings_and_fleets(tmp_path: Path, stack: tuple[Path, ...]) -> None:
+def test_selection_files_stack_with_clustering_and_fleet_files(tmp_path: Path, stack: tuple[Path, ...]) -> None:
     table = run(tmp_path, [CONFIGS / "demo.yaml", *stack], "--model.net.hidden=[8,8]")
     assert table["cluster/count"].min() >= 1
     assert table["sim/seconds_total"].iloc[-1] > 0
@@ -73,17 +73,17 @@ def test_selections_with_clusterings_and_fleets(tmp_path: Path, stack: tuple[Pat
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("method", "groups"), PAIRS)
-def test_methods_with_clusterings(tmp_path: Path, method: Path, groups: Path) -> None:
+def test_method_files_stack_with_clustering_files(tmp_path: Path, method: Path, groups: Path) -> None:
     stages = method.stem in ("depthfl", "inclusivefl")
     hidden = "--model.net.hidden=[4,4,4,4]" if stages else "--model.net.hidden=[8,8]"
     files = [CONFIGS / "base.yaml", method, data_of(method), groups]
-    table = run(tmp_path, files, hidden, "--model.local.epochs=2")  # of which stragglers do one
+    table = run(tmp_path, files, hidden, "--model.local.epochs=2")  # stragglers do one epoch
     assert table["cluster/count"].iloc[-1] == (2 if groups.stem == "ifca" else 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", FILES["method"], ids=lambda file: file.stem)
-def test_methods_on_base_and_their_data_alone(tmp_path: Path, method: Path) -> None:
+def test_method_files_train_on_base_and_their_data_file(tmp_path: Path, method: Path) -> None:
     stacked = [part for file in (CONFIGS / "base.yaml", method, data_of(method)) for part in ("-c", str(file))]
     main(["fit", *stacked, "--trainer.max_epochs=2", "--plots=false", f"--trainer.logger.root={tmp_path}"])
     (metrics,) = tmp_path.rglob("metrics.csv")
@@ -91,7 +91,7 @@ def test_methods_on_base_and_their_data_alone(tmp_path: Path, method: Path) -> N
 
 
 @pytest.mark.parametrize("method", FILES["method"], ids=lambda file: file.stem)
-def test_methods_name_their_class_and_levels(method: Path) -> None:
+def test_method_files_name_their_class_and_levels(method: Path) -> None:
     model = yaml.safe_load(method.read_text(encoding="utf-8"))["model"]
     assert model["class_path"].startswith("hetfl.")
     assert model["init_args"]["levels"]
@@ -102,8 +102,8 @@ def test_methods_name_their_class_and_levels(method: Path) -> None:
     [(selection, Selection, Uniform), (clustering, Clustering, OneCluster), (fleet, Fleet, SameDevice)],
     ids=["selection", "clustering", "fleet"],
 )
-def test_no_policy_lacks_a_file(module: ModuleType, kind: type, plain: type) -> None:
-    """But for the ones that hold where nothing is said."""
+def test_every_policy_has_a_file(module: ModuleType, kind: type, plain: type) -> None:
+    """The policies that are used by default need no file."""
     folder = kind.__name__.lower()
     text = "".join(file.read_text() for file in FILES[folder])
     classes = [each for each in vars(module).values() if inspect.isclass(each) and issubclass(each, kind)]

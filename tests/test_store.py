@@ -1,4 +1,4 @@
-"""What belongs to a client: which files there are, and for how long."""
+"""Client stores: the files on the disk, and when they are deleted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def save(store: ClientStore, client: int, round: int, value: float = 1.0) -> Non
 
 
 def checkpoint(store: ClientStore) -> dict[str, Any]:
-    """Return the state as a checkpoint that reaches the disk holds it."""
+    """Return the state as a written checkpoint holds it."""
     state = store.state_dict()
     store.checkpointed()
     return state
@@ -36,14 +36,14 @@ def file(client: int, round: int) -> str:
 
 
 @pytest.mark.parametrize("keep", [2, 3])
-def test_files_stay_for_the_kept_checkpoints(keep: int, tmp_path: Path) -> None:
+def test_files_of_the_kept_checkpoints_stay(keep: int, tmp_path: Path) -> None:
     store = DiskStore(str(tmp_path), keep=keep)
     states = []
     for round in range(8):
         save(store, 0, round, round)
         states.append(checkpoint(store))
-        states.append(checkpoint(store))  # a second one of the same round is the same checkpoint
-        # Every kept checkpoint can be resumed from, and nothing is left over.
+        states.append(checkpoint(store))  # a second checkpoint of the same round counts as the same one
+        # Every kept checkpoint can be resumed, and there are no other files.
         assert names(tmp_path) == {file(0, kept) for kept in range(max(0, round - keep + 1), round + 1)}
         for kept in range(max(0, round - keep + 1), round + 1):
             resumed = DiskStore(str(tmp_path), keep=keep)
@@ -51,24 +51,24 @@ def test_files_stay_for_the_kept_checkpoints(keep: int, tmp_path: Path) -> None:
             assert resumed.load(0)["w"].tolist() == [kept, kept]
 
 
-def test_files_between_checkpoints_go_too(tmp_path: Path) -> None:
+def test_files_between_checkpoints_are_deleted(tmp_path: Path) -> None:
     store = DiskStore(str(tmp_path))
     for round in range(3):
         save(store, 0, round)
     checkpoint(store)
-    assert names(tmp_path) == {file(0, round) for round in range(3)}  # only one checkpoint so far
+    assert names(tmp_path) == {file(0, round) for round in range(3)}  # there is only one checkpoint so far
     for round in range(3, 5):
         save(store, 0, round)
         checkpoint(store)
     assert names(tmp_path) == {file(0, 3), file(0, 4)}
 
 
-def test_a_killed_run_resumes_over_its_own_leftovers(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_despite_its_leftover_files(tmp_path: Path) -> None:
     store = DiskStore(str(tmp_path))
     save(store, 0, 0)
     save(store, 1, 0)
     state = checkpoint(store)
-    save(store, 0, 1)  # the round that is lost
+    save(store, 0, 1)  # this round is lost by the kill
     save(store, 1, 2)
     (tmp_path / "client-5-round-1.tmp").write_bytes(b"torn")
     (tmp_path / "notes.txt").write_text("not ours")
@@ -83,7 +83,7 @@ def test_a_killed_run_resumes_over_its_own_leftovers(tmp_path: Path) -> None:
     assert names(tmp_path) == {file(0, 3), file(0, 4), file(1, 0), "notes.txt"}
 
 
-def test_a_checkpoint_that_is_too_old_says_so(tmp_path: Path) -> None:
+def test_a_checkpoint_whose_files_are_deleted_is_refused(tmp_path: Path) -> None:
     store = DiskStore(str(tmp_path))
     save(store, 7, 0)
     old = checkpoint(store)
@@ -95,7 +95,7 @@ def test_a_checkpoint_that_is_too_old_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", [1, 5])
-def test_checkpoints_that_do_not_reach_the_disk_let_nothing_go(tmp_path: Path, lost: int) -> None:
+def test_failed_checkpoints_delete_no_files(tmp_path: Path, lost: int) -> None:
     store = DiskStore(str(tmp_path))
     save(store, 0, 0, 0.0)
     state = checkpoint(store)
@@ -111,13 +111,13 @@ def test_checkpoints_that_do_not_reach_the_disk_let_nothing_go(tmp_path: Path, l
     assert names(tmp_path) == {file(0, lost + 2), file(0, lost + 3)}
 
 
-def test_a_checkpoint_on_its_way_keeps_its_files(tmp_path: Path) -> None:
-    """It is known to be on the disk only by the time the next one is made: files superseded meanwhile are its own."""
+def test_files_of_a_checkpoint_being_written_are_kept(tmp_path: Path) -> None:
+    """A written checkpoint is confirmed only when the next one is made; until then it keeps its files."""
     store = DiskStore(str(tmp_path))
     states = []
     for round in range(6):
         save(store, 0, round, round)
-        store.checkpointed()  # the one before
+        store.checkpointed()  # confirms the previous checkpoint
         states.append(store.state_dict())
         for kept in range(max(0, round - 1), round + 1):
             resumed = DiskStore(str(tmp_path))
@@ -126,7 +126,7 @@ def test_a_checkpoint_on_its_way_keeps_its_files(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 3
 
 
-def test_another_runs_files_are_not_touched(tmp_path: Path) -> None:
+def test_files_of_another_run_are_not_deleted(tmp_path: Path) -> None:
     save(DiskStore(str(tmp_path)), 0, 0)
     before = (tmp_path / file(0, 0)).read_bytes()
     with pytest.raises(ConfigurationError, match=r"no clients' files in .* another run"):
@@ -134,7 +134,7 @@ def test_another_runs_files_are_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / file(0, 0)).read_bytes() == before
 
 
-def test_files_of_the_run_before_come_along_into_a_new_folder(tmp_path: Path) -> None:
+def test_files_of_the_previous_run_are_copied_into_a_new_folder(tmp_path: Path) -> None:
     store = DiskStore()
     store.bind(str(tmp_path / "one"))
     save(store, 3, 5, 7.0)
@@ -161,14 +161,14 @@ def test_damage_is_detected_and_names_the_file(tmp_path: Path) -> None:
             blocks = store.load(4)
         except ConfigurationError as error:
             assert "client-4-round-1" in str(error)  # noqa: PT017
-        else:  # a name of the format's own, or a blank: what was read is what was written
+        else:  # a format name or a blank was changed: the content is still right
             assert position < header
             assert all(torch.equal(blocks[name], whole[name]) for name in whole)
 
 
 @pytest.mark.parametrize("other", ["client", "round", "run"])
-def test_another_file_in_the_place_of_a_clients_is_refused(tmp_path: Path, other: str) -> None:
-    """A whole file, with a digest of its own, of another client, an older round or another run's same round."""
+def test_a_swapped_client_file_is_refused(tmp_path: Path, other: str) -> None:
+    """A whole file with a valid digest, of another client, an older round, or the same round of another run."""
     store, stranger = DiskStore(str(tmp_path / "a")), DiskStore(str(tmp_path / "b"))
     for round in range(2):
         save(store, 0, round, 1.0 + round)
@@ -194,7 +194,7 @@ def test_a_checkpoint_without_digests_is_refused(tmp_path: Path) -> None:
         DiskStore(str(tmp_path)).load_state_dict(state)
 
 
-def test_what_a_full_disk_does_not_take_waits_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_stay_in_memory_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = DiskStore(str(tmp_path))
     save(store, 0, 0, 5.0)
     before = checkpoint(store)
@@ -220,7 +220,7 @@ def test_what_a_full_disk_does_not_take_waits_in_memory(tmp_path: Path, monkeypa
     assert [store.load(client)["w"].tolist() for client in (0, 1)] == [[6.0, 6.0], [7.0, 7.0]]
 
 
-def test_the_folder_may_come_later(tmp_path: Path) -> None:
+def test_the_folder_of_a_disk_store_may_be_bound_later(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="folder for DiskStore"):
         save(DiskStore(), 0, 0)
     with pytest.raises(ConfigurationError, match="folder for DiskStore"):
@@ -238,8 +238,8 @@ def test_the_folder_may_come_later(tmp_path: Path) -> None:
         DiskStore(keep=1)
 
 
-def test_blocks_keep_nothing_but_themselves() -> None:
-    """Else a client that trains less than before would keep vectors whose other parts nobody reads."""
+def test_blocks_do_not_keep_the_memory_of_other_vectors() -> None:
+    """Otherwise a client that trains less than before would keep whole vectors of which only a part is used."""
     store, vector_D = MemoryStore(), torch.arange(1.0, 7.0)
     index = {name: (slice(0, 2),) for name in "abc"}
     store.write(0, index, vector_D, 0)
@@ -252,7 +252,7 @@ def test_blocks_keep_nothing_but_themselves() -> None:
 
 @pytest.mark.parametrize("size", [3, 3000])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e-45])
-def test_only_clients_of_zeros_are_forgotten(value: float, size: int) -> None:
+def test_only_clients_with_all_zero_blocks_are_forgotten(value: float, size: int) -> None:
     store, vector_D = MemoryStore(), torch.zeros(2 * size)
     index = {name: (slice(0, size),) for name in "ab"}
     store.write(0, index, vector_D, 0)
@@ -264,7 +264,7 @@ def test_only_clients_of_zeros_are_forgotten(value: float, size: int) -> None:
     assert store.clients() == []
 
 
-def test_a_checkpoint_holds_every_entry_once() -> None:
+def test_a_checkpoint_stores_every_entry_once() -> None:
     store = MemoryStore()
     store.write(0, {name: (slice(0, 5_000),) for name in "abcdefghij"}, torch.randn(50_000), 0)
     file = io.BytesIO()

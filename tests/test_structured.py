@@ -1,4 +1,4 @@
-"""Compressors that look at tensors: whole filters, one choice per layer; and residuals that age."""
+"""Compressors that use tensors: whole filters, one choice per layer; and residuals that age."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def normal(size: int, seed: int = 0) -> Tensor:
 
 
 def filters(vector: Tensor, layout: Layout) -> list[tuple[int, int, float]]:
-    """Return first entry, end and mean magnitude of every filter, by hand."""
-    found = []
+    """Return start, end and mean magnitude of every filter, computed by hand."""
+    spans = []
     for (_, part), offset in zip(layout.views(vector).items(), layout.offsets, strict=True):
         rows = part.reshape(part.shape[0], -1) if part.dim() > 1 else part.reshape(1, -1)
         for i, row in enumerate(rows if part.numel() else []):
             first = offset + i * row.numel()
-            found.append((first, first + row.numel(), float(row.double().abs().mean())))
-    return found
+            spans.append((first, first + row.numel(), float(row.double().abs().mean())))
+    return spans
 
 
 def test_filters_are_sent_whole_or_not_at_all() -> None:
@@ -54,19 +54,19 @@ def test_filters_are_sent_whole_or_not_at_all() -> None:
     assert torch.equal(update.values, vector[update.indices])
 
 
-def test_a_threshold_of_zero_sends_all_filters_but_those_of_zeros() -> None:
+def test_a_threshold_of_zero_sends_all_nonzero_filters() -> None:
     vector = torch.tensor([0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, -1e-30, 0.0, 0.0])
     context = Context(0.1, Layout({"weight": (4, 2), "bias": (2,)}))
     assert ChannelThreshold(threshold=0.0).apply(vector, context).indices.tolist() == [2, 3, 6, 7]
 
 
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 1.0])
-def test_a_density_takes_the_filters_of_largest_mean_that_fit(density: float) -> None:
+def test_a_density_selects_the_filters_with_the_largest_means(density: float) -> None:
     vector, room, expected = normal(LAYOUT.size), density * LAYOUT.size, set()
-    taken = 0
+    sent_size = 0
     for number, (first, end, _) in enumerate(sorted(filters(vector, LAYOUT), key=lambda each: -each[2])):
-        taken += end - first
-        if number and taken > room:
+        sent_size += end - first
+        if number and sent_size > room:
             break
         expected |= set(range(first, end))
     update = ChannelThreshold(density=density).apply(vector, Context(0.1, LAYOUT))
@@ -76,7 +76,7 @@ def test_a_density_takes_the_filters_of_largest_mean_that_fit(density: float) ->
 # One choice per layer.
 
 
-def test_by_layer_every_tensor_has_its_own_share() -> None:
+def test_by_layer_density_applies_to_every_tensor() -> None:
     vector = normal(LAYOUT.size) * torch.cat([torch.full((n,), 10.0**i) for i, n in enumerate(LAYOUT.sizes)])
     by_layer = TopK(0.1, scope="layer").compress(vector, lr=0.1, layout=LAYOUT)
     assert by_layer.num_sent_per_tensor(LAYOUT).tolist() == [21, 1, 12, 1, 0]
@@ -85,7 +85,7 @@ def test_by_layer_every_tensor_has_its_own_share() -> None:
     assert TopK(0.1).compress(vector, lr=0.1, layout=LAYOUT).num_sent_per_tensor(LAYOUT).tolist() != [21, 1, 12, 1, 0]
 
 
-def test_by_layer_every_tensor_has_its_own_threshold() -> None:
+def test_by_layer_every_tensor_has_a_separate_threshold() -> None:
     sizes = torch.cat([torch.full((n,), 10.0**i) for i, n in enumerate(LAYOUT.sizes)])
     for kind in (HardThreshold, GammaFedHT):
         compressor = kind(density=0.2, scope="layer")
@@ -127,7 +127,7 @@ def test_an_idle_clients_residual_ages(name: str) -> None:
         assert message.residual_D is not None
         p = delta + (kept if round == 0 else kept * factor(round - before))
         assert torch.equal(sent.to_dense() + message.residual_D, p)
-        if round != 7:  # a refused one: the age goes on
+        if round != 7:  # update 7 is refused, and the age continues
             feedback.accept(message, sent)
             kept, before = message.residual_D, round
         again = ErrorFeedback(TopK(0.25), staleness=policy)
@@ -139,8 +139,8 @@ def test_an_idle_clients_residual_ages(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_what_a_client_held_before_it_stayed_away_ages_wherever_it_lies(name: str) -> None:
-    """It comes back at a smaller level, and goes on at the larger one."""
+def test_residuals_outside_the_current_level_also_age(name: str) -> None:
+    """The client returns at a smaller level, and then trains the larger level again."""
     policy, factor = POLICIES[name]
     feedback, small = ErrorFeedback(HardThreshold(threshold=100.0), staleness=policy), {"w": (slice(0, 2),)}
     kept = torch.zeros(4)

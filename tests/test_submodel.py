@@ -1,4 +1,4 @@
-"""Indices against plain NumPy indexing."""
+"""Index functions against plain NumPy indexing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hetfl.submodel import add, extent, prefix_index, put, relative, take
 
 @st.composite
 def entries(draw: st.DrawFn) -> tuple[tuple[int, ...], IndexEntry]:
-    """Draw a tensor's shape and an entry of slices and sorted positions in it."""
+    """Draw a tensor's shape, and an entry of slices and sorted positions in it."""
     shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
     parts: list[slice | torch.Tensor] = []
     for size in shape:
@@ -58,7 +58,7 @@ def test_take_put_add_equal_numpy(case: tuple[tuple[int, ...], IndexEntry]) -> N
 
 
 @given(entries())
-def test_the_extent_covers_the_entry_and_no_more(case: tuple[tuple[int, ...], IndexEntry]) -> None:
+def test_the_extent_is_the_smallest_block_around_the_entry(case: tuple[tuple[int, ...], IndexEntry]) -> None:
     _, entry = case
     for size, positions in zip(extent(entry), mesh(entry), strict=True):
         flat = positions.ravel()
@@ -80,7 +80,7 @@ def test_relative_entry_reads_the_same_values_from_the_part(
     assert torch.equal(take(take(tensor, base), relative(entry, base)), take(tensor, entry))
 
 
-def test_relative_refuses_what_lies_outside() -> None:
+def test_relative_refuses_entries_outside_the_part() -> None:
     with pytest.raises(ValueError, match="inside"):
         relative((slice(0, 3),), (slice(0, 2),))
     base = slice(2, 5)
@@ -93,7 +93,7 @@ def test_relative_refuses_what_lies_outside() -> None:
         relative((torch.tensor([1, 2]),), (torch.tensor([0, 2]),))
 
 
-def test_a_flat_vector_lists_the_entries_name_after_name() -> None:
+def test_a_flat_vector_is_ordered_by_tensor_name() -> None:
     tensors = {"w": torch.arange(12.0).view(3, 4), "b": torch.arange(3.0)}
     index = {"w": (torch.tensor([0, 2]), slice(0, 2)), "b": (slice(1, 3),)}
     flat = gather_flat(tensors, index)
@@ -102,7 +102,7 @@ def test_a_flat_vector_lists_the_entries_name_after_name() -> None:
     assert index_layout(index).offsets == (0, 4)
 
 
-def test_prefix_index_names_the_tensor_that_is_no_leading_block() -> None:
+def test_prefix_index_names_a_tensor_that_is_not_a_leading_block() -> None:
     whole = {"w": torch.zeros(4, 4)}
     assert prefix_index(whole, {"w": torch.zeros(2, 3)}, "b")["w"] == (slice(0, 2), slice(0, 3))
     with pytest.raises(ConfigurationError, match=r"'v'.*level b|level b.*'v'"):

@@ -1,4 +1,4 @@
-"""Every rule that hetfl.testing checks is broken by a class here, and the message says which one."""
+"""For every rule that hetfl.testing checks, a class here breaks it, and the error names the rule."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def broken(check: Callable[[], None], message: str) -> None:
 
 
 class Applied(Compressor):
-    """A compressor that is a function of the vector."""
+    """A compressor that applies a function to the vector."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         self.function = function
@@ -46,14 +46,14 @@ def swapped(p_D: Tensor) -> Update:
 
 
 class Unkept(Identity):
-    """Does not keep its argument."""
+    """Does not keep its constructor argument."""
 
     def __init__(self, density: float = 0.1) -> None:
         self._density = density
 
 
 class Counting(Compressor):
-    """Sends fewer entries from call to call, whatever the server accepts; saves it if it is told to."""
+    """Sends fewer entries from call to call without any accepted update; may save its count."""
 
     def __init__(self, saves: bool = False, observes: bool = False) -> None:
         self.saves, self.observes = saves, observes
@@ -71,7 +71,7 @@ class Counting(Compressor):
 
 
 class Takes(Identity):
-    """Takes vectors that are no vectors."""
+    """Accepts inputs that are not vectors."""
 
     def compress_in(self, p_D: Tensor, context: Context) -> Update:
         return DenseUpdate(p_D)
@@ -96,12 +96,12 @@ class Takes(Identity):
         (lambda: 3, "a Compressor, or a function that makes one but got int"),
     ],
 )
-def test_compressors(make: Callable[[], Any], message: str) -> None:
+def test_broken_compressors_fail_the_check(make: Callable[[], Any], message: str) -> None:
     broken(lambda: testing.check_compressor(make), message)
 
 
 class Changed(HolderMean):
-    """A mean that a function changes, with a state that it saves or not."""
+    """A mean changed by a function, with a state that is saved or not."""
 
     def __init__(self, change: Callable[[Changed, dict[str, Tensor], dict[str, Tensor]], Any]) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Changed(HolderMean):
 
 
 class Scaling(HolderMean):
-    """Halves the update that it is given, or counts senders in place of holders."""
+    """Halves its input update, or counts senders in place of holders."""
 
     def __init__(self, senders: bool = False) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def each(values: dict[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[
         (lambda: Scaling(senders=True), "holders of what a client holds, sent or not, from Scaling"),
     ],
 )
-def test_aggregators(make: Callable[[], Any], message: str) -> None:
+def test_broken_aggregators_fail_the_check(make: Callable[[], Any], message: str) -> None:
     broken(lambda: testing.check_aggregator(make), message)
 
 
@@ -168,13 +168,13 @@ class Picks(Uniform):
 
 
 class Asks(Picks):
-    """Says that it can be replayed."""
+    """Claims to be replayable."""
 
     replayable = True
 
 
 class Weighs(Uniform):
-    """Gives weight 0."""
+    """Gives all clients weight 0."""
 
     def weight(self, client: int) -> float:
         return 0.0
@@ -198,12 +198,12 @@ class Weighs(Uniform):
         (Weighs, "a weight above 0 for each client of the cohort from Weighs"),
     ],
 )
-def test_selections(make: Callable[[], Any], message: str) -> None:
+def test_broken_selections_fail_the_check(make: Callable[[], Any], message: str) -> None:
     broken(lambda: testing.check_selection(make), message)
 
 
 class Shares(Partitioner):
-    """Shares out by a function."""
+    """Partitions with a function."""
 
     def __init__(self, share: Callable[[Tensor, int, torch.Generator], Any]) -> None:
         self.share = share
@@ -241,16 +241,16 @@ def in_turn(labels: Tensor, clients: int, order: Tensor) -> list[Tensor]:
         (Lax, "Lax to refuse 21 clients for 20 samples"),
     ],
 )
-def test_partitioners(make: Callable[[], Any], message: str) -> None:
+def test_broken_partitioners_fail_the_check(make: Callable[[], Any], message: str) -> None:
     broken(lambda: testing.check_partitioner(make), message)
 
 
-def test_a_partitioner_that_leaves_samples_out_is_accepted_where_that_is_said() -> None:
+def test_a_partitioner_that_leaves_samples_out_passes_if_declared() -> None:
     testing.check_partitioner(Shares(lambda y, n, g: in_turn(y, n, torch.arange(max(n, len(y) - 1)))), leaves_out=True)
 
 
 class Cuts(Prefix):
-    """A part that a function makes of the leading block, the round, the client and the number of calls."""
+    """Parts made by a function of the leading block, the round, the client and the number of calls."""
 
     def __init__(self, cut: Callable[[Part, int, int, int], Any], masks: bool = True) -> None:
         self.cut, self.calls = cut, 0
@@ -263,7 +263,7 @@ class Cuts(Prefix):
 
 
 class Whole(RandomMask):
-    """Drops entries of the largest level, too."""
+    """Also drops entries of the largest level."""
 
     def part(self, level: str, round: int, client: int) -> Part:
         part = super().part(level, round, client)
@@ -271,7 +271,7 @@ class Whole(RandomMask):
 
 
 class Sends(Prefix):
-    """Sends what it does not hold."""
+    """Sends entries that it does not hold."""
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         return self.levels.indices["a"]
@@ -304,12 +304,12 @@ def flipped(block: Part) -> Part:
         (Sends, "Sends.sent to be within the part"),
     ],
 )
-def test_part_rules(make: Callable[[], Any], message: str) -> None:
+def test_broken_part_rules_fail_the_check(make: Callable[[], Any], message: str) -> None:
     broken(lambda: testing.check_part_rule(make), message)
 
 
 class Learnt(RandomMask):
-    """Moves with what it observed, and saves nothing."""
+    """Depends on its observed updates, and does not save them."""
 
     def setup(self, facts: Any) -> None:
         self.seen = 0
@@ -321,12 +321,12 @@ class Learnt(RandomMask):
         return super().part(level, round + 100 * self.seen, client)
 
 
-def test_a_rule_that_forgets_what_it_learnt() -> None:
+def test_a_part_rule_that_does_not_save_its_state_fails_the_check() -> None:
     broken(lambda: testing.check_part_rule(Learnt), "Learnt to continue from a saved state as without saving")
 
 
 class Net(nn.Module):
-    """A net of two layers, with one thing wrong."""
+    """A net of two layers with one fault."""
 
     def __init__(self, wrong: str = "", width: float = 1.0) -> None:
         super().__init__()
@@ -358,14 +358,14 @@ COUNT = iter(range(1000))
         ("unused", "a finite gradient of 'unused.weight' in Net at width 1 but got none"),
     ],
 )
-def test_nets(wrong: str, message: str) -> None:
+def test_broken_nets_fail_the_check(wrong: str, message: str) -> None:
     inputs = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
     testing.check_net(Net, inputs, 3)
     broken(lambda: testing.check_net(lambda *, width=1.0: Net(wrong, width), inputs, 3), message)
 
 
 class Squares(Regression):
-    """A regression of one loss, with one thing wrong."""
+    """A regression of one loss with one fault."""
 
     def __init__(self, wrong: str) -> None:
         super().__init__()
@@ -391,8 +391,8 @@ class Squares(Regression):
         return {"weight": 1.0, "negative": -1.0}.get(self.wrong, super().weight(targets))
 
     def metrics(self, size: int) -> Mapping[str, Metric]:
-        found = super().metrics(size)
-        return dict(reversed(list(found.items()))) if self.wrong == "order" else found
+        chosen = super().metrics(size)
+        return dict(reversed(list(chosen.items()))) if self.wrong == "order" else chosen
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         sums = super().sums(outputs, targets)
@@ -420,13 +420,13 @@ class Squares(Regression):
         ("nan", "a score of NaN where outputs are NaN from Squares"),
     ],
 )
-def test_objectives(wrong: str, message: str) -> None:
+def test_broken_objectives_fail_the_check(wrong: str, message: str) -> None:
     targets = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
     testing.check_objective(Squares(""), targets)
     broken(lambda: testing.check_objective(lambda: Squares(wrong), targets), message)
 
 
-def test_an_object_will_do_for_a_function() -> None:
+def test_checks_accept_an_object_in_place_of_a_factory() -> None:
     testing.check_compressor(TopK(0.1))
     testing.check_objective(Classification(), torch.arange(9) % 3)
     broken(

@@ -1,4 +1,4 @@
-"""The fused pass against the plain one, bit for bit, and both against a loop."""
+"""The fused pass against the plain pass, bit for bit, and both against a loop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from hetfl.wire import Expected, decode
 
 
 def by_loop(delta_D: Tensor, residual_D: Tensor | None, threshold: float) -> tuple[list[int], list[float], list[float]]:
-    """Return indices, values and what is left, entry by entry in float32."""
+    """Return indices, values and the residual, entry by entry in float32."""
     indices, values, left = [], [], []
     with np.errstate(over="ignore"):
         limit = np.float32(threshold)
@@ -49,7 +49,7 @@ def by_loop(delta_D: Tensor, residual_D: Tensor | None, threshold: float) -> tup
 
 
 def split_plain(delta_D: Tensor, residual_D: Tensor | None, threshold: float) -> Parts:
-    """Return what is done with vectors that no fused pass takes, operation by operation."""
+    """Return the result of the plain operations, without the fused pass."""
     p_D = delta_D if residual_D is None else delta_D + residual_D
     update = hard_threshold(p_D, threshold)
     return Parts(update.indices, update.values, update.left_of(p_D), True)
@@ -72,7 +72,7 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(
 
 @settings(max_examples=200)
 @given(st.data())
-def test_all_three_agree_on_any_numbers(data: st.DataObject) -> None:
+def test_fused_pass_plain_pass_and_loop_agree_on_any_numbers(data: st.DataObject) -> None:
     numbers = data.draw(st.lists(FLOATS | st.sampled_from([0.0, -0.0, 1e-45, 0.1, -0.1]), max_size=40))
     delta_D = torch.tensor(numbers, dtype=torch.float32)
     residual_D = torch.tensor(data.draw(st.permutations(numbers)), dtype=torch.float32)
@@ -88,7 +88,7 @@ def test_all_three_agree_on_any_numbers(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 7, 2047, 2048, 2049, 100_003])
 @pytest.mark.parametrize("density", [0.0, 0.001, 0.1, 0.9, 1.0])
-def test_any_length_and_any_density(size: int, density: float) -> None:
+def test_fused_pass_equals_plain_pass_for_any_length_and_density(size: int, density: float) -> None:
     random = torch.Generator().manual_seed(size)
     delta_D, residual_D = (torch.randn(size, generator=random) for _ in range(2))
     threshold = math.sqrt(2) * torch.special.ndtri(torch.tensor(1 - density / 2)).item() if density else math.inf
@@ -103,14 +103,14 @@ def test_any_length_and_any_density(size: int, density: float) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("position", [0, 2047, 2048, 4999])
-def test_what_is_not_finite_is_noticed(bad: float, position: int) -> None:
+def test_non_finite_entries_are_noticed(bad: float, position: int) -> None:
     delta_D = torch.ones(5000)
     delta_D[position] = bad
     for residual in (None, torch.ones(5000)):
         assert not split_fused(delta_D, residual, 2.0).finite
 
 
-def test_long_vectors_take_the_fused_pass_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_long_vectors_use_the_fused_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, kernel = [], kernels.split
 
     def counted(*args: Any) -> object:
@@ -119,17 +119,17 @@ def test_long_vectors_take_the_fused_pass_and_others_do_not(monkeypatch: pytest.
 
     monkeypatch.setattr(kernels, "split", counted)
     long = torch.randn(threshold_pass.SHORTEST, generator=torch.Generator().manual_seed(0))
-    for vector, taken in [(long, True), (long[1:], False), (long.double(), False)]:
+    for vector, is_fused in [(long, True), (long[1:], False), (long.double(), False)]:
         calls.clear()
         HardThreshold(2.0).split(vector, None, Context(0.1))
-        assert bool(calls) == taken
+        assert bool(calls) == is_fused
     monkeypatch.setattr(compiled, "has_numba", lambda: False)
     calls.clear()
     HardThreshold(2.0).split(long, None, Context(0.1))
     assert not calls
 
 
-def test_memory_of_another_dtype_is_not_used_again() -> None:
+def test_a_buffer_of_another_dtype_is_not_reused() -> None:
     size = threshold_pass.SHORTEST
     feedback, index = ErrorFeedback(HardThreshold(2.0)), {"w": (slice(0, size),)}
     for round, dtype in enumerate((torch.float64, torch.float32)):
@@ -140,7 +140,7 @@ def test_memory_of_another_dtype_is_not_used_again() -> None:
         feedback.accept(message, decode(message.payload, Expected(round, round, size, dtype=dtype)))
 
 
-def test_one_buffer_serves_all_lengths_and_nothing_is_wrapped_around_it() -> None:
+def test_one_buffer_is_reused_for_all_lengths() -> None:
     long, places = threshold_pass.SHORTEST, set()
     feedback = ErrorFeedback(HardThreshold(2.0))
     for round, size in enumerate((long + 9, long, long + 5, long + 9)):
@@ -148,21 +148,21 @@ def test_one_buffer_serves_all_lengths_and_nothing_is_wrapped_around_it() -> Non
         message = feedback.prepare(round, torch.ones(size), index=index, round=round, lr=0.1)
         assert message.residual_D is not None
         assert message.buffer is not None
-        assert message.residual_D._base is message.buffer  # and no array, which would be its owner, and a tensor's view
+        assert message.residual_D._base is message.buffer  # not of an array that owns the memory
         places.add(message.residual_D.data_ptr())
         feedback.accept(message, decode(message.payload, Expected(round, round, size)))
         assert torch.equal(feedback.residuals.load(round)["w"], torch.ones(size))
     assert len(places) == 1
 
 
-def test_a_message_that_is_not_accepted_shares_no_memory_with_the_next() -> None:
+def test_an_unaccepted_message_shares_no_memory_with_the_next() -> None:
     size = threshold_pass.SHORTEST
     feedback, index = ErrorFeedback(HardThreshold(2.0)), {"w": (slice(0, size),)}
     messages = [
         feedback.prepare(client, torch.full((size,), float(client)), index=index, round=0, lr=0.1)
         for client in (0, 1, 2)
     ]
-    for message in messages[1:]:  # the first one is lost
+    for message in messages[1:]:  # the first message is lost
         feedback.accept(message, decode(message.payload, Expected(0, message.client, size)))
     later = feedback.prepare(3, torch.full((size,), 1.5), index=index, round=0, lr=0.1)
     lost_D = messages[0].residual_D
@@ -207,7 +207,7 @@ def test_top_k_by_a_sampled_threshold_is_exact(seed: int, density: float, ties: 
     p_D = delta_D + residual_D if with_residual else delta_D
     plain = top_k(p_D, density)
     parts = split_largest(delta_D, residual_D if with_residual else None, plain.num_sent, None)
-    if parts is None:  # the sample led astray, or zeros are among the largest k: then the plain way is taken
+    if parts is None:  # the sample misled, or zeros are among the largest k: the plain way is used
         estimate = estimated_threshold(p_D, None, plain.num_sent)
         assert int((p_D != 0).sum()) < plain.num_sent or estimate > plain.values.abs().min()
         return
@@ -229,7 +229,7 @@ def test_top_k_by_a_sampled_threshold_is_exact(seed: int, density: float, ties: 
         lambda: GammaFedHT(density=0.01),
     ],
 )
-def test_long_vectors_are_divided_as_short_ones_are_at_every_learning_rate(
+def test_long_and_short_vectors_are_split_alike_at_every_learning_rate(
     make: Callable[[], Compressor], half_precision: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size, random = threshold_pass.SHORTEST + 77, torch.Generator().manual_seed(3)
@@ -251,7 +251,7 @@ def test_long_vectors_are_divided_as_short_ones_are_at_every_learning_rate(
         residual_D = left_D.clone()
 
 
-def test_the_estimate_is_rarely_too_high() -> None:
+def test_the_sampled_threshold_is_rarely_too_high() -> None:
     for seed in range(20):
         p_D = torch.randn(300_000, generator=torch.Generator().manual_seed(seed))
         parts = split_largest(p_D, None, 3000, None)

@@ -1,4 +1,4 @@
-"""Hard thresholds: what reaches them, how they follow the learning rate, how they are calibrated."""
+"""Hard thresholds: selection of entries, dependence on the learning rate, and calibration."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def sparse(update: Update) -> SparseUpdate:
     st.lists(st.sampled_from([0.0, -0.0, 0.5, -0.5]) | st.floats(-2, 2, width=32), min_size=1, max_size=60),
     st.sampled_from([0.0, 0.25, 0.5, 3.0]),
 )
-def test_hard_threshold_keeps_what_reaches_it(numbers: list[float], threshold: float) -> None:
+def test_hard_threshold_keeps_entries_at_or_above_it(numbers: list[float], threshold: float) -> None:
     vector = torch.tensor(numbers, dtype=torch.float32)
     want = [i for i, x in enumerate(vector.tolist()) if abs(x) >= threshold and x != 0]
     for compressor in (HardThreshold(threshold), GammaFedHT(threshold, alpha=0.5, law="power")):
         assert sparse(compressor.compress(vector, lr=0.1)).indices.tolist() == want
 
 
-def test_all_below_the_threshold_sends_no_value_and_decodes() -> None:
+def test_an_update_below_the_threshold_sends_no_values_and_decodes() -> None:
     update = HardThreshold(threshold=1.0).compress(torch.full((1000,), 0.99), lr=0.1)
     payload = encode(update, round=0, client=1)
     assert len(payload) == 57  # the header, and the parameter of an empty Rice stream
@@ -56,7 +56,9 @@ def test_all_below_the_threshold_sends_no_value_and_decodes() -> None:
 @pytest.mark.parametrize(
     ("threshold", "density"), [(None, None), (0.1, 0.1), (-0.1, None), (float("nan"), None), (float("inf"), None)]
 )
-def test_settings_of_the_threshold(kind: type[HardThreshold], threshold: float | None, density: float | None) -> None:
+def test_wrong_thresholds_and_densities_are_refused(
+    kind: type[HardThreshold], threshold: float | None, density: float | None
+) -> None:
     with pytest.raises(ConfigurationError, match=r"Expected .*threshold.* but got"):
         kind(threshold=threshold, density=density)
 
@@ -73,24 +75,24 @@ def test_settings_of_the_threshold(kind: type[HardThreshold], threshold: float |
         ({"final_lr": 0.1, "law": "power"}, "Expected no final_lr with law: power"),
     ],
 )
-def test_wrong_settings_of_the_law(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_settings_of_the_law_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         GammaFedHT(threshold=0.1, **wrong)
 
 
 @pytest.mark.parametrize("law", ["paper", "power"])
-def test_first_learning_rate_of_zero_is_no_reference(law: Law) -> None:
+def test_a_first_learning_rate_of_zero_is_refused_as_reference(law: Law) -> None:
     with pytest.raises(ConfigurationError, match=r"reference_lr.* but got 0.0"):
         GammaFedHT(threshold=0.1, law=law).compress(torch.ones(3), lr=0.0)
     assert GammaFedHT(threshold=0.1, alpha=0.0, law=law).compress(torch.ones(3), lr=0.0).num_sent == 3
     assert GammaFedHT(threshold=0.1, reference_lr=0.1, law=law).compress(torch.ones(3), lr=0.0).num_sent == 3
 
 
-# How the threshold follows the learning rate.
+# Dependence on the learning rate.
 
 
 def paper(lr: float, first: float, last: float, alpha: float) -> float:
-    """Line 11 of algorithm 1, as it is printed there."""
+    """Return the value of line 11 of algorithm 1 in the paper."""
     return float(
         np.sqrt(
             lr**alpha * (first * last) ** (alpha / 2) / (lr ** (2 * alpha) + (first * last) ** alpha), dtype=np.float64
@@ -99,7 +101,7 @@ def paper(lr: float, first: float, last: float, alpha: float) -> float:
 
 
 @given(st.floats(1e-4, 1), st.floats(1e-4, 1), st.floats(1e-4, 1), st.floats(0, 3))
-def test_the_papers_law_is_line_eleven_of_its_algorithm(lr: float, first: float, last: float, alpha: float) -> None:
+def test_the_papers_law_equals_line_11_of_its_algorithm(lr: float, first: float, last: float, alpha: float) -> None:
     compressor = GammaFedHT(threshold=0.3, alpha=alpha, law="paper", reference_lr=first, final_lr=last)
     assert compressor.threshold(lr) == pytest.approx(0.3 * paper(lr, first, last, alpha), rel=1e-12)
 
@@ -118,14 +120,14 @@ def test_the_papers_law_has_its_peak_between_first_and_last_learning_rate() -> N
     assert {constant.scale(float(lr)) for lr in rates} == {math.sqrt(0.5)}
 
 
-def test_extreme_learning_rates_overflow_in_no_law() -> None:
+def test_extreme_learning_rates_do_not_overflow() -> None:
     compressor = GammaFedHT(threshold=1.0, alpha=50.0, law="paper", reference_lr=1e30, final_lr=1e-30)
     assert compressor.scale(1e-300) == 0.0
     assert compressor.scale(0.0) == 0.0
     assert compressor.scale(1.0) == pytest.approx(math.sqrt(0.5))
 
 
-def test_a_run_knows_its_first_and_last_learning_rate() -> None:
+def test_the_first_and_last_learning_rate_come_from_the_run() -> None:
     compressor = GammaFedHT(threshold=1.0)
     compressor.setup(Facts((5,), rounds=3, lrs=(0.4, 0.2, 0.1), cohort=1))
     assert compressor.scale(0.2) == pytest.approx(math.sqrt(0.5))  # the geometric mean of 0.4 and 0.1
@@ -143,7 +145,7 @@ def test_a_run_knows_its_first_and_last_learning_rate() -> None:
     st.floats(0, 3),
     st.floats(1e-4, 1) | st.none(),
 )
-def test_falling_learning_rate_never_raises_the_threshold_of_the_power_law(
+def test_a_falling_learning_rate_never_raises_the_threshold_of_the_power_law(
     rates: list[float], alpha: float, reference_lr: float | None
 ) -> None:
     compressor = GammaFedHT(threshold=0.3, alpha=alpha, law="power", reference_lr=reference_lr)
@@ -157,7 +159,7 @@ def test_falling_learning_rate_never_raises_the_threshold_of_the_power_law(
 
 
 @pytest.mark.parametrize(("law", "factor"), [("power", 1.0), ("paper", math.sqrt(0.5))])
-def test_constant_learning_rate_is_the_plain_hard_threshold(law: Law, factor: float) -> None:
+def test_a_constant_learning_rate_gives_the_plain_hard_threshold(law: Law, factor: float) -> None:
     plain = HardThreshold(threshold=0.8 * factor)
     for alpha in (0.0, 0.5, 1.0):
         compressor = GammaFedHT(threshold=0.8, alpha=alpha, law=law)
@@ -167,7 +169,7 @@ def test_constant_learning_rate_is_the_plain_hard_threshold(law: Law, factor: fl
 
 
 @pytest.mark.parametrize("size", [300, SHORTEST])
-def test_the_threshold_falls_with_the_learning_rate_behind_the_door_too(size: int) -> None:
+def test_error_feedback_lowers_the_threshold_with_the_learning_rate(size: int) -> None:
     feedback = ErrorFeedback(GammaFedHT(threshold=2.0, alpha=2.0, law="power"))
     for round, lr in enumerate((0.4, 0.2, 0.1)):
         delta_D = normal(size, round)
@@ -180,8 +182,8 @@ def test_the_threshold_falls_with_the_learning_rate_behind_the_door_too(size: in
         )
 
 
-def test_density_under_a_falling_learning_rate() -> None:
-    """Deltas and learning rate both times 0.1: α = 1 keeps the density, α = 0 loses nearly all of it."""
+def test_alpha_one_keeps_the_density_under_a_falling_learning_rate() -> None:
+    """Deltas and learning rate shrink by a factor of 10: α = 1 keeps the density, α = 0 loses nearly all entries."""
     vector = normal(20_000, 3)
     densities = {}
     for alpha in (0.0, 1.0):
@@ -208,14 +210,14 @@ def test_clients_with_more_samples_have_a_lower_threshold(size: int) -> None:
 
 
 def slow_weighted_median(values: list[float], weights: list[int]) -> float:
-    """The smallest value once each is repeated as often as its weight says and the lower middle is taken."""
+    """Return the lower median of the values, each repeated as often as its weight."""
     repeated = sorted(value for value, weight in zip(values, weights, strict=True) for _ in range(weight))
     return repeated[(len(repeated) - 1) // 2]
 
 
 @settings(max_examples=200)
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 30)), min_size=1, max_size=12))
-def test_weighted_median(pairs: list[tuple[float, int]]) -> None:
+def test_weighted_median_equals_a_slow_reference(pairs: list[tuple[float, int]]) -> None:
     values, weights = [v for v, _ in pairs], [w for _, w in pairs]
     got = weighted_median(values, weights)
     assert got == slow_weighted_median(values, weights)
@@ -238,7 +240,7 @@ def test_calibration_is_the_median_of_the_kth_magnitudes(kind: type[HardThreshol
     compressor.end_round()
     want = slow_weighted_median(kth, [vector.numel() for vector in vectors])
     assert compressor.threshold(0.1) == want
-    # From now on it is a threshold, and it stays.
+    # The threshold is now set and does not change.
     update = sparse(compressor.compress(vectors[1], lr=0.1))
     assert update.indices.tolist() == [i for i, x in enumerate(vectors[1].tolist()) if abs(x) >= want]
     compressor.observe(update)
@@ -246,7 +248,7 @@ def test_calibration_is_the_median_of_the_kth_magnitudes(kind: type[HardThreshol
     assert compressor.threshold(0.1) == want
 
 
-def test_calibration_goes_on_until_an_update_is_accepted() -> None:
+def test_calibration_continues_until_an_update_is_accepted() -> None:
     compressor = GammaFedHT(density=0.1, alpha=1.0, law="power")
     for round, lr in enumerate([0.4, 0.2]):
         for client in range(3):
@@ -257,12 +259,12 @@ def test_calibration_goes_on_until_an_update_is_accepted() -> None:
         compressor.end_round()
         assert (compressor.threshold(lr) is None) == (round == 0)
     initial = float(np.median([np.sort(np.abs(normal(100, client).numpy()))[-10] for client in range(3)]))
-    assert compressor.threshold(0.2) == pytest.approx(initial)  # as it was in the round of the calibration
+    assert compressor.threshold(0.2) == pytest.approx(initial)  # equal to that of the calibration round
     assert compressor.threshold(0.1) == pytest.approx(initial / 2)
 
 
-def test_a_tensor_that_is_sent_later_has_the_learning_rate_of_its_calibration_for_reference() -> None:
-    """Deltas shrink with the learning rate: at α = 1 every tensor keeps its density, whenever it came."""
+def test_the_reference_lr_of_a_tensor_is_that_of_its_calibration() -> None:
+    """Deltas shrink with the learning rate: at α = 1 every tensor keeps its density, also one calibrated later."""
     compressor = GammaFedHT(density=0.1, alpha=1.0, law="power", scope="layer")
     shallow, deep = Layout({"first": (1000,)}), Layout({"first": (1000,), "last": (1000,)})
     for round in range(8):
@@ -277,12 +279,12 @@ def test_a_tensor_that_is_sent_later_has_the_learning_rate_of_its_calibration_fo
 
 
 @pytest.mark.parametrize(("alpha", "reference_lr"), [(100.0, 1e-10), (1e6, 0.05)])
-def test_a_threshold_beyond_every_number_is_refused(alpha: float, reference_lr: float) -> None:
+def test_an_infinite_threshold_is_refused(alpha: float, reference_lr: float) -> None:
     with pytest.raises(ConfigurationError, match="Expected alpha and reference_lr that give a finite threshold but"):
         GammaFedHT(threshold=0.1, alpha=alpha, law="power", reference_lr=reference_lr).compress(normal(3, 0), lr=0.1)
 
 
-def test_calibration_never_settles_on_zero() -> None:
+def test_calibration_never_gives_a_zero_threshold() -> None:
     compressor = HardThreshold(density=0.5)
     for vector in (torch.zeros(10), torch.ones(10)):
         assert compressor.threshold(0.1) is None
@@ -291,7 +293,7 @@ def test_calibration_never_settles_on_zero() -> None:
     assert compressor.threshold(0.1) == 1.0
 
 
-def test_calibration_makes_room_for_residuals_that_pile_up() -> None:
+def test_calibration_allows_for_accumulating_residuals() -> None:
     """λ² is the k-th magnitude times 0.3 ‖Δ‖₁ / k, if that is the larger one; reports of the first round tell ‖Δ‖₁."""
     for density, delta_D in [(0.01, normal(5000, 1)), (0.9, torch.arange(5000.0))]:
         compressor = HardThreshold(density=density)

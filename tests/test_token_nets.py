@@ -1,4 +1,4 @@
-"""Nets for token ids: their values against torch's own layers and NumPy, padding, and what they refuse."""
+"""Nets for token ids: their values against torch's layers and NumPy, padding, and refused inputs."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def randomised(net: nn.Module) -> nn.Module:
-    """Move biases and norm weights off 0 and 1."""
+    """Change biases and norm weights from 0 and 1."""
     random = torch.Generator().manual_seed(1)
     for parameter in net.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=random)
     return net.eval()
 
 
-def test_a_layer_is_torchs_lstm() -> None:
+def test_an_lstm_layer_equals_torchs() -> None:
     layer, reference = LSTMLayer(5, 6, 1.0), nn.LSTM(5, 6, batch_first=True)
     randomised(layer)
     with torch.no_grad():
@@ -60,11 +60,11 @@ def test_a_layer_is_torchs_lstm() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
-def test_attention_is_torchs(causal: bool, padded: bool) -> None:
+def test_attention_equals_torchs(causal: bool, padded: bool) -> None:
     attention, x = Attention(12, 3, 1.0), torch.randn(2, 5, 12)
     randomised(attention)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool() if padded else None
-    found = attention(x, attended(mask, causal, 5, x.device))
+    actual = attention(x, attended(mask, causal, 5, x.device))
     stacked = torch.cat([attention.qkv_weight[:, i, h] for i in range(3) for h in range(3)])
     out = torch.cat([attention.out_weight[:, h] for h in range(3)], dim=1)
     x = x.transpose(0, 1)
@@ -73,8 +73,8 @@ def test_attention_is_torchs(causal: bool, padded: bool) -> None:
         key_padding_mask=None if mask is None else ~mask,
         attn_mask=torch.ones(5, 5).triu(1).bool() if causal else None,
     )
-    real = torch.ones(2, 5).bool() if mask is None else mask  # what padding reads is of no use
-    assert torch.allclose(found[real], expected.transpose(0, 1)[real], rtol=1e-10)
+    real = torch.ones(2, 5).bool() if mask is None else mask  # outputs at padding are not used
+    assert torch.allclose(actual[real], expected.transpose(0, 1)[real], rtol=1e-10)
 
 
 BY_HAND = {"lstm": lstm_by_hand, "transformer": transformer_by_hand}
@@ -83,10 +83,10 @@ BY_HAND = {"lstm": lstm_by_hand, "transformer": transformer_by_hand}
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("rule", [Prefix, Rolling, RandomChannels])
 @pytest.mark.parametrize("kind", BY_HAND)
-def test_a_sub_model_computes_with_its_channels_of_the_global_weights(
+def test_a_sub_model_equals_numpy_on_its_channels_of_the_global_weights(
     kind: str, rule: type[PartRule], training: bool
 ) -> None:
-    """Gates and heads are whole, and layers that belong together have the same channels; a Scaler divides by 1/2."""
+    """Sub-models keep whole gates and heads, connected layers have the same channels, and the Scaler divides by 1/2."""
     depth = {} if kind == "lstm" else {"depth": 2}
     factory: Callable[..., nn.Module] = lambda **sizes: SMALL[kind](num_classes=CLASSES, **sizes)  # noqa: E731
     levels = LevelSet(factory, {"a": Level("a"), "b": Level("b", 0.5, **depth)}, seed=0)
@@ -96,10 +96,10 @@ def test_a_sub_model_computes_with_its_channels_of_the_global_weights(
     for name, parameter in parameters_of(net).items():
         parameter.data.copy_(take(whole[name], part[name]))
     ids = tokens(3)
-    found = net.train(training)(ids)
+    actual = net.train(training)(ids)
     weights = {name: tensor.detach().numpy() for name, tensor in whole.items()}
     expected = [BY_HAND[kind](weights, each.numpy(), part, 2.0 if training else 1.0) for each in ids]
-    assert torch.allclose(found, torch.from_numpy(np.stack(expected)), rtol=1e-9)
+    assert torch.allclose(actual, torch.from_numpy(np.stack(expected)), rtol=1e-9)
 
 
 OUTPUTS: dict[str, dict[str, Any]] = {"classes": {"num_classes": CLASSES}, "tokens": {"pooling": "none"}}
@@ -117,21 +117,21 @@ def test_the_nets_nest_in_width_and_depth(kind: str, outputs: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_shapes_of_outputs(kind: str) -> None:
+def test_outputs_have_the_documented_shapes(kind: str) -> None:
     exits = (3,) if kind == "exits" else ()
     assert SMALL[kind](CLASSES)(tokens(5)).shape == (*exits, 5, CLASSES)
     assert SMALL[kind](pooling="none")(tokens(5)).shape == (*exits, 5, 7, VOCABULARY)
 
 
 @pytest.mark.parametrize("integers", [torch.uint8, torch.int16, torch.int32])
-def test_ids_of_any_integer_type(integers: torch.dtype) -> None:
+def test_token_ids_of_any_integer_dtype_are_accepted(integers: torch.dtype) -> None:
     net = SMALL["lstm"](CLASSES)
     assert torch.equal(net(tokens(5).to(integers)), net(tokens(5)))
 
 
 @pytest.mark.parametrize(("kind", "side"), [("lstm", "left"), *((kind, "right") for kind in SMALL)])
-def test_padding_changes_nothing(kind: str, side: str) -> None:
-    """A Transformer's positions are counted from the left, padding included."""
+def test_padding_does_not_change_outputs(kind: str, side: str) -> None:
+    """A Transformer counts positions from the left, including padding."""
     net = randomised(SMALL[kind](CLASSES, padding=0))
     ids = tokens(4) % (VOCABULARY - 1) + 1
     padding = [torch.zeros(4, 3).long()]
@@ -144,14 +144,14 @@ def test_padding_changes_nothing(kind: str, side: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_a_sequence_of_padding_alone_has_finite_outputs_and_gradients(kind: str) -> None:
+def test_a_sequence_of_padding_only_has_finite_outputs_and_gradients(kind: str) -> None:
     net = SMALL[kind](CLASSES, padding=0)
     net(torch.zeros(2, 5).long()).sum().backward()
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in net.parameters())
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_a_language_model_reads_no_later_token(kind: str) -> None:
+def test_a_language_model_ignores_later_tokens(kind: str) -> None:
     net, ids = SMALL[kind](pooling="none"), tokens(4)
     changed = ids.clone()
     changed[:, 5] = (ids[:, 5] + 1) % VOCABULARY
@@ -186,14 +186,14 @@ def test_impossible_settings_are_refused(make: Callable[[], nn.Module], message:
         (tokens(4) + VOCABULARY, "index out of range"),
     ],
 )
-def test_inputs_that_are_no_ids_are_refused_at_the_start(inputs: Tensor, message: str) -> None:
+def test_inputs_that_are_not_token_ids_are_refused_at_the_start(inputs: Tensor, message: str) -> None:
     levels = LevelSet(lambda **sizes: SMALL["transformer"](CLASSES, **sizes), small_levels(1.0, 0.5), seed=0)
     with pytest.raises(ConfigurationError, match=message) as error:
         levels.inspect(inputs, (4, CLASSES))
     assert "\n" not in str(error.value)
 
 
-def test_dropout_is_off_unless_it_is_asked_for() -> None:
+def test_dropout_is_off_by_default() -> None:
     for factory in SMALL.values():
         net, noisy = factory(CLASSES).train(), factory(CLASSES, dropout=0.5).train()
         assert torch.equal(net(tokens(3)), net(tokens(3)))
@@ -211,8 +211,8 @@ def test_flops_by_hand() -> None:
     assert training == 3 * transformer
 
 
-def test_every_linear_map_but_the_classifier_has_a_scaler_behind_it() -> None:
-    """HeteroFL's places; the widths are those of the level."""
+def test_a_scaler_follows_every_linear_map_except_the_classifier() -> None:
+    """The Scalers are at HeteroFL's places; their widths are those of the level."""
     net = SMALL["transformer"](CLASSES, width=0.5)
     assert [name for name, layer in net.named_modules() if isinstance(layer, Scaler) and layer.width == 0.5] == [
         "embedding.scaler",

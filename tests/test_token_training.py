@@ -1,4 +1,4 @@
-"""Nets for token ids in training: every part rule, every executor, exits."""
+"""Training of token nets: every part rule, every executor, and exits."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Pixels(nn.Module):
 
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize(("kind", "made"), PAIRS)
-def test_every_rules_parts_train_alike_in_every_executor(kind: str, made: type[PartRule]) -> None:
-    """Steps of clients at once equal those of single ones to 1e-12, and those in other processes to the bit."""
+def test_every_part_rule_trains_alike_in_every_executor(kind: str, made: type[PartRule]) -> None:
+    """Stacked steps equal single ones to 1e-12, and steps in other processes are equal bit for bit."""
     rule = made()
     levels = {**LEVELS, "b": Level("b", 0.5, density=0.4)} if rule.masks else LEVELS
     problem = Problem(LocalTraining(batch_size=8, optimizer=sgd()), partial(Pixels, kind), levels)
@@ -69,7 +69,7 @@ def test_every_rules_parts_train_alike_in_every_executor(kind: str, made: type[P
 
 
 def data() -> TensorData:
-    """Return sequences whose class is the remainder of their first token."""
+    """Return sequences whose class is the first token modulo the number of classes."""
     ids = tokens(60)
     targets = ids[:, 0] % CLASSES
     return TensorData(
@@ -83,7 +83,7 @@ def data() -> TensorData:
 
 
 def trained(fit: Fit, kind: str, method: type[FederatedModule] = HeteroFL, **settings: Any) -> None:
-    """Train a net for two rounds, after which every tensor has moved."""
+    """Train a net for two rounds, and check that every tensor has changed."""
     module = small_module(method, net=partial(SMALL[kind], CLASSES), **settings)
     before = {name: tensor.clone() for name, tensor in module.net.state_dict().items()}
     fit(module, data(), rounds=2)
@@ -91,8 +91,8 @@ def trained(fit: Fit, kind: str, method: type[FederatedModule] = HeteroFL, **set
     assert all(bool((after[name] != tensor).any()) for name, tensor in before.items())
 
 
-def test_an_lstm_trains_by_width_in_rolling_windows(fit: Fit) -> None:
-    """The run checks that the nets nest in the parts of two rounds, and counts FLOPs."""
+def test_an_lstm_trains_with_rolling_windows_of_width(fit: Fit) -> None:
+    """The run also checks that the nets nest in the parts of two rounds, and counts FLOPs."""
     trained(fit, "lstm", levels=LEVELS, parts=Rolling())
 
 

@@ -1,4 +1,4 @@
-"""Where compressors send and what residuals keep: against the updates that arrived, and against the stores."""
+"""Densities of uploads and sizes of residuals: against the arrived updates and against the stores."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sparse(store: ClientStore | None = None) -> ErrorFeedback:
     return ErrorFeedback(TopK(0.1), residuals=store)
 
 
-def test_density_is_that_of_the_updates_that_arrived(fit: Fit) -> None:
+def test_density_equals_a_count_over_the_arrived_updates(fit: Fit) -> None:
     module, recorder = small_module(SparesBiases, uplink=sparse()), Recorder()
     trainer = fit(module, rounds=4, callbacks=[recorder, Snapshots(2)])
     table = layer_density(load_snapshots(folder_of(trainer)).layers())
@@ -62,7 +62,7 @@ def test_density_is_that_of_the_updates_that_arrived(fit: Fit) -> None:
             assert table.loc[name, round] == pytest.approx(expected, nan_ok=True)
 
 
-def test_density_of_what_nobody_holds_is_not_known() -> None:
+def test_density_of_a_tensor_without_holders_is_nan() -> None:
     rows = [(0, "a", "t", 0, 0), (1, "a", "t", 4, 1), (1, "b", "t", 4, 3)]
     table = layer_density(pd.DataFrame(rows, columns=["step", "level", "tensor", "held", "sent"]))
     assert np.isnan(table.loc["t", 0])  # type: ignore[arg-type]
@@ -75,21 +75,21 @@ blocks = st.dictionaries(
 
 
 @given(st.dictionaries(st.integers(0, 9), blocks))
-def test_residuals_per_tensor_are_added_up_over_clients(clients: dict[int, dict[str, Tensor]]) -> None:
+def test_residuals_per_tensor_are_summed_over_clients(clients: dict[int, dict[str, Tensor]]) -> None:
     store = MemoryStore()
-    for client, own in clients.items():
-        store.save(client, own, round=0)
+    for client, tensors in clients.items():
+        store.save(client, tensors, round=0)
     table = layer_residuals(store)
-    assert set(table.index) == {name for own in clients.values() for name in own}
+    assert set(table.index) == {name for tensors in clients.values() for name in tensors}
     for name in table.index:
-        mine = [own[name] for own in clients.values() if name in own]
-        squares = [float(value) ** 2 for block in mine for value in block.double()]
-        assert table.loc[name, "clients"] == len(mine)
+        held = [tensors[name] for tensors in clients.values() if name in tensors]
+        squares = [float(value) ** 2 for block in held for value in block.double()]
+        assert table.loc[name, "clients"] == len(held)
         assert table.loc[name, "norm"] == pytest.approx(math.sqrt(sum(squares)))
         assert table.loc[name, "rms"] == pytest.approx(math.sqrt(sum(squares) / len(squares)))
 
 
-def test_residuals_of_a_run_are_those_of_its_metrics(fit: Fit) -> None:
+def test_residuals_of_a_run_match_its_metrics(fit: Fit) -> None:
     module = small_module(uplink=sparse())
     trainer = fit(module, rounds=3)
     table = layer_residuals(module.uplink.residuals)
@@ -106,17 +106,17 @@ def test_residuals_are_read_from_a_checkpoint(fit: Fit, tmp_path: Path, store: t
     path = folder_of(trainer) / "checkpoints" / "last.ckpt"
     trainer.save_checkpoint(path)
     files = sorted(folder_of(trainer).rglob("*"))
-    loaded, own = load_residuals(path), module.uplink.residuals
-    assert loaded.clients() == own.clients() != []
-    for client in own.clients():
-        assert loaded.load(client).keys() == own.load(client).keys()
-        assert all(torch.equal(block, own.load(client)[name]) for name, block in loaded.load(client).items())
-    pd.testing.assert_frame_equal(layer_residuals(loaded), layer_residuals(own))
-    assert sorted(folder_of(trainer).rglob("*")) == files, "reading leaves a run as it was"
+    loaded, stored = load_residuals(path), module.uplink.residuals
+    assert loaded.clients() == stored.clients() != []
+    for client in stored.clients():
+        assert loaded.load(client).keys() == stored.load(client).keys()
+        assert all(torch.equal(block, stored.load(client)[name]) for name, block in loaded.load(client).items())
+    pd.testing.assert_frame_equal(layer_residuals(loaded), layer_residuals(stored))
+    assert sorted(folder_of(trainer).rglob("*")) == files, "reading must not change a run"
     if store is DiskStore:
         path = path.rename(tmp_path / "moved.ckpt")
         elsewhere = load_residuals(path, folder=folder_of(trainer) / "residuals")
-        assert elsewhere.load(own.clients()[0]).keys() == own.load(own.clients()[0]).keys()
+        assert elsewhere.load(stored.clients()[0]).keys() == stored.load(stored.clients()[0]).keys()
 
 
 def test_a_checkpoint_without_residuals_is_refused(tmp_path: Path) -> None:

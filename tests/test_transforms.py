@@ -1,4 +1,4 @@
-"""Raw samples to batches, against loops over samples and torchvision."""
+"""Transforms from raw samples to batches, against loops over samples and torchvision."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def test_crop_and_flip_match_a_loop_over_samples() -> None:
         np.testing.assert_array_equal(flipped[i].numpy(), image[:, :, ::-1] if flips[i] else image)
 
 
-def test_training_pads_with_raw_black_before_normalising() -> None:
+def test_training_pads_with_black_before_normalising() -> None:
     transform = ImageTransform(mean=(0.5,), std=(0.25,), padding=1)
     batch = transform.train(torch.full((200, 1, 1, 1), 255, dtype=torch.uint8), random_generator())
     white = (batch.flatten() - 2.0).abs() < 1e-5
-    assert (batch.flatten()[~white] == -2.0).all()  # the border is black: not 0, the mean
+    assert (batch.flatten()[~white] == -2.0).all()  # the border is black, which differs from the mean 0
     assert int(white.sum()) == pytest.approx(200 / 9, abs=15)
 
 
@@ -58,7 +58,7 @@ def test_training_transform_is_a_function_of_the_generator() -> None:
     assert not torch.equal(first, other)
 
 
-def test_without_augmentation_training_is_evaluation() -> None:
+def test_without_augmentation_the_training_transform_equals_the_evaluation_transform() -> None:
     images, transform = random_images(10, 1, 8, 8), ImageTransform((0.13,), (0.31,))
     before = random_generator().get_state()
     generator = random_generator()
@@ -76,7 +76,7 @@ def test_evaluation_matches_torchvision() -> None:
     torch.testing.assert_close(ImageTransform(mean, std).eval(stacked).view(4, 3, 32, 32), expected)
 
 
-def test_batches_have_the_default_type() -> None:
+def test_batches_have_the_default_dtype() -> None:
     torch.set_default_dtype(torch.float64)
     try:
         assert ImageTransform((0.5,), (0.5,)).eval(random_images(2, 1, 4, 4)).dtype == torch.float64
@@ -91,7 +91,7 @@ def test_batches_have_the_default_type() -> None:
     [{"mean": (0.5,), "std": (0.5, 0.5)}, {"mean": (), "std": ()}, {"mean": (0.5,), "std": (0.0,)},
      {"mean": (0.5,), "std": (0.5,), "padding": -1}, {"mean": (0.5,), "std": (0.5,), "maximum": 0.0}],
 )  # fmt: skip
-def test_transforms_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
+def test_impossible_transforms_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="Expected"):
         ImageTransform(**arguments)
 

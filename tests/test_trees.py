@@ -1,4 +1,4 @@
-"""Token ids, and inputs that are tuples or dicts: from the data set to every executor, statistics, files and nodes."""
+"""Inputs that are token ids, tuples or dicts: in data sets, executors, statistics, files and nodes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def same(a: Any, b: Any) -> bool:
 TREE = {"a": torch.arange(6).view(3, 2), "b": (torch.rand(3), [torch.ones(3, 1, dtype=torch.bool)])}
 
 
-def test_trees_are_indexed_cut_stacked_and_cast_leaf_by_leaf() -> None:
+def test_trees_are_indexed_sliced_stacked_and_cast_leaf_by_leaf() -> None:
     assert length(TREE) == 3
     assert shapes(TREE) == ((3, 2), (3,), (3, 1))
     assert in_words(TREE) == "{a: int64 (3, 2), b: (float32 (3), (bool (3, 1)))}".replace("(3)", "(3,)")
@@ -67,7 +67,7 @@ def test_trees_of_different_structure_are_not_joined(other: Any) -> None:
 
 
 @EACH_FORM
-def test_clients_get_their_samples_as_they_were_given(form: str) -> None:
+def test_client_samples_keep_their_tree_structure_and_values(form: str) -> None:
     data = Given(form, val_fraction=0.0)
     data.setup()
     inputs, targets = raw(form, 150, 0)
@@ -81,7 +81,7 @@ def test_clients_get_their_samples_as_they_were_given(form: str) -> None:
 
 
 class Source:
-    """Three clients of trees."""
+    """Three clients with tree inputs."""
 
     def __init__(self, form: str) -> None:
         self.data = Given(form, val_fraction=0.0)
@@ -111,14 +111,14 @@ EXECUTORS: dict[str, Callable[[], Executor]] = {
 @EACH_FORM
 @pytest.mark.parametrize("name", [*list(EXECUTORS)[:-1], pytest.param("auto", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("double_precision")
-def test_every_executor_trains_clients_alike(form: str, name: str) -> None:
+def test_every_executor_gives_equal_deltas_for_tree_inputs(form: str, name: str) -> None:
     tasks = tasks_of([2, 0, 1])
     executor = EXECUTORS[name]()
     try:
-        found, expected = results(executor, bench(form), tasks), results(Sequential(), bench(form), tasks)
+        actual, expected = results(executor, bench(form), tasks), results(Sequential(), bench(form), tasks)
     finally:
         executor.close()
-    for (delta, loss, *counts), (other, other_loss, *other_counts) in zip(expected, found, strict=True):
+    for (delta, loss, *counts), (other, other_loss, *other_counts) in zip(expected, actual, strict=True):
         assert delta.abs().max() > 1e-4
         assert torch.allclose(other, delta, rtol=0, atol=1e-12)
         assert other_loss == pytest.approx(loss, rel=1e-12)
@@ -126,7 +126,7 @@ def test_every_executor_trains_clients_alike(form: str, name: str) -> None:
 
 
 @EACH_FORM
-def test_a_federation_learns_and_goes_on_with_the_same_bits(fit: Fit, form: str, tmp_path: Path) -> None:
+def test_a_federation_on_tree_inputs_learns_and_resumes_with_the_same_bits(fit: Fit, form: str, tmp_path: Path) -> None:
     module = module_of(form)
     whole = fit(module, Given(form), rounds=2, name="whole")
     assert whole.callback_metrics["val/accuracy"] > 0.6
@@ -139,7 +139,7 @@ def test_a_federation_learns_and_goes_on_with_the_same_bits(fit: Fit, form: str,
 
 
 @EACH_FORM
-def test_predictions_are_those_of_the_net_with_and_without_a_data_module(fit: Fit, form: str) -> None:
+def test_predictions_equal_the_nets_with_and_without_a_data_module(fit: Fit, form: str) -> None:
     module, data = module_of(form), Given(form)
     trainer = fit(module, data, rounds=1)
     trainer.test(module, datamodule=data, verbose=False)
@@ -148,14 +148,14 @@ def test_predictions_are_those_of_the_net_with_and_without_a_data_module(fit: Fi
         expected = module.predict(module.submodel("a"), inputs)
     with_data: Any = trainer.predict(module, datamodule=data)
     plain = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    batch = inputs if isinstance(inputs, dict) else (inputs,)  # a tuple of inputs stands inside another one
+    batch = inputs if isinstance(inputs, dict) else (inputs,)  # a tuple of inputs is wrapped in another tuple
     without: Any = plain.predict(module, DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
     assert torch.equal(torch.cat(with_data), expected)
     assert torch.equal(torch.cat(without), expected)
 
 
 @pytest.mark.parametrize("form", ["dict", "tuple"])
-def test_files_of_predictions_refuse_several_inputs_in_a_line(form: str) -> None:
+def test_onnx_export_of_predictions_refuses_several_inputs(form: str) -> None:
     with pytest.raises(ConfigurationError, match=r"inputs of one tensor for format onnx .* but got [({]") as error:
         FORMATS["onnx"].encode(FORMS[form](), lambda net, inputs: net(inputs), raw(form, 4, 0)[0])
     assert "\n" not in str(error.value)
@@ -165,7 +165,7 @@ def test_files_of_predictions_refuse_several_inputs_in_a_line(form: str) -> None
     ("form", "format"),
     [*((form, "safetensors") for form in FORMS), pytest.param("tokens", "onnx", marks=pytest.mark.slow)],
 )
-def test_files_hold_what_inputs_are(fit: Fit, form: str, format: str, tmp_path: Path) -> None:
+def test_exported_cards_describe_the_inputs(fit: Fit, form: str, format: str, tmp_path: Path) -> None:
     module, data = module_of(form), Given(form)
     fit(module, data, rounds=1).test(module, datamodule=data, verbose=False)
     path = tmp_path / f"b.{format}"
@@ -184,20 +184,20 @@ def test_files_hold_what_inputs_are(fit: Fit, form: str, format: str, tmp_path: 
 
 
 @EACH_FORM
-def test_operations_are_those_of_the_layers(form: str) -> None:
+def test_flops_are_counted_for_tree_inputs(form: str) -> None:
     inputs = taken(raw(form, 4, 0)[0], slice(2))
     heads = 2 * 8 * CLASSES + (2 * 8 * 2 if form == "tuple" else 0)
     assert flops_per_sample(FORMS[form](), inputs)[0] == heads
 
 
 class Leading(MaskedNet):
-    """Means of channels depend on how many there are."""
+    """A net whose channel means depend on the number of channels."""
 
     def logits(self, x_NC: Tensor) -> Tensor:
         return super().logits(x_NC - x_NC.mean(1, keepdim=True))
 
 
-def test_nets_of_dicts_that_do_not_nest_are_refused(fit: Fit) -> None:
+def test_nets_with_dict_inputs_that_do_not_nest_are_refused(fit: Fit) -> None:
     with pytest.raises(ConfigurationError, match="Expected the net at level b to be the leading channels"):
         fit(module_of("dict", net=Leading), Given("dict"))
 
@@ -209,13 +209,13 @@ def test_nets_of_dicts_that_do_not_nest_are_refused(fit: Fit) -> None:
         (TextNet, "dict", r"level a to take inputs of \{tokens: int64 \(4, 6\), mask: bool \(4, 6\)\} but got: "),
     ],
 )
-def test_nets_that_cannot_take_the_inputs_are_refused_in_a_line(fit: Fit, net: Any, form: str, message: str) -> None:
+def test_nets_that_cannot_take_the_inputs_are_refused_in_one_line(fit: Fit, net: Any, form: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as error:
         fit(module_of(form, net=net, levels={"a": Level("a")}), Given(form))
     assert "\n" not in str(error.value)
 
 
-def test_budgets_of_operations_are_met_with_token_ids_and_refused_with_several_inputs(fit: Fit) -> None:
+def test_flops_budgets_work_for_token_ids_and_refuse_several_inputs(fit: Fit) -> None:
     flops = Budgets("flops", [1.0, 0.5], sample_shape=[6], sample_type="int64")
     module = module_of("tokens", levels=flops)
     assert module.levels.allowances["b"].cost == 0.5 * module.levels.allowances["a"].cost
@@ -229,6 +229,6 @@ def test_budgets_of_operations_are_met_with_token_ids_and_refused_with_several_i
         fit(other, Given("dict"))
 
 
-def test_a_folded_net_is_none_of_trees() -> None:
+def test_a_folded_net_refuses_dict_inputs() -> None:
     with pytest.raises((TypeError, AttributeError)):
         FoldedNet(MaskedNet())({}, raw("dict", 4, 0)[0])

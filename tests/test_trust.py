@@ -1,4 +1,4 @@
-"""A configuration runs nothing but constructors of the classes that it may name."""
+"""A configuration runs only constructors of classes from trusted packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hetfl.cli.starting import command_line, start
 from hetfl.cli.trust import USUAL, check_class_paths, class_paths, trusted_packages
 from hetfl.errors import ConfigurationError
 from tests.demo_cases import CONFIGS, DEMO, FEW, refused
-from tests.trust_cases import FILES, IMPORTING, IMPORTS, OWN, POPEN, RUNS, THING
+from tests.trust_cases import FILES, IMPORTING, IMPORTS, POPEN, RUNS, THING, USER_FUNCTION
 
 STRICT = "hetfl,torch,lightning"
 SHORT = [*DEMO, *FEW, "--trainer.max_epochs=1"]
@@ -31,7 +31,7 @@ VERBS = {
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("attack", "stranger"):
@@ -41,7 +41,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def make_run() -> None:
-    """Make a run folder with a checkpoint that nobody reads before the configuration."""
+    """Make a run folder with a checkpoint that is not read before the configuration."""
     Path("run/checkpoints").mkdir(parents=True)
     Path("run/checkpoints/last.ckpt").touch()
     Path("run/config.yaml").write_text((CONFIGS / "demo.yaml").read_text())
@@ -55,21 +55,24 @@ def test_no_configuration_runs_a_command(case: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_no_verb_runs_a_command(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_subcommand_runs_a_command(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     make_run()
     if verb == "data":  # no setting of a data set is a plain callable
         hostile, expected = (
-            ["--data.partitioner", OWN],
+            ["--data.partitioner", USER_FUNCTION],
             "data.partitioner: Import path attack.touch does not correspond",
         )
     else:
-        hostile, expected = ["--model.local.optimizer", OWN], "Expected a class as class_path but got attack.touch"
+        hostile, expected = (
+            ["--model.local.optimizer", USER_FUNCTION],
+            "Expected a class as class_path but got attack.touch",
+        )
     assert expected in refused(capsys, [*VERBS[verb], *hostile])
     assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize("verb", ["resume", "export", "compare"])
-def test_neither_does_a_run_that_came_from_someone_else(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_folder_of_someone_else_runs_no_command(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     make_run()
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace("{class_path: torch.optim.SGD", "{class_path: attack.touch"))
@@ -78,13 +81,13 @@ def test_neither_does_a_run_that_came_from_someone_else(verb: str, capsys: pytes
     assert not Path("ran").exists()
 
 
-def test_functions_that_say_what_they_return_are_taken() -> None:
+def test_functions_with_a_return_annotation_are_accepted() -> None:
     functions = ["--model.net=attack.make", "--model.server_optimizer=attack.optimize"]
     main(["describe", *SHORT, "--model.levels={a: {width: 1.0}}", "--model.check_nesting=false", *functions])
 
 
 @pytest.mark.parametrize("case", IMPORTS)
-def test_what_is_not_trusted_is_not_even_imported(
+def test_untrusted_packages_are_not_imported(
     case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HETFL_TRUSTED", STRICT)
@@ -93,26 +96,26 @@ def test_what_is_not_trusted_is_not_even_imported(
     assert not Path("ran").exists()
 
 
-def test_without_the_strict_mode_it_would_have_been(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_strict_mode_untrusted_packages_are_imported(capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, ["describe", *SHORT, "--model.net", THING])
     assert Path("ran").exists()
 
 
-def test_a_package_of_ones_own_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_package_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HETFL_TRUSTED", " torch , attack.Net ")
     whole = ["--model.levels={a: {width: 1.0}}", "--model.check_nesting=false", "--model.net=attack.Net"]
     main(["describe", *SHORT, *whole])
 
 
 @pytest.mark.parametrize("text", ["hetfl,,torch", "my package", "os.system()", "jsonargparse", "+", "a/b"])
-def test_what_is_no_list_of_packages_is_refused(
+def test_an_invalid_list_of_packages_is_refused(
     text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HETFL_TRUSTED", text)
     assert "Expected packages separated by commas in HETFL_TRUSTED" in refused(capsys, ["describe", *SHORT])
 
 
-def test_the_packages_that_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_packages_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trusted_packages() is None
     assert trusted_packages(USUAL) == USUAL
     monkeypatch.setenv("HETFL_TRUSTED", "mine.nets,torch")
@@ -123,20 +126,20 @@ def test_the_packages_that_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trusted_packages(USUAL) is None
 
 
-def test_a_beginning_of_a_name_is_no_package() -> None:
+def test_a_prefix_of_a_package_name_is_not_trusted() -> None:
     check_class_paths({"a": [{"class_path": "torch.nn.Linear"}]}, ["torch"])
     with pytest.raises(ConfigurationError, match=r"a.0.class_path: Expected a class of torch .* but got torchevil.Net"):
         check_class_paths({"a": [{"class_path": "torchevil.Net"}]}, ["torch"])
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.stem)
-def test_every_file_of_ours_needs_the_usual_packages_alone(file: Path) -> None:
+def test_every_packaged_configuration_needs_only_the_default_packages(file: Path) -> None:
     config = yaml.safe_load(file.read_text())
     check_class_paths(config, USUAL)
     assert "class_path" not in file.read_text() or list(class_paths(config))
 
 
-def test_a_node_and_a_server_trust_the_usual_packages(
+def test_a_node_and_a_server_trust_the_default_packages(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("flwr", reason="hetfl flower needs Flower: pip install 'hetfl[flower]'")
@@ -161,8 +164,8 @@ def test_a_node_and_a_server_trust_the_usual_packages(
     assert Path("ran").exists()
 
 
-def test_popen_is_what_it_seems() -> None:
-    """The attacks would run something: this one does where it is called."""
+def test_the_popen_attack_works_outside_hetfl() -> None:
+    """The attacks of these tests would run a command: this one does so when it is called."""
     import subprocess
 
     with subprocess.Popen(**yaml.safe_load(POPEN)["init_args"]) as process:

@@ -1,4 +1,4 @@
-"""Clients that are asked for losses and do not answer, as happens where they are on other machines."""
+"""Clients that do not answer requests for losses, as can happen with clients on other machines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.test_cluster_runs import Fit, grouped, module, rows
 
 
 class Silent(OwnClients):
-    """Client 3 never answers; client 5 says nothing on the second model."""
+    """Client 3 never answers; client 5 does not answer for the second model."""
 
     def __init__(self, module: FederatedModule) -> None:
         assert isinstance(module.clients, OwnClients)
@@ -39,7 +39,7 @@ def silenced(module: FederatedModule) -> Silent:
     return clients
 
 
-def test_no_answer_is_no_reason_to_take_a_model(fit: Fit) -> None:
+def test_a_client_that_does_not_answer_does_not_choose_a_model(fit: Fit) -> None:
     tested = module(IFCA(2))
     clients = silenced(tested)
     tested.clustering.setup(Facts([1] * 8))
@@ -50,7 +50,7 @@ def test_no_answer_is_no_reason_to_take_a_model(fit: Fit) -> None:
         assert dict(trained)[5] == 0
 
 
-def test_q_fedavg_does_without_an_update_that_it_cannot_weight(fit: Fit) -> None:
+def test_q_fedavg_drops_a_client_without_a_loss(fit: Fit) -> None:
     tested = module(None, aggregator=QFedAvg(1.0))
     clients = silenced(tested)
     table = rows(fit(tested, grouped(), rounds=2, limit_val_batches=0))
@@ -58,7 +58,7 @@ def test_q_fedavg_does_without_an_update_that_it_cannot_weight(fit: Fit) -> None
     assert table["sim/failed"].tolist() == [1.0, 1.0]
 
 
-def test_power_of_choice_is_not_keen_on_who_does_not_answer(fit: Fit) -> None:
+def test_power_of_choice_does_not_prefer_a_client_without_a_loss(fit: Fit) -> None:
     tested = module(None, selection=PowerOfChoice(8, 7), aggregator=HolderMean())
     clients = silenced(tested)
     fit(tested, grouped(), rounds=1, limit_val_batches=0)

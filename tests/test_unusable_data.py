@@ -1,4 +1,4 @@
-"""Samples and clients that cannot be used: refused by name, or left out."""
+"""Samples and clients that cannot be used are refused by name, or left out."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from tests.data_cases import SPLITS, flat, numbered, numbers, ready
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("named", [True, False])
-def test_values_that_no_net_can_take_are_refused_or_left_out(
-    value: float, split: Literal["train", "test"], named: bool
-) -> None:
+def test_non_finite_values_are_refused_or_left_out(value: float, split: Literal["train", "test"], named: bool) -> None:
     module = numbered(
         num_clients=None if named else 4,
         train_clients=[f"c{i % 4}" for i in range(200)] if named else None,
@@ -44,14 +42,14 @@ def test_values_that_no_net_can_take_are_refused_or_left_out(
     assert sorted(test) == [1000 + i for i in range(80) if split == "train" or i not in (0, 7)]
 
 
-def test_samples_without_any_usable_one_and_images_without_values_need_no_word() -> None:
+def test_data_without_any_usable_sample_is_refused() -> None:
     module = numbered(num_clients=4, drop_unusable=True)
     module.train_data = ClientData(torch.full((200, 1), torch.nan), module.train_data.targets)
     with pytest.raises(ConfigurationError, match="a training sample with finite values but all 200 have others"):
         module.setup()
 
 
-def test_a_client_transform_that_makes_values_unusable_is_named() -> None:
+def test_a_client_transform_that_makes_values_non_finite_is_named() -> None:
     class Blinding(FeatureNoise):
         def apply(self, inputs: Tensor, *rest: Any) -> Tensor:
             return inputs / 0
@@ -60,7 +58,7 @@ def test_a_client_transform_that_makes_values_unusable_is_named() -> None:
         ready(numbered(num_clients=4, client_transform=Blinding(0.1)))
 
 
-def test_a_transform_that_makes_values_unusable_is_named() -> None:
+def test_a_transform_that_makes_values_non_finite_is_named() -> None:
     class PerSample(Plain):
         def eval(self, inputs: Tensor) -> Tensor:
             return inputs / inputs.std(dim=1, correction=0, keepdim=True)
@@ -69,13 +67,13 @@ def test_a_transform_that_makes_values_unusable_is_named() -> None:
         ready(numbered(num_clients=4, transform=PerSample()))
 
 
-def test_one_class_is_nothing_to_learn() -> None:
+def test_data_with_a_single_class_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least 2 classes in the data of TensorData but got 1"):
         ready(numbered(num_classes=1, num_clients=4))
 
 
 def uneven(**changes: Any) -> TensorData:
-    """Six clients: bob and eve have one training sample each, and no test samples."""
+    """Return six clients: bob and eve have one training sample each and no test samples."""
     names = ["ann", "cat", "dan", "fay"]
     ids = [names[i % 4] for i in range(198)] + ["bob", "eve"]
     return numbered(
@@ -83,12 +81,12 @@ def uneven(**changes: Any) -> TensorData:
     )
 
 
-def test_small_clients_are_refused_by_their_names() -> None:
+def test_small_clients_are_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match=r"but client 1 \(id 'bob'\) has 1 \(2 clients have too few\): use"):
         ready(uneven())
 
 
-def test_small_clients_are_left_out_if_asked_for() -> None:
+def test_drop_small_clients_leaves_them_out() -> None:
     with pytest.warns(UserWarning, match=r"clients 'bob', 'eve' of 6 with fewer than 2 training samples .* left out"):
         module = ready(uneven(drop_small_clients=True))
     assert module.client_names == ("ann", "cat", "dan", "fay")
@@ -97,11 +95,11 @@ def test_small_clients_are_left_out_if_asked_for() -> None:
     for client in range(4):
         assert {number % 4 for number in numbers(module, "train")[client]} == {client}
         assert {number % 4 for number in numbers(module, "test")[client]} == {client}
-    assert int((module.resident.test_owner < 0).sum()) == 2  # bob's
+    assert int((module.resident.test_owner < 0).sum()) == 2  # bob's samples
     assert client_table(module)["id"].tolist() == ["ann", "cat", "dan", "fay"]
 
 
-def test_small_clients_of_a_partitioner_are_left_out_if_asked_for() -> None:
+def test_drop_small_clients_leaves_out_clients_of_a_partitioner() -> None:
     every = numbered(num_clients=40, partitioner=Dirichlet(0.05, min_samples=0), min_samples=0)
     sizes = ready(every).sizes
     assert min(sizes) < 2
@@ -111,18 +109,18 @@ def test_small_clients_of_a_partitioner_are_left_out_if_asked_for() -> None:
     assert numbers(module, "train") == [part for part in numbers(every, "train") if len(part) >= 2]
 
 
-def test_only_small_clients_are_refused() -> None:
+def test_data_with_small_clients_only_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"at least 500 training samples .* but the largest of 6 has 50"):
         ready(uneven(drop_small_clients=True, min_samples=500))
 
 
-def test_the_summary_names_clients_without_test_samples_and_those_of_one_class() -> None:
+def test_the_summary_names_clients_without_test_samples_and_clients_of_one_class() -> None:
     module = ready(uneven(min_samples=1))
     assert module.summary().endswith(
         "80 test, without test samples: client 4 ('eve'), of one class: clients 1 ('bob'), 4 ('eve')"
     )
 
 
-def test_without_test_samples_of_clients_there_is_no_second_loader() -> None:
+def test_there_is_no_second_loader_without_test_samples_of_clients() -> None:
     module = ready(numbered(train_clients=["a", "b"] * 100, test_clients=["c"] * 80, num_clients=None))
     assert len(module.val_dataloader()) == 1

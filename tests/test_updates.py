@@ -1,4 +1,4 @@
-"""Updates: what they stand for, against plain loops."""
+"""Updates: their dense form and counts, against plain loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.wire_cases import cases
 
 
 def dense_by_hand(update: Update) -> list[float]:
-    """Every entry by itself."""
+    """Return every entry, computed separately."""
     values = update.values.tolist()
     if isinstance(update, SparseUpdate):
         sent = dict(zip(update.indices.tolist(), values, strict=True))
@@ -39,7 +39,7 @@ def dense_by_hand(update: Update) -> list[float]:
 
 @settings(max_examples=300)
 @given(cases())
-def test_what_an_update_stands_for(case: tuple[Update, Layout, bool]) -> None:
+def test_dense_form_of_an_update_equals_a_loop(case: tuple[Update, Layout, bool]) -> None:
     update, layout, _ = case
     if isinstance(update, LowRankUpdate):
         update = update.with_values(update.values.double())
@@ -53,7 +53,7 @@ def test_what_an_update_stands_for(case: tuple[Update, Layout, bool]) -> None:
 
 
 @given(cases())
-def test_how_many_values_each_tensor_has(case: tuple[Update, Layout, bool]) -> None:
+def test_number_of_values_per_tensor_equals_a_loop(case: tuple[Update, Layout, bool]) -> None:
     update, layout, _ = case
     counts = update.num_sent_per_tensor(layout).tolist()
     assert sum(counts) == update.num_sent
@@ -67,9 +67,9 @@ def test_how_many_values_each_tensor_has(case: tuple[Update, Layout, bool]) -> N
 
 
 @pytest.mark.parametrize("counts", [(4,), (0, 0, 1), (2, 0, 3)])
-def test_sections_are_chosen_by_seeds_of_their_own(counts: tuple[int, ...]) -> None:
+def test_every_section_of_a_seeded_update_has_its_own_seed(counts: tuple[int, ...]) -> None:
     sizes = (9,) if len(counts) == 1 else (3, 0, 6)
-    for seed in (0, 2**64 - 1):  # the seed of the second section is 0 then
+    for seed in (0, 2**64 - 1):  # the second section's seed is then 0
         want, offset = [], 0
         for section, (size, count) in enumerate(zip(sizes, counts, strict=True)):
             want += [offset + place for place in by_hand.chosen(size, count, (seed + section) % 2**64)]
@@ -77,7 +77,7 @@ def test_sections_are_chosen_by_seeds_of_their_own(counts: tuple[int, ...]) -> N
         assert SeededUpdate.positions(seed, sizes, counts).tolist() == want
 
 
-def test_other_values_of_the_same_entries_drop_the_codes_and_keep_the_rest() -> None:
+def test_with_values_drops_the_codes_and_keeps_the_rest() -> None:
     exact = torch.ones(2)
     update = SparseUpdate(torch.ones(2), torch.tensor([0, 3]), 5, exact=exact).with_values(torch.zeros(2))
     assert isinstance(update, SparseUpdate)

@@ -1,4 +1,4 @@
-"""Bytes on the wire: round trips, the exact layout, what is refused and why."""
+"""The wire format: round trips, the exact layout, and the reasons of refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def long(number: int) -> bytes:
 
 @settings(max_examples=400)
 @given(cases())
-def test_round_trip_and_layout(case: tuple[Update, Layout, bool]) -> None:
+def test_every_update_survives_encoding_with_the_documented_bytes(case: tuple[Update, Layout, bool]) -> None:
     update, layout, half = case
     payload = encode(update, round=ROUND, client=CLIENT, half_precision=half)
     assert payload == message(update, ROUND, CLIENT, half)
@@ -48,7 +48,7 @@ def test_round_trip_and_layout(case: tuple[Update, Layout, bool]) -> None:
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_one_of_each(name: str) -> None:
+def test_a_fixed_update_of_every_kind_survives_encoding(name: str) -> None:
     assert PAYLOADS[name] == message(EACH[name], ROUND, CLIENT)
     assert_same(decode(PAYLOADS[name], expect(EACH[name], LAYOUT)), EACH[name])
 
@@ -60,7 +60,7 @@ def test_dense_size_is_the_length_of_the_encoding(dtype: torch.dtype) -> None:
         assert len(encode(update, round=0, client=0)) == dense_size(size, exact_size, dtype.itemsize)
 
 
-def test_every_index_and_long_gaps_come_back() -> None:
+def test_every_index_and_long_gaps_are_decoded() -> None:
     generator = np.random.default_rng(0)
     for size, count in [(50_000, 50_000), (50_000, 500), (2**33, 2000), (2**55, 3), (1, 1), (0, 0)]:
         chosen = np.arange(size) if count == size else np.unique(generator.integers(0, size, count))
@@ -68,7 +68,7 @@ def test_every_index_and_long_gaps_come_back() -> None:
         assert_same(decode(encode(update, round=ROUND, client=CLIENT), expect(update)), update)
 
 
-def test_half_precision_halves_the_values_and_is_widened() -> None:
+def test_half_precision_values_take_half_the_bytes_and_decode_to_float32() -> None:
     values = torch.randn(100, generator=torch.Generator().manual_seed(0))
     exact = torch.tensor([1 + 2**-20])
     update = DenseUpdate(values, exact=exact)
@@ -78,7 +78,7 @@ def test_half_precision_halves_the_values_and_is_widened() -> None:
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_decoded_tensors_own_their_memory(name: str) -> None:
+def test_decoded_tensors_do_not_share_the_payloads_memory(name: str) -> None:
     got = decode(PAYLOADS[name], expect(EACH[name], LAYOUT))
     for tensor in (got.values, got.exact, got.indices if isinstance(got, SparseUpdate) else got.values):
         tensor.zero_()
@@ -125,14 +125,14 @@ def test_products_may_have_more_values_than_entries() -> None:
         ("dense", 56, struct.pack("<f", float("nan")), Reason.VALUES),
         ("runs", 57, long(158), Reason.INDICES),  # more runs than indices
         ("runs", 57, long(1), Reason.INDICES),
-        ("runs", 65, long(0), Reason.INDICES),  # no first stream
-        ("runs", 65, long(4), Reason.INDICES),  # no second
+        ("runs", 65, long(0), Reason.INDICES),  # an empty first stream
+        ("runs", 65, long(4), Reason.INDICES),  # an empty second stream
         ("runs", 65, long(2**64 - 1), Reason.INDICES),
-        ("seeded", 64, long(4), Reason.COUNT),  # the sum is another
+        ("seeded", 64, long(4), Reason.COUNT),  # a wrong sum
         ("seeded", 64, long(7) + long(2**64 - 2), Reason.COUNT),  # the sum is right modulo 2^64
         ("seeded", 64, long(2) + long(2) + long(2), Reason.COUNT),  # of a tensor of one entry
         ("low_rank", 56, b"\x0b\x00", Reason.COUNT),  # rank 11 of a 20 x 10 matrix
-        ("low_rank", 56, b"\x01\x00", Reason.COUNT),  # fewer values
+        ("low_rank", 56, b"\x01\x00", Reason.COUNT),  # too few values
         ("low_rank", 56, b"\x02\x00\x02\x00", Reason.COUNT),
     ],
 )
@@ -143,7 +143,7 @@ def test_each_field_is_checked(name: str, offset: int, replacement: bytes, reaso
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_every_single_flipped_bit_is_refused(name: str) -> None:
+def test_every_flipped_bit_is_refused(name: str) -> None:
     payload, expected = PAYLOADS[name], expect(EACH[name], LAYOUT)
     for bit in range(8 * len(payload)):
         flipped = bytearray(payload)
@@ -161,7 +161,7 @@ def test_every_wrong_length_is_refused(name: str) -> None:
     assert refusal(payload + b"\x00", expected) is Reason.LENGTH
 
 
-def test_what_the_server_allows_is_the_limit() -> None:
+def test_payloads_above_the_servers_limits_are_refused() -> None:
     for name in ("gaps", "seeded", "low_rank"):
         update, payload = EACH[name], PAYLOADS[name]
         assert_same(decode(payload, expect(update, LAYOUT, max_count=update.num_sent)), update)
@@ -177,13 +177,13 @@ def test_what_the_server_allows_is_the_limit() -> None:
         assert refusal(payload, replace(expect(update), **changes)) is reason  # type: ignore[arg-type]
 
 
-def test_other_counts_of_the_same_sum_are_other_entries() -> None:
+def test_seeded_counts_select_the_entries_of_each_tensor() -> None:
     got = decode(altered(PAYLOADS["seeded"], 64, long(0) + long(5) + long(1)), expect(EACH["seeded"], LAYOUT))
     assert got.num_sent_per_tensor(LAYOUT).tolist() == [0, 5, 1]
     assert got.to_dense().count_nonzero() == 5  # the first value is 0
 
 
-def test_without_a_layout_nothing_that_speaks_of_tensors_is_read() -> None:
+def test_payloads_with_fields_per_tensor_need_a_layout() -> None:
     reasons = {"low_rank": Reason.LENGTH, "seeded": Reason.LENGTH, "dense/16": Reason.FORMAT, "gaps/16": Reason.FORMAT}
     for name, reason in reasons.items():
         assert refusal(PAYLOADS[name], expect(EACH[name])) is reason
@@ -193,7 +193,7 @@ def test_without_a_layout_nothing_that_speaks_of_tensors_is_read() -> None:
     assert_same(decode(encode(whole, round=ROUND, client=CLIENT), expect(whole)), whole)
 
 
-def test_a_product_that_overflows_is_refused() -> None:
+def test_a_low_rank_product_that_overflows_is_refused() -> None:
     layout = Layout({"w": (2, 2)})
     update = LowRankUpdate(torch.full((4,), 1e30), layout, (1,))
     assert refusal(encode(update, round=ROUND, client=CLIENT), expect(update, layout)) is Reason.VALUES
@@ -218,7 +218,7 @@ def test_bad_indices_are_not_encoded(indices: list[int]) -> None:
     refuse_to_encode(SparseUpdate(torch.ones(2), torch.tensor(indices), 5), "increase strictly")
 
 
-def test_other_encoding_errors() -> None:
+def test_invalid_updates_are_not_encoded() -> None:
     refuse_to_encode(SparseUpdate(torch.ones(2), torch.tensor([1]), 5), "send 1 values, one per index, but got 2")
     refuse_to_encode(DenseUpdate(torch.ones(2, dtype=torch.bfloat16)), "bfloat16")
     refuse_to_encode(DenseUpdate(torch.ones(2)), "but got round -1", round=-1)
@@ -233,7 +233,7 @@ def test_other_encoding_errors() -> None:
     refuse_to_encode(replace(low_rank, ranks=(11, 0, 1)), "ranks of client 4")
 
 
-def test_indices_of_every_kind_rise_within_the_vector() -> None:
+def test_indices_of_every_kind_are_ascending_and_within_the_vector() -> None:
     for name in ("gaps", "runs", "seeded"):
         got = decode(PAYLOADS[name], expect(EACH[name], LAYOUT))
         assert isinstance(got, SparseUpdate)

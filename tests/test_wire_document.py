@@ -1,4 +1,4 @@
-"""``docs/wire.md``: its examples and tables are what the code does."""
+"""``docs/wire.md``: its examples and tables agree with the code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXAMPLES = re.findall(r"### (.+)\n\n```json\n(.+)\n(.+)\n```\n\n```hex\n([^`]+)`
 
 
 def rows(heading: str) -> list[list[str]]:
-    """The cells of the table whose first cell is this, its heading left out."""
+    """Return the cells of the table with this heading cell, without its heading row."""
     table = TEXT.split(f"| {heading} |", 1)[1].split("\n\n", 1)[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
@@ -53,7 +53,7 @@ def expected_of(known: dict[str, Any]) -> Expected:
     return Expected(3, 17, known["size"], known["exact_size"], dtype, exact_dtype=torch.float32, layout=layout)
 
 
-def test_there_is_an_example_of_everything() -> None:
+def test_there_is_an_example_of_every_kind_and_dtype() -> None:
     payloads = [bytes_in(block) for *_, block in EXAMPLES]
     assert {payload[5] for payload in payloads} == {0, 1, 2, 3}
     assert {payload[6] for payload in payloads} == {0, 1, 2, 3}
@@ -61,8 +61,8 @@ def test_there_is_an_example_of_everything() -> None:
 
 
 @pytest.mark.parametrize(("title", "known", "read", "block"), EXAMPLES, ids=[example[0] for example in EXAMPLES])
-def test_an_example_is_what_it_says(title: str, known: str, read: str, block: str) -> None:
-    payload, said = bytes_in(block), json.loads(read)["update"]
+def test_every_example_decodes_to_the_documented_update(title: str, known: str, read: str, block: str) -> None:
+    payload, documented = bytes_in(block), json.loads(read)["update"]
     update = decode(payload, expected_of(json.loads(known)["expected"]))
     half = payload[6] == 0
     assert encode(update, round=3, client=17, half_precision=half) == payload
@@ -78,11 +78,11 @@ def test_an_example_is_what_it_says(title: str, known: str, read: str, block: st
     if (codes := update.codes) is not None:
         got |= {"bits": codes.bits, "bucket": codes.bucket, "codes": codes.codes.tolist()}
         got |= {"scales": codes.scales.tolist(), "zeros": codes.zeros.tolist()}
-    for name, want in said.items():
+    for name, want in documented.items():
         assert (got[name[6:]][: len(want)] if name.startswith("first_") else got[name]) == want, name
 
 
-def test_the_example_of_a_part() -> None:
+def test_the_example_of_a_part_decodes_as_documented() -> None:
     block, _ = re.findall(r"```part\n([^`]+)```", TEXT)
     net, rows = Part({"w": (slice(0, 2), slice(0, 3)), "b": (slice(0, 2),)}), torch.tensor([0, 3])
     whole = Part({"w": (slice(0, 4), slice(0, 4)), "b": (slice(0, 4),)})
@@ -91,7 +91,7 @@ def test_the_example_of_a_part() -> None:
     assert decode_part(bytes_in(block), net, whole) == part
 
 
-def test_the_example_of_a_part_of_seeds() -> None:
+def test_the_example_of_a_seeded_part_decodes_as_documented() -> None:
     _, block = re.findall(r"```part\n([^`]+)```", TEXT)
     net = Part({"w": (slice(0, 64), slice(0, 4)), "b": (slice(0, 64),)})
     whole = Part({"w": (slice(0, 128), slice(0, 4)), "b": (slice(0, 128),)})
@@ -123,7 +123,7 @@ def twister(seed: int, count: int) -> list[int]:
     return np.random.RandomState(seed).randint(0, 2**32, size=count, dtype=np.uint32).tolist()  # type: ignore[no-any-return]
 
 
-def test_rice_streams() -> None:
+def test_the_examples_of_rice_streams_are_correct() -> None:
     for written, stream in rows("numbers"):
         numbers = [] if written == "(none)" else [int(number) for number in written.split(",")]
         data = np.frombuffer(bytes.fromhex(stream.strip("`")), dtype=np.uint8)
@@ -131,13 +131,13 @@ def test_rice_streams() -> None:
         assert rice.decode(data, len(numbers), sum(numbers)).tolist() == numbers
 
 
-def test_permutations() -> None:
+def test_the_examples_of_permutations_are_correct() -> None:
     for size, seed, written in rows("n"):
         positions = [int(position) for position in written.split(",")]
         assert permuted(np.arange(len(positions), dtype=np.uint64), int(size), int(seed)).tolist() == positions
 
 
-def test_table_of_index_bits() -> None:
+def test_the_table_of_index_bits_is_correct() -> None:
     table = rows("density")
     assert [row[0] for row in table] == [f"{100 * density:g} %" for density in DENSITIES]
     ratios = np.array([[float(cell.split("=")[1]) for cell in row[1:]] for row in table])
@@ -160,20 +160,20 @@ def test_every_field_and_reason_is_described() -> None:
     ("kind", "tensors", "most"),
     [
         (Kind.DENSE, 1, 0),
-        (Kind.SPARSE, 1, 32 + 2 + 4 * 3),  # of D = 11 entries, and k = 3 that are sent
+        (Kind.SPARSE, 1, 32 + 2 + 4 * 3),  # D = 11 entries, k = 3 sent entries
         (Kind.SEEDED, 2, 8 + 8 * 2),
         (Kind.SEEDED, 0, 8 + 8),
         (Kind.LOW_RANK, 2, 2 * 2),
         (Kind.LOW_RANK, 0, 2),
     ],
 )
-def test_supports_have_at_most_the_bytes_that_the_document_allows(kind: Kind, tensors: int, most: int) -> None:
+def test_the_largest_support_size_is_the_documented_one(kind: Kind, tensors: int, most: int) -> None:
     layout = Layout({str(number): (1,) for number in range(tensors)}) if tensors else None
     header = Header(b"HTFL", 2, kind, 1, 1, 3, 17, size=11, num_sent=3, num_exact=0, support_bytes=0)
     assert most_support_bytes(header, 11, layout) == most
 
 
-def test_a_rank_that_two_bytes_cannot_hold_is_not_encoded() -> None:
+def test_a_rank_above_two_bytes_is_not_encoded() -> None:
     layout = Layout({"w": (2**16, 2**16)})
     with pytest.raises(ValueError, match=r"Expected ranks of client 17 .* got \(65536,\)"):
         encode(LowRankUpdate(torch.zeros(1), layout, (2**16,)), round=3, client=17)

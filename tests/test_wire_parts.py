@@ -1,4 +1,4 @@
-"""Parts as bytes and back: every part, no more bytes than its entropy asks for, and nothing else is accepted."""
+"""Encoded parts: every part survives encoding, sizes are near the entropy, and other bytes are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.part_cases import WHOLE, blocks, parts_like
 
 @settings(max_examples=200)
 @given(st.data())
-def test_a_part_comes_back_as_it_was(data: st.DataObject) -> None:
+def test_a_part_survives_encoding_and_decoding(data: st.DataObject) -> None:
     block = data.draw(blocks())
     part = data.draw(parts_like(block))
     coded = encode_part(part, block, WHOLE)
@@ -26,8 +26,8 @@ def test_a_part_comes_back_as_it_was(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("density", [0.05, 0.2, 0.5, 0.9])
-def test_a_random_mask_costs_its_entropy(density: float) -> None:
-    """At most 1.1 times the entropy of its entries, and no more than a bit for each."""
+def test_an_encoded_random_mask_is_near_its_entropy(density: float) -> None:
+    """At most 1.1 times the entropy of the mask, and at most one bit per entry."""
     size = 100_000
     block = Part({"w": (slice(0, 100), slice(0, size // 100))})
     mask_D = torch.rand(size, generator=torch.Generator().manual_seed(1)) < density
@@ -40,7 +40,7 @@ def test_a_random_mask_costs_its_entropy(density: float) -> None:
 
 @settings(max_examples=300)
 @given(st.data())
-def test_changed_bytes_are_refused_or_are_another_part(data: st.DataObject) -> None:
+def test_changed_bytes_are_refused_or_decode_to_a_valid_part(data: st.DataObject) -> None:
     block = data.draw(blocks())
     coded = bytearray(encode_part(data.draw(parts_like(block)), block, WHOLE))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -60,12 +60,12 @@ def test_changed_bytes_are_refused_or_are_another_part(data: st.DataObject) -> N
             assert 0 <= places.min() <= places.max() < of.stop
 
 
-def test_bytes_that_are_left_over_and_masks_of_another_length_are_refused() -> None:
+def test_extra_bytes_and_masks_of_wrong_length_are_refused() -> None:
     block = Part({"w": (slice(0, 4), slice(0, 4))})
     coded = encode_part(Part(block, torch.arange(16) % 2 == 0), block, block)
     with pytest.raises(MalformedPayload, match="Expected the end of a part but got 1 bytes more"):
         decode_part(coded + b"\0", block, block)
-    head = coded[:-18]  # before the number of bits, the bytes of the block and its two bytes
+    head = coded[:-18]  # without the number of bits, the block and its two bytes
     for count, length in ((15, 2), (16, 1), (16, 3)):
         mask = count.to_bytes(8, "little") + length.to_bytes(8, "little") + b"\xaa" * length
         with pytest.raises(MalformedPayload, match=f"Expected a mask of 16 entries but got {count} in {length} bytes"):

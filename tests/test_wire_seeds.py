@@ -1,4 +1,4 @@
-"""Seeds on the wire: they draw exactly the part, are taken where they are shortest, and are not trusted."""
+"""Seeds on the wire: they reproduce the part exactly, are used where they are shortest, and are checked."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def without(part: Part) -> Part:
 
 
 def words(seed: int, count: int) -> NDArray[np.int64]:
-    """The numbers of 32 bits that a Mersenne Twister of the lowest 32 bits of a seed gives."""
+    """Return the 32-bit numbers of a Mersenne Twister that is seeded with the lowest 32 bits of a seed."""
     twister = np.random.RandomState(seed % 2**32)
     return twister.randint(0, 2**32, size=count, dtype=np.uint32).astype(np.int64)
 
 
 @given(st.integers(0, 2**63 - 1), st.floats(0, 1), st.lists(st.tuples(st.integers(0, 70), st.booleans()), min_size=1))
-def test_a_mask_is_drawn_as_the_document_says(seed: int, density: float, tensors: list[tuple[int, bool]]) -> None:
+def test_a_mask_is_drawn_as_documented(seed: int, density: float, tensors: list[tuple[int, bool]]) -> None:
     sizes, drawn = [size for size, _ in tensors], [each for _, each in tensors]
     numbers = iter((words(seed, sum(sizes)) % 2**24).tolist())
     bits = [
@@ -66,7 +66,7 @@ def test_a_mask_is_drawn_as_the_document_says(seed: int, density: float, tensors
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(1, 200), st.data())
-def test_positions_are_drawn_as_the_document_says(seed: int, of: int, data: st.DataObject) -> None:
+def test_positions_are_drawn_as_documented(seed: int, of: int, data: st.DataObject) -> None:
     held = data.draw(st.integers(0, of))
     order = list(range(of))
     for i, word in enumerate(words(seed, of).tolist()[:-1]):
@@ -77,7 +77,7 @@ def test_positions_are_drawn_as_the_document_says(seed: int, of: int, data: st.D
 
 @settings(max_examples=150)
 @given(drawn_parts())
-def test_a_part_comes_back_as_it_was_whatever_its_recipe_says(drawn: tuple[Part, Part, Part]) -> None:
+def test_a_part_survives_encoding_with_any_recipe(drawn: tuple[Part, Part, Part]) -> None:
     part, block, whole = drawn
     coded = encode_part(part, block, whole)
     assert decode_part(coded, block, whole) == part
@@ -86,7 +86,7 @@ def test_a_part_comes_back_as_it_was_whatever_its_recipe_says(drawn: tuple[Part,
 
 @settings(max_examples=100)
 @given(drawn_parts(), st.data())
-def test_changed_bytes_are_refused_or_are_a_part_of_the_same_shapes(
+def test_changed_bytes_are_refused_or_decode_to_a_part_of_equal_shapes(
     drawn: tuple[Part, Part, Part], data: st.DataObject
 ) -> None:
     part, block, whole = drawn
@@ -102,19 +102,19 @@ def test_changed_bytes_are_refused_or_are_a_part_of_the_same_shapes(
     assert whole.covers(other)
 
 
-def test_a_seed_stands_for_a_mask_in_17_bytes_and_its_flags() -> None:
+def test_a_seeded_mask_takes_17_bytes_and_its_flags() -> None:
     coded = encode_part(masked(), BLOCK, WHOLE)
     assert len(coded) == 2 + 3 * 2 + 1 + 1 + 16  # selections, their numbers, the kind, the flags, the record
     assert len(encode_part(without(masked()), BLOCK, WHOLE)) > 200
 
 
-def test_a_seed_stands_for_the_positions_of_all_tensors_in_13_bytes() -> None:
+def test_seeded_positions_of_all_tensors_take_13_bytes() -> None:
     coded = encode_part(placed(), BLOCK, WHOLE)
     assert len(coded) == 2 + (12 + 13) + 3 * 2 + 1
     assert len(encode_part(without(placed()), BLOCK, WHOLE)) > len(coded) + 10
 
 
-def test_what_is_shorter_without_a_seed_has_none() -> None:
+def test_the_seed_is_not_sent_where_the_part_is_shorter() -> None:
     rows = draw_positions(5, 3, 400)
     few = Part({"w": (rows, slice(0, 50))}, recipe=Recipe({400: 5}))
     block, whole = Part({"w": (slice(0, 3), slice(0, 50))}), Part({"w": WHOLE["w"]})
@@ -127,7 +127,7 @@ def test_what_is_shorter_without_a_seed_has_none() -> None:
 
 
 @pytest.mark.parametrize("density", [1e-50, 1 - 1e-12])
-def test_a_density_that_float32_does_not_tell_from_0_or_1_is_not_sent(density: float) -> None:
+def test_a_density_that_float32_rounds_to_0_or_1_is_not_sent(density: float) -> None:
     recipe = MaskRecipe(11, density, frozenset({"w"}))
     part = masked(recipe)
     assert decode_part(encode_part(part, BLOCK, WHOLE), BLOCK, WHOLE) == part
@@ -151,7 +151,7 @@ def test_a_narrowed_part_has_no_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "density", "reason", "told"),
+    ("seed", "density", "reason", "message"),
     [
         (2**63, 0.25, Reason.VALUES, "Expected a seed below 9223372036854775808 but got 9223372036854775808"),
         (11, 0.0, Reason.VALUES, "Expected a density between 0 and 1 but got 0"),
@@ -163,20 +163,20 @@ def test_a_narrowed_part_has_no_recipe() -> None:
         (11, 0.26, Reason.CHECKSUM, "Expected a seed that draws what the sender drew"),
     ],
 )
-def test_a_mask_record_that_cannot_be_right_is_refused(seed: int, density: float, reason: Reason, told: str) -> None:
+def test_an_impossible_mask_record_is_refused(seed: int, density: float, reason: Reason, message: str) -> None:
     coded = encode_part(masked(), BLOCK, WHOLE)
     record = struct.pack("<Qf", seed, density) + coded[-4:]
-    with pytest.raises(MalformedPayload, match=told) as refusal:
+    with pytest.raises(MalformedPayload, match=message) as refusal:
         decode_part(coded[:-16] + record, BLOCK, WHOLE)
     assert refusal.value.reason == reason
 
 
-def test_seeded_positions_that_cannot_be_right_are_refused() -> None:
+def test_impossible_seeded_positions_are_refused() -> None:
     coded = encode_part(placed(), BLOCK, WHOLE)
     start = coded.index(b"\xfe")
-    for seed, told in ((2**63, "Expected a seed below"), (6, "Expected a seed that draws what the sender drew")):
+    for seed, message in ((2**63, "Expected a seed below"), (6, "Expected a seed that draws what the sender drew")):
         changed = coded[: start + 1] + struct.pack("<Q", seed) + coded[start + 9 :]
-        with pytest.raises(MalformedPayload, match=told):
+        with pytest.raises(MalformedPayload, match=message):
             decode_part(changed, BLOCK, WHOLE)
     short = coded[: start - 4] + struct.pack("<I", 12) + coded[start : start + 12] + coded[start + 13 :]
     with pytest.raises(MalformedPayload, match="Expected a seed in 13 bytes but got 12"):
@@ -192,7 +192,7 @@ def test_an_unknown_kind_of_mask_is_refused() -> None:
 
 
 @pytest.mark.parametrize("rule", [RandomMask(), RandomChannels()], ids=["mask", "channels"])
-def test_rules_that_draw_at_random_give_recipes_of_their_parts(rule: PartRule) -> None:
+def test_random_part_rules_give_the_recipes_of_their_parts(rule: PartRule) -> None:
     levels = LEVELS if rule.masks else {"a": Level("a"), "b": Level("b", 0.5)}
     small_module(parts=rule, levels=levels, seed=3)
     block, whole = rule.levels.indices["b"], rule.levels.indices["a"]
@@ -210,7 +210,7 @@ def test_rules_that_draw_at_random_give_recipes_of_their_parts(rule: PartRule) -
 
 
 @pytest.mark.parametrize("rule", [Rolling(), RandomChannels(), RandomMask()], ids=["window", "channels", "mask"])
-def test_the_ledger_has_the_bytes_of_the_messages_both_ways(
+def test_the_ledger_counts_the_bytes_of_messages_in_both_directions(
     fit: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, rule: PartRule
 ) -> None:
     levels = LEVELS if rule.masks else {"a": Level("a"), "b": Level("b", 0.5)}
@@ -225,15 +225,15 @@ def test_the_ledger_has_the_bytes_of_the_messages_both_ways(
     monkeypatch.setattr(module.uplink, "prepare", spy)
     trainer = fit(module, rounds=3, limit_val_batches=0)
     table = pd.read_csv(Path(str(trainer.log_dir)) / "metrics.csv")
-    blocks, told, seen = rule.levels.indices, dict[int, Part](), 0
+    blocks, known, seen = rule.levels.indices, dict[int, Part](), 0
     for round in range(3):
         down, tasks = 0, module.round.tasks(round, 0.0)
         for task in tasks:
             values = gather_flat(module.models.tensors[0], task.part)
             down += len(encode(DenseUpdate(values), round=round, client=0))
-            if task.part not in (blocks[task.level], told.get(task.client)):
+            if task.part not in (blocks[task.level], known.get(task.client)):
                 down += len(encode_part(task.part, blocks[task.level], blocks["a"]))
-                told[task.client], seen = task.part, seen + 1
+                known[task.client], seen = task.part, seen + 1
         assert table["comm/down_bytes"][round] == down
         assert table["comm/up_bytes"][round] == sum(sent[: len(tasks)])
         del sent[: len(tasks)]

@@ -1,4 +1,4 @@
-"""Blocks of codes: what they stand for, their layout, what is refused."""
+"""Blocks of codes: their values, their layout, and refused blocks."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def reason_of(data: bytes, expected: Expected) -> Reason:
 
 @settings(max_examples=300)
 @given(cases())
-def test_codes_stand_for_what_the_formula_says(case: tuple[Update, Layout, bool]) -> None:
+def test_codes_decode_by_the_documented_formula(case: tuple[Update, Layout, bool]) -> None:
     codes = case[0].codes
     if codes is not None:
         assert codes.to_float().tolist() == by_hand.code_values(codes)
 
 
 @pytest.mark.parametrize(("count", "bucket"), [(0, 3), (1, 3), (3, 3), (10, 4), (5, 2**32 - 1)])
-def test_bucket_sizes(count: int, bucket: int) -> None:
+def test_sizes_of_buckets_equal_a_loop(count: int, bucket: int) -> None:
     want = [min(bucket, count - start) for start in range(0, count, bucket)]
     assert bucket_sizes(count, bucket).tolist() == want
 
@@ -62,22 +62,22 @@ def altered(offset: int, replacement: bytes, update: Update = DENSE) -> bytes:
         (BLOCK + 1, b"\x01", Reason.LENGTH),
         (BLOCK + 2, b"\x02", Reason.FORMAT),
         (BLOCK + 2, b"\x01", Reason.VALUES),  # logarithmic codes, whose magnitudes would not ascend
-        (BLOCK + 4, struct.pack("<I", 0), Reason.FORMAT),  # one per tensor, without a layout
+        (BLOCK + 4, struct.pack("<I", 0), Reason.FORMAT),  # one bucket per tensor, without a layout
         (BLOCK + 4, struct.pack("<I", 1), Reason.LENGTH),
         (BLOCK + 4, struct.pack("<I", 2**32 - 1), Reason.LENGTH),
         (BLOCK + 8, struct.pack("<f", float("nan")), Reason.VALUES),  # the zero point
         (BLOCK + 12, struct.pack("<f", float("-inf")), Reason.VALUES),  # a scale
-        (BLOCK + 12, struct.pack("<f", 3e38), Reason.VALUES),  # a finite one whose values overflow
-        (-1, b"\x04", Reason.VALUES),  # bits behind the last code
+        (BLOCK + 12, struct.pack("<f", 3e38), Reason.VALUES),  # finite, but its values overflow
+        (-1, b"\x04", Reason.VALUES),  # bits after the last code
         (-1, b"\x80", Reason.VALUES),
     ],
 )
-def test_each_field_of_the_block_is_checked(offset: int, replacement: bytes, reason: Reason) -> None:
+def test_each_field_of_the_code_block_is_checked(offset: int, replacement: bytes, reason: Reason) -> None:
     payload = payload_of(DENSE)
     assert reason_of(altered(offset % len(payload), replacement), expect(DENSE)) is reason
 
 
-def test_scales_that_no_code_uses_must_be_finite_too() -> None:
+def test_unused_scales_must_be_finite() -> None:
     layout = Layout({"empty": (0,), "w": (3,)})
     codes = Codes(torch.zeros(3).int(), 2, torch.ones(2), torch.ones(2), torch.tensor([0, 3]), 0)
     update = DenseUpdate(torch.ones(3)).with_codes(codes)
@@ -86,14 +86,14 @@ def test_scales_that_no_code_uses_must_be_finite_too() -> None:
         assert reason_of(altered(BLOCK + offset, b"\x00\x00\xc0\x7f", update), expect(update, layout)) is Reason.VALUES
 
 
-def test_a_bucket_per_tensor_without_tensors_is_malformed_and_nothing_else() -> None:
+def test_a_bucket_per_tensor_without_tensors_is_refused_as_malformed() -> None:
     head = struct.pack("<4sBBBBIQQQQQ", b"HTFL", 2, 0, 3, 1, ROUND, CLIENT, 3, 3, 0, 0)
     block = struct.pack("<BBHIf", 1, 0, 0, 0, 0.5) + b"\x05"  # a zero point, no scales, three codes
     assert reason_of(head + bytes(4) + block, Expected(ROUND, CLIENT, 3)) is Reason.FORMAT
 
 
 @pytest.mark.parametrize("name", ["low_rank/16", "seeded/16", "gaps/16"])
-def test_a_bucket_per_tensor_follows_the_support(name: str) -> None:
+def test_buckets_per_tensor_follow_the_support(name: str) -> None:
     update = one_of_each()[name]
     assert update.codes is not None
     got = decode(payload_of(update), expect(update, LAYOUT))
@@ -101,7 +101,7 @@ def test_a_bucket_per_tensor_follows_the_support(name: str) -> None:
     assert got.codes.sizes.tolist() == got.num_sent_per_tensor(LAYOUT).tolist()
 
 
-def test_values_of_codes_are_widened() -> None:
+def test_decoded_code_values_have_the_requested_dtype() -> None:
     update = DENSE.with_values(DENSE.values.double()).with_codes(DENSE.codes, torch.float64)  # type: ignore[arg-type]
     assert_same(decode(payload_of(DENSE), expect(DENSE, dtype=torch.float64)), update.with_exact(torch.empty(0)))
 
@@ -120,14 +120,14 @@ def test_codes_ignore_half_precision() -> None:
         ({"scales": torch.tensor([3e38])}, RefusedUpdate, "client 17's values"),
     ],
 )
-def test_codes_that_cannot_be_sent(changes: dict[str, object], error: type[ValueError], words: str) -> None:
+def test_invalid_codes_are_not_encoded(changes: dict[str, object], error: type[ValueError], words: str) -> None:
     sizes = torch.tensor([2])
     codes = Codes(torch.tensor([3, 1]), 2, torch.ones(1), torch.tensor([0.5]), sizes, 2)
     with pytest.raises(error, match=words):
         payload_of(DenseUpdate(torch.ones(2)).with_codes(replace(codes, **changes)))  # type: ignore[arg-type]
 
 
-def test_scales_without_codes_and_missing_codes_cannot_be_sent() -> None:
+def test_scales_without_codes_and_missing_codes_are_not_encoded() -> None:
     sizes = torch.tensor([0, 2])
     codes = Codes(torch.tensor([3, 1]), 2, torch.tensor([float("nan"), 1.0]), torch.tensor([0.5]), sizes, 0)
     with pytest.raises(RefusedUpdate, match="finite scales from client 17"):
@@ -140,7 +140,7 @@ def test_scales_without_codes_and_missing_codes_cannot_be_sent() -> None:
     "changes",
     [{"bits": 0}, {"bits": 17}, {"bucket": -1}, {"bucket": 2**32}, {"scales": torch.ones(3)}, {"zeros": torch.ones(3)}],
 )
-def test_codes_whose_parts_do_not_go_together(changes: dict[str, object]) -> None:
+def test_inconsistent_code_fields_are_refused(changes: dict[str, object]) -> None:
     codes = Codes(torch.tensor([3, 1]), 2, torch.ones(2), torch.ones(2), torch.tensor([1, 1]), 1)
     with pytest.raises(ValueError, match=r"Expected .* but got"):
         replace(codes, **changes)  # type: ignore[arg-type]
@@ -148,8 +148,8 @@ def test_codes_whose_parts_do_not_go_together(changes: dict[str, object]) -> Non
         replace(codes, sizes=torch.tensor([1, 2]))
 
 
-def test_the_largest_honest_messages_take_little_memory() -> None:
-    """What NumPy takes, with which the bytes are read."""
+def test_decoding_the_largest_messages_takes_little_memory() -> None:
+    """The memory that NumPy allocates for decoding."""
     size = 200_000
     layout = Layout({"w": (size // 2, 1), "v": (size // 2, 1)})
     positions = SeededUpdate.positions(1, [size], [size])

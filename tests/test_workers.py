@@ -1,4 +1,4 @@
-"""Processes that train clients: the same bits for any number of them, and what happens when they fail or die."""
+"""Worker processes: the same bits for any number of them, and handling of their failures and deaths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TASKS = [
 
 
 def deltas(executor: Executor, job: Callable[..., object] = train, order: int = -1) -> list[Tensor]:
-    """Return the vectors of a run, after comparing them with those of another one in the same or in reverse order."""
+    """Return the vectors of a run, after comparing them with those of a second run in the same or reverse order."""
     problem = Problem(LocalTraining(epochs=2))
     executor.open(bench_of(problem))
     try:
@@ -44,14 +44,14 @@ def deltas(executor: Executor, job: Callable[..., object] = train, order: int = 
 
 
 @pytest.mark.parametrize("job", [train, statistics])
-def test_workers_give_the_sequential_result_for_any_number_of_workers(job: Callable[..., object]) -> None:
+def test_workers_equal_sequential_for_any_number_of_workers(job: Callable[..., object]) -> None:
     expected = deltas(Sequential(), job)
     for num_workers in (1, 2, 5):
-        found = deltas(Workers(num_workers), job)
-        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+        actual = deltas(Workers(num_workers), job)
+        assert all(torch.equal(one, two) for one, two in zip(expected, actual, strict=True))
 
 
-def test_workers_see_a_new_global_model() -> None:
+def test_workers_receive_a_new_global_model() -> None:
     problem = Problem(LocalTraining())
     bench = bench_of(problem)
     workers, sequential = Workers(2), Sequential()
@@ -70,7 +70,7 @@ def test_workers_see_a_new_global_model() -> None:
 
 
 def fails(bench: Bench, task: Task) -> object:
-    """A job that cannot be done."""
+    """A job that raises an error."""
     raise ValueError(f"no luck with client {task.client}")
 
 
@@ -83,17 +83,15 @@ def dies(bench: Bench, task: Task) -> object:
 MESSAGES = [(fails, "no luck with client"), (dies, r"client 1 at level a .* died \(exit code -9\), the second one")]
 
 
-def test_processes_keep_freed_memory_and_this_one_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_worker_processes_keep_freed_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hetfl.local.workers.keep_freed_memory", lambda: (tmp_path / str(os.getpid())).touch())
     deltas(Workers(2))
-    found = {int(path.name) for path in tmp_path.iterdir()}
-    assert len(found) == 2
-    assert os.getpid() not in found
+    pids = {int(path.name) for path in tmp_path.iterdir()}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
 
 
-def test_failures_use_up_nothing() -> None:
+def test_workers_stay_usable_after_failures() -> None:
     workers = Workers(1)
     workers.open(bench_of(Problem(LocalTraining())))
     try:
@@ -119,7 +117,7 @@ def test_a_failing_worker_is_reported_and_the_next_run_works(job: Callable[..., 
 
 
 def dies_once(bench: Bench, task: Task, mark: Path) -> Result:
-    """A job that ends its process at the first try of one client."""
+    """A job that ends its process at the first attempt for one client."""
     if task.client == 2 and task.level == "b" and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -127,7 +125,7 @@ def dies_once(bench: Bench, task: Task, mark: Path) -> Result:
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_a_worker_that_dies_is_replaced_and_its_client_is_repeated(num_workers: int, tmp_path: Path) -> None:
+def test_a_dead_worker_is_replaced_and_its_client_is_repeated(num_workers: int, tmp_path: Path) -> None:
     expected = deltas(Sequential())
     workers = Workers(num_workers)
     workers.open(bench_of(Problem(LocalTraining(epochs=2))))
@@ -135,9 +133,9 @@ def test_a_worker_that_dies_is_replaced_and_its_client_is_repeated(num_workers: 
         list(workers.run(train, TASKS))
         before = {worker.process.pid for worker in workers._workers}
         with pytest.warns(UserWarning, match="client 2 at level b .* another one repeats it"):
-            found = list(workers.run(partial(dies_once, mark=tmp_path / "mark"), TASKS))
-        assert [result.task for result in found] == TASKS
-        assert all(torch.equal(one, two.vector) for one, two in zip(expected, found, strict=True))
+            completed = list(workers.run(partial(dies_once, mark=tmp_path / "mark"), TASKS))
+        assert [result.task for result in completed] == TASKS
+        assert all(torch.equal(one, two.vector) for one, two in zip(expected, completed, strict=True))
         after = {worker.process.pid for worker in workers._workers}
         assert (len(before), len(after), len(before & after)) == (num_workers, num_workers, num_workers - 1)
         assert all(worker.process.is_alive() for worker in workers._workers)
@@ -155,19 +153,19 @@ def test_a_worker_that_was_killed_between_rounds_is_replaced() -> None:
             os.kill(worker.process.pid or 0, signal.SIGKILL)
             worker.process.join()
         with pytest.warns(UserWarning, match="another one repeats it"):
-            found = list(workers.run(train, TASKS))
-        assert all(torch.equal(one, two.vector) for one, two in zip(expected, found, strict=True))
+            completed = list(workers.run(train, TASKS))
+        assert all(torch.equal(one, two.vector) for one, two in zip(expected, completed, strict=True))
     finally:
         workers.close()
 
 
 @pytest.mark.parametrize("job", [train, statistics])
-def test_stacked_workers_give_the_bits_of_stacked_for_any_number_of_workers(job: Callable[..., object]) -> None:
-    """Another order would be another division into groups, whose results agree to rounding only."""
+def test_stacked_workers_equal_stacked_for_any_number_of_workers(job: Callable[..., object]) -> None:
+    """Another order would give another division into groups, whose results agree only up to rounding."""
     expected = deltas(Stacked(2), job, order=1)
     for num_workers in (1, 2, 5):
-        found = deltas(Workers(num_workers, Stacked(2)), job, order=1)
-        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+        actual = deltas(Workers(num_workers, Stacked(2)), job, order=1)
+        assert all(torch.equal(one, two) for one, two in zip(expected, actual, strict=True))
 
 
 def test_a_net_that_cannot_be_stacked_is_refused_before_a_worker_starts() -> None:
@@ -178,10 +176,10 @@ def test_a_net_that_cannot_be_stacked_is_refused_before_a_worker_starts() -> Non
     assert workers._workers == []
 
 
-def test_workers_end_by_sigterm_whatever_handler_the_main_process_has() -> None:
-    """The main process terminates its workers at exit and waits: a handler of its own must not stay in them."""
+def test_sigterm_ends_workers_with_any_handler_of_the_main_process() -> None:
+    """The main process terminates its workers at exit and waits: workers must not inherit its signal handler."""
     executor = Workers(2)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # as Lightning's, which only takes a note
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # like Lightning's handler, which only records the signal
     try:
         executor.open(bench_of(Problem(LocalTraining())))
         assert len(list(executor.run(train, TASKS))) == len(TASKS)
@@ -196,20 +194,20 @@ def test_workers_end_by_sigterm_whatever_handler_the_main_process_has() -> None:
         executor.close()
 
 
-def test_results_that_nobody_waits_for_do_not_reach_the_next_run() -> None:
+def test_unread_results_do_not_reach_the_next_run() -> None:
     workers = Workers(2)
     workers.open(bench_of(Problem(LocalTraining())))
     try:
         expected = [r.vector for r in workers.run(train, TASKS)]
         next(iter(workers.run(train, TASKS[::-1])))
-        found = [r.vector for r in workers.run(train, TASKS)]
-        assert all(torch.equal(one, two) for one, two in zip(expected, found, strict=True))
+        actual = [r.vector for r in workers.run(train, TASKS)]
+        assert all(torch.equal(one, two) for one, two in zip(expected, actual, strict=True))
     finally:
         workers.close()
 
 
-def test_what_clients_remember_stays_in_the_memory_that_it_is_in() -> None:
-    """Shared memory holds a file open as long as it lives, one for every client."""
+def test_client_memories_are_not_moved_to_shared_memory() -> None:
+    """Shared memory keeps a file open for each client's memory as long as it exists."""
     problem = Problem(LocalTraining(penalty=FedDyn(0.1)))
     sizes = {level: sum(p.numel() for p in problem.build(level).parameters()) for level in ("a", "b")}
     kept = {level: torch.ones(size, dtype=torch.float64) for level, size in sizes.items()}
@@ -224,12 +222,12 @@ def test_what_clients_remember_stays_in_the_memory_that_it_is_in() -> None:
 
 
 def whose(bench: Bench, task: Task) -> Result:
-    """Return the process that a client was trained by."""
+    """Return the process that trained a client."""
     return Result(task, Report(task.client, task.level, 1, 0.0), torch.tensor([os.getpid()]))
 
 
-def test_who_has_the_least_to_do_is_given_the_next_client() -> None:
-    """Not who has one client fewer: a cohort would wait for a second one behind the largest."""
+def test_the_least_busy_worker_gets_the_next_client() -> None:
+    """The worker with the least work, not the one with the fewest clients: one client may be as large as several."""
     workers = Workers(2)
     workers.open(bench_of(Problem(LocalTraining()), (20, 12, 12)))
     try:
@@ -240,15 +238,15 @@ def test_who_has_the_least_to_do_is_given_the_next_client() -> None:
     assert first != second == third
 
 
-def test_workers_may_be_started_in_the_middle_of_an_evaluation() -> None:
-    """Lightning tests in inference mode, and statistics may be the first thing that is asked of workers."""
+def test_workers_can_be_started_during_an_evaluation() -> None:
+    """Lightning tests in inference mode, and statistics may be the first job of the workers."""
     workers = Workers(2)
     workers.open(bench_of(Problem(LocalTraining(epochs=2))))
     try:
         with torch.inference_mode():
-            found = [result.vector for result in workers.run(statistics, TASKS)]
+            actual = [result.vector for result in workers.run(statistics, TASKS)]
         trained = [result.vector for result in workers.run(train, TASKS)]
     finally:
         workers.close()
-    assert all(torch.equal(*pair) for pair in zip(found, deltas(Sequential(), statistics), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(actual, deltas(Sequential(), statistics), strict=True))
     assert all(torch.equal(*pair) for pair in zip(trained, deltas(Sequential(), train), strict=True))

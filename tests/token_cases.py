@@ -22,7 +22,7 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "transformer": partial(Transformer, VOCABULARY, channels=12, heads=3, feed_forward=20, layers=3),
     "exits": partial(MultiExitTransformer, VOCABULARY, channels=12, heads=3, feed_forward=20, layers=3),
 }
-"""No two of the sizes that are scaled are equal, but for those that must be."""
+"""All scaled sizes differ, except for those that must be equal."""
 
 
 def tokens(samples: int, length: int = 7, seed: int = 0) -> Tensor:
@@ -31,25 +31,25 @@ def tokens(samples: int, length: int = 7, seed: int = 0) -> Tensor:
 
 
 def positions(part: Part, name: str, dim: int) -> NDArray[np.int64]:
-    """Return which positions of a dimension of a tensor a part holds."""
+    """Return the positions of a dimension of a tensor that a part holds."""
     held = part[name][dim]
     return np.arange(held.start, held.stop) if isinstance(held, slice) else held.numpy()
 
 
 def lstm_by_hand(weights: Mapping[str, Array], ids: NDArray[np.int64], part: Part, state_scale: float = 1.0) -> Array:
-    """Return the logits (K,) of one sequence, unit by unit, by the global weights of the channels that a part holds.
+    """Return the logits (K,) of one sequence, unit by unit, from the global weights of the channels that a part holds.
 
     Args:
-        weights: of the global net, by name.
+        weights: weights of the global net, by name.
         ids: the sequence, shape (T,).
-        part: says which channels.
-        state_scale: what states are multiplied by before anybody reads them.
+        part: the channels.
+        state_scale: factor of states before they are read.
     """
     read = positions(part, "embedding.0.weight", 1)
     units = positions(part, "layers.0.hidden_weight", 0)
     inputs = [{int(c): weights["embedding.0.weight"][i, c] * state_scale for c in read} for i in ids]
     for layer in range(2):
-        own = {leaf: weights[f"layers.{layer}.{leaf}"] for leaf in ("input_weight", "hidden_weight")}
+        tensors = {leaf: weights[f"layers.{layer}.{leaf}"] for leaf in ("input_weight", "hidden_weight")}
         biases = [weights[f"layers.{layer}.biases.{gate}"] for gate in range(4)]
         state = {int(u): 0.0 for u in units}
         cell, states = dict(state), []
@@ -57,8 +57,8 @@ def lstm_by_hand(weights: Mapping[str, Array], ids: NDArray[np.int64], part: Par
             gates = {
                 u: [
                     biases[gate][u]
-                    + sum(own["input_weight"][u, gate, c] * value for c, value in x.items())
-                    + sum(own["hidden_weight"][u, gate, v] * value for v, value in state.items())
+                    + sum(tensors["input_weight"][u, gate, c] * value for c, value in x.items())
+                    + sum(tensors["hidden_weight"][u, gate, v] * value for v, value in state.items())
                     for gate in range(4)
                 ]
                 for u in state
@@ -78,13 +78,13 @@ def _sigmoid(x: float) -> float:
 
 
 def transformer_by_hand(weights: Mapping[str, Array], ids: NDArray[np.int64], part: Part, scale: float = 1.0) -> Array:
-    """Return the logits (K,) of one sequence, head by head, by the global weights of the channels that a part holds.
+    """Return the logits (K,) of one sequence, head by head, from the global weights of the channels that a part holds.
 
     Args:
-        weights: of the global net, by name.
+        weights: weights of the global net, by name.
         ids: the sequence, shape (T,).
-        part: says which channels, and how many blocks.
-        scale: what comes out of every linear map is multiplied by.
+        part: the channels and the number of blocks.
+        scale: factor of the output of every linear map.
     """
     held = positions(part, "embedding.token.weight", 1)
     x = (weights["embedding.token.weight"][ids] + weights["embedding.position"][: len(ids)])[:, held] * scale
@@ -96,14 +96,14 @@ def transformer_by_hand(weights: Mapping[str, Array], ids: NDArray[np.int64], pa
 
     for block in range(sum(name.endswith("out_bias") for name in part)):
         name = f"blocks.{block}."
-        own = {leaf: weights[name + leaf] for leaf in ("attention.qkv_weight", "attention.out_weight")}
+        tensors = {leaf: weights[name + leaf] for leaf in ("attention.qkv_weight", "attention.out_weight")}
         head, hidden = (positions(part, name + leaf, 0) for leaf in ("attention.qkv_weight", "feed_forward.0.weight"))
         normed, out = norm(x, name + "attention_norm"), weights[name + "attention.out_bias"][held]
         for h in range(3):
-            q, k, v = (normed @ own["attention.qkv_weight"][:, i, h][np.ix_(head, held)].T for i in range(3))
+            q, k, v = (normed @ tensors["attention.qkv_weight"][:, i, h][np.ix_(head, held)].T for i in range(3))
             scores = np.exp((q * scale) @ (k * scale).T / math.sqrt(4))
             attention = scores / scores.sum(1, keepdims=True)
-            out = out + attention @ (v * scale) @ own["attention.out_weight"][:, h][np.ix_(held, head)].T
+            out = out + attention @ (v * scale) @ tensors["attention.out_weight"][:, h][np.ix_(held, head)].T
         x = x + out * scale
         first, second = (weights[f"{name}feed_forward.{i}.weight"] for i in (0, 3))
         z = norm(x, name + "feed_forward_norm") @ first[np.ix_(hidden, held)].T

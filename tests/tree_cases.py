@@ -1,4 +1,4 @@
-"""Nets whose inputs are token ids, a tuple or a dict, and data for them that can be learnt."""
+"""Nets whose inputs are token ids, a tuple or a dict, and learnable data for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def wide(channels: int, width: float) -> int:
 
 
 class TextNet(nn.Module):
-    """Token ids (N, T), int64, to logits: embedded, averaged, normalised."""
+    """Maps token ids (N, T), int64, to logits: embedding, mean, norm, classifier."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class TextNet(nn.Module):
 
 
 class MaskedNet(TextNet):
-    """A dict of tokens and a bool mask (N, T): the mean is over what the mask has."""
+    """Reads a dict of tokens and a bool mask (N, T); the mean is over masked-in tokens."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
         mask_NT1 = inputs["mask"].unsqueeze(-1)
@@ -46,7 +46,7 @@ class MaskedNet(TextNet):
 
 
 class TwoInputNet(TextNet):
-    """A tuple of token ids and a list of one table of floats (N, 2)."""
+    """Reads a tuple of token ids and a list of one float table (N, 2)."""
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__(width)
@@ -58,7 +58,7 @@ class TwoInputNet(TextNet):
 
 
 def raw(form: str, count: int, seed: int) -> tuple[Any, Tensor]:
-    """Return inputs of a form, and classes: the third of the vocabulary that most tokens are of."""
+    """Return inputs of a form, and classes: the third of the vocabulary that has most of the tokens."""
     random = torch.Generator().manual_seed(seed)
     targets_N = torch.arange(count) % CLASSES
     noise_NT = torch.randint(TOKENS, (count, LENGTH), generator=random)
@@ -74,7 +74,7 @@ FORMS: dict[str, Callable[..., nn.Module]] = {"tokens": TextNet, "dict": MaskedN
 
 
 class Given(FederatedDataModule):
-    """Inputs of a form, over six clients."""
+    """Inputs of a form, for six clients."""
 
     def __init__(self, form: str, names: tuple[str, ...] | None = None, **settings: Any) -> None:
         super().__init__(num_clients=None, **settings)

@@ -1,14 +1,14 @@
-"""Configurations that try to run a command: each makes the file ``ran`` if anything of it is called."""
+"""Configurations that try to run a command: each attack creates the file ``ran`` if it is called."""
 
 from __future__ import annotations
 
 TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
 CALL = "{class_path: subprocess.check_call, init_args: {popenargs: [touch, ran]}}"
 POPEN = "{class_path: subprocess.Popen, init_args: {args: [touch, ran]}}"
-OWN = "{class_path: attack.touch, init_args: {path: ran}}"
-"""A function of a module that the user has: no list of Python's modules knows it."""
+USER_FUNCTION = "{class_path: attack.touch, init_args: {path: ran}}"
+"""A function of the user's module, which no list of Python's modules contains."""
 TYPED = "{class_path: attack.typed, init_args: {path: ran}}"
-"""One that says that it returns a net, and is none."""
+"""A function whose annotation claims that it returns a net."""
 CYCLIC = "{class_path: torch.optim.lr_scheduler.CyclicLR, init_args: {base_lr: 0.1, max_lr: 0.2, scale_fn: %s}}"
 LAMBDA = "{class_path: lightning.pytorch.callbacks.LambdaCallback, init_args: {setup: %s, on_fit_start: %s}}"
 STRATEGY = "{class_path: lightning.pytorch.strategies.DDPStrategy, init_args: {ddp_comm_hook: %s}}"
@@ -48,7 +48,7 @@ def make(*, width: float = 1.0) -> nn.Module:
 def optimize(parameters) -> Optimizer:
     return SGD(parameters, lr=0.1)
 """
-"""The module ``attack``."""
+"""Source of the module ``attack``."""
 
 RUNS: dict[str, list[str]] = {
     "a function as net": ["--model.net", TOUCH],
@@ -56,9 +56,9 @@ RUNS: dict[str, list[str]] = {
     "its path by key": ["--model.net.class_path=os.system", "--model.net.init_args.command=touch ran"],
     "another function as net": ["--model.net", CALL],
     "a class that runs a command as net": ["--model.net", POPEN],
-    "a function of one's own as net": ["--model.net", OWN],
-    "one that says it returns a net": ["--model.net", TYPED],
-    "a path to a function of one's own": ["--model.net=attack.touch"],
+    "a user's function as net": ["--model.net", USER_FUNCTION],
+    "a function annotated to return a net": ["--model.net", TYPED],
+    "a path to a user's function": ["--model.net=attack.touch"],
     "a class that is no net": ["--model.net=attack.Touching"],
     "in YAML as text": ["-c", NET],
     "in a file": ["-c", "net.yaml"],
@@ -67,36 +67,36 @@ RUNS: dict[str, list[str]] = {
     "as server optimizer, a path alone": ["--model.server_optimizer=attack.touch"],
     "as server optimizer, a class": ["--model.server_optimizer=attack.Touching"],
     "as optimizer of the clients": ["--model.local.optimizer", TOUCH],
-    "as optimizer of the clients, of one's own": ["--model.local.optimizer", OWN],
-    "as their scheduler": ["--model.local.scheduler", OWN],
+    "as optimizer of the clients, a user's function": ["--model.local.optimizer", USER_FUNCTION],
+    "as their scheduler": ["--model.local.scheduler", USER_FUNCTION],
     "as their scheduler, a path alone": ["--model.local.scheduler=attack.touch"],
-    "as their scheduler's function": ["--model.local.scheduler", CYCLIC % OWN],
-    "as reference of budgets": ["--model.levels", BUDGETS % OWN],
+    "as their scheduler's function": ["--model.local.scheduler", CYCLIC % USER_FUNCTION],
+    "as reference of budgets": ["--model.levels", BUDGETS % USER_FUNCTION],
     "as reference of budgets, a path alone": ["--model.levels", BUDGETS % "attack.touch"],
-    "as callback's function": ["--trainer.callbacks", f"[{LAMBDA % (OWN, OWN)}]"],
-    "as callback": ["--trainer.callbacks", f"[{OWN}]"],
-    "as strategy's hook": ["--trainer.strategy", STRATEGY % OWN],
-    "as plugin": ["--trainer.plugins", f"[{OWN}]"],
+    "as callback's function": ["--trainer.callbacks", f"[{LAMBDA % (USER_FUNCTION, USER_FUNCTION)}]"],
+    "as callback": ["--trainer.callbacks", f"[{USER_FUNCTION}]"],
+    "as strategy's hook": ["--trainer.strategy", STRATEGY % USER_FUNCTION],
+    "as plugin": ["--trainer.plugins", f"[{USER_FUNCTION}]"],
     "as logger": ["--trainer.logger", f"[{POPEN}]"],
-    "as model": ["--model", OWN],
+    "as model": ["--model", USER_FUNCTION],
     "as data": ["--data", POPEN],
     "as partitioner": ["--data.partitioner", TOUCH],
-    "as compressor": ["--model.uplink.compressor", OWN],
+    "as compressor": ["--model.uplink.compressor", USER_FUNCTION],
     "for an argument of any type": ["--model.net=attack.Net", "--model.net.extra", POPEN],
-    "for an argument of any type, of one's own": ["--model.net=attack.Net", "--model.net.extra", OWN],
+    "for an argument of any type, a user's function": ["--model.net=attack.Net", "--model.net.extra", USER_FUNCTION],
     "YAML's own way": ["-c", "python.yaml"],
 }
-"""Arguments behind those of a demo."""
+"""Arguments after those of a demo."""
 
 FILES = {
     "attack.py": ATTACK,
     "net.yaml": f"{NET}\n",
-    "inner.yaml": f"{OWN}\n",
+    "inner.yaml": f"{USER_FUNCTION}\n",
     "python.yaml": "model: !!python/object/apply:os.system [touch ran]\n",
 }
 
 IMPORTING = "open('ran', 'w').close()\nfrom torch import nn\nclass Thing(nn.Module): ...\ndef function(): ...\n"
-"""The module ``stranger``, in which already the import is the attack."""
+"""Source of the module ``stranger``, whose import is the attack."""
 THING = "{class_path: stranger.Thing}"
 TENSORBOARD = "{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: tb}, dict_kwargs: %s}"
 
@@ -116,8 +116,8 @@ IMPORTS: dict[str, list[str]] = {
     "functions of callbacks": ["--trainer.callbacks", f"[{LAMBDA % ('stranger.function', 'stranger.function')}]"],
     "loggers": ["--trainer.logger", f"[{THING}]"],
     "plugins": ["--trainer.plugins", f"[{THING}]"],
-    "what a logger is given besides": ["--trainer.logger", f"[{TENSORBOARD % '{x: [{class_path: stranger.Thing}]}'}]"],
-    "by way of a package that is trusted": ["--model.net=torch.nn.modules.module.OrderedDict"],
+    "keyword arguments of a logger": ["--trainer.logger", f"[{TENSORBOARD % '{x: [{class_path: stranger.Thing}]}'}]"],
+    "through a trusted package": ["--model.net=torch.nn.modules.module.OrderedDict"],
     "help": ["--model.help=stranger.Thing"],
 }  # fmt: skip
-"""Arguments that name code of a package that is not trusted."""
+"""Arguments that name code of an untrusted package."""

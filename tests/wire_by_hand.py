@@ -1,4 +1,4 @@
-"""The wire format as ``docs/wire.md`` words it, in plain loops over ints: shares no code with hetfl.wire."""
+"""The wire format of ``docs/wire.md`` in plain loops over ints; it shares no code with hetfl.wire."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MASK = 2**64 - 1
 
 
 def bytes_of(bits: Sequence[int]) -> bytes:
-    """Bits as bytes, lowest first, filled up with zeros."""
+    """Return bits as bytes, lowest bit first, padded with zeros."""
     out = bytearray((len(bits) + 7) // 8)
     for place, bit in enumerate(bits):
         out[place // 8] |= bit << place % 8
@@ -37,7 +37,7 @@ def rice_with(numbers: Sequence[int], parameter: int) -> bytes:
 
 
 def best_parameter(numbers: Sequence[int]) -> int:
-    """The smallest parameter of the fewest bits, by trying them all."""
+    """Return the smallest parameter with the fewest bits, by trying all parameters."""
     highest = max(numbers, default=0).bit_length()
     return min(range(highest + 1), key=lambda p: sum(p + 1 + (number >> p) for number in numbers))
 
@@ -47,7 +47,7 @@ def rice(numbers: Sequence[int]) -> bytes:
 
 
 def read_rice(stream: bytes, count: int, most: int) -> list[int] | None:
-    """Bit by bit; None where a receiver must refuse."""
+    """Read bit by bit; return None where a receiver must refuse."""
     if not stream or stream[0] > most.bit_length() or count << stream[0] > 2**62:
         return None
     width = stream[0]
@@ -67,7 +67,7 @@ def read_rice(stream: bytes, count: int, most: int) -> list[int] | None:
 
 
 def runs_of(indices: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs of start and length."""
+    """Return pairs of start and length."""
     runs: list[tuple[int, int]] = []
     for index in indices:
         if runs and sum(runs[-1]) == index:
@@ -82,7 +82,7 @@ def as_gaps(indices: Sequence[int]) -> bytes:
 
 
 def as_runs(indices: Sequence[int]) -> bytes:
-    between, end = [], -1  # as if a run had ended before the vector, with one entry left out behind it
+    between, end = [], -1  # as if a run ended before the vector, with one entry left out after it
     for start, length in runs_of(indices):
         between.append(start - end - 1)
         end = start + length
@@ -92,7 +92,7 @@ def as_runs(indices: Sequence[int]) -> bytes:
 
 
 def index_block(indices: Sequence[int]) -> bytes:
-    """Runs where they are shorter and no more than half as many as indices."""
+    """Return runs if they are shorter and at most half as many as the indices; else gaps."""
     gaps, runs = as_gaps(indices), as_runs(indices)
     return runs if len(runs) < len(gaps) and 2 * len(runs_of(indices)) <= len(indices) else gaps
 
@@ -123,7 +123,7 @@ def chosen(size: int, count: int, seed: int) -> list[int]:
 
 
 def code_values(codes: Codes) -> list[float]:
-    """s (q − z) per code, or ±z s^j, in float64, which a Python float is, rounded once to float32."""
+    """Return s (q − z) or ±z s^j per code, computed in float64, the type of a Python float, and rounded to float32."""
     values, start = [], 0
     for bucket, size in enumerate(codes.sizes.tolist()):
         scale, zero = codes.scales[bucket].item(), codes.zeros[bucket if len(codes.zeros) > 1 else 0].item()
@@ -144,8 +144,8 @@ def logarithmic(code: int, bits: int, least: float, ratio: float) -> float:
 
 def code_block(codes: Codes) -> bytes:
     zeros, scales = codes.zeros.tolist(), codes.scales.tolist()
-    own = int(len(zeros) > 1 or (not zeros and not scales))
-    head = struct.pack("<BBHI", codes.bits, own, int(codes.spacing == "logarithmic"), codes.bucket)
+    flags = int(len(zeros) > 1 or (not zeros and not scales))
+    head = struct.pack("<BBHI", codes.bits, flags, int(codes.spacing == "logarithmic"), codes.bucket)
     floats = struct.pack(f"<{len(zeros) + len(scales)}f", *zeros, *scales)
     return head + floats + bytes_of(word_bits(codes.codes.tolist(), codes.bits))
 
@@ -177,5 +177,5 @@ def message(update: Update, round: int, client: int, half: bool = False) -> byte
 
 
 def mended(data: bytes) -> bytes:
-    """The same bytes with the checksum that they should have."""
+    """Return the same bytes with a correct checksum."""
     return data[:52] + struct.pack("<I", zlib.crc32(data[:52] + data[56:])) + data[56:]

@@ -1,4 +1,4 @@
-"""Updates of every kind for tests of the wire: drawn, and a fixed one of each."""
+"""Updates of every kind for tests of the wire format: drawn ones, and a fixed one of each kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTHS = {torch.float16: 16, torch.float32: 32, torch.float64: 64}
 
 
 def expect(update: Update, layout: Layout | None = None, **changes: object) -> Expected:
-    """What a server expects that knows what was sent."""
+    """Return what a server expects that knows the sent update."""
     expected = Expected(
         ROUND, CLIENT, update.size, update.exact.numel(), update.values.dtype, update.exact.dtype, layout=layout
     )
@@ -44,7 +44,7 @@ def assert_same(got: object, want: object) -> None:
 
 
 def quantised(update: Update, bits: int, bucket: int, own_zeros: bool = False, spacing: Spacing = "affine") -> Update:
-    """The same entries with codes that count up, and a scale for each bucket."""
+    """Return the same entries with codes that count up, and a scale for each bucket."""
     count = update.num_sent
     sizes = bucket_sizes(count, bucket) if bucket else update.num_sent_per_tensor(LAYOUT)
     scales = torch.arange(1.0, len(sizes) + 1) / 4 + (spacing == "logarithmic")
@@ -54,13 +54,13 @@ def quantised(update: Update, bits: int, bucket: int, own_zeros: bool = False, s
 
 
 def one_of_each() -> dict[str, Update]:
-    """Updates of the vector of ``LAYOUT``, 207 entries, in float32 with an exact block of two."""
+    """Return updates of the vector of ``LAYOUT``, 207 entries, in float32 with an exact block of two."""
     exact = torch.tensor([0.25, -8.0])
     dense = DenseUpdate(torch.arange(207) / 8, exact=exact)
     indices = torch.tensor([1, 2, 9, 70, 206])
     rows = torch.cat([torch.arange(100), torch.arange(150, 207)])
     positions = SeededUpdate.positions(5, LAYOUT.sizes, (3, 2, 1))
-    found = {
+    updates = {
         "dense": dense,
         "gaps": SparseUpdate(torch.arange(5) - 1.5, indices, 207, exact=exact),
         "runs": SparseUpdate(torch.arange(157) / 4, rows, 207, exact=exact),
@@ -73,9 +73,9 @@ def one_of_each() -> dict[str, Update]:
         "16": (16, 0, True, "affine"),
         "3 logarithmic": (3, 64, True, "logarithmic"),
     }
-    for name, update in list(found.items()):
-        found |= {f"{name}/{key}": quantised(update, *coding) for key, coding in codings.items()}
-    return found
+    for name, update in list(updates.items()):
+        updates |= {f"{name}/{key}": quantised(update, *coding) for key, coding in codings.items()}
+    return updates
 
 
 @st.composite
@@ -86,7 +86,7 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 @st.composite
 def supports(draw: st.DrawFn, layout: Layout) -> Update:
-    """An update of a vector with that layout, with ones for values."""
+    """Draw an update of a vector with that layout; its values are ones."""
     kind = draw(st.sampled_from(["dense", "sparse", "seeded", "low rank"]))
     size = layout.size
     if kind == "dense":
@@ -117,7 +117,7 @@ def codes_of(draw: st.DrawFn, update: Update, layout: Layout) -> Codes:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Update, Layout, bool]:
-    """An update of any kind and coding, its layout, and whether it is to be sent in half precision."""
+    """Draw an update of any kind and coding, its layout, and whether it is sent in half precision."""
     layout = draw(layouts())
     update, half = draw(supports(layout)), draw(st.booleans())
     dtype = draw(st.sampled_from([torch.float32, torch.float64] if draw(st.booleans()) else list(WIDTHS)))

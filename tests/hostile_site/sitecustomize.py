@@ -1,4 +1,4 @@
-"""Python imports this at its start in a node's processes: the one that answers becomes hostile."""
+"""Python imports this module at the start of node processes; the process that answers requests becomes hostile."""
 
 from __future__ import annotations
 

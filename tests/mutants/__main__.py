@@ -1,6 +1,6 @@
-"""Measure whether the tests notice bugs: change the source in one place, run the tests of that place, and again.
+"""Measure whether the tests notice bugs: change one place of the source, run the tests of that place, and repeat.
 
-Prints each change that no test noticed, with the tests that were run. The exit status is 1 if a plausible bug of
+Prints each change that no test noticed, and the tests that were run. The exit status is 1 if a plausible bug of
 ``plausible.yaml`` survives or is stale, or if fewer than ``--at-least`` per cent of the drawn changes are noticed.
 """
 
@@ -50,7 +50,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def chosen(given: argparse.Namespace, tally: Tally) -> list[Mutant]:
-    """Return the mutants to be tried; tell the tally of those that are not."""
+    """Return the mutants to try; report excluded mutants to the tally."""
     mutants: list[Mutant] = []
     if not given.drawn and not given.only:
         for bug in read_bugs():
@@ -78,10 +78,10 @@ def chosen(given: argparse.Namespace, tally: Tally) -> list[Mutant]:
 
 
 def shared_out(work: Sequence[T], benches: Sequence[Bench], do: Callable[[Bench, T], object]) -> None:
-    """Do pieces of work, each on the next bench that is free.
+    """Distribute pieces of work over benches; each piece goes to the next free bench.
 
     Raises:
-        BaseException: what one of them raised first.
+        BaseException: the first exception of any piece.
     """
     waiting: queue.SimpleQueue[T] = queue.SimpleQueue()
     for each in work:
@@ -96,18 +96,18 @@ def shared_out(work: Sequence[T], benches: Sequence[Bench], do: Callable[[Bench,
         try:
             for served in as_completed([pool.submit(serve, bench) for bench in benches]):
                 served.result()
-        except BaseException:  # Ctrl-C, too: the pool waits for its threads, which wait for what the benches do
+        except BaseException:  # also Ctrl-C: the pool waits for its threads, and these wait for their benches
             for bench in benches:
                 bench.terminate()
             raise
 
 
 def know(coverage: Coverage, files: Sequence[str], benches: Sequence[Bench]) -> None:
-    """Measure what has to be measured of files of tests, and load all of it."""
+    """Measure the coverage of test files that have no valid measurement, and load the coverage of all files."""
     unknown = coverage.unknown(files)
     if unknown:
         print(f"measuring which functions the tests of {len(unknown)} files call ...", flush=True)
-    examples = [file for file in unknown if not file.startswith("tests/")]  # quick, so in one go
+    examples = [file for file in unknown if not file.startswith("tests/")]  # doctests are quick
     groups = [[file] for file in unknown if file not in examples] + ([examples] if examples else [])
     shared_out(groups, benches, lambda bench, group: bench.measure(group, coverage))
     coverage.load(files)
@@ -125,7 +125,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, leave)
     try:
         _try(mutants, given, tally)
-    finally:  # also of what an interrupted run has tried
+    finally:  # also reports the results of an interrupted run
         status = tally.report(given.at_least)
     return status
 

@@ -1,4 +1,4 @@
-"""Copies of the project in which one file is changed at a time; the project itself is never written to."""
+"""Copies of the project in which one file is changed at a time; the original is never written to."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LEFT_OUT = {
     *(".git", ".venv", "runs", "data", "build", "dist", ".mutants"),
     *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"),
 }
-"""What is not copied from the root."""
+"""Names in the root folder that are not copied."""
 
 
 def copied(root: Path, target: Path) -> None:
-    """Copy a project: its links as links, without what is built, and compile it."""
+    """Copy and compile a project; symbolic links stay links, and built files are left out."""
 
     def ignored(folder: str, names: list[str]) -> set[str]:
         left_out = LEFT_OUT if Path(folder) == root else set()
@@ -29,14 +29,15 @@ def copied(root: Path, target: Path) -> None:
 
 @contextmanager
 def changed(file: Path, text: str, number: int) -> Iterator[None]:
-    """Give a file of a copy another text, and its own back at the end.
+    """Replace the text of a file in a copy, and restore it at the end.
 
-    Compiled files know their source by its size and its time in whole seconds, so each change gets a time of its own.
+    Python recognises a compiled file by the source's size and modification time in whole seconds. So each change gets a
+    different time.
 
     Args:
-        file: the file.
-        text: its other text.
-        number: of the change, different for each.
+        file: the file to change.
+        text: the new text.
+        number: number of the change; it must differ between changes.
     """
     before, times = file.read_bytes(), file.stat()
     file.write_text(text, encoding="utf-8")

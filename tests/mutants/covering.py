@@ -1,4 +1,4 @@
-"""Which tests call which function: measured once per file of tests, and kept in an ignored folder."""
+"""Measures once per test file which functions its tests call; the results are kept in an ignored folder."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PROCESSES = (
     *("tests/test_resilience.py", "tests/test_packaging.py", "tests/test_notebooks.py", "tests/test_benchmark*.py"),
     *("tests/test_compare.py", "tests/test_heap.py", "tests/test_layers.py", "tests/test_mutants*.py"),
 )
-"""Tests of other processes, and of the tree: what they would notice they notice in minutes, or not by what they run."""
+"""Excluded test files: they run other processes or inspect the source tree, so they are slow or call no functions."""
 
 
 @dataclass(frozen=True)
 class MeasuredTest:
-    """A test that calls a function.
+    """A test that calls a given function.
 
     Attributes:
-        name: its node id.
-        seconds: how long it takes.
-        functions: how many functions of the project it calls.
+        name: node id of the test.
+        seconds: duration of the test.
+        functions: number of the project's functions that the test calls.
     """
 
     name: str
@@ -38,17 +38,17 @@ class MeasuredTest:
 
     @property
     def file(self) -> str:
-        """The file that it is in."""
+        """The test file."""
         return self.name.split("::")[0]
 
     @property
     def cost(self) -> float:
-        """Small for a test that is quick and calls few functions."""
+        """Priority of the test: small for quick tests that call few functions."""
         return (0.02 + self.seconds) * self.functions
 
 
 def files_of_tests(root: Path, patterns: Sequence[str] = ("*",)) -> list[str]:
-    """Return the files of tests, doctests included, from the root; of them those that match one of the patterns."""
+    """Return the test files that match a pattern, relative to the root, including files with doctests."""
     files = [path.relative_to(root).as_posix() for path in sorted(root.glob("tests/test_*.py"))]
     kept = [file for file in files if not any(fnmatchcase(file, pattern) for pattern in PROCESSES)]
     examples = [path for path in files_in_scope(root) if ">>> " in (root / path).read_text(encoding="utf-8")]
@@ -57,14 +57,14 @@ def files_of_tests(root: Path, patterns: Sequence[str] = ("*",)) -> list[str]:
 
 
 class Coverage:
-    """What has been measured: a file of JSON for each file of tests.
+    """The measured coverage: one JSON file per test file.
 
-    What a file of tests calls is known as long as neither it, nor what it imports of tests/, nor any file of the source
-    that it calls something in has changed.
+    A measurement is valid until one of these files changes: the test file, the helper modules of ``tests`` that it
+    imports, and the source files whose functions it calls.
 
     Args:
-        root: of the project.
-        folder: where files are kept.
+        root: root folder of the project.
+        folder: folder of the measurements.
     """
 
     def __init__(self, root: Path, folder: Path) -> None:
@@ -84,7 +84,7 @@ class Coverage:
         return self._digest([*self._with_helpers(file), *sources])
 
     def _with_helpers(self, file: str) -> list[str]:
-        """Return a file of tests, and the files of tests/ that it imports, or that those import."""
+        """Return a test file and all modules of ``tests`` that it imports, directly or indirectly."""
         files, waiting = {file, "tests/conftest.py"}, [file, "tests/conftest.py"]
         while waiting:
             text = (self.root / waiting.pop()).read_text(encoding="utf-8")
@@ -94,7 +94,7 @@ class Coverage:
         return sorted(files)
 
     def file_of(self, file: str) -> Path:
-        """Return where the measurements of a file of tests are kept."""
+        """Return the path of a test file's measurement."""
         return self.folder / (file.replace("/", ".") + ".json")
 
     def _read(self, file: str) -> dict[str, Any] | None:
@@ -110,11 +110,11 @@ class Coverage:
         return [kept["functions"][number - 1] for number in sorted(numbers)]
 
     def unknown(self, files: Iterable[str]) -> list[str]:
-        """Return the files of tests that have to be measured."""
+        """Return the test files without a valid measurement."""
         return [file for file in files if self._read(file) is None]
 
     def keep(self, files: Iterable[str], measured: Path) -> None:
-        """Keep what a recorder has written of files of tests; nothing, if it has not come so far."""
+        """Store what a recorder has measured of some test files; do nothing if the recorder was stopped early."""
         self.folder.mkdir(exist_ok=True)
         whole: dict[str, Any] = {"functions": [], "tests": {}}
         if measured.is_file():
@@ -126,7 +126,7 @@ class Coverage:
             self.file_of(file).write_text(json.dumps({**kept, "state": state}), encoding="utf-8")
 
     def load(self, files: Iterable[str]) -> None:
-        """Read what is kept of files of tests."""
+        """Load the measurements of some test files."""
         self._tests: defaultdict[str, list[MeasuredTest]] = defaultdict(list)
         for file in files:
             kept = self._read(file)
@@ -136,14 +136,14 @@ class Coverage:
                     self._tests[kept["functions"][number - 1]].append(test)  # type: ignore[index]
 
     def tests_of(self, path: str, function: str) -> list[MeasuredTest]:
-        """Return the tests that call a function, the quick and narrow ones first.
+        """Return the tests that call a function, in order of their cost.
 
-        Each further variant of a parametrised test comes later than its cost alone would put it.
+        A further variant of a parametrised test comes later than its cost alone would place it.
 
         Args:
-            path: the file.
-            function: qualified name; "" for what lies outside of functions: then all tests of the file's functions.
-                Calls of compiled functions are not seen: then all tests of the files that import the module.
+            path: source file.
+            function: qualified name; "" for code outside of functions, which gives all tests of the file's functions.
+                Calls of compiled functions are not seen; they have all tests of the files that import the module.
         """
         calling = self._tests[f"{path}::{function}"] if function else self._tests_of_file(path)
         if not calling and "numba" in (self.root / path).read_text(encoding="utf-8"):

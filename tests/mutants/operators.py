@@ -1,7 +1,7 @@
-"""The changes that are made to a file: slips of the pen that leave it a valid program.
+"""The changes that are made to a file: small mistakes that leave a valid program.
 
-A change replaces a piece of the text and leaves all else as it is written. What only tells a reader something is never
-changed: annotations, docstrings, messages of errors and warnings, formatted strings.
+A change replaces a piece of the text and keeps the rest. Text for readers is never changed: annotations,
+docstrings, error messages, warnings and formatted strings.
 """
 
 from __future__ import annotations
@@ -56,27 +56,27 @@ SWAPS = {
     **_PAIRS,
     **{second: first for first, second in _PAIRS.items()},
 }
-"""Functions and methods, and the one that replaces each."""
+"""Functions and methods, and the function that replaces each."""
 DROPPED = {"abs", "clone", "copy", "square", "sqrt", "clamp", "nan_to_num", "neg", "T", "flatten", "log"}
-"""Methods whose call is left out: ``x.abs()`` becomes ``x``."""
+"""Methods whose call is removed: ``x.abs()`` becomes ``x``."""
 UNWRAPPED = {"abs", "round", "sqrt", "square", "deepcopy"}
-"""Functions that are left out: ``abs(x)`` becomes ``(x)``."""
+"""Functions whose call is removed: ``abs(x)`` becomes ``(x)``."""
 KEYWORDS = {"correction", "descending", "reverse", "key", "default", "generator", "largest", "start", "stable", "alpha"}
-"""Keyword arguments that are left out of any call; of calls of the project's functions all that have a default are."""
+"""Keyword arguments that are removed from any call; calls of the project's functions lose any default argument."""
 MESSAGES = re.compile(r"(?:.*Error|warn|rank_zero_warn|rank_zero_info|info|debug|warning|print|deprecated|wraps)")
-"""Names of functions whose calls only tell a reader something."""
+"""Pattern of functions whose calls only produce messages for readers."""
 FOR_READERS = {"__repr__", "__str__", "describe"}
-"""Functions that make text for a reader."""
+"""Methods that return text for readers."""
 
 Found = Iterator[Change]
 
 
 def changes_of(source: Source, defaults: Mapping[str, set[str]]) -> list[Change]:
-    """Return all changes of a file, in the order of the text; some of them may not be a valid program.
+    """Return all changes of a file in textual order; some of them may not be a valid program.
 
     Args:
-        source: the file.
-        defaults: by name of a function or class of the project, its arguments that have a default.
+        source: the source file.
+        defaults: arguments with a default, by name of a function or class of the project.
     """
     return sorted(_Finder(source, defaults).walk(source.tree), key=lambda each: (each.start, each.stop, each.new))
 
@@ -88,7 +88,7 @@ def _name_of(function: ast.expr) -> str:
 
 
 def _is_text(node: ast.expr) -> bool:
-    """Return whether a node is written as text or a path, for which arithmetic means something else."""
+    """Return whether a node is written as text or a path; ``+`` and ``/`` are not arithmetic on these."""
     if isinstance(node, ast.Constant):
         return isinstance(node.value, str | bytes)
     if isinstance(node, ast.BinOp):
@@ -111,11 +111,11 @@ def _is_message(statement: ast.stmt) -> bool:
 
 
 class _Finder:
-    """Walks through a tree and yields the changes of each node."""
+    """Walks through a syntax tree and yields the changes of each node."""
 
     def __init__(self, source: Source, defaults: Mapping[str, set[str]]) -> None:
         self.source, self.defaults = source, defaults
-        self._initial = False  # within a constructor
+        self._initial = False  # inside a constructor
         self._kinds: dict[type[ast.AST], Callable[..., Found]] = {
             ast.Compare: self._compare,
             ast.BinOp: self._arithmetic,
@@ -135,7 +135,7 @@ class _Finder:
         }
 
     def walk(self, node: ast.AST) -> Found:
-        """Yield the changes of a node and of what is in it."""
+        """Yield the changes of a node and of its children."""
         if self._skipped(node):
             return
         before = self._initial
@@ -158,7 +158,7 @@ class _Finder:
         return isinstance(node, ast.If) and _name_of(node.test) in {"TYPE_CHECKING"}
 
     def _children(self, node: ast.AST) -> Iterator[ast.AST]:
-        if isinstance(node, Function):  # neither annotations nor decorators
+        if isinstance(node, Function):  # annotations and decorators are left out
             yield from (each for each in (*node.args.defaults, *node.args.kw_defaults) if each is not None)
             yield from node.body
         elif isinstance(node, ast.ClassDef):
@@ -178,7 +178,7 @@ class _Finder:
         yield Change(*self.source.span(node), new, operator)
 
     def _between(self, left: ast.expr, right: ast.expr, pattern: str, new: str, operator: str) -> Found:
-        """Yield the change of the sign between two operands."""
+        """Yield the change of the operator between two operands."""
         start, stop = self.source.span(left)[1], self.source.span(right)[0]
         gap = re.sub(rb"#[^\n]*", lambda match: b" " * len(match[0]), self.source.raw[start:stop])
         if sign := re.search(pattern.encode(), gap):

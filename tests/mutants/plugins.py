@@ -1,4 +1,4 @@
-"""What pytest does in a copy: note which functions a test calls, or run chosen tests in an order until one fails."""
+"""Pytest plugins for a copy of the project: record the functions that tests call, or run tests until one fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_FUNCTIONS = 1 << 16
 
 
 def _without_deadlines(*phases: str) -> None:
-    """Let hypothesis take its time, keep nothing, and go through some phases only; none: through all."""
+    """Disable Hypothesis deadlines and its database; run only the given phases, or all phases if none are given."""
     from hypothesis import HealthCheck, Phase, settings
 
     chosen = [Phase[name] for name in phases] or list(Phase)
@@ -32,10 +32,10 @@ def _without_deadlines(*phases: str) -> None:
 
 
 class Functions:
-    """Numbers the functions of the project as they are called; forks of a process share what they have noted.
+    """Numbers the project's functions when they are first called; forked processes share the recorded calls.
 
     Args:
-        root: of the project; what lies elsewhere is not noted.
+        root: root of the project; functions outside of it are ignored.
     """
 
     def __init__(self, root: Path) -> None:
@@ -46,7 +46,7 @@ class Functions:
         self._sources = cache(lambda file: Source(Path(file).read_text(encoding="utf-8")))
 
     def __call__(self, frame: FrameType, event: str, arg: object) -> None:
-        """Note a call; a function for ``sys.settrace``."""
+        """Record a call; this is a trace function for ``sys.settrace``."""
         key = (frame.f_code.co_filename, frame.f_code.co_firstlineno)
         number = self._numbers.get(key)
         if number is None:
@@ -63,25 +63,25 @@ class Functions:
         return self.names.setdefault(f"{inside}::{function}", len(self.names) + 1) if function else 0
 
     def number_all(self, paths: Iterable[str]) -> None:
-        """Give every function of some files its number now, so that forks have the same."""
+        """Number every function of some files now, so that forks use the same numbers."""
         for path in paths:
             for _, _, function in self._sources(self._root + path).functions:
                 self.names.setdefault(f"{path}::{function}", len(self.names) + 1)
 
-    def taken(self) -> set[int]:
-        """Return the numbers of the functions that were called since, and forget them."""
+    def take_numbers(self) -> set[int]:
+        """Return the numbers of the functions called since the last call of this method, and reset the record."""
         numbers = {number for number in range(1, len(self.names) + 1) if self._called[number]}
         self._called[: len(self.names) + 1] = bytes(len(self.names) + 1)
         return numbers
 
 
 class Recorder:
-    """Writes into a file which functions each passing test calls, its fixtures' included, and how long it takes.
+    """Writes the functions that each passing test and its fixtures call, and the test's duration, into a file.
 
     Args:
-        root: of the project.
-        paths: the files whose functions matter.
-        out: the file.
+        root: root of the project.
+        paths: source files whose functions are recorded.
+        out: output file.
     """
 
     def __init__(self, root: Path, paths: Sequence[str], out: Path) -> None:
@@ -94,55 +94,55 @@ class Recorder:
         self._before: set[int] = set()
 
     def pytest_configure(self) -> None:
-        """Prepare hypothesis."""
+        """Configure Hypothesis."""
         _without_deadlines()
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, None, None]:
-        """Note what a fixture calls that several tests share: a test that finds it made depends on it, too."""
+        """Record the calls of shared fixtures: a test that reuses a fixture also depends on them."""
         if fixturedef.scope == "function":
             yield
             return
-        self._before |= self.functions.taken()
+        self._before |= self.functions.take_numbers()
         yield
-        called = self.functions.taken()
+        called = self.functions.take_numbers()
         self._of_fixtures.setdefault(fixturedef.argname, set()).update(called)
         self._before |= called
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, None, None]:
-        """Note what a test calls."""
-        self.functions.taken()
+        """Record the calls of a test."""
+        self.functions.take_numbers()
         self._before = set()
         threading.settrace(self.functions)
         sys.settrace(self.functions)
         yield
         sys.settrace(None)
         threading.settrace(None)
-        called = self.functions.taken() | self._before
+        called = self.functions.take_numbers() | self._before
         for name in getattr(item, "fixturenames", ()):
             called |= self._of_fixtures.get(name, set())
         if item.nodeid not in self._unusable:
             self.tests[item.nodeid] = (self._seconds[item.nodeid], called)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add up the time of a test, and leave out one that does not pass."""
+        """Add up the durations of a test's phases, and drop a test that fails."""
         self._seconds[report.nodeid] += report.duration
         if report.outcome != "passed":
             self._unusable.add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
-        """Write the file."""
+        """Write the output file."""
         tests = {test: (round(seconds, 4), sorted(called)) for test, (seconds, called) in self.tests.items()}
         self.out.write_text(json.dumps({"functions": list(self.functions.names), "tests": tests}), encoding="utf-8")
 
 
 class Chosen:
-    """Runs chosen tests in their order, and ends the process at the first that fails.
+    """Runs chosen tests in order, and ends the process at the first failure.
 
     Args:
-        tests: their node ids.
-        report: file descriptor that gets a line of JSON whenever a test begins, and when one fails.
+        tests: node ids of the tests.
+        report: file descriptor that receives a line of JSON when a test begins and when one fails.
     """
 
     def __init__(self, tests: Sequence[str], report: int) -> None:
@@ -150,26 +150,26 @@ class Chosen:
         self._report = report
 
     def tell(self, **what: object) -> None:
-        """Send a line."""
+        """Send one line of JSON."""
         os.write(self._report, json.dumps(what).encode() + b"\n")
 
     def pytest_configure(self) -> None:
-        """Prepare hypothesis: a failure is enough, there is no need to make it small."""
+        """Configure Hypothesis: a failing example is not shrunk, since any failure is enough."""
         _without_deadlines("explicit", "generate")
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Keep the chosen tests, in their order."""
+        """Keep only the chosen tests, in their given order."""
         kept = [item for item in items if item.nodeid in self.turns]
         items[:] = sorted(kept, key=lambda item: self.turns[item.nodeid])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Say that a test begins."""
+        """Report that a test begins."""
         self.tell(begins=nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """End the process if a test fails."""
+        """End the process if the test fails."""
         if report.failed:
             self.tell(failed=report.nodeid)
             os._exit(1)

@@ -1,4 +1,4 @@
-"""Which changes there are to the project's source, and which of them a seed draws."""
+"""The possible changes of the project's source, and the random draw of some of them."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ SCOPE = (
     *("hetfl/local/**/*.py", "hetfl/wire/*.py", "hetfl/data/*.py", "hetfl/fleet/*.py", "hetfl/methods/*.py"),
     *("hetfl/store/*.py", "hetfl/analysis/*.py", "hetfl/report/*.py", "hetfl/accounting/*.py", "hetfl/objectives/*.py"),
 )
-"""What is changed: whatever computes a number of a run or of a report. A new folder belongs here, too."""
+"""Files that are changed: all code that computes numbers of a run or a report. Add new folders here."""
 APPEARANCE = (
     *("hetfl/analysis/*plots.py", "hetfl/analysis/figures.py", "hetfl/report/pictures.py"),
     *("hetfl/report/wording.py", "hetfl/report/document.py", "hetfl/report/rendering.py", "hetfl/report/writing.py"),
     *("hetfl/report/composing.py", "hetfl/report/figures.py"),
 )
-"""What is not: words and drawings."""
+"""Files that are not changed: they only make text and drawings."""
 WEIGHTS = {"constant": 0.25, "condition": 0.5, "negation": 0.5}
-"""How likely a kind of change is drawn, beside 1: those that are many, and mostly noticed at once, less often."""
+"""Relative probability of a kind of change, 1 by default; less for kinds that are frequent and mostly noticed."""
 PER_FUNCTION = 3
-"""Most changes that are drawn in one function."""
+"""Largest number of drawn changes in one function."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class Mutant:
     """One change of the source.
 
     Attributes:
-        path: the file, from the root.
-        line: where the change is.
-        function: qualified name of the function that it is in; "" outside of all.
-        operator: the kind of the change.
-        old: the lines that change, as they are.
-        new: the lines instead.
-        source: the file before.
-        change: what is replaced in it.
-        is_planted: whether it is one of the plausible bugs by hand, and was not drawn.
+        path: file, relative to the root.
+        line: line of the change.
+        function: qualified name of the enclosing function; "" outside of all functions.
+        operator: kind of the change.
+        old: the changed lines before.
+        new: the changed lines after.
+        source: the original file.
+        change: the replaced piece of text.
+        is_planted: True for a hand-written plausible bug, False for a drawn change.
     """
 
     path: str
@@ -71,19 +71,19 @@ class Mutant:
 
     @classmethod
     def of(cls, path: str, source: Source, change: Change, planted: bool = False) -> Mutant:
-        """Return the mutant that a change makes of a file."""
+        """Return the mutant of a change of a file."""
         line = source.line(change.start)
         lines = source.lines_of(change)
         return cls(path, line, source.function_at(line), change.operator, *lines, source, change, planted)
 
     @property
     def text(self) -> str:
-        """The whole file with the change."""
+        """The whole changed file."""
         return self.source.applied(self.change)
 
     @property
     def is_valid(self) -> bool:
-        """Whether the file with the change is a program, and another one than before."""
+        """Whether the changed file is a valid program that differs from the original."""
         try:
             return ast.dump(ast.parse(self.text)) != ast.dump(self.source.tree)
         except SyntaxError:
@@ -91,17 +91,17 @@ class Mutant:
 
     @property
     def place(self) -> str:
-        """Path and line, as ``--only`` takes them."""
+        """Path and line, in the form that ``--only`` accepts."""
         return f"{self.path}:{self.line}"
 
     def diff(self) -> str:
-        """Return the change as a unified diff, without the names of the files."""
+        """Return the change as a unified diff without file names."""
         before, after = self.source.raw.decode().splitlines(), self.text.splitlines()
         return "\n".join(list(difflib.unified_diff(before, after, n=1, lineterm=""))[2:])
 
 
 def files_in_scope(root: Path, patterns: Sequence[str] = ("*",)) -> list[str]:
-    """Return the files that are changed, from the root, in order; of them those that match one of the patterns."""
+    """Return the files in scope that match a pattern, relative to the root, sorted."""
     paths = sorted({path.relative_to(root).as_posix() for pattern in SCOPE for path in root.glob(pattern)})
     return [
         path
@@ -112,11 +112,11 @@ def files_in_scope(root: Path, patterns: Sequence[str] = ("*",)) -> list[str]:
 
 
 def mutants_of(root: Path, paths: Iterable[str]) -> Iterator[Mutant]:
-    """Yield every change of some files; a few of them are no valid program.
+    """Yield every change of some files; a few of them are not valid programs.
 
     Args:
-        root: of the project.
-        paths: the files, from the root.
+        root: root of the project.
+        paths: files, relative to the root.
     """
     every_file = [root / path for path in files_in_scope(root)]
     defaults: defaultdict[str, set[str]] = defaultdict(set)
@@ -130,15 +130,15 @@ def mutants_of(root: Path, paths: Iterable[str]) -> Iterator[Mutant]:
 
 
 def drawn(mutants: Iterable[Mutant], seed: int, number: int) -> list[Mutant]:
-    """Return mutants that a seed draws: at most one of a line, and few of a function.
+    """Return the mutants that a seed draws: at most one per line and :data:`PER_FUNCTION` per function.
 
-    The order is a hash of the seed and of what is changed into what, wherever that is: most draws stay the same when
-    the source changes elsewhere or moves.
+    The order is a hash of the seed, the old text and the new text, and does not depend on their position. So most draws
+    stay the same when the source changes elsewhere or is moved.
 
     Args:
-        mutants: all of them.
-        seed: any whole number.
-        number: how many.
+        mutants: all candidates.
+        seed: any integer.
+        number: number of mutants to draw.
     """
     seen: Counter[tuple[str, str, str]] = Counter()
     keyed = []
@@ -163,7 +163,7 @@ def drawn(mutants: Iterable[Mutant], seed: int, number: int) -> list[Mutant]:
 
 
 def _turn(seed: int, mutant: Mutant, occurrence: int) -> float:
-    """Return a mutant's place in the order of a weighted draw without replacement (Efraimidis and Spirakis 2006)."""
+    """Return a mutant's key in a weighted draw without replacement (Efraimidis and Spirakis 2006)."""
     names = (str(seed), mutant.function, mutant.old, mutant.new, str(occurrence))
     digest = hashlib.sha256("\0".join(names).encode()).digest()
     uniform = (int.from_bytes(digest[:8], "big") + 1) / (2**64 + 1)

@@ -1,7 +1,7 @@
-"""A process in a copy of the project that has imported what takes long, and forks for each request.
+"""A process in a copy of the project that preloads slow imports, and forks for each request.
 
-It reads a line of JSON from its standard input for each request, and writes one as the answer. It never imports hetfl
-itself: each fork does, from the files as they are then.
+It reads one line of JSON per request from standard input, and writes one line as the answer. It never imports hetfl;
+each fork imports hetfl from the current files.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from tests.mutants.plugins import Chosen, Recorder
 
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", "--no-header", "--tb=short")
 TO_IMPORT = 300.0
-"""Seconds until the first test has to begin."""
+"""Seconds within which the first test must begin."""
 FACTOR = 10.0
-"""A test is endless if it takes this many times its usual seconds, and the seconds of patience that a request has."""
+"""A test counts as endless after this factor times its usual duration, plus the patience of the request in seconds."""
 MOST_MEMORY = 12 << 30
-"""Bytes that a fork may write to."""
+"""Memory limit of a fork in bytes."""
 
 
 def main() -> None:
-    """Serve until the input ends; the arguments are the modules to import first, of those that are installed."""
+    """Serve requests until the input ends; the arguments are modules to preload if they are installed."""
     signal.signal(signal.SIGTERM, leave)
     for name in sys.argv[1:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     answers = os.dup(1)
-    os.dup2(2, 1)  # what else is printed goes elsewhere
+    os.dup2(2, 1)  # other output of the process goes to standard error
     while request := _line():
         os.write(answers, json.dumps(_served(request)).encode() + b"\n")
 
 
 def leave(signum: int, frame: FrameType | None) -> None:
-    """End the process by its ``finally`` clauses; a second signal, as groups of processes get, does not end those."""
+    """End the process through its ``finally`` clauses; ignore a second signal, which process groups often receive."""
     signal.signal(signum, signal.SIG_IGN)
     sys.exit(128 + signum)
 
 
 def _line() -> dict[str, Any]:
-    """Return the next request; empty at the end of the input."""
+    """Return the next request; an empty dictionary at the end of the input."""
     data = b""
     while not data.endswith(b"\n"):
         piece = os.read(0, 1 << 16)
@@ -64,7 +64,7 @@ def _line() -> dict[str, Any]:
 
 
 def _served(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Let a fork run pytest, and return what came of it."""
+    """Run pytest in a fork, and return the outcome."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -81,8 +81,8 @@ def _served(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ended(child: int) -> int:
-    """End a fork and the processes that it has started, and return its status."""
-    for end in (os.killpg, os.kill):  # it may not have come to lead a group yet
+    """End a fork and the processes that it has started; return its exit status."""
+    for end in (os.killpg, os.kill):  # the fork may not be a group leader yet
         with contextlib.suppress(ProcessLookupError):
             end(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -98,12 +98,12 @@ def _outcome(status: int) -> str:
 
 
 class _Watch:
-    """Follows what a fork tells, until it ends or takes too long.
+    """Reads the messages of a fork until it ends or exceeds its time.
 
     Attributes:
-        outcome: "endless" if it took too long; "failed" if it told so; else "".
+        outcome: "endless" if the fork exceeded its time, "failed" if a test failed, else "".
         test: the last test that began.
-        ran: how many began.
+        ran: number of tests that began.
     """
 
     def __init__(self, pipe: int, request: Mapping[str, Any]) -> None:
@@ -112,8 +112,8 @@ class _Watch:
         self.outcome, self.test, self.ran = "", "", 0
 
     def follow(self, child: int) -> None:
-        """Return once the fork has ended or has to be."""
-        end = os.pidfd_open(child)  # the pipe may stay open longer, in processes that the fork has started
+        """Return when the fork has ended or must be ended."""
+        end = os.pidfd_open(child)  # processes started by the fork may keep the pipe open
         data, until = b"", time.monotonic() + self._limit
         try:
             while not self.outcome:
@@ -140,7 +140,7 @@ class _Watch:
 
 
 def _run(request: Mapping[str, Any], report: int) -> None:
-    """Run pytest in this process, a fork, and end it."""
+    """Run pytest in this process, which is a fork, and end the process."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))

@@ -1,4 +1,4 @@
-"""A Python file by its bytes: where each node of its syntax tree lies, and the file with one change."""
+"""A Python source file: byte positions of its syntax tree's nodes, and the text with one change."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Change:
-    """A piece of a file and the text that replaces it.
+    """A piece of a file and its replacement.
 
     Attributes:
-        start: offset of its first byte.
-        stop: offset behind its last byte.
-        new: the text instead.
-        operator: the kind of the change, for a reader.
+        start: offset of the first byte.
+        stop: offset after the last byte.
+        new: the replacement text.
+        operator: kind of the change, for reports.
     """
 
     start: int
@@ -31,10 +31,10 @@ class Change:
 class Source:
     """The text of a file with its syntax tree.
 
-    The positions of the tree count bytes of UTF-8, so everything here does, too.
+    Positions in a syntax tree count bytes of UTF-8, and so do all positions here.
 
     Args:
-        text: the file.
+        text: the text of the file.
     """
 
     def __init__(self, text: str) -> None:
@@ -45,26 +45,26 @@ class Source:
             self._starts.append(self._starts[-1] + len(line))
 
     def span(self, node: ast.expr | ast.stmt | ast.keyword | ast.arg) -> tuple[int, int]:
-        """Return where a node begins and ends, in bytes."""
+        """Return the start and end of a node, in bytes."""
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
         return self._starts[node.lineno - 1] + node.col_offset, self._starts[node.end_lineno - 1] + node.end_col_offset
 
     def text(self, node: ast.expr | ast.stmt) -> str:
-        """Return a node as it is written."""
+        """Return the source text of a node."""
         start, stop = self.span(node)
         return self.raw[start:stop].decode()
 
     def line(self, offset: int) -> int:
-        """Return the number, from 1, of the line that a byte is in."""
+        """Return the line number, from 1, of a byte offset."""
         return self.raw.count(b"\n", 0, offset) + 1
 
     def applied(self, change: Change) -> str:
-        """Return the file with one change."""
+        """Return the text with one change applied."""
         return (self.raw[: change.start] + change.new.encode() + self.raw[change.stop :]).decode()
 
     def lines_of(self, change: Change) -> tuple[str, str]:
-        """Return the whole lines that a change touches, before and after it, without their common indentation."""
+        """Return the lines that a change touches, before and after it, without their common indentation."""
         start = self.raw.rfind(b"\n", 0, change.start) + 1
         stop = self.raw.find(b"\n", change.stop)
         stop = len(self.raw) if stop < 0 else stop
@@ -74,7 +74,7 @@ class Source:
 
     @cached_property
     def functions(self) -> list[tuple[int, int, str]]:
-        """First line (of the decorators), last line and qualified name of all functions, the outer ones first."""
+        """First line (decorators included), last line and qualified name of all functions, outer functions first."""
         spans: list[tuple[int, int, str]] = []
 
         def walk(node: ast.AST, prefix: str) -> None:
@@ -91,7 +91,7 @@ class Source:
         return spans
 
     def function_at(self, line: int) -> str:
-        """Return the qualified name of the innermost function that a line belongs to; "" outside of all."""
+        """Return the qualified name of the innermost function around a line; "" outside of all functions."""
         return next((name for first, last, name in reversed(self.functions) if first <= line <= last), "")
 
 
@@ -100,7 +100,7 @@ def _without_indentation(text: str) -> str:
 
 
 def defaults_in(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
-    """Yield the functions and classes of a file by name, with their arguments that have a default."""
+    """Yield the names of a file's functions and classes, with their arguments that have a default."""
     for node in ast.walk(tree):
         if isinstance(node, Function):
             yield node.name, _defaults(node.args)

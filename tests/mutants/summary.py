@@ -1,4 +1,4 @@
-"""What became of all mutants, for a reader."""
+"""The report on all mutants."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tests.mutants.trials import Trial
 
 HOW = {"failed": "noticed", "endless": "noticed, endless", "crashed": "noticed, crashed", "broken": "noticed, broken"}
 SHOWN = 8
-"""Tests that are named with a survivor."""
+"""Number of tests that are listed with a survivor."""
 
 
 @dataclass
 class Tally:
-    """Counts trials and prints each as it ends.
+    """Counts trials and prints each result.
 
     Attributes:
-        trials: those that have ended.
-        stale: what is wrong with entries of ``plausible.yaml``.
-        equivalent: mutants that change nothing, with the reasons.
-        unmatched: entries of ``equivalent.yaml`` that are no change of the source.
+        trials: the finished trials.
+        stale: errors in entries of ``plausible.yaml``.
+        equivalent: mutants that do not change behaviour, with the reasons.
+        unmatched: entries of ``equivalent.yaml`` that match no change of the source.
     """
 
     trials: list[Trial] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Tally:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, trial: Trial, total: int) -> None:
-        """Take a trial, and print a line about it; a survivor with its change and the tests."""
+        """Add a trial and print one line about it; for a survivor also its change and the tests."""
         with self._lock:
             self.trials.append(trial)
             mutant, how = trial.mutant, HOW.get(trial.outcome, "SURVIVED")
@@ -46,7 +46,7 @@ class Tally:
                 print(described(trial), flush=True)
 
     def report(self, at_least: float) -> int:
-        """Print what became of all, and return the exit status."""
+        """Print the results of all trials, and return the exit status."""
         for mutant, reason in self.equivalent:
             print(f"changes nothing: {mutant.place} {mutant.operator}: {reason}\n{indented(mutant.diff())}")
         for entry in self.unmatched:
@@ -66,13 +66,13 @@ class Tally:
 
 
 def counted(trials: list[Trial]) -> str:
-    """Return how many of some trials were noticed, in words."""
+    """Return the number of noticed mutants among some trials as text."""
     noticed = sum(trial.noticed for trial in trials)
     return f"{noticed} of {len(trials)} noticed ({100 * noticed / len(trials):.1f} %)"
 
 
 def described(trial: Trial) -> str:
-    """Return a survivor's change, and the tests that did not notice it."""
+    """Return a survivor's change and the tests that did not notice it."""
     names = [test.name for test in trial.tests]
     tests = [f"      {name}" for name in names[:SHOWN]]
     if not names:
@@ -83,5 +83,5 @@ def described(trial: Trial) -> str:
 
 
 def indented(text: str) -> str:
-    """Return a text with each line moved to the right."""
+    """Return a text with every line indented."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,9 +1,9 @@
-"""Two tables by hand: plausible bugs that must be noticed, and changes that change nothing.
+"""Two hand-written tables: plausible bugs that must be noticed, and changes that do not change behaviour.
 
-``plausible.yaml`` has an entry for each bug that the tests once did not notice: ``bug`` (what it is), ``path``, ``old``
-and ``new`` (the text and what stands instead of it). ``equivalent.yaml`` has an entry for each drawn change that no
-test can notice: ``function``, ``old`` and ``new`` (whole lines) and ``reason``. Both go by content and ignore how text
-is broken into lines, so they survive whatever moves or reformats it.
+``plausible.yaml`` has an entry for each bug that the tests once missed: ``bug`` (a description), ``path``, ``old`` and
+``new`` (a text and its replacement). ``equivalent.yaml`` has an entry for each drawn change that no test can notice:
+``function``, ``old`` and ``new`` (whole lines) and ``reason``. Both tables are matched by content and ignore line
+breaks, so moving or reformatting code does not affect them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ EQUIVALENT = HERE / "equivalent.yaml"
 
 
 class StaleEntry(Exception):
-    """An entry of a table that does not belong to the source any more; says where its text may be now."""
+    """An entry of a table does not match the source any more; the message says where its text may be now."""
 
 
 @dataclass(frozen=True)
 class Bug:
-    """An entry of ``plausible.yaml``; see there."""
+    """An entry of ``plausible.yaml``; its keys are described above."""
 
     bug: str
     path: str
@@ -41,7 +41,7 @@ class Bug:
 
 @dataclass(frozen=True)
 class Equivalent:
-    """An entry of ``equivalent.yaml``; see there."""
+    """An entry of ``equivalent.yaml``; its keys are described above."""
 
     function: str
     old: str
@@ -55,7 +55,7 @@ def read_bugs(file: Path = PLAUSIBLE) -> list[Bug]:
 
 
 def read_equivalents(file: Path = EQUIVALENT) -> list[Equivalent]:
-    """Return the table of changes that change nothing."""
+    """Return the table of changes that do not change behaviour."""
     return [Equivalent(**entry) for entry in _entries(file)]
 
 
@@ -64,10 +64,10 @@ def _entries(file: Path) -> list[dict[str, Any]]:
 
 
 def planted(bug: Bug, root: Path) -> Mutant:
-    """Return the source with a plausible bug.
+    """Return the mutant of a plausible bug.
 
     Raises:
-        StaleEntry: its text does not stand exactly once in its file, or the file with it is no valid program.
+        StaleEntry: the old text does not occur exactly once in its file, or the changed file is not valid Python.
     """
     file = root / bug.path
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
@@ -83,13 +83,13 @@ def planted(bug: Bug, root: Path) -> Mutant:
 
 
 def _places(old: str, text: str) -> list[tuple[int, int]]:
-    """Return where a text stands, whatever its spaces and line breaks."""
+    """Return the spans of a text, with any spaces and line breaks."""
     pattern = r"\s+".join(map(re.escape, old.split()))
     return [match.span() for match in re.finditer(pattern, text)]
 
 
 def _advice(bug: Bug, root: Path) -> str:
-    """Return where an entry's text is now, or what resembles its first line most."""
+    """Return the current place of an entry's text, or the line that is most similar to its first line."""
     texts = {path: (root / path).read_text(encoding="utf-8") for path in files_in_scope(root)}
     moved = [
         f"{path}:{text.count(chr(10), 0, start) + 1}"
@@ -104,13 +104,13 @@ def _advice(bug: Bug, root: Path) -> str:
 
 
 def reason_of(mutant: Mutant, equivalents: Iterable[Equivalent]) -> str | None:
-    """Return why a mutant changes nothing, if the table says so."""
-    wanted = _key(mutant.function, mutant.old, mutant.new)
-    return next((each.reason for each in equivalents if _key(each.function, each.old, each.new) == wanted), None)
+    """Return why a mutant does not change behaviour, if the table has it; else None."""
+    key = _key(mutant.function, mutant.old, mutant.new)
+    return next((each.reason for each in equivalents if _key(each.function, each.old, each.new) == key), None)
 
 
 def unmatched(equivalents: Sequence[Equivalent], mutants: Iterable[Mutant]) -> list[Equivalent]:
-    """Return the entries that are no change of the present source."""
+    """Return the entries that match no change of the current source."""
     keys = {_key(mutant.function, mutant.old, mutant.new) for mutant in mutants}
     return [each for each in equivalents if _key(each.function, each.old, each.new) not in keys]
 

@@ -1,4 +1,4 @@
-"""One place to try mutants in: a copy of the project and the process that runs tests there."""
+"""A bench for trying mutants: a copy of the project, and the process that runs tests in it."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from tests.mutants.covering import Coverage, MeasuredTest
 from tests.mutants.population import Mutant, files_in_scope
 
 FIRST_SECONDS, FIRST_FILES = 3.0, 4
-"""Of the tests that a mutant is tried with first; each further set may take three times as long as the one before."""
+"""Limits of the first batch of tests: seconds and files. Each further batch may take three times as long."""
 PRELOADED = (
     *("torch", "torch.func", "torchvision", "lightning", "lightning.pytorch.cli", "torchmetrics.classification"),
     *("numpy", "pandas", "scipy", "sklearn.cluster", "sklearn.datasets", "numba", "PIL.Image", "matplotlib.pyplot"),
     *("jsonargparse", "rich.console", "safetensors.torch", "yaml"),
 )
-"""What the process imports once, for all mutants."""
+"""Modules that the process imports once, for all mutants."""
 PATIENCE = 30.0
-"""Seconds that a test may take beyond ten times its usual ones."""
+"""Seconds that a test may take in addition to ten times its usual duration."""
 MEASURING = 3600.0
-"""Seconds that a file of tests may take while it is measured."""
+"""Seconds that a test file may take while it is measured."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a mutant.
+    """The result of a mutant.
 
     Attributes:
-        mutant: which.
+        mutant: the mutant.
         outcome: "failed", "endless", "crashed" or "broken" (no test could be run at all) if it was noticed; "survived".
-        test: the test that noticed it.
-        ran: how many tests were run, that one included.
-        tests: the tests that call what was changed, in the order in which they are run.
-        seconds: how long it took.
+        test: the test that noticed the mutant.
+        ran: number of tests that were run, including ``test``.
+        tests: the tests that call the changed function, in order of execution.
+        seconds: duration.
     """
 
     mutant: Mutant
@@ -54,7 +54,7 @@ class Trial:
 
     @property
     def noticed(self) -> bool:
-        """Whether a test noticed it."""
+        """Whether a test noticed the mutant."""
         return self.outcome != "survived"
 
 
@@ -62,10 +62,10 @@ class Bench:
     """A copy of the project and a process in it.
 
     Args:
-        root: of the project.
-        folder: an empty folder for all of it; the caller deletes it.
-        preloaded: modules that the process imports first.
-        patience: seconds that a test may take beyond ten times its usual ones.
+        root: root of the project.
+        folder: an empty folder for the copy; the caller deletes it.
+        preloaded: modules that the process imports at its start.
+        patience: seconds that a test may take in addition to ten times its usual duration.
     """
 
     def __init__(
@@ -109,14 +109,14 @@ class Bench:
         self._errors.close()
 
     def terminate(self) -> None:
-        """End the process; a request that it has not answered yet raises a RuntimeError."""
+        """End the process; an unanswered request raises a RuntimeError."""
         self._server.terminate()
 
     def _ask(self, **request: Any) -> dict[str, Any]:
-        """Let the process run pytest once, and clean up behind it.
+        """Have the process run pytest once, and delete the files that it leaves.
 
         Raises:
-            RuntimeError: it has ended.
+            RuntimeError: the process has ended.
         """
         request |= {"temporary": str(self._temporary), "log": str(self._log)}
         self._input.write(json.dumps(request) + "\n")
@@ -133,7 +133,7 @@ class Bench:
 
     @property
     def output(self) -> str:
-        """What pytest printed last."""
+        """The last output of pytest."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def measure(self, files: Sequence[str], coverage: Coverage) -> None:
@@ -144,13 +144,13 @@ class Bench:
         coverage.keep(files, out)
 
     def run(self, tests: Sequence[MeasuredTest]) -> dict[str, Any]:
-        """Run tests in their order until one fails; return ``outcome``, ``test`` and ``ran``."""
+        """Run tests in order until one fails; return ``outcome``, ``test`` and ``ran``."""
         files = list(dict.fromkeys(test.file for test in tests))
         seconds = {test.name: test.seconds for test in tests}
         return self._ask(files=files, tests=list(seconds), seconds=seconds, patience=self._patience)
 
     def attempt(self, mutant: Mutant, tests: Sequence[MeasuredTest], budget: float) -> Trial:
-        """Run the tests of what a mutant changes until one notices it, or they would take longer than a budget."""
+        """Run the tests of the changed function until one notices the mutant or the budget in seconds is used up."""
         began, ran = time.monotonic(), 0
         self._number += 1
         with changed(self.copy / mutant.path, mutant.text, self._number):
@@ -163,11 +163,11 @@ class Bench:
 
 
 def batches(tests: Sequence[MeasuredTest], budget: float) -> Iterator[list[MeasuredTest]]:
-    """Yield tests in sets that grow: most mutants are noticed by the first few, and collecting many files takes long.
+    """Yield batches of tests of growing size: the first tests notice most mutants, and collecting many files is slow.
 
     Args:
-        tests: in their order.
-        budget: seconds that all of them may take; those that would exceed it are left out.
+        tests: tests in order.
+        budget: seconds for all tests; tests beyond it are left out.
     """
     most_seconds, most_files, spent = FIRST_SECONDS, FIRST_FILES, 0.0
     part: list[MeasuredTest] = []

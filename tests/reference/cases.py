@@ -1,4 +1,4 @@
-"""What the tests against the reference share: small nets' shapes, rules, and the comparison of two whole runs."""
+"""Shared by the tests against the reference: shapes and rules of small nets, and the comparison of two whole runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sgd(lr: float, **settings: float) -> Callable[..., SGD]:
 
 
 def conv_shapes(*sizes: int, classes: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a ConvNet of one input channel, blocks of these sizes."""
+    """Return the tensor shapes of a ConvNet with one input channel and blocks of these sizes."""
     shapes: dict[str, tuple[int, ...]] = {}
     for number, (incoming, outgoing) in enumerate(zip((1, *sizes), sizes, strict=False)):
         conv, norm = f"blocks.{number}.conv", f"blocks.{number}.norm"
@@ -38,7 +38,7 @@ def conv_shapes(*sizes: int, classes: int) -> dict[str, tuple[int, ...]]:
 def compare(
     fit: Fit, module: FederatedModule, data: FederatedDataModule, federation: Federation, rounds: int
 ) -> tuple[list[Row], Evaluation, Trainer]:
-    """Play both runs, train and test; compare files and values; return the reference's results, and the trainer."""
+    """Train and test both runs, compare their files and values, and return the reference's results and the trainer."""
     rows, evaluation = play(federation, rounds)
     trainer = fit(module, data, rounds=rounds, precision="64-true")
     check_rows(trainer.log_dir, rows)
@@ -68,13 +68,13 @@ def mlp_shapes(norm: bool = False) -> dict[str, tuple[int, ...]]:
 
 
 def one_level(**settings: Any) -> Rules:
-    """Return the rules of a run whose clients all train the small net."""
+    """Return the rules of a run in which all clients train the small net."""
     norm = settings.pop("norm", False)
     return Rules(nets={"a": mlp(norm)}, shapes={"a": mlp_shapes(norm)}, **settings)
 
 
 class Scripted(Selection):
-    """Takes the cohorts that it is given, round after round."""
+    """Selects the given cohorts, one per round."""
 
     def __init__(self, *cohorts: Sequence[int]) -> None:
         super().__init__()

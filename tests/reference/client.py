@@ -1,4 +1,4 @@
-"""What a reference client does: local training, and the choice of what it sends."""
+"""A reference client: local training, and the selection of the entries that it sends."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.reference.rules import Client, Rules, Samples, is_buffer
 from tests.wire_by_hand import index_block
 
 Masks = dict[str, NDArray[np.bool_]]
-"""Which entries of global tensors a client holds, among those at its positions; tensors that are missing: all."""
+"""Masks of the entries that a client holds among those at its positions; a missing tensor is held whole."""
 
 HEADER = 56
 DOUBLE, SINGLE = 8, 4
-"""Bytes of a value in a client's message, which has the run's precision, and in all that is counted as float32."""
+"""Bytes of a value in a client's message, which has the run's precision, and of a value counted as float32."""
 
 
 def batches(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Cut an order; a last batch of one joins the one before it."""
+    """Cut an order of samples into batches; a last batch of one sample joins the batch before it."""
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     if len(parts) > 1 and len(parts[-1]) == 1 < size:
         parts[-2:] = [np.concatenate(parts[-2:])]
@@ -43,7 +43,7 @@ def train(
     lr: float,
     w: float,
 ) -> tuple[Tensors, float]:
-    """Return how far SGD moves a client's sub-model, and the mean loss of the samples that it passed."""
+    """Train with SGD; return the change of the client's sub-model and the mean loss over the processed samples."""
     theta = {name: value.copy() for name, value in anchor.items()}
     velocity: Tensors = {}
     total, passed = 0.0, 0
@@ -65,7 +65,7 @@ def train(
 
 
 def loss_of(net: Net, rules: Rules, client: Client, theta: Tensors, w: float) -> float:
-    """Return the mean loss of a model on all of a client's data, as training begins with it."""
+    """Return the mean loss of a model on all of a client's data in training mode."""
     everything = np.arange(len(client.train))
     how = Pass(training=True)
     logits, _ = net.forward({name: value.copy() for name, value in theta.items()}, client.train.x, how)
@@ -73,11 +73,11 @@ def loss_of(net: Net, rules: Rules, client: Client, theta: Tensors, w: float) ->
 
 
 Chosen = NDArray[np.int64] | None
-"""Which entries are sent, ascending; None: all of them, as a dense message."""
+"""Positions of the sent entries, ascending; None: all entries, in a dense message."""
 
 
 def chosen(density: float | None, threshold: float | None, vector: Array) -> Chosen:
-    """Return which entries of a vector are sent: those that reach a threshold; without one the largest."""
+    """Return the positions to send: entries at or above a threshold, or the largest ones if there is no threshold."""
     if threshold is not None:
         return np.flatnonzero((np.abs(vector) >= threshold) & (vector != 0))
     if density is not None:
@@ -97,16 +97,16 @@ def dense_bytes(entries: int) -> int:
 
 
 Positions = dict[str, tuple[NDArray[np.int64], ...]]
-"""Where the entries of a sub-model lie in the global tensors: per dimension."""
+"""Positions of a sub-model's entries in the global tensors, per dimension."""
 
 
 def positions(rules: Rules, level: str) -> Positions:
-    """Return where a level's entries lie."""
+    """Return the positions of a level's entries."""
     return {name: tuple(np.arange(size) for size in shape) for name, shape in rules.shapes[level].items()}
 
 
 def owned(rules: Rules, where: Positions, classes: NDArray[np.bool_]) -> Positions:
-    """Return what a client with these classes speaks for, of what it holds."""
+    """Return the part of a client's positions that it sends with these classes."""
     if not rules.masked:
         return where
     rows = np.flatnonzero(classes)
@@ -118,7 +118,7 @@ def parameters(where: Positions) -> list[str]:
 
 
 def flat(tensors: Tensors, where: Positions, names: list[str], masks: Masks) -> Array:
-    """Return the entries that are held as one vector, tensor after tensor."""
+    """Return the held entries as one vector, tensor after tensor."""
     cut = {name: np.ix_(*where[name]) for name in names}
     parts = [tensors[name][cut[name]][masks[name][cut[name]] if name in masks else ...].ravel() for name in names]
     return np.concatenate([np.empty(0), *parts])

@@ -1,4 +1,4 @@
-"""The reference's IFCA: who is in which cluster, and when models are drawn anew."""
+"""The reference's IFCA: the clusters of the clients, and the rule that redraws models."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from tests.reference.rules import Rules
 
 PATIENCE, CHOICES = 3, 12
-"""Rounds in a row in which all chose one model, and choices in them, after which the others are drawn anew."""
+"""Models are redrawn after this number of rounds in a row, and this number of choices, with one chosen model."""
 
 
 class Clusters:
-    """Every client's cluster, -1 for none yet.
+    """Every client's cluster; -1 before its first choice.
 
     Attributes:
-        history: (round, client, cluster) of every change.
+        history: every change as (round, client, cluster).
         met: clients that have chosen in a round.
     """
 
@@ -31,7 +31,7 @@ class Clusters:
         return self.assigned[client]
 
     def choose(self, t: int, clients: list[int], losses: dict[int, list[float]], met: bool = True) -> None:
-        """Put clients where their loss is least, the first of equals."""
+        """Assign clients to the cluster with the least loss; the first one of equal losses."""
         for client in clients:
             assert all(math.isfinite(loss) for loss in losses[client])
             best = min(range(self.rules.clusters), key=lambda cluster: (losses[client][cluster], cluster))
@@ -45,7 +45,7 @@ class Clusters:
         return [sum(self.assigned[k] == cluster for k in clients) for cluster in range(self.rules.clusters)]
 
     def renewed(self, cohort: list[int]) -> list[int]:
-        """Return which clusters get another model: those that nobody has chosen for long, while one took all."""
+        """Return the clusters whose models are redrawn: those that no client has chosen while one took all choices."""
         chosen = {self.assigned[client] for client in cohort}
         if len(chosen) > 1 or (self.winners and chosen != {self.winners[-1]}):
             self.winners, self.choices = [], 0
@@ -58,7 +58,7 @@ class Clusters:
         return [cluster for cluster in range(self.rules.clusters) if cluster != winner]
 
     def columns(self, cohort: list[int]) -> dict[str, float]:
-        """Return the columns of a round, before clients outside its cohort are asked."""
+        """Return the logged columns of a round, before clients outside its cohort choose."""
         sizes = self.counts(range(len(self.assigned)))
         columns = {f"cluster_size:{cluster}": float(size) for cluster, size in enumerate(sizes)}
         empty = self.counts(cohort).count(0)

@@ -1,6 +1,6 @@
-"""The one table of the names of ``metrics.csv``: what the reference computes, and the column that holds it.
+"""The table of the columns of ``metrics.csv``: the reference's names of quantities, and the column of each.
 
-A name with a colon is a family: what follows the colon takes the place of ``{}``.
+A name with a colon belongs to a family; the text after the colon replaces ``{}``.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ NAMES = {
 }
 
 UNKNOWN: frozenset[str] = frozenset({"step", "compute/sparse_flops_total"})
-"""Columns that the reference computes nothing for."""
+"""Columns that the reference does not compute."""
 
 SINGLE = ("accuracy_of", "accuracy_of_head", "_accuracy")
-"""How families end that the metrics library divides in float32."""
+"""Endings of the families that the metrics library divides in float32."""
 
 
 def column(name: str) -> str:
@@ -62,5 +62,5 @@ def column(name: str) -> str:
 
 
 def is_single(name: str) -> bool:
-    """Return whether a quantity is known to float32's precision alone."""
+    """Return whether a quantity is accurate only to float32."""
     return name.partition(":")[0].endswith(SINGLE)

@@ -13,17 +13,17 @@ from tests.reference.nets import Labels, Objective, Owned
 from tests.reference.rules import Samples, is_buffer
 
 NOBODY = -1
-"""In place of a client, for the part of a level itself."""
+"""Stands for no client: the part of the level itself."""
 
 Statistics = dict[str, tuple[Array, Array]]
 
 
 class Evaluation:
-    """Evaluates a federation's models as they are after a round.
+    """Evaluates a federation's models after a round.
 
     Attributes:
-        statistics: by cluster and level, mean and variance of every static norm.
-        known: the version of the models that the statistics belong to; None: there are none.
+        statistics: mean and variance of every static norm, by cluster and level.
+        known: model version that the statistics belong to; None before the first statistics.
     """
 
     def __init__(self, federation: Federation) -> None:
@@ -33,18 +33,18 @@ class Evaluation:
         self.federation, self.rules, self.given = federation, federation.rules, federation.given
 
     def settle(self, t: int, here: list[int]) -> set[int]:
-        """Have clients choose a cluster that never took part, or all of them; return who was sent models for it."""
+        """Let clients without a cluster, or all clients, choose one; return the clients that downloaded models."""
         clusters = self.federation.clusters
-        asked = [k for k in here if self.rules.ask_all or k not in clusters.met] if self.rules.clusters > 1 else []
-        if asked:
-            self.federation.ask(asked, t, list(range(self.rules.clusters)))
-            clusters.choose(t, asked, {k: self.federation.losses(k, t) for k in asked}, met=False)
-        return set(asked)
+        choosing = [k for k in here if self.rules.ask_all or k not in clusters.met] if self.rules.clusters > 1 else []
+        if choosing:
+            self.federation.ask(choosing, t, list(range(self.rules.clusters)))
+            clusters.choose(t, choosing, {k: self.federation.losses(k, t) for k in choosing}, met=False)
+        return set(choosing)
 
     def gather(self, t: int) -> None:
-        """Rebuild every level's static statistics from the passes of clients that can afford it.
+        """Rebuild every level's static statistics from forward passes of clients that can afford the level.
 
-        Nobody is asked anything about models that have not changed.
+        Nothing happens if the models have not changed.
         """
         if self.known == self.federation.version:
             return
@@ -91,11 +91,11 @@ class Evaluation:
         has: list[dict[str, Owned]],
         sums: dict[str, list[tuple[Array, Array]]],
     ) -> None:
-        """Charge a client's pass: a sum of means and one of variances per channel go up, and a count per layer."""
-        wanted = {name: held for name, held in self.federation.covered(level, t, NOBODY).items() if not is_buffer(name)}
+        """Charge a client's pass. It uploads a sum of means and of variances per channel, and a count per layer."""
+        needed = {name: held for name, held in self.federation.covered(level, t, NOBODY).items() if not is_buffer(name)}
         down = 0
-        if not any(all((wanted[name] <= other.get(name, False)).all() for name in wanted) for other in has):
-            down = dense_bytes(sum(int(held.sum()) for held in wanted.values()))
+        if not any(all((needed[name] <= other.get(name, False)).all() for name in needed) for other in has):
+            down = dense_bytes(sum(int(held.sum()) for held in needed.values()))
             down += self.federation.tell(level, t, NOBODY, client)
         up = dense_bytes(sum(2 * len(moments[0][0]) + 1 for moments in sums.values()))
         flops = self.federation.flops[level][0] * len(self.given.clients[client].train)
@@ -108,11 +108,11 @@ class Evaluation:
         return self.rules.nets[level].forward(theta, x, how)[0]
 
     def levels(self, stage: str, samples: dict[int, Samples]) -> dict[str, float]:
-        """Return loss and accuracies, the mean over clusters by their number of clients.
+        """Return loss and accuracies, averaged over clusters with their number of clients as weights.
 
         Args:
             stage: val or test.
-            samples: by cluster, what its model is judged by.
+            samples: samples that each cluster's model is evaluated on, by cluster.
         """
         assigned = self.federation.clusters.assigned
         columns: defaultdict[str, float] = defaultdict(float)
@@ -132,21 +132,21 @@ class Evaluation:
                     columns[f"{stage}_accuracy_of_head:{number}"] += share * accuracy(head, judged.y)
         return dict(columns)
 
-    def clients(self, t: int, own: bool = False) -> list[float | None]:
-        """Return every client's accuracy on its test samples: of its cluster's global model, or its own sub-model."""
-        found: list[float | None] = []
+    def clients(self, t: int, submodels: bool = False) -> list[float | None]:
+        """Return every client's test accuracy with its cluster's global model, or with its sub-model."""
+        client_accuracies: list[float | None] = []
         for k, client in enumerate(self.given.clients):
-            level = self.given.level(k, t) if own else self.rules.largest
+            level = self.given.level(k, t) if submodels else self.rules.largest
             cluster = self.federation.clusters.of(k)
             if not len(client.test):
-                found.append(None)
+                client_accuracies.append(None)
                 continue
             logits = np.mean(self.logits(cluster, level, client.test.x), axis=0)
-            found.append(accuracy(logits, client.test.y, client.owned if self.rules.masked else None))
-        return found
+            client_accuracies.append(accuracy(logits, client.test.y, client.owned if self.rules.masked else None))
+        return client_accuracies
 
     def local(self, t: int) -> dict[str, float]:
-        """Return mean, mean of the worst tenth, and spread of the clients' accuracies."""
+        """Return the mean, the mean of the worst tenth, and the variance of the clients' accuracies."""
         accuracies, sizes = self.clients(t), [len(client.test) for client in self.given.clients]
         correct = sum(size * each for size, each in zip(sizes, accuracies, strict=True) if each is not None)
         known = sorted(each for each in accuracies if each is not None)
@@ -167,16 +167,20 @@ class Evaluation:
         return {**self.levels("val", dict.fromkeys(present, self.given.validation)), **self.local(t)}
 
     def test(self, t: int) -> dict[str, float]:
-        """Return the columns of a test: owned samples are judged by the owner's cluster's model, nobody's by all."""
+        """Return the columns of a test; a model sees the samples of its cluster's clients and all unowned samples."""
         assigned, parts = self.federation.clusters.assigned, {}
         for cluster in sorted(set(assigned)):
-            of = [c.test for c, own in zip(self.given.clients, assigned, strict=True) if own == cluster]
+            of = [
+                c.test
+                for c, assigned_cluster in zip(self.given.clients, assigned, strict=True)
+                if assigned_cluster == cluster
+            ]
             of.append(self.given.nobodys)
             parts[cluster] = Samples(np.concatenate([s.x for s in of]), np.concatenate([s.y for s in of]))
         return {**self.levels("test", parts), **self.local(t)}
 
 
 def accuracy(logits: Array, targets: Labels, owned: Owned | None = None) -> float:
-    """Return the share of samples whose class has the largest logit; classes that are not owned have logit 0."""
+    """Return the share of samples whose class has the largest logit; logits of unowned classes are set to 0."""
     seen = logits if owned is None else np.where(owned, logits, 0.0)
     return float((seen.argmax(1) == targets).mean())

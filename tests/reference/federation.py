@@ -1,4 +1,4 @@
-"""The reference federation: whole rounds, in the order of the papers, one client after the other."""
+"""The reference federation: whole rounds in the order of the papers, one client after the other."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from tests.reference.rules import Given, Part, Rules, is_buffer
 from tests.reference.server import Arrived, Optimizer, mean
 
 ALL = -1
-"""Stands for the cluster of what all clusters share."""
+"""Key, in place of a cluster, of the tensors that all clusters share."""
 
 
 def middle(pairs: list[tuple[float, int]]) -> float:
-    """Return the first of the values, in their order, at which half of all lengths is reached."""
+    """Return the lower median of values, weighted by their lengths."""
     below = 0
     for value, length in sorted(pairs):
         below += length
@@ -42,19 +42,19 @@ def middle(pairs: list[tuple[float, int]]) -> float:
 
 
 class Federation:
-    """Plays rounds.
+    """Runs rounds.
 
     Attributes:
-        models: every cluster's tensors; those that are shared are the same arrays in all of them.
-        residuals: by client, what it has not sent yet, in global coordinates.
-        memories: by client, FedDyn's.
-        last: by client, the round in which the server last took its update.
-        threshold: what an entry must reach to be sent; None: there is none, or none yet.
-        least: by accepted update that a threshold is calibrated by, the least magnitude in it, how many times that the
-            threshold must be so that residuals that pile up below it keep the density, and its length.
-        taken: by round and client, the epochs behind an update that was taken.
-        version: how often the models have changed.
-        told: by client, the part that it was told of last.
+        models: tensors by cluster; shared tensors are the same arrays in all clusters.
+        residuals: unsent values by client, in global coordinates.
+        memories: FedDyn's memories by client.
+        last: by client, the last round in which the server accepted its update.
+        threshold: least magnitude of a sent entry; None if there is none yet.
+        least: for each accepted update of the calibration: the least magnitude in it, the factor by which the threshold
+            must grow so that accumulating residuals keep the density, and the update's length.
+        taken: epochs of the accepted updates, by round and client.
+        version: number of changes of the models.
+        told: the part whose positions a client received last, by client.
     """
 
     def __init__(self, rules: Rules, given: Given) -> None:
@@ -90,16 +90,16 @@ class Federation:
         return self.given.part(level, t, client) if self.given.part else (positions(self.rules, level), {})
 
     def part(self, client: int, t: int, cluster: int) -> Tensors:
-        """Return the sub-model that a client is sent of a cluster's model."""
+        """Return the sub-model of a cluster's model that a client downloads."""
         return _slice(self.models[cluster], *self.held(self.given.level(client, t), t, client))
 
     def down(self, level: str, t: int, client: int) -> int:
-        """Return the bytes of a client's sub-model, and of how it lies in the global one."""
+        """Return the download bytes of a client's sub-model and of its positions in the global model."""
         where, masks = self.held(level, t, client)
         return dense_bytes(len(flat(self.models[0], where, list(where), masks))) + self.tell(level, t, client, client)
 
     def tell(self, level: str, t: int, whose: int, client: int) -> int:
-        """Return the bytes of telling a client where a part lies, unless it was told so last."""
+        """Return the download bytes of a part's positions; 0 if the client received the same positions last."""
         where, masks = self.held(level, t, whose)
         key = repr([(name, [d.tolist() for d in where[name]], masks.get(name, 1)) for name in where])
         size = self.given.part_bytes(level, t, whose)
@@ -111,19 +111,19 @@ class Federation:
     def covered(self, level: str, t: int, client: int) -> dict[str, NDArray[np.bool_]]:
         """Return which entries of the global tensors a client holds."""
         where, masks = self.held(level, t, client)
-        found = {}
+        held_entries = {}
         for name, parts in where.items():
             held = np.zeros(self.models[0][name].shape, dtype=bool)
             held[np.ix_(*parts)] = True
-            found[name] = held & masks.get(name, np.bool_(True))
-        return found
+            held_entries[name] = held & masks.get(name, np.bool_(True))
+        return held_entries
 
     def loss(self, client: int, t: int, cluster: int) -> float:
         net = self.rules.nets[self.given.level(client, t)]
         return loss_of(net, self.rules, self.given.clients[client], self.part(client, t, cluster), self.ramp(t))
 
     def round(self, t: int) -> dict[str, float]:
-        """Play a round up to the server's step; return what it logs beside the ledger's columns."""
+        """Run a round up to the server's step; return its logged values except the ledger's columns."""
         rules, ledger = self.rules, self.ledger
         ledger.begin_round()
         here = ledger.wait(t)
@@ -156,18 +156,18 @@ class Federation:
         return [self.loss(client, t, cluster) for cluster in range(self.rules.clusters)]
 
     def ask(self, clients: list[int], t: int, clusters: list[int]) -> None:
-        """Charge what it takes that clients try models: what these share comes down once, one number goes up."""
+        """Charge the clients' trial of cluster models: shared tensors come down once, and one number goes up."""
         self.ledger.begin_phase("probes")
         for client in clients:
             level = self.given.level(client, t)
             for number in range(len(clusters)):
                 known = self.rules.shared if number else frozenset()
-                own = self.rules.entries(level, without=known)
+                size = self.rules.entries(level, without=known)
                 flops = self.flops[level][0] * len(self.given.clients[client].train)
-                self.ledger.spend(client, dense_bytes(own), flops, 0 if number else dense_bytes(1))
+                self.ledger.spend(client, dense_bytes(size), flops, 0 if number else dense_bytes(1))
 
     def client(self, client: int, epochs: int, t: int) -> Arrived | None:
-        """Have a client train and send; return its update if the server takes it."""
+        """Let a client train and send; return its update if the server accepts it."""
         rules, data, cluster = self.rules, self.given.clients[client], self.clusters.of(client)
         level, informed = self.given.level(client, t), rules.clusters > 1 or rules.q is not None
         down = 0 if informed else self.down(level, t, client)
@@ -209,14 +209,14 @@ class Federation:
         return Arrived(client, cluster, decoded, where, masks, len(data.train), loss, initial_loss)
 
     def calibrate(self) -> None:
-        """Set the threshold at the end of the first round with updates."""
+        """Set the threshold at the end of the first round with accepted updates."""
         if self.rules.calibrated and self.threshold is None and self.least:
             magnitude, pile = (middle([(each[n], each[2]) for each in self.least]) for n in (0, 1))
             self.threshold = magnitude * pile
         self.least = []
 
     def trained(self, client: int, epochs: int, t: int) -> tuple[Tensors, float]:
-        """Return how far a client's training moves its sub-model, in global coordinates, and its mean loss."""
+        """Return the change of a client's sub-model by training, in global coordinates, and its mean loss."""
         level, data = self.given.level(client, t), self.given.clients[client]
         inner, masks = self.held(level, t, client)
         memory = _slice(self.memories[client], {name: inner[name] for name in parameters(inner)})
@@ -230,14 +230,14 @@ class Federation:
         return whole, loss
 
     def age(self, client: int, t: int) -> float:
-        """Return what multiplies a client's residual: 0 once it is too old."""
+        """Return the factor of a client's residual; 0 once it is too old."""
         missed = max(1, t - self.last.get(client, t))
         return 0.0 if self.rules.oldest is not None and missed > self.rules.oldest else 1.0
 
     def keep(
         self, client: int, t: int, where: Positions, masks: Masks, vector: NDArray[np.float64], sent: Chosen
     ) -> Tensors:
-        """Return what the server decodes of a vector; keep the rest as the residual, and learn FedDyn's memory."""
+        """Return the decoded vector; store the unsent values as the residual, and update FedDyn's memory."""
         names, decoded = parameters(where), vector.copy()
         if sent is not None:
             decoded = np.zeros_like(vector)
@@ -253,13 +253,13 @@ class Federation:
         return tensors
 
     def step(self, arrived: list[Arrived], t: int) -> None:
-        """Take the server's step, of every cluster with updates, and of what all share."""
+        """Take the server's step for every cluster with updates and for the shared tensors."""
         self.version += bool(arrived)
         for cluster in sorted({update.cluster for update in arrived} | ({ALL} if arrived else set())):
             members = [update for update in arrived if cluster in (update.cluster, ALL)]
             model = self.models[max(cluster, 0)]
-            own = {name: value for name, value in model.items() if (name in self.rules.shared) == (cluster == ALL)}
-            for name, (delta, held) in mean(self.rules, members, own, self.lr(t)).items():
+            stepped = {name: value for name, value in model.items() if (name in self.rules.shared) == (cluster == ALL)}
+            for name, (delta, held) in mean(self.rules, members, stepped, self.lr(t)).items():
                 if is_buffer(name):
                     model[name][...] += delta
                     continue
@@ -271,9 +271,9 @@ class Federation:
                 self.optimizers[key].step(model[name], delta, held)
 
     def remembered(self, cluster: int, name: str) -> NDArray[np.float64]:
-        """Return FedDyn's h: the mean of the memories of all clients, or of a cluster's members.
+        """Return FedDyn's h: the mean memory of all clients, or of a cluster's members.
 
-        Clients without a cluster count as spread over the clusters as the others are.
+        Clients without a cluster count in proportion to the sizes of the clusters.
         """
         everyone = range(len(self.memories))
         if cluster == ALL or self.rules.clusters == 1:

@@ -1,6 +1,6 @@
-"""What the reference takes from the run under test: data, cohorts, levels, initial weights and the seeds' draws.
+"""The inputs of the reference from the run under test: data, cohorts, levels, initial weights and random draws.
 
-Nothing else of hetfl is used by the reference, and nothing of its numerics.
+The reference uses nothing else of hetfl, and none of its numerics.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.reference.layers import Tensors
 from tests.reference.rules import Client, Devices, Given, Part, Rules, Samples
 
 NOBODY = 99
-"""The id of test samples that are no client's."""
+"""Owner id of the test samples that belong to no client."""
 
 
 def made_data(
@@ -40,21 +40,21 @@ def made_data(
     labels: Callable[[int], Sequence[int]] | None = None,
     renamed: Callable[[int, NDArray[np.int64]], NDArray[np.int64]] = lambda client, y: y,
 ) -> FederatedDataModule:
-    """Return normal features around a point per class, over clients of these sizes; float64.
+    """Return float64 features, normally distributed around one point per class, for clients of given sizes.
 
     Args:
-        sizes: samples of each client before some of all are held out.
-        shape: of a sample.
+        sizes: samples of each client, before some are held out for validation.
+        shape: shape of a sample.
         classes: number of classes.
-        labels: which classes a client has; None: all.
-        renamed: what a client calls its classes.
+        labels: classes of each client; None: all classes.
+        renamed: each client's renaming of the classes.
     """
     random = np.random.default_rng(7)
     centres = random.normal(size=(classes, *shape))
 
     def drawn(client: int, count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        own = list(range(classes)) if labels is None else list(labels(client))
-        y = np.array(own)[np.arange(count) % len(own)]
+        client_classes = list(range(classes)) if labels is None else list(labels(client))
+        y = np.array(client_classes)[np.arange(count) % len(client_classes)]
         x = 0.7 * centres[y] + random.normal(size=(count, *shape))
         return x, renamed(client, y)
 
@@ -73,7 +73,7 @@ def made_data(
 
 
 def made_fleet(folder: Path, clients: int, period: float = 1000.0, **columns: Sequence[float]) -> CsvFleet:
-    """Return a fleet from a file; what is not given is 2^20 FLOP/s, 2^14 and 2^12 bytes/s, and always there."""
+    """Return a fleet from a file; defaults are 2^20 FLOP/s, 2^14 and 2^12 bytes/s, and full availability."""
     rates = {"throughput": [2.0**20] * clients, "downlink": [2.0**14] * clients, "uplink": [2.0**12] * clients}
     cells: dict[str, Sequence[float]] = {"client": range(clients), **rates, **columns}
     lines = [",".join(cells), *(",".join(repr(column[k]) for column in cells.values()) for k in range(clients))]
@@ -82,7 +82,7 @@ def made_fleet(folder: Path, clients: int, period: float = 1000.0, **columns: Se
 
 
 def initial(factory: Callable[..., nn.Module], *names: str | int, seed: int = 0) -> Tensors:
-    """Return the values of a new net, as they are drawn for a purpose."""
+    """Return the initial values of a net, drawn with the generator of a purpose."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "net", *names).initial_seed())
         net = factory()
@@ -93,13 +93,13 @@ def initial(factory: Callable[..., nn.Module], *names: str | int, seed: int = 0)
 
 
 class Draws:
-    """What the seed of a run says of its clients' rounds.
+    """The random draws of a run's seed about the rounds of its clients.
 
     Args:
-        seed: of the run.
-        sizes: training samples of each client.
+        seed: seed of the run.
+        sizes: number of training samples of each client.
         local: settings of local training.
-        fleet: drawn.
+        fleet: the fleet, after its setup.
     """
 
     def __init__(self, seed: int, sizes: Sequence[int], local: LocalTraining, fleet: Fleet) -> None:
@@ -139,7 +139,7 @@ def given(
     seed: int = 0,
     parts: PartRule | None = None,
 ) -> Given:
-    """Return what a run with these parts is made of, by copies of them."""
+    """Return the inputs of a run with these objects, made from copies of them."""
     data.setup()
     clients = range(data.num_clients)
     selection, assignment, fleet = copy.deepcopy((selection, assignment, fleet))
@@ -181,7 +181,7 @@ def _part(part: hetfl.part.Part, shapes: Mapping[str, tuple[int, ...]]) -> Part:
 
 
 def _part_bytes(parts: PartRule, level: str, round: int, client: int) -> int:
-    """Return the length of an encoded part, of which :mod:`tests.test_wire_parts` sees that it is right."""
+    """Return the length of an encoded part; :mod:`tests.test_wire_parts` tests the encoding itself."""
     blocks = parts.levels.indices
     return len(wire.encode_part(parts.part(level, round, client), blocks[level], blocks[parts.levels.largest]))
 

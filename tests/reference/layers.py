@@ -1,7 +1,7 @@
-"""Layers of the reference nets, with forward and backward passes by hand, in float64 NumPy.
+"""Layers of the reference nets with hand-written forward and backward passes, in float64 NumPy.
 
-An array is named by its dimensions: N samples, C channels, H and W of an image, F features. A layer reads its tensors
-from a dictionary by ``<its name>.weight`` and so on, and writes its gradients into another one.
+Arrays are named by their dimensions: N samples, C channels, H and W of an image, F features. A layer reads its tensors
+from a dictionary by ``<its name>.weight`` and so on, and writes its gradients into another dictionary.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ Array = NDArray[np.float64]
 Tensors = dict[str, Array]
 
 EPS = 1e-5
-"""Of every norm layer."""
+"""ε of every norm layer."""
 EMA = 0.1
-"""Share of the newest batch in running statistics."""
+"""Weight of the newest batch in running statistics."""
 
 
 @dataclass
 class Pass:
-    """How a net is passed through.
+    """The mode of a pass through a net.
 
     Attributes:
-        training: the Scaler divides, and norms normalise by the batch; running statistics move.
-        gathered: static norms normalise by the batch, and add its mean and unbiased variance to their list here.
-        static: by static norm, the mean and variance to normalise by.
+        training: the Scaler divides, norms normalise by the batch, and running statistics are updated.
+        gathered: static norms normalise by the batch, and append its mean and unbiased variance to their list here.
+        static: mean and variance to normalise by, for each static norm.
     """
 
     training: bool = False
@@ -38,7 +38,7 @@ class Pass:
 
 
 class Layer:
-    """A layer without tensors; ``flops`` counts a forward pass of one sample, and returns the shape that comes out."""
+    """A layer without tensors; ``flops`` counts a forward pass of one sample and returns the output shape."""
 
     def forward(self, theta: Tensors, x: Array, how: Pass) -> tuple[Array, Any]:
         raise NotImplementedError
@@ -70,7 +70,7 @@ class Linear(Layer):
 
 @dataclass
 class Conv(Layer):
-    """3x3, padded by one pixel."""
+    """A 3x3 convolution, padded by one pixel."""
 
     name: str
 
@@ -99,7 +99,7 @@ class Conv(Layer):
 
 @dataclass
 class Norm(Layer):
-    """Batch norm over all dimensions but channels: static (HeteroFL), or with running statistics where it has any."""
+    """Batch norm over all dimensions except channels: static (HeteroFL), or with running statistics if it has any."""
 
     name: str
 
@@ -136,7 +136,7 @@ class Norm(Layer):
 
 @dataclass
 class Scale(Layer):
-    """HeteroFL's Scaler: divide by the width ratio, in training alone."""
+    """HeteroFL's Scaler: divides by the width ratio, in training only."""
 
     width: float
 
@@ -157,7 +157,7 @@ class Relu(Layer):
 
 
 class Pool(Layer):
-    """The largest of every 2x2 pixels."""
+    """The maximum of every 2x2 pixels."""
 
     def forward(self, theta: Tensors, x: Array, how: Pass) -> tuple[Array, Any]:
         n, c, height, width = x.shape

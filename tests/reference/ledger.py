@@ -10,7 +10,7 @@ from tests.reference.rules import Devices
 
 
 class Ledger:
-    """A round is a sequence of phases; in one, clients work side by side, each on one thing after the other."""
+    """Costs of rounds: phases are sequential; clients of a phase work in parallel, and each client sequentially."""
 
     def __init__(self, devices: Devices, deadline: float | None) -> None:
         self.devices, self.deadline = devices, deadline
@@ -27,14 +27,14 @@ class Ledger:
         self.phase, self.busy, self.purpose = self.now, defaultdict[int, float](float), purpose
 
     def reach(self, round: int, now: float) -> list[int]:
-        """Return who is within reach: there in the round, and in the available part of its period."""
+        """Return the clients that are in the fleet in this round and in the available part of their period."""
         devices = self.devices
         turn = (now / devices.period + devices.phase) % 1.0
         present = (devices.first_round <= round) & (round <= devices.last_round)
         return [int(k) for k in np.flatnonzero(present & (turn < devices.availability))]
 
     def wait(self, round: int) -> list[int]:
-        """Let the clock move to when the first client comes within reach; return who is then."""
+        """Advance the clock until the first client is reachable; return the clients that are reachable then."""
         if here := self.reach(round, self.now):
             return here
         devices = self.devices
@@ -53,12 +53,12 @@ class Ledger:
         return self.deadline is None or self.seconds(client, down, flops, up) <= self.deadline
 
     def spend(self, client: int, down: float, flops: float, up: float) -> None:
-        """Add what a client does after what it has done in the phase already."""
+        """Add work of a client after its earlier work in the phase."""
         self.busy[client] += self.seconds(client, down, flops, up)
         self._add(down, flops, up, self.busy[client])
 
     def drop(self, client: int, down: float, flops: float, up: float) -> None:
-        """Add a client that is late, with what it has done by the deadline."""
+        """Add the work that a late client has done by the deadline."""
         assert self.deadline is not None
         left, done, devices = self.deadline, [], self.devices
         amounts = (down, devices.downlink), (flops, devices.throughput), (up, devices.uplink)

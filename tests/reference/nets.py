@@ -1,4 +1,4 @@
-"""The reference nets: stages of layers, each with a head, and the local objectives with their gradients."""
+"""The reference nets, made of stages with a head each, and the local objectives with their gradients."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Owned = NDArray[np.bool_]
 
 @dataclass
 class Net:
-    """Stages: the layers of a piece of the trunk, and those of the head that reads its output; one stage or several."""
+    """A net of stages. A stage has the layers of its trunk, and of the head that reads the trunk's output."""
 
     stages: list[tuple[list[Layer], list[Layer]]]
 
     def forward(
         self, theta: Tensors, x: Array, how: Pass
     ) -> tuple[list[Array], list[tuple[list[object], list[object]]]]:
-        """Return every head's logits (N, K), the first stage's first, and what the backward pass needs."""
+        """Return every head's logits (N, K), first stage first, and the cache of the backward pass."""
         logits, caches = [], []
         for trunk, head in self.stages:
             x, of_trunk = _through(trunk, theta, x, how)
@@ -45,7 +45,7 @@ class Net:
         return logits, caches
 
     def gradients(self, theta: Tensors, x: Array, how: Pass, objective: Objective) -> tuple[float, Tensors]:
-        """Return the loss of a batch and its gradients."""
+        """Return the loss of a batch, and the gradients of the tensors."""
         logits, caches = self.forward(theta, x, how)
         loss, d_logits = objective(logits)
         grads: Tensors = {}
@@ -58,9 +58,10 @@ class Net:
         return loss, grads
 
     def flops(self, theta: Tensors, shape: tuple[int, ...]) -> tuple[float, float]:
-        """Return the FLOPs of one sample, forward and with backward.
+        """Return the FLOPs of one sample for a forward pass, and for a forward and backward pass.
 
-        Backward takes as much for the weights' gradients and as much for the inputs', which the first layer's lack.
+        The backward pass costs a forward pass for the weight gradients, and another one for the input gradients, except
+        that the first layer needs no input gradients.
         """
         counts: list[float] = []
         for trunk, head in self.stages:
@@ -90,7 +91,7 @@ def _back(layers: list[Layer], theta: Tensors, dy: Array, caches: list[object], 
 
 
 def conv_net(width: float, blocks: int) -> Net:
-    """HeteroFL's: blocks of convolution, Scaler, norm, ReLU, pool (not after the last); mean; linear."""
+    """HeteroFL's ConvNet: blocks of convolution, Scaler, norm, ReLU and pool (not after the last); mean; linear."""
     trunk: list[Layer] = []
     for number in range(blocks):
         name = f"blocks.{number}"
@@ -100,24 +101,24 @@ def conv_net(width: float, blocks: int) -> Net:
 
 
 def mlp(norm: bool = False) -> Net:
-    """One hidden layer, with running batch norm or without."""
+    """One hidden layer, with or without running batch norm."""
     between: list[Layer] = [Norm("norm")] if norm else []
     return Net([([Linear("hidden"), *between, Relu()], [Linear("classifier")])])
 
 
 def exits(depth: int) -> Net:
-    """Stages of one linear layer and ReLU, each with a linear head."""
+    """Stages of one linear layer with ReLU, each with a linear head."""
     return Net([([Linear(f"stages.{i}.layer"), Relu()], [Linear(f"stages.{i}.head")]) for i in range(depth)])
 
 
 @dataclass
 class Objective:
-    """A client's loss of the logits of one batch.
+    """A client's loss as a function of the logits of one batch.
 
     Attributes:
         targets: classes, shape (N,).
-        zeroed: classes whose logits count as 0 (HeteroFL's masked loss), shape (K,).
-        distillation: the weight w of what heads learn from each other (DepthFL); 0: nothing.
+        zeroed: classes whose logits are set to 0 (HeteroFL's masked loss), shape (K,).
+        distillation: weight w of the distillation between heads (DepthFL); 0: none.
     """
 
     targets: Labels
@@ -125,20 +126,20 @@ class Objective:
     distillation: float = 0.0
 
     def __call__(self, logits: list[Array]) -> tuple[float, list[Array]]:
-        """Return the loss, and its gradient by every head's logits."""
+        """Return the loss, and its gradient with respect to every head's logits."""
         rows, heads = np.arange(len(self.targets)), len(logits)
         seen = [z if self.zeroed is None else np.where(self.zeroed, 0.0, z) for z in logits]
         log_p = [z - z.max(1, keepdims=True) for z in seen]
         log_p = [z - np.log(np.exp(z).sum(1, keepdims=True)) for z in log_p]
         loss, gradients = 0.0, []
-        for i, own in enumerate(log_p):
-            loss -= own[rows, self.targets].mean()
-            gradient = np.exp(own)
+        for i, student in enumerate(log_p):
+            loss -= student[rows, self.targets].mean()
+            gradient = np.exp(student)
             gradient[rows, self.targets] -= 1
             for teacher in (np.exp(other) + 1e-7 for j, other in enumerate(log_p) if j != i and self.distillation):
                 weight = self.distillation / (heads - 1)
-                loss += weight * (teacher * (np.log(teacher) - own)).sum(1).mean()
-                gradient += weight * (np.exp(own) * teacher.sum(1, keepdims=True) - teacher)
+                loss += weight * (teacher * (np.log(teacher) - student)).sum(1).mean()
+                gradient += weight * (np.exp(student) * teacher.sum(1, keepdims=True) - teacher)
             gradient /= len(rows)
             gradients.append(gradient if self.zeroed is None else np.where(self.zeroed, 0.0, gradient))
         return float(loss), gradients

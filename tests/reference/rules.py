@@ -1,4 +1,4 @@
-"""What a reference run is told: its rules, and what it is given of the draws and the data of the run under test."""
+"""The settings of a reference run, and its inputs: data and random draws of the run under test."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.reference.layers import Array, Tensors
 from tests.reference.nets import Labels, Net, Owned
 
 BUFFERS = ("running_mean", "running_var")
-"""How the names of tensors end that nobody trains, and that travel exactly."""
+"""Endings of the names of tensors that are not trained and are sent exactly."""
 
 Part = tuple[dict[str, tuple[NDArray[np.int64], ...]], dict[str, NDArray[np.bool_]]]
-"""Where the entries of a sub-model lie in global tensors, per dimension; and global masks of some tensors."""
+"""Positions of a sub-model's entries in the global tensors, per dimension, and global masks of some tensors."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -29,22 +29,22 @@ class Rules:
     """The settings of a run.
 
     Attributes:
-        nets: by level, the largest first.
-        shapes: by level, of its tensors, the parameters first.
-        masked: whether clients speak of their own classes alone (HeteroFL).
-        ramp_rounds: of distillation between heads; 0: there is none.
-        lr: of clients in round 0; ``gamma`` multiplies it after every round.
-        samples: the mean is weighted by number of samples.
-        q: of q-FedAvg; None: another mean.
-        density: of top-k; None: everything is sent.
-        calibrated: after the first round everything is sent that reaches a threshold: the median, by the vectors'
-            lengths, of the least magnitudes that were sent in it, times the median of how many times that it must be
-            for the density to stay.
-        oldest: rounds after which a residual is dropped.
-        adam: the server's optimizer is Adam, else SGD with momentum.
-        clusters: of IFCA; 1: there are none.
-        shared: names of tensors that clusters share.
-        restarts: how often models that nobody chooses are drawn anew.
+        nets: by level, the largest level first.
+        shapes: shapes of a level's tensors, by level; parameters come first.
+        masked: whether clients mask the loss of absent classes and send only the rows of their classes (HeteroFL).
+        ramp_rounds: rounds of the ramp of distillation between heads; 0: no distillation.
+        lr: learning rate of clients in round 0; ``gamma`` multiplies it after every round.
+        samples: whether means are weighted by the number of samples.
+        q: exponent of q-FedAvg; None: another mean.
+        density: density of top-k; None: everything is sent.
+        calibrated: after the first round, entries at or above a threshold are sent. The threshold is the median of the
+            least sent magnitudes of that round, times the median of the factors that keep the density; both medians are
+            weighted by the lengths of the vectors.
+        oldest: number of rounds after which a residual is dropped.
+        adam: whether the server's optimizer is Adam; else SGD with momentum.
+        clusters: number of clusters of IFCA; 1: no clustering.
+        shared: names of the tensors that clusters share.
+        restarts: how often models that no client chooses are redrawn.
     """
 
     nets: Mapping[str, Net]
@@ -78,7 +78,7 @@ class Rules:
         return next(iter(self.nets))
 
     def contains(self, has: str, level: str) -> bool:
-        """Return whether a level holds everything that another one does."""
+        """Return whether one level contains all entries of another."""
         outer = self.shapes[has]
         return all(
             name in outer and all(i <= o for i, o in zip(shape, outer[name], strict=True))
@@ -86,7 +86,7 @@ class Rules:
         )
 
     def entries(self, level: str, without: frozenset[str] = frozenset()) -> int:
-        """Return the number of entries of a level, some tensors left out."""
+        """Return the number of entries of a level without some tensors."""
         return sum(int(np.prod(shape)) for name, shape in self.shapes[level].items() if name not in without)
 
 
@@ -108,7 +108,7 @@ class Client:
 
 @dataclass(frozen=True)
 class Devices:
-    """What the clients' devices can do, an entry per client, and when they are there."""
+    """Properties of the clients' devices, one entry per client, and the rounds in which they are in the fleet."""
 
     throughput: Array
     downlink: Array
@@ -122,24 +122,24 @@ class Devices:
 
 @dataclass(frozen=True)
 class Given:
-    """What the run under test was made of, and what it drew.
+    """Inputs and random draws of the run under test.
 
     Attributes:
-        clients: their data.
+        clients: data of the clients.
         validation: held-out samples.
-        nobodys: test samples of no client.
+        nobodys: test samples without an owner.
         models: initial values of every cluster's model.
-        devices: of the clients.
-        cohort: of a round, with those within reach.
-        level: of a client in a round.
-        epochs: of a round's cohort of so many.
-        order: permutation per epoch of a client's samples in a round: (round, client, epochs).
-        statistics_order: the same of the pass for static statistics: (round, client).
-        fails: the share of its training after which a client fails in a round: (round, client).
-        draw: values of a model that a cluster gets anew: (cluster, round).
-        part: the positions and masks that a client holds: (level, round, client), -1 for the level itself; None: the
-            leading blocks.
-        part_bytes: of telling a client so: (level, round, client).
+        devices: devices of the clients.
+        cohort: returns a round's cohort, from the round and the reachable clients.
+        level: returns a client's level in a round.
+        epochs: returns the epochs of a round's cohort, from the round and the cohort's size.
+        order: returns a permutation of a client's samples per epoch, from (round, client, epochs).
+        statistics_order: returns the permutation of the pass for static statistics, from (round, client).
+        fails: returns the share of training after which a client fails, from (round, client); None: it does not fail.
+        draw: returns the values of a cluster's redrawn model, from (cluster, round).
+        part: returns the positions and masks that a client holds, from (level, round, client), with client -1 for the
+            level itself; None: leading blocks.
+        part_bytes: returns the encoded size of these positions and masks, from (level, round, client).
     """
 
     clients: list[Client]

@@ -1,4 +1,4 @@
-"""Plays a reference run to the end, and compares it with what a real one has written."""
+"""Plays a reference run to its end, and compares it with the files and values of a real run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = dict[str, float]
 
 
 def play(federation: Federation, rounds: int, first: int = 0, evaluated: bool = True) -> tuple[list[Row], Evaluation]:
-    """Return the rows of ``metrics.csv`` by the reference's names, and the evaluation after the last round."""
+    """Return the rows of ``metrics.csv`` under the reference's names, and the evaluation after the last round."""
     rows, evaluation = [], Evaluation(federation)
     for t in range(first, rounds):
         row = federation.round(t)
@@ -59,13 +59,13 @@ def read(path: str | Path) -> list[dict[str, str]]:
 
 
 def check_rows(folder: str | None, expected: Sequence[Row]) -> None:
-    """Fail unless ``metrics.csv`` holds the expected rows, and no column besides."""
+    """Check that ``metrics.csv`` has exactly the expected columns and values."""
     rows = read(Path(str(folder)) / "metrics.csv")
     assert len(rows) == len(expected)
-    for t, (row, wanted) in enumerate(zip(rows, expected, strict=True)):
+    for t, (row, expected_row) in enumerate(zip(rows, expected, strict=True)):
         filled = {name for name, cell in row.items() if cell != ""} - UNKNOWN
-        assert filled == {column(name) for name in wanted}, f"round {t}"
-        for name, value in wanted.items():
+        assert filled == {column(name) for name in expected_row}, f"round {t}"
+        for name, value in expected_row.items():
             rtol = 1e-6 if is_single(name) else 1e-9
             np.testing.assert_allclose(
                 float(row[column(name)]), value, rtol=rtol, atol=1e-12, err_msg=f"round {t}, {column(name)}"
@@ -73,7 +73,7 @@ def check_rows(folder: str | None, expected: Sequence[Row]) -> None:
 
 
 def check_values(net: nn.Module, expected: Tensors) -> None:
-    """Fail unless a net of the run holds the expected tensors."""
+    """Check that a net of the run has the expected tensors."""
     state = {name: value for name, value in net.state_dict().items() if value.is_floating_point()}
     assert state.keys() == expected.keys()
     for name, value in state.items():
@@ -81,28 +81,28 @@ def check_values(net: nn.Module, expected: Tensors) -> None:
 
 
 def check_store(store: ClientStore, expected: Mapping[int, Tensors]) -> None:
-    """Fail unless a store of residuals or memories holds the expected vectors, in global coordinates."""
-    assert store.clients(), "nothing is kept"
+    """Check that a store of residuals or memories has the expected vectors, in global coordinates."""
+    assert store.clients(), "the store is empty"
     for client, tensors in expected.items():
         blocks = store.load(client)
         for name in (name for name in tensors if not is_buffer(name)):
-            found = np.zeros_like(tensors[name])
+            stored = np.zeros_like(tensors[name])
             if name in blocks:
                 block: Tensor = blocks[name]
-                found[tuple(slice(size) for size in block.shape)] = block.numpy()
-            np.testing.assert_allclose(found, tensors[name], rtol=1e-9, atol=1e-12, err_msg=f"client {client}, {name}")
+                stored[tuple(slice(size) for size in block.shape)] = block.numpy()
+            np.testing.assert_allclose(stored, tensors[name], rtol=1e-9, atol=1e-12, err_msg=f"client {client}, {name}")
 
 
 def check_clients(folder: str | None, evaluation: Evaluation, last: int) -> None:
-    """Fail unless ``clients.csv`` says what the reference does of every client."""
+    """Check that ``clients.csv`` has the reference's values for every client."""
     rows, federation = read(Path(str(folder)) / "clients.csv"), evaluation.federation
-    whole, own = evaluation.clients(last), evaluation.clients(last, own=True)
+    whole, with_submodel = evaluation.clients(last), evaluation.clients(last, submodels=True)
     assert len(rows) == len(federation.given.clients)
     for k, (row, client) in enumerate(zip(rows, federation.given.clients, strict=True)):
         assert row["client"] == str(k)
         assert row["level"] == federation.given.level(k, last)
         assert (row["train_samples"], row["test_samples"]) == (str(len(client.train)), str(len(client.test)))
-        for cell, value in ((row["accuracy"], whole[k]), (row["own_accuracy"], own[k])):
+        for cell, value in ((row["accuracy"], whole[k]), (row["own_accuracy"], with_submodel[k])):
             assert (cell == "") == (value is None)
             if value is not None:
                 np.testing.assert_allclose(float(cell), value, rtol=1e-9)

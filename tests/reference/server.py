@@ -13,7 +13,7 @@ from tests.reference.rules import Rules, is_buffer
 
 @dataclass(frozen=True)
 class Arrived:
-    """An accepted update: what the server decoded, in global coordinates, where its entries lie, which are held."""
+    """An accepted update in global coordinates: decoded values, the positions of its entries, and the held ones."""
 
     client: int
     cluster: int
@@ -26,7 +26,7 @@ class Arrived:
 
 
 def mean(rules: Rules, arrived: list[Arrived], like: Tensors, lr: float) -> dict[str, tuple[Array, Array]]:
-    """Return per tensor the mean step of each entry, and who holds it: their number, or weight."""
+    """Return per tensor the mean step of each entry, and the number or weight of its holders."""
     steps = {}
     for name, tensor in like.items():
         above, below = np.zeros_like(tensor), np.zeros_like(tensor)
@@ -40,7 +40,7 @@ def mean(rules: Rules, arrived: list[Arrived], like: Tensors, lr: float) -> dict
 
 
 def _weights(rules: Rules, update: Arrived, name: str, lr: float) -> tuple[float, float]:
-    """Return what multiplies an update in the numerator, and what it adds to the denominator."""
+    """Return an update's factor in the numerator, and its summand in the denominator."""
     if rules.q is None:
         weight = float(update.samples) if rules.samples else 1.0
         return weight, weight
@@ -52,7 +52,7 @@ def _weights(rules: Rules, update: Arrived, name: str, lr: float) -> tuple[float
 
 
 class Optimizer:
-    """The server's SGD with momentum, or Adam, of one tensor; an entry that nobody holds keeps value and state."""
+    """The server's SGD with momentum, or Adam, for one tensor; an entry without holders keeps its value and state."""
 
     def __init__(self, rules: Rules, tensor: Array) -> None:
         self.rules, self.steps = rules, 0

@@ -1,4 +1,4 @@
-"""The nets of the runs under test that hetfl does not bring along, in torch."""
+"""Torch nets of the runs under test that hetfl does not provide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hetfl.models import ConvNet
 
 
 class Mlp(nn.Module):
-    """One hidden layer, with running batch norm or without."""
+    """One hidden layer, with or without running batch norm."""
 
     def __init__(self, width: float = 1.0, inputs: int = 5, hidden: int = 4, classes: int = 3, norm: bool = False):
         super().__init__()
@@ -26,7 +26,7 @@ class Mlp(nn.Module):
 
 
 class DrawnConvNet(ConvNet):
-    """HeteroFL's net with initial values that do not depend on how it is initialised otherwise."""
+    """HeteroFL's net; its initial values are drawn independently of its constructor's initialisation."""
 
     def __init__(self, width: float = 1.0, classes: int = 3, hidden: int = 3) -> None:
         super().__init__(num_classes=classes, hidden=(hidden,), width=width)
