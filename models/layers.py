@@ -39,7 +39,7 @@ def kept_stages(depth: int | None, stages: int) -> int:
     (2, 4)
     """
     if stages < 1:
-        raise ConfigurationError("Expected at least one size in hidden, one per stage, but got none")
+        raise ConfigurationError("Expected at least one stage (a size in hidden, or a layer) but got none")
     if depth is not None and not 1 <= depth <= stages:
         raise ConfigurationError(f"Expected depth in 1..{stages}, the net's number of stages, but got {depth}")
     return stages if depth is None else depth

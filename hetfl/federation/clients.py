@@ -56,7 +56,7 @@ class ClientSide:
 
     Attributes:
         seed: of every random choice.
-        parts: positions of vectors in the global models.
+        parts: what clients hold, send and compress of the global models.
         uplink: the compressor and the residuals.
         penalty: of the local objective.
         fleet: the clients' devices.
@@ -85,7 +85,7 @@ class ClientSide:
 
     def send(self, result: Result) -> Reply:
         """Return a client's reply: its delta plus residual, compressed and encoded. Its state does not change yet."""
-        task, sent, held = result.task, result.task.sent, self.parts.held(result.task)
+        task, sent, held = result.task, result.task.sent, self.parts.compressed(result.task)
         size = held.size
         vector_D = _restricted(result.vector, task.part.dense, sent)
         try:
@@ -121,7 +121,7 @@ class ClientSide:
     def remember(self, reply: Reply, update: Update) -> None:
         """Store what every rank keeps of a client: the penalty's memory, and the personal tensors."""
         task = reply.task
-        self.penalty.remember(task.owner, task.round, self.parts.held(task), update)
+        self.penalty.remember(task.owner, task.round, self.parts.compressed(task), update)
         if reply.personal is not None:
             self.personal.keep(task.owner, self.parts.kept(task), reply.personal, task.round)
 

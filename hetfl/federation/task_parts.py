@@ -56,7 +56,7 @@ class TaskParts:
         """Return a task with the part that represents its level; its client sends nothing."""
         return replace(task, part=self.rule.of_level(task.level, task.round))
 
-    def held(self, task: Task) -> Part:
+    def compressed(self, task: Task) -> Part:
         """Return the sent parameters, whose vector is compressed; buffers are sent uncompressed."""
         return only(task.sent, self.models.trained)
 
@@ -85,5 +85,5 @@ class TaskParts:
         """
         client = max(range(data.num_clients), key=lambda client: int(data.labels(client).sum()))
         tasks = [self.drawn(Task(client, level, 0, 0)) for level in self.models.levels]
-        sizes = [(self.held(task).size, task.sent.size) for task in tasks]
+        sizes = [(self.compressed(task).size, task.sent.size) for task in tasks]
         return {task.level: UploadSize(held, sent - held) for task, (held, sent) in zip(tasks, sizes, strict=True)}

@@ -149,7 +149,7 @@ class Node:
         reply = self.side.send(train(self.bench, self.side.recall(task)))
         if reply.prepared is None or reply.report is None:
             raise RefusedUpdate(reply.refusal)
-        layout = module.task_parts.held(task).held
+        layout = module.task_parts.compressed(task).held
         expected = wire.Expected(
             task.round, task.client, layout.size, task.sent.size - layout.size, dtype=self._dtype, layout=layout
         )

@@ -91,11 +91,11 @@ def check_settings(made: Stateful) -> None:
 
 
 def same(one: object, other: object) -> bool:
-    """Return whether two results or states are equal bit for bit, except that NaN equals 0 in tensors."""
+    """Return whether two results or states are equal; NaN in a tensor equals NaN."""
     if isinstance(one, Tensor):
-        return (
-            isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
-        )
+        if not isinstance(other, Tensor) or one.dtype != other.dtype or one.shape != other.shape:
+            return False
+        return bool(((one == other) | (one.isnan() & other.isnan())).all())
     if isinstance(one, Mapping):
         return isinstance(other, Mapping) and list(one) == list(other) and all(same(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple):
