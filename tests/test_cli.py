@@ -57,7 +57,7 @@ def test_fit_writes_the_contract_columns_and_each_run_has_its_own_folder(
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert (
         saved["model"]["init_args"]["uplink"]["init_args"]["compressor"]["init_args"]["quantiser"]["init_args"]["bits"]
-        == 3
+        == 4
     )
 
     # The saved configuration repeats the run in a new folder, and also resumes it.
