@@ -75,7 +75,7 @@ def test_a_file_beside_a_configuration_is_still_found(tmp_path: Path) -> None:
 
 
 def test_text_is_still_a_configuration() -> None:
-    assert "max_epochs: 3" in resolve(["-c", "demo", "-c", "{trainer: {max_epochs: 3}}"], [0])[0]
+    assert "max_epochs: 30" in resolve(["-c", "demo", "-c", "{trainer: {max_epochs: 30}}"], [0])[0]
 
 
 @pytest.mark.parametrize(

@@ -277,3 +277,34 @@ def test_each_frozen_entry_is_downloaded_once_for_all_windows_and_levels() -> No
     again = Downloads(blocks)
     again.load_state_dict(downloads.state_dict())
     assert again.bytes(task) == downloads.bytes(task)
+
+
+class Unsorted(PartRule):
+    """Gives what it is told to give in place of a part or of channels."""
+
+    given: Any = None
+
+    def part(self, level: str, round: int, client: int) -> Part:
+        if callable(self.given):
+            return self.of_channels(level, self.given)
+        return self.given  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, r"a Part \(hetfl.part\) from Unsorted.part but got NoneType"),
+        (lambda of, held: torch.arange(held).flip(0), "rising positions within the global model from Unsorted"),
+        (lambda of, held: torch.arange(held) + of, "rising positions within the global model from Unsorted"),
+        (
+            lambda of, held: list(range(held)),
+            "a slice or a tensor of torch.int64 as channels from Unsorted but got list",
+        ),
+    ],
+)
+def test_a_rule_that_returns_no_part_is_refused(given: Any, message: str) -> None:
+    rule = Unsorted()
+    rule.given = given
+    module = small_module(parts=rule)
+    with pytest.raises(ConfigurationError, match=message):
+        module.task_parts.drawn(Task(0, "b", 0, 0))

@@ -26,7 +26,7 @@ def paper_law(lr: float, first_lr: float, last_lr: float, alpha: float) -> float
         alpha: α ≥ 0.
 
     >>> round(paper_law(0.1, 1.0, 0.01, 0.5), 4), round(paper_law(1.0, 1.0, 0.01, 0.5), 4)
-    (0.7071, 0.5373)
+    (0.7071, 0.5362)
     """
     if alpha == 0:
         return math.sqrt(0.5)

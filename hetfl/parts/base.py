@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
@@ -68,9 +69,14 @@ class PartRule(Piece):
         """Refuse a part that a client of a level cannot hold.
 
         Raises:
-            ConfigurationError: the part's tensors do not have the shapes of the level's net, or its mask leaves out
-                entries of a buffer or a frozen parameter, which every client holds whole.
+            ConfigurationError: it is not a part, its tensors do not have the shapes of the level's net, its positions
+                do not rise within the global model's tensors, or its mask leaves out entries of a buffer or a frozen
+                parameter, which every client holds whole.
         """
+        if not isinstance(part, Part):
+            raise ConfigurationError(
+                f"Expected a Part (hetfl.part) from {type(self).__name__}.part but got {type(part).__name__}"
+            )
         shapes, block = part.layout.shapes, self.levels.indices[level].layout.shapes
         if shapes != block:
             where = next((repr(n) for n in [*shapes, *block] if shapes.get(n) != block.get(n)), "the order of tensors")
@@ -78,11 +84,29 @@ class PartRule(Piece):
                 f"Expected parts of the shapes of the net at level {level} from {type(self).__name__} but got others "
                 f"at {where}"
             )
+        if where := part.derived("misplaced", lambda: self._misplaced(part)):
+            raise ConfigurationError(
+                f"Expected rising positions within the global model from {type(self).__name__} but got others in "
+                f"{where} at level {level}"
+            )
         if not part.derived("whole", lambda: self._rest_is_whole(part)):
             raise ConfigurationError(
                 f"Expected masks of trained parameters alone from {type(self).__name__} but got one of other tensors "
                 f"at level {level}"
             )
+
+    def _misplaced(self, part: Part) -> str:
+        """Return the name of a tensor whose positions do not rise within the global model's; empty if there is none."""
+        whole = self.levels.indices[self.levels.largest].layout.shapes
+        for name, dimensions in part.items():
+            for held, size in zip(dimensions, whole[name], strict=True):
+                if isinstance(held, Tensor):
+                    within = not held.numel() or 0 <= int(held[0]) <= int(held[-1]) < size
+                    if not within or bool((held.diff() <= 0).any()):
+                        return repr(name)
+                elif not 0 <= held.start <= held.stop <= size:
+                    return repr(name)
+        return ""
 
     def _rest_is_whole(self, part: Part) -> bool:
         trained = parameters_of(self.levels.net)
@@ -109,8 +133,21 @@ class PartRule(Piece):
             if of == held:
                 return slice(0, of)
             if (of, held) not in chosen:
-                chosen[of, held] = channels(of, held)
+                chosen[of, held] = self._positions(channels(of, held))
             return chosen[of, held]
 
         pairs = {name: zip(whole[name], shape, strict=True) for name, shape in block.items()}
         return Part({name: tuple(positions(of, held) for of, held in sizes) for name, sizes in pairs.items()})
+
+    def _positions(self, held: object) -> slice | Tensor:
+        """Return the positions that a rule chose.
+
+        Raises:
+            ConfigurationError: they are neither a slice nor a tensor of int64.
+        """
+        if isinstance(held, slice) or (isinstance(held, Tensor) and held.dtype == torch.int64):
+            return held
+        kind = str(held.dtype) if isinstance(held, Tensor) else type(held).__name__
+        raise ConfigurationError(
+            f"Expected a slice or a tensor of torch.int64 as channels from {type(self).__name__} but got {kind}"
+        )
