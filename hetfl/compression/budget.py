@@ -116,6 +116,12 @@ class BudgetControl:
         """What is budgeted: bytes or entries."""
         return "entries" if self.by_density else "bytes"
 
+    @property
+    def threshold(self) -> float | None:
+        """λ_t in the present round; None: clients take their own."""
+        state = self.state
+        return None if state.log_threshold is None else math.exp(state.log_threshold) * state.law
+
     def plan(self, lrs: Sequence[float], laws: Sequence[float], cohort: int) -> None:
         """Learn the schedule of a run.
 
@@ -199,7 +205,7 @@ class BudgetControl:
             threshold = PILE * delta_norm / planned if planned > 0 else math.inf
         else:
             planned = state.planned
-            threshold = math.inf if state.log_threshold is None else math.exp(state.log_threshold) * state.law
+            threshold = math.inf if self.threshold is None else self.threshold
         most = math.ceil(MOST * max(0.0, planned))
         return Limit(threshold if most else math.inf, most)
 
@@ -225,7 +231,7 @@ class BudgetControl:
     def end_round(self) -> None:
         """Learn from all accepted updates of a round together."""
         state, reports = self.state, self._reports
-        lr, law = self._lrs[state.rounds], self._laws[state.rounds]
+        lr = self._lrs[state.rounds]
         weight = max(0.1, 1 / (state.rounds + 2))
         state.cohort = max(1.0, (1 - weight) * state.cohort + weight * len(reports))
         sent = sum(report.sent for report in reports)
@@ -241,8 +247,8 @@ class BudgetControl:
         if norm > 0 and lr > 0 and state.cost:
             seen = math.log(norm / len(reports) / lr)
             state.log_norm = seen if state.log_norm is None else (1 - weight) * state.log_norm + weight * seen
-            if state.rounds >= 3 and state.log_threshold is not None:
-                self._learn_pile(sent * math.exp(state.log_threshold) * law / norm, weight)
+            if state.rounds >= 3 and self.threshold is not None:
+                self._learn_pile(sent * self.threshold / norm, weight)
         state.rounds += 1
         self._reports = []
 

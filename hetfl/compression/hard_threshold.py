@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -107,18 +106,22 @@ class HardThreshold(Compressor):
         self._control.plan(facts.lrs, [self.scale(lr) for lr in facts.lrs], facts.cohort)
 
     def extras(self) -> dict[str, Range]:
-        """Return the range of ‖Δ‖₁, where λ depends on it."""
-        if self._given is not None:
+        """Return the range of ‖Δ‖₁, while λ depends on it."""
+        if not self._reads_norms:
             return {}
         return {DELTA_NORM: Range(0.0, torch.finfo(torch.float32).max, "for the 1-norm of a delta")}
 
     def report(self, delta_D: Tensor) -> dict[str, float]:  # noqa: D102
-        return {} if self._given is not None else {DELTA_NORM: _norm(delta_D)}
+        return {DELTA_NORM: _norm(delta_D)} if self._reads_norms else {}
+
+    @property
+    def _reads_norms(self) -> bool:
+        """Whether ‖Δ‖₁ is learnt from: always under a budget, and until a calibration has its factor."""
+        return self._control is not None or (self._calibration is not None and self._calibration.factor is None)
 
     def threshold(self, lr: float) -> float | None:  # noqa: D102
         if self._control is not None:
-            state = self._control.state
-            return None if state.log_threshold is None else math.exp(state.log_threshold) * state.law
+            return self._control.threshold
         initial = self._given if self._calibration is None else self._calibration.initial.get(WHOLE)
         return None if initial is None else initial * self.scale(lr)
 
@@ -210,4 +213,4 @@ class HardThreshold(Compressor):
 
 def _norm(delta_D: Tensor) -> float:
     """Return ‖Δ‖₁, added up in float64."""
-    return float(delta_D.abs().sum(dtype=torch.float64))
+    return float(torch.linalg.vector_norm(delta_D, 1, dtype=torch.float64))

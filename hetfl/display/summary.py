@@ -19,6 +19,9 @@ from hetfl.runs.headline import ACCURACY, Headline
 from hetfl.runs.metrics_file import HEAD
 from hetfl.types import Level
 
+TOTAL = "comm/down_bytes_total"
+"""A total that every validation of a net with static batch norm raises."""
+
 
 class _Leveled(Protocol):
     """The interface of a module that the summary needs."""
@@ -43,6 +46,7 @@ class RunSummary(Callback):
         self._started = 0.0
         self._seconds = 0.0
         self._metrics: dict[str, float] = {}
+        self._validated: dict[str, float] = {}  # metrics at the end of training's last validation
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -58,14 +62,22 @@ class RunSummary(Callback):
             self._started = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the summary, unless the validation is a part of training."""
+        """Print the summary; of a validation that is a part of training, keep the metrics."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._note(trainer)
             self._print(trainer, pl_module)
+        else:
+            self._validated = _values(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the summary, unless a test follows."""
+        """Print the summary, unless a test follows.
+
+        After a validation Lightning puts back what its round had logged before, without the validation's costs. Totals
+        never fall, so those of the last validation are used if they are larger.
+        """
         self._note(trainer)
+        if self._validated.get(TOTAL, 0.0) > self._metrics.get(TOTAL, 0.0):
+            self._metrics |= self._validated
         if self.after_fit:
             self._print(trainer, pl_module)
 
@@ -77,7 +89,7 @@ class RunSummary(Callback):
     def _note(self, trainer: Trainer) -> None:
         """Keep time and metrics, because Lightning discards those of training when a test starts."""
         self._seconds += time.monotonic() - self._started
-        self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._metrics |= _values(trainer)
 
     def _print(self, trainer: Trainer, module: LightningModule) -> None:
         folder = trainer.log_dir if trainer.loggers else None  # on every rank: Lightning broadcasts it
@@ -116,6 +128,10 @@ def level_table(module: _Leveled, metrics: Mapping[str, float], headline: Headli
     for number in sorted(numbers):
         table.add_row(f"head {number}", *none, *_scores(metrics, f"{HEAD}{number}", headline))
     return table
+
+
+def _values(trainer: Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def _scores(metrics: Mapping[str, float], part: str, headline: Headline) -> list[str]:

@@ -22,6 +22,15 @@ Channels = Callable[[int, int], slice | Tensor]
 """Returns the positions of the held channels, given the number of all channels and the number of held ones."""
 
 
+def rise_within(positions: slice | Tensor, size: int) -> bool:
+    """Return whether positions are a slice without a step, or rising int64, in a dimension of a size."""
+    if isinstance(positions, slice):
+        return 0 <= positions.start <= positions.stop <= size and positions.step is None
+    if positions.dtype != torch.int64 or bool((positions.diff() <= 0).any()):
+        return False
+    return not positions.numel() or (int(positions[0]) >= 0 and int(positions[-1]) < size)
+
+
 class PartRule(Piece):
     """Makes parts. Only the server's process calls a rule; the tasks carry the parts to the clients.
 
@@ -100,11 +109,7 @@ class PartRule(Piece):
         whole = self.levels.indices[self.levels.largest].layout.shapes
         for name, dimensions in part.items():
             for held, size in zip(dimensions, whole[name], strict=True):
-                if isinstance(held, Tensor):
-                    within = not held.numel() or 0 <= int(held[0]) <= int(held[-1]) < size
-                    if not within or bool((held.diff() <= 0).any()):
-                        return repr(name)
-                elif not 0 <= held.start <= held.stop <= size:
+                if not rise_within(held, size):
                     return repr(name)
         return ""
 

@@ -12,6 +12,7 @@ from hetfl.levels.level_set import LevelSet
 from hetfl.models import ConvNet
 from hetfl.part import Part, part_of
 from hetfl.parts import NOBODY, PartRule
+from hetfl.parts.base import rise_within
 from hetfl.piece import Facts
 from hetfl.testing.rules import check_settings, factory, random, require, through_a_file
 from hetfl.types import Level, NetFactory, Report
@@ -88,13 +89,8 @@ def _checked(rule: PartRule, level: str, round: int, client: int) -> Part:
 
 
 def _check_positions(positions: slice | Tensor, of: int, where: str) -> None:
-    if isinstance(positions, slice):
-        right, got = 0 <= positions.start <= positions.stop <= of and positions.step is None, str(positions)
-    else:
-        right = positions.dtype == torch.int64 and bool((positions.diff() > 0).all())
-        right = right and (not len(positions) or (int(positions[0]) >= 0 and int(positions[-1]) < of))
-        got = f"{positions.dtype} {positions.tolist()[:8]}"
-    require(right, f"rising positions below {of} in {where}", got)
+    got = str(positions) if isinstance(positions, slice) else f"{positions.dtype} {positions.tolist()[:8]}"
+    require(rise_within(positions, of), f"rising positions below {of} in {where}", got)
 
 
 def _observed(rule: PartRule, round: int) -> None:
