@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from hetfl.cli import main
+from hetfl.display.formats import format_quantity
 from tests.demo_cases import CONFIGS, DEMO, FEW, ROOT, SHORT, UNTESTED, refused
 
 CONTRACT = (
@@ -51,6 +52,8 @@ def test_fit_writes_the_contract_columns_and_each_run_has_its_own_folder(
     table = pd.read_csv(folder / "metrics.csv")
     assert set(CONTRACT.split(",")) <= set(table.columns)
     assert table["step"].tolist() == [0, 1]
+    for name in ("up", "down"):  # with the costs of the last validation
+        assert format_quantity(table[f"comm/{name}_bytes_total"].iloc[-1], "B") in captured.out
     assert table["test/accuracy"].notna().tolist() == [False, True]
     assert (folder / "checkpoints/last.ckpt").stat().st_size > 1000
     assert {path.suffix for path in (folder / "plots").iterdir()} == {".png", ".svg"}
