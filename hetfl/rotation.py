@@ -74,20 +74,20 @@ class Rotation:
 
 
 def segments(sizes: Sequence[int], block: int) -> dict[int, list[int]]:
-    """Return by size of a segment where segments of that size begin, over tensors one after the other.
+    """Return the first positions of all segments by their size; the tensors lie one after the other.
 
     >>> segments([11, 1], block=4)
     {4: [0, 4], 2: [8], 1: [10, 11]}
     """
-    found: defaultdict[int, list[int]] = defaultdict(list)
+    starts: defaultdict[int, list[int]] = defaultdict(list)
     position = 0
     for size in sizes:
         end = position + size
         while position < end:
             length = min(block, 1 << (end - position).bit_length() - 1)
-            found[length].append(position)
+            starts[length].append(position)
             position += length
-    return dict(found)
+    return dict(starts)
 
 
 def hadamard(rows_SN: Tensor) -> Tensor:

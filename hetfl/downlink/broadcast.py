@@ -1,4 +1,4 @@
-"""What clients are sent of the global models: a part of one version is encoded once, and decoded once."""
+"""The messages in which clients download parts of the global models; each part of a version is encoded once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hetfl.seeding import derive
 from hetfl.types import SHARED, Received, Task
 
 KEPT = 32
-"""Parts of the present version whose messages and values are kept; more are encoded again, to the same bytes."""
+"""Number of parts whose messages and values are kept. Others are encoded again, which gives the same bytes."""
 
 
 class Models(Protocol):
-    """What is needed of the global models."""
+    """The interface of the global models that a broadcast needs."""
 
     version: int
 
@@ -36,7 +36,7 @@ class Models(Protocol):
 
     @property
     def shared(self) -> frozenset[str]:
-        """Names of the tensors that are one for all models."""
+        """Names of the tensors that all models share."""
         ...
 
     @property
@@ -57,11 +57,11 @@ class Models(Protocol):
 
 @dataclass(frozen=True)
 class Sent:
-    """A part of a model as it is sent.
+    """The messages of a part of a model.
 
     Attributes:
         messages: the bytes, by the numbers of :meth:`Broadcast.groups`.
-        values_D: what every receiver reads, of all entries of the part's index, shape (D,); 0 where nothing is held.
+        values_D: the decoded values of all entries of the part's index, shape (D,); 0 where the mask holds nothing.
     """
 
     messages: Mapping[int, bytes]
@@ -69,16 +69,16 @@ class Sent:
 
 
 class Broadcast(Piece):
-    """Encodes parts of the global models for clients, and reads what they read.
+    """Encodes parts of the global models for clients, and decodes the values that clients get.
 
     Args:
-        downlink: how values are coded; None: they are sent float32.
+        downlink: how values are coded; None: they are sent as float32.
         models: the global models.
-        personal: what stays with clients, and is not sent.
+        personal: the tensors that stay with clients and are not sent.
         seed: of every random choice.
 
     Attributes:
-        personal: names of the tensors that clients are not sent.
+        personal: names of the tensors that are not sent.
     """
 
     def __init__(self, downlink: Downlink | None, models: Models, personal: Personal, seed: int) -> None:
@@ -89,16 +89,16 @@ class Broadcast(Piece):
 
     @property
     def codes(self) -> bool:
-        """Whether clients read other values than the global model's."""
+        """Whether clients get other values than those of the global model."""
         return self.downlink is not None
 
     @property
     def apart(self) -> bool:
-        """Whether clients gather statistics with other values than they train and are probed with."""
+        """Whether the values for statistics have a quantiser of their own."""
         return self.downlink is not None and self.downlink.statistics is not None
 
     def given(self, task: Task) -> Task:
-        """Return a task with the values that its client begins with, if they are not the global model's."""
+        """Return a task with the decoded values that its client begins with; unchanged without a downlink."""
         return receiving(task, self.sent(task, task.source or task.part).values_D) if self.codes else task
 
     def size(self, task: Task, values: Part, known: int) -> int:
@@ -106,9 +106,8 @@ class Broadcast(Piece):
 
         Args:
             task: with its part.
-            values: what of the part travels: tensors that are left out travel as they are, or are those that all
-                models share.
-            known: how many of these entries the client has already; they travel as they are.
+            values: the tensors of the part that are sent; the others are uncoded, or are shared by all models.
+            known: number of these entries that the client already has; they are uncoded.
         """
         if not self.codes:
             return wire.dense_size(values.size - known)
@@ -125,28 +124,28 @@ class Broadcast(Piece):
             parts: by level.
 
         Returns:
-            None if values travel as they are.
+            None without a downlink.
         """
         if not self.codes:
             return None
-        found = {}
+        sizes = {}
         for level, part in parts.items():
             lengths = {number: self._length(group) for number, group in self.groups(0, part)}
-            found[level] = (sum(lengths.values()), lengths.get(0, 0))
-        return found
+            sizes[level] = (sum(lengths.values()), lengths.get(0, 0))
+        return sizes
 
     def groups(self, model: int, part: Part) -> Iterator[tuple[int, Part]]:
-        """Yield what a part is divided in: what all models share, so that it is the same for all, and what they don't.
+        """Yield the tensors of a part that all models share, and the others: each group is one message.
 
         Yields:
-            The model's number, or :data:`hetfl.types.SHARED`, and tensors of the part; none that is empty.
+            The model's number, or :data:`hetfl.types.SHARED`, and the group, which is not empty.
         """
         for number, names in ((SHARED, self.models.shared), (model, frozenset(part) - self.models.shared)):
             if group := only(part, names & frozenset(part)):
                 yield number, group
 
     def sent(self, task: Task, part: Part) -> Sent:
-        """Return a part of a task's model as it is sent in the task's round.
+        """Return the messages of a part of a task's model in the task's round.
 
         Raises:
             ConfigurationError: the model is not finite.
@@ -166,10 +165,10 @@ class Broadcast(Piece):
         return self._sent[key]
 
     def read(self, task: Task, part: Part, messages: Mapping[int, bytes]) -> Tensor:
-        """Return what a receiver reads in the messages of a part, of all entries of its index, shape (D,).
+        """Decode the messages of a part: the values of all entries of its index, shape (D,).
 
         Raises:
-            MalformedPayload: they are not those of the part in the task's model and round.
+            MalformedPayload: a message does not fit the part, the model or the round.
         """
         values_D = torch.zeros(part.layout.size, dtype=self._dtype)
         views = part.layout.views(values_D)
@@ -194,7 +193,7 @@ class Broadcast(Piece):
         return "float32" if self.downlink is None else self.downlink.words
 
     def forget(self) -> None:
-        """Forget what was encoded: the models are others, or on another device."""
+        """Delete all kept messages, because the models have changed."""
         self._sent.clear()
 
     @property
@@ -206,7 +205,7 @@ class Broadcast(Piece):
         return self._dtype.itemsize
 
     def _halves(self, group: Part) -> tuple[Part, Part]:
-        """Return what of a group travels as codes, and what as it is."""
+        """Return the coded tensors of a group, and the uncoded ones."""
         assert self.downlink is not None
         coded = (self.downlink.coded(group) & self.models.trained) - self.personal
         return only(group, coded), only(group, frozenset(group) - coded)
@@ -227,14 +226,14 @@ class Broadcast(Piece):
 
     def _message(self, group: Part, coded_D: Tensor, exact: Tensor, round: int, number: int, statistics: bool) -> bytes:
         assert self.downlink is not None
-        # By the version: what an evaluation sends of a model and the next round sends are the same values.
+        # The seed depends on the version: an evaluation and the next round send the same values of a model.
         purpose = "downlink statistics" if statistics else "downlink"
         seed = derive(self.seed, purpose, self.models.version, number, group.key.hex())
         layout, model = self._halves(group)[0].held, number % 2**64
         return self.downlink.encode(coded_D, layout, exact, round=round, model=model, seed=seed, statistics=statistics)
 
     def _length(self, group: Part) -> int:
-        """Return the bytes of a group's message, without what is personal; they do not depend on the values."""
+        """Return the bytes of a group's message without personal tensors; they do not depend on the values."""
         return group.derived(("length", self.describe()), lambda: self._length_of(group))
 
     def _length_of(self, group: Part) -> int:
@@ -244,7 +243,7 @@ class Broadcast(Piece):
 
 
 def receiving(task: Task, values_D: Tensor) -> Task:
-    """Return a task whose client begins with the values that it was sent of its part, or of the larger source."""
+    """Return a task whose client begins with decoded values of its part, or of the larger part that it downloaded."""
     part, source = task.part, task.source or task.part
     if source.key != part.key:
         entries = source.derived(("entries", part.key), lambda: Entries(part.dense, source.dense))

@@ -1,4 +1,4 @@
-"""How the values of a sub-model are made small on their way to clients."""
+"""Quantisation of the sub-models that clients download."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from hetfl.wire import encode_submodel
 
 
 class Downlink:
-    r"""Send the tensors of a sub-model as codes of a few bits; clients begin at the values that they read.
+    r"""Send the tensors of a sub-model as codes of a few bits; clients begin at the decoded values.
 
     The server keeps the global model θ as it is. In a round the clients of a part train from
 
     .. math:: \hat\theta = R^{-1} Q(R \, \theta[\text{part}])
 
     with Q the quantiser and R a rotation, or the identity; their deltas are measured from it. With a stochastic
-    quantiser it is unbiased, :math:`E \hat\theta = \theta[\text{part}]`. What a client is asked of the model otherwise
-    (losses, static batch norm's sums) is of :math:`\hat\theta`, too. A part of one version of a model is encoded once,
+    quantiser it is unbiased, :math:`E \hat\theta = \theta[\text{part}]`. Losses and the sums of static batch norm are
+    computed with :math:`\hat\theta`, too. A part of one version of a model is encoded once,
     so all clients that hold it begin at the same values.
 
     Quantisation of what clients are sent, after a rotation: Caldas et al., Expanding the Reach of Federated Learning,
-    2018, arXiv 1812.07210. The paper's third means, dropout of channels, is a part rule here.
+    2018, arXiv 1812.07210. That paper also drops channels; that is a part rule here, ``hetfl.parts.RandomChannels``.
 
     Args:
         quantiser: Q; default: ``DynamicRange(bits=8, bucket=512, stochastic=True)``.
@@ -40,8 +40,8 @@ class Downlink:
         block: entries of a block of the rotation, a power of two.
         statistics: the quantiser of the values with which clients gather the sums of static batch norm; None: Q. The
             server uses the sums with θ, whose activations are others: narrow sub-models need more bits here.
-        exact: names of tensors, or patterns, that travel as they are; None: those with fewer than two dimensions, as
-            biases and the scales of norm layers. Buffers, frozen and personal tensors always do.
+        exact: names or patterns of tensors that are not coded; None: those with fewer than two dimensions, such as
+            biases and the scales of norm layers. Buffers, frozen and personal tensors are never coded.
 
     Raises:
         ConfigurationError: ``block`` is no power of two from 2 to 2^30.
@@ -64,7 +64,7 @@ class Downlink:
         self.exact = None if exact is None else list(exact)
 
     def coded(self, part: Part) -> frozenset[str]:
-        """Return the names of the tensors of a part that travel as codes, if they are trained and not personal."""
+        """Return the names of the tensors of a part that are coded if they are trained and not personal."""
         if self.exact is None:
             return frozenset(name for name, entry in part.items() if len(entry) > 1)
         return frozenset(name for name in part if not any(fnmatchcase(name, pattern) for pattern in self.exact))
@@ -83,7 +83,7 @@ class Downlink:
         """Return the bytes of a sub-model.
 
         Args:
-            values_D: entries that travel as codes, finite, on the CPU, shape (D,).
+            values_D: coded entries, finite, on the CPU, shape (D,).
             layout: their tensors.
             exact: the other entries, float32 or float64.
             round: the round's number.

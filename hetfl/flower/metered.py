@@ -1,4 +1,4 @@
-"""The size of a node's answer, bounded while Flower pulls it and before Flower makes anything of it.
+"""A bound of the size of a node's answer, which holds before Flower assembles the answer in memory.
 
 An answer travels as objects: a message, its records, their arrays, and the chunks of each array. An array lists its
 chunks and may list one chunk any number of times, so a few kilobytes can stand for terabytes.
@@ -49,10 +49,10 @@ def most_bytes(orders: int = 0, entries: int = 0, clients: int = 0) -> int:
 
 
 def pull(grid: Grid, id: str, largest: int) -> Iterable[Message]:
-    """Return the answers to a message that there are.
+    """Return the answers to a message that have arrived.
 
     Args:
-        grid: Flower's. Only what comes over the network is bounded: other grids hand out objects of this process.
+        grid: Flower's. Only answers from the network are bounded: other grids return objects of this process.
         id: of the message.
         largest: the most bytes of an answer, chunks counted as often as an array lists them.
 

@@ -1,4 +1,4 @@
-"""A coded sub-model on its way down: how it was rotated, then a dense message with its codes and an exact block."""
+"""The message of a coded sub-model: a rotation, then a dense message with codes and an exact block."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _HEAD = struct.Struct("<B3sQ")
 
 @dataclass(frozen=True)
 class Submodel:
-    """What a client is sent of a model.
+    """The decoded values of a sub-model.
 
     Attributes:
-        values_D: entries that travel as codes, as the receiver reads them, shape (D,).
-        exact: entries that travel as they are.
+        values_D: decoded values of the coded entries, shape (D,).
+        exact: uncoded entries.
     """
 
     values_D: Tensor
