@@ -29,7 +29,7 @@ LAYERS = (
     },
     {"hooks"},
     {"local"},
-    {"levels", "accounting", "downlink", "trainer"},
+    {"levels", "accounting", "downlink", "trainer", "pruning"},
     {"parts"},
     {"federation"},
     {"methods"},

@@ -1,0 +1,1 @@
+"""What pruning needs: scores of entries, densities of layers, schedules, masks."""
