@@ -42,8 +42,8 @@ def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Tre
         ConfigurationError: the outputs differ; names the tensor with the largest share of entries whose gradient is
             zero in the global net but not in the sub-model.
     """
-    whole, part = (_prepared(net) for net in (whole, part))
-    _randomise(whole)
+    whole, part = (prepared(net) for net in (whole, part))
+    randomise(whole)
     tensors = state_of(whole)
     for name, tensor in state_of(part).items():
         tensor.data.copy_(take(tensors[name], index[name]))
@@ -54,8 +54,8 @@ def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Tre
     _zero_outside(tensors, index)
     inputs_N, exits = cast(taken(inputs_N, slice(_enough(inputs_N))), torch.float64), exits_of(part)
     with torch.no_grad():
-        expected = _run(part, inputs_N)
-        outputs = _run(whole, inputs_N, exits)
+        expected = run(part, inputs_N)
+        outputs = run(whole, inputs_N, exits)
     if outputs.shape == expected.shape and torch.allclose(outputs, expected, rtol=1e-6, atol=1e-9):
         return
     layer = _first_that_differs(whole, part, inputs_N)
@@ -70,7 +70,8 @@ def check_nesting(whole: nn.Module, part: nn.Module, index: Index, inputs_N: Tre
     )
 
 
-def _prepared(net: nn.Module) -> nn.Module:
+def prepared(net: nn.Module) -> nn.Module:
+    """Return a copy of a net in float64 on the CPU, whose norms across channels are their affine part alone."""
     net = copy.deepcopy(net).double().cpu()
     for module in net.modules():
         if isinstance(module, CROSS_CHANNEL_NORMS):
@@ -89,7 +90,7 @@ def _affine(norm: nn.GroupNorm | nn.LayerNorm | nn.RMSNorm) -> Callable[[Tensor]
     return forward
 
 
-def _randomise(net: nn.Module) -> None:
+def randomise(net: nn.Module) -> None:
     """Move every value away from initial ones and zeros, which would hide differences."""
     random = torch.Generator().manual_seed(0)
     for parameter in net.parameters():
@@ -115,8 +116,14 @@ def _enough(inputs_N: Tree) -> int:
     return max(2, math.ceil(2048 / max(positions, 1)))
 
 
-def _run(net: nn.Module, inputs_N: Tree, exits: int | None = None) -> Tensor:
-    """Return the outputs; of a net with exits only those of the first ``exits``."""
+def run(net: nn.Module, inputs_N: Tree, exits: int | None = None) -> Tensor:
+    """Return the outputs in evaluation mode, with batch statistics in static batch norm.
+
+    Args:
+        net: a net in float64.
+        inputs_N: its inputs.
+        exits: the number of first exits whose outputs are returned; None: the net has none, or all of them.
+    """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -129,7 +136,7 @@ def _run(net: nn.Module, inputs_N: Tree, exits: int | None = None) -> Tensor:
 
 def _gradients(net: nn.Module, inputs_N: Tree, exits: int | None = None) -> dict[str, Tensor]:
     """Return the gradients of a weighted sum of the squared outputs."""
-    outputs = _run(net, inputs_N, exits)
+    outputs = run(net, inputs_N, exits)
     weights = torch.rand(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=outputs.dtype)
     (weights * outputs.square()).sum().backward()
     zero = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
@@ -167,7 +174,7 @@ def _outputs(net: nn.Module, inputs_N: Tree) -> dict[str, Tensor]:
         if name and not list(layer.children())
     ]
     with torch.no_grad():
-        _run(net, inputs_N)
+        run(net, inputs_N)
     for hook in hooks:
         hook.remove()
     return outputs
