@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +14,15 @@ from torch import Tensor
 from hetfl.aggregators.base import Aggregator
 from hetfl.aggregators.sums import Sums
 from hetfl.entries import add_holders
+from hetfl.errors import ConfigurationError
 from hetfl.layout import Index, IndexEntry
 from hetfl.part import DERIVED, Part, part_of
 from hetfl.submodel import add
 from hetfl.types import Report
 from hetfl.updates import Update
+
+Denominator = Literal["holders", "cohort"]
+"""The clients whose weights the divisor adds up: the holders of an entry, or all."""
 
 
 class HolderMean(Aggregator):
@@ -25,13 +30,27 @@ class HolderMean(Aggregator):
 
     .. math:: \Delta_j = \frac{1}{|H_j|} \sum_{k \in H_j} u_{k,j}, \qquad H_j = \{k : j \in \text{index}_k\}
 
+    With ``denominator: cohort`` the divisor is the number of all clients whose updates were accepted, holders or not.
+    The step of an entry is then smaller, the fewer clients hold it. This is FedMP's residual recovery (R2SP, Jiang et
+    al., ICDE 2022): the server fills up each client's sub-model with its own values before the mean. An entry without
+    holders keeps its value with either divisor.
+
     The divisor counts the clients that *hold* entry j, not those that sent it: an entry that a sparse update leaves out
     counts as 0. Otherwise the compressor would amplify rarely sent entries. Updates are added one by one: the memory is
     that of two global models, for sums and means, and of a vector as long as the longest sparse update, for any size of
     the cohort. With masks it is one model more, for the holders of each entry.
+
+    Args:
+        denominator: ``holders``: the mean is over the holders of an entry; ``cohort``: over all clients.
+
+    Raises:
+        ConfigurationError: ``denominator`` is neither of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, denominator: Denominator = "holders") -> None:
+        if denominator not in ("holders", "cohort"):
+            raise ConfigurationError(f"Expected denominator to be holders or cohort but got {denominator!r}")
+        self.denominator = denominator
         self._sums: Sums | None = None
         self._means: dict[str, Tensor] = {}
         # Many clients have the same index, or the same entry of it (all clients of a level). So weights are added up
@@ -39,6 +58,7 @@ class HolderMean(Aggregator):
         self._by_index: dict[int, tuple[Part, float]] = {}
         self._by_entry: dict[str, dict[object, tuple[IndexEntry, float]]] = {}
         self._by_mask: dict[str, Tensor] = {}  # weights of holders with a mask, entry by entry
+        self._total = 0.0  # weight of all clients
 
     def weight(self, report: Report) -> float:
         """Return the weight of a client in the mean: 1 for every client."""
@@ -50,11 +70,13 @@ class HolderMean(Aggregator):
             self._means = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
         self._sums.clear()
         self._by_index, self._by_entry, self._by_mask = {}, {name: {} for name in tensors}, {}
+        self._total = 0.0
 
     def update(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
         weight, kept = self.weight(report), part_of(index)
         assert self._sums is not None
         self._sums.add(update, kept, weight)
+        self._total += weight
         if kept.mask_D is not None:
             self._by_mask = self._by_mask or {name: torch.zeros_like(mean) for name, mean in self._means.items()}
             add_holders(self._by_mask, kept, weight)
@@ -79,6 +101,7 @@ class HolderMean(Aggregator):
         }
         for count in self._by_mask.values():
             count.mul_(factor)
+        self._total *= factor
 
     def _weights(self) -> dict[str, dict[object, tuple[IndexEntry, float]]]:
         """Return by name the distinct index entries of holders, with their total weights."""
@@ -102,7 +125,8 @@ class HolderMean(Aggregator):
             if self._by_mask:
                 held = held + self._by_mask[name]
             holders[name] = held.expand_as(total)
-            divisor = held.masked_fill(held == 0, math.inf)
+            divisor = held if self.denominator == "holders" else torch.full_like(held, self._total)
+            divisor = divisor.masked_fill(held == 0, math.inf)
             if total.dim() == 0 or self._by_mask:
                 torch.div(total, divisor, out=mean)
                 continue

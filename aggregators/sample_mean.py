@@ -14,6 +14,12 @@ class SampleMean(HolderMean):
     .. math:: \Delta_j = \frac{\sum_{k \in H_j} n_k u_{k,j}}{\sum_{k \in H_j} n_k}
 
     Use it with uniform selection: with clients drawn in proportion to their size, the size would count twice.
+
+    Args:
+        denominator: ``holders``: the sum of weights is over the holders of an entry; ``cohort``: over all clients.
+
+    Raises:
+        ConfigurationError: ``denominator`` is neither of them.
     """
 
     by_size: ClassVar[bool] = True

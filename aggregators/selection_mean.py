@@ -13,6 +13,12 @@ class SelectionMean(HolderMean):
 
     With :class:`~hetfl.selection.DivFL` (Balakrishnan et al., ICLR 2022) :math:`\gamma_k` is the number of clients that
     client k represents. With all other policies :math:`\gamma_k = 1`, which is :class:`HolderMean`.
+
+    Args:
+        denominator: ``holders``: the sum of weights is over the holders of an entry; ``cohort``: over all clients.
+
+    Raises:
+        ConfigurationError: ``denominator`` is neither of them.
     """
 
     def weight(self, report: Report) -> float:

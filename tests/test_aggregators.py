@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from hetfl.aggregators import Aggregator, HolderMean, QFedAvg, SampleMean, SelectionMean
+from hetfl.aggregators.server_step import server_step
+from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
-from hetfl.part import index_layout
+from hetfl.part import Part, index_layout
 from hetfl.testing import check_aggregator
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate, SparseUpdate
@@ -63,7 +67,10 @@ def brute_force(
     return {n: np.divide(sums[n], counts[n], out=np.zeros_like(sums[n]), where=counts[n] > 0) for n in sums}, counts
 
 
-@pytest.mark.parametrize("make", [HolderMean, SampleMean, SelectionMean, QFedAvg])
+COHORT = [partial(SampleMean, denominator="cohort"), partial(HolderMean, denominator="cohort")]
+
+
+@pytest.mark.parametrize("make", [HolderMean, SampleMean, SelectionMean, QFedAvg, *COHORT])
 def test_every_aggregator_fulfils_the_contract(make: Callable[[], Aggregator]) -> None:
     check_aggregator(make)
 
@@ -84,6 +91,68 @@ def test_every_scalar_is_the_mean_over_its_holders(
         for name in expected:
             assert np.allclose(delta[name].numpy(), expected[name], atol=1e-12)
             assert np.array_equal(holders[name].numpy(), counts[name])
+
+
+@pytest.mark.parametrize(("make", "weight"), ALL)
+@settings(max_examples=60)
+@given(clients=cohorts())
+def test_a_mean_over_the_cohort_takes_clients_that_do_not_hold_an_entry_as_zero(
+    make: Callable[..., Aggregator], weight: Callable[[Report], float], clients: Case
+) -> None:
+    aggregator = make(denominator="cohort")
+    for _ in range(2):  # the second round must not contain weights of the first
+        aggregator.reset(tensors())
+        for index, values, report in clients:
+            aggregator.update(DenseUpdate(values), index, report)
+        delta, holders = aggregator.compute()
+    means, counts = brute_force(clients, weight)
+    total = sum(weight(report) for _, _, report in clients)
+    for name, mean in means.items():
+        assert np.allclose(delta[name].numpy(), mean * counts[name] / total, atol=1e-12)
+        assert np.array_equal(holders[name].numpy(), counts[name])
+
+
+@pytest.mark.parametrize(
+    ("denominator", "expected"), [("cohort", [1.2, 2.2, 3.6, 4.6]), ("holders", [1.4, 2.4, 3.6, 4.6])]
+)
+@pytest.mark.parametrize("mask", [False, True])
+def test_r2sp_averages_models_that_the_server_fills_up(
+    denominator: Literal["holders", "cohort"], expected: list[float], mask: bool
+) -> None:
+    """One client holds all of (1, 2, 3, 4) and adds 0.4, the other holds the last two of them and adds 0.8."""
+    whole = Part({"w": (slice(0, 4),)})
+    half = Part(whole, torch.tensor([False, False, True, True])) if mask else Part({"w": (slice(2, 4),)})
+    theta, aggregator = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64), HolderMean(denominator)
+    aggregator.reset({"w": theta})
+    for client, (part, step) in enumerate(((whole, 0.4), (half, 0.8))):
+        update = DenseUpdate(torch.full((part.size,), step, dtype=torch.float64))
+        aggregator.update(update, part, Report(client, "a", 1, 0.0))
+    delta, _ = aggregator.compute()
+    assert (theta + delta["w"]).tolist() == pytest.approx(expected, rel=1e-15)
+
+
+def test_entries_without_holders_keep_their_bits_if_the_mean_is_over_the_cohort() -> None:
+    weight = nn.Parameter(torch.rand(4))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1)
+    before, aggregator = weight.detach().clone(), HolderMean("cohort")
+    for held in (slice(0, 3), slice(1, 2)):
+        aggregator.reset({"w": weight})
+        for client in range(2):
+            index = {"w": (held,)} if client else {"w": (slice(1, 2),)}
+            update = DenseUpdate(torch.ones(index_layout(index).size))
+            aggregator.update(update, index, Report(client, "a", 1, 0.0))
+        delta, holders = aggregator.compute()
+        last = weight.detach().clone()
+        server_step(optimizer, optimizer.step, {"w": weight}, delta, holders)
+        moved = torch.arange(4)[held]
+        assert (weight[moved] != last[moved]).all()
+        assert torch.equal(weight[holders["w"] == 0], last[holders["w"] == 0])
+    assert weight[3] == before[3]
+
+
+def test_an_unknown_denominator_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="Expected denominator to be holders or cohort but got 'all'"):
+        SampleMean("all")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("make", "weight"), ALL)
