@@ -17,6 +17,7 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from hetfl import FederatedModule, Level
+from hetfl.aggregators import HolderMean
 from hetfl.clustering import IFCA
 from hetfl.compression import (
     Chain,
@@ -34,7 +35,7 @@ from hetfl.compression.staleness import Decay
 from hetfl.downlink import Downlink
 from hetfl.hooks import NormBound
 from hetfl.local import FedDyn, LocalTraining
-from hetfl.parts import RandomMask, Rolling
+from hetfl.parts import RandomMask, Rolling, ScoredChannels
 from hetfl.selection import PowerOfChoice
 from tests.conftest import small_levels, small_module
 from tests.flower_cases import FakePost, federated, make_node
@@ -96,6 +97,14 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
     ),
     "rolling windows and personal heads": (
         lambda: {"parts": Rolling(), "personal": ["classifier.*"], "uplink": ErrorFeedback(TopK(0.2))},
+        {},
+    ),
+    "the best channels and a mean over the cohort": (
+        lambda: {
+            "parts": ScoredChannels(fan_out=True, refresh_every=2),
+            "aggregator": HolderMean("cohort"),
+            "uplink": ErrorFeedback(TopK(0.2)),
+        },
         {},
     ),
     "coded downloads, rotated, of masks": (

@@ -23,7 +23,7 @@ from hetfl.entries import Entries, add_holders, blocks_of, gather_flat
 from hetfl.errors import ConfigurationError
 from hetfl.local import Executor, FedDyn, LocalTraining, Sequential, Stacked, Workers
 from hetfl.part import Part, only
-from hetfl.parts import PartRule, Prefix, RandomChannels, RandomMask, Rolling
+from hetfl.parts import PartRule, Prefix, RandomChannels, RandomMask, Rolling, ScoredChannels
 from hetfl.parts.rolling import window
 from hetfl.piece import Facts
 from hetfl.selection import Uniform
@@ -113,7 +113,7 @@ def set_up(rule: PartRule, levels: dict[str, Level] | None = None) -> PartRule:
     return rule
 
 
-@pytest.mark.parametrize("rule", [Prefix, Rolling, RandomChannels, RandomMask])
+@pytest.mark.parametrize("rule", [Prefix, Rolling, RandomChannels, RandomMask, ScoredChannels])
 def test_every_part_rule_fulfils_the_contract(rule: type[PartRule]) -> None:
     check_part_rule(rule)
 

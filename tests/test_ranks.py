@@ -19,7 +19,7 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from hetfl import DepthFL, FederatedModule, Level
-from hetfl.aggregators import QFedAvg
+from hetfl.aggregators import HolderMean, QFedAvg
 from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.clustering import IFCA
 from hetfl.collective import Ranks
@@ -31,7 +31,8 @@ from hetfl.federation.ranks import RankClients
 from hetfl.hooks import NormBound
 from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
-from hetfl.parts import RandomMask, Rolling
+from hetfl.parts import RandomMask, Rolling, ScoredChannels
+from hetfl.pruning.criteria import Movement
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
 from hetfl.selection import PowerOfChoice
@@ -92,6 +93,12 @@ def sparse(**changes: Any) -> FederatedModule:
     )
 
 
+def scored(**changes: Any) -> FederatedModule:
+    """Return a module with the channels that moved most, a mean over the cohort, and residuals of other channels."""
+    parts, mean = ScoredChannels(Movement("round")), HolderMean("cohort")
+    return small_module(parts=parts, aggregator=mean, uplink=ErrorFeedback(TopK(0.2)), **changes)
+
+
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return one.shape == other.shape and torch.equal(one.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
@@ -125,8 +132,9 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
         (dynamic, lambda: Workers(2), 2),
         (clustered, Sequential, 3),
         (sparse, lambda: Workers(2), 2),
+        (scored, Sequential, 2),
     ],
-    ids=["probing", "dynamic", "clustered", "sparse"],
+    ids=["probing", "dynamic", "clustered", "sparse", "scored"],
 )
 def test_ranks_give_the_same_bits_as_one_process(
     fit: Fit,

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from hetfl import HeteroFL, Level
+from hetfl import FedAvg, HeteroFL, Level
+from hetfl.aggregators import SampleMean
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.fleet import Dynamic
 from hetfl.local import FedDyn, LocalTraining
 from hetfl.models import ConvNet
 from hetfl.part import Part
-from hetfl.parts import PartRule, RandomChannels, RandomMask, Rolling
+from hetfl.parts import PartRule, RandomChannels, RandomMask, Rolling, ScoredChannels
 from hetfl.seeding import generator
 from hetfl.selection import Uniform
 from hetfl.store import MemoryStore
+from hetfl.wire import encode_part
 from tests.reference.cases import Fit, compare, conv_shapes, sgd
+from tests.reference.channels import BestChannels
 from tests.reference.federation import Federation
 from tests.reference.given import given, made_data, made_fleet
 from tests.reference.nets import conv_net
@@ -83,3 +89,48 @@ def test_heterofl_with_other_part_rules_equals_the_reference(fit: Fit, tmp_path:
     check_store(memories, federation.memories)
     held = [parts.part("b", round, client) for round in (3, 4) for client in (0, 1)]
     assert len({part.key for part in held}) == (2 if rule is Rolling else 4)
+
+
+def test_the_best_channels_and_a_mean_over_the_cohort_equal_the_reference(fit: Fit, tmp_path: Path) -> None:
+    """FedMP's part rule and mean, with top-k and its residuals, momentum, and a ranking that is kept for two rounds."""
+    rules = Rules(
+        nets={"a": conv_net(1.0, 2), "b": conv_net(0.5, 2)},
+        shapes={"a": conv_shapes(6, 8, classes=5), "b": conv_shapes(3, 4, classes=5)},
+        lr=0.2,
+        momentum=0.9,
+        density=0.3,
+        of_cohort=True,
+        samples=True,
+    )
+    data = made_data([13, 9, 17, 8, 21, 10], (1, 6, 6), 5)
+    pieces: Any = {
+        "selection": Uniform(4),
+        "assignment": Dynamic(),
+        "local": LocalTraining(batch_size=4, optimizer=sgd(0.2, momentum=0.9)),
+    }
+    fleet, net, residuals = made_fleet(tmp_path, 6), partial(ConvNet, num_classes=5, hidden=(6, 8)), MemoryStore()
+    module = FedAvg(
+        net,
+        {"a": Level("a"), "b": Level("b", 0.5)},
+        uplink=ErrorFeedback(TopK(0.3), residuals),
+        aggregator=SampleMean("cohort"),
+        fleet=fleet,
+        parts=ScoredChannels(refresh_every=2),
+        **pieces,
+    )
+    federation = Federation(rules, given(net, data, rules, fleet, **pieces))
+    best, blocks = BestChannels(federation, refresh_every=2), module.levels.indices
+
+    def part_bytes(level: str, round: int, client: int) -> int:
+        def as_slice(held: NDArray[np.int64]) -> slice | torch.Tensor:
+            rises = held[-1] - held[0] == len(held) - 1
+            return slice(int(held[0]), int(held[-1]) + 1) if rises else torch.from_numpy(held)
+
+        where, _ = best.part(level, round, client)
+        part = Part({name: tuple(map(as_slice, entry)) for name, entry in where.items()})
+        return len(encode_part(part, blocks[level], blocks["a"]))
+
+    federation.given = replace(federation.given, part=best.part, part_bytes=part_bytes)
+    compare(fit, module, data, federation, rounds=6)
+    check_store(residuals, federation.residuals)
+    assert len({repr([sorted(order[: len(order) // 2]) for order in each]) for each in best.ranked.values()}) > 1

@@ -51,6 +51,7 @@ class LevelSet(Mapping[str, Level]):
         parameters: by level, the number of parameters.
         flops: by level, the FLOPs of one sample for a forward pass, and for forward and backward; empty before
             :meth:`inspect`.
+        samples: a few samples, in the form that nets take; None before :meth:`inspect`.
 
     Raises:
         ConfigurationError: there are no levels; a name, width, depth or density is out of range; the first level is not
@@ -84,6 +85,7 @@ class LevelSet(Mapping[str, Level]):
             )
         self._seed, self._shares = seed, dict[str, dict[str, float]]()
         self.flops: dict[str, tuple[float, float]] = {}
+        self.samples: Tree | None = None
         self.net = self.draw()
         whole = state_of(self.net)
         nets = {name: self.build(name) for name in self}
@@ -164,6 +166,7 @@ class LevelSet(Mapping[str, Level]):
                 channels and first stages of the global net; the method cannot use the exits of the net; the samples do
                 not have the ``sample_shape`` of the budgets.
         """
+        self.samples, self._shares = inputs_N, {}  # before part rules are asked, which may trace the net with them
         wanted = None if self.budgets is None else self.budgets.sample_shape
         if wanted is not None and [wanted] != (sample_shapes := [list(shape[1:]) for shape in shapes(inputs_N)]):
             shape = sample_shapes[0] if len(sample_shapes) == 1 else f"of one tensor rather than {sample_shapes}"
@@ -179,7 +182,6 @@ class LevelSet(Mapping[str, Level]):
             for each in {each.key: each for each in parts}.values():
                 check_nesting(self.net, net, each, inputs_N, name)
             self.flops[name] = flops_per_sample(net, taken(inputs_N, slice(2)))
-        self._samples, self._shares = taken(inputs_N, slice(2)), {}
         return self.flops
 
     def _probe(self, net: nn.Module, inputs_N: Tree, output_shape: tuple[int, ...], name: str) -> None:
@@ -223,7 +225,7 @@ class LevelSet(Mapping[str, Level]):
     def _flop_density(self, level: str, part: Part) -> float:
         if level not in self._shares:  # only runs with masks need it
             net = self.build(level)
-            samples = cast(self._samples, next(net.parameters()).dtype)
+            samples = cast(taken(self.samples, slice(2)), next(net.parameters()).dtype)
             self._shares[level] = layer_shares(net, samples)
         density = 1.0
         for layer, share in self._shares[level].items():

@@ -5,5 +5,6 @@ from hetfl.parts.prefix import Prefix
 from hetfl.parts.random_channels import RandomChannels
 from hetfl.parts.random_mask import RandomMask
 from hetfl.parts.rolling import Rolling
+from hetfl.parts.scored_channels import ScoredChannels
 
-__all__ = ["NOBODY", "PartRule", "Prefix", "RandomChannels", "RandomMask", "Rolling"]
+__all__ = ["NOBODY", "PartRule", "Prefix", "RandomChannels", "RandomMask", "Rolling", "ScoredChannels"]

@@ -44,6 +44,9 @@ class PartRule(Piece):
     masks: ClassVar[bool] = False
     """Whether parts may have a mask, and levels a density below 1."""
 
+    replayable: ClassVar[bool] = True
+    """Whether the parts of any round can be asked for at any time: they depend on the arguments and the seed alone."""
+
     def meet(self, levels: LevelSet, seed: int) -> None:
         """Set the levels and the seed.
 

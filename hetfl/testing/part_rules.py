@@ -14,7 +14,9 @@ from hetfl.part import Part, part_of
 from hetfl.parts import NOBODY, PartRule
 from hetfl.parts.base import rise_within
 from hetfl.piece import Facts
+from hetfl.submodel import parameters_of
 from hetfl.testing.rules import check_settings, factory, random, require, through_a_file
+from hetfl.tree import Tree
 from hetfl.types import Level, NetFactory, Report
 from hetfl.updates import DenseUpdate
 
@@ -26,6 +28,7 @@ def check_part_rule(
     rule: PartRule | Callable[[], PartRule],
     net: NetFactory | None = None,
     levels: Mapping[str, Level] | None = None,
+    inputs: Tree | None = None,
 ) -> None:
     """Check that a part rule follows its contract.
 
@@ -40,6 +43,7 @@ def check_part_rule(
         rule: an object, or a function that makes new objects.
         net: builds the net of a level; None: a ConvNet of 8 and 16 channels.
         levels: the levels; None: widths of 1, 1/2 and 1/4, the last with a density of 0.3 for a rule with masks.
+        inputs: a few samples, in the form that the net takes, for rules that run it; None: images for the default net.
 
     Raises:
         AssertionError: a rule is broken; the message names the rule.
@@ -50,6 +54,7 @@ def check_part_rule(
     density = 0.3 if make().masks else 1.0
     default = {"a": Level("a"), "b": Level("b", 0.5), "c": Level("c", 0.25, density=density)}
     sizes = LevelSet(net or partial(ConvNet, hidden=(8, 16)), default if levels is None else levels, seed=0)
+    sizes.samples = torch.rand(4, 1, 8, 8, generator=random(0)) if net is None and inputs is None else inputs
     questions = [(level, round, client) for level in sizes for round in (0, 1, 7) for client in (NOBODY, 0, 3)]
     drawn = _ready(make, sizes)
     first = {question: _checked(drawn, *question) for question in questions}
@@ -64,7 +69,8 @@ def check_part_rule(
 def _ready(make: Callable[[], PartRule], levels: LevelSet) -> PartRule:
     rule = make()
     rule.meet(levels, seed=3)
-    rule.setup(Facts(sizes=(9,) * 4, seed=3, levels=tuple(levels), rounds=8, masks=rule.masks))
+    parameters = parameters_of(levels.net)
+    rule.setup(Facts((9,) * 4, seed=3, levels=tuple(levels), rounds=8, parameters=parameters, masks=rule.masks))
     rule.begin()
     return rule
 

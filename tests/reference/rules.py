@@ -35,6 +35,7 @@ class Rules:
         ramp_rounds: rounds of the ramp of distillation between heads; 0: no distillation.
         lr: learning rate of clients in round 0; ``gamma`` multiplies it after every round.
         samples: whether means are weighted by the number of samples.
+        of_cohort: whether means divide by the weight of the whole cohort, and not by that of an entry's holders.
         q: exponent of q-FedAvg; None: another mean.
         density: density of top-k; None: everything is sent.
         calibrated: after the first round, entries at or above a threshold are sent. The threshold is the median of the
@@ -60,6 +61,7 @@ class Rules:
     proximal: float = 0.0
     feddyn: float = 0.0
     samples: bool = False
+    of_cohort: bool = False
     q: float | None = None
     density: float | None = None
     calibrated: bool = False

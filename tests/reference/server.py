@@ -35,7 +35,8 @@ def mean(rules: Rules, arrived: list[Arrived], like: Tensors, lr: float) -> dict
             factor, weight = _weights(rules, update, name, lr)
             above[mesh] += factor * update.sent[name][mesh]
             below[mesh] += weight * (update.masks[name][mesh] if name in update.masks else 1.0)
-        steps[name] = np.divide(above, below, out=np.zeros_like(above), where=below > 0), below
+        cohort = sum(_weights(rules, update, name, lr)[1] for update in arrived) if rules.of_cohort else below
+        steps[name] = np.divide(above, cohort, out=np.zeros_like(above), where=below > 0), below
     return steps
 
 
