@@ -40,6 +40,18 @@ def test_the_first_line_describes_the_configuration(name: str) -> None:
         assert VENUE.search(first)
 
 
+@pytest.mark.parametrize("name", [name for name in packaged_names() if name.startswith("method/")])
+def test_every_method_runs(name: str, tmp_path: Path) -> None:
+    sizes = ["--model.net.hidden=[4,4,4,4]", "--data.num_clients=10", "--model.selection.clients_per_round=3"]
+    short = ["--trainer.max_epochs=2", "--trainer.limit_val_batches=0", "--final_test=false", "--plots=false"]
+    main(["fit", "-c", "base", "-c", name, "-c", "data/digits", *sizes, *short, f"--trainer.logger.root={tmp_path}"])
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    rows = metrics.read_text().splitlines()
+    column = rows[0].split(",").index("train/loss")
+    assert all(0 < float(row.split(",")[column]) < 10 for row in rows[1:])
+    assert len(rows) == 3
+
+
 def test_a_name_means_the_packaged_file_with_or_without_its_suffix() -> None:
     for name in ("method/fedprox", "method/fedprox.yaml"):
         assert Path(config_file(name)).read_bytes() == (CONFIGS / "method" / "fedprox.yaml").read_bytes()

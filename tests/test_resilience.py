@@ -45,6 +45,8 @@ CONFIGURATIONS = {
     "divfl": "-c {configs}/selection/divfl.yaml --model.selection.clients_per_round=5",
     "low rank": "-c {configs}/compressor/low_rank.yaml",
     "depthfl": "-c {configs}/method/depthfl.yaml --model.net.hidden=[4,4,4,4]",
+    "scored channels": "-c {configs}/parts/scored_channels.yaml --model.parts.refresh_every=3 --snapshots.every=2 "
+    "--model.parts.criterion=hetfl.pruning.criteria.Movement",
     "masks and personal tensors": '-c {configs}/parts/random_mask.yaml --model.personal=["*bias"] ' + FILES,
 }
 """Arguments of the killed runs, by name."""
