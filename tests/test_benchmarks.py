@@ -18,6 +18,7 @@ from memory import slope
 from round import Federation, check, local_rounds, whole_rounds
 from scale import run as scale
 from startup import empty_rounds
+from structured import choices, pruned_rounds
 from timing import Row, double_precision, interleaved, report, rows
 from wire_memory import KINDS, coded, read, updated
 from work import Setting, bare_loop, bare_work
@@ -87,6 +88,13 @@ def test_the_time_of_a_whole_round_is_the_sum_of_its_parts() -> None:
 def test_aggregation_is_checked_and_timed() -> None:
     timings = aggregation(uploads(clients=6, hidden=(16, 16, 32, 32)), num_threads=1, blocks=1)
     assert [row.side for row in timings] == ["copy of the same bytes", "HolderMean"]
+
+
+def test_rounds_on_a_quarter_of_the_channels_and_their_choice_are_timed() -> None:
+    setting = Setting("a", clients=4, cohort=2, samples=4, batch_size=2, hidden=(8, 16), size=8)
+    timings = [*pruned_rounds(setting, Sequential(), blocks=1), *choices(blocks=1, hidden=(4, 8, 8, 8), clients=5)]
+    assert [row.side for row in timings[::2]] == ["dense", "sum of all absolute values"]
+    assert [row.side for row in timings[1::2]] == ["a quarter of the channels", "5 parts"]
 
 
 @pytest.mark.parametrize("density", [0.001, 0.1])
