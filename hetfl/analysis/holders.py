@@ -71,6 +71,11 @@ def _held_by_client(module: FederatedModule, rounds: int) -> dict[int, list[Inde
             "Expected a selection that can be replayed, because it depends only on seed and round, but got "
             f"{type(module.selection).__name__}"
         )
+    if not module.parts.replayable:
+        raise ConfigurationError(
+            "Expected a part rule that can be replayed, because it depends only on seed and round, but got "
+            f"{type(module.parts).__name__}: use snapshots (hetfl.analysis.Snapshots), which record what was held"
+        )
     if not module.selection.sizes:
         raise ConfigurationError(
             "Expected a module that has met its data (trainer.fit, validate or test) but got a new one"
