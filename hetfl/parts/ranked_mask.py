@@ -73,7 +73,7 @@ class RankedMask(MaskRule):
             self._before = {name: weight.clone() for name, weight in self.weights.items()}
 
     def end_round(self, round: int) -> None:  # noqa: D102
-        if self.due(round) and (self.asked is None or self.asked.samples):
+        if self.due(round) and (not self.asks_gradients or (self.asked is not None and self.asked.samples)):
             scores = self._scores(round)
             if self.shrink:  # the largest mask has all entries that any level may still hold
                 held = self.held(self.sparse[0])
