@@ -66,15 +66,15 @@ def holders(module: FederatedModule, rounds: int) -> dict[str, Tensor]:
 
 def _held_by_client(module: FederatedModule, rounds: int) -> dict[int, list[Index]]:
     """Return per client the upload indices of its rounds."""
-    if not module.parts.replayable:
-        raise ConfigurationError(
-            "Expected a part rule that can be replayed, because it depends only on seed and round, but got "
-            f"{type(module.parts).__name__}: the part of every level is in the run's snapshots"
-        )
     if not module.selection.replayable:
         raise ConfigurationError(
             "Expected a selection that can be replayed, because it depends only on seed and round, but got "
             f"{type(module.selection).__name__}"
+        )
+    if not module.parts.replayable:
+        raise ConfigurationError(
+            "Expected a part rule that can be replayed, because it depends only on seed and round, but got "
+            f"{type(module.parts).__name__}: use snapshots (hetfl.analysis.Snapshots), which record what was held"
         )
     if not module.selection.sizes:
         raise ConfigurationError(

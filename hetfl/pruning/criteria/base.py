@@ -58,13 +58,11 @@ class Criterion(ABC):
     needs_gradients: ClassVar[bool] = False
     """Whether scores depend on gradients, which clients compute and send before they train."""
 
+    needs_history: ClassVar[bool] = False
+    """Whether scores depend on earlier values of the weights, and are all zero before the first round."""
+
     of_norms: ClassVar[bool] = False
     """Whether only the scales of norm layers have scores, which are those of their channels."""
-
-    @property
-    def memories(self) -> frozenset[str]:
-        """The attributes of the evidence with earlier values that scores depend on: ``start``, ``last``, or none."""
-        return frozenset()
 
     @abstractmethod
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:

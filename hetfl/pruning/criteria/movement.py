@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -20,14 +20,12 @@ class Movement(Criterion):
         ConfigurationError: ``since`` is neither of them.
     """
 
+    needs_history: ClassVar[bool] = True
+
     def __init__(self, since: Literal["start", "round"] = "start") -> None:
         if since not in ("start", "round"):
             raise ConfigurationError(f"Expected since to be start or round but got {since!r}")
         self.since = since
-
-    @property
-    def memories(self) -> frozenset[str]:  # noqa: D102
-        return frozenset({"start" if self.since == "start" else "last"})
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:  # noqa: D102
         before = evidence.start if self.since == "start" else evidence.last
