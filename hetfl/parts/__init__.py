@@ -3,6 +3,7 @@
 from hetfl.parts.base import NOBODY, PartRule
 from hetfl.parts.dynamic_mask import DynamicMask
 from hetfl.parts.greedy_mask import GreedyMask
+from hetfl.parts.personal_mask import PersonalMask
 from hetfl.parts.prefix import Prefix
 from hetfl.parts.random_channels import RandomChannels
 from hetfl.parts.random_mask import RandomMask
@@ -14,6 +15,7 @@ __all__ = [
     "DynamicMask",
     "GreedyMask",
     "PartRule",
+    "PersonalMask",
     "Prefix",
     "RandomChannels",
     "RandomMask",

@@ -56,6 +56,9 @@ class PartRule(Piece):
     replayable: ClassVar[bool] = True
     """Whether the parts of past rounds can be drawn again from seed, round and client alone."""
 
+    personal: bool = False
+    """Whether clients have parts of their own: an evaluation then also measures every client's own sub-model."""
+
     asks_gradients: bool = False
     """Whether :meth:`consult` asks clients for gradients."""
 
