@@ -15,7 +15,7 @@ from hetfl.aggregators import SampleMean
 from hetfl.fleet import Dynamic
 from hetfl.local import LocalTraining
 from hetfl.part import Part
-from hetfl.parts import DynamicMask, GreedyMask, PersonalMask, RankedMask
+from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, PersonalMask, RankedMask
 from hetfl.parts.growth import ByClients, Exchange, OwnMasks, Posterior
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Magnitude, Movement, SquaredTaylor
@@ -250,7 +250,7 @@ def test_fedspa_equals_numpy(fit: Fit) -> None:
 
     check(fit, rule, 6, play)
     for client, own in enumerate(masks):
-        held = rule.of_client(client)
+        held = rule.of_client(client, DENSITY)
         assert held is not None
         assert all(np.array_equal(held[name].numpy(), own[name] > 0) for name in WEIGHTS)
     assert len({own["first.weight"].tobytes() for own in masks}) == 4
@@ -276,7 +276,26 @@ def test_sub_fedavg_equals_numpy(fit: Fit) -> None:
 
     check(fit, rule, 5, play)
     for client, own in enumerate(masks):
-        held = rule.of_client(client) or rule.held(DENSITY)
+        held = rule.of_client(client, DENSITY) or rule.held(DENSITY)
+        assert all(np.array_equal(held[name].numpy(), own[name] > 0) for name in WEIGHTS)
+
+
+def test_client_importance_equals_numpy(fit: Fit) -> None:
+    """Every second round a client chooses the entries of the largest (g w)^2 by its gradient of the whole model."""
+    rule, masks = ClientImportance(every=2), list[Tensors]()
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        for round in range(4):
+            if round % 2 == 0:
+                slopes = clients.gradients(theta)
+                masks[:] = [per_layer({n: (g[n] * theta[n]) ** 2 for n in WEIGHTS}) for g in slopes]
+            theta = clients.round(theta, masks)
+        return theta, mask
+
+    check(fit, rule, 4, play)
+    for client, own in enumerate(masks):
+        held = rule.of_client(client, DENSITY)
+        assert held is not None
         assert all(np.array_equal(held[name].numpy(), own[name] > 0) for name in WEIGHTS)
 
 
@@ -285,6 +304,9 @@ class Votes:
 
     def __init__(self, part: Part) -> None:
         self.part = part
+
+    def level(self, client: int) -> str:
+        return "b"
 
     def gradients(self, clients: Sequence[int], request: GradientRequest) -> Iterator[ClientGradient]:
         for client, samples, position in zip(clients, (3, 1), (3, 2), strict=True):

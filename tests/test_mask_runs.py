@@ -19,7 +19,7 @@ from hetfl.fleet import Dynamic
 from hetfl.flower.clients import FlowerClients
 from hetfl.flower.nodes import Nodes
 from hetfl.local import Workers
-from hetfl.parts import DynamicMask, GreedyMask, PartRule, PersonalMask, RankedMask
+from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, PartRule, PersonalMask, RankedMask
 from hetfl.parts.growth import ByClients, ByServer, OwnMasks, Posterior, RandomGrowth
 from hetfl.pruning import Cubic
 from hetfl.pruning.criteria import Gradient, Movement, SquaredTaylor
@@ -40,6 +40,7 @@ RULES: dict[str, Callable[[], PartRule]] = {
     "clients": lambda: DynamicMask(ByClients(), every=1),
     "posterior": lambda: DynamicMask(Posterior(), every=1),
     "own": lambda: DynamicMask(OwnMasks(), every=1),
+    "importance": lambda: ClientImportance(every=2),
     "personal": lambda: PersonalMask(step=0.2),
     "greedy": lambda: GreedyMask(every=1, fixed_seconds=1e-3),
 }
@@ -195,6 +196,7 @@ def test_levels_that_do_not_fit_the_rule_are_refused(
         (lambda: RankedMask(every=-1), "every of at least 0 rounds but got -1"),
         (lambda: DynamicMask(share=1.0), r"share in \(0, 1\).* but got 1.0, 10, None"),
         (lambda: GreedyMask(fixed_seconds=0), "fixed_seconds and half_life above 0"),
+        (lambda: ClientImportance(Movement()), r"criterion of present weights.* but got Movement\(since=start\)"),
         (lambda: Posterior(trust=2), r"trust in \[0, 1\] and rate above 0 but got 2, 10.0"),
     ],
 )

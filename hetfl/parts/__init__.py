@@ -1,6 +1,7 @@
 """Part rules: which part of a global model a client holds in a round, one rule per file."""
 
 from hetfl.parts.base import NOBODY, PartRule
+from hetfl.parts.client_importance import ClientImportance
 from hetfl.parts.dynamic_mask import DynamicMask
 from hetfl.parts.greedy_mask import GreedyMask
 from hetfl.parts.personal_mask import PersonalMask
@@ -12,6 +13,7 @@ from hetfl.parts.rolling import Rolling
 
 __all__ = [
     "NOBODY",
+    "ClientImportance",
     "DynamicMask",
     "GreedyMask",
     "PartRule",

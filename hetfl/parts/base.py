@@ -35,6 +35,10 @@ def rise_within(positions: slice | Tensor, size: int) -> bool:
 class GradientProbe(Protocol):
     """Asks clients for gradients of the present global model."""
 
+    def level(self, client: int) -> str:
+        """Return the name of a client's level in the round."""
+        ...
+
     def gradients(self, clients: Sequence[int], request: GradientRequest) -> Iterable[ClientGradient]:
         """Yield the gradients of the clients that answer, in their order; bytes and FLOPs are charged."""
         ...

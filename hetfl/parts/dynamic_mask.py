@@ -114,7 +114,7 @@ class DynamicMask(MaskRule):
             self.grow.consult(exchange, cohort, probe)
             self._exchange = exchange
 
-    def of_client(self, client: int) -> Masks | None:  # noqa: D102
+    def of_client(self, client: int, density: float) -> Masks | None:  # noqa: D102
         return self.grow.of_client(client)
 
     def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102

@@ -93,14 +93,14 @@ class MaskRule(PartRule):
         density = self.levels[level].density
         if density == 1.0:
             return self.levels.indices[level]
-        if client != NOBODY and (personal := self.of_client(client)) is not None:
+        if client != NOBODY and (personal := self.of_client(client, density)) is not None:
             return self.masked(level, personal)
         if level not in self._parts:
             self._parts[level] = self.masked(level, self.held(density))
         return self._parts[level]
 
-    def of_client(self, client: int) -> Masks | None:
-        """Return the masks that a client chose itself; None: it uses those of its level."""
+    def of_client(self, client: int, density: float) -> Masks | None:
+        """Return the masks that a client chose itself at a density; None: it uses those of its level."""
         return None
 
     def masked(self, level: str, masks: Masks) -> Part:

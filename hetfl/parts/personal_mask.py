@@ -61,7 +61,7 @@ class PersonalMask(MaskRule):
         whole = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in self.weights.items()}
         return dict.fromkeys(self.sparse, whole)
 
-    def of_client(self, client: int) -> Masks | None:  # noqa: D102
+    def of_client(self, client: int, density: float) -> Masks | None:  # noqa: D102
         return self._masks.get(client)
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102

@@ -44,7 +44,7 @@ class OwnMasks(Growth):
 
     def consult(self, exchange: Exchange, cohort: Sequence[int], probe: GradientProbe) -> None:  # noqa: D102
         self._begun = {name: weight.clone() for name, weight in exchange.weights().items()}
-        request = GradientRequest(exchange.counts, self.samples)
+        request = GradientRequest(exchange.counts, self.samples, values=False)
         self._gradients = {
             answer.client: {name: gradient.abs() for name, gradient in answer.tensors().items()}
             for answer in probe.gradients(cohort, request)

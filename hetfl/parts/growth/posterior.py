@@ -34,7 +34,7 @@ class Posterior(Growth):
     has the :math:`K_l` largest draws from :math:`\text{Beta}(a_j, b_j)`.
 
     Huang et al.: FedRTS: Federated Robust Pruning via Combinatorial Thompson Sampling, NeurIPS 2025 (arXiv 2501.19122).
-    Not as in the paper: the server finds a client's largest values in its update, and gradients travel with values.
+    Not as in the paper: the server finds a client's largest values in its update.
 
     Args:
         trust: :math:`\gamma`, weight of the clients' votes.
@@ -56,7 +56,7 @@ class Posterior(Growth):
     def consult(self, exchange: Exchange, cohort: Sequence[int], probe: GradientProbe) -> None:  # noqa: D102
         self._begun = {name: weight.clone() for name, weight in exchange.weights().items()}
         self._votes, self._updates, self._gradients = zeros_like(self._begun), 0, 0
-        for answer in probe.gradients(cohort, GradientRequest(exchange.counts, self.samples)):
+        for answer in probe.gradients(cohort, GradientRequest(exchange.counts, self.samples, values=False)):
             self._gradients += answer.samples
             for name, sent in answer.sent().items():
                 if name in self._votes:
