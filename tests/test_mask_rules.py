@@ -15,8 +15,8 @@ from hetfl.aggregators import SampleMean
 from hetfl.fleet import Dynamic
 from hetfl.local import LocalTraining
 from hetfl.part import Part
-from hetfl.parts import DynamicMask, GreedyMask, RankedMask
-from hetfl.parts.growth import ByClients, Exchange, Posterior
+from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, PersonalMask, RankedMask
+from hetfl.parts.growth import ByClients, Exchange, OwnMasks, Posterior
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Magnitude, Movement, SquaredTaylor
 from hetfl.pruning.gradients import ClientGradient, GradientRequest
@@ -26,7 +26,7 @@ from hetfl.types import Report
 from hetfl.updates import DenseUpdate, SparseUpdate
 from tests.reference.cases import Fit, sgd
 from tests.reference.given import made_data
-from tests.sparse_cases import WEIGHTS, Clients, LinearNet, Tensors, masked, top, values_of
+from tests.sparse_cases import WEIGHTS, Clients, LinearNet, Tensors, gradient, holder_mean, masked, top, values_of
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -226,11 +226,87 @@ def greedy(squares: Tensors, seconds: dict[str, float], kept: Tensors) -> Tensor
     return mask
 
 
+def test_fedspa_equals_numpy(fit: Fit) -> None:
+    """Every client exchanges entries of its own mask, by the values that it trained and by its first gradient."""
+    rule, masks = DynamicMask(OwnMasks(), share=0.3, every=2), list[Tensors]()
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        masks.extend([mask] * 4)
+        for round in range(6):
+            counts = {n: exchanged(round, mask[n].sum()) for n in WEIGHTS}
+            slopes = [gradient(masked(theta, own), *each) for own, each in zip(masks, clients.arrays, strict=True)]
+            results = clients.results(theta, masks)
+            theta = holder_mean(theta, results, masks, clients.sizes)
+            if round % 2:
+                masks[:] = [
+                    {
+                        n: top(abs(result[n]), int(own[n].sum()) - counts[n], own[n])
+                        + top(abs(slope[n]), counts[n], 1 - own[n])
+                        for n in WEIGHTS
+                    }
+                    for own, slope, result in zip(masks, slopes, results, strict=True)
+                ]
+        return theta, mask
+
+    check(fit, rule, 6, play)
+    for client, own in enumerate(masks):
+        held = rule.of_client(client, DENSITY)
+        assert held is not None
+        assert all(np.array_equal(held[name].numpy(), own[name] > 0) for name in WEIGHTS)
+    assert len({own["first.weight"].tobytes() for own in masks}) == 4
+
+
+def test_sub_fedavg_equals_numpy(fit: Fit) -> None:
+    """Every client prunes a tenth of the entries of every weight, of the values that it trained, if they moved."""
+    rule, masks = PersonalMask(step=0.1, distance=0.03), list[Tensors]()
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        masks.extend([mask] * 4)
+        steps = [0] * 4
+        for _ in range(5):
+            results, used, before = clients.results(theta, masks), list(masks), theta
+            theta = holder_mean(theta, results, used, clients.sizes)
+            for client, (own, result) in enumerate(zip(used, results, strict=True)):
+                values = ({n: np.where(own[n] > 0, abs(each[n]), -1.0) for n in WEIGHTS} for each in (before, result))
+                old, new = (per_layer(each, 1.0 - 0.1 * (steps[client] + 1)) for each in values)
+                if sum((old[n] != new[n]).sum() for n in WEIGHTS) > 0.03 * sum(own[n].size for n in WEIGHTS):
+                    masks[client], steps[client] = new, steps[client] + 1
+        assert len(set(steps)) > 1
+        return theta, mask
+
+    check(fit, rule, 5, play)
+    for client, own in enumerate(masks):
+        held = rule.of_client(client, DENSITY) or rule.held(DENSITY)
+        assert all(np.array_equal(held[name].numpy(), own[name] > 0) for name in WEIGHTS)
+
+
+def test_client_importance_equals_numpy(fit: Fit) -> None:
+    """Every second round a client chooses the entries of the largest (g w)^2 by its gradient of the whole model."""
+    rule, masks = ClientImportance(every=2), list[Tensors]()
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        for round in range(4):
+            if round % 2 == 0:
+                slopes = clients.gradients(theta)
+                masks[:] = [per_layer({n: (g[n] * theta[n]) ** 2 for n in WEIGHTS}) for g in slopes]
+            theta = clients.round(theta, masks)
+        return theta, mask
+
+    check(fit, rule, 4, play)
+    for client, own in enumerate(masks):
+        held = rule.of_client(client, DENSITY)
+        assert held is not None
+        assert all(np.array_equal(held[name].numpy(), own[name] > 0) for name in WEIGHTS)
+
+
 class Votes:
     """A probe whose clients 0 and 1, of 3 and 1 samples, vote for the last and the last but one entry."""
 
     def __init__(self, part: Part) -> None:
         self.part = part
+
+    def level(self, client: int) -> str:
+        return "b"
 
     def gradients(self, clients: Sequence[int], request: GradientRequest) -> Iterator[ClientGradient]:
         for client, samples, position in zip(clients, (3, 1), (3, 2), strict=True):

@@ -19,14 +19,15 @@ from hetfl.fleet import Dynamic
 from hetfl.flower.clients import FlowerClients
 from hetfl.flower.nodes import Nodes
 from hetfl.local import Workers
-from hetfl.parts import DynamicMask, GreedyMask, PartRule, RankedMask
-from hetfl.parts.growth import ByClients, ByServer, Posterior, RandomGrowth
+from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, PartRule, PersonalMask, RankedMask
+from hetfl.parts.growth import ByClients, ByServer, OwnMasks, Posterior, RandomGrowth
 from hetfl.pruning import Cubic
 from hetfl.pruning.criteria import Gradient, Movement, SquaredTaylor
+from hetfl.selection import Uniform
 from hetfl.testing import check_part_rule
 from hetfl.updates import DenseUpdate
 from hetfl.wire import encode
-from tests.conftest import small_module
+from tests.conftest import small_data, small_module
 
 Fit = Callable[..., Trainer]
 SPARSE = {"a": Level("a"), "b": Level("b", density=0.3)}
@@ -38,6 +39,9 @@ RULES: dict[str, Callable[[], PartRule]] = {
     "server": lambda: DynamicMask(ByServer(samples=20), every=1),
     "clients": lambda: DynamicMask(ByClients(), every=1),
     "posterior": lambda: DynamicMask(Posterior(), every=1),
+    "own": lambda: DynamicMask(OwnMasks(), every=1),
+    "importance": lambda: ClientImportance(every=2),
+    "personal": lambda: PersonalMask(step=0.2),
     "greedy": lambda: GreedyMask(every=1, fixed_seconds=1e-3),
 }
 
@@ -67,9 +71,9 @@ def test_a_resumed_run_ends_with_the_same_bits(fit: Fit, tmp_path: Path, rule: s
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
     rows = [Path(str(trainer.log_dir), "metrics.csv").read_text().splitlines() for trainer in (one, two)]
     assert rows[0][-2:] == rows[1][-2:]
-    masks = [module.parts.part("b", 4, -1).mask_D for module in (whole, second)]
-    assert masks[0] is not None
-    assert torch.equal(masks[0], masks[1])  # type: ignore[arg-type]
+    parts = [[module.parts.part("b", 4, client) for client in range(-1, 12)] for module in (whole, second)]
+    assert parts[0] == parts[1]
+    assert any(part.mask_D is not None for part in parts[0])
 
 
 class StopAfter(Callback):
@@ -91,6 +95,30 @@ def test_masks_keep_the_number_of_held_entries_in_every_weight(fit: Fit) -> None
         assert after.held.shapes == before.held.shapes
         assert after != before
         assert before.size < 0.5 * before.layout.size
+
+
+def test_clients_with_masks_of_their_own_are_measured_with_them(fit: Fit) -> None:
+    """A client's own sub-model is measured on its test samples, beside the global model."""
+    everyone: dict[str, Any] = {"selection": Uniform(12), "assignment": Dynamic({"b": 1})}
+    module = small_module(levels=SPARSE, parts=DynamicMask(OwnMasks(), every=1), **everyone)
+    data = small_data()
+    trainer = fit(module, data, rounds=3)
+    trainer.test(module, datamodule=data, verbose=False)
+    columns = metrics(trainer).iloc[-1]
+    clients = pd.read_csv(Path(str(trainer.log_dir), "clients.csv"))
+    tested = clients[clients["test_samples"] > 0]
+    assert columns["local/personal_accuracy"] == pytest.approx(tested["personal_accuracy"].mean())
+    assert len({module.parts.part("b", 3, client).key for client in range(12)}) == 12
+
+
+def test_a_personal_mask_shrinks_by_steps_to_its_target_and_waits_for_a_small_loss(fit: Fit) -> None:
+    levels = {"a": Level("a"), "b": Level("b", density=0.5)}
+    rule, strict = PersonalMask(step=0.2), PersonalMask(step=0.2, loss=1e-6)
+    for each in (rule, strict):
+        module = small_module(levels=levels, parts=each, assignment=Dynamic({"b": 1}), selection=Uniform(12))
+        columns = metrics(fit(module, rounds=4, name=str(each.loss), limit_val_batches=0))["parts/density"]
+        wanted = [0.8, 0.6, 0.5, 0.5] if each is rule else [1.0] * 4
+        assert columns.tolist() == pytest.approx(wanted, abs=2e-3)
 
 
 def test_gradients_are_charged_as_messages_in_the_rounds_that_need_them(fit: Fit) -> None:
@@ -168,6 +196,7 @@ def test_levels_that_do_not_fit_the_rule_are_refused(
         (lambda: RankedMask(every=-1), "every of at least 0 rounds but got -1"),
         (lambda: DynamicMask(share=1.0), r"share in \(0, 1\).* but got 1.0, 10, None"),
         (lambda: GreedyMask(fixed_seconds=0), "fixed_seconds and half_life above 0"),
+        (lambda: ClientImportance(Movement()), r"criterion of present weights.* but got Movement\(since=start\)"),
         (lambda: Posterior(trust=2), r"trust in \[0, 1\] and rate above 0 but got 2, 10.0"),
     ],
 )

@@ -45,10 +45,16 @@ class RoundProbe:
 
     def task(self, client: int) -> Task:
         """Return the task that a client is asked about: its level's part of its cluster's model."""
-        level, clustering = self.probing.assignment.level(client, self.round), self.probing.clustering
+        clustering = self.probing.clustering
         model = clustering.cluster_of(client)
-        task = Task(client, level, self.round, self._mark, model=model, owner=clustering.owner(client, model))
+        task = Task(
+            client, self.level(client), self.round, self._mark, model=model, owner=clustering.owner(client, model)
+        )
         return self.probing.parts.drawn(task)
+
+    def level(self, client: int) -> str:
+        """Return the name of a client's level in the round."""
+        return self.probing.assignment.level(client, self.round)
 
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
         """Return the mean loss of the present global model, at each client's level, on its own training data.
@@ -107,9 +113,11 @@ class RoundProbe:
         ledger, trained = self.probing.ledger, self.models.trained
         ledger.begin_phase("probes")
         tasks = [self.task(client) for client in clients]
+        if request.whole:
+            tasks = [self.probing.parts.given(task, task.part.dense) for task in tasks]
         for result in self.probing.clients.run(partial(gradients, samples=request.samples), tasks):
             task, part = result.task, only(result.task.part, trained)
-            update = request.chosen(result.vector, part)
+            update = request.chosen(result.vector, part, task.level)
             try:
                 payload = wire.encode(update, round=self.round, client=task.owner)
             except ValueError as error:

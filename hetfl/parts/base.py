@@ -35,6 +35,10 @@ def rise_within(positions: slice | Tensor, size: int) -> bool:
 class GradientProbe(Protocol):
     """Asks clients for gradients of the present global model."""
 
+    def level(self, client: int) -> str:
+        """Return the name of a client's level in the round."""
+        ...
+
     def gradients(self, clients: Sequence[int], request: GradientRequest) -> Iterable[ClientGradient]:
         """Yield the gradients of the clients that answer, in their order; bytes and FLOPs are charged."""
         ...
@@ -55,6 +59,9 @@ class PartRule(Piece):
 
     replayable: ClassVar[bool] = True
     """Whether the parts of past rounds can be drawn again from seed, round and client alone."""
+
+    personal: bool = False
+    """Whether clients have parts of their own: an evaluation then also measures every client's own sub-model."""
 
     asks_gradients: bool = False
     """Whether :meth:`consult` asks clients for gradients."""

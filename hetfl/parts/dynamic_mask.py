@@ -24,8 +24,8 @@ class DynamicMask(MaskRule):
     r"""One mask of constant density for all clients, which exchanges entries every ``every`` rounds.
 
     In round t, :math:`k_l = \lfloor \frac{\alpha}{2} (1 + \cos(\pi t / T)) n_l \rfloor` of the :math:`n_l` held entries
-    of weight l are exchanged. ``grow`` decides which are dropped and which begin from zero. All entries of the global
-    model outside of the mask are zero.
+    of weight l are exchanged. ``grow`` decides which are dropped and which begin from zero. Unless clients
+    have masks of their own, all entries of the global model outside of the mask are zero.
 
     Args:
         grow: decides about the exchange; None: :class:`~hetfl.parts.growth.ByServer`.
@@ -56,7 +56,7 @@ class DynamicMask(MaskRule):
             )
         self.grow, self.scope, self.first = grow or ByServer(), check_scope(scope), first or RandomScore()
         self.share, self.every, self.until, self.anneal = share, every, until, anneal
-        self.asks_gradients = self.grow.asks_gradients
+        self.asks_gradients, self.personal = self.grow.asks_gradients, self.grow.personal
         self._exchange: Exchange | None = None  # of the present round
 
     def meet(self, levels: LevelSet, seed: int) -> None:
@@ -89,8 +89,12 @@ class DynamicMask(MaskRule):
         return {self.sparse[0]: best(scores, self.scope, self.sparse[0])}
 
     def begin(self) -> None:
-        """Set the entries outside of the mask to zero."""
-        self.clear_pruned(self.mask)
+        """Set the entries outside of the common mask to zero."""
+        self._erase()
+
+    def _erase(self) -> None:
+        if not self.personal:
+            self.clear_pruned(self.mask)
 
     def counts(self, round: int) -> dict[str, int]:
         """Return how many entries of each weight are exchanged at the end of a round."""
@@ -110,8 +114,8 @@ class DynamicMask(MaskRule):
             self.grow.consult(exchange, cohort, probe)
             self._exchange = exchange
 
-    def of_client(self, client: int) -> Masks | None:  # noqa: D102
-        return None if self._exchange is None else self.grow.of_client(client)
+    def of_client(self, client: int, density: float) -> Masks | None:  # noqa: D102
+        return self.grow.of_client(client)
 
     def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
         if self._exchange is not None:
@@ -121,11 +125,11 @@ class DynamicMask(MaskRule):
         if self._exchange is not None:
             self.hold({self.sparse[0]: self.grow.chosen(self._exchange)})
             self._exchange = None
-        self.clear_pruned(self.mask)
+        self._erase()
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {**super().state_dict(), "grow": self.grow.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
         super().load_state_dict(dict(state))
-        self.grow.load_state_dict(state["grow"])
+        self.grow.load_state_dict(state["grow"], self.shapes)

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from hetfl.parts.base import NOBODY, GradientProbe, PartRule
 from hetfl.parts.entry_seconds import entry_seconds
 from hetfl.piece import Facts
 from hetfl.pruning.criteria import Evidence
-from hetfl.pruning.densities import Masks
+from hetfl.pruning.densities import Masks, packed, unpacked
 from hetfl.pruning.gradients import GradientRequest, MeanGradients
 from hetfl.seeding import derive
 from hetfl.submodel import parameters_of, take
@@ -66,6 +65,11 @@ class MaskRule(PartRule):
         """The present weights of the first global model, by name."""
         return {name: each.detach() for name, each in parameters_of(self.levels.net).items() if each.dim() > 1}
 
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of the weights, by name."""
+        return {name: weight.shape for name, weight in self.weights.items()}
+
     def setup(self, facts: Facts) -> None:  # noqa: D102
         self.rounds = facts.rounds or self.rounds
         self.samples_of_client = sum(facts.sizes) / max(1, facts.num_clients)
@@ -90,14 +94,14 @@ class MaskRule(PartRule):
         density = self.levels[level].density
         if density == 1.0:
             return self.levels.indices[level]
-        if client != NOBODY and (personal := self.of_client(client)) is not None:
+        if client != NOBODY and (personal := self.of_client(client, density)) is not None:
             return self.masked(level, personal)
         if level not in self._parts:
             self._parts[level] = self.masked(level, self.held(density))
         return self._parts[level]
 
-    def of_client(self, client: int) -> Masks | None:
-        """Return the masks that a client chose itself; None: it uses those of its level."""
+    def of_client(self, client: int, density: float) -> Masks | None:
+        """Return the masks that a client chose itself at a density; None: it uses those of its level."""
         return None
 
     def masked(self, level: str, masks: Masks) -> Part:
@@ -145,15 +149,4 @@ class MaskRule(PartRule):
         return {"masks": [[density, packed(masks)] for density, masks in self._held.items()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
-        self.hold({density: self.unpacked(masks) for density, masks in state["masks"]})
-
-    def unpacked(self, bits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return masks of the weights, given their bits."""
-        shapes = {name: weight.shape for name, weight in self.weights.items()}
-        flat = {n: np.unpackbits(bits[n].numpy(), count=shape.numel()).astype(bool) for n, shape in shapes.items()}
-        return {name: torch.from_numpy(flat[name]).view(shape) for name, shape in shapes.items()}
-
-
-def packed(masks: Masks) -> dict[str, Tensor]:
-    """Return masks as bits: uint8, eight entries in each."""
-    return {name: torch.from_numpy(np.packbits(mask.flatten().numpy())) for name, mask in masks.items()}
+        self.hold({density: unpacked(bits, self.shapes) for density, bits in state["masks"]})

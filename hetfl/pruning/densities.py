@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,3 +123,15 @@ def best(scores: Mapping[str, Tensor], scope: Scope, density: float) -> dict[str
     rest = torch.where(first.to(flat.device), torch.full_like(flat, -torch.inf), flat)
     mask = first | largest(rest, count - len(sizes))
     return {name: each.view(score.shape) for (name, score), each in zip(scores.items(), mask.split(sizes), strict=True)}
+
+
+def packed(masks: Masks) -> dict[str, Tensor]:
+    """Return masks as bits: uint8, eight entries in each."""
+    return {name: torch.from_numpy(np.packbits(mask.flatten().numpy())) for name, mask in masks.items()}
+
+
+def unpacked(bits: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Return masks of tensors of some shapes, given their bits."""
+    sizes = {name: torch.Size(shape) for name, shape in shapes.items()}
+    flat = {n: np.unpackbits(bits[n].numpy(), count=size.numel()).astype(bool) for n, size in sizes.items()}
+    return {name: torch.from_numpy(flat[name]).view(size) for name, size in sizes.items()}

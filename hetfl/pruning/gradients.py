@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from hetfl.codes import Codes
 from hetfl.part import Part
-from hetfl.pruning.densities import largest
-from hetfl.submodel import add
+from hetfl.pruning.criteria import Criterion, Evidence, Magnitude
+from hetfl.pruning.densities import Scope, best, largest
+from hetfl.submodel import add, take
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
 
 
@@ -22,28 +24,74 @@ class GradientRequest:
         counts: by tensor, how many of the largest gradients among the entries that the client does not hold; None: the
             gradient of every entry of the client's index.
         samples: of the client's data, drawn at random; None: all of it.
+        values: whether the values of chosen gradients travel; if not, only their positions do, and the server reads 1.
+        whole: whether the client downloads all entries of its level's index first, and not only those of its part.
     """
 
     counts: Mapping[str, int] | None = None
     samples: int | None = None
+    values: bool = True
+    whole: bool = False
 
-    def chosen(self, gradient_D: Tensor, part: Part) -> Update:
+    def chosen(self, gradient_D: Tensor, part: Part, level: str) -> Update:
         """Return what a client sends.
 
         Args:
             gradient_D: of the trained parameters of the part's index, held or not, shape (D,).
-            part: the trained parameters that the client holds.
+            part: the trained parameters that the client has downloaded.
+            level: the client's level.
         """
         if self.counts is None:
             return DenseUpdate(gradient_D)
         absent_D = torch.zeros(len(gradient_D), dtype=torch.bool) if part.mask_D is None else ~part.mask_D
         sizes, chosen = part.layout.sizes, []
         for name, gradient, absent in zip(part, gradient_D.split(sizes), absent_D.split(sizes), strict=True):
-            count = min(self.counts.get(name, 0), int(absent.count_nonzero()))
-            scores = gradient.abs().cpu().masked_fill(~absent, -1.0)
-            chosen.append(largest(scores, count))
+            scores = gradient.abs().cpu().masked_fill(~absent, 0.0)
+            chosen.append(largest(scores, min(self.counts.get(name, 0), int((scores > 0).count_nonzero()))))
         indices = torch.cat(chosen).nonzero().squeeze(1)
-        return SparseUpdate(gradient_D.cpu()[indices], indices, len(gradient_D))
+        update = SparseUpdate(gradient_D.cpu()[indices], indices, len(gradient_D))
+        return update if self.values else positions_alone(update)
+
+
+@dataclass(frozen=True)
+class MaskRequest(GradientRequest):
+    """A client scores the entries of its level by its own gradient, and sends the positions of those it will hold.
+
+    Attributes:
+        criterion: scores entries.
+        scope: where entries compete.
+        densities: of the levels, by name.
+        weights: the present weights of the global model, by name.
+        whole: always true: the client downloads all entries of its level's index.
+    """
+
+    criterion: Criterion = field(default_factory=Magnitude)
+    scope: Scope = "layer"
+    densities: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    whole: bool = True
+
+    def chosen(self, gradient_D: Tensor, part: Part, level: str) -> Update:  # noqa: D102
+        gradients = {name: each for name, each in part.layout.views(gradient_D).items() if name in self.weights}
+        weights = {name: take(self.weights[name], part[name]) for name in gradients}
+        squares = {name: gradient.square() for name, gradient in gradients.items()}
+        scores = self.criterion.scores(Evidence(weights, gradients=gradients, squares=squares))
+        masks = best(scores, self.scope, self.densities[level])
+        whole = {
+            name: masks.get(name, torch.zeros(shape, dtype=torch.bool)) for name, shape in part.layout.shapes.items()
+        }
+        indices = torch.cat([mask.flatten() for mask in whole.values()]).nonzero().squeeze(1)
+        return positions_alone(SparseUpdate(torch.ones(len(indices)), indices, len(gradient_D)))
+
+
+def positions_alone(update: SparseUpdate) -> Update:
+    """Return an update of the same entries, all 1, whose values take one bit each."""
+    count = update.indices.numel()
+    if not count:
+        return update
+    one = torch.ones(1)
+    codes = Codes(torch.zeros(count, dtype=torch.int32), 1, one, -one, torch.tensor([count]), count)
+    return update.with_codes(codes, update.values.dtype)
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,9 @@ class Growth(ABC):
     asks_gradients: ClassVar[bool] = True
     """Whether it asks clients for gradients."""
 
+    personal: ClassVar[bool] = False
+    """Whether clients keep masks of their own; the server then erases nothing."""
+
     def __init__(self, samples: int | None = None) -> None:
         self.samples = samples
 
@@ -105,8 +108,13 @@ class Growth(ABC):
         """Return the state between rounds for a checkpoint."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load the state that :meth:`state_dict` returned."""
+    def load_state_dict(self, state: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
+        """Load the state that :meth:`state_dict` returned.
+
+        Args:
+            state: the state.
+            shapes: of the weights, by name.
+        """
 
     def describe(self) -> str:
         """Return the way of growing and its settings as short text."""

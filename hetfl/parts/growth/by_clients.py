@@ -34,7 +34,7 @@ class ByClients(Growth):
 
     def consult(self, exchange: Exchange, cohort: Sequence[int], probe: GradientProbe) -> None:  # noqa: D102
         self._masks, self._present = {}, []
-        for answer in probe.gradients(cohort, GradientRequest(exchange.counts, self.samples)):
+        for answer in probe.gradients(cohort, GradientRequest(exchange.counts, self.samples, values=False)):
             sizes = {name: gradient.abs() for name, gradient in answer.tensors().items()}
             self._masks[answer.client] = exchange.applied(sizes)
 

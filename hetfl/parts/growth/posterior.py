@@ -10,13 +10,12 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
-from hetfl.part import Part
 from hetfl.parts.base import GradientProbe
+from hetfl.parts.client_values import client_values
 from hetfl.parts.growth.base import Exchange, Growth, zeros_like
 from hetfl.pruning.densities import Masks, largest
 from hetfl.pruning.gradients import GradientRequest
 from hetfl.seeding import derive
-from hetfl.submodel import add
 from hetfl.types import Report
 from hetfl.updates import Update
 
@@ -35,7 +34,7 @@ class Posterior(Growth):
     has the :math:`K_l` largest draws from :math:`\text{Beta}(a_j, b_j)`.
 
     Huang et al.: FedRTS: Federated Robust Pruning via Combinatorial Thompson Sampling, NeurIPS 2025 (arXiv 2501.19122).
-    Not as in the paper: the server finds a client's largest values in its update, and gradients travel with values.
+    Not as in the paper: the server finds a client's largest values in its update.
 
     Args:
         trust: :math:`\gamma`, weight of the clients' votes.
@@ -57,7 +56,7 @@ class Posterior(Growth):
     def consult(self, exchange: Exchange, cohort: Sequence[int], probe: GradientProbe) -> None:  # noqa: D102
         self._begun = {name: weight.clone() for name, weight in exchange.weights().items()}
         self._votes, self._updates, self._gradients = zeros_like(self._begun), 0, 0
-        for answer in probe.gradients(cohort, GradientRequest(exchange.counts, self.samples)):
+        for answer in probe.gradients(cohort, GradientRequest(exchange.counts, self.samples, values=False)):
             self._gradients += answer.samples
             for name, sent in answer.sent().items():
                 if name in self._votes:
@@ -65,14 +64,9 @@ class Posterior(Growth):
 
     def observe(self, exchange: Exchange, update: Update, index: Index, report: Report) -> None:
         """Count the votes of a client's largest values among the held entries."""
-        assert isinstance(index, Part)
         self._updates += report.samples
-        vector_D = index.spread(torch.cat([update.to_dense(), update.exact.to(update.values)]))
-        for name, delta in index.layout.views(vector_D).items():
-            if name in self._votes:
-                values = self._begun[name].clone()
-                add(values, index[name], delta.to(values))
-                self._votes[name] += report.samples * self._kept(exchange, name, values)
+        for name, values in client_values(self._begun, update, index).items():
+            self._votes[name] += report.samples * self._kept(exchange, name, values)
 
     def _kept(self, exchange: Exchange, name: str, values: Tensor | None = None) -> Tensor:
         """Return the largest of the held entries, all but those to be exchanged."""
@@ -100,5 +94,5 @@ class Posterior(Growth):
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"alpha": dict(self.alpha), "beta": dict(self.beta)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:  # noqa: D102
         self.alpha, self.beta = dict(state["alpha"]), dict(state["beta"])
