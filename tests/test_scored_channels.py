@@ -176,10 +176,13 @@ class Answers:
         self.rule, self.random, self.asked = rule, torch.Generator().manual_seed(2), list[GradientRequest]()
         self.answers: list[ClientGradient] = []
 
+    def level(self, client: int) -> str:
+        return "ab"[client]
+
     def gradients(self, clients: Sequence[int], request: GradientRequest) -> list[ClientGradient]:
         self.asked.append(request)
         trained = frozenset(parameters_of(self.rule.levels.net))
-        parts = [only(self.rule.part(level, 0, client), trained) for client, level in zip(clients, "ab", strict=True)]
+        parts = [only(self.rule.part(self.level(client), 0, client), trained) for client in clients]
         drawn = [DenseUpdate(torch.randn(part.size, generator=self.random)) for part in parts]
         self.answers = [ClientGradient(k, 2 + k, part, u) for k, (part, u) in enumerate(zip(parts, drawn, strict=True))]
         return self.answers
