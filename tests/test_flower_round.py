@@ -35,7 +35,8 @@ from hetfl.compression.staleness import Decay
 from hetfl.downlink import Downlink
 from hetfl.hooks import NormBound
 from hetfl.local import FedDyn, LocalTraining
-from hetfl.parts import RandomMask, Rolling, ScoredChannels
+from hetfl.parts import RandomMask, RankedMask, Rolling, ScoredChannels
+from hetfl.pruning import Cubic
 from hetfl.selection import PowerOfChoice
 from tests.conftest import small_levels, small_module
 from tests.flower_cases import FakePost, federated, make_node
@@ -121,6 +122,14 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
         lambda: {
             "downlink": Downlink(exact=["*bias"], statistics=DynamicRange(12)),
             "clustering": IFCA(2, shared=["blocks.*"]),
+        },
+        {},
+    ),
+    "pruning by magnitude": (
+        lambda: {
+            "parts": RankedMask(scope="global", schedule=Cubic(), shrink=True, erase=True),
+            "levels": {"a": Level("a"), "b": Level("b", density=0.3)},
+            "uplink": ErrorFeedback(TopK(0.2)),
         },
         {},
     ),

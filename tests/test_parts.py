@@ -21,7 +21,7 @@ from hetfl.accounting import Downloads
 from hetfl.compression import ErrorFeedback, LowRank, TopK
 from hetfl.entries import Entries, add_holders, blocks_of, gather_flat
 from hetfl.errors import ConfigurationError
-from hetfl.local import Executor, FedDyn, LocalTraining, Sequential, Stacked, Workers
+from hetfl.local import Executor, FedDyn, ImportanceGradient, LocalTraining, Penalty, Sequential, Stacked, Workers
 from hetfl.part import Part, only
 from hetfl.parts import PartRule, Prefix, RandomChannels, RandomMask, Rolling, ScoredChannels
 from hetfl.parts.rolling import window
@@ -153,10 +153,18 @@ class Drawn(PartRule):
 
 
 @pytest.mark.usefixtures("double_precision")
-@pytest.mark.parametrize("executor", [Stacked(3), Workers(2), Workers(2, Stacked(2))])
-def test_executors_agree_if_clients_of_one_level_have_different_parts(executor: Executor) -> None:
+@pytest.mark.parametrize(
+    ("executor", "penalty"),
+    [
+        (Stacked(3), FedDyn(0.4)),
+        (Stacked(3), ImportanceGradient()),
+        (Workers(2), FedDyn(0.4)),
+        (Workers(2, Stacked(2)), FedDyn(0.4)),
+    ],
+)
+def test_executors_agree_if_clients_of_one_level_have_different_parts(executor: Executor, penalty: Penalty) -> None:
     problem = Problem(
-        LocalTraining(epochs=2, gradient_clip=0.6, optimizer=sgd(), penalty=FedDyn(0.4)),
+        LocalTraining(epochs=2, gradient_clip=0.6, optimizer=sgd(), penalty=penalty),
         levels={"a": Level("a"), "b": Level("b", 0.5, density=0.4)},
     )
     rule = Drawn()

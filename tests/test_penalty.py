@@ -18,7 +18,7 @@ from hetfl import ConfigurationError
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.hooks import Hooks
 from hetfl.layout import Index
-from hetfl.local import FedDyn, LocalTraining, Penalty, Proximal, Workers
+from hetfl.local import FedDyn, ImportanceGradient, LocalTraining, Penalty, Proximal, Workers
 from hetfl.piece import Facts
 from hetfl.store import DiskStore
 from hetfl.types import Report
@@ -41,6 +41,16 @@ def test_proximal_gradient_equals_autograd_of_the_penalty() -> None:
     Proximal(0.3).add_gradient(gradient, theta.detach(), anchor, None)
     assert theta.grad is not None
     assert torch.allclose(gradient, 1 + theta.grad, rtol=0, atol=1e-15)
+
+
+def test_the_importance_gradient_has_its_published_value_and_the_threshold_of_each_client() -> None:
+    """FIARSE at w = 0.5 with threshold 0.3 multiplies by 1.46875; entries that are not held stay without a gradient."""
+    gradient = torch.tensor([[1.0, 2.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    theta = torch.tensor([[-0.5, 0.3, 0.0], [0.5, 0.1, 4.0]], dtype=torch.float64)
+    anchor = torch.tensor([[0.6, -0.3, 0.0], [-0.1, 0.2, 4.0]], dtype=torch.float64)
+    ImportanceGradient().add_gradient(gradient, theta, anchor, None)
+    slope = [1 + 2 * 0.1 * w / (w + 0.1) ** 2 for w in (0.5, 0.1, 4.0)]
+    assert gradient.tolist() == [pytest.approx([1.46875, 3.0, 0.0]), pytest.approx(slope)]
 
 
 def test_feddyn_gradient_equals_autograd_of_the_penalty() -> None:

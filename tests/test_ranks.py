@@ -31,7 +31,8 @@ from hetfl.federation.ranks import RankClients
 from hetfl.hooks import NormBound
 from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
-from hetfl.parts import RandomMask, Rolling, ScoredChannels
+from hetfl.parts import DynamicMask, RandomMask, Rolling, ScoredChannels
+from hetfl.parts.growth import ByServer
 from hetfl.pruning.criteria import Movement
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
@@ -99,6 +100,13 @@ def scored(**changes: Any) -> FederatedModule:
     return small_module(parts=parts, aggregator=mean, uplink=ErrorFeedback(TopK(0.2)), **changes)
 
 
+def exchanging(**changes: Any) -> FederatedModule:
+    """Return a module whose server exchanges entries of a mask in every round, by the clients' gradients."""
+    levels = {"a": Level("a"), "b": Level("b", density=0.3)}
+    parts = DynamicMask(ByServer(), every=1)
+    return small_module(levels=levels, parts=parts, uplink=ErrorFeedback(TopK(0.2)), **changes)
+
+
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return one.shape == other.shape and torch.equal(one.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
@@ -133,8 +141,9 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
         (clustered, Sequential, 3),
         (sparse, lambda: Workers(2), 2),
         (scored, Sequential, 2),
+        (exchanging, Sequential, 2),
     ],
-    ids=["probing", "dynamic", "clustered", "sparse", "scored"],
+    ids=["probing", "dynamic", "clustered", "sparse", "scored", "exchanging"],
 )
 def test_ranks_give_the_same_bits_as_one_process(
     fit: Fit,

@@ -115,11 +115,11 @@ class Evaluation:
 
     @property
     def with_personal(self) -> bool:
-        """Whether this process holds personal tensors of clients; on Flower the nodes hold them."""
-        return bool(self.personal.names and self.personal.store.clients())
+        """Whether clients have sub-models of their own: parts, or tensors that this process holds (not on Flower)."""
+        return self.hosting.parts.rule.personal or bool(self.personal.names and self.personal.store.clients())
 
     def measured_personal(self) -> ClientScores:
-        """Return the score of every client's sub-model with its personal tensors, on the client's test samples.
+        """Return the score of every client's own sub-model, with its personal tensors, on the client's test samples.
 
         The scores are measured once in an evaluation.
         """

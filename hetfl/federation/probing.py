@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from hetfl import wire
 from hetfl.accounting import Downloads, Forecast, Ledger
@@ -16,8 +17,9 @@ from hetfl.federation.clients import Clients
 from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import LevelAssignment
 from hetfl.fleet.numbers import IntArray
-from hetfl.local.jobs import losses
-from hetfl.part import Part
+from hetfl.local.jobs import gradients, losses
+from hetfl.part import Part, only
+from hetfl.pruning.gradients import ClientGradient, GradientRequest
 from hetfl.types import Task
 
 
@@ -43,10 +45,16 @@ class RoundProbe:
 
     def task(self, client: int) -> Task:
         """Return the task that a client is asked about: its level's part of its cluster's model."""
-        level, clustering = self.probing.assignment.level(client, self.round), self.probing.clustering
+        clustering = self.probing.clustering
         model = clustering.cluster_of(client)
-        task = Task(client, level, self.round, self._mark, model=model, owner=clustering.owner(client, model))
+        task = Task(
+            client, self.level(client), self.round, self._mark, model=model, owner=clustering.owner(client, model)
+        )
         return self.probing.parts.drawn(task)
+
+    def level(self, client: int) -> str:
+        """Return the name of a client's level in the round."""
+        return self.probing.assignment.level(client, self.round)
 
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
         """Return the mean loss of the present global model, at each client's level, on its own training data.
@@ -92,6 +100,37 @@ class RoundProbe:
             self.informed[client, model] = result.task.part
             self.probing.downloads.note(result.task)
             answered.add(client)
+
+    def gradients(self, clients: Sequence[int], request: GradientRequest) -> Iterator[ClientGradient]:
+        """Yield the gradients of clients of the present global model, at the entries of each client's level.
+
+        A client downloads its part, passes its data through it once, forward and backward, and sends what is asked for.
+
+        Args:
+            clients: ids, each once.
+            request: which entries of the gradient a client sends.
+        """
+        ledger, trained = self.probing.ledger, self.models.trained
+        ledger.begin_phase("probes")
+        tasks = [self.task(client) for client in clients]
+        if request.whole:
+            tasks = [self.probing.parts.given(task, task.part.dense) for task in tasks]
+        for result in self.probing.clients.run(partial(gradients, samples=request.samples), tasks):
+            task, part = result.task, only(result.task.part, trained)
+            update = request.chosen(result.vector, part, task.level)
+            try:
+                payload = wire.encode(update, round=self.round, client=task.owner)
+            except ValueError as error:
+                rank_zero_warn(f"Round {self.round}: no gradient of client {ledger.called(task.client)}: {error}")
+                continue
+            expected = wire.Expected(self.round, task.owner, update.size, 0, dtype=self.models.like.dtype)
+            sent = wire.decode(payload, expected)
+            down_bytes = 0 if task.key in self.informed else self._bytes(task)
+            work = self.models.levels.work(task, down_bytes, result.report.passes, len(payload), training=True)
+            ledger.charge(task.client, self.round, work)
+            self.informed[task.key] = task.part
+            self.probing.downloads.note(task)
+            yield ClientGradient(task.client, result.report.passes, part.dense, sent)
 
     def _bytes(self, task: Task) -> int:
         has_one = any((task.client, model) in self.informed for model in range(len(self.models)))

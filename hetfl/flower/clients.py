@@ -66,9 +66,14 @@ class FlowerClients(Clients):
 
         Raises:
             ConfigurationError: a client would have several states, or the server would need clients' memories, which
-                only the nodes have.
+                only the nodes have, or gradients, which nodes do not send.
         """
         penalty, clustering = self._module.penalty, self._module.clustering
+        if self._module.parts.asks_gradients:
+            raise ConfigurationError(
+                f"Expected a part rule that needs no gradients on Flower but got {self._module.parts.describe()}: "
+                "nodes send updates, statistics and losses alone"
+            )
         if clustering.apart:
             raise ConfigurationError(
                 f"Expected one state for each client on Flower but got {type(clustering).__name__}, which keeps several"

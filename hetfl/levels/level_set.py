@@ -222,13 +222,17 @@ class LevelSet(Mapping[str, Level]):
         """
         return 1.0 if part.mask_D is None else part.derived("flops", lambda: self._flop_density(level, part))
 
-    def _flop_density(self, level: str, part: Part) -> float:
+    def layer_shares(self, level: str) -> dict[str, float]:
+        """Return each weighted layer's share of the FLOPs of a level, by the layer's name; after :meth:`inspect`."""
         if level not in self._shares:  # only runs with masks need it
             net = self.build(level)
             samples = cast(taken(self.samples, slice(2)), next(net.parameters()).dtype)
             self._shares[level] = layer_shares(net, samples)
+        return self._shares[level]
+
+    def _flop_density(self, level: str, part: Part) -> float:
         density = 1.0
-        for layer, share in self._shares[level].items():
+        for layer, share in self.layer_shares(level).items():
             weights = [name for name in part if name.rpartition(".")[0] == layer and len(part[name]) > 1]
             held, all_of_them = only(part, frozenset(weights)).size, only(part.dense, frozenset(weights)).size
             density -= share * (1.0 - held / all_of_them)

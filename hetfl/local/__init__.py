@@ -3,6 +3,7 @@
 from hetfl.local.auto import Auto
 from hetfl.local.executor import Executor, InProcess, LocalProblem, Result
 from hetfl.local.feddyn import FedDyn
+from hetfl.local.importance import ImportanceGradient
 from hetfl.local.penalty import NoPenalty, Penalty, Proximal
 from hetfl.local.personal import Personal
 from hetfl.local.sequential import Sequential
@@ -14,6 +15,7 @@ __all__ = [
     "Auto",
     "Executor",
     "FedDyn",
+    "ImportanceGradient",
     "InProcess",
     "LocalProblem",
     "LocalTraining",

@@ -1,4 +1,4 @@
-"""The jobs of one client: local training, sums for static batch norm, and losses."""
+"""The jobs of one client: local training, sums for static batch norm, losses, and gradients."""
 
 from __future__ import annotations
 
@@ -125,6 +125,36 @@ def losses(bench: Bench, task: Task, samples: int | None) -> Result:
             total += weight * method.loss(outputs, targets.to(bench.device), ctx).double()
             counted += weight
     return Result(task, report_of(bench, task, total.item() / (counted or 1.0), len(order)), torch.empty(0))
+
+
+def gradients(bench: Bench, task: Task, samples: int | None) -> Result:
+    """Compute the mean gradient of the sub-model before local training, of held entries and of others.
+
+    The net is in training mode; samples are not augmented. Entries that the client does not hold are zero.
+
+    Args:
+        bench: the resident nets.
+        task: the client, level, round and model.
+        samples: number of the client's samples, drawn at random; None: all.
+    """
+    resident, data, method = bench.resident(task), bench.data.client_data(task.client), bench.problem.method
+    resident.start(beyond_D=bench.beyond(task))
+    ctx = bench.context(task, bench.data.labels(task.client).to(bench.device))
+    net, random = resident.net.train(), generator(bench.problem.seed, "gradients", task.round, task.client)
+    torch.manual_seed(random.initial_seed())  # dropout draws from torch's global generator
+    order = torch.randperm(len(data.targets), generator=random)[:samples]
+    assert resident.vector.grad is not None
+    total_D, counted = torch.zeros_like(resident.vector.grad), 0.0
+    for batch in cut(order, LOSS_BATCH):
+        inputs = bench.data.transform.eval(taken(data.inputs, batch))
+        inputs, targets = method.objective.batch(inputs, data.targets[batch], random)
+        batch_N = (moved(inputs, bench.device), targets.to(bench.device))
+        resident.backward(method.local_loss(net, batch_N, ctx))
+        weight = method.objective.weight(targets)
+        total_D.add_(resident.vector.grad, alpha=weight)
+        counted += weight
+    resident.finish()
+    return Result(task, report_of(bench, task, 0.0, len(order)), total_D / (counted or 1.0))
 
 
 def unpack_statistics(net: torch.nn.Module, vector: Tensor) -> dict[str, StaticStatistics]:

@@ -1,10 +1,28 @@
 """Part rules: which part of a global model a client holds in a round, one rule per file."""
 
 from hetfl.parts.base import NOBODY, PartRule
+from hetfl.parts.client_importance import ClientImportance
+from hetfl.parts.dynamic_mask import DynamicMask
+from hetfl.parts.greedy_mask import GreedyMask
+from hetfl.parts.personal_mask import PersonalMask
 from hetfl.parts.prefix import Prefix
 from hetfl.parts.random_channels import RandomChannels
 from hetfl.parts.random_mask import RandomMask
+from hetfl.parts.ranked_mask import RankedMask
 from hetfl.parts.rolling import Rolling
 from hetfl.parts.scored_channels import ScoredChannels
 
-__all__ = ["NOBODY", "PartRule", "Prefix", "RandomChannels", "RandomMask", "Rolling", "ScoredChannels"]
+__all__ = [
+    "NOBODY",
+    "ClientImportance",
+    "DynamicMask",
+    "GreedyMask",
+    "PartRule",
+    "PersonalMask",
+    "Prefix",
+    "RandomChannels",
+    "RandomMask",
+    "RankedMask",
+    "Rolling",
+    "ScoredChannels",
+]

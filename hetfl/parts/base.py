@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part, only
 from hetfl.piece import Piece
+from hetfl.pruning.gradients import ClientGradient, GradientRequest
 from hetfl.submodel import parameters_of
 
 NOBODY = -1
@@ -31,6 +32,18 @@ def rise_within(positions: slice | Tensor, size: int) -> bool:
     return not positions.numel() or (int(positions[0]) >= 0 and int(positions[-1]) < size)
 
 
+class GradientProbe(Protocol):
+    """Asks clients for gradients of the present global model."""
+
+    def level(self, client: int) -> str:
+        """Return the name of a client's level in the round."""
+        ...
+
+    def gradients(self, clients: Sequence[int], request: GradientRequest) -> Iterable[ClientGradient]:
+        """Yield the gradients of the clients that answer, in their order; bytes and FLOPs are charged."""
+        ...
+
+
 class PartRule(Piece):
     """Makes parts. Only the server's process calls a rule; the tasks carry the parts to the clients.
 
@@ -47,6 +60,12 @@ class PartRule(Piece):
     replayable: ClassVar[bool] = True
     """Whether the parts of any round can be asked for at any time: they depend on the arguments and the seed alone."""
 
+    personal: bool = False
+    """Whether clients have parts of their own: an evaluation then also measures every client's own sub-model."""
+
+    asks_gradients: bool = False
+    """Whether :meth:`consult` asks clients for gradients."""
+
     def meet(self, levels: LevelSet, seed: int) -> None:
         """Set the levels and the seed.
 
@@ -60,6 +79,15 @@ class PartRule(Piece):
                     f"Expected density 1 at level {name}, as parts of {type(self).__name__} have no mask, but got "
                     f"{level.density:g}: choose a rule with masks, such as hetfl.parts.RandomMask"
                 )
+
+    def consult(self, round: int, cohort: Sequence[int], probe: GradientProbe) -> None:
+        """Ask clients before the parts of a round are drawn; by default nothing is asked.
+
+        Args:
+            round: the round.
+            cohort: its clients.
+            probe: asks clients.
+        """
 
     @abstractmethod
     def part(self, level: str, round: int, client: int) -> Part:

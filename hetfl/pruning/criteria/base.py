@@ -58,6 +58,9 @@ class Criterion(ABC):
     needs_gradients: ClassVar[bool] = False
     """Whether scores depend on gradients, which clients compute and send before they train."""
 
+    needs_history: ClassVar[bool] = False
+    """Whether scores depend on earlier values of the weights, and are all zero before the first round."""
+
     of_norms: ClassVar[bool] = False
     """Whether only the scales of norm layers have scores, which are those of their channels."""
 

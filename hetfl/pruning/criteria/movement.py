@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ class Movement(Criterion):
     Raises:
         ConfigurationError: ``since`` is neither of them.
     """
+
+    needs_history: ClassVar[bool] = True
 
     def __init__(self, since: Literal["start", "round"] = "start") -> None:
         if since not in ("start", "round"):

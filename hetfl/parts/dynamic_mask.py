@@ -1,0 +1,135 @@
+"""Masks that exchange a few entries during the run: dynamic sparse training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+from hetfl.layout import Index
+from hetfl.levels.level_set import LevelSet
+from hetfl.parts.base import GradientProbe
+from hetfl.parts.growth import ByServer, Exchange, Growth
+from hetfl.parts.mask_rule import MaskRule
+from hetfl.pruning.criteria import Criterion, RandomScore
+from hetfl.pruning.densities import Masks, Scope, best, check_scope
+from hetfl.pruning.schedules import exchanged
+from hetfl.types import Report
+from hetfl.updates import Update
+
+
+class DynamicMask(MaskRule):
+    r"""One mask of constant density for all clients, which exchanges entries every ``every`` rounds.
+
+    In round t, :math:`k_l = \lfloor \frac{\alpha}{2} (1 + \cos(\pi t / T)) n_l \rfloor` of the :math:`n_l` held entries
+    of weight l are exchanged. ``grow`` decides which are dropped and which begin from zero. Unless clients
+    have masks of their own, all entries of the global model outside of the mask are zero.
+
+    Args:
+        grow: decides about the exchange; None: :class:`~hetfl.parts.growth.ByServer`.
+        scope: densities of the weights: ``erk``, ``layer``, or ``global``, for which the first scores decide.
+        first: criterion of the first mask; None: random entries.
+        share: :math:`\alpha`, the share of held entries that is exchanged at first.
+        every: rounds between two exchanges.
+        until: round T from which on the mask stays; None: the last round of the run.
+        anneal: whether the share falls; if not, :math:`k_l = \lfloor \alpha n_l \rfloor` before T.
+
+    Raises:
+        ConfigurationError: a setting is unknown or out of its range.
+    """
+
+    def __init__(
+        self,
+        grow: Growth | None = None,
+        scope: Scope = "erk",
+        first: Criterion | None = None,
+        share: float = 0.2,
+        every: int = 10,
+        until: int | None = None,
+        anneal: bool = True,
+    ) -> None:
+        if not 0.0 < share < 1.0 or every < 1 or (until is not None and until < 1):
+            raise ConfigurationError(
+                f"Expected share in (0, 1), and every and until of at least 1 but got {share}, {every}, {until}"
+            )
+        self.grow, self.scope, self.first = grow or ByServer(), check_scope(scope), first or RandomScore()
+        self.share, self.every, self.until, self.anneal = share, every, until, anneal
+        self.asks_gradients, self.personal = self.grow.asks_gradients, self.grow.personal
+        self._exchange: Exchange | None = None  # of the present round
+
+    def meet(self, levels: LevelSet, seed: int) -> None:
+        """Set the levels and the seed.
+
+        Raises:
+            ConfigurationError: there are levels of several densities below 1, or one of them is narrower or shallower
+                than the global model.
+        """
+        super().meet(levels, seed)
+        if len(self.sparse) > 1:
+            raise ConfigurationError(
+                f"Expected one density below 1 for {type(self).__name__}, whose clients share a mask, but got "
+                f"{self.sparse}: RankedMask has nested masks"
+            )
+        for name, level in levels.items():
+            if level.density < 1.0 and levels.indices[name] != levels.indices[levels.largest]:
+                raise ConfigurationError(
+                    f"Expected the whole width and depth at level {name}, as {type(self).__name__} exchanges entries "
+                    f"of the whole model, but got width {level.width:g}, depth {level.depth}"
+                )
+
+    @property
+    def mask(self) -> Masks:
+        """The present mask of all clients, by weight."""
+        return self.held(self.sparse[0])
+
+    def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
+        scores = self.first.scores(self.evidence(seed=self.random_seed(-1)))
+        return {self.sparse[0]: best(scores, self.scope, self.sparse[0])}
+
+    def begin(self) -> None:
+        """Set the entries outside of the common mask to zero."""
+        self._erase()
+
+    def _erase(self) -> None:
+        if not self.personal:
+            self.clear_pruned(self.mask)
+
+    def counts(self, round: int) -> dict[str, int]:
+        """Return how many entries of each weight are exchanged at the end of a round."""
+        until = self.rounds if self.until is None else self.until
+        if (round + 1) % self.every or round >= until:
+            return dict.fromkeys(self.mask, 0)
+        active = {name: int(mask.count_nonzero()) for name, mask in self.mask.items()}
+        counts = {n: exchanged(k, round, self.share, until if self.anneal else None) for n, k in active.items()}
+        return {name: min(count, self.mask[name].numel() - active[name]) for name, count in counts.items()}
+
+    def consult(self, round: int, cohort: Sequence[int], probe: GradientProbe) -> None:
+        """Let the growth ask the cohort, if entries are exchanged in the round."""
+        counts = self.counts(round)
+        self._exchange = None
+        if any(counts.values()):
+            exchange = Exchange(round, self.random_seed(round), self.mask, counts, lambda: self.weights)
+            self.grow.consult(exchange, cohort, probe)
+            self._exchange = exchange
+
+    def of_client(self, client: int, density: float) -> Masks | None:  # noqa: D102
+        return self.grow.of_client(client)
+
+    def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
+        if self._exchange is not None:
+            self.grow.observe(self._exchange, update, index, report)
+
+    def end_round(self, round: int) -> None:  # noqa: D102
+        if self._exchange is not None:
+            self.hold({self.sparse[0]: self.grow.chosen(self._exchange)})
+            self._exchange = None
+        self._erase()
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {**super().state_dict(), "grow": self.grow.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        super().load_state_dict(dict(state))
+        self.grow.load_state_dict(state["grow"], self.shapes)

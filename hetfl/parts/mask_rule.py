@@ -1,0 +1,160 @@
+"""The base class of part rules whose masks follow from the global model's weights."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+from hetfl.fleet import Device
+from hetfl.levels.level_set import LevelSet
+from hetfl.part import Part
+from hetfl.parts.base import NOBODY, GradientProbe, PartRule
+from hetfl.piece import Facts
+from hetfl.pruning.criteria import Evidence
+from hetfl.pruning.densities import Masks, packed, unpacked
+from hetfl.pruning.gradients import GradientRequest, MeanGradients
+from hetfl.seeding import derive
+from hetfl.submodel import parameters_of, take
+
+
+class MaskRule(PartRule):
+    """Levels with a density below 1 hold a share of the entries of the weights, chosen by the subclass.
+
+    Weights are the trained parameters of two and more dimensions of the first global model; all other tensors are held
+    whole. Masks change only at the end of a round, so that all clients of a level, and the evaluation, use the same.
+    A level that is also narrower holds the entries of the mask that lie within its leading block.
+
+    Attributes:
+        rounds: number of rounds of the run.
+        sparse: the densities below 1 of the levels, the largest first.
+        asked: the cohort's gradients in the present round; None: it was not asked.
+    """
+
+    masks: ClassVar[bool] = True
+    for_evaluation: ClassVar[bool] = True
+    replayable: ClassVar[bool] = False
+    device: Device = Device()
+    """The device whose seconds criteria may use."""
+
+    def meet(self, levels: LevelSet, seed: int) -> None:
+        """Set the levels and the seed.
+
+        Raises:
+            ConfigurationError: no level has a density below 1.
+        """
+        super().meet(levels, seed)
+        self.sparse = sorted({level.density for level in levels.values() if level.density < 1.0}, reverse=True)
+        if not self.sparse:
+            raise ConfigurationError(
+                f"Expected a level with a density below 1 for {type(self).__name__}, which chooses masks, but got "
+                f"{', '.join(f'{name} of density 1' for name in levels)}"
+            )
+        self.rounds, self.samples_of_client = 0, 0.0
+        self._held: dict[float, dict[str, Tensor]] = {}  # by density of a level
+        self._parts: dict[str, Part] = {}
+        self.asked: MeanGradients | None = None
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The present weights of the first global model, by name."""
+        return {name: each.detach() for name, each in parameters_of(self.levels.net).items() if each.dim() > 1}
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of the weights, by name."""
+        return {name: weight.shape for name, weight in self.weights.items()}
+
+    def setup(self, facts: Facts) -> None:  # noqa: D102
+        self.rounds = facts.rounds or self.rounds
+        self.samples_of_client = sum(facts.sizes) / max(1, facts.num_clients)
+        if not self._held:
+            self.hold(self.first_masks())
+
+    def hold(self, masks: Mapping[float, Masks]) -> None:
+        """Set the masks by density of the levels."""
+        self._held, self._parts = {density: dict(each) for density, each in masks.items()}, {}
+
+    def held(self, density: float) -> Masks:
+        """Return the masks of the levels of a density, by name of the weight."""
+        if not self._held:
+            self.hold(self.first_masks())
+        return self._held[density]
+
+    @abstractmethod
+    def first_masks(self) -> dict[float, dict[str, Tensor]]:
+        """Return the masks before the first round, by density of the levels."""
+
+    def part(self, level: str, round: int, client: int) -> Part:  # noqa: D102
+        density = self.levels[level].density
+        if density == 1.0:
+            return self.levels.indices[level]
+        if client != NOBODY and (personal := self.of_client(client, density)) is not None:
+            return self.masked(level, personal)
+        if level not in self._parts:
+            self._parts[level] = self.masked(level, self.held(density))
+        return self._parts[level]
+
+    def of_client(self, client: int, density: float) -> Masks | None:
+        """Return the masks that a client chose itself at a density; None: it uses those of its level."""
+        return None
+
+    def masked(self, level: str, masks: Masks) -> Part:
+        """Return the block of a level with masks of the global weights."""
+        block = self.levels.indices[level]
+        ones = {name: torch.ones(size, dtype=torch.bool) for name, size in zip(block, block.layout.sizes, strict=True)}
+        flat = {name: take(mask, block[name]).flatten() for name, mask in masks.items() if name in block}
+        return Part(block, torch.cat([flat.get(name, ones[name]) for name in block]))
+
+    def request(self, round: int) -> GradientRequest | None:
+        """Return which gradients the cohort is asked for at the start of a round; None: it is not asked."""
+        return None
+
+    def consult(self, round: int, cohort: Sequence[int], probe: GradientProbe) -> None:
+        """Ask the cohort for gradients, if the rule needs them in the round."""
+        self.asked = None
+        if (request := self.request(round)) is not None:
+            self.asked = MeanGradients(self.weights)
+            for answer in probe.gradients(cohort, request):
+                self.asked.add(answer)
+
+    def evidence(self, **known: Any) -> Evidence:
+        """Return what is known of the present weights.
+
+        Args:
+            known: further fields of the evidence.
+        """
+        return Evidence(self.weights, **known)
+
+    def seconds(self) -> dict[str, float]:
+        r"""Return the seconds that an entry of each weight costs a client of mean data in a round.
+
+        .. math:: t_l = \frac{F_l n}{\text{throughput} \cdot D_l} + \frac{4}{\text{downlink}} + \frac{4}{\text{uplink}}
+
+        with :math:`F_l` the FLOPs of weight l per sample, forward and backward, n samples, and :math:`D_l` its entries.
+        """
+        shares, device = self.levels.layer_shares(self.levels.largest), self.device
+        flops = self.levels.flops[self.levels.largest][1] * self.samples_of_client / device.throughput
+        travel = 4.0 / device.downlink + 4.0 / device.uplink
+        layers = {name: shares.get(name.rpartition(".")[0], 0.0) for name in self.weights}
+        return {name: flops * layers[name] / weight.numel() + travel for name, weight in self.weights.items()}
+
+    def random_seed(self, round: int) -> int:
+        """Return the seed of the random choices at the end of a round; -1 before the first."""
+        return derive(self.seed, "masks", round)
+
+    def clear_pruned(self, masks: Masks) -> None:
+        """Set the global model's weights outside of masks to zero."""
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.masked_fill_(~masks[name].to(weight.device), 0.0)
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"masks": [[density, packed(masks)] for density, masks in self._held.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
+        self.hold({density: unpacked(bits, self.shapes) for density, bits in state["masks"]})

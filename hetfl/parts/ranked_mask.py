@@ -1,0 +1,98 @@
+"""Masks of the best-scored entries of the global model."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+from hetfl.parts.mask_rule import MaskRule
+from hetfl.pruning.criteria import Criterion, Magnitude
+from hetfl.pruning.densities import Scope, best, check_scope
+from hetfl.pruning.gradients import GradientRequest
+from hetfl.pruning.schedules import DensitySchedule
+from hetfl.submodel import parameters_of
+
+
+class RankedMask(MaskRule):
+    """A level holds the best-scored entries of the global model's weights, as many as its density says.
+
+    All weights are scored before the first round, and at the end of every round in which a ranking is due. Masks of
+    several densities are nested, since all use the same scores.
+
+    Args:
+        criterion: scores entries; None: their magnitude. A criterion that needs gradients asks the cohort of the round,
+            and one that needs gradients or earlier values ranks by magnitude before the first round.
+        scope: ``layer``: the same density in every weight; ``erk``: densities by size of the weight; ``global``: all
+            entries together, at least one in every weight.
+        schedule: density over the rounds; None: constant.
+        every: rounds between two rankings; 0: no ranking after the first.
+        shrink: whether a pruned entry stays pruned.
+        erase: whether the global model's entries outside of the largest mask become zero.
+
+    Raises:
+        ConfigurationError: ``scope`` is unknown, or ``every`` is negative.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion | None = None,
+        scope: Scope = "layer",
+        schedule: DensitySchedule | None = None,
+        every: int = 1,
+        shrink: bool = False,
+        erase: bool = False,
+    ) -> None:
+        if every < 0:
+            raise ConfigurationError(f"Expected every of at least 0 rounds but got {every}")
+        self.criterion, self.scope, self.every = criterion or Magnitude(), check_scope(scope), every
+        self.schedule, self.shrink, self.erase = schedule or DensitySchedule(), shrink, erase
+        self.asks_gradients = self.criterion.needs_gradients
+        self._before: dict[str, Tensor] = {}  # the weights before the round's step
+
+    def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
+        late = self.criterion.needs_gradients or self.criterion.needs_history
+        return self._ranked(
+            (Magnitude() if late else self.criterion).scores(self.evidence(seed=self.random_seed(-1))), 0
+        )
+
+    def begin(self) -> None:
+        """Set the entries outside of the largest mask to zero, if they are to be erased."""
+        if self.erase:
+            self.clear_pruned(self.held(self.sparse[0]))
+
+    def due(self, round: int) -> bool:
+        """Return whether weights are scored at the end of a round."""
+        return self.every > 0 and (round + 1) % self.every == 0
+
+    def request(self, round: int) -> GradientRequest | None:
+        """Return a request for the gradients of all entries, if the criterion needs them and a ranking is due."""
+        return GradientRequest() if self.asks_gradients and self.due(round) else None
+
+    def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
+        if self.criterion.needs_history and self.due(round):
+            self._before = {name: weight.clone() for name, weight in self.weights.items()}
+
+    def end_round(self, round: int) -> None:  # noqa: D102
+        if self.due(round) and (not self.asks_gradients or (self.asked is not None and self.asked.samples)):
+            scores = self._scores(round)
+            if self.shrink:  # the largest mask has all entries that any level may still hold
+                held = self.held(self.sparse[0])
+                scores = {name: score.masked_fill(~held[name].to(score.device), -1.0) for name, score in scores.items()}
+            self.hold(self._ranked(scores, round + 1))
+        if self.erase:
+            self.clear_pruned(self.held(self.sparse[0]))
+
+    def _scores(self, round: int) -> dict[str, Tensor]:
+        known: dict[str, object] = {"seed": self.random_seed(round)}
+        if self.asked is not None:
+            asked = self.asked
+            known |= {"gradients": asked.means, "squares": asked.squares, "seconds": self.seconds()}
+        if self.criterion.needs_history:
+            start = {name: each.detach() for name, each in parameters_of(self.levels.draw()).items()}
+            known |= {"last": self._before, "start": {name: start[name].to(w) for name, w in self.weights.items()}}
+        return self.criterion.scores(self.evidence(**known))
+
+    def _ranked(self, scores: dict[str, Tensor], round: int) -> dict[float, dict[str, Tensor]]:
+        """Return the masks by density of the levels, for a round."""
+        now = {final: self.schedule.density(final, round, self.rounds) for final in self.sparse}
+        return {final: best(scores, self.scope, density) for final, density in now.items()}

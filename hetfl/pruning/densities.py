@@ -1,0 +1,137 @@
+"""How many entries of each tensor stay, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+
+Scope = Literal["layer", "global", "erk"]
+"""Where entries compete: in their tensor, at one density for all or at that of Erdős–Rényi-kernel; or all together."""
+
+Masks = Mapping[str, Tensor]
+"""By name, which entries of a tensor are held: bool, of the tensor's shape."""
+
+
+def check_scope(scope: str) -> Scope:
+    """Return a scope.
+
+    Raises:
+        ConfigurationError: it is unknown.
+    """
+    for known in get_args(Scope):
+        if scope == known:
+            return known  # type: ignore[no-any-return]
+    raise ConfigurationError(f"Expected scope to be one of {list(get_args(Scope))} but got {scope!r}")
+
+
+def erdos_renyi_kernel(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
+    r"""Return the density of each tensor: :math:`\varepsilon \sum_i d_i / \prod_i d_i`, with dimensions d, at most 1.
+
+    :math:`\varepsilon` makes the density of all tensors together the given one. A tensor whose density would be above 1
+    is dense, and :math:`\varepsilon` is computed again for the others.
+
+    Evci, Gale, Menick, Castro, Elsen: Rigging the Lottery: Making All Tickets Winners, ICML 2020, section 3.
+
+    Args:
+        shapes: of the tensors, by name.
+        density: of all tensors together, in (0, 1].
+    """
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
+    dense: set[str] = set()
+    while len(dense) < len(shapes):
+        rest = [name for name in shapes if name not in dense]
+        wanted = density * sum(sizes.values()) - sum(sizes[name] for name in dense)
+        scale = wanted / sum(raw[name] * sizes[name] for name in rest)
+        above = {name for name in rest if scale * raw[name] > 1.0}
+        if not above:
+            return {name: 1.0 if name in dense else scale * raw[name] for name in shapes}
+        dense |= above
+    return dict.fromkeys(shapes, 1.0)
+
+
+def layer_counts(scope: Scope, shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, int]:
+    """Return how many entries of each tensor stay: its size times its density, rounded.
+
+    Args:
+        scope: ``layer`` or ``erk``.
+        shapes: of the tensors, by name.
+        density: of all tensors together, in (0, 1].
+
+    Raises:
+        ConfigurationError: no entry of a tensor would stay.
+    """
+    densities = erdos_renyi_kernel(shapes, density) if scope == "erk" else dict.fromkeys(shapes, density)
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    counts = {name: round(densities[name] * size) for name, size in sizes.items()}
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigurationError(
+                f"Expected a density that leaves an entry of every layer but got {density:g}, which leaves none of "
+                f"the {sizes[name]} entries of {name!r}"
+            )
+    return counts
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Return a mask of the ``count`` largest scores, of their shape; of equal scores those at lower positions.
+
+    Args:
+        scores: of any shape, finite.
+        count: number of entries to keep, from 0 to all.
+    """
+    flat = scores.flatten()
+    if count <= 0 or count >= flat.numel():
+        return torch.full(scores.shape, count > 0, dtype=torch.bool)
+    least = flat.kthvalue(flat.numel() - count + 1).values
+    mask = flat > least
+    mask[(flat == least).nonzero().squeeze(1)[: count - int(mask.count_nonzero())]] = True
+    return mask.view(scores.shape).cpu()
+
+
+def best(scores: Mapping[str, Tensor], scope: Scope, density: float) -> dict[str, Tensor]:
+    """Return the masks of the entries with the best scores.
+
+    With scope ``global`` the best entry of each tensor always stays, so that no layer is empty.
+
+    Args:
+        scores: by tensor; below 0 for entries that must not stay.
+        scope: where entries compete.
+        density: share of the entries of all tensors that stay, in (0, 1].
+
+    Raises:
+        ConfigurationError: no entry of a tensor would stay.
+    """
+    if scope != "global":
+        counts = layer_counts(scope, {name: each.shape for name, each in scores.items()}, density)
+        return {name: largest(each, counts[name]) for name, each in scores.items()}
+    flat = torch.cat([each.flatten() for each in scores.values()])
+    sizes = [each.numel() for each in scores.values()]
+    count = round(density * flat.numel())
+    if count < len(sizes):
+        raise ConfigurationError(
+            f"Expected a density that leaves an entry of every layer but got {density:g}, which leaves {count} entries "
+            f"for {len(sizes)} layers"
+        )
+    first = torch.cat([largest(each, 1).flatten() for each in scores.values()])
+    rest = torch.where(first.to(flat.device), torch.full_like(flat, -torch.inf), flat)
+    mask = first | largest(rest, count - len(sizes))
+    return {name: each.view(score.shape) for (name, score), each in zip(scores.items(), mask.split(sizes), strict=True)}
+
+
+def packed(masks: Masks) -> dict[str, Tensor]:
+    """Return masks as bits: uint8, eight entries in each."""
+    return {name: torch.from_numpy(np.packbits(mask.flatten().numpy())) for name, mask in masks.items()}
+
+
+def unpacked(bits: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Return masks of tensors of some shapes, given their bits."""
+    sizes = {name: torch.Size(shape) for name, shape in shapes.items()}
+    flat = {n: np.unpackbits(bits[n].numpy(), count=size.numel()).astype(bool) for n, size in sizes.items()}
+    return {name: torch.from_numpy(flat[name]).view(size) for name, size in sizes.items()}

@@ -1,0 +1,331 @@
+"""Part rules that choose masks by the weights, against NumPy: whole runs, values and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import cos, floor, pi
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hetfl import FedAvg, Level
+from hetfl.aggregators import SampleMean
+from hetfl.fleet import Dynamic
+from hetfl.local import LocalTraining
+from hetfl.part import Part
+from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, PersonalMask, RankedMask
+from hetfl.parts.growth import ByClients, Exchange, OwnMasks, Posterior
+from hetfl.parts.mask_rule import MaskRule
+from hetfl.pruning.criteria import Magnitude, Movement, SquaredTaylor
+from hetfl.pruning.gradients import ClientGradient, GradientRequest
+from hetfl.pruning.schedules import Cubic
+from hetfl.selection import Uniform
+from hetfl.types import Report
+from hetfl.updates import DenseUpdate, SparseUpdate
+from tests.reference.cases import Fit, sgd
+from tests.reference.given import made_data
+from tests.sparse_cases import WEIGHTS, Clients, LinearNet, Tensors, gradient, holder_mean, masked, top, values_of
+
+pytestmark = pytest.mark.usefixtures("double_precision")
+
+SIZES = [9, 14, 7, 11]
+LR, STEPS, DENSITY = 0.3, 2, 0.4
+
+
+def module_of(rule: MaskRule, density: float = DENSITY) -> FedAvg:
+    """Return a federation in which all four clients train at a sparse level, on all of their data in each step."""
+    return FedAvg(
+        LinearNet,
+        {"a": Level("a"), "b": Level("b", density=density)},
+        assignment=Dynamic({"b": 1}),
+        selection=Uniform(len(SIZES)),
+        local=LocalTraining(epochs=STEPS, batch_size=100, optimizer=sgd(LR)),
+        aggregator=SampleMean(),
+        parts=rule,
+    )
+
+
+def check(
+    fit: Fit, rule: MaskRule, rounds: int, play: Callable[[Tensors, Tensors, Clients], tuple[Tensors, Tensors]]
+) -> Any:
+    """Compare a run with NumPy; ``play`` gets the initial values, the first mask and the clients."""
+    module, data = module_of(rule), made_data(SIZES, (6,), 3)
+    theta = values_of(module.net)
+    first = {name: mask.double().numpy() for name, mask in rule.held(DENSITY).items()}
+    trainer = fit(module, data, rounds=rounds, precision="64-true")
+    theta, mask = play(theta, first, Clients(data, LR, STEPS))
+    held = rule.held(DENSITY)
+    for name in WEIGHTS:
+        np.testing.assert_array_equal(held[name].numpy(), mask[name] > 0)
+    for name, value in values_of(module.net).items():
+        np.testing.assert_allclose(value, theta[name], rtol=1e-9, atol=1e-12)
+    return trainer, first, mask
+
+
+def per_layer(scores: Tensors, density: float = DENSITY) -> Tensors:
+    return {name: top(scores[name], round(density * scores[name].size)) for name in WEIGHTS}
+
+
+def all_together(scores: Tensors, density: float) -> Tensors:
+    """Return the mask of the best scores of all weights; the best entry of each stays."""
+    flat = np.concatenate([scores[name].flatten() for name in WEIGHTS])
+    first = np.concatenate([top(scores[name], 1).flatten() for name in WEIGHTS])
+    mask = top(np.where(first > 0, np.inf, flat), round(density * flat.size))
+    split = np.split(mask, [scores[WEIGHTS[0]].size])
+    return {name: each.reshape(scores[name].shape) for name, each in zip(WEIGHTS, split, strict=True)}
+
+
+def sizes(theta: Tensors) -> Tensors:
+    return {name: abs(theta[name]) for name in WEIGHTS}
+
+
+def test_magnitude_per_layer_equals_numpy(fit: Fit) -> None:
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        for _ in range(4):
+            theta = clients.round(theta, [mask] * 4)
+            mask = per_layer(sizes(theta))
+        return theta, mask
+
+    _, first, last = check(fit, RankedMask(), 4, play)
+    assert any((first[name] != last[name]).any() for name in WEIGHTS)
+
+
+def test_purge_merge_tune_equals_numpy(fit: Fit) -> None:
+    """FedSparsify: global magnitude, cubic schedule, pruned entries are zero and never return."""
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        assert all(mask[name].all() for name in WEIGHTS)
+        for round in range(6):
+            theta = clients.round(theta, [mask] * 4)
+            t = 2 * ((round + 1) // 2)
+            sparsity = 0.0 if t < 1 else 0.6 - 0.6 * (1 - (t - 1) / 5) ** 3
+            if round + 1 >= 6:
+                sparsity = 0.6
+            mask = all_together({n: np.where(mask[n] > 0, abs(theta[n]), -1.0) for n in WEIGHTS}, 1 - sparsity)
+            theta = masked(theta, mask)
+        return theta, mask
+
+    check(fit, RankedMask(Magnitude(), "global", Cubic(every=2), shrink=True, erase=True), 6, play)
+
+
+def test_movement_and_taylor_scores_of_a_run_equal_numpy(fit: Fit) -> None:
+    def moved(since: str) -> Callable[[Tensors, Tensors, Clients], tuple[Tensors, Tensors]]:
+        def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+            start = theta
+            for round in range(4):
+                before, theta = theta, clients.round(theta, [mask] * 4)
+                if round % 2:
+                    base = start if since == "start" else before
+                    mask = per_layer({name: abs(theta[name] - base[name]) for name in WEIGHTS})
+            return theta, mask
+
+        return play
+
+    def taylor(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        for _ in range(3):
+            slopes = clients.gradients(masked(theta, mask))
+            squares = clients.mean([{name: g**2 for name, g in each.items()} for each in slopes])
+            theta = clients.round(theta, [mask] * 4)
+            mask = per_layer({name: squares[name] * theta[name] ** 2 for name in WEIGHTS})
+        return theta, mask
+
+    check(fit, RankedMask(Movement(), every=2), 4, moved("start"))
+    check(fit, RankedMask(Movement("round"), every=2), 4, moved("round"))
+    check(fit, RankedMask(SquaredTaylor()), 3, taylor)
+
+
+def exchanged(round: int, count: float, until: int = 6) -> int:
+    return floor(0.3 / 2 * (1 + cos(pi * round / until)) * count)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_progressive_pruning_of_fedtiny_equals_numpy(fit: Fit, seed: int) -> None:
+    """The server exchanges entries by the mean of each client's largest gradients; what it drops stays out."""
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        theta = masked(theta, mask)
+        for round in range(6):
+            slopes, counts = clients.gradients(theta), {n: exchanged(round, mask[n].sum()) for n in WEIGHTS}
+            sent = [{n: g[n] * top(abs(g[n]), counts[n], 1 - mask[n]) for n in WEIGHTS} for g in slopes]
+            theta = clients.round(theta, [mask] * 4)
+            if (round + 1) % 2 == 0:
+                grown = {n: top(abs(clients.mean(sent)[n]), counts[n], 1 - mask[n]) for n in WEIGHTS}
+                mask = {n: top(abs(theta[n]), int(mask[n].sum()) - counts[n], mask[n]) + grown[n] for n in WEIGHTS}
+            theta = masked(theta, mask)
+        return theta, mask
+
+    rule = DynamicMask(scope="layer", first=Magnitude() if seed else None, share=0.3, every=2)
+    _, first, last = check(fit, rule, 6, play)
+    for name in WEIGHTS:
+        assert first[name].sum() == last[name].sum()
+    assert any((first[name] != last[name]).any() for name in WEIGHTS)
+
+
+def test_feddst_equals_numpy(fit: Fit) -> None:
+    """Clients exchange entries by their own gradients; the server keeps the largest means of the union."""
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        theta = masked(theta, mask)
+        for round in range(6):
+            counts, due = {n: exchanged(round, mask[n].sum()) for n in WEIGHTS}, (round + 1) % 2 == 0
+            masks = [mask] * 4
+            if due:
+                masks = [
+                    {
+                        n: top(abs(theta[n]), int(mask[n].sum()) - counts[n], mask[n])
+                        + top(abs(slope[n]), counts[n], 1 - mask[n])
+                        for n in WEIGHTS
+                    }
+                    for slope in clients.gradients(theta)
+                ]
+            theta = clients.round(theta, masks)
+            union = {n: np.max([each[n] for each in masks], 0) for n in WEIGHTS}
+            mask = {n: top(abs(theta[n]), int(mask[n].sum()), union[n]) for n in WEIGHTS} if due else mask
+            theta = masked(theta, mask)
+        return theta, mask
+
+    check(fit, DynamicMask(ByClients(), share=0.3, every=2), 6, play)
+
+
+def test_prunefl_equals_numpy(fit: Fit) -> None:
+    """The greedy choice by squared gradients per second, with the seconds of the default device."""
+    rule = GreedyMask(every=2, fixed_seconds=1e-4)
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        theta, seconds = masked(theta, mask), rule.seconds()
+        for round in range(4):
+            slopes = clients.gradients(theta)
+            squares = clients.mean([{name: g**2 for name, g in each.items()} for each in slopes])
+            theta = clients.round(theta, [mask] * 4)
+            if round % 2:
+                share = 0.3 * 0.5 ** ((round + 1) / 10_000)
+                kept = {
+                    n: top(abs(theta[n]), int(mask[n].sum()) - int(share * mask[n].sum()), mask[n]) for n in WEIGHTS
+                }
+                mask = greedy(squares, seconds, kept)
+            theta = masked(theta, mask)
+        return theta, mask
+
+    _, first, last = check(fit, rule, 4, play)
+    assert any((first[name] != last[name]).any() for name in WEIGHTS)
+
+
+def greedy(squares: Tensors, seconds: dict[str, float], kept: Tensors) -> Tensors:
+    """Return PruneFL's mask, entry by entry."""
+    mask = {name: each.copy() for name, each in kept.items()}
+    gain = sum((squares[n] * kept[n]).sum() for n in WEIGHTS)
+    spent = 1e-4 + sum(seconds[n] * kept[n].sum() for n in WEIGHTS)
+    free = [(n, i) for n in WEIGHTS for i in np.ndindex(kept[n].shape) if not kept[n][i]]
+    for name, i in sorted(free, key=lambda each: -squares[each[0]][each[1]] / seconds[each[0]]):
+        if squares[name][i] / seconds[name] <= gain / spent:
+            break
+        mask[name][i] = 1.0
+        gain, spent = gain + squares[name][i], spent + seconds[name]
+    return mask
+
+
+def test_fedspa_equals_numpy(fit: Fit) -> None:
+    """Every client exchanges entries of its own mask, by the values that it trained and by its first gradient."""
+    rule, masks = DynamicMask(OwnMasks(), share=0.3, every=2), list[Tensors]()
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        masks.extend([mask] * 4)
+        for round in range(6):
+            counts = {n: exchanged(round, mask[n].sum()) for n in WEIGHTS}
+            slopes = [gradient(masked(theta, own), *each) for own, each in zip(masks, clients.arrays, strict=True)]
+            results = clients.results(theta, masks)
+            theta = holder_mean(theta, results, masks, clients.sizes)
+            if round % 2:
+                masks[:] = [
+                    {
+                        n: top(abs(result[n]), int(own[n].sum()) - counts[n], own[n])
+                        + top(abs(slope[n]), counts[n], 1 - own[n])
+                        for n in WEIGHTS
+                    }
+                    for own, slope, result in zip(masks, slopes, results, strict=True)
+                ]
+        return theta, mask
+
+    check(fit, rule, 6, play)
+    for client, own in enumerate(masks):
+        held = rule.of_client(client, DENSITY)
+        assert held is not None
+        assert all(np.array_equal(held[name].numpy(), own[name] > 0) for name in WEIGHTS)
+    assert len({own["first.weight"].tobytes() for own in masks}) == 4
+
+
+def test_sub_fedavg_equals_numpy(fit: Fit) -> None:
+    """Every client prunes a tenth of the entries of every weight, of the values that it trained, if they moved."""
+    rule, masks = PersonalMask(step=0.1, distance=0.03), list[Tensors]()
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        masks.extend([mask] * 4)
+        steps = [0] * 4
+        for _ in range(5):
+            results, used, before = clients.results(theta, masks), list(masks), theta
+            theta = holder_mean(theta, results, used, clients.sizes)
+            for client, (own, result) in enumerate(zip(used, results, strict=True)):
+                values = ({n: np.where(own[n] > 0, abs(each[n]), -1.0) for n in WEIGHTS} for each in (before, result))
+                old, new = (per_layer(each, 1.0 - 0.1 * (steps[client] + 1)) for each in values)
+                if sum((old[n] != new[n]).sum() for n in WEIGHTS) > 0.03 * sum(own[n].size for n in WEIGHTS):
+                    masks[client], steps[client] = new, steps[client] + 1
+        assert len(set(steps)) > 1
+        return theta, mask
+
+    check(fit, rule, 5, play)
+    for client, own in enumerate(masks):
+        held = rule.of_client(client, DENSITY) or rule.held(DENSITY)
+        assert all(np.array_equal(held[name].numpy(), own[name] > 0) for name in WEIGHTS)
+
+
+def test_client_importance_equals_numpy(fit: Fit) -> None:
+    """Every second round a client chooses the entries of the largest (g w)^2 by its gradient of the whole model."""
+    rule, masks = ClientImportance(every=2), list[Tensors]()
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        for round in range(4):
+            if round % 2 == 0:
+                slopes = clients.gradients(theta)
+                masks[:] = [per_layer({n: (g[n] * theta[n]) ** 2 for n in WEIGHTS}) for g in slopes]
+            theta = clients.round(theta, masks)
+        return theta, mask
+
+    check(fit, rule, 4, play)
+    for client, own in enumerate(masks):
+        held = rule.of_client(client, DENSITY)
+        assert held is not None
+        assert all(np.array_equal(held[name].numpy(), own[name] > 0) for name in WEIGHTS)
+
+
+class Votes:
+    """A probe whose clients 0 and 1, of 3 and 1 samples, vote for the last and the last but one entry."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def level(self, client: int) -> str:
+        return "b"
+
+    def gradients(self, clients: Sequence[int], request: GradientRequest) -> Iterator[ClientGradient]:
+        for client, samples, position in zip(clients, (3, 1), (3, 2), strict=True):
+            update = SparseUpdate(torch.tensor([1.0]), torch.tensor([position]), 4)
+            yield ClientGradient(client, samples, self.part, update)
+
+
+def test_posterior_of_fedrts_has_the_values_by_hand() -> None:
+    """Two clients of weights 3/4 and 1/4 vote on two held and two other entries of a weight."""
+    growth, name = Posterior(trust=0.5, rate=1.0), "layer.weight"
+    weights = {name: torch.tensor([[2.0, 1.0], [0.0, 0.0]])}
+    held = {name: torch.tensor([[True, True], [False, False]])}
+    whole = Part({name: (slice(0, 2), slice(0, 2))})
+    part = Part(whole, held[name].flatten())
+    exchange = Exchange(0, 0, held, {name: 1}, lambda: weights)
+    growth.consult(exchange, [0, 1], Votes(whole))
+    growth.observe(exchange, DenseUpdate(torch.tensor([0.0, 0.0])), part, Report(0, "b", 3, 0.0))
+    growth.observe(exchange, DenseUpdate(torch.tensor([0.0, 5.0])), part, Report(1, "b", 1, 0.0))
+    drawn = growth.chosen(exchange)[name]
+    assert growth.alpha[name].flatten().tolist() == pytest.approx([1.875, 1.125, 1.375, 1.625])
+    assert growth.beta[name].flatten().tolist() == pytest.approx([1.125, 1.875, 1.625, 1.375])
+    assert int(drawn.count_nonzero()) == 2

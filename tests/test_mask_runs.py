@@ -1,0 +1,211 @@
+"""Runs with masks that follow from the weights: contract, resuming, costs, wrong settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from hetfl import FederatedModule, Level
+from hetfl.analysis import holders
+from hetfl.compression import ErrorFeedback, TopK
+from hetfl.errors import ConfigurationError
+from hetfl.fleet import Dynamic
+from hetfl.flower.clients import FlowerClients
+from hetfl.flower.nodes import Nodes
+from hetfl.local import Workers
+from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, PartRule, PersonalMask, RankedMask
+from hetfl.parts.growth import ByClients, ByServer, OwnMasks, Posterior, RandomGrowth
+from hetfl.pruning import Cubic
+from hetfl.pruning.criteria import Gradient, Movement, SquaredTaylor
+from hetfl.selection import Uniform
+from hetfl.testing import check_part_rule
+from hetfl.updates import DenseUpdate
+from hetfl.wire import encode
+from tests.conftest import small_data, small_module
+
+Fit = Callable[..., Trainer]
+SPARSE = {"a": Level("a"), "b": Level("b", density=0.3)}
+RULES: dict[str, Callable[[], PartRule]] = {
+    "taylor": lambda: RankedMask(SquaredTaylor()),
+    "movement": lambda: RankedMask(Movement("round"), "erk", every=2),
+    "purge": lambda: RankedMask(scope="global", schedule=Cubic(), shrink=True, erase=True),
+    "random": lambda: DynamicMask(RandomGrowth(), every=1),
+    "server": lambda: DynamicMask(ByServer(samples=20), every=1),
+    "clients": lambda: DynamicMask(ByClients(), every=1),
+    "posterior": lambda: DynamicMask(Posterior(), every=1),
+    "own": lambda: DynamicMask(OwnMasks(), every=1),
+    "importance": lambda: ClientImportance(every=2),
+    "personal": lambda: PersonalMask(step=0.2),
+    "greedy": lambda: GreedyMask(every=1, fixed_seconds=1e-3),
+}
+
+
+def metrics(trainer: Trainer) -> pd.DataFrame:
+    return pd.read_csv(Path(str(trainer.log_dir), "metrics.csv"))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_with_masks_fulfil_the_contract(rule: str) -> None:
+    check_part_rule(RULES[rule], levels=SPARSE)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_resumed_run_ends_with_the_same_bits(fit: Fit, tmp_path: Path, rule: str) -> None:
+    """Run on worker processes once, and in this process up to and after a checkpoint."""
+
+    def module(**changes: Any) -> FederatedModule:
+        return small_module(levels=SPARSE, parts=RULES[rule](), uplink=ErrorFeedback(TopK(0.2)), **changes)
+
+    whole, first, second = module(executor=Workers(2)), module(), module()
+    one = fit(whole, rounds=4, name="whole", limit_val_batches=0)
+    # The schedule of masks depends on the number of rounds, so the first half knows it, too.
+    begun = fit(first, rounds=4, name="begun", limit_val_batches=0, callbacks=[StopAfter(2)])
+    begun.save_checkpoint(tmp_path / "half.ckpt")
+    two = fit(second, rounds=4, name="resumed", limit_val_batches=0, ckpt=str(tmp_path / "half.ckpt"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+    rows = [Path(str(trainer.log_dir), "metrics.csv").read_text().splitlines() for trainer in (one, two)]
+    assert rows[0][-2:] == rows[1][-2:]
+    parts = [[module.parts.part("b", 4, client) for client in range(-1, 12)] for module in (whole, second)]
+    assert parts[0] == parts[1]
+    assert any(part.mask_D is not None for part in parts[0])
+
+
+class StopAfter(Callback):
+    """Ends training after some rounds."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.rounds
+
+
+def test_masks_keep_the_number_of_held_entries_in_every_weight(fit: Fit) -> None:
+    for name in ("random", "server", "clients", "posterior"):
+        module = small_module(levels=SPARSE, parts=RULES[name]())
+        before = module.parts.of_level("b", 0)
+        fit(module, rounds=10, name=name, limit_val_batches=0)
+        after = module.parts.of_level("b", 10)
+        assert after.held.shapes == before.held.shapes
+        assert after != before
+        assert before.size < 0.5 * before.layout.size
+
+
+def test_clients_with_masks_of_their_own_are_measured_with_them(fit: Fit) -> None:
+    """A client's own sub-model is measured on its test samples, beside the global model."""
+    everyone: dict[str, Any] = {"selection": Uniform(12), "assignment": Dynamic({"b": 1})}
+    module = small_module(levels=SPARSE, parts=DynamicMask(OwnMasks(), every=1), **everyone)
+    data = small_data()
+    trainer = fit(module, data, rounds=3)
+    trainer.test(module, datamodule=data, verbose=False)
+    columns = metrics(trainer).iloc[-1]
+    clients = pd.read_csv(Path(str(trainer.log_dir), "clients.csv"))
+    tested = clients[clients["test_samples"] > 0]
+    assert columns["local/personal_accuracy"] == pytest.approx(tested["personal_accuracy"].mean())
+    assert len({module.parts.part("b", 3, client).key for client in range(12)}) == 12
+
+
+def test_a_personal_mask_shrinks_by_steps_to_its_target_and_waits_for_a_small_loss(fit: Fit) -> None:
+    levels = {"a": Level("a"), "b": Level("b", density=0.5)}
+    rule, strict = PersonalMask(step=0.2), PersonalMask(step=0.2, loss=1e-6)
+    for each in (rule, strict):
+        module = small_module(levels=levels, parts=each, assignment=Dynamic({"b": 1}), selection=Uniform(12))
+        columns = metrics(fit(module, rounds=4, name=str(each.loss), limit_val_batches=0))["parts/density"]
+        wanted = [0.8, 0.6, 0.5, 0.5] if each is rule else [1.0] * 4
+        assert columns.tolist() == pytest.approx(wanted, abs=2e-3)
+
+
+def test_gradients_are_charged_as_messages_in_the_rounds_that_need_them(fit: Fit) -> None:
+    """In every second round the four clients send a gradient of all parameters."""
+    module, plain = (
+        small_module(levels=SPARSE, parts=RankedMask(criterion, every=2), assignment=Dynamic({"b": 1}))
+        for criterion in (Gradient(), None)
+    )
+    asked, quiet = (
+        metrics(fit(each, rounds=2, name=each.parts.describe(), limit_val_batches=0)) for each in (module, plain)
+    )
+    parameters = sum(each.numel() for each in module.parameters())
+    message = len(encode(DenseUpdate(torch.zeros(parameters)), round=0, client=0))
+    up_bytes = asked["comm/up_bytes"] - quiet["comm/up_bytes"]
+    assert up_bytes.tolist() == [0.0, 4 * message]
+    flops = asked["compute/flops_total"].diff()[1], quiet["compute/flops_total"].diff()[1]
+    assert flops[0] > 1.5 * flops[1]
+
+
+def test_only_the_largest_gradients_outside_of_the_mask_travel(fit: Fit) -> None:
+    module = small_module(levels=SPARSE, parts=DynamicMask(ByServer(), every=2), assignment=Dynamic({"b": 1}))
+    up_bytes = metrics(fit(module, rounds=4, limit_val_batches=0))["comm/up_bytes"]
+    parameters = sum(each.numel() for each in module.parameters())
+    assert up_bytes[0] < up_bytes[1] < up_bytes[0] + 4 * parameters  # fewer than a quarter of all entries each
+
+
+def test_pruned_entries_are_zero_and_dense_and_sparse_levels_agree(fit: Fit) -> None:
+    """With all clients at the sparse level, the global model is the pruned one."""
+    parts = RankedMask(scope="global", schedule=Cubic(), shrink=True, erase=True)
+    module = small_module(levels=SPARSE, parts=parts, assignment=Dynamic({"b": 1}))
+    last = metrics(fit(module, rounds=4)).iloc[-1]
+    assert last["val/accuracy_by_level/a"] == last["val/accuracy_by_level/b"]
+    part = module.parts.of_level("b", 3)
+    weights = parts.weights
+    held = sum(int(weight.count_nonzero()) for weight in weights.values())
+    assert part.mask_D is not None
+    assert held <= round(0.3 * sum(weight.numel() for weight in weights.values()))
+    assert all(not weight[~parts.held(0.3)[name]].any() for name, weight in weights.items())
+
+
+def test_masks_of_several_densities_are_nested() -> None:
+    levels = {"a": Level("a"), "b": Level("b", density=0.5), "c": Level("c", 0.5, density=0.2)}
+    module = small_module(levels=levels, parts=RankedMask())
+    parts = [module.parts.of_level(level, 0) for level in "abc"]
+    assert parts[0].covers(parts[1])
+    assert parts[1].covers(parts[2])
+
+
+def test_parts_that_depend_on_the_weights_cannot_be_replayed(fit: Fit) -> None:
+    module = small_module(levels=SPARSE, parts=RankedMask())
+    fit(module, rounds=1, limit_val_batches=0)
+    with pytest.raises(ConfigurationError, match="part rule that can be replayed.*got RankedMask"):
+        holders(module, 1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "levels", "message"),
+    [
+        (RankedMask, {"a": Level("a")}, "a level with a density below 1 for RankedMask"),
+        (DynamicMask, {**SPARSE, "c": Level("c", density=0.1)}, r"one density below 1 for DynamicMask.*\[0.3, 0.1\]"),
+        (DynamicMask, {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}, "whole width and depth at level b"),
+        (lambda: DynamicMask(scope="layer"), {"a": Level("a"), "b": Level("b", density=1e-4)}, "leaves none of the"),
+    ],
+)
+def test_levels_that_do_not_fit_the_rule_are_refused(
+    fit: Fit, rule: Callable[[], PartRule], levels: dict[str, Level], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        fit(small_module(levels=levels, parts=rule()), rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RankedMask(every=-1), "every of at least 0 rounds but got -1"),
+        (lambda: DynamicMask(share=1.0), r"share in \(0, 1\).* but got 1.0, 10, None"),
+        (lambda: GreedyMask(fixed_seconds=0), "fixed_seconds and half_life above 0"),
+        (lambda: ClientImportance(Movement()), r"criterion of present weights.* but got Movement\(since=start\)"),
+        (lambda: Posterior(trust=2), r"trust in \[0, 1\] and rate above 0 but got 2, 10.0"),
+    ],
+)
+def test_wrong_settings_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make()
+
+
+def test_gradients_are_refused_on_flower() -> None:
+    clients = FlowerClients(small_module(levels=SPARSE, parts=RankedMask(Gradient())), cast(Nodes, None))
+    with pytest.raises(ConfigurationError, match=r"no gradients on Flower but got RankedMask\(criterion=Gradient\(\)"):
+        clients.begin()
