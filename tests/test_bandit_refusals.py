@@ -29,7 +29,7 @@ FALLING = [[4.0, 2.0], [2.0, 1.0], [1.0, 0.5]]
         (DiscountedUCB, {"share": "all"}, "Expected share to be one of .* but got 'all'"),
         (DiscountedUCB, {"largest": EUCB()}, "that does not learn as largest of DiscountedUCB but got EUCB"),
         (LossDrop, {"since": "epoch"}, "Expected since to be report or start for LossDrop but got 'epoch'"),
-        (EqualTime, {"reference": "a", "deadline": 3.0}, "Expected a reference or a deadline for EqualTime but got both"),
+        (EqualTime, {"reference": "a", "deadline": 3.0}, "a reference or a deadline for EqualTime but got both"),
         (EqualTime, {"deadline": 0.0}, "Expected deadline, in seconds, above 0 for EqualTime but got 0.0"),
     ],
 )  # fmt: skip

@@ -28,16 +28,18 @@ from hetfl.compression.staleness import Decay
 from hetfl.downlink import Downlink
 from hetfl.federation.clients import OwnClients
 from hetfl.federation.ranks import RankClients
+from hetfl.fleet import DiscountedUCB
 from hetfl.hooks import NormBound
 from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
 from hetfl.parts import RandomMask, Rolling
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
-from hetfl.selection import PowerOfChoice
+from hetfl.selection import PowerOfChoice, Uniform
 from hetfl.store import DiskStore
 from hetfl.types import Task
 from tests.conftest import small_module
+from tests.fleet_cases import varied
 from tests.hook_cases import Momentum, Noise
 
 Fit = Callable[..., Trainer]
@@ -92,6 +94,12 @@ def sparse(**changes: Any) -> FederatedModule:
     )
 
 
+def learning(**changes: Any) -> FederatedModule:
+    """Return a module with a bandit, and clients that are late or fail."""
+    assignment, fleet = DiscountedUCB(), varied(failure_rate=0.2)
+    return small_module(assignment=assignment, fleet=fleet, deadline=8.0, selection=Uniform(8), **changes)
+
+
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return one.shape == other.shape and torch.equal(one.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
@@ -125,8 +133,9 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
         (dynamic, lambda: Workers(2), 2),
         (clustered, Sequential, 3),
         (sparse, lambda: Workers(2), 2),
+        (learning, Sequential, 2),
     ],
-    ids=["probing", "dynamic", "clustered", "sparse"],
+    ids=["probing", "dynamic", "clustered", "sparse", "learning"],
 )
 def test_ranks_give_the_same_bits_as_one_process(
     fit: Fit,

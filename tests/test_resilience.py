@@ -46,6 +46,8 @@ CONFIGURATIONS = {
     "low rank": "-c {configs}/compressor/low_rank.yaml",
     "depthfl": "-c {configs}/method/depthfl.yaml --model.net.hidden=[4,4,4,4]",
     "masks and personal tensors": '-c {configs}/parts/random_mask.yaml --model.personal=["*bias"] ' + FILES,
+    "a bandit with a deadline": "-c {configs}/fleet/mixed.yaml -c {configs}/assignment/discounted_ucb.yaml "
+    "--model.deadline=0.05 --model.selection.clients_per_round=6",
 }
 """Arguments of the killed runs, by name."""
 NAMES = tuple(CONFIGURATIONS)
