@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
-from hetfl.types import Range, Report
+from hetfl.types import Range, Report, Task
 from hetfl.updates import Update
 
 
@@ -86,7 +86,7 @@ class Piece(ABC):  # noqa: B024
 
     A piece that is an attribute of a :class:`hetfl.FederatedModule` takes part in the run under the attribute's name.
     The order is: :meth:`setup`, :meth:`bind`, :meth:`load_state_dict` in a resumed run, :meth:`begin`; then for every
-    round :meth:`begin_round`, :meth:`observe` once per accepted update, :meth:`end_round`, :meth:`columns`.
+    round :meth:`begin_round`, :meth:`observe` or :meth:`miss` once per task, :meth:`end_round`, :meth:`columns`.
     """
 
     for_evaluation: ClassVar[bool] = False
@@ -131,6 +131,14 @@ class Piece(ABC):  # noqa: B024
             index: positions of its entries in the global model: the sent parameters, then the float buffers. If the
                 part has a mask, the update has only the held entries.
             report: the client's report, completed by the server.
+        """
+
+    def miss(self, task: Task, late: bool) -> None:
+        """Note a task without an accepted update: its client was late, failed or was refused.
+
+        Args:
+            task: the client, its level, its model and the round.
+            late: whether the reason was time: the update missed a deadline.
         """
 
     def extras(self) -> dict[str, Range]:

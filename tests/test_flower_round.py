@@ -33,12 +33,14 @@ from hetfl.compression import (
 )
 from hetfl.compression.staleness import Decay
 from hetfl.downlink import Downlink
+from hetfl.fleet import EUCB
 from hetfl.hooks import NormBound
 from hetfl.local import FedDyn, LocalTraining
 from hetfl.parts import RandomMask, RankedMask, Rolling, ScoredChannels
 from hetfl.pruning import Cubic
-from hetfl.selection import PowerOfChoice
+from hetfl.selection import PowerOfChoice, Uniform
 from tests.conftest import small_levels, small_module
+from tests.fleet_cases import varied
 from tests.flower_cases import FakePost, federated, make_node
 from tests.hook_cases import Momentum, Noise
 
@@ -131,6 +133,10 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
             "levels": {"a": Level("a"), "b": Level("b", density=0.3)},
             "uplink": ErrorFeedback(TopK(0.2)),
         },
+        {},
+    ),
+    "a bandit and late clients": (
+        lambda: {"assignment": EUCB(), "fleet": varied(failure_rate=0.2), "deadline": 8.0, "selection": Uniform(8)},
         {},
     ),
     "masks and hooks": (

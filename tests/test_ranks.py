@@ -28,6 +28,7 @@ from hetfl.compression.staleness import Decay
 from hetfl.downlink import Downlink
 from hetfl.federation.clients import OwnClients
 from hetfl.federation.ranks import RankClients
+from hetfl.fleet import DiscountedUCB
 from hetfl.hooks import NormBound
 from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
@@ -36,10 +37,11 @@ from hetfl.parts.growth import ByServer
 from hetfl.pruning.criteria import Movement
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
-from hetfl.selection import PowerOfChoice
+from hetfl.selection import PowerOfChoice, Uniform
 from hetfl.store import DiskStore
 from hetfl.types import Task
 from tests.conftest import small_module
+from tests.fleet_cases import varied
 from tests.hook_cases import Momentum, Noise
 
 Fit = Callable[..., Trainer]
@@ -107,6 +109,12 @@ def exchanging(**changes: Any) -> FederatedModule:
     return small_module(levels=levels, parts=parts, uplink=ErrorFeedback(TopK(0.2)), **changes)
 
 
+def learning(**changes: Any) -> FederatedModule:
+    """Return a module with a bandit, and clients that are late or fail."""
+    assignment, fleet = DiscountedUCB(), varied(failure_rate=0.2)
+    return small_module(assignment=assignment, fleet=fleet, deadline=8.0, selection=Uniform(8), **changes)
+
+
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return one.shape == other.shape and torch.equal(one.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
@@ -142,8 +150,9 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
         (sparse, lambda: Workers(2), 2),
         (scored, Sequential, 2),
         (exchanging, Sequential, 2),
+        (learning, Sequential, 2),
     ],
-    ids=["probing", "dynamic", "clustered", "sparse", "scored", "exchanging"],
+    ids=["probing", "dynamic", "clustered", "sparse", "scored", "exchanging", "learning"],
 )
 def test_ranks_give_the_same_bits_as_one_process(
     fit: Fit,

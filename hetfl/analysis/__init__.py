@@ -2,6 +2,7 @@
 
 from hetfl.analysis.anatomy import LevelDrift, channel_norms
 from hetfl.analysis.anatomy_plots import plot_channel_norms, plot_drift, plot_holders, plot_mean_holders
+from hetfl.analysis.assignment_plots import draw_assignment, load_assignment, plot_drawn_levels
 from hetfl.analysis.budget_plots import draw_budget, plot_budget
 from hetfl.analysis.cluster_plots import plot_assignments, plot_cluster_tree, plot_clusters
 from hetfl.analysis.clusters import load_clusters
@@ -34,6 +35,7 @@ __all__ = [
     "calibration_error",
     "channel_norms",
     "class_accuracy",
+    "draw_assignment",
     "draw_budget",
     "head_agreement",
     "holders",
@@ -41,6 +43,7 @@ __all__ = [
     "layer_residuals",
     "level_similarity",
     "linear_cka",
+    "load_assignment",
     "load_clusters",
     "load_residuals",
     "load_run",
@@ -55,6 +58,7 @@ __all__ = [
     "plot_cluster_tree",
     "plot_clusters",
     "plot_comparison",
+    "plot_drawn_levels",
     "plot_drift",
     "plot_heads",
     "plot_holders",

@@ -19,6 +19,8 @@ NOT_IN_THE_FONT = r"Glyph .* missing from|Matplotlib currently does not support 
 """Warnings of matplotlib for letters that its font lacks; an SVG still shows them, in a font of the viewer."""
 
 
+ASSIGNMENT_TABLE = "assignment.csv"
+"""The table of the draws of an assignment that learns."""
 BUDGET_COLUMNS = ("budget/spent_bytes", "budget/spent_entries")
 """Columns of ``metrics.csv``, one of which a run with an upload budget has."""
 
@@ -57,7 +59,7 @@ def save_figure(figure: Figure, folder: Path, name: str, padding: float = 0.1) -
 
 
 def expected_pictures(folder: Path) -> list[Path]:
-    """Return the files that ``plot_run``, ``plot_clusters`` and ``draw_budget`` write for a run.
+    """Return the files that ``plot_run``, ``plot_clusters``, ``draw_budget`` and ``draw_assignment`` write for a run.
 
     Args:
         folder: the run folder.
@@ -72,6 +74,8 @@ def expected_pictures(folder: Path) -> list[Path]:
             names.append("cluster_tree")
     if had_budget(folder):
         names.append("budget")
+    if (folder / ASSIGNMENT_TABLE).is_file() and _has_rows(folder / ASSIGNMENT_TABLE):
+        names.append("assignment")
     return [folder / "plots" / f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
 
 
@@ -83,3 +87,9 @@ def had_budget(folder: Path) -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     return any(name in names for name in BUDGET_COLUMNS)
+
+
+def _has_rows(path: Path) -> bool:
+    """Return whether a table has a line below its head."""
+    with path.open("rb") as file:
+        return sum(1 for _ in zip(range(2), file, strict=False)) == 2

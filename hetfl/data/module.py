@@ -40,7 +40,7 @@ class FederatedDataModule(LightningDataModule):
         partitioner: the rule that divides the training samples among the clients; null: by the client ids of the data,
             or :class:`~hetfl.data.IID` if the data has no client ids.
         transform: turns raw samples into the batches that nets take; null: the default of the data set.
-        client_transform: changes the raw training and test samples of each client; held-out and global test samples
+        client_transform: changes the raw samples or training labels of each client; held-out and global test samples
             are changed like those of the client that they are matched to; null: no change.
         objective: what the targets are; null: the default of the data set, mostly one class per sample.
         val_fraction: fraction of the training data that is held out for validation, before the partition.

@@ -36,6 +36,7 @@ class Reply:
         payload: the encoded update; empty if the client could not make one.
         refusal: why the client could not make one; empty if it could.
         lost: why no usable answer arrived; empty if one did.
+        late: whether the reason was time.
         prepared: the state that the client keeps if the server accepts the update; None if another process keeps it.
         personal: the client's personal entries after training minus the model's; None if the client has none, or if
             another process keeps them.
@@ -46,6 +47,7 @@ class Reply:
     payload: bytes = b""
     refusal: str = ""
     lost: str = ""
+    late: bool = False
     prepared: Message | None = None
     personal: Tensor | None = None
 

@@ -188,7 +188,7 @@ class FederatedModule(Method):
         entries, unshared, part_bytes, down = self.task_parts.predicted()
         sizes, epochs, flops = self.data.sizes, self.local.epochs, self.levels.flops
         self.forecast = Forecast(self.fleet, sizes, epochs, entries, flops, tried, unshared, part_bytes, down)
-        self.assignment.meet(self.forecast.table())
+        self.assignment.foresee(self.forecast.outlook(self.ledger.deadline))
         costs, pieces = (self.ledger, self.downloads, self.forecast), list(self.pieces.values())
         probing = Probing(self.task_parts, self.assignment, self.clustering, self.clients, *costs)
         self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, self.hosting)
@@ -219,7 +219,7 @@ class FederatedModule(Method):
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
         round = self.models.version  # equals Lightning's epoch, except in a second fit, which goes on counting
         columns = self.round.run(round, carrier.param_groups[0]["lr"], server, follower(self))
-        writing.save_clusters(self, self.clustering, len(self.models))
+        writing.save_tables(self, self.clustering, len(self.models), self.assignment)
         if self.lr_schedulers() is not None:
             carrier.optimizer.step()  # moves nothing; the schedule expects an optimizer step before its own
             self.lr_schedulers().step()  # type: ignore[union-attr]
@@ -229,7 +229,7 @@ class FederatedModule(Method):
         """Prepare all levels for the present global models."""
         with self._precision_context():  # Lightning enters the trainer's precision for steps, not for this hook
             if self.evaluation.begin():
-                writing.save_clusters(self, self.clustering, len(self.models))
+                writing.save_tables(self, self.clustering, len(self.models), self.assignment)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of the held-out training data (loader 0) or of the clients' test data (loader 1)."""

@@ -87,7 +87,7 @@ class Server:
         task, down_bytes = reply.task, self.down_bytes(reply.task, probe)
         if reply.report is None:
             rank_zero_warn(f"Round {task.round}: no update of client {self.ledger.called(task.client)}: {reply.lost}")
-            self.ledger.lose(task.client, task.round, Work(down_bytes, 0.0))
+            self.ledger.lose(task.client, task.round, Work(down_bytes, 0.0), reply.late)
             return None
         passes, up_bytes = reply.report.passes, len(reply.payload)
         work = self.models.levels.work(task, down_bytes, passes, up_bytes, training=True)

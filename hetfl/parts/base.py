@@ -58,7 +58,7 @@ class PartRule(Piece):
     """Whether parts may have a mask, and levels a density below 1."""
 
     replayable: ClassVar[bool] = True
-    """Whether the parts of past rounds can be drawn again from seed, round and client alone."""
+    """Whether the parts of any round can be asked for at any time: they depend on the arguments and the seed alone."""
 
     personal: bool = False
     """Whether clients have parts of their own: an evaluation then also measures every client's own sub-model."""
