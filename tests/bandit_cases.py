@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from hetfl.fleet import Device, Devices, LearningAssignment, LevelAssignment, Outlook, Value
+from hetfl.fleet import Device, Devices, LearningAssignment, LevelAssignment, Outlook
 from hetfl.fleet.numbers import FloatArray
 from hetfl.part import Part
 from hetfl.piece import Facts
 from hetfl.types import Report, Task
 from hetfl.updates import DenseUpdate
+from hetfl.value import Value
 
 FLEETS = {
     "3 equal": (1.0, 1.0, 1.0),

@@ -18,11 +18,12 @@ from hetfl import FederatedModule
 from hetfl.aggregators import QFedAvg
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedCallback
-from hetfl.fleet import EUCB, DiscountedUCB, LearningAssignment, LossDrop, OneForAll
+from hetfl.fleet import EUCB, DiscountedUCB, LearningAssignment, OneForAll
 from hetfl.layout import Index
 from hetfl.selection import Uniform
 from hetfl.types import Report
 from hetfl.updates import Update
+from hetfl.value import LossDrop
 from tests.bandit_cases import PlainBandit, plain_rewards
 from tests.conftest import small_data, small_levels, small_module
 from tests.fleet_cases import Ends, rows, varied

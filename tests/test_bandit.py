@@ -18,13 +18,13 @@ from hetfl.fleet import (
     EqualTime,
     Fixed,
     LearningAssignment,
-    LossDrop,
     OneForAll,
 )
 from hetfl.fleet.credits import Credits, bounds, next_scale, normalised, rewards
 from hetfl.part import Part
 from hetfl.piece import Facts
 from hetfl.types import Report
+from hetfl.value import LossDrop
 from tests.bandit_cases import FLEETS, NOTHING, Given, PlainBandit, Toy, outlook, plain_rewards, play, ready
 from tests.bandit_cases import progress_per_second as reached
 

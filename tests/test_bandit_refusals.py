@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hetfl.errors import ConfigurationError
-from hetfl.fleet import EUCB, DiscountedUCB, EqualTime, LossDrop, OneForAll
+from hetfl.fleet import EUCB, DiscountedUCB, EqualTime, OneForAll
+from hetfl.value import LossDrop
 from tests.bandit_cases import Given, outlook, play, ready
 
 FALLING = [[4.0, 2.0], [2.0, 1.0], [1.0, 0.5]]

@@ -23,7 +23,7 @@ LAYERS = (
     {"packing", "updates"},
     {"runs", "piece"},
     {"entries"},
-    {"store", "objectives", "pruning"},
+    {"store", "objectives", "pruning", "value"},
     {
         *("aggregators", "clustering", "compression", "data", "defence", "fleet", "models", "selection", "wire"),
     },

@@ -16,7 +16,6 @@ from hetfl.fleet.outlook import Outlook
 from hetfl.fleet.preset import Preset
 from hetfl.fleet.random_fleet import RandomFleet
 from hetfl.fleet.same_device import SameDevice
-from hetfl.fleet.values import LossDrop, Value
 
 __all__ = [
     "EUCB",
@@ -35,12 +34,10 @@ __all__ = [
     "LevelAssignment",
     "LogNormal",
     "LogUniform",
-    "LossDrop",
     "OneForAll",
     "Outlook",
     "Preset",
     "RandomFleet",
     "SameDevice",
-    "Value",
     "Work",
 ]

@@ -14,7 +14,7 @@ from hetfl.fleet.equal_time import equal_seconds
 from hetfl.fleet.learning import LearningAssignment
 from hetfl.fleet.numbers import FloatArray, IntArray
 from hetfl.fleet.outlook import Outlook
-from hetfl.fleet.values import Value
+from hetfl.value import Value
 
 
 class DiscountedUCB(LearningAssignment):

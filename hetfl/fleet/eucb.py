@@ -12,7 +12,7 @@ from hetfl.fleet.assignment import LevelAssignment
 from hetfl.fleet.credits import Credits, Reward, Scale, bounds, check_settings
 from hetfl.fleet.learning import LearningAssignment
 from hetfl.fleet.numbers import BoolArray, FloatArray, IntArray, uniform
-from hetfl.fleet.values import Value
+from hetfl.value import Value
 
 
 class EUCB(LearningAssignment):

@@ -15,11 +15,11 @@ from hetfl.fleet.assignment import LevelAssignment
 from hetfl.fleet.credits import Reward, Scale, check_choice, next_scale, normalised, rewards
 from hetfl.fleet.numbers import BoolArray, FloatArray, IntArray
 from hetfl.fleet.outlook import Outlook
-from hetfl.fleet.values import LossDrop, Value
 from hetfl.layout import Index
 from hetfl.piece import Facts, Piece
 from hetfl.types import Report, Task
 from hetfl.updates import Update
+from hetfl.value import LossDrop, Value
 
 TABLE = "assignment"
 """Name of the table of all draws in the run's folder."""

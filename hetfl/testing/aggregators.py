@@ -70,7 +70,8 @@ def cohort(seed: int, masks: bool, dtype: torch.dtype = torch.float64) -> Cohort
 def ready(make: Callable[[], Aggregator]) -> Aggregator:
     """Return an aggregator after setup, before its first round."""
     aggregator = make()
-    aggregator.setup(Facts(sizes=(3, 4, 5, 6), levels=("a",), rounds=3))
+    parameters = {name: torch.zeros(shape) for name, shape in SHAPES.items() if name != "running_mean"}
+    aggregator.setup(Facts(sizes=(3, 4, 5, 6), levels=("a",), rounds=3, parameters=parameters))
     aggregator.begin()
     return aggregator
 

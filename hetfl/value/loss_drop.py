@@ -1,29 +1,16 @@
-"""The value of a client's update in a round, for policies that choose levels by what they earn."""
+"""The decrease of a client's training loss."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
-from hetfl.piece import Facts, Piece
+from hetfl.piece import Facts
 from hetfl.types import Report
 from hetfl.updates import Update
-
-
-class Value(Piece):
-    """Measures the value of each client's update; it may learn from updates and reports as any piece does."""
-
-    @abstractmethod
-    def of_round(self) -> Mapping[int, float]:
-        """Return the values of the round's clients by id: finite numbers, the larger the better.
-
-        It is called after all updates of the round were observed, and before :meth:`end_round`. A client without a
-        value has no entry.
-        """
+from hetfl.value.base import Value
 
 
 class LossDrop(Value):
