@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
+from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
@@ -49,7 +50,7 @@ def trained(aggregator: Aggregator, given: argparse.Namespace, seed: int) -> flo
         aggregator=aggregator,
         seed=seed,
     )
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(
         max_epochs=given.rounds, accelerator="cpu", enable_checkpointing=False, limit_val_batches=0, **quiet
     )
