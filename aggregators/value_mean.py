@@ -47,6 +47,7 @@ class ValueMean(HolderMean):
             raise ConfigurationError(f"Expected floor in (0, 1] but got {floor}")
         self.value, self.floor, self.by_samples = value or Reputation(), floor, by_samples
         self.values: dict[int, float] = {}
+        self.reads_server_data = self.value.reads_server_data
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
         self.value.setup(facts)

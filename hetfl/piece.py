@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
@@ -44,6 +44,8 @@ class Facts:
         client_names: the user's name of each client; None: clients have no names.
         lrs: the clients' learning rate γ_t of every round of the run; empty: there are no rounds.
         cohort: number of clients whose updates a round should have, if all are within reach.
+        utility: returns the score, the larger the better, and the loss, of parameters by name on the server's samples;
+            None for pieces that do not declare that they read them.
     """
 
     sizes: Sequence[int] = ()
@@ -59,6 +61,7 @@ class Facts:
     client_names: Sequence[str | int] | None = None
     lrs: Sequence[float] = ()
     cohort: int = 0
+    utility: Callable[[Mapping[str, Tensor]], tuple[float, float]] | None = None
 
     @property
     def num_clients(self) -> int:
@@ -72,7 +75,7 @@ class Facts:
             ConfigurationError: the piece reads the server's data, and there is none.
         """
         if not piece.reads_server_data:
-            return replace(self, server_data=None)
+            return replace(self, server_data=None, utility=None)
         if self.server_data is None:
             raise ConfigurationError(
                 f"Expected data.server_fraction above 0 for {piece.describe()}, which reads the server's data, "

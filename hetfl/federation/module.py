@@ -27,6 +27,7 @@ from hetfl.downlink import Broadcast, Downlink
 from hetfl.federation.callback import follower
 from hetfl.federation.clients import Clients, ClientSide, OwnClients
 from hetfl.federation.evaluation import Batch, Evaluation
+from hetfl.federation.facts import facts_of
 from hetfl.federation.gathering import Gathering
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.method import Method
@@ -47,7 +48,7 @@ from hetfl.local import Executor, LocalProblem, LocalTraining, Personal, Sequent
 from hetfl.local.training import check_optimizers
 from hetfl.objectives import Objective
 from hetfl.parts import PartRule, Prefix
-from hetfl.piece import Facts, described, settings_of
+from hetfl.piece import described, settings_of
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
 from hetfl.trainer import requirements, writing
@@ -163,12 +164,8 @@ class FederatedModule(Method):
         self.selection.check_weighting(self.aggregator.first.by_size)
         self.models.check_shared()
         rounds = requirements.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
-        parameters = parameters_of(self.net)
-        models = (parameters, self.models.shared, self.parts.masks, self.models.frozen, self.clustering.apart)
-        check_optimizers(self.server_optimizer, parameters.values(), self.local)
-        schedule = (self.local.learning_rates(rounds or 0), self.selection.clients_per_round)
-        names = (data.server_data, data.client_names)
-        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, *names, *schedule)
+        check_optimizers(self.server_optimizer, parameters_of(self.net).values(), self.local)
+        facts = facts_of(self, data, rounds)
         for piece in self.pieces.values():
             piece.setup(facts.known_to(piece))
         if self._checked_data is not data:

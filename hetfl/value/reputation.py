@@ -38,6 +38,7 @@ class Reputation(Value):
         if not 0.0 <= tradeoff < 1.0 or not 0.0 < least < 1.0:
             raise ConfigurationError(f"Expected tradeoff in [0, 1) and least in (0, 1) but got {tradeoff}, {least}")
         self.tradeoff, self.of, self.least = tradeoff, of or GradientCosine(leave_out=False), least
+        self.reads_server_data = self.of.reads_server_data
         self.reputations: list[float] = []
         self.updates: list[int] = []
         self._next: tuple[list[float], list[int]] | None = None  # reputations before they are divided, and updates
