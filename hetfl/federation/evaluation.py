@@ -125,16 +125,16 @@ class Evaluation:
         """
         if self._personal_measured:
             return self.personal_scores
-        parts, round, mark = self.hosting.parts, self.models.last_round, self.models.mark
+        task_parts, round, mark = self.hosting.task_parts, self.models.last_round, self.models.mark
         self.personal_scores.reset()
         self._present, self._personal_measured = -1, True  # resident nets are loaded with clients' values
         for client, level in enumerate(self.assignment.levels(round)):
             samples = self.data.client_data(client, "test")
             model = int(self._model_N[client])
-            task = parts.drawn(
+            task = task_parts.drawn(
                 Task(client, level, round, mark, model=model, owner=self.clustering.owner(client, model))
             )
-            kept = self.personal.of(task.owner, parts.kept(task), self.models.like)
+            kept = self.personal.of(task.owner, task_parts.kept(task), self.models.like)
             net = self.hosting.of_client(replace(task, personal=kept))
             for batch in torch.arange(len(samples.targets)).split(self.data.eval_batch_size):
                 owner = torch.full((len(batch),), client)

@@ -37,7 +37,7 @@ class RoundProbe:
 
     def __init__(self, probing: Probing, clients: Sequence[int], round: int) -> None:
         self.probing, self.clients, self.round = probing, clients, round
-        self.models, self._mark = probing.parts.models, probing.parts.models.mark
+        self.models, self._mark = probing.task_parts.models, probing.task_parts.models.mark
         self.answers: dict[tuple[int, int, int | None], float] = {}  # by client, model and samples
         self.informed: dict[tuple[int, int], Part] = {}  # by client and model, the part that the client has
 
@@ -46,7 +46,7 @@ class RoundProbe:
         level, clustering = self.probing.assignment.level(client, self.round), self.probing.clustering
         model = clustering.cluster_of(client)
         task = Task(client, level, self.round, self._mark, model=model, owner=clustering.owner(client, model))
-        return self.probing.parts.drawn(task)
+        return self.probing.task_parts.drawn(task)
 
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
         """Return the mean loss of the present global model, at each client's level, on its own training data.
@@ -124,7 +124,7 @@ class Probing:
     """Makes the probes of rounds and of evaluations.
 
     Args:
-        parts: positions of sub-models in the global models.
+        task_parts: positions of sub-models in the global models.
         assignment: the level of every client.
         clustering: the model of every client.
         clients: the clients that are asked.
@@ -135,7 +135,7 @@ class Probing:
 
     def __init__(
         self,
-        parts: TaskParts,
+        task_parts: TaskParts,
         assignment: LevelAssignment,
         clustering: Clustering,
         clients: Clients,
@@ -143,7 +143,7 @@ class Probing:
         downloads: Downloads,
         forecast: Forecast,
     ) -> None:
-        self.parts, self.assignment, self.clustering = parts, assignment, clustering
+        self.task_parts, self.assignment, self.clustering = task_parts, assignment, clustering
         self.clients, self.ledger, self.downloads, self.forecast = clients, ledger, downloads, forecast
 
     def of_round(self, round: int) -> RoundProbe:

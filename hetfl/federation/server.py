@@ -47,7 +47,7 @@ class Server:
     """Decodes and checks updates, adds them up, and takes the server's step; it sees only decoded payloads.
 
     Args:
-        parts: what clients hold, send and compress of the global models.
+        task_parts: what clients hold, send and compress of the global models.
         uplink: the clients' uplink; its compressor may have state that clients download.
         aggregators: combine updates.
         hooks: may change the updates that are added up, and the step.
@@ -57,14 +57,14 @@ class Server:
 
     def __init__(
         self,
-        parts: TaskParts,
+        task_parts: TaskParts,
         uplink: ErrorFeedback,
         aggregators: Aggregators,
         hooks: Hooks,
         ledger: Ledger,
         downloads: Downloads,
     ) -> None:
-        self.parts, self.models, self.uplink = parts, parts.models, uplink
+        self.task_parts, self.models, self.uplink = task_parts, task_parts.models, uplink
         self.aggregators, self.hooks, self.ledger, self.downloads = aggregators, hooks, ledger, downloads
 
     def reset(self) -> None:
@@ -111,7 +111,7 @@ class Server:
         self._accepted += 1
         self.ledger.charge(task.client, task.round, work)
         self.ledger.sent(
-            entries=self.parts.compressed(task).size,
+            entries=self.task_parts.compressed(task).size,
             sent=update.num_sent,
             update_bytes=up_bytes,
             dense_bytes=4 * task.sent.size,
@@ -127,7 +127,7 @@ class Server:
     def down_bytes(self, task: Task, probe: RoundProbe) -> int:
         """Return the bytes that a client downloads before it trains; a probed client already has the model."""
         model = 0 if probe.has_model(task) else self.downloads.bytes(task)
-        return model + self.uplink.compressor.shared_bytes(self.parts.compressed(task).held)
+        return model + self.uplink.compressor.shared_bytes(self.task_parts.compressed(task).held)
 
     def step(self, optimizer: Optimizer, step: Callable[[], object], round: int, known: bool) -> None:
         """Take the server's step; without an accepted update the models do not change.
@@ -162,7 +162,7 @@ class Server:
         """
         if reply.refusal:
             raise RefusedUpdate(reply.refusal)
-        task, layout = reply.task, self.parts.compressed(reply.task).held
+        task, layout = reply.task, self.task_parts.compressed(reply.task).held
         exact = task.sent.size - layout.size
         dtype = self.models.like.dtype
         expected = wire.Expected(task.round, task.owner, layout.size, exact, dtype=dtype, layout=layout)
