@@ -19,6 +19,7 @@ from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation.clients import Reply
 from hetfl.federation.probing import RoundProbe
 from hetfl.federation.task_parts import TaskParts
+from hetfl.finite import require_finite
 from hetfl.fleet import Work
 from hetfl.hooks import Hooks
 from hetfl.part import Part
@@ -70,7 +71,7 @@ class Server:
     def reset(self) -> None:
         """Begin a new sum of updates."""
         self.aggregators.reset(self.models.tensors, self.models.shared)
-        self._accepted = 0
+        self._accepted, self._reason = 0, ""
 
     def receive(self, reply: Reply, probe: RoundProbe, weight: float) -> Accepted | None:
         """Add a client's update to the sums if it is valid and in time, and charge its costs.
@@ -123,6 +124,7 @@ class Server:
         rank_zero_warn(f"Round {task.round}: update of {sender} refused: {error}")
         self.ledger.charge(task.client, task.round, work)
         self.ledger.refuse()
+        self._reason = str(error)
 
     def down_bytes(self, task: Task, probe: RoundProbe) -> int:
         """Return the bytes that a client downloads before it trains; a probed client already has the model."""
@@ -139,19 +141,24 @@ class Server:
             known: whether a refused update is a sign of diverged training, and not of a hostile sender.
 
         Raises:
-            ConfigurationError: updates arrived, all of them were refused, and ``known`` is true.
+            ConfigurationError: updates arrived, all of them were refused, and ``known`` is true; or an aggregator, a
+                hook or the optimizer returned NaN or Inf.
         """
         refused = self.ledger.round.refused
         if not self._accepted and refused and known:
+            last = self._reason and f" (the last one: {self._reason})"
             raise ConfigurationError(
-                f"Expected an update that can be used in round {round} but all {refused} were refused (training "
-                "diverged?): try a smaller learning rate or gradient_clip, or a larger bound where hooks have one"
+                f"Expected an update that can be used in round {round} but all {refused} were refused{last}: if "
+                "training diverged, try a smaller learning rate or gradient_clip, or "
+                "a larger bound where hooks have one"
             )
         if not self._accepted:
             rank_zero_warn("No update of a round arrived: all were late or failed, and the models stay as they are")
             step()  # no parameter has a gradient, so none moves; Lightning counts the step
             return
-        server_step(optimizer, step, *self.aggregators.compute(self.hooks.on_step))
+        tensors, steps, holders = self.aggregators.compute(self.hooks.on_step)
+        server_step(optimizer, step, tensors, steps, holders)
+        require_finite(tensors, f"models from the server's optimizer {type(optimizer).__name__} in round {round}")
 
     def _decoded(self, reply: Reply) -> Update:
         """Return the decoded update of a reply.
