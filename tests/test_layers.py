@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "hetfl"
 LAYERS = (
     {"printable"},
     {"errors", "seeding", "codes", "compiled", "permutation", "checksum", "collective"},
-    {"arguments", "files", "reading", "layout", "tree", "recipe", "rotation"},
+    {"arguments", "files", "finite", "reading", "layout", "tree", "recipe", "rotation"},
     {"submodel"},
     {"part"},
     {"types"},

@@ -50,7 +50,7 @@ Fit = Callable[..., Trainer]
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 3))
 def test_the_busiest_rank_is_within_four_thirds_of_the_best_assignment(costs: list[int], count: int) -> None:
     executor = SimpleNamespace(bench=SimpleNamespace(cost=lambda task: costs[task.client]))
-    inner = cast(OwnClients, SimpleNamespace(executor=executor, side=SimpleNamespace(uplink=None, parts=None)))
+    inner = cast(OwnClients, SimpleNamespace(executor=executor, side=SimpleNamespace(uplink=None, task_parts=None)))
     clients = RankClients(inner, cast(Ranks, SimpleNamespace(rank=0, count=count)), [])
     shares = clients.shares([Task(k, "a", 0, 0) for k in range(len(costs))])
 

@@ -23,7 +23,7 @@ from hetfl.data.split import Split, make_split
 from hetfl.data.transform import ImageTransform, Plain, Transform, check_raw
 from hetfl.data.usable import check_transform, some, usable_only
 from hetfl.errors import ConfigurationError
-from hetfl.objectives import Classification, Objective
+from hetfl.objectives import Classification, Objective, contract
 from hetfl.printable import called
 from hetfl.tree import Tree, taken
 
@@ -194,14 +194,14 @@ class FederatedDataModule(LightningDataModule):
             ConfigurationError: the objective needs targets of another type or shape.
         """
         for data, where in ((self.resident.validation, "validation"), (self.resident.all_test, "test")):
-            targets = objective.prepared(data.targets, where)
+            targets = contract.prepared_targets(objective, data.targets, where)
             if targets.dtype != data.targets.dtype or targets.shape != data.targets.shape:
                 raise ConfigurationError(
                     f"Expected an objective for the targets of {type(self.objective).__name__}, which the data has, "
                     f"but got {type(objective).__name__}: set data.objective, too"
                 )
             if len(targets):
-                objective.check_size(targets, self.num_classes, where)
+                contract.check_targets(objective, targets, self.num_classes, where)
         return objective
 
     @property

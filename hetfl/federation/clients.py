@@ -58,7 +58,7 @@ class ClientSide:
 
     Attributes:
         seed: of every random choice.
-        parts: what clients hold, send and compress of the global models.
+        task_parts: what clients hold, send and compress of the global models.
         uplink: the compressor and the residuals.
         penalty: of the local objective.
         fleet: the clients' devices.
@@ -67,7 +67,7 @@ class ClientSide:
     """
 
     seed: int
-    parts: TaskParts
+    task_parts: TaskParts
     uplink: ErrorFeedback
     penalty: Penalty
     fleet: Fleet
@@ -76,18 +76,18 @@ class ClientSide:
 
     def recall(self, task: Task) -> Task:
         """Return a task with the penalty's memory of its client's trained parameters, and its personal tensors."""
-        models = self.parts.models
+        models = self.task_parts.models
         memory_D = self.penalty.memory(task.owner, only(task.part.dense, models.trained), models.like)
         return replace(self.with_personal(task), memory_D=memory_D)
 
     def with_personal(self, task: Task) -> Task:
         """Return a task with its client's personal tensors."""
-        kept = self.personal.of(task.owner, self.parts.kept(task), self.parts.models.like)
+        kept = self.personal.of(task.owner, self.task_parts.kept(task), self.task_parts.models.like)
         return task if kept is None else replace(task, personal=kept)
 
     def send(self, result: Result) -> Reply:
         """Return a client's reply: its delta plus residual, compressed and encoded. Its state does not change yet."""
-        task, sent, held = result.task, result.task.sent, self.parts.compressed(result.task)
+        task, sent, held = result.task, result.task.sent, self.task_parts.compressed(result.task)
         size = held.size
         vector_D = _restricted(result.vector, task.part.dense, sent)
         try:
@@ -105,7 +105,7 @@ class ClientSide:
             )
         except RefusedUpdate as error:
             return Reply(task, result.report, refusal=str(error))
-        personal = _restricted(result.vector, task.part.dense, kept) if (kept := self.parts.kept(task)) else None
+        personal = _restricted(result.vector, task.part.dense, kept) if (kept := self.task_parts.kept(task)) else None
         report = replace(result.report, extras={**result.report.extras, **message.extras})
         return Reply(task, report, message.payload, prepared=message, personal=personal)
 
@@ -123,9 +123,9 @@ class ClientSide:
     def remember(self, reply: Reply, update: Update) -> None:
         """Store what every rank keeps of a client: the penalty's memory, and the personal tensors."""
         task = reply.task
-        self.penalty.remember(task.owner, task.round, self.parts.compressed(task), update)
+        self.penalty.remember(task.owner, task.round, self.task_parts.compressed(task), update)
         if reply.personal is not None:
-            self.personal.keep(task.owner, self.parts.kept(task), reply.personal, task.round)
+            self.personal.keep(task.owner, self.task_parts.kept(task), reply.personal, task.round)
 
 
 def _restricted(vector_D: Tensor, part: Part, sent: Part) -> Tensor:
@@ -179,13 +179,13 @@ class OwnClients(Clients):
         self.executor, self.side = executor, side
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
-        given = self.side.parts.broadcast.given
+        given = self.side.task_parts.broadcast.given
         for result in self.executor.run(train, tasks, lambda task: given(self.side.recall(task))):
             yield self.side.send(result)
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
         # Static statistics are those of the global models, so clients gather them without their personal tensors.
-        given = self.side.parts.broadcast.given
+        given = self.side.task_parts.broadcast.given
         recall = given if job is statistics else lambda task: given(self.side.with_personal(task))
         return self.executor.run(job, tasks, recall)
 

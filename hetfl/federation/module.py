@@ -169,9 +169,8 @@ class FederatedModule(Method):
         for piece in self.pieces.values():
             piece.setup(facts.known_to(piece))
         if self._checked_data is not data:
-            samples, targets = self.objective.trial(*data.first(4))
-            shape = self.objective.output_shape(targets, data.num_classes)
-            self.levels.inspect(samples, shape, self.parts.of_level if self.check_nesting else None, self.predict)
+            part = self.parts.of_level if self.check_nesting else None
+            requirements.check_nets(self.levels.inspect, data, self.objective, part, self.predict)
             self._checked_data = data
         self._assemble()
         if stage == "fit":

@@ -104,8 +104,8 @@ class Round:
         cohort = self.selection.cohort(round, probe or Everyone(len(self.selection.sizes)))
         if probe is not None:
             self.clustering.assign(round, cohort, probe)
-            self.hosting.parts.rule.consult(round, cohort, probe)
-        level, mark, drawn = self.assignment.level, self.hosting.models.mark, self.hosting.parts.drawn
+            self.hosting.task_parts.rule.consult(round, cohort, probe)
+        level, mark, drawn = self.assignment.level, self.hosting.models.mark, self.hosting.task_parts.drawn
         models, owner = self.clustering.models_of, self.clustering.owner
         epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))
         return [

@@ -85,7 +85,6 @@ def _checked(rule: PartRule, level: str, round: int, client: int) -> Part:
         for of, positions in zip(whole[tensor], entry, strict=True):
             _check_positions(positions, of, f"{tensor!r} at level {level} from {name}")
     rule.check(part, level)
-    require(rule.masks or part.mask_D is None, f"masks = True in {name}, whose parts have masks", rule.masks)
     if level == levels.largest:
         everything = part == levels.indices[level]
         require(everything, f"all entries at level {level}, the largest, from {name}", f"{part.size} of them")
