@@ -1,4 +1,4 @@
-"""A toy federation for assignments that learn: times and values of its clients, and a plain bandit in loops."""
+"""Rounds of assignments that learn, without a federation, and a plain bandit in loops."""
 
 from __future__ import annotations
 
@@ -7,35 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
+from bandit import NOTHING, Given
 
 from hetfl.fleet import Device, Devices, LearningAssignment, LevelAssignment, Outlook
-from hetfl.fleet.numbers import FloatArray
 from hetfl.part import Part
 from hetfl.piece import Facts
 from hetfl.types import Report, Task
-from hetfl.updates import DenseUpdate
-from hetfl.value import Value
-
-FLEETS = {
-    "3 equal": (1.0, 1.0, 1.0),
-    "1, 1/2, 1/4": (1.0, 0.5, 0.25),
-    "ten, 0.1 to 1": tuple(np.geomspace(0.1, 1, 10).tolist()),
-}
-"""Speeds of the clients of three toy fleets."""
-GRID = np.arange(10) / 10
-"""Share of the model that each of ten levels leaves out."""
-NOTHING = DenseUpdate(torch.zeros(0))
-
-
-class Given(Value):
-    """The values that a test sets."""
-
-    def __init__(self) -> None:
-        self.values: dict[int, float] = {}
-
-    def of_round(self) -> dict[int, float]:
-        return dict(self.values)
 
 
 def outlook(seconds_LN: Any, entries: Sequence[int], deadline: float | None = None, kinds: Any = None) -> Outlook:
@@ -72,34 +49,6 @@ def play(
         policy.value.values = values or dict.fromkeys(seconds, 1.0)
     policy.end_round(round)
     return drawn
-
-
-class Toy:
-    """Clients whose time falls with the share that is left out, in proportion, and whose value falls with its cube.
-
-    Args:
-        speeds: of the clients.
-        seed: of the noise.
-    """
-
-    def __init__(self, speeds: Sequence[float], seed: int) -> None:
-        self.speeds, self._random = np.array(speeds), np.random.default_rng(seed)
-        self.seconds = self.progress = 0.0
-
-    @property
-    def outlook(self) -> Outlook:
-        """What is known of the clients before a run."""
-        seconds_LN = (1 - GRID)[:, None] / self.speeds[None, :] + 0.1
-        return outlook(seconds_LN, [100 - 10 * level for level in range(10)])
-
-    def round(self, drawn: Sequence[int]) -> tuple[FloatArray, FloatArray]:
-        """Return the seconds and the values of the clients at these levels, and add them up."""
-        left_out = GRID[list(drawn)]
-        seconds = (1 - left_out) / self.speeds * self._random.uniform(0.95, 1.05, len(left_out)) + 0.1
-        values = (1 - 1.2 * left_out**3) * self._random.uniform(0.9, 1.1, len(left_out))
-        self.seconds += seconds.max()
-        self.progress += values.mean()
-        return seconds, values
 
 
 class PlainBandit:
@@ -144,16 +93,3 @@ def plain_rewards(seconds: Sequence[float], values: Sequence[float], scale: floa
         max(value, 0.0) / scale / max(abs(time - mean), 0.05 * mean)
         for time, value in zip(seconds, values, strict=True)
     ]
-
-
-def progress_per_second(policy: LevelAssignment, speeds: Sequence[float], seed: int, rounds: int = 400) -> float:
-    """Return what a policy reaches in the toy federation."""
-    toy = Toy(speeds, seed)
-    policy = ready(policy, toy.outlook, seed)
-    for round in range(rounds):
-        policy.begin_round(round, 0.1)
-        drawn = policy.positions(round).tolist()
-        seconds, values = toy.round(drawn)
-        if isinstance(policy, LearningAssignment):
-            play(policy, round, dict(enumerate(seconds.tolist())), dict(enumerate(values.tolist())))
-    return toy.progress / toy.seconds

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bandit import FLEETS, NOTHING, Given, Toy, per_second
 
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import (
@@ -25,8 +26,7 @@ from hetfl.part import Part
 from hetfl.piece import Facts
 from hetfl.types import Report
 from hetfl.value import LossDrop
-from tests.bandit_cases import FLEETS, NOTHING, Given, PlainBandit, Toy, outlook, plain_rewards, play, ready
-from tests.bandit_cases import progress_per_second as reached
+from tests.bandit_cases import PlainBandit, outlook, plain_rewards, play, ready
 
 FALLING = [[4.0, 2.0], [2.0, 1.0], [1.0, 0.5]]
 """Seconds of two clients at three levels."""
@@ -288,6 +288,6 @@ def test_loss_drops_are_since_the_last_report_or_since_the_start() -> None:
 @pytest.mark.parametrize("name", FLEETS)
 def test_a_bandit_makes_more_progress_per_second_than_random_levels(make: Any, name: str) -> None:
     speeds = FLEETS[name]
-    bandit = np.mean([reached(make(value=Given()), speeds, seed) for seed in range(2)])
-    random = np.mean([reached(Dynamic(), speeds, seed) for seed in range(2)])
+    bandit = np.mean([per_second(make(value=Given()), speeds, seed) for seed in range(2)])
+    random = np.mean([per_second(Dynamic(), speeds, seed) for seed in range(2)])
     assert bandit > 1.4 * random

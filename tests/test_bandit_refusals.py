@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from bandit import Given
 
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import EUCB, DiscountedUCB, EqualTime, OneForAll
 from hetfl.value import LossDrop
-from tests.bandit_cases import Given, outlook, play, ready
+from tests.bandit_cases import outlook, play, ready
 
 FALLING = [[4.0, 2.0], [2.0, 1.0], [1.0, 0.5]]
 """Seconds of two clients at three levels."""
