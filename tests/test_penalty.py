@@ -17,7 +17,7 @@ from torch.optim import SGD
 from hetfl import ConfigurationError
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.hooks import Hooks
-from hetfl.layout import Index
+from hetfl.layout import Index, Layout
 from hetfl.local import FedDyn, LocalTraining, Penalty, Proximal, Workers
 from hetfl.piece import Facts
 from hetfl.store import DiskStore
@@ -38,7 +38,7 @@ def test_proximal_gradient_equals_autograd_of_the_penalty() -> None:
     theta.requires_grad_()
     (0.3 / 2 * (theta - anchor).square().sum()).backward()
     gradient = torch.ones(7, dtype=torch.float64)
-    Proximal(0.3).add_gradient(gradient, theta.detach(), anchor, None)
+    Proximal(0.3).add_gradient(gradient, theta.detach(), anchor, None, Layout({"w": (7,)}))
     assert theta.grad is not None
     assert torch.allclose(gradient, 1 + theta.grad, rtol=0, atol=1e-15)
 
@@ -49,7 +49,7 @@ def test_feddyn_gradient_equals_autograd_of_the_penalty() -> None:
     theta.requires_grad_()
     (-(memory * theta).sum() + 0.3 / 2 * (theta - anchor).square().sum()).backward()
     gradient = torch.ones(7, dtype=torch.float64)
-    FedDyn(0.3).add_gradient(gradient, theta.detach(), anchor, memory)
+    FedDyn(0.3).add_gradient(gradient, theta.detach(), anchor, memory, Layout({"w": (7,)}))
     assert theta.grad is not None
     assert torch.allclose(gradient, 1 + theta.grad, rtol=0, atol=1e-15)
 

@@ -54,7 +54,7 @@ class ResidentNet:
                 self.net.get_submodule(owner)._buffers[leaf] = view
 
     def _make_optimizer(self, parameters: Mapping[str, Tensor], make: Callable[[Iterable[Tensor]], Optimizer]) -> None:
-        layout = Layout.of(parameters)
+        self.trained = layout = Layout.of(parameters)
         self.vector = nn.Parameter(self.flat_D[: layout.size])
         self.vector.grad = torch.zeros_like(self.vector)
         self._parameters, self._grads = list(parameters.values()), list(layout.views(self.vector.grad).values())
@@ -140,9 +140,16 @@ class ResidentNet:
     def penalise(self, penalty: Penalty, memory_D: Tensor | None) -> None:
         """Add a penalty's gradient at the present parameters to ``vector.grad``; entries that are not held get zero."""
         assert self.vector.grad is not None
-        penalty.add_gradient(self.vector.grad, self.vector, self._begun_D[: self.vector.numel()], memory_D)
+        begun_D = self._begun_D[: self.vector.numel()]
+        penalty.add_gradient(self.vector.grad, self.vector, begun_D, memory_D, self.trained)
         if self._mask_D is not None:
             self.vector.grad.mul_(self._mask_D)
+
+    @torch.no_grad()
+    def step(self, penalty: Penalty, lr: float) -> None:
+        """Take a step of the optimizer, and let the penalty change the parameters after it."""
+        self.optimizer.step()
+        penalty.after_step(self.vector, lr, self.trained)
 
     @torch.no_grad()
     def finish(self) -> Tensor:
