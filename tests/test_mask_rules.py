@@ -12,10 +12,11 @@ import torch
 
 from hetfl import FedAvg, Level
 from hetfl.aggregators import SampleMean
+from hetfl.analysis import load_run
 from hetfl.fleet import Dynamic
 from hetfl.local import LocalTraining
 from hetfl.part import Part
-from hetfl.parts import DynamicMask, GreedyMask, RankedMask
+from hetfl.parts import DynamicMask, GreedyMask, RankedMask, ThresholdMask
 from hetfl.parts.growth import ByClients, Exchange, Posterior
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Magnitude, Movement, SquaredTaylor
@@ -108,6 +109,37 @@ def test_purge_merge_tune_equals_numpy(fit: Fit) -> None:
         return theta, mask
 
     check(fit, RankedMask(Magnitude(), "global", Cubic(every=2), shrink=True, erase=True), 6, play)
+
+
+@pytest.mark.parametrize(
+    ("rule", "threshold_after"),
+    [
+        (ThresholdMask(0.2, after=2), {2: 0.2}),
+        (ThresholdMask(0.4, after=1, every=2, until=4), {1: 0.1, 3: 0.3, 5: 0.4}),
+        (ThresholdMask(9.0, after=3), {3: 9.0}),
+    ],
+    ids=["once", "rising", "all but one"],
+)
+def test_pruning_by_a_threshold_equals_numpy(fit: Fit, rule: ThresholdMask, threshold_after: dict[int, float]) -> None:
+    densities: list[float] = []
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        assert all(mask[name].all() for name in WEIGHTS)
+        for round in range(6):
+            theta = clients.round(theta, [mask] * 4)
+            for name in WEIGHTS if round + 1 in threshold_after else ():
+                size = np.where(mask[name] > 0, abs(theta[name]), -1.0)
+                kept = size >= threshold_after[round + 1]
+                mask[name] = kept.astype(np.float64) if kept.any() else top(size, 1)
+            theta = masked(theta, mask)
+            densities.append(sum(mask[n].sum() for n in WEIGHTS) / sum(mask[n].size for n in WEIGHTS))
+        return theta, mask
+
+    trainer, _, mask = check(fit, rule, 6, play)
+    reported = load_run(str(trainer.log_dir)).series("parts/density").tolist()
+    assert reported == pytest.approx(densities, rel=1e-9)
+    assert 1.0 > densities[-1] >= 2 / 45
+    assert all(mask[name].any() for name in WEIGHTS)
 
 
 def test_movement_and_taylor_scores_of_a_run_equal_numpy(fit: Fit) -> None:

@@ -8,6 +8,7 @@ from hetfl.parts.random_channels import RandomChannels
 from hetfl.parts.random_mask import RandomMask
 from hetfl.parts.ranked_mask import RankedMask
 from hetfl.parts.rolling import Rolling
+from hetfl.parts.threshold_mask import ThresholdMask
 
 __all__ = [
     "NOBODY",
@@ -19,4 +20,5 @@ __all__ = [
     "RandomMask",
     "RankedMask",
     "Rolling",
+    "ThresholdMask",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 from hetfl.errors import ConfigurationError
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Criterion, Magnitude
-from hetfl.pruning.densities import Scope, best, check_scope
+from hetfl.pruning.densities import Scope, best, check_scope, density_of
 from hetfl.pruning.gradients import GradientRequest
 from hetfl.pruning.schedules import DensitySchedule
 from hetfl.submodel import parameters_of
@@ -81,6 +81,12 @@ class RankedMask(MaskRule):
             self.hold(self._ranked(scores, round + 1))
         if self.erase:
             self.clear_pruned(self.held(self.sparse[0]))
+
+    def columns(self) -> dict[str, float]:
+        """Return the density of the largest mask over all weights, if there is a schedule of densities."""
+        if type(self.schedule) is DensitySchedule:
+            return {}
+        return {"parts/density": density_of(self.held(self.sparse[0]))}
 
     def _scores(self, round: int) -> dict[str, Tensor]:
         known: dict[str, object] = {"seed": self.random_seed(round)}
