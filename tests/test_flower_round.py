@@ -96,7 +96,11 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
         {},
     ),
     "rolling windows and personal heads": (
-        lambda: {"parts": Rolling(), "personal": ["classifier.*"], "uplink": ErrorFeedback(TopK(0.2))},
+        lambda: {
+            "parts": Rolling(),
+            "personal": ["classifier.*"],
+            "uplink": ErrorFeedback(TopK(0.2, by="weight")),
+        },
         {},
     ),
     "coded downloads, rotated, of masks": (
@@ -105,6 +109,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
             "parts": RandomMask(),
             "levels": {"a": Level("a"), "b": Level("b", 0.5, density=0.3)},
             "personal": ["classifier.bias"],
+            "uplink": ErrorFeedback(TopK(0.2, scope="layer", by="weight")),
             "statistics_clients": None,
         },
         {},

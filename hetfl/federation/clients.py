@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -83,11 +83,19 @@ class ClientSide:
         kept = self.personal.of(task.owner, self.parts.kept(task), self.parts.models.like)
         return task if kept is None else replace(task, personal=kept)
 
-    def send(self, result: Result) -> Reply:
-        """Return a client's reply: its delta plus residual, compressed and encoded. Its state does not change yet."""
+    def send(self, result: Result, start: Callable[[Task], Tensor]) -> Reply:
+        """Return a client's reply: its delta plus residual, compressed and encoded. Its state does not change yet.
+
+        Args:
+            result: of its training.
+            start: returns the values that a task's client began with, shape (D,), without personal tensors; it is
+                called only if the compressor needs them.
+        """
         task, sent, held = result.task, result.task.sent, self.parts.compressed(result.task)
         size = held.size
-        vector_D = _restricted(result.vector, task.part.dense, sent)
+        vector_D, start_D = _restricted(result.vector, task.part.dense, sent), None
+        if self.uplink.compressor.needs_start:
+            start_D = _restricted(start(task), task.part.dense, sent)[:size]
         try:
             message = self.uplink.prepare(
                 task.owner,
@@ -100,6 +108,7 @@ class ClientSide:
                 uplink=float(self.fleet.rates(task.client, task.round)[2]),
                 samples=result.report.samples,
                 combine=self.hooks.combine(task, held, self.seed),
+                start_D=start_D,
             )
         except RefusedUpdate as error:
             return Reply(task, result.report, refusal=str(error))
@@ -178,8 +187,12 @@ class OwnClients(Clients):
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
         given = self.side.parts.broadcast.given
+
+        def start(task: Task) -> Tensor:
+            return self.executor.bench.resident(given(task)).anchor_D
+
         for result in self.executor.run(train, tasks, lambda task: given(self.side.recall(task))):
-            yield self.side.send(result)
+            yield self.side.send(result, start)
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
         # Static statistics are those of the global models, so clients gather them without their personal tensors.
