@@ -8,7 +8,7 @@ import torch
 
 from hetfl import FedAvg, Level
 from hetfl.aggregators import SampleMean
-from hetfl.compression import Chain, ErrorFeedback, Identity, SignEF, TopK
+from hetfl.compression import ErrorFeedback, TopK
 from hetfl.compression.base import Context
 from hetfl.downlink import Downlink
 from hetfl.errors import ConfigurationError
@@ -28,7 +28,7 @@ SIZES, LR, STEPS, DENSITY = [9, 14, 7, 11], 0.3, 2, 0.3
 def test_the_entries_of_the_largest_weights_after_training_send_their_change() -> None:
     """Diff on Top-K-Weights; the largest changes would be those of entries 1 and 2."""
     start, after = torch.tensor([4.0, 1.0, 0.0, -3.0]), torch.tensor([4.1, 1.1, 3.2, -3.1])
-    update = TopK(0.5, by="weight").compress_in(after - start, Context(0.1, start_D=start))
+    update = TopK(0.5, by="weight").compress_in(after - start, Context(0.1, start=lambda: start))
     assert update.to_dense().tolist() == pytest.approx([0.1, 0.0, 3.2, 0.0])
 
 
@@ -36,7 +36,7 @@ def test_a_layer_has_its_share_by_weight() -> None:
     random = np.random.default_rng(0)
     start, change = random.normal(size=60), random.normal(size=60)
     layout = Layout({"w": (4, 10), "b": (20,)})
-    context = Context(0.1, layout, start_D=torch.from_numpy(start))
+    context = Context(0.1, layout, start=lambda: torch.from_numpy(start))
     update = TopK(0.2, scope="layer", by="weight").compress_in(torch.from_numpy(change), context)
     parts = [top(abs(start + change)[:40], 8), top(abs(start + change)[40:], 4)]
     np.testing.assert_array_equal(update.to_dense().numpy(), np.concatenate(parts) * change)
@@ -47,11 +47,6 @@ def test_first_values_are_needed_and_settings_are_checked() -> None:
         TopK(0.5, by="weight").compress(torch.ones(3), lr=0.1)
     with pytest.raises(ConfigurationError, match=r"one of \['delta', 'weight'\] but got 'size'"):
         TopK(0.5, by="size")  # type: ignore[arg-type]
-    assert [each.needs_start for each in (TopK(0.5), Identity(), Chain(TopK(0.5, by="weight"), SignEF()))] == [
-        False,
-        False,
-        True,
-    ]
 
 
 def flat(values: Tensors, mask: Tensors) -> Array:

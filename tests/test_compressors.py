@@ -164,7 +164,7 @@ def test_sent_plus_kept_is_delta_plus_residual(name: str, vector: Tensor, half_p
     index = {tensor: tuple(slice(0, size) for size in shape) for tensor, shape in layout.shapes.items()}
     before = torch.zeros_like(vector)
     for round in range(3):
-        given = {"generator": chance(round), "start_D": torch.ones_like(vector)}
+        given = {"generator": chance(round), "start": lambda: torch.ones_like(vector)}
         message = feedback.prepare(5, vector, index=index, round=round, lr=0.1, **given)  # type: ignore[arg-type]
         sent = decode(message.payload, Expected(round, 5, vector.numel(), layout=layout))
         assert message.residual_D is not None

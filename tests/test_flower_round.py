@@ -129,6 +129,15 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
         },
         {},
     ),
+    "complements of coded masks": (
+        lambda: {
+            "parts": RankedMask(complement=True),
+            "levels": {"a": Level("a"), "b": Level("b", 0.5, density=0.3)},
+            "downlink": Downlink(exact=["*bias"]),
+            "uplink": ErrorFeedback(TopK(0.2)),
+        },
+        {},
+    ),
     "masks and hooks": (
         lambda: {
             "hooks": [Noise(0.02), NormBound(0.2, action="clip"), Momentum()],

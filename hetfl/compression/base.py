@@ -36,8 +36,7 @@ class Context:
         itemsize: bytes that a value takes on the wire, a part of one for a code; None: those of the vector's dtype.
         reported: extras of the client's report that :meth:`Compressor.report` returned for its delta.
         relative_samples: the client's training samples over the mean over all clients.
-        start_D: the values that the client began the round with, shape (D,), for compressors that declare
-            :attr:`Compressor.needs_start`; None: not known.
+        start: returns the values that the client began the round with, shape (D,); None: they are not known.
     """
 
     lr: float
@@ -48,7 +47,7 @@ class Context:
     itemsize: float | None = None
     reported: Mapping[str, float] = field(default_factory=dict)
     relative_samples: float = 1.0
-    start_D: Tensor | None = None
+    start: Callable[[], Tensor] | None = None
 
 
 class Compressor(ABC):
@@ -177,11 +176,6 @@ class Compressor(ABC):
     @property
     def needs_shapes(self) -> bool:
         """Whether tensors are looked at by rows or filters, which a masked vector does not have. By default not."""
-        return False
-
-    @property
-    def needs_start(self) -> bool:
-        """Whether :attr:`Context.start_D` is read. By default not."""
         return False
 
     def shared_bytes(self, layout: Layout) -> int:

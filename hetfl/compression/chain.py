@@ -55,10 +55,6 @@ class Chain(Compressor):
     def needs_shapes(self) -> bool:  # noqa: D102
         return self.sparsifier.needs_shapes
 
-    @property
-    def needs_start(self) -> bool:  # noqa: D102
-        return self.sparsifier.needs_start
-
     def apply(self, p_D: Tensor, context: Context) -> Update:  # noqa: D102
         return self.coded(self.sparsifier.apply(p_D, self._inner(context)), context)
 

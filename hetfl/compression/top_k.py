@@ -163,10 +163,6 @@ class TopK(Compressor):
             raise ConfigurationError("Expected the schedule of a run for TopK(schedule: lr) but got a vector without")
         return min(1.0, self.density * lr / self._mean_lr)
 
-    @property
-    def needs_start(self) -> bool:  # noqa: D102
-        return self.by == "weight"
-
     def apply(self, p_D: Tensor, context: Context) -> SparseUpdate:
         """Return the k entries; see :meth:`Compressor.apply`.
 
@@ -185,9 +181,9 @@ class TopK(Compressor):
         """Return θ + p, shape (D,); None: entries are chosen by p."""
         if self.by == "delta":
             return None
-        if context.start_D is None:
+        if context.start is None:
             raise ConfigurationError("Expected the values that a client began with for TopK(by: weight) but got none")
-        return context.start_D + p_D
+        return context.start() + p_D
 
     def fused(  # noqa: D102
         self, delta_D: Tensor, residual_D: Tensor | None, context: Context, out: Tensor | None

@@ -88,14 +88,12 @@ class ClientSide:
 
         Args:
             result: of its training.
-            start: returns the values that a task's client began with, shape (D,), without personal tensors; it is
-                called only if the compressor needs them.
+            start: returns the values that a task's client began with, without personal tensors, in the order of its
+                part's index; it is called only if the compressor asks for them.
         """
         task, sent, held = result.task, result.task.sent, self.parts.compressed(result.task)
         size = held.size
-        vector_D, start_D = _restricted(result.vector, task.part.dense, sent), None
-        if self.uplink.compressor.needs_start:
-            start_D = _restricted(start(task), task.part.dense, sent)[:size]
+        vector_D = _restricted(result.vector, task.part.dense, sent)
         try:
             message = self.uplink.prepare(
                 task.owner,
@@ -108,7 +106,7 @@ class ClientSide:
                 uplink=float(self.fleet.rates(task.client, task.round)[2]),
                 samples=result.report.samples,
                 combine=self.hooks.combine(task, held, self.seed),
-                start_D=start_D,
+                start=lambda: _restricted(start(task), task.part.dense, sent)[:size],
             )
         except RefusedUpdate as error:
             return Reply(task, result.report, refusal=str(error))

@@ -28,10 +28,13 @@ class ResidentNet:
     Args:
         net: the level's net, already on its device and in its dtype; its tensors are replaced in place.
         optimizer: makes the clients' optimizer.
+        trains_all: whether entries that are not held are trained from zero.
     """
 
-    def __init__(self, net: nn.Module, optimizer: Callable[[Iterable[Tensor]], Optimizer]) -> None:
-        self.net = net
+    def __init__(
+        self, net: nn.Module, optimizer: Callable[[Iterable[Tensor]], Optimizer], trains_all: bool = False
+    ) -> None:
+        self.net, self.trains_all = net, trains_all
         tensors = state_of(net)
         self.layout = Layout.of(tensors)
         self.flat_D = torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()])
@@ -99,13 +102,16 @@ class ResidentNet:
 
     @torch.no_grad()
     def hold(self, part: Part) -> None:
-        """Apply a part's mask to the anchor: entries that are not held become zero and get no gradient."""
+        """Apply a part's mask to the anchor: entries that are not held become zero.
+
+        They get no gradient, unless all entries are trained.
+        """
         mask_D = part.mask_D
         if mask_D is not None:
             mask_D = mask_D.to(self.anchor_D.device)
             self.anchor_D.masked_fill_(~mask_D, 0.0)
             mask_D = mask_D[: self.vector.numel()]
-        self._mask_D = mask_D
+        self._mask_D = None if self.trains_all else mask_D
 
     @torch.no_grad()
     def start(self, lr: float | None = None, beyond_D: Tensor | None = None) -> None:

@@ -56,6 +56,9 @@ class PartRule(Piece):
     replayable: ClassVar[bool] = True
     """Whether the parts of past rounds can be drawn again from seed, round and client alone."""
 
+    trains_all: bool = False
+    """Whether clients also train the entries of the index that the mask leaves out, from zero, and may send them."""
+
     asks_gradients: bool = False
     """Whether :meth:`consult` asks clients for gradients."""
 
@@ -95,7 +98,10 @@ class PartRule(Piece):
         """
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
-        """Return the entries of its part that the client sends and counts as a holder of; by default all of them."""
+        """Return the entries of its part that the client sends and counts as a holder of; by default all of them.
+
+        It depends on its arguments alone, as nodes call it, too.
+        """
         return part
 
     def check(self, part: Part, level: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def _check_update(make: Callable[[], Compressor], vector: Tensor, layout: Layout
 
 def _compressed(compressor: Compressor, vector: Tensor, layout: Layout | None, seed: int, lr: float = 0.1) -> Update:
     """Return the update of a vector of a client that began with random values."""
-    context = Context(lr, layout, None, random(seed), start_D=_started(vector))
+    context = Context(lr, layout, None, random(seed), start=partial(_started, vector))
     return compressor.compress_in(vector, context)
 
 
@@ -102,8 +103,8 @@ def _check_residual(make: Callable[[], Compressor], vector: Tensor) -> None:
     index = {tensor: tuple(slice(0, size) for size in shape) for tensor, shape in layout.shapes.items()}
     before = torch.zeros_like(vector)
     for round in range(2):
-        start_D, chance = _started(vector), random(round)
-        message = feedback.prepare(5, vector, index=index, round=round, lr=0.1, generator=chance, start_D=start_D)
+        chance, start = random(round), partial(_started, vector)
+        message = feedback.prepare(5, vector, index=index, round=round, lr=0.1, start=start, generator=chance)
         update = decode(message.payload, Expected(round, 5, vector.numel(), layout=layout))
         p_D, u_D, left_D = vector + before, update.to_dense(), message.residual_D
         assert left_D is not None

@@ -125,8 +125,8 @@ class Stack:
             self.memory_SD = self.trained_row_layout.reordered(memory_SD, self.trained)
 
     def _masks(self, parts: Sequence[Part]) -> Tensor | None:
-        """Return the trained entries that each client holds, bool (S, D); None if all clients hold all entries."""
-        if all(part.mask_D is None for part in parts):
+        """Return the entries that each client trains, bool (S, D); None if all clients train all entries."""
+        if self.bench.problem.trains_all or all(part.mask_D is None for part in parts):
             return None
         all_D = torch.ones(self.trained.size, dtype=torch.bool)
         masks = [all_D if part.mask_D is None else part.mask_D[: self.trained.size].cpu() for part in parts]
