@@ -99,7 +99,11 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
         {},
     ),
     "rolling windows and personal heads": (
-        lambda: {"parts": Rolling(), "personal": ["classifier.*"], "uplink": ErrorFeedback(TopK(0.2))},
+        lambda: {
+            "parts": Rolling(),
+            "personal": ["classifier.*"],
+            "uplink": ErrorFeedback(TopK(0.2, by="weight")),
+        },
         {},
     ),
     "the best channels and a mean over the cohort": (
@@ -116,6 +120,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
             "parts": RandomMask(),
             "levels": {"a": Level("a"), "b": Level("b", 0.5, density=0.3)},
             "personal": ["classifier.bias"],
+            "uplink": ErrorFeedback(TopK(0.2, scope="layer", by="weight")),
             "statistics_clients": None,
         },
         {},
@@ -137,6 +142,15 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
     ),
     "a bandit and late clients": (
         lambda: {"assignment": EUCB(), "fleet": varied(failure_rate=0.2), "deadline": 8.0, "selection": Uniform(8)},
+        {},
+    ),
+    "complements of coded masks": (
+        lambda: {
+            "parts": RankedMask(complement=True),
+            "levels": {"a": Level("a"), "b": Level("b", 0.5, density=0.3)},
+            "downlink": Downlink(exact=["*bias"]),
+            "uplink": ErrorFeedback(TopK(0.2)),
+        },
         {},
     ),
     "masks and hooks": (

@@ -92,7 +92,7 @@ def sparse(**changes: Any) -> FederatedModule:
     """Return a module with masks per client, residuals in global coordinates, and personal biases."""
     levels = {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}
     return small_module(
-        levels=levels, parts=RandomMask(), uplink=ErrorFeedback(TopK(0.2)), personal=["*bias"], **changes
+        levels=levels, parts=RandomMask(), uplink=ErrorFeedback(TopK(0.2, by="weight")), personal=["*bias"], **changes
     )
 
 

@@ -22,6 +22,7 @@ from hetfl.analysis.similarity import activations, head_agreement, level_similar
 from hetfl.analysis.similarity_plots import plot_heads, plot_level_similarity
 from hetfl.analysis.snapshot_reader import RunSnapshots, Snapshot, load_snapshots
 from hetfl.analysis.snapshots import Snapshots
+from hetfl.analysis.sparsity_plots import draw_sparsity, plot_sparsity, score_over_density
 from hetfl.analysis.traffic import layer_density, layer_residuals, load_residuals
 from hetfl.analysis.traffic_plots import plot_layer_density, plot_residuals
 
@@ -37,6 +38,7 @@ __all__ = [
     "class_accuracy",
     "draw_assignment",
     "draw_budget",
+    "draw_sparsity",
     "head_agreement",
     "holders",
     "layer_density",
@@ -72,5 +74,7 @@ __all__ = [
     "plot_run",
     "plot_score_over_bytes",
     "plot_score_over_rounds",
+    "plot_sparsity",
     "reliability",
+    "score_over_density",
 ]

@@ -24,6 +24,9 @@ ASSIGNMENT_TABLE = "assignment.csv"
 BUDGET_COLUMNS = ("budget/spent_bytes", "budget/spent_entries")
 """Columns of ``metrics.csv``, one of which a run with an upload budget has."""
 
+DENSITY_COLUMN = "parts/density"
+"""Column of ``metrics.csv`` of a run whose masks change their density."""
+
 
 def pictures_of(headline: Headline) -> tuple[str, str]:
     """Return the names of the figures that every validated run has: the headline over rounds, and over bytes.
@@ -59,7 +62,7 @@ def save_figure(figure: Figure, folder: Path, name: str, padding: float = 0.1) -
 
 
 def expected_pictures(folder: Path) -> list[Path]:
-    """Return the files that ``plot_run``, ``plot_clusters``, ``draw_budget`` and ``draw_assignment`` write for a run.
+    """Return the files that ``plot_run``, ``plot_clusters`` and the functions ``draw_...`` write for a run.
 
     Args:
         folder: the run folder.
@@ -76,17 +79,28 @@ def expected_pictures(folder: Path) -> list[Path]:
         names.append("budget")
     if (folder / ASSIGNMENT_TABLE).is_file() and _has_rows(folder / ASSIGNMENT_TABLE):
         names.append("assignment")
+    if had_density(folder):
+        names.append("sparsity")
     return [folder / "plots" / f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
 
 
 def had_budget(folder: Path) -> bool:
     """Return whether the first line of a run's ``metrics.csv`` names a column of an upload budget."""
+    return any(name in _columns(folder) for name in BUDGET_COLUMNS)
+
+
+def had_density(folder: Path) -> bool:
+    """Return whether the first line of a run's ``metrics.csv`` names the density of masks."""
+    return DENSITY_COLUMN in _columns(folder)
+
+
+def _columns(folder: Path) -> list[str]:
+    """Return the first line of a run's ``metrics.csv``; empty if it cannot be read."""
     try:
         with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
-            names = next(csv.reader(file), [])
+            return next(csv.reader(file), [])
     except (OSError, UnicodeDecodeError):
-        return False
-    return any(name in names for name in BUDGET_COLUMNS)
+        return []
 
 
 def _has_rows(path: Path) -> bool:

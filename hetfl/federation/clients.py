@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -85,8 +85,14 @@ class ClientSide:
         kept = self.personal.of(task.owner, self.task_parts.kept(task), self.task_parts.models.like)
         return task if kept is None else replace(task, personal=kept)
 
-    def send(self, result: Result) -> Reply:
-        """Return a client's reply: its delta plus residual, compressed and encoded. Its state does not change yet."""
+    def send(self, result: Result, start: Callable[[Task], Tensor]) -> Reply:
+        """Return a client's reply: its delta plus residual, compressed and encoded. Its state does not change yet.
+
+        Args:
+            result: of its training.
+            start: returns the values that a task's client began with, without personal tensors, in the order of its
+                part's index; it is called only if the compressor asks for them.
+        """
         task, sent, held = result.task, result.task.sent, self.task_parts.compressed(result.task)
         size = held.size
         vector_D = _restricted(result.vector, task.part.dense, sent)
@@ -102,6 +108,7 @@ class ClientSide:
                 uplink=float(self.fleet.rates(task.client, task.round)[2]),
                 samples=result.report.samples,
                 combine=self.hooks.combine(task, held, self.seed),
+                start=lambda: _restricted(start(task), task.part.dense, sent)[:size],
             )
         except RefusedUpdate as error:
             return Reply(task, result.report, refusal=str(error))
@@ -181,7 +188,11 @@ class OwnClients(Clients):
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
         given = self.side.task_parts.broadcast.given
         for result in self.executor.run(train, tasks, lambda task: given(self.side.recall(task))):
-            yield self.side.send(result)
+            yield self.side.send(result, self.begun)
+
+    def begun(self, task: Task) -> Tensor:
+        """Return the values that a task's client began with, without personal tensors, shape (D,)."""
+        return self.executor.bench.resident(self.side.task_parts.broadcast.given(task)).anchor_D
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
         # Static statistics are those of the global models, so clients gather them without their personal tensors.

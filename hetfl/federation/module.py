@@ -141,7 +141,7 @@ class FederatedModule(Method):
         self.clients: Clients = OwnClients(self.executor, side)
         self.server = Server(self.task_parts, self.uplink, self.aggregator, self.hooks, self.ledger, self.downloads)
         model_arguments = (self.levels.indices, self.models.build, self, self._precision_context)
-        problem = LocalProblem(self.seed, self.local, *model_arguments, self.downlink.personal)
+        problem = LocalProblem(self.seed, self.local, *model_arguments, self.downlink.personal, self.parts.trains_all)
         self.hosting = Hosting(problem, self.task_parts, self.executor, self.statistics)
         self.prediction = Prediction(self.hosting.submodel, list(self.levels), self.models)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)

@@ -63,6 +63,9 @@ class PartRule(Piece):
     personal: bool = False
     """Whether clients have parts of their own: an evaluation then also measures every client's own sub-model."""
 
+    trains_all: bool = False
+    """Whether clients also train the entries of the index that the mask leaves out, from zero, and may send them."""
+
     asks_gradients: bool = False
     """Whether :meth:`consult` asks clients for gradients."""
 
@@ -102,7 +105,10 @@ class PartRule(Piece):
         """
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
-        """Return the entries of its part that the client sends and counts as a holder of; by default all of them."""
+        """Return the entries of its part that the client sends and counts as a holder of; by default all of them.
+
+        It depends on its arguments alone, as nodes call it, too.
+        """
         return part
 
     def check(self, part: Part, level: str) -> None:
