@@ -56,7 +56,8 @@ def test_classes_that_cannot_be_left_out_are_refused(classes: list[int], message
 
 def test_targets_without_classes_are_refused() -> None:
     inputs, targets = torch.rand(40, 2), torch.rand(40, 1)
-    samples: dict[str, Any] = {"train_inputs": inputs, "train_targets": targets, "test_inputs": inputs, "test_targets": targets}
+    train: dict[str, Any] = {"train_inputs": inputs, "train_targets": targets}
+    samples = {**train, "test_inputs": inputs, "test_targets": targets}
     data = TensorData(**samples, num_clients=4, objective=Regression(), left_out_classes=[0])
     with pytest.raises(ConfigurationError, match="one class each, to leave classes out, but got those of Regression"):
         data.setup()
