@@ -180,7 +180,7 @@ class _Asking(Callback):
         assert isinstance(pl_module, FederatedModule)
         before, ledger = class_accuracies(pl_module), pl_module.ledger
         ledger.load_state_dict(Ledger(pl_module.fleet).state_dict())
-        with torch.inference_mode(False), pl_module._precision_context():
+        with torch.inference_mode(False):
             pruned = telling_channels(pl_module, self.forget, self.share)
         weights = {name: each.detach().cpu().clone() for name, each in pl_module.state_dict().items()}
         self.asker.found = Found(self.forget, pruned, before, weights, ledger.state_dict())

@@ -65,9 +65,10 @@ def sizes(layer: nn.Module, inputs: Tensor, channels: int) -> Tensor:
 def activations(bench: Bench, task: Task, readers: Sequence[Reader]) -> Result:
     """Pass all of a client's data through its sub-model once, and sum the mean absolute activations by class.
 
-    The net is in training mode, for the Scaler and for norm layers without statistics; samples are not augmented. The
-    result's vector has the number of samples of each class, shape (K,), then for each reader in turn the sums, shape
-    (K, C) with the C channels that the layer reads at the client's level; :func:`unpack_activations` reads it.
+    The net is in training mode, for the Scaler and for norm layers without statistics; samples are not augmented. If a
+    layer is called several times for a batch, the last call counts. The result's vector has the number of samples of
+    each class, shape (K,), then for each reader in turn the sums, shape (K, C) with the C channels that the layer reads
+    at the client's level; :func:`unpack_activations` reads it.
 
     Args:
         bench: the resident nets.
@@ -82,22 +83,24 @@ def activations(bench: Bench, task: Task, readers: Sequence[Reader]) -> Result:
     classes, like = len(bench.data.labels(task.client)), resident.anchor_D
     counts_K = like.new_zeros(classes, dtype=torch.float64)
     totals = [like.new_zeros(classes, count, dtype=torch.float64) for count in channels]
-    labels_N = torch.empty(0)
+    seen = dict[int, Tensor]()  # by reader, of the last call: a resident net may try a layout with one more pass
 
-    def add(number: int, layer: nn.Module, given: tuple[Any, ...]) -> None:
-        totals[number].index_add_(0, labels_N, sizes(layer, given[0], channels[number]).double())
+    def see(number: int, layer: nn.Module, given: tuple[Any, ...]) -> None:
+        seen[number] = sizes(layer, given[0], channels[number]).double()
 
     with torch.no_grad(), ExitStack() as stack:
         for number, reader in enumerate(readers):
             if channels[number]:
-                hook = reader.layer(net).register_forward_pre_hook(partial(add, number))
+                hook = reader.layer(net).register_forward_pre_hook(partial(see, number))
                 stack.callback(hook.remove)
         for batch in cut(torch.randperm(len(data.targets), generator=random), LOSS_BATCH):
             inputs = bench.data.transform.eval(taken(data.inputs, batch))
             inputs, targets = method.objective.batch(inputs, data.targets[batch], random)
+            net(moved(inputs, bench.device))
             labels_N = targets.to(bench.device)
             counts_K += labels_N.bincount(minlength=classes)
-            net(moved(inputs, bench.device))
+            for number, sizes_NC in seen.items():
+                totals[number].index_add_(0, labels_N, sizes_NC)
     vector = torch.cat([counts_K, *(each.flatten() for each in totals)]).to(like.dtype)
     return Result(task, report_of(bench, task, 0.0, len(data.targets)), vector)
 

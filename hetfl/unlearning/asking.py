@@ -5,7 +5,7 @@ Wang, Guo, Xie, Qi: Federated Unlearning via Class-Discriminative Pruning, WWW 2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from hetfl import wire
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
+from hetfl.local import Result
 from hetfl.local.activations import Reader, activations, unpack_activations
 from hetfl.parts import PrunedGroup
 from hetfl.pruning.class_channels import most_telling, tf_idf
@@ -92,7 +93,7 @@ def mean_activations(
     probe = probing.of_round(module.models.last_round)
     tasks = [probe.task(client) for client in probe.clients]
     ledger.begin_phase("probes")
-    for result in probing.clients.run(partial(activations, readers=flat), tasks):
+    for result in _asked(module, flat, tasks):
         channels = [_held(result.task, reader) for reader in flat]
         of_client_K, sums = unpack_activations(result.vector.cpu().double(), classes, [len(each) for each in channels])
         counts_K += of_client_K
@@ -104,6 +105,12 @@ def mean_activations(
         probing.downloads.note(result.task)
     means = iter([total / count.clamp(min=1.0) for total, count in zip(totals, counts, strict=True)])
     return counts_K, [torch.stack([next(means) for _ in each]).sum(0) for _, each in readers]
+
+
+def _asked(module: FederatedModule, readers: Sequence[Reader], tasks: Sequence[Task]) -> Iterator[Result]:
+    """Yield the clients' results, in the trainer's precision, which Lightning enters only in steps."""
+    with module._precision_context():
+        yield from module.round.probing.clients.run(partial(activations, readers=readers), tasks)
 
 
 def _held(task: Task, reader: Reader) -> Tensor:
