@@ -33,7 +33,7 @@ LAYERS = (
     {"parts"},
     {"federation"},
     {"methods"},
-    {"analysis", "display", "export", "flower", "report", "run_folder", "testing"},
+    {"analysis", "display", "export", "flower", "report", "run_folder", "testing", "unlearning"},
     {"cli"},
     {"compare", "flower.command"},
 )

@@ -1,4 +1,4 @@
-"""The command line: ``hetfl fit | validate | test | describe | resume | data | export | compare | report | ...``."""
+"""The command line: ``hetfl fit | validate | test | describe | resume | data | export | unlearn | compare | ...``."""
 
 from __future__ import annotations
 
@@ -48,6 +48,10 @@ def main(args: Sequence[str] | None = None) -> None:
             from hetfl.cli.configs_command import main as configs
 
             configs(given[1:])
+        elif given[:1] == ["unlearn"]:
+            from hetfl.cli.unlearning import main as unlearn
+
+            unlearn(given[1:])
         elif given[:1] == ["init"]:
             from hetfl.cli.init_command import main as init
 

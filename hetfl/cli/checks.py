@@ -19,7 +19,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.runs.checkpoint import previous
 from hetfl.trainer.requirements import PRECISIONS, check_limits
 
-NOT_RUNS = ("describe", "data", "export")
+NOT_RUNS = ("describe", "data", "export", "unlearn")
 """Verbs that make no run folder and print no summary."""
 
 

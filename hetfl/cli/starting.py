@@ -24,8 +24,8 @@ from hetfl.federation import FederatedModule
 from hetfl.printable import printable
 
 MORE_VERBS = (
-    "More verbs: init [FOLDER]; configs [NAME]; resume RUN; data -c FILE; compare -r NAME=FILE -r NAME=FILE --out DIR; "
-    "report RUN... --out DIR; flower server|client|demo ..."
+    "More verbs: init [FOLDER]; configs [NAME]; resume RUN; unlearn RUN --class K; data -c FILE; "
+    "compare -r NAME=FILE -r NAME=FILE --out DIR; report RUN... --out DIR; flower server|client|demo ..."
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from statistics import median
 from typing import Literal
 
 import torch
@@ -16,6 +15,8 @@ from torch.utils.data import DataLoader
 from hetfl.arguments import checked
 from hetfl.data.arrays import Arrays, ClientData
 from hetfl.data.client_transform import ClientTransform, as_clients_see
+from hetfl.data.describing import in_one_line
+from hetfl.data.left_out import without_classes
 from hetfl.data.loaders import EvalBatch, eval_loader, evaluation_batch, round_loader
 from hetfl.data.partition import IID, NaturalIds, Partitioner
 from hetfl.data.resident import Resident, ServerSamples
@@ -53,6 +54,8 @@ class FederatedDataModule(LightningDataModule):
             are an error.
         eval_batch_size: largest number of samples in an evaluation batch; fewer if they have more than 2^24 outputs.
         local_metrics: whether validation also runs over the test samples of the clients.
+        left_out_classes: classes of which clients, server and validation have no samples; every other sample stays with
+            its client, and the test set keeps all. Clients that become too small are left out. null: no class.
         seed: seed of the held-out samples and of the partition.
 
     Attributes:
@@ -75,6 +78,7 @@ class FederatedDataModule(LightningDataModule):
         drop_unusable: bool = False,
         eval_batch_size: int = 1000,
         local_metrics: bool = True,
+        left_out_classes: list[int] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -85,6 +89,7 @@ class FederatedDataModule(LightningDataModule):
         self.min_samples, self.seed = min_samples, seed
         self.drop_small_clients, self.drop_unusable = drop_small_clients, drop_unusable
         self.eval_batch_size, self.local_metrics = eval_batch_size, local_metrics
+        self.left_out_classes = left_out_classes or []
         self._num_clients, self._transform, self._objective = num_clients, transform, objective
         self._resident: Resident | None = None
         self.client_names: tuple[str | int, ...] | None = None
@@ -136,9 +141,10 @@ class FederatedDataModule(LightningDataModule):
         check_transform(self._transform, arrays.train.inputs)
         outputs = math.prod(self.objective.output_shape(arrays.train.targets[:1], arrays.outputs))
         self.eval_batch_size = evaluation_batch(self.eval_batch_size, outputs)
-        self._resident = Resident.of(arrays, split, owner)
-        self.client_names = split.names
+        self._resident, self.client_names = Resident.of(arrays, split, owner), split.names
         self._report(split)
+        if self.left_out_classes:
+            self._leave_out()
 
     def _usable(self, arrays: Arrays) -> Arrays:
         """Return a data set that can be trained on.
@@ -154,6 +160,17 @@ class FederatedDataModule(LightningDataModule):
         if dropped:
             rank_zero_warn(f"{type(self).__name__}: {dropped} samples with unusable values are left out")
         return arrays
+
+    def _leave_out(self) -> None:
+        """Leave classes out, and warn of clients that are left out with them."""
+        before, names = self.resident, self.client_names
+        self._resident, kept = without_classes(before, self.left_out_classes, self.objective, self.min_samples)
+        self.client_names = None if names is None else tuple(names[client] for client in kept.tolist())
+        if few := sorted(set(range(len(before.train))) - set(kept.tolist())):
+            rank_zero_warn(
+                f"{type(self).__name__}: {some('client', [called(client, names) for client in few])} with fewer than "
+                f"{self.min_samples} training samples (min_samples) of other classes are left out"
+            )
 
     def _report(self, split: Split) -> None:
         """Warn of clients that are left out, and log how many samples belong to no client."""
@@ -278,23 +295,4 @@ class FederatedDataModule(LightningDataModule):
 
     def summary(self) -> str:
         """Return one line: the data set, its partition, and clients without test samples or with one class."""
-        untested = [client for client in range(self.num_clients) if not len(self.client_data(client, "test"))]
-        single = (self.resident.labels.sum(dim=1) == 1).nonzero().flatten().tolist() if self.num_classes > 1 else []
-        special = "".join(
-            f", {fact}: {some('client', [self._called(client) for client in clients], most=3)}"
-            for fact, clients in (("without test samples", untested), ("of one class", single))
-            if clients
-        )
-        sizes, unassigned = self.sizes, f", {self.unassigned} at no client" if self.unassigned else ""
-        at_server = f", {len(self.resident.server)} at the server" if len(self.resident.server) else ""
-        changed = "" if self.client_transform is None else f", changed by {type(self.client_transform).__name__}"
-        outputs = self.objective.noun(self.num_classes)
-        return (
-            f"{type(self).__name__}: {outputs}, {sum(sizes)} training samples on {len(sizes)} clients "
-            f"(smallest {min(sizes)}, median {median(sizes):g}, largest {max(sizes)}){unassigned}{at_server}, "
-            f"{len(self.resident.validation)} held out, {len(self.resident.all_test)} test{changed}{special}"
-        )
-
-    def _called(self, client: int) -> str:
-        """Return the number of a client and, if the data has one, its id."""
-        return called(client, self.client_names)
+        return in_one_line(type(self).__name__, self.objective, self.resident, self.client_names, self.client_transform)

@@ -166,8 +166,11 @@ class Bench:
     @property
     def capacity(self) -> int:
         """An upper bound of the number of entries of a job's result."""
-        # Statistics are longer than the parameters by at most their counts, one entry per norm layer.
-        return sum(tensor.numel() for tensor in self.models[0].values()) + len(self.models[0])
+        tensors, classes = self.models[0].values(), len(self.data.labels(0))
+        # Statistics are longer than the parameters by at most their counts, one entry per norm layer. Activations are
+        # one entry per class and channel, and the counts of the classes.
+        of_channels = classes * (1 + sum(sum(tensor.shape) for tensor in tensors))
+        return max(sum(tensor.numel() for tensor in tensors) + len(tensors), of_channels)
 
     def _of_level(self, level: str) -> ResidentNet:
         if level not in self._residents:

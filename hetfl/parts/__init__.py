@@ -6,6 +6,7 @@ from hetfl.parts.dynamic_mask import DynamicMask
 from hetfl.parts.greedy_mask import GreedyMask
 from hetfl.parts.personal_mask import PersonalMask
 from hetfl.parts.prefix import Prefix
+from hetfl.parts.pruned_channels import PrunedChannels, PrunedGroup
 from hetfl.parts.random_channels import RandomChannels
 from hetfl.parts.random_mask import RandomMask
 from hetfl.parts.ranked_mask import RankedMask
@@ -21,6 +22,8 @@ __all__ = [
     "PartRule",
     "PersonalMask",
     "Prefix",
+    "PrunedChannels",
+    "PrunedGroup",
     "RandomChannels",
     "RandomMask",
     "RankedMask",

@@ -96,7 +96,8 @@ class PartRule(Piece):
     def part(self, level: str, round: int, client: int) -> Part:
         """Return the part that a client of a level holds in a round.
 
-        The tensors have the shapes of the level's net. The largest level holds all entries of every tensor.
+        The tensors have the shapes of the level's net. The largest level holds all entries of every tensor that may
+        change.
 
         Args:
             level: name of the level.
