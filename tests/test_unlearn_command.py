@@ -78,7 +78,9 @@ def test_the_first_round_has_the_cost_of_asking_all_clients(run: Path) -> None:
     main(["unlearn", str(run), "--class", str(OUT), "--rounds", "1", "--name", "costs"])
     (folder,) = (run.parent.parent / "costs").iterdir()
     row = pd.read_csv(folder / "metrics.csv").iloc[0]
-    parameters = dict(pd.read_csv(run / "levels.csv")[["level", "parameters"]].itertuples(index=False))
+    parameters: dict[str, float] = dict(
+        pd.read_csv(run / "levels.csv")[["level", "parameters"]].itertuples(index=False)
+    )
     of_round = row["comm/down_bytes"]
     asked = row["comm/down_bytes_total"] - of_round
     assert 10 * 4 * parameters["b"] <= asked <= 10 * 4 * 1.1 * parameters["a"]

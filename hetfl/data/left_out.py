@@ -59,16 +59,13 @@ def without_classes(
         )
     numbers = torch.full((len(train) + 1,), -1)  # the last entry stands for samples of no client
     numbers[kept] = torch.arange(len(kept))
-    test_owner = numbers[resident.test_owner]
-    order = torch.where(test_owner < 0, len(kept), test_owner).argsort(stable=True)
-    all_test, test_owner = _rows(resident.all_test, order), test_owner[order]
-    sizes = test_owner[test_owner >= 0].bincount(minlength=len(kept)).tolist()
+    test, all_test, test_owner = _tests(resident, numbers, len(kept))
     held_out, labels = staying(resident.validation), resident.labels[kept].clone()
     labels[:, out] = True
     whole = replace(
         resident,
         train=tuple(train[client] for client in kept.tolist()),
-        test=tuple(map(ClientData, divided(all_test.inputs, sizes), all_test.targets[: sum(sizes)].split(sizes))),
+        test=test,
         all_test=all_test,
         test_owner=test_owner,
         validation=_rows(resident.validation, held_out),
@@ -77,6 +74,22 @@ def without_classes(
         server=_rows(resident.server, staying(resident.server)),
     )
     return whole, kept
+
+
+def _tests(resident: Resident, numbers: Tensor, kept: int) -> tuple[tuple[ClientData, ...], ClientData, Tensor]:
+    """Return the test samples of each client, all test samples by client, and their clients, -1 for none.
+
+    Args:
+        resident: the data set.
+        numbers: the new number of each old client, -1 for none; the last entry is -1.
+        kept: number of clients.
+    """
+    test_owner = numbers[resident.test_owner]
+    order = torch.where(test_owner < 0, kept, test_owner).argsort(stable=True)
+    all_test, test_owner = _rows(resident.all_test, order), test_owner[order]
+    sizes = test_owner[test_owner >= 0].bincount(minlength=kept).tolist()
+    tests = map(ClientData, divided(all_test.inputs, sizes), all_test.targets[: sum(sizes)].split(sizes))
+    return tuple(tests), all_test, test_owner
 
 
 def _rows(data: ClientData, rows: Tensor) -> ClientData:
