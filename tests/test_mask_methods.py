@@ -15,6 +15,7 @@ from hetfl.levels.level_set import LevelSet
 from hetfl.local import Sequential, Stacked
 from hetfl.parts import RankedMask, ThresholdMask
 from hetfl.piece import Facts
+from hetfl.pruning import Cubic
 from tests.conftest import small_module, small_net
 from tests.mask_cases import DENSITY, all_together, check, sizes
 from tests.reference.cases import Fit
@@ -23,21 +24,24 @@ from tests.sparse_cases import WEIGHTS, Clients, Tensors, masked, top
 pytestmark = pytest.mark.usefixtures("double_precision")
 
 
-def test_complement_sparsification_equals_numpy(fit: Fit) -> None:
-    """Clients train all entries from the masked model; the server takes the mean of those outside of the mask."""
+@pytest.mark.parametrize("dense_rounds", [0, 1])
+def test_complement_sparsification_equals_numpy(fit: Fit, dense_rounds: int) -> None:
+    """Clients train all entries from the masked model, and send those outside of the mask; in a dense round, all."""
 
     def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
-        theta = masked(theta, mask)
-        for _ in range(5):
-            everything = {name: np.ones_like(mask[name]) for name in WEIGHTS}
+        theta, everything = masked(theta, mask), {name: np.ones_like(mask[name]) for name in WEIGHTS}
+        for round in range(6):
             mean = clients.mean(clients.results(theta, [everything] * 4))
-            theta = {name: np.where(mask.get(name, 0.0), value, mean[name]) for name, value in theta.items()}
+            kept = mask if round >= dense_rounds else {}
+            theta = {name: np.where(kept.get(name, 0.0), value, mean[name]) for name, value in theta.items()}
             mask = all_together(sizes(theta), DENSITY)
             theta = masked(theta, mask)
         return theta, mask
 
-    _, first, last = check(fit, RankedMask(scope="global", complement=True), 5, play, lr=2.0)
+    schedule = Cubic(begin=0, until=1) if dense_rounds else None
+    _, first, last = check(fit, RankedMask(scope="global", schedule=schedule, complement=True), 6, play, lr=2.0)
     assert any((first[name] != last[name]).any() for name in WEIGHTS)
+    assert all(first[name].all() for name in WEIGHTS) == bool(dense_rounds)
 
 
 def test_a_client_sends_the_complement_of_its_mask() -> None:

@@ -31,11 +31,11 @@ class RankedMask(MaskRule):
         shrink: whether a pruned entry stays pruned.
         erase: whether the global model's entries outside of the largest mask become zero.
         complement: whether clients begin with the entries of the mask, train all entries, and send those of the weights
-            that are outside of it. Entries in the mask then keep their values. It implies ``erase``.
+            that are outside of it. Entries in the mask then keep their values. While the mask has all entries, clients
+            send all. It implies ``erase``.
 
     Raises:
-        ConfigurationError: ``scope`` is unknown, ``every`` is negative, or ``complement`` is used with a schedule or
-            with ``shrink``.
+        ConfigurationError: ``scope`` is unknown, ``every`` is negative, or ``complement`` is used with ``shrink``.
     """
 
     def __init__(
@@ -51,11 +51,8 @@ class RankedMask(MaskRule):
         if every < 0:
             raise ConfigurationError(f"Expected every of at least 0 rounds but got {every}")
         self.criterion, self.scope, self.every = criterion or Magnitude(), check_scope(scope), every
-        if complement and (shrink or schedule is not None):
-            raise ConfigurationError(
-                "Expected neither shrink nor a schedule with complement, whose pruned entries return, but got "
-                f"shrink: {shrink}, schedule: {None if schedule is None else schedule.describe()}"
-            )
+        if complement and shrink:
+            raise ConfigurationError("Expected shrink: false with complement, where entries return, but got true")
         self.schedule, self.shrink, self.erase = schedule or DensitySchedule(), shrink, erase or complement
         self.complement = self.trains_all = complement
         self.asks_gradients = self.criterion.needs_gradients
