@@ -36,13 +36,7 @@ def without_classes(
     Raises:
         ConfigurationError: targets are not one class per sample, a class is unknown, or nothing is left to train on.
     """
-    num_classes = resident.labels.shape[1]
-    if objective.single_labels(resident.all_test.targets) is None:
-        raise ConfigurationError(
-            f"Expected samples of one class each, to leave classes out, but got those of {type(objective).__name__}"
-        )
-    if unknown := [k for k in classes if not 0 <= k < num_classes]:
-        raise ConfigurationError(f"Expected classes from 0 to {num_classes - 1} to leave out but got {unknown[0]}")
+    num_classes = _number_of_classes(resident, classes, objective)
     out = torch.tensor(sorted(set(classes)), dtype=torch.int64)
 
     def staying(data: ClientData) -> Tensor:
@@ -74,6 +68,18 @@ def without_classes(
         server=_rows(resident.server, staying(resident.server)),
     )
     return whole, kept
+
+
+def _number_of_classes(resident: Resident, classes: Sequence[int], objective: Objective) -> int:
+    """Return the number of classes of a data set, some of which can be left out."""
+    num_classes = resident.labels.shape[1]
+    if objective.single_labels(resident.all_test.targets) is None:
+        raise ConfigurationError(
+            f"Expected samples of one class each, to leave classes out, but got those of {type(objective).__name__}"
+        )
+    if unknown := [k for k in classes if not 0 <= k < num_classes]:
+        raise ConfigurationError(f"Expected classes from 0 to {num_classes - 1} to leave out but got {unknown[0]}")
+    return num_classes
 
 
 def _tests(resident: Resident, numbers: Tensor, kept: int) -> tuple[tuple[ClientData, ...], ClientData, Tensor]:
