@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -64,6 +65,7 @@ def cohort(seed: int, masks: bool, dtype: torch.dtype = torch.float64) -> Cohort
             part = Part(index, held_D)
         vector = torch.randn(part.size, generator=random(100 * seed + client), dtype=torch.float64).to(dtype)
         report = Report(client, "a", 3 + client, 0.5, lr=0.1, initial_loss=1.0 + client, weight=1.0 + client)
+        report = replace(report, steps=2 + client)
         taken.append((DenseUpdate(vector[:-EXACT], exact=vector[-EXACT:]), part, report))
     return taken
 

@@ -1,0 +1,104 @@
+"""FedNova: the mean of updates per local step, times the mean number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hetfl.aggregators.base import Aggregator
+from hetfl.aggregators.sample_mean import SampleMean
+from hetfl.errors import ConfigurationError, RefusedUpdate
+from hetfl.layout import Index
+from hetfl.part import part_of
+from hetfl.types import Report
+from hetfl.updates import SparseUpdate, Update
+
+
+class FedNova(Aggregator):
+    r"""Normalised averaging: clients that take more local steps do not pull the mean towards their own minimum.
+
+    .. math:: \Delta_j = \tau_j \frac{\sum_{k \in H_j} n_k u_{k,j} / a_k}{\sum_{k \in H_j} n_k}, \qquad
+        \tau_j = \frac{\sum_{k \in H_j} n_k a_k}{\sum_{k \in H_j} n_k}, \qquad
+        a_k = \frac{\tau_k - \rho (1 - \rho^{\tau_k}) / (1 - \rho)}{1 - \rho}
+
+    with :math:`\tau_k` the steps of client k, :math:`\rho` the clients' momentum (:math:`a_k = \tau_k` without), and
+    :math:`H_j` the holders of entry j. The number of effective steps :math:`\tau_j` is that of the entry's holders: a
+    number for the whole model would overshoot where only clients with few steps hold an entry. Float buffers are
+    averaged as they are.
+
+    Wang, Liu, Liang, Joshi, Poor: Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization,
+    NeurIPS 2020 (arXiv 2007.07481), equations 8 and 9. There all clients hold all entries.
+
+    Args:
+        momentum: :math:`\rho`, of the clients' optimizer.
+
+    Raises:
+        ConfigurationError: ``momentum`` is not in [0, 1).
+    """
+
+    by_size: ClassVar[bool] = True
+
+    def __init__(self, momentum: float = 0.0) -> None:
+        if not 0.0 <= momentum < 1.0:
+            raise ConfigurationError(f"Expected momentum in [0, 1) for FedNova but got {momentum}")
+        self.momentum = momentum
+        self._normalised, self._steps = SampleMean(), _Steps(self)
+        self._buffers: set[str] = set()
+
+    def effective(self, steps: int) -> float:
+        """Return a, the effective number of a client's local steps.
+
+        >>> round(FedNova(0.9).effective(4), 3), FedNova().effective(4)
+        (9.049, 4.0)
+        """
+        rho = self.momentum
+        return (steps - rho * (1.0 - rho**steps) / (1.0 - rho)) / (1.0 - rho)
+
+    def reset(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: D102
+        self._normalised.reset(tensors)
+        self._steps.reset(tensors)
+        self._buffers = set()
+
+    def update(self, update: Update, index: Index, report: Report) -> None:
+        """Add one client's update.
+
+        Args:
+            update: the decoded update.
+            index: the part that the client sends, whose entries it counts as a holder of.
+            report: the client's report; its steps are used.
+
+        Raises:
+            RefusedUpdate: the client took no step.
+        """
+        if report.steps < 1:
+            raise RefusedUpdate(f"Expected at least one local step for FedNova but got {report.steps}")
+        part, exact = part_of(index), update.exact
+        ends = dict(zip(part, torch.tensor(part.held.sizes).cumsum(0).tolist(), strict=True))
+        self._buffers |= {name for name, end in ends.items() if end > update.size}
+        self._normalised.update(update.scaled(1.0 / self.effective(report.steps)).with_exact(exact), index, report)
+        none = torch.empty(0, dtype=update.values.dtype, device=update.values.device)
+        nothing = SparseUpdate(none, none.long(), update.size, exact=torch.zeros_like(exact))
+        self._steps.update(nothing, index, report)
+
+    def compute(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return by name the step of every tensor, and the weight of the holders of each entry."""
+        steps, holders = self._normalised.compute()
+        _, weighted = self._steps.compute()
+        for name in steps.keys() - self._buffers:
+            effective = weighted[name] / holders[name].where(holders[name] > 0, 1.0)
+            steps[name] = steps[name] * effective.to(steps[name])
+        return steps, holders
+
+
+class _Steps(SampleMean):
+    """Adds up samples times effective steps of the holders of each entry, as their weight."""
+
+    def __init__(self, nova: FedNova) -> None:
+        super().__init__()
+        self._nova = nova
+
+    def weight(self, report: Report) -> float:
+        return report.samples * self._nova.effective(report.steps)
