@@ -31,7 +31,8 @@ def step_of(
     mean.reset({"w": torch.zeros(size, dtype=torch.float64), "buffer": torch.zeros(1, dtype=torch.float64)})
     for client, entries in enumerate(held):
         part = Part({"w": (torch.tensor(entries, dtype=torch.int64),), "buffer": (slice(0, 1),)})
-        update = DenseUpdate(torch.tensor(updates[client], dtype=torch.float64), exact=torch.ones(1, dtype=torch.float64))
+        values = torch.tensor(updates[client], dtype=torch.float64)
+        update = DenseUpdate(values, exact=torch.ones(1, dtype=torch.float64))
         mean.update(update, part, Report(client, "a", samples[client], 0.5, steps=steps[client]))
     return mean.compute()[0]
 
