@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator
+from hetfl.aggregators.holder_mean import HolderMean
 from hetfl.aggregators.sample_mean import SampleMean
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.layout import Index
@@ -93,7 +94,7 @@ class FedNova(Aggregator):
         return steps, holders
 
 
-class _Steps(SampleMean):
+class _Steps(HolderMean):
     """Adds up samples times effective steps of the holders of each entry, as their weight."""
 
     def __init__(self, nova: FedNova) -> None:

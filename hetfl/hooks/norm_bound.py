@@ -55,10 +55,24 @@ class NormBound(Hook):
     def on_update(self, update: Update, index: Index, report: Report) -> Update:  # noqa: D102
         bound = self.bound(index, report)
         norm = 0.0 if bound == math.inf else norm_of(update)  # norm_of makes the dense vector
+        return self.bounded(update, norm, bound, self.action)
+
+    def bounded(self, update: Update, norm: float, bound: float, action: Action) -> Update:
+        """Return an update whose norm is at most a bound.
+
+        Args:
+            update: the update.
+            norm: its 2-norm.
+            bound: the largest norm.
+            action: what happens to a longer update.
+
+        Raises:
+            RefusedUpdate: the update is longer, and ``action`` is ``refuse``.
+        """
         if norm <= bound:
             return update
         self._longer += 1
-        if self.action == "refuse":
+        if action == "refuse":
             raise RefusedUpdate(f"Expected a norm of at most {bound:g} but got {norm:g}")
         return update.scaled(bound / norm)
 

@@ -1,0 +1,89 @@
+"""A bound, at the server, on the norm of every client's update that follows the norms of honest clients."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hetfl.errors import ConfigurationError
+from hetfl.hooks.norm_bound import Action, NormBound, norm_of
+from hetfl.layout import Index
+from hetfl.part import part_of
+from hetfl.piece import Facts
+from hetfl.types import Report
+from hetfl.updates import Update
+
+
+class MedianBound(NormBound):
+    r"""Refuse or clip updates that are much longer than the usual ones of their level.
+
+    .. math:: C = f \sqrt{d} \cdot \operatorname{median}_i \frac{\lVert u_i \rVert_2}{\sqrt{d_i}}
+
+    over the last ``window`` updates of clients of the same level, received before this one, with d the number of sent
+    entries and f the factor. While a level has fewer than ``enough`` updates, those of all levels count. While there
+    are fewer of these, C is ``first`` times the 2-norm of the global model, and longer updates are always clipped.
+    Updates that are clipped or refused count in the median, too: the bound follows when honest updates become longer,
+    and never stops training for good. It holds as long as fewer than half of the last updates of a level are hostile.
+
+    Columns: ``defence/refused`` or ``defence/clipped``, the number of the round's updates above the bound.
+
+    Args:
+        factor: f, above 1.
+        action: ``refuse`` or ``clip``, for an update above the bound. A clipped update with its sign turned still pulls
+            the model as far as ``factor`` honest ones; a refused one does not.
+        window: number of remembered updates of each level.
+        enough: the fewest updates for a median.
+        first: bound before there are enough updates, relative to the norm of the global model.
+
+    Raises:
+        ConfigurationError: a setting is out of its range.
+    """
+
+    def __init__(
+        self, factor: float = 3.0, action: Action = "refuse", window: int = 50, enough: int = 5, first: float = 0.1
+    ) -> None:
+        super().__init__(math.inf, action)
+        if not factor > 1.0 or not first > 0.0 or not 1 <= enough <= window:
+            raise ConfigurationError(
+                f"Expected factor above 1, first above 0 and 1 <= enough <= window for MedianBound but got {factor}, "
+                f"{first}, {enough}, {window}"
+            )
+        self.factor, self.window, self.enough, self.first = factor, window, enough, first
+        self._norms: dict[str, deque[float]] = {}  # by level, norms of the last updates per square root of entries
+        self._parameters: Mapping[str, Tensor] = {}
+
+    def setup(self, facts: Facts) -> None:  # noqa: D102
+        self._parameters = facts.parameters
+
+    def usual(self, level: str) -> float | None:
+        """Return the median norm per square root of entries at a level; None: there are too few updates."""
+        norms = list(self._norms.get(level, ()))
+        if len(norms) < self.enough:
+            norms = [norm for each in self._norms.values() for norm in each]
+        return median(norms) if len(norms) >= self.enough else None
+
+    def bound(self, index: Index, report: Report) -> float:  # noqa: D102
+        usual = self.usual(report.level)
+        if usual is None:
+            parts = [float(torch.linalg.vector_norm(each.detach().double())) for each in self._parameters.values()]
+            return self.first * math.hypot(*parts)
+        return self.factor * usual * math.sqrt(part_of(index).size)
+
+    def on_update(self, update: Update, index: Index, report: Report) -> Update:  # noqa: D102
+        size, norm, known = max(1, part_of(index).size), norm_of(update), self.usual(report.level) is not None
+        try:
+            return self.bounded(update, norm, self.bound(index, report), self.action if known else "clip")
+        finally:
+            self._norms.setdefault(report.level, deque(maxlen=self.window)).append(norm / math.sqrt(size))
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"norms": {level: list(norms) for level, norms in self._norms.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        self._norms = {level: deque(norms, maxlen=self.window) for level, norms in state["norms"].items()}
