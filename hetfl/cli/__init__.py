@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from hetfl.cli.app import FederatedCLI, FederatedTrainer
@@ -19,6 +20,18 @@ OF_RUNS = {"resume": "fit", "export": "export"}
 """Verbs that take the folder of a run, and the verb of their long form."""
 
 
+OTHER = {
+    "compare": "hetfl.compare.main",
+    "report": "hetfl.cli.reporting",
+    "flower": "hetfl.flower.command.main",
+    "data": "hetfl.cli.data_command",
+    "configs": "hetfl.cli.configs_command",
+    "unlearn": "hetfl.cli.unlearning",
+    "init": "hetfl.cli.init_command",
+}
+"""Verbs outside of Lightning's CLI, and the modules of their functions ``main``, imported only when needed."""
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
@@ -27,35 +40,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if args is None else args)
     with debug_option(given), command_line():
-        # Verbs outside of Lightning's CLI; their modules are imported only when needed.
-        if given[:1] == ["compare"]:
-            from hetfl.compare.main import main as compare
-
-            compare(given[1:])
-        elif given[:1] == ["report"]:
-            from hetfl.cli.reporting import main as report
-
-            report(given[1:])
-        elif given[:1] == ["flower"]:
-            from hetfl.flower.command.main import main as flower
-
-            flower(given[1:])
-        elif given[:1] == ["data"]:
-            from hetfl.cli.data_command import main as data
-
-            data(given[1:])
-        elif given[:1] == ["configs"]:
-            from hetfl.cli.configs_command import main as configs
-
-            configs(given[1:])
-        elif given[:1] == ["unlearn"]:
-            from hetfl.cli.unlearning import main as unlearn
-
-            unlearn(given[1:])
-        elif given[:1] == ["init"]:
-            from hetfl.cli.init_command import main as init
-
-            init(given[1:])
+        if given and given[0] in OTHER:
+            import_module(OTHER[given[0]]).main(given[1:])
         else:
             long = _of_run(given)
             check_arguments(long)

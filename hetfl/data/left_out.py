@@ -37,12 +37,7 @@ def without_classes(
         ConfigurationError: targets are not one class per sample, a class is unknown, or nothing is left to train on.
     """
     num_classes = resident.labels.shape[1]
-    if objective.single_labels(resident.all_test.targets) is None:
-        raise ConfigurationError(
-            f"Expected samples of one class each, to leave classes out, but got those of {type(objective).__name__}"
-        )
-    if unknown := [k for k in classes if not 0 <= k < num_classes]:
-        raise ConfigurationError(f"Expected classes from 0 to {num_classes - 1} to leave out but got {unknown[0]}")
+    check_classes(classes, num_classes, objective, resident.all_test.targets)
     out = torch.tensor(sorted(set(classes)), dtype=torch.int64)
 
     def staying(data: ClientData) -> Tensor:
@@ -77,6 +72,26 @@ def without_classes(
         server=_rows(resident.server, staying(resident.server)),
     )
     return whole, kept
+
+
+def check_classes(classes: Sequence[int], num_classes: int, objective: Objective, targets: Tensor) -> None:
+    """Refuse classes that cannot be left out.
+
+    Args:
+        classes: the classes.
+        num_classes: number of classes of the data.
+        objective: what the targets are.
+        targets: of samples.
+
+    Raises:
+        ConfigurationError: targets are not one class per sample, or a class is unknown.
+    """
+    if objective.single_labels(targets) is None:
+        raise ConfigurationError(
+            f"Expected samples of one class each, to leave classes out, but got those of {type(objective).__name__}"
+        )
+    if unknown := [k for k in classes if not 0 <= k < num_classes]:
+        raise ConfigurationError(f"Expected classes from 0 to {num_classes - 1} to leave out but got {unknown[0]}")
 
 
 def _rows(data: ClientData, rows: Tensor) -> ClientData:
