@@ -10,5 +10,6 @@ from hetfl.aggregators.holder_mean import HolderMean
 from hetfl.aggregators.q_fedavg import QFedAvg
 from hetfl.aggregators.sample_mean import SampleMean
 from hetfl.aggregators.selection_mean import SelectionMean
+from hetfl.aggregators.value_mean import ValueMean
 
-__all__ = ["Aggregator", "HolderMean", "QFedAvg", "SampleMean", "SelectionMean"]
+__all__ = ["Aggregator", "HolderMean", "QFedAvg", "SampleMean", "SelectionMean", "ValueMean"]

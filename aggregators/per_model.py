@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator, check_step
+from hetfl.finite import require_finite
 from hetfl.layout import Index
 from hetfl.piece import Facts, Piece
 from hetfl.types import SHARED, Report
@@ -95,6 +96,9 @@ class Aggregators(Piece):
 
         Args:
             correct: returns the corrected steps, given a model's number, its tensors' steps and their holders.
+
+        Raises:
+            ConfigurationError: an aggregator returned something else than finite steps of the tensors.
         """
         tensors: Tensors = {}
         steps: Tensors = {}
@@ -104,11 +108,16 @@ class Aggregators(Piece):
             stepped = [name for name in of_model if (name in self._shared) == (model == SHARED)]
             step = self._of(model).compute()
             delta, holders = check_step(step, {name: of_model[name] for name in stepped}, type(self.first).__name__)
+            require_finite({name: delta[name] for name in stepped}, f"steps from {self._source()}")
             corrected = correct(model, {name: delta[name] for name in stepped}, holders)
             for name in stepped:
                 key = f"{model}:{name}" if model > 0 else name
                 tensors[key], steps[key], held[key] = of_model[name], corrected[name], holders[name]
         return tensors, steps, held
+
+    def _source(self) -> str:
+        """Return where steps are from, for messages."""
+        return f"{type(self.first).__name__}.compute" + (f" in round {self._round[0]}" if self._round else "")
 
     def _of(self, model: int) -> Aggregator:
         if model not in self._by_model:

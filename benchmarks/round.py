@@ -91,7 +91,7 @@ class Federation(HeteroFL):
 
     def _take(self, result: Result) -> None:
         assert isinstance(self.clients, OwnClients)
-        reply = self.clients.side.send(result)
+        reply = self.clients.side.send(result, self.clients.begun)
         accepted = self.server.receive(reply, cast(RoundProbe, Unasked()), 1.0)
         if accepted is None:
             raise RuntimeError(f"Expected every update to be accepted but got a refusal of {result.task}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,9 @@ MOST_BITS = 16
 
 MOST_LOGARITHMIC_BITS = 8
 """Most bits of a logarithmic code."""
+
+VALUES_OF_A_TABLE = 2**15
+"""Most values that are looked up in one table; a table for a whole message could take hundreds of times its size."""
 
 Spacing = Literal["affine", "logarithmic"]
 """How the values of a bucket's codes are spaced."""
@@ -84,12 +88,21 @@ class Codes:
         return values_k.float()
 
     def _logarithmic(self) -> Tensor:
-        """Return the values of logarithmic codes, looked up in a table of all signed magnitudes of each bucket."""
-        table = signed(magnitudes(self.zeros.expand(self.sizes.numel()), self.scales, self.bits))
-        if table.shape[0] == 1:
-            return table[0].index_select(0, self.codes)
-        rows_k = torch.arange(table.shape[0], device=table.device).repeat_interleave(self.sizes)
-        return table[rows_k, self.codes.long()]
+        """Return the values of logarithmic codes, looked up in tables of the signed magnitudes of some buckets each."""
+        values, first = [], 0
+        per_bucket = (self.zeros.expand(self.sizes.numel()), self.scales, self.sizes)
+        for least_B, ratio_B, sizes_B in zip(
+            *(per.split(VALUES_OF_A_TABLE >> self.bits) for per in per_bucket), strict=True
+        ):
+            table_BM = signed(magnitudes(least_B, ratio_B, self.bits))
+            count = int(sizes_B.sum())
+            codes_k = self.codes[first : first + count]
+            if table_BM.shape[0] > 1:
+                rows_k = torch.arange(table_BM.shape[0], device=table_BM.device).repeat_interleave(sizes_B)
+                codes_k = codes_k + table_BM.shape[1] * rows_k
+            values.append(table_BM.flatten().index_select(0, codes_k))
+            first += count
+        return values[0] if len(values) == 1 else torch.cat([self.scales.new_empty(0), *values])
 
     def _per_code(self, of_bucket_B: Tensor) -> Tensor:
         """Return for every code its bucket's number, float32; a single number is returned unchanged."""
@@ -109,10 +122,12 @@ def magnitudes(least_B: Tensor, ratio_B: Tensor, bits: int) -> Tensor:
     >>> magnitudes(torch.tensor([0.5]), torch.tensor([2.0]), 3)
     tensor([[0.5000, 1.0000, 2.0000, 4.0000]])
     """
-    columns = [least_B.double()]
-    for _ in range(2 ** (bits - 1) - 1):
-        columns.append(columns[-1] * ratio_B.double())
-    return torch.stack(columns, dim=1).float()
+    factors_BM = np.empty((least_B.numel(), 2 ** (bits - 1)))
+    factors_BM[:, 0] = least_B.cpu().numpy()
+    factors_BM[:, 1:] = ratio_B.cpu().numpy()[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):  # the receiver refuses what overflows
+        magnitudes_BM = np.multiply.accumulate(factors_BM, axis=1).astype(np.float32)
+    return torch.from_numpy(magnitudes_BM).to(least_B.device)
 
 
 def signed(magnitudes_BM: Tensor) -> Tensor:

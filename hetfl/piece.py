@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
-from hetfl.types import Range, Report
+from hetfl.types import Range, Report, Task
 from hetfl.updates import Update
 
 
@@ -44,6 +44,8 @@ class Facts:
         client_names: the user's name of each client; None: clients have no names.
         lrs: the clients' learning rate γ_t of every round of the run; empty: there are no rounds.
         cohort: number of clients whose updates a round should have, if all are within reach.
+        utility: returns the score, the larger the better, and the loss, of parameters by name on the server's samples;
+            None for pieces that do not declare that they read them.
     """
 
     sizes: Sequence[int] = ()
@@ -59,6 +61,7 @@ class Facts:
     client_names: Sequence[str | int] | None = None
     lrs: Sequence[float] = ()
     cohort: int = 0
+    utility: Callable[[Mapping[str, Tensor]], tuple[float, float]] | None = None
 
     @property
     def num_clients(self) -> int:
@@ -72,7 +75,7 @@ class Facts:
             ConfigurationError: the piece reads the server's data, and there is none.
         """
         if not piece.reads_server_data:
-            return replace(self, server_data=None)
+            return replace(self, server_data=None, utility=None)
         if self.server_data is None:
             raise ConfigurationError(
                 f"Expected data.server_fraction above 0 for {piece.describe()}, which reads the server's data, "
@@ -86,7 +89,7 @@ class Piece(ABC):  # noqa: B024
 
     A piece that is an attribute of a :class:`hetfl.FederatedModule` takes part in the run under the attribute's name.
     The order is: :meth:`setup`, :meth:`bind`, :meth:`load_state_dict` in a resumed run, :meth:`begin`; then for every
-    round :meth:`begin_round`, :meth:`observe` once per accepted update, :meth:`end_round`, :meth:`columns`.
+    round :meth:`begin_round`, :meth:`observe` or :meth:`miss` once per task, :meth:`end_round`, :meth:`columns`.
     """
 
     for_evaluation: ClassVar[bool] = False
@@ -131,6 +134,14 @@ class Piece(ABC):  # noqa: B024
             index: positions of its entries in the global model: the sent parameters, then the float buffers. If the
                 part has a mask, the update has only the held entries.
             report: the client's report, completed by the server.
+        """
+
+    def miss(self, task: Task, late: bool) -> None:
+        """Note a task without an accepted update: its client was late, failed or was refused.
+
+        Args:
+            task: the client, its level, its model and the round.
+            late: whether the reason was time: the update missed a deadline.
         """
 
     def extras(self) -> dict[str, Range]:

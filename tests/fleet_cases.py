@@ -9,6 +9,10 @@ import pandas as pd
 from lightning import Trainer
 
 from hetfl.fleet import LogNormal, RandomFleet
+from hetfl.layout import Index
+from hetfl.piece import Piece
+from hetfl.types import Report, Task
+from hetfl.updates import Update
 
 
 def rows(trainer: Trainer) -> pd.DataFrame:
@@ -25,3 +29,22 @@ def varied(**changes: Any) -> RandomFleet:
         "link_variation": 0.3,
     }
     return RandomFleet(**{**settings, **changes})
+
+
+class Ends(Piece):
+    """Records how every task of a run ended."""
+
+    def __init__(self) -> None:
+        self.round = 0
+        self.accepted: set[tuple[int, int]] = set()
+        self.missed: dict[tuple[int, int], bool] = {}
+
+    def begin_round(self, round: int, lr: float) -> None:
+        self.round = round
+
+    def observe(self, update: Update, index: Index, report: Report) -> None:
+        self.accepted.add((self.round, report.client))
+
+    def miss(self, task: Task, late: bool) -> None:
+        assert (task.round, task.client) not in self.missed
+        self.missed[task.round, task.client] = late

@@ -33,6 +33,7 @@ from hetfl.analysis import (
 )
 from hetfl.compression import ErrorFeedback, GammaFedHT
 from hetfl.data import LabelShards
+from hetfl.fleet import DiscountedUCB, Dynamic
 from hetfl.layout import Index
 from hetfl.local import LocalTraining
 from hetfl.models import MultiExitConvNet
@@ -104,6 +105,7 @@ def test_holders_of_any_indices_equal_a_count_one_by_one(rounds: list[list[tuple
     stand_in = SimpleNamespace(
         net=nn.Linear(5, 5),
         selection=selection,
+        assignment=Dynamic(),
         round=SimpleNamespace(tasks=tasks),
     )
     counts = holders(cast(FederatedModule, stand_in), len(rounds))
@@ -121,6 +123,12 @@ def test_a_run_that_cannot_be_replayed_is_refused(fit: Fit) -> None:
     fit(module, rounds=1)
     with pytest.raises(ConfigurationError, match="Expected a selection that can be replayed, .* but got Learns"):
         holders(module, 1)
+    module = small_module(assignment=DiscountedUCB())
+    fit(module, rounds=1)
+    with pytest.raises(ConfigurationError, match="Expected an assignment that can be replayed, .* DiscountedUCB"):
+        holders(module, 1)
+    with pytest.raises(ConfigurationError, match="Expected an assignment that can be replayed, .* DiscountedUCB"):
+        module.round.tasks(1, lr=0.0)
     with pytest.raises(ConfigurationError, match=r"Expected a module that has met its data .* but got a new one"):
         holders(small_module(), 1)
     assert isinstance(module.selection, Selection)

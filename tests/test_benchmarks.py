@@ -20,11 +20,12 @@ from scale import run as scale
 from startup import empty_rounds
 from structured import choices, pruned_rounds
 from timing import Row, double_precision, interleaved, report, rows
-from wire_memory import KINDS, coded, read, updated
+from wire_memory import KINDS, coded, resident, updated
 from work import Setting, bare_loop, bare_work
 
+from hetfl.layout import Layout
 from hetfl.local import Sequential, Stacked
-from hetfl.wire import encode
+from hetfl.wire import Expected, decode, encode
 
 SMALL = Setting("be", clients=8, cohort=4, samples=11, batch_size=5, epochs=2, hidden=(16, 32), size=8)
 
@@ -41,11 +42,19 @@ def test_local_rounds_are_checked_and_timed() -> None:
     assert all(len(row.seconds) == 1 for row in timings)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_memory_of_reading_a_message_is_measured(kind: str, tmp_path: Path) -> None:
-    file = tmp_path / "message"
-    file.write_bytes(encode(coded(updated(kind, 30), 5), round=0, client=0))
-    assert read(file, 30) >= 0
+def test_the_memory_of_this_process_is_measured_in_bytes() -> None:
+    before, size = resident("VmRSS"), 64 * 2**20
+    block = np.ones(size, dtype=np.uint8)
+    assert 0.9 * size < resident("VmRSS") - before < 1.5 * size
+    assert resident("VmHWM") >= resident("VmRSS") > len(block)
+
+
+@pytest.mark.parametrize(("kind", "sent"), [*zip(KINDS, (900, 450, 900, 900, 1800), strict=True)])
+def test_the_message_whose_reading_is_measured_has_all_its_values(kind: str, sent: int) -> None:
+    payload = encode(coded(updated(kind, 30), 5), round=0, client=0)
+    update = decode(payload, Expected(0, 0, 900, layout=Layout({"w": (30, 30)})))
+    assert (update.num_sent, update.size) == (sent, 900)
+    assert len(payload) > sent * (4 + 4)  # a scale and a zero point for every value
 
 
 def test_the_cnn_and_its_training_equal_those_of_the_comparison() -> None:

@@ -12,7 +12,9 @@ from tests.demo_cases import CONFIGS
 
 SOURCE = """
 from torch import nn, zeros
+from hetfl import ConfigurationError
 from hetfl.compression import TopK
+from hetfl.objectives import Classification
 
 class Mine(nn.Sequential):
     def __init__(self, hidden: int | list[int] = 16, width: float = 1.0):
@@ -26,13 +28,33 @@ class Late(nn.Sequential):
     def forward(self, x):
         return helper(super().forward(x))
 
+class Fine(nn.Sequential):
+    def __init__(self, width: float = 1.0):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
 def helper(x):
     return x @ zeros(3, 3)
 
 class Failing(TopK):
     def apply(self, p, context):
         return {}["nothing"]
+
+class Careful(TopK):
+    def __init__(self, density: float = 0.1, least: float = 0.0):
+        super().__init__(density)
+        if least > 1:
+            raise ConfigurationError(f"Expected least of at most 1 but got {least}")
+
+class Base(Classification):
+    def loss(self, outputs, targets):
+        return outputs["nothing"]
+
+class Derived(Base):
+    pass
 """
+
+
+CLIP = "{class_path: hetfl.hooks.ClipDelta, init_args: {max_norm"
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +121,15 @@ def failed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
             '"nothing"',
             "model.uplink.compressor: blamed_classes.Failing)",
         ),
+        (
+            ["--model.net=blamed_classes.Fine", "--data.objective=blamed_classes.Derived"],
+            "Expected Derived.loss to take training targets from 0 to 9 with 10 classes but got: ",
+            "Base.loss",
+            'outputs["nothing"]',
+            "data.objective: blamed_classes.Derived)",
+        ),
     ],
-    ids=["constructor", "given to it", "forward", "compressor"],
+    ids=["constructor", "given to it", "forward", "compressor", "method of a base class"],
 )
 def test_an_error_in_a_users_class_is_reported_with_its_location(
     capsys: pytest.CaptureFixture[str], home: Path, args: list[str], error: str, name: str, line: str, setting: str
@@ -111,6 +140,39 @@ def test_an_error_in_a_users_class_is_reported_with_its_location(
     assert error in message
     assert f"in {name}, {home / 'blamed_classes.py'} line {line_of(line)}" in message
     assert setting in message
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--model.uplink.compressor=blamed_classes.Careful", "--model.uplink.compressor.density=2"],
+            "Expected density in (0, 1] but got 2.0 (model.uplink.compressor)",
+        ),
+        (
+            ["--model.uplink.compressor=blamed_classes.Careful", "--model.uplink.compressor.least=2"],
+            "Expected least of at most 1 but got 2.0 (model.uplink.compressor)",
+        ),
+        (
+            ["-c", "model: {init_args: {hooks: [" + ", ".join(f"{CLIP}: {norm}}}}}" for norm in (1, -1)) + "]}}"],
+            "Expected max_norm above 0 for ClipDelta but got -1.0 (model.hooks[1])",
+        ),
+        (["--model.local.epochs=0"], "Expected local.epochs of at least 1 but got 0 (model.local)"),
+        (["--model.levels={a: {width: 2}}"], "Expected width in (0, 1] for level a but got 2.0 (model)"),
+        (
+            ["--model.local.optimizer=SGD", "--model.local.optimizer.lr=-1"],
+            "Invalid learning rate: -1.0 (model.local.optimizer)",
+        ),
+    ],
+    ids=["base class", "user's refusal", "one of two", "group", "model", "optimizer"],
+)
+def test_a_constructors_refusal_has_the_setting(
+    capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    text = failed(capsys, *args)
+    assert text.endswith(f"{message}\n")
+    assert text.count("\n") == 1
 
 
 @pytest.mark.filterwarnings("ignore")

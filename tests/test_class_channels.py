@@ -7,7 +7,7 @@ from math import log
 import pytest
 import torch
 
-from hetfl.pruning.class_channels import most_telling, tf_idf
+from hetfl.pruning.channels.class_channels import most_telling, tf_idf
 
 ACTIVATIONS = [[4.0, 1.0, 3.0], [0.0, 1.0, 1.0], [0.0, 4.0, 0.0], [0.0, 0.0, 0.0]]
 """Four classes, three channels; means 1, 1.5 and 1. Channels 0 and 1 speak for one class, channel 2 for two."""

@@ -50,6 +50,8 @@ MEMBERS: dict[str, Callable[[], Compressor]] = {
     "Identity": Identity,
     "AdaptiveDensity": lambda: AdaptiveDensity(seconds=2.0, default_uplink=60.0),
     "TopK": lambda: TopK(density=0.1),
+    "TopK, by weight": lambda: TopK(density=0.1, by="weight"),
+    "TopK, by weight in a layer": lambda: TopK(density=0.1, scope="layer", by="weight"),
     "HardThreshold": lambda: HardThreshold(threshold=0.5),
     "HardThreshold, calibrated": lambda: HardThreshold(density=0.1),
     "GammaFedHT": lambda: GammaFedHT(threshold=0.5, alpha=0.5, law="power"),
@@ -162,7 +164,8 @@ def test_sent_plus_kept_is_delta_plus_residual(name: str, vector: Tensor, half_p
     index = {tensor: tuple(slice(0, size) for size in shape) for tensor, shape in layout.shapes.items()}
     before = torch.zeros_like(vector)
     for round in range(3):
-        message = feedback.prepare(5, vector, index=index, round=round, lr=0.1, generator=chance(round))
+        given = {"generator": chance(round), "start": lambda: torch.ones_like(vector)}
+        message = feedback.prepare(5, vector, index=index, round=round, lr=0.1, **given)  # type: ignore[arg-type]
         sent = decode(message.payload, Expected(round, 5, vector.numel(), layout=layout))
         assert message.residual_D is not None
         p_D, u_D = vector + before, sent.to_dense()

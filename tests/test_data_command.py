@@ -69,7 +69,7 @@ def test_the_table_equals_the_counts_of_the_clients() -> None:
         assert row["test_samples"] == len(module.client_data(client, "test"))
         assert row["labels"] == len(set(targets))
         assert [row[f"class_{c}"] for c in range(10)] == [targets.count(c) for c in range(10)]
-        assert row["inputs"] == ("0°", "90°")[RotationGroups([0, 90]).groups(12)[client]]
+        assert row["change"] == ("0°", "90°")[RotationGroups([0, 90]).groups(12)[client]]
 
 
 @given(total=st.integers(1, 5000), most=st.integers(2, 60))
@@ -95,7 +95,7 @@ def test_every_client_and_a_summary_are_printed() -> None:
     assert float(rows["median"][1]) == float(np.median(sizes))
     assert rows["largest"][1] == str(sizes[-1])
     assert f"not assigned: {module.unassigned} of 1,293 training samples" in text
-    assert "inputs" not in text
+    assert "change" not in text
     assert "\x1b" not in text
 
 

@@ -136,6 +136,7 @@ def test_a_card_can_only_construct_nets_of_hetfl(
 ) -> None:
     (tmp_path / "stranger.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nclass Net: pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)  # other tests import a module of this name
     change_card(files / "b.safetensors", lambda card: card["net"].update({"class": name}))
     assert "only nets of hetfl.models with plain arguments are made from a card" in refusal(files / "b.safetensors")
     assert "stranger" not in sys.modules

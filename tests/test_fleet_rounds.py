@@ -14,7 +14,9 @@ from torch import Tensor
 
 from hetfl import FederatedModule
 from hetfl.accounting import Ledger
+from hetfl.aggregators import HolderMean
 from hetfl.compression import ErrorFeedback, Message, TopK
+from hetfl.errors import RefusedUpdate
 from hetfl.federation import FederatedCallback
 from hetfl.fleet import CsvFleet, Device, SameDevice, Work
 from hetfl.layout import Index
@@ -25,7 +27,7 @@ from hetfl.types import Report
 from hetfl.updates import Update
 from hetfl.wire import dense_size
 from tests.conftest import small_data, small_levels, small_module
-from tests.fleet_cases import rows, varied
+from tests.fleet_cases import Ends, rows, varied
 
 Fit = Callable[..., Trainer]
 
@@ -78,6 +80,8 @@ def test_the_clock_and_the_costs_equal_a_plain_computation(fit: Fit, monkeypatch
         selection=Uniform(8),
         levels=small_levels(1, 0.5),
     )
+    module.ends = ends_of = Ends()  # type: ignore[assignment]
+    late: dict[tuple[int, int], bool] = {}
     witness, lengths = watched(module, monkeypatch)
     data = small_data(val_fraction=0.1)
     table = rows(fit(module, data, rounds=6, limit_val_batches=0, callbacks=[witness]))
@@ -104,9 +108,10 @@ def test_the_clock_and_the_costs_equal_a_plain_computation(fit: Fit, monkeypatch
                 sent = int(max(0.0, left - t_compute) * uplink) if share is None else 0
                 up_total += min(up, sent)
                 counts["while sending"] += sent > 0
-                end = deadline
+                end, late[r, k] = deadline, True
             elif share is not None:
                 lost["failed"] += 1
+                late[r, k] = False
                 down_total, flops_total = down_total + down, flops_total + flops * share
             else:
                 accepted.add(k)
@@ -124,8 +129,26 @@ def test_the_clock_and_the_costs_equal_a_plain_computation(fit: Fit, monkeypatch
         counts["dropped"] += lost["dropped"]
         counts["failed"] += lost["failed"]
     assert min(counts.values()) > 0, counts
+    assert ends_of.missed == late
+    assert ends_of.accepted == {(r, k) for r, clients in enumerate(witness.accepted) for k in clients}
     assert table["sim/lost_total"].iloc[-1] == counts["dropped"] + counts["failed"]
     assert table["sim/reachable"].tolist() == [12] * 6
+
+
+@pytest.mark.filterwarnings("ignore:.*Expected an even client")
+def test_a_refused_update_is_missed_and_not_late(fit: Fit) -> None:
+    class Picky(HolderMean):
+        def update(self, update: Update, index: Index, report: Report) -> None:
+            if report.client % 2:
+                raise RefusedUpdate("Expected an even client but got an odd one")
+            super().update(update, index, report)
+
+    module = small_module(aggregator=Picky())
+    module.ends = ends_of = Ends()  # type: ignore[assignment]
+    fit(module, rounds=2, limit_val_batches=0)
+    tasks = {(task.round, task.client) for r in range(2) for task in module.round.tasks(r, 0.0)}
+    assert ends_of.missed == {(r, k): False for r, k in tasks if k % 2}
+    assert ends_of.accepted == {(r, k) for r, k in tasks if k % 2 == 0}
 
 
 def test_only_accepted_updates_change_residuals(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from hetfl.flower.patience import Patience
 from hetfl.local import FedDyn, LocalTraining
 from hetfl.selection import Uniform
 from tests.conftest import small_module
+from tests.fleet_cases import Ends
 from tests.flower_cases import Clock, FakePost, federated, make_node, warned
 
 Fit = Callable[..., Trainer]
@@ -57,9 +58,14 @@ def rounds_asked(post: FakePost, node: int) -> list[int]:
 
 
 def test_a_silent_node_delays_the_run_by_one_deadline(fit: Fit, tmp_path: Path) -> None:
-    post = fake_post(tmp_path)
+    def build() -> FederatedModule:
+        module = make()
+        module.ends = Ends()  # type: ignore[assignment]
+        return module
+
+    post = fake_post(tmp_path, build)
     post.tamper = lambda node, answer: None if node == SILENT and "report.0" in answer else answer
-    module = make()
+    module = build()
     clock = timed(module, post, deadline=DEADLINE)
     with warned("no update of client 5: no answer within 30 s"):
         trainer = fit(module, rounds=4, limit_val_batches=0)
@@ -68,6 +74,8 @@ def test_a_silent_node_delays_the_run_by_one_deadline(fit: Fit, tmp_path: Path) 
     assert rounds_asked(post, 11) == [0, 1, 2, 3]
     assert rows(trainer)["sim/failed"].tolist() == [3] * 4
     assert rows(trainer)["comm/refused"].tolist() == [0] * 4
+    missed = module.ends.missed  # type: ignore[union-attr]
+    assert missed == {(round, client): round == 0 for round in range(4) for client in SPLIT[SILENT]}
 
 
 def test_a_late_answer_is_ignored_and_its_node_is_used_again(fit: Fit, tmp_path: Path) -> None:

@@ -33,12 +33,14 @@ from hetfl.compression import (
 )
 from hetfl.compression.staleness import Decay
 from hetfl.downlink import Downlink
+from hetfl.fleet import EUCB
 from hetfl.hooks import NormBound
 from hetfl.local import FedDyn, LocalTraining
 from hetfl.parts import RandomMask, RankedMask, Rolling, ScoredChannels
 from hetfl.pruning import Cubic
-from hetfl.selection import PowerOfChoice
+from hetfl.selection import PowerOfChoice, Uniform
 from tests.conftest import small_levels, small_module
+from tests.fleet_cases import varied
 from tests.flower_cases import FakePost, federated, make_node
 from tests.hook_cases import Momentum, Noise
 
@@ -97,7 +99,11 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
         {},
     ),
     "rolling windows and personal heads": (
-        lambda: {"parts": Rolling(), "personal": ["classifier.*"], "uplink": ErrorFeedback(TopK(0.2))},
+        lambda: {
+            "parts": Rolling(),
+            "personal": ["classifier.*"],
+            "uplink": ErrorFeedback(TopK(0.2, by="weight")),
+        },
         {},
     ),
     "the best channels and a mean over the cohort": (
@@ -114,6 +120,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
             "parts": RandomMask(),
             "levels": {"a": Level("a"), "b": Level("b", 0.5, density=0.3)},
             "personal": ["classifier.bias"],
+            "uplink": ErrorFeedback(TopK(0.2, scope="layer", by="weight")),
             "statistics_clients": None,
         },
         {},
@@ -129,6 +136,19 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
         lambda: {
             "parts": RankedMask(scope="global", schedule=Cubic(), shrink=True, erase=True),
             "levels": {"a": Level("a"), "b": Level("b", density=0.3)},
+            "uplink": ErrorFeedback(TopK(0.2)),
+        },
+        {},
+    ),
+    "a bandit and late clients": (
+        lambda: {"assignment": EUCB(), "fleet": varied(failure_rate=0.2), "deadline": 8.0, "selection": Uniform(8)},
+        {},
+    ),
+    "complements of coded masks": (
+        lambda: {
+            "parts": RankedMask(complement=True),
+            "levels": {"a": Level("a"), "b": Level("b", 0.5, density=0.3)},
+            "downlink": Downlink(exact=["*bias"]),
             "uplink": ErrorFeedback(TopK(0.2)),
         },
         {},

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hetfl.errors import ConfigurationError
 from hetfl.models import ConvNet, MultiExitConvNet, PreActResNet, Transformer
 from hetfl.models.exits import SeparableConv
-from hetfl.pruning.groups import Group, channel_groups
+from hetfl.pruning.channels.groups import Group, channel_groups
 from hetfl.submodel import state_of
 from hetfl.tree import Tree
 

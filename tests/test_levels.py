@@ -94,7 +94,9 @@ def test_only_outputs_with_the_declared_exits_are_accepted() -> None:
     assert inspect(lambda logits: logits, 3)["a"] == (stages + heads, 3 * (stages + heads) - 2 * 64 * 8)
     assert inspect(lambda logits: logits[0])["a"][0] == stages + heads
     inspect(lambda logits: logits[:1], 1)
-    with pytest.raises(ConfigurationError, match=r"\(3, 4, 10\) \(a net of 3 exits declares them: exits = 3\)$"):
+    with pytest.raises(
+        ConfigurationError, match=r"\(3, 4, 10\) from Shaped \(a net of 3 exits declares them: exits = 3\)$"
+    ):
         inspect(lambda logits: logits)
     changes: list[tuple[Callable[[Tensor], object], str]] = [
         (lambda logits: logits.transpose(0, 1), r"\(4, 3, 10\)"),
@@ -105,7 +107,7 @@ def test_only_outputs_with_the_declared_exits_are_accepted() -> None:
         (list, "list"),
     ]
     for change, got in changes:
-        expected = rf"outputs of shape \(4, 10\) from the net at level a but got {got}$"
+        expected = rf"outputs of shape \(4, 10\) from the net at level a but got {got} from Shaped$"
         with pytest.raises(ConfigurationError, match=expected):
             inspect(change)
 

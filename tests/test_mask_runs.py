@@ -19,7 +19,7 @@ from hetfl.fleet import Dynamic
 from hetfl.flower.clients import FlowerClients
 from hetfl.flower.nodes import Nodes
 from hetfl.local import Workers
-from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, PartRule, PersonalMask, RankedMask
+from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, PartRule, PersonalMask, RankedMask, ThresholdMask
 from hetfl.parts.growth import ByClients, ByServer, OwnMasks, Posterior, RandomGrowth
 from hetfl.pruning import Cubic
 from hetfl.pruning.criteria import Gradient, Movement, SquaredTaylor
@@ -35,6 +35,7 @@ RULES: dict[str, Callable[[], PartRule]] = {
     "taylor": lambda: RankedMask(SquaredTaylor()),
     "movement": lambda: RankedMask(Movement("round"), "erk", every=2),
     "purge": lambda: RankedMask(scope="global", schedule=Cubic(), shrink=True, erase=True),
+    "complement": lambda: RankedMask(complement=True),
     "random": lambda: DynamicMask(RandomGrowth(), every=1),
     "server": lambda: DynamicMask(ByServer(samples=20), every=1),
     "clients": lambda: DynamicMask(ByClients(), every=1),
@@ -42,6 +43,7 @@ RULES: dict[str, Callable[[], PartRule]] = {
     "own": lambda: DynamicMask(OwnMasks(), every=1),
     "importance": lambda: ClientImportance(every=2),
     "personal": lambda: PersonalMask(step=0.2),
+    "threshold": lambda: ThresholdMask(0.1, every=1, until=3),
     "greedy": lambda: GreedyMask(every=1, fixed_seconds=1e-3),
 }
 
@@ -178,6 +180,7 @@ def test_parts_that_depend_on_the_weights_cannot_be_replayed(fit: Fit) -> None:
     ("rule", "levels", "message"),
     [
         (RankedMask, {"a": Level("a")}, "a level with a density below 1 for RankedMask"),
+        (lambda: ThresholdMask(0.1), {**SPARSE, "c": Level("c", density=0.1)}, "one density below 1 for ThresholdMask"),
         (DynamicMask, {**SPARSE, "c": Level("c", density=0.1)}, r"one density below 1 for DynamicMask.*\[0.3, 0.1\]"),
         (DynamicMask, {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}, "whole width and depth at level b"),
         (lambda: DynamicMask(scope="layer"), {"a": Level("a"), "b": Level("b", density=1e-4)}, "leaves none of the"),
@@ -194,6 +197,10 @@ def test_levels_that_do_not_fit_the_rule_are_refused(
     ("make", "message"),
     [
         (lambda: RankedMask(every=-1), "every of at least 0 rounds but got -1"),
+        (lambda: ThresholdMask(-0.1), "finite threshold above 0, .* but got -0.1, 1, 0, None"),
+        (lambda: ThresholdMask(0.1, after=3, every=1, until=3), "until above after but got 0.1, 3, 1, 3"),
+        (lambda: ThresholdMask(0.1, until=3), "every above 0 with until, for a threshold that rises, but got 0"),
+        (lambda: RankedMask(complement=True, shrink=True), "shrink: false with complement"),
         (lambda: DynamicMask(share=1.0), r"share in \(0, 1\).* but got 1.0, 10, None"),
         (lambda: GreedyMask(fixed_seconds=0), "fixed_seconds and half_life above 0"),
         (lambda: ClientImportance(Movement()), r"criterion of present weights.* but got Movement\(since=start\)"),

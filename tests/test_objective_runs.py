@@ -227,7 +227,7 @@ def numbers(**settings: Any) -> TensorData:
         (
             lambda: FedAvg(lambda **s: MLP(6, 3, hidden=(8,), **s), small_levels(1.0), selection=Uniform(2)),
             numbers,
-            r"outputs of shape \(4, 2\) from the net at level a but got \(4, 3\)",
+            r"outputs of shape \(4, 2\) for 2 outputs from the net at level a but got \(4, 3\) from MLP",
         ),
     ],
     ids=["labels", "partitioner", "objective", "targets", "kind", "weights", "mask token", "outputs"],

@@ -18,6 +18,7 @@ from lightning import Trainer
 
 from hetfl import FedAvg, FederatedModule, HeteroFL, Level
 from hetfl.accounting import Downloads
+from hetfl.cli import FederatedTrainer
 from hetfl.compression import ErrorFeedback, LowRank, TopK
 from hetfl.entries import Entries, add_holders, blocks_of, gather_flat
 from hetfl.errors import ConfigurationError
@@ -237,18 +238,24 @@ def test_a_rule_with_parts_of_wrong_shape_is_refused_and_the_tensor_is_named(fit
         fit(small_module(parts=Wrong(), check_nesting=False))
 
 
-def test_a_mask_of_a_buffer_or_a_frozen_parameter_is_refused(fit: Fit) -> None:
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (True, "Expected masks of trained parameters alone from Everywhere but got one of other tensors at level b"),
+        (False, "Expected masks = True in Everywhere, whose parts have masks, but got False, and a mask at level b"),
+    ],
+)
+def test_a_mask_of_a_frozen_parameter_or_of_a_rule_that_declares_none_is_refused(masks: bool, message: str) -> None:
     class Everywhere(Prefix):
-        masks = True
-
         def part(self, level: str, round: int, client: int) -> Part:
             block = super().part(level, round, client)
-            return Part(block, torch.arange(block.layout.size) < block.layout.size - 1)
+            return Part(block, torch.arange(block.layout.size) < block.layout.size - 1) if level == "b" else block
 
-    module = small_module(parts=Everywhere(), check_nesting=False)
+    rule = type("Everywhere", (Everywhere,), {"masks": masks})()
+    module = small_module(parts=rule, check_nesting=False)
     module.net.get_parameter("classifier.bias").requires_grad_(False)
-    with pytest.raises(ConfigurationError, match="Expected masks of trained parameters alone from Everywhere"):
-        fit(module)
+    with pytest.raises(ConfigurationError, match=message):
+        FederatedTrainer(logger=False, enable_progress_bar=False).introduce(module, small_data())
 
 
 def test_a_first_edition_subclass_is_refused_with_the_replacement() -> None:

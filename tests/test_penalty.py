@@ -17,7 +17,7 @@ from torch.optim import SGD
 from hetfl import ConfigurationError
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.hooks import Hooks
-from hetfl.layout import Index
+from hetfl.layout import Index, Layout
 from hetfl.local import FedDyn, ImportanceGradient, LocalTraining, Penalty, Proximal, Workers
 from hetfl.piece import Facts
 from hetfl.store import DiskStore
@@ -38,7 +38,7 @@ def test_proximal_gradient_equals_autograd_of_the_penalty() -> None:
     theta.requires_grad_()
     (0.3 / 2 * (theta - anchor).square().sum()).backward()
     gradient = torch.ones(7, dtype=torch.float64)
-    Proximal(0.3).add_gradient(gradient, theta.detach(), anchor, None)
+    Proximal(0.3).add_gradient(gradient, theta.detach(), anchor, None, Layout({"w": (7,)}))
     assert theta.grad is not None
     assert torch.allclose(gradient, 1 + theta.grad, rtol=0, atol=1e-15)
 
@@ -48,7 +48,7 @@ def test_the_importance_gradient_has_its_published_value_and_the_threshold_of_ea
     gradient = torch.tensor([[1.0, 2.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
     theta = torch.tensor([[-0.5, 0.3, 0.0], [0.5, 0.1, 4.0]], dtype=torch.float64)
     anchor = torch.tensor([[0.6, -0.3, 0.0], [-0.1, 0.2, 4.0]], dtype=torch.float64)
-    ImportanceGradient().add_gradient(gradient, theta, anchor, None)
+    ImportanceGradient().add_gradient(gradient, theta, anchor, None, Layout({"w": (3,)}))
     slope = [1 + 2 * 0.1 * w / (w + 0.1) ** 2 for w in (0.5, 0.1, 4.0)]
     assert gradient.tolist() == [pytest.approx([1.46875, 3.0, 0.0]), pytest.approx(slope)]
 
@@ -59,7 +59,7 @@ def test_feddyn_gradient_equals_autograd_of_the_penalty() -> None:
     theta.requires_grad_()
     (-(memory * theta).sum() + 0.3 / 2 * (theta - anchor).square().sum()).backward()
     gradient = torch.ones(7, dtype=torch.float64)
-    FedDyn(0.3).add_gradient(gradient, theta.detach(), anchor, memory)
+    FedDyn(0.3).add_gradient(gradient, theta.detach(), anchor, memory, Layout({"w": (7,)}))
     assert theta.grad is not None
     assert torch.allclose(gradient, 1 + theta.grad, rtol=0, atol=1e-15)
 

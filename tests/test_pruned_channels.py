@@ -17,7 +17,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.local import Executor, Sequential, Stacked
 from hetfl.models import ConvNet
 from hetfl.parts import PartRule, PrunedChannels, PrunedGroup, RandomMask, Rolling
-from hetfl.pruning.groups import channel_groups
+from hetfl.pruning.channels.groups import channel_groups
 from hetfl.submodel import parameters_of
 from hetfl.testing import check_part_rule
 from tests.conftest import small_data, small_levels, small_module

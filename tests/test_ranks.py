@@ -28,6 +28,7 @@ from hetfl.compression.staleness import Decay
 from hetfl.downlink import Downlink
 from hetfl.federation.clients import OwnClients
 from hetfl.federation.ranks import RankClients
+from hetfl.fleet import DiscountedUCB
 from hetfl.hooks import NormBound
 from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
@@ -36,10 +37,11 @@ from hetfl.parts.growth import ByServer
 from hetfl.pruning.criteria import Movement
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
-from hetfl.selection import PowerOfChoice
+from hetfl.selection import PowerOfChoice, Uniform
 from hetfl.store import DiskStore
 from hetfl.types import Task
 from tests.conftest import small_module
+from tests.fleet_cases import varied
 from tests.hook_cases import Momentum, Noise
 
 Fit = Callable[..., Trainer]
@@ -48,7 +50,7 @@ Fit = Callable[..., Trainer]
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 3))
 def test_the_busiest_rank_is_within_four_thirds_of_the_best_assignment(costs: list[int], count: int) -> None:
     executor = SimpleNamespace(bench=SimpleNamespace(cost=lambda task: costs[task.client]))
-    inner = cast(OwnClients, SimpleNamespace(executor=executor, side=SimpleNamespace(uplink=None, parts=None)))
+    inner = cast(OwnClients, SimpleNamespace(executor=executor, side=SimpleNamespace(uplink=None, task_parts=None)))
     clients = RankClients(inner, cast(Ranks, SimpleNamespace(rank=0, count=count)), [])
     shares = clients.shares([Task(k, "a", 0, 0) for k in range(len(costs))])
 
@@ -90,7 +92,7 @@ def sparse(**changes: Any) -> FederatedModule:
     """Return a module with masks per client, residuals in global coordinates, and personal biases."""
     levels = {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}
     return small_module(
-        levels=levels, parts=RandomMask(), uplink=ErrorFeedback(TopK(0.2)), personal=["*bias"], **changes
+        levels=levels, parts=RandomMask(), uplink=ErrorFeedback(TopK(0.2, by="weight")), personal=["*bias"], **changes
     )
 
 
@@ -105,6 +107,12 @@ def exchanging(**changes: Any) -> FederatedModule:
     levels = {"a": Level("a"), "b": Level("b", density=0.3)}
     parts = DynamicMask(ByServer(), every=1)
     return small_module(levels=levels, parts=parts, uplink=ErrorFeedback(TopK(0.2)), **changes)
+
+
+def learning(**changes: Any) -> FederatedModule:
+    """Return a module with a bandit, and clients that are late or fail."""
+    assignment, fleet = DiscountedUCB(), varied(failure_rate=0.2)
+    return small_module(assignment=assignment, fleet=fleet, deadline=8.0, selection=Uniform(8), **changes)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -142,8 +150,9 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
         (sparse, lambda: Workers(2), 2),
         (scored, Sequential, 2),
         (exchanging, Sequential, 2),
+        (learning, Sequential, 2),
     ],
-    ids=["probing", "dynamic", "clustered", "sparse", "scored", "exchanging"],
+    ids=["probing", "dynamic", "clustered", "sparse", "scored", "exchanging", "learning"],
 )
 def test_ranks_give_the_same_bits_as_one_process(
     fit: Fit,

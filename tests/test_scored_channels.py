@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ from hetfl.errors import ConfigurationError
 from hetfl.export import export_submodel
 from hetfl.local import Sequential, Stacked
 from hetfl.models import LSTM, ConvNet, PreActResNet, Transformer
+from hetfl.part import only
 from hetfl.parts import NOBODY, PartRule, ScoredChannels
 from hetfl.piece import Facts
-from hetfl.pruning.channel_scores import channel_scores, ranking
-from hetfl.pruning.criteria import Criterion, Movement, NormScale, RandomScore, Taylor
-from hetfl.pruning.groups import Group, Member
+from hetfl.pruning.channels import Group, Member, channel_scores, ranking
+from hetfl.pruning.criteria import Criterion, GradientPerTime, Movement, NormScale, RandomScore, Taylor
+from hetfl.pruning.gradients import ClientGradient, GradientRequest
 from hetfl.submodel import parameters_of
 from hetfl.testing import check_part_rule
+from hetfl.updates import DenseUpdate
 from tests.conftest import small_data, small_levels, small_module, small_net
 from tests.test_nesting_parts import Flat, sequences
 from tests.test_snapshots import snapshots_of
@@ -167,20 +169,66 @@ def test_channels_are_ranked_at_the_beginning_of_a_round_if_that_is_due(criterio
         assert held[6] == sorted(moved.argsort(descending=True)[:2].tolist())
 
 
-def scored(**changes: Any) -> FederatedModule:
-    parts = ScoredChannels(Movement("round"), refresh_every=2)
+class Answers:
+    """A probe that answers with a gradient of each of two clients; the second client holds half of the channels."""
+
+    def __init__(self, rule: PartRule) -> None:
+        self.rule, self.random, self.asked = rule, torch.Generator().manual_seed(2), list[GradientRequest]()
+        self.answers: list[ClientGradient] = []
+
+    def level(self, client: int) -> str:
+        return "ab"[client]
+
+    def gradients(self, clients: Sequence[int], request: GradientRequest) -> list[ClientGradient]:
+        self.asked.append(request)
+        trained = frozenset(parameters_of(self.rule.levels.net))
+        parts = [only(self.rule.part(self.level(client), 0, client), trained) for client in clients]
+        drawn = [DenseUpdate(torch.randn(part.size, generator=self.random)) for part in parts]
+        self.answers = [ClientGradient(k, 2 + k, part, u) for k, (part, u) in enumerate(zip(parts, drawn, strict=True))]
+        return self.answers
+
+
+def test_gradients_of_a_round_rank_the_channels_of_the_next_that_is_due() -> None:
+    rule = ready(ScoredChannels(Taylor(), refresh_every=2), partial(ConvNet, hidden=(8, 16)), images(1, 8), 0.5)
+    rule.levels.flops = {"a": (1.0, 3.0)}
+    probe, held = Answers(rule), list[list[int]]()
+    for round in range(3):
+        rule.begin_round(round, 0.1)
+        held.append(positions(rule.part("b", round, 0)["blocks.1.conv.bias"][0]))
+        rule.consult(round, [0, 1], probe)
+    assert len(probe.asked) == 1
+    weight = rule.levels.net.get_parameter("blocks.1.conv.weight").detach()
+    total, samples = torch.zeros(weight.shape), torch.zeros(weight.shape)
+    for answer in probe.answers:
+        rows, columns = (torch.tensor(positions(held)) for held in answer.part["blocks.1.conv.weight"][:2])
+        total[rows[:, None], columns] += answer.samples * answer.tensors()["blocks.1.conv.weight"]
+        samples[rows[:, None], columns] += answer.samples
+    mean = total / samples
+    by_size, by_taylor = weight.abs().sum((1, 2, 3)), (weight * mean).abs().sum((1, 2, 3))
+    assert held[0] == held[1] == sorted(by_size.argsort(descending=True)[:8].tolist())
+    assert held[2] == sorted(by_taylor.argsort(descending=True)[:8].tolist()) != held[1]
+
+
+def scored(criterion: Criterion | None = None, **changes: Any) -> FederatedModule:
+    parts = ScoredChannels(criterion or Movement("round"), refresh_every=2)
     return small_module(**{"parts": parts, "uplink": ErrorFeedback(TopK(0.2)), **changes})
 
 
-def test_a_resumed_run_ends_with_the_same_bits_between_two_rankings(fit: Fit, tmp_path: Path) -> None:
-    whole, first, second = scored(), scored(), scored()
+@pytest.mark.parametrize(
+    ("criterion", "begun"), [(Movement("round"), 3), (Movement("start"), 4), (GradientPerTime(), 4)]
+)
+def test_a_resumed_run_ends_with_the_same_bits(fit: Fit, tmp_path: Path, criterion: Criterion, begun: int) -> None:
+    """Rankings are due in rounds 2 and 4; the gradients of round 3 rank the channels of round 4."""
+    whole, first, second = scored(criterion), scored(criterion), scored(criterion)
     one = fit(whole, rounds=5, name="whole")
-    fit(first, rounds=3, name="begun").save_checkpoint(tmp_path / "half.ckpt")
+    fit(first, rounds=begun, name="begun").save_checkpoint(tmp_path / "half.ckpt")
     two = fit(second, rounds=5, name="resumed", ckpt=str(tmp_path / "half.ckpt"))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
     rows = [Path(str(trainer.log_dir), "metrics.csv").read_text().splitlines() for trainer in (one, two)]
-    assert rows[0][4:] == rows[1][1:]
+    assert rows[0][begun + 1 :] == rows[1][1:]
     assert whole.parts.of_level("c", 4) == second.parts.of_level("c", 4) != first.parts.of_level("c", 4)
+    probes = pd.read_csv(Path(str(one.log_dir), "metrics.csv"))["comm/down_probes_bytes"]
+    assert (probes > 0).tolist() == [criterion.needs_gradients and round in (1, 3) for round in range(5)]
 
 
 @pytest.mark.usefixtures("double_precision")
@@ -247,7 +295,6 @@ class Mixing(nn.Module):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parts": ScoredChannels(Taylor())}, "a criterion without gradients for ScoredChannels, .* but got Taylor"),
         (
             {"net": Mixing, "parts": ScoredChannels()},
             "channels that can be permuted.* but got dimension 1 of 'classifier.weight', whose positions a layer",

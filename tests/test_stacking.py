@@ -1,4 +1,4 @@
-"""Files of configs/selection, clustering, fleet and method can be stacked on the command line."""
+"""Files of configs/selection, clustering, fleet, assignment and method can be stacked on the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from hetfl.fleet import Fleet, SameDevice
 from hetfl.selection import Selection, Uniform
 from tests.demo_cases import CONFIGS, SHORT
 
-FILES = {kind: sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("selection", "clustering", "fleet", "method")}
+KINDS = ("selection", "clustering", "fleet", "assignment", "method")
+FILES = {kind: sorted((CONFIGS / kind).glob("*.yaml")) for kind in KINDS}
 STACKS = [
     tuple(files[number % len(files)] for files in (FILES["selection"], FILES["clustering"], FILES["fleet"]))
     for number in range(len(FILES["selection"]))
@@ -79,6 +80,19 @@ def test_method_files_stack_with_clustering_files(tmp_path: Path, method: Path, 
     files = [CONFIGS / "base.yaml", method, data_of(method), groups]
     table = run(tmp_path, files, hidden, "--model.local.epochs=2")  # stragglers do one epoch
     assert table["cluster/count"].iloc[-1] == (2 if groups.stem == "ifca" else 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("assignment", FILES["assignment"], ids=lambda file: file.stem)
+def test_assignment_files_stack_on_a_fleet_file(tmp_path: Path, assignment: Path) -> None:
+    files = [CONFIGS / "demo.yaml", CONFIGS / "fleet/mixed.yaml", assignment]
+    run(tmp_path, files, "--model.net.hidden=[8,8]")
+    (config,) = tmp_path.rglob("config.yaml")
+    model = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]
+    assert "seconds" not in model["assignment"]["init_args"]
+    assert list(model["levels"]) == list("abcdef")
+    learns = assignment.stem in ("discounted_ucb", "eucb")
+    assert bool(list(tmp_path.rglob("assignment.csv"))) == learns
 
 
 @pytest.mark.slow

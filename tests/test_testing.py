@@ -130,6 +130,17 @@ class Scaling(HolderMean):
             super().update(update, index, report)
 
 
+class Inexact(HolderMean):
+    """A mean of updates whose exact block a function has replaced."""
+
+    def __init__(self, replaced: Callable[[Any], DenseUpdate]) -> None:
+        super().__init__()
+        self.replaced = replaced
+
+    def update(self, update: Any, index: Any, report: Any) -> None:
+        super().update(self.replaced(update), index, report)
+
+
 def each(values: dict[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     return {name: change(value) for name, value in values.items()}
 
@@ -142,7 +153,22 @@ def each(values: dict[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[
         (lambda: Changed(lambda _, d, h: (d, each(h, torch.ones_like))), "holders above 0 exactly where a client"),
         (lambda: Changed(lambda _, d, h: (each(d, lambda t: t + 1), h)), "a step of 0 where no client holds an entry"),
         (lambda: Changed(lambda _, d, h: (each(d, lambda t: t / 0), h)), "step of 0 where no client|finite step of"),
-        (lambda: Changed(lambda _, d, h: (each(d, torch.zeros_like), h)), "a step that follows vectors and exact"),
+        (
+            lambda: Changed(lambda _, d, h: (each(d, torch.zeros_like), h)),
+            r"a step of 'kernel' that follows the vectors, update.to_dense\(\), from Changed but got 0 everywhere",
+        ),
+        (
+            lambda: Inexact(lambda update: DenseUpdate(update.to_dense(), exact=torch.zeros_like(update.exact))),
+            "a step of 'running_mean' that follows the exact blocks, update.exact, from Inexact but got 0 everywhere",
+        ),
+        (
+            lambda: Inexact(lambda update: DenseUpdate(update.to_dense(), exact=update.to_dense()[:2])),
+            "follows the exact blocks, update.exact, from Inexact but got the same step of other ones",
+        ),
+        (
+            lambda: Inexact(lambda update: DenseUpdate(update.to_dense())),
+            r"Inexact.update to take a vector of \d+ entries, .*, and an exact block of 2, update.exact, but got: ",
+        ),
         (lambda: Changed(lambda _, d, h: (each(d, lambda t: t * torch.rand(())), h)), "the same step of the same"),
         (lambda: Changed(lambda s, d, h: (each(d, lambda t: t * s.rounds), h)), "to continue from a saved state as"),
         (Scaling, "Scaling.update to read the update only"),
@@ -404,8 +430,8 @@ class Squares(Regression):
     ("wrong", "message"),
     [
         ("headline", r"a headline \(hetfl.objectives.Headline\) in Squares but got NoneType"),
-        ("length", "9 targets, at least 8, from Squares.prepared but got 8"),
-        ("dims", "targets of target_dims = 1 in Squares but got 2"),
+        ("length", r"9 training targets from Squares.prepared but got float32 \(8, 2\)"),
+        ("dims", r"targets of target_dims = 1 from Squares.prepared but got float32 \(9, 2\)"),
         ("prepared", "Squares.prepared to leave prepared targets as they are"),
         ("counts", r"label counts as int64 of shape \(2,\) from Squares"),
         ("several", "a loss of each leading dimension"),
@@ -415,7 +441,7 @@ class Squares(Regression):
         ("weight", "losses of batches whose mean, by Squares.weight, is the whole's"),
         ("negative", "weights above 0 from Squares.weight"),
         ("order", "the headline 'r2' first in Squares.metrics but got mae"),
-        ("float", r"sums as float64 of shape \(N, M\) from Squares"),
+        ("float", r"sums as float64 of shape \(9, M\) from Squares.sums but got float32"),
         ("score", "Squares.score of the sums to be the metric 'r2'"),
         ("nan", "a score of NaN where outputs are NaN from Squares"),
     ],

@@ -16,7 +16,7 @@ from hetfl import FederatedModule, HeteroFL, Level
 from hetfl.data import FederatedDataModule
 from hetfl.local import Executor, Sequential, Workers
 from hetfl.parts import RandomChannels
-from hetfl.pruning.groups import channel_groups
+from hetfl.pruning.channels.groups import channel_groups
 from hetfl.submodel import take
 from hetfl.unlearning import mean_activations, readers_of, telling_channels
 from hetfl.wire import dense_size

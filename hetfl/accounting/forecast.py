@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hetfl import wire
-from hetfl.fleet import Fleet, Work
+from hetfl.fleet import Fleet, Outlook, Work
 from hetfl.fleet.numbers import FloatArray, IntArray
 
 
@@ -48,6 +48,7 @@ class Forecast:
     ) -> None:
         self.fleet, self.epochs, self.levels = fleet, epochs, list(entries)
         self.samples_N = np.array(sizes)
+        self.entries_L = np.array(list(entries.values()))
         self.bytes_L = np.array([wire.dense_size(size) for size in entries.values()])
         self.flops_L = np.array([flops[level][1] for level in entries])
         self.trying_L = tried * np.array([flops[level][0] for level in entries])
@@ -81,6 +82,14 @@ class Forecast:
         everyone = np.arange(len(self.samples_N))
         at_levels = [np.full(len(everyone), position) for position in range(len(self.levels))]
         return np.stack([self.seconds(everyone, positions, None) for positions in at_levels])
+
+    def outlook(self, deadline: float | None) -> Outlook:
+        """Return what is known of levels and devices before a run.
+
+        Args:
+            deadline: seconds after which updates are dropped; None: no deadline.
+        """
+        return Outlook(tuple(self.levels), self.entries_L, self.table(), self.fleet.devices, deadline)
 
     def down_bytes(self) -> dict[str, int]:
         """Return by level the bytes that a client downloads in a round, for all models that it tries."""

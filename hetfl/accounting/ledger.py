@@ -79,6 +79,9 @@ class Ledger(Piece):
         fleet: the clients' devices.
         deadline: seconds after the start of training until which updates are accepted; None: no deadline.
 
+    Attributes:
+        late: the clients of the round with an update that missed a deadline.
+
     Raises:
         ConfigurationError: the deadline is not positive.
     """
@@ -90,6 +93,7 @@ class Ledger(Piece):
     round: Costs = field(default_factory=Costs)
     total: Costs = field(default_factory=Costs)
     reachable: int = 0
+    late: set[int] = field(default_factory=set)
     _before: float = 0.0  # simulated time at which the round began
     _phase_start: float = 0.0  # in seconds since the round began
     _purpose: Purpose = "training"  # of the phase
@@ -126,6 +130,7 @@ class Ledger(Piece):
         self._last_share = self.up_share
         self.round, self._before, self._phase_start = Costs(), self.total.seconds, 0.0
         self._purpose = "training"
+        self.late.clear()
 
     def begin_phase(self, purpose: Purpose) -> None:
         """Begin a phase, in which clients work in parallel, after the end of the previous phase.
@@ -165,7 +170,7 @@ class Ledger(Piece):
         """Return whether a client finishes its training by the deadline."""
         return self.deadline is None or bool(self.fleet.seconds(client, round, work) <= self.deadline)
 
-    def lose(self, client: int, round: int, work: Work) -> None:
+    def lose(self, client: int, round: int, work: Work, late: bool = False) -> None:
         """Add the work of a client whose update is lost.
 
         If the work exceeds the deadline, the client counts as dropped, and only its work until the deadline is added.
@@ -175,8 +180,12 @@ class Ledger(Piece):
             client: its id.
             round: the round.
             work: all of its work, or its work until it failed.
+            late: whether the client missed a deadline of real time; it counts as failed, and is among :attr:`late`.
         """
-        if self.deadline is None or self.in_time(client, round, work):
+        in_time = self.deadline is None or self.in_time(client, round, work)
+        if late or not in_time:
+            self.late.add(client)
+        if self.deadline is None or in_time:
             self.charge(client, round, work)
             self.round.failed += 1
             self.total.failed += 1

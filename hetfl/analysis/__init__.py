@@ -2,6 +2,7 @@
 
 from hetfl.analysis.anatomy import LevelDrift, channel_norms
 from hetfl.analysis.anatomy_plots import plot_channel_norms, plot_drift, plot_holders, plot_mean_holders
+from hetfl.analysis.assignment_plots import draw_assignment, load_assignment, plot_drawn_levels
 from hetfl.analysis.budget_plots import draw_budget, plot_budget
 from hetfl.analysis.cluster_plots import plot_assignments, plot_cluster_tree, plot_clusters
 from hetfl.analysis.clusters import load_clusters
@@ -21,6 +22,7 @@ from hetfl.analysis.similarity import activations, head_agreement, level_similar
 from hetfl.analysis.similarity_plots import plot_heads, plot_level_similarity
 from hetfl.analysis.snapshot_reader import RunSnapshots, Snapshot, load_snapshots
 from hetfl.analysis.snapshots import Snapshots
+from hetfl.analysis.sparsity_plots import draw_sparsity, plot_sparsity, score_over_density
 from hetfl.analysis.traffic import layer_density, layer_residuals, load_residuals
 from hetfl.analysis.traffic_plots import plot_layer_density, plot_residuals
 
@@ -34,13 +36,16 @@ __all__ = [
     "calibration_error",
     "channel_norms",
     "class_accuracy",
+    "draw_assignment",
     "draw_budget",
+    "draw_sparsity",
     "head_agreement",
     "holders",
     "layer_density",
     "layer_residuals",
     "level_similarity",
     "linear_cka",
+    "load_assignment",
     "load_clusters",
     "load_residuals",
     "load_run",
@@ -55,6 +60,7 @@ __all__ = [
     "plot_cluster_tree",
     "plot_clusters",
     "plot_comparison",
+    "plot_drawn_levels",
     "plot_drift",
     "plot_heads",
     "plot_holders",
@@ -68,5 +74,7 @@ __all__ = [
     "plot_run",
     "plot_score_over_bytes",
     "plot_score_over_rounds",
+    "plot_sparsity",
     "reliability",
+    "score_over_density",
 ]

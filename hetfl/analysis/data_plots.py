@@ -81,8 +81,8 @@ def _draw_sizes(ax: Axes, rows: pd.DataFrame, colours: list[tuple[float, float, 
     ax.set_xlabel("training samples")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     plain(ax, "x")
-    if "inputs" in rows and rows["inputs"].nunique() <= MOST_KINDS:
-        _name_kinds(ax, dict(zip(rows["inputs"], colours, strict=True)))
+    if "change" in rows and rows["change"].nunique() <= MOST_KINDS:
+        _name_kinds(ax, dict(zip(rows["change"], colours, strict=True)))
 
 
 def write_labels(clients: pd.DataFrame, folder: Path) -> list[Path]:
@@ -99,10 +99,10 @@ def write_labels(clients: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def _colours(rows: pd.DataFrame) -> list[tuple[float, float, float, float] | str]:
-    if "inputs" not in rows or rows["inputs"].nunique() > MOST_KINDS:
+    if "change" not in rows or rows["change"].nunique() > MOST_KINDS:
         return [PLAIN_COLOUR] * len(rows)
-    shades = level_colours(sorted(rows["inputs"].unique(), key=_in_order))
-    return [shades[kind] for kind in rows["inputs"]]
+    shades = level_colours(sorted(rows["change"].unique(), key=_in_order))
+    return [shades[kind] for kind in rows["change"]]
 
 
 def _in_order(kind: str) -> tuple[int, str]:
@@ -134,6 +134,6 @@ def _name_kinds(ax: Axes, kinds: dict[str, tuple[float, float, float, float] | s
     """Draw the legend of the kinds of inputs."""
     handles = [ax.barh([0], [0], color=kinds[kind], label=kind) for kind in sorted(kinds, key=_in_order)]
     ax.legend(
-        handles=handles, title="inputs", fontsize=FONT_POINTS - 1, title_fontsize=FONT_POINTS - 1, frameon=False,
+        handles=handles, title="change", fontsize=FONT_POINTS - 1, title_fontsize=FONT_POINTS - 1, frameon=False,
         labelcolor=GREY, loc="lower left", bbox_to_anchor=(1.0, 0.0),
     )  # fmt: skip

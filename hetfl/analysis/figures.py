@@ -140,7 +140,8 @@ def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], colours: Mappi
     figure = ax.get_figure(root=True)
     assert figure is not None  # axes are on one
     figure.draw_without_rendering()  # a constrained layout sets the height of the axes only here
-    (low, high), right = ax.get_ylim(), max(x for x, _ in ends.values())
+    (low, high), farthest = ax.get_ylim(), min if ax.xaxis_inverted() else max
+    right = farthest(x for x, _ in ends.values())
     points = ax.get_window_extent().height * 72 / figure.get_dpi() / (high - low)  # per unit of y
     line = 1.25 * FONT_POINTS / points
     places = spread([y for _, y in ends.values()], line, low + line / 2, high)

@@ -50,7 +50,7 @@ def holders(module: FederatedModule, rounds: int) -> dict[str, Tensor]:
         By name of a trained tensor, int64 counts of its shape.
 
     Raises:
-        ConfigurationError: the module has no data yet, or its selection or part rule is not replayable.
+        ConfigurationError: the module has no data yet, or its selection, assignment or part rule is not replayable.
     """
     counts = {name: torch.zeros(tensor.shape, dtype=torch.int64) for name, tensor in parameters_of(module.net).items()}
     for indices in _held_by_client(module, rounds).values():
@@ -71,11 +71,12 @@ def _held_by_client(module: FederatedModule, rounds: int) -> dict[int, list[Inde
             "Expected a part rule that can be replayed, because it depends only on seed and round, but got "
             f"{type(module.parts).__name__}: the part of every level is in the run's snapshots"
         )
-    if not module.selection.replayable:
-        raise ConfigurationError(
-            "Expected a selection that can be replayed, because it depends only on seed and round, but got "
-            f"{type(module.selection).__name__}"
-        )
+    for kind, policy in (("a selection", module.selection), ("an assignment", module.assignment)):
+        if not policy.replayable:
+            raise ConfigurationError(
+                f"Expected {kind} that can be replayed, because it depends only on seed and round, but got "
+                f"{type(policy).__name__}"
+            )
     if not module.selection.sizes:
         raise ConfigurationError(
             "Expected a module that has met its data (trainer.fit, validate or test) but got a new one"

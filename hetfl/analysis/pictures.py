@@ -19,8 +19,13 @@ NOT_IN_THE_FONT = r"Glyph .* missing from|Matplotlib currently does not support 
 """Warnings of matplotlib for letters that its font lacks; an SVG still shows them, in a font of the viewer."""
 
 
+ASSIGNMENT_TABLE = "assignment.csv"
+"""The table of the draws of an assignment that learns."""
 BUDGET_COLUMNS = ("budget/spent_bytes", "budget/spent_entries")
 """Columns of ``metrics.csv``, one of which a run with an upload budget has."""
+
+DENSITY_COLUMN = "parts/density"
+"""Column of ``metrics.csv`` of a run whose masks change their density."""
 
 
 def pictures_of(headline: Headline) -> tuple[str, str]:
@@ -57,7 +62,7 @@ def save_figure(figure: Figure, folder: Path, name: str, padding: float = 0.1) -
 
 
 def expected_pictures(folder: Path) -> list[Path]:
-    """Return the files that ``plot_run``, ``plot_clusters`` and ``draw_budget`` write for a run.
+    """Return the files that ``plot_run``, ``plot_clusters`` and the functions ``draw_...`` write for a run.
 
     Args:
         folder: the run folder.
@@ -72,14 +77,33 @@ def expected_pictures(folder: Path) -> list[Path]:
             names.append("cluster_tree")
     if had_budget(folder):
         names.append("budget")
+    if (folder / ASSIGNMENT_TABLE).is_file() and _has_rows(folder / ASSIGNMENT_TABLE):
+        names.append("assignment")
+    if had_density(folder):
+        names.append("sparsity")
     return [folder / "plots" / f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
 
 
 def had_budget(folder: Path) -> bool:
     """Return whether the first line of a run's ``metrics.csv`` names a column of an upload budget."""
+    return any(name in _columns(folder) for name in BUDGET_COLUMNS)
+
+
+def had_density(folder: Path) -> bool:
+    """Return whether the first line of a run's ``metrics.csv`` names the density of masks."""
+    return DENSITY_COLUMN in _columns(folder)
+
+
+def _columns(folder: Path) -> list[str]:
+    """Return the first line of a run's ``metrics.csv``; empty if it cannot be read."""
     try:
         with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
-            names = next(csv.reader(file), [])
+            return next(csv.reader(file), [])
     except (OSError, UnicodeDecodeError):
-        return False
-    return any(name in names for name in BUDGET_COLUMNS)
+        return []
+
+
+def _has_rows(path: Path) -> bool:
+    """Return whether a table has a line below its head."""
+    with path.open("rb") as file:
+        return sum(1 for _ in zip(range(2), file, strict=False)) == 2

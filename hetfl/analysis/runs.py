@@ -32,7 +32,8 @@ NUMBER: Rule = ("numbers", lambda x: np.full(x.shape, True))
 SCORES = r"(val|test|cluster)/({0})((_by_(level|head))?/.+)?|local/({0})_(mean|std|worst10)"
 METRIC_RULES: Mapping[str, Rule] = {
     r"step": WHOLE,
-    r"comm/.*|budget/.*|compute/flops_total|sim/.*": AMOUNT,
+    r"comm/.*|budget/.*|assignment/.*|compute/flops_total|sim/.*": AMOUNT,
+    r"parts/density": ("shares above 0, up to 1", lambda x: (x > 0) & (x <= 1)),
 }
 """Rules by name pattern; columns of ``SCORES`` are shares if they are percentages; others have any numbers."""
 TOTAL = re.compile(r"(comm|compute|sim)/(?!up_ratio).*_total")

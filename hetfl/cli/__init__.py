@@ -20,7 +20,7 @@ OF_RUNS = {"resume": "fit", "export": "export"}
 """Verbs that take the folder of a run, and the verb of their long form."""
 
 
-OTHER = {
+VERBS = {
     "compare": "hetfl.compare.main",
     "report": "hetfl.cli.reporting",
     "flower": "hetfl.flower.command.main",
@@ -40,8 +40,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if args is None else args)
     with debug_option(given), command_line():
-        if given and given[0] in OTHER:
-            import_module(OTHER[given[0]]).main(given[1:])
+        if given[:1] and given[0] in VERBS:
+            import_module(VERBS[given[0]]).main(given[1:])
         else:
             long = _of_run(given)
             check_arguments(long)

@@ -36,6 +36,7 @@ class Context:
         itemsize: bytes that a value takes on the wire, a part of one for a code; None: those of the vector's dtype.
         reported: extras of the client's report that :meth:`Compressor.report` returned for its delta.
         relative_samples: the client's training samples over the mean over all clients.
+        start: returns the values that the client began the round with, shape (D,); None: they are not known.
     """
 
     lr: float
@@ -46,6 +47,7 @@ class Context:
     itemsize: float | None = None
     reported: Mapping[str, float] = field(default_factory=dict)
     relative_samples: float = 1.0
+    start: Callable[[], Tensor] | None = None
 
 
 class Compressor(ABC):

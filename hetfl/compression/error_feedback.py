@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -114,6 +114,7 @@ class ErrorFeedback(Piece):
         uplink: float | None = None,
         samples: int | None = None,
         combine: Combine = apart,
+        start: Callable[[], Tensor] | None = None,
     ) -> Message:
         """Return the message for a delta; no client's state changes.
 
@@ -128,6 +129,7 @@ class ErrorFeedback(Piece):
             uplink: bytes per second from the client, for a compressor that goes by it.
             samples: the client's number of training samples; None: as many as the mean client.
             combine: may change p = Δ + e before it is compressed; what is left is of the changed one.
+            start: returns the values that the client began with, shape (D,), for a compressor that goes by them.
 
         Raises:
             ValueError: ``delta_D`` has another length than ``index``, or Δ + e holds NaN or Inf or overflows float16.
@@ -138,7 +140,7 @@ class ErrorFeedback(Piece):
         itemsize = 2 if self.half_precision else None
         relative = samples / self._mean_samples if samples and self._mean_samples else 1.0
         reported = self.compressor.report(delta_D)
-        context = Context(lr, layout, client, generator, uplink, itemsize, reported, relative)
+        context = Context(lr, layout, client, generator, uplink, itemsize, reported, relative, start)
         left_D = buffer = None
         if self.enabled:
             buffer = self._buffer(delta_D)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from hetfl.updates import Update
 
 WIDEST = 2.0**60
 """Largest ratio of the largest magnitude to the smallest one; smaller values are sent as the smallest magnitude."""
+
+MOST_COMPARED = 16
+"""Most borders with which all values of a message are compared one by one; more are searched."""
 
 
 class LogQuantizer(Quantiser):
@@ -99,10 +102,10 @@ class LogQuantizer(Quantiser):
         """Return the smallest magnitude and the ratio of each bucket, as they travel: float32, shape (B,)."""
         if not sizes_B.numel():
             return magnitude_k.new_zeros(0).float(), magnitude_k.new_ones(0).float()
-        high_B = torch.segment_reduce(magnitude_k, "max", lengths=sizes_B, initial=0)
+        high_B = _per_bucket(magnitude_k, "max", sizes_B, initial=0)
         if self.span is None:
             positive_k = magnitude_k.where(magnitude_k > 0, math.inf)
-            low_B = torch.segment_reduce(positive_k, "min", lengths=sizes_B, initial=math.inf)
+            low_B = _per_bucket(positive_k, "min", sizes_B, initial=math.inf)
             low_B = torch.minimum(low_B, high_B).clamp(min=high_B / WIDEST)
         else:
             low_B = high_B / self.span
@@ -112,14 +115,25 @@ class LogQuantizer(Quantiser):
         return low_B, ratio_B
 
 
+def _per_bucket(magnitude_k: Tensor, which: Literal["max", "min"], sizes_B: Tensor, initial: float) -> Tensor:
+    """Return the largest or the smallest magnitude of each bucket, shape (B,); ``initial`` for an empty bucket."""
+    if sizes_B.numel() == 1 and magnitude_k.numel():  # several times faster
+        return (magnitude_k.amax() if which == "max" else magnitude_k.amin())[None]
+    return torch.segment_reduce(magnitude_k, which, lengths=sizes_B, initial=initial)
+
+
 def _above(magnitude_k: Tensor, borders: Tensor, sizes_B: Tensor) -> Tensor:
-    """Return how many of its bucket's borders (B, M − 1), ascending, each magnitude is above: int64, shape (k,)."""
-    if borders.shape[0] == 1:
+    """Return how many of its bucket's borders (B, N), ascending, each magnitude is above: int64, shape (k,).
+
+    Comparisons with a few borders need no branches, and take a tenth of a binary search's time.
+    """
+    one = borders.shape[0] == 1
+    if one and borders.shape[1] > MOST_COMPARED:
         return torch.bucketize(magnitude_k, borders[0])
-    above_k = torch.zeros_like(magnitude_k, dtype=torch.int64)
+    above_k = torch.zeros_like(magnitude_k, dtype=torch.uint8)
     for border_B in borders.unbind(dim=1):
-        above_k += magnitude_k > per_value(border_B, sizes_B)
-    return above_k
+        above_k += magnitude_k > (border_B if one else per_value(border_B, sizes_B))
+    return above_k.long()
 
 
 def _drawn(

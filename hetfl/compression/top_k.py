@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,30 +16,35 @@ from hetfl.errors import ConfigurationError
 from hetfl.piece import Facts
 from hetfl.updates import SparseUpdate
 
+By = Literal["delta", "weight"]
+"""By what entries are chosen: the magnitude of what a client would send, or of its weight after training."""
+
 SAMPLE = 1 << 16
 """Entries from which a threshold is estimated."""
 
 
-def top_k(p_D: Tensor, density: float) -> SparseUpdate:
+def top_k(p_D: Tensor, density: float, score_D: Tensor | None = None) -> SparseUpdate:
     """Return the k = max(1, ⌊density · D⌋) entries of largest magnitude; of equal ones those of lowest index.
 
     Args:
         p_D: shape (D,).
         density: share of the entries, in (0, 1].
+        score_D: as in :func:`top_count`.
     """
-    return top_count(p_D, count_of(density, p_D.numel()))
+    return top_count(p_D, count_of(density, p_D.numel()), score_D)
 
 
-def top_count(p_D: Tensor, count: int) -> SparseUpdate:
+def top_count(p_D: Tensor, count: int, score_D: Tensor | None = None) -> SparseUpdate:
     """Return the ``count`` entries of largest magnitude, of equal ones those of lowest index.
 
     Args:
         p_D: shape (D,).
         count: from 0 to D.
+        score_D: numbers by whose magnitude entries are chosen, shape (D,); None: the entries themselves.
     """
     if not count:
         return SparseUpdate(p_D[:0].clone(), torch.empty(0, dtype=torch.int64, device=p_D.device), p_D.numel())
-    indices = positions_of(largest(p_D.abs(), count))
+    indices = positions_of(largest((p_D if score_D is None else score_D).abs(), count))
     return SparseUpdate(p_D[indices], indices, p_D.numel())
 
 
@@ -101,7 +106,7 @@ def kept_largest(parts: Parts, count: int) -> Parts:
 
 
 class TopK(Compressor):
-    """Send the k entries of largest magnitude, k = max(1, ⌊density · D⌋).
+    r"""Send the k entries of largest magnitude, k = max(1, ⌊density · D⌋).
 
     A contraction: ‖C(p) − p‖² ≤ (1 − k/D) ‖p‖² (Stich et al., Sparsified SGD with Memory, NeurIPS 2018, arXiv
     1809.07599).
@@ -110,18 +115,28 @@ class TopK(Compressor):
     learning rates over all rounds of the run: a delta is a sum of steps of size γ_t, and bytes go where steps are
     large.
 
+    With ``by: weight`` the entries are those of largest :math:`|\theta_i + p_i|`, with θ the values that the client
+    began with: the weights that would be the client's if all was sent. What is sent of them is still p. This is *Diff
+    on Top-K-Weights* of ZeroFL (Qiu, Fernandez-Marques, Gusmao, Gao, Parcollet, Lane, ICLR 2022), and no contraction:
+    error feedback loses nothing, but an entry of a small weight may wait for ever.
+
     Args:
         density: share of the entries, in (0, 1]; with a schedule, its mean over the rounds.
         schedule: ``lr``: in proportion to the learning rate; null: the same in all rounds.
         scope: choose over the whole vector (``global``), or the same share of every tensor (``layer``).
+        by: ``delta``: magnitude of p; ``weight``: magnitude of the trained weight.
 
     Raises:
-        ConfigurationError: ``density`` is outside (0, 1].
+        ConfigurationError: ``density`` is outside (0, 1], or ``by`` is unknown.
     """
 
-    def __init__(self, density: float, *, schedule: Literal["lr"] | None = None, scope: Scope = "global") -> None:
+    def __init__(
+        self, density: float, *, schedule: Literal["lr"] | None = None, scope: Scope = "global", by: By = "delta"
+    ) -> None:
         require_density(density)
-        self.density, self.schedule, self.scope = density, schedule, scope
+        if by not in get_args(By):
+            raise ConfigurationError(f"Expected by to be one of {list(get_args(By))} but got {by!r}")
+        self.density, self.schedule, self.scope, self.by = density, schedule, scope, by
         self._mean_lr: float | None = None  # over the rounds of the run
 
     def setup(self, facts: Facts) -> None:
@@ -148,16 +163,32 @@ class TopK(Compressor):
             raise ConfigurationError("Expected the schedule of a run for TopK(schedule: lr) but got a vector without")
         return min(1.0, self.density * lr / self._mean_lr)
 
-    def apply(self, p_D: Tensor, context: Context) -> SparseUpdate:  # noqa: D102
-        density = self.density_at(context.lr)
+    def apply(self, p_D: Tensor, context: Context) -> SparseUpdate:
+        """Return the k entries; see :meth:`Compressor.apply`.
+
+        Raises:
+            ConfigurationError: entries are chosen by weight, and the client's first values are not known.
+        """
+        density, score_D = self.density_at(context.lr), self._weights(p_D, context)
         if self.scope == "global" or context.layout is None:
-            return top_k(p_D, density)
-        return per_tensor(p_D, context.layout, lambda name, part: top_k(part, density))
+            return top_k(p_D, density, score_D)
+        if score_D is None:
+            return per_tensor(p_D, context.layout, lambda name, part: top_k(part, density))
+        scores = dict(zip(context.layout.shapes, score_D.split(context.layout.sizes), strict=True))
+        return per_tensor(p_D, context.layout, lambda name, part: top_k(part, density, scores[name]))
+
+    def _weights(self, p_D: Tensor, context: Context) -> Tensor | None:
+        """Return θ + p, shape (D,); None: entries are chosen by p."""
+        if self.by == "delta":
+            return None
+        if context.start is None:
+            raise ConfigurationError("Expected the values that a client began with for TopK(by: weight) but got none")
+        return context.start() + p_D
 
     def fused(  # noqa: D102
         self, delta_D: Tensor, residual_D: Tensor | None, context: Context, out: Tensor | None
     ) -> Parts | None:
-        if self.scope == "global" or context.layout is None:
+        if self.by == "delta" and (self.scope == "global" or context.layout is None):
             return split_largest(delta_D, residual_D, count_of(self.density_at(context.lr), delta_D.numel()), out)
         return None
 

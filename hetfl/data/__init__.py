@@ -12,6 +12,7 @@ from hetfl.data.feature_noise import FeatureNoise
 from hetfl.data.flower import FlowerPartitioner
 from hetfl.data.huggingface import HuggingFaceData
 from hetfl.data.image_folder import ImageFolder
+from hetfl.data.label_noise import LabelNoise
 from hetfl.data.loaders import EvalBatch
 from hetfl.data.matched import matched_partition
 from hetfl.data.mix import class_mix, client_table, divergence
@@ -48,6 +49,7 @@ __all__ = [
     "HuggingFaceData",
     "ImageFolder",
     "ImageTransform",
+    "LabelNoise",
     "LabelShards",
     "NaturalIds",
     "Partitioner",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.objectives import Objective
+from hetfl.objectives import Objective, contract
 from hetfl.tree import Tree, in_words, leaves, mapped, taken
 
 ArrayLike = Any
@@ -76,14 +76,14 @@ class Arrays:
             ConfigurationError: the objective does not take such targets.
         """
         train, test = (
-            replace(data, targets=objective.prepared(data.targets, where))
+            replace(data, targets=contract.prepared_targets(objective, data.targets, where))
             for data, where in ((self.train, "training"), (self.test, "test"))
         )
         size = self.num_classes
         if size is None:
-            size = max(objective.size(train.targets), objective.size(test.targets))
+            size = max(contract.size_of(objective, train.targets), contract.size_of(objective, test.targets))
         for data, where in ((train, "training"), (test, "test")):
-            objective.check_size(data.targets, size, where)
+            contract.check_targets(objective, data.targets, size, where)
         return replace(self, train=train, test=test, num_classes=size, objective=objective)
 
     def classes(self, data: ClientData) -> Tensor:

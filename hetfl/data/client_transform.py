@@ -1,4 +1,4 @@
-"""Transforms of the inputs of a client: clients that differ in their inputs, not only in their labels."""
+"""Transforms of a client's samples: clients that differ in their inputs, or in how well their data is labelled."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hetfl.tree import Tree, single
 
 
 class ClientTransform(ABC):
-    """Changes the raw training and test samples of a client, once, after the partition.
+    """Changes the raw training and test samples of a client, or its training labels, once, after the partition.
 
-    Augmentation and normalisation by a :class:`~hetfl.data.Transform` come later and are the same for all clients.
+    A subclass overrides :meth:`apply` or :meth:`relabel`. Augmentation and normalisation by a
+    :class:`~hetfl.data.Transform` come later and are the same for all clients.
     """
 
-    @abstractmethod
     def apply(self, inputs: Tensor, client: int, num_clients: int, unit: float, generator: torch.Generator) -> Tensor:
-        """Return the changed samples of a client: the same shape, and one dtype for all clients.
+        """Return the changed inputs of a client: the same shape, and one dtype for all clients. By default unchanged.
 
         Args:
             inputs: raw samples, shape (n, ...).
@@ -37,16 +37,33 @@ class ClientTransform(ABC):
         Raises:
             ConfigurationError: the transform does not fit the samples or the number of clients.
         """
+        return inputs
+
+    def relabel(
+        self, targets: Tensor, client: int, num_clients: int, num_classes: int, generator: torch.Generator
+    ) -> Tensor:
+        """Return the changed training labels of a client, int64, shape (n,). By default unchanged.
+
+        Args:
+            targets: class numbers, int64, shape (n,).
+            client: the number of the client.
+            num_clients: number of clients N.
+            num_classes: number of classes K.
+            generator: source of every random choice.
+        """
+        return targets
 
     @abstractmethod
     def describe(self, client: int, num_clients: int) -> str:
-        """Return the change of the samples of a client in one or two words."""
+        """Return the change of the samples of a client in a few words."""
 
 
 def as_clients_see(
     arrays: Arrays, split: Split, transform: ClientTransform, unit: float, seed: int
 ) -> tuple[Arrays, Tensor]:
     """Return a data set in which every sample has the transform of a client, and the clients of the held-out samples.
+
+    Labels change only in the clients' training samples: scores are those on true labels.
 
     Held-out and global test samples get the transforms of clients too, in proportion to the classes of the clients.
     Otherwise accuracies would be measured on images that no client has. Held-out samples are matched to clients like
@@ -75,10 +92,35 @@ def as_clients_see(
         owner[part] = client
     test = _with_strays(split.test, len(arrays.test), split.train, matching)
     shares = {"train": split.train, "validation": [split.validation[part] for part in held_out]}
-    train_inputs = _seen(arrays.train.inputs, shares, transform, unit, seed)
-    test_inputs = _seen(arrays.test.inputs, {"test": test}, transform, unit, seed)
+    train_inputs, test_inputs = arrays.train.inputs, arrays.test.inputs
+    if type(transform).apply is not ClientTransform.apply:
+        train_inputs = _seen(train_inputs, shares, transform, unit, seed)
+        test_inputs = _seen(test_inputs, {"test": test}, transform, unit, seed)
+    if type(transform).relabel is not ClientTransform.relabel:
+        targets = _relabelled(arrays, split.train, transform, seed)
     seen = replace(arrays, train=ClientData(train_inputs, targets), test=ClientData(test_inputs, arrays.test.targets))
     return seen, owner
+
+
+def _relabelled(arrays: Arrays, parts: Sequence[Tensor], transform: ClientTransform, seed: int) -> Tensor:
+    """Return the training targets, with those of each client changed."""
+    name, targets = type(transform).__name__, arrays.train.targets.clone()
+    objective = arrays.objective
+    if objective is None or objective.single_labels(targets) is None or targets.dim() != 1:
+        raise ConfigurationError(
+            f"Expected targets that are one class each for client_transform {name} but got those of "
+            f"{type(objective).__name__}"
+        )
+    for client, part in enumerate(parts):
+        random = generator(seed, "client transform", "labels", client)
+        changed = transform.relabel(targets[part], client, len(parts), arrays.outputs, random)
+        if changed.shape != part.shape or changed.dtype != targets.dtype:
+            raise ConfigurationError(
+                f"Expected {targets.dtype} labels of shape {tuple(part.shape)} from {name} but got {changed.dtype} "
+                f"{tuple(changed.shape)} for client {client}"
+            )
+        targets[part] = changed
+    return targets
 
 
 def _with_strays(parts: Sequence[Tensor], total: int, train: Sequence[Tensor], random: torch.Generator) -> list[Tensor]:

@@ -36,8 +36,7 @@ def without_classes(
     Raises:
         ConfigurationError: targets are not one class per sample, a class is unknown, or nothing is left to train on.
     """
-    num_classes = resident.labels.shape[1]
-    check_classes(classes, num_classes, objective, resident.all_test.targets)
+    num_classes = _number_of_classes(resident, classes, objective)
     out = torch.tensor(sorted(set(classes)), dtype=torch.int64)
 
     def staying(data: ClientData) -> Tensor:
@@ -54,16 +53,13 @@ def without_classes(
         )
     numbers = torch.full((len(train) + 1,), -1)  # the last entry stands for samples of no client
     numbers[kept] = torch.arange(len(kept))
-    test_owner = numbers[resident.test_owner]
-    order = torch.where(test_owner < 0, len(kept), test_owner).argsort(stable=True)
-    all_test, test_owner = _rows(resident.all_test, order), test_owner[order]
-    sizes = test_owner[test_owner >= 0].bincount(minlength=len(kept)).tolist()
+    test, all_test, test_owner = _tests(resident, numbers, len(kept))
     held_out, labels = staying(resident.validation), resident.labels[kept].clone()
     labels[:, out] = True
     whole = replace(
         resident,
         train=tuple(train[client] for client in kept.tolist()),
-        test=tuple(map(ClientData, divided(all_test.inputs, sizes), all_test.targets[: sum(sizes)].split(sizes))),
+        test=test,
         all_test=all_test,
         test_owner=test_owner,
         validation=_rows(resident.validation, held_out),
@@ -74,24 +70,32 @@ def without_classes(
     return whole, kept
 
 
-def check_classes(classes: Sequence[int], num_classes: int, objective: Objective, targets: Tensor) -> None:
-    """Refuse classes that cannot be left out.
-
-    Args:
-        classes: the classes.
-        num_classes: number of classes of the data.
-        objective: what the targets are.
-        targets: of samples.
-
-    Raises:
-        ConfigurationError: targets are not one class per sample, or a class is unknown.
-    """
-    if objective.single_labels(targets) is None:
+def _number_of_classes(resident: Resident, classes: Sequence[int], objective: Objective) -> int:
+    """Return the number of classes of a data set, some of which can be left out."""
+    num_classes = resident.labels.shape[1]
+    if objective.single_labels(resident.all_test.targets) is None:
         raise ConfigurationError(
             f"Expected samples of one class each, to leave classes out, but got those of {type(objective).__name__}"
         )
     if unknown := [k for k in classes if not 0 <= k < num_classes]:
         raise ConfigurationError(f"Expected classes from 0 to {num_classes - 1} to leave out but got {unknown[0]}")
+    return num_classes
+
+
+def _tests(resident: Resident, numbers: Tensor, kept: int) -> tuple[tuple[ClientData, ...], ClientData, Tensor]:
+    """Return the test samples of each client, all test samples by client, and their clients, -1 for none.
+
+    Args:
+        resident: the data set.
+        numbers: the new number of each old client, -1 for none; the last entry is -1.
+        kept: number of clients.
+    """
+    test_owner = numbers[resident.test_owner]
+    order = torch.where(test_owner < 0, kept, test_owner).argsort(stable=True)
+    all_test, test_owner = _rows(resident.all_test, order), test_owner[order]
+    sizes = test_owner[test_owner >= 0].bincount(minlength=kept).tolist()
+    tests = map(ClientData, divided(all_test.inputs, sizes), all_test.targets[: sum(sizes)].split(sizes))
+    return tuple(tests), all_test, test_owner
 
 
 def _rows(data: ClientData, rows: Tensor) -> ClientData:

@@ -45,10 +45,10 @@ def divergence(counts_NK: Tensor) -> Tensor:
 
 
 def client_table(data: FederatedDataModule) -> pd.DataFrame:
-    """Return one row per client: sizes, number of labels, divergence, change of its inputs, samples per label.
+    """Return one row per client: sizes, number of labels, divergence, change of its samples, samples per label.
 
     Columns: ``client``, ``id`` if the data has client ids, ``train_samples``, ``test_samples``; if targets have labels
-    also ``labels`` and ``divergence`` (see :func:`divergence`); ``inputs`` under a client transform; and, for at most
+    also ``labels`` and ``divergence`` (see :func:`divergence`); ``change`` under a client transform; and, for at most
     :data:`MOST_LABELS` labels, ``class_0`` to ``class_{K-1}`` with the number of training targets of each label.
     """
     # Imported here because importing pandas takes 0.1 s, and most data sets do not need it.
@@ -67,7 +67,7 @@ def client_table(data: FederatedDataModule) -> pd.DataFrame:
     if data.client_names is not None:
         table.insert(1, "id", data.client_names)
     if data.client_transform is not None:
-        table["inputs"] = [data.client_transform.describe(client, len(clients)) for client in clients]
+        table["change"] = [data.client_transform.describe(client, len(clients)) for client in clients]
     if not data.objective.owns_labels or data.num_classes > MOST_LABELS:
         return table
     classes = pd.DataFrame(counts_NK.numpy(), columns=[f"class_{number}" for number in range(data.num_classes)])

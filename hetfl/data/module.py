@@ -24,7 +24,7 @@ from hetfl.data.split import Split, make_split
 from hetfl.data.transform import ImageTransform, Plain, Transform, check_raw
 from hetfl.data.usable import check_transform, some, usable_only
 from hetfl.errors import ConfigurationError
-from hetfl.objectives import Classification, Objective
+from hetfl.objectives import Classification, Objective, contract
 from hetfl.printable import called
 from hetfl.tree import Tree, taken
 
@@ -41,7 +41,7 @@ class FederatedDataModule(LightningDataModule):
         partitioner: the rule that divides the training samples among the clients; null: by the client ids of the data,
             or :class:`~hetfl.data.IID` if the data has no client ids.
         transform: turns raw samples into the batches that nets take; null: the default of the data set.
-        client_transform: changes the raw training and test samples of each client; held-out and global test samples
+        client_transform: changes the raw samples or training labels of each client; held-out and global test samples
             are changed like those of the client that they are matched to; null: no change.
         objective: what the targets are; null: the default of the data set, mostly one class per sample.
         val_fraction: fraction of the training data that is held out for validation, before the partition.
@@ -211,14 +211,14 @@ class FederatedDataModule(LightningDataModule):
             ConfigurationError: the objective needs targets of another type or shape.
         """
         for data, where in ((self.resident.validation, "validation"), (self.resident.all_test, "test")):
-            targets = objective.prepared(data.targets, where)
+            targets = contract.prepared_targets(objective, data.targets, where)
             if targets.dtype != data.targets.dtype or targets.shape != data.targets.shape:
                 raise ConfigurationError(
                     f"Expected an objective for the targets of {type(self.objective).__name__}, which the data has, "
                     f"but got {type(objective).__name__}: set data.objective, too"
                 )
             if len(targets):
-                objective.check_size(targets, self.num_classes, where)
+                contract.check_targets(objective, targets, self.num_classes, where)
         return objective
 
     @property

@@ -56,7 +56,7 @@ def data_table(clients: pd.DataFrame) -> Table:
     shown_columns = [name for name in COLUMNS if name in clients.columns]
     for heading in (COLUMNS[name] for name in shown_columns):
         table.add_column(heading, justify="right", no_wrap=True)
-    texts = [name for name in ("id", "inputs") if name in clients.columns]
+    texts = [name for name in ("id", "change") if name in clients.columns]
     for name in texts:
         table.add_column(name, no_wrap=True)
     for row in clients.iloc[shown].to_dict("records"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -36,6 +36,7 @@ class Reply:
         payload: the encoded update; empty if the client could not make one.
         refusal: why the client could not make one; empty if it could.
         lost: why no usable answer arrived; empty if one did.
+        late: whether the reason was time.
         prepared: the state that the client keeps if the server accepts the update; None if another process keeps it.
         personal: the client's personal entries after training minus the model's; None if the client has none, or if
             another process keeps them.
@@ -46,6 +47,7 @@ class Reply:
     payload: bytes = b""
     refusal: str = ""
     lost: str = ""
+    late: bool = False
     prepared: Message | None = None
     personal: Tensor | None = None
 
@@ -56,7 +58,7 @@ class ClientSide:
 
     Attributes:
         seed: of every random choice.
-        parts: what clients hold, send and compress of the global models.
+        task_parts: what clients hold, send and compress of the global models.
         uplink: the compressor and the residuals.
         penalty: of the local objective.
         fleet: the clients' devices.
@@ -65,7 +67,7 @@ class ClientSide:
     """
 
     seed: int
-    parts: TaskParts
+    task_parts: TaskParts
     uplink: ErrorFeedback
     penalty: Penalty
     fleet: Fleet
@@ -74,18 +76,24 @@ class ClientSide:
 
     def recall(self, task: Task) -> Task:
         """Return a task with the penalty's memory of its client's trained parameters, and its personal tensors."""
-        models = self.parts.models
+        models = self.task_parts.models
         memory_D = self.penalty.memory(task.owner, only(task.part.dense, models.trained), models.like)
         return replace(self.with_personal(task), memory_D=memory_D)
 
     def with_personal(self, task: Task) -> Task:
         """Return a task with its client's personal tensors."""
-        kept = self.personal.of(task.owner, self.parts.kept(task), self.parts.models.like)
+        kept = self.personal.of(task.owner, self.task_parts.kept(task), self.task_parts.models.like)
         return task if kept is None else replace(task, personal=kept)
 
-    def send(self, result: Result) -> Reply:
-        """Return a client's reply: its delta plus residual, compressed and encoded. Its state does not change yet."""
-        task, sent, held = result.task, result.task.sent, self.parts.compressed(result.task)
+    def send(self, result: Result, start: Callable[[Task], Tensor]) -> Reply:
+        """Return a client's reply: its delta plus residual, compressed and encoded. Its state does not change yet.
+
+        Args:
+            result: of its training.
+            start: returns the values that a task's client began with, without personal tensors, in the order of its
+                part's index; it is called only if the compressor asks for them.
+        """
+        task, sent, held = result.task, result.task.sent, self.task_parts.compressed(result.task)
         size = held.size
         vector_D = _restricted(result.vector, task.part.dense, sent)
         try:
@@ -100,10 +108,11 @@ class ClientSide:
                 uplink=float(self.fleet.rates(task.client, task.round)[2]),
                 samples=result.report.samples,
                 combine=self.hooks.combine(task, held, self.seed),
+                start=lambda: _restricted(start(task), task.part.dense, sent)[:size],
             )
         except RefusedUpdate as error:
             return Reply(task, result.report, refusal=str(error))
-        personal = _restricted(result.vector, task.part.dense, kept) if (kept := self.parts.kept(task)) else None
+        personal = _restricted(result.vector, task.part.dense, kept) if (kept := self.task_parts.kept(task)) else None
         report = replace(result.report, extras={**result.report.extras, **message.extras})
         return Reply(task, report, message.payload, prepared=message, personal=personal)
 
@@ -121,9 +130,9 @@ class ClientSide:
     def remember(self, reply: Reply, update: Update) -> None:
         """Store what every rank keeps of a client: the penalty's memory, and the personal tensors."""
         task = reply.task
-        self.penalty.remember(task.owner, task.round, self.parts.compressed(task), update)
+        self.penalty.remember(task.owner, task.round, self.task_parts.compressed(task), update)
         if reply.personal is not None:
-            self.personal.keep(task.owner, self.parts.kept(task), reply.personal, task.round)
+            self.personal.keep(task.owner, self.task_parts.kept(task), reply.personal, task.round)
 
 
 def _restricted(vector_D: Tensor, part: Part, sent: Part) -> Tensor:
@@ -177,13 +186,17 @@ class OwnClients(Clients):
         self.executor, self.side = executor, side
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
-        given = self.side.parts.broadcast.given
+        given = self.side.task_parts.broadcast.given
         for result in self.executor.run(train, tasks, lambda task: given(self.side.recall(task))):
-            yield self.side.send(result)
+            yield self.side.send(result, self.begun)
+
+    def begun(self, task: Task) -> Tensor:
+        """Return the values that a task's client began with, without personal tensors, shape (D,)."""
+        return self.executor.bench.resident(self.side.task_parts.broadcast.given(task)).anchor_D
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
         # Static statistics are those of the global models, so clients gather them without their personal tensors.
-        given = self.side.parts.broadcast.given
+        given = self.side.task_parts.broadcast.given
         recall = given if job is statistics else lambda task: given(self.side.with_personal(task))
         return self.executor.run(job, tasks, recall)
 

@@ -116,7 +116,7 @@ class Evaluation:
     @property
     def with_personal(self) -> bool:
         """Whether clients have sub-models of their own: parts, or tensors that this process holds (not on Flower)."""
-        return self.hosting.parts.rule.personal or bool(self.personal.names and self.personal.store.clients())
+        return self.hosting.task_parts.rule.personal or bool(self.personal.names and self.personal.store.clients())
 
     def measured_personal(self) -> ClientScores:
         """Return the score of every client's own sub-model, with its personal tensors, on the client's test samples.
@@ -125,16 +125,16 @@ class Evaluation:
         """
         if self._personal_measured:
             return self.personal_scores
-        parts, round, mark = self.hosting.parts, self.models.last_round, self.models.mark
+        task_parts, round, mark = self.hosting.task_parts, self.models.last_round, self.models.mark
         self.personal_scores.reset()
         self._present, self._personal_measured = -1, True  # resident nets are loaded with clients' values
         for client, level in enumerate(self.assignment.levels(round)):
             samples = self.data.client_data(client, "test")
             model = int(self._model_N[client])
-            task = parts.drawn(
+            task = task_parts.drawn(
                 Task(client, level, round, mark, model=model, owner=self.clustering.owner(client, model))
             )
-            kept = self.personal.of(task.owner, parts.kept(task), self.models.like)
+            kept = self.personal.of(task.owner, task_parts.kept(task), self.models.like)
             net = self.hosting.of_client(replace(task, personal=kept))
             for batch in torch.arange(len(samples.targets)).split(self.data.eval_batch_size):
                 owner = torch.full((len(batch),), client)

@@ -51,7 +51,7 @@ class Gathering:
             },
             ledger=self.ledger,
             batch_size=self.hosting.problem.local.batch_size,
-            informed={} if self.probing.parts.broadcast.apart else probe.informed,
+            informed={} if self.probing.task_parts.broadcast.apart else probe.informed,
             downloads=self.probing.downloads,
         )
         return True
@@ -83,9 +83,9 @@ class Gathering:
                 "its statistics"
             )
             able = order[positions[order] == largest]
-        parts, mark = self.probing.parts, self.models.mark
+        task_parts, mark = self.probing.task_parts, self.models.mark
         asked = np.sort(able[: self.hosting.statistics.most]).tolist()
-        return [parts.of_level(Task(client, level, round, mark, model=model, statistics=True)) for client in asked]
+        return [task_parts.of_level(Task(client, level, round, mark, model=model, statistics=True)) for client in asked]
 
     def _which(self, order: IntArray, model: int) -> str:
         if self.clustering.several(len(self.models)):

@@ -23,15 +23,15 @@ class Hosting:
 
     Args:
         problem: the local problem.
-        parts: positions of sub-models in the global models.
+        task_parts: positions of sub-models in the global models.
         executor: runs the clients.
         statistics: of static batch norm.
     """
 
     def __init__(
-        self, problem: LocalProblem, parts: TaskParts, executor: Executor, statistics: StaticStatisticsStore
+        self, problem: LocalProblem, task_parts: TaskParts, executor: Executor, statistics: StaticStatisticsStore
     ) -> None:
-        self.problem, self.parts, self.models = problem, parts, parts.models
+        self.problem, self.task_parts, self.models = problem, task_parts, task_parts.models
         self.executor, self.statistics = executor, statistics
         self.bench: Bench | None = None
 
@@ -53,7 +53,7 @@ class Hosting:
     def close(self) -> None:
         """End the executor's processes, and drop the resident nets and the cached tensors of the global models."""
         self.executor.close()
-        self.parts.broadcast.forget()
+        self.task_parts.broadcast.forget()
         self.bench = None
         self.models.forget()
 
@@ -68,7 +68,7 @@ class Hosting:
         """
         if self.bench is None:
             self.models.notice_edits()
-        task = self.parts.of_level(Task(NOBODY, level, self.models.last_round, self.models.mark, model=model))
+        task = self.task_parts.of_level(Task(NOBODY, level, self.models.last_round, self.models.mark, model=model))
         if self.bench is None:
             resident = ResidentNet(self.models.build(level), self.problem.local.optimizer)
             resident.anchor(self.models.tensors[model], task.part, (model, task.version))

@@ -27,6 +27,7 @@ from hetfl.downlink import Broadcast, Downlink
 from hetfl.federation.callback import follower
 from hetfl.federation.clients import Clients, ClientSide, OwnClients
 from hetfl.federation.evaluation import Batch, Evaluation
+from hetfl.federation.facts import facts_of
 from hetfl.federation.gathering import Gathering
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.method import Method
@@ -47,7 +48,7 @@ from hetfl.local import Executor, LocalProblem, LocalTraining, Personal, Sequent
 from hetfl.local.training import check_optimizers
 from hetfl.objectives import Objective
 from hetfl.parts import PartRule, Prefix
-from hetfl.piece import Facts, described, settings_of
+from hetfl.piece import described, settings_of
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
 from hetfl.trainer import requirements, writing
@@ -140,7 +141,7 @@ class FederatedModule(Method):
         self.clients: Clients = OwnClients(self.executor, side)
         self.server = Server(self.task_parts, self.uplink, self.aggregator, self.hooks, self.ledger, self.downloads)
         model_arguments = (self.levels.indices, self.models.build, self, self._precision_context)
-        problem = LocalProblem(self.seed, self.local, *model_arguments, self.downlink.personal)
+        problem = LocalProblem(self.seed, self.local, *model_arguments, self.downlink.personal, self.parts.trains_all)
         self.hosting = Hosting(problem, self.task_parts, self.executor, self.statistics)
         self.prediction = Prediction(self.hosting.submodel, list(self.levels), self.models)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)
@@ -163,18 +164,13 @@ class FederatedModule(Method):
         self.selection.check_weighting(self.aggregator.first.by_size)
         self.models.check_shared()
         rounds = requirements.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
-        parameters = parameters_of(self.net)
-        models = (parameters, self.models.shared, self.parts.masks, self.models.frozen, self.clustering.apart)
-        check_optimizers(self.server_optimizer, parameters.values(), self.local)
-        schedule = (self.local.learning_rates(rounds or 0), self.selection.clients_per_round)
-        names = (data.server_data, data.client_names)
-        facts = Facts(data.sizes, self.seed, list(self.levels), rounds, *models, *names, *schedule)
+        check_optimizers(self.server_optimizer, parameters_of(self.net).values(), self.local)
+        facts = facts_of(self, data, rounds)
         for piece in self.pieces.values():
             piece.setup(facts.known_to(piece))
         if self._checked_data is not data:
-            samples, targets = self.objective.trial(*data.first(4))
-            shape = self.objective.output_shape(targets, data.num_classes)
-            self.levels.inspect(samples, shape, self.parts.of_level if self.check_nesting else None, self.predict)
+            part = self.parts.of_level if self.check_nesting else None
+            requirements.check_nets(self.levels.inspect, data, self.objective, part, self.predict)
             self._checked_data = data
         self._assemble()
         if stage == "fit":
@@ -188,7 +184,7 @@ class FederatedModule(Method):
         entries, unshared, part_bytes, down = self.task_parts.predicted()
         sizes, epochs, flops = self.data.sizes, self.local.epochs, self.levels.flops
         self.forecast = Forecast(self.fleet, sizes, epochs, entries, flops, tried, unshared, part_bytes, down)
-        self.assignment.meet(self.forecast.table())
+        self.assignment.foresee(self.forecast.outlook(self.ledger.deadline))
         costs, pieces = (self.ledger, self.downloads, self.forecast), list(self.pieces.values())
         probing = Probing(self.task_parts, self.assignment, self.clustering, self.clients, *costs)
         self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, self.hosting)
@@ -219,7 +215,7 @@ class FederatedModule(Method):
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
         round = self.models.version  # equals Lightning's epoch, except in a second fit, which goes on counting
         columns = self.round.run(round, carrier.param_groups[0]["lr"], server, follower(self))
-        writing.save_clusters(self, self.clustering, len(self.models))
+        writing.save_tables(self, self.clustering, len(self.models), self.assignment)
         if self.lr_schedulers() is not None:
             carrier.optimizer.step()  # moves nothing; the schedule expects an optimizer step before its own
             self.lr_schedulers().step()  # type: ignore[union-attr]
@@ -229,7 +225,7 @@ class FederatedModule(Method):
         """Prepare all levels for the present global models."""
         with self._precision_context():  # Lightning enters the trainer's precision for steps, not for this hook
             if self.evaluation.begin():
-                writing.save_clusters(self, self.clustering, len(self.models))
+                writing.save_tables(self, self.clustering, len(self.models), self.assignment)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of the held-out training data (loader 0) or of the clients' test data (loader 1)."""

@@ -39,7 +39,7 @@ class RoundProbe:
 
     def __init__(self, probing: Probing, clients: Sequence[int], round: int) -> None:
         self.probing, self.clients, self.round = probing, clients, round
-        self.models, self._mark = probing.parts.models, probing.parts.models.mark
+        self.models, self._mark = probing.task_parts.models, probing.task_parts.models.mark
         self.answers: dict[tuple[int, int, int | None], float] = {}  # by client, model and samples
         self.informed: dict[tuple[int, int], Part] = {}  # by client and model, the part that the client has
 
@@ -50,7 +50,7 @@ class RoundProbe:
         task = Task(
             client, self.level(client), self.round, self._mark, model=model, owner=clustering.owner(client, model)
         )
-        return self.probing.parts.drawn(task)
+        return self.probing.task_parts.drawn(task)
 
     def level(self, client: int) -> str:
         """Return the name of a client's level in the round."""
@@ -114,7 +114,7 @@ class RoundProbe:
         ledger.begin_phase("probes")
         tasks = [self.task(client) for client in clients]
         if request.whole:
-            tasks = [self.probing.parts.given(task, task.part.dense) for task in tasks]
+            tasks = [self.probing.task_parts.given(task, task.part.dense) for task in tasks]
         for result in self.probing.clients.run(partial(gradients, samples=request.samples), tasks):
             task, part = result.task, only(result.task.part, trained)
             update = request.chosen(result.vector, part, task.level)
@@ -163,7 +163,7 @@ class Probing:
     """Makes the probes of rounds and of evaluations.
 
     Args:
-        parts: positions of sub-models in the global models.
+        task_parts: positions of sub-models in the global models.
         assignment: the level of every client.
         clustering: the model of every client.
         clients: the clients that are asked.
@@ -174,7 +174,7 @@ class Probing:
 
     def __init__(
         self,
-        parts: TaskParts,
+        task_parts: TaskParts,
         assignment: LevelAssignment,
         clustering: Clustering,
         clients: Clients,
@@ -182,7 +182,7 @@ class Probing:
         downloads: Downloads,
         forecast: Forecast,
     ) -> None:
-        self.parts, self.assignment, self.clustering = parts, assignment, clustering
+        self.task_parts, self.assignment, self.clustering = task_parts, assignment, clustering
         self.clients, self.ledger, self.downloads, self.forecast = clients, ledger, downloads, forecast
 
     def of_round(self, round: int) -> RoundProbe:

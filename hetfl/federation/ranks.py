@@ -46,7 +46,7 @@ class RankClients(Clients):
 
     def __init__(self, inner: OwnClients, ranks: Ranks, filing: Sequence[Piece]) -> None:
         self.inner, self._ranks, self._filing = inner, ranks, filing
-        self._uplink, self._parts = inner.side.uplink, inner.side.parts
+        self._uplink, self._task_parts = inner.side.uplink, inner.side.task_parts
 
     def begin(self) -> None:
         """Prepare training, after a checkpoint has been loaded.
@@ -73,7 +73,7 @@ class RankClients(Clients):
         for task, rank in zip(tasks, shares, strict=True):
             reply = _read(task, next(answers[rank]))
             if reply.payload and self._ranks.rank == 0:
-                index = self._parts.compressed(task)
+                index = self._task_parts.compressed(task)
                 prepared = Message(task.owner, task.round, index, reply.payload, residuals[task.key])
                 reply = replace(reply, prepared=prepared)
             yield reply
@@ -109,17 +109,17 @@ class RankClients(Clients):
 
     def _lend(self, tasks: Sequence[Task], shares: Sequence[int]) -> None:
         """Send the residuals of clients to the ranks that train the clients."""
-        uplink, zero, like = self._uplink, self._ranks.rank == 0, self._parts.models.like
+        uplink, zero, like = self._uplink, self._ranks.rank == 0, self._task_parts.models.like
         lent: list[list[tuple[Tensor | None, int | None]]] = [[] for _ in range(self._ranks.count)]
         for task, rank in zip(tasks, shares, strict=True) if zero else ():
-            lent[rank].append(uplink.lend(task.owner, self._parts.compressed(task), like))
+            lent[rank].append(uplink.lend(task.owner, self._task_parts.compressed(task), like))
         parts = unpack(self._ranks.from_zero([pack(pairs) for pairs in lent]))
         if zero:
             return
         uplink.residuals = MemoryStore()
         mine = [task for task, rank in zip(tasks, shares, strict=True) if rank == self._ranks.rank]
         for task, (residual_D, last) in zip(mine, parts, strict=True):
-            uplink.borrow(task.owner, self._parts.compressed(task), residual_D, last)
+            uplink.borrow(task.owner, self._task_parts.compressed(task), residual_D, last)
 
     def _returned(
         self, tasks: Sequence[Task], shares: Sequence[int], replies: Sequence[Reply]

@@ -104,8 +104,8 @@ class Round:
         cohort = self.selection.cohort(round, probe or Everyone(len(self.selection.sizes)))
         if probe is not None:
             self.clustering.assign(round, cohort, probe)
-            self.hosting.parts.rule.consult(round, cohort, probe)
-        level, mark, drawn = self.assignment.level, self.hosting.models.mark, self.hosting.parts.drawn
+            self.hosting.task_parts.rule.consult(round, cohort, probe)
+        level, mark, drawn = self.assignment.level, self.hosting.models.mark, self.hosting.task_parts.drawn
         models, owner = self.clustering.models_of, self.clustering.owner
         epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))
         return [
@@ -123,7 +123,9 @@ class Round:
         peaks: dict[int, float] = {}
         for done, reply in enumerate(self.clients.train(sending), start=lost + 1):
             accepted = self.server.receive(self._checked(reply), probe, self.selection.weight(reply.task.client))
-            if accepted is not None:
+            if accepted is None:
+                self._miss(reply.task)
+            else:
                 peaks[accepted.report.client] = accepted.peak
                 for piece in self.pieces:
                     piece.observe(accepted.update, accepted.index, accepted.report)
@@ -135,6 +137,14 @@ class Round:
         if tasks:
             name_giants(tasks[0].round, peaks, self.server.ledger.called)
         return reports
+
+    def _lose(self, task: Task, work: Work) -> None:
+        self.ledger.lose(task.client, task.round, work)
+        self._miss(task)
+
+    def _miss(self, task: Task) -> None:
+        for piece in self.pieces:
+            piece.miss(task, task.client in self.ledger.late)
 
     def _checked(self, reply: Reply) -> Reply:
         """Return a reply, with a refusal if a number in the client's report is out of its range."""
@@ -149,7 +159,7 @@ class Round:
         """Return whether a client is sent its part; a client that did not answer a required probe is lost."""
         if not self.server.aggregators.first.asks_losses or probe.initial_loss(task) is not None:
             return True
-        self.ledger.lose(task.client, task.round, Work(0, 0.0))  # the aggregator's weight needs the initial loss
+        self._lose(task, Work(0, 0.0))  # the aggregator's weight needs the initial loss
         return False
 
     def _sends(self, task: Task, probe: RoundProbe) -> bool:
@@ -166,7 +176,7 @@ class Round:
         work = Work(down_bytes, flops * (1.0 if share is None else share), density=density)
         if share is None and self.ledger.in_time(task.client, task.round, work):
             return True
-        self.ledger.lose(task.client, task.round, work)
+        self._lose(task, work)
         return False
 
     def _columns(self) -> dict[str, float]:

@@ -19,6 +19,7 @@ from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation.clients import Reply
 from hetfl.federation.probing import RoundProbe
 from hetfl.federation.task_parts import TaskParts
+from hetfl.finite import require_finite
 from hetfl.fleet import Work
 from hetfl.hooks import Hooks
 from hetfl.part import Part
@@ -47,7 +48,7 @@ class Server:
     """Decodes and checks updates, adds them up, and takes the server's step; it sees only decoded payloads.
 
     Args:
-        parts: what clients hold, send and compress of the global models.
+        task_parts: what clients hold, send and compress of the global models.
         uplink: the clients' uplink; its compressor may have state that clients download.
         aggregators: combine updates.
         hooks: may change the updates that are added up, and the step.
@@ -57,20 +58,20 @@ class Server:
 
     def __init__(
         self,
-        parts: TaskParts,
+        task_parts: TaskParts,
         uplink: ErrorFeedback,
         aggregators: Aggregators,
         hooks: Hooks,
         ledger: Ledger,
         downloads: Downloads,
     ) -> None:
-        self.parts, self.models, self.uplink = parts, parts.models, uplink
+        self.task_parts, self.models, self.uplink = task_parts, task_parts.models, uplink
         self.aggregators, self.hooks, self.ledger, self.downloads = aggregators, hooks, ledger, downloads
 
     def reset(self) -> None:
         """Begin a new sum of updates."""
         self.aggregators.reset(self.models.tensors, self.models.shared)
-        self._accepted = 0
+        self._accepted, self._reason = 0, ""
 
     def receive(self, reply: Reply, probe: RoundProbe, weight: float) -> Accepted | None:
         """Add a client's update to the sums if it is valid and in time, and charge its costs.
@@ -87,7 +88,7 @@ class Server:
         task, down_bytes = reply.task, self.down_bytes(reply.task, probe)
         if reply.report is None:
             rank_zero_warn(f"Round {task.round}: no update of client {self.ledger.called(task.client)}: {reply.lost}")
-            self.ledger.lose(task.client, task.round, Work(down_bytes, 0.0))
+            self.ledger.lose(task.client, task.round, Work(down_bytes, 0.0), reply.late)
             return None
         passes, up_bytes = reply.report.passes, len(reply.payload)
         work = self.models.levels.work(task, down_bytes, passes, up_bytes, training=True)
@@ -111,7 +112,7 @@ class Server:
         self._accepted += 1
         self.ledger.charge(task.client, task.round, work)
         self.ledger.sent(
-            entries=self.parts.compressed(task).size,
+            entries=self.task_parts.compressed(task).size,
             sent=update.num_sent,
             update_bytes=up_bytes,
             dense_bytes=4 * task.sent.size,
@@ -123,11 +124,12 @@ class Server:
         rank_zero_warn(f"Round {task.round}: update of {sender} refused: {error}")
         self.ledger.charge(task.client, task.round, work)
         self.ledger.refuse()
+        self._reason = str(error)
 
     def down_bytes(self, task: Task, probe: RoundProbe) -> int:
         """Return the bytes that a client downloads before it trains; a probed client already has the model."""
         model = 0 if probe.has_model(task) else self.downloads.bytes(task)
-        return model + self.uplink.compressor.shared_bytes(self.parts.compressed(task).held)
+        return model + self.uplink.compressor.shared_bytes(self.task_parts.compressed(task).held)
 
     def step(self, optimizer: Optimizer, step: Callable[[], object], round: int, known: bool) -> None:
         """Take the server's step; without an accepted update the models do not change.
@@ -139,19 +141,24 @@ class Server:
             known: whether a refused update is a sign of diverged training, and not of a hostile sender.
 
         Raises:
-            ConfigurationError: updates arrived, all of them were refused, and ``known`` is true.
+            ConfigurationError: updates arrived, all of them were refused, and ``known`` is true; or an aggregator, a
+                hook or the optimizer returned NaN or Inf.
         """
         refused = self.ledger.round.refused
         if not self._accepted and refused and known:
+            last = self._reason and f" (the last one: {self._reason})"
             raise ConfigurationError(
-                f"Expected an update that can be used in round {round} but all {refused} were refused (training "
-                "diverged?): try a smaller learning rate or gradient_clip, or a larger bound where hooks have one"
+                f"Expected an update that can be used in round {round} but all {refused} were refused{last}: if "
+                "training diverged, try a smaller learning rate or gradient_clip, or "
+                "a larger bound where hooks have one"
             )
         if not self._accepted:
             rank_zero_warn("No update of a round arrived: all were late or failed, and the models stay as they are")
             step()  # no parameter has a gradient, so none moves; Lightning counts the step
             return
-        server_step(optimizer, step, *self.aggregators.compute(self.hooks.on_step))
+        tensors, steps, holders = self.aggregators.compute(self.hooks.on_step)
+        server_step(optimizer, step, tensors, steps, holders)
+        require_finite(tensors, f"models from the server's optimizer {type(optimizer).__name__} in round {round}")
 
     def _decoded(self, reply: Reply) -> Update:
         """Return the decoded update of a reply.
@@ -162,7 +169,7 @@ class Server:
         """
         if reply.refusal:
             raise RefusedUpdate(reply.refusal)
-        task, layout = reply.task, self.parts.compressed(reply.task).held
+        task, layout = reply.task, self.task_parts.compressed(reply.task).held
         exact = task.sent.size - layout.size
         dtype = self.models.like.dtype
         expected = wire.Expected(task.round, task.owner, layout.size, exact, dtype=dtype, layout=layout)

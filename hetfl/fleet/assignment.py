@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from hetfl.errors import ConfigurationError
 from hetfl.fleet.numbers import FloatArray, IntArray
+from hetfl.fleet.outlook import Outlook
 from hetfl.piece import Facts, Piece
 from hetfl.seeding import generator
 
 
 class LevelAssignment(Piece):
-    """Gives every client a level in every round: a function of the seed, the round and the fleet."""
+    """Gives every client a level in every round: a function of the seed, the round and the fleet.
+
+    :class:`~hetfl.fleet.LearningAssignment` is the base class of assignments that also learn from reports.
+    """
+
+    replayable: ClassVar[bool] = True
+    """Whether levels are a function of only the seed, the round and the fleet, so that any round can be replayed."""
 
     def setup(self, facts: Facts) -> None:
         """Set the names of the levels, the number of clients and the seed.
@@ -25,6 +33,18 @@ class LevelAssignment(Piece):
         """
         self.names, self.num_clients, self.seed = tuple(facts.levels), facts.num_clients, facts.seed
         self._last: tuple[int, IntArray] | None = None  # the last round asked for, and its levels
+
+    def foresee(self, outlook: Outlook) -> None:
+        """Set what is known of levels and devices before the first round; by default, :meth:`meet` gets the seconds.
+
+        Raises:
+            ConfigurationError: the assignment's settings do not fit these levels or devices.
+        """
+        self.meet(outlook.seconds_LN)
+
+    def tables(self) -> dict[str, tuple[Sequence[str], list[Sequence[object]]]]:
+        """Return tables for the run's folder: by name, columns and rows. By default there are none."""
+        return {}
 
     def meet(self, seconds_LN: FloatArray) -> None:
         """Set the predicted seconds of a round of each client at each level; by default they are not used.

@@ -169,7 +169,7 @@ class FlowerClients(Clients):
             self._book.take(task.client, NOTHING)
             return Reply(task, lost=f"{answer.reason}: it begins anew next time")
         if isinstance(answer, Failure) and not answer.refused:
-            return Reply(task, lost=answer.reason)
+            return Reply(task, lost=answer.reason, late=answer.late)
         if isinstance(answer, Failure) or refusal:
             return Reply(task, Report(task.client, task.level, 0, 0.0), refusal=refusal)
         if answer.status == "failed":

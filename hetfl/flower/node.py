@@ -146,7 +146,8 @@ class Node:
         self.states.prune(federation, task.client, {order.state, *order.keep})
         self._restore(task.client, before)
         self.bench.order = order
-        reply = self.side.send(train(self.bench, self.side.recall(task)))
+        result = train(self.bench, self.side.recall(task))
+        reply = self.side.send(result, lambda task: self.bench.resident(task).anchor_D)
         if reply.prepared is None or reply.report is None:
             raise RefusedUpdate(reply.refusal)
         layout = module.task_parts.compressed(task).held

@@ -18,6 +18,7 @@ from hetfl.flower.records import MalformedMessage
 from hetfl.printable import printable
 
 POLL_SECONDS = 0.2
+NOT_TAKEN = "Flower did not take it"
 HELLO_SECONDS = 600.0
 """Seconds that a node has to say which clients it serves."""
 
@@ -33,10 +34,12 @@ class Failure:
     Attributes:
         reason: why, as one printable line; it may quote a node's message.
         refused: whether an answer arrived and was refused.
+        late: whether the server stopped waiting for the answer.
     """
 
     reason: str
     refused: bool = False
+    late: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", printable(self.reason))
@@ -215,8 +218,8 @@ class Nodes:
                 self._sleep(POLL_SECONDS)
         why = "enough others had answered" if answered >= wanted else f"no answer within {deadline:g} s"
         self._overdue |= {node: id for id, node in waiting.items()}
-        reasons = {node: why if node in sent else "Flower did not take it" for node in requests}
-        return {node: answers.get(node, Failure(reasons[node])) for node in requests}
+        missing = {node: Failure(why, late=True) if node in sent else Failure(NOT_TAKEN) for node in requests}
+        return {node: answers.get(node, missing[node]) for node in requests}
 
 
 def _read(reply: RecordDict | Failure, nonce: str, asked: Collection[int]) -> Answer | Failure:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hetfl.compression.base import Combine, apart
-from hetfl.errors import ConfigurationError
+from hetfl.errors import ConfigurationError, RefusedUpdate
+from hetfl.finite import is_finite, require_finite
 from hetfl.hooks.base import DeltaContext, Hook
 from hetfl.layout import Index
 from hetfl.part import Part
@@ -32,6 +33,7 @@ class Hooks(Piece):
     def __init__(self, first: Hook, others: Sequence[Hook] = ()) -> None:
         self.first = first
         self.named: dict[str, Hook] = {}
+        self._round = 0
         for hook in others:
             self.append(hook)
 
@@ -51,6 +53,9 @@ class Hooks(Piece):
 
     def members(self) -> dict[str, Piece]:  # noqa: D102
         return dict(self.named)
+
+    def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
+        self._round = round
 
     def columns(self) -> dict[str, float]:
         """Return nothing: each hook is a piece and logs its columns itself.
@@ -87,23 +92,32 @@ class Hooks(Piece):
             for name, hook in hooks.items():
                 random = generator(seed, f"hooks.{name}", task.round, task.owner)
                 ctx = DeltaContext(task.client, task.level, task.round, task.lr, part, random)
-                p_D = _alike(hook.on_delta(p_D, ctx), p_D, f"{name}.on_delta")
+                p_D = _finite(_alike(hook.on_delta(p_D, ctx), p_D, f"{name}.on_delta"), p_D, f"{name}.on_delta")
             return p_D, None
 
         return changed
 
     def on_update(self, update: Update, index: Index, report: Report) -> Update:
-        """Return the update that is added up in place of a decoded one; see :meth:`Hook.on_update`."""
+        """Return the update that is added up in place of a decoded one; see :meth:`Hook.on_update`.
+
+        Raises:
+            RefusedUpdate: a hook refuses the update, or returned NaN or Inf.
+        """
         for name, hook in self._all_named():
             changed = hook.on_update(update, index, report)
             if changed is not update:
-                _alike(changed.to_dense(), update.to_dense(), f"{name}.on_update")
-                _alike(changed.exact, update.exact, f"the exact block of {name}.on_update")
+                where, given = f"{name}.on_update", update.to_dense()
+                _finite(_alike(changed.to_dense(), given, where), given, where)
+                _finite(_alike(changed.exact, update.exact, f"the exact block of {where}"), update.exact, where)
             update = changed
         return update
 
     def on_step(self, model: int, delta: dict[str, Tensor], holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the step that the server's optimizer takes; see :meth:`Hook.on_step`."""
+        """Return the step that the server's optimizer takes; see :meth:`Hook.on_step`.
+
+        Raises:
+            ConfigurationError: a hook returned something else than finite steps of the same tensors.
+        """
         for name, hook in self._all_named():
             changed = hook.on_step(model, delta, holders)
             if changed.keys() != delta.keys():
@@ -114,6 +128,7 @@ class Hooks(Piece):
             for tensor, step in new_steps.items():
                 _alike(step, delta[tensor], f"{name}.on_step")
                 new_steps[tensor] = torch.where(holders[tensor] > 0, step, delta[tensor])
+            require_finite(new_steps, f"steps from {name}.on_step in round {self._round}")
             delta = {**delta, **new_steps}
         return delta
 
@@ -139,4 +154,15 @@ def _alike(changed: Tensor, given: Tensor, where: str) -> Tensor:
         raise ConfigurationError(
             f"Expected {given.dtype} {tuple(given.shape)} from {where} but got {changed.dtype} {tuple(changed.shape)}"
         )
+    return changed
+
+
+def _finite(changed: Tensor, given: Tensor, where: str) -> Tensor:
+    """Return a changed tensor, after a check; values that were not finite before are not the hook's.
+
+    Raises:
+        RefusedUpdate: a value is NaN or infinite, and all given values are finite.
+    """
+    if not is_finite(changed) and is_finite(given):
+        raise RefusedUpdate(f"Expected finite values from {where} but got NaN or Inf")
     return changed

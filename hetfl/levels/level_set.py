@@ -151,6 +151,8 @@ class LevelSet(Mapping[str, Level]):
         output_shape: tuple[int, ...],
         part: LevelPart | None = None,
         predict: Predict | None = None,
+        check: Callable[[Tensor], object] | None = None,
+        noun: str = "",
     ) -> dict[str, tuple[float, float]]:
         """Return the FLOPs of one sample by level, forward and forward with backward; check that the nets nest.
 
@@ -160,6 +162,8 @@ class LevelSet(Mapping[str, Level]):
             part: returns the part of a level in a round; the parts of two rounds are checked to compute the same as
                 the global net with the other entries at zero. None: no such check.
             predict: returns the prediction of the method for a net and inputs; None: no check of its shape.
+            check: is called with the prediction of the largest level; None: no further check.
+            noun: what the outputs are, such as ``10 classes``, for messages; empty: not known.
 
         Raises:
             ConfigurationError: a net does not take the samples, has outputs of another shape, or is not the leading
@@ -175,16 +179,16 @@ class LevelSet(Mapping[str, Level]):
             )
         for name in self:
             net = self.build(name)
-            self._probe(net, inputs_N, output_shape, name)
+            self._probe(net, inputs_N, output_shape, name, noun and f" for {noun}")
             if predict is not None and name == self.largest:
-                _probe_method(predict, net, inputs_N, output_shape)
+                _probe_method(predict, net, inputs_N, output_shape, check)
             parts = [] if part is None or name == self.largest else [part(name, round) for round in (0, 1)]
             for each in {each.key: each for each in parts}.values():
                 check_nesting(self.net, net, each, inputs_N, name)
             self.flops[name] = flops_per_sample(net, taken(inputs_N, slice(2)))
         return self.flops
 
-    def _probe(self, net: nn.Module, inputs_N: Tree, output_shape: tuple[int, ...], name: str) -> None:
+    def _probe(self, net: nn.Module, inputs_N: Tree, output_shape: tuple[int, ...], name: str, goal: str) -> None:
         try:
             with torch.no_grad(), gathering(net):
                 outputs = net(inputs_N)
@@ -198,8 +202,8 @@ class LevelSet(Mapping[str, Level]):
         if got != wanted:
             several = f" (a net of {got[0]} exits declares them: exits = {got[0]})" if got[1:] == wanted else ""
             raise ConfigurationError(
-                f"Expected outputs of shape {wanted} from the net at level {name} but got "
-                f"{got or type(outputs).__name__}{several}"
+                f"Expected outputs of shape {wanted}{goal} from the net at level {name} but got "
+                f"{got or type(outputs).__name__} from {type(net).__name__}{several}"
             )
 
     def work(self, task: Task, down_bytes: int, passes: int, up_bytes: int = 0, training: bool = False) -> Work:
@@ -243,14 +247,22 @@ class LevelSet(Mapping[str, Level]):
         return _contains(self.indices[has], self.indices[level])
 
 
-def _probe_method(predict: Predict, net: nn.Module, inputs_N: Tree, output_shape: tuple[int, ...]) -> None:
+def _probe_method(
+    predict: Predict,
+    net: nn.Module,
+    inputs_N: Tree,
+    output_shape: tuple[int, ...],
+    check: Callable[[Tensor], object] | None,
+) -> None:
     with torch.no_grad(), gathering(net):
-        got = tuple(predict(net, inputs_N).shape)
-    if got != output_shape:
+        outputs = predict(net, inputs_N)
+    if outputs.shape != output_shape:
         raise ConfigurationError(
-            f"Expected the method to predict outputs of shape {output_shape} but got {got}: "
+            f"Expected the method to predict outputs of shape {output_shape} but got {tuple(outputs.shape)}: "
             "does the net have the exits that the method needs?"
         )
+    if check is not None:
+        check(outputs)
 
 
 def _contains(outer: Index, inner: Index) -> bool:

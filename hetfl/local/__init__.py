@@ -7,14 +7,18 @@ from hetfl.local.importance import ImportanceGradient
 from hetfl.local.penalty import NoPenalty, Penalty, Proximal
 from hetfl.local.personal import Personal
 from hetfl.local.sequential import Sequential
+from hetfl.local.sparsity import L1, ElasticNet, GroupLasso, Sum
 from hetfl.local.stacked import Stacked
 from hetfl.local.training import LocalTraining
 from hetfl.local.workers import Workers
 
 __all__ = [
+    "L1",
     "Auto",
+    "ElasticNet",
     "Executor",
     "FedDyn",
+    "GroupLasso",
     "ImportanceGradient",
     "InProcess",
     "LocalProblem",
@@ -26,5 +30,6 @@ __all__ = [
     "Result",
     "Sequential",
     "Stacked",
+    "Sum",
     "Workers",
 ]

@@ -57,6 +57,7 @@ class LocalProblem:
         method: defines the loss and the hooks of local training.
         precision_context: returns the trainer's precision as a context, for other processes.
         personal: names of the tensors that stay with their client.
+        trains_all: whether clients train entries outside of their masks, too.
     """
 
     seed: int
@@ -66,6 +67,7 @@ class LocalProblem:
     method: LocalMethod
     precision_context: Callable[[], AbstractContextManager[object]]
     personal: frozenset[str] = frozenset()
+    trains_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,8 @@ class Bench:
         if level not in self._residents:
             # Lightning evaluates in inference mode; tensors that are created in it can never be trained.
             with torch.inference_mode(False):
-                self._residents[level] = ResidentNet(self.problem.build(level), self.problem.local.optimizer)
+                problem = self.problem
+                self._residents[level] = ResidentNet(problem.build(level), problem.local.optimizer, problem.trains_all)
                 self._residents[level].net.register_forward_pre_hook(ChannelsLast())
         return self._residents[level]
 

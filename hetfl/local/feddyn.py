@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.layout import Index
+from hetfl.layout import Index, Layout
 from hetfl.local.penalty import LARGEST, Penalty
 from hetfl.part import only
 from hetfl.piece import Facts
@@ -74,7 +74,7 @@ class FedDyn(Penalty):
         self.where = torch.empty(0, dtype=torch.int64)
 
     def add_gradient(  # noqa: D102
-        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None
+        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None, layout: Layout
     ) -> None:
         grad_D.add_(theta_D - anchor_D, alpha=self.alpha)
         if memory_D is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hetfl.layout import Layout
 from hetfl.local.penalty import Penalty
 
 
@@ -21,7 +22,7 @@ class ImportanceGradient(Penalty):
     """
 
     def add_gradient(  # noqa: D102
-        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None
+        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None, layout: Layout
     ) -> None:
         begun_D = anchor_D.abs()
         least = begun_D.masked_fill(begun_D == 0, torch.inf).amin(-1, keepdim=True).nan_to_num(posinf=0.0)

@@ -38,7 +38,7 @@ def train(bench: Bench, task: Task) -> Result:
         resident.penalise(local.regulariser, task.memory_D)
         if local.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(resident.vector, local.gradient_clip)
-        resident.optimizer.step()
+        resident.step(local.regulariser, task.lr)
         weight = method.objective.weight(targets)
         total, counted = total + loss.detach() * weight, counted + weight
         method.after_step(net, ctx)

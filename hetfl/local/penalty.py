@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.hooks import Hook
-from hetfl.layout import Index
+from hetfl.layout import Index, Layout
 from hetfl.store import ClientStore
 from hetfl.updates import Update
 
@@ -20,7 +20,8 @@ LARGEST = 1e6
 class Penalty(Hook):
     """Adds a gradient to that of the local loss, before clipping; may have memories of clients and of the server.
 
-    A penalty does not depend on the method: it acts on vectors of trained parameters in sub-model coordinates. Memories
+    A penalty does not depend on the method: it acts on vectors of trained parameters in sub-model coordinates, of one
+    client or of several at once. It may also change the parameters after each step of the optimizer. Memories
     are computed from *decoded* updates: a refused update changes nothing, and a compressed one counts as decoded. The
     server's term, if there is one, is :meth:`~hetfl.hooks.Hook.on_step`; it acts before all other hooks.
 
@@ -32,7 +33,9 @@ class Penalty(Hook):
     memories: ClientStore | None = None
 
     @abstractmethod
-    def add_gradient(self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None) -> None:
+    def add_gradient(
+        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None, layout: Layout
+    ) -> None:
         """Add the penalty's gradient in place.
 
         Args:
@@ -40,6 +43,19 @@ class Penalty(Hook):
             theta_D: the client's parameters, shape (..., D).
             anchor_D: the client's parameters at the start of the round, shape (D,).
             memory_D: the client's memory, as returned by :meth:`memory`, shape (..., D); None if all zero.
+            layout: the tensors in a vector. The rows of a tensor, which are its first dimension, lie one after the
+                other; the order within a row depends on the executor.
+        """
+
+    def after_step(self, theta_D: Tensor, lr: float, layout: Layout) -> None:
+        """Change the parameters in place after a step of the optimizer. By default does nothing.
+
+        Entries that a client does not hold are zero and must stay zero.
+
+        Args:
+            theta_D: the client's parameters, shape (..., D).
+            lr: the clients' learning rate γ of the round.
+            layout: as in :meth:`add_gradient`.
         """
 
     def memory(self, client: int, index: Index, like: Tensor) -> Tensor | None:
@@ -57,7 +73,7 @@ class NoPenalty(Penalty):
         return "none"
 
     def add_gradient(  # noqa: D102
-        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None
+        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None, layout: Layout
     ) -> None:
         pass
 
@@ -82,6 +98,6 @@ class Proximal(Penalty):
         self.proximal_mu = proximal_mu
 
     def add_gradient(  # noqa: D102
-        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None
+        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None, layout: Layout
     ) -> None:
         grad_D.add_(theta_D - anchor_D, alpha=self.proximal_mu)

@@ -28,10 +28,13 @@ class ResidentNet:
     Args:
         net: the level's net, already on its device and in its dtype; its tensors are replaced in place.
         optimizer: makes the clients' optimizer.
+        trains_all: whether entries that are not held are trained from zero.
     """
 
-    def __init__(self, net: nn.Module, optimizer: Callable[[Iterable[Tensor]], Optimizer]) -> None:
-        self.net = net
+    def __init__(
+        self, net: nn.Module, optimizer: Callable[[Iterable[Tensor]], Optimizer], trains_all: bool = False
+    ) -> None:
+        self.net, self.trains_all = net, trains_all
         tensors = state_of(net)
         self.layout = Layout.of(tensors)
         self.flat_D = torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()])
@@ -54,7 +57,7 @@ class ResidentNet:
                 self.net.get_submodule(owner)._buffers[leaf] = view
 
     def _make_optimizer(self, parameters: Mapping[str, Tensor], make: Callable[[Iterable[Tensor]], Optimizer]) -> None:
-        layout = Layout.of(parameters)
+        self.trained = layout = Layout.of(parameters)
         self.vector = nn.Parameter(self.flat_D[: layout.size])
         self.vector.grad = torch.zeros_like(self.vector)
         self._parameters, self._grads = list(parameters.values()), list(layout.views(self.vector.grad).values())
@@ -99,13 +102,16 @@ class ResidentNet:
 
     @torch.no_grad()
     def hold(self, part: Part) -> None:
-        """Apply a part's mask to the anchor: entries that are not held become zero and get no gradient."""
+        """Apply a part's mask to the anchor: entries that are not held become zero.
+
+        They get no gradient, unless all entries are trained.
+        """
         mask_D = part.mask_D
         if mask_D is not None:
             mask_D = mask_D.to(self.anchor_D.device)
             self.anchor_D.masked_fill_(~mask_D, 0.0)
             mask_D = mask_D[: self.vector.numel()]
-        self._mask_D = mask_D
+        self._mask_D = None if self.trains_all else mask_D
 
     @torch.no_grad()
     def start(self, lr: float | None = None, beyond_D: Tensor | None = None) -> None:
@@ -140,9 +146,16 @@ class ResidentNet:
     def penalise(self, penalty: Penalty, memory_D: Tensor | None) -> None:
         """Add a penalty's gradient at the present parameters to ``vector.grad``; entries that are not held get zero."""
         assert self.vector.grad is not None
-        penalty.add_gradient(self.vector.grad, self.vector, self._begun_D[: self.vector.numel()], memory_D)
+        begun_D = self._begun_D[: self.vector.numel()]
+        penalty.add_gradient(self.vector.grad, self.vector, begun_D, memory_D, self.trained)
         if self._mask_D is not None:
             self.vector.grad.mul_(self._mask_D)
+
+    @torch.no_grad()
+    def step(self, penalty: Penalty, lr: float) -> None:
+        """Take a step of the optimizer, and let the penalty change the parameters after it."""
+        self.optimizer.step()
+        penalty.after_step(self.vector, lr, self.trained)
 
     @torch.no_grad()
     def finish(self) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from hetfl.objectives.base import Objective
+from hetfl.objectives.contract import computed
 
 
 class LevelScores(nn.Module):
@@ -63,18 +64,22 @@ class LevelScores(nn.Module):
         self.count += len(targets)
 
     def compute(self, stage: str) -> dict[str, Tensor]:
-        """Return the loss, metrics, and headlines by level and by head under the names of a stage; then reset."""
+        """Return the loss, metrics, and headlines by level and by head under the names of a stage; then reset.
+
+        Raises:
+            ConfigurationError: a metric is not one number.
+        """
         headlines = {_name(key): cast(Metric, metric) for key, metric in self.headlines.items()}
         others = cast(Mapping[str, Metric], dict(self.others.items()))
-        values = {name: metric.compute() for name, metric in headlines.items()}
+        headline, column = self.objective.headline.name, self.objective.headline.column
+        values = {name: computed(self.objective, headline, metric) for name, metric in headlines.items()}
         values |= {name: torch.full_like(values[name], torch.nan) for name in self._without}
-        further = {f"{stage}/{name}": metric.compute() for name, metric in others.items()}
+        further = {f"{stage}/{name}": computed(self.objective, name, metric) for name, metric in others.items()}
         loss = torch.full((), torch.nan, device=values[self.largest].device)
         if self.largest in self._without:
             further = {name: torch.full_like(value, torch.nan) for name, value in further.items()}
         if not self._lost:
             loss = self.loss.compute()
-        column = self.objective.headline.column
         columns = {f"{stage}/loss": loss, column(stage): values[self.largest], **further}
         columns |= {column(stage, name): value for name, value in values.items()}
         for metric in (self.loss, *headlines.values(), *others.values()):

@@ -12,6 +12,7 @@ from hetfl.parts.random_mask import RandomMask
 from hetfl.parts.ranked_mask import RankedMask
 from hetfl.parts.rolling import Rolling
 from hetfl.parts.scored_channels import ScoredChannels
+from hetfl.parts.threshold_mask import ThresholdMask
 
 __all__ = [
     "NOBODY",
@@ -28,4 +29,5 @@ __all__ = [
     "RankedMask",
     "Rolling",
     "ScoredChannels",
+    "ThresholdMask",
 ]

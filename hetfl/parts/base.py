@@ -63,6 +63,9 @@ class PartRule(Piece):
     personal: bool = False
     """Whether clients have parts of their own: an evaluation then also measures every client's own sub-model."""
 
+    trains_all: bool = False
+    """Whether clients also train the entries of the index that the mask leaves out, from zero, and may send them."""
+
     asks_gradients: bool = False
     """Whether :meth:`consult` asks clients for gradients."""
 
@@ -103,16 +106,19 @@ class PartRule(Piece):
         """
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
-        """Return the entries of its part that the client sends and counts as a holder of; by default all of them."""
+        """Return the entries of its part that the client sends and counts as a holder of; by default all of them.
+
+        It depends on its arguments alone, as nodes call it, too.
+        """
         return part
 
     def check(self, part: Part, level: str) -> None:
         """Refuse a part that a client of a level cannot hold.
 
         Raises:
-            ConfigurationError: it is not a part, its tensors do not have the shapes of the level's net, its positions
-                do not rise within the global model's tensors, or its mask leaves out entries of a buffer or a frozen
-                parameter, which every client holds whole.
+            ConfigurationError: it is not a part, its tensors do not have the shapes of the level's net, it has a mask
+                and the rule does not declare masks, its positions do not rise within the global model's tensors, or its
+                mask leaves out entries of a buffer or a frozen parameter, which every client holds whole.
         """
         if not isinstance(part, Part):
             raise ConfigurationError(
@@ -124,6 +130,11 @@ class PartRule(Piece):
             raise ConfigurationError(
                 f"Expected parts of the shapes of the net at level {level} from {type(self).__name__} but got others "
                 f"at {where}"
+            )
+        if part.mask_D is not None and not self.masks:
+            raise ConfigurationError(
+                f"Expected masks = True in {type(self).__name__}, whose parts have masks, but got False, and a mask at "
+                f"level {level}"
             )
         if where := part.derived("misplaced", lambda: self._misplaced(part)):
             raise ConfigurationError(
@@ -150,8 +161,14 @@ class PartRule(Piece):
         return part.mask_D is None or only(part, frozenset(n for n in part if n not in trained)).mask_D is None
 
     def of_level(self, level: str, round: int) -> Part:
-        """Return the part that represents a level where there is no client: in evaluations, sizes and exports."""
-        return self.part(level, round, NOBODY)
+        """Return the part that represents a level where there is no client: in evaluations, sizes and exports.
+
+        Raises:
+            ConfigurationError: the part does not pass :meth:`check`.
+        """
+        part = self.part(level, round, NOBODY)
+        self.check(part, level)
+        return part
 
     def of_channels(self, level: str, channels: Channels) -> Part:
         """Return the part of a level whose tensors hold, in each dimension, the channels that a function chooses.

@@ -11,7 +11,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.fleet import Device
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Magnitude
-from hetfl.pruning.densities import Masks, Scope, best, check_scope, largest
+from hetfl.pruning.densities import Scope, best, check_scope, density_of, largest
 from hetfl.pruning.gradients import GradientRequest
 from hetfl.pruning.greedy import fastest_descent
 
@@ -106,8 +106,3 @@ class GreedyMask(MaskRule):
     def columns(self) -> dict[str, float]:
         """Return the density of the mask over all weights."""
         return {"parts/density": density_of(self.held(self.sparse[0]))}
-
-
-def density_of(masks: Masks) -> float:
-    """Return the share of held entries of all weights."""
-    return sum(int(m.count_nonzero()) for m in masks.values()) / sum(m.numel() for m in masks.values())

@@ -14,6 +14,7 @@ from hetfl.fleet import Device
 from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
 from hetfl.parts.base import NOBODY, GradientProbe, PartRule
+from hetfl.parts.entry_seconds import entry_seconds
 from hetfl.piece import Facts
 from hetfl.pruning.criteria import Evidence
 from hetfl.pruning.densities import Masks, packed, unpacked
@@ -131,17 +132,8 @@ class MaskRule(PartRule):
         return Evidence(self.weights, **known)
 
     def seconds(self) -> dict[str, float]:
-        r"""Return the seconds that an entry of each weight costs a client of mean data in a round.
-
-        .. math:: t_l = \frac{F_l n}{\text{throughput} \cdot D_l} + \frac{4}{\text{downlink}} + \frac{4}{\text{uplink}}
-
-        with :math:`F_l` the FLOPs of weight l per sample, forward and backward, n samples, and :math:`D_l` its entries.
-        """
-        shares, device = self.levels.layer_shares(self.levels.largest), self.device
-        flops = self.levels.flops[self.levels.largest][1] * self.samples_of_client / device.throughput
-        travel = 4.0 / device.downlink + 4.0 / device.uplink
-        layers = {name: shares.get(name.rpartition(".")[0], 0.0) for name in self.weights}
-        return {name: flops * layers[name] / weight.numel() + travel for name, weight in self.weights.items()}
+        """Return the seconds that an entry of each weight costs a client of mean data in a round."""
+        return entry_seconds(self.levels, self.weights, self.samples_of_client, self.device)
 
     def random_seed(self, round: int) -> int:
         """Return the seed of the random choices at the end of a round; -1 before the first."""

@@ -15,7 +15,7 @@ from hetfl.part import Part
 from hetfl.parts.base import GradientProbe, PartRule
 from hetfl.parts.prefix import Prefix
 from hetfl.piece import Piece
-from hetfl.pruning.groups import Group
+from hetfl.pruning.channels.groups import Group
 from hetfl.submodel import parameters_of, state_of
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.part import Part
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Criterion, Magnitude
-from hetfl.pruning.densities import Scope, best, check_scope
+from hetfl.pruning.densities import Scope, best, check_scope, density_of
 from hetfl.pruning.gradients import GradientRequest
 from hetfl.pruning.schedules import DensitySchedule
 from hetfl.submodel import parameters_of
@@ -28,9 +30,12 @@ class RankedMask(MaskRule):
         every: rounds between two rankings; 0: no ranking after the first.
         shrink: whether a pruned entry stays pruned.
         erase: whether the global model's entries outside of the largest mask become zero.
+        complement: whether clients begin with the entries of the mask, train all entries, and send those of the weights
+            that are outside of it. Entries in the mask then keep their values. While the mask has all entries, clients
+            send all. It implies ``erase``.
 
     Raises:
-        ConfigurationError: ``scope`` is unknown, or ``every`` is negative.
+        ConfigurationError: ``scope`` is unknown, ``every`` is negative, or ``complement`` is used with ``shrink``.
     """
 
     def __init__(
@@ -41,11 +46,15 @@ class RankedMask(MaskRule):
         every: int = 1,
         shrink: bool = False,
         erase: bool = False,
+        complement: bool = False,
     ) -> None:
         if every < 0:
             raise ConfigurationError(f"Expected every of at least 0 rounds but got {every}")
         self.criterion, self.scope, self.every = criterion or Magnitude(), check_scope(scope), every
-        self.schedule, self.shrink, self.erase = schedule or DensitySchedule(), shrink, erase
+        if complement and shrink:
+            raise ConfigurationError("Expected shrink: false with complement, where entries return, but got true")
+        self.schedule, self.shrink, self.erase = schedule or DensitySchedule(), shrink, erase or complement
+        self.complement = self.trains_all = complement
         self.asks_gradients = self.criterion.needs_gradients
         self._before: dict[str, Tensor] = {}  # the weights before the round's step
 
@@ -59,6 +68,17 @@ class RankedMask(MaskRule):
         """Set the entries outside of the largest mask to zero, if they are to be erased."""
         if self.erase:
             self.clear_pruned(self.held(self.sparse[0]))
+
+    def sent(self, part: Part, level: str, round: int, client: int) -> Part:
+        """Return the part, or the entries outside of its mask and all entries of other tensors than weights."""
+        if not self.complement or part.mask_D is None:
+            return part
+        return part.derived("complement", lambda: self._outside(part))
+
+    def _outside(self, part: Part) -> Part:
+        pieces = zip(part, part.mask_D.split(part.layout.sizes), strict=True)  # type: ignore[union-attr]
+        weights = self.weights.keys()
+        return Part(part, torch.cat([~piece if name in weights else piece for name, piece in pieces]))
 
     def due(self, round: int) -> bool:
         """Return whether weights are scored at the end of a round."""
@@ -81,6 +101,12 @@ class RankedMask(MaskRule):
             self.hold(self._ranked(scores, round + 1))
         if self.erase:
             self.clear_pruned(self.held(self.sparse[0]))
+
+    def columns(self) -> dict[str, float]:
+        """Return the density of the largest mask over all weights, if there is a schedule of densities."""
+        if type(self.schedule) is DensitySchedule:
+            return {}
+        return {"parts/density": density_of(self.held(self.sparse[0]))}
 
     def _scores(self, round: int) -> dict[str, Tensor]:
         known: dict[str, object] = {"seed": self.random_seed(round)}

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.fleet import Device
 from hetfl.part import Part
-from hetfl.parts.base import PartRule
+from hetfl.parts.base import GradientProbe, PartRule
+from hetfl.parts.entry_seconds import entry_seconds
 from hetfl.piece import Facts
-from hetfl.pruning.channel_scores import channel_scores, ranking
+from hetfl.pruning.channels import Group, Member, channel_groups, channel_scores, ranking
 from hetfl.pruning.criteria import Criterion, Evidence, Magnitude
-from hetfl.pruning.groups import Group, Member, channel_groups
+from hetfl.pruning.gradients import GradientRequest, MeanGradients
 from hetfl.seeding import derive
 
 Tensors = dict[str, Tensor]
@@ -22,10 +24,10 @@ Tensors = dict[str, Tensor]
 class ScoredChannels(PartRule):
     """A level's clients hold the channels with the highest scores of each group, as many as the level's net has.
 
-    Groups are the dimensions of tensors that hold the same channels (:func:`hetfl.pruning.groups.channel_groups`). Each
-    group has its own ranking. A channel's score is the sum of the scores of its entries
-    (:func:`hetfl.pruning.channel_scores.channel_scores`). Of channels with equal scores the lower position is held
-    first. A larger level holds all channels of a smaller one. All clients of a level hold the same part in a round.
+    Groups are the dimensions of tensors that hold the same channels (:func:`hetfl.pruning.channels.channel_groups`).
+    Each group has its own ranking. A channel's score is the sum of the scores of its entries
+    (:func:`hetfl.pruning.channels.channel_scores`). Of channels with equal scores the lower position is held first. A
+    larger level holds all channels of a smaller one. All clients of a level hold the same part in a round.
 
     Channels are ranked at the beginning of a round, by the values of the first global model. Before the first round,
     those of the initial model are ranked.
@@ -34,14 +36,17 @@ class ScoredChannels(PartRule):
     Efficient ConvNets, ICLR 2017, as FedMP does it (Jiang, Xu, Xu, Wang, Qiao, Zhao: FedMP, ICDE 2022).
 
     Args:
-        criterion: scores entries; None: :class:`Magnitude`, so that a channel's score is the L1 norm of its filter.
+        criterion: scores entries; None: :class:`Magnitude`, so that a channel's score is the L1 norm of its filter. A
+            criterion that needs gradients asks the cohort of the round before, at its beginning; the gradient of a
+            channel that no client of it holds is 0. One that needs gradients or earlier values ranks by magnitude at
+            first.
         refresh_every: rounds for which a ranking is kept.
         fan_out: whether the weights by which the next layers read a channel count, too.
         mean: whether each tensor of a group counts by the mean over a channel's entries, and not by their sum.
 
     Raises:
-        ConfigurationError: ``refresh_every`` is below 1; in a run: the criterion needs gradients, a level scales
-            channels that are in no group, or a group has no entry with a score.
+        ConfigurationError: ``refresh_every`` is below 1; in a run: a level scales channels that are in no group, or a
+            group has no entry with a score.
     """
 
     for_evaluation: ClassVar[bool] = True
@@ -54,44 +59,74 @@ class ScoredChannels(PartRule):
             raise ConfigurationError(f"Expected refresh_every of at least 1 round but got {refresh_every}")
         self.criterion = criterion or Magnitude()
         self.refresh_every, self.fan_out, self.mean = refresh_every, fan_out, mean
+        self.asks_gradients = self.criterion.needs_gradients
         self._groups: list[Group] | None = None
         self._rankings: list[Tensor] | None = None  # of each group, positions of channels by falling score
-        self._of_round = False  # whether a round has ranked them
+        self._coming: list[Tensor] | None = None  # those of the next round, by its gradients
+        self._of_round = False  # whether the rankings are those of a round
         self._parts: dict[str, Part] = {}
-        self._weights: Mapping[str, Tensor] = {}
-        self._memories: dict[str, Tensors] = {}  # earlier values that the criterion compares with
+        self._tensors: Mapping[str, Tensor] = {}
+        self._last: Tensors = {}  # the weights at the beginning of the last round, if the criterion needs them
+        self._samples = 0.0
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
-        if self.criterion.needs_gradients:
-            raise ConfigurationError(
-                f"Expected a criterion without gradients for ScoredChannels, as clients send none, but got "
-                f"{type(self.criterion).__name__}"
-            )
-        self._weights = {**facts.parameters, **facts.frozen}
+        self._tensors = {**facts.parameters, **facts.frozen}
+        self._samples = sum(facts.sizes) / max(1, facts.num_clients)
         if not self._of_round:
             self._rankings = None
 
+    @property
+    def _weights(self) -> Tensors:
+        """The present values of the first global model, frozen parameters included."""
+        return {name: tensor.detach() for name, tensor in self._tensors.items()}
+
     def begin(self) -> None:
         """Move loaded values to the model's device."""
-        for memory in self._memories.values():
-            memory |= {name: value.to(self._weights[name].device) for name, value in memory.items()}
+        self._last = {name: value.to(self._tensors[name].device) for name, value in self._last.items()}
+
+    def consult(self, round: int, cohort: Sequence[int], probe: GradientProbe) -> None:
+        """Rank the channels for the next round by the cohort's gradients, if the criterion needs them."""
+        if not self.asks_gradients or (round + 1) % self.refresh_every:
+            return
+        asked = MeanGradients(self._weights)
+        for answer in probe.gradients(cohort, GradientRequest()):
+            asked.add(answer)
+        if asked.samples:
+            seconds = entry_seconds(self.levels, self._weights, self._samples, Device())
+            known = {"gradients": asked.means, "squares": asked.squares, "seconds": seconds}
+            self._coming = self._ranked(self.criterion, round + 1, known)
 
     def begin_round(self, round: int, lr: float) -> None:
         """Rank the channels by the values of the present global model, if that is due."""
-        values = {name: weight.detach() for name, weight in self._weights.items()}
-        for memory in self.criterion.memories:
-            self._memories.setdefault(memory, _copied(values))
-        if round % self.refresh_every == 0 or not self._of_round:
-            self._rankings, self._of_round, self._parts = self._ranked(round), True, {}
-        if "last" in self._memories:
-            self._memories["last"] = _copied(values)
+        if not self._of_round:
+            self._rank(self._first())
+        elif round % self.refresh_every == 0:
+            if not self.asks_gradients:
+                self._rank(self._ranked(self.criterion, round, self._history()))
+            elif self._coming is not None:
+                self._rank(self._coming)
+        self._of_round = True
+        if self.criterion.needs_history:
+            self._last = {name: weight.clone() for name, weight in self._weights.items()}
 
-    def _ranked(self, round: int) -> list[Tensor]:
-        values = {name: weight.detach() for name, weight in self._weights.items()}
-        memories: dict[str, Any] = {memory: self._memories.get(memory, values) for memory in self.criterion.memories}
-        scores = self.criterion.scores(Evidence(values, seed=derive(self.seed, "channels", round), **memories))
-        options = {"fan_out": self.fan_out, "mean": self.mean, "of_norms": self.criterion.of_norms}
+    def _history(self) -> dict[str, Any]:
+        if not self.criterion.needs_history:
+            return {}
+        start = dict(self.levels.draw().named_parameters())
+        return {"last": self._last, "start": {name: start[name].detach().to(w) for name, w in self._weights.items()}}
+
+    def _first(self) -> list[Tensor]:
+        """Return the rankings of the initial model."""
+        late = self.asks_gradients or self.criterion.needs_history
+        return self._ranked(Magnitude() if late else self.criterion, 0, {})
+
+    def _ranked(self, criterion: Criterion, round: int, known: Mapping[str, Any]) -> list[Tensor]:
+        scores = criterion.scores(Evidence(self._weights, seed=derive(self.seed, "channels", round), **known))
+        options = {"fan_out": self.fan_out, "mean": self.mean, "of_norms": criterion.of_norms}
         return [ranking(channel_scores(group, scores, **options)) for group in self._of_net()]
+
+    def _rank(self, rankings: list[Tensor]) -> None:
+        self._rankings, self._coming, self._parts = rankings, None, {}
 
     def _of_net(self) -> list[Group]:
         """Return the groups of the dimensions that levels scale."""
@@ -117,8 +152,9 @@ class ScoredChannels(PartRule):
 
     def part(self, level: str, round: int, client: int) -> Part:  # noqa: D102
         if self._rankings is None:
-            self._rankings, self._parts = self._ranked(round=0), {}
+            self._rank(self._first())
         if level not in self._parts:
+            assert self._rankings is not None
             self._parts[level] = self._part(self.levels.indices[level], self._rankings)
         return self._parts[level]
 
@@ -136,7 +172,7 @@ class ScoredChannels(PartRule):
         return Part({name: tuple(entry) for name, entry in entries.items()}) if chosen else block
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {**self.evaluation_state(), "memories": {name: dict(each) for name, each in self._memories.items()}}
+        return {**self.evaluation_state(), "coming": self._coming, "last": dict(self._last)}
 
     def evaluation_state(self) -> dict[str, Any]:  # noqa: D102
         groups = [[g.size, [[m.tensor, m.dim, m.block, m.reads] for m in g.members]] for g in self._groups or ()]
@@ -146,11 +182,7 @@ class ScoredChannels(PartRule):
         groups = [Group(size, tuple(Member(*member) for member in members)) for size, members in state["groups"]]
         self._groups, self._parts = groups or None, {}
         self._rankings, self._of_round = state["rankings"], state["of_round"]
-        self._memories = {name: dict(each) for name, each in state.get("memories", {}).items()}
-
-
-def _copied(values: Mapping[str, Tensor]) -> Tensors:
-    return {name: value.clone() for name, value in values.items()}
+        self._coming, self._last = state.get("coming"), dict(state.get("last", {}))
 
 
 def _shortest(positions: Tensor) -> slice | Tensor:

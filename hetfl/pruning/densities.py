@@ -79,6 +79,11 @@ def layer_counts(scope: Scope, shapes: Mapping[str, Sequence[int]], density: flo
     return counts
 
 
+def density_of(masks: Masks) -> float:
+    """Return the share of held entries of all tensors together."""
+    return sum(int(m.count_nonzero()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+
+
 def largest(scores: Tensor, count: int) -> Tensor:
     """Return a mask of the ``count`` largest scores, of their shape; of equal scores those at lower positions.
 

@@ -124,7 +124,10 @@ class ClientGradient:
 
 
 class MeanGradients:
-    """The mean of clients' gradients, and of their squares, weighted by samples; an entry not sent counts as 0.
+    """The mean of clients' gradients, and of their squares, weighted by samples.
+
+    The mean of an entry is over the clients whose index has it; if such a client does not send it, it counts as 0. The
+    mean of an entry that no client has is 0.
 
     Args:
         like: tensors of the global model whose gradients are needed.
@@ -134,6 +137,7 @@ class MeanGradients:
         self.samples = 0
         self._sums = {name: torch.zeros_like(tensor) for name, tensor in like.items()}
         self._squares = {name: torch.zeros_like(tensor) for name, tensor in like.items()}
+        self._counts = {name: torch.zeros_like(tensor) for name, tensor in like.items()}  # samples of each entry
 
     def add(self, answer: ClientGradient) -> None:
         """Add a client's gradient."""
@@ -143,13 +147,14 @@ class MeanGradients:
                 gradient = gradient.to(self._sums[name])
                 add(self._sums[name], answer.part[name], gradient, answer.samples)
                 add(self._squares[name], answer.part[name], gradient.square(), answer.samples)
+                add(self._counts[name], answer.part[name], answer.samples)
 
     @property
     def means(self) -> dict[str, Tensor]:
         """The mean gradient of each entry."""
-        return {name: total / self.samples for name, total in self._sums.items()}
+        return {name: total / self._counts[name].clamp(min=1) for name, total in self._sums.items()}
 
     @property
     def squares(self) -> dict[str, Tensor]:
         """The mean squared gradient of each entry."""
-        return {name: total / self.samples for name, total in self._squares.items()}
+        return {name: total / self._counts[name].clamp(min=1) for name, total in self._squares.items()}

@@ -29,7 +29,8 @@ def check_aggregator(aggregator: Aggregator | Callable[[], Aggregator]) -> None:
 
     - It returns a step and the holders of each tensor, in the shape of the tensor. Holders are 0 exactly at entries
       that no client holds, and the step is 0 there, for parts with leading blocks, positions and masks.
-    - An entry that a sparse update leaves out counts as 0. The exact block is aggregated like the vector.
+    - An entry that a sparse update leaves out counts as 0. The step of the float buffers follows the exact blocks, and
+      that of the parameters the vectors.
     - A round depends on earlier rounds only through the state. A saved and loaded state continues identically.
     - It does not modify updates or global tensors.
 
@@ -70,19 +71,24 @@ def cohort(seed: int, masks: bool, dtype: torch.dtype = torch.float64) -> Cohort
 def ready(make: Callable[[], Aggregator]) -> Aggregator:
     """Return an aggregator after setup, before its first round."""
     aggregator = make()
-    aggregator.setup(Facts(sizes=(3, 4, 5, 6), levels=("a",), rounds=3))
+    parameters = {name: torch.zeros(shape) for name, shape in SHAPES.items() if name != "running_mean"}
+    aggregator.setup(Facts(sizes=(3, 4, 5, 6), levels=("a",), rounds=3, parameters=parameters))
     aggregator.begin()
     return aggregator
 
 
 def play(aggregator: Aggregator, updates: Cohort, round: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return copies of the steps and holders of a round, after a check of their shapes."""
+    """Return copies of the steps and holders of a round, after a check of their shapes.
+
+    Raises:
+        AssertionError: the aggregator does not take an update, or changes the global tensors.
+    """
     dtype = updates[0][0].values.dtype
     tensors = {name: torch.zeros(shape, dtype=dtype) for name, shape in SHAPES.items()}
     aggregator.begin_round(round, 0.1)
     aggregator.reset(tensors)
     for update, part, report in updates:
-        aggregator.update(update, part, report)
+        _update(aggregator, update, part, report)
     steps, holders = check_step(aggregator.compute(), tensors, type(aggregator).__name__)
     aggregator.end_round(round)
     untouched = not any(bool(tensor.any()) for tensor in tensors.values())
@@ -90,6 +96,16 @@ def play(aggregator: Aggregator, updates: Cohort, round: int = 0) -> tuple[dict[
     copies: tuple[dict[str, Tensor], dict[str, Tensor]]
     copies = {k: steps[k].clone() for k in tensors}, {k: holders[k].clone() for k in tensors}
     return copies
+
+
+def _update(aggregator: Aggregator, update: Update, part: Part, report: Report) -> None:
+    try:
+        aggregator.update(update, part, report)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        given = f"{len(update.to_dense())} entries, update.to_dense(), and an exact block of {EXACT}, update.exact"
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        name = type(aggregator).__name__
+        raise AssertionError(f"Expected {name}.update to take a vector of {given}, but got: {text}") from error
 
 
 def _check_round(make: Callable[[], Aggregator], updates: Cohort, dtype: torch.dtype) -> None:
@@ -109,10 +125,21 @@ def _check_round(make: Callable[[], Aggregator], updates: Cohort, dtype: torch.d
         rule = f"a step of 0 where no client holds an entry of {key!r} from {name}"
         require(not stray, rule, f"other steps at {stray} entries")
         require(bool(steps[key].isfinite().all()), f"a finite step of {key!r} from {name}", "NaN or Inf")
-    moved = all(bool(steps[key].any()) for key in ("kernel", "running_mean"))
-    require(moved, f"a step that follows vectors and exact blocks from {name}", "0 everywhere")
+    for key, change in (("kernel", (1.0, 0.0)), ("running_mean", (0.0, 1.0))):
+        moved = play(ready(make), _moved(updates, *change))[0][key]
+        what = "vectors, update.to_dense()" if key == "kernel" else "exact blocks, update.exact"
+        got = "the same step of other ones" if bool(steps[key].any()) else "0 everywhere"
+        require(not torch.equal(moved, steps[key]), f"a step of {key!r} that follows the {what}, from {name}", got)
     other = play(ready(make), updates)
     require(same(other, (steps, holders)), f"the same step of the same updates from two {name}", "another one")
+
+
+def _moved(updates: Cohort, vector: float, exact: float) -> Cohort:
+    """Return updates with numbers added to their vectors and exact blocks."""
+    return [
+        (DenseUpdate(update.to_dense() + vector, exact=update.exact + exact), part, report)
+        for update, part, report in updates
+    ]
 
 
 def _check_sparse(make: Callable[[], Aggregator]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from hetfl.compression import Compressor, ErrorFeedback
+from hetfl.compression.base import Context
 from hetfl.errors import RefusedUpdate
 from hetfl.layout import Layout
 from hetfl.testing.rules import check_settings, factory, random, require, same, through_a_file
@@ -62,7 +64,7 @@ def vectors() -> list[Tensor]:
 
 def _check_update(make: Callable[[], Compressor], vector: Tensor, layout: Layout | None) -> None:
     name, before, size = type(make()).__name__, vector.clone(), vector.numel()
-    updates = [make().compress(vector, lr=0.1, layout=layout, generator=random(0)) for _ in range(2)]
+    updates = [_compressed(make(), vector, layout, 0) for _ in range(2)]
     require(torch.equal(vector, before), f"{name}.apply to leave its vector as it is", "it changed")
     dense = updates[0].to_dense()
     require(dense.shape == vector.shape, f"an update of shape ({size},) from {name}", tuple(dense.shape))
@@ -75,6 +77,16 @@ def _check_update(make: Callable[[], Compressor], vector: Tensor, layout: Layout
         _check_indices(name, updates[0])
     alike = same(dense, updates[1].to_dense())
     require(alike, f"the same update of the same vector, generator and state from {name}", "another one")
+
+
+def _compressed(compressor: Compressor, vector: Tensor, layout: Layout | None, seed: int, lr: float = 0.1) -> Update:
+    """Return the update of a vector of a client that began with random values."""
+    context = Context(lr, layout, None, random(seed), start=partial(_started, vector))
+    return compressor.compress_in(vector, context)
+
+
+def _started(vector: Tensor) -> Tensor:
+    return torch.randn(vector.numel(), generator=random(vector.numel())).to(vector)
 
 
 def _check_indices(name: str, update: SparseUpdate) -> None:
@@ -91,7 +103,8 @@ def _check_residual(make: Callable[[], Compressor], vector: Tensor) -> None:
     index = {tensor: tuple(slice(0, size) for size in shape) for tensor, shape in layout.shapes.items()}
     before = torch.zeros_like(vector)
     for round in range(2):
-        message = feedback.prepare(5, vector, index=index, round=round, lr=0.1, generator=random(round))
+        chance, start = random(round), partial(_started, vector)
+        message = feedback.prepare(5, vector, index=index, round=round, lr=0.1, start=start, generator=chance)
         update = decode(message.payload, Expected(round, 5, vector.numel(), layout=layout))
         p_D, u_D, left_D = vector + before, update.to_dense(), message.residual_D
         assert left_D is not None
@@ -118,7 +131,7 @@ def _check_state(make: Callable[[], Compressor]) -> None:
     first, layout, name = make(), Layout({"w": (10, 19), "b": (10,)}), type(make()).__name__
 
     def update(of: Compressor, seed: int, lr: float = 0.1) -> Update:
-        return of.compress(torch.randn(200, generator=random(seed)), lr=lr, layout=layout, generator=random(seed))
+        return _compressed(of, torch.randn(200, generator=random(seed)), layout, seed, lr)
 
     fresh, refused = make(), make()
     update(refused, 1)

@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from hetfl.objectives import Headline, Objective
+from hetfl.objectives import Objective
+from hetfl.objectives.contract import check_results, check_targets, prepared_targets, size_of
 from hetfl.testing.rules import factory, random, require, same
 
 
 def check_objective(objective: Objective | Callable[[], Objective], targets: Tensor, size: int | None = None) -> None:
     """Check that an objective follows its contract.
 
-    - ``prepared`` does not change targets that are prepared already.
+    - It has a headline. ``prepared`` returns as many targets as it gets, of ``target_dims`` dimensions, and does not
+      change targets that are prepared already. Classes and label counts are int64.
     - The loss of a batch is one finite number with a gradient; with a leading dimension of clients, one per client.
       The mean of the losses of two parts of a batch, weighted by ``weight``, is the loss of the batch.
+    - The first metric is the headline. All metrics take what ``predicted`` returns.
     - ``sums`` are float64. ``score`` of their sum is the headline that the metrics compute; NaN outputs give NaN.
 
     Args:
@@ -32,36 +35,28 @@ def check_objective(objective: Objective | Callable[[], Objective], targets: Ten
     """
     made = factory(objective, Objective)()
     name = type(made).__name__
-    headline = getattr(made, "headline", None)
-    got = type(headline).__name__
-    require(isinstance(headline, Headline), f"a headline (hetfl.objectives.Headline) in {name}", got)
-    prepared = made.prepared(targets, "training")
-    require(
-        len(prepared) == len(targets) >= 8, f"{len(targets)} targets, at least 8, from {name}.prepared", len(prepared)
-    )
-    require(
-        prepared.dim() == made.target_dims, f"targets of target_dims = {made.target_dims} in {name}", prepared.dim()
-    )
+    require(len(targets) >= 8, f"at least 8 targets for the check of {name}", len(targets))
+    prepared = prepared_targets(made, targets, "training")
     twice = made.prepared(prepared, "training") if prepared.dtype == targets.dtype else prepared
     require(same(twice, prepared), f"{name}.prepared to leave prepared targets as they are", "others")
-    needed = made.size(prepared) if size is None else size
-    made.check_size(prepared, needed, "training")
-    counts = made.label_counts(prepared, needed)
-    right = counts.dtype == torch.int64 and counts.shape == (needed,)
-    require(right, f"label counts as int64 of shape ({needed},) from {name}", f"{counts.dtype} {tuple(counts.shape)}")
+    needed = size_of(made, prepared) if size is None else size
+    check_targets(made, prepared, needed, "training")
     shape = made.output_shape(prepared, needed)
     require(shape[0] == len(targets), f"outputs of {len(targets)} samples from {name}.output_shape", shape)
     outputs = torch.randn(shape, generator=random(0), dtype=torch.float64)
     exact = prepared.double() if prepared.is_floating_point() else prepared
+    metrics = check_results(made, outputs.float(), prepared, needed)
+    headline = metrics[made.headline.name]
+    fresh = made.metrics(needed)[made.headline.name] is not headline
+    require(fresh, f"new metrics from every call of {name}.metrics", "the same ones")
     _check_loss(made, outputs, exact)
-    _check_scores(made, outputs, exact, needed)
+    _check_scores(made, headline, outputs, exact)
 
 
 def _check_loss(objective: Objective, outputs: Tensor, targets: Tensor) -> None:
     name = type(objective).__name__
     learnt = outputs.clone().requires_grad_()
     loss = objective.loss(learnt, targets)
-    require(loss.shape == (), f"one loss of a batch from {name}.loss", f"shape {tuple(loss.shape)}")
     require(bool(loss.isfinite()), f"a finite loss from {name}", float(loss.detach()))
     require(loss.requires_grad, f"a loss with a gradient from {name}", "one without")
     loss.backward()
@@ -81,22 +76,9 @@ def _check_loss(objective: Objective, outputs: Tensor, targets: Tensor) -> None:
     require(right, f"losses of batches whose mean, by {name}.weight, is the whole's {whole:g}", f"{mean:g}")
 
 
-def _check_scores(objective: Objective, outputs: Tensor, targets: Tensor, size: int) -> None:
+def _check_scores(objective: Objective, headline: Metric, outputs: Tensor, targets: Tensor) -> None:
     name = type(objective).__name__
-    metrics = objective.metrics(size)
-    first = next(iter(metrics), None)
-    require(
-        first == objective.headline.name, f"the headline {objective.headline.name!r} first in {name}.metrics", first
-    )
-    right = all(isinstance(metric, Metric) for metric in metrics.values())
-    require(right, f"metrics of torchmetrics from {name}", [type(metric).__name__ for metric in metrics.values()])
-    fresh = objective.metrics(size)[objective.headline.name] is not metrics[objective.headline.name]
-    require(fresh, f"new metrics from every call of {name}.metrics", "the same ones")
     sums = objective.sums(outputs, targets)
-    right = sums.dtype == torch.float64 and sums.dim() == 2 and len(sums) == len(outputs)
-    require(right, f"sums as float64 of shape (N, M) from {name}", f"{sums.dtype} {tuple(sums.shape)}")
-    headline = metrics[objective.headline.name]
-    headline.update(objective.predicted(outputs), targets)
     expected, computed = float(headline.compute()), float(objective.score(sums.sum(0)))
     rule = f"{name}.score of the sums to be the metric {objective.headline.name!r}, {expected:g},"
     require(math.isclose(expected, computed, rel_tol=1e-4, abs_tol=1e-6), rule, f"{computed:g}")

@@ -37,7 +37,8 @@ def check_part_rule(
       ``masks``.
     - A part depends only on the seed, the level, the round, the client and the observed updates, not on earlier calls.
       The client ``NOBODY``, which stands for the level itself, has a part in every round.
-    - The part that ``sent`` returns lies within the part. A saved and loaded state continues identically.
+    - The part that ``sent`` returns lies within the part, or within its index if clients train all of it. A saved and
+      loaded state continues identically.
 
     Args:
         rule: an object, or a function that makes new objects.
@@ -85,12 +86,12 @@ def _checked(rule: PartRule, level: str, round: int, client: int) -> Part:
         for of, positions in zip(whole[tensor], entry, strict=True):
             _check_positions(positions, of, f"{tensor!r} at level {level} from {name}")
     rule.check(part, level)
-    require(rule.masks or part.mask_D is None, f"masks = True in {name}, whose parts have masks", rule.masks)
     if level == levels.largest:
         everything = part == levels.indices[level]
         require(everything, f"all entries at level {level}, the largest, from {name}", f"{part.size} of them")
     sent = rule.sent(part, level, round, client)
-    require(part.covers(part_of(sent)), f"{name}.sent to be within the part", f"more at level {level}")
+    trained = part.dense if rule.trains_all else part
+    require(trained.covers(part_of(sent)), f"{name}.sent to be within the part", f"more at level {level}")
     return part
 
 

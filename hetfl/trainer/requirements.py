@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.models.exits import exits_of
+from hetfl.objectives import Objective
+from hetfl.objectives.contract import check_results
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 """Lightning's precisions that need no gradient scaler in local steps and keep deltas in at least float32."""
@@ -72,6 +75,37 @@ def check_trainer(trainer: Trainer, stage: str) -> None:
             f"Expected precision in {PRECISIONS} but got {trainer.precision}: local steps have no gradient scaler, and "
             "their deltas need float32"
         )
+
+
+def check_nets(
+    inspect: Callable[..., object],
+    data: FederatedDataModule,
+    objective: Objective,
+    part: Callable[..., object] | None,
+    predict: Callable[..., object],
+) -> None:
+    """Try the nets of all levels and the objective on the first samples of a client.
+
+    Args:
+        inspect: tries the nets; see :meth:`hetfl.levels.level_set.LevelSet.inspect`.
+        data: the data.
+        objective: gets the predictions of the largest level.
+        part: returns the part of a level in a round; None: no check of nesting.
+        predict: returns the prediction of the method for a net and inputs.
+
+    Raises:
+        ConfigurationError: a net or the objective does not do what a run needs.
+    """
+    samples, targets = objective.trial(*data.first(4))
+    shape, size = objective.output_shape(targets, data.num_classes), data.num_classes
+    inspect(
+        samples,
+        shape,
+        part,
+        predict,
+        partial(check_results, objective, targets=targets, size=size),
+        objective.noun(size),
+    )
 
 
 def check_one_exit(net: nn.Module, method: str) -> None:

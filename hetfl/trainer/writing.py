@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from lightning import LightningModule
@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl.clustering import Clustering
+from hetfl.fleet import LevelAssignment
 from hetfl.printable import printable
 from hetfl.runs import RunFolder
 from hetfl.runs.headline import ACCURACY, FILE, Headline
@@ -52,10 +53,18 @@ def go_on(folder: RunFolder, version: int, levels: Iterable[str], headline: Head
         rank_zero_warn(f"{printable(error.filename)} not written ({error.strerror})")
 
 
-def save_clusters(module: LightningModule, clustering: Clustering, models: int) -> None:
-    """Write ``clusters.csv`` and further tables of the clustering, if there can be several clusters."""
-    written = clustering.several(models) and not module.trainer.sanity_checking
-    for folder in run_folders(module.loggers) if written else ():
-        folder.write_table("clusters", CLUSTER_COLUMNS, clustering.history)
-        for name, (columns, rows) in clustering.tables().items():
+def save_tables(module: LightningModule, clustering: Clustering, models: int, assignment: LevelAssignment) -> None:
+    """Write the tables of the assignment and, if there can be several clusters, ``clusters.csv`` and others of these.
+
+    Args:
+        module: a federated module.
+        clustering: its clustering.
+        models: its number of global models.
+        assignment: its assignment of levels.
+    """
+    tables: dict[str, tuple[Sequence[str], Iterable[Sequence[object]]]] = {**assignment.tables()}
+    if clustering.several(models):
+        tables |= {"clusters": (CLUSTER_COLUMNS, clustering.history), **clustering.tables()}
+    for folder in () if module.trainer.sanity_checking else run_folders(module.loggers):
+        for name, (columns, rows) in tables.items():
             folder.write_table(name, columns, rows)

@@ -17,15 +17,15 @@ from hetfl.federation import FederatedModule
 from hetfl.local import Result
 from hetfl.local.activations import Reader, activations, unpack_activations
 from hetfl.parts import PrunedGroup
-from hetfl.pruning.class_channels import most_telling, tf_idf
-from hetfl.pruning.groups import Group, channel_groups
+from hetfl.pruning.channels.class_channels import most_telling, tf_idf
+from hetfl.pruning.channels.groups import Group, channel_groups
 from hetfl.types import Task
 
 
 def telling_channels(module: FederatedModule, forget: int, share: float) -> list[PrunedGroup]:
     """Return the channels of each group that speak most for a class; the clients within reach are asked.
 
-    Each group of channels has its own ranking (:func:`~hetfl.pruning.class_channels.tf_idf`). Groups that no
+    Each group of channels has its own ranking (:func:`~hetfl.pruning.channels.class_channels.tf_idf`). Groups that no
     convolution and no linear layer reads stay whole.
 
     Args:

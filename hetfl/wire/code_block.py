@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hetfl.codes import Codes, Spacing, bits_of, bucket_sizes, magnitudes
+from hetfl.codes import Codes, Spacing, bits_of, bucket_sizes
 from hetfl.errors import RefusedUpdate
 from hetfl.wire.bits import Bytes, pack, packed_size, require_zero_padding, unpack
 from hetfl.wire.malformed import MalformedPayload, Reason
@@ -46,7 +46,7 @@ def encode_codes(codes: Codes, client: int) -> list[NDArray[np.uint8]]:
         ValueError: a code is outside [0, 2^bits), or the buckets are not all of the size that they should have.
     """
     words = codes.codes.cpu().numpy()
-    if words.size and not 0 <= words.min() <= words.max() < 1 << codes.bits:
+    if not 0 <= np.bitwise_or.reduce(words) < 1 << codes.bits:
         raise ValueError(
             f"Expected client {client}'s codes in [0, {1 << codes.bits}) but got {words.min()} to {words.max()}"
         )
@@ -57,7 +57,7 @@ def encode_codes(codes: Codes, client: int) -> list[NDArray[np.uint8]]:
         raise RefusedUpdate(f"Expected finite scales from client {client} but got an overflow")
     own = int(zeros.size == scales.size != 1)
     header = np.frombuffer(_FIELDS.pack(codes.bits, own, SPACINGS.index(codes.spacing), codes.bucket), dtype=np.uint8)
-    return [header, zeros.view(np.uint8), scales.view(np.uint8), pack(words.astype(np.int64), codes.bits)]
+    return [header, zeros.view(np.uint8), scales.view(np.uint8), pack(words, codes.bits)]
 
 
 def block_size(data: bytes, offset: int, count: int, sections: int | None) -> int:
@@ -96,26 +96,33 @@ def decode_codes(data: bytes, offset: int, count: int, sections: Tensor) -> Code
     header = _header(data, offset)
     sizes = sections if header.bucket == 0 else bucket_sizes(count, header.bucket)
     start = offset + _FIELDS.size
-    zeros = _floats(data, start, len(sizes) if header.own_zeros else 1)
-    scales = _floats(data, start + 4 * zeros.numel(), len(sizes))
-    start += 4 * (zeros.numel() + scales.numel())
+    own = len(sizes) if header.own_zeros else 1
+    numbers = _floats(data, start, own + len(sizes))
+    zeros, scales = numbers[:own], numbers[own:]
+    start += 4 * numbers.numel()
     packed: Bytes = np.frombuffer(data, dtype=np.uint8, count=packed_size(count, header.bits), offset=start)
     if packed.size:
         require_zero_padding(int(packed[-1]), count * header.bits, Reason.VALUES)
     words = torch.from_numpy(unpack(packed, count, header.bits).astype(np.int32))
-    if SPACINGS[header.spacing] == "logarithmic":
-        _require_magnitudes(zeros, scales, header.bits)
-    return Codes(words, header.bits, scales, zeros, sizes, header.bucket, SPACINGS[header.spacing])
+    codes = Codes(words, header.bits, scales, zeros, sizes, header.bucket, SPACINGS[header.spacing])
+    if codes.spacing == "logarithmic":
+        _require_magnitudes(codes)
+    return codes
 
 
-def _require_magnitudes(least: Tensor, ratios: Tensor, bits: int) -> None:
+def _require_magnitudes(codes: Codes) -> None:
     """Refuse logarithmic codes whose magnitudes do not ascend within float32.
 
     Raises:
         MalformedPayload: a smallest magnitude is below 0, a ratio is below 1, or a magnitude overflows.
     """
-    largest = magnitudes(least.expand(ratios.numel()), ratios, bits)[:, -1]
-    if bool((least < 0).any() or (ratios < 1).any() or not torch.isfinite(largest).all()):
+    least, ratios = codes.zeros.numpy(), codes.scales.numpy()
+    largest = np.broadcast_to(least, ratios.shape).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(2 ** (codes.bits - 1) - 1):
+            largest *= ratios
+        finite = np.isfinite(largest.astype(np.float32)).all()
+    if (least < 0).any() or (ratios < 1).any() or not finite:
         raise MalformedPayload(
             Reason.VALUES, "Expected magnitudes that are finite, at least 0, and ascend by ratios of at least 1"
         )

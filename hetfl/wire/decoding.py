@@ -157,7 +157,7 @@ def _with_values(empty: Update, data: bytes, offset: int, header: Header, expect
     layout = expected.layout or Layout({})
     sections = empty.num_sent_per_tensor(layout) if layout.shapes else torch.empty(0, dtype=torch.int64)
     update = empty.with_codes(decode_codes(data, offset, header.num_sent, sections), expected.dtype)
-    if not bool(torch.isfinite(update.values).all()):
+    if not np.isfinite(update.values.numpy()).all():
         raise MalformedPayload(Reason.VALUES, "Expected finite values but got codes that overflow")
     return update
 

@@ -125,8 +125,8 @@ class Stack:
             self.memory_SD = self.trained_row_layout.reordered(memory_SD, self.trained)
 
     def _masks(self, parts: Sequence[Part]) -> Tensor | None:
-        """Return the trained entries that each client holds, bool (S, D); None if all clients hold all entries."""
-        if all(part.mask_D is None for part in parts):
+        """Return the entries that each client trains, bool (S, D); None if all clients train all entries."""
+        if self.bench.problem.trains_all or all(part.mask_D is None for part in parts):
             return None
         all_D = torch.ones(self.trained.size, dtype=torch.bool)
         masks = [all_D if part.mask_D is None else part.mask_D[: self.trained.size].cpu() for part in parts]
@@ -190,7 +190,8 @@ class Stack:
         trained_SD = theta_SD[:, : self.trained.size]
         memory_SD = self.memory_SD if self.memory_SD is None or rows is None else self.memory_SD[rows]
         begun_SD = self.begun_SD if rows is None or len(self.begun_SD) == 1 else self.begun_SD[rows]
-        local.regulariser.add_gradient(grad_SD, trained_SD, begun_SD[:, : self.trained.size], memory_SD)
+        begun_SD, layout = begun_SD[:, : self.trained.size], self.trained_row_layout
+        local.regulariser.add_gradient(grad_SD, trained_SD, begun_SD, memory_SD, layout)
         if self.mask_SD is not None:
             grad_SD.mul_(self.mask_SD if rows is None else self.mask_SD[rows])
         if local.gradient_clip is not None:
@@ -202,6 +203,7 @@ class Stack:
         if not all(self.moved[i] for i in members):
             first_S1 = self._sent(torch.tensor([[0.0 if self.moved[i] else 1.0] for i in members]))
         trained_SD.sub_(self.sgd.direction(grad_SD, trained_SD, momentum_SD, first_S1), alpha=lr)
+        local.regulariser.after_step(trained_SD, lr, layout)
         if rows is not None:
             self.theta_SD.index_copy_(0, rows, theta_SD)
             self.momentum_SD.index_copy_(0, rows, momentum_SD)

@@ -64,11 +64,6 @@ class Criterion(ABC):
     of_norms: ClassVar[bool] = False
     """Whether only the scales of norm layers have scores, which are those of their channels."""
 
-    @property
-    def memories(self) -> frozenset[str]:
-        """The attributes of the evidence with earlier values that scores depend on: ``start``, ``last``, or none."""
-        return frozenset()
-
     @abstractmethod
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return by name the score of every entry of ``evidence.weights``; not below 0, and finite.

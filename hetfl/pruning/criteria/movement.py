@@ -27,10 +27,6 @@ class Movement(Criterion):
             raise ConfigurationError(f"Expected since to be start or round but got {since!r}")
         self.since = since
 
-    @property
-    def memories(self) -> frozenset[str]:  # noqa: D102
-        return frozenset({"start" if self.since == "start" else "last"})
-
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:  # noqa: D102
         before = evidence.start if self.since == "start" else evidence.last
         return {name: (weight - before[name]).abs() for name, weight in evidence.weights.items()}

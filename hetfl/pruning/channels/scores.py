@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.pruning.groups import Group, Member
+from hetfl.pruning.channels.groups import Group, Member
 
 
 def channel_scores(

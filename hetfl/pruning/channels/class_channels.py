@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hetfl.pruning.channel_scores import ranking
+from hetfl.pruning.channels.scores import ranking
 
 
 def tf_idf(activations_KC: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hetfl.local.nesting import prepared, randomise, run
-from hetfl.pruning.tracing import END, OUTPUT, Call, Trace, Vertex, slab
+from hetfl.pruning.channels.tracing import END, OUTPUT, Call, Trace, Vertex, slab
 from hetfl.submodel import state_of
 from hetfl.tree import Tree, cast
 

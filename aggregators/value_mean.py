@@ -1,0 +1,97 @@
+"""Mean over holders, weighted by what clients' earlier updates were worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hetfl.aggregators.holder_mean import Denominator, HolderMean
+from hetfl.errors import ConfigurationError
+from hetfl.layout import Index
+from hetfl.piece import Facts
+from hetfl.types import Report
+from hetfl.updates import Update
+from hetfl.value import Reputation, Value
+
+
+class ValueMean(HolderMean):
+    r"""Mean over the holders of each entry, weighted by the values of the clients.
+
+    .. math:: \Delta_j = \frac{\sum_{k \in H_j} w_k u_{k,j}}{\sum_{k \in H_j} w_k}, \qquad
+        w_k = \max(v_k, \text{floor} \cdot \bar v)
+
+    The value of a round weighs the client's next update, so no update weighs itself. Negative values count as 0;
+    :math:`\bar v` is the mean of all known values above 0. A client without a value weighs as the mean of the others;
+    before there are values, clients weigh by their samples. The number of samples counts once: with values that already
+    grow with it, leave ``by_samples`` false.
+
+    Args:
+        value: the measure; None: :class:`~hetfl.value.Reputation`.
+        floor: smallest weight, relative to the mean.
+        by_samples: whether values are multiplied by the clients' samples.
+        denominator: ``holders``: the sum of weights is over the holders of an entry; ``cohort``: over all clients.
+
+    Raises:
+        ConfigurationError: ``floor`` is not in (0, 1], or ``denominator`` is unknown.
+    """
+
+    def __init__(
+        self,
+        value: Value | None = None,
+        floor: float = 1e-3,
+        by_samples: bool = False,
+        denominator: Denominator = "holders",
+    ) -> None:
+        super().__init__(denominator)
+        if not 0.0 < floor <= 1.0:
+            raise ConfigurationError(f"Expected floor in (0, 1] but got {floor}")
+        self.value, self.floor, self.by_samples = value or Reputation(), floor, by_samples
+        self.values: dict[int, float] = {}
+        self.reads_server_data = self.value.reads_server_data
+
+    def setup(self, facts: Facts) -> None:  # noqa: D102
+        self.value.setup(facts)
+
+    def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
+        self.value.begin_round(round, lr)
+        above = [value for value in self.values.values() if value > 0.0]
+        self._mean = sum(above) / len(above) if above else 0.0
+
+    def weight(self, report: Report) -> float:
+        """Return the weight of a client: by the values of earlier rounds."""
+        if not self._mean:
+            return float(report.samples)
+        value = max(self.values.get(report.client, self._mean), self.floor * self._mean)
+        return value * report.samples if self.by_samples else value
+
+    def update(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
+        super().update(update, index, report)
+        self.value.observe(update, index, report)
+
+    def end_round(self, round: int) -> None:
+        """Take over the values of the round.
+
+        Raises:
+            ConfigurationError: a value is not finite.
+        """
+        values = self.value.of_round()
+        wrong = next((client for client, value in values.items() if not -1e300 < value < 1e300), None)
+        if wrong is not None:
+            raise ConfigurationError(
+                f"Expected finite values from {self.value.describe()} but got {values[wrong]} of client {wrong} in "
+                f"round {round}"
+            )
+        self.values |= values
+        self.value.end_round(round)
+
+    def columns(self) -> dict[str, float]:
+        """Return the smallest and the largest value of a client, if there are any."""
+        known = self.values.values()
+        return {"value/lowest": min(known), "value/highest": max(known)} if known else {}
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"values": dict(self.values), "value": self.value.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        self.values = dict(state["values"])
+        self.value.load_state_dict(dict(state["value"]))

@@ -1,0 +1,142 @@
+"""Shapley values against values by hand, brute force and their axioms; coalitions of sub-models against NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import combinations, permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning import Trainer
+from torch import Tensor
+
+from hetfl import FederatedModule
+from hetfl.aggregators import ValueMean
+from hetfl.errors import ConfigurationError
+from hetfl.part import Part
+from hetfl.piece import Facts
+from hetfl.selection import Uniform
+from hetfl.types import Report
+from hetfl.updates import DenseUpdate
+from hetfl.value import LeaveOneOut, Shapley
+from hetfl.value.shapley import exact, marginals, truncated
+from tests.conftest import small_data, small_module
+
+Fit = Callable[..., Trainer]
+HELD = [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3], [0, 1], [0, 1, 2, 3], [0, 1, 2, 3, 4, 5], [0, 1]]
+"""Entries of six clients with sub-models of three sizes; nobody holds entry 6."""
+SAMPLES = [4, 3, 5, 2, 6, 1]
+
+
+def game(seed: int, players: int) -> dict[frozenset[int], float]:
+    random = np.random.default_rng(seed)
+    coalitions = [frozenset(c) for size in range(players + 1) for c in combinations(range(players), size)]
+    return dict(zip(coalitions, random.integers(-5, 6, len(coalitions)).astype(float).tolist(), strict=True))
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_exact_values_equal_the_mean_over_all_orders_and_add_up(seed: int, players: int) -> None:
+    worth = game(seed, players)
+    orders = list(permutations(range(players)))
+    brute = np.mean([marginals(worth.__getitem__, list(order), 0.0, 0.0) for order in orders], axis=0)
+    values = exact(worth.__getitem__, players)
+    assert values == pytest.approx(brute)
+    assert values.sum() == pytest.approx(worth[frozenset(range(players))] - worth[frozenset()])
+
+
+def test_equal_players_have_equal_values_and_a_dummy_has_none() -> None:
+    assert exact(lambda p: float(bool(p & {0, 1})), 3).tolist() == pytest.approx([0.5, 0.5, 0.0])
+    assert exact(lambda p: float(0 in p and bool(p & {1, 2})), 3).tolist() == pytest.approx([2 / 3, 1 / 6, 1 / 6])
+
+
+def test_monte_carlo_is_within_three_standard_errors_of_the_exact_values() -> None:
+    value = measured(Shapley("exact"))
+    true, orders = np.array(list(value.of_round().values())), list(permutations(range(6)))
+    spread = np.std([marginals(value.worth, list(order), 0.0, 0.0) for order in orders[::7]], axis=0)
+    for method, guided in (("monte_carlo", False), ("gtg", True)):
+        random = torch.Generator().manual_seed(3)
+        estimate = truncated(value.worth, 6, random, within=0.0, permutations=400, converged=0.0, guided=guided)
+        assert np.all(np.abs(estimate - true) <= 3 * spread / np.sqrt(400) + 1e-9), method
+        assert estimate.sum() == pytest.approx(true.sum())
+
+
+@given(st.integers(0, 1000), st.floats(0.01, 4.0))
+def test_truncation_changes_the_sum_by_less_than_its_bound(seed: int, within: float) -> None:
+    worth, random = game(seed, 4), torch.Generator().manual_seed(seed)
+    gained = worth[frozenset(range(4))] - worth[frozenset()]
+    values = truncated(worth.__getitem__, 4, random, within=within, guided=True)
+    assert abs(values.sum() - gained) < within + 1e-9
+    assert not truncated(worth.__getitem__, 4, random, between=abs(gained)).any()
+
+
+def utility(tensors: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Return a score that depends on all entries, not linearly, and a loss."""
+    w = tensors["w"].double()
+    return float((w * torch.arange(1.0, 8.0).double()).sum().tanh() + w.prod()), float(w.square().sum())
+
+
+def measured(value: Any) -> Any:
+    """Return a measure that has observed a round of six clients; the model then moved on, as the server's step does."""
+    model, random = torch.linspace(-0.2, 0.3, 7), torch.Generator().manual_seed(1)
+    value.setup(Facts(sizes=SAMPLES, seed=5, parameters={"w": model}, utility=utility))
+    value.begin_round(2, 0.1)
+    for client, (entries, samples) in enumerate(zip(HELD, SAMPLES, strict=True)):
+        update = DenseUpdate(0.3 * torch.randn(len(entries), generator=random))
+        value.observe(update, Part({"w": (torch.tensor(entries),)}), Report(10 + client, "a", samples, 0.5))
+    model += 1.0
+    return value
+
+
+@pytest.mark.parametrize("metric", ["score", "loss"])
+def test_a_coalitions_model_is_the_mean_over_its_holders(metric: Any) -> None:
+    value = measured(LeaveOneOut(metric))
+    theta, random = np.linspace(-0.2, 0.3, 7), torch.Generator().manual_seed(1)
+    updates = [0.3 * torch.randn(len(entries), generator=random).double().numpy() for entries in HELD]
+
+    def worth(coalition: list[int]) -> float:
+        model = theta.astype(np.float32).astype(float)
+        for j in range(7):
+            holders = [k for k in coalition if j in HELD[k]]
+            if holders:
+                parts = [SAMPLES[k] * updates[k][HELD[k].index(j)] for k in holders]
+                model[j] += sum(parts) / sum(SAMPLES[k] for k in holders)
+        score, loss = utility({"w": torch.from_numpy(model)})
+        return score if metric == "score" else -loss
+
+    everyone = list(range(6))
+    by_hand = {10 + k: worth(everyone) - worth([i for i in everyone if i != k]) for k in everyone}
+    assert value.of_round() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_wrong_settings_and_missing_data_are_refused(fit: Fit) -> None:
+    with pytest.raises(ConfigurationError, match="method to be exact, monte_carlo or gtg but got 'banzhaf'"):
+        Shapley("banzhaf")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="metric to be score or loss but got 'f1'"):
+        LeaveOneOut("f1")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"data.server_fraction above 0 for ValueMean\("):
+        fit(small_module(aggregator=ValueMean(LeaveOneOut())), rounds=1)
+    large = small_module(aggregator=ValueMean(Shapley("exact")), selection=Uniform(11))
+    with pytest.raises(ConfigurationError, match="at most 10 clients for exact Shapley values but got 11"):
+        fit(large, small_data(server_fraction=0.2), rounds=1)
+
+
+@pytest.mark.parametrize("value", [LeaveOneOut, lambda: Shapley(permutations=8, between=0.0)])
+def test_a_resumed_run_has_the_same_values(fit: Fit, tmp_path: Path, value: Callable[[], Any]) -> None:
+    def module() -> FederatedModule:
+        return small_module(aggregator=ValueMean(value()))
+
+    whole, first, second = module(), module(), module()
+    fit(whole, small_data(server_fraction=0.2), rounds=4, name="whole", limit_val_batches=0)
+    begun = fit(first, small_data(server_fraction=0.2), rounds=2, name="begun", limit_val_batches=0)
+    begun.save_checkpoint(tmp_path / "half.ckpt")
+    path = str(tmp_path / "half.ckpt")
+    fit(second, small_data(server_fraction=0.2), rounds=4, name="resumed", limit_val_batches=0, ckpt=path)
+    values = [module.aggregator.first.values for module in (whole, second)]  # type: ignore[attr-defined]
+    assert values[0] == values[1]
+    assert len(set(values[0].values())) > 4
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
