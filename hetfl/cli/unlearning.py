@@ -60,7 +60,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("run", metavar="RUN", help="The folder of a finished run.")
     parser.add_argument("--class", type=int, default=None, help="Number of the class to unlearn, from 0.")
     parser.add_argument("--share", type=float, default=0.1, help="Share of the channels of each group to prune.")
-    parser.add_argument("--rounds", type=int, default=10, help="Rounds of training without the class.")
+    parser.add_argument("--rounds", type=int, default=20, help="Rounds of training without the class.")
     parser.add_argument("--name", type=str, default="unlearn", help="Name of the new run.")
     return parser
 
@@ -75,9 +75,12 @@ def unlearning_settings(settings: dict[str, Any], found: Found, rounds: int, nam
         name: of the new run.
     """
     settings = deepcopy(settings)
-    settings["trainer"]["max_epochs"] = rounds
+    trainer = settings["trainer"]
+    trainer["max_epochs"] = rounds
+    if trainer.get("check_val_every_n_epoch"):  # the last round is validated
+        trainer["check_val_every_n_epoch"] = min(trainer["check_val_every_n_epoch"], rounds)
     settings["final_test"] = True
-    loggers = settings["trainer"]["logger"]
+    loggers = trainer["logger"]
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if isinstance(logger, dict) and logger["class_path"].endswith("RunFolder"):
             logger["init_args"]["name"] = name
