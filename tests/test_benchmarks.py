@@ -12,6 +12,7 @@ from aggregation import aggregation, uploads
 from bare import BareLoop
 from checkpoint import checkpoints
 from cnn import CNN
+from codes import cost
 from compression import upload
 from executors import executors
 from memory import slope
@@ -45,6 +46,13 @@ def test_the_memory_of_reading_a_message_is_measured(kind: str, tmp_path: Path) 
     file = tmp_path / "message"
     file.write_bytes(encode(coded(updated(kind, 30), 5), round=0, client=0))
     assert read(file, 30) >= 0
+
+
+def test_the_cost_of_codes_is_measured_for_both_directions() -> None:
+    rows = cost(2000, 0.05, (3,), blocks=1)
+    sides = ["float32", "3 bits", "3 bits, quantised", "float32", "3 bits"]
+    assert [row.side for row in rows] == sides
+    assert all(row.seconds[0] > 0 for row in rows)
 
 
 def test_the_cnn_and_its_training_equal_those_of_the_comparison() -> None:
