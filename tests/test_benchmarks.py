@@ -12,6 +12,7 @@ from aggregation import aggregation, uploads
 from bare import BareLoop
 from checkpoint import checkpoints
 from cnn import CNN
+from codes import cost
 from compression import upload
 from executors import executors
 from memory import slope
@@ -55,6 +56,13 @@ def test_the_message_whose_reading_is_measured_has_all_its_values(kind: str, sen
     update = decode(payload, Expected(0, 0, 900, layout=Layout({"w": (30, 30)})))
     assert (update.num_sent, update.size) == (sent, 900)
     assert len(payload) > sent * (4 + 4)  # a scale and a zero point for every value
+
+
+def test_the_cost_of_codes_is_measured_for_both_directions() -> None:
+    rows = cost(2000, 0.05, (3,), blocks=1)
+    sides = ["float32", "3 bits", "3 bits, quantised", "float32", "3 bits"]
+    assert [row.side for row in rows] == sides
+    assert all(row.seconds[0] > 0 for row in rows)
 
 
 def test_the_cnn_and_its_training_equal_those_of_the_comparison() -> None:

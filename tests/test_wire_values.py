@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from hetfl.codes import Codes, bucket_sizes
+from hetfl.codes import VALUES_OF_A_TABLE, Codes, bucket_sizes
 from hetfl.errors import RefusedUpdate
 from hetfl.layout import Layout
 from hetfl.updates import DenseUpdate, LowRankUpdate, SeededUpdate, SparseUpdate, Update
 from hetfl.wire import Expected, MalformedPayload, Reason, decode, encode
+from hetfl.wire.bits import pack, unpack
 from tests import wire_by_hand as by_hand
 from tests.wire_cases import CLIENT, LAYOUT, ROUND, assert_same, cases, expect, one_of_each, quantised
 
@@ -39,6 +40,28 @@ def test_codes_decode_by_the_documented_formula(case: tuple[Update, Layout, bool
     codes = case[0].codes
     if codes is not None:
         assert codes.to_float().tolist() == by_hand.code_values(codes)
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 24, 8193])
+def test_packed_words_are_their_bits_in_a_row(bits: int, count: int) -> None:
+    words = np.random.default_rng(bits).integers(0, 1 << bits, count)
+    row = "".join(format(word, f"0{bits}b")[::-1] for word in words)
+    by_bytes = [int(row[at : at + 8][::-1], 2) for at in range(0, len(row), 8)]
+    packed = pack(words, bits)
+    assert packed.tolist() == by_bytes
+    assert unpack(packed, count, bits).tolist() == words.tolist()
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_logarithmic_codes_of_many_buckets_decode_by_the_documented_formula(bits: int) -> None:
+    count = 2 * (VALUES_OF_A_TABLE >> bits) + 1  # buckets of one or two values: more than two tables
+    random = torch.Generator().manual_seed(bits)
+    sizes = torch.randint(1, 3, (count,), generator=random)
+    words = torch.randint(1 << bits, (int(sizes.sum()),), generator=random, dtype=torch.int32)
+    least, ratios = torch.rand(count, generator=random) + 0.1, 1 + torch.rand(count, generator=random) / 16
+    codes = Codes(words, bits, ratios, least, sizes, 0, "logarithmic")
+    assert codes.to_float().tolist() == by_hand.code_values(codes)
 
 
 @pytest.mark.parametrize(("count", "bucket"), [(0, 3), (1, 3), (3, 3), (10, 4), (5, 2**32 - 1)])
