@@ -31,7 +31,7 @@ CASES = [*((clients, 8) for clients in (1, 2, 5, 10, 20, ALL)), (10, 3), (10, 4)
 @torch.no_grad()
 def accuracies(module: FederatedModule, clients: int, bits: int, draw: int) -> dict[str, float]:
     """Return the test accuracy of every level with statistics of a number of clients, which a draw chooses."""
-    evaluation, broadcast = module.evaluation, module.evaluation.gathering.probing.parts.broadcast
+    evaluation, broadcast = module.evaluation, module.evaluation.gathering.probing.task_parts.broadcast
     module.statistics.most, module.statistics._mark = clients, None
     evaluation.gathering.seed = broadcast.seed = draw
     downlink = broadcast.downlink

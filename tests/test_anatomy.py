@@ -37,6 +37,7 @@ from hetfl.fleet import DiscountedUCB, Dynamic
 from hetfl.layout import Index
 from hetfl.local import LocalTraining
 from hetfl.models import MultiExitConvNet
+from hetfl.parts import Prefix
 from hetfl.piece import Facts
 from hetfl.selection import Selection, Uniform
 from tests.conftest import small_data, small_levels, small_module
@@ -106,6 +107,7 @@ def test_holders_of_any_indices_equal_a_count_one_by_one(rounds: list[list[tuple
         net=nn.Linear(5, 5),
         selection=selection,
         assignment=Dynamic(),
+        parts=Prefix(),
         round=SimpleNamespace(tasks=tasks),
     )
     counts = holders(cast(FederatedModule, stand_in), len(rounds))
