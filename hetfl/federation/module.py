@@ -215,17 +215,21 @@ class FederatedModule(Method):
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
         round = self.models.version  # equals Lightning's epoch, except in a second fit, which goes on counting
         columns = self.round.run(round, carrier.param_groups[0]["lr"], server, follower(self))
-        writing.save_tables(self, self.clustering, len(self.models), self.assignment)
+        writing.save_clusters(self, self.clustering, len(self.models))
         if self.lr_schedulers() is not None:
             carrier.optimizer.step()  # moves nothing; the schedule expects an optimizer step before its own
             self.lr_schedulers().step()  # type: ignore[union-attr]
         writing.log_columns(self, {**columns, **self._costs()}, self.models.last_round)
 
+    def on_train_end(self) -> None:
+        """Write the tables of the assignment, whose rows grow with every round."""
+        writing.save_tables(self, self.assignment.tables())
+
     def on_validation_epoch_start(self) -> None:
         """Prepare all levels for the present global models."""
         with self._precision_context():  # Lightning enters the trainer's precision for steps, not for this hook
             if self.evaluation.begin():
-                writing.save_tables(self, self.clustering, len(self.models), self.assignment)
+                writing.save_clusters(self, self.clustering, len(self.models))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of the held-out training data (loader 0) or of the clients' test data (loader 1)."""

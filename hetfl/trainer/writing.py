@@ -10,11 +10,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl.clustering import Clustering
-from hetfl.fleet import LevelAssignment
 from hetfl.printable import printable
 from hetfl.runs import RunFolder
 from hetfl.runs.headline import ACCURACY, FILE, Headline
 from hetfl.runs.metrics_file import columns_of
+
+Table = tuple[Sequence[str], Iterable[Sequence[object]]]
+"""Columns and rows."""
 
 CLUSTER_COLUMNS = ("round", "client", "cluster")
 """Columns of ``clusters.csv``, which has a row for every change of the cluster of a client."""
@@ -53,18 +55,19 @@ def go_on(folder: RunFolder, version: int, levels: Iterable[str], headline: Head
         rank_zero_warn(f"{printable(error.filename)} not written ({error.strerror})")
 
 
-def save_tables(module: LightningModule, clustering: Clustering, models: int, assignment: LevelAssignment) -> None:
-    """Write the tables of the assignment and, if there can be several clusters, ``clusters.csv`` and others of these.
+def save_clusters(module: LightningModule, clustering: Clustering, models: int) -> None:
+    """Write ``clusters.csv`` and further tables of the clustering, if there can be several clusters."""
+    if clustering.several(models):
+        save_tables(module, {"clusters": (CLUSTER_COLUMNS, clustering.history), **clustering.tables()})
+
+
+def save_tables(module: LightningModule, tables: Mapping[str, Table]) -> None:
+    """Write tables into a run's folder, but for the check before training.
 
     Args:
         module: a federated module.
-        clustering: its clustering.
-        models: its number of global models.
-        assignment: its assignment of levels.
+        tables: columns and rows by name.
     """
-    tables: dict[str, tuple[Sequence[str], Iterable[Sequence[object]]]] = {**assignment.tables()}
-    if clustering.several(models):
-        tables |= {"clusters": (CLUSTER_COLUMNS, clustering.history), **clustering.tables()}
     for folder in () if module.trainer.sanity_checking else run_folders(module.loggers):
         for name, (columns, rows) in tables.items():
             folder.write_table(name, columns, rows)
