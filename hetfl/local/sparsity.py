@@ -12,6 +12,7 @@ with :math:`\gamma` the clients' learning rate, so that zeros are exact. Clippin
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -24,7 +25,34 @@ from hetfl.layout import Layout
 from hetfl.local.penalty import LARGEST, Penalty
 
 
-class L1(Penalty):
+class ByWeight(ABC):
+    """Lets a penalty of single weights act by its gradient or by its proximal step.
+
+    It is no penalty itself: a penalty derives from it and from :class:`~hetfl.local.Penalty`.
+    """
+
+    proximal_step: bool
+
+    @abstractmethod
+    def gradient(self, weight_Rn: Tensor) -> Tensor:
+        """Return a subgradient of R at a weight, shape (..., R, n): R rows of n entries; 0 at zero."""
+
+    @abstractmethod
+    def proximal(self, weight_Rn: Tensor, lr: float) -> Tensor:
+        """Return the result of the proximal step at a weight, shape (..., R, n), with the learning rate γ."""
+
+    def add_gradient(  # noqa: D102
+        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None, layout: Layout
+    ) -> None:
+        if not self.proximal_step:
+            add_by_weight(grad_D, theta_D, layout, self.gradient)
+
+    def after_step(self, theta_D: Tensor, lr: float, layout: Layout) -> None:  # noqa: D102
+        if self.proximal_step:
+            replace_by_weight(theta_D, layout, partial(self.proximal, lr=lr))
+
+
+class L1(ByWeight, Penalty):
     r"""The lasso: :math:`R(\theta) = \lambda \sum_i |\theta_i|`.
 
     The proximal step is the soft threshold :math:`\mathrm{sign}(\theta_i) \max(|\theta_i| - \gamma \lambda, 0)`.
@@ -44,26 +72,14 @@ class L1(Penalty):
         _check(weight=weight)
         self.weight, self.proximal_step = weight, proximal_step
 
-    def add_gradient(  # noqa: D102
-        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None, layout: Layout
-    ) -> None:
-        if not self.proximal_step:
-            add_by_weight(grad_D, theta_D, layout, self.gradient)
-
-    def after_step(self, theta_D: Tensor, lr: float, layout: Layout) -> None:  # noqa: D102
-        if self.proximal_step:
-            replace_by_weight(theta_D, layout, partial(self.proximal, lr=lr))
-
-    def gradient(self, weight_Rn: Tensor) -> Tensor:
-        """Return a subgradient of R at a weight, shape (..., R, n): R rows of n entries; 0 at zero."""
+    def gradient(self, weight_Rn: Tensor) -> Tensor:  # noqa: D102
         return weight_Rn.sign() * self.weight
 
-    def proximal(self, weight_Rn: Tensor, lr: float) -> Tensor:
-        """Return the result of the proximal step at a weight, shape (..., R, n), with the learning rate γ."""
+    def proximal(self, weight_Rn: Tensor, lr: float) -> Tensor:  # noqa: D102
         return F.softshrink(weight_Rn, self.weight * lr)
 
 
-class ElasticNet(Penalty):
+class ElasticNet(ByWeight, Penalty):
     r"""The elastic net: :math:`R(\theta) = \sum_i \lambda_1 |\theta_i| + \frac{\lambda_2}{2} \theta_i^2`.
 
     The proximal step is the soft threshold :math:`\gamma \lambda_1`, divided by :math:`1 + \gamma \lambda_2`.
@@ -84,26 +100,14 @@ class ElasticNet(Penalty):
         _check(l1=l1, l2=l2)
         self.l1, self.l2, self.proximal_step = l1, l2, proximal_step
 
-    def add_gradient(  # noqa: D102
-        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None, layout: Layout
-    ) -> None:
-        if not self.proximal_step:
-            add_by_weight(grad_D, theta_D, layout, self.gradient)
-
-    def after_step(self, theta_D: Tensor, lr: float, layout: Layout) -> None:  # noqa: D102
-        if self.proximal_step:
-            replace_by_weight(theta_D, layout, partial(self.proximal, lr=lr))
-
-    def gradient(self, weight_Rn: Tensor) -> Tensor:
-        """Return a subgradient of R at a weight, shape (..., R, n): R rows of n entries; 0 at zero."""
+    def gradient(self, weight_Rn: Tensor) -> Tensor:  # noqa: D102
         return weight_Rn.sign() * self.l1 + weight_Rn * self.l2
 
-    def proximal(self, weight_Rn: Tensor, lr: float) -> Tensor:
-        """Return the result of the proximal step at a weight, shape (..., R, n), with the learning rate γ."""
+    def proximal(self, weight_Rn: Tensor, lr: float) -> Tensor:  # noqa: D102
         return F.softshrink(weight_Rn, self.l1 * lr) / (1.0 + self.l2 * lr)
 
 
-class GroupLasso(Penalty):
+class GroupLasso(ByWeight, Penalty):
     r"""The group lasso over output channels: :math:`R(\theta) = \lambda \sum_g \sqrt{n_g} \, \lVert \theta_g \rVert_2`.
 
     A group is a row of a weight, with :math:`n_g` entries. The proximal step multiplies it by :math:`\max(1 - \gamma
@@ -125,24 +129,12 @@ class GroupLasso(Penalty):
         _check(weight=weight)
         self.weight, self.proximal_step = weight, proximal_step
 
-    def add_gradient(  # noqa: D102
-        self, grad_D: Tensor, theta_D: Tensor, anchor_D: Tensor, memory_D: Tensor | None, layout: Layout
-    ) -> None:
-        if not self.proximal_step:
-            add_by_weight(grad_D, theta_D, layout, self.gradient)
-
-    def after_step(self, theta_D: Tensor, lr: float, layout: Layout) -> None:  # noqa: D102
-        if self.proximal_step:
-            replace_by_weight(theta_D, layout, partial(self.proximal, lr=lr))
-
-    def gradient(self, weight_Rn: Tensor) -> Tensor:
-        """Return a subgradient of R at a weight, shape (..., R, n): R rows of n entries; 0 at zero."""
+    def gradient(self, weight_Rn: Tensor) -> Tensor:  # noqa: D102
         norm_R1 = torch.linalg.vector_norm(weight_Rn, dim=-1, keepdim=True)
         direction_Rn = torch.where(norm_R1 > 0, weight_Rn / norm_R1, torch.zeros_like(weight_Rn))
         return direction_Rn * (self.weight * math.sqrt(weight_Rn.shape[-1]))
 
-    def proximal(self, weight_Rn: Tensor, lr: float) -> Tensor:
-        """Return the result of the proximal step at a weight, shape (..., R, n), with the learning rate γ."""
+    def proximal(self, weight_Rn: Tensor, lr: float) -> Tensor:  # noqa: D102
         norm_R1 = torch.linalg.vector_norm(weight_Rn, dim=-1, keepdim=True)
         threshold = self.weight * math.sqrt(weight_Rn.shape[-1]) * lr
         kept_Rn = weight_Rn * (1.0 - threshold / norm_R1)
