@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator
 from hetfl.aggregators.sums import Sums
+from hetfl.arguments import choice
 from hetfl.entries import add_holders
-from hetfl.errors import ConfigurationError
 from hetfl.layout import Index, IndexEntry
 from hetfl.part import DERIVED, Part, part_of
 from hetfl.submodel import add
@@ -48,9 +48,7 @@ class HolderMean(Aggregator):
     """
 
     def __init__(self, denominator: Denominator = "holders") -> None:
-        if denominator not in ("holders", "cohort"):
-            raise ConfigurationError(f"Expected denominator to be holders or cohort but got {denominator!r}")
-        self.denominator = denominator
+        self.denominator = choice("denominator", denominator, Denominator)
         self._sums: Sums | None = None
         self._means: dict[str, Tensor] = {}
         # Many clients have the same index, or the same entry of it (all clients of a level). So weights are added up

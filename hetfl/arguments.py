@@ -53,6 +53,24 @@ def check_arguments(construct: Callable[..., None], name: str, args: Sequence[An
             raise ConfigurationError(f"Expected {wrong[0]} as {argument} of {name} but got {wrong[1]}")
 
 
+def choice(name: str, value: T, choices: Any) -> T:
+    """Return the value of a setting that has a few choices.
+
+    Args:
+        name: of the setting.
+        value: its value.
+        choices: a ``Literal`` of the values that it may have.
+
+    Raises:
+        ConfigurationError: it is none of them.
+    """
+    known = [str(each) for each in typing.get_args(choices)]
+    if value not in typing.get_args(choices):
+        texts = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise ConfigurationError(f"Expected {name} to be {texts} but got {value!r}")
+    return value
+
+
 def suggestion(unknown: str, known: Sequence[str]) -> str:
     """Return a question that names the nearest known word; empty if none is near.
 

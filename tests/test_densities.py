@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetfl.errors import ConfigurationError
-from hetfl.pruning.densities import best, check_scope, erdos_renyi_kernel, largest, layer_counts
+from hetfl.parts import RankedMask
+from hetfl.pruning.densities import best, erdos_renyi_kernel, largest, layer_counts
 from hetfl.pruning.greedy import fastest_descent
 from hetfl.pruning.schedules import Cubic, DensitySchedule, exchanged
 
@@ -53,8 +54,8 @@ def test_settings_that_empty_a_layer_are_refused() -> None:
         layer_counts("layer", SHAPES, 0.001)
     with pytest.raises(ConfigurationError, match=r"got 0.1, which leaves 1 entries for 2 layers"):
         best({"a": torch.ones(5), "b": torch.ones(5)}, "global", 0.1)
-    with pytest.raises(ConfigurationError, match=r"scope to be one of \['layer', 'global', 'erk'\] but got 'net'"):
-        check_scope("net")
+    with pytest.raises(ConfigurationError, match="scope to be layer, global or erk but got 'net'"):
+        RankedMask(scope="net")  # type: ignore[arg-type]
 
 
 def test_the_cubic_schedule_has_its_published_values() -> None:

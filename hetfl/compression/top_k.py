@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from hetfl.arguments import choice
 from hetfl.compression.amounts import require_density
 from hetfl.compression.base import Compressor, Context, positions_of
 from hetfl.compression.scope import Scope, per_tensor
@@ -134,9 +135,7 @@ class TopK(Compressor):
         self, density: float, *, schedule: Literal["lr"] | None = None, scope: Scope = "global", by: By = "delta"
     ) -> None:
         require_density(density)
-        if by not in get_args(By):
-            raise ConfigurationError(f"Expected by to be one of {list(get_args(By))} but got {by!r}")
-        self.density, self.schedule, self.scope, self.by = density, schedule, scope, by
+        self.density, self.schedule, self.scope, self.by = density, schedule, scope, choice("by", by, By)
         self._mean_lr: float | None = None  # over the rounds of the run
 
     def setup(self, facts: Facts) -> None:

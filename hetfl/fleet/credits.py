@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -158,19 +157,3 @@ def check_settings(name: str, discount: float, coefficient: float, floor: float)
         raise ConfigurationError(f"Expected coefficient of at least 0 for {name} but got {coefficient}")
     if not 0 < floor < np.inf:
         raise ConfigurationError(f"Expected floor above 0 for {name} but got {floor}")
-
-
-def check_choice(name: str, setting: str, given: str, choices: Sequence[str]) -> None:
-    """Refuse a setting that is none of its choices.
-
-    Args:
-        name: of the bandit.
-        setting: name of the setting.
-        given: its value.
-        choices: the values that it may have.
-
-    Raises:
-        ConfigurationError: names the setting.
-    """
-    if given not in choices:
-        raise ConfigurationError(f"Expected {setting} to be one of {list(choices)} for {name} but got {given!r}")

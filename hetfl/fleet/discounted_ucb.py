@@ -7,14 +7,21 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.fleet.assignment import LevelAssignment
-from hetfl.fleet.credits import FORGOTTEN, Credits, Reward, Scale, bounds, check_choice, check_settings
+from hetfl.fleet.credits import FORGOTTEN, Credits, Reward, Scale, bounds, check_settings
 from hetfl.fleet.equal_time import equal_seconds
 from hetfl.fleet.learning import LearningAssignment
 from hetfl.fleet.numbers import FloatArray, IntArray
 from hetfl.fleet.outlook import Outlook
 from hetfl.value import Value
+
+Forget = Literal["pulls", "rounds"]
+"""When earlier rewards are discounted."""
+
+Share = Literal["client", "device"]
+"""Who shares what was learnt."""
 
 
 class DiscountedUCB(LearningAssignment):
@@ -59,15 +66,15 @@ class DiscountedUCB(LearningAssignment):
         reward: Reward = "gap",
         scale: Scale = "trend",
         value: Value | None = None,
-        forget: Literal["pulls", "rounds"] = "pulls",
-        share: Literal["client", "device"] = "client",
+        forget: Forget = "pulls",
+        share: Share = "client",
         reference: str | None = None,
         largest: LevelAssignment | None = None,
     ) -> None:
         super().__init__(reward, scale, floor, value, largest)
         check_settings("DiscountedUCB", discount, coefficient, floor)
-        check_choice("DiscountedUCB", "forget", forget, ("pulls", "rounds"))
-        check_choice("DiscountedUCB", "share", share, ("client", "device"))
+        choice("forget of DiscountedUCB", forget, Forget)
+        choice("share of DiscountedUCB", share, Share)
         self.discount, self.coefficient = discount, coefficient
         self.forget, self.share, self.reference = forget, share, reference
 

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
+from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.fleet.assignment import LevelAssignment
-from hetfl.fleet.credits import Reward, Scale, check_choice, next_scale, normalised, rewards
+from hetfl.fleet.credits import Reward, Scale, next_scale, normalised, rewards
 from hetfl.fleet.numbers import BoolArray, FloatArray, IntArray
 from hetfl.fleet.outlook import Outlook
 from hetfl.layout import Index
@@ -76,8 +77,8 @@ class LearningAssignment(LevelAssignment):
         self, reward: Reward, scale: Scale, floor: float, value: Value | None, largest: LevelAssignment | None
     ) -> None:
         name = type(self).__name__
-        check_choice(name, "reward", reward, ("gap", "both", "late_only"))
-        check_choice(name, "scale", scale, ("trend", "round"))
+        choice(f"reward of {name}", reward, Reward)
+        choice(f"scale of {name}", scale, Scale)
         if largest is not None and not largest.replayable:
             raise ConfigurationError(
                 f"Expected an assignment that does not learn as largest of {name} but got {type(largest).__name__}"

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.parts.base import GradientProbe
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Criterion, Magnitude, SquaredTaylor
-from hetfl.pruning.densities import Masks, Scope, best, check_scope, packed, unpacked
+from hetfl.pruning.densities import Masks, Scope, best, packed, unpacked
 from hetfl.pruning.gradients import MaskRequest
 from hetfl.submodel import put
 
@@ -41,7 +42,7 @@ class ClientImportance(MaskRule):
     def __init__(
         self, criterion: Criterion | None = None, scope: Scope = "layer", every: int = 10, samples: int | None = None
     ) -> None:
-        self.criterion, self.scope = criterion or SquaredTaylor(), check_scope(scope)
+        self.criterion, self.scope = criterion or SquaredTaylor(), choice("scope", scope, Scope)
         self.every, self.samples = every, samples
         if every < 1:
             raise ConfigurationError(f"Expected every of at least 1 round but got {every}")

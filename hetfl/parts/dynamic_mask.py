@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
 from hetfl.levels.level_set import LevelSet
@@ -14,7 +15,7 @@ from hetfl.parts.base import GradientProbe
 from hetfl.parts.growth import ByServer, Exchange, Growth
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Criterion, RandomScore
-from hetfl.pruning.densities import Masks, Scope, best, check_scope
+from hetfl.pruning.densities import Masks, Scope, best
 from hetfl.pruning.schedules import exchanged
 from hetfl.types import Report
 from hetfl.updates import Update
@@ -54,7 +55,7 @@ class DynamicMask(MaskRule):
             raise ConfigurationError(
                 f"Expected share in (0, 1), and every and until of at least 1 but got {share}, {every}, {until}"
             )
-        self.grow, self.scope, self.first = grow or ByServer(), check_scope(scope), first or RandomScore()
+        self.grow, self.scope, self.first = grow or ByServer(), choice("scope", scope, Scope), first or RandomScore()
         self.share, self.every, self.until, self.anneal = share, every, until, anneal
         self.asks_gradients, self.personal = self.grow.asks_gradients, self.grow.personal
         self._exchange: Exchange | None = None  # of the present round

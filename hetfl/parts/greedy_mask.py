@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Device
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Magnitude
-from hetfl.pruning.densities import Scope, best, check_scope, density_of, largest
+from hetfl.pruning.densities import Scope, best, density_of, largest
 from hetfl.pruning.gradients import GradientRequest
 from hetfl.pruning.greedy import fastest_descent
 
@@ -59,7 +60,7 @@ class GreedyMask(MaskRule):
                 "Expected every of at least 1, fixed_seconds and half_life above 0, and candidates in [0, 1] but got "
                 f"{every}, {fixed_seconds}, {half_life}, {candidates}"
             )
-        self.every, self.scope, self.asks_gradients = every, check_scope(scope), True
+        self.every, self.scope, self.asks_gradients = every, choice("scope", scope, Scope), True
         self.fixed_seconds, self.candidates, self.half_life = fixed_seconds, candidates, half_life
         self.device = device or Device()
 

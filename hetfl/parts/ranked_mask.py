@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.part import Part
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Criterion, Magnitude
-from hetfl.pruning.densities import Scope, best, check_scope, density_of
+from hetfl.pruning.densities import Scope, best, density_of
 from hetfl.pruning.gradients import GradientRequest
 from hetfl.pruning.schedules import DensitySchedule
 from hetfl.submodel import parameters_of
@@ -50,7 +51,7 @@ class RankedMask(MaskRule):
     ) -> None:
         if every < 0:
             raise ConfigurationError(f"Expected every of at least 0 rounds but got {every}")
-        self.criterion, self.scope, self.every = criterion or Magnitude(), check_scope(scope), every
+        self.criterion, self.scope, self.every = criterion or Magnitude(), choice("scope", scope, Scope), every
         if complement and shrink:
             raise ConfigurationError("Expected shrink: false with complement, where entries return, but got true")
         self.schedule, self.shrink, self.erase = schedule or DensitySchedule(), shrink, erase or complement

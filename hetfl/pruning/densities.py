@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,18 +16,6 @@ Scope = Literal["layer", "global", "erk"]
 
 Masks = Mapping[str, Tensor]
 """By name, which entries of a tensor are held: bool, of the tensor's shape."""
-
-
-def check_scope(scope: str) -> Scope:
-    """Return a scope.
-
-    Raises:
-        ConfigurationError: it is unknown.
-    """
-    for known in get_args(Scope):
-        if scope == known:
-            return known  # type: ignore[no-any-return]
-    raise ConfigurationError(f"Expected scope to be one of {list(get_args(Scope))} but got {scope!r}")
 
 
 def erdos_renyi_kernel(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:

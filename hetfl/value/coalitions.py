@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
 from hetfl.piece import Facts
@@ -39,9 +40,7 @@ class CoalitionValue(Value):
     reads_server_data = True
 
     def __init__(self, metric: Metric = "score") -> None:
-        if metric not in ("score", "loss"):
-            raise ConfigurationError(f"Expected metric to be score or loss but got {metric!r}")
-        self.metric = metric
+        self.metric = choice("metric", metric, Metric)
         self._values: dict[int, float] | None = None
 
     def setup(self, facts: Facts) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, Literal
 
+from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
 from hetfl.piece import Facts
 from hetfl.types import Report
 from hetfl.updates import Update
 from hetfl.value.base import Value
+
+Since = Literal["report", "start"]
+"""The loss that a client's training loss is compared with."""
 
 
 class LossDrop(Value):
@@ -34,10 +38,8 @@ class LossDrop(Value):
         ConfigurationError: ``since`` is neither.
     """
 
-    def __init__(self, since: Literal["report", "start"] = "report") -> None:
-        if since not in ("report", "start"):
-            raise ConfigurationError(f"Expected since to be report or start for LossDrop but got {since!r}")
-        self.since = since
+    def __init__(self, since: Since = "report") -> None:
+        self.since = choice("since of LossDrop", since, Since)
         self._last: dict[int, float] = {}  # by client, the mean loss of its last report
         self._num_clients = 0
         self._round: defaultdict[int, list[tuple[float, float, int]]] = defaultdict(list)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
 from hetfl.seeding import generator
 from hetfl.value.coalitions import CoalitionValue, Metric
 from hetfl.value.shapley import exact, truncated
+
+Method = Literal["exact", "monte_carlo", "gtg"]
+"""How Shapley values are computed."""
 
 MOST_EXACT = 10
 """Largest cohort whose coalitions are all evaluated."""
@@ -36,21 +40,20 @@ class Shapley(CoalitionValue):
 
     def __init__(
         self,
-        method: Literal["exact", "monte_carlo", "gtg"] = "gtg",
+        method: Method = "gtg",
         metric: Metric = "score",
         within: float = 0.001,
         between: float = 0.01,
         permutations: int | None = None,
     ) -> None:
         super().__init__(metric)
-        if method not in ("exact", "monte_carlo", "gtg"):
-            raise ConfigurationError(f"Expected method to be exact, monte_carlo or gtg but got {method!r}")
         if within < 0 or between < 0 or (permutations is not None and permutations < 1):
             raise ConfigurationError(
                 f"Expected within and between of at least 0, and permutations of at least 1, but got {within}, "
                 f"{between}, {permutations}"
             )
-        self.method, self.within, self.between, self.permutations = method, within, between, permutations
+        self.method = choice("method", method, Method)
+        self.within, self.between, self.permutations = within, between, permutations
 
     def members_values(self) -> list[float]:
         """Return the Shapley value of every member of the cohort.

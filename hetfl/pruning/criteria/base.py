@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from hetfl.errors import ConfigurationError
+from hetfl.arguments import choice
 from hetfl.piece import described, settings_of
 
 Combination = Literal["mean_of_squares", "square_of_mean"]
@@ -77,12 +77,31 @@ class Criterion(ABC):
         return described(type(self).__name__, settings_of(self))
 
 
-def combination(value: Combination) -> Combination:
-    """Return a combination.
+class SquaredCriterion(Criterion):
+    """Base class of criteria that depend on the squared gradient.
+
+    Args:
+        combine: ``mean_of_squares`` or ``square_of_mean`` over the clients.
 
     Raises:
-        ConfigurationError: it is unknown.
+        ConfigurationError: ``combine`` is neither of them.
     """
-    if value not in ("mean_of_squares", "square_of_mean"):
-        raise ConfigurationError(f"Expected combine to be mean_of_squares or square_of_mean but got {value!r}")
-    return value
+
+    needs_gradients: ClassVar[bool] = True
+
+    def __init__(self, combine: Combination = "mean_of_squares") -> None:
+        self.combine = choice("combine", combine, Combination)
+
+    def scores(self, evidence: Evidence) -> dict[str, Tensor]:  # noqa: D102
+        squares = evidence.squared(self.combine)
+        return {name: self.score(squares[name], name, evidence) for name in evidence.weights}
+
+    @abstractmethod
+    def score(self, square: Tensor, name: str, evidence: Evidence) -> Tensor:
+        """Return the scores of a weight's entries.
+
+        Args:
+            square: the squared gradient of each entry.
+            name: of the weight.
+            evidence: what else is known.
+        """

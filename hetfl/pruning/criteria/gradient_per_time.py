@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
-from hetfl.pruning.criteria.base import Combination, Criterion, Evidence, combination
+from hetfl.pruning.criteria.base import Evidence, SquaredCriterion
 
 
-class GradientPerTime(Criterion):
+class GradientPerTime(SquaredCriterion):
     r"""The score is :math:`g_j^2 / t_j`, with :math:`t_j` the seconds that the entry costs a client in a round.
 
     Jiang, Wang, Valls, Ko, Lee, Leung, Tassiulas: Model Pruning Enables Efficient Federated Learning on Edge Devices,
@@ -22,11 +20,5 @@ class GradientPerTime(Criterion):
         ConfigurationError: ``combine`` is neither of them.
     """
 
-    needs_gradients: ClassVar[bool] = True
-
-    def __init__(self, combine: Combination = "mean_of_squares") -> None:
-        self.combine = combination(combine)
-
-    def scores(self, evidence: Evidence) -> dict[str, Tensor]:  # noqa: D102
-        squares = evidence.squared(self.combine)
-        return {name: squares[name] / evidence.seconds[name] for name in evidence.weights}
+    def score(self, square: Tensor, name: str, evidence: Evidence) -> Tensor:  # noqa: D102
+        return square / evidence.seconds[name]

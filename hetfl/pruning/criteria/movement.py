@@ -6,8 +6,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from hetfl.errors import ConfigurationError
+from hetfl.arguments import choice
 from hetfl.pruning.criteria.base import Criterion, Evidence
+
+Since = Literal["start", "round"]
+"""The values that weights are compared with: those at the start of the run, or one round ago."""
 
 
 class Movement(Criterion):
@@ -22,10 +25,8 @@ class Movement(Criterion):
 
     needs_history: ClassVar[bool] = True
 
-    def __init__(self, since: Literal["start", "round"] = "start") -> None:
-        if since not in ("start", "round"):
-            raise ConfigurationError(f"Expected since to be start or round but got {since!r}")
-        self.since = since
+    def __init__(self, since: Since = "start") -> None:
+        self.since = choice("since", since, Since)
 
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:  # noqa: D102
         before = evidence.start if self.since == "start" else evidence.last

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
-from hetfl.pruning.criteria.base import Combination, Criterion, Evidence, combination
+from hetfl.pruning.criteria.base import Evidence, SquaredCriterion
 
 
-class SquaredTaylor(Criterion):
+class SquaredTaylor(SquaredCriterion):
     r"""The score is :math:`(g w)^2`, with the clients' squared gradient for :math:`g^2`.
 
     For single entries it ranks as :class:`Taylor` does if ``combine`` is ``square_of_mean``. Sums over channels differ.
@@ -23,11 +21,5 @@ class SquaredTaylor(Criterion):
         ConfigurationError: ``combine`` is neither of them.
     """
 
-    needs_gradients: ClassVar[bool] = True
-
-    def __init__(self, combine: Combination = "mean_of_squares") -> None:
-        self.combine = combination(combine)
-
-    def scores(self, evidence: Evidence) -> dict[str, Tensor]:  # noqa: D102
-        squares = evidence.squared(self.combine)
-        return {name: weight.square() * squares[name] for name, weight in evidence.weights.items()}
+    def score(self, square: Tensor, name: str, evidence: Evidence) -> Tensor:  # noqa: D102
+        return evidence.weights[name].square() * square
