@@ -68,19 +68,16 @@ class MedianBound(NormBound):
             norms = [norm for each in self._norms.values() for norm in each]
         return median(norms) if len(norms) >= self.enough else None
 
-    def bound(self, index: Index, report: Report) -> float:  # noqa: D102
-        usual = self.usual(report.level)
-        if usual is None:
-            parts = [float(torch.linalg.vector_norm(each.detach().double())) for each in self._parameters.values()]
-            return self.first * math.hypot(*parts)
-        return self.factor * usual * math.sqrt(part_of(index).size)
-
     def on_update(self, update: Update, index: Index, report: Report) -> Update:  # noqa: D102
-        size, norm, known = max(1, part_of(index).size), norm_of(update), self.usual(report.level) is not None
-        try:
-            return self.bounded(update, norm, self.bound(index, report), self.action if known else "clip")
-        finally:
-            self._norms.setdefault(report.level, deque(maxlen=self.window)).append(norm / math.sqrt(size))
+        root, norm, usual = math.sqrt(max(1, part_of(index).size)), norm_of(update), self.usual(report.level)
+        self._norms.setdefault(report.level, deque(maxlen=self.window)).append(norm / root)
+        if usual is None:
+            return self.bounded(update, norm, self.first * self._model_norm(), "clip")
+        return self.bounded(update, norm, self.factor * usual * root, self.action)
+
+    def _model_norm(self) -> float:
+        norms = [float(torch.linalg.vector_norm(each.detach().double())) for each in self._parameters.values()]
+        return math.hypot(*norms)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"norms": {level: list(norms) for level, norms in self._norms.items()}}
