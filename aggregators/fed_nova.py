@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from hetfl.aggregators.base import Aggregator
-from hetfl.aggregators.holder_mean import HolderMean
 from hetfl.aggregators.sample_mean import SampleMean
+from hetfl.entries import add_holders
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.layout import Index
 from hetfl.part import part_of
 from hetfl.types import Report
-from hetfl.updates import SparseUpdate, Update
+from hetfl.updates import Update
 
 
 class FedNova(Aggregator):
@@ -46,7 +46,8 @@ class FedNova(Aggregator):
         if not 0.0 <= momentum < 1.0:
             raise ConfigurationError(f"Expected momentum in [0, 1) for FedNova but got {momentum}")
         self.momentum = momentum
-        self._normalised, self._steps = SampleMean(), _Steps(self)
+        self._normalised = SampleMean()
+        self._steps: dict[str, Tensor] = {}  # samples times effective steps of the holders of each entry
         self._buffers: set[str] = set()
 
     def effective(self, steps: int) -> float:
@@ -60,7 +61,7 @@ class FedNova(Aggregator):
 
     def reset(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: D102
         self._normalised.reset(tensors)
-        self._steps.reset(tensors)
+        self._steps = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         self._buffers = set()
 
     def update(self, update: Update, index: Index, report: Report) -> None:
@@ -76,30 +77,14 @@ class FedNova(Aggregator):
         """
         if report.steps < 1:
             raise RefusedUpdate(f"Expected at least one local step for FedNova but got {report.steps}")
-        part, exact = part_of(index), update.exact
-        ends = dict(zip(part, torch.tensor(part.held.sizes).cumsum(0).tolist(), strict=True))
-        self._buffers |= {name for name, end in ends.items() if end > update.size}
-        self._normalised.update(update.scaled(1.0 / self.effective(report.steps)).with_exact(exact), index, report)
-        none = torch.empty(0, dtype=update.values.dtype, device=update.values.device)
-        nothing = SparseUpdate(none, none.long(), update.size, exact=torch.zeros_like(exact))
-        self._steps.update(nothing, index, report)
+        part, effective = part_of(index), self.effective(report.steps)
+        self._buffers |= {name for name, start in zip(part, part.held.offsets, strict=True) if start >= update.size}
+        self._normalised.update(update.scaled(1.0 / effective).with_exact(update.exact), index, report)
+        add_holders(self._steps, part, report.samples * effective)
 
     def compute(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return by name the step of every tensor, and the weight of the holders of each entry."""
         steps, holders = self._normalised.compute()
-        _, weighted = self._steps.compute()
         for name in steps.keys() - self._buffers:
-            effective = weighted[name] / holders[name].where(holders[name] > 0, 1.0)
-            steps[name] = steps[name] * effective.to(steps[name])
+            steps[name] = steps[name] * self._steps[name] / holders[name].where(holders[name] > 0, 1.0)
         return steps, holders
-
-
-class _Steps(HolderMean):
-    """Adds up samples times effective steps of the holders of each entry, as their weight."""
-
-    def __init__(self, nova: FedNova) -> None:
-        super().__init__()
-        self._nova = nova
-
-    def weight(self, report: Report) -> float:
-        return report.samples * self._nova.effective(report.steps)
