@@ -65,7 +65,7 @@ class FlatSums(Sums):
             positions = entries.positions(self._sums_D)[update.indices.to(self._sums_D.device)]
             self._sums_D.index_add_(0, positions, update.values.to(self._sums_D), alpha=weight)
         else:
-            self._sums_D.index_add_(0, entries.positions(self._sums_D), _dense(update).to(self._sums_D), alpha=weight)
+            self._sums_D.index_add_(0, entries.positions(self._sums_D), update.whole().to(self._sums_D), alpha=weight)
 
     def tensors(self) -> dict[str, Tensor]:  # noqa: D102
         return self._views
@@ -113,7 +113,7 @@ class TensorSums(Sums):
     def _spread(self, update: Update) -> Iterator[Tensor]:
         """Yield all entries of an update; a sparse one is written into a reused vector of zeros, then erased."""
         if not isinstance(update, SparseUpdate):
-            yield _dense(update).to(self._zeros_D)
+            yield update.whole().to(self._zeros_D)
             return
         size = update.length + update.exact.numel()
         if self._zeros_D.numel() < size:
@@ -133,11 +133,6 @@ class TensorSums(Sums):
             self._sums[name].zero_()
         self._stale = set()
         return self._sums
-
-
-def _dense(update: Update) -> Tensor:
-    """Return all entries of an update, float buffers included."""
-    return torch.cat([update.to_dense(), update.exact]) if update.exact.numel() else update.to_dense()
 
 
 def _views(sums: Mapping[str, Tensor], index: Index) -> dict[str, Tensor]:

@@ -56,6 +56,10 @@ class Update(ABC):
     def to_dense(self) -> Tensor:
         """Return the decoded vector u of D entries; entries that were not sent are 0."""
 
+    def whole(self) -> Tensor:
+        """Return the decoded vector, and the exact block after it."""
+        return torch.cat([self.to_dense(), self.exact]) if self.exact.numel() else self.to_dense()
+
     def left_of(self, p_D: Tensor) -> Tensor:
         """Return the part of a vector p, shape (D,), that is not in this update: p − u."""
         return p_D - self.to_dense().to(p_D)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from hetfl.layout import Index
@@ -22,7 +21,7 @@ def client_values(begun: Mapping[str, Tensor], update: Update, index: Index) -> 
         index: positions of the update's entries in the global model.
     """
     part, values = part_of(index), {name: tensor.clone() for name, tensor in begun.items()}
-    vector_D = part.spread(torch.cat([update.to_dense(), update.exact.to(update.values)]))
+    vector_D = part.spread(update.whole())
     for name, delta in part.layout.views(vector_D).items():
         if name in values:
             add(values[name], part[name], delta.to(values[name]))
