@@ -62,7 +62,16 @@ class CoalitionValue(Value):
         self.cohort.clear()
         self._begun = {name: tensor.detach().clone() for name, tensor in self.parameters.items()}
 
-    def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
+    def observe(self, update: Update, index: Index, report: Report) -> None:
+        """Note a client's update.
+
+        Raises:
+            ConfigurationError: it is one of another global model than the first, whose coalitions are measured.
+        """
+        if report.model:
+            raise ConfigurationError(
+                f"Expected one global model for {type(self).__name__} but got an update of model {report.model}"
+            )
         self.cohort.add(update, index, report)
 
     def worth(self, coalition: frozenset[int]) -> float:
