@@ -21,7 +21,7 @@ from hetfl.cli.starting import start
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.runs.checkpoint import SafeCheckpointIO
-from hetfl.unlearning.callbacks import Asking, Comparing, Found
+from hetfl.unlearning.callbacks import Asking, Comparing, Findings
 
 
 def main(args: Sequence[str]) -> None:
@@ -46,10 +46,10 @@ def main(args: Sequence[str]) -> None:
     options = ["--forget", str(forget), "--share", str(given.share)]
     paths = ["-c", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]
     cli = start(["unlearn", *paths, *options], cli=partial(_FinishedRun, folder=folder), trainer=_AskingTrainer)
-    found = cast(_AskingTrainer, cli.trainer).found
+    findings = cast(_AskingTrainer, cli.trainer).findings
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    changed = unlearning_settings(settings, found, given.rounds, given.name)
-    start(["fit", "-c", yaml.safe_dump(changed, sort_keys=False)], cli=partial(_UnlearningRun, found=found))
+    changed = unlearning_settings(settings, findings, given.rounds, given.name)
+    start(["fit", "-c", yaml.safe_dump(changed, sort_keys=False)], cli=partial(_UnlearningRun, findings=findings))
 
 
 def _parser() -> OneLineParser:
@@ -65,12 +65,12 @@ def _parser() -> OneLineParser:
     return parser
 
 
-def unlearning_settings(settings: dict[str, Any], found: Found, rounds: int, name: str) -> dict[str, Any]:
+def unlearning_settings(settings: dict[str, Any], findings: Findings, rounds: int, name: str) -> dict[str, Any]:
     """Return the settings of a new run: those of the finished run, without the class and the pruned channels.
 
     Args:
         settings: of the finished run, as in its ``config.yaml``.
-        found: the class and the channels.
+        findings: the class and the channels.
         rounds: number of rounds.
         name: of the new run.
     """
@@ -85,8 +85,8 @@ def unlearning_settings(settings: dict[str, Any], found: Found, rounds: int, nam
         if isinstance(logger, dict) and logger["class_path"].endswith("RunFolder"):
             logger["init_args"]["name"] = name
     data, model = (settings[part].setdefault("init_args", {}) for part in ("data", "model"))
-    data["left_out_classes"] = sorted({*(data.get("left_out_classes") or ()), found.forget})
-    pruned = {"groups": [asdict(group) for group in found.pruned], "rule": model.get("parts")}
+    data["left_out_classes"] = sorted({*(data.get("left_out_classes") or ()), findings.forget})
+    pruned = {"groups": [asdict(group) for group in findings.pruned], "rule": model.get("parts")}
     model["parts"] = {"class_path": "hetfl.parts.PrunedChannels", "init_args": pruned}
     return settings
 
@@ -94,7 +94,7 @@ def unlearning_settings(settings: dict[str, Any], found: Found, rounds: int, nam
 class _AskingTrainer(FederatedTrainer):
     """A trainer that tests a finished run, and asks its clients."""
 
-    found: Found
+    findings: Findings
 
     def unlearn(
         self,
@@ -115,7 +115,7 @@ class _AskingTrainer(FederatedTrainer):
             ckpt_path: the checkpoint.
             weights_only: as in Lightning's ``test``.
         """
-        self.callbacks.append(Asking(partial(setattr, self, "found"), forget, share))  # type: ignore[attr-defined]
+        self.callbacks.append(Asking(partial(setattr, self, "findings"), forget, share))  # type: ignore[attr-defined]
         self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only, verbose=False)
 
 
@@ -177,18 +177,18 @@ class _UnlearningRun(FederatedCLI):
 
     Args:
         args: arguments of the CLI.
-        found: what was found of the finished run.
+        findings: what was measured of the finished run.
         kwargs: keyword arguments of the CLI.
     """
 
-    def __init__(self, *args: Any, found: Found, **kwargs: Any) -> None:
-        self.found = found
+    def __init__(self, *args: Any, findings: Findings, **kwargs: Any) -> None:
+        self.findings = findings
         super().__init__(*args, **kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if any(each.dtype == torch.float64 for each in self.found.weights.values()):
+        if any(each.dtype == torch.float64 for each in self.findings.weights.values()):
             self.model.double()
-        self.model.load_state_dict(self.found.weights)
-        self.model.ledger.load_state_dict(self.found.costs)
-        cast(Any, self.trainer).callbacks.append(Comparing(self.found))
+        self.model.load_state_dict(self.findings.weights)
+        self.model.ledger.load_state_dict(self.findings.costs)
+        cast(Any, self.trainer).callbacks.append(Comparing(self.findings))
         super()._run_subcommand(subcommand)

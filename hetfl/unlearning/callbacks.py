@@ -24,8 +24,8 @@ TABLE = "unlearning"
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the finished run was found to be.
+class Findings:
+    """What was measured of a finished run.
 
     Attributes:
         forget: the class to unlearn.
@@ -46,12 +46,12 @@ class Asking(Callback):
     """Asks the clients of a finished run at the end of its test.
 
     Args:
-        report: gets what was found.
+        report: gets the findings.
         forget: the class.
         share: of the channels of each group.
     """
 
-    def __init__(self, report: Callable[[Found], None], forget: int, share: float) -> None:
+    def __init__(self, report: Callable[[Findings], None], forget: int, share: float) -> None:
         self.report, self.forget, self.share = report, forget, share
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,23 +82,23 @@ class Asking(Callback):
         with torch.inference_mode(False):
             pruned = telling_channels(pl_module, self.forget, self.share)
         weights = {name: each.detach().cpu().clone() for name, each in pl_module.state_dict().items()}
-        self.report(Found(self.forget, pruned, before, weights, ledger.state_dict()))
+        self.report(Findings(self.forget, pruned, before, weights, ledger.state_dict()))
 
 
 class Comparing(Callback):
     """Writes ``unlearning.csv`` and prints the accuracies before and after, at the end of the test.
 
     Args:
-        found: what was found of the finished run.
+        findings: what was measured of the finished run.
     """
 
-    def __init__(self, found: Found) -> None:
-        self.found = found
+    def __init__(self, findings: Findings) -> None:
+        self.findings = findings
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the accuracy of each class again."""
         assert isinstance(pl_module, FederatedModule)
-        before, after = self.found.before, class_accuracies(pl_module)
+        before, after = self.findings.before, class_accuracies(pl_module)
         columns = ("level", "class", "samples", "before", "after")
         rows = [
             (level, k, int(count), *(float(each[level][k, 0] / count) if count else None for each in (before, after)))
@@ -111,7 +111,7 @@ class Comparing(Callback):
             self._print(before, after)
 
     def _print(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
-        forget, pruned = self.found.forget, self.found.pruned
+        forget, pruned = self.findings.forget, self.findings.pruned
         chance = 1 / len(next(iter(after.values())))
         for level in after:
             (one, others), (one_now, others_now) = (of_class(each[level], forget) for each in (before, after))
