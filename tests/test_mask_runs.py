@@ -182,6 +182,7 @@ def test_parts_that_depend_on_the_weights_cannot_be_replayed(fit: Fit) -> None:
         (RankedMask, {"a": Level("a")}, "a level with a density below 1 for RankedMask"),
         (lambda: ThresholdMask(0.1), {**SPARSE, "c": Level("c", density=0.1)}, "one density below 1 for ThresholdMask"),
         (DynamicMask, {**SPARSE, "c": Level("c", density=0.1)}, r"one density below 1 for DynamicMask.*\[0.3, 0.1\]"),
+        (GreedyMask, {**SPARSE, "c": Level("c", density=0.1)}, r"one density below 1 for GreedyMask.*\[0.3, 0.1\]"),
         (DynamicMask, {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}, "whole width and depth at level b"),
         (lambda: DynamicMask(scope="layer"), {"a": Level("a"), "b": Level("b", density=1e-4)}, "leaves none of the"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part, only
 from hetfl.piece import Piece
-from hetfl.pruning.gradients import ClientGradient, GradientRequest
+from hetfl.pruning.gradients import ClientGradient, GradientRequest, MeanGradients
 from hetfl.submodel import parameters_of
 
 NOBODY = -1
@@ -42,6 +42,23 @@ class GradientProbe(Protocol):
     def gradients(self, clients: Sequence[int], request: GradientRequest) -> Iterable[ClientGradient]:
         """Yield the gradients of the clients that answer, in their order; bytes and FLOPs are charged."""
         ...
+
+
+def mean_gradients(
+    like: Mapping[str, Tensor], cohort: Sequence[int], probe: GradientProbe, request: GradientRequest
+) -> MeanGradients:
+    """Return the mean of the gradients that a cohort sends.
+
+    Args:
+        like: tensors of the global model whose gradients are needed.
+        cohort: the clients that are asked.
+        probe: asks them.
+        request: what they send.
+    """
+    means = MeanGradients(like)
+    for answer in probe.gradients(cohort, request):
+        means.add(answer)
+    return means
 
 
 class PartRule(Piece):

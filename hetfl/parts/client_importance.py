@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class ClientImportance(MaskRule):
 
     personal = True
     asks_gradients = True
+
+    several_densities: ClassVar[bool] = True
 
     def __init__(
         self, criterion: Criterion | None = None, scope: Scope = "layer", every: int = 10, samples: int | None = None

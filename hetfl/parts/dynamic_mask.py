@@ -64,26 +64,16 @@ class DynamicMask(MaskRule):
         """Set the levels and the seed.
 
         Raises:
-            ConfigurationError: there are levels of several densities below 1, or one of them is narrower or shallower
-                than the global model.
+            ConfigurationError: an error of the base class, or a sparse level is narrower or shallower than the global
+                model.
         """
         super().meet(levels, seed)
-        if len(self.sparse) > 1:
-            raise ConfigurationError(
-                f"Expected one density below 1 for {type(self).__name__}, whose clients share a mask, but got "
-                f"{self.sparse}: RankedMask has nested masks"
-            )
         for name, level in levels.items():
             if level.density < 1.0 and levels.indices[name] != levels.indices[levels.largest]:
                 raise ConfigurationError(
                     f"Expected the whole width and depth at level {name}, as {type(self).__name__} exchanges entries "
                     f"of the whole model, but got width {level.width:g}, depth {level.depth}"
                 )
-
-    @property
-    def mask(self) -> Masks:
-        """The present mask of all clients, by weight."""
-        return self.held(self.sparse[0])
 
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
         scores = self.first.scores(self.evidence(seed=self.random_seed(-1)))
@@ -95,7 +85,7 @@ class DynamicMask(MaskRule):
 
     def _erase(self) -> None:
         if not self.personal:
-            self.clear_pruned(self.mask)
+            self.clear_pruned()
 
     def counts(self, round: int) -> dict[str, int]:
         """Return how many entries of each weight are exchanged at the end of a round."""

@@ -65,11 +65,12 @@ class GreedyMask(MaskRule):
         self.device = device or Device()
 
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
-        return {each: best(Magnitude().scores(self.evidence()), self.scope, each) for each in self.sparse[:1]}
+        density = self.sparse[0]
+        return {density: best(Magnitude().scores(self.evidence()), self.scope, density)}
 
     def begin(self) -> None:
         """Set the entries outside of the mask to zero."""
-        self.clear_pruned(self.held(self.sparse[0]))
+        self.clear_pruned()
 
     def request(self, round: int) -> GradientRequest | None:
         """Return a request for the gradients of all entries, if a choice is due."""
@@ -78,12 +79,12 @@ class GreedyMask(MaskRule):
     def end_round(self, round: int) -> None:  # noqa: D102
         if self.asked is not None and self.asked.samples:
             self.hold({self.sparse[0]: self._chosen(self.asked.squares, round + 1)})
-        self.clear_pruned(self.held(self.sparse[0]))
+        self.clear_pruned()
 
     def _chosen(self, scores: Mapping[str, Tensor], round: int) -> dict[str, Tensor]:
         """Return the mask of the largest decrease of the loss per second."""
         share = self.candidates * 0.5 ** (round / self.half_life)
-        before, seconds = self.held(self.sparse[0]), self.seconds()
+        before, seconds = self.mask, self.seconds()
         kept = {name: self._kept(name, mask, share) for name, mask in before.items()}
         free = {name: ~mask.flatten() for name, mask in kept.items()}
         held_score = sum(float(scores[name].flatten()[~free[name].to(scores[name].device)].sum()) for name in kept)
@@ -106,4 +107,4 @@ class GreedyMask(MaskRule):
 
     def columns(self) -> dict[str, float]:
         """Return the density of the mask over all weights."""
-        return {"parts/density": density_of(self.held(self.sparse[0]))}
+        return {"parts/density": density_of(self.mask)}

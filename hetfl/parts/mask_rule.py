@@ -13,7 +13,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.fleet import Device
 from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
-from hetfl.parts.base import NOBODY, GradientProbe, PartRule
+from hetfl.parts.base import NOBODY, GradientProbe, PartRule, mean_gradients
 from hetfl.parts.entry_seconds import entry_seconds
 from hetfl.piece import Facts
 from hetfl.pruning.criteria import Evidence
@@ -39,6 +39,8 @@ class MaskRule(PartRule):
     masks: ClassVar[bool] = True
     for_evaluation: ClassVar[bool] = True
     replayable: ClassVar[bool] = False
+    several_densities: ClassVar[bool] = False
+    """Whether levels may have several densities below 1."""
     device: Device = Device()
     """The device whose seconds criteria may use."""
 
@@ -46,7 +48,7 @@ class MaskRule(PartRule):
         """Set the levels and the seed.
 
         Raises:
-            ConfigurationError: no level has a density below 1.
+            ConfigurationError: no density is below 1, or several are and the rule makes one mask.
         """
         super().meet(levels, seed)
         self.sparse = sorted({level.density for level in levels.values() if level.density < 1.0}, reverse=True)
@@ -54,6 +56,11 @@ class MaskRule(PartRule):
             raise ConfigurationError(
                 f"Expected a level with a density below 1 for {type(self).__name__}, which chooses masks, but got "
                 f"{', '.join(f'{name} of density 1' for name in levels)}"
+            )
+        if len(self.sparse) > 1 and not self.several_densities:
+            raise ConfigurationError(
+                f"Expected one density below 1 for {type(self).__name__}, which makes one mask, but got {self.sparse}: "
+                "RankedMask has nested masks"
             )
         self.rounds, self.samples_of_client = 0, 0.0
         self._held: dict[float, dict[str, Tensor]] = {}  # by density of a level
@@ -85,6 +92,11 @@ class MaskRule(PartRule):
         if not self._held:
             self.hold(self.first_masks())
         return self._held[density]
+
+    @property
+    def mask(self) -> Masks:
+        """The present masks of the largest density below 1, by name of the weight."""
+        return self.held(self.sparse[0])
 
     @abstractmethod
     def first_masks(self) -> dict[float, dict[str, Tensor]]:
@@ -119,9 +131,7 @@ class MaskRule(PartRule):
         """Ask the cohort for gradients, if the rule needs them in the round."""
         self.asked = None
         if (request := self.request(round)) is not None:
-            self.asked = MeanGradients(self.weights)
-            for answer in probe.gradients(cohort, request):
-                self.asked.add(answer)
+            self.asked = mean_gradients(self.weights, cohort, probe, request)
 
     def evidence(self, **known: Any) -> Evidence:
         """Return what is known of the present weights.
@@ -139,11 +149,11 @@ class MaskRule(PartRule):
         """Return the seed of the random choices at the end of a round; -1 before the first."""
         return derive(self.seed, "masks", round)
 
-    def clear_pruned(self, masks: Masks) -> None:
-        """Set the global model's weights outside of masks to zero."""
+    def clear_pruned(self) -> None:
+        """Set the global model's weights outside of the largest mask to zero."""
         with torch.no_grad():
             for name, weight in self.weights.items():
-                weight.masked_fill_(~masks[name].to(weight.device), 0.0)
+                weight.masked_fill_(~self.mask[name].to(weight.device), 0.0)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"masks": [[density, packed(masks)] for density, masks in self._held.items()]}

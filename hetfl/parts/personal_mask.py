@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class PersonalMask(MaskRule):
     """
 
     personal = True
+
+    several_densities: ClassVar[bool] = True
 
     def __init__(self, step: float = 0.1, loss: float | None = None, distance: float = 1e-4) -> None:
         if not 0.0 < step < 1.0 or not 0.0 <= distance < 1.0 or (loss is not None and loss <= 0):

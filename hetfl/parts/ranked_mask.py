@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,8 @@ class RankedMask(MaskRule):
         ConfigurationError: ``scope`` is unknown, ``every`` is negative, or ``complement`` is used with ``shrink``.
     """
 
+    several_densities: ClassVar[bool] = True
+
     def __init__(
         self,
         criterion: Criterion | None = None,
@@ -60,15 +64,13 @@ class RankedMask(MaskRule):
         self._before: dict[str, Tensor] = {}  # the weights before the round's step
 
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
-        late = self.criterion.needs_gradients or self.criterion.needs_history
-        return self._ranked(
-            (Magnitude() if late else self.criterion).scores(self.evidence(seed=self.random_seed(-1))), 0
-        )
+        criterion = Magnitude() if self.criterion.needs_rounds else self.criterion
+        return self._ranked(criterion.scores(self.evidence(seed=self.random_seed(-1))), 0)
 
     def begin(self) -> None:
         """Set the entries outside of the largest mask to zero, if they are to be erased."""
         if self.erase:
-            self.clear_pruned(self.held(self.sparse[0]))
+            self.clear_pruned()
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         """Return the part, or the entries outside of its mask and all entries of other tensors than weights."""
@@ -97,17 +99,17 @@ class RankedMask(MaskRule):
         if self.due(round) and (not self.asks_gradients or (self.asked is not None and self.asked.samples)):
             scores = self._scores(round)
             if self.shrink:  # the largest mask has all entries that any level may still hold
-                held = self.held(self.sparse[0])
+                held = self.mask
                 scores = {name: score.masked_fill(~held[name].to(score.device), -1.0) for name, score in scores.items()}
             self.hold(self._ranked(scores, round + 1))
         if self.erase:
-            self.clear_pruned(self.held(self.sparse[0]))
+            self.clear_pruned()
 
     def columns(self) -> dict[str, float]:
         """Return the density of the largest mask over all weights, if there is a schedule of densities."""
         if type(self.schedule) is DensitySchedule:
             return {}
-        return {"parts/density": density_of(self.held(self.sparse[0]))}
+        return {"parts/density": density_of(self.mask)}
 
     def _scores(self, round: int) -> dict[str, Tensor]:
         known: dict[str, object] = {"seed": self.random_seed(round)}

@@ -10,12 +10,12 @@ from torch import Tensor
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Device
 from hetfl.part import Part
-from hetfl.parts.base import GradientProbe, PartRule
+from hetfl.parts.base import GradientProbe, PartRule, mean_gradients
 from hetfl.parts.entry_seconds import entry_seconds
 from hetfl.piece import Facts
 from hetfl.pruning.channels import Group, Member, channel_groups, channel_scores, ranking
 from hetfl.pruning.criteria import Criterion, Evidence, Magnitude
-from hetfl.pruning.gradients import GradientRequest, MeanGradients
+from hetfl.pruning.gradients import GradientRequest
 from hetfl.seeding import derive
 
 Tensors = dict[str, Tensor]
@@ -88,9 +88,7 @@ class ScoredChannels(PartRule):
         """Rank the channels for the next round by the cohort's gradients, if the criterion needs them."""
         if not self.asks_gradients or (round + 1) % self.refresh_every:
             return
-        asked = MeanGradients(self._weights)
-        for answer in probe.gradients(cohort, GradientRequest()):
-            asked.add(answer)
+        asked = mean_gradients(self._weights, cohort, probe, GradientRequest())
         if asked.samples:
             seconds = entry_seconds(self.levels, self._weights, self._samples, Device())
             known = {"gradients": asked.means, "squares": asked.squares, "seconds": seconds}
@@ -117,8 +115,7 @@ class ScoredChannels(PartRule):
 
     def _first(self) -> list[Tensor]:
         """Return the rankings of the initial model."""
-        late = self.asks_gradients or self.criterion.needs_history
-        return self._ranked(Magnitude() if late else self.criterion, 0, {})
+        return self._ranked(Magnitude() if self.criterion.needs_rounds else self.criterion, 0, {})
 
     def _ranked(self, criterion: Criterion, round: int, known: Mapping[str, Any]) -> list[Tensor]:
         scores = criterion.scores(Evidence(self._weights, seed=derive(self.seed, "channels", round), **known))

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
-from hetfl.levels.level_set import LevelSet
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.densities import density_of, largest
 
@@ -42,19 +41,6 @@ class ThresholdMask(MaskRule):
             raise ConfigurationError(f"Expected every above 0 with until, for a threshold that rises, but got {every}")
         self.threshold, self.after, self.every, self.until = threshold, after, every, until
 
-    def meet(self, levels: LevelSet, seed: int) -> None:
-        """Set the levels and the seed.
-
-        Raises:
-            ConfigurationError: levels have several densities below 1.
-        """
-        super().meet(levels, seed)
-        if len(self.sparse) > 1:
-            raise ConfigurationError(
-                f"Expected one density below 1 for ThresholdMask, whose density follows from the weights, but got "
-                f"{self.sparse}"
-            )
-
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
         ones = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in self.weights.items()}
         return {self.sparse[0]: ones}
@@ -64,16 +50,16 @@ class ThresholdMask(MaskRule):
         return done == self.after or (self.every > 0 and done > self.after and (done - self.after) % self.every == 0)
 
     def end_round(self, round: int) -> None:  # noqa: D102
-        held, done = self.held(self.sparse[0]), round + 1
+        held, done = self.mask, round + 1
         if self.due(done):
             threshold = self.threshold * (1.0 if self.until is None else min(1.0, done / self.until))
             held = {name: reached(weight, held[name], threshold) for name, weight in self.weights.items()}
             self.hold({self.sparse[0]: held})
-        self.clear_pruned(held)
+        self.clear_pruned()
 
     def columns(self) -> dict[str, float]:
         """Return the density of the mask over all weights."""
-        return {"parts/density": density_of(self.held(self.sparse[0]))}
+        return {"parts/density": density_of(self.mask)}
 
 
 def reached(weight: Tensor, mask: Tensor, threshold: float) -> Tensor:

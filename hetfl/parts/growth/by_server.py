@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hetfl.parts.base import GradientProbe
+from hetfl.parts.base import GradientProbe, mean_gradients
 from hetfl.parts.growth.base import Exchange, Growth, zeros_like
 from hetfl.pruning.densities import Masks
 from hetfl.pruning.gradients import GradientRequest, MeanGradients
@@ -26,9 +26,8 @@ class ByServer(Growth):
         self._asked: MeanGradients | None = None
 
     def consult(self, exchange: Exchange, cohort: Sequence[int], probe: GradientProbe) -> None:  # noqa: D102
-        self._asked = MeanGradients(exchange.weights())
-        for answer in probe.gradients(cohort, GradientRequest(exchange.counts, self.samples)):
-            self._asked.add(answer)
+        request = GradientRequest(exchange.counts, self.samples)
+        self._asked = mean_gradients(exchange.weights(), cohort, probe, request)
 
     def chosen(self, exchange: Exchange) -> Masks:  # noqa: D102
         if self._asked is None or not self._asked.samples:  # nobody answered

@@ -64,6 +64,11 @@ class Criterion(ABC):
     of_norms: ClassVar[bool] = False
     """Whether only the scales of norm layers have scores, which are those of their channels."""
 
+    @property
+    def needs_rounds(self) -> bool:
+        """Whether there are no scores before the first round: they depend on gradients or on earlier values."""
+        return self.needs_gradients or self.needs_history
+
     @abstractmethod
     def scores(self, evidence: Evidence) -> dict[str, Tensor]:
         """Return by name the score of every entry of ``evidence.weights``; not below 0, and finite.
