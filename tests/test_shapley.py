@@ -13,19 +13,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from hetfl import FederatedModule
 from hetfl.aggregators import ValueMean
 from hetfl.errors import ConfigurationError
+from hetfl.federation.facts import facts_of
+from hetfl.methods import FedAvg
 from hetfl.part import Part
 from hetfl.piece import Facts
 from hetfl.selection import Uniform
+from hetfl.submodel import parameters_of
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 from hetfl.value import LeaveOneOut, Shapley
 from hetfl.value.shapley import exact, marginals, truncated
-from tests.conftest import small_data, small_module
+from tests.conftest import small_data, small_levels, small_module
 
 Fit = Callable[..., Trainer]
 HELD = [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3], [0, 1], [0, 1, 2, 3], [0, 1, 2, 3, 4, 5], [0, 1]]
@@ -111,6 +114,36 @@ def test_a_coalitions_model_is_the_mean_over_its_holders(metric: Any) -> None:
     everyone = list(range(6))
     by_hand = {10 + k: worth(everyone) - worth([i for i in everyone if i != k]) for k in everyone}
     assert value.of_round() == pytest.approx(by_hand, abs=1e-6)
+
+
+class WithFrozen(nn.Module):
+    """A net with a frozen layer, which each draw gives other values, and a buffer that the outputs depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
+        self.first.weight.requires_grad_(False)
+        self.register_buffer("scale", torch.ones(16))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last((self.first(inputs.flatten(1)) * self.scale).relu())  # type: ignore[operator]
+
+
+def test_a_candidate_has_the_frozen_parameters_and_buffers_of_the_global_model(fit: Fit) -> None:
+    module, data = small_module(FedAvg, net=WithFrozen, levels=small_levels(1.0)), small_data(server_fraction=0.2)
+    fit(module, data, rounds=1, limit_val_batches=0)
+    module.models.tensors[0]["scale"].copy_(torch.linspace(0.5, 2.0, 16))
+    server = data.server_data
+    assert server is not None
+    inputs, targets = server.batch(torch.arange(len(server)))
+    logits = module.net(inputs).detach()
+    expected = (
+        float((logits.argmax(1) == targets).double().mean()),
+        float(nn.functional.cross_entropy(logits, targets)),
+    )
+    utility = facts_of(module, data, 1).utility
+    assert utility is not None
+    assert utility(parameters_of(module.net)) == pytest.approx(expected)
 
 
 def test_wrong_settings_and_missing_data_are_refused(fit: Fit) -> None:

@@ -19,7 +19,7 @@ from hetfl.parts import PartRule
 from hetfl.piece import Facts, ServerData
 from hetfl.seeding import generator
 from hetfl.selection import Selection
-from hetfl.submodel import parameters_of
+from hetfl.submodel import parameters_of, state_of
 from hetfl.tree import cast, moved
 
 BATCH = 500
@@ -52,11 +52,14 @@ class Utility:
 
     @torch.no_grad()
     def __call__(self, tensors: Mapping[str, Tensor]) -> tuple[float, float]:
-        """Return the headline score, turned so that larger is better, and the loss, of parameters by name."""
+        """Return the headline score, turned so that larger is better, and the loss, of tensors by name.
+
+        Tensors of the net that are not among them, such as frozen parameters and buffers, are the global model's.
+        """
         like, level = self.models.like, self.models.levels.largest
         net = self._net = self._net or self.models.build(level)
-        for name, parameter in parameters_of(net).items():
-            parameter.copy_(tensors[name])
+        for name, tensor in state_of(net).items():
+            tensor.copy_(tensors.get(name, self.models.tensors[0][name]))
         net.eval()
         for layer in static_layers(net).values():
             layer.train()
