@@ -73,7 +73,7 @@ def plain_losses(
 def test_losses_equal_a_plain_loop_for_every_executor(
     fit: Fit, kind: type[FederatedModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "LOSS_BATCH", 7)  # several batches per client; the last one is shorter
+    monkeypatch.setattr(jobs, "PLAIN_BATCH", 7)  # several batches per client; the last one is shorter
     data = small_data(partitioner=LabelShards(2), num_clients=5)
     answers: dict[str, Asking] = {}
     for name, executor in {"sequential": Sequential(), "workers": Workers(2)}.items():
@@ -119,7 +119,7 @@ def test_losses_use_the_rounds_model_in_training_mode(fit: Fit) -> None:
 
 def test_a_single_last_sample_joins_the_previous_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch norm refuses a single value per channel, which is what a deep net makes of one small image."""
-    monkeypatch.setattr(jobs, "LOSS_BATCH", 7)
+    monkeypatch.setattr(jobs, "PLAIN_BATCH", 7)
     deep = partial(ConvNet, hidden=(4, 4, 4, 4), norm="batch")
     problem = Problem(LocalTraining(), net=deep, levels=small_levels(1.0), dtype=torch.float32)
     bench = bench_of(problem, sizes=(8,))

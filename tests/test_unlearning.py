@@ -62,7 +62,7 @@ def inputs_of_readers(weights: dict[str, Tensor], width: float, inputs: Tensor) 
 
 
 def test_mean_activations_equal_a_plain_loop_for_every_executor(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hetfl.local.activations.LOSS_BATCH", 50)  # several batches per client
+    monkeypatch.setattr("hetfl.local.jobs.PLAIN_BATCH", 50)  # several batches per client
     module, data, asking = answers(fit, Sequential())
     torch.set_default_dtype(torch.float64)  # as Lightning does in a run of precision 64-true
     try:

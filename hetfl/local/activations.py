@@ -13,11 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hetfl.local.executor import Bench, Result
-from hetfl.local.jobs import LOSS_BATCH, report_of
-from hetfl.local.training import cut
-from hetfl.seeding import generator
+from hetfl.local.jobs import plain_batches, report_of
 from hetfl.submodel import state_of
-from hetfl.tree import moved, taken
 from hetfl.types import Task
 
 
@@ -75,10 +72,9 @@ def activations(bench: Bench, task: Task, readers: Sequence[Reader]) -> Result:
         task: the client, level, round and model.
         readers: the layers whose inputs are summed.
     """
-    resident, data, method = bench.resident(task), bench.data.client_data(task.client), bench.problem.method
+    resident = bench.resident(task)
     resident.start(beyond_D=bench.beyond(task))
-    net, random = resident.net.train(), generator(bench.problem.seed, "activations", task.round, task.client)
-    torch.manual_seed(random.initial_seed())  # dropout draws from torch's global generator
+    net = resident.net.train()
     channels = [reader.channels(net) for reader in readers]
     classes, like = len(bench.data.labels(task.client)), resident.anchor_D
     counts_K = like.new_zeros(classes, dtype=torch.float64)
@@ -93,16 +89,13 @@ def activations(bench: Bench, task: Task, readers: Sequence[Reader]) -> Result:
             if channels[number]:
                 hook = reader.layer(net).register_forward_pre_hook(partial(see, number))
                 stack.callback(hook.remove)
-        for batch in cut(torch.randperm(len(data.targets), generator=random), LOSS_BATCH):
-            inputs = bench.data.transform.eval(taken(data.inputs, batch))
-            inputs, targets = method.objective.batch(inputs, data.targets[batch], random)
-            net(moved(inputs, bench.device))
-            labels_N = targets.to(bench.device)
+        for (inputs, labels_N), _ in plain_batches(bench, task, "activations"):
+            net(inputs)
             counts_K += labels_N.bincount(minlength=classes)
             for number, sizes_NC in seen.items():
                 totals[number].index_add_(0, labels_N, sizes_NC)
     vector = torch.cat([counts_K, *(each.flatten() for each in totals)]).to(like.dtype)
-    return Result(task, report_of(bench, task, 0.0, len(data.targets)), vector)
+    return Result(task, report_of(bench, task, 0.0, int(counts_K.sum())), vector)
 
 
 def unpack_activations(vector: Tensor, classes: int, channels: Sequence[int]) -> tuple[Tensor, list[Tensor]]:

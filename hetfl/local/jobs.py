@@ -16,7 +16,7 @@ from hetfl.seeding import derive, generator
 from hetfl.tree import Tree, moved, taken
 from hetfl.types import Report, Task
 
-LOSS_BATCH = 500
+PLAIN_BATCH = 500
 """Samples in a batch of a pass without training."""
 
 
@@ -98,6 +98,28 @@ def statistics(bench: Bench, task: Task) -> Result:
     return Result(task, report_of(bench, task, 0.0, len(data.targets)), vector)
 
 
+def plain_batches(
+    bench: Bench, task: Task, purpose: str, samples: int | None = None
+) -> Iterator[tuple[tuple[Tree, Tensor], float]]:
+    """Yield batches of a client's samples without augmentation, on the device, and the weight of each batch.
+
+    Dropout follows the same seed as the order of the samples: torch's global generator gets it before the first batch.
+
+    Args:
+        bench: has the client's data.
+        task: the client and round.
+        purpose: of the pass, which chooses the random numbers.
+        samples: number of the client's samples, drawn at random; None: all.
+    """
+    data, objective = bench.data.client_data(task.client), bench.problem.method.objective
+    random = generator(bench.problem.seed, purpose, task.round, task.client)
+    torch.manual_seed(random.initial_seed())
+    for batch in cut(torch.randperm(len(data.targets), generator=random)[:samples], PLAIN_BATCH):
+        inputs = bench.data.transform.eval(taken(data.inputs, batch))
+        inputs, targets = objective.batch(inputs, data.targets[batch], random)
+        yield (moved(inputs, bench.device), targets.to(bench.device)), objective.weight(targets)
+
+
 def losses(bench: Bench, task: Task, samples: int | None) -> Result:
     """Compute the mean loss of the sub-model before local training, on a client's data or on a random part of it.
 
@@ -108,23 +130,16 @@ def losses(bench: Bench, task: Task, samples: int | None) -> Result:
         task: the client, level, round and model.
         samples: number of the client's samples, drawn at random; None: all.
     """
-    resident, data = bench.resident(task), bench.data.client_data(task.client)
+    resident, method = bench.resident(task), bench.problem.method
     resident.start(beyond_D=bench.beyond(task))
     ctx = bench.context(task, bench.data.labels(task.client).to(bench.device))
-    net, method = resident.net.train(), bench.problem.method
-    random = generator(bench.problem.seed, "losses", task.round, task.client)
-    torch.manual_seed(random.initial_seed())  # dropout draws from torch's global generator
-    order = torch.randperm(len(data.targets), generator=random)[:samples]
-    total, counted = torch.zeros((), dtype=torch.float64, device=bench.device), 0.0
+    net = resident.net.train()
+    total, counted, passes = torch.zeros((), dtype=torch.float64, device=bench.device), 0.0, 0
     with torch.no_grad():
-        for batch in cut(order, LOSS_BATCH):
-            inputs = bench.data.transform.eval(taken(data.inputs, batch))
-            inputs, targets = method.objective.batch(inputs, data.targets[batch], random)
-            outputs = net(moved(inputs, bench.device))
-            weight = method.objective.weight(targets)
-            total += weight * method.loss(outputs, targets.to(bench.device), ctx).double()
-            counted += weight
-    return Result(task, report_of(bench, task, total.item() / (counted or 1.0), len(order)), torch.empty(0))
+        for (inputs, targets), weight in plain_batches(bench, task, "losses", samples):
+            total += weight * method.loss(net(inputs), targets, ctx).double()
+            counted, passes = counted + weight, passes + len(targets)
+    return Result(task, report_of(bench, task, total.item() / (counted or 1.0), passes), torch.empty(0))
 
 
 def gradients(bench: Bench, task: Task, samples: int | None) -> Result:
@@ -137,24 +152,18 @@ def gradients(bench: Bench, task: Task, samples: int | None) -> Result:
         task: the client, level, round and model.
         samples: number of the client's samples, drawn at random; None: all.
     """
-    resident, data, method = bench.resident(task), bench.data.client_data(task.client), bench.problem.method
+    resident, method = bench.resident(task), bench.problem.method
     resident.start(beyond_D=bench.beyond(task))
     ctx = bench.context(task, bench.data.labels(task.client).to(bench.device))
-    net, random = resident.net.train(), generator(bench.problem.seed, "gradients", task.round, task.client)
-    torch.manual_seed(random.initial_seed())  # dropout draws from torch's global generator
-    order = torch.randperm(len(data.targets), generator=random)[:samples]
+    net = resident.net.train()
     assert resident.vector.grad is not None
-    total_D, counted = torch.zeros_like(resident.vector.grad), 0.0
-    for batch in cut(order, LOSS_BATCH):
-        inputs = bench.data.transform.eval(taken(data.inputs, batch))
-        inputs, targets = method.objective.batch(inputs, data.targets[batch], random)
-        batch_N = (moved(inputs, bench.device), targets.to(bench.device))
+    total_D, counted, passes = torch.zeros_like(resident.vector.grad), 0.0, 0
+    for batch_N, weight in plain_batches(bench, task, "gradients", samples):
         resident.backward(method.local_loss(net, batch_N, ctx))
-        weight = method.objective.weight(targets)
         total_D.add_(resident.vector.grad, alpha=weight)
-        counted += weight
+        counted, passes = counted + weight, passes + len(batch_N[1])
     resident.finish()
-    return Result(task, report_of(bench, task, 0.0, len(order)), total_D / (counted or 1.0))
+    return Result(task, report_of(bench, task, 0.0, passes), total_D / (counted or 1.0))
 
 
 def unpack_statistics(net: torch.nn.Module, vector: Tensor) -> dict[str, StaticStatistics]:
