@@ -28,7 +28,9 @@ SCOPE = (
     *("hetfl/permutation.py", "hetfl/seeding.py", "hetfl/packing.py", "hetfl/runs/metrics_file.py"),
     *("hetfl/federation/*.py", "hetfl/compression/*.py", "hetfl/clustering/*.py", "hetfl/selection/*.py"),
     *("hetfl/local/**/*.py", "hetfl/wire/*.py", "hetfl/data/*.py", "hetfl/fleet/*.py", "hetfl/methods/*.py"),
+    *("hetfl/parts/**/*.py", "hetfl/pruning/**/*.py", "hetfl/value/*.py", "hetfl/downlink/*.py", "hetfl/hooks/*.py"),
     *("hetfl/store/*.py", "hetfl/analysis/*.py", "hetfl/report/*.py", "hetfl/accounting/*.py", "hetfl/objectives/*.py"),
+    *("hetfl/defence/*.py", "hetfl/unlearning/*.py", "hetfl/levels/*.py"),
 )
 """Files that are changed: all code that computes numbers of a run or a report. Add new folders here."""
 APPEARANCE = (
