@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import combinations, permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -126,7 +126,8 @@ class WithFrozen(nn.Module):
         self.register_buffer("scale", torch.ones(16))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.last((self.first(inputs.flatten(1)) * self.scale).relu())  # type: ignore[operator]
+        hidden: Tensor = self.first(inputs.flatten(1)) * self.scale
+        return cast(Tensor, self.last(hidden.relu()))
 
 
 def test_a_candidate_has_the_frozen_parameters_and_buffers_of_the_global_model(fit: Fit) -> None:
