@@ -8,14 +8,17 @@ from math import cos, floor, pi
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
-from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, PersonalMask, RankedMask
+from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, PersonalMask, RankedMask, VotedMask
 from hetfl.parts.growth import ByClients, Exchange, OwnMasks, Posterior
+from hetfl.piece import Facts
 from hetfl.pruning.criteria import Magnitude, Movement, SquaredTaylor
 from hetfl.pruning.gradients import ClientGradient, GradientRequest
 from hetfl.pruning.schedules import Cubic
-from hetfl.types import Report
+from hetfl.types import Level, Report
 from hetfl.updates import DenseUpdate, SparseUpdate
 from tests.mask_cases import DENSITY, all_together, check, per_layer, sizes
 from tests.reference.cases import Fit
@@ -51,6 +54,52 @@ def test_purge_merge_tune_equals_numpy(fit: Fit) -> None:
         return theta, mask
 
     check(fit, RankedMask(Magnitude(), "global", Cubic(every=2), shrink=True, erase=True), 6, play)
+
+
+def test_a_majority_of_clients_keeps_entries_as_in_numpy(fit: Fit) -> None:
+    """FedSparsify with local pruning: an entry needs the votes of more than half of the clients."""
+    split = list[bool]()
+
+    def play(theta: Tensors, mask: Tensors, clients: Clients) -> tuple[Tensors, Tensors]:
+        for round in range(4):
+            results, theta = clients.results(theta, [mask] * 4), clients.round(theta, [mask] * 4)
+            if round % 2:
+                votes = [
+                    all_together({n: np.where(mask[n] > 0, abs(each[n]), -1.0) for n in WEIGHTS}, DENSITY)
+                    for each in results
+                ]
+                counts = {n: np.sum([vote[n] for vote in votes], axis=0) for n in WEIGHTS}
+                split.append(any((counts[n] == 2).any() for n in WEIGHTS))
+                mask = {n: mask[n] * (counts[n] > 2) for n in WEIGHTS}
+            theta = masked(theta, mask)
+        return theta, mask
+
+    check(fit, VotedMask(every=2), 4, play)
+    assert any(split)
+
+
+def four_weights(*, width: float = 1.0) -> nn.Module:
+    return nn.Linear(4, 1, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("votes", "kept"),
+    [
+        ([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0]], [1, 1, 0, 0]),
+        ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], [1, 0, 0, 0]),
+    ],
+)
+def test_one_of_three_votes_is_no_majority_and_one_entry_stays(votes: list[list[int]], kept: list[int]) -> None:
+    density = sum(votes[0]) / 4
+    rule, levels = VotedMask("layer"), {"a": Level("a"), "b": Level("b", density=density)}
+    rule.meet(LevelSet(four_weights, levels, seed=0), 0)
+    rule.setup(Facts(sizes=[1, 1, 1], seed=0, rounds=4))
+    rule.begin_round(0, 0.1)
+    for client, vote in enumerate(votes):
+        update = DenseUpdate(10.0 * torch.tensor(vote).double())
+        rule.observe(update, rule.levels.indices["a"], Report(client, "b", 1, 0.0))
+    rule.end_round(0)
+    assert rule.mask["weight"].flatten().tolist() == [bool(each) for each in kept]
 
 
 def test_movement_and_taylor_scores_of_a_run_equal_numpy(fit: Fit) -> None:

@@ -19,7 +19,16 @@ from hetfl.fleet import Dynamic
 from hetfl.flower.clients import FlowerClients
 from hetfl.flower.nodes import Nodes
 from hetfl.local import Workers
-from hetfl.parts import ClientImportance, DynamicMask, GreedyMask, PartRule, PersonalMask, RankedMask, ThresholdMask
+from hetfl.parts import (
+    ClientImportance,
+    DynamicMask,
+    GreedyMask,
+    PartRule,
+    PersonalMask,
+    RankedMask,
+    ThresholdMask,
+    VotedMask,
+)
 from hetfl.parts.growth import ByClients, ByServer, OwnMasks, Posterior, RandomGrowth
 from hetfl.pruning import Cubic
 from hetfl.pruning.criteria import Gradient, Movement, SquaredTaylor
@@ -44,6 +53,7 @@ RULES: dict[str, Callable[[], PartRule]] = {
     "importance": lambda: ClientImportance(every=2),
     "personal": lambda: PersonalMask(step=0.2),
     "threshold": lambda: ThresholdMask(0.1, every=1, until=3),
+    "voted": lambda: VotedMask(schedule=Cubic()),
     "greedy": lambda: GreedyMask(every=1, fixed_seconds=1e-3),
 }
 

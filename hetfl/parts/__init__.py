@@ -13,6 +13,7 @@ from hetfl.parts.ranked_mask import RankedMask
 from hetfl.parts.rolling import Rolling
 from hetfl.parts.scored_channels import ScoredChannels
 from hetfl.parts.threshold_mask import ThresholdMask
+from hetfl.parts.voted_mask import VotedMask
 
 __all__ = [
     "NOBODY",
@@ -30,4 +31,5 @@ __all__ = [
     "Rolling",
     "ScoredChannels",
     "ThresholdMask",
+    "VotedMask",
 ]
