@@ -199,6 +199,21 @@ def test_null_on_the_command_line_overrides_yaml() -> None:
     assert local["epochs"] == 1
 
 
+def test_an_option_overrides_a_file_that_comes_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.selection.clients_per_round", "7", "--config", "base", "--trainer.max_epochs=16"]
+    main(
+        [
+            "describe",
+            *options,
+            "-c",
+            str(CONFIGS / "demo.yaml"),
+            "--data.num_clients=21",
+            "--config=partition/two_labels",
+        ]
+    )
+    assert "7 of 21 clients" in capsys.readouterr().out
+
+
 def test_base_method_and_data_files_are_enough_for_a_run() -> None:
     files = ["base.yaml", "method/heterofl.yaml", "data/digits.yaml"]
     stacked = [part for file in files for part in ("-c", str(CONFIGS / file))]

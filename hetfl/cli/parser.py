@@ -26,6 +26,8 @@ EXPORT = ("--level", "--format", "--out")
 SEED = re.compile(r"(?:--)?(model|data)\.(?:init_args\.)?seed(?:=|$)")
 YAML_MARKS = (":", "{", "\n")
 """A value of ``-c`` with one of these characters may be YAML text, and is passed to jsonargparse."""
+CONFIG_OPTIONS = ("-c", "--config")
+"""Options whose next argument is a configuration."""
 MODE = "hetfl"
 """Name of the parser mode of jsonargparse for YAML with limits on its size."""
 
@@ -106,6 +108,28 @@ class OneLineParser(LightningArgumentParser):
         check_file(Path(path))
         config: Namespace = super().parse_path(path, *args, **kwargs)
         return config
+
+
+def files_first(args: Sequence[str]) -> list[str]:
+    """Return arguments with the configuration files before the other options, so that options override files.
+
+    jsonargparse applies arguments in their order. The order of the files stays, and so does that of the others.
+
+    >>> files_first(["fit", "--trainer.max_epochs", "16", "-c", "base", "--config=run.yaml"])
+    ['fit', '-c', 'base', '--config=run.yaml', '--trainer.max_epochs', '16']
+
+    Args:
+        args: the arguments, the verb first.
+    """
+    files: list[str] = []
+    others: list[str] = []
+    waiting = False  # for the value of -c
+    for argument in args[1:]:
+        is_option = argument in CONFIG_OPTIONS
+        is_whole = argument.startswith("--config=") or (argument.startswith("-c") and not is_option)
+        (files if waiting or is_option or is_whole else others).append(argument)
+        waiting = is_option and not waiting
+    return [*args[:1], *files, *others]
 
 
 def check_arguments(args: Sequence[str]) -> None:

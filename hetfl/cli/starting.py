@@ -17,7 +17,7 @@ from hetfl.cli.app import FederatedCLI, FederatedTrainer
 from hetfl.cli.blame import debugging
 from hetfl.cli.callbacks import SaveRunConfig
 from hetfl.cli.errors import condense
-from hetfl.cli.parser import OneLineParser
+from hetfl.cli.parser import OneLineParser, files_first
 from hetfl.data import FederatedDataModule
 from hetfl.errors import LONGEST_MESSAGE, ConfigurationError
 from hetfl.federation import FederatedModule
@@ -35,7 +35,7 @@ def start(
     trainer: type[FederatedTrainer] = FederatedTrainer,
     parser: type[OneLineParser] = OneLineParser,
 ) -> FederatedCLI:
-    """Parse the arguments of ``fit`` or another verb of the CLI, and run the verb.
+    """Parse the arguments of ``fit`` or another verb of the CLI, and run the verb; options override files.
 
     Args:
         args: the arguments, the verb first.
@@ -61,7 +61,7 @@ def start(
         parser_class=parser,
         parser_kwargs={"prog": "hetfl", "version": hetfl.__version__, "epilog": MORE_VERBS},
         auto_configure_optimizers=False,
-        args=list(args),
+        args=files_first(args),
     )
 
 
