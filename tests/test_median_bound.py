@@ -86,7 +86,7 @@ def test_two_of_twelve_hostile_clients_do_not_ruin_the_model(fit: Fit) -> None:
     ruined, _ = accuracy(fit, "ruined", [Hostile(-5.0)])
     assert honest > 0.8
     assert ruined < honest - 0.3
-    for factor in (10.0, -5.0, 1e15):
+    for factor in (-5.0, 1e15):
         bounded, rows = accuracy(fit, f"bounded{factor}", [Hostile(factor), MedianBound()])
         assert bounded > honest - 0.12, factor
         assert (rows["defence/refused"] >= 2).all()
