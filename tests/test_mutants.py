@@ -254,6 +254,24 @@ def test_compiled_functions_are_covered_by_the_tests_that_import_their_file(proj
     assert coverage.tests_of("hetfl/compression/scale.py", "scaled") == []
 
 
+@pytest.mark.parametrize(("others", "first"), [(99, True), (98, False)])
+def test_comparisons_of_whole_runs_come_first_for_shared_code(
+    project: Path, tmp_path: Path, others: int, first: bool
+) -> None:
+    (project / "tests/test_reference_runs.py").write_text("")
+    called = {f"tests/test_scale.py::test_{number}": [0.01, [1]] for number in range(others)}
+    whole = "tests/test_reference_runs.py::test_whole"
+    functions = ["hetfl/compression/scale.py::halved"]
+    (tmp_path / "measured").write_text(json.dumps({"functions": functions, "tests": {**called, whole: [9.0, [1]]}}))
+    coverage = Coverage(project, tmp_path / "kept")
+    files = ["tests/test_scale.py", "tests/test_reference_runs.py"]
+    coverage.keep(files, tmp_path / "measured")
+    coverage.load(files)
+    names = [each.name for each in coverage.tests_of("hetfl/compression/scale.py", "halved")]
+    assert (names[0] == whole) == first
+    assert (names[-1] == whole) != first
+
+
 def test_measurements_are_valid_until_a_dependency_changes(
     bench: tuple[Bench, Coverage], project: Path, tmp_path: Path
 ) -> None:

@@ -20,6 +20,10 @@ PROCESSES = (
     *("tests/test_compare.py", "tests/test_heap.py", "tests/test_layers.py", "tests/test_mutants*.py"),
 )
 """Excluded test files: they run other processes or inspect the source tree, so they are slow or call no functions."""
+SHARPEST = "tests/test_reference_*.py"
+"""Test files that compare whole runs with an independent implementation: they notice most changes of shared code."""
+MANY = 100
+"""Number of tests from which on a function is shared code."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,8 @@ class Coverage:
     def tests_of(self, path: str, function: str) -> list[MeasuredTest]:
         """Return the tests that call a function, in order of their cost.
 
-        A further variant of a parametrised test comes later than its cost alone would place it.
+        A further variant of a parametrised test comes later than its cost alone would place it. For shared code, the
+        comparisons of whole runs come first.
 
         Args:
             path: source file.
@@ -154,7 +159,12 @@ class Coverage:
             base = test.name.split("[")[0]
             turns[test.name] = test.cost * (1 + variants[base] / 2)
             variants[base] += 1
-        return sorted(calling, key=lambda each: (turns[each.name], each.name))
+        is_shared = len(calling) >= MANY
+
+        def turn(test: MeasuredTest) -> tuple[bool, float, str]:
+            return not (is_shared and fnmatchcase(test.file, SHARPEST)), turns[test.name], test.name
+
+        return sorted(calling, key=turn)
 
     def _tests_of_file(self, path: str) -> list[MeasuredTest]:
         names = [name for name in self._tests if name.startswith(f"{path}::")]

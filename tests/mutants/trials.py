@@ -78,7 +78,6 @@ class Bench:
         self._system.mkdir()
         environment = os.environ | {
             "PYTHONPATH": str(self.copy),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONHASHSEED": "0",
             "MPLBACKEND": "agg",
             "OMP_NUM_THREADS": "1",
