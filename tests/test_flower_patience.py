@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pytest
@@ -15,13 +15,15 @@ pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetf
 import torch
 from lightning import Trainer
 
-from hetfl import FederatedModule
+from hetfl import FederatedModule, Level
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
 from hetfl.flower.clients import FlowerClients
 from hetfl.flower.nodes import Nodes
 from hetfl.flower.patience import Patience
 from hetfl.local import FedDyn, LocalTraining
+from hetfl.parts import RankedMask
+from hetfl.pruning.criteria import Gradient
 from hetfl.selection import Uniform
 from tests.conftest import small_module
 from tests.fleet_cases import Ends
@@ -256,6 +258,12 @@ def test_checkpoints_of_flower_and_simulation_runs_do_not_mix(fit: Fit, tmp_path
 def test_patience_out_of_range_is_refused(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Patience(**changes)
+
+
+def test_a_part_rule_that_needs_gradients_is_refused() -> None:
+    module = small_module(levels={"a": Level("a"), "b": Level("b", density=0.3)}, parts=RankedMask(Gradient()))
+    with pytest.raises(ConfigurationError, match=r"no gradients on Flower but got RankedMask\(criterion=Gradient\(\)"):
+        FlowerClients(module, cast(Nodes, None)).begin()
 
 
 def test_a_node_of_unknown_clients_is_refused(tmp_path: Path) -> None:

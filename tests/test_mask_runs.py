@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,8 +16,6 @@ from hetfl.analysis import holders
 from hetfl.compression import ErrorFeedback, TopK
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Dynamic
-from hetfl.flower.clients import FlowerClients
-from hetfl.flower.nodes import Nodes
 from hetfl.local import Workers
 from hetfl.parts import (
     ClientImportance,
@@ -222,9 +220,3 @@ def test_levels_that_do_not_fit_the_rule_are_refused(
 def test_wrong_settings_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make()
-
-
-def test_gradients_are_refused_on_flower() -> None:
-    clients = FlowerClients(small_module(levels=SPARSE, parts=RankedMask(Gradient())), cast(Nodes, None))
-    with pytest.raises(ConfigurationError, match=r"no gradients on Flower but got RankedMask\(criterion=Gradient\(\)"):
-        clients.begin()
