@@ -195,7 +195,7 @@ class Table:
 def test_a_stand_in_for_the_package_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """This also works where the package is not installed."""
     splits = {"train": Table(rows(ROWS)), "test": Table(rows(TEST))}
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_from_disk=lambda folder: splits))
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_from_disk={"folder": splits}.__getitem__))
     module = ready({}, path="folder", inputs=["row", "age"])
     assert module.num_classes == 3
     assert in_words(module.client_data(0).inputs) == "{row: float32 (9, 2), age: int64 (9,)}"

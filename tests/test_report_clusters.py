@@ -52,6 +52,8 @@ def test_the_table_counts_models_clients_and_changes(tmp_path: Path) -> None:
     assert cells(still) == ["x", "0", "1", "6", "–", Cell("0")]
     many = write_clusters(write_run(tmp_path / "many"), [(0, c, c) for c in range(9)], [0.1 * c for c in range(9)], 9)
     assert cells(many)[2:5] == ["9", "1 to 1", "0.00 % to 80.00 %"]
+    unknown = write_clusters(write_run(tmp_path / "unknown"), SPLIT, [0.9, 0.8], 0)
+    assert cells(unknown)[2] == "2"
 
 
 def test_figures_show_the_first_run_of_each_group_in_order(tmp_path: Path) -> None:

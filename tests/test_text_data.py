@@ -48,6 +48,14 @@ def test_texts_of_a_table_are_tokens_of_the_commonest_words(table: str) -> None:
     assert (set(ann.targets.tolist()), set(bob.targets.tolist())) == ({0}, {1})
 
 
+def test_a_fraction_of_the_rows_of_a_table_is_the_test_set(table: str) -> None:
+    module = text_table(table, test_path=None, test_fraction=0.25)
+    assert sum(len(module.client_data(client).targets) for client in range(2)) == 15
+    assert sum(len(module.client_data(client, "test").targets) for client in range(2)) == 5
+    with pytest.raises(ConfigurationError, match=r"test_fraction in \(0, 1\), or test_path, but got 1.0"):
+        text_table(table, test_path=None, test_fraction=1.0)
+
+
 def text_file(folder: Path, words: str = "a b c d e f g h " * 10, **settings: Any) -> TextFile:
     for name in ("train.txt", "test.txt"):
         (folder / name).write_text(words)
