@@ -16,6 +16,7 @@ from hetfl.models.multi_exit_resnet import MultiExitResNet
 from hetfl.models.multi_exit_transformer import MultiExitTransformer
 from hetfl.models.preact_resnet import PreActResNet
 from hetfl.models.static_batch_norm import StaticBatchNorm2d, StaticStatistics
+from hetfl.models.step_resnet import StepResNet
 from hetfl.models.transformer import Transformer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Scaler",
     "StaticBatchNorm2d",
     "StaticStatistics",
+    "StepResNet",
     "Transformer",
     "make_norm",
     "scaled",
