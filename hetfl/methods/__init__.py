@@ -2,6 +2,7 @@
 
 from hetfl.methods.depthfl import DepthFL
 from hetfl.methods.fedavg import FedAvg
+from hetfl.methods.fjord import FjORD
 from hetfl.methods.heterofl import HeteroFL
 
-__all__ = ["DepthFL", "FedAvg", "HeteroFL"]
+__all__ = ["DepthFL", "FedAvg", "FjORD", "HeteroFL"]
