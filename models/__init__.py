@@ -15,6 +15,7 @@ from hetfl.models.multi_exit_convnet import MultiExitConvNet
 from hetfl.models.multi_exit_resnet import MultiExitResNet
 from hetfl.models.multi_exit_transformer import MultiExitTransformer
 from hetfl.models.preact_resnet import PreActResNet
+from hetfl.models.split_convnet import SplitConvNet
 from hetfl.models.static_batch_norm import StaticBatchNorm2d, StaticStatistics
 from hetfl.models.step_resnet import StepResNet
 from hetfl.models.transformer import Transformer
@@ -28,6 +29,7 @@ __all__ = [
     "MultiExitTransformer",
     "PreActResNet",
     "Scaler",
+    "SplitConvNet",
     "StaticBatchNorm2d",
     "StaticStatistics",
     "StepResNet",

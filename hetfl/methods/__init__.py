@@ -4,5 +4,6 @@ from hetfl.methods.depthfl import DepthFL
 from hetfl.methods.fedavg import FedAvg
 from hetfl.methods.fjord import FjORD
 from hetfl.methods.heterofl import HeteroFL
+from hetfl.methods.split_mix import SplitMix
 
-__all__ = ["DepthFL", "FedAvg", "FjORD", "HeteroFL"]
+__all__ = ["DepthFL", "FedAvg", "FjORD", "HeteroFL", "SplitMix"]
