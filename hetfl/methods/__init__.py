@@ -4,6 +4,7 @@ from hetfl.methods.depthfl import DepthFL
 from hetfl.methods.fedavg import FedAvg
 from hetfl.methods.fjord import FjORD
 from hetfl.methods.heterofl import HeteroFL
+from hetfl.methods.scalefl import ScaleFL
 from hetfl.methods.split_mix import SplitMix
 
-__all__ = ["DepthFL", "FedAvg", "FjORD", "HeteroFL", "SplitMix"]
+__all__ = ["DepthFL", "FedAvg", "FjORD", "HeteroFL", "ScaleFL", "SplitMix"]
