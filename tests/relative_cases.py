@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from hetfl import FederatedModule
@@ -62,3 +63,48 @@ def spread(values: Array, shape: tuple[int, ...]) -> Array:
     whole = np.zeros(shape)
     whole[tuple(slice(0, size) for size in values.shape)] = values
     return whole
+
+
+class LinearBlock(nn.Module):
+    """h + s W h."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.linear, self.step = nn.Linear(units, units, bias=False), nn.Parameter(torch.ones(()))
+
+    def forward(self, h: Tensor) -> Tensor:
+        result: Tensor = h + self.step * self.linear(h)
+        return result
+
+
+class StepNet(nn.Module):
+    """Two linear layers, and residual blocks with step sizes between them."""
+
+    def __init__(self, width: float = 1.0, depth: int = 2) -> None:
+        super().__init__()
+        units = int(4 * width)
+        self.first = nn.Linear(FEATURES, units, bias=False)
+        self.blocks = nn.Sequential(*(LinearBlock(units) for _ in range(depth)))
+        self.second = nn.Linear(units, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.second(self.blocks(self.first(inputs.flatten(1))))
+        return output
+
+
+def step_gradient(theta: Tensors, inputs: Array, labels: Any, depth: int) -> Tensors:
+    """Return the gradient of a StepNet's mean cross-entropy, by hand."""
+    states = [inputs @ theta["first.weight"].T]
+    for j in range(depth):
+        states.append(states[-1] + theta[f"blocks.{j}.step"] * states[-1] @ theta[f"blocks.{j}.linear.weight"].T)
+    logits = states[-1] @ theta["second.weight"].T + theta["second.bias"]
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    error = (odds / odds.sum(1, keepdims=True) - np.eye(CLASSES)[labels]) / len(labels)
+    slopes = {"second.weight": error.T @ states[-1], "second.bias": error.sum(0)}
+    back = error @ theta["second.weight"]
+    for j in reversed(range(depth)):
+        step, weight, before = theta[f"blocks.{j}.step"], theta[f"blocks.{j}.linear.weight"], states[j]
+        slopes[f"blocks.{j}.step"] = np.array((back * (before @ weight.T)).sum())
+        slopes[f"blocks.{j}.linear.weight"] = step * back.T @ before
+        back = back + step * back @ weight
+    return {**slopes, "first.weight": back.T @ inputs}

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hetfl import FedAvg, Level, testing
@@ -17,58 +16,13 @@ from hetfl.aggregators import HolderMean
 from hetfl.fleet import Dynamic
 from hetfl.models import StepResNet
 from tests.reference.given import made_data
-from tests.relative_cases import LR, SIZES, STEPS, federation, spread
-from tests.sparse_cases import CLASSES, FEATURES, Array, Tensors, client_arrays, values_of
+from tests.relative_cases import LR, SIZES, STEPS, StepNet, federation, spread, step_gradient
+from tests.sparse_cases import Array, client_arrays, values_of
 
 Fit = Callable[..., Trainer]
 UNITS = {"a": 4, "b": 2, "c": 2}
 DEPTHS = {"a": 2, "b": 2, "c": 1}
 LEVELS = {"a": Level("a", depth=2), "b": Level("b", 0.5, depth=2), "c": Level("c", 0.5, depth=1)}
-
-
-class LinearBlock(nn.Module):
-    """h + s W h."""
-
-    def __init__(self, units: int) -> None:
-        super().__init__()
-        self.linear, self.step = nn.Linear(units, units, bias=False), nn.Parameter(torch.ones(()))
-
-    def forward(self, h: Tensor) -> Tensor:
-        result: Tensor = h + self.step * self.linear(h)
-        return result
-
-
-class StepNet(nn.Module):
-    """Two linear layers, and residual blocks with step sizes between them."""
-
-    def __init__(self, width: float = 1.0, depth: int = 2) -> None:
-        super().__init__()
-        units = int(4 * width)
-        self.first = nn.Linear(FEATURES, units, bias=False)
-        self.blocks = nn.Sequential(*(LinearBlock(units) for _ in range(depth)))
-        self.second = nn.Linear(units, CLASSES)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        output: Tensor = self.second(self.blocks(self.first(inputs.flatten(1))))
-        return output
-
-
-def gradient(theta: Tensors, inputs: Array, labels: Any, depth: int) -> Tensors:
-    """Return the gradient of the mean cross-entropy, by hand."""
-    states = [inputs @ theta["first.weight"].T]
-    for j in range(depth):
-        states.append(states[-1] + theta[f"blocks.{j}.step"] * states[-1] @ theta[f"blocks.{j}.linear.weight"].T)
-    logits = states[-1] @ theta["second.weight"].T + theta["second.bias"]
-    odds = np.exp(logits - logits.max(1, keepdims=True))
-    error = (odds / odds.sum(1, keepdims=True) - np.eye(CLASSES)[labels]) / len(labels)
-    slopes = {"second.weight": error.T @ states[-1], "second.bias": error.sum(0)}
-    back = error @ theta["second.weight"]
-    for j in reversed(range(depth)):
-        step, weight, before = theta[f"blocks.{j}.step"], theta[f"blocks.{j}.linear.weight"], states[j]
-        slopes[f"blocks.{j}.step"] = np.array((back * (before @ weight.T)).sum())
-        slopes[f"blocks.{j}.linear.weight"] = step * back.T @ before
-        back = back + step * back @ weight
-    return {**slopes, "first.weight": back.T @ inputs}
 
 
 def cut(value: Array, name: str, units: int) -> Array:
@@ -104,7 +58,7 @@ def test_a_run_equals_numpy(fit: Fit) -> None:
             begun = {name: cut(present[key(name, level)], name, UNITS[level]) for name in names}
             theta = dict(begun)
             for _ in range(STEPS):
-                slopes = gradient(theta, *client_arrays(data, client), DEPTHS[level])
+                slopes = step_gradient(theta, *client_arrays(data, client), DEPTHS[level])
                 theta = {name: theta[name] - LR * slopes[name] for name in names}
             for name in names:
                 where = key(name, level)
@@ -118,8 +72,8 @@ def test_a_run_equals_numpy(fit: Fit) -> None:
 
 
 def test_the_net_of_step_size_one_is_the_plain_one_and_of_step_size_zero_the_skip() -> None:
-    net, x = StepResNet(hidden=(4, 8), norm="group"), torch.randn(3, 1, 8, 8)
-    block: Any = net.stages[0][1]
+    net: Any = StepResNet(hidden=(4, 8), norm="group")
+    x, block = torch.randn(3, 1, 8, 8), net.stages[0][1]
     h = net.stages[0][0](F.relu(net.stem(x)))
     f = block.second(F.relu(block.first(h)))
     assert torch.equal(block(h), F.relu(f + h))
