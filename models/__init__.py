@@ -19,6 +19,7 @@ from hetfl.models.split_convnet import SplitConvNet
 from hetfl.models.static_batch_norm import StaticBatchNorm2d, StaticStatistics
 from hetfl.models.step_resnet import StepResNet
 from hetfl.models.transformer import Transformer
+from hetfl.models.twin import Twin
 
 __all__ = [
     "LSTM",
@@ -34,6 +35,7 @@ __all__ = [
     "StaticStatistics",
     "StepResNet",
     "Transformer",
+    "Twin",
     "make_norm",
     "scaled",
 ]
