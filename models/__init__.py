@@ -15,8 +15,11 @@ from hetfl.models.multi_exit_convnet import MultiExitConvNet
 from hetfl.models.multi_exit_resnet import MultiExitResNet
 from hetfl.models.multi_exit_transformer import MultiExitTransformer
 from hetfl.models.preact_resnet import PreActResNet
+from hetfl.models.split_convnet import SplitConvNet
 from hetfl.models.static_batch_norm import StaticBatchNorm2d, StaticStatistics
+from hetfl.models.step_resnet import StepResNet
 from hetfl.models.transformer import Transformer
+from hetfl.models.twin import Twin
 
 __all__ = [
     "LSTM",
@@ -27,9 +30,12 @@ __all__ = [
     "MultiExitTransformer",
     "PreActResNet",
     "Scaler",
+    "SplitConvNet",
     "StaticBatchNorm2d",
     "StaticStatistics",
+    "StepResNet",
     "Transformer",
+    "Twin",
     "make_norm",
     "scaled",
 ]

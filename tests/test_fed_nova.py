@@ -61,6 +61,15 @@ def test_entries_equal_numpy(seed: int, momentum: float) -> None:
         assert float(step[j]) == pytest.approx(sum(share[k] * effective[k] for k in holders) * mean, abs=1e-12)
 
 
+@given(st.integers(1, 12), st.floats(0.001, 0.9), st.floats(0.001, 2.0))
+def test_effective_steps_of_the_proximal_form_equal_a_loop(steps: int, lr: float, mu: float) -> None:
+    """With constant gradients g, the proximal steps move a client by -γ a g."""
+    moved = 0.0
+    for _ in range(steps):
+        moved -= lr * (1.0 + mu * moved)
+    assert FedNova(proximal_mu=mu).effective(steps, lr) == pytest.approx(-moved / lr, rel=1e-9)
+
+
 def test_equal_steps_give_the_mean_over_samples() -> None:
     updates, held = [[1.0, 2.0], [3.0, -1.0]], [[0, 1], [0, 1]]
     plain, nova = (step_of(mean, updates, held, [3, 3], [2, 5], 2)["w"] for mean in (SampleMean(), FedNova(0.9)))
@@ -71,5 +80,8 @@ def test_the_contract_and_wrong_settings() -> None:
     check_aggregator(FedNova)
     with pytest.raises(ConfigurationError, match=r"momentum in \[0, 1\) for FedNova but got 1.0"):
         FedNova(1.0)
+    for wrong in ({"proximal_mu": -0.1}, {"momentum": 0.5, "proximal_mu": 0.1}):
+        with pytest.raises(ConfigurationError, match="only one of momentum and proximal_mu above 0, for FedNova but"):
+            FedNova(**wrong)
     with pytest.raises(RefusedUpdate, match="at least one local step for FedNova but got 0"):
         step_of(FedNova(), [[1.0]], [[0]], [0], [1], 1)

@@ -18,6 +18,7 @@ from hetfl.selection import (
     DeadlineAware,
     DivFL,
     Everyone,
+    Exclusive,
     LossTimesSize,
     PowerOfChoice,
     Selection,
@@ -42,6 +43,7 @@ ALL: dict[str, Callable[[], Selection]] = {
     "loss_times_size": lambda: LossTimesSize(3),
     "loss_times_size_drawn": lambda: LossTimesSize(3, beta=0.5, candidates=5),
     "deadline": lambda: DeadlineAware(5.0, 3),
+    "exclusive": lambda: Exclusive(3),
 }
 
 
@@ -51,7 +53,7 @@ class Table:
     def __init__(
         self, losses: Sequence[float], seconds: Sequence[float] = (1.0,) * 10, clients: Sequence[int] = range(10)
     ) -> None:
-        self.clients, self.table, self.times = clients, losses, seconds
+        self.clients, self.table, self.times, self.levels = clients, losses, seconds, "a" * 10
         self.asked: list[tuple[int, int | None]] = []
 
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
@@ -61,9 +63,12 @@ class Table:
     def seconds(self, clients: Sequence[int]) -> list[float]:
         return [self.times[client] for client in clients]
 
+    def level(self, client: int) -> str:
+        return self.levels[client]
+
 
 def ready(policy: Selection, sizes: Sequence[int] = SIZES, seed: int = 0) -> Selection:
-    policy.setup(Facts(sizes, seed))
+    policy.setup(Facts(sizes, seed, ("a", "b")))
     return policy
 
 
@@ -118,6 +123,16 @@ def test_only_replayable_policies_work_without_a_probe(name: str) -> None:
     elif name not in ("rpow", "divfl", "divfl_stochastic"):  # these learn from updates, and ask no client
         with pytest.raises(RuntimeError, match="got a replay"):
             policy.select(4, Everyone(10))
+
+
+def test_exclusive_selects_clients_of_the_largest_level_alone() -> None:
+    policy, probe = ready(Exclusive(3)), probe_of(0, 0)
+    probe.levels = "bababbbbba"
+    chosen = [policy.select(round, probe) for round in range(30)]
+    assert all(sorted(each) == [1, 3, 9] for each in chosen)
+    assert len({tuple(each) for each in chosen}) == 6
+    probe.levels = "b" * 10
+    assert policy.select(0, probe) == []
 
 
 def test_draws_by_size_have_the_probabilities_of_sequential_draws() -> None:

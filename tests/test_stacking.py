@@ -77,7 +77,7 @@ def test_selection_files_stack_with_clustering_and_fleet_files(tmp_path: Path, s
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("method", "groups"), PAIRS)
 def test_method_files_stack_with_clustering_files(tmp_path: Path, method: Path, groups: Path) -> None:
-    stages = method.stem in ("depthfl", "inclusivefl")
+    stages = method.stem in ("depthfl", "inclusivefl", "scalefl")
     hidden = "--model.net.hidden=[4,4,4,4]" if stages else "--model.net.hidden=[8,8]"
     files = [CONFIGS / "base.yaml", method, data_of(method), groups]
     table = run(tmp_path, files, hidden, "--model.local.epochs=2")  # stragglers do one epoch

@@ -35,15 +35,20 @@ class Downloads(Piece):
         blocks: by level, the leading block of every tensor, which a client need not be sent; the largest level's first.
         personal: names of the personal tensors, which are not sent.
         size: returns the bytes of values.
+        whole: all of every tensor of the global model; None: the largest level's block.
     """
 
     for_evaluation: ClassVar[bool] = True
 
     def __init__(
-        self, blocks: Mapping[str, Part], personal: frozenset[str] = frozenset(), size: Size = dense_size
+        self,
+        blocks: Mapping[str, Part],
+        personal: frozenset[str] = frozenset(),
+        size: Size = dense_size,
+        whole: Part | None = None,
     ) -> None:
         self.blocks, self.personal, self.size = blocks, personal, size
-        self._whole = next(iter(blocks.values()))
+        self._whole = whole or next(iter(blocks.values()))
         self._positions: dict[int, bytes] = {}  # by client, the key of the part whose positions it was sent last
         self._frozen_held: dict[tuple[int, int], dict[str, Tensor]] = {}  # by client and model, held frozen entries
         self._frozen: Mapping[str, Tensor] = {}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hetfl.analysis.snapshot_files import COUNTS, FOLDER, METADATA, Contents, checksum, path_of, rounds_in
 from hetfl.entries import gather_flat
 from hetfl.errors import ConfigurationError
+from hetfl.levels.copies import copy_name
 from hetfl.models.static_batch_norm import StaticStatistics, static_layers
 from hetfl.part import Part
 from hetfl.submodel import prefix_index, state_of
@@ -127,7 +128,9 @@ class Snapshot:
             raise ConfigurationError(
                 f"Expected a level and its net (entries) among {known} but got {level} ({size}) for {self.path}"
             )
-        block, key = Part(prefix_index(weights, tensors, level)), f"parts/{level}"
+        copies = {name: copy_name(name, level) for name in tensors if copy_name(name, level) in weights}
+        held = {copies.get(name, name): tensor for name, tensor in tensors.items()}
+        block, key = Part(prefix_index(weights, held, level)), f"parts/{level}"
         if key not in self._contents.checksums:
             return block
         whole = Part({name: tuple(slice(0, size) for size in tensor.shape) for name, tensor in weights.items()})
@@ -155,8 +158,8 @@ class Snapshot:
             )
         values_D = part.spread(gather_flat(whole, part))
         with torch.no_grad():
-            for name, values in part.layout.views(values_D).items():
-                tensors[name].copy_(values)
+            for tensor, values in zip(tensors.values(), part.layout.views(values_D).values(), strict=True):
+                tensor.copy_(values)
         for name, layer in layers.items():
             layer.load(StaticStatistics(*statistics[level][name], batches=1))
         return net.eval()

@@ -155,7 +155,7 @@ def _nothing(module: FederatedModule) -> LayerCounts:
 
 def _parts(module: FederatedModule) -> dict[str, bytes]:
     """Return the encoded part of each level after the last round."""
-    blocks, whole = module.levels.indices, module.levels.indices[module.levels.largest]
+    blocks, whole = module.levels.indices, module.levels.whole
     parts = {level: module.parts.of_level(level, module.models.last_round) for level in blocks}
     return {level: encode_part(part, blocks[level], whole) for level, part in parts.items()}
 

@@ -144,7 +144,7 @@ class GlobalModels(nn.ModuleList):
         """
         self.patterns = self.patterns if shared is None else tuple(shared)
         del self[count:]
-        self.extend(self.build(self.levels.largest) for _ in range(count - len(self)))
+        self.extend(self.levels.draw().to(self.like) for _ in range(count - len(self)))
         self.forget()
 
     def renew(self, fresh: Sequence[NewModel], optimizer: Optimizer, round: int, seed: int) -> None:

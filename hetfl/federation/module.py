@@ -1,8 +1,4 @@
-"""Federated learning as a LightningModule: its components, and the hooks that Lightning calls.
-
-:mod:`hetfl.federation.method` has the methods that a subclass overrides, :mod:`hetfl.federation.round` a round, and
-:mod:`hetfl.federation.evaluation` an evaluation.
-"""
+"""Federated learning as a LightningModule: its components, and the hooks that Lightning calls."""
 
 from __future__ import annotations
 
@@ -79,6 +75,7 @@ class FederatedModule(Method):
         deadline: simulated seconds after the start of training; later updates are dropped; None: no deadline.
         statistics_clients: clients per level that gather static batch-norm statistics; None: all that can afford it.
         parts: the part of the global model that a client holds in a round; default: the leading channels and stages.
+        per_level: patterns of names of the tensors of which each level has its own copy; None: there are none.
         personal: tensors that stay with their client, or patterns of their names; None: no personal tensors.
         objective: loss and metrics; default: the objective of the data.
         downlink: how the values that clients are sent are coded; None: they are sent float32.
@@ -107,6 +104,7 @@ class FederatedModule(Method):
         deadline: float | None = None,
         statistics_clients: int | None = None,
         parts: PartRule | None = None,
+        per_level: list[str] | None = None,
         personal: Personal | list[str] | None = None,
         objective: Objective | None = None,
         downlink: Downlink | None = None,
@@ -115,11 +113,10 @@ class FederatedModule(Method):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        default_axis: Axis = "width" if all(level.depth is None for level in self.default_levels.values()) else "depth"
-        self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed, default_axis)
+        axis: Axis = "width" if all(level.depth is None for level in self.default_levels.values()) else "depth"
+        self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed, axis, per_level or ())
         self.clustering, self.parts = clustering or OneCluster(), parts or Prefix()
         self.models = GlobalModels(self.levels, self.clustering.initial_models, self.clustering.shared)
-        self.parts.meet(self.levels, seed)
         self.fleet, self.assignment = fleet or SameDevice(), assignment or Dynamic()
         self.selection, self.local = selection or Uniform(), local or LocalTraining()
         self.uplink, self.penalty = uplink or ErrorFeedback(Identity()), self.local.regulariser
@@ -135,7 +132,9 @@ class FederatedModule(Method):
     def _compose(self) -> None:
         """Build the components of a round from the constructor's arguments."""
         self.automatic_optimization = False
-        self.downloads = Downloads(self.levels.indices, self.downlink.personal, self.downlink.size)
+        self.parts.meet(self.levels, self.seed)
+        values = (self.downlink.personal, self.downlink.size, self.levels.whole)
+        self.downloads = Downloads(self.levels.indices, *values)
         self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downlink)
         side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal, self.hooks)
         self.clients: Clients = OwnClients(self.executor, side)

@@ -72,8 +72,9 @@ class TaskParts:
         parts = {level: self.rule.of_level(level, 1) for level in levels}
         common = {level: self._common(part) for level, part in parts.items()}
         unshared = {level: only(part, frozenset(part) - self.models.shared) for level, part in common.items()}
-        largest = levels.indices[levels.largest]
-        part_bytes = {level: len(encode_part(part, levels.indices[level], largest)) for level, part in parts.items()}
+        part_bytes = {
+            level: len(encode_part(part, levels.indices[level], levels.whole)) for level, part in parts.items()
+        }
         sizes = {level: part.size for level, part in common.items()}
         unshared_sizes = {level: part.size for level, part in unshared.items()}
         return sizes, unshared_sizes, part_bytes, self.broadcast.predicted(parts)

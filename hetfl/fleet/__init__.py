@@ -10,6 +10,7 @@ from hetfl.fleet.discounted_ucb import DiscountedUCB
 from hetfl.fleet.draws import Between, Draw, LogNormal, LogUniform
 from hetfl.fleet.equal_time import EqualTime
 from hetfl.fleet.eucb import EUCB
+from hetfl.fleet.growing import Growing, GrowingOnPlateau
 from hetfl.fleet.learning import LearningAssignment
 from hetfl.fleet.one_for_all import OneForAll
 from hetfl.fleet.outlook import Outlook
@@ -30,6 +31,8 @@ __all__ = [
     "EqualTime",
     "Fixed",
     "Fleet",
+    "Growing",
+    "GrowingOnPlateau",
     "LearningAssignment",
     "LevelAssignment",
     "LogNormal",

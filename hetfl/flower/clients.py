@@ -259,8 +259,7 @@ class FlowerClients(Clients):
         )
 
     def _encoded(self, part: Part, level: str) -> bytes:
-        blocks, largest = self._module.levels.indices, self._module.levels.largest
-        return wire.encode_part(part, blocks[level], blocks[largest])
+        return wire.encode_part(part, self._module.levels.indices[level], self._module.levels.whole)
 
 
 def _named(job: Job) -> tuple[JobName, int | None]:

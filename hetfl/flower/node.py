@@ -134,10 +134,10 @@ class Node:
         return receiving(task, broadcast.read(task, task.source or task.part, messages))
 
     def _part(self, data: bytes, level: str) -> Part:
-        indices = self.module.levels.indices
-        if level not in indices:
-            raise ConfigurationError(f"Expected a level among {list(indices)} but got {level}")
-        return wire.decode_part(data, indices[level], indices[self.module.levels.largest])
+        levels = self.module.levels
+        if level not in levels:
+            raise ConfigurationError(f"Expected a level among {list(levels)} but got {level}")
+        return wire.decode_part(data, levels.indices[level], levels.whole)
 
     def _train(self, request: Request, order: Order) -> ClientAnswer:
         """Train, encode, and write the state that becomes the client's if the server accepts the update."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Work
-from hetfl.layout import Index
 from hetfl.levels.budgets import Allowance, Axis, Budgets
+from hetfl.levels.copies import LevelCopies
 from hetfl.levels.sizes import make_net, rescale
 from hetfl.local.flops import flops_per_sample, layer_shares
 from hetfl.local.nesting import check_nesting
@@ -21,7 +21,7 @@ from hetfl.models.exits import exits_of
 from hetfl.models.static_batch_norm import gathering
 from hetfl.part import Part, only
 from hetfl.seeding import derive
-from hetfl.submodel import extent, prefix_index, state_of
+from hetfl.submodel import prefix_index, state_of
 from hetfl.tree import Tree, cast, in_words, shapes, taken
 from hetfl.types import Level, NetFactory, Task
 
@@ -40,13 +40,17 @@ class LevelSet(Mapping[str, Level]):
         levels: sizes by name, with widths relative to the global model, so that the first is 1; or cost budgets.
         seed: seed of the initial values of the global model.
         own_axis: the axis of the method, for budgets without an axis.
+        per_level: patterns of names of the tensors of which each level has its own copy.
 
     Attributes:
         budgets: the cost budgets; None for levels that are given by size.
         allowances: cost limit and cost by level; empty without budgets.
         largest: name of the first level.
         net: the global model.
-        indices: by level, the leading block of every tensor that its sub-model holds.
+        blocks: by level, the leading block of every tensor that its sub-model has.
+        copies: the per-level tensors.
+        indices: by level, the block in the global model that its sub-model holds: ``blocks``, with the level's copies.
+        whole: all of every tensor of the global model.
         sizes: by level, the number of entries that it holds, float buffers and frozen parameters included.
         parameters: by level, the number of parameters.
         flops: by level, the FLOPs of one sample for a forward pass, and for forward and backward; empty before
@@ -59,7 +63,12 @@ class LevelSet(Mapping[str, Level]):
     """
 
     def __init__(
-        self, factory: NetFactory, levels: Mapping[str, Level] | Budgets, seed: int, own_axis: Axis = "width"
+        self,
+        factory: NetFactory,
+        levels: Mapping[str, Level] | Budgets,
+        seed: int,
+        own_axis: Axis = "width",
+        per_level: Sequence[str] = (),
     ) -> None:
         self._factory = factory
         self.budgets = levels if isinstance(levels, Budgets) else None
@@ -72,25 +81,20 @@ class LevelSet(Mapping[str, Level]):
         for level in self._levels.values():
             _check(level)
         self.largest = next(iter(self._levels))
-        if self._levels[self.largest].width != 1.0:
-            raise ConfigurationError(
-                f"Expected the first level to be the global model, of width 1, but got level {self.largest} of "
-                f"width {self._levels[self.largest].width}: widths are relative; make the net itself smaller "
-                "(its hidden sizes)"
-            )
-        if self._levels[self.largest].density != 1.0:
-            raise ConfigurationError(
-                f"Expected the first level to be the global model, of density 1, but got level {self.largest} of "
-                f"density {self._levels[self.largest].density:g}"
-            )
+        _check_first(self._levels[self.largest])
         self._seed, self._shares = seed, dict[str, dict[str, float]]()
         self.flops: dict[str, tuple[float, float]] = {}
         self.samples: Tree | None = None
+        self.copies = LevelCopies()
         self.net = self.draw()
         whole = state_of(self.net)
         nets = {name: self.build(name) for name in self}
         parts = {name: state_of(net) for name, net in nets.items()}
-        self.indices = {name: Part(prefix_index(whole, part, name)) for name, part in parts.items()}
+        self.blocks = {name: Part(prefix_index(whole, part, name)) for name, part in parts.items()}
+        self.copies = LevelCopies(per_level, self.blocks)
+        whole = state_of(self.copies.add_to(self.net))
+        self.indices = {name: self.copies.index(name) for name in self}
+        self.whole = Part(prefix_index(whole, whole, self.largest)) if self.copies.names else self.blocks[self.largest]
         self.sizes = {name: sum(tensor.numel() for tensor in part.values()) for name, part in parts.items()}
         self.parameters = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
         self._compare_sizes()
@@ -129,7 +133,7 @@ class LevelSet(Mapping[str, Level]):
                     f"{self.sizes[self.largest]}"
                 )
         narrow = [name for name, level in self._levels.items() if level.width < 1 and name not in self.allowances]
-        if narrow and all(self.indices[name] == self.indices[self.largest] for name in narrow):
+        if narrow and all(self.blocks[name] == self.blocks[self.largest] for name in narrow):
             rank_zero_warn(
                 f"Expected a net that is smaller at level {narrow[-1]}, of width {self._levels[narrow[-1]].width}, but "
                 f"got {type(self.net).__name__} of one size: does it use the width that its constructor is given?"
@@ -143,7 +147,7 @@ class LevelSet(Mapping[str, Level]):
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self._seed, "net", *names))
-            return self.build(self.largest)
+            return self.copies.add_to(self.build(self.largest))
 
     def inspect(
         self,
@@ -184,7 +188,7 @@ class LevelSet(Mapping[str, Level]):
                 _probe_method(predict, net, inputs_N, output_shape, check)
             parts = [] if part is None or name == self.largest else [part(name, round) for round in (0, 1)]
             for each in {each.key: each for each in parts}.values():
-                check_nesting(self.net, net, each, inputs_N, name)
+                check_nesting(self.net, net, self.copies.block(each), inputs_N, name)
             self.flops[name] = flops_per_sample(net, taken(inputs_N, slice(2)))
         return self.flops
 
@@ -244,7 +248,7 @@ class LevelSet(Mapping[str, Level]):
 
     def affords(self, has: str, level: str) -> bool:
         """Return whether a client of level ``has`` can run the sub-model of ``level``: it holds all its entries."""
-        return _contains(self.indices[has], self.indices[level])
+        return self.blocks[has].covers(self.blocks[level])
 
 
 def _probe_method(
@@ -265,14 +269,6 @@ def _probe_method(
         check(outputs)
 
 
-def _contains(outer: Index, inner: Index) -> bool:
-    """Return whether every leading block of ``inner`` lies within that of ``outer``."""
-    return all(
-        name in outer and all(i <= o for i, o in zip(extent(entry), extent(outer[name]), strict=True))
-        for name, entry in inner.items()
-    )
-
-
 def _check(level: Level) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", level.name) or level.name.startswith("head_"):
         raise ConfigurationError(
@@ -284,3 +280,16 @@ def _check(level: Level) -> None:
         raise ConfigurationError(f"Expected density in (0, 1] for level {level.name} but got {level.density}")
     if level.depth is not None and level.depth < 1:
         raise ConfigurationError(f"Expected depth of at least 1 for level {level.name} but got {level.depth}")
+
+
+def _check_first(level: Level) -> None:
+    if level.width != 1.0:
+        raise ConfigurationError(
+            f"Expected the first level to be the global model, of width 1, but got level {level.name} of width "
+            f"{level.width}: widths are relative; make the net itself smaller (its hidden sizes)"
+        )
+    if level.density != 1.0:
+        raise ConfigurationError(
+            f"Expected the first level to be the global model, of density 1, but got level {level.name} of density "
+            f"{level.density:g}"
+        )

@@ -86,7 +86,7 @@ class ResidentNet:
         key = (*values, part.key)
         if self.loaded == key:
             return
-        views = [take(tensors[name], part[name]) for name in self._anchor_views]
+        views = [take(tensors[name], entry) for name, entry in part.items()]  # in the order of the net's tensors
         torch._foreach_copy_(list(self._anchor_views.values()), views)
         self.hold(part)
         self.loaded = key

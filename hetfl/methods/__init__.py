@@ -1,7 +1,11 @@
 """Methods, one file per paper."""
 
 from hetfl.methods.depthfl import DepthFL
+from hetfl.methods.ditto import Ditto
 from hetfl.methods.fedavg import FedAvg
+from hetfl.methods.fjord import FjORD
 from hetfl.methods.heterofl import HeteroFL
+from hetfl.methods.scalefl import ScaleFL
+from hetfl.methods.split_mix import SplitMix
 
-__all__ = ["DepthFL", "FedAvg", "HeteroFL"]
+__all__ = ["DepthFL", "Ditto", "FedAvg", "FjORD", "HeteroFL", "ScaleFL", "SplitMix"]

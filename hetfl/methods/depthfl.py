@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.levels.budgets import Budgets
+from hetfl.methods.distillation import check_distribution
+from hetfl.methods.exits import named_heads
 from hetfl.models.exits import Stage
 from hetfl.objectives import Objective
 from hetfl.part import Part, only
@@ -116,11 +118,7 @@ class DepthFL(FederatedModule):
             ConfigurationError: the outputs are no distribution, or an error of the base class.
         """
         super().check_objective(objective)
-        if self.distillation and not objective.probabilities:
-            raise ConfigurationError(
-                f"Expected distillation false for {type(objective).__name__}, whose outputs are no distribution, but "
-                "got true"
-            )
+        check_distribution(objective, self.distillation)
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         """Return the client's part, with ``deepest_only`` without its shallower heads."""
@@ -152,6 +150,6 @@ class DepthFL(FederatedModule):
         return self.predict_heads(net, inputs)[0]
 
     def predict_heads(self, net: nn.Module, inputs: Tree) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean of the heads' logits, and each head's logits by name: ``head_1`` is the shallowest."""
+        """Return the mean of the heads' logits, and each exit's logits by name: ``head_1`` is the shallowest."""
         logits_HNK = net(inputs)
-        return logits_HNK.mean(0), {f"head_{i}": logits for i, logits in enumerate(logits_HNK, start=1)}
+        return logits_HNK.mean(0), named_heads(logits_HNK)

@@ -92,7 +92,8 @@ class HeteroFL(FederatedModule):
         for name, output in reversed(outputs.items()):
             if output.numel() == logits.numel() and torch.equal(output.flatten(), logits.flatten()):
                 prefix = f"{name}." if name else ""
-                return frozenset({f"{prefix}weight", f"{prefix}bias"} & self.models.trained)
+                names = frozenset({f"{prefix}weight", f"{prefix}bias"} & self.models.trained)
+                return self.levels.copies.with_copies(names)
         raise ConfigurationError(
             "Expected a net whose last layer gives the logits, with a row of weights per class, but got none"
         )

@@ -1,6 +1,7 @@
 """Part rules: which part of a global model a client holds in a round, one rule per file."""
 
 from hetfl.parts.base import NOBODY, PartRule
+from hetfl.parts.base_nets import BaseNets
 from hetfl.parts.client_importance import ClientImportance
 from hetfl.parts.dynamic_mask import DynamicMask
 from hetfl.parts.greedy_mask import GreedyMask
@@ -17,6 +18,7 @@ from hetfl.parts.voted_mask import VotedMask
 
 __all__ = [
     "NOBODY",
+    "BaseNets",
     "ClientImportance",
     "DynamicMask",
     "GreedyMask",

@@ -74,6 +74,9 @@ class PartRule(Piece):
     masks: ClassVar[bool] = False
     """Whether parts may have a mask, and levels a density below 1."""
 
+    per_level: ClassVar[bool] = False
+    """Whether levels may have their own copies of some tensors."""
+
     replayable: ClassVar[bool] = True
     """Whether the parts of any round can be asked for at any time: they depend on the arguments and the seed alone."""
 
@@ -90,9 +93,14 @@ class PartRule(Piece):
         """Set the levels and the seed.
 
         Raises:
-            ConfigurationError: a level has a density below 1, and the rule makes no masks.
+            ConfigurationError: a level has a density below 1, and the rule makes no masks; or there are per-level
+                tensors, and the rule does not take them.
         """
         self.levels, self.seed = levels, seed
+        if levels.copies.names and not self.per_level:
+            raise ConfigurationError(
+                f"Expected a part rule for per_level tensors, such as hetfl.parts.Prefix, but got {type(self).__name__}"
+            )
         for name, level in levels.items():
             if level.density < 1 and not self.masks:
                 raise ConfigurationError(
@@ -142,7 +150,7 @@ class PartRule(Piece):
                 f"Expected a Part (hetfl.part) from {type(self).__name__}.part but got {type(part).__name__}"
             )
         shapes, block = part.layout.shapes, self.levels.indices[level].layout.shapes
-        if shapes != block:
+        if list(shapes.items()) != list(block.items()):
             where = next((repr(n) for n in [*shapes, *block] if shapes.get(n) != block.get(n)), "the order of tensors")
             raise ConfigurationError(
                 f"Expected parts of the shapes of the net at level {level} from {type(self).__name__} but got others "
@@ -166,7 +174,7 @@ class PartRule(Piece):
 
     def _misplaced(self, part: Part) -> str:
         """Return the name of a tensor whose positions do not rise within the global model's; empty if there is none."""
-        whole = self.levels.indices[self.levels.largest].layout.shapes
+        whole = self.levels.whole.layout.shapes
         for name, dimensions in part.items():
             for held, size in zip(dimensions, whole[name], strict=True):
                 if not rise_within(held, size):
@@ -197,7 +205,7 @@ class PartRule(Piece):
             level: name of the level.
             channels: returns the held channels of a dimension.
         """
-        whole, block = self.levels.indices[self.levels.largest].layout.shapes, self.levels.indices[level].layout.shapes
+        whole, block = self.levels.whole.layout.shapes, self.levels.indices[level].layout.shapes
         chosen: dict[tuple[int, int], slice | Tensor] = {}
 
         def positions(of: int, held: int) -> slice | Tensor:

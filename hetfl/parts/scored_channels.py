@@ -143,7 +143,7 @@ class ScoredChannels(PartRule):
 
     def _scaled(self, block: Part) -> Iterator[tuple[str, int, int]]:
         """Yield the name of a tensor, a dimension and its size, where a level has fewer positions than the net."""
-        whole = self.levels.indices[self.levels.largest].layout.shapes
+        whole = self.levels.whole.layout.shapes
         for name, shape in block.layout.shapes.items():
             yield from ((name, dim, size) for dim, size in enumerate(shape) if size < whole[name][dim])
 

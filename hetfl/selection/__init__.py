@@ -3,6 +3,7 @@
 from hetfl.selection.base import Everyone, Probe, Selection
 from hetfl.selection.deadline_aware import DeadlineAware
 from hetfl.selection.divfl import DivFL
+from hetfl.selection.exclusive import Exclusive
 from hetfl.selection.loss_times_size import LossTimesSize
 from hetfl.selection.power_of_choice import PowerOfChoice
 from hetfl.selection.size_weighted import SizeWeighted
@@ -12,6 +13,7 @@ __all__ = [
     "DeadlineAware",
     "DivFL",
     "Everyone",
+    "Exclusive",
     "LossTimesSize",
     "PowerOfChoice",
     "Probe",

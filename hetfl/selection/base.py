@@ -20,6 +20,10 @@ class Probe(Protocol):
         """The ids of the reachable clients, ascending."""
         ...
 
+    def level(self, client: int) -> str:
+        """Return the name of a client's level in the round; this has no cost."""
+        ...
+
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
         """Return the mean loss of the present global model, at each client's level, on its own training data.
 
@@ -43,6 +47,14 @@ class Everyone:
 
     def __init__(self, num_clients: int) -> None:
         self.clients = range(num_clients)
+
+    def level(self, client: int) -> str:
+        """Refuse to name a level.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(f"Expected a real round to ask for the level of client {client} but got a replay")
 
     def losses(self, clients: Sequence[int], samples: int | None = None) -> list[float]:
         """Refuse to ask clients.

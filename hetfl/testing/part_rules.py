@@ -80,7 +80,7 @@ def _checked(rule: PartRule, level: str, round: int, client: int) -> Part:
     name, levels = type(rule).__name__, rule.levels
     part = rule.part(level, round, client)
     require(isinstance(part, Part), f"a Part (hetfl.part) from {name}.part", type(part).__name__)
-    whole = levels.indices[levels.largest].layout.shapes
+    whole = levels.whole.layout.shapes
     for tensor, entry in part.items():
         require(tensor in whole, f"tensors of the global model from {name}", repr(tensor))
         for of, positions in zip(whole[tensor], entry, strict=True):
