@@ -1,4 +1,4 @@
-"""Language models from the command line: the packaged experiments on a generated text and on small files."""
+"""Language models from the command line: methods on a generated text, and HeteroFL's experiment on small files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ BEST, WORST = 4.0, 32.0
 
 SLOW = pytest.mark.slow
 
-WIDTH = ["-c", "experiment/text_width"]
-GENERATED = [
-    *("-c", "data/markov_text", "--data.words=8000", "--data.rows=8", "--data.num_clients=4"),
-    *("--model.net.vocab_size=32", "--model.net.channels=16", "--model.net.feed_forward=16"),
+SMALL = [
+    *("--data.words=8000", "--data.rows=8", "--data.num_clients=4", "--model.net.channels=16"),
     *("--model.selection.clients_per_round=3", "--trainer.check_val_every_n_epoch=2", *UNTESTED),
 ]
-LEVELS = {
-    "width": "{a: {width: 1.0}, b: {width: 0.5}}",
-    "depth": "{a: {depth: 4}, b: {depth: 1}}",
-    "both": "{a: {depth: 4}, b: {width: 0.5, depth: 2}}",
-    "fedavg": "{a: {width: 1.0}}",
+EXITS = [
+    *("--model=hetfl.DepthFL", "--model.net=hetfl.models.MultiExitTransformer", "--model.net.vocab_size=32"),
+    *("--model.net.pooling=none", "--model.net.layers=4", "--model.net.heads=4", "--model.net.feed_forward=16"),
+]
+CHANGES = {
+    "width": ["--model.levels={a: {width: 1.0}, b: {width: 0.5}}"],
+    "depth": [*EXITS, "--model.levels={a: {depth: 4}, b: {depth: 1}}"],
+    "both": [*EXITS, "--model.levels={a: {depth: 4}, b: {width: 0.5, depth: 2}}"],
+    "fedavg": ["-c", "method/fedavg"],
 }
 
 
@@ -36,15 +38,12 @@ def metrics(folder: Path) -> pd.DataFrame:
 
 
 def generated(name: str, folder: Path, rounds: int) -> list[str]:
-    """Return the arguments of an experiment on the generated text."""
-    stacked = [] if name == "width" else ["-c", f"experiment/text_{name}"]
-    proportions = "{a: 1}" if name == "fedavg" else "{a: 1, b: 1}"
-    levels = [f"--model.levels={LEVELS[name]}", f"--model.assignment.proportions={proportions}"]
+    """Return the arguments of a method on the generated text."""
     where = [f"--trainer.logger.root={folder}", f"--trainer.max_epochs={rounds}"]
-    return ["fit", *WIDTH, *stacked, *GENERATED, *levels, *where]
+    return ["fit", "-c", "experiment/text_demo", *CHANGES[name], *SMALL, *where]
 
 
-@pytest.mark.parametrize("name", [name if name == "width" else pytest.param(name, marks=SLOW) for name in LEVELS])
+@pytest.mark.parametrize("name", [name if name == "width" else pytest.param(name, marks=SLOW) for name in CHANGES])
 def test_every_method_learns_the_generated_text(name: str, tmp_path: Path) -> None:
     """After eight rounds the largest level is nearer to the best perplexity than to that of single tokens."""
     main(generated(name, tmp_path, 8))
