@@ -24,6 +24,7 @@ class BareLoop:
         epochs: passes over the data of a client.
         batch_size: samples of a step.
         foreach: clip all tensors in one call.
+        num_classes: number of classes K.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class BareLoop:
         epochs: int,
         batch_size: int,
         foreach: bool,
+        num_classes: int = 10,
     ) -> None:
         self.nets = {level: net.train() for level, net in nets.items()}
         self.parameters = {level: list(net.parameters()) for level, net in nets.items()}
@@ -50,7 +52,8 @@ class BareLoop:
             ]
             for level, parameters in self.parameters.items()
         }
-        self.clients = [(images, targets, torch.bincount(targets, minlength=10) == 0) for images, targets in clients]
+        counts = [targets.flatten().bincount(minlength=num_classes) for _, targets in clients]
+        self.clients = [(*client, count_K == 0) for client, count_K in zip(clients, counts, strict=True)]
         self.dtype = torch.get_default_dtype()
         self.mean, self.std, self.clip, self.foreach = mean, std, clip, foreach
         self.epochs, self.batch_size = epochs, batch_size
@@ -65,7 +68,7 @@ class BareLoop:
     def train(self, client: int, level: str, seed: int, start: Sequence[Tensor]) -> list[Tensor]:
         """Return the delta of a client, tensor by tensor."""
         net, parameters, optimizer = self.nets[level], self.parameters[level], self.optimizers[level]
-        images, targets, absent_K = self.clients[client]
+        samples = len(self.clients[client][1])
         with torch.no_grad():
             for parameter, value in zip(parameters, start, strict=True):
                 parameter.copy_(value)
@@ -73,17 +76,22 @@ class BareLoop:
         random = torch.Generator().manual_seed(seed)
         total = 0.0
         for _ in range(self.epochs):
-            for batch in batches(torch.randperm(len(targets), generator=random), self.batch_size):
-                inputs = images[batch].to(self.dtype).sub_(self.mean).div_(self.std)
-                loss = F.cross_entropy(net(inputs).masked_fill(absent_K, 0.0), targets[batch])
+            for batch in batches(torch.randperm(samples, generator=random), self.batch_size):
+                loss = self.loss_of(net, client, batch)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, self.clip, foreach=self.foreach or None)
                 optimizer.step()
                 total += loss.item() * len(batch)
-        self.loss = total / (self.epochs * len(targets))
+        self.loss = total / (self.epochs * samples)
         with torch.no_grad():
             return [parameter - value for parameter, value in zip(parameters, start, strict=True)]
+
+    def loss_of(self, net: nn.Module, client: int, batch: Tensor) -> Tensor:
+        """Return the loss of a batch of positions in the samples of a client."""
+        images, targets, absent_K = self.clients[client]
+        inputs = images[batch].to(self.dtype).sub_(self.mean).div_(self.std)
+        return F.cross_entropy(net(inputs).masked_fill(absent_K, 0.0), targets[batch])
 
 
 def batches(order: Tensor, size: int) -> list[Tensor]:

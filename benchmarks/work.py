@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from bare import BareLoop
@@ -52,6 +52,9 @@ class Setting:
     channels: int = 1
     cnn: bool = False
 
+    loop: ClassVar[type[BareLoop]] = BareLoop
+    """The class of the bare loop."""
+
     def net(self, *, width: float = 1.0) -> nn.Module:
         """Return the net of a width."""
         return CNN() if self.cnn else ConvNet(in_channels=self.channels, hidden=self.hidden, width=width)
@@ -98,7 +101,7 @@ def bare_loop(setting: Setting, data: TensorData, tensors: dict[str, Tensor], fo
     """Return the bare loop for the same clients and the same global tensors."""
     nets = {level: setting.level_net(level) for level in setting.levels}
     clients = [data.client_data(k) for k in range(setting.clients)]
-    return BareLoop(
+    return setting.loop(
         nets,
         list(tensors.values()),
         [(client.inputs, client.targets) for client in clients],
@@ -109,6 +112,7 @@ def bare_loop(setting: Setting, data: TensorData, tensors: dict[str, Tensor], fo
         epochs=setting.epochs,
         batch_size=setting.batch_size,
         foreach=foreach,
+        num_classes=data.num_classes,
     )
 
 

@@ -14,6 +14,7 @@ from hetfl.models.mlp import MLP
 from hetfl.models.multi_exit_convnet import MultiExitConvNet
 from hetfl.models.multi_exit_resnet import MultiExitResNet
 from hetfl.models.multi_exit_transformer import MultiExitTransformer
+from hetfl.models.post_norm_transformer import PostNormTransformer
 from hetfl.models.preact_resnet import PreActResNet
 from hetfl.models.split_convnet import SplitConvNet
 from hetfl.models.static_batch_norm import StaticBatchNorm2d, StaticStatistics
@@ -28,6 +29,7 @@ __all__ = [
     "MultiExitConvNet",
     "MultiExitResNet",
     "MultiExitTransformer",
+    "PostNormTransformer",
     "PreActResNet",
     "Scaler",
     "SplitConvNet",

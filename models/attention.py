@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch.nn import functional as F
 
 from hetfl.errors import ConfigurationError
 from hetfl.models.layers import Scaler, scaled
+
+Temperature = Literal["global", "local"]
+"""The channels D of a head in the scale of attention: those of the full width, or those of the net itself."""
 
 
 def attended(mask_NT: Tensor | None, causal: bool, length: int, device: torch.device) -> Tensor | None:
@@ -43,25 +47,32 @@ class Attention(nn.Module):
     A narrower net has the same number of heads with fewer channels D each, as in HeteroFL. The heads and the choice of
     query, key and value are separate dimensions, which are never scaled: ``qkv_weight`` is (D, 3, heads, E) and
     ``out_weight`` (E, heads, D). Therefore the leading block of every tensor is a narrower attention, and so is any
-    other choice of channels that is the same for dimensions of equal size. Query, key and value have no biases. At
-    every width the scale s has the D of the full width, so a narrow net computes the same as the full net with the
-    other channels at 0. (HeteroFL's code uses the D of the narrow net, and has biases.)
+    other choice of channels that is the same for dimensions of equal size. If the scale s has the D of the full width
+    at every width, a narrow net computes the same as the full net with the other channels at 0; in HeteroFL's code it
+    has the D of the narrow net.
 
     Args:
         channels: channels E of input and output at width 1.
         heads: number of heads; never scaled.
         width: width ratio in (0, 1]; a Scaler follows query, key and value, and another the output.
+        bias: whether query, key and value have biases, ``qkv_bias`` (D, 3, heads), initialised with 0.
+        temperature: ``global``: the scale has the D of the full width; ``local``: that of this net.
 
     Raises:
-        ConfigurationError: the heads do not divide the channels.
+        ConfigurationError: the heads do not divide the channels, or the temperature is unknown.
     """
 
-    def __init__(self, channels: int, heads: int, width: float) -> None:
+    def __init__(
+        self, channels: int, heads: int, width: float, bias: bool = False, temperature: Temperature = "global"
+    ) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
             raise ConfigurationError(f"Expected heads that divide {channels} channels but got {heads}")
-        self.scale = (channels // heads) ** -0.5
+        if temperature not in ("global", "local"):
+            raise ConfigurationError(f"Expected temperature in ('global', 'local') but got {temperature!r}")
         narrow, head = scaled(channels, width), scaled(channels // heads, width)
+        self.scale = (channels // heads if temperature == "global" else head) ** -0.5
+        self.qkv_bias = nn.Parameter(torch.zeros(head, 3, heads)) if bias else None
         self.qkv_weight = nn.Parameter(torch.empty(head, 3, heads, narrow))
         self.out_weight = nn.Parameter(torch.empty(narrow, heads, head))
         self.out_bias = nn.Parameter(torch.zeros(narrow))
@@ -77,7 +88,8 @@ class Attention(nn.Module):
             reads: which tokens each token attends to (:func:`attended`); None: all tokens.
         """
         head, _, heads, _ = self.qkv_weight.shape
-        qkv_NTC = self.scaler(F.linear(x_NTE, self.qkv_weight.permute(1, 2, 0, 3).flatten(0, 2)))
+        bias = None if self.qkv_bias is None else self.qkv_bias.permute(1, 2, 0).flatten()
+        qkv_NTC = self.scaler(F.linear(x_NTE, self.qkv_weight.permute(1, 2, 0, 3).flatten(0, 2), bias))
         query, key, value = qkv_NTC.unflatten(-1, (3, heads, head)).permute(2, 0, 3, 1, 4).unbind(0)
         scores_NHTT = query @ key.mT * self.scale
         if reads is not None:

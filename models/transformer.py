@@ -14,11 +14,11 @@ from hetfl.models.tokens import Pooling, PositionalEmbedding, TokenInputs, check
 class Transformer(nn.Module):
     """Embedding of tokens and positions, blocks of attention and two linear layers, layer norm, mean, linear.
 
-    The sizes are those of HeteroFL's Transformer (Diao, Ding, Tarokh: HeteroFL, ICLR 2021, appendix). Unlike in
-    HeteroFL, norms precede the attention instead of following the sum, and the classifier is a single layer. Channels
-    of a token, of a head and between the linear layers are scaled; vocabulary, positions, heads and classes are not. A
-    net with fewer blocks has the first blocks of a deeper net, followed by the same norm and classifier. Inputs are
-    token ids, so there is no ``in_channels``.
+    The sizes are those of HeteroFL's Transformer (Diao, Ding, Tarokh: HeteroFL, ICLR 2021, appendix), which is
+    :class:`~hetfl.models.PostNormTransformer`. Here norms precede the attention instead of following the sum, and the
+    classifier is a single layer. Channels of a token, of a head and between the linear layers are scaled; vocabulary,
+    positions, heads and classes are not. A net with fewer blocks has the first blocks of a deeper net, followed by the
+    same norm and classifier. Inputs are token ids, so there is no ``in_channels``.
 
     Args:
         vocab_size: number of token ids V, including ids for padding and for masked tokens if there are any.

@@ -20,6 +20,7 @@ from round import Federation, check, local_rounds, whole_rounds
 from scale import run as scale
 from startup import empty_rounds
 from structured import choices, pruned_rounds
+from text import TextSetting, speeds, text_rounds
 from timing import Row, double_precision, interleaved, report, rows
 from wire_memory import KINDS, coded, resident, updated
 from work import Setting, bare_loop, bare_work
@@ -41,6 +42,15 @@ def test_local_rounds_are_checked_and_timed() -> None:
         *("Workers(2)", "Workers(2, Stacked)", "Workers(2, Stacked(1))", "Stacked"),
     ]
     assert all(len(row.seconds) == 1 for row in timings)
+
+
+def test_rounds_of_a_language_model_are_checked_and_their_tokens_counted() -> None:
+    setting = TextSetting("d", clients=4, cohort=2, samples=5, batch_size=2, vocabulary=12, length=4, channels=16)
+    timings = text_rounds(setting, blocks=1)
+    assert [row.side for row in timings] == ["bare loop, 1 thread", "bare loop, 1 thread, foreach", "Sequential"]
+    assert setting.tokens == 2 * 5 * 4
+    slow = Row("case", "slow", [0.5], [0.25])
+    assert speeds(setting, [slow]) == ["slow: 80 tokens per second, 0.500 of slow"]
 
 
 def test_the_memory_of_this_process_is_measured_in_bytes() -> None:

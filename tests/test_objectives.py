@@ -221,6 +221,16 @@ def test_only_masked_tokens_are_predicted() -> None:
     assert torch.equal(all_of_them, tokens)
 
 
+def test_the_score_of_masked_tokens_is_not_called_a_perplexity_of_the_text() -> None:
+    objective = LanguageModelling(masked=0.3, mask_token=4, only_masked=False)
+    scores = LevelScores(["a"], objective, 4)
+    scores.update({"a": torch.zeros(2, 3, 4)}, torch.ones(2, 3, dtype=torch.long))
+    actual = scores.compute("val")
+    assert actual["val/masked_perplexity"].item() == pytest.approx(4.0)
+    assert "val/perplexity" not in actual
+    assert not objective.headline.higher_is_better
+
+
 @pytest.mark.parametrize(
     ("objective", "targets", "message"),
     [

@@ -14,6 +14,7 @@ from hetfl.data.huggingface import HuggingFaceData
 from hetfl.data.image_folder import ImageFolder
 from hetfl.data.label_noise import LabelNoise
 from hetfl.data.loaders import EvalBatch
+from hetfl.data.markov_text import MarkovText
 from hetfl.data.matched import matched_partition
 from hetfl.data.mix import class_mix, client_table, divergence
 from hetfl.data.mnist import MNIST, FashionMNIST
@@ -26,7 +27,9 @@ from hetfl.data.shards import LabelShards
 from hetfl.data.tensor_data import TensorData
 from hetfl.data.text_file import TextFile
 from hetfl.data.text_table import TextTable
+from hetfl.data.token_rows import TokenRows
 from hetfl.data.transform import ImageTransform, Plain, Transform
+from hetfl.data.wikitext2 import WikiText2
 
 __all__ = [
     "CIFAR10",
@@ -51,6 +54,7 @@ __all__ = [
     "ImageTransform",
     "LabelNoise",
     "LabelShards",
+    "MarkovText",
     "NaturalIds",
     "Partitioner",
     "PathologicalLabels",
@@ -60,7 +64,9 @@ __all__ = [
     "TensorData",
     "TextFile",
     "TextTable",
+    "TokenRows",
     "Transform",
+    "WikiText2",
     "class_mix",
     "client_table",
     "divergence",

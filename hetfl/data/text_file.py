@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hetfl.data.arrays import Arrays, ClientData
 from hetfl.data.module import FederatedDataModule
-from hetfl.data.words import UNKNOWN, Vocabulary, words_of
+from hetfl.data.windows import Targets, windows
+from hetfl.data.words import UNKNOWN, Vocabulary, text_in, words_of
 from hetfl.errors import ConfigurationError
 from hetfl.objectives import LanguageModelling
-from hetfl.reading import LARGEST_DATA, check_size
 
 
 class TextFile(FederatedDataModule):
@@ -43,7 +43,7 @@ class TextFile(FederatedDataModule):
         test_path: str,
         vocabulary: int = 10000,
         length: int = 64,
-        targets: Literal["next", "same"] = "next",
+        targets: Targets = "next",
         by_place: bool = True,
         encoding: str = "utf-8",
         num_clients: int = 100,
@@ -70,25 +70,19 @@ class TextFile(FederatedDataModule):
         )
 
     def _words(self, path: str) -> list[str]:
-        try:
-            check_size(Path(path), LARGEST_DATA)
-            return words_of(Path(path).read_text(self.encoding))
-        except (OSError, ValueError, LookupError) as error:
-            raise ConfigurationError(f"Expected a text file in {path} but got: {str(error).splitlines()[0]}") from error
+        return words_of(text_in(Path(path), self.encoding))
 
     def _samples(self, vocabulary: Vocabulary, words: list[str], path: str) -> ClientData:
         ahead = 1 if self.targets == "next" else 0
         tokens = torch.tensor(vocabulary.tokens(words), dtype=torch.int64)
-        count = (len(tokens) - ahead) // self.length
-        if count < self.clients:
+        data, _ = windows(tokens, self.length, self.targets)
+        if len(data) < self.clients:
             raise ConfigurationError(
                 f"Expected at least {self.clients * self.length + ahead} words in {path}, {self.length} for each of "
                 f"{self.clients} clients, but got {len(tokens)}"
             )
-        inputs = tokens[: count * self.length].view(count, self.length)
-        targets = tokens[ahead : ahead + count * self.length].view(count, self.length)
         objective = self._objective if isinstance(self._objective, LanguageModelling) else LanguageModelling()
-        return ClientData(inputs, targets.masked_fill(targets == UNKNOWN, objective.ignore))
+        return ClientData(data.inputs, data.targets.masked_fill(data.targets == UNKNOWN, objective.ignore))
 
     def _owners(self, count: int) -> Tensor | None:
         """Return the client of each sample, in contiguous equal parts; None if the partitioner decides."""

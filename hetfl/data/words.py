@@ -5,14 +5,29 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.reading import LARGEST_DATA, check_size
 
 PADDING, UNKNOWN = 0, 1
 """Tokens that are not words: the first pads short texts, the second stands for words outside the vocabulary."""
+
+
+def text_in(path: Path, encoding: str) -> str:
+    """Return the text of a file.
+
+    Raises:
+        ConfigurationError: the file is missing, too large, or not a text in this encoding.
+    """
+    try:
+        check_size(path, LARGEST_DATA)
+        return path.read_text(encoding)
+    except (OSError, ValueError, LookupError) as error:
+        raise ConfigurationError(f"Expected a text file in {path} but got: {str(error).splitlines()[0]}") from error
 
 
 def words_of(text: str) -> list[str]:
@@ -25,26 +40,39 @@ def words_of(text: str) -> list[str]:
 
 
 class Vocabulary:
-    """The most frequent words of some texts, numbered from 2; equally frequent words are in alphabetical order.
+    """The most frequent words of some texts, behind some special ones; equal ones are in alphabetical order.
 
     Args:
         texts: lists of words.
-        size: number of tokens, :data:`PADDING` and :data:`UNKNOWN` included.
+        size: number of tokens, special ones included; None: that of all words.
+        special: the words of tokens 0, 1, ...; by default two that no text has, for :data:`PADDING` and
+            :data:`UNKNOWN`.
+        unknown: the special word in place of words outside the vocabulary.
 
     Raises:
-        ConfigurationError: the size is below 3.
+        ConfigurationError: the size leaves no token for a word.
     """
 
-    def __init__(self, texts: Iterable[Sequence[str]], size: int) -> None:
-        if size < 3:
-            raise ConfigurationError(f"Expected a vocabulary of at least 3 tokens but got {size}")
+    def __init__(
+        self,
+        texts: Iterable[Sequence[str]],
+        size: int | None,
+        special: Sequence[str] = ("", " "),
+        unknown: str = " ",
+    ) -> None:
+        fewest = len(special) + 1
+        if size is not None and size < fewest:
+            raise ConfigurationError(f"Expected a vocabulary of at least {fewest} tokens but got {size}")
         counts = Counter(word for text in texts for word in text)
-        common = sorted(counts, key=lambda word: (-counts[word], word))[: size - 2]
-        self.size, self._tokens = size, {word: token for token, word in enumerate(common, start=2)}
+        words = sorted(counts.keys() - set(special), key=lambda word: (-counts[word], word))
+        common = [*special, *words][:size]
+        self.size = len(common) if size is None else size
+        self._tokens = {word: token for token, word in enumerate(common)}
+        self._unknown = self._tokens[unknown]
 
     def tokens(self, words: Sequence[str]) -> list[int]:
         """Return the token of each word."""
-        return [self._tokens.get(word, UNKNOWN) for word in words]
+        return [self._tokens.get(word, self._unknown) for word in words]
 
     def padded(self, texts: Iterable[Sequence[str]], length: int) -> Tensor:
         """Return the first tokens of each text, int64, shape (n, T), padded with :data:`PADDING`."""

@@ -7,7 +7,8 @@ ICLR 2021 (arXiv 2010.01264).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.levels.budgets import Budgets
 from hetfl.models.static_batch_norm import gathering
+from hetfl.objectives import Objective
 from hetfl.part import Part
 from hetfl.tree import cast
 from hetfl.types import Level, NetFactory
@@ -30,7 +32,8 @@ class HeteroFL(FederatedModule):
     Scaler and the static batch norm are layers of the net. The method adds two rules about labels:
 
     - masked cross-entropy: logits of classes that a client does not own are replaced by 0 in its local loss;
-    - a client sends, and counts as a holder of, only the classifier rows of the classes that it owns.
+    - a client sends, and counts as a holder of, only the classifier rows of the classes that it owns, and likewise
+      only those rows of the tensors in ``label_rows``.
 
     ``label_rules: false`` switches both off, for objectives without labels, such as regression.
 
@@ -40,7 +43,13 @@ class HeteroFL(FederatedModule):
         net: builds the net of a level.
         levels: the levels by name, the widest first, or budgets; None: five widths from 1 to 1/16.
         label_rules: whether to apply the two rules about labels.
+        label_rows: patterns of the names of further tensors with a row per label, such as the embedding of tokens in a
+            language model, ``["embedding.token.weight"]``. Rows behind those of the labels, such as that of the masked
+            token, are never sent, as in the authors' code.
         settings: the other arguments of :class:`~hetfl.FederatedModule`.
+
+    Raises:
+        ConfigurationError: ``label_rows`` is given but the rules about labels are off.
     """
 
     default_levels: ClassVar[Mapping[str, Level]] = {
@@ -54,10 +63,13 @@ class HeteroFL(FederatedModule):
         net: NetFactory,
         levels: dict[str, Level] | Budgets | None = None,
         label_rules: bool = True,
+        label_rows: Sequence[str] = (),
         **settings: Any,
     ) -> None:
         super().__init__(net, levels, **settings)
-        self.label_rules = label_rules
+        if label_rows and not label_rules:
+            raise ConfigurationError(f"Expected label_rules true with label_rows {list(label_rows)} but got false")
+        self.label_rules, self.label_rows = label_rules, tuple(label_rows)
 
     @property
     def needs_labels(self) -> bool:
@@ -69,11 +81,36 @@ class HeteroFL(FederatedModule):
         return logits.masked_fill(~labels, 0.0) if self.label_rules else logits
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
-        """Return the client's part without the classifier rows of classes that it does not own."""
+        """Return the client's part without the rows of labels that it does not own."""
         sent, labels = super().sent(part, level, round, client), self.data.labels(client)
         if not self.label_rules or bool(labels.all()):
             return sent
-        return sent.derived(labels.numpy().tobytes(), lambda: sent.rows(self.classifier, labels))
+        return sent.derived(labels.numpy().tobytes(), lambda: sent.rows(self.tensors_by_label, labels))
+
+    def check_objective(self, objective: Objective) -> None:
+        """Refuse an objective without labels, and ``label_rows`` that do not fit the net and the data.
+
+        Raises:
+            ConfigurationError: a pattern matches no tensor, or one that has fewer rows than there are labels.
+        """
+        super().check_objective(objective)
+        labels, tensors = self.data.num_classes, self.models.tensors[0]
+        for pattern in self.label_rows:
+            rows = {tensors[name].shape[:1].numel() for name in self._matching([pattern])}
+            if min(rows, default=0) < labels:
+                got = f"tensors of {sorted(rows)} rows" if rows else "no tensor"
+                raise ConfigurationError(
+                    f"Expected label_rows to match tensors of at least {labels} rows, one per label, but got {got} for "
+                    f"{pattern!r}"
+                )
+
+    def _matching(self, patterns: Sequence[str]) -> frozenset[str]:
+        return frozenset(name for name in self.models.trained for each in patterns if fnmatchcase(name, each))
+
+    @cached_property
+    def tensors_by_label(self) -> frozenset[str]:
+        """Names of the tensors with a row per label: those of the classifier, and those that ``label_rows`` matches."""
+        return self.classifier | self._matching(self.label_rows)
 
     @cached_property
     def classifier(self) -> frozenset[str]:

@@ -24,7 +24,8 @@ class LanguageModelling(Objective):
 
     Targets are whole numbers from 0, shape (N, T); outputs are logits, shape (N, T, V). To predict the next token, the
     targets of the data are the inputs shifted by one. For masked language modelling the targets are the inputs, and
-    each batch masks a random part of the input tokens. A client owns the tokens that occur in its targets.
+    each batch masks a random part of the input tokens. Its score has the name ``masked_perplexity``: the net sees the
+    tokens on both sides, so it is no perplexity of the text. A client owns the tokens that occur in its targets.
 
     Args:
         ignore: the target of positions that are not counted, such as padding.
@@ -39,7 +40,6 @@ class LanguageModelling(Objective):
 
     owns_labels: ClassVar[bool] = True
     probabilities: ClassVar[bool] = True
-    headline = Headline("perplexity", higher_is_better=False, percent=False)
 
     def __init__(
         self, ignore: int = -100, masked: float | None = None, mask_token: int | None = None, only_masked: bool = True
@@ -51,6 +51,8 @@ class LanguageModelling(Objective):
         if ignore >= 0:
             raise ConfigurationError(f"Expected ignore below 0, so that it is no token, but got {ignore}")
         self.ignore, self.masked, self.mask_token, self.only_masked = ignore, masked, mask_token, only_masked
+        name = "perplexity" if masked is None else "masked_perplexity"
+        self.headline = Headline(name, higher_is_better=False, percent=False)
 
     def noun(self, size: int) -> str:  # noqa: D102
         return f"{size} tokens"
@@ -124,7 +126,7 @@ class LanguageModelling(Objective):
         return int((targets != self.ignore).sum())
 
     def metrics(self, size: int) -> Mapping[str, Metric]:  # noqa: D102
-        return {"perplexity": HeadlineOfSums(self)}
+        return {self.headline.name: HeadlineOfSums(self)}
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
         losses = self._losses(outputs.double(), targets).sum(-1)
