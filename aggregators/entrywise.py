@@ -13,11 +13,10 @@ from torch import Tensor
 
 from hetfl.aggregators.order import Ranks, middle_mean, middle_means
 from hetfl.aggregators.robust import Step, clipped
-from hetfl.aggregators.waiting import Stack, Waiting, stacks
+from hetfl.aggregators.stacks import Stack, stacks
+from hetfl.aggregators.waiting import Waiting
 from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
-from hetfl.layout import entry_shape
-from hetfl.submodel import put
 
 Outside = Literal["keep", "clip", "mean"]
 """What happens to entries with few holders: they keep their values, or move by a clipped or a plain mean."""
@@ -57,16 +56,14 @@ class Entrywise:
 
     def combine(self, tensors: Mapping[str, Tensor], waiting: Sequence[Waiting]) -> Step:
         """Return the step and the holders of every tensor; see :meth:`RobustAggregator.combine`."""
-        steps, held = dict[str, Tensor](), dict[str, Tensor]()
+        steps = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        held = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         factors = cache(lambda: clipped(waiting))
-        for name, tensor in tensors.items():
-            steps[name], held[name] = torch.zeros_like(tensor), torch.zeros_like(tensor)
-            for stack in stacks(waiting, name, tensor):
-                few_W = self._few(waiting, name, stack, factors)
-                step_W, count_W = self._of_stack(stack, few_W)
-                shape = entry_shape(stack.entry)
-                put(steps[name], stack.entry, step_W.view(shape))
-                put(held[name], stack.entry, count_W.view(shape))
+        for stack in stacks(waiting, tensors):
+            step_W, count_W = self._of_stack(stack, self._few(stack, factors))
+            for place in stack.places:
+                place.put(steps, step_W)
+                place.put(held, count_W)
         return steps, held
 
     def _of_stack(self, stack: Stack, few_W: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -83,13 +80,13 @@ class Entrywise:
             return torch.where(enough_W, step_W, 0.0), torch.where(enough_W, count_W, 0.0)
         return torch.where(enough_W, step_W, few_W), count_W
 
-    def _few(self, waiting: Sequence[Waiting], name: str, stack: Stack, factors: Factors) -> Tensor | None:
+    def _few(self, stack: Stack, factors: Factors) -> Tensor | None:
         """Return the step of entries with few holders; None: there are no such entries, or they keep their values."""
         few = len(stack.holders) if stack.counts_W is None else int(stack.counts_W.min())
         if few >= self.min_holders or self.outside == "keep":
             return None
         total_W = torch.zeros_like(stack.values_SW[0])
         for row_W, k in zip(stack.values_SW, stack.holders, strict=True):
-            scale = factors()[k][waiting[k].is_exact(name)] if self.outside == "clip" else 1.0
+            scale = factors()[k][stack.exact] if self.outside == "clip" else 1.0
             total_W.add_(torch.where(row_W == math.inf, 0.0, row_W), alpha=scale)
         return total_W / (len(stack.holders) if stack.counts_W is None else stack.counts_W.clamp(min=1))
