@@ -104,10 +104,11 @@ class RobustAggregator(Aggregator):
 
 def clipped(waiting: Sequence[Waiting], factor: float = 1.0) -> list[tuple[float, float]]:
     """Return for each update the factors of its vector and of its exact block; see :func:`clip_factors`."""
-    vectors = [Length(each.report.level, _norm(each.update.values), each.update.size) for each in waiting]
-    exacts = [Length(each.report.level, _norm(each.update.exact), each.update.exact.numel()) for each in waiting]
+    vectors = [Length(each.report.level, norm_of(each.update.values), each.update.size) for each in waiting]
+    exacts = [Length(each.report.level, norm_of(each.update.exact), each.update.exact.numel()) for each in waiting]
     return list(zip(clip_factors(vectors, factor), clip_factors(exacts, factor), strict=True))
 
 
-def _norm(values: Tensor) -> float:
+def norm_of(values: Tensor) -> float:
+    """Return the 2-norm of values, computed in float64."""
     return float(torch.linalg.vector_norm(values, dtype=torch.float64))

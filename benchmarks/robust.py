@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hetfl.part import index_layout
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate
 
-RULES: dict[str, partial[Aggregator]] = {
+RULES: dict[str, Callable[[], Aggregator]] = {
     "CoordinateMedian": partial(CoordinateMedian, min_holders=1),
     "TrimmedMean": partial(TrimmedMean, min_holders=1),
 }
