@@ -6,11 +6,27 @@ if __name__ != "hetfl.aggregators":
     )
 
 from hetfl.aggregators.base import Aggregator
+from hetfl.aggregators.clipped_mean import ClippedMean
+from hetfl.aggregators.coordinate_median import CoordinateMedian
 from hetfl.aggregators.fed_nova import FedNova
 from hetfl.aggregators.holder_mean import HolderMean
+from hetfl.aggregators.multi_krum import MultiKrum
 from hetfl.aggregators.q_fedavg import QFedAvg
 from hetfl.aggregators.sample_mean import SampleMean
 from hetfl.aggregators.selection_mean import SelectionMean
+from hetfl.aggregators.trimmed_mean import TrimmedMean
 from hetfl.aggregators.value_mean import ValueMean
 
-__all__ = ["Aggregator", "FedNova", "HolderMean", "QFedAvg", "SampleMean", "SelectionMean", "ValueMean"]
+__all__ = [
+    "Aggregator",
+    "ClippedMean",
+    "CoordinateMedian",
+    "FedNova",
+    "HolderMean",
+    "MultiKrum",
+    "QFedAvg",
+    "SampleMean",
+    "SelectionMean",
+    "TrimmedMean",
+    "ValueMean",
+]

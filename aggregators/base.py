@@ -27,6 +27,9 @@ class Aggregator(Piece):
     by_size: ClassVar[bool] = False
     """Whether an update is weighted by its client's number of samples."""
 
+    takes_sparse: ClassVar[bool] = True
+    """Whether updates may leave entries out, which then count as 0; if not, such an update is refused."""
+
     @abstractmethod
     def reset(self, tensors: Mapping[str, Tensor]) -> None:
         """Begin a round.

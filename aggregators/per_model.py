@@ -31,12 +31,18 @@ class Aggregators(Piece):
         self._given = copy.deepcopy(aggregator)
         self._by_model: dict[int, Aggregator] = {0: aggregator}
         self._facts = Facts()
+        self._folder: str | None = None
         self._round: tuple[int, float] | None = None
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
         self._facts = facts
         for aggregator in self._by_model.values():
             aggregator.setup(facts)
+
+    def bind(self, folder: str | None) -> None:  # noqa: D102
+        self._folder = folder
+        for aggregator in self._by_model.values():
+            aggregator.bind(folder)
 
     def begin(self) -> None:  # noqa: D102
         for aggregator in self._by_model.values():
@@ -123,6 +129,7 @@ class Aggregators(Piece):
         if model not in self._by_model:
             aggregator = self._by_model[model] = copy.deepcopy(self._given)
             aggregator.setup(self._facts)
+            aggregator.bind(self._folder)
             aggregator.begin()
             if self._round is not None:
                 aggregator.begin_round(*self._round)

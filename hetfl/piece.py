@@ -39,6 +39,7 @@ class Facts:
         shared: names of the tensors that all global models share.
         masks: whether clients' parts may have a mask.
         frozen: parameters that are not trained, by name.
+        sparse: whether updates may leave entries out, which then count as 0.
         apart: whether clients have a separate state for each global model.
         server_data: the server's samples; None for pieces that do not declare that they read them.
         client_names: the user's name of each client; None: clients have no names.
@@ -56,6 +57,7 @@ class Facts:
     shared: frozenset[str] = frozenset()
     masks: bool = False
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
+    sparse: bool = False
     apart: bool = False
     server_data: ServerData | None = None
     client_names: Sequence[str | int] | None = None

@@ -16,6 +16,8 @@ from codes import cost
 from compression import upload
 from executors import executors
 from memory import slope
+from robust import check as check_medians
+from robust import timed
 from round import Federation, check, local_rounds, whole_rounds
 from scale import run as scale
 from startup import empty_rounds
@@ -110,6 +112,13 @@ def test_a_whole_round_moves_the_model_by_the_mean_of_the_bare_deltas() -> None:
 def test_the_time_of_a_whole_round_is_the_sum_of_its_parts() -> None:
     *parts, whole = whole_rounds(SMALL, blocks=2)
     assert whole.seconds == pytest.approx([sum(times) for times in zip(*(p.seconds for p in parts), strict=True)])
+
+
+def test_robust_rules_are_checked_and_timed() -> None:
+    small = uploads(clients=6, hidden=(8, 8, 16, 16))
+    check_medians(small)
+    sides = [row.side for row in timed(small, num_threads=1, blocks=1)]
+    assert sides == ["HolderMean", "CoordinateMedian", "TrimmedMean"]
 
 
 def test_aggregation_is_checked_and_timed() -> None:

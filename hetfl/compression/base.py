@@ -53,6 +53,9 @@ class Context:
 class Compressor(ABC):
     """A compressor C: p -> u. It may keep state that the server shares with all clients, never a client's own."""
 
+    sparse = True
+    """Whether updates may leave entries out, which then count as 0."""
+
     @abstractmethod
     def apply(self, p_D: Tensor, context: Context) -> Update:
         """Return C(p); ``p_D`` is never modified, and the update may share its memory.

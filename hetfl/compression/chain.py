@@ -38,6 +38,7 @@ class Chain(Compressor):
                 f"Expected a sparsifier that sends floating-point numbers for Chain but got {sparsifier}"
             )
         self.sparsifier, self.quantiser = sparsifier, quantiser
+        self.sparse = sparsifier.sparse
 
     @property
     def planned_density(self) -> float | None:  # noqa: D102

@@ -41,6 +41,8 @@ class LowRank(Compressor):
         ConfigurationError: a setting is out of range.
     """
 
+    sparse = False
+
     def __init__(
         self, rank: int = 2, steps: int | None = 1, warm_start: bool = True, min_reduction: float = 2.0
     ) -> None:

@@ -29,6 +29,8 @@ class Quantiser(Compressor):
         ConfigurationError: ``bits`` or ``bucket`` is out of range.
     """
 
+    sparse = False
+
     spacing: ClassVar[Spacing] = "affine"
     """How the values of a bucket's codes are spaced."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.clustering import Clustering
+from hetfl.compression import ErrorFeedback
 from hetfl.data import FederatedDataModule
 from hetfl.federation.models import GlobalModels
 from hetfl.levels.level_set import LevelSet
@@ -84,6 +85,7 @@ class Federation(Protocol):
     clustering: Clustering
     selection: Selection
     local: LocalTraining
+    uplink: ErrorFeedback
     seed: int
 
     def predict(self, net: nn.Module, inputs: Any) -> Tensor:
@@ -109,6 +111,7 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         shared=models.shared,
         masks=of.parts.masks,
         frozen=models.frozen,
+        sparse=of.uplink.compressor.sparse,
         apart=of.clustering.apart,
         server_data=server,
         client_names=data.client_names,

@@ -11,6 +11,7 @@ from torch import Tensor
 from hetfl.aggregators import Aggregator
 from hetfl.aggregators.base import check_step
 from hetfl.entries import add_holders
+from hetfl.errors import RefusedUpdate
 from hetfl.layout import Index, IndexEntry
 from hetfl.part import Part
 from hetfl.piece import Facts
@@ -30,8 +31,8 @@ def check_aggregator(aggregator: Aggregator | Callable[[], Aggregator]) -> None:
 
     - It returns a step and the holders of each tensor, in the shape of the tensor. Holders are 0 exactly at entries
       that no client holds, and the step is 0 there, for parts with leading blocks, positions and masks.
-    - An entry that a sparse update leaves out counts as 0. The step of the float buffers follows the exact blocks, and
-      that of the parameters the vectors.
+    - An entry that a sparse update leaves out counts as 0, or the update is refused if ``takes_sparse`` is false. The
+      step of the float buffers follows the exact blocks, and that of the parameters the vectors.
     - A round depends on earlier rounds only through the state. A saved and loaded state continues identically.
     - It does not modify updates or global tensors.
 
@@ -152,11 +153,24 @@ def _check_sparse(make: Callable[[], Aggregator]) -> None:
         where = values.nonzero().flatten()
         dense[number] = (DenseUpdate(values, exact=update.exact), part, report)
         sparse.append((SparseUpdate(values[where], where, len(values), exact=update.exact), part, report))
+    if not make().takes_sparse:
+        _check_sparse_refusal(ready(make), sparse)
+        return
     (expected, counts), (steps, holders) = play(ready(make), dense), play(ready(make), sparse)
     close = all(torch.allclose(steps[key], expected[key], rtol=1e-6, atol=1e-12) for key in SHAPES)
     name = type(make()).__name__
     require(close, f"entries that a sparse update leaves out to count as 0 for {name}", "another step")
     require(same(holders, counts), f"holders of what a client holds, sent or not, from {name}", "others")
+
+
+def _check_sparse_refusal(aggregator: Aggregator, updates: Cohort) -> None:
+    aggregator.reset({name: torch.zeros(shape) for name, shape in SHAPES.items()})
+    try:
+        aggregator.update(*updates[0])
+    except RefusedUpdate:
+        return
+    name = type(aggregator).__name__
+    raise AssertionError(f"Expected {name}, with takes_sparse false, to refuse a sparse update but it took one")
 
 
 def _check_state(make: Callable[[], Aggregator]) -> None:

@@ -30,7 +30,8 @@ def check_compressor(compressor: Compressor | Callable[[], Compressor]) -> None:
     """Check that a compressor follows its contract.
 
     - The update has the length and dtype of the vector, for vectors of any length, with and without a layout. Sparse
-      indices rise strictly. The vector is not modified.
+      indices rise strictly, and the compressor declares by ``sparse`` that updates may leave entries out. The vector is
+      not modified.
     - The update depends only on the vector, the context and the state.
     - With error feedback the update and the residual add up to the vector.
     - The state changes only by accepted updates. A saved and loaded state continues identically.
@@ -75,6 +76,7 @@ def _check_update(make: Callable[[], Compressor], vector: Tensor, layout: Layout
     require(int(counts.sum()) == sent, f"{sent} values in the tensors of an update of {name}", int(counts.sum()))
     if isinstance(updates[0], SparseUpdate):
         _check_indices(name, updates[0])
+        require(make().sparse, f"{name}.sparse to be true, as updates leave entries out", "false")
     alike = same(dense, updates[1].to_dense())
     require(alike, f"the same update of the same vector, generator and state from {name}", "another one")
 
