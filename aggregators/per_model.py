@@ -51,6 +51,15 @@ class Aggregators(Piece):
         for aggregator in self._by_model.values():
             aggregator.end_round(round)
 
+    def client_values(self) -> dict[str, Mapping[int, float]]:
+        """Return the values of every model's aggregator; a model's number precedes the measure, but for the first."""
+        return {
+            f"{model}:{measure}" if model > 0 else measure: values
+            for model, aggregator in self._by_model.items()
+            for measure, values in aggregator.client_values().items()
+            if model != SHARED
+        }
+
     def describe(self) -> str:  # noqa: D102
         return self.first.describe()
 

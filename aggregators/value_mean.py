@@ -11,7 +11,7 @@ from hetfl.layout import Index
 from hetfl.piece import Facts
 from hetfl.types import Report
 from hetfl.updates import Update
-from hetfl.value import Reputation, Value
+from hetfl.value import Reputation, Value, finite
 
 
 class ValueMean(HolderMean):
@@ -68,20 +68,16 @@ class ValueMean(HolderMean):
         super().update(update, index, report)
         self.value.observe(update, index, report)
 
+    def client_values(self) -> dict[str, Mapping[int, float]]:  # noqa: D102
+        return self.value.client_values()
+
     def end_round(self, round: int) -> None:
         """Take over the values of the round.
 
         Raises:
             ConfigurationError: a value is not finite.
         """
-        values = self.value.of_round()
-        wrong = next((client for client, value in values.items() if not -1e300 < value < 1e300), None)
-        if wrong is not None:
-            raise ConfigurationError(
-                f"Expected finite values from {self.value.describe()} but got {values[wrong]} of client {wrong} in "
-                f"round {round}"
-            )
-        self.values |= values
+        self.values |= finite(self.value.of_round(), self.value.describe(), round)
         self.value.end_round(round)
 
     def columns(self) -> dict[str, float]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -166,6 +167,13 @@ class Piece(ABC):  # noqa: B024
         """Return the piece's columns of ``metrics.csv`` for the round that has ended."""
         return {}
 
+    def client_values(self) -> dict[str, Mapping[int, float]]:
+        """Return by measure the values of clients, by id, for ``values.csv``; all updates of the round were observed.
+
+        It is called after the server's step, and before :meth:`end_round`.
+        """
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a resumed run, as plain types and tensors."""
         return {}
@@ -179,6 +187,16 @@ class Piece(ABC):  # noqa: B024
 
     def checkpointed(self) -> None:
         """Called once a checkpoint with the last :meth:`state_dict` is on the disk."""
+
+
+def unused(name: str, taken: Container[str]) -> str:
+    """Return a name that is not taken: the name itself, or with ``_2``, ``_3`` and so on.
+
+    >>> unused("TopK", ["TopK", "TopK_2"]), unused("TopK", [])
+    ('TopK_3', 'TopK')
+    """
+    numbered = (f"{name}_{number}" for number in count(2))
+    return next(each for each in chain([name], numbered) if each not in taken)
 
 
 def settings_of(part: object, less: Iterable[str] = ()) -> dict[str, object]:

@@ -69,6 +69,10 @@ class Reputation(Value):
         reputations, total = self._next[0], sum(self._next[0])
         return {client: reputation / total for client, reputation in enumerate(reputations)}
 
+    def client_values(self) -> dict[str, Mapping[int, float]]:
+        """Return the reputations, and the values that they are means of."""
+        return {**super().client_values(), **self.of.client_values()}
+
     def end_round(self, round: int) -> None:  # noqa: D102
         self.reputations = list(self.of_round().values())
         assert self._next is not None
