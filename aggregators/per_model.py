@@ -12,6 +12,7 @@ from hetfl.aggregators.base import Aggregator, check_step
 from hetfl.finite import require_finite
 from hetfl.layout import Index
 from hetfl.piece import Facts, Piece
+from hetfl.question import ClientProbe
 from hetfl.types import SHARED, Report
 from hetfl.updates import Update
 
@@ -27,7 +28,7 @@ class Aggregators(Piece):
 
     def __init__(self, aggregator: Aggregator) -> None:
         self.first = aggregator
-        self.reads_server_data = aggregator.reads_server_data
+        self.reads_server_data, self.asks_clients = aggregator.reads_server_data, aggregator.asks_clients
         self._given = copy.deepcopy(aggregator)
         self._by_model: dict[int, Aggregator] = {0: aggregator}
         self._facts = Facts()
@@ -46,6 +47,10 @@ class Aggregators(Piece):
         self._round = (round, lr)
         for aggregator in self._by_model.values():
             aggregator.begin_round(round, lr)
+
+    def inquire(self, round: int, cohort: Sequence[int], probe: ClientProbe) -> None:  # noqa: D102
+        for aggregator in self._by_model.values():
+            aggregator.inquire(round, cohort, probe)
 
     def end_round(self, round: int) -> None:  # noqa: D102
         for aggregator in self._by_model.values():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hetfl.aggregators.holder_mean import Denominator, HolderMean
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
 from hetfl.piece import Facts
+from hetfl.question import ClientProbe
 from hetfl.types import Report
 from hetfl.updates import Update
 from hetfl.value import Reputation, Value, finite
@@ -47,7 +48,7 @@ class ValueMean(HolderMean):
             raise ConfigurationError(f"Expected floor in (0, 1] but got {floor}")
         self.value, self.floor, self.by_samples = value or Reputation(), floor, by_samples
         self.values: dict[int, float] = {}
-        self.reads_server_data = self.value.reads_server_data
+        self.reads_server_data, self.asks_clients = self.value.reads_server_data, self.value.asks_clients
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
         self.value.setup(facts)
@@ -56,6 +57,9 @@ class ValueMean(HolderMean):
         self.value.begin_round(round, lr)
         above = [value for value in self.values.values() if value > 0.0]
         self._mean = sum(above) / len(above) if above else 0.0
+
+    def inquire(self, round: int, cohort: Sequence[int], probe: ClientProbe) -> None:  # noqa: D102
+        self.value.inquire(round, cohort, probe)
 
     def weight(self, report: Report) -> float:
         """Return the weight of a client: by the values of earlier rounds."""

@@ -108,6 +108,8 @@ class Round:
         if probe is not None:
             self.clustering.assign(round, cohort, probe)
             self.hosting.task_parts.rule.consult(round, cohort, probe)
+            for piece in self.pieces:
+                piece.inquire(round, cohort, probe)
         level, mark, drawn = self.assignment.level, self.hosting.models.mark, self.hosting.task_parts.drawn
         models, owner = self.clustering.models_of, self.clustering.owner
         epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))
