@@ -11,6 +11,7 @@ from hetfl.aggregators.holder_mean import HolderMean
 from hetfl.aggregators.q_fedavg import QFedAvg
 from hetfl.aggregators.sample_mean import SampleMean
 from hetfl.aggregators.selection_mean import SelectionMean
+from hetfl.aggregators.value_filter import ValueFilter
 from hetfl.aggregators.value_mean import ValueMean
 
-__all__ = ["Aggregator", "FedNova", "HolderMean", "QFedAvg", "SampleMean", "SelectionMean", "ValueMean"]
+__all__ = ["Aggregator", "FedNova", "HolderMean", "QFedAvg", "SampleMean", "SelectionMean", "ValueFilter", "ValueMean"]

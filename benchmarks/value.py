@@ -80,7 +80,7 @@ def trained(aggregator: Aggregator, given: argparse.Namespace, seed: int) -> flo
         seed=seed,
     )
     if given.every:
-        module.watch = Watch(given.every)
+        module.watch = Watch(given.every)  # type: ignore[assignment]
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(
         max_epochs=given.rounds, accelerator="cpu", enable_checkpointing=False, limit_val_batches=0, **quiet
