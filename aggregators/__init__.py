@@ -15,6 +15,7 @@ from hetfl.aggregators.q_fedavg import QFedAvg
 from hetfl.aggregators.sample_mean import SampleMean
 from hetfl.aggregators.selection_mean import SelectionMean
 from hetfl.aggregators.trimmed_mean import TrimmedMean
+from hetfl.aggregators.value_filter import ValueFilter
 from hetfl.aggregators.value_mean import ValueMean
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "SampleMean",
     "SelectionMean",
     "TrimmedMean",
+    "ValueFilter",
     "ValueMean",
 ]

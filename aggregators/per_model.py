@@ -12,6 +12,7 @@ from hetfl.aggregators.base import Aggregator, check_step
 from hetfl.finite import require_finite
 from hetfl.layout import Index
 from hetfl.piece import Facts, Piece
+from hetfl.question import ClientProbe
 from hetfl.types import SHARED, Report
 from hetfl.updates import Update
 
@@ -27,7 +28,7 @@ class Aggregators(Piece):
 
     def __init__(self, aggregator: Aggregator) -> None:
         self.first = aggregator
-        self.reads_server_data = aggregator.reads_server_data
+        self.reads_server_data, self.asks_clients = aggregator.reads_server_data, aggregator.asks_clients
         self._given = copy.deepcopy(aggregator)
         self._by_model: dict[int, Aggregator] = {0: aggregator}
         self._facts = Facts()
@@ -53,9 +54,22 @@ class Aggregators(Piece):
         for aggregator in self._by_model.values():
             aggregator.begin_round(round, lr)
 
+    def inquire(self, round: int, cohort: Sequence[int], probe: ClientProbe) -> None:  # noqa: D102
+        for aggregator in self._by_model.values():
+            aggregator.inquire(round, cohort, probe)
+
     def end_round(self, round: int) -> None:  # noqa: D102
         for aggregator in self._by_model.values():
             aggregator.end_round(round)
+
+    def client_values(self) -> dict[str, Mapping[int, float]]:
+        """Return the values of every model's aggregator; a model's number precedes the measure, but for the first."""
+        return {
+            f"{model}:{measure}" if model > 0 else measure: values
+            for model, aggregator in self._by_model.items()
+            for measure, values in aggregator.client_values().items()
+            if model != SHARED
+        }
 
     def describe(self) -> str:  # noqa: D102
         return self.first.describe()

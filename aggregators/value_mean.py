@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hetfl.aggregators.holder_mean import Denominator, HolderMean
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
 from hetfl.piece import Facts
+from hetfl.question import ClientProbe
 from hetfl.types import Report
 from hetfl.updates import Update
-from hetfl.value import Reputation, Value
+from hetfl.value import Reputation, Value, finite
 
 
 class ValueMean(HolderMean):
@@ -47,7 +48,7 @@ class ValueMean(HolderMean):
             raise ConfigurationError(f"Expected floor in (0, 1] but got {floor}")
         self.value, self.floor, self.by_samples = value or Reputation(), floor, by_samples
         self.values: dict[int, float] = {}
-        self.reads_server_data = self.value.reads_server_data
+        self.reads_server_data, self.asks_clients = self.value.reads_server_data, self.value.asks_clients
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
         self.value.setup(facts)
@@ -56,6 +57,9 @@ class ValueMean(HolderMean):
         self.value.begin_round(round, lr)
         above = [value for value in self.values.values() if value > 0.0]
         self._mean = sum(above) / len(above) if above else 0.0
+
+    def inquire(self, round: int, cohort: Sequence[int], probe: ClientProbe) -> None:  # noqa: D102
+        self.value.inquire(round, cohort, probe)
 
     def weight(self, report: Report) -> float:
         """Return the weight of a client: by the values of earlier rounds."""
@@ -68,20 +72,16 @@ class ValueMean(HolderMean):
         super().update(update, index, report)
         self.value.observe(update, index, report)
 
+    def client_values(self) -> dict[str, Mapping[int, float]]:  # noqa: D102
+        return self.value.client_values()
+
     def end_round(self, round: int) -> None:
         """Take over the values of the round.
 
         Raises:
             ConfigurationError: a value is not finite.
         """
-        values = self.value.of_round()
-        wrong = next((client for client, value in values.items() if not -1e300 < value < 1e300), None)
-        if wrong is not None:
-            raise ConfigurationError(
-                f"Expected finite values from {self.value.describe()} but got {values[wrong]} of client {wrong} in "
-                f"round {round}"
-            )
-        self.values |= values
+        self.values |= finite(self.value.of_round(), self.value.describe(), round)
         self.value.end_round(round)
 
     def columns(self) -> dict[str, float]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
+from hetfl.question import ClientProbe
 from hetfl.types import Range, Report, Task
 from hetfl.updates import Update
 
@@ -23,6 +25,16 @@ class ServerData(Protocol):
 
     def batch(self, positions: Tensor) -> tuple[Any, Tensor]:
         """Return the inputs of nets in an evaluation, and the targets, of the samples at positions, int64."""
+        ...
+
+
+class Tuning(Protocol):
+    """Trains the first global model on the server's samples by plain SGD."""
+
+    def __call__(
+        self, tensors: Mapping[str, Tensor], lr: float, epochs: int, batch_size: int, random: Generator
+    ) -> dict[str, Tensor]:
+        """Return the trained parameters by name, from given values; see :class:`hetfl.trainer.utility.Utility`."""
         ...
 
 
@@ -47,6 +59,8 @@ class Facts:
         cohort: number of clients whose updates a round should have, if all are within reach.
         utility: returns the score, the larger the better, and the loss, of parameters by name on the server's samples;
             None for pieces that do not declare that they read them.
+        tuning: trains the first global model on the server's samples; None like ``utility``.
+        classes: number K of classes; 0: targets are not classes.
     """
 
     sizes: Sequence[int] = ()
@@ -64,6 +78,8 @@ class Facts:
     lrs: Sequence[float] = ()
     cohort: int = 0
     utility: Callable[[Mapping[str, Tensor]], tuple[float, float]] | None = None
+    tuning: Tuning | None = None
+    classes: int = 0
 
     @property
     def num_clients(self) -> int:
@@ -77,7 +93,7 @@ class Facts:
             ConfigurationError: the piece reads the server's data, and there is none.
         """
         if not piece.reads_server_data:
-            return replace(self, server_data=None, utility=None)
+            return replace(self, server_data=None, utility=None, tuning=None)
         if self.server_data is None:
             raise ConfigurationError(
                 f"Expected data.server_fraction above 0 for {piece.describe()}, which reads the server's data, "
@@ -91,7 +107,8 @@ class Piece(ABC):  # noqa: B024
 
     A piece that is an attribute of a :class:`hetfl.FederatedModule` takes part in the run under the attribute's name.
     The order is: :meth:`setup`, :meth:`bind`, :meth:`load_state_dict` in a resumed run, :meth:`begin`; then for every
-    round :meth:`begin_round`, :meth:`observe` or :meth:`miss` once per task, :meth:`end_round`, :meth:`columns`.
+    round :meth:`begin_round`, :meth:`inquire`, :meth:`observe` or :meth:`miss` once per task, :meth:`client_values`,
+    :meth:`end_round`, :meth:`columns`.
     """
 
     for_evaluation: ClassVar[bool] = False
@@ -102,6 +119,9 @@ class Piece(ABC):  # noqa: B024
 
     reads_server_data: bool = False
     """Whether :meth:`setup` gets the server's samples among the facts; if there are none, the piece is refused."""
+
+    asks_clients: bool = False
+    """Whether :meth:`inquire` asks clients questions, which nodes on Flower do not answer."""
 
     def members(self) -> dict[str, Piece]:
         """Return by name further pieces of the run; their full names are this piece's name, a dot and their name."""
@@ -126,6 +146,15 @@ class Piece(ABC):  # noqa: B024
         Args:
             round: its number, from 0.
             lr: the clients' learning rate γ_t.
+        """
+
+    def inquire(self, round: int, cohort: Sequence[int], probe: ClientProbe) -> None:
+        """Ask clients about their data before they train; the round is charged. By default nothing is asked.
+
+        Args:
+            round: the round.
+            cohort: the clients that will train.
+            probe: asks clients.
         """
 
     def observe(self, update: Update, index: Index, report: Report) -> None:
@@ -168,6 +197,13 @@ class Piece(ABC):  # noqa: B024
         """Return the piece's columns of ``metrics.csv`` for the round that has ended."""
         return {}
 
+    def client_values(self) -> dict[str, Mapping[int, float]]:
+        """Return by measure the values of clients, by id, for ``values.csv``; all updates of the round were observed.
+
+        It is called after the server's step, and before :meth:`end_round`.
+        """
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a resumed run, as plain types and tensors."""
         return {}
@@ -181,6 +217,16 @@ class Piece(ABC):  # noqa: B024
 
     def checkpointed(self) -> None:
         """Called once a checkpoint with the last :meth:`state_dict` is on the disk."""
+
+
+def unused(name: str, taken: Container[str]) -> str:
+    """Return a name that is not taken: the name itself, or with ``_2``, ``_3`` and so on.
+
+    >>> unused("TopK", ["TopK", "TopK_2"]), unused("TopK", [])
+    ('TopK_3', 'TopK')
+    """
+    numbered = (f"{name}_{number}" for number in count(2))
+    return next(each for each in chain([name], numbered) if each not in taken)
 
 
 def settings_of(part: object, less: Iterable[str] = ()) -> dict[str, object]:

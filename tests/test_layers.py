@@ -17,7 +17,7 @@ LAYERS = (
     {"printable"},
     {"errors", "seeding", "codes", "compiled", "permutation", "checksum", "collective"},
     {"arguments", "files", "finite", "reading", "layout", "tree", "recipe", "rotation"},
-    {"submodel"},
+    {"submodel", "question"},
     {"part"},
     {"types"},
     {"packing", "updates"},

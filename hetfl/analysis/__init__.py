@@ -25,6 +25,7 @@ from hetfl.analysis.snapshots import Snapshots
 from hetfl.analysis.sparsity_plots import draw_sparsity, plot_sparsity, score_over_density
 from hetfl.analysis.traffic import layer_density, layer_residuals, load_residuals
 from hetfl.analysis.traffic_plots import plot_layer_density, plot_residuals
+from hetfl.analysis.values import load_values, values_by_round
 
 __all__ = [
     "LevelDrift",
@@ -50,6 +51,7 @@ __all__ = [
     "load_residuals",
     "load_run",
     "load_snapshots",
+    "load_values",
     "mean_holders",
     "plot_accuracy_over_bytes",
     "plot_accuracy_over_rounds",
@@ -77,4 +79,5 @@ __all__ = [
     "plot_sparsity",
     "reliability",
     "score_over_density",
+    "values_by_round",
 ]

@@ -47,6 +47,7 @@ class FederatedDataModule(LightningDataModule):
         val_fraction: fraction of the training data that is held out for validation, before the partition.
         server_fraction: fraction of the remaining training data that is set aside for the server, before the
             partition. Only pieces that declare it read these samples, and no client transform changes them.
+        server_to_clients: deal the server's samples to the clients, in equal parts, after the partition.
         min_samples: smallest number of training samples that a client may have; batch norm needs 2.
         drop_small_clients: leave out clients with fewer training samples, with a warning that names them; false: such
             clients are an error.
@@ -73,6 +74,7 @@ class FederatedDataModule(LightningDataModule):
         objective: Objective | None = None,
         val_fraction: float = 0.1,
         server_fraction: float = 0.0,
+        server_to_clients: bool = False,
         min_samples: int = 2,
         drop_small_clients: bool = False,
         drop_unusable: bool = False,
@@ -85,12 +87,11 @@ class FederatedDataModule(LightningDataModule):
         if eval_batch_size < 1:
             raise ConfigurationError(f"Expected eval_batch_size of at least 1 but got {eval_batch_size}")
         self.partitioner, self.client_transform = partitioner, client_transform
-        self.val_fraction, self.server_fraction = val_fraction, server_fraction
-        self.min_samples, self.seed = min_samples, seed
+        self.val_fraction, self.min_samples, self.eval_batch_size = val_fraction, min_samples, eval_batch_size
+        self.server_fraction, self.server_to_clients = server_fraction, server_to_clients
         self.drop_small_clients, self.drop_unusable = drop_small_clients, drop_unusable
-        self.eval_batch_size, self.local_metrics = eval_batch_size, local_metrics
-        self.left_out_classes = left_out_classes or []
-        self._num_clients, self._transform, self._objective = num_clients, transform, objective
+        self.local_metrics, self.left_out_classes = local_metrics, left_out_classes or []
+        self.seed, self._num_clients, self._transform, self._objective = seed, num_clients, transform, objective
         self._resident: Resident | None = None
         self.client_names: tuple[str | int, ...] | None = None
 
@@ -131,6 +132,7 @@ class FederatedDataModule(LightningDataModule):
             seed=self.seed,
             drop_small_clients=self.drop_small_clients,
             server_fraction=self.server_fraction,
+            server_to_clients=self.server_to_clients,
         )
         self._transform = self._transform or self.default_transform(arrays)
         check_raw(arrays, self._transform)

@@ -47,6 +47,7 @@ def make_split(
     seed: int,
     drop_small_clients: bool = False,
     server_fraction: float = 0.0,
+    server_to_clients: bool = False,
 ) -> Split:
     """Return a split: hold samples out, then divide the other training samples and the test set among the clients.
 
@@ -72,6 +73,9 @@ def make_split(
     kept = _large_enough([len(part) for part in parts], min_samples, drop_small_clients, names)
     dropped = sorted(set(range(num_clients)) - set(kept))
     train = tuple(rest[parts[client]] for client in kept)
+    unassigned = len(rest) - sum(len(part) for part in train)
+    if server_to_clients:
+        train, server = dealt(server, train, generator(seed, "server to clients")), server[:0]
     if ids is not None and arrays.test_clients is not None:
         test = _by_id(ids[kept], arrays.test_clients)
     else:
@@ -81,11 +85,17 @@ def make_split(
         train,
         held_out,
         tuple(test),
-        len(rest) - sum(len(part) for part in train),
+        unassigned,
         None if names is None else tuple(names[client] for client in kept),
         tuple(client if names is None else names[client] for client in dropped),
         server,
     )
+
+
+def dealt(samples: Tensor, train: Sequence[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Return clients' positions, ascending, after samples were dealt to them in random order, one each in turn."""
+    order = samples[torch.randperm(len(samples), generator=generator)]
+    return tuple(torch.cat([part, order[k :: len(train)]]).sort().values for k, part in enumerate(train))
 
 
 def hold_out(

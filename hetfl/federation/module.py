@@ -50,6 +50,7 @@ from hetfl.submodel import parameters_of
 from hetfl.trainer import requirements, writing
 from hetfl.trainer.prediction import Prediction
 from hetfl.types import Level, NetFactory
+from hetfl.value import Value, Values
 
 
 @checked
@@ -58,7 +59,8 @@ class FederatedModule(Method):
 
     One epoch is one round; its one batch is the round itself. The server optimizer is the Lightning optimizer, so
     ``max_epochs`` is the number of rounds and ``global_step`` the number of server steps. A second optimizer, which
-    moves nothing, holds the clients' learning rate, so that schedulers, monitors and checkpoints see it.
+    moves nothing, holds the clients' learning rate, so that schedulers, monitors and checkpoints see it. An attribute
+    that is a :class:`~hetfl.piece.Piece` takes part in the run under the attribute's name.
 
     Args:
         net: builds the net of a level: a class, or a class with some arguments bound, that takes ``width``.
@@ -81,9 +83,8 @@ class FederatedModule(Method):
         downlink: how the values that clients are sent are coded; None: they are sent float32.
         hooks: each may change a client's vector, an update on the server, or the server's step; None: no hooks.
         check_nesting: refuse nets whose sub-models are not their leading channels.
+        values: measures of what clients' updates are worth, which are written into ``values.csv``; None: none.
         seed: of every random choice; on the command line it follows ``seed_everything``.
-
-    An attribute that is a :class:`~hetfl.piece.Piece` takes part in the run under the attribute's name.
     """
 
     _checked_data: FederatedDataModule | None = None
@@ -110,6 +111,7 @@ class FederatedModule(Method):
         downlink: Downlink | None = None,
         hooks: list[Hook] | None = None,
         check_nesting: bool = True,
+        values: list[Value] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -120,8 +122,8 @@ class FederatedModule(Method):
         self.fleet, self.assignment = fleet or SameDevice(), assignment or Dynamic()
         self.selection, self.local = selection or Uniform(), local or LocalTraining()
         self.uplink, self.penalty = uplink or ErrorFeedback(Identity()), self.local.regulariser
-        self.executor, self.hooks = executor or Sequential(), Hooks(self.penalty, hooks or ())
-        self.aggregator = Aggregators(aggregator or self.default_aggregator())
+        self.hooks, self.values = Hooks(self.penalty, hooks or ()), Values(values or ())
+        self.aggregator, self.executor = Aggregators(aggregator or self.default_aggregator()), executor or Sequential()
         self._objective, self.objective = objective, objective or self.objective
         self.personal, self.ledger = Personal.given(personal), Ledger(self.fleet, deadline)
         self.downlink = Broadcast(downlink, self.models, self.personal, seed)
@@ -214,6 +216,7 @@ class FederatedModule(Method):
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
         round = self.models.version  # equals Lightning's epoch, except in a second fit, which goes on counting
         columns = self.round.run(round, carrier.param_groups[0]["lr"], server, follower(self))
+        writing.save_values(self, round, self.round.values)
         writing.save_clusters(self, self.clustering, len(self.models))
         if self.lr_schedulers() is not None:
             carrier.optimizer.step()  # moves nothing; the schedule expects an optimizer step before its own
@@ -250,9 +253,7 @@ class FederatedModule(Method):
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/*`` and ``local/*``; write ``clients.csv``, one row per client."""
-        columns, rows = self.evaluation.client_rows()
-        for folder in writing.run_folders(self.loggers):
-            folder.write_table("clients", columns, rows)
+        writing.save_tables(self, {"clients": self.evaluation.client_rows()})
         writing.log_columns(self, self.evaluation.columns("test"), self.models.last_round)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:

@@ -9,17 +9,23 @@ from functools import partial
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from hetfl import wire
 from hetfl.accounting import Downloads, Forecast, Ledger
 from hetfl.clustering import Clustering
 from hetfl.federation.clients import Clients
 from hetfl.federation.task_parts import TaskParts
+from hetfl.finite import is_finite
 from hetfl.fleet import LevelAssignment
 from hetfl.fleet.numbers import IntArray
+from hetfl.local import Result
 from hetfl.local.jobs import gradients, losses
+from hetfl.local.questions import answer
 from hetfl.part import Part, only
 from hetfl.pruning.gradients import ClientGradient, GradientRequest
+from hetfl.question import Question
+from hetfl.tree import leaves
 from hetfl.types import Task
 
 
@@ -40,7 +46,8 @@ class RoundProbe:
     def __init__(self, probing: Probing, clients: Sequence[int], round: int) -> None:
         self.probing, self.clients, self.round = probing, clients, round
         self.models, self._mark = probing.task_parts.models, probing.task_parts.models.mark
-        self.answers: dict[tuple[int, int, int | None], float] = {}  # by client, model and samples
+        self.told: dict[tuple[int, int, int | None], float] = {}  # by client, model and samples
+        self.answered: dict[Question, dict[int, Tensor]] = {}  # by question and client
         self.informed: dict[tuple[int, int], Part] = {}  # by client and model, the part that the client has
 
     def task(self, client: int) -> Task:
@@ -67,7 +74,7 @@ class RoundProbe:
         """
         tasks = [self.task(client) for client in clients]
         self.ask(tasks, samples)
-        return [self.answers.get((task.client, task.model, samples), 0.0) for task in tasks]
+        return [self.told.get((task.client, task.model, samples), 0.0) for task in tasks]
 
     def cluster_losses(self, clients: Sequence[int]) -> list[list[float]]:
         """Return per client the mean loss of every cluster's model, at the client's level, on its own training data.
@@ -82,23 +89,17 @@ class RoundProbe:
         models = range(len(self.models))
         owner = self.probing.clustering.owner
         self.ask([replace(t, model=model, owner=owner(t.client, model)) for model in models for t in tasks])
-        return [[self.answers.get((client, model, None), math.nan) for model in models] for client in clients]
+        return [[self.told.get((client, model, None), math.nan) for model in models] for client in clients]
 
     def ask(self, tasks: Sequence[Task], samples: int | None = None) -> None:
         """Ask clients for the losses of tasks without an answer yet; a client sends one number for all its models."""
-        asked = [task for task in tasks if (task.client, task.model, samples) not in self.answers]
-        ledger, levels = self.probing.ledger, self.models.levels
-        ledger.begin_phase("probes")
+        asked = [task for task in tasks if (task.client, task.model, samples) not in self.told]
+        self.probing.ledger.begin_phase("probes")
         answered: set[int] = set()
         for result in self.probing.clients.run(partial(losses, samples=samples), asked):
             client, model = result.task.client, result.task.model
-            self.answers[client, model, samples] = result.report.loss
-            down_bytes = 0 if (client, model) in self.informed else self._bytes(result.task)
-            up_bytes = 0 if client in answered else wire.dense_size(1)
-            work = levels.work(result.task, down_bytes, result.report.passes, up_bytes)
-            ledger.charge(client, self.round, work)
-            self.informed[client, model] = result.task.part
-            self.probing.downloads.note(result.task)
+            self.told[client, model, samples] = result.report.loss
+            self._charge(result, 0 if client in answered else wire.dense_size(1))
             answered.add(client)
 
     def gradients(self, clients: Sequence[int], request: GradientRequest) -> Iterator[ClientGradient]:
@@ -125,12 +126,54 @@ class RoundProbe:
                 continue
             expected = wire.Expected(self.round, task.owner, update.size, 0, dtype=self.models.like.dtype)
             sent = wire.decode(payload, expected)
+            self._charge(result, len(payload), training=True)
+            yield ClientGradient(task.client, result.report.passes, part.dense, sent)
+
+    def answers(self, clients: Sequence[int], question: Question) -> dict[int, Tensor]:
+        """Return by client the answers to a question, float64, shape (size,).
+
+        A client that does not answer with as many finite numbers as the question has is left out. Answers are cached.
+
+        Args:
+            clients: ids, each once.
+            question: about their data.
+        """
+        known, samples = self.answered.setdefault(question, {}), self.models.levels.samples
+        entries = sum(leaf[0].numel() for leaf in leaves(samples))
+        asked = [self.task(client) for client in clients if client not in known]
+        if asked:
+            self.probing.ledger.begin_phase("probes")
+        for result in self.probing.clients.run(partial(answer, question=question), asked):
+            client, numbers = result.task.client, result.vector.detach().cpu().double()
+            flops = question.flops(result.report.samples, entries)
+            self._charge(result, wire.dense_size(question.size), question.backward, question.uses_model, flops)
+            if numbers.shape == (question.size,) and is_finite(numbers):
+                known[client] = numbers
+            else:
+                called, kind = self.probing.ledger.called(client), type(question).__name__
+                rank_zero_warn(f"Round {self.round}: no answer of client {called} to {kind}: not finite numbers")
+        return {client: known[client] for client in clients if client in known}
+
+    def _charge(
+        self, result: Result, up_bytes: int, training: bool = False, model: bool = True, flops: float = 0.0
+    ) -> None:
+        """Charge a client for an answer.
+
+        Args:
+            result: with the samples that were passed through the net.
+            up_bytes: length of the answer.
+            training: whether passes include the backward pass.
+            model: whether the client needs the model, which it then has for the rest of the round.
+            flops: beside those of the net.
+        """
+        task, down_bytes = result.task, 0
+        if model:
             down_bytes = 0 if task.key in self.informed else self._bytes(task)
-            work = self.models.levels.work(task, down_bytes, result.report.passes, len(payload), training=True)
-            ledger.charge(task.client, self.round, work)
+        work = self.models.levels.work(task, down_bytes, result.report.passes, up_bytes, training)
+        self.probing.ledger.charge(task.client, self.round, replace(work, flops=work.flops + flops))
+        if model:
             self.informed[task.key] = task.part
             self.probing.downloads.note(task)
-            yield ClientGradient(task.client, result.report.passes, part.dense, sent)
 
     def _bytes(self, task: Task) -> int:
         has_one = any((task.client, model) in self.informed for model in range(len(self.models)))
@@ -152,7 +195,7 @@ class RoundProbe:
 
     def initial_loss(self, task: Task) -> float | None:
         """Return the loss of a task's model on all of its client's data; None if the client was not asked for it."""
-        return self.answers.get((task.client, task.model, None))
+        return self.told.get((task.client, task.model, None))
 
     def has_model(self, task: Task) -> bool:
         """Return whether a task's client has already downloaded the task's model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -20,6 +20,7 @@ from hetfl.piece import Piece
 from hetfl.seeding import generator
 from hetfl.selection import Everyone, Selection
 from hetfl.types import Range, Report, Task
+from hetfl.value import values_of_round
 
 Follower = Callable[[Accepted | None, int, int], None]
 """Called after each client with its accepted update or None, the number of finished clients, and of all clients."""
@@ -50,6 +51,7 @@ class Round:
     ) -> None:
         self.pieces, self.selection, self.local, self.probing = pieces, selection, local, probing
         self.extras: dict[str, Range] = {}
+        self.values: dict[str, Mapping[int, float]] = {}  # of the last round, by measure and client
         self.clients, self.server, self.hosting = clients, server, hosting
         self.seed, self.ledger, self.fleet = hosting.problem.seed, server.ledger, server.ledger.fleet
         self.assignment, self.clustering = probing.assignment, probing.clustering
@@ -79,6 +81,7 @@ class Round:
         reports = self._train(tasks, probe, follow)
         self.server.step(optimizer.optimizer, optimizer.step, round, self.clients.known)
         self.hosting.models.version += 1
+        self.values = values_of_round(self.pieces, round)
         for piece in self.pieces:
             piece.end_round(round)
         fresh = self.clustering.new_models(round, len(self.hosting.models))
@@ -105,6 +108,8 @@ class Round:
         if probe is not None:
             self.clustering.assign(round, cohort, probe)
             self.hosting.task_parts.rule.consult(round, cohort, probe)
+            for piece in self.pieces:
+                piece.inquire(round, cohort, probe)
         level, mark, drawn = self.assignment.level, self.hosting.models.mark, self.hosting.task_parts.drawn
         models, owner = self.clustering.models_of, self.clustering.owner
         epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))

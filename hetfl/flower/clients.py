@@ -66,13 +66,18 @@ class FlowerClients(Clients):
 
         Raises:
             ConfigurationError: a client would have several states, or the server would need clients' memories, which
-                only the nodes have, or gradients, which nodes do not send.
+                only the nodes have, or gradients or answers to questions, which nodes do not send.
         """
         penalty, clustering = self._module.penalty, self._module.clustering
         if self._module.parts.asks_gradients:
             raise ConfigurationError(
                 f"Expected a part rule that needs no gradients on Flower but got {self._module.parts.describe()}: "
                 "nodes send updates, statistics and losses alone"
+            )
+        if asking := next((piece for piece in self._module.pieces.values() if piece.asks_clients), None):
+            raise ConfigurationError(
+                f"Expected no questions to clients on Flower but got {asking.describe()}, which asks them about their "
+                "data: nodes send updates, statistics and losses alone"
             )
         if clustering.apart:
             raise ConfigurationError(

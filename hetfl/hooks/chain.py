@@ -13,7 +13,7 @@ from hetfl.finite import is_finite, require_finite
 from hetfl.hooks.base import DeltaContext, Hook
 from hetfl.layout import Index
 from hetfl.part import Part
-from hetfl.piece import Piece
+from hetfl.piece import Piece, unused
 from hetfl.seeding import generator
 from hetfl.types import Report, Task
 from hetfl.updates import Update
@@ -47,9 +47,7 @@ class Hooks(Piece):
             raise ConfigurationError(f"Expected a hook (hetfl.hooks.Hook) among hooks but got {type(hook).__name__}")
         if any(hook is other for other in self._all()):
             raise ConfigurationError(f"Expected every hook once among hooks but got one {type(hook).__name__} twice")
-        kind = type(hook).__name__
-        number = 1 + sum(type(other).__name__ == kind for other in self.named.values())
-        self.named[kind if number == 1 else f"{kind}_{number}"] = hook
+        self.named[unused(type(hook).__name__, self.named)] = hook
 
     def members(self) -> dict[str, Piece]:  # noqa: D102
         return dict(self.named)

@@ -23,9 +23,12 @@ from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
 from hetfl.printable import printable
 from hetfl.runs.metrics_file import MetricsFile, encoded
+from hetfl.runs.round_rows import append_rows, drop_rounds
 
 LOCK = ".lock"
 """Name of the lock file, which keeps other processes from writing into the folder."""
+GROWING = ("values",)
+"""Names of the tables to which every round appends rows."""
 EARLY_END = "ended.txt"
 """Name of the file that marks a run that its settings ended before its last round."""
 
@@ -145,7 +148,10 @@ class RunFolder(Logger):
             ConfigurationError: the folder to continue lacks rows of earlier rounds.
         """
         self.check_rounds(before_step)
-        self._open().truncate(before_step)
+        metrics = self._open()
+        metrics.truncate(before_step)
+        for name in GROWING:
+            drop_rounds(metrics.path.with_name(f"{name}.csv"), before_step)
 
     @rank_zero_only
     def write_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -161,6 +167,21 @@ class RunFolder(Logger):
             self.write_file(f"{name}.csv", b"".join(encoded(line) for line in (columns, *cells)))
         except OSError as error:
             rank_zero_warn(f"{printable(error.filename)} not written ({error.strerror})")
+
+    @rank_zero_only
+    def append_rows(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Append a round's rows to ``<name>.csv``, one of :data:`GROWING`; a new file begins with the columns' names.
+
+        Args:
+            name: name of the table.
+            columns: names of the columns, the first ``round``.
+            rows: with one cell per column.
+        """
+        path = self._open().path.with_name(f"{name}.csv")
+        try:
+            append_rows(path, columns, rows)
+        except OSError as error:
+            rank_zero_warn(f"{printable(path)} not written ({error.strerror}); training goes on")
 
     @rank_zero_only
     def write_file(self, name: str, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """Selection policies, which choose the clients of a round; one policy per file."""
 
 from hetfl.selection.base import Everyone, Probe, Selection
+from hetfl.selection.by_value import ByValue
 from hetfl.selection.deadline_aware import DeadlineAware
 from hetfl.selection.divfl import DivFL
 from hetfl.selection.exclusive import Exclusive
@@ -10,6 +11,7 @@ from hetfl.selection.size_weighted import SizeWeighted
 from hetfl.selection.uniform import Uniform
 
 __all__ = [
+    "ByValue",
     "DeadlineAware",
     "DivFL",
     "Everyone",

@@ -7,6 +7,7 @@ from hetfl.testing.objectives import check_objective
 from hetfl.testing.part_rules import check_part_rule
 from hetfl.testing.partitioners import check_partitioner
 from hetfl.testing.selections import check_selection
+from hetfl.testing.values import check_value
 
 __all__ = [
     "check_aggregator",
@@ -16,4 +17,5 @@ __all__ = [
     "check_part_rule",
     "check_partitioner",
     "check_selection",
+    "check_value",
 ]

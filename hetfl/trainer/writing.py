@@ -13,13 +13,16 @@ from hetfl.clustering import Clustering
 from hetfl.printable import printable
 from hetfl.runs import RunFolder
 from hetfl.runs.headline import ACCURACY, FILE, Headline
-from hetfl.runs.metrics_file import columns_of
+from hetfl.runs.metrics_file import columns_of, format_value
 
 Table = tuple[Sequence[str], Iterable[Sequence[object]]]
 """Columns and rows."""
 
 CLUSTER_COLUMNS = ("round", "client", "cluster")
 """Columns of ``clusters.csv``, which has a row for every change of the cluster of a client."""
+
+VALUE_COLUMNS = ("round", "client", "measure", "value")
+"""Columns of ``values.csv``, which has a row for every round, client and measure."""
 
 
 def run_folders(loggers: Iterable[object]) -> list[RunFolder]:
@@ -59,6 +62,23 @@ def save_clusters(module: LightningModule, clustering: Clustering, models: int) 
     """Write ``clusters.csv`` and further tables of the clustering, if there can be several clusters."""
     if clustering.several(models):
         save_tables(module, {"clusters": (CLUSTER_COLUMNS, clustering.history), **clustering.tables()})
+
+
+def save_values(module: LightningModule, round: int, values: Mapping[str, Mapping[int, float]]) -> None:
+    """Append the values of a round to ``values.csv``.
+
+    Args:
+        module: a federated module.
+        round: the round.
+        values: by measure and client.
+    """
+    rows = [
+        (round, client, measure, format_value(value))
+        for measure, of_clients in values.items()
+        for client, value in sorted(of_clients.items())
+    ]
+    for folder in run_folders(module.loggers) if rows else ():
+        folder.append_rows("values", VALUE_COLUMNS, rows)
 
 
 def save_tables(module: LightningModule, tables: Mapping[str, Table]) -> None:

@@ -89,6 +89,7 @@ class CoalitionValue(Value):
 
     def of_round(self) -> dict[int, float]:  # noqa: D102
         if self._values is None:
+            self.cohort.members.sort(key=lambda member: member.report.client)  # so that their order does not count
             clients = [member.report.client for member in self.cohort.members]
             self._values = dict(zip(clients, self.members_values(), strict=True)) if clients else {}
         return dict(self._values)

@@ -27,12 +27,14 @@ class GradientCosine(Value):
     def __init__(self, leave_out: bool = True) -> None:
         self.leave_out = leave_out
         self._cohort: Cohort | None = None
+        self._values: dict[int, float] | None = None  # of the round, once they are known
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
         self._cohort = Cohort(facts.parameters)
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
         self.cohort.clear()
+        self._values = None
 
     @property
     def cohort(self) -> Cohort:
@@ -44,6 +46,11 @@ class GradientCosine(Value):
         self.cohort.add(update, index, report)
 
     def of_round(self) -> dict[int, float]:  # noqa: D102
+        if self._values is None:
+            self._values = self._measured()
+        return dict(self._values)
+
+    def _measured(self) -> dict[int, float]:
         total_D, holders_D = self.cohort.sums({member.report.client: 1.0 for member in self.cohort.members})
         values, own = {}, float(self.leave_out)
         for member in self.cohort.members:

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from hetfl.errors import ConfigurationError
-from hetfl.layout import Index
 from hetfl.piece import Facts
-from hetfl.types import Report
-from hetfl.updates import Update
 from hetfl.value.base import Value
 from hetfl.value.gradient_cosine import GradientCosine
+from hetfl.value.of_value import OfValue
 
 
-class Reputation(Value):
+class Reputation(OfValue):
     r"""A client's reputation R: a running mean of the values of its updates, which new values change less and less.
 
     .. math:: R_k \leftarrow \max(\lambda_t R_k + (1 - \lambda_t) v_k,\ 10^{-3}), \qquad
@@ -37,25 +35,22 @@ class Reputation(Value):
     def __init__(self, tradeoff: float = 0.5, of: Value | None = None, least: float = 1e-3) -> None:
         if not 0.0 <= tradeoff < 1.0 or not 0.0 < least < 1.0:
             raise ConfigurationError(f"Expected tradeoff in [0, 1) and least in (0, 1) but got {tradeoff}, {least}")
-        self.tradeoff, self.of, self.least = tradeoff, of or GradientCosine(leave_out=False), least
-        self.reads_server_data = self.of.reads_server_data
+        super().__init__(of or GradientCosine(leave_out=False))
+        self.tradeoff, self.least = tradeoff, least
         self.reputations: list[float] = []
         self.updates: list[int] = []
         self._next: tuple[list[float], list[int]] | None = None  # reputations before they are divided, and updates
 
     def setup(self, facts: Facts) -> None:
         """Set the number of clients; with another number, all reputations begin anew."""
-        self.of.setup(facts)
+        super().setup(facts)
         if len(self.reputations) != facts.num_clients:
             self.reputations = [1.0 / facts.num_clients] * facts.num_clients
             self.updates = [0] * facts.num_clients
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self.of.begin_round(round, lr)
+        super().begin_round(round, lr)
         self._next = None
-
-    def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
-        self.of.observe(update, index, report)
 
     def of_round(self) -> dict[int, float]:
         """Return the reputations of all clients, with the round's updates."""
@@ -73,11 +68,11 @@ class Reputation(Value):
         self.reputations = list(self.of_round().values())
         assert self._next is not None
         self.updates = self._next[1]
-        self.of.end_round(round)
+        super().end_round(round)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"reputations": list(self.reputations), "updates": list(self.updates), "of": self.of.state_dict()}
+        return {**super().state_dict(), "reputations": list(self.reputations), "updates": list(self.updates)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
         self.reputations, self.updates = list(state["reputations"]), list(state["updates"])
-        self.of.load_state_dict(dict(state["of"]))
+        super().load_state_dict(state)

@@ -1,0 +1,83 @@
+"""Questions to clients before a round: a few numbers that a client computes from its data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hetfl.tree import Tree
+
+
+@dataclass(frozen=True)
+class ClientView:
+    """What a client computes an answer from.
+
+    Attributes:
+        batches: inputs of nets, without augmentation, and targets, of all of the client's samples.
+        classes: number K of classes.
+        random: for random choices; a separate generator for each client and round.
+        net: the client's part of the present global model, in training mode; None for questions without a model.
+        gradient: returns the gradient of a loss of the net by its parameters, shape (D,).
+    """
+
+    batches: Iterable[tuple[Tree, Tensor]]
+    classes: int
+    random: torch.Generator
+    net: nn.Module | None = None
+    gradient: Callable[[Tensor], Tensor] | None = None
+
+    def outputs(self, inputs: Tree) -> Tensor:
+        """Return the net's outputs, shape (N, K); of several exits, those of the deepest."""
+        assert self.net is not None, "only a question that declares uses_model has a net"
+        outputs: Tensor = self.net(inputs)
+        return outputs[-1] if outputs.dim() == 3 else outputs
+
+
+class Question(ABC):
+    """A function of a client's data with few numbers as its answer. Subclasses are frozen dataclasses."""
+
+    uses_model: ClassVar[bool] = False
+    """Whether a client needs its part of the present global model, and passes its samples through it once."""
+
+    backward: ClassVar[bool] = False
+    """Whether this pass includes the backward pass."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many numbers an answer has."""
+
+    @abstractmethod
+    def answer(self, client: ClientView) -> Tensor:
+        """Return the numbers, float64, shape (size,).
+
+        Raises:
+            ConfigurationError: it cannot be computed from such data.
+        """
+
+    def flops(self, samples: int, entries: int) -> float:
+        """Return the floating-point operations beside those of the net.
+
+        Args:
+            samples: number of the client's samples.
+            entries: numbers in the inputs of a sample.
+        """
+        return 0.0
+
+
+class ClientProbe(Protocol):
+    """Asks clients before a round trains; the round is charged for the answers."""
+
+    @property
+    def clients(self) -> Sequence[int]:
+        """The ids of the reachable clients, ascending."""
+        ...
+
+    def answers(self, clients: Sequence[int], question: Question) -> dict[int, Tensor]:
+        """Return by client the answers, float64, shape (size,); a client without a valid answer is left out."""
+        ...
