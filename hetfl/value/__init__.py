@@ -14,6 +14,7 @@ from hetfl.value.loss_drop import LossDrop
 from hetfl.value.parameter_uncertainty import ParameterUncertainty
 from hetfl.value.reputation import Reputation
 from hetfl.value.shapley_value import Shapley
+from hetfl.value.valued import Valued
 
 __all__ = [
     "BetaReputation",
@@ -31,6 +32,7 @@ __all__ = [
     "Reputation",
     "Shapley",
     "Value",
+    "Valued",
     "Values",
     "finite",
     "values_of_round",
