@@ -13,6 +13,7 @@ from hetfl.aggregators import Aggregator, HolderMean
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.federation.models import GlobalModels
+from hetfl.levels.budgets import Axis
 from hetfl.levels.level_set import LevelSet
 from hetfl.local.method import LocalMethod
 from hetfl.objectives import Objective
@@ -49,6 +50,11 @@ class Method(LightningModule, LocalMethod):
     levels: LevelSet
     models: GlobalModels
     parts: PartRule
+
+    @property
+    def axis(self) -> Axis:
+        """What the method's levels scale: ``depth`` if one of its default levels has a depth, else ``width``."""
+        return "width" if all(level.depth is None for level in self.default_levels.values()) else "depth"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -37,7 +37,7 @@ from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
 from hetfl.hooks import Hook, Hooks
-from hetfl.levels.budgets import Axis, Budgets
+from hetfl.levels.budgets import Budgets
 from hetfl.levels.level_set import LevelSet
 from hetfl.levels.table import level_costs, save_levels
 from hetfl.local import Executor, LocalProblem, LocalTraining, Personal, Sequential
@@ -115,8 +115,7 @@ class FederatedModule(Method):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        axis: Axis = "width" if all(level.depth is None for level in self.default_levels.values()) else "depth"
-        self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed, axis, per_level or ())
+        self.levels = LevelSet(net, self.default_levels if levels is None else levels, seed, self.axis, per_level)
         self.clustering, self.parts = clustering or OneCluster(), parts or Prefix()
         self.models = GlobalModels(self.levels, self.clustering.initial_models, self.clustering.shared)
         self.fleet, self.assignment = fleet or SameDevice(), assignment or Dynamic()

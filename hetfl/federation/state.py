@@ -18,8 +18,8 @@ from hetfl.federation.hosting import Hosting
 from hetfl.federation.models import MakeOptimizer
 from hetfl.piece import Piece
 from hetfl.submodel import parameters_of
-from hetfl.trainer.fingerprint import LEARNING_RATES, agree, fingerprint, of_models
-from hetfl.trainer.resuming import check_complete, check_optimizers_fit, weights_only
+from hetfl.trainer.fingerprint import agree, fingerprint, of_models
+from hetfl.trainer.resuming import check_complete, check_optimizers_fit, rescale, weights_only
 
 KEY = "hetfl"
 """Key of the federation's state in a checkpoint."""
@@ -143,7 +143,7 @@ class RunState:
         before = checkpoint[KEY]["learning_rates"]
         for number, (name, lr) in enumerate(self._learning_rates().items()):
             if before[name] != lr:
-                _rescale(checkpoint, number, before[name], lr)
+                rescale(checkpoint, number, before[name], lr)
 
     def _learning_rates(self) -> dict[str, float]:
         made = {name: make([nn.Parameter(torch.zeros(1))]) for name, make in self.optimizers.items()}
@@ -222,21 +222,3 @@ def _check_models(clustering: Clustering, count: int) -> None:
             f"The checkpoint holds {count} global models, the configuration asks for {wanted}: all {count} are trained "
             f"on{members}"
         )
-
-
-def _rescale(checkpoint: dict[str, Any], number: int, before: float, now: float) -> None:
-    """Change an optimizer's learning rates in a checkpoint, and those in the state of the clients' schedule.
-
-    Optimizer 0 is the server's, 1 the clients'. Loading the schedule's state would otherwise restore the old rates.
-    """
-
-    def rescaled(lr: float) -> float:
-        return lr * now / before if before else now
-
-    for group in checkpoint["optimizer_states"][number]["param_groups"]:
-        group |= {key: rescaled(group[key]) for key in LEARNING_RATES if key in group}
-    schedules = list(checkpoint["lr_schedulers"]) if number == 1 else []
-    while schedules:
-        schedule = schedules.pop()
-        schedules += schedule.get("_schedulers", ())
-        schedule |= {key: [rescaled(lr) for lr in schedule[key]] for key in ("base_lrs", "_last_lr") if key in schedule}

@@ -40,7 +40,7 @@ class LevelSet(Mapping[str, Level]):
         levels: sizes by name, with widths relative to the global model, so that the first is 1; or cost budgets.
         seed: seed of the initial values of the global model.
         own_axis: the axis of the method, for budgets without an axis.
-        per_level: patterns of names of the tensors of which each level has its own copy.
+        per_level: patterns of names of the tensors of which each level has its own copy; None: there are none.
 
     Attributes:
         budgets: the cost budgets; None for levels that are given by size.
@@ -68,7 +68,7 @@ class LevelSet(Mapping[str, Level]):
         levels: Mapping[str, Level] | Budgets,
         seed: int,
         own_axis: Axis = "width",
-        per_level: Sequence[str] = (),
+        per_level: Sequence[str] | None = None,
     ) -> None:
         self._factory = factory
         self.budgets = levels if isinstance(levels, Budgets) else None
@@ -91,7 +91,7 @@ class LevelSet(Mapping[str, Level]):
         nets = {name: self.build(name) for name in self}
         parts = {name: state_of(net) for name, net in nets.items()}
         self.blocks = {name: Part(prefix_index(whole, part, name)) for name, part in parts.items()}
-        self.copies = LevelCopies(per_level, self.blocks)
+        self.copies = LevelCopies(per_level or (), self.blocks)
         whole = state_of(self.copies.add_to(self.net))
         self.indices = {name: self.copies.index(name) for name in self}
         self.whole = Part(prefix_index(whole, whole, self.largest)) if self.copies.names else self.blocks[self.largest]

@@ -12,6 +12,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from hetfl.errors import ConfigurationError
+from hetfl.trainer.fingerprint import LEARNING_RATES
 
 OPTIMIZERS, SCHEDULES, LOOPS = "optimizer_states", "lr_schedulers", "loops"
 """Lightning's names of the parts of a checkpoint that it restores last."""
@@ -63,6 +64,30 @@ def check_optimizers_fit(
         raise ConfigurationError(
             f"Expected {len(schedules)} schedules in the checkpoint but got {len(checkpoint[SCHEDULES])}"
         )
+
+
+def rescale(checkpoint: dict[str, Any], number: int, before: float, now: float) -> None:
+    """Change an optimizer's learning rates in a checkpoint, and those in the state of the clients' schedule.
+
+    Loading the schedule's state would otherwise restore the old rates.
+
+    Args:
+        checkpoint: the checkpoint, which is changed.
+        number: of the optimizer: 0 is the server's, 1 the clients'.
+        before: learning rate of the checkpoint's settings.
+        now: learning rate of the present settings.
+    """
+
+    def rescaled(lr: float) -> float:
+        return lr * now / before if before else now
+
+    for group in checkpoint[OPTIMIZERS][number]["param_groups"]:
+        group |= {key: rescaled(group[key]) for key in LEARNING_RATES if key in group}
+    schedules = list(checkpoint[SCHEDULES]) if number == 1 else []
+    while schedules:
+        schedule = schedules.pop()
+        schedules += schedule.get("_schedulers", ())
+        schedule |= {key: [rescaled(lr) for lr in schedule[key]] for key in ("base_lrs", "_last_lr") if key in schedule}
 
 
 def _sizes(state: Any) -> list[int]:
