@@ -183,6 +183,12 @@ def test_impossible_columns_are_refused_in_one_line(tmp_path: Path, arguments: A
     assert "\n" not in str(error.value)
 
 
+def test_a_message_names_the_file_with_the_wrong_target(tmp_path: Path) -> None:
+    test = written(tmp_path, "held_out", sick=2 * table()["sick"])
+    with pytest.raises(ConfigurationError, match=r"0 or 1 in target columns \['sick'\] of .*held_out.csv"):
+        read(written(tmp_path), target=["sick", "well"], features=["number"], test_path=test)
+
+
 @pytest.mark.parametrize(("given", "missing"), [("mean", "mean"), ("-1", -1.0), ("drop", "drop")])
 def test_settings_are_read_from_a_configuration(tmp_path: Path, given: str, missing: Any) -> None:
     parser = ArgumentParser()

@@ -240,6 +240,7 @@ def test_the_score_of_masked_tokens_is_not_called_a_perplexity_of_the_text() -> 
         (Regression(), torch.tensor([0.0, math.inf]), "finite training targets"),
         (MultiLabel(), torch.full((3, 2), 2), "0 or 1 of shape .* for MultiLabel but got torch.int64"),
         (LanguageModelling(), torch.zeros(3, dtype=torch.long), r"\(n, length\) for LanguageModelling but got"),
+        (LanguageModelling(), torch.ones(2, 3, dtype=torch.bool), r"\(n, length\) for LanguageModelling but got"),
     ],
 )
 def test_targets_of_another_kind_of_objective_are_refused(objective: Objective, targets: Tensor, message: str) -> None:
