@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hetfl.compression import Chain, Compressor, ErrorFeedback, GammaFedHT, HardThreshold, LogQuantizer, TopK
+from hetfl.compression.budget import BudgetControl
 from hetfl.errors import ConfigurationError
 from hetfl.piece import Facts
 from hetfl.types import Report
@@ -142,6 +143,17 @@ def test_the_first_threshold_comes_from_the_clients_own_delta() -> None:
     planned = mean * COSINE[0] / float(np.mean(COSINE))
     want = delta_D.abs() >= 0.3 * delta_D.abs().sum() / planned
     assert torch.equal(sent.indices, want.nonzero().squeeze(1))
+
+
+def test_an_exact_block_is_no_entry_that_a_budget_steers() -> None:
+    control = BudgetControl(10_000.0)
+    control.plan([0.1] * 3, [1.0] * 3, cohort=1)
+    control.begin_round()
+    update = SparseUpdate(torch.ones(2), torch.tensor([1, 4]), 9, exact=torch.zeros(5))
+    control.observe(update, dense_size(0) + 5 * 4 + 16, delta_norm=2.0)
+    control.end_round()
+    assert control.state.overhead == dense_size(0) + 20
+    assert control.state.cost == 8.0
 
 
 TEN: dict[str, tuple[Callable[[], Compressor], str, int, float]] = {

@@ -264,6 +264,8 @@ def test_by_device_assigns_the_most_expensive_level_that_meets_the_deadline() ->
         able = [level for level in entries if seconds[level] <= 2.5]
         assert assignment.level(k, 5) == (able[0] if able else "c")
     assert set(assignment.levels(0)) == {"a", "b", "c"}
+    assert forecast.training_flops(1, "b", None) == 2 * 4 * 2.5e6
+    assert forecast.training_flops(1, "b", 3) == 3 * 4 * 2.5e6
 
 
 def test_by_device_assigns_a_level_that_takes_exactly_the_deadline() -> None:

@@ -51,9 +51,8 @@ def channel_scores(
 
 
 def _counts(member: Member, tensor: Tensor, fan_out: bool, of_norms: bool) -> bool:
-    if of_norms or tensor.dim() == 1:
-        return of_norms and tensor.dim() == 1
-    return fan_out or not member.reads
+    """Return whether a member counts; of norm layers only vectors have scores."""
+    return of_norms if tensor.dim() == 1 else fan_out or not member.reads
 
 
 def ranking(scores: Tensor) -> Tensor:
