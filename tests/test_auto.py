@@ -89,6 +89,12 @@ def test_a_small_level_uses_one_process_while_the_other_trains_a_larger_level(
         assert chosen == {"device": "cpu", "processes": True, "clients": {"a": 1, "b": expected}}
 
 
+def test_one_process_may_train_the_share_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {("a", True, 2): 0.5, ("b", True, 4): 0.01}
+    chosen, _ = choice(monkeypatch, times, tasks_of(range(4)), num_workers=2)
+    assert chosen == {"device": "cpu", "processes": True, "clients": {"a": 2, "b": 4}}
+
+
 def test_the_chosen_form_depends_on_the_work_of_clients() -> None:
     """Level b's clients train on 40 samples each and level a's on 4: both clients of b are too slow for one process."""
     executor = Auto(num_workers=2)
