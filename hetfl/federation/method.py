@@ -53,8 +53,8 @@ class Method(LightningModule, LocalMethod):
 
     @property
     def axis(self) -> Axis:
-        """What the method's levels scale: ``depth`` if one of its default levels has a depth, else ``width``."""
-        return "width" if all(level.depth is None for level in self.default_levels.values()) else "depth"
+        """What the method's levels scale: ``depth`` if its largest default level has a depth, else ``width``."""
+        return "width" if next(iter(self.default_levels.values())).depth is None else "depth"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

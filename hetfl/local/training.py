@@ -111,7 +111,7 @@ def cut(order: Tensor, batch_size: int) -> Iterator[Tensor]:
         order: sample positions, shape (N,).
         batch_size: positions in a part.
     """
-    if batch_size > 1 and len(order) > batch_size and len(order) % batch_size == 1:
+    if len(order) > batch_size and len(order) % batch_size == 1:
         *head, last = order[:-1].split(batch_size)
         yield from head
         yield torch.cat([last, order[-1:]])
