@@ -216,7 +216,7 @@ class FederatedModule(Method):
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
         round = self.models.version  # equals Lightning's epoch, except in a second fit, which goes on counting
         columns = self.round.run(round, carrier.param_groups[0]["lr"], server, follower(self))
-        writing.save_values(self, round, self.round.values)
+        writing.save_values(self, self.data, round, self.round.values)
         writing.save_clusters(self, self.clustering, len(self.models))
         if self.lr_schedulers() is not None:
             carrier.optimizer.step()  # moves nothing; the schedule expects an optimizer step before its own
