@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from hetfl.aggregators.holder_mean import Denominator, HolderMean
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
-from hetfl.piece import Facts
-from hetfl.question import ClientProbe
 from hetfl.types import Report
 from hetfl.updates import Update
-from hetfl.value import Reputation, Value, finite
+from hetfl.value import Reputation, UsesValues, Value
 
 
-class ValueMean(HolderMean):
+class ValueMean(UsesValues, HolderMean):
     r"""Mean over the holders of each entry, weighted by the values of the clients.
 
     .. math:: \Delta_j = \frac{\sum_{k \in H_j} w_k u_{k,j}}{\sum_{k \in H_j} w_k}, \qquad
@@ -46,20 +43,12 @@ class ValueMean(HolderMean):
         super().__init__(denominator)
         if not 0.0 < floor <= 1.0:
             raise ConfigurationError(f"Expected floor in (0, 1] but got {floor}")
-        self.value, self.floor, self.by_samples = value or Reputation(), floor, by_samples
-        self.values: dict[int, float] = {}
-        self.reads_server_data, self.asks_clients = self.value.reads_server_data, self.value.asks_clients
-
-    def setup(self, facts: Facts) -> None:  # noqa: D102
-        self.value.setup(facts)
+        self.use(value or Reputation())
+        self.floor, self.by_samples = floor, by_samples
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self.value.begin_round(round, lr)
-        above = [value for value in self.values.values() if value > 0.0]
-        self._mean = sum(above) / len(above) if above else 0.0
-
-    def inquire(self, round: int, cohort: Sequence[int], probe: ClientProbe) -> None:  # noqa: D102
-        self.value.inquire(round, cohort, probe)
+        super().begin_round(round, lr)
+        self._mean = mean_above_zero(self.values)
 
     def weight(self, report: Report) -> float:
         """Return the weight of a client: by the values of earlier rounds."""
@@ -70,28 +59,20 @@ class ValueMean(HolderMean):
 
     def update(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
         super().update(update, index, report)
-        self.value.observe(update, index, report)
-
-    def client_values(self) -> dict[str, Mapping[int, float]]:  # noqa: D102
-        return self.value.client_values()
-
-    def end_round(self, round: int) -> None:
-        """Take over the values of the round.
-
-        Raises:
-            ConfigurationError: a value is not finite.
-        """
-        self.values |= finite(self.value.of_round(), self.value.describe(), round)
-        self.value.end_round(round)
+        self.observe(update, index, report)
 
     def columns(self) -> dict[str, float]:
         """Return the smallest and the largest value of a client, if there are any."""
-        known = self.values.values()
-        return {"value/lowest": min(known), "value/highest": max(known)} if known else {}
+        return ends(self.values)
 
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"values": dict(self.values), "value": self.value.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        self.values = dict(state["values"])
-        self.value.load_state_dict(dict(state["value"]))
+def mean_above_zero(values: Mapping[int, float]) -> float:
+    """Return the mean of the values above 0; 0 if there are none."""
+    above = [value for value in values.values() if value > 0.0]
+    return sum(above) / len(above) if above else 0.0
+
+
+def ends(values: Mapping[int, float]) -> dict[str, float]:
+    """Return the columns of the smallest and the largest value of a client, if there are any."""
+    known = values.values()
+    return {"value/lowest": min(known), "value/highest": max(known)} if known else {}

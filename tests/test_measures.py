@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from torch.optim import SGD
 
 from hetfl import value as values
 from hetfl import wire
+from hetfl.aggregators import ValueMean
 from hetfl.data import IID, LabelNoise
 from hetfl.errors import ConfigurationError
-from hetfl.local import LocalTraining
+from hetfl.flower.clients import FlowerClients
+from hetfl.flower.nodes import Nodes
+from hetfl.local import Executor, LocalTraining, Sequential, Workers
 from hetfl.part import Part
 from hetfl.piece import Facts
 from hetfl.question import ClientView, Question
@@ -33,6 +37,7 @@ from hetfl.value import (
     Individual,
     LabelInformation,
     LossDrop,
+    ParameterUncertainty,
     Reputation,
     Shapley,
     Value,
@@ -212,6 +217,22 @@ def test_measures_notice_noise_on_digits(fit: Fit) -> None:
         assert np.mean(of_noisy) < np.mean(of_clean) - 0.05, name
     for name in ("GramDeterminant", "FeatureComposite"):  # they do not look at labels
         assert noisy[name] == clean[name]
+
+
+def test_questions_are_refused_on_flower() -> None:
+    for changes in ({"values": [GramDeterminant()]}, {"aggregator": ValueMean(Reputation(of=LabelInformation()))}):
+        clients = FlowerClients(small_module(**changes), cast(Nodes, None))
+        with pytest.raises(ConfigurationError, match=r"no questions to clients on Flower but got .*, which asks them"):
+            clients.begin()
+
+
+def test_processes_give_the_same_answers(fit: Fit, tmp_path: Path) -> None:
+    def written(executor: Executor, name: str) -> bytes:
+        measures: list[Value] = [FeatureComposite(), GramDeterminant(), ParameterUncertainty(), LabelInformation()]
+        module = small_module(values=measures, executor=executor)
+        return (Path(str(fit(module, rounds=2, name=name, limit_val_batches=0).log_dir)) / "values.csv").read_bytes()
+
+    assert written(Sequential(), "one") == written(Workers(2), "several")
 
 
 def test_measures_are_refused_where_they_cannot_work(fit: Fit) -> None:

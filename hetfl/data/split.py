@@ -63,12 +63,7 @@ def make_split(
     rest, server = rest[shared], rest[kept_back]
     keys, num_clients, ids = _keys(arrays, partitioner, num_clients)
     parts = partitioner(keys[rest], num_clients, generator(seed, "partition"))
-    taken = torch.cat(parts)
-    if len(parts) != num_clients or len(taken.unique()) != len(taken):
-        raise ConfigurationError(
-            f"Expected {num_clients} parts without a common sample from {type(partitioner).__name__} "
-            f"but got {len(parts)} parts with {len(taken) - len(taken.unique())} samples given away twice"
-        )
+    _check_parts(parts, num_clients, partitioner)
     names = None if ids is None else [arrays.name_of(code) for code in ids.tolist()]
     kept = _large_enough([len(part) for part in parts], min_samples, drop_small_clients, names)
     dropped = sorted(set(range(num_clients)) - set(kept))
@@ -90,6 +85,20 @@ def make_split(
         tuple(client if names is None else names[client] for client in dropped),
         server,
     )
+
+
+def _check_parts(parts: Sequence[Tensor], num_clients: int, partitioner: Partitioner) -> None:
+    """Refuse parts of clients that are not as many as asked for, or that have a common sample.
+
+    Raises:
+        ConfigurationError: they are such parts.
+    """
+    taken = torch.cat(list(parts))
+    if len(parts) != num_clients or len(taken.unique()) != len(taken):
+        raise ConfigurationError(
+            f"Expected {num_clients} parts without a common sample from {type(partitioner).__name__} "
+            f"but got {len(parts)} parts with {len(taken) - len(taken.unique())} samples given away twice"
+        )
 
 
 def dealt(samples: Tensor, train: Sequence[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:

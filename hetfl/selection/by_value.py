@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
 
 from hetfl.errors import ConfigurationError
-from hetfl.layout import Index
-from hetfl.piece import Facts
-from hetfl.question import ClientProbe
 from hetfl.seeding import generator
 from hetfl.selection.base import Probe, Selection
 from hetfl.selection.draw import highest, uniformly
-from hetfl.types import Report
-from hetfl.updates import Update
-from hetfl.value import Reputation, Value, finite
+from hetfl.value import Reputation, UsesValues, Value
 
 
-class ByValue(Selection):
+class ByValue(UsesValues, Selection):
     """The m reachable clients with the highest values of earlier rounds, of which a share is drawn uniformly.
 
     First the drawn clients are chosen, ``explore`` of m, then the highest of the others, ties by id. A client without a
@@ -37,50 +31,14 @@ class ByValue(Selection):
         super().__init__(clients_per_round)
         if not 0.0 <= explore <= 1.0:
             raise ConfigurationError(f"Expected explore in [0, 1] but got {explore}")
-        self.value, self.explore = value or Reputation(), explore
-        self.reads_server_data, self.asks_clients = self.value.reads_server_data, self.value.asks_clients
-        self.values: dict[int, float] = {}
-
-    def setup(self, facts: Facts) -> None:
-        """Set the clients; with another number, nothing is known of them."""
-        if facts.num_clients != len(self.sizes):
-            self.values = {}
-        super().setup(facts)
-        self.value.setup(facts)
-
-    def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self.value.begin_round(round, lr)
+        self.use(value or Reputation())
+        self.explore = explore
 
     def select(self, round: int, probe: Probe) -> list[int]:  # noqa: D102
         size, random = self.clients_per_round, generator(self.seed, "selection", round)
         if not self.values or len(probe.clients) <= size:
             return uniformly(probe.clients, size, random)
-        drawn = uniformly(probe.clients, -int(-self.explore * size // 1), random)
+        drawn = uniformly(probe.clients, math.ceil(self.explore * size - 1e-9), random)
         mean = sum(self.values.values()) / len(self.values)
         others = {client: self.values.get(client, mean) for client in probe.clients if client not in set(drawn)}
         return [*drawn, *highest(others, size - len(drawn))]
-
-    def inquire(self, round: int, cohort: Sequence[int], probe: ClientProbe) -> None:  # noqa: D102
-        self.value.inquire(round, cohort, probe)
-
-    def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
-        self.value.observe(update, index, report)
-
-    def client_values(self) -> dict[str, Mapping[int, float]]:  # noqa: D102
-        return self.value.client_values()
-
-    def end_round(self, round: int) -> None:
-        """Take over the values of the round.
-
-        Raises:
-            ConfigurationError: a value is not finite.
-        """
-        self.values |= finite(self.value.of_round(), self.value.describe(), round)
-        self.value.end_round(round)
-
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"values": dict(self.values), "value": self.value.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        self.values = dict(state["values"])
-        self.value.load_state_dict(dict(state["value"]))

@@ -14,6 +14,7 @@ from hetfl.value.loss_drop import LossDrop
 from hetfl.value.parameter_uncertainty import ParameterUncertainty
 from hetfl.value.reputation import Reputation
 from hetfl.value.shapley_value import Shapley
+from hetfl.value.using import UsesValues
 
 __all__ = [
     "BetaReputation",
@@ -30,6 +31,7 @@ __all__ = [
     "ParameterUncertainty",
     "Reputation",
     "Shapley",
+    "UsesValues",
     "Value",
     "Values",
     "finite",
