@@ -119,7 +119,7 @@ def learning(**changes: Any) -> FederatedModule:
 def valued(**changes: Any) -> FederatedModule:
     """Return a module with measures that ask clients, and means and cohorts by values."""
     values: list[Value] = [FeatureComposite(4), ParameterUncertainty(), FeatureInformation(4)]
-    return small_module(values=values, aggregator=ValueMean(), selection=ByValue(4, LabelInformation()), **changes)
+    return small_module(measures=values, aggregator=ValueMean(), selection=ByValue(4, LabelInformation()), **changes)
 
 
 def same(one: Any, other: Any) -> bool:

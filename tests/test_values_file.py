@@ -28,7 +28,7 @@ COLUMNS = ("round", "client", "measure", "value")
 def measuring() -> FederatedModule:
     """Return a module with two measures that only write, and one that weighs clients and has another inside."""
     values: list[Value] = [GradientCosine(), LossDrop()]
-    return small_module(values=values, aggregator=ValueMean(Reputation(of=GradientCosine(leave_out=False))))
+    return small_module(measures=values, aggregator=ValueMean(Reputation(of=GradientCosine(leave_out=False))))
 
 
 def test_every_measure_writes_its_values(fit: Fit) -> None:
@@ -114,9 +114,9 @@ class NotFinite(Value):
 
 def test_wrong_measures_are_refused(fit: Fit) -> None:
     with pytest.raises(ConfigurationError, match="finite values from NotFinite but got nan of client 3 in round 0"):
-        fit(small_module(values=[NotFinite()], selection=Uniform(2)), rounds=1)
+        fit(small_module(measures=[NotFinite()], selection=Uniform(2)), rounds=1)
     cosine = GradientCosine()
     with pytest.raises(ConfigurationError, match="every measure once but got one GradientCosine twice"):
-        small_module(values=[cosine, cosine])
-    with pytest.raises(ConfigurationError, match="a list of Value as values of HeteroFL but got ClipDelta in it"):
-        small_module(values=[ClipDelta(1.0)])
+        small_module(measures=[cosine, cosine])
+    with pytest.raises(ConfigurationError, match="a list of Value as measures of HeteroFL but got ClipDelta in it"):
+        small_module(measures=[ClipDelta(1.0)])

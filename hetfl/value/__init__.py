@@ -1,6 +1,6 @@
 """What a client's data and updates are worth: measures, one per file."""
 
-from hetfl.value.base import Value, Values, finite, values_of_round
+from hetfl.value.base import Measures, Value, finite, values_of_round
 from hetfl.value.beta_reputation import BetaReputation
 from hetfl.value.coalitions import CoalitionValue, LeaveOneOut
 from hetfl.value.data_value import DataValue
@@ -28,12 +28,12 @@ __all__ = [
     "LabelInformation",
     "LeaveOneOut",
     "LossDrop",
+    "Measures",
     "ParameterUncertainty",
     "Reputation",
     "Shapley",
     "UsesValues",
     "Value",
-    "Values",
     "finite",
     "values_of_round",
 ]
