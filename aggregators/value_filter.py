@@ -3,49 +3,45 @@
 from __future__ import annotations
 
 from hetfl.aggregators.holder_mean import Denominator, HolderMean
+from hetfl.aggregators.value_mean import ends, mean_above_zero
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
-from hetfl.piece import Facts
 from hetfl.types import Report
 from hetfl.updates import Update
-from hetfl.value import Reputation, Value, Valued
+from hetfl.value import Reputation, UsesValues, Value
 
 
-class ValueFilter(Valued, HolderMean):
+class ValueFilter(UsesValues, HolderMean):
     r"""Mean by samples over holders, without the clients whose value is small.
 
     .. math:: w_k = n_k\, [v_k \ge \text{least} \cdot \bar v]
 
-    with :math:`\bar v` the mean of all known values above 0, and values as in
-    :class:`~hetfl.aggregators.ValueMean`: those of earlier rounds; a client without a value is kept. A client that is
-    left out still trains and is still measured, so it may return; its update counts as accepted, and its residual
-    moves. An entry that only left-out clients hold keeps its value.
+    with :math:`\bar v` the mean of all known values above 0. Values are those of earlier rounds, as in
+    :class:`~hetfl.aggregators.ValueMean`; a client without a value is kept. A client that is left out still trains and
+    is still measured, so it may return; its update counts as accepted, and its residual moves. An entry that only
+    left-out clients hold keeps its value.
 
     Column: ``value/left_out``, the number of the round's updates that were left out.
 
     Args:
         value: the measure; None: :class:`~hetfl.value.Reputation`.
         least: smallest value relative to the mean, in (0, 1].
-        denominator: as in :class:`~hetfl.aggregators.ValueMean`; with ``cohort`` the divisor has the weights of those
-            kept.
+        denominator: ``holders``: the sum of weights is over the holders of an entry; ``cohort``: over all kept clients.
 
     Raises:
-        ConfigurationError: ``least`` is not in (0, 1], or ``denominator`` is unknown.
+        ConfigurationError: ``least`` is not in (0, 1].
     """
 
     def __init__(self, value: Value | None = None, least: float = 0.5, denominator: Denominator = "holders") -> None:
         super().__init__(denominator)
         if not 0.0 < least <= 1.0:
             raise ConfigurationError(f"Expected least in (0, 1] but got {least}")
-        self.least, self._left_out = least, 0
-        self.keep_values(value or Reputation())
-
-    def setup(self, facts: Facts) -> None:  # noqa: D102
-        self.value.setup(facts)
+        self.use(value or Reputation())
+        self.least, self._left_out, self._mean = least, 0, 0.0
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self.value.begin_round(round, lr)
-        self._mean, self._left_out = self.mean_value(), 0
+        super().begin_round(round, lr)
+        self._left_out, self._mean = 0, mean_above_zero(self.values)
 
     def kept(self, client: int) -> bool:
         """Return whether a client's update is added up in this round."""
@@ -57,9 +53,9 @@ class ValueFilter(Valued, HolderMean):
 
     def update(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
         super().update(update, index, report)
-        self.value.observe(update, index, report)
         self._left_out += not self.kept(report.client)
+        self.observe(update, index, report)
 
     def columns(self) -> dict[str, float]:
         """Return the smallest and the largest value, and the number of updates that were left out."""
-        return {**self.value_columns(), "value/left_out": float(self._left_out)}
+        return {**ends(self.values), "value/left_out": float(self._left_out)}

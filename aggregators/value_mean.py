@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hetfl.aggregators.holder_mean import Denominator, HolderMean
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
-from hetfl.piece import Facts
 from hetfl.types import Report
 from hetfl.updates import Update
-from hetfl.value import Reputation, Value, Valued
+from hetfl.value import Reputation, UsesValues, Value
 
 
-class ValueMean(Valued, HolderMean):
+class ValueMean(UsesValues, HolderMean):
     r"""Mean over the holders of each entry, weighted by the values of the clients.
 
     .. math:: \Delta_j = \frac{\sum_{k \in H_j} w_k u_{k,j}}{\sum_{k \in H_j} w_k}, \qquad
@@ -42,15 +43,12 @@ class ValueMean(Valued, HolderMean):
         super().__init__(denominator)
         if not 0.0 < floor <= 1.0:
             raise ConfigurationError(f"Expected floor in (0, 1] but got {floor}")
+        self.use(value or Reputation())
         self.floor, self.by_samples = floor, by_samples
-        self.keep_values(value or Reputation())
-
-    def setup(self, facts: Facts) -> None:  # noqa: D102
-        self.value.setup(facts)
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self.value.begin_round(round, lr)
-        self._mean = self.mean_value()
+        super().begin_round(round, lr)
+        self._mean = mean_above_zero(self.values)
 
     def weight(self, report: Report) -> float:
         """Return the weight of a client: by the values of earlier rounds."""
@@ -61,8 +59,20 @@ class ValueMean(Valued, HolderMean):
 
     def update(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
         super().update(update, index, report)
-        self.value.observe(update, index, report)
+        self.observe(update, index, report)
 
     def columns(self) -> dict[str, float]:
         """Return the smallest and the largest value of a client, if there are any."""
-        return self.value_columns()
+        return ends(self.values)
+
+
+def mean_above_zero(values: Mapping[int, float]) -> float:
+    """Return the mean of the values above 0; 0 if there are none."""
+    above = [value for value in values.values() if value > 0.0]
+    return sum(above) / len(above) if above else 0.0
+
+
+def ends(values: Mapping[int, float]) -> dict[str, float]:
+    """Return the columns of the smallest and the largest value of a client, if there are any."""
+    known = values.values()
+    return {"value/lowest": min(known), "value/highest": max(known)} if known else {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from torch.optim import SGD
 
 from hetfl import value as values
 from hetfl import wire
+from hetfl.aggregators import ValueMean
 from hetfl.data import IID, LabelNoise
 from hetfl.errors import ConfigurationError
-from hetfl.local import LocalTraining
+from hetfl.flower.clients import FlowerClients
+from hetfl.flower.nodes import Nodes
+from hetfl.local import Executor, LocalTraining, Sequential, Workers
 from hetfl.part import Part
 from hetfl.piece import Facts
 from hetfl.question import ClientView, Question
@@ -33,6 +37,7 @@ from hetfl.value import (
     Individual,
     LabelInformation,
     LossDrop,
+    ParameterUncertainty,
     Reputation,
     Shapley,
     Value,
@@ -177,13 +182,13 @@ def test_answers_are_charged_and_wrong_ones_are_left_out(fit: Fit) -> None:
     data.setup()
 
     def round_with(*measures: Value) -> tuple[dict[str, float], Any]:
-        module = small_module(values=list(measures))
+        module = small_module(measures=list(measures))
         trainer = fit(module, data, rounds=1, limit_val_batches=0)
         return {name: float(value) for name, value in trainer.callback_metrics.items()}, module
 
     plain, _ = round_with()
     asked, module = round_with(GramDeterminant(features=4), LabelInformation())
-    clients = list(module.values.named["GramDeterminant"].values)
+    clients = list(module.measures.named["GramDeterminant"].values)
     assert len(clients) == 4
     extra = asked["comm/up_bytes"] - plain["comm/up_bytes"]
     assert extra == 4 * sum(wire.dense_size(numbers) for numbers in (9, 1, 1))
@@ -195,16 +200,16 @@ def test_answers_are_charged_and_wrong_ones_are_left_out(fit: Fit) -> None:
     assert asked["compute/flops_total"] - plain["compute/flops_total"] == pytest.approx(features + passes)
     with pytest.warns(UserWarning, match="no answer of client .* to Broken: not finite numbers"):
         _, module = round_with(Watch(Broken(1, 0, (0.0,), (1.0,), 1.0)))
-    assert module.values.named["Watch"].values == {}
+    assert module.measures.named["Watch"].values == {}
 
 
 def test_measures_notice_noise_on_digits(fit: Fit) -> None:
     def trained(noise: LabelNoise | None) -> dict[str, dict[int, float]]:
         measures: list[Value] = [LabelInformation(), FeatureInformation(), FeatureComposite(), GramDeterminant()]
         local = LocalTraining(6, 10, optimizer=lambda p: SGD(p, lr=0.1, momentum=0.9))
-        module = small_module(values=measures, selection=Uniform(12), local=local, levels=small_levels(1.0))
+        module = small_module(measures=measures, selection=Uniform(12), local=local, levels=small_levels(1.0))
         fit(module, small_data(partitioner=IID(), client_transform=noise), rounds=3, limit_val_batches=0)
-        return {name: dict(each.values) for name, each in module.values.named.items()}  # type: ignore[attr-defined]
+        return {name: dict(each.values) for name, each in module.measures.named.items()}  # type: ignore[attr-defined]
 
     clean, noisy = trained(None), trained(LabelNoise([0.0, 1.0]))
     for name in ("LabelInformation", "FeatureInformation"):
@@ -214,9 +219,25 @@ def test_measures_notice_noise_on_digits(fit: Fit) -> None:
         assert noisy[name] == clean[name]
 
 
+def test_questions_are_refused_on_flower() -> None:
+    for changes in ({"measures": [GramDeterminant()]}, {"aggregator": ValueMean(Reputation(of=LabelInformation()))}):
+        clients = FlowerClients(small_module(**changes), cast(Nodes, None))
+        with pytest.raises(ConfigurationError, match=r"no questions to clients on Flower but got .*, which asks them"):
+            clients.begin()
+
+
+def test_processes_give_the_same_answers(fit: Fit, tmp_path: Path) -> None:
+    def written(executor: Executor, name: str) -> bytes:
+        measures: list[Value] = [FeatureComposite(), GramDeterminant(), ParameterUncertainty(), LabelInformation()]
+        module = small_module(measures=measures, executor=executor)
+        return (Path(str(fit(module, rounds=2, name=name, limit_val_batches=0).log_dir)) / "values.csv").read_bytes()
+
+    assert written(Sequential(), "one") == written(Workers(2), "several")
+
+
 def test_measures_are_refused_where_they_cannot_work(fit: Fit) -> None:
     with pytest.raises(ConfigurationError, match=r"data.server_fraction above 0 for Individual\(metric=score\), which"):
-        fit(small_module(values=[Individual()]), rounds=1)
+        fit(small_module(measures=[Individual()]), rounds=1)
     with pytest.raises(ConfigurationError, match="features of at least 1 and ridge above 0 but got 0, 1.0"):
         GramDeterminant(features=0)
     with pytest.raises(ConfigurationError, match="inputs of floating-point numbers to make features of but got"):

@@ -15,6 +15,8 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SMALL = {"HETFL_ROUNDS": "2", "HETFL_CLIENTS": "12", "OMP_NUM_THREADS": "1"}
 LINES_OF_A_CELL = 45
+FIGURES = {"01_first_run": 3, "02_width_vs_depth": 2, "03_anatomy_of_submodels": 11, "04_value_of_data": 1}
+"""The figures of each notebook."""
 
 
 def read(path: Path) -> Any:
@@ -30,8 +32,8 @@ def shows_a_figure(cell: Any) -> bool:
     return re.match(r"(analysis\.)?plot_", cell.source.splitlines()[-1]) is not None
 
 
-def test_there_are_three_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["01_first_run", "02_width_vs_depth", "03_anatomy_of_submodels"]
+def test_there_are_four_notebooks() -> None:
+    assert [path.stem for path in NOTEBOOKS] == [*FIGURES]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -82,6 +84,6 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         images = [output for output in cell.outputs if "image/png" in output.get("data", {})]
         assert len(images) == shows_a_figure(cell)
         figures += len(images)
-    assert figures == {"01_first_run": 3, "02_width_vs_depth": 2, "03_anatomy_of_submodels": 11}[path.stem]
+    assert figures == FIGURES[path.stem]
     assert [each.name for each in work.iterdir()] == ["runs"], "run folders are made only in the configured folder"
     assert all((folder / "metrics.csv").is_file() for folder in (work / "runs").glob("*/*"))

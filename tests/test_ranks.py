@@ -19,7 +19,7 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from hetfl import DepthFL, FederatedModule, Level
-from hetfl.aggregators import HolderMean, QFedAvg
+from hetfl.aggregators import HolderMean, QFedAvg, ValueMean
 from hetfl.cli.callbacks import LastCheckpoint
 from hetfl.clustering import IFCA
 from hetfl.collective import Ranks
@@ -37,9 +37,10 @@ from hetfl.parts.growth import ByServer
 from hetfl.pruning.criteria import Movement
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
-from hetfl.selection import PowerOfChoice, Uniform
+from hetfl.selection import ByValue, PowerOfChoice, Uniform
 from hetfl.store import DiskStore
 from hetfl.types import Task
+from hetfl.value import FeatureComposite, FeatureInformation, LabelInformation, ParameterUncertainty, Value
 from tests.conftest import small_module
 from tests.fleet_cases import varied
 from tests.hook_cases import Momentum, Noise
@@ -115,6 +116,12 @@ def learning(**changes: Any) -> FederatedModule:
     return small_module(assignment=assignment, fleet=fleet, deadline=8.0, selection=Uniform(8), **changes)
 
 
+def valued(**changes: Any) -> FederatedModule:
+    """Return a module with measures that ask clients, and means and cohorts by values."""
+    values: list[Value] = [FeatureComposite(4), ParameterUncertainty(), FeatureInformation(4)]
+    return small_module(measures=values, aggregator=ValueMean(), selection=ByValue(4, LabelInformation()), **changes)
+
+
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return one.shape == other.shape and torch.equal(one.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
@@ -132,7 +139,8 @@ def run(fit: Fit, tmp_path: Path, module: FederatedModule, name: str, **options:
     folder = next((tmp_path / name).iterdir())
     kept = SafeCheckpointIO().load_checkpoint(folder / "checkpoints/last.ckpt")
     parts = {part: kept[part] for part in ("state_dict", "optimizer_states", "hetfl")}
-    return parts, (folder / "metrics.csv").read_text()
+    tables = [folder / name for name in ("metrics.csv", "values.csv")]
+    return parts, "".join(table.read_text() for table in tables if table.is_file())
 
 
 def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], str]) -> None:
@@ -151,8 +159,9 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
         (scored, Sequential, 2),
         (exchanging, Sequential, 2),
         (learning, Sequential, 2),
+        (valued, lambda: Workers(2), 2),
     ],
-    ids=["probing", "dynamic", "clustered", "sparse", "scored", "exchanging", "learning"],
+    ids=["probing", "dynamic", "clustered", "sparse", "scored", "exchanging", "learning", "valued"],
 )
 def test_ranks_give_the_same_bits_as_one_process(
     fit: Fit,

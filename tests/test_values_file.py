@@ -11,14 +11,15 @@ from lightning import Trainer
 
 from hetfl import FederatedModule
 from hetfl.aggregators import ValueMean
-from hetfl.analysis import load_values, values_by_round
+from hetfl.analysis import load_client_data, load_values, values_by_round
+from hetfl.data import LabelNoise
 from hetfl.errors import ConfigurationError
 from hetfl.hooks import ClipDelta
 from hetfl.runs import RunFolder
 from hetfl.runs.round_rows import append_rows, drop_rounds
 from hetfl.selection import Uniform
 from hetfl.value import GradientCosine, LossDrop, Reputation, Value
-from tests.conftest import small_module
+from tests.conftest import small_data, small_module
 
 Fit = Callable[..., Trainer]
 COLUMNS = ("round", "client", "measure", "value")
@@ -27,17 +28,23 @@ COLUMNS = ("round", "client", "measure", "value")
 def measuring() -> FederatedModule:
     """Return a module with two measures that only write, and one that weighs clients and has another inside."""
     values: list[Value] = [GradientCosine(), LossDrop()]
-    return small_module(values=values, aggregator=ValueMean(Reputation(of=GradientCosine(leave_out=False))))
+    return small_module(measures=values, aggregator=ValueMean(Reputation(of=GradientCosine(leave_out=False))))
 
 
 def test_every_measure_writes_its_values(fit: Fit) -> None:
     module = measuring()
-    table = load_values(Path(str(fit(module, rounds=3, limit_val_batches=0).log_dir)))
+    data = small_data(client_transform=LabelNoise([0.0, 0.5]))
+    trainer = fit(module, data, rounds=3, limit_val_batches=0)
+    table = load_values(Path(str(trainer.log_dir)))
     assert set(table["measure"]) == {"GradientCosine", "LossDrop", "Reputation", "GradientCosine_2"}
     counts = table.groupby(["measure", "round"]).size()
     assert [counts["GradientCosine", round] for round in range(3)] == [4, 4, 4]  # the cohort
     assert [counts["Reputation", round] for round in range(3)] == [12, 12, 12]  # all clients
     assert ("LossDrop", 0) not in counts.index  # no client has an earlier loss in the first round
+    clients = load_client_data(Path(str(trainer.log_dir)))
+    assert clients["samples"].tolist() == list(data.sizes)
+    assert clients["noise"].tolist() == [(k % 2) * 0.5 for k in range(12)]
+    assert clients["divergence"].between(0, 1).all()
     last = values_by_round(table, "Reputation").loc[2]
     assert last.to_dict() == pytest.approx(module.aggregator.first.values)  # type: ignore[attr-defined]
 
@@ -107,9 +114,9 @@ class NotFinite(Value):
 
 def test_wrong_measures_are_refused(fit: Fit) -> None:
     with pytest.raises(ConfigurationError, match="finite values from NotFinite but got nan of client 3 in round 0"):
-        fit(small_module(values=[NotFinite()], selection=Uniform(2)), rounds=1)
+        fit(small_module(measures=[NotFinite()], selection=Uniform(2)), rounds=1)
     cosine = GradientCosine()
     with pytest.raises(ConfigurationError, match="every measure once but got one GradientCosine twice"):
-        small_module(values=[cosine, cosine])
-    with pytest.raises(ConfigurationError, match="a list of Value as values of HeteroFL but got ClipDelta in it"):
-        small_module(values=[ClipDelta(1.0)])
+        small_module(measures=[cosine, cosine])
+    with pytest.raises(ConfigurationError, match="a list of Value as measures of HeteroFL but got ClipDelta in it"):
+        small_module(measures=[ClipDelta(1.0)])

@@ -25,7 +25,8 @@ from hetfl.analysis.snapshots import Snapshots
 from hetfl.analysis.sparsity_plots import draw_sparsity, plot_sparsity, score_over_density
 from hetfl.analysis.traffic import layer_density, layer_residuals, load_residuals
 from hetfl.analysis.traffic_plots import plot_layer_density, plot_residuals
-from hetfl.analysis.values import load_values, values_by_round
+from hetfl.analysis.values import late_values, load_client_data, load_values, rank_correlation, values_by_round
+from hetfl.analysis.values_plots import draw_values, plot_values
 
 __all__ = [
     "LevelDrift",
@@ -40,13 +41,16 @@ __all__ = [
     "draw_assignment",
     "draw_budget",
     "draw_sparsity",
+    "draw_values",
     "head_agreement",
     "holders",
+    "late_values",
     "layer_density",
     "layer_residuals",
     "level_similarity",
     "linear_cka",
     "load_assignment",
+    "load_client_data",
     "load_clusters",
     "load_residuals",
     "load_run",
@@ -77,6 +81,8 @@ __all__ = [
     "plot_score_over_bytes",
     "plot_score_over_rounds",
     "plot_sparsity",
+    "plot_values",
+    "rank_correlation",
     "reliability",
     "score_over_density",
     "values_by_round",

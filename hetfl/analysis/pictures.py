@@ -24,6 +24,8 @@ ASSIGNMENT_TABLE = "assignment.csv"
 BUDGET_COLUMNS = ("budget/spent_bytes", "budget/spent_entries")
 """Columns of ``metrics.csv``, one of which a run with an upload budget has."""
 
+VALUE_TABLES = ("values.csv", "client_data.csv")
+"""The tables of a run with measures of values."""
 DENSITY_COLUMN = "parts/density"
 """Column of ``metrics.csv`` of a run whose masks change their density."""
 
@@ -81,6 +83,8 @@ def expected_pictures(folder: Path) -> list[Path]:
         names.append("assignment")
     if had_density(folder):
         names.append("sparsity")
+    if had_values(folder):
+        names.append("values")
     return [folder / "plots" / f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
 
 
@@ -92,6 +96,11 @@ def had_budget(folder: Path) -> bool:
 def had_density(folder: Path) -> bool:
     """Return whether the first line of a run's ``metrics.csv`` names the density of masks."""
     return DENSITY_COLUMN in _columns(folder)
+
+
+def had_values(folder: Path) -> bool:
+    """Return whether a run has values of clients, and the table with which they are compared."""
+    return all((folder / name).is_file() and _has_rows(folder / name) for name in VALUE_TABLES)
 
 
 def _columns(folder: Path) -> list[str]:

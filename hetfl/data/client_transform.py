@@ -53,6 +53,10 @@ class ClientTransform(ABC):
         """
         return targets
 
+    def amount(self, client: int, num_clients: int) -> float:
+        """Return how noisy the samples of a client become, 0 for clean ones; by default 0."""
+        return 0.0
+
     @abstractmethod
     def describe(self, client: int, num_clients: int) -> str:
         """Return the change of the samples of a client in a few words."""

@@ -49,6 +49,9 @@ class FeatureNoise(ClientTransform):
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
         return clean + level * unit * noise
 
+    def amount(self, client: int, num_clients: int) -> float:  # noqa: D102
+        return self.level(client, num_clients)
+
     def describe(self, client: int, num_clients: int) -> str:  # noqa: D102
         level = self.level(client, num_clients)
         return f"noise {level:.3g}" if level else "clean"

@@ -57,6 +57,9 @@ class LabelNoise(ClientTransform):
         noisy[places] = torch.randint(num_classes, (replaced,), generator=generator, dtype=targets.dtype)
         return noisy
 
+    def amount(self, client: int, num_clients: int) -> float:  # noqa: D102
+        return self.share(client, num_clients)
+
     def describe(self, client: int, num_clients: int) -> str:  # noqa: D102
         share = self.share(client, num_clients)
         return f"{100 * share:.3g} % random labels" if share else "clean"

@@ -63,7 +63,7 @@ def make_split(
     rest, server = rest[shared], rest[kept_back]
     keys, num_clients, ids = _keys(arrays, partitioner, num_clients)
     parts = partitioner(keys[rest], num_clients, generator(seed, "partition"))
-    _check_disjoint(parts, num_clients, partitioner)
+    _check_parts(parts, num_clients, partitioner)
     names = None if ids is None else [arrays.name_of(code) for code in ids.tolist()]
     kept = _large_enough([len(part) for part in parts], min_samples, drop_small_clients, names)
     dropped = sorted(set(range(num_clients)) - set(kept))
@@ -87,7 +87,12 @@ def make_split(
     )
 
 
-def _check_disjoint(parts: Sequence[Tensor], num_clients: int, partitioner: Partitioner) -> None:
+def _check_parts(parts: Sequence[Tensor], num_clients: int, partitioner: Partitioner) -> None:
+    """Refuse parts of clients that are not as many as asked for, or that have a common sample.
+
+    Raises:
+        ConfigurationError: they are such parts.
+    """
     taken = torch.cat(list(parts))
     if len(parts) != num_clients or len(taken.unique()) != len(taken):
         raise ConfigurationError(

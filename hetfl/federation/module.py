@@ -50,7 +50,7 @@ from hetfl.submodel import parameters_of
 from hetfl.trainer import requirements, writing
 from hetfl.trainer.prediction import Prediction
 from hetfl.types import Level, NetFactory
-from hetfl.value import Value, Values
+from hetfl.value import Measures, Value
 
 
 @checked
@@ -83,7 +83,7 @@ class FederatedModule(Method):
         downlink: how the values that clients are sent are coded; None: they are sent float32.
         hooks: each may change a client's vector, an update on the server, or the server's step; None: no hooks.
         check_nesting: refuse nets whose sub-models are not their leading channels.
-        values: measures of what clients' updates are worth, which are written into ``values.csv``; None: none.
+        measures: measures of what clients' updates are worth, which are written into ``values.csv``; None: none.
         seed: of every random choice; on the command line it follows ``seed_everything``.
     """
 
@@ -111,7 +111,7 @@ class FederatedModule(Method):
         downlink: Downlink | None = None,
         hooks: list[Hook] | None = None,
         check_nesting: bool = True,
-        values: list[Value] | None = None,
+        measures: list[Value] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class FederatedModule(Method):
         self.fleet, self.assignment = fleet or SameDevice(), assignment or Dynamic()
         self.selection, self.local = selection or Uniform(), local or LocalTraining()
         self.uplink, self.penalty = uplink or ErrorFeedback(Identity()), self.local.regulariser
-        self.hooks, self.values = Hooks(self.penalty, hooks or ()), Values(values or ())
+        self.hooks, self.measures = Hooks(self.penalty, hooks or ()), Measures(measures or ())
         self.aggregator, self.executor = Aggregators(aggregator or self.default_aggregator()), executor or Sequential()
         self._objective, self.objective = objective, objective or self.objective
         self.personal, self.ledger = Personal.given(personal), Ledger(self.fleet, deadline)
@@ -215,7 +215,7 @@ class FederatedModule(Method):
         server, carrier = cast(list[LightningOptimizer], self.optimizers())
         round = self.models.version  # equals Lightning's epoch, except in a second fit, which goes on counting
         columns = self.round.run(round, carrier.param_groups[0]["lr"], server, follower(self))
-        writing.save_values(self, round, self.round.values)
+        writing.save_values(self, self.data, round, self.round.values)
         writing.save_clusters(self, self.clustering, len(self.models))
         if self.lr_schedulers() is not None:
             carrier.optimizer.step()  # moves nothing; the schedule expects an optimizer step before its own

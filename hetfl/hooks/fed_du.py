@@ -42,7 +42,7 @@ def server_share(accuracy: float, samples: tuple[float, float], divergences: tup
         samples: of the server, :math:`n_0`, and of the cohort, :math:`n'`.
         divergences: from the labels of all, of those of the server, :math:`D_0`, and of the cohort, :math:`D'`.
 
-    >>> round(server_share(0.4, (100, 900), (0.007299, 0.146793)), 5)
+    >>> round(server_share(0.4, (100, 900), (0.007299, 0.146793)), 4)
     0.4145
     """
     (own, others), (of_server, of_cohort) = samples, divergences

@@ -13,7 +13,7 @@ from hetfl.types import Task
 
 
 def answer(bench: Bench, task: Task, question: Question) -> Result:
-    """Compute a client's answer; the result's vector has its numbers, float64.
+    """Compute a client's answer; the result's vector has its numbers in the models' dtype, in which they travel.
 
     Args:
         bench: the resident nets.
@@ -21,11 +21,12 @@ def answer(bench: Bench, task: Task, question: Question) -> Result:
         question: the question.
     """
     random = generator(bench.problem.seed, type(question).__name__, task.round, task.client)
+    dtype = next(iter(bench.models[task.model].values())).dtype
     batches = (batch for batch, _ in plain_batches(bench, task, "questions"))
     classes, samples = len(bench.data.labels(task.client)), len(bench.data.client_data(task.client).targets)
     if not question.uses_model:
         numbers = question.answer(ClientView(batches, classes, random))
-        return Result(task, report_of(bench, task, 0.0, 0), numbers)
+        return Result(task, report_of(bench, task, 0.0, 0), numbers.to(dtype))
     resident = bench.resident(task)
     resident.start(beyond_D=bench.beyond(task))
 
@@ -37,4 +38,4 @@ def answer(bench: Bench, task: Task, question: Question) -> Result:
     with torch.set_grad_enabled(question.backward):
         numbers = question.answer(ClientView(batches, classes, random, resident.net.train(), gradient))
     resident.finish()
-    return Result(task, report_of(bench, task, 0.0, samples), numbers)
+    return Result(task, report_of(bench, task, 0.0, samples), numbers.to(dtype))

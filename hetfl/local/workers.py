@@ -26,6 +26,8 @@ from hetfl.types import NOTHING, Task
 
 AHEAD = 2
 """Groups that a worker has at a time, so that it never waits for this process; each has a slot for its results."""
+SHORTEST = 1024
+"""Numbers of a client that a slot has room for at least: an answer to a question may be longer than a small model."""
 
 
 @dataclass
@@ -182,7 +184,7 @@ class Workers(Executor):
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         first = next(iter(self.bench.models[0].values()))
-        size = self.inner.most * self.bench.capacity
+        size = self.inner.most * max(self.bench.capacity, SHORTEST)
         # Anonymous memory that forked processes share: pages that are never written take no memory.
         memory = mmap.mmap(-1, AHEAD * size * first.element_size())
         # Workers may start in the middle of an evaluation, but must not write into an inference tensor.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from hetfl.report.checks import differing_data, rounds_asked, rounds_done, unfinished
 from hetfl.report.clusters import cluster_table, clustered
@@ -20,6 +20,8 @@ from hetfl.report.tables import (
     settings_table,
     target_table,
 )
+from hetfl.report.values import PICTURE as VALUES
+from hetfl.report.values import ValuedRun, value_table, valued
 from hetfl.report.wording import caution, findings, look_for
 
 
@@ -41,6 +43,8 @@ def compose(material: Material, pictures: Collection[str]) -> Document:
     ]
     if clustered(material.groups):
         sections.append(Section("Clusters", list(_clusters(material, pictures))))
+    if runs := valued(material.groups):
+        sections.append(Section("Values of clients", list(_values(material, runs, pictures))))
     if f"{material.headline.name}_of_heads" in pictures:
         sections.append(Section("Heads", list(_heads(material, pictures))))
     sections.append(Section("Settings", list(_settings(material))))
@@ -177,6 +181,15 @@ def _clusters(material: Material, pictures: Collection[str]) -> Iterator[Block]:
     yield from _picture(material, f"cluster_{headline.name}", pictures, "cluster_score", each)
     tree = f"Splits of clusters, with numbers of clients, {first}."
     yield from _picture(material, "cluster_tree", pictures, "cluster_tree", tree)
+
+
+def _values(material: Material, runs: Sequence[ValuedRun], pictures: Collection[str]) -> Iterator[Block]:
+    yield value_table(runs)
+    for each in runs:
+        if each.left_out:
+            yield Text(f"In {each.group}, {each.left_out} updates were left out of means for a low value.")
+    caption = f"Values of clients over rounds and against their data, for the first run of {runs[0].group}."
+    yield from _picture(material, VALUES, pictures, VALUES, caption)
 
 
 def _heads(material: Material, pictures: Collection[str]) -> Iterator[Block]:

@@ -13,6 +13,8 @@ from hetfl.report.groups import Group
 from hetfl.report.matching import level_sizes
 from hetfl.report.material import Material
 from hetfl.report.series import COSTS, GLOBAL, ROUNDS, Band, Cost, Numbers, band
+from hetfl.report.values import PICTURE as VALUES
+from hetfl.report.values import value_figure
 from hetfl.runs.headline import Headline
 
 SIZE_AXES = {
@@ -121,7 +123,7 @@ def draw_all(material: Material, styles: dict[str, Style]) -> dict[str, Figure]:
         made[f"{name}_over_{cost.key}"] = score_over(material, cost, styles)
     made[f"{name}_of_heads"] = score_of_heads(material, styles)
     made[f"{name}_of_clients"] = score_of_clients(material, styles)
-    made |= cluster_figures(material.groups)
+    made |= {**cluster_figures(material.groups), VALUES: value_figure(material.groups)}
     return {key: figure for key, figure in made.items() if figure is not None}
 
 
@@ -129,4 +131,4 @@ def picture_names(headline: Headline) -> Sequence[str]:
     """Return the file names, without suffix, of all figures that a report on a headline may have."""
     over = [f"{headline.name}_over_{key}" for key in ("size", *(cost.key for cost in COSTS))]
     of = [f"{headline.name}_of_{key}" for key in ("heads", "clients")]
-    return [*over, *of, "cluster_members", f"cluster_{headline.name}", "cluster_tree"]
+    return [*over, *of, "cluster_members", f"cluster_{headline.name}", "cluster_tree", VALUES]

@@ -24,6 +24,8 @@ LOOK_FOR = {
     "different kinds.",
     "cluster_tree": "Look for the round of each fork and the numbers of clients: clusters of a late fork train for few "
     "rounds.",
+    "values": "A line or a dot is a client. Look for lines that keep their order, and for rank correlations ρ near -1 "
+    "with the noise. A measure may only follow the number of samples, or the labels.",
     "clients": "Look at the {bad_end}: if a line rises there, some clients have a bad {score}. A line that {even} "
     "means that all clients have a similar {score}.",
 }

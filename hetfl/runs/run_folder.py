@@ -169,6 +169,11 @@ class RunFolder(Logger):
             rank_zero_warn(f"{printable(error.filename)} not written ({error.strerror})")
 
     @rank_zero_only
+    def has(self, name: str) -> bool:
+        """Return whether the folder has ``<name>.csv``; None on ranks other than zero."""
+        return self._open().path.with_name(f"{name}.csv").is_file()
+
+    @rank_zero_only
     def append_rows(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Append a round's rows to ``<name>.csv``, one of :data:`GROWING`; a new file begins with the columns' names.
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from hetfl.errors import ConfigurationError
-from hetfl.layout import Index
-from hetfl.piece import Facts
 from hetfl.seeding import generator
 from hetfl.selection.base import Probe, Selection
 from hetfl.selection.draw import highest, uniformly
-from hetfl.types import Report
-from hetfl.updates import Update
-from hetfl.value import Reputation, Value, Valued
+from hetfl.value import Reputation, UsesValues, Value
 
 
-class ByValue(Valued, Selection):
+class ByValue(UsesValues, Selection):
     """The m reachable clients with the highest values of earlier rounds, of which a share is drawn uniformly.
 
     First the drawn clients are chosen, ``explore`` of m, then the highest of the others, ties by id. A client without a
@@ -33,27 +31,14 @@ class ByValue(Valued, Selection):
         super().__init__(clients_per_round)
         if not 0.0 <= explore <= 1.0:
             raise ConfigurationError(f"Expected explore in [0, 1] but got {explore}")
+        self.use(value or Reputation())
         self.explore = explore
-        self.keep_values(value or Reputation())
-
-    def setup(self, facts: Facts) -> None:
-        """Set the clients; with another number, nothing is known of them."""
-        if facts.num_clients != len(self.sizes):
-            self.values = {}
-        super().setup(facts)
-        self.value.setup(facts)
-
-    def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self.value.begin_round(round, lr)
 
     def select(self, round: int, probe: Probe) -> list[int]:  # noqa: D102
         size, random = self.clients_per_round, generator(self.seed, "selection", round)
         if not self.values or len(probe.clients) <= size:
             return uniformly(probe.clients, size, random)
-        drawn = uniformly(probe.clients, -int(-self.explore * size // 1), random)
+        drawn = uniformly(probe.clients, math.ceil(self.explore * size - 1e-9), random)
         mean = sum(self.values.values()) / len(self.values)
         others = {client: self.values.get(client, mean) for client in probe.clients if client not in set(drawn)}
         return [*drawn, *highest(others, size - len(drawn))]
-
-    def observe(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
-        self.value.observe(update, index, report)

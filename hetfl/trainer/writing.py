@@ -10,6 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from hetfl.clustering import Clustering
+from hetfl.data import FederatedDataModule
+from hetfl.data.mix import class_mix, divergence
 from hetfl.printable import printable
 from hetfl.runs import RunFolder
 from hetfl.runs.headline import ACCURACY, FILE, Headline
@@ -23,6 +25,9 @@ CLUSTER_COLUMNS = ("round", "client", "cluster")
 
 VALUE_COLUMNS = ("round", "client", "measure", "value")
 """Columns of ``values.csv``, which has a row for every round, client and measure."""
+
+DATA_COLUMNS = ("client", "samples", "divergence", "noise")
+"""Columns of ``client_data.csv``, which has a row for every client; see :func:`hetfl.data.mix.divergence`."""
 
 
 def run_folders(loggers: Iterable[object]) -> list[RunFolder]:
@@ -64,11 +69,14 @@ def save_clusters(module: LightningModule, clustering: Clustering, models: int) 
         save_tables(module, {"clusters": (CLUSTER_COLUMNS, clustering.history), **clustering.tables()})
 
 
-def save_values(module: LightningModule, round: int, values: Mapping[str, Mapping[int, float]]) -> None:
-    """Append the values of a round to ``values.csv``.
+def save_values(
+    module: LightningModule, data: FederatedDataModule, round: int, values: Mapping[str, Mapping[int, float]]
+) -> None:
+    """Append the values of a round to ``values.csv``; write ``client_data.csv`` once, with which they are compared.
 
     Args:
         module: a federated module.
+        data: its data.
         round: the round.
         values: by measure and client.
     """
@@ -79,6 +87,16 @@ def save_values(module: LightningModule, round: int, values: Mapping[str, Mappin
     ]
     for folder in run_folders(module.loggers) if rows else ():
         folder.append_rows("values", VALUE_COLUMNS, rows)
+        if not folder.has("client_data"):
+            folder.write_table("client_data", DATA_COLUMNS, _data_rows(data))
+
+
+def _data_rows(data: FederatedDataModule) -> list[tuple[object, ...]]:
+    """Return per client its samples, the divergence of its labels and the noise of its samples; None: unknown."""
+    clients, transform = range(data.num_clients), data.client_transform
+    divergences = divergence(class_mix(data)).tolist() if data.objective.owns_labels else [None for _ in clients]
+    noise = [0.0 if transform is None else transform.amount(client, len(clients)) for client in clients]
+    return list(zip(clients, data.sizes, divergences, noise, strict=True))
 
 
 def save_tables(module: LightningModule, tables: Mapping[str, Table]) -> None:

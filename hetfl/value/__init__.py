@@ -1,6 +1,6 @@
 """What a client's data and updates are worth: measures, one per file."""
 
-from hetfl.value.base import Value, Values, finite, values_of_round
+from hetfl.value.base import Measures, Value, finite, values_of_round
 from hetfl.value.beta_reputation import BetaReputation
 from hetfl.value.coalitions import CoalitionValue, LeaveOneOut
 from hetfl.value.data_value import DataValue
@@ -14,7 +14,7 @@ from hetfl.value.loss_drop import LossDrop
 from hetfl.value.parameter_uncertainty import ParameterUncertainty
 from hetfl.value.reputation import Reputation
 from hetfl.value.shapley_value import Shapley
-from hetfl.value.valued import Valued
+from hetfl.value.using import UsesValues
 
 __all__ = [
     "BetaReputation",
@@ -28,12 +28,12 @@ __all__ = [
     "LabelInformation",
     "LeaveOneOut",
     "LossDrop",
+    "Measures",
     "ParameterUncertainty",
     "Reputation",
     "Shapley",
+    "UsesValues",
     "Value",
-    "Valued",
-    "Values",
     "finite",
     "values_of_round",
 ]

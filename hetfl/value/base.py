@@ -28,22 +28,22 @@ class Value(Piece):
         return {type(self).__name__: self.of_round()}
 
 
-class Values(Piece):
+class Measures(Piece):
     """Measures that only write their values into ``values.csv``; nothing in the run depends on them.
 
-    Each is a piece of the run with the name ``values.<class>``; further measures of the same class get ``_2``, ``_3``
+    Each is a piece of the run with the name ``measures.<class>``; further measures of the same class get ``_2``, ``_3``
     and so on.
 
     Args:
-        values: the measures.
+        measures: the measures.
 
     Raises:
         ConfigurationError: a measure is given twice.
     """
 
-    def __init__(self, values: Iterable[Value] = ()) -> None:
+    def __init__(self, measures: Iterable[Value] = ()) -> None:
         self.named: dict[str, Value] = {}
-        for value in values:
+        for value in measures:
             if any(value is other for other in self.named.values()):
                 raise ConfigurationError(f"Expected every measure once but got one {type(value).__name__} twice")
             self.named[unused(type(value).__name__, self.named)] = value

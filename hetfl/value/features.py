@@ -98,4 +98,5 @@ def valid_moments(sums: Tensor) -> bool:
     """Return whether an answer to :class:`Moments` can be true: samples, and no square below that of the mean."""
     features = (len(sums) - 1) // 2
     squares_d = sums[1 + features :] / sums[0].clamp(min=1.0)
-    return bool(sums[0] >= 1) and bool((squares_d * (1 + 1e-9) >= (sums[1 : 1 + features] / sums[0]).square()).all())
+    means_d = sums[1 : 1 + features] / sums[0]  # the sums travel as float32
+    return bool(sums[0] >= 1) and bool((squares_d * (1 + 1e-5) >= means_d.square()).all())

@@ -1,0 +1,83 @@
+"""What clients are worth in a report, for runs with measures of values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hetfl.analysis import Run
+from hetfl.analysis.pictures import had_values
+from hetfl.analysis.values import late_values, load_client_data, load_values, rank_correlation
+from hetfl.analysis.values_plots import AGAINST, measures_of, plot_values
+from hetfl.report.document import Cell, Table
+from hetfl.report.groups import Group
+
+PICTURE = "values"
+"""Name of the figure: of the first run with values."""
+LEFT_OUT = "value/left_out"
+"""Column of ``metrics.csv`` of a mean that leaves clients of low value out."""
+FEWEST = 3
+"""How many clients with the lowest values a table names."""
+
+
+@dataclass(frozen=True)
+class ValuedRun:
+    """A run with measures of values.
+
+    Attributes:
+        group: name of its group.
+        table: its ``values.csv``.
+        clients: its ``client_data.csv``.
+        left_out: how many updates were left out for a low value, in all rounds.
+    """
+
+    group: str
+    table: pd.DataFrame
+    clients: pd.DataFrame
+    left_out: int = 0
+
+
+def valued(groups: Sequence[Group]) -> list[ValuedRun]:
+    """Return the first run of each group that has values.
+
+    Raises:
+        ConfigurationError: a table of a run is not as expected.
+    """
+    firsts = [(group.name, next((run for run in group.runs if had_values(run.folder)), None)) for group in groups]
+    return [
+        ValuedRun(name, load_values(run.folder), load_client_data(run.folder), _left_out(run))
+        for name, run in firsts
+        if run is not None
+    ]
+
+
+def _left_out(run: Run) -> int:
+    return int(run.series(LEFT_OUT).sum()) if LEFT_OUT in run.metrics.columns else 0
+
+
+def value_table(runs: Sequence[ValuedRun]) -> Table:
+    """Return a table with a row per run and measure: rank correlations of late values, and the lowest clients."""
+    rows: list[list[str | Cell]] = []
+    for each in runs:
+        for measure in measures_of(each.table):
+            late = late_values(each.table, measure)
+            rhos = [rank_correlation(late, each.clients[column]) for column in AGAINST]
+            lowest = late.sort_values(kind="stable").index[:FEWEST]
+            shown = ["–" if np.isnan(rho) else f"{rho:.2f}" for rho in rhos]
+            rows.append([each.group, measure, str(len(late)), *shown, ", ".join(str(client) for client in lowest)])
+    return Table(
+        "Values in the last third of the rounds, first run of each group: Spearman's rank correlation with what is "
+        "known of the clients' data, and the clients with the lowest values.",
+        ["group", "measure", "clients", "with samples", "with noise", "with divergence", "lowest"],
+        rows,
+    )
+
+
+def value_figure(groups: Sequence[Group]) -> Figure | None:
+    """Return the figure of the first run with values; None if no run has any."""
+    runs = valued(groups)
+    return plot_values(runs[0].table, runs[0].clients) if runs else None
