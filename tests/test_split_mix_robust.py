@@ -40,7 +40,7 @@ def forward(net: Any, x: Tensor, branch: str, tracks: bool) -> Tensor:
     """Return the logits of both base nets, layer by layer, with one branch of the norms."""
     for block in net.blocks:
         norm = getattr(block.norm, branch)
-        x = block.conv(x) / 0.5
+        x = block.conv(x)
         mean, var = (norm.running_mean, norm.running_var) if tracks else (None, None)
         x = F.relu(F.batch_norm(x, mean, var, norm.weight, norm.bias, training=True, momentum=0.1))
         x = block.pool(x) if hasattr(block, "pool") else x
