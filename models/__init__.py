@@ -8,6 +8,7 @@ if __name__ != "hetfl.models":
     raise ImportError(f"Expected this package to be imported as hetfl.models but got {__name__!r}: import hetfl.models")
 
 from hetfl.models.convnet import ConvNet
+from hetfl.models.dual_norm import DualNorm2d
 from hetfl.models.layers import Scaler, make_norm, scaled
 from hetfl.models.lstm import LSTM
 from hetfl.models.mlp import MLP
@@ -26,6 +27,7 @@ __all__ = [
     "LSTM",
     "MLP",
     "ConvNet",
+    "DualNorm2d",
     "MultiExitConvNet",
     "MultiExitResNet",
     "MultiExitTransformer",

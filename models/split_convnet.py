@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
+from hetfl.models.dual_norm import DualNorm2d
 from hetfl.models.layers import Scaler, make_classifier, make_norm
+
+RUNNING = ("batch", "dual")
+"""Norms with running statistics. A Scaler acts in training only: the statistics would not fit an evaluation."""
 
 
 class SplitConvNet(nn.Module):
@@ -19,14 +23,15 @@ class SplitConvNet(nn.Module):
     Every tensor has the base nets as blocks of its first dimension. A width w is the first wB base nets, and the net
     returns their logits as exits. The channels of a base net are rounded down, and there is at least one. With the
     defaults a base net has 25 274 parameters, and all eight together 202 192: an eighth of a ConvNet of the same hidden
-    sizes.
+    sizes. Norms with running statistics have no Scaler before them.
 
     Args:
         in_channels: channels of the input images; never scaled.
         num_classes: classes K; never scaled.
-        hidden: channels of the blocks of a net of width 1; a base net has an B-th of them.
+        hidden: channels of the blocks of a net of width 1; a base net has a B-th of them.
         bases: number B of base nets at width 1.
-        norm: kind of norm layer; the base nets share none of its statistics.
+        norm: kind of norm layer; the base nets share none of its statistics. ``dual``: for adversarial training
+            (:class:`~hetfl.models.DualNorm2d`).
         width: share of the base nets, a multiple of 1/B in (0, 1].
 
     Raises:
@@ -39,7 +44,7 @@ class SplitConvNet(nn.Module):
         num_classes: int = 10,
         hidden: Sequence[int] = (64, 128, 256, 512),
         bases: int = 8,
-        norm: Literal["static_batch", "batch", "none"] = "static_batch",
+        norm: Literal["static_batch", "batch", "none", "dual"] = "static_batch",
         width: float = 1.0,
     ) -> None:
         super().__init__()
@@ -50,8 +55,9 @@ class SplitConvNet(nn.Module):
             block = nn.Sequential()
             groups = self.exits if i else 1  # all base nets read the same image
             block.add_module("conv", nn.Conv2d(incoming, outgoing, kernel_size=3, padding=1, groups=groups))
-            block.add_module("scaler", Scaler(1 / bases))
-            block.add_module("norm", make_norm(norm, outgoing))
+            if norm not in RUNNING:
+                block.add_module("scaler", Scaler(1 / bases))
+            block.add_module("norm", DualNorm2d(outgoing) if norm == "dual" else make_norm(norm, outgoing))
             block.add_module("relu", nn.ReLU(inplace=True))
             if i + 1 < len(sizes):
                 block.add_module("pool", nn.MaxPool2d(2))

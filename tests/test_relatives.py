@@ -15,8 +15,8 @@ from torch.optim import SGD
 import hetfl
 from hetfl import FedAvg, Level
 from hetfl.export import export_submodel
-from hetfl.local import LocalTraining
-from hetfl.methods import FjORD, ScaleFL, SplitMix
+from hetfl.local import PGD, LocalTraining
+from hetfl.methods import FjORD, ScaleFL, SplitMix, SplitMixRobust
 from hetfl.models import MultiExitConvNet, SplitConvNet, StepResNet
 from hetfl.selection import Uniform
 from tests.conftest import small_levels, small_module
@@ -42,6 +42,13 @@ METHODS: dict[str, Callable[..., Any]] = {
         SplitMix,
         net=partial(SplitConvNet, hidden=(32, 64), bases=4),
         levels=small_levels(1.0, 0.5, 0.25),
+    ),
+    "split_mix_robust": partial(
+        small_module,
+        SplitMixRobust,
+        net=partial(SplitConvNet, hidden=(32, 64), bases=4, norm="dual"),
+        levels=small_levels(1.0, 0.5, 0.25),
+        attack=PGD(0.1, 1, 0.1),
     ),
 }
 

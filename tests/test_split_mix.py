@@ -95,12 +95,12 @@ def test_one_base_net_is_fedavg_of_that_net(fit: Fit) -> None:
 
 
 def test_an_ensemble_is_the_mean_of_the_logits_of_independent_nets() -> None:
-    ensemble, x = SplitConvNet(hidden=(16, 32), bases=4, norm="batch").double(), torch.randn(5, 1, 8, 8).double()
+    ensemble, x = SplitConvNet(hidden=(16, 32), bases=4, norm="batch").double().eval(), torch.randn(5, 1, 8, 8).double()
     for p in ensemble.parameters():
         nn.init.normal_(p, std=0.5)
     outputs = ensemble(x)
     for base in range(4):
-        net = ConvNet(hidden=(16, 32), width=0.25, norm="batch").double()
+        net = ConvNet(hidden=(16, 32), width=0.25, norm="batch").double().eval()
         theirs = dict(ensemble.named_parameters())
         with torch.no_grad():
             for name, p in net.named_parameters():

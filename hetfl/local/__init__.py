@@ -6,6 +6,7 @@ from hetfl.local.feddyn import FedDyn
 from hetfl.local.importance import ImportanceGradient
 from hetfl.local.penalty import NoPenalty, Penalty, Proximal
 from hetfl.local.personal import Personal
+from hetfl.local.pgd import PGD
 from hetfl.local.sequential import Sequential
 from hetfl.local.sparsity import L1, ElasticNet, GroupLasso, Sum
 from hetfl.local.stacked import Stacked
@@ -14,6 +15,7 @@ from hetfl.local.workers import Workers
 
 __all__ = [
     "L1",
+    "PGD",
     "Auto",
     "ElasticNet",
     "Executor",

@@ -7,5 +7,6 @@ from hetfl.methods.fjord import FjORD
 from hetfl.methods.heterofl import HeteroFL
 from hetfl.methods.scalefl import ScaleFL
 from hetfl.methods.split_mix import SplitMix
+from hetfl.methods.split_mix_robust import SplitMixRobust
 
-__all__ = ["DepthFL", "Ditto", "FedAvg", "FjORD", "HeteroFL", "ScaleFL", "SplitMix"]
+__all__ = ["DepthFL", "Ditto", "FedAvg", "FjORD", "HeteroFL", "ScaleFL", "SplitMix", "SplitMixRobust"]

@@ -62,11 +62,11 @@ class Ditto(FederatedModule):
     ) -> None:
         if not 0.0 <= proximal_mu <= LARGEST:
             raise ConfigurationError(f"Expected proximal_mu in [0, {LARGEST:g}] for Ditto but got {proximal_mu}")
-        if settings.get("personal"):
+        if "personal" in settings:
             raise ConfigurationError(
                 f"Expected no personal tensors for Ditto, which has its own, but got {settings['personal']}"
             )
-        super().__init__(partial(Twin, net), levels, **{**settings, "personal": list(OWN)})
+        super().__init__(partial(Twin, net), levels, personal=list(OWN), **settings)
         self.proximal_mu = proximal_mu
         if static := static_layers(self.net):
             raise ConfigurationError(
