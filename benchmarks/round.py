@@ -51,8 +51,10 @@ class Federation(HeteroFL):
             optimizer=partial(SGD, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
         )
         levels = {"a": self.default_levels["a"]} if setting.cnn else None
-        pieces = {"uplink": uplink, "executor": executor, "objective": data.objective}
-        super().__init__(setting.net, levels, local=local, seed=SEED, **pieces)
+        objective = data.objective
+        super().__init__(
+            setting.net, levels, local=local, uplink=uplink, executor=executor, objective=objective, seed=SEED
+        )
         self.setting, self.samples = setting, data
         self.levels.flops = dict.fromkeys(self.levels, (0.0, 0.0))
         self.optimizer = default_server_optimizer(self.net.parameters())
