@@ -51,8 +51,9 @@ class Federation(HeteroFL):
             optimizer=partial(SGD, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
         )
         levels = {"a": self.default_levels["a"]} if setting.cnn else None
+        objective = data.objective
         super().__init__(
-            setting.net, levels, local=local, seed=SEED, uplink=uplink, executor=executor, objective=data.objective
+            setting.net, levels, local=local, uplink=uplink, executor=executor, objective=objective, seed=SEED
         )
         self.setting, self.samples = setting, data
         self.levels.flops = dict.fromkeys(self.levels, (0.0, 0.0))
@@ -136,6 +137,7 @@ def local_rounds(
     num_threads: int,
     blocks: int,
     peers: Mapping[str, MakePeer] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
     """Check that the deltas of bare loops and executors are equal, and return the times of both.
 
@@ -145,6 +147,7 @@ def local_rounds(
         num_threads: number of torch's threads in the bare loops, and in executors of this process.
         blocks: number of timed blocks.
         peers: functions that make the sides of other packages, by name; they need a setting with one level.
+        clock: source of seconds.
     """
     with threads(1):
         check(setting, Sequential(), foreach=True)
@@ -174,6 +177,7 @@ def local_rounds(
             {name: lambda name=name, side=side: side(next(numbers[name])) for name, side in sides.items()},  # type: ignore[misc]
             blocks=blocks,
             warmup=warmup,
+            clock=clock,
         )
     what = "CNN" if setting.cnn else f"level {setting.levels}"
     if len(setting.levels) > 1:  # executors are compared with Sequential

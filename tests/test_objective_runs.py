@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from hetfl.parts import RandomMask
 from hetfl.runs.headline import headline_in
 from hetfl.selection import Uniform
 from tests.conftest import small_data, small_levels, small_module, small_net
-from tests.objective_cases import CASES, TOKENS, measured
+from tests.objective_cases import CASES, NET, TOKENS, measured
 
 Fit = Callable[..., Trainer]
 ROUNDS = 6
@@ -225,12 +226,17 @@ def numbers(**settings: Any) -> TensorData:
             "the net at level a to take inputs of int64 .* but got: index out of range",
         ),
         (
+            lambda: replace(CASES["next token"], net=partial(NET, TOKENS, causal=False)).module(),
+            CASES["next token"].data,
+            "a causal net for targets that are the following tokens but got outputs that depend on later tokens",
+        ),
+        (
             lambda: FedAvg(lambda **s: MLP(6, 3, hidden=(8,), **s), small_levels(1.0), selection=Uniform(2)),
             numbers,
             r"outputs of shape \(4, 2\) for 2 outputs from the net at level a but got \(4, 3\) from MLP",
         ),
     ],
-    ids=["labels", "partitioner", "objective", "targets", "kind", "weights", "mask token", "outputs"],
+    ids=["labels", "partitioner", "objective", "targets", "kind", "weights", "mask token", "causal", "outputs"],
 )
 def test_incompatible_data_nets_and_objectives_are_refused_in_one_line(
     module: Callable[[], FederatedModule], data: Callable[[], Any], message: str, fit: Fit

@@ -221,6 +221,28 @@ def test_only_masked_tokens_are_predicted() -> None:
     assert torch.equal(all_of_them, tokens)
 
 
+def test_a_net_that_sees_the_next_token_is_refused_only_where_it_must_predict_it() -> None:
+    """The sum of the tokens so far is causal, the sum of all tokens is not."""
+
+    def causal(tokens: Tensor) -> Tensor:
+        return tokens.cumsum(1).unsqueeze(-1).float()
+
+    def both(tokens: Tensor) -> Tensor:
+        return tokens.sum(1).view(-1, 1, 1).expand(-1, 4, 1).float()
+
+    text = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0]])
+    inputs, targets = text[:, :-1], text[:, 1:].clone()
+    targets[0, 1] = -100
+    plain, masked = LanguageModelling(), LanguageModelling(masked=0.3, mask_token=9)
+    plain.check_predictions(causal, inputs, targets)
+    masked.check_predictions(both, inputs, targets)
+    plain.check_predictions(both, inputs, inputs)
+    with pytest.raises(ConfigurationError, match="a causal net"):
+        plain.check_predictions(both, inputs, targets)
+    with pytest.raises(ConfigurationError, match="a causal net"):
+        plain.check_predictions(lambda x: both(x["tokens"]), {"tokens": inputs}, targets)
+
+
 def test_the_score_of_masked_tokens_is_not_called_a_perplexity_of_the_text() -> None:
     objective = LanguageModelling(masked=0.3, mask_token=4, only_masked=False)
     scores = LevelScores(["a"], objective, 4)

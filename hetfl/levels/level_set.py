@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -27,6 +28,9 @@ from hetfl.types import Level, NetFactory, Task
 
 Predict = Callable[[nn.Module, Tree], Tensor]
 """Returns the prediction of a method, logits (N, K), for a net and inputs."""
+
+Check = Callable[[Tensor, Callable[[Tree], Tensor]], object]
+"""Refuses a prediction, or a function that predicts."""
 
 LevelPart = Callable[[str, int], Part]
 """Returns the part of a level in a round."""
@@ -155,7 +159,7 @@ class LevelSet(Mapping[str, Level]):
         output_shape: tuple[int, ...],
         part: LevelPart | None = None,
         predict: Predict | None = None,
-        check: Callable[[Tensor], object] | None = None,
+        check: Check | None = None,
         noun: str = "",
     ) -> dict[str, tuple[float, float]]:
         """Return the FLOPs of one sample by level, forward and forward with backward; check that the nets nest.
@@ -166,7 +170,8 @@ class LevelSet(Mapping[str, Level]):
             part: returns the part of a level in a round; the parts of two rounds are checked to compute the same as
                 the global net with the other entries at zero. None: no such check.
             predict: returns the prediction of the method for a net and inputs; None: no check of its shape.
-            check: is called with the prediction of the largest level; None: no further check.
+            check: is called with the prediction of the largest level, and a function that predicts for other inputs;
+                None: no further check.
             noun: what the outputs are, such as ``10 classes``, for messages; empty: not known.
 
         Raises:
@@ -256,17 +261,17 @@ def _probe_method(
     net: nn.Module,
     inputs_N: Tree,
     output_shape: tuple[int, ...],
-    check: Callable[[Tensor], object] | None,
+    check: Check | None,
 ) -> None:
     with torch.no_grad(), gathering(net):
         outputs = predict(net, inputs_N)
-    if outputs.shape != output_shape:
-        raise ConfigurationError(
-            f"Expected the method to predict outputs of shape {output_shape} but got {tuple(outputs.shape)}: "
-            "does the net have the exits that the method needs?"
-        )
-    if check is not None:
-        check(outputs)
+        if outputs.shape != output_shape:
+            raise ConfigurationError(
+                f"Expected the method to predict outputs of shape {output_shape} but got {tuple(outputs.shape)}: "
+                "does the net have the exits that the method needs?"
+            )
+        if check is not None:
+            check(outputs, partial(predict, net))
 
 
 def _check(level: Level) -> None:

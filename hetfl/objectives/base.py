@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -95,6 +95,18 @@ class Objective(Piece):
         The batch has every change that :meth:`batch` may make.
         """
         return inputs, targets
+
+    def check_predictions(self, predicted: Callable[[Any], Tensor], inputs: Any, targets: Tensor) -> None:
+        """Refuse a net that the objective cannot measure; by default every net is accepted.
+
+        Args:
+            predicted: returns the prediction of the largest level for inputs, in evaluation mode.
+            inputs: transformed inputs of a few samples, as from :meth:`trial`.
+            targets: their prepared targets.
+
+        Raises:
+            ConfigurationError: the scores of the net would have no meaning.
+        """
 
     def output_shape(self, targets: Tensor, size: int) -> tuple[int, ...]:
         """Return the shape of the outputs for a batch of targets; by default (N, K)."""

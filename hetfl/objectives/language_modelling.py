@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -100,6 +100,28 @@ class LanguageModelling(Objective):
                 f"{in_words(inputs)}"
             )
         return self._hidden(inputs, targets, torch.ones_like(targets, dtype=torch.bool))
+
+    def check_predictions(self, predicted: Callable[[Any], Tensor], inputs: Any, targets: Tensor) -> None:
+        """Refuse a net that sees the following token where it must predict it.
+
+        Raises:
+            ConfigurationError: the targets are the following tokens, and outputs depend on later tokens.
+        """
+        tokens = inputs["tokens"] if isinstance(inputs, dict) else inputs
+        if self.masked is not None or not isinstance(tokens, Tensor) or tokens.shape != targets.shape:
+            return
+        following, wanted = tokens[:, 1:], targets[:, :-1]
+        if not following.numel() or not bool(((wanted == following) | (wanted == self.ignore)).all()):
+            return
+        changed = tokens.clone()
+        changed[:, -1] = (tokens[:, -1] == 0).to(tokens.dtype)  # another token of any vocabulary
+        others = {**inputs, "tokens": changed} if isinstance(inputs, dict) else changed
+        before, after = predicted(inputs)[:, :-1], predicted(others)[:, :-1]
+        if not torch.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True):
+            raise ConfigurationError(
+                "Expected a causal net for targets that are the following tokens but got outputs that depend on later "
+                "tokens: set the net's causal to true"
+            )
 
     def _hidden(self, inputs: Any, targets: Tensor, drawn_NT: Tensor) -> tuple[Any, Tensor]:
         """Return a batch with the tokens at the given positions masked."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.models.exits import exits_of
 from hetfl.objectives import Objective
 from hetfl.objectives.contract import check_results
+from hetfl.tree import Tree
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 """Lightning's precisions that need no gradient scaler in local steps and keep deltas in at least float32."""
@@ -98,14 +98,12 @@ def check_nets(
     """
     samples, targets = objective.trial(*data.first(4))
     shape, size = objective.output_shape(targets, data.num_classes), data.num_classes
-    inspect(
-        samples,
-        shape,
-        part,
-        predict,
-        partial(check_results, objective, targets=targets, size=size),
-        objective.noun(size),
-    )
+
+    def check(outputs: Tensor, predicted: Callable[[Tree], Tensor]) -> None:
+        check_results(objective, outputs, targets, size)
+        objective.check_predictions(predicted, samples, targets)
+
+    inspect(samples, shape, part, predict, check, objective.noun(size))
 
 
 def check_one_exit(net: nn.Module, method: str) -> None:
