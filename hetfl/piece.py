@@ -47,6 +47,9 @@ class Facts:
         cohort: number of clients whose updates a round should have, if all are within reach.
         utility: returns the score, the larger the better, and the loss, of parameters by name on the server's samples;
             None for pieces that do not declare that they read them.
+        server_training: returns what local training on the server's samples changes of a global model's tensors, by
+            name, given the round, γ_t, the epochs (None: those of clients) and the number of the model; None for pieces
+            that do not declare that they read them.
     """
 
     sizes: Sequence[int] = ()
@@ -64,6 +67,7 @@ class Facts:
     lrs: Sequence[float] = ()
     cohort: int = 0
     utility: Callable[[Mapping[str, Tensor]], tuple[float, float]] | None = None
+    server_training: Callable[[int, float, int | None, int], Mapping[str, Tensor]] | None = None
 
     @property
     def num_clients(self) -> int:
@@ -77,7 +81,7 @@ class Facts:
             ConfigurationError: the piece reads the server's data, and there is none.
         """
         if not piece.reads_server_data:
-            return replace(self, server_data=None, utility=None)
+            return replace(self, server_data=None, utility=None, server_training=None)
         if self.server_data is None:
             raise ConfigurationError(
                 f"Expected data.server_fraction above 0 for {piece.describe()}, which reads the server's data, "

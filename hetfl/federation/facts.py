@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from hetfl.clustering import Clustering
 from hetfl.compression import ErrorFeedback
 from hetfl.data import FederatedDataModule
+from hetfl.federation.hosting import Hosting
 from hetfl.federation.models import GlobalModels
 from hetfl.levels.level_set import LevelSet
-from hetfl.local import LocalTraining
+from hetfl.local import ServerTraining
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.objectives import LevelScores, Objective
 from hetfl.parts import PartRule
@@ -84,7 +85,7 @@ class Federation(Protocol):
     parts: PartRule
     clustering: Clustering
     selection: Selection
-    local: LocalTraining
+    hosting: Hosting
     uplink: ErrorFeedback
     seed: int
 
@@ -101,7 +102,7 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         data: its data.
         rounds: number of rounds of the run; None: there are no rounds.
     """
-    server, models = data.server_data, of.models
+    server, models, problem, outputs = data.server_data, of.models, of.hosting.problem, data.num_classes
     return Facts(
         sizes=data.sizes,
         seed=of.seed,
@@ -115,7 +116,8 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         apart=of.clustering.apart,
         server_data=server,
         client_names=data.client_names,
-        lrs=of.local.learning_rates(rounds or 0),
+        lrs=problem.local.learning_rates(rounds or 0),
         cohort=of.selection.clients_per_round,
-        utility=None if server is None else Utility(models, of.objective, of.predict, server, data.num_classes),
+        utility=None if server is None else Utility(models, of.objective, of.predict, server, outputs),
+        server_training=None if server is None else ServerTraining(problem, server, models, outputs),
     )
