@@ -132,6 +132,6 @@ def test_the_state_of_a_bound_goes_on_and_may_be_missing() -> None:
     for number in range(6):
         taken(first, 1.0 + number)
     second.load_state_dict(first.state_dict())
-    assert second.usual("a") == first.usual("a") == 1.75
+    assert second.following.usual("a") == first.following.usual("a") == 1.75
     second.load_state_dict({})
-    assert second.usual("a") is None
+    assert second.following.usual("a") is None
