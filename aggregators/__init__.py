@@ -9,6 +9,7 @@ from hetfl.aggregators.base import Aggregator
 from hetfl.aggregators.clipped_mean import ClippedMean
 from hetfl.aggregators.coordinate_median import CoordinateMedian
 from hetfl.aggregators.fed_nova import FedNova
+from hetfl.aggregators.fl_trust import FLTrust
 from hetfl.aggregators.holder_mean import HolderMean
 from hetfl.aggregators.multi_krum import MultiKrum
 from hetfl.aggregators.q_fedavg import QFedAvg
@@ -22,6 +23,7 @@ __all__ = [
     "Aggregator",
     "ClippedMean",
     "CoordinateMedian",
+    "FLTrust",
     "FedNova",
     "HolderMean",
     "MultiKrum",

@@ -61,6 +61,9 @@ class Facts:
             None for pieces that do not declare that they read them.
         tuning: trains the first global model on the server's samples; None like ``utility``.
         classes: number K of classes; 0: targets are not classes.
+        server_training: returns what local training on the server's samples changes of a global model's tensors, by
+            name, given the round, γ_t, the epochs (None: those of clients) and the number of the model; None for pieces
+            that do not declare that they read them.
     """
 
     sizes: Sequence[int] = ()
@@ -80,6 +83,7 @@ class Facts:
     utility: Callable[[Mapping[str, Tensor]], tuple[float, float]] | None = None
     tuning: Tuning | None = None
     classes: int = 0
+    server_training: Callable[[int, float, int | None, int], Mapping[str, Tensor]] | None = None
 
     @property
     def num_clients(self) -> int:
@@ -93,7 +97,7 @@ class Facts:
             ConfigurationError: the piece reads the server's data, and there is none.
         """
         if not piece.reads_server_data:
-            return replace(self, server_data=None, utility=None, tuning=None)
+            return replace(self, server_data=None, utility=None, tuning=None, server_training=None)
         if self.server_data is None:
             raise ConfigurationError(
                 f"Expected data.server_fraction above 0 for {piece.describe()}, which reads the server's data, "

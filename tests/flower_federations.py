@@ -21,6 +21,7 @@ import torch
 from hetfl.cli import FederatedCLI
 from hetfl.cli.starting import start
 from hetfl.federation.clients import Clients, Reply
+from hetfl.flower.bound import ServerBound
 from hetfl.flower.command.processes import free_port
 
 CONFIG = Path(__file__).parent.parent / "configs" / "experiment" / "flower_digits.yaml"
@@ -145,6 +146,7 @@ class Replay(FederatedCLI):
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         self.model.clients = LossyClients(self.model.clients, self.lost)
+        self.model.hooks.append(ServerBound(None))
 
 
 def rounds_of(run: Path) -> int:
@@ -160,7 +162,7 @@ def replayed(folder: Path, logs: Mapping[int, str], *more: str) -> Path:
 
 
 def lost_updates(logs: Mapping[int, str]) -> set[tuple[int, int]]:
-    """Return round and client of the updates that the server did not accept.
+    """Return round and client of the updates that the server did not accept, but for those above its bound.
 
     Args:
         logs: server logs in order, by the first round of each server. Of a round that a server repeated, the last
@@ -169,7 +171,9 @@ def lost_updates(logs: Mapping[int, str]) -> set[tuple[int, int]]:
     lost: set[tuple[int, int]] = set()
     for first, log in logs.items():
         lost = {each for each in lost if each[0] < first}
-        refusals = re.findall(r"Round (\d+): (?:no )?update of client (\d+)(?:: | at level \S+ refused)", log)
+        refusals = re.findall(
+            r"Round (\d+): (?:no )?update of client (\d+)(?:: | at level \S+ refused: (?!Expected a norm))", log
+        )
         lost |= {(int(round), int(client)) for round, client in refusals}
     return lost
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from aggregation import aggregation, uploads
+from attacks import ATTACKS, RULES, TINY
+from attacks import accuracy as attacked
 from bare import BareLoop
 from checkpoint import checkpoints
 from cnn import CNN
@@ -112,6 +115,13 @@ def test_a_whole_round_moves_the_model_by_the_mean_of_the_bare_deltas() -> None:
 def test_the_time_of_a_whole_round_is_the_sum_of_its_parts() -> None:
     *parts, whole = whole_rounds(SMALL, blocks=2)
     assert whole.seconds == pytest.approx([sum(times) for times in zip(*(p.seconds for p in parts), strict=True)])
+
+
+@pytest.mark.parametrize("attack", ["a little is enough", "label flip", "scaling"])
+def test_the_accuracy_under_an_attack_is_measured(attack: str) -> None:
+    assert {"none", attack} < ATTACKS.keys()
+    small = replace(TINY, rounds=1, hidden=(4, 4))
+    assert all(0 <= attacked(small, rule, attack, 0.2, seed=0) <= 100 for rule in list(RULES)[-2:])
 
 
 def test_robust_rules_are_checked_and_timed() -> None:

@@ -238,12 +238,13 @@ def test_requests_survive_encoding_and_decoding() -> None:
 
 
 def test_the_servers_norm_bound_is_not_a_setting_of_the_run() -> None:
-    """Nodes need not know it, and without ``--max_norm`` every update is accepted."""
+    """Nodes need not know it, and ``--max_norm inf`` accepts every update."""
     module, plain = make(), make()
     module.hooks.append(ServerBound(1.0))
     assert module.hooks.describe() == plain.hooks.describe() == "none"
     assert module.pieces["hooks.ServerBound"].describe() == ""
     update, report = DenseUpdate(torch.tensor([3.0, 4.0])), Report(0, "a", 1, 0.0)
-    assert ServerBound(None).on_update(update, {}, report) is update
+    assert ServerBound(math.inf).on_update(update, {}, report) is update
+    assert ServerBound(None, follows=False).on_update(update, {}, report) is update
     with pytest.raises(RefusedUpdate, match="Expected a norm of at most 1 but got 5"):
         module.hooks.on_update(update, {}, report)

@@ -28,7 +28,7 @@ LAYERS = (
         *("aggregators", "clustering", "compression", "data", "defence", "fleet", "models", "selection", "wire"),
     },
     {"hooks"},
-    {"local"},
+    {"attacks", "local"},
     {"levels", "accounting", "downlink", "trainer", "pruning.channels"},
     {"parts"},
     {"federation"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ class ClientTransform(ABC):
     A subclass overrides :meth:`apply` or :meth:`relabel`. Augmentation and normalisation by a
     :class:`~hetfl.data.Transform` come later and are the same for all clients.
     """
+
+    train_only: ClassVar[bool] = False
+    """Whether :meth:`apply` is for training samples alone: held-out and test samples then stay as they are."""
 
     def apply(self, inputs: Tensor, client: int, num_clients: int, unit: float, generator: torch.Generator) -> Tensor:
         """Return the changed inputs of a client: the same shape, and one dtype for all clients. By default unchanged.
@@ -95,11 +99,13 @@ def as_clients_see(
     for client, part in enumerate(held_out):
         owner[part] = client
     test = _with_strays(split.test, len(arrays.test), split.train, matching)
+    shares: dict[str, Sequence[Tensor]]
     shares = {"train": split.train, "validation": [split.validation[part] for part in held_out]}
     train_inputs, test_inputs = arrays.train.inputs, arrays.test.inputs
     if type(transform).apply is not ClientTransform.apply:
+        shares = {"train": split.train} if transform.train_only else shares
         train_inputs = _seen(train_inputs, shares, transform, unit, seed)
-        test_inputs = _seen(test_inputs, {"test": test}, transform, unit, seed)
+        test_inputs = _seen(test_inputs, {} if transform.train_only else {"test": test}, transform, unit, seed)
     if type(transform).relabel is not ClientTransform.relabel:
         targets = _relabelled(arrays, split.train, transform, seed)
     seen = replace(arrays, train=ClientData(train_inputs, targets), test=ClientData(test_inputs, arrays.test.targets))

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from hetfl.clustering import Clustering
 from hetfl.compression import ErrorFeedback
 from hetfl.data import FederatedDataModule
+from hetfl.federation.hosting import Hosting
 from hetfl.federation.models import GlobalModels
 from hetfl.levels.level_set import LevelSet
-from hetfl.local import LocalTraining
+from hetfl.local import ServerTraining
 from hetfl.objectives import Objective
 from hetfl.parts import PartRule
 from hetfl.piece import Facts
@@ -29,7 +30,7 @@ class Federation(Protocol):
     parts: PartRule
     clustering: Clustering
     selection: Selection
-    local: LocalTraining
+    hosting: Hosting
     uplink: ErrorFeedback
     seed: int
 
@@ -46,9 +47,9 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         data: its data.
         rounds: number of rounds of the run; None: there are no rounds.
     """
-    server, models = data.server_data, of.models
+    server, models, problem, outputs = data.server_data, of.models, of.hosting.problem, data.num_classes
     scoring = (of.objective, of.predict)
-    utility = None if server is None else Utility(models, models.levels.largest, *scoring, server, data.num_classes)
+    utility = None if server is None else Utility(models, models.levels.largest, *scoring, server, outputs)
     return Facts(
         sizes=data.sizes,
         seed=of.seed,
@@ -62,9 +63,10 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         apart=of.clustering.apart,
         server_data=server,
         client_names=data.client_names,
-        lrs=of.local.learning_rates(rounds or 0),
+        lrs=problem.local.learning_rates(rounds or 0),
         cohort=of.selection.clients_per_round,
         utility=utility,
         tuning=None if utility is None else utility.tuned,
-        classes=data.num_classes if of.objective.owns_labels else 0,
+        classes=outputs if of.objective.owns_labels else 0,
+        server_training=None if server is None else ServerTraining(problem, server, models, outputs),
     )

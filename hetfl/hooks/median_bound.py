@@ -27,7 +27,8 @@ class MedianBound(NormBound):
 
     over the last ``window`` updates of clients of the same level, received before this one, with d the number of sent
     entries and f the factor. While a level has fewer than ``enough`` updates, those of all levels count. While there
-    are fewer of these, C is ``first`` times the 2-norm of the global model, and longer updates are always clipped.
+    are fewer of these, C is ``first`` times the 2-norm of the global model. As long as the bound is not that of the
+    level itself, longer updates are clipped, whatever ``action`` says.
     Updates that are clipped or refused count in the median, too: the bound follows when honest updates become longer,
     and never stops training for good. It holds as long as fewer than half of the last updates of a level are hostile.
 
@@ -35,8 +36,8 @@ class MedianBound(NormBound):
 
     Args:
         factor: f, above 1.
-        action: ``refuse`` or ``clip``, for an update above the bound. A clipped update with its sign turned still pulls
-            the model as far as ``factor`` honest ones; a refused one does not.
+        action: ``refuse`` or ``clip``, for an update above the bound of its level. A clipped update with its sign
+            turned still pulls the model as far as ``factor`` honest ones; a refused one does not.
         window: number of remembered updates of each level.
         enough: the fewest updates for a median.
         first: bound before there are enough updates, relative to the norm of the global model.
@@ -70,10 +71,11 @@ class MedianBound(NormBound):
 
     def on_update(self, update: Update, index: Index, report: Report) -> Update:  # noqa: D102
         root, norm, usual = math.sqrt(max(1, part_of(index).size)), norm_of(update), self.usual(report.level)
-        self._norms.setdefault(report.level, deque(maxlen=self.window)).append(norm / root)
-        if usual is None:
-            return self.bounded(update, norm, self.first * self._model_norm(), "clip")
-        return self.bounded(update, norm, self.factor * usual * root, self.action)
+        norms = self._norms.setdefault(report.level, deque(maxlen=self.window))
+        action = self.action if len(norms) >= self.enough else "clip"
+        norms.append(norm / root)
+        bound = self.first * self._model_norm() if usual is None else self.factor * usual * root
+        return self.bounded(update, norm, bound, action)
 
     def _model_norm(self) -> float:
         norms = [float(torch.linalg.vector_norm(each.detach().double())) for each in self._parameters.values()]

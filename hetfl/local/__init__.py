@@ -8,6 +8,7 @@ from hetfl.local.penalty import NoPenalty, Penalty, Proximal
 from hetfl.local.personal import Personal
 from hetfl.local.pgd import PGD
 from hetfl.local.sequential import Sequential
+from hetfl.local.server_training import ServerTraining
 from hetfl.local.sparsity import L1, ElasticNet, GroupLasso, Sum
 from hetfl.local.stacked import Stacked
 from hetfl.local.training import LocalTraining
@@ -31,6 +32,7 @@ __all__ = [
     "Proximal",
     "Result",
     "Sequential",
+    "ServerTraining",
     "Stacked",
     "Sum",
     "Workers",

@@ -56,7 +56,8 @@ class ServingCLI(FederatedCLI):
         args: those of the CLI.
         grid: Flower's.
         patience: how long a round waits.
-        max_norm: largest norm of an update; None: no bound.
+        max_norm: largest norm of an update, inf for no bound; None: the bound follows the updates, unless the model has
+            a bound among its hooks.
         kwargs: those of the CLI.
     """
 
@@ -70,7 +71,7 @@ class ServingCLI(FederatedCLI):
         """Make data, model and trainer, and replace the model's clients by those on Flower."""
         super().instantiate_classes()
         self.model.clients = FlowerClients(self.model, Nodes(FlowerPost(self.grid)), self.patience)
-        self.model.hooks.append(ServerBound(self.max_norm))
+        self.model.hooks.append(ServerBound.beside(self.model.hooks, self.max_norm))
 
 
 class _Introducing(FederatedTrainer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ def check_server(given: argparse.Namespace) -> Patience:
             f"Expected nodes' public keys, *.pub, in the folder of --node_keys but got none in {given.node_keys}: no "
             "node could join"
         )
-    if given.max_norm is not None and not 0 < given.max_norm < math.inf:
+    if given.max_norm is not None and not given.max_norm > 0:
         raise ConfigurationError(f"Expected --max_norm, of an update, above 0 but got {given.max_norm}")
     check_port(given.port, "--port")
     return Patience(given.deadline, given.enough, given.start)

@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--deadline", type=float, default=600.0, help="seconds that nodes have for an answer")
     server.add_argument("--enough", type=float, default=1.0, help="share of the clients asked that a round waits for")
     server.add_argument("--start", type=float, default=300.0, help="seconds to wait for a node for every client")
-    server.add_argument("--max_norm", type=float, help="largest 2-norm of an update; others are refused")
+    server.add_argument(
+        "--max_norm", type=float, help="largest 2-norm of an update; inf: no bound (default: follows the updates)"
+    )
     server.add_argument("--certificates", help="folder of ca.crt, server.crt and server.key: TLS")
     server.add_argument("--node_keys", help="folder of nodes' public keys, *.pub: no other node may join")
     client = roles.add_parser("client", allow_abbrev=False, help="a SuperNode, for some clients")
