@@ -90,7 +90,7 @@ class Turned(Hook):
 @pytest.mark.filterwarnings("ignore:.*the median update's largest one.*")
 def test_two_hostile_clients_of_twelve_do_not_ruin_a_run(fit: Fit) -> None:
     local = LocalTraining(2, 10, 1.0, lambda p: SGD(p, 0.1, 0.9))
-    settings = {"selection": Uniform(12), "local": local, "levels": {"a": Level("a")}}
+    settings: dict[str, Any] = {"selection": Uniform(12), "local": local, "levels": {"a": Level("a")}}
     module = small_module(aggregator=FLTrust(epochs=1), hooks=[Turned()], **settings)
     trainer = fit(module, small_data(server_fraction=0.2), rounds=8, check_val_every_n_epoch=8)
     assert float(trainer.callback_metrics["val/accuracy"]) > 0.45
