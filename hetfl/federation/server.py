@@ -71,7 +71,7 @@ class Server:
     def reset(self) -> None:
         """Begin a new sum of updates."""
         self.aggregators.reset(self.models.tensors, self.models.shared)
-        self._accepted, self._reason = 0, ""
+        self._accepted, self._reason = False, ""
 
     def receive(self, reply: Reply, probe: RoundProbe, weight: float) -> Accepted | None:
         """Add a client's update to the sums if it is valid and in time, and charge its costs.
@@ -109,7 +109,7 @@ class Server:
         except RefusedUpdate as error:
             self._refuse(task, error, work)
             return None
-        self._accepted += 1
+        self._accepted = True
         self.ledger.charge(task.client, task.round, work)
         self.ledger.sent(
             entries=self.task_parts.compressed(task).size,
