@@ -43,7 +43,12 @@ def trained(adversarial: float, rounds: int, radius: float) -> tuple[Any, Digits
         local=LocalTraining(batch_size=20, optimizer=partial(SGD, lr=0.1, momentum=0.9)),
     )
     data = Digits(num_clients=10, partitioner=Dirichlet(1.0))
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "limit_val_batches": 0,
+    }
     trainer = Trainer(max_epochs=rounds, accelerator="cpu", enable_model_summary=False, **quiet)
     trainer.fit(module, datamodule=data)
     return module, data

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hetfl.errors import ConfigurationError
-from hetfl.fleet.assignment import Fixed
+from hetfl.fleet.assignment import Fixed, LevelAssignment
 from hetfl.fleet.numbers import IntArray
 from hetfl.layout import Index
 from hetfl.piece import Facts
@@ -21,7 +21,7 @@ from hetfl.types import Report
 from hetfl.updates import Update
 
 
-class Growing(Fixed):
+class Growing(LevelAssignment):
     """Clients begin at the levels of :class:`Fixed`, and move to the next larger level at given rounds.
 
     Small sub-models help early and stall late, so FedGMR makes a client's sub-model larger in the course of a run. Its
@@ -36,18 +36,22 @@ class Growing(Fixed):
     """
 
     def __init__(self, rounds: Sequence[int], proportions: Mapping[str, int] | None = None) -> None:
-        super().__init__(proportions)
+        self.proportions, self._first = proportions, Fixed(proportions)
         if any(round < 1 for round in rounds) or list(rounds) != sorted(set(rounds)):
             raise ConfigurationError(f"Expected rising rounds of at least 1 for Growing but got {list(rounds)}")
         self.rounds = list(rounds)
 
+    def setup(self, facts: Facts) -> None:  # noqa: D102
+        super().setup(facts)
+        self._first.setup(facts)
+
     def draw(self, round: int) -> IntArray:  # noqa: D102
         steps = sum(begins <= round for begins in self.rounds)
-        positions: IntArray = np.maximum(super().draw(round) - steps, 0)
+        positions: IntArray = np.maximum(self._first.draw(round) - steps, 0)
         return positions
 
 
-class GrowingOnPlateau(Fixed):
+class GrowingOnPlateau(LevelAssignment):
     r"""Clients begin at the levels of :class:`Fixed`; a client whose loss is flat moves to the next larger level.
 
     After an accepted update with training loss F, a client's best loss is :math:`F^*`. If
@@ -67,7 +71,7 @@ class GrowingOnPlateau(Fixed):
     for_evaluation: ClassVar[bool] = True
 
     def __init__(self, patience: int = 3, least: float = 0.01, proportions: Mapping[str, int] | None = None) -> None:
-        super().__init__(proportions)
+        self.proportions, self._first = proportions, Fixed(proportions)
         if patience < 1 or not 0.0 <= least < 1.0:
             raise ConfigurationError(
                 f"Expected patience of at least 1 and least in [0, 1) for GrowingOnPlateau but got {patience}, {least}"
@@ -82,9 +86,10 @@ class GrowingOnPlateau(Fixed):
         """Set the levels and the clients; with another number of clients, nothing is known of them.
 
         Raises:
-            ConfigurationError: an error of the base class.
+            ConfigurationError: the proportions do not fit the levels or the clients.
         """
         super().setup(facts)
+        self._first.setup(facts)
         if len(self._steps) != facts.num_clients:
             self._steps, self._flat = np.zeros((2, facts.num_clients), np.int64)
             self._best, self._drawn = np.full(facts.num_clients, np.inf), None
@@ -93,7 +98,7 @@ class GrowingOnPlateau(Fixed):
         """Return the level of every client: in the last round, or in one that begins."""
         if self._drawn is not None and self._drawn[0] == round:
             return self._drawn[1]
-        positions: IntArray = np.maximum(super().draw(round) - self._steps, 0)
+        positions: IntArray = np.maximum(self._first.draw(round) - self._steps, 0)
         return positions
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
@@ -112,7 +117,7 @@ class GrowingOnPlateau(Fixed):
 
     def columns(self) -> dict[str, float]:
         """Return the mean number of levels that clients have moved up, as far as there are larger ones."""
-        first = super().draw(0)
+        first = self._first.draw(0)
         return {"assignment/levels_up": float(np.minimum(self._steps, first).mean())}
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
