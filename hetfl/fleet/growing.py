@@ -31,26 +31,23 @@ class Growing(LevelAssignment):
         rounds: the rounds in which every client below the largest level moves up by one level, rising.
         proportions: per level name a positive whole number, of the first levels; None: 1 for each level.
 
-    Attributes:
-        first: gives the first levels.
-
     Raises:
         ConfigurationError: ``rounds`` do not rise, or one of them is below 1.
     """
 
     def __init__(self, rounds: Sequence[int], proportions: Mapping[str, int] | None = None) -> None:
-        self.proportions, self.first = proportions, Fixed(proportions)
+        self.proportions, self._first = proportions, Fixed(proportions)
         if any(round < 1 for round in rounds) or list(rounds) != sorted(set(rounds)):
             raise ConfigurationError(f"Expected rising rounds of at least 1 for Growing but got {list(rounds)}")
         self.rounds = list(rounds)
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
         super().setup(facts)
-        self.first.setup(facts)
+        self._first.setup(facts)
 
     def draw(self, round: int) -> IntArray:  # noqa: D102
         steps = sum(begins <= round for begins in self.rounds)
-        positions: IntArray = np.maximum(self.first.draw(round) - steps, 0)
+        positions: IntArray = np.maximum(self._first.draw(round) - steps, 0)
         return positions
 
 
@@ -66,9 +63,6 @@ class GrowingOnPlateau(LevelAssignment):
         least: :math:`\epsilon`, the smallest relative decrease that counts.
         proportions: per level name a positive whole number, of the first levels; None: 1 for each level.
 
-    Attributes:
-        first: gives the first levels.
-
     Raises:
         ConfigurationError: ``patience`` is below 1, or ``least`` is not in [0, 1).
     """
@@ -77,7 +71,7 @@ class GrowingOnPlateau(LevelAssignment):
     for_evaluation: ClassVar[bool] = True
 
     def __init__(self, patience: int = 3, least: float = 0.01, proportions: Mapping[str, int] | None = None) -> None:
-        self.proportions, self.first = proportions, Fixed(proportions)
+        self.proportions, self._first = proportions, Fixed(proportions)
         if patience < 1 or not 0.0 <= least < 1.0:
             raise ConfigurationError(
                 f"Expected patience of at least 1 and least in [0, 1) for GrowingOnPlateau but got {patience}, {least}"
@@ -92,10 +86,10 @@ class GrowingOnPlateau(LevelAssignment):
         """Set the levels and the clients; with another number of clients, nothing is known of them.
 
         Raises:
-            ConfigurationError: an error of the base class.
+            ConfigurationError: the proportions do not fit the levels or the clients.
         """
         super().setup(facts)
-        self.first.setup(facts)
+        self._first.setup(facts)
         if len(self._steps) != facts.num_clients:
             self._steps, self._flat = np.zeros((2, facts.num_clients), np.int64)
             self._best, self._drawn = np.full(facts.num_clients, np.inf), None
@@ -104,7 +98,7 @@ class GrowingOnPlateau(LevelAssignment):
         """Return the level of every client: in the last round, or in one that begins."""
         if self._drawn is not None and self._drawn[0] == round:
             return self._drawn[1]
-        positions: IntArray = np.maximum(self.first.draw(round) - self._steps, 0)
+        positions: IntArray = np.maximum(self._first.draw(round) - self._steps, 0)
         return positions
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
@@ -123,7 +117,7 @@ class GrowingOnPlateau(LevelAssignment):
 
     def columns(self) -> dict[str, float]:
         """Return the mean number of levels that clients have moved up, as far as there are larger ones."""
-        first = self.first.draw(0)
+        first = self._first.draw(0)
         return {"assignment/levels_up": float(np.minimum(self._steps, first).mean())}
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
