@@ -128,6 +128,14 @@ def test_movement_and_taylor_scores_of_a_run_equal_numpy(fit: Fit) -> None:
     check(fit, RankedMask(SquaredTaylor()), 3, taylor)
 
 
+def test_a_gradient_says_which_entries_were_sent() -> None:
+    part = Part({"w": (slice(0, 2), slice(0, 2))})
+    whole = ClientGradient(1, 3, part, DenseUpdate(torch.zeros(4)))
+    assert whole.sent()["w"].tolist() == [[True, True], [True, True]]
+    two = ClientGradient(1, 3, part, SparseUpdate(torch.ones(2), torch.tensor([1, 2]), 4))
+    assert two.sent()["w"].tolist() == [[False, True], [True, False]]
+
+
 def exchanged(round: int, count: float, until: int = 6) -> int:
     return floor(0.3 / 2 * (1 + cos(pi * round / until)) * count)
 

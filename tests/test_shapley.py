@@ -68,6 +68,17 @@ def test_monte_carlo_is_within_three_standard_errors_of_the_exact_values() -> No
         assert estimate.sum() == pytest.approx(true.sum())
 
 
+@pytest.mark.parametrize("permutations", [1, 3])
+def test_the_given_number_of_permutations_is_drawn(permutations: int) -> None:
+    worth, random, again = game(4, 4), torch.Generator().manual_seed(2), torch.Generator().manual_seed(2)
+    orders = [torch.randperm(4, generator=again).tolist() for _ in range(permutations)]
+    values = truncated(worth.__getitem__, 4, random, permutations=permutations)
+    whole = worth[frozenset(range(4))]
+    assert values == pytest.approx(
+        sum(marginals(worth.__getitem__, order, whole, 0.0) for order in orders) / permutations
+    )
+
+
 @given(st.integers(0, 1000), st.floats(0.01, 4.0))
 def test_truncation_changes_the_sum_by_less_than_its_bound(seed: int, within: float) -> None:
     worth, random = game(seed, 4), torch.Generator().manual_seed(seed)
