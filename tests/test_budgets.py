@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hetfl import ConfigurationError, DepthFL, HeteroFL, Level
 from hetfl.levels.budgets import Budgets
 from hetfl.levels.level_set import LevelSet
-from hetfl.levels.sizes import Size, largest_within, without_values
+from hetfl.levels.sizes import Size, largest_within, widths_of, without_values
 from hetfl.models import ConvNet, MultiExitConvNet, PreActResNet, Scaler
 from hetfl.wire import dense_size
 from tests.conftest import small_data, small_module
@@ -118,6 +118,15 @@ def test_methods_with_the_same_reference_have_the_same_budgets() -> None:
         assert one.limit == other.limit
         assert 0.93 * one.limit < one.cost <= one.limit
         assert other.cost <= other.limit
+
+
+def test_widths_are_found_with_the_first_width_that_a_net_accepts() -> None:
+    def picky(*, width: float = 1.0) -> nn.Module:
+        if width not in (1.0, 0.75):
+            raise ValueError(f"no net of width {width}")
+        return nn.Linear(3, int(4 * width))
+
+    assert [size.width for size in widths_of(picky)] == [Fraction(k, 4) for k in range(1, 5)]
 
 
 def test_a_net_cut_to_its_first_budget_equals_the_smaller_net() -> None:

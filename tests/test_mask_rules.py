@@ -299,6 +299,12 @@ def test_client_importance_equals_numpy(fit: Fit) -> None:
         assert all(np.array_equal(held[name].numpy(), own[name] > 0) for name in WEIGHTS)
 
 
+def test_client_importance_asks_every_ten_rounds_by_default() -> None:
+    taylor = "SquaredTaylor(combine=mean_of_squares)"
+    described = f"ClientImportance(criterion={taylor}, scope=layer, every=10, samples=None)"
+    assert ClientImportance().describe() == described
+
+
 class Votes:
     """A probe whose clients 0 and 1, of 3 and 1 samples, vote for the last and the last but one entry."""
 
