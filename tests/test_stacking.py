@@ -91,8 +91,10 @@ def test_assignment_files_stack_on_a_fleet_file(tmp_path: Path, assignment: Path
     run(tmp_path, files, "--model.net.hidden=[8,8]")
     (config,) = tmp_path.rglob("config.yaml")
     model = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]
-    assert "seconds" not in model["assignment"]["init_args"]
-    assert list(model["levels"]) == list("abcdef")
+    given = yaml.safe_load(assignment.read_text(encoding="utf-8"))["model"]["init_args"]
+    assert model["assignment"]["class_path"] == given["assignment"]["class_path"]
+    assert given["assignment"].get("init_args", {}).items() <= model["assignment"]["init_args"].items()
+    assert list(model["levels"]) == list(given.get("levels", "abcde"))
     learns = assignment.stem in ("discounted_ucb", "eucb")
     assert bool(list(tmp_path.rglob("assignment.csv"))) == learns
 
