@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning import Trainer
 
-from hetfl.aggregators import CoordinateMedian, HolderMean
+from hetfl.aggregators import CoordinateMedian, HolderMean, ValueMean
+from hetfl.analysis import load_values
 from hetfl.attacks import (
     ALittleIsEnough,
     Attack,
@@ -33,6 +35,9 @@ from hetfl.fleet import DiscountedUCB, Fixed
 from hetfl.hooks import DeltaContext
 from hetfl.piece import Facts
 from hetfl.seeding import generator
+from hetfl.selection import Uniform
+from hetfl.value import FeatureInformation
+from tests.conftest import small_module
 from tests.demo_cases import CONFIGS
 from tests.robust_cases import SHAPES, Array, cohort, played, spread
 from tests.robust_cases import part_of_level as part
@@ -98,6 +103,15 @@ def test_colluding_clients_send_what_numpy_makes_of_the_honest_updates(levels: s
             assert np.allclose(steps[name], np.nan_to_num(np.nanmedian(changed, axis=0)), atol=1e-7)
             assert np.array_equal(holders[name], (~np.isnan(changed)).sum(0))
     assert set(SHAPES) == set(steps)
+
+
+def test_the_aggregator_under_attack_may_ask_clients_and_value_them(fit: Callable[..., Trainer]) -> None:
+    attacked = ALittleIsEnough(ValueMean(FeatureInformation()), share=0.25)
+    trainer = fit(small_module(aggregator=attacked, selection=Uniform(12)), rounds=2, limit_val_batches=0)
+    values = load_values(str(trainer.log_dir))
+    assert set(values["measure"]) == {"FeatureInformation"}
+    assert values.groupby("round").size().tolist() == [12, 12]
+    assert attacked.asks_clients
 
 
 def test_labels_are_flipped_and_images_patched_in_the_training_samples_of_hostile_clients_alone() -> None:

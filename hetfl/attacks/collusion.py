@@ -17,6 +17,7 @@ from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.layout import Index
 from hetfl.part import Part, part_of
 from hetfl.piece import Facts
+from hetfl.question import ClientProbe
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate, Update
 
@@ -41,7 +42,7 @@ class Collusion(Aggregator):
     def __init__(self, aggregator: Aggregator, clients: Sequence[int] | None, share: float | None) -> None:
         check_hostile(type(self).__name__, clients, share)
         self.aggregator, self.clients, self.share = aggregator, clients, share
-        self.reads_server_data = aggregator.reads_server_data
+        self.reads_server_data, self.asks_clients = aggregator.reads_server_data, aggregator.asks_clients
         self.asks_losses, self.by_size = aggregator.asks_losses, aggregator.by_size  # type: ignore[misc]
         self.takes_sparse = aggregator.takes_sparse  # type: ignore[misc]
         self._means, self._squares = HolderMean(), HolderMean()
@@ -94,8 +95,17 @@ class Collusion(Aggregator):
     def bind(self, folder: str | None) -> None:  # noqa: D102
         self.aggregator.bind(folder)
 
+    def begin(self) -> None:  # noqa: D102
+        self.aggregator.begin()
+
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
         self.aggregator.begin_round(round, lr)
+
+    def inquire(self, round: int, cohort: Sequence[int], probe: ClientProbe) -> None:  # noqa: D102
+        self.aggregator.inquire(round, cohort, probe)
+
+    def client_values(self) -> dict[str, Mapping[int, float]]:  # noqa: D102
+        return self.aggregator.client_values()
 
     def end_round(self, round: int) -> None:  # noqa: D102
         self.aggregator.end_round(round)
@@ -108,6 +118,9 @@ class Collusion(Aggregator):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         self.aggregator.load_state_dict(state)
+
+    def checkpointed(self) -> None:  # noqa: D102
+        self.aggregator.checkpointed()
 
 
 class ALittleIsEnough(Collusion):

@@ -13,7 +13,7 @@ from hetfl.types import Report
 from hetfl.updates import Update
 
 FACTOR = 5.0
-"""How much longer than usual an update may be: honest updates were up to four times as long in the demo."""
+"""The bound relative to the usual norm of a level; above that of MedianBound, as nobody may watch the run."""
 FIRST = 1.0
 """The bound before updates are known, relative to the norm of the global model."""
 
