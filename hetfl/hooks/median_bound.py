@@ -29,10 +29,12 @@ class MedianBound(NormBound):
     entries and f the factor. While a level has fewer than ``enough`` updates, those of all levels count. While there
     are fewer of these, C is ``first`` times the 2-norm of the global model. As long as the bound is not that of the
     level itself, longer updates are clipped, whatever ``action`` says.
+
     Updates that are clipped or refused count in the median, too: the bound follows when honest updates become longer,
     and never stops training for good. It holds as long as fewer than half of the last updates of a level are hostile.
 
-    Columns: ``defence/refused`` or ``defence/clipped``, the number of the round's updates above the bound.
+    Columns: ``defence/clipped``, and ``defence/refused`` if ``action`` is ``refuse``, the number of the round's updates
+    that were.
 
     Args:
         factor: f, above 1.
@@ -55,6 +57,7 @@ class MedianBound(NormBound):
                 f"Expected factor above 1, first above 0 and 1 <= enough <= window for MedianBound but got {factor}, "
                 f"{first}, {enough}, {window}"
             )
+        self._longer.setdefault("clip", 0)
         self.factor, self.window, self.enough, self.first = factor, window, enough, first
         self._norms: dict[str, deque[float]] = {}  # by level, norms of the last updates per square root of entries
         self._parameters: Mapping[str, Tensor] = {}

@@ -14,6 +14,8 @@ from hetfl.types import Report
 from hetfl.updates import Update
 
 Action = Literal["refuse", "clip"]
+COLUMNS: dict[Action, str] = {"refuse": "defence/refused", "clip": "defence/clipped"}
+"""Columns that count what happened to updates above the bound."""
 
 
 class NormBound(Hook):
@@ -43,10 +45,10 @@ class NormBound(Hook):
         if action not in get_args(Action):
             raise ConfigurationError(f"Expected action refuse or clip for NormBound but got {action}")
         self.max_norm, self.action = max_norm, action
-        self._longer = 0
+        self._longer: dict[Action, int] = {action: 0}  # by action, the round's updates above the bound
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self._longer = 0
+        self._longer = dict.fromkeys(self._longer, 0)
 
     def bound(self, index: Index, report: Report) -> float:
         """Return C for an update; a subclass may use its positions and the client's report."""
@@ -71,13 +73,13 @@ class NormBound(Hook):
         """
         if norm <= bound:
             return update
-        self._longer += 1
+        self._longer[action] += 1
         if action == "refuse":
             raise RefusedUpdate(f"Expected a norm of at most {bound:g} but got {norm:g}")
         return update.scaled(bound / norm)
 
     def columns(self) -> dict[str, float]:  # noqa: D102
-        return {"defence/refused" if self.action == "refuse" else "defence/clipped": float(self._longer)}
+        return {COLUMNS[action]: float(count) for action, count in self._longer.items()}
 
 
 def norm_of(update: Update) -> float:
