@@ -17,8 +17,8 @@ from hetfl.analysis.figures import Colour, level_colours, new_figure
 from hetfl.analysis.pictures import ASSIGNMENT_TABLE, save_figure
 from hetfl.analysis.plots import FONT_POINTS, GREY
 from hetfl.analysis.runs import Run, load_run
+from hetfl.analysis.tables import read_own_table
 from hetfl.errors import ConfigurationError
-from hetfl.reading import LARGEST_TABLE, check_size
 
 COLUMNS = ["round", "client", "level", "device", "seconds", "late", "value", "reward"]
 NUMBERS = ["round", "client", "late", "value", "reward"]
@@ -34,24 +34,14 @@ def load_assignment(folder: str | Path) -> pd.DataFrame:
     Raises:
         ConfigurationError: the file is missing, or is not such a table.
     """
-    path = Path(folder) / ASSIGNMENT_TABLE
-    if not path.is_file():
-        raise ConfigurationError(f"Expected {path}, of a run whose assignment learns, but got no such file")
-    check_size(path, LARGEST_TABLE)
-    try:
-        table = pd.read_csv(
-            path, dtype={"level": str, "device": str}, keep_default_na=False, na_values={"seconds": [""]}
-        )
-        whole = list(table.columns) == COLUMNS and isinstance(table.index, pd.RangeIndex)
-        whole = whole and bool(np.isfinite(table[NUMBERS].to_numpy(np.float64)).all())
-        whole = whole and bool((table[NUMBERS].to_numpy(np.float64) >= 0).all())
-    except ValueError:  # not a table, or text among numbers
-        whole = False
-    if not whole:
-        raise ConfigurationError(
-            f"Expected columns {', '.join(COLUMNS)}, with numbers from 0, of {path} but got others"
-        )
-    return table
+
+    def fits(table: pd.DataFrame) -> bool:
+        numbers = table[NUMBERS].to_numpy(np.float64)
+        return bool(np.isfinite(numbers).all() and (numbers >= 0).all())
+
+    options = {"dtype": {"level": str, "device": str}, "keep_default_na": False, "na_values": {"seconds": [""]}}
+    path, whose = Path(folder) / ASSIGNMENT_TABLE, "whose assignment learns"
+    return read_own_table(path, COLUMNS, fits, whose, "numbers from 0", **options)
 
 
 def plot_drawn_levels(table: pd.DataFrame, levels: Sequence[str]) -> Figure:

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from hetfl.analysis.tables import read_own_table
 from hetfl.errors import ConfigurationError
-from hetfl.reading import LARGEST_TABLE, check_size
 from hetfl.trainer.writing import DATA_COLUMNS, VALUE_COLUMNS
 
 VALUES_FILE, DATA_FILE = "values.csv", "client_data.csv"
 """Names of the tables in a run folder."""
+RUNS = "with measures of values"
+"""Which runs have these tables."""
 
 
 def load_values(folder: str | Path) -> pd.DataFrame:
@@ -21,24 +23,16 @@ def load_values(folder: str | Path) -> pd.DataFrame:
     Raises:
         ConfigurationError: the file is missing, or is not such a table.
     """
-    path = Path(folder) / VALUES_FILE
-    if not path.is_file():
-        raise ConfigurationError(f"Expected {path}, of a run with measures of values, but got no such file")
-    check_size(path, LARGEST_TABLE)
-    try:
-        table = pd.read_csv(path, dtype={"measure": str}, keep_default_na=False)
+
+    def fits(table: pd.DataFrame) -> bool:
         numbers = table[["round", "client", "value"]].to_numpy(np.float64)
-        whole = list(table.columns) == list(VALUE_COLUMNS) and bool(np.isfinite(numbers).all())
-        whole = whole and bool(((numbers[:, :2] >= 0) & (numbers[:, :2] % 1 == 0)).all())
-        whole = whole and not table.duplicated(["round", "client", "measure"]).any()
-    except (ValueError, KeyError):  # not a table, or text among numbers
-        whole = False
-    if not whole:
-        raise ConfigurationError(
-            f"Expected columns {', '.join(VALUE_COLUMNS)}, with finite values and each client once per round and "
-            f"measure, of {path} but got others"
-        )
-    return table
+        whole = (numbers[:, :2] >= 0) & (numbers[:, :2] % 1 == 0)
+        once = not table.duplicated(["round", "client", "measure"]).any()
+        return bool(np.isfinite(numbers).all() and whole.all()) and once
+
+    content = "finite values and each client once per round and measure"
+    options = {"dtype": {"measure": str}, "keep_default_na": False}
+    return read_own_table(Path(folder) / VALUES_FILE, VALUE_COLUMNS, fits, RUNS, content, **options)
 
 
 def values_by_round(table: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -64,25 +58,15 @@ def load_client_data(folder: str | Path) -> pd.DataFrame:
     Raises:
         ConfigurationError: the file is missing, or is not such a table.
     """
-    path = Path(folder) / DATA_FILE
-    if not path.is_file():
-        raise ConfigurationError(f"Expected {path}, of a run with measures of values, but got no such file")
-    check_size(path, LARGEST_TABLE)
-    try:
-        table = pd.read_csv(path)
+
+    def fits(table: pd.DataFrame) -> bool:
         numbers = table[["client", "samples", "noise"]].to_numpy(np.float64)
         apart = table["divergence"].to_numpy(np.float64)
-        whole = list(table.columns) == list(DATA_COLUMNS) and bool(np.isfinite(numbers).all() and (numbers >= 0).all())
-        whole = whole and bool((np.isnan(apart) | ((apart >= 0) & (apart <= 1))).all())
-        whole = whole and table["client"].is_unique
-    except (ValueError, KeyError):
-        whole = False
-    if not whole:
-        raise ConfigurationError(
-            f"Expected columns {', '.join(DATA_COLUMNS)}, with numbers from 0 and each client once, of {path} but got "
-            "others"
-        )
-    return table.set_index("client")
+        shares = np.isnan(apart) | ((apart >= 0) & (apart <= 1))
+        return bool(np.isfinite(numbers).all() and (numbers >= 0).all() and shares.all()) and table["client"].is_unique
+
+    content = "numbers from 0 and each client once"
+    return read_own_table(Path(folder) / DATA_FILE, DATA_COLUMNS, fits, RUNS, content).set_index("client")
 
 
 def late_values(table: pd.DataFrame, measure: str) -> pd.Series[float]:

@@ -51,7 +51,7 @@ def plot_values(table: pd.DataFrame, clients: pd.DataFrame, measures: Sequence[s
         "What clients are worth",
         f"A line or a dot is a client{'; the darker, the noisier' if noisy else ''}. Left: look for lines that keep "
         "their order. Right: the mean over the last third of the rounds. ρ is Spearman's rank correlation; a measure "
-        "that notices noise has one near -1 there.",
+        "that notices noise has a ρ near -1 in the column of noise.",
         width=9.4,
         height=ROW_INCHES * len(names) + 0.3,
         rows=len(names),
