@@ -82,8 +82,9 @@ def test_mutated_submodels_are_refused_or_sound() -> None:
         assert submodel.exact.shape == (expected.exact_size,)
         assert all(bool(torch.isfinite(numbers).all()) for numbers in (submodel.values_D, submodel.exact))
         outcomes["accepted"] += 1
-    assert {*Reason, "accepted"} - set(outcomes) <= {Reason.INDICES}
-    assert min(outcomes.values()) > CASES // 1000
+    # Dense messages have no indices: a message of another kind with wrong ones is rare, and need not occur.
+    common = {*Reason, "accepted"} - {Reason.INDICES}
+    assert min(outcomes[each] for each in common) > CASES // 1000
 
 
 @pytest.mark.parametrize(
