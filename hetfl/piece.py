@@ -56,6 +56,7 @@ class Facts:
         server_data: the server's samples; None for pieces that do not declare that they read them.
         client_names: the user's name of each client; None: clients have no names.
         lrs: the clients' learning rate γ_t of every round of the run; empty: there are no rounds.
+        held_out: number of samples that each client holds out of its training samples; empty: no client does.
         cohort: number of clients whose updates a round should have, if all are within reach.
         utility: returns the score, the larger the better, and the loss, of parameters by name on the server's samples;
             None for pieces that do not declare that they read them.
@@ -79,6 +80,7 @@ class Facts:
     server_data: ServerData | None = None
     client_names: Sequence[str | int] | None = None
     lrs: Sequence[float] = ()
+    held_out: Sequence[int] = ()
     cohort: int = 0
     utility: Callable[[Mapping[str, Tensor]], tuple[float, float]] | None = None
     tuning: Tuning | None = None

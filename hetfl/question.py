@@ -18,7 +18,8 @@ class ClientView:
     """What a client computes an answer from.
 
     Attributes:
-        batches: inputs of nets, without augmentation, and targets, of all of the client's samples.
+        batches: inputs of nets, without augmentation, and targets, of all samples that the client trains on, or of
+            those that it holds out.
         classes: number K of classes.
         random: for random choices; a separate generator for each client and round.
         net: the client's part of the present global model, in training mode; None for questions without a model.
@@ -46,6 +47,9 @@ class Question(ABC):
 
     backward: ClassVar[bool] = False
     """Whether this pass includes the backward pass."""
+
+    held_out: ClassVar[bool] = False
+    """Whether its batches are of the samples that the client holds out, and not of those that it trains on."""
 
     @property
     @abstractmethod

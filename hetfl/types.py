@@ -151,6 +151,8 @@ class Task:
         source: a larger part that the client was sent, which contains its part; empty: it is sent its own part.
         statistics: whether the client gathers the sums of static batch norm.
         received: the values that the client begins with; None: those of the global model.
+        first_D: values of the trained parameters that the client trains from in place of those that it was sent, shape
+            (D,); None: no others.
     """
 
     client: int
@@ -169,6 +171,7 @@ class Task:
     source: Part = NOTHING
     statistics: bool = False
     received: Received | None = None
+    first_D: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.owner < 0:

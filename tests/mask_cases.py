@@ -9,6 +9,7 @@ import numpy as np
 
 from hetfl import FedAvg, Level
 from hetfl.aggregators import SampleMean
+from hetfl.data import FederatedDataModule
 from hetfl.fleet import Dynamic
 from hetfl.local import LocalTraining
 from hetfl.parts.mask_rule import MaskRule
@@ -40,9 +41,10 @@ def check(
     rounds: int,
     play: Callable[[Tensors, Tensors, Clients], tuple[Tensors, Tensors]],
     lr: float = LR,
+    data: FederatedDataModule | None = None,
 ) -> Any:
     """Compare a run with NumPy; ``play`` gets the initial values, the first mask and the clients."""
-    module, data = module_of(rule, lr=lr), made_data(SIZES, (6,), 3)
+    module, data = module_of(rule, lr=lr), data or made_data(SIZES, (6,), 3)
     theta = values_of(module.net)
     first = {name: mask.double().numpy() for name, mask in rule.held(DENSITY).items()}
     trainer = fit(module, data, rounds=rounds, precision="64-true")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hetfl.parts import (
     PartRule,
     PersonalMask,
     RankedMask,
+    RewoundMask,
     ThresholdMask,
     VotedMask,
 )
@@ -50,6 +52,8 @@ RULES: dict[str, Callable[[], PartRule]] = {
     "own": lambda: DynamicMask(OwnMasks(), every=1),
     "importance": lambda: ClientImportance(every=2),
     "personal": lambda: PersonalMask(step=0.2),
+    "hybrid": lambda: PersonalMask(step=0.2, channels=0.3),
+    "lottery": lambda: RewoundMask(accuracy=0.1),
     "threshold": lambda: ThresholdMask(0.1, every=1, until=3),
     "voted": lambda: VotedMask(schedule=Cubic()),
     "greedy": lambda: GreedyMask(every=1, fixed_seconds=1e-3),
@@ -72,13 +76,14 @@ def test_a_resumed_run_ends_with_the_same_bits(fit: Fit, tmp_path: Path, rule: s
     def module(**changes: Any) -> FederatedModule:
         return small_module(levels=SPARSE, parts=RULES[rule](), uplink=ErrorFeedback(TopK(0.2)), **changes)
 
-    elsewhere = {"executor": Workers(2)} if rule in ("clients", "importance", "personal") else {}
+    elsewhere = {"executor": Workers(2)} if rule in ("clients", "importance", "lottery") else {}
+    fit = partial(fit, data=small_data(client_val_fraction=0.3), limit_val_batches=0)
     whole, first, second = module(**elsewhere), module(), module()
-    one = fit(whole, rounds=4, name="whole", limit_val_batches=0)
+    one = fit(whole, rounds=4, name="whole")
     # The schedule of masks depends on the number of rounds, so the first half knows it, too.
-    begun = fit(first, rounds=4, name="begun", limit_val_batches=0, callbacks=[StopAfter(2)])
+    begun = fit(first, rounds=4, name="begun", callbacks=[StopAfter(2)])
     begun.save_checkpoint(tmp_path / "half.ckpt")
-    two = fit(second, rounds=4, name="resumed", limit_val_batches=0, ckpt=str(tmp_path / "half.ckpt"))
+    two = fit(second, rounds=4, name="resumed", ckpt=str(tmp_path / "half.ckpt"))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
     rows = [Path(str(trainer.log_dir), "metrics.csv").read_text().splitlines() for trainer in (one, two)]
     assert rows[0][-2:] == rows[1][-2:]

@@ -1,6 +1,6 @@
 """Data sets and their partition over the clients."""
 
-from hetfl.data.arrays import Arrays, ClientData
+from hetfl.data.arrays import Arrays, ClientData, Samples
 from hetfl.data.cifar import CIFAR10, CIFAR100
 from hetfl.data.client_transform import ClientTransform
 from hetfl.data.csv_data import CSVData
@@ -61,6 +61,7 @@ __all__ = [
     "Plain",
     "QuantitySkew",
     "RotationGroups",
+    "Samples",
     "TensorData",
     "TextFile",
     "TextTable",

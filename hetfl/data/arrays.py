@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from hetfl.tree import Tree, in_words, leaves, mapped, taken
 
 ArrayLike = Any
 """A tensor, a NumPy array, a table or column of pandas, or a list."""
+
+
+Samples = Literal["train", "validation", "test"]
+"""Samples of a client: those that it trains on, those that it holds out of them, and its test samples."""
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ def without_classes(
     test, all_test, test_owner = _tests(resident, numbers, len(kept))
     held_out, labels = staying(resident.validation), resident.labels[kept].clone()
     labels[:, out] = True
+    own = [resident.held_out[client] for client in kept.tolist()] if resident.held_out else []
     whole = replace(
         resident,
         train=tuple(train[client] for client in kept.tolist()),
@@ -66,6 +67,7 @@ def without_classes(
         validation_owner=numbers[resident.validation_owner][held_out],
         labels=labels,
         server=_rows(resident.server, staying(resident.server)),
+        held_out=tuple(_rows(each, staying(each)) for each in own),
     )
     return whole, kept
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hetfl.arguments import checked
-from hetfl.data.arrays import Arrays, ClientData
+from hetfl.data.arrays import Arrays, ClientData, Samples
 from hetfl.data.client_transform import ClientTransform, as_clients_see
-from hetfl.data.describing import in_one_line
+from hetfl.data.describing import in_one_line, report_strays
 from hetfl.data.left_out import without_classes
 from hetfl.data.loaders import EvalBatch, eval_loader, evaluation_batch, round_loader
 from hetfl.data.partition import IID, NaturalIds, Partitioner
 from hetfl.data.resident import Resident, ServerSamples
-from hetfl.data.split import Split, make_split
+from hetfl.data.split import fraction_checked, make_split, with_held_out
 from hetfl.data.transform import ImageTransform, Plain, Transform, check_raw
 from hetfl.data.usable import check_transform, some, usable_only
 from hetfl.errors import ConfigurationError
@@ -48,6 +47,9 @@ class FederatedDataModule(LightningDataModule):
         server_fraction: fraction of the remaining training data that is set aside for the server, before the
             partition. Only pieces that declare it read these samples, and no client transform changes them.
         server_to_clients: deal the server's samples to the clients, in equal parts, after the partition.
+        client_val_fraction: fraction of its training samples that each client holds out and never trains on. Only
+            pieces that declare it read these samples. A client that would keep or hold out fewer than ``min_samples``
+            holds none out.
         min_samples: smallest number of training samples that a client may have; batch norm needs 2.
         drop_small_clients: leave out clients with fewer training samples, with a warning that names them; false: such
             clients are an error.
@@ -75,6 +77,7 @@ class FederatedDataModule(LightningDataModule):
         val_fraction: float = 0.1,
         server_fraction: float = 0.0,
         server_to_clients: bool = False,
+        client_val_fraction: float = 0.0,
         min_samples: int = 2,
         drop_small_clients: bool = False,
         drop_unusable: bool = False,
@@ -89,6 +92,7 @@ class FederatedDataModule(LightningDataModule):
         self.partitioner, self.client_transform = partitioner, client_transform
         self.val_fraction, self.min_samples, self.eval_batch_size = val_fraction, min_samples, eval_batch_size
         self.server_fraction, self.server_to_clients = server_fraction, server_to_clients
+        self.client_val_fraction = fraction_checked(client_val_fraction, "client_val_fraction")
         self.drop_small_clients, self.drop_unusable = drop_small_clients, drop_unusable
         self.local_metrics, self.left_out_classes = local_metrics, left_out_classes or []
         self.seed, self._num_clients, self._transform, self._objective = seed, num_clients, transform, objective
@@ -143,8 +147,9 @@ class FederatedDataModule(LightningDataModule):
         check_transform(self._transform, arrays.train.inputs)
         outputs = math.prod(self.objective.output_shape(arrays.train.targets[:1], arrays.outputs))
         self.eval_batch_size = evaluation_batch(self.eval_batch_size, outputs)
+        split = with_held_out(split, self.client_val_fraction, self.min_samples, self.seed)
         self._resident, self.client_names = Resident.of(arrays, split, owner), split.names
-        self._report(split)
+        report_strays(type(self).__name__, split, self.min_samples)
         if self.left_out_classes:
             self._leave_out()
 
@@ -173,17 +178,6 @@ class FederatedDataModule(LightningDataModule):
                 f"{type(self).__name__}: {some('client', [called(client, names) for client in few])} with fewer than "
                 f"{self.min_samples} training samples (min_samples) of other classes are left out"
             )
-
-    def _report(self, split: Split) -> None:
-        """Warn of clients that are left out, and log how many samples belong to no client."""
-        if split.dropped:
-            names = some("client", [repr(name) for name in split.dropped])
-            rank_zero_warn(
-                f"{type(self).__name__}: {names} of {len(split.dropped) + len(split.train)} with fewer than "
-                f"{self.min_samples} training samples (min_samples) are left out"
-            )
-        if split.unassigned:
-            rank_zero_info(f"{type(self).__name__}: {split.unassigned} training samples belong to no client")
 
     @property
     def resident(self) -> Resident:
@@ -248,9 +242,9 @@ class FederatedDataModule(LightningDataModule):
         """The samples of the server; None if ``server_fraction`` is 0."""
         return ServerSamples(self.resident.server, self.transform) if len(self.resident.server) else None
 
-    def client_data(self, client: int, split: Literal["train", "test"] = "train") -> ClientData:
+    def client_data(self, client: int, split: Samples = "train") -> ClientData:
         """Return the samples of a client: views of the resident tensors, the same objects at every call."""
-        return (self.resident.train if split == "train" else self.resident.test)[client]
+        return self.resident.of_client(client, split)
 
     def first(self, count: int) -> tuple[Tree, Tensor]:
         """Return the first samples of client 0: inputs after the evaluation transform, and targets."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hetfl.data.arrays import Arrays, ClientData
+from hetfl.data.arrays import Arrays, ClientData, Samples
 from hetfl.data.split import Split
 from hetfl.data.transform import Transform
 from hetfl.tree import Tree, divided, taken
@@ -28,6 +28,7 @@ class Resident:
         labels: bool, shape (N, K): the labels in the training data of each client.
         unassigned: number of training samples that the partitioner left out.
         server: the samples of the server, unchanged by client transforms.
+        held_out: the training samples that each client holds out; empty: no client does.
     """
 
     train: tuple[ClientData, ...]
@@ -39,6 +40,11 @@ class Resident:
     labels: Tensor
     unassigned: int
     server: ClientData
+    held_out: tuple[ClientData, ...] = ()
+
+    def of_client(self, client: int, split: Samples) -> ClientData:
+        """Return the samples of a client."""
+        return {"train": self.train, "validation": self.held_out, "test": self.test}[split][client]
 
     @staticmethod
     def of(arrays: Arrays, split: Split, validation_owner: Tensor | None = None) -> Resident:
@@ -64,6 +70,7 @@ class Resident:
             labels=torch.stack([_owned(arrays, part) for part in split.train]),
             unassigned=split.unassigned,
             server=_take(arrays.train, split.server),
+            held_out=tuple(_take(arrays.train, part) for part in split.held_out),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class Split:
         names: the name of each client in the data; None: the partitioner does not use client ids.
         dropped: the names, or else the numbers, of the clients that were left out.
         server: in the training set; the samples of the server.
+        held_out: per client, in the training set: the samples that it holds out; empty: no client does.
     """
 
     train: tuple[Tensor, ...]
@@ -36,6 +37,7 @@ class Split:
     names: tuple[str | int, ...] | None = None
     dropped: tuple[str | int, ...] = ()
     server: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    held_out: tuple[Tensor, ...] = ()
 
 
 def make_split(
@@ -107,6 +109,34 @@ def dealt(samples: Tensor, train: Sequence[Tensor], generator: torch.Generator) 
     return tuple(torch.cat([part, order[k :: len(train)]]).sort().values for k, part in enumerate(train))
 
 
+def fraction_checked(fraction: float, setting: str) -> float:
+    """Return a held-out fraction.
+
+    Raises:
+        ConfigurationError: it is outside [0, 1).
+    """
+    if not 0 <= fraction < 1:
+        raise ConfigurationError(f"Expected a held-out fraction ({setting}) in [0, 1) but got {fraction}")
+    return fraction
+
+
+def with_held_out(split: Split, fraction: float, min_samples: int, seed: int) -> Split:
+    """Return a split in which each client holds a fraction of its training samples out, drawn at random.
+
+    A client that would keep, or hold out, fewer than ``min_samples`` holds none out.
+    """
+    if not fraction:
+        return split
+    train, held_out = [], []
+    for client, part in enumerate(split.train):
+        count = round(fraction * len(part))
+        count = count if min(count, len(part) - count) >= min_samples else 0
+        order = torch.randperm(len(part), generator=generator(seed, "client validation", client))
+        train.append(part[order[count:].sort().values])
+        held_out.append(part[order[:count].sort().values])
+    return replace(split, train=tuple(train), held_out=tuple(held_out))
+
+
 def hold_out(
     num_samples: int, fraction: float, generator: torch.Generator, setting: str = "val_fraction"
 ) -> tuple[Tensor, Tensor]:
@@ -115,8 +145,7 @@ def hold_out(
     Raises:
         ConfigurationError: the fraction is outside [0, 1), or positive and selects no sample or all samples.
     """
-    if not 0 <= fraction < 1:
-        raise ConfigurationError(f"Expected a held-out fraction ({setting}) in [0, 1) but got {fraction}")
+    fraction_checked(fraction, setting)
     num_held_out = round(fraction * num_samples)
     if fraction > 0 and not 0 < num_held_out < num_samples:
         raise ConfigurationError(

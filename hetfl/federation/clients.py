@@ -78,7 +78,7 @@ class ClientSide:
         """Return a task with the penalty's memory of its client's trained parameters, and its personal tensors."""
         models = self.task_parts.models
         memory_D = self.penalty.memory(task.owner, only(task.part.dense, models.trained), models.like)
-        return replace(self.with_personal(task), memory_D=memory_D)
+        return replace(self.with_personal(task), memory_D=memory_D, first_D=self.task_parts.first_values(task))
 
     def with_personal(self, task: Task) -> Task:
         """Return a task with its client's personal tensors."""

@@ -52,6 +52,7 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
     utility = None if server is None else Utility(models, models.levels.largest, *scoring, server, outputs)
     return Facts(
         sizes=data.sizes,
+        held_out=[len(each) for each in data.resident.held_out],
         seed=of.seed,
         levels=list(of.levels),
         rounds=rounds,

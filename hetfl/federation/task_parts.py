@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor
+
 from hetfl.data import FederatedDataModule
 from hetfl.downlink import Broadcast
 from hetfl.federation.models import GlobalModels
 from hetfl.levels.table import UploadSize
 from hetfl.part import Part, only
 from hetfl.parts import PartRule
+from hetfl.submodel import take
 from hetfl.types import NOTHING, Task
 from hetfl.wire import encode_part
 
@@ -47,6 +51,14 @@ class TaskParts:
 
     def _common(self, part: Part) -> Part:
         return only(part, frozenset(part) - self.broadcast.personal) if self.broadcast.personal else part
+
+    def first_values(self, task: Task) -> Tensor | None:
+        """Return the trained parameters that a task's client trains from, shape (D,); None: those of the model."""
+        values = self.rule.first_values(task.client)
+        if values is None:
+            return None
+        trained = only(task.part.dense, self.models.trained)
+        return torch.cat([take(values[name], entry).flatten() for name, entry in trained.items()]).to(self.models.like)
 
     def kept(self, task: Task) -> Part:
         """Return the personal tensors of a task's part, which stay with its client."""

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hetfl.data import ClientData, Transform
+from hetfl.data import ClientData, Samples, Transform
 from hetfl.entries import Entries
 from hetfl.errors import ConfigurationError
 from hetfl.local.channels_last import ChannelsLast
@@ -36,7 +36,7 @@ class ClientSource(Protocol):
         """Turns raw inputs into inputs of the net."""
         ...
 
-    def client_data(self, client: int, split: Literal["train", "test"] = "train") -> ClientData:
+    def client_data(self, client: int, split: Samples = "train") -> ClientData:
         """Return a client's samples."""
         ...
 
@@ -135,12 +135,21 @@ class Bench:
         return ClientContext(task.client, task.round, labels_K, task.level, task.lr, 0, random, begun, narrow)
 
     def beyond(self, task: Task) -> Tensor | None:
-        """Return the client's first values minus the anchor, shape (D,), not zero at personal tensors; None: zero."""
-        if task.personal is None:
+        """Return the client's first values minus the anchor, shape (D,); None: zero.
+
+        They are its personal tensors, and the values that a task has in place of those of the anchor.
+        """
+        if task.personal is None and task.first_D is None:
             return None
-        part = self.part(task)
-        beyond_D = self._of_level(task.level).anchor_D.new_zeros(part.layout.size)
-        Entries(only(part, self.problem.personal), part.dense).put(beyond_D, task.personal.to(beyond_D))
+        part, anchor_D = self.part(task), self._of_level(task.level).anchor_D
+        beyond_D = torch.zeros_like(anchor_D)
+        if task.first_D is not None:
+            size = len(task.first_D)
+            torch.sub(task.first_D.to(beyond_D), anchor_D[:size], out=beyond_D[:size])
+            if part.mask_D is not None:
+                beyond_D.masked_fill_(~part.mask_D.to(beyond_D.device), 0.0)
+        if task.personal is not None:
+            Entries(only(part, self.problem.personal), part.dense).put(beyond_D, task.personal.to(beyond_D))
         return beyond_D
 
     def small(self, task: Task) -> Task:

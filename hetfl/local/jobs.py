@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from hetfl.data import Samples
 from hetfl.local.executor import Bench, Result
 from hetfl.local.training import batches, cut
 from hetfl.models.static_batch_norm import StaticStatistics, gathering, static_layers
@@ -99,7 +100,7 @@ def statistics(bench: Bench, task: Task) -> Result:
 
 
 def plain_batches(
-    bench: Bench, task: Task, purpose: str, samples: int | None = None
+    bench: Bench, task: Task, purpose: str, samples: int | None = None, split: Samples = "train"
 ) -> Iterator[tuple[tuple[Tree, Tensor], float]]:
     """Yield batches of a client's samples without augmentation, on the device, and the weight of each batch.
 
@@ -110,8 +111,9 @@ def plain_batches(
         task: the client and round.
         purpose: of the pass, which chooses the random numbers.
         samples: number of the client's samples, drawn at random; None: all.
+        split: the client's samples to pass.
     """
-    data, objective = bench.data.client_data(task.client), bench.problem.method.objective
+    data, objective = bench.data.client_data(task.client, split), bench.problem.method.objective
     random = generator(bench.problem.seed, purpose, task.round, task.client)
     torch.manual_seed(random.initial_seed())
     for batch in cut(torch.randperm(len(data.targets), generator=random)[:samples], PLAIN_BATCH):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hetfl.data import Samples
 from hetfl.local.executor import Bench, Result
 from hetfl.local.jobs import plain_batches, report_of
 from hetfl.question import ClientView, Question
@@ -22,8 +23,9 @@ def answer(bench: Bench, task: Task, question: Question) -> Result:
     """
     random = generator(bench.problem.seed, type(question).__name__, task.round, task.client)
     dtype = next(iter(bench.models[task.model].values())).dtype
-    batches = (batch for batch, _ in plain_batches(bench, task, "questions"))
-    classes, samples = len(bench.data.labels(task.client)), len(bench.data.client_data(task.client).targets)
+    split: Samples = "validation" if question.held_out else "train"
+    batches = (batch for batch, _ in plain_batches(bench, task, "questions", split=split))
+    classes, samples = len(bench.data.labels(task.client)), len(bench.data.client_data(task.client, split).targets)
     if not question.uses_model:
         numbers = question.answer(ClientView(batches, classes, random))
         return Result(task, report_of(bench, task, 0.0, 0), numbers.to(dtype))

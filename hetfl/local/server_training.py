@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hetfl.data import ClientData, Transform
+from hetfl.data import ClientData, Samples, Transform
 from hetfl.data.resident import ServerSamples
 from hetfl.local.executor import Bench, LocalProblem
 from hetfl.local.jobs import train
@@ -44,7 +44,7 @@ class _Source:
     def transform(self) -> Transform:
         return self.samples.transform
 
-    def client_data(self, client: int, split: Literal["train", "test"] = "train") -> ClientData:
+    def client_data(self, client: int, split: Samples = "train") -> ClientData:
         return self.samples.samples
 
     def labels(self, client: int) -> Tensor:

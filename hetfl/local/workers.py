@@ -57,7 +57,7 @@ class _Run:
         tasks = [self.bench.small(recalled(self.tasks[i], self.recall)) for i in self.groups[number]]
         # Sending a tensor moves its memory into a file that stays open as long as the tensor lives. So send a copy, and
         # not the store's tensor.
-        return self.job, [replace(task, memory_D=_copy(task.memory_D), personal=_copy(task.personal)) for task in tasks]
+        return self.job, [_copied(task) for task in tasks]
 
     def group_text(self, number: int) -> str:
         """Return the text that names a group's clients and level."""
@@ -254,10 +254,11 @@ def _written(results: Sequence[Result], slot_D: Tensor) -> list[tuple[Result, in
         size = result.vector.numel()
         slot_D[position : position + size].copy_(result.vector)
         position += size
-        task = replace(result.task, memory_D=None, personal=None, part=NOTHING, received=None)
+        task = replace(result.task, memory_D=None, personal=None, first_D=None, part=NOTHING, received=None)
         small.append((replace(result, task=task, vector=torch.empty(0)), size))
     return small
 
 
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.clone()
+def _copied(task: Task) -> Task:
+    states = {name: getattr(task, name) for name in ("memory_D", "personal", "first_D")}
+    return replace(task, **{name: state.clone() for name, state in states.items() if state is not None})

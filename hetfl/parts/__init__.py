@@ -11,6 +11,7 @@ from hetfl.parts.pruned_channels import PrunedChannels, PrunedGroup
 from hetfl.parts.random_channels import RandomChannels
 from hetfl.parts.random_mask import RandomMask
 from hetfl.parts.ranked_mask import RankedMask
+from hetfl.parts.rewound_mask import RewoundMask
 from hetfl.parts.rolling import Rolling
 from hetfl.parts.scored_channels import ScoredChannels
 from hetfl.parts.threshold_mask import ThresholdMask
@@ -30,6 +31,7 @@ __all__ = [
     "RandomChannels",
     "RandomMask",
     "RankedMask",
+    "RewoundMask",
     "Rolling",
     "ScoredChannels",
     "ThresholdMask",

@@ -14,6 +14,7 @@ from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part, only
 from hetfl.piece import Piece
 from hetfl.pruning.gradients import ClientGradient, GradientRequest, MeanGradients
+from hetfl.question import Question
 from hetfl.submodel import parameters_of
 
 NOBODY = -1
@@ -41,6 +42,14 @@ class GradientProbe(Protocol):
 
     def gradients(self, clients: Sequence[int], request: GradientRequest) -> Iterable[ClientGradient]:
         """Yield the gradients of the clients that answer, in their order; bytes and FLOPs are charged."""
+        ...
+
+
+class AskingProbe(GradientProbe, Protocol):
+    """Asks clients for gradients, and questions."""
+
+    def answers(self, clients: Sequence[int], question: Question) -> dict[int, Tensor]:
+        """Return by client the answers, float64, shape (size,); a client without a valid answer is left out."""
         ...
 
 
@@ -108,7 +117,7 @@ class PartRule(Piece):
                     f"{level.density:g}: choose a rule with masks, such as hetfl.parts.RandomMask"
                 )
 
-    def consult(self, round: int, cohort: Sequence[int], probe: GradientProbe) -> None:
+    def consult(self, round: int, cohort: Sequence[int], probe: AskingProbe) -> None:
         """Ask clients before the parts of a round are drawn; by default nothing is asked.
 
         Args:
@@ -129,6 +138,20 @@ class PartRule(Piece):
             round: number of the round.
             client: the client's id; :data:`NOBODY` for the level itself.
         """
+
+    def first_values(self, client: int) -> Mapping[str, Tensor] | None:
+        """Return the trained parameters that a client begins its training with; None: those of the global model.
+
+        The client's update is still the difference from the global model. Only rules that ask clients return values,
+        as nodes on Flower do not have them.
+
+        Args:
+            client: the client's id.
+
+        Returns:
+            Values in the shapes of the global model, by name.
+        """
+        return None
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         """Return the entries of its part that the client sends and counts as a holder of; by default all of them.

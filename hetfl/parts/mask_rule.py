@@ -13,7 +13,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.fleet import Device
 from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
-from hetfl.parts.base import NOBODY, GradientProbe, PartRule, mean_gradients
+from hetfl.parts.base import NOBODY, AskingProbe, PartRule, mean_gradients
 from hetfl.parts.entry_seconds import entry_seconds
 from hetfl.piece import Facts
 from hetfl.pruning.criteria import Evidence
@@ -127,7 +127,7 @@ class MaskRule(PartRule):
         """Return which gradients the cohort is asked for at the start of a round; None: it is not asked."""
         return None
 
-    def consult(self, round: int, cohort: Sequence[int], probe: GradientProbe) -> None:
+    def consult(self, round: int, cohort: Sequence[int], probe: AskingProbe) -> None:
         """Ask the cohort for gradients, if the rule needs them in the round."""
         self.asked = None
         if (request := self.request(round)) is not None:

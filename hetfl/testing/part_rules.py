@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,13 @@ def _ready(make: Callable[[], PartRule], levels: LevelSet) -> PartRule:
     rule = make()
     rule.meet(levels, seed=3)
     parameters = parameters_of(levels.net)
-    rule.setup(Facts((9,) * 4, seed=3, levels=tuple(levels), rounds=8, parameters=parameters, masks=rule.masks))
+    known: dict[str, Any] = {
+        "levels": tuple(levels),
+        "parameters": parameters,
+        "masks": rule.masks,
+        "held_out": (3,) * 4,
+    }
+    rule.setup(Facts((9,) * 4, seed=3, rounds=8, **known))
     rule.begin()
     return rule
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from hetfl.layout import Index
 from hetfl.parts.base import GradientProbe
+from hetfl.parts.client_masks import ClientMasks
 from hetfl.parts.client_values import client_values
 from hetfl.parts.growth.base import Exchange, Growth
-from hetfl.pruning.densities import Masks, packed, unpacked
+from hetfl.pruning.densities import Masks
 from hetfl.pruning.gradients import GradientRequest
 from hetfl.types import Report
 from hetfl.updates import Update
@@ -35,7 +36,7 @@ class OwnMasks(Growth):
 
     def __init__(self, samples: int | None = None) -> None:
         super().__init__(samples)
-        self._masks: dict[int, Masks] = {}
+        self._masks = ClientMasks()
         self._begun: dict[str, Tensor] = {}
         self._gradients: dict[int, dict[str, Tensor]] = {}
 
@@ -62,7 +63,7 @@ class OwnMasks(Growth):
         return exchange.mask
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"masks": {client: packed(masks) for client, masks in self._masks.items()}}
+        return {"masks": self._masks.packed()}
 
     def load_state_dict(self, state: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:  # noqa: D102
-        self._masks = {client: unpacked(bits, shapes) for client, bits in state["masks"].items()}
+        self._masks = ClientMasks.unpacked(state["masks"], shapes)
