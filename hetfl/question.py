@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
@@ -23,6 +23,7 @@ class ClientView:
         classes: number K of classes.
         random: for random choices; a separate generator for each client and round.
         net: the client's part of the present global model, in training mode; None for questions without a model.
+        held: bool, by name of the net's tensors: which entries the client's part holds; empty: all, or no model.
         gradient: returns the gradient of a loss of the net by its parameters, shape (D,).
     """
 
@@ -31,6 +32,7 @@ class ClientView:
     random: torch.Generator
     net: nn.Module | None = None
     gradient: Callable[[Tensor], Tensor] | None = None
+    held: Mapping[str, Tensor] = field(default_factory=dict)
 
     def outputs(self, inputs: Tree) -> Tensor:
         """Return the net's outputs, shape (N, K); of several exits, those of the deepest."""
@@ -43,13 +45,18 @@ class Question(ABC):
     """A function of a client's data with few numbers as its answer. Subclasses are frozen dataclasses."""
 
     uses_model: ClassVar[bool] = False
-    """Whether a client needs its part of the present global model, and passes its samples through it once."""
+    """Whether a client needs its part of the present global model, and passes its samples through it."""
 
     backward: ClassVar[bool] = False
     """Whether this pass includes the backward pass."""
 
     held_out: ClassVar[bool] = False
     """Whether its batches are of the samples that the client holds out, and not of those that it trains on."""
+
+    @property
+    def passes(self) -> int:
+        """How often a client passes its samples through the net, if it needs the model."""
+        return 1
 
     @property
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,22 +21,23 @@ def draw_positions(seed: int, held: int, of: int) -> Tensor:
     return torch.randperm(of, generator=random)[:held].sort().values
 
 
-def draw_mask(seed: int, density: float, sizes: Sequence[int], drawn: Sequence[bool]) -> Tensor:
+def draw_mask(seed: int, densities: Sequence[float], sizes: Sequence[int]) -> Tensor:
     """Return a random mask, bool, shape (D,), of tensors one after the other.
 
     Args:
         seed: 63 bits, for torch's CPU generator.
-        density: the probability that an entry of a drawn tensor is held, compared in float32.
+        densities: the probability that an entry of each tensor is held, compared in float32; with 1 all entries are
+            held, and nothing is drawn.
         sizes: entries of each tensor, D in total.
-        drawn: whether the entries of each tensor are drawn; all entries of the others are held.
     """
     random = torch.Generator().manual_seed(seed)
 
-    def mask(size: int) -> Tensor:
+    def mask(size: int, density: float) -> Tensor:
+        if density == 1.0:
+            return torch.ones(size, dtype=torch.bool)
         return torch.rand(size, generator=random, dtype=torch.float32) < density  # for any default dtype
 
-    masks = [mask(s) if each else torch.ones(s, dtype=torch.bool) for s, each in zip(sizes, drawn, strict=True)]
-    return torch.cat(masks)
+    return torch.cat([mask(size, density) for size, density in zip(sizes, densities, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,19 @@ class MaskRecipe:
 
     Attributes:
         seed: derived from the run's seed (:func:`hetfl.seeding.derive`); no other choice uses it.
-        density: the probability that an entry is held.
-        drawn: names of the tensors whose entries are drawn.
+        densities: the probability that an entry is held, by tensor; other tensors are held whole.
     """
 
     seed: int
-    density: float
-    drawn: frozenset[str]
+    densities: Mapping[str, float]
+
+    def of(self, names: Iterable[str]) -> list[float]:
+        """Return the densities of tensors."""
+        return [self.densities.get(name, 1.0) for name in names]
 
     def mask(self, sizes: Mapping[str, int]) -> Tensor:
         """Return the mask of tensors of some sizes by name, bool, shape (D,)."""
-        return draw_mask(self.seed, self.density, list(sizes.values()), [name in self.drawn for name in sizes])
+        return draw_mask(self.seed, self.of(sizes), list(sizes.values()))
 
 
 @dataclass(frozen=True)

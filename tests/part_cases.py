@@ -55,13 +55,16 @@ def drawn_parts(draw: st.DrawFn) -> tuple[Part, Part, Part]:
     drawn = {size: draw_positions(seeds[size], count, size) for size, count in held.items()}
     entry = {size: drawn[size] if count < size else slice(0, size) for size, count in held.items()}
     index = Part({name: tuple(entry[size] for size in shape) for name, shape in of.items()})
-    names = draw(st.frozensets(st.sampled_from(sorted(of))))
-    mask = MaskRecipe(draw(st.integers(0, 2**63 - 1)), draw(st.floats(0, 1)), names)
+    names, density = draw(st.frozensets(st.sampled_from(sorted(of)))), draw(st.floats(0, 1))
+    densities = {name: density if draw(st.booleans()) else draw(st.floats(0, 1)) for name in names}
+    mask = MaskRecipe(draw(st.integers(0, 2**63 - 1)), densities)
     mask_D = mask.mask(dict(zip(index, index.layout.sizes, strict=True))) if draw(st.booleans()) else None
     part = Part(index, mask_D, Recipe(seeds, mask))
     change = draw(st.sampled_from(["none", "rows", "only", "seeds"]))
     if change == "seeds":
-        others = Recipe({size: seed ^ 1 for size, seed in seeds.items()}, MaskRecipe(mask.seed ^ 1, 0.5, names))
+        others = Recipe(
+            {size: seed ^ 1 for size, seed in seeds.items()}, MaskRecipe(mask.seed ^ 1, dict.fromkeys(names, 0.5))
+        )
         part = Part(index, mask_D, others)
     elif change == "rows":
         rows = part.rows(frozenset({"head"}), torch.arange(7) != draw(st.integers(0, 6)))

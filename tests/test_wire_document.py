@@ -101,7 +101,7 @@ def test_the_example_of_a_seeded_part_decodes_as_documented() -> None:
         order[i], order[j] = order[j], order[i]
     rows = torch.tensor(sorted(order[:64]))
     held = torch.tensor([number % 2**24 / 2**24 < 0.25 for number in twister(9, 256)])
-    recipe = Recipe({128: 5}, MaskRecipe(9, 0.25, frozenset({"w"})))
+    recipe = Recipe({128: 5}, MaskRecipe(9, {"w": 0.25}))
     part = Part({"w": (rows, slice(0, 4)), "b": (rows,)}, torch.cat([held, torch.ones(64, dtype=torch.bool)]), recipe)
     assert encode_part(part, net, whole) == bytes_in(block)
     assert decode_part(bytes_in(block), net, whole) == part

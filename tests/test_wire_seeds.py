@@ -31,7 +31,7 @@ from tests.part_cases import drawn_parts
 LEVELS = {"a": Level("a"), "b": Level("b", 0.5, density=0.3)}
 BLOCK = Part({"w": (slice(0, 40), slice(0, 50)), "b": (slice(0, 40),)})
 WHOLE = Part({"w": (slice(0, 400), slice(0, 50)), "b": (slice(0, 400),)})
-MASK = MaskRecipe(11, 0.25, frozenset({"w"}))
+MASK = MaskRecipe(11, {"w": 0.25})
 
 
 def masked(recipe: MaskRecipe = MASK) -> Part:
@@ -53,16 +53,16 @@ def words(seed: int, count: int) -> NDArray[np.int64]:
     return twister.randint(0, 2**32, size=count, dtype=np.uint32).astype(np.int64)
 
 
-@given(st.integers(0, 2**63 - 1), st.floats(0, 1), st.lists(st.tuples(st.integers(0, 70), st.booleans()), min_size=1))
-def test_a_mask_is_drawn_as_documented(seed: int, density: float, tensors: list[tuple[int, bool]]) -> None:
-    sizes, drawn = [size for size, _ in tensors], [each for _, each in tensors]
+@given(st.integers(0, 2**63 - 1), st.lists(st.tuples(st.integers(0, 70), st.floats(0, 1)), min_size=1))
+def test_a_mask_is_drawn_as_documented(seed: int, tensors: list[tuple[int, float]]) -> None:
+    sizes, densities = [size for size, _ in tensors], [density for _, density in tensors]
     numbers = iter((words(seed, sum(sizes)) % 2**24).tolist())
     bits = [
-        np.float32(next(numbers) / 2**24) < np.float32(density) if each else True
-        for n, each in tensors
+        np.float32(next(numbers) / 2**24) < np.float32(density) if density != 1.0 else True
+        for n, density in tensors
         for _ in range(n)
     ]
-    assert draw_mask(seed, density, sizes, drawn).tolist() == bits
+    assert draw_mask(seed, densities, sizes).tolist() == bits
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(1, 200), st.data())
@@ -108,6 +108,15 @@ def test_a_seeded_mask_takes_17_bytes_and_its_flags() -> None:
     assert len(encode_part(without(masked()), BLOCK, WHOLE)) > 200
 
 
+def test_a_seeded_mask_has_a_density_for_every_tensor_that_is_not_whole() -> None:
+    coded = encode_part(masked(MaskRecipe(11, {"w": 0.25, "b": 0.5})), BLOCK, WHOLE)
+    assert len(coded) == 2 + 3 * 2 + 1 + 1 + 8 + 2 * 4 + 4
+    assert coded[8] == 5
+    assert decode_part(coded, BLOCK, WHOLE) == masked(MaskRecipe(11, {"w": 0.25, "b": 0.5}))
+    whole = masked(MaskRecipe(11, {"w": 0.25, "b": 1.0}))
+    assert encode_part(whole, BLOCK, WHOLE) == encode_part(masked(), BLOCK, WHOLE)
+
+
 def test_seeded_positions_of_all_tensors_take_13_bytes() -> None:
     coded = encode_part(placed(), BLOCK, WHOLE)
     assert len(coded) == 2 + (12 + 13) + 3 * 2 + 1
@@ -119,7 +128,7 @@ def test_the_seed_is_not_sent_where_the_part_is_shorter() -> None:
     few = Part({"w": (rows, slice(0, 50))}, recipe=Recipe({400: 5}))
     block, whole = Part({"w": (slice(0, 3), slice(0, 50))}), Part({"w": WHOLE["w"]})
     assert encode_part(few, block, whole) == encode_part(without(few), block, whole)
-    sparse = MaskRecipe(3, 0.004, frozenset({"w"}))
+    sparse = MaskRecipe(3, {"w": 0.004})
     mask_D = sparse.mask({"w": 150})
     assert mask_D.any()
     one = Part(block, mask_D, Recipe(mask=sparse))
@@ -128,13 +137,13 @@ def test_the_seed_is_not_sent_where_the_part_is_shorter() -> None:
 
 @pytest.mark.parametrize("density", [1e-50, 1 - 1e-12])
 def test_a_density_that_float32_rounds_to_0_or_1_is_not_sent(density: float) -> None:
-    recipe = MaskRecipe(11, density, frozenset({"w"}))
+    recipe = MaskRecipe(11, {"w": density})
     part = masked(recipe)
     assert decode_part(encode_part(part, BLOCK, WHOLE), BLOCK, WHOLE) == part
 
 
 @pytest.mark.parametrize(
-    "recipe", [replace(MASK, seed=12), replace(MASK, density=0.26), replace(MASK, drawn=frozenset())]
+    "recipe", [replace(MASK, seed=12), replace(MASK, densities={"w": 0.26}), replace(MASK, densities={})]
 )
 def test_a_recipe_of_another_part_is_not_sent(recipe: MaskRecipe) -> None:
     part = Part(BLOCK, masked().mask_D, Recipe(mask=recipe))
@@ -186,8 +195,8 @@ def test_impossible_seeded_positions_are_refused() -> None:
 
 def test_an_unknown_kind_of_mask_is_refused() -> None:
     coded = bytearray(encode_part(masked(), BLOCK, WHOLE))
-    coded[8] = 5
-    with pytest.raises(MalformedPayload, match="Expected a kind of mask up to 4 but got 5"):
+    coded[8] = 6
+    with pytest.raises(MalformedPayload, match="Expected a kind of mask up to 5 but got 6"):
         decode_part(bytes(coded), BLOCK, WHOLE)
 
 

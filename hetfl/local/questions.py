@@ -38,6 +38,8 @@ def answer(bench: Bench, task: Task, question: Question) -> Result:
         return resident.vector.grad
 
     with torch.set_grad_enabled(question.backward):
-        numbers = question.answer(ClientView(batches, classes, random, resident.net.train(), gradient))
+        part = bench.part(task)
+        held = {} if part.mask_D is None else dict(part.layout.views(part.mask_D))
+        numbers = question.answer(ClientView(batches, classes, random, resident.net.train(), gradient, held))
     resident.finish()
-    return Result(task, report_of(bench, task, 0.0, samples), numbers.to(dtype))
+    return Result(task, report_of(bench, task, 0.0, samples * question.passes), numbers.to(dtype))

@@ -5,6 +5,7 @@ from hetfl.parts.base_nets import BaseNets
 from hetfl.parts.client_importance import ClientImportance
 from hetfl.parts.dynamic_mask import DynamicMask
 from hetfl.parts.greedy_mask import GreedyMask
+from hetfl.parts.hunted_mask import HuntedMask
 from hetfl.parts.personal_mask import PersonalMask
 from hetfl.parts.prefix import Prefix
 from hetfl.parts.pruned_channels import PrunedChannels, PrunedGroup
@@ -23,6 +24,7 @@ __all__ = [
     "ClientImportance",
     "DynamicMask",
     "GreedyMask",
+    "HuntedMask",
     "PartRule",
     "PersonalMask",
     "Prefix",

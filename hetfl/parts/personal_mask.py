@@ -154,7 +154,7 @@ class PersonalMask(MaskRule):
         for name in whole.keys() - self._channels().convolutions:
             entries = int(cut[name].count_nonzero()) if name in cut else whole[name].numel()
             sizes = values[name].abs().cpu().masked_fill(~whole[name], -1.0)
-            whole[name] = largest(sizes, max(1, round(density * entries)))
+            whole[name] = largest(sizes, max(1, round(density * entries))) & whole[name]
         return whole
 
     def _channels(self) -> ScaledChannels:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hetfl.errors import ConfigurationError
 from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
-from hetfl.parts.base import GradientProbe, PartRule
+from hetfl.parts.base import AskingProbe, PartRule
 from hetfl.parts.prefix import Prefix
 from hetfl.piece import Piece
 from hetfl.pruning.channels.groups import Group
@@ -94,7 +94,7 @@ class PrunedChannels(PartRule):
                     pruned[group.channels] = True
                     self._pruned[name, dim] = pruned.repeat_interleave(shape[dim] // group.size)
 
-    def consult(self, round: int, cohort: Sequence[int], probe: GradientProbe) -> None:  # noqa: D102
+    def consult(self, round: int, cohort: Sequence[int], probe: AskingProbe) -> None:  # noqa: D102
         self.rule.consult(round, cohort, probe)
 
     def begin(self) -> None:

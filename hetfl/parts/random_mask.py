@@ -26,7 +26,7 @@ class RandomMask(PartRule):
             return block
         trained = parameters_of(self.levels.net)
         shapes = block.layout.shapes
-        weights = frozenset(name for name, shape in shapes.items() if name in trained and len(shape) > 1)
-        recipe = MaskRecipe(derive(self.seed, "mask", round, client), density, weights)
+        weights = [name for name, shape in shapes.items() if name in trained and len(shape) > 1]
+        recipe = MaskRecipe(derive(self.seed, "mask", round, client), dict.fromkeys(weights, density))
         mask_D = recipe.mask(dict(zip(shapes, block.layout.sizes, strict=True)))
         return Part(block, mask_D, Recipe(mask=recipe))

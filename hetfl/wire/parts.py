@@ -18,10 +18,10 @@ from hetfl.recipe import Recipe
 from hetfl.wire.bits import Bytes, Integers
 from hetfl.wire.indices import decode_indices, encode_indices
 from hetfl.wire.malformed import MalformedPayload, Reason
-from hetfl.wire.seeds import MASK, SEEDED, decode_mask, decode_positions, encode_mask, encode_positions
+from hetfl.wire.seeds import MASK, SEEDED, decode_mask, decode_positions, encode_mask, encode_positions, layered
 
 _COUNT, _SELECTION, _MASK = struct.Struct("<H"), struct.Struct("<III"), struct.Struct("<QQ")
-NO_MASK, BITS, HELD, NOT_HELD, SEED = range(5)
+NO_MASK, BITS, HELD, NOT_HELD, SEED, SEEDS = range(6)
 
 
 def encode_part(part: Part, block: Part, whole: Part) -> bytes:
@@ -113,8 +113,12 @@ def _mask(part: Part) -> bytes:
         return bytes([NO_MASK])
     mask_D, sizes = part.mask_D.cpu(), part.layout.sizes
     seeded = encode_mask(mask_D, sizes, list(part), part.recipe)
-    # A seed is as long as what stands before a list, so no list is shorter.
-    return _listed(mask_D, sizes) if seeded is None else bytes([SEED]) + seeded
+    if seeded is None:
+        return _listed(mask_D, sizes)
+    several, record = seeded
+    if not several:  # a seed is as long as what stands before a list, so no list is shorter
+        return bytes([SEED]) + record
+    return min(bytes([SEEDS]) + record, _listed(mask_D, sizes), key=len)
 
 
 def _listed(mask_D: Tensor, sizes: Sequence[int]) -> bytes:
@@ -138,12 +142,14 @@ def _read_mask(reader: _Reader, block: Part) -> Tensor | None:
     kind = reader.take(1)[0]
     if kind == NO_MASK:
         return None
-    if kind > SEED:
-        raise MalformedPayload(Reason.FORMAT, f"Expected a kind of mask up to {SEED} but got {kind}")
+    if kind > SEEDS:
+        raise MalformedPayload(Reason.FORMAT, f"Expected a kind of mask up to {SEEDS} but got {kind}")
     flags = np.frombuffer(reader.take((len(block) + 7) // 8), dtype=np.uint8)
     whole = np.unpackbits(flags, count=len(block)).astype(bool).tolist()
-    if kind == SEED:
-        return decode_mask(reader.take(MASK.size), block.layout.sizes, [not each for each in whole])
+    if kind in (SEED, SEEDS):
+        drawn = [not each for each in whole]
+        record = layered(drawn) if kind == SEEDS else MASK
+        return decode_mask(reader.take(record.size), block.layout.sizes, drawn, kind == SEEDS)
     size = sum(size for size, each in zip(block.layout.sizes, whole, strict=True) if not each)
     count, length = reader.read(_MASK)
     if count > size or (kind == BITS and (count, length) != (size, (size + 7) // 8)):

@@ -25,7 +25,7 @@ POSITIONS = struct.Struct("<BQI")
 """The first byte, the seed, and the CRC-32 of the block of the positions."""
 
 MASK = struct.Struct("<QfI")
-"""The seed, the density, and the CRC-32 of the bits of the tensors that are drawn."""
+"""The seed, the one density, and the CRC-32 of the bits of the tensors that are drawn."""
 
 _SEEDS = 2**63
 
@@ -60,8 +60,17 @@ def decode_positions(block: bytes, held: int, of: int) -> Tensor:
     return positions
 
 
-def encode_mask(mask_D: Tensor, sizes: Sequence[int], names: Sequence[str], recipe: Recipe | None) -> bytes | None:
-    """Return a flag per tensor, whether it is held whole, and the record that draws a mask; None if none does.
+def layered(drawn: Sequence[bool]) -> struct.Struct:
+    """Return the record of a mask whose tensors have densities of their own: the seed, these, and the CRC-32."""
+    return struct.Struct(f"<Q{sum(drawn)}fI")
+
+
+def encode_mask(
+    mask_D: Tensor, sizes: Sequence[int], names: Sequence[str], recipe: Recipe | None
+) -> tuple[bool, bytes] | None:
+    """Return whether tensors have densities of their own, and a record; None if no record draws the mask.
+
+    The record begins with a flag per tensor, whether it is held whole.
 
     Args:
         mask_D: bool, shape (D,).
@@ -71,26 +80,37 @@ def encode_mask(mask_D: Tensor, sizes: Sequence[int], names: Sequence[str], reci
     """
     if recipe is None or recipe.mask is None:
         return None
-    drawn = [name in recipe.mask.drawn for name in names]
-    seed, density = recipe.mask.seed, recipe.mask.density
-    if not torch.equal(draw_mask(seed, density, sizes, drawn), mask_D):
+    seed, densities = recipe.mask.seed, recipe.mask.of(names)
+    if not torch.equal(draw_mask(seed, densities, sizes), mask_D):
         return None
-    flags = np.packbits(~np.array(drawn, dtype=bool)).tobytes()
-    record = flags + MASK.pack(seed, density, zlib.crc32(_bits(mask_D, sizes, drawn)))
-    _, float32, _ = MASK.unpack(record[len(flags) :])
-    return record if 0.0 < float32 < 1.0 else None
+    drawn = [density != 1.0 for density in densities]
+    of_drawn = [density for density in densities if density != 1.0]
+    several = len(set(of_drawn)) > 1
+    record = layered(drawn) if several else MASK
+    checksum = zlib.crc32(_bits(mask_D, sizes, drawn))
+    coded = record.pack(seed, *(of_drawn if several else of_drawn[:1]), checksum) if of_drawn else b""
+    in_range = all(0.0 < float32 < 1.0 for float32 in np.array(of_drawn, dtype=np.float32))
+    return (several, np.packbits(~np.array(drawn, dtype=bool)).tobytes() + coded) if coded and in_range else None
 
 
-def decode_mask(record: bytes, sizes: Sequence[int], drawn: Sequence[bool]) -> Tensor:
-    """Return the mask that a record draws, bool, shape (D,).
+def decode_mask(coded: bytes, sizes: Sequence[int], drawn: Sequence[bool], several: bool) -> Tensor:
+    """Return the mask that a record without its flags draws, bool, shape (D,).
+
+    Args:
+        coded: the bytes.
+        sizes: entries of each tensor, D in all.
+        drawn: whether each tensor is drawn; the others are held whole.
+        several: whether the drawn tensors have densities of their own.
 
     Raises:
-        MalformedPayload: the seed or the density is out of range, or they draw another mask than the sender's.
+        MalformedPayload: the seed or a density is out of range, or they draw another mask than the sender's.
     """
-    seed, density, checksum = MASK.unpack(record)
-    if not 0.0 < density < 1.0:
-        raise MalformedPayload(Reason.VALUES, f"Expected a density between 0 and 1 but got {density:g}")
-    mask_D = draw_mask(_checked(seed), density, sizes, drawn)
+    seed, *densities, checksum = (layered(drawn) if several else MASK).unpack(coded)
+    for density in densities:
+        if not 0.0 < density < 1.0:
+            raise MalformedPayload(Reason.VALUES, f"Expected a density between 0 and 1 but got {density:g}")
+    of_drawn = iter(densities if several else densities * sum(drawn))
+    mask_D = draw_mask(_checked(seed), [next(of_drawn) if each else 1.0 for each in drawn], sizes)
     _compare(checksum, _bits(mask_D, sizes, drawn))
     return mask_D
 

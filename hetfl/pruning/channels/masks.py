@@ -46,7 +46,8 @@ class ScaledChannels:
             values: parameters by name, norm scales included.
             share: of the channels that are left out, in [0, 1).
         """
-        scores, masks = NormScale().scores(Evidence(values)), {}
+        scores = NormScale().scores(Evidence(values))
+        masks: dict[str, Tensor] = {}
         for group in self.groups:
             order = ranking(channel_scores(group, scores, of_norms=True))
             left_out = order[max(1, group.size - round(share * group.size)) :]
