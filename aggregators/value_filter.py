@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hetfl.aggregators.holder_mean import Denominator, HolderMean
 from hetfl.aggregators.value_mean import ends, mean_above_zero
 from hetfl.errors import ConfigurationError
@@ -21,7 +23,8 @@ class ValueFilter(UsesValues, HolderMean):
     is still measured, so it may return; its update counts as accepted, and its residual moves. An entry that only
     left-out clients hold keeps its value.
 
-    Column: ``value/left_out``, the number of the round's updates that were left out.
+    Column: ``value/left_out``, the number of the round's updates that were left out. In ``values.csv`` the measure
+    ``left_out`` is 1 for a client that was left out in the round, and 0 for one that was not.
 
     Args:
         value: the measure; None: :class:`~hetfl.value.Reputation`.
@@ -37,11 +40,12 @@ class ValueFilter(UsesValues, HolderMean):
         if not 0.0 < least <= 1.0:
             raise ConfigurationError(f"Expected least in (0, 1] but got {least}")
         self.use(value or Reputation())
-        self.least, self._left_out, self._mean = least, 0, 0.0
+        self.least, self._mean = least, 0.0
+        self._left_out: dict[int, float] = {}  # by client of the round: 1 or 0
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
         super().begin_round(round, lr)
-        self._left_out, self._mean = 0, mean_above_zero(self.values)
+        self._left_out, self._mean = {}, mean_above_zero(self.values)
 
     def kept(self, client: int) -> bool:
         """Return whether a client's update is added up in this round."""
@@ -53,9 +57,12 @@ class ValueFilter(UsesValues, HolderMean):
 
     def update(self, update: Update, index: Index, report: Report) -> None:  # noqa: D102
         super().update(update, index, report)
-        self._left_out += not self.kept(report.client)
+        self._left_out[report.client] = float(not self.kept(report.client))
         self.observe(update, index, report)
 
     def columns(self) -> dict[str, float]:
         """Return the smallest and the largest value, and the number of updates that were left out."""
-        return {**ends(self.values), "value/left_out": float(self._left_out)}
+        return {**ends(self.values), "value/left_out": sum(self._left_out.values())}
+
+    def client_values(self) -> dict[str, Mapping[int, float]]:  # noqa: D102
+        return {**super().client_values(), "left_out": self._left_out}

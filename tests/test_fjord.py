@@ -97,3 +97,19 @@ def test_what_it_refuses(fit: Fit) -> None:
         fit(small_module(FjORD, executor=Stacked(2)), rounds=1)
     with pytest.raises(ConfigurationError, match="Expected distillation false for Regression.* but got true"):
         small_module(FjORD).check_objective(Regression())
+
+
+def test_a_batch_is_charged_in_the_mean_over_the_widths_that_may_be_drawn(fit: Fit) -> None:
+    """A drawn smaller width is a second pass with distillation, and the only pass without."""
+    costs = {"a": (1.0, 12.0), "b": (1.0, 6.0), "c": (1.0, 3.0)}
+    for distillation, wanted in ((True, (15.0, 7.5, 3.0)), (False, (7.0, 4.5, 3.0))):
+        module = small_module(FjORD, levels=small_levels(1.0, 0.5, 0.25), distillation=distillation)
+        assert [module.training_flops(level, costs) for level in "abc"] == pytest.approx(wanted)
+    module = small_module(FjORD, levels=small_levels(1.0, 0.5, 0.25), assignment=Dynamic({"c": 1}))
+    other = small_module(FedAvg, levels=small_levels(1.0, 0.5, 0.25), assignment=Dynamic({"c": 1}))
+    totals = []
+    for each in (module, other):
+        trainer = fit(each, rounds=1, name=type(each).__name__, limit_val_batches=0)
+        totals.append(float(trainer.callback_metrics["compute/flops_total"]))
+    assert totals[0] == totals[1]  # at the smallest level nothing else can be drawn
+    assert module.levels.flops["a"][1] > other.levels.flops["a"][1]

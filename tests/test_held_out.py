@@ -19,6 +19,7 @@ from hetfl.models import ConvNet
 from hetfl.parts import PartRule, PersonalMask, RewoundMask
 from hetfl.pruning.channels import channel_groups
 from hetfl.pruning.channels.masks import ScaledChannels
+from hetfl.pruning.densities import Masks
 from hetfl.selection import Uniform
 from hetfl.submodel import parameters_of
 from tests.conftest import small_data, small_module
@@ -103,7 +104,7 @@ def test_lottery_fl_equals_numpy(fit: Fit) -> None:
         return theta, mask
 
     def density(mask: Tensors) -> float:
-        return sum(mask[name].sum() for name in WEIGHTS) / sum(mask[name].size for name in WEIGHTS)
+        return float(sum(mask[name].sum() for name in WEIGHTS) / sum(mask[name].size for name in WEIGHTS))
 
     least = density(per_layer({"first.weight": np.ones((5, 6)), "second.weight": np.ones((3, 5))}))
     check(fit, rule, 5, play, data=data)
@@ -160,7 +161,7 @@ def test_masks_of_channels_cut_filters_and_what_reads_them() -> None:
 def test_the_hybrid_variant_prunes_channels_once_and_other_weights_by_steps(fit: Fit) -> None:
     rule = PersonalMask(step=0.2, channels=0.5, distance=0.0)
     module = small_module(FedAvg, **sparse(rule))
-    masks, shrunk = [], 0
+    masks, shrunk = list[dict[int, Masks | None]](), 0
     for _ in range(2):
         fit(module, rounds=1, name=f"{len(masks)}", limit_val_batches=0)
         masks.append({client: rule.of_client(client, 0.5) for client in range(12)})

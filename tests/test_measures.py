@@ -45,7 +45,7 @@ from hetfl.value import (
 from hetfl.value.data_value import DataValue
 from hetfl.value.feature_composite import composite
 from hetfl.value.feature_information import Informative, information
-from hetfl.value.features import projected
+from hetfl.value.features import penultimate, projected
 from hetfl.value.gram_determinant import LogVolume, log_volume
 from hetfl.value.parameter_uncertainty import Certainty, entropy_drop
 from tests.conftest import small_data, small_levels, small_module
@@ -61,6 +61,7 @@ VARIANTS: list[Callable[[], Value]] = [
     lambda: Shapley("exact", "loss"),
     lambda: Reputation(of=LabelInformation()),
     lambda: BetaReputation(of=GramDeterminant(), threshold=2.0),
+    lambda: GramDeterminant(of="net"),
 ]
 
 
@@ -75,6 +76,14 @@ def test_the_volume_has_its_values_by_hand() -> None:
     assert np.exp(log_volume(torch.cat([x, x]), 0.0)) == pytest.approx(6.0)  # twice the data: x 2^{d/2}
     assert 2 * log_volume(x, 1.0) == pytest.approx(2.833213, abs=1e-6)
     assert np.isfinite(log_volume(x[:1], 1.0))
+
+
+def test_features_of_a_net_are_the_inputs_of_its_last_linear_layer() -> None:
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    inputs = torch.rand(4, 3)
+    assert torch.equal(penultimate(net, inputs), net[:2](inputs))
+    with pytest.raises(ConfigurationError, match="Expected a net with a linear layer"):
+        penultimate(nn.Sequential(nn.ReLU()), inputs)
 
 
 def test_the_entropy_of_parameters_has_its_value_by_hand() -> None:

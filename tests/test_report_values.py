@@ -14,7 +14,7 @@ from hetfl.analysis.values import late_values, rank_correlation
 from hetfl.errors import ConfigurationError
 from hetfl.report import write_report
 from hetfl.report.groups import make_groups
-from hetfl.report.values import value_table, valued
+from hetfl.report.values import left_out_table, value_table, valued
 from tests.test_report import write_run
 
 NOISE = [0.9, 0.5, 0.0, 0.2]
@@ -25,6 +25,7 @@ def write_values(folder: Path) -> Path:
     rows = [(t, k, "good", 1.0 - noise + 0.01 * t) for t in range(6) for k, noise in enumerate(NOISE)]
     rows += [(t, k, "same", 1.0) for t in range(6) for k in (0, 1, 2)]
     rows += [(0, 3, "good_2", -5.0)]
+    rows += [(t, k, "left_out", float((k == 0 and t > 2) or (t, k) == (1, 0))) for t in range(6) for k in range(4)]
     pd.DataFrame(rows, columns=["round", "client", "measure", "value"]).to_csv(folder / "values.csv", index=False)
     data = {"client": range(4), "samples": [5, 6, 7, 8], "divergence": [0.1, 0.2, 0.3, np.nan], "noise": NOISE}
     pd.DataFrame(data).to_csv(folder / "client_data.csv", index=False)
@@ -38,6 +39,13 @@ def test_the_table_has_rank_correlations_and_the_lowest_clients(tmp_path: Path) 
         ["x", "same", "3", "–", "–", "–", "0, 1, 2"],
         ["x", "good_2", "1", "–", "–", "–", "3"],
     ]
+
+
+def test_clients_that_were_left_out_are_listed_with_their_rounds(tmp_path: Path) -> None:
+    groups = make_groups({"x": [load_run(write_values(write_run(tmp_path / "run")))]})
+    table = left_out_table(valued(groups))
+    assert table is not None
+    assert table.rows == [["x", "0", "4", "1, 3-5"]]
 
 
 def test_late_values_are_of_the_last_third() -> None:

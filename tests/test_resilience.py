@@ -50,6 +50,8 @@ CONFIGURATIONS = {
     "masks and personal tensors": '-c {configs}/parts/random_mask.yaml --model.personal=["*bias"] ' + FILES,
     "a bandit with a deadline": "-c {configs}/fleet/mixed.yaml -c {configs}/assignment/discounted_ucb.yaml "
     "--model.deadline=0.05 --model.selection.clients_per_round=6",
+    "masks that exchange entries": "-c {configs}/method/feddst.yaml --model.parts.every=2",
+    "masks of clients that rewind": "-c {configs}/method/lottery_fl.yaml --model.parts.accuracy=0.1",
 }
 """Arguments of the killed runs, by name."""
 NAMES = tuple(CONFIGURATIONS)

@@ -28,6 +28,7 @@ from hetfl.piece import Facts
 from hetfl.pruning.channels import Group, Member, channel_scores, ranking
 from hetfl.pruning.criteria import Criterion, GradientPerTime, Movement, NormScale, RandomScore, Taylor
 from hetfl.pruning.gradients import ClientGradient, GradientRequest
+from hetfl.question import Question
 from hetfl.submodel import parameters_of
 from hetfl.testing import check_part_rule
 from hetfl.updates import DenseUpdate
@@ -174,7 +175,7 @@ class Answers:
 
     def __init__(self, rule: PartRule) -> None:
         self.rule, self.random, self.asked = rule, torch.Generator().manual_seed(2), list[GradientRequest]()
-        self.answers: list[ClientGradient] = []
+        self.sent: list[ClientGradient] = []
 
     def level(self, client: int) -> str:
         return "ab"[client]
@@ -184,8 +185,11 @@ class Answers:
         trained = frozenset(parameters_of(self.rule.levels.net))
         parts = [only(self.rule.part(self.level(client), 0, client), trained) for client in clients]
         drawn = [DenseUpdate(torch.randn(part.size, generator=self.random)) for part in parts]
-        self.answers = [ClientGradient(k, 2 + k, part, u) for k, (part, u) in enumerate(zip(parts, drawn, strict=True))]
-        return self.answers
+        self.sent = [ClientGradient(k, 2 + k, part, u) for k, (part, u) in enumerate(zip(parts, drawn, strict=True))]
+        return self.sent
+
+    def answers(self, clients: Sequence[int], question: Question) -> dict[int, torch.Tensor]:
+        raise AssertionError("a ranking of channels needs no answers")
 
 
 def test_gradients_of_a_round_rank_the_channels_of_the_next_that_is_due() -> None:
@@ -199,7 +203,7 @@ def test_gradients_of_a_round_rank_the_channels_of_the_next_that_is_due() -> Non
     assert len(probe.asked) == 1
     weight = rule.levels.net.get_parameter("blocks.1.conv.weight").detach()
     total, samples = torch.zeros(weight.shape), torch.zeros(weight.shape)
-    for answer in probe.answers:
+    for answer in probe.sent:
         rows, columns = (torch.tensor(positions(held)) for held in answer.part["blocks.1.conv.weight"][:2])
         total[rows[:, None], columns] += answer.samples * answer.tensors()["blocks.1.conv.weight"]
         samples[rows[:, None], columns] += answer.samples

@@ -153,3 +153,8 @@ def test_what_is_refused(fit: Fit) -> None:
         PGD(0.1, 0, 0.1)
     with pytest.raises(ConfigurationError, match=r"for executor Stacked but got SplitMixRobust\.local_loss"):
         fit(robust(executor=Stacked(2)), rounds=1)
+
+
+def test_steps_of_the_attack_are_charged() -> None:
+    assert robust(adversarial=0.5).training_flops("a", {"a": (2.0, 6.0)}) == 6.0 * (1 + 0.5 * 3)
+    assert robust(adversarial=0.0).training_flops("a", {"a": (2.0, 6.0)}) == 6.0

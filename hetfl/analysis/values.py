@@ -13,6 +13,8 @@ from hetfl.trainer.writing import DATA_COLUMNS, VALUE_COLUMNS
 
 VALUES_FILE, DATA_FILE = "values.csv", "client_data.csv"
 """Names of the tables in a run folder."""
+LEFT_OUT = "left_out"
+"""The measure of ``values.csv`` that is 1 for clients that were left out of the round's mean."""
 RUNS = "with measures of values"
 """Which runs have these tables."""
 
@@ -50,6 +52,19 @@ def values_by_round(table: pd.DataFrame, measure: str) -> pd.DataFrame:
         known = ", ".join(sorted(set(table["measure"])))
         raise ConfigurationError(f"Expected one of the measures {known} but got {measure!r}")
     return rows.pivot(index="round", columns="client", values="value").sort_index().sort_index(axis=1)
+
+
+def rounds_left_out(table: pd.DataFrame) -> dict[int, list[int]]:
+    """Return by client the rounds in which it was left out of the mean for a low value; no other clients.
+
+    Args:
+        table: the result of :func:`load_values`.
+    """
+    rows = table[(table["measure"] == LEFT_OUT) & (table["value"] > 0)].sort_values(["client", "round"])
+    rounds: dict[int, list[int]] = {}
+    for client, round in zip(rows["client"], rows["round"], strict=True):
+        rounds.setdefault(int(client), []).append(int(round))
+    return rounds
 
 
 def load_client_data(folder: str | Path) -> pd.DataFrame:

@@ -16,7 +16,14 @@ from matplotlib.ticker import MaxNLocator
 from hetfl.analysis.figures import new_figure, plain
 from hetfl.analysis.pictures import had_values, save_figure
 from hetfl.analysis.plots import FONT_POINTS
-from hetfl.analysis.values import late_values, load_client_data, load_values, rank_correlation, values_by_round
+from hetfl.analysis.values import (
+    LEFT_OUT,
+    late_values,
+    load_client_data,
+    load_values,
+    rank_correlation,
+    values_by_round,
+)
 
 MOST = 6
 """Largest number of measures in a figure."""
@@ -30,8 +37,8 @@ ROW_INCHES = 1.75
 
 
 def measures_of(table: pd.DataFrame) -> list[str]:
-    """Return the names of at most :data:`MOST` measures, in the order of the file."""
-    return [str(name) for name in dict.fromkeys(table["measure"])][:MOST]
+    """Return the names of at most :data:`MOST` measures of worth, in the order of the file."""
+    return [str(name) for name in dict.fromkeys(table["measure"]) if name != LEFT_OUT][:MOST]
 
 
 def plot_values(table: pd.DataFrame, clients: pd.DataFrame, measures: Sequence[str] | None = None) -> Figure:

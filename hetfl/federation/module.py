@@ -170,7 +170,7 @@ class FederatedModule(Method):
             piece.setup(facts.known_to(piece))
         if self._checked_data is not data:
             part = self.parts.of_level if self.check_nesting else None
-            requirements.check_nets(self.levels.inspect, data, self.objective, part, self.predict)
+            requirements.check_nets(self.levels.inspect, data, self.objective, part, self.predict, self.training_flops)
             self._checked_data = data
         self._assemble()
         if stage == "fit":

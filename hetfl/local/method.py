@@ -53,6 +53,15 @@ class LocalMethod(ABC):
         """Return extras for the client's report after its training; a piece must declare them. By default none."""
         return {}
 
+    def training_flops(self, level: str, flops: Mapping[str, tuple[float, float]]) -> float:
+        """Return the FLOPs that a client charges for one sample of a step; by default one forward and backward pass.
+
+        Args:
+            level: the client's level.
+            flops: by level, those of one sample for a forward pass, and for forward and backward.
+        """
+        return flops[level][1]
+
     def steps_overridden(self) -> list[str]:
         """Return the names of the overridden hooks among :data:`NEEDS_STEPS`."""
         return [name for name in NEEDS_STEPS if getattr(type(self), name) is not getattr(LocalMethod, name)]

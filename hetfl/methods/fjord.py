@@ -85,6 +85,13 @@ class FjORD(FederatedModule):
         blocks = self.levels.blocks
         return {level: [name for name in blocks if block.covers(blocks[name])] for level, block in blocks.items()}
 
+    def training_flops(self, level: str, flops: Mapping[str, tuple[float, float]]) -> float:
+        """Return the mean over the widths that may be drawn; with distillation also those of the whole net."""
+        levels, whole = self.affordable[level], flops[level][1]
+        if self.distillation:
+            return sum(whole if drawn == level else whole + flops[drawn][1] for drawn in levels) / len(levels)
+        return sum(flops[drawn][1] for drawn in levels) / len(levels)
+
     def local_loss(self, net: nn.Module, batch: Batch, ctx: ClientContext) -> Tensor:
         """Return the loss of a batch at a drawn level."""
         inputs, targets = batch

@@ -79,6 +79,10 @@ class SplitMixRobust(FederatedModule):
         """Return the sum of the losses of base nets, shape (...), of outputs (..., H, N, K) and targets (..., N)."""
         return self.objective.per_exit(outputs, targets).sum(-1)
 
+    def training_flops(self, level: str, flops: Mapping[str, tuple[float, float]]) -> float:
+        """Return those of one pass, and for perturbed samples those of a pass per step of the attack."""
+        return flops[level][1] * (1.0 + self.adversarial * self.attack.steps)
+
     def local_loss(self, net: nn.Module, batch: Batch, ctx: ClientContext) -> Tensor:
         """Return the loss of clean and perturbed samples, each in its branch."""
         (inputs, targets), random = batch, ctx.generator

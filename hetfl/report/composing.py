@@ -21,7 +21,7 @@ from hetfl.report.tables import (
     target_table,
 )
 from hetfl.report.values import PICTURE as VALUES
-from hetfl.report.values import ValuedRun, value_table, valued
+from hetfl.report.values import ValuedRun, left_out_table, value_table, valued
 from hetfl.report.wording import caution, findings, look_for
 
 
@@ -185,9 +185,8 @@ def _clusters(material: Material, pictures: Collection[str]) -> Iterator[Block]:
 
 def _values(material: Material, runs: Sequence[ValuedRun], pictures: Collection[str]) -> Iterator[Block]:
     yield value_table(runs)
-    for each in runs:
-        if each.left_out:
-            yield Text(f"In {each.group}, {each.left_out} updates were left out of means for a low value.")
+    if (left_out := left_out_table(runs)) is not None:
+        yield left_out
     caption = f"Values of clients over rounds and against their data, for the first run of {runs[0].group}."
     yield from _picture(material, VALUES, pictures, VALUES, caption)
 

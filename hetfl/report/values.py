@@ -9,17 +9,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hetfl.analysis import Run
 from hetfl.analysis.pictures import had_values
-from hetfl.analysis.values import late_values, load_client_data, load_values, rank_correlation
+from hetfl.analysis.values import late_values, load_client_data, load_values, rank_correlation, rounds_left_out
 from hetfl.analysis.values_plots import AGAINST, measures_of, plot_values
 from hetfl.report.document import Cell, Table
 from hetfl.report.groups import Group
 
 PICTURE = "values"
 """Name of the figure: of the first run with values."""
-LEFT_OUT = "value/left_out"
-"""Column of ``metrics.csv`` of a mean that leaves clients of low value out."""
 FEWEST = 3
 """How many clients with the lowest values a table names."""
 
@@ -32,13 +29,16 @@ class ValuedRun:
         group: name of its group.
         table: its ``values.csv``.
         clients: its ``client_data.csv``.
-        left_out: how many updates were left out for a low value, in all rounds.
     """
 
     group: str
     table: pd.DataFrame
     clients: pd.DataFrame
-    left_out: int = 0
+
+    @property
+    def left_out(self) -> dict[int, list[int]]:
+        """By client the rounds in which it was left out of the mean for a low value."""
+        return rounds_left_out(self.table)
 
 
 def valued(groups: Sequence[Group]) -> list[ValuedRun]:
@@ -49,14 +49,36 @@ def valued(groups: Sequence[Group]) -> list[ValuedRun]:
     """
     firsts = [(group.name, next((run for run in group.runs if had_values(run.folder)), None)) for group in groups]
     return [
-        ValuedRun(name, load_values(run.folder), load_client_data(run.folder), _left_out(run))
+        ValuedRun(name, load_values(run.folder), load_client_data(run.folder))
         for name, run in firsts
         if run is not None
     ]
 
 
-def _left_out(run: Run) -> int:
-    return int(run.series(LEFT_OUT).sum()) if LEFT_OUT in run.metrics.columns else 0
+def left_out_table(runs: Sequence[ValuedRun]) -> Table | None:
+    """Return a table with a row per client that was left out of means, and its rounds; None if none was."""
+    rows: list[list[str | Cell]] = [
+        [each.group, str(client), str(len(rounds)), spans(rounds)]
+        for each in runs
+        for client, rounds in each.left_out.items()
+    ]
+    caption = "Clients whose updates were left out of means for a low value, and the rounds, from 0, of the first run."
+    return Table(caption, ["group", "client", "times", "rounds"], rows) if rows else None
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Return rising whole numbers as text, neighbours as spans.
+
+    >>> spans([1, 4, 5, 6, 9, 10])
+    '1, 4-6, 9-10'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def value_table(runs: Sequence[ValuedRun]) -> Table:

@@ -78,13 +78,14 @@ def check_trainer(trainer: Trainer, stage: str) -> None:
 
 
 def check_nets(
-    inspect: Callable[..., object],
+    inspect: Callable[..., dict[str, tuple[float, float]]],
     data: FederatedDataModule,
     objective: Objective,
     part: Callable[..., object] | None,
     predict: Callable[..., object],
+    training: Callable[[str, Mapping[str, tuple[float, float]]], float],
 ) -> None:
-    """Try the nets of all levels and the objective on the first samples of a client.
+    """Try the nets of all levels and the objective on the first samples of a client, and set the levels' FLOPs.
 
     Args:
         inspect: tries the nets; see :meth:`hetfl.levels.level_set.LevelSet.inspect`.
@@ -92,6 +93,7 @@ def check_nets(
         objective: gets the predictions of the largest level.
         part: returns the part of a level in a round; None: no check of nesting.
         predict: returns the prediction of the method for a net and inputs.
+        training: returns the FLOPs of a sample in a step of the method at a level, given those of one pass.
 
     Raises:
         ConfigurationError: a net or the objective does not do what a run needs.
@@ -103,7 +105,8 @@ def check_nets(
         check_results(objective, outputs, targets, size)
         objective.check_predictions(predicted, samples, targets)
 
-    inspect(samples, shape, part, predict, check, objective.noun(size))
+    flops = inspect(samples, shape, part, predict, check, objective.noun(size))
+    flops.update({level: (forward, training(level, dict(flops))) for level, (forward, _) in dict(flops).items()})
 
 
 def check_one_exit(net: nn.Module, method: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from hetfl.layout import Index
 from hetfl.piece import Facts
@@ -23,7 +23,7 @@ class DataValue(Value):
 
     asks_clients = True
 
-    again: ClassVar[bool] = False
+    again: bool = False
     """Whether a client is asked in every round that it takes part in, as its answer depends on the model."""
 
     def __init__(self) -> None:

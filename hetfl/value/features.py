@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
 from hetfl.question import ClientView, Question
@@ -52,9 +53,43 @@ def classes_of(targets: Tensor) -> Tensor:
     return targets.long().cpu()
 
 
-def of_client(client: ClientView, features: int, seed: int) -> Tensor:
-    """Return the features of all of a client's samples, shape (n, d), float64."""
-    return torch.cat([projected(inputs, features, seed) for inputs, _ in client.batches])
+def penultimate(net: nn.Module, inputs: Tree) -> Tensor:
+    """Return the inputs of the net's last linear layer that runs, flattened, shape (N, E).
+
+    Raises:
+        ConfigurationError: the net runs no linear layer.
+    """
+    found: list[Tensor] = []
+
+    def note(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        found[:] = [arguments[0]]
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in net.modules() if isinstance(layer, nn.Linear)]
+    try:
+        net(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise ConfigurationError(
+            f"Expected a net with a linear layer, whose inputs are features, but got {type(net).__name__}"
+        )
+    return found[0].flatten(1)
+
+
+def of_client(client: ClientView, features: int, seed: int, of_net: bool = False) -> Tensor:
+    """Return the features of all of a client's samples, shape (n, d), float64.
+
+    Args:
+        client: has the samples.
+        features: number d of features.
+        seed: of the projection.
+        of_net: whether the projection is that of :func:`penultimate`, and not of the net's inputs.
+    """
+    net = client.net
+    assert not of_net or net is not None, "such a question uses the model"
+    sources = (inputs if net is None or not of_net else penultimate(net, inputs) for inputs, _ in client.batches)
+    return torch.cat([projected(each, features, seed) for each in sources])
 
 
 @dataclass(frozen=True)
@@ -83,8 +118,15 @@ class Moments(FeatureQuestion):
         return 1 + 2 * self.features
 
     def answer(self, client: ClientView) -> Tensor:  # noqa: D102
-        x_nd = of_client(client, self.features, self.seed)
+        x_nd = of_client(client, self.features, self.seed, self.uses_model)
         return torch.cat([x_nd.new_tensor([len(x_nd)]), x_nd.sum(0), x_nd.square().sum(0)])
+
+
+@dataclass(frozen=True)
+class NetMoments(Moments):
+    """The same sums for features of the net that the client receives."""
+
+    uses_model: ClassVar[bool] = True
 
 
 def mean_and_variance(sums: Tensor) -> tuple[Tensor, Tensor]:
