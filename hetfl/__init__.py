@@ -1,11 +1,18 @@
 """hetfl: federated learning in which every client trains as much of the model as it can afford."""
 
-from hetfl.data import FederatedDataModule
-from hetfl.errors import ConfigurationError
-from hetfl.export import load
-from hetfl.federation import FederatedModule
-from hetfl.methods import DepthFL, FedAvg, HeteroFL
-from hetfl.types import Level
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hetfl.data import FederatedDataModule
+    from hetfl.errors import ConfigurationError
+    from hetfl.export import load
+    from hetfl.federation import FederatedModule
+    from hetfl.methods import DepthFL, FedAvg, HeteroFL
+    from hetfl.types import Level
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,3 +25,28 @@ __all__ = [
     "Level",
     "load",
 ]
+
+_MODULES = {
+    "ConfigurationError": "hetfl.errors",
+    "DepthFL": "hetfl.methods",
+    "FedAvg": "hetfl.methods",
+    "FederatedDataModule": "hetfl.data",
+    "FederatedModule": "hetfl.federation",
+    "HeteroFL": "hetfl.methods",
+    "Level": "hetfl.types",
+    "load": "hetfl.export",
+}
+"""The module of each public name, imported when the name is first used: importing torch takes seconds."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return globals()[name]
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hetfl.cli.app import FederatedCLI, FederatedTrainer
-from hetfl.cli.blame import debug_option
-from hetfl.cli.parser import check_arguments
-from hetfl.cli.starting import command_line, start
+import hetfl
+from hetfl.arguments import suggestion
+from hetfl.cli.helping import ALL, OF_SETTINGS, VERBS, asked_for_help
 from hetfl.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from hetfl.cli.app import FederatedCLI, FederatedTrainer
 
 __all__ = ["FederatedCLI", "FederatedTrainer", "main"]
 
@@ -20,7 +23,7 @@ OF_RUNS = {"resume": "fit", "export": "export"}
 """Verbs that take the folder of a run, and the verb of their long form."""
 
 
-VERBS = {
+MODULES = {
     "compare": "hetfl.compare.main",
     "report": "hetfl.cli.reporting",
     "flower": "hetfl.flower.command.main",
@@ -32,6 +35,12 @@ VERBS = {
 """Verbs outside of Lightning's CLI, and the modules of their functions ``main``, imported only when needed."""
 
 
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("hetfl.cli.app"), name)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
@@ -39,18 +48,44 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the arguments; None: those of the process.
     """
     given = list(sys.argv[1:] if args is None else args)
-    with debug_option(given), command_line():
-        if given[:1] and given[0] in VERBS:
-            import_module(VERBS[given[0]]).main(given[1:])
-        else:
-            long = _of_run(given)
-            check_arguments(long)
-            if given[:1] == ["resume"]:
-                from hetfl.cli.finishing import ResumedRun
+    if (text := asked_for_help(given)) is not None:
+        print(text, end="")
+    elif given == ["--version"]:
+        print(f"hetfl {hetfl.__version__}")
+    else:
+        _run(["--help" if argument == ALL and given[0] in OF_SETTINGS else argument for argument in given])
 
-                start(long, cli=partial(ResumedRun, folder=Path(given[1]), settings=given[2:]))
-            else:
-                start(long)
+
+def _run(given: list[str]) -> None:
+    from hetfl.cli.blame import debug_option
+    from hetfl.cli.starting import command_line, start
+
+    with debug_option(given), command_line():
+        _check_verb(given)
+        if given[:1] and given[0] in MODULES:
+            import_module(MODULES[given[0]]).main(given[1:])
+            return
+        from hetfl.cli.parser import check_arguments
+
+        long = _of_run(given)
+        check_arguments(long)
+        if given[:1] == ["resume"]:
+            from hetfl.cli.finishing import ResumedRun
+
+            start(long, cli=partial(ResumedRun, folder=Path(given[1]), settings=given[2:]))
+        else:
+            start(long)
+
+
+def _check_verb(given: Sequence[str]) -> None:
+    """Refuse a first argument that is neither a verb nor an option.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if given and given[0] not in VERBS and not given[0].startswith("-"):
+        near = suggestion(given[0], list(VERBS))
+        raise ConfigurationError(f"Expected a verb, which hetfl --help lists, but got {given[0]!r}{near}")
 
 
 def _of_run(args: list[str]) -> list[str]:

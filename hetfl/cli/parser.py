@@ -28,6 +28,8 @@ YAML_MARKS = (":", "{", "\n")
 """A value of ``-c`` with one of these characters may be YAML text, and is passed to jsonargparse."""
 CONFIG_OPTIONS = ("-c", "--config")
 """Options whose next argument is a configuration."""
+MARKUP = re.compile(r":\w+:`~?([^`]+)`")
+"""A reference in a docstring, such as :class:`~hetfl.Level`, and its text."""
 MODE = "hetfl"
 """Name of the parser mode of jsonargparse for YAML with limits on its size."""
 
@@ -91,6 +93,10 @@ class OneLineParser(LightningArgumentParser):
         if ex is not None and debugging():
             traceback.print_exception(ex)
         self.exit(2, f"hetfl: error: {condense(self.suggesting(message, ex))}\n")
+
+    def format_help(self) -> str:
+        """Return the help without the markup of docstrings."""
+        return MARKUP.sub(r"\1", super().format_help())
 
     def suggesting(self, message: str, ex: Exception | None) -> str:
         """Return a message with the nearest name that this parser, or the one of the verb, has to an unknown name."""

@@ -23,11 +23,6 @@ from hetfl.errors import LONGEST_MESSAGE, ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.printable import printable
 
-MORE_VERBS = (
-    "More verbs: init [FOLDER]; configs [NAME]; resume RUN; unlearn RUN --class K; data -c FILE; "
-    "compare -r NAME=FILE -r NAME=FILE --out DIR; report RUN... --out DIR; flower server|client|demo ..."
-)
-
 
 def start(
     args: Sequence[str],
@@ -59,7 +54,7 @@ def start(
         subclass_mode_data=True,
         seed_everything_default=0,
         parser_class=parser,
-        parser_kwargs={"prog": "hetfl", "version": hetfl.__version__, "epilog": MORE_VERBS},
+        parser_kwargs={"prog": "hetfl", "version": hetfl.__version__},
         auto_configure_optimizers=False,
         args=files_first(args),
     )
