@@ -142,7 +142,7 @@ def users_factory(module: FederatedModule, card: Card) -> NetFactory | None:
     """Return the constructor that a user must pass to :func:`hetfl.load`; None for nets of hetfl."""
     if own_net(card.net) is not None and card.net.arguments is not None:
         return None
-    return lambda width=1.0, depth=None: module.levels.build(card.level.name)
+    return lambda width=1.0, depth=None, rank=None: module.levels.build(card.level.name)
 
 
 def compare_outputs(got: Tensor, expected: Tensor, format: Format, path: Path) -> None:

@@ -242,8 +242,9 @@ class FlowerClients(Clients):
                 continue
             if (key := (task.model, task.part.key)) not in models:
                 tensors = self._module.models.tensors[task.model]
+                sent = self._module.models.unfrozen(task.part) if self._module.downloads.preinstalled else task.part
                 with torch.no_grad():
-                    values_D = gather_flat(tensors, task.part)
+                    values_D = gather_flat(tensors, sent)
                 models[key] = wire.encode(DenseUpdate(values_D), round=task.round, client=task.model)
             orders.append(replace(order, model=models[key]))
         return orders

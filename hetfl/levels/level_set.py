@@ -22,7 +22,7 @@ from hetfl.models.exits import exits_of
 from hetfl.models.static_batch_norm import gathering
 from hetfl.part import Part, only
 from hetfl.seeding import derive
-from hetfl.submodel import prefix_index, state_of
+from hetfl.submodel import frozen_of, prefix_index, state_of
 from hetfl.tree import Tree, cast, in_words, shapes, taken
 from hetfl.types import Level, NetFactory, Task
 
@@ -53,6 +53,7 @@ class LevelSet(Mapping[str, Level]):
         net: the global model.
         blocks: by level, the leading block of every tensor that its sub-model has.
         copies: the per-level tensors.
+        frozen: names of the parameters that the nets of all levels have and do not train.
         indices: by level, the block in the global model that its sub-model holds: ``blocks``, with the level's copies.
         whole: all of every tensor of the global model.
         sizes: by level, the number of entries that it holds, float buffers and frozen parameters included.
@@ -62,7 +63,7 @@ class LevelSet(Mapping[str, Level]):
         samples: a few samples, in the form that nets take; None before :meth:`inspect`.
 
     Raises:
-        ConfigurationError: there are no levels; a name, width, depth or density is out of range; the first level is not
+        ConfigurationError: there are no levels; a name, width, depth, density or rank is out of range; the first level is not
             the largest; the net does not take the axis; the net of a level is not a leading block of the global model.
     """
 
@@ -96,6 +97,7 @@ class LevelSet(Mapping[str, Level]):
         parts = {name: state_of(net) for name, net in nets.items()}
         self.blocks = {name: Part(prefix_index(whole, part, name)) for name, part in parts.items()}
         self.copies = LevelCopies(per_level or (), self.blocks)
+        self.frozen = self.copies.with_copies(frozen_of(self.net))
         whole = state_of(self.copies.add_to(self.net))
         self.indices = {name: self.copies.index(name) for name in self}
         self.whole = Part(prefix_index(whole, whole, self.largest)) if self.copies.names else self.blocks[self.largest]
@@ -121,7 +123,7 @@ class LevelSet(Mapping[str, Level]):
         level = self._levels[name]
         try:
             if name not in self.allowances:
-                return make_net(self._factory, width=level.width, depth=level.depth)
+                return make_net(self._factory, width=level.width, depth=level.depth, rank=level.rank)
             net = self.allowances[name].size.make(self._factory)
         except ConfigurationError as error:
             raise ConfigurationError(f"{error} (level {name})") from None
@@ -251,6 +253,11 @@ class LevelSet(Mapping[str, Level]):
             density -= share * (1.0 - held / all_of_them)
         return density
 
+    def moving(self, part: Part) -> Part:
+        """Return a part without frozen parameters and without its mask: the vectors of resident nets."""
+        dense = part.dense
+        return only(dense, frozenset(dense) - self.frozen) if self.frozen else dense
+
     def affords(self, has: str, level: str) -> bool:
         """Return whether a client of level ``has`` can run the sub-model of ``level``: it holds all its entries."""
         return self.blocks[has].covers(self.blocks[level])
@@ -285,6 +292,8 @@ def _check(level: Level) -> None:
         raise ConfigurationError(f"Expected density in (0, 1] for level {level.name} but got {level.density}")
     if level.depth is not None and level.depth < 1:
         raise ConfigurationError(f"Expected depth of at least 1 for level {level.name} but got {level.depth}")
+    if level.rank is not None and level.rank < 1:
+        raise ConfigurationError(f"Expected rank of at least 1 for level {level.name} but got {level.rank}")
 
 
 def _check_first(level: Level) -> None:
