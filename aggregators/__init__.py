@@ -16,6 +16,7 @@ from hetfl.aggregators.product_mean import ProductMean
 from hetfl.aggregators.q_fedavg import QFedAvg
 from hetfl.aggregators.sample_mean import SampleMean
 from hetfl.aggregators.selection_mean import SelectionMean
+from hetfl.aggregators.stacked_products import StackedProducts
 from hetfl.aggregators.trimmed_mean import TrimmedMean
 from hetfl.aggregators.value_filter import ValueFilter
 from hetfl.aggregators.value_mean import ValueMean
@@ -33,6 +34,7 @@ __all__ = [
     "QFedAvg",
     "SampleMean",
     "SelectionMean",
+    "StackedProducts",
     "TrimmedMean",
     "ValueFilter",
     "ValueMean",

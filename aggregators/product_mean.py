@@ -68,14 +68,14 @@ class ProductMean(HolderMean):
         """
         if facts.remembers:
             raise ConfigurationError(
-                f"Expected clients without {facts.remembers} for ProductMean, whose factors turn in every round, but got "
-                "some: set enabled: false for error feedback, or choose HolderMean"
+                f"Expected clients without {facts.remembers} for ProductMean, whose factors turn in every round, but "
+                "got some: set enabled: false for error feedback, or choose HolderMean"
             )
         frozen = [name for name in facts.frozen if name.rpartition(".")[2] == "lora_A"]
         if frozen:
             raise ConfigurationError(
-                f"Expected trained factors A for ProductMean but got a frozen {frozen[0]!r}: with A frozen, the mean of "
-                "B over holders (HolderMean, SampleMean) is that of the products"
+                f"Expected trained factors A for ProductMean but got a frozen {frozen[0]!r}: with A frozen, the mean "
+                "of B over holders (HolderMean, SampleMean) is that of the products"
             )
 
     def weight(self, report: Report) -> float:
@@ -97,11 +97,9 @@ class ProductMean(HolderMean):
                 continue
             (a0, da), (b0, db) = (self._factor(name, part, deltas, other) for name, other in ((a, b), (b, a)))
             self._seen[layer] |= bool(da.any()) or bool(db.any())
-            if self.form == "product":
-                pairs = [(a0 + da, b0 + db)]
-            else:  # (B0 + dB)(A0 + dA) - B0 A0 = dB (A0 + dA) + B0 dA
-                pairs = [(a0 + da, db), (da, b0)]
-            for left, right in pairs:
+            # (B0 + dB)(A0 + dA) - B0 A0 = dB (A0 + dA) + B0 dA
+            product, change = [(a0 + da, b0 + db)], [(a0 + da, db), (da, b0)]
+            for left, right in product if self.form == "product" else change:
                 a_RI, b_OR = matrices(left, right)
                 self._stacks[layer].append((a_RI, weight * b_OR))
 

@@ -1,8 +1,8 @@
 """The names of low-rank factors of weights, and their products.
 
 An adapted layer has a factor A of shape (R, ...in) and a factor B of shape (...out, R), whose product of shape (...out,
-...in) is added to the layer's weight (Hu et al.: LoRA, ICLR 2022, arXiv 2106.09685). A rank is the leading rows of A and
-the leading columns of B.
+...in) is added to the layer's weight (Hu et al.: LoRA, ICLR 2022, arXiv 2106.09685). A rank is the leading rows of A
+and the leading columns of B.
 """
 
 from __future__ import annotations

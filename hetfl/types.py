@@ -50,7 +50,8 @@ class NetFactory(Protocol):
     """Builds the net of a level: a class, or a class with some arguments bound, as ``net:`` in YAML gives.
 
     For levels with a depth it is also called with ``depth``, a number of stages, and for those with a rank with
-    ``rank``; it need not take arguments that no level uses. The net's output is logits (N, K), or (H, N, K) if it has H exits, the shallowest first.
+    ``rank``; it need not take arguments that no level uses. The net's output is logits (N, K), or (H, N, K) if it has H
+    exits, the shallowest first.
     """
 
     def __call__(self, *, width: float = 1.0) -> nn.Module:

@@ -4,4 +4,4 @@ from hetfl.accounting.downloads import Base, Downloads
 from hetfl.accounting.forecast import Forecast
 from hetfl.accounting.ledger import Costs, Ledger
 
-__all__ = ["Costs", "Downloads", "Forecast", "Ledger"]
+__all__ = ["Base", "Costs", "Downloads", "Forecast", "Ledger"]

@@ -65,10 +65,12 @@ class Downloads(Piece):
         # By client, model and name, which entries of a frozen parameter the client has; None: all of them.
         self._frozen_held: dict[tuple[int, int], dict[str, Tensor | None]] = {}
         self._frozen: Mapping[str, Tensor] = {}
-        self._digest: tuple[int, str] | None = None  # of the frozen parameters, and the sum of their versions
+        self._digest = ""  # of the frozen parameters before the run
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
         self._frozen = facts.frozen
+        if self.preinstalled and not self._digest:
+            self._digest = digest_of(facts.frozen)
 
     def bytes(self, task: Task, less: frozenset[str] = frozenset()) -> int:
         """Return the bytes that a task's client must download before it works.
@@ -105,7 +107,7 @@ class Downloads(Piece):
     def _known(self, task: Task, values: Part) -> int:
         """Return the number of frozen entries of a part that the client already has."""
         if self.preinstalled:
-            return only(values, frozenset(self._frozen) & values.keys()).size
+            return only(values, frozenset(self._frozen).intersection(values)).size
         held = self._frozen_held.get((task.client, task.model), {})
         sizes, known = dict(zip(values, values.layout.sizes, strict=True)), 0
         for name in held.keys() & values.keys():
@@ -120,16 +122,7 @@ class Downloads(Piece):
 
     def describe(self) -> str:
         """Return a digest of a preinstalled base, which server and nodes compare; empty without one."""
-        if not self.preinstalled:
-            return ""
-        versions = sum(tensor._version for tensor in self._frozen.values())
-        if self._digest is None or self._digest[0] != versions:
-            content = hashlib.blake2b(digest_size=16)
-            for name, tensor in sorted(self._frozen.items()):
-                content.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
-                content.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-            self._digest = (versions, content.hexdigest())
-        return f"preinstalled base {self._digest[1]}"
+        return f"preinstalled base {self._digest}" if self.preinstalled else ""
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {
@@ -140,6 +133,15 @@ class Downloads(Piece):
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         self._positions = {client: bytes.fromhex(key) for client, key in state["told"].items()}
         self._frozen_held = {(client, model): dict(held) for client, model, held in state["frozen"]}
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return a digest of the names, shapes, types and values of tensors."""
+    content = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        content.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
+        content.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return content.hexdigest()
 
 
 def with_sources(tasks: Iterable[Task], informed: Mapping[tuple[int, int], Part]) -> list[Task]:

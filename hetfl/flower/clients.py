@@ -79,6 +79,11 @@ class FlowerClients(Clients):
                 f"Expected no questions to clients on Flower but got {asking.describe()}, which asks them about their "
                 "data: nodes send updates, statistics and losses alone"
             )
+        if self._module.aggregator.first.changes_frozen:
+            raise ConfigurationError(
+                f"Expected an aggregator that changes no frozen parameters on Flower, whose nodes keep theirs, but got "
+                f"{type(self._module.aggregator.first).__name__}"
+            )
         if clustering.apart:
             raise ConfigurationError(
                 f"Expected one state for each client on Flower but got {type(clustering).__name__}, which keeps several"

@@ -63,8 +63,9 @@ class LevelSet(Mapping[str, Level]):
         samples: a few samples, in the form that nets take; None before :meth:`inspect`.
 
     Raises:
-        ConfigurationError: there are no levels; a name, width, depth, density or rank is out of range; the first level is not
-            the largest; the net does not take the axis; the net of a level is not a leading block of the global model.
+        ConfigurationError: there are no levels; a name, width, depth, density or rank is out of range; the first level
+            is not the largest; the net does not take the axis; the net of a level is not a leading block of the global
+            model.
     """
 
     def __init__(

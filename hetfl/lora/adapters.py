@@ -125,7 +125,7 @@ def chosen_layers(net: nn.Module, patterns: Sequence[str]) -> list[str]:
         if not any(fnmatchcase(name, pattern) for name in able):
             raise ConfigurationError(
                 f"Expected targets that match layers of the net, such as {', '.join(able[:3]) or 'none'}, but got "
-                f"{pattern!r}: linear layers, convolutions without groups and projections of hetfl.models can be adapted"
+                f"{pattern!r}: linear layers, convolutions without groups and projections of hetfl.models can have them"
             )
     return [name for name in able if any(fnmatchcase(name, pattern) for pattern in patterns)]
 

@@ -45,8 +45,8 @@ def save_adapter(net: LoRA, folder: str | Path) -> None:
     for name, layer in layers.items():
         if isinstance(layer, Projection):
             raise ConfigurationError(
-                f"Expected adapters of linear layers and convolutions for peft but got one of {name!r}, a projection of "
-                "hetfl's attention: choose other targets, or export the merged net"
+                f"Expected adapters of linear layers and convolutions for peft but got one of {name!r}, a projection "
+                "of hetfl's attention: choose other targets, or export the merged net"
             )
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():

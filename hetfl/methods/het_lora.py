@@ -27,11 +27,11 @@ class HetLoRA(FederatedModule):
 
     .. math:: L = F_k + \lambda \sum_l \lVert B_{:, \kappa:} \rVert_F \, \lVert A_{\kappa:} \rVert_F
 
-    The tail of a client are the ranks from :math:`\kappa` on, the rank of the next smaller level; the smallest level has
-    none. If the tail's score, the sum without :math:`\lambda`, is smaller after a client's training than before, the
-    client is at the next smaller level from then on (:class:`~hetfl.fleet.SelfPruned`). With levels of ranks r, r - 1,
-    ... this prunes one rank at a time, as the paper's factor :math:`\gamma = 0.99` does up to rank 100. The server's rule
-    is the paper's: the mean of zero-padded factors, weighted by the norms of products
+    The tail of a client are the ranks from :math:`\kappa` on, the rank of the next smaller level; the smallest level
+    has none. If the tail's score, the sum without :math:`\lambda`, is smaller after a client's training than before,
+    the client is at the next smaller level from then on (:class:`~hetfl.fleet.SelfPruned`). With levels of ranks r,
+    r - 1, ... this prunes one rank at a time, as the paper's factor :math:`\gamma = 0.99` does up to rank 100. The
+    server's rule is the paper's: the mean of zero-padded factors, weighted by the norms of products
     (:class:`~hetfl.aggregators.ZeroPadMean`).
 
     Args:

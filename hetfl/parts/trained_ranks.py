@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
 from hetfl.factors import pairs_of
-from hetfl.levels.level_set import LevelSet
 from hetfl.layout import IndexEntry
+from hetfl.levels.level_set import LevelSet
 from hetfl.part import Part
 from hetfl.parts.prefix import Prefix
 
