@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hetfl import analysis
 from hetfl.aggregators import Aggregator, HolderMean, ProductMean, SampleMean, ZeroPadMean
 from hetfl.errors import ConfigurationError
 from hetfl.part import Part
@@ -182,3 +183,12 @@ def test_what_product_mean_cannot_take_is_refused() -> None:
     for rule in (lambda: ProductMean("sum"), lambda: ZeroPadMean("sum")):  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError, match="got 'sum'"):
             rule()
+
+
+def test_singular_values_are_those_of_the_products() -> None:
+    table = analysis.singular_values(drawn(3))
+    expected = np.linalg.svd((drawn(3)[B] @ drawn(3)[A]).numpy())[1][:R]
+    assert table.loc["layer"].to_numpy() == pytest.approx(expected)
+    assert list(table.columns) == [1, 2, 3]
+    with pytest.raises(ConfigurationError, match="Expected low-rank factors"):
+        analysis.singular_values({"head.weight": torch.zeros(2, 2)})

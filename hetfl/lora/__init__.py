@@ -2,5 +2,6 @@
 
 from hetfl.lora.adapters import adapted_layers, merge
 from hetfl.lora.net import LoRA
+from hetfl.lora.transformers_net import TransformersNet
 
-__all__ = ["LoRA", "adapted_layers", "merge"]
+__all__ = ["LoRA", "TransformersNet", "adapted_layers", "merge"]
