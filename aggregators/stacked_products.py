@@ -73,10 +73,6 @@ class StackedProducts(HolderMean):
             )
         self._seed = facts.seed
 
-    def settings(self) -> dict[str, object]:
-        """Return no settings: the targets follow from the net."""
-        return {}
-
     def weight(self, report: Report) -> float:
         """Return the client's number of training samples n_k."""
         return float(report.samples)

@@ -28,6 +28,7 @@ from hetfl.parts import AlternatingFactors, TrainedRanks
 from hetfl.piece import Facts, Piece
 from hetfl.selection import Uniform
 from hetfl.submodel import frozen_of
+from hetfl.testing import check_part_rule
 from hetfl.types import Task
 from hetfl.wire import dense_size
 from tests.lora_cases import IMAGES, adapted, lora_module, ranks
@@ -386,3 +387,8 @@ def test_clients_download_the_stacks_that_they_have_missed(fit: Fit, tmp_path: P
 def test_what_stacking_cannot_take_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         lora_module(FLoRA, **{"aggregator": None, "base": "preinstalled", **changes})
+
+
+@pytest.mark.parametrize("rule", [AlternatingFactors, lambda: TrainedRanks({"a": 3, "b": 1})])
+def test_part_rules_fulfil_the_contract(rule: Any) -> None:
+    check_part_rule(rule, adapted(), levels=ranks(4, 2))

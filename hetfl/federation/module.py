@@ -88,8 +88,6 @@ class FederatedModule(Method):
         seed: of every random choice; on the command line it follows ``seed_everything``.
     """
 
-    _checked_data: FederatedDataModule | None = None
-
     def __init__(
         self,
         net: NetFactory,
@@ -130,21 +128,21 @@ class FederatedModule(Method):
         self.downlink = Broadcast(downlink, self.models, self.personal, seed)
         self.statistics = StaticStatisticsStore(self.models, statistics_clients)
         self.server_optimizer, self.check_nesting, self.seed = server_optimizer, check_nesting, seed
+        self._checked_data: FederatedDataModule | None = None
         self._compose(base)
 
     def _compose(self, base: Base) -> None:
         """Build the components of a round from the constructor's arguments."""
         self.automatic_optimization = False
         self.parts.meet(self.levels, self.seed)
-        values = (self.downlink.personal, self.downlink.size, self.levels.whole, base)
-        self.downloads = Downloads(self.levels.indices, *values)
+        personal, down = self.downlink.personal, self.downlink.size
+        self.downloads = Downloads(self.levels.indices, personal, down, self.levels.whole, base)
         self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downlink)
         side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal, self.hooks)
         self.clients: Clients = OwnClients(self.executor, side)
         self.server = Server(self.task_parts, self.uplink, self.aggregator, self.hooks, self.ledger, self.downloads)
-        model_arguments = (self.levels.indices, self.models.build, self, self._precision_context)
-        training = (self.downlink.personal, self.parts.trains_all, self.parts.trains_sent)
-        problem = LocalProblem(self.seed, self.local, *model_arguments, *training)
+        of_model = (self.levels.indices, self.models.build, self, self._precision_context, personal)
+        problem = LocalProblem(self.seed, self.local, *of_model, self.parts.trains_all, self.parts.trains_sent)
         self.hosting = Hosting(problem, self.task_parts, self.executor, self.statistics)
         self.prediction = Prediction(self.hosting.submodel, list(self.levels), self.models)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)
@@ -244,8 +242,8 @@ class FederatedModule(Method):
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/*`` and ``local/*``; in training log the round's costs again, with those of the evaluation."""
-        costs = self._costs() if self.trainer.state.fn == "fit" else {}
-        writing.log_columns(self, {**self.evaluation.columns("val"), **costs}, self.models.last_round)
+        columns = {**self.evaluation.columns("val"), **(self._costs() if self.trainer.state.fn == "fit" else {})}
+        writing.log_columns(self, columns, self.models.last_round)
 
     on_test_epoch_start = on_validation_epoch_start
 
