@@ -17,7 +17,8 @@ from torch.optim import SGD, AdamW
 
 from hetfl import FedAvg, HeteroFL, Level
 from hetfl.aggregators import HolderMean, ProductMean, SampleMean, ZeroPadMean
-from hetfl.compression import ErrorFeedback, GammaFedHT, Identity, TopK
+from hetfl.compression import DynamicRange, ErrorFeedback, GammaFedHT, Identity, TopK
+from hetfl.downlink import Downlink
 from hetfl.errors import ConfigurationError
 from hetfl.factors import pairs_of, product
 from hetfl.fleet import Fixed, SelfPruned
@@ -392,3 +393,16 @@ def test_what_stacking_cannot_take_is_refused(changes: dict[str, Any], message: 
 @pytest.mark.parametrize("rule", [AlternatingFactors, lambda: TrainedRanks({"a": 3, "b": 1})])
 def test_part_rules_fulfil_the_contract(rule: Any) -> None:
     check_part_rule(rule, adapted(), levels=ranks(4, 2))
+
+
+def test_coded_downloads_leave_the_base_out(fit: Fit) -> None:
+    """The base travels once as float32, or never; factors travel as codes."""
+    down = {}
+    for base in ("download", "preinstalled"):
+        downlink = Downlink(DynamicRange(8, 64), exact=["*bias"])
+        module = lora_module(downlink=downlink, base=base, levels=ranks(4), selection=Uniform(12))
+        fit(module, **FAST)
+        down[base] = module.ledger.total.down_bytes
+    frozen = sum(parameter.numel() for parameter in frozen_of(module.net).values())
+    assert down["download"] - down["preinstalled"] == 12 * 4 * frozen
+    assert down["preinstalled"] < 0.5 * 2 * 12 * dense_size(module.levels.sizes["a"] - frozen)

@@ -39,7 +39,7 @@ def singular_values(tensors: Mapping[str, Tensor]) -> pd.DataFrame:
 
 def spectra(snapshots: RunSnapshots) -> pd.DataFrame:
     """Return the root mean square over layers of each singular value, a row per snapshot and a column per rank."""
-    rows = {each.round: singular_values(each.tensors).pow(2).mean().pow(0.5) for each in snapshots}
+    rows = {each.round: singular_values(each.weights).pow(2).mean().pow(0.5) for each in snapshots}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("round")
 
 

@@ -77,7 +77,8 @@ def adapt(net: nn.Module, layer: str, rank: int, scale: float, train_a: bool = T
     a, b = (nn.Parameter(weight.new_empty(shape, requires_grad=False)) for shape in shapes)
     nn.init.kaiming_uniform_(a.data.flatten(1), a=math.sqrt(5))
     nn.init.zeros_(b)
-    module.register_parameter(A, a.requires_grad_(train_a))
+    a.requires_grad_(train_a)
+    module.register_parameter(A, a)
     module.register_parameter(B, b)
     module.register_forward_hook(AddProduct(scale))
 
@@ -138,7 +139,7 @@ def merge(net: nn.Module) -> nn.Module:
         a_RI, b_OR = matrices(a, b)
         change = scale_at(layer) * (b_OR @ a_RI)
         weight = net.get_parameter(weight_name(net, name))
-        weight += (change.T if is_transposed(layer) else change).reshape(weight.shape)
+        weight.add_((change.T if is_transposed(layer) else change).reshape(weight.shape))
         del layer._parameters[A], layer._parameters[B]
         for key in [key for key, hook in layer._forward_hooks.items() if isinstance(hook, AddProduct)]:
             del layer._forward_hooks[key]
