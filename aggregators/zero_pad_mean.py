@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -74,7 +75,7 @@ class ZeroPadMean(HolderMean):
                 rank = (trained[b] if b in trained else trained[a].movedim(0, -1)).shape[-1]
                 factors = trained.get(a, self._tensors[a][:rank]), trained.get(b, self._tensors[b][..., :rank])
                 squared += product_norm(*factors) ** 2
-        return max(squared**0.5, torch.finfo(torch.float64).tiny)
+        return max(math.sqrt(squared), torch.finfo(torch.float64).tiny)
 
     def compute(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # noqa: D102
         means, holders = super().compute()

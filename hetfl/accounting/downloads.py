@@ -140,7 +140,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     content = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         content.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
-        content.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        content.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return content.hexdigest()
 
 

@@ -242,8 +242,8 @@ class FederatedModule(Method):
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/*`` and ``local/*``; in training log the round's costs again, with those of the evaluation."""
-        columns = {**self.evaluation.columns("val"), **(self._costs() if self.trainer.state.fn == "fit" else {})}
-        writing.log_columns(self, columns, self.models.last_round)
+        costs = self._costs() if self.trainer.state.fn == "fit" else {}
+        writing.log_columns(self, {**self.evaluation.columns("val"), **costs}, self.models.last_round)
 
     on_test_epoch_start = on_validation_epoch_start
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from hetfl.arguments import choice
 from hetfl.errors import ConfigurationError
@@ -96,9 +96,10 @@ class LoRA(nn.Module):
         if (exits := exits_of(base)) is not None:
             self.exits = exits
 
-    def forward(self, inputs: Tree) -> object:
+    def forward(self, inputs: Tree) -> Tensor:
         """Return the outputs of the adapted net."""
-        return self.net(inputs)
+        outputs: Tensor = self.net(inputs)
+        return outputs
 
     def merged(self) -> nn.Module:
         """Return the base with the products added to its weights; the adapters are gone from this net, too."""

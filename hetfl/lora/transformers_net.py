@@ -68,7 +68,7 @@ class TransformersNet(nn.Module):
         if self.head == "image_classification":
             images: Tensor = self.model(pixel_values=inputs).logits
             return images
-        tokens_NT, mask_NT = tokens_and_mask(inputs, self.padding)  # type: ignore[arg-type]
+        tokens_NT, mask_NT = tokens_and_mask(inputs, self.padding)
         mask = torch.ones_like(tokens_NT) if mask_NT is None else mask_NT.long()
         logits: Tensor = self.model(input_ids=tokens_NT, attention_mask=mask).logits
         return logits
