@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,12 +75,14 @@ class TransformersNet(nn.Module):
 
 
 def _loaded(folder: Path, head: str, num_classes: int | None) -> nn.Module:
-    if importlib.util.find_spec("transformers") is None:
-        raise ConfigurationError("Expected the package transformers but got none: pip install 'hetfl[llm]'")
+    try:
+        transformers = import_module("transformers")
+    except ImportError:
+        raise ConfigurationError(
+            "Expected the package transformers (TransformersNet) but it is not installed: pip install 'hetfl[llm]'"
+        ) from None
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"Expected a folder with the config.json of a model of transformers but got {folder}")
-    import transformers
-
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     if num_classes is not None:
         settings |= {"num_labels": num_classes, "ignore_mismatched_sizes": True}
