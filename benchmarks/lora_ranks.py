@@ -86,7 +86,7 @@ def written(values: list[float], format: str) -> str:
 
 def line(rule: str, tables: list[pd.DataFrame], score: str) -> str:
     """Return a row of the table: scores of the largest and the smallest rank, and the bytes of all uploads."""
-    levels = sorted(name for name in tables[0] if name.startswith(f"test/{score}_by_level/"))
+    levels = sorted(name for name in map(str, tables[0]) if name.startswith(f"test/{score}_by_level/"))
     cells = [written([float(t[name].dropna().iloc[-1]) for t in tables], ".3f") for name in (levels[0], levels[-1])]
     up = written([float(t["comm/up_bytes_total"].dropna().iloc[-1]) / 1e6 for t in tables], ".2f")
     return f"| {rule} | {cells[0]} | {cells[1]} | {up} |"

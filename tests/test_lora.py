@@ -17,8 +17,9 @@ from hetfl.factors import allocated, product_norm, refactored
 from hetfl.levels.level_set import LevelSet
 from hetfl.lora import LoRA, adapted_layers
 from hetfl.lora.peft_files import save_adapter
-from hetfl.lora.transformers_net import TransformersNet
+from hetfl.lora.transformers_net import Head, TransformersNet
 from hetfl.models import MLP
+from hetfl.part import Part
 from hetfl.submodel import put, state_of, take
 from hetfl.types import Level
 from tests.lora_cases import IMAGES, TEXT, adapted, randomised, ranks
@@ -97,7 +98,11 @@ def test_widths_and_ranks_nest_together() -> None:
     for factory, inputs in NETS.values():
         levels = LevelSet(factory, {"a": Level(rank=4), "b": Level(width=0.5, rank=2)}, 0)
         outputs = (5, 10) if inputs.is_floating_point() else (5, 7, 20)
-        levels.inspect(inputs, outputs, lambda level, round, of=levels: of.indices[level])
+        levels.inspect(inputs, outputs, partial(_block, levels))
+
+
+def _block(levels: LevelSet, level: str, round: int) -> Part:
+    return levels.indices[level]
 
 
 def test_scales_and_nesting() -> None:
@@ -111,7 +116,8 @@ def test_scales_and_nesting() -> None:
 def test_weights_are_read_strictly_and_cut_to_the_width(tmp_path: Path) -> None:
     base, path = randomised(IMAGES()), tmp_path / "base.safetensors"
     safetensors.torch.save_file(base.state_dict(), path)
-    loaded, narrow = (adapted(weights=str(path))(width=width).net for width in (1.0, 0.5))
+    nets: list[Any] = [adapted(weights=str(path))(width=width) for width in (1.0, 0.5)]
+    loaded, narrow = (each.net for each in nets)
     for name, tensor in base.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
         assert torch.equal(narrow.state_dict()[name], tensor[tuple(map(slice, narrow.state_dict()[name].shape))])
@@ -161,7 +167,7 @@ def test_layers_that_others_read_are_not_adapted() -> None:
         LoRA(lambda width=1.0: Read(), ["attention.out_proj"])
 
 
-FOLDERS: dict[str, tuple[str, str, dict[str, Any], list[str], list[str]]] = {
+FOLDERS: dict[str, tuple[str, Head, dict[str, Any], list[str], list[str]]] = {
     "DistilBert": (
         "DistilBertForSequenceClassification",
         "sequence_classification",

@@ -151,11 +151,8 @@ def test_frozen_a_makes_the_mean_of_b_that_of_the_products() -> None:
     assert torch.allclose(after[B] @ tensors[A], torch.stack(products).sum(0), atol=1e-13)
     both = cohort(tensors)[:1] * 2
     twice = played(SampleMean(), tensors, [(both[0][0], both[0][1], 1), (both[0][0], -both[0][1], 1)])
-    mean = sum(
-        (tensors[B] + s * d[B]) @ (tensors[A] + s * d[A])
-        for s in (1, -1)
-        for d in [both[0][0].layout.views(both[0][1])]
-    )
+    d = both[0][0].layout.views(both[0][1])
+    mean = torch.stack([(tensors[B] + s * d[B]) @ (tensors[A] + s * d[A]) for s in (1, -1)]).sum(0)
     assert not torch.allclose(twice[B] @ twice[A], mean / 2, atol=1e-3)  # cross terms with both trained
 
 
@@ -189,6 +186,6 @@ def test_singular_values_are_those_of_the_products() -> None:
     table = analysis.singular_values(drawn(3))
     expected = np.linalg.svd((drawn(3)[B] @ drawn(3)[A]).numpy())[1][:R]
     assert table.loc["layer"].to_numpy() == pytest.approx(expected)
-    assert list(table.columns) == [1, 2, 3]
+    assert table.columns.tolist() == [1, 2, 3]
     with pytest.raises(ConfigurationError, match="Expected low-rank factors"):
         analysis.singular_values({"head.weight": torch.zeros(2, 2)})

@@ -322,7 +322,8 @@ def test_stacking_merges_the_exact_mean_of_products(fit: Fit) -> None:
 
     class Products(Callback):
         def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
-            self.before, self.sums, self.total = trained(module), {}, 0.0
+            self.before, self.total = trained(module), 0.0
+            self.sums: dict[str, Any] = {}
 
         def note(self, module: Any, update: Any, index: Any, report: Any) -> None:
             deltas = index.layout.views(update.whole())

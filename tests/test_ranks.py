@@ -125,7 +125,10 @@ def valued(**changes: Any) -> FederatedModule:
 
 def adapters(**changes: Any) -> FederatedModule:
     """Return a module with adapters of several ranks beside a frozen net, whose clients train A and B in turn."""
-    return lora_module(parts=AlternatingFactors(), uplink=ErrorFeedback(GammaFedHT(density=0.2)), **changes)
+    module: FederatedModule = lora_module(
+        parts=AlternatingFactors(), uplink=ErrorFeedback(GammaFedHT(density=0.2)), **changes
+    )
+    return module
 
 
 def same(one: Any, other: Any) -> bool:

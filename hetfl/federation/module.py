@@ -126,14 +126,14 @@ class FederatedModule(Method):
         self._objective, self.objective = objective, objective or self.objective
         self.personal, self.ledger = Personal.given(personal), Ledger(self.fleet, deadline)
         self.downlink = Broadcast(downlink, self.models, self.personal, seed)
-        self.statistics = StaticStatisticsStore(self.models, statistics_clients)
         self.server_optimizer, self.check_nesting, self.seed = server_optimizer, check_nesting, seed
-        self._checked_data: FederatedDataModule | None = None
-        self._compose(base)
+        self._compose(base, statistics_clients)
 
-    def _compose(self, base: Base) -> None:
+    def _compose(self, base: Base, statistics_clients: int | None) -> None:
         """Build the components of a round from the constructor's arguments."""
         self.automatic_optimization = False
+        self._checked_data: FederatedDataModule | None = None
+        self.statistics = StaticStatisticsStore(self.models, statistics_clients)
         self.parts.meet(self.levels, self.seed)
         personal, down = self.downlink.personal, self.downlink.size
         self.downloads = Downloads(self.levels.indices, personal, down, self.levels.whole, base)
