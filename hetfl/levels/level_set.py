@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Work
 from hetfl.levels.budgets import Allowance, Axis, Budgets
+from hetfl.levels.checks import check_first, check_level
 from hetfl.levels.copies import LevelCopies
 from hetfl.levels.sizes import make_net, rescale
 from hetfl.local.flops import flops_per_sample, layer_shares
@@ -85,9 +85,9 @@ class LevelSet(Mapping[str, Level]):
         if not levels:
             raise ConfigurationError("Expected at least one level but got none")
         for level in self._levels.values():
-            _check(level)
+            check_level(level)
         self.largest = next(iter(self._levels))
-        _check_first(self._levels[self.largest])
+        check_first(self._levels[self.largest])
         self._seed, self._shares = seed, dict[str, dict[str, float]]()
         self.flops: dict[str, tuple[float, float]] = {}
         self.samples: Tree | None = None
@@ -280,31 +280,3 @@ def _probe_method(
             )
         if check is not None:
             check(outputs, partial(predict, net))
-
-
-def _check(level: Level) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", level.name) or level.name.startswith("head_"):
-        raise ConfigurationError(
-            f"Expected level names of letters, digits, - and _, none of them head_..., but got {level.name!r}"
-        )
-    if not 0.0 < level.width <= 1.0:
-        raise ConfigurationError(f"Expected width in (0, 1] for level {level.name} but got {level.width}")
-    if not 0.0 < level.density <= 1.0:
-        raise ConfigurationError(f"Expected density in (0, 1] for level {level.name} but got {level.density}")
-    if level.depth is not None and level.depth < 1:
-        raise ConfigurationError(f"Expected depth of at least 1 for level {level.name} but got {level.depth}")
-    if level.rank is not None and level.rank < 1:
-        raise ConfigurationError(f"Expected rank of at least 1 for level {level.name} but got {level.rank}")
-
-
-def _check_first(level: Level) -> None:
-    if level.width != 1.0:
-        raise ConfigurationError(
-            f"Expected the first level to be the global model, of width 1, but got level {level.name} of width "
-            f"{level.width}: widths are relative; make the net itself smaller (its hidden sizes)"
-        )
-    if level.density != 1.0:
-        raise ConfigurationError(
-            f"Expected the first level to be the global model, of density 1, but got level {level.name} of density "
-            f"{level.density:g}"
-        )

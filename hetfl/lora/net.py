@@ -82,15 +82,7 @@ class LoRA(nn.Module):
             load_weights(base, weights)
         base.requires_grad_(False)
         self.net, self.freeze = base, freeze
-        for pattern in trainable:
-            matching = [p for name, p in base.named_parameters() if fnmatchcase(name, pattern)]
-            if not matching:
-                names = ", ".join(name for name, _ in base.named_parameters())
-                raise ConfigurationError(
-                    f"Expected trainable to match parameters among {names:.300} but got {pattern!r}"
-                )
-            for parameter in matching:
-                parameter.requires_grad_(True)
+        train_whole(base, trainable)
         for layer in chosen_layers(base, targets):
             adapt(base, layer, self.rank, self.scale, train_a=freeze is None)
         if (exits := exits_of(base)) is not None:
@@ -104,3 +96,18 @@ class LoRA(nn.Module):
     def merged(self) -> nn.Module:
         """Return the base with the products added to its weights; the adapters are gone from this net, too."""
         return merge(self.net)
+
+
+def train_whole(net: nn.Module, patterns: Sequence[str]) -> None:
+    """Let the parameters whose names match patterns be trained.
+
+    Raises:
+        ConfigurationError: a pattern matches no parameter.
+    """
+    for pattern in patterns:
+        matching = [parameter for name, parameter in net.named_parameters() if fnmatchcase(name, pattern)]
+        if not matching:
+            names = ", ".join(name for name, _ in net.named_parameters())
+            raise ConfigurationError(f"Expected trainable to match parameters among {names:.300} but got {pattern!r}")
+        for parameter in matching:
+            parameter.requires_grad_(True)
