@@ -139,6 +139,7 @@ def test_weights_are_read_strictly_and_cut_to_the_width(tmp_path: Path) -> None:
         ),
         ({"trainable": ["head.*"]}, r"trainable to match parameters among .* but got 'head.\*'"),
         ({"rank": 5}, "a rank from 1 to max_rank, 4, but got 5"),
+        ({"rank": 0}, "a rank from 1 to max_rank, 4, but got 0"),
         ({"alpha": 0.0}, "alpha above 0 but got 0.0"),
         ({"scale": "half"}, "Expected scale .* 'half'"),
         ({"freeze": "B"}, "freeze A or null but got 'B'"),

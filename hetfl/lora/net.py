@@ -67,16 +67,14 @@ class LoRA(nn.Module):
         rank: int | None = None,
     ) -> None:
         super().__init__()
-        if max_rank < 1 or not 1 <= (rank or max_rank) <= max_rank:
-            raise ConfigurationError(f"Expected a rank from 1 to max_rank, {max_rank}, but got {rank}")
+        self.rank = max_rank if rank is None else rank
+        if not 1 <= self.rank <= max_rank:
+            raise ConfigurationError(f"Expected a rank from 1 to max_rank, {max_rank}, but got {self.rank}")
         if not alpha > 0:
             raise ConfigurationError(f"Expected alpha above 0 but got {alpha}")
         if freeze not in ("A", None):
             raise ConfigurationError(f"Expected freeze A or null but got {freeze!r}")
-        self.rank, self.scale = (
-            rank or max_rank,
-            scale_of(choice("scale", scale, Scale), alpha, max_rank, rank or max_rank),
-        )
+        self.scale = scale_of(choice("scale", scale, Scale), alpha, max_rank, self.rank)
         base = net(width=width) if depth is None else net(width=width, depth=depth)  # type: ignore[call-arg]
         if weights is not None:
             load_weights(base, weights)
