@@ -107,7 +107,7 @@ def test_zero_padding_loses_the_large_ranks_and_the_mean_over_holders_does_not(f
         spectra = Spectra()
         assignment = Fixed({"a": 1, "b": 1, "c": 2})
         module = lora_module(aggregator=rule, assignment=assignment, selection=Uniform(12))
-        fit(module, rounds=6, callbacks=[spectra], limit_val_batches=0)
+        fit(module, rounds=4, callbacks=[spectra], limit_val_batches=0)
         curves[name] = spectra.curve
     assert curves["holders"][-1] > 0.3
     assert all(
@@ -270,7 +270,7 @@ def test_self_pruning_moves_clients_whose_tail_falls(fit: Fit) -> None:
         assignment = SelfPruned()
         local = LocalTraining(batch_size=20, gradient_clip=1.0, optimizer=partial(SGD, lr=0.05))
         module = lora_module(HetLoRA, penalty=penalty, assignment=assignment, local=local, selection=Uniform(12))
-        trainer = fit(module, rounds=4, limit_val_batches=0)
+        trainer = fit(module, **FAST)
         moved = metrics(trainer)["assignment/levels_down"].to_numpy()
         assert (np.diff(moved) >= 0).all()
         assert (moved[-1] > 0) == down, (penalty, moved)
@@ -296,12 +296,12 @@ def test_ordered_ranks_train_every_batch_at_a_drawn_rank(fit: Fit) -> None:
 )
 def test_a_resumed_run_has_the_same_bits(fit: Fit, tmp_path: Path, changes: Callable[[], dict[str, Any]]) -> None:
     whole = lora_module(**changes())
-    fit(whole, rounds=4, name="whole")
+    fit(whole, rounds=3, name="whole", limit_val_batches=0)
     first = lora_module(**changes())
-    trainer = fit(first, rounds=2, name="first")
+    trainer = fit(first, rounds=1, name="first", limit_val_batches=0)
     trainer.save_checkpoint(path := str(tmp_path / "half.ckpt"))
     second = lora_module(**changes())
-    fit(second, rounds=4, name="second", ckpt=path)
+    fit(second, rounds=3, name="second", ckpt=path, limit_val_batches=0)
     expected, got = trained(whole), trained(second)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert whole.ledger.total == second.ledger.total
