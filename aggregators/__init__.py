@@ -12,12 +12,15 @@ from hetfl.aggregators.fed_nova import FedNova
 from hetfl.aggregators.fl_trust import FLTrust
 from hetfl.aggregators.holder_mean import HolderMean
 from hetfl.aggregators.multi_krum import MultiKrum
+from hetfl.aggregators.product_mean import ProductMean
 from hetfl.aggregators.q_fedavg import QFedAvg
 from hetfl.aggregators.sample_mean import SampleMean
 from hetfl.aggregators.selection_mean import SelectionMean
+from hetfl.aggregators.stacked_products import StackedProducts
 from hetfl.aggregators.trimmed_mean import TrimmedMean
 from hetfl.aggregators.value_filter import ValueFilter
 from hetfl.aggregators.value_mean import ValueMean
+from hetfl.aggregators.zero_pad_mean import ZeroPadMean
 
 __all__ = [
     "Aggregator",
@@ -27,10 +30,13 @@ __all__ = [
     "FedNova",
     "HolderMean",
     "MultiKrum",
+    "ProductMean",
     "QFedAvg",
     "SampleMean",
     "SelectionMean",
+    "StackedProducts",
     "TrimmedMean",
     "ValueFilter",
     "ValueMean",
+    "ZeroPadMean",
 ]

@@ -30,6 +30,16 @@ class Aggregator(Piece):
     takes_sparse: ClassVar[bool] = True
     """Whether updates may leave entries out, which then count as 0; if not, such an update is refused."""
 
+    changes_frozen: ClassVar[bool] = False
+    """Whether steps may move frozen parameters, which clients then change by :meth:`shared_bytes` of their own."""
+
+    def shared_bytes(self, client: int) -> int:
+        """Return the bytes that a client is sent beside its part; by default none.
+
+        It may be called several times in a round for a client that takes part in it.
+        """
+        return 0
+
     @abstractmethod
     def reset(self, tensors: Mapping[str, Tensor]) -> None:
         """Begin a round.

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hetfl.aggregators.base import Aggregator
 from hetfl.aggregators.sums import Sums
@@ -57,12 +57,17 @@ class HolderMean(Aggregator):
         self._by_entry: dict[str, dict[object, tuple[IndexEntry, float]]] = {}
         self._by_mask: dict[str, Tensor] = {}  # weights of holders with a mask, entry by entry
         self._total = 0.0  # weight of all clients
+        self._frozen: dict[str, Tensor] = {}  # zeros, by name of a frozen parameter
 
     def weight(self, report: Report) -> float:
         """Return the weight of a client in the mean: 1 for every client."""
         return 1.0
 
     def reset(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: D102
+        # Frozen parameters get no update: a sum of them would take as much memory as a large base.
+        frozen = {name for name, each in tensors.items() if isinstance(each, nn.Parameter) and not each.requires_grad}
+        self._frozen = {name: tensors[name].new_zeros(()).expand(tensors[name].shape) for name in frozen}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in frozen}
         if self._sums is None or not self._sums.fit(tensors):  # reuse vectors: new memory pages are slower
             self._sums = Sums.like(tensors)
             self._means = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
@@ -132,7 +137,7 @@ class HolderMean(Aggregator):
                 # One contiguous row of divisors for all rows: the division is then as fast as the memory.
                 row = divisor[rows][:1].expand(1, *total.shape[1:]).contiguous()
                 torch.div(total[rows], row, out=mean[rows])
-        return dict(self._means), holders
+        return {**self._means, **self._frozen}, {**holders, **self._frozen}
 
 
 def _spread(entries: Sequence[tuple[IndexEntry, float]], like: Tensor) -> Tensor:

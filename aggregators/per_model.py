@@ -90,6 +90,10 @@ class Aggregators(Piece):
         for aggregator in self._by_model.values():
             aggregator.checkpointed()
 
+    def shared_bytes(self, client: int, model: int) -> int:
+        """Return the bytes that a client is sent beside its part of a model."""
+        return self._of(model).shared_bytes(client)
+
     def reset(self, models: Sequence[Mapping[str, Tensor]], shared: frozenset[str]) -> None:
         """Begin a round.
 

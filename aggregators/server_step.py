@@ -22,7 +22,7 @@ def server_step(
 
     SGD(lr=1) adds the mean delta, as in FedAvg; Adam gives FedAdam. With momentum, weight decay or Adam, a zero
     gradient still moves a value. So entries without holders, and the optimizer's state for them, are restored bit for
-    bit. Float buffers have no gradient: their delta is added directly.
+    bit. Float buffers have no gradient: their delta is added directly, as is that of frozen parameters with holders.
 
     Args:
         optimizer: holds the global parameters and their state.
@@ -37,6 +37,9 @@ def server_step(
             tensor.add_(delta[name])
             continue
         if not tensor.requires_grad:
+            if bool(holders[name].any()):  # a rule that changes frozen parameters
+                with torch.no_grad():
+                    tensor.add_(delta[name])
             continue
         tensor.grad = delta[name].neg()
         unheld = holders[name] == 0

@@ -52,6 +52,8 @@ class Facts:
         masks: whether clients' parts may have a mask.
         frozen: parameters that are not trained, by name.
         sparse: whether updates may leave entries out, which then count as 0.
+        remembers: what clients keep between rounds in the coordinates of the model, in words: residuals, memories, or
+            both; empty: nothing.
         apart: whether clients have a separate state for each global model.
         server_data: the server's samples; None for pieces that do not declare that they read them.
         client_names: the user's name of each client; None: clients have no names.
@@ -76,6 +78,7 @@ class Facts:
     masks: bool = False
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     sparse: bool = False
+    remembers: str = ""
     apart: bool = False
     server_data: ServerData | None = None
     client_names: Sequence[str | int] | None = None

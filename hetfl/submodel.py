@@ -28,10 +28,14 @@ def buffers_of(net: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def frozen_of(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the net's parameters that are not trained, by name."""
+    return {name: parameter for name, parameter in net.named_parameters() if not parameter.requires_grad}
+
+
 def state_of(net: nn.Module) -> dict[str, Tensor]:
     """Return a net's tensors by name: trained parameters, float buffers, then frozen parameters, which are not sent."""
-    frozen = {name: parameter for name, parameter in net.named_parameters() if not parameter.requires_grad}
-    return {**parameters_of(net), **buffers_of(net), **frozen}
+    return {**parameters_of(net), **buffers_of(net), **frozen_of(net)}
 
 
 def prefix_index(whole: Mapping[str, Tensor], part: Mapping[str, Tensor], level: str) -> dict[str, IndexEntry]:

@@ -27,7 +27,7 @@ SHARED = -1
 @checked
 @dataclass(frozen=True)
 class Level:
-    """The size of a sub-model that a client can afford: a width ratio, a depth, a density, or several of them.
+    """The size of a sub-model that a client can afford: a width ratio, a depth, a density, a rank, or several of them.
 
     Args:
         name: the level's name; in YAML it is the key of the mapping.
@@ -35,19 +35,23 @@ class Level:
         depth: number of stages; None: the default of the net.
         density: share of the weights' entries that a client holds, in (0, 1]; below 1 only with a part rule that makes
             masks.
+        rank: rank of the adapters of a net that takes one, such as :class:`hetfl.lora.LoRA`; None: the default of the
+            net.
     """
 
     name: str = ""
     width: float = 1.0
     depth: int | None = None
     density: float = 1.0
+    rank: int | None = None
 
 
 class NetFactory(Protocol):
     """Builds the net of a level: a class, or a class with some arguments bound, as ``net:`` in YAML gives.
 
-    For levels with a depth it is also called with ``depth``, a number of stages; it need not take arguments that no
-    level uses. The net's output is logits (N, K), or (H, N, K) if it has H exits, the shallowest first.
+    For levels with a depth it is also called with ``depth``, a number of stages, and for those with a rank with
+    ``rank``; it need not take arguments that no level uses. The net's output is logits (N, K), or (H, N, K) if it has H
+    exits, the shallowest first.
     """
 
     def __call__(self, *, width: float = 1.0) -> nn.Module:

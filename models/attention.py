@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -37,6 +38,29 @@ def attended(mask_NT: Tensor | None, causal: bool, length: int, device: torch.de
         return reads
     itself_TT = torch.eye(length, dtype=torch.bool, device=device)
     return (reads & mask_NT[:, None, None, :]) | itself_TT
+
+
+class Projection(nn.Module):
+    """A linear map of channels by a weight of more than two dimensions; it has no parameters of its own.
+
+    Args:
+        order: the order of the weight's dimensions in which its outputs come first, in the order of the channels.
+        outputs: number of dimensions that are outputs; they are the first ones of the weight, in any order.
+    """
+
+    def __init__(self, order: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.order, self.outputs = tuple(order), outputs
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Return a tensor of shape (...out, I) as a matrix (O, I), with its rows in the order of the channels."""
+        order = [dim for dim in self.order if dim < self.outputs]
+        return weight.permute(*order, weight.dim() - 1).flatten(0, -2)
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return the outputs, shape (..., O), of inputs (..., I)."""
+        matrix_OI = weight.permute(self.order).flatten(0, self.outputs - 1).flatten(1)
+        return F.linear(x, matrix_OI, bias)
 
 
 class Attention(nn.Module):
@@ -78,6 +102,7 @@ class Attention(nn.Module):
         self.out_bias = nn.Parameter(torch.zeros(narrow))
         for weight, incoming in ((self.qkv_weight, narrow), (self.out_weight, heads * head)):
             nn.init.uniform_(weight, -1 / math.sqrt(incoming), 1 / math.sqrt(incoming))
+        self.qkv, self.out = Projection((1, 2, 0, 3), outputs=3), Projection((0, 1, 2), outputs=1)
         self.scaler = Scaler(width)
 
     def forward(self, x_NTE: Tensor, reads: Tensor | None = None) -> Tensor:
@@ -89,15 +114,13 @@ class Attention(nn.Module):
         """
         head, _, heads, _ = self.qkv_weight.shape
         bias = None if self.qkv_bias is None else self.qkv_bias.permute(1, 2, 0).flatten()
-        qkv_NTC = self.scaler(F.linear(x_NTE, self.qkv_weight.permute(1, 2, 0, 3).flatten(0, 2), bias))
+        qkv_NTC = self.scaler(self.qkv(x_NTE, self.qkv_weight, bias))
         query, key, value = qkv_NTC.unflatten(-1, (3, heads, head)).permute(2, 0, 3, 1, 4).unbind(0)
         scores_NHTT = query @ key.mT * self.scale
         if reads is not None:
             scores_NHTT = scores_NHTT.masked_fill(~reads, -torch.inf)
         read_NHTD = scores_NHTT.softmax(-1) @ value
-        out_NTE: Tensor = self.scaler(
-            F.linear(read_NHTD.transpose(1, 2).flatten(2), self.out_weight.flatten(1), self.out_bias)
-        )
+        out_NTE: Tensor = self.scaler(self.out(read_NHTD.transpose(1, 2).flatten(2), self.out_weight, self.out_bias))
         return out_NTE
 
 

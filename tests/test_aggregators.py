@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hetfl.aggregators import Aggregator, HolderMean, QFedAvg, SampleMean, SelectionMean
+from hetfl.aggregators import (
+    Aggregator,
+    HolderMean,
+    ProductMean,
+    QFedAvg,
+    SampleMean,
+    SelectionMean,
+    StackedProducts,
+    ZeroPadMean,
+)
 from hetfl.aggregators.server_step import server_step
 from hetfl.errors import ConfigurationError
 from hetfl.layout import Index
@@ -70,7 +79,11 @@ def brute_force(
 COHORT = [partial(SampleMean, denominator="cohort"), partial(HolderMean, denominator="cohort")]
 
 
-@pytest.mark.parametrize("make", [HolderMean, SampleMean, SelectionMean, QFedAvg, *COHORT])
+FACTORS: list[Callable[[], Aggregator]] = [ProductMean, ZeroPadMean, partial(StackedProducts, {})]
+"""Rules for low-rank factors; these tensors have none, so they are plain means. tests/test_lora_rules.py has theirs."""
+
+
+@pytest.mark.parametrize("make", [HolderMean, SampleMean, SelectionMean, QFedAvg, *COHORT, *FACTORS])
 def test_every_aggregator_fulfils_the_contract(make: Callable[[], Aggregator]) -> None:
     check_aggregator(make)
 

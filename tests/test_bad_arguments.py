@@ -69,7 +69,7 @@ def test_wrong_arguments_of_other_constructors_are_refused() -> None:
 
 
 def test_a_checked_class_keeps_its_signature() -> None:
-    assert list(inspect.signature(Level).parameters) == ["name", "width", "depth", "density"]
+    assert list(inspect.signature(Level).parameters) == ["name", "width", "depth", "density", "rank"]
     assert inspect.getfullargspec(FedAvg.__init__).args[:3] == ["self", "net", "levels"]
     assert inspect.signature(FedAvg).parameters["seed"].default == 0
 

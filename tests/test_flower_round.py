@@ -36,13 +36,14 @@ from hetfl.downlink import Downlink
 from hetfl.fleet import EUCB
 from hetfl.hooks import NormBound
 from hetfl.local import FedDyn, LocalTraining
-from hetfl.parts import RandomMask, RankedMask, Rolling, ScoredChannels
+from hetfl.parts import RandomMask, RankedMask, Rolling, ScoredChannels, TrainedRanks
 from hetfl.pruning import Cubic
 from hetfl.selection import PowerOfChoice, Uniform
 from tests.conftest import small_levels, small_module
 from tests.fleet_cases import varied
 from tests.flower_cases import FakePost, federated, make_node
 from tests.hook_cases import Momentum, Noise
+from tests.lora_cases import adapted, ranks
 
 Fit = Callable[..., Trainer]
 SPLIT = {11: range(5), 12: range(5, 8), 13: range(8, 12)}
@@ -150,6 +151,16 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
             "levels": {"a": Level("a"), "b": Level("b", 0.5, density=0.3)},
             "downlink": Downlink(exact=["*bias"]),
             "uplink": ErrorFeedback(TopK(0.2)),
+        },
+        {},
+    ),
+    "adapters of a preinstalled base": (
+        lambda: {
+            "net": adapted(),
+            "levels": ranks(4, 2, 1),
+            "base": "preinstalled",
+            "parts": TrainedRanks({"a": 2}),
+            "uplink": ErrorFeedback(GammaFedHT(density=0.2)),
         },
         {},
     ),

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "hetfl"
 LAYERS = (
     {"printable"},
     {"errors", "seeding", "codes", "compiled", "permutation", "checksum", "collective"},
-    {"arguments", "files", "finite", "reading", "layout", "tree", "recipe", "rotation"},
+    {"arguments", "factors", "files", "finite", "reading", "layout", "tree", "recipe", "rotation"},
     {"submodel", "question"},
     {"part"},
     {"types"},
@@ -27,7 +27,7 @@ LAYERS = (
     {
         *("aggregators", "clustering", "compression", "data", "defence", "fleet", "models", "selection", "wire"),
     },
-    {"hooks"},
+    {"hooks", "lora"},
     {"attacks", "local"},
     {"levels", "accounting", "downlink", "trainer", "pruning.channels"},
     {"parts"},

@@ -33,6 +33,7 @@ COLUMNS = [
     "width",
     "depth",
     "density",
+    "rank",
     "parameters",
     "forward_flops",
     "training_flops",

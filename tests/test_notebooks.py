@@ -15,7 +15,13 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SMALL = {"HETFL_ROUNDS": "2", "HETFL_CLIENTS": "12", "OMP_NUM_THREADS": "1"}
 LINES_OF_A_CELL = 45
-FIGURES = {"01_first_run": 3, "02_width_vs_depth": 2, "03_anatomy_of_submodels": 11, "04_value_of_data": 1}
+FIGURES = {
+    "01_first_run": 3,
+    "02_width_vs_depth": 2,
+    "03_anatomy_of_submodels": 11,
+    "04_value_of_data": 1,
+    "06_ranks": 1,
+}
 """The figures of each notebook."""
 
 
@@ -32,7 +38,7 @@ def shows_a_figure(cell: Any) -> bool:
     return re.match(r"(analysis\.)?plot_", cell.source.splitlines()[-1]) is not None
 
 
-def test_there_are_four_notebooks() -> None:
+def test_there_are_five_notebooks() -> None:
     assert [path.stem for path in NOTEBOOKS] == [*FIGURES]
 
 

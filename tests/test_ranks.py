@@ -32,7 +32,7 @@ from hetfl.fleet import DiscountedUCB
 from hetfl.hooks import NormBound
 from hetfl.local import Auto, FedDyn, LocalTraining, Sequential, Workers
 from hetfl.models import MultiExitConvNet
-from hetfl.parts import DynamicMask, RandomMask, Rolling, ScoredChannels
+from hetfl.parts import AlternatingFactors, DynamicMask, RandomMask, Rolling, ScoredChannels
 from hetfl.parts.growth import ByServer
 from hetfl.pruning.criteria import Movement
 from hetfl.runs.checkpoint import SafeCheckpointIO
@@ -44,6 +44,7 @@ from hetfl.value import FeatureComposite, FeatureInformation, LabelInformation, 
 from tests.conftest import small_module
 from tests.fleet_cases import varied
 from tests.hook_cases import Momentum, Noise
+from tests.lora_cases import lora_module
 
 Fit = Callable[..., Trainer]
 
@@ -122,6 +123,14 @@ def valued(**changes: Any) -> FederatedModule:
     return small_module(measures=values, aggregator=ValueMean(), selection=ByValue(4, LabelInformation()), **changes)
 
 
+def adapters(**changes: Any) -> FederatedModule:
+    """Return a module with adapters of several ranks beside a frozen net, whose clients train A and B in turn."""
+    module: FederatedModule = lora_module(
+        parts=AlternatingFactors(), uplink=ErrorFeedback(GammaFedHT(density=0.2)), **changes
+    )
+    return module
+
+
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return one.shape == other.shape and torch.equal(one.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
@@ -160,8 +169,9 @@ def assert_same(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], st
         (exchanging, Sequential, 2),
         (learning, Sequential, 2),
         (valued, lambda: Workers(2), 2),
+        (adapters, lambda: Workers(2), 2),
     ],
-    ids=["probing", "dynamic", "clustered", "sparse", "scored", "exchanging", "learning", "valued"],
+    ids=["probing", "dynamic", "clustered", "sparse", "scored", "exchanging", "learning", "valued", "adapters"],
 )
 def test_ranks_give_the_same_bits_as_one_process(
     fit: Fit,

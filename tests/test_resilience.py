@@ -48,6 +48,8 @@ CONFIGURATIONS = {
     "scored channels": "-c {configs}/parts/scored_channels.yaml --model.parts.refresh_every=3 --snapshots.every=2 "
     "--model.parts.criterion=hetfl.pruning.criteria.Movement",
     "masks and personal tensors": '-c {configs}/parts/random_mask.yaml --model.personal=["*bias"] ' + FILES,
+    "ranks": "-c {configs}/experiment/lora_demo.yaml --model.net.net.hidden=[8,8] "
+    "--model.parts=hetfl.parts.AlternatingFactors",
     "a bandit with a deadline": "-c {configs}/fleet/mixed.yaml -c {configs}/assignment/discounted_ucb.yaml "
     "--model.deadline=0.05 --model.selection.clients_per_round=6",
     "masks that exchange entries": "-c {configs}/method/feddst.yaml --model.parts.every=2",

@@ -17,6 +17,7 @@ from hetfl.analysis.plots import (
 )
 from hetfl.analysis.quality import calibration_error, class_accuracy, reliability
 from hetfl.analysis.quality_plots import plot_class_accuracy, plot_comparison, plot_predictions, plot_reliability
+from hetfl.analysis.ranks import plot_spectra, singular_values, spectra
 from hetfl.analysis.runs import Run, load_run
 from hetfl.analysis.similarity import activations, head_agreement, level_similarity, linear_cka
 from hetfl.analysis.similarity_plots import plot_heads, plot_level_similarity
@@ -81,9 +82,12 @@ __all__ = [
     "plot_score_over_bytes",
     "plot_score_over_rounds",
     "plot_sparsity",
+    "plot_spectra",
     "plot_values",
     "rank_correlation",
     "reliability",
     "score_over_density",
+    "singular_values",
+    "spectra",
     "values_by_round",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,11 +41,11 @@ TOTAL = re.compile(r"(comm|compute|sim)/(?!up_ratio).*_total")
 """Columns of ``metrics.csv`` that never fall; only the ratio over the whole run may fall."""
 LEVEL_RULES: Mapping[str, Rule | None] = {
     "level": None,
-    **dict.fromkeys(("width", "depth", "density"), AMOUNT),
+    **dict.fromkeys(("width", "depth", "density", "rank"), AMOUNT),
     **dict.fromkeys(("parameters", "forward_flops", "training_flops", "down_bytes", "up_bytes"), AMOUNT),
 }
 """The columns of ``levels.csv``, and ``CLIENT_RULES`` those of ``clients.csv`` without its scores; None: a name."""
-ADDED = {"density": 1.0}
+ADDED = {"density": 1.0, "rank": math.nan}
 """Columns that older tables lack, and their values."""
 CLIENT_RULES: Mapping[str, Rule | None] = {
     "client": WHOLE,

@@ -23,7 +23,7 @@ from hetfl.cli.exporting import export_line, export_target
 from hetfl.cli.trust import check_class_paths, restrict_imports, trusted_packages
 from hetfl.display import RoundProgress, RunSummary, describe
 from hetfl.errors import ConfigurationError
-from hetfl.export import check_export, export_submodel
+from hetfl.export import check_export, export_adapter, export_submodel, known_cluster
 from hetfl.federation import FederatedModule
 from hetfl.runs.checkpoint import SafeCheckpointIO
 from hetfl.runs.interrupt import StopAtRoundEnd
@@ -79,12 +79,14 @@ class FederatedTrainer(Trainer):
     ) -> None:
         """Test a checkpoint, and write the sub-model of one level to a file with a card beside it.
 
+        Adapters are merged into the net, except for peft, which gets a folder with the adapters alone.
+
         Args:
             model: the module.
             datamodule: its data.
             level: name of the level; null: the largest.
-            format: safetensors (the net, for Python) or onnx (the prediction, for onnxruntime and others); null: the
-                suffix of ``out``, or else safetensors.
+            format: safetensors (the net, for Python), onnx (the prediction, for onnxruntime and others) or peft (the
+                adapters, a folder); null: the suffix of ``out``, or else safetensors.
             out: a file with the suffix of a format, or a folder; null: the folder ``export`` of the run.
             cluster: number of the global model, if there are several (see column ``cluster`` of ``clients.csv``).
             ckpt_path: the checkpoint; null: the current model.
@@ -92,6 +94,11 @@ class FederatedTrainer(Trainer):
         """
         level = model.levels.largest if level is None else level
         path = export_target(level if cluster is None else f"{level}-cluster-{cluster}", format, out, ckpt_path)
+        if path.suffix == ".peft":
+            self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only, verbose=False)
+            entries = export_adapter(model, level, path, known_cluster(model, cluster))
+            print(f"{'exported':<18}{path} (level {level}, {entries:,} trained parameters)")
+            return
         check_export(model, level, path)
         self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only, verbose=False)
         print(export_line(path, export_submodel(model, level, path, cluster), model.objective.headline))

@@ -48,7 +48,7 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
 def cost_table(module: FederatedModule) -> Table:
     """Return a table of the levels: sizes, parameters, FLOPs per sample, bytes per round.
 
-    There is no column for width, depth or density if all levels have the same. If the compressor has a density, a
+    There is no column for width, depth, density or rank if all levels have the same. If the compressor has a density, a
     column has the expected bytes of an upload.
     """
     uploads = module.task_parts.upload_sizes(module.data)
@@ -60,17 +60,19 @@ def cost_table(module: FederatedModule) -> Table:
     table = plain_table(f"{type(module).__name__}: levels, FLOPs per sample, bytes per round")
     table.add_column("level", no_wrap=True)
     sparse = any(row.density != 1.0 for row in rows)
+    ranks = any(row.rank is not None for row in rows)
     headings = (
         ["width"] * widths
         + ["depth"] * depths
         + ["density"] * sparse
+        + ["rank"] * ranks
         + ["parameters", "share", "MFLOP\nforward", "MFLOP\ntraining"]
     )
     headings += ["kB down", "kB up,\ndense"] + ([] if density is None else [f"kB up,\nat {density:.3g}"])
     _add_columns(table, headings)
     for row in rows:
         cells = [f"{row.width:.4g}"] * widths + ["all" if row.depth is None else str(row.depth)] * depths
-        cells += [f"{row.density:.4g}"] * sparse
+        cells += [f"{row.density:.4g}"] * sparse + ["all" if row.rank is None else str(row.rank)] * ranks
         cells += [f"{row.parameters:,}", f"{row.parameters / rows[0].parameters:.1%}"]
         cells += [f"{flops / 1e6:.3g}" for flops in (row.forward_flops, row.training_flops)]
         sizes: list[float] = [row.down_bytes, row.up_bytes]

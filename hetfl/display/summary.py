@@ -110,8 +110,9 @@ def level_table(module: _Leveled, metrics: Mapping[str, float], headline: Headli
     """Return a table of the levels, the global model and its heads: sizes, parameters and scores."""
     table = Table(title="Levels", title_justify="left")
     sparse = any(level.density != 1.0 for level in module.levels.values())
+    ranks = any(level.rank is not None for level in module.levels.values())
     scores = [f"{stage} {headline.words}" for stage in ("val", "test")]
-    headings = ["level", "width", "depth", *["density"] * sparse, "parameters", *scores]
+    headings = ["level", "width", "depth", *["density"] * sparse, *["rank"] * ranks, "parameters", *scores]
     for heading in headings[:-2]:
         table.add_column(heading, justify="left" if heading == "level" else "right", no_wrap=True)
     for heading in scores:  # a long heading is wrapped in a narrow terminal
@@ -120,6 +121,7 @@ def level_table(module: _Leveled, metrics: Mapping[str, float], headline: Headli
         depth = "all" if level.depth is None else str(level.depth)
         parameters = f"{sum(parameter.numel() for parameter in module.submodel(name).parameters()):,}"
         sizes = [f"{level.width:g}", depth, *[f"{level.density:g}"] * sparse]
+        sizes += ["all" if level.rank is None else str(level.rank)] * ranks
         table.add_row(cell(name), *sizes, parameters, *_scores(metrics, name, headline))
     none = [""] * (len(headings) - 3)
     table.add_section()

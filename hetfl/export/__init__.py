@@ -1,7 +1,8 @@
 """Export of sub-models to files with a card that describes them, and loading without the federation."""
 
+from hetfl.export.adapter import export_adapter
 from hetfl.export.card import Card
 from hetfl.export.loading import FORMATS, load
-from hetfl.export.writing import check_export, export_submodel
+from hetfl.export.writing import check_export, export_submodel, known_cluster
 
-__all__ = ["FORMATS", "Card", "check_export", "export_submodel", "load"]
+__all__ = ["FORMATS", "Card", "check_export", "export_adapter", "export_submodel", "known_cluster", "load"]

@@ -132,13 +132,14 @@ def _parse(data: Mapping[str, Any], path: Path) -> Card:
     if not 0 < width <= 1:
         raise ConfigurationError(f"Expected a width in (0, 1] in the card {path} but got {width!s:.60}")
     density = float(take(level, "density", float, int)) if "density" in level else 1.0
+    rank = take(level, "rank", int, None) if "rank" in level else None
     dtype = take(data, "dtype", str)
     if dtype not in ("float32", "float64"):
         raise ConfigurationError(f"Expected dtype float32 or float64 in the card {path} but got {dtype!r:.60}")
     return Card(
         file=take(data, "file", str),
         sha256=take(data, "sha256", str),
-        level=Level(take(level, "name", str), float(width), take(level, "depth", int, None), density),
+        level=Level(take(level, "name", str), float(width), take(level, "depth", int, None), density, rank),
         method=take(data, "method", str),
         rounds=take(data, "rounds", int),
         net=Constructor(take(net, "class", str), arguments),

@@ -93,7 +93,7 @@ def make(card: Card, net: NetFactory | None) -> nn.Module:
 
     Args:
         card: the constructor call of the net, and its level.
-        net: the user's constructor, called with width and depth of the level; None: class and arguments of the card.
+        net: the user's constructor, called with the sizes of the level; None: class and arguments of the card.
 
     Raises:
         ConfigurationError: the class in the card is not a net of hetfl, or its constructor fails with the arguments.
@@ -153,10 +153,9 @@ def own_net(constructor: Constructor) -> type[nn.Module] | None:
 
 
 def _level_arguments(net: NetFactory, level: Level) -> dict[str, Any]:
-    """Return width and depth as arguments, without a depth of None and without a width of 1 that is no parameter."""
-    arguments: dict[str, Any] = {"width": level.width}
-    if level.depth is not None:
-        arguments["depth"] = level.depth
+    """Return a level's sizes as arguments, without those of None and without a width of 1 that is no parameter."""
+    sizes = {"width": level.width, "depth": level.depth, "rank": level.rank}
+    arguments: dict[str, Any] = {axis: size for axis, size in sizes.items() if size is not None}
     parameters = inspect.signature(net).parameters.values()
     if level.width == 1.0 and not any(p.name == "width" or p.kind is p.VAR_KEYWORD for p in parameters):
         del arguments["width"]

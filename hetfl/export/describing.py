@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
@@ -34,7 +35,7 @@ def describe(
     return Card(
         file=file,
         sha256=hashlib.sha256(content).hexdigest(),
-        level=module.levels[level],
+        level=replace(module.levels[level], rank=None),  # adapters are merged
         method=class_path(type(module)),
         rounds=module.models.version,
         net=constructor,

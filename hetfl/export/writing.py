@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from hetfl.errors import ConfigurationError
+from hetfl.export.adapter import ROUNDING, merged, plain
 from hetfl.export.card import Card, Constructor, card_path
-from hetfl.export.constructor import construct, own_net
+from hetfl.export.constructor import own_net
 from hetfl.export.describing import describe
 from hetfl.export.files import check_target
 from hetfl.export.formats import Format
 from hetfl.export.loading import format_of, read_whole
-from hetfl.export.tensors import copied, fill
 from hetfl.federation import FederatedModule
 from hetfl.files import replacing, to_disk, write_whole
 from hetfl.local.channels_last import without_layout
+from hetfl.lora import LoRA
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.tree import Tree, taken
 from hetfl.types import NetFactory
@@ -31,7 +32,7 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path, clust
 
     The file is read like in :func:`hetfl.load`, and its outputs on test samples are compared with those of the
     framework: they must have the same bits for safetensors, and differ by at most 1e-5 for onnx. Then the file gets its
-    name, and the card is written.
+    name, and the card is written. Adapters (:class:`hetfl.lora.LoRA`) are merged: the file has the plain base.
 
     Args:
         module: the federated module, after ``trainer.fit``, ``validate`` or ``test``; a score needs a test.
@@ -57,13 +58,17 @@ def export_submodel(module: FederatedModule, level: str, path: str | Path, clust
         content = format.encode(net, module.predict, taken(batch_N, torch.tensor([0, -1])))
         card = describe(module, level, net, constructor, path.name, content)
         reference = without_layout(submodel).cpu()
+        if has_adapters := isinstance(reference, LoRA):
+            expected = format.outputs(reference, module.predict, batch_N)
+            compare_outputs(format.outputs(net, module.predict, batch_N), expected, ROUNDING, path)
         with replacing(path) as file:
             file.write(content)
             to_disk(file)
             factory = users_factory(module, card) if format.builds else None
             loaded = format.decode(read_whole(Path(file.name), card), card, factory)
             for inputs_N in (batch_N, taken(batch_N, slice(1))):
-                compare_outputs(loaded(inputs_N), format.outputs(reference, module.predict, inputs_N), format, path)
+                expected = format.outputs(net if has_adapters else reference, module.predict, inputs_N)
+                compare_outputs(loaded(inputs_N), expected, format.tolerance, path)
             # Both files are on the disk before one is renamed: if the disk is full, the earlier export stays unchanged.
             write_whole(card_path(path), card.to_json().encode())
     return card
@@ -121,11 +126,8 @@ def present_submodel(module: FederatedModule, level: str, cluster: int = 0) -> n
 
 
 def standalone(module: FederatedModule, level: str, submodel: nn.Module) -> tuple[nn.Module, Constructor]:
-    """Return a new net on the CPU with the values of a sub-model, and its constructor call."""
-    net, constructor = construct(lambda: module.levels.build(level))
-    net.to(next(submodel.parameters()).dtype)
-    fill(net, copied(submodel))
-    return net.eval().requires_grad_(False), constructor
+    """Return a new net on the CPU with the values of a sub-model, adapters merged, and its constructor call."""
+    return merged(module, level, submodel)
 
 
 def sample_batch(module: FederatedModule, dtype: torch.dtype) -> Tree:
@@ -142,16 +144,16 @@ def users_factory(module: FederatedModule, card: Card) -> NetFactory | None:
     """Return the constructor that a user must pass to :func:`hetfl.load`; None for nets of hetfl."""
     if own_net(card.net) is not None and card.net.arguments is not None:
         return None
-    return lambda width=1.0, depth=None: module.levels.build(card.level.name)
+    return lambda width=1.0, depth=None: plain(module.levels.build(card.level.name))
 
 
-def compare_outputs(got: Tensor, expected: Tensor, format: Format, path: Path) -> None:
+def compare_outputs(got: Tensor, expected: Tensor, tolerance: float, path: Path) -> None:
     """Refuse a file whose outputs differ from those of the framework.
 
     Raises:
-        ConfigurationError: shapes differ, or an output differs by more than the tolerance of the format.
+        ConfigurationError: shapes differ, or an output differs by more than the tolerance.
     """
-    allowed = format.tolerance * max(1.0, float(expected.abs().max()))
+    allowed = tolerance * max(1.0, float(expected.abs().max()))
     if got.shape != expected.shape or not torch.allclose(got, expected, rtol=0.0, atol=allowed, equal_nan=True):
         difference = f"{float((got - expected).abs().max()):.3g}" if got.shape == expected.shape else tuple(got.shape)
         raise ConfigurationError(

@@ -95,7 +95,8 @@ class ClientSide:
         """
         task, sent, held = result.task, result.task.sent, self.task_parts.compressed(result.task)
         size = held.size
-        vector_D = _restricted(result.vector, task.part.dense, sent)
+        moving = self.task_parts.models.levels.moving(task.part)
+        vector_D = _restricted(result.vector, moving, sent)
         try:
             message = self.uplink.prepare(
                 task.owner,
@@ -108,11 +109,11 @@ class ClientSide:
                 uplink=float(self.fleet.rates(task.client, task.round)[2]),
                 samples=result.report.samples,
                 combine=self.hooks.combine(task, held, self.seed),
-                start=lambda: _restricted(start(task), task.part.dense, sent)[:size],
+                start=lambda: _restricted(start(task), moving, sent)[:size],
             )
         except RefusedUpdate as error:
             return Reply(task, result.report, refusal=str(error))
-        personal = _restricted(result.vector, task.part.dense, kept) if (kept := self.task_parts.kept(task)) else None
+        personal = _restricted(result.vector, moving, kept) if (kept := self.task_parts.kept(task)) else None
         report = replace(result.report, extras={**result.report.extras, **message.extras})
         return Reply(task, report, message.payload, prepared=message, personal=personal)
 
@@ -191,7 +192,7 @@ class OwnClients(Clients):
             yield self.side.send(result, self.begun)
 
     def begun(self, task: Task) -> Tensor:
-        """Return the values that a task's client began with, without personal tensors, shape (D,)."""
+        """Return the values that a task's client began with, without personal and frozen tensors, shape (D,)."""
         return self.executor.bench.resident(self.side.task_parts.broadcast.given(task)).anchor_D
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from hetfl.clustering import Clustering
-from hetfl.compression import ErrorFeedback
+from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.models import GlobalModels
@@ -47,6 +47,10 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         data: its data.
         rounds: number of rounds of the run; None: there are no rounds.
     """
+    keeps = {
+        "residuals": of.uplink.enabled and (of.uplink.half_precision or type(of.uplink.compressor) is not Identity)
+    }
+    keeps["memories"] = of.hosting.problem.local.regulariser.memories is not None
     server, models, problem, outputs = data.server_data, of.models, of.hosting.problem, data.num_classes
     scoring = (of.objective, of.predict)
     utility = None if server is None else Utility(models, models.levels.largest, *scoring, server, outputs)
@@ -61,6 +65,7 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         masks=of.parts.masks,
         frozen=models.frozen,
         sparse=of.uplink.compressor.sparse,
+        remembers=" and ".join(name for name, kept in keeps.items() if kept),
         apart=of.clustering.apart,
         server_data=server,
         client_names=data.client_names,

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hetfl.accounting import Downloads, Forecast, Ledger
+from hetfl.accounting import Base, Downloads, Forecast, Ledger
 from hetfl.aggregators import Aggregator
 from hetfl.aggregators.per_model import Aggregators
 from hetfl.arguments import checked
@@ -82,12 +82,11 @@ class FederatedModule(Method):
         objective: loss and metrics; default: the objective of the data.
         downlink: how the values that clients are sent are coded; None: they are sent float32.
         hooks: each may change a client's vector, an update on the server, or the server's step; None: no hooks.
+        base: whether clients download frozen parameters once, or have them ``preinstalled`` (a digest is compared).
         check_nesting: refuse nets whose sub-models are not their leading channels.
         measures: measures of what clients' updates are worth, which are written into ``values.csv``; None: none.
         seed: of every random choice; on the command line it follows ``seed_everything``.
     """
-
-    _checked_data: FederatedDataModule | None = None
 
     def __init__(
         self,
@@ -110,6 +109,7 @@ class FederatedModule(Method):
         objective: Objective | None = None,
         downlink: Downlink | None = None,
         hooks: list[Hook] | None = None,
+        base: Base = "download",
         check_nesting: bool = True,
         measures: list[Value] | None = None,
         seed: int = 0,
@@ -126,22 +126,23 @@ class FederatedModule(Method):
         self._objective, self.objective = objective, objective or self.objective
         self.personal, self.ledger = Personal.given(personal), Ledger(self.fleet, deadline)
         self.downlink = Broadcast(downlink, self.models, self.personal, seed)
-        self.statistics = StaticStatisticsStore(self.models, statistics_clients)
         self.server_optimizer, self.check_nesting, self.seed = server_optimizer, check_nesting, seed
-        self._compose()
+        self._compose(base, statistics_clients)
 
-    def _compose(self) -> None:
+    def _compose(self, base: Base, statistics_clients: int | None) -> None:
         """Build the components of a round from the constructor's arguments."""
         self.automatic_optimization = False
+        self._checked_data: FederatedDataModule | None = None
+        self.statistics = StaticStatisticsStore(self.models, statistics_clients)
         self.parts.meet(self.levels, self.seed)
-        values = (self.downlink.personal, self.downlink.size, self.levels.whole)
-        self.downloads = Downloads(self.levels.indices, *values)
+        personal, down = self.downlink.personal, self.downlink.size
+        self.downloads = Downloads(self.levels.indices, personal, down, self.levels.whole, base)
         self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downlink)
         side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal, self.hooks)
         self.clients: Clients = OwnClients(self.executor, side)
         self.server = Server(self.task_parts, self.uplink, self.aggregator, self.hooks, self.ledger, self.downloads)
-        model_arguments = (self.levels.indices, self.models.build, self, self._precision_context)
-        problem = LocalProblem(self.seed, self.local, *model_arguments, self.downlink.personal, self.parts.trains_all)
+        of_model = (self.levels.indices, self.models.build, self, self._precision_context, personal)
+        problem = LocalProblem(self.seed, self.local, *of_model, self.parts.trains_all, self.parts.trains_sent)
         self.hosting = Hosting(problem, self.task_parts, self.executor, self.statistics)
         self.prediction = Prediction(self.hosting.submodel, list(self.levels), self.models)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)

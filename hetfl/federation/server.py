@@ -129,7 +129,8 @@ class Server:
     def down_bytes(self, task: Task, probe: RoundProbe) -> int:
         """Return the bytes that a client downloads before it trains; a probed client already has the model."""
         model = 0 if probe.has_model(task) else self.downloads.bytes(task)
-        return model + self.uplink.compressor.shared_bytes(self.task_parts.compressed(task).held)
+        beside = self.aggregators.shared_bytes(task.client, task.model)
+        return model + beside + self.uplink.compressor.shared_bytes(self.task_parts.compressed(task).held)
 
     def step(self, optimizer: Optimizer, step: Callable[[], object], round: int, known: bool) -> None:
         """Take the server's step; without an accepted update the models do not change.

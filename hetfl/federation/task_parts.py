@@ -62,7 +62,8 @@ class TaskParts:
 
     def kept(self, task: Task) -> Part:
         """Return the personal tensors of a task's part, which stay with its client."""
-        return only(task.part, self.broadcast.personal) if self.broadcast.personal else NOTHING
+        personal = self.broadcast.personal - self.models.levels.frozen
+        return only(task.part, personal) if personal else NOTHING
 
     def of_level(self, task: Task) -> Task:
         """Return a task with the part that represents its level; its client sends nothing."""
@@ -82,14 +83,16 @@ class TaskParts:
         """
         levels = self.models.levels
         parts = {level: self.rule.of_level(level, 1) for level in levels}
-        common = {level: self._common(part) for level, part in parts.items()}
+        # Frozen parameters travel once, if ever: they are no part of a usual round.
+        trained = {level: self.models.unfrozen(part) for level, part in parts.items()}
+        common = {level: self._common(part) for level, part in trained.items()}
         unshared = {level: only(part, frozenset(part) - self.models.shared) for level, part in common.items()}
         part_bytes = {
             level: len(encode_part(part, levels.indices[level], levels.whole)) for level, part in parts.items()
         }
         sizes = {level: part.size for level, part in common.items()}
         unshared_sizes = {level: part.size for level, part in unshared.items()}
-        return sizes, unshared_sizes, part_bytes, self.broadcast.predicted(parts)
+        return sizes, unshared_sizes, part_bytes, self.broadcast.predicted(trained)
 
     def upload_sizes(self, data: FederatedDataModule) -> dict[str, UploadSize]:
         """Return by level the size of an upload.

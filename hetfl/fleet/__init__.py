@@ -17,6 +17,7 @@ from hetfl.fleet.outlook import Outlook
 from hetfl.fleet.preset import Preset
 from hetfl.fleet.random_fleet import RandomFleet
 from hetfl.fleet.same_device import SameDevice
+from hetfl.fleet.self_pruned import SelfPruned
 
 __all__ = [
     "EUCB",
@@ -42,5 +43,6 @@ __all__ = [
     "Preset",
     "RandomFleet",
     "SameDevice",
+    "SelfPruned",
     "Work",
 ]

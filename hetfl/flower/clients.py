@@ -79,6 +79,11 @@ class FlowerClients(Clients):
                 f"Expected no questions to clients on Flower but got {asking.describe()}, which asks them about their "
                 "data: nodes send updates, statistics and losses alone"
             )
+        if self._module.aggregator.first.changes_frozen:
+            raise ConfigurationError(
+                f"Expected an aggregator that changes no frozen parameters on Flower, whose nodes keep theirs, but got "
+                f"{type(self._module.aggregator.first).__name__}"
+            )
         if clustering.apart:
             raise ConfigurationError(
                 f"Expected one state for each client on Flower but got {type(clustering).__name__}, which keeps several"
@@ -242,8 +247,9 @@ class FlowerClients(Clients):
                 continue
             if (key := (task.model, task.part.key)) not in models:
                 tensors = self._module.models.tensors[task.model]
+                sent = self._module.models.unfrozen(task.part) if self._module.downloads.preinstalled else task.part
                 with torch.no_grad():
-                    values_D = gather_flat(tensors, task.part)
+                    values_D = gather_flat(tensors, sent)
                 models[key] = wire.encode(DenseUpdate(values_D), round=task.round, client=task.model)
             orders.append(replace(order, model=models[key]))
         return orders

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -32,9 +32,17 @@ RESIDUAL, MEMORY, PERSONAL = "residual/", "memory/", "personal/"
 
 
 class OrderBench(Bench):
-    """Resident nets that are loaded with the sub-model in an order; a node has no global model."""
+    """Resident nets that are loaded with the sub-model in an order; a node has no global model.
+
+    Attributes:
+        order: the order.
+        preinstalled: whether orders leave out the frozen parameters, because nodes have them.
+        unfrozen: returns a part without frozen parameters.
+    """
 
     order: Order
+    preinstalled: bool
+    unfrozen: Callable[[Part], Part]
 
     def resident(self, task: Task) -> ResidentNet:
         """Return the net of the order's level; its anchor has the values of the order's sub-model.
@@ -46,11 +54,13 @@ class OrderBench(Bench):
         if order.received is not None:
             resident.loaded = None  # orders have no version of the model by which other values could be told
             resident.receive(order.received, order.part, (order.model, order.version))
+            resident.train_only(self.trained(order))
             return resident
-        size, dtype = order.part.size, resident.anchor_D.dtype
-        expected = wire.Expected(order.round, order.model, size, dtype=dtype)
-        resident.anchor_D.copy_(order.part.spread(wire.decode(self.order.model, expected).to_dense()))
-        resident.hold(order.part)
+        sent = self.unfrozen(order.part) if self.preinstalled else order.part
+        expected = wire.Expected(order.round, order.model, sent.size, dtype=resident.anchor_D.dtype)
+        values_D = sent.spread(wire.decode(self.order.model, expected).to_dense())
+        resident.load(values_D, order.part, self.models[order.model] if self.preinstalled else None)
+        resident.train_only(self.trained(order))
         return resident
 
 
@@ -81,6 +91,7 @@ class Node:
         if module.penalty.memories is not None:
             module.penalty.memories = MemoryStore()
         self.bench = OrderBench(module.hosting.problem, data, module.models.tensors)
+        self.bench.preinstalled, self.bench.unfrozen = module.downloads.preinstalled, module.models.unfrozen
         self.side = ClientSide(
             module.seed,
             module.task_parts,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from hetfl.errors import ConfigurationError
 from hetfl.fleet import Work
 from hetfl.levels.budgets import Allowance, Axis, Budgets
+from hetfl.levels.checks import check_first, check_level
 from hetfl.levels.copies import LevelCopies
 from hetfl.levels.sizes import make_net, rescale
 from hetfl.local.flops import flops_per_sample, layer_shares
@@ -22,7 +22,7 @@ from hetfl.models.exits import exits_of
 from hetfl.models.static_batch_norm import gathering
 from hetfl.part import Part, only
 from hetfl.seeding import derive
-from hetfl.submodel import prefix_index, state_of
+from hetfl.submodel import frozen_of, prefix_index, state_of
 from hetfl.tree import Tree, cast, in_words, shapes, taken
 from hetfl.types import Level, NetFactory, Task
 
@@ -53,6 +53,7 @@ class LevelSet(Mapping[str, Level]):
         net: the global model.
         blocks: by level, the leading block of every tensor that its sub-model has.
         copies: the per-level tensors.
+        frozen: names of the parameters that the nets of all levels have and do not train.
         indices: by level, the block in the global model that its sub-model holds: ``blocks``, with the level's copies.
         whole: all of every tensor of the global model.
         sizes: by level, the number of entries that it holds, float buffers and frozen parameters included.
@@ -62,8 +63,9 @@ class LevelSet(Mapping[str, Level]):
         samples: a few samples, in the form that nets take; None before :meth:`inspect`.
 
     Raises:
-        ConfigurationError: there are no levels; a name, width, depth or density is out of range; the first level is not
-            the largest; the net does not take the axis; the net of a level is not a leading block of the global model.
+        ConfigurationError: there are no levels; a name, width, depth, density or rank is out of range; the first level
+            is not the largest; the net does not take the axis; the net of a level is not a leading block of the global
+            model.
     """
 
     def __init__(
@@ -83,9 +85,9 @@ class LevelSet(Mapping[str, Level]):
         if not levels:
             raise ConfigurationError("Expected at least one level but got none")
         for level in self._levels.values():
-            _check(level)
+            check_level(level)
         self.largest = next(iter(self._levels))
-        _check_first(self._levels[self.largest])
+        check_first(self._levels[self.largest])
         self._seed, self._shares = seed, dict[str, dict[str, float]]()
         self.flops: dict[str, tuple[float, float]] = {}
         self.samples: Tree | None = None
@@ -96,6 +98,7 @@ class LevelSet(Mapping[str, Level]):
         parts = {name: state_of(net) for name, net in nets.items()}
         self.blocks = {name: Part(prefix_index(whole, part, name)) for name, part in parts.items()}
         self.copies = LevelCopies(per_level or (), self.blocks)
+        self.frozen = self.copies.with_copies(frozen_of(self.net))
         whole = state_of(self.copies.add_to(self.net))
         self.indices = {name: self.copies.index(name) for name in self}
         self.whole = Part(prefix_index(whole, whole, self.largest)) if self.copies.names else self.blocks[self.largest]
@@ -121,7 +124,7 @@ class LevelSet(Mapping[str, Level]):
         level = self._levels[name]
         try:
             if name not in self.allowances:
-                return make_net(self._factory, width=level.width, depth=level.depth)
+                return make_net(self._factory, width=level.width, depth=level.depth, rank=level.rank)
             net = self.allowances[name].size.make(self._factory)
         except ConfigurationError as error:
             raise ConfigurationError(f"{error} (level {name})") from None
@@ -251,6 +254,11 @@ class LevelSet(Mapping[str, Level]):
             density -= share * (1.0 - held / all_of_them)
         return density
 
+    def moving(self, part: Part) -> Part:
+        """Return a part without frozen parameters and without its mask: the vectors of resident nets."""
+        dense = part.dense
+        return only(dense, frozenset(dense) - self.frozen) if self.frozen else dense
+
     def affords(self, has: str, level: str) -> bool:
         """Return whether a client of level ``has`` can run the sub-model of ``level``: it holds all its entries."""
         return self.blocks[has].covers(self.blocks[level])
@@ -272,29 +280,3 @@ def _probe_method(
             )
         if check is not None:
             check(outputs, partial(predict, net))
-
-
-def _check(level: Level) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", level.name) or level.name.startswith("head_"):
-        raise ConfigurationError(
-            f"Expected level names of letters, digits, - and _, none of them head_..., but got {level.name!r}"
-        )
-    if not 0.0 < level.width <= 1.0:
-        raise ConfigurationError(f"Expected width in (0, 1] for level {level.name} but got {level.width}")
-    if not 0.0 < level.density <= 1.0:
-        raise ConfigurationError(f"Expected density in (0, 1] for level {level.name} but got {level.density}")
-    if level.depth is not None and level.depth < 1:
-        raise ConfigurationError(f"Expected depth of at least 1 for level {level.name} but got {level.depth}")
-
-
-def _check_first(level: Level) -> None:
-    if level.width != 1.0:
-        raise ConfigurationError(
-            f"Expected the first level to be the global model, of width 1, but got level {level.name} of width "
-            f"{level.width}: widths are relative; make the net itself smaller (its hidden sizes)"
-        )
-    if level.density != 1.0:
-        raise ConfigurationError(
-            f"Expected the first level to be the global model, of density 1, but got level {level.name} of density "
-            f"{level.density:g}"
-        )

@@ -43,13 +43,16 @@ CostOf = Callable[[Size], float | None]
 """Returns the cost of a sub-model; None if the net cannot have that size."""
 
 
-def make_net(factory: NetFactory, *, width: float = 1.0, depth: int | None = None) -> nn.Module:
-    """Return a new net of a width and depth; at width 1 the constructor need not take ``width``.
+def make_net(
+    factory: NetFactory, *, width: float = 1.0, depth: int | None = None, rank: int | None = None
+) -> nn.Module:
+    """Return a new net of a width, depth and rank; at width 1 the constructor need not take ``width``.
 
     Args:
         factory: the class of the net, or the class with bound arguments.
         width: ratio of the hidden channels.
         depth: number of stages; None: the default depth of the net.
+        rank: rank of the adapters; None: the default rank of the net.
 
     Raises:
         ConfigurationError: the factory does not build a net; its constructor does not take the axis or a bound
@@ -58,7 +61,8 @@ def make_net(factory: NetFactory, *, width: float = 1.0, depth: int | None = Non
     if isinstance(factory, nn.Module) or not callable(factory):
         got = f"an object of {type(factory).__name__}" if isinstance(factory, nn.Module) else type(factory).__name__
         raise ConfigurationError(f"Expected a class or function as net, which builds the net of a level, but got {got}")
-    arguments: dict[str, float] = {"width": width} if depth is None else {"width": width, "depth": depth}
+    sizes = {"width": width, "depth": depth, "rank": rank}
+    arguments: dict[str, float] = {axis: size for axis, size in sizes.items() if size is not None}
     net = _call(factory, arguments)
     if not isinstance(net, nn.Module):
         raise ConfigurationError(f"Expected a net that is a torch.nn.Module but got {type(net).__name__}")

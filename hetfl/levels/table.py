@@ -20,6 +20,7 @@ class LevelCosts:
         width: hidden channels relative to the global model.
         depth: number of stages; None: the default of the net.
         density: fraction of the weight entries that its clients hold.
+        rank: rank of the adapters; None: the default of the net, or none.
         parameters: number of parameters of its net.
         forward_flops: FLOPs of a forward pass, for one sample.
         training_flops: FLOPs of forward and backward, for one sample.
@@ -31,6 +32,7 @@ class LevelCosts:
     width: float
     depth: int | None
     density: float
+    rank: int | None
     parameters: int
     forward_flops: float
     training_flops: float
@@ -87,6 +89,7 @@ def level_costs(
             width=level.width,
             depth=level.depth,
             density=level.density,
+            rank=level.rank,
             parameters=levels.parameters[name],
             forward_flops=levels.flops[name][0],
             training_flops=levels.flops[name][1],

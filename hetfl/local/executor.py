@@ -58,6 +58,7 @@ class LocalProblem:
         precision_context: returns the trainer's precision as a context, for other processes.
         personal: names of the tensors that stay with their client.
         trains_all: whether clients train entries outside of their masks, too.
+        trains_sent: whether clients train only the entries that they send.
     """
 
     seed: int
@@ -68,6 +69,7 @@ class LocalProblem:
     precision_context: Callable[[], AbstractContextManager[object]]
     personal: frozenset[str] = frozenset()
     trains_all: bool = False
+    trains_sent: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,23 @@ class Bench:
             resident.anchor(self.models[task.model], part, values)
         else:
             resident.receive(task.received, part, values)
+        resident.train_only(self.trained(task))
         return resident
+
+    def trained(self, task: Task) -> Tensor | None:
+        """Return which entries of the parameters a client trains, bool (D,), if those that it does not send stay."""
+        if not self.problem.trains_sent or not task.sent:
+            return None
+        part, sent = self.part(task), task.sent
+
+        def made() -> Tensor:
+            moving = only(part.dense, frozenset(list(part)[: len(self._of_level(task.level).layout.shapes)]))
+            trained_D = torch.zeros(moving.layout.size, dtype=torch.bool)
+            entries = Entries(sent, moving)
+            entries.put(trained_D, torch.ones(sent.size, dtype=torch.bool))
+            return trained_D[: self._of_level(task.level).vector.numel()].to(self.device)
+
+        return part.derived(("trained", sent.key), made)
 
     def part(self, task: Task) -> Part:
         """Return the part that a task's client holds."""
@@ -141,15 +159,17 @@ class Bench:
         """
         if task.personal is None and task.first_D is None:
             return None
-        part, anchor_D = self.part(task), self._of_level(task.level).anchor_D
-        beyond_D = torch.zeros_like(anchor_D)
+        part, resident = self.part(task), self._of_level(task.level)
+        beyond_D = torch.zeros_like(resident.anchor_D)  # without frozen parameters, which are the last ones
         if task.first_D is not None:
             size = len(task.first_D)
-            torch.sub(task.first_D.to(beyond_D), anchor_D[:size], out=beyond_D[:size])
+            torch.sub(task.first_D.to(beyond_D), resident.anchor_D[:size], out=beyond_D[:size])
             if part.mask_D is not None:
-                beyond_D.masked_fill_(~part.mask_D.to(beyond_D.device), 0.0)
+                beyond_D.masked_fill_(~part.mask_D[: len(beyond_D)].to(beyond_D.device), 0.0)
         if task.personal is not None:
-            Entries(only(part, self.problem.personal), part.dense).put(beyond_D, task.personal.to(beyond_D))
+            moving = only(part.dense, frozenset(list(part)[: len(resident.layout.shapes)]))
+            kept = only(part, self.problem.personal.intersection(moving))
+            Entries(kept, moving).put(beyond_D, task.personal.to(beyond_D))
         return beyond_D
 
     def small(self, task: Task) -> Task:
@@ -158,11 +178,12 @@ class Bench:
         The process has the leading blocks of all levels, and sends nothing to the server.
         """
         known = self.part(task) is self.problem.levels[task.level]
-        return replace(task, part=NOTHING if known else task.part, sent=NOTHING, source=NOTHING)
+        sent = task.sent if self.problem.trains_sent else NOTHING
+        return replace(task, part=NOTHING if known else task.part, sent=sent, source=NOTHING)
 
     def size(self, level: str) -> int:
-        """Return the number of entries of a level's net."""
-        return self._of_level(level).layout.size
+        """Return the number of entries of a level's net, frozen parameters included."""
+        return self.problem.levels[level].layout.size
 
     def cost(self, task: Task) -> int:
         """Return the relative cost of a task's training: entries of its net times samples passed."""

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
+from hetfl.errors import ConfigurationError
 from hetfl.layout import Layout
 from hetfl.local.penalty import Penalty
 from hetfl.models.static_batch_norm import StaticBatchNorm2d
 from hetfl.part import Part
-from hetfl.submodel import parameters_of, state_of, take
+from hetfl.submodel import frozen_of, parameters_of, state_of, take
 from hetfl.types import Received
 
 ELEMENTWISE = (ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop)
@@ -21,9 +22,11 @@ ELEMENTWISE = (ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, 
 
 
 class ResidentNet:
-    """One level's net, whose tensors are views of one flat vector: parameters, float buffers, then frozen parameters.
+    """One level's net, whose tensors are views of one flat vector: parameters, then float buffers.
 
     Loading, the delta, clipping and the optimizer are then operations on single vectors, for any number of tensors.
+    Frozen parameters are not in the vector: they are the global model's own tensors, or views of what was received. So
+    they take no memory, and have no gradient, no delta and no state of an optimizer.
 
     Args:
         net: the level's net, already on its device and in its dtype; its tensors are replaced in place.
@@ -35,8 +38,9 @@ class ResidentNet:
         self, net: nn.Module, optimizer: Callable[[Iterable[Tensor]], Optimizer], trains_all: bool = False
     ) -> None:
         self.net, self.trains_all = net, trains_all
-        tensors = state_of(net)
-        self.layout = Layout.of(tensors)
+        self.frozen = frozen_of(net)
+        tensors = {name: tensor for name, tensor in state_of(net).items() if name not in self.frozen}
+        self.layout, self._fixed = Layout.of(tensors), Layout.of(self.frozen)
         self.flat_D = torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()])
         self.anchor_D = torch.empty_like(self.flat_D)
         self._anchor_views = self.layout.views(self.anchor_D)
@@ -44,7 +48,9 @@ class ResidentNet:
         self._adopt(tensors)
         self._make_optimizer(parameters_of(net), optimizer)
         self._mask_D: Tensor | None = None
+        self._trained_D: Tensor | None = None
         self._begun_D = self.anchor_D
+        self._frozen_versions: list[int] = []
         self._first_state = {parameter: copy.deepcopy(state) for parameter, state in self.optimizer.state.items()}
         self.loaded: tuple[int, int, bytes] | None = None
 
@@ -87,7 +93,9 @@ class ResidentNet:
         if self.loaded == key:
             return
         views = [take(tensors[name], entry) for name, entry in part.items()]  # in the order of the net's tensors
-        torch._foreach_copy_(list(self._anchor_views.values()), views)
+        moving = len(self._anchor_views)
+        torch._foreach_copy_(list(self._anchor_views.values()), views[:moving])
+        self._fix(views[moving:])
         self.hold(part)
         self.loaded = key
 
@@ -96,9 +104,31 @@ class ResidentNet:
         """Take a part's values as a client reads them, unless they were the last ones; see :meth:`anchor`."""
         key = (*values, part.key + received.key)
         if self.loaded != key:
-            self.anchor_D.copy_(received.values_D)
-            self.hold(part)
+            self.load(received.values_D, part)
             self.loaded = key
+
+    @torch.no_grad()
+    def load(self, values_D: Tensor, part: Part, base: Mapping[str, Tensor] | None = None) -> None:
+        """Load the anchor and the frozen parameters.
+
+        Args:
+            values_D: of all entries of the part's index, shape (D,), of which the frozen parameters are then views.
+            part: the part.
+            base: global tensors to take the frozen parameters from, which ``values_D`` then does not have.
+        """
+        self.anchor_D.copy_(values_D[: self.layout.size])
+        if base is None:
+            self._fix(self._fixed.views(values_D[self.layout.size :].to(self.anchor_D)).values())
+        else:
+            frozen = list(part.items())[len(self._anchor_views) :]
+            self._fix(take(base[name], entry) for name, entry in frozen)
+        self.hold(part)
+
+    def _fix(self, values: Iterable[Tensor]) -> None:
+        """Let the frozen parameters be given tensors."""
+        for parameter, value in zip(self.frozen.values(), values, strict=True):
+            parameter.data = value
+        self._frozen_versions = [parameter._version for parameter in self.frozen.values()]
 
     @torch.no_grad()
     def hold(self, part: Part) -> None:
@@ -109,9 +139,16 @@ class ResidentNet:
         mask_D = part.mask_D
         if mask_D is not None:
             mask_D = mask_D.to(self.anchor_D.device)
-            self.anchor_D.masked_fill_(~mask_D, 0.0)
+            self.anchor_D.masked_fill_(~mask_D[: self.anchor_D.numel()], 0.0)
             mask_D = mask_D[: self.vector.numel()]
         self._mask_D = None if self.trains_all else mask_D
+
+    def train_only(self, trained_D: Tensor | None) -> None:
+        """Let some entries of the parameters be trained alone, bool (D,): the others keep their values bit for bit.
+
+        None: all entries that are held are trained.
+        """
+        self._trained_D = trained_D
 
     @torch.no_grad()
     def start(self, lr: float | None = None, beyond_D: Tensor | None = None) -> None:
@@ -134,7 +171,8 @@ class ResidentNet:
 
     def begun(self) -> dict[str, Tensor]:
         """Return by name the tensors that the present client began with."""
-        return self._anchor_views if self._begun_D is self.anchor_D else self.layout.views(self._begun_D)
+        moving = self._anchor_views if self._begun_D is self.anchor_D else self.layout.views(self._begun_D)
+        return {**moving, **self.frozen}
 
     def backward(self, loss: Tensor) -> None:
         """Write a loss's gradient into ``vector.grad``; parameters that the loss does not depend on get zeros."""
@@ -150,16 +188,30 @@ class ResidentNet:
         penalty.add_gradient(self.vector.grad, self.vector, begun_D, memory_D, self.trained)
         if self._mask_D is not None:
             self.vector.grad.mul_(self._mask_D)
+        if self._trained_D is not None:
+            self.vector.grad.mul_(self._trained_D)
 
     @torch.no_grad()
     def step(self, penalty: Penalty, lr: float) -> None:
         """Take a step of the optimizer, and let the penalty change the parameters after it."""
         self.optimizer.step()
         penalty.after_step(self.vector, lr, self.trained)
+        if self._trained_D is not None:  # weight decay would move entries without a gradient
+            self.vector.copy_(torch.where(self._trained_D, self.vector, self._begun_D[: self.vector.numel()]))
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        """End a client; return the state now minus the state at the anchor, shape (D,)."""
+        """End a client; return the state now minus the state at the anchor, shape (D,), without frozen parameters.
+
+        Raises:
+            ConfigurationError: a hook of the method has changed a frozen parameter, which is the global model's.
+        """
+        for (name, parameter), version in zip(self.frozen.items(), self._frozen_versions, strict=True):
+            if parameter._version != version:
+                raise ConfigurationError(
+                    f"Expected hooks of local training that change trained parameters alone but got another {name!r}, "
+                    "which is frozen: look at requires_grad"
+                )
         # Free the optimizer's state now. A momentum that stays until the next client begins would get a new address in
         # every round, and small tensors between these addresses would fragment the heap.
         self.optimizer.state.clear()

@@ -77,4 +77,6 @@ class ServerTraining:
         level, part = next(iter(self.problem.levels.items()))
         self._bench = self._bench or Bench(self.problem, self._source, self.models.tensors)
         task = Task(SERVER, level, round, self.models.mark, lr, epochs=epochs, model=model)
-        return part.layout.views(train(self._bench, task).vector)
+        delta_D = train(self._bench, task).vector
+        frozen = part.layout.size - len(delta_D)  # these are the last entries of a part
+        return part.layout.views(torch.cat([delta_D, delta_D.new_zeros(frozen)]))

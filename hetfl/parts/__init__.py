@@ -1,5 +1,6 @@
 """Part rules: which part of a global model a client holds in a round, one rule per file."""
 
+from hetfl.parts.alternating_factors import AlternatingFactors
 from hetfl.parts.base import NOBODY, PartRule
 from hetfl.parts.base_nets import BaseNets
 from hetfl.parts.client_importance import ClientImportance
@@ -16,10 +17,12 @@ from hetfl.parts.rewound_mask import RewoundMask
 from hetfl.parts.rolling import Rolling
 from hetfl.parts.scored_channels import ScoredChannels
 from hetfl.parts.threshold_mask import ThresholdMask
+from hetfl.parts.trained_ranks import TrainedRanks
 from hetfl.parts.voted_mask import VotedMask
 
 __all__ = [
     "NOBODY",
+    "AlternatingFactors",
     "BaseNets",
     "ClientImportance",
     "DynamicMask",
@@ -37,5 +40,6 @@ __all__ = [
     "Rolling",
     "ScoredChannels",
     "ThresholdMask",
+    "TrainedRanks",
     "VotedMask",
 ]

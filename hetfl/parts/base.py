@@ -95,6 +95,9 @@ class PartRule(Piece):
     trains_all: bool = False
     """Whether clients also train the entries of the index that the mask leaves out, from zero, and may send them."""
 
+    trains_sent: bool = False
+    """Whether clients train only the entries that they send: the others that they hold stay as they were sent."""
+
     asks_gradients: bool = False
     """Whether :meth:`consult` asks clients for gradients."""
 

@@ -93,7 +93,7 @@ def _level_cell(material: Material, group: Group, level: str) -> Cell:
     known = level_sizes(group)
     assert known is not None  # levels are matched by cost only if all groups have sizes
     sizes = known[level]
-    axes = [f"{axis} {sizes[axis]:.4g}" for axis in ("width", "depth") if not isnan(sizes[axis])]
+    axes = [f"{axis} {sizes[axis]:.4g}" for axis in ("width", "depth", "rank") if not isnan(sizes[axis])]
     flops = format_quantity(sizes["training_flops"], "FLOP")
     what = [" × ".join(axes), f"{int(sizes['parameters']):,} parameters", f"{flops} a sample"]
     size = f"{level}: {', '.join(filter(None, what))}"

@@ -61,10 +61,11 @@ def of_models(tensors: Mapping[str, Tensor], levels: Mapping[str, Level]) -> dic
     """
     sizes = {n: f"{level.width:g}x{level.depth or 'all'}" for n, level in levels.items()}
     densities = {n: "" if level.density == 1 else f" at density {level.density:g}" for n, level in levels.items()}
+    ranks = {n: "" if level.rank is None else f" of rank {level.rank}" for n, level in levels.items()}
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     return {
         "net": f"{sum(t.numel() for t in tensors.values())} entries, {_digest(shapes.encode())}",
-        "levels": ", ".join(f"{name}: {size}{densities[name]}" for name, size in sizes.items()),
+        "levels": ", ".join(f"{name}: {size}{densities[name]}{ranks[name]}" for name, size in sizes.items()),
     }
 
 

@@ -28,6 +28,10 @@ class BatchedNet(Protocol):
 
     layout: type[Layout]
 
+    def fix(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set tensors that have the same values for all clients, by name; calls may leave them out."""
+        ...
+
     def __call__(self, tensors: Mapping[str, Tensor], inputs_SN: Tree) -> Tensor:
         """Return the outputs."""
         ...
@@ -49,6 +53,12 @@ class VmappedNet:
     def __init__(self, net: nn.Module) -> None:
         self.net = net.train()
         self._batched = vmap(self._one)
+        self._parameters = dict(self.net.named_parameters())
+
+    def fix(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set tensors that have the same values for all clients: they are not repeated."""
+        for name, tensor in tensors.items():
+            self._parameters[name].data = tensor
 
     def _one(self, tensors: dict[str, Tensor], inputs_N: Tree) -> Tensor:
         outputs: Tensor = functional_call(self.net, tensors, (inputs_N,))

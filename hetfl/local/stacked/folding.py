@@ -157,6 +157,7 @@ class FoldedNet:
         self.net = copy.deepcopy(net).train()
         rewrite(self.net)
         self._layers: list[tuple[Folded, str, str]] = []
+        self._fixed: dict[str, Tensor] = {}
         for name, layer in list(self.net.named_modules(remove_duplicate=False)):
             fold = FOLDS.get(type(layer))
             if fold is None:
@@ -175,6 +176,14 @@ class FoldedNet:
         owner, _, leaf = name.rpartition(".")
         self.net.get_submodule(owner)._modules[leaf] = layer
 
+    def fix(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set tensors that have the same values for all clients; a call repeats them."""
+        lay = self.layout
+        self._fixed = {
+            name: lay.shaped(lay.flat(tensor, tensor.shape).contiguous(), tensor.shape)
+            for name, tensor in tensors.items()
+        }
+
     def __call__(self, tensors: Mapping[str, Tensor], inputs_SN: Tensor) -> Tensor:
         """Return the outputs, shape (S, ..., N, K).
 
@@ -183,7 +192,8 @@ class FoldedNet:
             inputs_SN: shape (S, N, C, ...).
         """
         for layer, leaf, name in self._layers:
-            setattr(layer, leaf, tensors[name])
+            one = self._fixed.get(name) if name not in tensors else None
+            setattr(layer, leaf, tensors[name] if one is None else one.expand(len(inputs_SN), *one.shape))
         x_NC = inputs_SN.transpose(0, 1).flatten(1, 2)
         if x_NC.dim() == 4:
             x_NC = channels_last(x_NC)

@@ -56,6 +56,7 @@ class Stack:
         self.layout, self.row_layout = resident.layout, self.net.layout(resident.layout.shapes)
         self.trained = Layout.of(parameters_of(resident.net))
         self.trained_row_layout = self.net.layout(self.trained.shapes)
+        self.net.fix(resident.frozen)
         with torch.no_grad():
             inputs_SN = mapped(lambda leaf: leaf.expand(2, *leaf.shape), inputs_N)
             shape = self.net(self._tensors(resident.anchor_D.expand(2, -1)), inputs_SN).shape
@@ -100,9 +101,13 @@ class Stack:
         distinct = 1 if len({part.key for part in parts}) == 1 else len(tasks)
         # One row if all clients hold the same part. Each is copied before the resident net loads the next part.
         self.anchor_SD = torch.empty(distinct, self.layout.size, dtype=self._buffers.dtype, device=device)
+        frozen: list[dict[str, Tensor]] = []
         for row_D, task in zip(self.anchor_SD, tasks, strict=False):
-            row_D.copy_(self.row_layout.reordered(self.bench.resident(task).anchor_D, self.layout))
-        self.mask_SD = self._masks(parts)
+            resident = self.bench.resident(task)
+            row_D.copy_(self.row_layout.reordered(resident.anchor_D, self.layout))
+            frozen.append({name: parameter.detach() for name, parameter in resident.frozen.items()})
+        self._fix(frozen)
+        self.mask_SD, self.trained_SD = self._masks(parts), self._trained(tasks)
         if self._buffers.shape[1] < len(tasks):
             self._buffers = self.anchor_SD.new_empty(2, len(tasks), self.layout.size)
         self.theta_SD, momentum_SD = self._buffers[:, : len(tasks)]
@@ -124,6 +129,14 @@ class Stack:
             memory_SD = torch.stack([none_D if task.memory_D is None else task.memory_D for task in tasks])
             self.memory_SD = self.trained_row_layout.reordered(memory_SD, self.trained)
 
+    def _fix(self, frozen: Sequence[dict[str, Tensor]]) -> None:
+        """Set the frozen parameters: once if all clients have the same, or else a row for each client."""
+        first, self.fixed_S = frozen[0], dict[str, Tensor]()
+        if all(torch.equal(each[name], first[name]) for each in frozen[1:] for name in first):
+            self.net.fix(first)
+        else:
+            self.fixed_S = {name: torch.stack([each[name] for each in frozen]) for name in first}
+
     def _masks(self, parts: Sequence[Part]) -> Tensor | None:
         """Return the entries that each client trains, bool (S, D); None if all clients train all entries."""
         if self.bench.problem.trains_all or all(part.mask_D is None for part in parts):
@@ -131,6 +144,15 @@ class Stack:
         all_D = torch.ones(self.trained.size, dtype=torch.bool)
         masks = [all_D if part.mask_D is None else part.mask_D[: self.trained.size].cpu() for part in parts]
         return self._sent(self.trained_row_layout.reordered(torch.stack(masks), self.trained))
+
+    def _trained(self, tasks: Sequence[Task]) -> Tensor | None:
+        """Return the entries that each client may change, bool (S, D); None: all entries."""
+        trained = [self.bench.trained(task) for task in tasks]
+        if all(each is None for each in trained):
+            return None
+        all_D = torch.ones(self.trained.size, dtype=torch.bool, device=self.bench.device)
+        rows_SD = torch.stack([all_D if each is None else each for each in trained])
+        return self.trained_row_layout.reordered(rows_SD, self.trained)
 
     def _sent(self, tensor: Tensor) -> Tensor:
         """Return a tensor on the device; a copy to a GPU is asynchronous."""
@@ -149,8 +171,11 @@ class Stack:
         rows = None if len(members) == len(tasks) else self._sent(torch.tensor(members))
         theta_SD = self.theta_SD if rows is None else self.theta_SD[rows]
         tensors = self._tensors(theta_SD)
+        fixed_S = self.fixed_S if rows is None else {name: each[rows] for name, each in self.fixed_S.items()}
         leaves = [tensors[name].requires_grad_() for name in self.trained.shapes]
-        losses_S = self._losses(self.net(tensors, inputs_SN), targets_SN, [tasks[i] for i in members], rows)
+        losses_S = self._losses(
+            self.net({**tensors, **fixed_S}, inputs_SN), targets_SN, [tasks[i] for i in members], rows
+        )
         grads = torch.autograd.grad(losses_S.sum(), leaves, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             shapes = self.trained.shapes.values()
@@ -194,6 +219,9 @@ class Stack:
         local.regulariser.add_gradient(grad_SD, trained_SD, begun_SD, memory_SD, layout)
         if self.mask_SD is not None:
             grad_SD.mul_(self.mask_SD if rows is None else self.mask_SD[rows])
+        may_SD = self.trained_SD if self.trained_SD is None or rows is None else self.trained_SD[rows]
+        if may_SD is not None:
+            grad_SD.mul_(may_SD)
         if local.gradient_clip is not None:
             norms_S1 = torch.linalg.vector_norm(grad_SD, dim=1, keepdim=True)
             # The formula of torch.nn.utils.clip_grad_norm_, per client.
@@ -204,6 +232,8 @@ class Stack:
             first_S1 = self._sent(torch.tensor([[0.0 if self.moved[i] else 1.0] for i in members]))
         trained_SD.sub_(self.sgd.direction(grad_SD, trained_SD, momentum_SD, first_S1), alpha=lr)
         local.regulariser.after_step(trained_SD, lr, layout)
+        if may_SD is not None:
+            trained_SD.copy_(torch.where(may_SD, trained_SD, begun_SD))
         if rows is not None:
             self.theta_SD.index_copy_(0, rows, theta_SD)
             self.momentum_SD.index_copy_(0, rows, momentum_SD)

@@ -1,0 +1,73 @@
+"""The singular values of the products of low-rank factors over rounds, which show whether large ranks collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from hetfl.analysis.figures import new_figure, plain
+from hetfl.analysis.snapshot_reader import RunSnapshots
+from hetfl.errors import ConfigurationError
+from hetfl.factors import matrices, pairs_of
+
+
+def singular_values(tensors: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Return the singular values of every layer's product BA, the largest first, a row per layer and a column per rank.
+
+    Args:
+        tensors: the tensors of a global model by name.
+
+    Raises:
+        ConfigurationError: there are no factors.
+    """
+    pairs = pairs_of(tensors)
+    if not pairs:
+        raise ConfigurationError("Expected low-rank factors (hetfl.lora.LoRA) among the tensors but got none")
+    rows = {}
+    for layer, names in pairs.items():
+        a_RI, b_OR = matrices(*(tensors[name].detach().double() for name in names))
+        upper_RR, lower_RR = (torch.linalg.qr(each, mode="r").R for each in (b_OR, a_RI.T))
+        rows[layer] = torch.linalg.svdvals(upper_RR @ lower_RR.T).tolist()
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.rename(columns=lambda rank: rank + 1).rename_axis("layer").rename_axis("rank", axis=1)
+
+
+def spectra(snapshots: RunSnapshots) -> pd.DataFrame:
+    """Return the root mean square over layers of each singular value, a row per snapshot and a column per rank."""
+    rows = {each.round: singular_values(each.weights).pow(2).mean().pow(0.5) for each in snapshots}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("round")
+
+
+def plot_spectra(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw the singular values of several runs over rounds, a line per rank.
+
+    Args:
+        tables: by name of a run, the result of :func:`spectra`.
+    """
+    figure, axes = new_figure(
+        "Singular values of the products",
+        "Look for lines that fall away from the others: these ranks collapse, because few clients hold them.",
+        width=2.2 + 2.4 * len(tables),
+        height=2.8,
+        columns=len(tables),
+    )
+    lowest = min(float(table[table > 0].min().min()) for table in tables.values())
+    for number, (ax, (name, table)) in enumerate(zip(axes[0], tables.items(), strict=True)):
+        for position, rank in enumerate(table.columns):
+            shade = 0.15 + 0.65 * position / max(len(table.columns) - 1, 1)
+            ax.plot(table.index, table[rank].clip(lower=lowest), color=str(shade), label=str(rank))
+        ax.set_yscale("log")
+        ax.set_ylim(0.7 * lowest, 1.5 * max(float(each.max().max()) for each in tables.values()))
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        ax.set_xlabel(f"round\n{name}")
+        plain(ax, "y")
+        if number == len(tables) - 1:
+            ax.legend(
+                title="singular value", frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5)
+            )
+    return figure

@@ -1,0 +1,64 @@
+"""Nets with adapters: merged into a plain net for export, or written as an adapter of ``peft``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hetfl.errors import ConfigurationError
+from hetfl.export.card import Constructor
+from hetfl.export.constructor import construct
+from hetfl.export.tensors import copied, fill
+from hetfl.federation import FederatedModule
+from hetfl.lora import LoRA, merge
+from hetfl.lora.peft_files import save_adapter
+
+ROUNDING = 1e-4
+"""Largest difference between the outputs of a merged net and of the net with adapters, relative to the largest."""
+
+
+def plain(net: nn.Module) -> nn.Module:
+    """Return a net without adapters: the base of a net with adapters, which are merged into it."""
+    return merge(net.net) if isinstance(net, LoRA) else net
+
+
+def filled(module: FederatedModule, level: str, submodel: nn.Module) -> nn.Module:
+    """Return a new net of a level on the CPU, in evaluation mode, with the values of a sub-model."""
+    net = module.levels.build(level).to(next(submodel.parameters()).dtype)
+    fill(net, copied(submodel))
+    return net.eval()
+
+
+def merged(module: FederatedModule, level: str, submodel: nn.Module) -> tuple[nn.Module, Constructor]:
+    """Return a new net on the CPU with the values of a sub-model and no adapters, and its constructor call."""
+    net, constructor = construct(lambda: plain(module.levels.build(level)))
+    net.to(next(submodel.parameters()).dtype)
+    fill(net, copied(plain(filled(module, level, submodel))))
+    return net.eval().requires_grad_(False), constructor
+
+
+def export_adapter(module: FederatedModule, level: str, folder: str | Path, cluster: int = 0) -> int:
+    """Write the adapters of a level as an adapter of ``peft``; see :func:`hetfl.lora.peft_files.save_adapter`.
+
+    Args:
+        module: the federated module, after ``trainer.fit``, ``validate`` or ``test``.
+        level: name of the level, whose rank the adapter has.
+        folder: the folder, which must not be a file.
+        cluster: number of the global model.
+
+    Returns:
+        The number of trained entries in the adapter.
+
+    Raises:
+        ConfigurationError: the level is unknown, its net has no adapters, or peft has no such layer.
+    """
+    if level not in module.levels:
+        raise ConfigurationError(f"Expected a level in {list(module.levels)} but got {level!r}")
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        net = filled(module, level, module.submodel(level, cluster))
+        if not isinstance(net, LoRA):
+            raise ConfigurationError(f"Expected a net of hetfl.lora.LoRA for peft but got {type(net).__name__}")
+        save_adapter(net, folder)
+    return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
