@@ -30,7 +30,7 @@ LAYERS = (
     {"hooks"},
     {"attacks", "local"},
     {"levels", "accounting", "downlink", "trainer", "pruning.channels"},
-    {"parts"},
+    {"parts", "schedule"},
     {"federation"},
     {"methods"},
     {"analysis", "display", "export", "flower", "report", "run_folder", "testing", "unlearning"},

@@ -8,11 +8,10 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hetfl.accounting import Downloads, Forecast, Ledger
+from hetfl.accounting import Downloads, Forecast
 from hetfl.aggregators import Aggregator
 from hetfl.aggregators.per_model import Aggregators
 from hetfl.arguments import checked
@@ -45,6 +44,7 @@ from hetfl.local.training import check_optimizers
 from hetfl.objectives import Objective
 from hetfl.parts import PartRule, Prefix
 from hetfl.piece import described, settings_of
+from hetfl.schedule import Schedule, Synchronous
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
 from hetfl.trainer import requirements, writing
@@ -84,6 +84,7 @@ class FederatedModule(Method):
         hooks: each may change a client's vector, an update on the server, or the server's step; None: no hooks.
         check_nesting: refuse nets whose sub-models are not their leading channels.
         measures: measures of what clients' updates are worth, which are written into ``values.csv``; None: none.
+        schedule: when clients take the model and when the server steps; default: rounds of one cohort.
         seed: of every random choice; on the command line it follows ``seed_everything``.
     """
 
@@ -112,6 +113,7 @@ class FederatedModule(Method):
         hooks: list[Hook] | None = None,
         check_nesting: bool = True,
         measures: list[Value] | None = None,
+        schedule: Schedule | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -124,7 +126,8 @@ class FederatedModule(Method):
         self.hooks, self.measures = Hooks(self.penalty, hooks or ()), Measures(measures or ())
         self.aggregator, self.executor = Aggregators(aggregator or self.default_aggregator()), executor or Sequential()
         self._objective, self.objective = objective, objective or self.objective
-        self.personal, self.ledger = Personal.given(personal), Ledger(self.fleet, deadline)
+        self.personal, self.schedule = Personal.given(personal), schedule or Synchronous()
+        self.ledger = self.schedule.ledger(self.fleet, deadline)
         self.downlink = Broadcast(downlink, self.models, self.personal, seed)
         self.statistics = StaticStatisticsStore(self.models, statistics_clients)
         self.server_optimizer, self.check_nesting, self.seed = server_optimizer, check_nesting, seed
@@ -134,9 +137,9 @@ class FederatedModule(Method):
         """Build the components of a round from the constructor's arguments."""
         self.automatic_optimization = False
         self.parts.meet(self.levels, self.seed)
-        values = (self.downlink.personal, self.downlink.size, self.levels.whole)
-        self.downloads = Downloads(self.levels.indices, *values)
+        self.downloads = Downloads(self.levels.indices, self.downlink.personal, self.downlink.size, self.levels.whole)
         self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downlink)
+        self.schedule.meet(self.task_parts)
         side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal, self.hooks)
         self.clients: Clients = OwnClients(self.executor, side)
         self.server = Server(self.task_parts, self.uplink, self.aggregator, self.hooks, self.ledger, self.downloads)
@@ -146,10 +149,6 @@ class FederatedModule(Method):
         self.prediction = Prediction(self.hosting.submodel, list(self.levels), self.models)
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)
         self.models.register_load_state_dict_post_hook(self._loaded)  # type: ignore[no-untyped-call]
-
-    def submodel(self, level: str, model: int = 0) -> nn.Module:
-        """Return a level's net with the present values of a global model; see :meth:`Hosting.submodel`."""
-        return self.hosting.submodel(level, model)
 
     def setup(self, stage: str) -> None:
         """Set up for the trainer's data: check everything that can be checked before the first round."""
@@ -162,6 +161,7 @@ class FederatedModule(Method):
         filing = [piece for piece in self.pieces.values() if piece not in (self.uplink, self.clients)]
         self.clients = shared_clients(self.clients, self.trainer, filing)
         self.selection.check_weighting(self.aggregator.first.by_size)
+        self.schedule.check(self.pieces)
         self.models.check_shared()
         rounds = requirements.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
         check_optimizers(self.server_optimizer, parameters_of(self.net).values(), self.local)
@@ -187,7 +187,8 @@ class FederatedModule(Method):
         self.assignment.foresee(self.forecast.outlook(self.ledger.deadline))
         costs, pieces = (self.ledger, self.downloads, self.forecast), list(self.pieces.values())
         probing = Probing(self.task_parts, self.assignment, self.clustering, self.clients, *costs)
-        self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, self.hosting)
+        policies = (self.schedule, self.selection, self.local)
+        self.round = Round(pieces, *policies, probing, self.clients, self.server, self.hosting)
         gathering = Gathering(probing, self.hosting, self.fleet, self.seed)
         scoring = (self.objective, self.predict_heads, self.restrict)
         self.evaluation = Evaluation(self.data, gathering, *scoring, self.personal)
@@ -200,8 +201,7 @@ class FederatedModule(Method):
 
     def on_train_start(self) -> None:
         """Prepare training and the run folder, which drops the rows of rounds that will run again."""
-        if self.models.version != self.current_epoch:
-            rank_zero_info(requirements.SECOND_FIT.format(self.models.version))
+        requirements.note_second_fit(self.models.version, self.current_epoch)
         self.hosting.open(self.data)
         for piece in self.pieces.values():
             piece.begin()
@@ -216,6 +216,7 @@ class FederatedModule(Method):
         round = self.models.version  # equals Lightning's epoch, except in a second fit, which goes on counting
         columns = self.round.run(round, carrier.param_groups[0]["lr"], server, follower(self))
         writing.save_values(self, self.data, round, self.round.values)
+        writing.save_timeline(self, self.schedule.rows())
         writing.save_clusters(self, self.clustering, len(self.models))
         if self.lr_schedulers() is not None:
             carrier.optimizer.step()  # moves nothing; the schedule expects an optimizer step before its own
@@ -283,8 +284,7 @@ class FederatedModule(Method):
             self._assemble()
         if training:
             self.run_state.rescale(checkpoint, *self.configure_optimizers())
-            for folder in writing.run_folders(self.loggers):
-                folder.check_rounds(self.models.version)
+            writing.check_rounds(self.loggers, self.models.version)
 
     def _loaded(self, models: nn.Module, keys: Any) -> None:
         if requirements.known_data(self) is None:  # with data, the trainer first moves the module to its device
