@@ -138,36 +138,40 @@ class Fleet(Piece):
             round: the round.
             now: simulated seconds since the beginning of the run.
         """
-        if self.always:
-            return self._everyone
+        return self._everyone if self.always else np.flatnonzero(self._available(now) & self._present(round))
+
+    def _available(self, now: float) -> BoolArray:
+        """Return which devices are within reach at a time, bool (N,)."""
         turn_N = now / self.period + self._phase_N
-        available_N = turn_N - np.floor(turn_N) < self.devices.availability
-        return np.flatnonzero(available_N & self._present(round))
+        available: BoolArray = turn_N - np.floor(turn_N) < self.devices.availability
+        return available
 
     def _present(self, round: int) -> BoolArray:
         """Return which clients have joined and not left in a round, bool (N,)."""
         present: BoolArray = (self.devices.first_round <= round) & (round <= self.devices.last_round)
         return present
 
-    def next_reachable(self, round: int, now: float) -> float:
+    def next_reachable(self, round: int, now: float, among: BoolArray | None = None) -> float:
         """Return the next time at which a client is reachable, in simulated seconds: ``now`` if one is already.
 
         Args:
             round: the round.
             now: simulated seconds since the beginning of the run.
+            among: the clients that count, bool (N,); None: all.
 
         Returns:
-            The time; infinity if no client takes part in this round.
+            The time; infinity if no such client takes part in this round.
         """
-        if len(self.reachable(round, now)):
+        wanted_N = self._present(round) if among is None else self._present(round) & among
+        if bool((self._available(now) & wanted_N).any()):
             return now
-        present = np.flatnonzero(self._present(round))
+        present = np.flatnonzero(wanted_N)
         if not len(present):
             return math.inf
         turn = now / self.period + self._phase_N[present]
         then = now + self.period * float((np.floor(turn) + 1 - turn).min())
         late = 1e-12 * self.period
-        while not len(self.reachable(round, then)):  # by rounding, the time may be slightly too early
+        while not (self._available(then) & wanted_N).any():  # by rounding, the time may be slightly too early
             then, late = then + late, 2 * late
         return then
 

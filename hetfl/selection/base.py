@@ -86,6 +86,9 @@ class Selection(Piece):
     by_size: ClassVar[bool] = False
     """Whether clients are drawn in proportion to their size; updates must then not be weighted by size again."""
 
+    asks_losses: bool = False
+    """Whether clients are asked for their losses before they train."""
+
     def __init__(self, clients_per_round: int = 10) -> None:
         if clients_per_round < 1:
             raise ConfigurationError(f"Expected clients_per_round of at least 1 but got {clients_per_round}")
