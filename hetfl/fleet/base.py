@@ -16,6 +16,8 @@ from hetfl.seeding import generator
 
 DAY = 86400.0
 """Seconds."""
+ROUNDS = 32
+"""Number of rounds whose variations are kept: clients of several rounds may be under way."""
 
 
 class Fleet(Piece):
@@ -74,7 +76,7 @@ class Fleet(Piece):
         self.devices, self.seed = self.draw(num_clients, seed), seed
         self._phase_N = uniform(num_clients, seed, "fleet", "phase")
         self._everyone = np.arange(num_clients)
-        self._factor: dict[str, tuple[int, FloatArray]] = {}  # by rate, the last round asked for, and its factors
+        self._factors: dict[tuple[str, int], FloatArray] = {}  # by rate and round, the oldest first
         present = self.devices.first_round.max() == 0 and self.devices.last_round.min() == FOREVER
         self._always = bool(present and self.devices.availability.min() == 1.0)
         if facts.rounds is not None:
@@ -115,11 +117,13 @@ class Fleet(Piece):
         """Return the factors of clients' rate (``link`` or ``speed``) in a round."""
         if round is None or not deviation:
             return 1.0
-        if self._factor.get(rate, (-1,))[0] != round:
+        if (rate, round) not in self._factors:
             random = generator(self.seed, "fleet", rate, round)
             drawn = torch.randn(len(self.devices), dtype=torch.float64, generator=random).numpy()
-            self._factor[rate] = (round, np.exp(deviation * drawn))
-        factors: FloatArray = self._factor[rate][1][clients]
+            self._factors[rate, round] = np.exp(deviation * drawn)
+            if len(self._factors) > ROUNDS:
+                del self._factors[next(iter(self._factors))]
+        factors: FloatArray = self._factors[rate, round][clients]
         return factors
 
     def done(self, client: int, round: int, work: Work, seconds: float) -> Work:
