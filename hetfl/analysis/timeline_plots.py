@@ -42,7 +42,7 @@ def load_timeline(folder: str | Path) -> pd.DataFrame:
         return bool(np.isfinite(numbers).all() and (numbers >= 0).all() and known.all() and ordered.all())
 
     options = {"dtype": {"level": str}, "keep_default_na": False}
-    options["na_values"] = {"staleness": [""], "largest_staleness": [""]}  # type: ignore[assignment]
+    options["na_values"] = {"staleness": [""], "largest_staleness": [""]}
     path, content = Path(folder) / TIMELINE_TABLE, "numbers from 0, and starts before ends"
     return read_own_table(path, TIMELINE_COLUMNS, fits, "whose clients do not wait for each other", content, **options)
 
@@ -100,8 +100,9 @@ def _draw_staleness(ax: Axes, table: pd.DataFrame, colours: dict[str, Colour]) -
     counts = table.groupby("level").size()
     for row, (level, colour) in enumerate(colours.items()):
         ax.barh(row, float(means.get(level, 0.0)), color=colour, height=0.8)
-    names = [f"{level}, {int(counts.get(level, 0))} updates" for level in colours]
+    names = [f"{level}, {int(counts.get(level, 0))}" for level in colours]
     ax.set_yticks(range(len(colours)), names)
+    ax.set_ylabel("Level, number of updates")
     ax.set_ylim(len(colours) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0, labelsize=FONT_POINTS - 2, color=GREY)
     ax.set_xlabel("Mean staleness of an update's entries (server steps)")
