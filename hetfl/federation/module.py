@@ -127,15 +127,15 @@ class FederatedModule(Method):
         self.aggregator, self.executor = Aggregators(aggregator or self.default_aggregator()), executor or Sequential()
         self._objective, self.objective = objective, objective or self.objective
         self.personal, self.schedule = Personal.given(personal), schedule or Synchronous()
-        self.ledger = self.schedule.ledger(self.fleet, deadline)
-        self.downlink = Broadcast(downlink, self.models, self.personal, seed)
-        self.statistics = StaticStatisticsStore(self.models, statistics_clients)
         self.server_optimizer, self.check_nesting, self.seed = server_optimizer, check_nesting, seed
-        self._compose()
+        self._compose(deadline, downlink, statistics_clients)
 
-    def _compose(self) -> None:
+    def _compose(self, deadline: float | None, downlink: Downlink | None, statistics_clients: int | None) -> None:
         """Build the components of a round from the constructor's arguments."""
         self.automatic_optimization = False
+        self.ledger = self.schedule.ledger(self.fleet, deadline)
+        self.downlink = Broadcast(downlink, self.models, self.personal, self.seed)
+        self.statistics = StaticStatisticsStore(self.models, statistics_clients)
         self.parts.meet(self.levels, self.seed)
         self.downloads = Downloads(self.levels.indices, self.downlink.personal, self.downlink.size, self.levels.whole)
         self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downlink)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -149,8 +150,8 @@ class Timed(Schedule):
         seconds = ledger.seconds(flight.task.client, flight.task.round, flight.work)
         if ledger.deadline is not None:
             seconds = min(seconds, ledger.deadline)
-        times = {"number": self._number, "start": ledger.now, "end": ledger.now + seconds}
-        self._flights[flight.task.client] = Flight(**{**vars(flight), **times})
+        started = replace(flight, number=self._number, start=ledger.now, end=ledger.now + seconds)
+        self._flights[flight.task.client] = started
         self._number += 1
 
     def _free(self) -> BoolArray:
@@ -185,10 +186,10 @@ class Timed(Schedule):
         stale_D = staleness(self._counts, self._taken[taken], sent, tensors)
         most = int(stale_D.max()) if stale_D.numel() else 0
         mean = float(stale_D.double().mean()) if stale_D.numel() else 0.0
-        factors_D = self.staleness.factor(stale_D.to(self.parts.models.tensors[0][next(iter(sent))].dtype))
+        factors_D = self.staleness.factor(stale_D.to(tensors[next(iter(sent))].dtype))
         return Age(round - taken, mean, most, self.change(taken, sent, factors_D, most))
 
-    def change(self, taken: int, sent: Part, factors_D: Tensor, most: int) -> Any:
+    def change(self, taken: int, sent: Part, factors_D: Tensor, most: int) -> Callable[[Update], Update] | None:
         """Return the function that makes of a decoded update what is aggregated; None: nothing changes.
 
         Args:
@@ -197,7 +198,7 @@ class Timed(Schedule):
             factors_D: s(τ) of these entries, shape (D,).
             most: the largest τ.
         """
-        return None if most == 0 else partial(_with_factors, factors_D)
+        return None if most == 0 else partial(weighted, factors_D=factors_D)
 
     def begin_taking(self, round: int) -> None:
         """Note the models that clients take in a round; by default nothing is noted."""
@@ -234,10 +235,6 @@ class Timed(Schedule):
         self._flights = {flight.task.client: flight for flight in flights}
         self._counts = dict(state["counts"])
         self._taken = {round: dict(counts) for round, counts in state["taken"].items()}
-
-
-def _with_factors(factors_D: Tensor, update: Update) -> Update:
-    return weighted(update, factors_D)
 
 
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
