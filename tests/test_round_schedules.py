@@ -148,13 +148,12 @@ def test_a_sparse_update_and_its_exact_block_are_weighted_entry_by_entry() -> No
 
 
 def test_only_steps_that_changed_an_entry_count() -> None:
-    like = {"w": torch.zeros(3, 2, 4)}
-    first = counted({}, {"w": torch.tensor([2.0, 1.0, 0.0]).view(3, 1, 1).expand(3, 2, 4)})
-    second = counted(first, {"w": torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1).expand(3, 2, 4)})
-    assert second["w"].numel() == 3, "counts are as small as the holders allow"
-    part = Part({"w": (slice(0, 2), slice(0, 1), slice(0, 1))})
-    assert staleness(second, {}, part, like).tolist() == [2, 1]
-    assert staleness(second, first, part, like).tolist() == [1, 0]
+    whole = Part({"w": (slice(0, 3), slice(0, 2), slice(0, 4)), "b": (slice(0, 1),)})
+    first = counted(None, {"w": torch.tensor([2.0, 1.0, 0.0]).view(3, 1, 1).expand(3, 2, 4)}, whole)
+    second = counted(first, {"w": torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1).expand(3, 2, 4)}, whole)
+    part = Part({"w": (slice(0, 2), slice(0, 1), slice(0, 1)), "b": (slice(0, 1),)})
+    assert staleness(second, None, part, whole).tolist() == [2, 1, 0]
+    assert staleness(second, first, part, whole).tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(("mixing", "expected"), [(0.6, 0.72), (None, 0.75)])
@@ -220,23 +219,22 @@ class Tiny(torch.nn.Module):
 
 def test_equal_times_and_a_buffer_of_the_cohort_are_the_bits_of_synchronous_rounds(fit: Fit) -> None:
     runs = []
-    for name, schedule in (("sync", Synchronous()), ("buffered", Buffered(size=4, concurrency=4)), ("none", None)):
+    for name, schedule in (("sync", Synchronous()), ("buffered", Buffered(size=4, concurrency=4))):
         module = small_module(schedule=schedule, fleet=Timed([2.0] * 12), uplink=ErrorFeedback(TopK(0.3)))
-        trainer = fit(module, rounds=4, name=name)
+        trainer = fit(module, rounds=3, name=name)
         columns = [column for column in rows(trainer) if not str(column).startswith(("sim/", "schedule/"))]
         runs.append((rows(trainer)[columns], {n: t.clone() for n, t in module.models.tensors[0].items()}))
-    (expected, weights), *others = runs
+    (expected, weights), (found, tensors) = runs
     assert (expected["val/accuracy"] > 0).all()
-    for found, tensors in others:
-        pd.testing.assert_frame_equal(found[expected.columns], expected, check_exact=True)
-        assert all(torch.equal(tensors[name], value) for name, value in weights.items())
+    pd.testing.assert_frame_equal(found[expected.columns], expected, check_exact=True)
+    assert all(torch.equal(tensors[name], value) for name, value in weights.items())
 
 
 def test_events_are_those_of_a_queue(fit: Fit) -> None:
     """Arrivals of one time are in one step, and free places are filled at every arrival."""
     seconds = [1.0, 1.0, 2.5, 4.0, 1.5, 3.0, 0.5, 2.0, 1.0, 2.5, 1.0, 0.5]
     module = small_module(schedule=Buffered(size=3, concurrency=5), fleet=Timed(seconds))
-    timeline = table(fit(module, rounds=8, limit_val_batches=0))
+    timeline = table(fit(module, rounds=6, limit_val_batches=0))
     free, now, taken = 5, 0.0, defaultdict[int, set[int]](set)
     for _, row in timeline.iterrows():
         assert row["end"] == pytest.approx(row["start"] + seconds[row["client"]])
@@ -273,7 +271,7 @@ def test_semi_synchronous_steps_have_fixed_times(fit: Fit) -> None:
 SCHEDULES: Mapping[str, Callable[[], Schedule]] = {
     "buffered": lambda: Buffered(size=2, staleness=Hinge(1.0, 0.0)),
     "asynchronous": Asynchronous,
-    "semi-synchronous": lambda: SemiSynchronous(0.5),
+    "semi-synchronous": lambda: SemiSynchronous(3.0),
 }
 
 
@@ -291,18 +289,19 @@ def test_a_run_resumed_with_clients_under_way_has_the_same_bits(fit: Fit, tmp_pa
         )
 
     whole, first = module(), module()
-    expected = fit(whole, rounds=8, name="whole")
+    expected = fit(whole, rounds=6, name="whole", check_val_every_n_epoch=3)
     saved = str(tmp_path / "middle.ckpt")
-    fit(first, rounds=4, name="first").save_checkpoint(saved)
+    fit(first, rounds=3, name="first", check_val_every_n_epoch=3).save_checkpoint(saved)
     state = torch.load(saved, weights_only=True)  # noqa: TID251
     state = state["hetfl"]["pieces"]["schedule"]
     assert any("payload" in flight for flight in state["flights"])
     second = module()
-    found = fit(second, rounds=8, name="second", ckpt=saved)
-    late = rows(expected).iloc[4:].reset_index(drop=True)
-    pd.testing.assert_frame_equal(rows(found), late, check_exact=True, check_like=True)
+    found = fit(second, rounds=6, name="second", ckpt=saved, check_val_every_n_epoch=3)
+    late, found_rows = (each.dropna(axis=1, how="all") for each in (rows(expected).iloc[3:], rows(found)))
+    pd.testing.assert_frame_equal(found_rows, late.reset_index(drop=True), check_exact=True, check_like=True)
     timeline = table(expected)
-    pd.testing.assert_frame_equal(table(found), timeline[timeline["round"] >= 4].reset_index(drop=True))
+    late = timeline[timeline["round"] >= 3].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table(found), late, check_exact=True, check_dtype=False)
     assert all(torch.equal(t, second.models.tensors[0][n]) for n, t in whole.models.tensors[0].items())
 
 

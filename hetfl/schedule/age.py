@@ -8,13 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hetfl.entries import gather_flat
+from hetfl.entries import Entries
 from hetfl.part import Part
 from hetfl.types import Report
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
-
-Counts = Mapping[str, Tensor]
-"""By name of a tensor, the number of server steps that changed each entry; the shape expands to the tensor's."""
 
 
 @dataclass(frozen=True)
@@ -46,45 +43,36 @@ FRESH = Age()
 """The age of an update of the present model."""
 
 
-def counted(before: Counts, holders: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the counts after a server step.
+def counted(before_D: Tensor | None, holders: Mapping[str, Tensor], whole: Part) -> Tensor:
+    """Return per entry of the global model the number of server steps that changed it, int32, shape (D,).
 
     Args:
-        before: the counts before the step; entries of other tensors are 0.
-        holders: by name, the number or weight of the holders of each entry; an entry without holders did not change.
+        before_D: the numbers before a step; None: there was no step yet.
+        holders: by name, the number or weight of the holders of each entry in the step; an entry without holders did
+            not change.
+        whole: all of the global model.
     """
-    changed = {name: _narrow(held) > 0 for name, held in holders.items()}
-    return {**before, **{name: each.int() + _like(before, name, each) for name, each in changed.items()}}
+    like = next(iter(holders.values()), torch.empty(0))
+    changed = [
+        (holders[name] > 0).reshape(-1) if name in holders else torch.zeros(size, dtype=torch.bool, device=like.device)
+        for name, size in zip(whole, whole.layout.sizes, strict=True)
+    ]
+    now_D = torch.cat(changed).int()
+    return now_D if before_D is None else now_D.add_(before_D.to(now_D.device))
 
 
-def _like(counts: Counts, name: str, like: Tensor) -> Tensor | int:
-    """Return a tensor's counts on the device of ``like``; 0 if it never changed."""
-    return counts[name].to(like.device) if name in counts else 0
-
-
-def _narrow(held: Tensor) -> Tensor:
-    """Return a tensor with size 1 in the dimensions along which it was expanded."""
-    for dim, (size, stride) in enumerate(zip(held.shape, held.stride(), strict=True)):
-        if size > 1 and stride == 0:
-            held = held.narrow(dim, 0, 1)
-    return held
-
-
-def staleness(now: Counts, taken: Counts, part: Part, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return τ of a part's held entries, int32, shape (D,).
+def staleness(now_D: Tensor, taken_D: Tensor | None, part: Part, whole: Part) -> Tensor:
+    """Return τ of a part's held entries, int32.
 
     Args:
-        now: the present counts.
-        taken: the counts when the client took the model.
+        now_D: the present numbers of steps, shape (D,).
+        taken_D: the numbers when the client took the model, shape (D,); None: there was no step yet.
         part: the entries.
-        tensors: the global model's tensors, for their shapes.
+        whole: all of the global model.
     """
-    ages = {}
-    for name in part:
-        like = tensors[name]
-        since = now[name] - _like(taken, name, now[name]) if name in now else torch.zeros((), dtype=torch.int32)
-        ages[name] = since.to(like.device).expand(like.shape)
-    return gather_flat(ages, part)
+    # The cached value also holds the whole part, so that no other part can get its id().
+    _, entries = part.derived(("staleness", id(whole)), lambda: (whole, Entries(part, whole)))
+    return entries.take(now_D if taken_D is None else now_D - taken_D.to(now_D.device))
 
 
 def weighted(update: Update, factors_D: Tensor) -> Update:

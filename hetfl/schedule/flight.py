@@ -121,7 +121,7 @@ def saved(flight: Flight, parts: Parts) -> dict[str, Any]:
     """Return a flight in plain types and tensors: the update encoded, the part as a client would be told of it."""
     task, levels = flight.task, parts.models.levels
     part = wire.encode_part(task.part, levels.indices[task.level], levels.whole)
-    names = ("client", "level", "round", "version", "lr", "epochs", "model", "owner")
+    names = ("client", "level", "round", "lr", "epochs", "model", "owner")
     state: dict[str, Any] = {
         "task": {name: getattr(task, name) for name in names},
         "part": _tensor(part),
@@ -139,7 +139,7 @@ def saved(flight: Flight, parts: Parts) -> dict[str, Any]:
 
 def restored(state: Mapping[str, Any], parts: Parts) -> Flight:
     """Return the flight of a state that :func:`saved` returned."""
-    levels, task = parts.models.levels, Task(**state["task"])
+    levels, task = parts.models.levels, Task(**state["task"], version=0)
     part = wire.decode_part(_bytes(state["part"]), levels.indices[task.level], levels.whole)
     task = parts.given(task, part)
     reply = None

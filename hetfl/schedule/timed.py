@@ -18,7 +18,7 @@ from hetfl.fleet import Fleet
 from hetfl.fleet.numbers import BoolArray
 from hetfl.part import Part
 from hetfl.piece import Facts, Piece
-from hetfl.schedule.age import Age, Counts, counted, staleness, weighted
+from hetfl.schedule.age import Age, counted, staleness, weighted
 from hetfl.schedule.base import Row, Schedule, Turn
 from hetfl.schedule.columns import Arrivals
 from hetfl.schedule.flight import Flight, restored, saved
@@ -67,8 +67,10 @@ class Timed(Schedule):
     def _forget(self) -> None:
         self._flights: dict[int, Flight] = {}  # by client, in the order of their numbers
         self._number = self._draw = 0
-        self._counts: Counts = {}
-        self._taken: dict[int, Counts] = {}  # by round, the counts at its beginning, while clients of it are under way
+        self._steps_D: Tensor | None = None  # per entry of the global model, the number of steps that changed it
+        self._taken: dict[
+            int, Tensor | None
+        ] = {}  # by round, these at its beginning, while clients of it are under way
         self._asked: set[int] = set()  # clients that took the model in this round, or whose update has arrived
         self._arrivals = Arrivals()
 
@@ -116,7 +118,7 @@ class Timed(Schedule):
         ledger, turn.expected = turn.ledger, self.expected()
         assert isinstance(ledger, TimedLedger)
         self._asked, self._arrivals = set(), Arrivals()
-        self._taken[turn.round] = self._counts
+        self._taken[turn.round] = self._steps_D
         self.begin_taking(turn.round)
         while True:
             self._fill(turn, ledger)
@@ -183,10 +185,13 @@ class Timed(Schedule):
         taken, sent, tensors = flight.task.round, flight.task.sent, self.parts.models.tensors[0]
         if flight.reply is None:
             return Age(steps=round - taken)
-        stale_D = staleness(self._counts, self._taken[taken], sent, tensors)
+        if self._steps_D is None:  # no step has changed the model yet
+            stale_D = torch.zeros(sent.size, dtype=torch.int32)
+        else:
+            stale_D = staleness(self._steps_D, self._taken[taken], sent, self.parts.models.levels.whole)
         most = int(stale_D.max()) if stale_D.numel() else 0
         mean = float(stale_D.double().mean()) if stale_D.numel() else 0.0
-        factors_D = self.staleness.factor(stale_D.to(tensors[next(iter(sent))].dtype))
+        factors_D = self.staleness.factor(stale_D.to(tensors[next(iter(sent))]))
         return Age(round - taken, mean, most, self.change(taken, sent, factors_D, most))
 
     def change(self, taken: int, sent: Part, factors_D: Tensor, most: int) -> Callable[[Update], Update] | None:
@@ -204,12 +209,13 @@ class Timed(Schedule):
         """Note the models that clients take in a round; by default nothing is noted."""
 
     def _prune(self) -> None:
-        """Forget the counts of rounds of which no client is under way."""
+        """Forget the numbers of steps of rounds of which no client is under way."""
         rounds = {flight.task.round for flight in self._flights.values()}
-        self._taken = {round: counts for round, counts in self._taken.items() if round in rounds}
+        self._taken = {round: steps for round, steps in self._taken.items() if round in rounds}
 
     def stepped(self, holders: Mapping[str, Tensor]) -> None:  # noqa: D102
-        self._counts = counted(self._counts, holders)
+        if holders:
+            self._steps_D = counted(self._steps_D, holders, self.parts.models.levels.whole)
 
     def columns(self) -> dict[str, float]:
         """Return the numbers of updates and of clients under way, and the staleness of the accepted updates."""
@@ -220,22 +226,17 @@ class Timed(Schedule):
         return self._arrivals.rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the clients that are under way, with their updates and what they keep; and the counts of steps."""
+        """Return the clients that are under way, with their updates and what they keep; and the numbers of steps."""
         return {
             "number": self._number,
             "draw": self._draw,
             "flights": [saved(flight, self.parts) for flight in self._flights.values()],
-            "counts": _owned(self._counts),
-            "taken": {round: _owned(counts) for round, counts in self._taken.items()},
+            "steps": None if self._steps_D is None else self._steps_D.cpu(),
+            "taken": {round: None if steps is None else steps.cpu() for round, steps in self._taken.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         self._number, self._draw = state["number"], state["draw"]
         flights = [restored(each, self.parts) for each in state["flights"]]
         self._flights = {flight.task.client: flight for flight in flights}
-        self._counts = dict(state["counts"])
-        self._taken = {round: dict(counts) for round, counts in state["taken"].items()}
-
-
-def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", torch.int32) for name, tensor in tensors.items()}
+        self._steps_D, self._taken = state["steps"], dict(state["taken"])
