@@ -82,22 +82,22 @@ class Metered(Buffered):
         self.bookkeeping.append(time.process_time() - begin - metered.seconds)
 
 
-def churning() -> Fleet:
-    """Return a fleet of clients that join during 200 rounds, stay for 20 to 400, are away, and fail."""
+def churning(joining: int) -> Fleet:
+    """Return a fleet of clients that join during some rounds, stay for 20 to 400, are away, and fail."""
     return RandomFleet(
         throughput=LogNormal(1e7, 3),
         downlink=LogUniform(1e5, 1e6),
         uplink=LogUniform(1e4, 1e5),
         availability=Between(0.2, 0.9),
         failure_rate=0.05,
-        first_round=Between(0, 200),
+        first_round=Between(0, joining),
         stays=Between(20, 400),
         period=600.0,
         variation=0.3,
     )
 
 
-def run(clients: int, size: int, concurrency: int, rounds: int) -> tuple[list[float], Clock, int]:
+def run(clients: int, size: int, concurrency: int, rounds: int, joining: int = 200) -> tuple[list[float], Clock, int]:
     """Return the processor seconds of bookkeeping, the clock of a run, and the number of lost clients."""
     schedule = Metered(size, concurrency)
     module = HeteroFL(
@@ -106,7 +106,7 @@ def run(clients: int, size: int, concurrency: int, rounds: int) -> tuple[list[fl
         selection=Uniform(min(concurrency, clients)),
         local=LocalTraining(epochs=1, batch_size=SAMPLES),
         uplink=ErrorFeedback(TopK(0.05), DiskStore()),
-        fleet=churning(),
+        fleet=churning(joining),
         schedule=schedule,
         check_nesting=False,
     )

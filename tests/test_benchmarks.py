@@ -186,7 +186,7 @@ def test_rounds_of_a_fleet_are_timed() -> None:
 
 
 def test_buffered_rounds_of_a_fleet_are_timed() -> None:
-    seconds, clock, _ = buffered_rounds(clients=30, size=2, concurrency=4, rounds=3)
+    seconds, clock, _ = buffered_rounds(clients=30, size=2, concurrency=4, rounds=3, joining=1)
     assert len(seconds) == len(clock.ends) == 3
     assert min(seconds) > 0
 
