@@ -23,11 +23,12 @@ from hetfl import HeteroFL
 from hetfl.compression import ErrorFeedback, GammaFedHT
 from hetfl.data import TensorData
 from hetfl.federation.clients import OwnClients
-from hetfl.federation.models import default_server_optimizer
 from hetfl.federation.probing import RoundProbe
+from hetfl.global_models import default_server_optimizer
 from hetfl.local import Executor, LocalTraining, Result, Sequential
 from hetfl.local.jobs import train
 from hetfl.piece import Facts
+from hetfl.schedule import Flight
 from hetfl.types import Task
 
 
@@ -95,7 +96,10 @@ class Federation(HeteroFL):
     def _take(self, result: Result) -> None:
         assert isinstance(self.clients, OwnClients)
         reply = self.clients.side.send(result, self.clients.begun)
-        accepted = self.server.receive(reply, cast(RoundProbe, Unasked()), 1.0)
+        assert reply.report is not None
+        down_bytes = self.server.down_bytes(reply.task, cast(RoundProbe, Unasked()))
+        work = self.levels.work(reply.task, down_bytes, reply.report.passes, len(reply.payload), training=True)
+        accepted = self.server.receive(Flight(reply.task, work, reply))
         if accepted is None:
             raise RuntimeError(f"Expected every update to be accepted but got a refusal of {result.task}")
         for piece in self.pieces.values():
@@ -105,9 +109,6 @@ class Federation(HeteroFL):
 
 class Unasked:
     """The probe of a round without queries to clients."""
-
-    def initial_loss(self, task: Task) -> None:
-        """Return nothing."""
 
     def has_model(self, task: Task) -> bool:
         """Return false."""

@@ -228,6 +228,23 @@ class Piece(ABC):  # noqa: B024
         """Called once a checkpoint with the last :meth:`state_dict` is on the disk."""
 
 
+def declared_extras(pieces: Sequence[Piece]) -> dict[str, Range]:
+    """Return by name the ranges of the extra numbers that pieces read in reports.
+
+    Raises:
+        ConfigurationError: two pieces declare different ranges of one number.
+    """
+    extras: dict[str, Range] = {}
+    for piece in pieces:
+        for name, range in piece.extras().items():
+            if extras.setdefault(name, range) != range:
+                raise ConfigurationError(
+                    f"Expected one range of extra {name} but {type(piece).__name__} declares {range}, "
+                    f"and another piece declares {extras[name]}"
+                )
+    return extras
+
+
 def unused(name: str, taken: Container[str]) -> str:
     """Return a name that is not taken: the name itself, or with ``_2``, ``_3`` and so on.
 

@@ -231,6 +231,7 @@ class Report:
         steps: number of optimizer steps.
         seconds: simulated seconds from the start of its training to the arrival of its update.
         staleness: server steps between the downloaded model and the model that its update is added to.
+        entry_staleness: mean over the sent entries of the number of these steps that changed the entry.
         extras: extra numbers by name; pieces declare them (:meth:`hetfl.piece.Piece.extras`).
         up_bytes: length of its encoded update.
     """
@@ -248,5 +249,6 @@ class Report:
     steps: int = 0
     seconds: float = 0.0
     staleness: int = 0
+    entry_staleness: float = 0.0
     extras: Mapping[str, float] = field(default_factory=dict)
     up_bytes: int = 0

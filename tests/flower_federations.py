@@ -20,9 +20,10 @@ import torch
 
 from hetfl.cli import FederatedCLI
 from hetfl.cli.starting import start
-from hetfl.federation.clients import Clients, Reply
+from hetfl.federation.clients import Clients
 from hetfl.flower.bound import ServerBound
 from hetfl.flower.command.processes import free_port
+from hetfl.schedule import Reply
 
 CONFIG = Path(__file__).parent.parent / "configs" / "experiment" / "flower_digits.yaml"
 NODES = {0: "0-2", 1: "3-5", 2: "6-8"}

@@ -23,6 +23,7 @@ from robust import check as check_medians
 from robust import timed
 from round import Federation, check, local_rounds, whole_rounds
 from scale import run as scale
+from schedules import run as buffered_rounds
 from startup import empty_rounds
 from structured import choices, pruned_rounds
 from text import TextSetting, speeds, text_rounds
@@ -182,6 +183,12 @@ def test_rounds_of_a_fleet_are_timed() -> None:
     first, clock = scale(clients=30, cohort=3, rounds=3)
     assert first > 0
     assert len(clock.ends) == len(clock.allocated) == 3
+
+
+def test_buffered_rounds_of_a_fleet_are_timed() -> None:
+    seconds, clock, _ = buffered_rounds(clients=30, size=2, concurrency=4, rounds=3, joining=1)
+    assert len(seconds) == len(clock.ends) == 3
+    assert min(seconds) > 0
 
 
 @pytest.mark.slow

@@ -25,10 +25,11 @@ from hetfl.aggregators import QFedAvg
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.defence.giants import name_giants
 from hetfl.defence.ranges import LARGEST, number_of_batches, residual_ranges
-from hetfl.federation.clients import OwnClients, Reply
+from hetfl.federation.clients import OwnClients
 from hetfl.flower.nodes import Failure
 from hetfl.flower.post import FlowerPost
 from hetfl.local.training import batches
+from hetfl.schedule import Reply
 from hetfl.updates import DenseUpdate
 from tests.hostile_cases import VICTIM, Play, altered, make, on_nodes, outcome_of
 from tests.test_flower_post import answer

@@ -30,7 +30,7 @@ LAYERS = (
     {"hooks", "lora"},
     {"attacks", "local"},
     {"levels", "accounting", "downlink", "trainer", "pruning.channels"},
-    {"parts"},
+    {"parts", "schedule", "global_models"},
     {"federation"},
     {"methods"},
     {"analysis", "display", "export", "flower", "report", "run_folder", "testing", "unlearning"},

@@ -17,11 +17,10 @@ from torch import Tensor
 from hetfl import FedAvg, FederatedModule
 from hetfl.aggregators import HolderMean
 from hetfl.errors import ConfigurationError
-from hetfl.federation.round import declared_extras
 from hetfl.layout import Index
 from hetfl.local import Sequential
 from hetfl.local.executor import Job, Result
-from hetfl.piece import Facts, Piece
+from hetfl.piece import Facts, Piece, declared_extras
 from hetfl.selection import Uniform
 from hetfl.types import Range, Report, Task
 from hetfl.updates import Update

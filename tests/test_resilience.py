@@ -23,7 +23,7 @@ from hetfl.runs.checkpoint import SafeCheckpointIO
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("HETFL_KILLS", "0"))
 """Number of repetitions; each has six kills at random instants, and one at each place in a checkpoint's write."""
-AT_RANDOM: list[Any] = [(seed, 6) for seed in range(KILLS)] or [(0, 1), (1, 2)]
+AT_RANDOM: list[Any] = [(seed, 6) for seed in range(KILLS)] or [(0, 1), (1, 2), (12, 2)]
 """Pairs of a seed and the number of kills of its run; later kills hit a resumed run."""
 
 COMMAND = (
@@ -54,6 +54,8 @@ CONFIGURATIONS = {
     "--model.deadline=0.05 --model.selection.clients_per_round=6",
     "masks that exchange entries": "-c {configs}/method/feddst.yaml --model.parts.every=2",
     "masks of clients that rewind": "-c {configs}/method/lottery_fl.yaml --model.parts.accuracy=0.1",
+    "buffered rounds": "-c {configs}/fleet/mixed.yaml -c {configs}/schedule/buffered.yaml --model.schedule.size=2",
+    "asynchronous rounds": "-c {configs}/fleet/mixed.yaml -c {configs}/schedule/asynchronous.yaml " + FILES,
 }
 """Arguments of the killed runs, by name."""
 NAMES = tuple(CONFIGURATIONS)
@@ -140,6 +142,8 @@ def assert_same_runs(one: Path, two: Path) -> None:
         assert_same(state(one)[part], state(two)[part])
     assert files_of_residuals(one) == files_of_residuals(two)
     assert snapshots(one) == snapshots(two)
+    arrivals = [folder.joinpath("timeline.csv") for folder in (one, two)]
+    assert len({file.read_bytes() if file.exists() else b"" for file in arrivals}) == 1
 
 
 def run_folder(root: Path) -> Path:

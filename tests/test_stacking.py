@@ -11,14 +11,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from hetfl import clustering, fleet, selection
+from hetfl import clustering, fleet, schedule, selection
 from hetfl.cli import main
 from hetfl.clustering import Clustering, OneCluster
 from hetfl.fleet import Fleet, SameDevice
+from hetfl.schedule import Schedule, Synchronous
 from hetfl.selection import Selection, Uniform
 from tests.demo_cases import CONFIGS, SHORT
 
-KINDS = ("selection", "clustering", "fleet", "assignment", "method")
+KINDS = ("selection", "clustering", "fleet", "assignment", "method", "schedule")
 FILES = {kind: sorted((CONFIGS / kind).glob("*.yaml")) for kind in KINDS}
 STACKS = [
     tuple(files[number % len(files)] for files in (FILES["selection"], FILES["clustering"], FILES["fleet"]))
@@ -99,6 +100,17 @@ def test_assignment_files_stack_on_a_fleet_file(tmp_path: Path, assignment: Path
     assert bool(list(tmp_path.rglob("assignment.csv"))) == learns
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("file", FILES["schedule"], ids=lambda file: file.stem)
+@pytest.mark.parametrize("method", ["fedrolex", "fedper"])
+def test_schedule_files_stack_on_methods_and_a_fleet_file(tmp_path: Path, method: str, file: Path) -> None:
+    of_method = CONFIGS / f"method/{method}.yaml"
+    files = [CONFIGS / "base.yaml", of_method, data_of(of_method), CONFIGS / "fleet/mixed.yaml", file]
+    table = run(tmp_path, files, "--model.net.hidden=[8,8]")
+    (timeline,) = tmp_path.rglob("timeline.csv")
+    assert len(pd.read_csv(timeline)) >= table["schedule/updates"].sum() > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", FILES["method"], ids=lambda file: file.stem)
 def test_method_files_train_on_base_and_their_data_file(tmp_path: Path, method: Path) -> None:
@@ -117,8 +129,13 @@ def test_method_files_name_their_class_and_levels(method: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "kind", "plain"),
-    [(selection, Selection, Uniform), (clustering, Clustering, OneCluster), (fleet, Fleet, SameDevice)],
-    ids=["selection", "clustering", "fleet"],
+    [
+        (selection, Selection, Uniform),
+        (clustering, Clustering, OneCluster),
+        (fleet, Fleet, SameDevice),
+        (schedule, Schedule, Synchronous),
+    ],
+    ids=["selection", "clustering", "fleet", "schedule"],
 )
 def test_every_policy_has_a_file(module: ModuleType, kind: type, plain: type) -> None:
     """The policies that are used by default need no file."""

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from hetfl import FederatedModule
 from hetfl.aggregators import HolderMean, QFedAvg
 from hetfl.clustering import IFCA
-from hetfl.federation.clients import OwnClients, Reply
+from hetfl.federation.clients import OwnClients
 from hetfl.local import Result
 from hetfl.local.executor import Job
 from hetfl.piece import Facts
+from hetfl.schedule import Reply
 from hetfl.selection import PowerOfChoice
 from hetfl.types import Task
 from tests.test_cluster_runs import Fit, grouped, module, rows

@@ -24,6 +24,7 @@ from hetfl.analysis.similarity_plots import plot_heads, plot_level_similarity
 from hetfl.analysis.snapshot_reader import RunSnapshots, Snapshot, load_snapshots
 from hetfl.analysis.snapshots import Snapshots
 from hetfl.analysis.sparsity_plots import draw_sparsity, plot_sparsity, score_over_density
+from hetfl.analysis.timeline_plots import draw_timeline, load_timeline, plot_timeline
 from hetfl.analysis.traffic import layer_density, layer_residuals, load_residuals
 from hetfl.analysis.traffic_plots import plot_layer_density, plot_residuals
 from hetfl.analysis.values import late_values, load_client_data, load_values, rank_correlation, values_by_round
@@ -42,6 +43,7 @@ __all__ = [
     "draw_assignment",
     "draw_budget",
     "draw_sparsity",
+    "draw_timeline",
     "draw_values",
     "head_agreement",
     "holders",
@@ -56,6 +58,7 @@ __all__ = [
     "load_residuals",
     "load_run",
     "load_snapshots",
+    "load_timeline",
     "load_values",
     "mean_holders",
     "plot_accuracy_over_bytes",
@@ -83,6 +86,7 @@ __all__ = [
     "plot_score_over_rounds",
     "plot_sparsity",
     "plot_spectra",
+    "plot_timeline",
     "plot_values",
     "rank_correlation",
     "reliability",

@@ -138,8 +138,8 @@ def _draw_devices(ax: Axes, table: pd.DataFrame, devices: Sequence[str], colours
         text.set_fontsize(FONT_POINTS)
 
 
-def _levels(run: Run, table: pd.DataFrame) -> list[str]:
-    """Return the names of a run's levels, the largest first; without ``levels.csv``, those drawn, by name."""
+def level_names(run: Run, table: pd.DataFrame) -> list[str]:
+    """Return the names of a run's levels, the largest first; without ``levels.csv``, those in a table, by name."""
     if run.level_table is None:
         return sorted(set(table["level"]))
     ordered = run.level_table.sort_values("parameters", ascending=False, kind="stable")
@@ -160,4 +160,4 @@ def draw_assignment(folder: str | Path) -> list[Path]:
     run = load_run(folder)
     target = run.folder / "plots"
     target.mkdir(exist_ok=True)
-    return save_figure(plot_drawn_levels(table, _levels(run, table)), target, "assignment")
+    return save_figure(plot_drawn_levels(table, level_names(run, table)), target, "assignment")

@@ -21,6 +21,8 @@ NOT_IN_THE_FONT = r"Glyph .* missing from|Matplotlib currently does not support 
 
 ASSIGNMENT_TABLE = "assignment.csv"
 """The table of the draws of an assignment that learns."""
+TIMELINE_TABLE = "timeline.csv"
+"""The table of the arrivals of updates, where clients do not wait for each other."""
 BUDGET_COLUMNS = ("budget/spent_bytes", "budget/spent_entries")
 """Columns of ``metrics.csv``, one of which a run with an upload budget has."""
 
@@ -81,6 +83,8 @@ def expected_pictures(folder: Path) -> list[Path]:
         names.append("budget")
     if (folder / ASSIGNMENT_TABLE).is_file() and _has_rows(folder / ASSIGNMENT_TABLE):
         names.append("assignment")
+    if (folder / TIMELINE_TABLE).is_file() and _has_rows(folder / TIMELINE_TABLE):
+        names.append("timeline")
     if had_density(folder):
         names.append("sparsity")
     if had_values(folder):

@@ -15,7 +15,16 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from hetfl.analysis import Snapshots, draw_assignment, draw_budget, draw_sparsity, draw_values, plot_clusters, plot_run
+from hetfl.analysis import (
+    Snapshots,
+    draw_assignment,
+    draw_budget,
+    draw_sparsity,
+    draw_timeline,
+    draw_values,
+    plot_clusters,
+    plot_run,
+)
 from hetfl.cli.blame import naming_users_code
 from hetfl.cli.callbacks import LastCheckpoint, RoundsLeft
 from hetfl.cli.checks import NOT_RUNS, as_configuration, check_settings, run_folders
@@ -259,7 +268,7 @@ def _drawn(folder: str | Path) -> str:
     """Draw the figures of a run; return their paths, or the reason of a failure, which does not fail the run."""
     try:
         drawn = [*plot_run(folder), *plot_clusters(folder), *draw_budget(folder), *draw_assignment(folder)]
-        drawn += [*draw_sparsity(folder), *draw_values(folder)]
+        drawn += [*draw_sparsity(folder), *draw_values(folder), *draw_timeline(folder)]
     except ConfigurationError as error:
         return f"none: {error}"
     except OSError as error:  # hetfl resume draws them once there is space

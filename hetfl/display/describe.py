@@ -41,6 +41,8 @@ def describe(module: FederatedModule, data: FederatedDataModule, console: Consol
         f"{module.uplink.compressor.title} on every upload, {down}"
         f"{type(module.executor).__name__} executor{clustering}"
     )
+    if not module.schedule.in_step:
+        console.print(f"{module.schedule.describe()}: a round is one server step", markup=False)
     objective = module.objective
     console.print(f"{type(objective).__name__}: models are compared by {objective.headline.words}")
 

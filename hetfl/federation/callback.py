@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hetfl.federation.server import Accepted
 from hetfl.layout import Index
+from hetfl.schedule import Accepted
 from hetfl.types import Report
 from hetfl.updates import Update
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from hetfl.compression import ErrorFeedback, Message
+from hetfl.compression import ErrorFeedback
 from hetfl.entries import Entries
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation.task_parts import TaskParts
@@ -21,35 +21,10 @@ from hetfl.local.executor import Job
 from hetfl.local.jobs import statistics, train
 from hetfl.part import Part, only
 from hetfl.piece import Piece
+from hetfl.schedule import Reply
 from hetfl.seeding import generator
-from hetfl.types import Report, Task
+from hetfl.types import Task
 from hetfl.updates import Update
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A client's answer to a task.
-
-    Attributes:
-        task: the task.
-        report: the client's report of its training; None if no usable answer arrived.
-        payload: the encoded update; empty if the client could not make one.
-        refusal: why the client could not make one; empty if it could.
-        lost: why no usable answer arrived; empty if one did.
-        late: whether the reason was time.
-        prepared: the state that the client keeps if the server accepts the update; None if another process keeps it.
-        personal: the client's personal entries after training minus the model's; None if the client has none, or if
-            another process keeps them.
-    """
-
-    task: Task
-    report: Report | None = None
-    payload: bytes = b""
-    refusal: str = ""
-    lost: str = ""
-    late: bool = False
-    prepared: Message | None = None
-    personal: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -150,9 +125,11 @@ class Clients(Piece):
 
     Attributes:
         known: whether a refused update is a sign of diverged training, and not of a hostile sender.
+        states_wait: whether a reply has what its client keeps, so that this can wait until the update arrives.
     """
 
     known: ClassVar[bool] = True
+    states_wait: ClassVar[bool] = False
 
     @abstractmethod
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:
@@ -182,6 +159,8 @@ class OwnClients(Clients):
         executor: runs their jobs.
         side: does their work beside training.
     """
+
+    states_wait: ClassVar[bool] = True
 
     def __init__(self, executor: Executor, side: ClientSide) -> None:
         self.executor, self.side = executor, side

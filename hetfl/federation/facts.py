@@ -10,7 +10,7 @@ from hetfl.clustering import Clustering
 from hetfl.compression import ErrorFeedback, Identity
 from hetfl.data import FederatedDataModule
 from hetfl.federation.hosting import Hosting
-from hetfl.federation.models import GlobalModels
+from hetfl.global_models import GlobalModels
 from hetfl.levels.level_set import LevelSet
 from hetfl.local import ServerTraining
 from hetfl.objectives import Objective

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hetfl.aggregators import Aggregator, HolderMean
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
-from hetfl.federation.models import GlobalModels
+from hetfl.federation.hosting import Hosting
+from hetfl.global_models import GlobalModels
 from hetfl.levels.budgets import Axis
 from hetfl.levels.level_set import LevelSet
 from hetfl.local.method import LocalMethod
@@ -41,6 +42,7 @@ class Method(LightningModule, LocalMethod):
         levels: the levels that clients can afford.
         models: the global models.
         parts: the rule that chooses which part of them a client holds.
+        hosting: the nets of this process.
     """
 
     default_levels: ClassVar[Mapping[str, Level]] = {"a": Level("a")}
@@ -50,6 +52,7 @@ class Method(LightningModule, LocalMethod):
     levels: LevelSet
     models: GlobalModels
     parts: PartRule
+    hosting: Hosting
 
     @property
     def axis(self) -> Axis:
@@ -78,6 +81,10 @@ class Method(LightningModule, LocalMethod):
     def data(self) -> FederatedDataModule:
         """The trainer's data module; a data module that is not federated is refused."""
         return requirements.federated_data(self.trainer)
+
+    def submodel(self, level: str, model: int = 0) -> nn.Module:
+        """Return a level's net with the present values of a global model; see :meth:`Hosting.submodel`."""
+        return self.hosting.submodel(level, model)
 
     def sent(self, part: Part, level: str, round: int, client: int) -> Part:
         """Return the entries of its part that a client sends and counts as a holder of.

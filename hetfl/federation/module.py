@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,7 +26,6 @@ from hetfl.federation.facts import facts_of
 from hetfl.federation.gathering import Gathering
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.method import Method
-from hetfl.federation.models import GlobalModels, default_server_optimizer, forget_cached
 from hetfl.federation.probing import Probing
 from hetfl.federation.ranks import shared_clients
 from hetfl.federation.round import Round
@@ -36,6 +34,7 @@ from hetfl.federation.state import KEY, RunState
 from hetfl.federation.statistics import StaticStatisticsStore
 from hetfl.federation.task_parts import TaskParts
 from hetfl.fleet import Dynamic, Fleet, LevelAssignment, SameDevice
+from hetfl.global_models import GlobalModels, default_server_optimizer, forget_cached
 from hetfl.hooks import Hook, Hooks
 from hetfl.levels.budgets import Budgets
 from hetfl.levels.level_set import LevelSet
@@ -45,6 +44,7 @@ from hetfl.local.training import check_optimizers
 from hetfl.objectives import Objective
 from hetfl.parts import PartRule, Prefix
 from hetfl.piece import described, settings_of
+from hetfl.schedule import Schedule, Synchronous
 from hetfl.selection import Selection, Uniform
 from hetfl.submodel import parameters_of
 from hetfl.trainer import requirements, writing
@@ -85,8 +85,11 @@ class FederatedModule(Method):
         base: whether clients download frozen parameters once, or have them ``preinstalled`` (a digest is compared).
         check_nesting: refuse nets whose sub-models are not their leading channels.
         measures: measures of what clients' updates are worth, which are written into ``values.csv``; None: none.
+        schedule: when clients take the model and when the server steps; default: rounds of one cohort.
         seed: of every random choice; on the command line it follows ``seed_everything``.
     """
+
+    _checked_data: FederatedDataModule | None = None
 
     def __init__(
         self,
@@ -112,6 +115,7 @@ class FederatedModule(Method):
         base: Base = "download",
         check_nesting: bool = True,
         measures: list[Value] | None = None,
+        schedule: Schedule | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -124,20 +128,20 @@ class FederatedModule(Method):
         self.hooks, self.measures = Hooks(self.penalty, hooks or ()), Measures(measures or ())
         self.aggregator, self.executor = Aggregators(aggregator or self.default_aggregator()), executor or Sequential()
         self._objective, self.objective = objective, objective or self.objective
-        self.personal, self.ledger = Personal.given(personal), Ledger(self.fleet, deadline)
-        self.downlink = Broadcast(downlink, self.models, self.personal, seed)
+        self.personal, self.schedule = Personal.given(personal), schedule or Synchronous()
         self.server_optimizer, self.check_nesting, self.seed = server_optimizer, check_nesting, seed
-        self._compose(base, statistics_clients)
+        self._compose(self.schedule.ledger(self.fleet, deadline), downlink, base, statistics_clients)
 
-    def _compose(self, base: Base, statistics_clients: int | None) -> None:
+    def _compose(self, ledger: Ledger, downlink: Downlink | None, base: Base, statistics_clients: int | None) -> None:
         """Build the components of a round from the constructor's arguments."""
-        self.automatic_optimization = False
-        self._checked_data: FederatedDataModule | None = None
+        self.automatic_optimization, self.ledger = False, ledger
+        self.downlink = Broadcast(downlink, self.models, self.personal, self.seed)
         self.statistics = StaticStatisticsStore(self.models, statistics_clients)
         self.parts.meet(self.levels, self.seed)
         personal, down = self.downlink.personal, self.downlink.size
         self.downloads = Downloads(self.levels.indices, personal, down, self.levels.whole, base)
         self.task_parts = TaskParts(self.parts, self.sent, self.models, self.downlink)
+        self.schedule.meet(self.task_parts)
         side = ClientSide(self.seed, self.task_parts, self.uplink, self.penalty, self.fleet, self.personal, self.hooks)
         self.clients: Clients = OwnClients(self.executor, side)
         self.server = Server(self.task_parts, self.uplink, self.aggregator, self.hooks, self.ledger, self.downloads)
@@ -148,10 +152,6 @@ class FederatedModule(Method):
         self.run_state = RunState(self.hosting, self.clustering, self.server_optimizer, self._method)
         self.models.register_load_state_dict_post_hook(self._loaded)  # type: ignore[no-untyped-call]
 
-    def submodel(self, level: str, model: int = 0) -> nn.Module:
-        """Return a level's net with the present values of a global model; see :meth:`Hosting.submodel`."""
-        return self.hosting.submodel(level, model)
-
     def setup(self, stage: str) -> None:
         """Set up for the trainer's data: check everything that can be checked before the first round."""
         if stage == "predict" and requirements.known_data(self) is None:
@@ -160,9 +160,10 @@ class FederatedModule(Method):
         requirements.check_trainer(self.trainer, stage)
         self.objective = data.objective if self._objective is None else data.meet(self._objective)
         self.check_objective(self.objective)
-        filing = [piece for piece in self.pieces.values() if piece not in (self.uplink, self.clients)]
+        filing = [each for each in self.pieces.values() if each not in (self.uplink, self.clients)]
         self.clients = shared_clients(self.clients, self.trainer, filing)
         self.selection.check_weighting(self.aggregator.first.by_size)
+        self.schedule.check(self.pieces)
         self.models.check_shared()
         rounds = requirements.rounds_asked(self.trainer, self.models.version) if stage == "fit" else None
         check_optimizers(self.server_optimizer, parameters_of(self.net).values(), self.local)
@@ -186,9 +187,10 @@ class FederatedModule(Method):
         sizes, epochs, flops = self.data.sizes, self.local.epochs, self.levels.flops
         self.forecast = Forecast(self.fleet, sizes, epochs, entries, flops, tried, unshared, part_bytes, down)
         self.assignment.foresee(self.forecast.outlook(self.ledger.deadline))
-        costs, pieces = (self.ledger, self.downloads, self.forecast), list(self.pieces.values())
+        costs, policies = (self.ledger, self.downloads, self.forecast), (self.schedule, self.selection, self.local)
         probing = Probing(self.task_parts, self.assignment, self.clustering, self.clients, *costs)
-        self.round = Round(pieces, self.selection, self.local, probing, self.clients, self.server, self.hosting)
+        pieces, running = list(self.pieces.values()), (probing, self.clients, self.server, self.hosting)
+        self.round = Round(pieces, *policies, *running)
         gathering = Gathering(probing, self.hosting, self.fleet, self.seed)
         scoring = (self.objective, self.predict_heads, self.restrict)
         self.evaluation = Evaluation(self.data, gathering, *scoring, self.personal)
@@ -201,8 +203,7 @@ class FederatedModule(Method):
 
     def on_train_start(self) -> None:
         """Prepare training and the run folder, which drops the rows of rounds that will run again."""
-        if self.models.version != self.current_epoch:
-            rank_zero_info(requirements.SECOND_FIT.format(self.models.version))
+        requirements.note_second_fit(self.models.version, self.current_epoch)
         self.hosting.open(self.data)
         for piece in self.pieces.values():
             piece.begin()
@@ -217,11 +218,12 @@ class FederatedModule(Method):
         round = self.models.version  # equals Lightning's epoch, except in a second fit, which goes on counting
         columns = self.round.run(round, carrier.param_groups[0]["lr"], server, follower(self))
         writing.save_values(self, self.data, round, self.round.values)
+        writing.save_timeline(self, self.schedule.rows())
         writing.save_clusters(self, self.clustering, len(self.models))
         if self.lr_schedulers() is not None:
             carrier.optimizer.step()  # moves nothing; the schedule expects an optimizer step before its own
             self.lr_schedulers().step()  # type: ignore[union-attr]
-        writing.log_columns(self, {**columns, **self._costs()}, self.models.last_round)
+        writing.log_columns(self, {**columns, **self.server.costs()}, self.models.last_round)
 
     def on_train_end(self) -> None:
         """Write the tables of the assignment, whose rows grow with every round."""
@@ -242,7 +244,7 @@ class FederatedModule(Method):
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/*`` and ``local/*``; in training log the round's costs again, with those of the evaluation."""
-        costs = self._costs() if self.trainer.state.fn == "fit" else {}
+        costs = self.server.costs() if self.trainer.state.fn == "fit" else {}
         writing.log_columns(self, {**self.evaluation.columns("val"), **costs}, self.models.last_round)
 
     on_test_epoch_start = on_validation_epoch_start
@@ -284,15 +286,11 @@ class FederatedModule(Method):
             self._assemble()
         if training:
             self.run_state.rescale(checkpoint, *self.configure_optimizers())
-            for folder in writing.run_folders(self.loggers):
-                folder.check_rounds(self.models.version)
+            writing.check_rounds(self.loggers, self.models.version)
 
     def _loaded(self, models: nn.Module, keys: Any) -> None:
         if requirements.known_data(self) is None:  # with data, the trainer first moves the module to its device
             self.hosting.loaded()
-
-    def _costs(self) -> dict[str, float]:
-        return {**self.ledger.costs(), "residual/norm": self.uplink.norm()}
 
     def _method(self) -> str:
         """Return the method and its settings as short text, without settings that have an entry in a fingerprint."""

@@ -23,11 +23,12 @@ from torch import Tensor
 from hetfl.collective import Ranks
 from hetfl.compression import Message
 from hetfl.errors import ConfigurationError
-from hetfl.federation.clients import Clients, OwnClients, Reply
+from hetfl.federation.clients import Clients, OwnClients
 from hetfl.local import Auto, Result
 from hetfl.local.executor import Bench, Job
 from hetfl.packing import pack, unpack
 from hetfl.piece import Piece
+from hetfl.schedule import Reply
 from hetfl.store import MemoryStore
 from hetfl.types import Report, Task
 from hetfl.updates import Update

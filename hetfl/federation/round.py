@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -10,13 +10,15 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from hetfl.defence.giants import name_giants
 from hetfl.defence.ranges import within_ranges
 from hetfl.errors import ConfigurationError
-from hetfl.federation.clients import Clients, Reply
+from hetfl.federation.clients import Clients
 from hetfl.federation.hosting import Hosting
 from hetfl.federation.probing import Probing, RoundProbe
-from hetfl.federation.server import Accepted, Server
+from hetfl.federation.server import Server
 from hetfl.fleet import Work
+from hetfl.fleet.numbers import IntArray
 from hetfl.local import LocalTraining
-from hetfl.piece import Piece
+from hetfl.piece import Piece, declared_extras
+from hetfl.schedule import FRESH, Accepted, Age, Flight, Reply, Schedule
 from hetfl.seeding import generator
 from hetfl.selection import Everyone, Selection
 from hetfl.types import Range, Report, Task
@@ -31,6 +33,7 @@ class Round:
 
     Args:
         pieces: all objects with a state.
+        schedule: decides when clients train, and which updates the server receives before it steps.
         selection: chooses the clients that take part.
         local: the local training, with its number of epochs.
         probing: asks clients before training; has the level and the model of each client.
@@ -42,6 +45,7 @@ class Round:
     def __init__(
         self,
         pieces: Sequence[Piece],
+        schedule: Schedule,
         selection: Selection,
         local: LocalTraining,
         probing: Probing,
@@ -49,10 +53,10 @@ class Round:
         server: Server,
         hosting: Hosting,
     ) -> None:
-        self.pieces, self.selection, self.local, self.probing = pieces, selection, local, probing
+        self.pieces, self.schedule, self.selection, self.local = pieces, schedule, selection, local
         self.extras: dict[str, Range] = {}
         self.values: dict[str, Mapping[int, float]] = {}  # of the last round, by measure and client
-        self.clients, self.server, self.hosting = clients, server, hosting
+        self.probing, self.clients, self.server, self.hosting = probing, clients, server, hosting
         self.seed, self.ledger, self.fleet = hosting.problem.seed, server.ledger, server.ledger.fleet
         self.assignment, self.clustering = probing.assignment, probing.clustering
 
@@ -71,40 +75,50 @@ class Round:
         for piece in self.pieces:
             piece.begin_round(round, lr)
         self.extras = declared_extras(self.pieces)
-        probe = self.probing.of_round(round)
-        tasks = self.tasks(round, lr, probe)
-        if self.server.aggregators.first.asks_losses:
-            probe.ask(tasks)
-        self.ledger.begin_phase("training")
-        self.server.reset()
-        self.server.hooks.regroup(self.clustering.assigned)
-        reports = self._train(tasks, probe, follow)
-        self.server.step(optimizer.optimizer, optimizer.step, round, self.clients.known)
+        turn = OneTurn(self, round, lr, follow)
+        self.schedule.run(turn)
+        turn.end()
+        self.schedule.stepped(self.server.step(optimizer.optimizer, optimizer.step, round, self.clients.known))
         self.hosting.models.version += 1
         self.values = values_of_round(self.pieces, round)
         for piece in self.pieces:
             piece.end_round(round)
         fresh = self.clustering.new_models(round, len(self.hosting.models))
         self.hosting.renew(fresh, optimizer.optimizer, round, self.seed)
-        return {"lr": lr, **self._columns(), **_mean_loss(reports)}
+        return {"lr": lr, **self._columns(), **_mean_loss(turn.reports)}
 
-    def tasks(self, round: int, lr: float, probe: RoundProbe | None = None) -> list[Task]:
-        """Select the cohort of a round, and return its tasks.
+    def tasks(
+        self,
+        round: int,
+        lr: float,
+        probe: RoundProbe | None = None,
+        draw: int | None = None,
+        most: int | None = None,
+    ) -> list[Task]:
+        """Select clients, and return their tasks.
 
         Args:
             round: the round.
             lr: the clients' learning rate γ_t.
             probe: asks clients; None: no client is asked, and each keeps its last known cluster.
+            draw: number of the choice, from which it is drawn; None: the round.
+            most: the largest number of clients; None: all that the selection chooses.
 
         Raises:
-            ConfigurationError: there is no probe, and the reachable clients depend on the simulated time.
+            ConfigurationError: there is no probe, and the clients that take part depend on the simulated time.
         """
+        if probe is None and not self.schedule.in_step:
+            raise ConfigurationError(
+                "Expected the schedule Synchronous, to replay which clients took part, but got "
+                f"{type(self.schedule).__name__}, where that depends on the simulated time"
+            )
         if probe is None and not self.fleet.always:
             raise ConfigurationError(
                 "Expected a fleet whose clients are always within reach, to replay which clients took part, but got "
                 f"{type(self.fleet).__name__}, where reach depends on the simulated time"
             )
-        cohort = self.selection.cohort(round, probe or Everyone(len(self.selection.sizes)))
+        draw = round if draw is None else draw
+        cohort = self.selection.cohort(draw, probe or Everyone(len(self.selection.sizes)))[:most]
         if probe is not None:
             self.clustering.assign(round, cohort, probe)
             self.hosting.task_parts.rule.consult(round, cohort, probe)
@@ -112,77 +126,12 @@ class Round:
                 piece.inquire(round, cohort, probe)
         level, mark, drawn = self.assignment.level, self.hosting.models.mark, self.hosting.task_parts.drawn
         models, owner = self.clustering.models_of, self.clustering.owner
-        epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", round))
+        epochs = self.local.epochs_of(len(cohort), generator(self.seed, "stragglers", draw))
         return [
             drawn(Task(client, level(client, round), round, mark, lr, epochs=passes, model=k, owner=owner(client, k)))
             for client, passes in zip(cohort, epochs, strict=True)
             for k in models(client, round)
         ]
-
-    def _train(self, tasks: Sequence[Task], probe: RoundProbe, follow: Follower) -> list[Report]:
-        """Have the cohort train; return the reports of the accepted updates."""
-        reports: list[Report] = []
-        informed = [task for task in tasks if self._is_sent(task, probe)]
-        sending = [task for task in informed if self._sends(task, probe)]
-        lost = len(tasks) - len(sending)
-        peaks: dict[int, float] = {}
-        for done, reply in enumerate(self.clients.train(sending), start=lost + 1):
-            accepted = self.server.receive(self._checked(reply), probe, self.selection.weight(reply.task.client))
-            if accepted is None:
-                self._miss(reply.task)
-            else:
-                peaks[accepted.report.client] = accepted.peak
-                for piece in self.pieces:
-                    piece.observe(accepted.update, accepted.index, accepted.report)
-                self.clients.take(reply, accepted.update)
-                reports.append(accepted.report)
-            follow(accepted, done, len(tasks))
-        for task in informed:
-            self.server.downloads.note(task)
-        if tasks:
-            name_giants(tasks[0].round, peaks, self.server.ledger.called)
-        return reports
-
-    def _lose(self, task: Task, work: Work) -> None:
-        self.ledger.lose(task.client, task.round, work)
-        self._miss(task)
-
-    def _miss(self, task: Task) -> None:
-        for piece in self.pieces:
-            piece.miss(task, task.client in self.ledger.late)
-
-    def _checked(self, reply: Reply) -> Reply:
-        """Return a reply, with a refusal if a number in the client's report is out of its range."""
-        task = reply.task
-        if reply.report is None:
-            return reply
-        samples, epochs = self.selection.sizes[task.client], task.epochs or self.local.epochs
-        report, wrong = within_ranges(reply.report, samples, epochs, self.extras)
-        return replace(reply, report=report, refusal=reply.refusal or wrong)
-
-    def _is_sent(self, task: Task, probe: RoundProbe) -> bool:
-        """Return whether a client is sent its part; a client that did not answer a required probe is lost."""
-        if not self.server.aggregators.first.asks_losses or probe.initial_loss(task) is not None:
-            return True
-        self._lose(task, Work(0, 0.0))  # the aggregator's weight needs the initial loss
-        return False
-
-    def _sends(self, task: Task, probe: RoundProbe) -> bool:
-        """Return whether a client will send its update in time; if not, charge its work and count it as lost.
-
-        The training of a client that is lost is not simulated.
-        """
-        share = self.fleet.fails(task.client, task.round)
-        if share is None and self.ledger.deadline is None:
-            return True
-        down_bytes = self.server.down_bytes(task, probe)
-        flops = self.probing.forecast.training_flops(task.client, task.level, task.epochs)
-        density = self.hosting.models.levels.flop_density(task.level, task.part)
-        work = Work(down_bytes, flops * (1.0 if share is None else share), density=density)
-        if share is None and self.ledger.in_time(task.client, task.round, work):
-            return True
-        self._lose(task, work)
-        return False
 
     def _columns(self) -> dict[str, float]:
         columns: dict[str, float] = {}
@@ -195,21 +144,113 @@ class Round:
         return columns
 
 
-def declared_extras(pieces: Sequence[Piece]) -> dict[str, Range]:
-    """Return by name the ranges of the extra numbers that pieces read in reports.
+class OneTurn:
+    """What a schedule can do in a round; see :class:`hetfl.schedule.Turn`.
 
-    Raises:
-        ConfigurationError: two pieces declare different ranges of one number.
+    Args:
+        of: the steps of a round.
+        round: the round's number.
+        lr: the clients' learning rate γ_t.
+        follow: called after each client.
+
+    Attributes:
+        reports: of the accepted updates.
     """
-    extras: dict[str, Range] = {}
-    for piece in pieces:
-        for name, range in piece.extras().items():
-            if extras.setdefault(name, range) != range:
-                raise ConfigurationError(
-                    f"Expected one range of extra {name} but {type(piece).__name__} declares {range}, "
-                    f"and another piece declares {extras[name]}"
-                )
-    return extras
+
+    def __init__(self, of: Round, round: int, lr: float, follow: Follower) -> None:
+        self.of, self.round, self.lr, self.follow, self.ledger = of, round, lr, follow, of.ledger
+        self.server, self.reports = of.server, list[Report]()
+        self.expected = self._done = 0
+        self._open, self._peaks = False, dict[int, float]()
+
+    def ask(self, draw: int, clients: IntArray | None = None, most: int | None = None) -> list[Task]:
+        """Have the policies choose clients, and return their tasks."""
+        probing = self.of.probing
+        self.probe = probing.of_round(self.round) if clients is None else probing.of_clients(clients, self.round)
+        return self.of.tasks(self.round, self.lr, self.probe, draw, most)
+
+    def depart(self, tasks: Sequence[Task]) -> Iterator[Flight]:
+        """Have clients take the model and train; first come the clients that are lost."""
+        asks, informed, sending = self.server.aggregators.first.asks_losses, list[Task](), list[Task]()
+        if asks:
+            self.probe.ask(tasks)
+        self._begin()
+        for task in tasks:
+            if asks and self.probe.initial_loss(task) is None:
+                yield Flight(task, Work(0, 0.0))  # the aggregator's weight needs the initial loss
+            else:
+                informed.append(task)
+        for task in informed:
+            if (work := self._lost(task)) is not None:
+                yield Flight(task, work)
+            else:
+                sending.append(task)
+        for reply in self.of.clients.train(sending):
+            yield self._flight(self._checked(reply))
+        for task in informed:
+            self.server.downloads.note(task)
+
+    def land(self, flight: Flight, age: Age = FRESH) -> Report | None:
+        """Have the server receive an update; return the completed report if it was accepted."""
+        self._begin()
+        accepted = self.server.receive(flight, age)
+        if accepted is None:
+            for piece in self.of.pieces:
+                piece.miss(flight.task, flight.task.client in self.ledger.late)
+        elif flight.reply is not None:
+            self._peaks[accepted.report.client] = accepted.peak
+            for piece in self.of.pieces:
+                piece.observe(accepted.update, accepted.index, accepted.report)
+            self.of.clients.take(flight.reply, accepted.update)
+            self.reports.append(accepted.report)
+        self._done += 1
+        if flight.reply is not None:
+            self.follow(accepted, self._done, max(self.expected, self._done))
+        return None if accepted is None else accepted.report
+
+    def end(self) -> None:
+        """Name the clients with huge updates."""
+        self._begin()
+        name_giants(self.round, self._peaks, self.ledger.called)
+
+    def _begin(self) -> None:
+        """Begin the sums of updates, once in a round."""
+        if not self._open:
+            self._open = True
+            self.ledger.begin_phase("training")
+            self.server.reset()
+            self.server.hooks.regroup(self.of.clustering.assigned)
+
+    def _flight(self, reply: Reply) -> Flight:
+        task, down_bytes = reply.task, self.server.down_bytes(reply.task, self.probe)
+        work = Work(down_bytes, 0.0)
+        if reply.report is not None:
+            levels = self.of.hosting.models.levels
+            work = levels.work(task, down_bytes, reply.report.passes, len(reply.payload), training=True)
+        return Flight(task, work, reply, self.of.selection.weight(task.client), self.probe.initial_loss(task))
+
+    def _checked(self, reply: Reply) -> Reply:
+        """Return a reply, with a refusal if a number in the client's report is out of its range."""
+        task, local = reply.task, self.of.local
+        if reply.report is None:
+            return reply
+        samples, epochs = self.of.selection.sizes[task.client], task.epochs or local.epochs
+        report, wrong = within_ranges(reply.report, samples, epochs, self.of.extras)
+        return replace(reply, report=report, refusal=reply.refusal or wrong)
+
+    def _lost(self, task: Task) -> Work | None:
+        """Return the work of a client whose update will not arrive in time; None if it will.
+
+        The training of a client that is lost is not simulated.
+        """
+        share = self.of.fleet.fails(task.client, task.round)
+        if share is None and self.ledger.deadline is None:
+            return None
+        down_bytes = self.server.down_bytes(task, self.probe)
+        flops = self.of.probing.forecast.training_flops(task.client, task.level, task.epochs)
+        density = self.of.hosting.models.levels.flop_density(task.level, task.part)
+        work = Work(down_bytes, flops * (1.0 if share is None else share), density=density)
+        return None if share is None and self.ledger.in_time(task.client, task.round, work) else work
 
 
 def _mean_loss(reports: Sequence[Report]) -> dict[str, float]:

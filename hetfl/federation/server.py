@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from hetfl import wire
@@ -16,32 +17,14 @@ from hetfl.aggregators.server_step import server_step
 from hetfl.compression import ErrorFeedback
 from hetfl.defence.ranges import ENTRY
 from hetfl.errors import ConfigurationError, RefusedUpdate
-from hetfl.federation.clients import Reply
 from hetfl.federation.probing import RoundProbe
 from hetfl.federation.task_parts import TaskParts
 from hetfl.finite import require_finite
 from hetfl.fleet import Work
 from hetfl.hooks import Hooks
-from hetfl.part import Part
-from hetfl.types import Report, Task
+from hetfl.schedule import FRESH, Accepted, Age, Flight, Reply
+from hetfl.types import Task
 from hetfl.updates import DenseUpdate, SparseUpdate, Update
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A client's update that the server accepted.
-
-    Attributes:
-        report: the client's report, completed by the server.
-        update: the decoded update.
-        index: positions of the update's entries in the global model: the sent parameters, then the float buffers.
-        peak: the largest absolute value in the update.
-    """
-
-    report: Report
-    update: Update
-    index: Part
-    peak: float = 0.0
 
 
 class Server:
@@ -73,25 +56,25 @@ class Server:
         self.aggregators.reset(self.models.tensors, self.models.shared)
         self._accepted, self._reason = False, ""
 
-    def receive(self, reply: Reply, probe: RoundProbe, weight: float) -> Accepted | None:
+    def receive(self, flight: Flight, age: Age = FRESH) -> Accepted | None:
         """Add a client's update to the sums if it is valid and in time, and charge its costs.
 
         Args:
-            reply: the client's reply.
-            probe: the probe of the round, which knows what clients have downloaded and answered.
-            weight: the client's weight by the selection policy.
+            flight: the client's work, with its reply.
+            age: of the model that the client took.
 
         Returns:
             The accepted update; None if it was lost, refused or late. Its delta is then lost, and the client's
             residual does not change.
         """
-        task, down_bytes = reply.task, self.down_bytes(reply.task, probe)
+        task, reply, work = flight.task, flight.reply, flight.work
+        if reply is None:
+            self.ledger.lose(task.client, task.round, work)
+            return None
         if reply.report is None:
             rank_zero_warn(f"Round {task.round}: no update of client {self.ledger.called(task.client)}: {reply.lost}")
-            self.ledger.lose(task.client, task.round, Work(down_bytes, 0.0), reply.late)
+            self.ledger.lose(task.client, task.round, work, reply.late)
             return None
-        passes, up_bytes = reply.report.passes, len(reply.payload)
-        work = self.models.levels.work(task, down_bytes, passes, up_bytes, training=True)
         try:
             update = self._decoded(reply)
             peak = _peak(update)
@@ -101,11 +84,12 @@ class Server:
         if not self.ledger.in_time(task.client, task.round, work):
             self.ledger.lose(task.client, task.round, work)
             return None
-        seconds, loss = self.ledger.seconds(task.client, task.round, work), probe.initial_loss(task)
-        report = replace(reply.report, flops=float(work.flops), initial_loss=loss, weight=weight)
-        report = replace(report, seconds=seconds, up_bytes=up_bytes)
+        seconds, loss, up_bytes = self.ledger.seconds(task.client, task.round, work), flight.initial_loss, work.up_bytes
+        report = replace(reply.report, flops=float(work.flops), initial_loss=loss, weight=flight.weight)
+        report = age.of(replace(report, seconds=seconds, up_bytes=int(up_bytes)))
         try:
-            self.aggregators.update(self.hooks.on_update(update, task.sent, report), task.sent, report)
+            hooked = self.hooks.on_update(update, task.sent, report)
+            self.aggregators.update(age.applied(hooked), task.sent, report)
         except RefusedUpdate as error:
             self._refuse(task, error, work)
             return None
@@ -114,7 +98,7 @@ class Server:
         self.ledger.sent(
             entries=self.task_parts.compressed(task).size,
             sent=update.num_sent,
-            update_bytes=up_bytes,
+            update_bytes=report.up_bytes,
             dense_bytes=4 * task.sent.size,
         )
         return Accepted(report, update, task.sent, peak)
@@ -126,14 +110,18 @@ class Server:
         self.ledger.refuse()
         self._reason = str(error)
 
+    def costs(self) -> dict[str, float]:
+        """Return the columns of the round's costs, and of the norm of all residuals."""
+        return {**self.ledger.costs(), "residual/norm": self.uplink.norm()}
+
     def down_bytes(self, task: Task, probe: RoundProbe) -> int:
         """Return the bytes that a client downloads before it trains; a probed client already has the model."""
         model = 0 if probe.has_model(task) else self.downloads.bytes(task)
         beside = self.aggregators.shared_bytes(task.client, task.model)
         return model + beside + self.uplink.compressor.shared_bytes(self.task_parts.compressed(task).held)
 
-    def step(self, optimizer: Optimizer, step: Callable[[], object], round: int, known: bool) -> None:
-        """Take the server's step; without an accepted update the models do not change.
+    def step(self, optimizer: Optimizer, step: Callable[[], object], round: int, known: bool) -> dict[str, Tensor]:
+        """Take the server's step, and return the holders of each entry; without an update the models do not change.
 
         Args:
             optimizer: the server's.
@@ -156,10 +144,11 @@ class Server:
         if not self._accepted:
             rank_zero_warn("No update of a round arrived: all were late or failed, and the models stay as they are")
             step()  # no parameter has a gradient, so none moves; Lightning counts the step
-            return
+            return {}
         tensors, steps, holders = self.aggregators.compute(self.hooks.on_step)
         server_step(optimizer, step, tensors, steps, holders)
         require_finite(tensors, f"models from the server's optimizer {type(optimizer).__name__} in round {round}")
+        return holders
 
     def _decoded(self, reply: Reply) -> Update:
         """Return the decoded update of a reply.

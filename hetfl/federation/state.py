@@ -15,7 +15,7 @@ from hetfl.clustering import Clustering
 from hetfl.data import FederatedDataModule
 from hetfl.errors import ConfigurationError
 from hetfl.federation.hosting import Hosting
-from hetfl.federation.models import MakeOptimizer
+from hetfl.global_models import MakeOptimizer
 from hetfl.piece import Piece
 from hetfl.submodel import parameters_of
 from hetfl.trainer.fingerprint import agree, fingerprint, of_models

@@ -18,8 +18,8 @@ from hetfl.defence.outlying import refusals
 from hetfl.defence.ranges import number_of_batches
 from hetfl.errors import ConfigurationError
 from hetfl.federation.clients import Clients
-from hetfl.federation.models import GlobalModels
 from hetfl.fleet import Work
+from hetfl.global_models import GlobalModels
 from hetfl.local import Result
 from hetfl.local.jobs import statistics as gather
 from hetfl.local.jobs import unpack_statistics

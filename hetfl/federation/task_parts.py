@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hetfl.data import FederatedDataModule
 from hetfl.downlink import Broadcast
-from hetfl.federation.models import GlobalModels
+from hetfl.global_models import GlobalModels
 from hetfl.levels.table import UploadSize
 from hetfl.part import Part, only
 from hetfl.parts import PartRule

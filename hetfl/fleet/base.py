@@ -16,6 +16,8 @@ from hetfl.seeding import generator
 
 DAY = 86400.0
 """Seconds."""
+ROUNDS = 32
+"""Number of rounds whose variations are kept: clients of several rounds may be under way."""
 
 
 class Fleet(Piece):
@@ -74,7 +76,7 @@ class Fleet(Piece):
         self.devices, self.seed = self.draw(num_clients, seed), seed
         self._phase_N = uniform(num_clients, seed, "fleet", "phase")
         self._everyone = np.arange(num_clients)
-        self._factor: dict[str, tuple[int, FloatArray]] = {}  # by rate, the last round asked for, and its factors
+        self._factors: dict[tuple[str, int], FloatArray] = {}  # by rate and round, the oldest first
         present = self.devices.first_round.max() == 0 and self.devices.last_round.min() == FOREVER
         self._always = bool(present and self.devices.availability.min() == 1.0)
         if facts.rounds is not None:
@@ -115,11 +117,13 @@ class Fleet(Piece):
         """Return the factors of clients' rate (``link`` or ``speed``) in a round."""
         if round is None or not deviation:
             return 1.0
-        if self._factor.get(rate, (-1,))[0] != round:
+        if (rate, round) not in self._factors:
             random = generator(self.seed, "fleet", rate, round)
             drawn = torch.randn(len(self.devices), dtype=torch.float64, generator=random).numpy()
-            self._factor[rate] = (round, np.exp(deviation * drawn))
-        factors: FloatArray = self._factor[rate][1][clients]
+            self._factors[rate, round] = np.exp(deviation * drawn)
+            if len(self._factors) > ROUNDS:
+                del self._factors[next(iter(self._factors))]
+        factors: FloatArray = self._factors[rate, round][clients]
         return factors
 
     def done(self, client: int, round: int, work: Work, seconds: float) -> Work:
@@ -138,36 +142,40 @@ class Fleet(Piece):
             round: the round.
             now: simulated seconds since the beginning of the run.
         """
-        if self.always:
-            return self._everyone
+        return self._everyone if self.always else np.flatnonzero(self._available(now) & self._present(round))
+
+    def _available(self, now: float) -> BoolArray:
+        """Return which devices are within reach at a time, bool (N,)."""
         turn_N = now / self.period + self._phase_N
-        available_N = turn_N - np.floor(turn_N) < self.devices.availability
-        return np.flatnonzero(available_N & self._present(round))
+        available: BoolArray = turn_N - np.floor(turn_N) < self.devices.availability
+        return available
 
     def _present(self, round: int) -> BoolArray:
         """Return which clients have joined and not left in a round, bool (N,)."""
         present: BoolArray = (self.devices.first_round <= round) & (round <= self.devices.last_round)
         return present
 
-    def next_reachable(self, round: int, now: float) -> float:
+    def next_reachable(self, round: int, now: float, among: BoolArray | None = None) -> float:
         """Return the next time at which a client is reachable, in simulated seconds: ``now`` if one is already.
 
         Args:
             round: the round.
             now: simulated seconds since the beginning of the run.
+            among: the clients that count, bool (N,); None: all.
 
         Returns:
-            The time; infinity if no client takes part in this round.
+            The time; infinity if no such client takes part in this round.
         """
-        if len(self.reachable(round, now)):
+        wanted_N = self._present(round) if among is None else self._present(round) & among
+        if bool((self._available(now) & wanted_N).any()):
             return now
-        present = np.flatnonzero(self._present(round))
+        present = np.flatnonzero(wanted_N)
         if not len(present):
             return math.inf
         turn = now / self.period + self._phase_N[present]
         then = now + self.period * float((np.floor(turn) + 1 - turn).min())
         late = 1e-12 * self.period
-        while not len(self.reachable(round, then)):  # by rounding, the time may be slightly too early
+        while not (self._available(then) & wanted_N).any():  # by rounding, the time may be slightly too early
             then, late = then + late, 2 * late
         return then
 

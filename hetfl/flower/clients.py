@@ -20,7 +20,7 @@ from hetfl.defence.ranges import losses_ranges, pass_ranges, residual_ranges, vi
 from hetfl.entries import gather_flat
 from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
-from hetfl.federation.clients import Clients, Reply
+from hetfl.federation.clients import Clients
 from hetfl.fleet.numbers import IntArray
 from hetfl.flower.messages import ClientAnswer, JobName, Order, Request
 from hetfl.flower.nodes import Failure, Nodes
@@ -34,6 +34,7 @@ from hetfl.models.static_batch_norm import static_layers
 from hetfl.packing import pack
 from hetfl.part import Part
 from hetfl.printable import printable
+from hetfl.schedule import Reply
 from hetfl.types import SHARED, Report, Task
 from hetfl.updates import DenseUpdate, Update
 

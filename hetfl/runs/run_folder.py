@@ -27,7 +27,7 @@ from hetfl.runs.round_rows import append_rows, drop_rounds
 
 LOCK = ".lock"
 """Name of the lock file, which keeps other processes from writing into the folder."""
-GROWING = ("values",)
+GROWING = ("values", "timeline")
 """Names of the tables to which every round appends rows."""
 EARLY_END = "ended.txt"
 """Name of the file that marks a run that its settings ended before its last round."""

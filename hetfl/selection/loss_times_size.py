@@ -32,6 +32,8 @@ class LossTimesSize(Selection):
         ConfigurationError: β is negative, or d is below m.
     """
 
+    asks_losses = True
+
     def __init__(self, clients_per_round: int = 10, beta: float = 1.0, candidates: int | None = None) -> None:
         super().__init__(clients_per_round)
         if not 0 <= beta < float("inf"):

@@ -55,6 +55,7 @@ class PowerOfChoice(Selection):
         if batch < 1:
             raise ConfigurationError(f"Expected batch of at least 1 sample but got {batch}")
         self.candidates, self.variant, self.batch = candidates, variant, batch
+        self.asks_losses = variant != "rpow"
         self.remembered: dict[int, float] = {}
 
     def setup(self, facts: Facts) -> None:

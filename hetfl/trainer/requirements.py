@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from hetfl.data import FederatedDataModule
@@ -25,6 +26,12 @@ SECOND_FIT = (
 """The message of a second fit of a module."""
 EVALUATED = {"validate": "limit_val_batches", "test": "limit_test_batches"}
 """The limit of the number of batches, by verb."""
+
+
+def note_second_fit(version: int, epoch: int) -> None:
+    """Say that a module's rounds go on counting where its first fit ended, if the trainer counts from 0 again."""
+    if version != epoch:
+        rank_zero_info(SECOND_FIT.format(version))
 
 
 def federated_data(trainer: Trainer) -> FederatedDataModule:

@@ -26,6 +26,9 @@ CLUSTER_COLUMNS = ("round", "client", "cluster")
 VALUE_COLUMNS = ("round", "client", "measure", "value")
 """Columns of ``values.csv``, which has a row for every round, client and measure."""
 
+TIMELINE_COLUMNS = ("round", "client", "level", "taken", "start", "end", "staleness", "largest_staleness", "accepted")
+"""Columns of ``timeline.csv``, which has a row for every arrival, in the round of the arrival."""
+
 DATA_COLUMNS = ("client", "samples", "divergence", "noise")
 """Columns of ``client_data.csv``, which has a row for every client; see :func:`hetfl.data.mix.divergence`."""
 
@@ -33,6 +36,12 @@ DATA_COLUMNS = ("client", "samples", "divergence", "noise")
 def run_folders(loggers: Iterable[object]) -> list[RunFolder]:
     """Return the loggers that are run folders."""
     return [logger for logger in loggers if isinstance(logger, RunFolder)]
+
+
+def check_rounds(loggers: Iterable[object], before: int) -> None:
+    """Refuse to continue run folders without the rows of all rounds before ``before``."""
+    for folder in run_folders(loggers):
+        folder.check_rounds(before)
 
 
 def log_columns(module: LightningModule, columns: Mapping[str, Tensor | float], round: int) -> None:
@@ -89,6 +98,12 @@ def save_values(
         folder.append_rows("values", VALUE_COLUMNS, rows)
         if not folder.has("client_data"):
             folder.write_table("client_data", DATA_COLUMNS, _data_rows(data))
+
+
+def save_timeline(module: LightningModule, rows: Sequence[Sequence[object]]) -> None:
+    """Append the arrivals of a round to ``timeline.csv``."""
+    for folder in run_folders(module.loggers) if rows else ():
+        folder.append_rows("timeline", TIMELINE_COLUMNS, rows)
 
 
 def _data_rows(data: FederatedDataModule) -> list[tuple[object, ...]]:
