@@ -1,4 +1,7 @@
-"""The command line: ``hetfl fit | validate | test | describe | resume | data | export | unlearn | compare | ...``."""
+"""The command line: ``hetfl fit | validate | test | describe | resume | data | export | unlearn | compare | ...``.
+
+PyTorch and Lightning are imported only for verbs that need them: ``hetfl flower`` watches processes.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hetfl.cli.app import FederatedCLI, FederatedTrainer
-from hetfl.cli.blame import debug_option
-from hetfl.cli.parser import check_arguments
-from hetfl.cli.starting import command_line, start
+from hetfl.cli.debugging import debug_option
+from hetfl.cli.one_line import command_line
 from hetfl.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from hetfl.cli.app import FederatedCLI, FederatedTrainer
 
 __all__ = ["FederatedCLI", "FederatedTrainer", "main"]
 
@@ -32,6 +37,17 @@ VERBS = {
 """Verbs outside of Lightning's CLI, and the modules of their functions ``main``, imported only when needed."""
 
 
+WATCHING = ("flower",)
+"""Verbs that only start and watch other processes."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class of the command line."""
+    if name in ("FederatedCLI", "FederatedTrainer"):
+        return getattr(import_module("hetfl.cli.app"), name)
+    raise AttributeError(f"module 'hetfl.cli' has no attribute {name!r}")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
@@ -39,10 +55,15 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the arguments; None: those of the process.
     """
     given = list(sys.argv[1:] if args is None else args)
+    if not given or given[0] not in WATCHING:
+        import_module("hetfl.cli.starting")  # before command_line: Lightning sets the level of its messages
     with debug_option(given), command_line():
         if given[:1] and given[0] in VERBS:
             import_module(VERBS[given[0]]).main(given[1:])
         else:
+            from hetfl.cli.parser import check_arguments
+            from hetfl.cli.starting import start
+
             long = _of_run(given)
             check_arguments(long)
             if given[:1] == ["resume"]:

@@ -20,8 +20,9 @@ from lightning import LightningDataModule
 
 from hetfl.cli.app import FederatedCLI, FederatedTrainer
 from hetfl.cli.errors import condense
+from hetfl.cli.one_line import command_line
 from hetfl.cli.parser import check_arguments
-from hetfl.cli.starting import command_line, start
+from hetfl.cli.starting import start
 from hetfl.cli.trust import USUAL
 from hetfl.federation import FederatedModule
 from hetfl.files import write_whole

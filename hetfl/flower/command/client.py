@@ -16,7 +16,7 @@ from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
 from hetfl.flower.command.checks import check_client, own_folder
 from hetfl.flower.command.processes import POLL_SECONDS, FlowerProcess, certificate, environment, free_port, home_folder
-from hetfl.runs.interrupt import taking_signals
+from hetfl.signals import taking_signals
 
 RETRY_SECONDS = 5.0
 """Seconds before a SuperNode that ended is started again: the SuperLink still takes it for alive for a while."""

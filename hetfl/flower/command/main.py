@@ -12,7 +12,7 @@ from hetfl.flower.command.checks import numbers
 from hetfl.flower.command.client import is_made, run_client, start_node
 from hetfl.flower.command.processes import FlowerProcess, free_port, home_folder
 from hetfl.flower.command.server import run_server
-from hetfl.runs.interrupt import taking_signals
+from hetfl.signals import taking_signals
 
 DEFAULT_PORT = 9092
 

@@ -27,7 +27,7 @@ from hetfl.flower.command.processes import (
     wait_until,
 )
 from hetfl.flower.patience import Patience
-from hetfl.runs.interrupt import taking_signals
+from hetfl.signals import taking_signals
 
 START_SECONDS = 60.0
 CONNECTION = "hetfl"

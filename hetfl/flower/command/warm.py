@@ -21,7 +21,7 @@ from flwr.supercore.constant import TASK_TYPE_TO_APPIO_API_ADDRESS_ARG, TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult, SubprocessExecutor
 from flwr.supernode.cli import flwr_clientapp
 
-from hetfl.cli.starting import command_line
+from hetfl.cli.one_line import command_line
 from hetfl.files import write_whole
 from hetfl.flower.command import apps
 from hetfl.flower.command.checks import numbers
