@@ -87,7 +87,8 @@ class Server:
         """
         task, down_bytes = reply.task, self.down_bytes(reply.task, probe)
         if reply.report is None:
-            rank_zero_warn(f"Round {task.round}: no update of client {self.ledger.called(task.client)}: {reply.lost}")
+            sender = self.ledger.called(task.client)
+            rank_zero_warn(f"Round {task.round + 1}: no update of client {sender}: {reply.lost}")
             self.ledger.lose(task.client, task.round, Work(down_bytes, 0.0), reply.late)
             return None
         passes, up_bytes = reply.report.passes, len(reply.payload)
@@ -121,7 +122,7 @@ class Server:
 
     def _refuse(self, task: Task, error: Exception, work: Work) -> None:
         sender = f"client {self.ledger.called(task.client)} at level {task.level}"
-        rank_zero_warn(f"Round {task.round}: update of {sender} refused: {error}")
+        rank_zero_warn(f"Round {task.round + 1}: update of {sender} refused: {error}")
         self.ledger.charge(task.client, task.round, work)
         self.ledger.refuse()
         self._reason = str(error)
