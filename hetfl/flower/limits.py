@@ -8,7 +8,7 @@ from pathlib import Path
 from hetfl.types import Task
 
 COPIES = 4
-"""Copies of a round's models in the memory of this machine: encoded, as records, in the SuperLink, under way."""
+"""Copies of a round's models in this machine's memory: encoded, as objects of Flower, at the SuperLink, as answers."""
 
 
 def needs(tasks: Sequence[Task], value_bytes: int, deadline: float, patient: str = "--deadline") -> tuple[str, int]:

@@ -66,7 +66,7 @@ end_with_parent()
 app = server_app
 """
 REGISTERING = Path(__file__).with_name("registering.py")
-STOP_SECONDS = 5.0
+STOP_SECONDS = 3.0
 """Seconds that the run may take to end at a signal before training has begun."""
 REFUSALS = {
     "No SuperNode found with the given public key": "a node whose key is not registered tried to join (--node_keys)",
