@@ -1,4 +1,7 @@
-"""hetfl: federated learning in which every client trains as much of the model as it can afford."""
+"""hetfl: federated learning in which every client trains as much of the model as it can afford.
+
+The names below are imported when they are first used: processes that only watch others need no PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -36,16 +39,17 @@ _MODULES = {
     "Level": "hetfl.types",
     "load": "hetfl.export",
 }
-"""The module of each public name, imported when the name is first used: importing torch takes seconds."""
+"""The module of each public name."""
 
 
 def __getattr__(name: str) -> Any:
+    """Import a name of the interface, or a sub-package."""
     if name in _MODULES:
         globals()[name] = getattr(import_module(_MODULES[name]), name)
         return globals()[name]
-    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not name.startswith("_") and find_spec(f"hetfl.{name}") is not None:
+        return import_module(f"hetfl.{name}")
+    raise AttributeError(f"module 'hetfl' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

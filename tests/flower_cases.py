@@ -21,9 +21,10 @@ from hetfl import FederatedModule
 from hetfl.cli import FederatedTrainer
 from hetfl.data import FederatedDataModule
 from hetfl.flower.clients import FlowerClients
+from hetfl.flower.letters import Failure, Letter
 from hetfl.flower.messages import answer_records, read_request
 from hetfl.flower.node import Node
-from hetfl.flower.nodes import Failure, Letter, Nodes
+from hetfl.flower.nodes import Nodes
 from hetfl.flower.patience import Patience
 from hetfl.flower.states import ClientStates
 from tests.conftest import small_data, small_module
@@ -70,6 +71,8 @@ class FakePost:
         self.nodes = dict(nodes)
         self.tamper: Tamper = lambda node, answer: answer
         self.sent: list[tuple[int, RecordDict]] = []
+        self.answered: list[tuple[int, RecordDict]] = []
+        self.late: list[tuple[str, RecordDict]] = []  # answers that a test delivers after the next letters
         self._answers: dict[str, RecordDict | Failure] = {}
 
     def online(self) -> Collection[int]:
@@ -77,12 +80,15 @@ class FakePost:
 
     def send(self, letters: Mapping[int, Letter], seconds: float) -> dict[int, str]:
         ids = {}
+        while self.late and letters:
+            self.deliver(*self.late.pop())
         for node, letter in letters.items():
             ids[node] = f"message {len(self.sent)}"
             self.sent.append((node, letter.content))
             request = read_request(over_the_wire(letter.content))
             answer = self.tamper(node, over_the_wire(answer_records(self.nodes[node].answer(request))))
             if answer is not None:
+                self.answered.append((node, answer))
                 self._answers[ids[node]] = answer
         return ids
 

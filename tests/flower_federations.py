@@ -28,6 +28,8 @@ from hetfl.schedule import Reply
 CONFIG = Path(__file__).parent.parent / "configs" / "experiment" / "flower_digits.yaml"
 NODES = {0: "0-2", 1: "3-5", 2: "6-8"}
 HETFL = str(Path(sys.executable).parent / "hetfl")
+SECONDS = float(os.environ.get("HETFL_SECONDS", "600"))
+"""Longest wait for a federation, for busy machines."""
 SMALL = ["--plots", "false", "--final_test", "false", "--model.net.init_args.hidden", "[16,32]"]
 
 
@@ -61,7 +63,7 @@ class Federation:
     def log(self, name: str = "server") -> str:
         return (self.folder / f"{name}.log").read_text()
 
-    def wait_for_rounds(self, count: int, name: str = "server", seconds: float = 600) -> None:
+    def wait_for_rounds(self, count: int, name: str = "server", seconds: float = SECONDS) -> None:
         """Wait until ``count`` rounds are in ``metrics.csv``; the terminal output skips some rounds."""
         until = time.monotonic() + seconds
         while sum(map(rounds_of, self.folder.glob("flower_digits/*"))) < count:
@@ -69,7 +71,7 @@ class Federation:
             assert time.monotonic() < until, f"less than {count} rounds: {self.log(name)}"
             time.sleep(0.1)
 
-    def end(self, name: str = "server", seconds: float = 600) -> int:
+    def end(self, name: str = "server", seconds: float = SECONDS) -> int:
         return self.processes[name].wait(timeout=seconds)
 
     def kill(self, name: str) -> None:
@@ -175,7 +177,7 @@ def lost_updates(logs: Mapping[int, str]) -> set[tuple[int, int]]:
         refusals = re.findall(
             r"Round (\d+): (?:no )?update of client (\d+)(?:: | at level \S+ refused: (?!Expected a norm))", log
         )
-        lost |= {(int(round), int(client)) for round, client in refusals}
+        lost |= {(int(round) - 1, int(client)) for round, client in refusals}
     return lost
 
 

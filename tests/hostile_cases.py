@@ -246,7 +246,7 @@ def outcome_of(fit: Fit, module: FederatedModule, rounds: int, name: str, **opti
     texts = [str(each.message) for each in caught]
     for text in texts:
         if match := re.match(r"Round (\d+): ", text):
-            by_round.setdefault(int(match[1]), []).append(text)
+            by_round.setdefault(int(match[1]) - 1, []).append(text)
     folder = Path(trainer.logger.save_dir)  # type: ignore[union-attr,arg-type]
     state = {key: value.clone() for key, value in module.state_dict().items()}
     return Outcome(state, pd.read_csv(folder / "metrics.csv"), by_round, texts)

@@ -92,5 +92,5 @@ class NanLoss(FedAvg):
 
 def test_a_refused_client_is_reported_with_its_name_in_the_data(fit: Callable[..., Trainer]) -> None:
     module = small_module(NanLoss, net=TextNet, levels=small_levels(1.0), selection=Uniform(6))
-    with pytest.warns(UserWarning, match=r"Round 0: update of client 1 \('bob'\) at level a refused: "):
+    with pytest.warns(UserWarning, match=r"Round 1: update of client 1 \('bob'\) at level a refused: "):
         fit(module, Given("tokens", NAMES), rounds=1)

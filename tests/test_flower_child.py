@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from hetfl.flower.command.processes import CHILD, FlowerProcess
+from hetfl.flower.command.processes import CHILD, FlowerProcess, descendants, lives
 
 NODE = '''
 import sys, threading, time
@@ -50,6 +51,34 @@ def test_remaining_threads_do_not_keep_the_process_alive(env: dict[str, str], tm
     finally:
         child.stop()
     assert "KeyboardInterrupt" in (tmp_path / "log").read_text()
+
+
+def test_a_module_gets_its_arguments(tmp_path: Path) -> None:
+    (tmp_path / "a_module.py").write_text("import sys; print(sys.argv[1:]); sys.exit(4)")
+    child = FlowerProcess(["-m", "a_module", "--port", "7"], tmp_path / "log", {"PYTHONPATH": str(tmp_path)})
+    assert child.process.wait(timeout=60) == 4
+    assert (tmp_path / "log").read_text() == "['--port', '7']\n"
+
+
+def test_children_in_other_groups_end_too(env: dict[str, str], tmp_path: Path) -> None:
+    """Flower's SuperLink puts its SuperExec into a group of its own; this one also ignores SIGTERM."""
+    script = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(600)"
+    (tmp_path / "a_module.py").write_text(
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {script!r}], start_new_session=True)\n"
+    )
+    parent = FlowerProcess(["-m", "a_module"], tmp_path / "log", env)
+    while not (tmp_path / "log").read_text():
+        time.sleep(0.05)
+    children = descendants(parent.process.pid)
+    parent.stop(0.2)
+    assert len(children) == 1
+    assert not any(map(lives, children))
+
+
+def test_watching_commands_import_no_pytorch() -> None:
+    script = "import hetfl.cli, hetfl.flower.command.main, sys; print({'torch', 'lightning', 'numpy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_a_command_does_not_start_after_its_parent_has_ended(env: dict[str, str]) -> None:

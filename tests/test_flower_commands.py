@@ -49,6 +49,11 @@ CLIENT = ["client", "--clients", "0-2", "--states", "states"]
         (["server", "--deadline", "nan"], "deadline, in seconds, above 0 but got nan"),
         (["server", "--enough", "1.1"], "enough, a share of clients"),
         (["server", "--start", "inf"], "start, in seconds, above 0 but got inf"),
+        (["server", "--takeover", "-1"], "takeover, in seconds, above 0 but got -1"),
+        (["server", "--statistics_deadline", "0"], "statistics_deadline, in seconds, above 0 but got 0"),
+        (["server", "--metrics_port", "0"], "a port from 1 to 65535 for --metrics_port but got 0"),
+        (["status", "none"], r"the folder of a run of hetfl flower server but got no nodes\.json in none"),
+        (["status", "none", "more"], "the folder of a run alone but got more"),
         (["server", "--max_norm", "nan"], "--max_norm, of an update, above 0 but got nan"),
         (["server", "--max_norm", "-3"], "--max_norm, of an update, above 0 but got -3"),
         (["server", "--node_keys", "keys"], "--certificates with --node_keys"),
@@ -118,7 +123,7 @@ def test_a_superlink_that_abandons_the_run_is_reported_in_one_line(
     monkeypatch.setattr(apps, "start", given_up)
     monkeypatch.setattr(apps, "check_arguments", lambda args: None)
     settings: dict[str, object] = {
-        "output": str(tmp_path / "output"),
+        "home": str(tmp_path),
         "folder": str(tmp_path),
         "arguments": [],
         "max_norm": None,

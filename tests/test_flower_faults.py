@@ -177,7 +177,7 @@ def test_false_statistics_are_left_out(fit: Fit, tmp_path: Path, lie: str) -> No
     """The other clients' sums are enough for every level, so all levels are evaluated."""
     tamper, _ = LIES[lie]
     module = federated(make(), fake_post(tmp_path, tamper))
-    with warned("Round 0: statistics of client 5 refused: "):
+    with warned("Round 1: statistics of client 5 refused: "):
         trainer = fit(module, rounds=1)
     assert rows(trainer)[[f"val/accuracy_by_level/{level}" for level in module.levels]].notna().all(axis=None)
 
@@ -201,7 +201,7 @@ def test_a_non_finite_loss_is_refused_and_its_client_is_not_selected(fit: Fit, t
         return answer
 
     module = federated(build(), fake_post(tmp_path, tamper, build))
-    with warned(rf"Round 0: losses of client 5 refused: .*for a loss but got {loss}"):
+    with warned(rf"Round 1: losses of client 5 refused: .*for a loss but got {loss}"):
         trainer = fit(module, rounds=1, limit_val_batches=0)
     assert rows(trainer)["comm/refused"].tolist() == [len(SPLIT[LIAR])]
     assert len(chosen) == 4

@@ -36,10 +36,10 @@ def test_a_different_residual_is_detected(tmp_path: Path, wrong: str) -> None:
 
 def test_a_repeated_round_counts_as_in_its_last_repetition() -> None:
     first = (
-        "Round 1: no update of client 4: no answer within 30 s\n"
-        "Round 2: no update of client 5: no answer within 30 s\n"
-        "Round 2: update of client 6 at level a refused: bytes\n"
-        "Round 2: no statistics of client 7: no answer within 30 s\n"
+        "Round 2: no update of client 4: no answer within 30 s\n"
+        "Round 3: no update of client 5: no answer within 30 s\n"
+        "Round 3: update of client 6 at level a refused: bytes\n"
+        "Round 3: no statistics of client 7: no answer within 30 s\n"
     )
     assert lost_updates({0: first}) == {(1, 4), (2, 5), (2, 6)}
-    assert lost_updates({0: first, 2: "Round 3: no update of client 8: gone\n"}) == {(1, 4), (3, 8)}
+    assert lost_updates({0: first, 2: "Round 4: no update of client 8: gone\n"}) == {(1, 4), (3, 8)}

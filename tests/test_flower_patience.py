@@ -128,9 +128,7 @@ def test_a_node_with_other_settings_cannot_take_part(fit: Fit, tmp_path: Path) -
     post.nodes[SILENT] = make_node(SPLIT[SILENT], tmp_path, lambda: make(uplink=ErrorFeedback(TopK(0.3))))
     module = make()
     timed(module, post, start=1.0)
-    message = (
-        r"Node 12 of clients \[5, 6, 7\] cannot take part: Expected the server's uplink .*TopK\(density=0.2, .*0.3"
-    )
+    message = r"refused: node .*: clients 5-7 cannot take part: Expected the server's uplink .*TopK\(density=0.2, .*0.3"
     with warned(message):
         fit(module, rounds=1, limit_val_batches=0)
 
@@ -148,7 +146,7 @@ def test_a_refused_node_can_return_with_right_settings(fit: Fit, tmp_path: Path)
 
     module = make()
     module.clients = FlowerClients(module, Nodes(post, clock, sleep), Patience())
-    with pytest.warns(UserWarning, match="Node 12 .* cannot take part") as caught:
+    with pytest.warns(UserWarning, match="clients 5-7 cannot take part") as caught:
         fit(module, rounds=1, limit_val_batches=0)
     assert sum("cannot take part" in str(each.message) for each in caught) == 1
     assert 25 < clock.now < 40
@@ -287,7 +285,7 @@ def test_a_full_disk_loses_the_update_of_one_round_only(
     monkeypatch.setattr(states, "save", full)
     module = make()
     timed(module, post)
-    with warned("Round 1: no update of client 5: OSError: .* No space left on device"):
+    with warned("Round 2: no update of client 5: OSError: .* No space left on device"):
         trainer = fit(module, rounds=3, limit_val_batches=0)
     assert rows(trainer)["sim/failed"].tolist() == [0, 3, 0]
     named = [

@@ -14,7 +14,7 @@ pytest.importorskip("flwr", reason="hetfl.flower needs Flower: pip install 'hetf
 
 from flwr.app import ConfigRecord, RecordDict
 
-from hetfl.flower.nodes import Failure
+from hetfl.flower.letters import Failure
 from hetfl.flower.post import AT_ONCE, FlowerPost
 
 

@@ -45,5 +45,5 @@ def test_silent_clients_are_reported_with_their_names_in_the_data(fit: Callable[
     post = FakePost(nodes)
     post.tamper = lambda node, answer: None if node == 3 and "report.0" in answer else answer
     module = federated(make(), post)
-    with warned(r"Round 0: no update of client 3 \('dan'\): "):
+    with warned(r"Round 1: no update of client 3 \('dan'\): "):
         fit(module, data(), rounds=1)

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from hetfl.analysis.data_plots import write_labels
 from hetfl.analysis.pictures import save_figure
 from hetfl.cli.app import _drawn
+from hetfl.cli.one_line import command_line
 from hetfl.cli.reporting import main as report
-from hetfl.cli.starting import command_line
 from hetfl.files import to_disk
 from hetfl.runs import RunFolder
 

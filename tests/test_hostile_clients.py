@@ -132,7 +132,7 @@ TRAINING: dict[str, tuple[Lie, str]] = {
     "another client": (altered(client=0), r"reports of clients \[2\] but got \[0\]"),
     "an unknown status": (altered(status=FORGED), r"a status among .* but got 'all is well\\n"),
     "another nonce": (altered("answer", nonce=FORGED), r"Expected nonce .* but got 'all is well\\n"),
-    "another protocol": (altered("answer", protocol=2**62), "Expected protocol 5 but got 4611686018427387904"),
+    "another protocol": (altered("answer", protocol=2**62), "Expected protocol 6 but got 4611686018427387904"),
     "reports without end": (altered("answer", reports=2**62), "1 reports but got 4611686018427387904"),
     "clients that are text": (altered("answer", clients=["a", "b"]), "numbers of clients"),
     "no answer in the answer": (without("answer"), "Expected record answer"),

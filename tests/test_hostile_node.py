@@ -45,7 +45,7 @@ def test_a_hostile_node_neither_ends_the_run_nor_changes_the_result(
     assert federation.end() == 0, federation.log()
     log, run = federation.log(), run_of(federation.folder)
     for round, (_, reason) in enumerate(LIES.values()):
-        assert re.search(rf"Round {round}: update of client [345] at level \w refused: .*{reason}", log), log
+        assert re.search(rf"Round {round + 1}: update of client [345] at level \w refused: .*{reason}", log), log
     assert not re.search(r"^Round 9", log, re.MULTILINE), "a forged line"
     assert "\x1b[2J" not in log
     table = pd.read_csv(run / "metrics.csv")

@@ -154,7 +154,7 @@ class FalseSums(OwnClients):
 def test_a_simulation_also_leaves_false_sums_out(fit: Fit) -> None:
     module = small_module(levels=small_levels(1.0), statistics_clients=None)
     module.clients = FalseSums(module, {5}, 0)
-    with pytest.warns(UserWarning, match="Round 0: statistics of client 5 at level a refused: .* for a variance"):
+    with pytest.warns(UserWarning, match="Round 1: statistics of client 5 at level a refused: .* for a variance"):
         trainer = fit(module, rounds=1)
     assert rows(trainer)["comm/refused"].tolist() == [1]
 

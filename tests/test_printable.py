@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hetfl.cli.errors import condense
-from hetfl.cli.starting import _Stderr
+from hetfl.cli.one_line import _Stderr
 from hetfl.data import CSVData, ImageFolder
 from hetfl.display.formats import cell
 from hetfl.errors import ConfigurationError, RefusedUpdate

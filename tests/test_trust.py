@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from hetfl.cli import main
-from hetfl.cli.starting import command_line, start
+from hetfl.cli.one_line import command_line
+from hetfl.cli.starting import start
 from hetfl.cli.trust import USUAL, check_class_paths, class_paths, trusted_packages
 from hetfl.errors import ConfigurationError
 from tests.demo_cases import CONFIGS, DEMO, FEW, refused

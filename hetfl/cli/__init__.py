@@ -1,4 +1,7 @@
-"""The command line: ``hetfl fit | validate | test | describe | resume | data | export | unlearn | compare | ...``."""
+"""The command line: ``hetfl fit | validate | test | describe | resume | data | export | unlearn | compare | ...``.
+
+PyTorch and Lightning are imported only for verbs that need them: ``hetfl flower`` watches processes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import hetfl
 from hetfl.arguments import suggestion
+from hetfl.cli.debugging import debug_option
 from hetfl.cli.helping import ALL, OF_SETTINGS, VERBS, asked_for_help
+from hetfl.cli.one_line import command_line
 from hetfl.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -35,10 +40,15 @@ MODULES = {
 """Verbs outside of Lightning's CLI, and the modules of their functions ``main``, imported only when needed."""
 
 
+WATCHING = ("flower",)
+"""Verbs that only start and watch other processes."""
+
+
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("hetfl.cli.app"), name)
+    """Import a class of the command line."""
+    if name in ("FederatedCLI", "FederatedTrainer"):
+        return getattr(import_module("hetfl.cli.app"), name)
+    raise AttributeError(f"module 'hetfl.cli' has no attribute {name!r}")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -57,15 +67,15 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(given: list[str]) -> None:
-    from hetfl.cli.blame import debug_option
-    from hetfl.cli.starting import command_line, start
-
+    if given[0] not in WATCHING:
+        import_module("hetfl.cli.starting")  # before command_line: Lightning sets the level of its messages
     with debug_option(given), command_line():
         _check_verb(given)
         if given[:1] and given[0] in MODULES:
             import_module(MODULES[given[0]]).main(given[1:])
             return
         from hetfl.cli.parser import check_arguments
+        from hetfl.cli.starting import start
 
         long = _of_run(given)
         check_arguments(long)

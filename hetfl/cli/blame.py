@@ -20,33 +20,10 @@ from hetfl.cli.errors import condense
 from hetfl.errors import ConfigurationError
 from hetfl.reading import parse_yaml, read_bytes
 
-DEBUG = "HETFL_DEBUG"
-"""Environment variable; with any value except an empty text and 0, errors have tracebacks."""
 CONSTRUCTORS = ("__init__", "__post_init__")
 Setting = tuple[str, str, dict[str, Any]]
 """The key of a class among settings, its class path, and its arguments; the class path of a group is empty."""
 LIBRARIES = tuple({os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "purelib", "platlib")})
-
-
-def debugging() -> bool:
-    """Return whether errors have tracebacks."""
-    return os.environ.get(DEBUG, "0") not in ("", "0")
-
-
-@contextmanager
-def debug_option(args: list[str]) -> Iterator[None]:
-    """Remove ``--debug`` from arguments, and let this process and its children show tracebacks."""
-    before = os.environ.get(DEBUG)
-    if "--debug" in args:
-        args.remove("--debug")
-        os.environ[DEBUG] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(DEBUG, None)
-        else:
-            os.environ[DEBUG] = before
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import yaml
 from jsonargparse import ActionConfigFile, Namespace, get_loader, set_loader  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
-from hetfl.cli.blame import debugging
 from hetfl.cli.config_files import config_file
+from hetfl.cli.debugging import debugging
 from hetfl.cli.errors import condense
 from hetfl.cli.suggesting import with_suggestion
 from hetfl.errors import ConfigurationError

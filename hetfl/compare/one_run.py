@@ -13,7 +13,8 @@ from typing import Any
 
 from hetfl.cli.app import FederatedCLI
 from hetfl.cli.checks import run_folders
-from hetfl.cli.starting import command_line, start
+from hetfl.cli.one_line import command_line
+from hetfl.cli.starting import start
 
 PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl that sets the signal that a process gets when its parent ends."""

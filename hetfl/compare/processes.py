@@ -19,7 +19,7 @@ from hetfl.display.runs import RunLine, RunsProgress
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
 from hetfl.printable import printable
-from hetfl.runs.interrupt import taking_signals
+from hetfl.signals import taking_signals
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 5.0

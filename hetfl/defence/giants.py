@@ -30,6 +30,6 @@ def name_giants(round: int, peaks: Mapping[int, float], called: Callable[[int], 
     for client, peak in peaks.items():
         if median and peak > TIMES * median:
             rank_zero_warn(
-                f"Round {round}: update of client {called(client)} has an entry of {peak:g}, {peak / median:g} times "
-                "the median update's largest one; it was taken"
+                f"Round {round + 1}: update of client {called(client)} has an entry of {peak:g}, {peak / median:g} "
+                "times the median update's largest one; it was taken"
             )

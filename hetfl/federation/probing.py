@@ -122,7 +122,7 @@ class RoundProbe:
             try:
                 payload = wire.encode(update, round=self.round, client=task.owner)
             except ValueError as error:
-                rank_zero_warn(f"Round {self.round}: no gradient of client {ledger.called(task.client)}: {error}")
+                rank_zero_warn(f"Round {self.round + 1}: no gradient of client {ledger.called(task.client)}: {error}")
                 continue
             expected = wire.Expected(self.round, task.owner, update.size, 0, dtype=self.models.like.dtype)
             sent = wire.decode(payload, expected)
@@ -151,7 +151,7 @@ class RoundProbe:
                 known[client] = numbers
             else:
                 called, kind = self.probing.ledger.called(client), type(question).__name__
-                rank_zero_warn(f"Round {self.round}: no answer of client {called} to {kind}: not finite numbers")
+                rank_zero_warn(f"Round {self.round + 1}: no answer of client {called} to {kind}: not finite numbers")
         return {client: known[client] for client in clients if client in known}
 
     def _charge(

@@ -72,7 +72,8 @@ class Server:
             self.ledger.lose(task.client, task.round, work)
             return None
         if reply.report is None:
-            rank_zero_warn(f"Round {task.round}: no update of client {self.ledger.called(task.client)}: {reply.lost}")
+            sender = self.ledger.called(task.client)
+            rank_zero_warn(f"Round {task.round + 1}: no update of client {sender}: {reply.lost}")
             self.ledger.lose(task.client, task.round, work, reply.late)
             return None
         try:
@@ -105,7 +106,7 @@ class Server:
 
     def _refuse(self, task: Task, error: Exception, work: Work) -> None:
         sender = f"client {self.ledger.called(task.client)} at level {task.level}"
-        rank_zero_warn(f"Round {task.round}: update of {sender} refused: {error}")
+        rank_zero_warn(f"Round {task.round + 1}: update of {sender} refused: {error}")
         self.ledger.charge(task.client, task.round, work)
         self.ledger.refuse()
         self._reason = str(error)

@@ -180,7 +180,7 @@ def _kept(net: nn.Module, answers: Sequence[Result], batch_size: int, ledger: Le
         task = answers[row].task
         ledger.refuse()
         sender = f"client {ledger.called(task.client)} at level {task.level}"
-        rank_zero_warn(f"Round {task.round}: statistics of {sender} refused: {reason}")
+        rank_zero_warn(f"Round {task.round + 1}: statistics of {sender} refused: {reason}")
     return [answer for row, answer in enumerate(answers) if row not in refused]
 
 

@@ -7,7 +7,6 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,17 @@ from hetfl.errors import ConfigurationError
 from hetfl.federation import FederatedModule
 from hetfl.federation.clients import Clients
 from hetfl.fleet.numbers import IntArray
+from hetfl.flower.homes import Guest
+from hetfl.flower.job_names import named
+from hetfl.flower.letters import Failure
+from hetfl.flower.limits import available_memory, needs
 from hetfl.flower.messages import ClientAnswer, JobName, Order, Request
-from hetfl.flower.nodes import Failure, Nodes
+from hetfl.flower.nodes import Nodes
 from hetfl.flower.patience import Patience
 from hetfl.flower.settings import shared_settings
 from hetfl.flower.states import NOTHING, STATE, StateBook
 from hetfl.local import Result
 from hetfl.local.executor import Job
-from hetfl.local.jobs import losses, statistics
 from hetfl.models.static_batch_norm import static_layers
 from hetfl.packing import pack
 from hetfl.part import Part
@@ -59,8 +61,9 @@ class FlowerClients(Clients):
         self._book = StateBook()
         self._federation = secrets.token_hex(16)
         self._answers: dict[tuple[int, int], ClientAnswer] = {}
+        self._askers: dict[int, Guest] = {}  # the node that was asked last for a client, by client
         self._channels: dict[str, list[int]] = {}
-        self._gathered = False
+        self._gathered = self._said = False
 
     def begin(self) -> None:
         """Prepare training.
@@ -96,13 +99,16 @@ class FlowerClients(Clients):
             )
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
+        self._count_refused()
+        rounds = max(0, self._module.trainer.max_epochs or 0)
+        self._nodes.register.begin_round(self._module.models.version + 1, rounds)
+        self._say_needs(tasks)
         answers = self._ask("train", tasks)
-        self._answers = {}
         for number, task in enumerate(tasks):
             yield self._reply(task, answers[number])
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Result]:  # noqa: D102
-        name, samples = _named(job)
+        name, samples = named(job)
         answers = self._ask(name, tasks, samples)
         for number, task in enumerate(tasks):
             result, client = self._result(name, task, answers[number], samples), self._module.ledger.called(task.client)
@@ -110,25 +116,26 @@ class FlowerClients(Clients):
                 yield result
             elif result.refused:
                 self._module.ledger.refuse()
-                rank_zero_warn(f"Round {task.round}: {name} of client {client} refused: {result.reason}")
+                rank_zero_warn(f"Round {task.round + 1}: {name} of client {client} refused: {result.reason}")
             else:
-                rank_zero_warn(f"Round {task.round}: no {name} of client {client}: {result.reason}")
+                rank_zero_warn(f"Round {task.round + 1}: no {name} of client {client}: {result.reason}")
 
     def within_reach(self, clients: IntArray) -> IntArray:
         """Return the clients among ``clients`` that have a node; all of them if none has, to report the failures."""
         self._find_nodes()
-        served = [client for client in clients.tolist() if self._nodes.serving(client) is not None]
+        served = [client for client in clients.tolist() if self._serving(client) is not None]
         return np.array(served, dtype=clients.dtype) if served else clients
 
     def take(self, reply: Reply, update: Update) -> None:  # noqa: D102
         task = reply.task
         answer = self._answers.pop(task.key)
         self._book.take(task.client, answer.state)
+        self._nodes.homes.settle(task.client, self._askers[task.client])
         if self._module.uplink.enabled:
             self._module.uplink.note(task.client, task.round, answer.squared_norm)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"federation": self._federation, **self._book.state_dict()}
+        return {"federation": self._federation, **self._book.state_dict(), **self._nodes.homes.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the state that :meth:`state_dict` returned.
@@ -140,6 +147,7 @@ class FlowerClients(Clients):
             raise ConfigurationError("Expected a checkpoint of a run on Flower but got one with residuals of its own")
         self._federation = state["federation"]
         self._book.load_state_dict(state)
+        self._nodes.homes.load_state_dict(state)
 
     def checkpointed(self) -> None:  # noqa: D102
         self._book.checkpointed()
@@ -148,17 +156,39 @@ class FlowerClients(Clients):
         """Update the list of nodes; the first time, wait for them."""
         if not self._gathered:
             everyone = frozenset(range(self._module.data.num_clients))
-            self._nodes.gather(shared_settings(self._module), everyone, self._entries, self._patience.start)
+            self._nodes.gather(shared_settings(self._module), everyone, self._entries, self._patience)
             self._gathered = True
         self._nodes.refresh()
+
+    def _say_needs(self, tasks: Sequence[Task]) -> None:
+        """Report before the first round what it needs."""
+        if self._said:
+            return
+        self._said = True
+        width = self._module.models.like.dtype.itemsize
+        text, memory = needs(tasks, width, self._patience.of("train"))
+        self._nodes.register.report("needs", text)
+        if (there := available_memory()) is not None and memory > there:
+            self._nodes.register.report("memory", f"{there / 1e6:,.0f} MB are available here, fewer than a round needs")
+
+    def _serving(self, client: int) -> int | None:
+        """Return the node that is asked for a client; only its own node has its state."""
+        return self._nodes.serving(client, self._book.present(client) != NOTHING)
+
+    def _count_refused(self) -> None:
+        """Count the answers of the round before that the server did not accept."""
+        for answer in self._answers.values():
+            self._nodes.register.answer_refused(self._askers[answer.client])
+        self._answers = {}
 
     def _ask(self, job: JobName, tasks: Sequence[Task], samples: int | None = None) -> list[ClientAnswer | Failure]:
         """Return the answer to each task, or a failure."""
         self._find_nodes()
         of_node: defaultdict[int, list[int]] = defaultdict(list)
         for number, task in enumerate(tasks):
-            if (node := self._nodes.serving(task.client)) is not None:
+            if (node := self._serving(task.client)) is not None:
                 of_node[node].append(number)
+                self._askers[task.client] = self._nodes.guest(node)
         orders, compressor = self._orders(tasks), pack(self._module.uplink.compressor.state_dict())
         requests = {
             node: Request(
@@ -168,7 +198,7 @@ class FlowerClients(Clients):
         }
         wanted = math.ceil(self._patience.enough * sum(map(len, of_node.values())))
         answers: list[ClientAnswer | Failure] = [Failure("no node that serves it is there") for _ in tasks]
-        for node, answer in self._nodes.ask(requests, self._patience.deadline, wanted).items():
+        for node, answer in self._nodes.ask(requests, self._patience.of(job), wanted).items():
             for position, number in enumerate(of_node[node]):
                 answers[number] = answer if isinstance(answer, Failure) else answer.reports[position]
         return answers
@@ -178,6 +208,9 @@ class FlowerClients(Clients):
         refusal = self._refusal(task, answer)
         if isinstance(answer, ClientAnswer) and answer.status == "lost":
             self._book.take(task.client, NOTHING)
+            asked = self._askers[task.client]
+            self._nodes.homes.settle(task.client, asked)
+            self._nodes.register.state_lost(asked, task.round + 1, task.client, answer.reason)
             return Reply(task, lost=f"{answer.reason}: it begins anew next time")
         if isinstance(answer, Failure) and not answer.refused:
             return Reply(task, lost=answer.reason, late=answer.late)
@@ -272,12 +305,3 @@ class FlowerClients(Clients):
 
     def _encoded(self, part: Part, level: str) -> bytes:
         return wire.encode_part(part, self._module.levels.indices[level], self._module.levels.whole)
-
-
-def _named(job: Job) -> tuple[JobName, int | None]:
-    """Return the name of a job, and the number of samples per client for ``losses``; None: all."""
-    if job is statistics:
-        return "statistics", None
-    if isinstance(job, partial) and job.func is losses:
-        return "losses", job.keywords["samples"]
-    raise TypeError(f"Expected statistics or losses but got {job}")

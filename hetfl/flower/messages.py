@@ -13,15 +13,14 @@ from typing import Any, Literal, get_args
 
 from flwr.app import ConfigRecord, RecordDict
 
-from hetfl.flower.records import MalformedMessage, bytes_of, bytes_record, config_of, value_of
+from hetfl.flower.records import MalformedMessage, bytes_of, bytes_record, config_of, numbers_of, texts_of, value_of
 from hetfl.printable import printable
-from hetfl.reading import LARGEST_TEXT, parse_json
 from hetfl.types import Report, Task
 
-PROTOCOL = 5  # version of the messages; both sides must have the same
+PROTOCOL = 6  # version of the messages; both sides must have the same
 LONGEST = 300  # characters of a node's text that are kept, as one printable line
 
-JobName = Literal["hello", "train", "statistics", "losses"]
+JobName = Literal["hello", "note", "train", "statistics", "losses"]
 Status = Literal["done", "refused", "lost", "failed"]
 """done: success; refused: no update could be made; lost: the client's state is lost; failed: any other error."""
 
@@ -56,13 +55,14 @@ class Request:
     """A request to a node.
 
     Attributes:
-        job: the job of its clients; ``hello`` asks the node which clients it serves.
+        job: the job of its clients; ``hello`` asks the node which clients it serves, ``note`` tells it something.
         nonce: a number used once, which the answer repeats.
         federation: name of the federation.
         samples: for ``losses``: number of samples per client; None: all.
         compressor: the compressor's state, packed.
         settings: for ``hello``: the settings in which both sides must agree, by name.
         orders: one per client.
+        note: for ``note``: a line for the node's operator.
     """
 
     job: JobName
@@ -72,6 +72,13 @@ class Request:
     compressor: bytes = b""
     settings: Mapping[str, str] = field(default_factory=dict)
     orders: Sequence[Order] = ()
+    note: str = ""
+
+    @property
+    def size(self) -> int:
+        """The bytes of its models and parts; a model that several clients get counts once."""
+        models = {model for order in self.orders for model in (order.model, order.shared)}
+        return sum(map(len, models)) + sum(len(order.part) + len(order.source) for order in self.orders)
 
 
 @dataclass(frozen=True)
@@ -119,12 +126,18 @@ class Answer:
         clients: for ``hello``: the clients that the node serves.
         trouble: why the node cannot take part; empty if it can.
         reports: one per client.
+        name: for ``hello``: the node's name.
+        states: for ``hello``: the identity of its folder of states.
+        surroundings: for ``hello``: versions, threads and kernels by name.
     """
 
     nonce: str
     clients: Sequence[int] = ()
     trouble: str = ""
     reports: Sequence[ClientAnswer] = ()
+    name: str = ""
+    states: str = ""
+    surroundings: Mapping[str, str] = field(default_factory=dict)
 
 
 def request_records(request: Request) -> RecordDict:
@@ -140,6 +153,7 @@ def request_records(request: Request) -> RecordDict:
         "compressor": request.compressor,
         "settings": json.dumps(dict(request.settings)),
         "orders": len(request.orders),
+        "note": request.note,
     }
     records: dict[str, Any] = {"request": ConfigRecord(head)}
     for position, order in enumerate(request.orders):
@@ -183,19 +197,10 @@ def read_request(records: RecordDict) -> Request:
         value_of(head, "federation", str),
         value_of(head, "samples", int) or None,
         value_of(head, "compressor", bytes),
-        _settings(value_of(head, "settings", str)),
+        texts_of(head, "settings"),
         orders,
+        printable(value_of(head, "note", str), LONGEST),
     )
-
-
-def _settings(text: str) -> dict[str, str]:
-    try:
-        settings = parse_json(text, LARGEST_TEXT)
-    except ValueError as error:
-        raise MalformedMessage(f"Expected settings in JSON but got: {error}") from error
-    if not isinstance(settings, dict) or not all(isinstance(value, str) for value in settings.values()):
-        raise MalformedMessage("Expected settings, texts by name, but got other JSON")
-    return settings
 
 
 def _read_order(records: RecordDict, position: int) -> Order:
@@ -224,6 +229,9 @@ def answer_records(answer: Answer) -> RecordDict:
         "nonce": answer.nonce,
         "trouble": printable(answer.trouble, LONGEST),
         "clients": list(answer.clients),
+        "name": answer.name,
+        "states": answer.states,
+        "surroundings": json.dumps(dict(answer.surroundings)),
     }
     records: dict[str, Any] = {"answer": ConfigRecord({**head, "reports": len(answer.reports)})}
     for position, report in enumerate(answer.reports):
@@ -263,7 +271,8 @@ def read_answer(records: RecordDict, nonce: str, asked: Sequence[int]) -> Answer
     reports = [_read_report(records, position) for position in range(count)]
     if (reported := [report.client for report in reports]) != list(asked):
         raise MalformedMessage(f"Expected reports of clients {list(asked)} but got {reported}")
-    return Answer(nonce, clients, printable(value_of(head, "trouble", str), LONGEST), reports)
+    trouble, name, states = (printable(value_of(head, key, str), LONGEST) for key in ("trouble", "name", "states"))
+    return Answer(nonce, clients, trouble, reports, name, states, texts_of(head, "surroundings"))
 
 
 def _read_report(records: RecordDict, position: int) -> ClientAnswer:
@@ -282,17 +291,8 @@ def _read_report(records: RecordDict, position: int) -> ClientAnswer:
         value_of(record, "state", str),
         value_of(record, "squared_norm", float),
         bytes_of(records, f"bytes.{position}") if f"bytes.{position}" in records else b"",
-        _extras(record),
+        numbers_of(record, "extras", "extra_values"),
     )
-
-
-def _extras(record: ConfigRecord) -> dict[str, float]:
-    names, values = value_of(record, "extras", list), value_of(record, "extra_values", list)
-    if not all(type(name) is str for name in names) or not len(set(names)) == len(names) == len(values):
-        raise MalformedMessage("Expected extras, one number per name, but got something else")
-    if not all(type(value) is float for value in values):
-        raise MalformedMessage("Expected numbers for extras but got something else")
-    return dict(zip(names, values, strict=True))
 
 
 def _check_protocol(head: ConfigRecord) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,9 +17,12 @@ from hetfl.downlink import receiving
 from hetfl.errors import ConfigurationError, RefusedUpdate
 from hetfl.federation import FederatedModule
 from hetfl.federation.clients import ClientSide
+from hetfl.flower.events import Reporter, silent
 from hetfl.flower.messages import Answer, ClientAnswer, Order, Request
 from hetfl.flower.settings import disagreement, shared_settings
+from hetfl.flower.standing import ranges
 from hetfl.flower.states import ClientState, ClientStates, StateLost
+from hetfl.flower.surroundings import surroundings
 from hetfl.local.executor import Bench
 from hetfl.local.jobs import losses, statistics, train
 from hetfl.local.resident import ResidentNet
@@ -72,19 +77,28 @@ class Node:
         data: the data; only the samples of this node's clients are used.
         clients: ids of the clients that the node serves.
         states: the store of their states.
+        name: of the node, for the server's operator; empty: that of the machine.
+        report: takes events for the node's operator.
 
     Raises:
         ConfigurationError: there are no clients, or a client is not in the data.
     """
 
     def __init__(
-        self, module: FederatedModule, data: FederatedDataModule, clients: frozenset[int], states: ClientStates
+        self,
+        module: FederatedModule,
+        data: FederatedDataModule,
+        clients: frozenset[int],
+        states: ClientStates,
+        name: str = "",
+        report: Reporter = silent,
     ) -> None:
         if not clients or min(clients) < 0 or max(clients) >= data.num_clients:
             raise ConfigurationError(
                 f"Expected clients from 0 to {data.num_clients - 1} for a node but got {sorted(clients)}"
             )
         self.module, self.data, self.clients, self.states = module, data, clients, states
+        self.name, self.report = name or platform.node(), report
         self.settings = shared_settings(module)
         module.uplink.residuals = MemoryStore()
         module.personal.store = MemoryStore()
@@ -105,14 +119,41 @@ class Node:
 
     def answer(self, request: Request) -> Answer:
         """Return the answer to a request; an error of one client is in that client's report."""
-        if request.job == "hello":
-            return self._hello(request)
+        if request.job in ("hello", "note"):
+            return self._hello(request) if request.job == "hello" else self._hear(request)
+        begun = time.monotonic()
         self.module.uplink.compressor.load_state_dict(unpack(request.compressor))
         with torch.inference_mode(False), torch.enable_grad(), self.bench.problem.precision_context():
-            return Answer(request.nonce, reports=[self._report(request, order) for order in request.orders])
+            answer = Answer(request.nonce, reports=[self._report(request, order) for order in request.orders])
+        if request.job == "train":
+            self._tell(request, answer, time.monotonic() - begun)
+        return answer
 
     def _hello(self, request: Request) -> Answer:
-        return Answer(request.nonce, sorted(self.clients), trouble=disagreement(request.settings, self.settings))
+        trouble, clients = disagreement(request.settings, self.settings), sorted(self.clients)
+        if trouble:
+            self.report("refused", f"this node cannot take part: {trouble}", self.name)
+        else:
+            self.report("joined", f"the server has the same settings; clients {ranges(clients)}", self.name)
+        here = surroundings(self.module.device)
+        return Answer(request.nonce, clients, trouble, (), self.name, self.states.identity(), here)
+
+    def _hear(self, request: Request) -> Answer:
+        self.report("note", request.note, self.name)
+        return Answer(request.nonce)
+
+    def _tell(self, request: Request, answer: Answer, seconds: float) -> None:
+        """Report what the clients have done."""
+        round = request.orders[0].task.round + 1 if request.orders else 0
+        done = [report.client for report in answer.reports if report.status == "done"]
+        up = sum(len(report.payload) for report in answer.reports)
+        if done:
+            text = f"round {round}: clients {ranges(done)} in {seconds:.1f} s, {up:,} bytes to send"
+            self.report("served", text, self.name, round=round, seconds=seconds, up_bytes=up)
+        for report in answer.reports:
+            if report.status != "done":
+                kind = "state lost" if report.status == "lost" else "no update"
+                self.report(kind, f"round {round}: client {report.client}: {report.reason}", self.name, round=round)
 
     @property
     def _memories(self) -> ClientStore | None:

@@ -5,73 +5,32 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import replace
 
 from flwr.app import RecordDict
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from hetfl.errors import ConfigurationError
+from hetfl.flower.homes import Guest, Homes
+from hetfl.flower.letters import Failure, Letter, Post, Sent
 from hetfl.flower.messages import Answer, Request, read_answer, request_records
 from hetfl.flower.metered import most_bytes
+from hetfl.flower.patience import Patience
 from hetfl.flower.records import MalformedMessage
+from hetfl.flower.register import Register
 from hetfl.printable import printable
 
 POLL_SECONDS = 0.2
 NOT_TAKEN = "Flower did not take it"
 HELLO_SECONDS = 600.0
 """Seconds that a node has to say which clients it serves."""
-
-
 AGAIN_SECONDS = 10.0
 """Seconds after which a node that could not take part is asked again: it may have been restarted."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A missing or unusable answer.
-
-    Attributes:
-        reason: why, as one printable line; it may quote a node's message.
-        refused: whether an answer arrived and was refused.
-        late: whether the server stopped waiting for the answer.
-    """
-
-    reason: str
-    refused: bool = False
-    late: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "reason", printable(self.reason))
-
-
-@dataclass(frozen=True)
-class Letter:
-    """A message to a node.
-
-    Attributes:
-        content: its records.
-        largest: the most bytes of an answer.
-    """
-
-    content: RecordDict
-    largest: int
-
-
-class Post(Protocol):
-    """Transport of messages to nodes and back."""
-
-    def online(self) -> Collection[int]:
-        """Return the nodes that are known to be online."""
-        ...
-
-    def send(self, letters: Mapping[int, Letter], seconds: float) -> dict[int, str]:
-        """Send a message to each node, which expires after so many seconds; return the messages' ids by node."""
-        ...
-
-    def collect(self, ids: Collection[str]) -> dict[str, RecordDict | Failure]:
-        """Return the new answers to messages, by the id of the message."""
-        ...
+REMIND_SECONDS = 60.0
+"""Seconds between two reports of the same missing clients."""
+CHANGE_SECONDS = 5.0
+"""Least seconds between two reports of missing clients."""
+VERSIONS = ("hetfl", "torch", "Flower")
+"""Entries in which a node is compared with the server, too."""
 
 
 class Nodes:
@@ -84,63 +43,102 @@ class Nodes:
         post: carries messages.
         clock: returns monotonic seconds.
         sleep: waits for some seconds.
+        register: reports what happens.
+        names: names of nodes whose keys are registered, by node.
+        surroundings: versions of this side by name.
+        stopped: returns the number of a signal that ends the wait for nodes; None: there is none.
     """
 
     def __init__(
-        self, post: Post, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+        self,
+        post: Post,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        register: Register | None = None,
+        names: Mapping[int, str] | None = None,
+        surroundings: Mapping[str, str] | None = None,
+        stopped: Callable[[], int | None] = lambda: None,
     ) -> None:
-        self._post, self._clock, self._sleep = post, clock, sleep
-        self._serves: dict[int, frozenset[int]] = {}
+        self._post, self._clock, self._sleep, self._stopped = post, clock, sleep, stopped
+        self.register, self.homes = register or Register(), Homes(clock, Patience().takeover)
+        self._names, self._surroundings = dict(names or {}), dict(surroundings or {})
+        self._guests: dict[int, Guest] = {}
         self._greeted: dict[int, tuple[str, str]] = {}  # by node, id and nonce of the unanswered hello request
         self._overdue: dict[int, str] = {}  # by node, id of the message that it has not answered in time
         self._refused: dict[int, tuple[float, str]] = {}  # by node, time of the next hello request, and the reason
         self._settings: Mapping[str, str] = {}
         self._clients: frozenset[int] = frozenset()  # all clients of the federation
         self._entries = 0
+        self._states: dict[str, str] = {}  # of nodes with registered keys, by name
+        self._first: Guest | None = None  # the first node, with which others are compared
 
-    def serving(self, client: int) -> int | None:
-        """Return the first node that serves a client and is not overdue; None if there is none."""
-        return next((node for node, clients in self._present().items() if client in clients), None)
+    def serving(self, client: int, at_stake: bool = True) -> int | None:
+        """Return the node that is asked for a client; None if there is none.
 
-    def _present(self) -> dict[int, frozenset[int]]:
-        return {node: clients for node, clients in self._serves.items() if node not in self._overdue}
+        Args:
+            client: the client.
+            at_stake: whether the client has a state that only its own node has.
+        """
+        return self.homes.choose(client, self._serving(client), at_stake)
 
-    def gather(self, settings: Mapping[str, str], clients: frozenset[int], entries: int, seconds: float) -> None:
+    def guest(self, node: int) -> Guest:
+        """Return a node that takes part, or did."""
+        return self._guests.get(node, Guest(f"{node}"))
+
+    def _serving(self, client: int) -> dict[int, Guest]:
+        return {node: guest for node, guest in self._present().items() if client in guest.clients}
+
+    def _present(self) -> dict[int, Guest]:
+        return {node: guest for node, guest in self._guests.items() if node not in self._overdue}
+
+    def gather(self, settings: Mapping[str, str], clients: frozenset[int], entries: int, patience: Patience) -> None:
         """Wait until every client has a node, or until the time is over and some clients have one.
 
         Args:
             settings: the settings in which nodes must agree with the server.
             clients: all clients.
             entries: entries of the global model, which bound the size of an answer.
-            seconds: how long to wait.
+            patience: how long to wait, and when a second node takes over a client.
 
         Raises:
             ConfigurationError: no node that can take part appeared in time.
+            SystemExit: a signal ended the wait.
         """
         self._settings, self._clients, self._entries = settings, clients, entries
-        until = self._clock() + seconds
+        self.homes.takeover = patience.takeover
+        until, reported, told = self._clock() + patience.start, -REMIND_SECONDS, [-1]
         while True:
             self.refresh()
-            missing = sorted(clients.difference(*self._present().values()))
+            if number := self._stopped():
+                raise SystemExit(128 + number)
+            served = (guest.clients for guest in self._present().values())
+            missing, now = sorted(clients.difference(*served)), self._clock()
             if not missing:
+                self.register.missing([], 0.0)
                 return
-            if self._clock() >= until:
+            if now - reported >= (CHANGE_SECONDS if missing != told else REMIND_SECONDS):
+                self.register.missing(missing, max(0.0, until - now))
+                reported, told = now, missing
+            if now >= until:
                 break
             self._sleep(POLL_SECONDS)
         if not self._present():
-            raise ConfigurationError(f"Expected a node that can take part within {seconds:g} s but none came")
-        rank_zero_warn(f"No node serves clients {missing} after {seconds:g} s: the first round begins without them")
+            raise ConfigurationError(f"Expected a node that can take part within {patience.start:g} s but none came")
+        self.register.without(missing, patience.start)
 
     def refresh(self) -> None:
         """Update the nodes: forget those that are offline, read late answers, and ask new ones for their clients."""
         online = set(self._post.online())
-        for known in (self._serves, self._greeted, self._overdue, self._refused):
+        for node in [node for node in self._guests if node not in online]:
+            self.register.gone(self._guests.pop(node))
+        for known in (self._greeted, self._overdue, self._refused):
             for node in [node for node in known if node not in online]:
                 del known[node]
         self._hear_overdue()
         self._hear_greeted()
         busy = {node for node, (until, _) in self._refused.items() if self._clock() < until}
-        self._greet([node for node in sorted(online) if node not in busy | self._serves.keys() | self._greeted.keys()])
+        self._greet([node for node in sorted(online) if node not in busy | self._guests.keys() | self._greeted.keys()])
+        self.register.seen(self._present().values())
 
     def _hear_overdue(self) -> None:
         late = {id: node for node, id in self._overdue.items()}
@@ -149,18 +147,22 @@ class Nodes:
             del self._overdue[node]
             if isinstance(reply, Failure) and not reply.refused:
                 # The node may have been restarted as another process: ask it again.
-                self._serves.pop(node, None)
+                self._guests.pop(node, None)
             else:
-                rank_zero_info(f"Node {node} answered too late: ignored")
+                self.register.back(self.guest(node))
 
     def _greet(self, nodes: Collection[int]) -> None:
         nonces = {node: secrets.token_hex(16) for node in nodes}
-        letters = {node: self._hello(nonce) for node, nonce in nonces.items()}
+        hello = Request("hello", "", "", settings=self._settings)
+        letters = {node: self._letter(replace(hello, nonce=nonce)) for node, nonce in nonces.items()}
         for node, id in (self._post.send(letters, HELLO_SECONDS) if letters else {}).items():
             self._greeted[node] = (id, nonces[node])
 
-    def _hello(self, nonce: str) -> Letter:
-        request = Request("hello", nonce, "", settings=self._settings)
+    def _tell(self, node: int, text: str) -> None:
+        """Send a node a line for its operator; the answer is not waited for."""
+        self._post.send({node: self._letter(Request("note", secrets.token_hex(16), "", note=text))}, HELLO_SECONDS)
+
+    def _letter(self, request: Request) -> Letter:
         return Letter(request_records(request), most_bytes(clients=len(self._clients)))
 
     def _hear_greeted(self) -> None:
@@ -174,18 +176,45 @@ class Nodes:
             if unknown := sorted(clients - self._clients):
                 trouble = printable(f"Expected clients from 0 to {len(self._clients) - 1} but got {unknown[:10]}")
                 clients &= self._clients
-            if not trouble:
-                self._admit(node, clients)
+                self._tell(node, f"the server refuses this node: {trouble}")
+            if not trouble and not isinstance(answer, Failure):
+                self._forget_ghosts(answer.name, clients, answer.states)
+                name, states = self._name(node, answer.name), answer.states or f"node {node}"
+                self._admit(node, Guest(name, clients, states, answer.surroundings))
                 continue
-            if trouble != self._refused.get(node, (0.0, ""))[1]:  # warn once, although the node is asked again
-                rank_zero_warn(f"Node {node} of clients {sorted(clients)} cannot take part: {trouble}")
+            name = self._name(node, "" if isinstance(answer, Failure) else answer.name)
+            if trouble != self._refused.get(node, (0.0, ""))[1]:  # once, although the node is asked again
+                self.register.refused(name, sorted(clients), trouble)
             self._refused[node] = (self._clock() + AGAIN_SECONDS, trouble)
 
-    def _admit(self, node: int, clients: frozenset[int]) -> None:
-        if twice := clients.intersection(frozenset().union(*self._present().values())):
-            rank_zero_warn(f"Node {node} serves clients {sorted(twice)}, as another does: it stands by")
-        self._serves[node] = clients
+    def _forget_ghosts(self, said: str, clients: frozenset[int], states: str) -> None:
+        """Forget a node that has returned with another id; the SuperLink takes the old id for online for a minute."""
+        same = [node for node, guest in self._guests.items() if (guest.clients, guest.states) == (clients, states)]
+        for node in [node for node in same if self._guests[node].name.partition("#")[0] == said]:
+            del self._guests[node]
+
+    def _name(self, node: int, said: str) -> str:
+        """Return the name of a node's registered key, or the one that it gives itself; no two nodes have the same."""
+        name, taken = self._names.get(node, said) or f"{node}", {guest.name for guest in self._guests.values()}
+        return next(each for each in (name, *(f"{name}#{n}" for n in range(2, len(taken) + 3))) if each not in taken)
+
+    def _admit(self, node: int, guest: Guest) -> None:
+        others = [other for other in self._present().values() if other.clients & guest.clients]
+        self._guests[node] = guest
+        if node in self._names:  # a key is one node's, also if its disk is another one
+            self.homes.move(self._states.get(guest.name, guest.states), guest.states)
+            self._states[guest.name] = guest.states
         self._refused.pop(node, None)
+        self.register.joined(guest)
+        for first in others[:1]:
+            shared = first.states == guest.states
+            twice = sorted(first.clients & guest.clients)
+            self._tell(node, self.register.stands_by(guest, twice, first.name, shared, self.homes.takeover))
+        versions = {name: self._surroundings[name] for name in VERSIONS if name in self._surroundings}
+        self.register.compared(guest, "the server", versions)
+        if self._first is not None:
+            self.register.compared(guest, f"node {self._first.name}", self._first.surroundings)
+        self._first = self._first or guest
 
     def ask(self, requests: Mapping[int, Request], deadline: float, wanted: int) -> dict[int, Answer | Failure]:
         """Send requests to nodes, and wait until enough clients have answered, or until the deadline.
@@ -204,22 +233,33 @@ class Nodes:
             for node, request in requests.items()
         }
         sent = self._post.send(letters, deadline) if letters else {}
-        waiting = {id: node for node, id in sent.items()}
+        waiting = {id: Sent(node, requests[node], self._clock()) for node, id in sent.items()}
         answers: dict[int, Answer | Failure] = {}
         answered = 0
         while waiting and answered < wanted and self._clock() < until:
             replies = self._post.collect(list(waiting))
             for id, reply in replies.items():
-                node = waiting.pop(id)
-                request = requests[node]
-                answers[node] = _read(reply, request.nonce, [order.task.client for order in request.orders])
-                answered += len(request.orders)
+                letter = waiting.pop(id)
+                answer = answers[letter.node] = _read(reply, letter.request.nonce, letter.clients)
+                self._note(letter, answer)
+                answered += len(letter.clients)
             if not replies:
                 self._sleep(POLL_SECONDS)
         why = "enough others had answered" if answered >= wanted else f"no answer within {deadline:g} s"
-        self._overdue |= {node: id for id, node in waiting.items()}
+        for id, letter in waiting.items():
+            self._overdue[letter.node] = id
+            self.register.late(self.guest(letter.node), letter.round, letter.clients, why)
         missing = {node: Failure(why, late=True) if node in sent else Failure(NOT_TAKEN) for node in requests}
         return {node: answers.get(node, missing[node]) for node in requests}
+
+    def _note(self, letter: Sent, answer: Answer | Failure) -> None:
+        """Register an answer."""
+        guest, request = self.guest(letter.node), letter.request
+        if isinstance(answer, Failure):
+            self.register.failed(guest, letter.round, letter.clients, answer.reason)
+        elif request.job == "train":
+            up, seconds = sum(len(report.payload) for report in answer.reports), self._clock() - letter.since
+            self.register.served(guest, letter.round, len(letter.clients), seconds, up, request.size)
 
 
 def _read(reply: RecordDict | Failure, nonce: str, asked: Collection[int]) -> Answer | Failure:

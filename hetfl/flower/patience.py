@@ -13,10 +13,13 @@ class Patience:
     """How long a round waits for its clients.
 
     Args:
-        deadline: seconds that nodes have for an answer.
+        deadline: seconds that nodes have to train.
         enough: share of the clients asked whose answers end the wait. With more clients selected than needed, a round
             does not wait for the slowest.
         start: seconds that the first round waits until every client has a node.
+        statistics_deadline: seconds that nodes have to gather static batch-norm statistics; None: as to train.
+        losses_deadline: seconds that nodes have to evaluate losses; None: as to train.
+        takeover: seconds without a client's node after which another node that serves the client is asked.
 
     Raises:
         ConfigurationError: a number is out of range.
@@ -25,11 +28,25 @@ class Patience:
     deadline: float = 600.0
     enough: float = 1.0
     start: float = 300.0
+    statistics_deadline: float | None = None
+    losses_deadline: float | None = None
+    takeover: float = 600.0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("deadline", "start"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigurationError(f"Expected {name}, in seconds, above 0 but got {getattr(self, name)}")
+        for name in ("deadline", "start", "statistics_deadline", "losses_deadline", "takeover"):
+            seconds = getattr(self, name)
+            least = 0.0 if name == "takeover" else math.ulp(0.0)
+            if seconds is not None and not least <= seconds < math.inf:
+                raise ConfigurationError(f"Expected {name}, in seconds, above 0 but got {seconds}")
         if not 0 < self.enough <= 1:
             raise ConfigurationError(f"Expected enough, a share of clients, in (0, 1] but got {self.enough}")
+
+    def of(self, job: str) -> float:
+        """Return the seconds that nodes have for a job.
+
+        Args:
+            job: ``train``, ``statistics`` or ``losses``.
+        """
+        seconds: float | None = getattr(self, f"{job}_deadline", None)
+        return self.deadline if seconds is None else seconds

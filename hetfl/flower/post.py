@@ -10,8 +10,8 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from httpx import TransportError
 
+from hetfl.flower.letters import Failure, Letter
 from hetfl.flower.metered import pull
-from hetfl.flower.nodes import Failure, Letter
 from hetfl.reading import TooMuch
 
 AT_ONCE = 16

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
+from hetfl.files import write_whole
 from hetfl.store.client_file import digest_of, read_blocks, write_blocks
 
 NOTHING = ""
@@ -25,6 +27,8 @@ NOTHING = ""
 STATE = re.compile(r"(?:[0-9a-f]{32})?")
 FEDERATION = re.compile(r"[0-9a-f]{32}")
 FILE = re.compile(r"client-(\d+)-round-(\d+)-([0-9a-f]{32})\.safetensors")
+IDENTITY = "identity"
+"""Name of the file with the identity of a folder of states."""
 TORN = "round-*.safetensors.tmp"
 """Pattern of incomplete files, which a node leaves if it is killed while it writes."""
 
@@ -55,6 +59,17 @@ class ClientStates:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def identity(self) -> str:
+        """Return the identity of the folder, 32 hexadecimal digits, which is drawn when the folder is first used.
+
+        Raises:
+            OSError: the identity cannot be written.
+        """
+        path = self._folder / IDENTITY
+        if not path.is_file():
+            write_whole(path, secrets.token_hex(16).encode())
+        return path.read_text(encoding="utf-8", errors="replace").strip()[:32]
 
     def load(self, federation: str, client: int, state: str) -> ClientState:
         """Return a state.

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from hetfl.signals import SIGNALS
 
 
 class StopAtRoundEnd(Callback):
@@ -65,23 +63,3 @@ class StopAtRoundEnd(Callback):
         for each, handler in self._before.items():
             signal.signal(each, handler)
         self._before = {}
-
-
-@contextmanager
-def taking_signals() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM instead of reacting to them.
-
-    Yields:
-        The list of the numbers of received signals; it grows.
-    """
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {each: signal.signal(each, receive) for each in SIGNALS}
-    try:
-        yield received
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -16,24 +16,33 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from httpx import HTTPError
+from jsonargparse import Namespace
 from lightning import LightningDataModule
+from lightning.pytorch.callbacks import Callback
 
 from hetfl.cli.app import FederatedCLI, FederatedTrainer
 from hetfl.cli.errors import condense
+from hetfl.cli.one_line import command_line
 from hetfl.cli.parser import check_arguments
-from hetfl.cli.starting import command_line, start
+from hetfl.cli.starting import start
 from hetfl.cli.trust import USUAL
 from hetfl.federation import FederatedModule
 from hetfl.files import write_whole
 from hetfl.flower.bound import ServerBound
 from hetfl.flower.clients import FlowerClients
 from hetfl.flower.command.checks import numbers
+from hetfl.flower.command.operating import TellsFolder, ending_at_once, events_of, warnings_as_events
+from hetfl.flower.events import Reporter, silent
 from hetfl.flower.messages import answer_records, read_request
 from hetfl.flower.node import Node
 from hetfl.flower.nodes import Nodes
 from hetfl.flower.patience import Patience
 from hetfl.flower.post import FlowerPost
+from hetfl.flower.records import MalformedMessage
+from hetfl.flower.register import Register
+from hetfl.flower.standing import StandingFile
 from hetfl.flower.states import ClientStates
+from hetfl.flower.surroundings import surroundings
 from hetfl.reading import LARGEST_TEXT, parse_json
 
 server_app = ServerApp()
@@ -55,23 +64,34 @@ class ServingCLI(FederatedCLI):
     Args:
         args: those of the CLI.
         grid: Flower's.
-        patience: how long a round waits.
-        max_norm: largest norm of an update, inf for no bound; None: the bound follows the updates, unless the model has
-            a bound among its hooks.
+        settings: of the command: the patience, the home folder, the names of nodes, and the largest norm of an update,
+            inf for no bound; None: the bound follows the updates, unless the model has a bound among its hooks.
         kwargs: those of the CLI.
     """
 
     usually_trusted: ClassVar[Sequence[str] | None] = USUAL
 
-    def __init__(self, *args: Any, grid: Grid, patience: Patience, max_norm: float | None, **kwargs: Any) -> None:
-        self.grid, self.patience, self.max_norm = grid, patience, max_norm
+    def __init__(self, *args: Any, grid: Grid, settings: Mapping[str, Any], **kwargs: Any) -> None:
+        self.grid, self.settings = grid, settings
+        self.home, self.standing = Path(settings["home"]), StandingFile()
         super().__init__(*args, **kwargs)
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer, and replace the model's clients by those on Flower."""
         super().instantiate_classes()
-        self.model.clients = FlowerClients(self.model, Nodes(FlowerPost(self.grid)), self.patience)
-        self.model.hooks.append(ServerBound.beside(self.model.hooks, self.max_norm))
+        given = self.settings
+        nodes = Nodes(
+            FlowerPost(self.grid),
+            register=Register(events_of(self.home), self.standing),
+            names={int(node): name for node, name in given["names"].items()},
+            surroundings=surroundings(self.trainer.strategy.root_device),
+            stopped=lambda: self.stop.signal,
+        )
+        self.model.clients = FlowerClients(self.model, nodes, Patience(**given["patience"]))
+        self.model.hooks.append(ServerBound.beside(self.model.hooks, given["max_norm"]))
+
+    def _callbacks(self, config: Namespace, users: list[Callback]) -> list[Callback]:
+        return [*super()._callbacks(config, users), TellsFolder(self.home, self.standing)]
 
 
 class _Introducing(FederatedTrainer):
@@ -87,13 +107,17 @@ class _Introducing(FederatedTrainer):
         self.introduce(model, datamodule)
 
 
-def make_node(args: Sequence[str], clients: Sequence[int], states: str) -> Node:
+def make_node(
+    args: Sequence[str], clients: Sequence[int], states: str, name: str = "", report: Reporter = silent
+) -> Node:
     """Return a node.
 
     Args:
         args: those of ``hetfl fit``, without the subcommand.
         clients: ids of the clients that the node serves.
         states: folder of their states.
+        name: of the node, for the server's operator.
+        report: takes events for the node's operator.
 
     Raises:
         ConfigurationError: a setting is invalid.
@@ -103,7 +127,7 @@ def make_node(args: Sequence[str], clients: Sequence[int], states: str) -> Node:
     cli = start(verb, cli=NodeCLI, trainer=_Introducing)
     cli.trainer.precision_plugin.convert_module(cli.model)  # in place
     cli.model.to(cli.trainer.strategy.root_device)
-    return Node(cli.model, cli.datamodule, frozenset(clients), ClientStates(Path(states)))
+    return Node(cli.model, cli.datamodule, frozenset(clients), ClientStates(Path(states)), name, report)
 
 
 @client_app.train()
@@ -115,28 +139,31 @@ def answer(message: Message, context: Context) -> Message:
         with _in_folder(str(config.get("folder", "."))):
             args = shlex.split(str(config["arguments"]))
             node = make_node(args, numbers(str(config["clients"])), str(config["states"]))
-    return Message(answer_records(node.answer(read_request(message.content))), reply_to=message)
+    try:
+        request = read_request(message.content)
+    except MalformedMessage as error:
+        node.report("refused", f"a message of the server cannot be read: {error}", node.name)
+        raise
+    return Message(answer_records(node.answer(request)), reply_to=message)
 
 
 @server_app.main()
 def serve(grid: Grid, context: Context) -> None:
     """Run ``hetfl fit``, and write its output and its exit status to files, apart from Flower's log."""
     settings = parse_json(str(context.run_config["settings"]), LARGEST_TEXT)
-    output = Path(settings["output"])
-    status = 1
+    home, status = Path(settings["home"]), 1
     with (
-        output.open("a", buffering=1, encoding="utf-8") as file,
+        (home / "output").open("a", buffering=1, encoding="utf-8") as file,
         redirect_stdout(file),
         redirect_stderr(file),
         _in_folder(settings["folder"]),
     ):
-        write_whole(output.with_name("pid"), str(os.getpid()).encode())
+        write_whole(home / "pid", str(os.getpid()).encode())
         try:
-            with command_line():
+            with ending_at_once(), command_line(), warnings_as_events(events_of(home)):
                 args = ["fit", *settings["arguments"]]
                 check_arguments(args)
-                patience = Patience(**settings["patience"])
-                start(args, cli=partial(ServingCLI, grid=grid, patience=patience, max_norm=settings["max_norm"]))
+                start(args, cli=partial(ServingCLI, grid=grid, settings=settings))
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
@@ -148,7 +175,7 @@ def serve(grid: Grid, context: Context) -> None:
         except Exception:
             traceback.print_exc()
         finally:
-            write_whole(output.with_name("status"), str(status).encode())
+            write_whole(home / "status", str(status).encode())
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hetfl.errors import ConfigurationError
 from hetfl.files import make_folder
+from hetfl.flower.command.processes import LOCK
 from hetfl.flower.patience import Patience
 
 MOST_CLIENTS = 10**7
@@ -35,7 +36,11 @@ def check_server(given: argparse.Namespace) -> Patience:
     if given.max_norm is not None and not given.max_norm > 0:
         raise ConfigurationError(f"Expected --max_norm, of an update, above 0 but got {given.max_norm}")
     check_port(given.port, "--port")
-    return Patience(given.deadline, given.enough, given.start)
+    if given.metrics_port is not None:
+        check_port(given.metrics_port, "--metrics_port")
+    return Patience(
+        given.deadline, given.enough, given.start, given.statistics_deadline, given.losses_deadline, given.takeover
+    )
 
 
 def check_client(given: argparse.Namespace) -> None:
@@ -96,7 +101,7 @@ def own_folder(folder: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: another command has locked the folder.
     """
-    with (folder / ".lock").open("w") as file:
+    with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

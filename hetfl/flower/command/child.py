@@ -1,5 +1,7 @@
 """A command of Flower that ends with its parent, and when its main thread does: ``child.py PARENT COMMAND ...``.
 
+``-m MODULE`` instead of a command is a module of hetfl, which is killed with its parent: it has nothing to end.
+
 It runs as a file, not as a module: importing the hetfl package would take longer than importing Flower.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import runpy
 import shutil
 import signal
 import sys
@@ -21,12 +24,16 @@ def main() -> None:
     """Run the command in this process."""
     parent, name, *arguments = sys.argv[1:]
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL if name == "-m" else signal.SIGTERM)
     if os.getppid() != int(parent):  # the parent ended before prctl
         sys.exit(1)
-    (command,) = entry_points(group="console_scripts", name=name)
-    sys.argv = [shutil.which(name) or name, *arguments]
     try:
+        if name == "-m":
+            sys.argv = arguments
+            runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+            return
+        (command,) = entry_points(group="console_scripts", name=name)
+        sys.argv = [shutil.which(name) or name, *arguments]
         sys.exit(command.load()())
     except SystemExit:
         raise

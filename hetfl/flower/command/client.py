@@ -1,55 +1,215 @@
-"""``hetfl flower client``: keeps a SuperNode running."""
+"""``hetfl flower client``: keeps a node and its SuperNode running."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
-import sys
+import socket
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hetfl.errors import ConfigurationError
 from hetfl.files import write_whole
+from hetfl.flower.command import reach
 from hetfl.flower.command.checks import check_client, own_folder
 from hetfl.flower.command.processes import POLL_SECONDS, FlowerProcess, certificate, environment, free_port, home_folder
-from hetfl.runs.interrupt import taking_signals
+from hetfl.flower.events import EventFile, EventLog
+from hetfl.signals import taking_signals
 
 RETRY_SECONDS = 5.0
 """Seconds before a SuperNode that ended is started again: the SuperLink still takes it for alive for a while."""
+STABLE_SECONDS = 45.0
+"""Seconds after which a SuperNode that goes on is connected; one without admission ends sooner."""
+LOOK_SECONDS = 10.0
+"""Seconds between two looks at whether the server is there."""
+REMIND_SECONDS = 60.0
+"""Seconds between two reports of the same trouble."""
+KEY = re.compile(r"code: ?(\d+)")
+REASONS = {
+    "2001": "the server admits only nodes with a registered key: give --key",
+    "2004": "its key is not registered at the server (--node_keys), or the server takes a former connection of it for "
+    "alive, for up to a minute",
+}
+"""Reasons of the SuperLink, by the code in the SuperNode's last words."""
+
+
+@dataclass
+class RunningNode:
+    """The processes of a node.
+
+    Attributes:
+        warm: makes the node, and runs its ClientApps.
+        supernode: connects to the SuperLink; None: it does not run.
+        command: of the SuperNode.
+        home: folder of Flower's files.
+        env: environment of the processes.
+    """
+
+    warm: FlowerProcess
+    supernode: FlowerProcess | None
+    command: Sequence[str]
+    home: Path
+    env: dict[str, str]
+
+    def lives(self) -> bool:
+        """Return whether the process with the node runs."""
+        return self.warm.process.poll() is None
+
+    def connect(self) -> None:
+        """Start the SuperNode."""
+        self.supernode = FlowerProcess(self.command, self.home / "supernode.log", self.env)
+        write_whole(self.home / "supernode.pid", str(self.supernode.process.pid).encode())
+
+    def tell(self) -> None:
+        """Send SIGTERM to the SuperNode, and kill the rest: what clients have not finished is lost in any case."""
+        self.warm.tell(signal.SIGKILL)
+        if self.supernode is not None:
+            self.supernode.tell()
+
+    def stop(self) -> None:
+        """End all processes."""
+        self.tell()
+        self.warm.stop(0.0)
+        if self.supernode is not None:
+            self.supernode.stop()
+
+
+class Troubles:
+    """Reports a trouble when it begins, when it changes, once a minute while it lasts, and when it ends.
+
+    Args:
+        log: takes the events.
+        kinds: of the events: of the trouble, and of its end.
+        end: text of its end.
+
+    Attributes:
+        last: the present trouble; empty: there is none.
+    """
+
+    def __init__(self, log: EventLog, kinds: tuple[str, str], end: str) -> None:
+        self._log, self._kinds, self._end = log, kinds, end
+        self.last, self._reported = "", 0.0
+
+    def now(self, trouble: str) -> None:
+        """Report the present trouble; empty: there is none."""
+        changed = trouble != self.last
+        if trouble and (changed or time.monotonic() - self._reported >= REMIND_SECONDS):
+            self._log(self._kinds[0], trouble)
+            self._reported = time.monotonic()
+        elif changed:
+            self._log(self._kinds[1], self._end)
+        self.last = trouble
 
 
 def run_client(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Keep a SuperNode running until a signal arrives; return the exit status."""
+    """Keep a node running until a signal arrives; return the exit status."""
     check_client(given)
     with home_folder(given.home) as home, own_folder(home), taking_signals() as received:
+        log = EventLog(EventFile(home / "events"), Path(given.log or Path(given.states) / "node.log"), given.json_logs)
+        log("starting", f"node {name_of(given)} of clients {given.clients}, for the server at {given.server}")
         while not received:
             node = start_node(given, rest, home)
             try:
-                _watch_node(given, node, home / "report", received)
+                _run(given, node, log, received)
             finally:
+                if received:
+                    log("stopping", f"{signal.Signals(received[0]).name}: orders that are not finished are lost")
                 node.stop()
+                log.forward()
             if not received:
-                sys.stderr.write(f"hetfl: flower-supernode ended, starting it again: {node.last_words()}\n")
-                _sleep(RETRY_SECONDS, received)
+                log("restarting", f"the node's process ended: {node.warm.last_words()}")
+                _sleep(RETRY_SECONDS, received, log)
         return 0 if received[0] == signal.SIGTERM else 128 + received[0]
 
 
-def _watch_node(given: argparse.Namespace, node: FlowerProcess, report: Path, received: Sequence[int]) -> None:
-    """Wait until a SuperNode ends or a signal arrives, and print a line when the node is ready.
+def _run(given: argparse.Namespace, node: RunningNode, log: EventLog, received: Sequence[int]) -> None:
+    """Serve with a node until its process ends or a signal arrives.
 
     Raises:
-        ConfigurationError: a setting of the node is invalid.
+        ConfigurationError: the node cannot be made.
     """
-    ready = False
-    while not received and node.process.poll() is None:
-        if not ready and is_made(report):
-            ready = True
-            print(f"node of clients {given.clients} is made; it answers the server at {given.server}", flush=True)
+    _wait_for_node(given, node, log, received)
+    ends = Troubles(log, ("disconnected", "connected"), f"to the server at {given.server}")
+    while not received and node.lives():
+        _serve(given, node, log, received, ends)
+
+
+def _wait_for_node(given: argparse.Namespace, node: RunningNode, log: EventLog, received: Sequence[int]) -> None:
+    """Wait until the node is made, or a signal arrives.
+
+    Raises:
+        ConfigurationError: a setting of the node is invalid, or its process ended.
+    """
+    begun = time.monotonic()
+    while not received and not is_made(node.home / "report"):
+        if not node.lives() and not is_made(node.home / "report"):
+            raise ConfigurationError(f"Expected the node's process to go on but it ended: {node.warm.last_words()}")
         time.sleep(POLL_SECONDS)
+        log.forward()
+    if not received:
+        log("made", f"clients {given.clients}, after {time.monotonic() - begun:.1f} s")
+
+
+def _serve(
+    given: argparse.Namespace, node: RunningNode, log: EventLog, received: Sequence[int], ends: Troubles
+) -> None:
+    """Connect to the server once it is there; return when the connection or the node has ended, or at a signal.
+
+    Args:
+        given: the options.
+        node: its processes.
+        log: takes the events.
+        received: the signals.
+        ends: reports why SuperNodes end.
+    """
+    ca = certificate(given.certificates, "ca.crt") if given.certificates else None
+    troubles = Troubles(log, ("unreachable", "reachable"), f"the server at {given.server} is there")
+    while not received and node.lives() and (trouble := reach.trouble(given.server, ca)):
+        troubles.now(trouble)
+        _sleep(RETRY_SECONDS, received, log)
+    if received or not node.lives():
+        return
+    troubles.now("")
+    if not ends.last:
+        log("connecting", f"to the server at {given.server}{'' if ca is None else ' by TLS'}")
+    node.connect()
+    _watch(given, node, log, received, ends)
+    if not received and node.lives():
+        assert node.supernode is not None
+        ends.now(f"the connection ended, it is made again: {_reason(node.supernode.last_words())}")
+        node.supernode.stop()
+        _sleep(RETRY_SECONDS, received, log)
+
+
+def _watch(
+    given: argparse.Namespace, node: RunningNode, log: EventLog, received: Sequence[int], ends: Troubles
+) -> None:
+    """Watch a SuperNode until it ends, or a signal arrives."""
+    troubles = Troubles(log, ("unreachable", "reachable"), f"the server at {given.server} is there again")
+    assert node.supernode is not None
+    look, stable = time.monotonic() + LOOK_SECONDS, time.monotonic() + STABLE_SECONDS
+    while not received and node.supernode.process.poll() is None and node.lives():
+        if time.monotonic() >= look:
+            troubles.now("" if reach.answers(given.server) else f"nothing answers at {given.server}; trying again")
+            look = time.monotonic() + LOOK_SECONDS
+        if ends.last and time.monotonic() >= stable:
+            ends.now("")
+        log.forward()
+        time.sleep(POLL_SECONDS)
+    log.forward()
+
+
+def _reason(words: str) -> str:
+    """Return the reason of a SuperNode's end."""
+    code = KEY.search(words)
+    known = REASONS.get(code[1], "") if code else ""
+    return f"{known}; {words}" if known else words
 
 
 def is_made(report: Path) -> bool:
@@ -68,39 +228,59 @@ def is_made(report: Path) -> bool:
     return True
 
 
-def start_node(given: argparse.Namespace, rest: Sequence[str], home: Path) -> FlowerProcess:
-    """Start a SuperNode whose ClientApps are forked from a process that has already made the node."""
-    warm = home / "bin" / "flower-superexec"
-    write_whole(warm, f'#!/bin/sh\nexec "{sys.executable}" -m hetfl.flower.command.warm "$@"\n'.encode())
-    warm.chmod(0o755)
+def name_of(given: argparse.Namespace) -> str:
+    """Return the name of a node: as given, that of its key's file, or that of this machine."""
+    return str(given.name or (Path(given.key).name if given.key else socket.gethostname()))
+
+
+def start_node(given: argparse.Namespace, rest: Sequence[str], home: Path) -> RunningNode:
+    """Start the process that makes the node, and from which its ClientApps are forked."""
     report = home / "report"
-    report.unlink(missing_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
+    for old in (report, home / "supernode.pid"):
+        old.unlink(missing_ok=True)
+    address = f"127.0.0.1:{free_port()}"
     settings = {
+        **_node_config(given, rest),
         "arguments": list(rest),
-        "clients": given.clients,
-        "states": str(Path(given.states).absolute()),
-        "folder": os.getcwd(),
+        "name": name_of(given),
         "report": str(report),
+        "home": str(home),
+        "address": address,
+        "log": str(home / "supernode.log"),
     }
-    env = environment(home, HETFL_NODE=json.dumps(settings))
-    return FlowerProcess(_supernode(given, rest), home / "supernode.log", env)
+    env = environment(home, HETFL_NODE=json.dumps(settings), FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.01")
+    tls = (
+        ["--root-certificates", str(certificate(given.certificates, "ca.crt"))]
+        if given.certificates
+        else ["--insecure"]
+    )
+    warm = ["-m", "hetfl.flower.command.warm", "--runtime-api-address", address, *tls]
+    command = _supernode(given, rest, address)
+    return RunningNode(FlowerProcess(warm, home / "node.log", env), None, command, home, env)
 
 
-def _sleep(seconds: float, received: Sequence[int]) -> None:
+def _sleep(seconds: float, received: Sequence[int], log: EventLog) -> None:
     until = time.monotonic() + seconds
     while not received and time.monotonic() < until:
+        log.forward()
         time.sleep(POLL_SECONDS)
 
 
-def _supernode(given: argparse.Namespace, rest: Sequence[str]) -> list[str]:
-    config = {
+def _node_config(given: argparse.Namespace, rest: Sequence[str]) -> dict[str, str]:
+    return {
         "arguments": shlex.join(rest),
         "clients": given.clients,
         "states": str(Path(given.states).absolute()),
         "folder": os.getcwd(),
     }
-    command = ["flower-supernode", "--superlink", given.server, "--host", "127.0.0.1", "--port", str(free_port())]
-    command += ["--node-config", " ".join(f'{name}="{value}"' for name, value in config.items())]
+
+
+def _supernode(given: argparse.Namespace, rest: Sequence[str], address: str) -> list[str]:
+    host, _, port = address.rpartition(":")
+    command = ["flower-supernode", "--superlink", given.server, "--host", host, "--port", port]
+    command += ["--isolation", "process"]
+    command += ["--node-config", " ".join(f'{name}="{value}"' for name, value in _node_config(given, rest).items())]
     if given.key:
         command += ["--auth-supernode-private-key", str(Path(given.key).absolute())]
     if not given.certificates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -15,21 +16,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hetfl.errors import ConfigurationError
+from hetfl.flower.events import COLOURS
 from hetfl.printable import printable
 
 POLL_SECONDS = 0.2
+PREFIX = "hetfl-flower-"
+"""Beginning of the names of temporary folders."""
+LOCK = ".lock"
+"""Name of the file that a command locks in its folder."""
+NEW_SECONDS = 60.0
+"""Age of a temporary folder that its command must have locked."""
 EXIT = "Exit Code:"
 """Text in Flower's log before the reason of an exit."""
 CHILD = Path(__file__).with_name("child.py")
-PATIENCE_SECONDS = 10.0
-"""Seconds that a process may take to end after a signal."""
+PATIENCE_SECONDS = 3.0
+"""Seconds that a process may take to end after SIGTERM, before it is killed."""
+KILL_SECONDS = 1.0
+"""Seconds to wait for the end of a process that was killed."""
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
 }
-"""Environment variables for Flower: no telemetry, no update check, no installation, and tasks begin at once."""
+"""Environment variables for Flower: no telemetry, no update check, no installation, and tasks begin soon."""
 
 
 @contextlib.contextmanager
@@ -44,11 +54,33 @@ def home_folder(given: str | None) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return
-    folder = Path(tempfile.mkdtemp(prefix="hetfl-flower-"))
+    remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers() -> None:
+    """Remove the temporary folders of commands that were killed: no process has locked them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            mine = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
+            if mine and time.time() - folder.stat().st_mtime > NEW_SECONDS and not _locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(folder: Path) -> bool:
+    """Return whether a command works in a folder."""
+    if not (folder / LOCK).is_file():
+        return False
+    with (folder / LOCK).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -60,7 +92,29 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     """
     python_folder = str(Path(sys.executable).parent)
     path = os.pathsep.join([str(home / "bin"), python_folder, os.environ.get("PATH", "")])
-    return {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": path, "PYTHONUNBUFFERED": "1", **more}
+    own = {"FLWR_HOME": str(home), "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor")}
+    return {**os.environ, **QUIET, "PATH": path, "PYTHONUNBUFFERED": "1", **own, **more}
+
+
+def descendants(process: int) -> list[int]:
+    """Return the processes that a process has started, and those that these have started (Linux)."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir() if sys.platform == "linux" else ():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found = list(children.get(process, ()))
+    for each in found:
+        found += children.get(each, ())
+    return found
+
+
+def lives(process: int) -> bool:
+    """Return whether a process runs (Linux)."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 class FlowerProcess:
@@ -75,7 +129,7 @@ class FlowerProcess:
     """
 
     def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
-        self.name, self.log = command[0], log
+        self.name, self.log = command[0] if command[0] != "-m" else command[1], log
         child = [sys.executable, "-P", str(CHILD), str(os.getpid()), *command]
         with log.open("ab") as file:
             self.process = subprocess.Popen(
@@ -87,23 +141,30 @@ class FlowerProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
-    def stop(self) -> None:
-        """End the process and its children, by SIGTERM and then by SIGKILL."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
+    def stop(self, patience: float = PATIENCE_SECONDS) -> None:
+        """End the process and its children, by SIGTERM and then by SIGKILL.
+
+        Args:
+            patience: seconds between the two signals.
+        """
+        others = descendants(self.process.pid)  # Flower's SuperLink puts its SuperExec into another group
+        for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, KILL_SECONDS)):
             self.tell(number)
-            until = time.monotonic() + PATIENCE_SECONDS
-            while self._lives() and time.monotonic() < until:
+            for other in others if number == signal.SIGKILL else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(other, number)
+            until = time.monotonic() + seconds
+            while self._lives(others) and time.monotonic() < until:
                 time.sleep(POLL_SECONDS / 4)
-            if not self._lives():
+            if not self._lives(others):
                 return
 
-    def _lives(self) -> bool:
+    def _lives(self, others: Sequence[int]) -> bool:
         self.process.poll()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
+            return True
+        return any(map(lives, others))
 
     def last_words(self) -> str:
         """Return the reason of the process's end, or the last line of its output; and the path of its log."""
@@ -112,7 +173,7 @@ class FlowerProcess:
             reason = " ".join(text.rsplit(EXIT, 1)[1].split("For more information")[0].split())
         else:
             reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
-        return f"{printable(reason)} ({printable(self.log)})"
+        return f"{printable(COLOURS.sub('', reason))} ({printable(self.log)})"
 
 
 def free_port() -> int:

@@ -1,17 +1,21 @@
 """Flower's SuperExec with a node that is already made: ClientApps are forked from this process.
 
 Flower starts a process for every message. Importing PyTorch and reading the configuration each time would take longer
-than a small client's training. So our SuperNodes use this module as their ``flower-superexec``: it makes the node once,
-before PyTorch starts any thread, and forks a process per message.
+than a small client's training. So ``hetfl flower client`` runs this module instead of ``flower-superexec``: it makes
+the node once, before PyTorch starts any thread, and forks a process per message. It outlives the SuperNode, which is
+started again whenever the server is.
 """
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
+import socket
 import sys
-from contextlib import redirect_stderr
+import time
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +25,74 @@ from flwr.supercore.constant import TASK_TYPE_TO_APPIO_API_ADDRESS_ARG, TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult, SubprocessExecutor
 from flwr.supernode.cli import flwr_clientapp
 
-from hetfl.cli.starting import command_line
+from hetfl.cli.one_line import command_line
 from hetfl.files import write_whole
 from hetfl.flower.command import apps
 from hetfl.flower.command.checks import numbers
+from hetfl.flower.command.operating import end_with_parent, events_of
 from hetfl.reading import LARGEST_TEXT, parse_json
+
+LOOK_SECONDS = 0.05
+"""Seconds between two looks at the SuperNode's log, which grows when a message arrives."""
+ASK_SECONDS = 1.0
+"""Seconds after which the SuperNode is asked for a message, whatever its log says; asking costs more than looking."""
+SOON_SECONDS, SOON = 0.1, 3.0
+"""Seconds between two questions, and for how long, after the log has grown: a message takes time to arrive."""
+
+
+class Waiting:
+    """Waits until the SuperNode may have a message.
+
+    Args:
+        log: the SuperNode's log.
+        pid: file with the SuperNode's process number.
+        address: the SuperNode's, such as ``127.0.0.1:9094``.
+    """
+
+    def __init__(self, log: Path, pid: Path, address: str) -> None:
+        self._log, self._pid, self._size, self._grown = log, pid, -1, 0.0
+        host, _, port = address.rpartition(":")
+        self._address = (host, int(port))
+
+    def supernode(self) -> int | None:
+        """Return the SuperNode's process number; None: there is no SuperNode."""
+        with suppress(OSError, ValueError):
+            return int(self._pid.read_text())
+        return None
+
+    def wait(self) -> None:
+        """Wait until the log has grown, or some time has passed; then until the SuperNode listens."""
+        now = time.monotonic()
+        until = now + (SOON_SECONDS if now - self._grown < SOON else ASK_SECONDS)
+        while time.monotonic() < until and self._bytes() == self._size:
+            time.sleep(LOOK_SECONDS)
+        if (size := self._bytes()) != self._size:
+            self._size, self._grown = size, time.monotonic()
+        while not self._listens():
+            time.sleep(LOOK_SECONDS)
+
+    def _bytes(self) -> int:
+        with suppress(OSError):
+            return self._log.stat().st_size
+        return 0
+
+    def _listens(self) -> bool:
+        with suppress(OSError), socket.create_connection(self._address, timeout=1):
+            return True
+        return False
+
+
+waiting: Waiting
+"""Of this process."""
+
+
+def reconcile(self: SubprocessExecutor) -> None:
+    """Wait; Flower's loop calls this before it asks the SuperNode."""
+    waiting.wait()
 
 
 def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
-    """Fork a process that runs Flower's ``flwr-clientapp``."""
+    """Fork a process that runs Flower's ``flwr-clientapp``, and ends with the SuperNode."""
     if spec.task_type != TaskType.CLIENT_APP:
         return LaunchResult.failed(f"Expected a ClientApp but got {spec.task_type}")
     args = [TASK_TYPE_TO_APPIO_API_ADDRESS_ARG[spec.task_type], spec.runtime_api_address, "--token", spec.token]
@@ -37,8 +100,8 @@ def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
         args += ["--insecure"]
     elif spec.root_certificates_path is not None:
         args += ["--root-certificates", spec.root_certificates_path]
-    if spec.parent_pid is not None:
-        args += ["--parent-pid", str(spec.parent_pid)]
+    if (supernode := waiting.supernode()) is not None:
+        args += ["--parent-pid", str(supernode)]
     if os.fork() == 0:
         _become_app(args)
     return LaunchResult.accepted()
@@ -48,6 +111,7 @@ def _become_app(args: list[str]) -> None:
     """Handle one message in a forked process, and end the process."""
     status = 1
     try:
+        end_with_parent()
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         torch.set_num_threads(int(os.environ["HETFL_THREADS"]))
@@ -64,21 +128,27 @@ def _become_app(args: list[str]) -> None:
 
 def main() -> None:
     """Make the node, then run Flower's SuperExec."""
+    global waiting
     os.environ["HETFL_THREADS"] = str(torch.get_num_threads())
     torch.set_num_threads(1)  # a fork does not copy OpenMP's threads, and would wait for them
     given: dict[str, Any] = parse_json(os.environ["HETFL_NODE"], LARGEST_TEXT)
     os.chdir(given["folder"])
     errors = io.StringIO()
+    report, home = Path(given["report"]), Path(given["home"])
     try:
         with redirect_stderr(errors), command_line():
             clients = numbers(given["clients"])
-            apps.node = apps.make_node(given["arguments"], clients, given["states"])
-    except SystemExit:  # write the report: Flower's SuperNode goes on without this process, and answers no message
-        write_whole(Path(given["report"]), errors.getvalue().encode())
+            apps.node = apps.make_node(given["arguments"], clients, given["states"], given["name"], events_of(home))
+    except SystemExit:  # the watching command reads the reason
+        write_whole(report, errors.getvalue().encode())
         raise
-    write_whole(Path(given["report"]), b"")
+    waiting = Waiting(Path(given["log"]), home / "supernode.pid", given["address"])
+    gc.collect()
+    gc.freeze()  # collections in forks would touch, and so copy, all objects of this process
+    write_whole(report, b"")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # this process never waits for its children: leave no zombies
     SubprocessExecutor.launch = launch  # type: ignore[method-assign]
+    SubprocessExecutor.reconcile = reconcile  # type: ignore[method-assign]
     flower_superexec()
 
 

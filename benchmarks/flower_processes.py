@@ -1,0 +1,181 @@
+"""Memory, idle load and stops of the processes of ``hetfl flower client`` and ``server`` (Linux only).
+
+A page that processes share counts once (PSS). The baseline is a process that imports torch and Flower's client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hetfl.flower.command.processes import descendants, free_port
+
+HETFL = [sys.executable, "-c", "import sys; from hetfl.cli import main; sys.exit(main())", "flower"]
+BARE = "import torch, flwr.supernode.cli, time; print(flush=True); time.sleep(600)"
+SETTINGS = ["-c", "experiment/flower_digits", "--model.net.init_args.hidden", "[8,16]", "--plots", "false"]
+SETTINGS += ["--final_test", "false", "--trainer.max_epochs", "1000"]
+PAGE = os.sysconf("SC_CLK_TCK")
+START_SECONDS = 600.0
+
+
+def started(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a process group with one thread per process."""
+    with log.open("ab") as file:
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=file, stderr=file, env=env, start_new_session=True)
+
+
+def node(port: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Start a node of all clients."""
+    options = ["--clients", "0-8", "--server", f"127.0.0.1:{port}", "--states", str(folder / "states")]
+    return started([*HETFL, "client", *options, "--home", str(folder / "node"), *SETTINGS], folder / "node.log")
+
+
+def server(port: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Start a server."""
+    root = f"--trainer.logger.init_args.root={folder}"
+    options = ["--port", str(port), "--home", str(folder / "server"), "--log", str(folder / "events.log")]
+    return started([*HETFL, "server", *options, *SETTINGS, root], folder / "server.log")
+
+
+def tree(pid: int) -> list[int]:
+    """Return a process and its descendants."""
+    return [pid, *descendants(pid)]
+
+
+def memory(pid: int) -> dict[str, float]:
+    """Return the PSS of a process and its descendants in MB, by the process's command."""
+    sizes: dict[str, float] = {}
+    for each in tree(pid):
+        text = Path(f"/proc/{each}/smaps_rollup").read_text()
+        size = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+        words = Path(f"/proc/{each}/cmdline").read_text().split("\0")
+        names = (
+            "hetfl.flower.command.warm",
+            "flower-supernode",
+            "flower-superlink",
+            "flower-superexec",
+            "flwr-serverapp",
+        )
+        name = next((name for name in names if any(word.endswith(name) for word in words)), "watching command")
+        sizes[name] = sizes.get(name, 0.0) + size / 1000
+    return sizes
+
+
+def processor(pid: int) -> float:
+    """Return the processor seconds of a process and its descendants."""
+    total = 0
+    for each in tree(pid):
+        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / PAGE
+
+
+def wait_for(ready: Callable[[], bool]) -> None:
+    """Wait until something is so.
+
+    Raises:
+        TimeoutError: it takes too long.
+    """
+    until = time.monotonic() + START_SECONDS
+    while not ready():
+        if time.monotonic() > until:
+            raise TimeoutError(f"Expected a process to be ready within {START_SECONDS:g} s")
+        time.sleep(0.1)
+
+
+def bare() -> float:
+    """Return the PSS of the baseline in MB."""
+    with subprocess.Popen([sys.executable, "-c", BARE], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        size = sum(memory(process.pid).values())
+        process.kill()
+    return size
+
+
+def sizes(folder: Path, seconds: float) -> None:
+    """Print the memory and the load of a node that waits for a server, and of a server in its rounds."""
+    base, port = bare(), free_port()
+    print(f"bare process: {base:.0f} MB")
+    one = node(port, folder)
+    wait_for(lambda: "unreachable" in (folder / "node.log").read_text())
+    shown(memory(one.pid), base, f"node, waiting; {share(one.pid, seconds):.1%} of a core")
+    two = server(port, folder)
+    wait_for(lambda: "round 2: " in (folder / "events.log").read_text() if (folder / "events.log").is_file() else False)
+    shown(memory(one.pid), base, "node, in rounds")
+    shown(memory(two.pid), base, "server, in rounds")
+    two.terminate()
+    two.wait()
+    time.sleep(10)
+    shown(memory(one.pid), base, f"node after rounds; {share(one.pid, seconds):.1%} of a core")
+    one.terminate()
+    one.wait()
+
+
+def share(pid: int, seconds: float) -> float:
+    """Return the share of a core that a process and its descendants take."""
+    before = processor(pid)
+    time.sleep(seconds)
+    return (processor(pid) - before) / seconds
+
+
+def shown(parts: dict[str, float], base: float, title: str) -> None:
+    """Print the memory of a command's processes."""
+    total = sum(parts.values())
+    print(f"{title}: {total:.0f} MB, {total / base:.2f} of a bare process", flush=True)
+    for name, size in parts.items():
+        print(f"  {size:6.0f} MB  {name}")
+
+
+def stops(folder: Path, count: int, span: float, seed: int) -> None:
+    """Print how long commands take from SIGTERM to their end, at random instants after their start."""
+    draw = random.Random(seed)
+    for name, start in (("node", node), ("server", server)):
+        times, left = [], 0
+        for number in range(count):
+            place = folder / f"{name}{number}"
+            place.mkdir()
+            port = free_port()
+            other = (server if name == "node" else node)(port, place)
+            process = start(port, place)
+            time.sleep(draw.uniform(0.0, span))
+            members = tree(process.pid)
+            begin = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            times.append(time.monotonic() - begin)
+            left += sum(Path(f"/proc/{each}/stat").exists() for each in members)
+            other.terminate()
+            other.wait()
+        listed = ", ".join(f"{each:.1f}" for each in sorted(times))
+        print(f"{name}: at most {max(times):.1f} s in {count} stops ({listed}); {left} processes left", flush=True)
+
+
+def main() -> None:
+    """Run from the command line."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--seconds", type=float, default=30.0, help="how long a load is measured")
+    options.add_argument("--stops", type=int, default=0, help="number of stops per command, instead of sizes")
+    options.add_argument(
+        "--span", type=float, default=60.0, help="latest instant of a stop after the start, in seconds"
+    )
+    options.add_argument("--seed", type=int, default=0)
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory(prefix="hetfl-bench-") as folder:
+        if given.stops:
+            stops(Path(folder), given.stops, given.span, given.seed)
+        else:
+            sizes(Path(folder), given.seconds)
+
+
+if __name__ == "__main__":
+    main()

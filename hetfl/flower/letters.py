@@ -1,0 +1,84 @@
+"""Messages to nodes and answers of nodes, and the transport that carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import RecordDict
+
+from hetfl.flower.messages import Request
+from hetfl.printable import printable
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A missing or unusable answer.
+
+    Attributes:
+        reason: why, as one printable line; it may quote a node's message.
+        refused: whether an answer arrived and was refused.
+        late: whether the server stopped waiting for the answer.
+    """
+
+    reason: str
+    refused: bool = False
+    late: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", printable(self.reason))
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message to a node.
+
+    Attributes:
+        content: its records.
+        largest: the most bytes of an answer.
+    """
+
+    content: RecordDict
+    largest: int
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request on its way.
+
+    Attributes:
+        node: its receiver.
+        request: the request.
+        since: when it was sent, monotonic seconds.
+    """
+
+    node: int
+    request: Request
+    since: float
+
+    @property
+    def clients(self) -> list[int]:
+        """The clients of its orders."""
+        return [order.task.client for order in self.request.orders]
+
+    @property
+    def round(self) -> int:
+        """Its round, from 1."""
+        return self.request.orders[0].task.round + 1
+
+
+class Post(Protocol):
+    """Transport of messages to nodes and back."""
+
+    def online(self) -> Collection[int]:
+        """Return the nodes that are known to be online."""
+        ...
+
+    def send(self, letters: Mapping[int, Letter], seconds: float) -> dict[int, str]:
+        """Send a message to each node, which expires after so many seconds; return the messages' ids by node."""
+        ...
+
+    def collect(self, ids: Collection[str]) -> dict[str, RecordDict | Failure]:
+        """Return the new answers to messages, by the id of the message."""
+        ...
