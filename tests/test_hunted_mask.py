@@ -18,6 +18,7 @@ from hetfl.fleet import Dynamic
 from hetfl.parts import DynamicMask, HuntedMask
 from hetfl.parts.growth import RandomGrowth
 from hetfl.parts.hunted_mask import LayerDensities
+from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Magnitude
 from hetfl.pruning.densities import density_of
 from hetfl.pruning.redistribution import redistributed, rescaled
@@ -32,7 +33,7 @@ from tests.sparse_cases import WEIGHTS, LinearNet, Tensors, client_arrays, gradi
 DENSITY = 0.3
 
 
-def module_of(rule: HuntedMask, **changes: Any) -> FedAvg:
+def module_of(rule: MaskRule, **changes: Any) -> FedAvg:
     levels = {"a": Level("a"), "b": Level("b", density=DENSITY)}
     settings = {"levels": levels, "parts": rule, "assignment": Dynamic({"b": 1}), "selection": Uniform(4), **changes}
     module = small_module(FedAvg, **settings)

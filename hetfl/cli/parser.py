@@ -94,9 +94,9 @@ class OneLineParser(LightningArgumentParser):
             traceback.print_exception(ex)
         self.exit(2, f"hetfl: error: {condense(self.suggesting(message, ex))}\n")
 
-    def format_help(self) -> str:
+    def format_help(self, *given: Any, **settings: Any) -> str:
         """Return the help without the markup of docstrings."""
-        return MARKUP.sub(r"\1", super().format_help())
+        return MARKUP.sub(r"\1", super().format_help(*given, **settings))
 
     def suggesting(self, message: str, ex: Exception | None) -> str:
         """Return a message with the nearest name that this parser, or the one of the verb, has to an unknown name."""

@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from hetfl import wire
-from hetfl.clustering import OneCluster
 from hetfl.defence.ranges import losses_ranges, pass_ranges, residual_ranges, violation
 from hetfl.entries import gather_flat
 from hetfl.errors import ConfigurationError
@@ -28,6 +27,7 @@ from hetfl.flower.limits import available_memory, needs
 from hetfl.flower.messages import ClientAnswer, JobName, Order, Request
 from hetfl.flower.nodes import Nodes
 from hetfl.flower.patience import Patience
+from hetfl.flower.refusals import check_federation
 from hetfl.flower.settings import shared_settings
 from hetfl.flower.states import NOTHING, STATE, StateBook
 from hetfl.local import Result
@@ -69,34 +69,9 @@ class FlowerClients(Clients):
         """Prepare training.
 
         Raises:
-            ConfigurationError: a client would have several states, or the server would need clients' memories, which
-                only the nodes have, or gradients or answers to questions, which nodes do not send.
+            ConfigurationError: the method needs what nodes do not do; see :func:`check_federation`.
         """
-        penalty, clustering = self._module.penalty, self._module.clustering
-        if self._module.parts.asks_gradients:
-            raise ConfigurationError(
-                f"Expected a part rule that needs no gradients on Flower but got {self._module.parts.describe()}: "
-                "nodes send updates, statistics and losses alone"
-            )
-        if asking := next((piece for piece in self._module.pieces.values() if piece.asks_clients), None):
-            raise ConfigurationError(
-                f"Expected no questions to clients on Flower but got {asking.describe()}, which asks them about their "
-                "data: nodes send updates, statistics and losses alone"
-            )
-        if self._module.aggregator.first.changes_frozen:
-            raise ConfigurationError(
-                f"Expected an aggregator that changes no frozen parameters on Flower, whose nodes keep theirs, but got "
-                f"{type(self._module.aggregator.first).__name__}"
-            )
-        if clustering.apart:
-            raise ConfigurationError(
-                f"Expected one state for each client on Flower but got {type(clustering).__name__}, which keeps several"
-            )
-        if penalty.memories is not None and not isinstance(clustering, OneCluster):
-            raise ConfigurationError(
-                f"Expected one global model on Flower for {type(penalty).__name__}, whose memories are with the nodes, "
-                f"but got clustering {type(clustering).__name__}"
-            )
+        check_federation(self._module)
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Reply]:  # noqa: D102
         self._count_refused()

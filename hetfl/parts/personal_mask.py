@@ -128,12 +128,10 @@ class PersonalMask(MaskRule):
         )
         if density is None or not learned:
             return
-        trained = client_values(self._begun, update, index)
-        held, cuts = self._masks.get(client) or self.held(target), [self._cut_of(client, self._begun)]
-        cuts.append(self._cut_of(client, trained))
-        before, after = (
-            self._pruned(held, values, density, cut) for values, cut in zip((self._begun, trained), cuts, strict=True)
-        )
+        held, values = self._masks.get(client) or self.held(target), [self._begun]
+        values.append(client_values(self._begun, update, index))
+        cuts = [self._cut_of(client, each) for each in values]
+        before, after = (self._pruned(held, each, density, cut) for each, cut in zip(values, cuts, strict=True))
         differing = sum(int((before[name] != after[name]).count_nonzero()) for name in after)
         if differing > self.distance * sum(mask.numel() for mask in after.values()):
             self._masks[client], self._steps[client] = after, self._steps.get(client, 0) + 1
@@ -153,8 +151,8 @@ class PersonalMask(MaskRule):
         whole = {name: mask & cut[name] if name in cut else mask for name, mask in held.items()}
         for name in whole.keys() - self._channels().convolutions:
             entries = int(cut[name].count_nonzero()) if name in cut else whole[name].numel()
-            sizes = values[name].abs().cpu().masked_fill(~whole[name], -1.0)
-            whole[name] = largest(sizes, max(1, round(density * entries))) & whole[name]
+            left = values[name].abs().cpu().masked_fill(~whole[name], -1.0)
+            whole[name] = largest(left, max(1, round(density * entries))) & whole[name]
         return whole
 
     def _channels(self) -> ScaledChannels:
