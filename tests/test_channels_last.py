@@ -171,3 +171,11 @@ def test_stacked_convolutions_in_float32_equal_sequential_ones(
         assert torch.allclose(one_D, other_D, rtol=0, atol=1e-5)
         moved = {name: float(view.abs().max()) for name, view in layout.views(one_D).items()}
         assert all(most > 1e-6 for name, most in moved.items() if "conv.weight" in name), moved
+
+
+def test_a_net_with_parameters_of_one_number_keeps_its_layout() -> None:
+    """Their backward pass in this layout writes beyond its memory on some processors."""
+    for step, accepted in ((torch.ones(1), True), (torch.ones(()), False)):
+        net = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Flatten())
+        net.register_parameter("step", nn.Parameter(step))
+        assert (ChannelsLast()(net, (torch.rand(2, 4, 4, 4),)) is not None) == accepted

@@ -259,7 +259,5 @@ def test_a_signal_stops_the_run_at_a_round_end_with_a_checkpoint(
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--version"])
-    assert stop.value.code == 0
+    main(["--version"])
     assert capsys.readouterr().out.startswith("hetfl 0.")
