@@ -145,9 +145,8 @@ def test_a_node_and_a_server_trust_the_default_packages(
 ) -> None:
     pytest.importorskip("flwr", reason="hetfl flower needs Flower: pip install 'hetfl[flower]'")
     from hetfl.flower.command.apps import ServingCLI, make_node
-    from hetfl.flower.patience import Patience
 
-    serving: Any = partial(ServingCLI, grid=None, patience=Patience(), max_norm=None)  # type: ignore[arg-type]
+    serving: Any = partial(ServingCLI, grid=None, settings={"home": "."})  # type: ignore[arg-type]
     hostile = [*SHORT, "--model.net=stranger.Thing"]
     for attempt in (
         lambda: make_node(hostile, [0], "states"),
