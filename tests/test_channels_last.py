@@ -173,9 +173,12 @@ def test_stacked_convolutions_in_float32_equal_sequential_ones(
         assert all(most > 1e-6 for name, most in moved.items() if "conv.weight" in name), moved
 
 
-def test_a_net_with_parameters_of_one_number_keeps_its_layout() -> None:
-    """Their backward pass in this layout writes beyond its memory on some processors."""
-    for step, accepted in ((torch.ones(1), True), (torch.ones(()), False)):
-        net = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Flatten())
-        net.register_parameter("step", nn.Parameter(step))
-        assert (ChannelsLast()(net, (torch.rand(2, 4, 4, 4),)) is not None) == accepted
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "accepted"), [(6, 1, 2, False), (8, 1, 2, True), (6, 3, 2, True), (6, 1, 1, True)]
+)
+def test_a_net_with_narrow_strided_shortcuts_keeps_its_layout(
+    channels: int, kernel: int, stride: int, accepted: bool
+) -> None:
+    """Their backward pass in channels-last layout crashes on some processors."""
+    net = nn.Sequential(nn.Conv2d(channels, 8, kernel, stride), nn.Flatten())
+    assert (ChannelsLast()(net, (torch.rand(2, channels, 4, 4),)) is not None) == accepted

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from hetfl.layout import Layout
 
+FEWEST_STRIDED = 8
+"""Fewest input channels of strided 1x1 convolutions in a net that gets channels-last images."""
+
 
 def channels_last(x_NCHW: Tensor) -> Tensor:
     """Return the same values in channels-last layout: all channels of a pixel lie side by side."""
@@ -77,18 +80,19 @@ def without_layout(net: nn.Module) -> nn.Module:
     return copied
 
 
-def _has_single_numbers(net: nn.Module) -> bool:
-    """Return whether a net has parameters without a dimension.
+def _crashes(net: nn.Module) -> bool:
+    """Return whether the backward pass of a net may crash in this layout.
 
-    They shift the parameters that follow them in a client's vector by 4 bytes. With them, the backward pass of torch
-    2.15 in this layout was seen to write beyond its memory on a processor.
+    That of torch 2.15 overwrites memory for a strided 1x1 convolution of up to six channels on an AMD processor.
     """
-    return any(parameter.dim() == 0 for parameter in net.parameters())
+    convolutions = (layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
+    strided = (layer for layer in convolutions if layer.kernel_size == (1, 1) and max(layer.stride) > 1)
+    return any(layer.in_channels < FEWEST_STRIDED for layer in strided)
 
 
 def _accepts(net: nn.Module, *args: Any) -> bool:
     """Return whether a net runs on these inputs; its buffers and torch's random state do not change."""
-    if _has_single_numbers(net):
+    if _crashes(net):
         return False
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
