@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from hetfl.errors import ConfigurationError
 from hetfl.tree import Tree
 
 
@@ -39,6 +40,25 @@ class ClientView:
         assert self.net is not None, "only a question that declares uses_model has a net"
         outputs: Tensor = self.net(inputs)
         return outputs[-1] if outputs.dim() == 3 else outputs
+
+    def scores(self, inputs: Tree, targets: Tensor, user: str) -> Tensor:
+        """Return the net's scores of classes, shape (N, K).
+
+        Args:
+            inputs: of the net.
+            targets: one class per sample, int64, shape (N,).
+            user: what needs the scores, for the message.
+
+        Raises:
+            ConfigurationError: the outputs have another shape, or targets are not classes.
+        """
+        outputs = self.outputs(inputs)
+        if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
+            raise ConfigurationError(
+                f"Expected scores of classes (N, K) and one class for each sample, for {user}, but got outputs "
+                f"{tuple(outputs.shape)} and targets of {targets.dtype} {tuple(targets.shape)}"
+            )
+        return outputs
 
 
 class Question(ABC):

@@ -20,8 +20,8 @@ from hetfl.parts.growth import RandomGrowth
 from hetfl.parts.hunted_mask import LayerDensities
 from hetfl.parts.mask_rule import MaskRule
 from hetfl.pruning.criteria import Magnitude
-from hetfl.pruning.densities import density_of
-from hetfl.pruning.redistribution import redistributed, rescaled
+from hetfl.pruning.densities import density_of, rescaled
+from hetfl.pruning.redistribution import redistributed
 from hetfl.question import ClientView
 from hetfl.selection import Uniform
 from hetfl.wire import encode_part
@@ -128,7 +128,8 @@ def test_a_hunt_sends_densities_and_gives_one_random_mask(fit: Fit) -> None:
     columns = trainer.callback_metrics
     probes = float(columns["comm/down_probes_bytes"])
     entries = part.size if part.size else 0
-    assert 0 < probes < 2.2 * 4 * entries  # two hunters download the sparse model, which they keep for the round
+    # Two hunters download the sparse model, which they keep for the round.
+    assert 1.9 * 4 * entries < probes < 2.2 * 4 * entries
 
 
 def test_own_masks_become_a_common_one_of_the_largest_weights(fit: Fit) -> None:

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hetfl.errors import ConfigurationError
-from hetfl.pruning.densities import Masks, Scope, best, largest
-from hetfl.pruning.redistribution import rescaled
+from hetfl.pruning.densities import Masks, Scope, best, largest, rescaled
 from hetfl.question import ClientView, Question
 from hetfl.seeding import generator
 
@@ -35,11 +33,7 @@ class CandidateLoss(Question):
     def answer(self, client: ClientView) -> Tensor:  # noqa: D102
         total, samples = 0.0, 0
         for inputs, targets in client.batches:
-            outputs = client.outputs(inputs)
-            if outputs.dim() != 2 or targets.is_floating_point():
-                raise ConfigurationError(
-                    f"Expected scores of classes (N, K) to choose a first mask by but got {tuple(outputs.shape)}"
-                )
+            outputs = client.scores(inputs, targets, "the choice of a first mask")
             total, samples = total + float(cross_entropy(outputs, targets, reduction="sum")), samples + len(targets)
         return torch.tensor([total / samples], dtype=torch.float64)
 

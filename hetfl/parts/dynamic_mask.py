@@ -62,7 +62,7 @@ class DynamicMask(MaskRule):
                 "Expected share in (0, 1), and every, until and candidates of at least 1 but got "
                 f"{share}, {every}, {until}, {candidates}"
             )
-        self.candidates, self.asks_clients, self._begun = candidates, candidates > 1, candidates == 1
+        self.candidates, self.asks_clients, self._first_chosen = candidates, candidates > 1, candidates == 1
         self.grow, self.scope, self.first = grow or ByServer(), choice("scope", scope, Scope), first or RandomScore()
         self.share, self.every, self.until, self.anneal = share, every, until, anneal
         self.asks_gradients, self.personal = self.grow.asks_gradients, self.grow.personal
@@ -92,7 +92,7 @@ class DynamicMask(MaskRule):
 
     def begin(self) -> None:
         """Set the entries outside of the common mask to zero, if it was chosen."""
-        if self._begun:
+        if self._first_chosen:
             self._erase()
 
     def _erase(self) -> None:
@@ -110,7 +110,7 @@ class DynamicMask(MaskRule):
 
     def consult(self, round: int, cohort: Sequence[int], probe: AskingProbe) -> None:
         """Let the first cohort choose a mask, and the growth ask the cohort, if entries are exchanged in the round."""
-        if not self._begun:
+        if not self._first_chosen:
             self._choose([client for client in cohort if self.levels[probe.level(client)].density < 1.0], probe)
         counts = self.counts(round)
         self._exchange = None
@@ -127,7 +127,7 @@ class DynamicMask(MaskRule):
             if answers := [float(each) for each in probe.answers(clients, CandidateLoss(number)).values()]:
                 losses[number] = sum(answers) / len(answers)
         self.hold({self.sparse[0]: self._candidate(min(losses, key=losses.__getitem__, default=0))})
-        self._begun = bool(losses)
+        self._first_chosen = bool(losses)
 
     def of_client(self, client: int, density: float) -> Masks | None:  # noqa: D102
         return self.grow.of_client(client)
@@ -143,9 +143,9 @@ class DynamicMask(MaskRule):
         self._erase()
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {**super().state_dict(), "grow": self.grow.state_dict(), "begun": self._begun}
+        return {**super().state_dict(), "grow": self.grow.state_dict(), "first_chosen": self._first_chosen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
         super().load_state_dict(dict(state))
         self.grow.load_state_dict(state["grow"], self.shapes)
-        self._begun = state["begun"]
+        self._first_chosen = state["first_chosen"]

@@ -27,12 +27,7 @@ class HeldOutAccuracy(Question):
     def answer(self, client: ClientView) -> Tensor:  # noqa: D102
         right, samples = 0, 0
         for inputs, targets in client.batches:
-            outputs = client.outputs(inputs)
-            if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
-                raise ConfigurationError(
-                    "Expected scores (N, K) and one class for each sample, for an accuracy on held-out samples, but "
-                    f"got outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}"
-                )
+            outputs = client.scores(inputs, targets, "an accuracy on held-out samples")
             right, samples = right + int((outputs.argmax(1) == targets).sum()), samples + len(targets)
         return torch.tensor([right / samples if samples else torch.nan], dtype=torch.float64)
 

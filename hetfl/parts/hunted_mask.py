@@ -18,8 +18,8 @@ from hetfl.parts.base import AskingProbe
 from hetfl.parts.client_masks import ClientMasks
 from hetfl.parts.client_values import client_values
 from hetfl.parts.mask_rule import MaskRule
-from hetfl.pruning.densities import Masks, density_of, largest
-from hetfl.pruning.redistribution import redistributed, rescaled
+from hetfl.pruning.densities import Masks, density_of, largest, rescaled
+from hetfl.pruning.redistribution import redistributed
 from hetfl.question import ClientView, Question
 from hetfl.recipe import MaskRecipe, Recipe
 from hetfl.seeding import generator
@@ -75,14 +75,8 @@ class LayerDensities(Question):
     def _step(
         self, client: ClientView, parameters: Mapping[str, Tensor], masks: Masks, batch: tuple[Any, Tensor]
     ) -> None:
-        outputs = client.outputs(batch[0])
-        if outputs.dim() != 2 or batch[1].is_floating_point():
-            raise ConfigurationError(
-                f"Expected scores of classes (N, K) for HuntedMask but got outputs {tuple(outputs.shape)}"
-            )
-        gradients = torch.autograd.grad(
-            cross_entropy(outputs, batch[1]), list(parameters.values()), allow_unused=True, materialize_grads=True
-        )
+        loss = cross_entropy(client.scores(*batch, "HuntedMask"), batch[1])
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             for each, gradient in zip(parameters.values(), gradients, strict=True):
                 each.sub_(gradient, alpha=self.lr)
@@ -149,7 +143,7 @@ class HuntedMask(MaskRule):
             raise ConfigurationError(f"Expected share and exchange in (0, 1) but got {share}, {exchange}")
         self.hunters, self.epochs, self.lr, self.batch, self.share = hunters, epochs, lr, batch, share
         self.exchange, self.every, self.personal = exchange, every, every > 0
-        self._masks, self._seen, self._round, self._found = ClientMasks(), list[int](), 0, False
+        self._masks, self._observed, self._round, self._hunted = ClientMasks(), list[int](), 0, False
         self._begun: dict[str, Tensor] = {}
         self._recipe: MaskRecipe | None = None
 
@@ -174,20 +168,20 @@ class HuntedMask(MaskRule):
 
     def begin(self) -> None:
         """Set the entries outside of the common mask to zero, if it is found and no client has a mask of its own."""
-        if self._found and not self._masks:
+        if self._hunted and not self._masks:
             self.clear_pruned()
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self._round, self._seen = round, []
+        self._round, self._observed = round, []
 
     def consult(self, round: int, cohort: Sequence[int], probe: AskingProbe) -> None:
         """Have the first clients hunt, before the first round."""
         sparse = [client for client in cohort if self.levels[probe.level(client)].density < 1.0]
-        if not self._found and sparse:
+        if not self._hunted and sparse:
             question = LayerDensities(len(self.mask), self.epochs, self.lr, self.batch, self.share)
             answers = probe.answers(sparse[: math.ceil(self.hunters * len(sparse))], question).values()
-            if found := [answer for answer in answers if bool((answer > 0).all())]:
-                self._find(dict(zip(self.mask, torch.stack(found).mean(0).tolist(), strict=True)), round)
+            if valid := [answer for answer in answers if bool((answer > 0).all())]:
+                self._find(dict(zip(self.mask, torch.stack(valid).mean(0).tolist(), strict=True)), round)
         if self.every:
             self._begun = {name: weight.clone() for name, weight in self.weights.items()}
 
@@ -195,31 +189,33 @@ class HuntedMask(MaskRule):
         sizes = {name: mask.numel() for name, mask in self.mask.items()}
         self._draw(rescaled(densities, sizes, self.sparse[0]), round)
         self.hold({self.sparse[0]: self._drawn(sizes)})
-        self._found = True
+        self._hunted = True
 
     def of_client(self, client: int, density: float) -> Masks | None:  # noqa: D102
         return self._masks.get(client)
 
     def observe(self, update: Update, index: Index, report: Report) -> None:
         """Exchange entries of the client's mask, by the values that it trained."""
-        if not self.every or not self._found or self.levels[report.level].density == 1.0:
+        if not self.every or not self._hunted or self.levels[report.level].density == 1.0:
             return
         client, values = report.client, client_values(self._begun, update, index)
         random, held = generator(self.seed, "exchange", self._round, client), self._masks.get(client, self.mask)
         self._masks[client] = redistributed(values, held, self.exchange, random)
-        self._seen.append(client)
+        self._observed.append(client)
 
     def end_round(self, round: int) -> None:
         """Hold the largest weights with the mean densities of the round's clients, if a common mask is due."""
-        if self.every and self._seen and (round + 1) % self.every == 0:
+        if self.every and self._observed and (round + 1) % self.every == 0:
             sizes = {name: mask.numel() for name, mask in self.mask.items()}
-            counts = [{name: int(mask.count_nonzero()) for name, mask in self._masks[c].items()} for c in self._seen]
+            counts = [
+                {name: int(mask.count_nonzero()) for name, mask in self._masks[c].items()} for c in self._observed
+            ]
             means = {name: sum(each[name] for each in counts) / len(counts) / size for name, size in sizes.items()}
             scaled, self._recipe = rescaled(means, sizes, self.sparse[0]), None
             kept = {name: max(1, int(0.5 + scaled[name] * size)) for name, size in sizes.items()}
             self.hold({self.sparse[0]: {n: largest(w.abs().cpu(), kept[n]) for n, w in self.weights.items()}})
             self._masks = ClientMasks()
-        if self._found and not self._masks:
+        if self._hunted and not self._masks:
             self.clear_pruned()
 
     def columns(self) -> dict[str, float]:
@@ -228,9 +224,9 @@ class HuntedMask(MaskRule):
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         recipe = None if self._recipe is None else [self._recipe.seed, dict(self._recipe.densities)]
-        return {**super().state_dict(), "clients": self._masks.packed(), "recipe": recipe, "found": self._found}
+        return {**super().state_dict(), "clients": self._masks.packed(), "recipe": recipe, "hunted": self._hunted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         super().load_state_dict(state)
-        self._masks, self._found = ClientMasks.unpacked(state["clients"], self.shapes), state["found"]
+        self._masks, self._hunted = ClientMasks.unpacked(state["clients"], self.shapes), state["hunted"]
         self._recipe = None if state["recipe"] is None else MaskRecipe(*state["recipe"])

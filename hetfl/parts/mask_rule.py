@@ -83,6 +83,10 @@ class MaskRule(PartRule):
         if not self._held:
             self.hold(self.first_masks())
 
+    def whole(self) -> dict[str, Tensor]:
+        """Return masks that hold all entries of the weights, by name."""
+        return {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes.items()}
+
     def hold(self, masks: Mapping[float, Masks]) -> None:
         """Set the masks by density of the levels."""
         self._held, self._parts = {density: dict(each) for density, each in masks.items()}, {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
@@ -83,7 +82,7 @@ class PersonalMask(MaskRule):
             )
         self.step, self.loss, self.distance, self.accuracy, self.channels = step, loss, distance, accuracy, channels
         self.asks_clients = accuracy is not None
-        self._masks, self._cut, self._able = ClientMasks(), ClientMasks(), frozenset[int]()
+        self._masks, self._cut, self._holding_out = ClientMasks(), ClientMasks(), frozenset[int]()
         self._steps: dict[int, int] = {}
         self._begun: dict[str, Tensor] = {}
         self._accurate: frozenset[int] | None = None  # clients that reach the accuracy in the round; None: any
@@ -92,11 +91,10 @@ class PersonalMask(MaskRule):
     def setup(self, facts: Facts) -> None:  # noqa: D102
         super().setup(facts)
         if self.accuracy is not None and facts.rounds is not None:
-            self._able = with_held_out(facts, type(self).__name__)
+            self._holding_out = with_held_out(facts, type(self).__name__)
 
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
-        whole = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in self.weights.items()}
-        return dict.fromkeys(self.sparse, whole)
+        return dict.fromkeys(self.sparse, self.whole())
 
     def of_client(self, client: int, density: float) -> Masks | None:  # noqa: D102
         return self._masks.get(client)
@@ -109,7 +107,7 @@ class PersonalMask(MaskRule):
         """Ask the clients that may prune for their accuracy, if it counts."""
         if self.accuracy is None:
             return
-        able = [c for c in cohort if c in self._able and self._next(c, self.levels[probe.level(c)].density)]
+        able = [c for c in cohort if c in self._holding_out and self._next(c, self.levels[probe.level(c)].density)]
         answers = probe.answers(able, HeldOutAccuracy())
         self._accurate = frozenset(client for client, (each,) in answers.items() if float(each) >= self.accuracy)
 

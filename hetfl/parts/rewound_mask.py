@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from hetfl.errors import ConfigurationError
@@ -57,24 +56,23 @@ class RewoundMask(MaskRule):
             raise ConfigurationError(f"Expected step in (0, 1) and accuracy in [0, 1] but got {step}, {accuracy}")
         self.step, self.accuracy = step, accuracy
         self._masks, self._rewound = ClientMasks(), set[int]()
-        self._able = frozenset[int]()
+        self._holding_out = frozenset[int]()
         self._first: dict[str, Tensor] = {}
 
     def setup(self, facts: Facts) -> None:  # noqa: D102
         super().setup(facts)
         if facts.rounds is not None:
-            self._able = with_held_out(facts, type(self).__name__)
+            self._holding_out = with_held_out(facts, type(self).__name__)
 
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
-        whole = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in self.weights.items()}
-        return dict.fromkeys(self.sparse, whole)
+        return dict.fromkeys(self.sparse, self.whole())
 
     def of_client(self, client: int, density: float) -> Masks | None:  # noqa: D102
         return self._masks.get(client)
 
     def consult(self, round: int, cohort: Sequence[int], probe: AskingProbe) -> None:
         """Ask the clients that may prune for their accuracy, and prune the masks of those that reach it."""
-        targets = {client: self.levels[probe.level(client)].density for client in cohort if client in self._able}
+        targets = {client: self.levels[probe.level(client)].density for client in cohort if client in self._holding_out}
         above = [client for client, target in targets.items() if self._density(client, target) > target]
         for client, (accuracy,) in probe.answers(above, HeldOutAccuracy()).items():
             if float(accuracy) >= self.accuracy:

@@ -51,8 +51,7 @@ class VotedMask(MaskRule):
         self._density, self._voters = 1.0, 0
 
     def first_masks(self) -> dict[float, dict[str, Tensor]]:  # noqa: D102
-        ones = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in self.weights.items()}
-        return {self.sparse[0]: ones}
+        return {self.sparse[0]: self.whole()}
 
     def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
         self._begun, self._voters = {}, 0

@@ -18,6 +18,33 @@ Masks = Mapping[str, Tensor]
 """By name, which entries of a tensor are held: bool, of the tensor's shape."""
 
 
+def rescaled(densities: Mapping[str, float], sizes: Mapping[str, int], density: float) -> dict[str, float]:
+    r"""Return densities of tensors in the same proportions, whose density of all together is a given one.
+
+    .. math:: d'_l = \min(1, c\, d_l), \qquad \sum_l n_l d'_l = d \sum_l n_l
+
+    Args:
+        densities: :math:`d_l` by tensor, above 0.
+        sizes: number of entries :math:`n_l` by tensor.
+        density: d of all tensors together, in (0, 1].
+
+    >>> rescaled({"a": 0.6, "b": 0.4}, {"a": 100, "b": 300}, 0.3)["a"]
+    0.4
+    >>> rescaled({"a": 0.9, "b": 0.1}, {"a": 10, "b": 10}, 0.75)
+    {'a': 1.0, 'b': 0.5}
+    """
+    dense: set[str] = set()
+    while len(dense) < len(densities):
+        rest = [name for name in densities if name not in dense]
+        wanted = density * sum(sizes.values()) - sum(sizes[name] for name in dense)
+        scale = wanted / sum(densities[name] * sizes[name] for name in rest)
+        above = {name for name in rest if scale * densities[name] > 1.0}
+        if not above:
+            return {name: 1.0 if name in dense else scale * each for name, each in densities.items()}
+        dense |= above
+    return dict.fromkeys(densities, 1.0)
+
+
 def erdos_renyi_kernel(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
     r"""Return the density of each tensor: :math:`\varepsilon \sum_i d_i / \prod_i d_i`, with dimensions d, at most 1.
 
@@ -32,16 +59,7 @@ def erdos_renyi_kernel(shapes: Mapping[str, Sequence[int]], density: float) -> d
     """
     sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
     raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
-    dense: set[str] = set()
-    while len(dense) < len(shapes):
-        rest = [name for name in shapes if name not in dense]
-        wanted = density * sum(sizes.values()) - sum(sizes[name] for name in dense)
-        scale = wanted / sum(raw[name] * sizes[name] for name in rest)
-        above = {name for name in rest if scale * raw[name] > 1.0}
-        if not above:
-            return {name: 1.0 if name in dense else scale * raw[name] for name in shapes}
-        dense |= above
-    return dict.fromkeys(shapes, 1.0)
+    return rescaled(raw, sizes, density)
 
 
 def layer_counts(scope: Scope, shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Densities of layers that follow from training: entries move between layers, and the layers' densities are kept."""
+"""Entries of masks that move between layers, so that the densities of the layers follow from training."""
 
 from __future__ import annotations
 
@@ -37,30 +37,3 @@ def redistributed(
     chances = torch.rand(len(held), generator=random, dtype=torch.float64).masked_fill(held, -1.0)
     grown = (kept | largest(chances, count)).split(sizes)
     return {name: each.view(masks[name].shape) for name, each in zip(masks, grown, strict=True)}
-
-
-def rescaled(densities: Mapping[str, float], sizes: Mapping[str, int], density: float) -> dict[str, float]:
-    r"""Return densities of tensors in the same proportions, whose density of all together is a given one.
-
-    .. math:: d'_l = \min(1, c\, d_l), \qquad \sum_l n_l d'_l = d \sum_l n_l
-
-    Args:
-        densities: :math:`d_l` by tensor, above 0.
-        sizes: number of entries :math:`n_l` by tensor.
-        density: d of all tensors together, in (0, 1].
-
-    >>> rescaled({"a": 0.6, "b": 0.4}, {"a": 100, "b": 300}, 0.3)["a"]
-    0.4
-    >>> rescaled({"a": 0.9, "b": 0.1}, {"a": 10, "b": 10}, 0.75)
-    {'a': 1.0, 'b': 0.5}
-    """
-    dense: set[str] = set()
-    while len(dense) < len(densities):
-        rest = [name for name in densities if name not in dense]
-        wanted = density * sum(sizes.values()) - sum(sizes[name] for name in dense)
-        scale = wanted / sum(densities[name] * sizes[name] for name in rest)
-        above = {name for name in rest if scale * densities[name] > 1.0}
-        if not above:
-            return {name: 1.0 if name in dense else scale * each for name, each in densities.items()}
-        dense |= above
-    return dict.fromkeys(densities, 1.0)
