@@ -151,11 +151,14 @@ class Ledger(Piece):
         if math.isinf(then):
             raise ConfigurationError(f"Expected a client within reach in round {round} but the fleet will have none")
         if then > self.now:
-            waited = then - self.now
-            self.round.waited += waited
-            self.total.waited += waited
-            self._let_pass(self.round.seconds + waited)
+            self._wait_for(then - self.now)
         return self.fleet.reachable(round, then)
+
+    def _wait_for(self, seconds: float) -> None:
+        """Count a time in which no client works, and move the clock on."""
+        self.round.waited += seconds
+        self.total.waited += seconds
+        self._let_pass(self.round.seconds + seconds)
 
     def charge(self, client: int, round: int, work: Work) -> None:
         """Add the work of one client to the present phase, after the client's earlier work in it."""

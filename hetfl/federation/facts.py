@@ -47,10 +47,9 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         data: its data.
         rounds: number of rounds of the run; None: there are no rounds.
     """
-    keeps = {
-        "residuals": of.uplink.enabled and (of.uplink.half_precision or type(of.uplink.compressor) is not Identity)
-    }
-    keeps["memories"] = of.hosting.problem.local.regulariser.memories is not None
+    lossy = of.uplink.half_precision or type(of.uplink.compressor) is not Identity
+    memories = of.hosting.problem.local.regulariser.memories is not None
+    kept = {"residuals": of.uplink.enabled and lossy, "memories": memories}
     server, models, problem, outputs = data.server_data, of.models, of.hosting.problem, data.num_classes
     scoring = (of.objective, of.predict)
     utility = None if server is None else Utility(models, models.levels.largest, *scoring, server, outputs)
@@ -65,7 +64,7 @@ def facts_of(of: Federation, data: FederatedDataModule, rounds: int | None) -> F
         masks=of.parts.masks,
         frozen=models.frozen,
         sparse=of.uplink.compressor.sparse,
-        remembers=" and ".join(name for name, kept in keeps.items() if kept),
+        remembers=" and ".join(name for name, is_kept in kept.items() if is_kept),
         apart=of.clustering.apart,
         server_data=server,
         client_names=data.client_names,

@@ -7,7 +7,7 @@ Ma, Oh, Park, Kim: FedGMR: Federated Learning with Gradual Model Restoration und
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch
 from hetfl.errors import ConfigurationError
 from hetfl.fleet.assignment import Fixed, LevelAssignment
 from hetfl.fleet.numbers import IntArray
+from hetfl.fleet.stepping import SteppingAssignment
 from hetfl.layout import Index
 from hetfl.piece import Facts
 from hetfl.types import Report
@@ -51,7 +52,7 @@ class Growing(LevelAssignment):
         return positions
 
 
-class GrowingOnPlateau(LevelAssignment):
+class GrowingOnPlateau(SteppingAssignment):
     r"""Clients begin at the levels of :class:`Fixed`; a client whose loss is flat moves to the next larger level.
 
     After an accepted update with training loss F, a client's best loss is :math:`F^*`. If
@@ -67,44 +68,24 @@ class GrowingOnPlateau(LevelAssignment):
         ConfigurationError: ``patience`` is below 1, or ``least`` is not in [0, 1).
     """
 
-    replayable: ClassVar[bool] = False
-    for_evaluation: ClassVar[bool] = True
-
     def __init__(self, patience: int = 3, least: float = 0.01, proportions: Mapping[str, int] | None = None) -> None:
-        self.proportions, self._first = proportions, Fixed(proportions)
+        super().__init__(proportions)
         if patience < 1 or not 0.0 <= least < 1.0:
             raise ConfigurationError(
                 f"Expected patience of at least 1 and least in [0, 1) for GrowingOnPlateau but got {patience}, {least}"
             )
         self.patience, self.least = patience, least
-        self._steps = np.zeros(0, np.int64)  # by client, the number of levels that it has moved up
         self._best = np.zeros(0)
         self._flat = np.zeros(0, np.int64)  # by client, updates in a row without a decrease
-        self._drawn: tuple[int, IntArray] | None = None  # the last round, and its levels
 
-    def setup(self, facts: Facts) -> None:
-        """Set the levels and the clients; with another number of clients, nothing is known of them.
-
-        Raises:
-            ConfigurationError: the proportions do not fit the levels or the clients.
-        """
+    def setup(self, facts: Facts) -> None:  # noqa: D102
+        if len(self.steps) != facts.num_clients:
+            self._flat, self._best = np.zeros(facts.num_clients, np.int64), np.full(facts.num_clients, np.inf)
         super().setup(facts)
-        self._first.setup(facts)
-        if len(self._steps) != facts.num_clients:
-            self._steps, self._flat = np.zeros((2, facts.num_clients), np.int64)
-            self._best, self._drawn = np.full(facts.num_clients, np.inf), None
 
-    def draw(self, round: int) -> IntArray:
-        """Return the level of every client: in the last round, or in one that begins."""
-        if self._drawn is not None and self._drawn[0] == round:
-            return self._drawn[1]
-        positions: IntArray = np.maximum(self._first.draw(round) - self._steps, 0)
+    def moved(self, first: IntArray) -> IntArray:  # noqa: D102
+        positions: IntArray = np.maximum(first - self.steps, 0)
         return positions
-
-    def begin_round(self, round: int, lr: float) -> None:  # noqa: D102
-        self._drawn = None
-        self._last = None
-        self._drawn = (round, self.draw(round))
 
     def observe(self, update: Update, index: Index, report: Report) -> None:
         """Compare a client's loss with its best one."""
@@ -112,19 +93,18 @@ class GrowingOnPlateau(LevelAssignment):
         self._flat[client] = 0 if decreased else self._flat[client] + 1
         self._best[client] = min(self._best[client], report.loss)
         if self._flat[client] == self.patience:
-            self._steps[client] += 1
+            self.steps[client] += 1
             self._flat[client], self._best[client] = 0, np.inf
 
     def columns(self) -> dict[str, float]:
         """Return the mean number of levels that clients have moved up, as far as there are larger ones."""
-        first = self._first.draw(0)
-        return {"assignment/levels_up": float(np.minimum(self._steps, first).mean())}
+        first = self.first.draw(0)
+        return {"assignment/levels_up": float(np.minimum(self.steps, first).mean())}
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        round, levels = self._drawn or (-1, np.zeros(0, np.int64))
-        arrays = {"steps": self._steps, "best": self._best, "flat": self._flat, "levels": levels}
-        return {"round": round, **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}
+        arrays = {"best": self._best, "flat": self._flat}
+        return {**super().state_dict(), **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        self._steps, self._best, self._flat = (state[name].numpy().copy() for name in ("steps", "best", "flat"))
-        self._drawn, self._last = (state["round"], state["levels"].numpy().copy()), None
+        super().load_state_dict(state)
+        self._best, self._flat = (state[name].numpy().copy() for name in ("best", "flat"))

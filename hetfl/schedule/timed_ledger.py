@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from hetfl.accounting import Ledger
 from hetfl.accounting.ledger import Purpose
 from hetfl.errors import ConfigurationError
-from hetfl.fleet.numbers import IntArray
 
 
 @dataclass
@@ -31,17 +29,6 @@ class TimedLedger(Ledger):
             )
         super().begin_phase(purpose)
 
-    def wait(self, round: int) -> IntArray:
-        """Return the ids of clients that are reachable now, ascending; if there are none, of those that will be next.
-
-        Raises:
-            ConfigurationError: no client will ever be reachable.
-        """
-        then = self.fleet.next_reachable(round, self.now)
-        if math.isinf(then):
-            raise ConfigurationError(f"Expected a client within reach in round {round} but the fleet will have none")
-        return self.fleet.reachable(round, then)
-
     def pass_until(self, time: float, idle: bool = False) -> None:
         """Set the clock.
 
@@ -52,6 +39,9 @@ class TimedLedger(Ledger):
         for costs in (self.round, self.total) if idle else ():
             costs.waited += time - self.now
         self.round.seconds, self.total.seconds = time - self._before, time
+
+    def _wait_for(self, seconds: float) -> None:
+        """Leave the clock as it is: those who ask do not wait."""
 
     def _let_pass(self, seconds: float) -> None:
         """Leave the clock as it is."""
