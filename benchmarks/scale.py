@@ -72,13 +72,18 @@ def run(clients: int, cohort: int, rounds: int) -> tuple[float, Clock]:
         uplink=ErrorFeedback(TopK(0.05), DiskStore()),
         check_nesting=False,
     )
+    return fitted(module, clients, rounds)
+
+
+def fitted(module: HeteroFL, clients: int, rounds: int) -> tuple[float, Clock]:
+    """Train a module in a run folder without validation; return the seconds before the first round, and the clock."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_epochs=rounds,
             accelerator="cpu",
             callbacks=[clock],
-            logger=RunFolder(root=folder, name="scale"),
+            logger=RunFolder(root=folder),
             limit_val_batches=0,
             num_sanity_val_steps=0,
             enable_progress_bar=False,

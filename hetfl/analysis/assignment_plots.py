@@ -10,10 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from hetfl.analysis.figures import Colour, level_colours, new_figure
+from hetfl.analysis.figures import Colour, client_rows, level_colours, level_legend, new_figure
 from hetfl.analysis.pictures import ASSIGNMENT_TABLE, save_figure
 from hetfl.analysis.plots import FONT_POINTS, GREY
 from hetfl.analysis.runs import Run, load_run
@@ -103,10 +102,7 @@ def _draw_clients(ax: Axes, table: pd.DataFrame, clients: Sequence[int], colours
     )
     late = table["late"].to_numpy() == 1
     ax.plot(columns[late] + 1, rows[late], "x", color="black", markersize=3, markeredgewidth=0.7)
-    few = len(clients) <= 60
-    ax.set_yticks(range(len(clients)) if few else [], [str(client) for client in clients] if few else [])
-    ax.tick_params(axis="y", length=0, labelsize=FONT_POINTS - 3)
-    ax.set_ylabel("Client")
+    client_rows(ax, clients)
     ax.set_xlabel("Round, from 1")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.spines[:].set_color("0.85")
@@ -131,11 +127,7 @@ def _draw_devices(ax: Axes, table: pd.DataFrame, devices: Sequence[str], colours
     ax.tick_params(axis="y", length=0, labelsize=FONT_POINTS - 2, color=GREY)
     ax.set_xlabel("Share of the draws (%)")
     ax.spines[["top", "right", "left"]].set_visible(False)
-    handles = [Patch(color=colour, label=level) for level, colour in colours.items()]
-    legend = ax.legend(handles=handles, title="level", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    legend.get_title().set_fontsize(FONT_POINTS)
-    for text in legend.get_texts():
-        text.set_fontsize(FONT_POINTS)
+    level_legend(ax, colours)
 
 
 def level_names(run: Run, table: pd.DataFrame) -> list[str]:

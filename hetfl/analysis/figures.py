@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from hetfl.analysis.plots import FONT_POINTS, GREY, spread
@@ -75,6 +76,23 @@ def level_colours(levels: Sequence[str]) -> dict[str, Colour]:
     """Return a colour per level, from dark to light in the given order; readable without colour vision (viridis)."""
     shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.8, max(len(levels), 2)))
     return {level: tuple(shade) for level, shade in zip(levels, shades, strict=False)}
+
+
+def level_legend(ax: Axes, colours: Mapping[str, Colour]) -> None:
+    """Write the legend of levels beside an axes."""
+    handles = [Patch(color=colour, label=level) for level, colour in colours.items()]
+    legend = ax.legend(handles=handles, title="level", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    legend.get_title().set_fontsize(FONT_POINTS)
+    for text in legend.get_texts():
+        text.set_fontsize(FONT_POINTS)
+
+
+def client_rows(ax: Axes, clients: Sequence[int]) -> None:
+    """Name the rows of an axes after clients, unless there are more than 60."""
+    few = len(clients) <= 60
+    ax.set_yticks(range(len(clients)) if few else [], [str(client) for client in clients] if few else [])
+    ax.tick_params(axis="y", length=0, labelsize=FONT_POINTS - 3)
+    ax.set_ylabel("Client")
 
 
 def plain(ax: Axes, grid: str = "y") -> None:

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from hetfl.analysis.assignment_plots import level_names
-from hetfl.analysis.figures import Colour, level_colours, new_figure
+from hetfl.analysis.assignment_plots import HIGHEST, ROW_INCHES, level_names
+from hetfl.analysis.figures import Colour, client_rows, level_colours, level_legend, new_figure
 from hetfl.analysis.pictures import TIMELINE_TABLE, save_figure
 from hetfl.analysis.plots import FONT_POINTS, GREY
 from hetfl.analysis.runs import load_run
@@ -22,8 +21,6 @@ from hetfl.trainer.writing import TIMELINE_COLUMNS
 
 LATEST = 200
 """Number of arrivals that the figure shows."""
-ROW_INCHES, HIGHEST = 0.13, 7.0
-"""Height of the row of a client, and the largest height of all rows together, in inches."""
 
 
 def load_timeline(folder: str | Path) -> pd.DataFrame:
@@ -86,11 +83,8 @@ def _draw_work(ax: Axes, table: pd.DataFrame, clients: Sequence[int], colours: d
     ax.barh(rows, lengths, left=table["start"], color=[colours[level] for level in table["level"]], height=0.8)
     lost = table["accepted"] == 0
     ax.plot(table["end"][lost], rows[lost], "x", color="black", markersize=3, markeredgewidth=0.7)
-    few = len(clients) <= 60
-    ax.set_yticks(range(len(clients)) if few else [], [str(client) for client in clients] if few else [])
-    ax.tick_params(axis="y", length=0, labelsize=FONT_POINTS - 3)
+    client_rows(ax, clients)
     ax.set_ylim(len(clients) - 0.5, -0.5)
-    ax.set_ylabel("Client")
     ax.set_xlabel("Simulated time (s)")
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -107,11 +101,7 @@ def _draw_staleness(ax: Axes, table: pd.DataFrame, colours: dict[str, Colour]) -
     ax.tick_params(axis="y", length=0, labelsize=FONT_POINTS - 2, color=GREY)
     ax.set_xlabel("Mean staleness of an update's entries (server steps)")
     ax.spines[["top", "right", "left"]].set_visible(False)
-    handles = [Patch(color=colour, label=level) for level, colour in colours.items()]
-    legend = ax.legend(handles=handles, title="level", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    legend.get_title().set_fontsize(FONT_POINTS)
-    for text in legend.get_texts():
-        text.set_fontsize(FONT_POINTS)
+    level_legend(ax, colours)
 
 
 def draw_timeline(folder: str | Path) -> list[Path]:
