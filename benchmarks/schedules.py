@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
 from memory import slope
-from scale import SAMPLES, Clock, fleet_data
+from scale import SAMPLES, Clock, fitted
 
 from hetfl import HeteroFL, Level
 from hetfl.accounting import Ledger
@@ -27,39 +25,38 @@ from hetfl.fleet import Between, Fleet, LogNormal, LogUniform, RandomFleet
 from hetfl.fleet.numbers import IntArray
 from hetfl.local import LocalTraining
 from hetfl.models import ConvNet
-from hetfl.runs import RunFolder
-from hetfl.schedule import FRESH, Age, Buffered, Flight, Turn
+from hetfl.schedule import FRESH, Age, Buffered, Flight, OpenRound
 from hetfl.selection import Uniform
 from hetfl.store import DiskStore
 from hetfl.types import Report, Task
 
 
-class MeteredTurn:
-    """A turn that measures how long clients train and the server receives.
+class MeteredRound:
+    """A round that measures how long clients train and the server receives.
 
     Args:
-        turn: the turn of a round.
+        current: the round that does the work.
     """
 
-    def __init__(self, turn: Turn) -> None:
-        self.turn, self.round, self.expected, self.seconds = turn, turn.round, 0, 0.0
-        self.ledger: Ledger = turn.ledger
+    def __init__(self, current: OpenRound) -> None:
+        self.current, self.round, self.expected, self.seconds = current, current.round, 0, 0.0
+        self.ledger: Ledger = current.ledger
 
-    def ask(self, draw: int, clients: IntArray | None = None, most: int | None = None) -> list[Task]:
+    def choose(self, draw: int, clients: IntArray | None = None, most: int | None = None) -> list[Task]:
         """Have the policies choose clients."""
-        return self.turn.ask(draw, clients, most)
+        return self.current.choose(draw, clients, most)
 
-    def depart(self, tasks: Sequence[Task]) -> Iterator[Flight]:
+    def dispatch(self, tasks: Sequence[Task]) -> Iterator[Flight]:
         """Have clients train."""
         begin = time.process_time()
-        flights = list(self.turn.depart(tasks))
+        flights = list(self.current.dispatch(tasks))
         self.seconds += time.process_time() - begin
         yield from flights
 
-    def land(self, flight: Flight, age: Age = FRESH) -> Report | None:
+    def receive(self, flight: Flight, age: Age = FRESH) -> Report | None:
         """Have the server receive an update."""
         begin = time.process_time()
-        report = self.turn.land(flight, age)
+        report = self.current.receive(flight, age)
         self.seconds += time.process_time() - begin
         return report
 
@@ -75,9 +72,9 @@ class Metered(Buffered):
         super().__init__(size, concurrency)
         self.bookkeeping: list[float] = []
 
-    def run(self, turn: Turn) -> None:
+    def run(self, current: OpenRound) -> None:
         """Run a round."""
-        begin, metered = time.process_time(), MeteredTurn(turn)
+        begin, metered = time.process_time(), MeteredRound(current)
         super().run(metered)
         self.bookkeeping.append(time.process_time() - begin - metered.seconds)
 
@@ -110,20 +107,7 @@ def run(clients: int, size: int, concurrency: int, rounds: int, joining: int = 2
         schedule=schedule,
         check_nesting=False,
     )
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            max_epochs=rounds,
-            accelerator="cpu",
-            callbacks=[clock],
-            logger=RunFolder(root=folder, name="schedules"),
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-        )
-        trainer.fit(module, datamodule=fleet_data(clients))
+    _, clock = fitted(module, clients, rounds)
     return schedule.bookkeeping, clock, module.ledger.total.failed
 
 

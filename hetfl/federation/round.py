@@ -75,9 +75,9 @@ class Round:
         for piece in self.pieces:
             piece.begin_round(round, lr)
         self.extras = declared_extras(self.pieces)
-        turn = OneTurn(self, round, lr, follow)
-        self.schedule.run(turn)
-        turn.end()
+        current = RunningRound(self, round, lr, follow)
+        self.schedule.run(current)
+        current.end()
         self.schedule.stepped(self.server.step(optimizer.optimizer, optimizer.step, round, self.clients.known))
         self.hosting.models.version += 1
         self.values = values_of_round(self.pieces, round)
@@ -85,7 +85,7 @@ class Round:
             piece.end_round(round)
         fresh = self.clustering.new_models(round, len(self.hosting.models))
         self.hosting.renew(fresh, optimizer.optimizer, round, self.seed)
-        return {"lr": lr, **self._columns(), **_mean_loss(turn.reports)}
+        return {"lr": lr, **self._columns(), **_mean_loss(current.reports)}
 
     def tasks(
         self,
@@ -144,8 +144,8 @@ class Round:
         return columns
 
 
-class OneTurn:
-    """What a schedule can do in a round; see :class:`hetfl.schedule.Turn`.
+class RunningRound:
+    """What a schedule can do in a round; see :class:`hetfl.schedule.OpenRound`.
 
     Args:
         of: the steps of a round.
@@ -163,13 +163,13 @@ class OneTurn:
         self.expected = self._done = 0
         self._open, self._peaks = False, dict[int, float]()
 
-    def ask(self, draw: int, clients: IntArray | None = None, most: int | None = None) -> list[Task]:
+    def choose(self, draw: int, clients: IntArray | None = None, most: int | None = None) -> list[Task]:
         """Have the policies choose clients, and return their tasks."""
         probing = self.of.probing
         self.probe = probing.of_round(self.round) if clients is None else probing.of_clients(clients, self.round)
         return self.of.tasks(self.round, self.lr, self.probe, draw, most)
 
-    def depart(self, tasks: Sequence[Task]) -> Iterator[Flight]:
+    def dispatch(self, tasks: Sequence[Task]) -> Iterator[Flight]:
         """Have clients take the model and train; first come the clients that are lost."""
         asks, informed, sending = self.server.aggregators.first.asks_losses, list[Task](), list[Task]()
         if asks:
@@ -190,7 +190,7 @@ class OneTurn:
         for task in informed:
             self.server.downloads.note(task)
 
-    def land(self, flight: Flight, age: Age = FRESH) -> Report | None:
+    def receive(self, flight: Flight, age: Age = FRESH) -> Report | None:
         """Have the server receive an update; return the completed report if it was accepted."""
         self._begin()
         accepted = self.server.receive(flight, age)

@@ -2,7 +2,7 @@
 
 from hetfl.schedule.age import FRESH, Age
 from hetfl.schedule.asynchronous import Asynchronous
-from hetfl.schedule.base import Schedule, Turn
+from hetfl.schedule.base import OpenRound, Schedule
 from hetfl.schedule.buffered import Buffered
 from hetfl.schedule.flight import Accepted, Flight, Reply
 from hetfl.schedule.semi_synchronous import SemiSynchronous
@@ -19,6 +19,7 @@ __all__ = [
     "Constant",
     "Flight",
     "Hinge",
+    "OpenRound",
     "Polynomial",
     "Reply",
     "Schedule",
@@ -26,5 +27,4 @@ __all__ = [
     "StalenessWeight",
     "Synchronous",
     "Timed",
-    "Turn",
 ]

@@ -20,7 +20,7 @@ Row = tuple[object, ...]
 """A row of a run's ``timeline.csv``."""
 
 
-class Turn(Protocol):
+class OpenRound(Protocol):
     """What a schedule can do in a round.
 
     Attributes:
@@ -33,7 +33,7 @@ class Turn(Protocol):
     ledger: Ledger
     expected: int
 
-    def ask(self, draw: int, clients: IntArray | None = None, most: int | None = None) -> list[Task]:
+    def choose(self, draw: int, clients: IntArray | None = None, most: int | None = None) -> list[Task]:
         """Have the policies choose clients, and return their tasks.
 
         Args:
@@ -43,11 +43,11 @@ class Turn(Protocol):
         """
         ...
 
-    def depart(self, tasks: Sequence[Task]) -> Iterator[Flight]:
+    def dispatch(self, tasks: Sequence[Task]) -> Iterator[Flight]:
         """Have clients take the model and train; first come the clients that are lost."""
         ...
 
-    def land(self, flight: Flight, age: Age = FRESH) -> Report | None:
+    def receive(self, flight: Flight, age: Age = FRESH) -> Report | None:
         """Have the server receive an update; return the completed report if it was accepted."""
         ...
 
@@ -72,7 +72,7 @@ class Schedule(Piece):
         return Ledger(fleet, deadline)
 
     @abstractmethod
-    def run(self, turn: Turn) -> None:
+    def run(self, current: OpenRound) -> None:
         """Have clients train, and the server receive their updates, until the server's step is due."""
 
     def stepped(self, holders: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hetfl.schedule.base import Schedule, Turn
+from hetfl.schedule.base import OpenRound, Schedule
 
 
 class Synchronous(Schedule):
@@ -12,8 +12,8 @@ class Synchronous(Schedule):
 
     in_step: ClassVar[bool] = True
 
-    def run(self, turn: Turn) -> None:  # noqa: D102
-        tasks = turn.ask(turn.round)
-        turn.expected = len(tasks)
-        for flight in turn.depart(tasks):
-            turn.land(flight)
+    def run(self, current: OpenRound) -> None:  # noqa: D102
+        tasks = current.choose(current.round)
+        current.expected = len(tasks)
+        for flight in current.dispatch(tasks):
+            current.receive(flight)

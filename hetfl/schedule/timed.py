@@ -19,7 +19,7 @@ from hetfl.fleet.numbers import BoolArray
 from hetfl.part import Part
 from hetfl.piece import Facts, Piece
 from hetfl.schedule.age import Age, counted, staleness, weighted
-from hetfl.schedule.base import Row, Schedule, Turn
+from hetfl.schedule.base import OpenRound, Row, Schedule
 from hetfl.schedule.columns import Arrivals
 from hetfl.schedule.flight import Flight, restored, saved
 from hetfl.schedule.refusals import check_pieces
@@ -68,9 +68,8 @@ class Timed(Schedule):
         self._flights: dict[int, Flight] = {}  # by client, in the order of their numbers
         self._number = self._draw = 0
         self._steps_D: Tensor | None = None  # per entry of the global model, the number of steps that changed it
-        self._taken: dict[
-            int, Tensor | None
-        ] = {}  # by round, these at its beginning, while clients of it are under way
+        # By round, these numbers at its beginning, for the rounds of which clients are under way.
+        self._taken: dict[int, Tensor | None] = {}
         self._asked: set[int] = set()  # clients that took the model in this round, or whose update has arrived
         self._arrivals = Arrivals()
 
@@ -114,38 +113,38 @@ class Timed(Schedule):
         """Return the simulated time at which a round ends; infinity: it is unknown."""
         return math.inf
 
-    def run(self, turn: Turn) -> None:  # noqa: D102
-        ledger, turn.expected = turn.ledger, self.expected()
+    def run(self, current: OpenRound) -> None:  # noqa: D102
+        ledger, current.expected = current.ledger, self.expected()
         assert isinstance(ledger, TimedLedger)
         self._asked, self._arrivals = set(), Arrivals()
-        self._taken[turn.round] = self._steps_D
-        self.begin_taking(turn.round)
+        self._taken[current.round] = self._steps_D
+        self.begin_taking(current.round)
         while True:
-            self._fill(turn, ledger)
+            self._fill(current, ledger)
             ends = min((flight.end for flight in self._flights.values()), default=math.inf)
-            then = min(ends, self._next_reach(turn, ledger), self.limit(turn.round))
-            if then == math.inf:
+            next_time = min(ends, self._next_reach(current, ledger), self.limit(current.round))
+            if next_time == math.inf:
                 if not self._asked:
-                    ledger.wait(turn.round)  # raises if there will be no client
+                    ledger.wait(current.round)  # raises if there will be no client
                 break
-            ledger.pass_until(then, idle=not self._flights)
-            self._land(turn, then)
-            if self.due(turn.round, self._arrivals.accepted, then):
+            ledger.pass_until(next_time, idle=not self._flights)
+            self._receive(current, next_time)
+            if self.due(current.round, self._arrivals.accepted, next_time):
                 break
         self._prune()
 
-    def _fill(self, turn: Turn, ledger: TimedLedger) -> None:
+    def _fill(self, current: OpenRound, ledger: TimedLedger) -> None:
         """Have free clients take the model until all places are taken or no client can be chosen."""
-        reachable = ledger.fleet.reachable(turn.round, ledger.now)
+        reachable = ledger.fleet.reachable(current.round, ledger.now)
         ledger.reachable = len(reachable)
         while (places := self._places - len(self._flights)) > 0:
-            able = reachable[self._free()[reachable]]
-            tasks = turn.ask(self._draw, able, places) if len(able) else []
+            choosable = reachable[self._free()[reachable]]
+            tasks = current.choose(self._draw, choosable, places) if len(choosable) else []
             if not tasks:
                 return
             self._draw += 1
             self._asked.update(task.client for task in tasks)
-            for flight in turn.depart(tasks):
+            for flight in current.dispatch(tasks):
                 self._start(flight, ledger)
 
     def _start(self, flight: Flight, ledger: TimedLedger) -> None:
@@ -162,21 +161,21 @@ class Timed(Schedule):
         free[[*self._flights, *self._asked]] = False
         return free
 
-    def _next_reach(self, turn: Turn, ledger: TimedLedger) -> float:
+    def _next_reach(self, current: OpenRound, ledger: TimedLedger) -> float:
         """Return the next time at which a client comes within reach that can take a free place."""
         if len(self._flights) >= self._places or ledger.fleet.always:
             return math.inf
-        away = self._free()
-        away[ledger.fleet.reachable(turn.round, ledger.now)] = False
-        return ledger.fleet.next_reachable(turn.round, ledger.now, away)
+        absent = self._free()
+        absent[ledger.fleet.reachable(current.round, ledger.now)] = False
+        return ledger.fleet.next_reachable(current.round, ledger.now, absent)
 
-    def _land(self, turn: Turn, now: float) -> None:
+    def _receive(self, current: OpenRound, now: float) -> None:
         """Have the server receive all updates that have arrived, in the order in which their clients took the model."""
         for flight in [flight for flight in self._flights.values() if flight.end <= now]:
             del self._flights[flight.task.client]
-            age = self._age(flight, turn.round)
-            report = turn.land(flight, age)
-            self._arrivals.add(turn.round, flight, age, report is not None)
+            age = self._age(flight, current.round)
+            report = current.receive(flight, age)
+            self._arrivals.add(current.round, flight, age, report is not None)
             if report is not None:
                 self._asked.add(flight.task.client)
 
